@@ -1,0 +1,74 @@
+"""Reading settings from the environment: four readers that fail loudly, and the local stack's own file.
+
+A setting is looked for in the process environment first, then in ``$DATA_DIR/local.env``, which the local
+runner writes (mode 0600) when it makes this checkout's secrets and starts the embedded servers. So
+``python manage.py …`` in a second terminal talks to the stack that ``make run`` started.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+
+
+def data_dir() -> Path:
+    """Where the local stack keeps its data: ``DATA_DIR``, or ``.data`` in the checkout."""
+    return Path(os.environ.get("DATA_DIR") or PROJECT_DIR / ".data").expanduser().absolute()
+
+
+@cache
+def _local_file() -> dict[str, str]:
+    try:
+        text = (data_dir() / "local.env").read_text(encoding="utf-8")
+    except OSError:  # no local stack here, or not ours to read: the environment has to say everything
+        return {}
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def text(name: str, default: str | None = None) -> str:
+    """The setting ``name`` as text; without a default it must be there (``ImproperlyConfigured``)."""
+    value = os.environ.get(name) or _local_file().get(name)
+    if value:
+        return value
+    if default is None:
+        raise ImproperlyConfigured(f"{name} is not set. `make run` sets it for a local stack; see .env.example.")
+    return default
+
+
+def integer(name: str, default: int) -> int:
+    """The setting ``name`` as a whole number (``ImproperlyConfigured`` when it is none)."""
+    value = text(name, str(default))
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} must be a whole number, not {value!r}.") from error
+
+
+def seconds(name: str, default: float) -> float:
+    """The setting ``name`` as seconds, more than zero (``ImproperlyConfigured`` otherwise)."""
+    value = text(name, str(default))
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} must be a number of seconds, not {value!r}.") from error
+    if not 0 < number < float("inf"):
+        raise ImproperlyConfigured(f"{name} must be more than zero seconds, not {value!r}.")
+    return number
+
+
+def flag(name: str, default: bool) -> bool:
+    """The setting ``name`` as yes or no (``ImproperlyConfigured`` for any other word)."""
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    value = text(name, str(default)).lower()
+    if value not in words:
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(words)}, not {value!r}.")
+    return words[value]
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """The setting ``name`` as a list, split at commas."""
+    return [word.strip() for word in text(name, default).split(",") if word.strip()]

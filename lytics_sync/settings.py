@@ -1,0 +1,178 @@
+"""Settings: everything that differs between two deployments comes from the environment (see .env.example)."""
+
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import reverse_lazy
+
+from lytics_sync import env
+
+BASE_DIR = env.PROJECT_DIR
+DATA_DIR = env.data_dir()
+
+DEBUG = env.flag("DEBUG", False)
+SECRET_KEY = env.text("SECRET_KEY")
+# Keys for secrets at rest (ODP keys, tokens, parked items), newest first; older ones only decrypt.
+FIELD_ENCRYPTION_KEYS = env.words("FIELD_ENCRYPTION_KEYS")
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+# Where Lytics reaches this service; the webhook URLs shown to people start with it.
+PUBLIC_URL = env.text("PUBLIC_URL", f"http://127.0.0.1:{env.integer('PORT', 8000)}").rstrip("/")
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
+
+# --- Receiving -----------------------------------------------------------------------------------------------
+
+# One call's body, as sent and once more when unpacked, in bytes. Lytics gives up for good on 413, so a body
+# over it is answered 503; whatever stands in front of this service must allow at least as much.
+WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
+# Events accepted and not yet delivered, per install, above which calls are answered 503 until it falls again.
+BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
+# What a 503 asks Lytics to wait, in seconds.
+RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30)
+
+# --- Delivering ----------------------------------------------------------------------------------------------
+
+# The whole of one request to ODP, from connecting to the last byte of the answer.
+DELIVERY_DEADLINE_SECONDS = env.seconds("DELIVERY_DEADLINE_SECONDS", 8)
+# How long a claim on a lane lasts without word from its worker. It must outlive the deadline (a system check holds
+# that) and it is how long one audience waits after its worker was killed.
+LEASE_SECONDS = env.seconds("LEASE_SECONDS", 11)
+# How long one drain task works before it hands on to the next.
+DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
+# How often the sweep looks for lanes that nobody was woken for.
+SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)
+# The first and the longest pause after ODP could not take a request; the pause doubles in between.
+BRAKE_FIRST_SECONDS = env.seconds("BRAKE_FIRST_SECONDS", 0.5)
+BRAKE_LONGEST_SECONDS = env.seconds("BRAKE_LONGEST_SECONDS", 60)
+# How often a refused ODP key, or a host that does not answer as ODP, is tried again.
+PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
+
+# --- Servers -------------------------------------------------------------------------------------------------
+
+
+def _database(url: str) -> dict[str, object]:
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise ImproperlyConfigured("DATABASE_URL must start with postgres:// — PostgreSQL is the one engine.")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.lstrip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "",
+        "PORT": str(parts.port or ""),
+        # Web threads keep their connection; a worker's task lasts seconds, so reopening per task costs nothing.
+        "CONN_MAX_AGE": None,
+        "CONN_HEALTH_CHECKS": False,
+        "OPTIONS": {"connect_timeout": 5, "application_name": "lytics-sync", **dict(parse_qsl(parts.query))},
+    }
+
+
+DATABASES = {"default": _database(env.text("DATABASE_URL"))}
+REDIS_URL = env.text("REDIS_URL")
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+
+# --- Django --------------------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "audiences",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "lytics_sync.urls"
+WSGI_APPLICATION = "lytics_sync.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+# The body limit is the webhook view's own; Django's would answer 400, which Lytics never retries.
+DATA_UPLOAD_MAX_MEMORY_SIZE = None
+APPEND_SLASH = True
+LOGIN_URL = reverse_lazy("admin:login")
+
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.flag("BEHIND_PROXY", False) else None
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
+SESSION_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+
+REST_FRAMEWORK = {
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": [],
+}
+
+UNFOLD = {"SITE_TITLE": "Lytics Sync", "SITE_HEADER": "Lytics Sync", "SITE_SYMBOL": "sync_alt"}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {
+            "()": structlog.stdlib.ProcessorFormatter,
+            "processors": [
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "logger", "event"]),
+            ],
+            "foreign_pre_chain": [
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+            ],
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env.text("LOG_LEVEL", "INFO")},
+}
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+    cache_logger_on_first_use=True,
+)
