@@ -1,0 +1,56 @@
+"""Messages become HTTP calls: batched, and some of them late or sent twice."""
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from random import Random
+from typing import Any
+
+Message = dict[str, Any]
+
+# How many calls go out before a late or repeated one does. It is also the most that is ever held in memory.
+LONGEST_DELAY = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    body: bytes
+    events: int
+    late: bool = False
+    repeated: bool = False
+
+
+def calls(messages: Iterable[Message], *, batch: int, late: float, repeat: float, seed: int) -> Iterator[Call]:
+    random = Random(f"{seed}/calls")
+    held: list[tuple[int, int, Call]] = []
+    ticket = count()
+
+    def hold(call: Call) -> None:
+        heapq.heappush(held, (number + random.randint(1, LONGEST_DELAY), next(ticket), call))
+
+    for number, some in enumerate(_batches(messages, batch)):
+        while held and held[0][0] <= number:
+            yield heapq.heappop(held)[2]
+        call = _call(some, single=batch == 1)
+        if random.random() < repeat:
+            hold(replace(call, repeated=True))
+        if random.random() < late:
+            random.shuffle(some)
+            hold(replace(_call(some, single=batch == 1), late=True))
+        else:
+            yield call
+    while held:
+        yield heapq.heappop(held)[2]
+
+
+def _batches(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
+    messages = iter(messages)
+    while some := list(islice(messages, size)):
+        yield some
+
+
+def _call(messages: list[Message], *, single: bool) -> Call:
+    body = json.dumps(messages[0] if single else messages, separators=(",", ":"))
+    return Call(body=body.encode(), events=sum(len(one["data"]["segment_events"]) for one in messages))
