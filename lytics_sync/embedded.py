@@ -72,6 +72,8 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
         ready=lambda pid: _postgres_is_ready(folder=folder, pid=pid),
         # A fast shutdown: SIGTERM would wait until every client has gone by itself.
         stop_signal=signal.SIGINT,
+        orphan_signal=signal.SIGINT,
+        patience=6,
         identity=identity,
     )
 
@@ -217,7 +219,8 @@ def redis(*, folder: Path, port: int, password: str) -> Program:
     return Program(
         name="redis",
         command=[str(_redis_binary()), str(file)],
-        ready=lambda pid: _redis_is_ready(port=port, password=password),
+        ready=lambda _pid: _redis_is_ready(port=port, password=password),
+        orphan_signal=signal.SIGTERM,
     )
 
 

@@ -1,4 +1,8 @@
-"""One child process: how it is started, known to be ready, and stopped."""
+"""The processes of one stack: started in order, kept running, stopped in reverse order.
+
+Everything happens in the main thread, in steps of a twentieth of a second. The kernel ties a child's life to the
+*thread* that started it (see ``launch``), so a thread per child would be a trap.
+"""
 
 import os
 import signal
@@ -6,74 +10,228 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 LAUNCH = Path(__file__).with_name("launch.py")
+STEP_SECONDS = 0.05
+# Whoever ends sooner than this after its start did not really run.
+QUICK_SECONDS = 10
+# The pauses before a child is started again: the first well within a second, then twice as long each time.
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 30
+# How many quick ends are told one by one; the next one tells where to look, and then it is quiet about this child.
+QUICK_ENDS_TOLD = 3
 
 
 class Trouble(Exception):
     """What stops the local stack and needs a person; its text is the one sentence they read."""
 
 
+class AskedToStop(Exception):
+    """Ctrl-C, SIGTERM, or the terminal is gone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What to run, and how to tell that it runs."""
+    """What to run, how to tell that it is ready, and how to end it."""
 
     name: str
     command: Sequence[str]
-    # Asked with the process id, again and again, until it says yes.
-    ready: Callable[[int], bool]
     env: Mapping[str, str] = field(default_factory=dict)
+    # Asked with the process id, again and again, until it says yes.
+    ready: Callable[[int], bool] = lambda _pid: True
     stop_signal: signal.Signals = signal.SIGTERM
+    # How long it may take over stopping before it is killed.
+    patience: float = 3
+    # What the kernel sends it when the runner is gone.
+    orphan_signal: signal.Signals = signal.SIGKILL
+    # As whom it runs (see ``launch``).
     identity: str = "same"
 
 
-def spawn(program: Program, *, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start ``program`` in a session of its own, so that Ctrl-C reaches the runner alone and it can stop in order.
+@dataclass(kw_only=True)
+class Child:
+    """One program of the fleet and, while it runs, its process."""
 
-    Whatever ends the runner, kill -9 included, the kernel hands the program its stop signal. That is tied to the
-    *thread* that starts it: call this from the main thread.
-    """
-    launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.stop_signal))]
-    with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 — the commands are the runner's own
-            [*launch, program.identity, *program.command],
-            env={**(os.environ if env is None else env), **program.env},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    program: Program
+    log: Path
+    pid_file: Path
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0
+    quick_ends: int = 0
+    start_again_at: float = 0
+
+    def start(self, env: Mapping[str, str]) -> None:
+        """Start it in a session of its own: Ctrl-C then reaches the runner alone, which stops things in order."""
+        program = self.program
+        launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.orphan_signal))]
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(  # noqa: S603 — the commands are the runner's own
+                [*launch, program.identity, *program.command],
+                env={**env, **program.env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.started_at = time.monotonic()
+        write_pid(self.pid_file, self.process.pid)
+
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def is_ready(self) -> bool:
+        return self.process is not None and self.program.ready(self.process.pid)
+
+    def last_words(self) -> str:
+        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else "it said nothing"
 
 
-def wait_until_ready(program: Program, process: subprocess.Popen[bytes], *, seconds: float, log: Path) -> None:
-    """Return when ``program`` says it is ready; ``Trouble`` when it ended or took too long."""
-    until = time.monotonic() + seconds
-    while not program.ready(process.pid):
-        if process.poll() is not None:
-            raise Trouble(f"{program.name} did not start: {last_line(log)} (all of it: {log})")
-        if time.monotonic() > until:
-            raise Trouble(f"{program.name} was not ready after {seconds:.0f} s; what it said is in {log}.")
-        time.sleep(0.02)
+class Fleet:
+    """The children, in the groups in which they were started."""
+
+    def __init__(self, *, folder: Path, env: Mapping[str, str], tell: Callable[[str], None]) -> None:
+        self.runs, self.logs = folder / "run", folder / "log"
+        for place in (self.runs, self.logs):
+            place.mkdir(mode=0o700, exist_ok=True)
+        self.env = env
+        self.tell = tell
+        self.groups: list[list[Child]] = []
+        self.stops_asked = 0
+
+    def listen_to_signals(self) -> None:
+        """Let Ctrl-C, SIGTERM and a closed terminal end the next wait; a second one hurries the stopping."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._ask_to_stop)
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self.stops_asked += 1
+
+    def start(self, *programs: Program, seconds: float = 60) -> None:
+        """Start ``programs`` together and return when all of them are ready; ``Trouble`` when one isn't in time."""
+        group: list[Child] = []
+        self.groups.append(group)
+        for program in programs:
+            log = self.logs / f"{program.name}.log"
+            child = Child(program=program, log=log, pid_file=self.runs / f"{program.name}.pid")
+            child.start(self.env)
+            group.append(child)
+        until = time.monotonic() + seconds
+        for child in group:
+            while not child.is_ready():
+                if child.has_ended():
+                    raise Trouble(f"{child.program.name} did not start: {child.last_words()} (more in {child.log})")
+                if time.monotonic() > until:
+                    raise Trouble(f"{child.program.name} was not ready after {seconds:.0f} s; see {child.log}.")
+                self._step(besides=group)
+
+    def wait(self, condition: Callable[[], bool], *, seconds: float = float("inf")) -> bool:
+        """Keep the children running until ``condition`` holds, or for ``seconds``; say whether it does."""
+        until = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > until:
+                return False
+            self._step()
+        return True
+
+    def _step(self, besides: Sequence[Child] = ()) -> None:
+        if self.stops_asked:
+            raise AskedToStop
+        for child in self._children():
+            if child not in besides:
+                self._keep_running(child)
+        time.sleep(STEP_SECONDS)
+
+    def _children(self) -> Iterator[Child]:
+        return (child for group in self.groups for child in group)
+
+    def _keep_running(self, child: Child) -> None:
+        if child.process is not None and child.has_ended():
+            code, lived = child.process.returncode, time.monotonic() - child.started_at
+            child.process = None
+            child.pid_file.unlink(missing_ok=True)
+            child.quick_ends = child.quick_ends + 1 if lived < QUICK_SECONDS else 0
+            pause = min(FIRST_PAUSE_SECONDS * 2**child.quick_ends, LONGEST_PAUSE_SECONDS)
+            child.start_again_at = time.monotonic() + pause
+            self._tell_of_end(child, code)
+        if child.process is None and time.monotonic() >= child.start_again_at:
+            child.start(self.env)
+
+    def _tell_of_end(self, child: Child, code: int) -> None:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        if child.quick_ends < QUICK_ENDS_TOLD:
+            self.tell(f"{child.program.name} {how}; it is started again.")
+        elif child.quick_ends == QUICK_ENDS_TOLD:
+            self.tell(f"{child.program.name} {how} again, and is tried at growing intervals; why is in {child.log}.")
+
+    def stop(self) -> None:
+        """Stop every group, the last one first; whoever takes too long is killed."""
+        asked_before = self.stops_asked
+        while self.groups:
+            group = self.groups.pop()
+            alive = [child for child in group if not child.has_ended()]
+            for child in alive:
+                assert child.process is not None
+                child.process.send_signal(child.program.stop_signal)
+            asked_at = time.monotonic()
+            while alive := [child for child in alive if not child.has_ended()]:
+                hurry = self.stops_asked > asked_before
+                for child in alive:
+                    if hurry or time.monotonic() > asked_at + child.program.patience:
+                        _kill(child)
+                time.sleep(STEP_SECONDS)
+            for child in group:
+                child.pid_file.unlink(missing_ok=True)
 
 
-def stop(program: Program, process: subprocess.Popen[bytes], *, seconds: float) -> None:
-    """Ask ``process`` to stop, and after ``seconds`` no longer ask."""
-    if process.poll() is None:
-        process.send_signal(program.stop_signal)
+def _kill(child: Child) -> None:
+    """Kill the child and what it started in its session. It is ours and not yet waited for, so the id is its own."""
+    assert child.process is not None
+    with suppress(ProcessLookupError):
+        os.killpg(child.process.pid, signal.SIGKILL)
+
+
+# --- Process ids ---------------------------------------------------------------------------------------------
+
+
+def write_pid(file: Path, pid: int) -> None:
+    """Write ``pid`` so that a reader finds the old one, the new one, or no file, but never an empty one."""
+    new = file.with_suffix(".new")
+    new.write_text(f"{pid}\n", encoding="ascii")
+    new.replace(file)
+
+
+def read_pid(file: Path) -> int | None:
     try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        return int(file.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
-def last_line(log: Path) -> str:
-    """The last thing said in ``log``."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, and alive
+        return True
+    return True
+
+
+def belongs_to(pid: int, folder: Path) -> bool:
+    """Whether ``pid`` is a live process of the stack in ``folder``: a number in an old file may be anybody's by now."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone, not ours to ask about, or not Linux
+        return False
+    return f"DATA_DIR={folder}".encode() in environment
+
+
+# --- Ports ---------------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:
@@ -86,6 +244,7 @@ def free_port() -> int:
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether we could listen on ``port`` now."""
     with socket.socket() as probe:
+        # As servers do: a port whose last connections are only fading out is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -5,29 +5,35 @@ imported and pytest-django imports them before any conftest. The servers stop wh
 ``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name servers to use instead.
 """
 
+import atexit
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
 
 from lytics_sync import embedded
-from lytics_sync.processes import Program, free_port, spawn, stop, wait_until_ready
+from lytics_sync.processes import Fleet, free_port, is_alive
 
-_everything = ExitStack()
+PREFIX = "lytics-sync-tests-"
+
+_undo = ExitStack()
+# And not only in pytest_unconfigure: pytest doesn't get there when a conftest can't be imported.
+atexit.register(_undo.close)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
     asked = early_config.known_args_namespace
     only_looking = asked.help or asked.version or getattr(asked, "collectonly", False)
-    folder = Path(tempfile.mkdtemp(prefix="lytics-sync-tests-"))
-    _everything.callback(shutil.rmtree, folder, ignore_errors=True)
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    _undo.callback(shutil.rmtree, folder, ignore_errors=True)
     os.environ |= {
         "DATA_DIR": str(folder),
         "SECRET_KEY": secrets.token_urlsafe(50),
@@ -42,29 +48,25 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
 
 
 def pytest_unconfigure() -> None:
-    _everything.close()
+    _undo.close()
+
+
+def _sweep() -> None:
+    """Remove what killed test runs have left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if not is_alive(int(folder.name.removeprefix(PREFIX).split("-")[0])):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_servers(folder: Path) -> None:
+    fleet = Fleet(folder=folder, env=os.environ, tell=print)
+    _undo.callback(fleet.stop)
     password = secrets.token_hex(16)
     if "TEST_DATABASE_URL" not in os.environ:
         port = free_port()
-        postgres = embedded.postgres(folder=folder / "postgres", port=port, password=password, durable=False)
         os.environ["DATABASE_URL"] = embedded.postgres_url(port=port, password=password)
-        _everything.enter_context(_running(postgres, folder))
+        fleet.start(embedded.postgres(folder=folder / "postgres", port=port, password=password, durable=False))
     if "TEST_REDIS_URL" not in os.environ:
         port = free_port()
-        redis = embedded.redis(folder=folder / "redis", port=port, password=password)
         os.environ["REDIS_URL"] = embedded.redis_url(port=port, password=password)
-        _everything.enter_context(_running(redis, folder))
-
-
-@contextmanager
-def _running(program: Program, folder: Path) -> Iterator[None]:
-    log = folder / f"{program.name}.log"
-    process = spawn(program, log=log)
-    try:
-        wait_until_ready(program, process, seconds=30, log=log)
-        yield
-    finally:
-        stop(program, process, seconds=5)
+        fleet.start(embedded.redis(folder=folder / "redis", port=port, password=password))
