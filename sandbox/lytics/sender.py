@@ -20,6 +20,8 @@ FIRST_NAP = 60.0  # seconds, and twice as long each time
 NAPS_BEFORE_IT_FAILS = 7  # 127 minutes in all: the "about two hours" of the vendor's page
 # Between two tries of one request. Lytics doesn't say how long it waits, so this is ours.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+SHORTEST_SLEEP = 0.1  # so that `Retry-After: 0` is not an invitation to a flood
+LAST_WORDS = 2.0  # seconds for calls in flight, once the job has failed or was interrupted
 
 
 class Verdict(Enum):
@@ -56,7 +58,6 @@ class Tally:
     late_calls: int = 0
     retried: int = 0
     omitted: int = 0
-    delivered: int = 0
     answers: Counter[str] = field(default_factory=Counter)
 
 
@@ -90,7 +91,7 @@ class Job:
         """The whole job sleeps, not only the caller that heard of it."""
         with self.lock:
             news = self._asleep_until < monotonic() and seconds >= 1
-            self._asleep_until = max(self._asleep_until, monotonic() + seconds)
+            self._asleep_until = max(self._asleep_until, monotonic() + max(seconds, SHORTEST_SLEEP))
         if news:
             self._notice(f"asleep for {seconds:.0f} s: {why}")
 
@@ -111,13 +112,19 @@ class Job:
     def omit(self, call: Call, answer: Answer) -> None:
         with self.lock:
             self.tally.omitted += 1
-        self._notice(f"gave up a call of {call.events} events for good: {answer}")
+            first = self.tally.omitted == 1
+        if first:  # a receiver that refuses one usually refuses thousands
+            self._notice(f"gave up a call of {call.events} events for good, and any that follow: {answer}")
 
 
 class Sender:
     def __init__(self, *, url: str, authorization: str, job: Job, timeout: float, done: Callable[[Call], None]) -> None:
         self._url = url
-        self._headers = {"Authorization": authorization, "Content-Type": "application/json"}
+        self._headers = {
+            "Authorization": authorization,
+            "Content-Type": "application/json",
+            "User-Agent": "lytics-sandbox",
+        }
         self._timeout = timeout
         self._job = job
         self._done = done
@@ -139,8 +146,9 @@ class Sender:
             pass
         finally:
             self._job.stopped.set()
+            patience = monotonic() + LAST_WORDS
             for thread in threads:
-                thread.join(timeout=1)
+                thread.join(timeout=max(0.0, patience - monotonic()))
 
     def _hand_out(self, calls: Iterable[Call], waiting: "Queue[Call | None]", rate: float | None) -> None:
         began, handed_out = monotonic(), 0
@@ -165,6 +173,9 @@ class Sender:
                     self._deliver(session, call)
             except Stopped:
                 pass
+            except BaseException as bug:
+                self._job.fail(f"the sender itself broke ({bug!r})")
+                raise
 
     def _next(self, waiting: "Queue[Call | None]") -> Call | None:
         while not self._job.stopped.is_set():
@@ -208,8 +219,7 @@ class Sender:
     def _count(self, call: Call, answer: Answer, tries: int) -> None:
         with self._job.lock:
             tally = self._job.tally
-            tally.answers[str(answer.status or "none")] += 1
-            tally.delivered += answer.verdict is Verdict.DELIVERED
+            tally.answers[str(answer.status or "no answer")] += 1
             if tries > 1:
                 tally.retried += 1
             else:

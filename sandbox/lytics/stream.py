@@ -21,6 +21,7 @@ EXISTING = 1 / 3  # the share of the stream that is existing users, sent before 
 MOVES = 0.03  # live messages in which somebody leaves one audience for another
 CHANGES = 0.08
 CLOSE_CALLS = 0.004  # in and out within a microsecond, or at the very same instant
+FAVOURITES = 5  # audiences that one customer moves in and out of
 ROUND_TIMES = 0.1  # these have few digits or no fraction at all
 MOST_IDENTIFIERS = 50  # Lytics stitches no more into one profile
 ZONES = (-420, -300, 60, 120, 330)
@@ -35,6 +36,8 @@ class Plan:
     identifier_field: str = "_id"
     array_identifiers: bool = False
     numeric_identifiers: bool = False
+    full_profiles: bool = False
+    cloudevents: bool = False
     start: int = START
 
 
@@ -75,7 +78,7 @@ class Stream:
         until = self._left - int(self._left * EXISTING)
         for number in range(self.plan.customers):
             customer = self._customer(number)
-            for audience in {self._some_audience() for _ in range(self._random.choice((0, 1, 1, 2, 3)))}:
+            for audience in {self._favourite(customer) for _ in range(self._random.choice((0, 1, 1, 2, 3)))}:
                 if self._left <= until:
                     return
                 self._now += self._random.randrange(clock.SECOND // 100)
@@ -85,7 +88,7 @@ class Stream:
     def _something_happens(self) -> Iterator[Message]:
         self._time_passes()
         customer = self._customer(int(self.plan.customers * self._random.random() ** 2))  # some come back often
-        audience = self._some_audience()
+        audience = self._favourite(customer)
         dice = self._random.random()
         if dice < CLOSE_CALLS and self._left >= 2:
             yield from self._close_call(customer, audience)
@@ -170,10 +173,39 @@ class Stream:
             customer.last_moved = made_at
         else:
             made_at += 4 * clock.SECOND + self._random.randrange(2 * clock.SECOND)
+        data: dict[str, Any] = {self.plan.identifier_field: customer.identifier, "segment_events": transitions}
+        if self.plan.full_profiles:
+            data = {**self._profile(customer), **data}
+        return self._envelope(customer, data, self._written(made_at))
+
+    def _envelope(self, customer: Customer, data: dict[str, Any], made_at: str) -> Message:
+        if not self.plan.cloudevents:
+            meta = {"object": "user", "subscription_id": self._job, "timestamp": made_at}
+            return {"id": self._profile_id(customer), "data": data, "meta": meta}
         return {
+            "specversion": "1.0",
             "id": self._profile_id(customer),
-            "data": {self.plan.identifier_field: customer.identifier, "segment_events": transitions},
-            "meta": {"object": "user", "subscription_id": self._job, "timestamp": self._written(made_at)},
+            "source": f"/work/{self._job}",
+            "type": "com.lytics.audience.user.event",
+            "datacontenttype": "application/json",
+            "time": made_at,
+            "data": data,
+        }
+
+    def _profile(self, customer: Customer) -> dict[str, Any]:
+        """What comes along when the job exports every field: text, numbers, lists, maps, and booleans as letters."""
+        name = f"customer{customer.number}"
+        return {
+            "_created": clock.write(self.plan.start - DAY * (customer.number % 900)),
+            "_modified": clock.write(self._now),
+            "_num_visits": customer.number % 40,
+            "_streamnames": ["default", "orders"],
+            "channels": ["web", "email"][: 1 + customer.number % 2],
+            "email": f"{name}@example.com",
+            "first_name": name.title(),
+            "is_subscriber": "tf"[customer.number % 2],
+            "score_propensity": customer.number % 100 / 7,
+            "visits_by_city": {"Göteborg": customer.number % 5, "Lyon": 1},
         }
 
     def _moment(self, customer: Customer) -> int:
@@ -183,8 +215,9 @@ class Stream:
         zone = self._random.choice(ZONES) if self._random.random() < 0.04 else 0
         return clock.write(moment, offset_minutes=zone)
 
-    def _some_audience(self) -> int:
-        return bisect(self._popularity, self._random.random() * self._popularity[-1])
+    def _favourite(self, customer: Customer) -> int:
+        taste = customer.number * 0x9E3779B1 + self._random.randrange(FAVOURITES) * 0x85EBCA77
+        return bisect(self._popularity, taste % 2**32 / 2**32 * self._popularity[-1])
 
     # Customers
 
