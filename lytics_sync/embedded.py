@@ -211,6 +211,8 @@ def redis(*, folder: Path, port: int, password: str) -> Program:
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
+        # A title of its own would overwrite the environment, by which the next runner knows it (see ``processes``).
+        "set-proc-title": "no",
     }
     # A file, for a command line is everybody's to read.
     file = folder / "server.conf"

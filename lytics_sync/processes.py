@@ -9,11 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+Process = subprocess.Popen[bytes]
 
 LAUNCH = Path(__file__).with_name("launch.py")
 STEP_SECONDS = 0.05
@@ -59,24 +63,14 @@ class Child:
     program: Program
     log: Path
     pid_file: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     started_at: float = 0
     quick_ends: int = 0
     start_again_at: float = 0
 
     def start(self, env: Mapping[str, str]) -> None:
-        """Start it in a session of its own: Ctrl-C then reaches the runner alone, which stops things in order."""
-        program = self.program
-        launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.orphan_signal))]
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(  # noqa: S603 — the commands are the runner's own
-                [*launch, program.identity, *program.command],
-                env={**env, **program.env},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+            self.process = _spawn(self.program, env=env, stdout=output, stderr=output)
         self.started_at = time.monotonic()
         write_pid(self.pid_file, self.process.pid)
 
@@ -86,16 +80,12 @@ class Child:
     def is_ready(self) -> bool:
         return self.process is not None and self.program.ready(self.process.pid)
 
-    def last_words(self) -> str:
-        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "it said nothing"
-
 
 class Fleet:
     """The children, in the groups in which they were started."""
 
     def __init__(self, *, folder: Path, env: Mapping[str, str], tell: Callable[[str], None]) -> None:
-        self.runs, self.logs = folder / "run", folder / "log"
+        self.folder, self.runs, self.logs = folder, folder / "run", folder / "log"
         for place in (self.runs, self.logs):
             place.mkdir(mode=0o700, exist_ok=True)
         self.env = env
@@ -124,7 +114,7 @@ class Fleet:
         for child in group:
             while not child.is_ready():
                 if child.has_ended():
-                    raise Trouble(f"{child.program.name} did not start: {child.last_words()} (more in {child.log})")
+                    raise Trouble(f"{child.program.name} did not start: {last_words(child.log)} (more in {child.log})")
                 if time.monotonic() > until:
                     raise Trouble(f"{child.program.name} was not ready after {seconds:.0f} s; see {child.log}.")
                 self._step(besides=group)
@@ -137,6 +127,28 @@ class Fleet:
                 return False
             self._step()
         return True
+
+    def run(self, program: Program, *, each: Callable[[Path], None] = lambda _log: None) -> tuple[int, str]:
+        """Run ``program`` to its end beside the children; its exit code and what it wrote to stdout.
+
+        ``each`` is called with the log of its stderr in every step, to show how far it is.
+        """
+        log = self.logs / f"{program.name}.log"
+        with tempfile.TemporaryFile(dir=self.runs) as output:
+            with log.open("wb") as errors:
+                process = _spawn(program, env=self.env, stdout=output, stderr=errors)
+
+            def done() -> bool:
+                each(log)
+                return process.poll() is not None
+
+            try:
+                self.wait(done)
+            finally:
+                process.kill()
+                process.wait()
+            output.seek(0)
+            return process.returncode, output.read().decode(errors="replace")
 
     def _step(self, besides: Sequence[Child] = ()) -> None:
         if self.stops_asked:
@@ -186,6 +198,24 @@ class Fleet:
                 time.sleep(STEP_SECONDS)
             for child in group:
                 child.pid_file.unlink(missing_ok=True)
+
+
+def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]) -> Process:
+    """Start it in a session of its own: Ctrl-C then reaches the runner alone, which stops things in order."""
+    launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.orphan_signal))]
+    return subprocess.Popen(  # noqa: S603 — the commands are the runner's own
+        [*launch, program.identity, *program.command],
+        env={**env, **program.env},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+    )
+
+
+def last_words(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
 
 
 def _kill(child: Child) -> None:

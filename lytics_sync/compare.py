@@ -1,0 +1,151 @@
+"""What Lytics would count against what ODP answers over GraphQL, person by person.
+
+``python -m lytics_sync.compare --odp-host URL --odp-api-key KEY --memberships FILE`` takes the memberships that the
+sandbox's Lytics sender writes, asks ODP about everybody named in them, and exits 0 when every audience is equal.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+# Customers asked for in one GraphQL query, each under an alias of its own.
+CUSTOMERS_PER_QUERY = 200
+DEADLINE_SECONDS = 30
+# How many people a difference names.
+EXAMPLES = 5
+
+# By slug, as the sender writes them: segment_id, odp_id, members, and the others named but not in at the end.
+Audiences = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One audience: who should be in it, and who is."""
+
+    odp_id: str
+    expected: frozenset[str]
+    answered: frozenset[str]
+
+    @property
+    def equal(self) -> bool:
+        return self.expected == self.answered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odp:
+    """Where to ask, and with which key."""
+
+    host: str
+    api_key: str
+
+    def audiences_of(self, people: Sequence[str], *, among: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+        """For each of ``people`` the audiences, of those in ``among``, for which they qualify."""
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy for the internet is none for a sandbox on this machine
+            for start in range(0, len(people), CUSTOMERS_PER_QUERY):
+                some = people[start : start + CUSTOMERS_PER_QUERY]
+                answer = session.post(
+                    f"{self.host.rstrip('/')}/v3/graphql",
+                    headers={"x-api-key": self.api_key},
+                    json={"query": _query(len(some)), "variables": _variables(some, among)},
+                    timeout=DEADLINE_SECONDS,
+                )
+                answer.raise_for_status()
+                customers = answer.json().get("data") or {}
+                # Nobody under an alias: ODP doesn't know that person, who is in no audience then.
+                yield from ((person, _qualified(customers.get(f"c{nth}"))) for nth, person in enumerate(some))
+
+
+def _query(how_many: int) -> str:
+    declared = "".join(f", $p{nth}: String" for nth in range(how_many))
+    asked = " ".join(
+        f"c{nth}: customer(fs_user_id: $p{nth}) {{ audiences(subset: $among) {{ edges {{ node {{ name state }} }} }} }}"
+        for nth in range(how_many)
+    )
+    return f"query($among: [String]{declared}) {{ {asked} }}"
+
+
+def _variables(people: Sequence[str], among: Sequence[str]) -> dict[str, object]:
+    return {"among": list(among), **{f"p{nth}": person for nth, person in enumerate(people)}}
+
+
+def _qualified(customer: Any) -> list[str]:
+    edges = ((customer or {}).get("audiences") or {}).get("edges") or []
+    return [edge["node"]["name"] for edge in edges if edge["node"]["state"] == "qualified"]
+
+
+def compare(*, audiences: Audiences, odp_ids: Mapping[str, str], odp: Odp) -> list[Comparison]:
+    """Ask about everybody named for any audience: somebody in an audience they were never named for shows too."""
+    expected = {odp_ids.get(one["segment_id"], one["odp_id"]): frozenset(one["members"]) for one in audiences.values()}
+    people = sorted({who for one in audiences.values() for who in (*one["members"], *one["others"])})
+    answered = defaultdict(set)
+    for person, theirs in odp.audiences_of(people, among=list(expected)):
+        for odp_id in theirs:
+            answered[odp_id].add(person)
+    return [
+        Comparison(odp_id=odp_id, expected=members, answered=frozenset(answered[odp_id]))
+        for odp_id, members in expected.items()
+    ]
+
+
+def compare_patiently(
+    *, audiences: Audiences, odp_ids: Mapping[str, str], odp: Odp, patience: float
+) -> list[Comparison]:
+    """Compare until all are equal or ``patience`` is over: ODP takes a while until what it accepted can be seen."""
+    until = time.monotonic() + patience
+    while True:
+        comparisons = compare(audiences=audiences, odp_ids=odp_ids, odp=odp)
+        if all(one.equal for one in comparisons) or time.monotonic() > until:
+            return comparisons
+        time.sleep(1)
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    heads = ("audience", "members Lytics would count", "members ODP answers over GraphQL", "equal")
+    rows = [
+        heads,
+        *((one.odp_id, f"{len(one.expected):,}", f"{len(one.answered):,}", _verdict(one)) for one in comparisons),
+    ]
+    first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
+    return "\n".join(f"{row[0]:<{first}}  {row[1]:>{second}}  {row[2]:>{third}}  {row[3]}" for row in rows)
+
+
+def _verdict(one: Comparison) -> str:
+    """Yes, or no and a few of those who make the difference."""
+    kinds = {"ODP lacks": one.expected - one.answered, "only ODP has": one.answered - one.expected}
+    differences = [f"{kind} {', '.join(sorted(who)[:EXAMPLES])}" for kind, who in kinds.items() if who]
+    return f"NO: {'; '.join(differences)}" if differences else "yes"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lytics_sync.compare", description=__doc__)
+    parser.add_argument("--odp-host", required=True)
+    parser.add_argument("--odp-api-key", required=True)
+    parser.add_argument("--memberships", required=True, type=Path, metavar="FILE", help="what the sender wrote")
+    parser.add_argument(
+        "--lanes", type=Path, metavar="FILE", help="what lane_status --json printed: the ODP ids in use"
+    )
+    parser.add_argument("--patience", type=float, default=0, metavar="SECONDS", help="ask again until all are equal")
+    options = parser.parse_args(arguments)
+    audiences = json.loads(options.memberships.read_text(encoding="utf-8"))["audiences"]
+    lanes = json.loads(options.lanes.read_text(encoding="utf-8"))["lanes"] if options.lanes else []
+    comparisons = compare_patiently(
+        audiences=audiences,
+        odp_ids={lane["segment_id"]: lane["odp_id"] for lane in lanes},
+        odp=Odp(host=options.odp_host, api_key=options.odp_api_key),
+        patience=options.patience,
+    )
+    print(table(comparisons))
+    return 0 if all(one.equal for one in comparisons) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The local runner: ``python -m lytics_sync.local run``, ``demo`` or ``up``, which make calls.
+
+``run``   the whole stack and an ODP sandbox, a stream of sample events through it, then up until Ctrl-C
+``demo``  the same, but it stops after the stream, and succeeds only if every audience is equal in ODP
+``up``    the stack alone, for a real pair of accounts
+"""
+
+import argparse
+import json
+import os
+import secrets
+import shlex
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lytics_sync import env, launch
+from lytics_sync.processes import AskedToStop, Fleet, Program, Trouble, last_words
+from lytics_sync.stack import Stack, manage, python
+
+ADMIN = "admin"
+# The account that the sandbox has without being asked.
+SANDBOX_KEY = "sandbox-public.sandbox-private"
+# How long nothing may be delivered before the showcase gives up waiting.
+STALLED_SECONDS = 60
+# How long ODP may take to show what it has accepted.
+VISIBLE_SECONDS = 30
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lytics_sync.local", description=__doc__)
+    parser.add_argument("mode", choices=["run", "demo", "up"])
+    mode = parser.parse_args(arguments).mode
+    try:
+        _follow_make()
+        stack = Stack.here()
+        os.chdir(env.PROJECT_DIR)
+        with stack.claim_folder():
+            return _run(stack, mode)
+    except Trouble as trouble:
+        say(str(trouble))
+        return 1
+    except OSError as error:
+        # The one that is left, as a rule: the disk has filled up since it was looked at.
+        say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+        return 1
+
+
+def _follow_make() -> None:
+    """Stop when make does. A killed make would otherwise leave a stack that no Ctrl-C reaches."""
+    if os.environ.get("MAKELEVEL"):
+        launch.die_with(os.getppid(), signal.SIGTERM)
+
+
+def _run(stack: Stack, mode: str) -> int:
+    fleet = Fleet(folder=stack.folder, env=stack.environment, tell=say)
+    fleet.listen_to_signals()
+    try:
+        _bring_up(stack, fleet, with_sandbox=mode != "up")
+        equal = mode == "up" or _showcase(stack, fleet, again=mode == "demo")
+        if mode == "demo":
+            return 0 if equal else 1
+        say("\nRunning. Ctrl-C stops everything.")
+        fleet.wait(lambda: False)
+    except AskedToStop:
+        say("\nStopping …")
+        return 130 if mode == "demo" else 0
+    finally:
+        fleet.stop()
+        (stack.folder / "run" / "runner.pid").unlink(missing_ok=True)
+        say("Stopped; nothing is left running.")
+    raise AssertionError("waiting for ever has ended")
+
+
+# --- Bringing it up ------------------------------------------------------------------------------------------
+
+
+def _bring_up(stack: Stack, fleet: Fleet, *, with_sandbox: bool) -> None:
+    stack.check_room()
+    stack.check_port()
+    stack.make_secrets()
+    say(f"Starting a stack in {stack.folder}\n")
+    if postgres := stack.postgres():
+        fleet.start(postgres)
+        stack.create_database()
+    if redis := stack.redis():
+        fleet.start(redis)
+    stack.check_servers()
+    done(f"PostgreSQL {_where('DATABASE_URL', stack)}, Redis {_where('REDIS_URL', stack)}")
+    _must(fleet, manage("migrate", "--noinput", "--verbosity", "0"))
+    _must(fleet, manage("collectstatic", "--noinput", "--verbosity", "0"))
+    done("database migrated")
+    if with_sandbox:
+        fleet.start(stack.sandbox())
+        done(f"ODP sandbox {_sandbox_url(stack)}")
+    fleet.start(stack.web(), *stack.workers(), stack.beat())
+    if not fleet.wait(lambda: stack.answers("/health/ready"), seconds=30):
+        raise Trouble(f"The web process runs and says it is not ready; see {stack.folder / 'log' / 'web.log'}.")
+    done(f"web {stack.public_url}, two workers with ten slots each, beat")
+    _tell_admin(stack, fleet)
+
+
+def _where(name: str, stack: Stack) -> str:
+    if os.environ.get(name):
+        return f"as {name} says"
+    return f"embedded, on port {urlsplit(stack.memory.values[name]).port}"
+
+
+def _sandbox_url(stack: Stack) -> str:
+    return f"http://127.0.0.1:{stack.memory.values['SANDBOX_PORT']}"
+
+
+def _must(fleet: Fleet, program: Program) -> str:
+    """What ``program`` printed; ``Trouble`` when it failed."""
+    code, output = fleet.run(program)
+    if code:
+        log = fleet.logs / f"{program.name}.log"
+        raise Trouble(f"{program.name} failed: {last_words(log)} (more in {log})")
+    return output
+
+
+def _tell_admin(stack: Stack, fleet: Fleet) -> None:
+    if not stack.has_admin():
+        password = secrets.token_urlsafe(12)
+        account = {"USERNAME": ADMIN, "EMAIL": "admin@localhost", "PASSWORD": password}
+        variables = {f"DJANGO_SUPERUSER_{name}": value for name, value in account.items()}
+        _must(fleet, manage("createsuperuser", "--noinput", **variables))
+        stack.memory.keep(ADMIN_PASSWORD=password)
+    say("")
+    tell("Admin", f"{stack.public_url}/admin/")
+    known = stack.memory.values.get("ADMIN_PASSWORD")
+    tell("Login", f"{ADMIN} / {known}" if known else "as you have set it up")
+    tell("Logs", str(stack.folder / "log"))
+
+
+def how_to_connect(stack: Stack) -> None:
+    """What to do next with a stack that has no install yet."""
+    say("\nTo connect a Lytics account to an ODP account, in another terminal:")
+    elsewhere = f"DATA_DIR={shlex.quote(str(stack.folder))} " if os.environ.get("DATA_DIR") else ""
+    say(f"  {elsewhere}.venv/bin/python manage.py create_install NAME --odp-api-key PRIVATE_KEY --odp-host URL")
+
+
+# --- Showing it ----------------------------------------------------------------------------------------------
+
+
+def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
+    """Send a stream as Lytics would and compare audience by audience what ODP then answers."""
+    install = _demo_install(stack, fleet)
+    webhook = stack.public_url + urlsplit(install["webhook_url"]).path
+    tell("Webhook URL", webhook)
+    tell("Authorization", install["authorization"])
+    tell("ODP sandbox", f"{_sandbox_url(stack)}   (API key {SANDBOX_KEY})")
+    if stack.memory.values.get("SAMPLE_SENT") and not (again or os.environ.get("SAMPLE") == "1"):
+        say("\nThe sample stream was sent earlier and its data is still there; SAMPLE=1 make run sends another.")
+        return True
+    memberships = stack.folder / "memberships.json"
+    _send_stream(fleet, webhook=webhook, authorization=install["authorization"], memberships=memberships)
+    lanes = _wait_until_delivered(fleet)
+    equal = _compare(stack, fleet, memberships=memberships, lanes=lanes)
+    stack.memory.keep(SAMPLE_SENT="1")
+    return equal
+
+
+def _demo_install(stack: Stack, fleet: Fleet) -> dict[str, Any]:
+    """The install made at first use, or now. One made in another database is not there in this one."""
+    database = os.environ.get("DATABASE_URL") or "embedded"
+    known: dict[str, Any] = json.loads(stack.memory.values.get("DEMO_INSTALL", "{}"))
+    if known.get("database") == database:
+        return known
+    made = _must(
+        fleet,
+        manage(
+            *("create_install", "Demo", "--json"),
+            *("--odp-host", _sandbox_url(stack), "--odp-api-key", SANDBOX_KEY),
+        ),
+    )
+    install = {**json.loads(made), "database": database}
+    stack.memory.keep(DEMO_INSTALL=json.dumps(install))
+    return install
+
+
+def _send_stream(fleet: Fleet, *, webhook: str, authorization: str, memberships: Path) -> None:
+    events = os.environ.get("EVENTS") or "20000"
+    audiences = os.environ.get("AUDIENCES") or "8"
+    # A seed of its own makes customers and audiences of its own, so that streams never mix.
+    seed = os.environ.get("SEED") or str(secrets.randbelow(1_000_000))
+    say(f"\nSending a stream as Lytics would: {int(events):,} events, {audiences} audiences, 20 callers (seed {seed})")
+    bar = Bar()
+
+    def show(log: Path) -> None:
+        if reported := _last_report(log):
+            bar.show(reported["sent"], reported["total"])
+
+    code, _ = fleet.run(
+        Program(
+            name="sender",
+            command=python(
+                *("-m", "sandbox.lytics", "--url", webhook, "--authorization", authorization),
+                *("--events", events, "--audiences", audiences, "--seed", seed, "--callers", "20", "--batch", "300"),
+                *("--progress", "json", "--memberships", str(memberships), "--json"),
+            ),
+        ),
+        each=show,
+    )
+    bar.close()
+    if code:
+        log = fleet.logs / "sender.log"
+        raise Trouble(f"The stream could not be sent: {last_words(log)} (more in {log})")
+
+
+def _last_report(log: Path) -> dict[str, Any] | None:
+    """How far the sender is, by its last whole line."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        report: dict[str, Any] = json.loads(lines[-2])
+    except (IndexError, ValueError):
+        return None
+    return report
+
+
+def _wait_until_delivered(fleet: Fleet) -> Path:
+    """Wait for an empty backlog, or until it no longer falls; the file with the last status of the lanes."""
+    say("Delivering to ODP")
+    bar, most, least, file = Bar(), 0, float("inf"), fleet.folder / "lanes.json"
+    stalled_at = time.monotonic() + STALLED_SECONDS
+    while True:
+        file.write_text(_must(fleet, manage("lane_status", "--json")), encoding="utf-8")
+        backlog = json.loads(file.read_text(encoding="utf-8"))["backlog"]
+        most = max(most, backlog)
+        bar.show(most - backlog, most)
+        if backlog == 0:
+            bar.close()
+            return file
+        if backlog < least:
+            least, stalled_at = backlog, time.monotonic() + STALLED_SECONDS
+        if time.monotonic() > stalled_at:
+            bar.close()
+            say(f"{backlog:,} events have been waiting for {STALLED_SECONDS} s; the admin's Audiences page says why.")
+            return file
+        fleet.wait(lambda: False, seconds=0.5)
+
+
+def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> bool:
+    say("Asking ODP over GraphQL about everybody in the stream\n")
+    files = ("--memberships", str(memberships), "--lanes", str(lanes), "--patience", str(VISIBLE_SECONDS))
+    odp = ("--odp-host", _sandbox_url(stack), "--odp-api-key", SANDBOX_KEY)
+    code, table = fleet.run(Program(name="compare", command=python("-m", "lytics_sync.compare", *odp, *files)))
+    if not table:
+        log = fleet.logs / "compare.log"
+        raise Trouble(f"ODP could not be asked: {last_words(log)} (more in {log})")
+    say(table)
+    say("Every audience is equal." if code == 0 else "Not every audience is equal.")
+    return code == 0
+
+
+# --- What people see -----------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """A line for people. That nobody reads any more is no reason to leave the stack without its runner."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+def done(text: str) -> None:
+    say(f"  ✓ {text}")
+
+
+def tell(name: str, value: str) -> None:
+    say(f"  {name:<14} {value}")
+
+
+class Bar:
+    """How far something is: redrawn in place on a terminal, a line per quarter elsewhere."""
+
+    WIDTH = 30
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._shown: object = None
+
+    def show(self, so_far: int, total: int) -> None:
+        share = so_far / total if total else 1.0
+        state = (so_far, total) if self._live else int(share * 4)
+        if state == self._shown:
+            return
+        self._shown = state
+        full = "█" * int(share * self.WIDTH)
+        text = f"  {full:░<{self.WIDTH}} {share:4.0%}  {so_far:,} of {total:,}"
+        with suppress(OSError):
+            print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+
+    def close(self) -> None:
+        if self._live and self._shown is not None:
+            say("")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""What the local stack is made of: its folder, what it remembers there, its ports, and its programs."""
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import psycopg
+import redis
+from cryptography.fernet import Fernet
+
+from lytics_sync import embedded, env
+from lytics_sync.processes import Program, Trouble, belongs_to, free_port, is_free, listens, read_pid, write_pid
+
+# An empty PostgreSQL with its first write-ahead logs, and room for what the stream brings.
+BYTES_NEEDED = 300 * 1024 * 1024
+# A killed runner's children need about this long to be gone.
+LEFTOVER_SECONDS = 15
+WORKERS = ("worker-1", "worker-2")
+WEB_THREADS = ("--workers", "2", "--threads", "10")
+WORKER_SLOTS = "10"
+
+
+@dataclass(kw_only=True)
+class Memory:
+    """``local.env`` in the data directory: secrets and ports made at first use (see ``env``, which reads it)."""
+
+    file: Path
+    values: dict[str, str] = field(default_factory=lambda: dict(env._local_file()))
+
+    def keep(self, **values: str) -> None:
+        self.values |= values
+        lines = ["# Made by the local runner for this stack alone. The process environment goes first."]
+        lines += [f"{name}={value}" for name, value in sorted(self.values.items())]
+        new = self.file.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
+        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        new.replace(self.file)
+
+    def get_or_make(self, name: str, make: Callable[[], str]) -> str:
+        if name not in self.values:
+            self.keep(**{name: make()})
+        return self.values[name]
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """One stack: a folder, a web port, and the settings that were not given in the environment."""
+
+    folder: Path
+    port: int
+    host: str
+    memory: Memory
+
+    @classmethod
+    def here(cls) -> "Stack":
+        """The stack that ``DATA_DIR``, ``PORT`` and ``HOST`` name."""
+        folder = env.data_dir()
+        port = os.environ.get("PORT") or "8000"
+        if not (port.isdecimal() and 0 < int(port) < 65536):
+            raise Trouble(f"PORT must be a number from 1 to 65535, not {port!r}.")
+        host = os.environ.get("HOST") or embedded.HOST
+        return cls(folder=folder, port=int(port), host=host, memory=Memory(file=folder / "local.env"))
+
+    @property
+    def public_url(self) -> str:
+        return (os.environ.get("PUBLIC_URL") or f"http://127.0.0.1:{self.port}").rstrip("/")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every child gets beside what it reads in ``local.env``."""
+        return {**os.environ, "DATA_DIR": str(self.folder), "PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
+
+    # --- Before anything is started --------------------------------------------------------------------------
+
+    def claim_folder(self) -> IO[str]:
+        """Make the folder, and hold it until the returned lock is closed or this process ends, however it ends."""
+        runs = self.folder / "run"
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                self.folder.chmod(0o700)
+            runs.mkdir(mode=0o700, exist_ok=True)
+            lock = (runs / "runner.lock").open("w")
+        except OSError as error:
+            raise Trouble(f"DATA_DIR, {self.folder}, can't be written to: {error.strerror}.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = read_pid(runs / "runner.pid")
+            raise Trouble(
+                f"Another runner (process {holder or 'unknown'}) already uses {self.folder}; stop it with Ctrl-C, "
+                "or choose another place with DATA_DIR and PORT."
+            ) from None
+        self._clear_leftovers(runs)
+        write_pid(runs / "runner.pid", os.getpid())
+        return lock
+
+    def _clear_leftovers(self, runs: Path) -> None:
+        """Wait for what a killed runner has left behind, and end it if it won't; somebody else's is left alone."""
+        files = list(runs.glob("*.pid"))
+        until = time.monotonic() + LEFTOVER_SECONDS
+        while left := [pid for file in files if (pid := read_pid(file)) and belongs_to(pid, self.folder)]:
+            for pid in left if time.monotonic() > until else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def check_room(self) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < BYTES_NEEDED:
+            raise Trouble(
+                f"Only {free >> 20} MB are free where {self.folder} is, and the stack needs {BYTES_NEEDED >> 20} MB; "
+                "make room or choose another place with DATA_DIR."
+            )
+
+    def check_port(self) -> None:
+        if not is_free(self.port, self.host):
+            raise Trouble(
+                f"Port {self.port} on {self.host} is in use by another program; choose another one, "
+                f"for example with PORT={free_port()}."
+            )
+
+    def make_secrets(self) -> None:
+        self.memory.get_or_make("SECRET_KEY", lambda: secrets.token_urlsafe(50))
+        self.memory.get_or_make("FIELD_ENCRYPTION_KEYS", lambda: Fernet.generate_key().decode())
+        # So that a command in a second terminal prints the addresses of this stack.
+        self.memory.keep(PORT=str(self.port))
+
+    def sandbox_port(self) -> int:
+        """The same one every time: the demo install's ODP host names it."""
+        port = int(self.memory.get_or_make("SANDBOX_PORT", lambda: str(free_port())))
+        if not is_free(port):
+            raise Trouble(
+                f"Port {port}, which the demo install knows as its ODP sandbox, is in use by another program; "
+                "free it, or start afresh with another DATA_DIR."
+            )
+        return port
+
+    # --- The servers -----------------------------------------------------------------------------------------
+
+    def postgres(self) -> Program | None:
+        """The embedded PostgreSQL, or None where ``DATABASE_URL`` names another."""
+        if os.environ.get("DATABASE_URL"):
+            return None
+        port, password = self._port_and_password("DATABASE_URL", embedded.postgres_url)
+        return embedded.postgres(folder=self.folder / "postgres", port=port, password=password)
+
+    def redis(self) -> Program | None:
+        """The embedded Redis-compatible server, or None where ``REDIS_URL`` names another."""
+        if os.environ.get("REDIS_URL"):
+            return None
+        port, password = self._port_and_password("REDIS_URL", embedded.redis_url)
+        return embedded.redis(folder=self.folder / "redis", port=port, password=password)
+
+    def _port_and_password(self, name: str, url: Callable[..., str]) -> tuple[int, str]:
+        """Those remembered. The password is in the data for good; the port, if it was taken, is chosen anew."""
+        known = urlsplit(self.memory.values.get(name, ""))
+        port, password = known.port, known.password or secrets.token_urlsafe(24)
+        if port is None or not is_free(port):
+            port = free_port()
+        self.memory.keep(**{name: url(port=port, password=password)})
+        return port, password
+
+    @property
+    def database_url(self) -> str:
+        return os.environ.get("DATABASE_URL") or self.memory.values["DATABASE_URL"]
+
+    def create_database(self) -> None:
+        known = urlsplit(self.memory.values["DATABASE_URL"])
+        assert known.port is not None
+        assert known.password is not None
+        embedded.create_database(port=known.port, password=known.password)
+
+    def check_servers(self) -> None:
+        """That the servers named in the environment answer; the embedded ones do by now."""
+        try:
+            psycopg.connect(self.database_url, connect_timeout=5).close()
+        except psycopg.Error as error:
+            raise Trouble(f"The PostgreSQL that DATABASE_URL names does not answer: {_first_line(error)}") from error
+        url = os.environ.get("REDIS_URL") or self.memory.values["REDIS_URL"]
+        try:
+            with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as server:
+                server.ping()
+        except (redis.RedisError, ValueError) as error:
+            raise Trouble(f"The Redis that REDIS_URL names does not answer: {_first_line(error)}") from error
+
+    def has_admin(self) -> bool:
+        with psycopg.connect(self.database_url, connect_timeout=5) as server:
+            row = server.execute("SELECT EXISTS (SELECT FROM auth_user WHERE is_superuser AND is_active)").fetchone()
+        return bool(row and row[0])
+
+    # --- The programs ----------------------------------------------------------------------------------------
+
+    def web(self) -> Program:
+        options = {
+            "--bind": f"{self.host}:{self.port}",
+            "--worker-class": "gthread",
+            # Longer than a sender's pause between two calls; the default of 2 s cuts connections under it.
+            "--keep-alive": "75",
+            "--graceful-timeout": "5",
+            # Memory where there is some: gunicorn touches a file here to show that a worker lives.
+            "--worker-tmp-dir": "/dev/shm" if Path("/dev/shm").is_dir() else str(self.folder),  # noqa: S108
+        }
+        return Program(
+            name="web",
+            command=[
+                *python("-m", "gunicorn", "lytics_sync.wsgi:application", *WEB_THREADS),
+                # It would lie in the home directory.
+                "--no-control-socket",
+                *(word for option in options.items() for word in option),
+            ],
+            ready=lambda _pid: self.answers("/health/live"),
+            patience=8,
+            # Its own workers go with it only if it can still tell them to.
+            orphan_signal=signal.SIGQUIT,
+        )
+
+    def answers(self, path: str) -> bool:
+        """Whether the web process answers 200 to ``path``."""
+        connection = HTTPConnection("127.0.0.1" if self.host == "0.0.0.0" else self.host, self.port, timeout=3)  # noqa: S104
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def workers(self) -> Iterable[Program]:
+        for name in WORKERS:
+            options = ("--pool", "threads", "--concurrency", WORKER_SLOTS, "--hostname", f"{name}@%h")
+            yield Program(
+                name=name,
+                command=python(
+                    *("-m", "celery", "-A", "workers.app", "worker", "--loglevel", "INFO"),
+                    *("--without-gossip", "--without-mingle", *options),
+                ),
+                # A worker takes nothing new and finishes what is under way.
+                patience=8,
+            )
+
+    def beat(self) -> Program:
+        schedule = str(self.folder / "run" / "beat-schedule")
+        return Program(
+            name="beat",
+            command=python("-m", "celery", "-A", "workers.app", "beat", "--loglevel", "INFO", "--schedule", schedule),
+        )
+
+    def sandbox(self) -> Program:
+        port = self.sandbox_port()
+        state = str(self.folder / "sandbox.json")
+        return Program(
+            name="sandbox",
+            command=python("-m", "sandbox.odp", "--port", str(port), "--state", state),
+            ready=lambda _pid: listens(port),
+            orphan_signal=signal.SIGTERM,
+        )
+
+
+def python(*words: str) -> list[str]:
+    return [sys.executable, *words]
+
+
+def manage(*words: str, **environment: str) -> Program:
+    """One of the project's commands."""
+    return Program(name=words[0], command=python("manage.py", *words), env=environment)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
