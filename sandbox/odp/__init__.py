@@ -1,0 +1,1 @@
+"""A stand-in for the Optimizely Data Platform: strict, stateful, scriptable. Start it with `python -m sandbox.odp`."""

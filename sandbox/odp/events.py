@@ -1,0 +1,99 @@
+"""Events: what customers did, and (as passthrough events) which outside audiences they are in."""
+
+from typing import TYPE_CHECKING, Any
+
+from sandbox.odp.batches import Complaint, known_identifiers
+from sandbox.odp.schema import checked_text
+
+if TYPE_CHECKING:
+    from sandbox.odp.accounts import Account
+
+# Seconds stay below this until the year 5138; milliseconds have been above it since 1973.
+FIRST_MILLISECONDS = 100_000_000_000
+
+
+def check_events(account: "Account", items: list[Any], now: float) -> list[Complaint]:
+    return [(at, wrong) for at, item in enumerate(items) if (wrong := _wrong_with(account, item))]
+
+
+def _wrong_with(account: "Account", item: Any) -> str | None:
+    if not isinstance(item, dict):
+        return "must be an object"
+    if not isinstance(item.get("type"), str) or not item["type"].strip():
+        return "missing 'type' field"
+    if account.assumptions.event_action == "required" and not item.get("action"):
+        return "missing 'action' field"
+    identifiers, data = item.get("identifiers"), item.get("data", {})
+    if not isinstance(identifiers, dict):
+        return "identifiers must be an object"
+    if not isinstance(data, dict):
+        return "data must be an object"
+    return (
+        _wrong_with_identifiers(account, identifiers)
+        or _wrong_with_data(data)
+        or (_wrong_with_passthrough(account, item) if item["type"] == "passthrough" else None)
+    )
+
+
+def _wrong_with_identifiers(account: "Account", identifiers: dict[str, Any]) -> str | None:
+    unknown = [kind for kind in identifiers if kind not in account.schema.identifiers]
+    if unknown and account.assumptions.unknown_field == "refuse":
+        return f"unknown identifier {unknown[0]}"
+    found = known_identifiers(account.schema, identifiers)
+    return found if isinstance(found, str) else None
+
+
+def _wrong_with_data(data: dict[str, Any]) -> str | None:
+    for name, value in data.items():
+        if isinstance(value, str):
+            try:
+                checked_text(value)
+            except ValueError as wrong:
+                return f"{name} {wrong}"
+    ts = data.get("ts")
+    if ts is not None and (isinstance(ts, bool) or not isinstance(ts, (int, float))):
+        return "ts must be epoch seconds"
+    return None
+
+
+def _wrong_with_passthrough(account: "Account", item: dict[str, Any]) -> str | None:
+    data, identifiers = item.get("data", {}), item["identifiers"]
+    ts = data.get("ts")
+    if not account.passthrough:
+        return "passthrough audiences are not enabled for this account"
+    if len(identifiers) != 1 or not account.schema.is_high(next(iter(identifiers))):
+        return "a passthrough event has exactly one identifier, of high confidence"
+    if item.get("action") not in ("qualify", "disqualify"):
+        return "action must be qualify or disqualify"
+    if not isinstance(data.get("audience_id"), str) or not data["audience_id"]:
+        return "audience_id is required"
+    if isinstance(ts, bool) or not isinstance(ts, int) or not 0 < ts < FIRST_MILLISECONDS:
+        return "ts must be whole epoch seconds"
+    return None
+
+
+def apply_events(account: "Account", items: list[dict[str, Any]], at: float) -> None:
+    for item in items:
+        if item["type"] == "passthrough":
+            _apply_passthrough(account, item)
+        else:
+            _apply_event(account, item, at)
+
+
+def _apply_event(account: "Account", item: dict[str, Any], at: float) -> None:
+    identifiers = known_identifiers(account.schema, item["identifiers"])
+    if not isinstance(identifiers, str):
+        customer = account.customers.write(tuple(identifiers), identifiers)
+        data = item.get("data", {})
+        event = {**data, "type": item["type"], "action": item.get("action"), "ts": data.get("ts") or at}
+        customer.remember(event)
+
+
+def _apply_passthrough(account: "Account", item: dict[str, Any]) -> None:
+    """A membership is decided by `ts`; of two events in the same second the later to arrive counts."""
+    data = item["data"]
+    audience_id, ts = data["audience_id"], data["ts"]
+    members = account.passthrough_members.setdefault(next(iter(item["identifiers"].items())), {})
+    known = members.get(audience_id)
+    if known is None or ts >= known[0] or account.assumptions.passthrough_order == "arrival":
+        members[audience_id] = (ts, item["action"] == "qualify")

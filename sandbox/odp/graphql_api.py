@@ -1,0 +1,280 @@
+"""`/v3/graphql`: a real schema, made from the account's customer fields, executed by graphql-core."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    GraphQLArgument,
+    GraphQLBoolean,
+    GraphQLError,
+    GraphQLField,
+    GraphQLFloat,
+    GraphQLInt,
+    GraphQLList,
+    GraphQLNonNull,
+    GraphQLObjectType,
+    GraphQLOutputType,
+    GraphQLResolveInfo,
+    GraphQLSchema,
+    GraphQLString,
+    execute_sync,
+    parse,
+    validate,
+)
+
+from sandbox.odp.accounts import Account, Caller
+from sandbox.odp.customers import Customer
+from sandbox.odp.schema import Field
+from sandbox.odp.segments import Segment, population, qualifies
+
+LARGEST_PAGE = 1000
+DOCUMENTS_KEPT = 500
+Info = GraphQLResolveInfo[Caller]
+OWN_FIELDS = ("audiences", "list_member")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A customer, and by which identifier: passthrough memberships hang on the identifier."""
+
+    account: Account
+    customer: Customer | None
+    identifier: tuple[str, str]
+
+
+@dataclass(slots=True)
+class Built:
+    """The executable schema of one account at one version, with the queries already checked against it."""
+
+    version: tuple[Any, ...]
+    schema: GraphQLSchema
+    documents: dict[str, DocumentNode | list[GraphQLError]] = field(default_factory=dict)
+
+    def document(self, query: str) -> DocumentNode | list[GraphQLError]:
+        known = self.documents.get(query)
+        if known is None:
+            if len(self.documents) >= DOCUMENTS_KEPT:
+                self.documents.clear()
+            known = self.documents[query] = self._check(query)
+        return known
+
+    def _check(self, query: str) -> DocumentNode | list[GraphQLError]:
+        try:
+            document = parse(query)
+        except GraphQLError as error:
+            return [_classified(error, "InvalidSyntax")]
+        errors = validate(self.schema, document)
+        return [_classified(error, "ValidationError") for error in errors] if errors else document
+
+
+def answer_query(caller: Caller, body: Any) -> dict[str, Any]:
+    """The body of a 200: GraphQL puts errors next to the data."""
+    query = body.get("query") if isinstance(body, dict) else None
+    if not isinstance(query, str):
+        return {"errors": [_classified(GraphQLError("query is required"), "InvalidSyntax").formatted]}
+    built = _schema_of(caller.account)
+    document = built.document(query)
+    if isinstance(document, list):
+        return {"errors": [error.formatted for error in document]}
+    result = execute_sync(
+        built.schema,
+        document,
+        context_value=caller,
+        variable_values=body.get("variables") or {},
+        operation_name=body.get("operationName"),
+    )
+    return _formatted(result)
+
+
+def _formatted(result: ExecutionResult) -> dict[str, Any]:
+    shown: dict[str, Any] = {"data": result.data}
+    if result.errors:
+        shown["errors"] = [_classified(error, "DataFetchingException").formatted for error in result.errors]
+    return shown
+
+
+def _classified(error: GraphQLError, classification: str) -> GraphQLError:
+    error.extensions = {"classification": classification, **(error.extensions or {})}
+    return error
+
+
+def _schema_of(account: Account) -> Built:
+    version = (id(account.schema), account.schema.version, account.assumptions.graphql_scalars)
+    built = account.built_graphql
+    if not isinstance(built, Built) or built.version != version:
+        built = account.built_graphql = Built(version, _build(account))
+    return built
+
+
+def _build(account: Account) -> GraphQLSchema:
+    audience = GraphQLObjectType("Audience", _audience_fields)
+    connection = _connection(audience)
+    customer = GraphQLObjectType("Customer", {**_attribute_fields(account), **_membership_fields(connection)})
+    by = {kind: GraphQLArgument(GraphQLString) for kind in (*account.schema.identifiers, "zaius_id")}
+    query = {
+        "customer": GraphQLField(customer, args=by, resolve=_find_customer),
+        "audiences": GraphQLField(connection, args=_paging(), resolve=_all_audiences),
+        "audience": GraphQLField(
+            audience, args={"name": GraphQLArgument(GraphQLNonNull(GraphQLString))}, resolve=_one_audience
+        ),
+    }
+    return GraphQLSchema(GraphQLObjectType("Query", query))
+
+
+def _paging() -> dict[str, GraphQLArgument]:
+    return {"first": GraphQLArgument(GraphQLInt), "after": GraphQLArgument(GraphQLString)}
+
+
+def _audience_fields() -> dict[str, GraphQLField]:
+    estimate = GraphQLObjectType(
+        "PopulationEstimate",
+        {
+            "estimated_lower_bound": GraphQLField(GraphQLInt),
+            "estimated_upper_bound": GraphQLField(GraphQLInt),
+        },
+    )
+    return {
+        "name": GraphQLField(GraphQLString),
+        "description": GraphQLField(GraphQLString),
+        "state": GraphQLField(GraphQLString),
+        "is_ready": GraphQLField(GraphQLBoolean),
+        "population_estimate": GraphQLField(
+            estimate, args={"percent_error": GraphQLArgument(GraphQLFloat)}, resolve=_estimate
+        ),
+    }
+
+
+def _connection(audience: GraphQLObjectType) -> GraphQLObjectType:
+    edge = GraphQLObjectType("AudienceEdge", {"node": GraphQLField(audience), "cursor": GraphQLField(GraphQLString)})
+    info = GraphQLObjectType(
+        "PageInfo", {"hasNextPage": GraphQLField(GraphQLBoolean), "endCursor": GraphQLField(GraphQLString)}
+    )
+    edges = {"edges": GraphQLField(GraphQLList(edge)), "pageInfo": GraphQLField(info)}
+    return GraphQLObjectType("AudienceConnection", edges)
+
+
+def _membership_fields(connection: GraphQLObjectType) -> dict[str, GraphQLField]:
+    subset = {"subset": GraphQLArgument(GraphQLList(GraphQLString)), **_paging()}
+    member = GraphQLObjectType("ListMember", {"subscribed": GraphQLField(GraphQLBoolean)})
+    by_list = {"list_id": GraphQLArgument(GraphQLNonNull(GraphQLString))}
+    return {
+        "audiences": GraphQLField(connection, args=subset, resolve=_audiences_of),
+        "list_member": GraphQLField(member, args=by_list, resolve=_list_member),
+    }
+
+
+def _attribute_fields(account: Account) -> dict[str, GraphQLField]:
+    typed = account.assumptions.graphql_scalars == "typed"
+    shown = (each for each in account.schema.fields.values() if each.name not in OWN_FIELDS)
+    return {each.name: GraphQLField(_scalar(each, typed), resolve=_attribute(each)) for each in shown}
+
+
+def _scalar(of: Field, typed: bool) -> GraphQLOutputType:
+    if not typed:
+        return GraphQLString
+    by_type: dict[str, GraphQLOutputType] = {
+        "boolean": GraphQLBoolean,
+        "number": GraphQLFloat,
+        "timestamp": GraphQLFloat,
+        "vector": GraphQLList(GraphQLFloat),
+    }
+    return by_type.get(of.type, GraphQLString)
+
+
+def _attribute(of: Field) -> Callable[[Found, Info], Any]:
+    def resolve(found: Found, info: Info) -> Any:
+        caller = info.context
+        if not caller.is_private and not of.public_read:
+            if caller.account.assumptions.private_fields == "null":
+                return None
+            raise GraphQLError(f"field {of.name} is not readable with a public key")
+        if found.customer is None:
+            return None
+        value = found.customer.zaius_id if of.name == "zaius_id" else found.customer.record.get(of.name)
+        as_text = caller.account.assumptions.graphql_scalars == "strings" and value is not None
+        return str(value).lower() if as_text and isinstance(value, bool) else str(value) if as_text else value
+
+    return resolve
+
+
+def _find_customer(root: Any, info: Info, **by: str | None) -> Found:
+    account: Account = info.context.account
+    given = [(kind, value) for kind, value in by.items() if value is not None]
+    if len(given) != 1:
+        raise GraphQLError("Exception while fetching data (/customer) : exactly one identifier is required")
+    kind, value = given[0]
+    customer = account.customers.find(kind, value)
+    if customer is None and given[0] not in account.passthrough_members:
+        raise GraphQLError(
+            f"Exception while fetching data (/customer) : could not resolve _{kind} = {value}",
+            extensions={"code": "INVALID_IDENTIFIER_EXCEPTION", "classification": "DataFetchingException"},
+        )
+    return Found(account, customer, given[0])
+
+
+def _audiences_of(
+    found: Found,
+    info: Info,
+    subset: list[str | None] | None = None,
+    first: int | None = None,
+    after: str | None = None,
+) -> dict[str, Any]:
+    asked = found.account.segments if subset is None else dict.fromkeys(each for each in subset if each)
+    known = [found.account.segments[name] for name in asked if name in found.account.segments]
+    if len(known) < len(asked) and found.account.assumptions.unknown_segment == "error":
+        missing = next(name for name in asked if name not in found.account.segments)
+        raise GraphQLError(f"Exception while fetching data (/customer/audiences) : unknown audience {missing}")
+    inside = [each for each in known if qualifies(found.account, each, found.customer, found.identifier)]
+    return _page(found.account, inside, first, after, state="qualified")
+
+
+def _list_member(found: Found, info: Info, list_id: str) -> dict[str, Any] | None:
+    known = (found.customer.lists if found.customer else None) or {}
+    if list_id not in known:
+        return None
+    subscribed, _, consented = known[list_id]
+    return {"subscribed": subscribed and consented}
+
+
+def _all_audiences(root: Any, info: Info, first: int | None = None, after: str | None = None) -> dict[str, Any]:
+    account: Account = info.context.account
+    return _page(account, list(account.segments.values()), first, after, state=None)
+
+
+def _one_audience(root: Any, info: Info, name: str) -> dict[str, Any] | None:
+    account: Account = info.context.account
+    segment = account.segments.get(name)
+    return _node(account, segment, state=None) if segment else None
+
+
+def _page(
+    account: Account, segments: list[Segment], first: int | None, after: str | None, state: str | None
+) -> dict[str, Any]:
+    size = LARGEST_PAGE if first is None else first
+    if not 0 <= size <= LARGEST_PAGE:
+        raise GraphQLError(f"first must be between 0 and {LARGEST_PAGE}")
+    start = int(after) if after and after.isdecimal() else 0
+    page = segments[start : start + size]
+    edges = [{"node": _node(account, each, state), "cursor": str(start + at + 1)} for at, each in enumerate(page)]
+    end = str(start + len(page))
+    return {"edges": edges, "pageInfo": {"hasNextPage": start + size < len(segments), "endCursor": end}}
+
+
+def _node(account: Account, segment: Segment, state: str | None) -> dict[str, Any]:
+    return {
+        "name": segment.id,
+        "description": segment.description,
+        "state": state,
+        "is_ready": True,
+        "of": (account, segment),
+    }
+
+
+def _estimate(node: dict[str, Any], info: Info, percent_error: float | None = None) -> dict[str, int]:
+    """The sandbox counts; the bounds are as wide as the caller allows, around the true number."""
+    count = population(*node["of"])
+    slack = int(count * (percent_error or 0) / 100)
+    return {"estimated_lower_bound": count - slack, "estimated_upper_bound": count + slack}

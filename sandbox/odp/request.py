@@ -1,0 +1,59 @@
+"""One request, from its head to its parsed items."""
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from sandbox.odp.faults import Fault
+
+if TYPE_CHECKING:
+    from sandbox.odp.endpoints import Endpoint
+    from sandbox.odp.observe import Seen
+
+NOT_JSON = object()
+
+
+@dataclass(slots=True)
+class Request:
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes = b""
+    parsed: Any = NOT_JSON
+    fault: Fault | None = None
+    endpoint: "Endpoint | None" = None
+    seen: "Seen" = field(init=False)
+    # What the path's pattern captured, e.g. a segment's id.
+    named: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_head(cls, method: str, target: str, headers: dict[str, str]) -> "Request":
+        parts = urlsplit(target)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        return cls(method, unquote(parts.path), query, {name.lower(): value for name, value in headers.items()})
+
+    @property
+    def key(self) -> str:
+        return self.headers.get("x-api-key", "")
+
+    def shown_headers(self) -> dict[str, str]:
+        """What the log keeps: a key's secret half belongs in no log."""
+        public, dot, _ = self.key.partition(".")
+        hidden = {"x-api-key": f"{public}.***"} if dot else {}
+        return self.headers | hidden
+
+    def take_body(self, body: bytes) -> None:
+        self.body = body
+        if body:
+            try:
+                self.parsed = json.loads(body)
+            except ValueError:
+                self.parsed = NOT_JSON
+
+    @property
+    def items(self) -> list[Any]:
+        if isinstance(self.parsed, list):
+            return self.parsed
+        return [self.parsed] if isinstance(self.parsed, dict) else []

@@ -1,0 +1,183 @@
+"""HTTP in and out: a thread per connection, kept alive, one send per answer."""
+
+import random
+import select
+import socket
+import sys
+import time
+import traceback
+from email.utils import formatdate
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from sandbox.odp.answers import Answer, in_json
+from sandbox.odp.control import PREFIX, answer_control
+from sandbox.odp.request import Request
+from sandbox.odp.world import World
+
+LARGEST_BODY = 64_000_000
+PIECES_OF_A_DRIP = 10
+
+
+class Gone(Exception):
+    """The caller closed the connection before the request was complete."""
+
+
+class SandboxServer(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 512
+
+    def __init__(self, world: World, host: str, port: int, *, open_control: bool = False) -> None:
+        self.world = world
+        self.open_control = open_control
+        super().__init__((host, port), Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that hangs up is an everyday thing here; anything else is a bug worth its traceback."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def server_bind(self) -> None:
+        # Without the base class's reverse look-up of the host's name, which can take seconds where there's no DNS.
+        socket.socket.setsockopt(self.socket, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: SandboxServer
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Nothing per request: that is what /sandbox/requests is for."""
+
+    def serve(self) -> None:
+        try:
+            if self.path.startswith(PREFIX):
+                self._control()
+            else:
+                self._exchange()
+        except (Gone, ConnectionError):
+            self.close_connection = True
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = serve
+
+    def _control(self) -> None:
+        request = Request.from_head(self.command, self.path, dict(self.headers.items()))
+        request.take_body(self._body())
+        if self.server.open_control or self.client_address[0].startswith("127."):
+            self._send(answer_control(self.server.world, request))
+        else:
+            self._send(in_json(403, {"error": "controls answer on the loopback address only; see --open-control"}))
+
+    def _exchange(self) -> None:
+        world = self.server.world
+        request = world.arrival(self.command, self.path, dict(self.headers.items()))
+        status = None
+        try:
+            world.read(request, self._body())
+            answer = self._answer(request)
+            if answer is not None:
+                status = answer.status
+                self._reply(request, answer)
+        finally:
+            world.observer.end(request.seen, status) if request.seen.status is None else None
+            world.visibility.nudge() if world.visibility.shuffled else None
+
+    def _answer(self, request: Request) -> Answer | None:
+        """None when the script says to hang up."""
+        world = self.server.world
+        fault = world.strike(request)
+        then = fault.then if fault else {}
+        self._wait(request, float(then.get("delay_seconds", 0)) + random.uniform(*world.options.latency))
+        if then.get("close") == "before":
+            self._hang_up(request)
+            return None
+        try:
+            answer = world.answer(request)
+        except Exception as bug:  # noqa: BLE001 - a bug of the sandbox must look like one, not like a dropped line
+            traceback.print_exc()
+            answer = in_json(500, {"message": f"the sandbox itself failed: {bug!r}"})
+        if then.get("close") == "after":
+            self._hang_up(request)
+            return None
+        return answer
+
+    def _hang_up(self, request: Request) -> None:
+        """Without an answer, and so that the caller notices at once."""
+        self.server.world.observer.end(request.seen, None)
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _reply(self, request: Request, answer: Answer) -> None:
+        drip = float(request.fault.then.get("drip_seconds", 0)) if request.fault else 0.0
+        data = self._encoded(answer)
+        for piece in _pieces(data[:-1]) if drip else ():
+            self.connection.sendall(piece)
+            self._wait(request, drip / PIECES_OF_A_DRIP)
+        self.server.world.observer.end(request.seen, answer.status)
+        self.connection.sendall(data[-1:] if drip else data)
+
+    def _send(self, answer: Answer) -> None:
+        self.connection.sendall(self._encoded(answer))
+
+    def _encoded(self, answer: Answer) -> bytes:
+        head = [
+            f"HTTP/1.1 {answer.status} {_phrase(answer.status)}",
+            f"Date: {formatdate(usegmt=True)}",
+            f"Content-Type: {answer.content_type}",
+            f"Content-Length: {len(answer.body)}",
+            *(f"{name}: {value}" for name, value in answer.headers),
+        ]
+        if self.close_connection:
+            head.append("Connection: close")
+        return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + answer.body
+
+    def _wait(self, request: Request, seconds: float) -> None:
+        """Sleep, but notice when the caller gives up: from then on the request isn't in flight any more."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            readable, _, _ = select.select([self.connection], [], [], left)
+            if not readable:
+                return
+            if not self.connection.recv(1, socket.MSG_PEEK):
+                self.server.world.observer.client_left(request.seen)
+            time.sleep(max(0.0, until - time.monotonic()))
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return self._chunks()
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > LARGEST_BODY:
+            raise Gone
+        return self._exactly(int(length))
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(100).partition(b";")[0].strip() or b"0", 16):
+            body += self._exactly(size)
+            self._exactly(2)
+        self._exactly(2)
+        return body
+
+    def _exactly(self, size: int) -> bytes:
+        data = self.rfile.read(size)
+        if len(data) < size:
+            raise Gone
+        return data
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Status"
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    size = max(1, -(-len(data) // PIECES_OF_A_DRIP))
+    return [data[at : at + size] for at in range(0, len(data), size)]
