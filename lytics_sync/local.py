@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         with stack.claim_folder():
             return _run(stack, mode)
     except Trouble as trouble:
-        say(str(trouble))
+        print(trouble, file=sys.stderr)
         return 1
     except OSError as error:
         # The one that is left, as a rule: the disk has filled up since it was looked at.
-        say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+        print(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", file=sys.stderr)
         return 1
 
 
@@ -61,19 +61,20 @@ def _run(stack: Stack, mode: str) -> int:
     fleet.listen_to_signals()
     try:
         _bring_up(stack, fleet, with_sandbox=mode != "up")
-        equal = mode == "up" or _showcase(stack, fleet, again=mode == "demo")
-        if mode == "demo":
-            return 0 if equal else 1
-        say("\nRunning. Ctrl-C stops everything.")
-        fleet.wait(lambda: False)
+        if mode == "up":
+            _tell_how_to_connect(stack)
+        else:
+            equal = _showcase(stack, fleet, again=mode == "demo")
+            if mode == "demo":
+                return 0 if equal else 1
+        say("\nRunning; Ctrl-C stops everything.")
+        fleet.wait_for_ever()
     except AskedToStop:
         say("\nStopping …")
         return 130 if mode == "demo" else 0
     finally:
         fleet.stop()
         (stack.folder / "run" / "runner.pid").unlink(missing_ok=True)
-        say("Stopped; nothing is left running.")
-    raise AssertionError("waiting for ever has ended")
 
 
 # --- Bringing it up ------------------------------------------------------------------------------------------
@@ -137,8 +138,7 @@ def _tell_admin(stack: Stack, fleet: Fleet) -> None:
     tell("Logs", str(stack.folder / "log"))
 
 
-def how_to_connect(stack: Stack) -> None:
-    """What to do next with a stack that has no install yet."""
+def _tell_how_to_connect(stack: Stack) -> None:
     say("\nTo connect a Lytics account to an ODP account, in another terminal:")
     elsewhere = f"DATA_DIR={shlex.quote(str(stack.folder))} " if os.environ.get("DATA_DIR") else ""
     say(f"  {elsewhere}.venv/bin/python manage.py create_install NAME --odp-api-key PRIVATE_KEY --odp-host URL")

@@ -5,6 +5,7 @@ Everything happens in the main thread, in steps of a twentieth of a second. The 
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 Process = subprocess.Popen[bytes]
 
@@ -127,6 +128,11 @@ class Fleet:
                 return False
             self._step()
         return True
+
+    def wait_for_ever(self) -> NoReturn:
+        """Keep the children running until ``AskedToStop``."""
+        while True:
+            self._step()
 
     def run(self, program: Program, *, each: Callable[[Path], None] = lambda _log: None) -> tuple[int, str]:
         """Run ``program`` to its end beside the children; its exit code and what it wrote to stdout.
@@ -265,10 +271,13 @@ def belongs_to(pid: int, folder: Path) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now. Somebody may before we do; whoever asked then fails to start and says so."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, from below those that the kernel gives to outgoing connections.
+
+    Somebody may listen before we do; whoever asked then fails to start and says so.
+    """
+    while not is_free(port := random.randrange(20_000, 30_000)):  # noqa: S311 — not a secret
+        continue
+    return port
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
