@@ -1,10 +1,11 @@
-"""Reading settings from the environment: four readers that fail loudly, and the local stack's own file.
+"""Reading settings from the environment: a few readers that fail loudly, and the local stack's own file.
 
 A setting is looked for in the process environment first, then in ``$DATA_DIR/local.env``, which the local
 runner writes (mode 0600) when it makes this checkout's secrets and starts the embedded servers. So
 ``python manage.py …`` in a second terminal talks to the stack that ``make run`` started.
 """
 
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,18 @@ def flag(name: str, default: bool) -> bool:
     if value not in words:
         raise ImproperlyConfigured(f"{name} must be one of {', '.join(words)}, not {value!r}.")
     return words[value]
+
+
+def json_object(name: str) -> dict[str, object] | None:
+    """The setting ``name`` as a JSON object, or None when it isn't set (``ImproperlyConfigured`` for anything else)."""
+    value = text(name, "{}")
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} must be a JSON object, not {value[:60]!r}.") from error
+    if not isinstance(parsed, dict):
+        raise ImproperlyConfigured(f"{name} must be a JSON object, not {value[:60]!r}.")
+    return parsed or None
 
 
 def words(name: str, default: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from django.urls import reverse_lazy
 
 from lytics_sync import env
 
+VERSION = "0.1.0"
 BASE_DIR = env.PROJECT_DIR
 DATA_DIR = env.data_dir()
 
@@ -47,6 +48,9 @@ BRAKE_LONGEST_SECONDS = env.seconds("BRAKE_LONGEST_SECONDS", 60)
 # How often a refused ODP key, or a host that does not answer as ODP, is tried again.
 PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
 
+# The body of a passthrough audience's definition, as JSON: what ODP expects there is not published.
+ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")
+
 # --- Servers -------------------------------------------------------------------------------------------------
 
 
@@ -71,6 +75,27 @@ def _database(url: str) -> dict[str, object]:
 DATABASES = {"default": _database(env.text("DATABASE_URL"))}
 REDIS_URL = env.text("REDIS_URL")
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+
+# Celery carries hints that are worthless after seconds; what has to last stands in PostgreSQL.
+CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 60,
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+    "health_check_interval": 10,
+    "global_keyprefix": "lytics-sync:",
+}
+CELERY_BROKER_POOL_LIMIT = 4
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_PUBLISH_RETRY = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_TASK_DEFAULT_QUEUE = "drain"
+CELERY_BEAT_SCHEDULE = {
+    "sweep": {"task": "workers.tasks.sweep", "schedule": SWEEP_SECONDS, "options": {"expires": SWEEP_SECONDS * 2}},
+}
 
 # --- Django --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,26 @@
+"""Who calls: an install's public id in the URL and one of its tokens in the header."""
+
+from typing import Any
+
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+
+from audiences import tokens
+from audiences.models import Install, Token
+
+
+class TokenAuthentication(BaseAuthentication):
+    """``Authorization: Bearer <token>``, or the token alone. Anything wrong is one 401 that tells nothing apart."""
+
+    def authenticate(self, request: Request) -> tuple[Install, Token]:
+        public_id: Any = (request.parser_context or {}).get("kwargs", {}).get("public_id", "")
+        authorization = request.META.get("HTTP_AUTHORIZATION", "")
+        found = tokens.authenticate(public_id=public_id, authorization=authorization)
+        if found is None:
+            raise AuthenticationFailed("This URL and this token do not belong together.")
+        return found
+
+    def authenticate_header(self, request: Request) -> str:
+        """Without it, DRF would answer 403."""
+        return "Bearer"

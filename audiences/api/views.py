@@ -1,0 +1,87 @@
+"""The webhook that Lytics calls.
+
+It answers 200 when all of a call is committed, 401 to strangers, 405 to other methods, and otherwise 503 with
+``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
+"""
+
+from typing import Any, cast
+
+import structlog
+from django.conf import settings
+from django.http.request import UnreadablePostError
+from rest_framework.exceptions import AuthenticationFailed, MethodNotAllowed
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from audiences import backlog, ingest, tokens
+from audiences.api import body
+from audiences.api.authentication import TokenAuthentication
+from audiences.models import Install, Token
+
+log = structlog.get_logger(__name__)
+
+
+def come_back_later(detail: str) -> Response:
+    """503: Lytics sleeps for as long as asked, counts no error and sends the same call again."""
+    return Response({"detail": detail}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
+
+
+class WebhookView(APIView):
+    """``POST /webhooks/lytics/<install public id>``; PUT and PATCH are taken alike, a job can be set to them."""
+
+    authentication_classes = [TokenAuthentication]
+    http_method_names = ["post", "put", "patch"]
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        # Before the token is looked at: a job left on GET must show as 405 and must never look received.
+        if (request.method or "").lower() not in self.http_method_names:
+            raise MethodNotAllowed(request.method or "")
+        super().initial(request, *args, **kwargs)
+
+    def post(self, request: Request, public_id: str) -> Response:
+        install, token = cast(Install, request.user), cast(Token, request.auth)
+        if not install.enabled:
+            return come_back_later("This install is switched off.")
+        if backlog.is_too_high(install.pk):
+            return come_back_later("Too many events wait for ODP.")
+        try:
+            content = body.read(request)
+        except body.TooLargeError:
+            log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
+            return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
+        source = request.META.get("REMOTE_ADDR") or None
+        received = ingest.receive(install, content, source=source)
+        tokens.note_use(token, source=source)
+        return Response(
+            {
+                "received": received.received,
+                "queued": received.queued,
+                "parked": received.parked,
+                "skipped": received.skipped,
+                "parked_reasons": received.parked_reasons,
+            }
+        )
+
+    put = post
+    patch = post
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Whatever goes wrong is no reason for Lytics to drop a batch: it is asked to come again."""
+        if isinstance(exc, (AuthenticationFailed, MethodNotAllowed)):
+            return super().handle_exception(exc)
+        if isinstance(exc, UnreadablePostError):
+            log.info("the caller hung up in the middle of its call")
+        else:
+            log.exception("call not stored", error=type(exc).__name__)
+        return come_back_later("The call could not be stored.")
+
+
+class UnknownWebhookView(APIView):
+    """Any other URL below /webhooks/: 401, as for an unknown install, because 404 is never tried again."""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        raise AuthenticationFailed("There is no webhook at this URL.")
+
+    def get_authenticate_header(self, request: Request) -> str:
+        return "Bearer"

@@ -1,0 +1,109 @@
+"""What no constraint can hold because it spans rows: the log has no gap, no cursor overtakes it, the ledger is its fold."""
+
+from dataclasses import dataclass
+
+from django.db import connection, transaction
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken truth: its name, the audience's ODP id, and what was seen."""
+
+    truth: str
+    audience: str
+    seen: str
+
+
+_GAPS = """
+SELECT audience.odp_id, format('%s events from %s to %s, last number %s',
+    count(*), min(event.sequence), max(event.sequence), audience.last_sequence)
+FROM audiences_audience AS audience JOIN audiences_event AS event ON event.audience_id = audience.id
+GROUP BY audience.id
+HAVING max(event.sequence) <> audience.last_sequence
+    OR count(*) <> max(event.sequence) - min(event.sequence) + 1
+    OR min(event.sequence) <> 1
+UNION ALL
+SELECT audience.odp_id, format('no events, last number %s', audience.last_sequence)
+FROM audiences_audience AS audience
+WHERE audience.last_sequence > 0
+    AND NOT EXISTS (SELECT FROM audiences_event AS event WHERE event.audience_id = audience.id)
+"""
+
+_CURSORS = """
+SELECT audience.odp_id, format('cursor %s, last number %s', lane.delivered_sequence, audience.last_sequence)
+FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+WHERE lane.delivered_sequence > audience.last_sequence
+"""
+
+# A request of which ODP took a part leaves the ledger ahead of the cursor by the events that its rows name.
+_LEDGER = """
+WITH decided AS (
+    SELECT DISTINCT ON (event.audience_id, event.identifier)
+        event.audience_id, event.identifier, event.kind <> 0 AS is_member, event.occurred_ns
+    FROM audiences_event AS event
+    JOIN audiences_lane AS lane ON lane.audience_id = event.audience_id
+    LEFT JOIN audiences_membership AS held
+        ON held.audience_id = event.audience_id AND held.identifier = event.identifier
+    WHERE event.sequence <= lane.delivered_sequence OR event.sequence = held.sequence
+    ORDER BY event.audience_id, event.identifier, event.occurred_ns DESC, (event.kind = 0) DESC
+)
+SELECT audience.odp_id, format('%s: the log says %s at %s, the ledger %s at %s',
+    coalesce(decided.identifier, held.identifier),
+    decided.is_member, decided.occurred_ns, held.is_member, held.occurred_ns)
+FROM decided FULL JOIN audiences_membership AS held
+    ON held.audience_id = decided.audience_id AND held.identifier = decided.identifier
+JOIN audiences_audience AS audience ON audience.id = coalesce(decided.audience_id, held.audience_id)
+WHERE decided.is_member IS DISTINCT FROM held.is_member OR decided.occurred_ns IS DISTINCT FROM held.occurred_ns
+"""
+
+_MEMBERS = """
+SELECT audience.odp_id, format('%s members counted, %s in the ledger', lane.member_count, count(held.identifier))
+FROM audiences_lane AS lane
+JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+LEFT JOIN audiences_membership AS held ON held.audience_id = lane.audience_id AND held.is_member
+GROUP BY audience.id, lane.audience_id
+HAVING lane.member_count <> count(held.identifier)
+"""
+
+# Every number up to the cursor lies in a run that came to an end of its own, not in one nobody knows the end of.
+_HISTORY = """
+WITH covered AS (
+    SELECT run.audience_id, range_agg(int8range(run.first_sequence, run.last_sequence, '[]')) AS numbers
+    FROM audiences_run AS run WHERE run.outcome IN ('delivered', 'refused') GROUP BY run.audience_id
+)
+SELECT audience.odp_id, format('runs cover %s, the cursor stands at %s', covered.numbers, lane.delivered_sequence)
+FROM audiences_lane AS lane
+JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+LEFT JOIN covered ON covered.audience_id = lane.audience_id
+WHERE lane.delivered_sequence > 0
+    AND NOT coalesce(covered.numbers @> int8range(1, lane.delivered_sequence, '[]'), false)
+"""
+
+_REFUSED = """
+SELECT audience.odp_id, format('%s is parked as refused and the ledger does not say so', parked.identifier)
+FROM audiences_parked AS parked
+JOIN audiences_audience AS audience ON audience.id = parked.audience_id
+LEFT JOIN audiences_membership AS held
+    ON held.audience_id = parked.audience_id AND held.identifier = parked.identifier
+WHERE parked.closed_at IS NULL AND parked.sequence IS NOT NULL AND held.refused IS DISTINCT FROM true
+"""
+
+TRUTHS = {
+    "no gap in a lane": _GAPS,
+    "cursor not past the last number": _CURSORS,
+    "ledger is the fold of the delivered log": _LEDGER,
+    "members counted as in the ledger": _MEMBERS,
+    "every delivered event lies in a run": _HISTORY,
+    "every refused item is in the ledger as refused": _REFUSED,
+}
+
+
+def audit() -> list[Finding]:
+    """Check every truth on one snapshot of the database; an empty list when all hold. Reads the whole log."""
+    findings = []
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for truth, statement in TRUTHS.items():
+            cursor.execute(statement)
+            findings.extend(Finding(truth, *row) for row in cursor.fetchall())
+    return findings

@@ -1,0 +1,71 @@
+"""System checks: what has to hold between settings, each under an id of its own so that it can be looked up."""
+
+from urllib.parse import urlsplit
+
+from cryptography.fernet import Fernet
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+
+# What a worker needs after an answer and before its lease ends, in seconds: the settle, and a busy machine.
+SETTLE_SECONDS = 2.0
+
+
+@register()
+def deadline_within_lease(**kwargs: object) -> list[CheckMessage]:
+    if settings.DELIVERY_DEADLINE_SECONDS + SETTLE_SECONDS <= settings.LEASE_SECONDS:
+        return []
+    return [
+        Error(
+            "LEASE_SECONDS must be at least two more than DELIVERY_DEADLINE_SECONDS.",
+            hint="A request that outlives its lease could overtake the next one of the same audience.",
+            id="audiences.E001",
+        )
+    ]
+
+
+@register()
+def encryption_keys_usable(**kwargs: object) -> list[CheckMessage]:
+    errors: list[CheckMessage] = []
+    if not settings.FIELD_ENCRYPTION_KEYS:
+        errors.append(Error("FIELD_ENCRYPTION_KEYS is empty.", hint="See .env.example.", id="audiences.E002"))
+    for position, key in enumerate(settings.FIELD_ENCRYPTION_KEYS, start=1):
+        try:
+            Fernet(key)
+        except ValueError:
+            errors.append(
+                Error(
+                    f"Key {position} of FIELD_ENCRYPTION_KEYS is no Fernet key.",
+                    hint="32 random bytes in URL-safe base64, as Fernet.generate_key() makes them.",
+                    id="audiences.E003",
+                )
+            )
+    return errors
+
+
+@register()
+def body_limit_holds_a_batch(**kwargs: object) -> list[CheckMessage]:
+    """Lytics sends up to 1,000 records of up to 1 MB; 300 small ones are usual. Below 1 MB even those don't fit."""
+    if settings.WEBHOOK_BODY_LIMIT >= 1_000_000:
+        return []
+    return [
+        Error(
+            "WEBHOOK_BODY_LIMIT is below 1,000,000 bytes.",
+            hint="One batch of 300 events would not fit, and Lytics would send it for ever.",
+            id="audiences.E004",
+        )
+    ]
+
+
+@register(deploy=True)
+def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
+    parts = urlsplit(settings.PUBLIC_URL)
+    if parts.scheme == "https" or parts.hostname in ("127.0.0.1", "localhost", "::1"):
+        return []
+    return [Error("PUBLIC_URL must start with https:// — Lytics calls nothing else.", id="audiences.E005")]
+
+
+@register()
+def brake_grows(**kwargs: object) -> list[CheckMessage]:
+    if settings.BRAKE_FIRST_SECONDS <= settings.BRAKE_LONGEST_SECONDS:
+        return []
+    return [Error("BRAKE_FIRST_SECONDS must not exceed BRAKE_LONGEST_SECONDS.", id="audiences.E006")]

@@ -1,0 +1,79 @@
+"""The fold: from events in any order, repeated or not, to what each customer's membership is. Pure.
+
+The later transition time wins and an exit wins a tie, so arrival order, repeats and the cutting into runs make no
+difference: the fold is commutative, associative and idempotent.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lytics.payload import Kind
+
+
+class Entry(NamedTuple):
+    """An event, as far as the fold is concerned."""
+
+    sequence: int
+    identifier: str
+    kind: int
+    occurred_ns: int
+    forced: bool = False
+
+
+class Held(NamedTuple):
+    """What the ledger holds of one identifier in one audience."""
+
+    is_member: bool
+    occurred_ns: int
+    refused: bool = False
+
+
+@dataclass
+class Folded:
+    """One run, folded. ``send`` has to go to ODP; ``affirmed`` is newer than the ledger and changes nothing in ODP."""
+
+    send: list[Entry] = field(default_factory=list)
+    affirmed: list[Entry] = field(default_factory=list)
+
+
+def precedence(entry: Entry) -> tuple[int, bool]:
+    """Which of two events of one membership decides it: the greater one."""
+    return entry.occurred_ns, entry.kind == Kind.EXIT
+
+
+def newest(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """The deciding event of each identifier. Among equals one that must be sent again, then an enter, speaks."""
+    winners: dict[str, Entry] = {}
+    for entry in entries:
+        other = winners.get(entry.identifier)
+        if other is None or _rank(entry) > _rank(other):
+            winners[entry.identifier] = entry
+    return winners
+
+
+def _rank(entry: Entry) -> tuple[int, bool, bool, bool, int]:
+    return *precedence(entry), entry.forced, entry.kind == Kind.ENTER, entry.sequence
+
+
+def fold(entries: Iterable[Entry], ledger: Mapping[str, Held]) -> Folded:
+    """What is left to do of a run, given the ledger of its audience.
+
+    An exit of somebody whom the ledger has never seen is sent: they may be a member from before our time. A change
+    of a known member is not: nothing in ODP would differ.
+    """
+    folded = Folded()
+    for identifier, entry in newest(entries).items():
+        held = ledger.get(identifier)
+        if held is not None and not _decides(entry, held):
+            continue
+        if held is not None and held.is_member and not held.refused and entry.kind == Kind.CHANGE and not entry.forced:
+            folded.affirmed.append(entry)
+        else:
+            folded.send.append(entry)
+    return folded
+
+
+def _decides(entry: Entry, held: Held) -> bool:
+    ours, theirs = precedence(entry), (held.occurred_ns, not held.is_member)
+    return ours > theirs or (ours == theirs and entry.forced)

@@ -1,0 +1,25 @@
+"""Making an install, and what its owner pastes into Lytics."""
+
+from django.conf import settings
+from django.db import transaction
+from django.urls import reverse
+
+from audiences import tokens
+from audiences.models import Install, Token
+
+
+def create(install: Install) -> Token:
+    """Validate and store a new install together with its first token. Raises ``ValidationError``."""
+    install.full_clean()
+    with transaction.atomic():
+        install.save(force_insert=True)
+        return tokens.create(install)
+
+
+def webhook_url(install: Install) -> str:
+    return str(settings.PUBLIC_URL) + reverse("webhook", args=[install.public_id])
+
+
+def authorization(token: Token) -> str:
+    """The value of the ``Authorization`` header."""
+    return f"Bearer {token.secret}"

@@ -1,0 +1,395 @@
+"""What is stored, and what PostgreSQL itself refuses to store. The words are those of docs/glossary.md.
+
+One writer per fact: ``ingest`` creates Events and Receipts, ``lanes`` writes Lanes, Runs, Deliveries and the ledger,
+``brake`` the brake of an Install. State shown to people is derived from these facts (``audiences/state.py``).
+"""
+
+import secrets
+from datetime import datetime
+
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import F, Q
+from django.utils.timezone import now
+
+from audiences.secrets import EncryptedTextField
+from lytics import times
+from odp.outcomes import Outcome
+
+
+def new_public_id() -> str:
+    return secrets.token_hex(8)
+
+
+class Install(models.Model):
+    """One Lytics account connected to one ODP account: its settings and its brake."""
+
+    class Region(models.TextChoices):
+        FROM_KEY = "", "as the key says"
+        US = "us", "United States"
+        EU = "eu", "Europe"
+        AU = "au", "Asia-Pacific"
+
+    class Mechanism(models.TextChoices):
+        ATTRIBUTE = "attribute", "Customer attribute (one boolean field per audience)"
+        LIST = "list", "List membership"
+        PASSTHROUGH = "passthrough", "Passthrough audience (must be enabled for the ODP account)"
+
+    public_id = models.CharField(max_length=32, unique=True, default=new_public_id, editable=False)
+    name = models.CharField(max_length=100)
+    enabled = models.BooleanField(default=True, help_text="When off, Lytics is asked to come back later.")
+    region = models.CharField("ODP region", max_length=2, choices=Region, blank=True, default=Region.FROM_KEY)
+    odp_host = models.URLField(
+        "ODP host", blank=True, help_text="Only when it is not the region's own, for example a sandbox."
+    )
+    odp_api_key = EncryptedTextField("ODP private API key")
+    identifier_field = models.CharField(
+        "customer identifier field",
+        max_length=100,
+        default="_id",
+        validators=[RegexValidator(r"^(?!segment_events$)[^\s]+$", "A profile field's name has no blanks.")],
+        help_text="The Lytics profile field whose value ODP stores as fs_user_id and web_user_id. "
+        "_id is the Lytics ID; a field that holds a list gives one customer per value.",
+    )
+    allow_top_level_identifier = models.BooleanField(
+        default=False, help_text="Also look for the identifier beside data, not only in it."
+    )
+    mechanism = models.CharField(max_length=12, choices=Mechanism, default=Mechanism.ATTRIBUTE)
+    batch_size = models.PositiveSmallIntegerField(
+        default=500,
+        validators=[MinValueValidator(1), MaxValueValidator(500)],
+        help_text="Items in one request. ODP documents 500; vendor clients send 100.",
+    )
+    requests_per_second = models.PositiveSmallIntegerField(
+        default=10,
+        help_text="ODP documents 10 a second for profiles and lists. 0 turns the pace off.",
+    )
+    max_in_flight = models.PositiveSmallIntegerField(
+        default=20, validators=[MinValueValidator(1)], help_text="Requests under way at once, over all workers."
+    )
+    created_at = models.DateTimeField(default=now, editable=False)
+
+    brake_since_at = models.DateTimeField(null=True, editable=False)
+    brake_until_at = models.DateTimeField(null=True, editable=False)
+    brake_reason = models.TextField(blank=True, editable=False)
+    brake_failures = models.PositiveIntegerField(default=0, editable=False)
+    # The largest request that ODP took after it called a larger one too large.
+    learned_batch_size = models.PositiveSmallIntegerField(null=True, editable=False)
+
+    class Meta:
+        ordering = ["name", "id"]
+        constraints = [
+            models.CheckConstraint(
+                name="braked_install_says_why",
+                condition=Q(brake_until_at=None, brake_since_at=None, brake_failures=0)
+                | Q(brake_until_at__isnull=False, brake_since_at__isnull=False, brake_failures__gt=0)
+                & ~Q(brake_reason=""),
+            ),
+            models.CheckConstraint(
+                name="batch_size_within_odp_limit", condition=Q(batch_size__gte=1, batch_size__lte=500)
+            ),
+            models.CheckConstraint(name="at_least_one_request_in_flight", condition=Q(max_in_flight__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Token(models.Model):
+    """A secret that Lytics sends in its request header. Two may live at once, so that one can be rotated in peace."""
+
+    install = models.ForeignKey(Install, on_delete=models.CASCADE, related_name="tokens")
+    slot = models.PositiveSmallIntegerField()
+    digest = models.CharField(max_length=64, unique=True)
+    secret = EncryptedTextField()
+    created_at = models.DateTimeField(default=now)
+    expires_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+    last_used_at = models.DateTimeField(null=True)
+    last_used_from = models.GenericIPAddressField(null=True)
+
+    class Meta:
+        ordering = ["install", "-created_at"]
+        constraints = [
+            models.CheckConstraint(name="token_slot_is_one_or_two", condition=Q(slot__in=[1, 2])),
+            models.UniqueConstraint(
+                name="two_live_tokens_per_install", fields=["install", "slot"], condition=Q(revoked_at=None)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"token {self.slot} of {self.install}"
+
+
+class Audience(models.Model):
+    """A Lytics audience, known by its segment id, and its ODP twin. ``slug`` is what the ODP id was made from."""
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="audiences")
+    segment_id = models.CharField(max_length=512)
+    slug = models.CharField(max_length=512)
+    latest_slug = models.CharField(max_length=512)
+    odp_id = models.CharField("ODP id", max_length=540)
+    last_sequence = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField(default=now)
+    provisioned_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["install", "odp_id"]
+        constraints = [
+            models.UniqueConstraint(name="one_audience_per_segment", fields=["install", "segment_id"]),
+            models.UniqueConstraint(name="one_audience_per_odp_id", fields=["install", "odp_id"]),
+            models.CheckConstraint(name="sequence_starts_at_zero", condition=Q(last_sequence__gte=0)),
+        ]
+
+    def __str__(self) -> str:
+        return self.odp_id
+
+
+class Lane(models.Model):
+    """An audience's place in delivery: cursor, lease, pause, block. Written by ``audiences/lanes.py`` alone."""
+
+    audience = models.OneToOneField(Audience, on_delete=models.PROTECT, primary_key=True)
+    delivered_sequence = models.BigIntegerField(default=0)
+    member_count = models.BigIntegerField(default=0)
+    last_served_at = models.DateTimeField(null=True)
+    lease_token = models.UUIDField(null=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    paused_at = models.DateTimeField(null=True)
+    paused_by = models.CharField(max_length=150, blank=True)
+    pause_reason = models.TextField(blank=True)
+    blocked_at = models.DateTimeField(null=True)
+    block_reason = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="lease_token_and_expiry_together",
+                condition=Q(lease_token=None, lease_expires_at=None)
+                | Q(lease_token__isnull=False, lease_expires_at__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="paused_lane_says_who_and_why",
+                condition=Q(paused_at=None, paused_by="", pause_reason="")
+                | (Q(paused_at__isnull=False) & ~Q(paused_by="") & ~Q(pause_reason="")),
+            ),
+            models.CheckConstraint(
+                name="blocked_lane_says_why",
+                condition=Q(blocked_at=None, block_reason="") | (Q(blocked_at__isnull=False) & ~Q(block_reason="")),
+            ),
+            models.CheckConstraint(name="cursor_starts_at_zero", condition=Q(delivered_sequence__gte=0)),
+            models.CheckConstraint(name="no_negative_member_count", condition=Q(member_count__gte=0)),
+        ]
+
+    def __str__(self) -> str:
+        return f"lane of {self.audience}"
+
+
+class Receipt(models.Model):
+    """One webhook call as it arrived, with its counts. The verdict is read from them."""
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="receipts")
+    received_at = models.DateTimeField(default=now)
+    source = models.GenericIPAddressField(null=True)
+    job = models.CharField("Lytics job", max_length=512, blank=True)
+    bytes = models.PositiveIntegerField()
+    messages = models.PositiveIntegerField()
+    queued = models.PositiveIntegerField()
+    parked = models.PositiveIntegerField()
+    skipped = models.PositiveIntegerField()
+    parked_reasons = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["install", "-id"], name="receipts_of_an_install")]
+
+    def __str__(self) -> str:
+        return f"call {self.pk}"
+
+    @property
+    def verdict(self) -> str:
+        if self.parked:
+            return "partly parked" if self.queued else "parked"
+        return "queued" if self.queued else "empty"
+
+
+class Event(models.Model):
+    """One fact: this identifier entered or left this audience at this time. Never edited; created by ``ingest`` alone.
+
+    The two foreign keys are not checked row by row: the insert joins the audience rows that it has just locked,
+    and 300 look-ups a call would double what a call costs.
+    """
+
+    class Kind(models.IntegerChoices):
+        EXIT = 0, "exit"
+        ENTER = 1, "enter"
+        CHANGE = 2, "change"
+
+    pk = models.CompositePrimaryKey("audience_id", "sequence")
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    sequence = models.BigIntegerField()
+    identifier = models.TextField()
+    kind = models.SmallIntegerField(choices=Kind)
+    # Nanoseconds since the epoch on Lytics' clock: microseconds would make ties that Lytics did not.
+    occurred_ns = models.BigIntegerField()
+    received_at = models.DateTimeField()
+    # Send even when the ledger already agrees: set by release, replay and resync.
+    forced = models.BooleanField(default=False)
+    receipt = models.ForeignKey(Receipt, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(name="event_sequence_starts_at_one", condition=Q(sequence__gte=1)),
+            models.CheckConstraint(name="event_kind_is_known", condition=Q(kind__in=[0, 1, 2])),
+        ]
+
+    def __str__(self) -> str:
+        return f"event {self.sequence} of audience {self.audience_id}"
+
+    @property
+    def occurred_at(self) -> datetime:
+        return times.moment(self.occurred_ns)
+
+
+class Membership(models.Model):
+    """The ledger: whether this identifier is a member of this audience, and as of when on Lytics' clock.
+
+    ``sequence`` is the event that says so. ``refused`` means that ODP did not take this newest truth; it is parked.
+    """
+
+    pk = models.CompositePrimaryKey("audience_id", "identifier")
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    identifier = models.TextField()
+    is_member = models.BooleanField()
+    occurred_ns = models.BigIntegerField()
+    sequence = models.BigIntegerField()
+    refused = models.BooleanField(default=False)
+
+    def __str__(self) -> str:
+        return f"{self.identifier} in audience {self.audience_id}: {self.is_member}"
+
+    @property
+    def occurred_at(self) -> datetime:
+        return times.moment(self.occurred_ns)
+
+
+OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
+
+
+class Delivery(models.Model):
+    """One request to ODP and what came back. It is stored open before the request starts."""
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="deliveries")
+    endpoint = models.CharField(max_length=60)
+    opened_at = models.DateTimeField()
+    closed_at = models.DateTimeField(null=True)
+    outcome = models.CharField(max_length=12, choices=OUTCOMES, blank=True)
+    status = models.PositiveSmallIntegerField(null=True)
+    items = models.PositiveIntegerField()
+    bytes = models.PositiveIntegerField()
+    latency_ms = models.PositiveIntegerField(null=True)
+    reason = models.TextField(blank=True)
+    answer = models.TextField(blank=True)
+    worker = models.CharField(max_length=100)
+    version = models.CharField(max_length=20)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "deliveries"
+        indexes = [models.Index(fields=["install", "-id"], name="deliveries_of_an_install")]
+        constraints = [
+            models.CheckConstraint(
+                name="closed_delivery_has_outcome",
+                condition=Q(closed_at=None, outcome="") | (Q(closed_at__isnull=False) & ~Q(outcome="")),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"delivery {self.pk}"
+
+
+class Run(models.Model):
+    """Consecutive events of one lane that went into one delivery; without one, when all of them were folded."""
+
+    audience = models.ForeignKey(Audience, on_delete=models.PROTECT, related_name="runs", db_index=False)
+    delivery = models.ForeignKey(Delivery, on_delete=models.PROTECT, null=True, related_name="runs")
+    first_sequence = models.BigIntegerField()
+    last_sequence = models.BigIntegerField()
+    sent = models.PositiveIntegerField()
+    folded = models.PositiveIntegerField()
+    opened_at = models.DateTimeField()
+    closed_at = models.DateTimeField(null=True)
+    outcome = models.CharField(max_length=12, choices=OUTCOMES, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["audience", "-id"], name="runs_of_an_audience")]
+        constraints = [
+            models.UniqueConstraint(name="one_open_run_per_lane", fields=["audience"], condition=Q(closed_at=None)),
+            models.CheckConstraint(name="run_is_not_reversed", condition=Q(first_sequence__lte=F("last_sequence"))),
+            models.CheckConstraint(
+                name="closed_run_has_outcome",
+                condition=Q(closed_at=None, outcome="") | (Q(closed_at__isnull=False) & ~Q(outcome="")),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"run {self.first_sequence}–{self.last_sequence} of {self.audience}"
+
+
+class Parked(models.Model):
+    """An item that needs a person: one of a call that gave no event, or a change that ODP refused."""
+
+    class Resolution(models.TextChoices):
+        OPEN = "", "waiting for a person"
+        RELEASED = "released", "released"
+        SUPERSEDED = "superseded", "superseded by a newer event"
+        DISCARDED = "discarded", "discarded"
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="parked")
+    receipt = models.ForeignKey(Receipt, null=True, on_delete=models.PROTECT, related_name="items_aside")
+    audience = models.ForeignKey(Audience, null=True, on_delete=models.PROTECT, related_name="parked")
+    delivery = models.ForeignKey(Delivery, null=True, on_delete=models.PROTECT, related_name="parked")
+    sequence = models.BigIntegerField(null=True)
+    identifier = models.TextField(blank=True)
+    reason = models.CharField(max_length=40)
+    detail = models.TextField(blank=True)
+    # Encrypted: it may hold a profile (see lytics.payload.envelope for how much of it is kept).
+    raw = models.BinaryField(null=True)
+    parked_at = models.DateTimeField(default=now)
+    closed_at = models.DateTimeField(null=True)
+    closed_by = models.CharField(max_length=150, blank=True)
+    resolution = models.CharField(max_length=10, choices=Resolution, blank=True, default=Resolution.OPEN)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "parked"
+        indexes = [models.Index(fields=["install", "reason"], condition=Q(closed_at=None), name="parked_and_open")]
+        constraints = [
+            models.CheckConstraint(name="parked_item_says_why", condition=~Q(reason="")),
+            models.CheckConstraint(
+                name="closed_parked_item_says_how",
+                condition=Q(closed_at=None, resolution="") | (Q(closed_at__isnull=False) & ~Q(resolution="")),
+            ),
+            models.UniqueConstraint(
+                name="one_open_refusal_per_membership",
+                fields=["audience", "identifier"],
+                condition=Q(closed_at=None, sequence__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"parked {self.pk}: {self.reason}"
+
+
+class Pace(models.Model):
+    """When the next request to one rate-limited part of one ODP account may start. Written by ``workers/pace.py``."""
+
+    install = models.ForeignKey(Install, on_delete=models.CASCADE)
+    endpoint = models.CharField(max_length=20)
+    next_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(name="one_pace_per_endpoint", fields=["install", "endpoint"])]
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} of {self.install}"

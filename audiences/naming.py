@@ -1,0 +1,29 @@
+"""From a Lytics slug to the id and the name of its ODP twin."""
+
+import re
+from collections.abc import Container
+
+
+def odp_id(slug: str) -> str:
+    """``lytics_`` and the slug in lower case, each run of characters outside ``[a-z0-9_]`` as one underscore."""
+    return "lytics_" + re.sub(r"[^a-z0-9_]+", "_", slug.lower())
+
+
+def free_odp_id(slug: str, segment_id: str, taken: Container[str]) -> str:
+    """The id for a new audience; when another segment has it already, with a suffix from the segment's own id."""
+    plain = odp_id(slug)
+    if plain not in taken:
+        return plain
+    suffix = re.sub(r"[^a-z0-9]+", "", segment_id.lower()) or "x"
+    for length in range(min(6, len(suffix)), len(suffix) + 1):
+        if (candidate := f"{plain}_{suffix[:length]}") not in taken:
+            return candidate
+    number = 2
+    while f"{plain}_{suffix}_{number}" in taken:
+        number += 1
+    return f"{plain}_{suffix}_{number}"
+
+
+def label(slug: str) -> str:
+    """The name and the description of the audience in ODP."""
+    return f"Lytics - {slug}"

@@ -1,0 +1,54 @@
+"""Making an audience in ODP before its first delivery. Under the lane's lease, so that two workers make one."""
+
+import time
+
+import structlog
+from django.conf import settings
+from django.db.models.functions import Now
+
+from audiences import brake, lanes, naming
+from audiences.models import Audience, Install
+from audiences.wake import wake
+from odp.client import Client
+from odp.mechanisms import Mechanism, Refusal, mechanism
+from odp.outcomes import Answer
+from odp.regions import host_of
+
+log = structlog.get_logger(__name__)
+
+
+def client_of(install: Install, *, ends_at: float = float("inf")) -> Client:
+    host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+    return Client(host=host, api_key=install.odp_api_key, ends_at=ends_at)
+
+
+def mechanism_of(install: Install) -> Mechanism:
+    return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
+
+
+def provision_one(install_id: int) -> bool:
+    """Make one audience that waits for it. False when none waits, or the install is braked by now."""
+    lease = lanes.claim(install_id, capacity=1, provisioned=False)
+    if lease is None:
+        return False
+    if lease.more:
+        wake(install_id)
+    install, span = lease.install, lease.spans[0]
+    audience = Audience.objects.get(pk=span.audience_id)
+    # All calls together get what one delivery may take, and so the lease outlives them.
+    seconds = settings.DELIVERY_DEADLINE_SECONDS
+    client = client_of(install, ends_at=time.monotonic() + seconds)
+    problem = mechanism_of(install).ensure(client, span.odp_id, naming.label(audience.slug), seconds=seconds)
+    if isinstance(problem, Refusal):
+        lanes.block(lease, problem.reason)
+        return True
+    if isinstance(problem, Answer):
+        brake.apply(install, problem)
+        lanes.give_back(lease)
+        return False
+    Audience.objects.filter(pk=audience.pk).update(provisioned_at=Now())
+    lanes.give_back(lease)
+    if install.brake_failures:
+        brake.release(install)
+    log.info("audience ready in ODP", audience=span.odp_id)
+    return True

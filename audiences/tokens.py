@@ -1,0 +1,80 @@
+"""Tokens that Lytics sends: made, compared through a digest, rotated two at a time."""
+
+import hashlib
+import hmac
+import secrets
+import time
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils.timezone import now
+
+from audiences.models import Install, Token
+
+PREFIX = "lysync_"
+# How often a token's last use is written down, in seconds: a page for people needs no more, and a call no write.
+USE_NOTED_EVERY = 60.0
+
+_noted: dict[int, float] = {}
+
+
+class NoFreeSlotError(Exception):
+    """Both tokens of the install are live; one has to be revoked first."""
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def create(install: Install) -> Token:
+    """A new token of 256 random bits beside the one that may be live. Raises ``NoFreeSlotError``."""
+    with transaction.atomic():
+        Install.objects.select_for_update(no_key=True).get(pk=install.pk)
+        install.tokens.filter(revoked_at=None, expires_at__lte=now()).update(revoked_at=now())
+        taken = set(install.tokens.filter(revoked_at=None).values_list("slot", flat=True))
+        free = next((slot for slot in (1, 2) if slot not in taken), None)
+        if free is None:
+            raise NoFreeSlotError("Two tokens are live already; revoke one of them first.")
+        secret = PREFIX + secrets.token_urlsafe(32)
+        return Token.objects.create(install=install, slot=free, digest=digest(secret), secret=secret)
+
+
+def live(install: Install) -> list[Token]:
+    """The tokens that open this install now, newest first."""
+    usable = Q(expires_at=None) | Q(expires_at__gt=now())
+    return list(install.tokens.filter(usable, revoked_at=None).order_by("-created_at"))
+
+
+def revoke(token: Token, *, at: datetime | None = None) -> None:
+    """End a token now, or at a chosen time."""
+    Token.objects.filter(pk=token.pk, revoked_at=None).update(**({"expires_at": at} if at else {"revoked_at": now()}))
+
+
+def authenticate(*, public_id: str, authorization: str) -> tuple[Install, Token] | None:
+    """The install with that public id, when the header holds one of its live tokens, raw or after ``Bearer``.
+
+    The same work is done whether or not the install is there, so that the time taken tells nothing.
+    """
+    install = Install.objects.filter(public_id=public_id).first()
+    candidates = live(install) if install else live(Install(pk=0))
+    presented = digest(_secret(authorization))
+    match: Token | None = None
+    for token in candidates:
+        if hmac.compare_digest(presented, token.digest):
+            match = token
+    return (install, match) if install and match else None
+
+
+def _secret(authorization: str) -> str:
+    """Header lines are typed by people: blanks around the token, and any case of the word before it, are fine."""
+    words = authorization.split()
+    return words[1] if len(words) == 2 and words[0].lower() == "bearer" else authorization.strip()
+
+
+def note_use(token: Token, *, source: str | None) -> None:
+    """Write down that the token was used, at most once a minute and process."""
+    if time.monotonic() - _noted.get(token.pk, -USE_NOTED_EVERY) < USE_NOTED_EVERY:
+        return
+    _noted[token.pk] = time.monotonic()
+    Token.objects.filter(pk=token.pk).update(last_used_at=now(), last_used_from=source)

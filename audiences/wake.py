@@ -1,0 +1,87 @@
+"""Wake-ups: a hint to the workers that an install has something to send. Losing one costs a moment, never an event.
+
+Sent by task name, because the domain doesn't know the workers, and from a thread of its own, because a broker that
+is slow or gone must not be felt by the call that is being answered. The sweep finds whatever a lost hint missed.
+"""
+
+import threading
+from functools import cache
+
+import redis
+import structlog
+from celery import current_app
+from django.conf import settings
+
+log = structlog.get_logger(__name__)
+
+DRAIN = "workers.tasks.drain"
+# A hint older than this many seconds says nothing that the sweep has not said since.
+EXPIRES = 30
+# One hint per install waits in the queue at a time: for this many milliseconds, or until a worker has heard it.
+# Without it a busy install would fill the queue with hints, and the others would stand behind them.
+PENDING_MS = 2_000
+
+
+class _Waker:
+    """One daemon thread per process, started at the first use so that it survives a web server's fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: set[int] = set()
+        self._bell = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._broker_is_down = False
+
+    def want(self, install_id: int) -> None:
+        with self._lock:
+            self._wanted.add(install_id)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
+                self._thread.start()
+        self._bell.set()
+
+    def _run(self) -> None:
+        while True:
+            self._bell.wait()
+            self._bell.clear()
+            with self._lock:
+                wanted, self._wanted = self._wanted, set()
+            for install_id in wanted:
+                self._send(install_id)
+
+    def _send(self, install_id: int) -> None:
+        try:
+            if not _redis().set(_pending(install_id), 1, nx=True, px=PENDING_MS):
+                return
+            current_app.send_task(DRAIN, args=[install_id], expires=EXPIRES, retry=False, ignore_result=True)
+        except Exception as error:  # noqa: BLE001 — whatever the broker's client raises, the sweep makes up for it
+            if not self._broker_is_down:
+                log.warning("wake-ups do not get through; the sweep takes over", error=str(error))
+            self._broker_is_down = True
+        else:
+            self._broker_is_down = False
+
+
+_waker = _Waker()
+
+
+@cache
+def _redis() -> redis.Redis:
+    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
+
+
+def _pending(install_id: int) -> str:
+    return f"lytics-sync:wake:{install_id}"
+
+
+def heard(install_id: int) -> None:
+    """A worker has taken the hint: from now on the next one says something new."""
+    try:
+        _redis().delete(_pending(install_id))
+    except redis.RedisError as error:
+        log.info("a wake-up could not be taken down; it runs out by itself", error=str(error))
+
+
+def wake(install_id: int) -> None:
+    """Tell the workers that this install has something to send. Returns at once and never raises."""
+    _waker.want(install_id)

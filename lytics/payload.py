@@ -1,0 +1,441 @@
+"""The body of a webhook call, as facts: who entered or left which audience, and when. Pure; knows no models.
+
+A body is one message, an array of messages, or an object that wraps such an array (``events``, or ``data`` as a
+list), each message in Lytics' own layout or as a CloudEvent. What Lytics documents and what is only inferred stands
+in docs/lytics-wire.md. Every message is read on its own: one that can't be read is set aside with its reason and
+never takes its neighbours with it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from lytics import reasons, times
+
+IDENTIFIER_BYTES = 256
+# Not documented; long enough for any slug a person typed, short enough for an index entry.
+NAME_BYTES = 512
+
+
+class Kind(IntEnum):
+    """What happened. A change is the news that a member's profile changed, so it asserts membership."""
+
+    EXIT = 0
+    ENTER = 1
+    CHANGE = 2
+
+
+_KINDS = {
+    "enter": Kind.ENTER,
+    "entered": Kind.ENTER,
+    "exit": Kind.EXIT,
+    "exited": Kind.EXIT,
+    "change": Kind.CHANGE,
+    "changed": Kind.CHANGE,
+}
+
+
+class Fact(NamedTuple):
+    """One identifier entered, left or was confirmed in one audience: by segment id, slug, or both."""
+
+    segment_id: str
+    slug: str
+    identifier: str
+    kind: Kind
+    occurred_ns: int
+
+
+class SetAside(NamedTuple):
+    """An item, or a part of one, that gave no fact: the reason's code, what was seen, and the item's own bytes."""
+
+    reason: str
+    detail: str
+    raw: bytes
+
+
+@dataclass
+class Reading:
+    """What one body held. ``skipped`` counts identifier values that were blank or no identifiers at all."""
+
+    messages: int = 0
+    facts: list[Fact] = field(default_factory=list)
+    aside: list[SetAside] = field(default_factory=list)
+    skipped: int = 0
+    job: str = ""
+
+
+class _Transition(msgspec.Struct):
+    id: str | int | None = None
+    event: str | None = None
+    slug: str | int | None = None
+    enter: str | None = None
+    exit: str | None = None
+
+
+class _Meta(msgspec.Struct):
+    object: str | None = None
+    timestamp: str | None = None
+    subscription_id: str | int | None = None
+
+
+class _Message(msgspec.Struct):
+    """A message; ``data`` is a struct made for the install's identifier field (``_layout``)."""
+
+    data: Any
+    meta: _Meta | None = None
+    time: str | None = None
+    source: str | None = None
+
+
+class _Unreadable(Exception):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The decoders for one identifier field: profile fields other than it are skipped, not built."""
+
+    data: Any
+    message: msgspec.json.Decoder[Any]
+    batch: msgspec.json.Decoder[Any]
+
+
+@lru_cache(maxsize=64)
+def _layout(identifier_field: str) -> _Layout:
+    data = msgspec.defstruct(
+        "Data",
+        [
+            ("identifier", Raw, msgspec.field(name=identifier_field, default=Raw(b""))),
+            ("segment_events", list[_Transition] | None, None),
+        ],
+    )
+    message = msgspec.defstruct("Message", [("data", data)], bases=(_Message,), kw_only=True)
+    return _Layout(data, msgspec.json.Decoder(message), msgspec.json.Decoder(list[message]))  # type: ignore[valid-type]
+
+
+def parse(
+    body: bytes,
+    *,
+    identifier_field: str,
+    received_ns: int,
+    allow_top_level: bool = False,
+    released: bool = False,
+) -> Reading:
+    """Read one body.
+
+    ``received_ns`` (nanoseconds since the epoch) is the last resort for a transition's time. ``allow_top_level``
+    also looks for the identifier beside ``data``. ``released`` says that a person asked to have set-aside items
+    read again: a time that can't be read then counts as missing.
+    """
+    return _Parser(_layout(identifier_field), identifier_field, received_ns, allow_top_level, released).parse(body)
+
+
+class _Parser:
+    def __init__(
+        self, layout: _Layout, identifier_field: str, received_ns: int, allow_top_level: bool, released: bool
+    ) -> None:
+        self.layout = layout
+        self.identifier_field = identifier_field
+        self.received_ns = received_ns
+        self.allow_top_level = allow_top_level
+        self.released = released
+        self.reading = Reading()
+
+    def parse(self, body: bytes) -> Reading:
+        text = _utf8(body)
+        whole = self._whole_batch(text)
+        if whole is not None:
+            items = _Items(text)
+            for index, message in enumerate(whole):
+                self._unfold(message, items, index)
+        else:
+            self._one_by_one(body, text)
+        return self.reading
+
+    def _whole_batch(self, text: bytes) -> Sequence[_Message] | None:
+        """All messages in one decode, when every one of them has the documented layout; None sends us the slow way."""
+        if text.lstrip()[:1] != b"[":
+            return None
+        try:
+            messages: Sequence[_Message] = self.layout.batch.decode(text)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        return messages
+
+    def _one_by_one(self, body: bytes, text: bytes) -> None:
+        try:
+            raws = split(text)
+        except ValueError:
+            self.reading.messages = 1
+            self.reading.aside.append(SetAside(reasons.NOT_JSON, f"{len(body)} bytes", body))
+            return
+        for raw in raws:
+            item = _Items(raw, single=True)
+            try:
+                message = self._message(raw)
+            except _Unreadable as problem:
+                self.reading.messages += 1
+                self.reading.aside.append(SetAside(problem.reason, problem.detail, raw))
+            else:
+                self._unfold(message, item, 0)
+
+    def _message(self, raw: bytes) -> _Message:
+        try:
+            message: _Message = self.layout.message.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._piece_by_piece(raw)
+        return message
+
+    def _piece_by_piece(self, raw: bytes) -> _Message:
+        """A message of which some part has another type than documented: what can be read of it, is."""
+        if raw.lstrip()[:1] != b"{":
+            raise _Unreadable(reasons.NOT_A_MESSAGE, f"{len(raw)} bytes")
+        parts = _fields(raw)
+        if parts is None:
+            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "it is not well-formed JSON")
+        meta = _read(parts.get("meta"), _Meta)
+        if meta is not None and meta.object is not None and meta.object != "user":
+            raise _Unreadable(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object!r}")
+        data = _fields(parts.get("data", b""))
+        if data is None:
+            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "data is missing or no object")
+        return _Message(
+            data=self.layout.data(
+                identifier=data.get(self.identifier_field, Raw(b"")), segment_events=self._transitions(data, raw)
+            ),
+            meta=meta,
+            time=_read(parts.get("time"), str),
+            source=_read(parts.get("source"), str),
+        )
+
+    def _transitions(self, data: dict[str, Raw], raw: bytes) -> list[_Transition] | None:
+        listed = _read(data.get("segment_events"), list[Raw])
+        if listed is None:
+            return None
+        transitions = []
+        for element in listed:
+            transition = _read(element, _Transition)
+            if transition is None:
+                self.reading.aside.append(SetAside(reasons.UNREADABLE_MESSAGE, "a segment event is malformed", raw))
+            else:
+                transitions.append(transition)
+        return transitions
+
+    def _unfold(self, message: _Message, items: "_Items", index: int) -> None:
+        """One message to facts: every segment event of it times every identifier of it."""
+        reading = self.reading
+        reading.messages += 1
+        meta = message.meta
+        reading.job = reading.job or _name(meta.subscription_id if meta else message.source)
+        if meta is not None and meta.object is not None and meta.object != "user":
+            reading.aside.append(
+                SetAside(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object!r}", items.raw(index))
+            )
+            return
+        if not message.data.segment_events:
+            reading.aside.append(SetAside(reasons.NO_SEGMENT_EVENTS, _seen(items.raw(index)), items.raw(index)))
+            return
+        identifiers = self._identifiers(message.data.identifier, items, index)
+        for transition in message.data.segment_events:
+            try:
+                segment_id, slug, kind, occurred_ns = self._transition(transition, message)
+            except _Unreadable as problem:
+                reading.aside.append(SetAside(problem.reason, problem.detail, items.raw(index)))
+                continue
+            reading.facts.extend(Fact(segment_id, slug, identifier, kind, occurred_ns) for identifier in identifiers)
+
+    def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int]:
+        kind = _KINDS.get((transition.event or "").strip().lower())
+        if kind is None:
+            raise _Unreadable(reasons.UNKNOWN_EVENT, f"the event is {transition.event!r}")
+        segment_id, slug = _name(transition.id), _name(transition.slug)
+        if not segment_id and not slug:
+            raise _Unreadable(reasons.NO_AUDIENCE)
+        for name in (segment_id, slug):
+            if not _is_storable(name) or len(name.encode()) > NAME_BYTES:
+                raise _Unreadable(reasons.NO_AUDIENCE, "the segment id or slug can't be kept")
+        return segment_id, slug, kind, self._occurred(kind, transition, message)
+
+    def _occurred(self, kind: Kind, transition: _Transition, message: _Message) -> int:
+        """The time named by the event, else the message's, else ours. An ``exit`` on an enter is its scheduled end."""
+        named = {Kind.ENTER: transition.enter, Kind.EXIT: transition.exit, Kind.CHANGE: None}[kind]
+        for text in (named, message.meta.timestamp if message.meta else None, message.time):
+            if text is None or times.is_missing(text):
+                continue
+            try:
+                return times.nanoseconds(text)
+            except ValueError as error:
+                if not self.released:
+                    raise _Unreadable(reasons.UNREADABLE_TIME, str(error)) from error
+        return self.received_ns
+
+    def _identifiers(self, value: Raw, items: "_Items", index: int) -> list[str]:
+        if not bytes(value) and self.allow_top_level:
+            value = (_fields(items.raw(index)) or {}).get(self.identifier_field, Raw(b""))
+        found: dict[str, None] = {}
+        usable = 0
+        for element in _elements(value):
+            identifier = _identifier(element)
+            if not identifier:
+                self.reading.skipped += 1
+                continue
+            usable += 1
+            reason = _refusal(identifier)
+            if reason is None:
+                found[identifier] = None
+            else:
+                self.reading.aside.append(SetAside(reason, "", items.raw(index)))
+        if not usable:
+            detail = f"expected in {self.identifier_field!r}; {_seen(items.raw(index))}"
+            self.reading.aside.append(SetAside(reasons.NO_IDENTIFIER, detail, items.raw(index)))
+        return list(found)
+
+
+class _Items:
+    """The bytes of each message of a body, cut out only when one of them has to be set aside."""
+
+    def __init__(self, text: bytes, single: bool = False) -> None:
+        self._text = text
+        self._raws: list[bytes] | None = [text] if single else None
+
+    def raw(self, index: int) -> bytes:
+        if self._raws is None:
+            self._raws = split(self._text)
+        return self._raws[index]
+
+
+def _utf8(body: bytes) -> bytes:
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if body.startswith(mark):
+            return body[3:] if encoding == "utf-8" else body.decode("utf-16", errors="replace").encode()
+    return body
+
+
+def split(text: bytes) -> list[bytes]:
+    """A body as the bytes of its messages; an object that wraps a list is unwrapped.
+
+    Raises ``ValueError`` when it is not JSON at all.
+    """
+    parts = _read(text, list[Raw])
+    if parts is not None:
+        return [bytes(part) for part in parts]
+    if text.lstrip()[:1] == b"[":
+        return list(_cut(text))
+    fields = _fields(text)
+    if fields is None:
+        if _read(text, Raw) is None:
+            raise ValueError("not JSON")
+        return [text]
+    for name in ("events", "data"):
+        wrapped = _read(fields.get(name), list[Raw])
+        if wrapped is not None and not (name == "events" and "data" in fields):
+            return [bytes(part) for part in wrapped]
+    return [text]
+
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+
+
+def _cut(text: bytes) -> Iterator[bytes]:
+    """The elements of an array by its brackets alone, for when an element of it is not well-formed."""
+    depth, start = 0, 0
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        if token in (b"[", b"{"):
+            depth += 1
+            start = match.end() if depth == 1 else start
+        elif token in (b"]", b"}"):
+            depth -= 1
+        if (depth == 1 and token == b",") or depth == 0:
+            element = text[start : match.start()].strip()
+            start = match.end()
+            if element:
+                yield element
+        if depth == 0:
+            break
+    if depth != 0 or text[start:].strip():
+        raise ValueError("the array is not closed, or something follows it")
+
+
+def _fields(raw: bytes | Raw | None) -> dict[str, Raw] | None:
+    fields: dict[str, Raw] | None = _read(raw, dict[str, Raw])
+    return fields
+
+
+def _read(raw: bytes | Raw | None, layout: Any) -> Any:
+    """``raw`` decoded as ``layout``, or None when it is absent, ``null`` or something else."""
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=layout)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _elements(value: Raw) -> list[Raw]:
+    if not bytes(value):
+        return []
+    return (_read(value, list[Raw]) or []) if bytes(value).lstrip()[:1] == b"[" else [value]
+
+
+def _identifier(element: Raw) -> str:
+    """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty."""
+    text = bytes(element).strip()
+    if text[:1] in b"-0123456789":
+        return text.decode(errors="replace")
+    if text[:1] != b'"':
+        return ""
+    try:
+        return str(msgspec.json.decode(text, type=str)).strip()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return "\x00"  # text that no UTF-8 holds: refused below under its own reason
+
+
+def _refusal(identifier: str) -> str | None:
+    if not _is_storable(identifier):
+        return reasons.UNREADABLE_IDENTIFIER
+    return reasons.IDENTIFIER_TOO_LONG if len(identifier.encode()) > IDENTIFIER_BYTES else None
+
+
+def _is_storable(text: str) -> bool:
+    """PostgreSQL keeps every character but NUL and lone surrogates."""
+    return "\x00" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _name(value: str | int | None) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _seen(raw: bytes) -> str:
+    """The profile fields that came, by name only: names are set-up, values are personal."""
+    data = _fields((_fields(raw) or {}).get("data")) or {}
+    names = ", ".join(sorted(data)[:20]) or "none"
+    return f"fields seen: {names}{', …' if len(data) > 20 else ''}"
+
+
+def envelope(raw: bytes, *, identifier_field: str) -> bytes:
+    """A message without the profile fields that this service has no use for: what is kept of one set aside.
+
+    Names stay, values of other fields are replaced by null. Bytes that are no message stay as they are, because
+    nobody could tell what they were otherwise.
+    """
+    message = _fields(raw)
+    data = _fields((message or {}).get("data"))
+    if message is None or data is None:
+        return raw
+    kept = {identifier_field, "_id", "segment_events"}
+    slim = {name: value if name in kept else Raw(b"null") for name, value in data.items()}
+    return msgspec.json.encode({**message, "data": slim})
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A message as a body."""
+    return msgspec.json.encode(message)

@@ -1,0 +1,24 @@
+"""Where requests go."""
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import path, re_path
+
+from audiences.api.views import UnknownWebhookView, WebhookView
+from lytics_sync import health
+
+
+def front(request: HttpRequest) -> HttpResponse:
+    return redirect("admin:index")
+
+
+urlpatterns = [
+    path("", front),
+    path("admin/", admin.site.urls),
+    path("health/live", health.live),
+    path("health/ready", health.ready),
+    # Lytics never tries again after a 404, so nothing below /webhooks/ answers one.
+    re_path(r"^webhooks/lytics/(?P<public_id>[0-9a-zA-Z_-]{1,64})/?$", WebhookView.as_view(), name="webhook"),
+    re_path(r"^webhooks/", UnknownWebhookView.as_view()),
+]

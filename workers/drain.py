@@ -1,0 +1,197 @@
+"""Draining: from ready lanes to ODP, one request at a time, until nothing is ready. Imports no Celery.
+
+Read `turn` and `deliver` beside the picture in README: each step is a line, and docs/lanes.md says for each line
+what is true when the process dies there.
+"""
+
+import time
+from collections.abc import Mapping
+
+import structlog
+from django.conf import settings
+
+from audiences import brake, lanes, provision
+from audiences.fold import Entry, Folded, fold
+from audiences.lanes import GapError, Lease, LeaseLostError, Result
+from audiences.models import Install
+from audiences.wake import wake
+from odp.client import Client
+from odp.deadline import TooLateError
+from odp.mechanisms import Change, Mechanism, encode
+from odp.outcomes import Answer, Outcome
+from workers import pace
+from workers.isolate import Isolation, Part
+from workers.pace import Slot
+
+log = structlog.get_logger(__name__)
+
+# Between the end of a request and the end of its lease, in seconds: for the settle, and for clocks that drift.
+LEASE_MARGIN = 1.0
+
+
+def drain(install_id: int, *, seconds: float) -> None:
+    """Deliver what the install has ready, for so many seconds at the most."""
+    until = time.monotonic() + seconds
+    while turn(install_id):
+        if time.monotonic() > until:
+            wake(install_id)
+            return
+
+
+def turn(install_id: int) -> bool:
+    """One step: an audience made in ODP, or one request delivered. False when there is nothing to do now."""
+    unprovisioned, deliverable = lanes.work(install_id)
+    if unprovisioned and provision.provision_one(install_id):
+        return True
+    if not deliverable:
+        return False
+    install = Install.objects.get(pk=install_id)
+    slot = pace.reserve(install, provision.mechanism_of(install).pace)
+    if slot is None:
+        return False
+    slot.wait(lead=pace.LEAD)
+    lease = lanes.claim(install_id)
+    if lease is None:
+        return False
+    if lease.more:
+        wake(install_id)
+    try:
+        deliver(lease, slot)
+    except (LeaseLostError, TooLateError):
+        log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
+        lanes.give_back(lease)
+    return True
+
+
+def deliver(lease: Lease, slot: Slot) -> None:
+    """Fold the claimed events, send what is left of them, settle. Raises ``LeaseLostError`` and ``TooLateError``."""
+    try:
+        entries, ledger = lanes.read(lease)
+    except GapError as gap:
+        lanes.block(lease, str(gap))
+        return
+    folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
+    sender = _Sender(lease, slot, {audience: len(events) for audience, events in entries.items()})
+    isolation = sender.isolate(_changes(lease, folded))
+    while (part := isolation.next()) is not None:
+        answer = sender.send(part)
+        if answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+            brake.apply(lease.install, answer)
+            break
+        isolation.take(answer)
+    sender.conclude(isolation)
+    results = _results(lease, entries, folded, isolation, sender.sent)
+    lanes.settle(lease, results, ledger, delivery_id=sender.delivery_id, answer=sender.answer)
+
+
+def _changes(lease: Lease, folded: Mapping[int, Folded]) -> list[Change]:
+    return [
+        Change(
+            lane=span.audience_id,
+            odp_id=span.odp_id,
+            identifier=entry.identifier,
+            is_member=lanes.is_member(entry),
+            occurred_ns=entry.occurred_ns,
+            sequence=entry.sequence,
+        )
+        for span in lease.spans
+        for entry in folded[span.audience_id].send
+    ]
+
+
+class _Sender:
+    """The requests made under one lease: each planted as an open Delivery before it starts."""
+
+    def __init__(self, lease: Lease, slot: Slot, events: Mapping[int, int]) -> None:
+        self.lease = lease
+        self.slot: Slot | None = slot
+        self.events = events
+        self.mechanism: Mechanism = provision.mechanism_of(lease.install)
+        self.client: Client = provision.client_of(lease.install)
+        self.delivery_id: int | None = None
+        self.answer: Answer | None = None
+        self.sent: set[int] = set()
+
+    def isolate(self, changes: list[Change]) -> Isolation:
+        return Isolation(
+            self.mechanism.groups(changes),
+            has_control=lambda change: self.mechanism.control(change) is not None,
+            items_per_group=self.mechanism.items_per_change,
+        )
+
+    def send(self, part: Part) -> Answer:
+        """Make one request. What came back for the one before is written down first."""
+        if self.delivery_id is not None and self.answer is not None:
+            lanes.close_delivery(self.delivery_id, self.answer)
+        items = [item for group in part.groups for item in self.mechanism.items(group)]
+        if part.control is not None and (control := self.mechanism.control(part.control)) is not None:
+            items = [control]
+        body = encode(items)
+        opened_at = time.monotonic()
+        self.delivery_id, self.answer = self._plant(part, items=len(items), size=len(body)), None
+        start_before = opened_at + settings.LEASE_SECONDS - settings.DELIVERY_DEADLINE_SECONDS - LEASE_MARGIN
+        self._wait_for_slot(until=start_before)
+        self.answer = self.client.call(
+            "POST",
+            self.mechanism.path,
+            body=body,
+            seconds=settings.DELIVERY_DEADLINE_SECONDS,
+            start_before=start_before,
+        )
+        return self.answer
+
+    def _plant(self, part: Part, *, items: int, size: int) -> int:
+        sent: dict[int, int] = {}
+        for group in part.groups:
+            for change in group:
+                sent[change.lane] = sent.get(change.lane, 0) + 1
+        self.sent.update(sent)
+        return lanes.open_delivery(
+            self.lease, endpoint=self.mechanism.path, items=items, size=size, sent=sent, of=self.events
+        )
+
+    def _wait_for_slot(self, *, until: float) -> None:
+        """A slot serves one request, and only in its moment: at any other, ODP could see one too many in a second."""
+        slot, self.slot = self.slot, None
+        while slot is None or slot.missed:
+            slot = pace.reserve_patiently(self.lease.install, self.mechanism.pace, until=until)
+            if slot is None:
+                raise TooLateError
+            slot.wait()
+        slot.wait()
+
+    def conclude(self, isolation: Isolation) -> None:
+        """What an answer says about the account rather than about items."""
+        if self.answer is not None and self.answer.outcome in (Outcome.DELIVERED, Outcome.REFUSED):
+            if self.lease.install.brake_failures:
+                brake.release(self.lease.install)
+            if isolation.learned_limit is not None:
+                brake.learn_batch_size(self.lease.install, isolation.learned_limit)
+
+
+def _results(
+    lease: Lease,
+    entries: Mapping[int, list[Entry]],
+    folded: Mapping[int, Folded],
+    isolation: Isolation,
+    sent: set[int],
+) -> list[Result]:
+    accepted = {(change.lane, change.sequence) for change in isolation.accepted}
+    refused = {(change.lane, change.sequence): words for change, words in isolation.refused.items()}
+    results = []
+    for span in lease.spans:
+        lane, fold_of_lane = span.audience_id, folded[span.audience_id]
+        result = Result(
+            span, events=len(entries[lane]), sent=lane in sent, block_reason=isolation.blocked.get(lane, "")
+        )
+        for entry in fold_of_lane.send:
+            if (lane, entry.sequence) in accepted:
+                result.accepted.append(entry)
+            elif (lane, entry.sequence) in refused:
+                result.refused.append((entry, refused[lane, entry.sequence]))
+            else:
+                result.complete = False
+        if result.complete:
+            result.accepted.extend(fold_of_lane.affirmed)
+        results.append(result)
+    return results
