@@ -1,4 +1,4 @@
-"""What no constraint can hold because it spans rows: the log has no gap, no cursor overtakes it, the ledger is its fold."""
+"""What no constraint can hold, because it spans rows: no gap in the log, no cursor ahead of it, the ledger its fold."""
 
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ TRUTHS = {
 
 def audit() -> list[Finding]:
     """Check every truth on one snapshot of the database; an empty list when all hold. Reads the whole log."""
-    findings = []
+    findings: list[Finding] = []
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         for truth, statement in TRUTHS.items():

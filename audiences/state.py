@@ -23,8 +23,8 @@ def of_install(install: Install) -> State:
     if install.brake_until_at is not None:
         return State(
             "braked",
-            f"{install.brake_reason} — {install.brake_failures} in a row since {install.brake_since_at:%Y-%m-%d %H:%M:%S}"
-            f" UTC, next try at {install.brake_until_at:%H:%M:%S} UTC",
+            f"{install.brake_reason} — {install.brake_failures} in a row"
+            f" since {install.brake_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {install.brake_until_at:%H:%M:%S} UTC",
             trouble=True,
         )
     return State("going")

@@ -32,7 +32,7 @@ class Command(BaseCommand):
         for lane in lanes:
             why = f" — {lane['why']}" if lane["why"] else ""
             self.stdout.write(
-                f"{lane['audience']:{width}} {lane['backlog']:>9,} {lane['members']:>9,}  {lane['state']}{why}"
+                f"{lane['odp_id']:{width}} {lane['backlog']:>9,} {lane['members']:>9,}  {lane['state']}{why}"
             )
         self.stdout.write(f"{len(lanes)} lanes, {backlog:,} events waiting, {parked:,} items parked")
 
@@ -46,7 +46,7 @@ def _lane(lane: Lane) -> dict[str, Any]:
     audience, shown = lane.audience, state.of_lane(lane)
     return {
         "install_id": audience.install.public_id,
-        "audience": audience.odp_id,
+        "odp_id": audience.odp_id,
         "segment_id": audience.segment_id,
         "slug": audience.slug,
         "latest_slug": audience.latest_slug,
