@@ -101,6 +101,17 @@ def _record(
     return receipt, Received(reading.messages, len(facts), len(aside), reading.skipped, dict(counts))
 
 
+def read_again(install: Install, raw: bytes, *, receipt: Receipt | None, at: datetime) -> bool:
+    """Read an item that was parked at ``at`` once more, inside a transaction. Whether nothing of it is left aside."""
+    reading = _read(install, raw, at, released=True)
+    audiences, nameless = _audiences(install, reading.facts)
+    facts = [fact for fact in reading.facts if _key(fact) in audiences]
+    append([(audiences[_key(fact)], fact) for fact in facts], received_at=now(), receipt=receipt)
+    if facts:
+        transaction.on_commit(lambda: wake(install.pk))
+    return not reading.aside and not nameless
+
+
 def append(
     facts: Sequence[tuple[int, Fact]], *, received_at: datetime, receipt: Receipt | None = None, forced: bool = False
 ) -> None:
