@@ -52,5 +52,5 @@ def _batches(messages: Iterable[Message], size: int) -> Iterator[list[Message]]:
 
 
 def _call(messages: list[Message], *, single: bool) -> Call:
-    body = json.dumps(messages[0] if single else messages, separators=(",", ":"))
+    body = json.dumps(messages[0] if single else messages, separators=(",", ":"), ensure_ascii=False)
     return Call(body=body.encode(), events=sum(len(one["data"]["segment_events"]) for one in messages))
