@@ -20,7 +20,7 @@ import requests
 CUSTOMERS_PER_QUERY = 200
 DEADLINE_SECONDS = 30
 # How many people a difference names.
-EXAMPLES = 5
+EXAMPLES = 3
 
 # By slug, as the sender writes them: segment_id, odp_id, members, and the others named but not in at the end.
 Audiences = Mapping[str, Any]
@@ -109,20 +109,23 @@ def compare_patiently(
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    heads = ("audience", "members Lytics would count", "members ODP answers over GraphQL", "equal")
-    rows = [
-        heads,
-        *((one.odp_id, f"{len(one.expected):,}", f"{len(one.answered):,}", _verdict(one)) for one in comparisons),
-    ]
+    """A row per audience and, for those that differ, a few of the people who make the difference."""
+    rows = [("audience", "members Lytics would count", "members ODP answers over GraphQL", "equal")]
+    for one in comparisons:
+        rows.append((one.odp_id, f"{len(one.expected):,}", f"{len(one.answered):,}", "yes" if one.equal else "NO"))
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
-    return "\n".join(f"{row[0]:<{first}}  {row[1]:>{second}}  {row[2]:>{third}}  {row[3]}" for row in rows)
+    lines = [f"{row[0]:<{first}}  {row[1]:>{second}}  {row[2]:>{third}}  {row[3]}" for row in rows]
+    for one in comparisons:
+        lines += _difference(f"{one.odp_id}: ODP lacks", one.expected - one.answered)
+        lines += _difference(f"{one.odp_id}: only ODP has", one.answered - one.expected)
+    return "\n".join(lines)
 
 
-def _verdict(one: Comparison) -> str:
-    """Yes, or no and a few of those who make the difference."""
-    kinds = {"ODP lacks": one.expected - one.answered, "only ODP has": one.answered - one.expected}
-    differences = [f"{kind} {', '.join(sorted(who)[:EXAMPLES])}" for kind, who in kinds.items() if who]
-    return f"NO: {'; '.join(differences)}" if differences else "yes"
+def _difference(what: str, people: frozenset[str]) -> list[str]:
+    if not people:
+        return []
+    more = f" and {len(people) - EXAMPLES:,} more" if len(people) > EXAMPLES else ""
+    return [f"{what} {', '.join(sorted(people)[:EXAMPLES])}{more}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from lytics_sync.processes import LAUNCH, Program, Trouble
+from lytics_sync.processes import LAUNCH, Program, Trouble, read_pid
 
 HOST = "127.0.0.1"
 # The role and the database are called the same.
@@ -47,6 +48,7 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
     identity = _identity(folder=folder, binaries=binaries)
     if not (folder / "PG_VERSION").exists():
         _initdb(folder=folder, binaries=binaries, identity=identity, password=password)
+    _forget_lock_of_a_stranger(folder)
     options = {
         "listen_addresses": HOST,
         "port": str(port),
@@ -136,7 +138,8 @@ def _hand_over(folder: Path, *, identity: str, binaries: Path) -> bool:
     """Give ``folder``, and nothing above it, to another user, if that lets them work in it."""
     uid, gid = (int(number) for number in identity.split(":"))
     # They have to pass through our own data directory; what is secret in it is readable by its owner only anyway.
-    folder.parent.chmod(0o711)
+    mode = stat.S_IMODE(folder.parent.stat().st_mode)
+    folder.parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
     owner = folder.stat()
     for path in (folder, *folder.rglob("*")):
         os.chown(path, uid, gid, follow_symlinks=False)
@@ -145,7 +148,7 @@ def _hand_over(folder: Path, *, identity: str, binaries: Path) -> bool:
         return True
     for path in (folder, *folder.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-    folder.parent.chmod(0o700)
+    folder.parent.chmod(mode)
     return False
 
 
@@ -185,6 +188,23 @@ def _initdb(*, folder: Path, binaries: Path, identity: str, password: str) -> No
         said = made.stderr.strip().splitlines() or ["it said nothing"]
         raise Trouble(f"initdb could not make a PostgreSQL in {folder}: {said[-1]}")
     os.sync()  # once, here, instead of initdb's file by file
+
+
+def _forget_lock_of_a_stranger(folder: Path) -> None:
+    """Remove a lock file whose process id has been given to somebody else since.
+
+    PostgreSQL forgets the lock of a process that is gone, and takes any live one for its owner. Its own process
+    works in ``folder``; in a container, where ids start anew, one may easily be another program's.
+    """
+    lock = folder / "postmaster.pid"
+    try:
+        works_in = Path(f"/proc/{read_pid(lock)}/cwd").readlink()
+    except FileNotFoundError:  # there is no such process, or no /proc to tell: PostgreSQL decides
+        return
+    except PermissionError:  # another user's, so not the one that we started
+        works_in = None
+    if works_in != folder.resolve():
+        lock.unlink()
 
 
 def _postgres_is_ready(*, folder: Path, pid: int) -> bool:

@@ -12,6 +12,7 @@ import secrets
 import shlex
 import signal
 import sys
+import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -252,7 +253,7 @@ def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> b
     if not table:
         log = fleet.logs / "compare.log"
         raise Trouble(f"ODP could not be asked: {last_words(log)} (more in {log})")
-    say(table)
+    say(textwrap.indent(table.rstrip(), "  ") + "\n")
     say("Every audience is equal." if code == 0 else "Not every audience is equal.")
     return code == 0
 

@@ -27,6 +27,8 @@ QUICK_SECONDS = 10
 # The pauses before a child is started again: the first well within a second, then twice as long each time.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30
+# A log longer than this is put aside at the next start, in place of the one put aside before.
+LOG_BYTES = 50 * 1024 * 1024
 # How many quick ends are told one by one; the next one tells where to look, and then it is quiet about this child.
 QUICK_ENDS_TOLD = 3
 
@@ -64,13 +66,17 @@ class Child:
     program: Program
     log: Path
     pid_file: Path
+    log_start: int = 0
     process: Process | None = None
     started_at: float = 0
     quick_ends: int = 0
     start_again_at: float = 0
 
     def start(self, env: Mapping[str, str]) -> None:
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as output:
+            self.log_start = output.tell()
             self.process = _spawn(self.program, env=env, stdout=output, stderr=output)
         self.started_at = time.monotonic()
         write_pid(self.pid_file, self.process.pid)
@@ -115,7 +121,8 @@ class Fleet:
         for child in group:
             while not child.is_ready():
                 if child.has_ended():
-                    raise Trouble(f"{child.program.name} did not start: {last_words(child.log)} (more in {child.log})")
+                    why = last_words(child.log, since=child.log_start)
+                    raise Trouble(f"{child.program.name} did not start: {why} (more in {child.log})")
                 if time.monotonic() > until:
                     raise Trouble(f"{child.program.name} was not ready after {seconds:.0f} s; see {child.log}.")
                 self._step(besides=group)
@@ -219,9 +226,11 @@ def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stder
     )
 
 
-def last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+def last_words(log: Path, *, since: int = 0) -> str:
+    """Why a program ended, as far as its log says: PostgreSQL's FATAL line, or whatever it said last."""
+    lines = [line.strip() for line in log.read_bytes()[since:].decode(errors="replace").splitlines() if line.strip()]
+    fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
+    return (fatal or lines or ["it said nothing"])[-1]
 
 
 def _kill(child: Child) -> None:

@@ -1,0 +1,293 @@
+"""The local runner, run for real: a whole stack on ports of its own, started, hurt, killed and started again."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lytics_sync import embedded, stack
+from lytics_sync.env import PROJECT_DIR
+from lytics_sync.processes import Trouble, belongs_to, free_port, is_free, read_pid
+
+NAMES = {"runner", "postgres", "redis", "web", "worker-1", "worker-2", "beat", "sandbox"}
+# What tests.servers has set for Django under test; the runner is to find a bare environment.
+OURS = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "FIELD_ENCRYPTION_KEYS", "DEBUG", "DATA_DIR")
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.05)
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """A data directory, a port, and the runner that is or was at work there."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    process: "subprocess.Popen[str] | None" = None
+
+    def start(self, mode: str, **environment: str) -> None:
+        bare = {name: value for name, value in os.environ.items() if name not in OURS}
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lytics_sync.local", mode],
+                cwd=PROJECT_DIR,
+                env={**bare, "DATA_DIR": str(self.folder), "PORT": str(self.port), **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                text=True,
+            )
+
+    @property
+    def output(self) -> Path:
+        return self.folder.with_suffix(".output")
+
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8")
+
+    def wait_until_up(self) -> None:
+        assert self.process is not None
+        process = self.process
+        eventually(lambda: "Running;" in self.said() or process.poll() is not None, seconds=90)
+        assert process.poll() is None, self.said()
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def pid(self, name: str) -> int | None:
+        return read_pid(self.folder / "run" / f"{name}.pid")
+
+    def kill(self, name: str) -> int:
+        pid = self.pid(name)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def runs_again(self, name: str, *, instead_of: int) -> bool:
+        pid = self.pid(name)
+        return pid not in (None, instead_of) and belongs_to(pid, self.folder)
+
+    def alive(self) -> list[str]:
+        """Everything of this stack that runs, gunicorn's own workers and Django's commands included."""
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        ours = [pid for pid in pids if belongs_to(pid, self.folder)]
+        return [f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in ours]
+
+
+def refused(runner: Runner, mode: str = "up", **environment: str) -> str:
+    """The one sentence with which a runner that can't start ends."""
+    runner.start(mode, **environment)
+    assert runner.process is not None
+    assert runner.process.wait(30) == 1
+    assert "Traceback" not in runner.said()
+    return runner.said().strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """One stack for the whole file; its tests tell one story and need their order."""
+    one = Runner(folder=tmp_path_factory.mktemp("local") / "data")
+    one.start("run", EVENTS="1200", AUDIENCES="3")
+    yield one
+    if one.process and one.process.poll() is None:
+        one.process.kill()
+        one.process.wait()
+
+
+# --- A first run ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_run_shows_where_to_log_in_and_that_every_audience_is_equal(runner: Runner) -> None:
+    runner.wait_until_up()
+    said = runner.said()
+    for line in (
+        rf"Admin +http://127\.0\.0\.1:{runner.port}/admin/",
+        r"Login +admin / \S+",
+        rf"Webhook URL +http://127\.0\.0\.1:{runner.port}/webhooks/lytics/\w+",
+        r"Authorization +\S+",
+        r"audience +members Lytics would count +members ODP answers over GraphQL +equal",
+        "Every audience is equal",
+    ):
+        assert re.search(line, said), f"{line} is missing in:\n{said}"
+    assert len(re.findall(r"^  lytics_\w+ +[\d,]+ +[\d,]+  yes$", said, re.MULTILINE)) == 3
+
+
+def test_what_it_keeps_is_its_owners_alone(runner: Runner) -> None:
+    assert runner.folder.stat().st_mode & 0o777 == 0o700
+    assert (runner.folder / "local.env").stat().st_mode & 0o777 == 0o600
+    assert (runner.folder / "postgres").stat().st_mode & 0o777 == 0o700
+
+
+def test_there_is_a_pid_file_for_each_process(runner: Runner) -> None:
+    assert {file.stem for file in (runner.folder / "run").glob("*.pid")} == NAMES
+    for name in NAMES:
+        pid = runner.pid(name)
+        assert pid is not None
+        assert belongs_to(pid, runner.folder), name
+
+
+def test_a_second_runner_in_the_same_folder_says_who_is_there(runner: Runner) -> None:
+    # Its output goes elsewhere, for the first one still writes to its own.
+    second = Runner(folder=runner.folder.with_name("second"))
+    sentence = refused(second, DATA_DIR=str(runner.folder))
+    assert sentence.startswith(f"Another runner (process {runner.pid('runner')}) already uses {runner.folder}")
+
+
+def test_a_second_stack_on_the_same_port_says_so(runner: Runner) -> None:
+    second = Runner(folder=runner.folder.with_name("other"), port=runner.port)
+    assert f"Port {runner.port} on 127.0.0.1 is in use by another program" in refused(second)
+    assert second.alive() == []
+
+
+def test_a_killed_worker_is_started_again(runner: Runner) -> None:
+    killed = runner.kill("worker-1")
+    eventually(lambda: runner.runs_again("worker-1", instead_of=killed), seconds=2)
+    eventually(lambda: "worker-1 was ended by SIGKILL; it is started again." in runner.said())
+
+
+def test_killed_servers_and_a_killed_web_process_come_back(runner: Runner) -> None:
+    killed = {name: runner.kill(name) for name in ("postgres", "redis", "web")}
+    for name, pid in killed.items():
+        eventually(lambda name=name, pid=pid: runner.runs_again(name, instead_of=pid))  # type: ignore[misc]
+    here = stack.Stack(folder=runner.folder, port=runner.port, host=embedded.HOST, memory=memory(runner))
+    eventually(lambda: here.answers("/health/ready"))
+
+
+def memory(runner: Runner) -> stack.Memory:
+    text = (runner.folder / "local.env").read_text(encoding="utf-8")
+    return stack.Memory(file=runner.folder / "local.env", values=dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)))
+
+
+def test_ctrl_c_stops_everything_and_leaves_nothing_behind(runner: Runner) -> None:
+    assert runner.end(signal.SIGINT) == 0
+    assert runner.alive() == []
+    assert list((runner.folder / "run").glob("*.pid")) == []
+    assert is_free(runner.port)
+
+
+# --- And again -----------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_keeps_the_data_and_is_up_in_seconds(runner: Runner) -> None:
+    login = re.findall(r"Login +(.*)", runner.said())
+    authorization = re.findall(r"Authorization +(.*)", runner.said())
+    began = time.monotonic()
+    runner.start("run")
+    runner.wait_until_up()
+    assert time.monotonic() - began < 30
+    assert re.findall(r"Login +(.*)", runner.said()) == login
+    assert re.findall(r"Authorization +(.*)", runner.said()) == authorization
+    assert "The sample stream was sent earlier" in runner.said()
+
+
+def test_kill_9_of_the_runner_takes_everything_down(runner: Runner) -> None:
+    assert len(runner.alive()) > len(NAMES)  # gunicorn's workers are there, too
+    runner.end(signal.SIGKILL)
+    eventually(lambda: runner.alive() == [])
+    assert is_free(runner.port)
+    assert runner.pid("web") is not None  # nobody was left to remove it
+
+
+def test_a_start_after_kill_9_just_works(runner: Runner) -> None:
+    bystander = subprocess.Popen(["sleep", "60"])
+    # A number in an old file may be somebody else's by now.
+    for file in (runner.folder / "run" / "web.pid", runner.folder / "postgres" / "postmaster.pid"):
+        file.write_text(f"{bystander.pid}\n", encoding="ascii")
+    try:
+        runner.start("up")
+        runner.wait_until_up()
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert {file.stem for file in (runner.folder / "run").glob("*.pid")} == NAMES - {"sandbox"}
+    assert "create_install" in runner.said()
+
+
+def test_sigterm_stops_it_as_ctrl_c_does(runner: Runner) -> None:
+    assert runner.end(signal.SIGTERM) == 0
+    assert runner.alive() == []
+
+
+# --- What stops it before it starts --------------------------------------------------------------------------
+
+
+def test_a_data_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sentence = refused(Runner(folder=tmp_path / "data"), DATA_DIR=str(tmp_path / "file" / "data"))
+    assert sentence == f"DATA_DIR, {tmp_path}/file/data, can't be written to: Not a directory."
+
+
+def test_a_port_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    assert (
+        refused(Runner(folder=tmp_path / "data"), PORT="http") == "PORT must be a number from 1 to 65535, not 'http'."
+    )
+
+
+def test_servers_that_do_not_answer_are_one_sentence(tmp_path: Path) -> None:
+    url = f"postgres://nobody@127.0.0.1:{free_port()}/nothing"
+    sentence = refused(Runner(folder=tmp_path / "data"), DATABASE_URL=url)
+    assert sentence.startswith("The PostgreSQL that DATABASE_URL names does not answer: ")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=12 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    here = stack.Stack(folder=tmp_path, port=1, host="", memory=stack.Memory(file=tmp_path / "local.env", values={}))
+    with pytest.raises(Trouble, match=r"Only 12 MB are free where .* is, and the stack needs 300 MB"):
+        here.check_room()
+
+
+def test_a_platform_without_binaries_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedded, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Trouble, match=r"There is no PostgreSQL for .*; install PostgreSQL or set DATABASE_URL"):
+        embedded.postgres(folder=tmp_path / "postgres", port=1, password="")
+    with pytest.raises(Trouble, match=r"There is no Redis-compatible server for .* or set REDIS_URL"):
+        embedded.redis(folder=tmp_path / "redis", port=1, password="")
+
+
+# --- make ----------------------------------------------------------------------------------------------------
+
+
+def make(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_unknown_target_is_one_sentence() -> None:
+    made = make(PROJECT_DIR, "frobnicate")
+    assert made.returncode != 0
+    assert made.stderr.startswith("There is no target 'frobnicate'; make help lists those there are.\n")
+
+
+def test_a_python_that_is_too_old_is_one_sentence(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n", encoding="ascii")
+    old.chmod(0o755)
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(PROJECT_DIR / name, tmp_path)
+    made = make(tmp_path, "run", f"PYTHON={old}")
+    assert made.returncode != 0
+    assert made.stderr.startswith(f"Python 3.11 or newer is needed, and none of these is: {old}.")
+
+
+def test_every_target_is_in_the_help() -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (PROJECT_DIR / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert targets
+    helped = set(re.findall(r"^make (\w+)", make(PROJECT_DIR).stdout, re.MULTILINE))
+    assert helped == set(targets[1].split()) - {"help", "installed", "installed-dev"}
