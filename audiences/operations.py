@@ -51,7 +51,7 @@ def _close(parked: Parked, *, by: str, resolution: str) -> None:
 
 
 def _append_again(parked: Parked) -> bool:
-    event = Event.objects.get(audience_id=parked.audience_id, sequence=parked.sequence)
+    event = Event.objects.get(pk=(parked.audience_id, parked.sequence))
     fact = Fact("", "", event.identifier, Kind(event.kind), event.occurred_ns)
     ingest.append([(event.audience_id, fact)], received_at=now(), forced=True)
     transaction.on_commit(lambda: wake(parked.install_id))
