@@ -1,5 +1,6 @@
 """Who is who: customer records, and the rules by which identifiers find, link, merge and leave them."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ class Customers:
     def __init__(self, schema: CustomerSchema) -> None:
         self.schema = schema
         self.by_number: dict[int, Customer] = {}
-        self.index: dict[str, dict[str, Customer]] = {}
+        self.index: defaultdict[str, dict[str, Customer]] = defaultdict(dict)
         self.writes = 0
         self._last_number = 0
 
@@ -51,7 +52,7 @@ class Customers:
     def find(self, kind: str, value: str) -> Customer | None:
         if kind == "zaius_id":
             return self._by_zaius_id(value)
-        return self.index.get(kind, {}).get(value)
+        return self.index[kind].get(value)
 
     def _by_zaius_id(self, value: str) -> Customer | None:
         try:
@@ -61,24 +62,28 @@ class Customers:
         return customer if customer and customer.zaius_id == value else None
 
     def write(self, identifiers: tuple[str, ...], attributes: dict[str, Any]) -> Customer:
-        """Apply one item. Most items meet a customer that already has exactly these identifiers: that path is short."""
+        """Apply one item. Most meet a customer that has exactly these identifiers, or nobody: those paths are short."""
         self.writes += 1
-        found: Customer | None = None
+        index = self.index
+        first = identifiers[0]
+        found = index[first].get(attributes[first])
         for kind in identifiers:
             value = attributes[kind]
-            holder = self.index.get(kind, {}).get(value)
-            if holder is None or (found is not None and holder is not found) or holder.record.get(kind) != value:
+            holder = index[kind].get(value)
+            if holder is not found or (holder is not None and holder.record.get(kind) != value):
                 found = self._resolve({kind: attributes[kind] for kind in identifiers})
                 break
-            found = holder
-        assert found is not None
+        if found is None:
+            found = self._born()
+            for kind in identifiers:
+                index[kind][attributes[kind]] = found
         found.record.update(attributes)
         found.touched = self.writes
         return found
 
     def _resolve(self, identifiers: dict[str, str]) -> Customer:
         """Merge what high-confidence identifiers say is one person; low-confidence ones follow the item."""
-        held = {kind: self.index.get(kind, {}).get(value) for kind, value in identifiers.items()}
+        held = {kind: self.index[kind].get(value) for kind, value in identifiers.items()}
         high = {id(each): each for kind, each in held.items() if each and self.schema.is_high(kind)}
         low = [each for kind, each in held.items() if each and not self.schema.is_high(kind)]
         brings_high = any(self.schema.is_high(kind) for kind in identifiers)
@@ -127,7 +132,7 @@ class Customers:
 
     def _attach(self, customer: Customer, kind: str, value: str) -> None:
         """Make `value` the customer's newest identifier of its kind, whoever had it before."""
-        index = self.index.setdefault(kind, {})
+        index = self.index[kind]
         holder = index.get(value)
         if holder is not None and holder is not customer:
             self._detach(holder, kind, value)
@@ -158,4 +163,4 @@ class Customers:
         self.writes = max(self.writes, customer.touched)
         for kind in self.schema.identifiers:
             for value in customer.values_of(kind):
-                self.index.setdefault(kind, {})[value] = customer
+                self.index[kind][value] = customer

@@ -29,8 +29,10 @@ class SandboxServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 512
 
-    def __init__(self, world: World, host: str, port: int, *, open_control: bool = False) -> None:
-        self.world = world
+    world: World
+
+    def __init__(self, host: str, port: int, *, open_control: bool = False) -> None:
+        """Takes the port, and callers may queue; `world` must be set before the first is served."""
         self.open_control = open_control
         super().__init__((host, port), Handler)
 

@@ -4,6 +4,7 @@ A line in the file survives a kill of this process. Each start replays the file 
 can be.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ class StateFile:
         if self.path is None or not self.path.exists():
             return
         with self.path.open("rb") as saved:
+            _claim(saved, self.path)
             for line in saved:
                 if not line.endswith(b"\n"):
                     return  # the process was killed while writing this line, so nobody was told it was accepted
@@ -52,12 +54,21 @@ class StateFile:
         self.close()
         # Unbuffered: a line is with the operating system before its answer is sent.
         self._file = open(self.path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - open as long as we run
+        _claim(self._file, self.path)
         self._appended = 0
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _claim(file: IO[bytes], path: Path) -> None:
+    """Two sandboxes on one file would each throw away what the other had saved."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as taken:
+        raise OSError(f"another sandbox keeps its state in {path}") from taken
 
 
 def _encoded(line: Line) -> bytes:

@@ -147,7 +147,8 @@ class ThreadedSandbox(ControlledSandbox):
     def __init__(self, options: Options | None = None) -> None:
         self.world = World(options or Options())
         self.private_key = self.world.options.private_key
-        self.server = SandboxServer(self.world, "127.0.0.1", 0)
+        self.server = SandboxServer("127.0.0.1", 0)
+        self.server.world = self.world
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> Self:

@@ -54,6 +54,7 @@ class Visibility:
         self._moved = threading.Condition(lock)
         self._latest_due = 0.0
         self._weather = (0.0, 0.0)
+        self._closed = False
         threading.Thread(target=self._run, name="visibility", daemon=True).start()
 
     def __len__(self) -> int:
@@ -97,9 +98,14 @@ class Visibility:
             self._waiting.clear()
             self._latest_due = 0.0
 
+    def close(self) -> None:
+        with self._moved:
+            self._closed = True
+            self._moved.notify()
+
     def _run(self) -> None:
         with self._moved:
-            while True:
+            while not self._closed:
                 while self._waiting and self._wait_for(self._waiting[0]) <= 0:
                     self._apply(heapq.heappop(self._waiting))
                 self._moved.wait(self._wait_for(self._waiting[0]) if self._waiting else None)

@@ -82,6 +82,7 @@ class World:
         with self.lock:
             self._stopped = True
             self.visibility.apply_all()
+            self.visibility.close()
             self.state.rewrite(self._retold)
             self.state.close()
 
