@@ -44,10 +44,8 @@ def redis_url(*, port: int, password: str) -> str:
 def postgres(*, folder: Path, port: int, password: str, durable: bool = True) -> Program:
     """PostgreSQL in ``folder``, made there if it isn't yet. ``durable=False`` is for data that may be lost: tests."""
     binaries = _postgres_binaries()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    identity = _identity(folder=folder, binaries=binaries)
-    if not (folder / "PG_VERSION").exists():
-        _initdb(folder=folder, binaries=binaries, identity=identity, password=password)
+    if not folder.exists():
+        _initdb(folder=folder, binaries=binaries, password=password, durable=durable)
     _forget_lock_of_a_stranger(folder)
     options = {
         "listen_addresses": HOST,
@@ -76,7 +74,7 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
         stop_signal=signal.SIGINT,
         orphan_signal=signal.SIGINT,
         patience=6,
-        identity=identity,
+        identity=_identity(folder=folder, binaries=binaries),
     )
 
 
@@ -117,7 +115,10 @@ def _identity(*, folder: Path, binaries: Path) -> str:
     """As whom PostgreSQL runs: it refuses root, so root becomes somebody else to it (see ``launch``)."""
     if os.geteuid() != 0:
         return "same"
-    if _works_as("namespace", ["true"]):
+    owner = folder.stat()
+    if owner.st_uid != 0:  # theirs since an earlier start; a namespace has only root's own files
+        return f"{owner.st_uid}:{owner.st_gid}"
+    if _works_as("namespace", ["/bin/sh", "-c", ":"]):
         return "namespace"
     for name in STAND_INS:
         try:
@@ -144,7 +145,7 @@ def _hand_over(folder: Path, *, identity: str, binaries: Path) -> bool:
     for path in (folder, *folder.rglob("*")):
         os.chown(path, uid, gid, follow_symlinks=False)
     works = 'test -w "$1" && "$2" --version >/dev/null'
-    if _works_as(identity, ["sh", "-c", works, "sh", str(folder), str(binaries / "postgres")]):
+    if _works_as(identity, ["/bin/sh", "-c", works, "sh", str(folder), str(binaries / "postgres")]):
         return True
     for path in (folder, *folder.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
@@ -158,14 +159,18 @@ def _works_as(identity: str, command: list[str]) -> bool:
 
 def _run_as(identity: str, command: list[str]) -> "subprocess.CompletedProcess[str]":
     launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(signal.SIGKILL))]
-    return subprocess.run([*launch, identity, *command], capture_output=True, text=True, check=False)  # noqa: S603
+    return subprocess.run(  # noqa: S603
+        [*launch, identity, *command], capture_output=True, text=True, check=False, start_new_session=True
+    )
 
 
-def _initdb(*, folder: Path, binaries: Path, identity: str, password: str) -> None:
-    # A first start that was interrupted leaves half a cluster, which initdb refuses and nobody needs.
-    for left in folder.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    # PostgreSQL wants the directory for itself, hence beside it; a file, for a command line is everybody's to read.
+def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> None:
+    """Make a cluster, in ``folder`` only once it is whole: half a one, left by a killed start, looks the same."""
+    new = folder.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    identity = _identity(folder=new, binaries=binaries)
+    # Beside it, for PostgreSQL wants an empty directory; a file, for a command line is everybody's to read.
     password_file = folder.with_suffix(".password")
     password_file.touch(mode=0o600)
     password_file.write_text(password, encoding="ascii")
@@ -175,19 +180,18 @@ def _initdb(*, folder: Path, binaries: Path, identity: str, password: str) -> No
         made = _run_as(
             identity,
             [
-                *(str(binaries / "initdb"), "-D", str(folder), "-U", NAME),
+                *(str(binaries / "initdb"), "-D", str(new), "-U", NAME),
                 *("--auth=scram-sha-256", f"--pwfile={password_file}"),
                 # The one locale that is everywhere. Nothing here sorts for people.
-                *("--locale=C", "--encoding=UTF8", "--no-sync", "--no-instructions"),
+                *("--locale=C", "--encoding=UTF8", "--no-instructions", *(() if durable else ("--no-sync",))),
             ],
         )
     finally:
         password_file.unlink()
     if made.returncode != 0:
-        (folder / "PG_VERSION").unlink(missing_ok=True)  # or the next start would take it for a whole one
         said = made.stderr.strip().splitlines() or ["it said nothing"]
-        raise Trouble(f"initdb could not make a PostgreSQL in {folder}: {said[-1]}")
-    os.sync()  # once, here, instead of initdb's file by file
+        raise Trouble(f"initdb could not make a PostgreSQL in {new}: {said[-1]}")
+    new.rename(folder)
 
 
 def _forget_lock_of_a_stranger(folder: Path) -> None:

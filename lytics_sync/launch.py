@@ -1,8 +1,9 @@
 """Become another program whose life is tied to the one that started it.
 
-Run as a file by ``processes.spawn``: ``python -I -S launch.py PARENT SIGNAL IDENTITY COMMAND…``. It stands between
-fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because ``os.unshare`` came only
-with Python 3.12. The process id stays the same through exec, so whoever started this holds the program itself.
+Run as a file by ``processes``: ``python -I -S launch.py PARENT SIGNAL IDENTITY COMMAND…``, the command with its whole
+path. It stands between fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because
+``os.unshare`` came only with Python 3.12. The process id stays the same through exec, so whoever started this holds
+the program itself.
 
 IDENTITY says as whom the program runs:
 
@@ -58,7 +59,8 @@ def main() -> None:
     try:
         become(identity)
         die_with(int(parent), int(signal_number))  # last: a change of credentials clears it
-        os.execvp(command[0], command)  # noqa: S606 — the command is the runner's own
+        # Not execvp, which imports more of Python, and the new identity may not be allowed to read that.
+        os.execv(command[0], command)  # noqa: S606 — the command is the runner's own
     except OSError as error:
         sys.exit(f"{command[0]}: {error}")
 

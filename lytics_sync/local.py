@@ -232,7 +232,10 @@ def _wait_until_delivered(fleet: Fleet) -> Path:
         file.write_text(_must(fleet, manage("lane_status", "--json")), encoding="utf-8")
         backlog = json.loads(file.read_text(encoding="utf-8"))["backlog"]
         most = max(most, backlog)
-        bar.show(most - backlog, most)
+        if most:
+            bar.show(most - backlog, most)
+        else:
+            say("  all of it was there before the stream had ended")
         if backlog == 0:
             bar.close()
             return file

@@ -95,6 +95,10 @@ class Stack:
             lock = (runs / "runner.lock").open("w")
         except OSError as error:
             raise Trouble(f"DATA_DIR, {self.folder}, can't be written to: {error.strerror}.") from error
+        if self.memory.file.exists() and not os.access(self.memory.file, os.R_OK):
+            raise Trouble(
+                f"{self.memory.file} belongs to another user; start as that user, or choose another DATA_DIR."
+            )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
