@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sandbox.odp.accounts import Account
 from sandbox.odp.assumptions import Assumptions
+from sandbox.odp.clock import Clock
+from sandbox.odp.deeds import DEEDS, retold
 from sandbox.odp.testing import ROOT, ControlledSandbox, RunningSandbox, ThreadedSandbox
 from sandbox.odp.world import Options
 
@@ -487,8 +492,9 @@ class TestProfiles:
         odp.assume(max_body_bytes=100)
         assert write(odp, {"fs_user_id": "x" * 100})[0] == 413
 
-    def test_a_body_that_is_not_json_is_told_so(self, odp: ThreadedSandbox) -> None:
-        status, _, answer = raw(odp, "POST", "/v3/profiles", b"{nonsense")
+    @pytest.mark.parametrize("body", [b"{nonsense", b"", b"[NaN]", b"[" * 100_000, b"\xff\xfe\xfd"])
+    def test_a_body_that_is_not_json_is_told_so(self, odp: ThreadedSandbox, body: bytes) -> None:
+        status, _, answer = raw(odp, "POST", "/v3/profiles", body)
         assert status == 400
         assert "could not be parsed" in json.loads(answer)["detail"]["message"]
 
@@ -588,6 +594,37 @@ class TestIdentity:
         write(odp, {"fs_user_id": "old", "lytics_x": True})
         assert odp.members("lytics_x") == ["new", "old"]
         assert odp.customer("new")["attributes"]["fs_user_id"] == "old"
+
+
+KINDS = ("fs_user_id", "web_user_id", "vuid")
+IDENTIFIERS = st.dictionaries(st.sampled_from(KINDS), st.sampled_from("abcd"), min_size=1)
+
+
+@given(items=st.lists(IDENTIFIERS, max_size=40))
+def test_whatever_meets_every_identifier_belongs_to_exactly_one_customer(items: list[dict[str, str]]) -> None:
+    account = Account("a.b", Clock())
+    for item in items:
+        customer = account.customers.write(tuple(item), dict(item))
+        assert all(account.customers.find(kind, value) is customer for kind, value in item.items())
+    held = [(kind, value) for each in account.customers for kind in KINDS for value in each.values_of(kind)]
+    found = {(kind, value): each for kind in KINDS for value, each in account.customers.index[kind].items()}
+    assert sorted(held) == sorted(found)
+    assert all(value in each.values_of(kind) for (kind, value), each in found.items())
+    assert {id(each) for each in found.values()} == {id(each) for each in account.customers}
+
+
+@given(items=st.lists(IDENTIFIERS, max_size=20))
+def test_what_is_saved_and_retold_is_the_same_account(items: list[dict[str, str]]) -> None:
+    account, again = Account("a.b", Clock()), Account("a.b", Clock())
+    for at, item in enumerate(items):
+        account.customers.write(tuple(item), {**item, "city": str(at)})
+    for kind, payload in retold(account):
+        DEEDS[kind](again, json.loads(json.dumps(payload)), 0)
+    assert [*retold(again)] == [*retold(account)]
+    assert again.customers.index == {
+        kind: {value: again.customers.by_number[each.number] for value, each in index.items()}
+        for kind, index in account.customers.index.items()
+    }
 
 
 def passthrough(kind: str, value: str, action: str, ts: Any, audience: str = "lytics_x") -> dict[str, Any]:
@@ -904,6 +941,7 @@ class TestGraphQL:
         }
 
     def test_a_query_against_the_schema_is_answered_with_a_validation_error(self, odp: ThreadedSandbox) -> None:
+        assert "errors" in odp.odp("POST", "/v3/graphql", {"query": "{audience}", "variables": [1]})[1]
         for text in ('{customer(shoe_size: "44") {zaius_id}}', '{customer(fs_user_id: "u1") {nothing}}'):
             assert query(odp, text)["errors"][0]["extensions"]["classification"] == "ValidationError"
         assert query(odp, "{customer(")["errors"][0]["extensions"]["classification"] == "InvalidSyntax"
@@ -1105,6 +1143,7 @@ class TestFaults:
             write(odp, {"fs_user_id": "u1"})
         assert odp.customer("u1")["known"] is known
         assert odp.requests()[-1]["status"] is None
+        assert odp.summary()["endpoints"]["POST /v3/profiles"]["statuses"] == {"0": 1}
         assert write(odp, {"fs_user_id": "u1"})[0] == 202
 
     def test_it_answers_late(self, odp: ThreadedSandbox) -> None:

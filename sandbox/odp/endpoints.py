@@ -167,7 +167,7 @@ def _check_consents(account: Account, items: list[Any], now: float) -> list[Comp
 
 
 def _wrong_with_consent(account: Account, item: Any) -> str | None:
-    if not isinstance(item, dict) or item.get("identifier_field_name") not in account.schema.identifiers:
+    if not isinstance(item, dict) or str(item.get("identifier_field_name")) not in account.schema.identifiers:
         return "identifier_field_name must be a known identifier"
     if not isinstance(item.get("identifier_value"), str) or not item["identifier_value"].strip():
         return "identifier_value is required"

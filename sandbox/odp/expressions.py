@@ -140,7 +140,7 @@ def _comparison(body: Any, where: str, scope: Scope) -> Expression:
     take(body, where, ("lhs", "comparator", "rhs"))
     left = compile_expression(body["lhs"], f"{where}.lhs", scope)
     right = compile_expression(body["rhs"], f"{where}.rhs", scope)
-    comparator = body["comparator"]
+    comparator = str(body["comparator"])
     if comparator not in COMPARATORS:
         raise Invalid(f"{where}.comparator", f"must be one of {', '.join(COMPARATORS)}")
     if ANYTHING not in (left.type, right.type) and left.type != right.type:
@@ -268,7 +268,7 @@ def _zone(body: dict[str, Any], where: str, scope: Scope) -> Evaluate:
 
 
 def _unit(body: dict[str, Any], where: str) -> str:
-    if body["unit"] not in UNIT_SECONDS:
+    if str(body["unit"]) not in UNIT_SECONDS:
         raise Invalid(f"{where}.unit", f"must be one of {', '.join(UNIT_SECONDS)}")
     return str(body["unit"])
 
@@ -276,10 +276,19 @@ def _unit(body: dict[str, Any], where: str) -> str:
 def _local(seconds: Value, zone: Value) -> datetime | None:
     if seconds is None or zone is None:
         return None
-    try:
-        return datetime.fromtimestamp(seconds, ZoneInfo(zone))
-    except (ZoneInfoNotFoundError, ValueError, OverflowError):
-        return None
+    return datetime.fromtimestamp(seconds, ZoneInfo(zone))
+
+
+def _if_possible(compute: Evaluate) -> Evaluate:
+    """A moment beyond the calendar, or in no known timezone, is a missing value."""
+
+    def evaluate(subject: Any) -> Value:
+        try:
+            return compute(subject)
+        except (ZoneInfoNotFoundError, ValueError, OverflowError, OSError):
+            return None
+
+    return evaluate
 
 
 TRUNCATED: dict[str, Callable[[datetime], datetime]] = {
@@ -300,7 +309,7 @@ def _truncate_time(body: Any, where: str, scope: Scope) -> Expression:
         moment = _local(source(subject), zone(subject))
         return None if moment is None else cleared(moment).timestamp()
 
-    return Expression("number", evaluate)
+    return Expression("number", _if_possible(evaluate))
 
 
 def _shift_time(body: Any, where: str, scope: Scope) -> Expression:
@@ -317,7 +326,7 @@ def _shift_time(body: Any, where: str, scope: Scope) -> Expression:
             return (moment + timedelta(days=by)).timestamp()
         return moment.timestamp() + by * UNIT_SECONDS[unit]
 
-    return Expression("number", evaluate)
+    return Expression("number", _if_possible(evaluate))
 
 
 Compiler = Callable[[Any, str, Scope], Expression]

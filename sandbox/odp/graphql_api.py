@@ -73,8 +73,10 @@ class Built:
 def answer_query(caller: Caller, body: Any) -> dict[str, Any]:
     """The body of a 200: GraphQL puts errors next to the data."""
     query = body.get("query") if isinstance(body, dict) else None
-    if not isinstance(query, str):
-        return {"errors": [_classified(GraphQLError("query is required"), "InvalidSyntax").formatted]}
+    variables = body.get("variables") if isinstance(body, dict) else None
+    if not isinstance(query, str) or not isinstance(variables or {}, dict):
+        wrong = GraphQLError("query must be a string, and variables an object")
+        return {"errors": [_classified(wrong, "InvalidSyntax").formatted]}
     built = _schema_of(caller.account)
     document = built.document(query)
     if isinstance(document, list):
@@ -83,7 +85,7 @@ def answer_query(caller: Caller, body: Any) -> dict[str, Any]:
         built.schema,
         document,
         context_value=caller,
-        variable_values=body.get("variables") or {},
+        variable_values=variables or {},
         operation_name=body.get("operationName"),
     )
     return _formatted(result)

@@ -31,7 +31,7 @@ def check_subscriptions(account: "Account", items: list[Any], now: float) -> lis
 def _wrong_with(account: "Account", item: Any) -> str | None:
     if not isinstance(item, dict):
         return "must be an object"
-    if item.get("list_id") not in account.lists:
+    if str(item.get("list_id")) not in account.lists:
         return f"list_id {item.get('list_id')!r} is not a list"
     if not isinstance(item.get("subscribed"), bool):
         return "subscribed must be a boolean"

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class Seen:
     applied: bool = False
     left_out: tuple[int, ...] = ()
     client_gone: float | None = None
+    is_over: bool = False
 
     def as_json(self, *, with_body: bool) -> dict[str, Any]:
         shown = {
@@ -89,6 +90,17 @@ class Concurrency:
 
 
 ALL = "all"
+COPIES_KEPT = 1000
+
+Key = TypeVar("Key")
+Kept = TypeVar("Kept")
+
+
+def _one_copy(kept: dict[Key, Kept], key: Key, value: Kept) -> Kept:
+    """Of things that mostly repeat from request to request, all requests hold the same one."""
+    if len(kept) >= COPIES_KEPT:
+        kept.clear()
+    return kept.setdefault(key, value)
 
 
 class Observer:
@@ -106,6 +118,7 @@ class Observer:
             self._bodies: deque[Seen] = deque()
             self._body_bytes = 0
             self.bodies_let_go = 0
+            self._field_sets: dict[frozenset[str], frozenset[str]] = {}
             self._headers: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
             self._in_flight: dict[int, float] = {}
             self._paces: dict[str, Pace] = {}
@@ -131,13 +144,11 @@ class Observer:
     def _shared(self, headers: dict[str, str]) -> dict[str, str]:
         """Callers send the same headers over and over: keep one copy. The length is told as `size`."""
         shown = {name: value for name, value in headers.items() if name != "content-length"}
-        if len(self._headers) >= 1000:
-            self._headers.clear()
-        return self._headers.setdefault(tuple(shown.items()), shown)
+        return _one_copy(self._headers, tuple(shown.items()), shown)
 
     def understood(self, seen: Seen, *, body: bytes, items: int, fields: frozenset[str]) -> None:
         with self._lock:
-            seen.size, seen.items, seen.fields = len(body), items, fields
+            seen.size, seen.items, seen.fields = len(body), items, _one_copy(self._field_sets, fields, fields)
             self._fields_at_once.enter(fields)
             if body:
                 self._keep_body(seen, body)
@@ -155,7 +166,9 @@ class Observer:
     def end(self, seen: Seen, status: int | None) -> None:
         """Call before the answer's last byte is sent: whoever has read it may already be sending the next request."""
         with self._lock:
-            seen.status = status
+            if seen.is_over:
+                return
+            seen.is_over, seen.status = True, status
             if seen.ended is None:
                 seen.ended = time.monotonic()
                 self._leave(seen)
@@ -191,7 +204,7 @@ class Observer:
 
     def with_bodies_that_mention(self, values: Iterable[str]) -> Iterator[Seen]:
         """A value without escapes stands in the body as it is; a body with escapes has to be looked at anyway."""
-        wanted = [value.encode() for value in values]
+        wanted = [value.encode(errors="surrogatepass") for value in values]
         with self._lock:
             kept = list(self._bodies)
         for seen in kept:

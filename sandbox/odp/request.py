@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 NOT_JSON = object()
 
 
+def _refuse_constant(name: str) -> float:
+    """Python's parser takes NaN and Infinity; JSON doesn't have them."""
+    raise ValueError(name)
+
+
 @dataclass(slots=True)
 class Request:
     method: str
@@ -48,8 +53,8 @@ class Request:
         self.body = body
         if body:
             try:
-                self.parsed = json.loads(body)
-            except ValueError:
+                self.parsed = json.loads(body, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError):
                 self.parsed = NOT_JSON
 
     @property

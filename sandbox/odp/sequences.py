@@ -66,7 +66,7 @@ def _compile_sequence(body: Any, where: str, now: Callable[[], float]) -> Callab
     leaves = _compile_continuation(body["disqualifier"], f"{where}.disqualifier") if "disqualifier" in body else None
     keys = [
         compile_expression(each, f"{where}.unique_key_sources[{at}]", EVENT_SCOPE).evaluate
-        for at, each in enumerate(body.get("unique_key_sources") or ())
+        for at, each in enumerate(_array(body, "unique_key_sources", where))
     ]
 
     def count(events: Events) -> int:
@@ -81,6 +81,13 @@ def _compile_sequence(body: Any, where: str, now: Callable[[], float]) -> Callab
         return len(alive)
 
     return count
+
+
+def _array(body: dict[str, Any], name: str, where: str) -> list[Any]:
+    found = body.get(name, [])
+    if not isinstance(found, list):
+        raise Invalid(f"{where}.{name}", "must be an array")
+    return found
 
 
 def _compile_continuation(body: Any, where: str) -> Callable[[Events], bool]:

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -72,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         request = Request.from_head(self.command, self.path, dict(self.headers.items()))
         request.take_body(self._body())
         if self.server.open_control or self.client_address[0].startswith("127."):
-            self._send(answer_control(self.server.world, request))
+            self._send(_or_bug(lambda: answer_control(self.server.world, request)))
         else:
             self._send(in_json(403, {"error": "controls answer on the loopback address only; see --open-control"}))
 
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
                 status = answer.status
                 self._reply(request, answer)
         finally:
-            world.observer.end(request.seen, status) if request.seen.status is None else None
+            world.observer.end(request.seen, status)
             world.visibility.nudge() if world.visibility.shuffled else None
 
     def _answer(self, request: Request) -> Answer | None:
@@ -99,11 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         if then.get("close") == "before":
             self._hang_up(request)
             return None
-        try:
-            answer = world.answer(request)
-        except Exception as bug:  # noqa: BLE001 - a bug of the sandbox must look like one, not like a dropped line
-            traceback.print_exc()
-            answer = in_json(500, {"message": f"the sandbox itself failed: {bug!r}"})
+        answer = _or_bug(lambda: world.answer(request))
         if then.get("close") == "after":
             self._hang_up(request)
             return None
@@ -171,6 +168,15 @@ class Handler(BaseHTTPRequestHandler):
         if len(data) < size:
             raise Gone
         return data
+
+
+def _or_bug(work: Callable[[], Answer]) -> Answer:
+    """A bug of the sandbox must look like one, not like a dropped line."""
+    try:
+        return work()
+    except Exception as bug:  # noqa: BLE001 - whatever it is
+        traceback.print_exc()
+        return in_json(500, {"message": f"the sandbox itself failed: {bug!r}"})
 
 
 def _phrase(status: int) -> str:
