@@ -1034,10 +1034,10 @@ class TestGraphQL:
 class TestLimits:
     def test_profiles_and_lists_are_limited_and_events_are_not(self) -> None:
         with ThreadedSandbox() as odp:
-            statuses = [write(odp, {"fs_user_id": "u1"})[0] for _ in range(15)]
+            statuses = [write(odp, {"fs_user_id": "u1"})[0] for _ in range(60)]
             assert statuses[:10] == [202] * 10
             assert 429 in statuses
-            assert 429 in [odp.odp("GET", "/v3/lists")[0] for _ in range(15)]
+            assert 429 in [odp.odp("GET", "/v3/lists")[0] for _ in range(60)]
             event = {"type": "page", "identifiers": {"fs_user_id": "u1"}}
             assert {odp.odp("POST", "/v3/events", event)[0] for _ in range(30)} == {202}
             assert {odp.odp("GET", "/v3/segments")[0] for _ in range(30)} == {200}
@@ -1059,12 +1059,12 @@ class TestLimits:
             write(odp, {"fs_user_id": "u1"})
             time.sleep(0.01)
         taken = [each["arrived"] for each in odp.requests() if each["status"] == 202]
-        assert all(sum(at <= other < at + 0.98 for other in taken) <= 5 for at in taken)
+        assert all(sum(at <= other < at + 0.8 for other in taken) <= 5 for at in taken)
         assert 6 <= len(taken) <= 10
 
     def test_the_bucket_refills(self, odp: ThreadedSandbox) -> None:
         odp.settings(rates={"lists": 20})
-        assert 429 in [odp.odp("GET", "/v3/lists")[0] for _ in range(40)]
+        assert 429 in [odp.odp("GET", "/v3/lists")[0] for _ in range(150)]
         time.sleep(0.2)
         assert odp.odp("GET", "/v3/lists")[0] == 200
 
@@ -1220,7 +1220,7 @@ class TestVisibility:
             assert eventually(lambda: audiences(odp, "u1", "lytics_x") == ["lytics_x"])
 
     def test_it_is_seen_by_itself_when_the_time_has_come(self) -> None:
-        with ThreadedSandbox(Options(delay=(0.1, 0.2))) as odp:
+        with ThreadedSandbox(Options(delay=(0.4, 0.5))) as odp:
             write(odp, {"fs_user_id": "u1"})
             assert odp.customer("u1")["known"] is False
             assert eventually(lambda: bool(odp.customer("u1")["known"]))
@@ -1339,24 +1339,25 @@ class TestObservation:
     def test_it_knows_the_fastest_second_and_the_most_at_once(self, odp: ThreadedSandbox) -> None:
         make_field(odp, "a")
         make_field(odp, "b")
-        odp.fault({"path": "/v3/profiles"}, {"delay_seconds": 0.2})
+        odp.fault({"path": "/v3/profiles"}, {"delay_seconds": 0.4})
         with ThreadPoolExecutor(3) as pool:
             jobs = [pool.submit(write, odp, {"fs_user_id": "u1", name: True}) for name in ("a", "a", "b")]
             assert [job.result()[0] for job in jobs] == [202] * 3
         write(odp, {"fs_user_id": "u1", "b": True})
         told = odp.summary()
         assert told["peak_concurrency_per_field"] == {"a": 2, "b": 1}
-        assert (told["peak_concurrency"], told["endpoints"]["POST /v3/profiles"]["peak_per_second"]) == (3, 4)
+        assert told["peak_concurrency"] == 3
+        assert told["endpoints"]["POST /v3/profiles"]["peak_per_second"] in (3, 4)
         assert told["in_flight"] == 0
 
     def test_a_caller_that_gives_up_is_no_longer_in_flight(self, odp: ThreadedSandbox) -> None:
-        odp.fault({"path": "/v3/profiles"}, {"delay_seconds": 0.5})
+        odp.fault({"path": "/v3/profiles"}, {"delay_seconds": 1.5})
         body = b'{"attributes": {"fs_user_id": "u1"}}'
         heads = ["POST /v3/profiles HTTP/1.1", f"x-api-key: {odp.private_key}", f"Content-Length: {len(body)}", "", ""]
         with socket.create_connection(("127.0.0.1", int(odp.url.rpartition(":")[2]))) as line:
             line.sendall("\r\n".join(heads).encode() + body)
             assert eventually(lambda: odp.summary()["in_flight"] == 1)
-        assert eventually(lambda: odp.summary()["in_flight"] == 0, 0.3)
+        assert eventually(lambda: odp.summary()["in_flight"] == 0, 1)
         assert odp.requests()[-1]["client_gone"] is not None
         assert eventually(lambda: bool(odp.customer("u1")["known"]))
 
