@@ -1232,13 +1232,18 @@ class TestVisibility:
             assert odp.customer("u1")["known"] is True
 
     def test_writes_are_seen_in_the_order_they_were_accepted(self) -> None:
-        with ThreadedSandbox(Options(delay=(0, 0.05), settings=UNLIMITED)) as odp:
+        with ThreadedSandbox(Options(delay=(50, 100), settings=UNLIMITED)) as odp:
             make_field(odp, "age", "number")
-            for at in range(50):
+            seen = []
+            for at in range(80):
                 write(odp, {"fs_user_id": "u1", "age": at})
-                odp.advance(7)
+                odp.advance(3)
+                seen.append(odp.customer("u1")["attributes"].get("age", -1))
+            assert seen == sorted(seen)
+            assert -1 < seen[-1] < 79
+            odp.advance(100)
             assert eventually(lambda: odp.summary()["pending_writes"] == 0)
-            assert odp.customer("u1")["attributes"]["age"] == 49
+            assert odp.customer("u1")["attributes"]["age"] == 79
 
     def test_shuffled_swaps_requests_that_overlap(self) -> None:
         with ThreadedSandbox(Options(shuffled=True, settings=UNLIMITED)) as odp:

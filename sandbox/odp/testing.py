@@ -115,7 +115,8 @@ class RunningSandbox(ControlledSandbox):
         assert self._process.stdout is not None
         line = self._process.stdout.readline().strip()
         if "http://" not in line:
-            raise RuntimeError(f"the sandbox did not start (exit {self._process.wait()})")
+            self.stop()
+            raise RuntimeError("the sandbox did not start; it says why on stderr")
         self.url = line[line.index("http://") :]
         # A restart must be found where its callers already look.
         self.port = int(self.url.rpartition(":")[2])

@@ -15,7 +15,7 @@ from sandbox.odp.clock import Clock
 
 # How often to look whether the requests that a shuffled write overlapped are through.
 PATIENCE_SECONDS = 0.02
-# The realistic delay drifts instead of jumping: acceptance order must hold, and one slow write would hold up the rest.
+# The delay drifts instead of jumping: a write waits for those in front of it, so one slow write would hold up the rest.
 DELAY_CHANGES_EVERY_SECONDS = 20
 
 
@@ -52,7 +52,6 @@ class Visibility:
         self._random = random.Random(seed)
         self._waiting: list[Write] = []
         self._moved = threading.Condition(lock)
-        self._latest_due = 0.0
         self._weather = (0.0, 0.0)
         self._closed = False
         threading.Thread(target=self._run, name="visibility", daemon=True).start()
@@ -67,7 +66,6 @@ class Visibility:
         now = self._clock.now()
         place = self._random.choice((arrived, accepted)) if self.shuffled else float(number)
         write = Write(place, number, kind, account, items, now, now + self._drifting_delay(now))
-        self._latest_due = write.due_at = max(write.due_at, self._latest_due)
         if not self.shuffled and not self._waiting and write.due_at <= now:
             self._apply(write)
             return
@@ -91,12 +89,10 @@ class Visibility:
         with self._moved:
             while self._waiting:
                 self._apply(heapq.heappop(self._waiting))
-            self._latest_due = 0.0
 
     def forget_all(self) -> None:
         with self._moved:
             self._waiting.clear()
-            self._latest_due = 0.0
 
     def close(self) -> None:
         with self._moved:
