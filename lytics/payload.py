@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,8 +20,14 @@ from msgspec import Raw
 from lytics import reasons, times
 
 IDENTIFIER_BYTES = 256
-# Not documented; long enough for any slug a person typed, short enough for an index entry.
-NAME_BYTES = 512
+# Not documented; long enough for any slug a person typed, short enough for a column that also holds a prefix.
+NAME_BYTES = 500
+# Lytics documents 1,000 messages in a call, 50 identifiers of a person and 500 audiences. A body that goes far beyond
+# would take a web process's memory: the product of two long lists fits into few bytes.
+MESSAGES_AT_MOST = 100_000
+FACTS_AT_MOST = 500_000
+# From so many commas on, the messages of a body are counted before anything is built of them.
+_COMMAS_UNCOUNTED = 5_000_000
 
 
 class Kind(IntEnum):
@@ -52,7 +59,10 @@ class Fact(NamedTuple):
 
 
 class SetAside(NamedTuple):
-    """An item, or a part of one, that gave no fact: the reason's code, what was seen, and the item's own bytes."""
+    """A message, or a part of it, that gave no fact: the reason's code, what was seen, and the message's own bytes.
+
+    There is one for each reason that a message gives, however many parts of it share the reason.
+    """
 
     reason: str
     detail: str
@@ -148,50 +158,62 @@ class _Parser:
         self.allow_top_level = allow_top_level
         self.released = released
         self.reading = Reading()
+        # What is wrong with the message at hand: by reason, what was seen first and how often.
+        self.problems: dict[str, tuple[str, int]] = {}
 
     def parse(self, body: bytes) -> Reading:
         text = _utf8(body)
-        whole = self._whole_batch(text)
-        if whole is not None:
-            items = _Items(text)
-            for index, message in enumerate(whole):
-                self._unfold(message, items, index)
-        else:
-            self._one_by_one(body, text)
+        try:
+            whole = self._whole_batch(text)
+            if whole is not None:
+                items = _Items(text)
+                for index, message in enumerate(whole):
+                    self._take(message, items, index)
+            else:
+                for raw in split(text):
+                    self._take(self._message(raw), _Items(raw, single=True), 0)
+        except _Unreadable as problem:
+            self.reading.messages = 1
+            self.reading.aside.append(SetAside(problem.reason, problem.detail, body))
         return self.reading
+
+    def _take(self, message: _Message | None, items: "_Items", index: int) -> None:
+        """One message: its facts, and one item set aside for each reason why a part of it gave none."""
+        self.reading.messages += 1
+        if message is not None:
+            try:
+                self._unfold(message, items, index)
+            except _Unreadable as problem:
+                self._note(problem)
+        for reason, (detail, times_seen) in self.problems.items():
+            more = f" (and {times_seen - 1} more)" if times_seen > 1 else ""
+            self.reading.aside.append(SetAside(reason, detail + more, items.raw(index)))
+        self.problems.clear()
+
+    def _note(self, problem: _Unreadable) -> None:
+        detail, times_seen = self.problems.get(problem.reason, (problem.detail, 0))
+        self.problems[problem.reason] = detail, times_seen + 1
 
     def _whole_batch(self, text: bytes) -> Sequence[_Message] | None:
         """All messages in one decode, when every one of them has the documented layout; None sends us the slow way."""
-        if text.lstrip()[:1] != b"[":
+        if not _is_array(text):
             return None
+        _check_number(text)
         try:
             messages: Sequence[_Message] = self.layout.batch.decode(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         return messages
 
-    def _one_by_one(self, body: bytes, text: bytes) -> None:
-        try:
-            raws = split(text)
-        except ValueError:
-            self.reading.messages = 1
-            self.reading.aside.append(SetAside(reasons.NOT_JSON, f"{len(body)} bytes", body))
-            return
-        for raw in raws:
-            item = _Items(raw, single=True)
-            try:
-                message = self._message(raw)
-            except _Unreadable as problem:
-                self.reading.messages += 1
-                self.reading.aside.append(SetAside(problem.reason, problem.detail, raw))
-            else:
-                self._unfold(message, item, 0)
-
-    def _message(self, raw: bytes) -> _Message:
+    def _message(self, raw: bytes) -> _Message | None:
         try:
             message: _Message = self.layout.message.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._piece_by_piece(raw)
+            try:
+                return self._piece_by_piece(raw)
+            except _Unreadable as problem:
+                self._note(problem)
+                return None
         return message
 
     def _piece_by_piece(self, raw: bytes) -> _Message:
@@ -201,55 +223,56 @@ class _Parser:
         parts = _fields(raw)
         if parts is None:
             raise _Unreadable(reasons.UNREADABLE_MESSAGE, "it is not well-formed JSON")
-        meta = _read(parts.get("meta"), _Meta)
-        if meta is not None and meta.object is not None and meta.object != "user":
-            raise _Unreadable(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object!r}")
-        data = _fields(parts.get("data", b""))
+        meta = _meta(parts.get("meta"))
+        _check_origin(meta)
+        data = _fields(parts.get("data"))
         if data is None:
             raise _Unreadable(reasons.UNREADABLE_MESSAGE, "data is missing or no object")
         return _Message(
             data=self.layout.data(
-                identifier=data.get(self.identifier_field, Raw(b"")), segment_events=self._transitions(data, raw)
+                identifier=data.get(self.identifier_field, Raw(b"")),
+                segment_events=self._transitions(data.get("segment_events")),
             ),
             meta=meta,
             time=_read(parts.get("time"), str),
             source=_read(parts.get("source"), str),
         )
 
-    def _transitions(self, data: dict[str, Raw], raw: bytes) -> list[_Transition] | None:
-        listed = _read(data.get("segment_events"), list[Raw])
+    def _transitions(self, value: Raw | None) -> list[_Transition] | None:
+        listed = _read(value, list[Raw])
         if listed is None:
-            return None
+            if value is None or bytes(value).strip() == b"null":
+                return None
+            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "segment_events is no list")
         transitions = []
         for element in listed:
             transition = _read(element, _Transition)
             if transition is None:
-                self.reading.aside.append(SetAside(reasons.UNREADABLE_MESSAGE, "a segment event is malformed", raw))
+                self._note(_Unreadable(reasons.UNREADABLE_MESSAGE, "a segment event is malformed"))
             else:
                 transitions.append(transition)
         return transitions
 
     def _unfold(self, message: _Message, items: "_Items", index: int) -> None:
         """One message to facts: every segment event of it times every identifier of it."""
-        reading = self.reading
-        reading.messages += 1
-        meta = message.meta
+        reading, meta = self.reading, message.meta
         reading.job = reading.job or _name(meta.subscription_id if meta else message.source)
-        if meta is not None and meta.object is not None and meta.object != "user":
-            reading.aside.append(
-                SetAside(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object!r}", items.raw(index))
-            )
-            return
+        _check_origin(meta)
         if not message.data.segment_events:
-            reading.aside.append(SetAside(reasons.NO_SEGMENT_EVENTS, _seen(items.raw(index)), items.raw(index)))
-            return
+            if self.problems:
+                return  # there were some, and none that could be read
+            raise _Unreadable(reasons.NO_SEGMENT_EVENTS, _seen(items.raw(index)))
         identifiers = self._identifiers(message.data.identifier, items, index)
+        readable = []
         for transition in message.data.segment_events:
             try:
-                segment_id, slug, kind, occurred_ns = self._transition(transition, message)
+                readable.append(self._transition(transition, message))
             except _Unreadable as problem:
-                reading.aside.append(SetAside(problem.reason, problem.detail, items.raw(index)))
-                continue
+                self._note(problem)
+        if len(reading.facts) + len(readable) * len(identifiers) > FACTS_AT_MOST:
+            detail = f"{len(identifiers)} identifiers in {len(readable)} segment events"
+            raise _Unreadable(reasons.TOO_MANY_EVENTS, detail)
+        for segment_id, slug, kind, occurred_ns in readable:
             reading.facts.extend(Fact(segment_id, slug, identifier, kind, occurred_ns) for identifier in identifiers)
 
     def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int]:
@@ -278,8 +301,8 @@ class _Parser:
         return self.received_ns
 
     def _identifiers(self, value: Raw, items: "_Items", index: int) -> list[str]:
-        if not bytes(value) and self.allow_top_level:
-            value = (_fields(items.raw(index)) or {}).get(self.identifier_field, Raw(b""))
+        if self.allow_top_level and bytes(value).strip() in (b"", b"null"):
+            value = (_fields(items.raw(index)) or {}).get(self.identifier_field, value)
         found: dict[str, None] = {}
         usable = 0
         for element in _elements(value):
@@ -292,10 +315,10 @@ class _Parser:
             if reason is None:
                 found[identifier] = None
             else:
-                self.reading.aside.append(SetAside(reason, "", items.raw(index)))
+                self._note(_Unreadable(reason))
         if not usable:
             detail = f"expected in {self.identifier_field!r}; {_seen(items.raw(index))}"
-            self.reading.aside.append(SetAside(reasons.NO_IDENTIFIER, detail, items.raw(index)))
+            self._note(_Unreadable(reasons.NO_IDENTIFIER, detail))
         return list(found)
 
 
@@ -315,33 +338,68 @@ class _Items:
 def _utf8(body: bytes) -> bytes:
     for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if body.startswith(mark):
-            return body[3:] if encoding == "utf-8" else body.decode("utf-16", errors="replace").encode()
+            try:
+                return body[3:] if encoding == "utf-8" else body.decode(encoding).encode()
+            except UnicodeDecodeError:
+                return body  # not replaced piece by piece: an identifier must never be nearly what was sent
     return body
 
 
-def split(text: bytes) -> list[bytes]:
-    """A body as the bytes of its messages; an object that wraps a list is unwrapped.
+def _meta(raw: Raw | None) -> _Meta | None:
+    """What can be read of ``meta``, field by field: a time of another type must not hide where a message is from."""
+    fields = _fields(raw)
+    if fields is None:
+        return None
+    return _Meta(
+        object=_read(fields.get("object"), str),
+        timestamp=_read(fields.get("timestamp"), str),
+        subscription_id=_read(fields.get("subscription_id"), str | int),
+    )
 
-    Raises ``ValueError`` when it is not JSON at all.
-    """
-    parts = _read(text, list[Raw])
-    if parts is not None:
-        return [bytes(part) for part in parts]
-    if text.lstrip()[:1] == b"[":
-        return list(_cut(text))
+
+def _check_origin(meta: _Meta | None) -> None:
+    if meta is not None and meta.object is not None and meta.object != "user":
+        raise _Unreadable(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object[:40]!r}")
+
+
+def split(text: bytes) -> list[bytes]:
+    """A body as the bytes of its messages; an object that wraps a list is unwrapped."""
+    if _is_array(text):
+        return _elements_of(text)
     fields = _fields(text)
     if fields is None:
         if _read(text, Raw) is None:
-            raise ValueError("not JSON")
+            raise _Unreadable(reasons.NOT_JSON, f"{len(text)} bytes")
         return [text]
-    for name in ("events", "data"):
-        wrapped = _read(fields.get(name), list[Raw])
-        if wrapped is not None and not (name == "events" and "data" in fields):
-            return [bytes(part) for part in wrapped]
-    return [text]
+    wrapped = [bytes(fields[name]) for name in ("events", "data") if name in fields]
+    if not wrapped or not all(map(_is_array, wrapped)):
+        return [text]
+    return [element for array in wrapped for element in _elements_of(array)]
 
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+def _is_array(text: bytes) -> bool:
+    return text.lstrip()[:1] == b"["
+
+
+def _elements_of(array: bytes) -> list[bytes]:
+    _check_number(array)
+    parts = _read(array, list[Raw])
+    return list(_cut(array)) if parts is None else [bytes(part) for part in parts]
+
+
+def _check_number(array: bytes) -> None:
+    """Refuse an array of more messages than one call may hold, before anything is built of them."""
+    commas = array.count(b",")
+    if commas < MESSAGES_AT_MOST:
+        return
+    parts = _read(array, list[Raw]) if commas < _COMMAS_UNCOUNTED else None
+    number = len(parts) if parts is not None else sum(1 for _ in islice(_cut(array), MESSAGES_AT_MOST + 1))
+    if number > MESSAGES_AT_MOST:
+        raise _Unreadable(reasons.TOO_MANY_MESSAGES, f"more than {MESSAGES_AT_MOST:,}")
+
+
+# Possessive, and with an alternative for text that nothing closes: a failed match would start anew at every quote.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"?)|[\[\]{},]', re.DOTALL)
 
 
 def _cut(text: bytes) -> Iterator[bytes]:
@@ -354,15 +412,17 @@ def _cut(text: bytes) -> Iterator[bytes]:
             start = match.end() if depth == 1 else start
         elif token in (b"]", b"}"):
             depth -= 1
+        elif token != b"," and not match["end"]:
+            break
         if (depth == 1 and token == b",") or depth == 0:
             element = text[start : match.start()].strip()
             start = match.end()
-            if element:
+            if element or token == b",":
                 yield element
         if depth == 0:
             break
     if depth != 0 or text[start:].strip():
-        raise ValueError("the array is not closed, or something follows it")
+        raise _Unreadable(reasons.NOT_JSON, "the array is not closed, or something follows it")
 
 
 def _fields(raw: bytes | Raw | None) -> dict[str, Raw] | None:

@@ -12,6 +12,8 @@ UNREADABLE_TIME = "unreadable_time"
 NO_IDENTIFIER = "no_identifier"
 UNREADABLE_IDENTIFIER = "unreadable_identifier"
 IDENTIFIER_TOO_LONG = "identifier_too_long"
+TOO_MANY_EVENTS = "too_many_events"
+TOO_MANY_MESSAGES = "too_many_messages"
 
 HINTS: dict[str, str] = {
     NOT_JSON: (
@@ -40,4 +42,12 @@ HINTS: dict[str, str] = {
     NO_IDENTIFIER: "The message holds no usable customer identifier.",
     UNREADABLE_IDENTIFIER: "The identifier holds characters that no database and no ODP field can keep.",
     IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",
+    TOO_MANY_EVENTS: (
+        "One call may become 500,000 events at the most, and the identifiers of this message times its audiences"
+        " would have gone beyond. Release it to have it read by itself."
+    ),
+    TOO_MANY_MESSAGES: (
+        "The call holds more than 100,000 messages; Lytics documents 1,000 at the most. Nothing of it was read."
+        " Set Batch Size in the Lytics job to 300."
+    ),
 }
