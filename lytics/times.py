@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 — naive on purpose: the offset is subtracted as a number
-_LAYOUT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-]\d\d:?\d\d)?")
+_LAYOUT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
+)
 # What a Go program writes for a time that was never set.
 _NEVER = "0001-01-01T00:00:00Z"
 # What a signed 64-bit column holds; beyond it (before 1678, after 2262) a time is taken as unreadable.
