@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 import structlog
 from django.db import connection, transaction
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 # A segment that was first seen by its slug alone is known by this until a call tells its id.
 BY_SLUG = "slug:"
+# Items of one call that are encrypted and in memory at a time; any of them may be a megabyte.
+PARKED_AT_ONCE = 100
 
 _INSERT_EVENTS = """
 WITH incoming AS (
@@ -60,7 +63,7 @@ def receive(install: Install, body: bytes, *, source: str | None = None) -> Rece
     with transaction.atomic():
         receipt, received = _record(install, reading, size=len(body), source=source, at=received_at)
         if received.queued:
-            transaction.on_commit(lambda: wake(install.pk))
+            transaction.on_commit(lambda: wake(install.pk), robust=True)
     if received.parked:
         log.warning("parked", install=install.name, receipt=receipt.pk, reasons=received.parked_reasons)
     return received
@@ -97,7 +100,7 @@ def _record(
     )
     _park(install, receipt, aside)
     append([(audiences[_key(fact)], fact) for fact in facts], received_at=at, receipt=receipt)
-    _note_slugs({audiences[_key(fact)]: fact.slug for fact in facts if fact.slug})
+    _note_slugs(audiences, facts)
     return receipt, Received(reading.messages, len(facts), len(aside), reading.skipped, dict(counts))
 
 
@@ -108,7 +111,7 @@ def read_again(install: Install, raw: bytes, *, receipt: Receipt | None, at: dat
     facts = [fact for fact in reading.facts if _key(fact) in audiences]
     append([(audiences[_key(fact)], fact) for fact in facts], received_at=now(), receipt=receipt)
     if facts:
-        transaction.on_commit(lambda: wake(install.pk))
+        transaction.on_commit(lambda: wake(install.pk), robust=True)
     return not reading.aside and not nameless
 
 
@@ -123,11 +126,8 @@ def append(
     for audience_id, fact in facts:
         places[audience_id] += 1
         numbered.append((audience_id, places[audience_id], fact))
+    _lock(places)
     with connection.cursor() as cursor:
-        # Two calls that share audiences wait for each other in one order, whichever they name first.
-        cursor.execute(
-            "SELECT id FROM audiences_audience WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", [sorted(places)]
-        )
         cursor.execute(
             _INSERT_EVENTS,
             [
@@ -142,6 +142,16 @@ def append(
                 forced,
                 receipt.pk if receipt else None,
             ],
+        )
+        if cursor.rowcount != len(numbered):
+            raise RuntimeError(f"{len(numbered)} events to store, {cursor.rowcount} stored")
+
+
+def _lock(audience_ids: Iterable[int]) -> None:
+    """Two calls that share audiences wait for each other in one order, whichever they name first."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id FROM audiences_audience WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", [list(audience_ids)]
         )
 
 
@@ -174,6 +184,8 @@ def _audiences(install: Install, facts: Iterable[Fact]) -> tuple[dict[str, int],
         # Rare, and the one moment when two calls could make one audience twice or give one ODP id to two.
         Install.objects.select_for_update(no_key=True).get(pk=install.pk)
         known_ids = _find(install, wanted)
+        known_ids |= _adopt(install, {key: fact for key, fact in wanted.items() if key not in known_ids}, known_ids)
+        # Those with an id first: one known by the slug alone may turn out to be one of them.
         for key in sorted((key for key in wanted if key not in known_ids), key=lambda key: not wanted[key].segment_id):
             if wanted[key].slug:
                 known_ids[key] = _create(install, wanted[key])
@@ -187,7 +199,7 @@ def _find(install: Install, wanted: dict[str, Fact]) -> dict[str, int]:
     slugs = [fact.slug for fact in wanted.values() if not fact.segment_id]
     by_slug: dict[str, int] = {}
     if slugs:
-        rows = Audience.objects.filter(install=install, latest_slug__in=slugs).order_by("-pk")
+        rows = Audience.objects.filter(install=install, latest_slug__in=slugs).order_by("pk")
         by_slug = {audience.latest_slug: audience.pk for audience in rows}
     for audience in Audience.objects.filter(install=install, segment_id__in=list(wanted)):
         found[audience.segment_id] = audience.pk
@@ -197,22 +209,42 @@ def _find(install: Install, wanted: dict[str, Fact]) -> dict[str, int]:
     return found
 
 
-def _note_slugs(latest: dict[int, str]) -> None:
+def _note_slugs(audiences: dict[str, int], facts: Iterable[Fact]) -> None:
     """A slug edited in Lytics is shown and changes nothing else. Only rows that ``append`` has locked are written."""
-    for audience in Audience.objects.filter(pk__in=latest):
-        if audience.latest_slug != latest[audience.pk]:
-            Audience.objects.filter(pk=audience.pk).update(latest_slug=latest[audience.pk])
-            log.warning("slug edited in Lytics", audience=audience.odp_id, now=latest[audience.pk])
+    newest: dict[int, Fact] = {}
+    for fact in facts:
+        known = newest.get(audiences[_key(fact)])
+        if fact.slug and (known is None or fact.occurred_ns >= known.occurred_ns):
+            newest[audiences[_key(fact)]] = fact
+    for audience in Audience.objects.filter(pk__in=newest):
+        slug = newest[audience.pk].slug
+        if audience.latest_slug != slug:
+            Audience.objects.filter(pk=audience.pk).update(latest_slug=slug)
+            log.warning("slug edited in Lytics", audience=audience.odp_id, now=slug)
+
+
+def _adopt(install: Install, unknown: dict[str, Fact], known_ids: dict[str, int]) -> dict[str, int]:
+    """Audience ids, by ``_key``, of those that were known by their slug alone and now tell their id."""
+    by_slug: dict[str, str] = {}
+    for key, fact in unknown.items():
+        if fact.segment_id and fact.slug:
+            by_slug.setdefault(BY_SLUG + fact.slug, key)
+    rows = Audience.objects.filter(install=install, segment_id__in=list(by_slug))
+    adopted = {by_slug[audience.segment_id]: audience.pk for audience in rows}
+    if adopted:
+        # The update below locks too. All that this call will number is locked first, in the order of ``append``.
+        _lock([*known_ids.values(), *adopted.values()])
+        for segment_id, pk in adopted.items():
+            Audience.objects.filter(pk=pk).update(segment_id=segment_id)
+    return adopted
 
 
 def _create(install: Install, fact: Fact) -> int:
-    """A new audience with its lane, or the one that was known by this slug alone and now tells its id."""
-    if not fact.segment_id and (named := Audience.objects.filter(install=install, latest_slug=fact.slug).first()):
-        return named.pk
-    adopted = Audience.objects.filter(install=install, segment_id=BY_SLUG + fact.slug).first()
-    if adopted is not None and fact.segment_id:
-        Audience.objects.filter(pk=adopted.pk).update(segment_id=fact.segment_id)
-        return adopted.pk
+    """A new audience with its lane; for a slug alone, the one that has got this slug a moment ago."""
+    if not fact.segment_id:
+        named = Audience.objects.filter(install=install, latest_slug=fact.slug).order_by("-pk").first()
+        if named is not None:
+            return named.pk
     taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
     odp_id = naming.free_odp_id(fact.slug, fact.segment_id, taken)
     audience = Audience.objects.create(
@@ -228,7 +260,7 @@ def _create(install: Install, fact: Fact) -> int:
 
 
 def _park(install: Install, receipt: Receipt, aside: Iterable[SetAside]) -> None:
-    Parked.objects.bulk_create(
+    rows = (
         Parked(
             install=install,
             receipt=receipt,
@@ -239,6 +271,8 @@ def _park(install: Install, receipt: Receipt, aside: Iterable[SetAside]) -> None
         )
         for item in aside
     )
+    while some := list(islice(rows, PARKED_AT_ONCE)):
+        Parked.objects.bulk_create(some)
 
 
 def _kept(install: Install, item: SetAside) -> bytes:
