@@ -4,9 +4,12 @@ import zlib
 from typing import Any
 
 from django.conf import settings
+from django.http.request import UnreadablePostError
 from rest_framework.request import Request
 
 _CHUNK = 1 << 16
+# Small, because what follows the end of a packed file is copied once per file.
+_PACKED_CHUNK = 1 << 12
 
 
 class TooLargeError(Exception):
@@ -14,7 +17,7 @@ class TooLargeError(Exception):
 
 
 def read(request: Request) -> bytes:
-    """The body, unpacked when it is gzip or deflate. Raises ``TooLargeError``.
+    """The body, unpacked when it is gzip or deflate. Raises ``TooLargeError`` and ``UnreadablePostError``.
 
     What claims to be packed and can't be unpacked comes back as it was sent: the parser will set it aside.
     """
@@ -29,7 +32,8 @@ def _raw(request: Request) -> bytes:
     limit: int = settings.WEBHOOK_BODY_LIMIT
     # Django reads as much as Content-Length says, so nothing at all of a chunked body; the server has the end of it.
     chunked = "chunked" in request.META.get("HTTP_TRANSFER_ENCODING", "").lower()
-    if not chunked and int(request.META.get("CONTENT_LENGTH") or 0) > limit:
+    announced = 0 if chunked else int(request.META.get("CONTENT_LENGTH") or 0)
+    if announced > limit:
         raise TooLargeError
     stream: Any = request.META["wsgi.input"] if chunked else request._request
     pieces, size = [], 0
@@ -38,16 +42,32 @@ def _raw(request: Request) -> bytes:
         size += len(piece)
         if size > limit:
             raise TooLargeError
+    if size < announced:
+        # A connection that ends early reads like the end of the body. Half a call is no call: it will come again.
+        raise UnreadablePostError(f"{size} of {announced} bytes came")
     return b"".join(pieces)
 
 
 def _unpacked(body: bytes) -> bytes:
     limit: int = settings.WEBHOOK_BODY_LIMIT
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
-    try:
-        unpacked = unpacker.decompress(body, limit + 1)
-    except zlib.error:
-        return body
-    if len(unpacked) > limit:
-        raise TooLargeError
-    return unpacked if unpacker.eof else body
+    pieces, size, position = [], 0, 0
+    unpacker = _unpacker()
+    while position < len(body):
+        chunk = body[position : position + _PACKED_CHUNK]
+        try:
+            pieces.append(unpacker.decompress(chunk, limit + 1 - size))
+        except zlib.error:
+            return body
+        size += len(pieces[-1])
+        if size > limit:
+            raise TooLargeError
+        position += len(chunk) - len(unpacker.unused_data)
+        if unpacker.eof:  # another one may follow, and zeros may pad the last
+            if not body[position : position + 1].strip(b"\0") and not body[position:].strip(b"\0"):
+                return b"".join(pieces)
+            unpacker = _unpacker()
+    return body
+
+
+def _unpacker() -> Any:
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
