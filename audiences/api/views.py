@@ -4,12 +4,19 @@ It answers 200 when all of a call is committed, 401 to strangers, 405 to other m
 ``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
 """
 
+from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Any, cast
 
 import structlog
 from django.conf import settings
+from django.http import HttpRequest, JsonResponse
 from django.http.request import UnreadablePostError
+from django.http.response import HttpResponseBase
+from django.views import defaults
 from rest_framework.exceptions import AuthenticationFailed, MethodNotAllowed
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -27,10 +34,21 @@ def come_back_later(detail: str) -> Response:
     return Response({"detail": detail}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
 
 
+class JSONOnly(BaseContentNegotiation):
+    """The answer is JSON, whatever the caller says it accepts: a 406 would be one more reason to lose a call."""
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type
+
+
 class WebhookView(APIView):
     """``POST /webhooks/lytics/<install public id>``; PUT and PATCH are taken alike, a job can be set to them."""
 
     authentication_classes = [TokenAuthentication]
+    content_negotiation_class = JSONOnly
     http_method_names = ["post", "put", "patch"]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +68,7 @@ class WebhookView(APIView):
         except body.TooLargeError:
             log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
             return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
-        source = request.META.get("REMOTE_ADDR") or None
+        source = _address(request)
         received = ingest.receive(install, content, source=source)
         tokens.note_use(token, source=source)
         return Response(
@@ -77,11 +95,29 @@ class WebhookView(APIView):
         return come_back_later("The call could not be stored.")
 
 
+def _address(request: Request) -> str | None:
+    """The caller's address as PostgreSQL knows them; None behind a Unix socket."""
+    try:
+        return str(ip_address(request.META.get("REMOTE_ADDR", "").split("%")[0]))
+    except ValueError:
+        return None
+
+
 class UnknownWebhookView(APIView):
     """Any other URL below /webhooks/: 401, as for an unknown install, because 404 is never tried again."""
+
+    content_negotiation_class = JSONOnly
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         raise AuthenticationFailed("There is no webhook at this URL.")
 
     def get_authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """What Django itself refuses with a 400, a wrong Host above all: below /webhooks/ it becomes 503 as well."""
+    if not request.path.startswith("/webhooks"):
+        return defaults.bad_request(request, exception)
+    headers = {"Retry-After": str(settings.RETRY_AFTER_SECONDS)}
+    return JsonResponse({"detail": "This service is not set up for this host name."}, status=503, headers=headers)
