@@ -127,11 +127,11 @@ def _must(fleet: Fleet, program: Program) -> str:
 
 def _tell_admin(stack: Stack, fleet: Fleet) -> None:
     if not stack.has_admin():
-        password = secrets.token_urlsafe(12)
+        # Remembered first: a runner killed in between would leave an account that nobody knows the password of.
+        password = stack.memory.get_or_make("ADMIN_PASSWORD", lambda: secrets.token_urlsafe(12))
         account = {"USERNAME": ADMIN, "EMAIL": "admin@localhost", "PASSWORD": password}
         variables = {f"DJANGO_SUPERUSER_{name}": value for name, value in account.items()}
         _must(fleet, manage("createsuperuser", "--noinput", **variables))
-        stack.memory.keep(ADMIN_PASSWORD=password)
     say("")
     tell("Admin", f"{stack.public_url}/admin/")
     known = stack.memory.values.get("ADMIN_PASSWORD")
