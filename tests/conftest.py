@@ -1,0 +1,18 @@
+"""What the tests share: Hypothesis without a stopwatch, and an install to receive for."""
+
+import pytest
+from hypothesis import settings
+
+from audiences import installs
+from audiences.models import Install
+
+# A machine that is busy with something else is no bug.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+@pytest.fixture
+def install(db: None) -> Install:
+    made = Install(name="Shop", odp_api_key="odp-key", odp_host="http://127.0.0.1:9")
+    installs.create(made)
+    return made

@@ -1,0 +1,638 @@
+"""What one webhook body says: facts, and what had to be set aside and why. No database."""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lytics import payload, reasons
+from lytics.payload import Fact, Kind, Reading, parse
+from tests.messages import AT, AT_NS, SECOND, body, message, single, transition
+
+RECEIVED_NS = AT_NS + 60 * SECOND
+
+
+def read(raw: bytes, *, field: str = "_id", **options: bool) -> Reading:
+    return parse(raw, identifier_field=field, received_ns=RECEIVED_NS, **options)
+
+
+def why(reading: Reading) -> list[str]:
+    return [item.reason for item in reading.aside]
+
+
+def fact(
+    who: str = "kim", kind: Kind = Kind.ENTER, *, segment: str = "s1", slug: str = "gold_club", at: int = AT_NS
+) -> Fact:
+    return Fact(segment, slug, who, kind, at)
+
+
+# --- Every layout in which messages come ------------------------------------------------------------------------
+
+
+def test_it_reads_a_single_enter_to_the_nanosecond() -> None:
+    reading = read(single(message(transition(at="2026-03-02T09:15:00.123456789Z"))))
+    assert reading == Reading(messages=1, facts=[fact(at=AT_NS + 123_456_789)], job="job-7")
+
+
+def test_an_exit_with_the_same_message_id_is_another_fact() -> None:
+    enter = message(transition())
+    leave = message(transition("exit", at="2026-03-03T01:15:00.5-07:00"))
+    assert enter["id"] == leave["id"]
+    later = AT_NS + 23 * 3600 * SECOND + SECOND // 2
+    assert read(body(enter, leave)).facts == [fact(), fact(kind=Kind.EXIT, at=later)]
+
+
+def test_it_keeps_good_messages_of_a_batch_when_one_is_bad() -> None:
+    reading = read(body(message(), message(transition("exit", segment="s2", slug="basket"), who="lee"), "oops"))
+    assert reading.facts == [fact(), fact("lee", Kind.EXIT, segment="s2", slug="basket")]
+    assert reading.messages == 3
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NOT_A_MESSAGE, b'"oops"')]
+
+
+def test_several_segment_events_in_one_message_are_all_read() -> None:
+    leave = transition("exit", enter="2026-02-01T00:00:00Z")
+    enter = transition("enter", segment="s2", slug="comeback", exit="2099-03-02T09:15:00Z")
+    one = message(leave, enter)
+    del one["id"]
+    assert read(single(one)).facts == [fact(kind=Kind.EXIT), fact(segment="s2", slug="comeback")]
+
+
+def cloud_event(**more: Any) -> dict[str, Any]:
+    return {
+        "specversion": "1.0",
+        "id": "88",
+        "source": "/work/job-7",
+        "type": "com.lytics.audience.user.event",
+        "datacontenttype": "application/json",
+        "time": "2026-03-02T09:15:04.5Z",
+        "data": message()["data"],
+        **more,
+    }
+
+
+def test_it_reads_a_cloud_event() -> None:
+    assert read(single(cloud_event())) == Reading(messages=1, facts=[fact()], job="/work/job-7")
+
+
+def test_it_reads_cloud_events_in_an_array() -> None:
+    assert read(body(cloud_event(), cloud_event())).facts == [fact(), fact()]
+
+
+def test_a_cloud_event_without_a_transition_time_takes_its_own() -> None:
+    event = cloud_event(data=message(transition("change"))["data"])
+    assert read(single(event)).facts == [fact(kind=Kind.CHANGE, at=AT_NS + 4_500_000_000)]
+
+
+@pytest.mark.parametrize("name", ["events", "data"])
+def test_an_object_that_wraps_a_list_is_unwrapped(name: str) -> None:
+    reading = read(single({name: [message(), message(who="lee"), 7]}))
+    assert (reading.messages, reading.facts, why(reading)) == (3, [fact(), fact("lee")], [reasons.NOT_A_MESSAGE])
+
+
+def test_an_object_that_wraps_two_lists_loses_neither() -> None:
+    reading = read(single({"events": [message()], "data": [message(who="lee")]}))
+    assert reading.facts == [fact(), fact("lee")]
+
+
+def test_a_message_with_a_stray_list_beside_its_data_is_one_message() -> None:
+    assert read(single(message(events=[1, 2]))).facts == [fact()]
+
+
+def test_a_message_of_a_batch_whose_data_is_a_list_is_set_aside_whole() -> None:
+    reading = read(body(message(), {"data": [message(who="lee")]}))
+    assert (reading.facts, why(reading)) == ([fact()], [reasons.UNREADABLE_MESSAGE])
+
+
+def test_an_empty_batch_holds_nothing() -> None:
+    assert read(b" [ ]\n") == Reading()
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"\xef\xbb\xbf" + single(message(who="zoë")),
+        single(message(who="zoë")).decode().encode("utf-16"),
+        b"\xfe\xff" + single(message(who="zoë")).decode().encode("utf-16-be"),
+        b"\xef\xbb\xbf" + body(message(who="zoë")),
+    ],
+)
+def test_a_byte_order_mark_is_no_obstacle(encoded: bytes) -> None:
+    assert read(encoded).facts == [fact("zoë")]
+
+
+# --- What is no message --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"   ",
+        b"segment=gold_club&user=kim",
+        b"<xml/>",
+        b'{"data": {"_id": "kim"',
+        b"[" + single(message()),
+        body(message()) + b"x",
+        body(message())[:-30],
+        single(message()) + single(message()),
+        b"\x1f\x8b\x08 broken",
+        b"\xff\xfea\xd8b\x00",
+        b'["' + b'\\"' * 50,
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_what_is_not_json_is_set_aside_whole(raw: bytes) -> None:
+    reading = read(raw)
+    assert (reading.messages, reading.facts) == (1, [])
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NOT_JSON, raw)]
+
+
+def test_half_a_utf_16_body_is_set_aside_rather_than_mended() -> None:
+    reading = read(single(message(who="zoë")).decode().encode("utf-16").replace("ë".encode("utf-16-le"), b"\x00\xd8"))
+    assert (reading.facts, why(reading)) == ([], [reasons.NOT_JSON])
+
+
+@pytest.mark.parametrize("raw", [b"null", b"true", b"12", b'"text"', b" -1.5e3 "])
+def test_json_that_is_no_object_is_no_message(raw: bytes) -> None:
+    reading = read(raw)
+    assert (reading.messages, reading.facts, why(reading)) == (1, [], [reasons.NOT_A_MESSAGE])
+
+
+@pytest.mark.parametrize(
+    ("raw", "messages"), [(b"[,]", 1), (b"[1,,2]", 3), (b"[null,]", 1), (b"[{},[],nope]", 3), (b"[  tru  ]", 1)]
+)
+def test_every_element_of_a_broken_array_is_accounted_for(raw: bytes, messages: int) -> None:
+    reading = read(raw)
+    assert (reading.messages, len(reading.aside), reading.facts) == (messages, messages, [])
+
+
+def test_an_element_that_is_not_well_formed_does_not_take_its_neighbours() -> None:
+    good, other = (
+        single(message()),
+        single(
+            message(
+                who='l]e},e{["',
+            )
+        ),
+    )
+    reading = read(b"[" + good + b', {"data": {"_id": }},' + other + b"]")
+    assert reading.facts == [fact(), fact('l]e},e{["')]
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, b'{"data": {"_id": }}')]
+
+
+def test_a_message_that_is_too_deep_does_not_take_its_neighbours() -> None:
+    deep = b'{"data": {"_id": "deep", "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}"
+    reading = read(b"[" + single(message()) + b"," + deep + b"," + single(message(who="lee")) + b"]")
+    assert reading.facts == [fact(), fact("lee")]
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, deep)]
+
+
+@pytest.mark.parametrize("data", [None, 5, "text", True])
+def test_a_message_without_data_is_unreadable(data: Any) -> None:
+    assert why(read(single({**message(), "data": data}))) == [reasons.UNREADABLE_MESSAGE]
+    assert why(read(body({"meta": {"object": "user"}}))) == [reasons.UNREADABLE_MESSAGE]
+
+
+# --- Wrong jobs and wrong set-up -----------------------------------------------------------------------------
+
+
+def test_a_message_of_a_stream_job_is_told_apart() -> None:
+    stream = {"id": "7", "data": {"email": "kim@example.com"}, "meta": {"object": "event", "subscription_id": "web"}}
+    reading = read(single(stream))
+    assert [(item.reason, item.detail) for item in reading.aside] == [
+        (reasons.NOT_A_USER_EVENT, "meta.object is 'event'")
+    ]
+
+
+def test_a_message_of_a_stream_job_is_told_apart_even_where_its_meta_is_odd() -> None:
+    stream = message(meta={"object": "event", "timestamp": 1_772_442_900, "subscription_id": ["web"]})
+    reading = read(single(stream))
+    assert (reading.facts, why(reading)) == ([], [reasons.NOT_A_USER_EVENT])
+
+
+@pytest.mark.parametrize("meta", [{}, {"object": None}, {"object": "user"}, "text", None, [1]])
+def test_a_message_without_an_origin_is_taken_for_an_audience_trigger(meta: Any) -> None:
+    assert read(single({**message(), "meta": meta})).facts == [fact()]
+
+
+@pytest.mark.parametrize("events", [[], None])
+def test_missing_segment_events_say_what_to_set(events: Any) -> None:
+    one = message()
+    one["data"] = {"_id": "kim", "email": "kim@example.com", "segment_events": events}
+    if events is None:
+        del one["data"]["segment_events"]
+    reading = read(single(one))
+    assert why(reading) == [reasons.NO_SEGMENT_EVENTS]
+    assert "email" in reading.aside[0].detail
+    assert "kim@example.com" not in reading.aside[0].detail
+    assert "Export Fields" in reasons.HINTS[reasons.NO_SEGMENT_EVENTS]
+
+
+def test_segment_events_that_are_no_list_are_not_called_missing() -> None:
+    one = message()
+    one["data"]["segment_events"] = transition()
+    reading = read(single(one))
+    assert [(item.reason, item.detail) for item in reading.aside] == [
+        (reasons.UNREADABLE_MESSAGE, "segment_events is no list")
+    ]
+
+
+def test_segment_events_none_of_which_can_be_read_are_set_aside_once() -> None:
+    reading = read(single(message(transition(at=5), transition(slug=["x"]))))
+    assert [(item.reason, item.detail) for item in reading.aside] == [
+        (reasons.UNREADABLE_MESSAGE, "a segment event is malformed (and 1 more)")
+    ]
+
+
+def test_a_malformed_segment_event_does_not_take_its_neighbours() -> None:
+    reading = read(single(message(transition(), transition(segment=1.5), transition(segment="s2", slug="basket"))))
+    assert reading.facts == [fact(), fact(segment="s2", slug="basket")]
+    assert why(reading) == [reasons.UNREADABLE_MESSAGE]
+
+
+def test_every_reason_has_a_hint() -> None:
+    codes = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
+    assert codes == set(reasons.HINTS)
+
+
+# --- Transitions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("enter", Kind.ENTER),
+        (" Enter ", Kind.ENTER),
+        ("ENTERED", Kind.ENTER),
+        ("exit", Kind.EXIT),
+        ("exited", Kind.EXIT),
+        ("eXiT\t", Kind.EXIT),
+        ("change", Kind.CHANGE),
+        ("Changed", Kind.CHANGE),
+    ],
+)
+def test_the_word_of_a_transition_is_read_kindly(word: str, kind: Kind) -> None:
+    assert [one.kind for one in read(single(message(transition(word)))).facts] == [kind]
+
+
+@pytest.mark.parametrize("word", ["paused", "", None, "enterexit"])
+def test_an_unknown_word_is_set_aside(word: str | None) -> None:
+    event = {"id": "s1", "slug": "gold_club", "event": word}
+    reading = read(body(message(event), message(who="lee")))
+    assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNKNOWN_EVENT])
+
+
+def test_an_enter_does_not_look_at_its_scheduled_exit() -> None:
+    assert read(single(message(transition(exit="not a time at all")))).facts == [fact()]
+
+
+def test_an_exit_does_not_look_at_its_enter() -> None:
+    assert read(single(message(transition("exit", enter="2099-01-01T00:00:00Z")))).facts == [fact(kind=Kind.EXIT)]
+
+
+def test_a_change_takes_the_time_of_its_message_even_if_it_carries_an_enter() -> None:
+    change = transition("change", enter="2020-01-01T00:00:00Z", exit="2099-01-01T00:00:00Z")
+    assert read(single(message(change))).facts == [fact(kind=Kind.CHANGE, at=AT_NS + 4_250_000_000)]
+
+
+@pytest.mark.parametrize("missing", [None, "", "  ", "0001-01-01T00:00:00Z"])
+def test_without_a_time_of_its_own_a_transition_takes_that_of_its_message(missing: str | None) -> None:
+    assert read(single(message(transition(at=missing)))).facts == [fact(at=AT_NS + 4_250_000_000)]
+
+
+def test_without_any_time_a_transition_takes_that_of_its_receipt() -> None:
+    assert read(single(message(transition(at=None), meta={"object": "user"}))).facts == [fact(at=RECEIVED_NS)]
+
+
+def test_meta_speaks_before_the_time_of_a_cloud_event() -> None:
+    both = message(transition("change"), time="2020-01-01T00:00:00Z")
+    assert read(single(both)).facts == [fact(kind=Kind.CHANGE, at=AT_NS + 4_250_000_000)]
+
+
+@pytest.mark.parametrize("at", ["soon", "2026-13-01T00:00:00Z", "9999-01-01T00:00:00Z"])
+def test_a_time_that_can_not_be_read_is_set_aside_and_not_guessed(at: str) -> None:
+    raw = single(message(transition(at=at)))
+    reading = read(raw)
+    assert (reading.facts, why(reading)) == ([], [reasons.UNREADABLE_TIME])
+    assert read(raw, released=True).facts == [fact(at=AT_NS + 4_250_000_000)]
+
+
+# --- Audiences -----------------------------------------------------------------------------------------------
+
+
+def test_an_audience_is_named_by_id_by_slug_or_by_both() -> None:
+    events = (transition(slug=None), transition(segment=None), transition(segment=" s1 ", slug=" gold_club "))
+    assert read(single(message(*events))).facts == [fact(slug=""), fact(segment=""), fact()]
+
+
+def test_a_number_for_an_audience_is_kept_exactly() -> None:
+    reading = read(single(message(transition(segment=2**64 + 1, slug=20260302))))
+    assert reading.facts == [fact(segment="18446744073709551617", slug="20260302")]
+
+
+@pytest.mark.parametrize(
+    ("segment", "slug"), [(None, None), ("", " "), ("a\0b", "x"), ("s1", "x\0"), ("s" * 501, "x"), ("s1", "é" * 251)]
+)
+def test_a_transition_whose_audience_can_not_be_kept_is_set_aside(segment: str | None, slug: str | None) -> None:
+    reading = read(body(message(transition(segment=segment, slug=slug)), message(who="lee")))
+    assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.NO_AUDIENCE])
+
+
+def test_a_number_of_more_digits_than_python_converts_is_no_reason_to_fail() -> None:
+    raw = single(message()).replace(b'"s1"', b"9" * 5000)
+    assert why(read(raw)) == [reasons.UNREADABLE_MESSAGE]
+
+
+# --- Identifiers ---------------------------------------------------------------------------------------------
+
+
+def test_the_identifier_field_may_hold_a_list() -> None:
+    reading = read(
+        single(message(who=["c1", "c2", " c2\n", "", "  ", None, True, ["c3"], {"c": 4}], field="_uids")), field="_uids"
+    )
+    assert reading.facts == [fact("c1"), fact("c2")]
+    assert (reading.skipped, reading.aside) == (6, [])
+
+
+def test_a_change_affirms_every_identifier_of_a_list() -> None:
+    reading = read(single(message(transition("change"), who=["c1", "c2", "c3"], field="_uids")), field="_uids")
+    assert [(one.identifier, one.kind) for one in reading.facts] == [
+        ("c1", Kind.CHANGE),
+        ("c2", Kind.CHANGE),
+        ("c3", Kind.CHANGE),
+    ]
+
+
+def test_every_identifier_goes_with_every_segment_event() -> None:
+    events = transition(), transition("exit", segment="s2", slug="basket")
+    reading = read(single(message(*events, who=["c1", "c2"])))
+    assert Counter(reading.facts) == Counter(
+        fact(who, kind, segment=segment, slug=slug)
+        for who in ("c1", "c2")
+        for kind, segment, slug in ((Kind.ENTER, "s1", "gold_club"), (Kind.EXIT, "s2", "basket"))
+    )
+
+
+@pytest.mark.parametrize(
+    "digits", ["9007199254740993", "-5", "0", "1.50", "1e3", "123456789012345678901234567890.000", "1" * 256]
+)
+def test_a_number_is_kept_by_its_own_digits(digits: str) -> None:
+    raw = single(message(who=1)).replace(b'"_id": 1', f'"_id": {digits}'.encode())
+    assert [one.identifier for one in read(raw).facts] == [digits]
+
+
+AWKWARD = [
+    "{",
+    "}",
+    '"',
+    "\\",
+    ",",
+    "a,b",
+    "null",
+    "NULL",
+    "a b",
+    "{}",
+    '{"a"}',
+    "\\\\",
+    "a\nb",
+    "it's",
+    "$1",
+    "%s",
+    "💛",
+    "a\u0301",
+    "\x7f\x1b",
+]
+
+
+@pytest.mark.parametrize("who", AWKWARD)
+def test_an_awkward_identifier_is_kept_as_it_is(who: str) -> None:
+    assert [one.identifier for one in read(single(message(who=who))).facts] == [who]
+    assert [one.identifier for one in read(json.dumps(message(who=who)).encode()).facts] == [who]
+
+
+@pytest.mark.parametrize("who", [[], "", "  ", None, True, {}, [[]], ["", None]])
+def test_a_message_without_an_identifier_names_the_fields_that_came(who: Any) -> None:
+    one = message(who=who)
+    one["data"] |= {"email": "kim@example.com", "user_id": 7}
+    reading = read(single(one))
+    assert (reading.facts, why(reading)) == ([], [reasons.NO_IDENTIFIER])
+    assert "'_id'" in reading.aside[0].detail
+    assert "email, segment_events, user_id" in reading.aside[0].detail
+    assert "kim@example.com" not in reading.aside[0].detail
+
+
+def test_an_identifier_that_is_too_long_is_set_aside_and_the_others_stay() -> None:
+    reading = read(single(message(who=["é" * 128, "é" * 128 + "x", "lee", "y" * 300])))
+    assert [one.identifier for one in reading.facts] == ["é" * 128, "lee"]
+    assert [(item.reason, item.detail) for item in reading.aside] == [(reasons.IDENTIFIER_TOO_LONG, " (and 1 more)")]
+
+
+@pytest.mark.parametrize("encoded", [b'"a\\u0000b"', b'"a\xffb"', b'["a\xed\xa0\x80"]'])
+def test_an_identifier_that_nobody_can_store_is_set_aside(encoded: bytes) -> None:
+    raw = single(message(who=0)).replace(b'"_id": 0', b'"_id": ' + encoded)
+    reading = read(b"[" + raw + b"," + single(message(who="lee")) + b"]")
+    assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
+
+
+@pytest.mark.parametrize("place", ["_id", "first_name"])
+def test_half_a_character_takes_its_message_and_no_other(place: str) -> None:
+    raw = single(message(who=0)).replace(b'"_id": 0', f'"{place}": "a\\ud83d", "x": 0'.encode())
+    reading = read(b"[" + raw + b"," + single(message(who="lee")) + b"]")
+    assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNREADABLE_MESSAGE])
+
+
+def test_text_that_is_no_utf_8_in_another_field_does_no_harm() -> None:
+    raw = single(message()).replace(b'"_id"', b'"first_name": "Zo\xeb", "_id"')
+    assert read(raw).facts == read(b"[" + raw + b"]").facts == [fact()]
+
+
+def test_the_top_level_is_looked_at_only_where_that_is_allowed() -> None:
+    beside = message(who=None, _id="beside")
+    absent = {**beside, "data": {"segment_events": beside["data"]["segment_events"]}}
+    for one in (beside, absent):
+        for raw in (single(one), body(one), body(one, "oops")):
+            assert read(raw).facts == []
+            assert read(raw, allow_top_level=True).facts == [fact("beside")]
+    assert read(single(message(_id="beside")), allow_top_level=True).facts == [fact()]
+
+
+def test_the_last_of_two_equal_keys_speaks_on_either_path() -> None:
+    twice = single(message()).replace(b'"_id": "kim"', b'"_id": "first", "_id": "kim"')
+    assert read(twice).facts == read(b"[" + twice + b"]").facts == read(b"[" + twice + b",1]").facts == [fact()]
+
+
+# --- What is kept of an item that was set aside --------------------------------------------------------------
+
+
+def test_the_envelope_keeps_no_value_of_a_profile_but_the_identifier() -> None:
+    one = message(who="kim", field="user_id")
+    one["data"] |= {"_id": "p9", "email": "kim@example.com", "orders": [{"sum": 12}]}
+    kept = payload.envelope(single(one), identifier_field="user_id")
+    assert b"kim@example.com" not in kept
+    assert json.loads(kept) == {**one, "data": {**one["data"], "email": None, "orders": None}}
+    assert read(kept, field="user_id").facts == [fact()]
+
+
+@pytest.mark.parametrize("raw", [b"", b"oops", b"[1]", b'{"data": 5}', b'{"data": {"a": "\xff'])
+def test_the_envelope_of_what_is_no_message_is_itself(raw: bytes) -> None:
+    assert payload.envelope(raw, identifier_field="_id") == raw
+
+
+# --- Bounds --------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_a_message_that_share_a_reason_are_one_item() -> None:
+    """Each item holds the whole message: as many items as parts would be the square of the body."""
+    reading = read(body(message(*[transition("paused")] * 20_000), message()))
+    assert reading.facts == [fact()]
+    assert [(item.reason, item.detail) for item in reading.aside] == [
+        (reasons.UNKNOWN_EVENT, "the event is 'paused' (and 19999 more)")
+    ]
+
+
+def test_a_message_that_would_become_too_many_events_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "FACTS_AT_MOST", 6)
+    product = message(transition(), transition("exit", segment="s2", slug="basket"), who=["c1", "c2", "c3"])
+    reading = read(body(message(), product, message(who="lee")))
+    assert reading.facts == [fact(), fact("lee")]
+    assert [(item.reason, item.detail) for item in reading.aside] == [
+        (reasons.TOO_MANY_EVENTS, "3 identifiers in 2 segment events")
+    ]
+    assert len(read(reading.aside[0].raw).facts) == 6  # by itself it is not too many
+
+
+def test_two_long_lists_do_not_take_the_memory_of_the_process() -> None:
+    reading = read(single(message(*[transition()] * 20_000, who=[str(number) for number in range(20_000)])))
+    assert (reading.facts, why(reading)) == ([], [reasons.TOO_MANY_EVENTS])
+
+
+@pytest.mark.parametrize("wrap", [b"%s", b'{"events": %s}'])
+@pytest.mark.parametrize("element", [b"1", b'{"data":{}}'])
+@pytest.mark.parametrize("uncounted", [10, 10_000_000])
+def test_an_array_far_longer_than_any_batch_is_kept_whole(
+    wrap: bytes, element: bytes, uncounted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "MESSAGES_AT_MOST", 100)
+    monkeypatch.setattr(payload, "_COMMAS_UNCOUNTED", uncounted)
+    at_most = wrap % (b"[" + b",".join([element] * 100) + b"]")
+    assert read(at_most).messages == 100
+    raw = wrap % (b"[" + b",".join([element] * 101) + b"]")
+    reading = read(raw)
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.TOO_MANY_MESSAGES, raw)]
+
+
+def test_commas_inside_messages_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "MESSAGES_AT_MOST", 2)
+    for uncounted in (10, 10_000_000):
+        monkeypatch.setattr(payload, "_COMMAS_UNCOUNTED", uncounted)
+        assert read(body(message(who=["a,b"] * 50), message())).facts == [fact("a,b"), fact()]
+
+
+def test_junk_takes_time_in_proportion_to_its_length() -> None:
+    started = time.monotonic()
+    read(b'["' + b'\\"' * 1_000_000)
+    read(b"[" + b'"\\' * 1_000_000)
+    assert time.monotonic() - started < 20  # in the square of it: an hour
+
+
+# --- Any input -----------------------------------------------------------------------------------------------
+
+words = st.sampled_from(["enter", "exit", "change", "Entered", "paused", "", "user", "event"])
+clocks = st.sampled_from([AT, "2026-03-02T09:15:00.123456789-07:00", "0001-01-01T00:00:00Z", "", "soon"])
+names = st.sampled_from(["s1", "s2", "gold_club", "", " ", "Gold Club", "x" * 600, "a\0b", "é"])
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | words | clocks | names
+junk = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+identifiers = (
+    st.text(max_size=6) | st.integers() | st.lists(st.text(max_size=3) | st.integers() | junk, max_size=4) | junk
+)
+
+
+def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+def messages(oddly: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Messages of the documented layout, of which any part may be ``oddly`` instead."""
+    transitions = optional(
+        id=names | oddly, slug=names | oddly, event=words | oddly, enter=clocks | oddly, exit=clocks | oddly
+    )
+    data = optional(_id=identifiers, segment_events=st.lists(transitions | oddly, max_size=3) | oddly, other=junk)
+    meta = optional(object=words | oddly, timestamp=clocks | oddly, subscription_id=names | oddly)
+    return optional(id=oddly, data=data | oddly, meta=meta | oddly, time=clocks | oddly, source=names | oddly, _id=junk)
+
+
+tidy = messages(st.none())
+untidy = messages(junk)
+
+
+@given(
+    st.binary(max_size=60)
+    | st.lists(st.sampled_from(list(b'[]{}",:\\ \x001eE-.u\xff\xef\xbbtrue')), max_size=60).map(bytes)
+)
+def test_no_bytes_make_it_fail_or_go_missing(raw: bytes) -> None:
+    reading = read(raw)
+    assert reading.messages <= len(reading.aside) + len(reading.facts)
+    if not reading.messages:
+        assert json.loads(raw) in ([], {"data": []}, {"events": []})
+
+
+@given(st.lists(untidy | junk, max_size=5), st.booleans(), st.booleans())
+def test_a_batch_is_the_sum_of_its_messages(batch: list[Any], allow_top_level: bool, released: bool) -> None:
+    together, *alone = (
+        read(raw, allow_top_level=allow_top_level, released=released)
+        for raw in (body(*batch), *(body(one) for one in batch))
+    )
+    assert together.messages == len(batch)
+    assert together.facts == [one for reading in alone for one in reading.facts]
+    assert [item[:2] for item in together.aside] == [item[:2] for reading in alone for item in reading.aside]
+    assert together.skipped == sum(reading.skipped for reading in alone)
+    for one, reading in zip(batch, alone, strict=True):
+        assert reading.messages == 1
+        assert reading.facts or reading.aside, one
+        assert all(json.dumps(json.loads(item.raw)) == json.dumps(one) for item in reading.aside)
+
+
+@given(st.lists(tidy, max_size=5))
+def test_both_paths_read_the_same(batch: list[Any]) -> None:
+    quick, slow = read(body(*batch)), read(body(*batch, 1))
+    assert slow.messages == quick.messages + 1
+    assert slow.facts == quick.facts
+    assert [item[:2] for item in slow.aside[:-1]] == [item[:2] for item in quick.aside]
+    assert (slow.skipped, slow.job) == (quick.skipped, quick.job)
+    assert read(single({"events": batch})).facts == quick.facts
+
+
+@given(tidy)
+def test_a_message_alone_reads_like_a_batch_of_one(one: dict[str, Any]) -> None:
+    if not isinstance(one.get("data"), list):
+        assert read(single(one)) == read(body(one))
+
+
+@given(untidy)
+def test_what_is_kept_of_a_message_reads_like_the_message(one: dict[str, Any]) -> None:
+    raw = single(one)
+    for item in read(raw).aside:
+        if item.reason != reasons.NO_IDENTIFIER:
+            kept = payload.envelope(item.raw, identifier_field="_id")
+            assert read(kept).facts == read(raw).facts
+
+
+@given(untidy)
+def test_every_fact_can_be_stored(one: dict[str, Any]) -> None:
+    for found in read(body(one)).facts:
+        for text in (found.segment_id, found.slug, found.identifier):
+            assert "\0" not in text
+            assert text == text.strip()
+            assert len(text.encode()) <= payload.NAME_BYTES
+        assert found.identifier
+        assert found.segment_id or found.slug
+        assert -(2**63) <= found.occurred_ns < 2**63

@@ -1,0 +1,96 @@
+"""Lytics' times: RFC 3339 with up to nine fraction digits and any offset, exact to the nanosecond."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lytics import times
+
+NOON = 1_772_452_800 * times.SECOND  # 2026-03-02T12:00:00Z
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2026-03-02T12:00:00Z", NOON),
+        ("2026-03-02T12:00:00.000000001Z", NOON + 1),
+        ("2026-03-02T12:00:00.123456789Z", NOON + 123_456_789),
+        ("2026-03-02T12:00:00.5Z", NOON + 500_000_000),
+        ("2026-03-02T12:00:00.65Z", NOON + 650_000_000),
+        ("2026-03-02T05:00:00-07:00", NOON),
+        ("2026-03-02T17:30:00.25+05:30", NOON + 250_000_000),
+        ("2026-03-03T11:59:00+23:59", NOON),
+        ("2026-03-02T12:00:00", NOON),
+        ("2026-03-02 12:00:00Z", NOON),
+        ("2026-03-02t12:00:00z", NOON),
+        ("2026-03-02T12:00:00+0000", NOON),
+        (" 2026-03-02T12:00:00Z\n", NOON),
+        ("1969-12-31T23:59:59.999999999Z", -1),
+        ("1677-09-21T00:12:43.145224192Z", -(2**63)),
+        ("2262-04-11T23:47:16.854775807Z", 2**63 - 1),
+    ],
+)
+def test_it_reads_a_time_exactly(text: str, expected: int) -> None:
+    assert times.nanoseconds(text) == expected
+
+
+def test_it_cuts_digits_beyond_the_ninth_and_does_not_round() -> None:
+    assert times.nanoseconds("2026-03-02T12:00:00.1234567899Z") == NOON + 123_456_789
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "yesterday",
+        "",
+        "2026-03-02",
+        "2026-03-02T12:00",
+        "2026-02-30T12:00:00Z",
+        "2026-03-02T12:61:00Z",
+        "2026-03-02T12:00:00+99:99",
+        "2026-03-02T12:00:00+24:00",
+        "2026-03-02T12:00:00+05:60",
+        "2026-03-02T12:00:00Z and more",
+        "٢٠٢٦-03-02T12:00:00Z",
+        "1772452800",
+        "1677-09-21T00:12:43.145224191Z",
+        "2262-04-11T23:47:16.854775808Z",
+        "9999-12-31T23:59:59Z",
+    ],
+)
+def test_it_refuses_what_is_no_time_or_does_not_fit(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not an RFC 3339 time|out of range|must be in"):
+        times.nanoseconds(text)
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", "0001-01-01T00:00:00Z"])
+def test_it_knows_what_lytics_writes_for_no_time(text: str | None) -> None:
+    assert times.is_missing(text)
+    assert not times.is_missing("2026-03-02T12:00:00Z")
+
+
+@given(
+    st.datetimes(min_value=datetime(1680, 1, 1), max_value=datetime(2260, 1, 1)),  # noqa: DTZ001 — hypothesis wants naive
+    st.integers(-23 * 60 - 59, 23 * 60 + 59),
+)
+def test_any_offset_names_the_same_instant(naive: datetime, minutes: int) -> None:
+    there = timezone(timedelta(minutes=minutes))
+    at = naive.replace(tzinfo=there)
+    assert times.nanoseconds(at.isoformat()) == times.from_moment(at)
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_moment_is_the_instant_cut_to_microseconds(value: int) -> None:
+    at = times.moment(value)
+    assert at.tzinfo is UTC
+    assert times.from_moment(at) == value // 1000 * 1000
+
+
+@given(st.text())
+def test_no_text_makes_it_fail_in_another_way(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        times.nanoseconds(text)
