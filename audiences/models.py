@@ -382,11 +382,15 @@ class Parked(models.Model):
 
 
 class Pace(models.Model):
-    """When the next request to one rate-limited part of one ODP account may start. Written by ``workers/pace.py``."""
+    """When the next request to one rate-limited part of one ODP account may start. Written by ``workers/pace.py``.
+
+    An unlogged table: it changes with every request and is worth nothing after a crash.
+    """
 
     install = models.ForeignKey(Install, on_delete=models.CASCADE)
     endpoint = models.CharField(max_length=20)
-    next_at = models.DateTimeField()
+    line_at = models.DateTimeField()
+    gate_at = models.DateTimeField()
 
     class Meta:
         constraints = [models.UniqueConstraint(name="one_pace_per_endpoint", fields=["install", "endpoint"])]

@@ -3,11 +3,13 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import requests
+import urllib3
 
-from odp.deadline import DeadlineAdapter, deadline
+from odp.deadline import DeadlineAdapter, TooLateError, deadline
 from odp.outcomes import TOO_LARGE, Answer, Outcome, error_words, named_items, not_odp, outcome_of, retry_after_seconds
 
 CONNECT_SECONDS = 3.0
@@ -43,19 +45,26 @@ class Client:
         self._headers = {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
 
     def call(
-        self, method: str, path: str, *, body: bytes | None = None, seconds: float, start_before: float = float("inf")
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        seconds: float,
+        start_before: float = float("inf"),
+        permission: Callable[[], None] | None = None,
     ) -> Answer:
-        """Make one request, over within ``seconds`` whatever the server does.
+        """Make one request, over ``seconds`` after its first byte whatever the server does.
 
-        ``start_before`` is the moment of ``time.monotonic`` after which not a byte may be sent; raises
-        ``TooLateError`` when it has passed.
+        ``start_before`` and ``permission`` are those of ``odp.deadline``; raises ``TooLateError`` when the moment
+        has passed, and then nothing was sent.
         """
         started = time.monotonic()
         seconds = min(seconds, self.ends_at - started)
         if seconds <= 0:
             return _no_answer(TimeoutError(), passed=True, seconds=0)
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-        with deadline(seconds=seconds, start_before=start_before) as limit:
+        with deadline(seconds=seconds, start_before=start_before, permission=permission) as limit:
             try:
                 with _session().request(
                     method,
@@ -67,16 +76,18 @@ class Client:
                     stream=True,
                 ) as response:
                     content = response.raw.read(ANSWER_BYTES, decode_content=True)
-            except (requests.RequestException, OSError, ValueError) as error:
-                return _no_answer(error, passed=limit.passed, seconds=time.monotonic() - started)
-            except Exception as error:
-                if not type(error).__module__.startswith("urllib3"):
-                    raise
-                return _no_answer(error, passed=limit.passed, seconds=time.monotonic() - started)
-        seconds_taken = time.monotonic() - started
+            except TooLateError:
+                raise
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                return _no_answer(error, passed=limit.passed, seconds=_since(limit.began_at or started))
+        taken = _since(limit.began_at or started)
         if limit.passed:
-            return _no_answer(TimeoutError(), passed=True, seconds=seconds_taken)
-        return _answer(path, response, content, seconds=seconds_taken)
+            return _no_answer(TimeoutError(), passed=True, seconds=taken)
+        return _answer(path, response, content, seconds=taken)
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment
 
 
 def _no_answer(error: Exception, *, passed: bool, seconds: float) -> Answer:

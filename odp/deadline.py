@@ -3,12 +3,15 @@
 ``requests`` limits each socket operation, so a server that drips a byte a second holds a call for ever, and a call
 that outlives its lane's lease could overtake the next one. Here a timer cuts the connection when time is up. It
 can't cut what is not connected yet, so a connection that comes up too late is refused before a byte is sent.
+
+The moment before that first byte is also the one to ask for permission: asked any earlier, the time that connecting
+takes would lie between the permission and the request.
 """
 
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,24 +25,46 @@ class TooLateError(Exception):
 
 
 class Deadline:
-    """One call's end, in seconds of ``time.monotonic``, and the latest moment at which it may start sending."""
+    """One call: ``seconds`` to connect, then ``permission``, then ``seconds`` for the request and its answer."""
 
-    def __init__(self, *, ends_at: float, start_before: float) -> None:
-        self.ends_at = ends_at
+    def __init__(self, *, seconds: float, start_before: float, permission: Callable[[], None] | None) -> None:
+        self.seconds = seconds
         self.start_before = start_before
+        self.permission = permission
         self.passed = False
+        self.began_at: float | None = None
         self._connection: HTTPConnection | None = None
         self._lock = threading.Lock()
+        self._timer = self._arm()
 
     def guard(self, connection: HTTPConnection) -> None:
-        """Called with a connection that is about to send. Raises ``TooLateError``."""
+        """Called with a connection before each piece is sent on it. Raises ``TooLateError``."""
+        if self._connection is not connection:
+            self._begin(connection)
+        if self.passed:
+            raise TooLateError
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _begin(self, connection: HTTPConnection) -> None:
+        self._timer.cancel()
+        if self.permission is not None:
+            self.permission()
         with self._lock:
-            begun = self._connection is connection
-            if self.passed or (not begun and time.monotonic() >= min(self.start_before, self.ends_at)):
+            if self.passed or time.monotonic() >= self.start_before:
                 raise TooLateError
             self._connection = connection
+            self.began_at = time.monotonic()
+            self._timer = self._arm()
 
-    def cut(self) -> None:
+    def _arm(self) -> threading.Timer:
+        timer = threading.Timer(self.seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _cut(self) -> None:
         with self._lock:
             self.passed = True
             sock = self._connection.sock if self._connection else None
@@ -55,19 +80,21 @@ _current = threading.local()
 
 
 @contextmanager
-def deadline(*, seconds: float, start_before: float) -> Iterator[Deadline]:
-    """Everything that a session with ``DeadlineAdapter`` calls in this thread ends within ``seconds``."""
-    now = time.monotonic()
-    call = Deadline(ends_at=now + seconds, start_before=start_before)
-    timer = threading.Timer(seconds, call.cut)
-    timer.daemon = True
-    timer.start()
+def deadline(
+    *, seconds: float, start_before: float = float("inf"), permission: Callable[[], None] | None = None
+) -> Iterator[Deadline]:
+    """What a session with ``DeadlineAdapter`` calls in this thread is over ``seconds`` after its first byte.
+
+    ``start_before`` is the moment of ``time.monotonic`` after which no byte may be sent; ``permission`` is called
+    right before the first one and returns when it may go.
+    """
+    call = Deadline(seconds=seconds, start_before=start_before, permission=permission)
     _current.call = call
     try:
         yield call
     finally:
         _current.call = None
-        timer.cancel()
+        call.end()
 
 
 class _Guarded:

@@ -21,12 +21,13 @@ from odp.mechanisms import Change, Mechanism, encode
 from odp.outcomes import Answer, Outcome
 from workers import pace
 from workers.isolate import Isolation, Part
-from workers.pace import Slot
 
 log = structlog.get_logger(__name__)
 
 # Between the end of a request and the end of its lease, in seconds: for the settle, and for clocks that drift.
 LEASE_MARGIN = 1.0
+# Our own doing, not ODP's: the lanes go back and nobody is held up for it.
+TOO_LATE = Answer(Outcome.RETRY_LATER, "Not sent: its turn came too late for the lease.")
 
 
 def drain(install_id: int, *, seconds: float) -> None:
@@ -46,35 +47,35 @@ def turn(install_id: int) -> bool:
     if not deliverable:
         return False
     install = Install.objects.get(pk=install_id)
-    slot = pace.reserve(install, provision.mechanism_of(install).pace)
-    if slot is None:
+    if not pace.line_up(install, provision.mechanism_of(install).pace):
         return False
-    slot.wait(lead=pace.LEAD)
     lease = lanes.claim(install_id)
     if lease is None:
         return False
     if lease.more:
         wake(install_id)
     try:
-        deliver(lease, slot)
-    except (LeaseLostError, TooLateError):
+        deliver(lease)
+    except LeaseLostError:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
         lanes.give_back(lease)
     return True
 
 
-def deliver(lease: Lease, slot: Slot) -> None:
-    """Fold the claimed events, send what is left of them, settle. Raises ``LeaseLostError`` and ``TooLateError``."""
+def deliver(lease: Lease) -> None:
+    """Fold the claimed events, send what is left of them, settle. Raises ``LeaseLostError``."""
     try:
         entries, ledger = lanes.read(lease)
     except GapError as gap:
         lanes.block(lease, str(gap))
         return
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
-    sender = _Sender(lease, slot, {audience: len(events) for audience, events in entries.items()})
+    sender = _Sender(lease, {audience: len(events) for audience, events in entries.items()})
     isolation = sender.isolate(_changes(lease, folded))
     while (part := isolation.next()) is not None:
         answer = sender.send(part)
+        if answer is TOO_LATE:
+            break
         if answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
             brake.apply(lease.install, answer)
             break
@@ -102,9 +103,8 @@ def _changes(lease: Lease, folded: Mapping[int, Folded]) -> list[Change]:
 class _Sender:
     """The requests made under one lease: each planted as an open Delivery before it starts."""
 
-    def __init__(self, lease: Lease, slot: Slot, events: Mapping[int, int]) -> None:
+    def __init__(self, lease: Lease, events: Mapping[int, int]) -> None:
         self.lease = lease
-        self.slot: Slot | None = slot
         self.events = events
         self.mechanism: Mechanism = provision.mechanism_of(lease.install)
         self.client: Client = provision.client_of(lease.install)
@@ -130,14 +130,17 @@ class _Sender:
         opened_at = time.monotonic()
         self.delivery_id, self.answer = self._plant(part, items=len(items), size=len(body)), None
         start_before = opened_at + settings.LEASE_SECONDS - settings.DELIVERY_DEADLINE_SECONDS - LEASE_MARGIN
-        self._wait_for_slot(until=start_before)
-        self.answer = self.client.call(
-            "POST",
-            self.mechanism.path,
-            body=body,
-            seconds=settings.DELIVERY_DEADLINE_SECONDS,
-            start_before=start_before,
-        )
+        try:
+            self.answer = self.client.call(
+                "POST",
+                self.mechanism.path,
+                body=body,
+                seconds=settings.DELIVERY_DEADLINE_SECONDS,
+                start_before=start_before,
+                permission=lambda: pace.pass_gate(self.lease.install, self.mechanism.pace),
+            )
+        except TooLateError:
+            self.answer = TOO_LATE
         return self.answer
 
     def _plant(self, part: Part, *, items: int, size: int) -> int:
@@ -149,16 +152,6 @@ class _Sender:
         return lanes.open_delivery(
             self.lease, endpoint=self.mechanism.path, items=items, size=size, sent=sent, of=self.events
         )
-
-    def _wait_for_slot(self, *, until: float) -> None:
-        """A slot serves one request, and only in its moment: at any other, ODP could see one too many in a second."""
-        slot, self.slot = self.slot, None
-        while slot is None or slot.missed:
-            slot = pace.reserve_patiently(self.lease.install, self.mechanism.pace, until=until)
-            if slot is None:
-                raise TooLateError
-            slot.wait()
-        slot.wait()
 
     def conclude(self, isolation: Isolation) -> None:
         """What an answer says about the account rather than about items."""
