@@ -1,0 +1,161 @@
+"""What PostgreSQL itself refuses, whatever the code does: each promise of the schema, and an attempt to break it."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import IntegrityError, connection, transaction
+from django.utils.timezone import now
+
+from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Pace, Parked, Receipt, Run, Token
+
+pytestmark = pytest.mark.django_db
+
+
+def an_audience(name: str = "gold_club", **values: Any) -> Audience:
+    names = {"segment_id": name, "slug": name, "latest_slug": name, "odp_id": f"lytics_{name}"}
+    made = Audience.objects.create(install=Install.objects.get(), **{**names, **values})
+    Lane.objects.create(audience=made)
+    return made
+
+
+def change(model: type[Any], **values: Any) -> None:
+    model.objects.update(**values)
+
+
+def a_token(**values: Any) -> None:
+    Token.objects.create(**{"install": Install.objects.get(), "slot": 2, "digest": "d", "secret": "s", **values})
+
+
+def an_event(**values: Any) -> None:
+    Event.objects.create(
+        **{
+            "audience": Audience.objects.first() or an_audience(),
+            "sequence": 1,
+            "identifier": "kim",
+            "kind": 1,
+            "occurred_ns": 0,
+        }
+        | {"received_at": now(), **values}
+    )
+
+
+def a_delivery(**values: Any) -> None:
+    Delivery.objects.create(
+        **{"install": Install.objects.get(), "endpoint": "/", "opened_at": now(), "items": 1, "bytes": 1, **values}
+    )
+
+
+def a_run(**values: Any) -> None:
+    Run.objects.create(
+        **{"audience": Audience.objects.first() or an_audience(), "first_sequence": 1, "last_sequence": 1}
+        | {"sent": 1, "folded": 0, "opened_at": now(), **values}
+    )
+
+
+def a_parked_item(**values: Any) -> None:
+    Parked.objects.create(**{"install": Install.objects.get(), "reason": "unknown_event", **values})
+
+
+def two_open_refusals() -> None:
+    audience = an_audience()
+    for sequence in (1, 2):
+        a_parked_item(audience=audience, identifier="kim", sequence=sequence)
+
+
+def twice(make: Callable[..., Any], **values: Any) -> None:
+    make(**values)
+    make(**values)
+
+
+def lane(**values: Any) -> None:
+    an_audience()
+    change(Lane, **values)
+
+
+BROKEN: dict[str, list[Callable[[], Any]]] = {
+    "braked_install_says_why": [
+        lambda: change(Install, brake_until_at=now(), brake_since_at=now(), brake_failures=1),
+        lambda: change(Install, brake_until_at=now(), brake_failures=1, brake_reason="503"),
+        lambda: change(Install, brake_until_at=now(), brake_since_at=now(), brake_reason="503"),
+        lambda: change(Install, brake_failures=1),
+        lambda: change(Install, brake_since_at=now()),
+    ],
+    "batch_size_within_odp_limit": [lambda: change(Install, batch_size=501), lambda: change(Install, batch_size=0)],
+    "at_least_one_request_in_flight": [lambda: change(Install, max_in_flight=0)],
+    "token_slot_is_one_or_two": [lambda: a_token(slot=3), lambda: a_token(slot=0)],
+    "two_live_tokens_per_install": [lambda: a_token(slot=1)],
+    "audiences_token_digest_key": [lambda: a_token(digest=Token.objects.get().digest)],
+    "audiences_install_public_id_key": [
+        lambda: Install.objects.create(name="x", odp_api_key="k", public_id=Install.objects.get().public_id)
+    ],
+    "one_audience_per_segment": [lambda: (an_audience("a"), an_audience("b", segment_id="a"))],
+    "one_audience_per_odp_id": [lambda: (an_audience("a"), an_audience("b", odp_id="lytics_a"))],
+    "sequence_starts_at_zero": [lambda: an_audience(last_sequence=-1)],
+    "lease_token_and_expiry_together": [
+        lambda: lane(lease_token=uuid.uuid4()),
+        lambda: lane(lease_expires_at=now()),
+    ],
+    "paused_lane_says_who_and_why": [
+        lambda: lane(paused_at=now()),
+        lambda: lane(paused_at=now(), paused_by="kim"),
+        lambda: lane(paused_at=now(), pause_reason="why not"),
+        lambda: lane(paused_by="kim"),
+        lambda: lane(pause_reason="why not"),
+    ],
+    "blocked_lane_says_why": [lambda: lane(blocked_at=now()), lambda: lane(block_reason="no such field")],
+    "cursor_starts_at_zero": [lambda: lane(delivered_sequence=-1)],
+    "no_negative_member_count": [lambda: lane(member_count=-1)],
+    "event_sequence_starts_at_one": [lambda: an_event(sequence=0)],
+    "event_kind_is_known": [lambda: an_event(kind=3), lambda: an_event(kind=-1)],
+    "audiences_event_pkey": [lambda: twice(an_event)],
+    "audiences_membership_pkey": [
+        lambda: [
+            Membership.objects.bulk_create(
+                [Membership(audience_id=1, identifier="kim", is_member=True, occurred_ns=0, sequence=1)]
+            )
+            for _ in range(2)
+        ]
+    ],
+    "closed_delivery_has_outcome": [lambda: a_delivery(closed_at=now()), lambda: a_delivery(outcome="delivered")],
+    "one_open_run_per_lane": [lambda: twice(a_run)],
+    "run_is_not_reversed": [lambda: a_run(first_sequence=2, last_sequence=1)],
+    "closed_run_has_outcome": [lambda: a_run(closed_at=now()), lambda: a_run(outcome="delivered")],
+    "parked_item_says_why": [lambda: a_parked_item(reason="")],
+    "closed_parked_item_says_how": [
+        lambda: a_parked_item(closed_at=now()),
+        lambda: a_parked_item(resolution="released"),
+    ],
+    "one_open_refusal_per_membership": [two_open_refusals],
+    "one_pace_per_endpoint": [
+        lambda: twice(Pace.objects.create, install=Install.objects.get(), endpoint="p", line_at=now(), gate_at=now())
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt"), [(name, attempt) for name, attempts in BROKEN.items() for attempt in attempts]
+)
+def test_postgresql_refuses_it(install: Install, name: str, attempt: Callable[[], Any]) -> None:
+    with pytest.raises(IntegrityError, match=f'"{name}"'), transaction.atomic():
+        attempt()
+
+
+def test_every_constraint_is_tried() -> None:
+    declared = {one.name for model in apps.get_app_config("audiences").get_models() for one in model._meta.constraints}
+    assert declared - set(BROKEN) == set()
+
+
+@pytest.mark.parametrize("model", [Audience, Lane, Receipt, Event, Delivery, Run, Parked])
+def test_nothing_takes_history_away_by_going_itself(install: Install, model: type[Any]) -> None:
+    """No ON DELETE CASCADE, neither in PostgreSQL nor in the models, towards what an operator reads."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conrelid = %s::regclass AND confdeltype <> 'a'",
+            [model._meta.db_table],
+        )
+        assert cursor.fetchall() == []
+    rules = {key.remote_field.on_delete.__name__ for key in model._meta.fields if key.is_relation}
+    assert rules <= {"PROTECT", "DO_NOTHING"}
