@@ -71,6 +71,8 @@ def replay(audience: Audience, *, first: int, last: int) -> int:
     Their times are the old ones, so an event that something newer has made moot is folded again.
     """
     appended = 0
+    # Not beyond the last one there is: from there on we would replay our own replay.
+    last = min(last, Audience.objects.values_list("last_sequence", flat=True).get(pk=audience.pk))
     for start in range(first, last + 1, CHUNK):
         events = Event.objects.filter(audience=audience, sequence__range=(start, min(last, start + CHUNK - 1)))
         facts = [Fact("", "", e.identifier, Kind(e.kind), e.occurred_ns) for e in events.order_by("sequence")]
