@@ -1,0 +1,214 @@
+"""What an operator does by hand to items of calls and to a lane's log: release, discard, replay, resync."""
+
+from typing import Any
+
+import pytest
+
+from audiences import ingest, operations
+from audiences.ingest import receive
+from audiences.models import Audience, Event, Install, Membership, Parked, Receipt
+from lytics import payload, reasons
+from lytics.payload import Kind
+from tests.messages import AT_NS, body, message, single, transition
+from tests.threads import Gate, together
+
+pytestmark = pytest.mark.django_db
+
+ENTER, EXIT, CHANGE = Kind.ENTER, Kind.EXIT, Kind.CHANGE
+
+
+@pytest.fixture(autouse=True)
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Whom the workers were told of."""
+    told: list[int] = []
+    monkeypatch.setattr(operations, "wake", told.append)
+    monkeypatch.setattr(ingest, "wake", told.append)
+    return told
+
+
+def log() -> list[tuple[str, int, int, bool]]:
+    events = Event.objects.order_by("audience_id", "sequence")
+    return list(events.values_list("identifier", "kind", "occurred_ns", "forced"))
+
+
+def release_all(by: str = "ada") -> tuple[int, int]:
+    return operations.release(list(Parked.objects.order_by("pk").values_list("pk", flat=True)), by=by)
+
+
+def correct(install: Install, **values: Any) -> None:
+    Install.objects.filter(pk=install.pk).update(**values)
+
+
+# --- Release -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_items_without_an_identifier_go_on_once_the_field_was_corrected(install: Install, woken: list[int]) -> None:
+    people = [message(who=who, field="user_id") for who in ("kim", ["lee", "mo"])]
+    receive(install, body(*people))
+    assert (log(), woken) == ([], [])
+    correct(install, identifier_field="user_id")
+    assert release_all() == (2, 0)
+    assert log() == [(who, ENTER, AT_NS, False) for who in ("kim", "lee", "mo")]
+    assert woken == [install.pk] * 2
+    for parked in Parked.objects.all():
+        assert (parked.resolution, parked.closed_by) == ("released", "ada")
+        assert parked.closed_at is not None
+    assert set(Event.objects.values_list("receipt_id", flat=True)) == {Receipt.objects.get().pk}
+
+
+def test_an_item_that_still_can_not_be_read_stays(install: Install) -> None:
+    receive(install, body(message(field="user_id"), "oops", message(transition("paused"))))
+    assert release_all() == (0, 3)
+    assert not Parked.objects.exclude(closed_at=None).exists()
+    assert log() == []
+
+
+def test_releasing_twice_appends_once(install: Install) -> None:
+    receive(install, body(message(field="user_id")))
+    correct(install, identifier_field="user_id")
+    assert release_all() == (1, 0)
+    assert release_all() == (0, 0)
+    assert len(log()) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_people_who_release_one_item_at_once_append_it_once(install: Install) -> None:
+    receive(install, body(message(field="user_id")))
+    correct(install, identifier_field="user_id")
+    ready = Gate(2).after(lambda: None)
+
+    def press() -> tuple[int, int]:
+        ready()
+        return release_all()
+
+    assert sorted(together(press, press)) == [(0, 0), (1, 0)]
+    assert len(log()) == 1
+
+
+def test_a_released_item_keeps_its_old_time_so_that_newer_events_still_win(install: Install) -> None:
+    late = message(transition(at=None), meta={"object": "user"}, field="user_id")
+    receive(install, single(late))
+    at = Parked.objects.get().parked_at
+    correct(install, identifier_field="user_id")
+    release_all()
+    event = Event.objects.get()
+    assert event.occurred_at == at
+    assert event.received_at > at
+
+
+def test_an_item_with_an_odd_time_takes_the_time_of_its_message_on_release(install: Install) -> None:
+    receive(install, single(message(transition(at="yesterday"))))
+    assert Parked.objects.get().reason == reasons.UNREADABLE_TIME
+    assert release_all() == (1, 0)
+    assert log() == [("kim", ENTER, AT_NS + 4_250_000_000, False)]
+
+
+def test_an_id_without_a_slug_goes_on_once_the_slug_is_known(install: Install) -> None:
+    leave = message(transition("exit", slug=None, at="2026-03-02T09:15:00.000000001Z"))
+    receive(install, body(leave, message(transition("change", slug=None), who="lee")))
+    assert release_all() == (0, 2)
+    receive(install, body(message(who="mo")))
+    assert release_all() == (2, 0)
+    assert log() == [
+        ("mo", ENTER, AT_NS, False),
+        ("kim", EXIT, AT_NS + 1, False),
+        ("lee", CHANGE, AT_NS + 4_250_000_000, False),
+    ]
+
+
+def test_what_can_be_read_of_an_item_goes_on_even_if_the_rest_stays(install: Install) -> None:
+    receive(install, single(message(transition(), transition("paused"), field="user_id")))
+    correct(install, identifier_field="user_id")
+    assert release_all() == (0, 2)
+    assert {(who, kind) for who, kind, *_ in log()} == {("kim", ENTER)}
+
+
+def test_a_message_of_too_many_events_for_its_call_goes_on_by_itself(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "FACTS_AT_MOST", 2)
+    receive(install, body(message(), message(who=["lee", "mo"])))
+    assert [who for who, *_ in log()] == ["kim"]
+    assert release_all() == (1, 0)
+    assert [who for who, *_ in log()] == ["kim", "lee", "mo"]
+
+
+def test_a_body_that_was_no_json_can_be_released_and_stays(install: Install) -> None:
+    receive(install, b"\x00\xff junk")
+    assert release_all() == (0, 1)
+
+
+# --- Discard -------------------------------------------------------------------------------------------------
+
+
+def test_a_discarded_item_stays_as_a_row_that_says_who_gave_it_up(install: Install) -> None:
+    receive(install, body("oops", 5))
+    first, second = Parked.objects.order_by("pk")
+    assert operations.discard([first.pk], by="ada") == 1
+    first.refresh_from_db()
+    assert (first.resolution, first.closed_by) == ("discarded", "ada")
+    assert first.raw is not None
+    assert operations.discard([first.pk, second.pk], by="bob") == 1
+    first.refresh_from_db()
+    assert first.closed_by == "ada"
+
+
+def test_a_discarded_item_is_not_released(install: Install) -> None:
+    receive(install, body(message(field="user_id")))
+    operations.discard(list(Parked.objects.values_list("pk", flat=True)), by="ada")
+    correct(install, identifier_field="user_id")
+    assert release_all() == (0, 0)
+    assert log() == []
+
+
+# --- Replay and resync ---------------------------------------------------------------------------------------
+
+
+def test_a_replay_appends_the_range_again_at_its_old_times(install: Install, woken: list[int]) -> None:
+    receive(install, body(*(message(who=who) for who in ("kim", "lee", "mo")), message(transition("exit"), who="lee")))
+    woken.clear()
+    assert operations.replay(Audience.objects.get(), first=2, last=4) == 3
+    assert log()[4:] == [
+        ("lee", ENTER, AT_NS, True),
+        ("mo", ENTER, AT_NS, True),
+        ("lee", EXIT, AT_NS, True),
+    ]
+    assert Audience.objects.get().last_sequence == 7
+    assert woken == [install.pk]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_a_replay_beyond_the_end_does_not_replay_itself(
+    install: Install, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "CHUNK", chunk)
+    receive(install, body(*(message(who=f"c{number}") for number in range(5))))
+    assert operations.replay(Audience.objects.get(), first=3, last=40) == 3
+    assert [who for who, *_ in log()[5:]] == ["c2", "c3", "c4"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_a_resync_appends_the_whole_ledger(
+    install: Install, woken: list[int], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "CHUNK", chunk)
+    receive(install, body(message()))
+    audience = Audience.objects.get()
+    names = ["a", "B", "b", "ä", "Z z", '"', "💛"]
+    Membership.objects.bulk_create(
+        Membership(audience=audience, identifier=who, is_member=nth % 2 == 0, occurred_ns=nth, sequence=1)
+        for nth, who in enumerate(names)
+    )
+    woken.clear()
+    assert operations.resync(audience) == len(names)
+    assert sorted(log()[1:]) == sorted(
+        (who, ENTER if nth % 2 == 0 else EXIT, nth, True) for nth, who in enumerate(names)
+    )
+    assert woken == [install.pk]
+
+
+def test_an_empty_ledger_is_resynced_with_nothing(install: Install) -> None:
+    receive(install, body(message()))
+    assert operations.resync(Audience.objects.get()) == 0
+    assert len(log()) == 1

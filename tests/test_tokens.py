@@ -1,0 +1,203 @@
+"""Tokens: random, two at a time, compared through a digest, encrypted where they lie."""
+
+import base64
+import hashlib
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+from cryptography.fernet import Fernet
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import installs, tokens
+from audiences.models import Install, Token
+from audiences.secrets import decrypt, encrypt
+from tests.threads import start
+
+pytestmark = pytest.mark.django_db
+
+
+def opens(install: Install, secret: str) -> bool:
+    found = tokens.authenticate(public_id=install.public_id, authorization=secret)
+    assert found is None or found[0] == install
+    return found is not None
+
+
+# --- Making them ---------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_256_random_bits_after_a_prefix_that_people_recognise(install: Install) -> None:
+    first, second = install.tokens.get().secret, tokens.create(install).secret
+    for secret in (first, second):
+        assert secret.startswith("lysync_")
+        assert len(base64.urlsafe_b64decode(secret.removeprefix("lysync_") + "=")) == 32
+    assert first != second
+
+
+def test_two_tokens_live_side_by_side_and_a_third_is_refused(install: Install) -> None:
+    first, second = install.tokens.get(), tokens.create(install)
+    assert opens(install, first.secret)
+    assert opens(install, second.secret)
+    with pytest.raises(tokens.NoFreeSlotError, match="revoke one"):
+        tokens.create(install)
+
+
+def test_rotation_is_make_the_new_one_then_revoke_the_old_one_for_ever(install: Install) -> None:
+    current = install.tokens.get()
+    for _ in range(4):
+        following = tokens.create(install)
+        assert opens(install, current.secret)
+        tokens.revoke(current)
+        assert not opens(install, current.secret)
+        assert opens(install, following.secret)
+        current = following
+
+
+def test_a_token_may_be_ended_at_a_chosen_time(install: Install) -> None:
+    token = install.tokens.get()
+    tokens.revoke(token, at=now() + timedelta(hours=1))
+    assert opens(install, token.secret)
+    tokens.revoke(token, at=now() - timedelta(seconds=1))
+    assert not opens(install, token.secret)
+
+
+def test_an_expired_token_leaves_its_place(install: Install) -> None:
+    old = install.tokens.get()
+    tokens.create(install)
+    tokens.revoke(old, at=now() - timedelta(seconds=1))
+    assert opens(install, tokens.create(install).secret)
+    assert not opens(install, old.secret)
+
+
+def test_a_revoked_token_stays_revoked(install: Install) -> None:
+    token = install.tokens.get()
+    tokens.revoke(token)
+    tokens.revoke(token, at=now() + timedelta(hours=1))
+    assert not opens(install, token.secret)
+    assert tokens.live(install) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_people_who_make_a_token_at_once_do_not_get_three(install: Install) -> None:
+    futures = start(*(lambda: tokens.create(install) for _ in range(4)))
+    problems = [future.exception(10) for future in futures]
+    assert sorted(type(problem).__name__ for problem in problems) == ["NoFreeSlotError"] * 3 + ["NoneType"]
+    assert len(tokens.live(install)) == 2
+
+
+# --- Checking them -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["{}", "Bearer {}", "bearer {}", "BEARER   {}", "  {}\t", " Bearer\t{} "])
+def test_the_header_is_read_as_people_type_it(install: Install, layout: str) -> None:
+    assert opens(install, layout.format(install.tokens.get().secret))
+
+
+@pytest.mark.parametrize("layout", ["", "Bearer", "Basic {}", "x{}", "{}x", "Bearer {} {}", "Bearer x{}", "\udcff{}"])
+def test_any_other_header_opens_nothing(install: Install, layout: str) -> None:
+    assert not opens(install, layout.format(install.tokens.get().secret, "more"))
+
+
+def test_the_digest_itself_opens_nothing(install: Install) -> None:
+    assert not opens(install, install.tokens.get().digest)
+
+
+def test_a_token_opens_its_own_install_only(install: Install) -> None:
+    other = Install(name="Other", odp_api_key="k")
+    theirs = installs.create(other)
+    assert not opens(install, theirs.secret)
+    assert opens(other, theirs.secret)
+    assert not tokens.authenticate(public_id="nobody", authorization=theirs.secret)
+
+
+def test_an_unknown_install_costs_as_much_work_as_a_known_one(install: Install) -> None:
+    costs = []
+    for public_id in (install.public_id, "nobody"):
+        with CaptureQueriesContext(connection) as queries:
+            tokens.authenticate(public_id=public_id, authorization="x")
+        costs.append(len(queries))
+    assert costs == [2, 2]
+
+
+# --- Where they lie ------------------------------------------------------------------------------------------
+
+
+def stored(column: str, table: str) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {column} FROM {table}")
+        row = cursor.fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_a_secret_is_encrypted_in_the_database_and_readable_for_people(install: Install) -> None:
+    token = install.tokens.get()
+    kept = stored("secret", "audiences_token")
+    assert token.secret not in kept
+    assert token.secret.removeprefix("lysync_") not in kept
+    assert decrypt(kept.encode()).decode() == token.secret
+    assert stored("digest", "audiences_token") == hashlib.sha256(token.secret.encode()).hexdigest()
+
+
+def test_an_odp_key_is_encrypted_in_the_database(install: Install) -> None:
+    assert "odp-key" not in stored("odp_api_key", "audiences_install")
+    assert Install.objects.get().odp_api_key == "odp-key"
+
+
+def test_secrets_stay_readable_with_an_old_key_after_a_new_one_was_put_before_it(
+    install: Install, settings: Settings
+) -> None:
+    secret, old = install.tokens.get().secret, list(settings.FIELD_ENCRYPTION_KEYS)
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode(), *old]
+    assert install.tokens.get().secret == secret
+    assert Install.objects.get().odp_api_key == "odp-key"
+
+
+def test_what_is_written_after_a_rotation_needs_the_new_key_only(install: Install, settings: Settings) -> None:
+    new = Fernet.generate_key().decode()
+    settings.FIELD_ENCRYPTION_KEYS = [new, *settings.FIELD_ENCRYPTION_KEYS]
+    token, hidden = tokens.create(install), encrypt(b"item")
+    settings.FIELD_ENCRYPTION_KEYS = [new]
+    assert Token.objects.get(pk=token.pk).secret == token.secret
+    assert decrypt(hidden) == b"item"
+
+
+def test_without_its_key_a_secret_says_which_setting_is_wrong(install: Install, settings: Settings) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    with pytest.raises(ImproperlyConfigured, match="FIELD_ENCRYPTION_KEYS"):
+        install.tokens.get()
+
+
+def test_calls_are_let_in_even_when_the_key_of_the_secrets_is_lost(install: Install, settings: Settings) -> None:
+    secret = install.tokens.get().secret
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    assert opens(install, secret)
+
+
+# --- Their last use ------------------------------------------------------------------------------------------
+
+
+def test_the_last_use_is_written_down_once_and_not_with_every_call(install: Install) -> None:
+    token = install.tokens.get()
+    with CaptureQueriesContext(connection) as queries:
+        for _ in range(5):
+            tokens.note_use(token, source="192.0.2.7")
+    assert len(queries) == 1
+    token.refresh_from_db()
+    assert token.last_used_at is not None
+    assert token.last_used_from == "192.0.2.7"
+
+
+def test_the_last_use_is_written_down_again_after_a_while(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = install.tokens.get()
+    written = []
+    for second in (1000.0, 1059.9, 1060.0):
+        monkeypatch.setattr("audiences.tokens.time", SimpleNamespace(monotonic=lambda second=second: second))
+        with CaptureQueriesContext(connection) as queries:
+            tokens.note_use(token, source=None)
+        written.append(len(queries))
+    assert written == [1, 0, 1]
