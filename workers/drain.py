@@ -123,6 +123,7 @@ class _Sender:
         """Make one request. What came back for the one before is written down first."""
         if self.delivery_id is not None and self.answer is not None:
             lanes.close_delivery(self.delivery_id, self.answer)
+            pace.jump_line(self.lease.install, self.mechanism.pace)
         items = [item for group in part.groups for item in self.mechanism.items(group)]
         if part.control is not None and (control := self.mechanism.control(part.control)) is not None:
             items = [control]
