@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.db import InterfaceError, OperationalError, connection
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
@@ -16,7 +17,12 @@ class TokenAuthentication(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[Install, Token]:
         public_id: Any = (request.parser_context or {}).get("kwargs", {}).get("public_id", "")
         authorization = request.META.get("HTTP_AUTHORIZATION", "")
-        found = tokens.authenticate(public_id=public_id, authorization=authorization)
+        try:
+            found = tokens.authenticate(public_id=public_id, authorization=authorization)
+        except (OperationalError, InterfaceError):
+            # This thread's connection may be one that PostgreSQL closed long ago, by a restart for example.
+            connection.close()
+            found = tokens.authenticate(public_id=public_id, authorization=authorization)
         if found is None:
             raise AuthenticationFailed("This URL and this token do not belong together.")
         return found

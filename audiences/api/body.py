@@ -1,6 +1,7 @@
 """The body of a webhook call: read and unpacked within a bound, however it was sent."""
 
 import zlib
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -10,6 +11,8 @@ from rest_framework.request import Request
 _CHUNK = 1 << 16
 # Small, because what follows the end of a packed file is copied once per file.
 _PACKED_CHUNK = 1 << 12
+# So many times the limit is read of a body that is not wanted; a caller who sends more has to do without our answer.
+_DISCARDED = 4
 
 
 class TooLargeError(Exception):
@@ -28,14 +31,34 @@ def read(request: Request) -> bytes:
     return body
 
 
+def discard(request: Request) -> None:
+    """Read what is left of the body and keep none of it, within a bound.
+
+    An answer that is sent while the body still comes goes down with the connection: the caller would see a broken
+    pipe in place of 503 and its Retry-After.
+    """
+    left = _DISCARDED * settings.WEBHOOK_BODY_LIMIT
+    with suppress(Exception):  # whoever hung up waits for no answer
+        stream = _stream(request)
+        while left > 0 and (piece := stream.read(_CHUNK)):
+            left -= len(piece)
+
+
+def _is_chunked(request: Request) -> bool:
+    return "chunked" in request.META.get("HTTP_TRANSFER_ENCODING", "").lower()
+
+
+def _stream(request: Request) -> Any:
+    # Django reads as much as Content-Length says, so nothing at all of a chunked body; the server has the end of it.
+    return request.META["wsgi.input"] if _is_chunked(request) else request._request
+
+
 def _raw(request: Request) -> bytes:
     limit: int = settings.WEBHOOK_BODY_LIMIT
-    # Django reads as much as Content-Length says, so nothing at all of a chunked body; the server has the end of it.
-    chunked = "chunked" in request.META.get("HTTP_TRANSFER_ENCODING", "").lower()
-    announced = 0 if chunked else int(request.META.get("CONTENT_LENGTH") or 0)
+    announced = 0 if _is_chunked(request) else int(request.META.get("CONTENT_LENGTH") or 0)
     if announced > limit:
         raise TooLargeError
-    stream: Any = request.META["wsgi.input"] if chunked else request._request
+    stream = _stream(request)
     pieces, size = [], 0
     while piece := stream.read(min(_CHUNK, limit + 1 - size)):
         pieces.append(piece)

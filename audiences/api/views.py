@@ -44,11 +44,21 @@ class JSONOnly(BaseContentNegotiation):
         return renderer, renderer.media_type
 
 
-class WebhookView(APIView):
+class _AnsweringView(APIView):
+    """A view whose answer gets through, whatever it was sent."""
+
+    content_negotiation_class = JSONOnly
+
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
+        if response.status_code != 200:
+            body.discard(request)
+        return super().finalize_response(request, response, *args, **kwargs)
+
+
+class WebhookView(_AnsweringView):
     """``POST /webhooks/lytics/<install public id>``; PUT and PATCH are taken alike, a job can be set to them."""
 
     authentication_classes = [TokenAuthentication]
-    content_negotiation_class = JSONOnly
     http_method_names = ["post", "put", "patch"]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -103,10 +113,8 @@ def _address(request: Request) -> str | None:
         return None
 
 
-class UnknownWebhookView(APIView):
+class UnknownWebhookView(_AnsweringView):
     """Any other URL below /webhooks/: 401, as for an unknown install, because 404 is never tried again."""
-
-    content_negotiation_class = JSONOnly
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         raise AuthenticationFailed("There is no webhook at this URL.")
@@ -117,7 +125,7 @@ class UnknownWebhookView(APIView):
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     """What Django itself refuses with a 400, a wrong Host above all: below /webhooks/ it becomes 503 as well."""
-    if not request.path.startswith("/webhooks"):
+    if not request.path.lstrip("/").startswith("webhooks"):
         return defaults.bad_request(request, exception)
     headers = {"Retry-After": str(settings.RETRY_AFTER_SECONDS)}
     return JsonResponse({"detail": "This service is not set up for this host name."}, status=503, headers=headers)
