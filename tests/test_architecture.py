@@ -1,0 +1,154 @@
+"""The house as it was drawn: imports run one way, and each fact has one writer."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from audiences import wake
+from workers.app import app
+
+ROOT: Path = settings.BASE_DIR
+
+# Who may import whom: only what stands on a lower floor, or the same package.
+FLOORS = {"lytics": 0, "odp": 0, "audiences": 1, "workers": 2, "lytics_sync": 3}
+OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
+
+# Who may write which table; migrations and tests aside.
+WRITERS = {
+    "Event": {"audiences/ingest.py"},
+    "Receipt": {"audiences/ingest.py"},
+    # A lane comes into being with its audience and is then written by lanes alone.
+    "Lane": {"audiences/lanes.py", "audiences/ingest.py"},
+    "Run": {"audiences/lanes.py"},
+    "Delivery": {"audiences/lanes.py"},
+    "Membership": {"audiences/lanes.py"},
+    "Token": {"audiences/tokens.py"},
+    "Pace": {"workers/pace.py"},
+}
+WRITING = {
+    "create",
+    "bulk_create",
+    "get_or_create",
+    "update_or_create",
+    "update",
+    "bulk_update",
+    "delete",
+    "raw_delete",
+}
+CELERY = {"workers/app.py", "workers/tasks.py", "audiences/wake.py", "lytics_sync/__init__.py"}
+
+SOURCES = sorted(
+    str(file.relative_to(ROOT))
+    for package in (*FLOORS, "sandbox")
+    for file in (ROOT / package).rglob("*.py")
+    if "migrations" not in file.parts
+)
+
+
+def tree(source: str) -> ast.Module:
+    return ast.parse((ROOT / source).read_text(encoding="utf-8"))
+
+
+def imported(module: ast.Module) -> set[str]:
+    """The top-level packages that a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+# --- Imports -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_imports_run_one_way(source: str) -> None:
+    package = source.split("/")[0]
+    ours = imported(tree(source)) & OURS - {package}
+    if package == "sandbox":
+        assert ours == set(), "the sandbox stands for other people's servers and knows nothing of ours"
+    else:
+        assert {name for name in ours if FLOORS.get(name, 9) >= FLOORS[package]} == set()
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if source.startswith(("lytics/", "odp/"))])
+def test_the_wires_know_no_models(source: str) -> None:
+    assert not imported(tree(source)) & {"django", "rest_framework", "celery"}
+
+
+def test_celery_is_imported_only_where_messages_are_sent_and_taken() -> None:
+    assert {source for source in SOURCES if "celery" in imported(tree(source))} <= CELERY
+    assert "celery" not in imported(tree("workers/drain.py"))
+
+
+def test_the_domain_names_a_task_that_the_workers_have() -> None:
+    app.loader.import_default_modules()
+    assert wake.DRAIN in app.tasks
+
+
+# --- Writers -------------------------------------------------------------------------------------------------
+
+
+def model_of(expression: ast.AST, known: dict[str, str]) -> str | None:
+    """The model whose rows an expression is about: ``Lane.objects.filter(…)``, or a name that stands for such."""
+    while not isinstance(expression, ast.Name):
+        if isinstance(expression, ast.Call):
+            expression = expression.func
+        elif isinstance(expression, ast.Attribute | ast.Subscript):
+            if isinstance(expression, ast.Attribute) and expression.attr == "objects":
+                return expression.value.id if isinstance(expression.value, ast.Name) else None
+            expression = expression.value
+        else:
+            return None
+    return known.get(expression.id)
+
+
+def written(module: ast.Module) -> Iterator[str]:
+    """The models whose tables a module writes: by constructing rows, through a manager, or in SQL."""
+    known: dict[str, str] = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign) and (model := model_of(node.value, known)):
+            known |= {target.id: model for target in node.targets if isinstance(target, ast.Name)}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in WRITERS:
+                yield node.func.id
+            if isinstance(node.func, ast.Attribute) and node.func.attr in WRITING:
+                yield model_of(node.func.value, known) or ""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for table in re.findall(r"(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|TRUNCATE)\s+audiences_(\w+)", node.value):
+                yield table.title()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "Lane(audience=audience)",
+        "Lane.objects.create(audience=audience)",
+        "Lane.objects.filter(pk=1).update(lease_token=None)",
+        "lanes = Lane.objects.filter(pk=1)\nlanes.update(lease_token=None)",
+        "Lane.objects.select_for_update().filter(pk=1)[:5].delete()",
+        "cursor.execute('UPDATE audiences_lane AS lane SET lease_token = NULL')",
+        "def late():\n    x = f'''DELETE\n   FROM audiences_lane WHERE {y}'''",
+    ],
+)
+def test_a_writer_is_recognised(code: str) -> None:
+    assert "Lane" in set(written(ast.parse(code)))
+
+
+@pytest.mark.parametrize("code", ["Lane.objects.filter(pk=1).first()", "'SELECT * FROM audiences_lane'", "x: Lane = y"])
+def test_a_reader_is_none(code: str) -> None:
+    assert "Lane" not in set(written(ast.parse(code)))
+
+
+@pytest.mark.parametrize("model", WRITERS)
+def test_each_fact_has_one_writer(model: str) -> None:
+    ours = [source for source in SOURCES if not source.startswith("sandbox/")]
+    assert {source for source in ours if model in set(written(tree(source)))} == WRITERS[model]

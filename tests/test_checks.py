@@ -1,0 +1,67 @@
+"""The system checks: what must hold between settings, refused by name when it doesn't."""
+
+import pytest
+from cryptography.fernet import Fernet
+from django.core.checks import run_checks
+from pytest_django.fixtures import Settings
+
+
+def found(*, deploy: bool = False) -> set[str]:
+    return {
+        str(message.id)
+        for message in run_checks(include_deployment_checks=deploy)
+        if str(message.id).startswith("audiences")
+    }
+
+
+def test_the_defaults_pass() -> None:
+    assert found(deploy=True) == set()
+
+
+@pytest.mark.parametrize(("deadline", "lease", "codes"), [(8, 10, set()), (8, 9.9, {"audiences.E001"})])
+def test_a_request_must_end_before_its_lease(
+    settings: Settings, deadline: float, lease: float, codes: set[str]
+) -> None:
+    settings.DELIVERY_DEADLINE_SECONDS, settings.LEASE_SECONDS = deadline, lease
+    assert found() == codes
+
+
+def test_without_a_key_nothing_can_be_encrypted(settings: Settings) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = []
+    assert found() == {"audiences.E002"}
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 44, "é" * 32])
+def test_a_key_that_is_none_is_named_by_its_place(settings: Settings, key: str) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode(), key]
+    assert found() == {"audiences.E003"}
+    assert "Key 2" in next(message.msg for message in run_checks() if message.id == "audiences.E003")
+
+
+@pytest.mark.parametrize(("limit", "codes"), [(1_000_000, set()), (999_999, {"audiences.E004"})])
+def test_a_batch_must_fit_into_a_body(settings: Settings, limit: int, codes: set[str]) -> None:
+    settings.WEBHOOK_BODY_LIMIT = limit
+    assert found() == codes
+
+
+@pytest.mark.parametrize(
+    ("url", "codes"),
+    [
+        ("https://sync.example.com", set()),
+        ("http://127.0.0.1:8000", set()),
+        ("http://localhost", set()),
+        ("http://[::1]:8000", set()),
+        ("http://sync.example.com", {"audiences.E005"}),
+        ("sync.example.com", {"audiences.E005"}),
+    ],
+)
+def test_lytics_calls_https_only(settings: Settings, url: str, codes: set[str]) -> None:
+    settings.PUBLIC_URL = url
+    assert found(deploy=True) == codes
+    assert found() == set()
+
+
+@pytest.mark.parametrize(("first", "longest", "codes"), [(5, 5, set()), (5, 4.9, {"audiences.E006"})])
+def test_the_brake_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
+    settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS = first, longest
+    assert found() == codes
