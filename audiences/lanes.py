@@ -268,6 +268,14 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     return entries, ledger
 
 
+def refused_customers(install: Install, identifiers: set[str]) -> set[str]:
+    """Those of whom ODP has refused something that is still parked."""
+    refused = Parked.objects.filter(install=install, reason=REFUSED_BY_ODP, closed_at=None)
+    if not refused.exists():
+        return set()
+    return set(refused.filter(identifier__in=identifiers).values_list("identifier", flat=True))
+
+
 def open_delivery(
     lease: Lease, *, endpoint: str, items: int, size: int, sent: Mapping[int, int], of: Mapping[int, int]
 ) -> int:

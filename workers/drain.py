@@ -113,8 +113,11 @@ class _Sender:
         self.sent: set[int] = set()
 
     def isolate(self, changes: list[Change]) -> Isolation:
+        spoilt = lanes.refused_customers(self.lease.install, {change.identifier for change in changes})
+        groups = self.mechanism.groups(changes)
         return Isolation(
-            self.mechanism.groups(changes),
+            [group for group in groups if group[0].identifier not in spoilt],
+            doubtful=[group for group in groups if group[0].identifier in spoilt],
             has_control=lambda change: self.mechanism.control(change) is not None,
             items_per_group=self.mechanism.items_per_change,
         )

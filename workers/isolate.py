@@ -37,11 +37,17 @@ class Isolation:
     """Feed it the answer to each ``next()`` until that is None; then every change is accepted, refused or blocked.
 
     ``has_control`` says whether the mechanism can name a customer without an audience; ``items_per_group`` how many
-    items it makes of a group, because ODP counts items when it names the bad ones.
+    items it makes of a group, because ODP counts items when it names the bad ones. ``doubtful`` groups go last and by
+    themselves: ODP refused something of those customers before, and they would spoil the request of all the others.
     """
 
     def __init__(
-        self, groups: Sequence[Group], *, has_control: Callable[[Change], bool], items_per_group: int = 1
+        self,
+        groups: Sequence[Group],
+        *,
+        has_control: Callable[[Change], bool],
+        items_per_group: int = 1,
+        doubtful: Sequence[Group] = (),
     ) -> None:
         self.accepted: list[Change] = []
         self.refused: dict[Change, str] = {}
@@ -50,13 +56,14 @@ class Isolation:
         self._has_control = has_control
         self._items_per_group = items_per_group
         self._rest = list(groups)
+        self._doubtful = list(doubtful)
         self._suspects: list[Group] = []
-        self._limit = max(1, len(groups))
+        self._limit = max(1, len(groups), len(doubtful))
         self._words = ""
         self._proven = False
         self._unproven: list[Change] = []
         self._largest_taken = 0
-        self._smallest_refused = len(groups) + 1
+        self._smallest_refused = self._limit + 1
         self._taken_of: Counter[int] = Counter()
         self._cleared: set[int] = set()
         self._limit_on_trial: int | None = None
@@ -65,6 +72,8 @@ class Isolation:
     def next(self) -> Part | None:
         """The next request, or None when nothing is left to find out."""
         self._narrow()
+        if not (self._suspects or self._rest):
+            self._rest, self._doubtful = self._doubtful, []
         if not (self._suspects or self._rest) and self._unproven and self._size_may_explain():
             self._doubt()
         self._part = self._control() or self._halve() or Part(tuple(self._rest[: self._limit]))
@@ -161,7 +170,7 @@ class Isolation:
 
     def _control(self) -> Part | None:
         """A question about an audience of which nothing was taken, once it has two refusals or all is over."""
-        over = not (self._suspects or self._rest)
+        over = not (self._suspects or self._rest or self._doubtful)
         refused_of = Counter(change.lane for change in self.refused)
         for lane, count in refused_of.items():
             if self._taken_of[lane] or not (over or count > 1):
@@ -180,5 +189,10 @@ class Isolation:
         self.refused = {change: words for change, words in self.refused.items() if change.lane != lane}
         self._unproven = [change for change in self._unproven if change.lane != lane]
         # Who else was suspected, was so because of what has just been taken out.
-        left = (tuple(c for c in group if c.lane != lane) for group in [*self._suspects, *self._rest])
-        self._suspects, self._rest = [], [group for group in left if group]
+        self._suspects, self._rest = [], _without(lane, [*self._suspects, *self._rest])
+        self._doubtful = _without(lane, self._doubtful)
+
+
+def _without(lane: int, groups: Sequence[Group]) -> list[Group]:
+    left = (tuple(change for change in group if change.lane != lane) for group in groups)
+    return [group for group in left if group]
