@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences.fold import Entry, Held
-from audiences.models import Delivery, Install, Lane, Run
+from audiences.models import Delivery, Install, Lane, Parked, Run
 from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 
