@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from lytics_sync import env, launch
 from lytics_sync.processes import AskedToStop, Fleet, Program, Trouble, last_words
-from lytics_sync.stack import Stack, manage, python
+from lytics_sync.stack import BYTES_TO_GO_ON, Stack, manage, python
 
 ADMIN = "admin"
 # The account that the sandbox has without being asked.
@@ -45,9 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Trouble as trouble:
         print(trouble, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before anything was started
+        return 130
     except OSError as error:
-        # The one that is left, as a rule: the disk has filled up since it was looked at.
-        print(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", file=sys.stderr)
+        # As a rule, the disk has filled up since it was looked at.
+        print(f"{error.strerror or error}: {error.filename or env.data_dir()}.", file=sys.stderr)
         return 1
 
 
@@ -159,8 +161,8 @@ def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
         say("\nThe sample stream was sent earlier and its data is still there; SAMPLE=1 make run sends another.")
         return True
     memberships = stack.folder / "memberships.json"
-    _send_stream(fleet, webhook=webhook, authorization=install["authorization"], memberships=memberships)
-    lanes = _wait_until_delivered(fleet)
+    _send_stream(stack, fleet, webhook=webhook, authorization=install["authorization"], memberships=memberships)
+    lanes = _wait_until_delivered(stack, fleet)
     equal = _compare(stack, fleet, memberships=memberships, lanes=lanes)
     stack.memory.keep(SAMPLE_SENT="1")
     return equal
@@ -184,33 +186,38 @@ def _demo_install(stack: Stack, fleet: Fleet) -> dict[str, Any]:
     return install
 
 
-def _send_stream(fleet: Fleet, *, webhook: str, authorization: str, memberships: Path) -> None:
-    events = os.environ.get("EVENTS") or "20000"
-    audiences = os.environ.get("AUDIENCES") or "8"
+def _send_stream(stack: Stack, fleet: Fleet, *, webhook: str, authorization: str, memberships: Path) -> None:
+    events, audiences = _number("EVENTS", 20_000), _number("AUDIENCES", 8)
     # A seed of its own makes customers and audiences of its own, so that streams never mix.
-    seed = os.environ.get("SEED") or str(secrets.randbelow(1_000_000))
-    say(f"\nSending a stream as Lytics would: {int(events):,} events, {audiences} audiences, 20 callers (seed {seed})")
-    bar = Bar()
-
-    def show(log: Path) -> None:
-        if reported := _last_report(log):
-            bar.show(reported["sent"], reported["total"])
-
-    code, _ = fleet.run(
-        Program(
-            name="sender",
-            command=python(
-                *("-m", "sandbox.lytics", "--url", webhook, "--authorization", authorization),
-                *("--events", events, "--audiences", audiences, "--seed", seed, "--callers", "20", "--batch", "300"),
-                *("--progress", "json", "--memberships", str(memberships), "--json"),
-            ),
+    seed = _number("SEED", secrets.randbelow(1_000_000))
+    say(f"\nSending a stream as Lytics would: {events:,} events, {audiences} audiences, 20 callers (seed {seed})")
+    sender = Program(
+        name="sender",
+        command=python(
+            *("-m", "sandbox.lytics", "--url", webhook, "--authorization", authorization, "--json"),
+            *("--events", str(events), "--audiences", str(audiences), "--seed", str(seed)),
+            *("--callers", "20", "--batch", "300", "--progress", "json", "--memberships", str(memberships)),
         ),
-        each=show,
     )
-    bar.close()
+    with Bar() as bar:
+
+        def show(log: Path) -> None:
+            # With a full disk everything waits, the sender too, and never gives up; a person has to hear of it.
+            stack.check_room(BYTES_TO_GO_ON)
+            if reported := _last_report(log):
+                bar.show(reported["sent"], reported["total"])
+
+        code, _ = fleet.run(sender, each=show)
     if code:
         log = fleet.logs / "sender.log"
         raise Trouble(f"The stream could not be sent: {last_words(log)} (more in {log})")
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal():
+        raise Trouble(f"{name} must be a whole number, not {value!r}.")
+    return int(value)
 
 
 def _last_report(log: Path) -> dict[str, Any] | None:
@@ -223,29 +230,32 @@ def _last_report(log: Path) -> dict[str, Any] | None:
     return report
 
 
-def _wait_until_delivered(fleet: Fleet) -> Path:
+def _wait_until_delivered(stack: Stack, fleet: Fleet) -> Path:
     """Wait for an empty backlog, or until it no longer falls; the file with the last status of the lanes."""
     say("Delivering to ODP")
-    bar, most, least, file = Bar(), 0, float("inf"), fleet.folder / "lanes.json"
-    stalled_at = time.monotonic() + STALLED_SECONDS
-    while True:
-        file.write_text(_must(fleet, manage("lane_status", "--json")), encoding="utf-8")
-        backlog = json.loads(file.read_text(encoding="utf-8"))["backlog"]
-        most = max(most, backlog)
-        if most:
-            bar.show(most - backlog, most)
-        else:
-            say("  all of it was there before the stream had ended")
-        if backlog == 0:
-            bar.close()
-            return file
-        if backlog < least:
-            least, stalled_at = backlog, time.monotonic() + STALLED_SECONDS
-        if time.monotonic() > stalled_at:
-            bar.close()
-            say(f"{backlog:,} events have been waiting for {STALLED_SECONDS} s; the admin's Audiences page says why.")
-            return file
-        fleet.wait(lambda: False, seconds=0.5)
+    file = fleet.folder / "lanes.json"
+    file.unlink(missing_ok=True)
+    most, least, stalled_at = 0, float("inf"), time.monotonic() + STALLED_SECONDS
+    with Bar() as bar:
+        while True:
+            stack.check_room(BYTES_TO_GO_ON)
+            code, status = fleet.run(manage("lane_status", "--json"))
+            if code == 0:  # otherwise PostgreSQL has just been killed, say, and comes back
+                file.write_text(status, encoding="utf-8")
+                backlog = json.loads(status)["backlog"]
+                most = max(most, backlog)
+                bar.show(most - backlog, most)
+                if backlog == 0:
+                    return file
+                if backlog < least:
+                    least, stalled_at = backlog, time.monotonic() + STALLED_SECONDS
+            if time.monotonic() > stalled_at:
+                break
+            fleet.wait(lambda: False, seconds=0.5)
+    if not file.exists():
+        raise Trouble(f"lane_status failed: {last_words(fleet.logs / 'lane_status.log')}")
+    say(f"{least:,} events have been waiting for {STALLED_SECONDS} s; the admin's Audiences page says why.")
+    return file
 
 
 def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> bool:
@@ -294,11 +304,15 @@ class Bar:
             return
         self._shown = state
         full = "█" * int(share * self.WIDTH)
-        text = f"  {full:░<{self.WIDTH}} {share:4.0%}  {so_far:,} of {total:,}"
+        count = f"{so_far:,} of {total:,}" if total else "nothing was left to wait for"
+        text = f"  {full:░<{self.WIDTH}} {share:4.0%}  {count}"
         with suppress(OSError):
             print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._live and self._shown is not None:
             say("")
 

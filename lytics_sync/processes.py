@@ -187,11 +187,12 @@ class Fleet:
             child.start(self.env)
 
     def _tell_of_end(self, child: Child, code: int) -> None:
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        name, why = child.program.name, last_words(child.log, since=child.log_start)
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} ({why})"
         if child.quick_ends < QUICK_ENDS_TOLD:
-            self.tell(f"{child.program.name} {how}; it is started again.")
+            self.tell(f"{name} {how}; it is started again.")
         elif child.quick_ends == QUICK_ENDS_TOLD:
-            self.tell(f"{child.program.name} {how} again, and is tried at growing intervals; why is in {child.log}.")
+            self.tell(f"{name} {how} again, and is tried at growing intervals; more is in {child.log}.")
 
     def stop(self) -> None:
         """Stop every group, the last one first; whoever takes too long is killed."""

@@ -23,7 +23,9 @@ from lytics_sync import embedded, env
 from lytics_sync.processes import Program, Trouble, belongs_to, free_port, is_free, listens, read_pid, write_pid
 
 # An empty PostgreSQL with its first write-ahead logs, and room for what the stream brings.
-BYTES_NEEDED = 300 * 1024 * 1024
+BYTES_NEEDED = 300 << 20
+# With less than two segments of write-ahead log, PostgreSQL is about to stop.
+BYTES_TO_GO_ON = 32 << 20
 # A killed runner's children need about this long to be gone.
 LEFTOVER_SECONDS = 15
 WORKERS = ("worker-1", "worker-2")
@@ -123,11 +125,11 @@ class Stack:
         for file in files:
             file.unlink(missing_ok=True)
 
-    def check_room(self) -> None:
+    def check_room(self, needed: int = BYTES_NEEDED) -> None:
         free = shutil.disk_usage(self.folder).free
-        if free < BYTES_NEEDED:
+        if free < needed:
             raise Trouble(
-                f"Only {free >> 20} MB are free where {self.folder} is, and the stack needs {BYTES_NEEDED >> 20} MB; "
+                f"Only {free >> 20} MB are free where {self.folder} is, and the stack needs {needed >> 20} MB; "
                 "make room or choose another place with DATA_DIR."
             )
 
