@@ -1,6 +1,8 @@
 """Making an audience in ODP before its first delivery. Under the lane's lease, so that two workers make one."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 from django.conf import settings
@@ -9,24 +11,29 @@ from django.db.models.functions import Now
 from audiences import brake, lanes, naming
 from audiences.models import Audience, Install
 from audiences.wake import wake
-from odp.client import Client
+from odp.client import Client, Permission
+from odp.deadline import TooLateError
 from odp.mechanisms import Mechanism, Refusal, mechanism
 from odp.outcomes import Answer
 from odp.regions import host_of
 
 log = structlog.get_logger(__name__)
 
+# What the workers know and the domain doesn't: when a request of this install to that path may start.
+Gate = Callable[[Install, str, float], None]
 
-def client_of(install: Install, *, ends_at: float = float("inf")) -> Client:
+
+def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:
     host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
-    return Client(host=host, api_key=install.odp_api_key, ends_at=ends_at)
+    permission: Permission | None = gate and partial(gate, install)
+    return Client(host=host, api_key=install.odp_api_key, ends_at=ends_at, permission=permission)
 
 
 def mechanism_of(install: Install) -> Mechanism:
     return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
 
 
-def provision_one(install_id: int) -> bool:
+def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
     """Make one audience that waits for it. False when none waits, or the install is braked by now."""
     lease = lanes.claim(install_id, capacity=1, provisioned=False)
     if lease is None:
@@ -37,8 +44,12 @@ def provision_one(install_id: int) -> bool:
     audience = Audience.objects.get(pk=span.audience_id)
     # All calls together get what one delivery may take, and so the lease outlives them.
     seconds = settings.DELIVERY_DEADLINE_SECONDS
-    client = client_of(install, ends_at=time.monotonic() + seconds)
-    problem = mechanism_of(install).ensure(client, span.odp_id, naming.label(audience.slug), seconds=seconds)
+    client = client_of(install, ends_at=time.monotonic() + seconds, gate=gate)
+    try:
+        problem = mechanism_of(install).ensure(client, span.odp_id, naming.label(audience.slug), seconds=seconds)
+    except TooLateError:  # others stood at the gate for all that time: no fault of ODP
+        lanes.give_back(lease)
+        return False
     if isinstance(problem, Refusal):
         lanes.block(lease, problem.reason)
         return True

@@ -4,20 +4,35 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import requests
 import urllib3
 
 from odp.deadline import DeadlineAdapter, TooLateError, deadline
-from odp.outcomes import TOO_LARGE, Answer, Outcome, error_words, named_items, not_odp, outcome_of, retry_after_seconds
+from odp.outcomes import (
+    TOO_LARGE,
+    Answer,
+    Outcome,
+    error_words,
+    named_items,
+    not_odp,
+    outcome_of,
+    readable,
+    retry_after_seconds,
+)
 
 CONNECT_SECONDS = 3.0
 # Answers of ODP are small; anything longer is somebody else's page.
 ANSWER_BYTES = 1_000_000
 EXCERPT = 2_000
 LIST_SUBSCRIPTIONS = "/v3/lists/subscriptions"
+# The parts of an account for which ODP documents a limit of requests per second that we could reach.
+_LIMITED = ("profiles", "lists")
 USER_AGENT = "lytics-sync/0.1"
+OUT_OF_TIME = "ODP gave no whole answer in time"
+NO_CONNECTION = "No connection to ODP came up in time"
 
 _thread = threading.local()
 
@@ -33,15 +48,28 @@ def _session() -> requests.Session:
     return session
 
 
+# Asked in the moment before a call's first byte, with its path and the moment after which it may not start.
+Permission = Callable[[str, float], None]
+
+
+def limit_of(path: str) -> str:
+    """Which of ODP's documented rate limits a call counts against; empty for none."""
+    part = path.removeprefix("/v3/").partition("/")[0]
+    return part if part in _LIMITED else ""
+
+
 class Client:
     """One ODP account. ``host`` is its base URL without ``/v3``; ``api_key`` its private key.
 
-    ``ends_at`` (``time.monotonic``) is one end for all its calls together.
+    ``ends_at`` (``time.monotonic``) is one end for all its calls together. ``permission`` returns when a call may go.
     """
 
-    def __init__(self, *, host: str, api_key: str, ends_at: float = float("inf")) -> None:
+    def __init__(
+        self, *, host: str, api_key: str, ends_at: float = float("inf"), permission: Permission | None = None
+    ) -> None:
         self.host = host
         self.ends_at = ends_at
+        self.permission = permission
         self._headers = {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
 
     def call(
@@ -52,37 +80,44 @@ class Client:
         body: bytes | None = None,
         seconds: float,
         start_before: float = float("inf"),
-        permission: Callable[[], None] | None = None,
     ) -> Answer:
         """Make one request, over ``seconds`` after its first byte whatever the server does.
 
-        ``start_before`` and ``permission`` are those of ``odp.deadline``; raises ``TooLateError`` when the moment
-        has passed, and then nothing was sent.
+        ``start_before`` is the moment of ``time.monotonic`` after which not a byte may be sent; raises
+        ``TooLateError`` when it passed before our turn came.
         """
         started = time.monotonic()
+        start_before = min(start_before, self.ends_at)
         seconds = min(seconds, self.ends_at - started)
         if seconds <= 0:
-            return _no_answer(TimeoutError(), passed=True, seconds=0)
+            return Answer(Outcome.RETRY_LATER, OUT_OF_TIME)
+        if started >= start_before:
+            raise TooLateError
+        # What doesn't come up while the request may still start is a server that can't be reached.
+        connect_seconds = min(CONNECT_SECONDS, seconds, start_before - started)
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-        with deadline(seconds=seconds, start_before=start_before, permission=permission) as limit:
+        ask = self.permission and partial(self.permission, path, start_before)
+        with deadline(seconds=seconds, start_before=start_before, ends_at=self.ends_at, permission=ask) as limit:
             try:
                 with _session().request(
                     method,
                     self.host + path,
                     data=body,
                     headers=headers,
-                    timeout=(min(CONNECT_SECONDS, seconds), seconds),
+                    timeout=(connect_seconds, seconds),
                     allow_redirects=False,
                     stream=True,
                 ) as response:
                     content = response.raw.read(ANSWER_BYTES, decode_content=True)
             except TooLateError:
-                raise
+                if not limit.passed:
+                    raise
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                return _no_answer(error, passed=limit.passed, seconds=_since(limit.began_at or started))
+                if not limit.passed:
+                    return _no_answer(error, seconds=_since(limit.began_at or started))
         taken = _since(limit.began_at or started)
         if limit.passed:
-            return _no_answer(TimeoutError(), passed=True, seconds=taken)
+            return Answer(Outcome.RETRY_LATER, OUT_OF_TIME if limit.began_at else NO_CONNECTION, seconds=taken)
         return _answer(path, response, content, seconds=taken)
 
 
@@ -90,10 +125,8 @@ def _since(moment: float) -> float:
     return time.monotonic() - moment
 
 
-def _no_answer(error: Exception, *, passed: bool, seconds: float) -> Answer:
+def _no_answer(error: Exception, *, seconds: float) -> Answer:
     """ODP may or may not have applied the request; sending it again is harmless, because it is absolute state."""
-    if passed:
-        return Answer(Outcome.RETRY_LATER, "ODP gave no whole answer in time", seconds=seconds)
     return Answer(Outcome.RETRY_LATER, f"ODP could not be reached: {_root(error)}", seconds=seconds)
 
 
@@ -101,11 +134,12 @@ def _root(error: BaseException) -> str:
     """The innermost cause, in a few words: urllib3 wraps it in several layers and a memory address."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return f"{type(error).__name__}: {error}"[:200]
+    return readable(f"{type(error).__name__}: {error}"[:200])
 
 
 def _answer(path: str, response: requests.Response, content: bytes, *, seconds: float) -> Answer:
-    text = content.decode(response.encoding or "utf-8", errors="replace")
+    # JSON is UTF-8, whatever the header says; and a NUL can't be stored.
+    text = content.decode(errors="replace").replace("\x00", "")
     is_html = "html" in response.headers.get("Content-Type", "").lower()
     body = _json(text)
     status, outcome = response.status_code, outcome_of(response.status_code)
@@ -134,5 +168,5 @@ def _answer(path: str, response: requests.Response, content: bytes, *, seconds: 
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

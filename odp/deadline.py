@@ -1,8 +1,9 @@
 """A deadline over a whole HTTP call: connecting, sending, and every byte of the answer.
 
 ``requests`` limits each socket operation, so a server that drips a byte a second holds a call for ever, and a call
-that outlives its lane's lease could overtake the next one. Here a timer cuts the connection when time is up. It
-can't cut what is not connected yet, so a connection that comes up too late is refused before a byte is sent.
+that outlives its lane's lease could overtake the next one. Here a timer cuts the connection when time is up, also in
+the middle of a TLS handshake. It can't cut a look-up of a name, so a connection that comes up too late is refused
+before a byte is sent.
 
 The moment before that first byte is also the one to ask for permission: asked any earlier, the time that connecting
 takes would lie between the permission and the request.
@@ -12,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from requests.adapters import HTTPAdapter
@@ -25,17 +26,27 @@ class TooLateError(Exception):
 
 
 class Deadline:
-    """One call: ``seconds`` to connect, then ``permission``, then ``seconds`` for the request and its answer."""
+    """One call: until ``start_before`` to connect, then ``permission``, then ``seconds`` for request and answer."""
 
-    def __init__(self, *, seconds: float, start_before: float, permission: Callable[[], None] | None) -> None:
+    def __init__(
+        self, *, seconds: float, start_before: float, ends_at: float, permission: Callable[[], None] | None
+    ) -> None:
         self.seconds = seconds
-        self.start_before = start_before
+        self.start_before = min(start_before, ends_at)
+        self.ends_at = ends_at
         self.permission = permission
         self.passed = False
         self.began_at: float | None = None
         self._connection: HTTPConnection | None = None
+        self._connecting: socket.socket | None = None
         self._lock = threading.Lock()
-        self._timer = self._arm()
+        self._timer = self._arm(self.start_before)
+
+    def connecting(self, sock: socket.socket) -> None:
+        """Called with a socket before any TLS handshake, which takes the socket over: we hold on to a second handle."""
+        with self._lock:
+            self._let_go()
+            self._connecting = sock.dup()
 
     def guard(self, connection: HTTPConnection) -> None:
         """Called with a connection before each piece is sent on it. Raises ``TooLateError``."""
@@ -46,20 +57,27 @@ class Deadline:
 
     def end(self) -> None:
         self._timer.cancel()
+        with self._lock:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._connecting is not None:
+            self._connecting.close()
+            self._connecting = None
 
     def _begin(self, connection: HTTPConnection) -> None:
         self._timer.cancel()
-        if self.permission is not None:
+        if self.permission is not None and not self.passed:
             self.permission()
         with self._lock:
             if self.passed or time.monotonic() >= self.start_before:
                 raise TooLateError
             self._connection = connection
             self.began_at = time.monotonic()
-            self._timer = self._arm()
+            self._timer = self._arm(self.ends_at)
 
-    def _arm(self) -> threading.Timer:
-        timer = threading.Timer(self.seconds, self._cut)
+    def _arm(self, moment: float) -> threading.Timer:
+        timer = threading.Timer(min(self.seconds, max(0.0, moment - time.monotonic())), self._cut)
         timer.daemon = True
         timer.start()
         return timer
@@ -67,13 +85,11 @@ class Deadline:
     def _cut(self) -> None:
         with self._lock:
             self.passed = True
-            sock = self._connection.sock if self._connection else None
-        if sock is not None:
-            try:
-                # Past any TLS layer, which another thread may be reading through.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError:
-                return  # the call ended in the same moment
+            sock = self._connection.sock if self._connection else self._connecting
+            if sock is not None:
+                # Past any TLS layer, which another thread may be reading through. An error: the call has just ended.
+                with suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 _current = threading.local()
@@ -81,14 +97,18 @@ _current = threading.local()
 
 @contextmanager
 def deadline(
-    *, seconds: float, start_before: float = float("inf"), permission: Callable[[], None] | None = None
+    *,
+    seconds: float,
+    start_before: float = float("inf"),
+    ends_at: float = float("inf"),
+    permission: Callable[[], None] | None = None,
 ) -> Iterator[Deadline]:
     """What a session with ``DeadlineAdapter`` calls in this thread is over ``seconds`` after its first byte.
 
-    ``start_before`` is the moment of ``time.monotonic`` after which no byte may be sent; ``permission`` is called
-    right before the first one and returns when it may go.
+    ``start_before`` is the moment of ``time.monotonic`` after which no byte may be sent, ``ends_at`` the one after
+    which nothing may go on; ``permission`` is called right before the first byte and returns when it may go.
     """
-    call = Deadline(seconds=seconds, start_before=start_before, permission=permission)
+    call = Deadline(seconds=seconds, start_before=start_before, ends_at=ends_at, permission=permission)
     _current.call = call
     try:
         yield call
@@ -101,6 +121,12 @@ class _Guarded:
     """Mixed into urllib3's connections: the deadline is asked after connecting, before each piece is sent."""
 
     sock: Any
+
+    def _new_conn(self) -> socket.socket:
+        sock: socket.socket = super()._new_conn()  # type: ignore[misc]
+        if (call := getattr(_current, "call", None)) is not None:
+            call.connecting(sock)
+        return sock
 
     def send(self, data: Any) -> None:
         if self.sock is None:

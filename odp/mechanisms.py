@@ -32,10 +32,9 @@ class Refusal(NamedTuple):
 
 
 class Mechanism(Protocol):
-    """A strategy. ``pace`` names the rate limit that its calls count against, or is empty when ODP documents none."""
+    """A strategy. ``path`` is where its changes go."""
 
     path: str
-    pace: str
     items_per_change: int
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
@@ -68,7 +67,6 @@ class Attribute:
     """``lytics_<slug>: true|false`` on the customer. Changes of one customer share an item."""
 
     path = "/v3/profiles"
-    pace = "profiles"
     items_per_change = 1
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
@@ -93,7 +91,6 @@ class ListMembership:
     """A subscription to the list ``lytics_<slug>``: one item per customer and audience."""
 
     path = LIST_SUBSCRIPTIONS
-    pace = "lists"
     items_per_change = 1
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
@@ -120,7 +117,6 @@ class Passthrough:
     """
 
     path = "/v3/events"
-    pace = ""
     items_per_change = 2
 
     def __init__(self, definition: dict[str, Any] | None = None) -> None:

@@ -31,6 +31,10 @@ _NOT_ODP = frozenset({404, 405, 406, 407, 410, 421, 451})
 TOO_LARGE = 413
 # A Retry-After beyond this is taken as this: a slip of a gateway must not stop an install for a week.
 LONGEST_RETRY_AFTER = 3600.0
+# Of what ODP says, in characters: a sentence or two for a person, not a page.
+LONGEST_WORDS = 1_000
+# Numbers in the description of a bad item that are no positions in the request.
+_NO_POSITIONS = frozenset({"status", "code"})
 
 
 def not_odp(status: int) -> bool:
@@ -97,18 +101,20 @@ def _position(invalid: Any) -> int | None:
     """Events are named under ``event``; that the other calls use another word for it is not ruled out."""
     if not isinstance(invalid, dict):
         return None
-    for value in invalid.values():
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-    return None
+    numbers = {
+        name: value
+        for name, value in invalid.items()
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0 and name not in _NO_POSITIONS
+    }
+    return numbers.get("event", next(iter(numbers.values()), None))
 
 
 def _words(invalid: dict[str, Any]) -> str:
     for name in ("message", "reason"):
         value = invalid.get(name)
         if value:
-            return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return str(invalid)
+            return readable("; ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return readable(str(invalid))
 
 
 def error_words(body: Any, text: str) -> str:
@@ -124,5 +130,10 @@ def error_words(body: Any, text: str) -> str:
             body.get("title"),
         ):
             if isinstance(value, str) and value:
-                return value
-    return text.strip()[:200]
+                return readable(value)
+    return readable(text.strip()[:200])
+
+
+def readable(words: str) -> str:
+    """What the other side said, as PostgreSQL can store it: whatever answers on that port, it must not stop us."""
+    return words.replace("\x00", "")[:LONGEST_WORDS].encode(errors="replace").decode()

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 # Between the end of a request and the end of its lease, in seconds: for the settle, and for clocks that drift.
 LEASE_MARGIN = 1.0
 # Our own doing, not ODP's: the lanes go back and nobody is held up for it.
-TOO_LATE = Answer(Outcome.RETRY_LATER, "Not sent: its turn came too late for the lease.")
+TOO_LATE = Answer(Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.")
 
 
 def drain(install_id: int, *, seconds: float) -> None:
@@ -42,12 +42,12 @@ def drain(install_id: int, *, seconds: float) -> None:
 def turn(install_id: int) -> bool:
     """One step: an audience made in ODP, or one request delivered. False when there is nothing to do now."""
     unprovisioned, deliverable = lanes.work(install_id)
-    if unprovisioned and provision.provision_one(install_id):
+    if unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
         return True
     if not deliverable:
         return False
     install = Install.objects.get(pk=install_id)
-    if not pace.line_up(install, provision.mechanism_of(install).pace):
+    if not pace.line_up(install, provision.mechanism_of(install).path):
         return False
     lease = lanes.claim(install_id)
     if lease is None:
@@ -74,10 +74,9 @@ def deliver(lease: Lease) -> None:
     isolation = sender.isolate(_changes(lease, folded))
     while (part := isolation.next()) is not None:
         answer = sender.send(part)
-        if answer is TOO_LATE:
-            break
         if answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
-            brake.apply(lease.install, answer)
+            if answer is not TOO_LATE:
+                brake.apply(lease.install, answer)
             break
         isolation.take(answer)
     sender.conclude(isolation)
@@ -107,7 +106,7 @@ class _Sender:
         self.lease = lease
         self.events = events
         self.mechanism: Mechanism = provision.mechanism_of(lease.install)
-        self.client: Client = provision.client_of(lease.install)
+        self.client: Client = provision.client_of(lease.install, gate=pace.pass_gate)
         self.delivery_id: int | None = None
         self.answer: Answer | None = None
         self.sent: set[int] = set()
@@ -126,7 +125,7 @@ class _Sender:
         """Make one request. What came back for the one before is written down first."""
         if self.delivery_id is not None and self.answer is not None:
             lanes.close_delivery(self.delivery_id, self.answer)
-            pace.jump_line(self.lease.install, self.mechanism.pace)
+            pace.jump_line(self.lease.install, self.mechanism.path)
         items = [item for group in part.groups for item in self.mechanism.items(group)]
         if part.control is not None and (control := self.mechanism.control(part.control)) is not None:
             items = [control]
@@ -141,7 +140,6 @@ class _Sender:
                 body=body,
                 seconds=settings.DELIVERY_DEADLINE_SECONDS,
                 start_before=start_before,
-                permission=lambda: pace.pass_gate(self.lease.install, self.mechanism.pace),
             )
         except TooLateError:
             self.answer = TOO_LATE

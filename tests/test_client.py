@@ -1,0 +1,512 @@
+"""HTTP to ODP, against servers that misbehave byte by byte: one request, one answer, in time, and no exception."""
+
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from odp import client as odp_client
+from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client, limit_of
+from odp.deadline import TooLateError
+from odp.outcomes import Answer, Outcome
+from tests.wire import Script, ScriptedServer, answer, reset, say, say_and_close
+
+PROFILES = "/v3/profiles"
+# What a call may take where the server is slow on purpose, and where it isn't.
+SHORT, LONG = 0.3, 20.0
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer(say(answer())) as running:
+        yield running
+
+
+def post(server: ScriptedServer, script: Script | None = None, *, seconds: float = LONG, body: bytes = b"[]") -> Answer:
+    server.script = script or server.script
+    return client(server).call("POST", PROFILES, body=body, seconds=seconds)
+
+
+def client(server: ScriptedServer) -> Client:
+    return Client(host=server.url, api_key="public.secret")
+
+
+# --- Good manners --------------------------------------------------------------------------------------------
+
+
+def test_a_write_goes_out_as_it_is_with_the_key_in_its_header(server: ScriptedServer) -> None:
+    got = post(server, say(answer(202, b'{"title":"Accepted"}')), body='[{"é": 1}]'.encode())
+    assert (got.outcome, got.status, got.json, got.reason) == (Outcome.DELIVERED, 202, {"title": "Accepted"}, "")
+    (request,) = server.requests
+    head, _, body = request.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "POST /v3/profiles HTTP/1.1"
+    assert {"x-api-key: public.secret", "Content-Type: application/json"} <= set(lines)
+    assert not any(line.lower().startswith(("authorization:", "cookie:")) for line in lines)
+    assert body == '[{"é": 1}]'.encode()
+
+
+def test_a_read_has_no_body_and_says_so(server: ScriptedServer) -> None:
+    client(server).call("GET", "/v3/segments/x", seconds=LONG)
+    (request,) = server.requests
+    assert request.startswith(b"GET /v3/segments/x HTTP/1.1\r\n")
+    assert b"content-type" not in request.lower()
+    assert request.endswith(b"\r\n\r\n")
+
+
+def test_one_connection_serves_many_calls(server: ScriptedServer) -> None:
+    for _ in range(3):
+        assert post(server).outcome is Outcome.DELIVERED
+    assert (server.connections, len(server.requests)) == (1, 3)
+
+
+def test_a_connection_that_the_server_closed_while_idle_is_made_anew(server: ScriptedServer) -> None:
+    post(server)
+    server.hang_up()
+    assert post(server).outcome is Outcome.DELIVERED
+    assert server.connections == 2
+
+
+def test_the_environment_has_no_say_in_where_requests_go(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    assert post(server).outcome is Outcome.DELIVERED
+
+
+def test_which_rate_limit_a_path_counts_against() -> None:
+    paths = ["/v3/profiles", "/v3/lists", "/v3/lists/subscriptions", "/v3/events", "/v3/segments/profiles"]
+    assert [limit_of(path) for path in paths] == ["profiles", "lists", "lists", "", ""]
+
+
+# --- What comes back -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "slow_probe"),
+    [
+        (200, Outcome.DELIVERED, False),
+        (202, Outcome.DELIVERED, False),
+        (400, Outcome.REFUSED, False),
+        (401, Outcome.UNAUTHORISED, True),
+        (403, Outcome.UNAUTHORISED, True),
+        (404, Outcome.RETRY_LATER, True),
+        (413, Outcome.REFUSED, False),
+        (429, Outcome.RETRY_LATER, False),
+        (500, Outcome.RETRY_LATER, False),
+        (503, Outcome.RETRY_LATER, False),
+    ],
+)
+def test_a_status_becomes_an_outcome(server: ScriptedServer, status: int, outcome: Outcome, slow_probe: bool) -> None:
+    got = post(server, say(answer(status, b'{"message":"words"}')))
+    assert (got.outcome, got.status, got.slow_probe) == (outcome, status, slow_probe)
+    assert got.reason == ("" if outcome is Outcome.DELIVERED else f"{status}: words")
+    assert got.too_large == (status == 413)
+
+
+def test_named_items_and_retry_after_are_passed_on(server: ScriptedServer) -> None:
+    body = json.dumps({"detail": {"invalids": [{"event": 1, "message": "bad"}]}}).encode()
+    assert post(server, say(answer(400, body))).named == {1: "bad"}
+    assert post(server, say(answer(429, b"{}", "Retry-After: 7"))).retry_after == 7.0
+
+
+def test_items_are_named_in_refusals_only(server: ScriptedServer) -> None:
+    body = json.dumps({"detail": {"invalids": [{"event": 1, "message": "bad"}]}}).encode()
+    assert post(server, say(answer(503, body))).named == {}
+
+
+def test_an_answer_without_a_body_is_as_good_as_its_status(server: ScriptedServer) -> None:
+    assert post(server, say(answer(202, b"", kind="text/plain"))).outcome is Outcome.DELIVERED
+    assert post(server, say(b"HTTP/1.1 204 No Content\r\n\r\n")).outcome is Outcome.DELIVERED
+
+
+def test_a_web_page_with_200_delivers_nothing(server: ScriptedServer) -> None:
+    got = post(server, say(answer(200, b"<html>Welcome</html>", kind="Text/HTML; charset=utf-8")))
+    assert (got.outcome, got.slow_probe) == (Outcome.RETRY_LATER, True)
+
+
+def test_the_text_of_a_web_page_is_no_reason(server: ScriptedServer) -> None:
+    got = post(server, say(answer(502, b"<html>Bad gateway</html>", kind="text/html")))
+    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, "502: ")
+
+
+def test_a_missing_list_is_a_refusal_where_everything_else_missing_is_a_wrong_host(server: ScriptedServer) -> None:
+    server.script = say(answer(404, b'{"title":"Not Found"}'))
+    outcomes = {path: client(server).call("POST", path, body=b"[]", seconds=LONG) for path in (
+        "/v3/lists/subscriptions", "/v3/lists", "/v3/profiles", "/v3/events",
+    )}  # fmt: skip
+    assert [(got.outcome, got.slow_probe) for got in outcomes.values()] == [
+        (Outcome.REFUSED, False),
+        *[(Outcome.RETRY_LATER, True)] * 3,
+    ]
+    server.script = say(answer(404, b"<html>", kind="text/html"))
+    got = client(server).call("POST", "/v3/lists/subscriptions", body=b"[]", seconds=LONG)
+    assert (got.outcome, got.slow_probe) == (Outcome.RETRY_LATER, True)
+
+
+def test_a_redirect_is_not_followed(server: ScriptedServer) -> None:
+    with ScriptedServer(say(answer())) as elsewhere:
+        for status in (301, 302, 303, 307, 308):
+            got = post(server, say(answer(status, b"", f"Location: {elsewhere.url}/")))
+            assert (got.outcome, got.slow_probe, got.status) == (Outcome.RETRY_LATER, True, status)
+        assert elsewhere.connections == 0
+
+
+def test_an_endless_answer_is_read_as_far_as_it_matters(server: ScriptedServer) -> None:
+    def pour(connection: socket.socket) -> bool:
+        connection.sendall(b"HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 100_000)
+
+    got = post(server, pour)
+    assert (got.outcome, got.text) == (Outcome.REFUSED, "x" * EXCERPT)
+    assert got.json is None
+    assert post(server, say(answer())).outcome is Outcome.DELIVERED
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("application/json; charset=no-such-thing", b'{"message":"words"}'),
+        ("application/json; charset=base64", b'{"message":"words"}'),
+        ("application/json; charset=utf-16", b'{"message":"words"}'),
+        ("application/json", b'{"message":"wor\\u0000ds"}'),
+        ("application/json", b'{"message":"wor\x00ds"}'),
+        ("application/json", b'{"message":"words\\ud800"}'),
+        ("application/json", b'{"message":"words\xff"}'),
+        ("application/json", b"[" * 100_000),
+        ("application/json", b'{"message":' + b"9" * 5_000 + b"}"),
+        ("text/plain", b"\x00\x00words"),
+        ("", b"words"),
+    ],
+)
+def test_an_odd_body_is_a_body(server: ScriptedServer, head: str, body: bytes) -> None:
+    got = post(server, say(answer(400, body, kind=head)))
+    assert got.outcome is Outcome.REFUSED
+    assert got.reason.startswith("400: ")
+    assert_can_be_stored(got)
+
+
+def assert_can_be_stored(got: Answer) -> None:
+    assert isinstance(got.outcome, Outcome)
+    for words in (got.reason, got.text, *got.named.values()):
+        assert "\x00" not in words
+        words.encode()
+
+
+# --- Half of something, or nothing ---------------------------------------------------------------------------
+
+CUT = [
+    b"",
+    b"HTTP/1.1 2",
+    b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\n",
+    b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\n" + b"x" * 99,
+    b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf",
+    b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    b"HTTP/1.1 202 Accepted\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+    b"\x15\x03\x01\x00\x02\x02\x16",
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"\x00" * 50 + b"\r\n\r\n",
+    b"HTTP/1.1 99 Low\r\n\r\n",
+    b"HTTP/1.1 2000 High\r\n\r\n",
+    b"HTTP/1.1 202 Many\r\n" + b"x: y\r\n" * 200 + b"\r\n",
+    b"HTTP/1.1 202 Long\r\nx: " + b"y" * 70_000 + b"\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("data", CUT, ids=range(len(CUT)))
+def test_half_an_answer_is_none(server: ScriptedServer, data: bytes) -> None:
+    got = post(server, say_and_close(data))
+    assert (got.outcome, got.status, got.slow_probe) == (Outcome.RETRY_LATER, None, False)
+    assert got.reason.startswith("ODP could not be reached: ")
+    assert_can_be_stored(got)
+    assert post(server, say(answer())).outcome is Outcome.DELIVERED
+
+
+def test_a_status_that_came_through_is_odps_word_even_if_the_headers_are_cut(server: ScriptedServer) -> None:
+    assert post(server, say_and_close(b"HTTP/1.1 202 Accepted\r\nContent-Le")).outcome is Outcome.DELIVERED
+
+
+def test_a_reset_after_odp_read_everything_is_worth_a_retry(server: ScriptedServer) -> None:
+    got = post(server, reset)
+    assert got.outcome is Outcome.RETRY_LATER
+    assert "ConnectionResetError" in got.reason
+    assert len(server.requests) == 1
+
+
+def test_nobody_listening_is_worth_a_retry() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    got = Client(host=f"http://127.0.0.1:{port}", api_key="k").call("GET", "/", seconds=LONG)
+    assert got.outcome is Outcome.RETRY_LATER
+    assert got.reason == "ODP could not be reached: ConnectionRefusedError: [Errno 111] Connection refused"
+
+
+@pytest.mark.parametrize(
+    "host", ["http://[", "nonsense", "", "http://", "ftp://127.0.0.1", "http://a..b", "http://é\x00"]
+)
+def test_a_host_that_is_none_is_worth_a_retry(host: str) -> None:
+    got = Client(host=host, api_key="k").call("GET", "/v3/segments", seconds=LONG)
+    assert got.outcome is Outcome.RETRY_LATER
+    assert_can_be_stored(got)
+
+
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[ScriptedServer]:
+    with ScriptedServer(say(answer())) as running:
+        yield running
+
+
+@given(
+    st.binary()
+    | st.builds(
+        lambda line, rest: line + rest,
+        st.sampled_from([b"HTTP/1.1 202 OK\r\n", b"HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\n\r\n"]),
+        st.binary(),
+    )
+)
+def test_whatever_comes_back_is_an_answer_that_can_be_stored(fuzzed: ScriptedServer, data: bytes) -> None:
+    assert_can_be_stored(post(fuzzed, say_and_close(data)))
+
+
+# --- Time ----------------------------------------------------------------------------------------------------
+#
+# The servers here are slow for seconds and then succeed: a call that waits for them comes back as delivered.
+
+
+def drip(data: bytes, *, pieces: int = 100) -> Script:
+    def script(connection: socket.socket) -> None:
+        size = -(-len(data) // pieces)
+        for start in range(0, len(data), size):
+            connection.sendall(data[start : start + size])
+            time.sleep(SHORT / 10)
+
+    return script
+
+
+def test_headers_that_drip_beyond_the_deadline_are_cut(server: ScriptedServer) -> None:
+    got = post(server, drip(answer(202, b"{}", *["X-Padding: " + "p" * 80] * 10)), seconds=SHORT)
+    assert (got.outcome, got.reason, got.status) == (Outcome.RETRY_LATER, OUT_OF_TIME, None)
+
+
+def test_a_body_that_drips_beyond_the_deadline_is_cut(server: ScriptedServer) -> None:
+    whole = answer(202, b"[" + b" " * 1000 + b"]")
+    head, _, body = whole.partition(b"\r\n\r\n")
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(head + b"\r\n\r\n")
+        drip(body)(connection)
+
+    got = post(server, script, seconds=SHORT)
+    assert (got.outcome, got.reason, got.status) == (Outcome.RETRY_LATER, OUT_OF_TIME, None)
+
+
+def test_a_server_that_takes_the_body_too_slowly_is_cut() -> None:
+    """It reads just enough to keep every single operation going, and answers in the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def read_slowly() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                got, whole = b"", 2_000_000
+                while len(got) < whole and (piece := connection.recv(20_000)):
+                    got += piece
+                    time.sleep(SHORT / 20)
+                connection.sendall(answer())
+
+        threading.Thread(target=read_slowly, daemon=True).start()
+        host = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        got = Client(host=host, api_key="k").call("POST", PROFILES, body=b" " * 4_000_000, seconds=SHORT)
+    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, OUT_OF_TIME)
+
+
+def test_a_server_that_never_answers_is_cut(server: ScriptedServer) -> None:
+    silent = threading.Event()
+    got = post(server, lambda connection: silent.wait(5), seconds=SHORT)
+    silent.set()
+    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, OUT_OF_TIME)
+
+
+def test_a_call_after_a_cut_one_is_not_answered_by_the_rest_of_the_cut_one(server: ScriptedServer) -> None:
+    post(server, drip(answer(400)), seconds=SHORT)
+    assert post(server, say(answer(202, b'"mine"'))).json == "mine"
+
+
+def test_a_call_that_ended_in_time_is_not_cut_afterwards(server: ScriptedServer) -> None:
+    """Its timer must not hit the next call on the same connection."""
+    first = post(server, seconds=SHORT)
+
+    def after_the_first_ones_deadline(connection: socket.socket) -> None:
+        time.sleep(SHORT * 1.5)
+        connection.sendall(answer())
+
+    second = post(server, after_the_first_ones_deadline)
+    assert [first.outcome, second.outcome] == [Outcome.DELIVERED] * 2
+    assert server.connections == 1
+
+
+def test_several_calls_have_one_end_together(server: ScriptedServer) -> None:
+    together = Client(host=server.url, api_key="k", ends_at=time.monotonic() + SHORT)
+    assert together.call("GET", "/", seconds=LONG).outcome is Outcome.DELIVERED
+    server.script = drip(answer())
+    assert together.call("GET", "/", seconds=LONG).reason == OUT_OF_TIME
+    server.script = say(answer())
+    assert together.call("GET", "/", seconds=LONG).reason == OUT_OF_TIME
+    assert len(server.requests) == 2
+
+
+# --- Not a byte too late, and not one without permission -----------------------------------------------------
+
+
+def test_a_call_whose_moment_has_passed_does_not_even_connect(server: ScriptedServer) -> None:
+    with pytest.raises(TooLateError):
+        client(server).call("POST", PROFILES, body=b"[]", seconds=LONG, start_before=time.monotonic())
+    assert post(server).outcome is Outcome.DELIVERED
+    assert (server.connections, len(server.requests)) == (1, 1)
+
+
+def test_permission_is_asked_with_the_connection_up_and_nothing_sent(server: ScriptedServer) -> None:
+    seen = []
+
+    def permission(path: str, until: float) -> None:
+        server.was_reached()
+        seen.append((path, server.connections, server.bytes_received))
+
+    asking = Client(host=server.url, api_key="k", permission=permission)
+    for _ in range(2):
+        before = server.bytes_received
+        assert asking.call("POST", PROFILES, body=b"[]", seconds=LONG).outcome is Outcome.DELIVERED
+        assert seen.pop() == (PROFILES, 1, before)
+
+
+def test_permission_that_comes_too_late_sends_nothing(server: ScriptedServer) -> None:
+    def permission(path: str, until: float) -> None:
+        server.was_reached()
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    asking = Client(host=server.url, api_key="k", permission=permission)
+    with pytest.raises(TooLateError):
+        asking.call("POST", PROFILES, body=b"[]", seconds=LONG, start_before=time.monotonic() + SHORT)
+    assert post(server).outcome is Outcome.DELIVERED
+    assert len(server.requests) == 1
+
+
+def test_waiting_for_permission_takes_nothing_from_the_time_for_the_answer(server: ScriptedServer) -> None:
+    def permission(path: str, until: float) -> None:
+        time.sleep(SHORT * 1.5)
+
+    asking = Client(host=server.url, api_key="k", permission=permission)
+    assert asking.call("POST", PROFILES, body=b"[]", seconds=SHORT).outcome is Outcome.DELIVERED
+
+
+def test_a_permission_that_fails_sends_nothing(server: ScriptedServer) -> None:
+    def permission(path: str, until: float) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        Client(host=server.url, api_key="k", permission=permission).call("GET", "/", seconds=LONG)
+    assert post(server).outcome is Outcome.DELIVERED
+    assert len(server.requests) == 1
+
+
+# --- TLS -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_over_tls_a_call_is_a_call(tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(odp_client._session(), "verify", str(certificate))
+    with ScriptedServer(say(answer(202, b'"over tls"')), tls=tls) as server:
+        assert post(server).json == "over tls"
+        got = post(server, drip(answer()), seconds=SHORT)
+    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, OUT_OF_TIME)
+
+
+def test_a_certificate_that_nobody_vouches_for_gets_nothing(tls: ssl.SSLContext) -> None:
+    with ScriptedServer(say(answer()), tls=tls) as server:
+        got = post(server)
+        assert got.outcome is Outcome.RETRY_LATER
+        assert "CERTIFICATE_VERIFY_FAILED" in got.reason
+        assert server.requests == []
+
+
+def test_a_handshake_that_drips_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that promises 16 KiB and comes byte by byte keeps every single operation going for minutes."""
+    with ScriptedServer(say(b"")) as server:
+
+        def permission(path: str, until: float) -> None:
+            pytest.fail("asked without a connection")
+
+        def drip_a_record(connection: socket.socket) -> bytes:
+            for byte in b"\x16\x03\x03\x3f\xff" + bytes(200):
+                connection.sendall(bytes([byte]))
+                time.sleep(SHORT / 10)
+            return b""
+
+        monkeypatch.setattr(server, "_request", drip_a_record)
+        host = server.url.replace("http:", "https:")
+        asking = Client(host=host, api_key="k", permission=permission)
+        got = asking.call("GET", "/", seconds=LONG, start_before=time.monotonic() + SHORT)
+    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, NO_CONNECTION)
+
+
+def test_a_server_that_is_silent_while_connecting_is_one_that_can_not_be_reached() -> None:
+    """The kernel takes the connection, and nobody ever answers the handshake."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        asking = Client(host=host, api_key="k")
+        got = asking.call("GET", "/", seconds=LONG, start_before=time.monotonic() + SHORT)
+    assert got.outcome is Outcome.RETRY_LATER
+    assert got.status is None
+
+
+def test_the_limit_on_answers_holds_what_odp_says_with_ease() -> None:
+    assert ANSWER_BYTES >= 500 * 1000
