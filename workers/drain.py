@@ -77,6 +77,7 @@ def deliver(lease: Lease) -> None:
         if answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
             if answer is not TOO_LATE:
                 brake.apply(lease.install, answer)
+            isolation.stop()
             break
         isolation.take(answer)
     sender.conclude(isolation)
@@ -161,7 +162,8 @@ class _Sender:
             if self.lease.install.brake_failures:
                 brake.release(self.lease.install)
             if isolation.learned_limit is not None:
-                brake.learn_batch_size(self.lease.install, isolation.learned_limit)
+                items = isolation.learned_limit * self.mechanism.items_per_change
+                brake.learn_batch_size(self.lease.install, items)
 
 
 def _results(

@@ -92,6 +92,15 @@ class Isolation:
         else:
             self._take_refused(part, answer)
 
+    def stop(self) -> None:
+        """No more answers will come. Whose guilt was still in question goes free, to be asked again another time."""
+        doubted = set(self._unproven) if self._size_may_explain() else set()
+        self.refused = {
+            change: words
+            for change, words in self.refused.items()
+            if change not in doubted and (self._taken_of[change.lane] or change.lane in self._cleared)
+        }
+
     # --- the answers -----------------------------------------------------------------------------------------
 
     def _take_accepted(self, part: Part) -> None:
