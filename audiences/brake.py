@@ -15,10 +15,12 @@ from odp.outcomes import Answer
 
 log = structlog.get_logger(__name__)
 
-# Requests that were under way together fail together; only the first of them raises the count of failures.
+# Requests that were under way together fail together; only the first of them raises the count of failures. The
+# others started when the count was lower; by the clock alone they couldn't be told from a later try, because a pause
+# with full jitter may be over before they fail.
 _APPLY = """
 UPDATE audiences_install SET
-    brake_failures = brake_failures + CASE WHEN brake_until_at > clock_timestamp() THEN 0 ELSE 1 END,
+    brake_failures = brake_failures + CASE WHEN brake_failures IN (0, %(failures)s) THEN 1 ELSE 0 END,
     brake_since_at = coalesce(brake_since_at, clock_timestamp()),
     brake_until_at = greatest(brake_until_at, clock_timestamp() + make_interval(secs => %(seconds)s)),
     brake_reason = %(reason)s
@@ -31,7 +33,15 @@ def apply(install: Install, answer: Answer) -> None:
     """Hold the install back after an answer that says nothing about its events."""
     seconds = pause_seconds(failures=install.brake_failures, answer=answer)
     with connection.cursor() as cursor:
-        cursor.execute(_APPLY, {"seconds": seconds, "reason": answer.reason, "install": install.pk})
+        cursor.execute(
+            _APPLY,
+            {
+                "seconds": seconds,
+                "reason": answer.reason,
+                "install": install.pk,
+                "failures": install.brake_failures,
+            },
+        )
         row = cursor.fetchone()
     if row and (row[0] == 1 or answer.slow_probe):
         log.warning("braked", install=install.name, seconds=round(seconds, 1), reason=answer.reason)
