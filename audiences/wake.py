@@ -11,6 +11,8 @@ import redis
 import structlog
 from celery import current_app
 from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +69,10 @@ _waker = _Waker()
 
 @cache
 def _redis() -> redis.Redis:
-    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2)
+    """Without retries: their pauses add up to seconds in a worker's way, and a hint isn't worth one."""
+    return redis.Redis.from_url(
+        settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+    )
 
 
 def _pending(install_id: int) -> str:
