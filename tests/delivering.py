@@ -1,0 +1,156 @@
+"""What the tests of delivery share: an install that delivers to the sandbox ODP, audiences in it, and their events."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connection, transaction
+from django.utils.timezone import now
+
+from audiences import audit, ingest, lanes
+from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
+from lytics.payload import Fact, Kind
+from sandbox.odp.testing import ControlledSandbox, ThreadedSandbox
+from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options
+from workers import drain
+
+UNLIMITED = {"rates": {"profiles": 0, "lists": 0, "graphql": 0}}
+NOWHERE = "http://127.0.0.1:9"
+# identifier, what happened, and when, in nanoseconds.
+Happening = tuple[str, str, int]
+
+
+@contextmanager
+def sandbox(**assumptions: Any) -> Iterator[ThreadedSandbox]:
+    """A sandbox ODP without rate limits, on a thread of this process."""
+    with ThreadedSandbox(Options(settings={**UNLIMITED, "assumptions": assumptions})) as odp:
+        yield odp
+
+
+def make_install(odp: ControlledSandbox | None = None, **values: Any) -> Install:
+    """An install without a pace, unless the test is about it."""
+    usual = {"name": "Shop", "odp_host": odp.url if odp else NOWHERE, "odp_api_key": DEFAULT_PRIVATE_KEY}
+    return Install.objects.create(**{**usual, "requests_per_second": 0, **values})
+
+
+def make_audience(install: Install, slug: str = "gold", *, provisioned: bool = True) -> Audience:
+    made = Audience.objects.create(
+        install=install,
+        segment_id=f"segment-{slug}",
+        slug=slug,
+        latest_slug=slug,
+        odp_id=f"lytics_{slug}",
+        provisioned_at=now() if provisioned else None,
+    )
+    Lane.objects.create(audience=made)
+    return made
+
+
+def happen(audience: Audience, *happenings: Happening, forced: bool = False) -> None:
+    """Events are accepted, as a webhook call would."""
+    facts = [
+        (audience.pk, Fact("", "", identifier, Kind[what.upper()], occurred_ns))
+        for identifier, what, occurred_ns in happenings
+    ]
+    with transaction.atomic():
+        ingest.append(facts, received_at=now(), forced=forced)
+
+
+def enter(audience: Audience, *identifiers: str, at: int = 1) -> None:
+    happen(audience, *((identifier, "enter", at) for identifier in identifiers))
+
+
+def numbered(count: int, prefix: str = "u") -> list[str]:
+    return [f"{prefix}{number:04}" for number in range(count)]
+
+
+def drain_all(install: Install) -> int:
+    """Turns until nothing is left to do now; how many there were."""
+    for turns in range(2_000):
+        if not drain.turn(install.pk):
+            return turns
+    raise AssertionError("it never comes to an end")
+
+
+# --- Time passes ---------------------------------------------------------------------------------------------
+
+
+def lease_runs_out(*audiences: Audience) -> None:
+    Lane.objects.filter(audience__in=audiences, lease_token__isnull=False).update(lease_expires_at=now())
+
+
+def brake_runs_out(install: Install) -> None:
+    Install.objects.filter(pk=install.pk, brake_until_at__isnull=False).update(brake_until_at=now())
+
+
+# --- What the tables hold ------------------------------------------------------------------------------------
+
+
+def lane_of(audience: Audience) -> Lane:
+    return Lane.objects.get(pk=audience.pk)
+
+
+def cursor_of(audience: Audience) -> int:
+    return lane_of(audience).delivered_sequence
+
+
+def ledger_of(audience: Audience) -> dict[str, tuple[bool, int, bool]]:
+    """By identifier: whether a member, as of when, and whether ODP refused it."""
+    rows = Membership.objects.filter(audience=audience)
+    return {row.identifier: (row.is_member, row.occurred_ns, row.refused) for row in rows}
+
+
+def runs_of(audience: Audience) -> list[tuple[int, int, int, int, str]]:
+    """First and last number, sent, folded, outcome; oldest first."""
+    rows = Run.objects.filter(audience=audience).order_by("pk")
+    return [(row.first_sequence, row.last_sequence, row.sent, row.folded, row.outcome) for row in rows]
+
+
+def deliveries() -> list[tuple[str, int | None, int]]:
+    """Outcome, status, items; oldest first."""
+    return list(Delivery.objects.order_by("pk").values_list("outcome", "status", "items"))
+
+
+def parked() -> list[tuple[str, str, str]]:
+    """Audience, identifier and resolution of every parked refusal, oldest first."""
+    rows = Parked.objects.order_by("pk").values_list("audience__odp_id", "identifier", "resolution")
+    return [(odp_id or "", identifier, resolution) for odp_id, identifier, resolution in rows]
+
+
+def everything() -> dict[str, list[Any]]:
+    """Every row that a delivery may change, for tests in which none may."""
+    tables = ("lane", "run", "delivery", "parked", "membership", "install", "audience", "event")
+    found = {}
+    with connection.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f"SELECT * FROM audiences_{table} AS t ORDER BY t::text")
+            found[table] = cursor.fetchall()
+    return found
+
+
+def assert_all_is_well(*audiences: Audience) -> None:
+    """Everything that was accepted has been delivered, folded or parked, and every truth holds."""
+    assert audit.audit() == []
+    for audience in audiences:
+        lane = Lane.objects.select_related("audience").get(pk=audience.pk)
+        assert (lane.delivered_sequence, lane.lease_token) == (lane.audience.last_sequence, None)
+    assert not Run.objects.filter(closed_at=None).exists()
+    assert not Delivery.objects.filter(closed_at=None).exists()
+
+
+# --- What ODP saw --------------------------------------------------------------------------------------------
+
+
+def writes(odp: ControlledSandbox, since: int = 0) -> list[list[Any]]:
+    """The items of each write of memberships, in order of arrival."""
+    import json
+
+    paths = ("/v3/profiles", "/v3/lists/subscriptions", "/v3/events")
+    seen = [request for request in odp.requests(since, bodies=True) if request["path"] in paths]
+    return [json.loads(request["body"]) for request in seen if request["method"] == "POST"]
+
+
+def claim(install: Install, **options: Any) -> lanes.Lease:
+    lease = lanes.claim(install.pk, **options)
+    assert lease is not None
+    return lease

@@ -1,0 +1,649 @@
+"""Lanes: who is claimed and in what order, what a lease protects, and what settling writes down."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models import Count
+from django.utils.timezone import now
+
+from audiences import lanes
+from audiences.fold import Entry, fold
+from audiences.lanes import GapError, Lease, LeaseLostError, Result
+from audiences.models import Audience, Delivery, Event, Install, Lane, Run
+from odp.outcomes import Answer, Outcome
+from tests.delivering import (
+    claim,
+    cursor_of,
+    deliveries,
+    enter,
+    everything,
+    happen,
+    lane_of,
+    lease_runs_out,
+    ledger_of,
+    make_audience,
+    make_install,
+    numbered,
+    parked,
+    runs_of,
+)
+from tests.threads import PATIENCE, Gate, eventually, start, together, waiting_for_a_lock
+
+pytestmark = pytest.mark.django_db
+
+DELIVERED = Answer(Outcome.DELIVERED, status=202)
+at_once = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def shop(db: None) -> Install:
+    return make_install()
+
+
+def ready(install: Install, slug: str, events: int = 1, **options: Any) -> Audience:
+    """An audience with so many events waiting."""
+    audience = make_audience(install, slug, **options)
+    enter(audience, *numbered(events))
+    return audience
+
+
+def spans(lease: Lease | None) -> dict[str, tuple[int, int]]:
+    return {span.odp_id: (span.first, span.last) for span in lease.spans} if lease else {}
+
+
+def give_back_served(lease: Lease) -> None:
+    """As after a request that ODP could not take: nothing moved, but it was their turn."""
+    lanes.give_back(lease)
+
+
+def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...] = ()) -> None:
+    """Open, and settle as if ODP took all but those to refuse; those to stop got no answer."""
+    entries, ledger = lanes.read(lease)
+    folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
+    sent = {audience: len(made.send) for audience, made in folded.items() if made.send}
+    of = {audience: len(events) for audience, events in entries.items()}
+    delivery = lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=2, sent=sent, of=of) if sent else None
+    results = [
+        result_of(lease, span.audience_id, folded[span.audience_id].send, refuse, stop, of[span.audience_id])
+        for span in lease.spans
+    ]
+    for result in results:
+        if result.complete:
+            result.accepted.extend(folded[result.span.audience_id].affirmed)
+    answer = Answer(Outcome.RETRY_LATER, "busy") if stop else DELIVERED
+    lanes.settle(lease, results, ledger, delivery_id=delivery, answer=answer)
+
+
+def result_of(
+    lease: Lease, audience: int, send: list[Entry], refuse: tuple[str, ...], stop: tuple[str, ...], events: int
+) -> Result:
+    span = next(span for span in lease.spans if span.audience_id == audience)
+    return Result(
+        span,
+        complete=not any(entry.identifier in stop for entry in send),
+        events=events,
+        sent=bool(send),
+        accepted=[entry for entry in send if entry.identifier not in refuse + stop],
+        refused=[(entry, "not him") for entry in send if entry.identifier in refuse],
+    )
+
+
+# --- Whose turn it is ----------------------------------------------------------------------------------------
+
+
+def test_it_serves_the_lane_longest_unserved_first(shop: Install) -> None:
+    first, second, third = (ready(shop, slug, events=4) for slug in ("a", "b", "c"))
+    for audience in (second, third, first):
+        Lane.objects.filter(pk=audience.pk).update(last_served_at=now())
+    order = []
+    for _ in range(6):
+        lease = claim(shop, capacity=1)
+        order += list(spans(lease))
+        give_back_served(lease)
+    assert order == ["lytics_b", "lytics_c", "lytics_a"] * 2
+
+
+def test_a_lane_that_was_never_served_comes_before_those_that_were(shop: Install) -> None:
+    ready(shop, "a", events=2)
+    give_back_served(claim(shop, capacity=1))
+    ready(shop, "b")
+    assert spans(claim(shop, capacity=1)) == {"lytics_b": (1, 1)}
+
+
+def test_a_backlog_delays_a_live_change_by_one_turn_at_most(shop: Install) -> None:
+    ready(shop, "deep", events=50)
+    deliver(claim(shop, capacity=10))
+    ready(shop, "live")
+    assert spans(claim(shop, capacity=10)) == {"lytics_live": (1, 1), "lytics_deep": (11, 19)}
+
+
+def test_it_packs_several_lanes_until_the_request_is_full(shop: Install) -> None:
+    for slug, events in (("a", 3), ("b", 3), ("c", 9), ("d", 1)):
+        ready(shop, slug, events=events)
+    lease = claim(shop, capacity=10)
+    assert spans(lease) == {"lytics_a": (1, 3), "lytics_b": (1, 3), "lytics_c": (1, 4)}
+    assert lease.more
+    rest = claim(shop, capacity=10)
+    assert spans(rest) == {"lytics_d": (1, 1)}
+    assert not rest.more
+
+
+def test_a_lane_that_fits_exactly_leaves_no_room(shop: Install) -> None:
+    ready(shop, "a", events=4)
+    ready(shop, "b", events=6)
+    lease = claim(shop, capacity=10)
+    assert spans(lease) == {"lytics_a": (1, 4), "lytics_b": (1, 6)}
+    assert not lease.more
+
+
+def test_of_a_deep_lane_it_takes_what_fits_and_goes_on_there(shop: Install) -> None:
+    ready(shop, "deep", events=25)
+    taken = []
+    while lease := lanes.claim(shop.pk, capacity=10):
+        taken.append((*spans(lease)["lytics_deep"], lease.more))
+        deliver(lease)
+    assert taken == [(1, 10, True), (11, 20, True), (21, 25, False)]
+
+
+@pytest.mark.parametrize(
+    ("values", "capacity"),
+    [
+        ({}, 500),
+        ({"batch_size": 100}, 100),
+        ({"batch_size": 100, "learned_batch_size": 30}, 30),
+        ({"batch_size": 20, "learned_batch_size": 30}, 20),
+        ({"mechanism": "list", "batch_size": 100}, 100),
+        # Two events of ODP for each change.
+        ({"mechanism": "passthrough", "batch_size": 100}, 50),
+        ({"mechanism": "passthrough", "batch_size": 1}, 1),
+    ],
+)
+def test_a_request_holds_what_the_install_says(values: dict[str, Any], capacity: int) -> None:
+    install = make_install(**values)
+    ready(install, "deep", events=600)
+    assert spans(claim(install)) == {"lytics_deep": (1, capacity)}
+
+
+def test_it_leaves_the_lanes_of_other_installs_alone(shop: Install) -> None:
+    other = make_install(name="Other")
+    ready(other, "a")
+    assert lanes.claim(shop.pk) is None
+    assert spans(claim(other)) == {"lytics_a": (1, 1)}
+
+
+def test_a_claimed_lane_is_nobody_elses(shop: Install) -> None:
+    ready(shop, "a", events=5)
+    claim(shop, capacity=2)
+    assert lanes.claim(shop.pk, capacity=2) is None
+
+
+def test_there_is_nothing_to_claim_when_all_is_delivered(shop: Install) -> None:
+    make_audience(shop, "empty")
+    assert lanes.claim(shop.pk) is None
+    assert lanes.claim(987_654) is None
+
+
+def pause(audience: Audience) -> Callable[[], Any]:
+    lanes.pause(lane_of(audience), by="ada", reason="looking into it")
+    return lambda: lanes.resume(lane_of(audience))
+
+
+def block(audience: Audience) -> Callable[[], Any]:
+    Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason="field gone")
+    return lambda: lanes.unblock(lane_of(audience))
+
+
+@pytest.mark.parametrize("hold", [pause, block])
+def test_a_held_lane_is_passed_over_and_keeps_its_events(
+    shop: Install, hold: Callable[[Audience], Callable[[], Any]]
+) -> None:
+    held, other = ready(shop, "a", events=3), ready(shop, "b")
+    let_go = hold(held)
+    lease = claim(shop)
+    assert spans(lease) == {"lytics_b": (1, 1)}
+    deliver(lease)
+    assert lanes.due() == []
+    assert lanes.work(shop.pk) == (False, False)
+    assert let_go() is True
+    assert let_go() is False
+    assert lanes.due() == [shop.pk]
+    assert spans(claim(shop)) == {"lytics_a": (1, 3)}
+    assert cursor_of(other) == 1
+
+
+def test_pausing_twice_keeps_the_first_reason(shop: Install) -> None:
+    lane = lane_of(make_audience(shop))
+    assert lanes.pause(lane, by="ada", reason="first")
+    assert not lanes.pause(lane, by="bob", reason="second")
+    lane.refresh_from_db()
+    assert (lane.paused_by, lane.pause_reason) == ("ada", "first")
+
+
+def test_an_audience_that_is_not_made_in_odp_yet_is_claimed_apart(shop: Install) -> None:
+    ready(shop, "made")
+    ready(shop, "new", provisioned=False)
+    assert lanes.work(shop.pk) == (True, True)
+    assert spans(claim(shop)) == {"lytics_made": (1, 1)}
+    assert spans(claim(shop, provisioned=False)) == {"lytics_new": (1, 1)}
+    assert lanes.work(shop.pk) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "may"),
+    [
+        ({}, True),
+        ({"enabled": False}, False),
+        ({"brake_until_at": +60}, False),
+        ({"brake_until_at": -1}, True),
+    ],
+)
+def test_a_braked_or_disabled_install_is_left_alone(values: dict[str, Any], may: bool) -> None:
+    if seconds := values.get("brake_until_at"):
+        at = now() + timedelta(seconds=seconds)
+        values = {"brake_until_at": at, "brake_since_at": now(), "brake_reason": "503", "brake_failures": 1}
+    install = make_install(**values)
+    ready(install, "a")
+    assert lanes.due() == ([install.pk] if may else [])
+    assert bool(lanes.claim(install.pk)) is may
+
+
+# --- How many at once ----------------------------------------------------------------------------------------
+
+
+def test_no_more_requests_are_under_way_than_the_install_allows() -> None:
+    install = make_install(max_in_flight=2)
+    for slug in "abc":
+        ready(install, slug)
+    first, _ = claim(install, capacity=1), claim(install, capacity=1)
+    assert lanes.claim(install.pk, capacity=1) is None
+    deliver(first)
+    assert spans(claim(install, capacity=1)) == {"lytics_c": (1, 1)}
+
+
+def test_one_request_with_many_lanes_is_one_request() -> None:
+    install = make_install(max_in_flight=2)
+    for slug in "abc":
+        ready(install, slug)
+    claim(install, capacity=2)
+    assert spans(claim(install, capacity=2)) == {"lytics_c": (1, 1)}
+
+
+def test_a_request_whose_lease_ran_out_is_not_under_way_any_more() -> None:
+    install = make_install(max_in_flight=1)
+    dead = ready(install, "a")
+    claim(install)
+    ready(install, "b")
+    assert lanes.claim(install.pk) is None
+    lease_runs_out(dead)
+    assert spans(claim(install)) == {"lytics_a": (1, 1), "lytics_b": (1, 1)}
+
+
+def test_after_a_failure_one_request_at_a_time_finds_out_whether_odp_is_back() -> None:
+    at = now()
+    install = make_install(brake_until_at=at, brake_since_at=at, brake_reason="503", brake_failures=3)
+    ready(install, "a")
+    ready(install, "b")
+    probe = claim(install, capacity=1)
+    assert lanes.claim(install.pk, capacity=1) is None
+    lanes.give_back(probe)
+    assert lanes.claim(install.pk, capacity=1) is not None
+
+
+@at_once
+def test_two_claimers_at_once_never_share_a_lane(shop: Install) -> None:
+    for number in range(40):
+        ready(shop, f"a{number:02}", events=2)
+    begin = Gate(8).after(lambda: None)
+
+    def claims() -> list[Lease]:
+        begin()
+        return [lease for _ in range(5) if (lease := lanes.claim(shop.pk, capacity=5))]
+
+    leases = [lease for claimed in together(*[claims] * 8) for lease in claimed]
+    claimed = [span.audience_id for lease in leases for span in lease.spans]
+    assert len(claimed) == len(set(claimed)) == 40
+    assert Lane.objects.exclude(lease_token=None).count() == 40
+
+
+@at_once
+@pytest.mark.parametrize("limit", ["max_in_flight", "probe"])
+def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = now()
+    braked = {"brake_until_at": at, "brake_since_at": at, "brake_reason": "503", "brake_failures": 1}
+    install = make_install(**({"max_in_flight": 1} if limit == "max_in_flight" else braked))
+    for slug in "ab":
+        ready(install, slug)
+    # The second counts, if it can, before the first has claimed, and claims after it.
+    in_flight, begin, first_is_done = lanes._in_flight, Gate(2), threading.Event()
+    counts: list[int] = []
+
+    def count(install: Install) -> int:
+        counts.append(mine := in_flight(install))
+        if len(counts) == 1:
+            eventually(lambda: len(counts) == 2 or waiting_for_a_lock())
+        else:
+            first_is_done.wait(PATIENCE)
+        return mine
+
+    def claims() -> Lease | None:
+        begin.after(lambda: None)()
+        lease = lanes.claim(install.pk, capacity=1)
+        first_is_done.set()
+        return lease
+
+    monkeypatch.setattr(lanes, "_in_flight", count)
+    assert sorted(lease is None for lease in together(claims, claims)) == [False, True]
+    assert counts == [0, 1]
+
+
+# --- What a lease protects -----------------------------------------------------------------------------------
+
+
+def open_one(lease: Lease) -> int:
+    ids = lease.audience_ids
+    return lanes.open_delivery(
+        lease, endpoint="/v3/profiles", items=1, size=2, sent=dict.fromkeys(ids, 1), of=dict.fromkeys(ids, 1)
+    )
+
+
+def test_whoever_claims_a_dead_workers_lane_closes_what_it_left_open_as_unknown(shop: Install) -> None:
+    audience = ready(shop, "a")
+    open_one(claim(shop))
+    lease_runs_out(audience)
+    claim(shop)
+    assert runs_of(audience) == [(1, 1, 1, 0, "unknown")]
+    (delivery,) = Delivery.objects.all()
+    assert (delivery.outcome, delivery.closed_at is not None) == ("unknown", True)
+    assert "sent again" in delivery.reason
+
+
+def test_only_the_runs_of_claimed_lanes_are_closed(shop: Install) -> None:
+    dead, alive = ready(shop, "a"), ready(shop, "b")
+    open_one(claim(shop, capacity=1))
+    open_one(claim(shop, capacity=1))
+    lease_runs_out(dead)
+    claim(shop)
+    assert runs_of(dead) == [(1, 1, 1, 0, "unknown")]
+    assert runs_of(alive) == [(1, 1, 1, 0, "")]
+    assert [outcome for outcome, _, _ in deliveries()] == ["unknown", ""]
+
+
+def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Install) -> None:
+    audience = ready(shop, "a", events=3)
+    late = claim(shop)
+    entries, ledger = lanes.read(late)
+    delivery = open_one(late)
+    lease_runs_out(audience)
+    claim(shop)
+    before = everything()
+    (span,) = late.spans
+    result = Result(span, events=3, sent=True, accepted=entries[audience.pk])
+    with pytest.raises(LeaseLostError):
+        lanes.settle(late, [result], ledger, delivery_id=delivery, answer=DELIVERED)
+    with pytest.raises(LeaseLostError):
+        lanes.settle(late, [Result(span, refused=[(entries[audience.pk][0], "no")])], ledger)
+    with pytest.raises(LeaseLostError):
+        open_one(late)
+    with pytest.raises(LeaseLostError):
+        lanes.block(late, "no use")
+    lanes.close_delivery(delivery, DELIVERED)
+    lanes.give_back(late)
+    assert everything() == before
+
+
+def test_a_lease_that_lost_one_of_its_lanes_changes_none_of_the_others(shop: Install) -> None:
+    taken, kept = ready(shop, "a"), ready(shop, "b")
+    late = claim(shop)
+    lease_runs_out(taken)
+    claim(shop, capacity=1)
+    before = everything()
+    entries, ledger = lanes.read(late)
+    results = [Result(span, events=1, accepted=entries[span.audience_id]) for span in late.spans]
+    with pytest.raises(LeaseLostError):
+        lanes.settle(late, results, ledger)
+    with pytest.raises(LeaseLostError):
+        open_one(late)
+    assert everything() == before
+    lanes.give_back(late)
+    assert (lane_of(kept).lease_token, lane_of(taken).lease_token is None) == (None, False)
+
+
+def test_a_worker_that_is_late_and_still_holds_its_lease_may_settle(shop: Install) -> None:
+    audience = ready(shop, "a")
+    lease = claim(shop)
+    lease_runs_out(audience)
+    deliver(lease)
+    assert (cursor_of(audience), lane_of(audience).lease_token) == (1, None)
+
+
+def test_opening_a_delivery_makes_the_lease_last_as_long_as_a_new_one(shop: Install) -> None:
+    audience = ready(shop, "a")
+    lease = claim(shop)
+    lease_runs_out(audience)
+    open_one(lease)
+    assert lanes.claim(shop.pk) is None
+
+
+@at_once
+def test_a_settle_that_is_late_but_first_is_not_undone_by_the_claim_behind_it(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim has read the old cursor and waits for the row that the settle holds."""
+    audience = ready(shop, "a", events=3)
+    late = claim(shop, capacity=2)
+    entries, ledger = lanes.read(late)
+    lease_runs_out(audience)
+    write_ledger, moved = lanes._write_ledger, Gate(2)
+
+    def hold(results: list[Result]) -> None:
+        write_ledger(results)
+        moved.after(lambda: None)()
+        eventually(waiting_for_a_lock)
+
+    def claim_behind() -> Lease | None:
+        moved.after(lambda: None)()
+        return lanes.claim(shop.pk)
+
+    monkeypatch.setattr(lanes, "_write_ledger", hold)
+    result = Result(late.spans[0], events=2, accepted=entries[audience.pk])
+    settling, claiming = start(lambda: lanes.settle(late, [result], ledger), claim_behind)
+    settling.result(30)
+    assert claiming.result(30) is None
+    assert (cursor_of(audience), lane_of(audience).lease_token) == (2, None)
+    monkeypatch.undo()
+    assert spans(claim(shop)) == {"lytics_a": (3, 3)}
+
+
+@at_once
+def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audience = ready(shop, "a")
+    lease = claim(shop)
+    lease_runs_out(audience)
+    renew = lanes._renew
+    renewed = Gate(2)
+
+    def hold(lease: Lease) -> None:
+        renew(lease)
+        renewed.after(lambda: None)()
+        eventually(waiting_for_a_lock)
+
+    def claim_behind() -> Lease | None:
+        renewed.after(lambda: None)()
+        return lanes.claim(shop.pk)
+
+    monkeypatch.setattr(lanes, "_renew", hold)
+    opening, claiming = start(lambda: open_one(lease), claim_behind)
+    assert opening.result(30)
+    assert claiming.result(30) is None
+    assert runs_of(audience) == [(1, 1, 1, 0, "")]
+
+
+# --- Reading -------------------------------------------------------------------------------------------------
+
+
+def test_a_hole_in_the_log_is_told_before_anything_is_sent(shop: Install) -> None:
+    audience = ready(shop, "a", events=5)
+    Event.objects.filter(audience=audience, sequence=3).delete()
+    with pytest.raises(GapError, match="lytics_a: events 1–5 are not all there"):
+        lanes.read(claim(shop))
+
+
+def test_each_lane_is_read_with_its_own_part_of_the_ledger(shop: Install) -> None:
+    gold, vip = ready(shop, "gold"), ready(shop, "vip")
+    deliver(claim(shop))
+    happen(gold, ("u0000", "exit", 2), ("new", "enter", 2))
+    happen(vip, ("new", "enter", 2))
+    entries, ledger = lanes.read(claim(shop))
+    assert [entry.identifier for entry in entries[gold.pk]] == ["u0000", "new"]
+    assert (list(ledger[gold.pk]), list(ledger[vip.pk])) == (["u0000"], [])
+
+
+# --- Settling ------------------------------------------------------------------------------------------------
+
+
+def test_settling_writes_down_everything_at_once(shop: Install) -> None:
+    audience = make_audience(shop)
+    happen(audience, ("kim", "enter", 5), ("lee", "enter", 5), ("mo", "exit", 5), ("kim", "enter", 5))
+    deliver(claim(shop), refuse=("lee",))
+    lane = lane_of(audience)
+    assert (lane.delivered_sequence, lane.lease_token, lane.lease_expires_at) == (4, None, None)
+    # Lytics counts lee as a member, whatever ODP says.
+    assert lane.member_count == 2
+    assert ledger_of(audience) == {"kim": (True, 5, False), "lee": (True, 5, True), "mo": (False, 5, False)}
+    assert runs_of(audience) == [(1, 4, 3, 1, "delivered")]
+    assert deliveries() == [("delivered", 202, 1)]
+    assert parked() == [("lytics_gold", "lee", "")]
+
+
+def test_members_are_counted_as_they_come_and_go(shop: Install) -> None:
+    audience = make_audience(shop)
+    counts = []
+    for step, events in enumerate(
+        [
+            [("a", "enter"), ("b", "enter"), ("c", "enter")],
+            [("a", "exit"), ("unknown", "exit")],
+            [("a", "enter"), ("b", "change"), ("d", "change")],
+            [("a", "exit"), ("b", "exit"), ("c", "exit"), ("d", "exit")],
+        ],
+        start=1,
+    ):
+        happen(audience, *((who, what, step) for who, what in events))
+        deliver(claim(shop))
+        counts.append(lane_of(audience).member_count)
+    assert counts == [3, 2, 4, 0]
+
+
+def test_a_run_of_which_nothing_had_to_be_sent_is_in_the_history(shop: Install) -> None:
+    audience = make_audience(shop)
+    enter(audience, "kim")
+    deliver(claim(shop))
+    enter(audience, "kim", "kim")
+    deliver(claim(shop))
+    assert runs_of(audience) == [(1, 1, 1, 0, "delivered"), (2, 3, 0, 2, "delivered")]
+    assert Run.objects.filter(delivery=None).count() == 1
+    assert Delivery.objects.count() == 1
+
+
+def test_without_an_answer_to_all_of_a_run_the_cursor_stays_and_what_is_known_is_kept(shop: Install) -> None:
+    audience = make_audience(shop)
+    enter(audience, "kim", "lee", "mo")
+    deliver(claim(shop), refuse=("lee",), stop=("mo",))
+    assert (cursor_of(audience), lane_of(audience).lease_token) == (0, None)
+    assert ledger_of(audience) == {"kim": (True, 1, False), "lee": (True, 1, True)}
+    assert runs_of(audience) == [(1, 3, 3, 0, "retry_later")]
+    assert parked() == [("lytics_gold", "lee", "")]
+    lease = claim(shop)
+    entries, ledger = lanes.read(lease)
+    assert [entry.identifier for entry in fold(entries[audience.pk], ledger[audience.pk]).send] == ["mo"]
+    deliver(lease)
+    assert (cursor_of(audience), lane_of(audience).member_count) == (3, 3)
+    assert len(parked()) == 1
+
+
+def test_a_refusal_of_somebody_parked_already_stays_one_item_with_the_newest_words(shop: Install) -> None:
+    audience = make_audience(shop)
+    for at in (1, 2, 3):
+        enter(audience, "lee", at=at)
+        deliver(claim(shop), refuse=("lee",))
+    assert parked() == [("lytics_gold", "lee", "")]
+    (item,) = audience.parked.all()
+    assert (item.sequence, item.detail, item.delivery_id) == (3, "not him", Delivery.objects.latest("pk").pk)
+
+
+def test_a_parked_item_of_which_odp_took_something_newer_needs_nobody_any_more(shop: Install) -> None:
+    audience, other = make_audience(shop, "gold"), make_audience(shop, "vip")
+    for each in (audience, other):
+        enter(each, "lee", "mo")
+    deliver(claim(shop), refuse=("lee", "mo"))
+    happen(audience, ("lee", "exit", 2))
+    deliver(claim(shop))
+    assert sorted(parked()) == [
+        ("lytics_gold", "lee", "superseded"),
+        ("lytics_gold", "mo", ""),
+        ("lytics_vip", "lee", ""),
+        ("lytics_vip", "mo", ""),
+    ]
+    assert ledger_of(audience)["lee"] == (False, 2, False)
+
+
+def test_a_change_of_somebody_whom_odp_refused_is_sent_and_supersedes(shop: Install) -> None:
+    audience = make_audience(shop)
+    enter(audience, "lee")
+    deliver(claim(shop), refuse=("lee",))
+    happen(audience, ("lee", "change", 2))
+    deliver(claim(shop))
+    assert parked() == [("lytics_gold", "lee", "superseded")]
+    assert runs_of(audience)[-1] == (2, 2, 1, 0, "delivered")
+
+
+def test_the_ledger_never_goes_back_even_for_a_worker_that_should_not_be(shop: Install) -> None:
+    audience = make_audience(shop)
+    happen(audience, ("kim", "exit", 9))
+    deliver(claim(shop))
+    happen(audience, ("kim", "enter", 3))
+    lease = claim(shop)
+    entries, _ = lanes.read(lease)
+    stale = Result(lease.spans[0], events=1, accepted=entries[audience.pk])
+    lanes.settle(lease, [stale], {audience.pk: {}})
+    assert ledger_of(audience) == {"kim": (False, 9, False)}
+
+
+def test_blocking_holds_the_lane_with_its_reason_and_keeps_its_events(shop: Install) -> None:
+    audience, other = ready(shop, "a", events=3), ready(shop, "b")
+    lanes.block(claim(shop, capacity=3), "field\x00 gone")
+    lane = lane_of(audience)
+    assert (lane.block_reason, lane.blocked_at is not None) == ("field gone", True)
+    assert (lane.delivered_sequence, lane.lease_token) == (0, None)
+    assert lane_of(other).blocked_at is None
+    assert parked() == []
+
+
+def test_a_settle_that_fails_half_way_has_changed_nothing(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    audience = ready(shop, "a", events=2)
+    lease = claim(shop)
+
+    def power_cut(*args: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(lanes, "_record_folded", power_cut)
+    with pytest.raises(SystemExit):
+        deliver(lease, refuse=("u0001",))
+    assert (cursor_of(audience), ledger_of(audience), parked()) == (0, {}, [])
+    assert runs_of(audience) == [(1, 2, 2, 0, "")]
+    assert lane_of(audience).lease_token == lease.token
+
+
+def test_no_audience_has_two_open_runs(shop: Install) -> None:
+    for slug in "abc":
+        ready(shop, slug, events=3)
+    for _ in range(4):
+        lease = claim(shop, capacity=2)
+        open_one(lease)
+        lease_runs_out(*Audience.objects.all())
+    open_runs = Run.objects.filter(closed_at=None).values("audience").annotate(runs=Count("pk"))
+    assert all(row["runs"] == 1 for row in open_runs)
