@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from lytics_sync.processes import LAUNCH, Program, Trouble, read_pid
+from lytics_sync.processes import LAUNCH, Program, Trouble, read_pid, reason
 
 HOST = "127.0.0.1"
 # The role and the database are called the same.
@@ -189,8 +189,7 @@ def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> No
     finally:
         password_file.unlink()
     if made.returncode != 0:
-        said = made.stderr.strip().splitlines() or ["it said nothing"]
-        raise Trouble(f"initdb could not make a PostgreSQL in {new}: {said[-1]}")
+        raise Trouble(f"initdb could not make a PostgreSQL in {new}: {reason(made.stderr)}")
     new.rename(folder)
 
 

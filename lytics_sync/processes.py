@@ -228,8 +228,13 @@ def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stder
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """Why a program ended, as far as its log says: PostgreSQL's FATAL line, or whatever it said last."""
-    lines = [line.strip() for line in log.read_bytes()[since:].decode(errors="replace").splitlines() if line.strip()]
+    """Why a program ended, as far as its log says."""
+    return reason(log.read_bytes()[since:].decode(errors="replace"))
+
+
+def reason(said: str) -> str:
+    """The line that counts: PostgreSQL's FATAL one, or whatever was said last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
     return (fatal or lines or ["it said nothing"])[-1]
 
