@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     facts = report.summary(
         events=plan.events, tally=job.tally, seconds=seconds, named=plan.audiences, expected=expected, file=file
     )
-    print(json.dumps(facts) if options.json else report.table(facts))
+    # Flushed, so that the sentence on stderr is the last line also where both go to one file.
+    print(json.dumps(facts) if options.json else report.table(facts), flush=True)
     return verdict(job.failed, job.tally)
 
 
