@@ -24,6 +24,8 @@ from odp.outcomes import (
 )
 
 CONNECT_SECONDS = 3.0
+# The deadline ends a call; a single operation on its socket may take longer by this, so that the two don't race.
+SPARE_SECONDS = 0.5
 # Answers of ODP are small; anything longer is somebody else's page.
 ANSWER_BYTES = 1_000_000
 EXCERPT = 2_000
@@ -104,7 +106,7 @@ class Client:
                     self.host + path,
                     data=body,
                     headers=headers,
-                    timeout=(connect_seconds, seconds),
+                    timeout=(connect_seconds, seconds + SPARE_SECONDS),
                     allow_redirects=False,
                     stream=True,
                 ) as response:
