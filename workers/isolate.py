@@ -61,12 +61,13 @@ class Isolation:
         self._limit = max(1, len(groups), len(doubtful))
         self._words = ""
         self._proven = False
-        self._unproven: list[Change] = []
+        # The size of the request whose refusal made the suspects; and whom elimination alone found guilty of it.
+        self._refused_size = 0
+        self._unproven: dict[Change, int] = {}
+        self._doubted: set[Change] = set()
         self._largest_taken = 0
-        self._smallest_refused = self._limit + 1
         self._taken_of: Counter[int] = Counter()
         self._cleared: set[int] = set()
-        self._limit_on_trial: int | None = None
         self._part = Part(())
 
     def next(self) -> Part | None:
@@ -74,7 +75,7 @@ class Isolation:
         self._narrow()
         if not (self._suspects or self._rest):
             self._rest, self._doubtful = self._doubtful, []
-        if not (self._suspects or self._rest) and self._unproven and self._size_may_explain():
+        if not (self._suspects or self._rest):
             self._doubt()
         self._part = self._control() or self._halve() or Part(tuple(self._rest[: self._limit]))
         return self._part if self._part.groups or self._part.control else None
@@ -94,11 +95,11 @@ class Isolation:
 
     def stop(self) -> None:
         """No more answers will come. Whose guilt was still in question goes free, to be asked again another time."""
-        doubted = set(self._unproven) if self._size_may_explain() else set()
         self.refused = {
             change: words
             for change, words in self.refused.items()
-            if change not in doubted and (self._taken_of[change.lane] or change.lane in self._cleared)
+            if not self._may_be_size(self._unproven.get(change, 0))
+            and (self._taken_of[change.lane] or change.lane in self._cleared)
         }
 
     # --- the answers -----------------------------------------------------------------------------------------
@@ -108,20 +109,21 @@ class Isolation:
         for group in part.groups:
             self.accepted.extend(group)
             self._taken_of.update(change.lane for change in group)
+            if self._doubted.intersection(group):
+                self.learned_limit = self._limit
         if self._suspects:
             self._suspects, self._proven = self._suspects[len(part.groups) :], False
             return
         self._rest = self._rest[len(part.groups) :]
-        self.learned_limit, self._limit_on_trial = self._limit_on_trial or self.learned_limit, None
 
     def _take_refused(self, part: Part, answer: Answer) -> None:
-        self._words, self._limit_on_trial = answer.reason, None
+        self._words = answer.reason
         held_back = [*self._suspects, *self._rest][len(part.groups) :]
         named = {position // self._items_per_group: words for position, words in answer.named.items()}
         if any(position < len(part.groups) for position in named):
             self._set_apart(part, named, held_back)
             return
-        self._smallest_refused = min(self._smallest_refused, len(part.groups))
+        self._refused_size = len(part.groups)
         self._rest, self._suspects, self._proven = held_back, list(part.groups), True
 
     def _set_apart(self, part: Part, named: dict[int, str], held_back: list[Group]) -> None:
@@ -156,21 +158,25 @@ class Isolation:
         self.refused[change] = self._words
         self._suspects = []
         if not self._proven:
-            if self._unproven and self._size_may_explain():
+            if any(map(self._may_be_size, self._unproven.values())):
                 self._limit = max(1, self._largest_taken)
-            self._unproven.append(change)
+            self._unproven[change] = self._refused_size
 
-    def _size_may_explain(self) -> bool:
-        return self._largest_taken < self._smallest_refused
+    def _may_be_size(self, refused_size: int) -> bool:
+        """Whether a request with so many groups can have been refused for nothing but its size."""
+        return refused_size > max(1, self._largest_taken)
 
     def _doubt(self) -> None:
         """Send those found guilty by elimination by themselves. If they are taken, it was the size."""
-        doubted, self._unproven = [change for change in self._unproven if change in self.refused], []
-        for change in doubted:
-            del self.refused[change]
-        self._rest = [(change,) for change in doubted]
-        self._smallest_refused = len(doubted) + 1
-        self._limit_on_trial = max(1, self._largest_taken)
+        doubted = [change for change, size in self._unproven.items() if self._may_be_size(size)]
+        self._unproven = {}
+        if doubted:
+            # Small enough, so that this time the size explains nothing.
+            self._limit = max(1, min(self._limit, self._largest_taken))
+            self._doubted.update(doubted)
+            self._rest = [(change,) for change in doubted]
+            for change in doubted:
+                del self.refused[change]
 
     def _halve(self) -> Part | None:
         if len(self._suspects) < 2:
@@ -180,11 +186,11 @@ class Isolation:
     def _control(self) -> Part | None:
         """A question about an audience of which nothing was taken, once it has two refusals or all is over."""
         over = not (self._suspects or self._rest or self._doubtful)
-        refused_of = Counter(change.lane for change in self.refused)
-        for lane, count in refused_of.items():
+        certain = [change for change in self.refused if not self._may_be_size(self._unproven.get(change, 0))]
+        for lane, count in Counter(change.lane for change in certain).items():
             if self._taken_of[lane] or not (over or count > 1):
                 continue
-            change = next(change for change in self.refused if change.lane == lane)
+            change = next(change for change in certain if change.lane == lane)
             if self._has_control(change) and lane not in self._cleared:
                 return Part((), control=change)
             if count >= (BLOCK_AFTER if self._has_control(change) else BLOCK_AFTER_WITHOUT_CONTROL):
@@ -196,7 +202,7 @@ class Isolation:
         """ODP takes nothing of this audience: its changes wait, nobody's item is blamed."""
         self.blocked[lane] = next(words for change, words in self.refused.items() if change.lane == lane)
         self.refused = {change: words for change, words in self.refused.items() if change.lane != lane}
-        self._unproven = [change for change in self._unproven if change.lane != lane]
+        self._unproven = {change: size for change, size in self._unproven.items() if change.lane != lane}
         # Who else was suspected, was so because of what has just been taken out.
         self._suspects, self._rest = [], _without(lane, [*self._suspects, *self._rest])
         self._doubtful = _without(lane, self._doubtful)

@@ -1,0 +1,438 @@
+"""Isolation: of a refused request exactly the bad changes are found, in few requests, and nobody else pays."""
+
+import random
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from odp.mechanisms import Change
+from odp.outcomes import Answer, Outcome
+from workers.isolate import BLOCK_AFTER, BLOCK_AFTER_WITHOUT_CONTROL, Group, Isolation, Part
+
+DELIVERED = Answer(Outcome.DELIVERED, status=202)
+
+
+@dataclass
+class Destination:
+    """What takes requests by rules that a test sets, and keeps what it was asked."""
+
+    bad: Collection[tuple[int, str]] = ()
+    bad_customers: Collection[str] = ()
+    bad_lanes: Collection[int] = ()
+    most: int = 10_000
+    status_for_size: int = 413
+    names: str = "none"
+    items_per_group: int = 1
+    asked: list[Part] = field(default_factory=list)
+    taken: list[Change] = field(default_factory=list)
+
+    def __call__(self, part: Part) -> Answer:
+        self.asked.append(part)
+        if part.control is not None:
+            return refused() if part.control.identifier in self.bad_customers else DELIVERED
+        if len(part.groups) > self.most:
+            return refused(too_large=self.status_for_size == 413)
+        wrong = [position for position, group in enumerate(part.groups) if any(map(self.is_bad, group))]
+        if wrong:
+            told = {"none": [], "first": wrong[:1], "all": wrong}[self.names]
+            return refused({position * self.items_per_group: f"bad {position}" for position in told})
+        self.taken += [change for group in part.groups for change in group]
+        return DELIVERED
+
+    def is_bad(self, change: Change) -> bool:
+        return (
+            (change.lane, change.identifier) in self.bad
+            or change.identifier in self.bad_customers
+            or change.lane in self.bad_lanes
+        )
+
+
+def refused(named: dict[int, str] | None = None, *, too_large: bool = False) -> Answer:
+    return Answer(Outcome.REFUSED, "400: no", status=400, named=named or {}, too_large=too_large)
+
+
+def change(identifier: str, lane: int = 1) -> Change:
+    return Change(lane, f"lytics_{lane}", identifier, True, 1, 1)
+
+
+def singles(count: int, lane: int = 1) -> list[Group]:
+    return [(change(f"u{number}", lane),) for number in range(count)]
+
+
+def isolation_of(
+    groups: list[Group], *, doubtful: list[Group] | None = None, control: bool = True, items_per_group: int = 1
+) -> Isolation:
+    return Isolation(
+        groups, doubtful=doubtful or [], has_control=lambda change: control, items_per_group=items_per_group
+    )
+
+
+def carry_out(isolation: Isolation, destination: Callable[[Part], Answer], *, most: int = 10_000) -> int:
+    """Until nothing is left to find out; how many requests that took."""
+    for requests in range(most):
+        part = isolation.next()
+        if part is None:
+            return requests
+        isolation.take(destination(part))
+    raise AssertionError("it never comes to an end")
+
+
+def changes_in(groups: list[Group]) -> list[Change]:
+    return [change for group in groups for change in group]
+
+
+# --- One bad in many -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["none", "all"])
+def test_one_bad_customer_in_500_costs_ten_more_requests_at_most_wherever_he_stands(names: str) -> None:
+    for position in range(500):
+        groups = singles(500)
+        destination = Destination(bad_customers=[f"u{position}"], names=names)
+        isolation = isolation_of(groups)
+        requests = carry_out(isolation, destination)
+        assert requests - 1 <= 10, position
+        assert list(isolation.refused) == [change(f"u{position}")]
+        assert isolation.accepted == destination.taken
+        assert len(destination.taken) == 499
+        assert isolation.blocked == {}
+
+
+def test_a_request_that_is_taken_costs_nothing_more() -> None:
+    isolation = isolation_of(singles(500))
+    assert carry_out(isolation, Destination()) == 1
+    assert len(isolation.accepted) == 500
+
+
+def test_nothing_to_send_is_no_request() -> None:
+    assert carry_out(isolation_of([]), Destination()) == 0
+
+
+def test_named_ones_are_set_apart_and_the_rest_goes_again_once() -> None:
+    """Between the two: whether it is the audience, because nothing of it has been taken yet."""
+    destination = Destination(bad_customers=["u3", "u7", "u499"], names="all")
+    isolation = isolation_of(singles(500))
+    assert carry_out(isolation, destination) == 3
+    assert [len(part.groups) for part in destination.asked] == [500, 0, 497]
+    assert {bad.identifier: words for bad, words in isolation.refused.items()} == {
+        "u3": "bad 3",
+        "u7": "bad 7",
+        "u499": "bad 499",
+    }
+
+
+def test_a_refusal_that_names_nobody_we_sent_is_as_good_as_one_that_names_nobody() -> None:
+    def destination(part: Part) -> Answer:
+        bad = any(group[0].identifier == "u2" for group in part.groups)
+        return refused({900: "who?"}) if bad else DELIVERED
+
+    isolation = isolation_of(singles(8))
+    carry_out(isolation, destination)
+    assert [bad.identifier for bad in isolation.refused] == ["u2"]
+
+
+def test_the_second_item_of_a_group_names_the_group() -> None:
+    isolation = isolation_of(singles(4), items_per_group=2)
+    isolation.next()
+    isolation.take(refused({5: "second item of u2"}))
+    assert carry_out(isolation, Destination()) == 1
+    assert {bad.identifier: words for bad, words in isolation.refused.items()} == {"u2": "second item of u2"}
+
+
+# --- Several audiences of one customer in an item ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["none", "first", "all"])
+def test_of_a_customer_in_several_audiences_only_the_refused_one_is_set_apart(names: str) -> None:
+    together = tuple(change("kim", lane) for lane in (1, 2, 3))
+    groups = [*singles(3, 1), together, *singles(3, 2), *singles(3, 3)]
+    destination = Destination(bad=[(2, "kim")], names=names)
+    isolation = isolation_of(groups)
+    carry_out(isolation, destination)
+    assert list(isolation.refused) == [change("kim", 2)]
+    assert set(isolation.accepted) == set(changes_in(groups)) - {change("kim", 2)}
+
+
+# --- A whole audience ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["none", "first", "all"])
+def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(names: str) -> None:
+    groups = [*singles(40, 1), *singles(40, 2), *singles(40, 3)]
+    isolation = isolation_of(groups)
+    carry_out(isolation, Destination(bad_lanes=[2], names=names))
+    assert list(isolation.blocked) == [2]
+    assert isolation.refused == {}
+    assert {accepted.lane for accepted in isolation.accepted} == {1, 3}
+    assert len(isolation.accepted) == 80
+
+
+def test_an_audience_that_shares_its_customers_with_others_is_blocked_alone() -> None:
+    groups: list[Group] = [tuple(change(f"u{number}", lane) for lane in (1, 2, 3)) for number in range(40)]
+    isolation = isolation_of(groups)
+    carry_out(isolation, Destination(bad_lanes=[2]))
+    assert list(isolation.blocked) == [2]
+    assert isolation.refused == {}
+    assert len(isolation.accepted) == 80
+
+
+def test_every_audience_may_be_blocked_at_once() -> None:
+    groups = [*singles(10, 1), *singles(10, 2)]
+    isolation = isolation_of(groups)
+    carry_out(isolation, Destination(bad_lanes=[1, 2]))
+    assert set(isolation.blocked) == {1, 2}
+    assert (isolation.refused, isolation.accepted) == ({}, [])
+
+
+def test_one_customer_of_a_blocked_audience_is_enough_to_tell() -> None:
+    isolation = isolation_of([(change("kim"),)])
+    assert carry_out(isolation, Destination(bad_lanes=[1])) == 2
+    assert (list(isolation.blocked), isolation.refused) == ([1], {})
+
+
+def test_a_bad_customer_alone_in_a_lane_is_parked_and_the_lane_is_not_blocked() -> None:
+    destination = Destination(bad_customers=["kim"])
+    isolation = isolation_of([(change("kim"),)])
+    assert carry_out(isolation, destination) == 2
+    assert destination.asked[-1].control == change("kim")
+    assert (list(isolation.refused), isolation.blocked) == ([change("kim")], {})
+
+
+def test_an_audience_of_which_odp_took_something_is_never_blocked() -> None:
+    bad = [f"u{number}" for number in range(1, 60)]
+    isolation = isolation_of(singles(60))
+    carry_out(isolation, Destination(bad_customers=bad))
+    assert isolation.blocked == {}
+    assert {refused.identifier for refused in isolation.refused} == set(bad)
+
+
+def test_bad_customers_only_are_parked_up_to_a_point_and_then_it_is_the_audience() -> None:
+    for count in (BLOCK_AFTER - 1, BLOCK_AFTER):
+        isolation = isolation_of(singles(count))
+        carry_out(isolation, Destination(bad_customers=[f"u{number}" for number in range(count)]))
+        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if count >= BLOCK_AFTER else (count, []))
+
+
+def test_where_no_control_is_possible_a_few_refusals_and_nothing_taken_block() -> None:
+    for count in (BLOCK_AFTER_WITHOUT_CONTROL - 1, BLOCK_AFTER_WITHOUT_CONTROL):
+        destination = Destination(bad_lanes=[1])
+        isolation = isolation_of([*singles(count), *singles(5, 2)], control=False)
+        carry_out(isolation, destination)
+        blocked = count >= BLOCK_AFTER_WITHOUT_CONTROL
+        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if blocked else (count, []))
+        assert not any(part.control for part in destination.asked)
+        assert len(isolation.accepted) == 5
+
+
+# --- Too large -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [413, 400])
+@pytest.mark.parametrize("most", [1, 2, 99, 100, 250, 499])
+def test_a_request_that_was_only_too_large_blames_nobody_and_is_learned_from(most: int, status: int) -> None:
+    destination = Destination(most=most, status_for_size=status)
+    isolation = isolation_of(singles(500))
+    carry_out(isolation, destination)
+    assert (isolation.refused, isolation.blocked) == ({}, {})
+    assert len(isolation.accepted) == 500
+    assert isolation.learned_limit is not None
+    assert most / 2 <= isolation.learned_limit <= most
+
+
+def test_an_item_that_is_too_large_by_itself_is_the_bad_one() -> None:
+    isolation = isolation_of([(change("kim"),)])
+    isolation.next()
+    isolation.take(refused(too_large=True))
+    carry_out(isolation, Destination(bad_customers=["kim"]))
+    assert list(isolation.refused) == [change("kim")]
+
+
+@pytest.mark.parametrize("status", [413, 400])
+def test_a_bad_one_in_a_request_that_is_too_large_as_well_is_found(status: int) -> None:
+    destination = Destination(most=100, status_for_size=status, bad_customers=["u77"])
+    isolation = isolation_of(singles(500))
+    carry_out(isolation, destination)
+    assert list(isolation.refused) == [change("u77")]
+    assert len(isolation.accepted) == 499
+
+
+def test_a_bad_one_teaches_nothing_about_size() -> None:
+    for position in range(0, 500, 13):
+        isolation = isolation_of(singles(500))
+        carry_out(isolation, Destination(bad_customers=[f"u{position}"]))
+        assert isolation.learned_limit is None
+
+
+# --- Customers of whom something was refused before ----------------------------------------------------------
+
+
+def test_doubtful_customers_go_last_and_do_not_spoil_the_request_of_the_others() -> None:
+    destination = Destination(bad_customers=["spoilt"])
+    isolation = isolation_of(singles(20), doubtful=[(change("spoilt"),), (change("better"),)])
+    carry_out(isolation, destination)
+    assert [len(part.groups) for part in destination.asked][:1] == [20]
+    assert list(isolation.refused) == [change("spoilt")]
+    assert len(isolation.accepted) == 21
+
+
+def test_doubtful_customers_of_a_blocked_audience_are_blocked_with_it() -> None:
+    doubtful = [(change("kim", 1), change("kim", 2)), (change("lee", 1),)]
+    isolation = isolation_of(singles(5, 1), doubtful=doubtful)
+    carry_out(isolation, Destination(bad_lanes=[1]))
+    assert (list(isolation.blocked), isolation.refused) == ([1], {})
+    assert isolation.accepted == [change("kim", 2)]
+
+
+# --- Interrupted ---------------------------------------------------------------------------------------------
+
+
+def interrupted(groups: list[Group], destination: Destination, *, control: bool = True) -> Iterator[Isolation]:
+    """The same isolation, stopped after each number of answers."""
+    for answers in range(10_000):
+        isolation = isolation_of(groups, control=control)
+        destination.taken.clear()
+        for _ in range(answers):
+            if (part := isolation.next()) is None:
+                return
+            isolation.take(destination(part))
+        if isolation.next() is None:
+            return
+        isolation.stop()
+        yield isolation
+
+
+@pytest.mark.parametrize("names", ["none", "first", "all"])
+def test_when_it_is_interrupted_an_audience_in_doubt_is_not_a_heap_of_bad_customers(names: str) -> None:
+    destination = Destination(bad_lanes=[2], names=names)
+    stops = list(interrupted([*singles(20, 1), *singles(20, 2)], destination))
+    assert len(stops) > 1
+    for isolation in stops:
+        assert isolation.refused == {}
+        assert set(isolation.blocked) <= {2}
+
+
+@pytest.mark.parametrize("status", [413, 400])
+def test_when_it_is_interrupted_nobody_is_blamed_for_the_size(status: int) -> None:
+    destination = Destination(most=30, status_for_size=status)
+    stops = list(interrupted(singles(100), destination))
+    assert len(stops) > 1
+    for isolation in stops:
+        assert (isolation.refused, isolation.blocked) == ({}, {})
+        assert isolation.accepted == destination.taken[: len(isolation.accepted)]
+
+
+def test_what_was_proven_before_it_was_interrupted_stays() -> None:
+    isolation = isolation_of(singles(64))
+    destination = Destination(bad_customers=["u40", "u50", "u63"], names="first")
+    for _ in range(4):  # named, named, the control, named
+        isolation.take(destination(isolation.next() or Part(())))
+    assert isolation.next() is not None
+    isolation.stop()
+    assert {bad.identifier for bad in isolation.refused} == {"u40", "u50", "u63"}
+
+
+# --- Anything at all -----------------------------------------------------------------------------------------
+
+lanes = st.integers(1, 3)
+memberships = st.sets(st.tuples(lanes, st.integers(0, 40).map(str)), max_size=80)
+
+
+def grouped(changes: set[tuple[int, str]]) -> list[Group]:
+    by_customer: dict[str, list[Change]] = {}
+    for lane, identifier in sorted(changes, key=lambda pair: (pair[1], pair[0])):
+        by_customer.setdefault(identifier, []).append(change(identifier, lane))
+    return [tuple(group) for group in by_customer.values()]
+
+
+@given(memberships, st.data())
+def test_whoever_is_bad_is_found_and_everybody_else_is_taken(
+    changes: set[tuple[int, str]], data: st.DataObject
+) -> None:
+    customers = sorted({identifier for _, identifier in changes}) or [""]
+    bad = data.draw(st.sets(st.sampled_from(customers), max_size=12))
+    spoilt = data.draw(st.sets(st.sampled_from(customers), max_size=12))
+    groups = grouped(changes)
+    destination = Destination(
+        bad_customers=bad,
+        names=data.draw(st.sampled_from(["none", "first", "all"])),
+        most=data.draw(st.sampled_from([10_000, 25, 7, 1])),
+        status_for_size=data.draw(st.sampled_from([413, 400])),
+    )
+    isolation = isolation_of(
+        [group for group in groups if group[0].identifier not in spoilt],
+        doubtful=[group for group in groups if group[0].identifier in spoilt],
+    )
+    requests = carry_out(isolation, destination)
+    every = changes_in(groups)
+    assert set(isolation.refused) == {one for one in every if one.identifier in bad}
+    assert sorted(isolation.accepted) == sorted(one for one in every if one.identifier not in bad)
+    assert isolation.accepted == destination.taken, "nobody is sent twice once he was taken"
+    assert isolation.blocked == {}
+    assert requests <= 3 * len(every) + 12
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_also_in_large_requests_with_many_reasons_to_refuse_at_once(seed: int) -> None:
+    """As above; Hypothesis prefers small requests, and in those several reasons seldom meet."""
+    chance = random.Random(seed)
+    size = chance.randint(1, 120)
+    groups = grouped({(chance.randint(1, 3), str(chance.randint(0, size))) for _ in range(size)})
+    chance.shuffle(groups)
+    customers = [group[0].identifier for group in groups]
+    bad = set(chance.sample(customers, min(len(customers), chance.choice([0, 1, 1, 2, 5, 20]))))
+    spoilt = set(chance.sample(customers, len(customers) // 4))
+    destination = Destination(
+        bad_customers=bad,
+        names=chance.choice(["none", "first", "all"]),
+        most=chance.choice([10_000, 60, 25, 7, 1]),
+        status_for_size=chance.choice([413, 400]),
+    )
+    isolation = isolation_of(
+        [group for group in groups if group[0].identifier not in spoilt],
+        doubtful=[group for group in groups if group[0].identifier in spoilt],
+    )
+    carry_out(isolation, destination)
+    every = changes_in(groups)
+    assert set(isolation.refused) == {one for one in every if one.identifier in bad}
+    assert set(isolation.accepted) == set(every) - set(isolation.refused)
+    assert isolation.blocked == {}
+    assert isolation.learned_limit is None or isolation.learned_limit <= destination.most < 10_000
+
+
+@given(memberships, st.sets(lanes), st.sampled_from(["none", "first", "all"]))
+def test_whichever_audiences_are_refused_entirely_are_blocked_and_nothing_else_is(
+    changes: set[tuple[int, str]], bad_lanes: set[int], names: str
+) -> None:
+    groups = grouped(changes)
+    isolation = isolation_of(groups)
+    carry_out(isolation, Destination(bad_lanes=bad_lanes, names=names))
+    every = changes_in(groups)
+    assert set(isolation.blocked) == {one.lane for one in every if one.lane in bad_lanes}
+    assert sorted(isolation.accepted) == sorted(one for one in every if one.lane not in bad_lanes)
+    assert isolation.refused == {}
+
+
+@given(memberships, st.data())
+def test_it_comes_to_an_end_and_forgets_nobody_even_if_odp_answers_at_random(
+    changes: set[tuple[int, str]], data: st.DataObject
+) -> None:
+    answers = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+    control, asked = data.draw(st.booleans()), iter(range(10**9))
+
+    def destination(part: Part) -> Answer:
+        roll = answers[next(asked) % len(answers)]
+        if roll < 4:
+            return DELIVERED
+        return refused({roll: "named"} if roll > 6 else None, too_large=roll == 4)
+
+    groups = grouped(changes)
+    isolation = isolation_of(groups, control=control)
+    carry_out(isolation, destination)
+    every = changes_in(groups)
+    fates = [*isolation.accepted, *isolation.refused, *(one for one in every if one.lane in isolation.blocked)]
+    assert set(fates) == set(every)
+    assert not set(isolation.accepted) & set(isolation.refused)
+    assert len(isolation.accepted) == len(set(isolation.accepted))
