@@ -1,9 +1,8 @@
 """A deadline over a whole HTTP call: connecting, sending, and every byte of the answer.
 
 ``requests`` limits each socket operation, so a server that drips a byte a second holds a call for ever, and a call
-that outlives its lane's lease could overtake the next one. Here a timer cuts the connection when time is up, also in
-the middle of a TLS handshake. It can't cut a look-up of a name, so a connection that comes up too late is refused
-before a byte is sent.
+that outlives its lane's lease could overtake the next one. Here a timer cuts the connection when time is up. It
+can't cut what is not connected yet, so a connection that comes up too late is refused before a byte is sent.
 
 The moment before that first byte is also the one to ask for permission: asked any earlier, the time that connecting
 takes would lie between the permission and the request.
@@ -38,15 +37,8 @@ class Deadline:
         self.passed = False
         self.began_at: float | None = None
         self._connection: HTTPConnection | None = None
-        self._connecting: socket.socket | None = None
         self._lock = threading.Lock()
         self._timer = self._arm(self.start_before)
-
-    def connecting(self, sock: socket.socket) -> None:
-        """Called with a socket before any TLS handshake, which takes the socket over: we hold on to a second handle."""
-        with self._lock:
-            self._let_go()
-            self._connecting = sock.dup()
 
     def guard(self, connection: HTTPConnection) -> None:
         """Called with a connection before each piece is sent on it. Raises ``TooLateError``."""
@@ -57,13 +49,6 @@ class Deadline:
 
     def end(self) -> None:
         self._timer.cancel()
-        with self._lock:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._connecting is not None:
-            self._connecting.close()
-            self._connecting = None
 
     def _begin(self, connection: HTTPConnection) -> None:
         self._timer.cancel()
@@ -85,7 +70,7 @@ class Deadline:
     def _cut(self) -> None:
         with self._lock:
             self.passed = True
-            sock = self._connection.sock if self._connection else self._connecting
+            sock = self._connection.sock if self._connection else None
             if sock is not None:
                 # Past any TLS layer, which another thread may be reading through. An error: the call has just ended.
                 with suppress(OSError):
@@ -121,12 +106,6 @@ class _Guarded:
     """Mixed into urllib3's connections: the deadline is asked after connecting, before each piece is sent."""
 
     sock: Any
-
-    def _new_conn(self) -> socket.socket:
-        sock: socket.socket = super()._new_conn()  # type: ignore[misc]
-        if (call := getattr(_current, "call", None)) is not None:
-            call.connecting(sock)
-        return sock
 
     def send(self, data: Any) -> None:
         if self.sock is None:

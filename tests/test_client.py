@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -285,7 +286,14 @@ def test_whatever_comes_back_is_an_answer_that_can_be_stored(fuzzed: ScriptedSer
 
 # --- Time ----------------------------------------------------------------------------------------------------
 #
-# The servers here are slow for seconds and then succeed: a call that waits for them comes back as delivered.
+# The servers here are slow for seconds and come to an end nevertheless. A call that was cut is back before that.
+
+came_to_an_end = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def nothing_came_to_an_end() -> None:
+    came_to_an_end.clear()
 
 
 def drip(data: bytes, *, pieces: int = 100) -> Script:
@@ -294,13 +302,19 @@ def drip(data: bytes, *, pieces: int = 100) -> Script:
         for start in range(0, len(data), size):
             connection.sendall(data[start : start + size])
             time.sleep(SHORT / 10)
+        came_to_an_end.set()
 
     return script
 
 
+def assert_cut(got: Answer, reason: str = OUT_OF_TIME) -> None:
+    assert (got.outcome, got.reason, got.status) == (Outcome.RETRY_LATER, reason, None)
+    assert not came_to_an_end.is_set()
+
+
 def test_headers_that_drip_beyond_the_deadline_are_cut(server: ScriptedServer) -> None:
     got = post(server, drip(answer(202, b"{}", *["X-Padding: " + "p" * 80] * 10)), seconds=SHORT)
-    assert (got.outcome, got.reason, got.status) == (Outcome.RETRY_LATER, OUT_OF_TIME, None)
+    assert_cut(got)
 
 
 def test_a_body_that_drips_beyond_the_deadline_is_cut(server: ScriptedServer) -> None:
@@ -312,7 +326,7 @@ def test_a_body_that_drips_beyond_the_deadline_is_cut(server: ScriptedServer) ->
         drip(body)(connection)
 
     got = post(server, script, seconds=SHORT)
-    assert (got.outcome, got.reason, got.status) == (Outcome.RETRY_LATER, OUT_OF_TIME, None)
+    assert_cut(got)
 
 
 def test_a_server_that_takes_the_body_too_slowly_is_cut() -> None:
@@ -327,19 +341,25 @@ def test_a_server_that_takes_the_body_too_slowly_is_cut() -> None:
                 while len(got) < whole and (piece := connection.recv(20_000)):
                     got += piece
                     time.sleep(SHORT / 20)
+                came_to_an_end.set()
                 connection.sendall(answer())
 
         threading.Thread(target=read_slowly, daemon=True).start()
         host = f"http://127.0.0.1:{listener.getsockname()[1]}"
         got = Client(host=host, api_key="k").call("POST", PROFILES, body=b" " * 4_000_000, seconds=SHORT)
-    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, OUT_OF_TIME)
+    assert_cut(got)
 
 
 def test_a_server_that_never_answers_is_cut(server: ScriptedServer) -> None:
-    silent = threading.Event()
-    got = post(server, lambda connection: silent.wait(5), seconds=SHORT)
-    silent.set()
-    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, OUT_OF_TIME)
+    given_up = threading.Event()
+
+    def be_silent(connection: socket.socket) -> None:
+        if not given_up.wait(5):
+            came_to_an_end.set()
+
+    got = post(server, be_silent, seconds=SHORT)
+    given_up.set()
+    assert_cut(got)
 
 
 def test_a_call_after_a_cut_one_is_not_answered_by_the_rest_of_the_cut_one(server: ScriptedServer) -> None:
@@ -370,6 +390,19 @@ def test_several_calls_have_one_end_together(server: ScriptedServer) -> None:
     assert len(server.requests) == 2
 
 
+def test_the_one_end_holds_also_after_waiting_for_permission(server: ScriptedServer) -> None:
+    def permission(path: str, until: float) -> None:
+        time.sleep(SHORT * 2)
+
+    def answer_late(connection: socket.socket) -> None:
+        time.sleep(SHORT * 2)
+        connection.sendall(answer())
+
+    server.script = answer_late
+    asking = Client(host=server.url, api_key="k", ends_at=time.monotonic() + SHORT * 3, permission=permission)
+    assert_cut(asking.call("GET", "/", seconds=LONG))
+
+
 # --- Not a byte too late, and not one without permission -----------------------------------------------------
 
 
@@ -378,6 +411,47 @@ def test_a_call_whose_moment_has_passed_does_not_even_connect(server: ScriptedSe
         client(server).call("POST", PROFILES, body=b"[]", seconds=LONG, start_before=time.monotonic())
     assert post(server).outcome is Outcome.DELIVERED
     assert (server.connections, len(server.requests)) == (1, 1)
+
+
+def test_a_server_that_takes_no_connection_holds_nobody_longer_than_the_call_may_start() -> None:
+    """With the queue of connections full, the kernel lets a further one wait for minutes."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(address)
+        returned = threading.Event()
+
+        def give_way() -> None:
+            if not returned.wait(5):
+                came_to_an_end.set()
+                listener.close()
+
+        watch = threading.Thread(target=give_way)
+        watch.start()
+        asking = Client(host=f"http://127.0.0.1:{address[1]}", api_key="k")
+        got = asking.call("GET", "/", seconds=LONG, start_before=time.monotonic() + SHORT)
+        returned.set()
+        watch.join()
+        for one in waiting:
+            one.close()
+    assert (got.outcome, got.status) == (Outcome.RETRY_LATER, None)
+    assert not came_to_an_end.is_set()
+
+
+def test_a_look_up_that_took_too_long_sends_nothing_and_counts_as_no_connection(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, start_before = socket.getaddrinfo, time.monotonic() + SHORT
+
+    def look_up_slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(SHORT * 1.5)
+        return look_up(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_slowly)
+    assert_cut(client(server).call("GET", "/", seconds=LONG, start_before=start_before), NO_CONNECTION)
+    assert server.bytes_received == 0
 
 
 def test_permission_is_asked_with_the_connection_up_and_nothing_sent(server: ScriptedServer) -> None:
@@ -466,7 +540,7 @@ def test_over_tls_a_call_is_a_call(tls: ssl.SSLContext, certificate: Path, monke
     with ScriptedServer(say(answer(202, b'"over tls"')), tls=tls) as server:
         assert post(server).json == "over tls"
         got = post(server, drip(answer()), seconds=SHORT)
-    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, OUT_OF_TIME)
+    assert_cut(got)
 
 
 def test_a_certificate_that_nobody_vouches_for_gets_nothing(tls: ssl.SSLContext) -> None:
@@ -488,23 +562,15 @@ def test_a_handshake_that_drips_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
             for byte in b"\x16\x03\x03\x3f\xff" + bytes(200):
                 connection.sendall(bytes([byte]))
                 time.sleep(SHORT / 10)
+            came_to_an_end.set()
             return b""
 
         monkeypatch.setattr(server, "_request", drip_a_record)
         host = server.url.replace("http:", "https:")
         asking = Client(host=host, api_key="k", permission=permission)
         got = asking.call("GET", "/", seconds=LONG, start_before=time.monotonic() + SHORT)
-    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, NO_CONNECTION)
-
-
-def test_a_server_that_is_silent_while_connecting_is_one_that_can_not_be_reached() -> None:
-    """The kernel takes the connection, and nobody ever answers the handshake."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        asking = Client(host=host, api_key="k")
-        got = asking.call("GET", "/", seconds=LONG, start_before=time.monotonic() + SHORT)
-    assert got.outcome is Outcome.RETRY_LATER
-    assert got.status is None
+    assert (got.outcome, got.status) == (Outcome.RETRY_LATER, None)
+    assert not came_to_an_end.is_set()
 
 
 def test_the_limit_on_answers_holds_what_odp_says_with_ease() -> None:
