@@ -233,6 +233,11 @@ def test_missing_segment_events_say_what_to_set(events: Any) -> None:
     assert "Export Fields" in reasons.HINTS[reasons.NO_SEGMENT_EVENTS]
 
 
+def test_missing_segment_events_are_told_also_of_a_message_with_something_odd() -> None:
+    one = {"data": {"_id": "kim", "segment_events": None}, "meta": "odd"}
+    assert why(read(single(one))) == [reasons.NO_SEGMENT_EVENTS]
+
+
 def test_segment_events_that_are_no_list_are_not_called_missing() -> None:
     one = message()
     one["data"]["segment_events"] = transition()
@@ -303,6 +308,11 @@ def test_a_change_takes_the_time_of_its_message_even_if_it_carries_an_enter() ->
 @pytest.mark.parametrize("missing", [None, "", "  ", "0001-01-01T00:00:00Z"])
 def test_without_a_time_of_its_own_a_transition_takes_that_of_its_message(missing: str | None) -> None:
     assert read(single(message(transition(at=missing)))).facts == [fact(at=AT_NS + 4_250_000_000)]
+
+
+def test_an_exit_that_tells_only_when_it_was_entered_takes_the_time_of_its_message() -> None:
+    event = {"id": "s1", "event": "exit", "slug": "gold_club", "enter": "2026-02-01T00:00:00Z"}
+    assert read(single(message(event))).facts == [fact(kind=Kind.EXIT, at=AT_NS + 4_250_000_000)]
 
 
 def test_without_any_time_a_transition_takes_that_of_its_receipt() -> None:
@@ -512,7 +522,7 @@ def test_two_long_lists_do_not_take_the_memory_of_the_process() -> None:
 
 
 @pytest.mark.parametrize("wrap", [b"%s", b'{"events": %s}'])
-@pytest.mark.parametrize("element", [b"1", b'{"data":{}}'])
+@pytest.mark.parametrize("element", [b"1", b'{"data":{}}', single(message(who="a"))])
 @pytest.mark.parametrize("uncounted", [10, 10_000_000])
 def test_an_array_far_longer_than_any_batch_is_kept_whole(
     wrap: bytes, element: bytes, uncounted: int, monkeypatch: pytest.MonkeyPatch

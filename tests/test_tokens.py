@@ -76,7 +76,10 @@ def test_an_expired_token_leaves_its_place(install: Install) -> None:
 def test_a_revoked_token_stays_revoked(install: Install) -> None:
     token = install.tokens.get()
     tokens.revoke(token)
+    [revoked_at] = install.tokens.values_list("revoked_at", flat=True)
     tokens.revoke(token, at=now() + timedelta(hours=1))
+    tokens.revoke(token)
+    assert install.tokens.filter(revoked_at=revoked_at, expires_at=None).exists()
     assert not opens(install, token.secret)
     assert tokens.live(install) == []
 
@@ -97,7 +100,9 @@ def test_the_header_is_read_as_people_type_it(install: Install, layout: str) -> 
     assert opens(install, layout.format(install.tokens.get().secret))
 
 
-@pytest.mark.parametrize("layout", ["", "Bearer", "Basic {}", "x{}", "{}x", "Bearer {} {}", "Bearer x{}", "\udcff{}"])
+@pytest.mark.parametrize(
+    "layout", ["", "Bearer", "Basic {}", "x{}", "{}x", "Bearer {} {}", "Bearer {1} {0}", "Bearer x{}", "\udcff{}"]
+)
 def test_any_other_header_opens_nothing(install: Install, layout: str) -> None:
     assert not opens(install, layout.format(install.tokens.get().secret, "more"))
 
@@ -195,9 +200,9 @@ def test_the_last_use_is_written_down_once_and_not_with_every_call(install: Inst
 def test_the_last_use_is_written_down_again_after_a_while(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     token = install.tokens.get()
     written = []
-    for second in (1000.0, 1059.9, 1060.0):
+    for second in (1000.0, 1059.9, 1060.0, 1119.9):
         monkeypatch.setattr("audiences.tokens.time", SimpleNamespace(monotonic=lambda second=second: second))
         with CaptureQueriesContext(connection) as queries:
             tokens.note_use(token, source=None)
         written.append(len(queries))
-    assert written == [1, 0, 1]
+    assert written == [1, 0, 1, 0]

@@ -108,7 +108,7 @@ class WebhookView(_AnsweringView):
 def _address(request: Request) -> str | None:
     """The caller's address as PostgreSQL knows them; None behind a Unix socket."""
     try:
-        return str(ip_address(request.META.get("REMOTE_ADDR", "").split("%")[0]))
+        return str(ip_address(request.META.get("REMOTE_ADDR", "")))
     except ValueError:
         return None
 
