@@ -15,7 +15,7 @@ import structlog
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import naming
+from audiences import naming, remember
 from audiences.models import Audience, Install, Lane, Parked, Receipt
 from audiences.secrets import encrypt
 from audiences.wake import wake
@@ -84,6 +84,7 @@ def _record(
 ) -> tuple[Receipt, Received]:
     audiences, nameless = _audiences(install, reading.facts)
     facts = [fact for fact in reading.facts if _key(fact) in audiences]
+    numbered = _numbered(install, audiences, facts)
     aside = [*reading.aside, *(SetAside(reasons.UNKNOWN_SLUG, "", _as_message(install, fact)) for fact in nameless)]
     counts = Counter(item.reason for item in aside)
     receipt = Receipt.objects.create(
@@ -93,15 +94,15 @@ def _record(
         job=reading.job[: payload.NAME_BYTES].replace("\x00", ""),
         bytes=size,
         messages=reading.messages,
-        queued=len(facts),
+        queued=len(numbered),
         parked=len(aside),
         skipped=reading.skipped,
         parked_reasons=counts,
     )
     _park(install, receipt, aside)
-    append([(audiences[_key(fact)], fact) for fact in facts], received_at=at, receipt=receipt)
+    append(numbered, received_at=at, receipt=receipt)
     _note_slugs(audiences, facts)
-    return receipt, Received(reading.messages, len(facts), len(aside), reading.skipped, dict(counts))
+    return receipt, Received(reading.messages, len(numbered), len(aside), reading.skipped, dict(counts))
 
 
 def read_again(install: Install, raw: bytes, *, receipt: Receipt | None, at: datetime) -> bool:
@@ -109,10 +110,19 @@ def read_again(install: Install, raw: bytes, *, receipt: Receipt | None, at: dat
     reading = _read(install, raw, at, released=True)
     audiences, nameless = _audiences(install, reading.facts)
     facts = [fact for fact in reading.facts if _key(fact) in audiences]
-    append([(audiences[_key(fact)], fact) for fact in facts], received_at=now(), receipt=receipt)
+    append(_numbered(install, audiences, facts), received_at=now(), receipt=receipt)
     if facts:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
     return not reading.aside and not nameless
+
+
+def _numbered(install: Install, audiences: dict[str, int], facts: Sequence[Fact]) -> list[tuple[int, Fact]]:
+    """Facts with the ids of their audiences, and the departures that they imply if the install asks for those."""
+    found = [(audiences[_key(fact)], fact) for fact in facts]
+    if not install.forget_missing_identifiers or not found:
+        return found
+    _lock({audience_id for audience_id, _ in found})
+    return remember.with_departures(found)
 
 
 def append(

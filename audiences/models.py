@@ -54,6 +54,11 @@ class Install(models.Model):
     allow_top_level_identifier = models.BooleanField(
         default=False, help_text="Also look for the identifier beside data, not only in it."
     )
+    forget_missing_identifiers = models.BooleanField(
+        default=False,
+        help_text="For identifier fields that hold a list: a value that a newer list of the same Lytics ID lacks "
+        "leaves the audience. Export _id as well. Leave it off when profiles are often merged.",
+    )
     mechanism = models.CharField(max_length=12, choices=Mechanism, default=Mechanism.ATTRIBUTE)
     batch_size = models.PositiveSmallIntegerField(
         default=500,
@@ -77,6 +82,10 @@ class Install(models.Model):
     learned_batch_size = models.PositiveSmallIntegerField(null=True, editable=False)
 
     class Meta:
+        permissions = [
+            ("retry_install", "Can let a braked install try again now"),
+            ("test_install", "Can send a test customer"),
+        ]
         ordering = ["name", "id"]
         constraints = [
             models.CheckConstraint(
@@ -109,6 +118,11 @@ class Token(models.Model):
     last_used_from = models.GenericIPAddressField(null=True)
 
     class Meta:
+        permissions = [
+            ("rotate_token", "Can rotate a token"),
+            ("revoke_token", "Can revoke a token"),
+            ("reveal_token", "Can reveal a token"),
+        ]
         ordering = ["install", "-created_at"]
         constraints = [
             models.CheckConstraint(name="token_slot_is_one_or_two", condition=Q(slot__in=[1, 2])),
@@ -134,6 +148,13 @@ class Audience(models.Model):
     provisioned_at = models.DateTimeField(null=True)
 
     class Meta:
+        permissions = [
+            ("pause_audience", "Can pause an audience"),
+            ("resume_audience", "Can resume an audience"),
+            ("unblock_audience", "Can unblock an audience"),
+            ("resync_audience", "Can send an audience's whole ledger again"),
+            ("replay_audience", "Can send a range of an audience's log again"),
+        ]
         ordering = ["install", "odp_id"]
         constraints = [
             models.UniqueConstraint(name="one_audience_per_segment", fields=["install", "segment_id"]),
@@ -264,12 +285,29 @@ class Membership(models.Model):
     sequence = models.BigIntegerField()
     refused = models.BooleanField(default=False)
 
+    class Meta:
+        permissions = [("find_customer", "Can find a customer, and ask ODP about them")]
+
     def __str__(self) -> str:
         return f"{self.identifier} in audience {self.audience_id}: {self.is_member}"
 
     @property
     def occurred_at(self) -> datetime:
         return times.moment(self.occurred_ns)
+
+
+class Profile(models.Model):
+    """The newest list of identifiers of one Lytics profile in one audience. Written by ``audiences/remember.py``."""
+
+    pk = models.CompositePrimaryKey("audience_id", "profile")
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    profile = models.TextField()
+    occurred_ns = models.BigIntegerField()
+    has_left = models.BooleanField()
+    identifiers = models.JSONField()
+
+    def __str__(self) -> str:
+        return f"profile {self.profile} in audience {self.audience_id}"
 
 
 OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
@@ -361,6 +399,11 @@ class Parked(models.Model):
     resolution = models.CharField(max_length=10, choices=Resolution, blank=True, default=Resolution.OPEN)
 
     class Meta:
+        permissions = [
+            ("release_parked", "Can release parked items"),
+            ("discard_parked", "Can discard parked items"),
+            ("reveal_parked", "Can see parked items unmasked"),
+        ]
         ordering = ["-id"]
         verbose_name_plural = "parked"
         indexes = [models.Index(fields=["install", "reason"], condition=Q(closed_at=None), name="parked_and_open")]

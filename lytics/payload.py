@@ -56,6 +56,8 @@ class Fact(NamedTuple):
     identifier: str
     kind: Kind
     occurred_ns: int
+    # The Lytics ID of the profile, when the identifier field is another one.
+    profile: str = ""
 
 
 class SetAside(NamedTuple):
@@ -118,6 +120,10 @@ class _Layout:
     batch: msgspec.json.Decoder[Any]
 
 
+# Where the Lytics ID is; by itself it is the identifier, beside another field it tells whose list that holds.
+_PROFILE_FIELD = "_id"
+
+
 @lru_cache(maxsize=64)
 def _layout(identifier_field: str) -> _Layout:
     data = msgspec.defstruct(
@@ -125,7 +131,8 @@ def _layout(identifier_field: str) -> _Layout:
         [
             ("identifier", Raw, msgspec.field(name=identifier_field, default=Raw(b""))),
             ("segment_events", list[_Transition] | None, None),
-        ],
+            ("profile", Raw, msgspec.field(name=_PROFILE_FIELD, default=Raw(b""))),
+        ][: 2 if identifier_field == _PROFILE_FIELD else 3],
     )
     message = msgspec.defstruct("Message", [("data", data)], bases=(_Message,), kw_only=True)
     return _Layout(data, msgspec.json.Decoder(message), msgspec.json.Decoder(list[message]))  # type: ignore[valid-type]
@@ -232,6 +239,7 @@ class _Parser:
             data=self.layout.data(
                 identifier=data.get(self.identifier_field, Raw(b"")),
                 segment_events=self._transitions(data.get("segment_events")),
+                **({} if self.identifier_field == _PROFILE_FIELD else {"profile": data.get(_PROFILE_FIELD, Raw(b""))}),
             ),
             meta=meta,
             time=_read(parts.get("time"), str),
@@ -272,8 +280,17 @@ class _Parser:
         if len(reading.facts) + len(readable) * len(identifiers) > FACTS_AT_MOST:
             detail = f"{len(identifiers)} identifiers in {len(readable)} segment events"
             raise _Unreadable(reasons.TOO_MANY_EVENTS, detail)
+        profile = self._profile(message.data)
         for segment_id, slug, kind, occurred_ns in readable:
-            reading.facts.extend(Fact(segment_id, slug, identifier, kind, occurred_ns) for identifier in identifiers)
+            reading.facts.extend(
+                Fact(segment_id, slug, identifier, kind, occurred_ns, profile) for identifier in identifiers
+            )
+
+    def _profile(self, data: Any) -> str:
+        if self.identifier_field == _PROFILE_FIELD:
+            return ""
+        profile = _identifier(data.profile)
+        return "" if _refusal(profile) else profile
 
     def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int]:
         kind = _KINDS.get((transition.event or "").strip().lower())

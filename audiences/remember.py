@@ -1,0 +1,101 @@
+"""Identifiers that a profile no longer has: an option for installs whose identifier field holds a list.
+
+Lytics tells the whole list with each message and never names what has left it. With the option on, the last list of
+each profile (its Lytics ID, ``_id``) and audience is remembered, and an identifier that a newer list lacks leaves the
+audience at that list's time. Off by default: when two profiles are merged, the list that lost an identifier can be
+newer than the one that gained it.
+
+Order-free like the fold: a list that arrives late is corrected by the newer one that is remembered already.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from django.db import connection
+
+from lytics.payload import Fact, Kind
+
+
+class _Known(NamedTuple):
+    """The newest list of one profile in one audience; an exit's is empty and wins a tie, as in the fold."""
+
+    occurred_ns: int
+    left: bool
+    identifiers: frozenset[str]
+
+
+_Key = tuple[int, str]
+
+_READ = """
+SELECT known.audience_id, known.profile, known.occurred_ns, known.has_left, known.identifiers
+FROM jsonb_to_recordset(%s::jsonb) AS asked(audience_id bigint, profile text)
+JOIN audiences_profile AS known USING (audience_id, profile)
+"""
+
+_WRITE = """
+INSERT INTO audiences_profile (audience_id, profile, occurred_ns, has_left, identifiers)
+SELECT * FROM jsonb_to_recordset(%s::jsonb)
+    AS x(audience_id bigint, profile text, occurred_ns bigint, has_left boolean, identifiers jsonb)
+ON CONFLICT (audience_id, profile) DO UPDATE SET
+    occurred_ns = excluded.occurred_ns, has_left = excluded.has_left, identifiers = excluded.identifiers
+"""
+
+
+def with_departures(facts: Sequence[tuple[int, Fact]]) -> list[tuple[int, Fact]]:
+    """``facts``, each with its audience's id, and an exit for every identifier that is gone from its profile's list.
+
+    The audiences have to be locked, so that two calls about one profile follow each other.
+    """
+    listings: dict[tuple[int, str, int, bool], set[str]] = {}
+    for audience_id, fact in facts:
+        if fact.profile:
+            listing = (audience_id, fact.profile, fact.occurred_ns, fact.kind is Kind.EXIT)
+            listings.setdefault(listing, set()).add(fact.identifier)
+    known = _read({(audience_id, profile) for audience_id, profile, _, _ in listings})
+    departures: list[tuple[int, Fact]] = []
+    for (audience_id, profile, occurred_ns, left), identifiers in listings.items():
+        told = _Known(occurred_ns, left, frozenset() if left else frozenset(identifiers))
+        newest, gone = _merge(known.get((audience_id, profile)), told, frozenset(identifiers))
+        known[audience_id, profile] = newest
+        departures.extend(
+            (audience_id, Fact("", "", identifier, Kind.EXIT, newest.occurred_ns, profile)) for identifier in gone
+        )
+    _write(known)
+    return [*facts, *departures]
+
+
+def _merge(known: _Known | None, told: _Known, listed: frozenset[str]) -> tuple[_Known, frozenset[str]]:
+    """The newest of two lists, and who has to leave at its time because it lacks them."""
+    if known is None:
+        return told, frozenset()
+    if known[:2] == told[:2]:
+        return told._replace(identifiers=known.identifiers | told.identifiers), frozenset()
+    if told[:2] > known[:2]:
+        return told, known.identifiers - listed
+    return known, frozenset() if told.left else listed - known.identifiers
+
+
+def _read(keys: Iterable[_Key]) -> dict[_Key, _Known]:
+    asked = [{"audience_id": audience_id, "profile": profile} for audience_id, profile in keys]
+    with connection.cursor() as cursor:
+        cursor.execute(_READ, [json.dumps(asked)])
+        return {
+            (audience_id, profile): _Known(occurred_ns, left, frozenset(json.loads(identifiers)))
+            for audience_id, profile, occurred_ns, left, identifiers in cursor.fetchall()
+        }
+
+
+def _write(known: dict[_Key, _Known]) -> None:
+    rows = [
+        {
+            "audience_id": audience_id,
+            "profile": profile,
+            "occurred_ns": newest.occurred_ns,
+            "has_left": newest.left,
+            "identifiers": sorted(newest.identifiers),
+        }
+        for (audience_id, profile), newest in known.items()
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(_WRITE, [json.dumps(rows)])
