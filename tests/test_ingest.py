@@ -17,7 +17,7 @@ from audiences.secrets import decrypt
 from lytics import reasons
 from lytics.payload import Fact, Kind
 from tests.messages import AT_NS, SECOND, body, message, single, transition
-from tests.threads import Gate, eventually, start, together, waiting_for_a_lock
+from tests.threads import PATIENCE, Gate, eventually, start, together, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
 at_once = pytest.mark.django_db(transaction=True)
@@ -351,7 +351,7 @@ def test_a_call_rolled_back_leaves_no_gap_for_the_one_that_waited(install: Insta
         [other] = start(lambda: receive(install, body(message(who="lee"))))
         eventually(waiting_for_a_lock)
         transaction.set_rollback(True)
-    other.result(10)
+    other.result(PATIENCE)
     assert log(install) == {"lytics_gold_club": [(1, "kim", ENTER), (2, "lee", ENTER)]}
 
 
@@ -367,7 +367,7 @@ def test_calls_that_share_audiences_lock_them_in_one_order(install: Install) -> 
         # Neither holds the second one while it waits for the first.
         Audience.objects.select_for_update(no_key=True, nowait=True).get(pk=second.pk)
     for call in calls:
-        call.result(10)
+        call.result(PATIENCE)
     assert set(Audience.objects.values_list("last_sequence", flat=True)) == {3}
 
 
@@ -428,9 +428,9 @@ def test_an_adoption_takes_its_locks_in_the_order_of_everybody_else(
 
     adopter = threading.Thread(target=adopt)
     adopter.start()
-    adopting.wait(10)
+    adopting.wait(PATIENCE)
     receive(install, body(enter("s1", "gold_club", "mo"), enter(None, "basket", "mo")))
-    adopter.join(30)
+    adopter.join(PATIENCE)
     assert problems == []
     assert sorted(Audience.objects.values_list("segment_id", "last_sequence")) == [("s1", 3), ("s2", 3)]
 

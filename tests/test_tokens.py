@@ -16,7 +16,7 @@ from pytest_django.fixtures import Settings
 from audiences import installs, tokens
 from audiences.models import Install, Token
 from audiences.secrets import decrypt, encrypt
-from tests.threads import start
+from tests.threads import PATIENCE, start
 
 pytestmark = pytest.mark.django_db
 
@@ -87,7 +87,7 @@ def test_a_revoked_token_stays_revoked(install: Install) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_two_people_who_make_a_token_at_once_do_not_get_three(install: Install) -> None:
     futures = start(*(lambda: tokens.create(install) for _ in range(4)))
-    problems = [future.exception(10) for future in futures]
+    problems = [future.exception(PATIENCE) for future in futures]
     assert sorted(type(problem).__name__ for problem in problems) == ["NoFreeSlotError"] * 3 + ["NoneType"]
     assert len(tokens.live(install)) == 2
 
