@@ -27,6 +27,7 @@ WRITERS = {
     "Delivery": {"audiences/lanes.py"},
     "Membership": {"audiences/lanes.py"},
     "Token": {"audiences/tokens.py"},
+    "Profile": {"audiences/remember.py"},
     "Pace": {"workers/pace.py"},
 }
 WRITING = {

@@ -611,14 +611,14 @@ def test_a_batch_is_the_sum_of_its_messages(batch: list[Any], allow_top_level: b
         assert all(json.dumps(json.loads(item.raw)) == json.dumps(one) for item in reading.aside)
 
 
-@given(st.lists(tidy, max_size=5))
-def test_both_paths_read_the_same(batch: list[Any]) -> None:
-    quick, slow = read(body(*batch)), read(body(*batch, 1))
+@given(st.lists(tidy, max_size=5), st.sampled_from(["_id", "other"]))
+def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
+    quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
     assert slow.messages == quick.messages + 1
     assert slow.facts == quick.facts
     assert [item[:2] for item in slow.aside[:-1]] == [item[:2] for item in quick.aside]
     assert (slow.skipped, slow.job) == (quick.skipped, quick.job)
-    assert read(single({"events": batch})).facts == quick.facts
+    assert read(single({"events": batch}), field=field).facts == quick.facts
 
 
 @given(tidy)
