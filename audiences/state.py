@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.models import Install, Lane
+from audiences.models import Delivery, Install, Lane, Parked, Receipt, Run, Token
+from odp.outcomes import Outcome
+
+# How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
+_TONES = {
+    "good": ("going", "up to date", "delivered", "queued", "live", "released"),
+    "busy": ("sending", "waiting", "being created", "to be created", "open"),
+    "held": ("paused", "held back", "partly parked", "retry later", "unknown", "ending"),
+    "bad": ("blocked", "braked", "parked", "refused", "unauthorised"),
+}
+_TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
 
 @dataclass(frozen=True)
@@ -15,6 +25,10 @@ class State:
     word: str
     why: str = ""
     trouble: bool = False
+
+    @property
+    def tone(self) -> str:
+        return _TONE_OF.get(self.word, "none")
 
 
 def of_install(install: Install) -> State:
@@ -28,6 +42,14 @@ def of_install(install: Install) -> State:
             trouble=True,
         )
     return State("going")
+
+
+def remedy(install: Install) -> str:
+    """What a person can do about a brake; empty when waiting is all there is to do."""
+    refused = install.deliveries.order_by("-id").values_list("outcome", flat=True).first() == Outcome.UNAUTHORISED
+    if refused:
+        return "Give the install an API key that ODP takes: open it, enter the key, save."
+    return "It goes on by itself as soon as ODP answers; look at ODP's host and at its status page."
 
 
 def of_lane(lane: Lane) -> State:
@@ -46,6 +68,35 @@ def of_lane(lane: Lane) -> State:
     if install.word in ("off", "braked"):
         return State("held back", f"install {install.word}: {install.why}")
     return State("waiting" if audience.provisioned_at else "to be created")
+
+
+def of_request(record: Delivery | Run) -> State:
+    """The state of a delivery or a run: how it ended, or that nobody knows yet."""
+    if record.closed_at is None:
+        return State("open", "Under way, or its worker is gone; whoever claims the lane next closes it.")
+    reason = record.reason if isinstance(record, Delivery) else ""
+    return State(record.outcome.replace("_", " "), reason, trouble=record.outcome == Outcome.UNAUTHORISED)
+
+
+def of_receipt(receipt: Receipt) -> State:
+    return State(receipt.verdict)
+
+
+def of_parked(parked: Parked) -> State:
+    if parked.closed_at is None:
+        return State("parked", trouble=True)
+    by = f"by {parked.closed_by}, " if parked.closed_by else ""
+    return State(parked.resolution, f"{by}{parked.closed_at:%Y-%m-%d %H:%M} UTC")
+
+
+def of_token(token: Token) -> State:
+    if token.revoked_at is not None:
+        return State("revoked", f"{token.revoked_at:%Y-%m-%d %H:%M} UTC")
+    if token.expires_at is None:
+        return State("live")
+    if token.expires_at <= now():
+        return State("ended", f"{token.expires_at:%Y-%m-%d %H:%M} UTC")
+    return State("ending", f"until {token.expires_at:%Y-%m-%d %H:%M} UTC")
 
 
 def backlog(lane: Lane) -> int:

@@ -4,6 +4,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 from lytics_sync import env
@@ -166,7 +167,18 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": [],
 }
 
-UNFOLD = {"SITE_TITLE": "Lytics Sync", "SITE_HEADER": "Lytics Sync", "SITE_SYMBOL": "sync_alt"}
+UNFOLD = {
+    "SITE_TITLE": "Lytics Sync",
+    "SITE_HEADER": "Lytics Sync",
+    "SITE_SUBHEADER": "Lytics audiences in ODP",
+    "SITE_SYMBOL": "sync_alt",
+    "SITE_URL": None,
+    "SHOW_VIEW_ON_SITE": False,
+    "STYLES": [lambda request: static("audiences/admin.css")],
+    "SCRIPTS": [lambda request: static("audiences/admin.js")],
+    "DASHBOARD_CALLBACK": "audiences.admin.front.dashboard",
+    "SIDEBAR": {"navigation": "audiences.admin.navigation.sidebar"},
+}
 
 LOGGING = {
     "version": 1,

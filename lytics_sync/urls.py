@@ -20,7 +20,7 @@ urlpatterns = [
     path("health/ready", health.ready),
     # Lytics never tries again after a 404, so nothing below /webhooks/ answers one.
     re_path(r"^webhooks/lytics/(?P<public_id>[0-9a-zA-Z_-]{1,64})/?$", WebhookView.as_view(), name="webhook"),
-    re_path(r"^/*webhooks(?:/|$)", UnknownWebhookView.as_view()),
+    re_path(r"^(?:/*)webhooks(?:/|$)", UnknownWebhookView.as_view()),
 ]
 # And a Host that ALLOWED_HOSTS doesn't name, which Django refuses before any view is asked, must not cost a batch.
 handler400 = bad_request

@@ -1,0 +1,19 @@
+"""The operator's pages: one file for each page they live on."""
+
+from django.contrib import admin
+
+from audiences.admin import audiences, deliveries, installs, parked, people, receipts, runs, tokens
+
+admin.site.index_template = "audiences/front.html"
+admin.site.index_title = "Now"
+
+__all__ = [
+    "audiences",
+    "deliveries",
+    "installs",
+    "parked",
+    "people",
+    "receipts",
+    "runs",
+    "tokens",
+]

@@ -1,0 +1,218 @@
+"""Audiences: where each stands, why, and what a person can do about it."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import F, OuterRef, QuerySet, Subquery
+from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from audiences import brake, lanes, operations, state
+from audiences.admin.pages import OperatorAdmin, ago, link, list_url, number, pill_and_why
+from audiences.admin.verbs import AskReason, Verb
+from audiences.models import Audience, Event, Membership, Parked, Run
+from audiences.wake import wake
+from odp.outcomes import Outcome
+
+RUNS_SHOWN = 50
+
+
+class Pause(Verb[Audience]):
+    name, label, icon, permission = "pause", "Pause", "pause", "audiences.pause_audience"
+    form = AskReason
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.paused_at is None
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"Nothing more of {audience} goes to ODP until somebody resumes it. Lytics is answered as before and"
+            f" its events wait: {number(state.backlog(audience.lane))} do now. A request under way is not cut off."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        return f"Paused {audience}." if lanes.pause(audience.lane, by=by, reason=answers["reason"]) else None
+
+
+class Resume(Verb[Audience]):
+    name, label, icon, permission = "resume", "Resume", "play_arrow", "audiences.resume_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.paused_at is not None
+
+    def seen(self, audience: Audience) -> str:
+        return str(audience.lane.paused_at)
+
+    def consequence(self, audience: Audience) -> str:
+        lane = audience.lane
+        return (
+            f"The {number(state.backlog(lane))} events that wait go to ODP now, in order."
+            f" {lane.paused_by} paused it: {lane.pause_reason}"
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not lanes.resume(audience.lane):
+            return None
+        wake(audience.install_id)
+        return f"Resumed {audience}."
+
+
+class Unblock(Verb[Audience]):
+    name, label, icon, permission = "unblock", "Unblock", "lock_open", "audiences.unblock_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None
+
+    def seen(self, audience: Audience) -> str:
+        return str(audience.lane.blocked_at)
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"The {number(state.backlog(audience.lane))} events that wait are tried again. Unless the cause is mended"
+            f" in ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not lanes.unblock(audience.lane):
+            return None
+        wake(audience.install_id)
+        return f"Unblocked {audience}; it is tried again now."
+
+
+class RetryNow(Verb[Audience]):
+    name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
+
+    def offered(self, audience: Audience) -> bool:
+        return state.backlog(audience.lane) > 0 and state.of_lane(audience.lane).word in ("held back", "waiting")
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"One request goes to ODP at once, for all audiences of {audience.install} that wait. If ODP takes it"
+            " everything goes on; if not, the next try is put off again. Nothing is lost either way."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        brake.release(audience.install)
+        wake(audience.install_id)
+        return f"Trying {audience.install} again now."
+
+
+class Resync(Verb[Audience]):
+    name, label, icon, permission = "resync", "Resync", "cloud_upload", "audiences.resync_audience"
+    form = AskReason
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.last_sequence > 0
+
+    def consequence(self, audience: Audience) -> str:
+        held = Membership.objects.filter(audience=audience).count()
+        return (
+            f"The whole ledger of {audience} is sent to ODP again, also where nothing has changed:"
+            f" {number(held)} customers, {number(audience.lane.member_count)} of them as members and the others as"
+            f" not. That is about {number(-(-held // lanes.capacity_of(audience.install)))} requests."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        return f"{number(operations.resync(audience))} memberships of {audience} queued to be sent again."
+
+
+class AudienceState(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("blocked", "Blocked"), ("paused", "Paused"), ("behind", "With a backlog"), ("idle", "Up to date")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Audience]) -> QuerySet[Audience]:
+        match self.value():
+            case "blocked":
+                return queryset.filter(lane__blocked_at__isnull=False)
+            case "paused":
+                return queryset.filter(lane__paused_at__isnull=False)
+            case "behind":
+                return queryset.filter(last_sequence__gt=F("lane__delivered_sequence"))
+            case "idle":
+                return queryset.filter(last_sequence=F("lane__delivered_sequence"))
+        return queryset
+
+
+@admin.register(Audience)
+class AudienceAdmin(OperatorAdmin[Audience]):
+    verbs = (Pause(), Resume(), Unblock(), RetryNow(), Resync())
+    list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
+    list_filter = (AudienceState, "install")
+    search_fields = ("odp_id", "latest_slug")
+    search_help_text = "Part of a slug or of an ODP id"
+    sortable_by = ()
+    change_form_template = "audiences/audience.html"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Audience | None = None) -> bool:
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Audience]:
+        head = Event.objects.filter(audience=OuterRef("pk"), sequence=OuterRef("lane__delivered_sequence") + 1)
+        delivered = Run.objects.filter(audience=OuterRef("pk"), outcome=Outcome.DELIVERED).order_by("-id")
+        return (
+            super()
+            .get_queryset(request)
+            .select_related("install", "lane")
+            .annotate(
+                head_at=Subquery(head.values("received_at")[:1]),
+                delivered_at=Subquery(delivered.values("closed_at")[:1]),
+            )
+        )
+
+    @admin.display(description="audience")
+    def name(self, audience: Audience) -> SafeString:
+        told = format_html_join("", '<span class="ls-note">{}</span>', ((w,) for w in state.warnings(audience.lane)))
+        return format_html("{}{}", link(audience), told)
+
+    @admin.display(description="state")
+    def pill(self, audience: Audience) -> SafeString:
+        return pill_and_why(state.of_lane(audience.lane))
+
+    @admin.display
+    def members(self, audience: Audience) -> str:
+        return number(audience.lane.member_count)
+
+    @admin.display(description="backlog")
+    def waiting(self, audience: Audience) -> str:
+        return number(state.backlog(audience.lane))
+
+    @admin.display(description="oldest waiting")
+    def head(self, audience: Audience) -> str:
+        return ago(audience.head_at)  # type: ignore[attr-defined]
+
+    @admin.display
+    def last_delivered(self, audience: Audience) -> str:
+        return ago(audience.delivered_at)  # type: ignore[attr-defined]
+
+    @admin.display(description="install")
+    def install_link(self, audience: Audience) -> str:
+        return link(audience.install)
+
+    def page_context(self, request: HttpRequest, audience: Audience) -> dict[str, Any]:
+        before = request.GET.get("before", "")
+        runs = Run.objects.filter(audience=audience).select_related("delivery").order_by("-id")
+        if before.isdecimal():
+            runs = runs.filter(pk__lt=int(before))
+        page = list(runs[: RUNS_SHOWN + 1])
+        return {
+            "state": state.of_lane(audience.lane),
+            "numbers": {
+                "members": number(audience.lane.member_count),
+                "backlog": number(state.backlog(audience.lane)),
+                "head": ago(audience.head_at),  # type: ignore[attr-defined]
+                "delivered": ago(audience.delivered_at),  # type: ignore[attr-defined]
+                "accepted": number(audience.last_sequence),
+            },
+            "warnings": state.warnings(audience.lane),
+            "runs": [(run, state.of_request(run)) for run in page[:RUNS_SHOWN]],
+            "newest": request.path if before else "",
+            "older": page[RUNS_SHOWN - 1].pk if len(page) > RUNS_SHOWN else None,
+            "parked_url": list_url(Parked, audience__id__exact=audience.pk, resolution="open"),
+        }

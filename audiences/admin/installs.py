@@ -1,0 +1,253 @@
+"""Installs: connecting a Lytics account to an ODP account, and keeping it connected."""
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import Count, F, OuterRef, QuerySet, Subquery, Sum
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from unfold.widgets import UnfoldAdminPasswordWidget
+
+from audiences import brake, installs, state, tokens
+from audiences.admin import verbs
+from audiences.admin.odp_live import check_key
+from audiences.admin.pages import OperatorAdmin, ago, link, list_url, number, pill_and_why, url_of
+from audiences.admin.tokens import TokenAdmin
+from audiences.admin.verbs import Verb
+from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
+from audiences.wake import wake
+from odp.regions import host_of
+
+# What a change of has ODP asked again, and lets a braked install try at once.
+CONNECTION = {"odp_api_key", "odp_host", "region"}
+
+
+if TYPE_CHECKING:
+    _ModelForm = forms.ModelForm[Install]
+else:
+    _ModelForm = forms.ModelForm  # Django's forms are generic for the type checker only
+
+
+class InstallForm(_ModelForm):
+    odp_api_key = forms.CharField(
+        label="ODP private API key",
+        required=False,
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text="In ODP under Settings > APIs > Private. Stored encrypted and never shown again.",
+    )
+
+    class Meta:
+        model = Install
+        exclude = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            self.fields["odp_api_key"].help_text = "Stored. Leave this empty to keep it, or enter another one."
+            self.fields["odp_api_key"].widget.attrs["placeholder"] = "•" * 24
+            # Compared with what was typed: the stored key stays out of the form.
+            self.initial["odp_api_key"] = ""
+        else:
+            self.fields["odp_api_key"].required = True
+
+    def clean_odp_api_key(self) -> str:
+        return self.cleaned_data["odp_api_key"].strip() or str(self.instance.odp_api_key)
+
+
+class RetryNow(Verb[Install]):
+    name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
+
+    def offered(self, install: Install) -> bool:
+        return install.brake_until_at is not None
+
+    def seen(self, install: Install) -> str:
+        return str(install.brake_since_at)
+
+    def consequence(self, install: Install) -> str:
+        return (
+            f"One request goes to ODP at once. If ODP takes it, everything that waits goes on; if not, the next try is"
+            f" put off again. Nothing is lost either way. The last answer was: {install.brake_reason}"
+        )
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        brake.release(install)
+        wake(install.pk)
+        return f"Trying {install} again now."
+
+
+class CheckKey(Verb[Install]):
+    name, label, icon, permission = "check", "Check the key", "key", "audiences.change_install"
+
+    def consequence(self, install: Install) -> str:
+        host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+        return f"ODP is asked at {host} whether it takes the stored API key. Nothing is changed there or here."
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        return check_key(install).words
+
+
+class NewToken(Verb[Install]):
+    name, label, icon, permission = "new-token", "New token", "add", "audiences.add_token"
+
+    def offered(self, install: Install) -> bool:
+        return len(tokens.live(install)) < 2
+
+    def consequence(self, install: Install) -> str:
+        return "A second token is made. Both work until one is revoked; there can't be more than two."
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        try:
+            tokens.create(install)
+        except tokens.NoFreeSlotError:
+            return None
+        return f"A new token of {install} is live."
+
+
+@admin.register(Install)
+class InstallAdmin(OperatorAdmin[Install]):
+    form = InstallForm
+    verbs = (RetryNow(), CheckKey(), NewToken())
+    list_display = ("name_", "pill", "audiences_", "waiting", "parked_", "last_call", "host")
+    sortable_by = ()
+    change_form_template = "audiences/install.html"
+    compressed_fields = False
+    fieldsets = (
+        ("Install", {"fields": ("name", "enabled"), "description": "One Lytics account connected to one ODP account."}),
+        (
+            "ODP account",
+            {
+                "fields": ("region", "odp_api_key", "odp_host"),
+                "description": "In ODP, under Settings > App Consent Settings, the Api app's Default Consent has to be"
+                " Opted In; otherwise ODP takes what is sent and shows none of it.",
+            },
+        ),
+        (
+            "Customer profile identifier",
+            {
+                "fields": ("identifier_field", "allow_top_level_identifier", "forget_missing_identifiers"),
+                "description": "Keep _id and choose Lytics ID under Export Fields of the Lytics job. For a field of"
+                " your own, export that one; when it holds a list, choose the same field under Export Fields and"
+                " Fields to Trigger, and every value in it becomes a customer.",
+            },
+        ),
+        (
+            "Sending",
+            {
+                "fields": ("mechanism", "batch_size", "requests_per_second", "max_in_flight"),
+                "classes": ("collapse",),
+                "description": "Right as they are for most accounts.",
+            },
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Install]:
+        lanes = Lane.objects.filter(audience__install=OuterRef("pk")).order_by().values("audience__install")
+        parked = Parked.objects.filter(install=OuterRef("pk"), closed_at=None).order_by().values("install")
+        return (
+            super()
+            .get_queryset(request)
+            .annotate(
+                audience_count=Subquery(lanes.annotate(n=Count("pk")).values("n")),
+                backlog=Subquery(
+                    lanes.annotate(n=Sum(F("audience__last_sequence") - F("delivered_sequence"))).values("n")
+                ),
+                parked_count=Subquery(parked.annotate(n=Count("pk")).values("n")),
+                called_at=Subquery(Receipt.objects.filter(install=OuterRef("pk")).values("received_at")[:1]),
+            )
+        )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Install | None = None) -> Any:
+        """Who may not change an install is shown fields as text, and the key is for nobody to read."""
+        fieldsets = super().get_fieldsets(request, obj)
+        if self.has_change_permission(request, obj) if obj else self.has_add_permission(request):
+            return fieldsets
+        return [
+            (name, {**options, "fields": tuple(field for field in options["fields"] if field != "odp_api_key")})
+            for name, options in fieldsets
+        ]
+
+    # --- saving ----------------------------------------------------------------------------------------------
+
+    def save_model(self, request: HttpRequest, obj: Install, form: Any, change: bool) -> None:
+        """Only what the form changed: the brake's columns belong to the workers."""
+        if not change:
+            token = installs.create(obj)
+            request.session["revealed_token"] = token.pk
+            verbs.record(request, [token], "Created with its install, and shown once.")
+        elif form.changed_data:
+            obj.save(update_fields=form.changed_data)
+        if not change or CONNECTION.intersection(form.changed_data):
+            self._try_connection(request, obj)
+        if change and "enabled" in form.changed_data and obj.enabled:
+            wake(obj.pk)
+
+    def _try_connection(self, request: HttpRequest, install: Install) -> None:
+        found = check_key(install)
+        messages.add_message(request, messages.SUCCESS if found.works else messages.ERROR, found.words)
+        if found.works:
+            brake.release(install)
+            wake(install.pk)
+
+    def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
+        """To its own page, where the rest of the connecting is."""
+        return verbs.go(request, url_of(obj), success=f"{obj} is ready for Lytics: see the install instructions.")
+
+    def response_change(self, request: HttpRequest, obj: Install) -> Any:
+        return verbs.go(request, url_of(obj), success=f"{obj} is saved.")
+
+    def page_context(self, request: HttpRequest, install: Install) -> dict[str, Any]:
+        revealed = request.session.pop("revealed_token", None)
+        token_admin = self.admin_site.get_model_admin(Token)
+        assert isinstance(token_admin, TokenAdmin)
+        return {
+            "state": state.of_install(install),
+            "webhook_url": installs.webhook_url(install),
+            "tokens": [
+                {
+                    "token": token,
+                    "state": state.of_token(token),
+                    "header": installs.authorization(token) if token.pk == revealed else "",
+                    "buttons": verbs.buttons(token_admin, request, token),
+                }
+                for token in install.tokens.filter(revoked_at=None)
+            ],
+            "can_see_tokens": request.user.has_perm("audiences.view_token"),
+            "links": [
+                ("Audiences", number(install.audience_count or 0), list_url(Audience, install__id__exact=install.pk)),  # type: ignore[attr-defined]
+                ("Parked", number(install.parked_count or 0), list_url(Parked, install__id__exact=install.pk)),  # type: ignore[attr-defined]
+                ("Calls", "", list_url(Receipt, install__id__exact=install.pk)),
+                ("Deliveries", "", list_url(Delivery, install__id__exact=install.pk)),
+            ],
+            "backlog": number(install.backlog or 0),  # type: ignore[attr-defined]
+        }
+
+    # --- how it is written -----------------------------------------------------------------------------------
+
+    @admin.display(description="install")
+    def name_(self, install: Install) -> SafeString | str:
+        return link(install)
+
+    @admin.display(description="state")
+    def pill(self, install: Install) -> SafeString:
+        return pill_and_why(state.of_install(install))
+
+    @admin.display(description="audiences")
+    def audiences_(self, install: Install) -> str:
+        return number(install.audience_count or 0)  # type: ignore[attr-defined]
+
+    @admin.display(description="backlog")
+    def waiting(self, install: Install) -> str:
+        return number(install.backlog or 0)  # type: ignore[attr-defined]
+
+    @admin.display(description="parked")
+    def parked_(self, install: Install) -> str:
+        return number(install.parked_count or 0)  # type: ignore[attr-defined]
+
+    @admin.display(description="last call")
+    def last_call(self, install: Install) -> Any:
+        return ago(install.called_at)  # type: ignore[attr-defined]
+
+    @admin.display(description="ODP host")
+    def host(self, install: Install) -> str:
+        return host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)

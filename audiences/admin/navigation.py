@@ -1,0 +1,59 @@
+"""The sidebar, in the order of an operator's day."""
+
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import reverse
+
+from audiences.models import Parked
+
+
+def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
+    def item(title: str, icon: str, page: str, permission: str = "", **more: Any) -> dict[str, Any]:
+        allowed = not permission or request.user.has_perm(permission)
+        return {
+            "title": title,
+            "icon": icon,
+            "link": reverse(f"admin:{page}"),
+            "permission": lambda _: allowed,
+            **more,
+        }
+
+    def table(title: str, icon: str, model: str, app: str = "audiences", **more: Any) -> dict[str, Any]:
+        return item(title, icon, f"{app}_{model}_changelist", f"{app}.view_{model}", **more)
+
+    waiting = Parked.objects.filter(closed_at=None).exists()
+    return [
+        {
+            "items": [
+                item("Now", "monitor_heart", "index"),
+                table("Audiences", "groups", "audience"),
+                table(
+                    "Parked", "inventory_2", "parked", **({"badge": "!", "badge_variant": "danger"} if waiting else {})
+                ),
+            ]
+        },
+        {
+            "title": "Sync history",
+            "separator": True,
+            "items": [
+                table("Receipts", "call_received", "receipt"),
+                table("Runs", "view_timeline", "run"),
+                table("Deliveries", "send", "delivery"),
+            ],
+        },
+        {
+            "title": "Connecting",
+            "separator": True,
+            "items": [table("Installs", "cable", "install"), table("Tokens", "key", "token")],
+        },
+        {
+            "title": "People",
+            "separator": True,
+            "items": [
+                table("Accounts", "person", "user", "auth"),
+                table("Roles", "badge", "group", "auth"),
+                table("Who did what", "history", "logentry", "admin"),
+            ],
+        },
+    ]

@@ -1,0 +1,168 @@
+"""What the pages share: lists that never count, read-only history, pills, links and masks."""
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.contrib.admin import ShowFacets
+from django.core.paginator import Page, Paginator
+from django.db.models import Model
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.http import urlencode
+from django.utils.safestring import SafeString
+from django.utils.timezone import now
+
+from audiences.admin import verbs
+from audiences.state import State
+
+if TYPE_CHECKING:
+    from django.contrib.admin import ModelAdmin as UnfoldModelAdmin
+else:
+    from unfold.admin import ModelAdmin as _ModelAdmin
+
+    class UnfoldModelAdmin(_ModelAdmin):
+        def __class_getitem__(cls, _: Any) -> type:
+            return cls
+
+
+M = TypeVar("M", bound=Model)
+
+# Beyond it a list is no way to find anything, and each further page costs PostgreSQL the rows before it.
+LAST_PAGE = 500
+
+
+# Named as unfold's own, whose name its header looks for before it says how many there are.
+class InfinitePaginator(Paginator):  # type: ignore[type-arg]
+    """Pages of a table that nobody counts: one row more than fits says whether there is another page."""
+
+    template_name = "audiences/pagination.html"
+    more = False
+
+    @cached_property
+    def count(self) -> int:
+        return self.per_page * LAST_PAGE
+
+    def page(self, number: int | str) -> Page[Any]:
+        number = self.validate_number(number)
+        start = (number - 1) * self.per_page
+        rows = list(self.object_list[start : start + self.per_page + 1])
+        self.more = len(rows) > self.per_page and number < LAST_PAGE
+        return Page(rows[: self.per_page], number, self)
+
+
+class OperatorAdmin(UnfoldModelAdmin[M]):
+    """A page of the operator's. Nothing can be deleted on any of them."""
+
+    paginator = InfinitePaginator
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER
+    list_per_page = 50
+    list_filter_sheet = False
+    list_display_links: Any = None
+    actions: Any = None
+    change_form_template = "audiences/thing.html"
+    # In this order at the top of a thing's page; see verbs.py.
+    verbs: tuple["verbs.Verb[M]", ...] = ()
+
+    def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return False
+
+    def get_urls(self) -> list[Any]:
+        return [*verbs.urls(self), *super().get_urls()]
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        thing = self.get_object(request, object_id) if object_id else None
+        context = {"buttons": verbs.buttons(self, request, thing), **self.page_context(request, thing)} if thing else {}
+        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
+
+    def page_context(self, request: HttpRequest, thing: M) -> dict[str, Any]:
+        """What the templates of one thing's page need beside the thing."""
+        return {}
+
+
+class HistoryAdmin(OperatorAdmin[M]):
+    """Rows that are never edited, newest first."""
+
+    ordering = ("-id",)
+    sortable_by = ()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return False
+
+
+# --- how things are written ----------------------------------------------------------------------------------
+
+
+def url_of(thing: Model) -> str:
+    return reverse(f"admin:{thing._meta.app_label}_{thing._meta.model_name}_change", args=[thing.pk])
+
+
+def list_url(model: type[Model], **query: str | int) -> str:
+    url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+    return f"{url}?{urlencode(query)}" if query else url
+
+
+def link(thing: Model | None, text: object = None) -> SafeString | str:
+    if thing is None:
+        return "—"
+    return format_html('<a class="ls-link" href="{}">{}</a>', url_of(thing), thing if text is None else text)
+
+
+def pill(state: State) -> SafeString:
+    return format_html('<span class="ls-pill ls-{}" title="{}">{}</span>', state.tone, state.why, state.word)
+
+
+def pill_and_why(state: State) -> SafeString:
+    """For lists: the reason stands beside the word, because a title is seen by nobody without a mouse."""
+    return format_html('{}<span class="ls-why">{}</span>', pill(state), shortened(state.why, 90))
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def number(value: int | None) -> str:
+    return "—" if value is None else f"{value:,}"
+
+
+def size(count: int) -> str:
+    return f"{count:,} B" if count < 10_000 else f"{count / 1000:,.0f} kB"
+
+
+def ago(at: datetime | None) -> SafeString | str:
+    """How long since, with the moment itself in the title."""
+    if at is None:
+        return "—"
+    return format_html(
+        '<time datetime="{}" title="{} UTC">{}</time>',
+        at.isoformat(),
+        f"{at:%Y-%m-%d %H:%M:%S}",
+        span(now() - at) + " ago" if at <= now() else "in " + span(at - now()),
+    )
+
+
+def span(length: timedelta) -> str:
+    """A length of time in the one unit that people would choose."""
+    seconds = length.total_seconds()
+    for unit, of_seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * of_seconds:
+            return f"{seconds / of_seconds:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def mask(identifier: str) -> str:
+    """Enough to recognise what one knows already, too little to learn who it is."""
+    if len(identifier) <= 6:
+        return identifier[:1] + "•" * 5 if identifier else ""
+    return f"{identifier[:2]}•••{identifier[-2:]}"

@@ -1,0 +1,350 @@
+"""Parked: what needs a person, by reason, with what to do about it and the buttons that do it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, Max, Min, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from audiences import operations, state
+from audiences.admin import verbs
+from audiences.admin.masks import masked
+from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill, shortened
+from audiences.admin.verbs import AskReason, NoQuestion, Verb
+from audiences.lanes import REFUSED_BY_ODP
+from audiences.models import Install, Parked
+from audiences.secrets import decrypt
+from lytics.reasons import HINTS
+
+# One press releases at most so many: each is read again in a transaction of its own, while the person waits.
+AT_ONCE = 2_000
+
+_HINTS = {
+    **HINTS,
+    REFUSED_BY_ODP: (
+        "ODP did not take this change; its own words stand beside it. Mend what they name, then release it:"
+        " it is sent again, unless something newer has made it moot."
+    ),
+}
+
+
+def hint(reason: str) -> str:
+    return _HINTS.get(reason, "This version does not know this reason; see the detail.")
+
+
+def released_and_stayed(released: int, stayed: int) -> str:
+    told = f"Released {number(released)}."
+    return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told
+
+
+class Release(Verb[Parked]):
+    name, label, icon, permission = "release", "Release", "outbox", "audiences.release_parked"
+
+    def offered(self, parked: Parked) -> bool:
+        return parked.closed_at is None
+
+    def consequence(self, parked: Parked) -> str:
+        if parked.sequence is not None:
+            return (
+                "The change goes to ODP again, with the time it always had: something newer about this customer wins."
+                f" ODP refused it with: {parked.detail}"
+            )
+        return (
+            "The item is read again with the install's present settings. What can be read is queued for ODP; if"
+            " something still can't, the item stays here."
+        )
+
+    def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
+        released, stayed = operations.release([parked.pk], by=by)
+        return released_and_stayed(released, stayed) if released or stayed else None
+
+
+class Discard(Verb[Parked]):
+    name, label, icon, permission = "discard", "Discard", "delete", "audiences.discard_parked"
+    danger = True
+    form = AskReason
+
+    def offered(self, parked: Parked) -> bool:
+        return parked.closed_at is None
+
+    def consequence(self, parked: Parked) -> str:
+        return (
+            "The item is given up: it never reaches ODP and can't be released any more. The row stays, with your name"
+            " and your reason in its history."
+        )
+
+    def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
+        return "Discarded." if operations.discard([parked.pk], by=by) else None
+
+
+class Reveal(Verb[Parked]):
+    name, label, icon, permission = "reveal", "Show unmasked", "visibility", "audiences.reveal_parked"
+
+    def consequence(self, parked: Parked) -> str:
+        return "The item is shown once as it came, with the personal data in it. That you asked stands in its history."
+
+    def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
+        return "Shown unmasked, this once."
+
+    def also(self, request: HttpRequest, parked: Parked) -> None:
+        request.session["unmasked"] = parked.pk
+
+
+class Resolution(admin.SimpleListFilter):
+    """Open ones unless asked for others: the page is a list of things to do."""
+
+    title = "what became of it"
+    parameter_name = "resolution"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        closed = [(value, label.capitalize()) for value, label in Parked.Resolution.choices if value]
+        return [("open", "Waiting for a person"), *closed, ("all", "All")]
+
+    def choices(self, changelist: Any) -> Any:
+        chosen = self.value() or "open"
+        for value, title in self.lookup_choices:
+            query = changelist.get_query_string({self.parameter_name: value})
+            yield {"selected": value == chosen, "query_string": query, "display": title}
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Parked]) -> QuerySet[Parked]:
+        match self.value():
+            case None | "open":
+                return queryset.filter(closed_at=None)
+            case "all":
+                return queryset
+        return queryset.filter(resolution=self.value())
+
+
+class Reason(admin.SimpleListFilter):
+    title = "reason"
+    parameter_name = "reason"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(reason, reason.replace("_", " ")) for reason in _HINTS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Parked]) -> QuerySet[Parked]:
+        return queryset.filter(reason=self.value()) if self.value() else queryset
+
+
+@admin.register(Parked)
+class ParkedAdmin(HistoryAdmin[Parked]):
+    verbs = (Release(), Discard(), Reveal())
+    actions = ("release_selected", "discard_selected")
+    list_display = ("item", "why", "detail_", "who", "parked_", "pill", "install_link")
+    list_filter = (Resolution, Reason, "install")
+    list_select_related = ("install", "audience")
+    list_before_template = "audiences/parked_groups.html"
+    fields = (
+        ("install_link", "pill"),
+        "why",
+        "hint_",
+        "detail",
+        ("audience_link", "who"),
+        ("receipt_link", "delivery_link"),
+        "parked_at",
+        "raw_",
+    )
+    readonly_fields = (
+        "install_link",
+        "pill",
+        "why",
+        "hint_",
+        "audience_link",
+        "who",
+        "receipt_link",
+        "delivery_link",
+        "raw_",
+    )
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(Release.permission)
+
+    def has_discard_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(Discard.permission)
+
+    def get_urls(self) -> list[Any]:
+        group = path(
+            "all/<int:install>/<slug:reason>/release/",
+            verbs.view(self, self.release_group),
+            name="audiences_parked_release_group",
+        )
+        return [group, *super().get_urls()]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        return super().changelist_view(request, {"groups": groups(), **(extra_context or {})})
+
+    def page_context(self, request: HttpRequest, parked: Parked) -> dict[str, Any]:
+        request.unmasked = request.session.pop("unmasked", None)  # type: ignore[attr-defined]
+        return {}
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Parked | None:
+        """With a note of whether this person, this once, sees it unmasked; the columns are given nothing else."""
+        parked = super().get_object(request, object_id, from_field)
+        if parked is not None:
+            parked.is_unmasked = getattr(request, "unmasked", None) == parked.pk  # type: ignore[attr-defined]
+        return parked
+
+    # --- several at once -------------------------------------------------------------------------------------
+
+    @admin.action(description="Release", permissions=["release"])
+    def release_selected(self, request: HttpRequest, queryset: QuerySet[Parked]) -> HttpResponse | None:
+        return self._selected(request, queryset, verb="Release", form=NoQuestion)
+
+    @admin.action(description="Discard", permissions=["discard"])
+    def discard_selected(self, request: HttpRequest, queryset: QuerySet[Parked]) -> HttpResponse | None:
+        return self._selected(request, queryset, verb="Discard", form=AskReason)
+
+    def _selected(self, request: HttpRequest, queryset: QuerySet[Parked], *, verb: str, form: Any) -> HttpResponse:
+        items = list(queryset.filter(closed_at=None))
+        back, proof = request.get_full_path(), _proof(item.pk for item in items)
+        confirmed = "seen" in request.POST
+        if not items or (confirmed and request.POST["seen"] != proof):
+            return verbs.go(request, back, warning=verbs.STALE)
+        asked = form(request.POST if confirmed else None)
+        if confirmed and asked.is_valid():
+            ids, by = [item.pk for item in items], request.user.get_username()
+            reason = asked.cleaned_data.get("reason", "")
+            if verb == "Discard":
+                told = f"Discarded {number(operations.discard(ids, by=by))}."
+            else:
+                told = released_and_stayed(*operations.release(ids, by=by))
+            verbs.record(request, items, f"{verb}d, with {len(items) - 1} others. {reason and f'Reason: {reason}'}")
+            return verbs.go(request, back, success=told)
+        consequences = {
+            "Release": f"{number(len(items))} items are read or sent again. What still can't be read stays here.",
+            "Discard": f"{number(len(items))} items are given up: they never reach ODP and can't be released any more.",
+        }
+        return verbs.confirmation(
+            request,
+            self,
+            title=f"{verb} {number(len(items))} parked items",
+            label=f"{verb} {number(len(items))}",
+            danger=verb == "Discard",
+            consequence=consequences[verb],
+            form=asked,
+            hidden={"action": f"{verb.lower()}_selected", "seen": proof},
+            selected=[item.pk for item in items],
+            back=back,
+        )
+
+    def release_group(self, request: HttpRequest, install: int, reason: str) -> HttpResponse:
+        """All of one reason, up to the newest that was there when the person was asked."""
+        if not self.has_release_permission(request):
+            raise PermissionDenied
+        back = list_url(Parked)
+        waiting = Parked.objects.filter(install_id=install, reason=reason, closed_at=None)
+        upto = request.POST.get("upto", "")
+        if upto.isdecimal():
+            waiting = waiting.filter(pk__lte=int(upto))
+        facts = waiting.aggregate(count=Count("pk"), newest=Max("pk"))
+        count, seen = facts["count"], f"{facts['count']}-{facts['newest']}"
+        if not count or (request.method == "POST" and request.POST.get("seen") != seen):
+            return verbs.go(request, back, warning=verbs.STALE)
+        if request.method == "POST":
+            ids = list(waiting.order_by("pk").values_list("pk", flat=True)[:AT_ONCE])
+            told = released_and_stayed(*operations.release(ids, by=request.user.get_username()))
+            told += f" {number(count - len(ids))} more wait: press again." if count > len(ids) else ""
+            owner = Install.objects.get(pk=install)
+            verbs.record(request, [owner], f"Released all parked for {reason}: {told}")
+            return verbs.go(request, back, success=told)
+        limit = f", the oldest {number(AT_ONCE)} of them now" if count > AT_ONCE else ""
+        return verbs.confirmation(
+            request,
+            self,
+            title=f"Release all parked for: {reason.replace('_', ' ')}",
+            label=f"Release {number(min(count, AT_ONCE))}",
+            danger=False,
+            consequence=f"{number(count)} items are read or sent again{limit}. What still can't be read stays here.",
+            hidden={"seen": seen, "upto": facts["newest"]},
+            back=back,
+        )
+
+    # --- how it is written -----------------------------------------------------------------------------------
+
+    @admin.display
+    def item(self, parked: Parked) -> SafeString | str:
+        return link(parked, f"{parked.pk:,}")
+
+    @admin.display(description="reason")
+    def why(self, parked: Parked) -> SafeString:
+        return format_html("<strong>{}</strong>", parked.reason.replace("_", " "))
+
+    @admin.display(description="what to do")
+    def hint_(self, parked: Parked) -> str:
+        return hint(parked.reason)
+
+    @admin.display(description="detail")
+    def detail_(self, parked: Parked) -> str:
+        return shortened(parked.detail, 120) or "—"
+
+    @admin.display(description="customer")
+    def who(self, parked: Parked) -> str:
+        return mask(parked.identifier) or "—"
+
+    @admin.display(description="since")
+    def parked_(self, parked: Parked) -> Any:
+        return ago(parked.parked_at)
+
+    @admin.display(description="state")
+    def pill(self, parked: Parked) -> SafeString:
+        return pill(state.of_parked(parked))
+
+    @admin.display(description="install")
+    def install_link(self, parked: Parked) -> SafeString | str:
+        return link(parked.install)
+
+    @admin.display(description="audience")
+    def audience_link(self, parked: Parked) -> SafeString | str:
+        return link(parked.audience)
+
+    @admin.display(description="call")
+    def receipt_link(self, parked: Parked) -> SafeString | str:
+        return link(parked.receipt)
+
+    @admin.display(description="delivery")
+    def delivery_link(self, parked: Parked) -> SafeString | str:
+        return link(parked.delivery)
+
+    @admin.display(description="item as it came")
+    def raw_(self, parked: Parked) -> SafeString | str:
+        unmasked = getattr(parked, "is_unmasked", False)
+        if parked.raw is None:
+            whole = parked.identifier if unmasked else mask(parked.identifier)
+            return format_html('<pre class="ls-pre">customer {}, event {}</pre>', whole, number(parked.sequence))
+        raw = decrypt(bytes(parked.raw)).decode("utf-8", "replace")
+        return format_html('<pre class="ls-pre">{}</pre>', _pretty(raw) if unmasked else masked(raw))
+
+
+def _pretty(raw: str) -> str:
+    try:
+        return json.dumps(json.loads(raw), indent=2, ensure_ascii=False)
+    except ValueError:
+        return raw
+
+
+def _proof(ids: Iterable[int]) -> str:
+    return hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()[:16]
+
+
+def groups() -> list[dict[str, Any]]:
+    """What waits, by install and reason: counted over the index of open items."""
+    waiting = Parked.objects.filter(closed_at=None).order_by().values("install", "install__name", "reason")
+    groups = waiting.annotate(count=Count("pk"), since=Min("parked_at")).order_by("-count")
+    return [
+        {
+            **group,
+            "words": group["reason"].replace("_", " "),
+            "hint": hint(group["reason"]),
+            "since": ago(group["since"]),
+            "url": list_url(Parked, reason=group["reason"], install__id__exact=group["install"]),
+            "release": reverse("admin:audiences_parked_release_group", args=[group["install"], group["reason"]]),
+        }
+        for group in groups
+    ]

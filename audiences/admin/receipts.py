@@ -1,0 +1,106 @@
+"""Receipts: every call of Lytics as it arrived, and what became of its messages."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html_join
+from django.utils.safestring import SafeString
+
+from audiences import state
+from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, pill, size
+from audiences.models import Parked, Receipt
+from lytics.reasons import HINTS
+
+
+class Verdict(admin.SimpleListFilter):
+    title = "verdict"
+    parameter_name = "verdict"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("parked", "Something parked"), ("queued", "Something queued"), ("empty", "Nothing queued")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Receipt]) -> QuerySet[Receipt]:
+        match self.value():
+            case "parked":
+                return queryset.filter(parked__gt=0)
+            case "queued":
+                return queryset.filter(queued__gt=0)
+            case "empty":
+                return queryset.filter(queued=0)
+        return queryset
+
+
+@admin.register(Receipt)
+class ReceiptAdmin(HistoryAdmin[Receipt]):
+    list_display = (
+        "call",
+        "pill",
+        "messages_",
+        "queued_",
+        "parked_",
+        "size",
+        "job",
+        "source",
+        "received",
+        "install_link",
+    )
+    list_filter = (Verdict, "install")
+    list_select_related = ("install",)
+    fields = (
+        ("install_link", "pill"),
+        ("received_at", "source"),
+        ("job", "size"),
+        ("messages_", "queued_"),
+        ("parked_", "skipped_"),
+        "reasons",
+    )
+    readonly_fields = ("install_link", "pill", "size", "messages_", "queued_", "parked_", "skipped_", "reasons")
+
+    @admin.display
+    def call(self, receipt: Receipt) -> SafeString | str:
+        return link(receipt, f"{receipt.pk:,}")
+
+    @admin.display(description="verdict")
+    def pill(self, receipt: Receipt) -> SafeString:
+        return pill(state.of_receipt(receipt))
+
+    @admin.display(description="messages")
+    def messages_(self, receipt: Receipt) -> str:
+        return number(receipt.messages)
+
+    @admin.display(description="events queued")
+    def queued_(self, receipt: Receipt) -> str:
+        return number(receipt.queued)
+
+    @admin.display(description="items parked")
+    def parked_(self, receipt: Receipt) -> str:
+        return number(receipt.parked)
+
+    @admin.display(description="values that were no identifiers")
+    def skipped_(self, receipt: Receipt) -> str:
+        return number(receipt.skipped)
+
+    @admin.display
+    def size(self, receipt: Receipt) -> str:
+        return size(receipt.bytes)
+
+    @admin.display
+    def received(self, receipt: Receipt) -> Any:
+        return ago(receipt.received_at)
+
+    @admin.display(description="install")
+    def install_link(self, receipt: Receipt) -> SafeString | str:
+        return link(receipt.install)
+
+    @admin.display(description="why items were parked")
+    def reasons(self, receipt: Receipt) -> SafeString | str:
+        if not receipt.parked_reasons:
+            return "nothing was parked"
+        url = list_url(Parked, receipt__id__exact=receipt.pk, resolution="all")
+        return format_html_join(
+            "",
+            '<p><a class="ls-link" href="{}">{} × {}</a> — {}</p>',
+            ((url, number(count), reason, HINTS.get(reason, "")) for reason, count in receipt.parked_reasons.items()),
+        )

@@ -1,0 +1,108 @@
+"""Tokens: what Lytics sends in its request header. Shown on their install's page."""
+
+from datetime import timedelta
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from django.utils.timezone import now
+from unfold.widgets import UnfoldAdminSelectWidget
+
+from audiences import state, tokens
+from audiences.admin.pages import HistoryAdmin, link, pill_and_why
+from audiences.admin.verbs import Verb
+from audiences.models import Token
+
+
+class AskUntil(forms.Form):
+    hours = forms.TypedChoiceField(
+        label="The old token lives on for",
+        coerce=int,
+        choices=[(1, "an hour"), (24, "a day"), (168, "a week")],
+        initial=24,
+        widget=UnfoldAdminSelectWidget,
+        help_text="Until then both work, so that nothing is refused while the Lytics job is changed.",
+    )
+
+
+class Reveal(Verb[Token]):
+    name, label, icon, permission = "reveal", "Show", "visibility", "audiences.reveal_token"
+
+    def offered(self, token: Token) -> bool:
+        return state.of_token(token).word in ("live", "ending")
+
+    def consequence(self, token: Token) -> str:
+        return (
+            "The authorization header is shown once, to be copied into Lytics. Whoever has it can send events to this"
+            " install. That you asked for it stands in the token's history."
+        )
+
+    def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
+        return "Authorization header shown, this once."
+
+    def also(self, request: HttpRequest, token: Token) -> None:
+        request.session["revealed_token"] = token.pk
+
+
+class Rotate(Verb[Token]):
+    name, label, icon, permission = "rotate", "Rotate", "autorenew", "audiences.rotate_token"
+    form = AskUntil
+
+    def offered(self, token: Token) -> bool:
+        return [other.pk for other in tokens.live(token.install)] == [token.pk] and token.expires_at is None
+
+    def seen(self, token: Token) -> str:
+        return str(token.pk)
+
+    def consequence(self, token: Token) -> str:
+        used = f"last used {token.last_used_at:%Y-%m-%d %H:%M} UTC" if token.last_used_at else "never used"
+        return (
+            f"A new token is made beside this one ({used}). Put the new header into the Lytics job before the old one"
+            " ends: from then on calls with it are answered 401, and Lytics keeps trying them."
+        )
+
+    def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
+        until = now() + timedelta(hours=answers["hours"])
+        try:
+            tokens.create(token.install)
+        except tokens.NoFreeSlotError:
+            return None
+        tokens.revoke(token, at=until)
+        return f"A new token is live; the old one ends at {until:%Y-%m-%d %H:%M} UTC."
+
+
+class Revoke(Verb[Token]):
+    name, label, icon, permission = "revoke", "Revoke", "block", "audiences.revoke_token"
+    danger = True
+
+    def offered(self, token: Token) -> bool:
+        return token.revoked_at is None
+
+    def consequence(self, token: Token) -> str:
+        others = len([other for other in tokens.live(token.install) if other.pk != token.pk])
+        left = "The other live token goes on working." if others else "It is the only live one: nothing gets in then."
+        return f"Calls with this token are answered 401 from now on, and this can't be undone. {left}"
+
+    def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
+        tokens.revoke(token)
+        return f"Revoked {token}."
+
+
+@admin.register(Token)
+class TokenAdmin(HistoryAdmin[Token]):
+    verbs = (Reveal(), Rotate(), Revoke())
+    list_display = ("token", "pill", "install", "created_at", "last_used_at", "last_used_from")
+    list_filter = ("install",)
+    list_select_related = ("install",)
+    fields = (("install", "pill"), ("created_at", "expires_at"), ("last_used_at", "last_used_from"))
+    readonly_fields = ("pill",)
+
+    @admin.display
+    def token(self, token: Token) -> SafeString | str:
+        return link(token)
+
+    @admin.display(description="state")
+    def pill(self, token: Token) -> SafeString:
+        return pill_and_why(state.of_token(token))

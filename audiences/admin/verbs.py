@@ -1,0 +1,198 @@
+"""The buttons. Each is a Verb: a permission, a page that states the consequence, a POST, an entry in the history.
+
+The confirmation is a page of its own that unfold's dialog shows a part of, so that it works without scripts too. It
+carries what its reader saw; when that is no longer so, nothing is done and the reader is told.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from django import forms
+from django.contrib import messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.http import url_has_allowed_host_and_scheme, urlencode
+from unfold.widgets import UnfoldAdminTextareaWidget
+
+if TYPE_CHECKING:
+    from audiences.admin.pages import OperatorAdmin
+
+M = TypeVar("M", bound=Model)
+
+STALE = "This had changed since the page was drawn, so nothing was done. This is how it stands now."
+
+
+class NoQuestion(forms.Form):
+    """For a verb that only wants a yes."""
+
+
+class AskReason(forms.Form):
+    reason = forms.CharField(
+        max_length=500,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3, "autofocus": True}),
+        help_text="Whoever looks here next reads it.",
+    )
+
+
+class Verb(Generic[M]):
+    """One button on the page of one thing. A subclass says when it is offered, what it will do, and does it."""
+
+    name: str
+    label: str
+    icon: str
+    permission: str
+    danger = False
+    form: type[forms.Form] = NoQuestion
+
+    def offered(self, thing: M) -> bool:
+        return True
+
+    def seen(self, thing: M) -> str:
+        """The facts that the person decides on."""
+        return ""
+
+    def consequence(self, thing: M) -> str:
+        raise NotImplementedError
+
+    def do(self, thing: M, *, by: str, answers: dict[str, Any]) -> str | None:
+        """Do it and say what was done; None when somebody else was quicker."""
+        raise NotImplementedError
+
+    def also(self, request: HttpRequest, thing: M) -> None:
+        """What the next page has to know."""
+
+    def proof(self, thing: M) -> str:
+        return hashlib.sha256(self.seen(thing).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Button:
+    label: str
+    icon: str
+    url: str
+    danger: bool
+
+
+def buttons(
+    admin: "OperatorAdmin[M]", request: HttpRequest, thing: M, *, back: str = "", only: Sequence[str] = ()
+) -> list[Button]:
+    """The verbs, or those of them named, that this person may press now."""
+    query = urlencode({"next": back or request.get_full_path()})
+    return [
+        Button(verb.label, verb.icon, f"{_url(admin, verb, thing)}?{query}", verb.danger)
+        for verb in admin.verbs
+        if (not only or verb.name in only) and request.user.has_perm(verb.permission) and verb.offered(thing)
+    ]
+
+
+def _name(admin: "OperatorAdmin[M]", verb: Verb[M]) -> str:
+    return f"{admin.opts.app_label}_{admin.opts.model_name}_{verb.name}"
+
+
+def _url(admin: "OperatorAdmin[M]", verb: Verb[M], thing: M) -> str:
+    return reverse(f"admin:{_name(admin, verb)}", args=[thing.pk])
+
+
+def urls(admin: "OperatorAdmin[M]") -> list[URLPattern]:
+    return [
+        path(f"<int:pk>/{verb.name}/", view(admin, partial(press, admin, verb)), name=_name(admin, verb))
+        for verb in admin.verbs
+    ]
+
+
+def view(admin: "OperatorAdmin[M]", function: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """A view of the admin site: logged in, never cached, with CSRF."""
+
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return function(request, *args, **kwargs)
+
+    return cast(Callable[..., HttpResponse], admin.admin_site.admin_view(wrapped))
+
+
+def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: int) -> HttpResponse:
+    """GET states the consequence, POST does it."""
+    if not request.user.has_perm(verb.permission):
+        raise PermissionDenied
+    thing = admin.get_queryset(request).filter(pk=pk).first()
+    if thing is None:
+        raise Http404
+    back = way_back(request, reverse(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[pk]))
+    form = verb.form(request.POST if request.method == "POST" else None)
+    if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.proof(thing)):
+        return go(request, back, warning=STALE)
+    if request.method == "POST" and form.is_valid():
+        done = verb.do(thing, by=request.user.get_username(), answers=form.cleaned_data)
+        if done is None:
+            return go(request, back, warning=STALE)
+        reason = form.cleaned_data.get("reason")
+        record(request, [thing], f"{done} Reason: {reason}" if reason else done)
+        verb.also(request, thing)
+        return go(request, back, success=done)
+    return confirmation(
+        request,
+        admin,
+        title=f"{verb.label}: {thing}",
+        label=verb.label,
+        danger=verb.danger,
+        consequence=verb.consequence(thing),
+        form=form,
+        hidden={"seen": verb.proof(thing), "next": back},
+        back=back,
+        opts=admin.opts,
+        original=thing,
+    )
+
+
+def confirmation(request: HttpRequest, admin: "OperatorAdmin[M]", **context: Any) -> HttpResponse:
+    """The page that asks. It posts to its own address."""
+    return TemplateResponse(
+        request,
+        "audiences/confirm.html",
+        {
+            **admin.admin_site.each_context(request),
+            "action": request.get_full_path(),
+            "form": NoQuestion(),
+            **context,
+        },
+    )
+
+
+def way_back(request: HttpRequest, otherwise: str) -> str:
+    asked = request.POST.get("next") or request.GET.get("next") or ""
+    return asked if url_has_allowed_host_and_scheme(asked, allowed_hosts={request.get_host()}) else otherwise
+
+
+def go(request: HttpRequest, to: str, *, success: str = "", warning: str = "") -> HttpResponse:
+    if success:
+        messages.success(request, success)
+    if warning:
+        messages.warning(request, warning)
+    if request.headers.get("HX-Request"):
+        # A redirect would be followed into the dialog.
+        return HttpResponse(headers={"HX-Redirect": to})
+    return HttpResponseRedirect(to)
+
+
+def record(request: HttpRequest, things: Sequence[Model], what: str) -> None:
+    """Who did what, in the history of each thing."""
+    user = cast(User, request.user)
+    LogEntry.objects.bulk_create(
+        LogEntry(
+            user_id=user.pk,
+            content_type_id=ContentType.objects.get_for_model(thing).pk,
+            object_id=str(thing.pk),
+            object_repr=str(thing)[:200],
+            action_flag=CHANGE,
+            change_message=what,
+        )
+        for thing in things
+    )

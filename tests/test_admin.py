@@ -1,0 +1,362 @@
+"""The operator's pages: each opens, each button does what it says for who may press it, and for nobody else."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences import brake, ingest, installs, lanes, operations
+from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Run, Token
+from odp.outcomes import Answer, Outcome
+
+pytestmark = pytest.mark.django_db
+
+KEY = "public.very-private-key"
+
+
+def message(identifier: str | None = "p-1") -> dict[str, Any]:
+    transition = {"id": "a1", "slug": "vip_buyers", "event": "enter", "enter": "2026-02-01T00:00:00Z"}
+    data = {"segment_events": [transition], **({"_id": identifier} if identifier else {"email": "kim@example.com"})}
+    return {"data": data, "meta": {"object": "user"}}
+
+
+@pytest.fixture
+def install() -> Install:
+    """An install of whose two messages one is queued and one parked. Nobody listens at its host."""
+    made = Install(name="Shop", odp_api_key=KEY, odp_host="http://127.0.0.1:1")
+    installs.create(made)
+    ingest.receive(made, json.dumps([message(), message(None)]).encode())
+    return made
+
+
+@pytest.fixture
+def audience(install: Install) -> Audience:
+    return Audience.objects.get(install=install)
+
+
+@pytest.fixture
+def lane(audience: Audience) -> Lane:
+    return Lane.objects.get(audience=audience)
+
+
+def someone(role: str) -> Client:
+    """A person with that role, logged in."""
+    person = User.objects.create_user(role, password="long enough for anyone", is_staff=True)
+    person.groups.add(Group.objects.get(name=role))
+    client = Client()
+    client.force_login(person)
+    return client
+
+
+@pytest.fixture
+def viewer() -> Client:
+    return someone("viewer")
+
+
+@pytest.fixture
+def operator() -> Client:
+    return someone("operator")
+
+
+@pytest.fixture
+def boss() -> Client:
+    return someone("admin")
+
+
+def url(verb: str, thing: Any) -> str:
+    return reverse(f"admin:{thing._meta.app_label}_{thing._meta.model_name}_{verb}", args=[thing.pk])
+
+
+def hidden(page: str) -> dict[str, str]:
+    """The hidden fields of a confirmation, as a browser would send them back."""
+    tags = re.findall(r'<input[^>]*type="hidden"[^>]*>', page)
+    pairs = [(re.search(r'name="([^"]+)"', tag), re.search(r'value="([^"]*)"', tag)) for tag in tags]
+    return {name[1]: value[1] for name, value in pairs if name and value}
+
+
+def press(client: Client, verb: str, thing: Any, **answers: str) -> str:
+    """Read what a button says it will do, and press it. Returns what was said."""
+    asked = client.get(url(verb, thing))
+    assert asked.status_code == 200, asked.status_code
+    client.post(url(verb, thing), {**hidden(asked.content.decode()), **answers})
+    return asked.content.decode()
+
+
+# --- every page opens ------------------------------------------------------------------------------------------
+
+
+def test_a_stranger_is_sent_to_the_login(client: Client, install: Install) -> None:
+    for name in ("index", "audiences_install_changelist", "audiences_parked_changelist"):
+        assert client.get(reverse(f"admin:{name}"))["Location"].startswith("/admin/login/")
+
+
+@pytest.mark.parametrize("model", ["install", "audience", "parked", "receipt", "run", "delivery", "token"])
+def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, lane: Lane, model: str) -> None:
+    lease = lanes.claim(install.pk, provisioned=False)
+    assert lease is not None
+    lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=9, sent={lane.pk: 1}, of={lane.pk: 1})
+    kinds: dict[str, Any] = {
+        "install": Install,
+        "audience": Audience,
+        "parked": Parked,
+        "receipt": Receipt,
+        "run": Run,
+        "delivery": Delivery,
+        "token": Token,
+    }
+    listed = viewer.get(reverse(f"admin:audiences_{model}_changelist"))
+    assert listed.status_code == 200
+    thing = kinds[model].objects.first()
+    opened = viewer.get(reverse(f"admin:audiences_{model}_change", args=[thing.pk]))
+    assert opened.status_code == 200
+    for page in (listed, opened):
+        assert KEY not in page.content.decode()
+        assert "http://fonts" not in page.content.decode()
+
+
+def test_the_front_page_is_calm_when_all_is_well(viewer: Client) -> None:
+    page = viewer.get(reverse("admin:index"))
+    assert page.status_code == 200
+    assert page.context["troubles"] == []
+    assert all(number.well for number in page.context["numbers"])
+
+
+def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lane: Lane) -> None:
+    Lane.objects.update(blocked_at=now(), block_reason="The customer field has type string")
+    brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    page = viewer.get(reverse("admin:index")).content.decode()
+    assert "The customer field has type string" in page
+    assert "403: Forbidden" in page
+    assert "no_identifier" in page or "no usable customer identifier" in page
+
+
+def test_a_page_of_events_is_never_counted(
+    viewer: Client, install: Install, django_assert_max_num_queries: Callable[[int], Any]
+) -> None:
+    ingest.receive(install, json.dumps([message(f"q-{n}") for n in range(500)]).encode())
+    for name in ("audience", "receipt", "run", "delivery", "parked"):
+        with django_assert_max_num_queries(16) as seen:
+            viewer.get(reverse(f"admin:audiences_{name}_changelist"))
+        assert not [
+            query["sql"]
+            for query in seen.captured_queries
+            if re.search(r"count\(.*audiences_event", query["sql"], re.I)
+        ]
+
+
+# --- connecting ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_install_gets_its_token_and_shows_what_to_paste(operator: Client) -> None:
+    added = operator.post(
+        reverse("admin:audiences_install_add"),
+        {
+            "name": "New",
+            "enabled": "on",
+            "odp_api_key": KEY,
+            "odp_host": "http://127.0.0.1:1",
+            "identifier_field": "_id",
+            "mechanism": "attribute",
+            "batch_size": "500",
+            "requests_per_second": "10",
+            "max_in_flight": "20",
+            "region": "",
+        },
+        follow=True,
+    )
+    made = Install.objects.get(name="New")
+    token = made.tokens.get()
+    page = added.content.decode()
+    assert installs.webhook_url(made) in page
+    assert token.secret in page
+    assert made.odp_api_key == KEY
+    again = operator.get(reverse("admin:audiences_install_change", args=[made.pk])).content.decode()
+    assert token.secret not in again
+
+
+def test_saving_without_a_key_keeps_the_stored_one(operator: Client, install: Install) -> None:
+    address = reverse("admin:audiences_install_change", args=[install.pk])
+    form = operator.get(address).context["adminform"].form
+    told = {name: value for name, value in form.initial.items() if value not in (None, False)}
+    operator.post(address, {**told, "name": "Renamed", "odp_api_key": "", "enabled": "on"})
+    install.refresh_from_db()
+    assert (install.name, install.odp_api_key) == ("Renamed", KEY)
+
+
+def test_a_viewer_can_not_change_an_install(viewer: Client, install: Install) -> None:
+    answered = viewer.post(reverse("admin:audiences_install_change", args=[install.pk]), {"name": "Mine"})
+    assert answered.status_code == 403
+    assert viewer.get(reverse("admin:audiences_install_add")).status_code == 403
+
+
+# --- every button, by the right person -------------------------------------------------------------------------
+
+
+def test_pause_asks_for_a_reason_and_resume_ends_it(operator: Client, audience: Audience, lane: Lane) -> None:
+    press(operator, "pause", audience)
+    lane.refresh_from_db()
+    assert lane.paused_at is None
+    press(operator, "pause", audience, reason="Campaign moved")
+    lane.refresh_from_db()
+    assert (lane.paused_by, lane.pause_reason) == ("operator", "Campaign moved")
+    press(operator, "resume", audience)
+    lane.refresh_from_db()
+    assert lane.paused_at is None
+
+
+def test_unblock_lets_a_lane_try_again(operator: Client, audience: Audience, lane: Lane) -> None:
+    Lane.objects.update(blocked_at=now(), block_reason="wrong type")
+    press(operator, "unblock", audience)
+    lane.refresh_from_db()
+    assert lane.blocked_at is None
+
+
+def test_retry_now_releases_the_brake(operator: Client, install: Install, audience: Audience) -> None:
+    for thing in (install, audience):
+        brake.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
+        press(operator, "retry", thing)
+        install.refresh_from_db()
+        assert install.brake_until_at is None
+
+
+def test_resync_sends_the_ledger_again_and_says_how_much(operator: Client, audience: Audience) -> None:
+    with_a_ledger(audience)
+    said = press(operator, "resync", audience, reason="ODP was restored from a backup")
+    assert "1 customers" in said
+    assert Event.objects.filter(audience=audience, forced=True).count() == 1
+
+
+def with_a_ledger(audience: Audience) -> None:
+    Audience.objects.filter(pk=audience.pk).update(provisioned_at=now())
+    lease = lanes.claim(audience.install_id)
+    assert lease is not None
+    entries, ledger = lanes.read(lease)
+    (span,) = lease.spans
+    lanes.settle(lease, [lanes.Result(span, events=1, accepted=entries[audience.pk])], ledger)
+
+
+def test_release_reads_a_parked_item_again(operator: Client, install: Install) -> None:
+    parked = Parked.objects.get()
+    press(operator, "release", parked)
+    parked.refresh_from_db()
+    assert parked.closed_at is None  # the identifier is still missing
+    Install.objects.filter(pk=install.pk).update(identifier_field="email")
+    press(operator, "release", parked)
+    parked.refresh_from_db()
+    assert (parked.resolution, parked.closed_by) == ("released", "operator")
+
+
+def test_discard_needs_the_admin_and_a_reason(operator: Client, boss: Client, install: Install) -> None:
+    parked = Parked.objects.get()
+    assert operator.get(url("discard", parked)).status_code == 403
+    press(boss, "discard", parked, reason="A test of ours")
+    parked.refresh_from_db()
+    assert (parked.resolution, parked.closed_by) == ("discarded", "admin")
+
+
+def test_a_raw_item_is_masked_until_asked_for(operator: Client, boss: Client, install: Install) -> None:
+    parked = Parked.objects.get()
+    page = reverse("admin:audiences_parked_change", args=[parked.pk])
+    assert "kim@example.com" not in boss.get(page).content.decode()
+    assert operator.get(url("reveal", parked)).status_code == 403
+    press(boss, "reveal", parked)
+    assert "kim@example.com" in boss.get(page).content.decode()
+    assert "kim@example.com" not in boss.get(page).content.decode()
+
+
+def test_tokens_are_made_revealed_rotated_and_revoked(operator: Client, install: Install) -> None:
+    first = install.tokens.get()
+    press(operator, "new-token", install)
+    assert install.tokens.filter(revoked_at=None).count() == 2
+    assert operator.get(url("new-token", install)).status_code == 302  # there can't be three
+    press(operator, "reveal", first)
+    page = operator.get(reverse("admin:audiences_install_change", args=[install.pk])).content.decode()
+    assert first.secret in page
+    press(operator, "revoke", first)
+    first.refresh_from_db()
+    assert first.revoked_at is not None
+
+
+def test_rotating_lets_the_old_token_live_on_for_a_while(operator: Client, install: Install) -> None:
+    old = install.tokens.get()
+    asked = operator.get(url("rotate", old)).content.decode()
+    operator.post(url("rotate", old), {**hidden(asked), "hours": "24"})
+    old.refresh_from_db()
+    assert install.tokens.filter(revoked_at=None).count() == 2
+    assert old.expires_at is not None
+    assert old.expires_at > now() + timedelta(hours=23)
+
+
+# --- every button, by the wrong person, and on a stale page ------------------------------------------------------
+
+BUTTONS: list[tuple[str, str]] = [
+    ("audience", "pause"),
+    ("audience", "resume"),
+    ("audience", "unblock"),
+    ("audience", "retry"),
+    ("audience", "resync"),
+    ("install", "retry"),
+    ("install", "check"),
+    ("install", "new-token"),
+    ("token", "reveal"),
+    ("token", "rotate"),
+    ("token", "revoke"),
+    ("parked", "release"),
+    ("parked", "discard"),
+    ("parked", "reveal"),
+]
+
+
+@pytest.mark.parametrize(("kind", "verb"), BUTTONS)
+def test_a_viewer_presses_nothing(viewer: Client, install: Install, audience: Audience, kind: str, verb: str) -> None:
+    things = {"audience": audience, "install": install, "token": install.tokens.get(), "parked": Parked.objects.get()}
+    assert viewer.get(url(verb, things[kind])).status_code == 403
+    assert viewer.post(url(verb, things[kind]), {"reason": "mine"}).status_code == 403
+
+
+def test_no_button_works_without_its_csrf_token(install: Install, audience: Audience) -> None:
+    person = someone("operator")
+    person.handler.enforce_csrf_checks = True
+    assert person.post(url("pause", audience), {"reason": "x"}).status_code == 403
+
+
+def test_a_stale_page_does_nothing(operator: Client, audience: Audience, lane: Lane) -> None:
+    asked = operator.get(url("pause", audience)).content.decode()
+    lanes.pause(lane, by="somebody else", reason="quicker")
+    operator.post(url("pause", audience), {**hidden(asked), "reason": "too late"})
+    lane.refresh_from_db()
+    assert lane.paused_by == "somebody else"
+    asked = operator.get(url("resume", audience)).content.decode()
+    lanes.resume(lane)
+    lanes.pause(lane, by="a third", reason="again")
+    operator.post(url("resume", audience), hidden(asked))
+    lane.refresh_from_db()
+    assert lane.paused_by == "a third"
+
+
+def test_a_parked_item_that_went_meanwhile_is_left_alone(boss: Client, install: Install) -> None:
+    parked = Parked.objects.get()
+    asked = boss.get(url("discard", parked)).content.decode()
+    operations.discard([parked.pk], by="somebody else")
+    boss.post(url("discard", parked), {**hidden(asked), "reason": "x"})
+    parked.refresh_from_db()
+    assert parked.closed_by == "somebody else"
+
+
+def test_what_was_done_stands_in_the_history(operator: Client, audience: Audience) -> None:
+    press(operator, "pause", audience, reason="Campaign moved")
+    history = operator.get(reverse("admin:audiences_audience_history", args=[audience.pk]))
+    assert "Campaign moved" in history.content.decode()
+
+
+@pytest.mark.parametrize("model", ["audience", "parked", "receipt", "run", "delivery", "token"])
+def test_history_is_neither_added_nor_deleted(boss: Client, install: Install, model: str) -> None:
+    assert boss.get(f"/admin/audiences/{model}/add/").status_code in (403, 404)
+    assert boss.post(f"/admin/audiences/{model}/1/delete/", {"post": "yes"}).status_code in (302, 403, 404)
