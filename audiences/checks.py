@@ -1,10 +1,12 @@
 """System checks: what has to hold between settings, each under an id of its own so that it can be looked up."""
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Warning as Caution
 
 # What a worker needs after an answer and before its lease ends, in seconds: the settle, and a busy machine.
 SETTLE_SECONDS = 2.0
@@ -58,8 +60,7 @@ def body_limit_holds_a_batch(**kwargs: object) -> list[CheckMessage]:
 
 @register(deploy=True)
 def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
-    parts = urlsplit(settings.PUBLIC_URL)
-    if parts.scheme == "https" or parts.hostname in ("127.0.0.1", "localhost", "::1"):
+    if urlsplit(settings.PUBLIC_URL).scheme == "https" or _is_local(settings.PUBLIC_URL):
         return []
     return [Error("PUBLIC_URL must start with https:// — Lytics calls nothing else.", id="audiences.E005")]
 
@@ -69,3 +70,25 @@ def brake_grows(**kwargs: object) -> list[CheckMessage]:
     if settings.BRAKE_FIRST_SECONDS <= settings.BRAKE_LONGEST_SECONDS:
         return []
     return [Error("BRAKE_FIRST_SECONDS must not exceed BRAKE_LONGEST_SECONDS.", id="audiences.E006")]
+
+
+@register(Tags.database)
+def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
+    """``manage.py check --database default``: an install of a public service that sends to this machine."""
+    from audiences.models import Install
+
+    if not databases or _is_local(settings.PUBLIC_URL):
+        return []
+    return [
+        Caution(
+            f"The install {install.name} sends to {install.odp_host}, and PUBLIC_URL says that this is no trial.",
+            hint="Empty its ODP host, or switch the install off.",
+            id="audiences.W007",
+        )
+        for install in Install.objects.using(databases[0]).filter(enabled=True).exclude(odp_host="")
+        if _is_local(install.odp_host)
+    ]
+
+
+def _is_local(url: str) -> bool:
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "sandbox")  # noqa: S104

@@ -15,8 +15,8 @@ import structlog
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import naming, remember
-from audiences.models import Audience, Install, Lane, Parked, Receipt
+from audiences import lanes, naming, remember
+from audiences.models import Audience, Install, Parked, Receipt
 from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import payload, reasons, times
@@ -260,7 +260,7 @@ def _create(install: Install, fact: Fact) -> int:
     audience = Audience.objects.create(
         install=install, segment_id=_key(fact), slug=fact.slug, latest_slug=fact.slug, odp_id=odp_id
     )
-    Lane.objects.create(audience=audience)
+    lanes.lay(audience)
     if odp_id != naming.odp_id(fact.slug):
         log.warning("two segments want one ODP id", audience=odp_id, wanted=naming.odp_id(fact.slug), slug=fact.slug)
     return audience.pk

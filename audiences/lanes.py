@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences.fold import Entry, Held
-from audiences.models import Delivery, Install, Lane, Parked, Run
+from audiences.models import Audience, Delivery, Install, Lane, Parked, Run
 from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 
@@ -181,6 +181,11 @@ UPDATE audiences_parked AS parked SET closed_at = clock_timestamp(), resolution 
 FROM jsonb_to_recordset(%s::jsonb) AS x(a bigint, i text)
 WHERE parked.audience_id = x.a AND parked.identifier = x.i AND parked.closed_at IS NULL AND parked.sequence IS NOT NULL
 """
+
+
+def lay(audience: Audience) -> Lane:
+    """The lane of a new audience, with nothing delivered yet."""
+    return Lane.objects.create(audience=audience)
 
 
 def due() -> list[int]:

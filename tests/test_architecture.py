@@ -22,7 +22,7 @@ WRITERS = {
     "Event": {"audiences/ingest.py"},
     "Receipt": {"audiences/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
-    "Lane": {"audiences/lanes.py", "audiences/ingest.py"},
+    "Lane": {"audiences/lanes.py"},
     "Run": {"audiences/lanes.py"},
     "Delivery": {"audiences/lanes.py"},
     "Membership": {"audiences/lanes.py"},

@@ -5,6 +5,8 @@ from cryptography.fernet import Fernet
 from django.core.checks import run_checks
 from pytest_django.fixtures import Settings
 
+from audiences.models import Install
+
 
 def found(*, deploy: bool = False) -> set[str]:
     return {
@@ -65,3 +67,22 @@ def test_lytics_calls_https_only(settings: Settings, url: str, codes: set[str]) 
 def test_the_brake_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
     settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS = first, longest
     assert found() == codes
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("public", "host", "enabled", "codes"),
+    [
+        ("https://sync.example.com", "http://127.0.0.1:8090", True, {"audiences.W007"}),
+        ("https://sync.example.com", "http://127.0.0.1:8090", False, set()),
+        ("https://sync.example.com", "https://api.zaius.com", True, set()),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8090", True, set()),
+    ],
+)
+def test_no_install_of_a_public_service_sends_to_a_sandbox(
+    settings: Settings, public: str, host: str, enabled: bool, codes: set[str]
+) -> None:
+    settings.PUBLIC_URL = public
+    Install.objects.create(name="Left over", odp_api_key="public.private", odp_host=host, enabled=enabled)
+    messages = run_checks(databases=["default"])
+    assert {message.id for message in messages if str(message.id).startswith("audiences")} == codes
