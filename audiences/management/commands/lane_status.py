@@ -27,7 +27,7 @@ class Command(BaseCommand):
             return
         for install in installs:
             self.stdout.write(f"{install['name']}: {install['state']} {install['why']}".rstrip())
-        width = max((len(lane["audience"]) for lane in lanes), default=8)
+        width = max((len(lane["odp_id"]) for lane in lanes), default=8)
         self.stdout.write(f"{'audience':{width}} {'backlog':>9} {'members':>9}  state")
         for lane in lanes:
             why = f" — {lane['why']}" if lane["why"] else ""

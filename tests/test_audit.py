@@ -1,0 +1,71 @@
+"""The audit finds each broken truth: every test breaks one of them in the tables, behind the code's back."""
+
+import pytest
+from django.db import connection
+
+from audiences import audit
+from audiences.models import Audience, Install
+from tests.delivering import claim, enter, make_audience, make_install
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+GAP, CURSOR, LEDGER, MEMBERS, HISTORY, REFUSED = audit.TRUTHS
+
+
+@pytest.fixture
+def gold() -> Audience:
+    """An audience of whose five events three are delivered: one of them refused."""
+    from audiences import lanes
+
+    install = make_install()
+    made = make_audience(install, "gold")
+    enter(made, "a", "b", "c", "d", "e")
+    lease = claim(install, capacity=3)
+    entries, ledger = lanes.read(lease)
+    *accepted, refused = entries[made.pk]
+    result = lanes.Result(lease.spans[0], events=3, accepted=accepted, refused=[(refused, "no")])
+    lanes.settle(lease, [result], ledger)
+    return made
+
+
+def truths() -> set[str]:
+    return {finding.truth for finding in audit.audit()}
+
+
+def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
+    assert audit.audit() == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "broken"),
+    [
+        ("DELETE FROM audiences_event WHERE sequence = 4", GAP),
+        ("DELETE FROM audiences_event WHERE sequence = 5", GAP),
+        ("DELETE FROM audiences_event", GAP),
+        ("UPDATE audiences_lane SET delivered_sequence = 9", CURSOR),
+        ("UPDATE audiences_membership SET is_member = false WHERE identifier = 'a'", LEDGER),
+        ("UPDATE audiences_membership SET occurred_ns = 7 WHERE identifier = 'a'", LEDGER),
+        ("DELETE FROM audiences_membership WHERE identifier = 'b'", LEDGER),
+        ("UPDATE audiences_lane SET delivered_sequence = 5", LEDGER),
+        ("UPDATE audiences_lane SET member_count = 2", MEMBERS),
+        ("DELETE FROM audiences_run", HISTORY),
+        ("UPDATE audiences_run SET outcome = 'unknown'", HISTORY),
+        ("UPDATE audiences_run SET last_sequence = 2", HISTORY),
+        ("UPDATE audiences_membership SET refused = false", REFUSED),
+    ],
+)
+def test_it_finds_what_is_broken(gold: Audience, damage: str, broken: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(damage)
+        assert cursor.rowcount
+    assert broken in truths()
+    assert {finding.audience for finding in audit.audit()} == {"lytics_gold"}
+
+
+def test_installs_are_audited_together(gold: Audience) -> None:
+    other = make_audience(make_install(name="Other"), "gold")
+    enter(other, "z")
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM audiences_event WHERE audience_id = %s", [other.pk])
+    assert truths() == {GAP}
+    assert Install.objects.count() == 2

@@ -1,0 +1,95 @@
+"""The commands: what they print for people, and what for programs."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.utils.timezone import now
+
+from audiences import lanes
+from audiences.models import Audience, Install, Lane
+from tests.delivering import enter, make_audience, make_install
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def run(*words: str) -> str:
+    said = io.StringIO()
+    call_command(*words, stdout=said)
+    return said.getvalue()
+
+
+def told(*words: str) -> Any:
+    return json.loads(run(*words, "--json"))
+
+
+def test_create_install_prints_what_lytics_needs() -> None:
+    facts = told("create_install", "Shop", "--odp-host", "http://127.0.0.1:9/", "--odp-api-key", "public.private")
+    install = Install.objects.get()
+    token = install.tokens.get()
+    assert facts == {
+        "install_id": install.public_id,
+        "webhook_url": f"http://127.0.0.1:8000/webhooks/lytics/{install.public_id}",
+        "authorization": f"Bearer {token.secret}",
+        "authorization_header": f"Authorization: Bearer {token.secret}",
+    }
+    assert (install.odp_host, install.odp_api_key) == ("http://127.0.0.1:9", "public.private")
+
+
+def test_create_install_takes_what_the_admin_takes() -> None:
+    words = ["--identifier-field", "_uids", "--mechanism", "list", "--batch-size", "100", "--requests-per-second", "5"]
+    text = run("create_install", "Shop", "--odp-api-key", "k", *words)
+    install = Install.objects.get()
+    assert (install.identifier_field, install.mechanism, install.batch_size) == ("_uids", "list", 100)
+    assert "Authorization: Bearer lysync_" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["--batch-size", "501"], ["--odp-host", "nowhere"], ["--identifier-field", "two words"]]
+)
+def test_create_install_says_what_is_wrong_and_stores_nothing(words: list[str]) -> None:
+    with pytest.raises(CommandError):
+        run("create_install", "Shop", "--odp-api-key", "k", *words)
+    assert not Install.objects.exists()
+
+
+@pytest.fixture
+def gold() -> Audience:
+    made = make_audience(make_install(), "gold")
+    enter(made, "a", "b")
+    return made
+
+
+def test_lane_status_tells_backlog_state_and_reason(gold: Audience) -> None:
+    Lane.objects.update(blocked_at=now(), block_reason="wrong type")
+    report = told("lane_status")
+    (lane,) = report["lanes"]
+    assert (report["backlog"], lane["backlog"], lane["odp_id"]) == (2, 2, "lytics_gold")
+    assert (lane["state"], lane["why"]) == ("blocked", "wrong type")
+    assert "blocked — wrong type" in run("lane_status")
+
+
+def test_lane_status_shows_an_edited_slug(gold: Audience) -> None:
+    Audience.objects.update(latest_slug="platinum")
+    (lane,) = told("lane_status")["lanes"]
+    assert "platinum" in lane["warnings"][0]
+
+
+def test_audit_log_ends_well_or_with_a_list(gold: Audience) -> None:
+    assert told("audit_log")["clean"] is True
+    Lane.objects.update(delivered_sequence=9)
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as ended:
+        call_command("audit_log", "--json", stdout=said)
+    assert ended.value.code == 1
+    report = json.loads(said.getvalue())
+    assert report["clean"] is False
+    assert {"cursor not past the last number"} <= {finding["truth"] for finding in report["findings"]}
+
+
+def test_a_paused_lane_says_by_whom(gold: Audience) -> None:
+    lanes.pause(Lane.objects.get(), by="kim", reason="campaign moved")
+    assert "by kim: campaign moved" in run("lane_status")

@@ -1,0 +1,351 @@
+"""Draining, whole: events in the log, the sandbox ODP at the other end, and whatever goes wrong in between."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from audiences import lanes, operations
+from audiences.models import Audience, Delivery, Install, Parked
+from odp.client import Client
+from odp.outcomes import Answer
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import (
+    assert_all_is_well,
+    brake_runs_out,
+    claim,
+    cursor_of,
+    deliveries,
+    drain_all,
+    enter,
+    happen,
+    lane_of,
+    lease_runs_out,
+    ledger_of,
+    make_audience,
+    make_install,
+    numbered,
+    parked,
+    runs_of,
+    sandbox,
+    writes,
+)
+from workers import drain
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def odp() -> Iterator[ThreadedSandbox]:
+    with sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    return make_install(odp)
+
+
+@pytest.fixture
+def gold(shop: Install) -> Audience:
+    return make_audience(shop, "gold", provisioned=False)
+
+
+# --- what is sent ------------------------------------------------------------------------------------------------
+
+
+def test_events_become_memberships(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    happen(gold, ("a", "enter", 1), ("b", "enter", 1), ("b", "exit", 2))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a"]
+    assert odp.members("lytics_gold", "web_user_id") == ["a"]
+    assert_all_is_well(gold)
+
+
+def test_an_older_enter_after_a_newer_exit_revives_nobody(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    happen(gold, ("a", "exit", 5))
+    drain_all(shop)
+    happen(gold, ("a", "enter", 4))
+    drain_all(shop)
+    assert [item["attributes"]["lytics_gold"] for request in writes(odp) for item in request] == [False]
+    assert_all_is_well(gold)
+
+
+def test_a_repeat_sends_nothing(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    for _ in range(2):
+        happen(gold, ("a", "enter", 1), ("b", "exit", 1))
+        drain_all(shop)
+    assert len(writes(odp)) == 1
+    assert runs_of(gold)[-1] == (3, 4, 0, 2, "delivered")
+
+
+def test_a_change_of_a_member_sends_nothing_and_one_of_a_stranger_does(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    happen(gold, ("a", "enter", 1))
+    drain_all(shop)
+    happen(gold, ("a", "change", 2), ("b", "change", 2))
+    drain_all(shop)
+    assert [item["attributes"]["fs_user_id"] for item in writes(odp)[-1]] == ["b"]
+    assert ledger_of(gold)["a"] == (True, 2, False)
+
+
+def test_audiences_of_one_customer_share_an_item(odp: ThreadedSandbox, shop: Install) -> None:
+    gold, silver = make_audience(shop, "gold"), make_audience(shop, "silver")
+    for name in ("gold", "silver"):
+        field = {"name": f"lytics_{name}", "display_name": name, "type": "boolean"}
+        odp.odp("POST", "/v3/schema/objects/customers/fields", field)
+    happen(gold, ("a", "enter", 1))
+    happen(silver, ("a", "exit", 1))
+    drain_all(shop)
+    (request,) = writes(odp)
+    assert request == [
+        {"attributes": {"fs_user_id": "a", "web_user_id": "a", "lytics_gold": True, "lytics_silver": False}}
+    ]
+
+
+@pytest.mark.parametrize("mechanism", ["attribute", "list", "passthrough"])
+def test_every_mechanism_ends_in_the_same_audience(odp: ThreadedSandbox, settings: Any, mechanism: str) -> None:
+    settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {}}
+    odp.settings(passthrough="on")
+    shop = make_install(odp, mechanism=mechanism)
+    gold = make_audience(shop, "gold", provisioned=False)
+    happen(gold, ("a", "enter", 1_000_000_000), ("b", "enter", 1_000_000_000), ("b", "exit", 2_000_000_000))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a"]
+    assert_all_is_well(gold)
+
+
+# --- when ODP says no --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_refused_customers_are_parked_and_the_others_arrive(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, named: bool
+) -> None:
+    bad = {"identifiers": ["u0003", "u0017"], "named": named, "message": "no such customer"}
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": bad})
+    enter(gold, *numbered(40))
+    drain_all(shop)
+    assert set(odp.members("lytics_gold")) == set(numbered(40)) - {"u0003", "u0017"}
+    assert sorted(identifier for _, identifier, _ in parked()) == ["u0003", "u0017"]
+    words = "no such customer" if named else "400: the request has invalid items"
+    assert {item.detail for item in Parked.objects.all()} == {words}
+    assert_all_is_well(gold)
+
+
+def test_one_bad_customer_in_500_costs_ten_more_requests(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["u0000"], "named": False}})
+    enter(gold, *numbered(500))
+    drain_all(shop)
+    assert len(deliveries()) - 1 <= 10
+    assert len(odp.members("lytics_gold")) == 499
+
+
+def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    silver = make_audience(shop, "silver", provisioned=False)
+    odp.fault({"path": "/v3/profiles"}, {"refuse_field": "lytics_gold", "named": True, "message": "not now"})
+    enter(gold, *numbered(20))
+    enter(silver, *numbered(20))
+    drain_all(shop)
+    assert "not now" in lane_of(gold).block_reason
+    assert (cursor_of(gold), parked()) == (0, [])
+    assert len(odp.members("lytics_silver")) == 20
+    odp.clear_faults()
+    assert lanes.unblock(lane_of(gold))
+    drain_all(shop)
+    assert len(odp.members("lytics_gold")) == 20
+    assert_all_is_well(gold, silver)
+
+
+def test_a_refused_item_is_sent_again_on_release_and_closes(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["a"], "named": True}})
+    enter(gold, "a", "b")
+    drain_all(shop)
+    odp.clear_faults()
+    assert operations.release([Parked.objects.get().pk], by="kim") == (1, 0)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a", "b"]
+    assert parked() == [("lytics_gold", "a", "released")]
+    assert ledger_of(gold)["a"] == (True, 1, False)
+    assert_all_is_well(gold)
+
+
+def test_a_late_older_event_does_not_get_past_a_refused_newer_one(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["a"], "named": True}})
+    happen(gold, ("a", "exit", 5), ("b", "enter", 1))
+    drain_all(shop)
+    odp.clear_faults()
+    happen(gold, ("a", "enter", 4))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["b"]
+    assert_all_is_well(gold)
+
+
+@pytest.mark.parametrize("act", ["replay", "resync"])
+def test_what_odp_has_lost_comes_back(odp: ThreadedSandbox, shop: Install, gold: Audience, act: str) -> None:
+    happen(gold, ("a", "enter", 1), ("b", "exit", 1))
+    drain_all(shop)
+    odp.reset(keep_schema=True)
+    assert odp.members("lytics_gold") == []
+    if act == "replay":
+        assert operations.replay(gold, first=1, last=2) == 2
+    else:
+        assert operations.resync(gold) == 2
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a"]
+    assert_all_is_well(gold)
+
+
+# --- when ODP can't ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        {"status": 500},
+        {"status": 503, "apply": True},
+        {"status": 429, "headers": {"Retry-After": "600"}},
+        {"status": 200, "html": True},
+        {"status": 403, "body": {"message": "Forbidden"}},
+        {"close": "before"},
+        {"close": "after"},
+    ],
+)
+def test_a_failure_brakes_the_install_and_blames_no_event(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, then: dict[str, Any]
+) -> None:
+    odp.fault({"path": "/v3/profiles", "times": 1}, then)
+    enter(gold, "a", "b")
+    drain_all(shop)
+    shop.refresh_from_db()
+    if shop.brake_until_at is None:  # full jitter may be over at once
+        assert cursor_of(gold) == 2
+    else:
+        assert (cursor_of(gold), parked(), lane_of(gold).lease_token) == (0, [], None)
+        assert shop.brake_reason
+    brake_runs_out(shop)
+    drain_all(shop)
+    shop.refresh_from_db()
+    assert (shop.brake_until_at, shop.brake_failures) == (None, 0)
+    assert odp.members("lytics_gold") == ["a", "b"]
+    assert_all_is_well(gold)
+
+
+def test_a_failure_in_the_middle_of_an_isolation_sends_nothing_twice_and_loses_nothing(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["u0007"], "named": False}})
+    odp.fault({"path": "/v3/profiles", "nth": 4}, {"status": 500})
+    enter(gold, *numbered(16))
+    drain_all(shop)
+    for _ in range(3):
+        brake_runs_out(shop)
+        drain_all(shop)
+    accepted = [r for r in odp.requests(bodies=True) if r["path"] == "/v3/profiles" and r["status"] == 202]
+    assert sum(request["items"] for request in accepted) == 15
+    assert [identifier for _, identifier, _ in parked()] == ["u0007"]
+    assert_all_is_well(gold)
+
+
+# --- a worker that dies ------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What kill -9 is to the code that runs: nothing after it happens."""
+
+
+DEATHS = ["claim", "read", "open_delivery", "before the request", "after the request", "settle"]
+
+
+@pytest.mark.parametrize("where", DEATHS)
+def test_whoever_comes_next_finishes_what_a_killed_worker_began(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(gold, "a", "b")
+    drain.turn(shop.pk)  # makes the audience
+    with monkeypatch.context() as patched:
+        _die(patched, where)
+        with pytest.raises(Killed):
+            drain_all(shop)
+    assert lanes.claim(shop.pk) is None  # the lease holds for now
+    lease_runs_out(gold)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a", "b"]
+    assert_all_is_well(gold)
+    planted = where in ("open_delivery", "before the request", "after the request", "settle")
+    assert [outcome for outcome, _, _ in deliveries()] == (["unknown", "delivered"] if planted else ["delivered"])
+    assert len(writes(odp)) == (2 if where in ("after the request", "settle") else 1)
+
+
+def _die(patched: pytest.MonkeyPatch, where: str) -> None:
+    def after(function: Any) -> Any:
+        def killed(*args: Any, **kwargs: Any) -> Any:
+            function(*args, **kwargs)
+            raise Killed
+
+        return killed
+
+    def at_once(*args: Any, **kwargs: Any) -> Answer:
+        raise Killed
+
+    if where == "before the request":
+        patched.setattr(Client, "call", at_once)
+    elif where == "after the request":
+        patched.setattr(Client, "call", after(Client.call))
+    elif where == "settle":
+        patched.setattr(lanes, "settle", at_once)
+    else:
+        patched.setattr(lanes, where, after(getattr(lanes, where)))
+
+
+def test_a_worker_that_wakes_after_its_lease_neither_sends_nor_writes(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(gold, "a")
+    drain.turn(shop.pk)
+    lease = claim(shop)
+    lease_runs_out(gold)
+    other = claim(shop)
+    with pytest.raises(lanes.LeaseLostError):
+        drain.deliver(lease)
+    assert writes(odp) == []
+    drain.deliver(other)
+    assert_all_is_well(gold)
+
+
+def test_a_request_does_not_start_when_its_lease_is_nearly_over(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any
+) -> None:
+    settings.LEASE_SECONDS = settings.DELIVERY_DEADLINE_SECONDS + drain.LEASE_MARGIN
+    enter(gold, "a")
+    drain.turn(shop.pk)
+    drain.turn(shop.pk)
+    assert writes(odp) == []
+    assert (cursor_of(gold), lane_of(gold).lease_token) == (0, None)
+    shop.refresh_from_db()
+    assert shop.brake_until_at is None
+
+
+def test_the_default_lease_outlives_the_deadline_and_the_settle() -> None:
+    assert settings.LEASE_SECONDS > settings.DELIVERY_DEADLINE_SECONDS + drain.LEASE_MARGIN
+
+
+def test_a_hole_in_the_log_blocks_the_lane_before_anything_is_sent(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    from audiences.models import Event
+
+    enter(gold, "a", "b", "c")
+    Event.objects.filter(audience=gold, sequence=2).delete()
+    drain_all(shop)
+    assert "not all there" in lane_of(gold).block_reason
+    assert writes(odp) == []
+    assert not Delivery.objects.exists()
