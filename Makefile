@@ -16,7 +16,7 @@ DUMMY := SECRET_KEY=checks-only-not-secret-and-long-enough-to-please-the-deploym
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check bench clean installed installed-dev
+.PHONY: help run demo up test check clean installed installed-dev
 
 help:
 	@echo 'make run     the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -24,7 +24,6 @@ help:
 	@echo 'make up      the stack alone, for a real pair of accounts'
 	@echo 'make test    the test suite (make test ARGS="-k lanes" for a part of it)'
 	@echo 'make check   format, lint, types, migrations, system checks'
-	@echo 'make bench   measurements'
 	@echo 'make clean   removes the virtual environment and caches; DATA_DIR stays'
 	@echo
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
@@ -42,9 +41,6 @@ check: installed-dev
 	@# It warns that it can't ask the database for its history; what matters is whether the models have moved.
 	$(DUMMY) $(PY) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 	$(DUMMY) $(PY) manage.py check --fail-level WARNING
-
-bench: installed-dev
-	@exec $(PY) -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) staticfiles .mypy_cache .ruff_cache .pytest_cache .hypothesis

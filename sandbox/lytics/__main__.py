@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from time import monotonic
@@ -98,4 +99,6 @@ def verdict(failed: str, tally: Tally) -> int:
 
 
 if __name__ == "__main__":
+    # A shell that starts this in the background has it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
