@@ -173,6 +173,9 @@ UNFOLD = {
     "SITE_SUBHEADER": "Lytics audiences in ODP",
     "SITE_SYMBOL": "sync_alt",
     "SITE_URL": None,
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("audiences/favicon.svg")}
+    ],
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda request: static("audiences/admin.css")],
     "SCRIPTS": [lambda request: static("audiences/admin.js")],
