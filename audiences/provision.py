@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -51,7 +52,8 @@ def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
         lanes.give_back(lease)
         return False
     if isinstance(problem, Refusal):
-        lanes.block(lease, problem.reason)
+        with suppress(lanes.LeaseLostError):  # whoever has the lane now gets the same answer
+            lanes.block(lease, problem.reason)
         return True
     if isinstance(problem, Answer):
         brake.apply(install, problem)

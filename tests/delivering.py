@@ -128,9 +128,21 @@ def everything() -> dict[str, list[Any]]:
     return found
 
 
+def broken_truths() -> list[Any]:
+    """As the audit finds them, also in a test whose own transaction is open."""
+    if not connection.in_atomic_block:
+        return list(audit.audit())
+    found = []
+    with connection.cursor() as cursor:
+        for truth, statement in audit.TRUTHS.items():
+            cursor.execute(statement)
+            found += [(truth, *row) for row in cursor.fetchall()]
+    return found
+
+
 def assert_all_is_well(*audiences: Audience) -> None:
     """Everything that was accepted has been delivered, folded or parked, and every truth holds."""
-    assert audit.audit() == []
+    assert broken_truths() == []
     for audience in audiences:
         lane = Lane.objects.select_related("audience").get(pk=audience.pk)
         assert (lane.delivered_sequence, lane.lease_token) == (lane.audience.last_sequence, None)

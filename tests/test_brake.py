@@ -1,64 +1,188 @@
-"""The brake: how long it holds an install, and that nobody's events are blamed."""
+"""The brake: how long an install is held back, what counts as one failure, and when it goes on."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.utils.timezone import now
+from pytest_django.fixtures import Settings
 
-from audiences import brake
+from audiences import brake, lanes
 from audiences.models import Install
 from odp.outcomes import Answer, Outcome
-from tests.delivering import make_install
-from tests.threads import together
+from tests.delivering import brake_runs_out, enter, make_audience, make_install
+from tests.threads import Gate, together
 
-BOOM = Answer(Outcome.RETRY_LATER, "500: boom", 500)
-FORBIDDEN = Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True)
-
-
-@pytest.mark.parametrize("failures", [0, 1, 5, 40, 4_000_000])
-def test_the_pause_is_spread_from_nothing_to_a_bound_that_doubles(settings: object, failures: int) -> None:
-    bound = min(60, 0.5 * 2 ** min(failures, 30))
-    pauses = [brake.pause_seconds(failures=failures, answer=BOOM) for _ in range(300)]
-    assert 0 <= min(pauses) < bound * 0.1
-    assert bound * 0.9 < max(pauses) <= bound
+BUSY = Answer(Outcome.RETRY_LATER, "503: busy", status=503)
+FORBIDDEN = Answer(Outcome.UNAUTHORISED, "403: Forbidden", status=403, slow_probe=True)
 
 
-def test_what_odp_asked_for_is_the_least() -> None:
-    answer = Answer(Outcome.RETRY_LATER, "429", 429, retry_after=120.0)
-    assert brake.pause_seconds(failures=0, answer=answer) == 120.0
+@pytest.fixture(autouse=True)
+def pauses(settings: Settings) -> None:
+    settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS, settings.PROBE_SECONDS = 0.5, 60, 30
 
 
-def test_a_refused_key_is_probed_slowly() -> None:
-    assert brake.pause_seconds(failures=0, answer=FORBIDDEN) == 30.0
+@pytest.fixture
+def shop(db: None) -> Install:
+    return make_install()
 
 
-@pytest.mark.django_db
-def test_it_says_until_when_since_when_and_why_and_release_ends_all_of_it() -> None:
-    install = make_install()
-    brake.apply(install, FORBIDDEN)
-    install.refresh_from_db()
-    assert install.brake_until_at is not None
-    assert install.brake_until_at > now() + timedelta(seconds=25)
-    assert (install.brake_failures, install.brake_reason) == (1, "403: Forbidden")
-    brake.release(install)
-    install.refresh_from_db()
-    assert (install.brake_failures, install.brake_reason, install.brake_since_at) == (0, "", None)
+def again(install: Install) -> Install:
+    """The install as whoever claims next reads it."""
+    return Install.objects.get(pk=install.pk)
 
 
-@pytest.mark.django_db
-def test_a_longer_wait_is_not_shortened_by_a_shorter_one() -> None:
-    install = make_install()
-    brake.apply(install, Answer(Outcome.RETRY_LATER, "429", 429, retry_after=600.0))
-    install.refresh_from_db()
-    long = install.brake_until_at
-    brake.apply(install, BOOM)
-    install.refresh_from_db()
-    assert install.brake_until_at == long
+def waits(install: Install) -> timedelta:
+    until = again(install).brake_until_at
+    assert until is not None
+    return until - now()
+
+
+# --- How long ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dice(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[tuple[float, float]]]:
+    """Chance falls where the test says, between what was asked for; the questions are kept."""
+    asked: list[tuple[float, float]] = []
+
+    def load(part: float) -> list[tuple[float, float]]:
+        def uniform(least: float, most: float) -> float:
+            asked.append((least, most))
+            return least + (most - least) * part
+
+        monkeypatch.setattr("audiences.brake.random.uniform", uniform)
+        return asked
+
+    return load
+
+
+def test_the_pause_doubles_with_each_failure_up_to_the_longest_and_may_be_anything_below(dice: Any) -> None:
+    asked = dice(1.0)
+    pauses = [brake.pause_seconds(failures=failures, answer=BUSY) for failures in (0, 1, 2, 3, 6, 7, 30, 1_000_000)]
+    assert pauses == [0.5, 1, 2, 4, 32, 60, 60, 60]
+    assert {least for least, _ in asked} == {0}
+    dice(0.0)
+    assert brake.pause_seconds(failures=5, answer=BUSY) == 0
+
+
+def test_pauses_are_spread_over_all_of_it() -> None:
+    pauses = [brake.pause_seconds(failures=2, answer=BUSY) for _ in range(400)]
+    assert all(0 <= pause <= 2 for pause in pauses)
+    assert min(pauses) < 0.4
+    assert max(pauses) > 1.6
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(0.0, 0.5), (7.0, 7.0), (600.0, 600.0)])
+def test_it_never_waits_shorter_than_odp_asks(dice: Any, asked: float, longest: float) -> None:
+    for part in (0.0, 1.0):
+        dice(part)
+        answer = Answer(Outcome.RETRY_LATER, "429", retry_after=asked)
+        assert asked <= brake.pause_seconds(failures=0, answer=answer) <= longest
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(None, 30), (5.0, 30), (90.0, 90)])
+def test_what_a_person_has_to_mend_is_tried_slowly(asked: float | None, seconds: float) -> None:
+    for failures in (0, 9):
+        answer = Answer(Outcome.UNAUTHORISED, "403", slow_probe=True, retry_after=asked)
+        assert brake.pause_seconds(failures=failures, answer=answer) == seconds
+
+
+# --- What the row says ---------------------------------------------------------------------------------------
+
+
+def test_it_says_until_when_since_when_and_why(shop: Install) -> None:
+    before = now()
+    brake.apply(shop, FORBIDDEN)
+    braked = again(shop)
+    assert braked.brake_reason == "403: Forbidden"
+    assert braked.brake_failures == 1
+    assert braked.brake_since_at is not None
+    assert before <= braked.brake_since_at <= now()
+    assert timedelta(seconds=29) < waits(shop) <= timedelta(seconds=30)
+
+
+def test_each_failed_try_counts_and_the_beginning_stays(shop: Install) -> None:
+    since = []
+    for failures in range(1, 5):
+        brake.apply(again(shop), BUSY)
+        since.append(again(shop).brake_since_at)
+        assert again(shop).brake_failures == failures
+        brake_runs_out(shop)
+    assert len(set(since)) == 1
+
+
+def test_a_short_pause_does_not_shorten_a_long_one(shop: Install) -> None:
+    brake.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=600.0))
+    brake.apply(shop, BUSY)
+    assert waits(shop) > timedelta(seconds=590)
+
+
+def test_an_install_that_never_failed_is_released_to_no_effect(shop: Install) -> None:
+    before = Install.objects.values().get(pk=shop.pk)
+    brake.release(shop)
+    assert Install.objects.values().get(pk=shop.pk) == before
+
+
+def test_a_release_leaves_nothing_behind(shop: Install) -> None:
+    before = Install.objects.values().get(pk=shop.pk)
+    brake.apply(shop, BUSY)
+    brake.release(shop)
+    assert Install.objects.values().get(pk=shop.pk) == before
+
+
+def test_one_install_is_held_back_and_no_other(shop: Install) -> None:
+    other = make_install(name="Other")
+    for install in (shop, other):
+        enter(make_audience(install), "kim")
+    brake.apply(shop, FORBIDDEN)
+    assert lanes.due() == [other.pk]
+    assert lanes.claim(shop.pk) is None
+
+
+# --- Requests that were under way together ------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
-def test_requests_that_fail_together_count_once() -> None:
-    install = make_install()
-    answer = Answer(Outcome.RETRY_LATER, "503", 503, retry_after=60.0)
-    together(*[lambda: brake.apply(install, answer)] * 8)
-    assert Install.objects.get().brake_failures == 1
+def test_requests_that_were_under_way_together_fail_once(shop: Install) -> None:
+    begin = Gate(10).after(lambda: None)
+
+    def fail() -> None:
+        begin()
+        brake.apply(shop, BUSY)
+
+    together(*[fail] * 10)
+    assert again(shop).brake_failures == 1
+
+
+def test_they_fail_once_even_if_the_pause_was_over_before_the_last_of_them_failed(shop: Install, dice: Any) -> None:
+    """Full jitter makes pauses of no length too."""
+    dice(0.0)
+    for _ in range(5):
+        brake.apply(shop, BUSY)
+    assert again(shop).brake_failures == 1
+    probe = again(shop)
+    brake.apply(probe, BUSY)
+    brake.apply(shop, BUSY)
+    assert again(shop).brake_failures == 2
+
+
+def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_started(shop: Install) -> None:
+    for _ in range(3):
+        brake.apply(again(shop), BUSY)
+        brake_runs_out(shop)
+    late = again(shop)
+    brake.release(shop)
+    brake.apply(late, BUSY)
+    assert again(shop).brake_failures == 1
+
+
+# --- Smaller requests ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "learned"), [(250, 250), (1, 1), (0, 1)])
+def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int, learned: int) -> None:
+    brake.learn_batch_size(shop, size)
+    assert again(shop).learned_batch_size == learned
+    assert lanes.capacity_of(again(shop)) == learned

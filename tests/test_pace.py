@@ -1,0 +1,313 @@
+"""Pace: never more requests in any second than ODP allows, over all workers, whatever is slow, flushed or set back."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils.timezone import now
+
+from audiences import brake, lanes
+from audiences.models import Install, Pace
+from odp.deadline import TooLateError
+from odp.outcomes import Answer, Outcome
+from sandbox.odp.testing import ControlledSandbox, RunningSandbox
+from tests.delivering import (
+    assert_all_is_well,
+    enter,
+    make_audience,
+    make_install,
+    numbered,
+)
+from tests.threads import PATIENCE, Gate, eventually, together, waiting_for_a_lock
+from workers import drain, pace
+
+PROFILES = "/v3/profiles"
+FOR_EVER = float("inf")
+at_once = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_fresh", pace.FRESH)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RunningSandbox]:
+    """In a process of its own, so that it sees requests arrive while twenty threads of this one are busy."""
+    flags = ["--rate-profiles", "0", "--rate-lists", "0", "--assume", "unknown_field=create"]
+    with RunningSandbox(*flags) as odp:
+        yield odp
+
+
+@pytest.fixture
+def odp(running: RunningSandbox) -> RunningSandbox:
+    running.reset()
+    return running
+
+
+def drain_by(threads: int, install: Install) -> None:
+    """So many workers drain until everything is delivered."""
+    until = time.monotonic() + PATIENCE
+
+    def worker() -> None:
+        while any(lanes.work(install.pk)) or lanes._in_flight(install):
+            assert time.monotonic() < until
+            drain.drain(install.pk, seconds=1)
+            time.sleep(0.005)
+
+    together(*[worker] * threads)
+
+
+def arrivals(odp: ControlledSandbox, path: str) -> list[float]:
+    return [request["arrived"] for request in odp.requests() if request["path"].startswith(path)]
+
+
+def most_in_a_second(moments: list[float]) -> int:
+    return max(sum(first <= other < first + 1 for other in moments) for first in moments)
+
+
+@pytest.fixture
+def slow_postgres() -> Iterator[None]:
+    """Every permission takes PostgreSQL longer than a permission usually lives."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(0.03); RETURN new; END';"
+            " CREATE TRIGGER dawdle BEFORE INSERT OR UPDATE ON audiences_pace FOR EACH ROW EXECUTE FUNCTION dawdle()"
+        )
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP FUNCTION dawdle CASCADE")
+
+
+# --- As ODP sees it ------------------------------------------------------------------------------------------
+
+
+@at_once
+def test_twenty_workers_never_make_eleven_requests_in_a_second(odp: RunningSandbox) -> None:
+    """Nor when Redis loses everything ten times a second."""
+    install = make_install(odp, requests_per_second=10, batch_size=1)
+    audiences = [make_audience(install, f"a{number}") for number in range(33)]
+    for audience in audiences:
+        enter(audience, "kim")
+    broker, done = redis.Redis.from_url(settings.REDIS_URL), threading.Event()
+
+    def flush() -> None:
+        while not done.wait(0.1):
+            broker.flushall()
+
+    flushing = threading.Thread(target=flush)
+    flushing.start()
+    drain_by(20, install)
+    done.set()
+    flushing.join()
+    moments = arrivals(odp, PROFILES)
+    assert len(moments) == len(audiences)
+    assert most_in_a_second(moments) <= 10
+    assert_all_is_well(*audiences)
+
+
+@at_once
+def test_a_slow_postgres_slows_delivery_down_and_does_not_stop_it(odp: RunningSandbox, slow_postgres: None) -> None:
+    install = make_install(odp, requests_per_second=10, batch_size=1)
+    audiences = [make_audience(install, f"a{number}") for number in range(5)]
+    for audience in audiences:
+        enter(audience, "kim")
+    drain_by(2, install)
+    assert len(arrivals(odp, PROFILES)) == len(audiences)
+    assert_all_is_well(*audiences)
+
+
+@at_once
+def test_making_lists_counts_against_the_same_limit_as_filling_them(odp: RunningSandbox) -> None:
+    install = make_install(odp, requests_per_second=10, batch_size=1, mechanism="list")
+    audiences = [make_audience(install, f"a{number}", provisioned=False) for number in range(9)]
+    for audience in audiences:
+        enter(audience, "kim")
+    drain_by(6, install)
+    moments = arrivals(odp, "/v3/lists")
+    assert len(moments) == 2 * len(audiences)
+    assert most_in_a_second(moments) <= 10
+    assert_all_is_well(*audiences)
+
+
+# --- The gate ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(db: None) -> Install:
+    return make_install(requests_per_second=10)
+
+
+def set_back(install: Install) -> None:
+    """As after PostgreSQL's clock was set back by an hour."""
+    later = now() + timedelta(hours=1)
+    Pace.objects.filter(install=install).update(line_at=later, gate_at=later)
+
+
+@pytest.mark.django_db
+def test_only_one_of_two_passes_the_gate_at_a_time(shop: Install) -> None:
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    with pytest.raises(TooLateError):
+        pace.pass_gate(shop, PROFILES, time.monotonic() + 0.05)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+
+
+@pytest.mark.django_db
+def test_nobody_stands_at_the_gate_beyond_his_time(shop: Install) -> None:
+    with pytest.raises(TooLateError):
+        pace.pass_gate(shop, PROFILES, time.monotonic())
+    assert not Pace.objects.exists()
+
+
+@pytest.mark.django_db
+def test_whoever_stands_at_the_gate_when_the_brake_comes_on_does_not_go(shop: Install) -> None:
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    brake.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=30.0))
+    with pytest.raises(TooLateError):
+        pace.pass_gate(shop, PROFILES, FOR_EVER)
+    Pace.objects.update(gate_at=now() - timedelta(seconds=1))
+    with pytest.raises(TooLateError):
+        pace.pass_gate(shop, PROFILES, FOR_EVER)
+    brake.release(shop)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("rate", "path"), [(0, PROFILES), (10, "/v3/events"), (10, "/v3/segments/x")])
+def test_what_has_no_limit_passes_at_once(rate: int, path: str) -> None:
+    install = make_install(requests_per_second=rate)
+    for _ in range(3):
+        assert pace.line_up(install, path)
+        pace.jump_line(install, path)
+        pace.pass_gate(install, path, time.monotonic())
+    assert not Pace.objects.exists()
+
+
+@pytest.mark.django_db
+def test_installs_and_endpoints_have_gates_of_their_own(shop: Install) -> None:
+    soon = time.monotonic() + PATIENCE
+    for install in (shop, make_install(requests_per_second=1)):
+        for path in (PROFILES, "/v3/lists"):
+            pace.pass_gate(install, path, soon)
+    assert Pace.objects.count() == 4
+
+
+@pytest.mark.django_db
+def test_a_clock_that_was_set_back_holds_nobody(shop: Install) -> None:
+    assert pace.line_up(shop, PROFILES)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    set_back(shop)
+    assert pace.line_up(shop, PROFILES)
+    pace.pass_gate(shop, PROFILES, time.monotonic() + 5)
+    assert Pace.objects.get().gate_at < now() + timedelta(minutes=1)
+
+
+@pytest.mark.django_db
+def test_a_permission_that_took_too_long_to_come_is_not_used(
+    shop: Install, slow_postgres: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is stale when it comes; from then on they live long enough."""
+    took: list[float] = []
+    follow = pace._follow
+
+    def watched(seconds: float) -> None:
+        took.append(seconds)
+        follow(seconds)
+
+    monkeypatch.setattr(pace, "_follow", watched)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    assert len(took) >= 2
+    assert took[0] > pace.FRESH
+    assert took[-1] <= pace._fresh
+
+
+@pytest.mark.django_db
+def test_after_a_permission_that_lives_long_the_next_one_waits_longer(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_fresh", 0.5)
+    before = now()
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    assert Pace.objects.get().gate_at - before > timedelta(seconds=pace.MARGIN / 10 + 0.5 - pace.FRESH - 0.001)
+
+
+@at_once
+def test_the_next_permission_counts_from_when_this_one_was_given_and_not_from_when_it_was_asked_for() -> None:
+    """Twenty workers wait for one row; what the clock showed when they came says nothing when their turn comes."""
+    install = make_install(requests_per_second=1000)
+    pace.pass_gate(install, PROFILES, FOR_EVER)
+    locked = Gate(2)
+
+    def hold() -> datetime:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT FROM audiences_pace FOR UPDATE")
+            locked.after(lambda: None)()
+            eventually(waiting_for_a_lock)
+            cursor.execute("SELECT clock_timestamp()")
+            (at,) = cursor.fetchone() or (None,)
+            assert isinstance(at, datetime)
+            return at
+
+    def take_turn() -> datetime:
+        locked.after(lambda: None)()
+        with connection.cursor() as cursor:
+            cursor.execute(pace._TAKE_TURN, pace._row(install, PROFILES, later=1.0))
+        return Pace.objects.get().gate_at
+
+    released_at, gate_at = together(hold, take_turn)
+    assert gate_at >= released_at + timedelta(seconds=1)
+
+
+@pytest.mark.django_db
+def test_permissions_live_shorter_again_once_postgres_is_quick(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = make_install(requests_per_second=1000)
+    monkeypatch.setattr(pace, "_fresh", 0.02)
+    for _ in range(20):
+        pace.pass_gate(fast, PROFILES, FOR_EVER)
+    assert pace._fresh == pace.FRESH
+
+
+# --- The line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_when_enough_stand_in_line_the_next_is_sent_away_at_once(shop: Install) -> None:
+    places: list[float] = []
+    while len(places) < 100 and (row := stand_in_line(shop)) is not None:
+        places.append(row)
+    assert 2 <= len(places) <= 5
+    assert places == sorted(places)
+
+
+def stand_in_line(install: Install) -> float | None:
+    """A place in line, without waiting for it."""
+    with connection.cursor() as cursor:
+        cursor.execute(pace._LINE_UP, {**pace._row(install, PROFILES), "patience": pace.PATIENCE})
+        row = cursor.fetchone()
+    return float(row[0]) if row else None
+
+
+@pytest.mark.django_db
+def test_a_further_request_of_a_lease_takes_a_place_from_those_who_come_later(shop: Install) -> None:
+    assert pace.line_up(shop, PROFILES)
+    for _ in range(5):
+        pace.jump_line(shop, PROFILES)
+    assert not pace.line_up(shop, PROFILES)
+
+
+@at_once
+def test_whoever_finds_no_place_in_line_claims_nothing(odp: RunningSandbox) -> None:
+    install = make_install(odp, requests_per_second=1)
+    audience = make_audience(install)
+    enter(audience, *numbered(3))
+    while stand_in_line(install) is not None:
+        pass
+    assert drain.turn(install.pk) is False
+    assert lanes.work(install.pk) == (False, True)
+    assert odp.requests() == []

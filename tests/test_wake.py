@@ -1,0 +1,206 @@
+"""Wake-ups: a hint that is sent once, never waited for, and never missed when it gets lost."""
+
+import json
+import socket
+import threading
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from pytest_django.fixtures import Settings
+
+from audiences import wake
+from lytics_sync.processes import free_port
+from tests.delivering import assert_all_is_well, enter, make_audience, make_install, sandbox
+from tests.threads import eventually
+from workers import drain, tasks
+from workers.app import app
+
+QUEUE = "lytics-sync:drain"
+
+
+@pytest.fixture
+def broker() -> Iterator[redis.Redis]:
+    connected = redis.Redis.from_url(settings.REDIS_URL)
+    connected.flushall()
+    yield connected
+    connected.flushall()
+
+
+@pytest.fixture
+def waker(monkeypatch: pytest.MonkeyPatch) -> wake._Waker:
+    """One of its own, with nothing left over from another test."""
+    fresh = wake._Waker()
+    monkeypatch.setattr(wake, "_waker", fresh)
+    wake._redis.cache_clear()
+    return fresh
+
+
+@pytest.fixture(autouse=True)
+def forget_connections() -> Iterator[None]:
+    yield
+    wake._redis.cache_clear()
+
+
+def hints(broker: Any) -> list[tuple[str, list[int]]]:
+    """What stands in the queue: task and arguments."""
+    found = []
+    for raw in broker.lrange(QUEUE, 0, -1):
+        message = json.loads(raw)
+        body = json.loads(b64decode(message["body"]))
+        found.append((message["headers"]["task"], body[0]))
+    return found
+
+
+def test_a_hint_names_the_task_and_the_install(broker: Any, waker: wake._Waker) -> None:
+    wake.wake(7)
+    assert eventually(lambda: hints(broker)) == [("workers.tasks.drain", [7])]
+    assert "workers.tasks.drain" in app.tasks
+
+
+def test_many_hints_for_one_install_are_one_until_a_worker_has_heard_it(broker: Any, waker: wake._Waker) -> None:
+    for _ in range(50):
+        waker._send(7)
+        waker._send(8)
+    assert sorted(hints(broker)) == [("workers.tasks.drain", [7]), ("workers.tasks.drain", [8])]
+    wake.heard(7)
+    waker._send(7)
+    waker._send(8)
+    assert sorted(args for _, args in hints(broker)) == [[7], [7], [8]]
+
+
+def test_hints_that_come_while_one_is_being_sent_are_sent_after_it(waker: wake._Waker) -> None:
+    sending, go_on, sent = threading.Event(), threading.Event(), []
+
+    def send(install_id: int) -> None:
+        sending.set()
+        go_on.wait(30)
+        sent.append(install_id)
+
+    waker._send = send  # type: ignore[method-assign]
+    wake.wake(1)
+    sending.wait(30)
+    for _ in range(9):
+        wake.wake(1)
+        wake.wake(2)
+    go_on.set()
+    eventually(lambda: len(sent) == 3)
+    assert (sent[0], sorted(sent[1:])) == (1, [1, 2])
+
+
+def test_a_lost_hint_is_made_up_for_by_the_next_one_after_a_moment(broker: Any, waker: wake._Waker) -> None:
+    waker._send(7)
+    broker.flushall()
+    waker._send(7)
+    assert [args for _, args in hints(broker)] == [[7]]
+    remaining = broker.pttl(wake._pending(7))
+    assert 0 < remaining <= wake.PENDING_MS
+
+
+def test_a_hint_that_nobody_hears_runs_out(broker: Any, waker: wake._Waker) -> None:
+    waker._send(7)
+    (raw,) = broker.lrange(QUEUE, 0, -1)
+    assert json.loads(raw)["headers"]["expires"] is not None
+
+
+# --- A broker that is gone, or worse -------------------------------------------------------------------------
+
+
+def test_a_broker_that_is_gone_neither_fails_nor_delays_and_is_told_of_once(
+    settings: Settings, waker: wake._Waker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
+    told = []
+    monkeypatch.setattr(wake.log, "warning", lambda words, **more: told.append(words))
+    for _ in range(3):
+        waker._send(7)
+    assert told == ["wake-ups do not get through; the sweep takes over"]
+    wake.heard(7)
+    wake.wake(7)
+
+
+def test_once_the_broker_is_back_trouble_is_told_of_again(
+    settings: Settings, broker: Any, waker: wake._Waker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(wake.log, "warning", lambda words, **more: told.append(words))
+    alive = settings.REDIS_URL
+    for url in (f"redis://127.0.0.1:{free_port()}/0", alive, f"redis://127.0.0.1:{free_port()}/0"):
+        settings.REDIS_URL = url
+        wake._redis.cache_clear()
+        waker._send(7)
+    assert len(told) == 2
+
+
+def test_a_broker_that_takes_connections_and_never_answers_holds_nobody(settings: Settings, waker: wake._Waker) -> None:
+    """The one thread that sends is stuck; whoever wakes isn't, and it is one thread however many wake."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        settings.REDIS_URL = f"redis://127.0.0.1:{frozen.getsockname()[1]}/0"
+        wake.wake(7)
+        connection, _ = frozen.accept()
+        with connection:
+            sender = waker._thread
+            assert sender is not None
+            for install_id in range(1_000):
+                wake.wake(install_id)
+            assert waker._thread is sender
+            # Nobody has read a byte or answered one, and all thousand calls are back.
+            assert waker._wanted >= set(range(100, 1_000))
+            waker._wanted.clear()
+
+
+def test_a_waker_whose_thread_did_not_survive_a_fork_starts_another(broker: Any, waker: wake._Waker) -> None:
+    gone = threading.Thread(target=lambda: None)
+    gone.start()
+    gone.join()
+    waker._thread = gone
+    wake.wake(7)
+    assert eventually(lambda: hints(broker)) == [("workers.tasks.drain", [7])]
+
+
+# --- What the tasks do with it -------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sweep_finds_what_nobody_was_woken_for(broker: Any, waker: wake._Waker) -> None:
+    with sandbox(unknown_field="create") as odp:
+        install, idle = make_install(odp), make_install(odp, name="Idle")
+        audience = make_audience(install)
+        make_audience(idle)
+        enter(audience, "kim")
+        broker.flushall()
+        tasks.sweep()
+        assert eventually(lambda: hints(broker)) == [("workers.tasks.drain", [install.pk])]
+        tasks.drain(install.pk)
+        assert_all_is_well(audience)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_drain_that_runs_out_of_time_hands_on_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[int] = []
+    monkeypatch.setattr(drain, "wake", woken.append)
+    with sandbox(unknown_field="create") as odp:
+        install = make_install(odp, batch_size=1)
+        audience = make_audience(install)
+        enter(audience, "kim", "lee", "mo")
+        drain.drain(install.pk, seconds=0)
+        assert woken[-1] == install.pk
+        assert len(odp.requests()) == 1
+        drain.drain(install.pk, seconds=30)
+        assert_all_is_well(audience)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_whoever_leaves_lanes_behind_wakes_another_worker_before_it_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    install = make_install(batch_size=2)
+    for slug in "abc":
+        enter(make_audience(install, slug), "kim")
+    woken: list[int] = []
+    monkeypatch.setattr(drain, "wake", woken.append)
+    monkeypatch.setattr(drain, "deliver", lambda lease: woken.append(-len(lease.spans)))
+    drain.turn(install.pk)
+    drain.turn(install.pk)
+    assert woken == [install.pk, -2, -1]
