@@ -1,5 +1,6 @@
 """The brake: how long an install is held back, what counts as one failure, and when it goes on."""
 
+import random
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -52,7 +53,7 @@ def dice(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[tuple[float,
             asked.append((least, most))
             return least + (most - least) * part
 
-        monkeypatch.setattr("audiences.brake.random.uniform", uniform)
+        monkeypatch.setattr(random, "uniform", uniform)
         return asked
 
     return load

@@ -216,11 +216,11 @@ def test_a_permission_that_took_too_long_to_come_is_not_used(
     took: list[float] = []
     follow = pace._follow
 
-    def watched(seconds: float) -> None:
+    def note(seconds: float) -> None:
         took.append(seconds)
         follow(seconds)
 
-    monkeypatch.setattr(pace, "_follow", watched)
+    monkeypatch.setattr(pace, "_follow", note)
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     assert len(took) >= 2
     assert took[0] > pace.FRESH
