@@ -39,7 +39,10 @@ HINTS: dict[str, str] = {
         "The time of the transition is not an RFC 3339 time."
         " On release it counts as missing, and the message's own time is used instead."
     ),
-    NO_IDENTIFIER: "The message holds no usable customer identifier.",
+    NO_IDENTIFIER: (
+        "The message holds no usable customer identifier. Add the identifier field to Export Fields of the Lytics job,"
+        " or name one of the fields that are there in the install; then release it."
+    ),
     UNREADABLE_IDENTIFIER: "The identifier holds characters that no database and no ODP field can keep.",
     IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",
     TOO_MANY_EVENTS: (

@@ -144,6 +144,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
+DATETIME_FORMAT = "Y-m-d H:i:s"
 USE_I18N = False
 USE_TZ = True
 STATIC_URL = "static/"
@@ -152,6 +153,8 @@ STATIC_ROOT = BASE_DIR / "staticfiles"
 DATA_UPLOAD_MAX_MEMORY_SIZE = None
 APPEND_SLASH = True
 LOGIN_URL = reverse_lazy("admin:login")
+# unfold's login form doesn't say where to go next.
+LOGIN_REDIRECT_URL = reverse_lazy("admin:index")
 
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.flag("BEHIND_PROXY", False) else None

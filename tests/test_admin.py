@@ -97,6 +97,12 @@ def test_a_stranger_is_sent_to_the_login(client: Client, install: Install) -> No
         assert client.get(reverse(f"admin:{name}"))["Location"].startswith("/admin/login/")
 
 
+def test_logging_in_leads_to_the_front_page(client: Client) -> None:
+    User.objects.create_user("kim", password="long enough for anyone", is_staff=True)
+    told = client.post("/admin/login/", {"username": "kim", "password": "long enough for anyone"})
+    assert told["Location"] == reverse("admin:index")
+
+
 @pytest.mark.parametrize("model", ["install", "audience", "parked", "receipt", "run", "delivery", "token"])
 def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, lane: Lane, model: str) -> None:
     lease = lanes.claim(install.pk, provisioned=False)
@@ -126,6 +132,14 @@ def test_the_front_page_is_calm_when_all_is_well(viewer: Client) -> None:
     assert page.status_code == 200
     assert page.context["troubles"] == []
     assert all(number.well for number in page.context["numbers"])
+
+
+def test_a_button_of_a_page_that_renews_itself_opens_its_dialog(operator: Client, install: Install) -> None:
+    """htmx hands its attributes down: the dialog would take the place of the frame that it opens in."""
+    page = operator.get(reverse("admin:index")).content.decode()
+    buttons = re.findall(r'<a class="ls-button[^>]*>', page)
+    assert buttons
+    assert all('hx-swap="innerHTML"' in button for button in buttons)
 
 
 def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lane: Lane) -> None:
