@@ -6,7 +6,7 @@ from django.utils.timezone import now
 
 from audiences import naming
 from audiences.models import Delivery, Install, Lane, Parked, Receipt, Run, Token
-from odp.outcomes import Outcome
+from odp.outcomes import Outcome, outcome_of
 
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
@@ -45,11 +45,11 @@ def of_install(install: Install) -> State:
 
 
 def remedy(install: Install) -> str:
-    """What a person can do about a brake; empty when waiting is all there is to do."""
-    refused = install.deliveries.order_by("-id").values_list("outcome", flat=True).first() == Outcome.UNAUTHORISED
-    if refused:
+    """What a person can do about a brake. The reason begins with ODP's status where there was one."""
+    status = install.brake_reason.partition(":")[0]
+    if status.isdecimal() and outcome_of(int(status)) is Outcome.UNAUTHORISED:
         return "Give the install an API key that ODP takes: open it, enter the key, save."
-    return "It goes on by itself as soon as ODP answers; look at ODP's host and at its status page."
+    return "It goes on by itself as soon as ODP answers; look at the install's ODP host and at ODP's status page."
 
 
 def of_lane(lane: Lane) -> State:

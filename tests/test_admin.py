@@ -151,6 +151,15 @@ def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lan
     assert "no_identifier" in page or "no usable customer identifier" in page
 
 
+def test_a_refused_key_is_told_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
+    """Also when no delivery was ever made, because already the audience could not be made in ODP."""
+    brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    assert "enter the key" in viewer.get(reverse("admin:index")).content.decode()
+    brake.release(install)
+    brake.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
+    assert "goes on by itself" in viewer.get(reverse("admin:index")).content.decode()
+
+
 def test_a_page_of_events_is_never_counted(
     viewer: Client, install: Install, django_assert_max_num_queries: Callable[[int], Any]
 ) -> None:

@@ -35,6 +35,10 @@ _HINTS = {
 }
 
 
+def words(reason: str) -> str:
+    return reason.replace("_", " ").replace(" odp", " ODP")
+
+
 def hint(reason: str) -> str:
     return _HINTS.get(reason, "This version does not know this reason; see the detail.")
 
@@ -127,7 +131,7 @@ class Reason(admin.SimpleListFilter):
     parameter_name = "reason"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(reason, reason.replace("_", " ")) for reason in _HINTS]
+        return [(reason, words(reason)) for reason in _HINTS]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Parked]) -> QuerySet[Parked]:
         return queryset.filter(reason=self.value()) if self.value() else queryset
@@ -258,7 +262,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         return verbs.confirmation(
             request,
             self,
-            title=f"Release all parked for: {reason.replace('_', ' ')}",
+            title=f"Release all parked for: {words(reason)}",
             label=f"Release {number(min(count, AT_ONCE))}",
             danger=False,
             consequence=f"{number(count)} items are read or sent again{limit}. What still can't be read stays here.",
@@ -274,7 +278,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
     @admin.display(description="reason")
     def why(self, parked: Parked) -> SafeString:
-        return format_html("<strong>{}</strong>", parked.reason.replace("_", " "))
+        return format_html("<strong>{}</strong>", words(parked.reason))
 
     @admin.display(description="what to do")
     def hint_(self, parked: Parked) -> str:
@@ -340,7 +344,7 @@ def groups() -> list[dict[str, Any]]:
     return [
         {
             **group,
-            "words": group["reason"].replace("_", " "),
+            "words": words(group["reason"]),
             "hint": hint(group["reason"]),
             "since": ago(group["since"]),
             "url": list_url(Parked, reason=group["reason"], install__id__exact=group["install"]),
