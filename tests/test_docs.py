@@ -1,19 +1,29 @@
 """The pages say what is there: links lead somewhere, what people are told to run or press exists, and has its name."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from django.core.management import get_commands
+from django.db import OperationalError
+from django.http.response import HttpResponseBase
+from django.test import Client
+from pytest_django.fixtures import Settings
 
+from audiences import backlog, ingest, installs
 from audiences.lanes import REFUSED_BY_ODP
+from audiences.models import Install
 from lytics.reasons import HINTS
+from tests.messages import body, message
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")])
 PACKAGES = ("audiences", "workers", "lytics", "odp", "lytics_sync")
 OPERATING = ROOT / "docs" / "operating.md"
+README = ROOT / "README.md"
 DEPENDENCIES = ROOT / "docs" / "decisions" / "dependencies.md"
+Answer = HttpResponseBase
 # At the start, or after the variables that people put in front: SAMPLE=1 make run.
 MAKE = re.compile(r"^(?:\w+=\S+ )*make ([a-z-]+)")
 
@@ -85,6 +95,15 @@ def test_every_file_named_in_code_exists(page: Path) -> None:
     assert [file for file in named if not (ROOT / file).exists()] == []
 
 
+@every_page
+def test_every_setting_named_in_code_can_be_set(page: Path) -> None:
+    """Or it is a constant of ours: a page may send its reader to one."""
+    can_be_set = re.findall(r"^(?:# )?([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    constants = re.findall(r"^([A-Z_]+) = ", sources(*PACKAGES), re.MULTILINE)
+    named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", page.read_text(encoding="utf-8")))
+    assert named - {*can_be_set, *constants} == set()
+
+
 def test_every_attribute_named_in_the_glossary_exists() -> None:
     import audiences.ingest
     import audiences.lanes
@@ -102,6 +121,85 @@ def test_every_attribute_named_in_the_glossary_exists() -> None:
     named = re.findall(r"`(\w+)\.(\w+)`", " ".join(column(ROOT / "docs" / "glossary.md", 3)))
     assert len(named) > 15
     assert [f"{module}.{name}" for module, name in named if not hasattr(modules[module], name)] == []
+
+
+# --- what Lytics is answered -----------------------------------------------------------------------------------
+
+
+def answers_in_the_readme() -> dict[str, str]:
+    """What stands in the first and in the second column of the table."""
+    table = README.read_text(encoding="utf-8").partition("## What Lytics is answered")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("|")][2:]
+    return {call.strip(): answer.strip() for call, answer in rows}
+
+
+def call(
+    install: Install, content: bytes = b"[]", *, method: str = "POST", path: str = "", token: bool = True
+) -> Answer:
+    header = installs.authorization(install.tokens.get()) if token else "Bearer lysync_nobodys"
+    path = path or f"/webhooks/lytics/{install.public_id}"
+    return Client().generic(method, path, content, "application/json", headers={"Authorization": header})
+
+
+def over_the_body_limit(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    settings.WEBHOOK_BODY_LIMIT = 1
+    return call(install)
+
+
+def over_the_high_water_mark(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    settings.BACKLOG_HIGH_WATER = -1
+    return call(install)
+
+
+def without_a_database(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    def down(*_: object, **__: object) -> None:
+        raise OperationalError
+
+    monkeypatch.setattr(ingest, "receive", down)
+    return call(install)
+
+
+def switched_off(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    Install.objects.update(enabled=False)
+    return call(install)
+
+
+# The words by which the README names a call, and how to make it.
+CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
+    "the mix of good and parked items": lambda install, *_: call(install, body(message(), "no message")),
+    "an empty array": lambda install, *_: call(install, b"[]"),
+    "repeats": lambda install, *_: call(install, body(message(), message())),
+    "not JSON": lambda install, *_: call(install, b"<html>"),
+    "not the layout": lambda install, *_: call(install, b'{"user": 1}'),
+    "bad or missing token": lambda install, *_: call(install, token=False),
+    "unknown install": lambda install, *_: call(install, path="/webhooks/lytics/0000"),
+    "any other URL below": lambda install, *_: call(install, path="/webhooks/other"),
+    "GET": lambda install, *_: call(install, method="GET"),
+    "DELETE": lambda install, *_: call(install, method="DELETE"),
+    "other methods": lambda install, *_: call(install, method="OPTIONS"),
+    "over the body limit": over_the_body_limit,
+    "database down": without_a_database,
+    "over the high-water mark": over_the_high_water_mark,
+    "switched off": switched_off,
+}
+
+
+def test_every_answer_in_the_readme_is_tried() -> None:
+    rows = answers_in_the_readme()
+    assert len(rows) == 5
+    assert [row for row in rows if not any(words in row for words in CALLS)] == []
+
+
+@pytest.mark.parametrize("words", CALLS)
+@pytest.mark.django_db
+def test_lytics_is_answered_as_the_readme_says(
+    words: str, install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "FRESH_SECONDS", 0.0)
+    (said,) = [answer for row, answer in answers_in_the_readme().items() if words in row]
+    answer = CALLS[words](install, settings, monkeypatch)
+    assert [str(answer.status_code)] == re.findall(r"`(\d{3})`", said)
+    assert ("Retry-After" in answer.headers) == ("`Retry-After`" in said)
 
 
 # --- what an operator is told ----------------------------------------------------------------------------------
@@ -163,6 +261,6 @@ def test_no_reason_outlives_its_dependency() -> None:
     assert {cell.strip().strip("`") for cell in column(DEPENDENCIES, 1)} - pinned == set()
 
 
-@pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", README.read_text(encoding="utf-8")))
 def test_every_proof_named_in_the_readme_exists(test: str) -> None:
     assert (ROOT / test).exists()
