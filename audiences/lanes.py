@@ -10,10 +10,12 @@ import socket
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
@@ -247,13 +249,20 @@ def _in_flight(install: Install) -> int:
 
 
 def _close_abandoned(lease: Lease) -> None:
-    """A run that is still open here was planted by a worker that died or was too late: nobody knows what ODP did."""
+    """A run that is still open here was planted by a worker that died or was too late: nobody knows what ODP did.
+
+    The request about a customer without an audience has a Delivery and no Run; it is known by its age, because no
+    request outlives a lease.
+    """
     abandoned = Run.objects.filter(audience_id__in=lease.audience_ids, closed_at=None)
     deliveries = [delivery for delivery in abandoned.values_list("delivery_id", flat=True) if delivery]
-    if abandoned.update(closed_at=Now(), outcome=Outcome.UNKNOWN):
-        Delivery.objects.filter(pk__in=deliveries, closed_at=None).update(
-            closed_at=Now(), outcome=Outcome.UNKNOWN, reason="The worker was gone before the answer; sent again."
-        )
+    if deliveries:
+        abandoned.update(closed_at=Now(), outcome=Outcome.UNKNOWN)
+    is_old = Q(opened_at__lte=Now() - timedelta(seconds=settings.LEASE_SECONDS))
+    has_open_run = Exists(Run.objects.filter(delivery=OuterRef("pk"), closed_at=None))
+    Delivery.objects.filter(
+        Q(pk__in=deliveries) | is_old & ~has_open_run, install=lease.install, closed_at=None
+    ).update(closed_at=Now(), outcome=Outcome.UNKNOWN, reason="The worker was gone before the answer; sent again.")
 
 
 def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:

@@ -333,7 +333,10 @@ class Delivery(models.Model):
     class Meta:
         ordering = ["-id"]
         verbose_name_plural = "deliveries"
-        indexes = [models.Index(fields=["install", "-id"], name="deliveries_of_an_install")]
+        indexes = [
+            models.Index(fields=["install", "-id"], name="deliveries_of_an_install"),
+            models.Index(fields=["install"], condition=Q(closed_at=None), name="open_deliveries"),
+        ]
         constraints = [
             models.CheckConstraint(
                 name="closed_delivery_has_outcome",

@@ -1,16 +1,23 @@
 """Draining, whole: events in the log, the sandbox ODP at the other end, and whatever goes wrong in between."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connection
+from django.utils.timezone import now
 
 from audiences import lanes, operations
-from audiences.models import Audience, Delivery, Install, Parked
+from audiences.models import Audience, Delivery, Event, Install, Parked, Run
 from odp.client import Client
 from odp.outcomes import Answer
-from sandbox.odp.testing import ThreadedSandbox
+from sandbox.odp.testing import ROOT, ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
     brake_runs_out,
@@ -31,6 +38,7 @@ from tests.delivering import (
     sandbox,
     writes,
 )
+from tests.threads import eventually
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -306,6 +314,147 @@ def _die(patched: pytest.MonkeyPatch, where: str) -> None:
         patched.setattr(lanes, where, after(getattr(lanes, where)))
 
 
+def test_a_worker_that_dies_between_two_requests_of_an_isolation_leaves_all_of_it_to_the_next(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["u0005"], "named": False}})
+    enter(gold, *numbered(8))
+    drain.turn(shop.pk)
+    calls = 0
+    call = Client.call
+
+    def die_at_the_third(*args: Any, **kwargs: Any) -> Answer:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        return call(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "call", die_at_the_third)
+        with pytest.raises(Killed):
+            drain_all(shop)
+    assert [outcome for outcome, _, _ in deliveries()] == ["refused", "delivered", ""]
+    assert (cursor_of(gold), ledger_of(gold), parked()) == (0, {}, [])
+    lease_runs_out(gold)
+    drain_all(shop)
+    assert [identifier for _, identifier, _ in parked()] == ["u0005"]
+    assert len(odp.members("lytics_gold")) == 7
+    assert_all_is_well(gold)
+
+
+def test_a_control_whose_worker_died_is_closed_as_unknown_like_any_other_request(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names no audience, so no Run leads to it."""
+    odp.fault({"path": "/v3/profiles"}, {"refuse_field": "lytics_gold", "named": False})
+    enter(gold, "a")
+    drain.turn(shop.pk)
+    call = Client.call
+
+    def die_with_the_control(client: Client, method: str, path: str, **kwargs: Any) -> Answer:
+        if b"lytics_gold" not in kwargs["body"]:
+            raise Killed
+        return call(client, method, path, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "call", die_with_the_control)
+        with pytest.raises(Killed):
+            drain_all(shop)
+    assert [outcome for outcome, _, _ in deliveries()] == ["refused", ""]
+    lease_runs_out(gold)
+    Delivery.objects.update(opened_at=now() - timedelta(seconds=settings.LEASE_SECONDS))
+    drain_all(shop)
+    assert [outcome for outcome, _, _ in deliveries()] == ["refused", "unknown", "refused", "delivered"]
+    assert lane_of(gold).block_reason == "400: the request has invalid items"
+
+
+def test_a_request_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(shop: Install) -> None:
+    gold, silver = make_audience(shop, "gold"), make_audience(shop, "silver")
+    enter(gold, "a")
+    lanes.open_delivery(claim(shop), endpoint="/v3/profiles", items=1, size=2, sent={gold.pk: 1}, of={gold.pk: 1})
+    Delivery.objects.update(opened_at=now() - timedelta(hours=1))
+    enter(silver, "a")
+    claim(shop)
+    assert [outcome for outcome, _, _ in deliveries()] == [""]
+    assert Run.objects.filter(closed_at=None).count() == 1
+
+
+def test_a_worker_that_dies_after_the_brake_and_before_the_settle_blames_nobody(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503, "headers": {"Retry-After": "600"}})
+    enter(gold, "a")
+    drain.turn(shop.pk)
+    with monkeypatch.context() as patched:
+        _die(patched, "settle")
+        with pytest.raises(Killed):
+            drain_all(shop)
+    lease_runs_out(gold)
+    assert drain_all(shop) == 0  # the brake holds by itself
+    brake_runs_out(shop)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a"]
+    assert_all_is_well(gold)
+
+
+# --- kill -9 -----------------------------------------------------------------------------------------------------
+
+WORKER = """
+import django, sys
+django.setup()
+from workers import drain
+drain.drain(int(sys.argv[1]), seconds=60)
+"""
+
+
+@contextmanager
+def worker(install: Install) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own that drains, on the tests' database."""
+    made = connection.settings_dict
+    url = f"postgres://{made['USER']}:{made['PASSWORD']}@{made['HOST']}:{made['PORT']}/{made['NAME']}"
+    env = {**os.environ, "DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "lytics_sync.settings"}
+    env["FIELD_ENCRYPTION_KEYS"] = ",".join(settings.FIELD_ENCRYPTION_KEYS)
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(install.pk)], env=env, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "then"),
+    [
+        ("/v3/profiles", {"delay_seconds": 60, "close": "before"}),
+        ("/v3/profiles", {"status": 202, "apply": True, "drip_seconds": 60}),
+        ("/v3/segments", {"status": 404, "drip_seconds": 60}),
+    ],
+    ids=["before ODP applies it", "after ODP applied it", "between the field and the audience"],
+)
+def test_a_worker_killed_with_9_in_the_middle_of_a_request_costs_a_lease_and_nothing_else(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, path: str, then: dict[str, Any]
+) -> None:
+    odp.fault({"path": path, "times": 1}, then)
+    enter(gold, *numbered(20))
+    with worker(shop) as process:
+        eventually(lambda: [request for request in odp.requests() if request["path"].startswith(path)])
+        process.kill()
+        process.wait()
+    is_delivery = path == "/v3/profiles"
+    assert lane_of(gold).lease_token is not None
+    assert [outcome for outcome, _, _ in deliveries()] == [""] * is_delivery
+    assert drain_all(shop) == 0  # the lease holds, and with it the order
+    lease_runs_out(gold)
+    drain_all(shop)
+    assert [outcome for outcome, _, _ in deliveries()] == ["unknown"] * is_delivery + ["delivered"]
+    assert odp.members("lytics_gold") == numbered(20)
+    assert_all_is_well(gold)
+
+
+# --- late, lost and early ----------------------------------------------------------------------------------------
+
+
 def test_a_worker_that_wakes_after_its_lease_neither_sends_nor_writes(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,8 +490,6 @@ def test_the_default_lease_outlives_the_deadline_and_the_settle() -> None:
 def test_a_hole_in_the_log_blocks_the_lane_before_anything_is_sent(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
-    from audiences.models import Event
-
     enter(gold, "a", "b", "c")
     Event.objects.filter(audience=gold, sequence=2).delete()
     drain_all(shop)
