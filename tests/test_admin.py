@@ -151,6 +151,29 @@ def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lan
     assert "no_identifier" in page or "no usable customer identifier" in page
 
 
+def test_workers_are_called_silent_when_nobody_takes_what_may_go(viewer: Client, install: Install, lane: Lane) -> None:
+    def told() -> list[str]:
+        return [trouble.what for trouble in viewer.get(reverse("admin:index")).context["troubles"]]
+
+    silent = "No worker takes what waits"
+    assert silent not in told()
+    Event.objects.update(received_at=now() - timedelta(minutes=5))
+    assert silent in told()
+    Lane.objects.update(last_served_at=now())
+    assert silent not in told()
+    Lane.objects.update(last_served_at=now() - timedelta(minutes=4))
+    assert silent in told()
+    lanes.pause(lane, by="kim", reason="on purpose")
+    assert silent not in told()
+
+
+def test_what_was_resumed_a_moment_ago_makes_no_worker_silent(operator: Client, audience: Audience, lane: Lane) -> None:
+    Event.objects.update(received_at=now() - timedelta(minutes=5))
+    lanes.pause(lane, by="kim", reason="on purpose")
+    press(operator, "resume", audience)
+    assert not [t for t in operator.get(reverse("admin:index")).context["troubles"] if "No worker" in t.what]
+
+
 def test_a_refused_key_is_told_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
     """Also when no delivery was ever made, because already the audience could not be made in ODP."""
     brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.models import LogEntry
 from django.db.models import F, Max, OuterRef, Q, Subquery
 from django.http import HttpRequest
 from django.urls import reverse
@@ -12,7 +13,7 @@ from django.utils.timezone import now
 
 from audiences import state
 from audiences.admin import verbs
-from audiences.admin.pages import OperatorAdmin, ago, list_url, number, span, url_of
+from audiences.admin.pages import OperatorAdmin, ago, count, list_url, number, span, url_of
 from audiences.admin.parked import Release, groups
 from audiences.admin.verbs import Button
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
@@ -94,7 +95,7 @@ def _numbers(
             span(oldest) if heads else "none",
             list_url(Audience, state="behind"),
             oldest < timedelta(minutes=1),
-            f"{number(waiting)} events wait" if waiting else "everything is delivered",
+            f"{count(waiting, 'event')} waiting" if waiting else "everything is delivered",
         ),
         Number("braked installs", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),
@@ -105,17 +106,20 @@ def _numbers(
 
 def _silent_since(behind: list[Any]) -> datetime | None:
     """Since when something may be taken and nobody does; lanes of an install are taken in turn, so any take counts."""
-    until = now() - SILENT_AFTER
-    going = [lane for lane in behind if lane.paused_at is None and lane.blocked_at is None]
+    going = _free(behind)
+    # A button may have let something go only now; the row no longer tells since when it may.
+    pressed = LogEntry.objects.order_by("-pk").values_list("action_time", flat=True).first()
     since = []
     for install in {lane.audience.install for lane in going}:
-        lanes = [lane for lane in going if lane.audience.install_id == install.pk]
+        heads = [lane.head_at for lane in going if lane.audience.install_id == install.pk and lane.head_at]
         served = Lane.objects.filter(audience__install=install).aggregate(at=Max("last_served_at"))["at"]
-        free = [min(lane.head_at for lane in lanes if lane.head_at), served, install.brake_until_at]
-        last = max(moment for moment in free if moment)
-        if install.enabled and last < until:
-            since.append(last)
-    return min(since, default=None)
+        if heads and install.enabled:
+            since.append(max(moment for moment in (min(heads), served, install.brake_until_at, pressed) if moment))
+    return min((moment for moment in since if moment < now() - SILENT_AFTER), default=None)
+
+
+def _free(behind: list[Any]) -> list[Any]:
+    return [lane for lane in behind if lane.paused_at is None and lane.blocked_at is None]
 
 
 def _silent(since: datetime | None, behind: list[Any]) -> list[Trouble]:
@@ -124,7 +128,7 @@ def _silent(since: datetime | None, behind: list[Any]) -> list[Trouble]:
     return [
         Trouble(
             "No worker takes what waits",
-            f"{number(sum(state.backlog(lane) for lane in behind))} events may go to ODP and nobody has asked for them."
+            f"{count(sum(state.backlog(lane) for lane in _free(behind)), 'event')} may go to ODP, and nobody has asked."
             " Lytics is still answered and nothing is lost.",
             ago(since),
             list_url(Audience, state="behind"),

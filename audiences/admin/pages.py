@@ -136,6 +136,10 @@ def number(value: int | None) -> str:
     return "—" if value is None else f"{value:,}"
 
 
+def count(how_many: int, what: str) -> str:
+    return f"{how_many:,} {what}{'' if how_many == 1 else 's'}"
+
+
 def size(count: int) -> str:
     return f"{count:,} B" if count < 10_000 else f"{count / 1000:,.0f} kB"
 

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from audiences import operations, state
 from audiences.admin import verbs
 from audiences.admin.masks import masked
-from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill, shortened
+from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.lanes import REFUSED_BY_ODP
 from audiences.models import Install, Parked
@@ -222,13 +222,13 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             verbs.record(request, items, f"{verb}d, with {len(items) - 1} others. {reason and f'Reason: {reason}'}")
             return verbs.go(request, back, success=told)
         consequences = {
-            "Release": f"{number(len(items))} items are read or sent again. What still can't be read stays here.",
-            "Discard": f"{number(len(items))} items are given up: they never reach ODP and can't be released any more.",
+            "Release": f"{count(len(items), 'item')} to be read or sent again. What still can't be read stays here.",
+            "Discard": f"{count(len(items), 'item')} given up: never to reach ODP, and not to be released any more.",
         }
         return verbs.confirmation(
             request,
             self,
-            title=f"{verb} {number(len(items))} parked items",
+            title=f"{verb} {count(len(items), 'parked item')}",
             label=f"{verb} {number(len(items))}",
             danger=verb == "Discard",
             consequence=consequences[verb],
@@ -248,24 +248,24 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if upto.isdecimal():
             waiting = waiting.filter(pk__lte=int(upto))
         facts = waiting.aggregate(count=Count("pk"), newest=Max("pk"))
-        count, seen = facts["count"], f"{facts['count']}-{facts['newest']}"
-        if not count or (request.method == "POST" and request.POST.get("seen") != seen):
+        total, seen = facts["count"], f"{facts['count']}-{facts['newest']}"
+        if not total or (request.method == "POST" and request.POST.get("seen") != seen):
             return verbs.go(request, back, warning=verbs.STALE)
         if request.method == "POST":
             ids = list(waiting.order_by("pk").values_list("pk", flat=True)[:AT_ONCE])
             told = released_and_stayed(*operations.release(ids, by=request.user.get_username()))
-            told += f" {number(count - len(ids))} more wait: press again." if count > len(ids) else ""
+            told += f" {number(total - len(ids))} more wait: press again." if total > len(ids) else ""
             owner = Install.objects.get(pk=install)
             verbs.record(request, [owner], f"Released all parked for {reason}: {told}")
             return verbs.go(request, back, success=told)
-        limit = f", the oldest {number(AT_ONCE)} of them now" if count > AT_ONCE else ""
+        limit = f", the oldest {number(AT_ONCE)} of them now" if total > AT_ONCE else ""
         return verbs.confirmation(
             request,
             self,
             title=f"Release all parked for: {words(reason)}",
-            label=f"Release {number(min(count, AT_ONCE))}",
+            label=f"Release {number(min(total, AT_ONCE))}",
             danger=False,
-            consequence=f"{number(count)} items are read or sent again{limit}. What still can't be read stays here.",
+            consequence=f"{count(total, 'item')} to be read or sent again{limit}. What still can't be read stays here.",
             hidden={"seen": seen, "upto": facts["newest"]},
             back=back,
         )
