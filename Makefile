@@ -61,7 +61,7 @@ if ! $(PY) -c '$(NEW_ENOUGH)' 2>/dev/null || ! $(PY) -m pip --version >/dev/null
 		fail "$$python could not make a virtual environment; on Debian and Ubuntu that takes the package python3-venv."; }; \
 fi; \
 echo 'Installing into $(VENV); this takes a minute, once.'; \
-$(PY) -m pip install --quiet --disable-pip-version-check --no-input -r $(1) >$(VENV)/install.log 2>&1 || { \
+$(PY) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-input -r $(1) >$(VENV)/install.log 2>&1 || { \
 	tail -n 5 $(VENV)/install.log >&2; fail 'Installing failed; the lines above say why, and $(VENV)/install.log says more.'; }; \
 for stamp in $(VENV)/run-* $(VENV)/dev-*; do case $$stamp in *-$(LISTS)) ;; *) rm -f $$stamp ;; esac; done; \
 for what in $(2); do touch $(VENV)/$$what-$(LISTS); done

@@ -144,7 +144,7 @@ def _tell_admin(stack: Stack, fleet: Fleet) -> None:
 def _tell_how_to_connect(stack: Stack) -> None:
     say("\nTo connect a Lytics account to an ODP account, in another terminal:")
     elsewhere = f"DATA_DIR={shlex.quote(str(stack.folder))} " if os.environ.get("DATA_DIR") else ""
-    say(f"  {elsewhere}.venv/bin/python manage.py create_install NAME --odp-api-key PRIVATE_KEY --odp-host URL")
+    say(f"  {elsewhere}.venv/bin/python manage.py create_install NAME --odp-api-key PRIVATE_KEY")
 
 
 # --- Showing it ----------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 {
                     "token": token,
                     "state": state.of_token(token),
-                    "header": installs.authorization(token) if token.pk == revealed else "",
+                    "header": f"Authorization: {installs.authorization(token)}" if token.pk == revealed else "",
                     "buttons": verbs.buttons(token_admin, request, token),
                 }
                 for token in install.tokens.filter(revoked_at=None)
