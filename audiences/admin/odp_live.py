@@ -1,4 +1,4 @@
-"""What ODP says when a person asks: whether a key works, and which audiences a customer is in."""
+"""What ODP says when a person asks: whether a key works."""
 
 from dataclasses import dataclass
 
