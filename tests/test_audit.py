@@ -39,6 +39,7 @@ def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
 @pytest.mark.parametrize(
     ("damage", "broken"),
     [
+        ("DELETE FROM audiences_event WHERE sequence = 1", GAP),
         ("DELETE FROM audiences_event WHERE sequence = 4", GAP),
         ("DELETE FROM audiences_event WHERE sequence = 5", GAP),
         ("DELETE FROM audiences_event", GAP),
@@ -46,11 +47,18 @@ def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
         ("UPDATE audiences_membership SET is_member = false WHERE identifier = 'a'", LEDGER),
         ("UPDATE audiences_membership SET occurred_ns = 7 WHERE identifier = 'a'", LEDGER),
         ("DELETE FROM audiences_membership WHERE identifier = 'b'", LEDGER),
+        ("UPDATE audiences_membership SET identifier = 'nobody' WHERE identifier = 'b'", LEDGER),
+        (
+            "INSERT INTO audiences_membership (audience_id, identifier, is_member, occurred_ns, sequence, refused)"
+            " SELECT id, 'nobody', false, 1, 1, false FROM audiences_audience",
+            LEDGER,
+        ),
         ("UPDATE audiences_lane SET delivered_sequence = 5", LEDGER),
         ("UPDATE audiences_lane SET member_count = 2", MEMBERS),
         ("DELETE FROM audiences_run", HISTORY),
         ("UPDATE audiences_run SET outcome = 'unknown'", HISTORY),
         ("UPDATE audiences_run SET last_sequence = 2", HISTORY),
+        ("UPDATE audiences_run SET first_sequence = 2", HISTORY),
         ("UPDATE audiences_membership SET refused = false", REFUSED),
     ],
 )

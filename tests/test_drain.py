@@ -21,6 +21,7 @@ from sandbox.odp.testing import ROOT, ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
     brake_runs_out,
+    broken_truths,
     claim,
     cursor_of,
     deliveries,
@@ -251,15 +252,77 @@ def test_a_failure_in_the_middle_of_an_isolation_sends_nothing_twice_and_loses_n
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["u0007"], "named": False}})
-    odp.fault({"path": "/v3/profiles", "nth": 4}, {"status": 500})
+    odp.fault({"path": "/v3/profiles", "nth": 4}, {"status": 500, "headers": {"Retry-After": "600"}})
     enter(gold, *numbered(16))
     drain_all(shop)
+    assert (cursor_of(gold), sorted(ledger_of(gold)), parked()) == (0, numbered(7), [])
+    assert broken_truths() == []  # with the ledger ahead of the cursor
     for _ in range(3):
         brake_runs_out(shop)
         drain_all(shop)
     accepted = [r for r in odp.requests(bodies=True) if r["path"] == "/v3/profiles" and r["status"] == 202]
     assert sum(request["items"] for request in accepted) == 15
     assert [identifier for _, identifier, _ in parked()] == ["u0007"]
+    assert_all_is_well(gold)
+
+
+def test_a_failure_before_the_control_is_answered_blames_no_customer_of_a_refused_audience(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_field": "lytics_gold", "named": True, "message": "not now"})
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503, "headers": {"Retry-After": "600"}})
+    enter(gold, *numbered(20))
+    drain_all(shop)
+    assert [status for _, status, _ in deliveries()] == [400, 503]
+    assert (parked(), ledger_of(gold), cursor_of(gold), lane_of(gold).blocked_at) == ([], {}, 0, None)
+    brake_runs_out(shop)
+    drain_all(shop)
+    assert "not now" in lane_of(gold).block_reason
+    assert parked() == []
+
+
+@pytest.mark.parametrize(("mechanism", "most_bytes"), [("attribute", 1_000), ("passthrough", 2_500)])
+def test_a_size_that_odp_takes_is_learned_in_items(
+    odp: ThreadedSandbox, settings: Any, mechanism: str, most_bytes: int
+) -> None:
+    settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {}}
+    shop = make_install(odp, mechanism=mechanism)
+    gold = make_audience(shop, "gold", provisioned=False)
+    enter(gold, *numbered(40), at=10**9)
+    drain.turn(shop.pk)
+    odp.assume(max_body_bytes=most_bytes)
+    drain_all(shop)
+    shop.refresh_from_db()
+    largest = max(items for outcome, _, items in deliveries() if outcome == "delivered")
+    assert shop.learned_batch_size == largest < 40
+    refusals = len([outcome for outcome, _, _ in deliveries() if outcome == "refused"])
+    enter(gold, *numbered(40), at=2 * 10**9)
+    drain_all(shop)
+    assert len([outcome for outcome, _, _ in deliveries() if outcome == "refused"]) == refusals
+    assert len(odp.members("lytics_gold")) == 40
+    assert_all_is_well(gold)
+
+
+def test_a_customer_of_whom_something_is_parked_does_not_spoil_the_request_of_the_others(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["bad"], "named": False}})
+    enter(gold, "bad", *numbered(20))
+    drain_all(shop)
+    before = len(writes(odp))
+    enter(gold, "bad", *numbered(20), at=2)
+    drain_all(shop)
+    assert [len(request) for request in writes(odp)[before:]] == [20, 1]
+    assert parked() == [("lytics_gold", "bad", "")]
+    assert_all_is_well(gold)
+
+
+def test_of_two_events_in_the_same_moment_the_exit_wins(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    happen(gold, ("a", "exit", 5), ("a", "enter", 5), ("b", "enter", 5))
+    drain_all(shop)
+    happen(gold, ("b", "exit", 5), ("b", "enter", 5))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == []
     assert_all_is_well(gold)
 
 
@@ -380,6 +443,14 @@ def test_a_request_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(sho
     assert Run.objects.filter(closed_at=None).count() == 1
 
 
+def test_a_control_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(shop: Install) -> None:
+    enter(make_audience(shop, "gold"), "a")
+    lanes.open_delivery(claim(shop), endpoint="/v3/profiles", items=1, size=2, sent={}, of={})
+    enter(make_audience(shop, "silver"), "a")
+    claim(shop)
+    assert [outcome for outcome, _, _ in deliveries()] == [""]
+
+
 def test_a_worker_that_dies_after_the_brake_and_before_the_settle_blames_nobody(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +539,33 @@ def test_a_worker_that_wakes_after_its_lease_neither_sends_nor_writes(
     assert writes(odp) == []
     drain.deliver(other)
     assert_all_is_well(gold)
+
+
+def test_of_a_lease_that_lost_one_lane_the_others_go_on_at_once(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silver = make_audience(shop, "silver", provisioned=False)
+    enter(gold, "a")
+    enter(silver, "a")
+    drain.turn(shop.pk)
+    drain.turn(shop.pk)
+    read = lanes.read
+
+    def sleep_after(lease: lanes.Lease) -> Any:
+        patched.undo()
+        lease_runs_out(gold)
+        others.append(claim(shop))
+        return read(lease)
+
+    others: list[lanes.Lease] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(lanes, "read", sleep_after)
+        assert drain.turn(shop.pk) is True
+    assert (lane_of(gold).lease_token, lane_of(silver).lease_token) == (others[0].token, None)
+    assert writes(odp) == []
+    drain.deliver(others[0])
+    drain_all(shop)
+    assert_all_is_well(gold, silver)
 
 
 def test_a_request_does_not_start_when_its_lease_is_nearly_over(

@@ -251,6 +251,17 @@ def test_an_item_that_is_too_large_by_itself_is_the_bad_one() -> None:
     assert list(isolation.refused) == [change("kim")]
 
 
+def test_one_item_that_is_too_large_in_any_company_makes_no_request_of_the_others_smaller() -> None:
+    def destination(part: Part) -> Answer:
+        has_it = any(group[0].identifier == "u300" for group in part.groups)
+        return refused(too_large=True) if has_it or part.control else DELIVERED
+
+    isolation = isolation_of(singles(500))
+    carry_out(isolation, destination)
+    assert list(isolation.refused) == [change("u300")]
+    assert isolation.learned_limit == 250
+
+
 @pytest.mark.parametrize("status", [413, 400])
 def test_a_bad_one_in_a_request_that_is_too_large_as_well_is_found(status: int) -> None:
     destination = Destination(most=100, status_for_size=status, bad_customers=["u77"])

@@ -52,7 +52,6 @@ class Isolation:
         self.accepted: list[Change] = []
         self.refused: dict[Change, str] = {}
         self.blocked: dict[int, str] = {}
-        self.learned_limit: int | None = None
         self._has_control = has_control
         self._items_per_group = items_per_group
         self._rest = list(groups)
@@ -66,9 +65,15 @@ class Isolation:
         self._unproven: dict[Change, int] = {}
         self._doubted: set[Change] = set()
         self._largest_taken = 0
+        self._size_matters = False
         self._taken_of: Counter[int] = Counter()
         self._cleared: set[int] = set()
         self._part = Part(())
+
+    @property
+    def learned_limit(self) -> int | None:
+        """How many groups ODP took in one request, if it turned out to refuse requests for their size."""
+        return self._largest_taken or None if self._size_matters else None
 
     def next(self) -> Part | None:
         """The next request, or None when nothing is left to find out."""
@@ -88,7 +93,7 @@ class Isolation:
         elif answer.outcome is Outcome.DELIVERED:
             self._take_accepted(part)
         elif answer.too_large and len(part.groups) > 1:
-            self._limit = self.learned_limit = len(part.groups) // 2
+            self._limit, self._size_matters = len(part.groups) // 2, True
             self._suspects, self._rest = [], [*self._suspects, *self._rest]
         else:
             self._take_refused(part, answer)
@@ -109,8 +114,7 @@ class Isolation:
         for group in part.groups:
             self.accepted.extend(group)
             self._taken_of.update(change.lane for change in group)
-            if self._doubted.intersection(group):
-                self.learned_limit = self._limit
+            self._size_matters = self._size_matters or not self._doubted.isdisjoint(group)
         if self._suspects:
             self._suspects, self._proven = self._suspects[len(part.groups) :], False
             return
