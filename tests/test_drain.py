@@ -1,8 +1,11 @@
 """Draining, whole: events in the log, the sandbox ODP at the other end, and whatever goes wrong in between."""
 
 import os
+import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +21,10 @@ from audiences.models import Audience, Delivery, Event, Install, Parked, Run
 from odp.client import Client
 from odp.outcomes import Answer
 from sandbox.odp.testing import ROOT, ThreadedSandbox
+from sandbox.odp.world import Options
 from tests.delivering import (
+    UNLIMITED,
+    Happening,
     assert_all_is_well,
     brake_runs_out,
     broken_truths,
@@ -39,7 +45,7 @@ from tests.delivering import (
     sandbox,
     writes,
 )
-from tests.threads import eventually
+from tests.threads import PATIENCE, eventually, together
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -141,6 +147,35 @@ def test_refused_customers_are_parked_and_the_others_arrive(
     assert sorted(identifier for _, identifier, _ in parked()) == ["u0003", "u0017"]
     words = "no such customer" if named else "400: the request has invalid items"
     assert {item.detail for item in Parked.objects.all()} == {words}
+    assert_all_is_well(gold)
+
+
+@pytest.mark.parametrize("rejection", ["whole", "partial"])
+@pytest.mark.parametrize("key", ["event", "index", "profile"])
+def test_it_does_not_matter_whether_odp_took_the_good_ones_of_a_refused_request(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, rejection: str, key: str
+) -> None:
+    odp.assume(batch_rejection=rejection, invalids_key=key)
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["u0003"], "named": True}})
+    enter(gold, *numbered(10))
+    drain_all(shop)
+    assert len(odp.members("lytics_gold")) == 9
+    assert [identifier for _, identifier, _ in parked()] == ["u0003"]
+    assert_all_is_well(gold)
+
+
+def test_a_field_that_odp_does_not_see_yet_blocks_its_audience_until_a_person_says_go(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.assume(field_delay_seconds=60)
+    enter(gold, "a", "b")
+    drain_all(shop)
+    assert lane_of(gold).block_reason == "unknown field lytics_gold"
+    assert parked() == []
+    odp.advance(61)
+    lanes.unblock(lane_of(gold))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["a", "b"]
     assert_all_is_well(gold)
 
 
@@ -594,3 +629,65 @@ def test_a_hole_in_the_log_blocks_the_lane_before_anything_is_sent(
     assert "not all there" in lane_of(gold).block_reason
     assert writes(odp) == []
     assert not Delivery.objects.exists()
+
+
+# --- everything at once ------------------------------------------------------------------------------------------
+
+
+def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings: Any) -> None:
+    """Four workers; late, repeated and reordered events; failures before and after ODP applied what it got."""
+    settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS, settings.PROBE_SECONDS = 0.01, 0.05, 0.05
+    chance = random.Random(20)
+    with ThreadedSandbox(Options(settings=UNLIMITED, shuffled=True, latency=(0, 0.01))) as odp:
+        odp.fault({}, {"refuse_items": {"identifier_contains": "bad", "named": False}})
+        for seed, then in enumerate(
+            [
+                {"status": 500},
+                {"status": 503, "apply": True},
+                {"close": "after"},
+                {"close": "before"},
+                {"status": 429, "headers": {"Retry-After": "0"}},
+                {"status": 202, "html": True},
+            ]
+        ):
+            odp.fault({"probability": 0.06, "seed": seed}, then)
+        shop = make_install(odp, batch_size=40)
+        audiences = [make_audience(shop, f"a{number}", provisioned=False) for number in range(6)]
+        customers = [*numbered(60), "bad one"]
+        newest: dict[tuple[int, str], tuple[int, bool]] = {}
+
+        def receive() -> None:
+            for _ in range(60):
+                audience = chance.choice(audiences)
+                happenings: list[Happening] = [
+                    (chance.choice(customers), chance.choice(["enter", "exit", "change"]), chance.randint(1, 50))
+                    for _ in range(40)
+                ]
+                for identifier, what, at in happenings:
+                    key = (audience.pk, identifier)
+                    newest[key] = max(newest.get(key, (0, False)), (at, what == "exit"))
+                happen(audience, *happenings)
+
+        received = threading.Event()
+
+        def work() -> None:
+            until = time.monotonic() + PATIENCE
+            while not received.is_set() or any(lanes.work(shop.pk)) or lanes.due():
+                assert time.monotonic() < until
+                drain.drain(shop.pk, seconds=1)
+                time.sleep(0.002)
+
+        def receive_all() -> None:
+            receive()
+            received.set()
+
+        together(receive_all, *[work] * 4)
+        odp.clear_faults()
+        brake_runs_out(shop)
+        drain_all(shop)
+        for audience in audiences:
+            expected = {who for (pk, who), (_, left) in newest.items() if pk == audience.pk and not left}
+            assert set(odp.members(audience.odp_id)) == expected - {"bad one"}
+        assert {identifier for _, identifier, _ in parked()} == {"bad one"}
+        assert set(odp.summary()["peak_concurrency_per_field"].values()) == {1}
+    assert_all_is_well(*audiences)
