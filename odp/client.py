@@ -10,7 +10,7 @@ from typing import Any
 import requests
 import urllib3
 
-from odp.deadline import DeadlineAdapter, TooLateError, deadline
+from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
 from odp.outcomes import (
     TOO_LARGE,
     Answer,
@@ -24,8 +24,6 @@ from odp.outcomes import (
 )
 
 CONNECT_SECONDS = 3.0
-# The deadline ends a call; a single operation on its socket may take longer by this, so that the two don't race.
-SPARE_SECONDS = 0.5
 # Answers of ODP are small; anything longer is somebody else's page.
 ANSWER_BYTES = 1_000_000
 EXCERPT = 2_000

@@ -19,6 +19,9 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+# The deadline ends a call; a single operation on its socket may take longer by this, so that the two don't race.
+SPARE_SECONDS = 0.5
+
 
 class TooLateError(Exception):
     """The call must not start any more: nothing of it has been sent."""
@@ -58,6 +61,8 @@ class Deadline:
             if self.passed or time.monotonic() >= self.start_before:
                 raise TooLateError
             self._connection = connection
+            # What was set for connecting would go on to limit the sending of the body.
+            connection.sock.settimeout(self.seconds + SPARE_SECONDS)
             self.began_at = time.monotonic()
             self._timer = self._arm(self.ends_at)
 

@@ -341,13 +341,35 @@ def test_a_server_that_takes_the_body_too_slowly_is_cut() -> None:
                 while len(got) < whole and (piece := connection.recv(20_000)):
                     got += piece
                     time.sleep(SHORT / 20)
-                came_to_an_end.set()
+                if len(got) >= whole:
+                    came_to_an_end.set()
                 connection.sendall(answer())
 
         threading.Thread(target=read_slowly, daemon=True).start()
         host = f"http://127.0.0.1:{listener.getsockname()[1]}"
         got = Client(host=host, api_key="k").call("POST", PROFILES, body=b" " * 4_000_000, seconds=SHORT)
     assert_cut(got)
+
+
+def test_sending_may_take_longer_than_connecting(server: ScriptedServer) -> None:
+    """Here the request has to start soon, and then takes longer than that to go out."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def read_late() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                time.sleep(SHORT * 2)
+                got = b""
+                while len(got) < 4_000_000 and (piece := connection.recv(1_000_000)):
+                    got += piece
+                connection.sendall(answer())
+
+        threading.Thread(target=read_late, daemon=True).start()
+        asking = Client(host=f"http://127.0.0.1:{listener.getsockname()[1]}", api_key="k")
+        soon = time.monotonic() + SHORT
+        got = asking.call("POST", PROFILES, body=b" " * 4_000_000, seconds=LONG, start_before=soon)
+    assert got.outcome is Outcome.DELIVERED
 
 
 def test_a_server_that_never_answers_is_cut(server: ScriptedServer) -> None:
@@ -381,7 +403,7 @@ def test_a_call_that_ended_in_time_is_not_cut_afterwards(server: ScriptedServer)
 
 
 def test_several_calls_have_one_end_together(server: ScriptedServer) -> None:
-    together = Client(host=server.url, api_key="k", ends_at=time.monotonic() + SHORT)
+    together = Client(host=server.url, api_key="k", ends_at=time.monotonic() + 4 * SHORT)
     assert together.call("GET", "/", seconds=LONG).outcome is Outcome.DELIVERED
     server.script = drip(answer())
     assert together.call("GET", "/", seconds=LONG).reason == OUT_OF_TIME

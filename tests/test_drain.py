@@ -640,16 +640,15 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
     chance = random.Random(20)
     with ThreadedSandbox(Options(settings=UNLIMITED, shuffled=True, latency=(0, 0.01))) as odp:
         odp.fault({}, {"refuse_items": {"identifier_contains": "bad", "named": False}})
-        for seed, then in enumerate(
-            [
-                {"status": 500},
-                {"status": 503, "apply": True},
-                {"close": "after"},
-                {"close": "before"},
-                {"status": 429, "headers": {"Retry-After": "0"}},
-                {"status": 202, "html": True},
-            ]
-        ):
+        troubles: list[dict[str, Any]] = [
+            {"status": 500},
+            {"status": 503, "apply": True},
+            {"close": "after"},
+            {"close": "before"},
+            {"status": 429, "headers": {"Retry-After": "0"}},
+            {"status": 202, "html": True},
+        ]
+        for seed, then in enumerate(troubles):
             odp.fault({"probability": 0.06, "seed": seed}, then)
         shop = make_install(odp, batch_size=40)
         audiences = [make_audience(shop, f"a{number}", provisioned=False) for number in range(6)]

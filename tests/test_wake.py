@@ -13,7 +13,6 @@ from django.conf import settings
 from pytest_django.fixtures import Settings
 
 from audiences import wake
-from lytics_sync.processes import free_port
 from tests.delivering import assert_all_is_well, enter, make_audience, make_install, sandbox
 from tests.threads import eventually
 from workers import drain, tasks
@@ -109,10 +108,18 @@ def test_a_hint_that_nobody_hears_runs_out(broker: Any, waker: wake._Waker) -> N
 # --- A broker that is gone, or worse -------------------------------------------------------------------------
 
 
+@pytest.fixture
+def nobody_there() -> Iterator[str]:
+    """An address that is taken, so that nobody else gets it, and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+
+
 def test_a_broker_that_is_gone_neither_fails_nor_delays_and_is_told_of_once(
-    settings: Settings, waker: wake._Waker, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, waker: wake._Waker, nobody_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
+    settings.REDIS_URL = nobody_there
     told = []
     monkeypatch.setattr(wake.log, "warning", lambda words, **more: told.append(words))
     for _ in range(3):
@@ -123,12 +130,12 @@ def test_a_broker_that_is_gone_neither_fails_nor_delays_and_is_told_of_once(
 
 
 def test_once_the_broker_is_back_trouble_is_told_of_again(
-    settings: Settings, broker: Any, waker: wake._Waker, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, broker: Any, waker: wake._Waker, nobody_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
     monkeypatch.setattr(wake.log, "warning", lambda words, **more: told.append(words))
     alive = settings.REDIS_URL
-    for url in (f"redis://127.0.0.1:{free_port()}/0", alive, f"redis://127.0.0.1:{free_port()}/0"):
+    for url in (nobody_there, alive, nobody_there):
         settings.REDIS_URL = url
         wake._redis.cache_clear()
         waker._send(7)
