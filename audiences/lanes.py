@@ -20,7 +20,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences.fold import Entry, Held
-from audiences.models import Audience, Delivery, Install, Lane, Parked, Run
+from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 
@@ -288,6 +288,11 @@ def refused_customers(install: Install, identifiers: set[str]) -> set[str]:
     if not refused.exists():
         return set()
     return set(refused.filter(identifier__in=identifiers).values_list("identifier", flat=True))
+
+
+def was_taken(audience_id: int) -> bool:
+    """Whether ODP has ever taken anything of this audience."""
+    return Membership.objects.filter(audience_id=audience_id, refused=False).exists()
 
 
 def open_delivery(

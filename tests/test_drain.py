@@ -205,6 +205,27 @@ def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(
     assert_all_is_well(gold, silver)
 
 
+@pytest.mark.parametrize("taken_before", [True, False])
+def test_one_bad_change_alone_parks_and_never_blocks_an_audience_that_works(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, taken_before: bool
+) -> None:
+    """ODP takes the customer, and refuses them in this one audience: of a new audience nothing else is known."""
+    if taken_before:
+        enter(gold, "a")
+        drain_all(shop)
+    odp.fault({"path": "/v3/profiles"}, {"refuse_field": "lytics_gold", "named": True, "message": "not this one"})
+    enter(gold, "b")
+    drain_all(shop)
+    assert bool(lane_of(gold).blocked_at) is not taken_before
+    assert parked() == ([("lytics_gold", "b", "")] if taken_before else [])
+    odp.clear_faults()
+    enter(gold, "c")
+    lanes.unblock(lane_of(gold))
+    drain_all(shop)
+    assert "c" in odp.members("lytics_gold")
+    assert_all_is_well(gold)
+
+
 def test_a_refused_item_is_sent_again_on_release_and_closes(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:

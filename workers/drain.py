@@ -120,6 +120,7 @@ class _Sender:
             doubtful=[group for group in groups if group[0].identifier in spoilt],
             has_control=lambda change: self.mechanism.control(change) is not None,
             items_per_group=self.mechanism.items_per_change,
+            was_taken=lanes.was_taken,
         )
 
     def send(self, part: Part) -> Answer:

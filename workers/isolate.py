@@ -6,7 +6,8 @@ item in 500 costs nine such requests and one for what was held back meanwhile.
 
 Two things look like a bad item and aren't. A request that is too large makes its smaller halves succeed, so what was
 found guilty by elimination alone is sent by itself when size could explain it. And an audience that ODP takes
-nothing of is not a heap of bad customers: a request that names one of them and no audience tells the two apart.
+nothing of is not a heap of bad customers: a request that names one of them and no audience tells the two apart. One
+refusal alone never stops an audience of which ODP has taken something before: then it is that one change.
 """
 
 from collections import Counter
@@ -37,8 +38,9 @@ class Isolation:
     """Feed it the answer to each ``next()`` until that is None; then every change is accepted, refused or blocked.
 
     ``has_control`` says whether the mechanism can name a customer without an audience; ``items_per_group`` how many
-    items it makes of a group, because ODP counts items when it names the bad ones. ``doubtful`` groups go last and by
-    themselves: ODP refused something of those customers before, and they would spoil the request of all the others.
+    items it makes of a group, because ODP counts items when it names the bad ones; ``was_taken`` whether ODP has taken
+    anything of a lane before. ``doubtful`` groups go last and by themselves: ODP refused something of those customers
+    before, and they would spoil the request of all the others.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Isolation:
         *,
         has_control: Callable[[Change], bool],
         items_per_group: int = 1,
+        was_taken: Callable[[int], bool] = lambda lane: False,
         doubtful: Sequence[Group] = (),
     ) -> None:
         self.accepted: list[Change] = []
@@ -54,6 +57,7 @@ class Isolation:
         self.blocked: dict[int, str] = {}
         self._has_control = has_control
         self._items_per_group = items_per_group
+        self._was_taken = was_taken
         self._rest = list(groups)
         self._doubtful = list(doubtful)
         self._suspects: list[Group] = []
@@ -193,6 +197,8 @@ class Isolation:
         certain = [change for change in self.refused if not self._may_be_size(self._unproven.get(change, 0))]
         for lane, count in Counter(change.lane for change in certain).items():
             if self._taken_of[lane] or not (over or count > 1):
+                continue
+            if count == 1 and self._was_taken(lane):
                 continue
             change = next(change for change in certain if change.lane == lane)
             if self._has_control(change) and lane not in self._cleared:
