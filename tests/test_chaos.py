@@ -1,0 +1,54 @@
+"""The chaos runner on a small scale: a dozen faults, then the judge; and judged by broken twins of the bridge."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from django.conf import settings
+
+# One of each important kind, so spaced that nothing has to be started twice within seconds.
+FAULTS = (
+    "worker,web,odp_500_applied,zombie,broker,backend,odp_late,web_worker,broker_frozen,beat,odp_refuses,postgres"  #
+)
+SEED = "1"
+
+
+def chaos(*flags: str) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own, with servers of its own: it kills them."""
+    own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "EVENTS", "KILLS", "SEED", "TWIN")
+    return subprocess.run(
+        [sys.executable, "-m", "tests.chaos", "--quick", "--seed", SEED, *flags],
+        env={name: value for name, value in os.environ.items() if name not in own},
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_whatever_dies_nothing_is_lost_and_nothing_comes_out_of_order() -> None:
+    run = chaos("--events", "12000", "--audiences", "5", "--gap", "0.8", "--faults", FAULTS)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-3000:]
+    assert "Nothing lost, nothing out of order." in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("twin", "promise", "faults"),
+    [
+        ("fold_by_arrival", "memberships at ODP are the fold of what was accepted", "beat"),
+        # Or, on a busy machine, what comes of that first.
+        (
+            "claim_ignoring_leases",
+            "(no lane was in two requests at once|no customer went back to an older state)",
+            "odp_slow",
+        ),
+    ],
+)
+def test_the_judge_catches_a_bridge_that_breaks_a_promise(twin: str, promise: str, faults: str) -> None:
+    run = chaos(
+        "--events", "3000", "--audiences", "2", "--gap", "0.5", "--faults", faults, "--twin", twin, "--stuck", "6"
+    )
+    assert run.returncode == 1, run.stdout[-6000:] + run.stderr[-3000:]
+    assert re.search(f"BROKEN: {promise}", run.stdout)
