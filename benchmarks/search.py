@@ -1,0 +1,189 @@
+"""What finding a customer costs: ``python -m benchmarks.search [EVENTS]``, 10,000,000 unless told. Needs no server.
+
+Starts a PostgreSQL of its own in a temporary folder, fills the log as receiving does, and prints what stands in
+docs/decisions/find-customer.md: looking up, summarising, and receiving without the index, with it, and with a B-tree.
+"""
+
+import os
+import random
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.fernet import Fernet
+
+from lytics_sync import embedded
+from lytics_sync.processes import Fleet, free_port
+
+AUDIENCES = 60
+CALLS, PER_CALL = 300, 300
+NOBODY, THREE, MANY = "0" * 32, "3" * 32, "f" * 32
+
+# Half of the identifiers are new, half have been there before; one customer has three events, one 300.
+FILL = """
+INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
+SELECT audience[1 + n %% 60], 1 + n / 60,
+    CASE WHEN n %% (%(events)s / 300) = 7 THEN %(many)s WHEN n %% (%(events)s / 3) = 11 THEN %(three)s
+        ELSE md5((CASE WHEN random() < 0.5 THEN n ELSE floor(random() * n) END)::bigint::text) END,
+    (random() < 0.6)::int, 1767225600000000000 + n * 1000000, '2026-01-01'::timestamptz + n * interval '1 ms', false,
+    n / 300
+FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n,
+    (SELECT array_agg(id) FROM audiences_audience) AS all_of(audience)
+"""
+
+# All of it delivered, in runs of 25 events.
+RUNS = """
+INSERT INTO audiences_run (audience_id, first_sequence, last_sequence, sent, folded, opened_at, closed_at, outcome)
+SELECT audience.id, first, first + 24, 20, 5, now(), now(), 'delivered'
+FROM audiences_audience AS audience, generate_series(1, 1 + %s / 60, 25) AS first
+"""
+
+
+def main(events: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="lytics-sync-bench-") as name:
+        folder = Path(name)
+        port, password = free_port(), secrets.token_hex(16)
+        os.environ |= {
+            "DATA_DIR": name,
+            "LOG_LEVEL": "WARNING",
+            "SECRET_KEY": secrets.token_urlsafe(50),
+            "FIELD_ENCRYPTION_KEYS": Fernet.generate_key().decode(),
+            "DATABASE_URL": embedded.postgres_url(port=port, password=password),
+            "REDIS_URL": "redis://127.0.0.1:1/0",
+            "DJANGO_SETTINGS_MODULE": "lytics_sync.settings",
+        }
+        fleet = Fleet(folder=folder, env=os.environ, tell=print)
+        try:
+            start(fleet, folder / "postgres", port, password)
+            embedded.create_database(port=port, password=password)
+            import django
+
+            django.setup()
+            measure(events, fleet, lambda: start(fleet, folder / "postgres", port, password), folder / "postgres")
+        finally:
+            fleet.stop()
+
+
+def start(fleet: Fleet, folder: Path, port: int, password: str) -> None:
+    fleet.start(embedded.postgres(folder=folder, port=port, password=password, durable=True))
+
+
+def ask(statement: str, values: Any = None) -> list[tuple[Any, ...]]:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+def timed(what: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    what()
+    return (time.perf_counter() - began) * 1000
+
+
+def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: Path) -> None:
+    from django.contrib.auth.models import User
+    from django.core.management import call_command
+    from django.db import connection
+    from django.test import Client
+    from django.urls import reverse
+
+    from audiences import customers, lanes
+    from audiences.models import Audience, Install
+
+    call_command("migrate", verbosity=0)
+    install = Install.objects.create(name="Bench", odp_api_key="x")
+    for n in range(AUDIENCES):
+        lanes.lay(Audience.objects.create(install=install, segment_id=f"s{n}", slug=f"s{n}", odp_id=f"lytics_s{n}"))
+    ask("ALTER TABLE audiences_event SET (autovacuum_enabled = off)")
+    for first in range(0, events, 500_000):
+        last = min(first + 500_000, events) - 1
+        ask(FILL, {"events": events, "first": first, "last": last, "many": MANY, "three": THREE})
+        customers.summarise()
+    ask("UPDATE audiences_audience SET last_sequence = 1 + %s / 60", [events])
+    ask(RUNS, [events])
+    ask("UPDATE audiences_lane SET delivered_sequence = 1 + %s / 60", [events])
+    ask("ANALYZE audiences_run")
+    size = "SELECT pg_relation_size('audiences_event') / 1e6, pg_relation_size('events_of_a_customer') / 1e6"
+    print("{:,} events; the log has {:,.0f} MB, its index {:,.1f} MB".format(events, *ask(size)[0]))
+    print(f"summarising when there is nothing to do: {timed(customers.summarise):.0f} ms")
+
+    person = Client(headers={"host": "localhost"})
+    person.force_login(User.objects.create_superuser("bench"))
+    box = reverse("find_customer")
+    for customer, name in ((NOBODY, "no events"), (THREE, "3 events"), (MANY, "300 events")):
+        ask("CHECKPOINT")
+        connection.close()
+        fleet.stop()
+        fleet.groups.clear()
+        forget(files)
+        start_again()
+        ask("SELECT 1")
+        cold = timed(lambda who=customer: customers.trail(who))  # type: ignore[misc]
+        warm = statistics.median(timed(lambda who=customer: customers.trail(who)) for _ in range(9))  # type: ignore[misc]
+        page = statistics.median(timed(lambda who=customer: person.post(box, {"identifier": who})) for _ in range(9))  # type: ignore[misc]
+        print(f"a customer with {name}: {warm:.0f} ms, the page {page:.0f} ms; {cold:.0f} ms with nothing in memory")
+
+    receive("with the index")
+    print(f"summarising {CALLS * PER_CALL:,} events and more: {timed(customers.summarise):.0f} ms")
+    ask("SELECT brin_summarize_new_values('events_of_a_customer')")
+    ask("DELETE FROM audiences_event WHERE sequence < %s", [events // 60 // 10])
+    ask("VACUUM audiences_event")
+    receive("with the index, into space that was pruned")
+    ask("DROP INDEX events_of_a_customer")
+    ask("VACUUM audiences_event")
+    receive("without")
+    ask("CREATE INDEX a_btree ON audiences_event (identifier)")
+    receive("with a B-tree instead")
+
+
+def receive(how: str) -> None:
+    """Calls one after the other, each in its transaction, as ``ingest.append`` makes them."""
+    from django.db import transaction
+    from django.utils.timezone import now
+
+    from audiences import ingest
+    from audiences.models import Audience
+    from lytics.payload import Fact, Kind
+
+    audiences = list(Audience.objects.values_list("pk", flat=True))
+    chance = random.Random(1)  # noqa: S311
+    calls = []
+    for _ in range(CALLS + 60):
+        some = chance.sample(audiences, 12)
+        who = (secrets.token_hex(16) for _ in range(PER_CALL))
+        facts: dict[int, list[Fact]] = {}
+        for each in who:
+            fact = Fact("", "", each, Kind.ENTER, chance.getrandbits(60))
+            facts.setdefault(chance.choice(some), []).append(fact)
+        calls.append(facts)
+    ask("CHECKPOINT")
+    began, wal = 0.0, ""
+    for number, facts in enumerate(calls):
+        if number == 60:  # by now the pages that are written again and again are in the log of the server
+            began, wal = time.perf_counter(), str(ask("SELECT pg_current_wal_insert_lsn()")[0][0])
+        with transaction.atomic():
+            ingest.append(facts, received_at=now())
+    rate = CALLS * PER_CALL / (time.perf_counter() - began)
+    written = ask("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", [wal])[0][0]
+    print(f"receiving {how}: {rate:,.0f} events/s, {float(written) / CALLS / PER_CALL:,.0f} B of WAL each")
+
+
+def forget(files: Path) -> None:
+    """Out of the operating system's memory, as far as it allows."""
+    for file in files.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1].replace("_", "")) if len(sys.argv) > 1 else 10_000_000)

@@ -1,0 +1,44 @@
+"""What processes use, as Linux counts it: memory that is theirs (PSS) and CPU seconds, each with its descendants."""
+
+import os
+import re
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants. By parent: PostgreSQL's have sessions of their own."""
+    members = [pid]
+    for member in members:
+        try:
+            tasks = list(Path(f"/proc/{member}/task").iterdir())
+            members += [int(child) for task in tasks for child in (task / "children").read_text("ascii").split()]
+        except OSError:  # gone meanwhile
+            continue
+    return members
+
+
+def cpu_seconds(pid: int) -> float:
+    """Used so far, with that of descendants which have ended."""
+    total = 0
+    for member in family(pid):
+        try:
+            fields = Path(f"/proc/{member}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15]))
+    return total / _TICKS
+
+
+def pss_mib(pid: int) -> float:
+    """Memory, where what several processes share is split among them."""
+    total = 0
+    for member in family(pid):
+        try:
+            said = Path(f"/proc/{member}/smaps_rollup").read_text(encoding="ascii")
+        except OSError:
+            continue
+        if found := re.search(r"^Pss:\s+(\d+) kB", said, re.MULTILINE):
+            total += int(found[1])
+    return total / 1024
