@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from lytics.payload import Kind
 
+# As they stand in the log. Looked at for every event: a name in its class costs several times as much.
+EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)
+
 
 class Entry(NamedTuple):
     """An event, as far as the fold is concerned."""
@@ -39,7 +42,7 @@ class Folded:
 
 def precedence(entry: Entry) -> tuple[int, bool]:
     """Which of two events of one membership decides it: the greater one."""
-    return entry.occurred_ns, entry.kind == Kind.EXIT
+    return entry.occurred_ns, entry.kind == EXIT
 
 
 def newest(entries: Iterable[Entry]) -> dict[str, Entry]:
@@ -53,25 +56,39 @@ def newest(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def _rank(entry: Entry) -> tuple[int, bool, bool, bool, int]:
-    return *precedence(entry), entry.forced, entry.kind == Kind.ENTER, entry.sequence
+    return *precedence(entry), entry.forced, entry.kind == ENTER, entry.sequence
 
 
 def fold(entries: Iterable[Entry], ledger: Mapping[str, Held]) -> Folded:
     """What is left to do of a run, given the ledger of its audience.
 
     An exit of somebody whom the ledger has never seen is sent: they may be a member from before our time. A change
-    of a known member is not: nothing in ODP would differ.
+    of a known member is not, as nothing in ODP would differ; unless the run holds an exit between the two, which a
+    request that failed may have told. It moves the ledger on all the same, so whatever has to be said again is said
+    with the ledger's time where that is newer; only another state since has said enough.
     """
+    entries = list(entries)
+    again = newest([entry for entry in entries if entry.forced])
+    exits: dict[str, Entry] | None = None
     folded = Folded()
     for identifier, entry in newest(entries).items():
-        held = ledger.get(identifier)
+        held, forced = ledger.get(identifier), again.get(identifier)
         if held is not None and not _decides(entry, held):
+            if forced is not None and (forced.kind != EXIT) == held.is_member:
+                folded.send.append(forced._replace(occurred_ns=held.occurred_ns))
             continue
-        if held is not None and held.is_member and not held.refused and entry.kind == Kind.CHANGE and not entry.forced:
-            folded.affirmed.append(entry)
-        else:
-            folded.send.append(entry)
+        if entry.kind == CHANGE and held is not None and held.is_member and not held.refused and forced is None:
+            if exits is None:
+                exits = newest([entry for entry in entries if entry.kind == EXIT])
+            if not _has_left(exits.get(identifier), held):
+                folded.affirmed.append(entry)
+                continue
+        folded.send.append(entry)
     return folded
+
+
+def _has_left(leaving: Entry | None, held: Held) -> bool:
+    return leaving is not None and _decides(leaving, held)
 
 
 def _decides(entry: Entry, held: Held) -> bool:

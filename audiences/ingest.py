@@ -5,18 +5,21 @@ and appear in commit order; serial ids would not do, because they are drawn befo
 one that isn't visible yet.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import structlog
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import lanes, naming, remember
-from audiences.models import Audience, Install, Parked, Receipt
+from audiences import lanes, naming, prepared, remember
+from audiences.models import Audience, Install
 from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import payload, reasons, times
@@ -26,22 +29,70 @@ log = structlog.get_logger(__name__)
 
 # A segment that was first seen by its slug alone is known by this until a call tells its id.
 BY_SLUG = "slug:"
-# Items of one call that are encrypted and in memory at a time; any of them may be a megabyte.
-PARKED_AT_ONCE = 100
 
-_INSERT_EVENTS = """
-WITH incoming AS (
-    SELECT * FROM unnest(%s::bigint[], %s::int[], %s::text[], %s::smallint[], %s::bigint[])
-        AS t(audience_id, place, identifier, kind, occurred_ns)
+_FIND = """
+SELECT id, segment_id, latest_slug FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[])
+"""
+
+# Two calls that share audiences wait for each other in one order, whichever they name first. By a statement of its own:
+# one that locked rows and then changed them could meet an older version of a row that it holds, and wait for whoever
+# waits for it.
+_LOCK = "SELECT id FROM audiences_audience WHERE id = ANY(%s::int[]) ORDER BY id FOR NO KEY UPDATE"
+_LOCK_NAMED = """
+SELECT id FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE
+"""
+
+_BY_ID = """
+unnest(%(audiences)s::int[], %(counts)s::int[], %(ahead)s::int[])
+    WITH ORDINALITY AS told(audience_id, by, ahead, number)
+JOIN audiences_audience AS audience ON audience.id = told.audience_id
+"""
+_BY_NAME = """
+unnest(%(segments)s::text[], %(slugs)s::text[], %(counts)s::int[], %(ahead)s::int[])
+    WITH ORDINALITY AS told(segment_id, slug, by, ahead, number)
+JOIN audiences_audience AS audience ON audience.install_id = %(install)s::bigint
+    AND audience.segment_id = told.segment_id AND told.slug IN ('', audience.latest_slug)
+"""
+
+# Nothing at all unless each audience is there, and named once. Facts come audience by audience, each with the number of
+# its own, and are stored in that order: an index that grows from the wrong side splits its pages in half again and
+# again.
+_STORE = """
+WITH grown AS MATERIALIZED (
+    SELECT audience.id, number, by, ahead FROM {audiences}
+), complete AS (
+    SELECT 1 WHERE (SELECT count(DISTINCT id) FROM grown) = cardinality(%(counts)s::int[])
+), receipt AS (
+    INSERT INTO audiences_receipt
+        (install_id, received_at, source, job, bytes, messages, queued, parked, skipped, parked_reasons)
+    SELECT install, %(at)s, source, job, bytes, messages, queued, parked, skipped, reasons
+    FROM complete, (VALUES (
+        %(install)s::bigint, %(source)s::inet, %(job)s, %(bytes)s::int,
+        %(messages)s::int, %(queued)s::int, %(parked)s::int, %(skipped)s::int, %(parked_reasons)s::jsonb
+    )) AS v(install, source, job, bytes, messages, queued, parked, skipped, reasons)
+    WHERE install IS NOT NULL
+    RETURNING id
 ), numbered AS (
     UPDATE audiences_audience AS audience SET last_sequence = audience.last_sequence + grown.by
-    FROM unnest(%s::bigint[], %s::bigint[]) AS grown(audience_id, by)
-    WHERE audience.id = grown.audience_id
-    RETURNING audience.id, audience.last_sequence - grown.by AS before
+    FROM grown, complete WHERE audience.id = grown.id
+    RETURNING audience.id, grown.number, audience.last_sequence - grown.by - grown.ahead AS before
+), stored AS (
+    INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
+    SELECT numbered.id, before + place, identifier, kind, occurred_ns, %(at)s, %(forced)s,
+        coalesce((SELECT id FROM receipt), %(receipt_id)s::bigint)
+    FROM unnest(%(numbers)s::int[], %(identifiers)s::text[], %(kinds)s::smallint[], %(moments)s::bigint[])
+        WITH ORDINALITY AS fact(number, identifier, kind, occurred_ns, place)
+    JOIN numbered ON numbered.number = fact.number ORDER BY place
+    RETURNING 1
 )
-INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
-SELECT audience_id, before + place, identifier, kind, occurred_ns, %s, %s, %s
-FROM incoming JOIN numbered ON numbered.id = incoming.audience_id
+SELECT (SELECT id FROM receipt), (SELECT count(*) FROM stored)
+"""
+_APPEND = _STORE.format(audiences=_BY_ID)
+_APPEND_NAMED = _STORE.format(audiences=_BY_NAME)
+
+_COPY_PARKED = """
+COPY audiences_parked (install_id, receipt_id, reason, detail, raw, parked_at, identifier, closed_by, resolution)
+FROM STDIN (FORMAT BINARY)
 """
 
 
@@ -56,17 +107,48 @@ class Received:
     parked_reasons: dict[str, int] = field(default_factory=dict)
 
 
+class _Call(NamedTuple):
+    bytes: int
+    source: str | None
+    at: datetime
+
+
+class _Receipt(NamedTuple):
+    """A Receipt's values by the names they have in ``_STORE``; without an install there is none."""
+
+    install: int | None = None
+    source: str | None = None
+    job: str = ""
+    bytes: int = 0
+    messages: int = 0
+    queued: int = 0
+    parked: int = 0
+    skipped: int = 0
+    parked_reasons: str = "{}"
+
+
 def receive(install: Install, body: bytes, *, source: str | None = None) -> Received:
     """Store one call. When this returns, PostgreSQL has committed all of it; when it raises, none of it."""
     received_at = now()
     reading = _read(install, body, received_at)
-    with transaction.atomic():
-        receipt, received = _record(install, reading, size=len(body), source=source, at=received_at)
-        if received.queued:
-            transaction.on_commit(lambda: wake(install.pk), robust=True)
-    if received.parked:
-        log.warning("parked", install=install.name, receipt=receipt.pk, reasons=received.parked_reasons)
+    told = _by_name(reading.facts)
+    call = _Call(len(body), source, received_at)
+    received = _record_plain(install, reading, told, call)
+    if received is None:
+        with transaction.atomic():
+            received = _record(install, reading, told, call)
+    if received.queued:
+        transaction.on_commit(lambda: wake(install.pk), robust=True)
     return received
+
+
+def rehearse() -> None:
+    """All that a plain call does, for an install that isn't there: nothing comes of it but a quicker next one."""
+    nobody, at = Install(pk=0), now()
+    word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
+    body = b"[%s]" % payload.encode({"data": {nobody.identifier_field: "none", "segment_events": [word]}})
+    reading = _read(nobody, body, at)
+    _record_plain(nobody, reading, _by_name(reading.facts), _Call(len(body), None, at))
 
 
 def _read(install: Install, body: bytes, at: datetime, *, released: bool = False) -> Reading:
@@ -79,153 +161,235 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
     )
 
 
-def _record(
-    install: Install, reading: Reading, *, size: int, source: str | None, at: datetime
-) -> tuple[Receipt, Received]:
-    audiences, nameless = _audiences(install, reading.facts)
-    facts = [fact for fact in reading.facts if _key(fact) in audiences]
-    numbered = _numbered(install, audiences, facts)
+def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call) -> Received | None:
+    """What nearly all calls are: news of audiences that are there, under the names they tell. One round trip.
+
+    None when it is anything else; nothing is stored then.
+    """
+    if reading.aside or install.forget_missing_identifiers:
+        return None
+    received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
+    receipt = _receipt(install, reading, call, received)
+    values = _values([*told.values()], received_at=call.at, receipt=receipt)
+    values["segments"] = prepared.texts(name.segment_id for name in told)
+    values["slugs"] = prepared.texts(name.slug for name in told)
+    locking, storing = prepared.cursor(), prepared.cursor()
+    with prepared.pipeline():
+        locking.execute(_LOCK_NAMED, [install.pk, values["segments"]])
+        storing.execute(_APPEND_NAMED, values)
+    receipt_id, _ = storing.fetchone()
+    return None if receipt_id is None else received
+
+
+def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> Received:
+    wanted = _wanted(told)
+    audiences = _made(install, wanted, _find(install, wanted))
+    found = _found(install, audiences, told)
+    nameless = [fact for name, facts in told.items() if name.key not in audiences for fact in facts]
     aside = [*reading.aside, *(SetAside(reasons.UNKNOWN_SLUG, "", _as_message(install, fact)) for fact in nameless)]
     counts = Counter(item.reason for item in aside)
-    receipt = Receipt.objects.create(
-        install=install,
-        received_at=at,
-        source=source,
+    received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
+    receipt_id = append(found, received_at=call.at, receipt=_receipt(install, reading, call, received))
+    assert receipt_id is not None
+    if aside:
+        _park(install, receipt_id, call.at, aside)
+        tell = partial(log.warning, "parked", install=install.name, receipt=receipt_id, reasons=dict(counts))
+        transaction.on_commit(tell, robust=True)
+    _note_slugs(audiences, told)
+    return received
+
+
+def _receipt(install: Install, reading: Reading, call: _Call, received: Received) -> _Receipt:
+    return _Receipt(
+        install=install.pk,
+        source=call.source,
         job=reading.job[: payload.NAME_BYTES].replace("\x00", ""),
-        bytes=size,
-        messages=reading.messages,
-        queued=len(numbered),
-        parked=len(aside),
-        skipped=reading.skipped,
-        parked_reasons=counts,
+        bytes=call.bytes,
+        messages=received.received,
+        queued=received.queued,
+        parked=received.parked,
+        skipped=received.skipped,
+        parked_reasons=json.dumps(received.parked_reasons),
     )
-    _park(install, receipt, aside)
-    append(numbered, received_at=at, receipt=receipt)
-    _note_slugs(audiences, facts)
-    return receipt, Received(reading.messages, len(numbered), len(aside), reading.skipped, dict(counts))
 
 
-def read_again(install: Install, raw: bytes, *, receipt: Receipt | None, at: datetime) -> bool:
+def read_again(install: Install, raw: bytes, *, receipt_id: int | None, at: datetime) -> bool:
     """Read an item that was parked at ``at`` once more, inside a transaction. Whether nothing of it is left aside."""
     reading = _read(install, raw, at, released=True)
-    audiences, nameless = _audiences(install, reading.facts)
-    facts = [fact for fact in reading.facts if _key(fact) in audiences]
-    append(_numbered(install, audiences, facts), received_at=now(), receipt=receipt)
-    if facts:
+    told = _by_name(reading.facts)
+    wanted = _wanted(told)
+    audiences = _made(install, wanted, _find(install, wanted))
+    found = _found(install, audiences, told)
+    append(found, received_at=now(), receipt_id=receipt_id)
+    if found:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
-    return not reading.aside and not nameless
+    return not reading.aside and len(audiences) == len(wanted)
 
 
-def _numbered(install: Install, audiences: dict[str, int], facts: Sequence[Fact]) -> list[tuple[int, Fact]]:
-    """Facts with the ids of their audiences, and the departures that they imply if the install asks for those."""
-    found = [(audiences[_key(fact)], fact) for fact in facts]
-    if not install.forget_missing_identifiers or not found:
-        return found
-    _lock({audience_id for audience_id, _ in found})
-    return remember.with_departures(found)
+def _found(install: Install, audiences: "_Audiences", told: "_Told") -> dict[int, list[Fact]]:
+    """Facts by the ids of their audiences, and the departures that they imply if the install asks for those."""
+    found: dict[int, list[Fact]] = {}
+    for name, facts in told.items():
+        if (audience := audiences.get(name.key)) is not None:
+            found.setdefault(audience.pk, []).extend(facts)
+    if install.forget_missing_identifiers and found:
+        _lock(found)
+        for audience_id, departures in remember.departures(found).items():
+            found[audience_id] += departures
+    return found
 
 
 def append(
-    facts: Sequence[tuple[int, Fact]], *, received_at: datetime, receipt: Receipt | None = None, forced: bool = False
-) -> None:
-    """Add facts to the log, each with the id of its audience, numbered in the order given. Inside a transaction."""
-    if not facts:
-        return
-    places: Counter[int] = Counter()
-    numbered = []
-    for audience_id, fact in facts:
-        places[audience_id] += 1
-        numbered.append((audience_id, places[audience_id], fact))
-    _lock(places)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _INSERT_EVENTS,
-            [
-                _array(audience_id for audience_id, _, _ in numbered),
-                _array(place for _, place, _ in numbered),
-                _text_array(fact.identifier for _, _, fact in numbered),
-                _array(int(fact.kind) for _, _, fact in numbered),
-                _array(fact.occurred_ns for _, _, fact in numbered),
-                _array(places.keys()),
-                _array(places.values()),
-                received_at,
-                forced,
-                receipt.pk if receipt else None,
-            ],
-        )
-        if cursor.rowcount != len(numbered):
-            raise RuntimeError(f"{len(numbered)} events to store, {cursor.rowcount} stored")
+    facts: Mapping[int, Sequence[Fact]],
+    *,
+    received_at: datetime,
+    receipt: _Receipt | None = None,
+    receipt_id: int | None = None,
+    forced: bool = False,
+) -> int | None:
+    """Add facts to the log, by the ids of their audiences, each audience's numbered in the order given.
+
+    All or nothing, also outside a transaction. With a ``receipt`` that is stored too, and its id returned; else the
+    events belong to the one with ``receipt_id``, or to none.
+    """
+    events = sum(map(len, facts.values()))
+    if not events and receipt is None:
+        return None
+    values = _values(
+        [*facts.values()], received_at=received_at, receipt=receipt or _Receipt(), receipt_id=receipt_id, forced=forced
+    )
+    storing = prepared.cursor()
+    with prepared.pipeline():
+        _lock(facts)
+        storing.execute(_APPEND, {**values, "audiences": prepared.numbers(facts)})
+    stored_receipt, stored = storing.fetchone()
+    if stored != events:
+        raise RuntimeError(f"{events} events to store, {stored} stored")
+    return None if stored_receipt is None else int(stored_receipt)
+
+
+def _values(
+    groups: Sequence[Sequence[Fact]],
+    *,
+    received_at: datetime,
+    receipt: _Receipt,
+    receipt_id: int | None = None,
+    forced: bool = False,
+) -> dict[str, Any]:
+    """For ``_STORE``; each group of facts is of one audience."""
+    facts = [fact for group in groups for fact in group]
+    counts = [len(group) for group in groups]
+    return {
+        **receipt._asdict(),
+        "at": received_at,
+        "receipt_id": receipt_id,
+        "forced": forced,
+        "counts": prepared.numbers(counts),
+        "ahead": prepared.numbers(accumulate(counts[:-1], initial=0)),
+        "numbers": prepared.numbers([number for number, count in enumerate(counts, 1) for _ in range(count)]),
+        "identifiers": prepared.texts([fact.identifier for fact in facts]),
+        "kinds": prepared.numbers([int(fact.kind) for fact in facts]),
+        "moments": prepared.numbers([fact.occurred_ns for fact in facts]),
+    }
 
 
 def _lock(audience_ids: Iterable[int]) -> None:
-    """Two calls that share audiences wait for each other in one order, whichever they name first."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT id FROM audiences_audience WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", [list(audience_ids)]
-        )
-
-
-def _array(numbers: Iterable[int]) -> str:
-    """A PostgreSQL array as text: adapting a Python list element by element costs more than the insert."""
-    return "{" + ",".join(map(str, numbers)) + "}"
-
-
-def _text_array(texts: Iterable[str]) -> str:
-    return "{" + ",".join('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts) + "}"
+    with prepared.cursor() as cursor:
+        cursor.execute(_LOCK, [prepared.numbers(audience_ids)])
 
 
 # --- which audience a fact belongs to ------------------------------------------------------------------------
 
 
-def _key(fact: Fact) -> str:
-    return fact.segment_id or BY_SLUG + fact.slug
+class _Known(NamedTuple):
+    pk: int
+    latest_slug: str
 
 
-def _audiences(install: Install, facts: Iterable[Fact]) -> tuple[dict[str, int], list[Fact]]:
-    """Audience ids by ``_key``, made where they are missing; and the facts whose audience has no slug yet."""
-    wanted: dict[str, Fact] = {}
+class _Name(NamedTuple):
+    """How facts name an audience: by segment id, slug, or both."""
+
+    segment_id: str
+    slug: str
+
+    @property
+    def key(self) -> str:
+        return self.segment_id or BY_SLUG + self.slug
+
+
+_Told = Mapping[_Name, list[Fact]]
+_Audiences = dict[str, _Known]
+
+
+def _by_name(facts: Iterable[Fact]) -> _Told:
+    """Many facts of few audiences: what has to be found out about an audience is found out once."""
+    told: dict[tuple[str, str], list[Fact]] = {}
     for fact in facts:
-        known = wanted.get(_key(fact))
-        if known is None or (fact.slug and not known.slug):
-            wanted[_key(fact)] = fact
-    known_ids = _find(install, wanted)
-    missing = [key for key in wanted if key not in known_ids]
-    if any(wanted[key].slug for key in missing):
-        # Rare, and the one moment when two calls could make one audience twice or give one ODP id to two.
-        Install.objects.select_for_update(no_key=True).get(pk=install.pk)
-        known_ids = _find(install, wanted)
-        known_ids |= _adopt(install, {key: fact for key, fact in wanted.items() if key not in known_ids}, known_ids)
-        # Those with an id first: one known by the slug alone may turn out to be one of them.
-        for key in sorted((key for key in wanted if key not in known_ids), key=lambda key: not wanted[key].segment_id):
-            if wanted[key].slug:
-                known_ids[key] = _create(install, wanted[key])
-    nameless = [fact for fact in facts if _key(fact) not in known_ids]
-    return known_ids, nameless
+        name = fact.segment_id, fact.slug
+        if (some := told.get(name)) is None:
+            some = told[_Name(*name)] = []
+        some.append(fact)
+    return told  # type: ignore[return-value]
 
 
-def _find(install: Install, wanted: dict[str, Fact]) -> dict[str, int]:
-    """The audiences that are there already."""
-    found: dict[str, int] = {}
-    slugs = [fact.slug for fact in wanted.values() if not fact.segment_id]
-    by_slug: dict[str, int] = {}
-    if slugs:
-        rows = Audience.objects.filter(install=install, latest_slug__in=slugs).order_by("pk")
-        by_slug = {audience.latest_slug: audience.pk for audience in rows}
-    for audience in Audience.objects.filter(install=install, segment_id__in=list(wanted)):
-        found[audience.segment_id] = audience.pk
-    for key, fact in wanted.items():
-        if not fact.segment_id and fact.slug in by_slug:
-            found.setdefault(key, by_slug[fact.slug])
+def _wanted(told: _Told) -> dict[str, _Name]:
+    """How each audience is named, by its key; with its slug, if any fact tells that."""
+    wanted: dict[str, _Name] = {}
+    for name in told:
+        known = wanted.get(name.key)
+        if known is None or (name.slug and not known.slug):
+            wanted[name.key] = name
+    return wanted
+
+
+def _made(install: Install, wanted: Mapping[str, _Name], found: _Audiences) -> _Audiences:
+    """Those found and those that were missing, which are made. Not among them is one that has no slug yet."""
+    if not any(name.slug for key, name in wanted.items() if key not in found):
+        return found
+    # Rare, and the one moment when two calls could make one audience twice or give one ODP id to two.
+    Install.objects.select_for_update(no_key=True).get(pk=install.pk)
+    found = _find(install, wanted)
+    found |= _adopt(install, {key: name for key, name in wanted.items() if key not in found}, found)
+    # Those with an id first: one known by the slug alone may turn out to be one of them.
+    for key in sorted((key for key in wanted if key not in found), key=lambda key: not wanted[key].segment_id):
+        if wanted[key].slug:
+            found[key] = _create(install, wanted[key])
     return found
 
 
-def _note_slugs(audiences: dict[str, int], facts: Iterable[Fact]) -> None:
+def _find(install: Install, wanted: Mapping[str, _Name]) -> _Audiences:
+    """The audiences that are there already."""
+    if not wanted:
+        return {}
+    with prepared.cursor() as cursor:
+        cursor.execute(_FIND, [install.pk, prepared.texts(wanted)])
+        found = {segment_id: _Known(pk, latest_slug) for pk, segment_id, latest_slug in cursor.fetchall()}
+    slugs = [name.slug for name in wanted.values() if not name.segment_id]
+    if slugs:
+        rows = Audience.objects.filter(install=install, latest_slug__in=slugs).order_by("pk")
+        by_slug = {audience.latest_slug: _Known(audience.pk, audience.latest_slug) for audience in rows}
+        for key, name in wanted.items():
+            if not name.segment_id and name.slug in by_slug:
+                found.setdefault(key, by_slug[name.slug])
+    return found
+
+
+def _edited(audiences: _Audiences, told: _Told) -> bool:
+    """Whether any fact tells another slug than the latest one."""
+    return any(name.slug and name.key in audiences and audiences[name.key].latest_slug != name.slug for name in told)
+
+
+def _note_slugs(audiences: _Audiences, told: _Told) -> None:
     """A slug edited in Lytics is shown and changes nothing else. Only rows that ``append`` has locked are written."""
+    if not _edited(audiences, told):
+        return
     newest: dict[int, Fact] = {}
-    for fact in facts:
-        known = newest.get(audiences[_key(fact)])
-        if fact.slug and (known is None or fact.occurred_ns >= known.occurred_ns):
-            newest[audiences[_key(fact)]] = fact
+    for name, facts in told.items():
+        if name.slug and name.key in audiences:
+            latest = max(facts, key=lambda fact: fact.occurred_ns)
+            known = newest.get(audiences[name.key].pk)
+            if known is None or latest.occurred_ns >= known.occurred_ns:
+                newest[audiences[name.key].pk] = latest
     for audience in Audience.objects.filter(pk__in=newest):
         slug = newest[audience.pk].slug
         if audience.latest_slug != slug:
@@ -233,56 +397,50 @@ def _note_slugs(audiences: dict[str, int], facts: Iterable[Fact]) -> None:
             log.warning("slug edited in Lytics", audience=audience.odp_id, now=slug)
 
 
-def _adopt(install: Install, unknown: dict[str, Fact], known_ids: dict[str, int]) -> dict[str, int]:
-    """Audience ids, by ``_key``, of those that were known by their slug alone and now tell their id."""
+def _adopt(install: Install, unknown: Mapping[str, _Name], found: _Audiences) -> _Audiences:
+    """Those, by key, that were known by their slug alone and now tell their id."""
     by_slug: dict[str, str] = {}
-    for key, fact in unknown.items():
-        if fact.segment_id and fact.slug:
-            by_slug.setdefault(BY_SLUG + fact.slug, key)
+    for key, name in unknown.items():
+        if name.segment_id and name.slug:
+            by_slug.setdefault(BY_SLUG + name.slug, key)
     rows = Audience.objects.filter(install=install, segment_id__in=list(by_slug))
-    adopted = {by_slug[audience.segment_id]: audience.pk for audience in rows}
+    adopted = {by_slug[audience.segment_id]: _Known(audience.pk, audience.latest_slug) for audience in rows}
     if adopted:
         # The update below locks too. All that this call will number is locked first, in the order of ``append``.
-        _lock([*known_ids.values(), *adopted.values()])
-        for segment_id, pk in adopted.items():
-            Audience.objects.filter(pk=pk).update(segment_id=segment_id)
+        _lock(known.pk for known in (*found.values(), *adopted.values()))
+        for segment_id, known in adopted.items():
+            Audience.objects.filter(pk=known.pk).update(segment_id=segment_id)
     return adopted
 
 
-def _create(install: Install, fact: Fact) -> int:
+def _create(install: Install, name: _Name) -> _Known:
     """A new audience with its lane; for a slug alone, the one that has got this slug a moment ago."""
-    if not fact.segment_id:
-        named = Audience.objects.filter(install=install, latest_slug=fact.slug).order_by("-pk").first()
+    if not name.segment_id:
+        named = Audience.objects.filter(install=install, latest_slug=name.slug).order_by("-pk").first()
         if named is not None:
-            return named.pk
+            return _Known(named.pk, named.latest_slug)
     taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
-    odp_id = naming.free_odp_id(fact.slug, fact.segment_id, taken)
+    odp_id = naming.free_odp_id(name.slug, name.segment_id, taken)
     audience = Audience.objects.create(
-        install=install, segment_id=_key(fact), slug=fact.slug, latest_slug=fact.slug, odp_id=odp_id
+        install=install, segment_id=name.key, slug=name.slug, latest_slug=name.slug, odp_id=odp_id
     )
     lanes.lay(audience)
-    if odp_id != naming.odp_id(fact.slug):
-        log.warning("two segments want one ODP id", audience=odp_id, wanted=naming.odp_id(fact.slug), slug=fact.slug)
-    return audience.pk
+    if odp_id != naming.odp_id(name.slug):
+        log.warning("two segments want one ODP id", audience=odp_id, wanted=naming.odp_id(name.slug), slug=name.slug)
+    return _Known(audience.pk, audience.latest_slug)
 
 
 # --- parking and releasing -----------------------------------------------------------------------------------
 
 
-def _park(install: Install, receipt: Receipt, aside: Iterable[SetAside]) -> None:
-    rows = (
-        Parked(
-            install=install,
-            receipt=receipt,
-            reason=item.reason,
-            detail=item.detail.replace("\x00", "")[:1000],
-            raw=encrypt(_kept(install, item)),
-            parked_at=receipt.received_at,
-        )
-        for item in aside
-    )
-    while some := list(islice(rows, PARKED_AT_ONCE)):
-        Parked.objects.bulk_create(some)
+def _park(install: Install, receipt_id: int, at: datetime, aside: Iterable[SetAside]) -> None:
+    """In a stream: as an insert, a large body would be in memory several times, and twice as long for being in hex."""
+    with connection.cursor() as cursor, cursor.copy(_COPY_PARKED) as copy:
+        copy.set_types(["bigint", "bigint", "varchar", "text", "bytea", "timestamptz", "text", "varchar", "varchar"])
+        for item in aside:
+            detail = item.detail.replace("\x00", "")[:1000]
+            raw = encrypt(_kept(install, item))
+            copy.write_row((install.pk, receipt_id, item.reason, detail, raw, at, "", "", ""))
 
 
 def _kept(install: Install, item: SetAside) -> bytes:
@@ -295,7 +453,7 @@ def _kept(install: Install, item: SetAside) -> bytes:
 def _as_message(install: Install, fact: Fact) -> bytes:
     """A fact whose audience is not known yet, in the layout it came in, so that a release reads it like any other."""
     word = fact.kind.name.lower()
-    at = f"{times.moment(fact.occurred_ns):%Y-%m-%dT%H:%M:%S}.{fact.occurred_ns % times.SECOND:09d}Z"
+    at = times.text(fact.occurred_ns)
     event = {"id": fact.segment_id, "event": word, **({} if fact.kind is Kind.CHANGE else {word: at})}
     data = {install.identifier_field: fact.identifier, "segment_events": [event]}
     return payload.encode({"data": data, "meta": {"object": "user", "timestamp": at}})

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
@@ -19,9 +20,9 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences.fold import Entry, Held
+from audiences import carried, prepared
+from audiences.fold import EXIT, Entry, Held
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
-from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,16 @@ class LeaseLostError(Exception):
 
 class GapError(Exception):
     """Numbers are missing in the log of a lane. Numbering makes that impossible, so it is a bug or a damaged table."""
+
+
+class Work(NamedTuple):
+    """Whether a lane of the install waits for its audience to be made in ODP, how many events wait to be delivered in
+    those that may be claimed, and whether a request is under way."""
+
+    install: Install
+    unprovisioned: bool
+    ready: int
+    under_way: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Lease:
     install: Install
     spans: tuple[Span, ...]
     more: bool
+    # Whether ODP has refused customers of this install who are still parked for it.
+    has_refusals: bool
 
     @property
     def audience_ids(self) -> list[int]:
@@ -91,35 +104,66 @@ JOIN audiences_install AS install ON install.id = audience.install_id
 WHERE {_GOING} AND audience.last_sequence > lane.delivered_sequence AND {_FREE}
 """  # noqa: S608 — only constants of this module
 
+# In their order: that is how Django makes an object of them.
+_INSTALL_FIELDS = Install._meta.concrete_fields
+# The key has to be decrypted, and not everybody needs it.
+_KEYLESS_FIELDS = [field for field in _INSTALL_FIELDS if field.name != "odp_api_key"]
+
+
+def _columns(fields: Iterable[Any]) -> str:
+    return ", ".join(f"install.{field.column}" for field in fields)
+
+
 _WORK = f"""
-SELECT bool_or(audience.provisioned_at IS NULL), bool_or(audience.provisioned_at IS NOT NULL)
-FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-WHERE audience.install_id = %s AND audience.last_sequence > lane.delivered_sequence AND {_FREE}
+SELECT {_columns(_KEYLESS_FIELDS)}, lanes.unprovisioned, lanes.ready, lanes.under_way
+FROM audiences_install AS install CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE behind > 0 AND provisioned_at IS NULL AND {_FREE}) > 0 AS unprovisioned,
+        coalesce(sum(behind) FILTER (WHERE provisioned_at IS NOT NULL AND {_FREE}), 0)::bigint AS ready,
+        count(*) FILTER (WHERE lease_expires_at > clock_timestamp()) > 0 AS under_way
+    FROM (
+        SELECT lane.*, audience.provisioned_at, audience.last_sequence - lane.delivered_sequence AS behind
+        FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+        WHERE audience.install_id = install.id
+    ) AS lane
+) AS lanes
+WHERE install.id = %s
+"""  # noqa: S608 — only constants of this module
+
+# Locked so that one worker at a time claims for an install; receiving takes no lock that this one would hinder. A claim
+# that PostgreSQL forgets when it dies costs nothing, since what it leads to is stored by a commit that waits: nobody
+# else has to wait for the disk meanwhile.
+_LOCK = f"""
+SELECT {_columns(_INSTALL_FIELDS)}, EXISTS (SELECT 1 FROM audiences_parked AS parked
+    WHERE parked.install_id = install.id AND parked.reason = '{REFUSED_BY_ODP}' AND parked.closed_at IS NULL)
+FROM audiences_install AS install WHERE id = %s AND {_GOING} FOR NO KEY UPDATE
 """  # noqa: S608
-
-# Locked so that one worker at a time claims for an install; receiving takes no lock that this one would hinder.
-_INSTALL = f"SELECT * FROM audiences_install AS install WHERE id = %s AND {_GOING} FOR NO KEY UPDATE"  # noqa: S608
-
-_IN_FLIGHT = """
-SELECT count(DISTINCT lane.lease_token)
-FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-WHERE audience.install_id = %s AND lane.lease_expires_at > clock_timestamp()
-"""
+_WITHOUT_WAITING = "SELECT set_config('synchronous_commit', 'off', true)"
 
 # The lanes longest unserved, until the request is full. A lane that a late settle has moved since is left for the
 # next claim: its cursor is no longer the one that was read.
+# A request that failed may have been applied. Fewer events of a lane than it held would fold to an older state than
+# ODP has, so a lane is taken as far as its last Run went or not at all; the first one always has the room.
 _CLAIM = f"""
-WITH ready AS (
-    SELECT lane.audience_id, audience.odp_id, lane.delivered_sequence AS cursor, audience.last_sequence AS last,
-        (sum(audience.last_sequence - lane.delivered_sequence)
-            OVER (ORDER BY lane.last_served_at NULLS FIRST, lane.audience_id))::bigint AS upto
+WITH lane AS MATERIALIZED (
+    SELECT lane.*, audience.odp_id, audience.last_sequence AS last, audience.provisioned_at
     FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-    WHERE audience.install_id = %(install)s AND (audience.provisioned_at IS NOT NULL) = %(provisioned)s
-        AND audience.last_sequence > lane.delivered_sequence AND {_FREE}
+    WHERE audience.install_id = %(install)s
+), ready AS (
+    SELECT audience_id, odp_id, delivered_sequence AS cursor, last,
+        (sum(last - delivered_sequence) OVER (ORDER BY last_served_at NULLS FIRST, audience_id))::bigint AS upto
+    FROM lane WHERE (provisioned_at IS NOT NULL) = %(provisioned)s AND last > delivered_sequence AND {_FREE}
+), room AS (
+    SELECT %(capacity)s::bigint AS capacity, CASE WHEN brake_failures > 0 THEN 1 ELSE max_in_flight END
+        - (SELECT count(DISTINCT lane.lease_token) FROM lane WHERE lease_expires_at > clock_timestamp()) AS requests
+    FROM audiences_install AS install WHERE id = %(install)s AND {_GOING}
 ), packed AS (
-    SELECT audience_id, odp_id, cursor,
-        least(last, cursor + %(capacity)s - (upto - (last - cursor))) AS last
-    FROM ready WHERE upto - (last - cursor) < %(capacity)s
+    SELECT audience_id, odp_id, cursor, least(last, cursor + room) AS last, capacity
+    FROM (
+        SELECT ready.*, capacity, capacity - (upto - (last - cursor)) AS room FROM ready, room WHERE requests > 0
+    ) AS fitting
+    WHERE room > 0 AND (room = capacity OR cursor + room >= last OR cursor + room >= coalesce(
+        (SELECT run.last_sequence FROM audiences_run AS run WHERE run.audience_id = fitting.audience_id
+            ORDER BY run.id DESC LIMIT 1), 0))
 )
 UPDATE audiences_lane AS lane SET
     lease_token = %(token)s,
@@ -128,22 +172,60 @@ UPDATE audiences_lane AS lane SET
 FROM packed
 WHERE lane.audience_id = packed.audience_id AND lane.delivered_sequence = packed.cursor AND {_FREE}
 RETURNING packed.audience_id, packed.odp_id, packed.cursor + 1, packed.last,
-    (SELECT max(upto) FROM ready) > %(capacity)s
+    (SELECT max(upto) FROM ready) > packed.capacity,
+    EXISTS (SELECT 1 FROM audiences_run WHERE audience_id = packed.audience_id AND closed_at IS NULL)
+        OR (SELECT min(opened_at) FROM audiences_delivery WHERE install_id = %(install)s AND closed_at IS NULL)
+            <= clock_timestamp() - make_interval(secs => %(lease)s)
 """  # noqa: S608
 
+# Limits that limit nothing: with them PostgreSQL looks rows up one by one. By what it guesses of these numbers, and of
+# tables that have just begun to grow, it would rather read all of the log.
 _READ = """
 SELECT event.audience_id, event.sequence, event.identifier, event.kind, event.occurred_ns, event.forced,
     held.is_member, held.occurred_ns, held.refused
-FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS span(audience_id, first, last)
-JOIN audiences_event AS event
-    ON event.audience_id = span.audience_id AND event.sequence BETWEEN span.first AND span.last
-LEFT JOIN audiences_membership AS held
-    ON held.audience_id = event.audience_id AND held.identifier = event.identifier
+FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS span(audience_id, first, last)
+CROSS JOIN LATERAL (
+    SELECT * FROM audiences_event AS event
+    WHERE event.audience_id = span.audience_id AND event.sequence BETWEEN span.first AND span.last
+    ORDER BY event.sequence LIMIT span.last - span.first + 1
+) AS event
+LEFT JOIN LATERAL (
+    SELECT * FROM audiences_membership AS held
+    WHERE held.audience_id = event.audience_id AND held.identifier = event.identifier LIMIT 1
+) AS held ON true
 """
 
-_RENEW = """
-UPDATE audiences_lane SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)
-WHERE audience_id = ANY(%s) AND lease_token = %s
+# A lease that has run out isn't counted any more, and another may have the install's place by now.
+_OPEN = """
+WITH renewed AS (
+    UPDATE audiences_lane SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)
+    WHERE audience_id = ANY(%s::int[]) AND lease_token = %s AND lease_expires_at > clock_timestamp()
+    RETURNING 1
+), delivery AS (
+    INSERT INTO audiences_delivery
+        (install_id, endpoint, opened_at, outcome, items, bytes, reason, answer, request, worker, version)
+    SELECT %s, %s, statement_timestamp(), '', %s, %s, '', '', %s::bytea, %s, %s
+    WHERE (SELECT count(*) FROM renewed) = %s
+    RETURNING id
+), runs AS (
+    INSERT INTO audiences_run
+        (audience_id, delivery_id, first_sequence, last_sequence, sent, folded, opened_at, outcome)
+    SELECT run.audience_id, delivery.id, run.first, run.last, run.sent, run.folded, statement_timestamp(), ''
+    FROM delivery CROSS JOIN unnest(%s::int[], %s::bigint[], %s::bigint[], %s::int[], %s::int[])
+        AS run(audience_id, first, last, sent, folded)
+)
+SELECT id FROM delivery
+"""
+
+_CLOSE = """
+WITH closed AS (
+    UPDATE audiences_delivery SET
+        closed_at = statement_timestamp(), outcome = %(outcome)s, status = %(status)s::smallint,
+        latency_ms = %(latency)s::int, reason = %(reason)s, answer = %(answer)s
+    WHERE id = %(delivery)s AND closed_at IS NULL RETURNING id
+)
+UPDATE audiences_run AS run SET closed_at = statement_timestamp(), outcome = %(outcome)s
+FROM closed WHERE run.delivery_id = closed.id AND run.closed_at IS NULL
 """
 
 _MOVE = """
@@ -154,33 +236,37 @@ UPDATE audiences_lane AS lane SET
     lease_expires_at = NULL,
     blocked_at = CASE WHEN moved.block = '' THEN lane.blocked_at ELSE clock_timestamp() END,
     block_reason = CASE WHEN moved.block = '' THEN lane.block_reason ELSE moved.block END
-FROM jsonb_to_recordset(%s::jsonb) AS moved(audience_id bigint, cursor bigint, joined bigint, block text)
+FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::text[]) AS moved(audience_id, cursor, joined, block)
 WHERE lane.audience_id = moved.audience_id AND lane.lease_token = %s
 """
 
-# The guard can't fail while lanes are leased properly; with it the ledger can't go back even if they weren't.
+# In two ways, because who leases a lane knows which of its customers are new: those are copied, and so written down by
+# the page. Their keys and the guard can't fail while lanes are leased properly; with them the ledger can't go back even
+# if they weren't.
+_MET = """
+COPY audiences_membership (audience_id, occurred_ns, sequence, is_member, refused, identifier) FROM STDIN
+"""
 _LEDGER = """
-INSERT INTO audiences_membership AS held (audience_id, identifier, is_member, occurred_ns, sequence, refused)
-SELECT a, i, m, t, s, r FROM jsonb_to_recordset(%s::jsonb)
-    AS x(a bigint, i text, m boolean, t bigint, s bigint, r boolean)
-ON CONFLICT (audience_id, identifier) DO UPDATE SET
-    is_member = excluded.is_member, occurred_ns = excluded.occurred_ns,
-    sequence = excluded.sequence, refused = excluded.refused
-WHERE (excluded.occurred_ns, NOT excluded.is_member) >= (held.occurred_ns, NOT held.is_member)
+UPDATE audiences_membership AS held SET
+    is_member = told.is_member, occurred_ns = told.occurred_ns, sequence = told.sequence, refused = told.refused
+FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::bigint[], %s::bigint[], %s::boolean[])
+    AS told(audience_id, identifier, is_member, occurred_ns, sequence, refused)
+WHERE held.audience_id = told.audience_id AND held.identifier = told.identifier
+    AND (told.occurred_ns, NOT told.is_member) >= (held.occurred_ns, NOT held.is_member)
 """
 
 _PARK = """
 INSERT INTO audiences_parked
     (install_id, audience_id, delivery_id, sequence, identifier, reason, detail, parked_at, closed_by, resolution)
 SELECT %s, a, d, s, i, %s, w, clock_timestamp(), '', ''
-FROM jsonb_to_recordset(%s::jsonb) AS x(a bigint, d bigint, s bigint, i text, w text)
+FROM jsonb_to_recordset(%s::jsonb) AS x(a int, d bigint, s bigint, i text, w text)
 ON CONFLICT (audience_id, identifier) WHERE closed_at IS NULL AND sequence IS NOT NULL
 DO UPDATE SET sequence = excluded.sequence, detail = excluded.detail, delivery_id = excluded.delivery_id
 """
 
 _SUPERSEDE = """
 UPDATE audiences_parked AS parked SET closed_at = clock_timestamp(), resolution = 'superseded'
-FROM jsonb_to_recordset(%s::jsonb) AS x(a bigint, i text)
+FROM jsonb_to_recordset(%s::jsonb) AS x(a int, i text)
 WHERE parked.audience_id = x.a AND parked.identifier = x.i AND parked.closed_at IS NULL AND parked.sequence IS NOT NULL
 """
 
@@ -197,12 +283,20 @@ def due() -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
-def work(install_id: int) -> tuple[bool, bool]:
-    """Whether a lane waits for its audience to be made in ODP, and whether one waits to be delivered."""
-    with connection.cursor() as cursor:
+def work(install_id: int) -> Work | None:
+    """What an install has to do now; None when there is no such install."""
+    with prepared.cursor() as cursor:
         cursor.execute(_WORK, [install_id])
-        unprovisioned, provisioned = cursor.fetchone() or (None, None)
-    return bool(unprovisioned), bool(provisioned)
+        row = cursor.fetchone()
+    return row and Work(_install(_KEYLESS_FIELDS, row[:-3]), *row[-3:])
+
+
+def _install(fields: Sequence[Any], row: Sequence[Any]) -> Install:
+    values = [
+        field.from_db_value(value, None, connection) if hasattr(field, "from_db_value") else value
+        for field, value in zip(fields, row, strict=True)
+    ]
+    return Install.from_db("default", [field.attname for field in fields], values)
 
 
 def claim(install_id: int, *, capacity: int | None = None, provisioned: bool = True) -> Lease | None:
@@ -211,41 +305,35 @@ def claim(install_id: int, *, capacity: int | None = None, provisioned: bool = T
     None when nothing is ready, the install is braked or switched off, or enough requests are under way. After a
     failure one request at a time finds out whether ODP is back.
     """
-    with transaction.atomic():
-        install = next(iter(Install.objects.raw(_INSTALL, [install_id])), None)
-        if install is None or _in_flight(install) >= (1 if install.brake_failures else install.max_in_flight):
+    if capacity is None:
+        work_now = work(install_id)
+        if work_now is None:
             return None
-        token = uuid.uuid4()
-        with connection.cursor() as cursor:
-            cursor.execute(
-                _CLAIM,
-                {
-                    "install": install.pk,
-                    "provisioned": provisioned,
-                    "capacity": capacity or capacity_of(install),
-                    "token": token,
-                    "lease": settings.LEASE_SECONDS,
-                },
-            )
-            rows = cursor.fetchall()
-        if not rows:
-            return None
-        lease = Lease(token, install, tuple(Span(*row[:4]) for row in rows), more=rows[0][4])
+        capacity = capacity_of(work_now.install)
+    token = uuid.uuid4()
+    values: dict[str, Any] = {"install": install_id, "provisioned": provisioned, "capacity": capacity, "token": token}
+    locking, claiming = prepared.cursor(), prepared.cursor()
+    with prepared.pipeline():
+        prepared.cursor().execute(_WITHOUT_WAITING)
+        locking.execute(_LOCK, [install_id])
+        claiming.execute(_CLAIM, {**values, "lease": settings.LEASE_SECONDS})
+    locked, rows = locking.fetchone(), claiming.fetchall()
+    if not rows:
+        return None
+    if locked is None:  # it was braked until between the two: then nobody was waited for
+        _give_back(token)
+        return None
+    spans = tuple(Span(*row[:4]) for row in rows)
+    lease = Lease(token, _install(_INSTALL_FIELDS, locked[:-1]), spans, more=rows[0][4], has_refusals=locked[-1])
+    if any(row[5] for row in rows):
         _close_abandoned(lease)
-        return lease
+    return lease
 
 
 def capacity_of(install: Install) -> int:
     """How many events fill one request."""
     per_change = 2 if install.mechanism == Install.Mechanism.PASSTHROUGH else 1
     return max(1, min(install.batch_size, install.learned_batch_size or install.batch_size) // per_change)
-
-
-def _in_flight(install: Install) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(_IN_FLIGHT, [install.pk])
-        row = cursor.fetchone()
-    return int(row[0]) if row else 0
 
 
 def _close_abandoned(lease: Lease) -> None:
@@ -270,8 +358,9 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     spans = lease.spans
     entries: dict[int, list[Entry]] = {span.audience_id: [] for span in spans}
     ledger: Ledger = {span.audience_id: {} for span in spans}
+    # Not prepared: a plan that was made while the log was small would be kept when it no longer is.
     with connection.cursor() as cursor:
-        cursor.execute(_READ, [[s.audience_id for s in spans], [s.first for s in spans], [s.last for s in spans]])
+        cursor.execute(_READ, _arrays(spans))
         for audience_id, sequence, identifier, kind, occurred_ns, forced, is_member, held_ns, refused in cursor:
             entries[audience_id].append(Entry(sequence, identifier, kind, occurred_ns, forced))
             if is_member is not None:
@@ -282,11 +371,15 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     return entries, ledger
 
 
-def refused_customers(install: Install, identifiers: set[str]) -> set[str]:
+def _arrays(spans: Iterable[Span]) -> list[str]:
+    return [prepared.numbers(column) for column in zip(*((s.audience_id, s.first, s.last) for s in spans), strict=True)]
+
+
+def refused_customers(lease: Lease, identifiers: set[str]) -> set[str]:
     """Those of whom ODP has refused something that is still parked."""
-    refused = Parked.objects.filter(install=install, reason=REFUSED_BY_ODP, closed_at=None)
-    if not refused.exists():
+    if not lease.has_refusals:
         return set()
+    refused = Parked.objects.filter(install=lease.install, reason=REFUSED_BY_ODP, closed_at=None)
     return set(refused.filter(identifier__in=identifiers).values_list("identifier", flat=True))
 
 
@@ -296,60 +389,59 @@ def was_taken(audience_id: int) -> bool:
 
 
 def open_delivery(
-    lease: Lease, *, endpoint: str, items: int, size: int, sent: Mapping[int, int], of: Mapping[int, int]
+    lease: Lease,
+    *,
+    endpoint: str,
+    items: int,
+    size: int,
+    sent: Mapping[int, int],
+    of: Mapping[int, int],
+    body: bytes | None = None,
 ) -> int:
     """Plant the flag: the lease renewed, a Delivery and its Runs stored as open. Returns the Delivery's id.
 
-    ``sent`` gives the changes in the request by audience, ``of`` the events they were folded from. Raises
-    ``LeaseLostError`` when the lanes are no longer ours.
+    ``body`` is what is about to go out. ``sent`` gives the changes in the request by audience, ``of`` the events they
+    were folded from. Raises ``LeaseLostError`` when the lanes are no longer ours.
     """
+    request = None if body is None else carried.pack(body)
+    spans = [span for span in lease.spans if span.audience_id in sent]
+    changes = [sent[span.audience_id] for span in spans]
+    folded = [of[span.audience_id] - sent[span.audience_id] for span in spans]
+    opening = prepared.cursor()
     with transaction.atomic():
-        _renew(lease)
-        delivery = Delivery.objects.create(
-            install=lease.install,
-            endpoint=endpoint,
-            opened_at=Now(),
-            items=items,
-            bytes=size,
-            worker=f"{socket.gethostname()}:{os.getpid()}"[:100],
-            version=settings.VERSION,
-        )
-        Run.objects.bulk_create(
-            Run(
-                audience_id=span.audience_id,
-                delivery=delivery,
-                first_sequence=span.first,
-                last_sequence=span.last,
-                sent=sent[span.audience_id],
-                folded=of[span.audience_id] - sent[span.audience_id],
-                opened_at=Now(),
+        with prepared.pipeline():
+            opening.execute(
+                _OPEN,
+                [
+                    *(settings.LEASE_SECONDS, prepared.numbers(lease.audience_ids), lease.token),
+                    *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
+                    *(_arrays(spans) if spans else ["{}"] * 3),
+                    *(prepared.numbers(changes), prepared.numbers(folded)),
+                ],
             )
-            for span in lease.spans
-            if span.audience_id in sent
-        )
-    return int(delivery.pk)
-
-
-def _renew(lease: Lease) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(_RENEW, [settings.LEASE_SECONDS, lease.audience_ids, lease.token])
-        if cursor.rowcount != len(lease.spans):
+        if (row := opening.fetchone()) is None:
             raise LeaseLostError
+    return int(row[0])
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"[:100]
 
 
 def close_delivery(delivery_id: int, answer: Answer) -> None:
     """Take the flag down: what came back. A delivery that was closed as unknown meanwhile keeps that."""
-    outcome = answer.outcome
-    closed = Delivery.objects.filter(pk=delivery_id, closed_at=None).update(
-        closed_at=Now(),
-        outcome=outcome,
-        status=answer.status,
-        latency_ms=round(answer.seconds * 1000),
-        reason=answer.reason,
-        answer=answer.text if outcome is not Outcome.DELIVERED else "",
-    )
-    if closed:
-        Run.objects.filter(delivery_id=delivery_id, closed_at=None).update(closed_at=Now(), outcome=outcome)
+    with prepared.cursor() as cursor:
+        cursor.execute(
+            _CLOSE,
+            {
+                "delivery": delivery_id,
+                "outcome": answer.outcome.value,
+                "status": answer.status,
+                "latency": round(answer.seconds * 1000),
+                "reason": answer.reason,
+                "answer": answer.text,
+            },
+        )
 
 
 def settle(
@@ -366,11 +458,11 @@ def settle(
     """
     with transaction.atomic():
         _move(lease, results, ledger)
-        _write_ledger(results)
-        _supersede(results, ledger)
-        _park(lease.install, results, delivery_id)
+        _write_ledger(results, ledger)
         if delivery_id is not None and answer is not None:
             close_delivery(delivery_id, answer)
+        _supersede(results, ledger)
+        _park(lease.install, results, delivery_id)
         _record_folded(results)
     for result in results:
         if result.block_reason:
@@ -378,23 +470,25 @@ def settle(
 
 
 def _move(lease: Lease, results: Sequence[Result], ledger: Ledger) -> None:
-    moved = [
-        {
-            "audience_id": result.span.audience_id,
-            "cursor": result.span.last if result.complete else 0,
-            "joined": _joined(result, ledger[result.span.audience_id]),
-            "block": result.block_reason.replace("\x00", ""),
-        }
-        for result in results
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(_MOVE, [json.dumps(moved), lease.token])
-        if cursor.rowcount != len(lease.spans):
-            raise LeaseLostError
+    cursor = prepared.cursor()
+    with prepared.pipeline():
+        prepared.cursor().execute(_WITHOUT_WAITING)
+        cursor.execute(
+            _MOVE,
+            [
+                prepared.numbers(result.span.audience_id for result in results),
+                prepared.numbers(result.span.last if result.complete else 0 for result in results),
+                prepared.numbers(_joined(result, ledger[result.span.audience_id]) for result in results),
+                prepared.texts(result.block_reason.replace("\x00", "") for result in results),
+                lease.token,
+            ],
+        )
+    if cursor.rowcount != len(lease.spans):
+        raise LeaseLostError
 
 
 def is_member(entry: Entry) -> bool:
-    return entry.kind != Kind.EXIT
+    return entry.kind != EXIT
 
 
 def _joined(result: Result, held: Mapping[str, Held]) -> int:
@@ -404,21 +498,38 @@ def _joined(result: Result, held: Mapping[str, Held]) -> int:
     return sum(map(is_member, written)) - before
 
 
-def _write_ledger(results: Iterable[Result]) -> None:
-    rows = [
-        {
-            "a": result.span.audience_id,
-            "i": entry.identifier,
-            "m": is_member(entry),
-            "t": entry.occurred_ns,
-            "s": entry.sequence,
-            "r": refused,
-        }
-        for result in results
-        for refused, entries in ((False, result.accepted), (True, [entry for entry, _ in result.refused]))
-        for entry in entries
-    ]
-    _execute(_LEDGER, rows)
+def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
+    met: list[tuple[int, Entry, bool]] = []
+    known: list[tuple[int, Entry, bool]] = []
+    for result in results:
+        lane = result.span.audience_id
+        held = ledger[lane]
+        for entry in result.accepted:
+            (known if entry.identifier in held else met).append((lane, entry, False))
+        for entry, _ in result.refused:
+            (known if entry.identifier in held else met).append((lane, entry, True))
+    if met:
+        prepared.copy(_MET, [_line(*row) for row in met])
+    if known:
+        lanes, entries, refused = zip(*known, strict=True)
+        # Not prepared, as in ``read``.
+        with connection.cursor() as cursor:
+            cursor.execute(
+                _LEDGER,
+                [
+                    prepared.numbers(lanes),
+                    prepared.texts([entry.identifier for entry in entries]),
+                    prepared.numbers([is_member(entry) for entry in entries]),
+                    prepared.numbers([entry.occurred_ns for entry in entries]),
+                    prepared.numbers([entry.sequence for entry in entries]),
+                    prepared.numbers(refused),
+                ],
+            )
+
+
+def _line(lane: int, entry: Entry, refused: bool) -> str:
+    customer = prepared.escaped(entry.identifier)
+    return f"{lane}\t{entry.occurred_ns}\t{entry.sequence}\t{is_member(entry)}\t{refused}\t{customer}\n"
 
 
 def _supersede(results: Iterable[Result], ledger: Ledger) -> None:
@@ -474,6 +585,45 @@ def _record_folded(results: Iterable[Result]) -> None:
     )
 
 
+# --- requests that ODP may still apply -----------------------------------------------------------------------
+
+# Deliveries without a final answer, long enough ago that ODP has applied them by now or never will.
+_DOUBTFUL = """
+UPDATE audiences_delivery SET affirmed_at = clock_timestamp() WHERE id IN (
+    SELECT id FROM audiences_delivery
+    WHERE affirmed_at IS NULL AND outcome IN ('unknown', 'retry_later')
+        AND closed_at <= clock_timestamp() - make_interval(secs => %s)
+    ORDER BY closed_at LIMIT %s FOR UPDATE SKIP LOCKED
+) RETURNING id
+"""
+
+# What those requests said of these customers is no longer the truth, or was not for a while: the ledger moved on.
+_OVERTAKEN = """
+SELECT DISTINCT held.audience_id, held.identifier, held.is_member, held.occurred_ns
+FROM audiences_run AS run
+JOIN audiences_event AS event
+    ON event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+JOIN audiences_membership AS held
+    ON held.audience_id = event.audience_id AND held.identifier = event.identifier
+WHERE run.delivery_id = ANY(%s) AND held.sequence > run.last_sequence AND NOT held.refused
+"""
+
+
+def overtaken(*, seconds: float, limit: int) -> tuple[int, list[tuple[int, str, bool, int]]]:
+    """Mark up to ``limit`` Deliveries without a final answer that closed ``seconds`` ago as affirmed.
+
+    Returns how many, and the present truth (audience, identifier, is member, as of when) about each customer of theirs
+    of whom ODP has been told something newer since. Called inside the transaction that has it sent again.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_DOUBTFUL, [seconds, limit])
+        doubtful = [row[0] for row in cursor.fetchall()]
+        if not doubtful:
+            return 0, []
+        cursor.execute(_OVERTAKEN, [doubtful])
+        return len(doubtful), cursor.fetchall()
+
+
 # --- what a person may do to a lane --------------------------------------------------------------------------
 
 
@@ -501,7 +651,11 @@ def block(lease: Lease, reason: str) -> None:
 
 def give_back(lease: Lease) -> None:
     """Return a lease with nothing done. Quietly nothing, when it was lost."""
-    Lane.objects.filter(lease_token=lease.token).update(lease_token=None, lease_expires_at=None)
+    _give_back(lease.token)
+
+
+def _give_back(token: uuid.UUID) -> None:
+    Lane.objects.filter(lease_token=token).update(lease_token=None, lease_expires_at=None)
 
 
 def unblock(lane: Lane) -> bool:

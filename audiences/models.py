@@ -1,24 +1,47 @@
 """What is stored, and what PostgreSQL itself refuses to store. The words are those of docs/glossary.md.
 
 One writer per fact: ``ingest`` creates Events and Receipts, ``lanes`` writes Lanes, Runs, Deliveries and the ledger,
-``brake`` the brake of an Install. State shown to people is derived from these facts (``audiences/state.py``).
+``brake`` the brake of an Install, ``resends`` Resends. State shown to people is derived from these facts
+(``audiences/state.py``).
 """
 
 import secrets
 from datetime import datetime
 
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audiences import hosts
 from audiences.secrets import EncryptedTextField
 from lytics import times
 from odp.outcomes import Outcome
 
+# Of the log, for finding a customer in it: fewer make the index slower to read, more make each hit longer.
+BLOCKS_PER_RANGE = 8
+
 
 def new_public_id() -> str:
     return secrets.token_hex(8)
+
+
+OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
+# Closed, and not delivered. Nearly everything is delivered, so what isn't has indexes of its own.
+FAILED = ~Q(outcome__in=["", Outcome.DELIVERED.value])
+# What people call slow, in milliseconds. Each length has indexes of its own, as long as what is slower is rare.
+SLOW_MS = (250, 1_000, 5_000)
+
+
+def rare(name: str, condition: Q, *, of: str) -> list[models.Index]:
+    """Rows of which there may be none, newest first: of all, and of one ``of``. Other rows cost nothing here."""
+    return [
+        models.Index(fields=["-id"], condition=condition, name=name),
+        models.Index(fields=[of, "-id"], condition=condition, name=f"{name}_of_{of}"),
+    ]
 
 
 class Install(models.Model):
@@ -44,7 +67,7 @@ class Install(models.Model):
     )
     odp_api_key = EncryptedTextField("ODP private API key")
     identifier_field = models.CharField(
-        "customer identifier field",
+        "customer profile identifier field name",
         max_length=100,
         default="_id",
         validators=[RegexValidator(r"^(?!segment_events$)[^\s]+$", "A profile field's name has no blanks.")],
@@ -103,6 +126,11 @@ class Install(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        errors = {"odp_api_key": hosts.problem_of_key(self.odp_api_key), "odp_host": hosts.problem_of(self.odp_host)}
+        if any(errors.values()):
+            raise ValidationError({field: words for field, words in errors.items() if words})
+
 
 class Token(models.Model):
     """A secret that Lytics sends in its request header. Two may live at once, so that one can be rotated in peace."""
@@ -138,6 +166,8 @@ class Token(models.Model):
 class Audience(models.Model):
     """A Lytics audience, known by its segment id, and its ODP twin. ``slug`` is what the ODP id was made from."""
 
+    # Two billion are enough, and it stands in every row and key of the log and the ledger.
+    id = models.AutoField(primary_key=True)
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="audiences")
     segment_id = models.CharField(max_length=512)
     slug = models.CharField(max_length=512)
@@ -208,7 +238,7 @@ class Lane(models.Model):
 class Receipt(models.Model):
     """One webhook call as it arrived, with its counts. The verdict is read from them."""
 
-    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="receipts")
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="receipts", db_index=False)
     received_at = models.DateTimeField(default=now)
     source = models.GenericIPAddressField(null=True)
     job = models.CharField("Lytics job", max_length=512, blank=True)
@@ -221,7 +251,13 @@ class Receipt(models.Model):
 
     class Meta:
         ordering = ["-id"]
-        indexes = [models.Index(fields=["install", "-id"], name="receipts_of_an_install")]
+        indexes = [
+            models.Index(fields=["install", "-id"], name="receipts_of_an_install"),
+            BrinIndex(fields=["received_at"], name="receipts_by_time", pages_per_range=16, autosummarize=True),
+            models.Index(fields=["received_at"], name="receipts_by_hour"),
+            *rare("parked_receipts", Q(parked__gt=0), of="install"),
+            *rare("empty_receipts", Q(queued=0), of="install"),
+        ]
 
     def __str__(self) -> str:
         return f"call {self.pk}"
@@ -261,6 +297,17 @@ class Event(models.Model):
         constraints = [
             models.CheckConstraint(name="event_sequence_starts_at_one", condition=Q(sequence__gte=1)),
             models.CheckConstraint(name="event_kind_is_known", condition=Q(kind__in=[0, 1, 2])),
+        ]
+        # For finding one customer, at next to no cost for receiving (docs/decisions/find-customer.md). Ranges are
+        # summarised by ``customers.summarise`` alone: done while rows still come in, it costs each of them a page.
+        indexes = [
+            BrinIndex(
+                name="events_of_a_customer",
+                fields=["identifier"],
+                opclasses=["text_bloom_ops(n_distinct_per_range=550, false_positive_rate=0.001)"],
+                pages_per_range=BLOCKS_PER_RANGE,
+                autosummarize=False,
+            )
         ]
 
     def __str__(self) -> str:
@@ -310,13 +357,10 @@ class Profile(models.Model):
         return f"profile {self.profile} in audience {self.audience_id}"
 
 
-OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
-
-
 class Delivery(models.Model):
     """One request to ODP and what came back. It is stored open before the request starts."""
 
-    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="deliveries")
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="deliveries", db_index=False)
     endpoint = models.CharField(max_length=60)
     opened_at = models.DateTimeField()
     closed_at = models.DateTimeField(null=True)
@@ -327,8 +371,12 @@ class Delivery(models.Model):
     latency_ms = models.PositiveIntegerField(null=True)
     reason = models.TextField(blank=True)
     answer = models.TextField(blank=True)
+    # The body, packed (audiences/carried.py). None when it was opened without one.
+    request = models.BinaryField(null=True)
     worker = models.CharField(max_length=100)
     version = models.CharField(max_length=20)
+    # When it was seen to that nothing of this request can outlive what came after it (audiences/affirm.py).
+    affirmed_at = models.DateTimeField(null=True)
 
     class Meta:
         ordering = ["-id"]
@@ -336,6 +384,15 @@ class Delivery(models.Model):
         indexes = [
             models.Index(fields=["install", "-id"], name="deliveries_of_an_install"),
             models.Index(fields=["install"], condition=Q(closed_at=None), name="open_deliveries"),
+            models.Index(
+                fields=["closed_at"],
+                condition=Q(affirmed_at=None, outcome__in=[Outcome.UNKNOWN.value, Outcome.RETRY_LATER.value]),
+                name="deliveries_to_affirm",
+            ),
+            models.Index(fields=["opened_at"], name="deliveries_by_hour"),
+            *rare("failed_deliveries", FAILED, of="install"),
+            models.Index(fields=["outcome", "-id"], condition=FAILED, name="failed_deliveries_by_outcome"),
+            *(index for ms in SLOW_MS for index in rare(f"slow_{ms}", Q(latency_ms__gt=ms), of="install")),
         ]
         constraints = [
             models.CheckConstraint(
@@ -363,7 +420,15 @@ class Run(models.Model):
 
     class Meta:
         ordering = ["-id"]
-        indexes = [models.Index(fields=["audience", "-id"], name="runs_of_an_audience")]
+        indexes = [
+            models.Index(fields=["audience", "-id"], name="runs_of_an_audience"),
+            models.Index(fields=["audience", "first_sequence", "id"], name="runs_by_first_event"),
+            BrinIndex(fields=["closed_at"], name="runs_by_time", pages_per_range=16, autosummarize=True),
+            # Of another kind than those of deliveries and receipts: there may be a run for each event.
+            BrinIndex(fields=["opened_at"], pages_per_range=32, autosummarize=True, name="runs_by_hour"),
+            *rare("failed_runs", FAILED, of="audience"),
+            models.Index(fields=["outcome", "-id"], condition=FAILED, name="failed_runs_by_outcome"),
+        ]
         constraints = [
             models.UniqueConstraint(name="one_open_run_per_lane", fields=["audience"], condition=Q(closed_at=None)),
             models.CheckConstraint(name="run_is_not_reversed", condition=Q(first_sequence__lte=F("last_sequence"))),
@@ -377,6 +442,28 @@ class Run(models.Model):
         return f"run {self.first_sequence}–{self.last_sequence} of {self.audience}"
 
 
+class Minute(models.Model):
+    """What one install received, parked and delivered in one minute, added up. Written by ``audiences/tally.py``.
+
+    Derived: deleting rows loses a picture and nothing else. A minute in which nothing happened has no row.
+    """
+
+    install = models.ForeignKey(Install, on_delete=models.CASCADE, db_index=False)
+    minute = models.DateTimeField()
+    received = models.BigIntegerField()
+    parked = models.BigIntegerField()
+    delivered = models.BigIntegerField()
+    # From the call that brought an event to ODP's answer. None when nothing was sent.
+    delay_p50_ms = models.BigIntegerField(null=True)
+    delay_p99_ms = models.BigIntegerField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(name="one_row_per_minute", fields=["minute", "install"])]
+
+    def __str__(self) -> str:
+        return f"{self.minute:%Y-%m-%d %H:%M} of {self.install}"
+
+
 class Parked(models.Model):
     """An item that needs a person: one of a call that gave no event, or a change that ODP refused."""
 
@@ -386,7 +473,7 @@ class Parked(models.Model):
         SUPERSEDED = "superseded", "superseded by a newer event"
         DISCARDED = "discarded", "discarded"
 
-    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="parked")
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="parked", db_index=False)
     receipt = models.ForeignKey(Receipt, null=True, on_delete=models.PROTECT, related_name="items_aside")
     audience = models.ForeignKey(Audience, null=True, on_delete=models.PROTECT, related_name="parked")
     delivery = models.ForeignKey(Delivery, null=True, on_delete=models.PROTECT, related_name="parked")
@@ -409,7 +496,13 @@ class Parked(models.Model):
         ]
         ordering = ["-id"]
         verbose_name_plural = "parked"
-        indexes = [models.Index(fields=["install", "reason"], condition=Q(closed_at=None), name="parked_and_open")]
+        indexes = [
+            models.Index(fields=["identifier"], condition=~Q(identifier=""), name="parked_of_a_customer"),
+            models.Index(fields=["install", "reason", "-id"], condition=Q(closed_at=None), name="parked_and_open"),
+            models.Index(fields=["install", "-id"], name="parked_of_an_install"),
+            models.Index(fields=["resolution", "-id"], name="parked_by_resolution"),
+            models.Index(fields=["reason", "-id"], name="parked_by_reason"),
+        ]
         constraints = [
             models.CheckConstraint(name="parked_item_says_why", condition=~Q(reason="")),
             models.CheckConstraint(
@@ -427,6 +520,85 @@ class Parked(models.Model):
         return f"parked {self.pk}: {self.reason}"
 
 
+class Resend(models.Model):
+    """Something that a person asked to be sent again: how far it is, and who wanted it why.
+
+    Written by ``audiences/resends.py`` alone. It is stored before its first chunk and moves with each, so no process
+    has to live until its end.
+    """
+
+    class Kind(models.TextChoices):
+        REPLAY = "replay", "replay"
+        RESYNC = "resync", "resync"
+        RELEASE = "release", "release"
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="resends")
+    audience = models.ForeignKey(Audience, null=True, on_delete=models.PROTECT, related_name="resends")
+    kind = models.CharField(max_length=10, choices=Kind)
+    # Of a release: for what its items are parked.
+    parked_reason = models.CharField(max_length=40, blank=True)
+    # Of a replay: when its events were received, the first moment included and the last one not.
+    received_from = models.DateTimeField(null=True)
+    received_to = models.DateTimeField(null=True)
+    # The last number there is to do, and the last one done: an event's for a replay, a parked item's for a release.
+    upto = models.BigIntegerField(default=0)
+    after = models.BigIntegerField(default=0)
+    # Of a resync: the last customer done.
+    after_identifier = models.TextField(blank=True)
+    total = models.BigIntegerField()
+    done = models.BigIntegerField(default=0)
+    # Items of a release that were read again and still can't be.
+    stayed = models.BigIntegerField(default=0)
+    by = models.CharField(max_length=150)
+    reason = models.TextField(blank=True)
+    asked_at = models.DateTimeField(default=now)
+    ended_at = models.DateTimeField(null=True)
+    # Who ended it before it was done.
+    stopped_by = models.CharField(max_length=150, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["audience", "-id"], name="resends_of_an_audience"),
+            models.Index(fields=["install"], condition=Q(ended_at=None), name="unfinished_resends"),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                name="one_unfinished_resend_per_audience_and_kind",
+                fields=["audience", "kind"],
+                condition=Q(ended_at=None),
+            ),
+            models.UniqueConstraint(
+                name="one_unfinished_release_per_install_and_reason",
+                fields=["install", "parked_reason"],
+                condition=Q(ended_at=None, kind="release"),
+            ),
+            models.CheckConstraint(
+                name="resend_says_of_what",
+                condition=Q(kind="release", audience=None) & ~Q(parked_reason="")
+                | Q(kind="resync", audience__isnull=False)
+                | Q(
+                    kind="replay",
+                    audience__isnull=False,
+                    received_from__isnull=False,
+                    received_to__isnull=False,
+                    received_to__gt=F("received_from"),
+                ),
+            ),
+            models.CheckConstraint(
+                name="resend_says_who_and_why", condition=~Q(by="") & (Q(kind="release") | ~Q(reason=""))
+            ),
+            models.CheckConstraint(
+                name="stopped_resend_has_ended", condition=Q(stopped_by="") | Q(ended_at__isnull=False)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        if self.kind == self.Kind.RELEASE:
+            return f"release of all parked for {self.parked_reason}"
+        return f"{self.kind} of {self.audience}"
+
+
 class Pace(models.Model):
     """When the next request to one rate-limited part of one ODP account may start. Written by ``workers/pace.py``.
 
@@ -437,9 +609,82 @@ class Pace(models.Model):
     endpoint = models.CharField(max_length=20)
     line_at = models.DateTimeField()
     gate_at = models.DateTimeField()
+    # How many requests have passed the gate, and when the latest have arrived at ODP: as many as may in a second, each
+    # in the place of its number.
+    passed = models.BigIntegerField(default=0)
+    arrived = ArrayField(models.DateTimeField(), default=list)
 
     class Meta:
         constraints = [models.UniqueConstraint(name="one_pace_per_endpoint", fields=["install", "endpoint"])]
 
     def __str__(self) -> str:
         return f"{self.endpoint} of {self.install}"
+
+
+class Worker(models.Model):
+    """A worker process that has proved that work reaches it. Written by ``audiences/heartbeats.py``."""
+
+    name = models.CharField(max_length=200, unique=True)
+    version = models.CharField(max_length=20)
+    beat_at = models.DateTimeField()
+    worked_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Confirmation(models.Model):
+    """What ODP itself said of an install when it was asked: that it takes the key, and that it shows a member.
+
+    Written by ``audiences/confirm.py``. ``delivered_at`` is when those whom ODP was asked about had been delivered.
+    """
+
+    install = models.OneToOneField(Install, on_delete=models.CASCADE, primary_key=True)
+    key_asked_at = models.DateTimeField(null=True)
+    # Empty when ODP takes the key.
+    key_problem = models.TextField(blank=True)
+    asked_at = models.DateTimeField(null=True)
+    delivered_at = models.DateTimeField(null=True)
+    # Why ODP could not tell; empty when it told.
+    problem = models.TextField(blank=True)
+    confirmed_at = models.DateTimeField(null=True)
+    audience = models.ForeignKey(Audience, null=True, on_delete=models.SET_NULL, related_name="+")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.CheckConstraint(
+                name="only_who_was_asked_about_is_confirmed",
+                condition=Q(confirmed_at=None) | Q(asked_at__isnull=False, delivered_at__isnull=False),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"confirmation of {self.install}"
+
+
+class Trial(models.Model):
+    """One test customer on its way through the whole path, into the test audience and out again.
+
+    Written by ``audiences/trials.py``. ``hops`` are what it has come past, each with its milliseconds.
+    """
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="trials")
+    identifier = models.CharField(max_length=64)
+    started_at = models.DateTimeField(default=now)
+    started_by = models.CharField(max_length=150)
+    # Taken by a worker; and the last time that anything was heard of it.
+    begun_at = models.DateTimeField(null=True)
+    moved_at = models.DateTimeField(default=now)
+    closed_at = models.DateTimeField(null=True)
+    hops = models.JSONField(default=list)
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(name="one_trial_at_a_time", fields=["install"], condition=Q(closed_at=None))
+        ]
+
+    def __str__(self) -> str:
+        return f"test customer {self.identifier}"

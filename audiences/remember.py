@@ -9,7 +9,7 @@ Order-free like the fold: a list that arrives late is corrected by the newer one
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from django.db import connection
@@ -29,40 +29,41 @@ _Key = tuple[int, str]
 
 _READ = """
 SELECT known.audience_id, known.profile, known.occurred_ns, known.has_left, known.identifiers
-FROM jsonb_to_recordset(%s::jsonb) AS asked(audience_id bigint, profile text)
+FROM jsonb_to_recordset(%s::jsonb) AS asked(audience_id int, profile text)
 JOIN audiences_profile AS known USING (audience_id, profile)
 """
 
 _WRITE = """
 INSERT INTO audiences_profile (audience_id, profile, occurred_ns, has_left, identifiers)
 SELECT * FROM jsonb_to_recordset(%s::jsonb)
-    AS x(audience_id bigint, profile text, occurred_ns bigint, has_left boolean, identifiers jsonb)
+    AS x(audience_id int, profile text, occurred_ns bigint, has_left boolean, identifiers jsonb)
 ON CONFLICT (audience_id, profile) DO UPDATE SET
     occurred_ns = excluded.occurred_ns, has_left = excluded.has_left, identifiers = excluded.identifiers
 """
 
 
-def with_departures(facts: Sequence[tuple[int, Fact]]) -> list[tuple[int, Fact]]:
-    """``facts``, each with its audience's id, and an exit for every identifier that is gone from its profile's list.
+def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
+    """An exit for every identifier that is gone from its profile's list; ``facts`` and these by their audiences' ids.
 
     The audiences have to be locked, so that two calls about one profile follow each other.
     """
     listings: dict[tuple[int, str, int, bool], set[str]] = {}
-    for audience_id, fact in facts:
-        if fact.profile:
-            listing = (audience_id, fact.profile, fact.occurred_ns, fact.kind is Kind.EXIT)
-            listings.setdefault(listing, set()).add(fact.identifier)
+    for audience_id, some in facts.items():
+        for fact in some:
+            if fact.profile:
+                listing = (audience_id, fact.profile, fact.occurred_ns, fact.kind is Kind.EXIT)
+                listings.setdefault(listing, set()).add(fact.identifier)
     known = _read({(audience_id, profile) for audience_id, profile, _, _ in listings})
-    departures: list[tuple[int, Fact]] = []
+    exits: dict[int, list[Fact]] = {}
     for (audience_id, profile, occurred_ns, left), identifiers in listings.items():
         told = _Known(occurred_ns, left, frozenset() if left else frozenset(identifiers))
         newest, gone = _merge(known.get((audience_id, profile)), told, frozenset(identifiers))
         known[audience_id, profile] = newest
-        departures.extend(
-            (audience_id, Fact("", "", identifier, Kind.EXIT, newest.occurred_ns, profile)) for identifier in gone
+        exits.setdefault(audience_id, []).extend(
+            Fact("", "", identifier, Kind.EXIT, newest.occurred_ns, profile) for identifier in gone
         )
     _write(known)
-    return [*facts, *departures]
+    return exits
 
 
 def _merge(known: _Known | None, told: _Known, listed: frozenset[str]) -> tuple[_Known, frozenset[str]]:

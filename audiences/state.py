@@ -5,15 +5,28 @@ from dataclasses import dataclass
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.models import Delivery, Install, Lane, Parked, Receipt, Run, Token
+from audiences.backlog import room
+from audiences.customers import End, Fate, Standing, is_repeat
+from audiences.models import Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token, Trial
+from odp.graphql import MembershipAnswer
 from odp.outcomes import Outcome, outcome_of
 
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
-    "good": ("going", "up to date", "delivered", "queued", "live", "released"),
-    "busy": ("sending", "waiting", "being created", "to be created", "open"),
-    "held": ("paused", "held back", "partly parked", "retry later", "unknown", "ending"),
-    "bad": ("blocked", "braked", "parked", "refused", "unauthorised"),
+    "good": ("going", "up to date", "delivered", "queued", "live", "released", "done", "in"),
+    "busy": ("sending", "waiting", "being created", "to be created", "open", "under way"),
+    "held": (
+        "paused",
+        "held back",
+        "in part",
+        "partly parked",
+        "retry later",
+        "unknown",
+        "ending",
+        "got around",
+        "stopped",
+    ),
+    "bad": ("blocked", "braked", "parked", "refused", "unauthorised", "failing", "given up", "differs"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
@@ -45,11 +58,16 @@ def of_install(install: Install) -> State:
 
 
 def remedy(install: Install) -> str:
-    """What a person can do about a brake. The reason begins with ODP's status where there was one."""
-    status = install.brake_reason.partition(":")[0]
-    if status.isdecimal() and outcome_of(int(status)) is Outcome.UNAUTHORISED:
-        return "Give the install an API key that ODP takes: open it, enter the key, save."
+    """What a person can do about a brake."""
+    if needs_key(install):
+        return "Give the install an API key that ODP takes: enter the key, save, and what waits goes on at once."
     return "It goes on by itself as soon as ODP answers; look at the install's ODP host and at ODP's status page."
+
+
+def needs_key(install: Install) -> bool:
+    """Whether ODP refuses its key. The reason of a brake begins with ODP's status where there was one."""
+    status = install.brake_reason.partition(":")[0]
+    return status.isdecimal() and outcome_of(int(status)) is Outcome.UNAUTHORISED
 
 
 def of_lane(lane: Lane) -> State:
@@ -89,6 +107,110 @@ def of_parked(parked: Parked) -> State:
     return State(parked.resolution, f"{by}{parked.closed_at:%Y-%m-%d %H:%M} UTC")
 
 
+def of_event(fate: Fate) -> State:
+    """What became of an event, and why."""
+    match fate.end:
+        case End.WAITING:
+            return State("waiting", _what_it_waits_for(fate))
+        case End.TAKEN:
+            return State("waiting", "ODP has taken it; the rest of its request is tried again")
+        case End.SENDING:
+            return State("sending", "the request is under way")
+        case End.FOLDED:
+            earlier = "; an earlier request that ended early may have brought it" if fate.attempts else ""
+            return State("folded", _moot(fate.event, fate.decided_by) + earlier)
+        case End.PARKED if fate.parked is not None:
+            return State(of_parked(fate.parked).word, _refusal(fate.event, fate.parked), fate.parked.closed_at is None)
+    return State("delivered")
+
+
+def _what_it_waits_for(fate: Fate) -> str:
+    lane = fate.event.audience.lane
+    before = fate.event.sequence - lane.delivered_sequence - 1
+    state = of_lane(lane)
+    words = {
+        "waiting": "for a worker",
+        "sending": "for the request that is under way",
+        "to be created": "to be created",
+    }
+    told = words.get(state.word) or f"the audience is {state.word}: {state.why}".removesuffix(": ")
+    tried = next((f"; last try: {of_request(run).word}" for run in fate.attempts if run.closed_at), "")
+    return told + (f"; events before it: {before:,}" if before else "") + tried
+
+
+def _moot(event: Event, by: Event | None) -> str:
+    if by is None:
+        return "something newer had decided, and is no longer in the log"
+    what = f"{by.get_kind_display()} of {by.occurred_at:%Y-%m-%d %H:%M:%S} UTC (event {by.sequence:,})"
+    if by == event:
+        return "it told nothing new: they were a member already"
+    if is_repeat(event, by):
+        return f"the same as event {by.sequence:,}"
+    if by.occurred_ns == event.occurred_ns:
+        return f"an exit at the same moment wins: {what}"
+    return f"something newer decided: {what}"
+
+
+def _refusal(event: Event, parked: Parked) -> str:
+    newer = (
+        f"; a newer refusal, of event {parked.sequence:,}, stands in its place"
+        if (parked.sequence is not None and parked.sequence != event.sequence)
+        else ""
+    )
+    ended = "" if parked.closed_at is None else f"; {of_parked(parked).word} {of_parked(parked).why}"
+    return f"ODP refused it: {parked.detail}{newer}{ended}"
+
+
+def of_membership(standing: Standing) -> State:
+    """In or out, by the ledger."""
+    if standing.held is None:
+        return State("out", "nothing was delivered yet" if standing.waiting else "never heard of")
+    if standing.held.refused:
+        return State("in" if standing.is_member else "out", "by what Lytics said last, which ODP refused")
+    return State("in" if standing.is_member else "out")
+
+
+def of_answer(standing: Standing, answer: MembershipAnswer) -> State:
+    """In or out, by what ODP answers."""
+    odp_id = standing.audience.odp_id
+    if answer.is_in(odp_id):
+        return State("in")
+    if answer.is_out(odp_id):
+        return State("out")
+    known = " and ".join(name for name, found in answer.by_name.items() if odp_id in (found or ()))
+    return State("in part", f"as {known} only: the products are not told the same")
+
+
+def of_difference(standing: Standing, answer: MembershipAnswer) -> State | None:
+    """What ODP says and the ledger doesn't, and what to do about it; None when they agree."""
+    ours, theirs = of_membership(standing).word, of_answer(standing, answer).word
+    if ours == theirs:
+        return None
+    told = f"ODP says {theirs}, we say {ours}"
+    if standing.waiting:
+        return State("differs", f"{told}: of their events {standing.waiting:,} still wait. Look again after that.")
+    if standing.held is None:
+        return State("differs", f"{told}: they are in there by somebody else's doing, or from before our time.")
+    if standing.parked is not None:
+        return State("differs", f"{told}: ODP refused this change, and it is parked.", trouble=True)
+    return State(
+        "differs",
+        f"{told}: right after a delivery ODP needs a moment. If it stays, a resync of the audience mends it.",
+        trouble=True,
+    )
+
+
+def of_resend(resend: Resend) -> State:
+    if resend.ended_at is not None:
+        if resend.stopped_by:
+            return State("stopped", f"by {resend.stopped_by}, {resend.ended_at:%Y-%m-%d %H:%M} UTC")
+        return State("done", f"{resend.ended_at:%Y-%m-%d %H:%M} UTC")
+    _, waits_for = room(resend.install_id, resend.audience_id)
+    # That its lane is full is how it keeps pace with delivery; that the lane doesn't move is worth another word.
+    moves = resend.audience is not None and of_lane(resend.audience.lane).word in ("sending", "waiting")
+    return State("waiting" if waits_for and not moves else "under way", waits_for)
+
+
 def of_token(token: Token) -> State:
     if token.revoked_at is not None:
         return State("revoked", f"{token.revoked_at:%Y-%m-%d %H:%M} UTC")
@@ -97,6 +219,19 @@ def of_token(token: Token) -> State:
     if token.expires_at <= now():
         return State("ended", f"{token.expires_at:%Y-%m-%d %H:%M} UTC")
     return State("ending", f"until {token.expires_at:%Y-%m-%d %H:%M} UTC")
+
+
+def of_trial(trial: Trial) -> State:
+    if any(hop["how"] == "failed" for hop in trial.hops):
+        return State("failing", trouble=True)
+    if trial.closed_at is None:
+        waits = trial.begun_at is None and (now() - trial.started_at).total_seconds() > 10
+        return State("waiting", "No worker has taken it yet: see that worker and beat run." if waits else "")
+    last = trial.hops[-1] if trial.hops else {}
+    if (last.get("leg"), last.get("hop")) == ("out", "shown"):
+        return State("done")
+    why = "Its worker was gone in the middle; it was sent out of the audience."
+    return State("given up", why if trial.begun_at else "No worker took it.", trouble=True)
 
 
 def backlog(lane: Lane) -> int:

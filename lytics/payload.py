@@ -7,7 +7,7 @@ never takes its neighbours with it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -26,6 +26,8 @@ NAME_BYTES = 500
 # would take a web process's memory: the product of two long lists fits into few bytes.
 MESSAGES_AT_MOST = 100_000
 FACTS_AT_MOST = 500_000
+# Deeper than this, nobody looks for the end of what is not JSON anyway: it could be tens of millions of brackets.
+_DEPTH_AT_MOST = 1_000_000
 # From so many commas on, the messages of a body are counted before anything is built of them.
 _COMMAS_UNCOUNTED = 5_000_000
 
@@ -48,7 +50,7 @@ _KINDS = {
 }
 
 
-class Fact(NamedTuple):
+class Fact(msgspec.Struct, frozen=True, gc=False):
     """One identifier entered, left or was confirmed in one audience: by segment id, slug, or both."""
 
     segment_id: str
@@ -82,7 +84,7 @@ class Reading:
     job: str = ""
 
 
-class _Transition(msgspec.Struct):
+class _Transition(msgspec.Struct, gc=False):
     id: str | int | None = None
     event: str | None = None
     slug: str | int | None = None
@@ -90,13 +92,13 @@ class _Transition(msgspec.Struct):
     exit: str | None = None
 
 
-class _Meta(msgspec.Struct):
+class _Meta(msgspec.Struct, gc=False):
     object: str | None = None
     timestamp: str | None = None
     subscription_id: str | int | None = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     """A message; ``data`` is a struct made for the install's identifier field (``_layout``)."""
 
     data: Any
@@ -118,6 +120,8 @@ class _Layout:
     data: Any
     message: msgspec.json.Decoder[Any]
     batch: msgspec.json.Decoder[Any]
+    # A batch of messages that name one customer each, by a text.
+    plain: msgspec.json.Decoder[Any]
 
 
 # Where the Lytics ID is; by itself it is the identifier, beside another field it tells whose list that holds.
@@ -126,16 +130,23 @@ _PROFILE_FIELD = "_id"
 
 @lru_cache(maxsize=64)
 def _layout(identifier_field: str) -> _Layout:
+    data, message = _structs(identifier_field, Raw, Raw(b""))
+    _, plain = _structs(identifier_field, str, "")
+    return _Layout(data, *(msgspec.json.Decoder(kind) for kind in (message, list[message], list[plain])))  # type: ignore[valid-type]
+
+
+def _structs(identifier_field: str, kind: Any, absent: Any) -> tuple[Any, Any]:
+    """Of a message and its ``data``, with customers read as ``kind``."""
     data = msgspec.defstruct(
         "Data",
         [
-            ("identifier", Raw, msgspec.field(name=identifier_field, default=Raw(b""))),
+            ("identifier", kind, msgspec.field(name=identifier_field, default=absent)),
             ("segment_events", list[_Transition] | None, None),
-            ("profile", Raw, msgspec.field(name=_PROFILE_FIELD, default=Raw(b""))),
+            ("profile", kind, msgspec.field(name=_PROFILE_FIELD, default=absent)),
         ][: 2 if identifier_field == _PROFILE_FIELD else 3],
+        gc=False,
     )
-    message = msgspec.defstruct("Message", [("data", data)], bases=(_Message,), kw_only=True)
-    return _Layout(data, msgspec.json.Decoder(message), msgspec.json.Decoder(list[message]))  # type: ignore[valid-type]
+    return data, msgspec.defstruct("Message", [("data", data)], bases=(_Message,), kw_only=True, gc=False)
 
 
 def parse(
@@ -167,14 +178,22 @@ class _Parser:
         self.reading = Reading()
         # What is wrong with the message at hand: by reason, what was seen first and how often.
         self.problems: dict[str, tuple[str, int]] = {}
+        # Segment id, slug and event as they came, and as they are kept: a body names few audiences many times.
+        self.names: dict[tuple[str | int | None, str | int | None, str | None], tuple[str, str, Kind]] = {}
 
     def parse(self, body: bytes) -> Reading:
         text = _utf8(body)
+        items = _Items(text)
         try:
-            whole = self._whole_batch(text)
-            if whole is not None:
-                items = _Items(text)
-                for index, message in enumerate(whole):
+            is_array = _is_array(text)
+            if is_array:
+                _check_number(text)
+            if is_array and (plain := _decoded(text, self.layout.plain)) is not None:
+                for index, message in enumerate(plain):
+                    if not self._take_plain(message):
+                        self._take(self._message(items.raw(index)), items, index)
+            elif is_array and (batch := _decoded(text, self.layout.batch)) is not None:
+                for index, message in enumerate(batch):
                     self._take(message, items, index)
             else:
                 for raw in split(text):
@@ -183,6 +202,37 @@ class _Parser:
             self.reading.messages = 1
             self.reading.aside.append(SetAside(problem.reason, problem.detail, body))
         return self.reading
+
+    def _take_plain(self, message: _Message) -> bool:
+        """A message that is as nearly all are: ``_take`` would say the same of it, in three times as long.
+
+        False when it wants a closer look; nothing of it is taken then.
+        """
+        data, meta, reading = message.data, message.meta, self.reading
+        if meta is None:  # a CloudEvent
+            meta = _Meta(timestamp=message.time, subscription_id=message.source)
+        identifier = data.identifier.strip()
+        profile = "" if self.identifier_field == _PROFILE_FIELD else data.profile.strip()
+        if not (_is_plain(identifier) and (not profile or _is_plain(profile))):
+            return False
+        if not data.segment_events or meta.object not in ("user", None):
+            return False
+        facts = []
+        try:
+            for transition in data.segment_events:
+                came = transition.id, transition.slug, transition.event
+                segment_id, slug, kind = self.names.get(came) or self._named(*came)
+                named = (transition.exit, transition.enter, None)[kind]
+                occurred_ns = times.nanoseconds(named or meta.timestamp or "")
+                facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
+        except (_Unreadable, ValueError):
+            return False
+        if len(reading.facts) + len(facts) > FACTS_AT_MOST:
+            return False
+        reading.job = reading.job or _name(meta.subscription_id)
+        reading.messages += 1
+        reading.facts += facts
+        return True
 
     def _take(self, message: _Message | None, items: "_Items", index: int) -> None:
         """One message: its facts, and one item set aside for each reason why a part of it gave none."""
@@ -201,26 +251,13 @@ class _Parser:
         detail, times_seen = self.problems.get(problem.reason, (problem.detail, 0))
         self.problems[problem.reason] = detail, times_seen + 1
 
-    def _whole_batch(self, text: bytes) -> Sequence[_Message] | None:
-        """All messages in one decode, when every one of them has the documented layout; None sends us the slow way."""
-        if not _is_array(text):
-            return None
-        _check_number(text)
-        try:
-            messages: Sequence[_Message] = self.layout.batch.decode(text)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-        return messages
-
     def _message(self, raw: bytes) -> _Message | None:
-        try:
-            message: _Message = self.layout.message.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        message: _Message | None = _decoded(raw, self.layout.message)
+        if message is None:
             try:
                 return self._piece_by_piece(raw)
             except _Unreadable as problem:
                 self._note(problem)
-                return None
         return message
 
     def _piece_by_piece(self, raw: bytes) -> _Message:
@@ -282,9 +319,8 @@ class _Parser:
             raise _Unreadable(reasons.TOO_MANY_EVENTS, detail)
         profile = self._profile(message.data)
         for segment_id, slug, kind, occurred_ns in readable:
-            reading.facts.extend(
-                Fact(segment_id, slug, identifier, kind, occurred_ns, profile) for identifier in identifiers
-            )
+            for identifier in identifiers:
+                reading.facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
 
     def _profile(self, data: Any) -> str:
         if self.identifier_field == _PROFILE_FIELD:
@@ -293,20 +329,20 @@ class _Parser:
         return "" if _refusal(profile) else profile
 
     def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int]:
-        kind = _KINDS.get((transition.event or "").strip().lower())
-        if kind is None:
-            raise _Unreadable(reasons.UNKNOWN_EVENT, f"the event is {transition.event!r}")
-        segment_id, slug = _name(transition.id), _name(transition.slug)
-        if not segment_id and not slug:
-            raise _Unreadable(reasons.NO_AUDIENCE)
-        for name in (segment_id, slug):
-            if not _is_storable(name) or len(name.encode()) > NAME_BYTES:
-                raise _Unreadable(reasons.NO_AUDIENCE, "the segment id or slug can't be kept")
+        came = transition.id, transition.slug, transition.event
+        segment_id, slug, kind = self.names.get(came) or self._named(*came)
         return segment_id, slug, kind, self._occurred(kind, transition, message)
+
+    def _named(self, segment_id: str | int | None, slug: str | int | None, event: str | None) -> tuple[str, str, Kind]:
+        kind = _KINDS.get((event or "").strip().lower())
+        if kind is None:
+            raise _Unreadable(reasons.UNKNOWN_EVENT, f"the event is {event!r}")
+        named = self.names[segment_id, slug, event] = (*_names(segment_id, slug), kind)
+        return named
 
     def _occurred(self, kind: Kind, transition: _Transition, message: _Message) -> int:
         """The time named by the event, else the message's, else ours. An ``exit`` on an enter is its scheduled end."""
-        named = {Kind.ENTER: transition.enter, Kind.EXIT: transition.exit, Kind.CHANGE: None}[kind]
+        named = (transition.exit, transition.enter, None)[kind]
         for text in (named, message.meta.timestamp if message.meta else None, message.time):
             if text is None or times.is_missing(text):
                 continue
@@ -385,13 +421,21 @@ def split(text: bytes) -> list[bytes]:
         return _elements_of(text)
     fields = _fields(text)
     if fields is None:
-        if _read(text, Raw) is None:
+        if _read(text, Raw) is None and not _is_closed_object(text):
             raise _Unreadable(reasons.NOT_JSON, f"{len(text)} bytes")
         return [text]
     wrapped = [bytes(fields[name]) for name in ("events", "data") if name in fields]
     if not wrapped or not all(map(_is_array, wrapped)):
         return [text]
     return [element for array in wrapped for element in _elements_of(array)]
+
+
+def _decoded(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Without its value when ``text`` is laid out otherwise, or no JSON."""
+    try:
+        return decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _is_array(text: bytes) -> bool:
@@ -419,6 +463,19 @@ def _check_number(array: bytes) -> None:
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"?)|[\[\]{},]', re.DOTALL)
 
 
+def _is_closed_object(text: bytes) -> bool:
+    """One object by its brackets alone: in an array it would be a message that can't be read, so it is one here."""
+    depth = 0
+    for match in _TOKEN.finditer(text) if text.lstrip()[:1] == b"{" else ():
+        token = match.group()
+        depth += (token in (b"[", b"{")) - (token in (b"]", b"}"))
+        if depth > _DEPTH_AT_MOST:
+            break
+        if depth == 0:
+            return not text[match.end() :].strip()
+    return False
+
+
 def _cut(text: bytes) -> Iterator[bytes]:
     """The elements of an array by its brackets alone, for when an element of it is not well-formed."""
     depth, start = 0, 0
@@ -427,6 +484,8 @@ def _cut(text: bytes) -> Iterator[bytes]:
         if token in (b"[", b"{"):
             depth += 1
             start = match.end() if depth == 1 else start
+            if depth > _DEPTH_AT_MOST:
+                break
         elif token in (b"]", b"}"):
             depth -= 1
         elif token != b"," and not match["end"]:
@@ -463,6 +522,11 @@ def _elements(value: Raw) -> list[Raw]:
     return (_read(value, list[Raw]) or []) if bytes(value).lstrip()[:1] == b"[" else [value]
 
 
+def _is_plain(text: str) -> bool:
+    """Whether it is what nearly all identifiers are, and nothing could be wrong with it."""
+    return 0 < len(text) <= IDENTIFIER_BYTES and text.isascii() and text.isprintable()
+
+
 def _identifier(element: Raw) -> str:
     """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty."""
     text = bytes(element).strip()
@@ -477,14 +541,30 @@ def _identifier(element: Raw) -> str:
 
 
 def _refusal(identifier: str) -> str | None:
-    if not _is_storable(identifier):
+    kept = _kept(identifier)
+    if kept is None:
         return reasons.UNREADABLE_IDENTIFIER
-    return reasons.IDENTIFIER_TOO_LONG if len(identifier.encode()) > IDENTIFIER_BYTES else None
+    return reasons.IDENTIFIER_TOO_LONG if len(kept) > IDENTIFIER_BYTES else None
 
 
-def _is_storable(text: str) -> bool:
-    """PostgreSQL keeps every character but NUL and lone surrogates."""
-    return "\x00" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _kept(text: str) -> bytes | None:
+    """As PostgreSQL keeps it: every character but NUL and lone surrogates, of which the one is no UTF-8 either."""
+    try:
+        return None if "\x00" in text else text.encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def _names(came_id: str | int | None, came_slug: str | int | None) -> tuple[str, str]:
+    """Segment id and slug, at least one of which is there and both of which can be kept."""
+    names = _name(came_id), _name(came_slug)
+    if names == ("", ""):
+        raise _Unreadable(reasons.NO_AUDIENCE)
+    for name in names:
+        kept = _kept(name)
+        if kept is None or len(kept) > NAME_BYTES:
+            raise _Unreadable(reasons.NO_AUDIENCE, "the segment id or slug can't be kept")
+    return names
 
 
 def _name(value: str | int | None) -> str:

@@ -40,8 +40,9 @@ HINTS: dict[str, str] = {
         " On release it counts as missing, and the message's own time is used instead."
     ),
     NO_IDENTIFIER: (
-        "The message holds no usable customer identifier. Add the identifier field to Export Fields of the Lytics job,"
-        " or name one of the fields that are there in the install; then release it."
+        "The message holds no usable customer identifier. Add the identifier field to Export Fields of the Lytics job."
+        " What came without it can be read if one of the fields that did come identifies customers: name that one in"
+        " the install and release. If none does, have the job send existing users again and discard this."
     ),
     UNREADABLE_IDENTIFIER: "The identifier holds characters that no database and no ODP field can keep.",
     IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",

@@ -6,11 +6,13 @@ then tie, and a tie is decided for the exit.
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 — naive on purpose: the offset is subtracted as a number
+_HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d", re.ASCII)
 _LAYOUT = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
+    rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
 )
 # What a Go program writes for a time that was never set.
 _NEVER = "0001-01-01T00:00:00Z"
@@ -23,20 +25,48 @@ def nanoseconds(text: str) -> int:
 
     Raises ``ValueError`` when it is no such time.
     """
+    # As Lytics writes it. Each event has one or two, and the pattern takes longer than all the rest of a message.
+    in_hour = _IN_HOUR.get(text[13:19])
+    if in_hour is not None and text[-1] == "Z" and (hour := _hour(text[:13])) is not None:
+        fraction = text[20:-1]
+        if text[19] == "." and fraction.isdecimal() and fraction.isascii():
+            return hour + in_hour + int(fraction if len(fraction) == 9 else fraction[:9].ljust(9, "0"))
+        if len(text) == 20:
+            return hour + in_hour
     match = _LAYOUT.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"not an RFC 3339 time: {text[:40]!r}")
-    date, clock, fraction, offset = match.groups()
-    since = datetime.fromisoformat(f"{date}T{clock}") - _EPOCH
-    seconds = since.days * 86_400 + since.seconds - _offset_seconds(offset)
-    value = seconds * SECOND + int((fraction or "0")[:9].ljust(9, "0"))
+    whole, fraction, offset = match.groups(default="")
+    value = (_seconds(whole) - _offset_seconds(offset)) * SECOND + int(fraction[:9].ljust(9, "0"))
     if not -_LIMIT <= value < _LIMIT:
         raise ValueError(f"out of range: {text[:40]!r}")
     return value
 
 
+# Minutes and seconds as they stand in a time.
+_IN_HOUR = {f":{at // 60:02}:{at % 60:02}": at * SECOND for at in range(3600)}
+
+
+@lru_cache(maxsize=1024)
+def _hour(text: str) -> int | None:
+    """Where an hour begins; None when it is no hour, or not all of it is in range."""
+    if _HOUR.fullmatch(text) is None:
+        return None
+    try:
+        begins = _seconds(f"{text}:00:00") * SECOND
+    except ValueError:
+        return None
+    return begins if abs(begins) < _LIMIT - 3600 * SECOND else None
+
+
+def _seconds(whole: str) -> int:
+    """Of a date and a time without fraction."""
+    since = datetime.fromisoformat(whole.upper()) - _EPOCH
+    return since.days * 86_400 + since.seconds
+
+
 def _offset_seconds(offset: str | None) -> int:
-    if offset is None or offset in "Zz":
+    if not offset or offset in "Zz":
         return 0
     digits = offset[1:].replace(":", "")
     seconds = int(digits[:2]) * 3600 + int(digits[2:]) * 60
@@ -45,7 +75,7 @@ def _offset_seconds(offset: str | None) -> int:
 
 def is_missing(text: str | None) -> bool:
     """Whether Lytics said nothing: absent, blank, or the zero time of its language."""
-    return text is None or not text.strip() or text.strip() == _NEVER
+    return text is None or text.strip() in ("", _NEVER)
 
 
 def moment(value: int) -> datetime:
@@ -57,3 +87,8 @@ def from_moment(at: datetime) -> int:
     """An aware datetime as nanoseconds since the epoch."""
     since = at - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds * 1000
+
+
+def text(value: int) -> str:
+    """``value`` nanoseconds since the epoch as Lytics would write it."""
+    return f"{moment(value):%Y-%m-%dT%H:%M:%S}.{value % SECOND:09d}Z"

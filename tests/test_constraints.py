@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,23 @@ from django.apps import apps
 from django.db import IntegrityError, connection, transaction
 from django.utils.timezone import now
 
-from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Pace, Parked, Receipt, Run, Token
+from audiences.models import (
+    Audience,
+    Confirmation,
+    Delivery,
+    Event,
+    Install,
+    Lane,
+    Membership,
+    Minute,
+    Pace,
+    Parked,
+    Receipt,
+    Resend,
+    Run,
+    Token,
+    Trial,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -59,6 +76,12 @@ def a_parked_item(**values: Any) -> None:
     Parked.objects.create(**{"install": Install.objects.get(), "reason": "unknown_event", **values})
 
 
+def a_resend(**values: Any) -> None:
+    audience = None if values.get("kind") == "release" else Audience.objects.first() or an_audience()
+    usual = {"install": Install.objects.get(), "audience": audience, "kind": "resync", "total": 1}
+    Resend.objects.create(**{**usual, "by": "kim", "reason": "why not", **values})
+
+
 def two_open_refusals() -> None:
     audience = an_audience()
     for sequence in (1, 2):
@@ -73,6 +96,12 @@ def twice(make: Callable[..., Any], **values: Any) -> None:
 def lane(**values: Any) -> None:
     an_audience()
     change(Lane, **values)
+
+
+def a_minute() -> Minute:
+    return Minute.objects.create(
+        install=Install.objects.get(), minute=datetime(2026, 2, 1, tzinfo=UTC), received=1, parked=0, delivered=1
+    )
 
 
 BROKEN: dict[str, list[Callable[[], Any]]] = {
@@ -129,6 +158,30 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
         lambda: a_parked_item(resolution="released"),
     ],
     "one_open_refusal_per_membership": [two_open_refusals],
+    "one_trial_at_a_time": [lambda: twice(Trial.objects.create, install=Install.objects.get(), identifier="kim")],
+    "only_who_was_asked_about_is_confirmed": [
+        lambda: Confirmation.objects.create(install=Install.objects.get(), confirmed_at=now(), asked_at=now()),
+        lambda: Confirmation.objects.create(install=Install.objects.get(), confirmed_at=now(), delivered_at=now()),
+    ],
+    "one_unfinished_resend_per_audience_and_kind": [
+        lambda: twice(a_resend),
+        lambda: twice(a_resend, kind="replay", received_from=now(), received_to=now() + timedelta(hours=1)),
+    ],
+    "one_unfinished_release_per_install_and_reason": [
+        lambda: twice(a_resend, kind="release", parked_reason="no_identifier")
+    ],
+    "resend_says_of_what": [
+        lambda: a_resend(audience=None),
+        lambda: a_resend(kind="release"),
+        lambda: a_resend(kind="release", parked_reason="no_identifier", audience=an_audience()),
+        lambda: a_resend(kind="replay"),
+        lambda: a_resend(kind="replay", received_from=now()),
+        lambda: a_resend(kind="replay", received_from=now(), received_to=now() - timedelta(hours=1)),
+        lambda: a_resend(kind="regret"),
+    ],
+    "resend_says_who_and_why": [lambda: a_resend(by=""), lambda: a_resend(reason="")],
+    "stopped_resend_has_ended": [lambda: a_resend(stopped_by="kim")],
+    "one_row_per_minute": [lambda: twice(a_minute)],
     "one_pace_per_endpoint": [
         lambda: twice(Pace.objects.create, install=Install.objects.get(), endpoint="p", line_at=now(), gate_at=now())
     ],
@@ -148,7 +201,7 @@ def test_every_constraint_is_tried() -> None:
     assert declared - set(BROKEN) == set()
 
 
-@pytest.mark.parametrize("model", [Audience, Lane, Receipt, Event, Delivery, Run, Parked])
+@pytest.mark.parametrize("model", [Audience, Lane, Receipt, Event, Delivery, Run, Parked, Resend])
 def test_nothing_takes_history_away_by_going_itself(install: Install, model: type[Any]) -> None:
     """No ON DELETE CASCADE, neither in PostgreSQL nor in the models, towards what an operator reads."""
     with connection.cursor() as cursor:

@@ -1,17 +1,18 @@
 """Lanes: who is claimed and in what order, what a lease protects, and what settling writes down."""
 
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
+from django.db import IntegrityError, transaction
 from django.db.models import Count
 from django.utils.timezone import now
 
 from audiences import lanes
-from audiences.fold import Entry, fold
-from audiences.lanes import GapError, Lease, LeaseLostError, Result
+from audiences.fold import Entry, Held, fold
+from audiences.lanes import GapError, Lease, LeaseLostError, Ledger, Result
 from audiences.models import Audience, Delivery, Event, Install, Lane, Run
 from odp.outcomes import Answer, Outcome
 from tests.delivering import (
@@ -29,8 +30,9 @@ from tests.delivering import (
     numbered,
     parked,
     runs_of,
+    waiting,
 )
-from tests.threads import PATIENCE, Gate, eventually, start, together, waiting_for_a_lock
+from tests.threads import Gate, eventually, start, together, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
 
@@ -206,7 +208,7 @@ def test_a_held_lane_is_passed_over_and_keeps_its_events(
     assert spans(lease) == {"lytics_b": (1, 1)}
     deliver(lease)
     assert lanes.due() == []
-    assert lanes.work(shop.pk) == (False, False)
+    assert waiting(shop) == (False, False)
     assert let_go() is True
     assert let_go() is False
     assert lanes.due() == [shop.pk]
@@ -225,10 +227,10 @@ def test_pausing_twice_keeps_the_first_reason(shop: Install) -> None:
 def test_an_audience_that_is_not_made_in_odp_yet_is_claimed_apart(shop: Install) -> None:
     ready(shop, "made")
     ready(shop, "new", provisioned=False)
-    assert lanes.work(shop.pk) == (True, True)
+    assert waiting(shop) == (True, True)
     assert spans(claim(shop)) == {"lytics_made": (1, 1)}
     assert spans(claim(shop, provisioned=False)) == {"lytics_new": (1, 1)}
-    assert lanes.work(shop.pk) == (False, False)
+    assert waiting(shop) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -316,27 +318,19 @@ def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, mo
     install = make_install(**({"max_in_flight": 1} if limit == "max_in_flight" else braked))
     for slug in "ab":
         ready(install, slug)
-    # The second counts, if it can, before the first has claimed, and claims after it.
-    in_flight, begin, first_is_done = lanes._in_flight, Gate(2), threading.Event()
-    counts: list[int] = []
+    # Each takes its time to count what is under way, and the one with room for both lanes takes longer.
+    count = "count(DISTINCT lane.lease_token)"
+    slowly = lanes._CLAIM.replace(count, f"{count} + length(pg_sleep(0.3 * %(capacity)s)::text)")
+    assert slowly != lanes._CLAIM
+    monkeypatch.setattr(lanes, "_CLAIM", slowly)
+    begin = Gate(2).after(lambda: None)
 
-    def count(install: Install) -> int:
-        counts.append(mine := in_flight(install))
-        if len(counts) == 1:
-            eventually(lambda: len(counts) == 2 or waiting_for_a_lock())
-        else:
-            first_is_done.wait(PATIENCE)
-        return mine
+    def claims(capacity: int) -> Lease | None:
+        begin()
+        return lanes.claim(install.pk, capacity=capacity)
 
-    def claims() -> Lease | None:
-        begin.after(lambda: None)()
-        lease = lanes.claim(install.pk, capacity=1)
-        first_is_done.set()
-        return lease
-
-    monkeypatch.setattr(lanes, "_in_flight", count)
-    assert sorted(lease is None for lease in together(claims, claims)) == [False, True]
-    assert counts == [0, 1]
+    leases = together(lambda: claims(1), lambda: claims(2))
+    assert sorted(lease is None for lease in leases) == [False, True]
 
 
 # --- What a lease protects -----------------------------------------------------------------------------------
@@ -411,20 +405,41 @@ def test_a_lease_that_lost_one_of_its_lanes_changes_none_of_the_others(shop: Ins
     assert (lane_of(kept).lease_token, lane_of(taken).lease_token is None) == (None, False)
 
 
-def test_a_worker_that_is_late_and_still_holds_its_lease_may_settle(shop: Install) -> None:
+def test_a_worker_that_is_late_and_whose_lane_nobody_took_may_settle(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     audience = ready(shop, "a")
-    lease = claim(shop)
-    lease_runs_out(audience)
-    deliver(lease)
+    opened = lanes.open_delivery
+
+    def then_stand_still(*args: Any, **kwargs: Any) -> int:
+        delivery = opened(*args, **kwargs)
+        lease_runs_out(audience)
+        return delivery
+
+    monkeypatch.setattr(lanes, "open_delivery", then_stand_still)
+    deliver(claim(shop))
     assert (cursor_of(audience), lane_of(audience).lease_token) == (1, None)
 
 
 def test_opening_a_delivery_makes_the_lease_last_as_long_as_a_new_one(shop: Install) -> None:
     audience = ready(shop, "a")
     lease = claim(shop)
-    lease_runs_out(audience)
+    nearly_over = now() + timedelta(seconds=settings.LEASE_SECONDS / 2)
+    Lane.objects.filter(pk=audience.pk).update(lease_expires_at=nearly_over)
     open_one(lease)
-    assert lanes.claim(shop.pk) is None
+    expires_at = lane_of(audience).lease_expires_at
+    assert expires_at is not None
+    assert expires_at > nearly_over + timedelta(seconds=settings.LEASE_SECONDS / 4)
+
+
+def test_a_lease_that_ran_out_opens_no_delivery_even_if_nobody_took_its_lane(shop: Install) -> None:
+    """It isn't counted any more, so another may have the install's place by now."""
+    audience = ready(shop, "a")
+    lease = claim(shop)
+    lease_runs_out(audience)
+    with pytest.raises(LeaseLostError):
+        open_one(lease)
+    assert not Delivery.objects.exists()
 
 
 @at_once
@@ -438,8 +453,8 @@ def test_a_settle_that_is_late_but_first_is_not_undone_by_the_claim_behind_it(
     lease_runs_out(audience)
     write_ledger, moved = lanes._write_ledger, Gate(2)
 
-    def hold(results: list[Result]) -> None:
-        write_ledger(results)
+    def hold(results: list[Result], ledger: Ledger) -> None:
+        write_ledger(results, ledger)
         moved.after(lambda: None)()
         eventually(waiting_for_a_lock)
 
@@ -461,23 +476,27 @@ def test_a_settle_that_is_late_but_first_is_not_undone_by_the_claim_behind_it(
 def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
     shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The claim has read that the lease is over, by a clock half a lease ahead, and waits for the row."""
     audience = ready(shop, "a")
     lease = claim(shop)
-    lease_runs_out(audience)
-    renew = lanes._renew
+    half = settings.LEASE_SECONDS / 2
+    Lane.objects.filter(pk=audience.pk).update(lease_expires_at=now() + timedelta(seconds=half - 1))
+    ahead = f"<= clock_timestamp() + interval '{half} s'"
+    monkeypatch.setattr(lanes, "_CLAIM", lanes._CLAIM.replace("<= clock_timestamp()", ahead))
     renewed = Gate(2)
 
-    def hold(lease: Lease) -> None:
-        renew(lease)
-        renewed.after(lambda: None)()
-        eventually(waiting_for_a_lock)
+    def open_slowly() -> int:
+        with transaction.atomic():
+            opened = open_one(lease)
+            renewed.after(lambda: None)()
+            eventually(waiting_for_a_lock)
+        return opened
 
     def claim_behind() -> Lease | None:
         renewed.after(lambda: None)()
         return lanes.claim(shop.pk)
 
-    monkeypatch.setattr(lanes, "_renew", hold)
-    opening, claiming = start(lambda: open_one(lease), claim_behind)
+    opening, claiming = start(open_slowly, claim_behind)
     assert opening.result(30)
     assert claiming.result(30) is None
     assert runs_of(audience) == [(1, 1, 1, 0, "")]
@@ -609,7 +628,10 @@ def test_the_ledger_never_goes_back_even_for_a_worker_that_should_not_be(shop: I
     lease = claim(shop)
     entries, _ = lanes.read(lease)
     stale = Result(lease.spans[0], events=1, accepted=entries[audience.pk])
-    lanes.settle(lease, [stale], {audience.pk: {}})
+    with pytest.raises(IntegrityError), transaction.atomic():
+        lanes.settle(lease, [stale], {audience.pk: {}})
+    assert ledger_of(audience) == {"kim": (False, 9, False)}
+    lanes.settle(lease, [stale], {audience.pk: {"kim": Held(is_member=False, occurred_ns=1)}})
     assert ledger_of(audience) == {"kim": (False, 9, False)}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from lytics import payload, reasons
 from lytics.payload import Fact, Kind, Reading, parse
@@ -79,7 +80,7 @@ def test_it_reads_a_cloud_event() -> None:
 
 
 def test_it_reads_cloud_events_in_an_array() -> None:
-    assert read(body(cloud_event(), cloud_event())).facts == [fact(), fact()]
+    assert read(body(cloud_event(), cloud_event())) == Reading(messages=2, facts=[fact(), fact()], job="/work/job-7")
 
 
 def test_a_cloud_event_without_a_transition_time_takes_its_own() -> None:
@@ -190,6 +191,14 @@ def test_a_message_that_is_too_deep_does_not_take_its_neighbours() -> None:
     reading = read(b"[" + single(message()) + b"," + deep + b"," + single(message(who="lee")) + b"]")
     assert reading.facts == [fact(), fact("lee")]
     assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, deep)]
+
+
+@pytest.mark.parametrize("odd", [b"Infinity", b"NaN", b"01", b"'x'", b"", b'"\t"', b"[" * 9000 + b"]" * 9000])
+def test_a_message_that_is_not_well_formed_is_the_same_alone_and_in_a_batch(odd: bytes) -> None:
+    raw = single(message()).replace(b'"meta"', b'"x": %s, "meta"' % odd)
+    for reading in (read(raw), read(b"[" + raw + b"]")):
+        assert (reading.messages, reading.facts) == (1, [])
+        assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, raw)]
 
 
 @pytest.mark.parametrize("data", [None, 5, "text", True])
@@ -485,7 +494,7 @@ def test_the_envelope_keeps_no_value_of_a_profile_but_the_identifier() -> None:
     kept = payload.envelope(single(one), identifier_field="user_id")
     assert b"kim@example.com" not in kept
     assert json.loads(kept) == {**one, "data": {**one["data"], "email": None, "orders": None}}
-    assert read(kept, field="user_id").facts == [fact()._replace(profile="p9")]
+    assert read(kept, field="user_id").facts == [structs.replace(fact(), profile="p9")]
 
 
 @pytest.mark.parametrize("raw", [b"", b"oops", b"[1]", b'{"data": 5}', b'{"data": {"a": "\xff'])
@@ -514,6 +523,12 @@ def test_a_message_that_would_become_too_many_events_is_set_aside(monkeypatch: p
         (reasons.TOO_MANY_EVENTS, "3 identifiers in 2 segment events")
     ]
     assert len(read(reading.aside[0].raw).facts) == 6  # by itself it is not too many
+
+
+def test_messages_that_would_become_too_many_events_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "FACTS_AT_MOST", 2)
+    reading = read(body(message(), message(who="lee"), message(who="max")))
+    assert (reading.messages, reading.facts, why(reading)) == (3, [fact(), fact("lee")], [reasons.TOO_MANY_EVENTS])
 
 
 def test_two_long_lists_do_not_take_the_memory_of_the_process() -> None:
@@ -619,6 +634,51 @@ def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
     assert [item[:2] for item in slow.aside[:-1]] == [item[:2] for item in quick.aside]
     assert (slow.skipped, slow.job) == (quick.skipped, quick.job)
     assert read(single({"events": batch}), field=field).facts == quick.facts
+
+
+@pytest.mark.parametrize("field", ["_id", "other"])
+def test_what_is_nearly_usual_reads_as_it_does_on_a_closer_look(field: str) -> None:
+    """The usual is read in a way of its own (``_take_plain``). One that isn't has all looked at closely."""
+    identifiers = ["kim", " kim ", "", "x" * 256, "x" * 257, "zoë", "a\tb", "kim\u00a0"]
+    metas = [
+        {"object": kind, "timestamp": at, "subscription_id": job}
+        for kind, at, job in [("user", AT, "7"), ("event", AT, "8"), (None, "", None), ("user", "soon", "")]
+    ]
+    moments = [
+        *("2026-03-02T09:15:00.123456789Z", "2026-03-02T09:15:00.5Z", "2026-03-02T09:15:00.1234567891Z", AT, "", None),
+        *("2026-03-02T09:15:00.٣Z", "2026-03-02T09:15:00.5X", "2026-03-02T24:15:00.5Z", "2026-3-002T09:15:00.5Z"),
+        *("1500-03-02T09:15:00.5Z", "1677-09-21T00:12:43.1Z", "1677-09-21T00:12:44.1Z", "0001-01-01T00:00:00Z"),
+        *("2026-03-02T09:15:60.5Z", "2026-W10-1T09:15:00.5Z", "2026-03-02t09:15:00.5Z", "2026-03-02T09:15:00.Z"),
+    ]
+    transitions: list[list[Any]] = [[]] + [
+        [transition(event, at=at, segment=segment, slug=slug), transition()]
+        for event, segment, slug in [
+            ("enter", "s1", "gold"),
+            ("exit", "s2", None),
+            ("change", 7, ""),
+            ("none", "", ""),
+        ]
+        for at in moments
+    ]
+    batch: list[Any] = [
+        {"data": {"_id": who, "other": other, "segment_events": events}, "meta": meta}
+        for who, other in [(who, "p1") for who in identifiers] + [("kim", other) for other in identifiers]
+        for meta in metas
+        for events in transitions
+    ]
+    batch += [
+        {"data": {"_id": who, "segment_events": events}, "time": at, "source": "job"}
+        for who in identifiers
+        for at in moments
+        for events in transitions[::7]
+    ]
+    batch[0]["meta"] = {**metas[0], "subscription_id": "the first"}
+    batch[0]["data"]["segment_events"] = [transition("change", enter="2026-01-01T00:00:00.5Z")]
+    quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
+    assert len(quick.facts) > 1000
+    assert quick.facts == slow.facts
+    assert [item[:2] for item in quick.aside] == [item[:2] for item in slow.aside[:-1]]
+    assert (quick.skipped, quick.job) == (slow.skipped, slow.job)
 
 
 @given(tidy)

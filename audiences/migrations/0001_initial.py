@@ -70,7 +70,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='Audience',
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('id', models.AutoField(primary_key=True, serialize=False)),
                 ('segment_id', models.CharField(max_length=512)),
                 ('slug', models.CharField(max_length=512)),
                 ('latest_slug', models.CharField(max_length=512)),
@@ -88,12 +88,12 @@ class Migration(migrations.Migration):
             name='Membership',
             fields=[
                 ('pk', models.CompositePrimaryKey('audience_id', 'identifier', blank=True, editable=False, primary_key=True, serialize=False)),
-                ('identifier', models.TextField()),
-                ('is_member', models.BooleanField()),
                 ('occurred_ns', models.BigIntegerField()),
                 ('sequence', models.BigIntegerField()),
-                ('refused', models.BooleanField(default=False)),
                 ('audience', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='audiences.audience')),
+                ('is_member', models.BooleanField()),
+                ('refused', models.BooleanField(default=False)),
+                ('identifier', models.TextField()),
             ],
         ),
         migrations.CreateModel(
@@ -153,13 +153,14 @@ class Migration(migrations.Migration):
             fields=[
                 ('pk', models.CompositePrimaryKey('audience_id', 'sequence', blank=True, editable=False, primary_key=True, serialize=False)),
                 ('sequence', models.BigIntegerField()),
-                ('identifier', models.TextField()),
-                ('kind', models.SmallIntegerField(choices=[(0, 'exit'), (1, 'enter'), (2, 'change')])),
+                # Long numbers first and text last: PostgreSQL keeps this order, and aligns.
                 ('occurred_ns', models.BigIntegerField()),
                 ('received_at', models.DateTimeField()),
-                ('forced', models.BooleanField(default=False)),
-                ('audience', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='audiences.audience')),
                 ('receipt', models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='audiences.receipt')),
+                ('audience', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='audiences.audience')),
+                ('kind', models.SmallIntegerField(choices=[(0, 'exit'), (1, 'enter'), (2, 'change')])),
+                ('forced', models.BooleanField(default=False)),
+                ('identifier', models.TextField()),
             ],
         ),
         migrations.CreateModel(

@@ -1,0 +1,66 @@
+"""Cursors for the statements that run all day: PostgreSQL parses and plans each once per connection, not once per call.
+
+Django's own cursors put the values into the text, so each call is a new text to PostgreSQL and is planned anew: for a
+statement that joins three tables that costs as much as running it. See docs/decisions/prepared-statements.md.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    def execute(self, query: Any, params: Any = None, **more: Any) -> "_Cursor":
+        # Without effect where the setting PREPARED_STATEMENTS has switched them off for the connection.
+        return super().execute(query, params, prepare=True, **more)
+
+
+def cursor() -> CursorWrapper:
+    """A cursor of Django's connection, with its errors and its transaction. Give each statement the same types."""
+    connection.ensure_connection()
+    with connection.wrap_database_errors:
+        plain = _Cursor(connection.connection)
+    wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]
+    return wrapped
+
+
+@contextmanager
+def pipeline() -> Iterator[None]:
+    """Statements that are sent together and answered together: one way to PostgreSQL and back for all of them.
+
+    Outside a transaction they are one. Each needs a cursor of its own, from which its rows are read afterwards.
+    """
+    connection.ensure_connection()
+    with connection.wrap_database_errors, connection.connection.pipeline():
+        yield
+
+
+def copy(statement: str, rows: Iterable[str]) -> None:
+    """Rows as the text that COPY takes: PostgreSQL writes them into its log by the page."""
+    with connection.wrap_database_errors, connection.cursor() as copying, copying.copy(statement) as stream:
+        stream.write("".join(rows))
+
+
+def escaped(text: str) -> str:
+    """A value in a row for ``copy``."""
+    return text.translate(_ESCAPES)
+
+
+def numbers(values: Iterable[int]) -> str:
+    """A PostgreSQL array as text: adapting a Python list element by element costs more than the insert."""
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def texts(values: Iterable[str]) -> str:
+    """The same of texts, any of them."""
+    some = list(values)
+    joined = '","'.join(some)
+    if "\\" in joined or joined.count('"') != 2 * (len(some) - 1):
+        joined = '","'.join(text.replace("\\", "\\\\").replace('"', '\\"') for text in some)
+    return '{"' + joined + '"}' if some else "{}"

@@ -1,0 +1,117 @@
+"""Statements on the hot path: what is put into them arrives as it was, and they are planned once per connection."""
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiences import prepared
+
+pytestmark = pytest.mark.django_db
+
+# All that PostgreSQL keeps.
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+NASTY = [
+    '"',
+    "\\",
+    '\\"',
+    "{",
+    "}",
+    ",",
+    " ",
+    "",
+    "null",
+    "NULL",
+    "\t",
+    "\n",
+    "\r",
+    "\\N",
+    "\\.",
+    '","',
+    "é",
+    "\U0001f600",
+]
+
+
+def as_array(values: list[str]) -> list[str]:
+    with prepared.cursor() as cursor:
+        cursor.execute("SELECT %s::text[]", [prepared.texts(values)])
+        found: list[str] = cursor.fetchone()[0]
+    return found
+
+
+@given(st.lists(texts))
+def test_any_texts_come_back_from_an_array_as_they_were(values: list[str]) -> None:
+    assert as_array(values) == values
+
+
+def test_texts_that_mean_something_in_an_array_are_only_texts() -> None:
+    assert as_array(NASTY) == NASTY
+    for text in NASTY:
+        assert as_array([text]) == [text]
+
+
+def test_numbers_make_an_array() -> None:
+    with prepared.cursor() as cursor:
+        cursor.execute("SELECT %s::bigint[], %s::boolean[]", [prepared.numbers([1, -2, 2**62]), prepared.numbers([])])
+        assert cursor.fetchone() == ([1, -2, 2**62], [])
+
+
+@pytest.fixture
+def table(db: None) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE kept (place int PRIMARY KEY, text text) ON COMMIT DROP")
+    return "COPY kept FROM STDIN"
+
+
+def test_texts_that_mean_something_to_copy_are_only_texts(table: str) -> None:
+    prepared.copy(table, (f"{place}\t{prepared.escaped(text)}\n" for place, text in enumerate(NASTY)))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT text FROM kept ORDER BY place")
+        assert [text for (text,) in cursor.fetchall()] == NASTY
+
+
+def test_what_a_copy_violates_is_told_as_django_tells_it(table: str) -> None:
+    with pytest.raises(IntegrityError), transaction.atomic():
+        prepared.copy(table, ["1\ta\n", "1\tb\n"])
+
+
+def test_a_statement_is_prepared_the_first_time_and_found_the_next() -> None:
+    for number in range(3):
+        with prepared.cursor() as cursor:
+            cursor.execute("SELECT %s::int AS told_apart_by_this", [number])
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT generic_plans + custom_plans FROM pg_prepared_statements WHERE statement LIKE %s",
+            ["%told_apart_by_this%"],
+        )
+        assert cursor.fetchall() == [(3,)]
+
+
+def test_statements_of_a_pipeline_are_answered_each_by_its_own_cursor() -> None:
+    first, second = prepared.cursor(), prepared.cursor()
+    with prepared.pipeline():
+        first.execute("SELECT 1")
+        second.execute("SELECT 2")
+    assert (first.fetchone(), second.fetchone()) == ((1,), (2,))
+
+
+def test_they_are_counted_like_any_other() -> None:
+    with CaptureQueriesContext(connection) as queries, prepared.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    assert len(queries) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_pipeline_outside_a_transaction_is_one() -> None:
+    def insert_twice() -> None:
+        with prepared.pipeline():
+            prepared.cursor().execute("INSERT INTO auth_group (id, name) VALUES (4711, 'a')")
+            prepared.cursor().execute("INSERT INTO auth_group (id, name) VALUES (4711, 'b')")
+
+    with pytest.raises(IntegrityError):
+        insert_twice()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM auth_group WHERE id = 4711")
+        assert cursor.fetchone() == (0,)
