@@ -68,3 +68,9 @@ def learn_batch_size(install: Install, size: int) -> None:
     """Remember that ODP takes no more than ``size`` items of ours in one request."""
     Install.objects.filter(pk=install.pk).update(learned_batch_size=max(1, size))
     log.warning("ODP takes smaller requests only", install=install.name, items=size)
+
+
+def forget_batch_size(install: Install) -> bool:
+    """Let full requests be tried again. False when nothing smaller had been learned."""
+    learned = Install.objects.filter(pk=install.pk, learned_batch_size__isnull=False)
+    return bool(learned.update(learned_batch_size=None))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -32,6 +33,11 @@ def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | N
 
 def mechanism_of(install: Install) -> Mechanism:
     return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
+
+
+def look_again(audience_id: int, *, unless_within: timedelta = timedelta(0)) -> None:
+    """Have its field and its segment looked at before its next delivery, and made where they are gone."""
+    Audience.objects.filter(pk=audience_id, provisioned_at__lte=Now() - unless_within).update(provisioned_at=None)
 
 
 def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:

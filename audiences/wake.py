@@ -5,6 +5,7 @@ is slow or gone must not be felt by the call that is being answered. The sweep f
 """
 
 import threading
+import time
 from functools import cache
 
 import redis
@@ -17,17 +18,24 @@ from redis.retry import Retry
 log = structlog.get_logger(__name__)
 
 DRAIN = "workers.tasks.drain"
-# A hint older than this many seconds says nothing that the sweep has not said since.
-EXPIRES = 30
-# One hint per install waits in the queue at a time: for this many milliseconds, or until a worker has heard it.
-# Without it a busy install would fill the queue with hints, and the others would stand behind them.
+CONFIRM = "workers.tasks.confirm"
+TRY_OUT = "workers.tasks.try_out"
+RESEND = "workers.tasks.resend"
+# One hint per task and install waits in the queue at a time: for this many milliseconds, or until a worker has heard
+# it. Without it a busy install would fill the queue with hints, and the others would stand behind them.
 PENDING_MS = 2_000
+# The first hint goes at once. What is wanted in so many seconds after it goes together: each is a message and a task,
+# and drains that are running see what came without one. Drains that find more than fits wake others sooner.
+GATHER_SECONDS = 0.1
+MORE_GATHER_SECONDS = 0.02
 
 
 class _Waker:
     """One daemon thread per process, started at the first use so that it survives a web server's fork."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: str = DRAIN, *, gather_seconds: float = GATHER_SECONDS) -> None:
+        self._task = task
+        self._gather_seconds = gather_seconds
         self._lock = threading.Lock()
         self._wanted: set[int] = set()
         self._bell = threading.Event()
@@ -50,12 +58,14 @@ class _Waker:
                 wanted, self._wanted = self._wanted, set()
             for install_id in wanted:
                 self._send(install_id)
+            time.sleep(self._gather_seconds)
 
     def _send(self, install_id: int) -> None:
         try:
-            if not _redis().set(_pending(install_id), 1, nx=True, px=PENDING_MS):
+            if not _redis().set(_pending(install_id, self._task), 1, nx=True, px=PENDING_MS):
                 return
-            current_app.send_task(DRAIN, args=[install_id], expires=EXPIRES, retry=False, ignore_result=True)
+            expires = settings.HINT_EXPIRES_SECONDS
+            current_app.send_task(self._task, args=[install_id], expires=expires, retry=False, ignore_result=True)
         except Exception as error:  # noqa: BLE001 — whatever the broker's client raises, the sweep makes up for it
             if not self._broker_is_down:
                 log.warning("wake-ups do not get through; the sweep takes over", error=str(error))
@@ -65,6 +75,10 @@ class _Waker:
 
 
 _waker = _Waker()
+_more_waker = _Waker(gather_seconds=MORE_GATHER_SECONDS)
+_asker = _Waker(CONFIRM)
+_tryer = _Waker(TRY_OUT)
+_resend_waker = _Waker(RESEND)
 
 
 @cache
@@ -75,14 +89,14 @@ def _redis() -> redis.Redis:
     )
 
 
-def _pending(install_id: int) -> str:
-    return f"lytics-sync:wake:{install_id}"
+def _pending(install_id: int, task: str = DRAIN) -> str:
+    return f"lytics-sync:wake:{install_id}" + ("" if task == DRAIN else f":{task}")
 
 
-def heard(install_id: int) -> None:
+def heard(install_id: int, task: str = DRAIN) -> None:
     """A worker has taken the hint: from now on the next one says something new."""
     try:
-        _redis().delete(_pending(install_id))
+        _redis().delete(_pending(install_id, task))
     except redis.RedisError as error:
         log.info("a wake-up could not be taken down; it runs out by itself", error=str(error))
 
@@ -90,3 +104,23 @@ def heard(install_id: int) -> None:
 def wake(install_id: int) -> None:
     """Tell the workers that this install has something to send. Returns at once and never raises."""
     _waker.want(install_id)
+
+
+def wake_more(install_id: int) -> None:
+    """The same from a drain that leaves something to others."""
+    _more_waker.want(install_id)
+
+
+def ask_odp(install_id: int) -> None:
+    """Have ODP asked whether it shows a customer of this install; whoever looks at the page asks again."""
+    _asker.want(install_id)
+
+
+def try_out(install_id: int) -> None:
+    """Have the install's test customer sent on its way; what no worker takes, the sweep closes."""
+    _tryer.want(install_id)
+
+
+def wake_resend(install_id: int) -> None:
+    """Tell the workers that this install has something to be appended again. Returns at once and never raises."""
+    _resend_waker.want(install_id)

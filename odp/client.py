@@ -70,7 +70,7 @@ class Client:
         self.host = host
         self.ends_at = ends_at
         self.permission = permission
-        self._headers = {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
+        self._headers = _headers(api_key)
 
     def call(
         self,
@@ -119,6 +119,16 @@ class Client:
         if limit.passed:
             return Answer(Outcome.RETRY_LATER, OUT_OF_TIME if limit.began_at else NO_CONNECTION, seconds=taken)
         return _answer(path, response, content, seconds=taken)
+
+
+def _headers(api_key: str) -> dict[str, str]:
+    return {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
+
+
+def headers_of_a_write(api_key: str, *, size: int) -> dict[str, str]:
+    """What stands above a body of that size when it goes out, in the names and the order of the wire."""
+    own = {**_headers(api_key), "Content-Type": "application/json", "Content-Length": str(size)}
+    return {**{name: str(value) for name, value in requests.utils.default_headers().items()}, **own}
 
 
 def _since(moment: float) -> float:

@@ -58,6 +58,18 @@ def encode(items: Sequence[dict[str, Any]]) -> bytes:
     return msgspec.json.encode(items)
 
 
+def told(item: dict[str, Any], odp_id: str) -> tuple[str, bool] | None:
+    """What an item of a request says of an audience: of which customer, and whether a member. None for another's."""
+    attributes, data, names = item.get("attributes", {}), item.get("data", {}), item.get("identifiers", {})
+    if odp_id in attributes:
+        return attributes["fs_user_id"], attributes[odp_id]
+    if item.get("list_id") == odp_id:
+        return item["fs_user_id"], item["subscribed"]
+    if data.get("audience_id") == odp_id and "fs_user_id" in names:
+        return names["fs_user_id"], item["action"] == "qualify"
+    return None
+
+
 def _identifiers(identifier: str) -> dict[str, str]:
     """Feature Experimentation looks customers up by the one name, Web Experimentation by the other."""
     return {"fs_user_id": identifier, "web_user_id": identifier}

@@ -16,8 +16,8 @@ from django.conf import settings
 from django.db import connection
 from django.utils.timezone import now
 
-from audiences import lanes, operations
-from audiences.models import Audience, Delivery, Event, Install, Parked, Run
+from audiences import lanes, operations, received, resends
+from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Run
 from odp.client import Client
 from odp.outcomes import Answer
 from sandbox.odp.testing import ROOT, ThreadedSandbox
@@ -43,10 +43,11 @@ from tests.delivering import (
     parked,
     runs_of,
     sandbox,
+    waiting,
     writes,
 )
 from tests.threads import PATIENCE, eventually, together
-from workers import drain
+from workers import drain, tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -261,9 +262,12 @@ def test_what_odp_has_lost_comes_back(odp: ThreadedSandbox, shop: Install, gold:
     odp.reset(keep_schema=True)
     assert odp.members("lytics_gold") == []
     if act == "replay":
-        assert operations.replay(gold, first=1, last=2) == 2
+        start, end = now() - timedelta(hours=1), now()
+        stretch = received.find(gold.pk, start, end, upto=2)
+        assert resends.replay(gold, stretch, start=start, end=end, by="kim", reason="ODP lost it")
     else:
-        assert operations.resync(gold) == 2
+        assert resends.resync(gold, by="kim", reason="ODP lost it")
+    tasks.resend(shop.pk)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["a"]
     assert_all_is_well(gold)
@@ -530,7 +534,7 @@ def test_a_worker_that_dies_after_the_brake_and_before_the_settle_blames_nobody(
 WORKER = """
 import django, sys
 django.setup()
-from workers import drain
+from workers import drain, tasks
 drain.drain(int(sys.argv[1]), seconds=60)
 """
 
@@ -692,7 +696,7 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
 
         def work() -> None:
             until = time.monotonic() + PATIENCE
-            while not received.is_set() or any(lanes.work(shop.pk)) or lanes.due():
+            while not received.is_set() or any(waiting(shop)) or lanes.due():
                 assert time.monotonic() < until
                 drain.drain(shop.pk, seconds=1)
                 time.sleep(0.002)
@@ -711,3 +715,97 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
         assert {identifier for _, identifier, _ in parked()} == {"bad one"}
         assert set(odp.summary()["peak_concurrency_per_field"].values()) == {1}
     assert_all_is_well(*audiences)
+
+
+def test_a_request_that_failed_and_was_applied_is_never_followed_by_an_older_state(odp: ThreadedSandbox) -> None:
+    """The request that comes after it has less room for the lane, and must not end between the two changes."""
+    shop = make_install(odp, batch_size=4)
+    deep, other = make_audience(shop, "deep", provisioned=False), make_audience(shop, "other", provisioned=False)
+    enter(deep, "somebody")
+    enter(other, "somebody")
+    drain_all(shop)
+    happen(deep, ("kim", "enter", 10), ("lee", "enter", 10), ("kim", "exit", 20), ("mo", "enter", 10))
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 500, "apply": True})
+    before = len(writes(odp))
+    assert drain.turn(shop.pk)
+    enter(other, "pat", "sam")
+    Lane.objects.filter(pk=other.pk).update(last_served_at=None)
+    brake_runs_out(shop)
+    drain_all(shop)
+    items = [item["attributes"] for write in writes(odp)[before:] for item in write]
+    assert [item["lytics_deep"] for item in items if item["fs_user_id"] == "kim"] == [False, False]
+    assert_all_is_well(deep, other)
+
+
+def test_a_change_mends_what_a_request_that_failed_and_was_applied_has_told(odp: ThreadedSandbox) -> None:
+    """By the ledger nothing would differ: it never heard of the exit that ODP has."""
+    shop = make_install(odp)
+    gold = make_audience(shop, "gold", provisioned=False)
+    enter(gold, "kim", at=10)
+    drain_all(shop)
+    happen(gold, ("kim", "exit", 20))
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 500, "apply": True})
+    assert drain.turn(shop.pk)
+    assert odp.members("lytics_gold") == []
+    happen(gold, ("kim", "enter", 30), ("kim", "change", 40))
+    brake_runs_out(shop)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["kim"]
+    assert_all_is_well(gold)
+
+
+# --- Fuller requests -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long anybody waited for a request to fill."""
+    taken: list[float] = []
+    monkeypatch.setattr("workers.drain.time.sleep", taken.append)
+    return taken
+
+
+def under_way(install: Install) -> None:
+    """A request of this install, of another worker."""
+    enter(make_audience(install, "busy"), "kim")
+    claim(install)
+
+
+@pytest.mark.django_db
+def test_a_request_that_would_leave_part_full_waits_while_another_is_under_way(naps: list[float]) -> None:
+    with sandbox(unknown_field="create") as odp:
+        install = make_install(odp)
+        under_way(install)
+        gold = make_audience(install)
+        enter(gold, "kim")
+        assert drain.turn(install.pk, fill_seconds=0.5)
+        assert naps == [0.5]
+        assert cursor_of(gold) == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("why", ["nothing is under way", "it is full"])
+def test_there_is_no_wait_when(why: str, naps: list[float]) -> None:
+    with sandbox(unknown_field="create") as odp:
+        install = make_install(odp, batch_size=2)
+        if why == "it is full":
+            under_way(install)
+        gold = make_audience(install)
+        enter(gold, *numbered(2 if why == "it is full" else 1))
+        assert drain.turn(install.pk, fill_seconds=0.5)
+        assert naps == []
+
+
+@pytest.mark.django_db
+def test_one_thread_at_a_time_waits_and_the_others_leave_it_all_to_that(naps: list[float]) -> None:
+    install = make_install()
+    under_way(install)
+    gold = make_audience(install)
+    enter(gold, "kim")
+    drain._filling.add(install.pk)
+    try:
+        assert drain.turn(install.pk, fill_seconds=0.5) is False
+        assert drain.drain(install.pk, seconds=9) == 0
+    finally:
+        drain._filling.discard(install.pk)
+    assert (naps, cursor_of(gold), waiting(install)) == ([], 0, (False, True))

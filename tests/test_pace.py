@@ -11,8 +11,8 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import brake, lanes
-from audiences.models import Install, Pace
+from audiences import brake
+from audiences.models import Install, Lane, Pace
 from odp.deadline import TooLateError
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ControlledSandbox, RunningSandbox
@@ -22,6 +22,7 @@ from tests.delivering import (
     make_audience,
     make_install,
     numbered,
+    waiting,
 )
 from tests.threads import PATIENCE, Gate, eventually, together, waiting_for_a_lock
 from workers import drain, pace
@@ -34,6 +35,7 @@ at_once = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_fresh", pace.FRESH)
+    monkeypatch.setattr(pace, "_quickest", {})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def drain_by(threads: int, install: Install) -> None:
     until = time.monotonic() + PATIENCE
 
     def worker() -> None:
-        while any(lanes.work(install.pk)) or lanes._in_flight(install):
+        while any(waiting(install)) or Lane.objects.filter(lease_expires_at__gt=now()).exists():
             assert time.monotonic() < until
             drain.drain(install.pk, seconds=1)
             time.sleep(0.005)
@@ -273,6 +275,85 @@ def test_permissions_live_shorter_again_once_postgres_is_quick(shop: Install, mo
     assert pace._fresh == pace.FRESH
 
 
+def pass_evenly_or_not(install: Install, times: int) -> None:
+    """Without the spacing between two, so that only the window is left."""
+    for _ in range(times):
+        pace.pass_gate(install, PROFILES, time.monotonic() + PATIENCE)
+        Pace.objects.update(gate_at=now() - timedelta(seconds=1))
+
+
+def arrived() -> list[datetime]:
+    return Pace.objects.get().arrived
+
+
+def answered_before(install: Install, *, seconds: float, times: int = pace.LEARNING) -> None:
+    pace._quickest[install.pk, "profiles"] = seconds, times
+
+
+@pytest.mark.django_db
+def test_the_eleventh_waits_until_a_second_after_the_first_has_arrived(shop: Install) -> None:
+    pass_evenly_or_not(shop, 10)
+    with pytest.raises(TooLateError):
+        pace.pass_gate(shop, PROFILES, time.monotonic() + 0.3)
+    first = min(arrived())
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    assert now() >= first + timedelta(seconds=1)
+    assert len(arrived()) == 10
+    assert first not in arrived()
+
+
+@pytest.mark.django_db
+def test_a_quick_answer_tells_that_its_request_had_arrived_long_ago(shop: Install) -> None:
+    answered_before(shop, seconds=0.2)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    (reckoned,) = arrived()
+    pace.note_answer(shop, PROFILES, seconds=0.2)
+    (told,) = arrived()
+    assert now() - timedelta(seconds=pace.ON_ITS_WAY) < told < reckoned
+    # It has been told; the next answer of this thread is that of another request.
+    pace.note_answer(shop, PROFILES, seconds=0.1)
+    assert arrived() == [told]
+
+
+@pytest.mark.django_db
+def test_the_first_answers_tell_nothing_because_they_may_all_be_slow(shop: Install) -> None:
+    answered_before(shop, seconds=0.2, times=pace.LEARNING - 1)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    reckoned = arrived()
+    pace.note_answer(shop, PROFILES, seconds=0.2)
+    assert arrived() == reckoned
+
+
+@pytest.mark.django_db
+def test_a_slow_answer_tells_nothing_of_when_its_request_arrived(shop: Install) -> None:
+    answered_before(shop, seconds=0.2)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    reckoned = arrived()
+    pace.note_answer(shop, PROFILES, seconds=0.2 + pace.ON_ITS_WAY)
+    assert arrived() == reckoned
+
+
+@pytest.mark.django_db
+def test_an_answer_that_comes_when_its_place_is_taken_again_changes_nothing(shop: Install) -> None:
+    answered_before(shop, seconds=0.2)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    late = pace._thread.permission
+    Pace.objects.update(passed=11)
+    before = arrived()
+    pace._thread.permission = late
+    pace.note_answer(shop, PROFILES, seconds=0.2)
+    assert arrived() == before
+
+
+@pytest.mark.django_db
+def test_who_is_late_at_the_gate_makes_nobody_else_late(shop: Install) -> None:
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    opens_at = now() - timedelta(seconds=0.03)
+    Pace.objects.update(gate_at=opens_at)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    assert Pace.objects.get().gate_at == opens_at + timedelta(seconds=pace.MARGIN / 10)
+
+
 # --- The line ------------------------------------------------------------------------------------------------
 
 
@@ -309,5 +390,5 @@ def test_whoever_finds_no_place_in_line_claims_nothing(odp: RunningSandbox) -> N
     while stand_in_line(install) is not None:
         pass
     assert drain.turn(install.pk) is False
-    assert lanes.work(install.pk) == (False, True)
+    assert waiting(install) == (False, True)
     assert odp.requests() == []

@@ -2,13 +2,16 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import brake, lanes, naming, provision
-from audiences.models import Audience, Delivery, Install
+from audiences import brake, lanes, naming, operations, provision
+from audiences.admin.audiences import Unblock
+from audiences.models import Audience, Delivery, Install, Parked
 from odp.deadline import TooLateError
 from odp.mechanisms import Attribute
 from odp.outcomes import Answer, Outcome
@@ -286,3 +289,38 @@ def test_a_late_refusal_blocks_nothing(odp: ThreadedSandbox, shop: Install, monk
 def drain_once_quietly(install: Install) -> None:
     assert drain.turn(install.pk) in (True, False)
     assert not Delivery.objects.exists()
+
+
+def test_unblock_makes_again_what_somebody_has_deleted_in_odp(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = new_audience(shop)
+    drain_all(shop)
+    odp.reset()
+    enter(gold, "lee", "sam")
+    drain_all(shop)
+    assert "lytics_gold" in lane_of(gold).block_reason
+    assert Unblock().do(Audience.objects.select_related("lane").get(pk=gold.pk), by="kim", answers={})
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["lee", "sam"]
+    assert_all_is_well(gold)
+
+
+def test_so_does_a_release_of_the_one_change_that_was_refused_for_it(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = new_audience(shop)
+    drain_all(shop)
+    odp.reset()
+    enter(gold, "lee")
+    drain_all(shop)
+    Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+    assert operations.release(Parked.objects.values_list("pk", flat=True), by="kim") == (1, 0)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["lee"]
+    assert_all_is_well(gold)
+
+
+def test_releasing_many_looks_once(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = new_audience(shop)
+    drain_all(shop)
+    provision.look_again(gold.pk, unless_within=timedelta(minutes=1))
+    assert is_provisioned(gold)
+    provision.look_again(gold.pk)
+    assert not is_provisioned(gold)

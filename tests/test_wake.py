@@ -5,11 +5,13 @@ import socket
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import redis
 from django.conf import settings
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import wake
@@ -105,6 +107,17 @@ def test_a_hint_that_nobody_hears_runs_out(broker: Any, waker: wake._Waker) -> N
     assert json.loads(raw)["headers"]["expires"] is not None
 
 
+def test_a_worker_whose_clock_is_minutes_ahead_throws_nothing_away(broker: Any, waker: wake._Waker) -> None:
+    """Celery drops a message that has expired by the worker's clock, and the sender's clock said when that is."""
+    waker._send(7)
+    (raw,) = broker.lrange(QUEUE, 0, -1)
+    ahead = now() + timedelta(minutes=5)
+    assert datetime.fromisoformat(json.loads(raw)["headers"]["expires"]) > ahead
+    schedule: Any = settings.CELERY_BEAT_SCHEDULE
+    for entry in schedule.values():
+        assert now() + timedelta(seconds=entry["options"]["expires"]) > ahead
+
+
 # --- A broker that is gone, or worse -------------------------------------------------------------------------
 
 
@@ -189,6 +202,7 @@ def test_the_sweep_finds_what_nobody_was_woken_for(broker: Any, waker: wake._Wak
 def test_a_drain_that_runs_out_of_time_hands_on_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[int] = []
     monkeypatch.setattr(drain, "wake", woken.append)
+    monkeypatch.setattr(drain, "wake_more", woken.append)
     with sandbox(unknown_field="create") as odp:
         install = make_install(odp, batch_size=1)
         audience = make_audience(install)
@@ -206,7 +220,7 @@ def test_whoever_leaves_lanes_behind_wakes_another_worker_before_it_delivers(mon
     for slug in "abc":
         enter(make_audience(install, slug), "kim")
     woken: list[int] = []
-    monkeypatch.setattr(drain, "wake", woken.append)
+    monkeypatch.setattr(drain, "wake_more", woken.append)
     monkeypatch.setattr(drain, "deliver", lambda lease: woken.append(-len(lease.spans)))
     drain.turn(install.pk)
     drain.turn(install.pk)

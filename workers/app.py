@@ -1,15 +1,29 @@
 """The Celery application. Its messages are hints: nothing is lost when one is, and two are as good as one."""
 
 import os
+from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import setup_logging, task_prerun, worker_ready, worker_shutdown
+from celery.utils.nodenames import worker_direct
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 
 app = Celery("lytics_sync")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["workers"])
+# Celery closes a thread's connection before and after each task, unless it is told after how many. A new one is a new
+# process in PostgreSQL; with many short tasks that costs more than all they do.
+app.conf["CELERY_DB_REUSE_MAX"] = 2**31
+
+
+@task_prerun.connect
+def _look_after_connection(**kwargs: object) -> None:
+    """One that PostgreSQL has closed meanwhile, by a restart for example, is opened again."""
+    from django.db import connection
+
+    if connection.connection is not None and not connection.is_usable():
+        connection.close()
 
 
 @setup_logging.connect
@@ -20,3 +34,34 @@ def _use_django_logging(**kwargs: object) -> None:
     from django.conf import settings
 
     logging.config.dictConfig(settings.LOGGING)
+
+
+@worker_ready.connect
+def _start_heart(sender: Any, **kwargs: object) -> None:
+    from django.conf import settings
+
+    from workers import heart
+    from workers.heap import leave_heap_alone
+
+    name = str(sender.hostname)
+    every: float = settings.HEARTBEAT_SECONDS
+
+    def send() -> None:
+        """Straight into the worker's own queue, where nobody else takes it out."""
+        app.send_task(
+            "workers.tasks.heartbeat",
+            args=[name],
+            queue=worker_direct(name),  # type: ignore[arg-type] # a Queue will do, says Celery itself
+            expires=every * 4,
+            retry=False,
+        )
+
+    heart.start(name, send=send, every=every, port=settings.WORKER_HEALTH_PORT)
+    leave_heap_alone()
+
+
+@worker_shutdown.connect
+def _stop_heart(**kwargs: object) -> None:
+    from workers import heart
+
+    heart.stop()

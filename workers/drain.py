@@ -4,6 +4,7 @@ Read `turn` and `deliver` beside the picture in README: each step is a line, and
 what is true when the process dies there.
 """
 
+import threading
 import time
 from collections.abc import Mapping
 
@@ -13,8 +14,7 @@ from django.conf import settings
 from audiences import brake, lanes, provision
 from audiences.fold import Entry, Folded, fold
 from audiences.lanes import GapError, Lease, LeaseLostError, Result
-from audiences.models import Install
-from audiences.wake import wake
+from audiences.wake import wake, wake_more
 from odp.client import Client
 from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
@@ -26,39 +26,67 @@ log = structlog.get_logger(__name__)
 
 # Between the end of a request and the end of its lease, in seconds: for the settle, and for clocks that drift.
 LEASE_MARGIN = 1.0
+# How long a request that would leave part-full waits for more to come, in seconds, while another one is under way. Each
+# costs as much again as a hundred events do.
+FILL_SECONDS = 0.02
+# The installs for which a thread of this process waits for that. Whoever comes meanwhile has nothing to add: what made
+# it come is committed, and will be seen by the claim after the wait.
+_filling: set[int] = set()
+_filling_lock = threading.Lock()
 # Our own doing, not ODP's: the lanes go back and nobody is held up for it.
 TOO_LATE = Answer(Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.")
 
 
-def drain(install_id: int, *, seconds: float) -> None:
-    """Deliver what the install has ready, for so many seconds at the most."""
+def drain(install_id: int, *, seconds: float) -> int:
+    """Deliver what the install has ready, for so many seconds at the most. Returns how many turns there were."""
     until = time.monotonic() + seconds
-    while turn(install_id):
+    turns = 0
+    while install_id not in _filling and turn(install_id, fill_seconds=FILL_SECONDS):
+        turns += 1
         if time.monotonic() > until:
             wake(install_id)
-            return
+            break
+    return turns
 
 
-def turn(install_id: int) -> bool:
-    """One step: an audience made in ODP, or one request delivered. False when there is nothing to do now."""
-    unprovisioned, deliverable = lanes.work(install_id)
-    if unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
+def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
+    """One step: an audience made in ODP, or one request delivered. False when there is nothing to do now.
+
+    While another request is under way, one that would leave part-full waits ``fill_seconds`` for more to come.
+    """
+    work = lanes.work(install_id)
+    if work is None:
+        return False
+    if work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
         return True
-    if not deliverable:
+    if not work.ready or not pace.line_up(work.install, provision.mechanism_of(work.install).path):
         return False
-    install = Install.objects.get(pk=install_id)
-    if not pace.line_up(install, provision.mechanism_of(install).path):
+    capacity = lanes.capacity_of(work.install)
+    if fill_seconds and work.under_way and work.ready < capacity and not _fill(install_id, fill_seconds):
         return False
-    lease = lanes.claim(install_id)
+    lease = lanes.claim(install_id, capacity=capacity)
     if lease is None:
         return False
     if lease.more:
-        wake(install_id)
+        wake_more(install_id)
     try:
         deliver(lease)
     except LeaseLostError:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
         lanes.give_back(lease)
+    return True
+
+
+def _fill(install_id: int, seconds: float) -> bool:
+    """Wait for the next request to fill. False when another thread does so already: it takes what is there, too."""
+    with _filling_lock:
+        if install_id in _filling:
+            return False
+        _filling.add(install_id)
+    try:
+        time.sleep(seconds)
+    finally:
+        _filling.discard(install_id)
     return True
 
 
@@ -113,7 +141,7 @@ class _Sender:
         self.sent: set[int] = set()
 
     def isolate(self, changes: list[Change]) -> Isolation:
-        spoilt = lanes.refused_customers(self.lease.install, {change.identifier for change in changes})
+        spoilt = lanes.refused_customers(self.lease, {change.identifier for change in changes})
         groups = self.mechanism.groups(changes)
         return Isolation(
             [group for group in groups if group[0].identifier not in spoilt],
@@ -133,7 +161,7 @@ class _Sender:
             items = [control]
         body = encode(items)
         opened_at = time.monotonic()
-        self.delivery_id, self.answer = self._plant(part, items=len(items), size=len(body)), None
+        self.delivery_id, self.answer = self._plant(part, items=len(items), body=body), None
         start_before = opened_at + settings.LEASE_SECONDS - settings.DELIVERY_DEADLINE_SECONDS - LEASE_MARGIN
         try:
             self.answer = self.client.call(
@@ -143,18 +171,25 @@ class _Sender:
                 seconds=settings.DELIVERY_DEADLINE_SECONDS,
                 start_before=start_before,
             )
+            pace.note_answer(self.lease.install, self.mechanism.path, seconds=self.answer.seconds)
         except TooLateError:
             self.answer = TOO_LATE
         return self.answer
 
-    def _plant(self, part: Part, *, items: int, size: int) -> int:
+    def _plant(self, part: Part, *, items: int, body: bytes) -> int:
         sent: dict[int, int] = {}
         for group in part.groups:
             for change in group:
                 sent[change.lane] = sent.get(change.lane, 0) + 1
         self.sent.update(sent)
         return lanes.open_delivery(
-            self.lease, endpoint=self.mechanism.path, items=items, size=size, sent=sent, of=self.events
+            self.lease,
+            endpoint=self.mechanism.path,
+            items=items,
+            size=len(body),
+            sent=sent,
+            of=self.events,
+            body=body,
         )
 
     def conclude(self, isolation: Isolation) -> None:

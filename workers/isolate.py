@@ -115,10 +115,10 @@ class Isolation:
 
     def _take_accepted(self, part: Part) -> None:
         self._largest_taken = max(self._largest_taken, len(part.groups))
-        for group in part.groups:
-            self.accepted.extend(group)
-            self._taken_of.update(change.lane for change in group)
-            self._size_matters = self._size_matters or not self._doubted.isdisjoint(group)
+        taken = [change for group in part.groups for change in group]
+        self.accepted.extend(taken)
+        self._taken_of.update([change.lane for change in taken])
+        self._size_matters = self._size_matters or not self._doubted.isdisjoint(taken)
         if self._suspects:
             self._suspects, self._proven = self._suspects[len(part.groups) :], False
             return

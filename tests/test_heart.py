@@ -1,0 +1,223 @@
+"""A worker that is alive and hears nothing shows it, and ends itself when it will never hear anything again."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.utils.nodenames import worker_direct
+from django.db import connection
+from django.test import Client
+from django.utils.timezone import now
+from kombu import Connection
+
+from audiences import heartbeats
+from audiences.models import Worker
+from lytics_sync.processes import Fleet, free_port
+from lytics_sync.stack import Memory, Stack
+from tests.relay import Relay
+from tests.threads import eventually
+from workers.app import _start_heart, app
+from workers.heart import SENT_IN_VAIN, Heart
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class RunningWorker:
+    """A worker as it is really run, with relays before its servers and a quick heart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database, self.broker = Relay(os.environ["DATABASE_URL"]), Relay(os.environ["REDIS_URL"])
+        self.port = free_port()
+        name = connection.settings_dict["NAME"]
+        own = {
+            "DATABASE_URL": self.database.url.rsplit("/", 1)[0] + f"/{name}",
+            "REDIS_URL": self.broker.url,
+            "HEARTBEAT_SECONDS": "0.3",
+        }
+        self.fleet = Fleet(folder=folder, env={**os.environ, **own}, tell=print)
+        stack = Stack(folder=folder, port=0, host="127.0.0.1", memory=Memory(file=folder / "local.env", values={}))
+        program = next(iter(stack.workers()))
+        self.fleet.start(replace(program, env={**program.env, "WORKER_HEALTH_PORT": str(self.port)}))
+        (self.child,) = self.fleet.groups[0]
+
+    def health(self) -> tuple[int, str]:
+        """Status, and why it is not ready."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=5) as answer:
+                return answer.status, ""
+        except urllib.error.HTTPError as refusal:
+            return refusal.code, json.loads(refusal.read())["reason"]
+        except OSError:
+            return 0, ""
+
+    def stop(self) -> None:
+        self.fleet.stop()
+        self.database.close()
+        self.broker.close()
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[RunningWorker]:
+    running = RunningWorker(tmp_path)
+    yield running
+    running.stop()
+
+
+def test_a_worker_that_work_reaches_is_ready_and_in_the_table(worker: RunningWorker) -> None:
+    eventually(lambda: worker.health() == (200, "") and Worker.objects.exists())
+    (row,) = Worker.objects.all()
+    assert row.name.startswith("worker-1@")
+    first = row.beat_at
+    eventually(lambda: Worker.objects.get().beat_at > first)
+
+
+def test_a_worker_whose_broker_is_frozen_is_not_ready_and_comes_back_by_itself(worker: RunningWorker) -> None:
+    eventually(lambda: Worker.objects.exists())
+    with worker.broker.frozen():
+        eventually(lambda: worker.health()[0] == 503)
+        assert "no message from the broker" in worker.health()[1]
+        assert not worker.child.has_ended()
+    eventually(lambda: worker.health()[0] == 200)
+
+
+def test_a_worker_that_nothing_can_reach_any_more_ends_itself(worker: RunningWorker) -> None:
+    """Its connection is gone and nobody told it: what it sends over a new one arrives, and it never hears it."""
+    eventually(lambda: Worker.objects.exists())
+    worker.broker.leave_half_open()
+    eventually(worker.child.has_ended)
+    assert worker.child.process is not None
+    assert worker.child.process.poll() == 1
+
+
+def test_a_worker_without_a_database_is_not_ready_and_stays(worker: RunningWorker) -> None:
+    eventually(lambda: Worker.objects.exists())
+    with worker.database.cut():
+        eventually(lambda: worker.health()[0] == 503)
+        assert "database" in worker.health()[1]
+        assert not worker.child.has_ended()
+    eventually(lambda: worker.health()[0] == 200)
+
+
+def test_a_heartbeat_goes_into_the_queue_of_its_worker_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the queue that all share, another worker takes it, and it says nothing about this one."""
+    sends: list[Any] = []
+    monkeypatch.setattr("workers.heart.start", lambda name, *, send, every, port: sends.append(send))
+    _start_heart(sender=SimpleNamespace(hostname="worker-1@here"))
+    with Connection("memory://") as queues:
+        monkeypatch.setattr(app, "producer_or_acquire", lambda producer=None: nullcontext(app.amqp.Producer(queues)))
+        sends[0]()
+        channel: Any = queues.default_channel
+        filled = [name for name, queue in channel.queues.items() if queue.qsize()]
+    (own,) = filled
+    assert own == worker_direct("worker-1@here").name
+
+
+# --- The heart alone, with a clock that is turned by hand ------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.time = 1_000.0
+        monkeypatch.setattr("workers.heart.time.monotonic", lambda: self.time)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_it_does_not_end_for_heartbeats_that_could_not_be_sent(clock: Clock) -> None:
+    ended: list[int] = []
+
+    def fail() -> None:
+        raise ConnectionError
+
+    heart = Heart("w", send=fail, every=10, end=ended.append)
+    for _ in range(20):
+        clock.time += 10
+        heart.beat()
+    assert ended == []
+    assert heart.problem()
+
+
+def test_it_does_not_end_before_the_broker_has_taken_several_in_vain(clock: Clock) -> None:
+    """The broker was away for long and has just come back: the first heartbeat is still on its way."""
+    ended: list[int] = []
+    heart = Heart("w", send=lambda: None, every=10, end=ended.append)
+    clock.time += 1_000
+    for _ in range(SENT_IN_VAIN):
+        heart.beat()
+    assert ended == []
+    heart.beat()
+    assert ended == [1]
+
+
+def test_a_heartbeat_that_came_out_starts_the_count_anew(clock: Clock) -> None:
+    ended: list[int] = []
+    heart = Heart("w", send=lambda: None, every=10, end=ended.append)
+    for _ in range(20):
+        clock.time += 10
+        heart.beat()
+        heart.heard()
+    assert (ended, heart.problem()) == ([], "")
+
+
+def test_it_tells_when_it_last_did_some_work(clock: Clock) -> None:
+    heart = Heart("w", send=lambda: None, every=10)
+    heart.heard()
+    assert Worker.objects.get().worked_at is None
+    heart.worked()
+    clock.time += 30
+    heart.heard()
+    worked_at = Worker.objects.get().worked_at
+    assert worked_at is not None
+    assert timedelta(seconds=29) < now() - worked_at < timedelta(seconds=60)
+    heart.worked_at = None  # another process under the same name
+    heart.heard()
+    assert Worker.objects.get().worked_at == worked_at
+
+
+# --- What people see -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_told_to_stop_is_missed_by_nobody(clock: Clock) -> None:
+    heart = Heart("w", send=lambda: None, every=10)
+    heart.heard()
+    heart.stop()
+    assert not Worker.objects.exists()
+
+
+def beat(name: str, *, seconds_ago: float = 0) -> None:
+    heartbeats.note(name, worked_seconds_ago=None)
+    Worker.objects.filter(name=name).update(beat_at=now() - timedelta(seconds=seconds_ago))
+
+
+def test_a_silent_worker_is_told_apart_and_forgotten_after_an_hour() -> None:
+    beat("old", seconds_ago=7200)
+    beat("silent", seconds_ago=120)
+    beat("fresh")
+    heartbeats.note("fresh", worked_seconds_ago=None)
+    found = heartbeats.pulse()
+    assert [worker.name for worker in found.answering] == ["fresh"]
+    assert [worker.name for worker in found.silent] == ["silent"]
+
+
+@pytest.mark.parametrize(
+    ("names", "status"), [({}, 503), ({"a": 0}, 200), ({"a": 0, "b": 120}, 200), ({"a": 120}, 503)]
+)
+def test_the_web_process_knows_whether_any_worker_answers(names: dict[str, float], status: int) -> None:
+    for name, seconds in names.items():
+        beat(name, seconds_ago=seconds)
+    answer = Client().get("/health/workers")
+    told: dict[str, Any] = answer.json()
+    assert answer.status_code == status
+    assert {worker["name"] for worker in told["workers"]} == set(names)

@@ -1,0 +1,251 @@
+"""The test customer on its way: its call is made as Lytics makes one, each hop is waited for. Imports no Celery.
+
+What it passes are the facts that every event leaves behind; nothing on the path knows that this one is a test.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import requests
+import structlog
+
+from audiences import installs, provision, state, tokens, trials
+from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Run, Trial
+from audiences.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
+from odp.graphql import audiences_of
+
+log = structlog.get_logger(__name__)
+
+# How long a hop is waited for, and how often it is looked for; ODP is asked less often.
+HOP_SECONDS = 30.0
+LOOK_SECONDS = 0.1
+ASK_SECONDS = 1.0
+CALL_SECONDS = 10.0
+GRAPHQL_SECONDS = 5.0
+
+NO_WORKER = "No worker has taken it. Start the worker and beat processes, or look at their logs."
+NOT_SHOWN = (
+    "ODP took it and does not show it. It shows most within ten seconds and documents 90 as the bound, so send another"
+    " test customer in a minute. If that one isn't shown either: in ODP, under Settings > App Consent Settings, set the"
+    " Api app to Opted In; and see whether the audience {odp_id} was there before, with another definition."
+)
+STILL_SHOWN = (
+    "ODP took the exit and still shows the customer in the audience. Ask again in a minute; if that stays, use Resync"
+    " on the page of {odp_id}."
+)
+
+
+class Seen(NamedTuple):
+    """A hop has come, or it is clear that it won't."""
+
+    how: str
+    words: str
+
+
+Look = Callable[[], Seen | None]
+
+
+def walk(install_id: int, *, pause: Callable[[float], None] = time.sleep) -> None:
+    """See the install's waiting test customer in and out again. ``pause`` passes the time between two looks."""
+    trial = trials.begin(install_id)
+    if trial is None:
+        return
+    try:
+        entered = _Leg(trial, IN, pause).walk()
+        _Leg(trial, OUT, pause, entered=entered).walk()
+    except Exception:
+        log.exception("test customer lost", install=trial.install.name)
+        raise
+    trials.close(trial)
+
+
+class _Leg:
+    """One way, in or out. ``entered`` is what became of the way in: None before it, False when it broke off."""
+
+    def __init__(self, trial: Trial, leg: Leg, pause: Callable[[float], None], *, entered: bool | None = None) -> None:
+        self.trial, self.leg, self.pause, self.entered = trial, leg, pause, entered
+        self.began = time.monotonic()
+        audience = trials.audience_of(trial.install)
+        self.after = audience.last_sequence if audience else 0
+        self.event: Event | None = None
+        # Why ODP could not tell, when it was asked last.
+        self.silence = ""
+
+    def walk(self) -> bool:
+        """Whether every hop came."""
+        if self.entered is False:
+            return self._follow()
+        return all(hop() for hop in self._hops())
+
+    def _hops(self) -> list[Callable[[], bool]]:
+        hops = {
+            CALLED: self._call,
+            STORED: lambda: self._wait(STORED, self._stored, lambda: "The call was answered 200 and its event is not in"
+            " this database: PUBLIC_URL leads to another installation of this service."),
+            MADE: lambda: self._wait(MADE, self._made, self._held_or_no_worker),
+            CLAIMED: lambda: self._wait(CLAIMED, self._claimed, self._held_or_no_worker),
+            TAKEN: lambda: self._wait(TAKEN, self._taken, self._held_or_no_worker),
+            SHOWN: lambda: self._wait(SHOWN, self._shown, self._not_shown, every=ASK_SECONDS),
+        }  # fmt: skip
+        return [hops[name] for name in trials.LEGS[self.leg]]
+
+    def _follow(self) -> bool:
+        """The way in broke off: the exit is stored behind it, so that the customer ends outside."""
+        trials.send_straight_in(self.trial, OUT)
+        self._note(CALLED, AROUND, "Stored behind the entry, so that the customer ends outside the audience.")
+        return False
+
+    def _note(self, hop: str, how: str, words: str) -> bool:
+        trials.note(self.trial, self.leg, hop, how, words, ms=round((time.monotonic() - self.began) * 1000))
+        return how != FAILED
+
+    def _wait(self, hop: str, look: Look, late: Callable[[], str], *, every: float = 0.0) -> bool:
+        until = time.monotonic() + HOP_SECONDS
+        while (seen := look()) is None:
+            if time.monotonic() > until:
+                return self._note(hop, FAILED, f"Not within {HOP_SECONDS:.0f} s. {late()}")
+            self.pause(every or LOOK_SECONDS)
+        return self._note(hop, *seen)
+
+    # --- the hops --------------------------------------------------------------------------------------------
+
+    def _call(self) -> bool:
+        """Over the network, to the address that Lytics calls; when that can't be reached from here, straight in."""
+        body = trials.call(self.trial, self.leg)
+        problem, words = _post(self.trial.install, body)
+        if not problem:
+            return self._note(CALLED, DONE, words)
+        trials.send_straight_in(self.trial, self.leg)
+        return self._note(
+            CALLED,
+            AROUND,
+            f"{problem} The call went straight in instead, so that the rest is tried all the same; whether Lytics"
+            " gets through, its first call will tell.",
+        )
+
+    def _stored(self) -> Seen | None:
+        self.event = trials.event_of(self.trial, self.leg, after=self.after)
+        if self.event is not None:
+            return Seen(DONE, f"call {self.event.receipt_id}, event {self.event.sequence} of {self._audience().odp_id}")
+        calls = Receipt.objects.filter(install=self.trial.install, received_at__gte=self.trial.started_at)
+        call = calls.filter(job=trials.JOB).first()
+        if call and call.parked:
+            return Seen(FAILED, f"The call was parked: {', '.join(call.parked_reasons)}. Look at Parked.")
+        return None
+
+    def _made(self) -> Seen | None:
+        audience = self._audience()
+        if audience.provisioned_at is None:
+            return self._hopeless()
+        new = audience.provisioned_at >= self.trial.started_at
+        return Seen(DONE, f"{audience.odp_id} is made" if new else f"{audience.odp_id} was there already")
+
+    def _claimed(self) -> Seen | None:
+        run = self._run()
+        return Seen(DONE, f"run {run.pk}") if run else self._hopeless()
+
+    def _taken(self) -> Seen | None:
+        assert self.event is not None
+        run = self._run()
+        if self._lane().delivered_sequence < self.event.sequence or run is None or run.delivery is None:
+            return self._hopeless()
+        refused = Parked.objects.filter(audience=run.audience, identifier=self.trial.identifier, closed_at=None).first()
+        if refused:
+            return Seen(FAILED, f"ODP refused it: {refused.detail} It is parked: look at Parked.")
+        status, taken = run.delivery.status, run.delivery.latency_ms
+        return Seen(DONE, f"delivery {run.delivery.pk}: ODP answered {status} after {taken} ms")
+
+    def _shown(self) -> Seen | None:
+        odp_id = self._audience().odp_id
+        found = audiences_of(
+            provision.client_of(self.trial.install),
+            identifier=self.trial.identifier,
+            odp_ids=[odp_id],
+            seconds=GRAPHQL_SECONDS,
+        )
+        self.silence = "" if found.by_name else found.answer.reason
+        if self.leg == IN:
+            return Seen(DONE, f"ODP: in {odp_id}, by fs_user_id and web_user_id") if found.is_in(odp_id) else None
+        return Seen(DONE, f"ODP: no longer in {odp_id}") if found.is_out(odp_id) else None
+
+    # --- what they look at -----------------------------------------------------------------------------------
+
+    def _audience(self) -> Audience:
+        audience = trials.audience_of(self.trial.install)
+        assert audience is not None
+        return audience
+
+    def _lane(self) -> Lane:
+        return Lane.objects.select_related("audience__install").get(audience=self._audience())
+
+    def _run(self) -> Run | None:
+        """The newest run with the event in it."""
+        assert self.event is not None
+        runs = Run.objects.filter(audience=self.event.audience_id, last_sequence__gte=self.event.sequence)
+        covering = runs.filter(first_sequence__lte=self.event.sequence).select_related("delivery", "audience")
+        return covering.order_by("-id").first()
+
+    # --- why one doesn't come --------------------------------------------------------------------------------
+
+    def _hopeless(self) -> Seen | None:
+        """What no waiting mends."""
+        lane = self._lane()
+        if lane.blocked_at is not None:
+            return Seen(
+                FAILED, f"The audience is blocked: {lane.block_reason} Mend in ODP what that names, then Unblock."
+            )
+        if lane.paused_at is not None:
+            return Seen(FAILED, f"The audience is paused by {lane.paused_by}: {lane.pause_reason}. Resume it.")
+        install = lane.audience.install
+        if not install.enabled:
+            return Seen(FAILED, "The install was switched off.")
+        if install.brake_until_at is not None and state.needs_key(install):
+            return Seen(FAILED, f"The install is braked: {install.brake_reason}. {state.remedy(install)}")
+        return None
+
+    def _held_or_no_worker(self) -> str:
+        lane = self._lane()
+        install = lane.audience.install
+        if install.brake_until_at is not None:
+            return f"The install is braked: {install.brake_reason}. {state.remedy(install)}"
+        if lane.lease_token is not None:
+            return "A worker has it, and ODP has not answered yet."
+        return NO_WORKER
+
+    def _not_shown(self) -> str:
+        if self.silence:
+            return f"ODP could not be asked: {self.silence}"
+        words = NOT_SHOWN if self.leg == IN else STILL_SHOWN
+        return words.format(odp_id=self._audience().odp_id)
+
+
+def _post(install: Install, body: bytes) -> tuple[str, str]:
+    """Why the call didn't get through, and what it was answered."""
+    url = installs.webhook_url(install)
+    live = tokens.live(install)
+    if not live:
+        return "There is no live token, so Lytics' calls are answered 401: make one with New token.", ""
+    headers = {"Authorization": installs.authorization(live[0]), "Content-Type": "application/json"}
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy of the environment is none of Lytics'
+        try:
+            answer = session.post(url, data=body, headers=headers, timeout=CALL_SECONDS, allow_redirects=False)
+        except requests.RequestException as error:
+            return f"{url} can't be reached from here ({type(error).__name__}).", ""
+    if answer.status_code == 200:
+        with suppress(ValueError):
+            told = answer.json()
+            if isinstance(told, dict) and "queued" in told:
+                return "", f"{url} answered 200"
+    return f"{url} answered {answer.status_code}{_hint(answer.status_code)}.", ""
+
+
+def _hint(status: int) -> str:
+    return {
+        200: ", and not as this service does: something else answers there",
+        401: ": the token did not get through. Something in front takes the Authorization header away, or another"
+        " installation answers there",
+        503: ": Lytics is asked to come back later",
+    }.get(status, ": something in front of this service answers")
