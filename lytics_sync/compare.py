@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
+from odp.client import Client
+from odp.graphql import FS, ask
 
 # Customers asked for in one GraphQL query, each under an alias of its own.
 CUSTOMERS_PER_QUERY = 200
@@ -46,40 +47,16 @@ class Odp:
     host: str
     api_key: str
 
-    def audiences_of(self, people: Sequence[str], *, among: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    def audiences_of(self, people: Sequence[str], *, among: Sequence[str]) -> Iterator[tuple[str, set[str]]]:
         """For each of ``people`` the audiences, of those in ``among``, for which they qualify."""
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy for the internet is none for a sandbox on this machine
-            for start in range(0, len(people), CUSTOMERS_PER_QUERY):
-                some = people[start : start + CUSTOMERS_PER_QUERY]
-                answer = session.post(
-                    f"{self.host.rstrip('/')}/v3/graphql",
-                    headers={"x-api-key": self.api_key},
-                    json={"query": _query(len(some)), "variables": _variables(some, among)},
-                    timeout=DEADLINE_SECONDS,
-                )
-                answer.raise_for_status()
-                customers = answer.json().get("data") or {}
-                # Nobody under an alias: ODP doesn't know that person, who is in no audience then.
-                yield from ((person, _qualified(customers.get(f"c{nth}"))) for nth, person in enumerate(some))
-
-
-def _query(how_many: int) -> str:
-    declared = "".join(f", $p{nth}: String" for nth in range(how_many))
-    asked = " ".join(
-        f"c{nth}: customer(fs_user_id: $p{nth}) {{ audiences(subset: $among) {{ edges {{ node {{ name state }} }} }} }}"
-        for nth in range(how_many)
-    )
-    return f"query($among: [String]{declared}) {{ {asked} }}"
-
-
-def _variables(people: Sequence[str], among: Sequence[str]) -> dict[str, object]:
-    return {"among": list(among), **{f"p{nth}": person for nth, person in enumerate(people)}}
-
-
-def _qualified(customer: Any) -> list[str]:
-    edges = ((customer or {}).get("audiences") or {}).get("edges") or []
-    return [edge["node"]["name"] for edge in edges if edge["node"]["state"] == "qualified"]
+        client = Client(host=self.host.rstrip("/"), api_key=self.api_key)
+        for start in range(0, len(people), CUSTOMERS_PER_QUERY):
+            some = people[start : start + CUSTOMERS_PER_QUERY]
+            asked = ask(client, customers=[(FS, who) for who in some], odp_ids=among, seconds=DEADLINE_SECONDS)
+            if not asked.told:
+                raise SystemExit(asked.answer.reason)
+            # None: ODP doesn't know that person, who is in no audience then.
+            yield from zip(some, (found or set() for found in asked.qualified), strict=True)
 
 
 def compare(*, audiences: Audiences, odp_ids: Mapping[str, str], odp: Odp) -> list[Comparison]:

@@ -5,6 +5,8 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import Error
 from django.http import HttpRequest, JsonResponse
 
+from audiences import heartbeats
+
 _ready_once = False
 
 
@@ -21,6 +23,20 @@ def ready(request: HttpRequest) -> JsonResponse:
     if problem:
         return JsonResponse({"status": "not ready", "reason": problem}, status=503)
     return JsonResponse({"status": "ready"})
+
+
+def workers(request: HttpRequest) -> JsonResponse:
+    """200 when at least one worker has proved lately that work reaches it; with each one's last heartbeat."""
+    try:
+        pulse = heartbeats.pulse()
+    except Error as error:
+        return JsonResponse({"status": f"the database does not answer: {type(error).__name__}"}, status=503)
+    told = [
+        {"name": worker.name, "version": worker.version, "heard": worker.beat_at, "worked": worker.worked_at}
+        for worker in (*pulse.answering, *pulse.silent)
+    ]
+    status = "answering" if pulse.answering else "silent"
+    return JsonResponse({"status": status, "workers": told}, status=200 if pulse.answering else 503)
 
 
 def _problem() -> str:

@@ -1,5 +1,6 @@
 """Settings: everything that differs between two deployments comes from the environment (see .env.example)."""
 
+from datetime import timedelta
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
@@ -15,6 +16,8 @@ DATA_DIR = env.data_dir()
 
 DEBUG = env.flag("DEBUG", False)
 SECRET_KEY = env.text("SECRET_KEY")
+# Older ones, with which sessions signed before a change still open.
+SECRET_KEY_FALLBACKS = env.words("SECRET_KEY_FALLBACKS", "")
 # Keys for secrets at rest (ODP keys, tokens, parked items), newest first; older ones only decrypt.
 FIELD_ENCRYPTION_KEYS = env.words("FIELD_ENCRYPTION_KEYS")
 # Where Lytics reaches this service; the webhook URLs shown to people start with it.
@@ -29,8 +32,19 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
 WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
 # Events accepted and not yet delivered, per install, above which calls are answered 503 until it falls again.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
+# How long the body of a request may take to come. A call whose body takes longer is answered 503.
+WEBHOOK_READ_SECONDS = env.seconds("WEBHOOK_READ_SECONDS", 60)
+# The size of the database above which calls are answered 503 until it falls again, in bytes; 0 turns it off.
+DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)
 # What a 503 asks Lytics to wait, in seconds.
 RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30)
+# Calls with a wrong token from one address, per minute and web process, after which they are answered 429 with
+# Retry-After. Callers with a right token are never counted. 0 turns it off.
+BAD_TOKENS_PER_MINUTE = env.integer("BAD_TOKENS_PER_MINUTE", 60)
+# A proxy of ours stands in front: X-Forwarded-Proto is believed, and the last entries of X-Forwarded-For, as many as
+# there are such proxies one behind the other.
+BEHIND_PROXY = env.flag("BEHIND_PROXY", False)
+TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 1)
 
 # --- Delivering ----------------------------------------------------------------------------------------------
 
@@ -43,6 +57,11 @@ LEASE_SECONDS = env.seconds("LEASE_SECONDS", 11)
 DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
 # How often the sweep looks for lanes that nobody was woken for.
 SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)
+# How long ODP is given to apply a request that nobody waited for any longer. Then the customers in it of whom
+# something newer was sent meanwhile are sent once more.
+AFFIRM_AFTER_SECONDS = env.seconds("AFFIRM_AFTER_SECONDS", 300)
+# How often what has been received since is made quick to search for one customer; till then it is searched slowly.
+SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
 # The first and the longest pause after ODP could not take a request; the pause doubles in between.
 BRAKE_FIRST_SECONDS = env.seconds("BRAKE_FIRST_SECONDS", 0.5)
 BRAKE_LONGEST_SECONDS = env.seconds("BRAKE_LONGEST_SECONDS", 60)
@@ -51,6 +70,9 @@ PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
 
 # The body of a passthrough audience's definition, as JSON: what ODP expects there is not published.
 ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")
+
+# Hosts beside ODP's own that an install may send to. Where PUBLIC_URL names this machine, as in a trial, any will do.
+ALLOWED_ODP_HOSTS = env.words("ALLOWED_ODP_HOSTS", "")
 
 # --- Servers -------------------------------------------------------------------------------------------------
 
@@ -66,10 +88,19 @@ def _database(url: str) -> dict[str, object]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": parts.hostname or "",
         "PORT": str(parts.port or ""),
-        # Web threads keep their connection; a worker's task lasts seconds, so reopening per task costs nothing.
+        # Web threads keep their connection, and so do workers (workers/app.py).
         "CONN_MAX_AGE": None,
         "CONN_HEALTH_CHECKS": False,
-        "OPTIONS": {"connect_timeout": 5, "application_name": "lytics-sync", **dict(parse_qsl(parts.query))},
+        # Django's choices are read with cursors that outlive a transaction; behind PgBouncer the next one meets another
+        # session. Nothing of ours needs them: what is long is read in pieces.
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+        "OPTIONS": {
+            "connect_timeout": 5,
+            "application_name": "lytics-sync",
+            # Django would switch them off for the whole connection. Its own statements are never prepared.
+            "prepare_threshold": 5 if env.flag("PREPARED_STATEMENTS", True) else None,
+            **dict(parse_qsl(parts.query)),
+        },
     }
 
 
@@ -77,7 +108,7 @@ DATABASES = {"default": _database(env.text("DATABASE_URL"))}
 REDIS_URL = env.text("REDIS_URL")
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
-# Celery carries hints that are worthless after seconds; what has to last stands in PostgreSQL.
+# Celery carries hints; what has to last stands in PostgreSQL.
 CELERY_BROKER_URL = REDIS_URL
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 60,
@@ -94,13 +125,29 @@ CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TASK_DEFAULT_QUEUE = "drain"
+# Each worker has a queue of its own beside it, for its heartbeats.
+CELERY_WORKER_DIRECT = True
+# How often a worker sends itself a heartbeat. When none has come out for 4.5 times as long it is not ready.
+HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
+# Where a worker answers GET /health/ready; 0 for nowhere.
+WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
+# How old a message may get before a worker drops it unread. Celery compares the sender's clock with the worker's, so
+# this is also how far they may be apart: a worker that is ahead by more throws away whatever it takes.
+HINT_EXPIRES_SECONDS = 600
 CELERY_BEAT_SCHEDULE = {
-    "sweep": {"task": "workers.tasks.sweep", "schedule": SWEEP_SECONDS, "options": {"expires": SWEEP_SECONDS * 2}},
+    name: {"task": f"workers.tasks.{name}", "schedule": seconds, "options": {"expires": HINT_EXPIRES_SECONDS}}
+    for name, seconds in {
+        "sweep": SWEEP_SECONDS,
+        "affirm": 10,
+        "summarise": SUMMARISE_SECONDS,
+        "tally": 60,
+    }.items()
 }
 
 # --- Django --------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
+    "audiences",  # before unfold, of which it replaces a template
     "unfold",
     "django.contrib.admin",
     "django.contrib.auth",
@@ -110,10 +157,11 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "rest_framework",
-    "audiences",
+    "axes",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "lytics_sync.security.content_security_policy",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -121,13 +169,17 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesBackend", "django.contrib.auth.backends.ModelBackend"]
 ROOT_URLCONF = "lytics_sync.urls"
 WSGI_APPLICATION = "lytics_sync.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        # Before unfold's own, of which one is replaced.
+        "DIRS": [BASE_DIR / "audiences" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -144,7 +196,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
-DATETIME_FORMAT = "Y-m-d H:i:s"
+FORMAT_MODULE_PATH = "lytics_sync.formats"
 USE_I18N = False
 USE_TZ = True
 STATIC_URL = "static/"
@@ -157,10 +209,20 @@ LOGIN_URL = reverse_lazy("admin:login")
 LOGIN_REDIRECT_URL = reverse_lazy("admin:index")
 
 SECURE_CONTENT_TYPE_NOSNIFF = True
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.flag("BEHIND_PROXY", False) else None
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
+
+# Whoever guesses a password: after so many wrong ones for one account from one address, a pause.
+AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10)
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_LOCKOUT_TEMPLATE = "audiences/locked_out.html"
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
 
 REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
@@ -181,7 +243,7 @@ UNFOLD = {
     ],
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda request: static("audiences/admin.css")],
-    "SCRIPTS": [lambda request: static("audiences/admin.js")],
+    "SCRIPTS": [lambda request: static("audiences/admin.js"), lambda request: static("audiences/access.js")],
     "DASHBOARD_CALLBACK": "audiences.admin.front.dashboard",
     "SIDEBAR": {"navigation": "audiences.admin.navigation.sidebar"},
 }

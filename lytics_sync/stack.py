@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -19,7 +20,7 @@ import psycopg
 import redis
 from cryptography.fernet import Fernet
 
-from lytics_sync import embedded, env
+from lytics_sync import embedded, env, launch
 from lytics_sync.processes import Program, Trouble, belongs_to, free_port, is_free, listens, read_pid, write_pid
 
 # An empty PostgreSQL with its first write-ahead logs, and room for what the stream brings.
@@ -214,7 +215,7 @@ class Stack:
     def web(self) -> Program:
         options = {
             "--bind": f"{self.host}:{self.port}",
-            "--worker-class": "gthread",
+            "--worker-class": "lytics_sync.web_worker.Worker",
             # Longer than a sender's pause between two calls; the default of 2 s cuts connections under it.
             "--keep-alive": "75",
             "--graceful-timeout": "5",
@@ -246,8 +247,8 @@ class Stack:
         finally:
             connection.close()
 
-    def workers(self) -> Iterable[Program]:
-        for name in WORKERS:
+    def workers(self, names: Iterable[str] = WORKERS) -> Iterable[Program]:
+        for name in names:
             options = ("--pool", "threads", "--concurrency", WORKER_SLOTS, "--hostname", f"{name}@%h")
             yield Program(
                 name=name,
@@ -288,3 +289,14 @@ def manage(*words: str, **environment: str) -> Program:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def stand_alone() -> None:
+    """For runs with servers and secrets of their own, whatever the environment says; they end when make does."""
+    for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "PORT", "PUBLIC_URL", "SECRET_KEY", "HOST"):
+        os.environ.pop(name, None)
+    os.environ["FIELD_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if os.environ.get("MAKELEVEL"):
+        launch.die_with(os.getppid(), signal.SIGTERM)

@@ -5,6 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import path, re_path
 
+from audiences.admin import customer
 from audiences.api.views import UnknownWebhookView, WebhookView, bad_request
 from lytics_sync import health
 
@@ -15,9 +16,11 @@ def front(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("", front),
+    path("admin/find-customer/", admin.site.admin_view(customer.find), name="find_customer"),
     path("admin/", admin.site.urls),
     path("health/live", health.live),
     path("health/ready", health.ready),
+    path("health/workers", health.workers),
     # Lytics never tries again after a 404, so nothing below /webhooks/ answers one.
     re_path(r"^webhooks/lytics/(?P<public_id>[0-9a-zA-Z_-]{1,64})/?$", WebhookView.as_view(), name="webhook"),
     re_path(r"^(?:/*)webhooks(?:/|$)", UnknownWebhookView.as_view()),

@@ -5,7 +5,6 @@ import json
 import socket
 import time
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,17 @@ from django.db import connection
 from django.http.response import HttpResponseBase
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from pytest_django import DjangoDbBlocker
 from pytest_django.fixtures import Settings
 
-from audiences import backlog, ingest
+from audiences import backlog, disk, ingest
+from audiences.api import strangers, views
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Token
 from audiences.secrets import decrypt
 from lytics import reasons
 from lytics.payload import Kind
 from tests.messages import AT_NS, SECOND, body, message, single, transition
 from tests.threads import eventually, together
-from tests.web import Web
+from tests.web import Web, web_of_a_module
 
 pytestmark = pytest.mark.django_db
 real = pytest.mark.django_db(transaction=True)
@@ -292,6 +291,128 @@ def test_other_methods_are_405_with_and_without_a_token(install: Install, method
     assert nothing_is_stored()
 
 
+def stranger(install: Install | None, address: str = "192.0.2.1", **extra: Any) -> HttpResponseBase:
+    path = url(install) if install else "/webhooks/lytics/nobody"
+    headers = {"HTTP_AUTHORIZATION": "wrong", "REMOTE_ADDR": address, **extra}
+    return Client().generic("POST", path, body(message()), content_type="application/json", **headers)
+
+
+def test_who_sends_too_many_wrong_tokens_is_asked_to_come_back_and_is_not_told_why_apart(
+    install: Install, settings: Settings
+) -> None:
+    settings.BAD_TOKENS_PER_MINUTE = 3
+    assert [stranger(install).status_code for _ in range(3)] == [401] * 3
+    held_off = [stranger(install), stranger(None), Client().post("/webhooks/other", REMOTE_ADDR="192.0.2.1")]
+    for answer in held_off:
+        assert answer.status_code == 429
+        assert 0 < int(answer.headers["Retry-After"]) <= 60
+    assert stranger(install, "192.0.2.2").status_code == 401
+    assert nothing_is_stored()
+
+
+def test_a_right_token_is_taken_from_the_address_of_an_attacker(install: Install, settings: Settings) -> None:
+    """Lytics calls from addresses that it shares with others."""
+    settings.BAD_TOKENS_PER_MINUTE = 1
+    for _ in range(20):
+        stranger(install)
+    assert stranger(install).status_code == 429
+    assert counts(send(install, body(message()), REMOTE_ADDR="192.0.2.1"))[1] == 1
+
+
+def test_being_held_off_ends_with_the_minute(
+    install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.BAD_TOKENS_PER_MINUTE = 1
+    assert [stranger(install).status_code for _ in range(2)] == [401, 429]
+    monkeypatch.setattr(strangers, "_minute", lambda: -7)
+    assert stranger(install).status_code == 401
+
+
+def test_nobody_is_held_off_where_that_is_turned_off(install: Install, settings: Settings) -> None:
+    settings.BAD_TOKENS_PER_MINUTE = 0
+    assert {stranger(install).status_code for _ in range(100)} == {401}
+
+
+def test_what_is_kept_of_strangers_is_bounded(
+    install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.BAD_TOKENS_PER_MINUTE = 2
+    monkeypatch.setattr(strangers, "ADDRESSES", 3)
+    answers = [stranger(install, f"198.51.100.{number}").status_code for number in range(8)]
+    assert answers == [401, 401, 401, 401, 401, 429, 429, 429]
+    assert len(strangers._this_minute._counts) == 4
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("2001:db8::1", "2001:db8::2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("", "", True),
+    ],
+)
+def test_a_network_that_one_caller_has_for_itself_counts_as_one_address(
+    install: Install, settings: Settings, one: str, other: str, together: bool
+) -> None:
+    settings.BAD_TOKENS_PER_MINUTE = 1
+    assert stranger(install, one).status_code == 401
+    assert stranger(install, other).status_code == (429 if together else 401)
+
+
+def test_a_flood_of_strangers_does_not_fill_the_log(
+    install: Install, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(strangers.log, "warning", lambda words, **more: told.append(more["source"]))
+    settings.BAD_TOKENS_PER_MINUTE = 1
+    for _ in range(30):
+        stranger(install)
+    assert told == ["192.0.2.1"]
+    assert len([record for record in caplog.records if record.name == "django.request"]) == 1
+
+
+# --- Behind proxies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("behind", "proxies", "told", "kept"),
+    [
+        (False, 1, "203.0.113.9", "192.0.2.7"),
+        (True, 0, "203.0.113.9", "192.0.2.7"),
+        (True, 1, "203.0.113.9", "203.0.113.9"),
+        (True, 1, "10.0.0.1, 203.0.113.9", "203.0.113.9"),
+        (True, 2, "10.0.0.1, 203.0.113.9, 198.51.100.1", "203.0.113.9"),
+        (True, 2, "203.0.113.9", "203.0.113.9"),
+        (True, 1, "203.0.113.9:51234", "203.0.113.9"),
+        (True, 1, "[2001:db8::9]:51234", "2001:db8::9"),
+        (True, 1, "2001:db8::9", "2001:db8::9"),
+        (True, 1, "203.0.113.9, unknown", "192.0.2.7"),
+        (True, 1, "", "192.0.2.7"),
+        (True, 1, ",", "192.0.2.7"),
+        (True, -1, "203.0.113.9", "192.0.2.7"),
+    ],
+)
+def test_the_address_kept_is_what_our_own_proxies_say(
+    install: Install, settings: Settings, behind: bool, proxies: int, told: str, kept: str
+) -> None:
+    settings.BEHIND_PROXY, settings.TRUSTED_PROXIES = behind, proxies
+    answer = send(install, body(message()), REMOTE_ADDR="192.0.2.7", HTTP_X_FORWARDED_FOR=told)
+    assert counts(answer)[1] == 1
+    assert Receipt.objects.get().source == Token.objects.get().last_used_from == kept
+
+
+def test_a_stranger_who_writes_addresses_of_his_own_is_counted_by_the_true_one(
+    install: Install, settings: Settings
+) -> None:
+    settings.BEHIND_PROXY, settings.BAD_TOKENS_PER_MINUTE = True, 1
+    answers = [
+        stranger(install, "192.0.2.7", HTTP_X_FORWARDED_FOR=f"10.0.0.{number}, 203.0.113.9").status_code
+        for number in range(2)
+    ]
+    assert answers == [401, 429]
+
+
 # --- Come back later -----------------------------------------------------------------------------------------
 
 
@@ -317,11 +438,55 @@ def test_too_high_a_backlog_asks_to_come_back_until_it_has_fallen(
     assert counts(send(install, body(message())))[1] == 1
 
 
+def test_that_calls_are_turned_away_is_told_once_and_again_after_they_were_let_in(
+    install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(views, "_turned_away", {})
+    monkeypatch.setattr(views.log, "warning", lambda words, **more: told.append((words, *more.values())))
+    settings.BACKLOG_HIGH_WATER = -1
+    monkeypatch.setattr(backlog, "FRESH_SECONDS", 0.0)
+    for _ in range(3):
+        assert is_later(send(install, body(message())))
+    Install.objects.update(enabled=False)
+    for _ in range(3):
+        assert is_later(send(install, body(message())))
+    reasons_told = ["Too many events wait for ODP.", "This install is switched off."]
+    assert told == [("calls are answered 503", "Shop", reason) for reason in reasons_told]
+    monkeypatch.setattr(views, "TURNED_AWAY_ENDS", 0.0)
+    send(install, body(message()))
+    assert len(told) == 3
+
+
 def test_the_backlog_is_not_summed_up_for_every_call(install: Install) -> None:
     for queries in (1, 0):
         with CaptureQueriesContext(connection) as summed:
             backlog.is_too_high(install.pk)
         assert len(summed) == queries
+
+
+def test_a_database_over_its_mark_asks_to_come_back_until_it_is_below(
+    install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "FRESH_SECONDS", 0.0)
+    settings.DATABASE_HIGH_WATER_BYTES = disk.used() - 1
+    answer = send(install, body(message()))
+    assert is_later(answer)
+    assert json.loads(getattr(answer, "content", b"")) == {"detail": "The database is as large as it may get."}
+    assert nothing_is_stored()
+    settings.DATABASE_HIGH_WATER_BYTES = disk.used() * 2
+    assert counts(send(install, body(message())))[1] == 1
+
+
+def test_the_size_of_the_database_is_not_read_for_every_call_and_never_without_a_mark(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_read", None)
+    for mark, queries in ((0, 0), (1 << 50, 1), (1 << 50, 0)):
+        settings.DATABASE_HIGH_WATER_BYTES = mark
+        with CaptureQueriesContext(connection) as asked:
+            assert not disk.is_too_full()
+        assert len(asked) == queries
 
 
 def test_a_body_over_the_limit_asks_to_come_back(install: Install, settings: Settings) -> None:
@@ -373,14 +538,7 @@ def test_a_host_name_that_is_not_set_up_asks_to_come_back_and_is_no_400(install:
 # --- Through gunicorn, over real connections -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def web(
-    django_db_setup: None, django_db_blocker: DjangoDbBlocker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Web]:
-    with django_db_blocker.unblock():
-        started = Web(tmp_path_factory.mktemp("web"))
-    yield started
-    started.stop()
+web = web_of_a_module()
 
 
 def post(web: Web, install: Install, content: Any, **headers: str) -> Any:
@@ -450,6 +608,27 @@ def test_an_answer_gets_through_to_a_caller_who_is_still_sending(
     assert answer.status == (503 if authorized else 401)
     assert answer.headers.get("Retry-After") == ("17" if authorized else None)
     assert nothing_is_stored()
+
+
+@real
+def test_nothing_is_read_of_a_stranger_who_is_held_off(web: Web, install: Install) -> None:
+    """The answer comes at once, to somebody who has not sent a byte of what was announced."""
+    address = "203.0.113.9"
+    lines = (f"X-Forwarded-For: {address}", "Content-Length: 100000000")
+
+    def announce() -> bytes:
+        in_a_row = 0
+        while in_a_row < 12:
+            knock = web.call("POST", url(install), b"[]", Authorization="wrong", X_Forwarded_For=address)
+            in_a_row = in_a_row + 1 if knock.status == 429 else 0
+        with web.raw() as caller:
+            caller.sendall(head(install, *lines).replace(secret(install).encode(), b"wrong"))
+            return caller.recv(65536)
+
+    # Each of two processes has a count of its own, and a new one every minute: it may be the one that counts anew.
+    assert any(announce().startswith(b"HTTP/1.1 429 ") for _ in range(5))
+    assert post(web, install, body(message()), X_Forwarded_For=address).status == 200
+    assert Receipt.objects.get().source == address
 
 
 @real

@@ -2,77 +2,18 @@
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import pytest
 from django.db import connection
+from pytest_django.plugin import DjangoDbBlocker
 
-from lytics_sync.processes import Fleet, free_port
+from lytics_sync.processes import Fleet, free_port, read_pid
 from lytics_sync.stack import Memory, Stack
-
-
-class Relay:
-    """A port that passes bytes on to a server, until it is told to cut every connection or to freeze."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.target = (parts.hostname or "127.0.0.1", parts.port or 0)
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.port: int = self.listener.getsockname()[1]
-        self.url = url.replace(f":{parts.port}", f":{self.port}")
-        self.is_cut = False
-        self.flows = threading.Event()
-        self.flows.set()
-        self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                if self.is_cut:
-                    near.close()
-                    continue
-                far = socket.create_connection(self.target)
-                self._sockets += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                self.flows.wait()
-                sink.sendall(data)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    @contextmanager
-    def cut(self) -> Iterator[None]:
-        """Whoever is connected is cut off, and whoever comes too."""
-        self.is_cut = True
-        for end in self._sockets:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._sockets.clear()
-        yield
-        self.is_cut = False
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Connections are made and nothing is ever answered."""
-        self.flows.clear()
-        yield
-        self.flows.set()
-
-    def close(self) -> None:
-        self.flows.set()
-        self.listener.close()
+from tests.relay import Relay
 
 
 class Web:
@@ -80,7 +21,7 @@ class Web:
 
     BODY_LIMIT = 2_000_000
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.database = Relay(os.environ["DATABASE_URL"])
         self.broker = Relay(os.environ["REDIS_URL"])
         self.port = free_port()
@@ -90,8 +31,12 @@ class Web:
             "REDIS_URL": self.broker.url,
             "WEBHOOK_BODY_LIMIT": str(self.BODY_LIMIT),
             "RETRY_AFTER_SECONDS": "17",
+            "BAD_TOKENS_PER_MINUTE": "20",
+            "BEHIND_PROXY": "1",
             "PORT": str(self.port),
+            **settings,
         }
+        self._folder = folder
         self.fleet = Fleet(folder=folder, env={**os.environ, **own}, tell=print)
         memory = Memory(file=folder / "local.env", values={})
         self.log = folder / "log" / "web.log"
@@ -115,8 +60,42 @@ class Web:
         caller.close()
         return answer
 
+    def workers(self) -> list[int]:
+        master = read_pid(self._folder / "run" / "web.pid")
+        return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()]
+
+    def peaks(self) -> list[int]:
+        """The most memory that each of its processes has had since ``forget_peaks``, in megabytes."""
+        return [_megabytes(pid, "VmHWM") for pid in self.workers()]
+
+    def forget_peaks(self) -> list[int]:
+        """What each has now, from which on its peak is counted."""
+        for pid in self.workers():
+            Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+        return self.peaks()
+
     def raw(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+def web_of_a_module(**settings: str) -> Any:
+    """A fixture: one web process for all tests of a module, with these settings."""
+
+    @pytest.fixture(scope="module")
+    def web(
+        django_db_setup: None, django_db_blocker: DjangoDbBlocker, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Web]:
+        with django_db_blocker.unblock():
+            started = Web(tmp_path_factory.mktemp("web"), **settings)
+        yield started
+        started.stop()
+
+    return web
+
+
+def _megabytes(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name))) >> 10
 
 
 def _kept(content: bytes) -> Any:

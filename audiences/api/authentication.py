@@ -4,28 +4,28 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection
 from rest_framework.authentication import BaseAuthentication
-from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from audiences import tokens
+from audiences.api import strangers
 from audiences.models import Install, Token
 
 
 class TokenAuthentication(BaseAuthentication):
-    """``Authorization: Bearer <token>``, or the token alone. Anything wrong is one 401 that tells nothing apart."""
+    """``Authorization: Bearer <token>``, or the token alone. Anything wrong is one answer that tells nothing apart."""
 
     def authenticate(self, request: Request) -> tuple[Install, Token]:
         public_id: Any = (request.parser_context or {}).get("kwargs", {}).get("public_id", "")
         authorization = request.META.get("HTTP_AUTHORIZATION", "")
         try:
-            found = tokens.authenticate(public_id=public_id, authorization=authorization)
+            install, token = tokens.authenticate(public_id=public_id, authorization=authorization)
         except (OperationalError, InterfaceError):
             # This thread's connection may be one that PostgreSQL closed long ago, by a restart for example.
             connection.close()
-            found = tokens.authenticate(public_id=public_id, authorization=authorization)
-        if found is None:
-            raise AuthenticationFailed("This URL and this token do not belong together.")
-        return found
+            install, token = tokens.authenticate(public_id=public_id, authorization=authorization)
+        if install is None or token is None:
+            raise strangers.refusal(request, install, words="This URL and this token do not belong together.")
+        return install, token
 
     def authenticate_header(self, request: Request) -> str:
         """Without it, DRF would answer 403."""

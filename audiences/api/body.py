@@ -1,5 +1,6 @@
 """The body of a webhook call: read and unpacked within a bound, however it was sent."""
 
+import io
 import zlib
 from contextlib import suppress
 from typing import Any
@@ -13,14 +14,22 @@ _CHUNK = 1 << 16
 _PACKED_CHUNK = 1 << 12
 # So many times the limit is read of a body that is not wanted; a caller who sends more has to do without our answer.
 _DISCARDED = 4
+# And for so long, in seconds: the caller may be anybody, and has a thread meanwhile.
+_DISCARD_SECONDS = 5.0
 
 
 class TooLargeError(Exception):
     """More bytes than ``WEBHOOK_BODY_LIMIT``, as sent or unpacked."""
 
 
+class TooSlowError(Exception):
+    """It had not all come within ``WEBHOOK_READ_SECONDS``."""
+
+
 def read(request: Request) -> bytes:
-    """The body, unpacked when it is gzip or deflate. Raises ``TooLargeError`` and ``UnreadablePostError``.
+    """The body, unpacked when it is gzip or deflate.
+
+    Raises ``TooLargeError``, ``TooSlowError`` and ``UnreadablePostError``.
 
     What claims to be packed and can't be unpacked comes back as it was sent: the parser will set it aside.
     """
@@ -38,6 +47,8 @@ def discard(request: Request) -> None:
     pipe in place of 503 and its Retry-After.
     """
     left = _DISCARDED * settings.WEBHOOK_BODY_LIMIT
+    if allow := getattr(request.META.get("wsgi.input"), "allow", None):  # by the web process's worker
+        allow(_DISCARD_SECONDS)
     with suppress(Exception):  # whoever hung up waits for no answer
         stream = _stream(request)
         while left > 0 and (piece := stream.read(_CHUNK)):
@@ -59,35 +70,44 @@ def _raw(request: Request) -> bytes:
     if announced > limit:
         raise TooLargeError
     stream = _stream(request)
-    pieces, size = [], 0
-    while piece := stream.read(min(_CHUNK, limit + 1 - size)):
-        pieces.append(piece)
+    # Joining pieces would need the body's memory twice.
+    content, size = io.BytesIO(), 0
+    while piece := _next_piece(stream, min(_CHUNK, limit + 1 - size)):
+        content.write(piece)
         size += len(piece)
         if size > limit:
             raise TooLargeError
     if size < announced:
         # A connection that ends early reads like the end of the body. Half a call is no call: it will come again.
         raise UnreadablePostError(f"{size} of {announced} bytes came")
-    return b"".join(pieces)
+    return content.getvalue()
+
+
+def _next_piece(stream: Any, size: int) -> bytes:
+    try:
+        return bytes(stream.read(size))
+    except Exception as error:  # of the server's own kinds too: chunks that make no sense, for example
+        if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+            raise TooSlowError from error
+        raise UnreadablePostError(str(error)) from error
 
 
 def _unpacked(body: bytes) -> bytes:
     limit: int = settings.WEBHOOK_BODY_LIMIT
-    pieces, size, position = [], 0, 0
+    content, size, position = io.BytesIO(), 0, 0
     unpacker = _unpacker()
     while position < len(body):
         chunk = body[position : position + _PACKED_CHUNK]
         try:
-            pieces.append(unpacker.decompress(chunk, limit + 1 - size))
+            size += content.write(unpacker.decompress(chunk, limit + 1 - size))
         except zlib.error:
             return body
-        size += len(pieces[-1])
         if size > limit:
             raise TooLargeError
         position += len(chunk) - len(unpacker.unused_data)
         if unpacker.eof:  # another one may follow, and zeros may pad the last
             if not body[position : position + 1].strip(b"\0") and not body[position:].strip(b"\0"):
-                return b"".join(pieces)
+                return content.getvalue()
             unpacker = _unpacker()
     return body
 

@@ -1,11 +1,11 @@
 """The webhook that Lytics calls.
 
-It answers 200 when all of a call is committed, 401 to strangers, 405 to other methods, and otherwise 503 with
-``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
+It answers 200 when all of a call is committed, 401 to strangers (429 to those who try too often), 405 to other methods,
+and otherwise 503 with ``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
 """
 
+import time
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any, cast
 
 import structlog
@@ -14,15 +14,15 @@ from django.http import HttpRequest, JsonResponse
 from django.http.request import UnreadablePostError
 from django.http.response import HttpResponseBase
 from django.views import defaults
-from rest_framework.exceptions import AuthenticationFailed, MethodNotAllowed
+from rest_framework.exceptions import AuthenticationFailed, MethodNotAllowed, Throttled
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from audiences import backlog, ingest, tokens
-from audiences.api import body
+from audiences import backlog, disk, ingest, tokens
+from audiences.api import address, body, strangers
 from audiences.api.authentication import TokenAuthentication
 from audiences.models import Install, Token
 
@@ -32,6 +32,21 @@ log = structlog.get_logger(__name__)
 def come_back_later(detail: str) -> Response:
     """503: Lytics sleeps for as long as asked, counts no error and sends the same call again."""
     return Response({"detail": detail}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
+
+
+# When calls of an install were last turned away, and for which of two reasons, by this process.
+_turned_away: dict[tuple[int, str], float] = {}
+# So many seconds without such an answer end it: the next one begins another time and is told again.
+TURNED_AWAY_ENDS = 300.0
+
+
+def turned_away(install: Install, detail: str) -> Response:
+    """503 to every call of an install, for a while. Its beginning is told once, not each of a million answers."""
+    key, at = (install.pk, detail), time.monotonic()
+    if at - _turned_away.get(key, -TURNED_AWAY_ENDS) >= TURNED_AWAY_ENDS:
+        log.warning("calls are answered 503", install=install.name, reason=detail)
+    _turned_away[key] = at
+    return come_back_later(detail)
 
 
 class JSONOnly(BaseContentNegotiation):
@@ -50,7 +65,10 @@ class _AnsweringView(APIView):
     content_negotiation_class = JSONOnly
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
-        if response.status_code != 200:
+        if response.status_code == 429:
+            # Neither reading what they send nor a line in the log for each: that is what a flood would cost us.
+            response._has_been_logged = True  # type: ignore[attr-defined]
+        elif response.status_code != 200:
             body.discard(request)
         return super().finalize_response(request, response, *args, **kwargs)
 
@@ -70,15 +88,20 @@ class WebhookView(_AnsweringView):
     def post(self, request: Request, public_id: str) -> Response:
         install, token = cast(Install, request.user), cast(Token, request.auth)
         if not install.enabled:
-            return come_back_later("This install is switched off.")
+            return turned_away(install, "This install is switched off.")
         if backlog.is_too_high(install.pk):
-            return come_back_later("Too many events wait for ODP.")
+            return turned_away(install, "Too many events wait for ODP.")
+        if disk.is_too_full():
+            return turned_away(install, "The database is as large as it may get.")
         try:
             content = body.read(request)
         except body.TooLargeError:
             log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
             return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
-        source = _address(request)
+        except body.TooSlowError:
+            log.warning("call too slow", install=install.name, seconds=settings.WEBHOOK_READ_SECONDS)
+            return come_back_later(f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come.")
+        source = address.of(request)
         received = ingest.receive(install, content, source=source)
         tokens.note_use(token, source=source)
         return Response(
@@ -96,28 +119,20 @@ class WebhookView(_AnsweringView):
 
     def handle_exception(self, exc: Exception) -> Response:
         """Whatever goes wrong is no reason for Lytics to drop a batch: it is asked to come again."""
-        if isinstance(exc, (AuthenticationFailed, MethodNotAllowed)):
+        if isinstance(exc, (AuthenticationFailed, MethodNotAllowed, Throttled)):
             return super().handle_exception(exc)
         if isinstance(exc, UnreadablePostError):
-            log.info("the caller hung up in the middle of its call")
+            log.info("a call broke off in the middle of its body", reason=str(exc))
         else:
             log.exception("call not stored", error=type(exc).__name__)
         return come_back_later("The call could not be stored.")
-
-
-def _address(request: Request) -> str | None:
-    """The caller's address as PostgreSQL knows them; None behind a Unix socket."""
-    try:
-        return str(ip_address(request.META.get("REMOTE_ADDR", "")))
-    except ValueError:
-        return None
 
 
 class UnknownWebhookView(_AnsweringView):
     """Any other URL below /webhooks/: 401, as for an unknown install, because 404 is never tried again."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        raise AuthenticationFailed("There is no webhook at this URL.")
+        raise strangers.refusal(request, None, words="There is no webhook at this URL.")
 
     def get_authenticate_header(self, request: Request) -> str:
         return "Bearer"

@@ -1,0 +1,37 @@
+"""Where a call came from: its connection's other end or, behind proxies of ours, what they say about it."""
+
+from ipaddress import ip_address
+
+from django.conf import settings
+from rest_framework.request import Request
+
+
+def of(request: Request) -> str | None:
+    """The caller's address as PostgreSQL knows them; None behind a Unix socket.
+
+    Each proxy of ours appends the address it was called from, so only as many entries at the end of
+    ``X-Forwarded-For`` are true as there are such proxies. Whatever stands before them was written by the caller.
+    """
+    nearest: str = request.META.get("REMOTE_ADDR", "")
+    proxies: int = settings.TRUSTED_PROXIES if settings.BEHIND_PROXY else 0
+    if proxies > 0:
+        told = [entry.strip() for entry in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
+        return _known(told[-min(proxies, len(told))]) or _known(nearest)
+    return _known(nearest)
+
+
+def _known(text: str) -> str | None:
+    for candidate in (text, _without_port(text)):
+        try:
+            # Without its zone, which means something on that machine alone and nothing to PostgreSQL.
+            return str(ip_address(candidate)).partition("%")[0]
+        except ValueError:
+            continue
+    return None
+
+
+def _without_port(text: str) -> str:
+    """Some proxies write ``192.0.2.7:51234`` or ``[2001:db8::7]:51234``."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.rpartition(":")[0]

@@ -1,0 +1,69 @@
+"""Callers whose token is wrong: counted for the front page, and held off when one address sends too many of them.
+
+See docs/decisions/strangers.md: whoever brings the right token is never asked where they come from.
+"""
+
+import threading
+import time
+from ipaddress import IPv6Address, ip_address, ip_network
+
+import structlog
+from django.conf import settings
+from rest_framework.exceptions import APIException, AuthenticationFailed, Throttled
+from rest_framework.request import Request
+
+from audiences import refused
+from audiences.api import address
+from audiences.models import Install
+
+log = structlog.get_logger(__name__)
+
+# Addresses counted apart within a minute, per process. Whoever comes after them shares one count.
+ADDRESSES = 10_000
+OTHERS = "others"
+
+
+class _Minute:
+    """Bad tokens by address in the minute that is under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._number = -1
+        self._counts: dict[str, int] = {}
+
+    def count(self, where: str) -> int:
+        with self._lock:
+            if self._number != _minute():
+                self._number, self._counts = _minute(), {}
+            if where not in self._counts and len(self._counts) >= ADDRESSES:
+                where = OTHERS
+            self._counts[where] = self._counts.get(where, 0) + 1
+            return self._counts[where]
+
+
+_this_minute = _Minute()
+
+
+def _minute() -> int:
+    return int(time.monotonic() // 60)
+
+
+def refusal(request: Request, install: Install | None, *, words: str) -> APIException:
+    """What a caller without a right token is answered; ``install`` when the URL is one of ours."""
+    source = address.of(request)
+    refused.note(install.public_id if install else refused.UNKNOWN, source)
+    allowed: int = settings.BAD_TOKENS_PER_MINUTE
+    count = _this_minute.count(_neighbourhood(source))
+    if not allowed or count <= allowed:
+        return AuthenticationFailed(words)
+    if count == allowed + 1:
+        log.warning("too many wrong tokens", source=source, allowed_per_minute=allowed)
+    return Throttled(wait=60 - time.monotonic() % 60, detail="Too many calls with a wrong token.")
+
+
+def _neighbourhood(source: str | None) -> str:
+    """An IPv6 caller has a whole /64 to choose addresses from."""
+    known = ip_address(source) if source else None
+    if isinstance(known, IPv6Address) and not known.ipv4_mapped:
+        return str(ip_network((int(known), 64), strict=False))
+    return source or ""

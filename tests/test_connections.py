@@ -1,0 +1,122 @@
+"""PostgreSQL gives out no more connections: calls are asked to come back, workers try again, and nothing is lost."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from django.db import connection
+
+from audiences import role
+from audiences.models import Event, Install, Receipt, Worker
+from lytics_sync.processes import Fleet
+from lytics_sync.stack import Memory, Stack
+from tests.delivering import assert_all_is_well, cursor_of, enter, make_audience, make_install, numbered, sandbox
+from tests.messages import body, message
+from tests.threads import eventually, together
+from tests.web import Web
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CALLS = 40
+
+
+class Account:
+    """A role in the database as the processes have one, that may have so many connections and no more."""
+
+    def __init__(self) -> None:
+        self.name = f"processes_{secrets.token_hex(4)}"
+        password = secrets.token_hex(8)
+        self._execute(f"CREATE ROLE {self.name} LOGIN PASSWORD '{password}'")
+        role.grant(self.name)
+        server = urlsplit(os.environ["DATABASE_URL"])
+        netloc = f"{self.name}:{password}@{server.hostname}:{server.port or 5432}"
+        self.url = server._replace(netloc=netloc, path=f"/{connection.settings_dict['NAME']}").geturl()
+
+    def may_have(self, connections: int) -> None:
+        self._execute(f"ALTER ROLE {self.name} CONNECTION LIMIT {connections}")
+
+    def loses_all(self) -> None:
+        self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.name}'")
+
+    def has_run(self, pattern: str) -> int:
+        """Sessions of it whose last statement was such a one."""
+        with connection.cursor() as cursor:
+            ran = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND query LIKE %s"
+            cursor.execute(ran, [self.name, pattern])
+            row = cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    def drop(self) -> None:
+        self._execute(f"DROP OWNED BY {self.name}; DROP ROLE {self.name}")
+
+    @staticmethod
+    def _execute(statement: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+@pytest.fixture
+def account(transactional_db: None) -> Iterator[Account]:
+    made = Account()
+    yield made
+    made.drop()
+
+
+def test_calls_come_back_until_there_are_connections_again(install: Install, account: Account, tmp_path: Path) -> None:
+    token, where = install.tokens.get().secret, f"/webhooks/lytics/{install.public_id}"
+    account.may_have(0)
+    web = Web(tmp_path, DATABASE_URL=account.url)
+
+    def call(who: str) -> tuple[int, str | None]:
+        answer = web.call("POST", where, body(message(who=who)), Authorization=token)
+        return answer.status, answer.headers["Retry-After"]
+
+    try:
+        assert [call("nobody") for _ in range(3)] == [(503, "17")] * 3
+        assert (web.call("GET", "/health/live").status, web.call("GET", "/health/ready").status) == (200, 503)
+        account.may_have(3)  # for twenty threads
+        answers = dict(
+            zip(numbered(CALLS), together(*[lambda who=who: call(who) for who in numbered(CALLS)]), strict=True)
+        )
+        assert set(answers.values()) <= {(200, None), (503, "17")}
+        stored = set(Event.objects.values_list("identifier", flat=True))
+        assert stored == {who for who, (status, _) in answers.items() if status == 200}
+        account.may_have(-1)
+        assert {call(who)[0] for who in numbered(CALLS)} == {200}
+    finally:
+        web.stop()
+
+
+def test_each_web_process_is_warm_before_its_first_call(account: Account, tmp_path: Path) -> None:
+    web = Web(tmp_path, DATABASE_URL=account.url)
+    try:
+        eventually(lambda: account.has_run("%WITH grown AS%") == len(web.workers()) == 2)
+        assert "not warmed up" not in web.log.read_text(encoding="utf-8")
+    finally:
+        web.stop()
+    assert not Receipt.objects.exists()
+
+
+def test_a_worker_without_a_connection_delivers_once_there_is_one(account: Account, tmp_path: Path) -> None:
+    with sandbox() as odp:
+        gold = make_audience(make_install(odp), provisioned=False)
+        fleet = Fleet(folder=tmp_path, env={**os.environ, "DATABASE_URL": account.url}, tell=print)
+        stack = Stack(folder=tmp_path, port=0, host="127.0.0.1", memory=Memory(file=tmp_path / "env", values={}))
+        try:
+            fleet.start(*stack.workers(["worker-1"]), stack.beat())
+            eventually(Worker.objects.exists)
+            account.may_have(0)
+            account.loses_all()
+            enter(gold, *numbered(9))
+            eventually(lambda: "too many connections" in (fleet.logs / "worker-1.log").read_text(encoding="utf-8"))
+            assert odp.requests() == []
+            account.may_have(-1)
+            eventually(lambda: cursor_of(gold) == 9)
+            assert odp.members("lytics_gold") == numbered(9)
+            assert not any(child.has_ended() or child.quick_ends for group in fleet.groups for child in group)
+        finally:
+            fleet.stop()
+        assert_all_is_well(gold)

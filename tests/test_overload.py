@@ -1,0 +1,125 @@
+"""More than the web process can take at once, and a database that takes nothing: no call is lost or stored by half."""
+
+import gzip
+import os
+import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+from audiences.models import Event, Install, Parked, Receipt
+from tests.messages import body, message, single
+from tests.threads import eventually, start
+from tests.web import Web, web_of_a_module
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# Lytics' recommended settings are 20 calls at once, of 300 messages each.
+CALLERS, CALLS, MESSAGES = 200, 3, 5
+# No less, or PostgreSQL can't write its log and stops.
+FILE_LIMIT = 16 << 20
+
+
+web = web_of_a_module(WEBHOOK_BODY_LIMIT=str(32 << 20))
+
+
+def url(install: Install) -> str:
+    return f"/webhooks/lytics/{install.public_id}"
+
+
+def test_ten_times_as_many_callers_as_recommended_all_wait_their_turn(web: Web, install: Install) -> None:
+    token = install.tokens.get().secret
+
+    def caller(number: int) -> list[int]:
+        """Each on a connection of its own, which is kept; whoever can't be taken waits and isn't turned away."""
+        line, answers = web.http(timeout=120), []
+        for turn in range(CALLS):
+            who = [f"c{number}-{turn}-{place}" for place in range(MESSAGES)]
+            line.request("POST", url(install), body(*(message(who=one) for one in who)), {"Authorization": token})
+            answer = line.getresponse()
+            answer.read()
+            answers.append(answer.status)
+        line.close()
+        return answers
+
+    futures = start(*[lambda number=number: caller(number) for number in range(CALLERS)])
+    assert [future.result(240) for future in futures] == [[200] * CALLS] * CALLERS
+    events = list(Event.objects.order_by("sequence").values_list("sequence", "identifier"))
+    assert [sequence for sequence, _ in events] == list(range(1, CALLERS * CALLS * MESSAGES + 1))
+    places = {identifier: sequence for sequence, identifier in events}
+    for number in range(CALLERS):
+        own = [places[f"c{number}-{turn}-{place}"] for turn in range(CALLS) for place in range(MESSAGES)]
+        assert own == sorted(own)
+    assert Receipt.objects.count() == CALLERS * CALLS
+
+
+LARGE = 24 << 20
+# Five times the body, and something for the process's other threads. Measured: 4 times at most, for 60 MB.
+MEGABYTES = 150
+
+
+def large_bodies() -> dict[str, bytes]:
+    one = single(message())
+    return {
+        "nothing that can be read": random.Random(7).randbytes(LARGE),
+        "little that is packed and much when it is not": gzip.compress(bytes(LARGE)),
+        "millions of messages": b"[" + b"1," * (LARGE // 2) + b"1]",
+        "20,000 messages, each to be parked": b"[" + b",".join([b'"%s"' % (b"x" * 1000)] * 20_000) + b"]",
+        "identifiers of a megabyte": b"[" + b",".join([one.replace(b"kim", b"k" * (1 << 20))] * 22) + b"]",
+        "brackets": b"[" * LARGE,
+        "objects in objects": b'{"a":' * (LARGE // 5),
+        "one profile": one.replace(b'"_id"', b'"x": "%s", "_id"' % (b"y" * LARGE)),
+        "100,000 customers": single(message(who=[str(number) for number in range(100_000)])),
+    }
+
+
+@pytest.mark.parametrize("what", large_bodies())
+def test_a_large_body_takes_a_few_times_its_size_and_no_more(web: Web, install: Install, what: str) -> None:
+    content = large_bodies()[what]
+    before = web.forget_peaks()
+    line = web.http(timeout=120)
+    line.request("POST", url(install), content, {"Authorization": install.tokens.get().secret})
+    assert line.getresponse().status == 200
+    line.close()
+    assert max(after - now for after, now in zip(web.peaks(), before, strict=True)) < MEGABYTES
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of PostgreSQL grows beyond one that is there: what the tests have instead of a full disk."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        mine = cursor.fetchone()[0]
+    stat = Path(f"/proc/{mine}/stat")
+    if not stat.exists() or stat.stat().st_uid != os.getuid():
+        pytest.skip("PostgreSQL's processes are not ours")
+    postmaster = int(stat.read_text().rpartition(")")[2].split()[1])
+    try:
+        _limit(postmaster, FILE_LIMIT)
+        yield
+    finally:
+        _limit(postmaster, resource.RLIM_INFINITY)
+
+
+def _limit(postmaster: int, limit: int) -> None:
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text(encoding="ascii").split()
+    for pid in (postmaster, *map(int, children)):
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_asks_to_come_back_and_then_all_is_taken(web: Web, install: Install) -> None:
+    token = install.tokens.get().secret
+    large = random.Random(7).randbytes(20 << 20)
+    with full_disk():
+        answer = web.call("POST", url(install), large, Authorization=token)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "17")
+        assert not Receipt.objects.exists()
+    assert "could not extend file" in web.log.read_text()
+    assert web.call("POST", url(install), large, Authorization=token).status == 200
+    assert Parked.objects.count() == Receipt.objects.count() == 1
+    assert eventually(lambda: web.call("POST", url(install), b"[]", Authorization=token).status == 200)

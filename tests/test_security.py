@@ -1,0 +1,323 @@
+"""Each line of the threat model in docs/security.md that has no test of its own elsewhere."""
+
+import os
+import re
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.core.management import CommandError, call_command
+from django.db import ProgrammingError, connection
+from django.test import Client
+from django.urls import reverse
+
+from audiences import checks, hosts, ingest, installs, role
+from audiences.models import Install, Token, Worker
+from lytics_sync.processes import Fleet, free_port
+from lytics_sync.security import POLICY
+from lytics_sync.stack import Memory, Stack
+from tests.delivering import assert_all_is_well, drain_all, enter, make_audience, make_install, sandbox
+
+PASSWORD = "long enough for anyone"
+
+# --- Where an install may send to ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://169.254.169.254",
+        "https://10.0.0.7:6379",
+        "http://localhost:5432",
+        "https://api.zaius.com.evil.example",
+        "https://evil.example",
+    ],
+)
+def test_a_public_service_sends_to_no_host_but_odps_own(host: str, settings: Any) -> None:
+    settings.PUBLIC_URL = "https://sync.example.com"
+    assert "ALLOWED_ODP_HOSTS" in hosts.problem_of(host)
+
+
+@pytest.mark.parametrize("host", ["", "https://api.zaius.com", "https://api.eu1.odp.optimizely.com/"])
+def test_odps_own_hosts_are_allowed(host: str, settings: Any) -> None:
+    settings.PUBLIC_URL = "https://sync.example.com"
+    assert hosts.problem_of(host) == ""
+
+
+def test_another_host_can_be_allowed_by_whoever_runs_the_service(settings: Any) -> None:
+    settings.PUBLIC_URL = "https://sync.example.com"
+    settings.ALLOWED_ODP_HOSTS = ["sandbox"]
+    assert hosts.problem_of("http://sandbox:8090") == ""
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "https://api.zaius.com@evil.example",
+        "https://user:word@api.zaius.com",
+        "file:///etc/passwd",
+        "https://api.zaius.com/v3",
+        "https://api.zaius.com?x=",
+        "https://api.zaius.com#",
+        "https://api.zaius.com:port",
+        "https://[::1",
+        "//api.zaius.com",
+    ],
+)
+def test_a_host_is_scheme_name_and_port(host: str) -> None:
+    assert hosts.problem_of(host) != "" or host.endswith("#")
+
+
+@pytest.mark.django_db
+def test_an_install_with_such_a_host_is_not_made(settings: Any) -> None:
+    settings.PUBLIC_URL = "https://sync.example.com"
+    with pytest.raises(ValidationError, match="none of ODP's own hosts"):
+        installs.create(Install(name="Shop", odp_api_key="key", odp_host="http://169.254.169.254"))
+    with pytest.raises(CommandError, match="odp_host"):
+        call_command("create_install", "Shop", "--odp-api-key", "key", "--odp-host", "http://169.254.169.254")
+    assert not Install.objects.exists()
+
+
+@pytest.mark.django_db
+def test_one_that_was_allowed_once_is_found_by_the_checks(settings: Any) -> None:
+    make_install(odp_host="http://10.0.0.7")
+    assert checks.hosts_allowed(databases=["default"]) == []
+    settings.PUBLIC_URL = "https://sync.example.com"
+    assert [message.id for message in checks.hosts_allowed(databases=["default"])] == ["audiences.E008"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("key", ["key\r\nX-Other: 1", "two words", "schlüssel", "key\x00"])
+def test_a_key_can_not_end_its_header_line(key: str) -> None:
+    with pytest.raises(ValidationError):
+        installs.create(Install(name="Shop", odp_api_key=key))
+
+
+# --- Pages and logins ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("url", ["/admin/login/", "/health/live", "/webhooks/lytics/nobody"])
+def test_every_answer_says_what_a_browser_may_load(url: str) -> None:
+    answer = Client().get(url)
+    assert answer.headers["Content-Security-Policy"] == POLICY
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers.get("X-Frame-Options", "DENY") == "DENY"
+
+
+def test_no_page_of_ours_has_a_script_in_it() -> None:
+    """The policy forbids them, so one would do nothing."""
+    for template in Path("audiences/templates").rglob("*.html"):
+        text = template.read_text(encoding="utf-8")
+        assert not re.search(r"<script(?![^>]*(\bsrc=|application/json))", text), template
+        assert not re.search(r"\son\w+=", text), template
+
+
+@pytest.fixture
+def person(db: None) -> User:
+    return User.objects.create_user("kim", password=PASSWORD, is_staff=True)
+
+
+def log_in(client: Client, password: str, *, address: str = "192.0.2.1", name: str = "kim") -> Any:
+    form = {"username": name, "password": password}
+    return client.post(reverse("admin:login"), form, REMOTE_ADDR=address)
+
+
+def test_whoever_guesses_passwords_is_stopped(person: User, settings: Any) -> None:
+    settings.AXES_FAILURE_LIMIT = 3
+    for _ in range(2):
+        assert log_in(Client(), "wrong").status_code == 200
+    stopped = log_in(Client(), "wrong")
+    assert stopped.status_code == 429
+    assert "Too many wrong passwords" in stopped.content.decode()
+    assert log_in(Client(), PASSWORD).status_code == 429, "not even with the right one"
+
+
+def test_nobody_else_is_locked_out_with_them(person: User, settings: Any) -> None:
+    settings.AXES_FAILURE_LIMIT = 3
+    User.objects.create_user("ada", password=PASSWORD, is_staff=True)
+    for _ in range(4):
+        log_in(Client(), "wrong")
+    assert log_in(Client(), PASSWORD, address="192.0.2.2").status_code == 302, "the same person from elsewhere"
+    assert log_in(Client(), PASSWORD, name="ada").status_code == 302, "somebody else from there"
+
+
+def test_a_few_slips_are_forgotten_with_the_right_password(person: User, settings: Any) -> None:
+    settings.AXES_FAILURE_LIMIT = 3
+    for _ in range(4):
+        log_in(Client(), "wrong")
+        log_in(Client(), "wrong")
+        if log_in(Client(), PASSWORD).status_code != 302:
+            break
+    else:
+        return
+    raise AssertionError("locked out by slips that were made good")
+
+
+@pytest.mark.django_db
+def test_cookies_are_for_https_and_for_no_script(settings: Any, person: User) -> None:
+    settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = True
+    cookies = log_in(Client(), PASSWORD).cookies
+    assert cookies["sessionid"]["secure"]
+    assert cookies["sessionid"]["httponly"]
+    assert cookies["sessionid"]["samesite"] == "Lax"
+    assert cookies["csrftoken"]["secure"]
+
+
+# --- Secrets stay where they are -------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_secret_stands_in_a_process_list_or_a_log(tmp_path: Path) -> None:
+    """Of a whole stack, while calls come with right and wrong tokens and ODP can't be reached."""
+    made = Install(name="Shop", odp_api_key="public-part.private-part-of-the-key", odp_host="http://127.0.0.1:9")
+    token = installs.create(made)
+    fleet, port = _stack(tmp_path)
+    try:
+        for header in (installs.authorization(token), "Bearer lysync_wrong-token-of-a-stranger"):
+            _call(port, made, header)
+        _wait_for(lambda: "braked" in _logs(tmp_path))
+        commands = _commands(fleet)
+    finally:
+        fleet.stop()
+    secrets = {
+        "token": token.secret,
+        "ODP key": "private-part-of-the-key",
+        "stranger's token": "wrong-token-of-a-stranger",
+        "SECRET_KEY": os.environ["SECRET_KEY"],
+        "FIELD_ENCRYPTION_KEYS": os.environ["FIELD_ENCRYPTION_KEYS"],
+        "database password": str(connection.settings_dict["PASSWORD"]),
+    }
+    logs = _logs(tmp_path)
+    assert len(commands) >= 3
+    for name, secret in secrets.items():
+        assert secret, name
+        assert secret not in logs, f"{name} in a log"
+        assert secret not in "\n".join(commands), f"{name} in a process list"
+
+
+def _stack(folder: Path) -> tuple[Fleet, int]:
+    port = free_port()
+    url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + f"/{connection.settings_dict['NAME']}"
+    fleet = Fleet(folder=folder, env={**os.environ, "DATABASE_URL": url, "PORT": str(port)}, tell=print)
+    stack = Stack(folder=folder, port=port, host="127.0.0.1", memory=Memory(file=folder / "local.env", values={}))
+    fleet.start(stack.web(), *stack.workers(), stack.beat())
+    return fleet, port
+
+
+def _call(port: int, install: Install, header: str) -> None:
+    from http.client import HTTPConnection
+
+    body = (
+        '[{"data": {"_id": "p-1", "segment_events": [{"id": "a1", "slug": "vip", "event": "enter",'
+        ' "enter": "2026-02-01T00:00:00Z"}]}, "meta": {"object": "user"}}]'
+    )
+    caller = HTTPConnection("127.0.0.1", port, timeout=30)
+    caller.request("POST", f"/webhooks/lytics/{install.public_id}", body, {"Authorization": header})
+    caller.getresponse().read()
+    caller.close()
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in (folder / "log").iterdir())
+
+
+def _commands(fleet: Fleet) -> list[str]:
+    children = [child for group in fleet.groups for child in group if child.process]
+    files = [Path(f"/proc/{child.process.pid}/cmdline") for child in children if child.process]
+    return [file.read_text(encoding="utf-8").replace("\0", " ") for file in files if file.exists()]
+
+
+def _wait_for(holds: Any) -> None:
+    from tests.threads import eventually
+
+    eventually(holds)
+
+
+@pytest.mark.django_db
+def test_an_error_page_tells_nothing(settings: Any, monkeypatch: pytest.MonkeyPatch, person: User) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("the-odp-key in a message")
+
+    monkeypatch.setattr("audiences.admin.front.front", fail)
+    person.is_superuser = True
+    person.save()
+    client = Client(raise_request_exception=False)
+    client.force_login(person)
+    answer = client.get(reverse("admin:index"))
+    assert answer.status_code == 500
+    assert "the-odp-key" not in answer.content.decode()
+
+
+def test_the_key_can_be_given_without_a_process_list_showing_it(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", StringIO("public.private\n"))
+    call_command("create_install", "Shop", "--odp-api-key", "-", stdout=StringIO())
+    assert Install.objects.get().odp_api_key == "public.private"
+
+
+# --- The role in the database ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bridge(transactional_db: None) -> Iterator[str]:
+    """A role with the rights of a process; each test takes it on with SET ROLE."""
+    name = "lytics_sync_process"
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE ROLE {name}")
+        call_command("grant_role", name, stdout=StringIO())
+        yield name
+        cursor.execute("RESET ROLE")
+        cursor.execute(f"DROP OWNED BY {name}")
+        cursor.execute(f"DROP ROLE {name}")
+
+
+def test_the_role_can_do_all_that_the_processes_do(bridge: str) -> None:
+    with sandbox() as odp:
+        shop = make_install(odp)
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET ROLE {bridge}")
+        gold = make_audience(shop, provisioned=False)
+        enter(gold, "anna", "ben")
+        ingest.receive(shop, b"not json")
+        drain_all(shop)
+        assert odp.members("lytics_gold") == ["anna", "ben"]
+        assert_all_is_well(gold)
+        Worker.objects.all().delete()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM audiences_event",
+        "UPDATE audiences_event SET identifier = 'x'",
+        "TRUNCATE audiences_event",
+        "DELETE FROM audiences_membership",
+        "DELETE FROM audiences_receipt",
+        "DELETE FROM audiences_parked",
+        "DELETE FROM audiences_install",
+        "ALTER TABLE audiences_event DROP COLUMN kind",
+        "CREATE TABLE mine (id int)",
+        "INSERT INTO django_migrations (app, name, applied) VALUES ('x', 'y', now())",
+    ],
+)
+def test_the_role_can_take_nothing_away(bridge: str, statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET ROLE {bridge}")
+        with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
+            cursor.execute(statement)
+
+
+@pytest.mark.django_db
+def test_a_role_that_is_not_there_is_told() -> None:
+    with pytest.raises(CommandError, match="does not exist"):
+        call_command("grant_role", "nobody_of_that_name")
+
+
+def test_every_table_has_its_rights(db: None) -> None:
+    known = {table for _, table in role._tables()}
+    assert known >= role.DELETABLE_TABLES | role.APPEND_ONLY | role.READ_ONLY - {"django_migrations"}
+    assert Token._meta.db_table in known

@@ -1,0 +1,156 @@
+"""Senders that send a little and then nothing, or a byte now and then: more of them than there are threads."""
+
+import json
+import socket
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from audiences.models import Install, Receipt
+from tests.messages import body, message
+from tests.threads import eventually
+from tests.web import Web, web_of_a_module
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# Three for each of the twenty threads, so that neither process has one left.
+MANY = 60
+SECONDS = 2
+
+
+web = web_of_a_module(WEBHOOK_READ_SECONDS=str(SECONDS), BAD_TOKENS_PER_MINUTE="0")
+
+
+def head(install: Install, *lines: str, token: str = "") -> bytes:
+    token = token or install.tokens.get().secret
+    first = f"POST /webhooks/lytics/{install.public_id} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: {token}"
+    return "\r\n".join([*first, *lines, "", ""]).encode()
+
+
+def call(web: Web, install: Install) -> int:
+    path = f"/webhooks/lytics/{install.public_id}"
+    return int(web.call("POST", path, body(message()), Authorization=install.tokens.get().secret).status)
+
+
+def waiting(web: Web, stack: ExitStack, what: bytes) -> list[socket.socket]:
+    callers = [stack.enter_context(web.raw()) for _ in range(MANY)]
+    for caller in callers:
+        caller.sendall(what)
+    return callers
+
+
+def everything(caller: socket.socket) -> bytes:
+    received = b""
+    while piece := caller.recv(65536):
+        received += piece
+    return received
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"", b"\r\n\r\n", b"P", b"POST /webhooks/ HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"POST / HTTP/1.1\r\nX: y\r\n\r"],
+)
+def test_who_sends_no_whole_header_has_no_thread(web: Web, install: Install, part: bytes) -> None:
+    """The call comes after them: with a thread for each of them it would wait for longer than its caller does."""
+    with ExitStack() as stack:
+        waiting(web, stack, part)
+        for _ in range(4):
+            assert call(web, install) == 200
+
+
+def test_a_header_that_comes_in_drops_is_read_when_it_is_all_there(web: Web, install: Install) -> None:
+    content = body(message())
+    with web.raw() as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for byte in head(install, f"Content-Length: {len(content)}") + content:
+                caller.sendall(bytes([byte]))
+            answer = b""
+            while not answer.endswith(b"}}"):  # header and body may come one after the other
+                answer += caller.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+    assert Receipt.objects.count() == 2
+
+
+def test_requests_that_come_in_one_piece_are_answered_one_by_one(web: Web, install: Install) -> None:
+    content = body(message())
+    whole = head(install, f"Content-Length: {len(content)}") + content
+    last = head(install, f"Content-Length: {len(content)}", "Connection: close") + content
+    with web.raw() as caller:
+        caller.sendall(whole + whole + last[:-5])
+        caller.sendall(last[-5:])
+        assert everything(caller).count(b"HTTP/1.1 200 ") == 3
+    assert Receipt.objects.count() == 3
+
+
+@pytest.mark.parametrize("lines", [["Content-Length: 5000"], ["Transfer-Encoding: chunked"]])
+def test_slow_bodies_are_given_up_and_asked_to_come_back(web: Web, install: Install, lines: list[str]) -> None:
+    with ExitStack() as stack:
+        callers = waiting(web, stack, head(install, *lines))
+        assert call(web, install) == 200
+        for caller in callers:
+            answer = everything(caller)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"Retry-After: 17" in answer
+            told = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert told == {"detail": f"The body took longer than {SECONDS} seconds to come."}
+    assert Receipt.objects.count() == 1
+    said = eventually(web.log.read_text)
+    assert "call too slow" in said
+    assert "Traceback" not in said
+
+
+def test_a_body_that_comes_in_drops_has_no_more_time_than_one_that_does_not_come(web: Web, install: Install) -> None:
+    with web.raw() as caller:
+        caller.settimeout(0.1)
+        caller.sendall(head(install, "Content-Length: 5000"))
+        answer: Any = None
+        for _ in range(300):
+            caller.sendall(b" ")
+            try:
+                answer = caller.recv(65536)
+                break
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+def test_what_comes_after_a_body_was_given_up_is_no_other_request(web: Web, install: Install) -> None:
+    """The rest of a late body would be read as the next request on its connection."""
+    content = body(message())
+    hidden = head(install, f"Content-Length: {len(content)}") + content
+    with web.raw() as caller:
+        caller.sendall(head(install, f"Content-Length: {len(hidden)}", token="wrong"))
+        answer = caller.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        try:
+            caller.sendall(hidden)
+            rest = everything(caller)
+        except (ConnectionResetError, BrokenPipeError):
+            rest = b""
+    assert b"HTTP/1.1 200" not in answer + rest
+    assert not Receipt.objects.exists()
+
+
+def test_who_does_not_close_after_the_last_answer_holds_up_nobody(web: Web, install: Install) -> None:
+    content = body(message())
+    last = head(install, f"Content-Length: {len(content)}", "Connection: close") + content
+    with ExitStack() as stack:
+        callers = waiting(web, stack, last)
+        assert call(web, install) == 200
+        assert {everything(caller)[:13] for caller in callers} == {b"HTTP/1.1 200 "}
+
+
+def test_an_answer_that_nobody_read_the_body_for_gets_through(web: Web, install: Install) -> None:
+    """Django refuses a wrong host before any of us is asked, so nobody reads what still comes."""
+    for _ in range(5):
+        answer = web.call("POST", f"/webhooks/lytics/{install.public_id}", b" " * 5_000_000, Host="example.com")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "17")
+
+
+def test_strangers_who_send_no_body_do_not_hold_up_others(web: Web, install: Install) -> None:
+    with ExitStack() as stack:
+        callers = waiting(web, stack, head(install, "Content-Length: 5000", token="wrong"))
+        assert call(web, install) == 200
+        assert {everything(caller)[:13] for caller in callers} == {b"HTTP/1.1 401 "}
