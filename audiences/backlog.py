@@ -7,6 +7,10 @@ from django.db.models import F, Sum
 
 from audiences.models import Lane
 
+# A resend appends nothing while more than so many events of its audience wait: enough to keep requests full until the
+# sweep comes again, and few enough that a change which comes in meanwhile isn't late by minutes.
+AHEAD = 20_000
+
 # How long a web process may use a number it has read, in seconds. The mark is in millions; it can wait that long.
 FRESH_SECONDS = 1.0
 
@@ -18,6 +22,19 @@ def of(install_id: int) -> int:
     lanes = Lane.objects.filter(audience__install_id=install_id)
     total = lanes.aggregate(waiting=Sum(F("audience__last_sequence") - F("delivered_sequence")))["waiting"]
     return int(total or 0)
+
+
+def of_audience(audience_id: int) -> int:
+    waiting = F("audience__last_sequence") - F("delivered_sequence")
+    return int(Lane.objects.filter(pk=audience_id).values_list(waiting, flat=True).first() or 0)
+
+
+def room(install_id: int, audience_id: int | None) -> tuple[int, str]:
+    """How many events a resend may append now; with 0, why none. Half of the mark is kept for what Lytics sends."""
+    if audience_id is not None and (waiting := of_audience(audience_id)) > AHEAD:
+        return 0, f"{waiting:,} events of this audience are yet to be delivered; more follow below {AHEAD:,}"
+    left = int(settings.BACKLOG_HIGH_WATER) // 2 - of(install_id)
+    return (left, "") if left > 0 else (0, "the install's backlog is at half of its high-water mark")
 
 
 def is_too_high(install_id: int) -> bool:

@@ -1,12 +1,19 @@
 """System checks: what has to hold between settings, each under an id of its own so that it can be looked up."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
+from django.db import connections
+
+from audiences import hosts
+
+if TYPE_CHECKING:
+    from audiences.models import Install
 
 # What a worker needs after an answer and before its lease ends, in seconds: the settle, and a busy machine.
 SETTLE_SECONDS = 2.0
@@ -60,7 +67,7 @@ def body_limit_holds_a_batch(**kwargs: object) -> list[CheckMessage]:
 
 @register(deploy=True)
 def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
-    if urlsplit(settings.PUBLIC_URL).scheme == "https" or _is_local(settings.PUBLIC_URL):
+    if urlsplit(settings.PUBLIC_URL).scheme == "https" or hosts.is_local(settings.PUBLIC_URL):
         return []
     return [Error("PUBLIC_URL must start with https:// — Lytics calls nothing else.", id="audiences.E005")]
 
@@ -75,9 +82,7 @@ def brake_grows(**kwargs: object) -> list[CheckMessage]:
 @register(Tags.database)
 def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
     """``manage.py check --database default``: an install of a public service that sends to this machine."""
-    from audiences.models import Install
-
-    if not databases or _is_local(settings.PUBLIC_URL):
+    if hosts.is_local(settings.PUBLIC_URL):
         return []
     return [
         Caution(
@@ -85,10 +90,30 @@ def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs
             hint="Empty its ODP host, or switch the install off.",
             id="audiences.W007",
         )
-        for install in Install.objects.using(databases[0]).filter(enabled=True).exclude(odp_host="")
-        if _is_local(install.odp_host)
+        for install in _installs_with_a_host(databases)
+        if hosts.is_local(install.odp_host)
     ]
 
 
-def _is_local(url: str) -> bool:
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "sandbox")  # noqa: S104
+@register(Tags.database)
+def hosts_allowed(*, databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
+    """``manage.py check --database default``: an install whose host was allowed once and isn't now.
+
+    Those on this machine are W007's.
+    """
+    return [
+        Error(f"The install {install.name} sends to {install.odp_host}. {problem}", id="audiences.E008")
+        for install in _installs_with_a_host(databases)
+        if not hosts.is_local(install.odp_host) and (problem := hosts.problem_of(install.odp_host))
+    ]
+
+
+def _installs_with_a_host(databases: Sequence[str] | None) -> "list[Install]":
+    """None of a database that isn't asked for, nor of one that ``migrate`` is only about to fill."""
+    from audiences.models import Install
+
+    table = Install._meta.db_table
+    if not databases or table not in connections[databases[0]].introspection.table_names():
+        return []
+    # No column that may be new: migrate asks before it makes any.
+    return list(Install.objects.using(databases[0]).filter(enabled=True).exclude(odp_host="").only("name", "odp_host"))

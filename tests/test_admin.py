@@ -12,8 +12,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import brake, ingest, installs, lanes, operations
-from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Run, Token
+from audiences import brake, ingest, installs, lanes, operations, resends
+from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from odp.outcomes import Answer, Outcome
 
 pytestmark = pytest.mark.django_db
@@ -103,7 +103,7 @@ def test_logging_in_leads_to_the_front_page(client: Client) -> None:
     assert told["Location"] == reverse("admin:index")
 
 
-@pytest.mark.parametrize("model", ["install", "audience", "parked", "receipt", "run", "delivery", "token"])
+@pytest.mark.parametrize("model", ["install", "audience", "parked", "receipt", "run", "delivery", "token", "resend"])
 def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, lane: Lane, model: str) -> None:
     lease = lanes.claim(install.pk, provisioned=False)
     assert lease is not None
@@ -116,7 +116,9 @@ def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, la
         "run": Run,
         "delivery": Delivery,
         "token": Token,
+        "resend": Resend,
     }
+    resends.resync(Audience.objects.get(), by="kim", reason="a test")
     listed = viewer.get(reverse(f"admin:audiences_{model}_changelist"))
     assert listed.status_code == 200
     thing = kinds[model].objects.first()
@@ -137,7 +139,7 @@ def test_the_front_page_is_calm_when_all_is_well(viewer: Client) -> None:
 def test_a_button_of_a_page_that_renews_itself_opens_its_dialog(operator: Client, install: Install) -> None:
     """htmx hands its attributes down: the dialog would take the place of the frame that it opens in."""
     page = operator.get(reverse("admin:index")).content.decode()
-    buttons = re.findall(r'<a class="ls-button[^>]*>', page)
+    buttons = re.findall(r'<a class="ls-button[^>]*hx-get[^>]*>', page)
     assert buttons
     assert all('hx-swap="innerHTML"' in button for button in buttons)
 
@@ -272,22 +274,6 @@ def test_retry_now_releases_the_brake(operator: Client, install: Install, audien
         assert install.brake_until_at is None
 
 
-def test_resync_sends_the_ledger_again_and_says_how_much(operator: Client, audience: Audience) -> None:
-    with_a_ledger(audience)
-    said = press(operator, "resync", audience, reason="ODP was restored from a backup")
-    assert "1 customers" in said
-    assert Event.objects.filter(audience=audience, forced=True).count() == 1
-
-
-def with_a_ledger(audience: Audience) -> None:
-    Audience.objects.filter(pk=audience.pk).update(provisioned_at=now())
-    lease = lanes.claim(audience.install_id)
-    assert lease is not None
-    entries, ledger = lanes.read(lease)
-    (span,) = lease.spans
-    lanes.settle(lease, [lanes.Result(span, events=1, accepted=entries[audience.pk])], ledger)
-
-
 def test_release_reads_a_parked_item_again(operator: Client, install: Install) -> None:
     parked = Parked.objects.get()
     press(operator, "release", parked)
@@ -348,7 +334,9 @@ BUTTONS: list[tuple[str, str]] = [
     ("audience", "unblock"),
     ("audience", "retry"),
     ("audience", "resync"),
+    ("audience", "replay"),
     ("install", "retry"),
+    ("install", "full-batches"),
     ("install", "check"),
     ("install", "new-token"),
     ("token", "reveal"),
@@ -402,7 +390,7 @@ def test_what_was_done_stands_in_the_history(operator: Client, audience: Audienc
     assert "Campaign moved" in history.content.decode()
 
 
-@pytest.mark.parametrize("model", ["audience", "parked", "receipt", "run", "delivery", "token"])
+@pytest.mark.parametrize("model", ["audience", "parked", "receipt", "run", "delivery", "token", "resend"])
 def test_history_is_neither_added_nor_deleted(boss: Client, install: Install, model: str) -> None:
     assert boss.get(f"/admin/audiences/{model}/add/").status_code in (403, 404)
     assert boss.post(f"/admin/audiences/{model}/1/delete/", {"post": "yes"}).status_code in (302, 403, 404)

@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from audiences.admin import audiences, deliveries, installs, parked, people, receipts, runs, tokens
+from audiences.admin import audiences, deliveries, installs, parked, people, receipts, resends, runs, tokens
 
 admin.site.index_template = "audiences/front.html"
 admin.site.index_title = "Now"
@@ -14,6 +14,7 @@ __all__ = [
     "parked",
     "people",
     "receipts",
+    "resends",
     "runs",
     "tokens",
 ]

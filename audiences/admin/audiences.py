@@ -3,15 +3,19 @@
 from typing import Any
 
 from django.contrib import admin
+from django.db import transaction
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from audiences import brake, lanes, operations, state
-from audiences.admin.pages import OperatorAdmin, ago, link, list_url, number, pill_and_why
-from audiences.admin.verbs import AskReason, Verb
-from audiences.models import Audience, Event, Membership, Parked, Run
+from audiences import brake, lanes, provision, resends, state
+from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
+from audiences.admin.replay import Replay
+from audiences.admin.resends import effort, section, under_way, unfinished
+from audiences.admin.runs_chart import chart
+from audiences.admin.verbs import STALE, AskReason, Verb
+from audiences.models import Audience, Delivery, Event, Membership, Parked, Resend, Run
 from audiences.wake import wake
 from odp.outcomes import Outcome
 
@@ -69,13 +73,16 @@ class Unblock(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"The {number(state.backlog(audience.lane))} events that wait are tried again. Unless the cause is mended"
-            f" in ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
+            f"What the audience needs in ODP is looked at, and made where it is gone; then the"
+            f" {number(state.backlog(audience.lane))} events that wait are tried again. Unless the cause is mended in"
+            f" ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        if not lanes.unblock(audience.lane):
-            return None
+        with transaction.atomic():
+            if not lanes.unblock(audience.lane):
+                return None
+            provision.look_again(audience.pk)
         wake(audience.install_id)
         return f"Unblocked {audience}; it is tried again now."
 
@@ -103,18 +110,23 @@ class Resync(Verb[Audience]):
     form = AskReason
 
     def offered(self, audience: Audience) -> bool:
-        return audience.last_sequence > 0
+        return audience.last_sequence > 0 and unfinished(Resend.Kind.RESYNC, audience) is None
+
+    def too_late(self, audience: Audience) -> str:
+        going = unfinished(Resend.Kind.RESYNC, audience)
+        return under_way(going) if going else STALE
 
     def consequence(self, audience: Audience) -> str:
         held = Membership.objects.filter(audience=audience).count()
         return (
             f"The whole ledger of {audience} is sent to ODP again, also where nothing has changed:"
-            f" {number(held)} customers, {number(audience.lane.member_count)} of them as members and the others as"
-            f" not. That is about {number(-(-held // lanes.capacity_of(audience.install)))} requests."
+            f" {count(held, 'customer')}, {number(audience.lane.member_count)} of them as members and the others as"
+            f" not. {effort(audience.install, held)} What comes in meanwhile goes on, and wins where it is newer."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        return f"{number(operations.resync(audience))} memberships of {audience} queued to be sent again."
+        asked = resends.resync(audience, by=by, reason=answers["reason"])
+        return f"Resyncing {audience}: its ledger is queued to be sent again." if asked else None
 
 
 class AudienceState(admin.SimpleListFilter):
@@ -139,7 +151,7 @@ class AudienceState(admin.SimpleListFilter):
 
 @admin.register(Audience)
 class AudienceAdmin(OperatorAdmin[Audience]):
-    verbs = (Pause(), Resume(), Unblock(), RetryNow(), Resync())
+    verbs = (Pause(), Resume(), Unblock(), RetryNow(), Resync(), Replay())
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
     list_filter = (AudienceState, "install")
     search_fields = ("odp_id", "latest_slug")
@@ -197,7 +209,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
 
     def page_context(self, request: HttpRequest, audience: Audience) -> dict[str, Any]:
         before = request.GET.get("before", "")
-        runs = Run.objects.filter(audience=audience).select_related("delivery").order_by("-id")
+        runs = Run.objects.filter(audience=audience).select_related("delivery").defer("delivery__request")
+        runs = runs.order_by("-id")
         if before.isdecimal():
             runs = runs.filter(pk__lt=int(before))
         page = list(runs[: RUNS_SHOWN + 1])
@@ -212,7 +225,11 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             },
             "warnings": state.warnings(audience.lane),
             "runs": [(run, state.of_request(run)) for run in page[:RUNS_SHOWN]],
+            "chart": chart(page[:RUNS_SHOWN]),
+            "deliveries_url": list_url(Delivery, audience=audience.odp_id, install__id__exact=audience.install_id),
+            "failed_url": list_url(Run, audience=audience.odp_id, install=audience.install_id, outcome="failed"),
             "newest": request.path if before else "",
             "older": page[RUNS_SHOWN - 1].pk if len(page) > RUNS_SHOWN else None,
+            "sent_again": section(request, audience__id__exact=audience.pk),
             "parked_url": list_url(Parked, audience__id__exact=audience.pk, resolution="open"),
         }

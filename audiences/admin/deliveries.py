@@ -1,6 +1,6 @@
 """Deliveries: every request to ODP, what it carried and what came back."""
 
-from datetime import datetime, timedelta
+import json
 from typing import Any
 
 from django.contrib import admin
@@ -8,66 +8,18 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
-from django.utils.timezone import now
 
-from audiences import state
-from audiences.admin.pages import HistoryAdmin, ago, link, number, pill_and_why, size
-from audiences.models import OUTCOMES, Audience, Delivery, Run
-from odp.outcomes import Outcome
+from audiences import carried, state
+from audiences.admin import live
+from audiences.admin.filters import ByAudience, Hour, OutcomeFilter, SlowerThan
+from audiences.admin.masks import mask_items
+from audiences.admin.pages import HistoryAdmin, ago, count, link, number, pill_and_why, size
+from audiences.admin.verbs import Verb
+from audiences.models import Delivery, Run
+from odp.client import headers_of_a_write
+from odp.regions import host_of
 
-# Of an audience's deliveries the list shows those of so many of its latest runs.
-RUNS_OF_AN_AUDIENCE = 5_000
-
-
-class OutcomeFilter(admin.SimpleListFilter):
-    """By how a delivery or a run ended, without asking the table which outcomes there are."""
-
-    title = "outcome"
-    parameter_name = "outcome"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("failed", "Anything but delivered"), *OUTCOMES, ("open", "open")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        match self.value():
-            case None:
-                return queryset
-            case "open":
-                return queryset.filter(closed_at=None)
-            case "failed":
-                return queryset.filter(closed_at__isnull=False).exclude(outcome=Outcome.DELIVERED)
-        return queryset.filter(outcome=self.value())
-
-
-class SlowerThan(admin.SimpleListFilter):
-    title = "latency"
-    parameter_name = "slower"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("250", "Slower than 250 ms"), ("1000", "Slower than 1 s"), ("5000", "Slower than 5 s")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
-        value = self.value() or ""
-        return queryset.filter(latency_ms__gt=int(value)) if value.isdecimal() else queryset
-
-
-class Hour(admin.SimpleListFilter):
-    """An hour of the last day; ``?hour=2026-01-31T14`` works for any other."""
-
-    title = "hour (UTC)"
-    parameter_name = "hour"
-    FORM = "%Y-%m-%dT%H"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        hours = [now() - timedelta(hours=back) for back in range(24)]
-        return [(f"{hour:{self.FORM}}", f"{hour:%a %H:00}") for hour in hours]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
-        try:
-            start = datetime.strptime(f"{self.value()} +0000", f"{self.FORM} %z")
-        except ValueError:
-            return queryset
-        return queryset.filter(opened_at__gte=start, opened_at__lt=start + timedelta(hours=1))
+HIDDEN = "•" * 12
 
 
 class DeliverySection:
@@ -80,45 +32,96 @@ class DeliverySection:
         delivery = self.run.delivery
         state_of = state.of_request(delivery) if delivery else None
         return render_to_string(
-            "audiences/delivery_of_run.html", {"run": self.run, "delivery": delivery, "state": state_of}
+            "audiences/delivery_of_run.html",
+            {"run": self.run, "delivery": delivery, "state": state_of},
+            request=self.request,
         )
+
+
+class Reveal(Verb[Delivery]):
+    name, label, icon, permission = "reveal", "Show unmasked", "visibility", "audiences.reveal_parked"
+
+    def offered(self, delivery: Delivery) -> bool:
+        return delivery.request is not None
+
+    def consequence(self, delivery: Delivery) -> str:
+        return (
+            f"The request is shown once as it went out, with the identifiers of {count(delivery.items, 'item')} in it."
+            " That you asked stands in its history."
+        )
+
+    def do(self, delivery: Delivery, *, by: str, answers: dict[str, Any]) -> str | None:
+        return "Request shown unmasked, this once."
+
+    def also(self, request: HttpRequest, delivery: Delivery) -> None:
+        request.session["unmasked_delivery"] = delivery.pk
 
 
 @admin.register(Delivery)
 class DeliveryAdmin(HistoryAdmin[Delivery]):
+    verbs = (Reveal(),)
     list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "install_link")
-    list_filter = (OutcomeFilter, SlowerThan, Hour, "install")
+    list_filter = (OutcomeFilter, ByAudience, SlowerThan, "install", Hour)
+    time_field = "opened_at"
+    csv_columns = (
+        ("delivery", "pk"),
+        ("install", "install__name"),
+        ("opened_at", "opened_at"),
+        ("closed_at", "closed_at"),
+        ("outcome", "outcome"),
+        ("http_status", "status"),
+        ("items", "items"),
+        ("bytes", "bytes"),
+        ("latency_ms", "latency_ms"),
+        ("reason", "reason"),
+        ("endpoint", "endpoint"),
+        ("worker", "worker"),
+        ("version", "version"),
+    )
     list_select_related = ("install",)
     search_fields = ("pk",)
-    search_help_text = "A delivery's number, or an audience by its whole ODP id"
-    change_form_outer_after_template = "audiences/runs_of_delivery.html"
+    search_help_text = "A delivery's number"
+    change_form_outer_after_template = "audiences/request_of_delivery.html"
     fields = (
         ("install_link", "pill"),
         ("opened_at", "closed_at"),
-        ("endpoint", "status_"),
         ("items_", "size"),
         ("latency", "worker"),
         "reason",
-        "answer_",
         "version",
     )
-    readonly_fields = ("install_link", "pill", "status_", "items_", "size", "latency", "answer_")
+    readonly_fields = ("install_link", "pill", "items_", "size", "latency")
+
+    def get_urls(self) -> list[Any]:
+        return [live.url(self), *super().get_urls()]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
+        """Without what went out: it is long, and read on the page of one delivery alone."""
+        return super().get_queryset(request).defer("request", "answer")
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
     ) -> tuple[QuerySet[Delivery], bool]:
         term = search_term.strip().replace(",", "")
-        if term.isdecimal():
-            return queryset.filter(pk=int(term[:18])), False
         if term:
-            runs = Run.objects.filter(audience__in=Audience.objects.filter(odp_id=term), delivery__isnull=False)
-            queryset = queryset.filter(
-                pk__in=list(runs.order_by("-id").values_list("delivery_id", flat=True)[:RUNS_OF_AN_AUDIENCE])
-            )
+            queryset = queryset.filter(pk=int(term[:18])) if term.isdecimal() else queryset.none()
         return queryset, False
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-        return {"runs": delivery.runs.select_related("audience")}
+        unmasked = request.session.pop("unmasked_delivery", None) == delivery.pk
+        body = None if delivery.request is None else carried.unpack(bytes(delivery.request))
+        items = None if body is None else carried.items(body)
+        install = delivery.install
+        return {
+            "runs": delivery.runs.select_related("audience"),
+            "host": host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host),
+            "headers": headers_of_a_write(HIDDEN, size=delivery.bytes),
+            "items": items,
+            "cut": body is not None and len(body.encode()) < delivery.bytes,
+            "unmasked": unmasked,
+            "body": "" if items is None else pretty(items if unmasked else mask_items(items)),
+            "answer": pretty_text(delivery.answer),
+        }
 
     @admin.display(description="delivery")
     def delivery(self, delivery: Delivery) -> SafeString | str:
@@ -148,12 +151,18 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
     def opened(self, delivery: Delivery) -> Any:
         return ago(delivery.opened_at)
 
-    @admin.display(description="answer of ODP")
-    def answer_(self, delivery: Delivery) -> str:
-        return delivery.answer or (
-            "not kept, because all was taken" if delivery.outcome == Outcome.DELIVERED else "none"
-        )
-
     @admin.display(description="install")
     def install_link(self, delivery: Delivery) -> SafeString | str:
         return link(delivery.install)
+
+
+def pretty(items: list[Any]) -> str:
+    """An item a line: 500 of them, indented, would be 3,000 lines."""
+    return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in items) + "\n]"
+
+
+def pretty_text(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        return text

@@ -1,57 +1,40 @@
 """The front page: numbers that are zero when all is well, and for each trouble what, since when and what to press."""
 
-from dataclasses import dataclass, field
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.db.models import F, Max, OuterRef, Q, Subquery
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences import state
-from audiences.admin import verbs
-from audiences.admin.pages import OperatorAdmin, ago, count, list_url, number, span, url_of
+from audiences import checklist, heartbeats, refused, state
+from audiences.admin import turned_away, verbs
+from audiences.admin.charts import charts
+from audiences.admin.pages import ago, count, last_call, list_url, number, span, url_of
 from audiences.admin.parked import Release, groups
+from audiences.admin.troubles import Number, Trouble, page, way_to
 from audiences.admin.verbs import Button
-from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
+from audiences.heartbeats import Pulse
+from audiences.models import Audience, Event, Install, Lane, Parked
+from audiences.refused import Refused
+from lytics.reasons import NO_IDENTIFIER
 
-# Work that nobody has taken for so long, though it was allowed to, means that no worker is there to take it.
-SILENT_AFTER = timedelta(seconds=30)
 # Troubles of one kind that are told one by one; there is a page with all of them.
 TOLD = 10
 
 
-@dataclass(frozen=True)
-class Number:
-    label: str
-    value: str
-    url: str
-    well: bool
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """``tone`` as a State's; ``todo`` says what mends it when a button alone doesn't."""
-
-    what: str
-    why: str
-    since: Any
-    url: str
-    tone: str = "bad"
-    todo: str = ""
-    buttons: list[Button] = field(default_factory=list)
-
-
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
-    return {**context, "title": "Now", **front(request)}
+    shown = {**context, "title": "Now", **front(request)}
+    # Its first part renews itself often, the charts seldom.
+    return shown if request.headers.get("HX-Target") == "front-now" else {**shown, **charts(request)}
 
 
 def front(request: HttpRequest) -> dict[str, Any]:
-    installs = list(Install.objects.annotate(called_at=Subquery(_last_call())))
+    installs = list(Install.objects.annotate(called_at=Subquery(last_call())))
     head = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("delivered_sequence") + 1)
     behind = list(
         Lane.objects.filter(audience__last_sequence__gt=F("delivered_sequence"))
@@ -65,24 +48,34 @@ def front(request: HttpRequest) -> dict[str, Any]:
     )
     parked = groups()
     silent = _silent_since(behind)
+    pulse = heartbeats.pulse()
+    refusals = refused.last_hour(install.public_id for install in installs)
     troubles = [
+        *turned_away.without_redis(refusals),
         *_silent(silent, behind),
-        *_braked(request, installs),
+        *_unheard(pulse),
+        *_braked(request, installs, behind),
+        *turned_away.wrong_tokens(request, installs, refusals or {}),
+        *turned_away.over_the_mark(installs, behind),
+        *turned_away.over_the_disk_mark(installs),
+        *turned_away.switched_off(request, installs),
         *_blocked(request, held),
         *_parked(request, parked),
         *_paused(request, held),
-        *_quiet(installs),
+        *_new(installs, refusals or {}),
     ]
-    return {"numbers": _numbers(installs, behind, held, parked, silent), "troubles": troubles}
+    troubles.sort(key=lambda trouble: trouble.tone != "bad")
+    return {
+        "numbers": [
+            *_numbers(installs, behind, held, parked),
+            turned_away.refused_number(installs, refusals),
+            _workers(pulse, silent),
+        ],
+        "troubles": troubles,
+    }
 
 
-def _last_call() -> Any:
-    return Receipt.objects.filter(install=OuterRef("pk")).order_by("-id").values("received_at")[:1]
-
-
-def _numbers(
-    installs: list[Any], behind: list[Any], held: list[Lane], parked: list[dict[str, Any]], silent: datetime | None
-) -> list[Number]:
+def _numbers(installs: list[Any], behind: list[Any], held: list[Lane], parked: list[dict[str, Any]]) -> list[Number]:
     heads = [lane.head_at for lane in behind if lane.head_at]
     oldest = now() - min(heads) if heads else timedelta(0)
     braked = sum(install.brake_until_at is not None for install in installs)
@@ -100,7 +93,6 @@ def _numbers(
         Number("braked installs", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),
         Number("parked items", number(items), list_url(Parked), not items),
-        Number("workers", "silent" if silent else "answering", list_url(Audience, state="behind"), not silent),
     ]
 
 
@@ -115,7 +107,7 @@ def _silent_since(behind: list[Any]) -> datetime | None:
         served = Lane.objects.filter(audience__install=install).aggregate(at=Max("last_served_at"))["at"]
         if heads and install.enabled:
             since.append(max(moment for moment in (min(heads), served, install.brake_until_at, pressed) if moment))
-    return min((moment for moment in since if moment < now() - SILENT_AFTER), default=None)
+    return min((moment for moment in since if moment < now() - checklist.SILENT_AFTER), default=None)
 
 
 def _free(behind: list[Any]) -> list[Any]:
@@ -137,22 +129,48 @@ def _silent(since: datetime | None, behind: list[Any]) -> list[Trouble]:
     ]
 
 
-def _page(model: Any) -> OperatorAdmin[Any]:
-    page = admin.site.get_model_admin(model)
-    assert isinstance(page, OperatorAdmin)
-    return page
+def _workers(pulse: Pulse, silent: datetime | None) -> Number:
+    heard = len(pulse.answering)
+    well = not silent and not pulse.silent
+    value = "silent" if silent or (pulse.silent and not heard) else number(heard) if heard else "none yet"
+    worked = max((worker.worked_at for worker in pulse.answering if worker.worked_at), default=None)
+    note = f"last work {span(now() - worked)} ago" if worked else ""
+    return Number("workers answering", value, list_url(Audience, state="behind"), well, note)
 
 
-def _braked(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
+def _unheard(pulse: Pulse) -> list[Trouble]:
+    """Those that were there within the last hour and weren't told to stop."""
+    others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other one answers."
+    told = [
+        Trouble(
+            f"The worker {worker} is silent",
+            f"It was killed, or it can't reach the broker or the database. Its audiences are taken over. {others}",
+            ago(worker.beat_at),
+            list_url(Audience, state="behind"),
+            "held" if pulse.answering else "bad",
+            todo="See that it is started again. One that is gone for good is forgotten an hour after its last word.",
+        )
+        for worker in pulse.silent[:TOLD]
+    ]
+    return told + _and_more(len(pulse.silent), "silent workers", list_url(Audience, state="behind"))
+
+
+def _braked(request: HttpRequest, installs: list[Any], behind: list[Any]) -> list[Trouble]:
     here = reverse("admin:index")
+    waiting = Counter[int]()
+    for lane in behind:
+        waiting[lane.audience.install_id] += state.backlog(lane)
     return [
         Trouble(
-            f"{install} is braked",
-            state.of_install(install).why,
+            f"{install} is braked{': ODP refuses its API key' if state.needs_key(install) else ''}",
+            f"{state.of_install(install).why}. {count(waiting[install.pk], 'event')} waiting; none is lost.",
             ago(install.brake_since_at),
             url_of(install),
             todo=state.remedy(install),
-            buttons=verbs.buttons(_page(Install), request, install, back=here, only=("retry", "check")),
+            buttons=[
+                *(way_to(request, install, "id_odp_api_key", "Enter a key", "key") if state.needs_key(install) else []),
+                *verbs.buttons(page(Install), request, install, back=here, only=("retry", "check")),
+            ],
         )
         for install in installs
         if install.brake_until_at is not None
@@ -165,15 +183,20 @@ def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
     told = [
         Trouble(
             f"{lane.audience} is blocked",
-            lane.block_reason,
+            f"Reason: {_sentence(lane.block_reason)}"
+            f" {count(state.backlog(lane), 'event')} waiting; other audiences go on.",
             ago(lane.blocked_at),
             url_of(lane.audience),
-            todo="Mend in ODP what the reason names, then unblock.",
-            buttons=verbs.buttons(_page(Audience), request, lane.audience, back=here, only=("unblock",)),
+            todo="Mend in ODP what the reason names, then press Unblock: what waits goes on, in order.",
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("unblock",)),
         )
         for lane in blocked[:TOLD]
     ]
     return told + _and_more(len(blocked), "blocked audiences", list_url(Audience, state="blocked"))
+
+
+def _sentence(words: str) -> str:
+    return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 def _paused(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
@@ -186,7 +209,7 @@ def _paused(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
             ago(lane.paused_at),
             url_of(lane.audience),
             tone="held",
-            buttons=verbs.buttons(_page(Audience), request, lane.audience, back=here, only=("resume",)),
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("resume",)),
         )
         for lane in paused[:TOLD]
     ]
@@ -195,25 +218,36 @@ def _paused(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
 
 def _parked(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]:
     may = request.user.has_perm(Release.permission)
+    told = parked[:TOLD]
+    details = dict(Parked.objects.filter(pk__in=[group["newest"] for group in told]).values_list("pk", "detail"))
+    back = urlencode({"next": reverse("admin:index")})
     return [
         Trouble(
             f"{number(group['count'])} parked: {group['words']} ({group['install__name']})",
-            group["hint"],
+            f"The newest: {details[group['newest']]}." if details.get(group["newest"]) else "",
             group["since"],
             group["url"],
-            buttons=[Button("Release all", "outbox", group["release"], False)] if may else [],
+            todo="They are being released now." if group["going"] else group["hint"],
+            buttons=[
+                *(_field_of(request, group) if group["reason"] == NO_IDENTIFIER else []),
+                *(
+                    [Button("Release all", "outbox", f"{group['release']}?{back}")]
+                    if may and not group["going"]
+                    else []
+                ),
+            ],
         )
-        for group in parked[:TOLD]
+        for group in told
     ]
 
 
-def _quiet(installs: list[Any]) -> list[Trouble]:
-    off = [
-        Trouble(f"{install} is switched off", "Lytics is asked to come back later.", "", url_of(install), "none")
-        for install in installs
-        if not install.enabled
-    ]
-    new = [
+def _field_of(request: HttpRequest, group: dict[str, Any]) -> list[Button]:
+    install = Install(pk=group["install"])
+    return way_to(request, install, "id_identifier_field", "Identifier field", "badge")
+
+
+def _new(installs: list[Any], refusals: dict[str, Refused]) -> list[Trouble]:
+    return [
         Trouble(
             f"{install} has had no call yet",
             "The Lytics job has not called. Its settings are in the install instructions.",
@@ -222,9 +256,8 @@ def _quiet(installs: list[Any]) -> list[Trouble]:
             "held",
         )
         for install in installs
-        if install.enabled and install.called_at is None
+        if install.enabled and install.called_at is None and install.public_id not in refusals
     ]
-    return off + new
 
 
 def _and_more(count: int, what: str, url: str) -> list[Trouble]:

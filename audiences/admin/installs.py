@@ -9,10 +9,11 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences import brake, installs, state, tokens
-from audiences.admin import verbs
+from audiences import brake, confirm, installs, state, tokens
+from audiences.admin import connecting, verbs
+from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import check_key
-from audiences.admin.pages import OperatorAdmin, ago, link, list_url, number, pill_and_why, url_of
+from audiences.admin.pages import OperatorAdmin, ago, count, last_call, link, list_url, number, pill_and_why, url_of
 from audiences.admin.tokens import TokenAdmin
 from audiences.admin.verbs import Verb
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
@@ -76,6 +77,30 @@ class RetryNow(Verb[Install]):
         return f"Trying {install} again now."
 
 
+class TryFullBatches(Verb[Install]):
+    name, label, icon = "full-batches", "Try full batches again", "unfold_more"
+    permission = "audiences.retry_install"
+
+    def offered(self, install: Install) -> bool:
+        return install.learned_batch_size is not None
+
+    def seen(self, install: Install) -> str:
+        return str(install.learned_batch_size)
+
+    def consequence(self, install: Install) -> str:
+        learned = count(install.learned_batch_size or 0, "item")
+        return (
+            f"ODP called a request of this install too large, so at most {learned} go in one. From now on"
+            f" up to {number(install.batch_size)} are tried again. If ODP still calls that too large, smaller ones are"
+            " sent at once and the size is learned anew; nothing is lost either way."
+        )
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not brake.forget_batch_size(install):
+            return None
+        return f"{install} tries up to {number(install.batch_size)} items in a request again."
+
+
 class CheckKey(Verb[Install]):
     name, label, icon, permission = "check", "Check the key", "key", "audiences.change_install"
 
@@ -107,34 +132,51 @@ class NewToken(Verb[Install]):
 @admin.register(Install)
 class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
-    verbs = (RetryNow(), CheckKey(), NewToken())
+    verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken())
     list_display = ("name_", "pill", "audiences_", "waiting", "parked_", "last_call", "host")
     sortable_by = ()
     change_form_template = "audiences/install.html"
     compressed_fields = False
     fieldsets = (
-        ("Install", {"fields": ("name", "enabled"), "description": "One Lytics account connected to one ODP account."}),
+        ("1. A name", {"fields": ("name",), "description": "How you call this pair of accounts."}),
         (
-            "ODP account",
+            "2. The ODP account",
             {
-                "fields": ("region", "odp_api_key", "odp_host"),
+                "fields": ("region", "odp_api_key"),
                 "description": "In ODP, under Settings > App Consent Settings, the Api app's Default Consent has to be"
-                " Opted In; otherwise ODP takes what is sent and shows none of it.",
+                " Opted In; otherwise ODP takes what is sent and shows none of it. When you save, ODP is asked whether"
+                " it takes the key.",
             },
         ),
         (
-            "Customer profile identifier",
+            "3. Customer profile identifier",
             {
-                "fields": ("identifier_field", "allow_top_level_identifier", "forget_missing_identifiers"),
-                "description": "Keep _id and choose Lytics ID under Export Fields of the Lytics job. For a field of"
-                " your own, export that one; when it holds a list, choose the same field under Export Fields and"
-                " Fields to Trigger, and every value in it becomes a customer.",
+                "fields": ("identifier_field",),
+                "description": "Keep _id and select Lytics ID under Export Fields of the Lytics job. For a field of"
+                " your own, enter its name here and select that field under Export Fields; when it holds an array,"
+                " select it under Fields to Trigger as well, and every value in it becomes a customer.",
             },
         ),
         (
-            "Sending",
+            "4. Mechanism",
             {
-                "fields": ("mechanism", "batch_size", "requests_per_second", "max_in_flight"),
+                "fields": ("mechanism",),
+                "description": "How ODP is told who is in an audience. The first is right for most accounts; id, name"
+                " and description of the audiences are the same in all three.",
+            },
+        ),
+        (
+            "More",
+            {
+                "fields": (
+                    "enabled",
+                    "odp_host",
+                    "allow_top_level_identifier",
+                    "forget_missing_identifiers",
+                    "batch_size",
+                    "requests_per_second",
+                    "max_in_flight",
+                ),
                 "classes": ("collapse",),
                 "description": "Right as they are for most accounts.",
             },
@@ -153,19 +195,24 @@ class InstallAdmin(OperatorAdmin[Install]):
                     lanes.annotate(n=Sum(F("audience__last_sequence") - F("delivered_sequence"))).values("n")
                 ),
                 parked_count=Subquery(parked.annotate(n=Count("pk")).values("n")),
-                called_at=Subquery(Receipt.objects.filter(install=OuterRef("pk")).values("received_at")[:1]),
+                called_at=Subquery(last_call()),
             )
         )
 
     def get_fieldsets(self, request: HttpRequest, obj: Install | None = None) -> Any:
-        """Who may not change an install is shown fields as text, and the key is for nobody to read."""
-        fieldsets = super().get_fieldsets(request, obj)
+        """Numbered to be filled in. Who may not change an install sees text, and the key is for nobody to read."""
+        fieldsets: Any = super().get_fieldsets(request, obj)
+        if obj:
+            fieldsets = [(str(name).partition(". ")[2] or name, options) for name, options in fieldsets]
         if self.has_change_permission(request, obj) if obj else self.has_add_permission(request):
             return fieldsets
         return [
             (name, {**options, "fields": tuple(field for field in options["fields"] if field != "odp_api_key")})
             for name, options in fieldsets
         ]
+
+    def get_urls(self) -> list[Any]:
+        return [*connecting.urls(self), *super().get_urls()]
 
     # --- saving ----------------------------------------------------------------------------------------------
 
@@ -178,6 +225,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         elif form.changed_data:
             obj.save(update_fields=form.changed_data)
         if not change or CONNECTION.intersection(form.changed_data):
+            confirm.forget(obj)
             self._try_connection(request, obj)
         if change and "enabled" in form.changed_data and obj.enabled:
             wake(obj.pk)
@@ -188,6 +236,17 @@ class InstallAdmin(OperatorAdmin[Install]):
         if found.works:
             brake.release(install)
             wake(install.pk)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """One way to save: the page that it leads to is this one."""
+        one = {"show_save_and_add_another": False, "show_save_and_continue": False}
+        return super().changeform_view(request, object_id, form_url, {**one, **(extra_context or {})})
 
     def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
         """To its own page, where the rest of the connecting is."""
@@ -201,8 +260,12 @@ class InstallAdmin(OperatorAdmin[Install]):
         token_admin = self.admin_site.get_model_admin(Token)
         assert isinstance(token_admin, TokenAdmin)
         return {
+            **connecting.look(self, request, install),
+            # The test customer's is beside the check list, where it comes back when the last one has arrived.
+            "buttons": verbs.buttons(self, request, install, only=("retry", "full-batches", "check", "new-token")),
             "state": state.of_install(install),
             "webhook_url": installs.webhook_url(install),
+            "revealed": revealed,
             "tokens": [
                 {
                     "token": token,
@@ -219,6 +282,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 ("Calls", "", list_url(Receipt, install__id__exact=install.pk)),
                 ("Deliveries", "", list_url(Delivery, install__id__exact=install.pk)),
             ],
+            "smaller": count(install.learned_batch_size, "item") if install.learned_batch_size else "",
             "backlog": number(install.backlog or 0),  # type: ignore[attr-defined]
         }
 

@@ -5,6 +5,7 @@ from typing import Any
 from django.http import HttpRequest
 from django.urls import reverse
 
+from audiences.admin import customer
 from audiences.models import Parked
 
 
@@ -14,19 +15,22 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
         return {
             "title": title,
             "icon": icon,
-            "link": reverse(f"admin:{page}"),
+            "link": reverse(page),
             "permission": lambda _: allowed,
             **more,
         }
 
     def table(title: str, icon: str, model: str, app: str = "audiences", **more: Any) -> dict[str, Any]:
-        return item(title, icon, f"{app}_{model}_changelist", f"{app}.view_{model}", **more)
+        return item(title, icon, f"admin:{app}_{model}_changelist", f"{app}.view_{model}", **more)
 
+    live = request.user.has_perms(["audiences.view_receipt", "audiences.view_delivery"])
+    deliveries = reverse("admin:audiences_delivery_changelist")
     waiting = Parked.objects.filter(closed_at=None).exists()
     return [
         {
             "items": [
-                item("Now", "monitor_heart", "index"),
+                item("Now", "monitor_heart", "admin:index"),
+                item("Find a customer", "person_search", "find_customer", customer.PERMISSION),
                 table("Audiences", "groups", "audience"),
                 table(
                     "Parked", "inventory_2", "parked", **({"badge": "!", "badge_variant": "danger"} if waiting else {})
@@ -37,9 +41,17 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Sync history",
             "separator": True,
             "items": [
+                *([item("Live", "stream", "admin:audiences_live")] if live else []),
                 table("Receipts", "call_received", "receipt"),
                 table("Runs", "view_timeline", "run"),
-                table("Deliveries", "send", "delivery"),
+                table(
+                    "Deliveries",
+                    "send",
+                    "delivery",
+                    # The page Live stands beneath them.
+                    active=request.path.startswith(deliveries) and request.path != reverse("admin:audiences_live"),
+                ),
+                table("Resends", "replay", "resend"),
             ],
         },
         {

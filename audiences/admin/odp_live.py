@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from audiences import confirm
 from audiences.models import Install
 from odp.client import Client
 from odp.outcomes import Answer, Outcome
@@ -18,12 +19,23 @@ class KeyCheck:
 
 
 def check_key(install: Install) -> KeyCheck:
-    """Whether ODP takes the install's key: works, refused, unreachable or wrong region, in words."""
-    answer = _ask(install, host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host))
+    """Whether ODP takes the install's key: works, refused, unreachable or wrong region, in words that are kept."""
+    found = _check(install)
+    confirm.note_key(install, problem="" if found.works else found.words)
+    return found
+
+
+def _check(install: Install) -> KeyCheck:
+    host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+    answer = _ask(install, host)
     if answer.outcome is Outcome.DELIVERED:
         return KeyCheck(True, "ODP takes the API key.")
     if answer.outcome is not Outcome.UNAUTHORISED:
-        return KeyCheck(False, f"ODP could not be asked whether the API key works. {answer.reason}")
+        return KeyCheck(
+            False,
+            f"ODP could not be asked at {host} whether the API key works. {answer.reason}. Look at the ODP region and"
+            " host, and whether this service may reach that address; then press Check the key.",
+        )
     if not install.odp_host:
         chosen = install.region or region_of(install.odp_api_key)
         for region, host in HOSTS.items():

@@ -1,20 +1,24 @@
 """What the pages share: lists that never count, read-only history, pills, links and masks."""
 
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.contrib.admin import ShowFacets
 from django.core.paginator import Page, Paginator
-from django.db.models import Model
+from django.db.models import Model, OuterRef, QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from audiences.admin import verbs
+from audiences import trials
+from audiences.admin import csv_file, verbs
+from audiences.admin.filters import HOUR, PER_PAGE, hour_of
+from audiences.models import Receipt
 from audiences.state import State
 
 if TYPE_CHECKING:
@@ -58,8 +62,10 @@ class OperatorAdmin(UnfoldModelAdmin[M]):
     paginator = InfinitePaginator
     show_full_result_count = False
     show_facets = ShowFacets.NEVER
-    list_per_page = 50
+    list_per_page = PER_PAGE
     list_filter_sheet = False
+    # Nobody counts what a list holds, so nobody can say how many all of them are.
+    list_disable_select_all = True
     list_display_links: Any = None
     actions: Any = None
     change_form_template = "audiences/thing.html"
@@ -93,12 +99,36 @@ class HistoryAdmin(OperatorAdmin[M]):
 
     ordering = ("-id",)
     sortable_by = ()
+    change_list_template = "audiences/history.html"
+    # The time by which the hours of the list are told apart, and the columns of its CSV file; see filters and csv_file.
+    time_field = ""
+    csv_columns: csv_file.Columns = ()
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        """An hour is found by its time. By number alone PostgreSQL would walk from the newest row back to it."""
+        return (f"-{self.time_field}", "-id") if self.time_field and hour_of(request.GET.get(HOUR)) else self.ordering
+
+    def get_urls(self) -> list[Any]:
+        if not self.csv_columns:
+            return super().get_urls()
+        download = verbs.view(self, partial(csv_file.download, self))
+        return [path("csv/", download, name=f"audiences_{self.opts.model_name}_csv"), *super().get_urls()]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
         return False
+
+
+def last_call() -> QuerySet[Receipt, Any]:
+    """When Lytics last called an install that an outer query is about.
+
+    The install stands in the order and its condition is a range, so that only the index of receipts by install will do.
+    With an equals sign PostgreSQL may as well walk back through the calls of all others to an install that has none.
+    """
+    of_install = Receipt.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
+    return of_install.exclude(job=trials.JOB).order_by("install_id", "-id").values("received_at")[:1]
 
 
 # --- how things are written ----------------------------------------------------------------------------------

@@ -13,18 +13,19 @@ from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audiences import operations, state
+from audiences import operations, resends, state
 from audiences.admin import verbs
 from audiences.admin.masks import masked
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened
+from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.lanes import REFUSED_BY_ODP
-from audiences.models import Install, Parked
+from audiences.models import Install, Parked, Resend
 from audiences.secrets import decrypt
 from lytics.reasons import HINTS
 
-# One press releases at most so many: each is read again in a transaction of its own, while the person waits.
-AT_ONCE = 2_000
+# So many ticked ones are released while the person waits: each is read again in a transaction of its own.
+AT_ONCE = 300
 
 _HINTS = {
     **HINTS,
@@ -120,7 +121,7 @@ class Resolution(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Parked]) -> QuerySet[Parked]:
         match self.value():
             case None | "open":
-                return queryset.filter(closed_at=None)
+                return queryset.filter(resolution=Parked.Resolution.OPEN)
             case "all":
                 return queryset
         return queryset.filter(resolution=self.value())
@@ -182,7 +183,9 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         return [group, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
-        return super().changelist_view(request, {"groups": groups(), **(extra_context or {})})
+        sent_again = section(request, past=3, kind__exact=Resend.Kind.RELEASE.value)
+        context = {"groups": groups(), "sent_again": sent_again, **(extra_context or {})}
+        return super().changelist_view(request, context)
 
     def page_context(self, request: HttpRequest, parked: Parked) -> dict[str, Any]:
         request.unmasked = request.session.pop("unmasked", None)  # type: ignore[attr-defined]
@@ -211,6 +214,9 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         confirmed = "seen" in request.POST
         if not items or (confirmed and request.POST["seen"] != proof):
             return verbs.go(request, back, warning=verbs.STALE)
+        if verb == "Release" and len(items) > AT_ONCE:
+            told = f"Nothing was released: at most {number(AT_ONCE)} at a time, or all of a reason with “Release all”."
+            return verbs.go(request, back, warning=told)
         asked = form(request.POST if confirmed else None)
         if confirmed and asked.is_valid():
             ids, by = [item.pk for item in items], request.user.get_username()
@@ -242,30 +248,32 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         """All of one reason, up to the newest that was there when the person was asked."""
         if not self.has_release_permission(request):
             raise PermissionDenied
-        back = list_url(Parked)
+        back = verbs.way_back(request, list_url(Parked))
         waiting = Parked.objects.filter(install_id=install, reason=reason, closed_at=None)
         upto = request.POST.get("upto", "")
         if upto.isdecimal():
             waiting = waiting.filter(pk__lte=int(upto))
         facts = waiting.aggregate(count=Count("pk"), newest=Max("pk"))
         total, seen = facts["count"], f"{facts['count']}-{facts['newest']}"
+        going = _unfinished().filter(install_id=install, parked_reason=reason).first()
+        if going is not None:
+            return verbs.go(request, back, warning=under_way(going))
         if not total or (request.method == "POST" and request.POST.get("seen") != seen):
             return verbs.go(request, back, warning=verbs.STALE)
         if request.method == "POST":
-            ids = list(waiting.order_by("pk").values_list("pk", flat=True)[:AT_ONCE])
-            told = released_and_stayed(*operations.release(ids, by=request.user.get_username()))
-            told += f" {number(total - len(ids))} more wait: press again." if total > len(ids) else ""
-            owner = Install.objects.get(pk=install)
-            verbs.record(request, [owner], f"Released all parked for {reason}: {told}")
+            owner, by = Install.objects.get(pk=install), request.user.get_username()
+            if not resends.release_all(owner, reason, upto=facts["newest"], total=total, by=by):
+                return verbs.go(request, back, warning=verbs.STALE)
+            told = f"Releasing {count(total, 'item')} parked for {words(reason)}; this page shows how far it is."
+            verbs.record(request, [owner], told)
             return verbs.go(request, back, success=told)
-        limit = f", the oldest {number(AT_ONCE)} of them now" if total > AT_ONCE else ""
         return verbs.confirmation(
             request,
             self,
             title=f"Release all parked for: {words(reason)}",
-            label=f"Release {number(min(total, AT_ONCE))}",
+            label=f"Release {number(total)}",
             danger=False,
-            consequence=f"{count(total, 'item')} to be read or sent again{limit}. What still can't be read stays here.",
+            consequence=f"{count(total, 'item')} to be read or sent again. What still can't be read stays here.",
             hidden={"seen": seen, "upto": facts["newest"]},
             back=back,
         )
@@ -337,10 +345,15 @@ def _proof(ids: Iterable[int]) -> str:
     return hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()[:16]
 
 
+def _unfinished() -> QuerySet[Resend]:
+    return Resend.objects.filter(kind=Resend.Kind.RELEASE, ended_at=None)
+
+
 def groups() -> list[dict[str, Any]]:
     """What waits, by install and reason: counted over the index of open items."""
     waiting = Parked.objects.filter(closed_at=None).order_by().values("install", "install__name", "reason")
-    groups = waiting.annotate(count=Count("pk"), since=Min("parked_at")).order_by("-count")
+    groups = waiting.annotate(count=Count("pk"), since=Min("parked_at"), newest=Max("pk")).order_by("-count")
+    going = set(_unfinished().values_list("install", "parked_reason"))
     return [
         {
             **group,
@@ -348,6 +361,7 @@ def groups() -> list[dict[str, Any]]:
             "hint": hint(group["reason"]),
             "since": ago(group["since"]),
             "url": list_url(Parked, reason=group["reason"], install__id__exact=group["install"]),
+            "going": (group["install"], group["reason"]) in going,
             "release": reverse("admin:audiences_parked_release_group", args=[group["install"], group["reason"]]),
         }
         for group in groups

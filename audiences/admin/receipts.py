@@ -9,24 +9,25 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from audiences import state
+from audiences.admin.filters import Hour
 from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, pill, size
 from audiences.models import Parked, Receipt
 from lytics.reasons import HINTS
 
 
 class Verdict(admin.SimpleListFilter):
+    """Of what is rare: nearly every call has something queued."""
+
     title = "verdict"
     parameter_name = "verdict"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("parked", "Something parked"), ("queued", "Something queued"), ("empty", "Nothing queued")]
+        return [("parked", "Something parked"), ("empty", "Nothing queued")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Receipt]) -> QuerySet[Receipt]:
         match self.value():
             case "parked":
                 return queryset.filter(parked__gt=0)
-            case "queued":
-                return queryset.filter(queued__gt=0)
             case "empty":
                 return queryset.filter(queued=0)
         return queryset
@@ -46,7 +47,20 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
         "received",
         "install_link",
     )
-    list_filter = (Verdict, "install")
+    list_filter = (Verdict, "install", Hour)
+    time_field = "received_at"
+    csv_columns = (
+        ("call", "pk"),
+        ("install", "install__name"),
+        ("received_at", "received_at"),
+        ("source", "source"),
+        ("job", "job"),
+        ("bytes", "bytes"),
+        ("messages", "messages"),
+        ("queued", "queued"),
+        ("parked", "parked"),
+        ("skipped", "skipped"),
+    )
     list_select_related = ("install",)
     fields = (
         ("install_link", "pill"),

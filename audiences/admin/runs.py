@@ -3,24 +3,44 @@
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import path
 from django.utils.safestring import SafeString
 
-from audiences import state
-from audiences.admin.deliveries import DeliverySection, OutcomeFilter
-from audiences.admin.pages import HistoryAdmin, ago, link, number, pill
-from audiences.models import Audience, Run
+from audiences import carried, state
+from audiences.admin import verbs
+from audiences.admin.deliveries import DeliverySection
+from audiences.admin.filters import ByAudience, Hour, InstallOfRun, OutcomeFilter
+from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill
+from audiences.models import Delivery, Parked, Run
+from odp.mechanisms import told
+
+# Of what went out, a run unfolds to so many customers.
+SHOWN = 20
 
 
 @admin.register(Run)
 class RunAdmin(HistoryAdmin[Run]):
     list_display = ("run", "audience_link", "pill", "events", "sent", "folded", "opened", "delivery_link")
-    list_filter = (OutcomeFilter, "audience__install")
+    list_filter = (OutcomeFilter, ByAudience, InstallOfRun, Hour)
+    time_field = "opened_at"
+    csv_columns = (
+        ("audience", "audience__odp_id"),
+        ("install", "audience__install__name"),
+        ("first", "first_sequence"),
+        ("last", "last_sequence"),
+        ("sent", "sent"),
+        ("folded", "folded"),
+        ("opened_at", "opened_at"),
+        ("closed_at", "closed_at"),
+        ("outcome", "outcome"),
+        ("delivery", "delivery_id"),
+    )
     list_select_related = ("audience__install", "delivery")
     list_sections = (DeliverySection,)
-    search_fields = ("audience__odp_id",)
-    search_help_text = "An audience by its whole ODP id"
     fields = (
         ("audience_link", "pill"),
         ("first_sequence", "last_sequence"),
@@ -30,16 +50,21 @@ class RunAdmin(HistoryAdmin[Run]):
     )
     readonly_fields = ("audience_link", "pill", "delivery_link")
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
-        return super().get_queryset(request).select_related("audience__install", "delivery")
+    def get_urls(self) -> list[Any]:
+        sent = path("<int:pk>/sent/", verbs.view(self, self.sent_view), name="audiences_run_sent")
+        return [sent, *super().get_urls()]
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Run], search_term: str
-    ) -> tuple[QuerySet[Run], bool]:
-        """Exactly: a part of a name would read the whole table."""
-        if search_term.strip():
-            queryset = queryset.filter(audience__in=Audience.objects.filter(odp_id=search_term.strip()))
-        return queryset, False
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
+        return super().get_queryset(request).select_related("audience__install", "delivery").defer("delivery__request")
+
+    def sent_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """What of a run's audience went out and came back: a piece of a page, asked for when somebody looks."""
+        if not (self.has_view_permission(request) and request.user.has_perm("audiences.view_delivery")):
+            raise PermissionDenied
+        run = Run.objects.select_related("audience", "delivery").filter(pk=pk).first()
+        if run is None or run.delivery is None:
+            raise Http404
+        return TemplateResponse(request, "audiences/sent_of_run.html", sent_of(run, run.delivery))
 
     @admin.display(description="run")
     def run(self, run: Run) -> SafeString | str:
@@ -64,3 +89,21 @@ class RunAdmin(HistoryAdmin[Run]):
     @admin.display(description="delivery")
     def delivery_link(self, run: Run) -> SafeString | str:
         return link(run.delivery) if run.delivery else "none needed: all were folded"
+
+
+def sent_of(run: Run, delivery: Delivery) -> dict[str, Any]:
+    kept = delivery.request is not None
+    items = carried.items(carried.unpack(bytes(delivery.request))) if delivery.request is not None else []
+    changes = [change for item in items if (change := told(item, run.audience.odp_id))]
+    return {
+        "run": run,
+        "delivery": delivery,
+        "kept": kept,
+        "count": len(changes),
+        "changes": [(mask(identifier), is_member) for identifier, is_member in changes[:SHOWN]],
+        "more": max(0, len(changes) - SHOWN),
+        "refused": Parked.objects.filter(delivery=delivery, audience=run.audience_id).exists(),
+        "refused_url": list_url(
+            Parked, delivery__id__exact=delivery.pk, audience__id__exact=run.audience_id, resolution="all"
+        ),
+    }

@@ -18,6 +18,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
@@ -70,16 +71,26 @@ class Verb(Generic[M]):
     def also(self, request: HttpRequest, thing: M) -> None:
         """What the next page has to know."""
 
+    def too_late(self, thing: M) -> str:
+        """What to say when it is no longer offered, or the facts are others."""
+        return STALE
+
+    def pressed(self, admin: "OperatorAdmin[M]", request: HttpRequest, pk: int) -> HttpResponse:
+        return press(admin, self, request, pk)
+
     def proof(self, thing: M) -> str:
         return hashlib.sha256(self.seen(thing).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Button:
+    """``asks`` for one that opens a confirmation; the others lead to another page."""
+
     label: str
     icon: str
     url: str
-    danger: bool
+    danger: bool = False
+    asks: bool = True
 
 
 def buttons(
@@ -104,15 +115,15 @@ def _url(admin: "OperatorAdmin[M]", verb: Verb[M], thing: M) -> str:
 
 def urls(admin: "OperatorAdmin[M]") -> list[URLPattern]:
     return [
-        path(f"<int:pk>/{verb.name}/", view(admin, partial(press, admin, verb)), name=_name(admin, verb))
+        path(f"<int:pk>/{verb.name}/", view(admin, partial(verb.pressed, admin)), name=_name(admin, verb))
         for verb in admin.verbs
     ]
 
 
-def view(admin: "OperatorAdmin[M]", function: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+def view(admin: "OperatorAdmin[M]", function: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponse]:
     """A view of the admin site: logged in, never cached, with CSRF."""
 
-    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         return function(request, *args, **kwargs)
 
     return cast(Callable[..., HttpResponse], admin.admin_site.admin_view(wrapped))
@@ -120,19 +131,14 @@ def view(admin: "OperatorAdmin[M]", function: Callable[..., HttpResponse]) -> Ca
 
 def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: int) -> HttpResponse:
     """GET states the consequence, POST does it."""
-    if not request.user.has_perm(verb.permission):
-        raise PermissionDenied
-    thing = admin.get_queryset(request).filter(pk=pk).first()
-    if thing is None:
-        raise Http404
-    back = way_back(request, reverse(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[pk]))
+    thing, back = approach(admin, verb, request, pk)
     form = verb.form(request.POST if request.method == "POST" else None)
     if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.proof(thing)):
-        return go(request, back, warning=STALE)
+        return go(request, back, warning=verb.too_late(thing))
     if request.method == "POST" and form.is_valid():
         done = verb.do(thing, by=request.user.get_username(), answers=form.cleaned_data)
         if done is None:
-            return go(request, back, warning=STALE)
+            return go(request, back, warning=verb.too_late(thing))
         reason = form.cleaned_data.get("reason")
         record(request, [thing], f"{done} Reason: {reason}" if reason else done)
         verb.also(request, thing)
@@ -150,6 +156,16 @@ def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: in
         opts=admin.opts,
         original=thing,
     )
+
+
+def approach(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: int) -> tuple[M, str]:
+    """The thing that the button stands beside, for who may press it, and the page to go back to."""
+    if not request.user.has_perm(verb.permission):
+        raise PermissionDenied
+    thing = admin.get_queryset(request).filter(pk=pk).first()
+    if thing is None:
+        raise Http404
+    return thing, way_back(request, reverse(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[pk]))
 
 
 def confirmation(request: HttpRequest, admin: "OperatorAdmin[M]", **context: Any) -> HttpResponse:

@@ -1,6 +1,8 @@
 """Connect a Lytics account to an ODP account and print what to paste into Lytics."""
 
 import json
+import sys
+from getpass import getpass
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -15,7 +17,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
-        parser.add_argument("--odp-api-key", required=True, help="the account's private key, <public>.<secret>")
+        parser.add_argument(
+            "--odp-api-key",
+            required=True,
+            help="the account's private key, <public>.<secret>; - asks for it, so that no process list shows it",
+        )
         parser.add_argument("--odp-host", default="", help="base URL, when it is not the one of the key's region")
         parser.add_argument("--region", default="", choices=Install.Region.values, help="when the key doesn't say")
         parser.add_argument("--identifier-field", default="_id", help="the Lytics field with the customer's id")
@@ -28,7 +34,7 @@ class Command(BaseCommand):
         install = Install(
             name=options["name"],
             odp_host=options["odp_host"].rstrip("/"),
-            odp_api_key=options["odp_api_key"],
+            odp_api_key=_asked_for() if options["odp_api_key"] == "-" else options["odp_api_key"],
             region=options["region"],
             identifier_field=options["identifier_field"],
             mechanism=options["mechanism"],
@@ -51,3 +57,8 @@ class Command(BaseCommand):
         self.stdout.write(f"Install     {facts['install_id']} ({install.name})")
         self.stdout.write(f"Webhook URL {facts['webhook_url']}")
         self.stdout.write(f"Header      {facts['authorization_header']}")
+
+
+def _asked_for() -> str:
+    """The key from a person who types it unseen, or from a pipe."""
+    return (getpass("ODP private API key: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()

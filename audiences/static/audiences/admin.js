@@ -26,6 +26,12 @@
     say(button, (await copy(field)) ? "Copied" : "Press Ctrl-C");
   });
 
+  // A button that leads to one field of a page.
+  document.addEventListener("DOMContentLoaded", () => {
+    const wanted = document.getElementById(window.location.hash.slice(1));
+    if (wanted && wanted.matches("input, select, textarea")) wanted.focus();
+  });
+
   let opener = null;
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (event.target.closest(".ls-button")) opener = event.target;
@@ -33,7 +39,8 @@
   document.addEventListener("htmx:beforeSwap", (event) => {
     // Logged out meanwhile, or not allowed: that page is shown, not a part of it.
     const { target, xhr } = event.detail;
-    if (target && target.id === "modal-content" && !xhr.responseText.includes('id="dialog"')) {
+    const wanted = { "modal-content": 'id="dialog"', connecting: 'id="connecting"' }[target && target.id];
+    if (wanted && !xhr.responseText.includes(wanted)) {
       event.detail.shouldSwap = false;
       window.location.reload();
     }

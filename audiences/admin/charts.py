@@ -1,0 +1,279 @@
+"""The front page's charts, drawn here as SVG: they need no script, and don't flicker when the page renews itself.
+
+Only shapes are in the SVG, which is stretched to the width there is; words stand around it in HTML and keep their size.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connection
+from django.http import HttpRequest
+from django.utils.timezone import now
+
+from audiences.admin.pages import number
+from audiences.models import Minute, Receipt
+
+# Hours shown: minutes in one point of the line, minutes between two words below it.
+RANGES = {1: (1, 15), 6: (5, 60), 24: (15, 240)}
+USUAL = 6
+# Added up a minute after it has ended at the latest; what is newer would look like a fall to nothing.
+NOT_YET = timedelta(minutes=1)
+# Where a line of the scale may be, in milliseconds.
+DELAYS = {
+    10: "10 ms",
+    100: "0.1 s",
+    1_000: "1 s",
+    10_000: "10 s",
+    60_000: "1 min",
+    600_000: "10 min",
+    3_600_000: "1 h",
+    36_000_000: "10 h",
+    360_000_000: "100 h",
+    3_600_000_000: "1,000 h",
+}
+
+# The median of several minutes or installs is their mean, weighted by events; of the slowest, the slowest counts.
+_POINTS = """
+SELECT date_bin(make_interval(mins => %(step)s), minute, 'epoch'),
+    sum(received)::bigint, sum(parked)::bigint, sum(delivered)::bigint,
+    (sum(delay_p50_ms * delivered) / nullif(sum(delivered) FILTER (WHERE delay_p50_ms IS NOT NULL), 0))::float,
+    max(delay_p99_ms)::float
+FROM audiences_minute WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What happened in a few minutes: counts, and times in milliseconds where there are any."""
+
+    at: datetime
+    minutes: int
+    received: int = 0
+    parked: int = 0
+    delivered: int = 0
+    p50: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: ``path`` in hundredths of its height and width, with its key beside it."""
+
+    name: str
+    style: str
+    told: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    unit: str
+    summary: str
+    lines: list[Line] = field(default_factory=list)
+    heights: list[tuple[float, str]] = field(default_factory=list)
+    times: list[tuple[float, str]] = field(default_factory=list)
+    columns: list[tuple[float, float, str]] = field(default_factory=list)
+    headings: Sequence[str] = ()
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+
+def charts(request: HttpRequest) -> dict[str, Any]:
+    """The two charts, or the words that stand in their place."""
+    asked = request.GET.get("hours", "")
+    hours = int(asked) if asked.isdecimal() and int(asked) in RANGES else USUAL
+    points = read(hours=hours)
+    shown: dict[str, Any] = {"hours": hours, "ranges": list(RANGES), "charts": []}
+    if any(point.received or point.parked or point.delivered for point in points):
+        return {**shown, "charts": [_throughput(points, hours), _delay(points, hours)]}
+    return {**shown, "empty": _nothing(hours)}
+
+
+def _nothing(hours: int) -> str:
+    # By the key, and not exists(): that one starts to read the table wherever it likes.
+    if not Receipt.objects.values_list("pk").first():
+        return "Nothing has come from Lytics yet. The charts begin with the first call."
+    if not Minute.objects.exists():
+        return "The first minutes are being added up. The charts are there in two minutes; they need the beat process."
+    return f"Nothing came from Lytics in the last {_hours(hours)}, and nothing went to ODP."
+
+
+def _hours(hours: int) -> str:
+    return "hour" if hours == 1 else f"{hours} hours"
+
+
+def read(*, hours: int, at: datetime | None = None) -> list[Point]:
+    """The points of the last hours, oldest first, with those in which nothing happened."""
+    step = RANGES[hours][0]
+    end = (at or now()).replace(second=0, microsecond=0) - NOT_YET
+    start = _floor(end - timedelta(hours=hours), step)
+    with connection.cursor() as cursor:
+        cursor.execute(_POINTS, {"step": step, "start": start, "end": end})
+        found = {row[0]: row[1:] for row in cursor.fetchall()}
+    points = []
+    while start < end:
+        minutes = min(step, (end - start) // timedelta(minutes=1))
+        points.append(Point(start, minutes, *found.get(start, ())))
+        start += timedelta(minutes=step)
+    return points
+
+
+def _floor(at: datetime, minutes: int) -> datetime:
+    return at - timedelta(minutes=(at.hour * 60 + at.minute) % minutes)
+
+
+# --- the two of them -----------------------------------------------------------------------------------------
+
+
+def _throughput(points: list[Point], hours: int) -> Chart:
+    top = _nice(max(max(point.received, point.delivered, point.parked) / point.minutes for point in points))
+
+    def rates(name: str) -> list[float | None]:
+        return [(getattr(point, name) / point.minutes) / top for point in points]
+
+    totals = {name: sum(getattr(point, name) for point in points) for name in ("received", "delivered", "parked")}
+    lines = [
+        Line("received", "area", number(totals["received"]), _area(rates("received"))),
+        Line("delivered", "line", number(totals["delivered"]), _path(rates("delivered"))),
+    ]
+    if totals["parked"]:
+        parked = [rate or None for rate in rates("parked")]  # or it would lie over the others as a line at nothing
+        lines.append(Line("parked", "bad", number(totals["parked"]), _path(parked)))
+    return Chart(
+        title="Events per minute",
+        unit="events per minute",
+        summary=f"In the last {_hours(hours)}: {number(totals['received'])} events received,"
+        f" {number(totals['delivered'])} delivered, {number(totals['parked'])} items parked.",
+        lines=lines,
+        heights=[(100 - 50 * half, _rate(top * half / 2)) for half in range(3)],
+        times=_times(points, hours),
+        columns=_columns(points, _told_counts),
+        headings=("from (UTC)", "received", "delivered", "parked"),
+        rows=[
+            (f"{point.at:%H:%M}", number(point.received), number(point.delivered), number(point.parked))
+            for point in reversed(points)
+            if point.received or point.delivered or point.parked
+        ],
+    )
+
+
+def _told_counts(point: Point) -> str:
+    told = f"{number(point.received)} received, {number(point.delivered)} delivered"
+    return f"{told}, {number(point.parked)} parked" if point.parked else told
+
+
+def _delay(points: list[Point], hours: int) -> Chart:
+    title, unit = "Time from Lytics' call to ODP's answer", "each line stands for about ten times the one below"
+    timed = [point for point in points if point.p50 is not None and point.p99 is not None]
+    if not timed:
+        return Chart(title, "", f"Nothing was sent to ODP in the last {_hours(hours)}.")
+    slowest, fastest = max(point.p99 or 0 for point in timed), min(point.p50 or 0 for point in timed)
+    low = max((line for line in DELAYS if line <= fastest), default=min(DELAYS))
+    high = min((line for line in DELAYS if line >= slowest and line > low), default=max(DELAYS))
+
+    def height(value: float | None) -> float | None:
+        if value is None:
+            return None
+        return (math.log(min(max(value, low), high)) - math.log(low)) / (math.log(high) - math.log(low))
+
+    newest = timed[-1]
+    p50, p99 = delay(newest.p50), delay(newest.p99)
+    return Chart(
+        title=title,
+        unit=unit,
+        summary=f"At {newest.at:%H:%M} UTC half of the events were in ODP within {p50} and 99 of 100 within {p99}."
+        f" The slowest of the last {_hours(hours)}: {delay(slowest)}.",
+        lines=[
+            Line("half within", "line", p50, _path([height(point.p50) for point in points])),
+            Line("99 of 100 within", "dashed", p99, _path([height(point.p99) for point in points])),
+        ],
+        heights=[(100 - 100 * (height(line) or 0), words) for line, words in DELAYS.items() if low <= line <= high],
+        times=_times(points, hours),
+        columns=_columns(points, _told_delays),
+        headings=("from (UTC)", "half within", "99 of 100 within"),
+        rows=[(f"{point.at:%H:%M}", delay(point.p50), delay(point.p99)) for point in reversed(timed)],
+    )
+
+
+def _told_delays(point: Point) -> str:
+    return (
+        "nothing was sent"
+        if point.p50 is None
+        else f"half within {delay(point.p50)}, 99 of 100 within {delay(point.p99)}"
+    )
+
+
+def delay(ms: float | None) -> str:
+    """In the one unit that people would choose, to two digits."""
+    if ms is None:
+        return "—"
+    for unit, of_ms in (("h", 3_600_000), ("min", 60_000), ("s", 1_000)):
+        if ms >= of_ms:
+            return f"{ms / of_ms:.{0 if ms >= 10 * of_ms else 1}f} {unit}"
+    return f"{ms:.0f} ms"
+
+
+# --- how they are drawn --------------------------------------------------------------------------------------
+
+
+def _nice(largest: float) -> float:
+    """The top of a scale from nothing up: 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(largest, 1)))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= largest)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:g}"
+
+
+def _x(place: int, of: int) -> float:
+    return 100 * (place + 0.5) / of
+
+
+def _spells(heights: Sequence[float | None]) -> Iterator[list[tuple[float, float]]]:
+    """The points of a line in pieces: it is broken where there is nothing to show."""
+    piece: list[tuple[float, float]] = []
+    for place, height in enumerate(heights):
+        if height is None:
+            if piece:
+                yield piece
+            piece = []
+        else:
+            piece.append((_x(place, len(heights)), 100 - 100 * height))
+    if piece:
+        yield piece
+
+
+def _path(heights: Sequence[float | None]) -> str:
+    """One point alone is drawn as wide as its time, or nobody would see it."""
+    half = 50 / len(heights)
+    return " ".join(
+        _through(piece if len(piece) > 1 else [(piece[0][0] - half, piece[0][1]), (piece[0][0] + half, piece[0][1])])
+        for piece in _spells(heights)
+    )
+
+
+def _area(heights: Sequence[float | None]) -> str:
+    return " ".join(f"{_through([(piece[0][0], 100.0), *piece, (piece[-1][0], 100.0)])}Z" for piece in _spells(heights))
+
+
+def _through(points: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
+
+
+def _times(points: list[Point], hours: int) -> list[tuple[float, str]]:
+    between = RANGES[hours][1]
+    return [
+        (100 * place / len(points), f"{point.at:%H:%M}")
+        for place, point in enumerate(points)
+        if (point.at.hour * 60 + point.at.minute) % between == 0
+    ]
+
+
+def _columns(points: list[Point], words: Callable[[Point], str]) -> list[tuple[float, float, str]]:
+    """Invisible, for whoever points at one with a mouse."""
+    width = 100 / len(points)
+    return [(place * width, width, f"{point.at:%H:%M} UTC: {words(point)}") for place, point in enumerate(points)]

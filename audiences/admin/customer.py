@@ -1,0 +1,257 @@
+"""Find a customer: what was received about one person, what became of it, and where they stand here and in ODP.
+
+Everything is asked by POST, because an address with an identifier in it ends up in logs and histories. A search is
+written down before it is answered; what belongs to it afterwards (older events, ODP's answer) carries a signed note
+of it and nothing that somebody typed.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from django import forms
+from django.contrib import admin
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
+from django.core import signing
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, Q
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.safestring import SafeString
+
+from audiences import customers, provision, state
+from audiences.admin import verbs
+from audiences.admin.pages import OperatorAdmin, list_url, mask, number, pill, url_of
+from audiences.customers import Fate, Place, Standing, Trail
+from audiences.lanes import REFUSED_BY_ODP
+from audiences.models import Audience, Install, Membership, Parked
+from audiences.state import State
+from lytics import reasons
+from lytics.payload import IDENTIFIER_BYTES
+from odp.graphql import MembershipAnswer, audiences_of
+
+PERMISSION = "audiences.find_customer"
+# ODP may be slow or gone; the person waits for this part of the page alone, and no longer than that.
+ODP_SECONDS = 5.0
+# A note of a search lasts as long as a working day's open page.
+NOTE_SECONDS = 12 * 3600
+# Deliveries named for one event; the others are on the page of its audience.
+DELIVERIES_NAMED = 3
+
+
+class Search(forms.Form):
+    identifier = forms.CharField(max_length=IDENTIFIER_BYTES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An audience with what we say, what ODP says, and what to do about the difference."""
+
+    standing: Standing
+    ours: SafeString
+    why: str
+    theirs: SafeString | str
+    difference: State | None
+    buttons: Sequence[verbs.Button]
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One event on the page."""
+
+    fate: Fate
+    state: State
+    deliveries: Sequence[int]
+    more: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One install's part of the page. ``answer`` is ODP's, once it was asked."""
+
+    install: Install
+    rows: Sequence[Row]
+    elsewhere: int
+    happenings: Sequence[Happening]
+    answer: MembershipAnswer | None
+
+    @property
+    def members(self) -> int:
+        return sum(row.standing.is_member for row in self.rows)
+
+    @property
+    def differences(self) -> int:
+        return sum(row.difference is not None for row in self.rows)
+
+
+def find(request: HttpRequest) -> HttpResponse:
+    """The box; what was found; or, when htmx asks, one install's standings with ODP's answer."""
+    if not request.user.has_perm(PERMISSION):
+        raise PermissionDenied
+    request.current_app = admin.site.name
+    if "note" in request.POST:
+        noted = _read_note(request)
+        return _page(request, form=Search()) if noted is None else _answer(request, noted)
+    form = Search(request.POST if request.method == "POST" else None)
+    if not form.is_valid():
+        return _page(request, form=form)
+    identifier = form.cleaned_data["identifier"]
+    _write_down(request, identifier)
+    return _answer(request, identifier)
+
+
+def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
+    ask = request.POST.get("ask", "")
+    install_id = int(ask) if ask.isdecimal() else None
+    note = _note(request, identifier)
+    if install_id is not None and request.headers.get("HX-Request"):
+        trail = customers.trail(identifier, install_id=install_id)
+        part = next(iter(_parts(request, trail, ask=install_id)), None)
+        return TemplateResponse(request, "audiences/customer_standings.html", {"part": part, "note": note})
+    trail = customers.trail(identifier, before=_place(request.POST.get("before", "")))
+    return _page(
+        request,
+        form=Search(initial={"identifier": identifier}),
+        trail=trail,
+        parts=_parts(request, trail, ask=install_id),
+        note=note,
+        is_older="before" in request.POST,
+        older=json.dumps([trail.older.received_at.isoformat(), *trail.older[1:]]) if trail.older else "",
+        **({} if trail.standings or trail.fates else _nobody(identifier)),
+    )
+
+
+def _page(request: HttpRequest, **context: Any) -> HttpResponse:
+    return TemplateResponse(
+        request,
+        "audiences/customer.html",
+        {
+            **admin.site.each_context(request),
+            "title": "Find a customer",
+            "fields": sorted(set(Install.objects.values_list("identifier_field", flat=True))),
+            **context,
+        },
+    )
+
+
+def _place(told: str) -> Place | None:
+    try:
+        at, audience_id, sequence = json.loads(told)
+        return Place(forms.DateTimeField().to_python(at) or _never(), int(audience_id), int(sequence))
+    except (ValueError, TypeError, forms.ValidationError):
+        return None
+
+
+def _never() -> Any:
+    raise ValueError("no time")
+
+
+# --- who looked for whom -------------------------------------------------------------------------------------
+
+
+def _write_down(request: HttpRequest, identifier: str) -> None:
+    user = cast(User, request.user)
+    LogEntry.objects.create(
+        user_id=user.pk,
+        content_type=ContentType.objects.get_for_model(Membership),
+        object_repr=f"of {mask(identifier)}",
+        action_flag=CHANGE,
+        change_message="Looked for this customer.",
+    )
+
+
+def _note(request: HttpRequest, identifier: str) -> str:
+    return signing.dumps([request.user.pk, identifier], salt=PERMISSION)
+
+
+def _read_note(request: HttpRequest) -> str | None:
+    try:
+        by, identifier = signing.loads(request.POST["note"], salt=PERMISSION, max_age=NOTE_SECONDS)
+    except (signing.BadSignature, ValueError):
+        return None
+    return str(identifier) if by == request.user.pk else None
+
+
+# --- how it is shown -----------------------------------------------------------------------------------------
+
+
+def _parts(request: HttpRequest, trail: Trail, *, ask: int | None) -> list[Part]:
+    installs = {audience.install_id: audience.install for audience in trail.audiences.values()}
+    parts = []
+    for pk, install in installs.items():
+        audiences = [audience for audience in trail.audiences.values() if audience.install_id == pk]
+        standings = [standing for standing in trail.standings if standing.audience.install_id == pk]
+        fates = [fate for fate in trail.fates if fate.event.audience.install_id == pk]
+        answer = _ask(install, trail.identifier, audiences) if ask == pk else None
+        if answer is not None:
+            standings += _only_in_odp(answer, audiences, standings)
+        if standings or fates or answer is not None:
+            rows = [_row(request, standing, answer) for standing in standings]
+            parts.append(Part(install, rows, len(audiences) - len(rows), [_happening(f) for f in fates], answer))
+    return parts
+
+
+def _ask(install: Install, identifier: str, audiences: Iterable[Audience]) -> MembershipAnswer:
+    odp_ids = [audience.odp_id for audience in audiences if audience.provisioned_at]
+    return audiences_of(provision.client_of(install), identifier=identifier, odp_ids=odp_ids, seconds=ODP_SECONDS)
+
+
+def _only_in_odp(
+    answer: MembershipAnswer, audiences: Iterable[Audience], standings: Iterable[Standing]
+) -> list[Standing]:
+    known = {standing.audience.pk for standing in standings}
+    told = set().union(*(found or () for found in answer.by_name.values()))
+    return [Standing(a, None, 0, None) for a in audiences if a.odp_id in told and a.pk not in known]
+
+
+def _row(request: HttpRequest, standing: Standing, answer: MembershipAnswer | None) -> Row:
+    ours = state.of_membership(standing)
+    theirs: SafeString | str = ""
+    difference = None
+    if answer is not None and answer.by_name:
+        if standing.audience.provisioned_at is None:
+            theirs = "not there yet"
+        else:
+            theirs = pill(state.of_answer(standing, answer))
+            difference = state.of_difference(standing, answer)
+    return Row(
+        standing,
+        pill(ours),
+        ours.why,
+        theirs,
+        difference,
+        _buttons(request, standing) if difference is not None and difference.trouble else [],
+    )
+
+
+def _buttons(request: HttpRequest, standing: Standing) -> Sequence[verbs.Button]:
+    thing, verb = (standing.parked, "release") if standing.parked else (standing.audience, "resync")
+    page = admin.site.get_model_admin(type(thing))
+    assert isinstance(page, OperatorAdmin)
+    return verbs.buttons(page, request, thing, back=url_of(thing), only=(verb,))
+
+
+def _happening(fate: Fate) -> Happening:
+    deliveries = sorted({run.delivery_id for run in fate.attempts if run.delivery_id}, reverse=True)
+    return Happening(
+        fate, state.of_event(fate), deliveries[:DELIVERIES_NAMED], max(0, len(deliveries) - DELIVERIES_NAMED)
+    )
+
+
+def _nobody(identifier: str) -> dict[str, Any]:
+    """What may help when nobody of that name is known."""
+    unread = Parked.objects.filter(closed_at=None).exclude(reason=REFUSED_BY_ODP)
+    waiting = unread.values("install", "install__name").annotate(
+        count=Count("pk"), nameless=Count("pk", filter=Q(reason=reasons.NO_IDENTIFIER))
+    )
+    return {
+        "variants": customers.variants(identifier),
+        "installs": Install.objects.order_by("name"),
+        "aside": [
+            {**row, "count": number(row["count"]), "url": list_url(Parked, install__id__exact=row["install"])}
+            for row in waiting.order_by("install__name")
+        ],
+    }

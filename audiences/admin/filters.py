@@ -1,0 +1,162 @@
+"""What the lists of the sync history can be narrowed by. Each has an index: a search that finds nothing ends too."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.views.main import PAGE_VAR
+from django.db.models import Q, QuerySet
+from django.db.models.expressions import RawSQL
+from django.http import HttpRequest
+from django.utils.timezone import now
+
+from audiences import naming
+from audiences.models import FAILED, OUTCOMES, SLOW_MS, Audience, Delivery, Install, Run
+from odp.outcomes import Outcome
+
+# Of an audience's deliveries the list shows those of so many of its latest runs.
+RUNS_OF_AN_AUDIENCE = 5_000
+
+PER_PAGE = 50
+OUTCOME, AUDIENCE, HOUR = "outcome", "audience", "hour"
+
+
+def ended(queryset: QuerySet[Any], how: str | None) -> QuerySet[Any]:
+    """The deliveries, or the runs, that ended so."""
+    match how:
+        case None:
+            return queryset
+        case "open":
+            return queryset.filter(closed_at=None)
+        case "failed":
+            return queryset.filter(FAILED)
+    return queryset.filter(outcome=how)
+
+
+class OutcomeFilter(admin.SimpleListFilter):
+    """By how a delivery or a run ended, without asking the table which outcomes there are.
+
+    There is no choice of what was delivered: that is nearly all of it, and the list without a filter.
+    """
+
+    title = "outcome"
+    parameter_name = OUTCOME
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        failures = [(outcome, words) for outcome, words in OUTCOMES if outcome != Outcome.DELIVERED]
+        return [("failed", "Anything but delivered"), *failures, ("open", "open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return ended(queryset, self.value())
+
+
+class SlowerThan(admin.SimpleListFilter):
+    """Only the lengths that have an index of their own: any other might read the whole table and find nothing."""
+
+    title = "latency"
+    parameter_name = "slower"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(ms), f"Slower than {ms} ms" if ms < 1000 else f"Slower than {ms // 1000} s") for ms in SLOW_MS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
+        chosen = [ms for ms in SLOW_MS if str(ms) == self.value()]
+        return queryset.filter(latency_ms__gt=chosen[0]) if chosen else queryset
+
+
+class Hour(admin.SimpleListFilter):
+    """An hour of the last day; ``?hour=2026-01-31T14`` works for any other. It is of the admin's ``time_field``.
+
+    Sorted by that time as well (``HistoryAdmin.get_ordering``): by number PostgreSQL would walk back to a distant hour.
+    """
+
+    title = "hour (UTC)"
+    parameter_name = HOUR
+    FORM = "%Y-%m-%dT%H"
+
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any) -> None:
+        self.field = model_admin.time_field
+        super().__init__(request, params, model, model_admin)
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        hours = [now() - timedelta(hours=back) for back in range(24)]
+        return [(f"{hour:{self.FORM}}", f"{hour:%a %H:00}") for hour in hours]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        start = hour_of(self.value())
+        if start is None:
+            return queryset
+        return queryset.filter(**{f"{self.field}__gte": start, f"{self.field}__lt": start + timedelta(hours=1)})
+
+
+def hour_of(text: str | None) -> datetime | None:
+    try:
+        return datetime.strptime(f"{text} +0000", f"{Hour.FORM} %z")
+    except ValueError:
+        return None
+
+
+class ByAudience(admin.SimpleListFilter):
+    """A box to type an audience into, because there may be thousands."""
+
+    title = "audience"
+    parameter_name = AUDIENCE
+    template = "audiences/typed_filter.html"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return []
+
+    def has_output(self) -> bool:
+        return True
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        others = {name: value for name, value in changelist.params.items() if name != self.parameter_name}
+        without = changelist.get_query_string(remove=[self.parameter_name])
+        yield {"others": others, "value": self.value() or "", "without": without}
+
+    def meant(self) -> list[int]:
+        """The audiences of that name, one per install at most: few, and looked up among the audiences alone."""
+        name = (self.value() or "").strip()
+        named = Q(odp_id=name) | Q(odp_id=naming.odp_id(name)) | Q(latest_slug=name)
+        return list(Audience.objects.filter(named).order_by().values_list("pk", flat=True))
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not (self.value() or "").strip():
+            return queryset
+        if queryset.model is Run:
+            return queryset.filter(audience__in=self.meant())
+        runs = ended(Run.objects.filter(audience__in=self.meant(), delivery__isnull=False), request.GET.get(OUTCOME))
+        latest = runs.order_by("-id").values_list("delivery_id", flat=True)[:RUNS_OF_AN_AUDIENCE]
+        return queryset.filter(pk__in=list(latest))
+
+
+# Through the index of each audience: runs don't name their install, and to walk back through all of them for an install
+# that has none would read the table.
+_RUNS_OF_AN_INSTALL = """
+SELECT newest.id FROM audiences_audience AS audience
+CROSS JOIN LATERAL (
+    SELECT id FROM audiences_run WHERE audience_id = audience.id ORDER BY id DESC LIMIT %s
+) AS newest
+WHERE audience.install_id = %s
+"""
+
+
+class InstallOfRun(admin.SimpleListFilter):
+    """A page needs no more of one audience than all its rows; a file, which is posted for, needs everything."""
+
+    title = "install"
+    parameter_name = "install"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(pk), name) for pk, name in Install.objects.values_list("pk", "name")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Run]) -> QuerySet[Run]:
+        value = self.value() or ""
+        if not value.isdecimal():
+            return queryset
+        if request.method == "POST" or OUTCOME in request.GET or AUDIENCE in request.GET:
+            return queryset.filter(audience__install=int(value))
+        page = request.GET.get(PAGE_VAR, "")
+        rows = (int(page[:4]) if page.isdecimal() else 1) * PER_PAGE + 1
+        return queryset.filter(pk__in=RawSQL(_RUNS_OF_AN_INSTALL, [rows, int(value)]))  # noqa: S611

@@ -1,0 +1,144 @@
+"""Replay: two questions before anything is done. Which span of time; and then, with the numbers, whether to."""
+
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from django import forms
+from django.http import HttpRequest, HttpResponse
+from django.utils.timezone import now
+from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
+
+from audiences import received, resends
+from audiences.admin import verbs
+from audiences.admin.pages import OperatorAdmin, count, number
+from audiences.admin.resends import effort, under_way, unfinished
+from audiences.admin.verbs import Verb
+from audiences.models import Audience, Resend
+from audiences.received import Stretch
+
+# Customers are counted one by one while somebody waits for the page; of more events than this nobody counts them.
+COUNTED = 500_000
+
+
+def _hours_ago(hours: int) -> datetime:
+    return now().replace(second=0, microsecond=0) - timedelta(hours=hours)
+
+
+class _Moment(forms.DateTimeField):
+    def __init__(self, label: str, hours_ago: int, help_text: str = "") -> None:
+        look = {"type": "datetime-local", "class": " ".join(DATETIME_CLASSES)}
+        super().__init__(
+            label=label,
+            initial=partial(_hours_ago, hours_ago),
+            help_text=help_text,
+            widget=forms.DateTimeInput(format="%Y-%m-%dT%H:%M", attrs=look),
+        )
+
+
+class AskSpan(forms.Form):
+    start = _Moment("Received from, UTC", 1)
+    end = _Moment("Received before, UTC", 0, "By our clock: when Lytics' calls came in, not when its customers moved.")
+    reason = forms.CharField(
+        max_length=500,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="Whoever looks here next reads it.",
+    )
+
+    def clean_end(self) -> datetime:
+        end: datetime = self.cleaned_data["end"]
+        if "start" in self.cleaned_data and end <= self.cleaned_data["start"]:
+            raise forms.ValidationError("This has to be later than the beginning.")
+        return end
+
+
+class Replay(Verb[Audience]):
+    name, label, icon, permission = "replay", "Replay", "replay", "audiences.replay_audience"
+    form = AskSpan
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.last_sequence > 0 and unfinished(Resend.Kind.REPLAY, audience) is None
+
+    def too_late(self, audience: Audience) -> str:
+        going = unfinished(Resend.Kind.REPLAY, audience)
+        return under_way(going) if going else verbs.STALE
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"Events of {audience} that were received in a span of time go to ODP once more. You will be told how many"
+            " before anything is done."
+        )
+
+    def pressed(self, admin: OperatorAdmin[Audience], request: HttpRequest, pk: int) -> HttpResponse:
+        audience, back = verbs.approach(admin, self, request, pk)
+        if not self.offered(audience):
+            return verbs.go(request, back, warning=self.too_late(audience))
+        form = AskSpan(request.POST if request.method == "POST" else None)
+        ask = partial(_ask, admin, self, request, audience, back=back)
+        if request.method != "POST" or not form.is_valid():
+            return ask(consequence=self.consequence(audience), form=form, label="See how much that is")
+        asked, upto = form.cleaned_data, request.POST.get("upto", "")
+        end_of_log = min(int(upto), audience.last_sequence) if upto.isdecimal() else audience.last_sequence
+        stretch = received.find(audience.pk, asked["start"], asked["end"], upto=end_of_log)
+        if "seen" not in request.POST:
+            if not stretch.events:
+                form.add_error("end", f"Nothing of {audience} was received in this span of time.")
+                return ask(consequence=self.consequence(audience), form=form, label="See how much that is")
+            hidden = {name: request.POST[name] for name in form.fields}
+            seen = {"upto": end_of_log, "seen": _proof(stretch)}
+            return ask(consequence=_foreseen(audience, stretch, asked), label=self.label, hidden={**hidden, **seen})
+        if request.POST["seen"] != _proof(stretch) or not resends.replay(
+            audience,
+            stretch,
+            start=asked["start"],
+            end=asked["end"],
+            by=request.user.get_username(),
+            reason=asked["reason"],
+        ):
+            return verbs.go(request, back, warning=self.too_late(audience))
+        done = f"Replaying {count(stretch.events, 'event')} of {audience}, {_span(asked)}."
+        verbs.record(request, [audience], f"{done} Reason: {asked['reason']}")
+        return verbs.go(request, back, success=done)
+
+
+def _ask(
+    admin: OperatorAdmin[Audience],
+    verb: Replay,
+    request: HttpRequest,
+    audience: Audience,
+    *,
+    back: str,
+    hidden: dict[str, Any] | None = None,
+    **context: Any,
+) -> HttpResponse:
+    return verbs.confirmation(
+        request,
+        admin,
+        title=f"{verb.label}: {audience}",
+        danger=False,
+        hidden={**(hidden or {}), "next": back},
+        back=back,
+        opts=admin.opts,
+        original=audience,
+        **context,
+    )
+
+
+def _proof(stretch: Stretch) -> str:
+    return f"{stretch.first}-{stretch.last}-{stretch.events}"
+
+
+def _span(asked: dict[str, Any]) -> str:
+    return f"received from {asked['start']:%Y-%m-%d %H:%M} and before {asked['end']:%Y-%m-%d %H:%M} UTC"
+
+
+def _foreseen(audience: Audience, stretch: Stretch, asked: dict[str, Any]) -> str:
+    customers = "more customers than are counted here"
+    if stretch.events <= COUNTED:
+        events = received.events_between(audience.pk, stretch.first, stretch.last, asked["start"], asked["end"])
+        customers = count(events.order_by().values("identifier").distinct().count(), "customer")
+    return (
+        f"{number(stretch.events)} events of {audience}, {_span(asked)}, are sent to ODP again: {customers}."
+        f" {effort(audience.install, stretch.events)} Each keeps the time it always had, so something newer about a"
+        " customer still wins. What comes in meanwhile goes on."
+    )

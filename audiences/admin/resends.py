@@ -1,0 +1,170 @@
+"""Resends: what is being sent again and what was, who wanted it, why, and the button that stops it."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Avg, QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+
+from audiences import lanes, resends, state
+from audiences.admin import verbs
+from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, number, pill_and_why, shortened, span
+from audiences.admin.verbs import Verb
+from audiences.models import Audience, Delivery, Install, Resend
+from odp.outcomes import Outcome
+
+# Ended ones that a page shows beside those under way; there is a list of all.
+PAST_SHOWN = 10
+# Deliveries of which the time is taken for what the next ones will need.
+MEASURED = 20
+
+
+class Stop(Verb[Resend]):
+    """One for each kind, with the permission of the button that began it."""
+
+    label, icon = "Stop", "stop_circle"
+
+    def __init__(self, kind: Resend.Kind, permission: str) -> None:
+        self.kind, self.name, self.permission = kind, f"stop-{kind}", permission
+
+    def offered(self, resend: Resend) -> bool:
+        return resend.kind == self.kind and resend.ended_at is None
+
+    def consequence(self, resend: Resend) -> str:
+        left = resend.total - resend.done - resend.stayed
+        return (
+            f"About {number(max(0, left))} of {number(resend.total)} are left as they are. What was taken before goes"
+            f" to ODP: {progress(resend)}. It can be asked for anew, and then begins at its beginning."
+        )
+
+    def do(self, resend: Resend, *, by: str, answers: dict[str, Any]) -> str | None:
+        return f"Stopped the {resend}." if resends.stop(resend, by=by) else None
+
+    def also(self, request: HttpRequest, resend: Resend) -> None:
+        verbs.record(request, [resend.audience or resend.install], f"Stopped the {resend}.")
+
+
+@admin.register(Resend)
+class ResendAdmin(HistoryAdmin[Resend]):
+    verbs = (
+        Stop(Resend.Kind.REPLAY, "audiences.replay_audience"),
+        Stop(Resend.Kind.RESYNC, "audiences.resync_audience"),
+        Stop(Resend.Kind.RELEASE, "audiences.release_parked"),
+    )
+    list_display = ("resend", "pill", "progress_", "asked", "by", "why", "install_link")
+    list_filter = ("kind", "install")
+    fields = (
+        ("kind", "pill"),
+        ("install_link", "audience_link"),
+        "progress_",
+        ("asked_at", "ended_at"),
+        ("by", "stopped_by"),
+        "reason",
+        "parked_reason",
+        ("received_from", "received_to"),
+    )
+    readonly_fields = ("install_link", "audience_link", "pill", "progress_")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Resend]:
+        return super().get_queryset(request).select_related("install", "audience__install", "audience__lane")
+
+    @admin.display(description="resend")
+    def resend(self, resend: Resend) -> SafeString | str:
+        return link(resend)
+
+    @admin.display(description="state")
+    def pill(self, resend: Resend) -> SafeString:
+        return pill_and_why(state.of_resend(resend))
+
+    @admin.display(description="so far")
+    def progress_(self, resend: Resend) -> str:
+        return progress(resend)
+
+    @admin.display
+    def asked(self, resend: Resend) -> Any:
+        return ago(resend.asked_at)
+
+    @admin.display(description="reason given")
+    def why(self, resend: Resend) -> str:
+        return shortened(resend.reason, 90) or "—"
+
+    @admin.display(description="install")
+    def install_link(self, resend: Resend) -> SafeString | str:
+        return link(resend.install)
+
+    @admin.display(description="audience")
+    def audience_link(self, resend: Resend) -> SafeString | str:
+        return link(resend.audience)
+
+
+# --- on other pages ------------------------------------------------------------------------------------------
+
+
+def progress(resend: Resend) -> str:
+    """How far it is. The total was counted when it was asked for; a ledger may have grown since."""
+    total = max(resend.total, resend.done)
+    if resend.kind != Resend.Kind.RELEASE:
+        return f"{number(resend.done)} of {number(total)} queued again"
+    stayed = f", {number(resend.stayed)} still can't be read" if resend.stayed else ""
+    return f"{number(resend.done)} of {number(total)} released{stayed}"
+
+
+def about(resend: Resend) -> str:
+    """In the words of the page it stands on, where nobody has to be told of which audience."""
+    match resend.kind:
+        case Resend.Kind.REPLAY:
+            return f"replay of {resend.received_from:%Y-%m-%d %H:%M} – {resend.received_to:%Y-%m-%d %H:%M} UTC"
+        case Resend.Kind.RELEASE:
+            return f"release: {resend.parked_reason.replace('_', ' ')} ({resend.install})"
+    return str(resend.kind)
+
+
+def section(request: HttpRequest, *, past: int = PAST_SHOWN, **wanted: Any) -> dict[str, Any]:
+    """For ``resends.html``: all that is under way and the last that ended, with the address of a list of all."""
+    rows = Resend.objects.filter(**wanted).select_related("install", "audience__install", "audience__lane")
+    unfinished = list(rows.filter(ended_at=None))
+    ended = list(rows.filter(ended_at__isnull=False)[:past])
+    return {
+        "lines": list(_lines(request, [*unfinished, *ended])),
+        "going": bool(unfinished),
+        "url": list_url(Resend, **wanted),
+    }
+
+
+def _lines(request: HttpRequest, rows: Iterable[Resend]) -> Iterable[dict[str, Any]]:
+    page = admin.site.get_model_admin(Resend)
+    assert isinstance(page, ResendAdmin)
+    for resend in rows:
+        share = 100 * (resend.done + resend.stayed) / max(1, resend.total)
+        yield {
+            "resend": resend,
+            "about": about(resend),
+            "state": state.of_resend(resend),
+            "progress": progress(resend),
+            "percent": min(100, round(share)),
+            "buttons": verbs.buttons(page, request, resend),
+        }
+
+
+def unfinished(kind: Resend.Kind, audience: Audience) -> Resend | None:
+    return Resend.objects.filter(audience=audience, kind=kind, ended_at=None).first()
+
+
+def under_way(resend: Resend) -> str:
+    """To who presses again."""
+    return f"A {resend.kind} is under way already: {progress(resend)}. Nothing was begun; stop that one first."
+
+
+def effort(install: Install, events: int) -> str:
+    """About how many requests so many events of one audience take, and how long: its requests go one after another."""
+    requests = -(-events // lanes.capacity_of(install))
+    took = Delivery.objects.filter(install=install, outcome=Outcome.DELIVERED).order_by("-id")
+    measured = took.values("latency_ms")[:MEASURED].aggregate(each=Avg("latency_ms"))["each"]
+    each = max((measured or 0) / 1000, 1 / install.requests_per_second if install.requests_per_second else 0.0)
+    told = f"That is about {count(requests, 'request')}"
+    if not each:
+        return f"{told}."
+    return f"{told}, and about {span(timedelta(seconds=max(1.0, requests * each)))} if nothing else waits."

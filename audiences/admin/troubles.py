@@ -1,0 +1,46 @@
+"""What the front page is made of: numbers, and troubles with the buttons that end them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from audiences.admin.pages import OperatorAdmin, url_of
+from audiences.admin.verbs import Button
+from audiences.models import Install
+
+
+@dataclass(frozen=True)
+class Number:
+    label: str
+    value: str
+    url: str
+    well: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """``tone`` as a State's; ``todo`` says what mends it when a button alone doesn't."""
+
+    what: str
+    why: str
+    since: Any
+    url: str
+    tone: str = "bad"
+    todo: str = ""
+    buttons: list[Button] = field(default_factory=list)
+
+
+def page(model: Any) -> OperatorAdmin[Any]:
+    found = admin.site.get_model_admin(model)
+    assert isinstance(found, OperatorAdmin)
+    return found
+
+
+def way_to(request: HttpRequest, install: Install, at: str, label: str, icon: str) -> list[Button]:
+    """The way to a part of an install's page, for whoever may change something there."""
+    if not request.user.has_perm("audiences.change_install"):
+        return []
+    return [Button(label, icon, f"{url_of(install)}#{at}", asks=False)]

@@ -1,0 +1,158 @@
+"""Calls that are not let in: refused for their token, or asked to come back later. What the front page says of them."""
+
+from dataclasses import replace
+from typing import Any
+
+from django.conf import settings
+from django.contrib.admin.models import LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from audiences import disk, refused, state, tokens
+from audiences.admin import verbs
+from audiences.admin.pages import ago, count, list_url, number, url_of
+from audiences.admin.troubles import Number, Trouble, page, way_to
+from audiences.models import Audience, Install, Token
+from audiences.refused import Refused
+
+
+def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Number:
+    if found is None:
+        return Number("calls refused", "unknown", list_url(Install), False, "Redis does not answer")
+    total = sum(one.count for one in found.values())
+    theirs = [install for install in installs if install.public_id in found]
+    url = url_of(theirs[0]) if len(theirs) == 1 else list_url(Install)
+    return Number("calls refused", number(total), url, not total, "in the last hour")
+
+
+def without_redis(found: dict[str, Refused] | None) -> list[Trouble]:
+    if found is not None:
+        return []
+    return [
+        Trouble(
+            "Redis does not answer",
+            "Workers hear nothing while it is away. Calls are stored and answered as ever, and nothing is lost.",
+            "",
+            list_url(Audience, state="behind"),
+            todo="Start Redis again, or correct REDIS_URL. Then everything goes on by itself.",
+        )
+    ]
+
+
+def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Refused]) -> list[Trouble]:
+    told = [
+        _refused_of(request, install, found[install.public_id]) for install in installs if install.public_id in found
+    ]
+    if (stray := found.get(refused.UNKNOWN)) is not None:
+        told.append(
+            Trouble(
+                f"{count(stray.count, 'call')} refused: no install has the URL that was called",
+                _last_of(stray),
+                ago(stray.since_at),
+                list_url(Install),
+                "held",
+                todo="If a Lytics job of yours calls from there, copy the webhook URL from its install's page into it"
+                " again. Otherwise it is a stranger, who got nothing.",
+            )
+        )
+    return told
+
+
+def _refused_of(request: HttpRequest, install: Any, one: Refused) -> Trouble:
+    what = f"{count(one.count, 'call')} to {install} refused: the token is wrong, revoked or ended"
+    live = tokens.live(install)
+    if install.called_at is not None and install.called_at > one.last_at:
+        return Trouble(
+            what,
+            _last_of(one, "Calls with a right token have come since."),
+            ago(one.since_at),
+            url_of(install),
+            "held",
+            todo="Nothing to do, unless another Lytics job of yours calls from there: copy the header into it again.",
+        )
+    if not live:
+        todo = "There is no live token. Make a new one, show it, and put its header into the Lytics job."
+        buttons = verbs.buttons(page(Install), request, install, back=url_of(install), only=("new-token",))
+    else:
+        todo = "Show the authorization header and copy it into the authorization of the Lytics job again."
+        show = verbs.buttons(page(Token), request, live[0], back=url_of(install), only=("reveal",))
+        buttons = [replace(button, label="Show the header") for button in show]
+    return Trouble(
+        what,
+        _last_of(one, "Lytics sends these calls again for about two hours."),
+        ago(one.since_at),
+        url_of(install),
+        todo=todo,
+        buttons=[*buttons, *way_to(request, install, "webhook-url", "Install instructions", "menu_book")],
+    )
+
+
+def _last_of(one: Refused, more: str = "") -> SafeString:
+    return format_html("The last came {} from {}. {}", ago(one.last_at), one.source or "an unknown address", more)
+
+
+def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Trouble]:
+    """Installs over the high-water mark, whose calls are answered 503."""
+    told = []
+    for install in installs:
+        lanes = [lane for lane in behind if lane.audience.install_id == install.pk]
+        waiting = sum(map(state.backlog, lanes))
+        if install.enabled and waiting > settings.BACKLOG_HIGH_WATER:
+            held = sum(state.backlog(lane) for lane in lanes if lane.paused_at or lane.blocked_at)
+            why = f"{number(held)} of them are in audiences that are paused or blocked." if held else ""
+            told.append(
+                Trouble(
+                    f"Calls to {install} are answered 503: {number(waiting)} events wait",
+                    f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}. {why}"
+                    " Lytics comes back by itself and is let in again when fewer wait. Nothing is lost.",
+                    ago(min((lane.head_at for lane in lanes if lane.head_at), default=None)),
+                    list_url(Audience, state="behind", install__id__exact=install.pk),
+                    todo="End what holds them up, as the other lines here say. If there are none, more comes than ODP"
+                    " takes: wait, or raise the install's requests per second if your ODP account allows it.",
+                )
+            )
+    return told
+
+
+def over_the_disk_mark(installs: list[Any]) -> list[Trouble]:
+    """A database over its mark: calls of every install are answered 503."""
+    if not disk.is_too_full() or not any(install.enabled for install in installs):
+        return []
+    return [
+        Trouble(
+            f"All calls are answered 503: the database has {filesizeformat(disk.used())}",
+            f"That is more than DATABASE_HIGH_WATER_BYTES, {filesizeformat(settings.DATABASE_HIGH_WATER_BYTES)}. What"
+            " waits still goes to ODP; Lytics comes back by itself and is let in below the mark. Nothing is lost.",
+            "",
+            list_url(Install),
+            todo="Give PostgreSQL a larger disk, then raise DATABASE_HIGH_WATER_BYTES and restart the web processes.",
+        )
+    ]
+
+
+def switched_off(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
+    return [
+        Trouble(
+            f"{install} is switched off",
+            "Calls are answered 503, so Lytics comes back later; nothing goes to ODP."
+            f"{f' {switched.user.get_username()} switched it.' if switched else ''}",
+            ago(switched.action_time) if switched else "",
+            url_of(install),
+            "held",
+            todo="To let it go on: open it, switch Enabled on, save.",
+            buttons=way_to(request, install, "id_enabled", "Open the install", "toggle_on"),
+        )
+        for install in installs
+        if not install.enabled
+        for switched in [_switched(install)]
+    ]
+
+
+def _switched(install: Install) -> LogEntry | None:
+    """Who last changed whether it is on; nobody knows that of a change made outside the admin."""
+    kind = ContentType.objects.get_for_model(Install)
+    changes = LogEntry.objects.filter(content_type=kind, object_id=str(install.pk), change_message__contains="Enabled")
+    return changes.select_related("user").order_by("-pk").first()

@@ -1,0 +1,238 @@
+"""Whether a pair of accounts is connected: five lines, each done, waiting, or failing with what to do.
+
+Read from facts that are there anyway, over a few rows. Test customers count for nothing here: what a line says is
+about Lytics and its customers.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db.models import F, Max, Model, OuterRef, QuerySet, Subquery
+from django.utils.timezone import now
+
+from audiences import confirm, state, tokens, trials
+from audiences.models import Audience, Confirmation, Event, Install, Lane, Parked, Receipt
+from audiences.state import State
+from lytics import reasons
+
+# Newest calls that are looked at when none of them has brought anything.
+CALLS = 10
+# Work that nobody has taken for so long, though it was allowed to, means that no worker is there to take it.
+SILENT_AFTER = timedelta(seconds=30)
+# ODP documents that it shows nearly everything within 90 s; then it is time to look for a reason.
+SHOWN_AFTER = timedelta(seconds=100)
+
+CONSENT = (
+    "In ODP, under Settings > App Consent Settings, set the Api app's Default Consent to Opted In. If it is, see"
+    " whether {odp_id} was in ODP before: what is there already is left as it is, and may look at something else."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """``at`` is when it was done, ``todo`` what mends it, ``about`` the thing whose page says more."""
+
+    name: str
+    title: str
+    state: State
+    at: datetime | None = None
+    todo: str = ""
+    about: Model | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.state.word == "done"
+
+
+def lines(install: Install) -> list[Line]:
+    """In the order in which they come to pass."""
+    said = Confirmation.objects.select_related("audience").filter(install=install).first()
+    audiences = Audience.objects.filter(install=install).exclude(segment_id=trials.SEGMENT_ID)
+    return [
+        _key(install, said, audiences),
+        _call(install),
+        _identifier(install, audiences),
+        _made(install, audiences),
+        _shown(install, said, audiences),
+    ]
+
+
+def _done(name: str, title: str, at: datetime | None, why: str = "", about: Model | None = None) -> Line:
+    return Line(name, title, State("done", why), at=at, about=about)
+
+
+def _waiting(name: str, title: str, why: str, todo: str = "", about: Model | None = None) -> Line:
+    return Line(name, title, State("waiting", why), todo=todo, about=about)
+
+
+def _failing(name: str, title: str, why: str, todo: str = "", about: Model | None = None) -> Line:
+    return Line(name, title, State("failing", why, trouble=True), todo=todo, about=about)
+
+
+# --- ODP takes the key ---------------------------------------------------------------------------------------
+
+
+def _key(install: Install, said: Confirmation | None, audiences: QuerySet[Audience]) -> Line:
+    name, title = "key", "ODP takes the key"
+    if install.brake_until_at is not None and state.needs_key(install):
+        return _failing(name, title, install.brake_reason, state.remedy(install))
+    made_at = audiences.aggregate(at=Max("provisioned_at"))["at"]
+    asked_at = said.key_asked_at if said else None
+    if said and asked_at and said.key_problem and (made_at is None or made_at < asked_at):
+        return _failing(name, title, said.key_problem)
+    if asked_at or made_at:
+        return _done(name, title, asked_at or made_at)
+    return _waiting(name, title, "ODP has not been asked.", "Press Check the key.")
+
+
+# --- Lytics calls --------------------------------------------------------------------------------------------
+
+
+def calls_of_lytics(install: Install | OuterRef) -> QuerySet[Receipt]:
+    """Newest first; a test customer's calls are ours."""
+    return Receipt.objects.filter(install=install).exclude(job=trials.JOB)
+
+
+def _call(install: Install) -> Line:
+    name, title = "call", "First call of Lytics seen"
+    first = calls_of_lytics(install).order_by("id").first()
+    if first is not None:
+        return _done(name, title, first.received_at, about=first)
+    if not install.enabled:
+        return _failing(
+            name, title, "The install is off, so Lytics is asked to come back later.", "Enable it and save."
+        )
+    if not tokens.live(install):
+        return _failing(name, title, "There is no live token, so every call is answered 401.", "Press New token.")
+    why = "No call has come."
+    if not settings.PUBLIC_URL.startswith("https://"):
+        why = f"No call has come. Lytics calls https only, and PUBLIC_URL is {settings.PUBLIC_URL}."
+    return _waiting(
+        name,
+        title,
+        why,
+        "What the job in Lytics says tells why. 401: the authorization header was not copied whole, or is another"
+        " install's. 405: HTTPMethod is not POST. No answer: the webhook URL is not this one, or a firewall keeps"
+        " Lytics out. Nothing to send: select Existing Users.",
+    )
+
+
+# --- the calls name customers --------------------------------------------------------------------------------
+
+
+def _identifier(install: Install, audiences: QuerySet[Audience]) -> Line:
+    name, title = "identifier", f"Customer identifier {install.identifier_field} found"
+    first = audiences.order_by("created_at").first()
+    if first is not None:
+        return _done(name, title, first.created_at)
+    calls = list(calls_of_lytics(install)[:CALLS])
+    for reason in (reasons.NO_IDENTIFIER, *sorted({reason for call in calls for reason in call.parked_reasons})):
+        for call in calls:
+            if reason in call.parked_reasons:
+                return _parked(install, name, title, reason, call)
+    if any(call.messages for call in calls):
+        return _failing(
+            name, title, f"{install.identifier_field} is there and blank.", "Choose another field for the identifier."
+        )
+    if calls:
+        return _waiting(name, title, "The calls so far held no message.", "Select Existing Users in the Lytics job.")
+    return _waiting(name, title, "")
+
+
+def _parked(install: Install, name: str, title: str, reason: str, call: Receipt) -> Line:
+    item = Parked.objects.filter(receipt=call, reason=reason).first()
+    if reason != reasons.NO_IDENTIFIER:
+        why = f"Calls arrive and nothing in them can be read: {reason.replace('_', ' ')}."
+        return _failing(name, title, why, reasons.HINTS.get(reason, ""), item)
+    field = install.identifier_field
+    named = (item.detail if item else "").partition("fields seen: ")[2].split(", ")
+    seen = ", ".join(name for name in named if name != "segment_events")
+    exported = "Lytics ID (_id)" if field == "_id" else field
+    return _failing(
+        name,
+        title,
+        f"Calls arrive without it: {field} is looked for in data, and there "
+        + (f"came {seen}." if seen else "is no other field either."),
+        f"In the Lytics job, on its Configuration page, add {exported} to Export Fields; or enter one of the fields"
+        " that came as the customer profile identifier field name below. Then release what is parked.",
+        item,
+    )
+
+
+# --- audiences in ODP ----------------------------------------------------------------------------------------
+
+
+def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
+    name, title = "audience", "First audience made in ODP"
+    first = audiences.filter(provisioned_at__isnull=False).order_by("provisioned_at").first()
+    if first is not None:
+        return _done(name, title, first.provisioned_at, about=first)
+    if not audiences.exists():
+        return _waiting(name, title, "It is made with the first event.")
+    return _held(name, title, install, audiences) or _waiting(name, title, "ODP is being asked to make it.")
+
+
+def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]) -> Line | None:
+    """What keeps all of the install's audiences from ODP."""
+    if not install.enabled:
+        return _failing(name, title, "The install is off.", "Enable it and save.")
+    if install.brake_until_at is not None:
+        return _failing(name, title, f"The install is braked: {install.brake_reason}", state.remedy(install))
+    lanes = Lane.objects.filter(audience__in=audiences).select_related("audience").order_by("audience")
+    free = lanes.filter(blocked_at=None, paused_at=None)
+    if not free.exists():
+        lane = lanes.order_by(F("blocked_at").asc(nulls_last=True)).first()
+        if lane and lane.blocked_at:
+            todo = "Mend in ODP what that names, then Unblock on the audience's page."
+            return _failing(name, title, f"{lane.audience} is blocked: {lane.block_reason}", todo, lane.audience)
+        if lane:
+            why = f"{lane.audience} is paused by {lane.paused_by}: {lane.pause_reason}"
+            return _waiting(name, title, why, "Resume it on its page.", lane.audience)
+    if _nobody_works(free):
+        return _failing(
+            name, title, "No worker takes what waits.", "Start the worker and beat processes, or look at their logs."
+        )
+    return None
+
+
+def _nobody_works(free: QuerySet[Lane]) -> bool:
+    head = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("delivered_sequence") + 1)
+    behind = free.filter(audience__last_sequence__gt=F("delivered_sequence"))
+    first = behind.annotate(head_at=Subquery(head.values("received_at")[:1])).first()
+    since = now() - SILENT_AFTER
+    if first is None or first.head_at is None or first.head_at > since:
+        return False
+    served = free.aggregate(at=Max("last_served_at"))["at"]
+    return served is None or served < since
+
+
+# --- ODP shows a customer ------------------------------------------------------------------------------------
+
+
+def _shown(install: Install, said: Confirmation | None, audiences: QuerySet[Audience]) -> Line:
+    name, title = "shown", "First customer confirmed in ODP over GraphQL"
+    if said and said.confirmed_at and said.audience:
+        return _done(name, title, said.confirmed_at, "by fs_user_id and web_user_id, in", said.audience)
+    if not confirm.has_members(install):
+        held = _held(name, title, install, audiences) if audiences.exists() else None
+        return held or _waiting(name, title, "No member has been delivered.", _only_exits(audiences))
+    if said is None or said.asked_at is None or (said.delivered_at is None and not said.problem):
+        return _waiting(name, title, "A worker asks ODP about somebody who was delivered, while this page is open.")
+    if said.problem:
+        return _failing(
+            name, title, f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and could not tell: {said.problem}"
+        )
+    assert said.delivered_at is not None
+    waited = said.asked_at - said.delivered_at
+    since = f"{waited.total_seconds():.0f} s"
+    why = f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and shows nobody of those delivered {since} before."
+    if waited < SHOWN_AFTER:
+        return _waiting(name, title, why, "It shows most within ten seconds, nearly all within 90.", said.audience)
+    odp_id = said.audience.odp_id if said.audience else "the audience"
+    return _failing(name, title, why, CONSENT.format(odp_id=odp_id), said.audience)
+
+
+def _only_exits(audiences: QuerySet[Audience]) -> str:
+    lanes = Lane.objects.filter(audience__in=audiences, delivered_sequence__gt=0)
+    return "Only exits were delivered so far. Select Existing Users in the Lytics job." if lanes.exists() else ""

@@ -1,0 +1,354 @@
+"""One customer: every event received about them with its fate, and where they stand by the ledger.
+
+No fate is stored on an event. It is read from the cursor of its lane, from the run that covers its number, from
+Parked, and from the fold, which is done again over the events of this one customer.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from itertools import dropwhile, groupby
+from typing import NamedTuple
+
+from django.db import OperationalError, ProgrammingError, connection, transaction
+from django.db.models import Q
+
+from audiences.fold import Entry, Held, fold, precedence
+from audiences.models import BLOCKS_PER_RANGE, Audience, Event, Membership, Parked, Run
+from lytics.payload import Kind
+from odp.outcomes import Outcome
+
+# Events on one page, and how many of the next older ones are read with them: each may be what an event was folded by.
+SHOWN = 100
+READ = 2_000
+# Attempts told of one event. An isolation makes a dozen or so, a brake may go on for days.
+ATTEMPTS = 20
+
+INDEX = "events_of_a_customer"
+# At the end of the log, blocks that several receivers may still be filling.
+OPEN_BLOCKS = 64
+
+# Asked for each closed range; those that are summarised already cost a look at the index's map.
+_SUMMARISE = """
+SELECT coalesce(sum(brin_summarize_range(%s::regclass, block)), 0)
+FROM generate_series(
+    0, pg_relation_size('audiences_event') / current_setting('block_size')::bigint - %s, %s
+) AS block
+"""
+
+# The run that moved the cursor over a number is the latest of those that begin nearest below it: attempts begin at
+# the cursor, and the cursor only moves on. One look at the index for each event.
+_ATTEMPTS = """
+SELECT run.*, asked.sequence AS covers
+FROM unnest(%s::int[], %s::bigint[]) AS asked(audience_id, sequence)
+CROSS JOIN LATERAL (
+    SELECT first_sequence FROM audiences_run
+    WHERE audience_id = asked.audience_id AND first_sequence <= asked.sequence
+    ORDER BY first_sequence DESC LIMIT 1
+) AS nearest
+CROSS JOIN LATERAL (
+    SELECT * FROM audiences_run
+    WHERE audience_id = asked.audience_id AND first_sequence = nearest.first_sequence
+        AND last_sequence >= asked.sequence
+    ORDER BY id DESC LIMIT %s
+) AS run
+"""
+
+
+class End(Enum):
+    WAITING = auto()
+    SENDING = auto()
+    # ODP has it, and other items of its request are tried again.
+    TAKEN = auto()
+    DELIVERED = auto()
+    FOLDED = auto()
+    PARKED = auto()
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one event, whose audience and lane are fetched with it.
+
+    ``attempts`` are, newest first, the runs that took it, or have tried, or may have taken a folded one before
+    something newer was there: of a request that ended early nobody knows whose changes it took. ``decided_by`` is
+    the event that made a folded one moot: itself when it told nothing new, None when the log no longer has it.
+    """
+
+    event: Event
+    end: End
+    attempts: tuple[Run, ...] = ()
+    decided_by: Event | None = None
+    parked: Parked | None = None
+    holds: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One customer in one audience: the ledger's row, how many events wait, and what is parked of them."""
+
+    audience: Audience
+    held: Membership | None
+    waiting: int
+    parked: Parked | None
+
+    @property
+    def is_member(self) -> bool:
+        return self.held is not None and self.held.is_member
+
+
+class Place(NamedTuple):
+    """Where a page of events ends, newest first."""
+
+    received_at: datetime
+    audience_id: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Trail:
+    """``standings`` has a row for each audience of which anything is known about this customer."""
+
+    identifier: str
+    audiences: Mapping[int, Audience]
+    standings: Sequence[Standing]
+    fates: Sequence[Fate]
+    older: Place | None
+
+
+def trail(identifier: str, *, install_id: int | None = None, before: Place | None = None) -> Trail:
+    """All that is known of a customer, in one install or in all. The number of queries is the same for everybody."""
+    audiences = _audiences(install_id)
+    events = [event for event in _events(identifier, before) if event.audience_id in audiences]
+    for event in events:
+        event.audience = audiences[event.audience_id]
+    parked = _parked(identifier, audiences)
+    ledger = _ledger(identifier, audiences)
+    fates = _fates(events, parked, ledger)
+    shown = [fates[event.audience_id, event.sequence] for event in events[:SHOWN]]
+    last = events[SHOWN - 1] if len(events) > SHOWN else None
+    return Trail(
+        identifier=identifier,
+        audiences=audiences,
+        standings=_standings(audiences, ledger, fates.values(), parked),
+        fates=shown,
+        older=Place(last.received_at, last.audience_id, last.sequence) if last else None,
+    )
+
+
+def variants(identifier: str) -> list[str]:
+    """Other spellings, in small or in capital letters, under which the ledger knows somebody."""
+    others = {identifier.lower(), identifier.upper()} - {identifier}
+    known = Membership.objects.filter(audience_id__in=list(_audiences(None)), identifier__in=others)
+    return sorted(known.values_list("identifier", flat=True).distinct())
+
+
+def summarise() -> int:
+    """Make the closed part of the log quick to search; how many ranges that were. What is left is searched slowly.
+
+    It gives way: a range can't be summarised while PostgreSQL vacuums the log, and a vacuum that is waited for
+    longer than ``deadlock_timeout`` would be cancelled.
+    """
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '100ms'")
+            cursor.execute(_SUMMARISE, [INDEX, OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
+            row = cursor.fetchone()
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", "") != "55P03":  # lock_not_available
+            raise
+        return 0
+    except ProgrammingError as error:
+        if getattr(error.__cause__, "sqlstate", "") != "42501":  # insufficient_privilege
+            raise
+        # Only the owner of the log may; for a role of ``grant_role`` VACUUM does it, now and then.
+        return 0
+    return int(row[0]) if row else 0
+
+
+# --- what is read --------------------------------------------------------------------------------------------
+
+
+def _audiences(install_id: int | None) -> dict[int, Audience]:
+    """First of all: a cursor that moves meanwhile leaves an event *waiting* for a moment too long, and no more."""
+    rows = Audience.objects.select_related("install", "lane").order_by("install__name", "install_id", "odp_id")
+    return {row.pk: row for row in (rows.filter(install=install_id) if install_id else rows)}
+
+
+def _events(identifier: str, before: Place | None) -> list[Event]:
+    """Newest first. PostgreSQL takes an index of this kind for nearly useless and would read the whole log."""
+    wanted = Event.objects.filter(identifier=identifier).order_by("-received_at", "-audience_id", "-sequence")
+    if before is not None:
+        at, audience, sequence = before
+        wanted = wanted.filter(
+            Q(received_at__lt=at)
+            | Q(received_at=at, audience_id__lt=audience)
+            | Q(received_at=at, audience_id=audience, sequence__lt=sequence)
+        )
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        return list(wanted[:READ])
+
+
+def _ledger(identifier: str, audiences: Iterable[int]) -> dict[int, Membership]:
+    rows = Membership.objects.filter(audience_id__in=list(audiences), identifier=identifier)
+    return {row.audience_id: row for row in rows}
+
+
+def _parked(identifier: str, audiences: Mapping[int, Audience]) -> dict[int, list[Parked]]:
+    """What ODP refused of this customer, by audience, oldest first."""
+    found: dict[int, list[Parked]] = {}
+    for row in Parked.objects.filter(identifier=identifier, sequence__isnull=False).order_by("pk"):
+        if row.audience_id is not None and row.audience_id in audiences:
+            found.setdefault(row.audience_id, []).append(row)
+    return found
+
+
+def _attempts(events: Sequence[Event]) -> dict[tuple[int, int], list[Run]]:
+    """The runs that begin nearest below an event and cover it, newest first, by audience and number."""
+    asked = [[event.audience_id for event in events], [event.sequence for event in events]]
+    found: dict[tuple[int, int], list[Run]] = {}
+    for run in Run.objects.raw(_ATTEMPTS, [*asked, ATTEMPTS]):
+        found.setdefault((run.audience_id, run.covers), []).append(run)  # type: ignore[attr-defined]
+    return {place: sorted(runs, key=lambda run: -run.pk) for place, runs in found.items()}
+
+
+# --- what became of each event -------------------------------------------------------------------------------
+
+
+def _fates(
+    events: Sequence[Event], parked: Mapping[int, list[Parked]], ledger: Mapping[int, Membership]
+) -> dict[tuple[int, int], Fate]:
+    attempts = _attempts(events)
+    fates: dict[tuple[int, int], Fate] = {}
+    in_order = sorted(events, key=lambda event: (event.audience_id, event.sequence))
+    for audience_id, of_audience in groupby(in_order, key=lambda event: event.audience_id):
+        mine = list(of_audience)
+        runs = {event.sequence: attempts.get((audience_id, event.sequence), []) for event in mine}
+        refused = parked.get(audience_id, [])
+        cursor = mine[0].audience.lane.delivered_sequence
+        held = ledger.get(audience_id)
+        settled = [event for event in mine if event.sequence <= cursor]
+        for fate in (
+            *_settled(settled, runs, refused),
+            *(_waiting(event, runs[event.sequence], refused, held) for event in mine if event.sequence > cursor),
+        ):
+            fates[audience_id, fate.event.sequence] = fate
+    return {
+        place: Fate(**{**vars(fate), "holds": (held := ledger.get(place[0])) is not None and held.sequence == place[1]})
+        for place, fate in fates.items()
+    }
+
+
+def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held: Membership | None) -> Fate:
+    """Not passed by the cursor. Of a request that ended early, what ODP took or refused is known already."""
+    row = next((row for row in refused if row.sequence == event.sequence), None)
+    if row is not None:
+        return Fate(event, End.PARKED, tuple(runs), parked=row)
+    if any(run.closed_at is None for run in runs):
+        return Fate(event, End.SENDING, tuple(runs))
+    taken = held is not None and held.sequence == event.sequence
+    return Fate(event, End.TAKEN if taken else End.WAITING, tuple(runs))
+
+
+def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Sequence[Parked]) -> list[Fate]:
+    """Passed by the cursor: folded again, run by run, as ``drain.deliver`` did it."""
+    decided_by = _decided_by(events, runs, {row.sequence for row in parked})
+    sent = [event for event in events if event.sequence not in decided_by]
+    refused = _refused(sent, runs, parked)
+    fates = []
+    for event in events:
+        tried = runs[event.sequence]
+        took = tuple(run for run in tried if run.outcome == Outcome.DELIVERED and run.sent)
+        if event.sequence in refused:
+            fates.append(Fate(event, End.PARKED, tuple(tried), parked=refused[event.sequence]))
+        elif event.sequence in decided_by:
+            fates.append(Fate(event, End.FOLDED, _cut_short(tried), decided_by[event.sequence]))
+        elif tried and not took and not tried[0].sent:
+            # Nothing of its run was sent, so something decided that the log no longer has.
+            fates.append(Fate(event, End.FOLDED))
+        else:
+            fates.append(Fate(event, End.DELIVERED, took))
+    return fates
+
+
+def _cut_short(tried: Sequence[Run]) -> tuple[Run, ...]:
+    """Those that took something before an attempt that ended early: the last one of it has no answer of ODP."""
+    before = dropwhile(lambda run: run.outcome in (Outcome.DELIVERED, Outcome.REFUSED), tried)
+    return tuple(run for run in before if run.outcome == Outcome.DELIVERED and run.sent)
+
+
+def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused: set[int | None]) -> dict[int, Event]:
+    """For each event that was not sent, the one that decided in its place; itself when it told nothing new."""
+    found: dict[int, Event] = {}
+    holder: Event | None = None
+    # What the ledger held at each point; its time is not always the holder's own (see fold).
+    ledger: dict[str, Held] = {}
+    for _, group in groupby(events, key=lambda event: _span(event, runs[event.sequence])):
+        by_number = {event.sequence: event for event in group}
+        entries = [_entry(event) for event in by_number.values()]
+        folded = fold(entries, ledger)
+        for entry in (*folded.send, *folded.affirmed):
+            holder = by_number[entry.sequence]
+            is_member = entry.kind != Kind.EXIT
+            ledger = {entry.identifier: Held(is_member, entry.occurred_ns, refused=entry.sequence in refused)}
+        decider = holder or next(iter(by_number.values()))
+        sent = {entry.sequence for entry in folded.send}
+        found |= {number: decider for number in by_number if number not in sent}
+    return found
+
+
+def _entry(event: Event) -> Entry:
+    return Entry(event.sequence, event.identifier, event.kind, event.occurred_ns, event.forced)
+
+
+def _span(event: Event, runs: Sequence[Run]) -> tuple[int, int]:
+    """The numbers that were folded together; an event whose run is no longer kept stands by itself."""
+    return (runs[0].first_sequence, runs[0].last_sequence) if runs else (event.sequence, event.sequence)
+
+
+def _refused(sent: Sequence[Event], runs: Mapping[int, list[Run]], parked: Iterable[Parked]) -> dict[int, Parked]:
+    """The refused ones among those that were sent.
+
+    A newer refusal takes over the row that is open, with its number: the row's age tells which event it was made for,
+    the last whose first attempt is older.
+    """
+    found: dict[int, Parked] = {}
+    for row in parked:
+        upto = [event for event in sent if event.sequence <= (row.sequence or 0)]
+        tried_at = [_first_tried_at(runs[event.sequence]) for event in upto]
+        before = [place for place, at in enumerate(tried_at) if at is not None and at <= row.parked_at]
+        for event in upto[before[-1] if before else -1 :]:
+            found[event.sequence] = row
+    return found
+
+
+def _first_tried_at(runs: Sequence[Run]) -> datetime | None:
+    return runs[-1].opened_at if runs else None
+
+
+def is_repeat(event: Event, of: Event) -> bool:
+    """Whether both say the same, at the same time."""
+    return precedence(_entry(event)) == precedence(_entry(of))
+
+
+def _standings(
+    audiences: Mapping[int, Audience],
+    ledger: Mapping[int, Membership],
+    fates: Iterable[Fate],
+    parked: Mapping[int, list[Parked]],
+) -> list[Standing]:
+    seen: dict[int, int] = {}
+    for fate in fates:
+        waits = fate.end in (End.WAITING, End.SENDING)
+        seen[fate.event.audience_id] = seen.get(fate.event.audience_id, 0) + waits
+    return [
+        Standing(
+            audience,
+            ledger.get(pk),
+            seen.get(pk, 0),
+            next((row for row in parked.get(pk, []) if row.closed_at is None), None),
+        )
+        for pk, audience in audiences.items()
+        if pk in seen or pk in ledger
+    ]

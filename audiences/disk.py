@@ -1,0 +1,30 @@
+"""How large the database is: above ``DATABASE_HIGH_WATER_BYTES`` nothing is taken in, long before the disk is full.
+
+On a full disk PostgreSQL can't even note what has been delivered; below the mark, what waits still goes out.
+"""
+
+import time
+
+from django.conf import settings
+from django.db import connection
+
+# How long a web process may use a number it has read, in seconds: reading it looks at every file of the database.
+FRESH_SECONDS = 10.0
+
+_read: tuple[float, int] | None = None
+
+
+def used() -> int:
+    """Bytes, by a number not older than ten seconds."""
+    global _read
+    if _read is None or time.monotonic() - _read[0] >= FRESH_SECONDS:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_database_size(current_database())")
+            row = cursor.fetchone()
+        _read = time.monotonic(), int(row[0]) if row else 0
+    return _read[1]
+
+
+def is_too_full() -> bool:
+    mark: int = settings.DATABASE_HIGH_WATER_BYTES
+    return mark > 0 and used() > mark

@@ -1,0 +1,43 @@
+"""Where an install may send to. Without a bound, whoever edits an install could have any machine that this one reaches
+called with a body and headers of ours, and read on a page what it answered.
+"""
+
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from odp.regions import HOSTS
+
+LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "sandbox")  # noqa: S104
+
+
+def is_local(url: str) -> bool:
+    return urlsplit(url).hostname in LOCAL
+
+
+def problem_of(host: str) -> str:
+    """What is wrong with an ODP host that somebody entered, in words; empty when nothing is."""
+    if not host:
+        return ""
+    try:
+        parts = urlsplit(host)
+        parts.port  # noqa: B018 — reading it is what finds a wrong one
+    except ValueError:
+        return "This is no address of a host."
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "An ODP host starts with https://."
+    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+        return "An ODP host is scheme, name and port, with nothing behind: https://api.example.com"
+    if is_allowed(parts.hostname):
+        return ""
+    return f"{parts.hostname} is none of ODP's own hosts, and ALLOWED_ODP_HOSTS does not name it."
+
+
+def is_allowed(name: str) -> bool:
+    known = {urlsplit(host).hostname for host in HOSTS.values()} | set(settings.ALLOWED_ODP_HOSTS)
+    return name in known or is_local(settings.PUBLIC_URL)
+
+
+def problem_of_key(key: str) -> str:
+    """A key goes into a header line, so nothing may be in it that could end the line."""
+    return "" if key.isascii() and key.isprintable() and " " not in key else "An API key has no blanks in it."

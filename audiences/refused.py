@@ -1,0 +1,176 @@
+"""Calls refused for a bad token, counted in Redis: per minute, install and last address, for two hours.
+
+Not in PostgreSQL, where strangers could fill a table, and from a thread of its own, because an answer to a stranger
+is not worth a wait either. Losing the counts loses a number on the front page.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+
+import redis
+import structlog
+from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+log = structlog.get_logger(__name__)
+
+# Stands for every URL below /webhooks/ that is no install's: strangers choose those, so they are not told apart.
+UNKNOWN = "unknown"
+MINUTES = 60
+KEPT_SECONDS = 2 * 3600
+# Counts are sent together so often, in seconds, and again after so many when Redis was away.
+SENT_EVERY = 1.0
+TRIED_EVERY = 5.0
+_PREFIX = "lytics-sync:refused"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """How many in the last hour; ``since`` when there was no hour without one; the newest of them."""
+
+    count: int
+    since_at: datetime
+    last_at: datetime
+    source: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    at: float
+    source: str
+
+
+class _Counter:
+    """One daemon thread per process, started at the first use so that it survives a web server's fork.
+
+    What it holds is bounded: by installs and minutes, whoever calls and however long Redis is away.
+    """
+
+    def __init__(self, *, sends_by_itself: bool = True) -> None:
+        self._sends_by_itself = sends_by_itself
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[int, str]] = Counter()
+        self._first: dict[str, float] = {}
+        self._newest: dict[str, _Call] = {}
+        self._bell = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._redis_is_down = False
+
+    def note(self, who: str, source: str | None) -> None:
+        at = time.time()
+        with self._lock:
+            self._counts[int(at // 60), who] += 1
+            self._first.setdefault(who, at)
+            self._newest[who] = _Call(at, source or "")
+            if self._sends_by_itself and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._run, name="refused", daemon=True)
+                self._thread.start()
+        self._bell.set()
+
+    def _run(self) -> None:
+        while True:
+            self._bell.wait()
+            self._bell.clear()
+            if self.send():
+                time.sleep(SENT_EVERY)
+            else:
+                time.sleep(TRIED_EVERY)
+                self._bell.set()
+
+    def send(self) -> bool:
+        """Hand over what was counted. False when Redis did not take it; then it is kept for the next time."""
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+            first, self._first = self._first, {}
+            newest, self._newest = self._newest, {}
+        try:
+            _write(counts, first, newest)
+        except redis.RedisError as error:
+            if not self._redis_is_down:
+                log.warning("refused calls can't be counted", error=str(error))
+            self._redis_is_down = True
+            self._keep(counts, first, newest)
+            return False
+        self._redis_is_down = False
+        return True
+
+    def _keep(
+        self, counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]
+    ) -> None:
+        oldest = int(time.time() // 60) - MINUTES
+        with self._lock:
+            self._counts.update({key: count for key, count in counts.items() if key[0] > oldest})
+            self._first = {**self._first, **first}
+            self._newest = {**newest, **self._newest}
+
+
+_counter = _Counter()
+
+
+def note(who: str, source: str | None) -> None:
+    """A call to ``who`` was refused: an install's public id, or ``UNKNOWN``. Returns at once and never raises."""
+    _counter.note(who, source)
+
+
+def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]) -> None:
+    with _redis().pipeline(transaction=False) as pipe:
+        for (minute, who), count in counts.items():
+            pipe.hincrby(_of_minute(minute), who, count)
+            pipe.expire(_of_minute(minute), KEPT_SECONDS)
+        for who, call in newest.items():
+            pipe.hsetnx(_spell(who), "since", first[who])
+            pipe.hset(_spell(who), mapping={"at": call.at, "source": call.source})
+            pipe.expire(_spell(who), MINUTES * 60)
+        pipe.execute()
+
+
+def last_hour(public_ids: Iterable[str]) -> dict[str, Refused] | None:
+    """What was refused, by install and ``UNKNOWN``; those without any are left out. None when Redis can't be asked."""
+    names = [*public_ids, UNKNOWN]
+    this = int(time.time() // 60)
+    try:
+        with _redis().pipeline(transaction=False) as pipe:
+            for minute in range(this - MINUTES + 1, this + 1):
+                pipe.hmget(_of_minute(minute), names)
+            for who in names:
+                pipe.hgetall(_spell(who))
+            answers = pipe.execute()
+    except redis.RedisError as error:
+        log.info("Redis does not say how many calls were refused", error=str(error))
+        return None
+    by_minute, spells = answers[:MINUTES], answers[MINUTES:]
+    found = {}
+    for place, (who, spell) in enumerate(zip(names, spells, strict=True)):
+        count = sum(int(counts[place] or 0) for counts in by_minute)
+        if count and spell:
+            found[who] = Refused(
+                count, _moment(spell[b"since"]), _moment(spell[b"at"]), spell.get(b"source", b"").decode()
+            )
+    return found
+
+
+def _moment(seconds: bytes) -> datetime:
+    return datetime.fromtimestamp(float(seconds), UTC)
+
+
+@cache
+def _redis() -> redis.Redis:
+    """Without retries, and given up soon: people wait for the page that asks."""
+    return redis.Redis.from_url(
+        settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+    )
+
+
+def _of_minute(minute: int) -> str:
+    return f"{_PREFIX}:{minute}"
+
+
+def _spell(who: str) -> str:
+    """The hash of an install's unbroken spell of refused calls; an hour without one ends it."""
+    return f"{_PREFIX}:of:{who}"

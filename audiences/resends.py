@@ -1,0 +1,217 @@
+"""Sending again: replay, resync, and the release of all that is parked for one reason. The only writer of Resends.
+
+A Resend is stored when a person asks for it and advanced chunk by chunk by whichever worker comes by. A chunk is one
+transaction that appends to the log and moves the Resend, so wherever a process dies nothing is appended twice or left
+out. The events keep their old times and are forced: delivered even where the ledger agrees, folded where something
+newer is known.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils.timezone import now
+
+from audiences import backlog, ingest, operations, received
+from audiences.models import Audience, Install, Membership, Parked, Resend
+from audiences.received import Stretch
+from audiences.wake import wake, wake_resend
+from lytics.payload import Fact, Kind
+
+log = structlog.get_logger(__name__)
+
+# Events appended in one transaction: the audience's lock is held for as long as that takes, and its calls wait.
+CHUNK = 2_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one chunk did, and where the next one begins."""
+
+    done: int = 0
+    stayed: int = 0
+    after: int = 0
+    after_identifier: str = ""
+    over: bool = False
+
+
+# --- what a person asks for ----------------------------------------------------------------------------------
+
+
+def replay(audience: Audience, stretch: Stretch, *, start: datetime, end: datetime, by: str, reason: str) -> bool:
+    """Have the events that were received in a span of time appended again. False while another replay is unfinished.
+
+    The stretch ends where the log ended when it was found: beyond, we would replay our own replay. Events of it that
+    have not been delivered yet are sent twice, which is harmless.
+    """
+    return _ask(
+        Resend(
+            kind=Resend.Kind.REPLAY,
+            install=audience.install,
+            audience=audience,
+            received_from=start,
+            received_to=end,
+            after=stretch.first - 1,
+            upto=stretch.last,
+            total=stretch.events,
+            by=by,
+            reason=reason,
+        )
+    )
+
+
+def resync(audience: Audience, *, by: str, reason: str) -> bool:
+    """Have the audience's whole ledger appended again. False while another resync is unfinished.
+
+    The ledger goes on changing behind and before us, and that does no harm: what a chunk reads was delivered, and
+    what is newer stands in the log itself. If it was delivered first, the fold drops our older copy; if it comes
+    later, it is delivered later.
+    """
+    held = Membership.objects.filter(audience=audience).count()
+    return _ask(
+        Resend(kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, total=held, by=by, reason=reason)
+    )
+
+
+def release_all(install: Install, parked_reason: str, *, upto: int, total: int, by: str) -> bool:
+    """Have all released that is parked for a reason, up to an item. False while another such release is unfinished."""
+    return _ask(
+        Resend(kind=Resend.Kind.RELEASE, install=install, parked_reason=parked_reason, upto=upto, total=total, by=by)
+    )
+
+
+def _ask(asked: Resend) -> bool:
+    try:
+        with transaction.atomic():
+            asked.save(force_insert=True)
+            transaction.on_commit(lambda: wake_resend(asked.install_id), robust=True)
+    except IntegrityError as error:
+        if "one_unfinished" not in str(error):
+            raise
+        return False
+    return True
+
+
+def stop(resend: Resend, *, by: str) -> bool:
+    """End it after the chunk that is under way. What is appended is sent. False when it had ended already."""
+    return bool(Resend.objects.filter(pk=resend.pk, ended_at=None).update(ended_at=Now(), stopped_by=by))
+
+
+# --- what the workers do about it ----------------------------------------------------------------------------
+
+
+def due() -> list[int]:
+    """The installs that have something unfinished."""
+    return list(Resend.objects.filter(ended_at=None).order_by().values_list("install_id", flat=True).distinct())
+
+
+def go_on(install_id: int, *, seconds: float) -> None:
+    """Advance what the install has unfinished, a chunk of each in turn, for so many seconds at the most."""
+    until = time.monotonic() + seconds
+    unfinished = Resend.objects.filter(install_id=install_id, ended_at=None).order_by("pk")
+    while sum(map(_try_to_advance, unfinished.values_list("pk", flat=True))):
+        if time.monotonic() > until:
+            wake_resend(install_id)
+            return
+
+
+def _try_to_advance(resend_id: int) -> bool:
+    """One that fails holds up no other. It is tried again by every sweep, until it works or a person stops it."""
+    try:
+        return advance(resend_id)
+    except Exception:
+        log.exception("a resend failed", resend=resend_id)
+        return False
+
+
+def advance(resend_id: int) -> bool:
+    """One chunk, in one transaction. False when there is none to do now: ended, no room, or another worker's turn."""
+    with transaction.atomic():
+        # Whoever holds the row does the next chunk; to wait for it would only hold a second worker.
+        unlocked = Resend.objects.select_for_update(skip_locked=True)
+        resend = unlocked.filter(pk=resend_id, ended_at=None).first()
+        if resend is None:
+            return False
+        room, _ = backlog.room(resend.install_id, resend.audience_id)
+        if not room:
+            return False
+        step = _step(resend, min(CHUNK, room))
+        _move(resend, step)
+        install_id = resend.install_id
+        transaction.on_commit(lambda: wake(install_id), robust=True)
+    if step.over:
+        log.info("resend done", resend=resend.pk, kind=resend.kind)
+    return not step.over
+
+
+def _step(resend: Resend, limit: int) -> Step:
+    match resend.kind:
+        case Resend.Kind.REPLAY:
+            return _replay(resend, limit)
+        case Resend.Kind.RESYNC:
+            return _resync(resend, limit)
+    return _release(resend)
+
+
+def _move(resend: Resend, step: Step) -> None:
+    Resend.objects.filter(pk=resend.pk).update(
+        done=F("done") + step.done,
+        stayed=F("stayed") + step.stayed,
+        after=step.after,
+        after_identifier=step.after_identifier,
+        ended_at=Now() if step.over else None,
+    )
+
+
+def _replay(resend: Resend, limit: int) -> Step:
+    assert resend.audience_id is not None
+    assert resend.received_from is not None
+    assert resend.received_to is not None
+    last = min(resend.upto, resend.after + limit)
+    events = received.events_between(
+        resend.audience_id, resend.after + 1, last, resend.received_from, resend.received_to
+    )
+    facts = [Fact("", "", e.identifier, Kind(e.kind), e.occurred_ns) for e in events.order_by("sequence")]
+    _append(resend, facts)
+    return Step(done=len(facts), after=last, over=last >= resend.upto)
+
+
+def _resync(resend: Resend, limit: int) -> Step:
+    assert resend.audience_id is not None
+    ledger = Membership.objects.filter(audience_id=resend.audience_id, identifier__gt=resend.after_identifier)
+    held = list(ledger.order_by("identifier")[:limit])
+    kinds = {True: Kind.ENTER, False: Kind.EXIT}
+    _append(resend, [Fact("", "", row.identifier, kinds[row.is_member], row.occurred_ns) for row in held])
+    last = held[-1].identifier if held else resend.after_identifier
+    return Step(done=len(held), after_identifier=last, over=len(held) < limit)
+
+
+def _append(resend: Resend, facts: list[Fact]) -> None:
+    assert resend.audience_id is not None
+    ingest.append({resend.audience_id: facts}, received_at=now(), forced=True)
+
+
+def _release(resend: Resend) -> Step:
+    """One item. Several in one transaction would lock audiences in an order of their own."""
+    waiting = Parked.objects.filter(install_id=resend.install_id, reason=resend.parked_reason, closed_at=None)
+    upcoming = waiting.filter(pk__gt=resend.after, pk__lte=resend.upto).order_by("pk")
+    parked_id = upcoming.values_list("pk", flat=True).first()
+    if parked_id is None:
+        return Step(after=resend.after, over=True)
+    released = _release_or_leave(parked_id, by=resend.by)
+    return Step(done=int(released is True), stayed=int(released is False), after=parked_id)
+
+
+def _release_or_leave(parked_id: int, *, by: str) -> bool | None:
+    """An item at which we fail, its encryption key gone for example, stays parked; those behind it go on."""
+    try:
+        return operations.release_one(parked_id, by=by)
+    except (InterfaceError, OperationalError):
+        raise
+    except Exception:
+        log.exception("a parked item can't be read", parked=parked_id)
+        return False

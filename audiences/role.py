@@ -1,0 +1,54 @@
+"""What the processes may do in the database, when they don't log in as the owner of its tables.
+
+The owner migrates. The role that web, workers and beat log in with reads and writes rows and can change no table; the
+log can only be added to and history not be taken away, whatever somebody makes a process do.
+"""
+
+from django.apps import apps
+from django.db import connection, transaction
+from psycopg import sql
+
+# Rows that the program itself takes away or replaces; all others stay.
+DELETABLE = {"auth", "admin", "sessions", "contenttypes", "axes"}
+DELETABLE_TABLES = {
+    "audiences_worker",
+    "audiences_pace",
+    "audiences_profile",
+    "audiences_minute",
+    "audiences_confirmation",
+}
+APPEND_ONLY = {"audiences_event"}
+READ_ONLY = {"django_migrations", "django_content_type", "auth_permission"}
+
+
+def grant(role: str) -> dict[str, str]:
+    """Give the role what the processes need and take away what they don't. Returns the rights by table.
+
+    Run by the owner after ``migrate``; again after each one that makes a table. Raises ``ProgrammingError`` when there
+    is no such role.
+    """
+    rights = {table: _rights(app, table) for app, table in _tables()}
+    rights["django_migrations"] = "SELECT"
+    name = sql.Identifier(role)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(name))
+        cursor.execute(sql.SQL("REVOKE CREATE ON SCHEMA public FROM {}").format(name))
+        cursor.execute(sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}").format(name))
+        for table, words in rights.items():
+            cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
+            cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(words), sql.Identifier(table), name))
+    return rights
+
+
+def _tables() -> list[tuple[str, str]]:
+    models = apps.get_models(include_auto_created=True)
+    return sorted((model._meta.app_label, model._meta.db_table) for model in models if model._meta.managed)
+
+
+def _rights(app: str, table: str) -> str:
+    if table in READ_ONLY:
+        return "SELECT"
+    if table in APPEND_ONLY:
+        return "SELECT, INSERT"
+    may_delete = app in DELETABLE or table in DELETABLE_TABLES
+    return "SELECT, INSERT, UPDATE, DELETE" if may_delete else "SELECT, INSERT, UPDATE"

@@ -1,0 +1,89 @@
+"""Adding up the minutes: what each install received, parked and delivered, and how long events took. Writes Minutes.
+
+Read from Receipts and Runs, by time and through BRIN indexes, so that a pass reads a few minutes of them and never the
+events themselves. A minute that is added up again comes out the same, which is why nobody has to remember anything.
+"""
+
+from datetime import datetime, timedelta
+
+from django.db import connection
+from django.db.models import Max
+from django.utils.timezone import now
+
+from audiences.models import Minute
+
+# What beat, or every worker, may have missed and is still made up for: as long as the longest chart.
+WINDOW = timedelta(hours=24)
+# Read in one statement.
+PIECE = timedelta(minutes=30)
+# A call that began in a minute may commit after it, so the minutes before the newest are added up again.
+AGAIN = timedelta(minutes=3)
+# Of each minute so many runs are asked how long their first and their last event took.
+SAMPLED_RUNS = 200
+KEPT = timedelta(days=7)
+
+# A run that went out in halves has a row for each of them over the same events; the span of a lane's runs within a
+# minute counts them once. The scalar subquery can't become a join that would read the whole log.
+_TALLY = """
+WITH came AS (
+    SELECT install_id, date_trunc('minute', received_at) AS minute, sum(queued) AS received, sum(parked) AS parked
+    FROM audiences_receipt WHERE received_at >= %(start)s AND received_at < %(end)s
+    GROUP BY 1, 2
+), gone AS MATERIALIZED (
+    SELECT audience.install_id, date_trunc('minute', run.closed_at) AS minute, run.id, run.audience_id,
+        run.first_sequence, run.last_sequence, run.sent, run.closed_at
+    FROM audiences_run AS run JOIN audiences_audience AS audience ON audience.id = run.audience_id
+    WHERE run.closed_at >= %(start)s AND run.closed_at < %(end)s AND run.outcome = 'delivered'
+), went AS (
+    SELECT install_id, minute, sum(events) AS delivered
+    FROM (
+        SELECT install_id, minute, max(last_sequence) - min(first_sequence) + 1 AS events
+        FROM gone GROUP BY install_id, minute, audience_id
+    ) AS lane
+    GROUP BY 1, 2
+), placed AS (
+    SELECT *, row_number() OVER (PARTITION BY install_id, minute ORDER BY id) AS place,
+        count(*) OVER (PARTITION BY install_id, minute) AS many
+    FROM gone WHERE sent > 0
+), timed AS (
+    SELECT install_id, minute, last_sequence - first_sequence + 1 AS weight,
+        1000 * extract(epoch FROM closed_at - (
+            SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = placed.audience_id AND event.sequence = edge.sequence
+        )) AS ms
+    FROM placed CROSS JOIN LATERAL (VALUES (first_sequence), (last_sequence)) AS edge(sequence)
+    WHERE place %% ((many + %(sampled)s - 1) / %(sampled)s) = 0
+), ranked AS (
+    SELECT install_id, minute, greatest(ms, 0) AS ms,
+        sum(weight) OVER (PARTITION BY install_id, minute ORDER BY ms) AS upto,
+        sum(weight) OVER (PARTITION BY install_id, minute) AS total
+    FROM timed WHERE ms IS NOT NULL
+), took AS (
+    SELECT install_id, minute, min(ms) FILTER (WHERE upto >= 0.5 * total) AS p50,
+        min(ms) FILTER (WHERE upto >= 0.99 * total) AS p99
+    FROM ranked GROUP BY 1, 2
+)
+INSERT INTO audiences_minute (install_id, minute, received, parked, delivered, delay_p50_ms, delay_p99_ms)
+SELECT install_id, minute, coalesce(received, 0), coalesce(parked, 0), coalesce(delivered, 0), p50, p99
+FROM came FULL JOIN went USING (install_id, minute) LEFT JOIN took USING (install_id, minute)
+ON CONFLICT (minute, install_id) DO UPDATE SET
+    received = excluded.received, parked = excluded.parked, delivered = excluded.delivered,
+    delay_p50_ms = excluded.delay_p50_ms, delay_p99_ms = excluded.delay_p99_ms
+"""
+
+
+def tally(*, at: datetime | None = None) -> None:
+    """Add up every minute that has ended and is not older than the window, from the newest that is there on."""
+    end = (at or now()).replace(second=0, microsecond=0)
+    newest = Minute.objects.aggregate(newest=Max("minute"))["newest"]
+    start = max(end - WINDOW, newest - AGAIN) if newest else end - WINDOW
+    while start < end:
+        add_up(start, min(start + PIECE, end))
+        start += PIECE
+    Minute.objects.filter(minute__lt=end - KEPT).delete()
+
+
+def add_up(start: datetime, end: datetime) -> None:
+    """Whole minutes from ``start`` up to and without ``end``."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TALLY, {"start": start, "end": end, "sampled": SAMPLED_RUNS})

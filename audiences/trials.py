@@ -1,0 +1,135 @@
+"""The test customer: one made-up customer through the whole path, into an audience of its own and out again.
+
+The only writer of Trials. What moves is in workers/trial.py; here is what there is to know: which call is made, what
+the customer has come past, and how the customer ends outside whatever happens.
+"""
+
+import secrets
+from datetime import timedelta
+from typing import Any, Literal
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
+from django.utils.timezone import now
+
+from audiences import ingest
+from audiences.models import Audience, Event, Install, Trial
+from audiences.wake import try_out
+from lytics import payload, times
+from lytics.payload import Kind
+
+log = structlog.get_logger(__name__)
+
+# Its audience in Lytics' words; in ODP it is lytics_sync_test.
+SEGMENT_ID = "lytics-sync-test"
+SLUG = "sync_test"
+# The Lytics job that its calls name, so that no page takes them for Lytics' own.
+JOB = "lytics-sync-test"
+# Longer than any hop takes to come or to be given up: from then on its worker is gone.
+SILENT_AFTER = timedelta(seconds=90)
+
+Leg = Literal["in", "out"]
+IN: Leg = "in"
+OUT: Leg = "out"
+# In this order: the call is made, its event is stored, the audience is made in ODP, a worker claims the event,
+# ODP takes it, ODP answers over GraphQL that it is so.
+CALLED, STORED, MADE, CLAIMED, TAKEN, SHOWN = "called", "stored", "made", "claimed", "taken", "shown"
+LEGS: dict[Leg, tuple[str, ...]] = {
+    "in": (CALLED, STORED, MADE, CLAIMED, TAKEN, SHOWN),
+    "out": (CALLED, STORED, CLAIMED, TAKEN, SHOWN),
+}
+# How a hop ended: as it should; in another way, so that the rest could be tried; not at all.
+DONE, AROUND, FAILED = "done", "around", "failed"
+
+
+def start(install: Install, *, by: str) -> Trial | None:
+    """A new test customer, handed to the workers. None when one is on its way already."""
+    give_up_silent(install)
+    try:
+        with transaction.atomic():
+            trial = Trial.objects.create(
+                install=install, identifier=f"lytics-sync-test-{secrets.token_hex(6)}", started_by=by
+            )
+    except IntegrityError:
+        return None
+    transaction.on_commit(lambda: try_out(install.pk))
+    return trial
+
+
+def running(install: Install) -> Trial | None:
+    return Trial.objects.filter(install=install, closed_at=None, moved_at__gt=now() - SILENT_AFTER).first()
+
+
+def latest(install: Install) -> Trial | None:
+    return Trial.objects.filter(install=install).first()
+
+
+def begin(install_id: int) -> Trial | None:
+    """Take the install's waiting test customer. None when another worker has."""
+    waiting = Trial.objects.filter(install=install_id, closed_at=None, begun_at=None)
+    if not waiting.update(begun_at=now(), moved_at=now()):
+        return None
+    return Trial.objects.select_related("install").get(install=install_id, closed_at=None)
+
+
+def note(trial: Trial, leg: Leg, hop: str, how: str, words: str, *, ms: int) -> None:
+    """The customer has come past a hop, or has not."""
+    trial.hops.append({"leg": leg, "hop": hop, "how": how, "words": words, "ms": ms})
+    Trial.objects.filter(pk=trial.pk).update(hops=trial.hops, moved_at=now())
+
+
+def close(trial: Trial) -> None:
+    Trial.objects.filter(pk=trial.pk, closed_at=None).update(closed_at=now(), moved_at=now())
+
+
+def give_up_silent(install: Install | None = None) -> None:
+    """Close those whose worker is gone, or that none has taken, and see that their customers end outside."""
+    silent = Trial.objects.filter(closed_at=None, moved_at__lte=now() - SILENT_AFTER)
+    for trial in silent.filter(**({"install": install} if install else {})).select_related("install"):
+        if Trial.objects.filter(pk=trial.pk, closed_at=None).update(closed_at=Now()):
+            log.warning("test customer given up", install=trial.install.name, customer=trial.identifier)
+            if trial.begun_at:
+                send_straight_in(trial, OUT)
+
+
+# --- its calls -----------------------------------------------------------------------------------------------
+
+
+def call(trial: Trial, leg: Leg) -> bytes:
+    """The body of the call that lets the customer in or out, as Lytics would make it for this install.
+
+    The entry is dated back: an exit within the same second would tie with it where ODP orders by seconds.
+    """
+    install, kind = trial.install, Kind.ENTER if leg == IN else Kind.EXIT
+    at = times.text(times.from_moment(now() - timedelta(seconds=5 if leg == IN else 0)))
+    word, field = kind.name.lower(), install.identifier_field
+    event = {"id": SEGMENT_ID, "slug": SLUG, "event": word, word: at}
+    data: dict[str, Any] = {"_id": trial.identifier, "segment_events": [event]}
+    message: dict[str, Any] = {"data": data, "meta": {"object": "user", "subscription_id": JOB, "timestamp": at}}
+    if install.allow_top_level_identifier and field not in message:
+        if field == "_id":
+            del data["_id"]
+        message[field] = trial.identifier
+    else:
+        data[field] = trial.identifier
+    return b"[" + payload.encode(message) + b"]"
+
+
+def send_straight_in(trial: Trial, leg: Leg) -> None:
+    """Store the call without going over the network."""
+    ingest.receive(trial.install, call(trial, leg))
+
+
+# --- what became of them -------------------------------------------------------------------------------------
+
+
+def audience_of(install: Install) -> Audience | None:
+    return Audience.objects.filter(install=install, segment_id=SEGMENT_ID).first()
+
+
+def event_of(trial: Trial, leg: Leg, *, after: int) -> Event | None:
+    """The customer's event in the log, beyond the number that was the last before its call."""
+    kind = Kind.ENTER if leg == IN else Kind.EXIT
+    events = Event.objects.filter(audience__install=trial.install, audience__segment_id=SEGMENT_ID, sequence__gt=after)
+    return events.filter(identifier=trial.identifier, kind=kind).order_by("sequence").first()

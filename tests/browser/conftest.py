@@ -1,0 +1,56 @@
+"""One browser and one running site for all tests here; each of them finds the site empty, and has an ODP of its own."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser
+
+from sandbox.odp.testing import ThreadedSandbox
+from tests.browser import chromium
+from tests.browser.person import Person
+from tests.browser.site import Site
+from tests.delivering import sandbox
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skipped here, and not in the fixture, so that all of them are told in one line."""
+    if "browser" in getattr(item, "fixturenames", ()) and chromium.find() is None:
+        pytest.skip(chromium.MISSING)
+
+
+@pytest.fixture(scope="package")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    path = chromium.find()
+    assert path
+    with chromium.launched(path, home=tmp_path_factory.mktemp("home")) as launched:
+        yield launched
+
+
+@pytest.fixture(scope="package")
+def running(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    try:
+        site.start()
+        yield site
+    finally:
+        site.stop()
+
+
+@pytest.fixture
+def site(running: Site) -> Iterator[Site]:
+    yield running
+    running.forget()
+
+
+@pytest.fixture
+def odp() -> Iterator[ThreadedSandbox]:
+    with sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def operator(site: Site, browser: Browser) -> Iterator[Person]:
+    person = Person(browser, site.url)
+    person.log_in("operator")
+    yield person
+    person.leave()

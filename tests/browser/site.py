@@ -1,0 +1,102 @@
+"""Everything that runs in production, with a database of its own: gunicorn, a Celery worker, beat; and Lytics' calls.
+
+The tests reach it as people and Lytics do, by HTTP, and ask the sandbox what became of it.
+"""
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import errors, sql
+
+from lytics_sync.processes import Fleet, Program, free_port
+from lytics_sync.stack import Memory, Stack, manage
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "long enough for anyone"
+ROLES = ("viewer", "operator", "admin")
+HIRE = f"""
+from django.contrib.auth.models import Group, User
+for role in {ROLES!r}:
+    User.objects.create_user(role, password={PASSWORD!r}, is_staff=True).groups.add(Group.objects.get(name=role))
+"""
+
+
+class Site:
+    def __init__(self, folder: Path, *, server: str = "", **settings: str) -> None:
+        """``server`` is PostgreSQL, or what stands before it; the tests' own, unless another is named."""
+        self.folder = folder
+        self.server = _renamed(server or os.environ["DATABASE_URL"], "postgres")  # there is always one of that name
+        self.database = f"browser_{secrets.token_hex(4)}"
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        own = {
+            "DATABASE_URL": _renamed(self.server, self.database),
+            "REDIS_URL": _renamed(os.environ["REDIS_URL"], "1"),
+            "PORT": str(port),
+            **settings,
+        }
+        self.fleet = Fleet(folder=folder, env={**os.environ, **own}, tell=print)
+        self.stack = Stack(folder=folder, port=port, host="127.0.0.1", memory=Memory(file=folder / "env", values={}))
+
+    def start(self, *more: Program) -> None:
+        with psycopg.connect(self.server, autocommit=True) as server:
+            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.database)))
+        for program in (
+            manage("migrate", "--noinput", "--verbosity", "0"),
+            manage("collectstatic", "--noinput", "--verbosity", "0"),
+            manage("shell", "--command", HIRE),
+        ):
+            self._run(program)
+        worker, *_ = self.stack.workers()
+        self.fleet.start(self.stack.web(), worker, self.stack.beat(), *more)
+
+    def stop(self) -> None:
+        self.fleet.stop()
+        with psycopg.connect(self.server, autocommit=True) as server:
+            server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.database)))
+
+    def forget(self) -> None:
+        """Empty the tables that a test can have filled; accounts and roles stay."""
+        with psycopg.connect(_renamed(self.server, self.database), autocommit=True) as server:
+            rows = server.execute(
+                "SELECT tablename FROM pg_tables WHERE tablename ~ '^(audiences_|django_session|django_admin_log)'"
+            )
+            tables = sql.SQL(", ").join(sql.Identifier(name) for (name,) in rows)
+            for _ in range(3):
+                try:
+                    server.execute(sql.SQL("TRUNCATE {}").format(tables))
+                    return
+                except errors.DeadlockDetected:  # the sweep was looking into two of them
+                    continue
+        raise AssertionError("the tables are never free")
+
+    def is_called(
+        self, url: str, authorization: str, *, events: int = 60, audiences: int = 2, seed: int = 7
+    ) -> dict[str, list[str]]:
+        """Lytics sends a stream. By ODP id: who must be a member once all of it is delivered."""
+        file = self.folder / "memberships.json"
+        self._run(
+            Program(
+                name="sender",
+                command=[
+                    *(sys.executable, "-m", "sandbox.lytics", "--url", url, "--authorization", authorization),
+                    *("--events", str(events), "--audiences", str(audiences), "--seed", str(seed), "--batch", "10"),
+                    *("--memberships", str(file)),
+                ],
+            )
+        )
+        told = json.loads(file.read_text(encoding="utf-8"))["audiences"].values()
+        return {audience["odp_id"]: sorted(audience["members"]) for audience in told}
+
+    def _run(self, program: Program) -> None:
+        code, said = self.fleet.run(program)
+        assert code == 0, said + (self.fleet.logs / f"{program.name}.log").read_text(encoding="utf-8")
+
+
+def _renamed(url: str, name: str) -> str:
+    return urlsplit(url)._replace(path=f"/{name}").geturl()

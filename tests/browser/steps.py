@@ -1,0 +1,37 @@
+"""What several scenes begin with: a pair of accounts is connected, and Lytics calls."""
+
+import re
+import urllib.request
+from typing import Any
+
+from sandbox.odp.testing import ControlledSandbox
+from tests.browser.person import Person
+from tests.messages import body
+
+
+def connect(person: Person, odp: ControlledSandbox) -> tuple[str, str]:
+    """*Install App*: the form is filled in and saved. What there is to paste into Lytics: URL and header."""
+    person.follow("Installs")
+    person.page.get_by_role("link", name="Add install").first.click()
+    person.page.get_by_label(re.compile("^Name")).fill("Shop")
+    person.page.get_by_label("ODP private API key").fill(odp.private_key)
+    person.page.locator("summary").filter(has_text="More").click()
+    person.page.get_by_label("ODP host").fill(odp.url)
+    person.page.get_by_role("button", name="Save", exact=True).click()
+    person.sees("ODP takes the API key.")
+    person.sees("Install Instructions")
+    return person.copies("Webhook URL"), person.copies("Authorization header")
+
+
+def call(url: str, header: str, *messages: Any) -> None:
+    """One call of the webhook job."""
+    name, _, value = header.partition(": ")
+    request = urllib.request.Request(url, body(*messages), {name: value, "Content-Type": "application/json"})  # noqa: S310
+    urllib.request.urlopen(request, timeout=60).close()  # noqa: S310 — on loopback
+
+
+def make_field_of_another_type(odp: ControlledSandbox, name: str) -> None:
+    """What has an audience blocked: ODP has a field of its name for something else."""
+    field = {"name": name, "display_name": "Something else", "type": "string"}
+    status, _ = odp.odp("POST", "/v3/schema/objects/customers/fields", field)
+    assert status < 300

@@ -1,0 +1,25 @@
+"""Connecting a pair of accounts, by somebody who has read the vendor's article and nothing else."""
+
+from playwright.sync_api import expect
+
+from sandbox.odp.testing import ThreadedSandbox
+from tests.browser.person import Person
+from tests.browser.site import Site
+from tests.browser.steps import connect
+
+
+def test_from_an_empty_admin_to_an_audience_in_odp(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
+    url, header = connect(operator, odp)
+    operator.presses("Send a test customer")
+    trial = operator.page.locator(".ls-trial")
+    expect(trial.locator("h3 .ls-pill")).to_have_text("done")
+    expect(trial.locator("tbody .ls-pill")).to_have_text(["done"] * 11)
+    members = site.is_called(url, header)
+    # The check list fills in by itself.
+    operator.sees("Connected")
+    operator.follow("Audiences")
+    for odp_id, inside in members.items():
+        operator.becomes("up to date", of=odp_id)
+        assert sorted(odp.members(odp_id)) == inside
+    operator.follow("Now")
+    operator.finds("All is well")

@@ -1,0 +1,211 @@
+"""A request that ODP applies after it was given up: what it undid is said again, and nothing else is."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils.timezone import now
+
+from audiences import ingest, lanes
+from audiences.affirm import affirm as affirm_now
+from audiences.models import Audience, Delivery, Event, Install, Membership
+from odp.outcomes import Outcome
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import (
+    assert_all_is_well,
+    brake_runs_out,
+    claim,
+    drain_all,
+    enter,
+    happen,
+    lease_runs_out,
+    make_audience,
+    make_install,
+    sandbox,
+    writes,
+)
+from workers import drain
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def odp() -> Iterator[ThreadedSandbox]:
+    with sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, settings: Any) -> Install:
+    settings.DELIVERY_DEADLINE_SECONDS = 0.3
+    settings.AFFIRM_AFTER_SECONDS = 0
+    return make_install(odp)
+
+
+@pytest.fixture
+def gold(shop: Install) -> Audience:
+    """An audience that is there in ODP."""
+    audience = make_audience(shop, "gold", provisioned=False)
+    enter(audience, "somebody")
+    drain_all(shop)
+    return audience
+
+
+def give_up(odp: ThreadedSandbox, install: Install, *, applied_after: float) -> None:
+    """The next request is given up at its deadline; ODP applies it ``applied_after`` seconds all the same."""
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"delay_seconds": applied_after})
+    assert drain.turn(install.pk)
+    assert Delivery.objects.latest("pk").outcome == Outcome.RETRY_LATER
+    brake_runs_out(install)
+
+
+def members(odp: ThreadedSandbox) -> list[str]:
+    return sorted(odp.members("lytics_gold"))
+
+
+def until(odp: ThreadedSandbox, expected: list[str]) -> None:
+    for _ in range(100):
+        if members(odp) == expected:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{members(odp)} is not {expected}")
+
+
+def test_it_mends_what_a_request_applied_late_has_undone(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    enter(gold, "anna", "ben", at=10)
+    give_up(odp, shop, applied_after=1.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    assert members(odp) == ["ben", "somebody"]
+
+    until(odp, ["anna", "ben", "somebody"])  # wrong, though every answer was good
+    before = len(writes(odp))
+    assert affirm_now() == 1
+    drain_all(shop)
+
+    assert members(odp) == ["ben", "somebody"]
+    assert [item["attributes"]["lytics_gold"] for item in writes(odp)[before]] == [False]
+    assert_all_is_well(gold)
+
+
+def test_it_waits_until_odp_is_done_with_the_request(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any
+) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    settings.AFFIRM_AFTER_SECONDS = 300
+    assert affirm_now() == 0
+    Delivery.objects.update(closed_at=now() - timedelta(seconds=301))
+    assert affirm_now() == 1
+
+
+def test_it_says_nothing_again_where_nothing_newer_was_sent(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    drain_all(shop)
+    enter(gold, "ben", at=10)
+    drain_all(shop)
+    assert affirm_now() == 0
+    assert Delivery.objects.get(outcome=Outcome.RETRY_LATER).affirmed_at is not None
+
+
+def test_it_looks_at_a_request_whose_worker_died(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    enter(gold, "anna", at=10)
+    lease = claim(shop)
+    lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=1, sent={gold.pk: 1}, of={gold.pk: 1})
+    lease_runs_out(gold)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    assert Delivery.objects.filter(outcome=Outcome.UNKNOWN).count() == 1
+    assert affirm_now() == 1
+
+
+def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    assert affirm_now() == 1
+    drain_all(shop)
+    assert affirm_now() == 0
+    assert Event.objects.filter(identifier="anna", forced=True).count() == 1
+
+
+def test_it_leaves_a_refused_change_where_it_is_parked(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    Membership.objects.filter(identifier="anna").update(refused=True)
+    assert affirm_now() == 0
+
+
+def test_a_crash_before_the_commit_leaves_it_to_be_done(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+
+    def crash(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ingest, "append", crash)
+        with pytest.raises(KeyboardInterrupt):
+            affirm_now()
+    assert affirm_now() == 1
+
+
+def test_two_workers_share_the_work(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    counts: list[int] = []
+
+    def work() -> None:
+        counts.append(affirm_now())
+        connection.close()
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sum(counts) == 1
+
+
+def test_a_change_that_tells_nothing_new_does_not_hide_it(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    """It moves the ledger on without being sent."""
+    happen(gold, ("anna", "exit", 10))
+    give_up(odp, shop, applied_after=1.5)
+    enter(gold, "anna", at=20)
+    drain_all(shop)
+    happen(gold, ("anna", "change", 30))
+    until(odp, ["somebody"])  # wrong by now
+    assert affirm_now() == 1
+    drain_all(shop)
+    until(odp, ["anna", "somebody"])
+    assert_all_is_well(gold)
+
+
+def test_a_newer_change_that_arrives_meanwhile_wins(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    enter(gold, "anna", at=30)
+    assert affirm_now() == 1
+    drain_all(shop)
+    until(odp, ["anna", "somebody"])
+    assert_all_is_well(gold)

@@ -1,0 +1,768 @@
+"""Connecting a pair of accounts: the page that asks, the check list that fills in, the test customer on its way."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+from pytest_django.live_server_helper import LiveServer
+
+from audiences import brake, checklist, confirm, ingest, installs, lanes, state, tokens, trials
+from audiences.admin import connecting
+from audiences.admin.odp_live import check_key
+from audiences.checklist import Line
+from audiences.models import Audience, Confirmation, Delivery, Event, Install, Lane, Parked, Receipt, Run, Trial
+from odp.outcomes import Answer, Outcome
+from odp.regions import HOSTS
+from sandbox.odp.testing import ThreadedSandbox
+from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options
+from tests.delivering import (
+    NOWHERE,
+    UNLIMITED,
+    assert_all_is_well,
+    brake_runs_out,
+    drain_all,
+    enter,
+    happen,
+    make_audience,
+    make_install,
+    sandbox,
+)
+from tests.messages import SECOND, body, message
+from tests.test_admin import hidden, press, someone, url
+from workers import tasks, trial
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def odp() -> Iterator[ThreadedSandbox]:
+    with sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    made = make_install(odp)
+    tokens.create(made)
+    return made
+
+
+@pytest.fixture
+def hints(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The installs about which a worker was asked to ask ODP."""
+    asked: list[int] = []
+    monkeypatch.setattr(connecting, "ask_odp", asked.append)
+    return asked
+
+
+def page(client: Client, install: Install) -> str:
+    answered = client.get(reverse("admin:audiences_install_change", args=[install.pk]))
+    assert answered.status_code == 200
+    return answered.content.decode()
+
+
+def fragment(client: Client, install: Install, **headers: str) -> Any:
+    return client.get(reverse("admin:audiences_install_connecting", args=[install.pk]), headers=headers or None)
+
+
+# --- the key -------------------------------------------------------------------------------------------------
+
+
+def said(install: Install) -> str:
+    return check_key(Install.objects.get(pk=install.pk)).words
+
+
+def test_a_key_that_works_is_said_to(shop: Install) -> None:
+    assert said(shop) == "ODP takes the API key."
+    assert line(shop, "key").is_done
+
+
+def test_a_key_that_is_refused_is_said_to_and_the_check_list_keeps_it(shop: Install) -> None:
+    shop.odp_api_key = "public.dead"
+    shop.save()
+    assert said(shop).startswith("ODP refuses the API key (403: Forbidden)")
+    assert "refuses the API key" in line(shop, "key").state.why
+    assert line(shop, "key").state.trouble
+
+
+def test_a_server_that_does_not_answer_is_told_from_a_dead_key(shop: Install) -> None:
+    shop.odp_host = NOWHERE
+    shop.save()
+    assert said(shop).startswith(f"ODP could not be asked at {NOWHERE}")
+    assert line(shop, "key").state.trouble
+
+
+@pytest.fixture
+def two_regions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ThreadedSandbox]]:
+    """Two accounts in two regions; in the third nobody listens."""
+    keys = {"us": "here.secret", "eu": "there-eu1.secret"}
+    running = {name: ThreadedSandbox(Options(private_key=key, settings=UNLIMITED)) for name, key in keys.items()}
+    with running["us"], running["eu"]:
+        for name, one in running.items():
+            monkeypatch.setitem(HOSTS, name, one.url)
+        monkeypatch.setitem(HOSTS, "au", NOWHERE)
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("key", "region", "words"),
+    [
+        ("here.secret", "", "ODP takes the API key."),
+        ("there-eu1.secret", "", "ODP takes the API key."),
+        ("there-eu1.secret", "eu", "ODP takes the API key."),
+        ("here.secret", "eu", "belongs to United States, and Europe is chosen. Set the ODP region to United States."),
+        ("there-eu1.secret", "us", "belongs to Europe, and United States is chosen. Set the ODP region to Europe."),
+        ("here.other", "", "ODP refuses the API key"),
+        ("here.other", "eu", "ODP refuses the API key"),
+        ("here.secret", "au", "ODP could not be asked at"),
+    ],
+)
+def test_the_region_of_a_key_is_found(
+    two_regions: dict[str, ThreadedSandbox], key: str, region: str, words: str
+) -> None:
+    install = make_install(odp_host="", odp_api_key=key, region=region)
+    assert words in said(install)
+    assert Confirmation.objects.get(install=install).key_problem == (
+        "" if words.startswith("ODP takes") else said(install)
+    )
+
+
+def test_the_probe_of_other_regions_asks_none_where_a_host_was_entered(two_regions: dict[str, ThreadedSandbox]) -> None:
+    install = make_install(odp_host=two_regions["us"].url, odp_api_key="here.dead")
+    assert said(install).startswith("ODP refuses the API key")
+    assert two_regions["eu"].requests() == []
+
+
+# --- the pages -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_that_asks_leads_through_its_parts_and_has_one_way_to_save() -> None:
+    told = someone("operator").get(reverse("admin:audiences_install_add")).content.decode()
+    parts = ["Opted In", "1. A name", "2. The ODP account", "3. Customer profile identifier", "4. Mechanism"]
+    places = [told.index(part) for part in parts]
+    assert places == sorted(places)
+    assert 'value="_id"' in told
+    assert "Customer profile identifier field name" in told
+    assert "_addanother" not in told
+
+
+def test_saving_asks_odp_and_leads_to_the_instructions_in_the_words_of_the_article(odp: ThreadedSandbox) -> None:
+    operator = someone("operator")
+    told = operator.get(reverse("admin:audiences_install_add")).context["adminform"].form
+    values = {name: field.initial for name, field in told.fields.items() if field.initial not in (None, False)}
+    values |= {name: value for name, value in told.initial.items() if value not in (None, False)}
+    values |= {"name": "Shop", "odp_api_key": DEFAULT_PRIVATE_KEY, "odp_host": odp.url, "enabled": "on"}
+    answered = operator.post(reverse("admin:audiences_install_add"), values, follow=True).content.decode()
+    made = Install.objects.get()
+    assert "ODP takes the API key." in answered
+    assert line(made, "key").is_done
+    for words in (
+        "Install Instructions",
+        installs.webhook_url(made),
+        installs.authorization(made.tokens.get()),
+        "+ Create New",
+        "Webhook &gt; Audience Triggers Webhook",
+        "+ New Authorization",
+        "Provide authorization as request header or parameter",
+        "Save and Continue",
+        "HTTPMethod",
+        "Existing Users",
+        "Audience Trigger Events",
+        "Enters and Exits",
+        "Export Fields",
+        "Lytics ID",
+        "Fields to Trigger",
+        "Batch Size",
+        "Batch Send Duration",
+        "Simultaneous Calls",
+    ):
+        assert words in answered, words
+
+
+def test_the_page_of_an_install_asks_odp_nothing_itself(odp: ThreadedSandbox, shop: Install, hints: list[int]) -> None:
+    enter(make_audience(shop, provisioned=False), "kim")
+    drain_all(shop)
+    before = len(odp.requests())
+    page(someone("viewer"), shop)
+    assert len(odp.requests()) == before
+    assert hints == [shop.pk]
+
+
+def test_the_fragment_is_for_whoever_may_see_the_install(shop: Install, hints: list[int]) -> None:
+    assert "Check list" in fragment(someone("viewer"), shop, hx_request="true").content.decode()
+    User.objects.create_user("nobody", password="long enough for anyone", is_staff=True)
+    stranger = Client()
+    stranger.force_login(User.objects.get(username="nobody"))
+    assert fragment(stranger, shop, hx_request="true").status_code == 403
+    assert fragment(Client(), shop, hx_request="true")["Location"].startswith("/admin/login/")
+
+
+def test_the_fragment_opened_as_a_page_leads_to_the_page(shop: Install) -> None:
+    assert fragment(someone("viewer"), shop)["Location"] == reverse("admin:audiences_install_change", args=[shop.pk])
+
+
+def test_the_page_looks_again_until_all_is_done(odp: ThreadedSandbox, shop: Install, hints: list[int]) -> None:
+    viewer = someone("viewer")
+    assert "every 3s" in page(viewer, shop)
+    check_key(shop)
+    ingest.receive(shop, body(message()))
+    drain_all(shop)
+    assert "every 3s" in page(viewer, shop)
+    confirm.ask(shop.pk)
+    told = page(viewer, shop)
+    assert "every 3s" not in told
+    assert "5 of 5 done" in told
+
+
+# --- the check list ------------------------------------------------------------------------------------------
+
+
+def line(install: Install, name: str) -> Line:
+    (found,) = [one for one in checklist.lines(Install.objects.get(pk=install.pk)) if one.name == name]
+    return found
+
+
+def word(install: Install, name: str) -> str:
+    return line(install, name).state.word
+
+
+def words_of(install: Install, name: str) -> str:
+    return f"{line(install, name).state.why} {line(install, name).todo}"
+
+
+def test_a_new_install_waits_for_everything(shop: Install) -> None:
+    assert [one.state.word for one in checklist.lines(shop)] == ["waiting"] * 5
+    assert "Press Check the key" in words_of(shop, "key")
+    assert "401" in words_of(shop, "call")
+    assert "405" in words_of(shop, "call")
+
+
+def test_each_line_is_done_when_it_has_come_to_pass(odp: ThreadedSandbox, shop: Install) -> None:
+    def done() -> list[str]:
+        return [one.name for one in checklist.lines(Install.objects.get(pk=shop.pk)) if one.is_done]
+
+    check_key(shop)
+    assert done() == ["key"]
+    ingest.receive(shop, b"[]")
+    assert done() == ["key", "call"]
+    ingest.receive(shop, body(message()))
+    assert done() == ["key", "call", "identifier"]
+    drain_all(shop)
+    assert done() == ["key", "call", "identifier", "audience"]
+    confirm.ask(shop.pk)
+    assert done() == ["key", "call", "identifier", "audience", "shown"]
+    assert all(one.at for one in checklist.lines(shop))
+    assert line(shop, "shown").is_done
+
+
+def test_a_token_that_is_missing_and_an_install_that_is_off_are_told(shop: Install) -> None:
+    tokens.revoke(shop.tokens.get())
+    assert "no live token" in words_of(shop, "call")
+    Install.objects.update(enabled=False)
+    assert "off" in words_of(shop, "call")
+    assert word(shop, "call") == "failing"
+
+
+def test_calls_without_the_identifier_tell_what_came_instead_by_name_only(shop: Install) -> None:
+    without = message()
+    without["data"] = {"email": "kim@example.com", "segment_events": without["data"]["segment_events"]}
+    ingest.receive(shop, body(without))
+    told = words_of(shop, "identifier")
+    assert word(shop, "identifier") == "failing"
+    assert "_id is looked for in data, and there came email. " in told
+    assert "add Lytics ID (_id) to Export Fields" in told
+    assert "kim@example.com" not in told
+    assert isinstance(line(shop, "identifier").about, Parked)
+
+
+def test_the_missing_identifier_is_the_one_that_the_install_names(shop: Install) -> None:
+    Install.objects.update(identifier_field="customer_ids")
+    ingest.receive(Install.objects.get(), body(message()))
+    assert "customer_ids is looked for" in words_of(shop, "identifier")
+    assert "add customer_ids to Export Fields" in words_of(shop, "identifier")
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b'[{"data": {"_id": "kim"}}]', "add segment_events to Export Fields"),
+        (b"<html>", "not JSON"),
+        (b"[]", "Select Existing Users"),
+    ],
+)
+def test_calls_of_which_nothing_can_be_read_tell_why(shop: Install, sent: bytes, told: str) -> None:
+    ingest.receive(shop, sent)
+    assert told in words_of(shop, "identifier")
+
+
+def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, shop: Install) -> None:
+    audience = make_audience(shop, provisioned=False)
+    lane = Lane.objects.get(pk=audience.pk)
+    enter(audience, "kim")
+    Lane.objects.update(blocked_at=now(), block_reason="The customer field has type string.")
+    for name in ("audience", "shown"):
+        assert "has type string" in words_of(shop, name)
+        assert "Unblock" in words_of(shop, name)
+    lanes.unblock(lane)
+    lanes.pause(lane, by="kim", reason="not yet")
+    assert "paused by kim: not yet" in words_of(shop, "audience")
+    lanes.resume(lane)
+    brake.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    for name in ("key", "audience", "shown"):
+        assert "403: Forbidden" in words_of(shop, name)
+        assert word(shop, name) == "failing"
+
+
+def test_no_worker_is_told_when_work_lies_untaken(shop: Install) -> None:
+    audience = make_audience(shop, provisioned=False)
+    enter(audience, "kim")
+    assert "No worker" not in words_of(shop, "audience")
+    Event.objects.update(received_at=now() - timedelta(minutes=1))
+    assert "No worker takes what waits." in words_of(shop, "audience")
+    Lane.objects.update(last_served_at=now())
+    assert "No worker" not in words_of(shop, "audience")
+
+
+def test_exits_alone_confirm_nobody_and_that_is_told(odp: ThreadedSandbox, shop: Install) -> None:
+    happen(make_audience(shop, provisioned=False), ("kim", "exit", 1))
+    drain_all(shop)
+    assert confirm.delivered(shop) is None
+    assert "Only exits were delivered" in words_of(shop, "shown")
+
+
+# --- ODP is asked by a worker --------------------------------------------------------------------------------
+
+
+def delivered(odp: ThreadedSandbox, shop: Install, *people: str) -> Audience:
+    audience = make_audience(shop, provisioned=False)
+    enter(audience, *(people or ("kim",)))
+    drain_all(shop)
+    return audience
+
+
+def questions(odp: ThreadedSandbox) -> int:
+    return sum(request["path"] == "/v3/graphql" for request in odp.requests())
+
+
+def test_odp_is_asked_only_once_somebody_has_been_delivered_and_never_again_when_confirmed(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    assert not confirm.is_due(shop)
+    confirm.ask(shop.pk)
+    assert questions(odp) == 0
+    delivered(odp, shop)
+    assert confirm.is_due(shop)
+    tasks.confirm(shop.pk)
+    assert questions(odp) == 1
+    assert not confirm.is_due(shop)
+    Confirmation.objects.update(asked_at=now() - timedelta(hours=1))
+    assert not confirm.is_due(shop)
+    confirm.ask(shop.pk)
+    assert questions(odp) == 1
+
+
+def test_odp_is_asked_once_in_a_few_seconds_however_many_look(odp: ThreadedSandbox, shop: Install) -> None:
+    delivered(odp, shop)
+    odp.control("/sandbox/reset", {"keep_schema": True})
+    for _ in range(5):
+        confirm.ask(shop.pk)
+    assert questions(odp) == 1
+    assert not confirm.is_due(shop)
+    Confirmation.objects.update(asked_at=now() - confirm.EVERY)
+    assert confirm.is_due(shop)
+
+
+def test_whom_odp_does_not_show_is_waited_for_and_then_the_silent_causes_are_named(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    audience = delivered(odp, shop)
+    odp.control("/sandbox/reset", {"keep_schema": True})
+    confirm.ask(shop.pk)
+    assert word(shop, "shown") == "waiting"
+    Confirmation.objects.update(delivered_at=now() - timedelta(minutes=3))
+    assert word(shop, "shown") == "failing"
+    assert "Opted In" in words_of(shop, "shown")
+    assert audience.odp_id in words_of(shop, "shown")
+
+
+def test_one_of_several_is_enough(odp: ThreadedSandbox, shop: Install) -> None:
+    audience = delivered(odp, shop, "kim", "lee", "mo")
+    happen(audience, ("kim", "exit", 2))
+    drain_all(shop)
+    found = confirm.delivered(shop)
+    assert found is not None
+    assert sorted(found[1]) == ["lee", "mo"]
+    confirm.ask(shop.pk)
+    assert line(shop, "shown").is_done
+
+
+def test_what_odp_could_not_tell_is_told(odp: ThreadedSandbox, shop: Install) -> None:
+    delivered(odp, shop)
+    Install.objects.update(odp_api_key="public.dead")
+    confirm.ask(shop.pk)
+    assert word(shop, "shown") == "failing"
+    assert "403: Forbidden" in words_of(shop, "shown")
+
+
+def test_another_key_makes_what_the_old_account_said_worthless(odp: ThreadedSandbox, shop: Install) -> None:
+    delivered(odp, shop)
+    confirm.ask(shop.pk)
+    assert line(shop, "shown").is_done
+    operator = someone("operator")
+    address = reverse("admin:audiences_install_change", args=[shop.pk])
+    form = operator.get(address).context["adminform"].form
+    values = {name: value for name, value in form.initial.items() if value is not None and value is not False}
+    operator.post(address, {**values, "odp_api_key": "other.key", "enabled": "on"})
+    assert not line(shop, "shown").is_done
+    assert word(shop, "key") == "failing"
+
+
+# --- the test customer ---------------------------------------------------------------------------------------
+
+
+class Clock:
+    """The time between two looks, as long as a third of what a hop is waited for. Workers work in it, or don't."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.meanwhile: Callable[[], Any] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pause(self, seconds: float) -> None:
+        self.now += trial.HOP_SECONDS / 3
+        self.meanwhile()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(trial, "time", made)
+    return made
+
+
+@pytest.fixture
+def reachable(live_server: LiveServer, settings: Settings) -> LiveServer:
+    settings.PUBLIC_URL = live_server.url
+    return live_server
+
+
+Hops = list[tuple[str, str, str, str]]
+Send = Callable[..., Hops]
+
+
+@pytest.fixture
+def send(clock: Clock) -> Callable[..., Hops]:
+    """Send a test customer on its way; leg, hop, how and words of what it came past."""
+
+    def send(shop: Install, *, meanwhile: Callable[[], Any] | None = None) -> Hops:
+        clock.meanwhile = meanwhile or (lambda: drain_all(shop))
+        sent = trials.start(shop, by="kim")
+        assert sent is not None
+        trial.walk(shop.pk, pause=clock.pause)
+        return hops_of(Trial.objects.get(pk=sent.pk))
+
+    return send
+
+
+def hops_of(sent: Trial) -> Hops:
+    return [(hop["leg"], hop["hop"], hop["how"], hop["words"]) for hop in sent.hops]
+
+
+def hows(hops: Hops) -> list[tuple[str, str, str]]:
+    return [hop[:3] for hop in hops]
+
+
+ALL_DONE = [(leg, hop, "done") for leg, names in trials.LEGS.items() for hop in names]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mechanism": "list"},
+        {"mechanism": "passthrough"},
+        {"identifier_field": "email"},
+        {"identifier_field": "ids", "forget_missing_identifiers": True},
+        {"allow_top_level_identifier": True},
+        {"identifier_field": "customer", "allow_top_level_identifier": True, "mechanism": "list"},
+        {"identifier_field": "data", "allow_top_level_identifier": True},
+    ],
+    ids=str,
+)
+def test_it_goes_through_the_whole_path_and_ends_outside(
+    odp: ThreadedSandbox,
+    reachable: LiveServer,
+    settings: Settings,
+    fields: dict[str, Any],
+    send: Send,
+) -> None:
+    settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {}}
+    shop = make_install(odp, **fields)
+    tokens.create(shop)
+    assert hows(send(shop)) == ALL_DONE
+    sent = Trial.objects.get()
+    assert sent.closed_at is not None
+    assert state.of_trial(sent).word == "done"
+    assert odp.members("lytics_sync_test") == []
+    audience = Audience.objects.get()
+    assert (audience.odp_id, audience.lane.member_count) == ("lytics_sync_test", 0)
+    assert all(hop["ms"] >= 0 for hop in sent.hops)
+    came, went = Event.objects.order_by("sequence").values_list("occurred_ns", flat=True)
+    assert went - came > SECOND, "within one second they would tie where ODP orders by seconds"
+    assert {receipt.job for receipt in Receipt.objects.all()} == {trials.JOB}
+    assert_all_is_well(audience)
+
+
+def test_it_touches_nobody_else(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
+    audience = delivered(odp, shop, "kim", "lee")
+    before = odp.members(audience.odp_id)
+    deliveries = Delivery.objects.count()
+    assert hows(send(shop)) == ALL_DONE
+    assert odp.members(audience.odp_id) == before
+    assert Delivery.objects.count() == deliveries + 2
+    assert Run.objects.filter(audience=audience).count() == 1
+
+
+def test_it_is_not_taken_for_a_call_or_a_customer_of_lytics(shop: Install, settings: Settings, send: Send) -> None:
+    settings.PUBLIC_URL = NOWHERE
+    send(shop)
+    words = {one.name: one.state.word for one in checklist.lines(shop)}
+    assert {words[name] for name in ("call", "identifier", "audience", "shown")} == {"waiting"}
+    assert confirm.delivered(shop) is None
+    viewer = someone("viewer")
+    assert ">first call</a>" not in page(viewer, shop)
+    assert "Shop has had no call yet" in viewer.get(reverse("admin:index")).content.decode()
+
+
+def test_an_address_that_can_not_be_reached_from_inside_is_told_and_the_rest_is_tried(
+    odp: ThreadedSandbox, shop: Install, settings: Settings, send: Send
+) -> None:
+    settings.PUBLIC_URL = NOWHERE
+    hops = send(shop)
+    expected = [(leg, hop, "around" if hop == "called" else "done") for leg, hop, _ in ALL_DONE]
+    assert hows(hops) == expected
+    assert "can't be reached from here" in hops[0][3]
+    assert odp.members("lytics_sync_test") == []
+
+
+def test_a_proxy_that_answers_something_else_is_told(
+    odp: ThreadedSandbox, shop: Install, settings: Settings, send: Send
+) -> None:
+    settings.PUBLIC_URL = odp.url
+    (_, _, how, words), *_ = send(shop)
+    assert how == "around"
+    assert "answered 404: something in front of this service answers" in words
+
+
+def test_without_a_live_token_that_is_told(shop: Install, reachable: LiveServer, send: Send) -> None:
+    tokens.revoke(shop.tokens.get())
+    (_, _, how, words), *_ = send(shop)
+    assert how == "around"
+    assert "no live token" in words
+
+
+def ends_outside(odp: ThreadedSandbox, shop: Install) -> None:
+    """Once nothing holds it any more, it leaves what it has entered."""
+    brake_runs_out(shop)
+    drain_all(shop)
+    assert odp.members("lytics_sync_test") == []
+    assert Lane.objects.get(audience__segment_id=trials.SEGMENT_ID).member_count == 0
+    assert_all_is_well(Audience.objects.get(segment_id=trials.SEGMENT_ID))
+
+
+def broke_off(hops: Hops, at: str) -> str:
+    """It came as far as that hop and was sent out behind; what is said."""
+    assert hows(hops)[-2:] == [("in", at, "failed"), ("out", "called", "around")]
+    assert {how for _, _, how, _ in hops[:-2]} == {"done"}
+    sent = Trial.objects.get()
+    assert (state.of_trial(sent).word, state.of_trial(sent).trouble) == ("failing", True)
+    assert sent.closed_at is not None
+    return hops[-2][3]
+
+
+def test_with_odp_down_it_says_so_and_ends_outside_once_odp_is_back(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    Install.objects.update(odp_host=NOWHERE)
+    told = broke_off(send(shop), "made")
+    assert told.startswith("Not within 30 s. The install is braked: ODP could not be reached")
+    Install.objects.update(odp_host=odp.url)
+    ends_outside(odp, shop)
+
+
+def test_with_a_dead_key_it_says_so_at_once(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    send(shop)
+    Trial.objects.all().delete()
+    Install.objects.update(odp_api_key="public.dead")
+    hops = send(shop)
+    assert hows(hops)[2:] == [
+        ("in", "made", "done"),
+        ("in", "claimed", "done"),
+        ("in", "taken", "failed"),
+        ("out", "called", "around"),
+    ]
+    assert hops[4][3].startswith("The install is braked: 403: Forbidden. Give the install an API key that ODP takes")
+    Install.objects.update(odp_api_key=odp.private_key)
+    ends_outside(odp, shop)
+
+
+def test_with_its_audience_paused_it_says_by_whom(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    send(shop)
+    Trial.objects.all().delete()
+    lane = Lane.objects.get()
+    lanes.pause(lane, by="lee", reason="Release freeze")
+    assert "paused by lee: Release freeze" in broke_off(send(shop), "claimed")
+    lanes.resume(lane)
+    ends_outside(odp, shop)
+
+
+def test_with_its_audience_blocked_it_says_why(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    field = {"name": "lytics_sync_test", "display_name": "x", "type": "string"}
+    assert odp.odp("POST", "/v3/schema/objects/customers/fields", field)[0] == 200
+    told = broke_off(send(shop), "made")
+    assert "lytics_sync_test is there with type string" in told
+    assert "Unblock" in told
+
+
+def test_without_a_worker_it_says_so(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
+    assert trial.NO_WORKER in broke_off(send(shop, meanwhile=lambda: None), "made")
+    ends_outside(odp, shop)
+
+
+def test_a_refusal_of_odp_is_told_in_its_words(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    send(shop)
+    Trial.objects.all().delete()
+    odp.fault({"path": "/v3/profiles"}, {"status": 400, "body": {"detail": {"message": "no such customer"}}})
+    hops = send(shop)
+    assert hows(hops)[-2:] == [("in", "taken", "failed"), ("out", "called", "around")]
+    assert "no such customer" in hops[-2][3]
+
+
+def test_when_odp_does_not_show_it_the_silent_causes_are_named_and_it_is_still_sent_out(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    odp.assume(consent_effect="everything")
+    odp.settings(consent="opted_out")
+    hops = send(shop)
+    assert hows(hops)[-2:] == [("in", "shown", "failed"), ("out", "called", "around")]
+    assert "set the Api app to Opted In" in hops[-2][3]
+    ends_outside(odp, shop)
+
+
+def test_an_address_that_leads_to_another_installation_is_found_out(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_post", lambda install, content: ("", "answered 200"))
+    hops = send(shop)
+    assert hows(hops)[1] == ("in", "stored", "failed")
+    assert "another installation" in hops[1][3]
+
+
+def test_a_repeated_hint_sends_nobody_twice(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    send(shop)
+    receipts = Receipt.objects.count()
+    tasks.try_out(shop.pk)
+    assert Receipt.objects.count() == receipts
+
+
+def test_a_silent_one_is_closed_by_the_sweep_and_its_customer_ends_outside(odp: ThreadedSandbox, shop: Install) -> None:
+    sent = trials.start(shop, by="kim")
+    assert sent is not None
+    begun = trials.begin(shop.pk)
+    assert begun is not None
+    trials.send_straight_in(begun, trials.IN)
+    drain_all(shop)
+    assert odp.members("lytics_sync_test") == [sent.identifier]
+    assert confirm.delivered(shop) is None, "it is no customer of Lytics"
+    tasks.sweep()
+    assert trials.running(shop) is not None
+    Trial.objects.update(moved_at=now() - trials.SILENT_AFTER)
+    assert trials.running(shop) is None
+    tasks.sweep()
+    sent.refresh_from_db()
+    assert (state.of_trial(sent).word, sent.closed_at is not None) == ("given up", True)
+    ends_outside(odp, shop)
+
+
+def test_one_that_no_worker_takes_says_so_and_is_closed(shop: Install) -> None:
+    sent = trials.start(shop, by="kim")
+    assert sent is not None
+    Trial.objects.update(started_at=now() - timedelta(seconds=20))
+    assert "No worker has taken it yet" in page(someone("viewer"), shop)
+    Trial.objects.update(moved_at=now() - trials.SILENT_AFTER)
+    trials.give_up_silent()
+    assert state.of_trial(Trial.objects.get()).why == "No worker took it."
+    assert not Event.objects.exists()
+
+
+# --- its button ----------------------------------------------------------------------------------------------
+
+
+def test_the_button_says_what_is_made_in_odp_and_sends_one(
+    shop: Install, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any
+) -> None:
+    woken: list[int] = []
+    monkeypatch.setattr(trials, "try_out", woken.append)
+    operator = someone("operator")
+    with django_capture_on_commit_callbacks(execute=True):
+        told = press(operator, "try-out", shop)
+    assert "the boolean customer field and the real-time audience lytics_sync_test" in told
+    assert woken == [shop.pk]
+    assert Trial.objects.get().started_by == "operator"
+    history = operator.get(reverse("admin:audiences_install_history", args=[shop.pk])).content.decode()
+    assert "is on its way" in history
+
+
+def test_while_one_is_on_its_way_there_is_no_button_and_no_second(shop: Install) -> None:
+    operator = someone("operator")
+    assert url("try-out", shop) in page(operator, shop)
+    press(operator, "try-out", shop)
+    assert url("try-out", shop) not in page(operator, shop)
+    assert "every 1s" in page(operator, shop)
+    assert operator.post(url("try-out", shop), {}).status_code == 302
+    assert trials.start(shop, by="another") is None
+    assert Trial.objects.count() == 1
+
+
+def test_a_viewer_sends_none_and_sees_how_it_went(
+    odp: ThreadedSandbox, shop: Install, settings: Settings, send: Send
+) -> None:
+    settings.PUBLIC_URL = NOWHERE
+    viewer = someone("viewer")
+    assert viewer.get(url("try-out", shop)).status_code == 403
+    assert viewer.post(url("try-out", shop), {}).status_code == 403
+    assert url("try-out", shop) not in page(viewer, shop)
+    send(shop)
+    assert "Answered by ODP over GraphQL" in page(viewer, shop)
+
+
+def test_a_stale_page_sends_none(odp: ThreadedSandbox, shop: Install) -> None:
+    operator = someone("operator")
+    asked = operator.get(url("try-out", shop)).content.decode()
+    first = trials.start(shop, by="somebody else")
+    assert first is not None
+    trials.close(first)
+    operator.post(url("try-out", shop), hidden(asked))
+    assert Trial.objects.get() == first
+
+
+def test_an_install_that_is_off_offers_none(shop: Install) -> None:
+    Install.objects.update(enabled=False)
+    assert someone("operator").get(url("try-out", shop)).status_code == 302

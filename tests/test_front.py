@@ -1,0 +1,594 @@
+"""The front page: calls that are refused, the charts of the last hours, and what each trouble leads to."""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import brake, disk, heartbeats, ingest, lanes, refused, resends, tally, tokens
+from audiences.admin import charts
+from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
+from odp.outcomes import Answer, Outcome
+from tests.delivering import make_audience
+from tests.messages import body, message
+from tests.test_admin import someone
+from tests.threads import eventually
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(autouse=True)
+def broker() -> Iterator[Any]:
+    refused._redis.cache_clear()
+    connected = redis.Redis.from_url(django_settings.REDIS_URL)
+    if keys := connected.keys(f"{refused._PREFIX}*"):
+        connected.delete(*keys)
+    yield connected
+    refused._redis.cache_clear()
+
+
+@pytest.fixture
+def nobody_there() -> Iterator[str]:
+    """An address that is taken, so that nobody else gets it, and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+
+
+@pytest.fixture
+def viewer() -> Client:
+    return someone("viewer")
+
+
+@pytest.fixture
+def operator() -> Client:
+    return someone("operator")
+
+
+def call(install: Install | None, authorization: str = "wrong", **extra: Any) -> int:
+    path = f"/webhooks/lytics/{install.public_id if install else 'nobody'}"
+    extra = {"HTTP_AUTHORIZATION": authorization, **extra}
+    return Client().post(path, body(message()), "application/json", **extra).status_code
+
+
+def page(client: Client) -> Any:
+    """The front page; what was refused so far has gone to Redis."""
+    refused._counter.send()
+    shown = client.get(reverse("admin:index"))
+    assert shown.status_code == 200
+    return shown
+
+
+def number(client: Client, label: str) -> Any:
+    return next(one for one in page(client).context["numbers"] if one.label == label)
+
+
+def trouble(client: Client, words: str) -> Any:
+    return next((one for one in page(client).context["troubles"] if words in one.what), None)
+
+
+def labels(one: Any) -> list[str]:
+    return [button.label for button in one.buttons]
+
+
+# --- Refused calls -------------------------------------------------------------------------------------------
+
+
+def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator: Client, install: Install) -> None:
+    assert (number(operator, "calls refused").value, number(operator, "calls refused").well) == ("0", True)
+    for address in ("192.0.2.1", "192.0.2.2"):
+        assert call(install, REMOTE_ADDR=address) == 401
+    assert (number(operator, "calls refused").value, number(operator, "calls refused").well) == ("2", False)
+    told = trouble(operator, "2 calls to Shop refused")
+    assert told.tone == "bad"
+    assert "192.0.2.2" in told.why
+    assert "ago" in told.since
+    assert labels(told) == ["Show the header", "Install instructions"]
+    assert "Shop has had no call yet" not in page(operator).content.decode()
+
+
+def test_a_viewer_is_told_of_refused_calls_without_buttons(viewer: Client, install: Install) -> None:
+    call(install)
+    assert labels(trouble(viewer, "1 call to Shop refused")) == []
+
+
+def test_without_a_live_token_the_button_makes_one(operator: Client, install: Install) -> None:
+    tokens.revoke(install.tokens.get())
+    call(install)
+    assert labels(trouble(operator, "1 call to Shop refused")) == ["New token", "Install instructions"]
+
+
+def test_a_call_that_gets_in_afterwards_calms_the_trouble(viewer: Client, install: Install) -> None:
+    call(install)
+    assert trouble(viewer, "1 call to Shop refused").tone == "bad"
+    assert call(install, install.tokens.get().secret) == 200
+    told = trouble(viewer, "1 call to Shop refused")
+    assert (told.tone, "right token" in told.why) == ("held", True)
+
+
+def test_calls_to_urls_that_nobody_has_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:
+    for path in ("/webhooks/lytics/a", "/webhooks/lytics/b", "/webhooks/other", "/webhooks/"):
+        assert Client().post(path, b"[]", "application/json").status_code == 401
+    assert trouble(viewer, "4 calls refused: no install has the URL").tone == "held"
+    assert len(broker.keys(f"{refused._PREFIX}:of:*")) == 1, "strangers choose URLs, so none of them makes a key"
+
+
+def test_strangers_leave_nothing_in_the_database(install: Install) -> None:
+    call(install)
+    call(None)
+    assert not Receipt.objects.exists()
+    assert not Parked.objects.exists()
+
+
+def test_what_is_older_than_an_hour_is_not_counted(
+    viewer: Client, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(install)
+    page(viewer)
+    later = time.time() + 3601
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert number(viewer, "calls refused").value == "0"
+
+
+def test_what_is_counted_runs_out_by_itself(install: Install, broker: Any) -> None:
+    call(install)
+    refused._counter.send()
+    keys = broker.keys(f"{refused._PREFIX}*")
+    assert len(keys) == 2
+    assert all(0 < broker.ttl(key) <= refused.KEPT_SECONDS for key in keys)
+
+
+def test_without_redis_the_page_says_that_it_does_not_know(
+    viewer: Client, install: Install, settings: Settings, nobody_there: str
+) -> None:
+    settings.REDIS_URL = nobody_there
+    refused._redis.cache_clear()
+    assert call(install) == 401
+    assert (number(viewer, "calls refused").value, number(viewer, "calls refused").well) == ("unknown", False)
+    assert "REDIS_URL" in trouble(viewer, "Redis does not answer").todo
+
+
+def test_what_redis_did_not_take_is_kept_for_the_next_time(
+    install: Install, settings: Settings, nobody_there: str
+) -> None:
+    alive = settings.REDIS_URL
+    settings.REDIS_URL = nobody_there
+    refused._redis.cache_clear()
+    call(install)
+    assert not refused._counter.send()
+    call(install)
+    settings.REDIS_URL = alive
+    refused._redis.cache_clear()
+    assert refused._counter.send()
+    assert (refused.last_hour([install.public_id]) or {})[install.public_id].count == 2
+
+
+def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread is stuck in it; those who answer aren't, and it stays one thread."""
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def write(*_: Any) -> None:
+        assert threading.current_thread().name == "refused"
+        stuck.set()
+        go_on.wait(60)
+
+    counter = refused._Counter()
+    monkeypatch.setattr(refused, "_counter", counter)
+    monkeypatch.setattr(refused, "_write", write)
+    call(install)
+    assert stuck.wait(30)
+    sender = counter._thread
+    assert [call(install) for _ in range(20)] == [401] * 20
+    assert counter._thread is sender
+    go_on.set()
+
+
+def test_the_thread_that_counts_sends_by_itself(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refused, "_counter", refused._Counter())
+    call(install)
+    assert eventually(lambda: refused.last_hour([install.public_id]))
+
+
+# --- Calls that are asked to come back -----------------------------------------------------------------------
+
+
+def test_an_install_that_is_switched_off_says_who_did_it_and_leads_to_the_switch(
+    operator: Client, viewer: Client, install: Install
+) -> None:
+    address = reverse("admin:audiences_install_change", args=[install.pk])
+    form = operator.get(address).context["adminform"].form
+    told = {name: value for name, value in form.initial.items() if value not in (None, False) and name != "enabled"}
+    operator.post(address, {**told, "odp_api_key": ""})
+    off = trouble(operator, "Shop is switched off")
+    assert "503" in off.why
+    assert "operator switched it" in off.why
+    assert off.buttons[0].url == f"{address}#id_enabled"
+    assert labels(trouble(viewer, "Shop is switched off")) == []
+
+
+def test_a_backlog_over_the_mark_says_that_calls_are_answered_503(
+    viewer: Client, install: Install, settings: Settings
+) -> None:
+    ingest.receive(install, body(message(), message(who="lee"), message(who="mo")))
+    settings.BACKLOG_HIGH_WATER = 3
+    assert trouble(viewer, "answered 503") is None
+    settings.BACKLOG_HIGH_WATER = 2
+    lanes.pause(Lane.objects.get(), by="kim", reason="on purpose")
+    told = trouble(viewer, "Calls to Shop are answered 503: 3 events wait")
+    assert "3 of them are in audiences that are paused or blocked" in told.why
+
+
+def test_a_database_over_its_mark_says_that_all_calls_are_answered_503(
+    viewer: Client, install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_read", None)
+    assert trouble(viewer, "All calls are answered 503") is None
+    settings.DATABASE_HIGH_WATER_BYTES = 1024
+    told = trouble(viewer, "All calls are answered 503: the database has")
+    assert "DATABASE_HIGH_WATER_BYTES, 1.0\xa0KB" in told.why
+    assert "larger disk" in told.todo
+    Install.objects.update(enabled=False)  # then none is answered 503 for this
+    assert trouble(viewer, "All calls are answered 503") is None
+
+
+# --- What troubles lead to -----------------------------------------------------------------------------------
+
+
+def test_a_refused_key_leads_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
+    brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    told = trouble(operator, "Shop is braked: ODP refuses its API key")
+    assert labels(told) == ["Enter a key", "Retry now", "Check the key"]
+    opened = operator.get(told.buttons[0].url).content.decode()
+    assert f'id="{told.buttons[0].url.partition("#")[2]}"' in opened
+    assert labels(trouble(viewer, "Shop is braked")) == []
+
+
+def test_a_server_that_is_down_asks_for_no_key(operator: Client, install: Install) -> None:
+    ingest.receive(install, body(message()))
+    brake.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
+    told = trouble(operator, "Shop is braked")
+    assert "Enter a key" not in labels(told)
+    assert "1 event waiting; none is lost" in told.why
+
+
+def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator: Client, install: Install) -> None:
+    ingest.receive(install, body(message(who="kim@example.com", field="email")))
+    told = trouble(operator, "1 parked: no identifier")
+    assert "expected in '_id'; fields seen: email, segment_events" in told.why
+    assert labels(told) == ["Identifier field", "Release all"]
+    Install.objects.update(identifier_field="email")
+    asked = operator.get(told.buttons[1].url).content.decode()
+    pairs = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', asked))
+    answered = operator.post(told.buttons[1].url, pairs)
+    assert answered["Location"] == reverse("admin:index")
+    assert "being released now" in trouble(operator, "parked").todo
+    resends.go_on(install.pk, seconds=5)
+    assert trouble(operator, "parked") is None
+    assert Event.objects.get().identifier == "kim@example.com"
+
+
+def test_a_blocked_audience_says_what_odp_said_and_how_much_waits(operator: Client, install: Install) -> None:
+    ingest.receive(install, body(message()))
+    Lane.objects.update(blocked_at=now(), block_reason="field lytics_gold_club is of type string")
+    told = trouble(operator, "lytics_gold_club is blocked")
+    assert "field lytics_gold_club is of type string. 1 event waiting" in told.why
+    assert labels(told) == ["Unblock"]
+
+
+def test_what_is_red_stands_before_what_is_not(viewer: Client, install: Install) -> None:
+    ingest.receive(install, body(message()))
+    Lane.objects.update(blocked_at=now(), block_reason="no")
+    call(None)
+    assert [one.tone for one in page(viewer).context["troubles"]] == ["bad", "held"]
+
+
+# --- Adding up the minutes -----------------------------------------------------------------------------------
+
+
+def received(install: Install, at: datetime, *, queued: int = 0, parked: int = 0) -> Receipt:
+    return Receipt.objects.create(
+        install=install, received_at=at, bytes=1, messages=1, queued=queued, parked=parked, skipped=0
+    )
+
+
+def delivered(
+    audience: Audience,
+    first: int,
+    last: int,
+    *,
+    at: datetime,
+    took: timedelta = timedelta(),
+    outcome: Outcome = Outcome.DELIVERED,
+    sent: int = 1,
+) -> None:
+    """A run that was closed at ``at``, of events which had come ``took`` before."""
+    for sequence in {first, last}:
+        Event.objects.get_or_create(
+            audience=audience,
+            sequence=sequence,
+            defaults={"identifier": "x", "kind": 1, "occurred_ns": 1, "received_at": at - took},
+        )
+    Run.objects.create(
+        audience=audience,
+        first_sequence=first,
+        last_sequence=last,
+        sent=sent,
+        folded=0,
+        opened_at=at,
+        closed_at=at,
+        outcome=outcome,
+    )
+
+
+def minutes() -> list[tuple[int, int, int, int, int | None, int | None]]:
+    """How long before noon each minute is, and what it holds."""
+    rows = Minute.objects.order_by("minute").values_list(
+        "minute", "received", "parked", "delivered", "delay_p50_ms", "delay_p99_ms"
+    )
+    return [((NOON - row[0]) // MINUTE, *row[1:]) for row in rows]
+
+
+def test_a_minute_holds_what_came_and_went_in_it(install: Install) -> None:
+    audience = make_audience(install)
+    received(install, NOON - MINUTE, queued=5, parked=1)
+    received(install, NOON - timedelta(seconds=1), queued=2)
+    received(install, NOON, queued=100)
+    delivered(audience, 1, 3, at=NOON - timedelta(seconds=2), took=timedelta(seconds=1))
+    delivered(audience, 4, 4, at=NOON, took=timedelta(seconds=1))
+    tally.tally(at=NOON + timedelta(seconds=59))
+    assert minutes() == [(1, 7, 1, 3, 1000, 1000)]
+    tally.tally(at=NOON + MINUTE)
+    assert minutes() == [(1, 7, 1, 3, 1000, 1000), (0, 100, 0, 1, 1000, 1000)]
+
+
+def test_adding_up_again_changes_nothing_and_takes_up_what_committed_late(install: Install) -> None:
+    received(install, NOON - MINUTE, queued=5)
+    for _ in range(2):
+        tally.tally(at=NOON)
+    received(install, NOON - MINUTE, queued=3)
+    tally.tally(at=NOON + MINUTE)
+    assert minutes() == [(1, 8, 0, 0, None, None)]
+
+
+def test_after_beat_was_away_a_day_is_made_up_for_and_no_more(install: Install) -> None:
+    for hours in (1, 23, 25):
+        received(install, NOON - timedelta(hours=hours), queued=hours)
+    tally.tally(at=NOON)
+    assert [row[:2] for row in minutes()] == [(23 * 60, 23), (60, 1)]
+
+
+def test_a_run_that_went_out_in_halves_counts_once(install: Install) -> None:
+    audience = make_audience(install)
+    for second in (10, 20, 30):
+        delivered(audience, 1, 500, at=NOON - timedelta(seconds=second))
+    delivered(audience, 501, 600, at=NOON - timedelta(seconds=5))
+    tally.tally(at=NOON)
+    assert minutes()[0][3] == 600
+
+
+def test_what_was_not_delivered_is_not_counted_as_delivered(install: Install) -> None:
+    audience = make_audience(install)
+    delivered(audience, 1, 9, at=NOON - timedelta(seconds=9), outcome=Outcome.RETRY_LATER)
+    tally.tally(at=NOON)
+    assert minutes() == []
+
+
+def test_the_delay_is_weighted_by_events_and_not_by_requests(install: Install) -> None:
+    audience = make_audience(install)
+    at = NOON - timedelta(seconds=30)
+    delivered(audience, 1, 1000, at=at, took=timedelta(milliseconds=200))
+    for sequence in range(1001, 1006):
+        delivered(audience, sequence, sequence, at=at, took=timedelta(seconds=60))
+    tally.tally(at=NOON)
+    assert minutes()[0][4:] == (200, 200)
+    delivered(audience, 1006, 1025, at=at, took=timedelta(seconds=60))
+    tally.tally(at=NOON)
+    assert minutes()[0][4:] == (200, 60_000)
+
+
+def test_installs_are_added_up_apart(install: Install) -> None:
+    other = Install.objects.create(name="Other", odp_api_key="k")
+    received(install, NOON - MINUTE, queued=5)
+    received(other, NOON - MINUTE, queued=7)
+    tally.tally(at=NOON)
+    assert sorted(Minute.objects.values_list("install__name", "received")) == [("Other", 7), ("Shop", 5)]
+
+
+def test_old_minutes_go(install: Install) -> None:
+    for days in (6, 8):
+        Minute.objects.create(install=install, minute=NOON - timedelta(days=days), received=1, parked=0, delivered=0)
+    tally.tally(at=NOON)
+    assert [(NOON - minute).days for minute in Minute.objects.values_list("minute", flat=True)] == [6]
+
+
+def test_a_pass_reads_a_part_of_big_tables_and_never_all_events(install: Install) -> None:
+    """By what PostgreSQL really reads. The tables are large enough that reading all of one would be seen at once."""
+    audience = make_audience(install)
+    first = NOON - timedelta(days=10)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO audiences_receipt (install_id, received_at, job, bytes, messages, queued, parked, skipped,"
+            " parked_reasons) SELECT %s, %s + n * interval '17280 ms', '', 1, 1, 1, 0, 0, '{}'"
+            " FROM generate_series(1, 50000) AS n",
+            [install.pk, first],
+        )
+        cursor.execute(
+            "INSERT INTO audiences_run (audience_id, first_sequence, last_sequence, sent, folded, opened_at, closed_at,"
+            " outcome) SELECT %s, n, n, 1, 0, at, at, 'delivered'"
+            " FROM generate_series(1, 50000) AS n, LATERAL (SELECT %s + n * interval '17280 ms' AS at) AS x",
+            [audience.pk, first],
+        )
+        cursor.execute(
+            "INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)"
+            " SELECT %s, n, 'x', 1, 1, %s + n * interval '17280 ms' - interval '1 s', false"
+            " FROM generate_series(1, 50000) AS n",
+            [audience.pk, first],
+        )
+        for table in ("receipt", "run", "event"):
+            cursor.execute(f"ANALYZE audiences_{table}")
+        for index in ("receipts_by_time", "runs_by_time"):
+            cursor.execute("SELECT brin_summarize_new_values(%s)", [index])
+        start = NOON - timedelta(days=5)
+        cursor.execute(
+            "EXPLAIN (ANALYZE, FORMAT JSON) " + tally._TALLY,
+            {"start": start, "end": start + 5 * MINUTE, "sampled": tally.SAMPLED_RUNS},
+        )
+        (plan,) = cursor.fetchone() or ("[]",)
+    read = list(scans(json.loads(plan)[0]["Plan"] if isinstance(plan, str) else plan[0]["Plan"]))
+    assert {table for table, _ in read} >= {"audiences_receipt", "audiences_run", "audiences_event"}
+    big = [(table, rows) for table, rows in read if table in ("audiences_receipt", "audiences_run", "audiences_event")]
+    assert max(rows for _, rows in big) < 10_000, big
+    assert Minute.objects.count() == 5
+
+
+def scans(node: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Tables and how many of their rows were looked at."""
+    if "Relation Name" in node:
+        counts = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
+        yield node["Relation Name"], sum(node.get(name, 0) for name in counts) * node["Actual Loops"]
+    for child in node.get("Plans", ()):
+        yield from scans(child)
+
+
+# --- The charts ----------------------------------------------------------------------------------------------
+
+
+def happened(install: Install, ago: int, **values: Any) -> None:
+    """A minute that began so many minutes ago."""
+    usual = {"received": 0, "parked": 0, "delivered": 0}
+    minute = now().replace(second=0, microsecond=0) - timedelta(minutes=ago)
+    Minute.objects.create(install=install, minute=minute, **{**usual, **values})
+
+
+def test_before_the_first_call_words_stand_in_place_of_the_charts(viewer: Client, install: Install) -> None:
+    shown = page(viewer)
+    assert shown.context["charts"] == []
+    assert "The charts begin with the first call" in shown.content.decode()
+    ingest.receive(install, body(message()))
+    assert "The first minutes are being added up" in page(viewer).content.decode()
+    happened(install, 600, received=1)
+    assert "Nothing came from Lytics in the last 6 hours" in page(viewer).content.decode()
+
+
+def test_the_charts_say_in_words_and_in_a_table_what_they_show(viewer: Client, install: Install) -> None:
+    happened(install, 30, received=1200, parked=3, delivered=900, delay_p50_ms=400, delay_p99_ms=2_500)
+    throughput, delay = page(viewer).context["charts"]
+    assert throughput.summary == "In the last 6 hours: 1,200 events received, 900 delivered, 3 items parked."
+    assert [row[1:] for row in throughput.rows] == [("1,200", "900", "3")]
+    assert "half of the events were in ODP within 400 ms and 99 of 100 within 2.5 s" in delay.summary
+    shown = page(viewer).content.decode()
+    assert throughput.summary in shown
+    assert shown.count('role="img"') == 2
+
+
+def test_how_much_is_shown_can_be_chosen(viewer: Client, install: Install) -> None:
+    happened(install, 300, received=10)
+    for hours, some in (("1", False), ("6", True), ("24", True), ("7", True), ("x", True)):
+        shown = viewer.get(reverse("admin:index"), {"hours": hours})
+        assert bool(shown.context["charts"]) == some
+        assert shown.context["hours"] == (int(hours) if hours in ("1", "24") else 6)
+
+
+def test_installs_are_shown_together(install: Install) -> None:
+    other = Install.objects.create(name="Other", odp_api_key="k")
+    happened(install, 10, received=5, delivered=300, delay_p50_ms=100, delay_p99_ms=200)
+    happened(other, 10, received=7, delivered=100, delay_p50_ms=500, delay_p99_ms=9_000)
+    point = next(point for point in charts.read(hours=1) if point.received)
+    assert (point.received, point.delivered, point.p50, point.p99) == (12, 400, 200, 9_000)
+
+
+def test_a_line_is_broken_where_nothing_was_sent(install: Install) -> None:
+    for ago in (10, 11, 20):
+        happened(install, ago, delivered=1, delay_p50_ms=100, delay_p99_ms=100)
+    delay = charts._delay(charts.read(hours=1), 1)
+    assert delay.lines[0].path.count("M") == 2
+
+
+def test_the_end_is_not_drawn_before_it_is_added_up(install: Install) -> None:
+    points = charts.read(hours=1, at=NOON + timedelta(seconds=30))
+    assert (points[-1].at, len(points)) == (NOON - 2 * MINUTE, 60)
+
+
+def test_the_part_that_renews_itself_often_leaves_the_charts_out(viewer: Client, install: Install) -> None:
+    assert "charts" not in viewer.get(reverse("admin:index"), headers={"HX-Target": "front-now"}).context
+    shown = page(viewer).content.decode()
+    assert shown.index('id="front-now"') < shown.index('id="front-history"')
+
+
+@pytest.mark.parametrize(
+    ("largest", "top"), [(0, 1), (0.2, 1), (1, 1), (1.1, 2), (3, 5), (7, 10), (1001, 2000), (16_000, 20_000)]
+)
+def test_the_top_of_a_scale_is_a_round_number(largest: float, top: float) -> None:
+    assert charts._nice(largest) == top
+
+
+@pytest.mark.parametrize(
+    ("ms", "words"), [(None, "—"), (7, "7 ms"), (999, "999 ms"), (1500, "1.5 s"), (90_000, "1.5 min"), (4e7, "11 h")]
+)
+def test_a_delay_is_told_in_one_unit(ms: float | None, words: str) -> None:
+    assert charts.delay(ms) == words
+
+
+def test_the_page_fetches_nothing_from_elsewhere(viewer: Client, install: Install) -> None:
+    happened(install, 30, received=1, delivered=1, delay_p50_ms=1, delay_p99_ms=400_000)
+    shown = page(viewer).content.decode()
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', shown)
+
+
+def test_the_front_page_asks_a_bounded_number_of_times(
+    viewer: Client, install: Install, django_assert_max_num_queries: Any
+) -> None:
+    call(install)
+    ingest.receive(install, body(message(), message(who="x", field="email")))
+    page(viewer)
+    with django_assert_max_num_queries(24):
+        page(viewer)
+
+
+# --- Workers ---------------------------------------------------------------------------------------------------
+
+
+def beat(name: str, *, seconds_ago: float = 0) -> None:
+    heartbeats.note(name, worked_seconds_ago=5)
+    Worker.objects.filter(name=name).update(beat_at=now() - timedelta(seconds=seconds_ago))
+
+
+def test_the_workers_that_answer_are_counted(viewer: Client) -> None:
+    beat("worker-1@here")
+    beat("worker-2@here")
+    page = viewer.get(reverse("admin:index"))
+    assert [one.value for one in page.context["numbers"] if one.label == "workers answering"] == ["2"]
+    assert "is silent" not in page.content.decode()
+
+
+def test_a_worker_that_was_killed_is_named_until_it_is_back(viewer: Client) -> None:
+    beat("worker-1@here")
+    beat("worker-2@here", seconds_ago=120)
+    page = viewer.get(reverse("admin:index")).content.decode()
+    assert "The worker worker-2@here is silent" in page
+    assert "Still answering: 1." in page
+    beat("worker-2@here")
+    assert "is silent" not in viewer.get(reverse("admin:index")).content.decode()
+
+
+def test_a_fleet_that_is_gone_is_bad_though_nothing_waits(viewer: Client) -> None:
+    beat("worker-1@here", seconds_ago=120)
+    page = viewer.get(reverse("admin:index")).content.decode()
+    assert "No other one answers" in page
+    assert "<strong>silent</strong>" in page

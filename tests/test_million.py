@@ -1,0 +1,329 @@
+"""Pages stay fast on big tables: as many queries as on small ones, no count, no table read from one end to the other.
+
+The tables are filled by PostgreSQL itself, once for this file. Each page is opened, and each statement that it sent is
+run again under EXPLAIN, which says how many rows were read for it. Nobody's watch is involved.
+
+A new page of a list or of one thing belongs into ``PAGES``.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.plugin import DjangoDbBlocker
+
+from audiences import installs
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run
+
+# Rows that the statements of one page may read of one big table; and where all of an hour have to be looked at.
+FEW = 3_000
+AN_HOURS = 30_000
+BIG = ("event", "receipt", "delivery", "run", "parked")
+
+ROWS = 200_000
+AUDIENCES = 100
+OWNERS = 3
+
+
+@dataclass(frozen=True)
+class Page:
+    """One address. ``rows`` is what it may read of each big table."""
+
+    name: str
+    url: Callable[[], str]
+    rows: int = FEW
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def listed(model: str, query: str = "", rows: int = FEW) -> Page:
+    return Page(
+        f"{model}?{query}", lambda: reverse(f"admin:audiences_{model}_changelist") + f"?{query.format(**FACTS)}", rows
+    )
+
+
+def thing(model: str, find: Callable[[], Any]) -> Page:
+    return Page(f"one {model}", lambda: reverse(f"admin:audiences_{model}_change", args=[find().pk]))
+
+
+# Filled in with the tables: an hour long ago, and the installs of which the last one has nothing at all.
+FACTS: dict[str, Any] = {}
+
+OUTCOMES = ("failed", "refused", "retry_later", "unauthorised", "unknown", "open")
+PAGES = [
+    Page("front page", lambda: reverse("admin:index")),
+    Page("live", lambda: reverse("admin:audiences_live")),
+    listed("install"),
+    listed("audience"),
+    *(listed("audience", f"state={state}") for state in ("blocked", "paused", "behind", "idle")),
+    listed("audience", "install__id__exact={quiet}"),
+    listed("audience", "q=slug_7"),
+    listed("delivery"),
+    listed("delivery", "p=20"),
+    listed("delivery", "q=777"),
+    *(listed("delivery", f"outcome={outcome}") for outcome in OUTCOMES),
+    *(listed("delivery", f"outcome={outcome}&install__id__exact={{quiet}}") for outcome in OUTCOMES),
+    *(listed("delivery", f"slower={ms}") for ms in (250, 1000, 5000)),
+    *(listed("delivery", f"slower={ms}&install__id__exact={{quiet}}") for ms in (250, 1000, 5000)),
+    *(listed("delivery", f"install__id__exact={{{which}}}") for which in ("busy", "quiet")),
+    listed("delivery", "audience=lytics_slug_7", rows=6_000),
+    listed("delivery", "audience=lytics_slug_7&outcome=unauthorised"),
+    listed("delivery", "audience=nobodys"),
+    listed("delivery", "hour={hour}"),
+    listed("delivery", "hour={hour}&outcome=failed"),
+    listed("delivery", "hour={hour}&outcome=delivered&slower=250"),
+    listed("delivery", "hour={hour}&install__id__exact={quiet}", rows=AN_HOURS),
+    listed("delivery", "hour=1999-01-01T00"),
+    listed("run"),
+    *(listed("run", f"outcome={outcome}") for outcome in OUTCOMES),
+    *(listed("run", f"outcome={outcome}&audience=lytics_slug_7") for outcome in OUTCOMES),
+    listed("run", "audience=lytics_slug_7"),
+    listed("run", "audience=nobodys"),
+    listed("run", "install={busy}", rows=6_000),
+    listed("run", "install={quiet}&outcome=failed"),
+    listed("run", "install={quiet}"),
+    listed("run", "hour={hour}", rows=AN_HOURS),
+    listed("receipt"),
+    *(listed("receipt", f"verdict={verdict}") for verdict in ("parked", "empty")),
+    *(listed("receipt", f"verdict={verdict}&install__id__exact={{quiet}}") for verdict in ("parked", "empty")),
+    listed("receipt", "install__id__exact={quiet}"),
+    listed("receipt", "hour={hour}"),
+    *(listed("parked", f"resolution={one}") for one in ("open", "released", "superseded", "discarded", "all")),
+    listed("parked", "reason=not_json"),
+    listed("parked", "reason=no_identifier&resolution=all"),
+    listed("parked", "reason=not_json&resolution=all&install__id__exact={quiet}"),
+    listed("parked", "install__id__exact={quiet}&resolution=all"),
+    listed("parked", "audience__id__exact={audience}"),
+    thing("install", lambda: Install.objects.get(pk=FACTS["busy"])),
+    thing("audience", lambda: Audience.objects.get(pk=FACTS["audience"])),
+    thing("delivery", lambda: Delivery.objects.order_by("-pk")[0]),
+    thing("run", lambda: Run.objects.order_by("-pk")[0]),
+    thing("receipt", lambda: Receipt.objects.order_by("-pk")[0]),
+    thing("parked", lambda: Parked.objects.order_by("-pk")[0]),
+    Page("what a run sent", lambda: reverse("admin:audiences_run_sent", args=[Run.objects.order_by("-pk")[0].pk])),
+]
+every_page = pytest.mark.parametrize("page", PAGES, ids=str)
+
+
+# --- the tables --------------------------------------------------------------------------------------------------
+
+# Half a second from row to row, so that there are many hours. What is alone in a table, like the one answer of 401, is
+# among its oldest rows: a search for it that walked back from the newest would read everything.
+FILL = """
+INSERT INTO audiences_audience (id, install_id, segment_id, slug, latest_slug, odp_id, last_sequence, created_at,
+        provisioned_at)
+    SELECT n, %(install)s + n %% (%(owners)s - 1), 'segment-' || n, 'slug_' || n, 'slug_' || n, 'lytics_slug_' || n,
+        %(events)s / %(audiences)s, now(), now()
+    FROM generate_series(1, %(audiences)s) AS n;
+INSERT INTO audiences_lane (audience_id, delivered_sequence, member_count, paused_by, pause_reason, block_reason,
+        last_served_at, blocked_at)
+    SELECT n, %(events)s / %(audiences)s - n %% 2, 10, '', '', CASE WHEN n = 1 THEN 'wrong type' ELSE '' END, now(),
+        CASE WHEN n = 1 THEN now() END
+    FROM generate_series(1, %(audiences)s) AS n;
+INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)
+    SELECT audience, sequence, 'customer-' || sequence, 1, sequence, now(), false
+    FROM generate_series(1, %(audiences)s) AS audience, generate_series(1, %(events)s / %(audiences)s) AS sequence;
+INSERT INTO audiences_receipt (install_id, received_at, job, bytes, messages, queued, parked, skipped, parked_reasons)
+    SELECT %(install)s + n %% (%(owners)s - 1), now() - (%(rows)s - n) * interval '0.5 s', 'job', 9, 5,
+        CASE WHEN n = 1 THEN 0 ELSE 5 END, CASE WHEN n = 2 THEN 1 ELSE 0 END, 0, '{}'
+    FROM generate_series(1, %(rows)s) AS n;
+INSERT INTO audiences_delivery (install_id, endpoint, opened_at, closed_at, outcome, status, items, bytes, latency_ms,
+        reason, answer, request, worker, version)
+    SELECT %(install)s + n %% (%(owners)s - 1), '/v3/profiles', now() - (%(rows)s - n) * interval '0.5 s',
+        CASE WHEN n > 9 THEN now() END,
+        CASE WHEN n = 10 THEN 'unauthorised' WHEN n < 10 THEN '' ELSE 'delivered' END, 202, 5, 9,
+        CASE WHEN n = 10 THEN 8000 ELSE 90 END, '', '', %(request)s, 'worker', '1'
+    FROM generate_series(1, %(rows)s) AS n;
+INSERT INTO audiences_run (audience_id, delivery_id, first_sequence, last_sequence, sent, folded, opened_at, closed_at,
+        outcome)
+    SELECT 1 + n %% %(audiences)s, %(first)s + n, n, n, 1, 0, now() - (%(rows)s - n) * interval '0.5 s', now(),
+        CASE WHEN n = 10 THEN 'unauthorised' ELSE 'delivered' END
+    FROM generate_series(1, %(rows)s - 1) AS n;
+INSERT INTO audiences_parked (install_id, reason, detail, identifier, parked_at, closed_at, closed_by, resolution)
+    SELECT %(install)s + n %% (%(owners)s - 1), CASE WHEN n = 1 THEN 'not_json' ELSE 'unknown_slug' END, '', '', now(),
+        CASE WHEN n > 5 THEN now() END, '', CASE WHEN n > 5 THEN 'superseded' ELSE '' END
+    FROM generate_series(1, %(rows)s / 10) AS n;
+ANALYZE;
+SELECT brin_summarize_new_values('runs_by_hour');
+"""
+EMPTY = """
+TRUNCATE audiences_parked, audiences_run, audiences_delivery, audiences_receipt, audiences_event, audiences_lane,
+    audiences_membership, audiences_audience, audiences_token, audiences_install, audiences_pace CASCADE;
+"""
+
+
+def fill(*, events: int, rows: int) -> None:
+    from audiences import carried
+
+    with connection.cursor() as cursor:
+        cursor.execute(EMPTY)
+        owners = [Install(name=f"Shop {n}", odp_api_key="a.b", odp_host="http://127.0.0.1:1") for n in range(OWNERS)]
+        for owner in owners:
+            installs.create(owner)
+        cursor.execute("SELECT nextval('audiences_delivery_id_seq')")
+        first = cursor.fetchone()[0]
+        # Foreign keys are checked one row at a time, and none of these is wrong.
+        for table in BIG:
+            cursor.execute(f"ALTER TABLE audiences_{table} DISABLE TRIGGER ALL")
+        try:
+            cursor.execute(
+                FILL,
+                {
+                    "install": owners[0].pk,
+                    "owners": OWNERS,
+                    "audiences": AUDIENCES,
+                    "events": events,
+                    "rows": rows,
+                    "first": first,
+                    "request": carried.pack(b'[{"attributes":{"fs_user_id":"kim","lytics_slug_1":true}}]'),
+                },
+            )
+        finally:
+            for table in BIG:
+                cursor.execute(f"ALTER TABLE audiences_{table} ENABLE TRIGGER ALL")
+    hour = f"{Delivery.objects.order_by('pk')[rows // 2].opened_at:%Y-%m-%dT%H}"
+    FACTS.update(busy=owners[0].pk, quiet=owners[-1].pk, audience=7, hour=hour)
+
+
+@pytest.fixture(scope="module")
+def small(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[dict[str, int]]:
+    """The big tables; and how many queries each page took while they were small."""
+    with django_db_blocker.unblock():
+        User.objects.create_superuser("million", password="long enough for anyone")
+        try:
+            fill(events=AUDIENCES * 2, rows=200)
+            visitor = someone()
+            for page in PAGES:  # what Django asks once per process, like the numbers of content types
+                visit(visitor, page.url())
+            queries = {page.name: len(visit(visitor, page.url())) for page in PAGES}
+            fill(events=1_000_000, rows=ROWS)
+            yield queries
+        finally:
+            with connection.cursor() as cursor:
+                cursor.execute(EMPTY + "ANALYZE;")
+            User.objects.filter(username="million").delete()
+
+
+def someone() -> Client:
+    client = Client()
+    client.force_login(User.objects.get(username="million"))
+    client.get(reverse("admin:index"))
+    return client
+
+
+@pytest.fixture
+def visitor(small: dict[str, int], db: None) -> Client:
+    return someone()
+
+
+def visit(visitor: Client, url: str) -> list[str]:
+    """Open a page. Returns the statements that it sent."""
+    with CaptureQueriesContext(connection) as seen:
+        answered = visitor.get(url)
+        assert answered.status_code == 200, f"{url}: {answered.status_code}"
+    return [query["sql"] for query in seen.captured_queries]
+
+
+# --- what a statement reads --------------------------------------------------------------------------------------
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from nodes(inner)
+
+
+def explained(statement: str) -> dict[str, Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}".replace("%", "%%"), ())
+        found = cursor.fetchone()[0]
+    plan: dict[str, Any] = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
+    return plan
+
+
+def read_by(statement: str) -> dict[str, int]:
+    """Rows read of each big table, also those that were read for nothing."""
+    found: dict[str, int] = {}
+    for node in nodes(explained(statement)):
+        table = node.get("Relation Name", "").removeprefix("audiences_")
+        if table in BIG:
+            wasted = sum(node.get(f"Rows Removed by {why}", 0) for why in ("Filter", "Index Recheck"))
+            found[table] = found.get(table, 0) + int((node["Actual Rows"] + wasted) * node["Actual Loops"])
+    return found
+
+
+def scanned(statement: str) -> set[str]:
+    """The big tables that a statement reads from one end to the other."""
+    return {
+        node["Relation Name"]
+        for node in nodes(explained(statement))
+        if node["Node Type"] == "Seq Scan" and node["Relation Name"].removeprefix("audiences_") in BIG
+    }
+
+
+def problems(statements: list[str], rows: int) -> list[str]:
+    found = []
+    for statement in statements:
+        if not statement.startswith("SELECT") or not re.search(rf"audiences_(?:{'|'.join(BIG)})\b", statement):
+            continue
+        if re.search(r"count\(\*\)[^(]*FROM \"?audiences_(?:event|receipt|delivery|run)\b", statement, re.IGNORECASE):
+            found.append(f"counts: {statement}")
+        found += [f"reads all of {table}: {statement}" for table in scanned(statement)]
+        found += [f"reads {n:,} of {table}: {statement}" for table, n in read_by(statement).items() if n > rows]
+    return found
+
+
+@every_page
+def test_a_page_of_a_big_table_reads_no_more_than_it_shows(page: Page, visitor: Client) -> None:
+    assert problems(visit(visitor, page.url()), page.rows) == []
+
+
+@every_page
+def test_a_page_takes_as_many_queries_as_when_the_tables_were_small(
+    page: Page, visitor: Client, small: dict[str, int]
+) -> None:
+    assert len(visit(visitor, page.url())) == small[page.name]
+
+
+@pytest.mark.parametrize(
+    ("indexes", "address"),
+    [
+        ("failed_deliveries", "delivery?outcome=failed"),
+        ("slow_", "delivery?slower=5000"),
+        ("deliveries_by_hour", "delivery?hour=1999-01-01T00"),
+        ("empty_receipts", "receipt?verdict=empty"),
+        ("receipts_of_an_install", "install?"),
+        ("failed_runs", "run?outcome=failed"),
+        ("parked_by_reason", "parked?reason=not_json&resolution=all"),
+    ],
+)
+def test_without_its_index_a_filter_is_found_out(indexes: str, address: str, visitor: Client) -> None:
+    """Every index whose name begins so, because one of them may stand in for another."""
+    model, _, query = address.partition("?")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indexname FROM pg_indexes WHERE starts_with(indexname, %s)", [indexes])
+        for (name,) in cursor.fetchall():
+            cursor.execute(f"DROP INDEX {name}")
+    assert problems(visit(visitor, listed(model, query).url()), FEW)
+
+
+def test_a_count_is_found_out(visitor: Client) -> None:
+    with CaptureQueriesContext(connection) as seen:
+        Delivery.objects.count()
+    assert problems([query["sql"] for query in seen.captured_queries], FEW)
+
+
+def test_an_hour_is_a_small_part_of_the_table(visitor: Client) -> None:
+    """Or the bound on what an hour's page reads would prove nothing."""
+    assert AN_HOURS * 5 < ROWS
+    assert now() > Delivery.objects.order_by("pk")[0].opened_at
