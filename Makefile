@@ -16,15 +16,21 @@ DUMMY := SECRET_KEY=checks-only-not-secret-and-long-enough-to-please-the-deploym
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check clean installed installed-dev
+.PHONY: help run demo up test check audit chaos fuzz bench bench-quick pictures clean installed installed-dev installed-bench
 
 help:
-	@echo 'make run     the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
-	@echo 'make demo    the same, ends by itself, and succeeds only if every audience is equal in ODP'
-	@echo 'make up      the stack alone, for a real pair of accounts'
-	@echo 'make test    the test suite (make test ARGS="-k lanes" for a part of it)'
-	@echo 'make check   format, lint, types, migrations, system checks'
-	@echo 'make clean   removes the virtual environment and caches; DATA_DIR stays'
+	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
+	@echo 'make demo      the same, ends by itself, and succeeds only if every audience is equal in ODP'
+	@echo 'make up        the stack alone, for a real pair of accounts'
+	@echo 'make test      the test suite (make test ARGS="-k lanes" for a part of it)'
+	@echo 'make chaos     kills and breaks everything while events come, and judges (EVENTS, KILLS, SEED)'
+	@echo 'make fuzz      odd calls for longer, and the models of delivery (SECONDS=300, SEED, EXAMPLES=500)'
+	@echo 'make bench     how fast, against what this machine could do; an hour, writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
+	@echo 'make bench-quick  which ratios have moved since; under two minutes'
+	@echo 'make check     format, lint, types, migrations, system checks'
+	@echo 'make audit     asks the package index for known vulnerabilities in what is pinned'
+	@echo 'make pictures  shoots docs/pictures anew, with the Chromium of this machine'
+	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
 
@@ -34,6 +40,32 @@ run demo up: installed
 test: installed-dev
 	@exec $(PY) -m pytest $(ARGS)
 
+# Fails for what was found and not for an index that can't be asked.
+audit: installed-dev
+	@said=$$($(PY) -m pip_audit -r requirements.txt --no-deps --disable-pip --progress-spinner off 2>&1); \
+	case "$$said" in \
+	*Traceback*) echo "The package index could not be asked: $$(echo "$$said" | tail -n 1 | cut -c 1-150)" ;; \
+	*'No known vulnerabilit'*) echo "$$said" | tail -n 40 ;; \
+	*' known vulnerabilit'*) echo "$$said" | tail -n 40; exit 1 ;; \
+	*) echo "$$said" | tail -n 40 ;; \
+	esac
+
+# EVENTS, KILLS, OTHERS, AUDIENCES, SEED and TWIN are read from the environment, where make puts its own arguments.
+chaos: installed-dev
+	@exec $(PY) -m tests.chaos $(ARGS)
+
+# SECONDS are for bodies and requests, half of them each; the models have EXAMPLES, which take some minutes more. A SEED repeats.
+fuzz: installed-dev
+	@FUZZ_SECONDS=$$(( $(or $(filter-out 0,$(SECONDS)),300) / 2 )) MODEL_EXAMPLES=$(or $(EXAMPLES),200) exec $(PY) -m pytest -rP \
+		tests/test_fuzz.py tests/test_protocol_model.py tests/test_state_machine.py $(ARGS)
+
+# SCALE, ROUNDS, ONLY and WRITE are read from the environment, as above.
+bench: installed-bench
+	@exec $(PY) -m benchmarks $(ARGS)
+
+bench-quick: installed-bench
+	@exec $(PY) -m benchmarks --quick $(ARGS)
+
 check: installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -41,6 +73,9 @@ check: installed-dev
 	@# It warns that it can't ask the database for its history; what matters is whether the models have moved.
 	$(DUMMY) $(PY) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 	$(DUMMY) $(PY) manage.py check --fail-level WARNING
+
+pictures: installed-dev
+	@exec $(PY) -m tests.browser.pictures
 
 clean:
 	rm -rf $(VENV) staticfiles .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -50,6 +85,18 @@ installed:
 
 installed-dev:
 	@test -x $(PY) -a -e $(VENV)/dev-$(LISTS) || { $(call install,requirements-dev.txt,dev run); }
+
+# What the benchmarks compare with; what can't be installed is left out of the comparison, and that is said.
+NODE := $(VENV)/bench-node
+installed-bench: installed
+	@list=$$(cat requirements-bench.txt benchmarks/graphile/package.json | cksum | cut -d ' ' -f 1); \
+	test -e $(VENV)/bench-$$list && exit 0; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-input -r requirements-bench.txt \
+		>$(VENV)/install.log 2>&1 || echo 'requirements-bench.txt could not be installed; $(VENV)/install.log says why.'; \
+	if command -v npm >/dev/null; then mkdir -p $(NODE) && cp benchmarks/graphile/package.json $(NODE) && \
+		npm install --prefix $(NODE) --silent --no-audit --no-fund >>$(VENV)/install.log 2>&1 || \
+		echo 'Graphile Worker could not be installed; $(VENV)/install.log says why.'; fi; \
+	rm -f $(VENV)/bench-[0-9]*; touch $(VENV)/bench-$$list
 
 # install(list, what that makes ready): one sentence for each thing that people are known to lack.
 define install

@@ -3,12 +3,20 @@
 import pytest
 from hypothesis import settings
 
-from audiences import installs
+from audiences import installs, refused
+from audiences.api import strangers
 from audiences.models import Install
 
 # A machine that is busy with something else is no bug.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
+    monkeypatch.setattr(refused, "_counter", refused._Counter(sends_by_itself=False))
+    monkeypatch.setattr(strangers, "_this_minute", strangers._Minute())
 
 
 @pytest.fixture

@@ -48,12 +48,9 @@ def make_audience(install: Install, slug: str = "gold", *, provisioned: bool = T
 
 def happen(audience: Audience, *happenings: Happening, forced: bool = False) -> None:
     """Events are accepted, as a webhook call would."""
-    facts = [
-        (audience.pk, Fact("", "", identifier, Kind[what.upper()], occurred_ns))
-        for identifier, what, occurred_ns in happenings
-    ]
+    facts = [Fact("", "", identifier, Kind[what.upper()], occurred_ns) for identifier, what, occurred_ns in happenings]
     with transaction.atomic():
-        ingest.append(facts, received_at=now(), forced=forced)
+        ingest.append({audience.pk: facts}, received_at=now(), forced=forced)
 
 
 def enter(audience: Audience, *identifiers: str, at: int = 1) -> None:
@@ -70,6 +67,13 @@ def drain_all(install: Install) -> int:
         if not drain.turn(install.pk):
             return turns
     raise AssertionError("it never comes to an end")
+
+
+def waiting(install: Install) -> tuple[bool, bool]:
+    """Whether an audience waits to be made, and one to be delivered."""
+    work = lanes.work(install.pk)
+    assert work is not None
+    return work.unprovisioned, work.ready > 0
 
 
 # --- Time passes ---------------------------------------------------------------------------------------------

@@ -27,8 +27,13 @@ WRITERS = {
     "Delivery": {"audiences/lanes.py"},
     "Membership": {"audiences/lanes.py"},
     "Token": {"audiences/tokens.py"},
+    "Resend": {"audiences/resends.py"},
     "Profile": {"audiences/remember.py"},
+    "Minute": {"audiences/tally.py"},
     "Pace": {"workers/pace.py"},
+    "Worker": {"audiences/heartbeats.py"},
+    "Confirmation": {"audiences/confirm.py"},
+    "Trial": {"audiences/trials.py"},
 }
 WRITING = {
     "create",
@@ -89,9 +94,11 @@ def test_celery_is_imported_only_where_messages_are_sent_and_taken() -> None:
     assert "celery" not in imported(tree("workers/drain.py"))
 
 
-def test_the_domain_names_a_task_that_the_workers_have() -> None:
+def test_the_domain_names_tasks_that_the_workers_have() -> None:
     app.loader.import_default_modules()
+    assert {wake.DRAIN, wake.CONFIRM, wake.TRY_OUT} <= set(app.tasks)
     assert wake.DRAIN in app.tasks
+    assert wake.RESEND in app.tasks
 
 
 # --- Writers -------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import pytest
 from cryptography.fernet import Fernet
-from django.core.checks import run_checks
+from django.core.checks import Tags, run_checks
+from django.db import connection
 from pytest_django.fixtures import Settings
 
 from audiences.models import Install
@@ -86,3 +87,12 @@ def test_no_install_of_a_public_service_sends_to_a_sandbox(
     Install.objects.create(name="Left over", odp_api_key="public.private", odp_host=host, enabled=enabled)
     messages = run_checks(databases=["default"])
     assert {message.id for message in messages if str(message.id).startswith("audiences")} == codes
+
+
+@pytest.mark.django_db
+def test_a_database_that_is_still_empty_is_checked_without_its_tables(settings: Settings) -> None:
+    """``migrate`` runs these checks first, also on the very first start of a public service."""
+    settings.PUBLIC_URL = "https://sync.example.com"
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE audiences_install RENAME TO not_there_yet")
+    assert run_checks(databases=["default"], tags=[Tags.database]) == []

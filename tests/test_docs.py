@@ -1,5 +1,6 @@
 """The pages say what is there: links lead somewhere, what people are told to run or press exists, and has its name."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ PACKAGES = ("audiences", "workers", "lytics", "odp", "lytics_sync")
 OPERATING = ROOT / "docs" / "operating.md"
 README = ROOT / "README.md"
 DEPENDENCIES = ROOT / "docs" / "decisions" / "dependencies.md"
+NODE_PACKAGES = ROOT / "benchmarks" / "graphile" / "package.json"
 Answer = HttpResponseBase
 # At the start, or after the variables that people put in front: SAMPLE=1 make run.
 MAKE = re.compile(r"^(?:\w+=\S+ )*make ([a-z-]+)")
@@ -109,6 +111,7 @@ def test_every_attribute_named_in_the_glossary_exists() -> None:
     import audiences.lanes
     import audiences.models
     import audiences.operations
+    import audiences.resends
     import workers.drain
 
     modules = {
@@ -116,6 +119,7 @@ def test_every_attribute_named_in_the_glossary_exists() -> None:
         "lanes": audiences.lanes,
         "models": audiences.models,
         "operations": audiences.operations,
+        "resends": audiences.resends,
         "drain": workers.drain,
     }
     named = re.findall(r"`(\w+)\.(\w+)`", " ".join(column(ROOT / "docs" / "glossary.md", 3)))
@@ -164,6 +168,13 @@ def switched_off(install: Install, settings: Settings, monkeypatch: pytest.Monke
     return call(install)
 
 
+def from_a_stranger_who_tries_often(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    settings.BAD_TOKENS_PER_MINUTE = 1
+    call(install, token=False)
+    assert call(install).status_code == 200
+    return call(install, token=False)
+
+
 # The words by which the README names a call, and how to make it.
 CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
     "the mix of good and parked items": lambda install, *_: call(install, body(message(), "no message")),
@@ -174,6 +185,7 @@ CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
     "bad or missing token": lambda install, *_: call(install, token=False),
     "unknown install": lambda install, *_: call(install, path="/webhooks/lytics/0000"),
     "any other URL below": lambda install, *_: call(install, path="/webhooks/other"),
+    "of those from one address": from_a_stranger_who_tries_often,
     "GET": lambda install, *_: call(install, method="GET"),
     "DELETE": lambda install, *_: call(install, method="DELETE"),
     "other methods": lambda install, *_: call(install, method="OPTIONS"),
@@ -186,7 +198,7 @@ CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
 
 def test_every_answer_in_the_readme_is_tried() -> None:
     rows = answers_in_the_readme()
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert [row for row in rows if not any(words in row for words in CALLS)] == []
 
 
@@ -244,7 +256,10 @@ def test_an_operator_is_told_of_every_reason_and_no_other() -> None:
 # --- dependencies ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt")
+
+
+@pytest.mark.parametrize("file", REQUIREMENTS)
 def test_every_dependency_is_pinned_and_has_a_row_with_its_reason(file: str) -> None:
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if line.strip() and not line.startswith(("#", "-r "))]
@@ -254,9 +269,20 @@ def test_every_dependency_is_pinned_and_has_a_row_with_its_reason(file: str) -> 
     assert [match[1] for match in pinned if match[1] not in rows] == []
 
 
+def node_packages() -> dict[str, str]:
+    listed: dict[str, str] = json.loads(NODE_PACKAGES.read_text(encoding="utf-8"))["dependencies"]
+    return listed
+
+
+def test_every_package_for_node_is_pinned_and_has_a_row_too() -> None:
+    rows = {cell.strip().strip("`") for cell in column(DEPENDENCIES, 1)}
+    assert set(node_packages()) - rows == set()
+    assert all(re.fullmatch(r"[\d.]+", version) for version in node_packages().values())
+
+
 def test_no_reason_outlives_its_dependency() -> None:
-    lists = "".join((ROOT / file).read_text(encoding="utf-8") for file in ("requirements.txt", "requirements-dev.txt"))
-    pinned = set(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==", lists, re.MULTILINE))
+    lists = "".join((ROOT / file).read_text(encoding="utf-8") for file in REQUIREMENTS)
+    pinned = {*re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==", lists, re.MULTILINE), *node_packages()}
     assert {cell.strip().strip("`") for cell in column(DEPENDENCIES, 1)} - pinned == set()
 
 

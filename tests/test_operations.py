@@ -1,4 +1,4 @@
-"""What an operator does by hand to items of calls and to a lane's log: release, discard, replay, resync."""
+"""What an operator does by hand to parked items: release and discard. What is sent again is in test_resend.py."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from audiences import ingest, operations
 from audiences.ingest import receive
-from audiences.models import Audience, Event, Install, Membership, Parked, Receipt
+from audiences.models import Event, Install, Parked, Receipt
 from lytics import payload, reasons
 from lytics.payload import Kind
 from tests.messages import AT_NS, body, message, single, transition
@@ -160,55 +160,3 @@ def test_a_discarded_item_is_not_released(install: Install) -> None:
     correct(install, identifier_field="user_id")
     assert release_all() == (0, 0)
     assert log() == []
-
-
-# --- Replay and resync ---------------------------------------------------------------------------------------
-
-
-def test_a_replay_appends_the_range_again_at_its_old_times(install: Install, woken: list[int]) -> None:
-    receive(install, body(*(message(who=who) for who in ("kim", "lee", "mo")), message(transition("exit"), who="lee")))
-    woken.clear()
-    assert operations.replay(Audience.objects.get(), first=2, last=4) == 3
-    assert log()[4:] == [
-        ("lee", ENTER, AT_NS, True),
-        ("mo", ENTER, AT_NS, True),
-        ("lee", EXIT, AT_NS, True),
-    ]
-    assert Audience.objects.get().last_sequence == 7
-    assert woken == [install.pk]
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_a_replay_beyond_the_end_does_not_replay_itself(
-    install: Install, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operations, "CHUNK", chunk)
-    receive(install, body(*(message(who=f"c{number}") for number in range(5))))
-    assert operations.replay(Audience.objects.get(), first=3, last=40) == 3
-    assert [who for who, *_ in log()[5:]] == ["c2", "c3", "c4"]
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 100])
-def test_a_resync_appends_the_whole_ledger(
-    install: Install, woken: list[int], chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operations, "CHUNK", chunk)
-    receive(install, body(message()))
-    audience = Audience.objects.get()
-    names = ["a", "B", "b", "ä", "Z z", '"', "💛"]
-    Membership.objects.bulk_create(
-        Membership(audience=audience, identifier=who, is_member=nth % 2 == 0, occurred_ns=nth, sequence=1)
-        for nth, who in enumerate(names)
-    )
-    woken.clear()
-    assert operations.resync(audience) == len(names)
-    assert sorted(log()[1:]) == sorted(
-        (who, ENTER if nth % 2 == 0 else EXIT, nth, True) for nth, who in enumerate(names)
-    )
-    assert woken == [install.pk]
-
-
-def test_an_empty_ledger_is_resynced_with_nothing(install: Install) -> None:
-    receive(install, body(message()))
-    assert operations.resync(Audience.objects.get()) == 0
-    assert len(log()) == 1

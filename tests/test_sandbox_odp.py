@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from http.client import HTTPConnection
+from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -1145,6 +1145,13 @@ class TestFaults:
         assert odp.requests()[-1]["status"] is None
         assert odp.summary()["endpoints"]["POST /v3/profiles"]["statuses"] == {"0": 1}
         assert write(odp, {"fs_user_id": "u1"})[0] == 202
+
+    def test_it_hangs_up_in_the_middle_of_its_answer(self, odp: ThreadedSandbox) -> None:
+        odp.fault({"path": "/v3/profiles", "times": 1}, {"close": "halfway"})
+        with pytest.raises(IncompleteRead):
+            write(odp, {"fs_user_id": "u1"})
+        assert odp.customer("u1")["known"] is True
+        assert odp.requests()[-1]["status"] is None
 
     def test_it_answers_late(self, odp: ThreadedSandbox) -> None:
         odp.fault({}, {"delay_seconds": 0.3})

@@ -140,6 +140,6 @@ def _parts(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     if not then:
         raise ValueError(f"then says nothing; known: {', '.join(sorted(THEN))}")
-    if then.get("close", "before") not in ("before", "after"):
-        raise ValueError("close is before or after")
+    if then.get("close", "before") not in ("before", "after", "halfway"):
+        raise ValueError("close is before, after or halfway")
     return when, then

@@ -115,6 +115,10 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(self, request: Request, answer: Answer) -> None:
         drip = float(request.fault.then.get("drip_seconds", 0)) if request.fault else 0.0
         data = self._encoded(answer)
+        if request.fault and request.fault.then.get("close") == "halfway":
+            self.connection.sendall(data[: -(len(answer.body) // 2)])
+            self._hang_up(request)
+            return
         for piece in _pieces(data[:-1]) if drip else ():
             self.connection.sendall(piece)
             self._wait(request, drip / PIECES_OF_A_DRIP)

@@ -1,0 +1,124 @@
+"""Secrets at rest change their key while everything runs, and the old key can be thrown away afterwards."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db.models import BinaryField
+from django.test import Client
+
+from audiences import ingest, installs, rotation, secrets
+from audiences.models import Install, Parked, Token
+from audiences.secrets import EncryptedTextField, decrypt
+from tests.delivering import make_install
+
+pytestmark = pytest.mark.django_db
+
+OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+
+
+@pytest.fixture
+def shop(settings: Any) -> Install:
+    """An install with a token and a parked item, written with the old key; the new one stands in front since."""
+    settings.FIELD_ENCRYPTION_KEYS = [OLD]
+    made = Install(name="Shop", odp_api_key="the-odp-key")
+    installs.create(made)
+    ingest.receive(made, b"not json at all")
+    settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
+    return made
+
+
+def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) -> None:
+    secret = Token.objects.get().secret
+    assert rotation.rotate() == {"audiences_install": 1, "audiences_token": 1, "audiences_parked": 1}
+    settings.FIELD_ENCRYPTION_KEYS = [NEW]
+    assert Install.objects.get().odp_api_key == "the-odp-key"
+    assert Token.objects.get().secret == secret
+    assert decrypt(bytes(Parked.objects.get().raw or b"")) == b"not json at all"
+
+
+def test_before_it_the_old_key_is_needed(shop: Install, settings: Any) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = [NEW]
+    with pytest.raises(ImproperlyConfigured):
+        Install.objects.get()
+
+
+def test_calls_are_taken_before_and_after(shop: Install, settings: Any) -> None:
+    header = installs.authorization(Token.objects.get())
+    for keys in ([NEW, OLD], [NEW]):
+        settings.FIELD_ENCRYPTION_KEYS = keys
+        answer = Client().post(
+            f"/webhooks/lytics/{shop.public_id}",
+            "[]",
+            content_type="application/json",
+            headers={"Authorization": header},
+        )
+        assert answer.status_code == 200
+        rotation.rotate()
+
+
+def test_a_second_time_there_is_nothing_to_do(shop: Install) -> None:
+    rotation.rotate()
+    assert sum(rotation.rotate().values()) == 0
+
+
+def test_what_somebody_changes_meanwhile_wins(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(hidden: bytes) -> bytes:
+        Install.objects.filter(odp_api_key__isnull=False).update(odp_api_key="another-key")
+        return decrypt(hidden)
+
+    monkeypatch.setattr(rotation, "decrypt", changed)
+    assert rotation.rotate()["audiences_install"] == 0
+    assert Install.objects.get().odp_api_key == "another-key"
+
+
+def test_it_goes_through_more_rows_than_it_holds_at_once(
+    shop: Install, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = [OLD]
+    for number in range(7):
+        make_install(name=f"Shop {number}")
+    settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
+    monkeypatch.setattr(rotation, "AT_ONCE", 3)
+    assert rotation.rotate()["audiences_install"] == 8
+
+
+def test_it_stops_at_a_secret_that_no_key_opens(shop: Install, settings: Any) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = [NEW]
+    with pytest.raises(ImproperlyConfigured, match="opens with none"):
+        rotation.rotate()
+
+
+def test_the_command_says_what_it_did(shop: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("rotate_secrets", "--json")
+    assert json.loads(capsys.readouterr().out)["audiences_token"] == 1
+    call_command("rotate_secrets")
+    assert "audiences_token: 0 encrypted anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [0, 15, 16, 17, 99, 100, 101, 199, 200, 201, 1000])
+def test_what_is_encrypted_in_pieces_is_what_fernet_makes_of_it(
+    size: int, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = os.urandom(size)
+    monkeypatch.setattr(secrets, "PIECE", 100)
+    token = secrets.encrypt(clear)
+    assert Fernet(settings.FIELD_ENCRYPTION_KEYS[0]).decrypt(token) == clear
+    assert len(token) == len(Fernet(settings.FIELD_ENCRYPTION_KEYS[0]).encrypt(clear))
+
+
+def test_no_encrypted_column_is_forgotten() -> None:
+    """Bytes that are stored and aren't encrypted are named here: a request is packed, and holds what events hold."""
+    packed = {("audiences_delivery", "request")}
+    found = {
+        (model._meta.db_table, field.column)
+        for model in apps.get_app_config("audiences").get_models()
+        for field in model._meta.concrete_fields
+        if isinstance(field, EncryptedTextField | BinaryField)
+    }
+    assert found - packed == set(rotation.COLUMNS)
