@@ -45,6 +45,8 @@ ON CONFLICT (audience_id, profile) DO UPDATE SET
 def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
     """An exit for every identifier that is gone from its profile's list; ``facts`` and these by their audiences' ids.
 
+    A fact with no identifier tells of a list that has none.
+
     The audiences have to be locked, so that two calls about one profile follow each other.
     """
     listings: dict[tuple[int, str, int, bool], set[str]] = {}
@@ -52,16 +54,19 @@ def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
         for fact in some:
             if fact.profile:
                 listing = (audience_id, fact.profile, fact.occurred_ns, fact.kind is Kind.EXIT)
-                listings.setdefault(listing, set()).add(fact.identifier)
+                identifiers = listings.setdefault(listing, set())
+                if fact.identifier:
+                    identifiers.add(fact.identifier)
     known = _read({(audience_id, profile) for audience_id, profile, _, _ in listings})
     exits: dict[int, list[Fact]] = {}
     for (audience_id, profile, occurred_ns, left), identifiers in listings.items():
         told = _Known(occurred_ns, left, frozenset() if left else frozenset(identifiers))
         newest, gone = _merge(known.get((audience_id, profile)), told, frozenset(identifiers))
         known[audience_id, profile] = newest
-        exits.setdefault(audience_id, []).extend(
-            Fact("", "", identifier, Kind.EXIT, newest.occurred_ns, profile) for identifier in gone
-        )
+        if gone:
+            exits.setdefault(audience_id, []).extend(
+                Fact("", "", identifier, Kind.EXIT, newest.occurred_ns, profile) for identifier in gone
+            )
     _write(known)
     return exits
 

@@ -75,10 +75,14 @@ class SetAside(NamedTuple):
 
 @dataclass
 class Reading:
-    """What one body held. ``skipped`` counts identifier values that were blank or no identifiers at all."""
+    """What one body held. ``skipped`` counts identifier values that were blank or no identifiers at all.
+
+    ``emptied`` are facts of profiles whose list of identifiers has nothing in it; their identifier is blank.
+    """
 
     messages: int = 0
     facts: list[Fact] = field(default_factory=list)
+    emptied: list[Fact] = field(default_factory=list)
     aside: list[SetAside] = field(default_factory=list)
     skipped: int = 0
     job: str = ""
@@ -125,7 +129,7 @@ class _Layout:
 
 
 # Where the Lytics ID is; by itself it is the identifier, beside another field it tells whose list that holds.
-_PROFILE_FIELD = "_id"
+PROFILE_FIELD = "_id"
 
 
 @lru_cache(maxsize=64)
@@ -142,8 +146,8 @@ def _structs(identifier_field: str, kind: Any, absent: Any) -> tuple[Any, Any]:
         [
             ("identifier", kind, msgspec.field(name=identifier_field, default=absent)),
             ("segment_events", list[_Transition] | None, None),
-            ("profile", kind, msgspec.field(name=_PROFILE_FIELD, default=absent)),
-        ][: 2 if identifier_field == _PROFILE_FIELD else 3],
+            ("profile", kind, msgspec.field(name=PROFILE_FIELD, default=absent)),
+        ][: 2 if identifier_field == PROFILE_FIELD else 3],
         gc=False,
     )
     return data, msgspec.defstruct("Message", [("data", data)], bases=(_Message,), kw_only=True, gc=False)
@@ -155,25 +159,35 @@ def parse(
     identifier_field: str,
     received_ns: int,
     allow_top_level: bool = False,
+    empty_lists: bool = False,
     released: bool = False,
 ) -> Reading:
     """Read one body.
 
     ``received_ns`` (nanoseconds since the epoch) is the last resort for a transition's time. ``allow_top_level``
-    also looks for the identifier beside ``data``. ``released`` says that a person asked to have set-aside items
-    read again: a time that can't be read then counts as missing.
+    also looks for the identifier beside ``data``. ``empty_lists`` takes a list with nothing in it for what it says, if
+    its profile has a Lytics ID, and not for a missing identifier. ``released`` says that a person asked to have
+    set-aside items read again: a time that can't be read then counts as missing.
     """
-    return _Parser(_layout(identifier_field), identifier_field, received_ns, allow_top_level, released).parse(body)
+    layout = _layout(identifier_field)
+    return _Parser(layout, identifier_field, received_ns, allow_top_level, empty_lists, released).parse(body)
 
 
 class _Parser:
     def __init__(
-        self, layout: _Layout, identifier_field: str, received_ns: int, allow_top_level: bool, released: bool
+        self,
+        layout: _Layout,
+        identifier_field: str,
+        received_ns: int,
+        allow_top_level: bool,
+        empty_lists: bool,
+        released: bool,
     ) -> None:
         self.layout = layout
         self.identifier_field = identifier_field
         self.received_ns = received_ns
         self.allow_top_level = allow_top_level
+        self.empty_lists = empty_lists
         self.released = released
         self.reading = Reading()
         # What is wrong with the message at hand: by reason, what was seen first and how often.
@@ -212,7 +226,7 @@ class _Parser:
         if meta is None:  # a CloudEvent
             meta = _Meta(timestamp=message.time, subscription_id=message.source)
         identifier = data.identifier.strip()
-        profile = "" if self.identifier_field == _PROFILE_FIELD else data.profile.strip()
+        profile = "" if self.identifier_field == PROFILE_FIELD else data.profile.strip()
         if not (_is_plain(identifier) and (not profile or _is_plain(profile))):
             return False
         if not data.segment_events or meta.object not in ("user", None):
@@ -276,7 +290,7 @@ class _Parser:
             data=self.layout.data(
                 identifier=data.get(self.identifier_field, Raw(b"")),
                 segment_events=self._transitions(data.get("segment_events")),
-                **({} if self.identifier_field == _PROFILE_FIELD else {"profile": data.get(_PROFILE_FIELD, Raw(b""))}),
+                **({} if self.identifier_field == PROFILE_FIELD else {"profile": data.get(PROFILE_FIELD, Raw(b""))}),
             ),
             meta=meta,
             time=_read(parts.get("time"), str),
@@ -307,23 +321,26 @@ class _Parser:
             if self.problems:
                 return  # there were some, and none that could be read
             raise _Unreadable(reasons.NO_SEGMENT_EVENTS, _seen(items.raw(index)))
-        identifiers = self._identifiers(message.data.identifier, items, index)
+        profile = self._profile(message.data)
+        if self.empty_lists and profile and _read(message.data.identifier, list[Raw]) == []:
+            told, identifiers = reading.emptied, [""]
+        else:
+            told, identifiers = reading.facts, self._identifiers(message.data.identifier, items, index)
         readable = []
         for transition in message.data.segment_events:
             try:
                 readable.append(self._transition(transition, message))
             except _Unreadable as problem:
                 self._note(problem)
-        if len(reading.facts) + len(readable) * len(identifiers) > FACTS_AT_MOST:
+        if len(told) + len(readable) * len(identifiers) > FACTS_AT_MOST:
             detail = f"{len(identifiers)} identifiers in {len(readable)} segment events"
             raise _Unreadable(reasons.TOO_MANY_EVENTS, detail)
-        profile = self._profile(message.data)
         for segment_id, slug, kind, occurred_ns in readable:
             for identifier in identifiers:
-                reading.facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
+                told.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
 
     def _profile(self, data: Any) -> str:
-        if self.identifier_field == _PROFILE_FIELD:
+        if self.identifier_field == PROFILE_FIELD:
             return ""
         profile = _identifier(data.profile)
         return "" if _refusal(profile) else profile

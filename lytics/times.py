@@ -10,7 +10,7 @@ from functools import lru_cache
 
 SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 — naive on purpose: the offset is subtracted as a number
-_HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d", re.ASCII)
+_HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3])", re.ASCII)
 _LAYOUT = re.compile(
     rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
 )

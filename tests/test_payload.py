@@ -585,14 +585,43 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
     return st.fixed_dictionaries({}, optional=fields)
 
 
+def mostly(usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """So often that messages come out of which something can be read."""
+    return st.sampled_from([usual] * 15 + [other]).flatmap(lambda chosen: chosen)
+
+
 def messages(oddly: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Messages of the documented layout, of which any part may be ``oddly`` instead."""
-    transitions = optional(
-        id=names | oddly, slug=names | oddly, event=words | oddly, enter=clocks | oddly, exit=clocks | oddly
+    """Messages of the documented layout, of which any part may be missing, or ``oddly``."""
+    usual = st.fixed_dictionaries(
+        {
+            "id": mostly(st.sampled_from(["s1", "s2"]), names | oddly),
+            "slug": mostly(st.sampled_from(["gold_club", "basket"]), names | oddly),
+            "event": mostly(st.sampled_from(["enter", "exit", "change"]), words | oddly),
+        },
+        optional={"enter": mostly(clocks, oddly), "exit": mostly(clocks, oddly)},
     )
-    data = optional(_id=identifiers, segment_events=st.lists(transitions | oddly, max_size=3) | oddly, other=junk)
-    meta = optional(object=words | oddly, timestamp=clocks | oddly, subscription_id=names | oddly)
-    return optional(id=oddly, data=data | oddly, meta=meta | oddly, time=clocks | oddly, source=names | oddly, _id=junk)
+    bare = optional(id=names | oddly, slug=names | oddly, event=words | oddly, enter=clocks | oddly)
+    transitions = st.lists(mostly(usual, bare | oddly), min_size=1, max_size=3)
+    texts = st.text(min_size=1, max_size=6)
+    data = mostly(
+        st.fixed_dictionaries(
+            {"_id": mostly(texts, identifiers), "segment_events": mostly(transitions, st.just([]) | oddly)},
+            optional={"other": mostly(texts, identifiers)},
+        ),
+        optional(_id=identifiers, segment_events=transitions, other=junk),
+    )
+    meta = mostly(
+        st.fixed_dictionaries(
+            {"object": mostly(st.just("user"), words | oddly), "timestamp": mostly(st.just(AT), clocks | oddly)},
+            optional={"subscription_id": mostly(names, oddly)},
+        ),
+        optional(object=words | oddly, timestamp=clocks | oddly, subscription_id=names | oddly),
+    )
+    rest = {"time": mostly(clocks, oddly), "source": mostly(names, oddly)}
+    return mostly(
+        st.fixed_dictionaries({"data": data, "meta": mostly(meta, oddly)}, optional={"id": oddly, "_id": junk, **rest}),
+        optional(id=oddly, data=data | oddly, meta=meta | oddly, **rest),
+    )
 
 
 tidy = messages(st.none())

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from audiences import fold, ingest, installs
-from audiences.models import Event, Install
+from audiences import fold, ingest, installs, operations
+from audiences.models import Audience, Event, Install, Parked, Receipt
+from tests.threads import together
 
 pytestmark = pytest.mark.django_db
 
@@ -23,8 +24,11 @@ def install() -> Install:
     return made
 
 
-def message(event: str, at: str, uids: list[str], *, profile: str | None = "p-1") -> dict[str, Any]:
-    transition = {"id": "a1", "slug": "vip_buyers", "event": event, **({} if event == "change" else {event: at})}
+def message(
+    event: str, at: str, uids: Any, *, profile: str | None = "p-1", segment: str = "a1", slug: str | None = "vip_buyers"
+) -> dict[str, Any]:
+    transition = {"id": segment, "event": event, **({} if event == "change" else {event: at})}
+    transition |= {"slug": slug} if slug else {}
     data = {"_uids": uids, "segment_events": [transition], **({"_id": profile} if profile else {})}
     return {"data": data, "meta": {"object": "user", "timestamp": at}}
 
@@ -49,6 +53,62 @@ def test_an_exit_takes_remembered_identifiers_along(install: Install) -> None:
     tell(install, message("enter", T1, ["c-1", "c-2"]))
     tell(install, message("exit", T2, ["c-2"]))
     assert members() == set()
+
+
+@pytest.mark.parametrize("event", ["change", "exit"])
+def test_a_list_with_nothing_in_it_says_that_all_are_gone(install: Install, event: str) -> None:
+    tell(install, message("enter", T1, ["c-1", "c-2"]))
+    tell(install, message(event, T2, []), message("change", T1, ["c-3"]))
+    assert members() == set()
+    assert not Parked.objects.exists()
+    assert Receipt.objects.latest("pk").queued == 4  # c-3 was told of, and all three have left
+
+
+def test_a_list_with_nothing_in_it_makes_no_audience(install: Install) -> None:
+    tell(install, message("enter", T1, []))
+    assert not Audience.objects.exists()
+    tell(install, message("enter", T2, ["a"]))
+    assert members() == {"a"}
+
+
+@pytest.mark.parametrize(("uids", "profile"), [(None, "p-1"), ("", "p-1"), ([""], "p-1"), ([], None)])
+def test_no_identifier_is_no_list_with_nothing_in_it(install: Install, uids: Any, profile: str | None) -> None:
+    """A field that a job has ceased to export must not empty an audience."""
+    tell(install, message("enter", T1, ["a"]))
+    tell(install, message("change", T2, uids, profile=profile))
+    assert members() == {"a"}
+    assert Parked.objects.get().reason == "no_identifier"
+
+
+def test_two_lists_of_one_moment_are_one(install: Install) -> None:
+    tell(install, message("enter", T1, ["a"]))
+    tell(install, message("enter", T1, ["b"]))
+    tell(install, message("change", T2, ["b"]))
+    assert members() == {"b"}
+
+
+def test_a_list_is_remembered_for_its_audience_alone(install: Install) -> None:
+    tell(install, message("enter", T1, ["a", "b"]), message("enter", T1, ["a", "b"], segment="a2", slug="gold"))
+    tell(install, message("change", T2, ["b"]))
+    exits = Event.objects.filter(kind=0).values_list("audience__segment_id", "identifier")
+    assert [*exits] == [("a1", "a")]
+
+
+def test_a_list_parked_for_its_slug_is_remembered_once_released(install: Install) -> None:
+    tell(install, message("enter", T1, ["a", "b"], slug=None))
+    assert {item.reason for item in Parked.objects.all()} == {"unknown_slug"}
+    tell(install, message("enter", T1, ["c"], profile="p-2"))
+    operations.release(Parked.objects.values_list("pk", flat=True), by="boss")
+    tell(install, message("change", T2, ["b"]))
+    assert members() == {"b", "c"}
+
+
+def test_calls_about_one_profile_at_once_follow_each_other(transactional_db: None, install: Install) -> None:
+    """Each list is told by a call of its own; whichever is the last to be stored, who is in the newest stays alone."""
+    days = [f"2026-02-{day:02}T00:00:00Z" for day in range(1, 21)]
+    tell(install, message("enter", T1, ["a"], profile="other"))
+    together(*[lambda day=day: tell(install, message("change", day, [f"u{day}"])) for day in days])
+    assert members() == {"a", f"u{days[-1]}"}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

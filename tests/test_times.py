@@ -93,6 +93,7 @@ def test_any_offset_names_the_same_instant(naive: datetime, minutes: int) -> Non
     there = timezone(timedelta(minutes=minutes))
     at = naive.replace(tzinfo=there)
     assert times.nanoseconds(at.isoformat()) == times.from_moment(at)
+    assert times.nanoseconds(times.text(times.from_moment(at))) == times.from_moment(at)
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
