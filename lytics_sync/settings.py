@@ -32,7 +32,8 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
 WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
 # Events accepted and not yet delivered, per install, above which calls are answered 503 until it falls again.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
-# How long the body of a request may take to come. A call whose body takes longer is answered 503.
+# How long the body of a request may take to come. A call whose body takes longer is answered 503. And how long a caller
+# may take nothing of its answer.
 WEBHOOK_READ_SECONDS = env.seconds("WEBHOOK_READ_SECONDS", 60)
 # The size of the database above which calls are answered 503 until it falls again, in bytes; 0 turns it off.
 DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)

@@ -2,8 +2,9 @@
 
 As it comes, a thread waits for five seconds on a connection that says nothing, and without end for the rest of a header
 or a body: twenty slow senders would stop everything. Here a request gets a thread when all of its header is there, and
-the thread waits for the body no longer than ``WEBHOOK_READ_SECONDS`` in all. And a connection that was answered for the
-last time is left to the poller until its caller closes it: gunicorn waits for that in the loop that accepts others.
+the thread waits for the body no longer than ``WEBHOOK_READ_SECONDS`` in all, and for no longer than that until its caller
+takes a piece of the answer. A connection that was answered for the last time is left to the poller until its caller
+closes it: gunicorn waits for that in the loop that accepts others.
 """
 
 import selectors
@@ -59,7 +60,7 @@ class _TimedSocket:
                 raise
             return b""
         finally:
-            self._sock.settimeout(None)
+            self._sock.settimeout(settings.WEBHOOK_READ_SECONDS)
 
     def allow(self, seconds: float) -> None:
         """From now on, so much longer and no more."""
@@ -145,7 +146,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             timed.in_body, timed.until = True, time.monotonic() + settings.WEBHOOK_READ_SECONDS
             # This is what the application finds as wsgi.input.
             req.body.allow = timed.allow
-        return super().handle_request(req, conn)
+            conn.sock.settimeout(settings.WEBHOOK_READ_SECONDS)
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError:
+            log.info("answer was not taken", path=req.path)
+            return False
 
     def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
         timed = getattr(conn.parser.unreader, "sock", None)
@@ -171,6 +177,7 @@ def _warm_up() -> None:
 def _has_header(conn: TConn) -> bool:
     """Whether a thread would find all of a header there, or the end of the connection."""
     kept = conn.parser.unreader.buf.getvalue() if conn.parser else b""
+    conn.sock.setblocking(False)
     try:
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         here = conn.sock.recv(_HEADER_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)

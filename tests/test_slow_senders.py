@@ -154,3 +154,15 @@ def test_strangers_who_send_no_body_do_not_hold_up_others(web: Web, install: Ins
         callers = waiting(web, stack, head(install, "Content-Length: 5000", token="wrong"))
         assert call(web, install) == 200
         assert {everything(caller)[:13] for caller in callers} == {b"HTTP/1.1 401 "}
+
+
+def test_who_reads_nothing_of_an_answer_has_a_thread_for_a_while_only(web: Web, install: Install) -> None:
+    ask = b"GET /admin/login/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400  # more than any buffer on the way takes
+    with ExitStack() as stack:
+        for _ in range(24):
+            caller = stack.enter_context(socket.socket())
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            caller.connect(("127.0.0.1", web.port))
+            caller.sendall(ask)
+        eventually(lambda: web.log.read_text(encoding="utf-8").count("answer was not taken") == 24)
+        assert call(web, install) == 200
