@@ -156,6 +156,7 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
         body,
         identifier_field=install.identifier_field,
         allow_top_level=install.allow_top_level_identifier,
+        empty_lists=install.forget_missing_identifiers,
         received_ns=times.from_moment(at),
         released=released,
     )
@@ -184,7 +185,7 @@ def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call
 def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> Received:
     wanted = _wanted(told)
     audiences = _made(install, wanted, _find(install, wanted))
-    found = _found(install, audiences, told)
+    found = _found(install, audiences, told, reading.emptied)
     nameless = [fact for name, facts in told.items() if name.key not in audiences for fact in facts]
     aside = [*reading.aside, *(SetAside(reasons.UNKNOWN_SLUG, "", _as_message(install, fact)) for fact in nameless)]
     counts = Counter(item.reason for item in aside)
@@ -219,23 +220,32 @@ def read_again(install: Install, raw: bytes, *, receipt_id: int | None, at: date
     told = _by_name(reading.facts)
     wanted = _wanted(told)
     audiences = _made(install, wanted, _find(install, wanted))
-    found = _found(install, audiences, told)
+    found = _found(install, audiences, told, reading.emptied)
     append(found, received_at=now(), receipt_id=receipt_id)
     if found:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
     return not reading.aside and len(audiences) == len(wanted)
 
 
-def _found(install: Install, audiences: "_Audiences", told: "_Told") -> dict[int, list[Fact]]:
+def _found(install: Install, audiences: "_Audiences", told: "_Told", emptied: Iterable[Fact]) -> dict[int, list[Fact]]:
     """Facts by the ids of their audiences, and the departures that they imply if the install asks for those."""
+    found = _by_audience(audiences, told)
+    if install.forget_missing_identifiers:
+        nobody = _by_name(emptied)
+        listed = _by_audience(_find(install, _wanted(nobody)), nobody)
+        for audience_id, facts in found.items():
+            listed.setdefault(audience_id, []).extend(facts)
+        _lock(listed)
+        for audience_id, departures in remember.departures(listed).items():
+            found.setdefault(audience_id, []).extend(departures)
+    return found
+
+
+def _by_audience(audiences: "_Audiences", told: "_Told") -> dict[int, list[Fact]]:
     found: dict[int, list[Fact]] = {}
     for name, facts in told.items():
         if (audience := audiences.get(name.key)) is not None:
             found.setdefault(audience.pk, []).extend(facts)
-    if install.forget_missing_identifiers and found:
-        _lock(found)
-        for audience_id, departures in remember.departures(found).items():
-            found[audience_id] += departures
     return found
 
 
@@ -322,7 +332,11 @@ _Audiences = dict[str, _Known]
 
 
 def _by_name(facts: Iterable[Fact]) -> _Told:
-    """Many facts of few audiences: what has to be found out about an audience is found out once."""
+    """Many facts of few audiences: what has to be found out about an audience is found out once.
+
+    Facts of one name stay in their order, and so are numbered. Should a call name one audience in two ways, one name's
+    facts come before the other's; which is newer is told by their own times, never by their numbers.
+    """
     told: dict[tuple[str, str], list[Fact]] = {}
     for fact in facts:
         name = fact.segment_id, fact.slug
@@ -455,5 +469,6 @@ def _as_message(install: Install, fact: Fact) -> bytes:
     word = fact.kind.name.lower()
     at = times.text(fact.occurred_ns)
     event = {"id": fact.segment_id, "event": word, **({} if fact.kind is Kind.CHANGE else {word: at})}
-    data = {install.identifier_field: fact.identifier, "segment_events": [event]}
+    profile = {payload.PROFILE_FIELD: fact.profile} if fact.profile else {}
+    data = {**profile, install.identifier_field: fact.identifier, "segment_events": [event]}
     return payload.encode({"data": data, "meta": {"object": "user", "timestamp": at}})

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
+from psycopg.types.numeric import Int8Dumper
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -22,10 +23,14 @@ class _Cursor(psycopg.Cursor[Any]):
 
 
 def cursor() -> CursorWrapper:
-    """A cursor of Django's connection, with its errors and its transaction. Give each statement the same types."""
+    """A cursor of Django's connection, with its errors and its transaction. Give each statement the same types.
+
+    A whole number has one, bigint: psycopg's own choice depends on its size, and another type is another statement.
+    """
     connection.ensure_connection()
     with connection.wrap_database_errors:
         plain = _Cursor(connection.connection)
+    plain.adapters.register_dumper(int, Int8Dumper)
     wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]
     return wrapped
 

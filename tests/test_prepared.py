@@ -97,6 +97,15 @@ def test_statements_of_a_pipeline_are_answered_each_by_its_own_cursor() -> None:
     assert (first.fetchone(), second.fetchone()) == ((1,), (2,))
 
 
+def test_a_number_of_another_size_makes_no_other_statement() -> None:
+    with prepared.cursor() as cursor:
+        for number in (1, 1 << 20, 1 << 40):
+            cursor.execute("SELECT %s::bigint AS number_of_any_size", [number])
+            assert cursor.fetchone() == (number,)
+        cursor.execute("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE %s", ["%of_any_size%"])
+        assert cursor.fetchone() == (1,)
+
+
 def test_they_are_counted_like_any_other() -> None:
     with CaptureQueriesContext(connection) as queries, prepared.cursor() as cursor:
         cursor.execute("SELECT 1")

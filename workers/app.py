@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, task_prerun, worker_ready, worker_shutdown
+from celery.signals import setup_logging, task_failure, task_prerun, worker_ready, worker_shutdown
 from celery.utils.nodenames import worker_direct
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
@@ -24,6 +24,14 @@ def _look_after_connection(**kwargs: object) -> None:
 
     if connection.connection is not None and not connection.is_usable():
         connection.close()
+
+
+@task_failure.connect
+def _leave_connection(**kwargs: object) -> None:
+    """What failed may be a statement that was prepared before a migration: a new connection has none of those."""
+    from django.db import connection
+
+    connection.close()
 
 
 @setup_logging.connect

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
@@ -19,8 +19,9 @@ class TokenAuthentication(BaseAuthentication):
         authorization = request.META.get("HTTP_AUTHORIZATION", "")
         try:
             install, token = tokens.authenticate(public_id=public_id, authorization=authorization)
-        except (OperationalError, InterfaceError):
-            # This thread's connection may be one that PostgreSQL closed long ago, by a restart for example.
+        except (DatabaseError, InterfaceError):
+            # This thread's connection may be one that PostgreSQL closed long ago, by a restart for example. Or its
+            # statements were prepared before a migration.
             connection.close()
             install, token = tokens.authenticate(public_id=public_id, authorization=authorization)
         if install is None or token is None:
