@@ -2,7 +2,7 @@
 
 As it comes, a thread waits for five seconds on a connection that says nothing, and without end for the rest of a header
 or a body: twenty slow senders would stop everything. Here a request gets a thread when all of its header is there, and
-the thread waits for the body no longer than ``WEBHOOK_READ_SECONDS`` in all, and for no longer than that until its caller
+the thread waits for the body no longer than ``WEBHOOK_READ_SECONDS`` in all, and no longer than that until its caller
 takes a piece of the answer. A connection that was answered for the last time is left to the poller until its caller
 closes it: gunicorn waits for that in the loop that accepts others.
 """
