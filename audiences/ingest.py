@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain, count, repeat
 from typing import Any, NamedTuple
 
 import structlog
@@ -296,7 +296,7 @@ def _values(
         "forced": forced,
         "counts": prepared.numbers(counts),
         "ahead": prepared.numbers(accumulate(counts[:-1], initial=0)),
-        "numbers": prepared.numbers([number for number, count in enumerate(counts, 1) for _ in range(count)]),
+        "numbers": prepared.numbers(chain.from_iterable(map(repeat, count(1), counts))),
         "identifiers": prepared.texts([fact.identifier for fact in facts]),
         "kinds": prepared.numbers([int(fact.kind) for fact in facts]),
         "moments": prepared.numbers([fact.occurred_ns for fact in facts]),
