@@ -1,4 +1,4 @@
-"""Lytics' calls go straight to their view, past what is there for people with browsers: sessions, accounts, messages."""
+"""Calls of Lytics go straight to their view, past what people with browsers need: sessions, accounts, messages."""
 
 from collections.abc import Callable
 
