@@ -97,11 +97,8 @@ class House:
         with ExitStack() as undo:
             undo.enter_context(self.stack.claim_folder())
             self.stack.make_secrets()
-            self.servers = self._fleet()
-            self.fleets.append(self.servers)
-            undo.callback(self.servers.stop)
+            undo.callback(lambda: self.servers.stop())
             self._start_servers()
-            self.install = self._connect()
             yield self
 
     def _fleet(self) -> Fleet:
@@ -109,7 +106,15 @@ class House:
         made.listen_to_signals()
         return made
 
+    def restart_servers(self) -> None:
+        """Then nothing is in their memory but what they begin with."""
+        self.servers.stop()
+        self.fleets.remove(self.servers)
+        self._start_servers()
+
     def _start_servers(self) -> None:
+        self.servers = self._fleet()
+        self.fleets.append(self.servers)
         postgres, broker = self.stack.postgres(), self.stack.redis()
         assert postgres is not None
         assert broker is not None
@@ -118,6 +123,7 @@ class House:
         self.double = self._start_double("double", ODP_DELAY_SECONDS)
         self.null = self._start_double("null-server", 0)
         self.manage("migrate", "--noinput", "--verbosity", "0")
+        self.install = self._connect()
 
     def _start_double(self, name: str, delay: float) -> Double:
         port = free_port()
@@ -231,6 +237,7 @@ class House:
 
     def _connect(self) -> Install:
         """The one pair of accounts there is, at the double."""
+        self.sql("TRUNCATE audiences_install CASCADE")
         account = ("--odp-host", self.double.url, "--odp-api-key", "bench.bench")
         made = json.loads(self.manage("create_install", "Bench", "--json", *account))
         pk = self.sql("SELECT id FROM audiences_install")[0][0]

@@ -491,6 +491,7 @@ def _in_then_out(bench: Bench, install: Install, words: str, *, ledger: str = ""
 )
 def memory(bench: Bench) -> None:
     bench.house.clear()
+    bench.house.restart_servers()
     with bench.house.bridge():
         bench.house.rest(2)
         bench.record("whole stack, idle", _mib(bench))

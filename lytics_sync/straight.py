@@ -18,7 +18,7 @@ def straight_to_webhooks(get_response: Handler) -> Handler:
             return get_response(request)
         request.get_host()  # raises for a host that ALLOWED_HOSTS doesn't name
         match = request.resolver_match = resolve(request.path_info)
-        response = match.func(request, *match.args, **match.kwargs)
+        response: HttpResponseBase = match.func(request, *match.args, **match.kwargs)
         if isinstance(response, Response):
             response.render()
             response.headers["Content-Length"] = str(len(response.content))

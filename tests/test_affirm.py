@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.timezone import now
 
 from audiences import ingest, lanes
@@ -28,6 +28,7 @@ from tests.delivering import (
     sandbox,
     writes,
 )
+from tests.threads import PATIENCE, start
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -209,3 +210,50 @@ def test_a_newer_change_that_arrives_meanwhile_wins(odp: ThreadedSandbox, shop: 
     drain_all(shop)
     until(odp, ["anna", "somebody"])
     assert_all_is_well(gold)
+
+
+def test_everybody_in_the_request_is_looked_at_and_told_once(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    pro = make_audience(shop, "pro", provisioned=False)
+    enter(pro, "somebody")
+    drain_all(shop)
+    happen(gold, *((who, "enter", 10) for who in ("anna", "ben", "eve", "carl")))
+    happen(gold, ("anna", "change", 11), ("eve", "exit", 11), ("dora", "enter", 10))
+    enter(pro, "anna", "fred", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    drain_all(shop)
+    # Of the first one, one in the middle and the last; not of anna in the other audience, nor of eve.
+    happen(gold, *((who, "exit", 20) for who in ("anna", "carl", "dora")))
+    happen(pro, ("fred", "exit", 20))
+    drain_all(shop)
+    assert affirm_now() == 4
+    said = Event.objects.filter(forced=True).values_list("audience__slug", "identifier", "kind")
+    assert sorted(said) == [("gold", "anna", 0), ("gold", "carl", 0), ("gold", "dora", 0), ("pro", "fred", 0)]
+    drain_all(shop)
+    assert_all_is_well(gold, pro)
+
+
+def test_all_requests_are_looked_at_however_many_there_are(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiences.affirm.DELIVERIES_AT_ONCE", 2)
+    for who in ("anna", "ben", "carl", "dora"):
+        enter(gold, who, at=10)
+        give_up(odp, shop, applied_after=0.4)
+        happen(gold, (who, "exit", 20))
+        drain_all(shop)
+    assert affirm_now() == 4
+
+
+def test_a_request_that_another_worker_looks_at_is_left_to_it(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    enter(gold, "anna", at=10)
+    give_up(odp, shop, applied_after=0.5)
+    happen(gold, ("anna", "exit", 20))
+    drain_all(shop)
+    with transaction.atomic():
+        assert lanes.overtaken(seconds=0, limit=1)[0] == 1
+        (other,) = start(affirm_now)
+        assert other.result(PATIENCE) == 0

@@ -187,3 +187,19 @@ def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int
     brake.learn_batch_size(shop, size)
     assert again(shop).learned_batch_size == learned
     assert lanes.capacity_of(again(shop)) == learned
+
+
+# --- Other installs ------------------------------------------------------------------------------------------
+
+
+def test_what_is_found_out_about_one_install_changes_no_other(shop: Install) -> None:
+    other = make_install(name="Other")
+    for install in (shop, other):
+        brake.apply(install, BUSY)
+        brake.learn_batch_size(install, 7)
+    before = Install.objects.values().get(pk=other.pk)
+    brake.learn_batch_size(shop, 5)
+    brake.forget_batch_size(shop)
+    brake.release(again(shop))
+    assert Install.objects.values().get(pk=other.pk) == before
+    assert (again(shop).learned_batch_size, again(shop).brake_failures) == (None, 0)

@@ -402,6 +402,22 @@ def test_one_of_several_is_enough(odp: ThreadedSandbox, shop: Install) -> None:
     assert line(shop, "shown").is_done
 
 
+def test_it_is_confirmed_as_soon_as_odp_shows_any_of_them(odp: ThreadedSandbox, shop: Install) -> None:
+    audience = delivered(odp, shop, "kim", "lee")
+    hidden = {"attributes": {"fs_user_id": "kim", "web_user_id": "kim", audience.odp_id: False}}
+    odp.odp("POST", "/v3/profiles", [hidden])
+    confirm.ask(shop.pk)
+    assert line(shop, "shown").is_done
+
+
+def test_odp_is_asked_about_nobody_whom_it_has_refused(odp: ThreadedSandbox, shop: Install) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["kim"], "named": True}})
+    delivered(odp, shop, "kim", "lee")
+    found = confirm.delivered(shop)
+    assert found is not None
+    assert found[1] == ["lee"]
+
+
 def test_what_odp_could_not_tell_is_told(odp: ThreadedSandbox, shop: Install) -> None:
     delivered(odp, shop)
     Install.objects.update(odp_api_key="public.dead")

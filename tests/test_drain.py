@@ -47,7 +47,7 @@ from tests.delivering import (
     writes,
 )
 from tests.threads import PATIENCE, eventually, together
-from workers import drain, tasks
+from workers import drain, pace, tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -639,6 +639,53 @@ def test_a_request_does_not_start_when_its_lease_is_nearly_over(
     assert (cursor_of(gold), lane_of(gold).lease_token) == (0, None)
     shop.refresh_from_db()
     assert shop.brake_until_at is None
+
+
+def test_the_time_it_takes_to_plant_the_flag_is_time_of_the_lease(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row says when the lease ends, and the commit that renewed it may have been answered late."""
+    settings.LEASE_SECONDS = settings.DELIVERY_DEADLINE_SECONDS + drain.LEASE_MARGIN + 0.3
+    plant = lanes.open_delivery
+
+    def answered_late(*args: Any, **kwargs: Any) -> int:
+        planted = plant(*args, **kwargs)
+        time.sleep(0.4)
+        return planted
+
+    monkeypatch.setattr(lanes, "open_delivery", answered_late)
+    enter(gold, "a")
+    drain.turn(shop.pk)
+    drain.turn(shop.pk)
+    assert writes(odp) == []
+    assert cursor_of(gold) == 0
+
+
+def test_a_refusal_ends_a_brake_like_any_other_final_answer(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    enter(gold, "somebody")
+    drain_all(shop)
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503})
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["a"], "named": True}})
+    enter(gold, "a")
+    drain.turn(shop.pk)
+    assert Install.objects.get().brake_failures == 1
+    brake_runs_out(shop)
+    drain_all(shop)
+    assert [outcome for outcome, _, _ in deliveries()][-1] == "refused"
+    assert Install.objects.get().brake_failures == 0
+
+
+def test_further_requests_of_one_lease_stand_in_line_like_others(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lined_up: list[str] = []
+    monkeypatch.setattr(pace, "jump_line", lambda install, path: lined_up.append(path))
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["u0005"], "named": False}})
+    enter(gold, *numbered(8))
+    drain_all(shop)
+    assert len(lined_up) == len(deliveries()) - 1 > 1
 
 
 def test_the_default_lease_outlives_the_deadline_and_the_settle() -> None:

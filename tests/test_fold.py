@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiences.fold import Entry, Held, fold
+from audiences.fold import Entry, Held, fold, newest
 from lytics.payload import Kind
 
 Memberships = dict[str, tuple[bool, int]]
@@ -128,6 +128,14 @@ def test_an_exit_wins_a_tie_whichever_comes_first() -> None:
     enter, leave = entry(Kind.ENTER, 5), entry(Kind.EXIT, 5)
     for runs in ([[enter, leave]], [[leave, enter]], [[enter], [leave]], [[leave], [enter]]):
         assert after(*runs).odp == {"kim": False}
+
+
+def test_of_equal_events_an_enter_speaks_before_a_change_and_the_last_before_the_first() -> None:
+    """Which of them speaks is which one the history shows, and what a later refusal is parked with."""
+    enter, change = entry(Kind.ENTER, 5)._replace(sequence=1), entry(Kind.CHANGE, 5)._replace(sequence=2)
+    assert newest([enter, change]) == newest([change, enter]) == {"kim": enter}
+    again = enter._replace(sequence=3)
+    assert newest([enter, again]) == newest([again, enter]) == {"kim": again}
 
 
 def test_an_exit_of_a_stranger_is_sent() -> None:

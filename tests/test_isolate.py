@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from odp.mechanisms import Change
 from odp.outcomes import Answer, Outcome
-from workers.isolate import BLOCK_AFTER, BLOCK_AFTER_WITHOUT_CONTROL, Group, Isolation, Part
+from workers.isolate import Group, Isolation, Part
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
 
@@ -210,19 +210,26 @@ def test_an_audience_of_which_odp_took_something_is_never_blocked() -> None:
 
 
 def test_bad_customers_only_are_parked_up_to_a_point_and_then_it_is_the_audience() -> None:
-    for count in (BLOCK_AFTER - 1, BLOCK_AFTER):
+    for count in (49, 50):
         isolation = isolation_of(singles(count))
         carry_out(isolation, Destination(bad_customers=[f"u{number}" for number in range(count)]))
-        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if count >= BLOCK_AFTER else (count, []))
+        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if count == 50 else (count, []))
+
+
+def test_the_second_refusal_asks_whether_it_is_the_audience() -> None:
+    destination, isolation = Destination(bad_lanes=[1]), isolation_of(singles(20))
+    while (part := isolation.next()) is not None and part.control is None:
+        isolation.take(destination(part))
+    assert part is not None
+    assert len(isolation.refused) == 2
 
 
 def test_where_no_control_is_possible_a_few_refusals_and_nothing_taken_block() -> None:
-    for count in (BLOCK_AFTER_WITHOUT_CONTROL - 1, BLOCK_AFTER_WITHOUT_CONTROL):
+    for count in (2, 3):
         destination = Destination(bad_lanes=[1])
         isolation = isolation_of([*singles(count), *singles(5, 2)], control=False)
         carry_out(isolation, destination)
-        blocked = count >= BLOCK_AFTER_WITHOUT_CONTROL
-        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if blocked else (count, []))
+        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if count == 3 else (count, []))
         assert not any(part.control for part in destination.asked)
         assert len(isolation.accepted) == 5
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Count
 from django.utils.timezone import now
 
-from audiences import lanes
+from audiences import ingest, lanes
 from audiences.fold import Entry, Held, fold
 from audiences.lanes import GapError, Lease, LeaseLostError, Ledger, Result
 from audiences.models import Audience, Delivery, Event, Install, Lane, Run
@@ -32,7 +32,8 @@ from tests.delivering import (
     runs_of,
     waiting,
 )
-from tests.threads import Gate, eventually, start, together, waiting_for_a_lock
+from tests.messages import body, message, transition
+from tests.threads import PATIENCE, Gate, eventually, start, together, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
 
@@ -61,7 +62,7 @@ def give_back_served(lease: Lease) -> None:
     lanes.give_back(lease)
 
 
-def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...] = ()) -> None:
+def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...] = (), words: str = "not him") -> None:
     """Open, and settle as if ODP took all but those to refuse; those to stop got no answer."""
     entries, ledger = lanes.read(lease)
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
@@ -69,7 +70,7 @@ def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...]
     of = {audience: len(events) for audience, events in entries.items()}
     delivery = lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=2, sent=sent, of=of) if sent else None
     results = [
-        result_of(lease, span.audience_id, folded[span.audience_id].send, refuse, stop, of[span.audience_id])
+        result_of(lease, span.audience_id, folded[span.audience_id].send, refuse, stop, of[span.audience_id], words)
         for span in lease.spans
     ]
     for result in results:
@@ -80,7 +81,13 @@ def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...]
 
 
 def result_of(
-    lease: Lease, audience: int, send: list[Entry], refuse: tuple[str, ...], stop: tuple[str, ...], events: int
+    lease: Lease,
+    audience: int,
+    send: list[Entry],
+    refuse: tuple[str, ...],
+    stop: tuple[str, ...],
+    events: int,
+    words: str,
 ) -> Result:
     span = next(span for span in lease.spans if span.audience_id == audience)
     return Result(
@@ -89,8 +96,41 @@ def result_of(
         events=events,
         sent=bool(send),
         accepted=[entry for entry in send if entry.identifier not in refuse + stop],
-        refused=[(entry, "not him") for entry in send if entry.identifier in refuse],
+        refused=[(entry, words) for entry in send if entry.identifier in refuse],
     )
+
+
+# --- What waits for the disk ---------------------------------------------------------------------------------
+
+
+def waits_for_the_disk() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        return bool(cursor.fetchone() == ("on",))
+
+
+@at_once
+def test_a_claim_and_a_settle_wait_for_no_disk_and_all_else_does(shop: Install) -> None:
+    """Above all the flag that is planted before a request: whoever comes after a crash has to find it."""
+    ready(shop, "a")
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = on")
+    try:
+        with transaction.atomic():
+            lease = claim(shop)
+            assert not waits_for_the_disk()
+        with transaction.atomic():
+            open_one(lease)
+            assert waits_for_the_disk()
+        lanes.give_back(lease)
+        lease = claim(shop)
+        assert waits_for_the_disk()
+        with transaction.atomic():
+            deliver(lease)
+            assert not waits_for_the_disk()
+        assert waits_for_the_disk()
+    finally:
+        connection.close()
 
 
 # --- Whose turn it is ----------------------------------------------------------------------------------------
@@ -365,6 +405,33 @@ def test_only_the_runs_of_claimed_lanes_are_closed(shop: Install) -> None:
     assert [outcome for outcome, _, _ in deliveries()] == ["unknown", ""]
 
 
+def control_of(install: Install, *, opened: timedelta) -> Delivery:
+    """A request about a customer without an audience, which no Run leads to."""
+    return Delivery.objects.create(install=install, endpoint="/v3/profiles", opened_at=now() - opened, items=1, bytes=2)
+
+
+def test_a_young_request_without_a_run_is_not_closed_with_an_abandoned_one(shop: Install) -> None:
+    audience = ready(shop, "a")
+    open_one(claim(shop))
+    lease_runs_out(audience)
+    dead, long_ago = timedelta(seconds=settings.LEASE_SECONDS + 1), timedelta(hours=1)
+    elsewhere = control_of(make_install(name="Other"), opened=long_ago)
+    young, old = control_of(shop, opened=timedelta(0)), control_of(shop, opened=dead)
+    claim(shop)
+    still_open = Delivery.objects.filter(closed_at=None).order_by("pk")
+    assert list(still_open) == [elsewhere, young]
+    assert Delivery.objects.get(pk=old.pk).outcome == "unknown"
+
+
+def test_an_old_request_without_a_run_is_closed_though_a_younger_one_is_under_way(shop: Install) -> None:
+    young = control_of(shop, opened=timedelta(0))
+    old = control_of(shop, opened=timedelta(seconds=settings.LEASE_SECONDS + 1))
+    ready(shop, "a")
+    claim(shop)
+    assert list(Delivery.objects.filter(closed_at=None)) == [young]
+    assert Delivery.objects.get(pk=old.pk).outcome == "unknown"
+
+
 def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Install) -> None:
     audience = ready(shop, "a", events=3)
     late = claim(shop)
@@ -419,6 +486,37 @@ def test_a_worker_that_is_late_and_whose_lane_nobody_took_may_settle(
     monkeypatch.setattr(lanes, "open_delivery", then_stand_still)
     deliver(claim(shop))
     assert (cursor_of(audience), lane_of(audience).lease_token) == (1, None)
+
+
+def test_a_claim_lasts_as_long_as_is_set(shop: Install, settings: Any) -> None:
+    settings.LEASE_SECONDS = 1000
+    audience = ready(shop, "a")
+    claim(shop)
+    expires_at = lane_of(audience).lease_expires_at
+    assert expires_at is not None
+    assert now() + timedelta(seconds=900) < expires_at <= now() + timedelta(seconds=1000)
+
+
+def test_a_claim_that_finds_the_install_braked_since_gives_its_lanes_back(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audience = ready(shop, "a")
+    with monkeypatch.context() as braked:
+        braked.setattr(lanes, "_LOCK", lanes._LOCK.replace("WHERE id = ", "WHERE id <> "))
+        assert lanes.claim(shop.pk) is None
+    assert lane_of(audience).lease_token is None
+    assert spans(claim(shop)) == {"lytics_a": (1, 1)}
+
+
+@at_once
+def test_a_call_waits_for_no_claim(shop: Install) -> None:
+    """Its Receipt points to the install, which a claim has locked."""
+    ready(shop, "a")
+    with transaction.atomic():
+        claim(shop)
+        word = transition(segment="segment-a", slug="a")
+        (call,) = start(lambda: ingest.receive(shop, body(message(word))))
+        assert call.result(PATIENCE).queued == 1
 
 
 def test_opening_a_delivery_makes_the_lease_last_as_long_as_a_new_one(shop: Install) -> None:
@@ -588,10 +686,32 @@ def test_a_refusal_of_somebody_parked_already_stays_one_item_with_the_newest_wor
     audience = make_audience(shop)
     for at in (1, 2, 3):
         enter(audience, "lee", at=at)
-        deliver(claim(shop), refuse=("lee",))
+        deliver(claim(shop), refuse=("lee",), words=f"not him, {at}")
     assert parked() == [("lytics_gold", "lee", "")]
     (item,) = audience.parked.all()
-    assert (item.sequence, item.detail, item.delivery_id) == (3, "not him", Delivery.objects.latest("pk").pk)
+    assert (item.sequence, item.detail, item.delivery_id) == (3, "not him, 3", Delivery.objects.latest("pk").pk)
+
+
+def test_of_refused_customers_only_those_still_parked_are_told_apart(shop: Install) -> None:
+    audience = make_audience(shop)
+    enter(audience, "lee", "mo", "kim")
+    deliver(claim(shop), refuse=("lee", "mo"))
+    happen(audience, ("lee", "exit", 2))
+    deliver(claim(shop))
+    enter(audience, "lee", "mo", "kim", at=3)
+    lease = claim(shop)
+    assert lease.has_refusals
+    assert lanes.refused_customers(lease, {"lee", "mo", "kim"}) == {"mo"}
+
+
+def test_odp_has_taken_something_of_an_audience_once_it_took_anybody_in_or_out(shop: Install) -> None:
+    refused, left = make_audience(shop, "a"), make_audience(shop, "b")
+    enter(refused, "lee")
+    happen(left, ("kim", "exit", 1))
+    assert not lanes.was_taken(left.pk)
+    deliver(claim(shop), refuse=("lee",))
+    assert not lanes.was_taken(refused.pk)
+    assert lanes.was_taken(left.pk)
 
 
 def test_a_parked_item_of_which_odp_took_something_newer_needs_nobody_any_more(shop: Install) -> None:

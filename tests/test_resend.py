@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -295,6 +295,38 @@ def test_a_release_reads_each_item_again_with_the_present_settings(shop: Install
     released = Parked.objects.filter(resolution="released")
     assert set(released.values_list("reason", "closed_by")) == {("no_identifier", "ada")}
     assert set(Parked.objects.filter(closed_at=None).values_list("reason", flat=True)) == {"no_identifier"}
+
+
+def test_a_release_takes_its_own_reason_and_install_and_no_other(shop: Install) -> None:
+    other = make_install(name="Other")
+    for install in (shop, other):
+        without_identifier(install, "kim")
+        receive(install, b"not json")
+    Install.objects.update(identifier_field="user_id")
+    last = Parked.objects.latest("pk").pk
+    assert resends.release_all(shop, "no_identifier", upto=last, total=1, by="ada")
+    go_on(shop)
+    assert set(Resend.objects.values_list("done", "stayed")) == {(1, 0)}
+    still = Parked.objects.filter(closed_at=None).values_list("install__name", "reason")
+    assert sorted(still) == [("Other", "no_identifier"), ("Other", "not_json"), ("Shop", "not_json")]
+
+
+def test_a_release_whose_database_goes_away_takes_no_item_for_a_bad_one(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_identifier(shop, "kim", "lee")
+    Install.objects.update(identifier_field="user_id")
+    asked = ask_release(shop)
+
+    def gone(parked: Parked, **values: str) -> None:
+        raise OperationalError("the connection is closed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(operations, "_close", gone)
+        go_on(shop)
+    assert (again(asked).done, again(asked).stayed) == (0, 0)
+    go_on(shop)
+    assert (again(asked).done, again(asked).stayed) == (2, 0)
 
 
 def test_an_item_at_which_we_fail_stays_and_those_behind_it_go_on(
