@@ -220,11 +220,11 @@ def test_everybody_in_the_request_is_looked_at_and_told_once(
     drain_all(shop)
     happen(gold, *((who, "enter", 10) for who in ("anna", "ben", "eve", "carl")))
     happen(gold, ("anna", "change", 11), ("eve", "exit", 11), ("dora", "enter", 10))
-    enter(pro, "anna", "fred", at=10)
+    enter(pro, "anna", "fred", "greg", at=10)
     give_up(odp, shop, applied_after=0.5)
     drain_all(shop)
-    # Of the first one, one in the middle and the last; not of anna in the other audience, nor of eve.
-    happen(gold, *((who, "exit", 20) for who in ("anna", "carl", "dora")))
+    # Of the first one, one in the middle and the last; not of eve, nor of those with something newer elsewhere.
+    happen(gold, *((who, "exit", 20) for who in ("anna", "carl", "dora")), ("greg", "enter", 20))
     happen(pro, ("fred", "exit", 20))
     drain_all(shop)
     assert affirm_now() == 4

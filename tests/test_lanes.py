@@ -181,6 +181,21 @@ def test_a_lane_that_fits_exactly_leaves_no_room(shop: Install) -> None:
     assert not lease.more
 
 
+def test_a_lane_is_taken_again_as_far_as_it_was_or_not_at_all(shop: Install) -> None:
+    """Its last request failed and may have been applied: fewer events would fold to something older."""
+    again = ready(shop, "b", events=2)
+    deliver(claim(shop), stop=tuple(numbered(2)))
+    ready(shop, "a", events=3)
+    for later, found in (((), {"lytics_a": (1, 3), "lytics_b": (1, 2)}), (("late",), {"lytics_b": (1, 2)})):
+        enter(again, *later)
+        Lane.objects.exclude(pk=again.pk).update(last_served_at=None)
+        lease = claim(shop, capacity=5)
+        assert spans(lease) == {"lytics_a": (1, 3), **found}
+        lanes.give_back(lease)
+    Lane.objects.exclude(pk=again.pk).update(last_served_at=None)
+    assert spans(claim(shop, capacity=4)) == {"lytics_a": (1, 3)}
+
+
 def test_of_a_deep_lane_it_takes_what_fits_and_goes_on_there(shop: Install) -> None:
     ready(shop, "deep", events=25)
     taken = []
@@ -207,6 +222,14 @@ def test_a_request_holds_what_the_install_says(values: dict[str, Any], capacity:
     install = make_install(**values)
     ready(install, "deep", events=600)
     assert spans(claim(install)) == {"lytics_deep": (1, capacity)}
+
+
+def test_an_install_is_due_once_and_has_nothing_to_make_for_an_audience_without_events(shop: Install) -> None:
+    make_audience(shop, "empty", provisioned=False)
+    assert (lanes.due(), waiting(shop)) == ([], (False, False))
+    ready(shop, "a")
+    ready(shop, "b")
+    assert (lanes.due(), waiting(shop)) == ([shop.pk], (False, True))
 
 
 def test_it_leaves_the_lanes_of_other_installs_alone(shop: Install) -> None:
