@@ -62,10 +62,9 @@ class _Waker:
 
     def _send(self, install_id: int) -> None:
         try:
-            if not _redis().set(_pending(install_id, self._task), 1, nx=True, px=PENDING_MS):
-                return
-            expires = settings.HINT_EXPIRES_SECONDS
-            current_app.send_task(self._task, args=[install_id], expires=expires, retry=False, ignore_result=True)
+            if _redis().set(_pending(install_id, self._task), 1, nx=True, px=PENDING_MS):
+                expires = settings.HINT_EXPIRES_SECONDS
+                current_app.send_task(self._task, args=[install_id], expires=expires, retry=False, ignore_result=True)
         except Exception as error:  # noqa: BLE001 — whatever the broker's client raises, the sweep makes up for it
             if not self._broker_is_down:
                 log.warning("wake-ups do not get through; the sweep takes over", error=str(error))

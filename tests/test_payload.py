@@ -662,7 +662,9 @@ def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
     assert slow.facts == quick.facts
     assert [item[:2] for item in slow.aside[:-1]] == [item[:2] for item in quick.aside]
     assert (slow.skipped, slow.job) == (quick.skipped, quick.job)
-    assert read(single({"events": batch}), field=field).facts == quick.facts
+    wrapped = single({"events": batch})
+    if b"Infinity" not in wrapped and b"NaN" not in wrapped:  # that would be no object, and is set aside whole
+        assert read(wrapped, field=field).facts == quick.facts
 
 
 @pytest.mark.parametrize("field", ["_id", "other"])

@@ -145,9 +145,11 @@ def test_a_broker_that_is_gone_neither_fails_nor_delays_and_is_told_of_once(
 def test_once_the_broker_is_back_trouble_is_told_of_again(
     settings: Settings, broker: Any, waker: wake._Waker, nobody_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also when it has a hint of ours already."""
     told = []
     monkeypatch.setattr(wake.log, "warning", lambda words, **more: told.append(words))
     alive = settings.REDIS_URL
+    waker._send(7)
     for url in (nobody_there, alive, nobody_there):
         settings.REDIS_URL = url
         wake._redis.cache_clear()
