@@ -510,7 +510,7 @@ def _cut(text: bytes) -> Iterator[bytes]:
         if (depth == 1 and token == b",") or depth == 0:
             element = text[start : match.start()].strip()
             start = match.end()
-            if element or token == b",":
+            if element or token != b"]":
                 yield element
         if depth == 0:
             break

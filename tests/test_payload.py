@@ -165,7 +165,8 @@ def test_json_that_is_no_object_is_no_message(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "messages"), [(b"[,]", 1), (b"[1,,2]", 3), (b"[null,]", 1), (b"[{},[],nope]", 3), (b"[  tru  ]", 1)]
+    ("raw", "messages"),
+    [(b"[,]", 1), (b"[1,,2]", 3), (b"[null,]", 1), (b"[{},[],nope]", 3), (b"[  tru  ]", 1), (b"[}", 1)],
 )
 def test_every_element_of_a_broken_array_is_accounted_for(raw: bytes, messages: int) -> None:
     reading = read(raw)
