@@ -1,4 +1,6 @@
-"""What the tests share: Hypothesis without a stopwatch, and an install to receive for."""
+"""What the tests share: Hypothesis without a stopwatch, an install to receive for, and an ODP to deliver to."""
+
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -6,6 +8,8 @@ from hypothesis import settings
 from audiences import installs, refused
 from audiences.api import strangers
 from audiences.models import Install
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import sandbox
 
 # A machine that is busy with something else is no bug.
 settings.register_profile("patient", deadline=None)
@@ -24,3 +28,9 @@ def install(db: None) -> Install:
     made = Install(name="Shop", odp_api_key="odp-key", odp_host="http://127.0.0.1:9")
     installs.create(made)
     return made
+
+
+@pytest.fixture
+def odp() -> Iterator[ThreadedSandbox]:
+    with sandbox() as running:
+        yield running

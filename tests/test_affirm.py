@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -25,19 +24,12 @@ from tests.delivering import (
     lease_runs_out,
     make_audience,
     make_install,
-    sandbox,
     writes,
 )
 from tests.threads import PATIENCE, start
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 @pytest.fixture

@@ -31,19 +31,12 @@ from tests.delivering import (
     happen,
     make_audience,
     make_install,
-    sandbox,
 )
 from tests.messages import SECOND, body, message
 from tests.test_admin import hidden, press, someone, url
 from workers import tasks, trial
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 @pytest.fixture

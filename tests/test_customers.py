@@ -4,7 +4,7 @@ import html
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -25,7 +25,7 @@ from audiences.models import Audience, Delivery, Event, Install, Membership, Par
 from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install, sandbox
+from tests.delivering import claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
 REFUSED = Answer(Outcome.REFUSED, "400: not her", 400)
@@ -416,12 +416,6 @@ def someone(role: str, name: str = "") -> Client:
 @pytest.fixture
 def viewer(db: None) -> Client:
     return someone("viewer")
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 def look(client: Client, identifier: str = "kim", **more: str) -> str:

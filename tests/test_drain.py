@@ -53,12 +53,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
-
-
-@pytest.fixture
 def shop(odp: ThreadedSandbox) -> Install:
     return make_install(odp)
 

@@ -1,7 +1,6 @@
 """Asking ODP who is in which audience: one answer for the two names by which the products know a customer."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,17 +11,10 @@ from odp.graphql import MembershipAnswer, ask, audiences_of
 from odp.mechanisms import Change, Mechanism, encode, mechanism
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import sandbox
 from tests.wire import ScriptedServer, answer, say
 
 LONG = 20.0
 DEFINITION: dict[str, Any] = {"passthrough": {}}
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 def client(odp: Any, key: str = "") -> Client:

@@ -1,7 +1,6 @@
 """The three ways to write a membership in ODP: bodies exactly as documented, and what each makes in ODP first."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from odp.client import Client
 from odp.mechanisms import Attribute, Change, ListMembership, Mechanism, Passthrough, Refusal, encode, mechanism
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import sandbox
 from tests.wire import ScriptedServer, answer, say
 
 SECONDS = 20.0
@@ -18,12 +16,6 @@ FIELDS = "/v3/schema/objects/customers/fields"
 LABEL = "Lytics - Gold Club"
 ID = "lytics_gold_club"
 DEFINITION = {"passthrough": {"audience_id": ID}}
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 def client(odp: ThreadedSandbox | ScriptedServer) -> Client:

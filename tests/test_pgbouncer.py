@@ -73,12 +73,6 @@ def session() -> int:
 
 
 @pytest.fixture
-def odp() -> Iterator[ControlledSandbox]:
-    with sandbox() as running:
-        yield running
-
-
-@pytest.fixture
 def shop(pooled: None, odp: ControlledSandbox) -> Install:
     """An install that has received, delivered and parked something."""
     made = make_install(odp)

@@ -1,7 +1,6 @@
 """Provisioning: an audience is made in ODP before its first delivery, once, by whoever holds its lane."""
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +26,6 @@ from tests.delivering import (
     lease_runs_out,
     make_audience,
     make_install,
-    sandbox,
     writes,
 )
 from tests.threads import Gate, start, together
@@ -36,12 +34,6 @@ from workers import drain
 pytestmark = pytest.mark.django_db
 at_once = pytest.mark.django_db(transaction=True)
 FIELDS = "/v3/schema/objects/customers/fields"
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 @pytest.fixture

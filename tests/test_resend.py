@@ -5,7 +5,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -664,12 +664,6 @@ def test_a_whole_audience_that_odp_has_lost_comes_back_while_changes_come_in(
     assert odp.members("lytics_gold") == numbered(60)[nth:]
     assert {who for who, (is_member, *_) in ledger_of(gold).items() if is_member} == set(numbered(60)[nth:])
     assert_all_is_well(gold)
-
-
-@pytest.fixture
-def odp() -> Iterator[ThreadedSandbox]:
-    with sandbox() as running:
-        yield running
 
 
 # --- On the pages --------------------------------------------------------------------------------------------

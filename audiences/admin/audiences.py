@@ -12,9 +12,9 @@ from django.utils.safestring import SafeString
 from audiences import brake, lanes, provision, resends, state
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
-from audiences.admin.resends import effort, section, under_way, unfinished
+from audiences.admin.resends import SendAgain, effort, section
 from audiences.admin.runs_chart import chart
-from audiences.admin.verbs import STALE, AskReason, Verb
+from audiences.admin.verbs import AskReason, Verb
 from audiences.models import Audience, Delivery, Event, Membership, Parked, Resend, Run
 from audiences.wake import wake
 from odp.outcomes import Outcome
@@ -105,16 +105,10 @@ class RetryNow(Verb[Audience]):
         return f"Trying {audience.install} again now."
 
 
-class Resync(Verb[Audience]):
+class Resync(SendAgain):
+    kind = Resend.Kind.RESYNC
     name, label, icon, permission = "resync", "Resync", "cloud_upload", "audiences.resync_audience"
     form = AskReason
-
-    def offered(self, audience: Audience) -> bool:
-        return audience.last_sequence > 0 and unfinished(Resend.Kind.RESYNC, audience) is None
-
-    def too_late(self, audience: Audience) -> str:
-        going = unfinished(Resend.Kind.RESYNC, audience)
-        return under_way(going) if going else STALE
 
     def consequence(self, audience: Audience) -> str:
         held = Membership.objects.filter(audience=audience).count()

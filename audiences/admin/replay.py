@@ -12,8 +12,7 @@ from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
 from audiences import received, resends
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, number
-from audiences.admin.resends import effort, under_way, unfinished
-from audiences.admin.verbs import Verb
+from audiences.admin.resends import SendAgain, effort
 from audiences.models import Audience, Resend
 from audiences.received import Stretch
 
@@ -52,16 +51,10 @@ class AskSpan(forms.Form):
         return end
 
 
-class Replay(Verb[Audience]):
+class Replay(SendAgain):
+    kind = Resend.Kind.REPLAY
     name, label, icon, permission = "replay", "Replay", "replay", "audiences.replay_audience"
     form = AskSpan
-
-    def offered(self, audience: Audience) -> bool:
-        return audience.last_sequence > 0 and unfinished(Resend.Kind.REPLAY, audience) is None
-
-    def too_late(self, audience: Audience) -> str:
-        going = unfinished(Resend.Kind.REPLAY, audience)
-        return under_way(going) if going else verbs.STALE
 
     def consequence(self, audience: Audience) -> str:
         return (

@@ -149,8 +149,21 @@ def _lines(request: HttpRequest, rows: Iterable[Resend]) -> Iterable[dict[str, A
         }
 
 
-def unfinished(kind: Resend.Kind, audience: Audience) -> Resend | None:
+def _unfinished(kind: Resend.Kind, audience: Audience) -> Resend | None:
     return Resend.objects.filter(audience=audience, kind=kind, ended_at=None).first()
+
+
+class SendAgain(Verb[Audience]):
+    """A button that begins a Resend of an audience, one of a kind at a time."""
+
+    kind: Resend.Kind
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.last_sequence > 0 and _unfinished(self.kind, audience) is None
+
+    def too_late(self, audience: Audience) -> str:
+        going = _unfinished(self.kind, audience)
+        return under_way(going) if going else verbs.STALE
 
 
 def under_way(resend: Resend) -> str:
