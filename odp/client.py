@@ -99,11 +99,8 @@ class Client:
         ask = self.permission and partial(self.permission, path, start_before)
         with deadline(seconds=seconds, start_before=start_before, ends_at=self.ends_at, permission=ask) as limit:
             try:
-                with _session().request(
-                    method,
-                    self.host + path,
-                    data=body,
-                    headers=headers,
+                with _session().send(
+                    requests.Request(method, self.host + path, headers=headers, data=body).prepare(),
                     timeout=(connect_seconds, seconds + SPARE_SECONDS),
                     allow_redirects=False,
                     stream=True,
@@ -122,13 +119,13 @@ class Client:
 
 
 def _headers(api_key: str) -> dict[str, str]:
-    return {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
+    own = {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
+    return {**{name: str(value) for name, value in requests.utils.default_headers().items()}, **own}
 
 
 def headers_of_a_write(api_key: str, *, size: int) -> dict[str, str]:
     """What stands above a body of that size when it goes out, in the names and the order of the wire."""
-    own = {**_headers(api_key), "Content-Type": "application/json", "Content-Length": str(size)}
-    return {**{name: str(value) for name, value in requests.utils.default_headers().items()}, **own}
+    return {**_headers(api_key), "Content-Type": "application/json", "Content-Length": str(size)}
 
 
 def _since(moment: float) -> float:

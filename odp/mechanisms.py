@@ -88,8 +88,10 @@ class Attribute:
         return [tuple(group) for group in by_customer.values()]
 
     def items(self, group: tuple[Change, ...]) -> list[dict[str, Any]]:
-        fields = {change.odp_id: change.is_member for change in group}
-        return [{"attributes": {**_identifiers(group[0].identifier), **fields}}]
+        attributes: dict[str, Any] = {**_identifiers(group[0].identifier)}
+        for change in group:
+            attributes[change.odp_id] = change.is_member
+        return [{"attributes": attributes}]
 
     def control(self, change: Change) -> dict[str, Any] | None:
         return {"attributes": _identifiers(change.identifier)}

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from odp import client as odp_client
 from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client, limit_of
-from odp.deadline import TooLateError
+from odp.deadline import TooLateError, _Watch
 from odp.outcomes import Answer, Outcome
+from tests.threads import PATIENCE, eventually
 from tests.wire import Script, ScriptedServer, answer, reset, say, say_and_close
 
 PROFILES = "/v3/profiles"
@@ -400,6 +401,49 @@ def test_a_call_that_ended_in_time_is_not_cut_afterwards(server: ScriptedServer)
     second = post(server, after_the_first_ones_deadline)
     assert [first.outcome, second.outcome] == [Outcome.DELIVERED] * 2
     assert server.connections == 1
+
+
+class Watched:
+    """A call, as far as the watch knows it."""
+
+    def __init__(self) -> None:
+        self.was_cut = threading.Event()
+
+    def cut(self) -> None:
+        self.was_cut.set()
+
+
+def test_whose_time_is_up_first_is_cut_first_whoever_began_first() -> None:
+    watch: Any = _Watch()
+    late, soon, ended = Watched(), Watched(), Watched()
+    watch.expect(late, time.monotonic() + 900)
+    eventually(lambda: watch._looks_again_at < float("inf"))
+    watch.expect(ended, time.monotonic() + SHORT)
+    watch.forget(ended)
+    watch.expect(soon, time.monotonic() + SHORT)
+    assert soon.was_cut.wait(PATIENCE)
+    assert [call.was_cut.is_set() for call in (late, ended)] == [False, False]
+    watch.forget(late)
+    assert watch._due == {}
+
+
+def test_a_watch_that_had_nothing_to_do_is_there_for_the_next_call() -> None:
+    watch: Any = _Watch()
+    for _ in range(2):
+        call = Watched()
+        watch.expect(call, time.monotonic())
+        assert call.was_cut.wait(PATIENCE)
+        eventually(lambda: watch._looks_again_at == float("inf"))
+
+
+def test_a_watch_that_did_not_survive_a_fork_begins_again() -> None:
+    watch: Any = _Watch()
+    gone = threading.Thread(target=lambda: None)
+    gone.start()
+    gone.join()
+    watch._thread, call = gone, Watched()
+    watch.expect(call, time.monotonic())
+    assert call.was_cut.wait(PATIENCE)
 
 
 def test_several_calls_have_one_end_together(server: ScriptedServer) -> None:

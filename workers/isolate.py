@@ -118,7 +118,8 @@ class Isolation:
         taken = [change for group in part.groups for change in group]
         self.accepted.extend(taken)
         self._taken_of.update([change.lane for change in taken])
-        self._size_matters = self._size_matters or not self._doubted.isdisjoint(taken)
+        if self._doubted and not self._doubted.isdisjoint(taken):
+            self._size_matters = True
         if self._suspects:
             self._suspects, self._proven = self._suspects[len(part.groups) :], False
             return
