@@ -1,7 +1,7 @@
 """Lanes: claim, open, settle, block, pause. The only writer of Lanes, Runs, Deliveries and the ledger.
 
 A claim is a lease with a token, in the row. Every later step names the token, and a step of a worker that has lost
-its lease changes no row. All clocks are PostgreSQL's.
+its lease changes no row that another has now. All clocks are PostgreSQL's.
 """
 
 import json
@@ -361,10 +361,11 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     # Not prepared: a plan that was made while the log was small would be kept when it no longer is.
     with connection.cursor() as cursor:
         cursor.execute(_READ, _arrays(spans))
-        for audience_id, sequence, identifier, kind, occurred_ns, forced, is_member, held_ns, refused in cursor:
-            entries[audience_id].append(Entry(sequence, identifier, kind, occurred_ns, forced))
-            if is_member is not None:
-                ledger[audience_id][identifier] = Held(is_member, held_ns, refused)
+        rows = cursor.fetchall()
+    for audience_id, sequence, identifier, kind, occurred_ns, forced, is_member, held_ns, refused in rows:
+        entries[audience_id].append(Entry(sequence, identifier, kind, occurred_ns, forced))
+        if is_member is not None:
+            ledger[audience_id][identifier] = Held(is_member, held_ns, refused)
     for span in spans:
         if len(entries[span.audience_id]) != span.last - span.first + 1:
             raise GapError(f"{span.odp_id}: events {span.first}–{span.last} are not all there")
@@ -375,12 +376,12 @@ def _arrays(spans: Iterable[Span]) -> list[str]:
     return [prepared.numbers(column) for column in zip(*((s.audience_id, s.first, s.last) for s in spans), strict=True)]
 
 
-def refused_customers(lease: Lease, identifiers: set[str]) -> set[str]:
-    """Those of whom ODP has refused something that is still parked."""
+def refused_customers(lease: Lease, identifiers: Iterable[str]) -> set[str]:
+    """Those of them of whom ODP has refused something that is still parked."""
     if not lease.has_refusals:
         return set()
     refused = Parked.objects.filter(install=lease.install, reason=REFUSED_BY_ODP, closed_at=None)
-    return set(refused.filter(identifier__in=identifiers).values_list("identifier", flat=True))
+    return set(refused.filter(identifier__in=set(identifiers)).values_list("identifier", flat=True))
 
 
 def was_taken(audience_id: int) -> bool:
@@ -407,20 +408,19 @@ def open_delivery(
     spans = [span for span in lease.spans if span.audience_id in sent]
     changes = [sent[span.audience_id] for span in spans]
     folded = [of[span.audience_id] - sent[span.audience_id] for span in spans]
-    opening = prepared.cursor()
-    with transaction.atomic():
-        with prepared.pipeline():
-            opening.execute(
-                _OPEN,
-                [
-                    *(settings.LEASE_SECONDS, prepared.numbers(lease.audience_ids), lease.token),
-                    *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
-                    *(_arrays(spans) if spans else ["{}"] * 3),
-                    *(prepared.numbers(changes), prepared.numbers(folded)),
-                ],
-            )
-        if (row := opening.fetchone()) is None:
-            raise LeaseLostError
+    with prepared.cursor() as cursor:
+        cursor.execute(
+            _OPEN,
+            [
+                *(settings.LEASE_SECONDS, prepared.numbers(lease.audience_ids), lease.token),
+                *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
+                *(_arrays(spans) if spans else ["{}"] * 3),
+                *(prepared.numbers(changes), prepared.numbers(folded)),
+            ],
+        )
+        row = cursor.fetchone()
+    if row is None:
+        raise LeaseLostError
     return int(row[0])
 
 
@@ -430,18 +430,17 @@ def _worker() -> str:
 
 def close_delivery(delivery_id: int, answer: Answer) -> None:
     """Take the flag down: what came back. A delivery that was closed as unknown meanwhile keeps that."""
-    with prepared.cursor() as cursor:
-        cursor.execute(
-            _CLOSE,
-            {
-                "delivery": delivery_id,
-                "outcome": answer.outcome.value,
-                "status": answer.status,
-                "latency": round(answer.seconds * 1000),
-                "reason": answer.reason,
-                "answer": answer.text,
-            },
-        )
+    prepared.cursor().execute(
+        _CLOSE,
+        {
+            "delivery": delivery_id,
+            "outcome": answer.outcome.value,
+            "status": answer.status,
+            "latency": round(answer.seconds * 1000),
+            "reason": answer.reason,
+            "answer": answer.text,
+        },
+    )
 
 
 def settle(
@@ -456,11 +455,16 @@ def settle(
 
     Raises ``LeaseLostError``, with no row changed, when one of its lanes has gone to another worker.
     """
+    moving = prepared.cursor()
     with transaction.atomic():
-        _move(lease, results, ledger)
+        with prepared.pipeline():
+            prepared.cursor().execute(_WITHOUT_WAITING)
+            moving.execute(_MOVE, [*_moves(results, ledger), lease.token])
+            if delivery_id is not None and answer is not None:
+                close_delivery(delivery_id, answer)
+        if moving.rowcount != len(lease.spans):
+            raise LeaseLostError
         _write_ledger(results, ledger)
-        if delivery_id is not None and answer is not None:
-            close_delivery(delivery_id, answer)
         _supersede(results, ledger)
         _park(lease.install, results, delivery_id)
         _record_folded(results)
@@ -469,33 +473,20 @@ def settle(
             log.error("blocked", audience=result.span.odp_id, reason=result.block_reason)
 
 
-def _move(lease: Lease, results: Sequence[Result], ledger: Ledger) -> None:
-    cursor = prepared.cursor()
-    with prepared.pipeline():
-        prepared.cursor().execute(_WITHOUT_WAITING)
-        cursor.execute(
-            _MOVE,
-            [
-                prepared.numbers(result.span.audience_id for result in results),
-                prepared.numbers(result.span.last if result.complete else 0 for result in results),
-                prepared.numbers(_joined(result, ledger[result.span.audience_id]) for result in results),
-                prepared.texts(result.block_reason.replace("\x00", "") for result in results),
-                lease.token,
-            ],
-        )
-    if cursor.rowcount != len(lease.spans):
-        raise LeaseLostError
-
-
-def is_member(entry: Entry) -> bool:
-    return entry.kind != EXIT
+def _moves(results: Sequence[Result], ledger: Ledger) -> list[str]:
+    return [
+        prepared.numbers(result.span.audience_id for result in results),
+        prepared.numbers(result.span.last if result.complete else 0 for result in results),
+        prepared.numbers(_joined(result, ledger[result.span.audience_id]) for result in results),
+        prepared.texts(result.block_reason.replace("\x00", "") for result in results),
+    ]
 
 
 def _joined(result: Result, held: Mapping[str, Held]) -> int:
     """By how many the audience's members grow in the ledger."""
     written = [*result.accepted, *(entry for entry, _ in result.refused)]
     before = sum(held[entry.identifier].is_member for entry in written if entry.identifier in held)
-    return sum(map(is_member, written)) - before
+    return sum(entry.kind != EXIT for entry in written) - before
 
 
 def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
@@ -509,7 +500,14 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
         for entry, _ in result.refused:
             (known if entry.identifier in held else met).append((lane, entry, True))
     if met:
-        prepared.copy(_MET, [_line(*row) for row in met])
+        customers = prepared.escaped([entry.identifier for _, entry, _ in met])
+        prepared.copy(
+            _MET,
+            [
+                f"{lane}\t{entry.occurred_ns}\t{entry.sequence}\t{entry.kind != EXIT}\t{refused}\t{customer}\n"
+                for (lane, entry, refused), customer in zip(met, customers, strict=True)
+            ],
+        )
     if known:
         lanes, entries, refused = zip(*known, strict=True)
         # Not prepared, as in ``read``.
@@ -519,17 +517,12 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
                 [
                     prepared.numbers(lanes),
                     prepared.texts([entry.identifier for entry in entries]),
-                    prepared.numbers([is_member(entry) for entry in entries]),
+                    prepared.numbers([entry.kind != EXIT for entry in entries]),
                     prepared.numbers([entry.occurred_ns for entry in entries]),
                     prepared.numbers([entry.sequence for entry in entries]),
                     prepared.numbers(refused),
                 ],
             )
-
-
-def _line(lane: int, entry: Entry, refused: bool) -> str:
-    customer = prepared.escaped(entry.identifier)
-    return f"{lane}\t{entry.occurred_ns}\t{entry.sequence}\t{is_member(entry)}\t{refused}\t{customer}\n"
 
 
 def _supersede(results: Iterable[Result], ledger: Ledger) -> None:

@@ -66,10 +66,12 @@ def table(db: None) -> str:
 
 
 def test_texts_that_mean_something_to_copy_are_only_texts(table: str) -> None:
-    prepared.copy(table, (f"{place}\t{prepared.escaped(text)}\n" for place, text in enumerate(NASTY)))
+    alone = [text for nasty in NASTY for text in prepared.escaped([nasty])]
+    rows = enumerate([*prepared.escaped(NASTY), *alone])
+    prepared.copy(table, (f"{place}\t{text}\n" for place, text in rows))
     with connection.cursor() as cursor:
         cursor.execute("SELECT text FROM kept ORDER BY place")
-        assert [text for (text,) in cursor.fetchall()] == NASTY
+        assert [text for (text,) in cursor.fetchall()] == NASTY * 2
 
 
 def test_what_a_copy_violates_is_told_as_django_tells_it(table: str) -> None:
