@@ -30,6 +30,11 @@ GATHER_SECONDS = 0.1
 MORE_GATHER_SECONDS = 0.02
 
 
+# For so long after it gave no answer the broker isn't told what saves a hint: a drain would wait for that each time.
+UNREACHABLE_SECONDS = 10
+_unreachable_until = 0.0
+
+
 class _Waker:
     """One daemon thread per process, started at the first use so that it survives a web server's fork."""
 
@@ -98,6 +103,18 @@ def heard(install_id: int, task: str = DRAIN) -> None:
         _redis().delete(_pending(install_id, task))
     except redis.RedisError as error:
         log.info("a wake-up could not be taken down; it runs out by itself", error=str(error))
+
+
+def expect_drain(install_id: int, *, seconds: float) -> None:
+    """A drain of this install will look again in so many seconds: nobody need be told until then."""
+    global _unreachable_until
+    if time.monotonic() < _unreachable_until:
+        return
+    try:
+        _redis().set(_pending(install_id), 1, px=max(1, int(seconds * 1000)))
+    except redis.RedisError as error:
+        log.info("not noted that a drain looks again by itself", error=str(error))
+        _unreachable_until = time.monotonic() + UNREACHABLE_SECONDS
 
 
 def wake(install_id: int) -> None:

@@ -838,15 +838,72 @@ def test_there_is_no_wait_when(why: str, naps: list[float]) -> None:
 
 
 @pytest.mark.django_db
-def test_one_thread_at_a_time_waits_and_the_others_leave_it_all_to_that(naps: list[float]) -> None:
+def test_nothing_ready_is_waited_for_a_little_while_another_is_under_way(
+    naps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sandbox(unknown_field="create") as odp:
+        install = make_install(odp)
+        under_way(install)
+        gold = make_audience(install)
+
+        def nap(seconds: float) -> None:
+            naps.append(seconds)
+            if len(naps) == drain.FILLS:
+                enter(gold, "kim")
+
+        monkeypatch.setattr("workers.drain.time.sleep", nap)
+        assert drain.turn(install.pk, fill_seconds=0.5)
+        assert (naps, cursor_of(gold)) == ([0.5] * drain.FILLS, 1)
+        assert drain.turn(install.pk, fill_seconds=0.5) is False
+        assert naps == [0.5] * 2 * drain.FILLS
+
+
+@pytest.mark.django_db
+def test_an_audience_that_comes_up_meanwhile_is_made_in_odp(naps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    with sandbox(unknown_field="create") as odp:
+        install = make_install(odp)
+        under_way(install)
+
+        def nap(seconds: float) -> None:
+            naps.append(seconds)
+            enter(make_audience(install, provisioned=False), "kim")
+
+        monkeypatch.setattr("workers.drain.time.sleep", nap)
+        assert drain.turn(install.pk, fill_seconds=0.5)
+        assert naps == [0.5]
+        assert any(request["path"] == "/v3/segments/lytics_gold" for request in odp.requests())
+
+
+@pytest.mark.django_db
+def test_nobody_waits_for_an_install_that_is_at_rest(naps: list[float]) -> None:
+    install = make_install()
+    make_audience(install)
+    assert drain.turn(install.pk, fill_seconds=0.5) is False
+    assert naps == []
+
+
+@pytest.mark.django_db
+def test_two_threads_at_a_time_wait_and_the_others_leave_it_all_to_them(naps: list[float]) -> None:
     install = make_install()
     under_way(install)
     gold = make_audience(install)
     enter(gold, "kim")
-    drain._filling.add(install.pk)
-    try:
+    with drain._Line.of(install.pk)._next:
         assert drain.turn(install.pk, fill_seconds=0.5) is False
         assert drain.drain(install.pk, seconds=9) == 0
-    finally:
-        drain._filling.discard(install.pk)
     assert (naps, cursor_of(gold), waiting(install)) == ([], 0, (False, True))
+
+
+def test_who_is_next_waits_until_the_one_before_has_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(drain, "expect_drain", lambda install_id, seconds: told.append("waits"))
+    line = drain._Line.of(-1)
+    with line._filling:
+        next_one = threading.Thread(target=line.wait, args=(-1, 0.0))
+        next_one.start()
+        assert eventually(line._next.locked)
+        assert line.wait(-1, 0.0) is False, "a third one"
+        assert told == []
+    next_one.join(PATIENCE)
+    assert told == ["waits"]
+    assert line.wait(-1, 0.0), "all have gone"

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -118,6 +119,17 @@ def test_a_worker_whose_clock_is_minutes_ahead_throws_nothing_away(broker: Any, 
         assert now() + timedelta(seconds=entry["options"]["expires"]) > ahead
 
 
+def test_whoever_looks_again_in_a_moment_needs_no_hint_until_then(broker: Any, waker: wake._Waker) -> None:
+    wake.expect_drain(7, seconds=900)
+    waker._send(7)
+    waker._send(8)
+    assert [args for _, args in hints(broker)] == [[8]]
+    wake.expect_drain(7, seconds=0.001)
+    assert eventually(lambda: not broker.exists(wake._pending(7)))
+    waker._send(7)
+    assert sorted(args for _, args in hints(broker)) == [[7], [8]]
+
+
 # --- A broker that is gone, or worse -------------------------------------------------------------------------
 
 
@@ -172,6 +184,22 @@ def test_a_broker_that_takes_connections_and_never_answers_holds_nobody(settings
             # Nobody has read a byte or answered one, and all thousand calls are back.
             assert waker._wanted >= set(range(100, 1_000))
             waker._wanted.clear()
+
+
+def test_a_broker_that_does_not_answer_is_left_alone_for_a_while_by_those_who_look_again(
+    settings: Settings, nobody_there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each drain would wait for it before each request, else."""
+    settings.REDIS_URL = nobody_there
+    wake._redis.cache_clear()
+    failed: list[str] = []
+    monkeypatch.setattr(wake.log, "info", lambda words, **more: failed.append(words))
+    for until in (0.0, time.monotonic()):
+        monkeypatch.setattr(wake, "_unreachable_until", until)
+        failed.clear()
+        for _ in range(3):
+            wake.expect_drain(7, seconds=1)
+        assert failed == ["not noted that a drain looks again by itself"]
 
 
 def test_a_waker_whose_thread_did_not_survive_a_fork_starts_another(broker: Any, waker: wake._Waker) -> None:

@@ -7,14 +7,15 @@ what is true when the process dies there.
 import threading
 import time
 from collections.abc import Mapping
+from typing import ClassVar
 
 import structlog
 from django.conf import settings
 
 from audiences import brake, lanes, provision
-from audiences.fold import Entry, Folded, fold
+from audiences.fold import EXIT, Entry, Folded, fold
 from audiences.lanes import GapError, Lease, LeaseLostError, Result
-from audiences.wake import wake, wake_more
+from audiences.wake import expect_drain, wake, wake_more
 from odp.client import Client
 from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
@@ -28,20 +29,50 @@ log = structlog.get_logger(__name__)
 LEASE_MARGIN = 1.0
 # How long a request that would leave part-full waits for more to come, in seconds, while another one is under way. Each
 # costs as much again as a hundred events do.
-FILL_SECONDS = 0.02
-# The installs for which a thread of this process waits for that. Whoever comes meanwhile has nothing to add: what made
-# it come is committed, and will be seen by the claim after the wait.
-_filling: set[int] = set()
-_filling_lock = threading.Lock()
+FILL_SECONDS = 0.04
+# How often a drain waits so long for anything to come at all before it ends: to start one costs more than to look.
+FILLS = 2
 # Our own doing, not ODP's: the lanes go back and nobody is held up for it.
 TOO_LATE = Answer(Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.")
+
+
+class _Line:
+    """The threads of this process that have nothing to do for an install: one waits for the next request to fill, and
+    one to be the next to do so. Whoever else comes has nothing to add: what made it come is committed, and will be
+    seen by those two.
+    """
+
+    _of: ClassVar[dict[int, "_Line"]] = {}
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._filling = threading.Lock()
+
+    @classmethod
+    def of(cls, install_id: int) -> "_Line":
+        return cls._of.setdefault(install_id, cls())
+
+    def wait(self, install_id: int, seconds: float) -> bool:
+        """Let others finish theirs, then wait. At once False when two do so already."""
+        if not self._next.acquire(blocking=False):
+            return False
+        try:
+            self._filling.acquire()
+        finally:
+            self._next.release()
+        try:
+            expect_drain(install_id, seconds=seconds)
+            time.sleep(seconds)
+        finally:
+            self._filling.release()
+        return True
 
 
 def drain(install_id: int, *, seconds: float) -> int:
     """Deliver what the install has ready, for so many seconds at the most. Returns how many turns there were."""
     until = time.monotonic() + seconds
     turns = 0
-    while install_id not in _filling and turn(install_id, fill_seconds=FILL_SECONDS):
+    while turn(install_id, fill_seconds=FILL_SECONDS):
         turns += 1
         if time.monotonic() > until:
             wake(install_id)
@@ -52,17 +83,21 @@ def drain(install_id: int, *, seconds: float) -> int:
 def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     """One step: an audience made in ODP, or one request delivered. False when there is nothing to do now.
 
-    While another request is under way, one that would leave part-full waits ``fill_seconds`` for more to come.
+    While another request is under way, one that would leave part-full waits ``fill_seconds`` for more to come, and
+    nothing is waited for a little, too.
     """
     work = lanes.work(install_id)
     if work is None:
         return False
     if work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
         return True
+    if fill_seconds and work.under_way and not work.ready:
+        return _waits_for_work(install_id, fill_seconds) and turn(install_id)
     if not work.ready or not pace.line_up(work.install, provision.mechanism_of(work.install).path):
         return False
     capacity = lanes.capacity_of(work.install)
-    if fill_seconds and work.under_way and work.ready < capacity and not _fill(install_id, fill_seconds):
+    full = not work.under_way or work.ready >= capacity
+    if fill_seconds and not full and not _Line.of(install_id).wait(install_id, fill_seconds):
         return False
     lease = lanes.claim(install_id, capacity=capacity)
     if lease is None:
@@ -77,17 +112,15 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     return True
 
 
-def _fill(install_id: int, seconds: float) -> bool:
-    """Wait for the next request to fill. False when another thread does so already: it takes what is there, too."""
-    with _filling_lock:
-        if install_id in _filling:
+def _waits_for_work(install_id: int, seconds: float) -> bool:
+    """Whether there is something to do before long."""
+    for _ in range(FILLS):
+        if not _Line.of(install_id).wait(install_id, seconds):
             return False
-        _filling.add(install_id)
-    try:
-        time.sleep(seconds)
-    finally:
-        _filling.discard(install_id)
-    return True
+        work = lanes.work(install_id)
+        if work is None or work.ready or work.unprovisioned:
+            return True
+    return False
 
 
 def deliver(lease: Lease) -> None:
@@ -115,14 +148,7 @@ def deliver(lease: Lease) -> None:
 
 def _changes(lease: Lease, folded: Mapping[int, Folded]) -> list[Change]:
     return [
-        Change(
-            lane=span.audience_id,
-            odp_id=span.odp_id,
-            identifier=entry.identifier,
-            is_member=lanes.is_member(entry),
-            occurred_ns=entry.occurred_ns,
-            sequence=entry.sequence,
-        )
+        Change(span.audience_id, span.odp_id, entry.identifier, entry.kind != EXIT, entry.occurred_ns, entry.sequence)
         for span in lease.spans
         for entry in folded[span.audience_id].send
     ]
@@ -141,7 +167,7 @@ class _Sender:
         self.sent: set[int] = set()
 
     def isolate(self, changes: list[Change]) -> Isolation:
-        spoilt = lanes.refused_customers(self.lease, {change.identifier for change in changes})
+        spoilt = lanes.refused_customers(self.lease, (change.identifier for change in changes))
         groups = self.mechanism.groups(changes)
         return Isolation(
             [group for group in groups if group[0].identifier not in spoilt],
