@@ -406,10 +406,18 @@ class Delivery(models.Model):
 
 
 class Run(models.Model):
-    """Consecutive events of one lane that went into one delivery; without one, when all of them were folded."""
+    """Consecutive events of one lane that went into one delivery; without one, when all of them were folded.
 
-    audience = models.ForeignKey(Audience, on_delete=models.PROTECT, related_name="runs", db_index=False)
-    delivery = models.ForeignKey(Delivery, on_delete=models.PROTECT, null=True, related_name="runs")
+    The two foreign keys are not checked row by row: the lane is leased, and the Delivery comes with the same statement.
+    Each check would lock an audience that calls number events of.
+    """
+
+    audience = models.ForeignKey(
+        Audience, on_delete=models.PROTECT, related_name="runs", db_index=False, db_constraint=False
+    )
+    delivery = models.ForeignKey(
+        Delivery, on_delete=models.PROTECT, null=True, related_name="runs", db_constraint=False
+    )
     first_sequence = models.BigIntegerField()
     last_sequence = models.BigIntegerField()
     sent = models.PositiveIntegerField()

@@ -389,9 +389,11 @@ def test_calls_that_share_audiences_lock_them_in_one_order(install: Install, mon
 
 
 @at_once
-def test_calls_wait_for_each_other_in_no_circle_while_workers_write_runs_of_their_audiences(install: Install) -> None:
-    """A Run locks its audience a little, as its foreign key wants. A call that met an older version of a row it holds
-    would have to wait for whoever waits for it."""
+def test_calls_wait_for_each_other_in_no_circle_while_others_write_what_refers_to_their_audiences(
+    install: Install,
+) -> None:
+    """A foreign key that is checked locks its audience a little, those of Parked and Resend for example. A call that
+    met an older version of a row it holds would have to wait for whoever waits for it."""
     slugs = [f"s{number}" for number in range(12)]
     receive(install, body(*(enter(slug, slug) for slug in slugs)))
     begin, over = Gate(14).after(lambda: None), threading.Event()

@@ -1,5 +1,6 @@
 """Lanes: who is claimed and in what order, what a lease protects, and what settling writes down."""
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -476,6 +477,30 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     lanes.close_delivery(delivery, DELIVERED)
     lanes.give_back(late)
     assert everything() == before
+
+
+@at_once
+def test_writing_runs_waits_for_no_call_that_numbers_events(shop: Install) -> None:
+    audience = ready(shop, "a")
+    lease = claim(shop)
+    numbering, written = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with transaction.atomic():
+            Audience.objects.select_for_update().get(pk=audience.pk)
+            numbering.set()
+            assert written.wait(PATIENCE)
+
+    def work() -> None:
+        assert numbering.wait(PATIENCE)
+        delivery = open_one(lease)
+        entries, ledger = lanes.read(lease)
+        results = [Result(span, events=1, accepted=entries[span.audience_id]) for span in lease.spans]
+        lanes.settle(lease, results, ledger, delivery_id=delivery, answer=DELIVERED)
+        written.set()
+
+    together(call, work)
+    assert (Run.objects.count(), cursor_of(audience)) == (2, 1)
 
 
 def test_a_lease_that_lost_one_of_its_lanes_changes_none_of_the_others(shop: Install) -> None:
