@@ -468,6 +468,7 @@ def growth(bench: Bench) -> None:
 
 def _in_then_out(bench: Bench, install: Install, words: str, *, ledger: str = "") -> None:
     bench.house.pause_all(paused=True)
+    bench.house.sql("CHECKPOINT")
     load = Load(calls=bench.size(1_000, 20), audiences=LANES)
     speed = rate(bench.house.send(install, load), load)
     # Receiving reads no ledger.
