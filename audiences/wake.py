@@ -28,8 +28,6 @@ PENDING_MS = 2_000
 # and drains that are running see what came without one. Drains that find more than fits wake others sooner.
 GATHER_SECONDS = 0.1
 MORE_GATHER_SECONDS = 0.02
-
-
 # For so long after it gave no answer the broker isn't told what saves a hint: a drain would wait for that each time.
 UNREACHABLE_SECONDS = 10
 _unreachable_until = 0.0
@@ -106,12 +104,15 @@ def heard(install_id: int, task: str = DRAIN) -> None:
 
 
 def expect_drain(install_id: int, *, seconds: float) -> None:
-    """A drain of this install will look again in so many seconds: nobody need be told until then."""
+    """A drain of this install will look again in so many seconds: nobody need be told until then.
+
+    A hint that is on its way stays as it is.
+    """
     global _unreachable_until
     if time.monotonic() < _unreachable_until:
         return
     try:
-        _redis().set(_pending(install_id), 1, px=max(1, int(seconds * 1000)))
+        _redis().set(_pending(install_id), 1, nx=True, px=max(1, int(seconds * 1000)))
     except redis.RedisError as error:
         log.info("not noted that a drain looks again by itself", error=str(error))
         _unreachable_until = time.monotonic() + UNREACHABLE_SECONDS
