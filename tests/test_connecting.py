@@ -16,7 +16,19 @@ from audiences import brake, checklist, confirm, ingest, installs, lanes, state,
 from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
 from audiences.checklist import Line
-from audiences.models import Audience, Confirmation, Delivery, Event, Install, Lane, Parked, Receipt, Run, Trial
+from audiences.models import (
+    Audience,
+    Confirmation,
+    Delivery,
+    Event,
+    Install,
+    Lane,
+    Membership,
+    Parked,
+    Receipt,
+    Run,
+    Trial,
+)
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS
 from sandbox.odp.testing import ThreadedSandbox
@@ -409,6 +421,63 @@ def test_odp_is_asked_about_nobody_whom_it_has_refused(odp: ThreadedSandbox, sho
     found = confirm.delivered(shop)
     assert found is not None
     assert found[1] == ["lee"]
+
+
+def ran(audience: Audience, who: str, *, ago: timedelta, outcome: Outcome = Outcome.DELIVERED, sent: int = 1) -> None:
+    """A run with one event, ended so long ago; what the ledger says of its customer comes from elsewhere."""
+    number = Event.objects.filter(audience=audience).count() + 1
+    Event.objects.create(
+        audience=audience, sequence=number, identifier=who, kind=Event.Kind.ENTER, occurred_ns=number, received_at=now()
+    )
+    Run.objects.create(
+        audience=audience,
+        first_sequence=number,
+        last_sequence=number,
+        sent=sent,
+        folded=1 - sent,
+        opened_at=now() - ago,
+        closed_at=now() - ago,
+        outcome=outcome,
+    )
+
+
+def are_members(audience: Audience, *people: str) -> None:
+    for who in people:
+        Membership.objects.create(audience=audience, identifier=who, is_member=True, occurred_ns=1, sequence=1)
+    Lane.objects.filter(audience=audience).update(member_count=len(people))
+
+
+LONG_AGO, NOW = confirm.SETTLED * 2, timedelta()
+
+
+@pytest.mark.parametrize(
+    ("members", "asked_about"),
+    [
+        (["first", "settled", "newest"], ["first"]),
+        (["settled", "newest"], ["settled"]),
+        (["newest"], ["newest"]),
+        (["middle", "refused", "folded"], None),
+    ],
+)
+def test_odp_is_asked_about_somebody_of_the_first_run_then_of_a_settled_one_then_of_the_newest(
+    shop: Install, members: list[str], asked_about: list[str] | None
+) -> None:
+    gold = make_audience(shop)
+    for who in ("first", "middle", "settled"):
+        ran(gold, who, ago=LONG_AGO)
+    ran(gold, "refused", ago=LONG_AGO, outcome=Outcome.REFUSED)
+    ran(gold, "folded", ago=LONG_AGO, sent=0)
+    ran(gold, "newest", ago=NOW)
+    are_members(gold, *members)
+    found = confirm.delivered(shop)
+    assert (found and found[1]) == asked_about
+
+
+def test_odp_is_asked_about_nobody_of_an_audience_that_it_does_not_have(shop: Install) -> None:
+    gold = make_audience(shop, provisioned=False)
+    ran(gold, "kim", ago=LONG_AGO)
+    are_members(gold, "kim")
+    assert (confirm.delivered(shop), confirm.has_members(shop)) == (None, False)
 
 
 def test_what_odp_could_not_tell_is_told(odp: ThreadedSandbox, shop: Install) -> None:
