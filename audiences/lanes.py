@@ -1,7 +1,7 @@
 """Lanes: claim, open, settle, block, pause. The only writer of Lanes, Runs, Deliveries and the ledger.
 
 A claim is a lease with a token, in the row. Every later step names the token, and a step of a worker that has lost
-its lease changes no row that another has now. All clocks are PostgreSQL's.
+its lease changes no row. All clocks are PostgreSQL's.
 """
 
 import json
@@ -408,19 +408,20 @@ def open_delivery(
     spans = [span for span in lease.spans if span.audience_id in sent]
     changes = [sent[span.audience_id] for span in spans]
     folded = [of[span.audience_id] - sent[span.audience_id] for span in spans]
-    with prepared.cursor() as cursor:
-        cursor.execute(
-            _OPEN,
-            [
-                *(settings.LEASE_SECONDS, prepared.numbers(lease.audience_ids), lease.token),
-                *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
-                *(_arrays(spans) if spans else ["{}"] * 3),
-                *(prepared.numbers(changes), prepared.numbers(folded)),
-            ],
-        )
-        row = cursor.fetchone()
-    if row is None:
-        raise LeaseLostError
+    opening = prepared.cursor()
+    with transaction.atomic():
+        with prepared.pipeline():
+            opening.execute(
+                _OPEN,
+                [
+                    *(settings.LEASE_SECONDS, prepared.numbers(lease.audience_ids), lease.token),
+                    *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
+                    *(_arrays(spans) if spans else ["{}"] * 3),
+                    *(prepared.numbers(changes), prepared.numbers(folded)),
+                ],
+            )
+        if (row := opening.fetchone()) is None:
+            raise LeaseLostError
     return int(row[0])
 
 

@@ -513,11 +513,9 @@ def test_a_lease_that_lost_one_of_its_lanes_changes_none_of_the_others(shop: Ins
     results = [Result(span, events=1, accepted=entries[span.audience_id]) for span in late.spans]
     with pytest.raises(LeaseLostError):
         lanes.settle(late, results, ledger)
-    assert everything() == before
-    lease_of_other = lane_of(taken).lease_expires_at
     with pytest.raises(LeaseLostError):
         open_one(late)
-    assert (Delivery.objects.count(), Run.objects.count(), lane_of(taken).lease_expires_at) == (0, 0, lease_of_other)
+    assert everything() == before
     lanes.give_back(late)
     assert (lane_of(kept).lease_token, lane_of(taken).lease_token is None) == (None, False)
 

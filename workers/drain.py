@@ -44,15 +44,16 @@ class _Line:
 
     _of: ClassVar[dict[int, "_Line"]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, install_id: int) -> None:
+        self._install_id = install_id
         self._next = threading.Lock()
         self._filling = threading.Lock()
 
     @classmethod
     def of(cls, install_id: int) -> "_Line":
-        return cls._of.setdefault(install_id, cls())
+        return cls._of.setdefault(install_id, cls(install_id))
 
-    def wait(self, install_id: int, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Let others finish theirs, then wait. At once False when two do so already."""
         if not self._next.acquire(blocking=False):
             return False
@@ -61,7 +62,7 @@ class _Line:
         finally:
             self._next.release()
         try:
-            expect_drain(install_id, seconds=seconds)
+            expect_drain(self._install_id, seconds=seconds)
             time.sleep(seconds)
         finally:
             self._filling.release()
@@ -96,8 +97,8 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     if not work.ready or not pace.line_up(work.install, provision.mechanism_of(work.install).path):
         return False
     capacity = lanes.capacity_of(work.install)
-    full = not work.under_way or work.ready >= capacity
-    if fill_seconds and not full and not _Line.of(install_id).wait(install_id, fill_seconds):
+    fills = fill_seconds and work.under_way and work.ready < capacity
+    if fills and not _Line.of(install_id).wait(fill_seconds):
         return False
     lease = lanes.claim(install_id, capacity=capacity)
     if lease is None:
@@ -115,7 +116,7 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
 def _waits_for_work(install_id: int, seconds: float) -> bool:
     """Whether there is something to do before long."""
     for _ in range(FILLS):
-        if not _Line.of(install_id).wait(install_id, seconds):
+        if not _Line.of(install_id).wait(seconds):
             return False
         work = lanes.work(install_id)
         if work is None or work.ready or work.unprovisioned:
