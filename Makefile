@@ -37,8 +37,10 @@ help:
 run demo up: installed
 	@exec $(PY) -m lytics_sync.local $@
 
+# All of it runs in PROCESSES, each with a PostgreSQL and a Redis-compatible server of its own; tests wait as much as they work.
+PROCESSES := 4
 test: installed-dev
-	@exec $(PY) -m pytest $(ARGS)
+	@exec $(PY) -m pytest $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadfile)
 
 # Fails for what was found and not for an index that can't be asked.
 audit: installed-dev

@@ -78,14 +78,14 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
     )
 
 
-def create_database(*, port: int, password: str) -> None:
-    """Make the database, if it isn't there yet."""
+def create_database(*, port: int, password: str, name: str = NAME) -> None:
+    """Make the database ``name``, if it isn't there yet."""
     server = psycopg.connect(
         host=HOST, port=port, user=NAME, password=password, dbname="postgres", connect_timeout=10, autocommit=True
     )
     with server:
-        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone():
-            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
+        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
 
 def _postgres_binaries() -> Path:

@@ -1,8 +1,12 @@
-"""What the tests share: Hypothesis without a stopwatch, an install to receive for, and an ODP to deliver to."""
+"""What the tests share: Hypothesis without a stopwatch, a quick database, an install to receive for, and an ODP."""
 
+import os
 from collections.abc import Iterator
 
+import django.conf
 import pytest
+from django.db import connection
+from django.test import TransactionTestCase
 from hypothesis import settings
 
 from audiences import installs, refused
@@ -14,6 +18,49 @@ from tests.delivering import sandbox
 # A machine that is busy with something else is no bug.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# The production hasher is slow on purpose, and hundreds of tests make accounts.
+django.conf.settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+# Rows that migrations wrote and every test relies on, among them the roles.
+WRITTEN_BY_MIGRATIONS = (
+    "django_migrations",
+    "django_content_type",
+    "auth_permission",
+    "auth_group",
+    "auth_group_permissions",
+)
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
+    """The database that tests/servers.py has migrated is used as it is; the servers remove it with their folder."""
+    return "TEST_DATABASE_URL" not in os.environ or bool(request.config.getoption("reuse_db"))
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_xdist_suffix() -> None:
+    """No suffix: each test process has a PostgreSQL of its own."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tables_are_emptied_and_roles_stay() -> Iterator[None]:
+    """After a test with transactions of its own, empty the tables that have rows, except what migrations wrote.
+
+    Django would truncate every table, the roles included, so that no later test and no ``--reuse-db`` could use them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda _: _empty_tables())
+        yield
+
+
+def _empty_tables() -> None:
+    tables = [name for name in connection.introspection.table_names() if name not in WRITTEN_BY_MIGRATIONS]
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(f"(SELECT '{name}' FROM \"{name}\" LIMIT 1)" for name in tables))
+        filled = ", ".join(f'"{name}"' for (name,) in cursor.fetchall())
+        if filled:
+            cursor.execute(f"TRUNCATE {filled} CASCADE")
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,20 @@
-"""A real PostgreSQL and a real Redis-compatible server for the tests, on ports of their own.
+"""A real PostgreSQL and a real Redis-compatible server for each test process, on ports of their own.
 
 A pytest plugin (``-p tests.servers`` in pyproject.toml), because Django's settings read the environment when they are
 imported and pytest-django imports them before any conftest. The servers stop when pytest does, whatever ends it.
-``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name servers to use instead.
+``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name servers to use instead, for a run in one process.
+
+``initdb`` and the migrations take ten seconds or more. They run once for each state of the migrations: the result is
+kept in ``.pytest_cache`` and every later process starts on a copy of it.
 """
 
 import atexit
+import hashlib
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,9 +24,13 @@ import pytest
 from cryptography.fernet import Fernet
 
 from lytics_sync import embedded
-from lytics_sync.processes import Fleet, free_port, is_alive
+from lytics_sync.processes import Fleet, Trouble, free_port, is_alive
 
 PREFIX = "lytics-sync-tests-"
+HOUSE = Path(__file__).parents[1]
+CACHE = HOUSE / ".pytest_cache" / "postgres"
+# What pytest-django calls the database of the tests: Django's prefix before the usual name.
+TEST_DATABASE = f"test_{embedded.NAME}"
 
 _undo = ExitStack()
 # And not only in pytest_unconfigure: pytest doesn't get there when a conftest can't be imported.
@@ -31,6 +41,9 @@ atexit.register(_undo.close)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
     asked = early_config.known_args_namespace
     only_looking = asked.help or asked.version or getattr(asked, "collectonly", False)
+    in_parallel = bool(getattr(asked, "numprocesses", None)) and "PYTEST_XDIST_WORKER" not in os.environ
+    if in_parallel and {"TEST_DATABASE_URL", "TEST_REDIS_URL"} & set(os.environ):
+        raise pytest.UsageError("TEST_DATABASE_URL and TEST_REDIS_URL are for one test process; leave out -n.")
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     _undo.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -42,7 +55,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
         "DATABASE_URL": os.environ.get("TEST_DATABASE_URL", "postgres://nobody@127.0.0.1:1/none"),
         "REDIS_URL": os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:1/0"),
     }
-    if not only_looking:
+    if in_parallel:  # this process only hands out tests; those that run them start servers of their own
+        _migrated()
+    elif not only_looking:
         _start_servers(folder)
     return (yield)
 
@@ -61,12 +76,57 @@ def _sweep() -> None:
 def _start_servers(folder: Path) -> None:
     fleet = Fleet(folder=folder, env=os.environ, tell=print)
     _undo.callback(fleet.stop)
-    password = secrets.token_hex(16)
     if "TEST_DATABASE_URL" not in os.environ:
-        port = free_port()
-        os.environ["DATABASE_URL"] = embedded.postgres_url(port=port, password=password)
-        fleet.start(embedded.postgres(folder=folder / "postgres", port=port, password=password, durable=False))
+        cluster = shutil.copytree(_migrated(), folder / "cluster", symlinks=True)
+        os.environ["DATABASE_URL"] = _start_postgres(fleet, cluster)
     if "TEST_REDIS_URL" not in os.environ:
-        port = free_port()
+        password, port = secrets.token_hex(16), free_port()
         os.environ["REDIS_URL"] = embedded.redis_url(port=port, password=password)
         fleet.start(embedded.redis(folder=folder / "redis", port=port, password=password))
+
+
+def _start_postgres(fleet: Fleet, cluster: Path) -> str:
+    """Start PostgreSQL in ``cluster``, made there if need be, with both databases. Returns its ``DATABASE_URL``."""
+    port, password = free_port(), (cluster / "password").read_text(encoding="ascii")
+    fleet.start(embedded.postgres(folder=cluster / "data", port=port, password=password, durable=False))
+    for name in (embedded.NAME, TEST_DATABASE):
+        embedded.create_database(port=port, password=password, name=name)
+    return embedded.postgres_url(port=port, password=password)
+
+
+def _migrated() -> Path:
+    """A stopped PostgreSQL cluster whose test database has every migration; made when there is none for these."""
+    kept = CACHE / _state_of_migrations()
+    if kept.exists():
+        return kept
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="new-") as name, ExitStack() as stack:
+        new = Path(name) / "cluster"
+        new.mkdir()
+        (new / "password").touch(mode=0o600)
+        (new / "password").write_text(secrets.token_hex(16), encoding="ascii")
+        fleet = Fleet(folder=Path(name), env=os.environ, tell=print)
+        stack.callback(fleet.stop)
+        url = _start_postgres(fleet, new)
+        env = {**os.environ, "DATABASE_URL": f"{url.rpartition('/')[0]}/{TEST_DATABASE}"}
+        migrate = [sys.executable, str(HOUSE / "manage.py"), "migrate", "--verbosity", "0"]
+        done = subprocess.run(migrate, env=env, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Trouble(f"The migrations failed: {done.stderr[-2000:]}")
+        fleet.stop()
+        for old in CACHE.iterdir():
+            if old.name != Path(name).name and not old.name.startswith("new-"):
+                shutil.rmtree(old, ignore_errors=True)
+        try:
+            new.rename(kept)
+        except OSError:  # another run was quicker
+            assert kept.exists()
+    return kept
+
+
+def _state_of_migrations() -> str:
+    """A digest of all that the migrated database depends on: migrations, the models' app, and pinned versions."""
+    digest = hashlib.sha256(sys.version.encode())
+    for file in sorted((*HOUSE.glob("*/migrations/*.py"), *HOUSE.glob("requirements*.txt"), Path(__file__))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
