@@ -14,6 +14,9 @@ DUMMY := SECRET_KEY=checks-only-not-secret-and-long-enough-to-please-the-deploym
 	FIELD_ENCRYPTION_KEYS=MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY= \
 	DATABASE_URL=postgres://nobody@127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0 DATA_DIR=$(VENV)/none
 
+# pytest keeps the tests it has compiled as bytecode; compiling them again takes 5 s each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run demo up test check audit chaos fuzz bench bench-quick pictures clean installed installed-dev installed-bench

@@ -86,11 +86,10 @@ def _start_servers(folder: Path) -> None:
 
 
 def _start_postgres(fleet: Fleet, cluster: Path) -> str:
-    """Start PostgreSQL in ``cluster``, made there if need be, with both databases. Returns its ``DATABASE_URL``."""
+    """Start PostgreSQL in ``cluster``, made there if need be. Returns its ``DATABASE_URL``."""
     port, password = free_port(), (cluster / "password").read_text(encoding="ascii")
     fleet.start(embedded.postgres(folder=cluster / "data", port=port, password=password, durable=False))
-    for name in (embedded.NAME, TEST_DATABASE):
-        embedded.create_database(port=port, password=password, name=name)
+    embedded.create_database(port=port, password=password, name=TEST_DATABASE)
     return embedded.postgres_url(port=port, password=password)
 
 
