@@ -25,4 +25,4 @@ EXPOSE 8000
 # As the local runner starts it (lytics_sync/stack.py); a test compares the two.
 CMD ["python", "-m", "gunicorn", "lytics_sync.wsgi:application", "--workers", "2", "--threads", "10", \
      "--no-control-socket", "--bind", "0.0.0.0:8000", "--worker-class", "lytics_sync.web_worker.Worker", "--keep-alive", "75", \
-     "--graceful-timeout", "5", "--worker-tmp-dir", "/dev/shm"]
+     "--logger-class", "lytics_sync.logs.GunicornLogger", "--graceful-timeout", "5", "--worker-tmp-dir", "/dev/shm"]

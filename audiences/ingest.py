@@ -98,13 +98,17 @@ FROM STDIN (FORMAT BINARY)
 
 @dataclass
 class Received:
-    """The answer to one call: messages, events stored, items parked and why, values that were no identifiers."""
+    """The answer to one call: messages, events stored, items parked and why, values that were no identifiers.
+
+    ``receipt`` is the id of its Receipt.
+    """
 
     received: int = 0
     queued: int = 0
     parked: int = 0
     skipped: int = 0
     parked_reasons: dict[str, int] = field(default_factory=dict)
+    receipt: int | None = None
 
 
 class _Call(NamedTuple):
@@ -178,8 +182,8 @@ def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call
     with prepared.pipeline():
         locking.execute(_LOCK_NAMED, [install.pk, values["segments"]])
         storing.execute(_APPEND_NAMED, values)
-    receipt_id, _ = storing.fetchone()
-    return None if receipt_id is None else received
+    received.receipt, _ = storing.fetchone()
+    return None if received.receipt is None else received
 
 
 def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> Received:
@@ -192,6 +196,7 @@ def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> R
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
     receipt_id = append(found, received_at=call.at, receipt=_receipt(install, reading, call, received))
     assert receipt_id is not None
+    received.receipt = receipt_id
     if aside:
         _park(install, receipt_id, call.at, aside)
         tell = partial(log.warning, "parked", install=install.name, receipt=receipt_id, reasons=dict(counts))

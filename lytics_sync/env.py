@@ -7,6 +7,7 @@ runner writes (mode 0600) when it makes this checkout's secrets and starts the e
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def json_object(name: str) -> dict[str, object] | None:
     if not isinstance(parsed, dict):
         raise ImproperlyConfigured(f"{name} must be a JSON object, not {value[:60]!r}.")
     return parsed or None
+
+
+def one_of(name: str, choices: Sequence[str], default: str) -> str:
+    """The setting ``name`` as one of ``choices`` (``ImproperlyConfigured`` for any other word)."""
+    value = text(name, default).lower()
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
 
 
 def words(name: str, default: str = "") -> list[str]:

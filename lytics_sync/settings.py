@@ -3,12 +3,11 @@
 from datetime import timedelta
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import structlog
 from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
-from lytics_sync import env
+from lytics_sync import env, logs
 
 VERSION = "0.1.0"
 BASE_DIR = env.PROJECT_DIR
@@ -161,6 +160,7 @@ INSTALLED_APPS = [
     "axes",
 ]
 MIDDLEWARE = [
+    "lytics_sync.request_id.request_id",
     "django.middleware.security.SecurityMiddleware",
     "lytics_sync.security.content_security_policy",
     "lytics_sync.straight.straight_to_webhooks",
@@ -250,38 +250,6 @@ UNFOLD = {
     "SIDEBAR": {"navigation": "audiences.admin.navigation.sidebar"},
 }
 
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "line": {
-            "()": structlog.stdlib.ProcessorFormatter,
-            "processors": [
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "logger", "event"]),
-            ],
-            "foreign_pre_chain": [
-                structlog.stdlib.add_log_level,
-                structlog.stdlib.add_logger_name,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-            ],
-        }
-    },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": env.text("LOG_LEVEL", "INFO")},
-    # Each of them tells of every hint, several times a second; what matters of a drain is in its Runs and Deliveries.
-    "loggers": {name: {"level": "WARNING"} for name in ("celery.app.trace", "celery.worker.strategy", "celery.beat")},
-}
-structlog.configure(
-    processors=[
-        structlog.stdlib.filter_by_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-    ],
-    logger_factory=structlog.stdlib.LoggerFactory(),
-    wrapper_class=structlog.stdlib.BoundLogger,
-    cache_logger_on_first_use=True,
-)
+# One format for every process, gunicorn's and Celery's own lines included (lytics_sync/logs.py).
+LOGGING = logs.config(form=env.one_of("LOG_FORMAT", logs.FORMATS, "text"), level=env.text("LOG_LEVEL", "INFO"))
+logs.configure_structlog()

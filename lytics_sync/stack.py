@@ -216,6 +216,7 @@ class Stack:
         options = {
             "--bind": f"{self.host}:{self.port}",
             "--worker-class": "lytics_sync.web_worker.Worker",
+            "--logger-class": "lytics_sync.logs.GunicornLogger",
             # Longer than a sender's pause between two calls; the default of 2 s cuts connections under it.
             "--keep-alive": "75",
             "--graceful-timeout": "5",
@@ -253,7 +254,7 @@ class Stack:
             yield Program(
                 name=name,
                 command=python(
-                    *("-m", "celery", "-A", "workers.app", "worker", "--loglevel", "INFO"),
+                    *("-m", "celery", "-A", "workers.app", "-q", "worker", "--loglevel", "INFO"),
                     *("--without-gossip", "--without-mingle", *options),
                 ),
                 # A worker takes nothing new and finishes what is under way.
@@ -264,7 +265,9 @@ class Stack:
         schedule = str(self.folder / "run" / "beat-schedule")
         return Program(
             name="beat",
-            command=python("-m", "celery", "-A", "workers.app", "beat", "--loglevel", "INFO", "--schedule", schedule),
+            command=python(
+                "-m", "celery", "-A", "workers.app", "-q", "beat", "--loglevel", "INFO", "--schedule", schedule
+            ),
         )
 
     def sandbox(self) -> Program:

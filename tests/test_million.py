@@ -52,8 +52,8 @@ def listed(model: str, query: str = "", rows: int = FEW) -> Page:
     )
 
 
-def thing(model: str, find: Callable[[], Any]) -> Page:
-    return Page(f"one {model}", lambda: reverse(f"admin:audiences_{model}_change", args=[find().pk]))
+def thing(model: str, find: Callable[[], Any], rows: int = FEW) -> Page:
+    return Page(f"one {model}", lambda: reverse(f"admin:audiences_{model}_change", args=[find().pk]), rows)
 
 
 # Filled in with the tables: an hour long ago, and the installs of which the last one has nothing at all.
@@ -108,7 +108,7 @@ PAGES = [
     thing("audience", lambda: Audience.objects.get(pk=FACTS["audience"])),
     thing("delivery", lambda: Delivery.objects.order_by("-pk")[0]),
     thing("run", lambda: Run.objects.order_by("-pk")[0]),
-    thing("receipt", lambda: Receipt.objects.order_by("-pk")[0]),
+    thing("receipt", lambda: Receipt.objects.order_by("-pk")[0], rows=AN_HOURS),
     thing("parked", lambda: Parked.objects.order_by("-pk")[0]),
     Page("what a run sent", lambda: reverse("admin:audiences_run_sent", args=[Run.objects.order_by("-pk")[0].pk])),
 ]

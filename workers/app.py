@@ -1,13 +1,19 @@
 """The Celery application. Its messages are hints: nothing is lost when one is, and two are as good as one."""
 
 import os
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import setup_logging, task_failure, task_prerun, worker_ready, worker_shutdown
 from celery.utils.nodenames import worker_direct
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
+
+# At each lost connection: Celery 6 may cancel running tasks then. A delivery that is under way ends as it would have.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 app = Celery("lytics_sync")
 app.config_from_object("django.conf:settings", namespace="CELERY")
@@ -24,6 +30,13 @@ def _look_after_connection(**kwargs: object) -> None:
 
     if connection.connection is not None and not connection.is_usable():
         connection.close()
+
+
+@task_prerun.connect
+def _name_task_in_log(sender: Any, task_id: str, **kwargs: object) -> None:
+    """Each line that a task writes names it, and no line carries what an earlier task on this thread has bound."""
+    clear_contextvars()
+    bind_contextvars(task=sender.name, task_id=task_id)
 
 
 @task_failure.connect

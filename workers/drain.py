@@ -201,6 +201,15 @@ class _Sender:
             pace.note_answer(self.lease.install, self.mechanism.path, seconds=self.answer.seconds)
         except TooLateError:
             self.answer = TOO_LATE
+        log.info(
+            "delivery",
+            install=self.lease.install.name,
+            delivery=self.delivery_id,
+            outcome=self.answer.outcome.value,
+            status=self.answer.status,
+            items=len(items),
+            milliseconds=round(self.answer.seconds * 1000),
+        )
         return self.answer
 
     def _plant(self, part: Part, *, items: int, body: bytes) -> int:

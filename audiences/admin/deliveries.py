@@ -9,13 +9,13 @@ from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
-from audiences import carried, state
+from audiences import carried, state, trace
 from audiences.admin import live
 from audiences.admin.filters import ByAudience, Hour, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items
-from audiences.admin.pages import HistoryAdmin, ago, count, link, number, pill_and_why, size
+from audiences.admin.pages import HistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
-from audiences.models import Delivery, Run
+from audiences.models import Delivery, Receipt, Run
 from odp.client import headers_of_a_write
 from odp.regions import host_of
 
@@ -88,9 +88,9 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
         ("items_", "size"),
         ("latency", "worker"),
         "reason",
-        "version",
+        ("calls", "version"),
     )
-    readonly_fields = ("install_link", "pill", "items_", "size", "latency")
+    readonly_fields = ("install_link", "pill", "items_", "size", "latency", "calls")
 
     def get_urls(self) -> list[Any]:
         return [live.url(self), *super().get_urls()]
@@ -142,6 +142,10 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
     @admin.display
     def latency(self, delivery: Delivery) -> str:
         return "—" if delivery.latency_ms is None else f"{delivery.latency_ms:,} ms"
+
+    @admin.display(description="calls from Lytics")
+    def calls(self, delivery: Delivery) -> SafeString | str:
+        return numbered(Receipt, trace.receipts_of(delivery)) or "none: sent again from here"
 
     @admin.display(description="HTTP status")
     def status_(self, delivery: Delivery) -> str:

@@ -1,5 +1,6 @@
 """What the pages share: lists that never count, read-only history, pills, links and masks."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,7 @@ from django.db.models import Model, OuterRef, QuerySet
 from django.http import HttpRequest
 from django.urls import path, reverse
 from django.utils.functional import cached_property
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
@@ -147,6 +148,14 @@ def link(thing: Model | None, text: object = None) -> SafeString | str:
     if thing is None:
         return "—"
     return format_html('<a class="ls-link" href="{}">{}</a>', url_of(thing), thing if text is None else text)
+
+
+def numbered(model: type[Model], ids: Iterable[int]) -> SafeString:
+    """Links to rows by their ids alone; empty when there are none."""
+    url = f"admin:{model._meta.app_label}_{model._meta.model_name}_change"
+    return format_html_join(
+        ", ", '<a class="ls-link" href="{}">{}</a>', ((reverse(url, args=[pk]), f"{pk:,}") for pk in ids)
+    )
 
 
 def pill(state: State) -> SafeString:

@@ -8,10 +8,10 @@ from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from audiences import state
+from audiences import state, trace
 from audiences.admin.filters import Hour
-from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, pill, size
-from audiences.models import Parked, Receipt
+from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, numbered, pill, size
+from audiences.models import Delivery, Parked, Receipt
 from lytics.reasons import HINTS
 
 
@@ -68,9 +68,12 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
         ("job", "size"),
         ("messages_", "queued_"),
         ("parked_", "skipped_"),
+        "deliveries",
         "reasons",
     )
-    readonly_fields = ("install_link", "pill", "size", "messages_", "queued_", "parked_", "skipped_", "reasons")
+    readonly_fields = (
+        *("install_link", "pill", "size", "messages_", "queued_", "parked_", "skipped_", "deliveries", "reasons"),
+    )
 
     @admin.display
     def call(self, receipt: Receipt) -> SafeString | str:
@@ -107,6 +110,10 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
     @admin.display(description="install")
     def install_link(self, receipt: Receipt) -> SafeString | str:
         return link(receipt.install)
+
+    @admin.display(description="deliveries to ODP")
+    def deliveries(self, receipt: Receipt) -> SafeString | str:
+        return numbered(Delivery, trace.deliveries_of(receipt)) or "none within ten minutes of the call"
 
     @admin.display(description="why items were parked")
     def reasons(self, receipt: Receipt) -> SafeString | str:

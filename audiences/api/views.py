@@ -104,14 +104,16 @@ class WebhookView(_AnsweringView):
         source = address.of(request)
         received = ingest.receive(install, content, source=source)
         tokens.note_use(token, source=source)
+        log.info("call stored", install=install.name, receipt=received.receipt, events=received.queued)
         return Response(
-            {
+            headers={"X-Receipt": str(received.receipt)},
+            data={
                 "received": received.received,
                 "queued": received.queued,
                 "parked": received.parked,
                 "skipped": received.skipped,
                 "parked_reasons": received.parked_reasons,
-            }
+            },
         )
 
     put = post
