@@ -35,16 +35,22 @@ FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id =
 WHERE lane.delivered_sequence > audience.last_sequence
 """
 
-# A request of which ODP took a part leaves the ledger ahead of the cursor by the events that its rows name.
+# A request of which ODP took a part leaves the ledger ahead of the cursor by the events that its rows name. Skipped
+# events are in the log and not in the ledger, except those that ODP had taken before the rest was skipped.
 _LEDGER = """
-WITH decided AS (
+WITH skipped AS MATERIALIZED (
+    SELECT audience_id, range_agg(int8range(first_sequence, last_sequence, '[]')) AS numbers
+    FROM audiences_run WHERE outcome = 'skipped' GROUP BY audience_id
+), decided AS (
     SELECT DISTINCT ON (event.audience_id, event.identifier)
         event.audience_id, event.identifier, event.kind <> 0 AS is_member, event.occurred_ns
     FROM audiences_event AS event
     JOIN audiences_lane AS lane ON lane.audience_id = event.audience_id
     LEFT JOIN audiences_membership AS held
         ON held.audience_id = event.audience_id AND held.identifier = event.identifier
-    WHERE event.sequence <= lane.delivered_sequence OR event.sequence = held.sequence
+    LEFT JOIN skipped ON skipped.audience_id = event.audience_id
+    WHERE event.sequence = held.sequence OR (event.sequence <= lane.delivered_sequence
+        AND NOT coalesce(skipped.numbers @> event.sequence, false))
     ORDER BY event.audience_id, event.identifier, event.occurred_ns DESC, (event.kind = 0) DESC
 )
 SELECT audience.odp_id, format('%s: the log says %s at %s, the ledger %s at %s',
@@ -69,7 +75,7 @@ HAVING lane.member_count <> count(held.identifier)
 _HISTORY = """
 WITH covered AS (
     SELECT run.audience_id, range_agg(int8range(run.first_sequence, run.last_sequence, '[]')) AS numbers
-    FROM audiences_run AS run WHERE run.outcome IN ('delivered', 'refused') GROUP BY run.audience_id
+    FROM audiences_run AS run WHERE run.outcome IN ('delivered', 'refused', 'skipped') GROUP BY run.audience_id
 )
 SELECT audience.odp_id, format('runs cover %s, the cursor stands at %s', covered.numbers, lane.delivered_sequence)
 FROM audiences_lane AS lane

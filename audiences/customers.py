@@ -15,7 +15,7 @@ from django.db import OperationalError, ProgrammingError, connection, transactio
 from django.db.models import Q
 
 from audiences.fold import Entry, Held, fold, precedence
-from audiences.models import BLOCKS_PER_RANGE, Audience, Event, Membership, Parked, Run
+from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, Membership, Parked, Run
 from lytics.payload import Kind
 from odp.outcomes import Outcome
 
@@ -64,6 +64,8 @@ class End(Enum):
     DELIVERED = auto()
     FOLDED = auto()
     PARKED = auto()
+    # A person decided that it is not to be sent; its run says who and why.
+    SKIPPED = auto()
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,11 @@ def _fates(
         refused = parked.get(audience_id, [])
         cursor = mine[0].audience.lane.delivered_sequence
         held = ledger.get(audience_id)
-        settled = [event for event in mine if event.sequence <= cursor]
+        passed = [event for event in mine if event.sequence <= cursor]
+        skipped = [event for event in passed if any(run.outcome == SKIPPED for run in runs[event.sequence])]
+        settled = [event for event in passed if event not in skipped]
         for fate in (
+            *(Fate(event, End.SKIPPED, tuple(runs[event.sequence])) for event in skipped),
             *_settled(settled, runs, refused),
             *(_waiting(event, runs[event.sequence], refused, held) for event in mine if event.sequence > cursor),
         ):

@@ -16,6 +16,11 @@ def create(install: Install) -> Token:
         return tokens.create(install)
 
 
+def switch(install_id: int, *, on: bool) -> bool:
+    """Switch an install on or off. False when it was so already."""
+    return bool(Install.objects.filter(pk=install_id, enabled=not on).update(enabled=on))
+
+
 def webhook_url(install: Install) -> str:
     return str(settings.PUBLIC_URL) + reverse("webhook", args=[install.public_id])
 

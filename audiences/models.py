@@ -30,6 +30,8 @@ def new_public_id() -> str:
 
 
 OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
+# How a Run can end beside what ODP answers: a person decided that its events are not to be sent.
+SKIPPED = "skipped"
 # Closed, and not delivered. Nearly everything is delivered, so what isn't has indexes of its own.
 FAILED = ~Q(outcome__in=["", Outcome.DELIVERED.value])
 # What people call slow, in milliseconds. Each length has indexes of its own, as long as what is slower is rare.
@@ -405,8 +407,24 @@ class Delivery(models.Model):
         return f"delivery {self.pk}"
 
 
+class Skip(models.Model):
+    """A person's decision not to send what an install had waiting: who and why. Written by ``audiences/skips.py``."""
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="skips")
+    by = models.CharField(max_length=150)
+    reason = models.TextField()
+    at = models.DateTimeField(default=now)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.CheckConstraint(name="skip_says_who_and_why", condition=~Q(by="") & ~Q(reason=""))]
+
+    def __str__(self) -> str:
+        return f"skipped by {self.by}: {self.reason}"
+
+
 class Run(models.Model):
-    """Consecutive events of one lane that went into one delivery; without one, when all of them were folded.
+    """Consecutive events of one lane that went into one delivery; without one, when all of them were folded or skipped.
 
     The two foreign keys are not checked row by row: the lane is leased, and the Delivery comes with the same statement.
     Each check would lock an audience that calls number events of.
@@ -424,7 +442,10 @@ class Run(models.Model):
     folded = models.PositiveIntegerField()
     opened_at = models.DateTimeField()
     closed_at = models.DateTimeField(null=True)
-    outcome = models.CharField(max_length=12, choices=OUTCOMES, blank=True)
+    outcome = models.CharField(max_length=12, choices=[*OUTCOMES, (SKIPPED, SKIPPED)], blank=True)
+    skip = models.ForeignKey(
+        Skip, on_delete=models.PROTECT, null=True, related_name="runs", db_index=False, db_constraint=False
+    )
 
     class Meta:
         ordering = ["-id"]
@@ -439,6 +460,10 @@ class Run(models.Model):
         ]
         constraints = [
             models.UniqueConstraint(name="one_open_run_per_lane", fields=["audience"], condition=Q(closed_at=None)),
+            models.CheckConstraint(
+                name="skipped_run_says_who_and_why",
+                condition=Q(outcome=SKIPPED, skip__isnull=False) | (~Q(outcome=SKIPPED) & Q(skip=None)),
+            ),
             models.CheckConstraint(name="run_is_not_reversed", condition=Q(first_sequence__lte=F("last_sequence"))),
             models.CheckConstraint(
                 name="closed_run_has_outcome",

@@ -7,7 +7,7 @@ from django.utils.timezone import now
 from audiences import naming
 from audiences.backlog import room
 from audiences.customers import End, Fate, Standing, is_repeat
-from audiences.models import Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token, Trial
+from audiences.models import SKIPPED, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token, Trial
 from odp.graphql import MembershipAnswer
 from odp.outcomes import Outcome, outcome_of
 
@@ -25,6 +25,7 @@ _TONES = {
         "ending",
         "got around",
         "stopped",
+        SKIPPED,
     ),
     "bad": ("blocked", "braked", "parked", "refused", "unauthorised", "failing", "given up", "differs"),
 }
@@ -92,7 +93,7 @@ def of_request(record: Delivery | Run) -> State:
     """The state of a delivery or a run: how it ended, or that nobody knows yet."""
     if record.closed_at is None:
         return State("open", "Under way, or its worker is gone; whoever claims the lane next closes it.")
-    reason = record.reason if isinstance(record, Delivery) else ""
+    reason = record.reason if isinstance(record, Delivery) else str(record.skip or "")
     return State(record.outcome.replace("_", " "), reason, trouble=record.outcome == Outcome.UNAUTHORISED)
 
 
@@ -116,6 +117,9 @@ def of_event(fate: Fate) -> State:
             return State("waiting", "ODP has taken it; the rest of its request is tried again")
         case End.SENDING:
             return State("sending", "the request is under way")
+        case End.SKIPPED:
+            decision = next((str(run.skip) for run in fate.attempts if run.skip), "by a person")
+            return State(SKIPPED, f"not sent, {decision}")
         case End.FOLDED:
             earlier = "; an earlier request that ended early may have brought it" if fate.attempts else ""
             return State("folded", _moot(fate.event, fate.decided_by) + earlier)

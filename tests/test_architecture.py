@@ -27,7 +27,9 @@ WRITERS = {
     "Delivery": {"audiences/lanes.py"},
     "Membership": {"audiences/lanes.py"},
     "Token": {"audiences/tokens.py"},
-    "Resend": {"audiences/resends.py"},
+    # A skip stops what is unfinished, in the transaction that moves the cursors.
+    "Resend": {"audiences/resends.py", "audiences/skips.py"},
+    "Skip": {"audiences/skips.py"},
     "Profile": {"audiences/remember.py"},
     "Minute": {"audiences/tally.py"},
     "Pace": {"workers/pace.py"},

@@ -24,6 +24,7 @@ from audiences.models import (
     Receipt,
     Resend,
     Run,
+    Skip,
     Token,
     Trial,
 )
@@ -63,6 +64,10 @@ def a_delivery(**values: Any) -> None:
     Delivery.objects.create(
         **{"install": Install.objects.get(), "endpoint": "/", "opened_at": now(), "items": 1, "bytes": 1, **values}
     )
+
+
+def a_skip(**values: Any) -> Skip:
+    return Skip.objects.create(**{"install": Install.objects.get(), "by": "me", "reason": "restored", **values})
 
 
 def a_run(**values: Any) -> None:
@@ -182,6 +187,11 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "resend_says_who_and_why": [lambda: a_resend(by=""), lambda: a_resend(reason="")],
     "stopped_resend_has_ended": [lambda: a_resend(stopped_by="kim")],
     "one_row_per_minute": [lambda: twice(a_minute)],
+    "skip_says_who_and_why": [lambda: a_skip(by=""), lambda: a_skip(reason="")],
+    "skipped_run_says_who_and_why": [
+        lambda: a_run(outcome="skipped", closed_at=now()),
+        lambda: a_run(outcome="delivered", closed_at=now(), skip=a_skip()),
+    ],
     "one_pace_per_endpoint": [
         lambda: twice(Pace.objects.create, install=Install.objects.get(), endpoint="p", line_at=now(), gate_at=now())
     ],

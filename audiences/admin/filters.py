@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.models import FAILED, OUTCOMES, SLOW_MS, Audience, Delivery, Install, Run
+from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Audience, Delivery, Install, Run
 from odp.outcomes import Outcome
 
 # Of an audience's deliveries the list shows those of so many of its latest runs.
@@ -30,7 +30,7 @@ def ended(queryset: QuerySet[Any], how: str | None) -> QuerySet[Any]:
         case "open":
             return queryset.filter(closed_at=None)
         case "failed":
-            return queryset.filter(FAILED)
+            return queryset.filter(FAILED).exclude(outcome=SKIPPED)
     return queryset.filter(outcome=how)
 
 
@@ -45,7 +45,8 @@ class OutcomeFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         failures = [(outcome, words) for outcome, words in OUTCOMES if outcome != Outcome.DELIVERED]
-        return [("failed", "Anything but delivered"), *failures, ("open", "open")]
+        skipped = [(SKIPPED, SKIPPED)] if model_admin.model is Run else []
+        return [("failed", "Anything but delivered"), *failures, *skipped, ("open", "open")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return ended(queryset, self.value())

@@ -88,7 +88,9 @@ class RunAdmin(HistoryAdmin[Run]):
 
     @admin.display(description="delivery")
     def delivery_link(self, run: Run) -> SafeString | str:
-        return link(run.delivery) if run.delivery else "none needed: all were folded"
+        if run.delivery is None:
+            return str(run.skip or "none needed: all were folded")
+        return link(run.delivery)
 
 
 def sent_of(run: Run, delivery: Delivery) -> dict[str, Any]:
