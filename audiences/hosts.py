@@ -26,7 +26,8 @@ def problem_of(host: str) -> str:
         return "This is no address of a host."
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "An ODP host starts with https://."
-    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+    # An empty query or fragment too: a path put behind it would be part of that.
+    if parts.username is not None or parts.path.strip("/") or "?" in host or "#" in host:
         return "An ODP host is scheme, name and port, with nothing behind: https://api.example.com"
     if is_allowed(parts.hostname):
         return ""

@@ -5,6 +5,7 @@ from django.db import connection
 
 from audiences import audit
 from audiences.models import Audience, Install
+from odp.outcomes import Outcome
 from tests.delivering import claim, enter, make_audience, make_install
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -54,9 +55,15 @@ def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
             LEDGER,
         ),
         ("UPDATE audiences_lane SET delivered_sequence = 5", LEDGER),
+        # The fixture leaves three members.
         ("UPDATE audiences_lane SET member_count = 2", MEMBERS),
+        ("UPDATE audiences_lane SET member_count = 4", MEMBERS),
         ("DELETE FROM audiences_run", HISTORY),
-        ("UPDATE audiences_run SET outcome = 'unknown'", HISTORY),
+        *(
+            (f"UPDATE audiences_run SET outcome = '{outcome.value}'", HISTORY)
+            for outcome in Outcome
+            if outcome not in (Outcome.DELIVERED, Outcome.REFUSED)
+        ),
         ("UPDATE audiences_run SET last_sequence = 2", HISTORY),
         ("UPDATE audiences_run SET first_sequence = 2", HISTORY),
         ("UPDATE audiences_membership SET refused = false", REFUSED),

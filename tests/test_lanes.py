@@ -17,6 +17,7 @@ from audiences.lanes import GapError, Lease, LeaseLostError, Ledger, Result
 from audiences.models import Audience, Delivery, Event, Install, Lane, Run
 from odp.outcomes import Answer, Outcome
 from tests.delivering import (
+    broken_truths,
     claim,
     cursor_of,
     deliveries,
@@ -786,6 +787,29 @@ def test_a_change_of_somebody_whom_odp_refused_is_sent_and_supersedes(shop: Inst
     deliver(claim(shop))
     assert parked() == [("lytics_gold", "lee", "superseded")]
     assert runs_of(audience)[-1] == (2, 2, 1, 0, "delivered")
+
+
+def test_a_refused_change_that_is_sent_again_and_taken_needs_nobody_any_more(shop: Install) -> None:
+    """As a resync or a replay sends it: the same change, forced."""
+    audience = make_audience(shop)
+    enter(audience, "lee", "mo")
+    deliver(claim(shop), refuse=("lee", "mo"))
+    happen(audience, ("lee", "enter", 1), forced=True)
+    deliver(claim(shop))
+    assert sorted(parked()) == [("lytics_gold", "lee", "superseded"), ("lytics_gold", "mo", "")]
+    assert (ledger_of(audience)["lee"], ledger_of(audience)["mo"]) == ((True, 1, False), (True, 1, True))
+    assert broken_truths() == []
+
+
+@pytest.mark.parametrize("kind", ["enter", "exit"])
+def test_a_refusal_of_a_known_customer_counts_members_as_the_ledger_has_them(shop: Install, kind: str) -> None:
+    audience = make_audience(shop)
+    enter(audience, "kim", "lee")
+    deliver(claim(shop))
+    happen(audience, ("kim", kind, 2))
+    deliver(claim(shop), refuse=("kim",))
+    assert lane_of(audience).member_count == (2 if kind == "enter" else 1)
+    assert broken_truths() == []
 
 
 def test_the_ledger_never_goes_back_even_for_a_worker_that_should_not_be(shop: Install) -> None:

@@ -62,6 +62,7 @@ def test_another_host_can_be_allowed_by_whoever_runs_the_service(settings: Any) 
         "file:///etc/passwd",
         "https://api.zaius.com/v3",
         "https://api.zaius.com?x=",
+        "https://api.zaius.com?",
         "https://api.zaius.com#",
         "https://api.zaius.com:port",
         "https://[::1",
@@ -69,7 +70,7 @@ def test_another_host_can_be_allowed_by_whoever_runs_the_service(settings: Any) 
     ],
 )
 def test_a_host_is_scheme_name_and_port(host: str) -> None:
-    assert hosts.problem_of(host) != "" or host.endswith("#")
+    assert hosts.problem_of(host) != ""
 
 
 @pytest.mark.django_db
@@ -101,12 +102,16 @@ def test_a_key_can_not_end_its_header_line(key: str) -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("url", ["/admin/login/", "/health/live", "/webhooks/lytics/nobody"])
-def test_every_answer_says_what_a_browser_may_load(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "frames"), [("/admin/login/", "DENY"), ("/health/live", "DENY"), ("/webhooks/lytics/nobody", None)]
+)
+def test_every_answer_says_what_a_browser_may_load(url: str, frames: str | None) -> None:
     answer = Client().get(url)
     assert answer.headers["Content-Security-Policy"] == POLICY
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers.get("X-Frame-Options", "DENY") == "DENY"
+    assert "frame-ancestors 'none'" in POLICY
+    # The older header that says the same; calls of Lytics go past the middleware that adds it.
+    assert answer.headers.get("X-Frame-Options") == frames
 
 
 def test_no_page_of_ours_has_a_script_in_it() -> None:

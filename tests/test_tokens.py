@@ -16,7 +16,7 @@ from pytest_django.fixtures import Settings
 from audiences import installs, tokens
 from audiences.models import Install, Token
 from audiences.secrets import decrypt, encrypt
-from tests.threads import PATIENCE, start
+from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
 
@@ -85,10 +85,21 @@ def test_a_revoked_token_stays_revoked(install: Install) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_people_who_make_a_token_at_once_do_not_get_three(install: Install) -> None:
-    futures = start(*(lambda: tokens.create(install) for _ in range(4)))
-    problems = [future.exception(PATIENCE) for future in futures]
-    assert sorted(type(problem).__name__ for problem in problems) == ["NoFreeSlotError"] * 3 + ["NoneType"]
+def test_two_people_who_make_a_token_at_once_do_not_get_three(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one asks while the first one has chosen a slot and not committed: it waits, and then finds no slot."""
+    digest, second = tokens.digest, []
+
+    def asked_meanwhile(secret: str) -> str:
+        monkeypatch.setattr(tokens, "digest", digest)
+        second.extend(start(lambda: tokens.create(install)))
+        eventually(waiting_for_a_lock)
+        return digest(secret)
+
+    monkeypatch.setattr(tokens, "digest", asked_meanwhile)
+    tokens.create(install)
+    assert isinstance(second[0].exception(PATIENCE), tokens.NoFreeSlotError)
     assert len(tokens.live(install)) == 2
 
 
