@@ -1,9 +1,10 @@
-"""Whether a pair of accounts is connected: five lines, each done, waiting, or failing with what to do.
+"""Whether a pair of accounts is connected: five lines or six, each done, waiting, or failing with what to do.
 
 Read from facts that are there anyway, over a few rows. Test customers count for nothing here: what a line says is
 about Lytics and its customers.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,6 +19,10 @@ from lytics import reasons
 
 # Newest calls that are looked at when none of them has brought anything.
 CALLS = 10
+# The newest identifiers that are looked at for their form.
+IDENTIFIERS = 300
+# 32 hexadecimal characters without dashes, as ODP makes them; or as mobile SDKs write them, with a prefix.
+VUID = re.compile(r"[0-9a-f]{32}|vuid_[0-9a-z]{27}", re.IGNORECASE)
 # Work that nobody has taken for so long, though it was allowed to, means that no worker is there to take it.
 SILENT_AFTER = timedelta(seconds=30)
 # ODP documents that it shows nearly everything within 90 s; then it is time to look for a reason.
@@ -53,6 +58,7 @@ def lines(install: Install) -> list[Line]:
         _key(install, said, audiences),
         _call(install),
         _identifier(install, audiences),
+        *_vuids(audiences),
         _made(install, audiences),
         _shown(install, said, audiences),
     ]
@@ -127,7 +133,11 @@ def _identifier(install: Install, audiences: QuerySet[Audience]) -> Line:
     if first is not None:
         return _done(name, title, first.created_at)
     calls = list(calls_of_lytics(install)[:CALLS])
-    for reason in (reasons.NO_IDENTIFIER, *sorted({reason for call in calls for reason in call.parked_reasons})):
+    for reason in (
+        reasons.NO_IDENTIFIER,
+        reasons.UNUSABLE_IDENTIFIER,
+        *sorted({reason for call in calls for reason in call.parked_reasons}),
+    ):
         for call in calls:
             if reason in call.parked_reasons:
                 return _parked(install, name, title, reason, call)
@@ -142,7 +152,7 @@ def _identifier(install: Install, audiences: QuerySet[Audience]) -> Line:
 
 def _parked(install: Install, name: str, title: str, reason: str, call: Receipt) -> Line:
     item = Parked.objects.filter(receipt=call, reason=reason).first()
-    if reason != reasons.NO_IDENTIFIER:
+    if reason not in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         why = f"Calls arrive and nothing in them can be read: {reason.replace('_', ' ')}."
         return _failing(name, title, why, reasons.HINTS.get(reason, ""), item)
     field = install.identifier_field
@@ -152,12 +162,40 @@ def _parked(install: Install, name: str, title: str, reason: str, call: Receipt)
     return _failing(
         name,
         title,
-        f"Calls arrive without it: {field} is looked for in data, and there "
+        (
+            f"Calls arrive with {field}, and no identifier is in it. In data, there "
+            if reason == reasons.UNUSABLE_IDENTIFIER
+            else f"Calls arrive without it: {field} is looked for in data, and there "
+        )
         + (f"came {seen}." if seen else "is no other field either."),
         f"In the Lytics job, on its Configuration page, add {exported} to Export Fields; or enter one of the fields"
         " that came as the customer profile identifier field name below. Then release what is parked.",
         item,
     )
+
+
+def _vuids(audiences: QuerySet[Audience]) -> list[Line]:
+    """A line when identifiers look like what ODP and the SDKs call a VUID: those are asked for under another name."""
+    busiest = audiences.filter(last_sequence__gt=0).order_by("-last_sequence").first()
+    if busiest is None:
+        return []
+    newest = Event.objects.filter(audience=busiest, sequence__gt=busiest.last_sequence - IDENTIFIERS)
+    identifiers = newest.values_list("identifier", flat=True)
+    alike = sum(VUID.fullmatch(identifier) is not None for identifier in identifiers)
+    if alike * 2 <= len(identifiers):
+        return []
+    return [
+        _failing(
+            "vuid",
+            "Identifiers look like VUIDs",
+            f"{alike} of the newest {len(identifiers)} identifiers of {busiest} look like device ids of ODP (VUIDs)."
+            " Optimizely's SDKs ask for those as vuid. This service writes fs_user_id and web_user_id, so nobody"
+            " would be found by them.",
+            "Export the Lytics field with the user id that your SDKs send, and enter it as the customer profile"
+            " identifier field name below.",
+            busiest,
+        )
+    ]
 
 
 # --- audiences in ODP ----------------------------------------------------------------------------------------

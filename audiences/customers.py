@@ -5,7 +5,7 @@ Parked, and from the fold, which is done again over the events of this one custo
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
 from itertools import dropwhile, groupby
@@ -15,7 +15,7 @@ from django.db import OperationalError, ProgrammingError, connection, transactio
 from django.db.models import Q
 
 from audiences.fold import Entry, Held, fold, precedence
-from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, Membership, Parked, Run
+from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
 from lytics.payload import Kind
 from odp.outcomes import Outcome
 
@@ -83,6 +83,8 @@ class Fate:
     decided_by: Event | None = None
     parked: Parked | None = None
     holds: bool = False
+    # The time that Lytics told, where it was too far ahead of the clock to be believed.
+    claimed_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,23 @@ def _fates(
             *(_waiting(event, runs[event.sequence], refused, held) for event in mine if event.sequence > cursor),
         ):
             fates[audience_id, fate.event.sequence] = fate
+    claimed = _claimed(events)
     return {
-        place: Fate(**{**vars(fate), "holds": (held := ledger.get(place[0])) is not None and held.sequence == place[1]})
+        place: replace(
+            fate,
+            holds=(held := ledger.get(place[0])) is not None and held.sequence == place[1],
+            claimed_ns=claimed.get(place),
+        )
         for place, fate in fates.items()
     }
+
+
+def _claimed(events: Sequence[Event]) -> dict[tuple[int, int], int]:
+    """The times that were told and not believed, by audience and number."""
+    rows = FutureTime.objects.filter(
+        audience_id__in={event.audience_id for event in events}, sequence__in={event.sequence for event in events}
+    )
+    return {(row.audience_id, row.sequence): row.claimed_ns for row in rows}
 
 
 def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held: Membership | None) -> Fate:

@@ -15,11 +15,12 @@ from itertools import accumulate, chain, count, repeat
 from typing import Any, NamedTuple
 
 import structlog
+from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
 from audiences import lanes, naming, prepared, remember
-from audiences.models import Audience, Install
+from audiences.models import Audience, FutureTime, Install
 from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import payload, reasons, times
@@ -163,6 +164,8 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
         empty_lists=install.forget_missing_identifiers,
         received_ns=times.from_moment(at),
         released=released,
+        placeholders=settings.PLACEHOLDER_IDENTIFIERS,
+        tolerance_ns=round(settings.CLOCK_TOLERANCE_SECONDS * times.SECOND),
     )
 
 
@@ -171,7 +174,7 @@ def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call
 
     None when it is anything else; nothing is stored then.
     """
-    if reading.aside or install.forget_missing_identifiers:
+    if reading.aside or install.forget_missing_identifiers or reading.claims:
         return None
     received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
     receipt = _receipt(install, reading, call, received)
@@ -196,6 +199,7 @@ def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> R
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
     receipt_id = append(found, received_at=call.at, receipt=_receipt(install, reading, call, received))
     assert receipt_id is not None
+    _note_future_times(found, received_at=call.at)
     received.receipt = receipt_id
     if aside:
         _park(install, receipt_id, call.at, aside)
@@ -226,7 +230,9 @@ def read_again(install: Install, raw: bytes, *, receipt_id: int | None, at: date
     wanted = _wanted(told)
     audiences = _made(install, wanted, _find(install, wanted))
     found = _found(install, audiences, told, reading.emptied)
-    append(found, received_at=now(), receipt_id=receipt_id)
+    released_at = now()
+    append(found, received_at=released_at, receipt_id=receipt_id)
+    _note_future_times(found, received_at=released_at)
     if found:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
     return not reading.aside and len(audiences) == len(wanted)
@@ -281,6 +287,25 @@ def append(
     if stored != events:
         raise RuntimeError(f"{events} events to store, {stored} stored")
     return None if stored_receipt is None else int(stored_receipt)
+
+
+def _note_future_times(facts: Mapping[int, Sequence[Fact]], *, received_at: datetime) -> None:
+    """Keep the times that were told and not believed, in the transaction in which ``append`` numbered their events."""
+    claims = {pk: some for pk, some in facts.items() if any(fact.claimed_ns for fact in some)}
+    if not claims:
+        return
+    last = dict(Audience.objects.filter(pk__in=claims).values_list("pk", "last_sequence"))
+    FutureTime.objects.bulk_create(
+        FutureTime(
+            audience_id=pk,
+            sequence=last[pk] - len(some) + place,
+            claimed_ns=min(fact.claimed_ns, 2**63 - 1),
+            received_at=received_at,
+        )
+        for pk, some in claims.items()
+        for place, fact in enumerate(some, start=1)
+        if fact.claimed_ns
+    )
 
 
 def _values(

@@ -7,6 +7,7 @@ its lease changes no row. All clocks are PostgreSQL's.
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,14 @@ from django.utils.timezone import now
 from audiences import carried, prepared
 from audiences.fold import EXIT, Entry, Held
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
+from lytics import times
 from odp.outcomes import Answer, Outcome
 
 log = structlog.get_logger(__name__)
 
 REFUSED_BY_ODP = "refused_by_odp"
+# Before every transition time there is.
+EARLIEST_NS = -(2**63)
 
 Ledger = dict[int, dict[str, Held]]
 
@@ -252,7 +256,7 @@ UPDATE audiences_membership AS held SET
 FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::bigint[], %s::bigint[], %s::boolean[])
     AS told(audience_id, identifier, is_member, occurred_ns, sequence, refused)
 WHERE held.audience_id = told.audience_id AND held.identifier = told.identifier
-    AND (told.occurred_ns, NOT told.is_member) >= (held.occurred_ns, NOT held.is_member)
+    AND ((told.occurred_ns, NOT told.is_member) >= (held.occurred_ns, NOT held.is_member) OR held.occurred_ns > %s)
 """
 
 _PARK = """
@@ -362,14 +366,22 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     with connection.cursor() as cursor:
         cursor.execute(_READ, _arrays(spans))
         rows = cursor.fetchall()
+    latest_ns = _latest_ns()
     for audience_id, sequence, identifier, kind, occurred_ns, forced, is_member, held_ns, refused in rows:
         entries[audience_id].append(Entry(sequence, identifier, kind, occurred_ns, forced))
         if is_member is not None:
+            if held_ns > latest_ns:  # stored by an older version: any real event decides
+                held_ns = EARLIEST_NS
             ledger[audience_id][identifier] = Held(is_member, held_ns, refused)
     for span in spans:
         if len(entries[span.audience_id]) != span.last - span.first + 1:
             raise GapError(f"{span.odp_id}: events {span.first}–{span.last} are not all there")
     return entries, ledger
+
+
+def _latest_ns() -> int:
+    """The latest transition time that is believed now: so far ahead may the clock of Lytics be."""
+    return round((time.time() + settings.CLOCK_TOLERANCE_SECONDS) * times.SECOND)
 
 
 def _arrays(spans: Iterable[Span]) -> list[str]:
@@ -522,6 +534,7 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
                     prepared.numbers([entry.occurred_ns for entry in entries]),
                     prepared.numbers([entry.sequence for entry in entries]),
                     prepared.numbers(refused),
+                    _latest_ns(),
                 ],
             )
 

@@ -359,6 +359,26 @@ class Profile(models.Model):
         return f"profile {self.profile} in audience {self.audience_id}"
 
 
+class FutureTime(models.Model):
+    """An event whose transition time was too far ahead of the clock to be believed, and the time that was told.
+
+    The event itself carries the time that counts. Written by ``audiences/ingest.py`` alone, with the event.
+    """
+
+    pk = models.CompositePrimaryKey("audience_id", "sequence")
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    sequence = models.BigIntegerField()
+    claimed_ns = models.BigIntegerField()
+    received_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["received_at"], name="future_times_by_time")]
+
+    def __str__(self) -> str:
+        return f"event {self.sequence} of {self.audience_id} claims {times.text(self.claimed_ns)}"
+
+
 class Delivery(models.Model):
     """One request to ODP and what came back. It is stored open before the request starts."""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from audiences import ingest, provision
@@ -47,6 +48,17 @@ def discard(parked_ids: Iterable[int], *, by: str) -> int:
     """Give parked items up; the rows stay, with who did it. Returns how many."""
     open_items = Parked.objects.filter(pk__in=list(parked_ids), closed_at=None)
     return open_items.update(closed_at=now(), closed_by=by, resolution=Parked.Resolution.DISCARDED)
+
+
+def waiting(install_id: int, reason: str) -> QuerySet[Parked]:
+    """The open items of an install that are parked for one reason."""
+    return Parked.objects.filter(install_id=install_id, reason=reason, closed_at=None)
+
+
+def discard_all(install_id: int, reason: str, *, upto: int, by: str) -> int:
+    """Give up every open item of a reason, up to one id; the rows stay, with who did it. Returns how many."""
+    items = waiting(install_id, reason).filter(pk__lte=upto)
+    return items.update(closed_at=now(), closed_by=by, resolution=Parked.Resolution.DISCARDED)
 
 
 def _close(parked: Parked, *, by: str, resolution: str) -> None:

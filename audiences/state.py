@@ -1,6 +1,6 @@
 """What people are shown of a lane and an install: derived from the facts in the rows, here and nowhere else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.utils.timezone import now
 
@@ -8,6 +8,7 @@ from audiences import naming
 from audiences.backlog import room
 from audiences.customers import End, Fate, Standing, is_repeat
 from audiences.models import SKIPPED, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token, Trial
+from lytics import times
 from odp.graphql import MembershipAnswer
 from odp.outcomes import Outcome, outcome_of
 
@@ -110,6 +111,14 @@ def of_parked(parked: Parked) -> State:
 
 def of_event(fate: Fate) -> State:
     """What became of an event, and why."""
+    became = _end_of(fate)
+    if fate.claimed_ns is None:
+        return became
+    told = f"Lytics said {times.moment(fate.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and doesn't count"
+    return replace(became, why=f"{became.why}; {told}" if became.why else told)
+
+
+def _end_of(fate: Fate) -> State:
     match fate.end:
         case End.WAITING:
             return State("waiting", _what_it_waits_for(fate))

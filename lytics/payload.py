@@ -9,6 +9,7 @@ never takes its neighbours with it.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import IntEnum
 from functools import lru_cache
 from itertools import islice
@@ -60,6 +61,8 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     occurred_ns: int
     # The Lytics ID of the profile, when the identifier field is another one.
     profile: str = ""
+    # The time that was told, where it lies too far ahead of the clock to be believed; else 0.
+    claimed_ns: int = 0
 
 
 class SetAside(NamedTuple):
@@ -77,6 +80,7 @@ class SetAside(NamedTuple):
 class Reading:
     """What one body held. ``skipped`` counts identifier values that were blank or no identifiers at all.
 
+    ``claims`` counts segment events whose time was not believed; their facts have ``claimed_ns``.
     ``emptied`` are facts of profiles whose list of identifiers has nothing in it; their identifier is blank.
     """
 
@@ -85,20 +89,25 @@ class Reading:
     emptied: list[Fact] = field(default_factory=list)
     aside: list[SetAside] = field(default_factory=list)
     skipped: int = 0
+    claims: int = 0
     job: str = ""
+
+
+# RFC 3339 as Lytics writes it, or a number since 1970 (lytics/times.py).
+_Time = str | int | float | None
 
 
 class _Transition(msgspec.Struct, gc=False):
     id: str | int | None = None
     event: str | None = None
     slug: str | int | None = None
-    enter: str | None = None
-    exit: str | None = None
+    enter: _Time = None
+    exit: _Time = None
 
 
 class _Meta(msgspec.Struct, gc=False):
     object: str | None = None
-    timestamp: str | None = None
+    timestamp: _Time = None
     subscription_id: str | int | None = None
 
 
@@ -107,7 +116,7 @@ class _Message(msgspec.Struct, gc=False):
 
     data: Any
     meta: _Meta | None = None
-    time: str | None = None
+    time: _Time = None
     source: str | None = None
 
 
@@ -161,16 +170,29 @@ def parse(
     allow_top_level: bool = False,
     empty_lists: bool = False,
     released: bool = False,
+    placeholders: frozenset[str] = frozenset(),
+    tolerance_ns: int = times.NO_LIMIT,
 ) -> Reading:
     """Read one body.
 
     ``received_ns`` (nanoseconds since the epoch) is the last resort for a transition's time. ``allow_top_level``
     also looks for the identifier beside ``data``. ``empty_lists`` takes a list with nothing in it for what it says, if
     its profile has a Lytics ID, and not for a missing identifier. ``released`` says that a person asked to have
-    set-aside items read again: a time that can't be read then counts as missing.
+    set-aside items read again: a time that can't be read then counts as missing. ``placeholders`` are identifiers in
+    small letters that stand for nobody. A time more than ``tolerance_ns`` later than ``received_ns`` is not believed.
     """
     layout = _layout(identifier_field)
-    return _Parser(layout, identifier_field, received_ns, allow_top_level, empty_lists, released).parse(body)
+    parser = _Parser(
+        layout,
+        identifier_field,
+        received_ns,
+        allow_top_level,
+        empty_lists,
+        released,
+        placeholders,
+        received_ns + tolerance_ns,
+    )
+    return parser.parse(body)
 
 
 class _Parser:
@@ -182,6 +204,8 @@ class _Parser:
         allow_top_level: bool,
         empty_lists: bool,
         released: bool,
+        placeholders: frozenset[str],
+        latest_ns: int,
     ) -> None:
         self.layout = layout
         self.identifier_field = identifier_field
@@ -189,6 +213,9 @@ class _Parser:
         self.allow_top_level = allow_top_level
         self.empty_lists = empty_lists
         self.released = released
+        self.placeholders = placeholders
+        # The latest time that is believed.
+        self.latest_ns = latest_ns
         self.reading = Reading()
         # What is wrong with the message at hand: by reason, what was seen first and how often.
         self.problems: dict[str, tuple[str, int]] = {}
@@ -227,7 +254,7 @@ class _Parser:
             meta = _Meta(timestamp=message.time, subscription_id=message.source)
         identifier = data.identifier.strip()
         profile = "" if self.identifier_field == PROFILE_FIELD else data.profile.strip()
-        if not (_is_plain(identifier) and (not profile or _is_plain(profile))):
+        if not (_is_plain(identifier) and (not profile or _is_plain(profile))) or self._is_nobody(identifier):
             return False
         if not data.segment_events or meta.object not in ("user", None):
             return False
@@ -236,8 +263,9 @@ class _Parser:
             for transition in data.segment_events:
                 came = transition.id, transition.slug, transition.event
                 segment_id, slug, kind = self.names.get(came) or self._named(*came)
-                named = (transition.exit, transition.enter, None)[kind]
-                occurred_ns = times.nanoseconds(named or meta.timestamp or "")
+                named = (transition.exit, transition.enter, None)[kind] or meta.timestamp
+                if type(named) is not str or (occurred_ns := times.nanoseconds(named)) > self.latest_ns:
+                    return False
                 facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
         except (_Unreadable, ValueError):
             return False
@@ -280,12 +308,14 @@ class _Parser:
             raise _Unreadable(reasons.NOT_A_MESSAGE, f"{len(raw)} bytes")
         parts = _fields(raw)
         if parts is None:
-            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "it is not well-formed JSON")
+            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "its brackets, quotes or commas don't fit together")
         meta = _meta(parts.get("meta"))
         _check_origin(meta)
         data = _fields(parts.get("data"))
         if data is None:
-            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "data is missing or no object")
+            raise _Unreadable(
+                reasons.UNREADABLE_MESSAGE, "data is not an object" if "data" in parts else "data is missing"
+            )
         return _Message(
             data=self.layout.data(
                 identifier=data.get(self.identifier_field, Raw(b"")),
@@ -293,19 +323,18 @@ class _Parser:
                 **({} if self.identifier_field == PROFILE_FIELD else {"profile": data.get(PROFILE_FIELD, Raw(b""))}),
             ),
             meta=meta,
-            time=_read(parts.get("time"), str),
+            time=_told(parts.get("time")),
             source=_read(parts.get("source"), str),
         )
 
     def _transitions(self, value: Raw | None) -> list[_Transition] | None:
-        listed = _read(value, list[Raw])
-        if listed is None:
-            if value is None or bytes(value).strip() == b"null":
-                return None
-            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "segment_events is no list")
+        if value is None or _is_absent(value):
+            return None
+        if not _is_array(bytes(value)):
+            raise _Unreadable(reasons.UNREADABLE_MESSAGE, "segment_events is not a list")
         transitions = []
-        for element in listed:
-            transition = _read(element, _Transition)
+        for element in _elements(value):
+            transition = _read(element, _Transition) or _transition(element)
             if transition is None:
                 self._note(_Unreadable(reasons.UNREADABLE_MESSAGE, "a segment event is malformed"))
             else:
@@ -320,7 +349,9 @@ class _Parser:
         if not message.data.segment_events:
             if self.problems:
                 return  # there were some, and none that could be read
-            raise _Unreadable(reasons.NO_SEGMENT_EVENTS, _seen(items.raw(index)))
+            raw = items.raw(index)
+            empty = "segment_events" in (_fields((_fields(raw) or {}).get("data")) or {})
+            raise _Unreadable(reasons.NO_SEGMENT_EVENTS, "segment_events is empty" if empty else _seen(raw))
         profile = self._profile(message.data)
         if self.empty_lists and profile and _read(message.data.identifier, list[Raw]) == []:
             told, identifiers = reading.emptied, [""]
@@ -330,14 +361,15 @@ class _Parser:
         for transition in message.data.segment_events:
             try:
                 readable.append(self._transition(transition, message))
+                reading.claims += readable[-1][-1] != 0
             except _Unreadable as problem:
                 self._note(problem)
         if len(told) + len(readable) * len(identifiers) > FACTS_AT_MOST:
             detail = f"{len(identifiers)} identifiers in {len(readable)} segment events"
             raise _Unreadable(reasons.TOO_MANY_EVENTS, detail)
-        for segment_id, slug, kind, occurred_ns in readable:
+        for segment_id, slug, kind, occurred_ns, claimed_ns in readable:
             for identifier in identifiers:
-                told.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
+                told.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile, claimed_ns))
 
     def _profile(self, data: Any) -> str:
         if self.identifier_field == PROFILE_FIELD:
@@ -345,10 +377,14 @@ class _Parser:
         profile = _identifier(data.profile)
         return "" if _refusal(profile) else profile
 
-    def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int]:
+    def _is_nobody(self, identifier: str) -> bool:
+        """Whether it is a placeholder: one of the list, whatever its case, or nothing but zeros."""
+        return identifier.casefold() in self.placeholders or (bool(self.placeholders) and not identifier.strip("0-"))
+
+    def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int, int]:
         came = transition.id, transition.slug, transition.event
         segment_id, slug, kind = self.names.get(came) or self._named(*came)
-        return segment_id, slug, kind, self._occurred(kind, transition, message)
+        return segment_id, slug, kind, *self._occurred(kind, transition, message)
 
     def _named(self, segment_id: str | int | None, slug: str | int | None, event: str | None) -> tuple[str, str, Kind]:
         kind = _KINDS.get((event or "").strip().lower())
@@ -357,18 +393,26 @@ class _Parser:
         named = self.names[segment_id, slug, event] = (*_names(segment_id, slug), kind)
         return named
 
-    def _occurred(self, kind: Kind, transition: _Transition, message: _Message) -> int:
-        """The time named by the event, else the message's, else ours. An ``exit`` on an enter is its scheduled end."""
+    def _occurred(self, kind: Kind, transition: _Transition, message: _Message) -> tuple[int, int]:
+        """The time named by the event, else the message's, else ours; and what was named if it is not believed.
+
+        An ``exit`` on an enter is its scheduled end, and not looked at.
+        """
         named = (transition.exit, transition.enter, None)[kind]
-        for text in (named, message.meta.timestamp if message.meta else None, message.time):
-            if text is None or times.is_missing(text):
+        claimed_ns = 0
+        for told in (named, message.meta.timestamp if message.meta else None, message.time):
+            if told is None or times.is_missing(told):
                 continue
             try:
-                return times.nanoseconds(text)
+                occurred_ns = times.read(told)
             except ValueError as error:
                 if not self.released:
                     raise _Unreadable(reasons.UNREADABLE_TIME, str(error)) from error
-        return self.received_ns
+                continue
+            if occurred_ns <= self.latest_ns:
+                return occurred_ns, claimed_ns
+            claimed_ns = claimed_ns or occurred_ns
+        return self.received_ns, claimed_ns
 
     def _identifiers(self, value: Raw, items: "_Items", index: int) -> list[str]:
         if self.allow_top_level and bytes(value).strip() in (b"", b"null"):
@@ -381,15 +425,29 @@ class _Parser:
                 self.reading.skipped += 1
                 continue
             usable += 1
-            reason = _refusal(identifier)
+            reason = reasons.PLACEHOLDER if self._is_nobody(identifier) else _refusal(identifier)
             if reason is None:
                 found[identifier] = None
             else:
-                self._note(_Unreadable(reason))
+                self._note(_Unreadable(reason, identifier[:40] if reason == reasons.PLACEHOLDER else ""))
         if not usable:
-            detail = f"expected in {self.identifier_field!r}; {_seen(items.raw(index))}"
-            self._note(_Unreadable(reasons.NO_IDENTIFIER, detail))
+            there = bytes(value).strip()
+            reason = reasons.UNUSABLE_IDENTIFIER if there else reasons.NO_IDENTIFIER
+            what = f"{self.identifier_field!r} is {_what(there)}" if there else f"expected in {self.identifier_field!r}"
+            self._note(_Unreadable(reason, f"{what}; {_seen(items.raw(index))}"))
         return list(found)
+
+
+def _what(value: bytes) -> str:
+    """What a JSON value is, for a person, without the value itself."""
+    words = {
+        b"{": "an object",
+        b"[": "a list without a usable value",
+        b'"': "a blank text",
+        b"t": "true",
+        b"f": "false",
+    }
+    return words.get(value[:1], "null" if value == b"null" else "not a JSON value")
 
 
 class _Items:
@@ -422,9 +480,38 @@ def _meta(raw: Raw | None) -> _Meta | None:
         return None
     return _Meta(
         object=_read(fields.get("object"), str),
-        timestamp=_read(fields.get("timestamp"), str),
+        timestamp=_told(fields.get("timestamp")),
         subscription_id=_read(fields.get("subscription_id"), str | int),
     )
+
+
+def _transition(element: Raw) -> _Transition | None:
+    """A segment event of which some part is flawed or has another type: what can be read of it."""
+    fields = _fields(element)
+    if fields is None:
+        return None
+    segment_id = _read(fields.get("id"), str | int)
+    if segment_id is None and not _is_absent(fields.get("id")):
+        return None  # by the slug alone it could be taken for another audience
+    return _Transition(
+        id=segment_id,
+        event=_read(fields.get("event"), str),
+        slug=_read(fields.get("slug"), str | int),
+        enter=_told(fields.get("enter")),
+        exit=_told(fields.get("exit")),
+    )
+
+
+def _told(raw: Raw | None) -> str | int | float | None:
+    """A time, or what stands in its place: that is no time, and not the same as nothing."""
+    told: str | int | float | None = _read(raw, _Time)
+    return (
+        bytes(raw)[:40].decode(errors="replace") if raw is not None and told is None and not _is_absent(raw) else told
+    )
+
+
+def _is_absent(raw: Raw | None) -> bool:
+    return raw is None or bytes(raw).strip() in (b"", b"null")
 
 
 def _check_origin(meta: _Meta | None) -> None:
@@ -439,7 +526,7 @@ def split(text: bytes) -> list[bytes]:
     fields = _fields(text)
     if fields is None:
         if _read(text, Raw) is None and not _is_closed_object(text):
-            raise _Unreadable(reasons.NOT_JSON, f"{len(text)} bytes")
+            raise _no_json(text)
         return [text]
     wrapped = [bytes(fields[name]) for name in ("events", "data") if name in fields]
     if not wrapped or not all(map(_is_array, wrapped)):
@@ -494,8 +581,9 @@ def _is_closed_object(text: bytes) -> bool:
 
 
 def _cut(text: bytes) -> Iterator[bytes]:
-    """The elements of an array by its brackets alone, for when an element of it is not well-formed."""
+    """The elements of an array, or the members of an object, by its brackets alone: none has to be well-formed."""
     depth, start = 0, 0
+    last = b"]" if _is_array(text) else b"}"
     for match in _TOKEN.finditer(text):
         token = match.group()
         if token in (b"[", b"{"):
@@ -510,17 +598,67 @@ def _cut(text: bytes) -> Iterator[bytes]:
         if (depth == 1 and token == b",") or depth == 0:
             element = text[start : match.start()].strip()
             start = match.end()
-            if element or token != b"]":
+            if element or token != last:
                 yield element
         if depth == 0:
             break
     if depth != 0 or text[start:].strip():
-        raise _Unreadable(reasons.NOT_JSON, "the array is not closed, or something follows it")
+        raise _no_json(text, cut_off=depth != 0)
+
+
+# How compressed bodies begin. Those of gzip and deflate are unpacked before; here they are damaged or cut off.
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
+_ZLIB = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
+
+
+def _no_json(text: bytes, *, cut_off: bool | None = None) -> _Unreadable:
+    """Why a body can't be read at all: compressed, cut off, or something else."""
+    for mark, name in _PACKED.items():
+        if text.startswith(mark):
+            return _Unreadable(reasons.PACKED_BODY, f"{len(text)} bytes that begin like {name}")
+    if _ZLIB.match(text):
+        return _Unreadable(reasons.PACKED_BODY, f"{len(text)} bytes that begin like deflate")
+    if cut_off if cut_off is not None else text.lstrip()[:1] == b"{" and not _ends(text):
+        return _Unreadable(reasons.CUT_OFF_BODY, f"{len(text)} bytes, and the last bracket is missing")
+    return _Unreadable(reasons.NOT_JSON, f"{len(text)} bytes")
+
+
+def _ends(text: bytes) -> bool:
+    """Whether every bracket of an object is closed again, whatever follows."""
+    depth = 0
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        depth += (token in (b"[", b"{")) - (token in (b"]", b"}"))
+        if depth == 0 or depth > _DEPTH_AT_MOST:
+            return depth == 0
+    return False
+
+
+# A member of an object: its name, a colon, its value.
+_MEMBER = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")\s*:(.*)', re.DOTALL)
 
 
 def _fields(raw: bytes | Raw | None) -> dict[str, Raw] | None:
+    """The values of an object by name, each as it came. A flaw in one value costs no other."""
     fields: dict[str, Raw] | None = _read(raw, dict[str, Raw])
+    if fields is None and raw is not None and bytes(raw).lstrip()[:1] == b"{":
+        return _flawed_fields(bytes(raw))
     return fields
+
+
+def _flawed_fields(text: bytes) -> dict[str, Raw] | None:
+    found: dict[str, Raw] = {}
+    try:
+        for member in _cut(text):
+            match = _MEMBER.fullmatch(member)
+            if match is None:
+                return None
+            name = _read(match[1], str)
+            if name is not None:  # one with a flaw in its name is none that is looked for
+                found[name] = Raw(match[2].strip())
+    except _Unreadable:
+        return None
+    return found
 
 
 def _read(raw: bytes | Raw | None, layout: Any) -> Any:
@@ -534,9 +672,18 @@ def _read(raw: bytes | Raw | None, layout: Any) -> Any:
 
 
 def _elements(value: Raw) -> list[Raw]:
-    if not bytes(value):
+    text = bytes(value)
+    if not text:
         return []
-    return (_read(value, list[Raw]) or []) if bytes(value).lstrip()[:1] == b"[" else [value]
+    if not _is_array(text):
+        return [value]
+    listed: list[Raw] | None = _read(value, list[Raw])
+    if listed is not None:
+        return listed
+    try:
+        return [Raw(element) for element in _cut(text)]
+    except _Unreadable:
+        return []
 
 
 def _is_plain(text: str) -> bool:
@@ -544,17 +691,29 @@ def _is_plain(text: str) -> bool:
     return 0 < len(text) <= IDENTIFIER_BYTES and text.isascii() and text.isprintable()
 
 
+_NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
+
+
 def _identifier(element: Raw) -> str:
     """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty."""
     text = bytes(element).strip()
-    if text[:1] in b"-0123456789":
-        return text.decode(errors="replace")
-    if text[:1] != b'"':
+    if text[:1] == b'"':
+        try:
+            return str(msgspec.json.decode(text, type=str)).strip()
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return "\x00"  # text that no UTF-8 holds: refused below under its own reason
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         return ""
-    try:
-        return str(msgspec.json.decode(text, type=str)).strip()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return "\x00"  # text that no UTF-8 holds: refused below under its own reason
+    return _whole(text.decode()) if match[1] or match[2] else text.decode()
+
+
+def _whole(number: str) -> str:
+    """A whole number that was written as 12345.0 or 1.2345e4, as the integer that it is. Others stay as they came."""
+    value = Decimal(number)
+    if abs(value.adjusted()) > IDENTIFIER_BYTES or value != value.to_integral_value():
+        return number
+    return f"{value:.0f}"
 
 
 def _refusal(identifier: str) -> str | None:

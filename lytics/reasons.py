@@ -1,6 +1,8 @@
 """Why an item of a webhook call could not become an event: one code each, and what a person should do about it."""
 
 NOT_JSON = "not_json"
+PACKED_BODY = "packed_body"
+CUT_OFF_BODY = "cut_off_body"
 NOT_A_MESSAGE = "not_a_message"
 UNREADABLE_MESSAGE = "unreadable_message"
 NOT_A_USER_EVENT = "not_a_user_event"
@@ -10,6 +12,8 @@ NO_AUDIENCE = "no_audience"
 UNKNOWN_SLUG = "unknown_slug"
 UNREADABLE_TIME = "unreadable_time"
 NO_IDENTIFIER = "no_identifier"
+UNUSABLE_IDENTIFIER = "unusable_identifier"
+PLACEHOLDER = "placeholder_identifier"
 UNREADABLE_IDENTIFIER = "unreadable_identifier"
 IDENTIFIER_TOO_LONG = "identifier_too_long"
 TOO_MANY_EVENTS = "too_many_events"
@@ -20,6 +24,14 @@ HINTS: dict[str, str] = {
         "The body of this call is not JSON. Check that the Lytics job is an Audience Triggers Webhook"
         " and that no template is chosen for it."
     ),
+    PACKED_BODY: (
+        "The body is compressed and can't be unpacked: damaged, cut off, or in a format other than gzip and deflate."
+        " Look for a proxy between Lytics and this service that compresses or shortens requests."
+    ),
+    CUT_OFF_BODY: (
+        "The body ends in the middle. Look for a proxy between Lytics and this service that shortens requests."
+        " Lytics was answered 200, so have the job send existing users again."
+    ),
     NOT_A_MESSAGE: "This element is not a JSON object, so it names no customer and no audience.",
     UNREADABLE_MESSAGE: "This message is not laid out as an audience trigger. No template may be chosen for the job.",
     NOT_A_USER_EVENT: (
@@ -29,22 +41,34 @@ HINTS: dict[str, str] = {
     NO_SEGMENT_EVENTS: (
         "The message says nothing about an audience. In the Lytics job, add segment_events to Export Fields."
     ),
-    UNKNOWN_EVENT: "The transition is none of enter, exit and change.",
+    UNKNOWN_EVENT: "Unknown event type. Lytics should send enter, exit or change.",
     NO_AUDIENCE: "The transition names no audience: it has neither a segment id nor a slug.",
     UNKNOWN_SLUG: (
         "The transition names its audience by id only and no earlier call told that audience's slug."
         " Release it once another event of the audience has arrived."
     ),
     UNREADABLE_TIME: (
-        "The time of the transition is not an RFC 3339 time."
+        "The time of the transition is neither an RFC 3339 time nor a number since 1970."
         " On release it counts as missing, and the message's own time is used instead."
     ),
     NO_IDENTIFIER: (
-        "The message holds no usable customer identifier. Add the identifier field to Export Fields of the Lytics job."
-        " What came without it can be read if one of the fields that did come identifies customers: name that one in"
-        " the install and release. If none does, have the job send existing users again and discard this."
+        "The identifier field is missing. Add it to Export Fields of the Lytics job."
+        " If one of the fields that did come identifies customers, enter that field in the install and release this:"
+        " all later calls are then read by that field too. Otherwise have the job send existing users again and"
+        " discard this."
     ),
-    UNREADABLE_IDENTIFIER: "The identifier holds characters that no database and no ODP field can keep.",
+    UNUSABLE_IDENTIFIER: (
+        "The identifier field is there and holds no identifier: it is blank, null, true, false or an object."
+        " Correct the field in Lytics, or enter another field in the install and release this."
+    ),
+    PLACEHOLDER: (
+        "The identifier stands for nobody, such as null, undefined or zeros. As a customer it would be in every"
+        " audience. If it is a customer after all, take it out of PLACEHOLDER_IDENTIFIERS and release this."
+    ),
+    UNREADABLE_IDENTIFIER: (
+        "The identifier holds half a character, such as a cut emoji, or a NUL character. PostgreSQL and ODP keep"
+        " neither. Correct it in Lytics."
+    ),
     IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",
     TOO_MANY_EVENTS: (
         "One call may become 500,000 events at the most, and the identifiers of this message times its audiences"
@@ -55,3 +79,17 @@ HINTS: dict[str, str] = {
         " Set Batch Size in the Lytics job to 300."
     ),
 }
+
+# With another setting, a newer version or a later call, reading the item again may give events. Of the others, release
+# can only find the same again.
+RELEASABLE = frozenset(
+    {
+        UNREADABLE_MESSAGE,
+        UNKNOWN_SLUG,
+        UNREADABLE_TIME,
+        NO_IDENTIFIER,
+        UNUSABLE_IDENTIFIER,
+        PLACEHOLDER,
+        TOO_MANY_EVENTS,
+    }
+)

@@ -1,4 +1,4 @@
-"""RFC 3339 times with up to nine fraction digits, as whole nanoseconds since 1970-01-01T00:00:00Z.
+"""Times as whole nanoseconds since 1970-01-01T00:00:00Z: RFC 3339 with up to nine fraction digits, or a number.
 
 Python's ``datetime`` stops at microseconds; two transitions of one customer inside the same microsecond would
 then tie, and a tie is decided for the exit.
@@ -6,6 +6,7 @@ then tie, and a tie is decided for the exit.
 
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 
 SECOND = 1_000_000_000
@@ -16,8 +17,14 @@ _LAYOUT = re.compile(
 )
 # What a Go program writes for a time that was never set.
 _NEVER = "0001-01-01T00:00:00Z"
-# What a signed 64-bit column holds; beyond it (before 1678, after 2262) a time is taken as unreadable.
+# What a signed 64-bit column holds: a time before 1677 is unreadable, one after 2262 counts as the last moment.
 _LIMIT = 2**63
+# As a tolerance: every time is believed.
+NO_LIMIT = _LIMIT
+# Numbers since 1970 by their size: nanoseconds in one, and from where on. Each unit covers 1973 to 5138, so that no two
+# meet; what is smaller than the last is a date written as a number, or a mistake.
+_UNITS = ((10**17, 1), (10**14, 1_000), (10**11, 1_000_000), (10**8, SECOND))
+_NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:[eE][+]?\d{1,2})?", re.ASCII)
 
 
 def nanoseconds(text: str) -> int:
@@ -38,9 +45,28 @@ def nanoseconds(text: str) -> int:
         raise ValueError(f"not an RFC 3339 time: {text[:40]!r}")
     whole, fraction, offset = match.groups(default="")
     value = (_seconds(whole) - _offset_seconds(offset)) * SECOND + int(fraction[:9].ljust(9, "0"))
-    if not -_LIMIT <= value < _LIMIT:
+    if value < -_LIMIT:
         raise ValueError(f"out of range: {text[:40]!r}")
-    return value
+    return min(value, _LIMIT - 1)  # later than the column holds is in the future either way
+
+
+def read(told: str | int | float) -> int:
+    """A time in any form that is understood, as nanoseconds since the epoch.
+
+    A number, or a text that is one, counts seconds, milliseconds, microseconds or nanoseconds since 1970, by its size.
+    Raises ``ValueError`` when it is no such time.
+    """
+    text = told.strip() if isinstance(told, str) else repr(told)
+    if _NUMBER.fullmatch(text) is None:
+        return nanoseconds(text)
+    value = Decimal(text)
+    for least, unit in _UNITS:
+        if value >= least:
+            found = int(value * unit)
+            if found < _LIMIT:
+                return found
+            break
+    raise ValueError(f"no time since 1970 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
 
 
 # Minutes and seconds as they stand in a time.
@@ -73,9 +99,9 @@ def _offset_seconds(offset: str | None) -> int:
     return -seconds if offset[0] == "-" else seconds
 
 
-def is_missing(text: str | None) -> bool:
-    """Whether Lytics said nothing: absent, blank, or the zero time of its language."""
-    return text is None or text.strip() in ("", _NEVER)
+def is_missing(told: str | int | float | None) -> bool:
+    """Whether Lytics said nothing: absent, blank, zero, or the zero time of its language."""
+    return not told or (isinstance(told, str) and told.strip() in ("", "0", _NEVER))
 
 
 def moment(value: int) -> datetime:

@@ -17,9 +17,13 @@ from gunicorn.glogging import Logger
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 FORMATS: tuple[str, ...] = ("text", "json")
-# A library that can't reach the broker writes a line for each try. One line per this many seconds is enough.
+# Some libraries write a line for each failed try or call. One line per this many seconds is enough.
 REPEAT_SECONDS = 60.0
-REPEATING = ("celery.beat", "celery.worker.consumer.consumer", "kombu.connection", "kombu.mixins")
+REPEATING = (
+    *("celery.beat", "celery.worker.consumer.consumer", "kombu.connection", "kombu.mixins"),
+    # A host name that ALLOWED_HOSTS lacks: the caller's doing, and anybody can call.
+    "django.security.DisallowedHost",
+)
 
 # PostgreSQL quotes rows behind these words, and rows hold customers' identifiers. A quoted value may span lines.
 _QUOTES_A_ROW = re.compile(r"\s*(DETAIL|CONTEXT):")
@@ -76,7 +80,7 @@ _last: list[Processor] = [
 
 
 class NowAndThen(logging.Filter):
-    """For libraries that report lost connections: one short warning per ``REPEAT_SECONDS``, counting the rest."""
+    """One short warning per ``REPEAT_SECONDS`` and kind of line, with a count of those left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +96,7 @@ class NowAndThen(logging.Filter):
             self._seen[key] = at, left_out + 1
             return False
         self._seen[key] = moment, 0
-        # The rest of it are the library's own frames: where the connection was lost says nothing about why.
+        # The traceback holds the library's own frames, which say nothing about why.
         record.msg, record.args = record.getMessage().split("\n")[0], None
         record.exc_info = record.exc_text = record.stack_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"

@@ -29,6 +29,13 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
 # One call's body, as sent and once more when unpacked, in bytes. Lytics gives up for good on 413, so a body
 # over it is answered 503; whatever stands in front of this service must allow at least as much.
 WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
+# How far a transition's time may be ahead of this service's clock, in seconds. A later one would win over every real
+# event until then, so it is not believed: the message's own time counts, else the moment of the call.
+CLOCK_TOLERANCE_SECONDS = env.seconds("CLOCK_TOLERANCE_SECONDS", 300)
+# Identifiers that stand for nobody, whatever their case; as a customer each would be in every audience. Nothing but
+# zeros counts too. A comma alone switches both off.
+_NOBODY = "null,(null),<null>,nil,none,undefined,nan,n/a,unknown,anonymous,[object object]"
+PLACEHOLDER_IDENTIFIERS = frozenset(word.casefold() for word in env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY))
 # Events accepted and not yet delivered, per install, above which calls are answered 503 until it falls again.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
 # How long the body of a request may take to come. A call whose body takes longer is answered 503. And how long a caller

@@ -138,8 +138,8 @@ def broken_truths() -> list[Any]:
         return list(audit.audit())
     found = []
     with connection.cursor() as cursor:
-        for truth, statement in audit.TRUTHS.items():
-            cursor.execute(statement)
+        for truth in audit.TRUTHS:
+            cursor.execute(audit.statement_of(truth))
             found += [(truth, *row) for row in cursor.fetchall()]
     return found
 

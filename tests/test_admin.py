@@ -394,3 +394,50 @@ def test_what_was_done_stands_in_the_history(operator: Client, audience: Audienc
 def test_history_is_neither_added_nor_deleted(boss: Client, install: Install, model: str) -> None:
     assert boss.get(f"/admin/audiences/{model}/add/").status_code in (403, 404)
     assert boss.post(f"/admin/audiences/{model}/1/delete/", {"post": "yes"}).status_code in (302, 403, 404)
+
+
+# --- parked by reason --------------------------------------------------------------------------------------------
+
+
+def group_url(verb: str, install: Install, reason: str) -> str:
+    return reverse(f"admin:audiences_parked_{verb}_group", args=[install.pk, reason])
+
+
+def test_what_reading_again_can_not_help_is_not_offered_for_release(operator: Client, install: Install) -> None:
+    ingest.receive(install, b"not json")
+    parked = Parked.objects.get(reason="not_json")
+    assert url("release", parked) not in operator.get(url("change", parked)).content.decode()
+    groups = operator.get(reverse("admin:audiences_parked_changelist")).content.decode()
+    assert group_url("release", install, "not_json") not in groups
+    assert group_url("release", install, "no_identifier") in groups
+    operator.post(url("release", parked), {})
+    for _ in range(2):
+        told = operator.post(group_url("release", install, "not_json"), {"seen": f"1-{parked.pk}", "upto": parked.pk})
+        assert told.status_code == 302
+    ticked = {"action": "release_selected", "_selected_action": [parked.pk]}
+    said = operator.post(reverse("admin:audiences_parked_changelist"), ticked, follow=True).content.decode()
+    assert "reading these again can&#x27;t help (not json)" in said
+    assert Parked.objects.filter(closed_at=None, reason="not_json").exists()
+
+
+def test_all_of_a_reason_are_discarded_at_once_with_a_reason(boss: Client, install: Install) -> None:
+    for _ in range(3):
+        ingest.receive(install, b"not json")
+    address = group_url("discard", install, "not_json")
+    asked = boss.get(address).content.decode()
+    assert "3 items given up" in asked
+    boss.post(address, {**hidden(asked), "reason": ""})
+    assert Parked.objects.filter(closed_at=None, reason="not_json").count() == 3
+    ingest.receive(install, b"not json either")  # one more since the person was asked
+    boss.post(address, {**hidden(asked), "reason": "a test"})
+    assert Parked.objects.filter(reason="not_json", resolution="discarded", closed_by="admin").count() == 3
+    assert Parked.objects.filter(closed_at=None).count() == 2
+    boss.post(address, {**hidden(asked), "reason": "pressed twice"})
+    assert Parked.objects.filter(closed_at=None).count() == 2
+
+
+def test_all_of_a_reason_are_not_discarded_by_who_may_not(operator: Client, install: Install) -> None:
+    ingest.receive(install, b"not json")
+    address = group_url("discard", install, "not_json")
+    assert operator.get(address).status_code == operator.post(address, {}).status_code == 403
+    assert "role admin can discard" in operator.get(reverse("admin:audiences_parked_changelist")).content.decode()

@@ -21,6 +21,7 @@ OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
 WRITERS = {
     "Event": {"audiences/ingest.py"},
     "Receipt": {"audiences/ingest.py"},
+    "FutureTime": {"audiences/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
     "Lane": {"audiences/lanes.py"},
     "Run": {"audiences/lanes.py"},

@@ -10,7 +10,7 @@ from tests.delivering import claim, enter, make_audience, make_install
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-GAP, CURSOR, LEDGER, MEMBERS, HISTORY, REFUSED = audit.TRUTHS
+GAP, CURSOR, LEDGER, MEMBERS, HISTORY, REFUSED, AHEAD = audit.TRUTHS
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
         ("UPDATE audiences_run SET last_sequence = 2", HISTORY),
         ("UPDATE audiences_run SET first_sequence = 2", HISTORY),
         ("UPDATE audiences_membership SET refused = false", REFUSED),
+        ("UPDATE audiences_membership SET occurred_ns = 7226582400000000000 WHERE identifier = 'a'", AHEAD),
     ],
 )
 def test_it_finds_what_is_broken(gold: Audience, damage: str, broken: str) -> None:

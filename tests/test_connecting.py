@@ -266,6 +266,24 @@ def test_each_line_is_done_when_it_has_come_to_pass(odp: ThreadedSandbox, shop: 
     assert line(shop, "shown").is_done
 
 
+@pytest.mark.parametrize(
+    ("identifiers", "told"),
+    [
+        (["0123456789abcdef0123456789ABCDEF", "vuid_" + "a" * 27, "kim"], True),
+        (["0123456789abcdef0123456789abcdef", "kim", "lee"], False),
+        (["01234567-89ab-cdef-0123-456789abcdef"], False),
+    ],
+)
+def test_identifiers_that_look_like_device_ids_of_odp_are_told(
+    shop: Install, identifiers: list[str], told: bool
+) -> None:
+    ingest.receive(shop, body(*(message(who=who) for who in identifiers)))
+    assert ("vuid" in {one.name for one in checklist.lines(shop)}) is told
+    if told:
+        assert "2 of the newest 3 identifiers" in words_of(shop, "vuid")
+        assert identifiers[0] not in words_of(shop, "vuid")
+
+
 def test_a_token_that_is_missing_and_an_install_that_is_off_are_told(shop: Install) -> None:
     tokens.revoke(shop.tokens.get())
     assert "no live token" in words_of(shop, "call")

@@ -1,5 +1,6 @@
 """Receiving, on a real PostgreSQL: what a call leaves in the log, in the page of parked items, and among audiences."""
 
+import itertools
 import json
 import random
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, F, Max
+from django.utils.timezone import now
 
 from audiences import ingest
 from audiences.ingest import receive
@@ -93,12 +95,23 @@ AWKWARD = [
 ]
 
 
-def test_awkward_identifiers_slugs_and_ids_are_stored_exactly(install: Install) -> None:
+def test_awkward_identifiers_slugs_and_ids_are_stored_exactly(install: Install, settings: Any) -> None:
+    settings.PLACEHOLDER_IDENTIFIERS = frozenset()  # NULL is a word of PostgreSQL's arrays too
     receive(install, single(message(who=AWKWARD)))
     assert list(Event.objects.order_by("sequence").values_list("identifier", flat=True)) == AWKWARD
     receive(install, body(*(enter(f"{text}·id", f"{text}·slug") for text in AWKWARD)))
     made = Audience.objects.exclude(slug="gold_club").order_by("pk").values_list("segment_id", "slug")
     assert sorted(made) == sorted((f"{text}·id", f"{text}·slug") for text in AWKWARD)
+
+
+def test_placeholders_are_parked_by_the_list_in_the_settings(install: Install, settings: Any) -> None:
+    receive(install, body(*(message(who=who) for who in ("kim", "NULL", "guest", 0))))
+    assert list(Event.objects.values_list("identifier", flat=True)) == ["kim", "guest"]
+    settings.PLACEHOLDER_IDENTIFIERS = frozenset({"guest"})
+    receive(install, body(*(message(who=who) for who in ("null", "Guest"))))
+    assert list(Event.objects.values_list("identifier", flat=True)) == ["kim", "guest", "null"]
+    assert set(Parked.objects.values_list("reason", flat=True)) == {reasons.PLACEHOLDER}
+    assert Parked.objects.count() == 3
 
 
 def test_the_longest_names_fit(install: Install) -> None:
@@ -201,7 +214,10 @@ def test_a_reason_with_characters_that_postgresql_refuses_is_still_parked(instal
     one = message(who=None)
     one["data"]["na\0me"] = 1
     receive(install, single(one))
-    assert set(Parked.objects.values_list("reason", flat=True)) == {reasons.UNKNOWN_EVENT, reasons.NO_IDENTIFIER}
+    assert set(Parked.objects.values_list("reason", flat=True)) == {
+        reasons.UNKNOWN_EVENT,
+        reasons.UNUSABLE_IDENTIFIER,
+    }
 
 
 def test_many_parked_items_are_all_there(install: Install) -> None:
@@ -246,11 +262,15 @@ def test_a_slug_edited_in_lytics_is_noted_and_changes_nothing_else(install: Inst
     assert len(log(install)["lytics_gold_club"]) == 2
 
 
-def test_of_two_slugs_in_one_call_the_one_of_the_later_transition_is_noted(install: Install) -> None:
-    earlier = message(transition(slug="gold_club", at="2026-03-01T00:00:00Z"))
-    later = message(transition(slug="platinum", at="2026-03-02T00:00:00Z"))
-    receive(install, body(later, earlier))
-    assert Audience.objects.get().latest_slug == "platinum"
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_of_the_slugs_in_one_call_that_of_the_latest_transition_is_noted(
+    install: Install, order: tuple[int, ...]
+) -> None:
+    told = [message(transition(slug=f"slug_{day}", at=f"2026-03-0{day + 1}T00:00:00Z")) for day in range(3)]
+    receive(install, body(*(told[day] for day in order)))
+    assert Audience.objects.get().latest_slug == "slug_2"
+    receive(install, body(*(told[day] for day in order)))
+    assert Audience.objects.get().latest_slug == "slug_2"
 
 
 def test_an_id_alone_is_enough_once_the_slug_is_known(install: Install) -> None:
@@ -382,6 +402,30 @@ def test_calls_that_share_audiences_lock_them_in_one_order(install: Install, mon
         calls = start(lambda: receive(install, forth), lambda: receive(install, back))
         eventually(lambda: waiting_for_a_lock() == 2)
         # Neither holds the second one while it waits for the first.
+        Audience.objects.select_for_update(no_key=True, nowait=True).get(pk=second.pk)
+    for call in calls:
+        call.result(PATIENCE)
+    assert [*Audience.objects.order_by("pk").values_list("last_sequence", flat=True)] == [4, 3]
+
+
+@at_once
+def test_appends_lock_audiences_in_one_order(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a resend, a release and a call with a new audience do, whatever order they name audiences in."""
+    monkeypatch.setitem(
+        connection.settings_dict["OPTIONS"], "options", "-c enable_indexscan=off -c enable_bitmapscan=off"
+    )
+    for known in (enter("s2", "basket"), enter("s1", "gold_club"), enter("s2", "basket")):
+        receive(install, body(known))
+    first, second = Audience.objects.order_by("pk")
+    fact = Fact("", "", "kim", ENTER, 1)
+
+    def append(*audiences: Audience) -> None:
+        ingest.append({audience.pk: [fact] for audience in audiences}, received_at=now())
+
+    with transaction.atomic():
+        Audience.objects.select_for_update(no_key=True).get(pk=first.pk)
+        calls = start(lambda: append(first, second), lambda: append(second, first))
+        eventually(lambda: waiting_for_a_lock() == 2)
         Audience.objects.select_for_update(no_key=True, nowait=True).get(pk=second.pk)
     for call in calls:
         call.result(PATIENCE)

@@ -1,7 +1,10 @@
 """What one webhook body says: facts, and what had to be set aside and why. No database."""
 
+import bz2
+import gzip
 import json
 import time
+import zlib
 from collections import Counter
 from typing import Any
 
@@ -17,7 +20,7 @@ from tests.messages import AT, AT_NS, SECOND, body, message, single, transition
 RECEIVED_NS = AT_NS + 60 * SECOND
 
 
-def read(raw: bytes, *, field: str = "_id", **options: bool) -> Reading:
+def read(raw: bytes, *, field: str = "_id", **options: Any) -> Reading:
     return parse(raw, identifier_field=field, received_ns=RECEIVED_NS, **options)
 
 
@@ -135,22 +138,51 @@ def test_a_byte_order_mark_is_no_obstacle(encoded: bytes) -> None:
         b"   ",
         b"segment=gold_club&user=kim",
         b"<xml/>",
-        b'{"data": {"_id": "kim"',
-        b"[" + single(message()),
         body(message()) + b"x",
-        body(message())[:-30],
         single(message()) + single(message()),
-        b"\x1f\x8b\x08 broken",
         b"\xff\xfea\xd8b\x00",
-        b'["' + b'\\"' * 50,
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
     ],
 )
 def test_what_is_not_json_is_set_aside_whole(raw: bytes) -> None:
     reading = read(raw)
     assert (reading.messages, reading.facts) == (1, [])
     assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NOT_JSON, raw)]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"data": {"_id": "kim"',
+        b"[" + single(message()),
+        body(message())[:-30],
+        body(message(), message())[:300],
+        single(message())[:-1],
+        b'["' + b'\\"' * 50,
+        b"[",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_a_body_that_ends_in_the_middle_is_called_that(raw: bytes) -> None:
+    reading = read(raw)
+    assert (reading.messages, reading.facts) == (1, [])
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.CUT_OFF_BODY, raw)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b"\x1f\x8b\x08 broken", "gzip"),
+        (gzip.compress(body(message()))[:-9], "gzip"),
+        (zlib.compress(body(message()))[:-9], "deflate"),
+        (b"\x28\xb5\x2f\xfd\x00\x01", "zstd"),
+        (bz2.compress(body(message())), "bzip2"),
+    ],
+)
+def test_a_compressed_body_is_called_that(raw: bytes, name: str) -> None:
+    reading = read(raw)
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.PACKED_BODY, raw)]
+    assert name in reading.aside[0].detail
 
 
 def test_half_a_utf_16_body_is_set_aside_rather_than_mended() -> None:
@@ -184,22 +216,73 @@ def test_an_element_that_is_not_well_formed_does_not_take_its_neighbours() -> No
     )
     reading = read(b"[" + good + b', {"data": {"_id": }},' + other + b"]")
     assert reading.facts == [fact(), fact('l]e},e{["')]
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, b'{"data": {"_id": }}')]
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NO_SEGMENT_EVENTS, b'{"data": {"_id": }}')]
 
 
-def test_a_message_that_is_too_deep_does_not_take_its_neighbours() -> None:
-    deep = b'{"data": {"_id": "deep", "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}}"
+FLAWS = [
+    b"Infinity",
+    b"-Infinity",
+    b"NaN",
+    b"01",
+    b"1e999999",
+    b"9" * 5000,
+    b"'x'",
+    b"",
+    b"undefined",
+    b'"\t\n\x00"',
+    b'"cut emoji \\ud83d"',
+    b'"low half \\udc00 first"',
+    b'"\\x41"',
+    b'"Zo\xeb"',
+    b'"\xf0\x9f"',
+    b"[" * 9000 + b"]" * 9000,
+    b'{"a":' * 9000 + b"1" + b"}" * 9000,
+    b'{"a" 1}',
+    b"[1,]",
+    b"/* a comment */ 1",
+]
+PLACES = {
+    "beside data": (b'"meta"', b'"x": %s, "meta"'),
+    "in data": (b'"_id"', b'"x": %s, "_id"'),
+    "in meta": (b'"object"', b'"x": %s, "object"'),
+    "in the segment event": (b'"slug"', b'"x": %s, "slug"'),
+    "in place of the job": (b'"job-7"', b"%s"),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS, ids=lambda flaw: flaw[:20].decode("latin-1"))
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("field", ["_id", "user_id"])
+def test_a_flaw_where_nobody_reads_costs_nothing(flaw: bytes, place: str, field: str) -> None:
+    old, new = PLACES[place]
+    whole = single(message(field=field))
+    raw = whole.replace(old.replace(b"_id", field.encode()), new.replace(b"_id", field.encode()) % flaw, 1)
+    assert raw != whole
+    good = single(message(who="lee", field=field))
+    for reading in (read(raw, field=field), read(b'{"events": [' + raw + b"]}", field=field)):
+        assert (reading.messages, reading.facts, reading.aside) == (1, [fact()], [])
+    beside = read(b"[" + good + b"," + raw + b"," + good + b"]", field=field)
+    assert (beside.messages, beside.facts, beside.aside) == (3, [fact("lee"), fact(), fact("lee")], [])
+
+
+def test_a_flaw_in_a_name_costs_that_field_alone() -> None:
+    raw = single(message()).replace(b'"_id"', b'"\\ud83d": 1, "\xff": 2, "_id"', 1)
+    assert read(raw).facts == read(b"[" + raw + b"]").facts == [fact()]
+
+
+def test_a_message_that_is_too_deep_is_read_all_the_same() -> None:
+    deep = b'{"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"," + single(message(who="deep"))[1:]
     reading = read(b"[" + single(message()) + b"," + deep + b"," + single(message(who="lee")) + b"]")
-    assert reading.facts == [fact(), fact("lee")]
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, deep)]
+    assert (reading.facts, reading.aside) == ([fact(), fact("deep"), fact("lee")], [])
 
 
-@pytest.mark.parametrize("odd", [b"Infinity", b"NaN", b"01", b"'x'", b"", b'"\t"', b"[" * 9000 + b"]" * 9000])
-def test_a_message_that_is_not_well_formed_is_the_same_alone_and_in_a_batch(odd: bytes) -> None:
-    raw = single(message()).replace(b'"meta"', b'"x": %s, "meta"' % odd)
+@pytest.mark.parametrize(
+    "raw", [b'{"data" {"_id": "kim"}}', b'{"data": {"_id": "kim"]}', b'{data: {"_id": "kim"}}', b'{"data": 1 2}']
+)
+def test_a_message_whose_parts_do_not_fit_is_the_same_alone_and_in_a_batch(raw: bytes) -> None:
     for reading in (read(raw), read(b"[" + raw + b"]")):
         assert (reading.messages, reading.facts) == (1, [])
-        assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.UNREADABLE_MESSAGE, raw)]
+        assert [item.raw for item in reading.aside] == [raw]
 
 
 @pytest.mark.parametrize("data", [None, 5, "text", True])
@@ -238,7 +321,7 @@ def test_missing_segment_events_say_what_to_set(events: Any) -> None:
         del one["data"]["segment_events"]
     reading = read(single(one))
     assert why(reading) == [reasons.NO_SEGMENT_EVENTS]
-    assert "email" in reading.aside[0].detail
+    assert ("email" if events is None else "is empty") in reading.aside[0].detail
     assert "kim@example.com" not in reading.aside[0].detail
     assert "Export Fields" in reasons.HINTS[reasons.NO_SEGMENT_EVENTS]
 
@@ -253,12 +336,12 @@ def test_segment_events_that_are_no_list_are_not_called_missing() -> None:
     one["data"]["segment_events"] = transition()
     reading = read(single(one))
     assert [(item.reason, item.detail) for item in reading.aside] == [
-        (reasons.UNREADABLE_MESSAGE, "segment_events is no list")
+        (reasons.UNREADABLE_MESSAGE, "segment_events is not a list")
     ]
 
 
 def test_segment_events_none_of_which_can_be_read_are_set_aside_once() -> None:
-    reading = read(single(message(transition(at=5), transition(slug=["x"]))))
+    reading = read(single(message(transition(segment={}), transition(segment=["x"]))))
     assert [(item.reason, item.detail) for item in reading.aside] == [
         (reasons.UNREADABLE_MESSAGE, "a segment event is malformed (and 1 more)")
     ]
@@ -334,7 +417,7 @@ def test_meta_speaks_before_the_time_of_a_cloud_event() -> None:
     assert read(single(both)).facts == [fact(kind=Kind.CHANGE, at=AT_NS + 4_250_000_000)]
 
 
-@pytest.mark.parametrize("at", ["soon", "2026-13-01T00:00:00Z", "9999-01-01T00:00:00Z"])
+@pytest.mark.parametrize("at", ["soon", "2026-13-01T00:00:00Z", "1000-01-01T00:00:00Z"])
 def test_a_time_that_can_not_be_read_is_set_aside_and_not_guessed(at: str) -> None:
     raw = single(message(transition(at=at)))
     reading = read(raw)
@@ -398,12 +481,36 @@ def test_every_identifier_goes_with_every_segment_event() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "digits", ["9007199254740993", "-5", "0", "1.50", "1e3", "123456789012345678901234567890.000", "1" * 256]
-)
+@pytest.mark.parametrize("digits", ["9007199254740993", "-5", "0", "1.50", "1e-3", "1e999", "1" * 256])
 def test_a_number_is_kept_by_its_own_digits(digits: str) -> None:
     raw = single(message(who=1)).replace(b'"_id": 1', f'"_id": {digits}'.encode())
     assert [one.identifier for one in read(raw).facts] == [digits]
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("12345.0", "12345"),
+        ("12345.000", "12345"),
+        ("1.2345e4", "12345"),
+        ("1.2345E+04", "12345"),
+        ("123450e-1", "12345"),
+        ("-7.0", "-7"),
+        ("1e3", "1000"),
+        ("123456789012345678901234567890.000", "123456789012345678901234567890"),
+    ],
+)
+def test_a_whole_number_is_the_integer_however_it_is_written(written: str, kept: str) -> None:
+    raw = single(message(who=1)).replace(b'"_id": 1', f'"_id": [{written}]'.encode())
+    assert [one.identifier for one in read(raw).facts] == [kept]
+    as_text = single(message(who=written))
+    assert [one.identifier for one in read(as_text).facts] == [written]  # a text is what it says
+
+
+@pytest.mark.parametrize("odd", ["-Infinity", "Infinity", "NaN", "-", "1e", "--1", "1.", "0x10"])
+def test_what_only_looks_like_a_number_is_no_identifier(odd: str) -> None:
+    raw = single(message(who=1)).replace(b'"_id": 1', f'"_id": {odd}'.encode())
+    assert (read(raw).facts, why(read(raw))) == ([], [reasons.UNUSABLE_IDENTIFIER])
 
 
 AWKWARD = [
@@ -435,15 +542,69 @@ def test_an_awkward_identifier_is_kept_as_it_is(who: str) -> None:
     assert [one.identifier for one in read(json.dumps(message(who=who)).encode()).facts] == [who]
 
 
-@pytest.mark.parametrize("who", [[], "", "  ", None, True, {}, [[]], ["", None]])
-def test_a_message_without_an_identifier_names_the_fields_that_came(who: Any) -> None:
+@pytest.mark.parametrize(
+    ("who", "seen"),
+    [
+        ([], "a list"),
+        ("", "a blank text"),
+        ("  ", "a blank text"),
+        (None, "null"),
+        (True, "true"),
+        ({}, "an object"),
+        ([[]], "a list"),
+        (["", None], "a list"),
+    ],
+)
+def test_a_field_that_holds_no_identifier_is_not_called_missing(who: Any, seen: str) -> None:
     one = message(who=who)
+    one["data"] |= {"email": "kim@example.com"}
+    reading = read(single(one))
+    assert (reading.facts, why(reading)) == ([], [reasons.UNUSABLE_IDENTIFIER])
+    assert f"'_id' is {seen}" in reading.aside[0].detail
+    assert "kim@example.com" not in reading.aside[0].detail
+
+
+def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> None:
+    one = message()
+    del one["data"]["_id"]
     one["data"] |= {"email": "kim@example.com", "user_id": 7}
     reading = read(single(one))
     assert (reading.facts, why(reading)) == ([], [reasons.NO_IDENTIFIER])
     assert "'_id'" in reading.aside[0].detail
     assert "email, segment_events, user_id" in reading.aside[0].detail
     assert "kim@example.com" not in reading.aside[0].detail
+
+
+# --- Identifiers that are nobody --------------------------------------------------------------------------------
+
+NOBODY = frozenset({"null", "undefined", "none", "nan", "n/a", "[object object]"})
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        *("null", "NULL", " Null ", "undefined", "None", "NaN", "[object Object]", "N/A"),
+        *("0", "000000", "00000000-0000-0000-0000-000000000000", 0, 0.0, "-0"),
+    ],
+)
+def test_a_placeholder_is_no_customer(who: Any) -> None:
+    for raw in (single(message(who=who)), body(message(who=who)), body(message(who=[who]))):
+        reading = read(raw, placeholders=NOBODY)
+        assert (reading.facts, why(reading)) == ([], [reasons.PLACEHOLDER])
+
+
+@pytest.mark.parametrize("who", ["nullable", "none@example.com", "100", "0a", "nan-7", "undefined1"])
+def test_what_only_begins_like_a_placeholder_is_a_customer(who: str) -> None:
+    assert [one.identifier for one in read(body(message(who=who)), placeholders=NOBODY).facts] == [who]
+
+
+def test_a_placeholder_in_a_list_costs_itself_alone() -> None:
+    reading = read(body(message(who=["null", "kim", "lee", "0"])), placeholders=NOBODY)
+    assert ([one.identifier for one in reading.facts], why(reading)) == (["kim", "lee"], [reasons.PLACEHOLDER])
+
+
+def test_without_a_list_nobody_is_a_placeholder() -> None:
+    assert [one.identifier for one in read(body(message(who="null"), message(who="000"))).facts] == ["null", "000"]
 
 
 def test_an_identifier_that_is_too_long_is_set_aside_and_the_others_stay() -> None:
@@ -459,11 +620,10 @@ def test_an_identifier_that_nobody_can_store_is_set_aside(encoded: bytes) -> Non
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
 
 
-@pytest.mark.parametrize("place", ["_id", "first_name"])
-def test_half_a_character_takes_its_message_and_no_other(place: str) -> None:
-    raw = single(message(who=0)).replace(b'"_id": 0', f'"{place}": "a\\ud83d", "x": 0'.encode())
+def test_half_a_character_in_an_identifier_takes_it_and_nothing_else() -> None:
+    raw = single(message(who=0)).replace(b'"_id": 0', b'"_id": ["a\\ud83d", "kim"]')
     reading = read(b"[" + raw + b"," + single(message(who="lee")) + b"]")
-    assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNREADABLE_MESSAGE])
+    assert (reading.facts, why(reading)) == ([fact(), fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
 
 
 def test_text_that_is_no_utf_8_in_another_field_does_no_harm() -> None:

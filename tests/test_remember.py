@@ -77,7 +77,7 @@ def test_no_identifier_is_no_list_with_nothing_in_it(install: Install, uids: Any
     tell(install, message("enter", T1, ["a"]))
     tell(install, message("change", T2, uids, profile=profile))
     assert members() == {"a"}
-    assert Parked.objects.get().reason == "no_identifier"
+    assert Parked.objects.get().reason == "unusable_identifier"
 
 
 def test_two_lists_of_one_moment_are_one(install: Install) -> None:

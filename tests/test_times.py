@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lytics import times
+from lytics.times import SECOND
 
 NOON = 1_772_452_800 * times.SECOND  # 2026-03-02T12:00:00Z
 
@@ -32,6 +33,9 @@ NOON = 1_772_452_800 * times.SECOND  # 2026-03-02T12:00:00Z
         ("1969-12-31T23:59:59.999999999Z", -1),
         ("1677-09-21T00:12:43.145224192Z", -(2**63)),
         ("2262-04-11T23:47:16.854775807Z", 2**63 - 1),
+        # Later than the column holds: the last moment, which is ahead of every clock.
+        ("2262-04-11T23:47:16.854775808Z", 2**63 - 1),
+        ("9999-12-31T23:59:59Z", 2**63 - 1),
     ],
 )
 def test_it_reads_a_time_exactly(text: str, expected: int) -> None:
@@ -70,8 +74,6 @@ def test_it_cuts_digits_beyond_the_ninth_and_does_not_round() -> None:
         "20260302T120:00:00.5Z",
         "1772452800",
         "1677-09-21T00:12:43.145224191Z",
-        "2262-04-11T23:47:16.854775808Z",
-        "9999-12-31T23:59:59Z",
     ],
 )
 def test_it_refuses_what_is_no_time_or_does_not_fit(text: str) -> None:
@@ -107,3 +109,41 @@ def test_a_moment_is_the_instant_cut_to_microseconds(value: int) -> None:
 def test_no_text_makes_it_fail_in_another_way(text: str) -> None:
     with contextlib.suppress(ValueError):
         times.nanoseconds(text)
+
+
+# --- Numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (1_772_442_900, 1_772_442_900 * SECOND),
+        ("1772442900", 1_772_442_900 * SECOND),
+        (1_772_442_900.25, 1_772_442_900 * SECOND + SECOND // 4),
+        ("1772442900.123456789", 1_772_442_900_123_456_789),
+        (1_772_442_900_123, 1_772_442_900_123 * 10**6),
+        ("1772442900123", 1_772_442_900_123 * 10**6),
+        (1_772_442_900_123_456, 1_772_442_900_123_456 * 10**3),
+        ("1772442900123456", 1_772_442_900_123_456 * 10**3),
+        (1_772_442_900_123_456_789, 1_772_442_900_123_456_789),
+        (" 1772442900123456789 ", 1_772_442_900_123_456_789),
+        (1.7724429e9, 1_772_442_900 * SECOND),
+        ("1.7724429e12", 1_772_442_900 * SECOND),
+        ("2026-03-02T09:15:00Z", 1_772_442_900 * SECOND),
+    ],
+)
+def test_a_number_counts_in_the_unit_of_its_size(told: str | float, expected: int) -> None:
+    assert times.read(told) == expected
+
+
+@pytest.mark.parametrize(
+    "told", [5, -1_772_442_900, "-5", 20_260_302, 99_999_999, 10**19, 1e40, "1e999", "12:00", "nan", "", "1e", True]
+)
+def test_a_number_that_is_no_time_is_unreadable(told: str | float) -> None:
+    with pytest.raises(ValueError, match=r"time|out of range"):
+        times.read(told)
+
+
+@pytest.mark.parametrize("told", [None, "", "  ", "0", 0, 0.0, "0001-01-01T00:00:00Z"])
+def test_nothing_and_zero_are_missing(told: str | float | None) -> None:
+    assert times.is_missing(told)

@@ -146,9 +146,19 @@ def test_an_empty_batch_is_answered_and_leaves_its_receipt(install: Install) -> 
     assert Receipt.objects.get().verdict == "empty"
 
 
-@pytest.mark.parametrize("content", [b"", b"oops", b"\xff\x00", b"\x1f\x8b\x08\x00junk", b"[" * 60_000, b'{"a":1'])
-def test_a_body_that_is_no_json_is_parked_whole(install: Install, content: bytes) -> None:
-    assert counts(send(install, content)) == (1, 0, 1, 0, {reasons.NOT_JSON: 1})
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", reasons.NOT_JSON),
+        (b"oops", reasons.NOT_JSON),
+        (b"\xff\x00", reasons.NOT_JSON),
+        (b"\x1f\x8b\x08\x00junk", reasons.PACKED_BODY),
+        (b"[" * 60_000, reasons.CUT_OFF_BODY),
+        (b'{"a":1', reasons.CUT_OFF_BODY),
+    ],
+)
+def test_a_body_that_is_no_json_is_parked_whole(install: Install, content: bytes, reason: str) -> None:
+    assert counts(send(install, content)) == (1, 0, 1, 0, {reason: 1})
     assert decrypt(bytes(Parked.objects.get().raw or b"")) == content
 
 
@@ -223,7 +233,7 @@ def test_a_body_that_is_called_packed_and_is_not_is_read_as_it_is(install: Insta
     ],
 )
 def test_a_packed_body_that_is_broken_is_parked_as_it_was_sent(install: Install, broken: bytes) -> None:
-    assert counts(send(install, broken, HTTP_CONTENT_ENCODING="gzip")) == (1, 0, 1, 0, {reasons.NOT_JSON: 1})
+    assert counts(send(install, broken, HTTP_CONTENT_ENCODING="gzip")) == (1, 0, 1, 0, {reasons.PACKED_BODY: 1})
     assert Receipt.objects.get().bytes == len(broken)
 
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin.models import LogEntry
-from django.db.models import F, Max, OuterRef, Q, Subquery
+from django.db.models import Count, F, Max, Min, OuterRef, Q, Subquery
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.http import urlencode
@@ -19,9 +19,10 @@ from audiences.admin.parked import Release, groups
 from audiences.admin.troubles import Number, Trouble, page, way_to
 from audiences.admin.verbs import Button
 from audiences.heartbeats import Pulse
-from audiences.models import Audience, Event, Install, Lane, Parked
+from audiences.models import Audience, Event, FutureTime, Install, Lane, Parked
 from audiences.refused import Refused
-from lytics.reasons import NO_IDENTIFIER
+from lytics import times
+from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
 # Troubles of one kind that are told one by one; there is a page with all of them.
 TOLD = 10
@@ -62,6 +63,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *_blocked(request, held),
         *_parked(request, parked),
         *_paused(request, held),
+        *_future_times(),
         *_new(installs, refusals or {}),
     ]
     troubles.sort(key=lambda trouble: trouble.tone != "bad")
@@ -229,10 +231,10 @@ def _parked(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]
             group["url"],
             todo="They are being released now." if group["going"] else group["hint"],
             buttons=[
-                *(_field_of(request, group) if group["reason"] == NO_IDENTIFIER else []),
+                *(_field_of(request, group) if group["reason"] in (NO_IDENTIFIER, UNUSABLE_IDENTIFIER) else []),
                 *(
                     [Button("Release all", "outbox", f"{group['release']}?{back}")]
-                    if may and not group["going"]
+                    if may and not group["going"] and group["can_release"]
                     else []
                 ),
             ],
@@ -244,6 +246,28 @@ def _parked(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]
 def _field_of(request: HttpRequest, group: dict[str, Any]) -> list[Button]:
     install = Install(pk=group["install"])
     return way_to(request, install, "id_identifier_field", "Identifier field", "badge")
+
+
+def _future_times() -> list[Trouble]:
+    """Transition times of the last day that were not believed, with the largest lead."""
+    recent = FutureTime.objects.filter(received_at__gte=now() - timedelta(days=1))
+    seen = recent.aggregate(count=Count("sequence"), most=Max("claimed_ns"), first=Min("received_at"))
+    if not seen["count"]:
+        return []
+    lead = span(times.moment(seen["most"]) - now())
+    were = "time was" if seen["count"] == 1 else "times were"
+    return [
+        Trouble(
+            f"{number(seen['count'])} transition {were} ahead of the clock",
+            f"Within a day; the furthest by {lead}. These events were delivered with the time of their message, or of"
+            " their call.",
+            ago(seen["first"]),
+            reverse("find_customer"),
+            "held",
+            todo="Check the clocks of what writes to Lytics, and of this machine. CLOCK_TOLERANCE_SECONDS is how far"
+            " ahead a time may be.",
+        )
+    ]
 
 
 def _new(installs: list[Any], refusals: dict[str, Refused]) -> list[Trouble]:

@@ -198,7 +198,7 @@ def ago(at: datetime | None) -> SafeString | str:
 def span(length: timedelta) -> str:
     """A length of time in the one unit that people would choose."""
     seconds = length.total_seconds()
-    for unit, of_seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
+    for unit, of_seconds in (("years", 31_536_000), ("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * of_seconds:
             return f"{seconds / of_seconds:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -22,7 +22,7 @@ from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.lanes import REFUSED_BY_ODP
 from audiences.models import Install, Parked, Resend
 from audiences.secrets import decrypt
-from lytics.reasons import HINTS
+from lytics.reasons import HINTS, RELEASABLE
 
 # So many ticked ones are released while the person waits: each is read again in a transaction of its own.
 AT_ONCE = 300
@@ -44,6 +44,11 @@ def hint(reason: str) -> str:
     return _HINTS.get(reason, "This version does not know this reason; see the detail.")
 
 
+def can_be_released(reason: str) -> bool:
+    """Whether a release can find anything else than before. A reason that another version gave may well."""
+    return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in _HINTS
+
+
 def released_and_stayed(released: int, stayed: int) -> str:
     told = f"Released {number(released)}."
     return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told
@@ -53,7 +58,7 @@ class Release(Verb[Parked]):
     name, label, icon, permission = "release", "Release", "outbox", "audiences.release_parked"
 
     def offered(self, parked: Parked) -> bool:
-        return parked.closed_at is None
+        return parked.closed_at is None and can_be_released(parked.reason)
 
     def consequence(self, parked: Parked) -> str:
         if parked.sequence is not None:
@@ -180,7 +185,12 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             verbs.view(self, self.release_group),
             name="audiences_parked_release_group",
         )
-        return [group, *super().get_urls()]
+        discard = path(
+            "all/<int:install>/<slug:reason>/discard/",
+            verbs.view(self, self.discard_group),
+            name="audiences_parked_discard_group",
+        )
+        return [group, discard, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         sent_again = section(request, past=3, kind__exact=Resend.Kind.RELEASE.value)
@@ -214,6 +224,10 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         confirmed = "seen" in request.POST
         if not items or (confirmed and request.POST["seen"] != proof):
             return verbs.go(request, back, warning=verbs.STALE)
+        if verb == "Release" and not all(can_be_released(item.reason) for item in items):
+            hopeless = ", ".join(sorted({words(item.reason) for item in items if not can_be_released(item.reason)}))
+            told = f"Nothing was released: reading these again can't help ({hopeless}). Discard them."
+            return verbs.go(request, back, warning=told)
         if verb == "Release" and len(items) > AT_ONCE:
             told = f"Nothing was released: at most {number(AT_ONCE)} at a time, or all of a reason with “Release all”."
             return verbs.go(request, back, warning=told)
@@ -260,6 +274,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             return verbs.go(request, back, warning=under_way(going))
         if not total or (request.method == "POST" and request.POST.get("seen") != seen):
             return verbs.go(request, back, warning=verbs.STALE)
+        if not can_be_released(reason):
+            return verbs.go(request, back, warning=f"Reading again can't help: {words(reason)}. Discard them.")
         if request.method == "POST":
             owner, by = Install.objects.get(pk=install), request.user.get_username()
             if not resends.release_all(owner, reason, upto=facts["newest"], total=total, by=by):
@@ -275,6 +291,38 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             danger=False,
             consequence=f"{count(total, 'item')} to be read or sent again. What still can't be read stays here.",
             hidden={"seen": seen, "upto": facts["newest"]},
+            back=back,
+        )
+
+    def discard_group(self, request: HttpRequest, install: int, reason: str) -> HttpResponse:
+        """All of one reason, up to the newest that was there when the person was asked."""
+        if not self.has_discard_permission(request):
+            raise PermissionDenied
+        back = verbs.way_back(request, list_url(Parked))
+        facts = operations.waiting(install, reason).aggregate(count=Count("pk"), newest=Max("pk"))
+        confirmed = "seen" in request.POST
+        asked_upto = request.POST.get("upto", "")
+        upto = int(asked_upto[:18]) if asked_upto.isdecimal() else facts["newest"] or 0
+        total = operations.waiting(install, reason).filter(pk__lte=upto).count()
+        if not total or (confirmed and request.POST["seen"] != f"{total}-{upto}"):
+            return verbs.go(request, back, warning=verbs.STALE)
+        asked = AskReason(request.POST if confirmed else None)
+        if confirmed and asked.is_valid():
+            by = request.user.get_username()
+            done = operations.discard_all(install, reason, upto=upto, by=by)
+            told = f"Discarded {count(done, 'item')} parked for {words(reason)}."
+            owner = Install.objects.get(pk=install)
+            verbs.record(request, [owner], f"{told} Reason: {asked.cleaned_data['reason']}")
+            return verbs.go(request, back, success=told)
+        return verbs.confirmation(
+            request,
+            self,
+            title=f"Discard all parked for: {words(reason)}",
+            label=f"Discard {number(total)}",
+            danger=True,
+            consequence=f"{count(total, 'item')} given up: they never reach ODP and can't be released any more.",
+            form=asked,
+            hidden={"seen": f"{total}-{upto}", "upto": upto},
             back=back,
         )
 
@@ -362,6 +410,8 @@ def groups() -> list[dict[str, Any]]:
             "since": ago(group["since"]),
             "url": list_url(Parked, reason=group["reason"], install__id__exact=group["install"]),
             "going": (group["install"], group["reason"]) in going,
+            "can_release": can_be_released(group["reason"]),
+            "discard": reverse("admin:audiences_parked_discard_group", args=[group["install"], group["reason"]]),
             "release": reverse("admin:audiences_parked_release_group", args=[group["install"], group["reason"]]),
         }
         for group in groups

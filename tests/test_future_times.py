@@ -1,0 +1,155 @@
+"""A transition time ahead of the clock decides nothing for long, and it is said where people look."""
+
+import json
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences import audit, customers, ingest, state
+from audiences.models import Audience, Event, FutureTime, Install, Membership
+from lytics import times
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import assert_all_is_well, drain_all, enter, make_audience, make_install
+from tests.messages import body, message, transition
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def at(**ahead: float) -> str:
+    return times.text(times.from_moment(now() + timedelta(**ahead)))
+
+
+def receive(install: Install, event: str, told: Any, *, message_at: Any = None) -> None:
+    meta = {"object": "user", "subscription_id": "job-7", "timestamp": message_at or at(seconds=-1)}
+    ingest.receive(install, body(message(transition(event, at=told), meta=meta)))
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    return make_install(odp)
+
+
+AHEAD = [
+    "2199-01-01T00:00:00Z",
+    "9999-12-31T23:59:59Z",
+    lambda: at(hours=1),
+    lambda: at(minutes=6),
+    lambda: time.time() + 3600,
+    lambda: str(round((time.time() + 3600) * 1000)),
+    lambda: round((time.time() + 7200) * 1_000_000),
+]
+
+
+@pytest.mark.parametrize("told", AHEAD)
+def test_the_real_exit_wins_over_an_enter_from_the_future(odp: ThreadedSandbox, shop: Install, told: Any) -> None:
+    receive(shop, "enter", told() if callable(told) else told)
+    drain_all(shop)
+    assert odp.members("lytics_gold_club") == ["kim"]
+    receive(shop, "exit", at())
+    drain_all(shop)
+    assert odp.members("lytics_gold_club") == []
+    assert_all_is_well(Audience.objects.get())
+
+
+def test_the_real_enter_wins_over_an_exit_from_the_future(odp: ThreadedSandbox, shop: Install) -> None:
+    receive(shop, "exit", "2199-01-01T00:00:00Z")
+    receive(shop, "enter", at())
+    drain_all(shop)
+    assert odp.members("lytics_gold_club") == ["kim"]
+
+
+def test_the_time_of_the_message_counts_instead(shop: Install) -> None:
+    receive(shop, "enter", "2199-01-01T00:00:00Z", message_at="2026-03-02T09:15:00.000000007Z")
+    assert Event.objects.get().occurred_ns == times.nanoseconds("2026-03-02T09:15:00.000000007Z")
+
+
+def test_the_moment_of_the_call_counts_where_the_message_is_ahead_too(shop: Install) -> None:
+    before = times.from_moment(now())
+    receive(shop, "enter", "2199-01-01T00:00:00Z", message_at="2198-01-01T00:00:00Z")
+    assert before <= Event.objects.get().occurred_ns <= times.from_moment(now())
+
+
+@pytest.mark.parametrize(("ahead", "believed"), [(290, True), (-10, True), (330, False)])
+def test_a_clock_may_be_a_little_ahead(shop: Install, ahead: float, believed: bool) -> None:
+    told = at(seconds=ahead)
+    receive(shop, "enter", told)
+    assert (Event.objects.get().occurred_ns == times.nanoseconds(told)) is believed
+    assert FutureTime.objects.exists() is not believed
+
+
+def test_the_tolerance_is_a_setting(shop: Install, settings: Any) -> None:
+    settings.CLOCK_TOLERANCE_SECONDS = 10_000
+    receive(shop, "enter", told := at(hours=2))
+    assert Event.objects.get().occurred_ns == times.nanoseconds(told)
+
+
+def test_the_event_says_which_time_was_told(shop: Install) -> None:
+    """Also in the middle of a call, where neighbours have good times."""
+    future = transition(at="2199-01-01T00:00:00Z")
+    messages = [message(who="a"), message(future, who="b"), message(who="c"), message(future, who=["d", "e"])]
+    ingest.receive(shop, body(*messages))
+    told = {event.identifier for event in Event.objects.all() if FutureTime.objects.filter(pk=event.pk).exists()}
+    assert told == {"b", "d", "e"}
+    assert {row.claimed_ns for row in FutureTime.objects.all()} == {times.nanoseconds("2199-01-01T00:00:00Z")}
+    assert {event.occurred_ns for event in Event.objects.filter(identifier__in="abc")} == {
+        times.nanoseconds("2026-03-02T09:15:00Z"),
+        times.nanoseconds("2026-03-02T09:15:04.25Z"),
+    }
+
+
+def test_find_a_customer_and_the_front_page_say_so(shop: Install, admin_client: Client) -> None:
+    receive(shop, "enter", "2199-01-01T00:00:00Z")
+    (fate,) = customers.trail("kim").fates
+    assert "2199-01-01" in state.of_event(fate).why
+    page = admin_client.get(reverse("admin:index")).content.decode()
+    assert "1 transition time was ahead of the clock" in page
+    assert "173 years" in page or "172 years" in page
+
+
+# --- what older versions stored --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", [True, False])
+def test_a_ledger_from_the_future_is_found_and_set_right_by_the_next_event(
+    odp: ThreadedSandbox, shop: Install, member: bool
+) -> None:
+    gold = make_audience(shop, "gold_club", provisioned=False)
+    Audience.objects.update(segment_id="s1", slug="gold_club", latest_slug="gold_club")
+    enter(gold, "kim", at=times.nanoseconds("2026-01-01T00:00:00Z"))
+    drain_all(shop)
+    future = times.nanoseconds("2199-01-01T00:00:00Z")
+    Event.objects.filter(audience=gold).update(occurred_ns=future)
+    Membership.objects.filter(audience=gold).update(occurred_ns=future, is_member=member)
+    assert "no membership is ahead of the clock" in {finding.truth for finding in audit.audit()}
+    Membership.objects.filter(audience=gold).update(is_member=True)
+    receive(shop, "exit", told := at())
+    drain_all(shop)
+    assert odp.members("lytics_gold_club") == []
+    assert Membership.objects.get().occurred_ns == times.nanoseconds(told)
+    assert_all_is_well(gold)
+
+
+def test_a_ledger_of_now_still_wins_over_a_late_event(odp: ThreadedSandbox, shop: Install) -> None:
+    receive(shop, "exit", at())
+    drain_all(shop)
+    receive(shop, "enter", at(minutes=-10))
+    drain_all(shop)
+    assert odp.members("lytics_gold_club") == []
+
+
+def test_a_released_item_with_a_future_time_is_noted_too(shop: Install) -> None:
+    from audiences import operations
+    from audiences.models import Parked
+
+    one = message(transition(at="2199-01-01T00:00:00Z"))
+    del one["data"]["_id"]
+    one["data"]["other"] = "kim"
+    ingest.receive(shop, json.dumps([one]).encode())
+    Install.objects.update(identifier_field="other")
+    assert operations.release([Parked.objects.get().pk], by="me") == (1, 0)
+    assert FutureTime.objects.get().pk == Event.objects.get().pk
