@@ -151,7 +151,7 @@ def rehearse() -> None:
     """All that a plain call does, for an install that isn't there: nothing comes of it but a quicker next one."""
     nobody, at = Install(pk=0), now()
     word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
-    body = b"[%s]" % payload.encode({"data": {nobody.identifier_field: "none", "segment_events": [word]}})
+    body = b"[%s]" % payload.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
     reading = _read(nobody, body, at)
     _record_plain(nobody, reading, _by_name(reading.facts), _Call(len(body), None, at))
 

@@ -1,4 +1,5 @@
-"""Calls refused for a bad token, counted in Redis: per minute, install and last address, for two hours.
+"""Calls refused for a bad token or because nobody can read them, counted in Redis: per minute, install and last
+address, for two hours.
 
 Not in PostgreSQL, where strangers could fill a table, and from a thread of its own, because an answer to a stranger
 is not worth a wait either. Losing the counts loses a number on the front page.
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 # Stands for every URL below /webhooks/ that is no install's: strangers choose those, so they are not told apart.
 UNKNOWN = "unknown"
+# Requests that are no HTTP, or more of it than the server takes: nobody knows which install they were for.
+UNREADABLE = "unreadable"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
 # Counts are sent together so often, in seconds, and again after so many when Redis was away.
@@ -38,12 +41,14 @@ class Refused:
     since_at: datetime
     last_at: datetime
     source: str
+    what: str = ""
 
 
 @dataclass(frozen=True)
 class _Call:
     at: float
     source: str
+    what: str = ""
 
 
 class _Counter:
@@ -62,12 +67,12 @@ class _Counter:
         self._thread: threading.Thread | None = None
         self._redis_is_down = False
 
-    def note(self, who: str, source: str | None) -> None:
+    def note(self, who: str, source: str | None, what: str) -> None:
         at = time.time()
         with self._lock:
             self._counts[int(at // 60), who] += 1
             self._first.setdefault(who, at)
-            self._newest[who] = _Call(at, source or "")
+            self._newest[who] = _Call(at, source or "", what)
             if self._sends_by_itself and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._run, name="refused", daemon=True)
                 self._thread.start()
@@ -113,9 +118,12 @@ class _Counter:
 _counter = _Counter()
 
 
-def note(who: str, source: str | None) -> None:
-    """A call to ``who`` was refused: an install's public id, or ``UNKNOWN``. Returns at once and never raises."""
-    _counter.note(who, source)
+def note(who: str, source: str | None, *, what: str = "") -> None:
+    """A call to ``who`` was refused: an install's public id, ``UNKNOWN`` or ``UNREADABLE``, and in ``what`` words.
+
+    Returns at once and never raises.
+    """
+    _counter.note(who, source, what)
 
 
 def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]) -> None:
@@ -125,14 +133,17 @@ def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], ne
             pipe.expire(_of_minute(minute), KEPT_SECONDS)
         for who, call in newest.items():
             pipe.hsetnx(_spell(who), "since", first[who])
-            pipe.hset(_spell(who), mapping={"at": call.at, "source": call.source})
+            pipe.hset(_spell(who), mapping={"at": call.at, "source": call.source, "what": call.what})
             pipe.expire(_spell(who), MINUTES * 60)
         pipe.execute()
 
 
 def last_hour(public_ids: Iterable[str]) -> dict[str, Refused] | None:
-    """What was refused, by install and ``UNKNOWN``; those without any are left out. None when Redis can't be asked."""
-    names = [*public_ids, UNKNOWN]
+    """What was refused, by install, ``UNKNOWN`` and ``UNREADABLE``; those without any are left out.
+
+    None when Redis can't be asked.
+    """
+    names = [*public_ids, UNKNOWN, UNREADABLE]
     this = int(time.time() // 60)
     try:
         with _redis().pipeline(transaction=False) as pipe:
@@ -150,7 +161,11 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, Refused] | None:
         count = sum(int(counts[place] or 0) for counts in by_minute)
         if count and spell:
             found[who] = Refused(
-                count, _moment(spell[b"since"]), _moment(spell[b"at"]), spell.get(b"source", b"").decode()
+                count,
+                _moment(spell[b"since"]),
+                _moment(spell[b"at"]),
+                spell.get(b"source", b"").decode(),
+                spell.get(b"what", b"").decode(),
             )
     return found
 

@@ -45,6 +45,9 @@ WEBHOOK_READ_SECONDS = env.seconds("WEBHOOK_READ_SECONDS", 60)
 DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)
 # What a 503 asks Lytics to wait, in seconds.
 RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30)
+# The longest of the random waits, from one second on, after what ends by itself soon: a restart of PostgreSQL, a
+# deadlock, no free connection. One answer stops a whole Lytics job for that long.
+RETRY_SOON_SECONDS = env.integer("RETRY_SOON_SECONDS", 3)
 # Calls with a wrong token from one address, per minute and web process, after which they are answered 429 with
 # Retry-After. Callers with a right token are never counted. 0 turns it off.
 BAD_TOKENS_PER_MINUTE = env.integer("BAD_TOKENS_PER_MINUTE", 60)

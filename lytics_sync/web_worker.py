@@ -7,6 +7,7 @@ takes a piece of the answer. A connection that was answered for the last time is
 closes it: gunicorn waits for that in the loop that accepts others.
 """
 
+import json
 import selectors
 import socket
 import time
@@ -20,8 +21,10 @@ import structlog
 from django.conf import settings
 from django.db import connection
 from django.urls import resolve
+from gunicorn.http import errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from audiences import refused
 from workers.heap import leave_heap_alone
 
 log = structlog.get_logger(__name__)
@@ -40,6 +43,29 @@ _DRAIN_SECONDS = 5.0
 _PIECE_BYTES = 1 << 17
 # Longer than this, nobody is kept waiting for a database that doesn't answer.
 _WARM_UP_SECONDS = 6.0
+
+
+# What gunicorn's parser finds wrong with a request, as a person would say it.
+_FAULTS: dict[type[Exception], str] = {
+    errors.InvalidHTTPVersion: "a blank in its URL, or an unknown HTTP version",
+    errors.InvalidRequestMethod: "a method that is no word",
+    errors.LimitRequestLine: "a URL longer than 4,094 bytes",
+    errors.InvalidRequestLine: "a first line that is not one of HTTP",
+    errors.LimitRequestHeaders: "too many headers, or one longer than 8,190 bytes",
+    errors.ObsoleteFolding: "a header that goes on in a second line",
+    errors.InvalidHeaderName: "a header name with a character that may not be in it",
+    errors.InvalidHeader: "a header with a character that may not be in it, or two that contradict each other",
+    errors.UnsupportedTransferCoding: "a transfer coding other than chunked",
+    errors.ExpectationFailed: "an Expect header other than 100-continue",
+    errors.InvalidSchemeHeaders: "proxy headers that contradict each other",
+    errors.InvalidChunkSize: "a chunk without its length",
+    errors.ChunkMissingTerminator: "a chunk longer than it says",
+    errors.ParseException: "a part that is not HTTP",
+}
+
+
+_TOLD_AGAIN_SECONDS = 60.0
+_told: dict[str, float] = {}
 
 
 class _TimedSocket:
@@ -139,6 +165,35 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 unreader.mxchunk = _PIECE_BYTES
             unreader.sock.in_body, unreader.sock.until = False, time.monotonic() + _REST_SECONDS
         return super().handle(conn)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """What gunicorn would answer 400, 403, 414, 417, 431, 500 or 501: Lytics may drop a batch for good on those.
+
+        503 asks it to come again, and the front page says what was wrong, because it won't end by itself.
+        """
+        what = next((words for kind, words in _FAULTS.items() if isinstance(exc, kind)), "")
+        source = addr[0] if isinstance(addr, tuple) else None
+        if what:
+            self._tell(what, source)
+        else:
+            log.error("a request failed in the server", source=source, exc_info=exc)
+        refused.note(refused.UNREADABLE, source, what=what or f"a fault of the server ({type(exc).__name__})")
+        body = json.dumps({"detail": f"The request could not be read: {what or 'the server failed'}."}).encode()
+        head = (
+            f"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: {settings.RETRY_AFTER_SECONDS}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        try:
+            client.sendall(head.encode() + body)
+        except OSError as error:
+            log.debug("a caller did not wait for its answer", error=str(error))
+
+    def _tell(self, what: str, source: str | None) -> None:
+        """One line per kind of fault and ``_TOLD_AGAIN_SECONDS``: anybody can send such requests, and many."""
+        moment = time.monotonic()
+        if moment - _told.get(what, -_TOLD_AGAIN_SECONDS) >= _TOLD_AGAIN_SECONDS:
+            _told[what] = moment
+            log.warning("a request could not be read", fault=what, source=source)
 
     def handle_request(self, req: Any, conn: TConn) -> Any:
         timed = getattr(conn.parser.unreader, "sock", None)

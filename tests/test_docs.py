@@ -138,11 +138,18 @@ def answers_in_the_readme() -> dict[str, str]:
 
 
 def call(
-    install: Install, content: bytes = b"[]", *, method: str = "POST", path: str = "", token: bool = True
+    install: Install,
+    content: bytes = b"[]",
+    *,
+    method: str = "POST",
+    path: str = "",
+    token: bool = True,
+    host: str = "testserver",
 ) -> Answer:
     header = installs.authorization(install.tokens.get()) if token else "Bearer lysync_nobodys"
     path = path or f"/webhooks/lytics/{install.public_id}"
-    return Client().generic(method, path, content, "application/json", headers={"Authorization": header})
+    headers = {"Authorization": header, "Host": host}
+    return Client().generic(method, path, content, "application/json", headers=headers)
 
 
 def over_the_body_limit(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
@@ -184,7 +191,7 @@ CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
     "not the layout": lambda install, *_: call(install, b'{"user": 1}'),
     "bad or missing token": lambda install, *_: call(install, token=False),
     "unknown install": lambda install, *_: call(install, path="/webhooks/lytics/0000"),
-    "any other URL below": lambda install, *_: call(install, path="/webhooks/other"),
+    "to any other URL": lambda install, *_: call(install, path="/webhook/other"),
     "of those from one address": from_a_stranger_who_tries_often,
     "GET": lambda install, *_: call(install, method="GET"),
     "DELETE": lambda install, *_: call(install, method="DELETE"),
@@ -193,12 +200,13 @@ CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
     "database down": without_a_database,
     "over the high-water mark": over_the_high_water_mark,
     "switched off": switched_off,
+    "a host that is not ours": lambda install, *_: call(install, host="elsewhere.example"),
 }
 
 
 def test_every_answer_in_the_readme_is_tried() -> None:
     rows = answers_in_the_readme()
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert [row for row in rows if not any(words in row for words in CALLS)] == []
 
 
@@ -222,8 +230,9 @@ def test_every_button_and_page_an_operator_is_sent_to_exists() -> None:
     named = set(re.findall(r"(?<!\*)\*([A-Z][\w ]*)\*(?!\*)", OPERATING.read_text(encoding="utf-8")))
     states = {"Unknown", "Open"}
     admin = sources("audiences/admin")
+    written = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "audiences/templates").rglob("*.html"))
     assert len(named) > 8
-    assert [name for name in sorted(named - states) if f'"{name}"' not in admin] == []
+    assert [name for name in sorted(named - states) if f'"{name}"' not in admin and f">{name}<" not in written] == []
 
 
 def test_every_log_line_worth_an_alert_is_written() -> None:

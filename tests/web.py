@@ -31,6 +31,8 @@ class Web:
             "REDIS_URL": self.broker.url,
             "WEBHOOK_BODY_LIMIT": str(self.BODY_LIMIT),
             "RETRY_AFTER_SECONDS": "17",
+            # After what ends by itself; at random from 1 on, so always 1.
+            "RETRY_SOON_SECONDS": "1",
             "BAD_TOKENS_PER_MINUTE": "20",
             "BEHIND_PROXY": "1",
             "PORT": str(self.port),

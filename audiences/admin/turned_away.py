@@ -58,6 +58,18 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
                 " again. Otherwise it is a stranger, who got nothing.",
             )
         )
+    if (unreadable := found.get(refused.UNREADABLE)) is not None:
+        told.append(
+            Trouble(
+                f"{count(unreadable.count, 'request')} could not be read and got 503",
+                format_html("The last had {}. {}", unreadable.what or "an unknown fault", _last_of(unreadable)),
+                ago(unreadable.since_at),
+                list_url(Install),
+                "held",
+                todo="If it came from Lytics or a proxy of yours, correct the webhook URL or the headers there: neither"
+                " may hold blanks or special characters. Lytics tries again, and no batch is lost.",
+            )
+        )
     return told
 
 

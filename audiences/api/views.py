@@ -4,6 +4,7 @@ It answers 200 when all of a call is committed, 401 to strangers (429 to those w
 and otherwise 503 with ``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
 """
 
+import random
 import time
 from collections.abc import Iterable
 from typing import Any, cast
@@ -29,9 +30,13 @@ from audiences.models import Install, Token
 log = structlog.get_logger(__name__)
 
 
-def come_back_later(detail: str) -> Response:
-    """503: Lytics sleeps for as long as asked, counts no error and sends the same call again."""
-    return Response({"detail": detail}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
+def come_back_later(detail: str, *, soon: bool = False) -> Response:
+    """503: Lytics sleeps for as long as asked, counts no error and sends the same call again.
+
+    ``soon`` is for what ends by itself within seconds. Twenty callers then come back at different moments.
+    """
+    seconds = random.randint(1, max(1, settings.RETRY_SOON_SECONDS)) if soon else settings.RETRY_AFTER_SECONDS  # noqa: S311
+    return Response({"detail": detail}, status=503, headers={"Retry-After": str(seconds)})
 
 
 # When calls of an install were last turned away, and for which of two reasons, by this process.
@@ -47,6 +52,9 @@ def turned_away(install: Install, detail: str) -> Response:
         log.warning("calls are answered 503", install=install.name, reason=detail)
     _turned_away[key] = at
     return come_back_later(detail)
+
+
+_WRITING = ("POST", "PUT", "PATCH")
 
 
 class JSONOnly(BaseContentNegotiation):
@@ -127,11 +135,11 @@ class WebhookView(_AnsweringView):
             log.info("a call broke off in the middle of its body", reason=str(exc))
         else:
             log.exception("call not stored", error=type(exc).__name__)
-        return come_back_later("The call could not be stored.")
+        return come_back_later("The call could not be stored.", soon=True)
 
 
 class UnknownWebhookView(_AnsweringView):
-    """Any other URL below /webhooks/: 401, as for an unknown install, because 404 is never tried again."""
+    """Any other URL that is written to: 401, as for an unknown install, because Lytics never tries again after 404."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         raise strangers.refusal(request, None, words="There is no webhook at this URL.")
@@ -140,9 +148,23 @@ class UnknownWebhookView(_AnsweringView):
         return "Bearer"
 
 
+def _may_be_lytics(request: HttpRequest) -> bool:
+    """Whether a job could have sent this: a writing method, outside the pages that people with a login write to."""
+    if request.path.lstrip("/").lower().startswith("webhooks"):
+        return True
+    return request.method in _WRITING and not request.path.startswith("/admin/")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """A path that is off by a letter is answered 401 to whoever writes, and 404 to whoever reads."""
+    if not _may_be_lytics(request):
+        return defaults.page_not_found(request, exception)
+    return cast(HttpResponseBase, UnknownWebhookView.as_view()(request))
+
+
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
-    """What Django itself refuses with a 400, a wrong Host above all: below /webhooks/ it becomes 503 as well."""
-    if not request.path.lstrip("/").startswith("webhooks"):
+    """What Django itself refuses with a 400, a wrong Host above all: for whoever writes it becomes 503."""
+    if not _may_be_lytics(request):
         return defaults.bad_request(request, exception)
     headers = {"Retry-After": str(settings.RETRY_AFTER_SECONDS)}
     return JsonResponse({"detail": "This service is not set up for this host name."}, status=503, headers=headers)

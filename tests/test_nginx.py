@@ -1,0 +1,158 @@
+"""The nginx lines of README, run by a real nginx: none of its own answers makes Lytics drop a batch.
+
+Skipped where there is no nginx; ``.ci/run`` installs one. ``NGINX`` names another.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from audiences import installs
+from audiences.models import Event, Install
+from lytics_sync.env import PROJECT_DIR
+from lytics_sync.processes import free_port, listens
+from tests.messages import body, message
+from tests.threads import eventually
+from tests.web import Web, web_of_a_module
+
+NGINX = os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(NGINX is None, reason="there is no nginx on PATH, and NGINX names none"),
+]
+web = web_of_a_module(BEHIND_PROXY="1")
+
+CONFIG = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+{user}
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        {snippet}
+    }}
+}}
+"""
+
+
+class Nginx:
+    """nginx as an ordinary process with all its files in one folder; nothing of it needs root."""
+
+    def __init__(self, folder: Path, *, service: int) -> None:
+        self.port = free_port()
+        config = folder / "nginx.conf"
+        user = "user root root;" if os.geteuid() == 0 else ""
+        snippet = _of_the_readme().replace("127.0.0.1:8000", f"127.0.0.1:{service}")
+        config.write_text(CONFIG.format(folder=folder, port=self.port, user=user, snippet=snippet), encoding="utf-8")
+        assert NGINX
+        command = [NGINX, "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
+        self._process = subprocess.Popen(command)
+        eventually(lambda: listens(self.port))
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def status(self, head: list[str], content: bytes = b"") -> tuple[int, str]:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as caller:
+            caller.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + content)
+            answer = caller.recv(65536)
+        return int(answer.split(b" ")[1]), answer.partition(b"\r\n\r\n")[0].decode("latin-1")
+
+
+def _of_the_readme() -> str:
+    (found,) = re.findall(r"```nginx\n(.*?)```", (PROJECT_DIR / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def nginx(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    running = Nginx(tmp_path_factory.mktemp("nginx"), service=web.port)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def shop(db: None) -> Install:
+    made = Install(name="Shop", odp_api_key="key", odp_host="http://127.0.0.1:9")
+    installs.create(made)
+    return made
+
+
+def head(install: Install, *more: str, target: str = "") -> list[str]:
+    (token,) = install.tokens.all()
+    path = target or f"/webhooks/lytics/{install.public_id}"
+    return [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: {installs.authorization(token)}", *more]
+
+
+def test_a_call_goes_through(nginx: Nginx, shop: Install) -> None:
+    call = body(message())
+    status, answer = nginx.status(head(shop, f"Content-Length: {len(call)}"), call)
+    assert status == 200
+    assert "X-Receipt" in answer
+    assert re.search(r"X-Request-ID: [0-9a-f]{32}", answer)
+    assert Event.objects.count() == 1
+
+
+def test_a_body_over_the_limit_reaches_the_service_which_asks_to_come_back(nginx: Nginx, shop: Install) -> None:
+    large = b"[" + b" " * (Web.BODY_LIMIT + 1_000) + b"]"
+    status, answer = nginx.status(head(shop, f"Content-Length: {len(large)}"), large)
+    assert (status, "Retry-After" in answer) == (503, True)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "a blank in the query",
+        "a long header",
+        "a long URL",
+        "a length that is no number",
+        "two lengths",
+        "no host",
+        "a small method",
+        "no HTTP",
+        "another version",
+    ],
+)
+def test_what_nginx_refuses_asks_to_come_back(nginx: Nginx, shop: Install, odd: str) -> None:
+    usual = head(shop, "Content-Length: 0")
+    sent = {
+        "a blank in the query": head(shop, "Content-Length: 0", target="/webhooks/lytics/x?source=lytics prod"),
+        "a long header": [*usual, "X-Long: " + "x" * 60_000],
+        "a long URL": head(shop, "Content-Length: 0", target="/webhooks/lytics/" + "x" * 60_000),
+        "a length that is no number": head(shop, "Content-Length: many"),
+        "two lengths": [*usual, "Content-Length: 5"],
+        "no host": [line for line in usual if not line.startswith("Host")],
+        "a small method": [usual[0].replace("POST", "post"), *usual[1:]],
+        "no HTTP": ["nonsense"],
+        "another version": [usual[0].replace("HTTP/1.1", "HTTP/7"), *usual[1:]],
+    }
+    status, answer = nginx.status(sent[odd])
+    assert (status, "Retry-After" in answer) == (503, True), answer
+
+
+def test_an_unknown_path_is_answered_by_the_service(nginx: Nginx, shop: Install) -> None:
+    assert nginx.status(head(shop, "Content-Length: 0", target="/webhook/lytics/x"))[0] == 401
+
+
+def test_a_service_that_is_down_asks_to_come_back(tmp_path: Path, shop: Install) -> None:
+    running = Nginx(tmp_path, service=free_port())
+    try:
+        status, answer = running.status(head(shop, "Content-Length: 0"))
+        assert (status, "Retry-After: 10" in answer) == (503, True)
+    finally:
+        running.stop()
