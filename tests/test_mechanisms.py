@@ -23,8 +23,10 @@ def client(odp: ThreadedSandbox | ScriptedServer) -> Client:
     return Client(host=odp.url, api_key=key)
 
 
-def ensure(how: Mechanism, odp: ThreadedSandbox | ScriptedServer, odp_id: str = ID) -> Answer | Refusal | None:
-    return how.ensure(client(odp), odp_id, LABEL, seconds=SECONDS)
+def ensure(
+    how: Mechanism, odp: ThreadedSandbox | ScriptedServer, odp_id: str = ID, *, accepted: str = ""
+) -> Answer | Refusal | None:
+    return how.ensure(client(odp), odp_id, LABEL, seconds=SECONDS, accepted=accepted)
 
 
 def change(identifier: str = "kim", odp_id: str = ID, *, is_member: bool = True, at: int = 1_700_000_000) -> Change:
@@ -134,7 +136,14 @@ def segment(customer_filter: Any) -> dict[str, Any]:
 
 def test_an_attribute_audience_is_a_boolean_field_and_a_segment_over_it(odp: ThreadedSandbox) -> None:
     assert ensure(Attribute(), odp) is None
-    assert calls(odp) == [f"POST {FIELDS}", f"GET /v3/segments/{ID}", f"PUT /v3/segments/{ID}"]
+    assert calls(odp) == [
+        f"GET {FIELDS}/{ID}",
+        f"POST {FIELDS}",
+        f"GET {FIELDS}/{ID}",
+        f"GET /v3/segments/{ID}",
+        f"PUT /v3/segments/{ID}",
+        f"GET /v3/segments/{ID}",
+    ]
     assert body(odp, "POST", FIELDS) == {
         "name": ID,
         "display_name": LABEL,
@@ -148,7 +157,7 @@ def test_what_is_there_already_is_success_and_stays_as_it_is(odp: ThreadedSandbo
     ensure(Attribute(), odp)
     (before,) = odp.requests()[-1:]
     assert ensure(Attribute(), odp) is None
-    assert [r["method"] for r in odp.requests(before["number"])] == ["POST", "GET", "GET"]
+    assert [r["method"] for r in odp.requests(before["number"])] == ["GET", "GET"]
 
 
 def test_a_segment_that_somebody_changed_is_never_overwritten(odp: ThreadedSandbox) -> None:
@@ -156,7 +165,12 @@ def test_a_segment_that_somebody_changed_is_never_overwritten(odp: ThreadedSandb
     mine = segment({"is_list_member": {"list": "newsletter"}}) | {"description": "Theirs"}
     odp.odp("POST", "/v3/lists", {"name": "newsletter"})
     assert odp.odp("PUT", f"/v3/segments/{ID}", mine)[0] == 200
-    assert ensure(Attribute(), odp) is None
+    problem = ensure(Attribute(), odp)
+    assert isinstance(problem, Refusal)
+    assert "ODP has member of the list newsletter; this service would write customer.lytics_gold_club = true" in (
+        problem.reason
+    )
+    assert ensure(Attribute(), odp, accepted=problem.definition) is None
     _, found = odp.odp("GET", f"/v3/segments/{ID}")
     assert (found["description"], found["definition"], found["revision"]) == ("Theirs", mine["definition"], 2)
 
@@ -212,7 +226,6 @@ STEPS = {
 def test_trouble_at_any_step_is_handed_up_and_the_next_time_all_is_made(
     odp: ThreadedSandbox, step: str, then: dict[str, Any]
 ) -> None:
-    odp.odp("POST", FIELDS, {"name": ID, "display_name": LABEL, "type": "boolean"})
     odp.fault({**STEPS[step], "times": 1}, then)
     problem = ensure(Attribute(), odp)
     assert isinstance(problem, Answer)
@@ -240,14 +253,80 @@ def test_a_host_that_is_not_odp_is_worth_a_slow_retry_and_no_refusal() -> None:
 
 @pytest.mark.parametrize("found", [b"[]", b"null", b'"boolean"', b"{}", b'{"type": null}', b"not json"])
 def test_a_field_that_can_not_be_understood_is_not_taken_for_boolean(found: bytes) -> None:
-    def script(connection: Any) -> None:
-        is_post = server.requests[-1].startswith(b"POST")
-        connection.sendall(answer(400 if is_post else 200, b"{}" if is_post else found))
-
-    with ScriptedServer(script) as server:
+    with ScriptedServer(say(answer(200, found))) as server:
         problem = ensure(Attribute(), server)
+    assert isinstance(problem, Answer)
+    assert (problem.outcome, problem.slow_probe) == (Outcome.RETRY_LATER, True)
+    assert server.requests
+    assert all(request.startswith(b"GET") for request in server.requests)
+
+
+JUNK = {
+    "a maintenance page": ("Service is under maintenance", "text/plain"),
+    "a web page": ("<html>maintenance</html>", "text/html"),
+    "an empty object": ("{}", "application/json"),
+    "nothing": ("", "application/json"),
+    "another service's JSON": ('{"status": "ok", "items": []}', "application/json"),
+}
+MAKING: dict[str, tuple[Mechanism, dict[str, Any]]] = {
+    "the field": (Attribute(), STEPS["creating the field"]),
+    "the segment": (Attribute(), STEPS["creating the segment"]),
+    "the list": (ListMembership(), {"method": "POST", "path": "/v3/lists"}),
+    "the passthrough audience": (Passthrough(DEFINITION), STEPS["creating the segment"]),
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("what", MAKING)
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_a_success_that_made_nothing_is_none(odp: ThreadedSandbox, what: str, junk: str, status: int) -> None:
+    how, when = MAKING[what]
+    text, kind = JUNK[junk]
+    odp.fault({**when, "times": 1}, {"status": status, "body": text, "headers": {"Content-Type": kind}})
+    problem = ensure(how, odp)
+    assert isinstance(problem, Answer)
+    assert problem.outcome is Outcome.RETRY_LATER
+    assert problem.reason
+    assert ensure(how, odp) is None
+    assert odp.odp("GET", f"/v3/segments/{ID}")[0] == 200
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("how", [Attribute(), ListMembership(), Passthrough(DEFINITION), Passthrough()])
+def test_a_look_that_shows_nothing_of_odp_is_worth_a_retry_and_no_writing(
+    odp: ThreadedSandbox, how: Mechanism, junk: str
+) -> None:
+    text, kind = JUNK[junk]
+    odp.fault({"method": "GET"}, {"status": 200, "body": text, "headers": {"Content-Type": kind}})
+    assert isinstance(ensure(how, odp), Answer)
+    assert [call for call in calls(odp) if not call.startswith("GET")] == []
+
+
+@pytest.mark.parametrize(
+    ("mine", "other"),
+    [
+        (mine, other)
+        for mine in (Attribute(), ListMembership(), Passthrough(), Passthrough(DEFINITION))
+        for other in (Attribute(), ListMembership())
+        if type(mine) is not type(other)
+    ],
+)
+def test_what_another_mechanism_made_is_neither_taken_nor_overwritten(
+    odp: ThreadedSandbox, mine: Mechanism, other: Mechanism
+) -> None:
+    assert ensure(other, odp) is None
+    before = odp.odp("GET", f"/v3/segments/{ID}")
+    problem = ensure(mine, odp)
     assert isinstance(problem, Refusal)
-    assert "type unknown" in problem.reason
+    assert "another definition" in problem.reason
+    assert odp.odp("GET", f"/v3/segments/{ID}") == before
+    assert ensure(mine, odp, accepted=problem.definition) is None
+
+
+def test_another_list_is_not_ours(odp: ThreadedSandbox) -> None:
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    odp.fault({"method": "POST", "path": "/v3/lists"}, {"status": 400, "message": "too many lists"})
+    assert ensure(ListMembership(), odp) == Refusal(f"The list {ID} could not be created: 400: too many lists")
 
 
 # --- An audience in ODP: list and passthrough ----------------------------------------------------------------
@@ -257,7 +336,14 @@ def test_a_field_that_can_not_be_understood_is_not_taken_for_boolean(found: byte
 def test_a_list_audience_is_a_list_and_a_segment_over_it(odp: ThreadedSandbox, shape: str) -> None:
     odp.assume(list_created_body=shape)
     assert ensure(ListMembership(), odp) is None
-    assert calls(odp) == ["POST /v3/lists", f"GET /v3/segments/{ID}", f"PUT /v3/segments/{ID}"]
+    assert calls(odp) == [
+        "GET /v3/lists",
+        "POST /v3/lists",
+        "GET /v3/lists",
+        f"GET /v3/segments/{ID}",
+        f"PUT /v3/segments/{ID}",
+        f"GET /v3/segments/{ID}",
+    ]
     assert body(odp, "POST", "/v3/lists") == {"name": ID}
     assert body(odp, "PUT", f"/v3/segments/{ID}") == segment({"is_list_member": {"list": ID}})
 
