@@ -227,6 +227,12 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
         if lane:
             why = f"{lane.audience} is paused by {lane.paused_by}: {lane.pause_reason}"
             return _waiting(name, title, why, "Resume it on its page.", lane.audience)
+    on_hold = (
+        audiences.filter(provisioned_at=None, hold_failures__gt=0, lane__in=free).order_by("hold_since_at").first()
+    )
+    if on_hold is not None and not audiences.filter(provisioned_at__isnull=False).exists():
+        why = f"{on_hold} can't be made: {on_hold.hold_reason}"
+        return _failing(name, title, why, state.remedy_of_hold(on_hold), on_hold)
     if _nobody_works(free):
         return _failing(
             name, title, "No worker takes what waits.", "Start the worker and beat processes, or look at their logs."

@@ -45,7 +45,7 @@ class GapError(Exception):
 
 
 class Work(NamedTuple):
-    """Whether a lane of the install waits for its audience to be made in ODP, how many events wait to be delivered in
+    """Whether an audience of the install is to be made in ODP now and may be, how many events wait to be delivered in
     those that may be claimed, and whether a request is under way."""
 
     install: Install
@@ -98,14 +98,33 @@ _FREE = """
     lane.paused_at IS NULL AND lane.blocked_at IS NULL
     AND (lane.lease_expires_at IS NULL OR lane.lease_expires_at <= clock_timestamp())
 """
-_GOING = "install.enabled AND (install.brake_until_at IS NULL OR install.brake_until_at <= clock_timestamp())"
+# When a look at ODP was asked for, the audience's deliveries wait for it, because what they need may be gone there.
+# After a look that failed they go on, and at the latest this many seconds after it was asked for.
+LOOK_SECONDS = 15
+_MADE = f"""
+    audience.provisioned_at IS NOT NULL AND (audience.look_asked_at IS NULL OR audience.hold_failures > 0
+        OR audience.look_asked_at <= clock_timestamp() - interval '{LOOK_SECONDS} seconds')
+"""
+# An audience that is to be made in ODP now: it has events or somebody asked, no worker is at it, and its pause after a
+# failure is over.
+TO_MAKE = """
+    (audience.provisioned_at IS NULL AND audience.last_sequence > lane.delivered_sequence
+        OR audience.look_asked_at IS NOT NULL)
+    AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+    AND (audience.hold_until_at IS NULL OR audience.hold_until_at <= clock_timestamp())
+    AND (audience.making_until_at IS NULL OR audience.making_until_at <= clock_timestamp())
+"""
+# Audiences of one install that are made at once. Each holds a worker's slot for as long as ODP takes to answer, so more
+# of them would let an API of ODP that hangs hold up deliveries.
+MAKING_AT_ONCE = 2
+GOING = _GOING = "install.enabled AND (install.brake_until_at IS NULL OR install.brake_until_at <= clock_timestamp())"
 
 _DUE = f"""
 SELECT DISTINCT audience.install_id
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
 JOIN audiences_install AS install ON install.id = audience.install_id
-WHERE {_GOING} AND audience.last_sequence > lane.delivered_sequence AND {_FREE}
+WHERE {_GOING} AND (audience.last_sequence > lane.delivered_sequence AND {_FREE} AND {_MADE} OR {TO_MAKE})
 """  # noqa: S608 — only constants of this module
 
 # In their order: that is how Django makes an object of them.
@@ -121,11 +140,13 @@ def _columns(fields: Iterable[Any]) -> str:
 _WORK = f"""
 SELECT {_columns(_KEYLESS_FIELDS)}, lanes.unprovisioned, lanes.ready, lanes.under_way
 FROM audiences_install AS install CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE behind > 0 AND provisioned_at IS NULL AND {_FREE}) > 0 AS unprovisioned,
-        coalesce(sum(behind) FILTER (WHERE provisioned_at IS NOT NULL AND {_FREE}), 0)::bigint AS ready,
+    SELECT count(*) FILTER (WHERE to_make) > 0
+            AND count(*) FILTER (WHERE making_until_at > clock_timestamp()) < {MAKING_AT_ONCE} AS unprovisioned,
+        coalesce(sum(behind) FILTER (WHERE made AND {_FREE}), 0)::bigint AS ready,
         count(*) FILTER (WHERE lease_expires_at > clock_timestamp()) > 0 AS under_way
     FROM (
-        SELECT lane.*, audience.provisioned_at, audience.last_sequence - lane.delivered_sequence AS behind
+        SELECT lane.*, audience.making_until_at, audience.last_sequence - lane.delivered_sequence AS behind,
+            {_MADE} AS made, {TO_MAKE} AS to_make
         FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
         WHERE audience.install_id = install.id
     ) AS lane
@@ -149,13 +170,13 @@ _WITHOUT_WAITING = "SELECT set_config('synchronous_commit', 'off', true)"
 # ODP has, so a lane is taken as far as its last Run went or not at all; the first one always has the room.
 _CLAIM = f"""
 WITH lane AS MATERIALIZED (
-    SELECT lane.*, audience.odp_id, audience.last_sequence AS last, audience.provisioned_at
+    SELECT lane.*, audience.odp_id, audience.last_sequence AS last, {_MADE} AS made
     FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     WHERE audience.install_id = %(install)s
 ), ready AS (
     SELECT audience_id, odp_id, delivered_sequence AS cursor, last,
         (sum(last - delivered_sequence) OVER (ORDER BY last_served_at NULLS FIRST, audience_id))::bigint AS upto
-    FROM lane WHERE (provisioned_at IS NOT NULL) = %(provisioned)s AND last > delivered_sequence AND {_FREE}
+    FROM lane WHERE made AND last > delivered_sequence AND {_FREE}
 ), room AS (
     SELECT %(capacity)s::bigint AS capacity, CASE WHEN brake_failures > 0 THEN 1 ELSE max_in_flight END
         - (SELECT count(DISTINCT lane.lease_token) FROM lane WHERE lease_expires_at > clock_timestamp()) AS requests
@@ -303,7 +324,7 @@ def _install(fields: Sequence[Any], row: Sequence[Any]) -> Install:
     return Install.from_db("default", [field.attname for field in fields], values)
 
 
-def claim(install_id: int, *, capacity: int | None = None, provisioned: bool = True) -> Lease | None:
+def claim(install_id: int, *, capacity: int | None = None) -> Lease | None:
     """Lease the lanes longest unserved, up to ``capacity`` events (default: what one request of the install holds).
 
     None when nothing is ready, the install is braked or switched off, or enough requests are under way. After a
@@ -315,7 +336,7 @@ def claim(install_id: int, *, capacity: int | None = None, provisioned: bool = T
             return None
         capacity = capacity_of(work_now.install)
     token = uuid.uuid4()
-    values: dict[str, Any] = {"install": install_id, "provisioned": provisioned, "capacity": capacity, "token": token}
+    values: dict[str, Any] = {"install": install_id, "capacity": capacity, "token": token}
     locking, claiming = prepared.cursor(), prepared.cursor()
     with prepared.pipeline():
         prepared.cursor().execute(_WITHOUT_WAITING)
@@ -709,6 +730,12 @@ def block(lease: Lease, reason: str) -> None:
         [Result(span, complete=False, block_reason=reason) for span in lease.spans],
         {span.audience_id: {} for span in lease.spans},
     )
+
+
+def block_audience(audience_id: int, reason: str) -> bool:
+    """Block a lane whatever is under way: ODP can't hold its audience. False when it was blocked already."""
+    free = Lane.objects.filter(pk=audience_id, blocked_at=None)
+    return bool(free.update(blocked_at=Now(), block_reason=reason.replace("\x00", "")))
 
 
 def give_back(lease: Lease) -> None:

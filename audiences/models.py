@@ -177,7 +177,20 @@ class Audience(models.Model):
     odp_id = models.CharField("ODP id", max_length=540)
     last_sequence = models.BigIntegerField(default=0)
     created_at = models.DateTimeField(default=now)
+    # When all that it needs in ODP was last seen there.
     provisioned_at = models.DateTimeField(null=True)
+    # Its making, written by ``audiences/provision.py``: when somebody asked to have ODP looked at again, the lease of
+    # the worker that is at it, and after a failure until when the next try waits, and why.
+    look_asked_at = models.DateTimeField(null=True)
+    making_token = models.UUIDField(null=True)
+    making_until_at = models.DateTimeField(null=True)
+    hold_since_at = models.DateTimeField(null=True)
+    hold_until_at = models.DateTimeField(null=True)
+    hold_reason = models.TextField(blank=True, default="", db_default="")
+    hold_failures = models.PositiveIntegerField(default=0, db_default=0)
+    # Digests of a definition that was found in ODP and isn't ours, and of the one that a person has accepted.
+    foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
+    accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
 
     class Meta:
         permissions = [
@@ -192,6 +205,16 @@ class Audience(models.Model):
             models.UniqueConstraint(name="one_audience_per_segment", fields=["install", "segment_id"]),
             models.UniqueConstraint(name="one_audience_per_odp_id", fields=["install", "odp_id"]),
             models.CheckConstraint(name="sequence_starts_at_zero", condition=Q(last_sequence__gte=0)),
+            models.CheckConstraint(
+                name="making_token_and_end_together",
+                condition=Q(making_token=None, making_until_at=None)
+                | Q(making_token__isnull=False, making_until_at__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="audience_on_hold_says_why",
+                condition=Q(hold_since_at=None, hold_until_at=None, hold_failures=0, hold_reason="")
+                | Q(hold_since_at__isnull=False, hold_until_at__isnull=False, hold_failures__gt=0) & ~Q(hold_reason=""),
+            ),
         ]
 
     def __str__(self) -> str:

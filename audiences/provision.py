@@ -1,18 +1,24 @@
-"""Making an audience in ODP before its first delivery. Under the lane's lease, so that two workers make one."""
+"""Making an audience in ODP before its first delivery, and looking at it again when somebody asks.
+
+Apart from delivering: a making has its own lease, on the audience's row, and its own backoff. An audience that can't be
+made waits alone; the install is braked by what becomes of its deliveries and by nothing else.
+"""
 
 import time
+import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from audiences import brake, lanes, naming
 from audiences.models import Audience, Install
-from audiences.wake import wake
+from audiences.wake import wake_making
 from odp.client import Client, Permission
 from odp.deadline import TooLateError
 from odp.mechanisms import Mechanism, Refusal, mechanism
@@ -23,6 +29,52 @@ log = structlog.get_logger(__name__)
 
 # What the workers know and the domain doesn't: when a request of this install to that path may start.
 Gate = Callable[[Install, str, float], None]
+
+# So that two workers at once don't both find the last place free. No delivery waits for longer than this statement.
+_LOCK = "SELECT id FROM audiences_install WHERE id = %s FOR NO KEY UPDATE"
+# Those that have failed least often first: one that fails for hours doesn't take the place of a new one.
+_CLAIM = f"""
+WITH waiting AS MATERIALIZED (
+    SELECT audience.id, audience.hold_failures, audience.hold_until_at
+    FROM audiences_audience AS audience
+    JOIN audiences_lane AS lane ON lane.audience_id = audience.id
+    JOIN audiences_install AS install ON install.id = audience.install_id
+    WHERE install.id = %(install)s AND {lanes.GOING} AND {lanes.TO_MAKE}
+        AND (SELECT count(*) FROM audiences_audience WHERE install_id = %(install)s
+            AND making_until_at > clock_timestamp()) < {lanes.MAKING_AT_ONCE}
+), chosen AS (
+    SELECT id FROM waiting ORDER BY hold_failures, hold_until_at NULLS FIRST, id LIMIT 1
+)
+UPDATE audiences_audience AS audience SET
+    making_token = %(token)s, making_until_at = clock_timestamp() + make_interval(secs => %(lease)s)
+FROM chosen WHERE audience.id = chosen.id
+RETURNING audience.id, (SELECT count(*) FROM waiting) > 1
+"""  # noqa: S608 — only constants of audiences/lanes.py
+_HOLD = """
+UPDATE audiences_audience SET
+    making_token = NULL, making_until_at = NULL, hold_failures = hold_failures + 1, hold_reason = %(reason)s,
+    hold_since_at = coalesce(hold_since_at, clock_timestamp()),
+    hold_until_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+WHERE id = %(audience)s AND making_token = %(token)s
+"""
+# What was asked for while this making was under way is still to be done.
+_END = """
+UPDATE audiences_audience SET
+    making_token = NULL, making_until_at = NULL,
+    hold_failures = 0, hold_reason = '', hold_since_at = NULL, hold_until_at = NULL,
+    look_asked_at = CASE WHEN look_asked_at <= %(asked)s THEN NULL ELSE look_asked_at END,
+    provisioned_at = CASE WHEN %(made)s THEN clock_timestamp() ELSE provisioned_at END,
+    foreign_definition = %(foreign)s
+WHERE id = %(audience)s AND making_token = %(token)s
+"""
+
+
+class Making(NamedTuple):
+    """One audience that this worker makes now. Whoever has another token by then has taken it over."""
+
+    audience: Audience
+    token: uuid.UUID
+    more: bool
 
 
 def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:
@@ -35,39 +87,120 @@ def mechanism_of(install: Install) -> Mechanism:
     return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
 
 
+# --- what a person asks for ----------------------------------------------------------------------------------
+
+_NO_HOLD: dict[str, Any] = {"hold_failures": 0, "hold_reason": "", "hold_since_at": None, "hold_until_at": None}
+
+
 def look_again(audience_id: int, *, unless_within: timedelta = timedelta(0)) -> None:
-    """Have its field and its segment looked at before its next delivery, and made where they are gone."""
-    Audience.objects.filter(pk=audience_id, provisioned_at__lte=Now() - unless_within).update(provisioned_at=None)
+    """Have what it needs in ODP looked at, and made where it is gone. Its next delivery waits for that look."""
+    made = Audience.objects.filter(pk=audience_id, provisioned_at__lte=Now() - unless_within)
+    if unless_within:  # one look is enough for many that ask
+        made = made.filter(look_asked_at=None)
+    made.update(look_asked_at=Now(), **_NO_HOLD)
+
+
+def try_now(*, install_id: int, audience_id: int | None = None) -> bool:
+    """Let what failed to be made be tried again at once: one audience, or all of an install. False when none waits."""
+    waiting = Audience.objects.filter(install=install_id, hold_failures__gt=0)
+    if audience_id is not None:
+        waiting = waiting.filter(pk=audience_id)
+    return bool(waiting.update(hold_until_at=Now()))
+
+
+def accept(audience_id: int, definition: str) -> bool:
+    """A person takes the audience's definition in ODP for right. False when another one was found there meanwhile."""
+    found = Audience.objects.filter(pk=audience_id, foreign_definition=definition).exclude(foreign_definition="")
+    return bool(found.update(accepted_definition=definition, foreign_definition=""))
+
+
+# --- what the workers do about it ----------------------------------------------------------------------------
+
+
+def claim(install_id: int) -> Making | None:
+    """Take the next audience that is to be made. None when there is none, or enough are being made."""
+    token = uuid.uuid4()
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_LOCK, [install_id])
+        cursor.execute(_CLAIM, {"install": install_id, "token": token, "lease": settings.LEASE_SECONDS})
+        row = cursor.fetchone()
+    return row and Making(Audience.objects.select_related("install").get(pk=row[0]), token, more=row[1])
 
 
 def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
-    """Make one audience that waits for it. False when none waits, or the install is braked by now."""
-    lease = lanes.claim(install_id, capacity=1, provisioned=False)
-    if lease is None:
+    """Make one audience that waits for it. False when none may be tried now."""
+    making = claim(install_id)
+    if making is None:
         return False
-    if lease.more:
-        wake(install_id)
-    install, span = lease.install, lease.spans[0]
-    audience = Audience.objects.get(pk=span.audience_id)
+    if making.more:
+        wake_making(install_id)
+    audience = making.audience
     # All calls together get what one delivery may take, and so the lease outlives them.
     seconds = settings.DELIVERY_DEADLINE_SECONDS
-    client = client_of(install, ends_at=time.monotonic() + seconds, gate=gate)
+    client = client_of(audience.install, ends_at=time.monotonic() + seconds, gate=gate)
     try:
-        problem = mechanism_of(install).ensure(client, span.odp_id, naming.label(audience.slug), seconds=seconds)
+        problem = mechanism_of(audience.install).ensure(
+            client,
+            audience.odp_id,
+            naming.label(audience.slug),
+            seconds=seconds,
+            accepted=audience.accepted_definition,
+        )
     except TooLateError:  # others stood at the gate for all that time: no fault of ODP
-        lanes.give_back(lease)
+        _give_back(making)
         return False
-    if isinstance(problem, Refusal):
-        with suppress(lanes.LeaseLostError):  # whoever has the lane now gets the same answer
-            lanes.block(lease, problem.reason)
-        return True
     if isinstance(problem, Answer):
-        brake.apply(install, problem)
-        lanes.give_back(lease)
-        return False
-    Audience.objects.filter(pk=audience.pk).update(provisioned_at=Now())
-    lanes.give_back(lease)
-    if install.brake_failures:
-        brake.release(install)
-    log.info("audience ready in ODP", audience=span.odp_id)
+        _hold(making, problem)
+    elif isinstance(problem, Refusal):
+        _refuse(making, problem)
+    elif _end(making, made=True):
+        log.info("audience ready in ODP", audience=audience.odp_id)
     return True
+
+
+def _give_back(making: Making) -> None:
+    Audience.objects.filter(pk=making.audience.pk, making_token=making.token).update(
+        making_token=None, making_until_at=None
+    )
+
+
+def _hold(making: Making, answer: Answer) -> None:
+    """Nobody else waits for this one: it is tried again after a pause of its own."""
+    audience = making.audience
+    seconds = brake.pause_seconds(failures=audience.hold_failures, answer=answer)
+    values: dict[str, Any] = {
+        "audience": audience.pk,
+        "token": making.token,
+        "seconds": seconds,
+        "reason": answer.reason,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_HOLD, values)
+    if not audience.hold_failures:
+        log.warning("audience on hold", audience=audience.odp_id, seconds=round(seconds, 1), reason=answer.reason)
+
+
+def _refuse(making: Making, refusal: Refusal) -> None:
+    """A person has to act. The lane's row before the audience's, as whoever unblocks takes them."""
+    audience = making.audience
+    with transaction.atomic():
+        newly = lanes.block_audience(audience.pk, refusal.reason)
+        if not _end(making, made=False, foreign=refusal.definition):
+            transaction.set_rollback(True)  # whoever makes it now gets the same answer
+            return
+    if newly:
+        log.error("blocked", audience=audience.odp_id, reason=refusal.reason)
+
+
+def _end(making: Making, *, made: bool, foreign: str = "") -> bool:
+    """Write down how it ended. False when another worker has taken it over."""
+    values: dict[str, Any] = {
+        "audience": making.audience.pk,
+        "token": making.token,
+        "made": made,
+        "asked": making.audience.look_asked_at,
+        "foreign": foreign,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_END, values)
+        return bool(cursor.rowcount)

@@ -16,7 +16,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import backlog, ingest, operations, received
+from audiences import backlog, ingest, operations, provision, received
 from audiences.models import Audience, Install, Membership, Parked, Resend
 from audiences.received import Stretch
 from audiences.wake import wake, wake_resend
@@ -69,12 +69,17 @@ def resync(audience: Audience, *, by: str, reason: str) -> bool:
 
     The ledger goes on changing behind and before us, and that does no harm: what a chunk reads was delivered, and
     what is newer stands in the log itself. If it was delivered first, the fold drops our older copy; if it comes
-    later, it is delivered later.
+    later, it is delivered later. What the audience needs in ODP is looked at first, and made where it is gone.
     """
     held = Membership.objects.filter(audience=audience).count()
-    return _ask(
-        Resend(kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, total=held, by=by, reason=reason)
+    resend = Resend(
+        kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, total=held, by=by, reason=reason
     )
+    with transaction.atomic():
+        asked = _ask(resend)
+        if asked:
+            provision.look_again(audience.pk)
+    return asked
 
 
 def release_all(install: Install, parked_reason: str, *, upto: int, total: int, by: str) -> bool:

@@ -7,7 +7,20 @@ from django.utils.timezone import now
 from audiences import naming
 from audiences.backlog import room
 from audiences.customers import End, Fate, Standing, is_repeat
-from audiences.models import SKIPPED, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token, Trial
+from audiences.models import (
+    SKIPPED,
+    Audience,
+    Delivery,
+    Event,
+    Install,
+    Lane,
+    Parked,
+    Receipt,
+    Resend,
+    Run,
+    Token,
+    Trial,
+)
 from lytics import times
 from odp.graphql import MembershipAnswer
 from odp.outcomes import Outcome, outcome_of
@@ -19,6 +32,7 @@ _TONES = {
     "held": (
         "paused",
         "held back",
+        "on hold",
         "in part",
         "partly parked",
         "retry later",
@@ -67,8 +81,13 @@ def remedy(install: Install) -> str:
 
 
 def needs_key(install: Install) -> bool:
-    """Whether ODP refuses its key. The reason of a brake begins with ODP's status where there was one."""
-    status = install.brake_reason.partition(":")[0]
+    """Whether ODP refuses its key."""
+    return refuses_key(install.brake_reason)
+
+
+def refuses_key(reason: str) -> bool:
+    """The reason of a failure begins with ODP's status where there was one."""
+    status = reason.partition(":")[0]
     return status.isdecimal() and outcome_of(int(status)) is Outcome.UNAUTHORISED
 
 
@@ -82,12 +101,34 @@ def of_lane(lane: Lane) -> State:
         return State("paused", f"by {lane.paused_by}: {lane.pause_reason}")
     if not waiting:
         return State("up to date")
+    if audience.making_until_at is not None and audience.making_until_at > now() and not audience.provisioned_at:
+        return State("being created")
     if lane.lease_expires_at is not None and lane.lease_expires_at > now():
-        return State("sending" if audience.provisioned_at else "being created")
+        return State("sending")
     install = of_install(audience.install)
     if install.word in ("off", "braked"):
         return State("held back", f"install {install.word}: {install.why}")
+    if audience.hold_failures and not audience.provisioned_at:
+        return State("on hold", f"it can't be made in ODP: {hold(audience)}", trouble=True)
     return State("waiting" if audience.provisioned_at else "to be created")
+
+
+def hold(audience: Audience) -> str:
+    """Why its making waits, since when and until when."""
+    return (
+        f"{audience.hold_reason} — {audience.hold_failures} in a row"
+        f" since {audience.hold_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {audience.hold_until_at:%H:%M:%S} UTC"
+    )
+
+
+def remedy_of_hold(audience: Audience) -> str:
+    """What a person can do about an audience that can't be made. It comes from the API that makes audiences."""
+    if refuses_key(audience.hold_reason):
+        return (
+            "The API key may not make audiences in ODP: enter the account's private key on the install's page. What"
+            " waits goes on at the next try."
+        )
+    return "It is tried again by itself. Other audiences go on."
 
 
 def of_request(record: Delivery | Run) -> State:
@@ -262,4 +303,8 @@ def warnings(lane: Lane) -> list[str]:
         told.append(
             f"Another segment already had the id {naming.odp_id(audience.slug)}, so this one is {audience.odp_id}."
         )
+    if audience.accepted_definition:
+        told.append("Its definition in ODP is not the one that this service writes; a person has accepted it.")
+    if audience.hold_failures and audience.provisioned_at:
+        told.append(f"ODP could not be looked at for it: {hold(audience)}. Deliveries go on meanwhile.")
     return told

@@ -18,6 +18,7 @@ from redis.retry import Retry
 log = structlog.get_logger(__name__)
 
 DRAIN = "workers.tasks.drain"
+MAKE = "workers.tasks.make"
 CONFIRM = "workers.tasks.confirm"
 TRY_OUT = "workers.tasks.try_out"
 RESEND = "workers.tasks.resend"
@@ -78,6 +79,7 @@ class _Waker:
 
 _waker = _Waker()
 _more_waker = _Waker(gather_seconds=MORE_GATHER_SECONDS)
+_maker = _Waker(MAKE)
 _asker = _Waker(CONFIRM)
 _tryer = _Waker(TRY_OUT)
 _resend_waker = _Waker(RESEND)
@@ -126,6 +128,11 @@ def wake(install_id: int) -> None:
 def wake_more(install_id: int) -> None:
     """The same from a drain that leaves something to others."""
     _more_waker.want(install_id)
+
+
+def wake_making(install_id: int) -> None:
+    """Tell the workers that an audience of this install is to be made in ODP, beside the deliveries."""
+    _maker.want(install_id)
 
 
 def ask_odp(install_id: int) -> None:

@@ -87,6 +87,29 @@ def brake_runs_out(install: Install) -> None:
     Install.objects.filter(pk=install.pk, brake_until_at__isnull=False).update(brake_until_at=now())
 
 
+def making_runs_out(*audiences: Audience) -> None:
+    Audience.objects.filter(pk__in=[audience.pk for audience in audiences], making_token__isnull=False).update(
+        making_until_at=now()
+    )
+
+
+def hold_runs_out(install: Install) -> None:
+    Audience.objects.filter(install=install, hold_failures__gt=0).update(hold_until_at=now())
+
+
+def time_passes(seconds: float) -> None:
+    """As far as leases, brakes, pauses of audiences and looks are concerned: their moments move into the past."""
+    moments = {
+        "install": ("brake_since_at", "brake_until_at"),
+        "lane": ("lease_expires_at",),
+        "audience": ("look_asked_at", "making_until_at", "hold_since_at", "hold_until_at"),
+    }
+    with connection.cursor() as cursor:
+        for table, columns in moments.items():
+            moved = ", ".join(f"{column} = {column} - make_interval(secs => %(by)s)" for column in columns)
+            cursor.execute(f"UPDATE audiences_{table} SET {moved}", {"by": seconds})
+
+
 # --- What the tables hold ------------------------------------------------------------------------------------
 
 

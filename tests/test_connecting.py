@@ -41,6 +41,7 @@ from tests.delivering import (
     drain_all,
     enter,
     happen,
+    hold_runs_out,
     make_audience,
     make_install,
 )
@@ -667,6 +668,7 @@ def test_without_a_live_token_that_is_told(shop: Install, reachable: LiveServer,
 def ends_outside(odp: ThreadedSandbox, shop: Install) -> None:
     """Once nothing holds it any more, it leaves what it has entered."""
     brake_runs_out(shop)
+    hold_runs_out(shop)
     drain_all(shop)
     assert odp.members("lytics_sync_test") == []
     assert Lane.objects.get(audience__segment_id=trials.SEGMENT_ID).member_count == 0
@@ -688,7 +690,7 @@ def test_with_odp_down_it_says_so_and_ends_outside_once_odp_is_back(
 ) -> None:
     Install.objects.update(odp_host=NOWHERE)
     told = broke_off(send(shop), "made")
-    assert told.startswith("Not within 30 s. The install is braked: ODP could not be reached")
+    assert told.startswith("Not within 30 s. The audience can't be made in ODP: ODP could not be reached")
     Install.objects.update(odp_host=odp.url)
     ends_outside(odp, shop)
 

@@ -128,6 +128,17 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "one_audience_per_segment": [lambda: (an_audience("a"), an_audience("b", segment_id="a"))],
     "one_audience_per_odp_id": [lambda: (an_audience("a"), an_audience("b", odp_id="lytics_a"))],
     "sequence_starts_at_zero": [lambda: an_audience(last_sequence=-1)],
+    "making_token_and_end_together": [
+        lambda: an_audience(making_token=uuid.uuid4()),
+        lambda: an_audience(making_until_at=now()),
+    ],
+    "audience_on_hold_says_why": [
+        lambda: an_audience(hold_until_at=now(), hold_since_at=now(), hold_failures=1),
+        lambda: an_audience(hold_until_at=now(), hold_failures=1, hold_reason="503"),
+        lambda: an_audience(hold_until_at=now(), hold_since_at=now(), hold_reason="503"),
+        lambda: an_audience(hold_failures=1),
+        lambda: an_audience(hold_reason="503"),
+    ],
     "lease_token_and_expiry_together": [
         lambda: lane(lease_token=uuid.uuid4()),
         lambda: lane(lease_expires_at=now()),

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils.timezone import now
 
-from audiences import lanes, operations, received, resends
+from audiences import lanes, operations, provision, received, resends
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Run
 from odp.client import Client
 from odp.outcomes import Answer
@@ -34,11 +34,13 @@ from tests.delivering import (
     drain_all,
     enter,
     happen,
+    hold_runs_out,
     lane_of,
     lease_runs_out,
     ledger_of,
     make_audience,
     make_install,
+    making_runs_out,
     numbered,
     parked,
     runs_of,
@@ -565,10 +567,12 @@ def test_a_worker_killed_with_9_in_the_middle_of_a_request_costs_a_lease_and_not
         process.kill()
         process.wait()
     is_delivery = path == "/v3/profiles"
-    assert lane_of(gold).lease_token is not None
+    assert (lane_of(gold).lease_token is not None) is is_delivery
+    assert Audience.objects.filter(pk=gold.pk, making_token__isnull=False).exists() is not is_delivery
     assert [outcome for outcome, _, _ in deliveries()] == [""] * is_delivery
     assert drain_all(shop) == 0  # the lease holds, and with it the order
     lease_runs_out(gold)
+    making_runs_out(gold)
     drain_all(shop)
     assert [outcome for outcome, _, _ in deliveries()] == ["unknown"] * is_delivery + ["delivered"]
     assert odp.members("lytics_gold") == numbered(20)
@@ -599,8 +603,8 @@ def test_of_a_lease_that_lost_one_lane_the_others_go_on_at_once(
     silver = make_audience(shop, "silver", provisioned=False)
     enter(gold, "a")
     enter(silver, "a")
-    drain.turn(shop.pk)
-    drain.turn(shop.pk)
+    assert provision.provision_one(shop.pk)
+    assert provision.provision_one(shop.pk)
     read = lanes.read
 
     def sleep_after(lease: lanes.Lease) -> Any:
@@ -747,6 +751,7 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
         together(receive_all, *[work] * 4)
         odp.clear_faults()
         brake_runs_out(shop)
+        hold_runs_out(shop)
         drain_all(shop)
         for audience in audiences:
             expected = {who for (pk, who), (_, left) in newest.items() if pk == audience.pk and not left}

@@ -1,6 +1,8 @@
 """Provisioning: an audience is made in ODP before its first delivery, once, by whoever holds its lane."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -8,8 +10,8 @@ import pytest
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import brake, lanes, naming, operations, provision
-from audiences.admin.audiences import Unblock
+from audiences import brake, lanes, naming, operations, provision, resends, state
+from audiences.admin.audiences import AcceptDefinition, Unblock
 from audiences.models import Audience, Delivery, Install, Parked
 from odp.deadline import TooLateError
 from odp.mechanisms import Attribute
@@ -22,17 +24,20 @@ from tests.delivering import (
     drain_all,
     enter,
     everything,
+    hold_runs_out,
     lane_of,
-    lease_runs_out,
     make_audience,
     make_install,
+    making_runs_out,
+    time_passes,
     writes,
 )
-from tests.threads import Gate, start, together
+from tests.threads import Gate, eventually, start, together
 from workers import drain
 
 pytestmark = pytest.mark.django_db
 at_once = pytest.mark.django_db(transaction=True)
+SECOND = 10**9
 FIELDS = "/v3/schema/objects/customers/fields"
 
 
@@ -65,9 +70,12 @@ def test_an_audience_is_made_before_anything_of_it_is_delivered(odp: ThreadedSan
     audience = new_audience(shop)
     drain_all(shop)
     assert [f"{request['method']} {request['path']}" for request in odp.requests()] == [
+        f"GET {FIELDS}/lytics_gold",
         f"POST {FIELDS}",
+        f"GET {FIELDS}/lytics_gold",
         "GET /v3/segments/lytics_gold",
         "PUT /v3/segments/lytics_gold",
+        "GET /v3/segments/lytics_gold",
         "POST /v3/profiles",
     ]
     _, segment = odp.odp("GET", "/v3/segments/lytics_gold")
@@ -103,7 +111,7 @@ def test_each_of_many_is_made_and_another_worker_is_woken_for_the_rest(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[int] = []
-    monkeypatch.setattr(provision, "wake", woken.append)
+    monkeypatch.setattr(provision, "wake_making", woken.append)
     audiences = [new_audience(shop, slug) for slug in "abc"]
     for _ in audiences:
         assert provision.provision_one(shop.pk) is True
@@ -139,47 +147,302 @@ def test_a_blocked_audience_is_made_and_delivered_once_a_person_mended_it(odp: T
     assert_all_is_well(audience)
 
 
-@pytest.mark.parametrize(
-    ("then", "slow"), [({"status": 503}, False), ({"status": 403}, True), ({"close": "before"}, False)]
-)
-def test_trouble_brakes_the_install_and_blames_no_audience(
-    odp: ThreadedSandbox, shop: Install, settings: Settings, then: dict[str, Any], slow: bool
+TROUBLE = {
+    "503": {"status": 503},
+    "429": {"status": 429},
+    "a refused key": {"status": 403},
+    "a connection that ends": {"close": "before"},
+    "a maintenance page": {
+        "status": 200,
+        "body": "Service is under maintenance",
+        "headers": {"Content-Type": "text/plain"},
+    },
+}
+
+
+@pytest.mark.parametrize("then", TROUBLE.values(), ids=TROUBLE.keys())
+def test_trouble_puts_the_audience_on_hold_and_brakes_no_install(
+    odp: ThreadedSandbox, shop: Install, settings: Settings, then: dict[str, Any]
 ) -> None:
-    settings.PROBE_SECONDS = 600
+    settings.PROBE_SECONDS = settings.BRAKE_FIRST_SECONDS = 600
     audience = new_audience(shop)
     odp.fault({"path": "/v3/segments"}, then)
     drain_all(shop)
-    install, lane = Install.objects.get(), lane_of(audience)
-    assert install.brake_failures == 1
-    assert install.brake_since_at is not None
-    assert install.brake_until_at is not None
-    assert ((install.brake_until_at - install.brake_since_at).total_seconds() > 500) is slow
-    assert (lane.blocked_at, lane.lease_token, is_provisioned(audience)) == (None, None, False)
-    odp.clear_faults()
-    brake_runs_out(install)
-    drain_all(shop)
+    audience.refresh_from_db()
+    assert (audience.hold_failures, audience.making_token, is_provisioned(audience)) == (1, None, False)
+    assert audience.hold_reason
     assert Install.objects.get().brake_failures == 0
+    assert lane_of(audience).blocked_at is None
+    odp.clear_faults()
+    hold_runs_out(shop)
+    drain_all(shop)
+    audience.refresh_from_db()
+    assert (audience.hold_failures, audience.hold_until_at, audience.hold_reason) == (0, None, "")
     assert odp.members("lytics_gold") == ["kim"]
     assert_all_is_well(audience)
 
 
-def test_after_trouble_a_provisioning_that_went_well_releases_the_brake(odp: ThreadedSandbox, shop: Install) -> None:
+def test_its_pauses_grow_and_a_refused_key_is_probed_slowly(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr("audiences.brake.random.uniform", lambda low, high: high)
+    settings.PROBE_SECONDS = 1000
+    audience = new_audience(shop)
+    pauses = []
+    for status in (503, 503, 503, 403):
+        odp.clear_faults()
+        odp.fault({"path": "/v3/segments"}, {"status": status})
+        hold_runs_out(shop)
+        assert provision.provision_one(shop.pk) is True
+        assert provision.provision_one(shop.pk) is False, "its next try is not due"
+        audience.refresh_from_db()
+        assert audience.hold_until_at is not None
+        pauses.append(round((audience.hold_until_at - now()).total_seconds(), 0))
+    first = settings.BRAKE_FIRST_SECONDS
+    assert pauses == [round(first), round(2 * first), round(4 * first), 1000]
+
+
+def test_a_making_that_goes_well_says_nothing_of_deliveries(odp: ThreadedSandbox, shop: Install) -> None:
     new_audience(shop)
     brake.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
+    assert provision.provision_one(shop.pk) is False, "nothing goes to an account that is braked"
     brake_runs_out(shop)
     assert provision.provision_one(shop.pk) is True
+    assert Install.objects.get().brake_failures == 1
+    drain_all(shop)
     assert Install.objects.get().brake_failures == 0
 
 
-def test_a_gate_that_stays_shut_gives_the_lane_back_and_brakes_nobody(odp: ThreadedSandbox, shop: Install) -> None:
+def test_a_making_takes_no_place_of_a_delivery(odp: ThreadedSandbox) -> None:
+    shop = make_install(odp, max_in_flight=1)
+    new_audience(shop, "new")
+    enter(make_audience(shop, "known"), "kim")
+    for failures in (0, 1):
+        making = provision.claim(shop.pk)
+        assert making is not None
+        lease = claim(shop)
+        assert [span.odp_id for span in lease.spans] == ["lytics_known"], failures
+        lanes.give_back(lease)
+        making_runs_out(making.audience)
+        brake.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
+        brake_runs_out(shop)
+
+
+HOUR, STEP = 3600, 60
+DOWN = {
+    "503": {"status": 503},
+    "a refused key": {"status": 403},
+    "hanging": {"delay_seconds": 5},
+    "gone": {"close": "before"},
+}
+
+
+@pytest.mark.parametrize("then", [None, *DOWN.values()], ids=["well", *DOWN.keys()])
+@pytest.mark.parametrize("path", ["/v3/schema", "/v3/segments"])
+def test_an_api_that_makes_no_audience_for_an_hour_is_not_felt_by_those_that_are_made(
+    odp: ThreadedSandbox, shop: Install, settings: Settings, path: str, then: dict[str, Any] | None
+) -> None:
+    """One new and twenty known ones: the known ones of each minute are delivered by its first turn."""
+    step = STEP if then is None or "delay_seconds" not in then else 15 * STEP
+    new = new_audience(shop, "new")
+    known = [make_audience(shop, f"known{number}") for number in range(20)]
+    for audience in known:
+        assert odp.odp("POST", FIELDS, {"name": audience.odp_id, "display_name": audience.odp_id, "type": "boolean"})
+    if then is not None:
+        odp.fault({"path": path}, then)
+        settings.DELIVERY_DEADLINE_SECONDS = 0.5 if "delay_seconds" in then else settings.DELIVERY_DEADLINE_SECONDS
+    for minute in range(HOUR // step):
+        before = len(writes(odp))
+        for audience in known:
+            enter(audience, f"u{minute}")
+        with monkeypatched_deadline(settings):
+            assert drain.turn(shop.pk) is True
+        assert len(writes(odp)) == before + 1
+        assert {lane_of(audience).delivered_sequence for audience in known} == {minute + 1}
+        drain_all(shop)
+        assert Install.objects.get().brake_failures == 0
+        time_passes(step)
+    assert is_provisioned(new) is (then is None)
+    odp.clear_faults()
+    hold_runs_out(shop)
+    drain_all(shop)
+    assert odp.members("lytics_new") == ["kim"]
+    assert_all_is_well(new, *known)
+
+
+@contextmanager
+def monkeypatched_deadline(settings: Settings) -> Iterator[None]:
+    """A delivery gets the time that it has outside of this test, so that a busy machine fails none."""
+    short, settings.DELIVERY_DEADLINE_SECONDS = settings.DELIVERY_DEADLINE_SECONDS, 8
+    yield
+    settings.DELIVERY_DEADLINE_SECONDS = short
+
+
+def test_the_next_try_goes_to_the_one_that_failed_least_often(odp: ThreadedSandbox, shop: Install) -> None:
+    first, second = new_audience(shop, "first"), new_audience(shop, "second")
+    odp.fault({"path": f"{FIELDS}/lytics_first"}, {"status": 503})
+    assert provision.provision_one(shop.pk) is True
+    hold_runs_out(shop)
+    assert provision.provision_one(shop.pk) is True
+    assert (is_provisioned(first), is_provisioned(second)) == (False, True)
+
+
+def test_the_sweep_finds_one_to_be_made_and_none_that_is_on_hold(odp: ThreadedSandbox, shop: Install) -> None:
+    audience = new_audience(shop)
+    assert lanes.due() == [shop.pk]
+    Audience.objects.update(
+        hold_failures=1, hold_reason="503", hold_since_at=now(), hold_until_at=now() + timedelta(minutes=1)
+    )
+    assert lanes.due() == []
+    assert provision.try_now(install_id=shop.pk, audience_id=audience.pk)
+    assert lanes.due() == [shop.pk]
+    assert not provision.try_now(install_id=shop.pk, audience_id=audience.pk + 1)
+
+
+# --- Looking again -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made_ones(odp: ThreadedSandbox, shop: Install) -> tuple[Audience, Audience]:
+    gold, other = new_audience(shop), new_audience(shop, "other")
+    drain_all(shop)
+    return gold, other
+
+
+def test_a_look_is_asked_for_of_one_audience_alone(made_ones: tuple[Audience, Audience]) -> None:
+    gold, other = made_ones
+    provision.look_again(gold.pk)
+    gold.refresh_from_db()
+    other.refresh_from_db()
+    assert (gold.look_asked_at is not None, other.look_asked_at) == (True, None)
+
+
+@pytest.mark.parametrize("then", TROUBLE.values(), ids=TROUBLE.keys())
+def test_an_audience_that_can_not_be_looked_at_goes_on_delivering(
+    odp: ThreadedSandbox, shop: Install, settings: Settings, made_ones: tuple[Audience, Audience], then: dict[str, Any]
+) -> None:
+    settings.PROBE_SECONDS = settings.BRAKE_FIRST_SECONDS = 600
+    gold, _ = made_ones
+    odp.fault({"path": "/v3/segments"}, then)
+    provision.look_again(gold.pk)
+    enter(gold, "lee")
+    assert lanes.claim(shop.pk) is None, "the look comes first"
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+    gold.refresh_from_db()
+    assert (gold.hold_failures, gold.look_asked_at is None) == (1, False)
+    odp.clear_faults()
+    hold_runs_out(shop)
+    drain_all(shop)
+    gold.refresh_from_db()
+    assert (gold.hold_failures, gold.look_asked_at) == (0, None)
+    assert_all_is_well(gold)
+
+
+def test_a_look_that_nobody_takes_holds_deliveries_up_for_seconds_only(
+    shop: Install, made_ones: tuple[Audience, Audience]
+) -> None:
+    gold, _ = made_ones
+    provision.look_again(gold.pk)
+    enter(gold, "lee")
+    assert provision.claim(shop.pk) is not None
+    assert lanes.claim(shop.pk) is None
+    time_passes(lanes.LOOK_SECONDS)
+    assert lanes.claim(shop.pk) is not None
+
+
+def test_what_was_asked_while_a_look_was_under_way_is_still_done(
+    odp: ThreadedSandbox, shop: Install, made_ones: tuple[Audience, Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, _ = made_ones
+    ensure = Attribute.ensure
+
+    def ask_again(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(Attribute, "ensure", ensure)
+        problem = ensure(*args, **kwargs)
+        Audience.objects.filter(pk=gold.pk).update(look_asked_at=now() + timedelta(seconds=1))
+        return problem
+
+    monkeypatch.setattr(Attribute, "ensure", ask_again)
+    provision.look_again(gold.pk)
+    assert provision.provision_one(shop.pk) is True
+    assert provision.provision_one(shop.pk) is True
+    assert provision.provision_one(shop.pk) is False
+
+
+@pytest.mark.parametrize("mechanism", ["attribute", "list", "passthrough"])
+def test_resync_makes_again_what_was_deleted_in_odp(odp: ThreadedSandbox, settings: Settings, mechanism: str) -> None:
+    settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {"audience_id": "lytics_gold"}}
+    shop = make_install(odp, mechanism=mechanism)
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim", at=SECOND)
+    drain_all(shop)
+    assert odp.odp("DELETE", "/v3/segments/lytics_gold")[0] == 200
+    enter(gold, "lee", at=2 * SECOND)
+    drain_all(shop)
+    assert odp.odp("GET", "/v3/segments/lytics_gold")[0] == 404
+    assert resends.resync(gold, by="kim", reason="it was deleted")
+    resends.go_on(shop.pk, seconds=10)
+    drain_all(shop)
+    assert odp.odp("GET", "/v3/segments/lytics_gold")[0] == 200
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+    assert_all_is_well(gold)
+
+
+def test_another_definition_blocks_until_a_person_accepts_it(odp: ThreadedSandbox, shop: Install) -> None:
+    """The mechanism was changed: what is in ODP reads a field that nobody writes any more."""
+    gold = new_audience(shop)
+    drain_all(shop)
+    Install.objects.update(mechanism="list")
+    enter(gold, "lee")
+    provision.look_again(gold.pk)
+    drain_all(shop)
+    lane = lane_of(gold)
+    assert "ODP has customer.lytics_gold = true" in lane.block_reason
+    assert "would write member of the list lytics_gold" in lane.block_reason
+    assert lane.delivered_sequence == 1
+    gold = Audience.objects.select_related("lane", "install").get(pk=gold.pk)
+    assert AcceptDefinition().offered(gold)
+    assert AcceptDefinition().do(gold, by="ada", answers={}) is not None
+    assert AcceptDefinition().do(gold, by="ada", answers={}) is None, "the page is stale"
+    drain_all(shop)
+    assert_all_is_well(gold)
+    assert "a person has accepted it" in " ".join(state.warnings(lane_of(gold)))
+
+
+def test_what_is_accepted_is_one_definition_and_no_other(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = new_audience(shop)
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    definition = {
+        "root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "newsletter"}}}}
+    }
+    odp.odp("PUT", "/v3/segments/lytics_gold", {"description": "x", "metadata": {}, "definition": definition})
+    drain_all(shop)
+    gold.refresh_from_db()
+    assert not provision.accept(gold.pk, "")
+    assert not provision.accept(gold.pk, "another")
+    assert provision.accept(gold.pk, gold.foreign_definition)
+    lanes.unblock(lane_of(gold))
+    drain_all(shop)
+    assert_all_is_well(gold)
+    odp.odp("POST", "/v3/lists", {"name": "buyers"})
+    definition["root_condition"]["customer_condition"]["customer_filter"]["is_list_member"]["list"] = "buyers"
+    odp.odp("PUT", "/v3/segments/lytics_gold", {"description": "x", "metadata": {}, "definition": definition})
+    provision.look_again(gold.pk)
+    drain_all(shop)
+    assert "member of the list buyers" in lane_of(gold).block_reason
+
+
+def test_a_gate_that_stays_shut_gives_the_making_back_and_blames_nobody(odp: ThreadedSandbox, shop: Install) -> None:
     audience = new_audience(shop)
 
     def gate(install: Install, path: str, until: float) -> None:
-        assert (install, path) == (shop, FIELDS)
+        assert (install, path) == (shop, f"{FIELDS}/lytics_gold")
         raise TooLateError
 
     assert provision.provision_one(shop.pk, gate=gate) is False
-    assert (lane_of(audience).lease_token, Install.objects.get().brake_failures) == (None, 0)
+    audience.refresh_from_db()
+    assert (audience.making_token, audience.hold_failures, Install.objects.get().brake_failures) == (None, 0, 0)
     assert odp.requests() == []
 
 
@@ -190,9 +453,9 @@ def test_all_calls_together_are_over_before_the_lease_is(
     audience = new_audience(shop)
     # Each call by itself would be in time.
     odp.fault({}, {"delay_seconds": 0.2})
-    drain_all(shop)
+    assert provision.provision_one(shop.pk) is True
     assert not is_provisioned(audience)
-    assert "in time" in Install.objects.get().brake_reason
+    assert "in time" in Audience.objects.get().hold_reason
     assert not any(request["method"] == "PUT" for request in odp.requests())
 
 
@@ -238,16 +501,52 @@ def test_while_one_worker_makes_it_no_other_claims_its_lane(
 
 
 @at_once
+def test_twenty_that_hang_leave_the_other_workers_to_deliveries(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = make_audience(shop, "known")
+    odp.odp("POST", FIELDS, {"name": "lytics_known", "display_name": "known", "type": "boolean"})
+    new = [new_audience(shop, f"new{number}") for number in range(20)]
+    hanging, go_on = threading.Semaphore(0), threading.Event()
+    ensure = Attribute.ensure
+
+    def hang(*args: Any, **kwargs: Any) -> Any:
+        hanging.release()
+        go_on.wait(30)
+        return ensure(*args, **kwargs)
+
+    monkeypatch.setattr(Attribute, "ensure", hang)
+    begin = Gate(10).after(lambda: None)
+
+    def worker() -> bool:
+        begin()
+        return provision.provision_one(shop.pk)
+
+    workers = start(*[worker] * 10)
+    for _ in range(lanes.MAKING_AT_ONCE):
+        assert hanging.acquire(timeout=30)
+    free = len(workers) - lanes.MAKING_AT_ONCE
+    eventually(lambda: sum(each.done() for each in workers) == free)
+    assert not hanging.acquire(blocking=False)
+    enter(known, "lee")
+    assert drain.turn(shop.pk) is True
+    assert lane_of(known).delivered_sequence == 1
+    go_on.set()
+    assert sorted(each.result(30) for each in workers) == [False] * free + [True] * lanes.MAKING_AT_ONCE
+    assert sum(map(is_provisioned, new)) == lanes.MAKING_AT_ONCE
+
+
+@at_once
 def test_a_worker_that_lost_its_lease_in_the_middle_does_no_harm(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It slept between the field and the segment; another has made the audience and delivers to it."""
+    """It slept before its first call; another has made the audience and delivers to it."""
     audience = new_audience(shop)
     ensure = Attribute.ensure
 
     def sleep_first(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.setattr(Attribute, "ensure", ensure)
-        lease_runs_out(audience)
+        making_runs_out(audience)
         assert provision.provision_one(shop.pk) is True
         lease = claim(shop)
         problem = ensure(*args, **kwargs)
@@ -260,15 +559,21 @@ def test_a_worker_that_lost_its_lease_in_the_middle_does_no_harm(
     assert lane_of(audience).lease_token is not None, "the delivery's lease is not the late worker's to give back"
 
 
-def test_a_late_refusal_blocks_nothing(odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("late", ["a refusal", "trouble", "success"])
+def test_a_late_answer_changes_nothing(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
     audience = new_audience(shop)
-    odp.odp("POST", FIELDS, {"name": "lytics_gold", "display_name": "Other", "type": "string"})
+    if late == "a refusal":
+        odp.odp("POST", FIELDS, {"name": "lytics_gold", "display_name": "Other", "type": "string"})
+    if late == "trouble":
+        odp.fault({"path": FIELDS}, {"status": 503})
     ensure = Attribute.ensure
 
     def sleep_after(*args: Any, **kwargs: Any) -> Any:
         problem = ensure(*args, **kwargs)
-        lease_runs_out(audience)
-        claim(shop, provisioned=False)
+        making_runs_out(audience)
+        assert provision.claim(shop.pk) is not None
         before.update(everything())
         return problem
 
@@ -313,6 +618,12 @@ def test_releasing_many_looks_once(odp: ThreadedSandbox, shop: Install) -> None:
     gold = new_audience(shop)
     drain_all(shop)
     provision.look_again(gold.pk, unless_within=timedelta(minutes=1))
-    assert is_provisioned(gold)
+    assert Audience.objects.get().look_asked_at is None
+    Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+    provision.look_again(gold.pk, unless_within=timedelta(minutes=1))
+    asked = Audience.objects.get().look_asked_at
+    assert asked is not None
+    provision.look_again(gold.pk, unless_within=timedelta(minutes=1))
+    assert Audience.objects.get().look_asked_at == asked
     provision.look_again(gold.pk)
-    assert not is_provisioned(gold)
+    assert Audience.objects.get().look_asked_at != asked

@@ -185,7 +185,7 @@ def test_no_secret_stands_in_a_process_list_or_a_log(tmp_path: Path) -> None:
     try:
         for header in (installs.authorization(token), "Bearer lysync_wrong-token-of-a-stranger"):
             _call(port, made, header)
-        _wait_for(lambda: "braked" in _logs(tmp_path))
+        _wait_for(lambda: "audience on hold" in _logs(tmp_path))
         commands = _commands(fleet)
     finally:
         fleet.stop()

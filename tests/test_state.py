@@ -1,8 +1,11 @@
 """The word for where an audience stands, as every page shows it."""
 
-import pytest
+from datetime import UTC, datetime
 
-from audiences import brake, lanes, state
+import pytest
+from django.utils.timezone import now
+
+from audiences import brake, lanes, provision, state
 from audiences.models import Audience, Install, Lane
 from odp.outcomes import Answer, Outcome
 from tests.delivering import claim, enter, lane_of, lease_runs_out, make_audience, make_install
@@ -33,8 +36,30 @@ def test_one_that_is_not_in_odp_yet_is_to_be_created(gold: Audience) -> None:
     Audience.objects.update(provisioned_at=None)
     enter(gold, "kim")
     assert word(gold) == "to be created"
-    claim(gold.install, provisioned=False)
+    assert provision.claim(gold.install.pk) is not None
     assert word(gold) == "being created"
+
+
+def test_one_that_can_not_be_made_is_on_hold_and_says_until_when(gold: Audience) -> None:
+    Audience.objects.update(
+        provisioned_at=None,
+        hold_failures=3,
+        hold_reason="503: busy",
+        hold_since_at=datetime(2026, 7, 1, 12, tzinfo=UTC),
+        hold_until_at=datetime(2026, 7, 1, 13, tzinfo=UTC),
+    )
+    assert word(gold) == "up to date"
+    enter(gold, "kim")
+    shown = state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk))
+    assert shown == state.State(
+        "on hold",
+        "it can't be made in ODP: 503: busy — 3 in a row since 2026-07-01 12:00:00 UTC, next try at 13:00:00 UTC",
+        trouble=True,
+    )
+    Audience.objects.update(provisioned_at=now())
+    shown = state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk))
+    assert shown.word == "waiting"
+    assert "Deliveries go on meanwhile." in state.warnings(lane_of(gold))[-1]
 
 
 def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> None:

@@ -15,7 +15,7 @@ from django.conf import settings
 from audiences import brake, lanes, provision
 from audiences.fold import EXIT, Entry, Folded, fold
 from audiences.lanes import GapError, Lease, LeaseLostError, Result
-from audiences.wake import expect_drain, wake, wake_more
+from audiences.wake import expect_drain, wake, wake_making, wake_more
 from odp.client import Client
 from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
@@ -81,8 +81,22 @@ def drain(install_id: int, *, seconds: float) -> int:
     return turns
 
 
+def make(install_id: int, *, seconds: float) -> int:
+    """Make the audiences of the install that wait for it. Returns how many were tried."""
+    until = time.monotonic() + seconds
+    tried = 0
+    while provision.provision_one(install_id, gate=pace.pass_gate):
+        tried += 1
+        if time.monotonic() > until:
+            wake_making(install_id)
+            break
+    return tried
+
+
 def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
-    """One step: an audience made in ODP, or one request delivered. False when there is nothing to do now.
+    """One step: one request delivered, or an audience made in ODP. False when there is nothing to do now.
+
+    Deliveries never wait for a making: while there are any, it is left to a task of its own.
 
     While another request is under way, one that would leave part-full waits ``fill_seconds`` for more to come, and
     nothing is waited for a little, too.
@@ -90,7 +104,9 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     work = lanes.work(install_id)
     if work is None:
         return False
-    if work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
+    if work.unprovisioned and work.ready:
+        wake_making(install_id)
+    elif work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
         return True
     if fill_seconds and work.under_way and not work.ready:
         return _waits_for_work(install_id, fill_seconds) and turn(install_id)

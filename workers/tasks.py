@@ -19,6 +19,15 @@ def drain(install_id: int) -> None:
         heart.worked()
 
 
+@shared_task(name="workers.tasks.make", ignore_result=True)
+def make(install_id: int) -> None:
+    """Make what audiences of one install need in ODP, while others deliver."""
+    wake.heard(install_id, wake.MAKE)
+    if draining.make(install_id, seconds=settings.DRAIN_SECONDS):
+        wake.wake(install_id)
+        heart.worked()
+
+
 @shared_task(name="workers.tasks.resend", ignore_result=True)
 def resend(install_id: int) -> None:
     """Append what one install is to send again, as far as there is room."""

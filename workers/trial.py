@@ -203,14 +203,22 @@ class _Leg:
             return Seen(FAILED, "The install was switched off.")
         if install.brake_until_at is not None and state.needs_key(install):
             return Seen(FAILED, f"The install is braked: {install.brake_reason}. {state.remedy(install)}")
+        if state.refuses_key(lane.audience.hold_reason):
+            return Seen(FAILED, self._on_hold(lane.audience))
         return None
+
+    @staticmethod
+    def _on_hold(audience: Audience) -> str:
+        return f"The audience can't be made in ODP: {audience.hold_reason}. {state.remedy_of_hold(audience)}"
 
     def _held_or_no_worker(self) -> str:
         lane = self._lane()
         install = lane.audience.install
         if install.brake_until_at is not None:
             return f"The install is braked: {install.brake_reason}. {state.remedy(install)}"
-        if lane.lease_token is not None:
+        if lane.audience.hold_failures:
+            return self._on_hold(lane.audience)
+        if lane.lease_token is not None or lane.audience.making_token is not None:
             return "A worker has it, and ODP has not answered yet."
         return NO_WORKER
 

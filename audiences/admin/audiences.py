@@ -91,18 +91,55 @@ class RetryNow(Verb[Audience]):
     name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
 
     def offered(self, audience: Audience) -> bool:
+        if audience.hold_failures and audience.lane.blocked_at is None:
+            return True
         return state.backlog(audience.lane) > 0 and state.of_lane(audience.lane).word in ("held back", "waiting")
 
     def consequence(self, audience: Audience) -> str:
+        if audience.hold_failures:
+            return (
+                f"ODP is asked at once for what {audience} needs there. If that fails, the next try is put off again."
+                f" Other audiences go on either way. The last answer was: {audience.hold_reason}"
+            )
         return (
             f"One request goes to ODP at once, for all audiences of {audience.install} that wait. If ODP takes it"
             " everything goes on; if not, the next try is put off again. Nothing is lost either way."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        brake.release(audience.install)
+        provision.try_now(install_id=audience.install_id, audience_id=audience.pk)
+        if audience.install.brake_failures:
+            brake.release(audience.install)
         wake(audience.install_id)
-        return f"Trying {audience.install} again now."
+        return f"Trying {audience if audience.hold_failures else audience.install} again now."
+
+
+class AcceptDefinition(Verb[Audience]):
+    """The definition in ODP is somebody else's, and a person says that it is right."""
+
+    name, label, icon, permission = "accept", "Accept definition", "fact_check", "audiences.unblock_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None and bool(audience.foreign_definition)
+
+    def seen(self, audience: Audience) -> str:
+        return audience.foreign_definition
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"The definition that {audience} has in ODP stays as it is, and the"
+            f" {number(state.backlog(audience.lane))} events that wait are sent. Whether ODP counts the customers as"
+            f" members then depends on that definition. {audience.lane.block_reason}"
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        with transaction.atomic():
+            if not lanes.unblock(audience.lane) or not provision.accept(audience.pk, audience.foreign_definition):
+                transaction.set_rollback(True)
+                return None
+            provision.look_again(audience.pk)
+        wake(audience.install_id)
+        return f"Accepted the definition of {audience} in ODP."
 
 
 class Resync(SendAgain):
@@ -128,12 +165,20 @@ class AudienceState(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("blocked", "Blocked"), ("paused", "Paused"), ("behind", "With a backlog"), ("idle", "Up to date")]
+        return [
+            ("blocked", "Blocked"),
+            ("hold", "On hold"),
+            ("paused", "Paused"),
+            ("behind", "With a backlog"),
+            ("idle", "Up to date"),
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Audience]) -> QuerySet[Audience]:
         match self.value():
             case "blocked":
                 return queryset.filter(lane__blocked_at__isnull=False)
+            case "hold":
+                return queryset.filter(hold_failures__gt=0)
             case "paused":
                 return queryset.filter(lane__paused_at__isnull=False)
             case "behind":
@@ -145,7 +190,7 @@ class AudienceState(admin.SimpleListFilter):
 
 @admin.register(Audience)
 class AudienceAdmin(OperatorAdmin[Audience]):
-    verbs = (Pause(), Resume(), Unblock(), RetryNow(), Resync(), Replay())
+    verbs = (Pause(), Resume(), Unblock(), AcceptDefinition(), RetryNow(), Resync(), Replay())
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
     list_filter = (AudienceState, "install")
     search_fields = ("odp_id", "latest_slug")

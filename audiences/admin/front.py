@@ -61,6 +61,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *turned_away.over_the_disk_mark(installs),
         *turned_away.switched_off(request, installs),
         *_blocked(request, held),
+        *_on_hold(request),
         *_parked(request, parked),
         *_paused(request, held),
         *_future_times(),
@@ -113,7 +114,13 @@ def _silent_since(behind: list[Any]) -> datetime | None:
 
 
 def _free(behind: list[Any]) -> list[Any]:
-    return [lane for lane in behind if lane.paused_at is None and lane.blocked_at is None]
+    return [
+        lane
+        for lane in behind
+        if lane.paused_at is None
+        and lane.blocked_at is None
+        and state.of_lane(lane).word not in ("on hold", "being created")
+    ]
 
 
 def _silent(since: datetime | None, behind: list[Any]) -> list[Trouble]:
@@ -190,11 +197,46 @@ def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
             ago(lane.blocked_at),
             url_of(lane.audience),
             todo="Mend in ODP what the reason names, then press Unblock: what waits goes on, in order.",
-            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("unblock",)),
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("unblock", "accept")),
         )
         for lane in blocked[:TOLD]
     ]
     return told + _and_more(len(blocked), "blocked audiences", list_url(Audience, state="blocked"))
+
+
+def _on_hold(request: HttpRequest) -> list[Trouble]:
+    """Audiences that can't be made, or looked at, in ODP; those that fail for the same reason together."""
+    here = reverse("admin:index")
+    failing = Audience.objects.filter(hold_failures__gt=0, lane__blocked_at=None, lane__paused_at=None)
+    groups: dict[tuple[int, bool, str], list[Audience]] = {}
+    for audience in failing.select_related("install", "lane").order_by("hold_since_at"):
+        key = audience.install_id, audience.provisioned_at is None, audience.hold_reason
+        groups.setdefault(key, []).append(audience)
+    told = []
+    for (_, is_new, _), alike in list(groups.items())[:TOLD]:
+        first, alone = alike[0], len(alike) == 1
+        who = str(first) if alone else f"{count(len(alike), 'audience')} of {first.install}"
+        waiting = sum(state.backlog(audience.lane) for audience in alike)
+        told.append(
+            Trouble(
+                f"{who} can't be {'made' if is_new else 'looked at'} in ODP",
+                f"{state.hold(first)}. "
+                + (f"{count(waiting, 'event')} waiting; none is lost." if is_new else "Deliveries go on."),
+                ago(first.hold_since_at),
+                url_of(first) if alone else list_url(Audience, state="hold", install__id__exact=first.install_id),
+                "bad" if is_new else "held",
+                todo=state.remedy_of_hold(first),
+                buttons=[
+                    *(
+                        way_to(request, first.install, "id_odp_api_key", "Enter a key", "key")
+                        if state.refuses_key(first.hold_reason)
+                        else []
+                    ),
+                    *(verbs.buttons(page(Audience), request, first, back=here, only=("retry",)) if alone else []),
+                ],
+            )
+        )
+    return told + _and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
 
 
 def _sentence(words: str) -> str:

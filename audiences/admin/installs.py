@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences import brake, confirm, installs, state, tokens
+from audiences import brake, confirm, installs, provision, state, tokens
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import check_key
@@ -73,6 +73,7 @@ class RetryNow(Verb[Install]):
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
         brake.release(install)
+        provision.try_now(install_id=install.pk)
         wake(install.pk)
         return f"Trying {install} again now."
 
@@ -235,6 +236,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         messages.add_message(request, messages.SUCCESS if found.works else messages.ERROR, found.words)
         if found.works:
             brake.release(install)
+            provision.try_now(install_id=install.pk)
             wake(install.pk)
 
     def changeform_view(
