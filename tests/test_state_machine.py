@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from audiences import fold, ingest, lanes
+from audiences import fold, ingest, lanes, provision
 from audiences.models import Audience
 from tests.delivering import happen, lane_of
 from tests.messages import AT_NS
@@ -128,8 +128,8 @@ def cursor_over_ids(patched: pytest.MonkeyPatch) -> None:
         cursor.execute("DROP SEQUENCE IF EXISTS serial; CREATE SEQUENCE serial")
     drawn = "SELECT id, number, nextval('serial') - 1 AS before FROM grown"
     _number_by(patched, drawn)
-    for statement in ("_DUE", "_WORK", "_CLAIM"):
-        patched.setattr(lanes, statement, getattr(lanes, statement).replace("audience.last_sequence", _KNOWN))
+    for module, statement in ((lanes, "_DUE"), (lanes, "_WORK"), (lanes, "_CLAIM"), (provision, "_CLAIM")):
+        patched.setattr(module, statement, getattr(module, statement).replace("audience.last_sequence", _KNOWN))
 
 
 # --- and what happens when they are tried ------------------------------------------------------------------------

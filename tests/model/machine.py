@@ -32,11 +32,15 @@ TABLES = ("resend", "parked", "run", "delivery", "membership", "event", "lane", 
 
 # What the audit looks for, and two things more. In one statement, because it is asked after every step.
 TRUTHS = {
-    **audit.TRUTHS,
+    **{truth: audit.statement_of(truth) for truth in audit.TRUTHS},
     "no more leases at a time than requests allowed": """
         SELECT '', format('%s leases', count(DISTINCT lease_token))
         FROM audiences_lane WHERE lease_expires_at > clock_timestamp()
         HAVING count(DISTINCT lease_token) > (SELECT max_in_flight FROM audiences_install)
+    """,
+    "no more audiences are made at a time than may be": f"""
+        SELECT '', format('%s makings', count(*))
+        FROM audiences_audience WHERE making_until_at > clock_timestamp() HAVING count(*) > {lanes.MAKING_AT_ONCE}
     """,
     "who is refused is parked": """
         SELECT '', held.identifier FROM audiences_membership AS held WHERE held.refused AND NOT EXISTS (

@@ -57,6 +57,7 @@ class Clock:
             for table, columns in (
                 ("lane", ["lease_expires_at"]),
                 ("install", ["brake_until_at", "brake_since_at"]),
+                ("audience", ["making_until_at", "hold_since_at", "hold_until_at", "look_asked_at"]),
                 ("delivery", ["opened_at", "closed_at"]),
             ):
                 earlier = ", ".join(f"{column} = {column} - make_interval(secs => %(by)s)" for column in columns)
@@ -171,7 +172,8 @@ class Odp:
 
     clock: Clock
     holds: dict[tuple[str, str], tuple[int, bool]] = field(default_factory=dict)
-    made: set[str] = field(default_factory=set)
+    # Fields and segments as they were written, by their paths.
+    made: dict[str, Any] = field(default_factory=dict)
     flying: dict[int, Request] = field(default_factory=dict)
     late: list[Request] = field(default_factory=list)
     bad_customers: set[str] = field(default_factory=set)
@@ -182,7 +184,8 @@ class Odp:
     def begin(self, changes: tuple[Change, ...]) -> Request:
         under_way = {change.lane for request in self.flying.values() for change in request.changes}
         assert under_way.isdisjoint(change.lane for change in changes), "two requests in flight for a lane"
-        assert {change.odp_id for change in changes} <= self.made, "a write for an audience that is not there"
+        written = {f"/v3/segments/{change.odp_id}" for change in changes}
+        assert written <= self.made.keys(), "a write for an audience that is not there"
         return Request(changes, self.clock.now)
 
     def apply(self, request: Request, *, late: bool = False) -> None:
@@ -276,10 +279,11 @@ class FakeClient:
         if worker.answer is not None:
             return worker.answer
         if method == "GET":
-            there = path.removeprefix("/v3/segments/") in self.odp.made
-            return Answer(Outcome.DELIVERED, status=200) if there else Answer(Outcome.RETRY_LATER, "404", 404)
-        if method == "PUT":
-            self.odp.made.add(path.removeprefix("/v3/segments/"))
+            shown = self.odp.made.get(path)
+            there = Answer(Outcome.DELIVERED, status=200, json=shown)
+            return there if shown else Answer(Outcome.RETRY_LATER, "404", 404)
+        thing = json.loads(body or b"")
+        self.odp.made[path if method == "PUT" else f"{path}/{thing['name']}"] = thing
         return Answer(Outcome.DELIVERED, status=200)
 
 
@@ -306,6 +310,9 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
             (lanes, "settle"),
             (brake, "apply"),
             (brake, "release"),
+            (provision, "claim"),
+            (provision, "_hold"),
+            (provision, "_end"),
         ):
             patched.setattr(module, name, _stopping(getattr(module, name), before=name == "settle", after=True))
         patched.setattr(lanes, "give_back", _stopping(lanes.give_back, before=True))
@@ -318,6 +325,6 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
         patched.setattr(drain, "FILL_SECONDS", 0.0)
         patched.setattr(provision, "time", odp.clock)
         patched.setattr(provision, "client_of", client_of)
-        for waker in (wake._waker, wake._more_waker):
+        for waker in (wake._waker, wake._more_waker, wake._maker):
             patched.setattr(waker, "want", hints.add)
         yield
