@@ -50,7 +50,7 @@ def ask(install_id: int) -> None:
     """Ask ODP about a few delivered members, unless somebody else has just done so, and write down what it says."""
     install = Install.objects.get(pk=install_id)
     some = delivered(install)
-    if some is None or not _our_turn(install):
+    if some is None or (asked_at := _our_turn(install)) is None:
         return
     audience, people, at = some
     found = audiences_of_each(
@@ -59,7 +59,8 @@ def ask(install_id: int) -> None:
     answer = next(iter(found)).answer
     told = answer.outcome is Outcome.DELIVERED
     shown = any(one.is_in(audience.odp_id) for one in found)
-    Confirmation.objects.filter(install=install, confirmed_at=None).update(
+    # The row of this question alone: after ``forget`` there may be another one, about another ODP account.
+    Confirmation.objects.filter(install=install, asked_at=asked_at, confirmed_at=None).update(
         delivered_at=at,
         problem="" if told else answer.reason,
         audience=audience,
@@ -67,10 +68,13 @@ def ask(install_id: int) -> None:
     )
 
 
-def _our_turn(install: Install) -> bool:
+def _our_turn(install: Install) -> datetime | None:
+    """When the question was asked, in the row; None when somebody else has just asked it."""
     Confirmation.objects.get_or_create(install=install)
     rested = Q(asked_at=None) | Q(asked_at__lte=now() - EVERY)
-    return bool(Confirmation.objects.filter(rested, install=install, confirmed_at=None).update(asked_at=now()))
+    asked_at = now()
+    ours = Confirmation.objects.filter(rested, install=install, confirmed_at=None).update(asked_at=asked_at)
+    return asked_at if ours else None
 
 
 def has_members(install: Install) -> bool:

@@ -1,6 +1,7 @@
 """HTTP to ODP: one request in, one ``Answer`` out. Knows no models, never retries, never raises for what ODP does."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import requests
 import urllib3
 
+from odp.acceptance import LIST_SUBSCRIPTIONS, objection
 from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
 from odp.outcomes import (
     TOO_LARGE,
@@ -19,33 +21,35 @@ from odp.outcomes import (
     named_items,
     not_odp,
     outcome_of,
-    readable,
     retry_after_seconds,
 )
+from odp.trouble import words_for
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
 # Answers of ODP are small; anything longer is somebody else's page.
 ANSWER_BYTES = 1_000_000
 EXCERPT = 2_000
-LIST_SUBSCRIPTIONS = "/v3/lists/subscriptions"
 # The parts of an account for which ODP documents a limit of requests per second that we could reach.
 _LIMITED = ("profiles", "lists")
 USER_AGENT = "lytics-sync/0.1"
 OUT_OF_TIME = "ODP gave no whole answer in time"
 NO_CONNECTION = "No connection to ODP came up in time"
 
+# Whose certificates are trusted: True for the usual ones, or the path of a file.
+TRUSTED: bool | str = True
+
 _thread = threading.local()
 
 
-def _session() -> requests.Session:
-    """One session, and so one pool of kept-alive connections, per thread: a session is not safe to share."""
-    session: requests.Session | None = getattr(_thread, "session", None)
-    if session is None:
-        session = _thread.session = requests.Session()
-        session.trust_env = False  # a proxy or .netrc of the environment is not ours to obey
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, DeadlineAdapter(pool_connections=16, pool_maxsize=1))
-    return session
+def _adapter() -> DeadlineAdapter:
+    """One pool of kept-alive connections per thread. No session of ``requests``: that one reads redirects whole,
+    packed ones unpacked, keeps cookies, and obeys proxies and ``.netrc`` of the environment."""
+    adapter: DeadlineAdapter | None = getattr(_thread, "adapter", None)
+    if adapter is None:
+        adapter = _thread.adapter = DeadlineAdapter(pool_connections=16, pool_maxsize=1)
+    return adapter
 
 
 # Asked in the moment before a call's first byte, with its path and the moment after which it may not start.
@@ -90,7 +94,7 @@ class Client:
         start_before = min(start_before, self.ends_at)
         seconds = min(seconds, self.ends_at - started)
         if seconds <= 0:
-            return Answer(Outcome.RETRY_LATER, OUT_OF_TIME)
+            return Answer(Outcome.RETRY_LATER, OUT_OF_TIME, sent=False)
         if started >= start_before:
             raise TooLateError
         # What doesn't come up while the request may still start is a server that can't be reached.
@@ -99,23 +103,35 @@ class Client:
         ask = self.permission and partial(self.permission, path, start_before)
         with deadline(seconds=seconds, start_before=start_before, ends_at=self.ends_at, permission=ask) as limit:
             try:
-                with _session().send(
+                with _adapter().send(
                     requests.Request(method, self.host + path, headers=headers, data=body).prepare(),
                     timeout=(connect_seconds, seconds + SPARE_SECONDS),
-                    allow_redirects=False,
+                    verify=TRUSTED,
                     stream=True,
                 ) as response:
-                    content = response.raw.read(ANSWER_BYTES, decode_content=True)
+                    content = _content(response)
             except TooLateError:
                 if not limit.passed:
                     raise
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 — whatever a server sends ends in an Answer
+                if limit.permission_error is not None:
+                    raise limit.permission_error from None
                 if not limit.passed:
-                    return _no_answer(error, seconds=_since(limit.began_at or started))
+                    return _no_answer(error, began_at=limit.began_at, started=started)
         taken = _since(limit.began_at or started)
         if limit.passed:
-            return Answer(Outcome.RETRY_LATER, OUT_OF_TIME if limit.began_at else NO_CONNECTION, seconds=taken)
+            reason = OUT_OF_TIME if limit.began_at else NO_CONNECTION
+            return Answer(Outcome.RETRY_LATER, reason, sent=limit.began_at is not None, seconds=taken)
         return _answer(path, response, content, seconds=taken)
+
+
+def _content(response: requests.Response) -> bytes:
+    """The beginning of the body. What says falsely how it is packed has none."""
+    try:
+        content: bytes = response.raw.read(ANSWER_BYTES, decode_content=True)
+    except urllib3.exceptions.DecodeError:
+        return b""
+    return content
 
 
 def _headers(api_key: str) -> dict[str, str]:
@@ -132,16 +148,12 @@ def _since(moment: float) -> float:
     return time.monotonic() - moment
 
 
-def _no_answer(error: Exception, *, seconds: float) -> Answer:
+def _no_answer(error: Exception, *, began_at: float | None, started: float) -> Answer:
     """ODP may or may not have applied the request; sending it again is harmless, because it is absolute state."""
-    return Answer(Outcome.RETRY_LATER, f"ODP could not be reached: {_root(error)}", seconds=seconds)
-
-
-def _root(error: BaseException) -> str:
-    """The innermost cause, in a few words: urllib3 wraps it in several layers and a memory address."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return readable(f"{type(error).__name__}: {error}"[:200])
+    if not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)):
+        log.error("an answer that nothing here expected", exc_info=error)
+    seconds = _since(began_at or started)
+    return Answer(Outcome.RETRY_LATER, words_for(error), sent=began_at is not None, seconds=seconds)
 
 
 def _answer(path: str, response: requests.Response, content: bytes, *, seconds: float) -> Answer:
@@ -152,12 +164,10 @@ def _answer(path: str, response: requests.Response, content: bytes, *, seconds: 
     status, outcome = response.status_code, outcome_of(response.status_code)
     if status == 404 and path == LIST_SUBSCRIPTIONS and isinstance(body, dict):
         outcome = Outcome.REFUSED  # here alone ODP itself says 404 to a write: the list is gone
-    if outcome is Outcome.DELIVERED and is_html:
-        # ODP answers in JSON. A page with 200 is a proxy or a wrong host, and nobody has taken the change.
-        return Answer(
-            Outcome.RETRY_LATER, "A web page came back where ODP should be", status, slow_probe=True, seconds=seconds
-        )
-    reason = "" if outcome is Outcome.DELIVERED else f"{status}: {error_words(body, '' if is_html else text)}"
+    reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
+    slow_probe = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
+    if outcome is Outcome.DELIVERED and (against := objection(path, status, body, text, is_html=is_html)):
+        outcome, reason, slow_probe = against
     return Answer(
         outcome=outcome,
         reason=reason,
@@ -165,11 +175,18 @@ def _answer(path: str, response: requests.Response, content: bytes, *, seconds: 
         named=named_items(body) if outcome is Outcome.REFUSED else {},
         retry_after=retry_after_seconds(response.headers.get("Retry-After")),
         too_large=status == TOO_LARGE,
-        slow_probe=outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status)),
+        slow_probe=slow_probe,
         seconds=seconds,
         text=text[:EXCERPT],
         json=body,
     )
+
+
+def _reason(status: int, body: Any, text: str, *, is_html: bool) -> str:
+    words = error_words(body, "" if is_html else text)
+    if any(character.isalnum() for character in words):
+        return f"{status}: {words}"
+    return f"{status}: {'a web page came back, not an answer of ODP' if is_html else 'ODP gave no reason'}"
 
 
 def _json(text: str) -> Any:

@@ -19,6 +19,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from odp.http1 import Response
+
 # The deadline ends a call; a single operation on its socket may take longer by this, so that the two don't race.
 SPARE_SECONDS = 0.5
 
@@ -39,11 +41,13 @@ class Deadline:
         self.permission = permission
         self.passed = False
         self.began_at: float | None = None
-        self._connection: HTTPConnection | None = None
+        # What ``permission`` raised: the caller's own fault, not the server's.
+        self.permission_error: Exception | None = None
+        self._connection: _Guarded | None = None
         self._lock = threading.Lock()
         self._arm(self.start_before)
 
-    def guard(self, connection: HTTPConnection) -> None:
+    def guard(self, connection: "_Guarded") -> None:
         """Called with a connection before each piece is sent on it. Raises ``TooLateError``."""
         if self._connection is not connection:
             self._begin(connection)
@@ -53,10 +57,11 @@ class Deadline:
     def end(self) -> None:
         _watch.forget(self)
 
-    def _begin(self, connection: HTTPConnection) -> None:
+    def _begin(self, connection: "_Guarded") -> None:
         _watch.forget(self)
         if self.permission is not None and not self.passed:
-            self.permission()
+            self._ask(self.permission)
+            connection.renew_if_stale()
         with self._lock:
             if self.passed or time.monotonic() >= self.start_before:
                 raise TooLateError
@@ -65,6 +70,13 @@ class Deadline:
             connection.sock.settimeout(self.seconds + SPARE_SECONDS)
             self.began_at = time.monotonic()
         self._arm(self.ends_at)
+
+    def _ask(self, permission: Callable[[], None]) -> None:
+        try:
+            permission()
+        except Exception as error:
+            self.permission_error = error
+            raise
 
     def _arm(self, moment: float) -> None:
         _watch.expect(self, min(time.monotonic() + self.seconds, moment))
@@ -140,22 +152,34 @@ def deadline(
         call.end()
 
 
-class _Guarded:
-    """Mixed into urllib3's connections: the deadline is asked after connecting, before each piece is sent."""
+class _Guarded(HTTPConnection):
+    """urllib3's connection: the deadline is asked after connecting, before each piece is sent."""
 
-    sock: Any
+    response_class = Response
+    # Whether an answer has come over it: it was kept alive since, and may have ended or be out of step.
+    _has_answered = False
+
+    def connect(self) -> None:
+        super().connect()
+        self._has_answered = False
 
     def send(self, data: Any) -> None:
         if self.sock is None:
-            self.connect()  # type: ignore[attr-defined]
+            self.connect()
         call = getattr(_current, "call", None)
         if call is not None:
             call.guard(self)
-        super().send(data)  # type: ignore[misc]
+        super().send(data)
 
+    def getresponse(self) -> Any:
+        self._has_answered = True
+        return super().getresponse()
 
-class _HTTP(_Guarded, HTTPConnection):
-    pass
+    def renew_if_stale(self) -> None:
+        """Connect anew where the server hung up, or said something unasked, while permission was waited for."""
+        if self._has_answered and not self.is_connected:
+            self.sock.close()
+            self.connect()
 
 
 class _HTTPS(_Guarded, HTTPSConnection):
@@ -163,7 +187,7 @@ class _HTTPS(_Guarded, HTTPSConnection):
 
 
 class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _HTTP
+    ConnectionCls = _Guarded
 
 
 class _HTTPSPool(HTTPSConnectionPool):

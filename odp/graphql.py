@@ -136,7 +136,7 @@ def _says_unknown(error: Any) -> bool:
     extensions = error.get("extensions") if isinstance(error, dict) else None
     if not isinstance(extensions, dict):
         return False
-    return extensions.get("code") in _UNKNOWN or extensions.get("classification") in _UNKNOWN
+    return any(str(extensions.get(name)) in _UNKNOWN for name in ("code", "classification"))
 
 
 def _message(error: Any) -> str:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from odp import definitions
-from odp.client import LIST_SUBSCRIPTIONS, Client
+from odp.acceptance import LIST_SUBSCRIPTIONS
+from odp.client import Client
 from odp.outcomes import Answer, Outcome
 
 

@@ -66,6 +66,8 @@ class Answer:
     retry_after: float | None = None
     too_large: bool = False
     slow_probe: bool = False
+    # False when not a byte of the request went out, so that ODP can't have applied it.
+    sent: bool = True
     seconds: float = 0.0
     text: str = ""
     json: Any = None
@@ -79,8 +81,11 @@ def retry_after_seconds(header: str | None, *, now: datetime | None = None) -> f
         seconds = float(header)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(header) - (now or datetime.now(UTC))).total_seconds()
-        except (ValueError, TypeError):
+            moment = parsedate_to_datetime(header)
+            # ``-0000`` and asctime give no zone; HTTP's dates are in UTC.
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+        except (ValueError, TypeError, OverflowError, IndexError):
             return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else None
 

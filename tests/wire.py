@@ -13,7 +13,11 @@ from tests.threads import eventually
 Script = Callable[[socket.socket], bool | None]
 
 
-def answer(status: int = 202, body: bytes = b"{}", *headers: str, kind: str = "application/json") -> bytes:
+# What ODP answers when it took a write.
+ACCEPTED = b'{"title":"Accepted","status":202}'
+
+
+def answer(status: int = 202, body: bytes = ACCEPTED, *headers: str, kind: str = "application/json") -> bytes:
     """A well-formed answer."""
     head = [f"HTTP/1.1 {status} Some words", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
