@@ -246,7 +246,8 @@ _CLOSE = """
 WITH closed AS (
     UPDATE audiences_delivery SET
         closed_at = statement_timestamp(), outcome = %(outcome)s, status = %(status)s::smallint,
-        latency_ms = %(latency)s::int, reason = %(reason)s, answer = %(answer)s
+        latency_ms = %(latency)s::int, reason = %(reason)s, answer = %(answer)s,
+        affirmed_at = CASE WHEN %(sent)s::boolean THEN affirmed_at ELSE statement_timestamp() END
     WHERE id = %(delivery)s AND closed_at IS NULL RETURNING id
 )
 UPDATE audiences_run AS run SET closed_at = statement_timestamp(), outcome = %(outcome)s
@@ -473,6 +474,8 @@ def close_delivery(delivery_id: int, answer: Answer) -> None:
             "latency": round(answer.seconds * 1000),
             "reason": answer.reason,
             "answer": answer.text,
+            # What never went out can't be applied late: nobody has to look at it again.
+            "sent": answer.sent,
         },
     )
 

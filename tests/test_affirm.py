@@ -249,3 +249,12 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
         assert lanes.overtaken(seconds=0, limit=1)[0] == 1
         (other,) = start(affirm_now)
         assert other.result(PATIENCE) == 0
+
+
+def test_a_request_that_never_went_out_is_not_looked_at_again(shop: Install) -> None:
+    opened = Delivery.objects.create(
+        install=shop, endpoint="/v3/profiles", outcome="", items=1, bytes=2, opened_at=now()
+    )
+    lanes.close_delivery(opened.pk, drain.TOO_LATE)
+    opened.refresh_from_db()
+    assert (opened.outcome, opened.affirmed_at is not None) == (Outcome.RETRY_LATER, True)

@@ -637,6 +637,25 @@ def test_a_request_does_not_start_when_its_lease_is_nearly_over(
     assert shop.brake_until_at is None
 
 
+@pytest.mark.parametrize("where", ["claim", "read", "settle"])
+def test_an_unexpected_error_backs_the_install_off_and_says_why(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise LookupError("no such thing\nand more")
+
+    enter(gold, "a")
+    assert drain.turn(shop.pk)  # makes the audience
+    monkeypatch.setattr(lanes, where, fail)
+    with pytest.raises(LookupError):
+        drain.turn(shop.pk)
+    shop.refresh_from_db()
+    assert shop.brake_until_at is not None
+    assert shop.brake_reason == "Unexpected error in delivery: no such thing"
+    assert (cursor_of(gold), lane_of(gold).lease_token) == (0, None)
+    assert lanes.due() == []
+
+
 def test_the_time_it_takes_to_plant_the_flag_is_time_of_the_lease(
     odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import structlog
 from django.conf import settings
+from django.db import InterfaceError, OperationalError
 
 from audiences import brake, lanes, provision
 from audiences.fold import EXIT, Entry, Folded, fold
@@ -19,7 +20,7 @@ from audiences.wake import expect_drain, wake, wake_making, wake_more
 from odp.client import Client
 from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
-from odp.outcomes import Answer, Outcome
+from odp.outcomes import Answer, Outcome, readable
 from workers import pace
 from workers.isolate import Isolation, Part
 
@@ -33,7 +34,10 @@ FILL_SECONDS = 0.04
 # How often a drain waits so long for anything to come at all before it ends: to start one costs more than to look.
 FILLS = 2
 # Our own doing, not ODP's: the lanes go back and nobody is held up for it.
-TOO_LATE = Answer(Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.")
+TOO_LATE = Answer(
+    Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.", sent=False
+)
+UNEXPECTED = "Unexpected error in delivery: "
 
 
 class _Line:
@@ -104,6 +108,22 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     work = lanes.work(install_id)
     if work is None:
         return False
+    try:
+        return _step(install_id, work, fill_seconds)
+    except (OperationalError, InterfaceError):  # PostgreSQL is away, and with it the place to write that down
+        raise
+    except Exception as error:
+        brake.apply(work.install, _unexpected(error))
+        raise
+
+
+def _unexpected(error: Exception) -> Answer:
+    """A fault of ours: without a backoff it would come again as soon as the lease is over, and for ever."""
+    first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), slow_probe=True, sent=False)
+
+
+def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
     if work.unprovisioned and work.ready:
         wake_making(install_id)
     elif work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
@@ -126,6 +146,10 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     except LeaseLostError:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
         lanes.give_back(lease)
+    except Exception as error:
+        if not isinstance(error, OperationalError | InterfaceError):
+            lanes.give_back(lease)
+        raise
     return True
 
 
