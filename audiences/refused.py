@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 UNKNOWN = "unknown"
 # Requests that are no HTTP, or more of it than the server takes: nobody knows which install they were for.
 UNREADABLE = "unreadable"
+# Webhook calls with a method such as GET, answered 405: nobody asks for their token.
+WRONG_METHOD = "wrong-method"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
 # Counts are sent together so often, in seconds, and again after so many when Redis was away.
@@ -119,7 +121,7 @@ _counter = _Counter()
 
 
 def note(who: str, source: str | None, *, what: str = "") -> None:
-    """A call to ``who`` was refused: an install's public id, ``UNKNOWN`` or ``UNREADABLE``, and in ``what`` words.
+    """A call to ``who`` was refused: an install's public id or a name from above, and in ``what`` words.
 
     Returns at once and never raises.
     """
@@ -139,11 +141,11 @@ def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], ne
 
 
 def last_hour(public_ids: Iterable[str]) -> dict[str, Refused] | None:
-    """What was refused, by install, ``UNKNOWN`` and ``UNREADABLE``; those without any are left out.
+    """What was refused, by install and the names above; those without any are left out.
 
     None when Redis can't be asked.
     """
-    names = [*public_ids, UNKNOWN, UNREADABLE]
+    names = [*public_ids, UNKNOWN, UNREADABLE, WRONG_METHOD]
     this = int(time.time() // 60)
     try:
         with _redis().pipeline(transaction=False) as pipe:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.urls import resolve
+from django.urls import ResolverMatch, resolve
 from rest_framework.response import Response
+
+from audiences.api.views import UnknownWebhookView, is_for_lytics
 
 Handler = Callable[[HttpRequest], HttpResponseBase]
 
@@ -14,10 +16,10 @@ def straight_to_webhooks(get_response: Handler) -> Handler:
     """The rest of the middleware costs a tenth of the whole call. What a call needs of it is done here."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        if not request.path_info.startswith("/webhooks/"):
+        if not is_for_lytics(request):
             return get_response(request)
         request.get_host()  # raises for a host that ALLOWED_HOSTS doesn't name
-        match = request.resolver_match = resolve(request.path_info)
+        match = request.resolver_match = _match(request.path_info)
         response: HttpResponseBase = match.func(request, *match.args, **match.kwargs)
         if isinstance(response, Response):
             response.render()
@@ -25,3 +27,11 @@ def straight_to_webhooks(get_response: Handler) -> Handler:
         return response
 
     return middleware
+
+
+_unknown = UnknownWebhookView.as_view()
+
+
+def _match(path: str) -> ResolverMatch:
+    """A page of the admin, or of health, is none of Lytics' either."""
+    return resolve(path) if path.startswith("/webhooks/") else ResolverMatch(_unknown, (), {})

@@ -6,7 +6,7 @@ from django.shortcuts import redirect
 from django.urls import path, re_path
 
 from audiences.admin import customer
-from audiences.api.views import UnknownWebhookView, WebhookView, bad_request, not_found
+from audiences.api.views import UnknownWebhookView, WebhookView, bad_request
 from lytics_sync import health
 
 
@@ -27,5 +27,3 @@ urlpatterns = [
 ]
 # And a Host that ALLOWED_HOSTS doesn't name, which Django refuses before any view is asked, must not cost a batch.
 handler400 = bad_request
-# Nor may a path that is off by a letter.
-handler404 = not_found

@@ -25,6 +25,7 @@ from gunicorn.http import errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from audiences import refused
+from lytics_sync.lenient import LenientRequest
 from workers.heap import leave_heap_alone
 
 log = structlog.get_logger(__name__)
@@ -158,6 +159,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle(self, conn: TConn) -> Any:
         conn.sock.setblocking(True)
         conn.init()
+        if not conn.is_http2:
+            conn.parser.mesg_class = LenientRequest
         unreader = getattr(conn.parser, "unreader", None)
         if unreader is not None and not conn.is_http2 and not self.cfg.is_ssl:
             if not isinstance(unreader.sock, _TimedSocket):
@@ -212,7 +215,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         timed = getattr(conn.parser.unreader, "sock", None)
         if isinstance(timed, _TimedSocket):
             timed.allow(_DRAIN_SECONDS)
-        return bool(super()._keepalive_after(conn, keepalive))
+        try:
+            return bool(super()._keepalive_after(conn, keepalive))
+        except errors.ParseException:
+            # The rest of a body makes no sense, and its call has been answered: the caller would take a second answer
+            # for the one to its next call.
+            return False
 
 
 def _warm_up() -> None:
@@ -240,7 +248,9 @@ def _has_header(conn: TConn) -> bool:
         return b"\r\n\r\n" in kept.lstrip(b"\r\n")
     except OSError:
         return True
-    if not here or b"\r\n\r\n" in (kept + here).lstrip(b"\r\n") or len(here) >= _HEADER_BYTES:
+    head = (kept + here).lstrip(b"\r\n")
+    # Lines that end in LF alone are refused, and at once: no more of the header will come.
+    if not here or b"\r\n\r\n" in head or b"\n\n" in head or len(here) >= _HEADER_BYTES:
         return True
     # Or the poller would come back at once for what has been seen.
     conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(here) + 1)

@@ -70,6 +70,17 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
                 " may hold blanks or special characters. Lytics tries again, and no batch is lost.",
             )
         )
+    if (wrong := found.get(refused.WRONG_METHOD)) is not None:
+        told.append(
+            Trouble(
+                f"{count(wrong.count, 'call')} got 405: the method is not POST",
+                format_html("The last was {}. {}", wrong.what, _last_of(wrong, "Nothing of such a call is stored.")),
+                ago(wrong.since_at),
+                list_url(Install),
+                "held",
+                todo="If it is a Lytics job of yours, set its method to POST. Otherwise a stranger called.",
+            )
+        )
     return told
 
 

@@ -3,10 +3,11 @@
 from ipaddress import ip_address
 
 from django.conf import settings
+from django.http import HttpRequest
 from rest_framework.request import Request
 
 
-def of(request: Request) -> str | None:
+def of(request: HttpRequest | Request) -> str | None:
     """The caller's address as PostgreSQL knows them; None behind a Unix socket.
 
     Each proxy of ours appends the address it was called from, so only as many entries at the end of

@@ -22,6 +22,10 @@ class TooLargeError(Exception):
     """More bytes than ``WEBHOOK_BODY_LIMIT``, as sent or unpacked."""
 
 
+class MalformedError(Exception):
+    """It is not framed as HTTP says: chunks that make no sense, for example."""
+
+
 class TooSlowError(Exception):
     """It had not all come within ``WEBHOOK_READ_SECONDS``."""
 
@@ -29,7 +33,7 @@ class TooSlowError(Exception):
 def read(request: Request) -> bytes:
     """The body, unpacked when it is gzip or deflate.
 
-    Raises ``TooLargeError``, ``TooSlowError`` and ``UnreadablePostError``.
+    Raises ``TooLargeError``, ``TooSlowError``, ``MalformedError`` and ``UnreadablePostError``.
 
     What claims to be packed and can't be unpacked comes back as it was sent: the parser will set it aside.
     """
@@ -86,10 +90,12 @@ def _raw(request: Request) -> bytes:
 def _next_piece(stream: Any, size: int) -> bytes:
     try:
         return bytes(stream.read(size))
-    except Exception as error:  # of the server's own kinds too: chunks that make no sense, for example
+    except Exception as error:  # of the server's own kinds too
         if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
             raise TooSlowError from error
-        raise UnreadablePostError(str(error)) from error
+        if isinstance(error, OSError):
+            raise UnreadablePostError(str(error)) from error
+        raise MalformedError(str(error)) from error
 
 
 def _unpacked(body: bytes) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
 from django.http import HttpRequest, JsonResponse
 from django.http.request import UnreadablePostError
 from django.http.response import HttpResponseBase
@@ -22,7 +24,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from audiences import backlog, disk, ingest, tokens
+from audiences import backlog, disk, ingest, refused, tokens
 from audiences.api import address, body, strangers
 from audiences.api.authentication import TokenAuthentication
 from audiences.models import Install, Token
@@ -39,6 +41,22 @@ def come_back_later(detail: str, *, soon: bool = False) -> Response:
     return Response({"detail": detail}, status=503, headers={"Retry-After": str(seconds)})
 
 
+_DISK_FULL = "53100"
+
+
+def _ends_by_itself(error: Exception) -> bool:
+    """A restart or failover of PostgreSQL, a deadlock, a lock timeout, no free connection, a call that broke off.
+
+    A full disk waits for a person, and so does an error of ours.
+    """
+    if isinstance(error, (UnreadablePostError, InterfaceError)):
+        return True
+    if isinstance(error, (OperationalError, InternalError, NotSupportedError)):
+        return getattr(error.__cause__, "sqlstate", None) != _DISK_FULL
+    cause = error.__cause__
+    return isinstance(cause, Exception) and not isinstance(error, DatabaseError) and _ends_by_itself(cause)
+
+
 # When calls of an install were last turned away, and for which of two reasons, by this process.
 _turned_away: dict[tuple[int, str], float] = {}
 # So many seconds without such an answer end it: the next one begins another time and is told again.
@@ -52,9 +70,6 @@ def turned_away(install: Install, detail: str) -> Response:
         log.warning("calls are answered 503", install=install.name, reason=detail)
     _turned_away[key] = at
     return come_back_later(detail)
-
-
-_WRITING = ("POST", "PUT", "PATCH")
 
 
 class JSONOnly(BaseContentNegotiation):
@@ -90,6 +105,8 @@ class WebhookView(_AnsweringView):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         # Before the token is looked at: a job left on GET must show as 405 and must never look received.
         if (request.method or "").lower() not in self.http_method_names:
+            what = f"{request.method} {request.path_info[:100]}"
+            refused.note(refused.WRONG_METHOD, address.of(request), what=what)
             raise MethodNotAllowed(request.method or "")
         super().initial(request, *args, **kwargs)
 
@@ -108,7 +125,12 @@ class WebhookView(_AnsweringView):
             return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
         except body.TooSlowError:
             log.warning("call too slow", install=install.name, seconds=settings.WEBHOOK_READ_SECONDS)
-            return come_back_later(f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come.")
+            told = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
+            return come_back_later(told, soon=True)
+        except body.MalformedError as error:
+            log.warning("call could not be read", install=install.name, reason=str(error))
+            refused.note(refused.UNREADABLE, address.of(request), what="a body whose chunks make no sense")
+            return come_back_later("The body could not be read.")
         source = address.of(request)
         received = ingest.receive(install, content, source=source)
         tokens.note_use(token, source=source)
@@ -135,7 +157,7 @@ class WebhookView(_AnsweringView):
             log.info("a call broke off in the middle of its body", reason=str(exc))
         else:
             log.exception("call not stored", error=type(exc).__name__)
-        return come_back_later("The call could not be stored.", soon=True)
+        return come_back_later("The call could not be stored.", soon=_ends_by_itself(exc))
 
 
 class UnknownWebhookView(_AnsweringView):
@@ -148,23 +170,30 @@ class UnknownWebhookView(_AnsweringView):
         return "Bearer"
 
 
-def _may_be_lytics(request: HttpRequest) -> bool:
-    """Whether a job could have sent this: a writing method, outside the pages that people with a login write to."""
-    if request.path.lstrip("/").lower().startswith("webhooks"):
-        return True
-    return request.method in _WRITING and not request.path.startswith("/admin/")
+def is_for_lytics(request: HttpRequest) -> bool:
+    """Whether the caller may be Lytics: all below /webhooks/, and whatever would change something outside the admin.
 
-
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
-    """A path that is off by a letter is answered 401 to whoever writes, and 404 to whoever reads."""
-    if not _may_be_lytics(request):
-        return defaults.page_not_found(request, exception)
-    return cast(HttpResponseBase, UnknownWebhookView.as_view()(request))
+    A job whose URL is off by a letter must not be answered 404, nor be led to a login page that answers 200.
+    """
+    path = request.path_info
+    if path.startswith("/admin/"):
+        return False
+    return request.method not in ("GET", "HEAD", "OPTIONS") or path.lstrip("/").startswith("webhooks")
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
-    """What Django itself refuses with a 400, a wrong Host above all: for whoever writes it becomes 503."""
-    if not _may_be_lytics(request):
+    """What Django itself refuses with a 400, a wrong Host above all: for Lytics it becomes 503."""
+    if not is_for_lytics(request):
         return defaults.bad_request(request, exception)
-    headers = {"Retry-After": str(settings.RETRY_AFTER_SECONDS)}
-    return JsonResponse({"detail": "This service is not set up for this host name."}, status=503, headers=headers)
+    words = "The request could not be read."
+    if isinstance(exception, DisallowedHost):
+        words = "This service is not set up for this host name."
+    refused.note(refused.UNREADABLE, address.of(request), what=_told_of(request, exception))
+    return JsonResponse({"detail": words}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
+
+
+def _told_of(request: HttpRequest, exception: Exception) -> str:
+    if not isinstance(exception, DisallowedHost):
+        return f"something that Django refuses ({type(exception).__name__})"
+    host = request.META.get("HTTP_HOST") or request.META.get("SERVER_NAME", "")
+    return f"the host name {host[:100]!a}, which ALLOWED_HOSTS lacks"

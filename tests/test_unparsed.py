@@ -1,0 +1,240 @@
+"""What gunicorn and Django would refuse with a 400: Lytics is asked to come back, and the front page says why."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings as django_settings
+from django.test import Client
+from django.urls import reverse
+
+from audiences import refused
+from audiences.models import Install, Receipt
+from lytics_sync.lenient import with_encoded_query
+from tests.messages import body, message
+from tests.test_admin import someone
+from tests.threads import eventually
+from tests.web import Web, web_of_a_module
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CONTENT = body(message())
+HOOK, TOKEN = b"{HOOK}", b"{TOKEN}"
+
+web = web_of_a_module(WEBHOOK_READ_SECONDS="1", BAD_TOKENS_PER_MINUTE="0")
+
+
+@pytest.fixture(autouse=True)
+def counted() -> Iterator[None]:
+    refused._redis.cache_clear()
+    with redis.Redis.from_url(django_settings.REDIS_URL) as broker:
+        if keys := broker.keys(f"{refused._PREFIX}*"):
+            broker.delete(*keys)
+    yield
+    refused._redis.cache_clear()
+
+
+def request(
+    line: bytes = b"POST {HOOK} HTTP/1.1",
+    *more: bytes,
+    length: bytes | None = b"Content-Length: %d" % len(CONTENT),
+    host: bytes | None = b"Host: 127.0.0.1",
+    content: bytes = CONTENT,
+) -> bytes:
+    head = [line, host, b"Authorization: {TOKEN}", b"Connection: close", length, *more]
+    return b"\r\n".join([one for one in head if one is not None] + [b"", b""]) + content
+
+
+def answers(web: Web, install: Install, raw: bytes) -> bytes:
+    """All that comes back until the connection is closed."""
+    token = install.tokens.get().secret.encode()
+    raw = raw.replace(HOOK, f"/webhooks/lytics/{install.public_id}".encode()).replace(TOKEN, token)
+    said = b""
+    with web.raw() as caller:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            caller.sendall(raw)
+        with suppress(OSError):
+            caller.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while piece := caller.recv(65536):
+                said += piece
+    return said
+
+
+def status(answer: bytes) -> int:
+    return int(answer[9:12])
+
+
+NO_LENGTH: dict[str, Any] = {"length": None}
+CHUNKED = b"Transfer-Encoding: chunked"
+# Each of gunicorn's own refusals, and what the front page says of it.
+UNPARSED: dict[str, tuple[bytes, str]] = {
+    "a blank in the path": (request(b"POST {HOOK}x y HTTP/1.1"), "blank"),
+    "a blank before the query": (request(b"POST {HOOK} ?a=b HTTP/1.1"), "blank"),
+    "a tab in the query": (request(b"POST {HOOK}?a=b\tc HTTP/1.1"), "first line"),
+    "a second version": (request(b"POST {HOOK}?a HTTP/1.1 HTTP/1.1"), "blank"),
+    "bytes in the path": (request(b"POST {HOOK}/\xff HTTP/1.1"), "first line"),
+    "no version": (request(b"POST {HOOK}"), "first line"),
+    "no target": (request(b"POST"), "first line"),
+    "an asterisk": (request(b"POST * HTTP/1.1"), "first line"),
+    "an authority": (request(b"POST localhost:80 HTTP/1.1"), "first line"),
+    "not HTTP at all": (b"\x16\x03\x01\x02\x00 hello\r\n\r\n", "first line"),
+    "a lower-case method": (request(b"post {HOOK} HTTP/1.1"), "method"),
+    "a method of odd characters": (request(b"PO(ST {HOOK} HTTP/1.1"), "method"),
+    "HTTP/2.0": (request(b"POST {HOOK} HTTP/2.0"), "version"),
+    "HTTP/0.9": (request(b"POST {HOOK} HTTP/0.9"), "version"),
+    "HTTPS/1.1": (request(b"POST {HOOK} HTTPS/1.1"), "version"),
+    "a long URL": (request(b"POST {HOOK}?" + b"a" * 9000 + b" HTTP/1.1"), "URL longer"),
+    "a long header": (request(b"POST {HOOK} HTTP/1.1", b"X-Long: " + b"a" * 9000), "one longer"),
+    "many headers": (request(b"POST {HOOK} HTTP/1.1", *[b"X-%d: y" % n for n in range(200)]), "too many"),
+    "a header without a colon": (request(b"POST {HOOK} HTTP/1.1", b"lysync_secret"), "header"),
+    "a header without a name": (request(b"POST {HOOK} HTTP/1.1", b": x"), "header"),
+    "a blank in a header's name": (request(b"POST {HOOK} HTTP/1.1", b"X Y: z"), "header name"),
+    "a blank after a header's name": (request(b"POST {HOOK} HTTP/1.1", b"X-Y : z"), "header name"),
+    "NUL in a header": (request(b"POST {HOOK} HTTP/1.1", b"X-Y: a\0b"), "header"),
+    "a folded header": (request(b"POST {HOOK} HTTP/1.1", b"X-Y: a", b" b"), "second line"),
+    "LF alone": (request().replace(b"\r\n", b"\n"), "first line"),
+    "LF within the headers": (request(b"POST {HOOK} HTTP/1.1", b"X: y\nZ: w"), "header"),
+    "two hosts": (request(b"POST {HOOK} HTTP/1.1", b"Host: other"), "header"),
+    "two content types": (request(b"POST {HOOK} HTTP/1.1", b"Content-Type: a/b", b"Content-Type: c/d"), "header"),
+    "two lengths": (request(b"POST {HOOK} HTTP/1.1", b"Content-Length: 2"), "header"),
+    "a negative length": (request(length=b"Content-Length: -1"), "header"),
+    "a length with a sign": (request(length=b"Content-Length: +5"), "header"),
+    "a length in words": (request(length=b"Content-Length: ten"), "header"),
+    "a length of other digits": (request(length=b"Content-Length: \xb2"), "header"),
+    "an empty length": (request(length=b"Content-Length:"), "header"),
+    "a length and chunks": (request(b"POST {HOOK} HTTP/1.1", CHUNKED), "header"),
+    "chunks of HTTP/1.0": (request(b"POST {HOOK} HTTP/1.0", CHUNKED, **NO_LENGTH), "header"),
+    "chunks twice": (request(b"POST {HOOK} HTTP/1.1", CHUNKED, CHUNKED, **NO_LENGTH), "header"),
+    "an unknown coding": (request(b"POST {HOOK} HTTP/1.1", b"Transfer-Encoding: br", **NO_LENGTH), "transfer coding"),
+    "a coding without chunks": (
+        request(b"POST {HOOK} HTTP/1.1", b"Transfer-Encoding: gzip", **NO_LENGTH),
+        "header",
+    ),
+    "another expectation": (request(b"POST {HOOK} HTTP/1.1", b"Expect: coffee"), "Expect"),
+    "contradicting schemes": (
+        request(b"POST {HOOK} HTTP/1.1", b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"),
+        "contradict",
+    ),
+    "a chunk of nonsense": (
+        request(b"POST {HOOK} HTTP/1.1", CHUNKED, length=None, content=b"zz\r\n[]\r\n0\r\n\r\n"),
+        "chunk",
+    ),
+    "a chunk without an end": (
+        request(b"POST {HOOK} HTTP/1.1", CHUNKED, length=None, content=b"2\r\n[]xx0\r\n\r\n"),
+        "chunk",
+    ),
+    "a host that is not ours": (request(host=b"Host: example.com"), "ALLOWED_HOSTS"),
+    "an unusable host": (request(host=b"Host: a b,c"), "ALLOWED_HOSTS"),
+}
+
+
+@pytest.mark.parametrize("what", UNPARSED)
+def test_what_cannot_be_parsed_is_asked_to_come_back_and_counted(web: Web, install: Install, what: str) -> None:
+    raw, words = UNPARSED[what]
+    answer = answers(web, install, raw)
+    assert status(answer) == 503, answer
+    assert b"\r\nRetry-After: 17\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not Receipt.objects.exists()
+    told = eventually(lambda: (refused.last_hour([]) or {}).get(refused.UNREADABLE))
+    assert (told.count, words in told.what) == (1, True), told
+    assert "lysync" not in told.what
+    assert f"{told.source}" == "127.0.0.1"
+
+
+READ = {
+    "a blank in the query": b"POST {HOOK}?source=lytics prod HTTP/1.1",
+    "blanks at its ends": b"POST {HOOK}?source= lytics  HTTP/1.1",
+    "bytes in the query": b"PUT {HOOK}?who=J\xc3\xbcrgen&x=\xff HTTP/1.1",
+    "a whole URL": b"POST http://127.0.0.1{HOOK}?a=b HTTP/1.1",
+    "broken escapes in the query": b"PATCH {HOOK}?%zz=%&%00 HTTP/1.1",
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_an_odd_query_costs_no_call(web: Web, install: Install, what: str) -> None:
+    assert status(answers(web, install, request(READ[what]))) == 200
+    assert Receipt.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"POST /webhooks/lytics/x HTTP/1.1",
+        b"GET /webhooks/lytics/x?a b HTTP/1.1",
+        b"POST /webhooks/lytics/x y?a HTTP/1.1",
+        b"POST /webhooks/lytics/x?a HTTP/1.1 b HTTP/1.1",
+        b"POST /admin/?a b HTTP/1.1",
+        b"POST /webhooks/?a\rb HTTP/1.1",
+    ],
+)
+def test_no_other_request_line_is_changed(line: bytes) -> None:
+    assert with_encoded_query(line) == line
+
+
+def test_nothing_behind_an_unparsed_request_is_read_as_another_one(web: Web, install: Install) -> None:
+    hidden = request()
+    for first in (request(length=b"Content-Length: -1", content=b""), request(b"POST x HTTP/1.1", content=b"")):
+        answer = answers(web, install, first.replace(b"Connection: close\r\n", b"") + hidden)
+        assert (status(answer), answer.count(b"HTTP/1.1 ")) == (503, 1)
+    assert not Receipt.objects.exists()
+
+
+def test_a_body_that_breaks_after_its_answer_gets_no_second_one(web: Web, install: Install) -> None:
+    """The sender would take it for the answer to its next call."""
+    lines = (CHUNKED, b"X: y")
+    raw = request(b"POST /elsewhere HTTP/1.1", *lines, length=None, content=b"2\r\n[]\r\nzz\r\n")
+    answer = answers(web, install, raw.replace(b"Connection: close\r\n", b""))
+    assert (status(answer), answer.count(b"HTTP/1.1 ")) == (401, 1)
+
+
+ELSEWHERE = [
+    *("/", "//", "/webhook/lytics/x", "/webhooks", "/webhooks/", "/Webhooks/Lytics/x", "/WEBHOOKS/lytics/x"),
+    *("//webhooks/lytics/x", "/webhooks//lytics/x", "/webhooks/lytics/x/y/", "/webhooks/lytics", "/lytics", "/x%00y"),
+    *(
+        "/%ff",
+        "/%zz",
+        "/..",
+        "/../webhooks/lytics/x",
+        "/static/x",
+        "/admin",
+        "/health/live",
+        "/favicon.ico",
+        "/" + "a" * 999,
+    ),
+]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_whoever_posts_elsewhere_is_a_stranger(install: Install, method: str, path: str) -> None:
+    answer = Client().generic(method, path, CONTENT, "application/json")
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_gunicorn_hands_on_whatever_path_is_called(web: Web, install: Install, path: str) -> None:
+    assert status(answers(web, install, request(f"POST {path} HTTP/1.1".encode()))) == 401
+
+
+def test_people_keep_their_pages(install: Install) -> None:
+    assert Client().get("/nothing-here").status_code == 404
+    assert Client().get("/").status_code == 302
+    assert someone("viewer").get("/admin/audiences/nothing/").status_code == 404
+    assert Client(enforce_csrf_checks=True).post("/admin/login/", {}).status_code == 403
+    assert Client().get("/", headers={"Host": "example.com"}).status_code == 400
+
+
+def test_the_front_page_says_what_could_not_be_read(install: Install) -> None:
+    Client().post("/webhooks/lytics/x", b"[]", "application/json", headers={"Host": "<b>example.com"})
+    Client().get(f"/webhooks/lytics/{install.public_id}")
+    refused._counter.send()
+    troubles = someone("viewer").get(reverse("admin:index")).context["troubles"]
+    told = {one.what: str(one.why) for one in troubles}
+    assert "ALLOWED_HOSTS" in told["1 request could not be read and got 503"]
+    assert "<b>" not in told["1 request could not be read and got 503"]
+    assert f"GET /webhooks/lytics/{install.public_id}" in told["1 call got 405: the method is not POST"]
