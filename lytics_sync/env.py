@@ -62,6 +62,11 @@ def seconds(name: str, default: float) -> float:
     return number
 
 
+def number(name: str, default: float) -> float:
+    """The setting ``name`` as a number of seconds, zero allowed (``ImproperlyConfigured`` otherwise)."""
+    return 0.0 if text(name, str(default)).strip("0.") == "" else seconds(name, default)
+
+
 def flag(name: str, default: bool) -> bool:
     """The setting ``name`` as yes or no (``ImproperlyConfigured`` for any other word)."""
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

@@ -1,11 +1,14 @@
 """Settings: everything that differs between two deployments comes from the environment (see .env.example)."""
 
+import re
 from datetime import timedelta
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 from django.urls import reverse_lazy
+from psycopg.conninfo import conninfo_to_dict
 
 from lytics_sync import env, logs
 
@@ -88,32 +91,52 @@ ALLOWED_ODP_HOSTS = env.words("ALLOWED_ODP_HOSTS", "")
 
 
 def _database(url: str) -> dict[str, object]:
-    parts = urlsplit(url)
-    if parts.scheme not in ("postgres", "postgresql"):
+    """A URL as libpq reads it: several hosts, IPv6, sockets, and any of libpq's options behind the question mark."""
+    if not url.startswith(("postgres://", "postgresql://")):
         raise ImproperlyConfigured("DATABASE_URL must start with postgres:// — PostgreSQL is the one engine.")
+    try:
+        options = conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise ImproperlyConfigured(f"DATABASE_URL can't be read: {_without_password(url, str(error))}.") from None
+    own = {django: str(options.pop(libpq, "") or "") for django, libpq in _OF_DJANGO.items()}
     return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": unquote(parts.path.lstrip("/")),
-        "USER": unquote(parts.username or ""),
-        "PASSWORD": unquote(parts.password or ""),
-        "HOST": parts.hostname or "",
-        "PORT": str(parts.port or ""),
+        "ENGINE": "audiences.database",
+        **own,
         # Web threads keep their connection, and so do workers (workers/app.py).
         "CONN_MAX_AGE": None,
+        # The backend notices without a round trip that a session was closed.
         "CONN_HEALTH_CHECKS": False,
         # Django's choices are read with cursors that outlive a transaction; behind PgBouncer the next one meets another
         # session. Nothing of ours needs them: what is long is read in pieces.
         "DISABLE_SERVER_SIDE_CURSORS": True,
         "OPTIONS": {
-            "connect_timeout": 5,
+            # For each host. A lost network is noticed after 10 to 20 s instead of after minutes. None of these is sent
+            # to the server, so PgBouncer doesn't mind them.
+            "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
             "application_name": "lytics-sync",
             # Django would switch them off for the whole connection. Its own statements are never prepared.
             "prepare_threshold": 5 if env.flag("PREPARED_STATEMENTS", True) else None,
-            **dict(parse_qsl(parts.query)),
+            **options,
         },
     }
 
 
+_OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+
+
+def _without_password(url: str, words: str) -> str:
+    """libpq's complaint without what it quotes: that may be the password, or a part of it."""
+    return re.sub(r'"[^"]*"', "…", words.strip().replace(url, "…"))
+
+
+# How long one database round trip may take in seconds, before the session is closed; 0 for as long as it takes. In web
+# processes a call is allowed one more second per megabyte of its body. Commands and migrations have no limit.
+DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5)
+DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60)
 DATABASES = {"default": _database(env.text("DATABASE_URL"))}
 REDIS_URL = env.text("REDIS_URL")
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
@@ -171,6 +194,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "lytics_sync.request_id.request_id",
+    "lytics_sync.once_more.once_more",
     "django.middleware.security.SecurityMiddleware",
     "lytics_sync.security.content_security_policy",
     "lytics_sync.straight.straight_to_webhooks",

@@ -46,6 +46,12 @@ _PIECE_BYTES = 1 << 17
 _WARM_UP_SECONDS = 6.0
 
 
+_LIVE_BODY = b'{"status": "alive"}'
+_LIVE = (
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_LIVE_BODY), _LIVE_BODY)
+)
+
 # What gunicorn's parser finds wrong with a request, as a person would say it.
 _FAULTS: dict[type[Exception], str] = {
     errors.InvalidHTTPVersion: "a blank in its URL, or an unknown HTTP version",
@@ -104,12 +110,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().run()
 
     def enqueue_req(self, conn: TConn) -> None:
-        if self.cfg.is_ssl or not self.alive or _has_header(conn):
+        if not self.cfg.is_ssl and _asks_whether_it_lives(conn):
+            self._answer_live(conn)
+        elif self.cfg.is_ssl or not self.alive or _has_header(conn):
             conn.data_ready = True
             conn.header_until = None
             super().enqueue_req(conn)
         else:
             self._wait_for_more(conn)
+
+    def _answer_live(self, conn: TConn) -> None:
+        """By the thread that accepts connections: the others may all wait for a database that doesn't answer."""
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.recv(_HEADER_BYTES)
+            conn.sock.send(_LIVE)
+        except OSError as error:
+            log.debug("a caller did not wait for its answer", error=str(error))
+        self._close_gently(conn)
 
     def _wait_for_more(self, conn: TConn) -> None:
         """Back to the poller, which calls again when there is more than now."""
@@ -130,6 +148,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.cfg.is_ssl or fs.cancelled() or fs.exception() or fs.result():
             super().finish_request(conn, fs)
             return
+        self._close_gently(conn)
+
+    def _close_gently(self, conn: TConn) -> None:
+        """Say that nothing more comes, and leave the connection to the poller until its caller closes it."""
         try:
             conn.sock.shutdown(socket.SHUT_WR)
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
@@ -255,3 +277,16 @@ def _has_header(conn: TConn) -> bool:
     # Or the poller would come back at once for what has been seen.
     conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(here) + 1)
     return False
+
+
+def _asks_whether_it_lives(conn: TConn) -> bool:
+    """Whether all that the caller has sent is one ``GET /health/live``."""
+    if conn.parser is not None and conn.parser.unreader.buf.getvalue():
+        return False
+    conn.sock.setblocking(False)
+    try:
+        here = conn.sock.recv(_HEADER_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    line, _, _ = here.partition(b"\r\n")
+    return bool(here.endswith(b"\r\n\r\n") and line.startswith((b"GET /health/live ", b"GET /health/live?")))

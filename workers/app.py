@@ -24,15 +24,6 @@ app.conf["CELERY_DB_REUSE_MAX"] = 2**31
 
 
 @task_prerun.connect
-def _look_after_connection(**kwargs: object) -> None:
-    """One that PostgreSQL has closed meanwhile, by a restart for example, is opened again."""
-    from django.db import connection
-
-    if connection.connection is not None and not connection.is_usable():
-        connection.close()
-
-
-@task_prerun.connect
 def _name_task_in_log(sender: Any, task_id: str, **kwargs: object) -> None:
     """Each line that a task writes names it, and no line carries what an earlier task on this thread has bound."""
     clear_contextvars()
@@ -61,6 +52,7 @@ def _use_django_logging(**kwargs: object) -> None:
 def _start_heart(sender: Any, **kwargs: object) -> None:
     from django.conf import settings
 
+    from audiences import sessions
     from workers import heart
     from workers.heap import leave_heap_alone
 
@@ -77,6 +69,7 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
             retry=False,
         )
 
+    sessions.bound(settings.DATABASE_WORKER_SECONDS)
     heart.start(name, send=send, every=every, port=settings.WORKER_HEALTH_PORT)
     leave_heap_alone()
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connection
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from audiences import tokens
+from audiences import sessions, tokens
 from audiences.api import strangers
 from audiences.models import Install, Token
 
@@ -17,13 +16,7 @@ class TokenAuthentication(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[Install, Token]:
         public_id: Any = (request.parser_context or {}).get("kwargs", {}).get("public_id", "")
         authorization = request.META.get("HTTP_AUTHORIZATION", "")
-        try:
-            install, token = tokens.authenticate(public_id=public_id, authorization=authorization)
-        except (DatabaseError, InterfaceError):
-            # This thread's connection may be one that PostgreSQL closed long ago, by a restart for example. Or its
-            # statements were prepared before a migration.
-            connection.close()
-            install, token = tokens.authenticate(public_id=public_id, authorization=authorization)
+        install, token = sessions.read(lambda: tokens.authenticate(public_id=public_id, authorization=authorization))
         if install is None or token is None:
             raise strangers.refusal(request, install, words="This URL and this token do not belong together.")
         return install, token

@@ -24,7 +24,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from audiences import backlog, disk, ingest, refused, tokens
+from audiences import backlog, disk, ingest, refused, sessions, tokens
 from audiences.api import address, body, strangers
 from audiences.api.authentication import TokenAuthentication
 from audiences.models import Install, Token
@@ -132,7 +132,9 @@ class WebhookView(_AnsweringView):
             refused.note(refused.UNREADABLE, address.of(request), what="a body whose chunks make no sense")
             return come_back_later("The body could not be read.")
         source = address.of(request)
-        received = ingest.receive(install, content, source=source)
+        # A caller whose body always takes longer than the limit would be asked to come back for ever.
+        with sessions.allow_more(len(content) / 1_000_000):
+            received = sessions.store(lambda: ingest.receive(install, content, source=source))
         tokens.note_use(token, source=source)
         log.info("call stored", install=install.name, receipt=received.receipt, events=received.queued)
         return Response(

@@ -1,0 +1,119 @@
+"""Database sessions: how long a statement may take, which errors end a session, and when work is tried once more.
+
+``audiences/database`` is the Django backend that uses this for every statement of web, workers and commands.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+import psycopg
+from django.db import Error, connection
+
+Result = TypeVar("Result")
+
+READ_ONLY = "25006"
+# Besides these, class 08 (connection exceptions) and errors that libpq raises itself, which have no SQLSTATE.
+_ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
+# How long other threads wait for the one thread that asks whether PostgreSQL answers again.
+ASKING_SECONDS = 0.25
+
+_bound_seconds = 0.0
+_extra_seconds: ContextVar[float] = ContextVar("extra_seconds", default=0.0)
+
+
+class NoAnswerError(psycopg.OperationalError):
+    """PostgreSQL did not answer in time. The session is closed; whether the statement took effect is unknown."""
+
+
+def bound(seconds: float) -> None:
+    """Limit each database round trip of this process; 0 for no limit. The limit is kept on this side.
+
+    A frozen server can't keep a limit of its own, and PgBouncer's transaction mode takes no session settings.
+    """
+    global _bound_seconds
+    _bound_seconds = seconds
+
+
+def limit_seconds() -> float | None:
+    return _bound_seconds + _extra_seconds.get() if _bound_seconds else None
+
+
+@contextmanager
+def allow_more(seconds: float) -> Iterator[None]:
+    """Let statements take this much longer, for work whose size the caller chose."""
+    before = _extra_seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _extra_seconds.reset(before)
+
+
+def ends_session(error: BaseException) -> bool:
+    """Whether the session in which ``error`` happened is of no further use."""
+    state = state_of(error)
+    if state is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return state in _ENDS_SESSION or state.startswith("08")
+
+
+def state_of(error: BaseException) -> str | None:
+    """The SQLSTATE of psycopg's error, or of the one behind Django's."""
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
+    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
+
+
+def store(work: Callable[[], Result]) -> Result:
+    """Do ``work``, which writes; once more in a new session when the session was read-only.
+
+    After any other error the work may have been stored, and its caller has to decide.
+    """
+    try:
+        return work()
+    except Error as error:
+        if state_of(error) != READ_ONLY:
+            raise
+        return work()
+
+
+def read(work: Callable[[], Result]) -> Result:
+    """Do ``work``, which only reads; once more when its session is of no use, unless PostgreSQL gave no answer."""
+    try:
+        return work()
+    except Error as error:
+        if isinstance(error.__cause__, NoAnswerError | psycopg.errors.ConnectionTimeout):
+            raise
+        # Also for statements that were prepared before a migration.
+        connection.close()
+        return work()
+
+
+class _Silence:
+    """After PostgreSQL gave no answer, one thread of the process asks again; the others don't wait their full time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._silent = False
+
+    def begins(self) -> None:
+        self._silent = bool(_bound_seconds)
+
+    def ends(self) -> None:
+        self._silent = False
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        if not self._silent:
+            yield
+            return
+        if not self._lock.acquire(timeout=ASKING_SECONDS):
+            raise NoAnswerError("PostgreSQL does not answer")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+silence = _Silence()

@@ -1,0 +1,49 @@
+"""A page whose database session turned out to be of no use is made once more in a new one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connection
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from audiences.sessions import READ_ONLY
+
+Handler = Callable[[HttpRequest], HttpResponseBase]
+
+_READING = ("GET", "HEAD", "OPTIONS")
+
+
+def once_more(get_response: Handler) -> Handler:
+    """Outside the other middleware, because sessions and accounts are read there.
+
+    Whoever writes is served twice only when nothing was stored: the session was read-only, no transaction was
+    committed, and no statement outside a transaction did more than read.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        session: Any = connection
+        session.lost, session.committed = "", False
+        if request.method in _READING:
+            response = get_response(request)
+            return get_response(request) if _is_lost(response) else response
+        with session.execute_wrapper(_note_writing):
+            response = get_response(request)
+        if _is_lost(response) and session.lost == READ_ONLY and not session.committed:
+            return get_response(request)
+        return response
+
+    return middleware
+
+
+def _is_lost(response: HttpResponseBase) -> bool:
+    session: Any = connection
+    return response.status_code == 500 and bool(session.lost)
+
+
+def _note_writing(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    result = execute(sql, params, many, context)
+    session: Any = connection
+    if not session.in_atomic_block and not str(sql).lstrip().upper().startswith("SELECT"):
+        session.committed = True
+    return result

@@ -1,0 +1,199 @@
+"""Database sessions end when they are of no use, and no statement keeps a process waiting for ever."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.test import Client
+
+from audiences.models import Event, Install
+from lytics_sync import settings
+from tests.messages import body, message
+from tests.threads import start, together
+from tests.web import Web
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+THREADS = 20
+
+
+def _admin() -> "psycopg.Connection[Any]":
+    url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + "/postgres"
+    return psycopg.connect(url, autocommit=True)
+
+
+def end_other_sessions() -> None:
+    """What a restart of PostgreSQL is to its clients."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+@contextmanager
+def read_only() -> Iterator[None]:
+    """Sessions opened inside are read-only for as long as they last, as those to a standby are."""
+    name = connection.settings_dict["NAME"]
+    with _admin() as admin:
+        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        try:
+            yield
+        finally:
+            admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    started = Web(tmp_path)
+    yield started
+    started.stop()
+
+
+def cookie() -> str:
+    User.objects.create_superuser("boss", password="a-long-password")
+    client = Client()
+    client.force_login(User.objects.get())
+    return f"sessionid={client.cookies['sessionid'].value}"
+
+
+def status_within(web: Web, seconds: float, method: str, path: str, content: Any = None, **headers: str) -> int:
+    """The status; ``TimeoutError`` when nothing comes for that long."""
+    asking = web.http(timeout=seconds)
+    asking.request(method, path, body=content, headers=headers)
+    with closing(asking):
+        return int(asking.getresponse().status)
+
+
+def caller(web: Web, install: Install) -> Any:
+    token, where = install.tokens.get().secret, f"/webhooks/lytics/{install.public_id}"
+
+    def call(who: str) -> int:
+        return status_within(web, 10, "POST", where, body(message(who=who)), Authorization=token)
+
+    return call
+
+
+def many(web: Web, path: str, **headers: str) -> list[int]:
+    """Statuses of 40 requests, at most as many at a time as there are threads."""
+    ask = lambda: int(web.call("GET", path, **headers).status)  # noqa: E731
+    return [status for _ in range(2) for status in together(*[ask] * THREADS)]
+
+
+@pytest.mark.parametrize("path", ["/health/ready", "/health/workers", "/admin/", "/admin/audiences/install/"])
+def test_every_page_is_well_after_a_restart_of_postgresql(web: Web, path: str) -> None:
+    session = cookie()
+    before = set(many(web, path, Cookie=session))
+    end_other_sessions()
+    assert set(many(web, path, Cookie=session)) == before <= {200, 503}
+    assert "failed in the server" not in web.log.read_text(encoding="utf-8")
+
+
+def test_calls_are_stored_right_after_a_restart_of_postgresql(web: Web, install: Install) -> None:
+    call = caller(web, install)
+    assert set(together(*[lambda: call("a")] * THREADS)) == {200}
+    end_other_sessions()
+    assert [call(f"b{number}") for number in range(40)] == [200] * 40
+
+
+def test_no_thread_stays_on_a_read_only_session(web: Web, install: Install) -> None:
+    call, session = caller(web, install), cookie()
+    with read_only():
+        end_other_sessions()
+        assert set(together(*[lambda: call("window")] * THREADS)) == {503}
+        many(web, "/admin/", Cookie=session)
+    assert [call(f"after-{number}") for number in range(40)] == [200] * 40
+    assert not Event.objects.filter(identifier="window").exists()
+
+
+def test_a_form_is_saved_once_in_a_new_session_when_its_own_was_read_only(web: Web, install: Install) -> None:
+    client = Client()
+    User.objects.create_superuser("boss", password="a-long-password")
+    client.force_login(User.objects.get())
+    session = f"sessionid={client.cookies['sessionid'].value}; csrftoken={'c' * 32}"
+    with read_only():
+        end_other_sessions()
+        many(web, "/admin/", Cookie=session)
+    made = web.call(
+        "POST",
+        "/admin/auth/group/add/",
+        f"name=Watchers&csrfmiddlewaretoken={'c' * 32}",
+        Cookie=session,
+        Content_Type="application/x-www-form-urlencoded",
+    )
+    assert made.status == 302
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM auth_group WHERE name = 'Watchers'")
+        assert cursor.fetchone() == (1,)
+        cursor.execute("DELETE FROM auth_group WHERE name = 'Watchers'")
+
+
+@pytest.mark.parametrize("calls", [1, THREADS * 3])
+def test_a_frozen_database_costs_seconds_and_liveness_needs_no_thread(
+    tmp_path: Path, install: Install, calls: int
+) -> None:
+    web = Web(tmp_path)
+    try:
+        call = caller(web, install)
+        assert set(together(*[lambda: call("warm")] * THREADS)) == {200}
+        with web.database.frozen():
+            busy = start(*[lambda: call("frozen")] * calls)
+            # Long before any thread is free again.
+            assert [status_within(web, 3, "GET", "/health/live") for _ in range(5)] == [200] * 5
+            assert {future.result() for future in busy} == {503}
+        assert [call(f"thawed-{number}") for number in range(10)] == [200] * 10
+    finally:
+        web.stop()
+
+
+# --- DATABASE_URL ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgres://u:p%40%2Fs@h/db", {"HOST": "h", "PORT": "", "USER": "u", "PASSWORD": "p@/s", "NAME": "db"}),
+        ("postgres://u:p@h1:5432,h2:5433/db", {"HOST": "h1,h2", "PORT": "5432,5433"}),
+        ("postgres://u@[2001:db8::1]:6432/db", {"HOST": "2001:db8::1", "PORT": "6432"}),
+        ("postgresql:///db?host=/run/postgresql&user=u", {"HOST": "/run/postgresql", "USER": "u", "NAME": "db"}),
+        ("postgres://u@%2Frun%2Fpostgresql/db", {"HOST": "/run/postgresql"}),
+    ],
+)
+def test_a_database_url_is_read_as_libpq_reads_it(url: str, expected: dict[str, str]) -> None:
+    found = settings._database(url)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_options_of_libpq_replace_the_defaults() -> None:
+    options: Any = settings._database(
+        "postgres://u@h1,h2/db?target_session_attrs=read-write&tcp_user_timeout=500&sslmode=verify-full"
+    )["OPTIONS"]
+    assert options["target_session_attrs"] == "read-write"
+    assert (options["tcp_user_timeout"], options["sslmode"], options["keepalives_idle"]) == ("500", "verify-full", 5)
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u:geheim@h/db", "postgres://u:ge heim@h/db", "postgres://u:geheim@h/d?what=1"]
+)
+def test_a_bad_database_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as refusal:
+        settings._database(url)
+    assert "heim" not in str(refusal.value)
+
+
+def test_the_host_that_takes_writes_is_found_among_several(tmp_path: Path, install: Install) -> None:
+    """The first host refuses every connection."""
+    url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + f"/{connection.settings_dict['NAME']}"
+    head, _, server = url.rpartition("@")
+    web = Web(tmp_path, DATABASE_URL=f"{head}@127.0.0.1:1,{server}?target_session_attrs=read-write")
+    try:
+        assert caller(web, install)("a") == 200
+    finally:
+        web.stop()
