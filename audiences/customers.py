@@ -11,11 +11,13 @@ from enum import Enum, auto
 from itertools import dropwhile, groupby
 from typing import NamedTuple
 
+from django.conf import settings
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.db.models import Q
 
-from audiences.fold import Entry, Held, fold, precedence
+from audiences.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
 from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
+from lytics import times
 from lytics.payload import Kind
 from odp.outcomes import Outcome
 
@@ -304,18 +306,25 @@ def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused:
     holder: Event | None = None
     # What the ledger held at each point; its time is not always the holder's own (see fold).
     ledger: dict[str, Held] = {}
+    ahead = {event.sequence for event in events if _is_ahead(event)}
     for _, group in groupby(events, key=lambda event: _span(event, runs[event.sequence])):
         by_number = {event.sequence: event for event in group}
-        entries = [_entry(event) for event in by_number.values()]
+        entries = disbelieve([_entry(event) for event in by_number.values()], ahead, ledger)
         folded = fold(entries, ledger)
         for entry in (*folded.send, *folded.affirmed):
             holder = by_number[entry.sequence]
             is_member = entry.kind != Kind.EXIT
-            ledger = {entry.identifier: Held(is_member, entry.occurred_ns, refused=entry.sequence in refused)}
+            as_of = EARLIEST_NS if entry.sequence in ahead else entry.occurred_ns
+            ledger = {entry.identifier: Held(is_member, as_of, refused=entry.sequence in refused)}
         decider = holder or next(iter(by_number.values()))
         sent = {entry.sequence for entry in folded.send}
         found |= {number: decider for number in by_number if number not in sent}
     return found
+
+
+def _is_ahead(event: Event) -> bool:
+    """Whether an older version stored it with a time that is not believed any more."""
+    return event.occurred_ns > times.from_moment(event.received_at) + settings.CLOCK_TOLERANCE_SECONDS * times.SECOND
 
 
 def _entry(event: Event) -> Entry:

@@ -4,7 +4,7 @@ The later transition time wins and an exit wins a tie, so arrival order, repeats
 difference: the fold is commutative, associative and idempotent.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ from lytics.payload import Kind
 
 # As they stand in the log. Looked at for every event: a name in its class costs several times as much.
 EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)
+# Before every transition time there is.
+EARLIEST_NS = -(2**63)
 
 
 class Entry(NamedTuple):
@@ -38,6 +40,20 @@ class Folded:
 
     send: list[Entry] = field(default_factory=list)
     affirmed: list[Entry] = field(default_factory=list)
+
+
+def disbelieve(entries: Sequence[Entry], ahead: Container[int], ledger: Mapping[str, Held]) -> list[Entry]:
+    """``entries``, with those numbered in ``ahead`` before every real one of the same customer.
+
+    Older versions stored times ahead of the clock. Such an event decides only where nothing else is known; the ledger
+    has ``EARLIEST_NS`` in the place of a time of that kind.
+    """
+    real = {entry.identifier for entry in entries if entry.sequence not in ahead}
+    real |= {identifier for identifier, held in ledger.items() if held.occurred_ns != EARLIEST_NS}
+    return [
+        entry._replace(occurred_ns=EARLIEST_NS) if entry.sequence in ahead and entry.identifier in real else entry
+        for entry in entries
+    ]
 
 
 def precedence(entry: Entry) -> tuple[int, bool]:

@@ -22,7 +22,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import carried, prepared
-from audiences.fold import EXIT, Entry, Held
+from audiences.fold import EARLIEST_NS, EXIT, Entry, Held, disbelieve
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from lytics import times
 from odp.outcomes import Answer, Outcome
@@ -30,8 +30,6 @@ from odp.outcomes import Answer, Outcome
 log = structlog.get_logger(__name__)
 
 REFUSED_BY_ODP = "refused_by_odp"
-# Before every transition time there is.
-EARLIEST_NS = -(2**63)
 
 Ledger = dict[int, dict[str, Held]]
 
@@ -388,20 +386,25 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     with connection.cursor() as cursor:
         cursor.execute(_READ, _arrays(spans))
         rows = cursor.fetchall()
-    latest_ns = _latest_ns()
+    latest = latest_ns()
+    ahead: dict[int, set[int]] = {}
     for audience_id, sequence, identifier, kind, occurred_ns, forced, is_member, held_ns, refused in rows:
         entries[audience_id].append(Entry(sequence, identifier, kind, occurred_ns, forced))
+        if occurred_ns > latest:
+            ahead.setdefault(audience_id, set()).add(sequence)
         if is_member is not None:
-            if held_ns > latest_ns:  # stored by an older version: any real event decides
+            if held_ns > latest:  # stored by an older version: any real event decides
                 held_ns = EARLIEST_NS
             ledger[audience_id][identifier] = Held(is_member, held_ns, refused)
+    for audience_id, numbers in ahead.items():
+        entries[audience_id] = disbelieve(entries[audience_id], numbers, ledger[audience_id])
     for span in spans:
         if len(entries[span.audience_id]) != span.last - span.first + 1:
             raise GapError(f"{span.odp_id}: events {span.first}–{span.last} are not all there")
     return entries, ledger
 
 
-def _latest_ns() -> int:
+def latest_ns() -> int:
     """The latest transition time that is believed now: so far ahead may the clock of Lytics be."""
     return round((time.time() + settings.CLOCK_TOLERANCE_SECONDS) * times.SECOND)
 
@@ -558,7 +561,7 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
                     prepared.numbers([entry.occurred_ns for entry in entries]),
                     prepared.numbers([entry.sequence for entry in entries]),
                     prepared.numbers(refused),
-                    _latest_ns(),
+                    latest_ns(),
                 ],
             )
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from django.db import connection
 
+from audiences.fold import EARLIEST_NS
+from audiences.lanes import latest_ns
 from lytics.payload import Fact, Kind
 
 
@@ -86,8 +88,11 @@ def _read(keys: Iterable[_Key]) -> dict[_Key, _Known]:
     asked = [{"audience_id": audience_id, "profile": profile} for audience_id, profile in keys]
     with connection.cursor() as cursor:
         cursor.execute(_READ, [json.dumps(asked)])
+        latest = latest_ns()  # an older version stored later ones: any real list is newer
         return {
-            (audience_id, profile): _Known(occurred_ns, left, frozenset(json.loads(identifiers)))
+            (audience_id, profile): _Known(
+                occurred_ns if occurred_ns <= latest else EARLIEST_NS, left, frozenset(json.loads(identifiers))
+            )
             for audience_id, profile, occurred_ns, left, identifiers in cursor.fetchall()
         }
 

@@ -14,7 +14,7 @@ from audiences import audit, customers, ingest, state
 from audiences.models import Audience, Event, FutureTime, Install, Membership
 from lytics import times
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import assert_all_is_well, drain_all, enter, make_audience, make_install
+from tests.delivering import assert_all_is_well, drain_all, enter, happen, make_audience, make_install
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -153,3 +153,52 @@ def test_a_released_item_with_a_future_time_is_noted_too(shop: Install) -> None:
     Install.objects.update(identifier_field="other")
     assert operations.release([Parked.objects.get().pk], by="me") == (1, 0)
     assert FutureTime.objects.get().pk == Event.objects.get().pk
+
+
+FUTURE_NS = times.nanoseconds("2199-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(("stuck", "real"), [("enter", "exit"), ("exit", "enter")])
+@pytest.mark.parametrize("future_first", [True, False])
+def test_a_waiting_event_from_the_future_loses_to_a_real_one_of_its_run(
+    odp: ThreadedSandbox, shop: Install, stuck: str, real: str, future_first: bool
+) -> None:
+    """An older version stored it, and the upgrade came before it was delivered."""
+    gold = make_audience(shop, provisioned=False)
+    events = [("kim", stuck, FUTURE_NS), ("kim", real, times.from_moment(now()))]
+    happen(gold, *(events if future_first else events[::-1]))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == (["kim"] if real == "enter" else [])
+    assert_all_is_well(gold)
+    fates = {fate.event.get_kind_display(): fate.end for fate in customers.trail("kim").fates}
+    assert fates == {real: customers.End.DELIVERED, stuck: customers.End.FOLDED}
+
+
+def test_an_event_from_the_future_that_is_sent_again_does_not_undo_a_real_one(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    """A replay appends what the log holds, with its times."""
+    gold = make_audience(shop, provisioned=False)
+    happen(gold, ("kim", "exit", times.from_moment(now())))
+    drain_all(shop)
+    happen(gold, ("kim", "enter", FUTURE_NS), forced=True)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == []
+    assert_all_is_well(gold)
+
+
+def test_the_fate_of_a_real_event_after_one_from_the_future_is_delivered(shop: Install) -> None:
+    gold = make_audience(shop, provisioned=False)
+    happen(gold, ("kim", "enter", FUTURE_NS))
+    drain_all(shop)
+    happen(gold, ("kim", "exit", times.from_moment(now())))
+    drain_all(shop)
+    assert {fate.end for fate in customers.trail("kim").fates} == {customers.End.DELIVERED}
+
+
+def test_an_event_from_the_future_decides_where_nothing_else_is_known(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim", at=FUTURE_NS)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["kim"]
+    assert Membership.objects.get().occurred_ns == FUTURE_NS

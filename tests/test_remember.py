@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from audiences import fold, ingest, installs, operations
-from audiences.models import Audience, Event, Install, Parked, Receipt
+from audiences.models import Audience, Event, Install, Parked, Profile, Receipt
+from lytics import times
 from tests.threads import together
 
 pytestmark = pytest.mark.django_db
@@ -139,3 +140,12 @@ def test_it_is_off_unless_asked_for(install: Install) -> None:
     install.forget_missing_identifiers = False
     tell(install, message("enter", T1, ["a", "b"]), message("change", T2, ["b"]))
     assert members() == {"a", "b"}
+
+
+def test_a_list_from_the_future_gives_way_to_the_next_real_one(install: Install) -> None:
+    """Older versions remembered lists at times ahead of the clock."""
+    tell(install, message("enter", T1, ["c-1", "c-2"]))
+    Profile.objects.update(occurred_ns=times.nanoseconds("2199-01-01T00:00:00Z"))
+    tell(install, message("change", T2, ["c-2", "c-3"]))
+    assert members() == {"c-2", "c-3"}
+    assert Profile.objects.get().occurred_ns == times.nanoseconds(T2)
