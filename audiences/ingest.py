@@ -489,7 +489,7 @@ def _park(install: Install, receipt_id: int, at: datetime, aside: Iterable[SetAs
 
 def _kept(install: Install, item: SetAside) -> bytes:
     """Profiles are not ours to keep; but when no identifier was found, any field may be the one that was meant."""
-    if item.reason == reasons.NO_IDENTIFIER:
+    if item.reason in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         return item.raw
     return payload.envelope(item.raw, identifier_field=install.identifier_field)
 

@@ -137,6 +137,8 @@ class _Layout:
     plain: msgspec.json.Decoder[Any]
 
 
+# What stands around and between zeros that are nobody's.
+_FILLING = "0-.{}"
 # Where the Lytics ID is; by itself it is the identifier, beside another field it tells whose list that holds.
 PROFILE_FIELD = "_id"
 
@@ -178,8 +180,9 @@ def parse(
     ``received_ns`` (nanoseconds since the epoch) is the last resort for a transition's time. ``allow_top_level``
     also looks for the identifier beside ``data``. ``empty_lists`` takes a list with nothing in it for what it says, if
     its profile has a Lytics ID, and not for a missing identifier. ``released`` says that a person asked to have
-    set-aside items read again: a time that can't be read then counts as missing. ``placeholders`` are identifiers in
-    small letters that stand for nobody. A time more than ``tolerance_ns`` later than ``received_ns`` is not believed.
+    set-aside items read again: a time that can't be read then counts as missing. ``placeholders`` are identifiers
+    that stand for nobody, each as ``placeholder`` writes it. A time more than ``tolerance_ns`` later than
+    ``received_ns`` is not believed.
     """
     layout = _layout(identifier_field)
     parser = _Parser(
@@ -214,6 +217,8 @@ class _Parser:
         self.empty_lists = empty_lists
         self.released = released
         self.placeholders = placeholders
+        # Most identifiers begin otherwise, and need no closer look.
+        self.suspect = _beginnings(placeholders)
         # The latest time that is believed.
         self.latest_ns = latest_ns
         self.reading = Reading()
@@ -254,7 +259,11 @@ class _Parser:
             meta = _Meta(timestamp=message.time, subscription_id=message.source)
         identifier = data.identifier.strip()
         profile = "" if self.identifier_field == PROFILE_FIELD else data.profile.strip()
-        if not (_is_plain(identifier) and (not profile or _is_plain(profile))) or self._is_nobody(identifier):
+        if not (_is_plain(identifier) and (not profile or _is_plain(profile))):
+            return False
+        if identifier[0] in self.suspect and self._is_nobody(identifier):
+            return False
+        if profile and profile[0] in self.suspect and self._is_nobody(profile):
             return False
         if not data.segment_events or meta.object not in ("user", None):
             return False
@@ -375,11 +384,14 @@ class _Parser:
         if self.identifier_field == PROFILE_FIELD:
             return ""
         profile = _identifier(data.profile)
-        return "" if _refusal(profile) else profile
+        return "" if _refusal(profile) or self._is_nobody(profile) else profile
 
     def _is_nobody(self, identifier: str) -> bool:
-        """Whether it is a placeholder: one of the list, whatever its case, or nothing but zeros."""
-        return identifier.casefold() in self.placeholders or (bool(self.placeholders) and not identifier.strip("0-"))
+        """Whether it is a placeholder: one of the list, whatever its case and blanks, or nothing but zeros."""
+        if not self.placeholders:
+            return False
+        bare = placeholder(identifier)
+        return bare in self.placeholders or (not bare.strip(_FILLING) and bare.count(".") < 2)
 
     def _transition(self, transition: _Transition, message: _Message) -> tuple[str, str, Kind, int, int]:
         came = transition.id, transition.slug, transition.event
@@ -436,6 +448,19 @@ class _Parser:
             what = f"{self.identifier_field!r} is {_what(there)}" if there else f"expected in {self.identifier_field!r}"
             self._note(_Unreadable(reason, f"{what}; {_seen(items.raw(index))}"))
         return list(found)
+
+
+def placeholder(text: str) -> str:
+    """A placeholder as it is compared: in small letters and without blanks."""
+    return "".join(text.casefold().split())
+
+
+@lru_cache(maxsize=64)
+def _beginnings(placeholders: frozenset[str]) -> frozenset[str]:
+    """With which characters a plain placeholder begins."""
+    if not placeholders:
+        return frozenset()
+    return frozenset(_FILLING).union(*((word[0], word[0].upper()) for word in placeholders if word))
 
 
 def _what(value: bytes) -> str:

@@ -10,6 +10,7 @@ from django.templatetags.static import static
 from django.urls import reverse_lazy
 from psycopg.conninfo import conninfo_to_dict
 
+from lytics.payload import placeholder
 from lytics_sync import env, logs
 
 VERSION = "0.1.0"
@@ -35,10 +36,13 @@ WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
 # How far a transition's time may be ahead of this service's clock, in seconds. A later one would win over every real
 # event until then, so it is not believed: the message's own time counts, else the moment of the call.
 CLOCK_TOLERANCE_SECONDS = env.seconds("CLOCK_TOLERANCE_SECONDS", 300)
-# Identifiers that stand for nobody, whatever their case; as a customer each would be in every audience. Nothing but
-# zeros counts too. A comma alone switches both off.
-_NOBODY = "null,(null),<null>,nil,none,undefined,nan,n/a,unknown,anonymous,[object object]"
-PLACEHOLDER_IDENTIFIERS = frozenset(word.casefold() for word in env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY))
+# Identifiers that stand for nobody, whatever their case and blanks; as a customer each would be in every audience.
+# Nothing but zeros counts too. A comma alone switches both off.
+_NOBODY = (
+    "null,(null),<null>,[null],nil,<nil>,none,undefined,nan,infinity,n/a,unknown,anonymous,(not set),notset,not_set,"
+    "[object object],[object undefined],[object null],\\n"
+)
+PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
 # Events accepted and not yet delivered, per install, above which calls are answered 503 until it falls again.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
 # How long the body of a request may take to come. A call whose body takes longer is answered 503. And how long a caller

@@ -12,7 +12,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, F, Max
 from django.utils.timezone import now
 
-from audiences import ingest
+from audiences import ingest, operations
 from audiences.ingest import receive
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
 from audiences.secrets import decrypt
@@ -565,3 +565,24 @@ def test_ten_thousand_events_of_one_call_are_all_there(install: Install) -> None
     assert not events.exclude(audience__last_sequence__gte=F("sequence")).exists()
     assert events.filter(occurred_ns=AT_NS).count() == 10_000
     assert AT_NS % SECOND == 0
+
+
+@pytest.mark.parametrize("who", [None, "", True, {"a": 1}, []])
+def test_an_item_whose_identifier_is_unusable_is_read_by_another_field_on_release(install: Install, who: Any) -> None:
+    one = message(who=who)
+    one["data"]["other"] = "kim"
+    receive(install, body(one))
+    item = Parked.objects.get()
+    assert item.reason == reasons.UNUSABLE_IDENTIFIER
+    Install.objects.update(identifier_field="other")
+    assert operations.release([item.pk], by="me") == (1, 0)
+    assert Event.objects.get().identifier == "kim"
+
+
+@pytest.mark.parametrize(
+    "word", ["null", "[object Object]", "[Object  object]", "<nil>", "(not set)", "\\N", "Infinity"]
+)
+def test_the_usual_placeholders_are_parked_unless_told_otherwise(install: Install, word: str) -> None:
+    receive(install, body(message(who=word), message(who=[word, "kim"])))
+    assert list(Event.objects.values_list("identifier", flat=True)) == ["kim"]
+    assert set(Parked.objects.values_list("reason", flat=True)) == {reasons.PLACEHOLDER}

@@ -577,7 +577,7 @@ def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> 
 
 # --- Identifiers that are nobody --------------------------------------------------------------------------------
 
-NOBODY = frozenset({"null", "undefined", "none", "nan", "n/a", "[object object]"})
+NOBODY = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobject]"})
 
 
 @pytest.mark.parametrize(
@@ -585,6 +585,7 @@ NOBODY = frozenset({"null", "undefined", "none", "nan", "n/a", "[object object]"
     [
         *("null", "NULL", " Null ", "undefined", "None", "NaN", "[object Object]", "N/A"),
         *("0", "000000", "00000000-0000-0000-0000-000000000000", 0, 0.0, "-0"),
+        *("0.0", "0.000", "{00000000-0000-0000-0000-000000000000}", "n / a", "[object  Object]", "[objectObject]", "-"),
     ],
 )
 def test_a_placeholder_is_no_customer(who: Any) -> None:
@@ -593,9 +594,19 @@ def test_a_placeholder_is_no_customer(who: Any) -> None:
         assert (reading.facts, why(reading)) == ([], [reasons.PLACEHOLDER])
 
 
-@pytest.mark.parametrize("who", ["nullable", "none@example.com", "100", "0a", "nan-7", "undefined1"])
+@pytest.mark.parametrize("who", ["nullable", "none@example.com", "100", "0a", "nan-7", "undefined1", "0.0.0", "0.1"])
 def test_what_only_begins_like_a_placeholder_is_a_customer(who: str) -> None:
     assert [one.identifier for one in read(body(message(who=who)), placeholders=NOBODY).facts] == [who]
+
+
+@pytest.mark.parametrize("profile", ["null", "NULL", "0", "00000000-0000-0000-0000-000000000000"])
+@pytest.mark.parametrize("who", ["kim", ["kim", "lee"]])
+def test_a_profile_that_is_a_placeholder_is_no_profile(profile: str, who: Any) -> None:
+    """Under one name, the lists of many people would be taken for one list that keeps changing."""
+    one = message(who=profile)
+    one["data"]["uids"] = who
+    reading = read(body(one), field="uids", placeholders=NOBODY)
+    assert {fact.profile for fact in reading.facts} == {""}
 
 
 def test_a_placeholder_in_a_list_costs_itself_alone() -> None:
