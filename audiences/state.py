@@ -293,6 +293,12 @@ def backlog(lane: Lane) -> int:
     return lane.audience.last_sequence - lane.delivered_sequence
 
 
+def is_held(lane: Lane) -> bool:
+    """Whether nothing is delivered until a person acts or ODP makes the audience, as ``backlog.of`` has it."""
+    can_not_be_made = lane.audience.provisioned_at is None and lane.audience.hold_failures > 0
+    return lane.blocked_at is not None or lane.paused_at is not None or can_not_be_made
+
+
 def warnings(lane: Lane) -> list[str]:
     """What is not wrong and still surprises people about an audience."""
     audience = lane.audience

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import structlog
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
@@ -90,7 +90,17 @@ def give_up_silent(install: Install | None = None) -> None:
         if Trial.objects.filter(pk=trial.pk, closed_at=None).update(closed_at=Now()):
             log.warning("test customer given up", install=trial.install.name, customer=trial.identifier)
             if trial.begun_at:
-                send_straight_in(trial, OUT)
+                _send_out(trial)
+
+
+def _send_out(trial: Trial) -> None:
+    """One that fails keeps no other from being closed."""
+    try:
+        send_straight_in(trial, OUT)
+    except (InterfaceError, OperationalError):
+        raise
+    except Exception:
+        log.exception("a test customer could not be sent out", install=trial.install.name, customer=trial.identifier)
 
 
 # --- its calls -----------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def _bring_up(stack: Stack, fleet: Fleet, *, with_sandbox: bool) -> None:
     fleet.start(stack.web(), *stack.workers(), stack.beat())
     if not fleet.wait(lambda: stack.answers("/health/ready"), seconds=30):
         raise Trouble(f"The web process runs and says it is not ready; see {stack.folder / 'log' / 'web.log'}.")
-    done(f"web {stack.public_url}, two workers with ten slots each, beat")
+    done(f"web {stack.public_url}, two workers with twelve slots each, beat")
     _tell_admin(stack, fleet)
 
 

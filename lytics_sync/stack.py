@@ -31,7 +31,7 @@ BYTES_TO_GO_ON = 32 << 20
 LEFTOVER_SECONDS = 15
 WORKERS = ("worker-1", "worker-2")
 WEB_THREADS = ("--workers", "2", "--threads", "10")
-WORKER_SLOTS = "10"
+WORKER_SLOTS = "12"
 
 
 @dataclass(kw_only=True)

@@ -799,6 +799,41 @@ def test_a_silent_one_is_closed_by_the_sweep_and_its_customer_ends_outside(odp: 
     ends_outside(odp, shop)
 
 
+def test_a_test_customer_that_can_not_be_sent_out_keeps_no_other_from_being_closed(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_install(name="Other")
+    for install in (shop, other):
+        assert trials.start(install, by="kim") is not None
+        assert trials.begin(install.pk) is not None
+    Trial.objects.update(moved_at=now() - trials.SILENT_AFTER)
+    sent: list[int] = []
+
+    def fails_once(trial: Trial, leg: trials.Leg) -> None:
+        sent.append(trial.install_id)
+        if len(sent) == 1:
+            raise ValueError("it can't be read")
+
+    monkeypatch.setattr(trials, "send_straight_in", fails_once)
+    trials.give_up_silent()
+    assert sorted(sent) == sorted([shop.pk, other.pk])
+    assert not Trial.objects.filter(closed_at=None).exists()
+
+
+@pytest.mark.parametrize("then", [{"status": 503}, {"status": 403}, {"close": "before"}])
+def test_a_question_that_fails_holds_up_no_delivery(odp: ThreadedSandbox, shop: Install, then: dict[str, Any]) -> None:
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim")
+    drain_all(shop)
+    odp.fault({"path": "/v3/graphql"}, then)
+    confirm.ask(shop.pk)
+    assert Confirmation.objects.get().problem
+    assert Install.objects.get(pk=shop.pk).brake_failures == 0
+    enter(gold, "lee")
+    drain_all(shop)
+    assert_all_is_well(gold)
+
+
 def test_one_that_no_worker_takes_says_so_and_is_closed(shop: Install) -> None:
     sent = trials.start(shop, by="kim")
     assert sent is not None

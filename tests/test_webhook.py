@@ -12,6 +12,7 @@ from django.db import connection
 from django.http.response import HttpResponseBase
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import backlog, disk, ingest
@@ -445,6 +446,30 @@ def test_too_high_a_backlog_asks_to_come_back_until_it_has_fallen(
     assert is_later(send(install, body(message())))
     assert backlog.of(install.pk) == 3
     Lane.objects.filter(audience__install=install).update(delivered_sequence=1)
+    assert counts(send(install, body(message())))[1] == 1
+
+
+HELD: dict[str, dict[str, Any]] = {
+    "blocked": {"lane": {"blocked_at": now(), "block_reason": "field gone"}},
+    "paused": {"lane": {"paused_at": now(), "paused_by": "kim", "pause_reason": "a campaign"}},
+    "never made": {
+        "audience": {"hold_failures": 1, "hold_reason": "503", "hold_since_at": now(), "hold_until_at": now()}
+    },
+}
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD.keys())
+def test_the_backlog_of_a_held_audience_turns_no_call_away(
+    install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch, held: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(backlog, "FRESH_SECONDS", 0.0)
+    settings.BACKLOG_HIGH_WATER = 2
+    ingest.receive(install, body(*[message()] * 10))
+    assert is_later(send(install, body(message())))
+    Lane.objects.update(**held.get("lane", {"delivered_sequence": 0}))
+    Audience.objects.update(**held.get("audience", {"provisioned_at": now()}))
+    assert backlog.of(install.pk) == 0
+    assert backlog.room(install.pk, None)[0] == 1
     assert counts(send(install, body(message())))[1] == 1
 
 

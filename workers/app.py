@@ -6,7 +6,14 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
-from celery.signals import setup_logging, task_failure, task_prerun, worker_ready, worker_shutdown
+from celery.signals import (
+    celeryd_after_setup,
+    setup_logging,
+    task_failure,
+    task_prerun,
+    worker_ready,
+    worker_shutdown,
+)
 from celery.utils.nodenames import worker_direct
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
@@ -46,6 +53,13 @@ def _use_django_logging(**kwargs: object) -> None:
     from django.conf import settings
 
     logging.config.dictConfig(settings.LOGGING)
+
+
+@celeryd_after_setup.connect
+def _share_out_slots(instance: Any, **kwargs: object) -> None:
+    from workers import slots
+
+    slots.share_out(instance.concurrency)
 
 
 @worker_ready.connect

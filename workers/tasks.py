@@ -8,31 +8,35 @@ from audiences import confirm as confirming
 from audiences import customers, lanes, resends, trials, wake
 from audiences import tally as tallying
 from workers import drain as draining
-from workers import heart, trial
+from workers import heart, slots, trial
 
 
 @shared_task(name="workers.tasks.drain", ignore_result=True)
 def drain(install_id: int) -> None:
     """Deliver what one install has ready."""
     wake.heard(install_id)
-    if draining.drain(install_id, seconds=settings.DRAIN_SECONDS):
-        heart.worked()
+    with slots.slot(install_id) as free:
+        if free and draining.drain(install_id, seconds=settings.DRAIN_SECONDS):
+            heart.worked()
 
 
 @shared_task(name="workers.tasks.make", ignore_result=True)
 def make(install_id: int) -> None:
     """Make what audiences of one install need in ODP, while others deliver."""
     wake.heard(install_id, wake.MAKE)
-    if draining.make(install_id, seconds=settings.DRAIN_SECONDS):
-        wake.wake(install_id)
-        heart.worked()
+    with slots.slot(install_id) as free:
+        if free and draining.make(install_id, seconds=settings.DRAIN_SECONDS):
+            wake.wake(install_id)
+            heart.worked()
 
 
 @shared_task(name="workers.tasks.resend", ignore_result=True)
 def resend(install_id: int) -> None:
     """Append what one install is to send again, as far as there is room."""
     wake.heard(install_id, wake.RESEND)
-    resends.go_on(install_id, seconds=settings.DRAIN_SECONDS)
+    with slots.slot(install_id) as free:
+        if free:
+            resends.go_on(install_id, seconds=settings.DRAIN_SECONDS)
 
 
 @shared_task(name="workers.tasks.sweep", ignore_result=True)

@@ -121,15 +121,14 @@ def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Trouble]:
     """Installs over the high-water mark, whose calls are answered 503."""
     told = []
     for install in installs:
-        lanes = [lane for lane in behind if lane.audience.install_id == install.pk]
+        mine = [lane for lane in behind if lane.audience.install_id == install.pk]
+        lanes = [lane for lane in mine if not state.is_held(lane)]
         waiting = sum(map(state.backlog, lanes))
         if install.enabled and waiting > settings.BACKLOG_HIGH_WATER:
-            held = sum(state.backlog(lane) for lane in lanes if lane.paused_at or lane.blocked_at)
-            why = f"{number(held)} of them are in audiences that are paused or blocked." if held else ""
             told.append(
                 Trouble(
                     f"Calls to {install} are answered 503: {number(waiting)} events wait",
-                    f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}. {why}"
+                    f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
                     " Lytics comes back by itself and is let in again when fewer wait. Nothing is lost.",
                     ago(min((lane.head_at for lane in lanes if lane.head_at), default=None)),
                     list_url(Audience, state="behind", install__id__exact=install.pk),
