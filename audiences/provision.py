@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
 from audiences import brake, lanes, naming
@@ -22,7 +22,7 @@ from audiences.wake import wake_making
 from odp.client import Client, Permission
 from odp.deadline import TooLateError
 from odp.mechanisms import Mechanism, Refusal, mechanism
-from odp.outcomes import Answer
+from odp.outcomes import Answer, Outcome, readable
 from odp.regions import host_of
 
 log = structlog.get_logger(__name__)
@@ -149,6 +149,12 @@ def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
     except TooLateError:  # others stood at the gate for all that time: no fault of ODP
         _give_back(making)
         return False
+    except (InterfaceError, OperationalError):  # PostgreSQL is away, and with it the place to write that down
+        raise
+    except Exception as error:  # a fault of ours is this audience's alone, too
+        log.exception("making an audience failed", audience=audience.odp_id)
+        first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        problem = Answer(Outcome.RETRY_LATER, readable(f"Unexpected error: {first_line}"), slow_probe=True)
     if isinstance(problem, Answer):
         _hold(making, problem)
     elif isinstance(problem, Refusal):

@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import brake, ingest, installs, lanes, operations, resends
+from audiences import brake, ingest, installs, lanes, operations, provision, resends
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from odp.outcomes import Answer, Outcome
 
@@ -275,6 +275,50 @@ def test_retry_now_releases_the_brake(operator: Client, install: Install, audien
         assert install.brake_until_at is None
 
 
+@pytest.mark.parametrize("kind", ["audience", "install"])
+def test_retry_now_lets_what_is_on_hold_be_tried_at_once(
+    operator: Client, install: Install, audience: Audience, kind: str
+) -> None:
+    until = now() + timedelta(hours=1)
+    Audience.objects.update(
+        provisioned_at=None, hold_failures=2, hold_reason="503: down", hold_since_at=now(), hold_until_at=until
+    )
+    page = operator.get(reverse("admin:audiences_audience_change", args=[audience.pk])).content.decode()
+    assert "it can&#x27;t be made in ODP: 503: down" in page
+    listed = operator.get(reverse("admin:audiences_audience_changelist"), {"state": "hold"}).content.decode()
+    assert "on hold" in listed
+    if kind == "install":
+        brake.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
+    assert provision.claim(install.pk) is None
+    press(operator, "retry", audience if kind == "audience" else install)
+    assert provision.claim(install.pk) is not None
+
+
+def test_accept_definition_unblocks_and_stays_said(operator: Client, audience: Audience, lane: Lane) -> None:
+    Lane.objects.update(blocked_at=now(), block_reason="it has another definition")
+    Audience.objects.update(provisioned_at=now(), foreign_definition="a" * 64)
+    press(operator, "accept", audience)
+    lane.refresh_from_db()
+    audience.refresh_from_db()
+    assert (lane.blocked_at, audience.accepted_definition, audience.foreign_definition) == (None, "a" * 64, "")
+    assert audience.look_asked_at is not None
+    page = operator.get(reverse("admin:audiences_audience_change", args=[audience.pk])).content.decode()
+    assert "a person has accepted it" in page
+
+
+def test_a_definition_that_changed_since_the_page_was_opened_is_not_accepted(
+    operator: Client, audience: Audience, lane: Lane
+) -> None:
+    Lane.objects.update(blocked_at=now(), block_reason="it has another definition")
+    Audience.objects.update(provisioned_at=now(), foreign_definition="a" * 64)
+    asked = operator.get(url("accept", audience)).content.decode()
+    Audience.objects.update(foreign_definition="b" * 64)
+    operator.post(url("accept", audience), hidden(asked))
+    lane.refresh_from_db()
+    audience.refresh_from_db()
+    assert (lane.blocked_at is not None, audience.accepted_definition) == (True, "")
+
+
 def test_release_reads_a_parked_item_again(operator: Client, install: Install) -> None:
     parked = Parked.objects.get()
     press(operator, "release", parked)
@@ -334,6 +378,7 @@ BUTTONS: list[tuple[str, str]] = [
     ("audience", "resume"),
     ("audience", "unblock"),
     ("audience", "retry"),
+    ("audience", "accept"),
     ("audience", "resync"),
     ("audience", "replay"),
     ("install", "retry"),

@@ -23,7 +23,7 @@ from audiences.admin import charts
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
 from odp.outcomes import Answer, Outcome
 from tests.delivering import make_audience
-from tests.messages import body, message
+from tests.messages import body, message, transition
 from tests.test_admin import someone
 from tests.threads import eventually
 
@@ -289,6 +289,41 @@ def test_a_blocked_audience_says_what_odp_said_and_how_much_waits(operator: Clie
     told = trouble(operator, "lytics_gold_club is blocked")
     assert "field lytics_gold_club is of type string. 1 event waiting" in told.why
     assert labels(told) == ["Unblock"]
+
+
+def on_hold(reason: str = "503: down", **values: Any) -> None:
+    held = {"hold_failures": 2, "hold_reason": reason, "hold_since_at": now(), "hold_until_at": now()}
+    Audience.objects.update(**{**held, **values})
+
+
+def test_an_audience_that_can_not_be_made_says_why_and_when_and_has_a_button(
+    operator: Client, viewer: Client, install: Install
+) -> None:
+    ingest.receive(install, body(message()))
+    on_hold()
+    told = trouble(operator, "lytics_gold_club can't be made in ODP")
+    assert "503: down — 2 in a row" in told.why
+    assert "1 event waiting; none is lost" in told.why
+    assert labels(told) == ["Retry now"]
+    assert labels(trouble(viewer, "can't be made in ODP")) == []
+    assert trouble(operator, "No worker takes what waits") is None
+
+
+def test_many_that_can_not_be_made_for_one_reason_are_one_line(operator: Client, install: Install) -> None:
+    items = [message(transition(slug=f"club_{number}", segment=f"s{number}")) for number in range(12)]
+    ingest.receive(install, body(*items))
+    on_hold("403: Forbidden")
+    told = trouble(operator, "12 audiences of Shop can't be made in ODP")
+    assert "the account's private key" in told.todo
+    assert labels(told) == ["Enter a key"]
+    assert len([one for one in page(operator).context["troubles"] if "made in ODP" in one.what]) == 1
+
+
+def test_one_that_can_not_be_looked_at_is_told_and_delivers(operator: Client, install: Install) -> None:
+    ingest.receive(install, body(message()))
+    on_hold(provisioned_at=now())
+    told = trouble(operator, "lytics_gold_club can't be looked at in ODP")
+    assert (told.tone, "Deliveries go on" in told.why) == ("held", True)
 
 
 def test_what_is_red_stands_before_what_is_not(viewer: Client, install: Install) -> None:

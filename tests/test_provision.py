@@ -182,6 +182,25 @@ def test_trouble_puts_the_audience_on_hold_and_brakes_no_install(
     assert_all_is_well(audience)
 
 
+def test_a_fault_of_ours_puts_that_audience_on_hold_and_no_other(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure = Attribute.ensure
+
+    def fails(self: Attribute, client: Any, odp_id: str, *args: Any, **kwargs: Any) -> Any:
+        if odp_id == "lytics_odd":
+            raise KeyError("no such thing")
+        return ensure(self, client, odp_id, *args, **kwargs)
+
+    monkeypatch.setattr(Attribute, "ensure", fails)
+    odd, gold = new_audience(shop, "odd"), new_audience(shop)
+    drain_all(shop)
+    odd.refresh_from_db()
+    assert (odd.hold_failures, odd.hold_reason) == (1, "Unexpected error: 'no such thing'")
+    assert Install.objects.get().brake_failures == 0
+    assert_all_is_well(gold)
+
+
 def test_its_pauses_grow_and_a_refused_key_is_probed_slowly(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
