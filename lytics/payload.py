@@ -628,7 +628,7 @@ def _cut(text: bytes) -> Iterator[bytes]:
         if depth == 0:
             break
     if depth != 0 or text[start:].strip():
-        raise _no_json(text, cut_off=depth != 0)
+        raise _no_json(text, cut_off=0 < depth <= _DEPTH_AT_MOST)
 
 
 # How compressed bodies begin. Those of gzip and deflate are unpacked before; here they are damaged or cut off.
@@ -655,7 +655,7 @@ def _ends(text: bytes) -> bool:
         token = match.group()
         depth += (token in (b"[", b"{")) - (token in (b"]", b"}"))
         if depth == 0 or depth > _DEPTH_AT_MOST:
-            return depth == 0
+            return True  # deeper than anybody looks: nobody knows whether it ends
     return False
 
 

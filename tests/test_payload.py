@@ -609,6 +609,13 @@ def test_a_profile_that_is_a_placeholder_is_no_profile(profile: str, who: Any) -
     assert {fact.profile for fact in reading.facts} == {""}
 
 
+@pytest.mark.parametrize("start", [b"[", b'{"a":'])
+def test_a_body_too_deep_to_be_looked_through_is_not_called_cut_off(start: bytes) -> None:
+    depth = 1_000_001
+    raw = start + b"[" * depth + b"]" * depth + (b"]" if start == b"[" else b"}")
+    assert why(read(raw)) == [reasons.NOT_JSON]
+
+
 def test_a_placeholder_in_a_list_costs_itself_alone() -> None:
     reading = read(body(message(who=["null", "kim", "lee", "0"])), placeholders=NOBODY)
     assert ([one.identifier for one in reading.facts], why(reading)) == (["kim", "lee"], [reasons.PLACEHOLDER])
