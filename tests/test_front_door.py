@@ -141,7 +141,7 @@ def test_what_follows_an_unreadable_request_is_never_taken_for_another(web: Web,
 def test_the_front_page_counts_what_could_not_be_read_and_says_what_it_was(
     web: Web, shop: Install, counted: None, admin_client: Client
 ) -> None:
-    for name in ("a blank in the query", "a blank in the query", "a long header"):
+    for name in ("two hosts", "a folded header", "a long header"):
         sent(web, ODD[name](shop), CALL)
 
     def seen() -> refused.Refused | None:

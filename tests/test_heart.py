@@ -25,6 +25,7 @@ from lytics_sync.processes import Fleet, free_port
 from lytics_sync.stack import Memory, Stack
 from tests.relay import Relay
 from tests.threads import eventually
+from workers import heart
 from workers.app import _start_heart, app
 from workers.heart import SENT_IN_VAIN, Heart
 
@@ -221,3 +222,39 @@ def test_the_web_process_knows_whether_any_worker_answers(names: dict[str, float
     told: dict[str, Any] = answer.json()
     assert answer.status_code == status
     assert {worker["name"] for worker in told["workers"]} == set(names)
+
+
+def test_a_heartbeat_that_could_not_be_sent_starts_the_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats from before an outage of the broker say nothing about the time after it."""
+    moment, is_away = 0.0, False
+    ended: list[int] = []
+
+    def send() -> None:
+        if is_away:
+            raise ConnectionError("refused")
+
+    monkeypatch.setattr("workers.heart.time.monotonic", lambda: moment)
+    made = heart.Heart("me", send=send, every=10, end=ended.append)
+    for _ in range(heart.SENT_IN_VAIN):
+        made.beat()
+    is_away = True
+    moment = 1_000.0
+    made.beat()
+    is_away = False
+    for _ in range(heart.SENT_IN_VAIN):
+        made.beat()
+    assert ended == []
+    made.beat()
+    assert ended == [1]
+
+
+def test_a_heartbeat_of_another_worker_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    own = heart.Heart("me", send=lambda: None, every=10)
+    monkeypatch.setattr(own, "heard", lambda: heard.append("mine"))
+    monkeypatch.setattr(heart, "_own", own)
+    heart.heard("me-before")
+    heart.heard("another")
+    assert heard == []
+    heart.heard("me")
+    assert heard == ["mine"]
