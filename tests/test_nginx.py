@@ -9,9 +9,15 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from audiences import installs
 from audiences.models import Event, Install
@@ -42,7 +48,7 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{tls};
         {snippet}
     }}
 }}
@@ -52,12 +58,14 @@ http {{
 class Nginx:
     """nginx as an ordinary process with all its files in one folder; nothing of it needs root."""
 
-    def __init__(self, folder: Path, *, service: int) -> None:
+    def __init__(self, folder: Path, *, service: int, tls: str = "") -> None:
         self.port = free_port()
         config = folder / "nginx.conf"
         user = "user root root;" if os.geteuid() == 0 else ""
         snippet = _of_the_readme().replace("127.0.0.1:8000", f"127.0.0.1:{service}")
-        config.write_text(CONFIG.format(folder=folder, port=self.port, user=user, snippet=snippet), encoding="utf-8")
+        config.write_text(
+            CONFIG.format(folder=folder, port=self.port, user=user, snippet=snippet, tls=tls), encoding="utf-8"
+        )
         assert NGINX
         command = [NGINX, "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
         self._process = subprocess.Popen(command)
@@ -166,6 +174,31 @@ def test_what_nginx_refuses_asks_to_come_back(nginx: Nginx, shop: Install, odd: 
 
 def test_an_unknown_path_is_answered_by_the_service(nginx: Nginx, shop: Install) -> None:
     assert nginx.status(head(shop, "Content-Length: 0", target="/webhook/lytics/x"))[0] == 401
+
+
+def certificate(folder: Path) -> str:
+    """What follows the port of a server that speaks TLS, with a certificate of its own."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    today = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .sign(key, SHA256())
+    )
+    plain = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "both.pem").write_bytes(key.private_bytes(*plain) + made.public_bytes(Encoding.PEM))
+    return f" ssl; ssl_certificate {folder}/both.pem; ssl_certificate_key {folder}/both.pem"
+
+
+def test_who_forgets_tls_is_asked_to_come_back(tmp_path: Path, shop: Install) -> None:
+    """nginx' own answer to http on the port of https is 400."""
+    running = Nginx(tmp_path, service=free_port(), tls=certificate(tmp_path))
+    try:
+        status, answer = running.status(head(shop, "Content-Length: 0"))
+        assert (status, answer.endswith("Retry-After: 30")) == (503, True)
+    finally:
+        running.stop()
 
 
 def test_a_service_that_is_down_asks_to_come_back(tmp_path: Path, shop: Install) -> None:

@@ -186,10 +186,9 @@ def test_nothing_behind_an_unparsed_request_is_read_as_another_one(web: Web, ins
 
 def test_a_body_that_breaks_after_its_answer_gets_no_second_one(web: Web, install: Install) -> None:
     """The sender would take it for the answer to its next call."""
-    lines = (CHUNKED, b"X: y")
-    raw = request(b"POST /elsewhere HTTP/1.1", *lines, length=None, content=b"2\r\n[]\r\nzz\r\n")
+    raw = request(b"GET /health/live HTTP/1.1", CHUNKED, length=None, content=b"2\r\n[]\r\nzz\r\n")
     answer = answers(web, install, raw.replace(b"Connection: close\r\n", b""))
-    assert (status(answer), answer.count(b"HTTP/1.1 ")) == (401, 1)
+    assert (status(answer), answer.count(b"HTTP/1.1 ")) == (200, 1)
 
 
 ELSEWHERE = [
