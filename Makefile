@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit chaos fuzz bench bench-quick pictures clean installed installed-dev installed-bench
+.PHONY: help run demo up test check audit chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -27,6 +27,7 @@ help:
 	@echo 'make up        the stack alone, for a real pair of accounts'
 	@echo 'make test      the test suite (make test ARGS="-k lanes" for a part of it)'
 	@echo 'make chaos     kills and breaks everything while events come, and judges (EVENTS, KILLS, SEED)'
+	@echo 'make comeback  how soon deliveries are back after each death, for a sender that obeys Retry-After'
 	@echo 'make fuzz      odd calls for longer, and the models of delivery (SECONDS=300, SEED, EXAMPLES=500)'
 	@echo 'make bench     how fast, against what this machine could do; an hour, writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
 	@echo 'make bench-quick  which ratios have moved since; under two minutes'
@@ -58,6 +59,11 @@ audit: installed-dev
 # EVENTS, KILLS, OTHERS, AUDIENCES, SEED and TWIN are read from the environment, where make puts its own arguments.
 chaos: installed-dev
 	@exec $(PY) -m tests.chaos $(ARGS)
+
+# 1,000 events a second from a sender that obeys Retry-After; each process killed, PostgreSQL included, one at a time.
+comeback: installed-dev
+	@exec $(PY) -m tests.chaos --obedient --within 10 --gap 12 --times 20 --events $(or $(EVENTS),1700000) \
+		--faults postgres_restarted,postgres,web,web_worker,worker,beat,broker $(ARGS)
 
 # SECONDS are for bodies and requests, half of them each; the models have EXAMPLES, which take some minutes more. A SEED repeats.
 fuzz: installed-dev

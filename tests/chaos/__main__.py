@@ -17,8 +17,9 @@ from lytics_sync.processes import AskedToStop, Trouble
 from lytics_sync.stack import stand_alone
 from tests.chaos import schedule
 from tests.chaos.faults import FAULTS
-from tests.chaos.run import QUICK, USUAL, Options, Report, a_seed, run
-from tests.chaos.table import findings, hardware, lines, today
+from tests.chaos.run import OBEDIENT, QUICK, USUAL, Options, Report, a_seed, run
+from tests.chaos.stream import RETRY_SCALE
+from tests.chaos.table import back_within, findings, hardware, lines, today
 from tests.chaos.twins import TWINS
 
 PAGE = env.PROJECT_DIR / "docs" / "chaos.md"
@@ -40,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--faults", default="", help="these and no others, in this order: " + ", ".join(FAULTS))
     add("--quick", action="store_true", help="short deadlines and leases, and one worker less")
     add("--stuck", type=float, default=90, help="seconds without progress after which it is over")
+    add(
+        "--obedient", action="store_true", help="the settings and the pauses of a real sender: Retry-After as delivered"
+    )
+    add("--times", type=int, default=1, help="the faults of --faults so often, one round after the other")
+    add("--within", type=float, default=0, help="seconds in which deliveries have to be back after each fault")
     add("--twin", default=os.environ.get("TWIN", ""), help=", ".join(TWINS))
     add("--write", action="store_true", help=f"put the table into {PAGE.relative_to(env.PROJECT_DIR)}")
     told = parser.parse_args(arguments)
@@ -47,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"TWIN is one of {', '.join(TWINS)}, not {told.twin!r}")
     dice = Random(f"{told.seed}/schedule")
     if told.faults:
-        steps = schedule.timed(told.faults.split(","), gap=told.gap, dice=dice)
+        steps = schedule.timed(told.faults.split(",") * told.times, gap=told.gap, dice=dice)
     else:
         steps = schedule.drawn(kills=told.kills, others=told.others, gap=told.gap, dice=dice)
     options = Options(
@@ -55,8 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         events=told.events,
         audiences=told.audiences,
         steps=steps,
-        settings=QUICK if told.quick else USUAL,
+        settings=QUICK if told.quick else OBEDIENT if told.obedient else USUAL,
         workers=2 if told.quick else 3,
+        retry_scale=1.0 if told.obedient else RETRY_SCALE,
         twin=told.twin,
         stuck_seconds=told.stuck,
         say=say,
@@ -70,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Trouble as trouble:
         say(str(trouble))
         return 1
+    if told.within:
+        report.checks.append(back_within(report, seconds=told.within))
     say("\n" + "\n".join(lines(report)) + "\n")
     say("\n".join(findings(report)) or f"Nothing lost, nothing out of order. Seed {told.seed}.")
     if told.write and report.is_clean:

@@ -101,6 +101,11 @@ def kill_postgres(house: House, dice: Random) -> None:
     house.kill("postgres")
 
 
+def restart_postgres(house: House, dice: Random) -> None:
+    """A fast shutdown, as by a service manager; it is started again as soon as it is down."""
+    house.kill("postgres", signal.SIGINT)
+
+
 def exhaust_connections(house: House, dice: Random, seconds: float = 3) -> None:
     """Somebody takes every connection that there is, and each one that comes free."""
     held: list[Any] = []
@@ -207,6 +212,7 @@ FAULTS: dict[str, Fault] = {
     "backend_ended": Fault(label="PostgreSQL backend terminated", strike=terminate_backend, is_kill=True),
     "backend": Fault(label="PostgreSQL backend killed", strike=kill_backend, is_kill=True),
     "postgres": Fault(label="PostgreSQL itself killed", strike=kill_postgres, is_kill=True),
+    "postgres_restarted": Fault(label="PostgreSQL restarted", strike=restart_postgres, is_kill=True),
     "broker": Fault(label="broker killed, its data gone", strike=kill_broker, is_kill=True),
     "emptied": Fault(label="broker emptied", strike=empty_broker),
     "zombie": Fault(label="worker stopped within requests, back after its lease", strike=zombie, seconds=14),

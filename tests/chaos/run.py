@@ -15,7 +15,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.house import House
 from tests.chaos.judge import Check, Judge
 from tests.chaos.schedule import Step
-from tests.chaos.stream import Source
+from tests.chaos.stream import RETRY_SCALE, Source
 from tests.chaos.wire import Wire
 
 # How each pair of accounts writes, and its requests per second (0: as fast as it goes).
@@ -32,6 +32,8 @@ USUAL = {
     "PROBE_SECONDS": "3",
     "RETRY_AFTER_SECONDS": "1",
 }
+# For a sender that obeys Retry-After: what a 503 asks for is what it is as delivered.
+OBEDIENT = {name: value for name, value in USUAL.items() if name != "RETRY_AFTER_SECONDS"}
 # Shorter times, so that a small run fits into the test suite.
 QUICK = {
     **USUAL,
@@ -50,6 +52,8 @@ class Options:
     steps: Sequence[Step]
     settings: dict[str, str] = field(default_factory=lambda: USUAL)
     workers: int = 3
+    # How much faster than Lytics the sender tries again where no answer came; Retry-After is always obeyed.
+    retry_scale: float = RETRY_SCALE
     twin: str = ""
     # How long nothing may move at the end before the run counts as stuck.
     stuck_seconds: float = 90
@@ -128,6 +132,7 @@ class _Run:
                 how_many=options.audiences // len(installs) + (nth < options.audiences % len(installs)),
                 seed=options.seed * 10 + nth,
                 rate=share / expected,
+                retry_scale=options.retry_scale,
             )
             for nth, (name, mechanism, pace) in enumerate(installs)
         ]

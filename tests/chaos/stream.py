@@ -34,12 +34,14 @@ def is_in(the_mark: Mark) -> bool:
 class Source:
     """One Lytics account. ``accepted`` holds by segment and identifier each transition as often as it got a 200."""
 
-    def __init__(self, install: Install, *, events: int, how_many: int, seed: int, rate: float) -> None:
+    def __init__(
+        self, install: Install, *, events: int, how_many: int, seed: int, rate: float, retry_scale: float = RETRY_SCALE
+    ) -> None:
         self.install = install
         self.audiences: list[Audience] = audiences(how_many=how_many, seed=seed)
         self.accepted: defaultdict[str, defaultdict[str, list[Mark]]] = defaultdict(lambda: defaultdict(list))
         self.events = 0
-        self.job = Job(retry_scale=RETRY_SCALE, notice=lambda words: None)
+        self.job = Job(retry_scale=retry_scale, notice=lambda words: None)
         self._rate = rate
         plan = Plan(
             events=events, audiences=self.audiences, seed=seed, customers=max(1, events // 4),

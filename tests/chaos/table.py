@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from benchmarks.results import processor
 from tests.chaos.faults import FAULTS
-from tests.chaos.judge import TOLD
+from tests.chaos.judge import TOLD, Check
 from tests.chaos.run import Report, Strike
 
 # Throughput is counted over so many seconds before a fault, and after the first delivery that followed it.
@@ -83,6 +83,17 @@ def _fault_line(label: str, strikes: list[Strike], measured: Measured) -> str:
         return f"| {label} | {len(strikes)} | {longest} | – | – |"
     before, after = (sum(side) / len(pairs) / WINDOW for side in zip(*pairs, strict=True))
     return f"| {label} | {len(strikes)} | {longest} | {before:,.0f} | {after:,.0f} |"
+
+
+def back_within(report: Report, *, seconds: float) -> Check:
+    """Whether deliveries were back so soon after every fault, as far as the stream still ran."""
+    check, measured = Check(f"first delivery again within {seconds:g} s"), Measured(report)
+    for strike in report.strikes:
+        if (recovery := measured.recovery(strike)) is not None:
+            check.looked_at += 1
+            if recovery > seconds:
+                check.find(f"{FAULTS[strike.fault].label}: {recovery:.1f} s")
+    return check
 
 
 def findings(report: Report) -> Iterator[str]:
