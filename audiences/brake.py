@@ -13,6 +13,9 @@ from django.db import connection
 from audiences.models import Install
 from odp.outcomes import Answer
 
+# How the reason begins when the failure is this service's own and not ODP's.
+UNEXPECTED = "Unexpected error in delivery: "
+
 log = structlog.get_logger(__name__)
 
 # Requests that were under way together fail together; only the first of them raises the count of failures. The

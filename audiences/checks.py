@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
 from django.db import connections
 
-from audiences import hosts
+from audiences import hosts, readiness
 
 if TYPE_CHECKING:
     from audiences.models import Install
@@ -106,6 +106,19 @@ def hosts_allowed(*, databases: Sequence[str] | None = None, **kwargs: object) -
         for install in _installs_with_a_host(databases)
         if not hosts.is_local(install.odp_host) and (problem := hosts.problem_of(install.odp_host))
     ]
+
+
+@register(Tags.database)
+def stored_secrets_open(*, databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
+    """``manage.py check --database default``: a valid key that isn't the one the data was written with."""
+    tables = {"audiences_install", "audiences_token"}
+    if not databases or not tables <= set(connections[databases[0]].introspection.table_names()):
+        return []
+    problem = readiness.secrets_problem()
+    return [Error(f"{problem[0].upper()}{problem[1:]}.", hint=_OLD_KEY, id="audiences.E012")] if problem else []
+
+
+_OLD_KEY = "Put back the key that it was written with, behind a newer one if there is one."
 
 
 def _installs_with_a_host(databases: Sequence[str] | None) -> "list[Install]":

@@ -6,6 +6,7 @@ from django.urls import reverse
 
 from audiences import tokens
 from audiences.models import Install, Token
+from audiences.secrets import UNREADABLE, Unreadable
 
 
 def create(install: Install) -> Token:
@@ -27,4 +28,4 @@ def webhook_url(install: Install) -> str:
 
 def authorization(token: Token) -> str:
     """The value of the ``Authorization`` header."""
-    return f"Bearer {token.secret}"
+    return f"Bearer {token.secret}" if not isinstance(token.secret, Unreadable) else f"The token {UNREADABLE}."

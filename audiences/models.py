@@ -17,7 +17,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 
 from audiences import hosts
-from audiences.secrets import EncryptedTextField
+from audiences.secrets import EncryptedTextField, Unreadable
 from lytics import times
 from odp.outcomes import Outcome
 
@@ -129,7 +129,9 @@ class Install(models.Model):
         return self.name
 
     def clean(self) -> None:
-        errors = {"odp_api_key": hosts.problem_of_key(self.odp_api_key), "odp_host": hosts.problem_of(self.odp_host)}
+        stored = isinstance(self.odp_api_key, Unreadable)
+        key_problem = "" if stored else hosts.problem_of_key(self.odp_api_key)
+        errors = {"odp_api_key": key_problem, "odp_host": hosts.problem_of(self.odp_host)}
         if any(errors.values()):
             raise ValidationError({field: words for field, words in errors.items() if words})
 

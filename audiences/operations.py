@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from datetime import timedelta
 
+import structlog
+from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.db.models import QuerySet
 from django.utils.timezone import now
@@ -12,6 +14,8 @@ from audiences.models import Event, Parked
 from audiences.secrets import decrypt
 from audiences.wake import wake
 from lytics.payload import Fact, Kind
+
+log = structlog.get_logger(__name__)
 
 LOOKED_AT_ONCE_IN = timedelta(minutes=1)
 
@@ -77,6 +81,9 @@ def _append_again(parked: Parked) -> bool:
 
 def _read_again(parked: Parked) -> bool:
     """Whether everything in the item could be read this time; what could, is in the log either way."""
-    return ingest.read_again(
-        parked.install, decrypt(bytes(parked.raw or b"")), receipt_id=parked.receipt_id, at=parked.parked_at
-    )
+    try:
+        raw = decrypt(bytes(parked.raw or b""))
+    except ImproperlyConfigured as error:
+        log.error("a parked item could not be released", parked=parked.pk, reason=str(error))
+        return False
+    return ingest.read_again(parked.install, raw, receipt_id=parked.receipt_id, at=parked.parked_at)

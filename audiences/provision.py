@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 
 from audiences import brake, lanes, naming
 from audiences.models import Audience, Install
+from audiences.secrets import opened
 from audiences.wake import wake_making
 from odp.client import Client, Permission
 from odp.deadline import TooLateError
@@ -80,7 +81,7 @@ class Making(NamedTuple):
 def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:
     host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
     permission: Permission | None = gate and partial(gate, install)
-    return Client(host=host, api_key=install.odp_api_key, ends_at=ends_at, permission=permission)
+    return Client(host=host, api_key=opened(install.odp_api_key), ends_at=ends_at, permission=permission)
 
 
 def mechanism_of(install: Install) -> Mechanism:

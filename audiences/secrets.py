@@ -21,6 +21,8 @@ from django.db import models
 
 # What is longer is encrypted so many bytes at a time.
 PIECE = 1 << 20
+UNREADABLE = "can't be decrypted with the present FIELD_ENCRYPTION_KEYS"
+_WRONG_KEY = "A stored secret opens with none of FIELD_ENCRYPTION_KEYS; put back the key it was written with."
 
 
 @lru_cache(maxsize=4)
@@ -63,9 +65,7 @@ def decrypt(hidden: bytes) -> bytes:
     try:
         return _ring(tuple(settings.FIELD_ENCRYPTION_KEYS)).decrypt(hidden)
     except InvalidToken as error:
-        raise ImproperlyConfigured(
-            "A stored secret opens with none of FIELD_ENCRYPTION_KEYS; put back the key it was written with."
-        ) from error
+        raise ImproperlyConfigured(_WRONG_KEY) from error
 
 
 if TYPE_CHECKING:
@@ -74,11 +74,40 @@ else:
     _TextField = models.TextField  # Django's fields are generic for the type checker only
 
 
+class Unreadable(str):
+    """What a page shows in place of a stored secret that no present key opens. Saving it stores what was stored."""
+
+    __slots__ = ("hidden",)
+    hidden: str
+
+    def __new__(cls, hidden: str) -> "Unreadable":
+        made = super().__new__(cls, UNREADABLE)
+        made.hidden = hidden
+        return made
+
+
+def opened(secret: str) -> str:
+    """A secret that is about to be used. Raises ``ImproperlyConfigured`` where a page would show ``UNREADABLE``."""
+    if isinstance(secret, Unreadable):
+        raise ImproperlyConfigured(_WRONG_KEY)
+    return secret
+
+
 class EncryptedTextField(_TextField):
-    """Text that PostgreSQL only ever sees encrypted. It can't be searched."""
+    """Text that PostgreSQL only ever sees encrypted. It can't be searched.
+
+    With the wrong key a row still loads, so that pages open; whoever uses the secret asks ``opened`` for it.
+    """
 
     def get_prep_value(self, value: Any) -> Any:
+        if isinstance(value, Unreadable):
+            return value.hidden
         return encrypt(str(value).encode()).decode() if value else ""
 
     def from_db_value(self, value: str | None, expression: object, connection: object) -> str:
-        return decrypt(value.encode()).decode() if value else ""
+        if not value:
+            return ""
+        try:
+            return decrypt(value.encode()).decode()
+        except ImproperlyConfigured:
+            return Unreadable(value)

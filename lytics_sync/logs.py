@@ -8,11 +8,13 @@ import logging
 import logging.config
 import os
 import re
+import sys
 import time
 from typing import Any
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from gunicorn.glogging import Logger
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -148,7 +150,11 @@ class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
-        logging.config.dictConfig(settings.LOGGING)
+        try:
+            logging.config.dictConfig(settings.LOGGING)
+        except ImproperlyConfigured as error:
+            # The first thing of gunicorn's that reads the settings.
+            sys.exit(f"Not started: {error}")
         for logger in (self.error_log, self.access_log):
             logger.handlers.clear()
             logger.propagate = True

@@ -166,6 +166,8 @@ CELERY_TASK_DEFAULT_QUEUE = "drain"
 CELERY_WORKER_DIRECT = True
 # How often a worker sends itself a heartbeat. When none has come out for 4.5 times as long it is not ready.
 HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
+# How long work that may go out may stand still before /health/workers and the workers' own health are red.
+WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
 # Where a worker answers GET /health/ready; 0 for nowhere.
 WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
 # How old a message may get before a worker drops it unread. Celery compares the sender's clock with the worker's, so
@@ -178,6 +180,7 @@ CELERY_BEAT_SCHEDULE = {
         "affirm": 10,
         "summarise": SUMMARISE_SECONDS,
         "tally": 60,
+        "clear_sessions": 86_400,
     }.items()
 }
 

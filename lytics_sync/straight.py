@@ -1,4 +1,4 @@
-"""Calls of Lytics go straight to their view, past what people with browsers need: sessions, accounts, messages."""
+"""Calls of Lytics and health checks go past what people with browsers need: sessions, accounts, messages."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,8 @@ from rest_framework.response import Response
 
 from audiences.api.views import UnknownWebhookView, is_for_lytics
 
+HEALTH = ("/health/live", "/health/ready", "/health/workers")
+
 Handler = Callable[[HttpRequest], HttpResponseBase]
 
 
@@ -16,6 +18,10 @@ def straight_to_webhooks(get_response: Handler) -> Handler:
     """The rest of the middleware costs a tenth of the whole call. What a call needs of it is done here."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
+        if request.path_info in HEALTH and request.method in ("GET", "HEAD"):
+            # Before any middleware that asks for the Host: load balancers and kubelets call by address.
+            health: HttpResponseBase = resolve(request.path_info).func(request)
+            return health
         if not is_for_lytics(request):
             return get_response(request)
         request.get_host()  # raises for a host that ALLOWED_HOSTS doesn't name

@@ -2,13 +2,25 @@
 
 import os
 
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.wsgi import get_wsgi_application
+
+from audiences import sessions, start
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 
-from django.conf import settings
 
-from audiences import sessions
+def _application() -> WSGIHandler:
+    from django.conf import settings
 
-sessions.bound(settings.DATABASE_WEB_SECONDS)
-application = get_wsgi_application()
+    try:
+        sessions.bound(settings.DATABASE_WEB_SECONDS)
+        made = get_wsgi_application()
+    except ImproperlyConfigured as error:
+        start.refuse(str(error))
+    start.check()
+    return made
+
+
+application = _application()

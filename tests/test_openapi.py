@@ -11,9 +11,8 @@ from django.db import OperationalError
 from django.test import Client
 from pytest_django.fixtures import Settings
 
-from audiences import heartbeats, ingest
+from audiences import heartbeats, ingest, readiness
 from audiences.models import Install
-from lytics_sync import health
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db
@@ -80,7 +79,7 @@ def test_each_answer_about_health_is_as_told(monkeypatch: pytest.MonkeyPatch) ->
 
     ask("/health/live", 200)
     ask("/health/ready", 200)
-    monkeypatch.setattr(health, "_problem", lambda: "not migrated")
+    monkeypatch.setattr(readiness, "problem", lambda: "not migrated")
     ask("/health/ready", 503)
     ask("/health/workers", 503)
     heartbeats.note("worker-1", worked_seconds_ago=1.0)

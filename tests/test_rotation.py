@@ -14,7 +14,7 @@ from django.test import Client
 
 from audiences import ingest, installs, rotation, secrets
 from audiences.models import Install, Parked, Token
-from audiences.secrets import EncryptedTextField, decrypt
+from audiences.secrets import EncryptedTextField, decrypt, opened
 from tests.delivering import make_install
 
 pytestmark = pytest.mark.django_db
@@ -45,7 +45,7 @@ def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) 
 def test_before_it_the_old_key_is_needed(shop: Install, settings: Any) -> None:
     settings.FIELD_ENCRYPTION_KEYS = [NEW]
     with pytest.raises(ImproperlyConfigured):
-        Install.objects.get()
+        opened(Install.objects.get().odp_api_key)
 
 
 def test_calls_are_taken_before_and_after(shop: Install, settings: Any) -> None:

@@ -567,7 +567,7 @@ def test_what_nobody_thought_of_asks_to_come_back_too(install: Install, monkeypa
 
 def test_a_host_name_that_is_not_set_up_asks_to_come_back_and_is_no_400(install: Install) -> None:
     assert is_later(send(install, body(message()), HTTP_HOST="sync.example.com"))
-    assert Client().get("/health/live", HTTP_HOST="sync.example.com").status_code == 400
+    assert Client().get("/admin/", HTTP_HOST="sync.example.com").status_code == 400
 
 
 # --- Through gunicorn, over real connections -----------------------------------------------------------------

@@ -1,21 +1,28 @@
 """The Celery application. Its messages are hints: nothing is lost when one is, and two are as good as one."""
 
 import os
+import sys
 import warnings
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import (
+    beat_init,
     celeryd_after_setup,
     setup_logging,
     task_failure,
     task_prerun,
+    worker_init,
     worker_ready,
     worker_shutdown,
 )
 from celery.utils.nodenames import worker_direct
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from audiences import start
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 
@@ -23,6 +30,12 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 app = Celery("lytics_sync")
+if "celery" in sys.argv[0]:
+    # Celery would read the settings later, and end with a traceback.
+    try:
+        settings.INSTALLED_APPS  # noqa: B018
+    except ImproperlyConfigured as error:
+        start.refuse(str(error))
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["workers"])
 # Celery closes a thread's connection before and after each task, unless it is told after how many. A new one is a new
@@ -38,11 +51,29 @@ def _name_task_in_log(sender: Any, task_id: str, **kwargs: object) -> None:
 
 
 @task_failure.connect
+def _note_failure(sender: Any, exception: BaseException, **kwargs: object) -> None:
+    """For the front page."""
+    from audiences import failures
+
+    failures.note(str(sender.name), exception)
+
+
+@task_failure.connect
 def _leave_connection(**kwargs: object) -> None:
     """What failed may be a statement that was prepared before a migration: a new connection has none of those."""
     from django.db import connection
 
     connection.close()
+
+
+@worker_init.connect
+@beat_init.connect
+def _check_settings(**kwargs: object) -> None:
+    """Both signals come before any work is taken. Celery leaves ``SystemExit`` through."""
+    import django
+
+    django.setup()
+    start.check()
 
 
 @setup_logging.connect

@@ -37,7 +37,6 @@ FILLS = 2
 TOO_LATE = Answer(
     Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.", sent=False
 )
-UNEXPECTED = "Unexpected error in delivery: "
 
 
 class _Line:
@@ -120,7 +119,7 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
 def _unexpected(error: Exception) -> Answer:
     """A fault of ours: without a backoff it would come again as soon as the lease is over, and for ever."""
     first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), slow_probe=True, sent=False)
+    return Answer(Outcome.RETRY_LATER, readable(brake.UNEXPECTED + first_line), slow_probe=True, sent=False)
 
 
 def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:

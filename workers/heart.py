@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import structlog
 
-from audiences import heartbeats
+from audiences import heartbeats, progress
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +41,7 @@ class Heart:
         self.heard_at = self.stored_at = time.monotonic()
         self.worked_at: float | None = None
         self.in_vain = 0
+        self.stuck = ""
         self._stop = threading.Event()
 
     def start(self, *, port: int = 0) -> None:
@@ -78,6 +79,8 @@ class Heart:
         worked = None if self.worked_at is None else time.monotonic() - self.worked_at
         heartbeats.note(self.name, worked_seconds_ago=worked)
         self.stored_at = time.monotonic()
+        stuck = progress.stuck()
+        self.stuck = stuck.words if stuck else ""
 
     def worked(self) -> None:
         self.worked_at = time.monotonic()
@@ -88,7 +91,7 @@ class Heart:
             return f"no message from the broker has reached a slot for {time.monotonic() - self.heard_at:.0f} s"
         if self.is_late(self.stored_at):
             return f"nothing could be written to the database for {time.monotonic() - self.stored_at:.0f} s"
-        return ""
+        return self.stuck
 
     def is_late(self, moment: float) -> bool:
         return time.monotonic() - moment > MISSED * self.every

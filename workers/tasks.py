@@ -2,6 +2,7 @@
 
 from celery import shared_task
 from django.conf import settings
+from django.core.management import call_command
 
 from audiences import affirm as affirming
 from audiences import confirm as confirming
@@ -83,3 +84,9 @@ def summarise() -> None:
 def tally() -> None:
     """Add up the minutes that have ended."""
     tallying.tally()
+
+
+@shared_task(name="workers.tasks.clear_sessions", ignore_result=True)
+def clear_sessions() -> None:
+    """Delete the sessions of people whose login has run out; Django never does that by itself."""
+    call_command("clearsessions")

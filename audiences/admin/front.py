@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences import checklist, heartbeats, refused, state
+from audiences import checklist, failures, heartbeats, progress, readiness, refused, state
 from audiences.admin import turned_away, verbs
 from audiences.admin.charts import charts
 from audiences.admin.pages import ago, count, last_call, list_url, number, span, url_of
@@ -52,7 +52,10 @@ def front(request: HttpRequest) -> dict[str, Any]:
     pulse = heartbeats.pulse()
     refusals = refused.last_hour(install.public_id for install in installs)
     troubles = [
-        *turned_away.without_redis(refusals),
+        *turned_away.unreadable_secret(readiness.secrets_problem()),
+        *turned_away.work_stands_still(progress.stuck()),
+        *turned_away.failing_tasks(failures.recent()),
+        *turned_away.without_redis(failures.broker_problem()),
         *_silent(silent, behind),
         *_unheard(pulse),
         *_braked(request, installs, behind),

@@ -17,6 +17,7 @@ from audiences.admin.pages import OperatorAdmin, ago, count, last_call, link, li
 from audiences.admin.tokens import TokenAdmin
 from audiences.admin.verbs import Verb
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
+from audiences.secrets import UNREADABLE, Unreadable
 from audiences.wake import wake
 from odp.regions import host_of
 
@@ -45,7 +46,11 @@ class InstallForm(_ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.instance.pk:
-            self.fields["odp_api_key"].help_text = "Stored. Leave this empty to keep it, or enter another one."
+            self.fields["odp_api_key"].help_text = (
+                f"The stored one {UNREADABLE}. Put the old encryption key back, or enter the API key again."
+                if isinstance(self.instance.odp_api_key, Unreadable)
+                else "Stored. Leave this empty to keep it, or enter another one."
+            )
             self.fields["odp_api_key"].widget.attrs["placeholder"] = "•" * 24
             # Compared with what was typed: the stored key stays out of the form.
             self.initial["odp_api_key"] = ""
@@ -53,7 +58,7 @@ class InstallForm(_ModelForm):
             self.fields["odp_api_key"].required = True
 
     def clean_odp_api_key(self) -> str:
-        return self.cleaned_data["odp_api_key"].strip() or str(self.instance.odp_api_key)
+        return self.cleaned_data["odp_api_key"].strip() or self.instance.odp_api_key
 
 
 class RetryNow(Verb[Install]):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from audiences import confirm
 from audiences.models import Install
+from audiences.secrets import UNREADABLE, Unreadable
 from odp.client import Client
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS, host_of, region_of
@@ -26,6 +27,8 @@ def check_key(install: Install) -> KeyCheck:
 
 
 def _check(install: Install) -> KeyCheck:
+    if isinstance(install.odp_api_key, Unreadable):
+        return KeyCheck(False, f"The stored API key {UNREADABLE}. Put the old encryption key back, or enter it again.")
     host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
     answer = _ask(install, host)
     if answer.outcome is Outcome.DELIVERED:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib import admin
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db.models import Count, Max, Min, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
@@ -21,7 +21,7 @@ from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.lanes import REFUSED_BY_ODP
 from audiences.models import Install, Parked, Resend
-from audiences.secrets import decrypt
+from audiences.secrets import UNREADABLE, decrypt
 from lytics.reasons import HINTS, RELEASABLE
 
 # So many ticked ones are released while the person waits: each is read again in a transaction of its own.
@@ -378,7 +378,10 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if parked.raw is None:
             whole = parked.identifier if unmasked else mask(parked.identifier)
             return format_html('<pre class="ls-pre">customer {}, event {}</pre>', whole, number(parked.sequence))
-        raw = decrypt(bytes(parked.raw)).decode("utf-8", "replace")
+        try:
+            raw = decrypt(bytes(parked.raw)).decode("utf-8", "replace")
+        except ImproperlyConfigured:
+            return f"It {UNREADABLE}."
         return format_html('<pre class="ls-pre">{}</pre>', _pretty(raw) if unmasked else masked(raw))
 
 

@@ -11,7 +11,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audiences import disk, refused, state, tokens
+from audiences import disk, failures, progress, refused, state, tokens
 from audiences.admin import verbs
 from audiences.admin.pages import ago, count, list_url, number, url_of
 from audiences.admin.troubles import Number, Trouble, page, way_to
@@ -28,16 +28,58 @@ def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Num
     return Number("calls refused", number(total), url, not total, "in the last hour")
 
 
-def without_redis(found: dict[str, Refused] | None) -> list[Trouble]:
-    if found is not None:
+def without_redis(problem: str) -> list[Trouble]:
+    """``problem`` is what Redis, or its client, said to a write."""
+    if not problem:
         return []
     return [
         Trouble(
-            "Redis does not answer",
-            "Workers hear nothing while it is away. Calls are stored and answered as ever, and nothing is lost.",
+            problem,
+            "Workers hear nothing meanwhile. Calls are stored and answered as ever, and nothing is lost.",
             "",
             list_url(Audience, state="behind"),
-            todo="Start Redis again, or correct REDIS_URL. Then everything goes on by itself.",
+            todo="Start Redis, correct REDIS_URL, or mend what it says. Then everything goes on by itself.",
+        )
+    ]
+
+
+def failing_tasks(found: list[failures.Failure]) -> list[Trouble]:
+    return [
+        Trouble(
+            f"The task {failure.task} fails",
+            f"{failure.words}. It failed {count(failure.times, 'time')} since the first.",
+            ago(failure.since),
+            list_url(Audience, state="behind"),
+            todo="A worker's log has the traceback. Nothing is lost; what the task does is tried again.",
+        )
+        for failure in found
+    ]
+
+
+def work_stands_still(stuck: progress.Stuck | None) -> list[Trouble]:
+    if stuck is None:
+        return []
+    return [
+        Trouble(
+            f"What waits in {stuck.install} doesn't go out",
+            f"Nothing holds it, and nothing has been delivered meanwhile. {stuck.why}".strip(),
+            ago(stuck.since),
+            list_url(Audience, state="behind"),
+            todo="See that worker and beat run, and what the log of a worker says.",
+        )
+    ]
+
+
+def unreadable_secret(problem: str) -> list[Trouble]:
+    if not problem:
+        return []
+    return [
+        Trouble(
+            "A stored secret can't be decrypted",
+            f"{problem[0].upper()}{problem[1:]}. Deliveries that need it fail; calls are stored.",
+            "",
+            list_url(Install),
+            todo="Put the key that it was written with back into FIELD_ENCRYPTION_KEYS and restart all processes.",
         )
     ]
 

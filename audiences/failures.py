@@ -1,0 +1,108 @@
+"""Which tasks failed lately, and whether Redis takes writes: for the front page. Kept in Redis for some minutes."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import redis
+import structlog
+from django.utils.timezone import now
+
+from audiences.refused import _redis
+
+log = structlog.get_logger(__name__)
+
+# After this long without another failure of the task it is no longer told.
+KEPT_SECONDS = 300
+WORDS = 200
+# Every task of the workers, which the domain knows by name only; a test compares.
+TASKS = tuple(
+    f"workers.tasks.{name}"
+    for name in (
+        "drain",
+        "make",
+        "resend",
+        "sweep",
+        "affirm",
+        "heartbeat",
+        "confirm",
+        "try_out",
+        "summarise",
+        "tally",
+        "clear_sessions",
+    )
+)
+# PostgreSQL and Python quote values, and values may be identifiers of customers.
+_QUOTED = re.compile(r"\"[^\"]*\"(?=\s*$)|'[^']*'|(?<=: )\"[^\"]*\"")
+# What Redis answers to a write that it refuses, by the first word, and what that means.
+_REFUSALS = {
+    redis.exceptions.OutOfMemoryError: "Redis refuses writes: its memory is full",
+    redis.exceptions.ReadOnlyError: "Redis refuses writes: it is a read-only replica",
+    redis.exceptions.AuthenticationError: "Redis refuses the password",
+    redis.exceptions.NoPermissionError: "Redis refuses this user the right to write",
+    redis.exceptions.BusyLoadingError: "Redis is still loading its data",
+    redis.exceptions.TimeoutError: "Redis does not answer",
+    redis.exceptions.ConnectionError: "Redis does not answer",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    task: str
+    words: str
+    times: int
+    since: datetime
+
+
+def note(task: str, error: BaseException) -> None:
+    """A task has failed. Never raises: the failure itself is in the log."""
+    try:
+        with _redis().pipeline(transaction=False) as pipe:
+            pipe.hset(_key(task), mapping={"words": first_line(error)})
+            pipe.hsetnx(_key(task), "since", now().timestamp())
+            pipe.hincrby(_key(task), "times", 1)
+            pipe.expire(_key(task), KEPT_SECONDS)
+            pipe.execute()
+    except redis.RedisError as problem:
+        log.info("a failed task could not be counted", task=task, error=str(problem))
+
+
+def first_line(error: BaseException) -> str:
+    """The exception's class and first line, without the values that it quotes."""
+    line = next(iter(str(error).splitlines()), "")
+    return _QUOTED.sub("…", f"{type(error).__name__}: {line}" if line else type(error).__name__)[:WORDS]
+
+
+def recent() -> list[Failure]:
+    """The tasks that failed within ``KEPT_SECONDS``; none when Redis can't be asked."""
+    names = sorted(TASKS)
+    try:
+        with _redis().pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(_key(name))
+            found = pipe.execute()
+    except redis.RedisError:
+        return []
+    return [
+        Failure(
+            name.removeprefix("workers.tasks."),
+            told[b"words"].decode(),
+            int(told[b"times"]),
+            datetime.fromtimestamp(float(told[b"since"]), UTC),
+        )
+        for name, told in zip(names, found, strict=True)
+        if {b"words", b"times", b"since"} <= told.keys()
+    ]
+
+
+def broker_problem() -> str:
+    """What stands against writing to Redis; empty when nothing does."""
+    try:
+        _redis().set("lytics-sync:writes", 1, ex=60)
+    except redis.RedisError as error:
+        return next((words for kind, words in _REFUSALS.items() if isinstance(error, kind)), f"Redis says: {error}")
+    return ""
+
+
+def _key(task: str) -> str:
+    return f"lytics-sync:failed:{task}"

@@ -1,0 +1,69 @@
+"""Whether work that may go out goes out, judged by what was delivered and not by who is alive."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.conf import settings
+from django.db import connection
+
+from audiences import brake
+
+# Work is ready when nobody and nothing holds it: the install is on and not braked, the audience not paused, blocked, on
+# hold, or looked at in ODP. A brake that is our own fault holds nothing rightly. Ready work moves when a request of the
+# install ends with an answer, or an audience of it is made; after somebody pressed a button, or a brake or a pause
+# ended, the time counts anew.
+_STUCK = """
+WITH waiting AS (
+    SELECT install.id, install.name, install.brake_reason,
+        CASE WHEN audience.provisioned_at IS NULL THEN audience.hold_until_at END AS hold_until_at,
+        CASE WHEN install.brake_reason LIKE %(unexpected)s THEN NULL ELSE install.brake_until_at END AS held_until,
+        (SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = audience.id AND event.sequence = lane.delivered_sequence + 1) AS head_at
+    FROM audiences_lane AS lane
+    JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+    JOIN audiences_install AS install ON install.id = audience.install_id
+    WHERE install.enabled AND audience.last_sequence > lane.delivered_sequence
+        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+        AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
+            OR audience.hold_until_at <= clock_timestamp())
+), ready AS (
+    SELECT id, name, max(brake_reason) AS reason,
+        greatest(min(head_at), max(held_until), max(hold_until_at)) AS since, max(held_until) AS held_until
+    FROM waiting GROUP BY id, name
+), moved AS (
+    SELECT ready.*, greatest(since,
+        (SELECT max(closed_at) FROM (SELECT closed_at FROM audiences_delivery AS delivery
+            WHERE delivery.install_id = ready.id AND closed_at IS NOT NULL
+                AND outcome NOT IN ('', 'unknown', 'retry_later')
+            ORDER BY id DESC LIMIT 1) AS last),
+        (SELECT max(provisioned_at) FROM audiences_audience AS audience WHERE audience.install_id = ready.id),
+        (SELECT action_time FROM django_admin_log ORDER BY id DESC LIMIT 1)) AS moved_at
+    FROM ready WHERE held_until IS NULL OR held_until <= clock_timestamp()
+)
+SELECT name, moved_at, reason FROM moved
+WHERE moved_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY moved_at LIMIT 1
+"""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """An install whose ready work stands still, and since when; ``why`` when an error of ours is known."""
+
+    install: str
+    since: datetime
+    why: str
+
+    @property
+    def words(self) -> str:
+        """For anybody: without the name of an install."""
+        return f"ready work has not moved since {self.since:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def stuck() -> Stuck | None:
+    """The install that has stood still longest, if any has for ``WORK_STUCK_SECONDS``."""
+    values: dict[str, str | float] = {"unexpected": brake.UNEXPECTED + "%", "seconds": settings.WORK_STUCK_SECONDS}
+    with connection.cursor() as cursor:
+        cursor.execute(_STUCK, values)
+        row = cursor.fetchone()
+    return Stuck(*row) if row else None

@@ -1,0 +1,40 @@
+"""What web, workers and beat do before they begin: refuse settings that can't work, in one sentence."""
+
+import sys
+from typing import NoReturn
+
+import structlog
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connection
+
+from audiences import readiness
+
+log = structlog.get_logger(__name__)
+
+# gunicorn starts a worker again and again unless it ends with this code.
+REFUSED = 3
+
+
+def check() -> None:
+    """Exit when a system check finds an error. Say when a stored secret doesn't open: pages still have to be there."""
+    try:
+        errors = [found for found in checks.run_checks() if found.level >= checks.ERROR]
+    except ImproperlyConfigured as error:
+        refuse(str(error))
+    if errors:
+        refuse(" ".join(f"{found.msg} ({found.id})" for found in errors))
+    try:
+        problem = readiness.secrets_problem()
+    except Error as error:
+        log.warning("stored secrets not looked at", reason=type(error).__name__)
+    else:
+        if problem:
+            log.error("a stored secret doesn't open", secret=problem)
+    finally:
+        connection.close()
+
+
+def refuse(reason: str) -> NoReturn:
+    print(f"Not started: {reason}", file=sys.stderr, flush=True)
+    sys.exit(REFUSED)

@@ -1,0 +1,328 @@
+"""Health tells the truth: a call can be stored, what may go out goes out, and settings that can't work are refused."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from cryptography.fernet import Fernet
+from django.contrib.auth.models import User
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.test import Client
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import brake, failures, heartbeats, readiness, refused
+from audiences.models import Audience, Event, Install, Lane
+from audiences.secrets import UNREADABLE, opened
+from lytics_sync.processes import Program
+from lytics_sync.stack import Memory, Stack
+from tests.delivering import enter, make_audience, make_install, sandbox
+from workers import drain, heart, tasks
+from workers.app import app
+from workers.heart import Heart
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADMIN_PAGES = ("/admin/", "/admin/audiences/install/", "/admin/audiences/token/", "/admin/audiences/parked/")
+
+
+@pytest.fixture
+def wrong_key(settings: Settings, install: Install) -> Iterator[None]:
+    """A valid key that isn't the one the data was written with, in a process that has opened nothing yet."""
+    readiness._opened.clear()
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    yield
+    readiness._opened.clear()
+
+
+def reason() -> str:
+    answer = Client().get("/health/ready")
+    assert answer.status_code == 503
+    return str(answer.json()["reason"])
+
+
+# --- ready -----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_ready_when_a_call_can_be_stored(install: Install) -> None:
+    assert Client().get("/health/ready").status_code == 200
+
+
+def test_it_is_not_ready_on_a_database_that_takes_no_writes() -> None:
+    name = connection.settings_dict["NAME"]
+    with connection.cursor() as cursor:
+        cursor.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        connection.close()
+    try:
+        assert "takes no writes" in reason()
+    finally:
+        connection.close()
+        url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + "/postgres"
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    assert Client().get("/health/ready").status_code == 200
+
+
+def test_it_is_not_ready_when_a_stored_secret_does_not_open(wrong_key: None) -> None:
+    assert UNREADABLE in reason()
+
+
+def test_it_is_not_ready_when_somebody_migrates_back(install: Install) -> None:
+    assert Client().get("/health/ready").status_code == 200
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE django_migrations SET name = 'x' || name WHERE app = 'audiences' AND name LIKE '0014%'")
+    try:
+        assert "audiences.0014" in reason()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE django_migrations SET name = substr(name, 2) WHERE name LIKE 'x0014%'")
+
+
+def test_it_is_not_ready_when_the_schema_lacks_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_columns_fit", False)
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE audiences_pace RENAME COLUMN line_at TO next_at")
+    try:
+        assert "audiences_pace.line_at" in reason()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE audiences_pace RENAME COLUMN next_at TO line_at")
+
+
+@pytest.mark.parametrize("path", ["live", "ready", "workers"])
+def test_health_can_be_asked_by_address(path: str) -> None:
+    assert Client().get(f"/health/{path}", HTTP_HOST="10.1.2.3:8000").status_code != 400
+
+
+# --- workers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(install: Install) -> Audience:
+    """An audience with an event that has been ready for two minutes, and a worker that answers."""
+    heartbeats.note("worker", worked_seconds_ago=None)
+    audience = make_audience(install)
+    enter(audience, "kim")
+    Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE audiences_event SET received_at = clock_timestamp() - interval '2 minutes'")
+    return audience
+
+
+def status() -> tuple[int, str]:
+    answer = Client().get("/health/workers")
+    return answer.status_code, str(answer.json()["status"])
+
+
+def test_ready_work_that_stands_still_is_red_whatever_heartbeats_say(waiting: Audience) -> None:
+    assert status() == (503, "stuck")
+    own = Heart("w", send=lambda: None, every=10)
+    own.heard()
+    assert "ready work has not moved" in own.problem()
+    Lane.objects.update(delivered_sequence=1)
+    own.heard()
+    assert (status(), own.problem()) == ((200, "answering"), "")
+
+
+def _held(**values: Any) -> dict[str, Any]:
+    return {"since_at": now() - timedelta(hours=1), "until_at": now() + timedelta(hours=1), "failures": 9, **values}
+
+
+@pytest.mark.parametrize("how", ["off", "braked", "brake just ended", "paused", "blocked", "on hold", "fresh"])
+def test_what_is_rightly_held_is_not_stuck(waiting: Audience, how: str) -> None:
+    lanes, installs, held = Lane.objects.all(), Install.objects.all(), _held(reason="503: busy")
+    match how:
+        case "off":
+            installs.update(enabled=False)
+        case "braked":
+            installs.update(**{f"brake_{name}": value for name, value in held.items()})
+        case "brake just ended":
+            held["until_at"] = now()
+            installs.update(**{f"brake_{name}": value for name, value in held.items()})
+        case "paused":
+            lanes.update(paused_at=now(), paused_by="boss", pause_reason="x")
+        case "blocked":
+            lanes.update(blocked_at=now(), block_reason="x")
+        case "on hold":
+            Audience.objects.update(provisioned_at=None, **{f"hold_{name}": value for name, value in held.items()})
+        case "fresh":
+            Event.objects.update(received_at=now())
+    assert status() == (200, "answering")
+
+
+def test_a_brake_for_a_fault_of_ours_holds_nothing_rightly(waiting: Audience) -> None:
+    held = _held(reason=f"{brake.UNEXPECTED}KeyError")
+    Install.objects.update(**{f"brake_{name}": value for name, value in held.items()})
+    assert status() == (503, "stuck")
+
+
+def test_with_a_wrong_key_workers_are_red(settings: Settings) -> None:
+    """Whatever the drain does about the error."""
+    with sandbox() as odp:
+        audience = make_audience(make_install(odp))
+        heartbeats.note("worker", worked_seconds_ago=None)
+        enter(audience, "kim")
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE audiences_event SET received_at = clock_timestamp() - interval '2 minutes'")
+        Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+        settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+        with pytest.raises(ImproperlyConfigured):
+            drain.drain(audience.install_id, seconds=1)
+        assert status() == (503, "stuck")
+        assert odp.requests() == []
+
+
+# --- a key that opens nothing ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def boss() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("boss", password="a-long-password"))
+    return client
+
+
+def test_every_page_opens_with_a_wrong_key(wrong_key: None, install: Install, boss: Client) -> None:
+    token = install.tokens.get()
+    own = (f"/admin/audiences/install/{install.pk}/change/", f"/admin/audiences/token/{token.pk}/change/")
+    assert {boss.get(path, follow=True).status_code for path in (*ADMIN_PAGES, *own)} == {200}
+    assert "stored secret can&#x27;t be decrypted" in boss.get("/admin/").content.decode()
+    assert "be decrypted with the present" in boss.get(own[0], follow=True).content.decode()
+
+
+def test_saving_a_row_keeps_a_secret_that_can_not_be_read(
+    wrong_key: None, install: Install, settings: Settings
+) -> None:
+    read = Install.objects.get(pk=install.pk)
+    assert read.odp_api_key == UNREADABLE
+    with pytest.raises(ImproperlyConfigured):
+        opened(read.odp_api_key)
+    read.name = "Shop 2"
+    read.full_clean()
+    read.save()
+    settings.FIELD_ENCRYPTION_KEYS = os.environ["FIELD_ENCRYPTION_KEYS"].split(",")
+    assert Install.objects.get(pk=install.pk).odp_api_key == "odp-key"
+
+
+def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, settings: Settings) -> None:
+    assert "audiences.E012" not in {found.id for found in run_checks(databases=["default"])}
+    readiness._opened.clear()
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    assert "audiences.E012" in {found.id for found in run_checks(databases=["default"])}
+    assert "audiences.E012" not in {found.id for found in run_checks()}
+
+
+# --- start -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["web", "worker", "beat"])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"), ("DATABASE_URL", "mysql://h/db", "must start with postgres")],
+)
+def test_each_process_refuses_bad_settings_in_one_sentence(
+    tmp_path: Any, program: str, name: str, value: str, words: str
+) -> None:
+    stack = Stack(folder=tmp_path, port=0, host="127.0.0.1", memory=Memory(file=tmp_path / "env", values={}))
+    programs: dict[str, Program] = {"web": stack.web(), "worker": next(iter(stack.workers())), "beat": stack.beat()}
+    chosen = programs[program]
+    (tmp_path / "run").mkdir()  # beat's schedule
+    ended = subprocess.run(
+        chosen.command, env={**os.environ, **chosen.env, name: value}, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode != 0
+    assert words in ended.stderr
+    assert "Not started: " in ended.stderr
+
+
+# --- Now -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_failures() -> Iterator[None]:
+    yield
+    for key in refused._redis().scan_iter("lytics-sync:failed:*"):
+        refused._redis().delete(key)
+
+
+def test_now_names_a_failing_task_with_its_first_line(no_failures: None, boss: Client) -> None:
+    failures.note("workers.tasks.tally", ValueError('no column "line_at": "kim@example.com"\nDETAIL: kim'))
+    failures.note("workers.tasks.tally", ValueError("key 'kim@example.com' exists"))
+    page = boss.get("/admin/").content.decode()
+    assert "The task tally fails" in page
+    assert "ValueError: key … exists" in page
+    assert "2 times" in page
+    assert "kim" not in page
+
+
+def test_each_task_can_be_named() -> None:
+    assert set(failures.TASKS) == {name for name in app.tasks if name.startswith("workers.tasks.")}
+
+
+@pytest.mark.parametrize(("maxmemory", "words"), [("1", "its memory is full"), ("0", "")])
+def test_now_says_why_redis_refuses_writes(maxmemory: str, words: str) -> None:
+    server = redis.Redis.from_url(os.environ["REDIS_URL"])
+    server.config_set("maxmemory", maxmemory)
+    try:
+        assert words in failures.broker_problem()
+        assert bool(words) == bool(failures.broker_problem())
+    finally:
+        server.config_set("maxmemory", "0")
+
+
+# --- tasks and the heart ---------------------------------------------------------------------------------------
+
+
+def test_a_drain_takes_its_hint_down_so_that_the_next_one_goes_at_once(install: Install) -> None:
+    from audiences.wake import _pending, _redis
+
+    _redis().set(_pending(install.pk), 1, px=60_000)
+    tasks.drain(install.pk)
+    assert not _redis().exists(_pending(install.pk))
+
+
+def test_heartbeats_from_before_an_outage_of_the_broker_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment, ended, broker_is_there = [1_000.0], list[int](), [True]
+    monkeypatch.setattr("workers.heart.time.monotonic", lambda: moment[0])
+
+    def send() -> None:
+        if not broker_is_there[0]:
+            raise ConnectionError
+
+    own = Heart("w", send=send, every=10, end=ended.append)
+    for _ in range(heart.SENT_IN_VAIN):
+        own.beat()
+    broker_is_there[0] = False
+    moment[0] += 1_000
+    own.beat()
+    broker_is_there[0] = True
+    for _ in range(heart.SENT_IN_VAIN):
+        own.beat()
+    assert ended == []
+    own.beat()
+    assert ended == [1]
+
+
+def test_a_heartbeat_of_another_worker_says_nothing_about_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Heart("this", send=lambda: None, every=10)
+    monkeypatch.setattr(heart, "_own", own)
+    before = own.heard_at
+    tasks.heartbeat("other")
+    assert own.heard_at == before
+    tasks.heartbeat("this")
+    assert own.heard_at > before
+
+
+def test_expired_sessions_are_deleted(boss: Client) -> None:
+    from django.contrib.sessions.models import Session
+
+    Session.objects.update(expire_date=now() - timedelta(days=1))
+    tasks.clear_sessions()
+    assert not Session.objects.exists()
