@@ -29,8 +29,8 @@ SILENT_AFTER = timedelta(seconds=30)
 SHOWN_AFTER = timedelta(seconds=100)
 
 CONSENT = (
-    "In ODP, under Settings > App Consent Settings, set the Api app's Default Consent to Opted In. If it is, see"
-    " whether {odp_id} was in ODP before: what is there already is left as it is, and may look at something else."
+    "In ODP, under Settings > App Consent Settings, set the Api app's Default Consent to Opted In. If it is, check"
+    " whether {odp_id} was in ODP before: an existing audience is left unchanged and may use another condition."
 )
 
 
@@ -76,11 +76,11 @@ def _failing(name: str, title: str, why: str, todo: str = "", about: Model | Non
     return Line(name, title, State("failing", why, trouble=True), todo=todo, about=about)
 
 
-# --- ODP takes the key ---------------------------------------------------------------------------------------
+# --- ODP accepts the API key ---------------------------------------------------------------------------------------
 
 
 def _key(install: Install, said: Confirmation | None, audiences: QuerySet[Audience]) -> Line:
-    name, title = "key", "ODP takes the key"
+    name, title = "key", "ODP accepts the API key"
     if install.brake_until_at is not None and state.needs_key(install):
         return _failing(name, title, install.brake_reason, state.remedy(install))
     made_at = audiences.aggregate(at=Max("provisioned_at"))["at"]
@@ -101,25 +101,25 @@ def calls_of_lytics(install: Install | OuterRef) -> QuerySet[Receipt]:
 
 
 def _call(install: Install) -> Line:
-    name, title = "call", "First call of Lytics seen"
+    name, title = "call", "First call from Lytics"
     first = calls_of_lytics(install).order_by("id").first()
     if first is not None:
         return _done(name, title, first.received_at, about=first)
     if not install.enabled:
         return _failing(
-            name, title, "The install is off, so Lytics is asked to come back later.", "Enable it and save."
+            name, title, "The install is off, so calls are answered 503; Lytics retries later.", "Enable it and save."
         )
     if not tokens.live(install):
         return _failing(name, title, "There is no live token, so every call is answered 401.", "Press New token.")
-    why = "No call has come."
+    why = "No call yet."
     if not settings.PUBLIC_URL.startswith("https://"):
-        why = f"No call has come. Lytics calls https only, and PUBLIC_URL is {settings.PUBLIC_URL}."
+        why = "No call yet. This server's public address isn't https, so Lytics can't reach it (setting PUBLIC_URL)."
     return _waiting(
         name,
         title,
         why,
-        "What the job in Lytics says tells why. 401: the authorization header was not copied whole, or is another"
-        " install's. 405: HTTPMethod is not POST. No answer: the webhook URL is not this one, or a firewall keeps"
+        "The job's log in Lytics says why. 401: the authorization header was not copied completely, or belongs to"
+        " another install. 405: HTTPMethod is not POST. No answer: the webhook URL is not this one, or a firewall keeps"
         " Lytics out. Nothing to send: select Existing Users.",
     )
 
@@ -143,17 +143,19 @@ def _identifier(install: Install, audiences: QuerySet[Audience]) -> Line:
                 return _parked(install, name, title, reason, call)
     if any(call.messages for call in calls):
         return _failing(
-            name, title, f"{install.identifier_field} is there and blank.", "Choose another field for the identifier."
+            name, title, f"{install.identifier_field} is present but blank.", "Choose another field for the identifier."
         )
     if calls:
-        return _waiting(name, title, "The calls so far held no message.", "Select Existing Users in the Lytics job.")
+        return _waiting(
+            name, title, "The calls so far contained no messages.", "Select Existing Users in the Lytics job."
+        )
     return _waiting(name, title, "")
 
 
 def _parked(install: Install, name: str, title: str, reason: str, call: Receipt) -> Line:
     item = Parked.objects.filter(receipt=call, reason=reason).first()
     if reason not in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
-        why = f"Calls arrive and nothing in them can be read: {reason.replace('_', ' ')}."
+        why = f"Calls arrive, but nothing in them can be read: {reason.replace('_', ' ')}."
         return _failing(name, title, why, reasons.HINTS.get(reason, ""), item)
     field = install.identifier_field
     named = (item.detail if item else "").partition("fields seen: ")[2].split(", ")
@@ -202,13 +204,13 @@ def _vuids(audiences: QuerySet[Audience]) -> list[Line]:
 
 
 def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
-    name, title = "audience", "First audience made in ODP"
+    name, title = "audience", "First audience created in ODP"
     first = audiences.filter(provisioned_at__isnull=False).order_by("provisioned_at").first()
     if first is not None:
         return _done(name, title, first.provisioned_at, about=first)
     if not audiences.exists():
-        return _waiting(name, title, "It is made with the first event.")
-    return _held(name, title, install, audiences) or _waiting(name, title, "ODP is being asked to make it.")
+        return _waiting(name, title, "It is created with the first event.")
+    return _held(name, title, install, audiences) or _waiting(name, title, "It is being created.")
 
 
 def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]) -> Line | None:
@@ -216,13 +218,13 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
     if not install.enabled:
         return _failing(name, title, "The install is off.", "Enable it and save.")
     if install.brake_until_at is not None:
-        return _failing(name, title, f"The install is braked: {install.brake_reason}", state.remedy(install))
+        return _failing(name, title, f"The install is on hold: {install.brake_reason}", state.remedy(install))
     lanes = Lane.objects.filter(audience__in=audiences).select_related("audience").order_by("audience")
     free = lanes.filter(blocked_at=None, paused_at=None)
     if not free.exists():
         lane = lanes.order_by(F("blocked_at").asc(nulls_last=True)).first()
         if lane and lane.blocked_at:
-            todo = "Mend in ODP what that names, then Unblock on the audience's page."
+            todo = "Fix the cause in ODP, then press Unblock on the audience's page."
             return _failing(name, title, f"{lane.audience} is blocked: {lane.block_reason}", todo, lane.audience)
         if lane:
             why = f"{lane.audience} is paused by {lane.paused_by}: {lane.pause_reason}"
@@ -231,11 +233,11 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
         audiences.filter(provisioned_at=None, hold_failures__gt=0, lane__in=free).order_by("hold_since_at").first()
     )
     if on_hold is not None and not audiences.filter(provisioned_at__isnull=False).exists():
-        why = f"{on_hold} can't be made: {on_hold.hold_reason}"
+        why = f"{on_hold} can't be created: {on_hold.hold_reason}"
         return _failing(name, title, why, state.remedy_of_hold(on_hold), on_hold)
     if _nobody_works(free):
         return _failing(
-            name, title, "No worker takes what waits.", "Start the worker and beat processes, or look at their logs."
+            name, title, "No worker is taking events.", "Start the worker and beat processes, or look at their logs."
         )
     return None
 
@@ -255,14 +257,14 @@ def _nobody_works(free: QuerySet[Lane]) -> bool:
 
 
 def _shown(install: Install, said: Confirmation | None, audiences: QuerySet[Audience]) -> Line:
-    name, title = "shown", "First customer confirmed in ODP over GraphQL"
+    name, title = "shown", "First customer confirmed in ODP (GraphQL)"
     if said and said.confirmed_at and said.audience:
         return _done(name, title, said.confirmed_at, "by fs_user_id and web_user_id, in", said.audience)
     if not confirm.has_members(install):
         held = _held(name, title, install, audiences) if audiences.exists() else None
-        return held or _waiting(name, title, "No member has been delivered.", _only_exits(audiences))
+        return held or _waiting(name, title, "No member has been delivered yet.", _only_exits(audiences))
     if said is None or said.asked_at is None or (said.delivered_at is None and not said.problem):
-        return _waiting(name, title, "A worker asks ODP about somebody who was delivered, while this page is open.")
+        return _waiting(name, title, "A worker asks ODP about a delivered customer while this page is open.")
     if said.problem:
         return _failing(
             name, title, f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and could not tell: {said.problem}"
@@ -270,13 +272,13 @@ def _shown(install: Install, said: Confirmation | None, audiences: QuerySet[Audi
     assert said.delivered_at is not None
     waited = said.asked_at - said.delivered_at
     since = f"{waited.total_seconds():.0f} s"
-    why = f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and shows nobody of those delivered {since} before."
+    why = f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and shows none of the customers delivered {since} earlier."
     if waited < SHOWN_AFTER:
-        return _waiting(name, title, why, "It shows most within ten seconds, nearly all within 90.", said.audience)
+        return _waiting(name, title, why, "ODP shows most within ten seconds and nearly all within 90.", said.audience)
     odp_id = said.audience.odp_id if said.audience else "the audience"
     return _failing(name, title, why, CONSENT.format(odp_id=odp_id), said.audience)
 
 
 def _only_exits(audiences: QuerySet[Audience]) -> str:
     lanes = Lane.objects.filter(audience__in=audiences, delivered_sequence__gt=0)
-    return "Only exits were delivered so far. Select Existing Users in the Lytics job." if lanes.exists() else ""
+    return "Only exits have been delivered so far. Select Existing Users in the Lytics job." if lanes.exists() else ""

@@ -50,7 +50,7 @@ class Install(models.Model):
     """One Lytics account connected to one ODP account: its settings and its brake."""
 
     class Region(models.TextChoices):
-        FROM_KEY = "", "as the key says"
+        FROM_KEY = "", "Detect from the key"
         US = "us", "United States"
         EU = "eu", "Europe"
         AU = "au", "Asia-Pacific"
@@ -62,10 +62,10 @@ class Install(models.Model):
 
     public_id = models.CharField(max_length=32, unique=True, default=new_public_id, editable=False)
     name = models.CharField(max_length=100)
-    enabled = models.BooleanField(default=True, help_text="When off, Lytics is asked to come back later.")
+    enabled = models.BooleanField(default=True, help_text="When off, calls are answered 503 and Lytics retries later.")
     region = models.CharField("ODP region", max_length=2, choices=Region, blank=True, default=Region.FROM_KEY)
     odp_host = models.URLField(
-        "ODP host", blank=True, help_text="Only when it is not the region's own, for example a sandbox."
+        "ODP host", blank=True, help_text="Only when it differs from the region's host, for example a sandbox."
     )
     odp_api_key = EncryptedTextField("ODP private API key")
     identifier_field = models.CharField(
@@ -77,25 +77,25 @@ class Install(models.Model):
         "_id is the Lytics ID; a field that holds a list gives one customer per value.",
     )
     allow_top_level_identifier = models.BooleanField(
-        default=False, help_text="Also look for the identifier beside data, not only in it."
+        default=False, help_text="Also look for the identifier next to data, not only inside it."
     )
     forget_missing_identifiers = models.BooleanField(
         default=False,
-        help_text="For identifier fields that hold a list: a value that a newer list of the same Lytics ID lacks "
-        "leaves the audience. Export _id as well. Leave it off when profiles are often merged.",
+        help_text="Remove identifiers that disappear from a profile's list. For identifier fields that hold a list; "
+        "export _id as well. Leave it off when profiles are often merged.",
     )
     mechanism = models.CharField(max_length=12, choices=Mechanism, default=Mechanism.ATTRIBUTE)
     batch_size = models.PositiveSmallIntegerField(
         default=500,
         validators=[MinValueValidator(1), MaxValueValidator(500)],
-        help_text="Items in one request. ODP documents 500; vendor clients send 100.",
+        help_text="Items per request. ODP documents 500; vendor clients send 100.",
     )
     requests_per_second = models.PositiveSmallIntegerField(
         default=10,
-        help_text="ODP documents 10 a second for profiles and lists. 0 turns the pace off.",
+        help_text="ODP documents 10 a second for profiles and lists. 0 means no limit.",
     )
     max_in_flight = models.PositiveSmallIntegerField(
-        default=20, validators=[MinValueValidator(1)], help_text="Requests under way at once, over all workers."
+        default=20, validators=[MinValueValidator(1)], help_text="Requests in progress at once, across all workers."
     )
     created_at = models.DateTimeField(default=now, editable=False)
 
@@ -108,7 +108,7 @@ class Install(models.Model):
 
     class Meta:
         permissions = [
-            ("retry_install", "Can let a braked install try again now"),
+            ("retry_install", "Can let an install on hold try again now"),
             ("test_install", "Can send a test customer"),
         ]
         ordering = ["name", "id"]
@@ -199,8 +199,8 @@ class Audience(models.Model):
             ("pause_audience", "Can pause an audience"),
             ("resume_audience", "Can resume an audience"),
             ("unblock_audience", "Can unblock an audience"),
-            ("resync_audience", "Can send an audience's whole ledger again"),
-            ("replay_audience", "Can send a range of an audience's log again"),
+            ("resync_audience", "Can resync an audience"),
+            ("replay_audience", "Can replay a time range of an audience"),
         ]
         ordering = ["install", "odp_id"]
         constraints = [
@@ -277,6 +277,7 @@ class Receipt(models.Model):
     parked_reasons = models.JSONField(default=dict)
 
     class Meta:
+        verbose_name = "call"
         ordering = ["-id"]
         indexes = [
             models.Index(fields=["install", "-id"], name="receipts_of_an_install"),
@@ -360,7 +361,7 @@ class Membership(models.Model):
     refused = models.BooleanField(default=False)
 
     class Meta:
-        permissions = [("find_customer", "Can find a customer, and ask ODP about them")]
+        permissions = [("find_customer", "Can find a customer and ask ODP about them")]
 
     def __str__(self) -> str:
         return f"{self.identifier} in audience {self.audience_id}: {self.is_member}"

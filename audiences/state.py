@@ -27,7 +27,7 @@ from odp.outcomes import Outcome, outcome_of
 
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
-    "good": ("going", "up to date", "delivered", "queued", "live", "released", "done", "in"),
+    "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in"),
     "busy": ("sending", "waiting", "being created", "to be created", "open", "under way"),
     "held": (
         "paused",
@@ -38,11 +38,11 @@ _TONES = {
         "retry later",
         "unknown",
         "ending",
-        "got around",
+        "skipped",
         "stopped",
         SKIPPED,
     ),
-    "bad": ("blocked", "braked", "parked", "refused", "unauthorised", "failing", "given up", "differs"),
+    "bad": ("blocked", "parked", "refused", "unauthorised", "failing", "given up", "differs"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
@@ -62,22 +62,22 @@ class State:
 
 def of_install(install: Install) -> State:
     if not install.enabled:
-        return State("off", "Lytics is asked to come back later")
+        return State("off", "calls are answered 503; Lytics retries later")
     if install.brake_until_at is not None:
         return State(
-            "braked",
+            "on hold",
             f"{install.brake_reason} — {install.brake_failures} in a row"
             f" since {install.brake_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {install.brake_until_at:%H:%M:%S} UTC",
             trouble=True,
         )
-    return State("going")
+    return State("active")
 
 
 def remedy(install: Install) -> str:
     """What a person can do about a brake."""
     if needs_key(install):
-        return "Give the install an API key that ODP takes: enter the key, save, and what waits goes on at once."
-    return "It goes on by itself as soon as ODP answers; look at the install's ODP host and at ODP's status page."
+        return "Enter an API key that ODP accepts and save. Delivery continues at once."
+    return "Delivery continues by itself when ODP answers. Check the install's ODP host and ODP's status page."
 
 
 def needs_key(install: Install) -> bool:
@@ -106,10 +106,10 @@ def of_lane(lane: Lane) -> State:
     if lane.lease_expires_at is not None and lane.lease_expires_at > now():
         return State("sending")
     install = of_install(audience.install)
-    if install.word in ("off", "braked"):
+    if install.word in ("off", "on hold"):
         return State("held back", f"install {install.word}: {install.why}")
     if audience.hold_failures and not audience.provisioned_at:
-        return State("on hold", f"it can't be made in ODP: {hold(audience)}", trouble=True)
+        return State("on hold", f"it can't be created in ODP: {hold(audience)}", trouble=True)
     return State("waiting" if audience.provisioned_at else "to be created")
 
 
@@ -125,16 +125,16 @@ def remedy_of_hold(audience: Audience) -> str:
     """What a person can do about an audience that can't be made. It comes from the API that makes audiences."""
     if refuses_key(audience.hold_reason):
         return (
-            "The API key may not make audiences in ODP: enter the account's private key on the install's page. What"
-            " waits goes on at the next try."
+            "The API key may not create audiences in ODP: enter the account's private key on the install's page."
+            " Waiting events are sent at the next try."
         )
-    return "It is tried again by itself. Other audiences go on."
+    return "It is tried again by itself. Other audiences are not affected."
 
 
 def of_request(record: Delivery | Run) -> State:
     """The state of a delivery or a run: how it ended, or that nobody knows yet."""
     if record.closed_at is None:
-        return State("open", "Under way, or its worker is gone; whoever claims the lane next closes it.")
+        return State("open", "Under way; or its worker stopped, and the next worker closes it.")
     reason = record.reason if isinstance(record, Delivery) else str(record.skip or "")
     return State(record.outcome.replace("_", " "), reason, trouble=record.outcome == Outcome.UNAUTHORISED)
 
@@ -155,7 +155,7 @@ def of_event(fate: Fate) -> State:
     became = _end_of(fate)
     if fate.claimed_ns is None:
         return became
-    told = f"Lytics said {times.moment(fate.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and doesn't count"
+    told = f"Lytics said {times.moment(fate.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and is ignored"
     return replace(became, why=f"{became.why}; {told}" if became.why else told)
 
 
@@ -164,7 +164,7 @@ def _end_of(fate: Fate) -> State:
         case End.WAITING:
             return State("waiting", _what_it_waits_for(fate))
         case End.TAKEN:
-            return State("waiting", "ODP has taken it; the rest of its request is tried again")
+            return State("waiting", "ODP accepted it; the rest of its request is tried again")
         case End.SENDING:
             return State("sending", "the request is under way")
         case End.SKIPPED:
@@ -194,15 +194,15 @@ def _what_it_waits_for(fate: Fate) -> str:
 
 def _moot(event: Event, by: Event | None) -> str:
     if by is None:
-        return "something newer had decided, and is no longer in the log"
+        return "a newer event had replaced it, and is no longer in the log"
     what = f"{by.get_kind_display()} of {by.occurred_at:%Y-%m-%d %H:%M:%S} UTC (event {by.sequence:,})"
     if by == event:
-        return "it told nothing new: they were a member already"
+        return "nothing new: already a member"
     if is_repeat(event, by):
         return f"the same as event {by.sequence:,}"
     if by.occurred_ns == event.occurred_ns:
         return f"an exit at the same moment wins: {what}"
-    return f"something newer decided: {what}"
+    return f"replaced by something newer: {what}"
 
 
 def _refusal(event: Event, parked: Parked) -> str:
@@ -212,15 +212,15 @@ def _refusal(event: Event, parked: Parked) -> str:
         else ""
     )
     ended = "" if parked.closed_at is None else f"; {of_parked(parked).word} {of_parked(parked).why}"
-    return f"ODP refused it: {parked.detail}{newer}{ended}"
+    return f"ODP rejected it: {parked.detail}{newer}{ended}"
 
 
 def of_membership(standing: Standing) -> State:
     """In or out, by the ledger."""
     if standing.held is None:
-        return State("out", "nothing was delivered yet" if standing.waiting else "never heard of")
+        return State("out", "nothing was delivered yet" if standing.waiting else "no events")
     if standing.held.refused:
-        return State("in" if standing.is_member else "out", "by what Lytics said last, which ODP refused")
+        return State("in" if standing.is_member else "out", "by the last event, which ODP rejected")
     return State("in" if standing.is_member else "out")
 
 
@@ -240,18 +240,24 @@ def of_difference(standing: Standing, answer: MembershipAnswer) -> State | None:
     ours, theirs = of_membership(standing).word, of_answer(standing, answer).word
     if ours == theirs:
         return None
-    told = f"ODP says {theirs}, we say {ours}"
+    told = f"ODP: {_told(theirs)}. Ours: {_told(ours)}."
     if standing.waiting:
-        return State("differs", f"{told}: of their events {standing.waiting:,} still wait. Look again after that.")
+        return State("differs", f"{told} Waiting events: {standing.waiting:,}. Look again when they are delivered.")
     if standing.held is None:
-        return State("differs", f"{told}: they are in there by somebody else's doing, or from before our time.")
+        return State(
+            "differs", f"{told} The customer was added in ODP by something else, or before this service was connected."
+        )
     if standing.parked is not None:
-        return State("differs", f"{told}: ODP refused this change, and it is parked.", trouble=True)
+        return State("differs", f"{told} ODP rejected this change, and it is parked.", trouble=True)
     return State(
         "differs",
-        f"{told}: right after a delivery ODP needs a moment. If it stays, a resync of the audience mends it.",
+        f"{told} This is normal for a minute after delivery; otherwise resync the audience.",
         trouble=True,
     )
+
+
+def _told(word: str) -> str:
+    return {"in": "member", "out": "not a member"}.get(word, word)
 
 
 def of_resend(resend: Resend) -> State:
@@ -280,11 +286,11 @@ def of_trial(trial: Trial) -> State:
         return State("failing", trouble=True)
     if trial.closed_at is None:
         waits = trial.begun_at is None and (now() - trial.started_at).total_seconds() > 10
-        return State("waiting", "No worker has taken it yet: see that worker and beat run." if waits else "")
+        return State("waiting", "No worker has taken it yet: check that worker and beat run." if waits else "")
     last = trial.hops[-1] if trial.hops else {}
     if (last.get("leg"), last.get("hop")) == ("out", "shown"):
         return State("done")
-    why = "Its worker was gone in the middle; it was sent out of the audience."
+    why = "Its worker stopped halfway. The test customer was removed from the audience."
     return State("given up", why if trial.begun_at else "No worker took it.", trouble=True)
 
 
@@ -307,10 +313,10 @@ def warnings(lane: Lane) -> list[str]:
         told.append(f"The slug was edited in Lytics to {audience.latest_slug}; the ODP id stays {audience.odp_id}.")
     if audience.odp_id != naming.odp_id(audience.slug):
         told.append(
-            f"Another segment already had the id {naming.odp_id(audience.slug)}, so this one is {audience.odp_id}."
+            f"Another segment already had the id {naming.odp_id(audience.slug)}, so this one has {audience.odp_id}."
         )
     if audience.accepted_definition:
-        told.append("Its definition in ODP is not the one that this service writes; a person has accepted it.")
+        told.append("Its definition in ODP differs from the one that this service writes; a person has accepted it.")
     if audience.hold_failures and audience.provisioned_at:
-        told.append(f"ODP could not be looked at for it: {hold(audience)}. Deliveries go on meanwhile.")
+        told.append(f"It could not be checked in ODP: {hold(audience)}. Deliveries continue.")
     return told

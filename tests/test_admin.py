@@ -158,7 +158,7 @@ def test_workers_are_called_silent_when_nobody_takes_what_may_go(viewer: Client,
     def told() -> list[str]:
         return [trouble.what for trouble in viewer.get(reverse("admin:index")).context["troubles"]]
 
-    silent = "No worker takes what waits"
+    silent = "No worker is taking events"
     assert silent not in told()
     Event.objects.update(received_at=now() - timedelta(minutes=5))
     assert silent in told()
@@ -180,10 +180,10 @@ def test_what_was_resumed_a_moment_ago_makes_no_worker_silent(operator: Client, 
 def test_a_refused_key_is_told_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
     """Also when no delivery was ever made, because already the audience could not be made in ODP."""
     brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
-    assert "enter the key" in viewer.get(reverse("admin:index")).content.decode()
+    assert "Enter an API key that ODP accepts" in viewer.get(reverse("admin:index")).content.decode()
     brake.release(install)
     brake.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
-    assert "goes on by itself" in viewer.get(reverse("admin:index")).content.decode()
+    assert "continues by itself" in viewer.get(reverse("admin:index")).content.decode()
 
 
 def test_a_page_of_events_is_never_counted(
@@ -284,7 +284,7 @@ def test_retry_now_lets_what_is_on_hold_be_tried_at_once(
         provisioned_at=None, hold_failures=2, hold_reason="503: down", hold_since_at=now(), hold_until_at=until
     )
     page = operator.get(reverse("admin:audiences_audience_change", args=[audience.pk])).content.decode()
-    assert "it can&#x27;t be made in ODP: 503: down" in page
+    assert "it can&#x27;t be created in ODP: 503: down" in page
     listed = operator.get(reverse("admin:audiences_audience_changelist"), {"state": "hold"}).content.decode()
     assert "on hold" in listed
     if kind == "install":
@@ -471,7 +471,7 @@ def test_all_of_a_reason_are_discarded_at_once_with_a_reason(boss: Client, insta
         ingest.receive(install, b"not json")
     address = group_url("discard", install, "not_json")
     asked = boss.get(address).content.decode()
-    assert "3 items given up" in asked
+    assert "3 items discarded: they never reach ODP" in asked
     boss.post(address, {**hidden(asked), "reason": ""})
     assert Parked.objects.filter(closed_at=None, reason="not_json").count() == 3
     ingest.receive(install, b"not json either")  # one more since the person was asked

@@ -85,22 +85,22 @@ def said(install: Install) -> str:
 
 
 def test_a_key_that_works_is_said_to(shop: Install) -> None:
-    assert said(shop) == "ODP takes the API key."
+    assert said(shop) == "ODP accepts the API key."
     assert line(shop, "key").is_done
 
 
 def test_a_key_that_is_refused_is_said_to_and_the_check_list_keeps_it(shop: Install) -> None:
     shop.odp_api_key = "public.dead"
     shop.save()
-    assert said(shop).startswith("ODP refuses the API key (403: Forbidden)")
-    assert "refuses the API key" in line(shop, "key").state.why
+    assert said(shop).startswith("ODP rejects the API key (403: Forbidden)")
+    assert "rejects the API key" in line(shop, "key").state.why
     assert line(shop, "key").state.trouble
 
 
 def test_a_server_that_does_not_answer_is_told_from_a_dead_key(shop: Install) -> None:
     shop.odp_host = NOWHERE
     shop.save()
-    assert said(shop).startswith(f"ODP could not be asked at {NOWHERE}")
+    assert said(shop).startswith(f"ODP could not be reached at {NOWHERE}")
     assert line(shop, "key").state.trouble
 
 
@@ -119,14 +119,14 @@ def two_regions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ThreadedS
 @pytest.mark.parametrize(
     ("key", "region", "words"),
     [
-        ("here.secret", "", "ODP takes the API key."),
-        ("there-eu1.secret", "", "ODP takes the API key."),
-        ("there-eu1.secret", "eu", "ODP takes the API key."),
+        ("here.secret", "", "ODP accepts the API key."),
+        ("there-eu1.secret", "", "ODP accepts the API key."),
+        ("there-eu1.secret", "eu", "ODP accepts the API key."),
         ("here.secret", "eu", "belongs to United States, and Europe is chosen. Set the ODP region to United States."),
         ("there-eu1.secret", "us", "belongs to Europe, and United States is chosen. Set the ODP region to Europe."),
-        ("here.other", "", "ODP refuses the API key"),
-        ("here.other", "eu", "ODP refuses the API key"),
-        ("here.secret", "au", "ODP could not be asked at"),
+        ("here.other", "", "ODP rejects the API key"),
+        ("here.other", "eu", "ODP rejects the API key"),
+        ("here.secret", "au", "ODP could not be reached at"),
     ],
 )
 def test_the_region_of_a_key_is_found(
@@ -135,13 +135,13 @@ def test_the_region_of_a_key_is_found(
     install = make_install(odp_host="", odp_api_key=key, region=region)
     assert words in said(install)
     assert Confirmation.objects.get(install=install).key_problem == (
-        "" if words.startswith("ODP takes") else said(install)
+        "" if words.startswith("ODP accepts") else said(install)
     )
 
 
 def test_the_probe_of_other_regions_asks_none_where_a_host_was_entered(two_regions: dict[str, ThreadedSandbox]) -> None:
     install = make_install(odp_host=two_regions["us"].url, odp_api_key="here.dead")
-    assert said(install).startswith("ODP refuses the API key")
+    assert said(install).startswith("ODP rejects the API key")
     assert two_regions["eu"].requests() == []
 
 
@@ -166,7 +166,7 @@ def test_saving_asks_odp_and_leads_to_the_instructions_in_the_words_of_the_artic
     values |= {"name": "Shop", "odp_api_key": DEFAULT_PRIVATE_KEY, "odp_host": odp.url, "enabled": "on"}
     answered = operator.post(reverse("admin:audiences_install_add"), values, follow=True).content.decode()
     made = Install.objects.get()
-    assert "ODP takes the API key." in answered
+    assert "ODP accepts the API key." in answered
     assert line(made, "key").is_done
     for words in (
         "Install Instructions",
@@ -348,7 +348,7 @@ def test_no_worker_is_told_when_work_lies_untaken(shop: Install) -> None:
     enter(audience, "kim")
     assert "No worker" not in words_of(shop, "audience")
     Event.objects.update(received_at=now() - timedelta(minutes=1))
-    assert "No worker takes what waits." in words_of(shop, "audience")
+    assert "No worker is taking events." in words_of(shop, "audience")
     Lane.objects.update(last_served_at=now())
     assert "No worker" not in words_of(shop, "audience")
 
@@ -357,7 +357,7 @@ def test_exits_alone_confirm_nobody_and_that_is_told(odp: ThreadedSandbox, shop:
     happen(make_audience(shop, provisioned=False), ("kim", "exit", 1))
     drain_all(shop)
     assert confirm.delivered(shop) is None
-    assert "Only exits were delivered" in words_of(shop, "shown")
+    assert "Only exits have been delivered" in words_of(shop, "shown")
 
 
 # --- ODP is asked by a worker --------------------------------------------------------------------------------
@@ -690,7 +690,7 @@ def test_with_odp_down_it_says_so_and_ends_outside_once_odp_is_back(
 ) -> None:
     Install.objects.update(odp_host=NOWHERE)
     told = broke_off(send(shop), "made")
-    assert told.startswith("Not within 30 s. The audience can't be made in ODP: ODP could not be reached")
+    assert told.startswith("Not within 30 s. The audience can't be created in ODP: ODP could not be reached")
     Install.objects.update(odp_host=odp.url)
     ends_outside(odp, shop)
 
@@ -708,7 +708,7 @@ def test_with_a_dead_key_it_says_so_at_once(
         ("in", "taken", "failed"),
         ("out", "called", "around"),
     ]
-    assert hops[4][3].startswith("The install is braked: 403: Forbidden. Give the install an API key that ODP takes")
+    assert hops[4][3].startswith("The install is on hold: 403: Forbidden. Enter an API key that ODP accepts")
     Install.objects.update(odp_api_key=odp.private_key)
     ends_outside(odp, shop)
 
@@ -860,7 +860,7 @@ def test_the_button_says_what_is_made_in_odp_and_sends_one(
     assert woken == [shop.pk]
     assert Trial.objects.get().started_by == "operator"
     history = operator.get(reverse("admin:audiences_install_history", args=[shop.pk])).content.decode()
-    assert "is on its way" in history
+    assert "was sent as a test customer" in history
 
 
 def test_while_one_is_on_its_way_there_is_no_button_and_no_second(shop: Install) -> None:
@@ -883,7 +883,7 @@ def test_a_viewer_sends_none_and_sees_how_it_went(
     assert viewer.post(url("try-out", shop), {}).status_code == 403
     assert url("try-out", shop) not in page(viewer, shop)
     send(shop)
-    assert "Answered by ODP over GraphQL" in page(viewer, shop)
+    assert "Shown by ODP over GraphQL" in page(viewer, shop)
 
 
 def test_a_stale_page_sends_none(odp: ThreadedSandbox, shop: Install) -> None:

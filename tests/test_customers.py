@@ -100,7 +100,7 @@ def test_a_waiting_event_says_what_it_waits_for(shop: Install, gold: Audience) -
     brake.apply(shop, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
     ((word, why),) = words()
     assert word == "waiting"
-    assert "held back: install braked: 500: boom" in why
+    assert "held back: install on hold: 500: boom" in why
     assert "next try at" in why
 
 
@@ -122,7 +122,7 @@ def test_an_event_under_way_is_being_sent(shop: Install, gold: Audience) -> None
 def test_what_odp_took_of_a_request_that_ended_early_is_told(shop: Install, gold: Audience) -> None:
     enter(gold, "lee", "kim")
     step(shop, stop=True)
-    assert words("lee") == [("waiting", "ODP has taken it; the rest of its request is tried again")]
+    assert words("lee") == [("waiting", "ODP accepted it; the rest of its request is tried again")]
     assert ends() == [End.WAITING]
     step(shop)
     (lee,) = fates("lee")
@@ -175,7 +175,7 @@ def test_a_folded_event_names_the_newer_one_that_decided(shop: Install, gold: Au
         step(shop)
     first, second = fates()
     assert (first.end, second.end, second.decided_by) == (End.DELIVERED, End.FOLDED, first.event)
-    assert words()[1] == ("folded", "something newer decided: exit of 1970-01-01 00:00:09 UTC (event 1)")
+    assert words()[1] == ("folded", "replaced by something newer: exit of 1970-01-01 00:00:09 UTC (event 1)")
 
 
 def test_a_tie_goes_to_the_exit_and_a_repeat_tells_nothing(shop: Install, gold: Audience) -> None:
@@ -194,14 +194,14 @@ def test_a_change_of_a_member_tells_nothing_new(shop: Install, gold: Audience) -
     step(shop)
     happen(gold, ("kim", "change", 2))
     step(shop)
-    assert words()[1] == ("folded", "it told nothing new: they were a member already")
+    assert words()[1] == ("folded", "nothing new: already a member")
     assert [fate.holds for fate in fates()] == [False, True]
 
 
 def test_a_refused_event_is_parked_until_a_person_lets_it_go(shop: Install, gold: Audience) -> None:
     enter(gold, "kim")
     step(shop, refuse=True)
-    assert words() == [("parked", "ODP refused it: not her")]
+    assert words() == [("parked", "ODP rejected it: not her")]
     operations.release([Parked.objects.get().pk], by="sam")
     step(shop)
     told = words()
@@ -530,9 +530,9 @@ def test_somebody_never_heard_of_gets_advice(viewer: Client, install: Install) -
     ingest.receive(install, json.dumps({"data": data, "meta": {"object": "user"}}).encode())
     make_audience(install)
     told = text(look(viewer))
-    assert "Nobody is known here as kim" in told
+    assert "No customer found for kim" in told
     assert "Shop identifies customers by their Lytics field _id" in told
-    assert "1 items are parked that could not be read, 1 of them for want of an identifier" in told
+    assert "1 items that could not be read are parked, 1 of them because the identifier is missing" in told
 
 
 def test_another_spelling_is_offered(viewer: Client, shop: Install, gold: Audience) -> None:
@@ -540,7 +540,7 @@ def test_another_spelling_is_offered(viewer: Client, shop: Install, gold: Audien
     drain = claim(shop)
     deliver(drain)
     told = text(look(viewer, "KIM@example.com"))
-    assert "Somebody is known as kim@example.com" in told
+    assert "There is a customer kim@example.com" in told
 
 
 # --- ODP's answer beside ours --------------------------------------------------------------------------------------
@@ -575,7 +575,7 @@ def test_a_difference_is_one_clear_line_with_what_to_press(odp: ThreadedSandbox,
     in_odp(odp, "kim", "lytics_gold", False)
     for client, may in ((viewer, False), (operator, True)):
         told = ask(client, install, look(client))
-        assert "ODP says out, we say in" in text(told)
+        assert "ODP: not a member. Ours: member" in text(told)
         assert ("/resync/" in told) is may
 
 
@@ -590,12 +590,12 @@ def test_a_difference_that_waits_or_is_parked_says_so(odp: ThreadedSandbox, db: 
     drain_all(install)
     odp.clear_faults()
     told = ask(operator, install, look(operator))
-    assert "ODP says in, we say out: ODP refused this change, and it is parked" in text(told)
+    assert "ODP: member. Ours: not a member. ODP rejected this change, and it is parked" in text(told)
     assert "/release/" in told
     in_odp(odp, "lee", "lytics_gold", False)
     happen(gold, ("lee", "enter", 3))
     told = ask(operator, install, look(operator, "lee"))
-    assert "ODP says out, we say in: of their events 1 still wait" in text(told)
+    assert "ODP: not a member. Ours: member. Waiting events: 1." in text(told)
     assert "/resync/" not in told
 
 
@@ -607,7 +607,7 @@ def test_whom_odp_alone_knows_as_a_member_is_told(viewer: Client, odp: ThreadedS
     drain_all(install)
     in_odp(odp, "kim", "lytics_silver", True)
     told = text(ask(viewer, install, look(viewer)))
-    assert "ODP says in, we say out: they are in there by somebody else's doing" in told
+    assert "ODP: member. Ours: not a member. The customer was added in ODP by something else" in told
 
 
 def test_odp_can_be_asked_about_somebody_never_heard_of_here(viewer: Client, odp: ThreadedSandbox, db: None) -> None:
@@ -617,7 +617,7 @@ def test_odp_can_be_asked_about_somebody_never_heard_of_here(viewer: Client, odp
     drain_all(install)
     in_odp(odp, "lee", "lytics_gold", True)
     told = {"note": note_of(look(viewer, "lee")), "ask": str(install.pk)}
-    assert "ODP says in, we say out" in text(viewer.post(PAGE, told).content.decode())
+    assert "ODP: member. Ours: not a member" in text(viewer.post(PAGE, told).content.decode())
     stranger = {"note": note_of(look(viewer, "max")), "ask": str(install.pk)}
     assert "ODP doesn't know this customer" in text(viewer.post(PAGE, stranger).content.decode())
 
@@ -646,7 +646,7 @@ def test_an_audience_that_is_not_in_odp_yet_is_no_difference(viewer: Client, odp
     enter(make_audience(install, provisioned=False), "kim")
     told = text(ask(viewer, install, look(viewer)))
     assert "not there yet" in told
-    assert "ODP says out" not in told
+    assert "ODP: not a member" not in told
 
 
 @pytest.mark.django_db

@@ -91,11 +91,11 @@ def labels(one: Any) -> list[str]:
 
 
 def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator: Client, install: Install) -> None:
-    assert (number(operator, "calls refused").value, number(operator, "calls refused").well) == ("0", True)
+    assert (number(operator, "rejected calls").value, number(operator, "rejected calls").well) == ("0", True)
     for address in ("192.0.2.1", "192.0.2.2"):
         assert call(install, REMOTE_ADDR=address) == 401
-    assert (number(operator, "calls refused").value, number(operator, "calls refused").well) == ("2", False)
-    told = trouble(operator, "2 calls to Shop refused")
+    assert (number(operator, "rejected calls").value, number(operator, "rejected calls").well) == ("2", False)
+    told = trouble(operator, "2 calls to Shop rejected")
     assert told.tone == "bad"
     assert "192.0.2.2" in told.why
     assert "ago" in told.since
@@ -105,27 +105,27 @@ def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator
 
 def test_a_viewer_is_told_of_refused_calls_without_buttons(viewer: Client, install: Install) -> None:
     call(install)
-    assert labels(trouble(viewer, "1 call to Shop refused")) == []
+    assert labels(trouble(viewer, "1 call to Shop rejected")) == []
 
 
 def test_without_a_live_token_the_button_makes_one(operator: Client, install: Install) -> None:
     tokens.revoke(install.tokens.get())
     call(install)
-    assert labels(trouble(operator, "1 call to Shop refused")) == ["New token", "Install instructions"]
+    assert labels(trouble(operator, "1 call to Shop rejected")) == ["New token", "Install instructions"]
 
 
 def test_a_call_that_gets_in_afterwards_calms_the_trouble(viewer: Client, install: Install) -> None:
     call(install)
-    assert trouble(viewer, "1 call to Shop refused").tone == "bad"
+    assert trouble(viewer, "1 call to Shop rejected").tone == "bad"
     assert call(install, install.tokens.get().secret) == 200
-    told = trouble(viewer, "1 call to Shop refused")
-    assert (told.tone, "right token" in told.why) == ("held", True)
+    told = trouble(viewer, "1 call to Shop rejected")
+    assert (told.tone, "valid token" in told.why) == ("held", True)
 
 
 def test_calls_to_urls_that_nobody_has_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:
     for path in ("/webhooks/lytics/a", "/webhooks/lytics/b", "/webhooks/other", "/webhooks/"):
         assert Client().post(path, b"[]", "application/json").status_code == 401
-    assert trouble(viewer, "4 calls refused: no install has the URL").tone == "held"
+    assert trouble(viewer, "4 calls rejected: no install has the URL").tone == "held"
     assert len(broker.keys(f"{refused._PREFIX}:of:*")) == 1, "strangers choose URLs, so none of them makes a key"
 
 
@@ -143,7 +143,7 @@ def test_what_is_older_than_an_hour_is_not_counted(
     page(viewer)
     later = time.time() + 3601
     monkeypatch.setattr(time, "time", lambda: later)
-    assert number(viewer, "calls refused").value == "0"
+    assert number(viewer, "rejected calls").value == "0"
 
 
 def test_what_is_counted_runs_out_by_itself(install: Install, broker: Any) -> None:
@@ -160,7 +160,7 @@ def test_without_redis_the_page_says_that_it_does_not_know(
     settings.REDIS_URL = nobody_there
     refused._redis.cache_clear()
     assert call(install) == 401
-    assert (number(viewer, "calls refused").value, number(viewer, "calls refused").well) == ("unknown", False)
+    assert (number(viewer, "rejected calls").value, number(viewer, "rejected calls").well) == ("unknown", False)
     assert "REDIS_URL" in trouble(viewer, "Redis does not answer").todo
 
 
@@ -252,19 +252,19 @@ def test_a_database_over_its_mark_says_that_all_calls_are_answered_503(
 
 def test_a_refused_key_leads_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
     brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
-    told = trouble(operator, "Shop is braked: ODP refuses its API key")
+    told = trouble(operator, "Shop is on hold: ODP rejects its API key")
     assert labels(told) == ["Enter a key", "Retry now", "Check the key"]
     opened = operator.get(told.buttons[0].url).content.decode()
     assert f'id="{told.buttons[0].url.partition("#")[2]}"' in opened
-    assert labels(trouble(viewer, "Shop is braked")) == []
+    assert labels(trouble(viewer, "Shop is on hold")) == []
 
 
 def test_a_server_that_is_down_asks_for_no_key(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     brake.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
-    told = trouble(operator, "Shop is braked")
+    told = trouble(operator, "Shop is on hold")
     assert "Enter a key" not in labels(told)
-    assert "1 event waiting; none is lost" in told.why
+    assert "1 event waiting; nothing is lost" in told.why
 
 
 def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator: Client, install: Install) -> None:
@@ -277,7 +277,7 @@ def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator
     pairs = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', asked))
     answered = operator.post(told.buttons[1].url, pairs)
     assert answered["Location"] == reverse("admin:index")
-    assert "being released now" in trouble(operator, "parked").todo
+    assert "Being released now" in trouble(operator, "parked").todo
     resends.go_on(install.pk, seconds=5)
     assert trouble(operator, "parked") is None
     assert Event.objects.get().identifier == "kim@example.com"
@@ -301,29 +301,29 @@ def test_an_audience_that_can_not_be_made_says_why_and_when_and_has_a_button(
 ) -> None:
     ingest.receive(install, body(message()))
     on_hold()
-    told = trouble(operator, "lytics_gold_club can't be made in ODP")
+    told = trouble(operator, "lytics_gold_club can't be created in ODP")
     assert "503: down — 2 in a row" in told.why
-    assert "1 event waiting; none is lost" in told.why
+    assert "1 event waiting; nothing is lost" in told.why
     assert labels(told) == ["Retry now"]
-    assert labels(trouble(viewer, "can't be made in ODP")) == []
-    assert trouble(operator, "No worker takes what waits") is None
+    assert labels(trouble(viewer, "can't be created in ODP")) == []
+    assert trouble(operator, "No worker is taking events") is None
 
 
 def test_many_that_can_not_be_made_for_one_reason_are_one_line(operator: Client, install: Install) -> None:
     items = [message(transition(slug=f"club_{number}", segment=f"s{number}")) for number in range(12)]
     ingest.receive(install, body(*items))
     on_hold("403: Forbidden")
-    told = trouble(operator, "12 audiences of Shop can't be made in ODP")
+    told = trouble(operator, "12 audiences of Shop can't be created in ODP")
     assert "the account's private key" in told.todo
     assert labels(told) == ["Enter a key"]
-    assert len([one for one in page(operator).context["troubles"] if "made in ODP" in one.what]) == 1
+    assert len([one for one in page(operator).context["troubles"] if "created in ODP" in one.what]) == 1
 
 
 def test_one_that_can_not_be_looked_at_is_told_and_delivers(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     on_hold(provisioned_at=now())
-    told = trouble(operator, "lytics_gold_club can't be looked at in ODP")
-    assert (told.tone, "Deliveries go on" in told.why) == ("held", True)
+    told = trouble(operator, "lytics_gold_club can't be checked in ODP")
+    assert (told.tone, "Deliveries continue" in told.why) == ("held", True)
 
 
 def test_what_is_red_stands_before_what_is_not(viewer: Client, install: Install) -> None:
@@ -516,9 +516,9 @@ def test_before_the_first_call_words_stand_in_place_of_the_charts(viewer: Client
     assert shown.context["charts"] == []
     assert "The charts begin with the first call" in shown.content.decode()
     ingest.receive(install, body(message()))
-    assert "The first minutes are being added up" in page(viewer).content.decode()
+    assert "The charts appear in two minutes" in page(viewer).content.decode()
     happened(install, 600, received=1)
-    assert "Nothing came from Lytics in the last 6 hours" in page(viewer).content.decode()
+    assert "Nothing was received or delivered in the last 6 hours" in page(viewer).content.decode()
 
 
 def test_the_charts_say_in_words_and_in_a_table_what_they_show(viewer: Client, install: Install) -> None:
@@ -526,7 +526,7 @@ def test_the_charts_say_in_words_and_in_a_table_what_they_show(viewer: Client, i
     throughput, delay = page(viewer).context["charts"]
     assert throughput.summary == "In the last 6 hours: 1,200 events received, 900 delivered, 3 items parked."
     assert [row[1:] for row in throughput.rows] == [("1,200", "900", "3")]
-    assert "half of the events were in ODP within 400 ms and 99 of 100 within 2.5 s" in delay.summary
+    assert "half of the events were delivered within 400 ms and 99 of 100 within 2.5 s" in delay.summary
     shown = page(viewer).content.decode()
     assert throughput.summary in shown
     assert shown.count('role="img"') == 2
@@ -625,5 +625,5 @@ def test_a_worker_that_was_killed_is_named_until_it_is_back(viewer: Client) -> N
 def test_a_fleet_that_is_gone_is_bad_though_nothing_waits(viewer: Client) -> None:
     beat("worker-1@here", seconds_ago=120)
     page = viewer.get(reverse("admin:index")).content.decode()
-    assert "No other one answers" in page
+    assert "No other worker answers" in page
     assert "<strong>silent</strong>" in page

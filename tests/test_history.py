@@ -168,7 +168,7 @@ def test_of_a_long_request_the_first_items_are_kept_and_it_says_so(viewer: Clien
     kept = carried.items(carried.unpack(bytes(sent.request)))
     assert 100 < len(kept) < len(items)
     assert kept == items[: len(kept)]
-    assert f"its first {len(kept)} items of 1000" in page_of(viewer, sent)
+    assert f"the first {len(kept)} of 1000 items" in page_of(viewer, sent)
 
 
 def test_a_delivery_from_before_has_no_body_and_a_page(viewer: Client, shop: Install) -> None:

@@ -733,7 +733,7 @@ def test_who_presses_while_one_is_under_way_is_told_how_far_it_is(
     asked = operator.get(url("resync", gold)).content.decode()
     ask_resync(gold)
     said = told(operator, url("resync", gold), {**hidden(asked), "reason": "me too"})
-    assert "A resync is under way already: 0 of 2 queued again" in said
+    assert "A resync is already running: 0 of 2 queued again" in said
     assert Resend.objects.count() == 1
 
 
@@ -801,8 +801,8 @@ def test_a_replay_says_exactly_what_it_will_do_before_it_does_anything(
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        (span_of(3_600, 7_200), "Nothing of lytics_gold was received in this span of time."),
-        (span_of(120, 60), "This has to be later than the beginning."),
+        (span_of(3_600, 7_200), "Nothing of lytics_gold was received in this time range."),
+        (span_of(120, 60), "This must be later than the start."),
         ({**span_of(0, 60), "reason": ""}, "This field is required."),
         ({**span_of(0, 60), "start": "yesterday"}, "Enter a valid date/time."),
     ],
@@ -831,7 +831,7 @@ def test_a_replay_is_not_begun_on_other_facts_than_were_agreed_to(
     assert "nothing was done" in told(operator, url("replay", gold), foreseen)
     other = hidden(operator.post(url("replay", gold), span_of(0, 60)).content.decode())
     ask_replay(gold)
-    assert "A replay is under way already" in told(operator, url("replay", gold), other)
+    assert "A replay is already running" in told(operator, url("replay", gold), other)
     assert Resend.objects.count() == 1
 
 
@@ -844,7 +844,7 @@ def test_a_replay_of_more_than_anybody_counts_says_so(
     accepted(gold, *seconds(0, 10, 20))
     foreseen = operator.post(url("replay", gold), span_of(0, 60)).content.decode()
     assert "3 events" in foreseen
-    assert "more customers than are counted here" in foreseen
+    assert "too many customers to count" in foreseen
 
 
 def test_all_of_a_reason_are_released_by_the_workers_while_the_page_tells(
@@ -858,7 +858,7 @@ def test_all_of_a_reason_are_released_by_the_workers_while_the_page_tells(
     assert "2 items" in asked
     assert "Releasing 2 items" in told(operator, group, hidden(asked))
     assert Parked.objects.filter(closed_at=None).count() == 2
-    assert "A release is under way already: 0 of 2 released" in told(operator, group, hidden(asked))
+    assert "A release is already running: 0 of 2 released" in told(operator, group, hidden(asked))
     parked = reverse("admin:audiences_parked_changelist")
     resend = Resend.objects.get()
     shown = operator.get(parked).content.decode()

@@ -53,13 +53,13 @@ def test_one_that_can_not_be_made_is_on_hold_and_says_until_when(gold: Audience)
     shown = state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk))
     assert shown == state.State(
         "on hold",
-        "it can't be made in ODP: 503: busy — 3 in a row since 2026-07-01 12:00:00 UTC, next try at 13:00:00 UTC",
+        "it can't be created in ODP: 503: busy — 3 in a row since 2026-07-01 12:00:00 UTC, next try at 13:00:00 UTC",
         trouble=True,
     )
     Audience.objects.update(provisioned_at=now())
     shown = state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk))
     assert shown.word == "waiting"
-    assert "Deliveries go on meanwhile." in state.warnings(lane_of(gold))[-1]
+    assert "Deliveries continue." in state.warnings(lane_of(gold))[-1]
 
 
 def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> None:

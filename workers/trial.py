@@ -202,20 +202,20 @@ class _Leg:
         if not install.enabled:
             return Seen(FAILED, "The install was switched off.")
         if install.brake_until_at is not None and state.needs_key(install):
-            return Seen(FAILED, f"The install is braked: {install.brake_reason}. {state.remedy(install)}")
+            return Seen(FAILED, f"The install is on hold: {install.brake_reason}. {state.remedy(install)}")
         if state.refuses_key(lane.audience.hold_reason):
             return Seen(FAILED, self._on_hold(lane.audience))
         return None
 
     @staticmethod
     def _on_hold(audience: Audience) -> str:
-        return f"The audience can't be made in ODP: {audience.hold_reason}. {state.remedy_of_hold(audience)}"
+        return f"The audience can't be created in ODP: {audience.hold_reason}. {state.remedy_of_hold(audience)}"
 
     def _held_or_no_worker(self) -> str:
         lane = self._lane()
         install = lane.audience.install
         if install.brake_until_at is not None:
-            return f"The install is braked: {install.brake_reason}. {state.remedy(install)}"
+            return f"The install is on hold: {install.brake_reason}. {state.remedy(install)}"
         if lane.audience.hold_failures:
             return self._on_hold(lane.audience)
         if lane.lease_token is not None or lane.audience.making_token is not None:
@@ -255,5 +255,5 @@ def _hint(status: int) -> str:
         200: ", and not as this service does: something else answers there",
         401: ": the token did not get through. Something in front takes the Authorization header away, or another"
         " installation answers there",
-        503: ": Lytics is asked to come back later",
+        503: ": Lytics would retry later",
     }.get(status, ": something in front of this service answers")

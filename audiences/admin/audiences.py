@@ -31,8 +31,8 @@ class Pause(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"Nothing more of {audience} goes to ODP until somebody resumes it. Lytics is answered as before and"
-            f" its events wait: {number(state.backlog(audience.lane))} do now. A request under way is not cut off."
+            f"{audience} is not sent to ODP until somebody resumes it. Calls from Lytics are still accepted and"
+            f" its events wait: {number(state.backlog(audience.lane))} so far. A request under way is completed."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -51,7 +51,7 @@ class Resume(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         lane = audience.lane
         return (
-            f"The {number(state.backlog(lane))} events that wait go to ODP now, in order."
+            f"The {number(state.backlog(lane))} waiting events are sent to ODP now, in order."
             f" {lane.paused_by} paused it: {lane.pause_reason}"
         )
 
@@ -73,8 +73,8 @@ class Unblock(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"What the audience needs in ODP is looked at, and made where it is gone; then the"
-            f" {number(state.backlog(audience.lane))} events that wait are tried again. Unless the cause is mended in"
+            f"What the audience needs in ODP is checked, and created where it is missing. Then the"
+            f" {number(state.backlog(audience.lane))} waiting events are sent again. Unless the cause is fixed in"
             f" ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
         )
 
@@ -84,7 +84,7 @@ class Unblock(Verb[Audience]):
                 return None
             provision.look_again(audience.pk)
         wake(audience.install_id)
-        return f"Unblocked {audience}; it is tried again now."
+        return f"Unblocked {audience}. It is tried again now."
 
 
 class RetryNow(Verb[Audience]):
@@ -98,12 +98,12 @@ class RetryNow(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         if audience.hold_failures:
             return (
-                f"ODP is asked at once for what {audience} needs there. If that fails, the next try is put off again."
-                f" Other audiences go on either way. The last answer was: {audience.hold_reason}"
+                f"Creating what {audience} needs in ODP is tried now. If that fails, it backs off again."
+                f" Other audiences are not affected. Last answer: {audience.hold_reason}"
             )
         return (
-            f"One request goes to ODP at once, for all audiences of {audience.install} that wait. If ODP takes it"
-            " everything goes on; if not, the next try is put off again. Nothing is lost either way."
+            f"One request is sent to ODP now, for all waiting audiences of {audience.install}. If ODP accepts it,"
+            " delivery continues; if not, it backs off again. Nothing is lost."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -128,7 +128,7 @@ class AcceptDefinition(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         return (
             f"The definition that {audience} has in ODP stays as it is, and the"
-            f" {number(state.backlog(audience.lane))} events that wait are sent. Whether ODP counts the customers as"
+            f" {number(state.backlog(audience.lane))} waiting events are sent. Whether ODP counts the customers as"
             f" members then depends on that definition. {audience.lane.block_reason}"
         )
 
@@ -150,14 +150,14 @@ class Resync(SendAgain):
     def consequence(self, audience: Audience) -> str:
         held = Membership.objects.filter(audience=audience).count()
         return (
-            f"The whole ledger of {audience} is sent to ODP again, also where nothing has changed:"
-            f" {count(held, 'customer')}, {number(audience.lane.member_count)} of them as members and the others as"
-            f" not. {effort(audience.install, held)} What comes in meanwhile goes on, and wins where it is newer."
+            f"All memberships of {audience} are sent to ODP again, changed or not:"
+            f" {count(held, 'customer')}, {number(audience.lane.member_count)} of them as members and the rest as"
+            f" not. {effort(audience.install, held)} New events continue meanwhile and win where they are newer."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
         asked = resends.resync(audience, by=by, reason=answers["reason"])
-        return f"Resyncing {audience}: its ledger is queued to be sent again." if asked else None
+        return f"Resyncing {audience}: its memberships are queued to be sent again." if asked else None
 
 
 class AudienceState(admin.SimpleListFilter):
@@ -191,6 +191,7 @@ class AudienceState(admin.SimpleListFilter):
 @admin.register(Audience)
 class AudienceAdmin(OperatorAdmin[Audience]):
     verbs = (Pause(), Resume(), Unblock(), AcceptDefinition(), RetryNow(), Resync(), Replay())
+    empty_words = "No audience yet. An audience appears with its first event."
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
     list_filter = (AudienceState, "install")
     search_fields = ("odp_id", "latest_slug")

@@ -97,8 +97,8 @@ def _nothing(hours: int) -> str:
     if not Receipt.objects.values_list("pk").first():
         return "Nothing has come from Lytics yet. The charts begin with the first call."
     if not Minute.objects.exists():
-        return "The first minutes are being added up. The charts are there in two minutes; they need the beat process."
-    return f"Nothing came from Lytics in the last {_hours(hours)}, and nothing went to ODP."
+        return "The charts appear in two minutes. They need the beat process."
+    return f"Nothing was received or delivered in the last {_hours(hours)}."
 
 
 def _hours(hours: int) -> str:
@@ -166,7 +166,7 @@ def _told_counts(point: Point) -> str:
 
 
 def _delay(points: list[Point], hours: int) -> Chart:
-    title, unit = "Time from Lytics' call to ODP's answer", "each line stands for about ten times the one below"
+    title, unit = "Time from Lytics' call to ODP's answer", "logarithmic scale"
     timed = [point for point in points if point.p50 is not None and point.p99 is not None]
     if not timed:
         return Chart(title, "", f"Nothing was sent to ODP in the last {_hours(hours)}.")
@@ -184,7 +184,7 @@ def _delay(points: list[Point], hours: int) -> Chart:
     return Chart(
         title=title,
         unit=unit,
-        summary=f"At {newest.at:%H:%M} UTC half of the events were in ODP within {p50} and 99 of 100 within {p99}."
+        summary=f"At {newest.at:%H:%M} UTC half of the events were delivered within {p50} and 99 of 100 within {p99}."
         f" The slowest of the last {_hours(hours)}: {delay(slowest)}.",
         lines=[
             Line("half within", "line", p50, _path([height(point.p50) for point in points])),

@@ -22,11 +22,11 @@ TITLES = {
     trials.STORED: "Event stored",
     trials.MADE: "Audience in ODP",
     trials.CLAIMED: "Claimed by a worker",
-    trials.TAKEN: "Taken by ODP",
-    trials.SHOWN: "Answered by ODP over GraphQL",
+    trials.TAKEN: "Accepted by ODP",
+    trials.SHOWN: "Shown by ODP over GraphQL",
 }
 LEGS = {trials.IN: "enters", trials.OUT: "leaves"}
-WORDS = {trials.DONE: "done", trials.AROUND: "got around", trials.FAILED: "failing"}
+WORDS = {trials.DONE: "done", trials.AROUND: "skipped", trials.FAILED: "failing"}
 # Seconds between two looks of an open page.
 POLL_CHECKS, POLL_TRIAL = 3, 1
 
@@ -49,14 +49,14 @@ class SendTestCustomer(Verb[Install]):
         }[Install.Mechanism(install.mechanism)]
         return (
             "One made-up customer enters an audience of its own and leaves it again, by the same path as Lytics'"
-            f" customers, and each hop is told with its time. In ODP this makes, unless they are there, {made};"
-            " and with each press one new customer, who stays there, outside of the audience. No other customer and no"
+            f" customers, and each step is shown with its time. In ODP this creates, unless they exist, {made};"
+            " and with each press one new customer, who stays there outside the audience. No other customer and no"
             " other audience is touched."
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
         trial = trials.start(install, by=by)
-        return f"{trial.identifier} is on its way; see below." if trial else None
+        return f"{trial.identifier} was sent as a test customer. The steps are below." if trial else None
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class Reveal(Verb[Delivery]):
 
     def consequence(self, delivery: Delivery) -> str:
         return (
-            f"The request is shown once as it went out, with the identifiers of {count(delivery.items, 'item')} in it."
-            " That you asked stands in its history."
+            f"The request is shown once as it was sent, with the identifiers of {count(delivery.items, 'item')} in it."
+            " This is logged in its history."
         )
 
     def do(self, delivery: Delivery, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -60,6 +60,7 @@ class Reveal(Verb[Delivery]):
 @admin.register(Delivery)
 class DeliveryAdmin(HistoryAdmin[Delivery]):
     verbs = (Reveal(),)
+    empty_words = "Nothing has been sent to ODP yet."
     list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "install_link")
     list_filter = (OutcomeFilter, ByAudience, SlowerThan, "install", Hour)
     time_field = "opened_at"
@@ -145,7 +146,7 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
 
     @admin.display(description="calls from Lytics")
     def calls(self, delivery: Delivery) -> SafeString | str:
-        return numbered(Receipt, trace.receipts_of(delivery)) or "none: sent again from here"
+        return numbered(Receipt, trace.receipts_of(delivery)) or "none: sent again by this service"
 
     @admin.display(description="HTTP status")
     def status_(self, delivery: Delivery) -> str:

@@ -46,7 +46,7 @@ class OutcomeFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         failures = [(outcome, words) for outcome, words in OUTCOMES if outcome != Outcome.DELIVERED]
         skipped = [(SKIPPED, SKIPPED)] if model_admin.model is Run else []
-        return [("failed", "Anything but delivered"), *failures, *skipped, ("open", "open")]
+        return [("failed", "Not delivered"), *failures, *skipped, ("open", "open")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return ended(queryset, self.value())

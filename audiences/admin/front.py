@@ -96,7 +96,7 @@ def _numbers(installs: list[Any], behind: list[Any], held: list[Lane], parked: l
             oldest < timedelta(minutes=1),
             f"{count(waiting, 'event')} waiting" if waiting else "everything is delivered",
         ),
-        Number("braked installs", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
+        Number("installs on hold", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),
         Number("parked items", number(items), list_url(Parked), not items),
     ]
@@ -131,9 +131,9 @@ def _silent(since: datetime | None, behind: list[Any]) -> list[Trouble]:
         return []
     return [
         Trouble(
-            "No worker takes what waits",
-            f"{count(sum(state.backlog(lane) for lane in _free(behind)), 'event')} may go to ODP, and nobody has asked."
-            " Lytics is still answered and nothing is lost.",
+            "No worker is taking events",
+            f"{count(sum(state.backlog(lane) for lane in _free(behind)), 'event')} ready to be sent."
+            " Calls from Lytics are still accepted, and nothing is lost.",
             ago(since),
             list_url(Audience, state="behind"),
             todo="Start the worker and beat processes, or look at their logs.",
@@ -152,15 +152,15 @@ def _workers(pulse: Pulse, silent: datetime | None) -> Number:
 
 def _unheard(pulse: Pulse) -> list[Trouble]:
     """Those that were there within the last hour and weren't told to stop."""
-    others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other one answers."
+    others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
     told = [
         Trouble(
             f"The worker {worker} is silent",
-            f"It was killed, or it can't reach the broker or the database. Its audiences are taken over. {others}",
+            f"It was killed, or can't reach Redis or PostgreSQL. Other workers take over its audiences. {others}",
             ago(worker.beat_at),
             list_url(Audience, state="behind"),
             "held" if pulse.answering else "bad",
-            todo="See that it is started again. One that is gone for good is forgotten an hour after its last word.",
+            todo="Start it again. A worker that is gone for good disappears from here after an hour.",
         )
         for worker in pulse.silent[:TOLD]
     ]
@@ -174,8 +174,8 @@ def _braked(request: HttpRequest, installs: list[Any], behind: list[Any]) -> lis
         waiting[lane.audience.install_id] += state.backlog(lane)
     return [
         Trouble(
-            f"{install} is braked{': ODP refuses its API key' if state.needs_key(install) else ''}",
-            f"{state.of_install(install).why}. {count(waiting[install.pk], 'event')} waiting; none is lost.",
+            f"{install} is on hold{': ODP rejects its API key' if state.needs_key(install) else ''}",
+            f"{state.of_install(install).why}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
             ago(install.brake_since_at),
             url_of(install),
             todo=state.remedy(install),
@@ -196,10 +196,10 @@ def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
         Trouble(
             f"{lane.audience} is blocked",
             f"Reason: {_sentence(lane.block_reason)}"
-            f" {count(state.backlog(lane), 'event')} waiting; other audiences go on.",
+            f" {count(state.backlog(lane), 'event')} waiting. Other audiences are not affected.",
             ago(lane.blocked_at),
             url_of(lane.audience),
-            todo="Mend in ODP what the reason names, then press Unblock: what waits goes on, in order.",
+            todo="Fix the cause in ODP, then press Unblock. Waiting events are sent in order.",
             buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("unblock", "accept")),
         )
         for lane in blocked[:TOLD]
@@ -222,9 +222,9 @@ def _on_hold(request: HttpRequest) -> list[Trouble]:
         waiting = sum(state.backlog(audience.lane) for audience in alike)
         told.append(
             Trouble(
-                f"{who} can't be {'made' if is_new else 'looked at'} in ODP",
+                f"{who} can't be {'created' if is_new else 'checked'} in ODP",
                 f"{state.hold(first)}. "
-                + (f"{count(waiting, 'event')} waiting; none is lost." if is_new else "Deliveries go on."),
+                + (f"{count(waiting, 'event')} waiting; nothing is lost." if is_new else "Deliveries continue."),
                 ago(first.hold_since_at),
                 url_of(first) if alone else list_url(Audience, state="hold", install__id__exact=first.install_id),
                 "bad" if is_new else "held",
@@ -271,10 +271,10 @@ def _parked(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]
     return [
         Trouble(
             f"{number(group['count'])} parked: {group['words']} ({group['install__name']})",
-            f"The newest: {details[group['newest']]}." if details.get(group["newest"]) else "",
+            f"Newest: {details[group['newest']]}." if details.get(group["newest"]) else "",
             group["since"],
             group["url"],
-            todo="They are being released now." if group["going"] else group["hint"],
+            todo="Being released now." if group["going"] else group["hint"],
             buttons=[
                 *(_field_of(request, group) if group["reason"] in (NO_IDENTIFIER, UNUSABLE_IDENTIFIER) else []),
                 *(

@@ -72,8 +72,8 @@ class RetryNow(Verb[Install]):
 
     def consequence(self, install: Install) -> str:
         return (
-            f"One request goes to ODP at once. If ODP takes it, everything that waits goes on; if not, the next try is"
-            f" put off again. Nothing is lost either way. The last answer was: {install.brake_reason}"
+            f"One request is sent to ODP now. If ODP accepts it, delivery continues; if not, it"
+            f" backs off again. Nothing is lost. Last answer: {install.brake_reason}"
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -96,9 +96,9 @@ class TryFullBatches(Verb[Install]):
     def consequence(self, install: Install) -> str:
         learned = count(install.learned_batch_size or 0, "item")
         return (
-            f"ODP called a request of this install too large, so at most {learned} go in one. From now on"
-            f" up to {number(install.batch_size)} are tried again. If ODP still calls that too large, smaller ones are"
-            " sent at once and the size is learned anew; nothing is lost either way."
+            f"ODP rejected a request of this install as too large, so requests hold at most {learned}. From now on"
+            f" up to {number(install.batch_size)} are tried again. If ODP still rejects that as too large, smaller ones"
+            " are sent at once and the limit is found again. Nothing is lost."
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -112,7 +112,7 @@ class CheckKey(Verb[Install]):
 
     def consequence(self, install: Install) -> str:
         host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
-        return f"ODP is asked at {host} whether it takes the stored API key. Nothing is changed there or here."
+        return f"The stored API key is checked with ODP at {host}. Nothing is changed there or here."
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
         return check_key(install).words
@@ -139,18 +139,19 @@ class NewToken(Verb[Install]):
 class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
     verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken())
+    empty_words = "No install yet. Add one to connect Lytics to ODP."
     list_display = ("name_", "pill", "audiences_", "waiting", "parked_", "last_call", "host")
     sortable_by = ()
     change_form_template = "audiences/install.html"
     compressed_fields = False
     fieldsets = (
-        ("1. A name", {"fields": ("name",), "description": "How you call this pair of accounts."}),
+        ("1. A name", {"fields": ("name",), "description": "A name for this connection."}),
         (
             "2. The ODP account",
             {
                 "fields": ("region", "odp_api_key"),
                 "description": "In ODP, under Settings > App Consent Settings, the Api app's Default Consent has to be"
-                " Opted In; otherwise ODP takes what is sent and shows none of it. When you save, ODP is asked whether"
+                " Opted In; otherwise ODP accepts the data and doesn't show it. When you save, ODP is asked whether"
                 " it takes the key.",
             },
         ),
@@ -167,8 +168,8 @@ class InstallAdmin(OperatorAdmin[Install]):
             "4. Mechanism",
             {
                 "fields": ("mechanism",),
-                "description": "How ODP is told who is in an audience. The first is right for most accounts; id, name"
-                " and description of the audiences are the same in all three.",
+                "description": "How audience membership is stored in ODP. The first fits most accounts. Id, name"
+                " and description of the audiences are the same for all three.",
             },
         ),
         (
@@ -184,7 +185,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                     "max_in_flight",
                 ),
                 "classes": ("collapse",),
-                "description": "Right as they are for most accounts.",
+                "description": "The defaults fit most accounts.",
             },
         ),
     )
@@ -257,7 +258,7 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
         """To its own page, where the rest of the connecting is."""
-        return verbs.go(request, url_of(obj), success=f"{obj} is ready for Lytics: see the install instructions.")
+        return verbs.go(request, url_of(obj), success=f"{obj} is saved. Continue with the install instructions below.")
 
     def response_change(self, request: HttpRequest, obj: Install) -> Any:
         return verbs.go(request, url_of(obj), success=f"{obj} is saved.")

@@ -42,7 +42,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
             "separator": True,
             "items": [
                 *([item("Live", "stream", "admin:audiences_live")] if live else []),
-                table("Receipts", "call_received", "receipt"),
+                table("Calls", "call_received", "receipt"),
                 table("Runs", "view_timeline", "run"),
                 table(
                     "Deliveries",
@@ -63,7 +63,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "People",
             "separator": True,
             "items": [
-                table("Accounts", "person", "user", "auth"),
+                table("Users", "person", "user", "auth"),
                 table("Roles", "badge", "group", "auth"),
                 table("Who did what", "history", "logentry", "admin"),
             ],

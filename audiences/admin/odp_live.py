@@ -32,12 +32,12 @@ def _check(install: Install) -> KeyCheck:
     host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
     answer = _ask(install, host)
     if answer.outcome is Outcome.DELIVERED:
-        return KeyCheck(True, "ODP takes the API key.")
+        return KeyCheck(True, "ODP accepts the API key.")
     if answer.outcome is not Outcome.UNAUTHORISED:
         return KeyCheck(
             False,
-            f"ODP could not be asked at {host} whether the API key works. {answer.reason}. Look at the ODP region and"
-            " host, and whether this service may reach that address; then press Check the key.",
+            f"ODP could not be reached at {host} to check the API key. {answer.reason}. Check the ODP region and"
+            " host, and that this server can reach that address; then press Check the key.",
         )
     if not install.odp_host:
         chosen = install.region or region_of(install.odp_api_key)
@@ -50,8 +50,8 @@ def _check(install: Install) -> KeyCheck:
                 )
     return KeyCheck(
         False,
-        f"ODP refuses the API key ({answer.reason}). Copy the private key again from ODP,"
-        " Settings > APIs > Private, and see that it has not been revoked.",
+        f"ODP rejects the API key ({answer.reason}). Copy the private key again from ODP,"
+        " Settings > APIs > Private, and check that it has not been revoked.",
     )
 
 

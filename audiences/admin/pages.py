@@ -14,6 +14,7 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.timezone import now
 
 from audiences import trials
@@ -54,7 +55,14 @@ class InfinitePaginator(Paginator):  # type: ignore[type-arg]
         start = (number - 1) * self.per_page
         rows = list(self.object_list[start : start + self.per_page + 1])
         self.more = len(rows) > self.per_page and number < LAST_PAGE
-        return Page(rows[: self.per_page], number, self)
+        return _Page(rows[: self.per_page], number, self)
+
+
+class _Page(Page):  # type: ignore[type-arg]
+    """A page that knows by one row whether another follows."""
+
+    def has_next(self) -> bool:
+        return bool(self.paginator.more)  # type: ignore[attr-defined]
 
 
 class OperatorAdmin(UnfoldModelAdmin[M]):
@@ -70,11 +78,19 @@ class OperatorAdmin(UnfoldModelAdmin[M]):
     list_display_links: Any = None
     actions: Any = None
     change_form_template = "audiences/thing.html"
+    # The name in the menu where it is not the table's own; and what an empty list says.
+    title = ""
+    empty_words = ""
     # In this order at the top of a thing's page; see verbs.py.
     verbs: tuple["verbs.Verb[M]", ...] = ()
 
     def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
         return False
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Titled with its name, and not with "Select … to change"."""
+        title = self.title or capfirst(self.opts.verbose_name_plural)
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
     def get_urls(self) -> list[Any]:
         return [*verbs.urls(self), *super().get_urls()]

@@ -30,8 +30,8 @@ AT_ONCE = 300
 _HINTS = {
     **HINTS,
     REFUSED_BY_ODP: (
-        "ODP did not take this change; its own words stand beside it. Mend what they name, then release it:"
-        " it is sent again, unless something newer has made it moot."
+        "ODP rejected this change for the reason shown. Fix that, then release the item:"
+        " it is sent again unless something newer has replaced it."
     ),
 }
 
@@ -41,7 +41,7 @@ def words(reason: str) -> str:
 
 
 def hint(reason: str) -> str:
-    return _HINTS.get(reason, "This version does not know this reason; see the detail.")
+    return _HINTS.get(reason, "Unknown reason; see the detail.")
 
 
 def can_be_released(reason: str) -> bool:
@@ -63,12 +63,12 @@ class Release(Verb[Parked]):
     def consequence(self, parked: Parked) -> str:
         if parked.sequence is not None:
             return (
-                "The change goes to ODP again, with the time it always had: something newer about this customer wins."
-                f" ODP refused it with: {parked.detail}"
+                "The change is sent to ODP again with its original time, so something newer about this customer"
+                f" still wins. ODP rejected it: {parked.detail}"
             )
         return (
-            "The item is read again with the install's present settings. What can be read is queued for ODP; if"
-            " something still can't, the item stays here."
+            "The item is read again with the install's current settings. What can be read is queued for ODP; if"
+            " something still can't be read, the item stays here."
         )
 
     def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -86,7 +86,7 @@ class Discard(Verb[Parked]):
 
     def consequence(self, parked: Parked) -> str:
         return (
-            "The item is given up: it never reaches ODP and can't be released any more. The row stays, with your name"
+            "The item never reaches ODP and can't be released any more. The row stays, with your name"
             " and your reason in its history."
         )
 
@@ -98,7 +98,7 @@ class Reveal(Verb[Parked]):
     name, label, icon, permission = "reveal", "Show unmasked", "visibility", "audiences.reveal_parked"
 
     def consequence(self, parked: Parked) -> str:
-        return "The item is shown once as it came, with the personal data in it. That you asked stands in its history."
+        return "The item is shown once as it was received, with its personal data. This is logged in its history."
 
     def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
         return "Shown unmasked, this once."
@@ -110,12 +110,12 @@ class Reveal(Verb[Parked]):
 class Resolution(admin.SimpleListFilter):
     """Open ones unless asked for others: the page is a list of things to do."""
 
-    title = "what became of it"
+    title = "result"
     parameter_name = "resolution"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         closed = [(value, label.capitalize()) for value, label in Parked.Resolution.choices if value]
-        return [("open", "Waiting for a person"), *closed, ("all", "All")]
+        return [("open", "Open"), *closed, ("all", "All")]
 
     def choices(self, changelist: Any) -> Any:
         chosen = self.value() or "open"
@@ -147,6 +147,7 @@ class Reason(admin.SimpleListFilter):
 class ParkedAdmin(HistoryAdmin[Parked]):
     verbs = (Release(), Discard(), Reveal())
     actions = ("release_selected", "discard_selected")
+    empty_words = "Nothing is parked."
     list_display = ("item", "why", "detail_", "who", "parked_", "pill", "install_link")
     list_filter = (Resolution, Reason, "install")
     list_select_related = ("install", "audience")
@@ -242,8 +243,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             verbs.record(request, items, f"{verb}d, with {len(items) - 1} others. {reason and f'Reason: {reason}'}")
             return verbs.go(request, back, success=told)
         consequences = {
-            "Release": f"{count(len(items), 'item')} to be read or sent again. What still can't be read stays here.",
-            "Discard": f"{count(len(items), 'item')} given up: never to reach ODP, and not to be released any more.",
+            "Release": f"{count(len(items), 'item')} are read or sent again. What still can't be read stays here.",
+            "Discard": f"{count(len(items), 'item')} discarded: they never reach ODP and can't be released any more.",
         }
         return verbs.confirmation(
             request,
@@ -289,7 +290,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             title=f"Release all parked for: {words(reason)}",
             label=f"Release {number(total)}",
             danger=False,
-            consequence=f"{count(total, 'item')} to be read or sent again. What still can't be read stays here.",
+            consequence=f"{count(total, 'item')} are read or sent again. What still can't be read stays here.",
             hidden={"seen": seen, "upto": facts["newest"]},
             back=back,
         )
@@ -320,7 +321,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             title=f"Discard all parked for: {words(reason)}",
             label=f"Discard {number(total)}",
             danger=True,
-            consequence=f"{count(total, 'item')} given up: they never reach ODP and can't be released any more.",
+            consequence=f"{count(total, 'item')} discarded: they never reach ODP and can't be released any more.",
             form=asked,
             hidden={"seen": f"{total}-{upto}", "upto": upto},
             back=back,

@@ -44,6 +44,9 @@ class PeopleAdmin(UnfoldUserAdmin):
     )
     add_fieldsets = ((None, {"fields": ("username", "password1", "password2")}),)
 
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        return super().changelist_view(request, {"title": "Users", **(extra_context or {})})
+
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).prefetch_related("groups")
 
@@ -69,12 +72,16 @@ class PeopleAdmin(UnfoldUserAdmin):
 
 @admin.register(Group)
 class RoleAdmin(UnfoldGroupAdmin):
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        return super().changelist_view(request, {"title": "Roles", **(extra_context or {})})
+
     def has_delete_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
         return False
 
 
 @admin.register(LogEntry)
 class LogEntryAdmin(HistoryAdmin[LogEntry]):
+    title = "Who did what"
     list_display = ("when", "user", "thing", "what")
     list_filter = ("user",)
     list_select_related = ("user", "content_type")

@@ -1,4 +1,4 @@
-"""Receipts: every call of Lytics as it arrived, and what became of its messages."""
+"""Calls: every call from Lytics as it arrived, and what became of its messages."""
 
 from typing import Any
 
@@ -35,6 +35,7 @@ class Verdict(admin.SimpleListFilter):
 
 @admin.register(Receipt)
 class ReceiptAdmin(HistoryAdmin[Receipt]):
+    empty_words = "No call from Lytics yet."
     list_display = (
         "call",
         "pill",
@@ -95,7 +96,7 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
     def parked_(self, receipt: Receipt) -> str:
         return number(receipt.parked)
 
-    @admin.display(description="values that were no identifiers")
+    @admin.display(description="unusable identifier values")
     def skipped_(self, receipt: Receipt) -> str:
         return number(receipt.skipped)
 

@@ -1,4 +1,4 @@
-"""Replay: two questions before anything is done. Which span of time; and then, with the numbers, whether to."""
+"""Replay: two questions before anything is sent. Which span of time; and then, with the numbers, whether to."""
 
 from datetime import datetime, timedelta
 from functools import partial
@@ -37,17 +37,19 @@ class _Moment(forms.DateTimeField):
 
 class AskSpan(forms.Form):
     start = _Moment("Received from, UTC", 1)
-    end = _Moment("Received before, UTC", 0, "By our clock: when Lytics' calls came in, not when its customers moved.")
+    end = _Moment(
+        "Received before, UTC", 0, "When the calls from Lytics were received, not when customers entered or left."
+    )
     reason = forms.CharField(
         max_length=500,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
-        help_text="Whoever looks here next reads it.",
+        help_text="Shown to the next person who opens this page.",
     )
 
     def clean_end(self) -> datetime:
         end: datetime = self.cleaned_data["end"]
         if "start" in self.cleaned_data and end <= self.cleaned_data["start"]:
-            raise forms.ValidationError("This has to be later than the beginning.")
+            raise forms.ValidationError("This must be later than the start.")
         return end
 
 
@@ -58,8 +60,8 @@ class Replay(SendAgain):
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"Events of {audience} that were received in a span of time go to ODP once more. You will be told how many"
-            " before anything is done."
+            f"Events of {audience} received in a time range are sent to ODP again. The next page says how many,"
+            " before anything is sent."
         )
 
     def pressed(self, admin: OperatorAdmin[Audience], request: HttpRequest, pk: int) -> HttpResponse:
@@ -69,14 +71,14 @@ class Replay(SendAgain):
         form = AskSpan(request.POST if request.method == "POST" else None)
         ask = partial(_ask, admin, self, request, audience, back=back)
         if request.method != "POST" or not form.is_valid():
-            return ask(consequence=self.consequence(audience), form=form, label="See how much that is")
+            return ask(consequence=self.consequence(audience), form=form, label="Count the events")
         asked, upto = form.cleaned_data, request.POST.get("upto", "")
         end_of_log = min(int(upto), audience.last_sequence) if upto.isdecimal() else audience.last_sequence
         stretch = received.find(audience.pk, asked["start"], asked["end"], upto=end_of_log)
         if "seen" not in request.POST:
             if not stretch.events:
-                form.add_error("end", f"Nothing of {audience} was received in this span of time.")
-                return ask(consequence=self.consequence(audience), form=form, label="See how much that is")
+                form.add_error("end", f"Nothing of {audience} was received in this time range.")
+                return ask(consequence=self.consequence(audience), form=form, label="Count the events")
             hidden = {name: request.POST[name] for name in form.fields}
             seen = {"upto": end_of_log, "seen": _proof(stretch)}
             return ask(consequence=_foreseen(audience, stretch, asked), label=self.label, hidden={**hidden, **seen})
@@ -126,12 +128,12 @@ def _span(asked: dict[str, Any]) -> str:
 
 
 def _foreseen(audience: Audience, stretch: Stretch, asked: dict[str, Any]) -> str:
-    customers = "more customers than are counted here"
+    customers = "too many customers to count"
     if stretch.events <= COUNTED:
         events = received.events_between(audience.pk, stretch.first, stretch.last, asked["start"], asked["end"])
         customers = count(events.order_by().values("identifier").distinct().count(), "customer")
     return (
         f"{number(stretch.events)} events of {audience}, {_span(asked)}, are sent to ODP again: {customers}."
-        f" {effort(audience.install, stretch.events)} Each keeps the time it always had, so something newer about a"
-        " customer still wins. What comes in meanwhile goes on."
+        f" {effort(audience.install, stretch.events)} Each keeps its original time, so something newer about a"
+        " customer still wins. New events continue meanwhile."
     )

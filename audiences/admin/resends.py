@@ -36,8 +36,8 @@ class Stop(Verb[Resend]):
     def consequence(self, resend: Resend) -> str:
         left = resend.total - resend.done - resend.stayed
         return (
-            f"About {number(max(0, left))} of {number(resend.total)} are left as they are. What was taken before goes"
-            f" to ODP: {progress(resend)}. It can be asked for anew, and then begins at its beginning."
+            f"About {number(max(0, left))} of {number(resend.total)} are not sent. What was queued before is still sent"
+            f" to ODP: {progress(resend)}. A new one starts from the beginning."
         )
 
     def do(self, resend: Resend, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -54,6 +54,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
         Stop(Resend.Kind.RESYNC, "audiences.resync_audience"),
         Stop(Resend.Kind.RELEASE, "audiences.release_parked"),
     )
+    empty_words = "Nothing has been sent again yet."
     list_display = ("resend", "pill", "progress_", "asked", "by", "why", "install_link")
     list_filter = ("kind", "install")
     fields = (
@@ -168,7 +169,7 @@ class SendAgain(Verb[Audience]):
 
 def under_way(resend: Resend) -> str:
     """To who presses again."""
-    return f"A {resend.kind} is under way already: {progress(resend)}. Nothing was begun; stop that one first."
+    return f"A {resend.kind} is already running: {progress(resend)}. Nothing was started; stop that one first."
 
 
 def effort(install: Install, events: int) -> str:
@@ -180,4 +181,4 @@ def effort(install: Install, events: int) -> str:
     told = f"That is about {count(requests, 'request')}"
     if not each:
         return f"{told}."
-    return f"{told}, and about {span(timedelta(seconds=max(1.0, requests * each)))} if nothing else waits."
+    return f"{told}, and about {span(timedelta(seconds=max(1.0, requests * each)))} if nothing else is waiting."

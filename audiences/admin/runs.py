@@ -24,6 +24,7 @@ SHOWN = 20
 
 @admin.register(Run)
 class RunAdmin(HistoryAdmin[Run]):
+    empty_words = "Nothing has been sent to ODP yet."
     list_display = ("run", "audience_link", "pill", "events", "sent", "folded", "opened", "delivery_link")
     list_filter = (OutcomeFilter, ByAudience, InstallOfRun, Hour)
     time_field = "opened_at"
@@ -89,7 +90,7 @@ class RunAdmin(HistoryAdmin[Run]):
     @admin.display(description="delivery")
     def delivery_link(self, run: Run) -> SafeString | str:
         if run.delivery is None:
-            return str(run.skip or "none needed: all were folded")
+            return str(run.skip or "none: all were folded")
         return link(run.delivery)
 
 

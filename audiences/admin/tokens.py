@@ -18,12 +18,12 @@ from audiences.models import Token
 
 class AskUntil(forms.Form):
     hours = forms.TypedChoiceField(
-        label="The old token lives on for",
+        label="Keep the old token for",
         coerce=int,
         choices=[(1, "an hour"), (24, "a day"), (168, "a week")],
         initial=24,
         widget=UnfoldAdminSelectWidget,
-        help_text="Until then both work, so that nothing is refused while the Lytics job is changed.",
+        help_text="Until then both work, so no call is rejected while the Lytics job is changed.",
     )
 
 
@@ -36,7 +36,7 @@ class Reveal(Verb[Token]):
     def consequence(self, token: Token) -> str:
         return (
             "The authorization header is shown once, to be copied into Lytics. Whoever has it can send events to this"
-            " install. That you asked for it stands in the token's history."
+            " install. This is logged in the token's history."
         )
 
     def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -93,6 +93,7 @@ class Revoke(Verb[Token]):
 @admin.register(Token)
 class TokenAdmin(HistoryAdmin[Token]):
     verbs = (Reveal(), Rotate(), Revoke())
+    empty_words = "No token yet."
     list_display = ("token", "pill", "install", "created_at", "last_used_at", "last_used_from")
     list_filter = ("install",)
     list_select_related = ("install",)

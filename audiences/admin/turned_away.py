@@ -21,11 +21,11 @@ from audiences.refused import Refused
 
 def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Number:
     if found is None:
-        return Number("calls refused", "unknown", list_url(Install), False, "Redis does not answer")
+        return Number("rejected calls", "unknown", list_url(Install), False, "Redis does not answer")
     total = sum(one.count for one in found.values())
     theirs = [install for install in installs if install.public_id in found]
     url = url_of(theirs[0]) if len(theirs) == 1 else list_url(Install)
-    return Number("calls refused", number(total), url, not total, "in the last hour")
+    return Number("rejected calls", number(total), url, not total, "in the last hour")
 
 
 def without_redis(problem: str) -> list[Trouble]:
@@ -35,10 +35,10 @@ def without_redis(problem: str) -> list[Trouble]:
     return [
         Trouble(
             problem,
-            "Workers hear nothing meanwhile. Calls are stored and answered as ever, and nothing is lost.",
+            "Nothing is delivered meanwhile. Calls are still stored and accepted, and nothing is lost.",
             "",
             list_url(Audience, state="behind"),
-            todo="Start Redis, correct REDIS_URL, or mend what it says. Then everything goes on by itself.",
+            todo="Start Redis, correct REDIS_URL, or fix what it says. Delivery then continues by itself.",
         )
     ]
 
@@ -61,11 +61,11 @@ def work_stands_still(stuck: progress.Stuck | None) -> list[Trouble]:
         return []
     return [
         Trouble(
-            f"What waits in {stuck.install} doesn't go out",
-            f"Nothing holds it, and nothing has been delivered meanwhile. {stuck.why}".strip(),
+            f"Waiting events of {stuck.install} are not sent",
+            f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
             ago(stuck.since),
             list_url(Audience, state="behind"),
-            todo="See that worker and beat run, and what the log of a worker says.",
+            todo="Check that worker and beat run, and read a worker's log.",
         )
     ]
 
@@ -91,13 +91,13 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
     if (stray := found.get(refused.UNKNOWN)) is not None:
         told.append(
             Trouble(
-                f"{count(stray.count, 'call')} refused: no install has the URL that was called",
+                f"{count(stray.count, 'call')} rejected: no install has the URL that was called",
                 _last_of(stray),
                 ago(stray.since_at),
                 list_url(Install),
                 "held",
                 todo="If a Lytics job of yours calls from there, copy the webhook URL from its install's page into it"
-                " again. Otherwise it is a stranger, who got nothing.",
+                " again. Otherwise it came from somebody else, and nothing was let in.",
             )
         )
     if (unreadable := found.get(refused.UNREADABLE)) is not None:
@@ -120,19 +120,19 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
                 ago(wrong.since_at),
                 list_url(Install),
                 "held",
-                todo="If it is a Lytics job of yours, set its method to POST. Otherwise a stranger called.",
+                todo="If it is a Lytics job of yours, set its method to POST. Otherwise it came from somebody else.",
             )
         )
     return told
 
 
 def _refused_of(request: HttpRequest, install: Any, one: Refused) -> Trouble:
-    what = f"{count(one.count, 'call')} to {install} refused: the token is wrong, revoked or ended"
+    what = f"{count(one.count, 'call')} to {install} rejected: the token is wrong, revoked or expired"
     live = tokens.live(install)
     if install.called_at is not None and install.called_at > one.last_at:
         return Trouble(
             what,
-            _last_of(one, "Calls with a right token have come since."),
+            _last_of(one, "Calls with a valid token have come since."),
             ago(one.since_at),
             url_of(install),
             "held",
@@ -171,11 +171,11 @@ def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Trouble]:
                 Trouble(
                     f"Calls to {install} are answered 503: {number(waiting)} events wait",
                     f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
-                    " Lytics comes back by itself and is let in again when fewer wait. Nothing is lost.",
+                    " Lytics retries by itself and is accepted again when fewer wait. Nothing is lost.",
                     ago(min((lane.head_at for lane in lanes if lane.head_at), default=None)),
                     list_url(Audience, state="behind", install__id__exact=install.pk),
-                    todo="End what holds them up, as the other lines here say. If there are none, more comes than ODP"
-                    " takes: wait, or raise the install's requests per second if your ODP account allows it.",
+                    todo="Fix what holds them up, as the other items here say. If there are none, more arrives than ODP"
+                    " accepts: wait, or raise the install's requests per second if your ODP account allows it.",
                 )
             )
     return told
@@ -189,7 +189,7 @@ def over_the_disk_mark(installs: list[Any]) -> list[Trouble]:
         Trouble(
             f"All calls are answered 503: the database has {filesizeformat(disk.used())}",
             f"That is more than DATABASE_HIGH_WATER_BYTES, {filesizeformat(settings.DATABASE_HIGH_WATER_BYTES)}. What"
-            " waits still goes to ODP; Lytics comes back by itself and is let in below the mark. Nothing is lost.",
+            " waits still goes to ODP; Lytics retries by itself and is accepted below that limit. Nothing is lost.",
             "",
             list_url(Install),
             todo="Give PostgreSQL a larger disk, then raise DATABASE_HIGH_WATER_BYTES and restart the web processes.",
@@ -201,12 +201,12 @@ def switched_off(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
     return [
         Trouble(
             f"{install} is switched off",
-            "Calls are answered 503, so Lytics comes back later; nothing goes to ODP."
-            f"{f' {switched.user.get_username()} switched it.' if switched else ''}",
+            "Calls are answered 503, so Lytics retries later; nothing is sent to ODP."
+            f"{f' {switched.user.get_username()} switched it off.' if switched else ''}",
             ago(switched.action_time) if switched else "",
             url_of(install),
             "held",
-            todo="To let it go on: open it, switch Enabled on, save.",
+            todo="To start it again: open it, switch Enabled on, save.",
             buttons=way_to(request, install, "id_enabled", "Open the install", "toggle_on"),
         )
         for install in installs

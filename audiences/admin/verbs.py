@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model)
 
-STALE = "This had changed since the page was drawn, so nothing was done. This is how it stands now."
+STALE = "This changed after the page was loaded, so nothing was done. The page now shows the current state."
 
 
 class NoQuestion(forms.Form):
@@ -40,7 +40,7 @@ class AskReason(forms.Form):
     reason = forms.CharField(
         max_length=500,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3, "autofocus": True}),
-        help_text="Whoever looks here next reads it.",
+        help_text="Shown to the next person who opens this page.",
     )
 
 

@@ -173,7 +173,7 @@ def make_trouble(browser: Browser, made: Made) -> None:
             person.finds(trouble)
         made.odp.control("/sandbox/keys/revoke", {"key": made.odp.private_key, "after_seconds": 0})
         made.is_called(*(message(transition(segment="6f", slug="back_in_stock"), who=f"d-{n}") for n in range(90)))
-        person.finds("is braked")
+        person.finds("is on hold")
 
 
 # --- The pictures ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def connect(person: Person, odp: ControlledSandbox) -> tuple[str, str]:
     person.page.locator("summary").filter(has_text="More").click()
     person.page.get_by_label("ODP host").fill(odp.url)
     person.page.get_by_role("button", name="Save", exact=True).click()
-    person.sees("ODP takes the API key.")
+    person.sees("ODP accepts the API key.")
     person.sees("Install Instructions")
     return person.copies("Webhook URL"), person.copies("Authorization header")
 

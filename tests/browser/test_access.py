@@ -35,7 +35,7 @@ def troubled(running: Site, browser: Browser) -> Iterator[Person]:
         odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
         call(url, header, message(transition(segment="s3", slug="stock")))
         person.follow("Now")
-        person.finds("Shop is braked")
+        person.finds("Shop is on hold")
         yield person
         person.leave()
         running.forget()

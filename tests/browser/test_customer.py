@@ -22,13 +22,13 @@ def test_a_customer_is_found_and_odp_is_asked_beside(operator: Person, site: Sit
 
     operator.follow("Find a customer")
     find(operator, "kim")
-    operator.sees("In 1 of 1 audiences, by our ledger; ODP agrees")
-    operator.sees("decides now")
+    operator.sees("In 1 of 1 audiences, by our count; ODP agrees")
+    operator.sees("current")
     assert "kim" not in operator.page.url
     find(operator, "lee")
-    operator.sees("In no audience, by our ledger; ODP agrees")
+    operator.sees("In no audience, by our count; ODP agrees")
     find(operator, "sam")
-    operator.sees("Nobody is known here as sam")
+    operator.sees("No customer found for sam")
 
     status, _ = odp.odp("POST", "/v3/profiles", {"attributes": {"fs_user_id": "kim", "lytics_gold_club": False}})
     assert status < 300

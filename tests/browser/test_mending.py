@@ -18,13 +18,13 @@ def test_a_revoked_key_is_replaced_and_everything_goes_on(operator: Person, site
     odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
     odp.control("/sandbox/accounts", {"private_key": "other.secret", **UNLIMITED})
     call(url, header, message(who="kim"), message(who="lee"))
-    operator.sees("Shop is braked")
-    operator.sees("enter the key, save")
+    operator.sees("Shop is on hold")
+    operator.sees("Enter an API key that ODP accepts")
 
     operator.page.get_by_role("link", name="Enter a key").click()
     operator.page.get_by_label("ODP private API key").fill("other.secret")
     operator.page.get_by_role("button", name="Save", exact=True).click()
-    operator.sees("ODP takes the API key.")
+    operator.sees("ODP accepts the API key.")
     operator.follow("Now")
     operator.finds("All is well")
     assert odp.control(f"/sandbox/memberships/{AUDIENCE}?account=other")["members"] == ["kim", "lee"]

@@ -31,7 +31,7 @@ def chosen(options: dict[str, Any]) -> list[tuple[int, str, str]]:
 
 
 class Command(BaseCommand):
-    help = "Switch an install off or on. Off: nothing is sent to ODP, and Lytics is asked to come back later (503)."
+    help = "Switch an install off or on. Off: nothing is sent to ODP, and calls are answered 503."
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_install_arguments(parser)

@@ -1,0 +1,66 @@
+"""What all of the operator's pages share: one name for one thing, a way back, and lists that say what is in them."""
+
+import re
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import reverse
+
+from audiences.admin import verbs
+from audiences.admin.navigation import sidebar
+from audiences.models import Install
+from tests.test_admin import someone
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def admin() -> Client:
+    return someone("admin")
+
+
+def menu() -> list[tuple[str, str]]:
+    """Title and address of every entry."""
+    request = type("Request", (), {"user": User.objects.get(), "path": "/"})()
+    return [(item["title"], item["link"]) for part in sidebar(request) for item in part["items"]]
+
+
+def test_a_page_is_titled_as_in_the_menu_and_leads_to_no_index_of_an_app(admin: Client) -> None:
+    for title, url in menu():
+        told = admin.get(url).content.decode()
+        assert re.search(rf"<title>\s*{title} \|", told), (title, re.search(r"<title>[^<]*", told))
+        assert "yielded into" not in told
+        for app in ("audiences", "auth", "admin"):
+            assert f'href="/admin/{app}/"' not in told, (title, app)
+
+
+def test_the_last_part_of_the_breadcrumb_has_the_name_of_the_menu(admin: Client) -> None:
+    names = {"Calls", "Runs", "Who did what", "Roles", "Users", "Installs"}
+    for title, url in menu():
+        if title in names:
+            told = admin.get(url).content.decode()
+            assert re.search(rf'<a href="{url}" class="align-middle[^>]*>\s*{title}\s*</a>', told), title
+
+
+def test_the_history_of_a_thing_has_as_many_pages_as_it_has_entries(admin: Client) -> None:
+    install = Install.objects.create(name="Shop")
+    request = type("Request", (), {"user": User.objects.get()})()
+    url = reverse("admin:audiences_install_history", args=[install.pk])
+    assert "Nobody has changed this yet." in admin.get(url).content.decode()
+    verbs.record(request, [install] * 101, "Retried.")
+    first, second = (admin.get(url, {"p": page}).content.decode() for page in (1, 2))
+    assert (first.count("Retried."), second.count("Retried.")) == (100, 1)
+    assert ('rel="next"' in first, 'rel="next"' in second, 'rel="prev"' in second) == (True, False, True)
+    assert "50000" not in first
+
+
+def test_what_is_not_there_or_not_allowed_has_a_way_back(admin: Client) -> None:
+    nobody = User.objects.create_user("nobody", is_staff=True)
+    nobody.groups.remove(*Group.objects.all())
+    refused = Client()
+    refused.force_login(nobody)
+    for client, path, status in ((admin, "/admin/nothing/", 404), (refused, reverse("find_customer"), 403)):
+        answer = client.get(path)
+        assert answer.status_code == status
+        assert f'href="{reverse("admin:index")}"' in answer.content.decode()
