@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ EXCERPT = 2_000
 # The parts of an account for which ODP documents a limit of requests per second that we could reach.
 _LIMITED = ("profiles", "lists")
 USER_AGENT = "lytics-sync/0.1"
+# Fewer letters in a row say nothing to a person.
+_A_WORD = re.compile(r"[^\W\d_]{3,}")
 OUT_OF_TIME = "ODP gave no whole answer in time"
 NO_CONNECTION = "No connection to ODP came up in time"
 
@@ -184,7 +187,7 @@ def _answer(path: str, response: requests.Response, content: bytes, *, seconds: 
 
 def _reason(status: int, body: Any, text: str, *, is_html: bool) -> str:
     words = error_words(body, "" if is_html else text)
-    if any(character.isalnum() for character in words):
+    if _A_WORD.search(words):
         return f"{status}: {words}"
     return f"{status}: {'a web page came back, not an answer of ODP' if is_html else 'ODP gave no reason'}"
 

@@ -136,7 +136,13 @@ def error_words(body: Any, text: str) -> str:
         ):
             if isinstance(value, str) and value:
                 return readable(value)
-    return readable(text.strip()[:200])
+    # Packed or binary bodies were decoded as if they were text; their beginning says nothing to a person.
+    return readable(text.strip()[:200]) if _is_text(text[:200]) else ""
+
+
+def _is_text(text: str) -> bool:
+    odd = sum(character == "\ufffd" or not (character.isprintable() or character.isspace()) for character in text)
+    return odd * 20 <= len(text)
 
 
 def readable(words: str) -> str:
