@@ -64,3 +64,11 @@ def test_what_is_not_there_or_not_allowed_has_a_way_back(admin: Client) -> None:
         answer = client.get(path)
         assert answer.status_code == status
         assert f'href="{reverse("admin:index")}"' in answer.content.decode()
+
+
+def test_a_keyboard_gets_past_the_menu_with_one_key(admin: Client) -> None:
+    for title, url in menu():
+        told = admin.get(url).content.decode()
+        first = re.search(r"<body.*?<a [^>]*>([^<]*)", told, re.DOTALL)
+        assert first is not None, title
+        assert (first[1], 'id="content"' in told) == ("Skip to the content", True), title
