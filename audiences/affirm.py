@@ -6,13 +6,16 @@ good. So each Delivery without a final answer is looked at again when ODP has ha
 customers in it of whom something newer was sent meanwhile are appended once more as the ledger has them, forced.
 """
 
+from collections import Counter
+from operator import itemgetter
+
 import structlog
 from django.conf import settings
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences import ingest, lanes
-from audiences.models import Audience
+from audiences import again, ingest, lanes
+from audiences.models import Again, Audience
 from audiences.wake import wake
 from lytics.payload import Fact, Kind
 
@@ -33,10 +36,15 @@ def affirm() -> int:
             deliveries, memberships = lanes.overtaken(seconds=settings.AFFIRM_AFTER_SECONDS, limit=DELIVERIES_AT_ONCE)
             kinds = {True: Kind.ENTER, False: Kind.EXIT}
             facts: dict[int, list[Fact]] = {}
-            for audience_id, identifier, is_member, occurred_ns in memberships:
+            causes: dict[int, Counter[int | None]] = {}
+            # Those of one delivery stand together in the log, so that one range says why they are there.
+            for audience_id, identifier, is_member, occurred_ns, delivery in sorted(memberships, key=itemgetter(4)):
                 fact = Fact("", "", identifier, kinds[is_member], occurred_ns)
                 facts.setdefault(audience_id, []).append(fact)
+                causes.setdefault(audience_id, Counter())[delivery] += 1
             ingest.append(facts, received_at=now(), forced=True)
+            appended_for = {pk: [(n, delivery) for delivery, n in some.items()] for pk, some in causes.items()}
+            again.note(appended_for, Again.Cause.UNANSWERED)
         if memberships:
             log.warning("affirmed", memberships=len(memberships), deliveries=deliveries)
         for install_id in Audience.objects.filter(pk__in=facts).values_list("install_id", flat=True).distinct():

@@ -19,8 +19,8 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import lanes, naming, prepared, remember
-from audiences.models import Audience, FutureTime, Install
+from audiences import again, lanes, naming, prepared, remember
+from audiences.models import Again, Audience, FutureTime, Install
 from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import payload, reasons, times
@@ -232,6 +232,7 @@ def read_again(install: Install, raw: bytes, *, receipt_id: int | None, at: date
     found = _found(install, audiences, told, reading.emptied)
     released_at = now()
     append(found, received_at=released_at, receipt_id=receipt_id)
+    again.note({pk: [(len(some), None)] for pk, some in found.items()}, Again.Cause.RELEASE)
     _note_future_times(found, received_at=released_at)
     if found:
         transaction.on_commit(lambda: wake(install.pk), robust=True)

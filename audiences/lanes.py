@@ -688,21 +688,24 @@ UPDATE audiences_delivery SET affirmed_at = clock_timestamp() WHERE id IN (
 
 # What those requests said of these customers is no longer the truth, or was not for a while: the ledger moved on.
 _OVERTAKEN = """
-SELECT DISTINCT held.audience_id, held.identifier, held.is_member, held.occurred_ns
+SELECT DISTINCT ON (held.audience_id, held.identifier)
+    held.audience_id, held.identifier, held.is_member, held.occurred_ns, run.delivery_id
 FROM audiences_run AS run
 JOIN audiences_event AS event
     ON event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
 JOIN audiences_membership AS held
     ON held.audience_id = event.audience_id AND held.identifier = event.identifier
 WHERE run.delivery_id = ANY(%s) AND held.sequence > run.last_sequence AND NOT held.refused
+ORDER BY held.audience_id, held.identifier, run.delivery_id DESC
 """
 
 
-def overtaken(*, seconds: float, limit: int) -> tuple[int, list[tuple[int, str, bool, int]]]:
+def overtaken(*, seconds: float, limit: int) -> tuple[int, list[tuple[int, str, bool, int, int]]]:
     """Mark up to ``limit`` Deliveries without a final answer that closed ``seconds`` ago as affirmed.
 
-    Returns how many, and the present truth (audience, identifier, is member, as of when) about each customer of theirs
-    of whom ODP has been told something newer since. Called inside the transaction that has it sent again.
+    Returns how many, and the present truth (audience, identifier, is member, as of when, of which Delivery) about each
+    customer of theirs of whom ODP has been told something newer since. Called inside the transaction that has it sent
+    again.
     """
     with connection.cursor() as cursor:
         cursor.execute(_DOUBTFUL, [seconds, limit])

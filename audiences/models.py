@@ -521,6 +521,38 @@ class Run(models.Model):
         return f"run {self.first_sequence}–{self.last_sequence} of {self.audience}"
 
 
+class Again(models.Model):
+    """A range of the log that this service appended itself, and what caused it. Written by ``audiences/again.py``.
+
+    Nobody checks the foreign keys row by row: the audience is locked, and the others are read in the same transaction.
+    """
+
+    class Cause(models.TextChoices):
+        REPLAY = "replay", "replay"
+        RESYNC = "resync", "resync"
+        RELEASE = "release", "release"
+        UNANSWERED = "unanswered", "a delivery without a final answer"
+
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    first_sequence = models.BigIntegerField()
+    last_sequence = models.BigIntegerField()
+    cause = models.CharField(max_length=10, choices=Cause)
+    resend_id = models.BigIntegerField(null=True)
+    delivery_id = models.BigIntegerField(null=True)
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["audience", "last_sequence"], name="agains_of_an_audience")]
+        constraints = [
+            models.CheckConstraint(
+                name="again_is_not_reversed", condition=Q(first_sequence__gte=1, first_sequence__lte=F("last_sequence"))
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.first_sequence}–{self.last_sequence} of audience {self.audience_id}: {self.cause}"
+
+
 class Minute(models.Model):
     """What one install received, parked and delivered in one minute, added up. Written by ``audiences/tally.py``.
 
@@ -532,6 +564,8 @@ class Minute(models.Model):
     received = models.BigIntegerField()
     parked = models.BigIntegerField()
     delivered = models.BigIntegerField()
+    # Delivered because something was sent again; not counted as delivered a second time.
+    again = models.BigIntegerField(default=0, db_default=0)
     # From the call that brought an event to ODP's answer. None when nothing was sent.
     delay_p50_ms = models.BigIntegerField(null=True)
     delay_p99_ms = models.BigIntegerField(null=True)

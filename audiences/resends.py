@@ -16,8 +16,8 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import backlog, ingest, operations, provision, received
-from audiences.models import Audience, Install, Membership, Parked, Resend
+from audiences import again, backlog, ingest, operations, provision, received
+from audiences.models import Again, Audience, Install, Membership, Parked, Resend
 from audiences.received import Stretch
 from audiences.wake import wake, wake_resend
 from lytics.payload import Fact, Kind
@@ -198,6 +198,7 @@ def _resync(resend: Resend, limit: int) -> Step:
 def _append(resend: Resend, facts: list[Fact]) -> None:
     assert resend.audience_id is not None
     ingest.append({resend.audience_id: facts}, received_at=now(), forced=True)
+    again.note({resend.audience_id: [(len(facts), None)]}, Again.Cause(resend.kind), resend_id=resend.pk)
 
 
 def _release(resend: Resend) -> Step:

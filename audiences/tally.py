@@ -35,10 +35,17 @@ WITH came AS (
     FROM audiences_run AS run JOIN audiences_audience AS audience ON audience.id = run.audience_id
     WHERE run.closed_at >= %(start)s AND run.closed_at < %(end)s AND run.outcome = 'delivered'
 ), went AS (
-    SELECT install_id, minute, sum(events) AS delivered
+    SELECT install_id, minute, sum(events - again) AS delivered, sum(again) AS again
     FROM (
-        SELECT install_id, minute, max(last_sequence) - min(first_sequence) + 1 AS events
-        FROM gone GROUP BY install_id, minute, audience_id
+        SELECT install_id, minute, last - first + 1 AS events, (
+            SELECT coalesce(sum(least(range.last_sequence, last) - greatest(range.first_sequence, first) + 1), 0)
+            FROM audiences_again AS range WHERE range.audience_id = span.audience_id
+                AND range.last_sequence >= first AND range.first_sequence <= last
+        ) AS again
+        FROM (
+            SELECT install_id, minute, audience_id, min(first_sequence) AS first, max(last_sequence) AS last
+            FROM gone GROUP BY install_id, minute, audience_id
+        ) AS span
     ) AS lane
     GROUP BY 1, 2
 ), placed AS (
@@ -63,11 +70,12 @@ WITH came AS (
         min(ms) FILTER (WHERE upto >= 0.99 * total) AS p99
     FROM ranked GROUP BY 1, 2
 )
-INSERT INTO audiences_minute (install_id, minute, received, parked, delivered, delay_p50_ms, delay_p99_ms)
-SELECT install_id, minute, coalesce(received, 0), coalesce(parked, 0), coalesce(delivered, 0), p50, p99
+INSERT INTO audiences_minute (install_id, minute, received, parked, delivered, again, delay_p50_ms, delay_p99_ms)
+SELECT install_id, minute, coalesce(received, 0), coalesce(parked, 0), coalesce(delivered, 0), coalesce(again, 0),
+    p50, p99
 FROM came FULL JOIN went USING (install_id, minute) LEFT JOIN took USING (install_id, minute)
 ON CONFLICT (minute, install_id) DO UPDATE SET
-    received = excluded.received, parked = excluded.parked, delivered = excluded.delivered,
+    received = excluded.received, parked = excluded.parked, delivered = excluded.delivered, again = excluded.again,
     delay_p50_ms = excluded.delay_p50_ms, delay_p99_ms = excluded.delay_p99_ms
 """
 

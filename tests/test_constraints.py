@@ -11,6 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils.timezone import now
 
 from audiences.models import (
+    Again,
     Audience,
     Confirmation,
     Delivery,
@@ -166,6 +167,10 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     ],
     "closed_delivery_has_outcome": [lambda: a_delivery(closed_at=now()), lambda: a_delivery(outcome="delivered")],
     "one_open_run_per_lane": [lambda: twice(a_run)],
+    "again_is_not_reversed": [
+        lambda: Again.objects.create(audience_id=1, first_sequence=2, last_sequence=1, cause="replay"),
+        lambda: Again.objects.create(audience_id=1, first_sequence=0, last_sequence=1, cause="replay"),
+    ],
     "run_is_not_reversed": [lambda: a_run(first_sequence=2, last_sequence=1)],
     "closed_run_has_outcome": [lambda: a_run(closed_at=now()), lambda: a_run(outcome="delivered")],
     "parked_item_says_why": [lambda: a_parked_item(reason="")],

@@ -40,7 +40,7 @@ _POINTS = """
 SELECT date_bin(make_interval(mins => %(step)s), minute, 'epoch'),
     sum(received)::bigint, sum(parked)::bigint, sum(delivered)::bigint,
     (sum(delay_p50_ms * delivered) / nullif(sum(delivered) FILTER (WHERE delay_p50_ms IS NOT NULL), 0))::float,
-    max(delay_p99_ms)::float
+    max(delay_p99_ms)::float, sum(again)::bigint
 FROM audiences_minute WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1
 """
 
@@ -56,6 +56,7 @@ class Point:
     delivered: int = 0
     p50: float | None = None
     p99: float | None = None
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def charts(request: HttpRequest) -> dict[str, Any]:
     hours = int(asked) if asked.isdecimal() and int(asked) in RANGES else USUAL
     points = read(hours=hours)
     shown: dict[str, Any] = {"hours": hours, "ranges": list(RANGES), "charts": []}
-    if any(point.received or point.parked or point.delivered for point in points):
+    if any(point.received or point.parked or point.delivered or point.again for point in points):
         return {**shown, "charts": [_throughput(points, hours), _delay(points, hours)]}
     return {**shown, "empty": _nothing(hours)}
 
@@ -129,16 +130,23 @@ def _floor(at: datetime, minutes: int) -> datetime:
 
 
 def _throughput(points: list[Point], hours: int) -> Chart:
-    top = _nice(max(max(point.received, point.delivered, point.parked) / point.minutes for point in points))
+    top = _nice(
+        max(max(point.received, point.delivered, point.parked, point.again) / point.minutes for point in points)
+    )
 
     def rates(name: str) -> list[float | None]:
         return [(getattr(point, name) / point.minutes) / top for point in points]
 
-    totals = {name: sum(getattr(point, name) for point in points) for name in ("received", "delivered", "parked")}
+    totals = {
+        name: sum(getattr(point, name) for point in points) for name in ("received", "delivered", "parked", "again")
+    }
     lines = [
         Line("received", "area", number(totals["received"]), _area(rates("received"))),
         Line("delivered", "line", number(totals["delivered"]), _path(rates("delivered"))),
     ]
+    if totals["again"]:
+        again = [rate or None for rate in rates("again")]
+        lines.append(Line("sent again", "dashed", number(totals["again"]), _path(again)))
     if totals["parked"]:
         parked = [rate or None for rate in rates("parked")]  # or it would lie over the others as a line at nothing
         lines.append(Line("parked", "bad", number(totals["parked"]), _path(parked)))
@@ -151,17 +159,21 @@ def _throughput(points: list[Point], hours: int) -> Chart:
         heights=[(100 - 50 * half, _rate(top * half / 2)) for half in range(3)],
         times=_times(points, hours),
         columns=_columns(points, _told_counts),
-        headings=("from (UTC)", "received", "delivered", "parked"),
+        headings=("from (UTC)", "received", "delivered", "parked", "sent again"),
         rows=[
-            (f"{point.at:%H:%M}", number(point.received), number(point.delivered), number(point.parked))
+            (
+                f"{point.at:%H:%M}",
+                *(number(count) for count in (point.received, point.delivered, point.parked, point.again)),
+            )
             for point in reversed(points)
-            if point.received or point.delivered or point.parked
+            if point.received or point.delivered or point.parked or point.again
         ],
     )
 
 
 def _told_counts(point: Point) -> str:
     told = f"{number(point.received)} received, {number(point.delivered)} delivered"
+    told += f", {number(point.again)} sent again" if point.again else ""
     return f"{told}, {number(point.parked)} parked" if point.parked else told
 
 

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
-from audiences import carried, state, trace
+from audiences import again, carried, state, trace
 from audiences.admin import live
 from audiences.admin.filters import ByAudience, Hour, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items
@@ -90,8 +90,9 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
         ("latency", "worker"),
         "reason",
         ("calls", "version"),
+        "because",
     )
-    readonly_fields = ("install_link", "pill", "items_", "size", "latency", "calls")
+    readonly_fields = ("install_link", "pill", "items_", "size", "latency", "calls", "because")
 
     def get_urls(self) -> list[Any]:
         return [live.url(self), *super().get_urls()]
@@ -147,6 +148,11 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
     @admin.display(description="calls from Lytics")
     def calls(self, delivery: Delivery) -> SafeString | str:
         return numbered(Receipt, trace.receipts_of(delivery)) or "none: sent again by this service"
+
+    @admin.display(description="because of")
+    def because(self, delivery: Delivery) -> str:
+        found = again.causes(delivery.runs.all()).values()
+        return ", ".join(dict.fromkeys(cause for told in found for cause in told.split(", ")))
 
     @admin.display(description="HTTP status")
     def status_(self, delivery: Delivery) -> str:

@@ -10,7 +10,7 @@ from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.safestring import SafeString
 
-from audiences import carried, state
+from audiences import again, carried, state
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
 from audiences.admin.filters import ByAudience, Hour, InstallOfRun, OutcomeFilter
@@ -25,7 +25,7 @@ SHOWN = 20
 @admin.register(Run)
 class RunAdmin(HistoryAdmin[Run]):
     empty_words = "Nothing has been sent to ODP yet."
-    list_display = ("run", "audience_link", "pill", "events", "sent", "folded", "opened", "delivery_link")
+    list_display = ("run", "audience_link", "pill", "events", "sent", "folded", "opened", "delivery_link", "because")
     list_filter = (OutcomeFilter, ByAudience, InstallOfRun, Hour)
     time_field = "opened_at"
     csv_columns = (
@@ -48,8 +48,9 @@ class RunAdmin(HistoryAdmin[Run]):
         ("sent", "folded"),
         ("opened_at", "closed_at"),
         "delivery_link",
+        "because",
     )
-    readonly_fields = ("audience_link", "pill", "delivery_link")
+    readonly_fields = ("audience_link", "pill", "delivery_link", "because")
 
     def get_urls(self) -> list[Any]:
         sent = path("<int:pk>/sent/", verbs.view(self, self.sent_view), name="audiences_run_sent")
@@ -57,6 +58,14 @@ class RunAdmin(HistoryAdmin[Run]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
         return super().get_queryset(request).select_related("audience__install", "delivery").defer("delivery__request")
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """With what caused each run of the page, looked up for all of them at once."""
+        changelist = super().get_changelist_instance(request)
+        told = again.causes(changelist.result_list)
+        for run in changelist.result_list:
+            run.told = told[run.pk]
+        return changelist
 
     def sent_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """What of a run's audience went out and came back: a piece of a page, asked for when somebody looks."""
@@ -86,6 +95,11 @@ class RunAdmin(HistoryAdmin[Run]):
     @admin.display
     def opened(self, run: Run) -> Any:
         return ago(run.opened_at)
+
+    @admin.display(description="because of")
+    def because(self, run: Run) -> str:
+        told: str | None = getattr(run, "told", None)
+        return again.causes([run])[run.pk] if told is None else told
 
     @admin.display(description="delivery")
     def delivery_link(self, run: Run) -> SafeString | str:
