@@ -6,10 +6,11 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
+from django.utils.timezone import now
 
 from audiences.admin import verbs
 from audiences.admin.navigation import sidebar
-from audiences.models import Install
+from audiences.models import Audience, Install, Lane
 from tests.test_admin import someone
 
 pytestmark = pytest.mark.django_db
@@ -64,6 +65,32 @@ def test_what_is_not_there_or_not_allowed_has_a_way_back(admin: Client) -> None:
         answer = client.get(path)
         assert answer.status_code == status
         assert f'href="{reverse("admin:index")}"' in answer.content.decode()
+
+
+def test_the_list_of_installs_says_how_many_audiences_are_held_and_is_sorted_without_case(admin: Client) -> None:
+    for name in ("Volkswagen", "acme", "Beta"):
+        Install.objects.create(name=name, odp_api_key="a.b")
+    acme = Install.objects.get(name="acme")
+    for place, state in enumerate(({"blocked_at": now(), "block_reason": "x"}, {}, {})):
+        segment = f"s{place}"
+        audience = Audience.objects.create(
+            install=acme, segment_id=segment, slug=segment, latest_slug=segment, odp_id=segment
+        )
+        Lane.objects.create(audience=audience, **state)
+    url = reverse("admin:audiences_install_changelist")
+    told = admin.get(url).content.decode()
+    assert [*map(told.index, (">acme<", ">Beta<", ">Volkswagen<"))] == sorted(
+        map(told.index, (">acme<", ">Beta<", ">Volkswagen<"))
+    )
+    assert told.count("1 blocked</a>") == 1
+    assert "Volkswagen" not in admin.get(url, {"q": "ACM"}).content.decode()
+
+
+def test_the_login_says_that_what_was_entered_is_lost_when_a_session_ended(client: Client) -> None:
+    install = Install.objects.create(name="Shop")
+    ended = client.post(reverse("admin:audiences_install_change", args=[install.pk]), {"name": "Other"}, follow=True)
+    assert "your session has ended" in ended.content.decode()
+    assert "your session has ended" not in client.get(reverse("admin:login")).content.decode()
 
 
 def test_a_keyboard_gets_past_the_menu_with_one_key(admin: Client) -> None:

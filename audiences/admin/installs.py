@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.contrib import admin, messages
 from django.db.models import Count, F, OuterRef, QuerySet, Subquery, Sum
+from django.db.models.functions import Lower
 from django.http import HttpRequest
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminPasswordWidget
 
@@ -140,8 +142,12 @@ class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
     verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken())
     empty_words = "No install yet. Add one to connect Lytics to ODP."
-    list_display = ("name_", "pill", "audiences_", "waiting", "parked_", "last_call", "host")
-    sortable_by = ()
+    list_display = ("name_", "pill", "held", "audiences_", "waiting", "parked_", "last_call", "host")
+    sortable_by = ("name_",)
+    # Case aside, or acme would come after Volkswagen.
+    ordering = (Lower("name"), "id")
+    search_fields = ("name",)
+    search_help_text = "Part of a name"
     change_form_template = "audiences/install.html"
     compressed_fields = False
     fieldsets = (
@@ -202,6 +208,11 @@ class InstallAdmin(OperatorAdmin[Install]):
                     lanes.annotate(n=Sum(F("audience__last_sequence") - F("delivered_sequence"))).values("n")
                 ),
                 parked_count=Subquery(parked.annotate(n=Count("pk")).values("n")),
+                blocked=Subquery(lanes.filter(blocked_at__isnull=False).annotate(n=Count("pk")).values("n")),
+                on_hold=Subquery(
+                    lanes.filter(audience__hold_failures__gt=0, blocked_at=None).annotate(n=Count("pk")).values("n")
+                ),
+                paused=Subquery(lanes.filter(paused_at__isnull=False).annotate(n=Count("pk")).values("n")),
                 called_at=Subquery(last_call()),
             )
         )
@@ -296,7 +307,18 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     # --- how it is written -----------------------------------------------------------------------------------
 
-    @admin.display(description="install")
+    @admin.display(description="held audiences")
+    def held(self, install: Install) -> SafeString | str:
+        """How many are blocked, on hold or paused, each with the way to them."""
+        counts = (("blocked", "blocked", "blocked"), ("on hold", "on_hold", "hold"), ("paused", "paused", "paused"))
+        told = [
+            (list_url(Audience, state=value, install__id__exact=install.pk), f"{many:,} {words}")
+            for words, name, value in counts
+            if (many := getattr(install, name))
+        ]
+        return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', told) or "none"
+
+    @admin.display(description="install", ordering=Lower("name"))
     def name_(self, install: Install) -> SafeString | str:
         return link(install)
 
