@@ -25,7 +25,18 @@ SHOWN = 20
 @admin.register(Run)
 class RunAdmin(HistoryAdmin[Run]):
     empty_words = "Nothing has been sent to ODP yet."
-    list_display = ("run", "audience_link", "pill", "events", "sent", "folded", "opened", "delivery_link", "because")
+    list_display = (
+        "run",
+        "audience_link",
+        "pill",
+        "events",
+        "sent",
+        "folded",
+        "opened",
+        "delivery_link",
+        "because",
+        "install_link",
+    )
     list_filter = (OutcomeFilter, ByAudience, InstallOfRun, Hour)
     time_field = "opened_at"
     csv_columns = (
@@ -83,6 +94,10 @@ class RunAdmin(HistoryAdmin[Run]):
     @admin.display(description="audience")
     def audience_link(self, run: Run) -> SafeString | str:
         return link(run.audience)
+
+    @admin.display(description="install")
+    def install_link(self, run: Run) -> SafeString | str:
+        return link(run.audience.install)
 
     @admin.display(description="outcome")
     def pill(self, run: Run) -> SafeString:
