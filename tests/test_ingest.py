@@ -262,7 +262,7 @@ def test_a_slug_edited_in_lytics_is_noted_and_changes_nothing_else(install: Inst
     assert len(log(install)["lytics_gold_club"]) == 2
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_of_the_slugs_in_one_call_that_of_the_latest_transition_is_noted(
     install: Install, order: tuple[int, ...]
 ) -> None:

@@ -15,7 +15,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import installs, tokens
 from audiences.models import Install, Token
-from audiences.secrets import decrypt, encrypt
+from audiences.secrets import decrypt, encrypt, opened
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
@@ -184,8 +184,10 @@ def test_what_is_written_after_a_rotation_needs_the_new_key_only(install: Instal
 
 def test_without_its_key_a_secret_says_which_setting_is_wrong(install: Install, settings: Settings) -> None:
     settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    secret = install.tokens.get().secret
+    assert "FIELD_ENCRYPTION_KEYS" in secret
     with pytest.raises(ImproperlyConfigured, match="FIELD_ENCRYPTION_KEYS"):
-        install.tokens.get()
+        opened(secret)
 
 
 def test_calls_are_let_in_even_when_the_key_of_the_secrets_is_lost(install: Install, settings: Settings) -> None:

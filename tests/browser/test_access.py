@@ -35,7 +35,7 @@ def troubled(running: Site, browser: Browser) -> Iterator[Person]:
         odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
         call(url, header, message(transition(segment="s3", slug="stock")))
         person.follow("Now")
-        person.finds("Shop is on hold")
+        person.finds("lytics_stock can't be created in ODP")
         yield person
         person.leave()
         running.forget()

@@ -18,8 +18,8 @@ def test_a_revoked_key_is_replaced_and_everything_goes_on(operator: Person, site
     odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
     odp.control("/sandbox/accounts", {"private_key": "other.secret", **UNLIMITED})
     call(url, header, message(who="kim"), message(who="lee"))
-    operator.sees("Shop is on hold")
-    operator.sees("Enter an API key that ODP accepts")
+    operator.sees("can't be created in ODP")
+    operator.sees("enter the account's private key")
 
     operator.page.get_by_role("link", name="Enter a key").click()
     operator.page.get_by_label("ODP private API key").fill("other.secret")
