@@ -73,6 +73,20 @@ def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
 
 
 @register()
+def public_url_is_set_behind_a_proxy(**kwargs: object) -> list[CheckMessage]:
+    """Its default names this machine, where any ODP host is allowed as in a trial."""
+    if not settings.BEHIND_PROXY or not hosts.is_local(settings.PUBLIC_URL):
+        return []
+    return [
+        Error(
+            "BEHIND_PROXY is on and PUBLIC_URL is not set.",
+            hint="Set PUBLIC_URL to the https address that Lytics calls.",
+            id="audiences.E013",
+        )
+    ]
+
+
+@register()
 def brake_grows(**kwargs: object) -> list[CheckMessage]:
     if settings.BRAKE_FIRST_SECONDS <= settings.BRAKE_LONGEST_SECONDS:
         return []

@@ -30,6 +30,8 @@ def problem_of(host: str) -> str:
     if parts.username is not None or parts.path.strip("/") or "?" in host or "#" in host:
         return "An ODP host is scheme, name and port, with nothing behind: https://api.example.com"
     if is_allowed(parts.hostname):
+        if parts.scheme == "http" and parts.hostname not in LOCAL:
+            return "An ODP host starts with https://: over http the API key would be readable on its way."
         return ""
     return f"{parts.hostname} is none of ODP's own hosts, and ALLOWED_ODP_HOSTS does not name it."
 

@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from psycopg import sql
 
 # Rows that the program itself takes away or replaces; all others stay.
-DELETABLE = {"auth", "admin", "sessions", "contenttypes", "axes"}
+DELETABLE = {"auth", "sessions", "contenttypes", "axes"}
 DELETABLE_TABLES = {
     "audiences_worker",
     "audiences_pace",
@@ -17,7 +17,7 @@ DELETABLE_TABLES = {
     "audiences_minute",
     "audiences_confirmation",
 }
-APPEND_ONLY = {"audiences_event"}
+APPEND_ONLY = {"audiences_event", "django_admin_log"}
 READ_ONLY = {"django_migrations", "django_content_type", "auth_permission"}
 
 

@@ -1,6 +1,7 @@
 """Settings: everything that differs between two deployments comes from the environment (see .env.example)."""
 
 import re
+import ssl
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -147,6 +148,9 @@ CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"
 
 # Celery carries hints; what has to last stands in PostgreSQL.
 CELERY_BROKER_URL = REDIS_URL
+# Celery takes any certificate unless it is told otherwise; the rest of this service verifies it.
+if REDIS_URL.startswith("rediss://") and "ssl_cert_reqs=" not in REDIS_URL:
+    CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 60,
     "socket_timeout": 5,
@@ -205,6 +209,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "lytics_sync.security.content_security_policy",
     "lytics_sync.straight.straight_to_webhooks",
+    "lytics_sync.security.without_nul",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -261,6 +266,8 @@ X_FRAME_OPTIONS = "DENY"
 AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10)
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+# The client's own address behind a proxy: by the proxy's, anybody could lock every account out for everybody.
+AXES_CLIENT_IP_CALLABLE = "audiences.api.address.of"
 AXES_RESET_ON_SUCCESS = True
 AXES_LOCKOUT_TEMPLATE = "audiences/locked_out.html"
 AXES_DISABLE_ACCESS_LOG = True

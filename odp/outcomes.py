@@ -10,6 +10,8 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
 
+from odp import redact
+
 
 class Outcome(StrEnum):
     DELIVERED = "delivered"
@@ -146,5 +148,8 @@ def _is_text(text: str) -> bool:
 
 
 def readable(words: str) -> str:
-    """What the other side said, as PostgreSQL can store it: whatever answers on that port, it must not stop us."""
-    return words.replace("\x00", "")[:LONGEST_WORDS].encode(errors="replace").decode()
+    """What the other side said, as PostgreSQL can store it and without the customers that it may quote.
+
+    Reasons are listed, downloaded and logged. The whole answer is kept with its Delivery.
+    """
+    return redact.words(words.replace("\x00", "")[:LONGEST_WORDS].encode(errors="replace").decode())

@@ -244,7 +244,7 @@ def test_no_identifier_of_a_customer_stands_in_a_log(odp: ThreadedSandbox) -> No
     with written() as text, written("json") as lines:
         call(shop, [message(SECRETIVE), message("", email=SECRETIVE), SECRETIVE, {"data": {"_id": SECRETIVE}}])
         call(shop, SECRETIVE)
-        odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503})
+        odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503, "body": {"message": words}})
         drain_all(shop)
         brake_runs_out(shop)
         odp.fault(

@@ -85,7 +85,7 @@ def test_an_install_with_such_a_host_is_not_made(settings: Any) -> None:
 
 @pytest.mark.django_db
 def test_one_that_was_allowed_once_is_found_by_the_checks(settings: Any) -> None:
-    make_install(odp_host="http://10.0.0.7")
+    make_install(odp_host="https://10.0.0.7")
     assert checks.hosts_allowed(databases=["default"]) == []
     settings.PUBLIC_URL = "https://sync.example.com"
     assert [message.id for message in checks.hosts_allowed(databases=["default"])] == ["audiences.E008"]

@@ -16,6 +16,7 @@ from audiences.admin.masks import mask_items
 from audiences.admin.pages import HistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
 from audiences.models import Delivery, Receipt, Run
+from odp import redact
 from odp.client import headers_of_a_write
 from odp.regions import host_of
 
@@ -122,7 +123,7 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
             "cut": body is not None and len(body.encode()) < delivery.bytes,
             "unmasked": unmasked,
             "body": "" if items is None else pretty(items if unmasked else mask_items(items)),
-            "answer": pretty_text(delivery.answer),
+            "answer": pretty_text(delivery.answer if unmasked else redact.words(delivery.answer)),
         }
 
     @admin.display(description="delivery")
@@ -175,5 +176,5 @@ def pretty(items: list[Any]) -> str:
 def pretty_text(text: str) -> str:
     try:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -24,11 +24,15 @@ from audiences.refused import Refused
 from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
+# What somebody needs to see this page: it names installs and audiences, and quotes parked items.
+NEEDED = ("audiences.view_install", "audiences.view_audience", "audiences.view_parked")
 # Troubles of one kind that are told one by one; there is a page with all of them.
 TOLD = 10
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    if not all(request.user.has_perm(name) for name in NEEDED):
+        return {**context, "title": "Now", "no_role": True}
     shown = {**context, "title": "Now", **front(request)}
     # Its first part renews itself often, the charts seldom.
     return shown if request.headers.get("HX-Target") == "front-now" else {**shown, **charts(request)}

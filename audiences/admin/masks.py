@@ -5,34 +5,36 @@ from typing import Any
 
 from audiences.admin.pages import mask
 
-# What says how a message is laid out, and nothing about a customer.
-PLAIN = {
-    "segment_events",
-    "meta",
-    "segment_id",
-    "slug",
-    "event",
-    "enter",
-    "exit",
-    "change",
-    "type",
-    "specversion",
-    "object",
-}
+# What says how a message is laid out, and nothing about a customer: in the message itself, and in its data. A profile
+# may have fields of the same names further down, and those are masked.
+PLAIN = {"meta", "type", "specversion"}
+PLAIN_IN_DATA = {"segment_events"}
 HIDDEN = "•••"
 
 
 def masked(raw: str) -> str:
     try:
         item = json.loads(raw)
-    except ValueError:
-        return f"{len(raw):,} characters that are not JSON"
-    return json.dumps(_mask(item), indent=2, ensure_ascii=False)
+        return json.dumps(_mask_message(item), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return f"{len(raw):,} characters that are not JSON, or nested too deeply to be shown"
+
+
+def _mask_message(item: Any) -> Any:
+    """A message, or each message of a list of them."""
+    if isinstance(item, list):
+        return [_mask_message(value) for value in item]
+    if not isinstance(item, dict):
+        return _mask(item)
+    shown = {key: value if key in PLAIN else _mask(value) for key, value in item.items()}
+    if isinstance(data := item.get("data"), dict):
+        shown["data"] = {key: value if key in PLAIN_IN_DATA else _mask(value) for key, value in data.items()}
+    return shown
 
 
 def _mask(item: Any) -> Any:
     if isinstance(item, dict):
-        return {key: value if key in PLAIN else _mask(value) for key, value in item.items()}
+        return {key: _mask(value) for key, value in item.items()}
     if isinstance(item, list):
         return [_mask(value) for value in item]
     return HIDDEN if isinstance(item, str | int | float) and not isinstance(item, bool) else item

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from audiences import operations, resends, state
 from audiences.admin import verbs
 from audiences.admin.masks import masked
-from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened
+from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.lanes import REFUSED_BY_ODP
@@ -26,6 +26,8 @@ from lytics.reasons import HINTS, RELEASABLE
 
 # So many ticked ones are released while the person waits: each is read again in a transaction of its own.
 AT_ONCE = 300
+# The largest item, as stored, that its page shows.
+SHOWN_BYTES = 200_000
 
 _HINTS = {
     **HINTS,
@@ -379,6 +381,9 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if parked.raw is None:
             whole = parked.identifier if unmasked else mask(parked.identifier)
             return format_html('<pre class="ls-pre">customer {}, event {}</pre>', whole, number(parked.sequence))
+        if len(parked.raw) > SHOWN_BYTES:
+            # Decrypted, parsed and written out, it would take a hundred times its size of memory.
+            return f"It has {size(len(parked.raw))}, too much for a page. Release and discard work all the same."
         try:
             raw = decrypt(bytes(parked.raw)).decode("utf-8", "replace")
         except ImproperlyConfigured:
@@ -389,7 +394,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 def _pretty(raw: str) -> str:
     try:
         return json.dumps(json.loads(raw), indent=2, ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return raw
 
 

@@ -1,0 +1,370 @@
+"""Who may see and do what: every page as nobody, without a role, as viewer, operator and admin; and what pages hide."""
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences import hosts, ingest, installs
+from audiences.admin import masks
+from audiences.admin import parked as parked_pages
+from audiences.admin.pages import mask
+from audiences.admin.verbs import way_back
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run, Token
+from audiences.secrets import encrypt
+from lytics_sync import settings as the_settings
+from odp import redact
+from tests.messages import message
+
+pytestmark = pytest.mark.django_db
+
+SECRETIVE = "anna.maria@example.com"
+MODELS = ("install", "audience", "parked", "receipt", "run", "delivery", "token", "resend")
+
+
+@pytest.fixture
+def shop() -> Install:
+    """An install with one of everything; an audience's name and a reason that only those with a role may read."""
+    made = Install(name="Shop", odp_api_key="public.private", odp_host="http://127.0.0.1:9")
+    installs.create(made)
+    ingest.receive(made, json.dumps([message(), message(who=None)]).encode())
+    audience = Audience.objects.get()
+    delivery = Delivery.objects.create(
+        install=made,
+        endpoint="/v3/profiles",
+        opened_at=now(),
+        closed_at=now(),
+        outcome="refused",
+        items=1,
+        bytes=2,
+        worker="w",
+        version="0",
+        answer=json.dumps({"detail": {"message": f"fs_user_id '{SECRETIVE}' is invalid"}}),
+    )
+    Run.objects.create(
+        audience=audience,
+        delivery=delivery,
+        first_sequence=1,
+        last_sequence=1,
+        sent=1,
+        folded=0,
+        opened_at=now(),
+        closed_at=now(),
+        outcome="refused",
+    )
+    return made
+
+
+def someone(role: str | None) -> Client:
+    client = Client()
+    if role is None:
+        return client
+    person = User.objects.create_user(role, password="long enough for anyone", is_staff=True)
+    if role != "none":
+        person.groups.add(Group.objects.get(name=role))
+    client.force_login(person)
+    return client
+
+
+def pages() -> Iterator[str]:
+    yield reverse("admin:index")
+    yield reverse("admin:audiences_live")
+    yield reverse("find_customer")
+    for model in MODELS:
+        yield reverse(f"admin:audiences_{model}_changelist")
+    for thing in (Install, Audience, Parked, Receipt, Run, Delivery, Token):
+        row: Any = thing._default_manager.first()
+        yield reverse(f"admin:audiences_{thing._meta.model_name}_change", args=[row.pk])
+    yield reverse("admin:auth_user_changelist")
+    yield reverse("admin:auth_group_changelist")
+    yield reverse("admin:admin_logentry_changelist")
+
+
+PEOPLES = ("auth_user", "auth_group", "logentry")
+
+
+def test_nobody_sees_anything(shop: Install) -> None:
+    for page in pages():
+        assert Client().get(page).status_code == 302, page
+
+
+def test_an_account_without_a_role_sees_no_names_and_no_reasons(shop: Install) -> None:
+    person = someone("none")
+    for page in pages():
+        answer = person.get(page)
+        text = answer.content.decode()
+        assert answer.status_code == (200 if page == reverse("admin:index") else 403), page
+        assert "gold_club" not in text, page
+        assert "Shop" not in text, page
+    assert "No role yet" in person.get(reverse("admin:index")).content.decode()
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
+def test_each_role_sees_the_pages_of_its_work_and_only_an_admin_those_of_people(shop: Install, role: str) -> None:
+    person = someone(role)
+    for page in pages():
+        of_people = "/auth/" in page or "/logentry/" in page
+        assert person.get(page).status_code == (403 if of_people and role != "admin" else 200), page
+
+
+@pytest.mark.parametrize("role", ["none", "viewer", "operator", "admin"])
+def test_nothing_of_history_is_deleted_or_added_by_anybody(shop: Install, role: str) -> None:
+    person = someone(role)
+    for model in ("audience", "parked", "receipt", "run", "delivery", "token", "resend"):
+        assert person.post(f"/admin/audiences/{model}/add/", {}).status_code in (403, 404), model
+    for thing in (Audience, Parked, Receipt, Run, Delivery, Token):
+        row: Any = thing._default_manager.first()
+        address = f"/admin/audiences/{thing._meta.model_name}/{row.pk}/delete/"
+        assert person.post(address, {"post": "yes"}).status_code in (403, 404), address
+        assert thing._default_manager.filter(pk=row.pk).exists()
+
+
+def test_a_superuser_deletes_no_history_either(shop: Install, admin_client: Client) -> None:
+    for thing in (Audience, Parked, Receipt, Run, Delivery, Token):
+        row: Any = thing._default_manager.first()
+        admin_client.post(f"/admin/audiences/{thing._meta.model_name}/{row.pk}/delete/", {"post": "yes"})
+        assert thing._default_manager.filter(pk=row.pk).exists(), thing
+
+
+@pytest.mark.parametrize(
+    ("role", "action", "resolution"),
+    [
+        ("none", "release_selected", ""),
+        ("viewer", "release_selected", ""),
+        ("operator", "discard_selected", ""),
+        ("viewer", "discard_selected", ""),
+        ("admin", "discard_selected", "discarded"),
+        ("operator", "release_selected", "released"),
+    ],
+)
+def test_ticked_items_are_released_and_discarded_by_who_may(
+    shop: Install, role: str, action: str, resolution: str
+) -> None:
+    item = Parked.objects.get()
+    Install.objects.update(identifier_field="meta", allow_top_level_identifier=False)
+    Parked.objects.update(raw=encrypt(json.dumps(message(field="meta")).encode()))
+    person, page = someone(role), reverse("admin:audiences_parked_changelist")
+    asked = person.post(page, {"action": action, "_selected_action": [item.pk]})
+    proof = parked_pages._proof([item.pk])
+    answers = {"action": action, "_selected_action": [item.pk], "seen": proof, "reason": "a test"}
+    person.post(page, answers)
+    item.refresh_from_db()
+    assert item.resolution == resolution, asked.status_code
+
+
+def test_an_admin_who_is_no_superuser_changes_no_superuser(shop: Install) -> None:
+    boss = User.objects.create_superuser("boss", password="long enough for anyone")
+    person = someone("admin")
+    before = User.objects.get(pk=boss.pk).password
+    new = {"password1": "another long one 1", "password2": "another long one 1", "usable_password": "true"}
+    assert person.post(f"/admin/auth/user/{boss.pk}/password/", new).status_code == 403
+    person.post(f"/admin/auth/user/{boss.pk}/change/", {"username": "boss", "is_staff": ""})
+    boss.refresh_from_db()
+    assert (boss.password, boss.is_staff, boss.is_superuser) == (before, True, True)
+
+
+@pytest.mark.parametrize(
+    "asked", ["https://evil.example/", "//evil.example", "http:evil", "javascript:alert(1)", "/\\evil.example", "\x00/"]
+)
+def test_no_button_leads_to_another_site(shop: Install, asked: str, rf: Any) -> None:
+    assert way_back(rf.get("/admin/", {"next": asked}), "/admin/x/") == "/admin/x/"
+    assert way_back(rf.get("/admin/", {"next": "/admin/audiences/"}), "/admin/x/") == "/admin/audiences/"
+    person = someone("operator")
+    audience = Audience.objects.get()
+    address = reverse("admin:audiences_audience_pause", args=[audience.pk])
+    for headers in ({}, {"HX-Request": "true"}):
+        answer = person.post(f"{address}?next={asked}", {"reason": "x"}, headers=headers)
+        for name in ("Location", "HX-Redirect"):
+            assert "evil" not in answer.headers.get(name, "")
+
+
+# --- what is hidden ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identifier", ["a", "anna", "kim123", "anna@x.de", SECRETIVE])
+def test_an_identifier_of_any_length_is_masked(identifier: str) -> None:
+    shown = mask(identifier)
+    assert identifier not in shown or len(identifier) == 1
+    assert "•" in shown
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (f"fs_user_id '{SECRETIVE}' is invalid", "fs_user_id '•••' is invalid"),
+        (f"{SECRETIVE} has no profile", "••• has no profile"),
+        ('the value "4711" of "fs_user_id" is unknown', 'the value "•••" of "fs_user_id" is unknown'),
+        ("field 'lytics_gold' must be a boolean", "field 'lytics_gold' must be a boolean"),
+        ("not one of our words", "not one of our words"),
+    ],
+)
+def test_what_odp_says_is_kept_without_the_customers_it_quotes(said: str, shown: str) -> None:
+    assert redact.words(said) == shown
+
+
+def test_the_answer_of_odp_is_masked_until_an_admin_asks(shop: Install) -> None:
+    delivery = Delivery.objects.get()
+    page = reverse("admin:audiences_delivery_change", args=[delivery.pk])
+    for role in ("viewer", "operator", "admin"):
+        assert SECRETIVE not in someone(role).get(page).content.decode(), role
+
+
+def test_profile_fields_with_the_names_of_the_layout_are_masked() -> None:
+    """At any depth but their own place."""
+    names = ("type", "event", "object", "change", "slug", "meta", "segment_events", "enter", "exit", "segment_id")
+    one = message(profile=dict.fromkeys(names, SECRETIVE), source=SECRETIVE)
+    one["data"] |= {name: {"x": SECRETIVE} for name in names if name != "segment_events"}
+    one["data"]["nested"] = {"meta": {"type": SECRETIVE}, "segment_events": [SECRETIVE]}
+    for raw in (json.dumps(one), json.dumps([one])):
+        shown = masks.masked(raw)
+        assert SECRETIVE not in shown
+        assert '"gold_club"' in shown
+        assert '"job-7"' in shown
+
+
+# --- pages that don't break --------------------------------------------------------------------------------------
+
+
+BODIES = [
+    b"[" * 50_000,
+    b'{"a":' * 50_000,
+    b"\xff\xfe\x00",
+    b"",
+    b"null",
+    b'"\\ud800"',
+    b"1e999999",
+    b"[NaN, Infinity]",
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:12].decode("latin-1"))
+@pytest.mark.parametrize("unmasked", [False, True])
+def test_the_page_of_a_parked_item_opens_whatever_is_in_it(shop: Install, body: bytes, unmasked: bool) -> None:
+    Parked.objects.update(raw=encrypt(body))
+    person, item = someone("admin"), Parked.objects.get()
+    if unmasked:
+        person.post(reverse("admin:audiences_parked_reveal", args=[item.pk]), {})
+    assert person.get(reverse("admin:audiences_parked_change", args=[item.pk])).status_code == 200
+
+
+@pytest.mark.parametrize("answer", ["[" * 1_900, '{"a":' * 400, "\ufffd\u202e", "", "null", "NaN"])
+def test_the_page_of_a_delivery_opens_whatever_odp_said(shop: Install, answer: str) -> None:
+    Delivery.objects.update(answer=answer)
+    page = reverse("admin:audiences_delivery_change", args=[Delivery.objects.get().pk])
+    assert someone("viewer").get(page).status_code == 200
+
+
+def test_a_large_parked_item_takes_no_memory_of_the_page(shop: Install) -> None:
+    Parked.objects.update(raw=encrypt(b"[" + b"1," * 4_000_000 + b"1]"))
+    person, page = someone("viewer"), reverse("admin:audiences_parked_change", args=[Parked.objects.get().pk])
+    person.get(reverse("admin:index"))
+    tracemalloc.start()
+    answer = person.get(page)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "too much for a page" in answer.content.decode()
+    assert peak < 60_000_000  # the row itself has 11 MB, and psycopg holds it twice
+
+
+ODD = [
+    "\x00",
+    "%00",
+    "'",
+    "-1",
+    "9" * 40,
+    "nan",
+    "é" * 300,
+    "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    "[",
+    "1,2",
+    "",
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:12])
+def test_no_text_in_an_address_makes_a_page_fail(shop: Install, odd: str) -> None:
+    person = someone("admin")
+    for model in MODELS:
+        page = reverse(f"admin:audiences_{model}_changelist")
+        names = (
+            "q",
+            "p",
+            "o",
+            "hour",
+            "outcome",
+            "state",
+            "slower",
+            "audience",
+            "resolution",
+            "reason",
+            "verdict",
+            "next",
+        )
+        for name in (*names, "install__id__exact", "receipt__id__exact", "delivery__id__exact", "e", "after"):
+            answer = person.get(page, {name: odd})
+            assert answer.status_code < 500, (model, name)
+    for path in ("/admin/", "/admin/find-customer/", "/admin/audiences/live/"):
+        for name in ("hours", "before", "ask", "since", "install"):
+            assert person.get(path, {name: odd}).status_code < 500, (path, name)
+
+
+# --- at the login, on the way to ODP, and on the way to Redis -------------------------------------------------------
+
+
+def test_behind_a_proxy_a_guesser_locks_out_nobody_but_themselves(settings: Any) -> None:
+    settings.AXES_FAILURE_LIMIT, settings.BEHIND_PROXY, settings.TRUSTED_PROXIES = 3, True, 1
+    User.objects.create_user("boss", password="long enough for anyone", is_staff=True)
+
+    def log_in(password: str, address: str) -> int:
+        form = {"username": "boss", "password": password}
+        return (
+            Client()
+            .post(reverse("admin:login"), form, REMOTE_ADDR="127.0.0.1", headers={"X-Forwarded-For": address})
+            .status_code
+        )
+
+    for number in range(5):
+        log_in("wrong", f"10.9.9.{number}, 203.0.113.66")  # the first entry is the guesser's own invention
+    assert log_in("long enough for anyone", "203.0.113.66") == 429
+    assert log_in("long enough for anyone", "203.0.113.99") == 302
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("http://api.zaius.com", False),
+        ("https://api.zaius.com", True),
+        ("http://127.0.0.1:9", True),
+        ("http://localhost", True),
+        ("http://staging.example", False),
+        ("https://staging.example", True),
+    ],
+)
+def test_the_key_goes_over_http_to_this_machine_alone(host: str, allowed: bool, settings: Any) -> None:
+    settings.ALLOWED_ODP_HOSTS = ["staging.example"]
+    settings.PUBLIC_URL = "http://127.0.0.1:8000"
+    assert (hosts.problem_of(host) == "") is allowed
+
+
+def test_behind_a_proxy_a_forgotten_public_url_is_an_error(settings: Any) -> None:
+    from audiences import checks
+
+    settings.BEHIND_PROXY, settings.PUBLIC_URL = True, "http://127.0.0.1:8000"
+    assert [found.id for found in checks.public_url_is_set_behind_a_proxy()] == ["audiences.E013"]
+    settings.PUBLIC_URL = "https://sync.example.com"
+    assert checks.public_url_is_set_behind_a_proxy() == []
+
+
+def test_who_did_what_can_be_added_to_and_not_rewritten_by_the_process_role() -> None:
+    from audiences import role
+
+    assert role._rights("admin", LogEntry._meta.db_table) == "SELECT, INSERT"
+    assert "DELETE" not in role._rights("audiences", "audiences_event")
+    assert the_settings.CELERY_BROKER_URL.startswith("redis://")
