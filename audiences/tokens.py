@@ -12,6 +12,7 @@ from django.utils.timezone import now
 
 from audiences import prepared
 from audiences.models import Install, Token
+from audiences.secrets import Unreadable
 
 PREFIX = "lysync_"
 # How often a token's last use is written down, in seconds: a page for people needs no more, and a call no write.
@@ -96,3 +97,8 @@ def note_use(token: Token, *, source: str | None) -> None:
         return
     _noted[token.pk] = time.monotonic()
     Token.objects.filter(pk=token.pk).update(last_used_at=now(), last_used_from=source)
+
+
+def ending(token: Token) -> str:
+    """The last four characters, by which people tell two tokens apart."""
+    return "unreadable" if isinstance(token.secret, Unreadable) else f"…{token.secret[-4:]}"

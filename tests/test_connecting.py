@@ -507,7 +507,7 @@ def test_what_odp_could_not_tell_is_told(odp: ThreadedSandbox, shop: Install) ->
     assert "403: Forbidden" in words_of(shop, "shown")
 
 
-def test_another_key_makes_what_the_old_account_said_worthless(odp: ThreadedSandbox, shop: Install) -> None:
+def test_another_key_makes_what_odp_said_to_the_old_one_worthless(odp: ThreadedSandbox, shop: Install) -> None:
     delivered(odp, shop)
     confirm.ask(shop.pk)
     assert line(shop, "shown").is_done
@@ -515,7 +515,8 @@ def test_another_key_makes_what_the_old_account_said_worthless(odp: ThreadedSand
     address = reverse("admin:audiences_install_change", args=[shop.pk])
     form = operator.get(address).context["adminform"].form
     values = {name: value for name, value in form.initial.items() if value is not None and value is not False}
-    operator.post(address, {**values, "odp_api_key": "other.key", "enabled": "on"})
+    rotated = f"{shop.odp_api_key.partition('.')[0]}.other"
+    operator.post(address, {**values, "odp_api_key": rotated, "enabled": "on"})
     assert not line(shop, "shown").is_done
     assert word(shop, "key") == "failing"
 

@@ -1,5 +1,6 @@
 """Installs: connecting a Lytics account to an ODP account, and keeping it connected."""
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -11,7 +12,7 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences import brake, confirm, installs, provision, state, tokens
+from audiences import brake, confirm, guards, installs, provision, state, tokens
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import check_key
@@ -25,6 +26,10 @@ from odp.regions import host_of
 
 # What a change of has ODP asked again, and lets a braked install try at once.
 CONNECTION = {"odp_api_key", "odp_host", "region"}
+EDITABLE = (
+    *("name", "region", "odp_api_key", "identifier_field", "mechanism", "enabled", "odp_host"),
+    *("allow_top_level_identifier", "forget_missing_identifiers", "batch_size", "requests_per_second", "max_in_flight"),
+)
 
 
 if TYPE_CHECKING:
@@ -41,12 +46,18 @@ class InstallForm(_ModelForm):
         help_text="In ODP under Settings > APIs > Private. Stored encrypted and never shown again.",
     )
 
+    understood = forms.BooleanField(label="I have read what this change does", required=False)
+    # What the row was when the page was opened.
+    opened = forms.CharField(widget=forms.HiddenInput, required=False)
+
     class Meta:
         model = Install
         exclude = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.before = Install.objects.get(pk=self.instance.pk) if self.instance.pk else None
+        self.initial["opened"] = _fingerprint(self.before)
         if self.instance.pk:
             self.fields["odp_api_key"].help_text = (
                 f"The stored one {UNREADABLE}. Put the old encryption key back, or enter the API key again."
@@ -61,6 +72,32 @@ class InstallForm(_ModelForm):
 
     def clean_odp_api_key(self) -> str:
         return self.cleaned_data["odp_api_key"].strip() or self.instance.odp_api_key
+
+    @property
+    def changed_data(self) -> list[str]:
+        return [name for name in super().changed_data if name not in ("understood", "opened")]
+
+    def _post_clean(self) -> None:
+        """After the fields are on the instance: what speaks against the change, and what has to be read first."""
+        super()._post_clean()  # type: ignore[misc]  # Django's own hook
+        if self.before is not None and self.data.get("opened", "") != _fingerprint(self.before):
+            self.add_error(None, verbs.STALE)
+        if self.errors:
+            return
+        if self.before is not None:
+            for name, why in guards.refusals(self.before, self.instance).items():
+                self.add_error(name, why)
+        for question in guards.questions(self.before, self.instance):
+            if not self.cleaned_data.get("understood"):
+                self.add_error(question.field, f"{question.consequence} Tick “I have read …” below to do it.")
+
+
+def _fingerprint(install: Install | None) -> str:
+    """Of what people can change; the columns of the workers change all day."""
+    if install is None:
+        return ""
+    values = [getattr(install, name) for name in EDITABLE]
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 class RetryNow(Verb[Install]):
@@ -179,6 +216,14 @@ class InstallAdmin(OperatorAdmin[Install]):
             },
         ),
         (
+            "A change with consequences",
+            {
+                "fields": ("understood", "opened"),
+                "description": "Only for changes that ask for it: another identifier field, or an ODP account that has"
+                " an install already.",
+            },
+        ),
+        (
             "More",
             {
                 "fields": (
@@ -288,6 +333,7 @@ class InstallAdmin(OperatorAdmin[Install]):
             "tokens": [
                 {
                     "token": token,
+                    "ending": tokens.ending(token),
                     "state": state.of_token(token),
                     "header": f"Authorization: {installs.authorization(token)}" if token.pk == revealed else "",
                     "buttons": verbs.buttons(token_admin, request, token),

@@ -11,7 +11,7 @@ from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from audiences import state, tokens
-from audiences.admin.pages import HistoryAdmin, link, pill_and_why
+from audiences.admin.pages import HistoryAdmin, link, pill_and_why, span
 from audiences.admin.verbs import Verb
 from audiences.models import Token
 
@@ -81,13 +81,37 @@ class Revoke(Verb[Token]):
         return token.revoked_at is None
 
     def consequence(self, token: Token) -> str:
-        others = len([other for other in tokens.live(token.install) if other.pk != token.pk])
-        left = "The other live token goes on working." if others else "It is the only live one: nothing gets in then."
-        return f"Calls with this token are answered 401 from now on, and this can't be undone. {left}"
+        other = next((other for other in tokens.live(token.install) if other.pk != token.pk), None)
+        left = (
+            "It is the only live one: nothing gets in then."
+            if other is None
+            else f"The other live token ({tokens.ending(other)}) {_used(other)}"
+            + (": put its header into the Lytics job first." if other.last_used_at is None else " and goes on working.")
+        )
+        return (
+            f"Lytics used this token ({tokens.ending(token)}) {_last(token)}. Calls with it are answered 401 from now"
+            f" on, and this can't be undone. {left}"
+            if token.last_used_at
+            else f"This token ({tokens.ending(token)}) has never been used. Calls with it are answered 401 from now on,"
+            f" and this can't be undone. {left}"
+        )
+
+    def seen(self, token: Token) -> str:
+        """Used for the first time since the page was opened, it is another decision."""
+        return repr([(other.pk, other.last_used_at is None) for other in tokens.live(token.install)])
 
     def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
         tokens.revoke(token)
         return f"Revoked {token}."
+
+
+def _last(token: Token) -> str:
+    assert token.last_used_at is not None
+    return f"{span(now() - token.last_used_at)} ago"
+
+
+def _used(token: Token) -> str:
+    return "has never been used" if token.last_used_at is None else f"was last used {_last(token)}"
 
 
 @admin.register(Token)
@@ -102,7 +126,7 @@ class TokenAdmin(HistoryAdmin[Token]):
 
     @admin.display
     def token(self, token: Token) -> SafeString | str:
-        return link(token)
+        return link(token, f"{token} ({tokens.ending(token)})")
 
     @admin.display(description="state")
     def pill(self, token: Token) -> SafeString:

@@ -47,7 +47,9 @@
   });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.target.id !== "modal-content") return;
-    const first = event.target.querySelector("textarea, select, input:not([type=hidden]), button");
+    // Enter alone must not do what can't be undone.
+    const field = event.target.querySelector("textarea, select, input:not([type=hidden])");
+    const first = field || event.target.querySelector(".ls-danger") ? field || event.target.querySelector(".ls-answers a") : event.target.querySelector("button");
     if (first) setTimeout(() => first.focus(), 50);
   });
   document.addEventListener("keydown", (event) => {

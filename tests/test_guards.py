@@ -1,0 +1,195 @@
+"""Changes of an install that would lose members in silence: refused, or done only by who has read what follows."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences import brake, guards, ingest, installs, tokens
+from audiences.models import Audience, Install, Token
+from odp.outcomes import Answer, Outcome
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import UNLIMITED, drain_all, make_audience
+from tests.messages import body, message
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def operator() -> Client:
+    person = User.objects.create_user("operator", password="long enough for anyone", is_staff=True)
+    person.groups.add(Group.objects.get(name="operator"))
+    client = Client()
+    client.force_login(person)
+    return client
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    """An install with an audience in ODP."""
+    made = Install(name="Shop", odp_host=odp.url, odp_api_key=odp.private_key, requests_per_second=0)
+    installs.create(made)
+    ingest.receive(made, body(message()))
+    drain_all(made)
+    return Install.objects.get()
+
+
+def opened(client: Client, install: Install) -> dict[str, Any]:
+    """The form as a browser would send it back unchanged."""
+    form = client.get(reverse("admin:audiences_install_change", args=[install.pk])).context["adminform"].form
+    values = {name: form.initial.get(name, "") for name in form.fields}
+    return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+def save(client: Client, install: Install, form: dict[str, Any], **changes: Any) -> str:
+    address = reverse("admin:audiences_install_change", args=[install.pk])
+    return client.post(address, {**form, **changes}, follow=True).content.decode()
+
+
+def test_a_plain_change_is_one_step(operator: Client, shop: Install) -> None:
+    save(operator, shop, opened(operator, shop), name="Shop 2", batch_size=100)
+    again = Install.objects.get()
+    assert (again.name, again.batch_size) == ("Shop 2", 100)
+
+
+@pytest.mark.parametrize("mechanism", ["list", "passthrough"])
+def test_the_mechanism_of_an_install_with_audiences_is_locked_with_the_reason(
+    operator: Client, shop: Install, mechanism: str
+) -> None:
+    said = save(operator, shop, opened(operator, shop), mechanism=mechanism, understood="on")
+    assert "1 audience of this install is made with the present mechanism" in said
+    assert Install.objects.get().mechanism == "attribute"
+
+
+def test_another_host_or_region_of_an_install_with_audiences_is_locked(operator: Client, shop: Install) -> None:
+    for change in ({"odp_host": "http://127.0.0.1:9"}, {"odp_host": "", "region": "eu"}):
+        said = save(operator, shop, opened(operator, shop), **change)
+        assert "Another account has none of them" in said
+    assert Install.objects.get().odp_host == shop.odp_host
+
+
+def test_the_key_of_another_account_is_refused(operator: Client, shop: Install, odp: ThreadedSandbox) -> None:
+    odp.control("/sandbox/accounts", {"private_key": "another.account", **UNLIMITED})
+    said = save(operator, shop, opened(operator, shop), odp_api_key="another.account")
+    assert "This key belongs to another ODP account: lytics_gold_club is not there." in said
+    assert Install.objects.get().odp_api_key == shop.odp_api_key
+
+
+def test_a_key_that_can_not_be_checked_is_refused(operator: Client, shop: Install) -> None:
+    said = save(operator, shop, opened(operator, shop), odp_api_key="unknown.key")
+    assert "could not be checked" in said
+    assert Install.objects.get().odp_api_key == shop.odp_api_key
+
+
+def test_a_new_key_of_the_same_account_is_one_step(operator: Client, shop: Install) -> None:
+    public = shop.odp_api_key.partition(".")[0]
+    save(operator, shop, opened(operator, shop), odp_api_key=f"{public}.rotated")
+    assert Install.objects.get().odp_api_key == f"{public}.rotated"
+
+
+def test_without_an_audience_in_odp_everything_may_change(operator: Client, odp: ThreadedSandbox) -> None:
+    made = Install(name="Shop", odp_host=odp.url, odp_api_key=odp.private_key)
+    installs.create(made)
+    make_audience(made, provisioned=False)
+    save(operator, made, opened(operator, made), mechanism="list", odp_host="http://127.0.0.1:9", odp_api_key="x.y")
+    again = Install.objects.get()
+    assert (again.mechanism, again.odp_host, again.odp_api_key) == ("list", "http://127.0.0.1:9", "x.y")
+
+
+def test_another_identifier_field_asks_first_with_its_number(operator: Client, shop: Install) -> None:
+    said = save(operator, shop, opened(operator, shop), identifier_field="user_id")
+    assert "1 events were read with _id in the last hour" in said
+    assert Install.objects.get().identifier_field == "_id"
+    save(operator, shop, opened(operator, shop), identifier_field="user_id", understood="on")
+    assert Install.objects.get().identifier_field == "user_id"
+
+
+def test_a_second_install_on_one_account_asks_first(operator: Client, shop: Install) -> None:
+    address = reverse("admin:audiences_install_add")
+    form = {
+        "name": "Second",
+        "odp_api_key": shop.odp_api_key,
+        "odp_host": shop.odp_host,
+        "identifier_field": "_id",
+        "mechanism": "attribute",
+        "enabled": "on",
+        "batch_size": 500,
+        "requests_per_second": 10,
+        "max_in_flight": 20,
+    }
+    said = operator.post(address, form).content.decode()
+    assert "The install Shop sends to this ODP account already" in said
+    assert Install.objects.count() == 1
+    operator.post(address, {**form, "understood": "on"})
+    assert Install.objects.count() == 2
+
+
+def test_a_stale_form_changes_nothing(operator: Client, shop: Install) -> None:
+    form = opened(operator, shop)
+    Install.objects.update(enabled=False, batch_size=100)  # somebody else, meanwhile
+    said = save(operator, shop, form, name="Renamed")
+    assert "This changed after the page was loaded" in said
+    again = Install.objects.get()
+    assert (again.name, again.enabled, again.batch_size) == ("Shop", False, 100)
+
+
+def test_a_save_leaves_the_columns_of_the_workers_alone(operator: Client, shop: Install) -> None:
+    form = opened(operator, shop)
+    brake.apply(shop, Answer(Outcome.RETRY_LATER, "503: closed"))
+    Install.objects.update(learned_batch_size=7)
+    save(operator, shop, form, name="Renamed")
+    again = Install.objects.get()
+    assert (again.name, again.brake_failures, again.learned_batch_size) == ("Renamed", 1, 7)
+    assert again.brake_reason == "503: closed"
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+
+def revoke_page(client: Client, token: Token) -> str:
+    return client.get(reverse("admin:audiences_token_revoke", args=[token.pk])).content.decode()
+
+
+def test_revoking_says_which_token_lytics_uses(operator: Client, shop: Install) -> None:
+    used = shop.tokens.get()
+    Token.objects.filter(pk=used.pk).update(last_used_at=now())
+    fresh = tokens.create(shop)
+    asked = revoke_page(operator, used)
+    assert f"Lytics used this token (…{used.secret[-4:]}) 0 s ago" in asked
+    assert f"The other live token (…{fresh.secret[-4:]}) has never been used" in asked
+    assert "has never been used. Calls with it" in revoke_page(operator, fresh)
+    assert used.secret not in asked
+
+
+def test_a_token_that_is_used_meanwhile_is_asked_about_again(operator: Client, shop: Install) -> None:
+    fresh = tokens.create(shop)
+    address = reverse("admin:audiences_token_revoke", args=[fresh.pk])
+    proof = operator.get(address).context["hidden"]
+    Token.objects.filter(pk=fresh.pk).update(last_used_at=now())
+    operator.post(address, proof)
+    assert Token.objects.get(pk=fresh.pk).revoked_at is None
+    operator.post(address, operator.get(address).context["hidden"])
+    assert Token.objects.get(pk=fresh.pk).revoked_at is not None
+
+
+def test_tokens_are_told_apart_by_their_last_characters(operator: Client, shop: Install) -> None:
+    one, two = shop.tokens.get(), tokens.create(shop)
+    for page in ("admin:audiences_token_changelist",):
+        text = operator.get(reverse(page)).content.decode()
+        assert f"…{one.secret[-4:]}" in text
+        assert f"…{two.secret[-4:]}" in text
+        assert one.secret not in text
+    text = operator.get(reverse("admin:audiences_install_change", args=[shop.pk])).content.decode()
+    assert f"…{one.secret[-4:]}" in text
+
+
+def test_one_place_decides_also_without_a_form(shop: Install) -> None:
+    after = Install.objects.get()
+    after.mechanism = "list"
+    assert set(guards.refusals(shop, after)) == {"mechanism"}
+    assert guards.refusals(shop, Install.objects.get()) == {}
+    Audience.objects.update(provisioned_at=None)
+    assert guards.refusals(shop, after) == {}
