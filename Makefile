@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 # What is installed is known by the contents of the lists, so that a second run costs nothing and a changed list installs.
-LISTS := $(shell cat requirements.txt requirements-dev.txt | cksum | cut -d ' ' -f 1)
+LISTS := $(shell cat requirements.lock requirements-dev.lock 2>/dev/null | cksum | cut -d ' ' -f 1)
 
 # Checks need settings and no server: nothing listens there, and nothing here is secret.
 DUMMY := SECRET_KEY=checks-only-not-secret-and-long-enough-to-please-the-deployment-checks \
@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
+.PHONY: help run demo up test check audit lock chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -32,7 +32,8 @@ help:
 	@echo 'make bench     how fast, against what this machine could do; an hour, writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
 	@echo 'make bench-quick  which ratios have moved since; under two minutes'
 	@echo 'make check     format, lint, types, migrations, system checks'
-	@echo 'make audit     asks the package index for known vulnerabilities in what is pinned'
+	@echo 'make audit     asks the package index for known vulnerabilities in what is locked'
+	@echo 'make lock      writes requirements.lock and requirements-dev.lock anew, from the lists beside them'
 	@echo 'make pictures  shoots docs/pictures anew, with the Chromium of this machine'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
@@ -46,15 +47,19 @@ PROCESSES := 4
 test: installed-dev
 	@exec $(PY) -m pytest $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadfile)
 
-# Fails for what was found and not for an index that can't be asked.
+# Every package of the lock. An index that can't be asked is a failure too, unless AUDIT_OFFLINE=1 says that it is known.
 audit: installed-dev
-	@said=$$($(PY) -m pip_audit -r requirements.txt --no-deps --disable-pip --progress-spinner off 2>&1); \
+	@said=$$($(PY) -m pip_audit -r requirements.lock --require-hashes --disable-pip --progress-spinner off 2>&1); found=$$?; \
+	echo "$$said" | tail -n 40 | cut -c 1-200; \
 	case "$$said" in \
-	*Traceback*) echo "The package index could not be asked: $$(echo "$$said" | tail -n 1 | cut -c 1-150)" ;; \
-	*'No known vulnerabilit'*) echo "$$said" | tail -n 40 ;; \
-	*' known vulnerabilit'*) echo "$$said" | tail -n 40; exit 1 ;; \
-	*) echo "$$said" | tail -n 40 ;; \
+	*Traceback*|*'could not be audited'*) echo 'NOT AUDITED: the package index could not be asked about all of them.'; test -n "$(AUDIT_OFFLINE)" ;; \
+	*) exit $$found ;; \
 	esac
+
+# After a change of requirements.txt or requirements-dev.txt: every package they need, with its hashes, for every platform.
+lock: installed-dev
+	@for list in requirements requirements-dev; do \
+		$(PY) -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet $$list.txt --output-file $$list.lock || exit 1; done
 
 # EVENTS, KILLS, OTHERS, AUDIENCES, SEED and TWIN are read from the environment, where make puts its own arguments.
 chaos: installed-dev
@@ -92,10 +97,10 @@ clean:
 	rm -rf $(VENV) staticfiles .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 installed:
-	@test -x $(PY) -a -e $(VENV)/run-$(LISTS) || { $(call install,requirements.txt,run); }
+	@test -x $(PY) -a -e $(VENV)/run-$(LISTS) || { $(call install,requirements.lock,run); }
 
 installed-dev:
-	@test -x $(PY) -a -e $(VENV)/dev-$(LISTS) || { $(call install,requirements-dev.txt,dev run); }
+	@test -x $(PY) -a -e $(VENV)/dev-$(LISTS) || { $(call install,requirements-dev.lock,dev run); }
 
 # What the benchmarks compare with; what can't be installed is left out of the comparison, and that is said.
 NODE := $(VENV)/bench-node
@@ -119,7 +124,7 @@ if ! $(PY) -c '$(NEW_ENOUGH)' 2>/dev/null || ! $(PY) -m pip --version >/dev/null
 		fail "$$python could not make a virtual environment; on Debian and Ubuntu that takes the package python3-venv."; }; \
 fi; \
 echo 'Installing into $(VENV); this takes a minute, once.'; \
-$(PY) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-input -r $(1) >$(VENV)/install.log 2>&1 || { \
+$(PY) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-input --require-hashes -r $(1) >$(VENV)/install.log 2>&1 || { \
 	tail -n 5 $(VENV)/install.log >&2; fail 'Installing failed; the lines above say why, and $(VENV)/install.log says more.'; }; \
 for stamp in $(VENV)/run-* $(VENV)/dev-*; do case $$stamp in *-$(LISTS)) ;; *) rm -f $$stamp ;; esac; done; \
 for what in $(2); do touch $(VENV)/$$what-$(LISTS); done

@@ -139,3 +139,26 @@ def test_the_sandbox_is_only_started_when_asked_for() -> None:
 def test_the_image_runs_as_an_ordinary_user() -> None:
     lines = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("USER ")] == ["USER app"]
+
+
+# --- what is installed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+def test_the_lock_has_every_pinned_package_and_hashes_for_each(name: str) -> None:
+    listed = re.findall(
+        r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+)", (PROJECT_DIR / f"{name}.txt").read_text(encoding="utf-8"), re.M
+    )
+    lock = (PROJECT_DIR / f"{name}.lock").read_text(encoding="utf-8")
+    entries = re.findall(r"^([\w.-]+)==([^\s\\]+)[^\n]*\\\n((?:    --hash=\S+(?: \\)?\n)+)", lock, re.M)
+    locked = {package.lower(): version for package, version, _ in entries}
+    assert len(listed) > 10
+    assert {package.lower(): locked.get(package.lower()) for package, _ in listed} == {
+        package.lower(): version for package, version in listed
+    }
+    assert len(entries) == len(re.findall(r"^[\w.-]+==", lock, re.M))
+
+
+def test_the_image_installs_what_is_locked_and_nothing_else() -> None:
+    text = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"pip install (.*)", text) == ["--require-hashes -r /tmp/requirements.lock"]
