@@ -94,7 +94,7 @@ def no_sweep(patched: pytest.MonkeyPatch) -> None:
 
 
 def nothing_affirmed(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(lanes, "_OVERTAKEN", lanes._OVERTAKEN + " AND false")
+    patched.setattr(lanes, "_OVERTAKEN", lanes._OVERTAKEN.replace("WHERE ", "WHERE false AND ", 1))
 
 
 def refusals_not_parked(patched: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ class Web:
             "RETRY_SOON_SECONDS": "1",
             "BAD_TOKENS_PER_MINUTE": "20",
             "BEHIND_PROXY": "1",
+            "PUBLIC_URL": "http://sync.example.com",
             "PORT": str(self.port),
             **settings,
         }
