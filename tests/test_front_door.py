@@ -141,17 +141,15 @@ def test_what_follows_an_unreadable_request_is_never_taken_for_another(web: Web,
 def test_the_front_page_counts_what_could_not_be_read_and_says_what_it_was(
     web: Web, shop: Install, counted: None, admin_client: Client
 ) -> None:
-    for name in ("two hosts", "a folded header", "a long header"):
-        sent(web, ODD[name](shop), CALL)
+    def shown() -> bool:
+        """The newest one is named, and each process of the server hands in its own once a second."""
+        sent(web, ODD["a long header"](shop), CALL)
+        page = admin_client.get(reverse("admin:index")).content.decode()
+        counts = re.search(r"(\d+) requests could not be read and got 503", page)
+        return bool(counts and int(counts[1]) > 2 and "too many headers, or one longer than 8,190 bytes" in page)
 
-    def seen() -> refused.Refused | None:
-        found = (refused.last_hour([]) or {}).get(refused.UNREADABLE)
-        return found if found and found.count >= 3 and "header" in found.what else None
-
-    assert eventually(seen).source == "127.0.0.1"
-    page = admin_client.get(reverse("admin:index")).content.decode()
-    assert re.search(r"\d+ requests could not be read and got 503", page)
-    assert "too many headers, or one longer than 8,190 bytes" in page
+    assert eventually(shown)
+    assert (refused.last_hour([]) or {})[refused.UNREADABLE].source == "127.0.0.1"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
