@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import django.conf
 import pytest
+import redis
 from django.db import connection
 from django.test import TransactionTestCase
 from hypothesis import settings
@@ -68,6 +69,17 @@ def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
     monkeypatch.setattr(refused, "_counter", refused._Counter(sends_by_itself=False))
     monkeypatch.setattr(strangers, "_this_minute", strangers._Minute())
+
+
+@pytest.fixture
+def broker() -> Iterator[redis.Redis]:
+    """Redis, which holds no count of refused calls from any test before."""
+    refused._redis.cache_clear()
+    with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
+        if keys := connected.keys(f"{refused._PREFIX}*"):
+            connected.delete(*keys)
+        yield connected
+    refused._redis.cache_clear()
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, la
         assert "http://fonts" not in page.content.decode()
 
 
-def test_the_front_page_is_calm_when_all_is_well(viewer: Client) -> None:
+def test_the_front_page_is_calm_when_all_is_well(viewer: Client, broker: Any) -> None:
     page = viewer.get(reverse("admin:index"))
     assert page.status_code == 200
     assert page.context["troubles"] == []

@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import redis
-from django.conf import settings as django_settings
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
@@ -27,20 +25,10 @@ from tests.messages import body, message, transition
 from tests.test_admin import someone
 from tests.threads import eventually
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture(autouse=True)
-def broker() -> Iterator[Any]:
-    refused._redis.cache_clear()
-    connected = redis.Redis.from_url(django_settings.REDIS_URL)
-    if keys := connected.keys(f"{refused._PREFIX}*"):
-        connected.delete(*keys)
-    yield connected
-    refused._redis.cache_clear()
 
 
 @pytest.fixture

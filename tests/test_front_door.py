@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -28,13 +27,6 @@ def shop(db: None) -> Install:
     made = Install(name="Shop", odp_api_key="key", odp_host="http://127.0.0.1:9")
     installs.create(made)
     return made
-
-
-@pytest.fixture
-def counted() -> Iterator[None]:
-    refused._redis().flushdb()
-    yield
-    refused._redis().flushdb()
 
 
 def lines_of(
@@ -139,7 +131,7 @@ def test_what_follows_an_unreadable_request_is_never_taken_for_another(web: Web,
 
 
 def test_the_front_page_counts_what_could_not_be_read_and_says_what_it_was(
-    web: Web, shop: Install, counted: None, admin_client: Client
+    web: Web, shop: Install, broker: Any, admin_client: Client
 ) -> None:
     def shown() -> bool:
         """The newest one is named, and each process of the server hands in its own once a second."""

@@ -1,13 +1,10 @@
 """What gunicorn and Django would refuse with a 400: Lytics is asked to come back, and the front page says why."""
 
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
-import redis
-from django.conf import settings as django_settings
 from django.test import Client
 from django.urls import reverse
 
@@ -19,22 +16,12 @@ from tests.test_admin import someone
 from tests.threads import eventually
 from tests.web import Web, web_of_a_module
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("broker")]
 
 CONTENT = body(message())
 HOOK, TOKEN = b"{HOOK}", b"{TOKEN}"
 
 web = web_of_a_module(WEBHOOK_READ_SECONDS="1", BAD_TOKENS_PER_MINUTE="0")
-
-
-@pytest.fixture(autouse=True)
-def counted() -> Iterator[None]:
-    refused._redis.cache_clear()
-    with redis.Redis.from_url(django_settings.REDIS_URL) as broker:
-        if keys := broker.keys(f"{refused._PREFIX}*"):
-            broker.delete(*keys)
-    yield
-    refused._redis.cache_clear()
 
 
 def request(
