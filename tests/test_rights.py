@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.contrib import admin
+from django.contrib.admin.exceptions import DisallowedModelAdminLookup
 from django.contrib.admin.models import LogEntry
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.auth.models import Group, User
-from django.test import Client
+from django.db import transaction
+from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
 
@@ -313,6 +317,22 @@ def test_no_text_in_an_address_makes_a_page_fail(shop: Install, odd: str) -> Non
     for path in ("/admin/", "/admin/find-customer/", "/admin/audiences/live/"):
         for name in ("hours", "before", "ask", "since", "install"):
             assert person.get(path, {name: odd}).status_code < 500, (path, name)
+
+
+@pytest.mark.parametrize("odd", ["", "\x00", "9" * 40, "1,2"], ids=repr)
+def test_no_lookup_in_an_address_makes_a_list_fail(shop: Install, odd: str, rf: RequestFactory) -> None:
+    """Of no list that the admin has, by no field of its rows."""
+    boss = User.objects.create_superuser("boss")
+    for model, page in admin.site._registry.items():
+        for field in model._meta.get_fields():
+            for lookup in ("exact", "isnull", "in", "range", "gt", "lte", "contains", "regex", "year"):
+                request = rf.get("/", {f"{field.name}__{lookup}": odd})
+                request.user = boss
+                try:
+                    with transaction.atomic():
+                        page.get_changelist_instance(request)
+                except (IncorrectLookupParameters, DisallowedModelAdminLookup):
+                    continue
 
 
 # --- at the login, on the way to ODP, and on the way to Redis -------------------------------------------------------

@@ -6,7 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.contrib.admin import ShowFacets
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.paginator import Page, Paginator
+from django.db import DataError
 from django.db.models import Model, OuterRef, QuerySet
 from django.http import HttpRequest
 from django.urls import path, reverse
@@ -65,7 +67,23 @@ class _Page(Page):  # type: ignore[type-arg]
         return bool(self.paginator.more)  # type: ignore[attr-defined]
 
 
-class OperatorAdmin(UnfoldModelAdmin[M]):
+class SafeList:
+    """A list that no text in its address can make fail: what makes no sense leads to the list as a whole."""
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        """Filters and what links of these pages use. Others, such as a range, reach PostgreSQL unchecked."""
+        is_known = "__" not in lookup or lookup.endswith(("__exact", "__isnull"))
+        return is_known and super().lookup_allowed(lookup, value, request)  # type: ignore[misc]
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """Raises ``IncorrectLookupParameters`` for all values that the tables can't be asked for, such as NUL."""
+        try:
+            return super().get_changelist_instance(request)  # type: ignore[misc]
+        except (ValueError, TypeError, DataError) as error:
+            raise IncorrectLookupParameters(error) from error
+
+
+class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
     """A page of the operator's. Nothing can be deleted on any of them."""
 
     paginator = InfinitePaginator

@@ -8,7 +8,7 @@ from django.contrib.auth.models import Group, User
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from audiences.admin.pages import HistoryAdmin, ago
+from audiences.admin.pages import HistoryAdmin, SafeList, ago
 
 if TYPE_CHECKING:
     from django.contrib.auth.admin import GroupAdmin as UnfoldGroupAdmin
@@ -34,7 +34,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PeopleAdmin(UnfoldUserAdmin):
+class PeopleAdmin(SafeList, UnfoldUserAdmin):
     list_display = ("username", "roles", "is_active", "last_login")
     list_filter = ("is_active",)
     fieldsets = (
@@ -71,7 +71,7 @@ class PeopleAdmin(UnfoldUserAdmin):
 
 
 @admin.register(Group)
-class RoleAdmin(UnfoldGroupAdmin):
+class RoleAdmin(SafeList, UnfoldGroupAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return super().changelist_view(request, {"title": "Roles", **(extra_context or {})})
 
