@@ -2,6 +2,8 @@
 called with a body and headers of ours, and read on a page what it answered.
 """
 
+import socket
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -38,7 +40,21 @@ def problem_of(host: str) -> str:
 
 def is_allowed(name: str) -> bool:
     known = {urlsplit(host).hostname for host in HOSTS.values()} | set(settings.ALLOWED_ODP_HOSTS)
-    return name in known or is_local(settings.PUBLIC_URL)
+    return name in known or (is_local(settings.PUBLIC_URL) and not _is_link_local(name))
+
+
+def _is_link_local(name: str) -> bool:
+    """Where clouds answer with a machine's credentials: nothing to try ODP with, on any machine."""
+    try:
+        address = ip_address(name.partition("%")[0])
+    except ValueError:
+        # Other spellings of an address, such as one number, are resolved by the C library alone.
+        try:
+            address = ip_address(socket.inet_aton(name))
+        except (OSError, UnicodeError):
+            return name.rstrip(".") == "metadata.google.internal"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_link_local
 
 
 def problem_of_key(key: str) -> str:

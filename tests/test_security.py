@@ -42,6 +42,27 @@ def test_a_public_service_sends_to_no_host_but_odps_own(host: str, settings: Any
     assert "ALLOWED_ODP_HOSTS" in hosts.problem_of(host)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "169.254.169.254",
+        "2852039166",
+        "0xa9fea9fe",
+        "169.254.1",
+        "[fe80::1]",
+        "[::ffff:169.254.169.254]",
+        "metadata.google.internal",
+        "metadata.google.internal.",
+    ],
+)
+def test_no_service_asks_a_cloud_for_its_credentials(name: str, settings: Any) -> None:
+    """Not on a developer's machine either, which may stand in a cloud."""
+    settings.PUBLIC_URL = "http://127.0.0.1:8000"
+    assert "ALLOWED_ODP_HOSTS" in hosts.problem_of(f"https://{name}")
+    settings.ALLOWED_ODP_HOSTS = [name.strip("[]")]
+    assert hosts.problem_of(f"https://{name}") == ""
+
+
 @pytest.mark.parametrize("host", ["", "https://api.zaius.com", "https://api.eu1.odp.optimizely.com/"])
 def test_odps_own_hosts_are_allowed(host: str, settings: Any) -> None:
     settings.PUBLIC_URL = "https://sync.example.com"
