@@ -5,10 +5,12 @@ from typing import Any
 
 from audiences.admin.pages import mask
 
-# What says how a message is laid out, and nothing about a customer: in the message itself, and in its data. A profile
-# may have fields of the same names further down, and those are masked.
+# Where a message says how it is laid out, and nothing about a customer; and the names there whose values say it. A
+# profile may have fields of the same names further down, and those are masked.
 PLAIN = {"meta", "type", "specversion"}
 PLAIN_IN_DATA = {"segment_events"}
+PLAIN_NAMES = {"object", "subscription_id", "timestamp", "id", "slug", "event", "enter", "exit", "time"}
+LONGEST_PLAIN = 100
 HIDDEN = "•••"
 
 
@@ -26,10 +28,25 @@ def _mask_message(item: Any) -> Any:
         return [_mask_message(value) for value in item]
     if not isinstance(item, dict):
         return _mask(item)
-    shown = {key: value if key in PLAIN else _mask(value) for key, value in item.items()}
+    shown = {key: _layout(value) if key in PLAIN else _mask(value) for key, value in item.items()}
     if isinstance(data := item.get("data"), dict):
-        shown["data"] = {key: value if key in PLAIN_IN_DATA else _mask(value) for key, value in data.items()}
+        shown["data"] = {key: _layout(value) if key in PLAIN_IN_DATA else _mask(value) for key, value in data.items()}
     return shown
+
+
+def _layout(item: Any) -> Any:
+    """Of a part that is laid out by Lytics, what it is known to hold; anything else may be about somebody."""
+    if isinstance(item, dict):
+        return {key: _plain(value) if key in PLAIN_NAMES else _mask(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_layout(value) if isinstance(value, dict) else _mask(value) for value in item]
+    return _plain(item)
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, dict | list):
+        return _mask(item)
+    return item if not isinstance(item, str) or ("@" not in item and len(item) <= LONGEST_PLAIN) else HIDDEN
 
 
 def _mask(item: Any) -> Any:
