@@ -12,6 +12,7 @@ from odp.outcomes import Outcome, error_words, named_items, not_odp, outcome_of
 
 GRAPHQL, LIST_SUBSCRIPTIONS = "/v3/graphql", "/v3/lists/subscriptions"
 _TITLED = frozenset({"/v3/profiles", "/v3/events", LIST_SUBSCRIPTIONS})
+ABOUT_CUSTOMERS = _TITLED | {GRAPHQL}
 _TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= status < 300)
 # Where a body says what was not taken, at its top or in ``detail``; and where it says that something was.
 _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "rejected")

@@ -6,13 +6,15 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import requests
 import urllib3
 
-from odp.acceptance import LIST_SUBSCRIPTIONS, objection
+from odp import redact
+from odp.acceptance import ABOUT_CUSTOMERS, LIST_SUBSCRIPTIONS, objection
 from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
 from odp.outcomes import (
     TOO_LARGE,
@@ -125,7 +127,17 @@ class Client:
         if limit.passed:
             reason = OUT_OF_TIME if limit.began_at else NO_CONNECTION
             return Answer(Outcome.RETRY_LATER, reason, sent=limit.began_at is not None, seconds=taken)
-        return _answer(path, response, content, seconds=taken)
+        answer = _answer(path, response, content, seconds=taken)
+        return _without_customers(answer, body) if path in ABOUT_CUSTOMERS else answer
+
+
+def _without_customers(answer: Answer, body: bytes | None) -> Answer:
+    """Whom the request was about may be quoted in any spelling, so its own values are looked for."""
+    if not (answer.named or answer.reason):
+        return answer
+    values = redact.values_of(body)
+    named = {position: redact.without(words, values) for position, words in answer.named.items()}
+    return replace(answer, reason=redact.without(answer.reason, values), named=named)
 
 
 def _content(response: requests.Response) -> bytes:

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib import admin
@@ -25,6 +26,8 @@ from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run, 
 from audiences.secrets import encrypt
 from lytics_sync import settings as the_settings
 from odp import redact
+from odp.client import Client as OdpClient
+from tests.delivering import sandbox
 from tests.messages import message
 
 pytestmark = pytest.mark.django_db
@@ -207,10 +210,45 @@ def test_an_identifier_of_any_length_is_masked(identifier: str) -> None:
         ('the value "4711" of "fs_user_id" is unknown', 'the value "•••" of "fs_user_id" is unknown'),
         ("field 'lytics_gold' must be a boolean", "field 'lytics_gold' must be a boolean"),
         ("not one of our words", "not one of our words"),
+        ("customer `4711` and ‘kim’ and “lee”", "customer `•••` and ‘•••’ and “•••”"),
+        ("anna%40example.com is unknown", "••• is unknown"),
+        ("no 'anna_guid' here", "no '•••' here"),
     ],
 )
 def test_what_odp_says_is_kept_without_the_customers_it_quotes(said: str, shown: str) -> None:
     assert redact.words(said) == shown
+
+
+@pytest.mark.parametrize("identifier", ["4711-kim", "+4917012345", "kim_id", "a b/c", "Zoë", "x.y:z", "fs-1?"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "customer {} is unknown",
+        "fs_user_id={}, which is too long",
+        "'{}' and (\"{}\")",
+        "{}: no such customer",
+        "GET /v3/profiles?id={}",
+    ],
+)
+def test_whom_a_request_was_about_is_in_no_reason(identifier: str, said: str) -> None:
+    """However ODP spells it: the values that were sent are known."""
+    body = json.dumps([{"attributes": {"fs_user_id": identifier, "lytics_gold": True}}]).encode()
+    for spelled in (identifier, quote(identifier, safe="")):
+        shown = redact.without(redact.words(said.format(spelled, spelled)), redact.values_of(body))
+        assert spelled not in shown
+        assert redact.HIDDEN in shown
+    assert redact.without("lytics_gold of fs_user_id", redact.values_of(body)) == "lytics_gold of fs_user_id"
+
+
+@pytest.mark.parametrize("path", ["/v3/profiles", "/v3/events", "/v3/lists/subscriptions"])
+def test_no_answer_names_whom_its_request_was_about(path: str) -> None:
+    said = json.dumps({"detail": {"invalids": [{"event": 0, "message": "customer 4711-kim is unknown"}]}})
+    with sandbox() as odp:
+        odp.fault({"path": path}, {"status": 400, "body": said})
+        asking = OdpClient(host=odp.url, api_key="public.private")
+        answer = asking.call("POST", path, body=b'[{"id": "4711-kim"}]', seconds=5)
+    assert answer.named == {0: "customer ••• is unknown"}
+    assert "kim" not in answer.reason
 
 
 def test_the_answer_of_odp_is_masked_until_an_admin_asks(shop: Install) -> None:
@@ -231,6 +269,22 @@ def test_profile_fields_with_the_names_of_the_layout_are_masked() -> None:
         assert SECRETIVE not in shown
         assert '"gold_club"' in shown
         assert '"job-7"' in shown
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda one: one.update(type={"email": "kim 4711"}),
+        lambda one: one.update(type=["kim 4711"] * 2 + [{"id": {"x": "kim 4711"}}], specversion="kim 4711@x"),
+        lambda one: one["meta"].update(email="kim 4711", object={"name": "kim 4711"}),
+        lambda one: one["data"]["segment_events"].append({"email": "kim 4711", "slug": ["kim 4711"]}),
+        lambda one: one["data"]["segment_events"][0].update(who="kim 4711", event={"enter": "kim 4711"}),
+    ],
+)
+def test_what_lytics_lays_out_shows_only_what_it_is_known_to_hold(put: Any) -> None:
+    one = message()
+    put(one)
+    assert "kim 4711" not in masks.masked(json.dumps(one)).replace(redact.HIDDEN, "")
 
 
 # --- pages that don't break --------------------------------------------------------------------------------------
