@@ -11,6 +11,7 @@ from enum import Enum, auto
 from itertools import dropwhile, groupby
 from typing import NamedTuple
 
+import structlog
 from django.conf import settings
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.db.models import Q
@@ -27,17 +28,10 @@ READ = 2_000
 # Attempts told of one event. An isolation makes a dozen or so, a brake may go on for days.
 ATTEMPTS = 20
 
-INDEX = "events_of_a_customer"
+log = structlog.get_logger(__name__)
+
 # At the end of the log, blocks that several receivers may still be filling.
 OPEN_BLOCKS = 64
-
-# Asked for each closed range; those that are summarised already cost a look at the index's map.
-_SUMMARISE = """
-SELECT coalesce(sum(brin_summarize_range(%s::regclass, block)), 0)
-FROM generate_series(
-    0, pg_relation_size('audiences_event') / current_setting('block_size')::bigint - %s, %s
-) AS block
-"""
 
 # The run that moved the cursor over a number is the latest of those that begin nearest below it: attempts begin at
 # the cursor, and the cursor only moves on. One look at the index for each event.
@@ -158,7 +152,8 @@ def summarise() -> int:
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '100ms'")
-            cursor.execute(_SUMMARISE, [INDEX, OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
+            # Asked for each closed range; those that are summarised already cost a look at the index's map.
+            cursor.execute("SELECT summarise_events(%s, %s)", [OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
             row = cursor.fetchone()
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", "") != "55P03":  # lock_not_available
@@ -167,7 +162,7 @@ def summarise() -> int:
     except ProgrammingError as error:
         if getattr(error.__cause__, "sqlstate", "") != "42501":  # insufficient_privilege
             raise
-        # Only the owner of the log may; for a role of ``grant_role`` VACUUM does it, now and then.
+        log.warning("the log can't be made quick to search: run grant_role again, as the owner of the tables")
         return 0
     return int(row[0]) if row else 0
 

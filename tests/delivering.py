@@ -57,6 +57,18 @@ def enter(audience: Audience, *identifiers: str, at: int = 1) -> None:
     happen(audience, *((identifier, "enter", at) for identifier in identifiers))
 
 
+def a_log(audience: Audience, events: int) -> None:
+    """A log of that many events, a few of them of Kim, all over it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)"
+            " SELECT %s, n, CASE WHEN n %% 90000 = 7 THEN 'kim' ELSE md5((n / 2)::text) END, 1, n, now(), false"
+            " FROM generate_series(1, %s) AS n",
+            [audience.pk, events],
+        )
+    Audience.objects.filter(pk=audience.pk).update(last_sequence=events)
+
+
 def numbered(count: int, prefix: str = "u") -> list[str]:
     return [f"{prefix}{number:04}" for number in range(count)]
 

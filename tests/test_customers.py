@@ -25,7 +25,7 @@ from audiences.models import Audience, Delivery, Event, Install, Membership, Par
 from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install
+from tests.delivering import a_log, claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
 REFUSED = Answer(Outcome.REFUSED, "400: not her", 400)
@@ -293,18 +293,6 @@ def test_fates_of_several_audiences_and_installs_are_kept_apart(shop: Install, g
 
 
 # --- quickly found -----------------------------------------------------------------------------------------------
-
-
-def a_log(audience: Audience, events: int) -> None:
-    """A log of that many events, a few of them of Kim, all over it."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)"
-            " SELECT %s, n, CASE WHEN n %% 90000 = 7 THEN 'kim' ELSE md5((n / 2)::text) END, 1, n, now(), false"
-            " FROM generate_series(1, %s) AS n",
-            [audience.pk, events],
-        )
-    Audience.objects.filter(pk=audience.pk).update(last_sequence=events)
 
 
 def plan_of_the_search() -> dict[str, Any]:

@@ -11,16 +11,16 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
-from django.db import ProgrammingError, connection
+from django.db import ProgrammingError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 
-from audiences import checks, hosts, ingest, installs, role
+from audiences import checks, customers, hosts, ingest, installs, role
 from audiences.models import Install, Token, Worker
 from lytics_sync.processes import Fleet, free_port
 from lytics_sync.security import POLICY
 from lytics_sync.stack import Memory, Stack
-from tests.delivering import assert_all_is_well, drain_all, enter, make_audience, make_install, sandbox
+from tests.delivering import a_log, assert_all_is_well, drain_all, enter, make_audience, make_install, sandbox
 
 PASSWORD = "long enough for anyone"
 
@@ -315,12 +315,33 @@ def test_the_role_can_do_all_that_the_processes_do(bridge: str) -> None:
         Worker.objects.all().delete()
 
 
+def test_the_role_makes_the_log_quick_to_search(bridge: str) -> None:
+    a_log(make_audience(make_install()), 20_000)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET ROLE {bridge}")
+    assert customers.summarise() > 0
+    assert customers.summarise() == 0
+
+
+def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One that has its rights from an older version."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"REVOKE EXECUTE ON FUNCTION summarise_events FROM {bridge}")
+        cursor.execute(f"SET ROLE {bridge}")
+    with transaction.atomic():
+        assert customers.summarise() == 0
+    assert "grant_role" in caplog.text
+
+
 @pytest.mark.parametrize(
     "statement",
     [
         "DELETE FROM audiences_event",
         "UPDATE audiences_event SET identifier = 'x'",
         "TRUNCATE audiences_event",
+        "DELETE FROM django_admin_log",
+        "UPDATE django_admin_log SET change_message = 'x'",
+        "SELECT brin_summarize_new_values('events_of_a_customer')",
         "DELETE FROM audiences_membership",
         "DELETE FROM audiences_receipt",
         "DELETE FROM audiences_parked",
