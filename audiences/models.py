@@ -141,6 +141,8 @@ class Token(models.Model):
 
     install = models.ForeignKey(Install, on_delete=models.CASCADE, related_name="tokens")
     slot = models.PositiveSmallIntegerField()
+    # What it is for, such as the name of the Lytics job that sends it.
+    name = models.CharField(max_length=60, blank=True, default="", db_default="")
     digest = models.CharField(max_length=64, unique=True)
     secret = EncryptedTextField()
     created_at = models.DateTimeField(default=now)
@@ -164,7 +166,7 @@ class Token(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"token {self.slot} of {self.install}"
+        return f"token {self.name or self.slot} of {self.install}"
 
 
 class Audience(models.Model):

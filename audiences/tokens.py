@@ -41,7 +41,7 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def create(install: Install) -> Token:
+def create(install: Install, *, name: str = "") -> Token:
     """A new token of 256 random bits beside the one that may be live. Raises ``NoFreeSlotError``."""
     with transaction.atomic():
         Install.objects.select_for_update(no_key=True).get(pk=install.pk)
@@ -51,7 +51,7 @@ def create(install: Install) -> Token:
         if free is None:
             raise NoFreeSlotError("Two tokens are live already; revoke one of them first.")
         secret = PREFIX + secrets.token_urlsafe(32)
-        return Token.objects.create(install=install, slot=free, digest=digest(secret), secret=secret)
+        return Token.objects.create(install=install, slot=free, name=name, digest=digest(secret), secret=secret)
 
 
 def live(install: Install) -> list[Token]:

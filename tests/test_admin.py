@@ -361,6 +361,26 @@ def test_tokens_are_made_revealed_rotated_and_revoked(operator: Client, install:
     assert first.revoked_at is not None
 
 
+def test_a_token_has_a_name_that_its_successor_keeps(operator: Client, install: Install) -> None:
+    page = reverse("admin:audiences_install_change", args=[install.pk])
+    token = install.tokens.get()
+
+    def answer(verb: str, thing: Any, **answers: str) -> None:
+        asked = operator.get(url(verb, thing)).content.decode()
+        operator.post(url(verb, thing), {**hidden(asked), **answers})
+
+    answer("name", token, token_name="nightly <job>")
+    assert "nightly &lt;job&gt;" in operator.get(page).content.decode()
+    answer("rotate", token, hours="24")
+    assert [other.name for other in install.tokens.all()] == ["nightly <job>"] * 2
+    answer("revoke", token)
+    answer("new-token", install, token_name="other job")
+    assert "other job" in operator.get(page).content.decode()
+    too_long = operator.get(url("name", token)).content.decode()
+    answered = operator.post(url("name", token), {**hidden(too_long), "token_name": "x" * 61})
+    assert "at most 60 characters" in answered.content.decode()
+
+
 def test_rotating_lets_the_old_token_live_on_for_a_while(operator: Client, install: Install) -> None:
     old = install.tokens.get()
     asked = operator.get(url("rotate", old)).content.decode()
@@ -387,6 +407,7 @@ BUTTONS: list[tuple[str, str]] = [
     ("install", "new-token"),
     ("token", "reveal"),
     ("token", "rotate"),
+    ("token", "name"),
     ("token", "revoke"),
     ("parked", "release"),
     ("parked", "discard"),

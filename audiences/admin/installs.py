@@ -17,7 +17,7 @@ from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import check_key
 from audiences.admin.pages import OperatorAdmin, ago, count, last_call, link, list_url, number, pill_and_why, url_of
-from audiences.admin.tokens import TokenAdmin
+from audiences.admin.tokens import AskName, TokenAdmin
 from audiences.admin.verbs import Verb
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.secrets import UNREADABLE, Unreadable
@@ -159,6 +159,7 @@ class CheckKey(Verb[Install]):
 
 class NewToken(Verb[Install]):
     name, label, icon, permission = "new-token", "New token", "add", "audiences.add_token"
+    form = AskName
 
     def offered(self, install: Install) -> bool:
         return len(tokens.live(install)) < 2
@@ -168,7 +169,7 @@ class NewToken(Verb[Install]):
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
         try:
-            tokens.create(install)
+            tokens.create(install, name=answers["token_name"])
         except tokens.NoFreeSlotError:
             return None
         return f"A new token of {install} is live."

@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
-from unfold.widgets import UnfoldAdminSelectWidget
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from audiences import state, tokens
 from audiences.admin.pages import HistoryAdmin, link, pill_and_why, span
@@ -24,6 +24,16 @@ class AskUntil(forms.Form):
         initial=24,
         widget=UnfoldAdminSelectWidget,
         help_text="Until then both work, so no call is rejected while the Lytics job is changed.",
+    )
+
+
+class AskName(forms.Form):
+    token_name = forms.CharField(
+        label="Name",
+        max_length=60,
+        required=False,
+        widget=UnfoldAdminTextInputWidget(attrs={"autofocus": True}),
+        help_text="What it is for, such as the name of the Lytics job that sends it. Can be left empty.",
     )
 
 
@@ -66,11 +76,25 @@ class Rotate(Verb[Token]):
     def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
         until = now() + timedelta(hours=answers["hours"])
         try:
-            tokens.create(token.install)
+            tokens.create(token.install, name=token.name)
         except tokens.NoFreeSlotError:
             return None
         tokens.revoke(token, at=until)
         return f"A new token is live; the old one ends at {until:%Y-%m-%d %H:%M} UTC."
+
+
+class Name(Verb[Token]):
+    name, label, icon, permission = "name", "Name", "edit", "audiences.rotate_token"
+    form = AskName
+
+    def consequence(self, token: Token) -> str:
+        called = f"It is called {token.name} now" if token.name else "It has no name yet"
+        return f"A name tells the tokens of an install apart. {called} ({tokens.ending(token)})."
+
+    def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
+        token.name = answers["token_name"]
+        token.save(update_fields=["name"])
+        return f"Called {token}."
 
 
 class Revoke(Verb[Token]):
@@ -116,7 +140,7 @@ def _used(token: Token) -> str:
 
 @admin.register(Token)
 class TokenAdmin(HistoryAdmin[Token]):
-    verbs = (Reveal(), Rotate(), Revoke())
+    verbs = (Reveal(), Rotate(), Name(), Revoke())
     empty_words = "No token yet."
     list_display = ("token", "pill", "install", "created_at", "last_used_at", "last_used_from")
     list_filter = ("install",)
