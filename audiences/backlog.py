@@ -19,6 +19,8 @@ _read_at: dict[int, tuple[float, int]] = {}
 
 # Lanes that deliver nothing until a person acts, or until their audience can be made.
 HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False)
+# Of lanes: blocked, and nobody has set it aside since; as ``state.is_set_aside``.
+BLOCKED = Q(blocked_at__isnull=False) & (Q(paused_at=None) | Q(paused_at__lt=F("blocked_at")))
 CAN_NOT_BE_MADE = Q(audience__provisioned_at=None, audience__hold_failures__gt=0)
 
 

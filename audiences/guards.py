@@ -69,12 +69,8 @@ def questions(before: Install | None, after: Install) -> list[Question]:
                 f" {before.identifier_field} stay members until an exit names them.",
             )
         )
-    others = [
-        other
-        for other in Install.objects.exclude(pk=after.pk)
-        if public_part(other) == public_part(after) and _place(other) == _place(after)
-    ]
-    new_account = before is None or (public_part(before), _place(before)) != (public_part(after), _place(after))
+    others = [other for other in Install.objects.exclude(pk=after.pk) if same_account(other, after)]
+    new_account = before is None or not same_account(before, after)
     if others and new_account:
         found.append(
             Question(
@@ -89,6 +85,10 @@ def questions(before: Install | None, after: Install) -> list[Question]:
 def public_part(install: Install) -> str:
     """The part of a private key that names its account."""
     return str(install.odp_api_key).partition(".")[0]
+
+
+def same_account(one: Install, other: Install) -> bool:
+    return (public_part(one), _place(one)) == (public_part(other), _place(other))
 
 
 def _place(install: Install) -> str:

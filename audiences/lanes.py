@@ -18,7 +18,7 @@ import structlog
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 from django.utils.timezone import now
 
 from audiences import carried, prepared
@@ -725,6 +725,12 @@ def pause(lane: Lane, *, by: str, reason: str) -> bool:
     return bool(paused.update(paused_at=now(), paused_by=by, pause_reason=reason))
 
 
+def set_aside(lane: Lane, *, by: str, reason: str) -> bool:
+    """Hold a blocked lane until a person resumes it; then its block is told again. False when it isn't blocked."""
+    blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
+    return bool(blocked.update(paused_at=Greatest(Now(), "blocked_at"), paused_by=by, pause_reason=reason))
+
+
 def resume(lane: Lane) -> bool:
     """Let a paused lane go on. False when it wasn't paused."""
     return bool(
@@ -756,6 +762,9 @@ def _give_back(token: uuid.UUID) -> None:
     Lane.objects.filter(lease_token=token).update(lease_token=None, lease_expires_at=None)
 
 
-def unblock(lane: Lane) -> bool:
-    """Let a blocked lane try again. False when it wasn't blocked."""
-    return bool(Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False).update(blocked_at=None, block_reason=""))
+def unblock(lane: Lane, *, idle: bool = False) -> bool:
+    """Let a blocked lane try again. False when it wasn't blocked, or if ``idle`` when a worker holds it."""
+    blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
+    if idle:
+        blocked = blocked.filter(lease_token=None)
+    return bool(blocked.update(blocked_at=None, block_reason=""))

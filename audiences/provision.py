@@ -115,6 +115,23 @@ def accept(audience_id: int, definition: str) -> bool:
     return bool(found.update(accepted_definition=definition, foreign_definition=""))
 
 
+def use_id(audience_id: int, odp_id: str) -> None:
+    """Let it have another id in ODP, where nothing of it is yet. Whoever was making it under the old one has lost it.
+
+    Raises ``IntegrityError`` when another audience of the install has that id.
+    """
+    Audience.objects.filter(pk=audience_id).update(
+        odp_id=odp_id,
+        provisioned_at=None,
+        look_asked_at=None,
+        making_token=None,
+        making_until_at=None,
+        foreign_definition="",
+        accepted_definition="",
+        **_NO_HOLD,
+    )
+
+
 # --- what the workers do about it ----------------------------------------------------------------------------
 
 

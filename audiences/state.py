@@ -31,6 +31,7 @@ _TONES = {
     "busy": ("sending", "waiting", "being created", "to be created", "open", "under way"),
     "held": (
         "paused",
+        "set aside",
         "held back",
         "on hold",
         "in part",
@@ -95,6 +96,8 @@ def of_lane(lane: Lane) -> State:
     """The state of a lane whose audience and install have been fetched with it."""
     audience = lane.audience
     waiting = backlog(lane)
+    if is_set_aside(lane):
+        return State("set aside", f"by {lane.paused_by}: {lane.pause_reason} Blocked: {lane.block_reason}")
     if lane.blocked_at is not None:
         return State("blocked", lane.block_reason, trouble=True)
     if lane.paused_at is not None:
@@ -111,6 +114,11 @@ def of_lane(lane: Lane) -> State:
     if audience.hold_failures and not audience.provisioned_at:
         return State("on hold", f"it can't be created in ODP: {hold(audience)}", trouble=True)
     return State("waiting" if audience.provisioned_at else "to be created")
+
+
+def is_set_aside(lane: Lane) -> bool:
+    """Whether a person has paused it since it is blocked, and so knows of the block."""
+    return lane.blocked_at is not None and lane.paused_at is not None and lane.paused_at >= lane.blocked_at
 
 
 def hold(audience: Audience) -> str:
@@ -313,7 +321,8 @@ def warnings(lane: Lane) -> list[str]:
         told.append(f"The slug was edited in Lytics to {audience.latest_slug}; the ODP id stays {audience.odp_id}.")
     if audience.odp_id != naming.odp_id(audience.slug):
         told.append(
-            f"Another segment already had the id {naming.odp_id(audience.slug)}, so this one has {audience.odp_id}."
+            f"Its ODP id is {audience.odp_id}: another segment had {naming.odp_id(audience.slug)} already, or a person"
+            " chose this one."
         )
     if audience.accepted_definition:
         told.append("Its definition in ODP differs from the one that this service writes; a person has accepted it.")

@@ -66,10 +66,10 @@ def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> N
     enter(gold, "kim")
     lanes.pause(lane_of(gold), by="ada", reason="a campaign")
     assert word(gold) == "paused"
-    lanes.resume(lane_of(gold))
-    lanes.block(claim(gold.install), "field gone")
-    lanes.pause(lane_of(gold), by="ada", reason="a campaign")
+    lanes.block_audience(gold.pk, "field gone")
     assert word(gold) == "blocked"
+    lanes.set_aside(lane_of(gold), by="ada", reason="known")
+    assert word(gold) == "set aside"
 
 
 def test_one_whose_install_may_not_send_is_held_back(gold: Audience) -> None:

@@ -2,20 +2,22 @@
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from unfold.widgets import UnfoldAdminTextInputWidget
 
-from audiences import brake, lanes, provision, resends, state
+from audiences import backlog, brake, lanes, other_id, provision, resends, state
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, effort, section
 from audiences.admin.runs_chart import chart
 from audiences.admin.verbs import AskReason, Verb
-from audiences.models import Audience, Delivery, Event, Membership, Parked, Resend, Run
+from audiences.models import Audience, Delivery, Event, Lane, Membership, Parked, Resend, Run
 from audiences.wake import wake
 from odp.outcomes import Outcome
 
@@ -27,7 +29,7 @@ class Pause(Verb[Audience]):
     form = AskReason
 
     def offered(self, audience: Audience) -> bool:
-        return audience.lane.paused_at is None
+        return audience.lane.paused_at is None and audience.lane.blocked_at is None
 
     def consequence(self, audience: Audience) -> str:
         return (
@@ -37,6 +39,30 @@ class Pause(Verb[Audience]):
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
         return f"Paused {audience}." if lanes.pause(audience.lane, by=by, reason=answers["reason"]) else None
+
+
+class SetAside(Verb[Audience]):
+    """Of a blocked audience, that somebody knows and doesn't want to be told each day."""
+
+    name, label, icon, permission = "set-aside", "Set aside", "archive", "audiences.pause_audience"
+    form = AskReason
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None and not state.is_set_aside(audience.lane)
+
+    def seen(self, audience: Audience) -> str:
+        return str(audience.lane.blocked_at)
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"The front page names {audience} among what is paused, with your reason, and no longer as blocked. Its"
+            f" {number(state.backlog(audience.lane))} waiting events stay, and new ones are accepted. Resume and then"
+            " Unblock it to have them sent."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        done = lanes.set_aside(audience.lane, by=by, reason=answers["reason"])
+        return f"Set {audience} aside." if done else None
 
 
 class Resume(Verb[Audience]):
@@ -85,6 +111,44 @@ class Unblock(Verb[Audience]):
             provision.look_again(audience.pk)
         wake(audience.install_id)
         return f"Unblocked {audience}. It is tried again now."
+
+
+class AskId(AskReason):
+    odp_id = forms.CharField(
+        label="New ODP id",
+        max_length=other_id.LONGEST,
+        widget=UnfoldAdminTextInputWidget(attrs={"autofocus": True}),
+        help_text="lytics_ and small letters, digits or underscores, such as lytics_gold_2.",
+    )
+    field_order = ("odp_id", "reason")
+
+
+class UseOtherId(Verb[Audience]):
+    name, label, icon, permission = "other-id", "Use another ODP id", "drive_file_move", "audiences.unblock_audience"
+    form = AskId
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None
+
+    def seen(self, audience: Audience) -> str:
+        return f"{audience.odp_id} {audience.lane.blocked_at}"
+
+    def consequence(self, audience: Audience) -> str:
+        held = Membership.objects.filter(audience=audience).count()
+        return (
+            f"A new audience is created in ODP and everybody known is sent to it: {count(held, 'customer')} and the"
+            f" {number(state.backlog(audience.lane))} waiting events. {audience} keeps in ODP what it has there, and"
+            " nothing changes it any more: whatever personalises by it has to be changed to the new id."
+            f" The reason of the block: {audience.lane.block_reason}"
+        )
+
+    def wrong(self, audience: Audience, answers: dict[str, Any]) -> str:
+        return other_id.problem_of(audience, answers["odp_id"])
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not other_id.use(audience, answers["odp_id"], by=by, reason=answers["reason"]):
+            return None
+        return f"{audience} goes to ODP as {answers['odp_id']} from now on."
 
 
 class RetryNow(Verb[Audience]):
@@ -176,7 +240,7 @@ class AudienceState(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Audience]) -> QuerySet[Audience]:
         match self.value():
             case "blocked":
-                return queryset.filter(lane__blocked_at__isnull=False)
+                return queryset.filter(lane__in=Lane.objects.filter(backlog.BLOCKED))
             case "hold":
                 return queryset.filter(hold_failures__gt=0)
             case "paused":
@@ -190,7 +254,7 @@ class AudienceState(admin.SimpleListFilter):
 
 @admin.register(Audience)
 class AudienceAdmin(OperatorAdmin[Audience]):
-    verbs = (Pause(), Resume(), Unblock(), AcceptDefinition(), RetryNow(), Resync(), Replay())
+    verbs = (Pause(), SetAside(), Resume(), Unblock(), AcceptDefinition(), UseOtherId(), RetryNow(), Resync(), Replay())
     empty_words = "No audience yet. An audience appears with its first event."
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
     list_filter = (AudienceState, "install")

@@ -89,7 +89,7 @@ def _numbers(installs: list[Any], behind: list[Any], held: list[Lane], parked: l
     heads = [lane.head_at for lane in behind if lane.head_at]
     oldest = now() - min(heads) if heads else timedelta(0)
     braked = sum(install.brake_until_at is not None for install in installs)
-    blocked = sum(lane.blocked_at is not None for lane in held)
+    blocked = sum(lane.blocked_at is not None and not state.is_set_aside(lane) for lane in held)
     waiting = sum(state.backlog(lane) for lane in behind)
     items = sum(group["count"] for group in parked)
     return [
@@ -193,9 +193,13 @@ def _braked(request: HttpRequest, installs: list[Any], behind: list[Any]) -> lis
     ]
 
 
+# What a person may do about a block.
+MENDS = ("unblock", "accept", "other-id", "set-aside")
+
+
 def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
     here = reverse("admin:index")
-    blocked = [lane for lane in held if lane.blocked_at]
+    blocked = [lane for lane in held if lane.blocked_at and not state.is_set_aside(lane)]
     told = [
         Trouble(
             f"{lane.audience} is blocked",
@@ -203,8 +207,11 @@ def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
             f" {count(state.backlog(lane), 'event')} waiting. Other audiences are not affected.",
             ago(lane.blocked_at),
             url_of(lane.audience),
-            todo="Fix the cause in ODP, then press Unblock. Waiting events are sent in order.",
-            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("unblock", "accept")),
+            todo=(
+                "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
+                " What can't be fixed there gets another ODP id, or is set aside."
+            ),
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=MENDS),
         )
         for lane in blocked[:TOLD]
     ]
@@ -252,10 +259,10 @@ def _sentence(words: str) -> str:
 
 def _paused(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
     here = reverse("admin:index")
-    paused = [lane for lane in held if lane.paused_at and not lane.blocked_at]
+    paused = [lane for lane in held if lane.paused_at and (not lane.blocked_at or state.is_set_aside(lane))]
     told = [
         Trouble(
-            f"{lane.audience} is paused",
+            f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'}",
             f"by {lane.paused_by}: {lane.pause_reason}",
             ago(lane.paused_at),
             url_of(lane.audience),

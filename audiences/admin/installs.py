@@ -12,7 +12,7 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences import brake, confirm, guards, installs, provision, state, tokens
+from audiences import backlog, brake, confirm, guards, installs, provision, state, tokens
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import check_key
@@ -254,7 +254,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                     lanes.annotate(n=Sum(F("audience__last_sequence") - F("delivered_sequence"))).values("n")
                 ),
                 parked_count=Subquery(parked.annotate(n=Count("pk")).values("n")),
-                blocked=Subquery(lanes.filter(blocked_at__isnull=False).annotate(n=Count("pk")).values("n")),
+                blocked=Subquery(lanes.filter(backlog.BLOCKED).annotate(n=Count("pk")).values("n")),
                 on_hold=Subquery(
                     lanes.filter(audience__hold_failures__gt=0, blocked_at=None).annotate(n=Count("pk")).values("n")
                 ),

@@ -64,6 +64,10 @@ class Verb(Generic[M]):
     def consequence(self, thing: M) -> str:
         raise NotImplementedError
 
+    def wrong(self, thing: M, answers: dict[str, Any]) -> str:
+        """What speaks against the answers, beyond what the form knows; empty when nothing does."""
+        return ""
+
     def do(self, thing: M, *, by: str, answers: dict[str, Any]) -> str | None:
         """Do it and say what was done; None when somebody else was quicker."""
         raise NotImplementedError
@@ -135,6 +139,8 @@ def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: in
     form = verb.form(request.POST if request.method == "POST" else None)
     if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.proof(thing)):
         return go(request, back, warning=verb.too_late(thing))
+    if request.method == "POST" and form.is_valid() and (wrong := verb.wrong(thing, form.cleaned_data)):
+        form.add_error(None, wrong)
     if request.method == "POST" and form.is_valid():
         done = verb.do(thing, by=request.user.get_username(), answers=form.cleaned_data)
         if done is None:

@@ -1,0 +1,50 @@
+"""Another id in ODP for an audience that is blocked: what has its own id there can be neither mended nor removed by us.
+
+ODP can't rename a field and has no call that deletes one, so an audience whose id is taken by something else would be
+blocked for ever (docs/odp-wire.md).
+"""
+
+import re
+
+from django.db import IntegrityError, transaction
+
+from audiences import guards, lanes, provision, resends
+from audiences.models import Audience, Membership
+from audiences.wake import wake
+
+LONGEST = 100
+_FORM = re.compile(r"lytics_[a-z0-9_]+")
+
+
+def problem_of(audience: Audience, odp_id: str) -> str:
+    """Why the audience can't have that id, in words; empty when nothing speaks against it."""
+    if not _FORM.fullmatch(odp_id) or len(odp_id) > LONGEST:
+        return f"An ODP id is lytics_ and small letters, digits and underscores, {LONGEST} characters at most."
+    if odp_id == audience.odp_id:
+        return "This is its present ODP id."
+    for other in Audience.objects.filter(odp_id=odp_id).select_related("install"):
+        if other.install_id == audience.install_id or guards.same_account(other.install, audience.install):
+            return f"Another audience has this id: segment {other.segment_id} of {other.install}."
+    return ""
+
+
+def use(audience: Audience, odp_id: str, *, by: str, reason: str) -> bool:
+    """Unblock the audience under another id, and have its whole ledger sent there.
+
+    False when it isn't blocked any more, a request of it is under way, its id was taken meanwhile, or it is being
+    resynced. What was sent under the old id stays in ODP.
+    """
+    try:
+        with transaction.atomic():
+            done = lanes.unblock(audience.lane, idle=True)
+            if done:
+                provision.use_id(audience.pk, odp_id)
+            if done and Membership.objects.filter(audience=audience).exists():
+                done = resends.resync(audience, by=by, reason=reason)
+            if not done:
+                transaction.set_rollback(True)
+    except IntegrityError:
+        return False
+    if done:
+        wake(audience.install_id)
+    return done

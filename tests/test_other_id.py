@@ -1,0 +1,190 @@
+"""A blocked audience can always be mended from here: under another ODP id, or set aside with a reason."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import reverse
+
+from audiences import lanes, other_id, provision, resends, state
+from audiences.models import Audience, Install, Lane, Resend
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import (
+    assert_all_is_well,
+    claim,
+    drain_all,
+    enter,
+    lane_of,
+    make_audience,
+    make_install,
+    numbered,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+REASON = "its field is a string there"
+
+
+@pytest.fixture
+def operator() -> Client:
+    person = User.objects.create_user("operator", password="long enough for anyone", is_staff=True)
+    person.groups.add(Group.objects.get(name="operator"))
+    client = Client()
+    client.force_login(person)
+    return client
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    return make_install(odp)
+
+
+@pytest.fixture
+def gold(shop: Install) -> Audience:
+    """It has delivered, is blocked since, and more has come."""
+    made = make_audience(shop, provisioned=False)
+    enter(made, *numbered(7))
+    drain_all(shop)
+    lanes.block_audience(made.pk, REASON)
+    enter(made, "late")
+    return made
+
+
+def send_again(shop: Install) -> None:
+    drain_all(shop)
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def press(client: Client, verb: str, audience: Audience, **answers: str) -> Any:
+    address = reverse(f"admin:audiences_audience_{verb}", args=[audience.pk])
+    asked = client.get(address)
+    if asked.status_code != 200:
+        return asked
+    seen = asked.context["hidden"]["seen"]
+    return client.post(address, {"seen": seen, "reason": "known since May", **answers}, follow=True)
+
+
+def test_everybody_known_is_sent_under_the_other_id(
+    operator: Client, odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    press(operator, "other-id", gold, odp_id="lytics_gold_2")
+    send_again(shop)
+    gold.refresh_from_db()
+    assert gold.odp_id == "lytics_gold_2"
+    assert lane_of(gold).blocked_at is None
+    assert odp.members("lytics_gold_2") == sorted([*numbered(7), "late"])
+    assert odp.members("lytics_gold") == sorted(numbered(7))
+    assert_all_is_well(gold)
+
+
+@pytest.mark.parametrize(
+    ("odp_id", "problem"),
+    [
+        ("gold", "An ODP id is lytics_"),
+        ("lytics_Gold", "An ODP id is lytics_"),
+        ("lytics_", "An ODP id is lytics_"),
+        ("lytics_gold\n", "present"),  # what a form strips
+        ("lytics_gold", "present"),
+        ("lytics_silver", "Another audience has this id"),
+        ("lytics_" + "x" * 200, "at most 100 characters"),
+    ],
+)
+def test_an_id_that_is_no_good_is_told_and_changes_nothing(
+    operator: Client, shop: Install, gold: Audience, odp_id: str, problem: str
+) -> None:
+    make_audience(shop, "silver")
+    assert problem in press(operator, "other-id", gold, odp_id=odp_id).content.decode()
+    gold.refresh_from_db()
+    assert gold.odp_id == "lytics_gold"
+    assert lane_of(gold).blocked_at is not None
+
+
+def test_the_id_of_another_install_of_the_same_account_is_taken(odp: ThreadedSandbox, gold: Audience) -> None:
+    make_audience(make_install(odp, name="Twin"), "silver")
+    make_audience(make_install(odp, name="Stranger", odp_api_key="another.key"), "bronze")
+    assert "Twin" in other_id.problem_of(gold, "lytics_silver")
+    assert other_id.problem_of(gold, "lytics_bronze") == ""
+
+
+def test_nothing_is_changed_while_a_request_is_under_way(shop: Install, gold: Audience) -> None:
+    lanes.unblock(gold.lane)
+    claim(shop)
+    lanes.block_audience(gold.pk, REASON)
+    assert not other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
+    assert Audience.objects.get().odp_id == "lytics_gold"
+    assert lane_of(gold).blocked_at is not None
+
+
+def test_nothing_is_changed_while_it_is_being_resynced(gold: Audience) -> None:
+    """Its first chunks may stand in the log before the new id, its last ones behind."""
+    assert resends.resync(gold, by="sam", reason="x")
+    assert not other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
+    assert Audience.objects.get().odp_id == "lytics_gold"
+    assert lane_of(gold).blocked_at is not None
+    assert Resend.objects.count() == 1
+
+
+def test_who_was_making_it_under_the_old_id_has_made_nothing(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    provision.look_again(gold.pk)
+    Lane.objects.update(blocked_at=None, block_reason="")
+    making = provision.claim(shop.pk)
+    assert making is not None
+    lanes.block_audience(gold.pk, REASON)
+    assert other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
+    assert not provision._end(making, made=True)
+    send_again(shop)
+    assert odp.members("lytics_gold_2") == sorted([*numbered(7), "late"])
+
+
+def test_one_that_never_delivered_needs_no_resync(odp: ThreadedSandbox, shop: Install) -> None:
+    made = make_audience(shop, provisioned=False)
+    enter(made, "kim")
+    lanes.block_audience(made.pk, REASON)
+    assert other_id.use(made, "lytics_gold_2", by="sam", reason="x")
+    assert not Resend.objects.exists()
+    drain_all(shop)
+    assert odp.members("lytics_gold_2") == ["kim"]
+
+
+def test_one_that_is_set_aside_is_told_with_its_reason_and_keeps_its_events(
+    operator: Client, odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    press(operator, "set-aside", gold)
+    page = operator.get(reverse("admin:index"))
+    (told,) = [one for one in page.context["troubles"] if "lytics_gold" in one.what]
+    assert (told.what, told.tone) == ("lytics_gold is set aside", "held")
+    assert "known since May" in told.why
+    lane = lane_of(gold)
+    assert state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk)).word == "set aside"
+    assert lane.blocked_at is not None
+    drain_all(shop)
+    assert "late" not in odp.members("lytics_gold")
+    press(operator, "resume", gold)
+    press(operator, "unblock", gold)
+    drain_all(shop)
+    assert "late" in odp.members("lytics_gold")
+    assert_all_is_well(gold)
+
+
+def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_aside(
+    operator: Client, shop: Install, gold: Audience
+) -> None:
+    lanes.unblock(gold.lane)
+    lanes.pause(gold.lane, by="sam", reason="campaign moved")
+    lanes.block_audience(gold.pk, REASON)
+
+    def told() -> list[str]:
+        page = operator.get(reverse("admin:index"))
+        return [one.what for one in page.context["troubles"] if "lytics_gold" in one.what]
+
+    blocked = reverse("admin:audiences_audience_changelist"), {"state": "blocked"}
+    assert told() == ["lytics_gold is blocked"]
+    assert "lytics_gold" in operator.get(*blocked).content.decode()
+    press(operator, "set-aside", gold)
+    assert told() == ["lytics_gold is set aside"]
+    assert "lytics_gold" not in operator.get(*blocked).content.decode()
+    assert press(operator, "set-aside", gold).status_code == 302
