@@ -276,7 +276,7 @@ def test_a_blocked_audience_says_what_odp_said_and_how_much_waits(operator: Clie
     Lane.objects.update(blocked_at=now(), block_reason="field lytics_gold_club is of type string")
     told = trouble(operator, "lytics_gold_club is blocked")
     assert "field lytics_gold_club is of type string. 1 event waiting" in told.why
-    assert labels(told) == ["Set aside", "Unblock", "Use another ODP id"]
+    assert labels(told) == ["Unblock", "Use another ODP id", "Set aside"]
 
 
 def on_hold(reason: str = "503: down", **values: Any) -> None:

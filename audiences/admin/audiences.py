@@ -254,7 +254,7 @@ class AudienceState(admin.SimpleListFilter):
 
 @admin.register(Audience)
 class AudienceAdmin(OperatorAdmin[Audience]):
-    verbs = (Pause(), SetAside(), Resume(), Unblock(), AcceptDefinition(), UseOtherId(), RetryNow(), Resync(), Replay())
+    verbs = (Pause(), Resume(), Unblock(), AcceptDefinition(), UseOtherId(), SetAside(), RetryNow(), Resync(), Replay())
     empty_words = "No audience yet. An audience appears with its first event."
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
     list_filter = (AudienceState, "install")
