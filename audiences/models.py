@@ -195,6 +195,8 @@ class Audience(models.Model):
     # Digests of a definition that was found in ODP and isn't ours, and of the one that a person has accepted.
     foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
+    # When a person chose what becomes of an older audience with its slug; see ``audiences/take_over.py``.
+    slug_settled_at = models.DateTimeField(null=True)
 
     class Meta:
         permissions = [
@@ -533,6 +535,7 @@ class Again(models.Model):
         REPLAY = "replay", "replay"
         RESYNC = "resync", "resync"
         RELEASE = "release", "release"
+        LEAVE = "leave", "take-over"
         UNANSWERED = "unanswered", "a delivery without a final answer"
 
     audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
@@ -646,6 +649,7 @@ class Resend(models.Model):
         REPLAY = "replay", "replay"
         RESYNC = "resync", "resync"
         RELEASE = "release", "release"
+        LEAVE = "leave", "take-over"
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="resends")
     audience = models.ForeignKey(Audience, null=True, on_delete=models.PROTECT, related_name="resends")
@@ -656,9 +660,10 @@ class Resend(models.Model):
     received_from = models.DateTimeField(null=True)
     received_to = models.DateTimeField(null=True)
     # The last number there is to do, and the last one done: an event's for a replay, a parked item's for a release.
+    # For a take-over ``upto`` is the audience whose members leave.
     upto = models.BigIntegerField(default=0)
     after = models.BigIntegerField(default=0)
-    # Of a resync: the last customer done.
+    # Of a resync and a take-over: the last customer done.
     after_identifier = models.TextField(blank=True)
     total = models.BigIntegerField()
     done = models.BigIntegerField(default=0)
@@ -692,6 +697,7 @@ class Resend(models.Model):
                 name="resend_says_of_what",
                 condition=Q(kind="release", audience=None) & ~Q(parked_reason="")
                 | Q(kind="resync", audience__isnull=False)
+                | Q(kind="leave", audience__isnull=False, upto__gt=0)
                 | Q(
                     kind="replay",
                     audience__isnull=False,
@@ -711,7 +717,7 @@ class Resend(models.Model):
     def __str__(self) -> str:
         if self.kind == self.Kind.RELEASE:
             return f"release of all parked for {self.parked_reason}"
-        return f"{self.kind} of {self.audience}"
+        return f"{self.get_kind_display()} of {self.audience}"
 
 
 class Pace(models.Model):

@@ -82,6 +82,24 @@ def resync(audience: Audience, *, by: str, reason: str) -> bool:
     return asked
 
 
+def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:
+    """Have those leave who are members of an old audience alone, whose ODP id the audience has taken over.
+
+    False while another such take-over is unfinished.
+    """
+    return _ask(
+        Resend(
+            kind=Resend.Kind.LEAVE,
+            install=audience.install,
+            audience=audience,
+            upto=old.pk,
+            total=old.lane.member_count,
+            by=by,
+            reason=reason,
+        )
+    )
+
+
 def release_all(install: Install, parked_reason: str, *, upto: int, total: int, by: str) -> bool:
     """Have all released that is parked for a reason, up to an item. False while another such release is unfinished."""
     return _ask(
@@ -159,6 +177,8 @@ def _step(resend: Resend, limit: int) -> Step:
             return _replay(resend, limit)
         case Resend.Kind.RESYNC:
             return _resync(resend, limit)
+        case Resend.Kind.LEAVE:
+            return _leave(resend, limit)
     return _release(resend)
 
 
@@ -193,6 +213,23 @@ def _resync(resend: Resend, limit: int) -> Step:
     _append(resend, [Fact("", "", row.identifier, kinds[row.is_member], row.occurred_ns) for row in held])
     last = held[-1].identifier if held else resend.after_identifier
     return Step(done=len(held), after_identifier=last, over=len(held) < limit)
+
+
+def _leave(resend: Resend, limit: int) -> Step:
+    """Exits at the beginning of time: whatever the audience itself has been told of somebody is newer and decides."""
+    assert resend.audience_id is not None
+    members = Membership.objects.filter(audience_id=resend.upto, is_member=True)
+    rows = members.filter(identifier__gt=resend.after_identifier).order_by("identifier")[:limit]
+    leaving = list(rows.values_list("identifier", flat=True))
+    known = set(
+        Membership.objects.filter(audience_id=resend.audience_id, identifier__in=leaving).values_list(
+            "identifier", flat=True
+        )
+    )
+    only = [Fact("", "", identifier, Kind.EXIT, 0) for identifier in leaving if identifier not in known]
+    _append(resend, only)
+    last = leaving[-1] if leaving else resend.after_identifier
+    return Step(done=len(leaving), after=resend.after, after_identifier=last, over=len(leaving) < limit)
 
 
 def _append(resend: Resend, facts: list[Fact]) -> None:

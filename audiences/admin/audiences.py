@@ -11,7 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from audiences import backlog, brake, lanes, other_id, provision, resends, state
+from audiences import backlog, brake, lanes, other_id, provision, resends, state, take_over
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, effort, section
@@ -151,6 +151,57 @@ class UseOtherId(Verb[Audience]):
         return f"{audience} goes to ODP as {answers['odp_id']} from now on."
 
 
+class KeepBoth(Verb[Audience]):
+    """Of an audience with the slug of an older one."""
+
+    name, label, icon, permission = "keep-both", "Keep both", "call_split", "audiences.resync_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.slug_settled_at is None and take_over.older(audience) is not None
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"{audience} and {take_over.older(audience)} stay two audiences in ODP, each with the members of its own"
+            " segment. The front page does not ask again."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        return f"{audience} stays beside the older one." if take_over.keep_both(audience) else None
+
+
+class TakeOver(Verb[Audience]):
+    name, label, icon, permission = "take-over", "Take over the old id", "move_up", "audiences.resync_audience"
+    form = AskReason
+    danger = True
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.slug_settled_at is None and take_over.older(audience) is not None
+
+    def seen(self, audience: Audience) -> str:
+        return f"{audience} {take_over.older(audience)}"
+
+    def consequence(self, audience: Audience) -> str:
+        old = take_over.older(audience)
+        assert old is not None
+        return (
+            f"Segment {audience.segment_id} goes to ODP as {old} from now on, with its own members:"
+            f" {number(audience.lane.member_count)} so far. Segment {old.segment_id} has"
+            f" {count(old.lane.member_count, 'member')} there; of those, all whom the new one has not named leave:"
+            " make sure that Lytics has sent"
+            f" its existing users. The old one is paused, and {audience} stays in ODP as it is now."
+        )
+
+    def wrong(self, audience: Audience, answers: dict[str, Any]) -> str:
+        old = take_over.older(audience)
+        return take_over.problem_of(old) if old else ""
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        old = take_over.older(audience)
+        if old is None or not take_over.take_over(audience, old, by=by, reason=answers["reason"]):
+            return None
+        return f"Segment {audience.segment_id} goes to ODP as {old} from now on."
+
+
 class RetryNow(Verb[Audience]):
     name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
 
@@ -254,7 +305,19 @@ class AudienceState(admin.SimpleListFilter):
 
 @admin.register(Audience)
 class AudienceAdmin(OperatorAdmin[Audience]):
-    verbs = (Pause(), Resume(), Unblock(), AcceptDefinition(), UseOtherId(), SetAside(), RetryNow(), Resync(), Replay())
+    verbs = (
+        Pause(),
+        Resume(),
+        Unblock(),
+        AcceptDefinition(),
+        UseOtherId(),
+        SetAside(),
+        KeepBoth(),
+        TakeOver(),
+        RetryNow(),
+        Resync(),
+        Replay(),
+    )
     empty_words = "No audience yet. An audience appears with its first event."
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
     list_filter = (AudienceState, "install")

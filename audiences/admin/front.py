@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences import checklist, failures, heartbeats, progress, readiness, refused, state
+from audiences import checklist, failures, heartbeats, progress, readiness, refused, state, take_over
 from audiences.admin import turned_away, verbs
 from audiences.admin.charts import charts
 from audiences.admin.pages import ago, count, last_call, list_url, number, span, url_of
@@ -68,6 +68,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *turned_away.over_the_disk_mark(installs),
         *turned_away.switched_off(request, installs),
         *_blocked(request, held),
+        *_made_anew(request),
         *_on_hold(request),
         *_parked(request, parked),
         *_paused(request, held),
@@ -216,6 +217,29 @@ def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
         for lane in blocked[:TOLD]
     ]
     return told + _and_more(len(blocked), "blocked audiences", list_url(Audience, state="blocked"))
+
+
+def _made_anew(request: HttpRequest) -> list[Trouble]:
+    """Audiences that have the slug of an older one, until somebody chooses."""
+    here = reverse("admin:index")
+    undecided = list(take_over.undecided().select_related("install", "lane").order_by("pk")[: TOLD + 1])
+    told = []
+    for audience in undecided[:TOLD]:
+        old = take_over.older(audience)
+        assert old is not None
+        told.append(
+            Trouble(
+                f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
+                f"Segment {audience.segment_id} has the slug of {old}, which is segment {old.segment_id}. It goes to"
+                f" ODP as {audience}, beside the old one.",
+                ago(audience.created_at),
+                url_of(audience),
+                tone="held",
+                todo="Keep both, or let the new one take over the old one's ODP id, so that what uses it goes on.",
+                buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both", "take-over")),
+            )
+        )
+    return told + _and_more(len(undecided), "audiences made anew", list_url(Audience))
 
 
 def _on_hold(request: HttpRequest) -> list[Trouble]:

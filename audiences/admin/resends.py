@@ -53,6 +53,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
         Stop(Resend.Kind.REPLAY, "audiences.replay_audience"),
         Stop(Resend.Kind.RESYNC, "audiences.resync_audience"),
         Stop(Resend.Kind.RELEASE, "audiences.release_parked"),
+        Stop(Resend.Kind.LEAVE, "audiences.resync_audience"),
     )
     empty_words = "Nothing has been sent again yet."
     list_display = ("resend", "pill", "progress_", "asked", "by", "why", "install_link")
@@ -120,7 +121,7 @@ def about(resend: Resend) -> str:
             return f"replay of {resend.received_from:%Y-%m-%d %H:%M} – {resend.received_to:%Y-%m-%d %H:%M} UTC"
         case Resend.Kind.RELEASE:
             return f"release: {resend.parked_reason.replace('_', ' ')} ({resend.install})"
-    return str(resend.kind)
+    return str(resend.get_kind_display())
 
 
 def section(request: HttpRequest, *, past: int = PAST_SHOWN, **wanted: Any) -> dict[str, Any]:
@@ -169,7 +170,8 @@ class SendAgain(Verb[Audience]):
 
 def under_way(resend: Resend) -> str:
     """To who presses again."""
-    return f"A {resend.kind} is already running: {progress(resend)}. Nothing was started; stop that one first."
+    what = resend.get_kind_display()
+    return f"A {what} is already running: {progress(resend)}. Nothing was started; stop that one first."
 
 
 def effort(install: Install, events: int) -> str:

@@ -1,0 +1,79 @@
+"""An audience that was made anew in Lytics: another segment with the slug of an older one.
+
+It gets an id of its own in ODP, beside the old one's, and a person chooses: both stay, or the new one takes over the
+old one's id, so that whatever personalises by it goes on. Then those whom only the old one held leave.
+"""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef, QuerySet
+from django.utils.timezone import now
+
+from audiences import lanes, provision, resends
+from audiences.models import Audience, Lane, Run
+from audiences.wake import wake
+
+# An old request that nobody waits for any more may be applied late; after so many affirmings it has long been.
+AFFIRMINGS = 3
+
+
+def undecided() -> QuerySet[Audience]:
+    """Audiences with the slug of an older one of their install, about which nobody has chosen."""
+    older = Audience.objects.filter(install=OuterRef("install"), latest_slug=OuterRef("latest_slug"))
+    return Audience.objects.filter(Exists(older.filter(pk__lt=OuterRef("pk"))), slug_settled_at=None)
+
+
+def older(audience: Audience) -> Audience | None:
+    """The one before it that has its slug."""
+    same = Audience.objects.filter(install=audience.install_id, latest_slug=audience.latest_slug, pk__lt=audience.pk)
+    return same.select_related("lane", "install").order_by("-pk").first()
+
+
+def keep_both(audience: Audience) -> bool:
+    """A person has chosen; False when somebody had already."""
+    return bool(Audience.objects.filter(pk=audience.pk, slug_settled_at=None).update(slug_settled_at=now()))
+
+
+def problem_of(old: Audience) -> str:
+    """Why the old one's id can't be taken over now, in words; empty when nothing speaks against it."""
+    quiet = timedelta(seconds=AFFIRMINGS * settings.AFFIRM_AFTER_SECONDS)
+    if old.last_sequence > old.lane.delivered_sequence:
+        return f"{old} still has events to deliver, and who is a member of it is known only then."
+    if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():
+        return f"{old} was sent to ODP within the last {quiet.total_seconds() / 60:.0f} minutes: is it really replaced?"
+    return ""
+
+
+def take_over(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
+    """Give the new one the old one's id in ODP, pause the old one, and have everything sent that this asks for.
+
+    False when a request of either is under way, either is being resynced, the old one has got events meanwhile, or
+    somebody has chosen already.
+    """
+    try:
+        with transaction.atomic():
+            held = list(Lane.objects.select_for_update().filter(pk__in=[new.pk, old.pk]).order_by("pk"))
+            list(Audience.objects.select_for_update().filter(pk__in=[new.pk, old.pk]).order_by("pk"))
+            old = Audience.objects.select_related("lane", "install").get(pk=old.pk)
+            free = all(lane.lease_token is None for lane in held) and not problem_of(old)
+            done = free and keep_both(new) and _exchange(new, old, by=by, reason=reason)
+            if not done:
+                transaction.set_rollback(True)
+    except IntegrityError:
+        return False
+    if done:
+        wake(new.install_id)
+    return done
+
+
+def _exchange(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
+    ids = Audience.objects.in_bulk([new.pk, old.pk])
+    theirs, ours = ids[old.pk].odp_id, ids[new.pk].odp_id
+    for pk, odp_id in ((old.pk, f"{ours} of {old.pk}"), (new.pk, theirs), (old.pk, ours)):
+        provision.use_id(pk, odp_id)
+    lanes.resume(old.lane)
+    lanes.pause(old.lane, by=by, reason=f"Segment {new.segment_id} took over its ODP id {theirs}. {reason}")
+    leaving = resends.leave(new, old, by=by, reason=reason)
+    return leaving and resends.resync(ids[new.pk], by=by, reason=reason)

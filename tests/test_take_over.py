@@ -1,0 +1,192 @@
+"""A slug that was made anew in Lytics: told, and a person chooses between two audiences and one that goes on."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.db.models import F
+from django.test import Client
+from django.urls import reverse
+
+from audiences import ingest, lanes, resends, take_over
+from audiences.models import Audience, Delivery, Install, Membership, Resend, Run
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, make_install
+from tests.messages import body, message, transition
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+OLD, NEW = "a" * 32, "b" * 32
+
+
+@pytest.fixture
+def operator() -> Client:
+    person = User.objects.create_user("operator", password="long enough for anyone", is_staff=True)
+    person.groups.add(Group.objects.get(name="operator"))
+    client = Client()
+    client.force_login(person)
+    return client
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    return make_install(odp)
+
+
+_seconds = count()
+
+
+def at() -> str:
+    """Each event a second after the one before."""
+    return f"{datetime(2026, 3, 2, tzinfo=UTC) + timedelta(seconds=next(_seconds)):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def told(install: Install, segment: str, event: str, *who: str) -> None:
+    for one in who:
+        ingest.receive(install, body(message(transition(event, segment=segment, slug="gold", at=at()), who=one)))
+
+
+def time_goes_by() -> None:
+    """Nothing was sent within the last hour."""
+    hour = timedelta(hours=1)
+    Run.objects.update(opened_at=F("opened_at") - hour, closed_at=F("closed_at") - hour)
+    Delivery.objects.update(opened_at=F("opened_at") - hour, closed_at=F("closed_at") - hour)
+
+
+@pytest.fixture
+def both(shop: Install) -> tuple[Audience, Audience]:
+    """The old one with kim, lee and max; the new one with kim, zoe, and lee, who has left it again."""
+    told(shop, OLD, "enter", "kim", "lee", "max")
+    drain_all(shop)
+    told(shop, NEW, "enter", "kim", "zoe", "lee")
+    told(shop, NEW, "exit", "lee")
+    drain_all(shop)
+    time_goes_by()
+    old, new = Audience.objects.order_by("pk")
+    assert old.odp_id == "lytics_gold"
+    return old, new
+
+
+def send_all(shop: Install) -> None:
+    drain_all(shop)
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def press(client: Client, verb: str, audience: Audience, **answers: str) -> Any:
+    address = reverse(f"admin:audiences_audience_{verb}", args=[audience.pk])
+    seen = client.get(address).context["hidden"]["seen"]
+    return client.post(address, {"seen": seen, "reason": "made anew in May", **answers}, follow=True)
+
+
+def troubles(client: Client) -> list[str]:
+    page = client.get(reverse("admin:index"))
+    return [one.what for one in page.context["troubles"] if "made anew" in one.what]
+
+
+def test_it_is_told_until_somebody_keeps_both(operator: Client, both: tuple[Audience, Audience]) -> None:
+    _, new = both
+    assert troubles(operator) == ["gold was made anew in Lytics (Shop)"]
+    press(operator, "keep-both", new)
+    assert troubles(operator) == []
+    assert {audience.odp_id for audience in Audience.objects.all()} == {"lytics_gold", new.odp_id}
+    assert operator.get(reverse("admin:audiences_audience_take-over", args=[new.pk])).status_code == 302
+
+
+def test_the_new_one_takes_the_old_id_over_with_its_own_members(
+    operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    old, new = both
+    told(shop, NEW, "enter", "ida")  # waits while it is taken over
+    press(operator, "take-over", new)
+    told(shop, NEW, "enter", "tom")
+    send_all(shop)
+    new.refresh_from_db()
+    assert new.odp_id == "lytics_gold"
+    assert odp.members("lytics_gold") == ["ida", "kim", "tom", "zoe"]
+    held = Membership.objects.filter(audience=new, is_member=True)
+    assert sorted(held.values_list("identifier", flat=True)) == ["ida", "kim", "tom", "zoe"]
+    assert lane_of(new).member_count == 4
+    assert "took over its ODP id lytics_gold" in lane_of(old).pause_reason
+    assert troubles(operator) == []
+    assert_all_is_well(new)
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_who_enters_meanwhile_is_a_member(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience], when: str
+) -> None:
+    """Max is one of those who leave, unless the new segment names him, whenever its call comes."""
+    old, new = both
+    if when == "before":
+        told(shop, NEW, "enter", "max")
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    if when == "between":
+        told(shop, NEW, "enter", "max")
+    resends.go_on(shop.pk, seconds=5)
+    if when == "after":
+        told(shop, NEW, "enter", "max")
+    send_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "max", "zoe"]
+
+
+def test_many_leave_chunk_by_chunk(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resends, "CHUNK", 1)
+    old, new = both
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    send_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "zoe"]
+    assert not Resend.objects.filter(ended_at=None).exists()
+
+
+def refused(new: Audience, old: Audience) -> bool:
+    before = list(Audience.objects.order_by("pk").values())
+    assert not take_over.take_over(new, old, by="sam", reason="x")
+    return list(Audience.objects.order_by("pk").values()) == before and lane_of(old).paused_at is None
+
+
+def test_it_waits_for_what_the_old_one_has_to_deliver(shop: Install, both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    enter(old, "late")
+    assert refused(new, old)
+
+
+def test_it_waits_while_the_old_one_was_sent_just_now(
+    operator: Client, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    old, new = both
+    enter(old, "late")
+    drain_all(shop)
+    assert refused(new, old)
+    assert "is it really replaced?" in press(operator, "take-over", new).content.decode()
+
+
+def test_it_waits_for_a_request_of_the_new_one(shop: Install, both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    told(shop, NEW, "enter", "ida")
+    claim(shop)
+    assert refused(new, old)
+
+
+def test_it_waits_for_a_resync(both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    assert resends.resync(new, by="sam", reason="x")
+    assert refused(new, old)
+
+
+def test_a_second_person_changes_nothing(both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    assert take_over.keep_both(new)
+    assert not take_over.keep_both(new)
+    assert refused(new, old)
+
+
+def test_a_pause_of_the_new_one_stays(shop: Install, both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    lanes.pause(new.lane, by="ada", reason="a campaign")
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    assert lane_of(new).pause_reason == "a campaign"
