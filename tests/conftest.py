@@ -7,7 +7,7 @@ import django.conf
 import pytest
 import redis
 from django.db import connection
-from django.test import TransactionTestCase
+from django.test import Client, TransactionTestCase
 from hypothesis import settings
 
 from audiences import installs, refused
@@ -15,6 +15,7 @@ from audiences.api import strangers
 from audiences.models import Install
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import sandbox
+from tests.people import someone
 
 # A machine that is busy with something else is no bug.
 settings.register_profile("patient", deadline=None)
@@ -69,6 +70,21 @@ def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
     monkeypatch.setattr(refused, "_counter", refused._Counter(sends_by_itself=False))
     monkeypatch.setattr(strangers, "_this_minute", strangers._Minute())
+
+
+@pytest.fixture
+def viewer(db: None) -> Client:
+    return someone("viewer")
+
+
+@pytest.fixture
+def operator(db: None) -> Client:
+    return someone("operator")
+
+
+@pytest.fixture
+def boss(db: None) -> Client:
+    return someone("admin")
 
 
 @pytest.fixture

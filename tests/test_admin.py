@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -15,6 +15,7 @@ from django.utils.timezone import now
 from audiences import brake, ingest, installs, lanes, operations, provision, resends
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from odp.outcomes import Answer, Outcome
+from tests.people import someone
 
 pytestmark = pytest.mark.django_db
 
@@ -44,30 +45,6 @@ def audience(install: Install) -> Audience:
 @pytest.fixture
 def lane(audience: Audience) -> Lane:
     return Lane.objects.get(audience=audience)
-
-
-def someone(role: str) -> Client:
-    """A person with that role, logged in."""
-    person = User.objects.create_user(role, password="long enough for anyone", is_staff=True)
-    person.groups.add(Group.objects.get(name=role))
-    client = Client()
-    client.force_login(person)
-    return client
-
-
-@pytest.fixture
-def viewer() -> Client:
-    return someone("viewer")
-
-
-@pytest.fixture
-def operator() -> Client:
-    return someone("operator")
-
-
-@pytest.fixture
-def boss() -> Client:
-    return someone("admin")
 
 
 def url(verb: str, thing: Any) -> str:

@@ -12,7 +12,7 @@ from audiences.models import Again, Audience, Delivery, Install, Minute, Run
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import brake_runs_out, drain_all, enter, happen, make_audience, make_install
-from tests.test_admin import someone
+from tests.people import someone
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)

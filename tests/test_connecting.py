@@ -46,7 +46,8 @@ from tests.delivering import (
     make_install,
 )
 from tests.messages import SECOND, body, message
-from tests.test_admin import hidden, press, someone, url
+from tests.people import someone
+from tests.test_admin import hidden, press, url
 from workers import tasks, trial
 
 pytestmark = pytest.mark.django_db

@@ -10,7 +10,6 @@ from typing import Any
 import psycopg
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -26,6 +25,7 @@ from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import a_log, claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install
+from tests.people import someone
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
 REFUSED = Answer(Outcome.REFUSED, "400: not her", 400)
@@ -390,20 +390,6 @@ def test_all_events_are_there_page_by_page(shop: Install, gold: Audience, monkey
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
-
-
-def someone(role: str, name: str = "") -> Client:
-    person = User.objects.create_user(name or role, password="long enough for anyone", is_staff=True)
-    if role:
-        person.groups.add(Group.objects.get(name=role))
-    client = Client()
-    client.force_login(person)
-    return client
-
-
-@pytest.fixture
-def viewer(db: None) -> Client:
-    return someone("viewer")
 
 
 def look(client: Client, identifier: str = "kim", **more: str) -> str:

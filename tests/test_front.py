@@ -22,7 +22,6 @@ from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Rec
 from odp.outcomes import Answer, Outcome
 from tests.delivering import make_audience
 from tests.messages import body, message, transition
-from tests.test_admin import someone
 from tests.threads import eventually
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
@@ -37,16 +36,6 @@ def nobody_there() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
-
-
-@pytest.fixture
-def viewer() -> Client:
-    return someone("viewer")
-
-
-@pytest.fixture
-def operator() -> Client:
-    return someone("operator")
 
 
 def call(install: Install | None, authorization: str = "wrong", **extra: Any) -> int:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -16,15 +15,6 @@ from tests.delivering import UNLIMITED, drain_all, make_audience
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def operator() -> Client:
-    person = User.objects.create_user("operator", password="long enough for anyone", is_staff=True)
-    person.groups.add(Group.objects.get(name="operator"))
-    client = Client()
-    client.force_login(person)
-    return client
 
 
 @pytest.fixture

@@ -23,21 +23,12 @@ from audiences.models import Audience, Delivery, Install, Receipt, Run
 from odp.client import Client as Odp
 from odp.mechanisms import Attribute, Change, ListMembership, Mechanism, Passthrough, encode, told
 from tests.delivering import drain_all, enter, happen, make_audience, make_install, sandbox
-from tests.test_admin import hidden, press, someone, url
+from tests.people import someone
+from tests.test_admin import hidden, press, url
 
 pytestmark = pytest.mark.django_db
 
 PERSON = "kim@example.com"
-
-
-@pytest.fixture
-def viewer() -> Client:
-    return someone("viewer")
-
-
-@pytest.fixture
-def boss() -> Client:
-    return someone("admin")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
 
@@ -24,15 +23,6 @@ from tests.delivering import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 REASON = "its field is a string there"
-
-
-@pytest.fixture
-def operator() -> Client:
-    person = User.objects.create_user("operator", password="long enough for anyone", is_staff=True)
-    person.groups.add(Group.objects.get(name="operator"))
-    client = Client()
-    client.force_login(person)
-    return client
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from django.utils.timezone import now
 from audiences.admin import verbs
 from audiences.admin.navigation import sidebar
 from audiences.models import Audience, Install, Lane
-from tests.test_admin import someone
+from tests.people import someone
 
 pytestmark = pytest.mark.django_db
 

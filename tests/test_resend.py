@@ -35,7 +35,7 @@ from tests.delivering import (
     sandbox,
 )
 from tests.messages import body, message
-from tests.test_admin import hidden, press, someone, url
+from tests.test_admin import hidden, press, url
 from tests.threads import PATIENCE, eventually, start, together, waiting_for_a_lock
 from workers import drain, tasks
 
@@ -65,16 +65,6 @@ def shop(db: None) -> Install:
 @pytest.fixture
 def gold(shop: Install) -> Audience:
     return make_audience(shop)
-
-
-@pytest.fixture
-def viewer(db: None) -> Client:
-    return someone("viewer")
-
-
-@pytest.fixture
-def operator(db: None) -> Client:
-    return someone("operator")
 
 
 def accepted(audience: Audience, *moments: datetime) -> None:

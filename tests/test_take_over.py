@@ -5,7 +5,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Group, User
 from django.db.models import F
 from django.test import Client
 from django.urls import reverse
@@ -19,15 +18,6 @@ from tests.messages import body, message, transition
 pytestmark = pytest.mark.django_db(transaction=True)
 
 OLD, NEW = "a" * 32, "b" * 32
-
-
-@pytest.fixture
-def operator() -> Client:
-    person = User.objects.create_user("operator", password="long enough for anyone", is_staff=True)
-    person.groups.add(Group.objects.get(name="operator"))
-    client = Client()
-    client.force_login(person)
-    return client
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from audiences import refused
 from audiences.models import Install, Receipt
 from lytics_sync.lenient import with_encoded_query
 from tests.messages import body, message
-from tests.test_admin import someone
+from tests.people import someone
 from tests.threads import eventually
 from tests.web import Web, web_of_a_module
 
