@@ -1,5 +1,6 @@
 # One image; the command makes it web, worker, beat, the one-shot migration, or the sandbox (see docker-compose.yml).
-FROM python:3.13-slim
+# The tag says which, the digest which build of it: `make images` renews both here and in docker-compose.yml.
+FROM python:3.13-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
@@ -19,7 +20,8 @@ COPY . .
 RUN SECRET_KEY=build FIELD_ENCRYPTION_KEYS=build DATABASE_URL=postgres://build/build REDIS_URL=redis://build \
     python manage.py collectstatic --noinput --verbosity 0
 
-USER app
+# By number: Kubernetes' runAsNonRoot can't look up a name.
+USER 10001:10001
 EXPOSE 8000
 
 # As the local runner starts it (lytics_sync/stack.py); a test compares the two.

@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit lock chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
+.PHONY: help run demo up test check audit lock images chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -34,6 +34,7 @@ help:
 	@echo 'make check     format, lint, types, migrations, system checks'
 	@echo 'make audit     asks the package index for known vulnerabilities in what is locked'
 	@echo 'make lock      writes requirements.lock and requirements-dev.lock anew, from the lists beside them'
+	@echo 'make images    pins the base images of Dockerfile and docker-compose.yml to what their tags are now; needs Docker'
 	@echo 'make pictures  shoots docs/pictures anew, with the Chromium of this machine'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
@@ -60,6 +61,14 @@ audit: installed-dev
 lock: installed-dev
 	@for list in requirements requirements-dev; do \
 		$(PY) -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet $$list.txt --output-file $$list.lock || exit 1; done
+
+# Each tag's present digest, of the index over all platforms. Read what has changed in the image before you commit.
+images:
+	@script=; for image in $$(sed -nE 's/^(FROM| *image:) ([^ @]+)@sha256:.*/\2/p' Dockerfile docker-compose.yml); do \
+		digest=$$(docker buildx imagetools inspect "$$image" --format '{{.Manifest.Digest}}') || exit 1; \
+		echo "$$digest" | grep -qE '^sha256:[0-9a-f]{64}$$' || { echo "no digest for $$image: $$digest" >&2; exit 1; }; \
+		echo "$$image@$$digest"; script="$$script;s#$$image@sha256:[0-9a-f]+#$$image@$$digest#"; \
+	done; sed -i.before -E "$$script" Dockerfile docker-compose.yml && rm Dockerfile.before docker-compose.yml.before
 
 # EVENTS, KILLS, OTHERS, AUDIENCES, SEED and TWIN are read from the environment, where make puts its own arguments.
 chaos: installed-dev

@@ -1,8 +1,12 @@
 """docker-compose.yml, Dockerfile and .env.example say the same as the settings and the local runner."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +104,7 @@ def test_every_variable_that_compose_fills_in_is_in_the_example() -> None:
 
 
 def test_every_required_setting_reaches_every_process() -> None:
-    for name in OURS:
+    for name in set(OURS) - {"sandbox"}:
         service = compose()["services"][name]
         assert service["env_file"] == ".env"
         assert required_by_settings() <= set(service["environment"]) | set(example(only_given=True)), name
@@ -136,9 +140,47 @@ def test_the_sandbox_is_only_started_when_asked_for() -> None:
     assert [name for name, service in services.items() if service.get("profiles")] == ["sandbox"]
 
 
-def test_the_image_runs_as_an_ordinary_user() -> None:
-    lines = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line.startswith("USER ")] == ["USER app"]
+# --- what the containers may do --------------------------------------------------------------------------------
+
+
+def test_the_image_runs_as_an_ordinary_user_known_by_number() -> None:
+    text = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8")
+    (uid,), (gid,) = re.findall(r"--uid (\d+)", text), re.findall(r"--gid (\d+)", text)
+    assert re.findall(r"^USER (.*)$", text, re.M) == [f"{uid}:{gid}"]
+    assert int(uid) > 0
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_can_change_no_file_of_the_image_and_gain_no_rights(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert service["pids_limit"] >= 200
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_a_command_writes_lies_where_a_container_may_write(name: str) -> None:
+    """Every container has a writable /dev/shm of its own."""
+    service = compose()["services"][name]
+    command = service.get("command") or image_command()
+    written = [after for option, after in pairwise(command) if option in {"--schedule", "--worker-tmp-dir", "--state"}]
+    volumes = [volume.partition(":")[2] for volume in service.get("volumes", [])]
+    for path in written:
+        assert path.startswith(("/dev/shm", *service["tmpfs"], *volumes)), path  # noqa: S108
+    assert bool(written) == (name in {"web", "beat", "sandbox"})
+
+
+def test_no_container_gains_rights_by_a_setuid_program_and_none_fills_the_disk_with_its_log() -> None:
+    for name, service in compose()["services"].items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
+        assert "privileged" not in service, name
+
+
+def test_the_sandbox_is_given_no_secret() -> None:
+    sandbox = compose()["services"]["sandbox"]
+    assert (sandbox["env_file"], sandbox["environment"]) == ([], {})
 
 
 # --- what is installed -----------------------------------------------------------------------------------------
@@ -162,3 +204,59 @@ def test_the_lock_has_every_pinned_package_and_hashes_for_each(name: str) -> Non
 def test_the_image_installs_what_is_locked_and_nothing_else() -> None:
     text = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8")
     assert re.findall(r"pip install (.*)", text) == ["--require-hashes -r /tmp/requirements.lock"]
+
+
+PINNED = re.compile(r"[a-z0-9./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
+
+
+def foreign_images(folder: Path) -> list[str]:
+    """Every image that is built elsewhere, as the Dockerfile and the compose file name it."""
+    bases = re.findall(r"^FROM (\S+)", (folder / "Dockerfile").read_text(encoding="utf-8"), re.M)
+    services = yaml.safe_load((folder / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    return bases + [service["image"] for service in services.values() if service["image"] != "lytics-sync"]
+
+
+def test_every_image_that_is_not_ours_has_a_tag_to_read_and_a_digest_that_holds() -> None:
+    images = foreign_images(PROJECT_DIR)
+    assert len(images) == 3
+    assert [image for image in images if not PINNED.fullmatch(image)] == []
+
+
+def registry(folder: Path, answer: str) -> dict[str, str]:
+    """An environment in which ``docker`` is a script that prints ``answer`` and keeps what it was asked."""
+    program = folder / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$*" >>{folder}/asked\n{answer}\n', encoding="utf-8")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+def make_images(folder: Path, answer: str) -> subprocess.CompletedProcess[str]:
+    for name in ("Makefile", "Dockerfile", "docker-compose.yml"):
+        shutil.copy(PROJECT_DIR / name, folder)
+    command = ["make", "-C", str(folder), "images"]
+    return subprocess.run(command, env=registry(folder, answer), capture_output=True, text=True, check=False)
+
+
+def test_make_images_pins_each_image_to_what_its_tag_is_now(tmp_path: Path) -> None:
+    made = make_images(tmp_path, f"echo sha256:{'ab' * 32}")
+    assert made.returncode == 0, made.stderr
+    before = [image.partition("@")[0] for image in foreign_images(PROJECT_DIR)]
+    assert foreign_images(tmp_path) == [f"{image}@sha256:{'ab' * 32}" for image in before]
+    assert len((tmp_path / "asked").read_text(encoding="utf-8").splitlines()) == len(before)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "Makefile",
+        "Dockerfile",
+        "docker-compose.yml",
+        "bin",
+        "asked",
+    }
+
+
+AT_SECOND = "test $(wc -l <$(dirname $0)/../asked) = 1 && echo sha256:%s" % ("ab" * 32)
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "echo unknown", f"echo sha256:{'ab' * 31}", "true", AT_SECOND])
+def test_make_images_changes_nothing_when_the_registry_gives_no_digest(tmp_path: Path, answer: str) -> None:
+    assert make_images(tmp_path, answer).returncode != 0
+    assert foreign_images(tmp_path) == foreign_images(PROJECT_DIR)
