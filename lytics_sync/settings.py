@@ -262,12 +262,15 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 
-# Whoever guesses a password: after so many wrong ones for one account from one address, a pause.
+# Wrong passwords for one account from one address until its login waits.
 AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10)
+# Wrong passwords from one address, whatever the accounts, until every login from there waits; 0 for no such limit.
+LOGIN_ADDRESS_FAILURE_LIMIT = env.integer("LOGIN_ADDRESS_FAILURE_LIMIT", 50)
+AXES_HANDLER = "audiences.logins.Limits"
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 # The client's own address behind a proxy: by the proxy's, anybody could lock every account out for everybody.
-AXES_CLIENT_IP_CALLABLE = "audiences.api.address.of"
+AXES_CLIENT_IP_CALLABLE = "audiences.logins.source"
 AXES_RESET_ON_SUCCESS = True
 AXES_LOCKOUT_TEMPLATE = "audiences/locked_out.html"
 AXES_DISABLE_ACCESS_LOG = True

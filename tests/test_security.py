@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,46 @@ def test_a_few_slips_are_forgotten_with_the_right_password(person: User, setting
     else:
         return
     raise AssertionError("locked out by slips that were made good")
+
+
+def test_who_tries_many_accounts_is_stopped_at_all_of_them_and_only_there(person: User, settings: Any) -> None:
+    settings.LOGIN_ADDRESS_FAILURE_LIMIT = 5
+    answers = [log_in(Client(), "wrong", name=f"somebody-{number}").status_code for number in range(6)]
+    assert answers == [200, 200, 200, 200, 429, 429]
+    stopped = log_in(Client(), PASSWORD)
+    assert stopped.status_code == 429
+    assert "15 minutes" in stopped.content.decode()
+    assert timedelta(minutes=15) == settings.AXES_COOLOFF_TIME
+    assert log_in(Client(), PASSWORD, address="192.0.2.2").status_code == 302
+
+
+def test_an_account_of_ones_own_buys_no_further_guesses(person: User, settings: Any) -> None:
+    settings.LOGIN_ADDRESS_FAILURE_LIMIT = 5
+    for number in range(5):
+        assert log_in(Client(), PASSWORD).status_code == 302
+        log_in(Client(), "wrong", name=f"somebody-{number}")
+    assert log_in(Client(), PASSWORD).status_code == 429
+
+
+def test_accounts_are_guessed_at_from_one_ipv6_network_as_from_one_address(person: User, settings: Any) -> None:
+    settings.AXES_FAILURE_LIMIT, settings.LOGIN_ADDRESS_FAILURE_LIMIT = 3, 5
+    for number in range(3):
+        log_in(Client(), "wrong", address=f"2001:db8::{number}:1")
+    assert log_in(Client(), PASSWORD, address="2001:db8::9:9").status_code == 429
+    for number in range(2):
+        log_in(Client(), "wrong", address=f"2001:db8::{number}:2", name=f"somebody-{number}")
+    assert log_in(Client(), "wrong", address="2001:db8::9:9", name="ada").status_code == 429
+    assert log_in(Client(), PASSWORD, address="2001:db8:0:1::9").status_code == 302
+
+
+@pytest.mark.parametrize(("limit", "address"), [(0, "192.0.2.1"), (5, "")])
+def test_no_address_limit_where_none_is_set_or_the_address_is_unknown(
+    person: User, settings: Any, limit: int, address: str
+) -> None:
+    settings.LOGIN_ADDRESS_FAILURE_LIMIT = limit
+    for number in range(8):
+        log_in(Client(), "wrong", address=address, name=f"somebody-{number}")
+    assert log_in(Client(), PASSWORD, address=address).status_code == 302
 
 
 @pytest.mark.django_db

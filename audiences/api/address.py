@@ -1,6 +1,6 @@
 """Where a call came from: its connection's other end or, behind proxies of ours, what they say about it."""
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from django.conf import settings
 from django.http import HttpRequest
@@ -19,6 +19,14 @@ def of(request: HttpRequest | Request) -> str | None:
         told = [entry.strip() for entry in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
         return _known(told[-min(proxies, len(told))]) or _known(nearest)
     return _known(nearest)
+
+
+def neighbourhood(source: str | None) -> str | None:
+    """Where callers are counted: an IPv4 address, or the first of an IPv6 /64, from which one caller may pick any."""
+    known = ip_address(source) if source else None
+    if isinstance(known, IPv6Address):
+        return str(known.ipv4_mapped or ip_network((int(known), 64), strict=False).network_address)
+    return source
 
 
 def _known(text: str) -> str | None:

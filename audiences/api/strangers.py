@@ -5,7 +5,6 @@ See docs/decisions/strangers.md: whoever brings the right token is never asked w
 
 import threading
 import time
-from ipaddress import IPv6Address, ip_address, ip_network
 
 import structlog
 from django.conf import settings
@@ -53,17 +52,9 @@ def refusal(request: Request, install: Install | None, *, words: str) -> APIExce
     source = address.of(request)
     refused.note(install.public_id if install else refused.UNKNOWN, source)
     allowed: int = settings.BAD_TOKENS_PER_MINUTE
-    count = _this_minute.count(_neighbourhood(source))
+    count = _this_minute.count(address.neighbourhood(source) or "")
     if not allowed or count <= allowed:
         return AuthenticationFailed(words)
     if count == allowed + 1:
         log.warning("too many wrong tokens", source=source, allowed_per_minute=allowed)
     return Throttled(wait=60 - time.monotonic() % 60, detail="Too many calls with a wrong token.")
-
-
-def _neighbourhood(source: str | None) -> str:
-    """An IPv6 caller has a whole /64 to choose addresses from."""
-    known = ip_address(source) if source else None
-    if isinstance(known, IPv6Address) and not known.ipv4_mapped:
-        return str(ip_network((int(known), 64), strict=False))
-    return source or ""
