@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import Error, connection, transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Greatest, Now
 from django.utils.timezone import now
 
-from audiences import carried, prepared
+from audiences import carried, prepared, sessions
 from audiences.fold import EARLIEST_NS, EXIT, Entry, Held, disbelieve
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from lytics import times
@@ -335,6 +335,15 @@ def claim(install_id: int, *, capacity: int | None = None) -> Lease | None:
             return None
         capacity = capacity_of(work_now.install)
     token = uuid.uuid4()
+    try:
+        return _claim(install_id, capacity, token)
+    except Error as error:
+        if sessions.is_trouble(error):  # the claim may be stored all the same
+            _give_back(token)
+        raise
+
+
+def _claim(install_id: int, capacity: int, token: uuid.UUID) -> Lease | None:
     values: dict[str, Any] = {"install": install_id, "capacity": capacity, "token": token}
     locking, claiming = prepared.cursor(), prepared.cursor()
     with prepared.pipeline():
@@ -754,12 +763,14 @@ def block_audience(audience_id: int, reason: str) -> bool:
 
 
 def give_back(lease: Lease) -> None:
-    """Return a lease with nothing done. Quietly nothing, when it was lost."""
+    """Return a lease with nothing done, once PostgreSQL is there. Quietly nothing, when it was lost."""
     _give_back(lease.token)
 
 
 def _give_back(token: uuid.UUID) -> None:
-    Lane.objects.filter(lease_token=token).update(lease_token=None, lease_expires_at=None)
+    held = Lane.objects.filter(lease_token=token)
+    # Later the lease is over anyway.
+    sessions.when_back(lambda: held.update(lease_token=None, lease_expires_at=None), seconds=settings.LEASE_SECONDS)
 
 
 def unblock(lane: Lane, *, idle: bool = False) -> bool:

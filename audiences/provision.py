@@ -6,17 +6,18 @@ made waits alone; the install is braked by what becomes of its deliveries and by
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import Error, connection, transaction
 from django.db.models.functions import Now
 
-from audiences import brake, lanes, naming
+from audiences import brake, lanes, naming, sessions
 from audiences.models import Audience, Install
 from audiences.secrets import opened
 from audiences.wake import wake_making
@@ -138,11 +139,23 @@ def use_id(audience_id: int, odp_id: str) -> None:
 def claim(install_id: int) -> Making | None:
     """Take the next audience that is to be made. None when there is none, or enough are being made."""
     token = uuid.uuid4()
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(_LOCK, [install_id])
-        cursor.execute(_CLAIM, {"install": install_id, "token": token, "lease": settings.LEASE_SECONDS})
-        row = cursor.fetchone()
-    return row and Making(Audience.objects.select_related("install").get(pk=row[0]), token, more=row[1])
+    with _given_back_in_trouble(token):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(_LOCK, [install_id])
+            cursor.execute(_CLAIM, {"install": install_id, "token": token, "lease": settings.LEASE_SECONDS})
+            row = cursor.fetchone()
+        return row and Making(Audience.objects.select_related("install").get(pk=row[0]), token, more=row[1])
+
+
+@contextmanager
+def _given_back_in_trouble(token: uuid.UUID) -> Iterator[None]:
+    """A making whose database session is lost doesn't wait for the end of its lease."""
+    try:
+        yield
+    except Error as error:
+        if sessions.is_trouble(error):
+            _give_back(token)
+        raise
 
 
 def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
@@ -152,6 +165,11 @@ def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
         return False
     if making.more:
         wake_making(install_id)
+    with _given_back_in_trouble(making.token):
+        return _make(making, gate)
+
+
+def _make(making: Making, gate: Gate | None) -> bool:
     audience = making.audience
     # All calls together get what one delivery may take, and so the lease outlives them.
     seconds = settings.DELIVERY_DEADLINE_SECONDS
@@ -165,11 +183,11 @@ def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
             accepted=audience.accepted_definition,
         )
     except TooLateError:  # others stood at the gate for all that time: no fault of ODP
-        _give_back(making)
+        _give_back(making.token)
         return False
-    except (InterfaceError, OperationalError):  # PostgreSQL is away, and with it the place to write that down
-        raise
     except Exception as error:  # a fault of ours is this audience's alone, too
+        if sessions.is_trouble(error):  # PostgreSQL is away, and with it the place to write that down
+            raise
         log.exception("making an audience failed", audience=audience.odp_id)
         first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
         problem = Answer(Outcome.RETRY_LATER, readable(f"Unexpected error: {first_line}"), slow_probe=True)
@@ -182,10 +200,9 @@ def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
     return True
 
 
-def _give_back(making: Making) -> None:
-    Audience.objects.filter(pk=making.audience.pk, making_token=making.token).update(
-        making_token=None, making_until_at=None
-    )
+def _give_back(token: uuid.UUID) -> None:
+    made = Audience.objects.filter(making_token=token)
+    sessions.when_back(lambda: made.update(making_token=None, making_until_at=None), seconds=settings.LEASE_SECONDS)
 
 
 def _hold(making: Making, answer: Answer) -> None:

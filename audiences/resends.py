@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import again, backlog, ingest, operations, provision, received
+from audiences import again, backlog, ingest, operations, provision, received, sessions
 from audiences.models import Again, Audience, Install, Membership, Parked, Resend
 from audiences.received import Stretch
 from audiences.wake import wake, wake_resend
@@ -253,8 +253,8 @@ def _release_or_leave(parked_id: int, *, by: str) -> bool | None:
     """An item at which we fail, its encryption key gone for example, stays parked; those behind it go on."""
     try:
         return operations.release_one(parked_id, by=by)
-    except (InterfaceError, OperationalError):
-        raise
-    except Exception:
+    except Exception as error:
+        if sessions.is_trouble(error):
+            raise
         log.exception("a parked item can't be read", parked=parked_id)
         return False

@@ -4,13 +4,14 @@
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 import psycopg
-from django.db import Error, connection
+from django.db import Error, InterfaceError, OperationalError, connection
 
 Result = TypeVar("Result")
 
@@ -19,6 +20,8 @@ READ_ONLY = "25006"
 _ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
 # How long other threads wait for the one thread that asks whether PostgreSQL answers again.
 ASKING_SECONDS = 0.25
+# The pause between two tries of ``when_back``: nothing is delivered meanwhile.
+BACK_SECONDS = 0.2
 
 _bound_seconds = 0.0
 _extra_seconds: ContextVar[float] = ContextVar("extra_seconds", default=0.0)
@@ -59,6 +62,11 @@ def ends_session(error: BaseException) -> bool:
     return state in _ENDS_SESSION or state.startswith("08")
 
 
+def is_trouble(error: BaseException) -> bool:
+    """Whether ``error`` is about the database server or the session, and says nothing about what was to be done."""
+    return isinstance(error, OperationalError | InterfaceError) or (isinstance(error, Error) and ends_session(error))
+
+
 def state_of(error: BaseException) -> str | None:
     """The SQLSTATE of psycopg's error, or of the one behind Django's."""
     cause = error if isinstance(error, psycopg.Error) else error.__cause__
@@ -88,6 +96,19 @@ def read(work: Callable[[], Result]) -> Result:
         # Also for statements that were prepared before a migration.
         connection.close()
         return work()
+
+
+def when_back(work: Callable[[], object], *, seconds: float) -> None:
+    """Do ``work`` as soon as PostgreSQL takes it again, in a new session; give up after ``seconds``."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            work()
+            return
+        except Error as error:
+            if not is_trouble(error) or time.monotonic() > until:
+                raise
+        time.sleep(BACK_SECONDS)
 
 
 class _Silence:

@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import structlog
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import ingest
+from audiences import ingest, sessions
 from audiences.models import Audience, Event, Install, Trial
 from audiences.wake import try_out
 from lytics import payload, times
@@ -97,9 +97,9 @@ def _send_out(trial: Trial) -> None:
     """One that fails keeps no other from being closed."""
     try:
         send_straight_in(trial, OUT)
-    except (InterfaceError, OperationalError):
-        raise
-    except Exception:
+    except Exception as error:
+        if sessions.is_trouble(error):
+            raise
         log.exception("a test customer could not be sent out", install=trial.install.name, customer=trial.identifier)
 
 

@@ -11,9 +11,8 @@ from typing import ClassVar
 
 import structlog
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
 
-from audiences import brake, lanes, provision
+from audiences import brake, lanes, provision, sessions
 from audiences.fold import EXIT, Entry, Folded, fold
 from audiences.lanes import GapError, Lease, LeaseLostError, Result
 from audiences.wake import expect_drain, wake, wake_making, wake_more
@@ -109,10 +108,9 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
         return False
     try:
         return _step(install_id, work, fill_seconds)
-    except (OperationalError, InterfaceError):  # PostgreSQL is away, and with it the place to write that down
-        raise
     except Exception as error:
-        brake.apply(work.install, _unexpected(error))
+        if not sessions.is_trouble(error):  # else PostgreSQL is away, and with it the place to write that down
+            brake.apply(work.install, _unexpected(error))
         raise
 
 
@@ -145,9 +143,8 @@ def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
     except LeaseLostError:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
         lanes.give_back(lease)
-    except Exception as error:
-        if not isinstance(error, OperationalError | InterfaceError):
-            lanes.give_back(lease)
+    except Exception:
+        lanes.give_back(lease)
         raise
     return True
 
