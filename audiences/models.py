@@ -7,6 +7,7 @@ One writer per fact: ``ingest`` creates Events and Receipts, ``lanes`` writes La
 
 import secrets
 from datetime import datetime
+from typing import Any, Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex
@@ -17,8 +18,10 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 
 from audiences import hosts
+from audiences.said import SaidField
 from audiences.secrets import EncryptedTextField, Unreadable
 from lytics import times
+from odp import redact
 from odp.outcomes import Outcome
 
 # Of the log, for finding a customer in it: fewer make the index slower to read, more make each hit longer.
@@ -101,7 +104,7 @@ class Install(models.Model):
 
     brake_since_at = models.DateTimeField(null=True, editable=False)
     brake_until_at = models.DateTimeField(null=True, editable=False)
-    brake_reason = models.TextField(blank=True, editable=False)
+    brake_reason = SaidField(blank=True, editable=False)
     brake_failures = models.PositiveIntegerField(default=0, editable=False)
     # The largest request that ODP took after it called a larger one too large.
     learned_batch_size = models.PositiveSmallIntegerField(null=True, editable=False)
@@ -190,7 +193,7 @@ class Audience(models.Model):
     making_until_at = models.DateTimeField(null=True)
     hold_since_at = models.DateTimeField(null=True)
     hold_until_at = models.DateTimeField(null=True)
-    hold_reason = models.TextField(blank=True, default="", db_default="")
+    hold_reason = SaidField(blank=True, default="", db_default="")
     hold_failures = models.PositiveIntegerField(default=0, db_default=0)
     # Digests of a definition that was found in ODP and isn't ours, and of the one that a person has accepted.
     foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
@@ -240,7 +243,7 @@ class Lane(models.Model):
     paused_by = models.CharField(max_length=150, blank=True)
     pause_reason = models.TextField(blank=True)
     blocked_at = models.DateTimeField(null=True)
-    block_reason = models.TextField(blank=True)
+    block_reason = SaidField(blank=True)
 
     class Meta:
         constraints = [
@@ -421,8 +424,8 @@ class Delivery(models.Model):
     items = models.PositiveIntegerField()
     bytes = models.PositiveIntegerField()
     latency_ms = models.PositiveIntegerField(null=True)
-    reason = models.TextField(blank=True)
-    answer = models.TextField(blank=True)
+    reason = SaidField(blank=True)
+    answer = SaidField(blank=True)
     # The body, packed (audiences/carried.py). None when it was opened without one.
     request = models.BinaryField(null=True)
     worker = models.CharField(max_length=100)
@@ -636,6 +639,15 @@ class Parked(models.Model):
 
     def __str__(self) -> str:
         return f"parked {self.pk}: {self.reason}"
+
+    @classmethod
+    def from_db(cls, *row: Any, **how: Any) -> Self:
+        """A change that ODP rejected, which has a number, has ODP's words in ``detail``: see ``audiences/said.py``."""
+        parked = super().from_db(*row, **how)
+        held = parked.__dict__
+        if held.get("sequence") is not None and held.get("detail"):
+            parked.detail = redact.without(redact.words(parked.detail), redact.values_in(held.get("identifier")))
+        return parked
 
 
 class Resend(models.Model):

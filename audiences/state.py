@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from django.utils.timezone import now
 
-from audiences import naming
+from audiences import naming, said
 from audiences.backlog import room
 from audiences.customers import End, Fate, Standing, is_repeat
 from audiences.models import (
@@ -143,7 +143,7 @@ def of_request(record: Delivery | Run) -> State:
     """The state of a delivery or a run: how it ended, or that nobody knows yet."""
     if record.closed_at is None:
         return State("open", "Under way; or its worker stopped, and the next worker closes it.")
-    reason = record.reason if isinstance(record, Delivery) else str(record.skip or "")
+    reason = said.reason(record) if isinstance(record, Delivery) else str(record.skip or "")
     return State(record.outcome.replace("_", " "), reason, trouble=record.outcome == Outcome.UNAUTHORISED)
 
 

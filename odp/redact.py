@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-_EMAIL = re.compile(r"[^\s'\"<>()\[\]{},;]+(?:@|%40)[^\s'\"<>()\[\]{},;]+", re.IGNORECASE)
+_WITHIN = r"[^\s'\"<>()\[\]{},;]"
+# From the beginning of a word only: tried from each of its letters, a long word would take seconds.
+_EMAIL = re.compile(rf"(?<!{_WITHIN}){_WITHIN}+(?:@|%40){_WITHIN}+", re.IGNORECASE)
 # What stands in quotes: a value, unless it is the name of a field, an audience or a part of a request.
 _QUOTED = re.compile(r"""(['"`])((?:(?!\1).){1,300})(\1)|([‘“«])([^’”»]{1,300})([’”»])""")
 _WORD = re.compile(
@@ -34,9 +36,14 @@ def _unquoted(found: re.Match[str]) -> str:
 def values_of(body: bytes | None) -> Sequence[str]:
     """What a request says that its answer may quote, longest first: every value but names of fields and audiences."""
     try:
-        found = set(_values(json.loads(body or b"null")))
+        return values_in(json.loads(body or b"null"))
     except (ValueError, RecursionError):
         return ()
+
+
+def values_in(part: Any) -> Sequence[str]:
+    """The same of a request that was read already."""
+    found = set(_values(part))
     found |= {quote(value, safe="", errors="replace") for value in found}
     return sorted((value for value in found if len(value) >= _SHORTEST and not _WORD.fullmatch(value)), key=len)[::-1]
 

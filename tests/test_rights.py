@@ -297,6 +297,7 @@ BODIES = [
     b"",
     b"null",
     b'"\\ud800"',
+    b'{"\\ud800": 1}',
     b"1e999999",
     b"[NaN, Infinity]",
 ]
@@ -308,11 +309,13 @@ def test_the_page_of_a_parked_item_opens_whatever_is_in_it(shop: Install, body: 
     Parked.objects.update(raw=encrypt(body))
     person, item = someone("admin"), Parked.objects.get()
     if unmasked:
-        person.post(reverse("admin:audiences_parked_reveal", args=[item.pk]), {})
+        reveal = reverse("admin:audiences_parked_reveal", args=[item.pk])
+        person.post(reveal, {"seen": person.get(reveal).context["hidden"]["seen"]})
+        assert person.session["unmasked"] == item.pk
     assert person.get(reverse("admin:audiences_parked_change", args=[item.pk])).status_code == 200
 
 
-@pytest.mark.parametrize("answer", ["[" * 1_900, '{"a":' * 400, "\ufffd\u202e", "", "null", "NaN"])
+@pytest.mark.parametrize("answer", ["[" * 1_900, '{"a":' * 400, "\ufffd\u202e", "", "null", "NaN", '{"\\ud800": 1}'])
 def test_the_page_of_a_delivery_opens_whatever_odp_said(shop: Install, answer: str) -> None:
     Delivery.objects.update(answer=answer)
     page = reverse("admin:audiences_delivery_change", args=[Delivery.objects.get().pk])

@@ -9,14 +9,13 @@ from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
-from audiences import again, carried, state, trace
+from audiences import again, carried, said, state, trace
 from audiences.admin import live
 from audiences.admin.filters import ByAudience, Hour, OutcomeFilter, SlowerThan
-from audiences.admin.masks import mask_items
+from audiences.admin.masks import mask_items, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
 from audiences.models import Delivery, Receipt, Run
-from odp import redact
 from odp.client import headers_of_a_write
 from odp.regions import host_of
 
@@ -89,11 +88,11 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
         ("opened_at", "closed_at"),
         ("items_", "size"),
         ("latency", "worker"),
-        "reason",
+        "reason_",
         ("calls", "version"),
         "because",
     )
-    readonly_fields = ("install_link", "pill", "items_", "size", "latency", "calls", "because")
+    readonly_fields = ("install_link", "pill", "items_", "size", "latency", "reason_", "calls", "because")
 
     def get_urls(self) -> list[Any]:
         return [live.url(self), *super().get_urls()]
@@ -101,6 +100,12 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Without what went out: it is long, and read on the page of one delivery alone."""
         return super().get_queryset(request).defer("request", "answer")
+
+    def csv_piece(self, rows: list[list[Any]]) -> None:
+        place = [source for _, source in self.csv_columns].index("reason")
+        told = said.reasons({row[0]: row[place] for row in rows})
+        for row in rows:
+            row[place] = told[row[0]]
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
@@ -122,8 +127,9 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
             "items": items,
             "cut": body is not None and len(body.encode()) < delivery.bytes,
             "unmasked": unmasked,
+            "reason": said.reason(delivery),
             "body": "" if items is None else pretty(items if unmasked else mask_items(items)),
-            "answer": pretty_text(delivery.answer if unmasked else redact.words(delivery.answer)),
+            "answer": pretty_text(said.whole_answer(delivery) if unmasked else said.answer(delivery)),
         }
 
     @admin.display(description="delivery")
@@ -145,6 +151,10 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
     @admin.display
     def latency(self, delivery: Delivery) -> str:
         return "—" if delivery.latency_ms is None else f"{delivery.latency_ms:,} ms"
+
+    @admin.display(description="reason")
+    def reason_(self, delivery: Delivery) -> str:
+        return said.reason(delivery) or "—"
 
     @admin.display(description="calls from Lytics")
     def calls(self, delivery: Delivery) -> SafeString | str:
@@ -170,11 +180,11 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
 
 def pretty(items: list[Any]) -> str:
     """An item a line: 500 of them, indented, would be 3,000 lines."""
-    return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in items) + "\n]"
+    return "[\n" + ",\n".join(f"  {written(item)}" for item in items) + "\n]"
 
 
 def pretty_text(text: str) -> str:
     try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        return written(json.loads(text), indent=2)
     except (ValueError, RecursionError):
         return text

@@ -301,7 +301,8 @@ def _paused(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
 def _parked(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]:
     may = request.user.has_perm(Release.permission)
     told = parked[:TOLD]
-    details = dict(Parked.objects.filter(pk__in=[group["newest"] for group in told]).values_list("pk", "detail"))
+    newest = Parked.objects.filter(pk__in=[group["newest"] for group in told]).defer("raw")
+    details = {parked.pk: parked.detail for parked in newest}
     back = urlencode({"next": reverse("admin:index")})
     return [
         Trouble(

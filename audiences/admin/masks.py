@@ -17,9 +17,14 @@ HIDDEN = "•••"
 def masked(raw: str) -> str:
     try:
         item = json.loads(raw)
-        return json.dumps(_mask_message(item), indent=2, ensure_ascii=False)
+        return written(_mask_message(item), indent=2)
     except (ValueError, RecursionError):
         return f"{len(raw):,} characters that are not JSON, or nested too deeply to be shown"
+
+
+def written(item: Any, *, indent: int | None = None) -> str:
+    """As JSON for a page: half a character, which JSON can escape and UTF-8 can't hold, stays escaped."""
+    return json.dumps(item, indent=indent, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _mask_message(item: Any) -> Any:

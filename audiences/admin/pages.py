@@ -139,6 +139,9 @@ class HistoryAdmin(OperatorAdmin[M]):
     time_field = ""
     csv_columns: csv_file.Columns = ()
 
+    def csv_piece(self, rows: list[list[Any]]) -> None:
+        """May change the rows of a piece of the CSV file before they are written."""
+
     def get_ordering(self, request: HttpRequest) -> Any:
         """An hour is found by its time. By number alone PostgreSQL would walk from the newest row back to it."""
         return (f"-{self.time_field}", "-id") if self.time_field and hour_of(request.GET.get(HOUR)) else self.ordering

@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 
 from audiences import operations, resends, state
 from audiences.admin import verbs
-from audiences.admin.masks import masked
+from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
@@ -393,7 +393,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
 def _pretty(raw: str) -> str:
     try:
-        return json.dumps(json.loads(raw), indent=2, ensure_ascii=False)
+        return written(json.loads(raw), indent=2)
     except (ValueError, RecursionError):
         return raw
 

@@ -68,7 +68,12 @@ class RunAdmin(HistoryAdmin[Run]):
         return [sent, *super().get_urls()]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
-        return super().get_queryset(request).select_related("audience__install", "delivery").defer("delivery__request")
+        return (
+            super()
+            .get_queryset(request)
+            .select_related("audience__install", "delivery")
+            .defer("delivery__request", "delivery__answer")
+        )
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """With what caused each run of the page, looked up for all of them at once."""

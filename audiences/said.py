@@ -1,0 +1,67 @@
+"""What ODP said, as it is shown: without the customers whom it quotes, whatever version stored it.
+
+Texts are masked before they are stored (``odp/redact.py``). Earlier versions stored some as they came, so each is
+masked again when it is read: by the field, through which every page, list, download and command gets it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.db.models.functions import Cast
+
+from audiences import carried
+from odp import redact
+
+if TYPE_CHECKING:
+    from audiences.models import Delivery
+
+    _TextField = models.TextField[str, str]
+else:
+    _TextField = models.TextField  # Django's fields are generic for the type checker only
+
+# Requests held in memory at once; one has up to 256 kB unpacked, some 20 kB packed.
+AT_ONCE = 200
+
+
+class SaidField(_TextField):
+    """Text that may hold ODP's own words. It is a ``TextField`` to the database and to migrations."""
+
+    def from_db_value(self, value: str | None, expression: object, connection: object) -> str | None:
+        return redact.words(value) if value else value
+
+    def deconstruct(self) -> Any:
+        name, _, positional, named = super().deconstruct()
+        return name, "django.db.models.TextField", positional, named
+
+
+def reason(delivery: "Delivery") -> str:
+    """Why it ended as it did, also without the customers of its request: ODP may name them without quotes."""
+    return redact.without(delivery.reason, _values(delivery.request)) if delivery.reason else ""
+
+
+def answer(delivery: "Delivery") -> str:
+    return redact.without(delivery.answer, _values(delivery.request)) if delivery.answer else ""
+
+
+def reasons(told: dict[int, str]) -> dict[int, str]:
+    """The same of many deliveries, by their numbers; ``told`` are their stored reasons."""
+    from audiences.models import Delivery
+
+    asked, shown = [pk for pk, words in told.items() if words], dict(told)
+    for start in range(0, len(asked), AT_ONCE):
+        kept = Delivery.objects.filter(pk__in=asked[start : start + AT_ONCE], request__isnull=False)
+        shown |= {pk: redact.without(told[pk], _values(request)) for pk, request in kept.values_list("pk", "request")}
+    return shown
+
+
+def whole_answer(delivery: "Delivery") -> str:
+    """ODP's answer as it came, for who may see it."""
+    found = type(delivery).objects.filter(pk=delivery.pk).annotate(whole=Cast("answer", models.TextField()))
+    whole: str = found.values_list("whole", flat=True).get()
+    return whole
+
+
+def _values(request: bytes | memoryview | None) -> Sequence[str]:
+    """What that request held, of which no more than its beginning may be kept."""
+    return redact.values_in(carried.items(carried.unpack(bytes(request)))) if request else ()

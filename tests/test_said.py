@@ -1,0 +1,151 @@
+"""ODP's words that an earlier version stored as they came are masked wherever they are shown."""
+
+import json
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences import carried, ingest, installs
+from audiences.models import Audience, Delivery, Install, Parked, Run
+from odp import redact
+from tests.messages import message, transition
+from tests.people import someone
+
+pytestmark = pytest.mark.django_db
+
+# As no field, no audience and no word of ours is called.
+EMAIL, QUOTED, BARE = "anna.maria@example.com", "zaphod-1", "4711-kim"
+WORDS = f"400: {EMAIL} has no profile, fs_user_id '{QUOTED}' is invalid"
+TOLD = f"{WORDS}, customer {BARE} is unknown"
+ROLES = ("viewer", "operator", "admin")
+
+
+@pytest.fixture
+def shop(db: None) -> Install:
+    """An install with ODP's unmasked words in every column that has held them."""
+    made = Install(name="Shop", odp_api_key="public.private", odp_host="http://127.0.0.1:9")
+    installs.create(made)
+    ingest.receive(
+        made,
+        json.dumps([message(*(transition(segment=slug, slug=slug) for slug in ("gold", "held", "shut")))]).encode(),
+    )
+    gold, held, blocked = Audience.objects.order_by("pk")
+    body = json.dumps([{"attributes": {"fs_user_id": BARE, gold.odp_id: True}}]).encode()
+    delivery = Delivery.objects.create(
+        install=made, endpoint="/v3/profiles", opened_at=now(), closed_at=now(), outcome="refused", items=1,
+        bytes=len(body), worker="w", version="0", reason=TOLD, answer=json.dumps({"detail": TOLD}),
+        request=carried.pack(body),
+    )  # fmt: skip
+    Run.objects.create(
+        audience=gold, delivery=delivery, first_sequence=1, last_sequence=1, sent=1, folded=0, opened_at=now(),
+        closed_at=now(), outcome="refused",
+    )  # fmt: skip
+    Parked.objects.create(
+        install=made,
+        audience=gold,
+        delivery=delivery,
+        sequence=1,
+        identifier=BARE,
+        reason="refused_by_odp",
+        detail=TOLD,
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE audiences_install SET brake_reason = %s, brake_failures = 1, brake_since_at = now(),"
+            " brake_until_at = now() + interval '1 hour'",
+            [WORDS],
+        )
+        cursor.execute(
+            "UPDATE audiences_audience SET hold_reason = %s, hold_failures = 1, hold_since_at = now(),"
+            " hold_until_at = now() + interval '1 hour' WHERE id = %s",
+            [WORDS, held.pk],
+        )
+        cursor.execute(
+            "UPDATE audiences_lane SET blocked_at = now(), block_reason = %s WHERE audience_id = %s",
+            [WORDS, blocked.pk],
+        )
+    return made
+
+
+def addresses() -> Iterator[str]:
+    yield reverse("admin:index")
+    yield reverse("admin:audiences_live")
+    for model in (Install, Audience, Parked, Delivery, Run):
+        name = model._meta.model_name
+        yield reverse(f"admin:audiences_{name}_changelist")
+        for row in model._default_manager.all():
+            yield reverse(f"admin:audiences_{name}_change", args=[row.pk])
+    yield reverse("admin:audiences_run_sent", args=[Run.objects.get().pk])
+
+
+def secrets_in(shown: str) -> set[str]:
+    return {secret for secret in (EMAIL, QUOTED, BARE) if secret in shown}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_page_shows_whom_odp_quoted(shop: Install, role: str) -> None:
+    person, masked = someone(role), 0
+    for address in addresses():
+        answer = person.get(address)
+        assert answer.status_code == 200, address
+        shown = answer.content.decode()
+        assert secrets_in(shown) == set(), address
+        masked += f"{redact.HIDDEN} has no profile" in shown
+    assert masked >= 8, "the reasons are there all the same"
+
+
+def press(person: Client, name: str, pk: int) -> Any:
+    address = reverse(f"admin:audiences_{name}", args=[pk])
+    return person.post(address, {"seen": person.get(address).context["hidden"]["seen"]}, follow=True)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_dialog_and_no_download_shows_whom_odp_quoted(shop: Install, role: str) -> None:
+    person = someone(role)
+    download: Any = person.post(reverse("admin:audiences_delivery_csv"))
+    lines = b"".join(download.streaming_content).decode()
+    assert f"{redact.HIDDEN} has no profile" in lines
+    assert secrets_in(lines) == set()
+    if role == "viewer":
+        return
+    item = Parked.objects.get()
+    for name, pk in (("parked_release", item.pk), ("install_retry", shop.pk)):
+        dialog = person.get(reverse(f"admin:audiences_{name}", args=[pk])).content.decode()
+        assert f"{redact.HIDDEN} has no profile" in dialog
+        assert secrets_in(dialog) == set(), name
+
+
+def test_no_command_tells_whom_odp_quoted(shop: Install) -> None:
+    for more in ([], ["--json"]):
+        out = StringIO()
+        call_command("lane_status", *more, stdout=out)
+        assert "has no profile" in out.getvalue()
+        assert secrets_in(out.getvalue()) == set()
+
+
+def test_an_admin_who_asks_sees_the_whole_answer_once(shop: Install) -> None:
+    person, delivery = someone("admin"), Delivery.objects.get()
+    shown = press(person, "delivery_reveal", delivery.pk).content.decode()
+    assert secrets_in(shown) == {EMAIL, QUOTED, BARE}
+    again = person.get(reverse("admin:audiences_delivery_change", args=[delivery.pk])).content.decode()
+    assert secrets_in(again) == set()
+
+
+def test_what_lytics_sent_wrong_is_still_said(shop: Install) -> None:
+    """Texts of ours about a call quote what was read, and nobody in it."""
+    ingest.receive(shop, json.dumps([message(transition("paused"))]).encode())
+    item = Parked.objects.get(reason="unknown_event")
+    shown = someone("viewer").get(reverse("admin:audiences_parked_change", args=[item.pk])).content.decode()
+    assert "paused" in shown
+
+
+def test_masking_twice_is_masking_once() -> None:
+    for said in (TOLD, f'the "{QUOTED}" of it\'s isn\'t "x y"', f"“{QUOTED}” and '{EMAIL}'"):
+        assert redact.words(redact.words(said)) == redact.words(said)
