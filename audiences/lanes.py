@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import structlog
 from django.conf import settings
 from django.db import Error, connection, transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Case, Exists, F, OuterRef, Q, When
 from django.db.models.functions import Greatest, Now
 from django.utils.timezone import now
 
@@ -258,8 +258,18 @@ UPDATE audiences_lane AS lane SET
     member_count = lane.member_count + moved.joined,
     lease_token = NULL,
     lease_expires_at = NULL,
-    blocked_at = CASE WHEN moved.block = '' THEN lane.blocked_at ELSE clock_timestamp() END,
-    block_reason = CASE WHEN moved.block = '' THEN lane.block_reason ELSE moved.block END
+    blocked_at = CASE
+        WHEN moved.block = '' THEN lane.blocked_at
+        WHEN moved.block = lane.lifted_reason THEN lane.lifted_since_at
+        ELSE clock_timestamp()
+    END,
+    block_reason = CASE WHEN moved.block = '' THEN lane.block_reason ELSE moved.block END,
+    lifted_since_at = CASE
+        WHEN moved.block = '' AND moved.cursor <= lane.delivered_sequence THEN lane.lifted_since_at
+    END,
+    lifted_reason = CASE
+        WHEN moved.block = '' AND moved.cursor <= lane.delivered_sequence THEN lane.lifted_reason ELSE ''
+    END
 FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::text[]) AS moved(audience_id, cursor, joined, block)
 WHERE lane.audience_id = moved.audience_id AND lane.lease_token = %s
 """
@@ -758,8 +768,10 @@ def block(lease: Lease, reason: str) -> None:
 
 def block_audience(audience_id: int, reason: str) -> bool:
     """Block a lane whatever is under way: ODP can't hold its audience. False when it was blocked already."""
+    reason = reason.replace("\x00", "")
     free = Lane.objects.filter(pk=audience_id, blocked_at=None)
-    return bool(free.update(blocked_at=Now(), block_reason=reason.replace("\x00", "")))
+    since = Case(When(lifted_reason=reason, then=F("lifted_since_at")), default=Now())
+    return bool(free.update(blocked_at=since, block_reason=reason, lifted_since_at=None, lifted_reason=""))
 
 
 def give_back(lease: Lease) -> None:
@@ -774,8 +786,12 @@ def _give_back(token: uuid.UUID) -> None:
 
 
 def unblock(lane: Lane, *, idle: bool = False) -> bool:
-    """Let a blocked lane try again. False when it wasn't blocked, or if ``idle`` when a worker holds it."""
+    """Let a blocked lane try again. False when it wasn't blocked, or if ``idle`` when a worker holds it.
+
+    The lifted block is kept until something is delivered, so that the same one is known when it comes back.
+    """
     blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
     if idle:
         blocked = blocked.filter(lease_token=None)
-    return bool(blocked.update(blocked_at=None, block_reason=""))
+    kept = {"lifted_since_at": F("blocked_at"), "lifted_reason": F("block_reason")}
+    return bool(blocked.update(blocked_at=None, block_reason="", **kept))

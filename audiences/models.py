@@ -101,6 +101,10 @@ class Install(models.Model):
         default=20, validators=[MinValueValidator(1)], help_text="Requests in progress at once, across all workers."
     )
     created_at = models.DateTimeField(default=now, editable=False)
+    # When ODP first accepted its API key; None is a draft. Written by ``audiences/drafts.py``.
+    key_accepted_at = models.DateTimeField(null=True, editable=False)
+    # When the identifier field was last changed: older calls were read by another field.
+    identifier_since_at = models.DateTimeField(null=True, editable=False)
 
     brake_since_at = models.DateTimeField(null=True, editable=False)
     brake_until_at = models.DateTimeField(null=True, editable=False)
@@ -244,9 +248,17 @@ class Lane(models.Model):
     pause_reason = models.TextField(blank=True)
     blocked_at = models.DateTimeField(null=True)
     block_reason = SaidField(blank=True)
+    # The block that a person lifted, until something is delivered: if the same one comes back, it keeps its beginning.
+    lifted_since_at = models.DateTimeField(null=True)
+    lifted_reason = SaidField(blank=True, default="", db_default="")
 
     class Meta:
         constraints = [
+            models.CheckConstraint(
+                name="lifted_block_says_since_when",
+                condition=Q(lifted_since_at=None, lifted_reason="")
+                | (Q(lifted_since_at__isnull=False) & ~Q(lifted_reason="")),
+            ),
             models.CheckConstraint(
                 name="lease_token_and_expiry_together",
                 condition=Q(lease_token=None, lease_expires_at=None)
@@ -668,6 +680,8 @@ class Resend(models.Model):
     kind = models.CharField(max_length=10, choices=Kind)
     # Of a release: for what its items are parked.
     parked_reason = models.CharField(max_length=40, blank=True)
+    # Of a release: the field that its items are read by, where it is another one than the install's.
+    identifier_field = models.CharField(max_length=100, blank=True, default="", db_default="")
     # Of a replay: when its events were received, the first moment included and the last one not.
     received_from = models.DateTimeField(null=True)
     received_to = models.DateTimeField(null=True)

@@ -1,0 +1,101 @@
+"""A block that comes back for the same reason keeps since when it has been there; another one begins anew."""
+
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.utils.timezone import now
+
+from audiences import lanes
+from audiences.models import Audience, Lane
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import drain_all, enter, lane_of, make_audience, make_install
+from tests.test_admin import press
+
+pytestmark = pytest.mark.django_db
+
+EARLIER = timedelta(hours=3)
+
+
+@pytest.fixture
+def gold(odp: ThreadedSandbox) -> Audience:
+    made = make_audience(make_install(odp))
+    enter(made, "kim")
+    return made
+
+
+def claimed(audience: Audience) -> lanes.Lease:
+    """What it needs in ODP was looked at, as after each Unblock, and a worker takes it."""
+    Audience.objects.filter(pk=audience.pk).update(look_asked_at=None)
+    lease = lanes.claim(audience.install_id)
+    assert lease is not None
+    return lease
+
+
+def blocked(audience: Audience, reason: str) -> None:
+    """By a delivery that ODP refused as a whole."""
+    lease = claimed(audience)
+    lanes.block(lease, reason)
+
+
+def grows_older(audience: Audience) -> None:
+    lane = lane_of(audience)
+    assert lane.blocked_at is not None
+    Lane.objects.filter(pk=lane.pk).update(blocked_at=lane.blocked_at - EARLIER)
+
+
+def age(audience: Audience) -> timedelta:
+    since = lane_of(audience).blocked_at
+    assert since is not None
+    return now() - since
+
+
+def by_a_delivery(audience: Audience, reason: str) -> None:
+    blocked(audience, reason)
+
+
+def by_its_making(audience: Audience, reason: str) -> None:
+    assert lanes.block_audience(audience.pk, reason)
+
+
+@pytest.mark.parametrize("again", [by_a_delivery, by_its_making])
+def test_the_same_block_keeps_its_beginning(operator: Client, gold: Audience, again: object) -> None:
+    assert callable(again)
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    press(operator, "unblock", gold)
+    assert lane_of(gold).blocked_at is None
+    again(gold, "field has the wrong type")
+    assert age(gold) >= EARLIER
+    assert "3 h ago" in operator.get("/admin/").content.decode()
+
+
+@pytest.mark.parametrize("again", [by_a_delivery, by_its_making])
+def test_another_reason_begins_anew(operator: Client, gold: Audience, again: object) -> None:
+    assert callable(again)
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    press(operator, "unblock", gold)
+    again(gold, "the list is gone")
+    assert age(gold) < EARLIER
+
+
+def test_after_a_delivery_the_same_reason_begins_anew(operator: Client, gold: Audience) -> None:
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    press(operator, "unblock", gold)
+    drain_all(gold.install)
+    assert lane_of(gold).delivered_sequence == 1
+    enter(gold, "alex")
+    blocked(gold, "field has the wrong type")
+    assert age(gold) < EARLIER
+
+
+def test_a_try_that_delivers_nothing_forgets_nothing(operator: Client, gold: Audience) -> None:
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    press(operator, "unblock", gold)
+    lease = claimed(gold)
+    lanes.give_back(lease)
+    blocked(gold, "field has the wrong type")
+    assert age(gold) >= EARLIER
