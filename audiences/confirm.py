@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
-from audiences import trials
+from audiences import drafts, trials
 from audiences.models import Audience, Confirmation, Event, Install, Lane, Membership, Run
 from audiences.provision import client_of
 from odp.graphql import audiences_of_each
@@ -31,11 +31,14 @@ Delivered = tuple[Audience, list[str], datetime]
 def note_key(install: Install, *, problem: str) -> None:
     """Write down what ODP said when it was asked about the key; nothing, when it takes it."""
     Confirmation.objects.update_or_create(install=install, defaults={"key_asked_at": now(), "key_problem": problem})
+    if not problem:
+        drafts.accepted(install.pk)
 
 
 def forget(install: Install) -> None:
     """Another key, host or region may be another ODP account: what the old one said is worth nothing."""
     Confirmation.objects.filter(install=install).delete()
+    drafts.forget(install.pk)
 
 
 def is_due(install: Install) -> bool:

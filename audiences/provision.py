@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import Error, connection, transaction
 from django.db.models.functions import Now
 
-from audiences import brake, lanes, naming, sessions
+from audiences import brake, drafts, lanes, naming, sessions
 from audiences.models import Audience, Install
 from audiences.secrets import opened
 from audiences.wake import wake_making
@@ -244,4 +244,7 @@ def _end(making: Making, *, made: bool, foreign: str = "") -> bool:
     }
     with connection.cursor() as cursor:
         cursor.execute(_END, values)
-        return bool(cursor.rowcount)
+        ended = bool(cursor.rowcount)
+    if ended and made:
+        drafts.accepted(making.audience.install_id)
+    return ended

@@ -34,6 +34,7 @@ _TONES = {
         "set aside",
         "held back",
         "on hold",
+        "draft",
         "in part",
         "partly parked",
         "retry later",
@@ -46,6 +47,10 @@ _TONES = {
     "bad": ("blocked", "parked", "refused", "unauthorised", "failing", "given up", "differs"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
+
+
+# What becomes of a draft's calls.
+DRAFT = "Calls from Lytics are accepted and stored; they are sent to ODP once it accepts the key."
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,23 @@ class State:
 def of_install(install: Install) -> State:
     if not install.enabled:
         return State("off", "calls are answered 503; Lytics retries later")
-    if install.brake_until_at is not None:
+    if install.key_accepted_at is None:
         return State(
-            "on hold",
-            f"{install.brake_reason} — {install.brake_failures} in a row"
-            f" since {install.brake_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {install.brake_until_at:%H:%M:%S} UTC",
-            trouble=True,
+            "draft", f"ODP has not accepted its API key yet. {DRAFT} {backoff(install)}".rstrip(), trouble=True
         )
+    if install.brake_until_at is not None:
+        return State("on hold", backoff(install), trouble=True)
     return State("active")
+
+
+def backoff(install: Install) -> str:
+    """Why an install is on hold, since when and until when; empty when it isn't."""
+    if install.brake_until_at is None:
+        return ""
+    return (
+        f"{install.brake_reason} — {install.brake_failures} in a row"
+        f" since {install.brake_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {install.brake_until_at:%H:%M:%S} UTC"
+    )
 
 
 def remedy(install: Install) -> str:
@@ -109,7 +123,7 @@ def of_lane(lane: Lane) -> State:
     if lane.lease_expires_at is not None and lane.lease_expires_at > now():
         return State("sending")
     install = of_install(audience.install)
-    if install.word in ("off", "on hold"):
+    if install.word == "off" or audience.install.brake_until_at is not None:
         return State("held back", f"install {install.word}: {install.why}")
     if audience.hold_failures and not audience.provisioned_at:
         return State("on hold", f"it can't be created in ODP: {hold(audience)}", trouble=True)

@@ -386,7 +386,7 @@ def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCapt
         "DELETE FROM audiences_membership",
         "DELETE FROM audiences_receipt",
         "DELETE FROM audiences_parked",
-        "DELETE FROM audiences_install",
+        "DELETE FROM audiences_audience",
         "ALTER TABLE audiences_event DROP COLUMN kind",
         "CREATE TABLE mine (id int)",
         "INSERT INTO django_migrations (app, name, applied) VALUES ('x', 'y', now())",

@@ -180,7 +180,7 @@ def _braked(request: HttpRequest, installs: list[Any], behind: list[Any]) -> lis
     return [
         Trouble(
             f"{install} is on hold{': ODP rejects its API key' if state.needs_key(install) else ''}",
-            f"{state.of_install(install).why}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
+            f"{state.backoff(install)}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
             ago(install.brake_since_at),
             url_of(install),
             todo=state.remedy(install),

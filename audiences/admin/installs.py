@@ -4,26 +4,31 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import Count, F, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Lower
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
+from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences import backlog, brake, confirm, guards, installs, provision, state, tokens
+from audiences import backlog, brake, confirm, drafts, guards, installs, provision, state, tokens
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
-from audiences.admin.odp_live import check_key
+from audiences.admin.odp_live import KeyCheck, check_key
 from audiences.admin.pages import OperatorAdmin, ago, count, last_call, link, list_url, number, pill_and_why, url_of
 from audiences.admin.tokens import AskName, TokenAdmin
-from audiences.admin.verbs import Verb
+from audiences.admin.verbs import STALE, Verb
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.secrets import UNREADABLE, Unreadable
 from audiences.wake import wake
 from odp.regions import host_of
 
+NOT_GRANTED = (
+    "Nothing was deleted: this server's database role may not delete installs. Have the owner of the tables run"
+    " manage.py grant_role again."
+)
 # What a change of has ODP asked again, and lets a braked install try at once.
 CONNECTION = {"odp_api_key", "odp_host", "region"}
 EDITABLE = (
@@ -92,6 +97,23 @@ class InstallForm(_ModelForm):
                 self.add_error(question.field, f"{question.consequence} Tick “I have read …” below to do it.")
 
 
+def _saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
+    """One message: what was saved and, where ODP was asked, what it says of the key."""
+    found: KeyCheck | None = getattr(request, "key_found", None)
+    if found is not None and not found.works:
+        draft = " as a draft" if install.key_accepted_at is None else ""
+        return verbs.go(request, url_of(install), warning=f"{install} is saved{draft}. {found.words}")
+    told = f" {found.words}" if found else ""
+    return verbs.go(request, url_of(install), success=f"{install} is saved.{told}{after}")
+
+
+def _deliver(install: Install) -> None:
+    """ODP accepts the key: what waits is tried at once."""
+    brake.release(install)
+    provision.try_now(install_id=install.pk)
+    wake(install.pk)
+
+
 def _fingerprint(install: Install | None) -> str:
     """Of what people can change; the columns of the workers change all day."""
     if install is None:
@@ -151,10 +173,48 @@ class CheckKey(Verb[Install]):
 
     def consequence(self, install: Install) -> str:
         host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
-        return f"The stored API key is checked with ODP at {host}. Nothing is changed there or here."
+        stored = " If ODP accepts it, stored events are sent at once." if install.key_accepted_at is None else ""
+        return f"The stored API key is checked with ODP at {host}. Nothing is changed there.{stored}"
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        return check_key(install).words
+        found = check_key(install)
+        if found.works and install.key_accepted_at is None:
+            _deliver(install)
+        return found.words
+
+
+class Delete(Verb[Install]):
+    """Of an install that was made by mistake: nothing hangs on it yet."""
+
+    name, label, icon, permission = "remove", "Delete", "delete", "audiences.delete_install"
+    danger = True
+
+    def offered(self, install: Install) -> bool:
+        return not drafts.undeletable(install)
+
+    def consequence(self, install: Install) -> str:
+        live = count(len(tokens.live(install)), "token")
+        return (
+            f"{install} goes with its settings, its API key and its {live}: Lytics jobs that call its webhook URL are"
+            " answered 401 from then on. It has no audiences, events or calls, and in ODP nothing changes. It can't be"
+            " brought back."
+        )
+
+    def too_late(self, install: Install) -> str:
+        return f"{install} can't be deleted. {drafts.undeletable(install)}" if drafts.undeletable(install) else STALE
+
+    def pressed(self, admin: OperatorAdmin[Install], request: HttpRequest, pk: int) -> HttpResponse:
+        """As any verb, but there is no page to go back to afterwards."""
+        install, back = verbs.approach(admin, self, request, pk)
+        if request.method != "POST" or not self.offered(install) or request.POST.get("seen") != self.proof(install):
+            return verbs.press(admin, self, request, pk)
+        try:
+            if not drafts.delete(pk):
+                return verbs.go(request, back, warning=self.too_late(install))
+        except drafts.NotGrantedError:
+            return verbs.go(request, back, warning=NOT_GRANTED)
+        verbs.record(request, [install], "Deleted, with its settings, its API key and its tokens.")
+        return verbs.go(request, list_url(Install), success=f"{install} is deleted.")
 
 
 class NewToken(Verb[Install]):
@@ -178,7 +238,7 @@ class NewToken(Verb[Install]):
 @admin.register(Install)
 class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
-    verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken())
+    verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete())
     empty_words = "No install yet. Add one to connect Lytics to ODP."
     list_display = ("name_", "pill", "held", "audiences_", "waiting", "parked_", "last_call", "host")
     sortable_by = ("name_",)
@@ -287,20 +347,20 @@ class InstallAdmin(OperatorAdmin[Install]):
             request.session["revealed_token"] = token.pk
             verbs.record(request, [token], "Created with its install, and shown once.")
         elif form.changed_data:
-            obj.save(update_fields=form.changed_data)
+            changed = list(form.changed_data)
+            if "identifier_field" in changed:
+                obj.identifier_since_at = now()
+                changed.append("identifier_since_at")
+            obj.save(update_fields=changed)
         if not change or CONNECTION.intersection(form.changed_data):
             confirm.forget(obj)
-            self._try_connection(request, obj)
+            found = check_key(obj)
+            obj.refresh_from_db(fields=["key_accepted_at"])
+            request.key_found = found  # type: ignore[attr-defined]
+            if found.works:
+                _deliver(obj)
         if change and "enabled" in form.changed_data and obj.enabled:
             wake(obj.pk)
-
-    def _try_connection(self, request: HttpRequest, install: Install) -> None:
-        found = check_key(install)
-        messages.add_message(request, messages.SUCCESS if found.works else messages.ERROR, found.words)
-        if found.works:
-            brake.release(install)
-            provision.try_now(install_id=install.pk)
-            wake(install.pk)
 
     def changeform_view(
         self,
@@ -315,10 +375,10 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
         """To its own page, where the rest of the connecting is."""
-        return verbs.go(request, url_of(obj), success=f"{obj} is saved. Continue with the install instructions below.")
+        return _saved(request, obj, after=" Continue with the install instructions below.")
 
     def response_change(self, request: HttpRequest, obj: Install) -> Any:
-        return verbs.go(request, url_of(obj), success=f"{obj} is saved.")
+        return _saved(request, obj)
 
     def page_context(self, request: HttpRequest, install: Install) -> dict[str, Any]:
         revealed = request.session.pop("revealed_token", None)
@@ -327,8 +387,12 @@ class InstallAdmin(OperatorAdmin[Install]):
         return {
             **connecting.look(self, request, install),
             # The test customer's is beside the check list, where it comes back when the last one has arrived.
-            "buttons": verbs.buttons(self, request, install, only=("retry", "full-batches", "check", "new-token")),
+            "buttons": verbs.buttons(
+                self, request, install, only=("retry", "full-batches", "check", "new-token", "remove")
+            ),
             "state": state.of_install(install),
+            "missing": drafts.missing(install) if install.key_accepted_at is None else "",
+            "undeletable": drafts.undeletable(install) if request.user.has_perm(Delete.permission) else "",
             "webhook_url": installs.webhook_url(install),
             "revealed": revealed,
             "tokens": [

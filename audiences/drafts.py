@@ -1,0 +1,67 @@
+"""Drafts: installs whose API key ODP has never accepted. And deleting an install that was a mistake.
+
+A draft takes calls and stores them like any other install; its events are sent once ODP accepts the key. The only
+writer of ``Install.key_accepted_at``, and the only place that deletes an install.
+"""
+
+from django.db import ProgrammingError, transaction
+from django.db.models.functions import Now
+
+from audiences.models import Audience, Confirmation, Delivery, Install, Parked, Receipt, Trial
+
+# PostgreSQL's code for a right that the role of the process doesn't have.
+_NO_RIGHT = "42501"
+
+
+class NotGrantedError(Exception):
+    """The database role of this process may not delete installs."""
+
+
+def accepted(install_id: int) -> None:
+    """ODP has accepted the key: it answered a check, or an audience was made with it."""
+    Install.objects.filter(pk=install_id, key_accepted_at=None).update(key_accepted_at=Now())
+
+
+def forget(install_id: int) -> None:
+    """The account may be another one now. An install with audiences in ODP keeps its account, so it is no draft."""
+    made = Audience.objects.filter(install=install_id, provisioned_at__isnull=False)
+    if not made.exists():
+        Install.objects.filter(pk=install_id).update(key_accepted_at=None)
+
+
+def missing(install: Install) -> str:
+    """Why ODP has not accepted the key, in ODP's words where it was asked."""
+    said = Confirmation.objects.filter(install=install).first()
+    if said is not None and said.key_problem:
+        return said.key_problem
+    return "ODP has not been asked whether it accepts the API key."
+
+
+def undeletable(install: Install) -> str:
+    """Why an install can't be deleted; empty when nothing of Lytics or ODP hangs on it."""
+    if Audience.objects.filter(install=install).exists():
+        return "It has audiences and events, and the log is never deleted. Switch it off instead."
+    if Receipt.objects.filter(install=install).exists() or Parked.objects.filter(install=install).exists():
+        return "It has received calls, and calls are never deleted. Switch it off instead."
+    if Trial.objects.filter(install=install).exists() or Delivery.objects.filter(install=install).exists():
+        return "A test customer was sent with it, and deliveries are never deleted. Switch it off instead."
+    return ""
+
+
+def delete(install_id: int) -> bool:
+    """Delete an install with its tokens. False when it is gone, or something hangs on it by now.
+
+    A call that arrives meanwhile waits for the row's lock and then finds no install: it is answered 503 or 401, and
+    nothing of it is stored.
+    """
+    try:
+        with transaction.atomic():
+            install = Install.objects.select_for_update().filter(pk=install_id).first()
+            if install is None or undeletable(install):
+                return False
+            install.delete()
+    except ProgrammingError as error:
+        if getattr(error.__cause__, "sqlstate", "") != _NO_RIGHT:
+            raise
+        raise NotGrantedError from error
+    return True
