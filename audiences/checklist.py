@@ -12,13 +12,11 @@ from django.conf import settings
 from django.db.models import F, Max, Model, OuterRef, QuerySet, Subquery
 from django.utils.timezone import now
 
-from audiences import confirm, state, tokens, trials
+from audiences import confirm, evidence, state, tokens, trials
 from audiences.models import Audience, Confirmation, Event, Install, Lane, Parked, Receipt
 from audiences.state import State
 from lytics import reasons
 
-# Newest calls that are looked at when none of them has brought anything.
-CALLS = 10
 # The newest identifiers that are looked at for their form.
 IDENTIFIERS = 300
 # 32 hexadecimal characters without dashes, as ODP makes them; or as mobile SDKs write them, with a prefix.
@@ -57,7 +55,7 @@ def lines(install: Install) -> list[Line]:
     return [
         _key(install, said, audiences),
         _call(install),
-        _identifier(install, audiences),
+        _identifier(install),
         *_vuids(audiences),
         _made(install, audiences),
         _shown(install, said, audiences),
@@ -127,40 +125,57 @@ def _call(install: Install) -> Line:
 # --- the calls name customers --------------------------------------------------------------------------------
 
 
-def _identifier(install: Install, audiences: QuerySet[Audience]) -> Line:
-    name, title = "identifier", f"Customer identifier {install.identifier_field} found"
-    first = audiences.order_by("created_at").first()
-    if first is not None:
-        return _done(name, title, first.created_at)
-    calls = list(calls_of_lytics(install)[:CALLS])
+def _identifier(install: Install) -> Line:
+    """By what the newest messages show, and never by what an earlier identifier field has found."""
+    field = install.identifier_field
+    name, title = "identifier", f"Customer identifier {field} found"
+    seen = evidence.of(install)
+    told = f"{field} in {seen.found:,} of the last {count_of(seen.messages)}. {seen.told_of_others}".strip()
+    if seen.found * 2 >= seen.messages > 0:
+        return _done(name, title, seen.newest_at, told)
+    if seen.found:
+        return _failing(name, title, told, _another_field(field))
     for reason in (
-        reasons.NO_IDENTIFIER,
-        reasons.UNUSABLE_IDENTIFIER,
-        *sorted({reason for call in calls for reason in call.parked_reasons}),
+        *evidence.WITHOUT,
+        *sorted({reason for call in seen.calls for reason in call.parked_reasons}),
     ):
-        for call in calls:
+        for call in seen.calls:
             if reason in call.parked_reasons:
-                return _parked(install, name, title, reason, call)
-    if any(call.messages for call in calls):
-        return _failing(
-            name, title, f"{install.identifier_field} is present but blank.", "Choose another field for the identifier."
-        )
-    if calls:
+                return _parked(install, name, title, reason, call, seen)
+    if seen.messages:
+        return _failing(name, title, f"{field} is present but blank.", "Choose another field for the identifier.")
+    if seen.calls:
         return _waiting(
             name, title, "The calls so far contained no messages.", "Select Existing Users in the Lytics job."
         )
-    return _waiting(name, title, "")
+    changed_at = install.identifier_since_at
+    if changed_at is None:
+        return _waiting(name, title, "")
+    since = f"{changed_at:%Y-%m-%d %H:%M} UTC"
+    return _waiting(name, title, f"No message since the identifier field was changed to {field} at {since}.")
 
 
-def _parked(install: Install, name: str, title: str, reason: str, call: Receipt) -> Line:
+def count_of(messages: int) -> str:
+    return f"{messages:,} message{'' if messages == 1 else 's'}"
+
+
+def _another_field(field: str) -> str:
+    exported = "Lytics ID (_id)" if field == "_id" else field
+    return (
+        f"In the Lytics job, on its Configuration page, add {exported} to Export Fields; or enter one of the fields"
+        " that came as the customer profile identifier field name below. What is parked can be released by any field"
+        " that came with it."
+    )
+
+
+def _parked(install: Install, name: str, title: str, reason: str, call: Receipt, read: evidence.Evidence) -> Line:
     item = Parked.objects.filter(receipt=call, reason=reason).first()
     if reason not in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         why = f"Calls arrive, but nothing in them can be read: {reason.replace('_', ' ')}."
         return _failing(name, title, why, reasons.HINTS.get(reason, ""), item)
     field = install.identifier_field
-    named = (item.detail if item else "").partition("fields seen: ")[2].split(", ")
+    named = evidence.fields_seen(item.detail if item else "")
     seen = ", ".join(name for name in named if name != "segment_events")
-    exported = "Lytics ID (_id)" if field == "_id" else field
     return _failing(
         name,
         title,
@@ -169,9 +184,9 @@ def _parked(install: Install, name: str, title: str, reason: str, call: Receipt)
             if reason == reasons.UNUSABLE_IDENTIFIER
             else f"Calls arrive without it: {field} is looked for in data, and there "
         )
-        + (f"came {seen}." if seen else "is no other field either."),
-        f"In the Lytics job, on its Configuration page, add {exported} to Export Fields; or enter one of the fields"
-        " that came as the customer profile identifier field name below. Then release what is parked.",
+        + (f"came {seen}." if seen else "is no other field either.")
+        + f" {field} in 0 of the last {count_of(read.messages)}. {read.told_of_others}".rstrip(),
+        _another_field(field),
         item,
     )
 

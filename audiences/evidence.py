@@ -1,0 +1,117 @@
+"""Which fields of the newest messages named a customer: read from stored calls and parked items, a bounded number.
+
+Only calls since the identifier field was last changed count: older ones were read by another field.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from audiences import trials
+from audiences.models import Install, Parked, Receipt
+from lytics import reasons
+
+# Newest messages looked at, and the most calls and parked items read to find them.
+MESSAGES, CALLS, ITEMS = 300, 100, 100
+# Fields named beside the identifier field.
+FIELDS = 8
+# The field is missing or empty. Such items are kept whole, so another field of theirs can be read instead.
+WITHOUT = (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER)
+# A value of the field names nobody; where the field holds a list, another value of the same message may.
+UNFIT = (reasons.PLACEHOLDER, reasons.UNREADABLE_IDENTIFIER, reasons.IDENTIFIER_TOO_LONG)
+# The message was set aside before anybody looked for an identifier.
+UNREAD = (
+    reasons.NOT_JSON,
+    reasons.PACKED_BODY,
+    reasons.CUT_OFF_BODY,
+    reasons.NOT_A_MESSAGE,
+    reasons.UNREADABLE_MESSAGE,
+    reasons.NOT_A_USER_EVENT,
+    reasons.NO_SEGMENT_EVENTS,
+    reasons.TOO_MANY_MESSAGES,
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of ``messages`` that were looked at, ``found`` named a customer by the identifier field.
+
+    ``others`` counts the fields of those that came without it, over ``looked`` parked items.
+    """
+
+    messages: int = 0
+    found: int = 0
+    newest_at: datetime | None = None
+    calls: list[Receipt] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    looked: int = 0
+
+    @property
+    def told_of_others(self) -> str:
+        """Each other field and in how many of the messages without the identifier field it came."""
+        if not self.others:
+            return ""
+        told = ", ".join(f"{name} in {many:,}" for name, many in self.others.most_common(FIELDS))
+        return f"Of the newest {self.looked:,} without it: {told}."
+
+
+def of(install: Install) -> Evidence:
+    """What the newest calls of Lytics show."""
+    calls = _calls(install)
+    messages = sum(max(0, call.messages - _count(call, UNREAD)) for call in calls)
+    found = sum(map(_found, calls))
+    newest = next((call.received_at for call in calls if call.messages), None)
+    items = _items(install, calls)
+    others: Counter[str] = Counter()
+    for detail in items:
+        others.update(name for name in fields_seen(detail) if name not in ("segment_events", install.identifier_field))
+    return Evidence(messages, found, newest, calls, others, len(items))
+
+
+def candidates(install_id: int, reason: str) -> list[str]:
+    """Fields that came with the newest items that are parked for a reason, the most frequent ones first."""
+    items = Parked.objects.filter(install_id=install_id, reason=reason, closed_at=None).order_by("-id")
+    seen: Counter[str] = Counter()
+    for detail in items.values_list("detail", flat=True)[:ITEMS]:
+        seen.update(name for name in fields_seen(detail) if name != "segment_events")
+    return [name for name, _ in seen.most_common()]
+
+
+def fields_seen(detail: str) -> list[str]:
+    """The names of profile fields that an item's detail tells (``lytics.payload``)."""
+    told = detail.partition("fields seen: ")[2].partition(" (and ")[0].removesuffix(", …")
+    return [name for name in told.split(", ") if name and name != "none"]
+
+
+def _calls(install: Install) -> list[Receipt]:
+    """Newest first, as many as hold ``MESSAGES`` messages."""
+    newest = Receipt.objects.filter(install=install).exclude(job=trials.JOB).order_by("-id")[:CALLS]
+    taken, messages = [], 0
+    # In Python: as a condition it would make PostgreSQL read all older calls in search of a hundred newer ones.
+    for call in newest:
+        if install.identifier_since_at is not None and call.received_at < install.identifier_since_at:
+            break
+        taken.append(call)
+        messages += call.messages
+        if messages >= MESSAGES:
+            break
+    return taken
+
+
+def _items(install: Install, calls: list[Receipt]) -> list[str]:
+    """Details of what those calls had parked for want of an identifier."""
+    wanting = [call.pk for call in calls if _count(call, WITHOUT)]
+    if not wanting:
+        return []
+    items = Parked.objects.filter(receipt__in=wanting, reason__in=WITHOUT).order_by("-id")
+    return [*items.values_list("detail", flat=True)[:ITEMS]]
+
+
+def _found(call: Receipt) -> int:
+    """Messages of a call that named a customer; when nothing of it was queued, unfit values were all there was."""
+    without = _count(call, UNREAD) + _count(call, WITHOUT) + (0 if call.queued else _count(call, UNFIT))
+    return max(0, call.messages - without)
+
+
+def _count(call: Receipt, of_reasons: tuple[str, ...]) -> int:
+    return sum(int(call.parked_reasons.get(reason, 0)) for reason in of_reasons)
