@@ -5,6 +5,7 @@ and appear in commit order; serial ids would not do, because they are drawn befo
 one that isn't visible yet.
 """
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -223,8 +224,17 @@ def _receipt(install: Install, reading: Reading, call: _Call, received: Received
     )
 
 
-def read_again(install: Install, raw: bytes, *, receipt_id: int | None, at: datetime) -> bool:
-    """Read an item that was parked at ``at`` once more, inside a transaction. Whether nothing of it is left aside."""
+def read_again(
+    install: Install, raw: bytes, *, receipt_id: int | None, at: datetime, identifier_field: str = ""
+) -> bool:
+    """Read an item that was parked at ``at`` once more, inside a transaction. Whether nothing of it is left aside.
+
+    With an ``identifier_field`` this item alone is read by that field. Its values are then compared with no earlier
+    list of the profile: they are values of another field, and would make all earlier ones leave.
+    """
+    if identifier_field and identifier_field != install.identifier_field:
+        install = copy.copy(install)
+        install.identifier_field, install.forget_missing_identifiers = identifier_field, False
     reading = _read(install, raw, at, released=True)
     told = _by_name(reading.facts)
     wanted = _wanted(told)

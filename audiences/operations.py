@@ -20,17 +20,17 @@ log = structlog.get_logger(__name__)
 LOOKED_AT_ONCE_IN = timedelta(minutes=1)
 
 
-def release(parked_ids: Iterable[int], *, by: str) -> tuple[int, int]:
+def release(parked_ids: Iterable[int], *, by: str, identifier_field: str = "") -> tuple[int, int]:
     """Let parked items go on. Returns how many left the page and how many stay, because they still can't be read.
 
-    An item of a call is read again with the install's present settings. A change that ODP refused is appended once
-    more at its old time, so that anything newer still wins.
+    An item of a call is read again with the install's present settings, or by another ``identifier_field``. A change
+    that ODP refused is appended once more at its old time, so that anything newer still wins.
     """
-    done = [release_one(parked_id, by=by) for parked_id in parked_ids]
+    done = [release_one(parked_id, by=by, identifier_field=identifier_field) for parked_id in parked_ids]
     return done.count(True), done.count(False)
 
 
-def release_one(parked_id: int, *, by: str) -> bool | None:
+def release_one(parked_id: int, *, by: str, identifier_field: str = "") -> bool | None:
     """Whether the item left the page; None when it was gone already. In a transaction of its own: two items may lock
     the same audiences in another order than a call does."""
     with transaction.atomic():
@@ -42,7 +42,8 @@ def release_one(parked_id: int, *, by: str) -> bool | None:
         )
         if parked is None:
             return None
-        released = _append_again(parked) if parked.sequence is not None else _read_again(parked)
+        refused = parked.sequence is not None
+        released = _append_again(parked) if refused else _read_again(parked, identifier_field)
         if released:
             _close(parked, by=by, resolution=Parked.Resolution.RELEASED)
         return released
@@ -80,11 +81,13 @@ def _append_again(parked: Parked) -> bool:
     return True
 
 
-def _read_again(parked: Parked) -> bool:
+def _read_again(parked: Parked, identifier_field: str) -> bool:
     """Whether everything in the item could be read this time; what could, is in the log either way."""
     try:
         raw = decrypt(bytes(parked.raw or b""))
     except ImproperlyConfigured as error:
         log.error("a parked item could not be released", parked=parked.pk, reason=str(error))
         return False
-    return ingest.read_again(parked.install, raw, receipt_id=parked.receipt_id, at=parked.parked_at)
+    return ingest.read_again(
+        parked.install, raw, receipt_id=parked.receipt_id, at=parked.parked_at, identifier_field=identifier_field
+    )

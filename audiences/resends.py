@@ -100,10 +100,23 @@ def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:
     )
 
 
-def release_all(install: Install, parked_reason: str, *, upto: int, total: int, by: str) -> bool:
-    """Have all released that is parked for a reason, up to an item. False while another such release is unfinished."""
+def release_all(
+    install: Install, parked_reason: str, *, upto: int, total: int, by: str, identifier_field: str = ""
+) -> bool:
+    """Have all released that is parked for a reason, up to an item. False while another such release is unfinished.
+
+    With an ``identifier_field`` those items are read by that field, and the install stays as it is.
+    """
     return _ask(
-        Resend(kind=Resend.Kind.RELEASE, install=install, parked_reason=parked_reason, upto=upto, total=total, by=by)
+        Resend(
+            kind=Resend.Kind.RELEASE,
+            install=install,
+            parked_reason=parked_reason,
+            identifier_field=identifier_field,
+            upto=upto,
+            total=total,
+            by=by,
+        )
     )
 
 
@@ -245,14 +258,14 @@ def _release(resend: Resend) -> Step:
     parked_id = upcoming.values_list("pk", flat=True).first()
     if parked_id is None:
         return Step(after=resend.after, over=True)
-    released = _release_or_leave(parked_id, by=resend.by)
+    released = _release_or_leave(parked_id, by=resend.by, identifier_field=resend.identifier_field)
     return Step(done=int(released is True), stayed=int(released is False), after=parked_id)
 
 
-def _release_or_leave(parked_id: int, *, by: str) -> bool | None:
+def _release_or_leave(parked_id: int, *, by: str, identifier_field: str) -> bool | None:
     """An item at which we fail, its encryption key gone for example, stays parked; those behind it go on."""
     try:
-        return operations.release_one(parked_id, by=by)
+        return operations.release_one(parked_id, by=by, identifier_field=identifier_field)
     except Exception as error:
         if sessions.is_trouble(error):
             raise

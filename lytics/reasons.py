@@ -53,13 +53,13 @@ HINTS: dict[str, str] = {
     ),
     NO_IDENTIFIER: (
         "The identifier field is missing. Add it to Export Fields of the Lytics job."
-        " If one of the fields that did come identifies customers, enter that field in the install and release this:"
-        " all later calls are then read by that field too. Otherwise have the job send existing users again and"
-        " discard this."
+        " If one of the fields that did come identifies these customers, release the items and choose that field: only"
+        " they are read by it. To read all later calls by another field, enter it in the install. Otherwise have the"
+        " job send existing users again and discard this."
     ),
     UNUSABLE_IDENTIFIER: (
         "The identifier field is there and holds no identifier: it is blank, null, true, false or an object."
-        " Correct the field in Lytics, or enter another field in the install and release this."
+        " Correct the field in Lytics, or release this and choose another field that came with it."
     ),
     PLACEHOLDER: (
         "The identifier stands for nobody, such as null, undefined or zeros. As a customer it would be in every"

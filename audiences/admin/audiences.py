@@ -14,7 +14,7 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 from audiences import backlog, brake, lanes, other_id, provision, resends, state, take_over
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
-from audiences.admin.resends import SendAgain, effort, section
+from audiences.admin.resends import SendAgain, section, when
 from audiences.admin.runs_chart import chart
 from audiences.admin.verbs import AskReason, Verb
 from audiences.models import Audience, Delivery, Event, Lane, Membership, Parked, Resend, Run
@@ -267,7 +267,7 @@ class Resync(SendAgain):
         return (
             f"All memberships of {audience} are sent to ODP again, changed or not:"
             f" {count(held, 'customer')}, {number(audience.lane.member_count)} of them as members and the rest as"
-            f" not. {effort(audience.install, held)} New events continue meanwhile and win where they are newer."
+            f" not. {when(audience, held)} New events continue meanwhile and win where they are newer."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:

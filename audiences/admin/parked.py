@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db.models import Count, Max, Min, QuerySet
@@ -12,8 +13,9 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from unfold.widgets import UnfoldAdminSelectWidget
 
-from audiences import operations, resends, state
+from audiences import evidence, operations, resends, state
 from audiences.admin import verbs
 from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
@@ -56,8 +58,41 @@ def released_and_stayed(released: int, stayed: int) -> str:
     return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told
 
 
+class AskField(forms.Form):
+    """By which profile field items without an identifier are read: the install's, or one that came with them."""
+
+    read_by = forms.ChoiceField(
+        label="Read the identifier from",
+        required=False,
+        widget=UnfoldAdminSelectWidget,
+        help_text="Only these items are read by that field. The install goes on reading its own one. Choose a field"
+        " whose values are the same customer ids as those the install sends to ODP.",
+    )
+
+    def __init__(self, answers: Any, *, own: str, others: Sequence[str]) -> None:
+        super().__init__(answers)
+        choice = self.fields["read_by"]
+        assert isinstance(choice, forms.ChoiceField)
+        choice.choices = [("", f"{own} (the install's field)"), *((name, name) for name in others if name != own)]
+
+
+def ask_field(answers: Any, install: Install, reason: str) -> AskField | NoQuestion:
+    """The question for items of a reason, where another field can help."""
+    if reason not in evidence.WITHOUT:
+        return NoQuestion(answers)
+    others = evidence.candidates(install.pk, reason)
+    return AskField(answers, own=install.identifier_field, others=others)
+
+
+def read_by(field: str) -> str:
+    return f" Read by the field {field}." if field else ""
+
+
 class Release(Verb[Parked]):
     name, label, icon, permission = "release", "Release", "outbox", "audiences.release_parked"
+
+    def asks(self, parked: Parked, answers: Any) -> forms.Form:
+        return ask_field(answers, parked.install, parked.reason)
 
     def offered(self, parked: Parked) -> bool:
         return parked.closed_at is None and can_be_released(parked.reason)
@@ -74,8 +109,9 @@ class Release(Verb[Parked]):
         )
 
     def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
-        released, stayed = operations.release([parked.pk], by=by)
-        return released_and_stayed(released, stayed) if released or stayed else None
+        field = str(answers.get("read_by", ""))
+        released, stayed = operations.release([parked.pk], by=by, identifier_field=field)
+        return released_and_stayed(released, stayed) + read_by(field) if released or stayed else None
 
 
 class Discard(Verb[Parked]):
@@ -279,11 +315,14 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             return verbs.go(request, back, warning=verbs.STALE)
         if not can_be_released(reason):
             return verbs.go(request, back, warning=f"Reading again can't help: {words(reason)}. Discard them.")
-        if request.method == "POST":
-            owner, by = Install.objects.get(pk=install), request.user.get_username()
-            if not resends.release_all(owner, reason, upto=facts["newest"], total=total, by=by):
+        owner = Install.objects.get(pk=install)
+        asked = ask_field(request.POST if request.method == "POST" else None, owner, reason)
+        if request.method == "POST" and asked.is_valid():
+            by, field = request.user.get_username(), str(asked.cleaned_data.get("read_by", ""))
+            if not resends.release_all(owner, reason, upto=facts["newest"], total=total, by=by, identifier_field=field):
                 return verbs.go(request, back, warning=verbs.STALE)
             told = f"Releasing {count(total, 'item')} parked for {words(reason)}; this page shows how far it is."
+            told += read_by(field)
             verbs.record(request, [owner], told)
             return verbs.go(request, back, success=told)
         return verbs.confirmation(
@@ -293,6 +332,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             label=f"Release {number(total)}",
             danger=False,
             consequence=f"{count(total, 'item')} are read or sent again. What still can't be read stays here.",
+            form=asked,
             hidden={"seen": seen, "upto": facts["newest"]},
             back=back,
         )

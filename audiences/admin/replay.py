@@ -12,7 +12,7 @@ from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
 from audiences import received, resends
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, number
-from audiences.admin.resends import SendAgain, effort
+from audiences.admin.resends import SendAgain, when
 from audiences.models import Audience, Resend
 from audiences.received import Stretch
 
@@ -134,6 +134,6 @@ def _foreseen(audience: Audience, stretch: Stretch, asked: dict[str, Any]) -> st
         customers = count(events.order_by().values("identifier").distinct().count(), "customer")
     return (
         f"{number(stretch.events)} events of {audience}, {_span(asked)}, are sent to ODP again: {customers}."
-        f" {effort(audience.install, stretch.events)} Each keeps its original time, so something newer about a"
+        f" {when(audience, stretch.events)} Each keeps its original time, so something newer about a"
         " customer still wins. New events continue meanwhile."
     )

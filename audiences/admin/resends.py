@@ -65,7 +65,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
         ("asked_at", "ended_at"),
         ("by", "stopped_by"),
         "reason",
-        "parked_reason",
+        ("parked_reason", "identifier_field"),
         ("received_from", "received_to"),
     )
     readonly_fields = ("install_link", "audience_link", "pill", "progress_")
@@ -120,7 +120,8 @@ def about(resend: Resend) -> str:
         case Resend.Kind.REPLAY:
             return f"replay of {resend.received_from:%Y-%m-%d %H:%M} – {resend.received_to:%Y-%m-%d %H:%M} UTC"
         case Resend.Kind.RELEASE:
-            return f"release: {resend.parked_reason.replace('_', ' ')} ({resend.install})"
+            by = f", read by {resend.identifier_field}" if resend.identifier_field else ""
+            return f"release: {resend.parked_reason.replace('_', ' ')}{by} ({resend.install})"
     return str(resend.get_kind_display())
 
 
@@ -172,6 +173,20 @@ def under_way(resend: Resend) -> str:
     """To who presses again."""
     what = resend.get_kind_display()
     return f"A {what} is already running: {progress(resend)}. Nothing was started; stop that one first."
+
+
+def when(audience: Audience, events: int) -> str:
+    """How long sending so many events again takes; or, while nothing is sent, what they wait for."""
+    install = audience.install
+    if audience.lane.blocked_at is not None:
+        return "The audience is blocked: they wait, and are sent after it is unblocked."
+    if audience.lane.paused_at is not None:
+        return "The audience is paused: they wait, and are sent when it is resumed."
+    if not install.enabled:
+        return "The install is off: they wait, and are sent when it is on again."
+    if install.brake_until_at is not None:
+        return "The install is on hold: they wait, and are sent when ODP accepts requests again."
+    return effort(install, events)
 
 
 def effort(install: Install, events: int) -> str:

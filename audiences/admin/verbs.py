@@ -64,6 +64,10 @@ class Verb(Generic[M]):
     def consequence(self, thing: M) -> str:
         raise NotImplementedError
 
+    def asks(self, thing: M, answers: Any) -> forms.Form:
+        """The form, with choices that depend on the thing where there are any. ``answers`` as a browser sent them."""
+        return self.form(answers)
+
     def wrong(self, thing: M, answers: dict[str, Any]) -> str:
         """What speaks against the answers, beyond what the form knows; empty when nothing does."""
         return ""
@@ -136,7 +140,7 @@ def view(admin: "OperatorAdmin[M]", function: Callable[..., HttpResponseBase]) -
 def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: int) -> HttpResponse:
     """GET states the consequence, POST does it."""
     thing, back = approach(admin, verb, request, pk)
-    form = verb.form(request.POST if request.method == "POST" else None)
+    form = verb.asks(thing, request.POST if request.method == "POST" else None)
     if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.proof(thing)):
         return go(request, back, warning=verb.too_late(thing))
     if request.method == "POST" and form.is_valid() and (wrong := verb.wrong(thing, form.cleaned_data)):
