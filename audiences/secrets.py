@@ -22,7 +22,7 @@ from django.db import models
 # What is longer is encrypted so many bytes at a time.
 PIECE = 1 << 20
 UNREADABLE = "can't be decrypted with the present FIELD_ENCRYPTION_KEYS"
-_WRONG_KEY = "A stored secret opens with none of FIELD_ENCRYPTION_KEYS; put back the key it was written with."
+WRONG_KEY = "A stored secret opens with none of FIELD_ENCRYPTION_KEYS; put back the key it was written with."
 
 
 @lru_cache(maxsize=4)
@@ -65,7 +65,7 @@ def decrypt(hidden: bytes) -> bytes:
     try:
         return _ring(tuple(settings.FIELD_ENCRYPTION_KEYS)).decrypt(hidden)
     except InvalidToken as error:
-        raise ImproperlyConfigured(_WRONG_KEY) from error
+        raise ImproperlyConfigured(WRONG_KEY) from error
 
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Unreadable(str):
 def opened(secret: str) -> str:
     """A secret that is about to be used. Raises ``ImproperlyConfigured`` where a page would show ``UNREADABLE``."""
     if isinstance(secret, Unreadable):
-        raise ImproperlyConfigured(_WRONG_KEY)
+        raise ImproperlyConfigured(WRONG_KEY)
     return secret
 
 

@@ -8,7 +8,9 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.db import connection
 from django.db.models import Count, Max, Min, QuerySet
+from django.db.models.functions import Length
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
 from django.utils.html import format_html
@@ -17,10 +19,12 @@ from unfold.widgets import UnfoldAdminSelectWidget
 
 from audiences import evidence, operations, resends, state
 from audiences.admin import verbs
+from audiences.admin.fragments import masked_ends
 from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
+from audiences.ends import PART, decrypt_ends
 from audiences.lanes import REFUSED_BY_ODP
 from audiences.models import Install, Parked, Resend
 from audiences.secrets import UNREADABLE, decrypt
@@ -28,8 +32,11 @@ from lytics.reasons import HINTS, RELEASABLE
 
 # So many ticked ones are released while the person waits: each is read again in a transaction of its own.
 AT_ONCE = 300
-# The largest item, as stored, that its page shows.
+# The largest item, as stored, that its page shows whole: parsed and written out, it takes a hundred times its size of
+# memory.
 SHOWN_BYTES = 200_000
+
+_PART = "SELECT substring(raw FROM %s FOR %s) FROM audiences_parked WHERE id = %s"
 
 _HINTS = {
     **HINTS,
@@ -217,6 +224,10 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
     def has_discard_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm(Discard.permission)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Parked]:
+        """Without the items themselves: a page of the list could have gigabytes of them."""
+        return super().get_queryset(request).defer("raw")
 
     def get_urls(self) -> list[Any]:
         group = path(
@@ -418,17 +429,40 @@ class ParkedAdmin(HistoryAdmin[Parked]):
     @admin.display(description="item as it came")
     def raw_(self, parked: Parked) -> SafeString | str:
         unmasked = getattr(parked, "is_unmasked", False)
-        if parked.raw is None:
+        stored = _stored_bytes(parked)
+        if stored is None:
             whole = parked.identifier if unmasked else mask(parked.identifier)
             return format_html('<pre class="ls-pre">customer {}, event {}</pre>', whole, number(parked.sequence))
-        if len(parked.raw) > SHOWN_BYTES:
-            # Decrypted, parsed and written out, it would take a hundred times its size of memory.
-            return f"It has {size(len(parked.raw))}, too much for a page. Release and discard work all the same."
         try:
-            raw = decrypt(bytes(parked.raw)).decode("utf-8", "replace")
+            if stored > SHOWN_BYTES:
+                return _both_ends(parked, stored, unmasked=unmasked)
+            raw = decrypt(bytes(parked.raw or b"")).decode("utf-8", "replace")
         except ImproperlyConfigured:
             return f"It {UNREADABLE}."
         return format_html('<pre class="ls-pre">{}</pre>', _pretty(raw) if unmasked else masked(raw))
+
+
+def _stored_bytes(parked: Parked) -> int | None:
+    """Without the item itself, which may have tens of megabytes."""
+    stored: int | None = Parked.objects.filter(pk=parked.pk).values_list(Length("raw"), flat=True).get()
+    return stored
+
+
+def _both_ends(parked: Parked, stored: int, *, unmasked: bool) -> SafeString:
+    def read(start: int, length: int) -> bytes:
+        with connection.cursor() as cursor:
+            cursor.execute(_PART, [start + 1, length, parked.pk])
+            return bytes(cursor.fetchone()[0])
+
+    ends = decrypt_ends(read, stored)
+    first, last = (end.decode("utf-8", "replace") for end in (ends.first, ends.last))
+    if not unmasked:
+        first, last = masked_ends(first, last)
+    return format_html(
+        '<p class="ls-note">{}: too much for a page. Its first and last {} follow; release and discard take all of it.'
+        '</p><pre class="ls-pre">{}</pre><p class="ls-note">…</p><pre class="ls-pre">{}</pre>',
+        size(ends.size), size(PART), first, last,
+    )  # fmt: skip
 
 
 def _pretty(raw: str) -> str:
