@@ -36,6 +36,10 @@ def grant(role: str) -> dict[str, str]:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(name))
         cursor.execute(sql.SQL("REVOKE CREATE ON SCHEMA public FROM {}").format(name))
+        # Everybody may make temporary tables unless it is taken from all; no process makes any. PostgreSQL only warns
+        # whoever isn't the owner of the database.
+        database = sql.Identifier(str(connection.settings_dict["NAME"]))
+        cursor.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC, {}").format(database, name))
         cursor.execute(sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}").format(name))
         for table, words in rights.items():
             cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
@@ -43,6 +47,12 @@ def grant(role: str) -> dict[str, str]:
         # What only the owner of the log may do, as a function that does nothing else.
         cursor.execute(sql.SQL("GRANT EXECUTE ON FUNCTION summarise_events TO {}").format(name))
     return rights
+
+
+def may_make_temporary_tables(role: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT has_database_privilege(%s, current_database(), 'TEMPORARY')", [role])
+        return bool(cursor.fetchone()[0])
 
 
 def _tables() -> list[tuple[str, str]]:

@@ -389,6 +389,7 @@ def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCapt
         "DELETE FROM audiences_audience",
         "ALTER TABLE audiences_event DROP COLUMN kind",
         "CREATE TABLE mine (id int)",
+        "CREATE TEMPORARY TABLE mine (id int)",
         "INSERT INTO django_migrations (app, name, applied) VALUES ('x', 'y', now())",
     ],
 )
@@ -397,6 +398,36 @@ def test_the_role_can_take_nothing_away(bridge: str, statement: str) -> None:
         cursor.execute(f"SET ROLE {bridge}")
         with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
             cursor.execute(statement)
+
+
+@pytest.mark.parametrize("owns_the_database", [True, False])
+def test_who_can_not_take_temporary_tables_away_is_told_who_can(bridge: str, owns_the_database: bool) -> None:
+    """The tables may have another owner than the database."""
+    database = connection.ops.quote_name(connection.settings_dict["NAME"])
+    out, said = StringIO(), StringIO()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_user")
+        (superuser,) = cursor.fetchone() or ("",)
+        cursor.execute(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC")
+        cursor.execute("CREATE ROLE tables_owner")
+        try:
+            for table in connection.introspection.table_names():
+                cursor.execute(f'ALTER TABLE "{table}" OWNER TO tables_owner')
+            cursor.execute("ALTER SCHEMA public OWNER TO tables_owner")
+            cursor.execute("ALTER FUNCTION summarise_events OWNER TO tables_owner")
+            if owns_the_database:
+                cursor.execute(f"ALTER DATABASE {database} OWNER TO tables_owner")
+            cursor.execute("SET ROLE tables_owner")
+            call_command("grant_role", bridge, stdout=out, stderr=said)
+        finally:
+            cursor.execute("RESET ROLE")
+            cursor.execute(f"ALTER DATABASE {database} OWNER TO {connection.ops.quote_name(superuser)}")
+            cursor.execute(f"REASSIGN OWNED BY tables_owner TO {connection.ops.quote_name(superuser)}")
+            cursor.execute("DROP OWNED BY tables_owner")
+            cursor.execute("DROP ROLE tables_owner")
+            cursor.execute(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC")
+    assert ("REVOKE TEMPORARY" in said.getvalue()) == (not owns_the_database)
+    assert "audiences_event" in out.getvalue()
 
 
 @pytest.mark.django_db

@@ -3,9 +3,10 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connection
 from django.db.utils import ProgrammingError
 
-from audiences.role import grant
+from audiences.role import grant, may_make_temporary_tables
 
 
 class Command(BaseCommand):
@@ -21,3 +22,8 @@ class Command(BaseCommand):
             raise CommandError(str(error).strip()) from error
         for table, words in rights.items():
             self.stdout.write(f"{table:32} {words}")
+        if may_make_temporary_tables(options["role"]):
+            self.stderr.write(
+                f"{options['role']} can still make temporary tables. The owner of the database can end that:"
+                f" REVOKE TEMPORARY ON DATABASE {connection.settings_dict['NAME']} FROM PUBLIC"
+            )
