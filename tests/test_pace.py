@@ -106,7 +106,8 @@ def assert_never_eleven_in_a_second(permissions: list[float], arrivals: list[flo
     """By the permissions, and no request went without one: the nth arrived after the nth was given."""
     assert len(permissions) >= len(arrivals)
     assert most_in_a_second(permissions) <= 10
-    began = time.time() - time.monotonic()
+    # The largest of many differences: whoever is interrupted between the two readings gets a smaller one.
+    began = max(time.time() - time.monotonic() for _ in range(100))
     early = [given - arrived - began for given, arrived in zip(sorted(permissions), sorted(arrivals), strict=False)]
     assert max(early) <= 0.005, "but for what the two clocks are apart"
 
