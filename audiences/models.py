@@ -17,7 +17,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
-from audiences import hosts
+from audiences import hosts, naming
 from audiences.said import SaidField
 from audiences.secrets import EncryptedTextField, Unreadable
 from lytics import times
@@ -231,7 +231,8 @@ class Audience(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.odp_id
+        """The id in ODP; with the slug where nobody would recognise it in the id."""
+        return self.odp_id if naming.shows(self.odp_id, self.latest_slug) else f"{self.odp_id} ({self.latest_slug})"
 
 
 class Lane(models.Model):

@@ -9,6 +9,16 @@ def odp_id(slug: str) -> str:
     return "lytics_" + re.sub(r"[^a-z0-9_]+", "_", slug.lower())
 
 
+def is_nearly_empty(slug: str) -> bool:
+    """Whether the id keeps nothing of the slug: no letter from a to z and no digit."""
+    return not re.search(r"[a-z0-9]", slug.lower())
+
+
+def shows(odp_id_of: str, slug: str) -> bool:
+    """Whether somebody who knows the slug recognises it in the id."""
+    return odp_id_of == odp_id(slug) and slug.isascii() and not is_nearly_empty(slug)
+
+
 def free_odp_id(slug: str, segment_id: str, taken: Container[str]) -> str:
     """The id for a new audience; when another segment has it already, with a suffix from the segment's own id."""
     plain = odp_id(slug)

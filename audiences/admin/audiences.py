@@ -11,7 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from audiences import backlog, brake, lanes, other_id, provision, resends, state, take_over
+from audiences import alike, backlog, brake, lanes, other_id, provision, resends, state, take_over
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, section, when
@@ -152,21 +152,25 @@ class UseOtherId(Verb[Audience]):
 
 
 class KeepBoth(Verb[Audience]):
-    """Of an audience with the slug of an older one."""
+    """Of an audience with the slug of an older one, or with an id that differs from another one's only by a suffix."""
 
     name, label, icon, permission = "keep-both", "Keep both", "call_split", "audiences.resync_audience"
 
     def offered(self, audience: Audience) -> bool:
-        return audience.slug_settled_at is None and take_over.older(audience) is not None
+        return audience.slug_settled_at is None and self._other(audience) is not None
+
+    def _other(self, audience: Audience) -> Audience | None:
+        """The older one with its slug, or one whose slug becomes the same id."""
+        return take_over.older(audience) or next(iter(alike.twins(audience)), None)
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"{audience} and {take_over.older(audience)} stay two audiences in ODP, each with the members of its own"
+            f"{audience} and {self._other(audience)} stay two audiences in ODP, each with the members of its own"
             " segment. The front page does not ask again."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        return f"{audience} stays beside the older one." if take_over.keep_both(audience) else None
+        return f"{audience} stays beside the other one." if take_over.keep_both(audience) else None
 
 
 class TakeOver(Verb[Audience]):
@@ -390,7 +394,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "delivered": ago(audience.delivered_at),  # type: ignore[attr-defined]
                 "accepted": number(audience.last_sequence),
             },
-            "warnings": state.warnings(audience.lane),
+            "warnings": [*state.warnings(audience.lane), *alike.warnings(audience)],
             "runs": [(run, state.of_request(run)) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),
             "deliveries_url": list_url(Delivery, audience=audience.odp_id, install__id__exact=audience.install_id),

@@ -13,6 +13,7 @@ from django.utils.timezone import now
 
 from audiences import checklist, failures, heartbeats, progress, readiness, refused, state, take_over
 from audiences.admin import turned_away, verbs
+from audiences.admin.alike import troubles as of_ids_alike
 from audiences.admin.charts import charts
 from audiences.admin.pages import ago, count, last_call, list_url, number, span, url_of
 from audiences.admin.parked import Release, groups
@@ -69,6 +70,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *turned_away.switched_off(request, installs),
         *_blocked(request, held),
         *_made_anew(request),
+        *of_ids_alike(request),
         *_on_hold(request),
         *_parked(request, parked),
         *_paused(request, held),

@@ -1,0 +1,36 @@
+"""On the front page: audiences whose ODP ids differ only by a suffix, until somebody says that it is known."""
+
+from django.http import HttpRequest
+from django.urls import reverse
+
+from audiences import alike, naming
+from audiences.admin import verbs
+from audiences.admin.pages import ago, list_url, number, url_of
+from audiences.admin.troubles import Trouble, page
+from audiences.models import Audience
+
+# Told one by one; of more only the number is told.
+TOLD = 10
+
+
+def troubles(request: HttpRequest) -> list[Trouble]:
+    here = reverse("admin:index")
+    pairs = alike.unnoticed()
+    told = [
+        Trouble(
+            f"{audience.odp_id} and {holder.odp_id} differ only by a suffix ({audience.install})",
+            f"The slugs {audience.slug} and {holder.slug} become the same ODP id. In ODP they are named"
+            f" {naming.label(audience.slug)} and {naming.label(holder.slug)}.",
+            ago(audience.created_at),
+            url_of(audience),
+            tone="held",
+            todo="An id in ODP never changes. For a better one, create the audience anew in Lytics under a slug with"
+            " letters from a to z. If whoever uses them in ODP knows them apart, press Keep both.",
+            buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both",)),
+        )
+        for audience, holder in pairs[:TOLD]
+    ]
+    if len(pairs) > TOLD:
+        more = f"{number(len(pairs) - TOLD)} more audiences whose ids differ only by a suffix"
+        told.append(Trouble(more, "", "", list_url(Audience)))
+    return told

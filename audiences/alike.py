@@ -1,0 +1,72 @@
+"""Audiences of one install whose different slugs become the same ODP id, so that one of them carries a suffix.
+
+Slugs of emoji or of letters outside a–z lose them in the id: two such look alike in ODP, where an id never changes.
+"""
+
+from django.db import connection
+from django.db.models import Q, QuerySet
+
+from audiences import naming
+from audiences.models import Audience
+
+# Audiences with a suffix that are compared at once, newest first.
+COMPARED = 200
+
+# Their id is not what their slug becomes. Lower case of letters outside a–z may differ from Python's, and both become
+# an underscore; what is found is compared again by ``naming``.
+_SUFFIXED = """
+SELECT id FROM audiences_audience
+WHERE slug_settled_at IS NULL
+    AND odp_id <> 'lytics_' || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g')
+ORDER BY id DESC LIMIT %s
+"""
+
+
+def twins(audience: Audience) -> list[Audience]:
+    """Others of its install with another slug that becomes the same id."""
+    plain = naming.odp_id(audience.slug)
+    near = Audience.objects.filter(Q(odp_id=plain) | Q(odp_id__startswith=f"{plain}_"), install=audience.install_id)
+    others = near.exclude(pk=audience.pk).exclude(slug=audience.slug).order_by("pk")[:COMPARED]
+    return [other for other in others if naming.odp_id(other.slug) == plain]
+
+
+def unnoticed() -> list[tuple[Audience, Audience]]:
+    """Audiences with a suffix about which nobody has said that it is known, each with the one that has the id."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SUFFIXED, [COMPARED])
+        ids = [pk for (pk,) in cursor.fetchall()]
+    suffixed = [*_fetched(Audience.objects.filter(pk__in=ids))]
+    plain = {audience.pk: (audience.install_id, naming.odp_id(audience.slug)) for audience in suffixed}
+    holders = Audience.objects.filter(
+        install__in={install for install, _ in plain.values()}, odp_id__in={odp_id for _, odp_id in plain.values()}
+    )
+    by_id = {(holder.install_id, holder.odp_id): holder for holder in _fetched(holders)}
+    found = []
+    for audience in suffixed:
+        holder = by_id.get(plain[audience.pk])
+        # The same slug is another matter: it was made anew in Lytics (audiences/take_over.py).
+        if holder is not None and holder.slug != audience.slug and holder.latest_slug != audience.latest_slug:
+            found.append((audience, holder))
+    return found
+
+
+def _fetched(audiences: QuerySet[Audience]) -> QuerySet[Audience]:
+    return audiences.select_related("install", "lane").order_by("pk")
+
+
+def warnings(audience: Audience) -> list[str]:
+    """For its own page: that its id says little, or is nearly another one's."""
+    told = []
+    if naming.is_nearly_empty(audience.slug):
+        told.append(
+            f"Its ODP id {audience.odp_id} says nothing, because the slug {audience.slug} has no letter from a to z"
+            f" and no digit. In ODP look for the name {naming.label(audience.slug)}."
+        )
+    if others := twins(audience):
+        names = ", ".join(f"{other.odp_id} ({other.slug})" for other in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        told.append(
+            f"Its slug {audience.slug} becomes the same ODP id as that of {names}{more}, so the ids differ only by a"
+            f" suffix. In ODP this one is named {naming.label(audience.slug)}."
+        )
+    return told

@@ -1,0 +1,116 @@
+"""Slugs that lose their letters in the ODP id: the warning where two look alike, and the slug shown beside the id."""
+
+import json
+from html import unescape
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from audiences import alike, ingest
+from audiences.models import Audience, Install
+from tests.delivering import make_install
+from tests.messages import message, transition
+from tests.test_admin import press, url
+
+pytestmark = pytest.mark.django_db
+
+SHOP_SLUGS = {
+    "emoji": ("🎉party🎉", "🎈party🎈"),
+    "Arabic": ("عملاء", "مشتركون"),
+    "Greek": ("πελάτες", "αγορές"),
+    "punctuation": ("gold-club", "gold.club"),
+}
+
+
+@pytest.fixture
+def shop() -> Install:
+    return make_install()
+
+
+def come(install: Install, *slugs: str, **segments: str) -> list[Audience]:
+    for number, slug in enumerate(slugs):
+        one = message(transition(segment=f"{number}f3a9c{slug}", slug=slug))
+        ingest.receive(install, json.dumps([one]).encode())
+    return list(Audience.objects.filter(install=install).order_by("pk"))
+
+
+def now_page(client: Client) -> list[str]:
+    return [trouble.what for trouble in client.get("/admin/").context["troubles"]]
+
+
+def page(client: Client, audience: Audience) -> str:
+    return unescape(client.get(url("change", audience)).content.decode())
+
+
+@pytest.mark.parametrize("slugs", SHOP_SLUGS.values(), ids=SHOP_SLUGS)
+def test_two_ids_that_differ_only_by_a_suffix_are_told_on_both_pages_and_on_now(
+    operator: Client, shop: Install, slugs: tuple[str, str]
+) -> None:
+    first, second = come(shop, *slugs)
+    assert second.odp_id.startswith(f"{first.odp_id}_")
+    for one, other in ((first, second), (second, first)):
+        assert f"becomes the same ODP id as that of {other.odp_id} ({other.slug})" in page(operator, one)
+        assert f"named Lytics - {one.slug}" in page(operator, one)
+    what = f"{second.odp_id} and {first.odp_id} differ only by a suffix (Shop)"
+    assert what in now_page(operator)
+    assert str(first) in press(operator, "keep-both", second).replace("&#x27;", "'")
+    assert what not in now_page(operator)
+    assert "becomes the same ODP id" in page(operator, second)
+
+
+def test_ids_that_differ_by_more_are_not_told(operator: Client, shop: Install) -> None:
+    come(shop, "gold", "gold_club", "gold_2")
+    come(make_install(name="Other"), "gold")
+    assert not [what for what in now_page(operator) if "suffix" in what]
+    for audience in Audience.objects.all():
+        assert "becomes the same" not in page(operator, audience)
+
+
+def test_a_segment_made_anew_under_one_slug_is_told_once_and_as_that(operator: Client, shop: Install) -> None:
+    for segment in ("s1", "s2"):
+        ingest.receive(shop, json.dumps([message(transition(segment=segment, slug="🎉🎉"))]).encode())
+    assert len([what for what in now_page(operator) if "made anew" in what]) == 1
+    assert not [what for what in now_page(operator) if "suffix" in what]
+
+
+@pytest.mark.parametrize("slug", ["🎉", "عملاء", "---", "__"])
+def test_an_id_that_keeps_nothing_of_the_slug_is_told(operator: Client, shop: Install, slug: str) -> None:
+    (audience,) = come(shop, slug)
+    assert f"says nothing, because the slug {slug} has no letter" in page(operator, audience)
+
+
+@pytest.mark.parametrize(
+    ("slug", "shown"),
+    [
+        ("gold_club", "lytics_gold_club"),
+        ("Gold-Club", "lytics_gold_club"),
+        ("🎉party🎉", "lytics__party_ (🎉party🎉)"),
+        ("عملاء", "lytics__ (عملاء)"),
+        ("café", "lytics_caf_ (café)"),
+    ],
+)
+def test_the_slug_stands_beside_an_id_that_does_not_show_it(
+    operator: Client, shop: Install, slug: str, shown: str
+) -> None:
+    (audience,) = come(shop, slug)
+    assert str(audience) == shown
+    for address in ("/admin/audiences/audience/", url("change", audience)):
+        assert shown in unescape(operator.get(address).content.decode())
+
+
+def test_an_edited_slug_stands_beside_the_id(shop: Install) -> None:
+    (audience,) = come(shop, "gold")
+    audience.latest_slug = "platinum"
+    assert str(audience) == "lytics_gold (platinum)"
+
+
+def test_the_front_page_asks_as_often_whatever_the_number_of_pairs(shop: Install) -> None:
+    come(shop, "🎉", "🎈")
+    with CaptureQueriesContext(connection) as few:
+        assert len(alike.unnoticed()) == 1
+    come(shop, *("🎃" * number for number in range(1, 9)))
+    with CaptureQueriesContext(connection) as many:
+        assert len(alike.unnoticed()) > 1
+    assert len(few) == len(many) == 3
