@@ -122,9 +122,10 @@ def of_lane(lane: Lane) -> State:
         return State("being created")
     if lane.lease_expires_at is not None and lane.lease_expires_at > now():
         return State("sending")
-    install = of_install(audience.install)
-    if install.word == "off" or audience.install.brake_until_at is not None:
-        return State("held back", f"install {install.word}: {install.why}")
+    if not audience.install.enabled:
+        return State("held back", f"install off: {of_install(audience.install).why}")
+    if audience.install.brake_until_at is not None:
+        return State("held back", f"install on hold: {backoff(audience.install)}")
     if audience.hold_failures and not audience.provisioned_at:
         return State("on hold", f"it can't be created in ODP: {hold(audience)}", trouble=True)
     return State("waiting" if audience.provisioned_at else "to be created")
