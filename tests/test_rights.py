@@ -90,6 +90,8 @@ def pages() -> Iterator[str]:
         yield reverse(f"admin:audiences_{thing._meta.model_name}_change", args=[row.pk])
     yield reverse("admin:auth_user_changelist")
     yield reverse("admin:auth_group_changelist")
+    yield reverse("admin:auth_user_change", args=[User.objects.latest("pk").pk])
+    yield reverse("admin:auth_group_change", args=[Group.objects.get(name="viewer").pk])
     yield reverse("admin:admin_logentry_changelist")
 
 

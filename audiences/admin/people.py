@@ -1,13 +1,16 @@
 """Who may do what, and who did what."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from audiences.admin import verbs
+from audiences.admin.accounts import NewUserForm, RoleForm, Unlock, UserForm, give_role, grantable, sentence
 from audiences.admin.pages import HistoryAdmin, SafeList, ago
 
 if TYPE_CHECKING:
@@ -18,11 +21,11 @@ if TYPE_CHECKING:
 else:
     from django.contrib.auth.admin import GroupAdmin, UserAdmin
     from unfold.admin import ModelAdmin
-    from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+    from unfold.forms import AdminPasswordChangeForm
 
     class UnfoldUserAdmin(UserAdmin, ModelAdmin):
-        form = UserChangeForm
-        add_form = UserCreationForm
+        form = UserForm
+        add_form = NewUserForm
         change_password_form = AdminPasswordChangeForm
 
     class UnfoldGroupAdmin(GroupAdmin, ModelAdmin):
@@ -38,17 +41,48 @@ class PeopleAdmin(SafeList, UnfoldUserAdmin):
     list_display = ("username", "roles", "is_active", "last_login")
     list_filter = ("is_active",)
     fieldsets = (
-        (None, {"fields": ("username", "password")}),
+        (None, {"fields": ("username", "password_")}),
         ("Person", {"fields": ("first_name", "last_name", "email")}),
-        ("Access", {"fields": ("is_active", "is_staff", "groups")}),
+        ("Access", {"fields": ("role", "is_active", "is_staff")}),
     )
-    add_fieldsets = ((None, {"fields": ("username", "password1", "password2")}),)
+    readonly_fields = ("password_",)
+    add_fieldsets = ((None, {"fields": ("username", "role", "password1", "password2")}),)
+    filter_horizontal = ()
+    change_form_template = "audiences/thing.html"
+    verbs = (Unlock(),)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return super().changelist_view(request, {"title": "Users", **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).prefetch_related("groups")
+
+    def get_urls(self) -> list[Any]:
+        return [*verbs.urls(cast(Any, self)), *super().get_urls()]
+
+    def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
+        """Who may only look sees the roles as text: a select is part of the form."""
+        if obj is None or self.has_change_permission(request, obj):
+            return super().get_fieldsets(request, obj)
+        return [
+            (name, {**options, "fields": tuple("roles" if field == "role" else field for field in options["fields"])})
+            for name, options in self.fieldsets or ()
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> Any:
+        return (*self.readonly_fields, "roles")
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        user = self.get_object(request, object_id) if object_id else None
+        shown = user is not None and self.has_change_permission(request, user)
+        context = {"buttons": verbs.buttons(cast(Any, self), request, cast(Any, user))} if shown else {}
+        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         if obj is not None and obj.is_superuser and not request.user.is_superuser:
@@ -64,6 +98,12 @@ class PeopleAdmin(SafeList, UnfoldUserAdmin):
             # Without it an account of these pages could not log in to them.
             obj.is_staff = True
         super().save_model(request, obj, form, change)
+        if "role" in form.cleaned_data:
+            give_role(obj, form.cleaned_data["role"])
+
+    @admin.display(description="password")
+    def password_(self, user: User) -> SafeString | str:
+        return format_html('set. <a class="ls-link" href="../password/">Set another one</a>')
 
     @admin.display
     def roles(self, user: User) -> str:
@@ -72,6 +112,23 @@ class PeopleAdmin(SafeList, UnfoldUserAdmin):
 
 @admin.register(Group)
 class RoleAdmin(SafeList, UnfoldGroupAdmin):
+    form = RoleForm
+    filter_horizontal = ()
+    readonly_fields = ("may",)
+
+    def get_fields(self, request: HttpRequest, obj: Group | None = None) -> Any:
+        changes = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
+        return ("name", "permissions") if changes else ("name", "may")
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest | None = None, **kwargs: Any) -> Any:
+        """The form has a field of its own for permissions, in plain words."""
+        return None
+
+    @admin.display
+    def may(self, group: Group) -> SafeString:
+        held = grantable().filter(group=group)
+        return format_html_join("", "<div>{}</div>", ((sentence(permission),) for permission in held))
+
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return super().changelist_view(request, {"title": "Roles", **(extra_context or {})})
 
