@@ -99,6 +99,7 @@ PEOPLES = ("auth_user", "auth_group", "logentry")
 
 
 def test_nobody_sees_anything(shop: Install) -> None:
+    User.objects.create_user("kim")
     for page in pages():
         assert Client().get(page).status_code == 302, page
 
