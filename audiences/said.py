@@ -12,6 +12,7 @@ from django.db.models.functions import Cast
 
 from audiences import carried
 from odp import redact
+from odp.mechanisms import ANOTHER_DEFINITION
 
 if TYPE_CHECKING:
     from audiences.models import Delivery
@@ -28,7 +29,9 @@ class SaidField(_TextField):
     """Text that may hold ODP's own words. It is a ``TextField`` to the database and to migrations."""
 
     def from_db_value(self, value: str | None, expression: object, connection: object) -> str | None:
-        return redact.words(value) if value else value
+        if not value or ANOTHER_DEFINITION in value:
+            return value
+        return redact.words(value)
 
     def deconstruct(self) -> Any:
         name, _, positional, named = super().deconstruct()

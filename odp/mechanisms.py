@@ -28,6 +28,10 @@ class Change(NamedTuple):
     sequence: int
 
 
+# How a reason goes on that quotes a definition, and no customer.
+ANOTHER_DEFINITION = "is in ODP with another definition. ODP has"
+
+
 class Refusal(NamedTuple):
     """ODP can't hold this audience; a person has to act. ``definition`` is the digest of one that isn't ours."""
 
@@ -328,7 +332,7 @@ def _definition(segment: Any) -> Any | None:
 
 def _foreign(odp_id: str, found: Any, ours: str) -> Refusal:
     return Refusal(
-        f"The audience {odp_id} is in ODP with another definition. ODP has {definitions.in_words(found)}; this service"
+        f"The audience {odp_id} {ANOTHER_DEFINITION} {definitions.in_words(found)}; this service"
         f" would write {ours}. It is never overwritten. Delete it in ODP and press Unblock, so that it is made anew; or"
         " press Accept definition, if it is right as it is.",
         definition=definitions.digest(found),

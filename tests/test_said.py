@@ -12,9 +12,9 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import carried, ingest, installs
+from audiences import carried, ingest, installs, lanes
 from audiences.models import Audience, Delivery, Install, Parked, Run
-from odp import redact
+from odp import mechanisms, redact
 from tests.messages import message, transition
 from tests.people import someone
 
@@ -136,6 +136,18 @@ def test_an_admin_who_asks_sees_the_whole_answer_once(shop: Install) -> None:
     assert secrets_in(shown) == {EMAIL, QUOTED, BARE}
     again = person.get(reverse("admin:audiences_delivery_change", args=[delivery.pk])).content.decode()
     assert secrets_in(again) == set()
+
+
+def test_a_definition_that_is_not_ours_is_shown_whole(shop: Install) -> None:
+    """Somebody has to read it before they press Accept definition."""
+    gold = Audience.objects.first()
+    assert gold is not None
+    definition = {"root_condition": {"is_list_member": {"list": "vip gold"}, "other": {"comparator": "GT"}}}
+    refusal = mechanisms._foreign(gold.odp_id, definition, "lytics_gold = true")
+    lanes.block_audience(gold.pk, refusal.reason)
+    page = someone("viewer").get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
+    assert "&quot;list&quot;: &quot;vip gold&quot;" in page
+    assert "&quot;comparator&quot;: &quot;GT&quot;" in page
 
 
 def test_what_lytics_sent_wrong_is_still_said(shop: Install) -> None:
