@@ -17,8 +17,10 @@ FRESH_SECONDS = 1.0
 _read_at: dict[int, tuple[float, int]] = {}
 
 
-# Lanes that deliver nothing until a person acts, or until their audience can be made.
-HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False)
+# Lanes whose last delivery failed with an unexpected error of this service.
+FAULTY = Q(fault_since_at__isnull=False)
+# Lanes that deliver nothing until a person acts, until an error of ours is over, or until their audience can be made.
+HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False) | FAULTY
 # Of lanes: blocked, and nobody has set it aside since; as ``state.is_set_aside``.
 BLOCKED = Q(blocked_at__isnull=False) & (Q(paused_at=None) | Q(paused_at__lt=F("blocked_at")))
 CAN_NOT_BE_MADE = Q(audience__provisioned_at=None, audience__hold_failures__gt=0)

@@ -18,7 +18,7 @@ import structlog
 from django.conf import settings
 from django.db import Error, connection, transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, When
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils.timezone import now
 
 from audiences import carried, prepared, sessions
@@ -95,6 +95,7 @@ class Result:
 _FREE = """
     lane.paused_at IS NULL AND lane.blocked_at IS NULL
     AND (lane.lease_expires_at IS NULL OR lane.lease_expires_at <= clock_timestamp())
+    AND (lane.fault_until_at IS NULL OR lane.fault_until_at <= clock_timestamp())
 """
 # When a look at ODP was asked for, the audience's deliveries wait for it, because what they need may be gone there.
 # After a look that failed they go on, and at the latest this many seconds after it was asked for.
@@ -166,15 +167,21 @@ _WITHOUT_WAITING = "SELECT set_config('synchronous_commit', 'off', true)"
 # next claim: its cursor is no longer the one that was read.
 # A request that failed may have been applied. Fewer events of a lane than it held would fold to an older state than
 # ODP has, so a lane is taken as far as its last Run went or not at all; the first one always has the room.
+# A lane whose last delivery ended in an unexpected error of ours is taken alone, so that the error holds no other lane.
 _CLAIM = f"""
 WITH lane AS MATERIALIZED (
     SELECT lane.*, audience.odp_id, audience.last_sequence AS last, {_MADE} AS made
     FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     WHERE audience.install_id = %(install)s
 ), ready AS (
-    SELECT audience_id, odp_id, delivered_sequence AS cursor, last,
-        (sum(last - delivered_sequence) OVER (ORDER BY last_served_at NULLS FIRST, audience_id))::bigint AS upto
+    SELECT audience_id, odp_id, delivered_sequence AS cursor, last, last_served_at,
+        CASE WHEN fault_since_at IS NOT NULL THEN audience_id END AS alone
     FROM lane WHERE made AND last > delivered_sequence AND {_FREE}
+), chosen AS (
+    SELECT audience_id, odp_id, cursor, last,
+        (sum(last - cursor) OVER (ORDER BY last_served_at NULLS FIRST, audience_id))::bigint AS upto
+    FROM ready WHERE alone IS NOT DISTINCT FROM
+        (SELECT alone FROM ready ORDER BY last_served_at NULLS FIRST, audience_id LIMIT 1)
 ), room AS (
     SELECT %(capacity)s::bigint AS capacity, CASE WHEN brake_failures > 0 THEN 1 ELSE max_in_flight END
         - (SELECT count(DISTINCT lane.lease_token) FROM lane WHERE lease_expires_at > clock_timestamp()) AS requests
@@ -182,7 +189,7 @@ WITH lane AS MATERIALIZED (
 ), packed AS (
     SELECT audience_id, odp_id, cursor, least(last, cursor + room) AS last, capacity
     FROM (
-        SELECT ready.*, capacity, capacity - (upto - (last - cursor)) AS room FROM ready, room WHERE requests > 0
+        SELECT chosen.*, capacity, capacity - (upto - (last - cursor)) AS room FROM chosen, room WHERE requests > 0
     ) AS fitting
     WHERE room > 0 AND (room = capacity OR cursor + room >= last OR cursor + room >= coalesce(
         (SELECT run.last_sequence FROM audiences_run AS run WHERE run.audience_id = fitting.audience_id
@@ -195,7 +202,7 @@ UPDATE audiences_lane AS lane SET
 FROM packed
 WHERE lane.audience_id = packed.audience_id AND lane.delivered_sequence = packed.cursor AND {_FREE}
 RETURNING packed.audience_id, packed.odp_id, packed.cursor + 1, packed.last,
-    (SELECT max(upto) FROM ready) > packed.capacity,
+    (SELECT sum(last - cursor) FROM ready) > (SELECT least(max(upto), packed.capacity) FROM chosen),
     EXISTS (SELECT 1 FROM audiences_run WHERE audience_id = packed.audience_id AND closed_at IS NULL)
         OR (SELECT min(opened_at) FROM audiences_delivery WHERE install_id = %(install)s AND closed_at IS NULL)
             <= clock_timestamp() - make_interval(secs => %(lease)s)
@@ -269,7 +276,10 @@ UPDATE audiences_lane AS lane SET
     END,
     lifted_reason = CASE
         WHEN moved.block = '' AND moved.cursor <= lane.delivered_sequence THEN lane.lifted_reason ELSE ''
-    END
+    END,
+    fault_since_at = NULL,
+    fault_until_at = NULL,
+    fault_reason = ''
 FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::text[]) AS moved(audience_id, cursor, joined, block)
 WHERE lane.audience_id = moved.audience_id AND lane.lease_token = %s
 """
@@ -379,7 +389,7 @@ def capacity_of(install: Install) -> int:
     return max(1, min(install.batch_size, install.learned_batch_size or install.batch_size) // per_change)
 
 
-def _close_abandoned(lease: Lease) -> None:
+def _close_abandoned(lease: Lease, reason: str = "The worker was gone before the answer; sent again.") -> None:
     """A run that is still open here was planted by a worker that died or was too late: nobody knows what ODP did.
 
     The request about a customer without an audience has a Delivery and no Run; it is known by its age, because no
@@ -393,7 +403,7 @@ def _close_abandoned(lease: Lease) -> None:
     has_open_run = Exists(Run.objects.filter(delivery=OuterRef("pk"), closed_at=None))
     Delivery.objects.filter(
         Q(pk__in=deliveries) | is_old & ~has_open_run, install=lease.install, closed_at=None
-    ).update(closed_at=Now(), outcome=Outcome.UNKNOWN, reason="The worker was gone before the answer; sent again.")
+    ).update(closed_at=Now(), outcome=Outcome.UNKNOWN, reason=reason)
 
 
 def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
@@ -650,7 +660,8 @@ WITH behind AS (
         AND (lane.lease_expires_at IS NULL OR lane.lease_expires_at <= clock_timestamp())
     FOR NO KEY UPDATE OF lane
 ), moved AS (
-    UPDATE audiences_lane AS lane SET delivered_sequence = behind.last, lease_token = NULL, lease_expires_at = NULL
+    UPDATE audiences_lane AS lane SET delivered_sequence = behind.last, lease_token = NULL, lease_expires_at = NULL,
+        fault_since_at = NULL, fault_until_at = NULL, fault_reason = ''
     FROM behind WHERE lane.audience_id = behind.audience_id
     RETURNING lane.audience_id, behind.cursor, behind.last
 ), runs AS (
@@ -783,6 +794,35 @@ def _give_back(token: uuid.UUID) -> None:
     held = Lane.objects.filter(lease_token=token)
     # Later the lease is over anyway.
     sessions.when_back(lambda: held.update(lease_token=None, lease_expires_at=None), seconds=settings.LEASE_SECONDS)
+
+
+def hold(lease: Lease, reason: str) -> None:
+    """Give a lease back after an unexpected error of ours. Each of its lanes is then tried alone: those of a lease of
+    several at once, and the one that fails alone after ``PROBE_SECONDS``."""
+    alone = len(lease.spans) == 1
+    pause = timedelta(seconds=settings.PROBE_SECONDS) if alone else timedelta(0)
+    held = Lane.objects.filter(lease_token=lease.token)
+    values: dict[str, Any] = {
+        "lease_token": None,
+        "lease_expires_at": None,
+        "fault_since_at": Coalesce("fault_since_at", Now()),
+        "fault_until_at": Now() + pause,
+        "fault_reason": reason.replace("\x00", ""),
+    }
+
+    def put_down() -> None:
+        with transaction.atomic():
+            if held.update(**values):
+                _close_abandoned(lease, reason)
+
+    sessions.when_back(put_down, seconds=settings.LEASE_SECONDS)
+    if alone:
+        log.warning("audience on hold", audience=lease.spans[0].odp_id, seconds=settings.PROBE_SECONDS, reason=reason)
+
+
+def try_now(lane: Lane) -> bool:
+    """Let a lane that an error of ours holds be tried at once. False when none does."""
+    return bool(Lane.objects.filter(pk=lane.pk, fault_since_at__isnull=False).update(fault_until_at=Now()))
 
 
 def unblock(lane: Lane, *, idle: bool = False) -> bool:

@@ -236,7 +236,7 @@ class Audience(models.Model):
 
 
 class Lane(models.Model):
-    """An audience's place in delivery: cursor, lease, pause, block. Written by ``audiences/lanes.py`` alone."""
+    """An audience's place in delivery: cursor, lease, pause, block, fault. Written by ``audiences/lanes.py`` alone."""
 
     audience = models.OneToOneField(Audience, on_delete=models.PROTECT, primary_key=True)
     delivered_sequence = models.BigIntegerField(default=0)
@@ -252,6 +252,10 @@ class Lane(models.Model):
     # The block that a person lifted, until something is delivered: if the same one comes back, it keeps its beginning.
     lifted_since_at = models.DateTimeField(null=True)
     lifted_reason = SaidField(blank=True, default="", db_default="")
+    # An unexpected error of this service in its last delivery: since when, what, and when the next try is.
+    fault_since_at = models.DateTimeField(null=True)
+    fault_until_at = models.DateTimeField(null=True)
+    fault_reason = SaidField(blank=True, default="", db_default="")
 
     class Meta:
         constraints = [
@@ -259,6 +263,11 @@ class Lane(models.Model):
                 name="lifted_block_says_since_when",
                 condition=Q(lifted_since_at=None, lifted_reason="")
                 | (Q(lifted_since_at__isnull=False) & ~Q(lifted_reason="")),
+            ),
+            models.CheckConstraint(
+                name="faulty_lane_says_why",
+                condition=Q(fault_since_at=None, fault_until_at=None, fault_reason="")
+                | Q(fault_since_at__isnull=False, fault_until_at__isnull=False) & ~Q(fault_reason=""),
             ),
             models.CheckConstraint(
                 name="lease_token_and_expiry_together",

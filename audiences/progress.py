@@ -6,7 +6,7 @@ from datetime import datetime
 from django.conf import settings
 from django.db import connection
 
-from audiences import brake
+from audiences import brake, provision
 
 # Work is ready when nobody and nothing holds it: the install is on and not braked, the audience not paused, blocked, on
 # hold, or looked at in ODP. A brake that is our own fault holds nothing rightly. Ready work moves when a request of the
@@ -45,14 +45,41 @@ WHERE moved_at < clock_timestamp() - make_interval(secs => %(seconds)s)
 ORDER BY moved_at LIMIT 1
 """
 
+# An audience with ready work that fails again and again by an error of ours, while others of its install go on. Trouble
+# of ODP, a block and a pause are none.
+_FAULTY = """
+WITH faulty AS (
+    SELECT audience.install_id, lane.fault_since_at AS since, lane.fault_reason AS reason
+    FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+    WHERE lane.fault_since_at IS NOT NULL AND audience.last_sequence > lane.delivered_sequence
+        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+    UNION ALL
+    SELECT audience.install_id, audience.hold_since_at, audience.hold_reason
+    FROM audiences_audience AS audience JOIN audiences_lane AS lane ON audience.id = lane.audience_id
+    WHERE audience.hold_reason LIKE %(unexpected_making)s AND audience.provisioned_at IS NULL
+        AND audience.last_sequence > lane.delivered_sequence
+        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+), held AS (
+    SELECT install.name, reason,
+        greatest(since, CASE WHEN brake_reason NOT LIKE %(unexpected)s THEN brake_until_at END) AS since
+    FROM faulty JOIN audiences_install AS install ON install.id = install_id WHERE install.enabled
+)
+SELECT name, since, reason FROM held WHERE since < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY since LIMIT 1
+"""
+
 
 @dataclass(frozen=True)
 class Stuck:
-    """An install whose ready work stands still, and since when; ``why`` when an error of ours is known."""
+    """An install whose ready work stands still, and since when; ``why`` when an error of ours is known.
+
+    ``in_part`` when it is some of its audiences only.
+    """
 
     install: str
     since: datetime
     why: str
+    in_part: bool
 
     @property
     def words(self) -> str:
@@ -61,9 +88,15 @@ class Stuck:
 
 
 def stuck() -> Stuck | None:
-    """The install that has stood still longest, if any has for ``WORK_STUCK_SECONDS``."""
-    values: dict[str, str | float] = {"unexpected": brake.UNEXPECTED + "%", "seconds": settings.WORK_STUCK_SECONDS}
+    """What stands still for ``WORK_STUCK_SECONDS`` or longer: an audience by an error of ours, or else an install."""
+    values: dict[str, str | float] = {
+        "unexpected": brake.UNEXPECTED + "%",
+        "unexpected_making": provision.UNEXPECTED + "%",
+        "seconds": settings.WORK_STUCK_SECONDS,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(_STUCK, values)
-        row = cursor.fetchone()
-    return Stuck(*row) if row else None
+        for statement in (_FAULTY, _STUCK):
+            cursor.execute(statement, values)
+            if row := cursor.fetchone():
+                return Stuck(row[0], row[1], row[2], statement is _FAULTY)
+    return None

@@ -29,6 +29,9 @@ from odp.regions import host_of
 
 log = structlog.get_logger(__name__)
 
+# How the reason begins when a making failed by an error of this service and not of ODP.
+UNEXPECTED = "Unexpected error: "
+
 # What the workers know and the domain doesn't: when a request of this install to that path may start.
 Gate = Callable[[Install, str, float], None]
 
@@ -190,7 +193,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
         first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        problem = Answer(Outcome.RETRY_LATER, readable(f"Unexpected error: {first_line}"), slow_probe=True)
+        problem = Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), slow_probe=True)
     if isinstance(problem, Answer):
         _hold(making, problem)
     elif isinstance(problem, Refusal):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from django.utils.timezone import now
 
-from audiences import naming, said
+from audiences import brake, naming, said
 from audiences.backlog import room
 from audiences.customers import End, Fate, Standing, is_repeat
 from audiences.models import (
@@ -92,6 +92,8 @@ def remedy(install: Install) -> str:
     """What a person can do about a brake."""
     if needs_key(install):
         return "Enter an API key that ODP accepts and save. Delivery continues at once."
+    if install.brake_reason.startswith(brake.UNEXPECTED):
+        return "This is an error of Lytics Sync, and is tried again by itself. The worker's log has its traceback."
     return "Delivery continues by itself when ODP answers. Check the install's ODP host and ODP's status page."
 
 
@@ -128,6 +130,8 @@ def of_lane(lane: Lane) -> State:
         return State("held back", f"install on hold: {backoff(audience.install)}")
     if audience.hold_failures and not audience.provisioned_at:
         return State("on hold", f"it can't be created in ODP: {hold(audience)}", trouble=True)
+    if lane.fault_since_at is not None:
+        return State("on hold", fault(lane), trouble=True)
     return State("waiting" if audience.provisioned_at else "to be created")
 
 
@@ -141,6 +145,14 @@ def hold(audience: Audience) -> str:
     return (
         f"{audience.hold_reason} — {audience.hold_failures} in a row"
         f" since {audience.hold_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {audience.hold_until_at:%H:%M:%S} UTC"
+    )
+
+
+def fault(lane: Lane) -> str:
+    """Which error of this service holds a lane, since when and until when."""
+    return (
+        f"{lane.fault_reason} — since {lane.fault_since_at:%Y-%m-%d %H:%M:%S} UTC,"
+        f" next try at {lane.fault_until_at:%H:%M:%S} UTC"
     )
 
 
@@ -325,7 +337,8 @@ def backlog(lane: Lane) -> int:
 def is_held(lane: Lane) -> bool:
     """Whether nothing is delivered until a person acts or ODP makes the audience, as ``backlog.of`` has it."""
     can_not_be_made = lane.audience.provisioned_at is None and lane.audience.hold_failures > 0
-    return lane.blocked_at is not None or lane.paused_at is not None or can_not_be_made
+    is_held = lane.blocked_at is not None or lane.paused_at is not None or lane.fault_since_at is not None
+    return is_held or can_not_be_made
 
 
 def warnings(lane: Lane) -> list[str]:

@@ -38,4 +38,4 @@ _replace("_OPEN", "lease_token = %s AND lease_expires_at > clock_timestamp()\n  
 _replace("_MOVE", "delivered_sequence = greatest(lane.delivered_sequence, moved.cursor),", "")
 _replace("_MOVE", "lane.lease_token = %s", "%s::uuid IS NOT NULL")
 # Else a claim would take the requests under way for those of workers that died.
-lanes._close_abandoned = lambda lease: None
+lanes._close_abandoned = lambda lease, reason="": None

@@ -113,7 +113,7 @@ def time_passes(seconds: float) -> None:
     """As far as leases, brakes, pauses of audiences and looks are concerned: their moments move into the past."""
     moments = {
         "install": ("brake_since_at", "brake_until_at"),
-        "lane": ("lease_expires_at",),
+        "lane": ("lease_expires_at", "fault_since_at", "fault_until_at"),
         "audience": ("look_asked_at", "making_until_at", "hold_since_at", "hold_until_at"),
     }
     with connection.cursor() as cursor:

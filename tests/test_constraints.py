@@ -140,6 +140,16 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
         lambda: an_audience(hold_failures=1),
         lambda: an_audience(hold_reason="503"),
     ],
+    "lifted_block_says_since_when": [
+        lambda: lane(lifted_since_at=now()),
+        lambda: lane(lifted_reason="no"),
+    ],
+    "faulty_lane_says_why": [
+        lambda: lane(fault_since_at=now(), fault_until_at=now()),
+        lambda: lane(fault_since_at=now(), fault_reason="no"),
+        lambda: lane(fault_until_at=now(), fault_reason="no"),
+        lambda: lane(fault_reason="no"),
+    ],
     "lease_token_and_expiry_together": [
         lambda: lane(lease_token=uuid.uuid4()),
         lambda: lane(lease_expires_at=now()),

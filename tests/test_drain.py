@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.core.exceptions import ImproperlyConfigured
+from django.db import ProgrammingError, connection
 from django.db.models import F
 from django.utils.timezone import now
 
@@ -638,17 +639,24 @@ def test_a_request_does_not_start_when_its_lease_is_nearly_over(
     assert shop.brake_until_at is None
 
 
-@pytest.mark.parametrize("where", ["claim", "read", "settle"])
-def test_an_unexpected_error_backs_the_install_off_and_says_why(
-    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, where: str
+@pytest.mark.parametrize(
+    ("where", "kind"), [("claim", LookupError), ("read", ProgrammingError), ("settle", ImproperlyConfigured)]
+)
+def test_an_unexpected_error_about_all_audiences_backs_the_install_off_and_says_why(
+    odp: ThreadedSandbox,
+    shop: Install,
+    gold: Audience,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    kind: type[Exception],
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
-        raise LookupError("no such thing\nand more")
+        raise kind("no such thing\nand more")
 
     enter(gold, "a")
     assert drain.turn(shop.pk)  # makes the audience
     monkeypatch.setattr(lanes, where, fail)
-    with pytest.raises(LookupError):
+    with pytest.raises(kind):
         drain.turn(shop.pk)
     shop.refresh_from_db()
     assert shop.brake_until_at is not None

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import NotSupportedError, ProgrammingError
 
 from audiences import brake, lanes, provision, sessions
 from audiences.fold import EXIT, Entry, Folded, fold
@@ -36,6 +38,9 @@ FILLS = 2
 TOO_LATE = Answer(
     Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.", sent=False
 )
+
+# Errors that are about the install's settings or the schema, and so about every audience: they hold the install.
+_OF_ALL = (ImproperlyConfigured, ProgrammingError, NotSupportedError)
 
 
 class _Line:
@@ -110,14 +115,15 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
         return _step(install_id, work, fill_seconds)
     except Exception as error:
         if not sessions.is_trouble(error):  # else PostgreSQL is away, and with it the place to write that down
-            brake.apply(work.install, _unexpected(error))
+            reason = _unexpected(error)
+            brake.apply(work.install, Answer(Outcome.RETRY_LATER, reason, slow_probe=True, sent=False))
         raise
 
 
-def _unexpected(error: Exception) -> Answer:
-    """A fault of ours: without a backoff it would come again as soon as the lease is over, and for ever."""
+def _unexpected(error: Exception) -> str:
+    """The words for an error of ours. Without a backoff it would come again at once, and for ever."""
     first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return Answer(Outcome.RETRY_LATER, readable(brake.UNEXPECTED + first_line), slow_probe=True, sent=False)
+    return readable(brake.UNEXPECTED + first_line)
 
 
 def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
@@ -143,9 +149,12 @@ def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
     except LeaseLostError:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
         lanes.give_back(lease)
-    except Exception:
-        lanes.give_back(lease)
-        raise
+    except Exception as error:
+        if sessions.is_trouble(error) or isinstance(error, _OF_ALL):
+            lanes.give_back(lease)
+            raise
+        log.exception("a delivery failed", lanes=len(lease.spans))
+        lanes.hold(lease, _unexpected(error))
     return True
 
 

@@ -218,6 +218,8 @@ class _Leg:
             return f"The install is on hold: {install.brake_reason}. {state.remedy(install)}"
         if lane.audience.hold_failures:
             return self._on_hold(lane.audience)
+        if lane.fault_since_at is not None:
+            return f"The audience is on hold: {state.fault(lane)}."
         if lane.lease_token is not None or lane.audience.making_token is not None:
             return "A worker has it, and ODP has not answered yet."
         return NO_WORKER

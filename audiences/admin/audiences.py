@@ -5,7 +5,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.db import transaction
-from django.db.models import F, OuterRef, QuerySet, Subquery
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -210,7 +210,8 @@ class RetryNow(Verb[Audience]):
     name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
 
     def offered(self, audience: Audience) -> bool:
-        if audience.hold_failures and audience.lane.blocked_at is None:
+        lane = audience.lane
+        if lane.blocked_at is None and (audience.hold_failures or lane.fault_since_at is not None):
             return True
         return state.backlog(audience.lane) > 0 and state.of_lane(audience.lane).word in ("held back", "waiting")
 
@@ -220,17 +221,23 @@ class RetryNow(Verb[Audience]):
                 f"Creating what {audience} needs in ODP is tried now. If that fails, it backs off again."
                 f" Other audiences are not affected. Last answer: {audience.hold_reason}"
             )
+        if audience.lane.fault_since_at is not None:
+            return (
+                f"{audience} is delivered now, alone. If this service fails again, the next try follows by itself."
+                f" Other audiences are not affected. Last error: {audience.lane.fault_reason}"
+            )
         return (
             f"One request is sent to ODP now, for all waiting audiences of {audience.install}. If ODP accepts it,"
             " delivery continues; if not, it backs off again. Nothing is lost."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        alone = lanes.try_now(audience.lane) or bool(audience.hold_failures)
         provision.try_now(install_id=audience.install_id, audience_id=audience.pk)
         if audience.install.brake_failures:
             brake.release(audience.install)
         wake(audience.install_id)
-        return f"Trying {audience if audience.hold_failures else audience.install} again now."
+        return f"Trying {audience if alone else audience.install} again now."
 
 
 class AcceptDefinition(Verb[Audience]):
@@ -297,7 +304,7 @@ class AudienceState(admin.SimpleListFilter):
             case "blocked":
                 return queryset.filter(lane__in=Lane.objects.filter(backlog.BLOCKED))
             case "hold":
-                return queryset.filter(hold_failures__gt=0)
+                return queryset.filter(Q(hold_failures__gt=0) | Q(lane__in=Lane.objects.filter(backlog.FAULTY)))
             case "paused":
                 return queryset.filter(lane__paused_at__isnull=False)
             case "behind":

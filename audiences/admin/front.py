@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences import checklist, failures, heartbeats, progress, readiness, refused, state, take_over
+from audiences import backlog, checklist, failures, heartbeats, progress, readiness, refused, state, take_over
 from audiences.admin import turned_away, verbs
 from audiences.admin.alike import troubles as of_ids_alike
 from audiences.admin.charts import charts
@@ -72,6 +72,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *_made_anew(request),
         *of_ids_alike(request),
         *_on_hold(request),
+        *_faulty(request),
         *_parked(request, parked),
         *_paused(request, held),
         *_future_times(),
@@ -277,6 +278,27 @@ def _on_hold(request: HttpRequest) -> list[Trouble]:
             )
         )
     return told + _and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
+
+
+def _faulty(request: HttpRequest) -> list[Trouble]:
+    """Audiences that an unexpected error of this service holds."""
+    here = reverse("admin:index")
+    faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
+    faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
+    found = list(faulty.select_related("audience__install").order_by("fault_since_at"))
+    told = [
+        Trouble(
+            f"{lane.audience} can't be delivered",
+            f"{state.fault(lane)}. {count(state.backlog(lane), 'event')} waiting; nothing is lost."
+            " Other audiences are not affected.",
+            ago(lane.fault_since_at),
+            url_of(lane.audience),
+            todo='This is an error of Lytics Sync. The worker\'s log has its traceback under "a delivery failed".',
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("retry",)),
+        )
+        for lane in found[:TOLD]
+    ]
+    return told + _and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
 
 
 def _sentence(words: str) -> str:

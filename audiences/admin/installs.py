@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Count, F, OuterRef, QuerySet, Subquery, Sum
+from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Lower
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html_join
@@ -316,7 +316,9 @@ class InstallAdmin(OperatorAdmin[Install]):
                 parked_count=Subquery(parked.annotate(n=Count("pk")).values("n")),
                 blocked=Subquery(lanes.filter(backlog.BLOCKED).annotate(n=Count("pk")).values("n")),
                 on_hold=Subquery(
-                    lanes.filter(audience__hold_failures__gt=0, blocked_at=None).annotate(n=Count("pk")).values("n")
+                    lanes.filter(Q(audience__hold_failures__gt=0) | backlog.FAULTY, blocked_at=None)
+                    .annotate(n=Count("pk"))
+                    .values("n")
                 ),
                 paused=Subquery(lanes.filter(paused_at__isnull=False).annotate(n=Count("pk")).values("n")),
                 called_at=Subquery(last_call()),

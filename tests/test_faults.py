@@ -1,0 +1,220 @@
+"""An unexpected error of this service holds the audience that it happens to and no other, and is over by itself."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils.timezone import now
+
+from audiences import backlog, heartbeats, lanes, provision, skips
+from audiences.models import Audience, Install, Lane
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import (
+    assert_all_is_well,
+    brake_runs_out,
+    drain_all,
+    enter,
+    lane_of,
+    make_audience,
+    make_install,
+    runs_of,
+    time_passes,
+    writes,
+)
+from tests.test_admin import press
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NAMES = ("gold", "silver", "bronze")
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    return make_install(odp)
+
+
+@pytest.fixture
+def three(odp: ThreadedSandbox, shop: Install) -> tuple[Audience, ...]:
+    """Three audiences that are in ODP, each with an event."""
+    made = tuple(make_audience(shop, name, provisioned=False) for name in NAMES)
+    for audience in made:
+        enter(audience, "a")
+    while provision.provision_one(shop.pk):
+        pass
+    return made
+
+
+def fail_for(audience: Audience, monkeypatch: pytest.MonkeyPatch, where: str) -> pytest.MonkeyPatch:
+    """From now on that step fails for requests in which the audience is."""
+    original = getattr(lanes, where)
+
+    def fail(lease: lanes.Lease, *args: Any, **kwargs: Any) -> Any:
+        if audience.pk in lease.audience_ids:
+            raise LookupError("no such thing\nand more")
+        return original(lease, *args, **kwargs)
+
+    monkeypatch.setattr(lanes, where, fail)
+    return monkeypatch
+
+
+def members(odp: ThreadedSandbox) -> list[list[str]]:
+    return [odp.members(f"lytics_{name}") for name in NAMES]
+
+
+def on_page(client: Client, path: str = "/admin/") -> str:
+    return str(client.get(path).content.decode())
+
+
+@pytest.mark.parametrize("where", ["read", "open_delivery", "settle"])
+def test_only_the_audience_that_fails_waits_and_the_others_of_its_claim_go_on(
+    odp: ThreadedSandbox,
+    shop: Install,
+    three: tuple[Audience, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    operator: Client,
+) -> None:
+    _, silver, _ = three
+    fail_for(silver, monkeypatch, where)
+    drain_all(shop)
+    assert_all_is_well(three[0], three[2])
+    lane = lane_of(silver)
+    assert (lane.delivered_sequence, lane.lease_token) == (0, None)
+    assert lane.fault_reason == "Unexpected error in delivery: no such thing"
+    assert lane.fault_until_at is not None
+    assert lane.fault_until_at > now() + timedelta(seconds=20)
+    shop.refresh_from_db()
+    assert shop.brake_until_at is None
+    assert lanes.due() == []
+    for page in (on_page(operator), on_page(operator, f"/admin/audiences/audience/{silver.pk}/change/")):
+        assert "Unexpected error in delivery: no such thing" in page
+        assert "Retry now" in page
+    assert backlog.of(shop.pk) == 0
+
+
+def test_the_others_go_on_while_it_waits_and_while_it_fails_again(
+    odp: ThreadedSandbox, shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_for(three[1], monkeypatch, "read")
+    drain_all(shop)
+    for round_of in range(3):
+        for audience in three:
+            enter(audience, f"b{round_of}", at=2)
+        before = len(writes(odp))
+        drain_all(shop)
+        assert len(writes(odp)) == before + 1
+        time_passes(31)
+    assert [len(runs_of(audience)) for audience in three] == [4, 0, 4]
+
+
+def test_what_failed_is_delivered_and_forgotten_when_the_error_is_gone(
+    odp: ThreadedSandbox, shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        fail_for(three[1], patched, "settle")
+        drain_all(shop)
+    drain_all(shop)
+    assert lane_of(three[1]).delivered_sequence == 0
+    time_passes(31)
+    assert lanes.due() == [shop.pk]
+    drain_all(shop)
+    assert_all_is_well(*three)
+    assert members(odp) == [["a"]] * 3
+    assert not Lane.objects.filter(backlog.FAULTY).exists()
+
+
+def test_retry_now_tries_it_at_once(
+    shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch, operator: Client
+) -> None:
+    with monkeypatch.context() as patched:
+        fail_for(three[1], patched, "read")
+        drain_all(shop)
+    press(operator, "retry", three[1])
+    assert drain_all(shop) > 0
+    assert_all_is_well(*three)
+
+
+def test_skipped_events_leave_no_fault_behind(
+    shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_for(three[1], monkeypatch, "read")
+    drain_all(shop)
+    Install.objects.update(enabled=False)
+    skips.skip(shop.pk, by="boss", reason="restored")
+    assert not Lane.objects.filter(backlog.FAULTY).exists()
+
+
+# --- health ------------------------------------------------------------------------------------------------------
+
+
+def health() -> int:
+    heartbeats.note("worker", worked_seconds_ago=None)
+    return int(Client().get("/health/workers").status_code)
+
+
+def test_health_is_red_for_one_audience_that_an_error_of_ours_holds(
+    shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        fail_for(three[1], patched, "read")
+        drain_all(shop)
+        assert health() == 200
+        time_passes(61)
+        assert health() == 503
+        enter(three[0], "b", at=2)
+        drain_all(shop)  # the install delivers, and that audience doesn't
+        assert health() == 503
+    time_passes(31)
+    drain_all(shop)
+    assert health() == 200
+
+
+def test_health_is_red_for_an_audience_that_an_error_of_ours_keeps_from_being_made(
+    odp: ThreadedSandbox, shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(install: Install) -> Any:
+        raise LookupError("no such thing")
+
+    drain_all(shop)
+    odd = make_audience(shop, "odd", provisioned=False)
+    enter(odd, "a")
+    monkeypatch.setattr(provision, "mechanism_of", fail)
+    assert provision.provision_one(shop.pk)
+    time_passes(61)
+    assert health() == 503
+
+
+@pytest.mark.parametrize("how", ["paused", "blocked", "off", "ODP fails", "nothing waits"])
+def test_health_stays_green_where_a_person_or_odp_holds_the_audience_too(
+    shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    fail_for(three[1], monkeypatch, "read")
+    drain_all(shop)
+    time_passes(61)
+    match how:
+        case "paused":
+            lanes.pause(lane_of(three[1]), by="kim", reason="later")
+        case "blocked":
+            lanes.block_audience(three[1].pk, "no such field")
+        case "off":
+            Install.objects.update(enabled=False)
+        case "ODP fails":
+            brake = {"brake_failures": 1, "brake_since_at": now(), "brake_until_at": now(), "brake_reason": "503: busy"}
+            Install.objects.update(**brake)
+            brake_runs_out(shop)
+        case "nothing waits":
+            Lane.objects.filter(pk=three[1].pk).update(delivered_sequence=1)
+    assert health() == 200
+
+
+def test_health_stays_green_for_an_audience_that_odp_does_not_make(
+    odp: ThreadedSandbox, shop: Install, three: tuple[Audience, ...]
+) -> None:
+    drain_all(shop)
+    odd = make_audience(shop, "odd", provisioned=False)
+    enter(odd, "a")
+    odp.fault({"path": "/v3/schema"}, {"status": 503})
+    drain_all(shop)
+    time_passes(61)
+    assert health() == 200
