@@ -4,11 +4,13 @@ No fate is stored on an event. It is read from the cursor of its lane, from the 
 Parked, and from the fold, which is done again over the events of this one customer.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
-from itertools import dropwhile, groupby
+from itertools import dropwhile, groupby, product
+from math import prod
 from typing import NamedTuple
 
 import structlog
@@ -27,6 +29,9 @@ SHOWN = 100
 READ = 2_000
 # Attempts told of one event. An isolation makes a dozen or so, a brake may go on for days.
 ATTEMPTS = 20
+
+# Spellings of one identifier that are looked up, when all of them are as few as that.
+SPELLINGS = 256
 
 log = structlog.get_logger(__name__)
 
@@ -136,11 +141,31 @@ def trail(identifier: str, *, install_id: int | None = None, before: Place | Non
     )
 
 
+def of_event(audience_id: int, sequence: int) -> str | None:
+    """Whom an event is about: an address that names the event names no person."""
+    return Event.objects.filter(pk=(audience_id, sequence)).values_list("identifier", flat=True).first()
+
+
 def variants(identifier: str) -> list[str]:
     """Other spellings, in small or in capital letters, under which the ledger knows somebody."""
-    others = {identifier.lower(), identifier.upper()} - {identifier}
+    others = _spellings(identifier) - {identifier}
     known = Membership.objects.filter(audience_id__in=list(_audiences(None)), identifier__in=others)
     return sorted(known.values_list("identifier", flat=True).distinct())
+
+
+def _spellings(identifier: str) -> set[str]:
+    """The identifier in small and capital letters, as a whole and word by word; a bounded number of them.
+
+    No index knows identifiers without their case: it would cost receiving more than this hint is worth.
+    """
+    told = {identifier.lower(), identifier.upper(), identifier.title(), identifier.capitalize()}
+    words = re.split(r"([\W_]+)", identifier)
+    ways = [list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize()))) for word in words]
+    if prod(map(len, ways)) <= SPELLINGS:
+        return told | {"".join(way) for way in product(*ways)}
+    for place, others in enumerate(ways[:SPELLINGS]):
+        told |= {"".join((*words[:place], other, *words[place + 1 :])) for other in others}
+    return told
 
 
 def summarise() -> int:

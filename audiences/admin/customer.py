@@ -1,6 +1,7 @@
 """Find a customer: what was received about one person, what became of it, and where they stand here and in ODP.
 
-Everything is asked by POST, because an address with an identifier in it ends up in logs and histories. A search is
+Searches are asked by POST, because an address with an identifier in it ends up in logs and histories; an address to
+share names an event of the customer by its number. A search is
 written down before it is answered; what belongs to it afterwards (older events, ODP's answer) carries a signed note
 of it and nothing that somebody typed.
 """
@@ -20,11 +21,12 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils.safestring import SafeString
 
 from audiences import customers, provision, state
 from audiences.admin import verbs
-from audiences.admin.pages import OperatorAdmin, list_url, mask, number, pill, url_of
+from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
 from audiences.customers import Fate, Place, Standing, Trail
 from audiences.lanes import REFUSED_BY_ODP
 from audiences.models import Audience, Install, Membership, Parked
@@ -83,6 +85,21 @@ class Part:
         return sum(row.standing.is_member for row in self.rows)
 
     @property
+    def pending(self) -> str:
+        """Events that are not delivered yet, apart those that wait for a person."""
+        waiting = {"behind a block": 0, "in a paused audience": 0, "to be delivered": 0}
+        for row in self.rows:
+            lane = row.standing.audience.lane
+            where = "behind a block" if lane.blocked_at else "in a paused audience" if lane.paused_at else ""
+            waiting[where or "to be delivered"] += row.standing.waiting
+        told = [
+            f"{count(many, 'event')} {'waits' if many == 1 else 'wait'} {where}"
+            for where, many in waiting.items()
+            if many
+        ]
+        return ", ".join(told)
+
+    @property
     def differences(self) -> int:
         return sum(row.difference is not None for row in self.rows)
 
@@ -95,12 +112,35 @@ def find(request: HttpRequest) -> HttpResponse:
     if "note" in request.POST:
         noted = _read_note(request)
         return _page(request, form=Search()) if noted is None else _answer(request, noted)
+    if request.method == "GET" and "event" in request.GET:
+        return _shared(request, request.GET["event"])
     form = Search(request.POST if request.method == "POST" else None)
     if not form.is_valid():
         return _page(request, form=form)
     identifier = form.cleaned_data["identifier"]
     _write_down(request, identifier)
     return _answer(request, identifier)
+
+
+def _shared(request: HttpRequest, event: str) -> HttpResponse:
+    """An address to share names an event, by number: no identifier comes into logs and histories."""
+    audience, _, sequence = event.partition("-")
+    identifier = None
+    if audience.isascii() and sequence.isascii() and audience.isdigit() and sequence.isdigit():
+        place = int(audience[:20]), int(sequence[:20])
+        identifier = customers.of_event(*place) if place[0] < 2**31 and place[1] < 2**63 else None
+    if identifier is None:
+        return _page(request, form=Search(), lost=True)
+    _write_down(request, identifier)
+    return _answer(request, identifier)
+
+
+def _share(trail: Trail) -> str:
+    """The address of a customer, by the newest event about them; empty when the log has none."""
+    if not trail.fates:
+        return ""
+    event = trail.fates[0].event
+    return f"{reverse('find_customer')}?event={event.audience_id}-{event.sequence}"
 
 
 def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
@@ -118,6 +158,7 @@ def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
         trail=trail,
         parts=_parts(request, trail, ask=install_id),
         note=note,
+        share=_share(trail),
         is_older="before" in request.POST,
         older=json.dumps([trail.older.received_at.isoformat(), *trail.older[1:]]) if trail.older else "",
         **({} if trail.standings or trail.fates else _nobody(identifier)),
