@@ -8,6 +8,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from audiences.sessions import READ_ONLY
+from lytics_sync.database_away import DatabaseAway, note
 
 Handler = Callable[[HttpRequest], HttpResponseBase]
 
@@ -22,6 +23,12 @@ def once_more(get_response: Handler) -> Handler:
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
+        response = answer(request)
+        if isinstance(response, DatabaseAway):
+            note(response)
+        return response
+
+    def answer(request: HttpRequest) -> HttpResponseBase:
         session: Any = connection
         session.lost, session.committed = "", False
         if request.method in _READING:
@@ -38,7 +45,7 @@ def once_more(get_response: Handler) -> Handler:
 
 def _is_lost(response: HttpResponseBase) -> bool:
     session: Any = connection
-    return response.status_code == 500 and bool(session.lost)
+    return (response.status_code == 500 or isinstance(response, DatabaseAway)) and bool(session.lost)
 
 
 def _note_writing(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:

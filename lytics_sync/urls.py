@@ -7,7 +7,7 @@ from django.urls import path, re_path
 
 from audiences.admin import customer
 from audiences.api.views import UnknownWebhookView, WebhookView, bad_request
-from lytics_sync import health
+from lytics_sync import database_away, health
 
 
 def front(request: HttpRequest) -> HttpResponse:
@@ -27,3 +27,4 @@ urlpatterns = [
 ]
 # And a Host that ALLOWED_HOSTS doesn't name, which Django refuses before any view is asked, must not cost a batch.
 handler400 = bad_request
+handler500 = database_away.server_error

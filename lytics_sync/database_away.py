@@ -1,0 +1,47 @@
+"""A page that can't be made because PostgreSQL doesn't answer: 503 in plain words, which loads again by itself."""
+
+import sys
+import time
+
+import structlog
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.template.loader import render_to_string
+from django.views import defaults
+
+from audiences import sessions
+
+log = structlog.get_logger(__name__)
+
+RELOAD_SECONDS = 5
+# Without such an answer for this long, the next one is a new outage and gets a log line of its own.
+QUIET_SECONDS = 60.0
+
+_told_at = -QUIET_SECONDS
+
+
+class DatabaseAway(HttpResponse):
+    """Says that the database can't be reached, and why in ``words`` for the log."""
+
+    def __init__(self, words: str) -> None:
+        page = render_to_string("audiences/database_away.html", {"seconds": RELOAD_SECONDS})
+        super().__init__(page, status=503, headers={"Retry-After": str(RELOAD_SECONDS), "Cache-Control": "no-store"})
+        self.words = words
+        # Django would log a traceback for each of them.
+        self._has_been_logged = True
+
+
+def server_error(request: HttpRequest) -> HttpResponseBase:
+    """Django's handler for an exception that no view has caught."""
+    error = sys.exc_info()[1]
+    if error is not None and sessions.is_trouble(error):
+        return DatabaseAway(next(iter(str(error).splitlines()), ""))
+    return defaults.server_error(request)
+
+
+def note(response: DatabaseAway) -> None:
+    """One log line for an outage, however many pages it costs."""
+    global _told_at
+    before, _told_at = _told_at, time.monotonic()
+    if _told_at - before >= QUIET_SECONDS:
+        log.error("PostgreSQL does not answer; pages are answered 503", error=response.words)
