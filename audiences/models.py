@@ -572,7 +572,10 @@ class Again(models.Model):
 
     class Meta:
         default_permissions = ()
-        indexes = [models.Index(fields=["audience", "last_sequence"], name="agains_of_an_audience")]
+        indexes = [
+            models.Index(fields=["audience", "last_sequence"], name="agains_of_an_audience"),
+            models.Index(fields=["cause", "-id"], name="agains_by_cause"),
+        ]
         constraints = [
             models.CheckConstraint(
                 name="again_is_not_reversed", condition=Q(first_sequence__gte=1, first_sequence__lte=F("last_sequence"))
@@ -596,6 +599,9 @@ class Minute(models.Model):
     delivered = models.BigIntegerField()
     # Delivered because something was sent again; not counted as delivered a second time.
     again = models.BigIntegerField(default=0, db_default=0)
+    # When what was delivered had come: events by the minute of their arrival, in seconds since the epoch. None in rows
+    # of an older version.
+    arrived = models.JSONField(null=True)
     # From the call that brought an event to ODP's answer. None when nothing was sent.
     delay_p50_ms = models.BigIntegerField(null=True)
     delay_p99_ms = models.BigIntegerField(null=True)

@@ -23,9 +23,11 @@ SAMPLED_RUNS = 200
 KEPT = timedelta(days=7)
 
 # A run that went out in halves has a row for each of them over the same events; the span of a lane's runs within a
-# minute counts them once. The scalar subquery can't become a join that would read the whole log.
+# minute counts them once. A span is halved until all events of a part came in one minute: two look-ups in the log per
+# part, because the events of an audience are numbered in the order in which they came. The scalar subqueries can't
+# become a join that would read the whole log.
 _TALLY = """
-WITH came AS (
+WITH RECURSIVE came AS (
     SELECT install_id, date_trunc('minute', received_at) AS minute, sum(queued) AS received, sum(parked) AS parked
     FROM audiences_receipt WHERE received_at >= %(start)s AND received_at < %(end)s
     GROUP BY 1, 2
@@ -34,20 +36,41 @@ WITH came AS (
         run.first_sequence, run.last_sequence, run.sent, run.closed_at
     FROM audiences_run AS run JOIN audiences_audience AS audience ON audience.id = run.audience_id
     WHERE run.closed_at >= %(start)s AND run.closed_at < %(end)s AND run.outcome = 'delivered'
+), span AS (
+    SELECT install_id, minute, audience_id, min(first_sequence) AS first, max(last_sequence) AS last
+    FROM gone GROUP BY install_id, minute, audience_id
+), part AS (
+    SELECT span.*,
+        coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = span.audience_id AND event.sequence = first)), minute) AS came_first,
+        coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = span.audience_id AND event.sequence = last)), minute) AS came_last
+    FROM span
+    UNION ALL
+    SELECT install_id, minute, audience_id, half.first, half.last,
+        coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = part.audience_id AND event.sequence = half.first)), minute),
+        coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = part.audience_id AND event.sequence = half.last)), minute)
+    FROM part CROSS JOIN LATERAL (
+        VALUES (part.first, (part.first + part.last) / 2), ((part.first + part.last) / 2 + 1, part.last)
+    ) AS half(first, last)
+    WHERE part.first < part.last AND came_first <> came_last
+), lane AS (
+    SELECT install_id, minute, came_first AS came, last - first + 1 AS events, (
+        SELECT coalesce(sum(least(range.last_sequence, last) - greatest(range.first_sequence, first) + 1), 0)
+        FROM audiences_again AS range WHERE range.audience_id = part.audience_id
+            AND range.last_sequence >= first AND range.first_sequence <= last
+    ) AS again
+    FROM part WHERE first = last OR came_first = came_last
+), by_arrival AS (
+    SELECT install_id, minute, came, sum(events - again) AS delivered, sum(again) AS again
+    FROM lane GROUP BY 1, 2, 3
 ), went AS (
-    SELECT install_id, minute, sum(events - again) AS delivered, sum(again) AS again
-    FROM (
-        SELECT install_id, minute, last - first + 1 AS events, (
-            SELECT coalesce(sum(least(range.last_sequence, last) - greatest(range.first_sequence, first) + 1), 0)
-            FROM audiences_again AS range WHERE range.audience_id = span.audience_id
-                AND range.last_sequence >= first AND range.first_sequence <= last
-        ) AS again
-        FROM (
-            SELECT install_id, minute, audience_id, min(first_sequence) AS first, max(last_sequence) AS last
-            FROM gone GROUP BY install_id, minute, audience_id
-        ) AS span
-    ) AS lane
-    GROUP BY 1, 2
+    SELECT install_id, minute, sum(delivered) AS delivered, sum(again) AS again, coalesce(
+        jsonb_object_agg(extract(epoch FROM came)::bigint, delivered) FILTER (WHERE delivered > 0), '{}'
+    ) AS arrived
+    FROM by_arrival GROUP BY 1, 2
 ), placed AS (
     SELECT *, row_number() OVER (PARTITION BY install_id, minute ORDER BY id) AS place,
         count(*) OVER (PARTITION BY install_id, minute) AS many
@@ -70,12 +93,14 @@ WITH came AS (
         min(ms) FILTER (WHERE upto >= 0.99 * total) AS p99
     FROM ranked GROUP BY 1, 2
 )
-INSERT INTO audiences_minute (install_id, minute, received, parked, delivered, again, delay_p50_ms, delay_p99_ms)
+INSERT INTO audiences_minute (install_id, minute, received, parked, delivered, again, arrived,
+    delay_p50_ms, delay_p99_ms)
 SELECT install_id, minute, coalesce(received, 0), coalesce(parked, 0), coalesce(delivered, 0), coalesce(again, 0),
-    p50, p99
+    coalesce(arrived, '{}'), p50, p99
 FROM came FULL JOIN went USING (install_id, minute) LEFT JOIN took USING (install_id, minute)
 ON CONFLICT (minute, install_id) DO UPDATE SET
     received = excluded.received, parked = excluded.parked, delivered = excluded.delivered, again = excluded.again,
+    arrived = excluded.arrived,
     delay_p50_ms = excluded.delay_p50_ms, delay_p99_ms = excluded.delay_p99_ms
 """
 

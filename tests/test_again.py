@@ -7,8 +7,9 @@ import pytest
 from django.utils.timezone import now
 
 from audiences import again, resends, tally
+from audiences.admin import charts
 from audiences.affirm import affirm
-from audiences.models import Again, Audience, Delivery, Install, Minute, Run
+from audiences.models import Again, Audience, Delivery, Event, Install, Minute, Receipt, Run
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import brake_runs_out, drain_all, enter, happen, make_audience, make_install
@@ -91,3 +92,71 @@ def test_what_is_sent_again_is_counted_apart_so_no_more_is_delivered_than_came(s
     tally.add_up(start, start + timedelta(minutes=4))
     minutes = list(Minute.objects.all())
     assert (sum(one.delivered for one in minutes), sum(one.again for one in minutes)) == (3, 2)
+
+
+def test_a_chart_never_shows_more_delivered_than_received_after_an_older_backlog_and_a_resync(
+    shop: Install, gold: Audience
+) -> None:
+    """A backlog of five hours ago is delivered now, with events of now and a resync of everything."""
+    happen(gold, *((f"old-{one}", "enter", 9) for one in range(700)))
+    Event.objects.filter(sequence__gt=2).update(received_at=now() - timedelta(hours=5))
+    happen(gold, *((f"new-{one}", "enter", 9) for one in range(5)))
+    Receipt.objects.create(install=shop, bytes=1, messages=5, queued=7, parked=0, skipped=0)
+    resync(shop, gold)
+    drain_all(shop)
+    start = (now() - timedelta(minutes=2)).replace(second=0, microsecond=0)
+    tally.add_up(start, start + timedelta(minutes=4))
+    for hours, backlog in ((1, 700), (6, 700), (24, 700)):
+        points = charts.read(hours=hours, at=now() + timedelta(minutes=3))
+        assert all(point.delivered <= point.received for point in points)
+        totals = {name: sum(getattr(point, name) for point in points) for name in charts.COUNTS}
+        assert totals == {"received": 7, "delivered": 7, "earlier": backlog, "again": 2, "parked": 0}
+
+
+def test_what_came_in_the_time_shown_and_was_delivered_later_in_it_counts_where_it_came(
+    shop: Install, gold: Audience
+) -> None:
+    came = now() - timedelta(hours=5)
+    happen(gold, *((f"old-{one}", "enter", 9) for one in range(700)))
+    Event.objects.filter(sequence__gt=2).update(received_at=came)
+    Event.objects.filter(sequence__gt=400).update(received_at=came + timedelta(hours=1))
+    for events, at in ((398, came), (302, came + timedelta(hours=1)), (2, now())):
+        Receipt.objects.create(install=shop, received_at=at, bytes=1, messages=1, queued=events, parked=0, skipped=0)
+    drain_all(shop)
+    tally.tally(at=now() + timedelta(minutes=2))
+    of_one, of_six = (charts.read(hours=hours, at=now() + timedelta(minutes=3)) for hours in (1, 6))
+    assert [(point.received, point.delivered) for point in of_six if point.received] == [(398, 398), (302, 302), (2, 2)]
+    assert sum(point.earlier for point in of_six) == 0
+    assert [(point.received, point.delivered) for point in of_one if point.received] == [(2, 2)]
+    assert sum(point.earlier for point in of_one) == 700
+
+
+def test_runs_and_deliveries_are_narrowed_by_their_cause_and_files_and_pages_name_it(
+    shop: Install, gold: Audience
+) -> None:
+    by_lytics = Run.objects.latest("pk")
+    resync(shop, gold)
+    drain_all(shop)
+    run = Run.objects.latest("pk")
+    told = f"resync {gold.resends.get().pk}"
+    person = someone("admin")
+    for model, thing, other in (("run", run.pk, by_lytics.pk), ("delivery", run.delivery_id, by_lytics.delivery_id)):
+        url = f"/admin/audiences/{model}/"
+        page = person.get(url)
+        assert told in page.content.decode(), model
+        for cause, expected in (("resync", [thing]), ("replay", []), ("nonsense", [thing, other])):
+            found = person.get(url, {"because": cause}).context["cl"].result_list
+            assert [row.pk for row in found] == expected, (model, cause)
+        answer: Any = person.post(f"{url}csv/")
+        lines = b"".join(answer.streaming_content).decode().splitlines()
+        assert lines[0].endswith(",because_of")
+        assert [line.rpartition(",")[2] for line in lines[1:]] == [told, "Lytics"], model
+    assert f"because of {told}" in person.get(f"/admin/audiences/audience/{gold.pk}/change/").content.decode()
+    assert f"because of {told}" in person.post("/admin/find-customer/", {"identifier": "anna"}).content.decode()
+
+
+def test_a_run_that_begins_before_what_was_sent_again_is_found_by_its_cause(shop: Install, gold: Audience) -> None:
+    happen(gold, ("cleo", "enter", 9))
+    resync(shop, gold)
+    drain_all(shop)
+    assert again.runs_because_of("resync") == [Run.objects.latest("pk").pk]

@@ -206,7 +206,7 @@ def test_an_audience_page_reads_no_request_and_has_a_link_without_scripts(
     viewer: Client, shop: Install, gold: Audience, django_assert_num_queries: Callable[[int], Any]
 ) -> None:
     def queries() -> list[str]:
-        with django_assert_num_queries(11) as seen:
+        with django_assert_num_queries(12) as seen:
             page = page_of(viewer, gold)
         assert address("delivery_change", Delivery.objects.all()[0].pk) in page
         return [query["sql"] for query in seen.captured_queries]
@@ -378,7 +378,7 @@ def test_a_long_file_starts_at_once_and_never_stands_in_memory(
         )
     answer: Any = viewer.post(address("delivery_csv"))
     pieces = iter(answer.streaming_content)
-    with django_assert_num_queries(1 + csv_file.ROWS // said.AT_ONCE):
+    with django_assert_num_queries(2 + csv_file.ROWS // said.AT_ONCE):
         assert next(pieces).startswith(b"delivery,install")
         assert next(pieces).count(b"\n") == csv_file.ROWS
     tracemalloc.start()

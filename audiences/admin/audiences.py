@@ -11,7 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from audiences import alike, backlog, brake, lanes, other_id, provision, resends, state, take_over
+from audiences import again, alike, backlog, brake, lanes, other_id, provision, resends, state, take_over
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, section, when
@@ -392,6 +392,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         if before.isdecimal():
             runs = runs.filter(pk__lt=int(before))
         page = list(runs[: RUNS_SHOWN + 1])
+        caused = again.causes(page)
         return {
             "state": state.of_lane(audience.lane),
             "numbers": {
@@ -402,7 +403,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "accepted": number(audience.last_sequence),
             },
             "warnings": [*state.warnings(audience.lane), *alike.warnings(audience)],
-            "runs": [(run, state.of_request(run)) for run in page[:RUNS_SHOWN]],
+            "runs": [(run, state.of_request(run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),
             "deliveries_url": list_url(Delivery, audience=audience.odp_id, install__id__exact=audience.install_id),
             "failed_url": list_url(Run, audience=audience.odp_id, install=audience.install_id, outcome="failed"),

@@ -5,7 +5,7 @@ Only shapes are in the SVG, which is stretched to the width there is; words stan
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -44,10 +44,27 @@ SELECT date_bin(make_interval(mins => %(step)s), minute, 'epoch'),
 FROM audiences_minute WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1
 """
 
+# What was delivered, by when it had come. What came before the chart begins is an earlier backlog, counted where it was
+# delivered. Rows of an older version don't say when it came.
+_ARRIVALS = """
+SELECT date_bin(make_interval(mins => %(step)s), CASE WHEN came < %(start)s THEN minute ELSE came END, 'epoch'),
+    came < %(start)s, sum(events)::bigint
+FROM audiences_minute CROSS JOIN LATERAL (
+    SELECT to_timestamp(key::bigint) AS came, value::bigint AS events FROM jsonb_each_text(
+        coalesce(arrived, jsonb_build_object(extract(epoch FROM minute)::bigint, delivered))
+    )
+) AS arrival
+WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1, 2
+"""
+
 
 @dataclass(frozen=True)
 class Point:
-    """What happened in a few minutes: counts, and times in milliseconds where there are any."""
+    """What happened in a few minutes: counts, and times in milliseconds where there are any.
+
+    ``delivered`` counts those of the events received in these minutes that have been delivered since, so it is never
+    more. ``earlier`` was delivered in these minutes and had come before the chart begins.
+    """
 
     at: datetime
     minutes: int
@@ -57,6 +74,7 @@ class Point:
     p50: float | None = None
     p99: float | None = None
     again: int = 0
+    earlier: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,7 @@ def charts(request: HttpRequest) -> dict[str, Any]:
     hours = int(asked) if asked.isdecimal() and int(asked) in RANGES else USUAL
     points = read(hours=hours)
     shown: dict[str, Any] = {"hours": hours, "ranges": list(RANGES), "charts": []}
-    if any(point.received or point.parked or point.delivered or point.again for point in points):
+    if any(any(_counts(point)) for point in points):
         return {**shown, "charts": [_throughput(points, hours), _delay(points, hours)]}
     return {**shown, "empty": _nothing(hours)}
 
@@ -114,10 +132,15 @@ def read(*, hours: int, at: datetime | None = None) -> list[Point]:
     with connection.cursor() as cursor:
         cursor.execute(_POINTS, {"step": step, "start": start, "end": end})
         found = {row[0]: row[1:] for row in cursor.fetchall()}
+        cursor.execute(_ARRIVALS, {"step": step, "start": start, "end": end})
+        arrivals = {(at, is_earlier): events for at, is_earlier, events in cursor.fetchall()}
     points = []
     while start < end:
         minutes = min(step, (end - start) // timedelta(minutes=1))
-        points.append(Point(start, minutes, *found.get(start, ())))
+        point = Point(start, minutes, *found.get(start, ()))
+        delivered = min(arrivals.get((start, False), 0), point.received)
+        earlier = arrivals.get((start, True), 0) + arrivals.get((start, False), 0) - delivered
+        points.append(replace(point, delivered=delivered, earlier=earlier))
         start += timedelta(minutes=step)
     return points
 
@@ -126,53 +149,57 @@ def _floor(at: datetime, minutes: int) -> datetime:
     return at - timedelta(minutes=(at.hour * 60 + at.minute) % minutes)
 
 
+COUNTS = ("received", "delivered", "earlier", "again", "parked")
+
+
 # --- the two of them -----------------------------------------------------------------------------------------
 
 
 def _throughput(points: list[Point], hours: int) -> Chart:
-    top = _nice(
-        max(max(point.received, point.delivered, point.parked, point.again) / point.minutes for point in points)
-    )
+    top = _nice(max(max(_counts(point)) / point.minutes for point in points))
 
     def rates(name: str) -> list[float | None]:
         return [(getattr(point, name) / point.minutes) / top for point in points]
 
-    totals = {
-        name: sum(getattr(point, name) for point in points) for name in ("received", "delivered", "parked", "again")
-    }
+    totals = {name: sum(getattr(point, name) for point in points) for name in COUNTS}
     lines = [
         Line("received", "area", number(totals["received"]), _area(rates("received"))),
         Line("delivered", "line", number(totals["delivered"]), _path(rates("delivered"))),
     ]
-    if totals["again"]:
-        again = [rate or None for rate in rates("again")]
-        lines.append(Line("sent again", "dashed", number(totals["again"]), _path(again)))
-    if totals["parked"]:
-        parked = [rate or None for rate in rates("parked")]  # or it would lie over the others as a line at nothing
-        lines.append(Line("parked", "bad", number(totals["parked"]), _path(parked)))
+    for name, (words, style) in {
+        "earlier": ("earlier backlog, delivered", "dashed"),
+        "again": ("sent again", "dashed"),
+        "parked": ("parked", "bad"),
+    }.items():
+        if totals[name]:
+            some = [rate or None for rate in rates(name)]  # or it would lie over the others as a line at nothing
+            lines.append(Line(words, style, number(totals[name]), _path(some)))
+    beside = "".join(
+        f", {number(totals[name])} {words}"
+        for name, words in (("earlier", "of an earlier backlog delivered"), ("again", "sent again"))
+        if totals[name]
+    )
     return Chart(
         title="Events per minute",
         unit="events per minute",
         summary=f"In the last {_hours(hours)}: {number(totals['received'])} events received,"
-        f" {number(totals['delivered'])} delivered, {number(totals['parked'])} items parked.",
+        f" {number(totals['delivered'])} of them delivered{beside}, {number(totals['parked'])} items parked.",
         lines=lines,
         heights=[(100 - 50 * half, _rate(top * half / 2)) for half in range(3)],
         times=_times(points, hours),
         columns=_columns(points, _told_counts),
-        headings=("from (UTC)", "received", "delivered", "parked", "sent again"),
-        rows=[
-            (
-                f"{point.at:%H:%M}",
-                *(number(count) for count in (point.received, point.delivered, point.parked, point.again)),
-            )
-            for point in reversed(points)
-            if point.received or point.delivered or point.parked or point.again
-        ],
+        headings=("from (UTC)", "received", "of them delivered", "earlier backlog", "sent again", "parked"),
+        rows=[(f"{point.at:%H:%M}", *map(number, _counts(point))) for point in reversed(points) if any(_counts(point))],
     )
 
 
+def _counts(point: Point) -> list[int]:
+    return [getattr(point, name) for name in COUNTS]
+
+
 def _told_counts(point: Point) -> str:
-    told = f"{number(point.received)} received, {number(point.delivered)} delivered"
+    told = f"{number(point.received)} received, {number(point.delivered)} of them delivered"
+    told += f", {number(point.earlier)} of an earlier backlog delivered" if point.earlier else ""
     told += f", {number(point.again)} sent again" if point.again else ""
     return f"{told}, {number(point.parked)} parked" if point.parked else told
 

@@ -24,7 +24,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 
-from audiences import customers, provision, state
+from audiences import again, customers, provision, state
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
 from audiences.customers import Fate, Place, Standing, Trail
@@ -68,6 +68,7 @@ class Happening:
     state: State
     deliveries: Sequence[int]
     more: int
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ def _read_note(request: HttpRequest) -> str | None:
 def _parts(request: HttpRequest, trail: Trail, *, ask: int | None) -> list[Part]:
     installs = {audience.install_id: audience.install for audience in trail.audiences.values()}
     parts = []
+    causes = again.causes_of_events(fate.event for fate in trail.fates)
     for pk, install in installs.items():
         audiences = [audience for audience in trail.audiences.values() if audience.install_id == pk]
         standings = [standing for standing in trail.standings if standing.audience.install_id == pk]
@@ -231,7 +233,8 @@ def _parts(request: HttpRequest, trail: Trail, *, ask: int | None) -> list[Part]
             standings += _only_in_odp(answer, audiences, standings)
         if standings or fates or answer is not None:
             rows = [_row(request, standing, answer) for standing in standings]
-            parts.append(Part(install, rows, len(audiences) - len(rows), [_happening(f) for f in fates], answer))
+            told = [_happening(f, causes.get((f.event.audience_id, f.event.sequence), "")) for f in fates]
+            parts.append(Part(install, rows, len(audiences) - len(rows), told, answer))
     return parts
 
 
@@ -275,10 +278,10 @@ def _buttons(request: HttpRequest, standing: Standing) -> Sequence[verbs.Button]
     return verbs.buttons(page, request, thing, back=url_of(thing), only=(verb,))
 
 
-def _happening(fate: Fate) -> Happening:
+def _happening(fate: Fate, cause: str) -> Happening:
     deliveries = sorted({run.delivery_id for run in fate.attempts if run.delivery_id}, reverse=True)
     return Happening(
-        fate, state.of_event(fate), deliveries[:DELIVERIES_NAMED], max(0, len(deliveries) - DELIVERIES_NAMED)
+        fate, state.of_event(fate), deliveries[:DELIVERIES_NAMED], max(0, len(deliveries) - DELIVERIES_NAMED), cause
     )
 
 

@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 
 from audiences import again, carried, said, state, trace
 from audiences.admin import live
-from audiences.admin.filters import ByAudience, Hour, OutcomeFilter, SlowerThan
+from audiences.admin.filters import BecauseOf, ByAudience, Hour, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
@@ -61,8 +61,8 @@ class Reveal(Verb[Delivery]):
 class DeliveryAdmin(HistoryAdmin[Delivery]):
     verbs = (Reveal(),)
     empty_words = "Nothing has been sent to ODP yet."
-    list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "install_link")
-    list_filter = (OutcomeFilter, ByAudience, SlowerThan, "install", Hour)
+    list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "because", "install_link")
+    list_filter = (OutcomeFilter, ByAudience, SlowerThan, "install", BecauseOf, Hour)
     time_field = "opened_at"
     csv_columns = (
         ("delivery", "pk"),
@@ -78,6 +78,7 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
         ("endpoint", "endpoint"),
         ("worker", "worker"),
         ("version", "version"),
+        ("because_of", "pk"),
     )
     list_select_related = ("install",)
     search_fields = ("pk",)
@@ -106,6 +107,17 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
         told = said.reasons({row[0]: row[place] for row in rows})
         for row in rows:
             row[place] = told[row[0]]
+        caused = again.causes_of_deliveries([row[0] for row in rows])
+        for row in rows:
+            row[-1] = caused[row[0]]
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """With what caused each delivery of the page, looked up for all of them at once."""
+        changelist = super().get_changelist_instance(request)
+        caused = again.causes_of_deliveries([delivery.pk for delivery in changelist.result_list])
+        for delivery in changelist.result_list:
+            delivery.caused = caused[delivery.pk]
+        return changelist
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
@@ -162,8 +174,8 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
 
     @admin.display(description="because of")
     def because(self, delivery: Delivery) -> str:
-        found = again.causes(delivery.runs.all()).values()
-        return ", ".join(dict.fromkeys(cause for told in found for cause in told.split(", ")))
+        caused: str | None = getattr(delivery, "caused", None)
+        return (again.causes_of_deliveries([delivery.pk])[delivery.pk] if caused is None else caused) or "—"
 
     @admin.display(description="HTTP status")
     def status_(self, delivery: Delivery) -> str:

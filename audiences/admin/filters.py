@@ -11,8 +11,8 @@ from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils.timezone import now
 
-from audiences import naming
-from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Audience, Delivery, Install, Run
+from audiences import again, naming
+from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience, Delivery, Install, Run
 from odp.outcomes import Outcome
 
 # Of an audience's deliveries the list shows those of so many of its latest runs.
@@ -50,6 +50,27 @@ class OutcomeFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return ended(queryset, self.value())
+
+
+class BecauseOf(admin.SimpleListFilter):
+    """By what caused a run or a delivery: the latest of that cause, see ``again.runs_because_of``.
+
+    There is no choice of what Lytics caused: that is nearly all of it, and the list without a filter.
+    """
+
+    title = "because of"
+    parameter_name = "because"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(cause.value, str(cause.label)) for cause in Again.Cause]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() not in Again.Cause.values:
+            return queryset
+        runs = again.runs_because_of(str(self.value()))
+        if queryset.model is Run:
+            return queryset.filter(pk__in=runs)
+        return queryset.filter(pk__in=list(Run.objects.filter(pk__in=runs).values_list("delivery_id", flat=True)))
 
 
 class SlowerThan(admin.SimpleListFilter):

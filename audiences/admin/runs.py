@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from audiences import again, carried, state
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
-from audiences.admin.filters import ByAudience, Hour, InstallOfRun, OutcomeFilter
+from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter
 from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill
 from audiences.models import Delivery, Parked, Run
 from odp.mechanisms import told
@@ -37,7 +37,7 @@ class RunAdmin(HistoryAdmin[Run]):
         "because",
         "install_link",
     )
-    list_filter = (OutcomeFilter, ByAudience, InstallOfRun, Hour)
+    list_filter = (OutcomeFilter, ByAudience, InstallOfRun, BecauseOf, Hour)
     time_field = "opened_at"
     csv_columns = (
         ("audience", "audience__odp_id"),
@@ -50,6 +50,7 @@ class RunAdmin(HistoryAdmin[Run]):
         ("closed_at", "closed_at"),
         ("outcome", "outcome"),
         ("delivery", "delivery_id"),
+        ("because_of", "pk"),
     )
     list_select_related = ("audience__install", "delivery")
     list_sections = (DeliverySection,)
@@ -82,6 +83,11 @@ class RunAdmin(HistoryAdmin[Run]):
         for run in changelist.result_list:
             run.told = told[run.pk]
         return changelist
+
+    def csv_piece(self, rows: list[list[Any]]) -> None:
+        told = again.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
+        for row in rows:
+            row[-1] = told[row[-1]]
 
     def sent_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """What of a run's audience went out and came back: a piece of a page, asked for when somebody looks."""
