@@ -192,7 +192,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
         if sessions.is_trouble(error):  # PostgreSQL is away, and with it the place to write that down
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
-        first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
         problem = Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), slow_probe=True)
     if isinstance(problem, Answer):
         _hold(making, problem)

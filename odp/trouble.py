@@ -27,6 +27,12 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
+def cause(error: BaseException) -> str:
+    """The same of a server other than ODP."""
+    words = words_for(error).removeprefix(_UNREACHED).partition(". ")[0]
+    return "its address is none" if "ODP" in words else words
+
+
 def words_for(error: BaseException) -> str:
     """The words for the innermost cause: urllib3 wraps it in several layers."""
     while (inner := error.__cause__ or error.__context__) is not None:

@@ -122,7 +122,7 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
 
 def _unexpected(error: Exception) -> str:
     """The words for an error of ours. Without a backoff it would come again at once, and for ever."""
-    first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
     return readable(brake.UNEXPECTED + first_line)
 
 

@@ -15,6 +15,7 @@ from audiences import installs, provision, state, tokens, trials
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Run, Trial
 from audiences.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
 from odp.graphql import audiences_of
+from odp.trouble import cause
 
 log = structlog.get_logger(__name__)
 
@@ -243,7 +244,7 @@ def _post(install: Install, body: bytes) -> tuple[str, str]:
         try:
             answer = session.post(url, data=body, headers=headers, timeout=CALL_SECONDS, allow_redirects=False)
         except requests.RequestException as error:
-            return f"{url} can't be reached from here ({type(error).__name__}).", ""
+            return f"{url} can't be reached from here: {cause(error)}.", ""
     if answer.status_code == 200:
         with suppress(ValueError):
             told = answer.json()

@@ -256,7 +256,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 "fields": ("region", "odp_api_key"),
                 "description": "In ODP, under Settings > App Consent Settings, the Api app's Default Consent has to be"
                 " Opted In; otherwise ODP accepts the data and doesn't show it. When you save, ODP is asked whether"
-                " it takes the key.",
+                " it accepts the key.",
             },
         ),
         (

@@ -196,6 +196,6 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
 
 def _told_of(request: HttpRequest, exception: Exception) -> str:
     if not isinstance(exception, DisallowedHost):
-        return f"something that Django refuses ({type(exception).__name__})"
+        return "a request that is refused before it is read, such as one with a bad header or cookie"
     host = request.META.get("HTTP_HOST") or request.META.get("SERVER_NAME", "")
     return f"the host name {host[:100]!a}, which ALLOWED_HOSTS lacks"

@@ -1,0 +1,59 @@
+"""Python's own words, such as the class of an exception, reach logs and nobody who reads a page."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiences import provision
+from audiences.models import Audience
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import drain_all, enter, make_audience, make_install
+
+ROOT = Path(__file__).resolve().parents[1]
+# Failing tasks are told to whoever runs the server, who has to find them in the log.
+ALLOWED = {"audiences/failures.py"}
+SOURCES = sorted(file for package in ("audiences", "odp", "workers") for file in (ROOT / package).rglob("*.py"))
+
+
+def is_log(call: ast.AST) -> bool:
+    return (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "log"
+    )
+
+
+def names_of_classes(tree: ast.AST) -> list[int]:
+    """Lines that write the name of an object's class anywhere but in a log call."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if is_log(node):
+            continue
+        if isinstance(node, ast.Attribute) and node.attr == "__name__" and isinstance(node.value, ast.Call):
+            found.append(node.lineno)
+        found += names_of_classes(node)
+    return found
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_only_logs_name_the_class_of_an_exception(file: Path) -> None:
+    if str(file.relative_to(ROOT)) in ALLOWED:
+        pytest.skip("told to whoever runs the server")
+    assert names_of_classes(ast.parse(file.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.django_db
+def test_an_error_without_words_is_told_without_its_class(odp: ThreadedSandbox, monkeypatch: Any) -> None:
+    def fail(_: Any) -> Any:
+        raise KeyError
+
+    audience = make_audience(make_install(odp), provisioned=False)
+    enter(audience, "kim")
+    monkeypatch.setattr(provision, "mechanism_of", fail)
+    drain_all(audience.install)
+    reason = Audience.objects.get().hold_reason
+    assert "the log of the worker says more" in reason
+    assert "KeyError" not in reason
