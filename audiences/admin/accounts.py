@@ -54,7 +54,8 @@ def _choose(form: Any, user: User) -> None:
     """Fill the select of roles, with the present one chosen."""
     names = list(Group.objects.order_by("name").values_list("name", flat=True))
     held = sorted(user.groups.values_list("name", flat=True)) if user.pk else []
-    choices = [("", "No role"), *((name, name.capitalize()) for name in names)]
+    none = "No role needed: may do everything" if user.is_superuser else "No role"
+    choices = [("", none), *((name, name.capitalize()) for name in names)]
     if len(held) > 1:
         choices.append((SEVERAL, f"Several: {', '.join(held)}"))
     form.fields["role"].choices = choices

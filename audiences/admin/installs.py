@@ -394,7 +394,12 @@ class InstallAdmin(OperatorAdmin[Install]):
             ),
             "state": state.of_install(install),
             "missing": drafts.missing(install) if install.key_accepted_at is None else "",
-            "undeletable": drafts.undeletable(install) if request.user.has_perm(Delete.permission) else "",
+            # Of a draft alone: nobody thinks of deleting an install that works.
+            "undeletable": (
+                drafts.undeletable(install)
+                if install.key_accepted_at is None and request.user.has_perm(Delete.permission)
+                else ""
+            ),
             "webhook_url": installs.webhook_url(install),
             "revealed": revealed,
             "tokens": [
