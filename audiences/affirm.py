@@ -6,49 +6,47 @@ good. So each Delivery without a final answer is looked at again when ODP has ha
 customers in it of whom something newer was sent meanwhile are appended once more as the ledger has them, forced.
 """
 
-from collections import Counter
-from operator import itemgetter
-
 import structlog
 from django.conf import settings
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences import again, ingest, lanes
+from audiences import again, ingest, lanes, sessions
 from audiences.models import Again, Audience
 from audiences.wake import wake
 from lytics.payload import Fact, Kind
 
 log = structlog.get_logger(__name__)
 
-# Deliveries looked at in one transaction; each names as many customers as fit into a request.
-DELIVERIES_AT_ONCE = 20
-
 
 def affirm() -> int:
-    """See to every Delivery whose time has come. Returns how many memberships were appended again.
+    """See to every Delivery whose time has come. Returns how many memberships were appended again."""
+    return sum(map(_affirm_or_leave, lanes.doubtful(seconds=settings.AFFIRM_AFTER_SECONDS)))
 
-    The mark on the Deliveries and what is appended for them are one transaction: a crash does both or neither.
-    """
-    appended = 0
-    while True:
-        with transaction.atomic():
-            deliveries, memberships = lanes.overtaken(seconds=settings.AFFIRM_AFTER_SECONDS, limit=DELIVERIES_AT_ONCE)
-            kinds = {True: Kind.ENTER, False: Kind.EXIT}
-            facts: dict[int, list[Fact]] = {}
-            causes: dict[int, Counter[int | None]] = {}
-            # Those of one delivery stand together in the log, so that one range says why they are there.
-            for audience_id, identifier, is_member, occurred_ns, delivery in sorted(memberships, key=itemgetter(4)):
-                fact = Fact("", "", identifier, kinds[is_member], occurred_ns)
-                facts.setdefault(audience_id, []).append(fact)
-                causes.setdefault(audience_id, Counter())[delivery] += 1
-            ingest.append(facts, received_at=now(), forced=True)
-            appended_for = {pk: [(n, delivery) for delivery, n in some.items()] for pk, some in causes.items()}
-            again.note(appended_for, Again.Cause.UNANSWERED)
-        if memberships:
-            log.warning("affirmed", memberships=len(memberships), deliveries=deliveries)
-        for install_id in Audience.objects.filter(pk__in=facts).values_list("install_id", flat=True).distinct():
-            wake(install_id)
-        appended += len(memberships)
-        if deliveries < DELIVERIES_AT_ONCE:
-            return appended
+
+def _affirm_or_leave(delivery_id: int) -> int:
+    """One at which we fail is tried again the next time; those behind it go on."""
+    try:
+        return _affirm(delivery_id)
+    except Exception as error:
+        if sessions.is_trouble(error):
+            raise
+        log.exception("a delivery without a final answer could not be affirmed", delivery=delivery_id)
+        return 0
+
+
+def _affirm(delivery_id: int) -> int:
+    """The mark on the Delivery and what is appended for it are one transaction: a crash does both or neither."""
+    kinds = {True: Kind.ENTER, False: Kind.EXIT}
+    facts: dict[int, list[Fact]] = {}
+    with transaction.atomic():
+        memberships = lanes.overtaken(delivery_id)
+        for audience_id, identifier, is_member, occurred_ns, _ in memberships:
+            facts.setdefault(audience_id, []).append(Fact("", "", identifier, kinds[is_member], occurred_ns))
+        ingest.append(facts, received_at=now(), forced=True)
+        again.note({pk: [(len(some), delivery_id)] for pk, some in facts.items()}, Again.Cause.UNANSWERED)
+    if memberships:
+        log.warning("affirmed", memberships=len(memberships), delivery=delivery_id)
+    for install_id in Audience.objects.filter(pk__in=facts).values_list("install_id", flat=True).distinct():
+        wake(install_id)
+    return len(memberships)

@@ -226,16 +226,36 @@ def test_everybody_in_the_request_is_looked_at_and_told_once(
     assert_all_is_well(gold, pro)
 
 
-def test_all_requests_are_looked_at_however_many_there_are(
-    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("audiences.affirm.DELIVERIES_AT_ONCE", 2)
+def test_all_requests_are_looked_at_however_many_there_are(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     for who in ("anna", "ben", "carl", "dora"):
         enter(gold, who, at=10)
         give_up(odp, shop, applied_after=0.4)
         happen(gold, (who, "exit", 20))
         drain_all(shop)
     assert affirm_now() == 4
+
+
+def test_one_that_fails_holds_up_no_other_and_is_tried_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for who in ("anna", "ben", "carl"):
+        enter(gold, who, at=10)
+        give_up(odp, shop, applied_after=0.4)
+        happen(gold, (who, "exit", 20))
+        drain_all(shop)
+    append = ingest.append
+
+    def fail_for_anna(facts: Any, **options: Any) -> Any:
+        if any(fact.identifier == "anna" for some in facts.values() for fact in some):
+            raise LookupError("no such thing")
+        return append(facts, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest, "append", fail_for_anna)
+        assert affirm_now() == 2
+    assert affirm_now() == 1
+    drain_all(shop)
+    assert_all_is_well(gold)
 
 
 def test_a_request_that_another_worker_looks_at_is_left_to_it(
@@ -246,7 +266,8 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
     with transaction.atomic():
-        assert lanes.overtaken(seconds=0, limit=1)[0] == 1
+        (delivery,) = lanes.doubtful(seconds=0)
+        assert len(lanes.overtaken(delivery)) == 1
         (other,) = start(affirm_now)
         assert other.result(PATIENCE) == 0
 

@@ -147,7 +147,7 @@ def test_unfinished_resends_stop_and_open_requests_are_not_sent_again(gold: Audi
     assert (found.total, found.resends) == (3, 1)
     assert Resend.objects.get().stopped_by == "me"
     assert not Delivery.objects.filter(closed_at=None).exists()
-    assert lanes.overtaken(seconds=0, limit=9) == (0, [])
+    assert lanes.doubtful(seconds=0) == []
     assert [outcome for *_, outcome in runs_of(gold)] == ["delivered", "unknown", "skipped"]
 
 
