@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from lytics.payload import placeholder
 from lytics_sync import env, logs
+from odp.outcomes import LONGEST_RETRY_AFTER
 
 VERSION = "0.1.0"
 BASE_DIR = env.PROJECT_DIR
@@ -85,6 +86,10 @@ BRAKE_FIRST_SECONDS = env.seconds("BRAKE_FIRST_SECONDS", 0.5)
 BRAKE_LONGEST_SECONDS = env.seconds("BRAKE_LONGEST_SECONDS", 60)
 # How often a refused ODP key, or a host that does not answer as ODP, is tried again.
 PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
+# The longest wait in seconds that is believed when ODP asks for one with Retry-After.
+ODP_LONGEST_RETRY_AFTER_SECONDS = env.seconds("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
+# Whether a 2xx without a body accepts the memberships of its request. ODP documents a body, and a proxy may answer so.
+ODP_EMPTY_IS_ACCEPTED = env.flag("ODP_EMPTY_IS_ACCEPTED", False)
 
 # The body of a passthrough audience's definition, as JSON: what ODP expects there is not published.
 ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")

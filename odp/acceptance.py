@@ -27,12 +27,17 @@ class Objection(NamedTuple):
     slow_probe: bool
 
 
-def objection(path: str, status: int, body: Any, text: str, *, is_html: bool) -> Objection | None:
-    """What speaks against taking this 2xx for an acceptance; None when nothing does."""
+def objection(
+    path: str, status: int, body: Any, text: str, *, is_html: bool, empty_is_accepted: bool = False
+) -> Objection | None:
+    """What speaks against taking this 2xx for an acceptance; None when nothing does.
+
+    ``empty_is_accepted`` takes one without a body for an acceptance of memberships. Reads always need a body.
+    """
     if is_html:
         return _foreign("A web page")
     if not text.strip():
-        return _foreign("An empty answer")
+        return None if empty_is_accepted and path in _TITLED else _foreign("An empty answer")
     if not isinstance(body, dict):
         return _foreign("Text" if body is None else "JSON of another kind", error_words(None, text))
     if path == GRAPHQL:

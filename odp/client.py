@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from odp import redact
 from odp.acceptance import ABOUT_CUSTOMERS, LIST_SUBSCRIPTIONS, objection
 from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
 from odp.outcomes import (
+    LONGEST_RETRY_AFTER,
     TOO_LARGE,
     Answer,
     Outcome,
@@ -71,15 +72,27 @@ class Client:
     """One ODP account. ``host`` is its base URL without ``/v3``; ``api_key`` its private key.
 
     ``ends_at`` (``time.monotonic``) is one end for all its calls together. ``permission`` returns when a call may go.
+    ``longest_retry_after`` is the longest wait in seconds that is believed, ``empty_is_accepted`` whether a 2xx with an
+    empty body accepts memberships. ``headers`` are added to each request.
     """
 
     def __init__(
-        self, *, host: str, api_key: str, ends_at: float = float("inf"), permission: Permission | None = None
+        self,
+        *,
+        host: str,
+        api_key: str,
+        ends_at: float = float("inf"),
+        permission: Permission | None = None,
+        longest_retry_after: float = LONGEST_RETRY_AFTER,
+        empty_is_accepted: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.host = host
         self.ends_at = ends_at
         self.permission = permission
-        self._headers = _headers(api_key)
+        self.longest_retry_after = longest_retry_after
+        self.empty_is_accepted = empty_is_accepted
+        self._headers = {name: value for name, value in _headers(api_key).items() if value} | dict(headers or {})
 
     def call(
         self,
@@ -127,8 +140,35 @@ class Client:
         if limit.passed:
             reason = OUT_OF_TIME if limit.began_at else NO_CONNECTION
             return Answer(Outcome.RETRY_LATER, reason, sent=limit.began_at is not None, seconds=taken)
-        answer = _answer(path, response, content, seconds=taken)
+        answer = self._answer(path, response, content, seconds=taken)
         return _without_customers(answer, body) if path in ABOUT_CUSTOMERS else answer
+
+    def _answer(self, path: str, response: requests.Response, content: bytes, *, seconds: float) -> Answer:
+        # JSON is UTF-8, whatever the header says; and a NUL can't be stored.
+        text = content.decode(errors="replace").replace("\x00", "")
+        is_html = "html" in response.headers.get("Content-Type", "").lower()
+        body = _json(text)
+        status, outcome = response.status_code, outcome_of(response.status_code)
+        if status == 404 and path == LIST_SUBSCRIPTIONS and isinstance(body, dict):
+            outcome = Outcome.REFUSED  # here alone ODP itself says 404 to a write: the list is gone
+        reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
+        slow_probe = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
+        if outcome is Outcome.DELIVERED and (
+            against := objection(path, status, body, text, is_html=is_html, empty_is_accepted=self.empty_is_accepted)
+        ):
+            outcome, reason, slow_probe = against
+        return Answer(
+            outcome=outcome,
+            reason=reason,
+            status=status,
+            named=named_items(body) if outcome is Outcome.REFUSED else {},
+            retry_after=retry_after_seconds(response.headers.get("Retry-After"), longest=self.longest_retry_after),
+            too_large=status == TOO_LARGE,
+            slow_probe=slow_probe,
+            seconds=seconds,
+            text=text[:EXCERPT],
+            json=body,
+        )
 
 
 def _without_customers(answer: Answer, body: bytes | None) -> Answer:
@@ -169,32 +209,6 @@ def _no_answer(error: Exception, *, began_at: float | None, started: float) -> A
         log.error("an answer that nothing here expected", exc_info=error)
     seconds = _since(began_at or started)
     return Answer(Outcome.RETRY_LATER, words_for(error), sent=began_at is not None, seconds=seconds)
-
-
-def _answer(path: str, response: requests.Response, content: bytes, *, seconds: float) -> Answer:
-    # JSON is UTF-8, whatever the header says; and a NUL can't be stored.
-    text = content.decode(errors="replace").replace("\x00", "")
-    is_html = "html" in response.headers.get("Content-Type", "").lower()
-    body = _json(text)
-    status, outcome = response.status_code, outcome_of(response.status_code)
-    if status == 404 and path == LIST_SUBSCRIPTIONS and isinstance(body, dict):
-        outcome = Outcome.REFUSED  # here alone ODP itself says 404 to a write: the list is gone
-    reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
-    slow_probe = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
-    if outcome is Outcome.DELIVERED and (against := objection(path, status, body, text, is_html=is_html)):
-        outcome, reason, slow_probe = against
-    return Answer(
-        outcome=outcome,
-        reason=reason,
-        status=status,
-        named=named_items(body) if outcome is Outcome.REFUSED else {},
-        retry_after=retry_after_seconds(response.headers.get("Retry-After")),
-        too_large=status == TOO_LARGE,
-        slow_probe=slow_probe,
-        seconds=seconds,
-        text=text[:EXCERPT],
-        json=body,
-    )
 
 
 def _reason(status: int, body: Any, text: str, *, is_html: bool) -> str:

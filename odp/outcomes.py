@@ -31,7 +31,8 @@ _BY_STATUS: dict[int, Outcome] = {
 # Nothing that ODP's own hosts answer to a write: the host setting points at something else.
 _NOT_ODP = frozenset({404, 405, 406, 407, 410, 421, 451})
 TOO_LARGE = 413
-# A Retry-After beyond this is taken as this: a slip of a gateway must not stop an install for a week.
+# A Retry-After beyond this is taken as this, unless a client is told otherwise: a slip of a gateway must not stop an
+# install for a week.
 LONGEST_RETRY_AFTER = 3600.0
 # Of what ODP says, in characters: a sentence or two for a person, not a page.
 LONGEST_WORDS = 1_000
@@ -75,7 +76,9 @@ class Answer:
     json: Any = None
 
 
-def retry_after_seconds(header: str | None, *, now: datetime | None = None) -> float | None:
+def retry_after_seconds(
+    header: str | None, *, longest: float = LONGEST_RETRY_AFTER, now: datetime | None = None
+) -> float | None:
     """``Retry-After`` as seconds from now, in either of its two forms; None when absent or unreadable."""
     if header is None:
         return None
@@ -89,7 +92,7 @@ def retry_after_seconds(header: str | None, *, now: datetime | None = None) -> f
             seconds = (moment - (now or datetime.now(UTC))).total_seconds()
         except (ValueError, TypeError, OverflowError, IndexError):
             return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else None
+    return min(max(seconds, 0.0), longest) if seconds == seconds else None
 
 
 def named_items(body: Any) -> dict[int, str]:

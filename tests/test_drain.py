@@ -712,6 +712,31 @@ def test_further_requests_of_one_lease_stand_in_line_like_others(
     assert len(lined_up) == len(deliveries()) - 1 > 1
 
 
+@pytest.mark.parametrize(("accepted", "outcome"), [(False, "retry_later"), (True, "delivered")])
+def test_a_setting_says_what_a_2xx_without_a_body_means(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any, accepted: bool, outcome: str
+) -> None:
+    settings.ODP_EMPTY_IS_ACCEPTED = accepted
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 202, "body": ""})
+    enter(gold, "a")
+    assert drain.turn(shop.pk)  # makes the audience
+    drain.turn(shop.pk)
+    assert [outcome for outcome, _, _ in deliveries()] == [outcome]
+
+
+def test_the_longest_retry_after_that_is_believed_is_a_setting(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any
+) -> None:
+    settings.ODP_LONGEST_RETRY_AFTER_SECONDS = 120
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 429, "headers": {"Retry-After": "9999"}})
+    enter(gold, "a")
+    assert drain.turn(shop.pk)  # makes the audience
+    drain.turn(shop.pk)
+    shop.refresh_from_db()
+    assert shop.brake_until_at is not None
+    assert timedelta(seconds=100) < shop.brake_until_at - now() <= timedelta(seconds=120)
+
+
 def test_the_default_lease_outlives_the_deadline_and_the_settle() -> None:
     assert settings.LEASE_SECONDS > settings.DELIVERY_DEADLINE_SECONDS + drain.LEASE_MARGIN
 

@@ -93,6 +93,11 @@ def test_retry_after_is_read_in_both_of_its_forms(header: str | None, seconds: f
     assert retry_after_seconds(header, now=NOW) == seconds
 
 
+def test_how_long_a_retry_after_is_believed_is_the_callers_choice() -> None:
+    assert retry_after_seconds("86400", longest=60.0) == 60.0
+    assert retry_after_seconds("86400", longest=100_000.0) == 86_400.0
+
+
 @given(st.text())
 def test_no_retry_after_makes_us_wait_for_ever_or_fail(header: str) -> None:
     seconds = retry_after_seconds(header)
