@@ -263,7 +263,7 @@ def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator
 def test_a_blocked_audience_says_what_odp_said_and_how_much_waits(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     Lane.objects.update(blocked_at=now(), block_reason="field lytics_gold_club is of type string")
-    told = trouble(operator, "lytics_gold_club is blocked")
+    told = trouble(operator, "lytics_gold_club is blocked (Shop)")
     assert "field lytics_gold_club is of type string. 1 event waiting" in told.why
     assert labels(told) == ["Unblock", "Use another ODP id", "Set aside"]
 

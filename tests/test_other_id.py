@@ -146,7 +146,7 @@ def test_one_that_is_set_aside_is_told_with_its_reason_and_keeps_its_events(
     press(operator, "set-aside", gold)
     page = operator.get(reverse("admin:index"))
     (told,) = [one for one in page.context["troubles"] if "lytics_gold" in one.what]
-    assert (told.what, told.tone) == ("lytics_gold is set aside", "held")
+    assert (told.what, told.tone) == ("lytics_gold is set aside (Shop)", "held")
     assert "known since May" in told.why
     lane = lane_of(gold)
     assert state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk)).word == "set aside"
@@ -172,9 +172,9 @@ def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_asi
         return [one.what for one in page.context["troubles"] if "lytics_gold" in one.what]
 
     blocked = reverse("admin:audiences_audience_changelist"), {"state": "blocked"}
-    assert told() == ["lytics_gold is blocked"]
+    assert told() == ["lytics_gold is blocked (Shop)"]
     assert "lytics_gold" in operator.get(*blocked).content.decode()
     press(operator, "set-aside", gold)
-    assert told() == ["lytics_gold is set aside"]
+    assert told() == ["lytics_gold is set aside (Shop)"]
     assert "lytics_gold" not in operator.get(*blocked).content.decode()
     assert press(operator, "set-aside", gold).status_code == 302

@@ -1,17 +1,21 @@
 """Audiences: where each stands, why, and what a person can do about it."""
 
+from functools import partial
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import F, OuterRef, Q, QuerySet, Subquery
-from django.http import HttpRequest
+from django.db.models.functions import Lower
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from audiences import again, alike, backlog, brake, lanes, other_id, provision, resends, state, take_over
+from audiences.admin import blocked, verbs
 from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, section, when
@@ -334,8 +338,25 @@ class AudienceAdmin(OperatorAdmin[Audience]):
     list_filter = (AudienceState, "install")
     search_fields = ("odp_id", "latest_slug")
     search_help_text = "Part of a slug or of an ODP id"
-    sortable_by = ()
+    # A table of thousands of rows at most, so that each of these is cheap. The last delivery is looked up in the runs:
+    # cheap for a page, and not for all audiences.
+    sortable_by = ("name", "members", "waiting", "head", "install_link")
+    actions = ("unblock_selected",)
+    change_list_template = "audiences/history.html"
     change_form_template = "audiences/audience.html"
+    csv_columns = (
+        ("audience", "odp_id"),
+        ("install", "install__name"),
+        ("slug", "latest_slug"),
+        ("segment", "segment_id"),
+        ("state", "pk"),
+        ("members", "lane__member_count"),
+        ("backlog", "backlog"),
+        ("oldest_waiting", "head_at"),
+        ("last_delivered", "delivered_at"),
+        ("created_at", "created_at"),
+        ("reason", "pk"),
+    )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -351,12 +372,36 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             .get_queryset(request)
             .select_related("install", "lane")
             .annotate(
+                backlog=F("last_sequence") - F("lane__delivered_sequence"),
                 head_at=Subquery(head.values("received_at")[:1]),
                 delivered_at=Subquery(delivered.values("closed_at")[:1]),
             )
         )
 
-    @admin.display(description="audience")
+    def get_urls(self) -> list[Any]:
+        together = verbs.view(self, partial(blocked.of_cause, self))
+        return [
+            path("<int:pk>/unblock-cause/", together, name="audiences_audience_unblock_cause"),
+            *super().get_urls(),
+        ]
+
+    def csv_piece(self, rows: list[list[Any]]) -> None:
+        place = [source for _, source in self.csv_columns].index("pk")
+        lanes = Lane.objects.select_related("audience__install").in_bulk([row[-1] for row in rows])
+        for row in rows:
+            told = state.of_lane(lanes[row[-1]])
+            row[place], row[-1] = told.word, told.why
+
+    def has_unblock_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(Unblock.permission)
+
+    @admin.action(description="Unblock", permissions=["unblock"])
+    def unblock_selected(self, request: HttpRequest, queryset: QuerySet[Audience]) -> HttpResponse:
+        ids = list(queryset.order_by().values_list("pk", flat=True))
+        back = request.get_full_path()
+        return blocked.unblock(self, request, ids, back=back, hidden={"action": "unblock_selected"})
+
+    @admin.display(description="audience", ordering="odp_id")
     def name(self, audience: Audience) -> SafeString:
         told = format_html_join("", '<span class="ls-note">{}</span>', ((w,) for w in state.warnings(audience.lane)))
         return format_html("{}{}", link(audience), told)
@@ -365,15 +410,15 @@ class AudienceAdmin(OperatorAdmin[Audience]):
     def pill(self, audience: Audience) -> SafeString:
         return pill_and_why(state.of_lane(audience.lane))
 
-    @admin.display
+    @admin.display(ordering="lane__member_count")
     def members(self, audience: Audience) -> str:
         return number(audience.lane.member_count)
 
-    @admin.display(description="backlog")
+    @admin.display(description="backlog", ordering="backlog")
     def waiting(self, audience: Audience) -> str:
         return number(state.backlog(audience.lane))
 
-    @admin.display(description="oldest waiting")
+    @admin.display(description="oldest waiting", ordering=F("head_at").asc(nulls_last=True))
     def head(self, audience: Audience) -> str:
         return ago(audience.head_at)  # type: ignore[attr-defined]
 
@@ -381,7 +426,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
     def last_delivered(self, audience: Audience) -> str:
         return ago(audience.delivered_at)  # type: ignore[attr-defined]
 
-    @admin.display(description="install")
+    @admin.display(description="install", ordering=Lower("install__name"))
     def install_link(self, audience: Audience) -> str:
         return link(audience.install)
 

@@ -12,7 +12,7 @@ from django.utils.http import urlencode
 from django.utils.timezone import now
 
 from audiences import backlog, checklist, failures, heartbeats, progress, readiness, refused, state, take_over
-from audiences.admin import turned_away, verbs
+from audiences.admin import blocked, turned_away, verbs
 from audiences.admin.alike import troubles as of_ids_alike
 from audiences.admin.charts import charts
 from audiences.admin.pages import ago, count, last_call, list_url, number, span, url_of
@@ -202,24 +202,38 @@ MENDS = ("unblock", "accept", "other-id", "set-aside")
 
 
 def _blocked(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
-    here = reverse("admin:index")
-    blocked = [lane for lane in held if lane.blocked_at and not state.is_set_aside(lane)]
-    told = [
-        Trouble(
-            f"{lane.audience} is blocked",
-            f"Reason: {_sentence(lane.block_reason)}"
-            f" {count(state.backlog(lane), 'event')} waiting. Other audiences are not affected.",
-            ago(lane.blocked_at),
-            url_of(lane.audience),
-            todo=(
-                "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
-                " What can't be fixed there gets another ODP id, or is set aside."
-            ),
-            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=MENDS),
-        )
-        for lane in blocked[:TOLD]
-    ]
-    return told + _and_more(len(blocked), "blocked audiences", list_url(Audience, state="blocked"))
+    """One trouble for each cause, however many audiences it blocks."""
+    groups = blocked.groups(lane for lane in held if lane.blocked_at and not state.is_set_aside(lane))
+    told = [_blocked_alike(request, group) for group in groups[:TOLD]]
+    return told + _and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
+
+
+def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
+    first, alone = lanes[0], len(lanes) == 1
+    install, here = first.audience.install, reverse("admin:index")
+    waiting = count(sum(state.backlog(lane) for lane in lanes), "event")
+    listed = list_url(Audience, state="blocked", install__id__exact=install.pk)
+    if alone:
+        buttons = verbs.buttons(page(Audience), request, first.audience, back=here, only=MENDS)
+    elif request.user.has_perm("audiences.unblock_audience"):
+        url = reverse("admin:audiences_audience_unblock_cause", args=[first.pk])
+        label = f"Unblock all {number(len(lanes))} of this cause"
+        buttons = [Button(label, "lock_open", f"{url}?{urlencode({'next': here})}")]
+    else:
+        buttons = []
+    who = f"{first.audience} is" if alone else f"{count(len(lanes), 'audience')} are"
+    return Trouble(
+        f"{who} blocked ({install})",
+        f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
+        f" {waiting} waiting. Other audiences are not affected.",
+        ago(first.blocked_at),
+        url_of(first.audience) if alone else listed,
+        todo=(
+            "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
+            " What can't be fixed there gets another ODP id, or is set aside."
+        ),
+        buttons=buttons,
+    )
 
 
 def _made_anew(request: HttpRequest) -> list[Trouble]:
@@ -310,7 +324,7 @@ def _paused(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
     paused = [lane for lane in held if lane.paused_at and (not lane.blocked_at or state.is_set_aside(lane))]
     told = [
         Trouble(
-            f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'}",
+            f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'} ({lane.audience.install})",
             f"by {lane.paused_by}: {lane.pause_reason}",
             ago(lane.paused_at),
             url_of(lane.audience),

@@ -99,6 +99,10 @@ class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
     # The name in the menu where it is not the table's own; and what an empty list says.
     title = ""
     empty_words = ""
+    # The columns of its CSV file, if it has one; see csv_file.
+    csv_columns: csv_file.Columns = ()
+    # The time by which the hours of a history are told apart; see filters.
+    time_field = ""
     # In this order at the top of a thing's page; see verbs.py.
     verbs: tuple["verbs.Verb[M]", ...] = ()
 
@@ -111,7 +115,14 @@ class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
         return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
     def get_urls(self) -> list[Any]:
-        return [*verbs.urls(self), *super().get_urls()]
+        own = verbs.urls(self)
+        if self.csv_columns:
+            download = verbs.view(self, partial(csv_file.download, self))
+            own.append(path("csv/", download, name=f"audiences_{self.opts.model_name}_csv"))
+        return [*own, *super().get_urls()]
+
+    def csv_piece(self, rows: list[list[Any]]) -> None:
+        """May change the rows of a piece of the CSV file before they are written."""
 
     def changeform_view(
         self,
@@ -135,22 +146,10 @@ class HistoryAdmin(OperatorAdmin[M]):
     ordering = ("-id",)
     sortable_by = ()
     change_list_template = "audiences/history.html"
-    # The time by which the hours of the list are told apart, and the columns of its CSV file; see filters and csv_file.
-    time_field = ""
-    csv_columns: csv_file.Columns = ()
-
-    def csv_piece(self, rows: list[list[Any]]) -> None:
-        """May change the rows of a piece of the CSV file before they are written."""
 
     def get_ordering(self, request: HttpRequest) -> Any:
         """An hour is found by its time. By number alone PostgreSQL would walk from the newest row back to it."""
         return (f"-{self.time_field}", "-id") if self.time_field and hour_of(request.GET.get(HOUR)) else self.ordering
-
-    def get_urls(self) -> list[Any]:
-        if not self.csv_columns:
-            return super().get_urls()
-        download = verbs.view(self, partial(csv_file.download, self))
-        return [path("csv/", download, name=f"audiences_{self.opts.model_name}_csv"), *super().get_urls()]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

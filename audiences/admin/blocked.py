@@ -1,0 +1,85 @@
+"""Blocked audiences together: those of one cause are one thing to decide, and are unblocked with one press."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+
+from audiences import state
+from audiences.admin import verbs
+from audiences.admin.pages import count, list_url, number
+from audiences.models import Audience, Lane
+
+if TYPE_CHECKING:
+    from audiences.admin.audiences import AudienceAdmin
+
+# Audiences named in a dialog; it says how many more there are.
+NAMED = 10
+
+
+def cause(lane: Lane) -> str:
+    """The reason of the block without the audience's own names, so that one fault in ODP is one cause."""
+    words = lane.block_reason
+    for name in sorted({lane.audience.odp_id, lane.audience.latest_slug, lane.audience.slug}, key=len, reverse=True):
+        words = words.replace(name, "…") if name else words
+    return words
+
+
+def groups(lanes: Iterable[Lane]) -> list[list[Lane]]:
+    """Lanes of one install and one cause, the largest group first and in it the longest blocked."""
+    found: dict[tuple[int, str], list[Lane]] = {}
+    for lane in sorted(lanes, key=lambda lane: str(lane.blocked_at)):
+        found.setdefault((lane.audience.install_id, cause(lane)), []).append(lane)
+    return sorted(found.values(), key=len, reverse=True)
+
+
+def of_cause(admin: "AudienceAdmin", request: HttpRequest, pk: int) -> HttpResponse:
+    """All that are blocked for the cause of this one."""
+    lanes = Lane.objects.filter(blocked_at__isnull=False).select_related("audience__install")
+    wanted = next((group for group in groups(lanes) if any(lane.pk == pk for lane in group)), [])
+    some = [lane.pk for lane in wanted if not state.is_set_aside(lane)]
+    return unblock(admin, request, some, back=verbs.way_back(request, list_url(Audience, state="blocked")))
+
+
+def unblock(
+    admin: "AudienceAdmin", request: HttpRequest, ids: Sequence[int], *, back: str, hidden: dict[str, Any] | None = None
+) -> HttpResponse:
+    """Ask, and then unblock each as its own button would, with an entry in the history of each."""
+    verb = next(verb for verb in admin.verbs if verb.name == "unblock")
+    if not request.user.has_perm(verb.permission):
+        raise PermissionDenied
+    audiences = list(admin.get_queryset(request).filter(pk__in=ids, lane__blocked_at__isnull=False).order_by("pk"))
+    proof = _proof(audiences)
+    if not audiences or ("seen" in request.POST and request.POST["seen"] != proof):
+        return verbs.go(request, back, warning=verbs.STALE)
+    if "seen" in request.POST:
+        by = request.user.get_username()
+        done = [audience for audience in audiences if verb.do(audience, by=by, answers={})]
+        verbs.record(request, done, f"Unblocked, with {len(done) - 1} others.")
+        return verbs.go(request, back, success=f"Unblocked {count(len(done), 'audience')}. They are tried again now.")
+    waiting = sum(state.backlog(audience.lane) for audience in audiences)
+    more = f" and {number(len(audiences) - NAMED)} more" if len(audiences) > NAMED else ""
+    names = ", ".join(str(audience) for audience in audiences[:NAMED])
+    reasons = dict.fromkeys(cause(audience.lane) for audience in audiences)
+    return verbs.confirmation(
+        request,
+        admin,
+        title=f"Unblock {count(len(audiences), 'audience')}",
+        label=f"Unblock {number(len(audiences))}",
+        consequence=(
+            f"What {names}{more} need in ODP is checked, and created where it is missing."
+            f" Then the {number(waiting)} waiting events are sent again. Unless the cause is fixed"
+            f" in ODP they will be blocked again, for the same reason: {'; '.join([*reasons][:3])}"
+        ),
+        hidden={"seen": proof, "next": back, **(hidden or {})},
+        selected=[audience.pk for audience in audiences] if hidden else [],
+        back=back,
+        opts=admin.opts,
+    )
+
+
+def _proof(audiences: Sequence[Audience]) -> str:
+    facts = ",".join(f"{audience.pk} {audience.lane.blocked_at}" for audience in audiences)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -1,0 +1,115 @@
+"""Blocked audiences of one cause are one trouble, unblocked together; the list of audiences sorts and downloads."""
+
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences.models import Audience, Install, Lane
+from tests.delivering import make_audience
+from tests.people import someone
+from tests.test_admin import hidden
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/admin/audiences/audience/"
+
+
+@pytest.fixture
+def three(install: Install) -> list[Audience]:
+    """Blocked for one cause, in words that name each of them."""
+    made = [make_audience(install, slug) for slug in ("gold", "silver", "tin")]
+    for audience in made:
+        why = f"field '{audience.odp_id}' must be a boolean"
+        Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason=why)
+    return made
+
+
+def told(client: Client) -> list[Any]:
+    return [one for one in client.get(reverse("admin:index")).context["troubles"] if "blocked" in one.what]
+
+
+def test_those_of_one_cause_are_one_trouble_whose_button_unblocks_each(
+    operator: Client, viewer: Client, install: Install, three: list[Audience]
+) -> None:
+    other = make_audience(install, "other")
+    Lane.objects.filter(pk=other.pk).update(blocked_at=now(), block_reason="something else")
+    assert [one.what for one in told(viewer)] == ["3 audiences are blocked (Shop)", "lytics_other is blocked (Shop)"]
+    assert told(viewer)[0].buttons == []
+    (button,) = told(operator)[0].buttons
+    assert button.label == "Unblock all 3 of this cause"
+    asked = operator.get(button.url).content.decode()
+    assert "lytics_gold, lytics_silver, lytics_tin" in asked
+    assert viewer.get(button.url).status_code == 403
+    assert viewer.post(button.url, hidden(asked)).status_code == 403
+    assert Lane.objects.filter(blocked_at__isnull=False).count() == 4
+    operator.post(button.url, hidden(asked))
+    assert [lane.audience.odp_id for lane in Lane.objects.filter(blocked_at__isnull=False)] == ["lytics_other"]
+    logged = LogEntry.objects.filter(change_message="Unblocked, with 2 others.")
+    assert {entry.object_id for entry in logged} == {str(audience.pk) for audience in three}
+
+
+def test_a_block_of_another_install_is_another_trouble(viewer: Client, three: list[Audience]) -> None:
+    elsewhere = Install.objects.create(name="Elsewhere", odp_api_key="k")
+    Audience.objects.filter(pk=three[0].pk).update(install=elsewhere)
+    assert {one.what for one in told(viewer)} == {
+        "2 audiences are blocked (Shop)",
+        "lytics_gold is blocked (Elsewhere)",
+    }
+
+
+def test_ticked_audiences_are_unblocked_by_who_may_and_not_on_a_stale_page(
+    operator: Client, viewer: Client, three: list[Audience]
+) -> None:
+    ticked = {"action": "unblock_selected", "_selected_action": [three[0].pk, three[1].pk]}
+    assert 'name="_selected_action"' in operator.get(LIST).content.decode()
+    assert 'name="_selected_action"' not in viewer.get(LIST).content.decode()
+    asked = operator.post(LIST, ticked).content.decode()
+    answers = {**ticked, "seen": hidden(asked)["seen"]}
+    viewer.post(LIST, answers)
+    assert Lane.objects.filter(blocked_at__isnull=False).count() == 3
+    Lane.objects.filter(pk=three[0].pk).update(blocked_at=now())
+    assert "changed after the page was loaded" in operator.post(LIST, answers, follow=True).content.decode()
+    assert Lane.objects.filter(blocked_at__isnull=False).count() == 3
+    asked = operator.post(LIST, ticked).content.decode()
+    operator.post(LIST, {**ticked, "seen": hidden(asked)["seen"]})
+    assert list(Lane.objects.filter(blocked_at__isnull=False).values_list("pk", flat=True)) == [three[2].pk]
+
+
+def test_the_file_of_audiences_has_the_state_of_each_and_is_logged(viewer: Client, three: list[Audience]) -> None:
+    Lane.objects.filter(pk=three[1].pk).update(blocked_at=None, block_reason="")
+    answer: Any = viewer.post(f"{LIST}csv/?state=blocked")
+    lines = b"".join(answer.streaming_content).decode().splitlines()
+    assert [line.split(",")[:2] for line in lines] == [
+        ["audience", "install"],
+        ["lytics_tin", "Shop"],
+        ["lytics_gold", "Shop"],
+    ]
+    assert all(",blocked," in line for line in lines[1:])
+    assert "state=blocked" in LogEntry.objects.get(object_repr="list").change_message
+    assert 'action="csv/' in viewer.get(LIST).content.decode()
+
+
+def test_audiences_are_sorted_by_members_and_backlog_and_name(viewer: Client, three: list[Audience]) -> None:
+    for place, audience in enumerate(three):
+        Lane.objects.filter(pk=audience.pk).update(member_count=place)
+        Audience.objects.filter(pk=audience.pk).update(last_sequence=5 - place)
+    columns = viewer.get(LIST).context["cl"].list_display
+    by_members, by_backlog, by_name = (columns.index(name) for name in ("members", "waiting", "name"))
+    gold, silver, tin = (audience.pk for audience in three)
+    for order, expected in (
+        (f"-{by_members}", [tin, silver, gold]),
+        (f"{by_backlog}", [tin, silver, gold]),
+        (f"-{by_name}", [tin, silver, gold]),
+        (f"{by_name}", [gold, silver, tin]),
+    ):
+        found = viewer.get(LIST, {"o": order}).context["cl"].result_list
+        assert [audience.pk for audience in found] == expected, order
+
+
+def test_nobody_without_a_role_unblocks_a_cause(three: list[Audience]) -> None:
+    url = reverse("admin:audiences_audience_unblock_cause", args=[three[0].pk])
+    assert someone("", "nobody").post(url, {"seen": "x"}).status_code == 403
