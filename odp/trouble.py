@@ -27,10 +27,10 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def cause(error: BaseException) -> str:
-    """The same of a server other than ODP."""
-    words = words_for(error).removeprefix(_UNREACHED).partition(". ")[0]
-    return "its address is none" if "ODP" in words else words
+def elsewhere(words: str) -> str:
+    """What was said of ODP, of a server other than ODP."""
+    words = words.removeprefix(_UNREACHED).partition(". ")[0]
+    return "its address is none" if "ODP host" in words else words.replace("ODP", "it")
 
 
 def words_for(error: BaseException) -> str:

@@ -5,17 +5,16 @@ What it passes are the facts that every event leaves behind; nothing on the path
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
-import requests
 import structlog
 
 from audiences import installs, provision, state, tokens, trials
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Run, Trial
 from audiences.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
+from odp.client import Client
 from odp.graphql import audiences_of
-from odp.trouble import cause
+from odp.trouble import elsewhere
 
 log = structlog.get_logger(__name__)
 
@@ -238,19 +237,14 @@ def _post(install: Install, body: bytes) -> tuple[str, str]:
     live = tokens.live(install)
     if not live:
         return "There is no live token, so Lytics' calls are answered 401: make one with New token.", ""
-    headers = {"Authorization": installs.authorization(live[0]), "Content-Type": "application/json"}
-    with requests.Session() as session:
-        session.trust_env = False  # a proxy of the environment is none of Lytics'
-        try:
-            answer = session.post(url, data=body, headers=headers, timeout=CALL_SECONDS, allow_redirects=False)
-        except requests.RequestException as error:
-            return f"{url} can't be reached from here: {cause(error)}.", ""
-    if answer.status_code == 200:
-        with suppress(ValueError):
-            told = answer.json()
-            if isinstance(told, dict) and "queued" in told:
-                return "", f"{url} answered 200"
-    return f"{url} answered {answer.status_code}{_hint(answer.status_code)}.", ""
+    headers = {"Authorization": installs.authorization(live[0])}
+    caller = Client(host=url, api_key="", headers=headers)
+    answer = caller.call("POST", "", body=body, seconds=CALL_SECONDS)
+    if answer.status is None:
+        return f"{url} can't be reached from here: {elsewhere(answer.reason)}.", ""
+    if answer.status == 200 and isinstance(answer.json, dict) and "queued" in answer.json:
+        return "", f"{url} answered 200"
+    return f"{url} answered {answer.status}{_hint(answer.status)}.", ""
 
 
 def _hint(status: int) -> str:
