@@ -53,6 +53,13 @@ def test_the_page_of_a_person_shows_no_hash_no_code_words_and_one_choice_of_role
     assert not re.search(r">\s*Vera\s*<", shown)
 
 
+def test_an_account_without_a_password_says_so(boss: Client, vera: User) -> None:
+    assert "Stored, and shown to nobody." in page(boss, url("change", vera))
+    vera.set_unusable_password()
+    vera.save()
+    assert "None, so nobody can log in with one." in page(boss, url("change", vera))
+
+
 @pytest.mark.parametrize(("role", "held"), [("operator", ["operator"]), ("admin", ["admin"]), ("", [])])
 def test_one_choice_gives_one_role_and_is_logged(boss: Client, vera: User, role: str, held: list[str]) -> None:
     boss.post(url("change", vera), typed(role=role))

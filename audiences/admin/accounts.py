@@ -13,7 +13,7 @@ from django.db.models import Q, QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
 from unfold.forms import UserCreationForm
-from unfold.widgets import UnfoldAdminCheckboxSelectMultiple, UnfoldAdminSelectWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget
 
 from audiences.admin import verbs
 from audiences.admin.verbs import Verb
@@ -139,7 +139,7 @@ class RoleForm(_GroupForm):
             queryset=grantable(),
             label="May",
             required=False,
-            widget=UnfoldAdminCheckboxSelectMultiple,
+            widget=UnfoldAdminCheckboxSelectMultipleWidget,
         )
 
     def clean_permissions(self) -> list[Permission]:

@@ -103,7 +103,8 @@ class PeopleAdmin(SafeList, UnfoldUserAdmin):
 
     @admin.display(description="password")
     def password_(self, user: User) -> SafeString | str:
-        return format_html('set. <a class="ls-link" href="../password/">Set another one</a>')
+        told = "Stored, and shown to nobody." if user.has_usable_password() else "None, so nobody can log in with one."
+        return format_html('{} <a class="ls-link" href="../password/">Set another one</a>', told)
 
     @admin.display
     def roles(self, user: User) -> str:
