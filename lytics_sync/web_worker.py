@@ -11,6 +11,7 @@ import json
 import selectors
 import socket
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -23,9 +24,11 @@ from django.db import connection
 from django.urls import resolve
 from gunicorn.http import errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from audiences import refused
 from lytics_sync.lenient import LenientRequest
+from lytics_sync.request_id import HEADER
 from workers.heap import leave_heap_alone
 
 log = structlog.get_logger(__name__)
@@ -196,6 +199,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
         503 asks it to come again, and the front page says what was wrong, because it won't end by itself.
         """
+        with bound_contextvars(request_id=uuid.uuid4().hex):
+            self._answer_fault(client, addr, exc)
+
+    def _answer_fault(self, client: socket.socket, addr: Any, exc: Exception) -> None:
         what = next((words for kind, words in _FAULTS.items() if isinstance(exc, kind)), "")
         source = addr[0] if isinstance(addr, tuple) else None
         if what:
@@ -206,6 +213,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         body = json.dumps({"detail": f"The request could not be read: {what or 'the server failed'}."}).encode()
         head = (
             f"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: {settings.RETRY_AFTER_SECONDS}\r\n"
+            f"{HEADER}: {get_contextvars()['request_id']}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         try:

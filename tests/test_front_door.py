@@ -153,6 +153,7 @@ def test_what_cannot_be_parsed_is_asked_to_come_back_and_counted(web: Web, insta
     answer = answers(web, install, raw)
     assert status(answer) == 503, answer
     assert b"\r\nRetry-After: 17\r\n" in answer
+    assert re.search(rb"\r\nX-Request-ID: [0-9a-f]{32}\r\n", answer)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert not Receipt.objects.exists()
     told = eventually(lambda: (refused.last_hour([]) or {}).get(refused.UNREADABLE))
