@@ -135,7 +135,8 @@ class ByAudience(admin.SimpleListFilter):
     def choices(self, changelist: Any) -> Iterator[Any]:
         others = {name: value for name, value in changelist.params.items() if name != self.parameter_name}
         without = changelist.get_query_string(remove=[self.parameter_name])
-        yield {"others": others, "value": self.value() or "", "without": without}
+        words = {"placeholder": "slug or ODP id", "all": "All audiences"}
+        yield {"others": others, "value": self.value() or "", "without": without, **words}
 
     def meant(self) -> list[int]:
         """The audiences of that name, one per install at most: few, and looked up among the audiences alone."""

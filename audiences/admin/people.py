@@ -11,6 +11,7 @@ from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
 from audiences.admin.accounts import NewUserForm, RoleForm, Unlock, UserForm, give_role, grantable, sentence
+from audiences.admin.log_filters import Action, Since, Thing, Until, seen_this_month
 from audiences.admin.pages import HistoryAdmin, SafeList, ago
 
 if TYPE_CHECKING:
@@ -141,11 +142,30 @@ class RoleAdmin(SafeList, UnfoldGroupAdmin):
 class LogEntryAdmin(HistoryAdmin[LogEntry]):
     title = "Who did what"
     list_display = ("when", "user", "thing", "what")
-    list_filter = ("user",)
+    list_filter = ("user", Action, Thing, Since, Until)
+    search_fields = ("object_repr", "change_message", "user__username")
+    search_help_text = "Part of a thing's name, of what was done or of a user's name"
+    list_before_template = "audiences/log_links.html"
+    csv_columns = (
+        ("when", "action_time"),
+        ("user", "user__username"),
+        ("kind", "content_type__model"),
+        ("thing", "object_repr"),
+        ("id", "object_id"),
+        ("what", "pk"),
+    )
     list_select_related = ("user", "content_type")
     list_display_links = None
     fields = ("action_time", "user", "thing", "what")
     readonly_fields = ("thing", "what")
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        return super().changelist_view(request, {"seen_this_month": seen_this_month(), **(extra_context or {})})
+
+    def csv_piece(self, rows: list[list[Any]]) -> None:
+        entries = LogEntry.objects.in_bulk([row[-1] for row in rows])
+        for row in rows:
+            row[-1] = self.what(entries[row[-1]])
 
     @admin.display
     def when(self, entry: LogEntry) -> SafeString | str:
