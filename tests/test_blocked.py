@@ -1,4 +1,4 @@
-"""Blocked audiences of one cause are one trouble, unblocked together; the list of audiences sorts and downloads."""
+"""Blocked audiences of one cause are one trouble, unblocked together; lists sort, search and download."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.models import Audience, Install, Lane
+from audiences.models import Audience, Delivery, Install, Lane, Receipt, Run
 from tests.delivering import make_audience
 from tests.people import someone
 from tests.test_admin import hidden
@@ -113,3 +113,53 @@ def test_audiences_are_sorted_by_members_and_backlog_and_name(viewer: Client, th
 def test_nobody_without_a_role_unblocks_a_cause(three: list[Audience]) -> None:
     url = reverse("admin:audiences_audience_unblock_cause", args=[three[0].pk])
     assert someone("", "nobody").post(url, {"seen": "x"}).status_code == 403
+
+
+def test_installs_are_sorted_by_what_is_blocked_and_say_when_they_last_delivered(
+    viewer: Client, install: Install, three: list[Audience]
+) -> None:
+    other = Install.objects.create(name="acme", odp_api_key="k")
+    accepted(other)
+    url = "/admin/audiences/install/"
+    page = viewer.get(url)
+    assert [one.name for one in page.context["cl"].result_list] == ["acme", "Shop"]
+    assert [one.delivered_at is None for one in page.context["cl"].result_list] == [False, True]
+    columns = page.context["cl"].list_display
+    for column, expected in (("held", ["Shop", "acme"]), ("last_delivered", ["acme", "Shop"])):
+        for order, names in ((f"-{columns.index(column)}", expected), (f"{columns.index(column)}", expected[::-1])):
+            found = viewer.get(url, {"o": order}).context["cl"].result_list
+            assert [one.name for one in found] == names, order
+
+
+def accepted(install: Install) -> Delivery:
+    return Delivery.objects.create(
+        install=install,
+        endpoint="/v3/profiles",
+        opened_at=now(),
+        closed_at=now(),
+        outcome="delivered",
+        items=1,
+        bytes=1,
+        worker="w",
+        version="1",
+    )
+
+
+def test_runs_and_calls_are_searched_by_number_and_by_name(
+    viewer: Client, install: Install, three: list[Audience]
+) -> None:
+    usual = {"sent": 1, "folded": 0, "opened_at": now(), "closed_at": now(), "outcome": "delivered"}
+    runs = [Run.objects.create(audience=one, first_sequence=1, last_sequence=1, **usual) for one in three]
+    call = Receipt.objects.create(install=install, bytes=1, messages=1, queued=1, parked=0, skipped=0)
+    for model, term, expected in (
+        ("run", "gold", [runs[0].pk]),
+        ("run", "lytics_silver", [runs[1].pk]),
+        ("run", str(runs[2].pk), [runs[2].pk]),
+        ("run", "gol", []),
+        ("receipt", str(call.pk), [call.pk]),
+        ("receipt", "shop", [call.pk]),
+        ("receipt", "nobody", []),
+    ):
+        page = viewer.get(f"/admin/audiences/{model}/", {"q": term})
+        assert [row.pk for row in page.context["cl"].result_list] == expected, (model, term)
+        assert 'name="q"' in page.content.decode()

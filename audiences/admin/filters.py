@@ -119,6 +119,12 @@ def hour_of(text: str | None) -> datetime | None:
         return None
 
 
+def named(name: str) -> list[int]:
+    """The audiences of that name, one per install at most: few, and looked up among the audiences alone."""
+    found = Q(odp_id=name) | Q(odp_id=naming.odp_id(name)) | Q(latest_slug=name)
+    return list(Audience.objects.filter(found).order_by().values_list("pk", flat=True))
+
+
 class ByAudience(admin.SimpleListFilter):
     """A box to type an audience into, because there may be thousands."""
 
@@ -139,10 +145,7 @@ class ByAudience(admin.SimpleListFilter):
         yield {"others": others, "value": self.value() or "", "without": without, **words}
 
     def meant(self) -> list[int]:
-        """The audiences of that name, one per install at most: few, and looked up among the audiences alone."""
-        name = (self.value() or "").strip()
-        named = Q(odp_id=name) | Q(odp_id=naming.odp_id(name)) | Q(latest_slug=name)
-        return list(Audience.objects.filter(named).order_by().values_list("pk", flat=True))
+        return named((self.value() or "").strip())
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if not (self.value() or "").strip():

@@ -17,7 +17,18 @@ from audiences import backlog, brake, confirm, drafts, guards, installs, provisi
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import KeyCheck, check_key
-from audiences.admin.pages import OperatorAdmin, ago, count, last_call, link, list_url, number, pill_and_why, url_of
+from audiences.admin.pages import (
+    OperatorAdmin,
+    ago,
+    count,
+    last_call,
+    last_delivered,
+    link,
+    list_url,
+    number,
+    pill_and_why,
+    url_of,
+)
 from audiences.admin.tokens import AskName, TokenAdmin
 from audiences.admin.verbs import STALE, Verb
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
@@ -240,8 +251,9 @@ class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
     verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete())
     empty_words = "No install yet. Add one to connect Lytics to ODP."
-    list_display = ("name_", "pill", "held", "audiences_", "waiting", "parked_", "last_call", "host")
-    sortable_by = ("name_",)
+    list_display = ("name_", "pill", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host")
+    # A table of a few rows, so all that is counted may sort it.
+    sortable_by = ("name_", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered")
     # Case aside, or acme would come after Volkswagen.
     ordering = (Lower("name"), "id")
     search_fields = ("name",)
@@ -322,6 +334,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 ),
                 paused=Subquery(lanes.filter(paused_at__isnull=False).annotate(n=Count("pk")).values("n")),
                 called_at=Subquery(last_call()),
+                delivered_at=Subquery(last_delivered()),
             )
         )
 
@@ -425,7 +438,7 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     # --- how it is written -----------------------------------------------------------------------------------
 
-    @admin.display(description="held audiences")
+    @admin.display(description="held audiences", ordering=F("blocked").asc(nulls_first=True))
     def held(self, install: Install) -> SafeString | str:
         """How many are blocked, on hold or paused, each with the way to them."""
         counts = (("blocked", "blocked", "blocked"), ("on hold", "on_hold", "hold"), ("paused", "paused", "paused"))
@@ -444,19 +457,23 @@ class InstallAdmin(OperatorAdmin[Install]):
     def pill(self, install: Install) -> SafeString:
         return pill_and_why(state.of_install(install))
 
-    @admin.display(description="audiences")
+    @admin.display(description="last delivered", ordering=F("delivered_at").asc(nulls_first=True))
+    def last_delivered(self, install: Install) -> SafeString | str:
+        return ago(install.delivered_at)  # type: ignore[attr-defined]
+
+    @admin.display(description="audiences", ordering=F("audience_count").asc(nulls_first=True))
     def audiences_(self, install: Install) -> str:
         return number(install.audience_count or 0)  # type: ignore[attr-defined]
 
-    @admin.display(description="backlog")
+    @admin.display(description="backlog", ordering=F("backlog").asc(nulls_first=True))
     def waiting(self, install: Install) -> str:
         return number(install.backlog or 0)  # type: ignore[attr-defined]
 
-    @admin.display(description="parked")
+    @admin.display(description="parked", ordering=F("parked_count").asc(nulls_first=True))
     def parked_(self, install: Install) -> str:
         return number(install.parked_count or 0)  # type: ignore[attr-defined]
 
-    @admin.display(description="last call")
+    @admin.display(description="last call", ordering=F("called_at").asc(nulls_first=True))
     def last_call(self, install: Install) -> Any:
         return ago(install.called_at)  # type: ignore[attr-defined]
 

@@ -22,8 +22,9 @@ from django.utils.timezone import now
 from audiences import trials
 from audiences.admin import csv_file, verbs
 from audiences.admin.filters import HOUR, PER_PAGE, hour_of
-from audiences.models import Receipt
+from audiences.models import Delivery, Receipt
 from audiences.state import State
+from odp.outcomes import Outcome
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as UnfoldModelAdmin
@@ -166,6 +167,12 @@ def last_call() -> QuerySet[Receipt, Any]:
     """
     of_install = Receipt.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
     return of_install.exclude(job=trials.JOB).order_by("install_id", "-id").values("received_at")[:1]
+
+
+def last_delivered() -> QuerySet[Delivery, Any]:
+    """When ODP last accepted something of an install that an outer query is about; found as ``last_call`` is."""
+    of_install = Delivery.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
+    return of_install.filter(outcome=Outcome.DELIVERED).order_by("install_id", "-id").values("closed_at")[:1]
 
 
 # --- how things are written ----------------------------------------------------------------------------------

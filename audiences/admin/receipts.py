@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from audiences import state, trace
 from audiences.admin.filters import Hour
 from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, numbered, pill, size
-from audiences.models import Delivery, Parked, Receipt
+from audiences.models import Delivery, Install, Parked, Receipt
 from lytics.reasons import HINTS
 
 
@@ -49,6 +49,9 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
         "install_link",
     )
     list_filter = (Verdict, "install", Hour)
+    # By the primary key, or by the index of calls by install: a part of a name would read the whole table.
+    search_fields = ("pk",)
+    search_help_text = "A call's number, as in its X-Receipt header, or the whole name of an install"
     time_field = "received_at"
     csv_columns = (
         ("call", "pk"),
@@ -75,6 +78,18 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
     readonly_fields = (
         *("install_link", "pill", "size", "messages_", "queued_", "parked_", "skipped_", "deliveries", "reasons"),
     )
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Receipt], search_term: str
+    ) -> tuple[QuerySet[Receipt], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        digits = term.replace(",", "")
+        if digits.isdecimal():
+            return queryset.filter(pk=int(digits[:18])), False
+        install = Install.objects.filter(name__iexact=term).order_by("pk").first()
+        return (queryset.filter(install=install) if install else queryset.none()), False
 
     @admin.display
     def call(self, receipt: Receipt) -> SafeString | str:

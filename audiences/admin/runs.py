@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from audiences import again, carried, state
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
-from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter
+from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter, named
 from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill
 from audiences.models import Delivery, Parked, Run
 from odp.mechanisms import told
@@ -38,6 +38,9 @@ class RunAdmin(HistoryAdmin[Run]):
         "install_link",
     )
     list_filter = (OutcomeFilter, ByAudience, InstallOfRun, BecauseOf, Hour)
+    # By the primary key, or by the index of runs by audience: a part of a name would read the whole table.
+    search_fields = ("pk",)
+    search_help_text = "A run's number, or an audience's slug or ODP id"
     time_field = "opened_at"
     csv_columns = (
         ("audience", "audience__odp_id"),
@@ -83,6 +86,17 @@ class RunAdmin(HistoryAdmin[Run]):
         for run in changelist.result_list:
             run.told = told[run.pk]
         return changelist
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Run], search_term: str
+    ) -> tuple[QuerySet[Run], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        digits = term.replace(",", "")
+        if digits.isdecimal():
+            return queryset.filter(pk=int(digits[:18])), False
+        return queryset.filter(audience__in=named(term)), False
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
         told = again.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
