@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.test import Client as DjangoClient
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
@@ -32,6 +33,7 @@ from tests.delivering import (
     time_passes,
     writes,
 )
+from tests.test_admin import press
 from tests.threads import Gate, eventually, start, together
 from workers import drain
 
@@ -427,6 +429,28 @@ def test_another_definition_blocks_until_a_person_accepts_it(odp: ThreadedSandbo
     drain_all(shop)
     assert_all_is_well(gold)
     assert "a person has accepted it" in " ".join(state.warnings(lane_of(gold)))
+
+
+@pytest.mark.parametrize("how", ["resync", "unblock"])
+def test_a_definition_that_a_person_changed_in_odp_is_noticed(
+    odp: ThreadedSandbox, shop: Install, operator: DjangoClient, how: str
+) -> None:
+    gold = new_audience(shop)
+    drain_all(shop)
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    definition = {
+        "root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "newsletter"}}}}
+    }
+    assert odp.odp("DELETE", "/v3/segments/lytics_gold")[0] == 200
+    odp.odp("PUT", "/v3/segments/lytics_gold", {"description": "x", "metadata": {}, "definition": definition})
+    if how == "resync":
+        assert resends.resync(gold, by="kim", reason="to look")
+        resends.go_on(shop.pk, seconds=10)
+    else:
+        lanes.block_audience(gold.pk, "something else")
+        press(operator, "unblock", gold)
+    drain_all(shop)
+    assert "ODP has member of the list newsletter" in lane_of(gold).block_reason
 
 
 def test_what_is_accepted_is_one_definition_and_no_other(odp: ThreadedSandbox, shop: Install) -> None:
