@@ -133,10 +133,13 @@ class _Receipt(NamedTuple):
     parked_reasons: str = "{}"
 
 
-def receive(install: Install, body: bytes, *, source: str | None = None) -> Received:
-    """Store one call. When this returns, PostgreSQL has committed all of it; when it raises, none of it."""
+def receive(install: Install, body: bytes, *, source: str | None = None, encoding: str = "") -> Received:
+    """Store one call. When this returns, PostgreSQL has committed all of it; when it raises, none of it.
+
+    ``encoding`` is the Content-Encoding that came with it.
+    """
     received_at = now()
-    reading = _read(install, body, received_at)
+    reading = payload.name_encoding(_read(install, body, received_at), encoding)
     told = _by_name(reading.facts)
     call = _Call(len(body), source, received_at)
     received = _record_plain(install, reading, told, call)

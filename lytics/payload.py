@@ -648,6 +648,16 @@ def _no_json(text: bytes, *, cut_off: bool | None = None) -> _Unreadable:
     return _Unreadable(reasons.NOT_JSON, f"{len(text)} bytes")
 
 
+def name_encoding(reading: Reading, encoding: str) -> Reading:
+    """Call a body that is no JSON compressed where its Content-Encoding says so: brotli has no mark of its own."""
+    if encoding not in ("", "identity"):
+        for index, item in enumerate(reading.aside):
+            if item.reason == reasons.NOT_JSON:
+                detail = f"{len(item.raw)} bytes, Content-Encoding {encoding[:40]!r}"
+                reading.aside[index] = SetAside(reasons.PACKED_BODY, detail, item.raw)
+    return reading
+
+
 def _ends(text: bytes) -> bool:
     """Whether every bracket of an object is closed again, whatever follows."""
     depth = 0

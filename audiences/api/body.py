@@ -38,10 +38,14 @@ def read(request: Request) -> bytes:
     What claims to be packed and can't be unpacked comes back as it was sent: the parser will set it aside.
     """
     body = _raw(request)
-    encoding = request.META.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+    encoding = encoding_of(request)
     if encoding in ("gzip", "x-gzip", "deflate") or body.startswith(b"\x1f\x8b"):
         return _unpacked(body)
     return body
+
+
+def encoding_of(request: Request) -> str:
+    return str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower()
 
 
 def discard(request: Request) -> None:

@@ -134,7 +134,8 @@ class WebhookView(_AnsweringView):
         source = address.of(request)
         # A caller whose body always takes longer than the limit would be asked to come back for ever.
         with sessions.allow_more(len(content) / 1_000_000):
-            received = sessions.store(lambda: ingest.receive(install, content, source=source))
+            encoding = body.encoding_of(request)
+            received = sessions.store(lambda: ingest.receive(install, content, source=source, encoding=encoding))
         tokens.note_use(token, source=source)
         log.info("call stored", install=install.name, receipt=received.receipt, events=received.queued)
         return Response(

@@ -1,0 +1,42 @@
+"""Bodies that can't be unpacked are named as compressed, by their Content-Encoding or their first bytes."""
+
+import pytest
+from django.test import Client
+
+from audiences.models import Install, Parked
+
+pytestmark = pytest.mark.django_db
+
+BROTLI = bytes.fromhex("0b0a805b7b2264617461223a7b7d7d5d0a03")
+ZSTD = bytes.fromhex("28b52ffd") + b"\x00" * 9
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "reason"),
+    [
+        ("br", BROTLI, "packed_body"),
+        (" BR ", b"\xff\x00\x01", "packed_body"),
+        ("zstd", b"\x00\x01\x02", "packed_body"),
+        ("", ZSTD, "packed_body"),
+        ("deflate", b"\xff\x00\x01", "packed_body"),
+        ("gzip, br", b"\xff\x00\x01", "packed_body"),
+        ("identity", b"\xff\x00\x01", "not_json"),
+        ("", b"no JSON", "not_json"),
+    ],
+)
+def test_a_body_that_is_still_compressed_is_parked_as_that(
+    install: Install, encoding: str, content: bytes, reason: str
+) -> None:
+    headers = {"Authorization": install.tokens.get().secret, **({"Content-Encoding": encoding} if encoding else {})}
+    where = f"/webhooks/lytics/{install.public_id}"
+    answer = Client().post(where, content, content_type="application/json", headers=headers)
+    assert answer.status_code == 200
+    assert Parked.objects.get().reason == reason
+
+
+def test_json_that_claims_to_be_compressed_is_read(install: Install) -> None:
+    headers = {"Authorization": install.tokens.get().secret, "Content-Encoding": "br"}
+    where = f"/webhooks/lytics/{install.public_id}"
+    answer = Client().post(where, b'[{"data":{}}]', content_type="application/json", headers=headers)
+    assert answer.status_code == 200
+    assert Parked.objects.get().reason not in ("packed_body", "not_json")
