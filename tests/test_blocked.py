@@ -163,3 +163,10 @@ def test_runs_and_calls_are_searched_by_number_and_by_name(
         page = viewer.get(f"/admin/audiences/{model}/", {"q": term})
         assert [row.pk for row in page.context["cl"].result_list] == expected, (model, term)
         assert 'name="q"' in page.content.decode()
+
+
+def test_audiences_and_installs_say_how_many_match(viewer: Client, three: list[Audience]) -> None:
+    assert "3 in all" in viewer.get(LIST).content.decode()
+    assert "1 in all" in viewer.get(LIST, {"q": "gold"}).content.decode()
+    assert "1 in all" in viewer.get("/admin/audiences/install/").content.decode()
+    assert "in all" not in viewer.get("/admin/audiences/run/").content.decode()

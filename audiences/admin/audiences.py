@@ -16,7 +16,7 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 
 from audiences import again, alike, backlog, brake, lanes, other_id, provision, resends, state, take_over
 from audiences.admin import blocked, verbs
-from audiences.admin.pages import OperatorAdmin, ago, count, link, list_url, number, pill_and_why
+from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, section, when
 from audiences.admin.runs_chart import chart
@@ -341,6 +341,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
     # A table of thousands of rows at most, so that each of these is cheap. The last delivery is looked up in the runs:
     # cheap for a page, and not for all audiences.
     sortable_by = ("name", "members", "waiting", "head", "install_link")
+    paginator = CountedPaginator
     actions = ("unblock_selected",)
     change_list_template = "audiences/history.html"
     change_form_template = "audiences/audience.html"

@@ -18,6 +18,7 @@ from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import KeyCheck, check_key
 from audiences.admin.pages import (
+    CountedPaginator,
     OperatorAdmin,
     ago,
     count,
@@ -252,6 +253,7 @@ class InstallAdmin(OperatorAdmin[Install]):
     verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete())
     empty_words = "No install yet. Add one to connect Lytics to ODP."
     list_display = ("name_", "pill", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host")
+    paginator = CountedPaginator
     # A table of a few rows, so all that is counted may sort it.
     sortable_by = ("name_", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered")
     # Case aside, or acme would come after Volkswagen.
