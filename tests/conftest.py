@@ -34,6 +34,35 @@ WRITTEN_BY_MIGRATIONS = (
 )
 
 
+# Files whose tests take longest together, the longest first. Test processes take whole files, in this order:
+# begun last, one of these would keep a single process busy while the others have nothing left.
+LONGEST_FIRST = (
+    "test_chaos.py",
+    "test_rights.py",
+    "test_provision.py",
+    "test_bench.py",
+    "test_database_sessions.py",
+    "test_local_runner.py",
+    "browser/test_access.py",
+    "browser/test_mending.py",
+    "test_million.py",
+    "test_slow_senders.py",
+    "test_pgbouncer.py",
+    "browser/test_connecting.py",
+    "test_resend.py",
+    "test_front_door.py",
+    "test_overload.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0].removeprefix("tests/")
+        return LONGEST_FIRST.index(file) if file in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
     """The database that tests/servers.py has migrated is used as it is; the servers remove it with their folder."""

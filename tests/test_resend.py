@@ -427,7 +427,7 @@ def test_a_worker_killed_with_9_costs_a_chunk_that_the_next_one_does(
 ) -> None:
     """Most of its time it stands where a death would hurt: with a chunk appended and the Resend not moved."""
     monkeypatch.setattr(resends, "CHUNK", 2)
-    people = numbered(1_000)
+    people = numbered(400)
     in_the_ledger(gold, *people)
     asked = ask_resync(gold)
     made = connection.settings_dict
