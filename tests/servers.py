@@ -56,7 +56,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
         "REDIS_URL": os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:1/0"),
     }
     if in_parallel:  # this process only hands out tests; those that run them start servers of their own
-        _migrated()
+        migrated()
     elif not only_looking:
         _start_servers(folder)
     return (yield)
@@ -77,7 +77,7 @@ def _start_servers(folder: Path) -> None:
     fleet = Fleet(folder=folder, env=os.environ, tell=print)
     _undo.callback(fleet.stop)
     if "TEST_DATABASE_URL" not in os.environ:
-        cluster = shutil.copytree(_migrated(), folder / "cluster", symlinks=True)
+        cluster = shutil.copytree(migrated(), folder / "cluster", symlinks=True)
         os.environ["DATABASE_URL"] = _start_postgres(fleet, cluster)
     if "TEST_REDIS_URL" not in os.environ:
         password, port = secrets.token_hex(16), free_port()
@@ -93,7 +93,7 @@ def _start_postgres(fleet: Fleet, cluster: Path) -> str:
     return embedded.postgres_url(port=port, password=password)
 
 
-def _migrated() -> Path:
+def migrated() -> Path:
     """A stopped PostgreSQL cluster whose test database has every migration; made when there is none for these."""
     kept = CACHE / _state_of_migrations()
     if kept.exists():

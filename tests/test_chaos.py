@@ -8,6 +8,8 @@ import sys
 import pytest
 from django.conf import settings
 
+from tests.servers import migrated
+
 # One of each important kind, so spaced that nothing has to be started twice within seconds.
 FAULTS = (
     "worker,web,odp_500_applied,zombie,broker,backend,odp_late,web_worker,broker_frozen,beat,odp_refuses,postgres"  #
@@ -20,7 +22,7 @@ def chaos(*flags: str) -> "subprocess.CompletedProcess[str]":
     own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "EVENTS", "KILLS", "SEED", "TWIN")
     return subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--quick", "--seed", SEED, *flags],
-        env={name: value for name, value in os.environ.items() if name not in own},
+        env={**{name: value for name, value in os.environ.items() if name not in own}, "CLUSTER": str(migrated())},
         cwd=settings.BASE_DIR,
         capture_output=True,
         text=True,
