@@ -24,7 +24,7 @@ RUN SECRET_KEY=build FIELD_ENCRYPTION_KEYS=build DATABASE_URL=postgres://build/b
 USER 10001:10001
 EXPOSE 8000
 
-# As the local runner starts it (lytics_sync/stack.py); a test compares the two.
+# As the local runner starts it (local/stack.py); a test compares the two.
 CMD ["python", "-m", "gunicorn", "lytics_sync.wsgi:application", "--workers", "2", "--threads", "10", \
      "--no-control-socket", "--bind", "0.0.0.0:8000", "--worker-class", "lytics_sync.web_worker.Worker", "--keep-alive", "75", \
      "--logger-class", "lytics_sync.logs.GunicornLogger", "--graceful-timeout", "5", "--worker-tmp-dir", "/dev/shm"]

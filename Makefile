@@ -41,7 +41,7 @@ help:
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
 
 run demo up: installed
-	@exec $(PY) -m lytics_sync.local $@
+	@exec $(PY) -m local $@
 
 # All of it runs in PROCESSES, each with a PostgreSQL and a Redis-compatible server of its own; tests wait as much as they work.
 PROCESSES := 5

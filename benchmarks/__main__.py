@@ -23,8 +23,8 @@ from benchmarks import peers, results
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure
-from lytics_sync.processes import AskedToStop, Trouble
-from lytics_sync.stack import stand_alone
+from local.processes import AskedToStop, Trouble
+from local.stack import stand_alone
 
 QUICK_SCALE, QUICK_ROUNDS = 0.1, 1
 FULL_ROUNDS = 3

@@ -17,9 +17,9 @@ import psycopg
 from benchmarks import usage
 from benchmarks.double import Double
 from benchmarks.load import Load, Report
+from local.processes import Child, Fleet, Program, Trouble, free_port, last_words, listens
+from local.stack import Memory, Stack, manage, python
 from lytics_sync import env
-from lytics_sync.processes import Child, Fleet, Program, Trouble, free_port, last_words, listens
-from lytics_sync.stack import Memory, Stack, manage, python
 
 ODP_DELAY_SECONDS = 0.05
 # What may stand still for so long has stopped.

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.house import House
+from local.processes import Program, free_port, listens
+from local.stack import WEB_THREADS, WORKER_SLOTS, WORKERS, python
 from lytics_sync import env
-from lytics_sync.processes import Program, free_port, listens
-from lytics_sync.stack import WEB_THREADS, WORKER_SLOTS, WORKERS, python
 
 GRAPHILE = Path(__file__).parent / "graphile"
 # Where `make bench` has npm put it.

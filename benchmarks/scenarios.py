@@ -18,7 +18,7 @@ from benchmarks.house import House, Install
 from benchmarks.load import Load, Report
 from benchmarks.peers import Baseline, Graphile, Peer, Procrastinate
 from benchmarks.results import Against, Line, Results
-from lytics_sync.processes import AskedToStop, Trouble
+from local.processes import AskedToStop, Trouble
 
 # ODP's documented limits.
 REQUESTS_PER_SECOND, ITEMS = 10, 500

@@ -17,8 +17,8 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 
-from lytics_sync import embedded
-from lytics_sync.processes import Fleet, free_port
+from local import embedded
+from local.processes import Fleet, free_port
 
 AUDIENCES = 60
 CALLS, PER_CALL = 300, 300

@@ -10,8 +10,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import psycopg
 
+from local.processes import Fleet, Program, free_port, listens
 from lytics_sync.env import PROJECT_DIR
-from lytics_sync.processes import Fleet, Program, free_port, listens
 from tests.servers import PREFIX
 
 MISSING = "no PgBouncer on PATH; `apt-get install pgbouncer` or PGBOUNCER=/path/to/one mends that"

@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from lytics_sync import embedded
-from lytics_sync.processes import Fleet, Trouble, free_port, is_alive
+from local import embedded
+from local.processes import Fleet, Trouble, free_port, is_alive
 
 PREFIX = "lytics-sync-tests-"
 HOUSE = Path(__file__).parents[1]

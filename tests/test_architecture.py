@@ -14,7 +14,7 @@ from workers.app import app
 ROOT: Path = settings.BASE_DIR
 
 # Who may import whom: only what stands on a lower floor, or the same package.
-FLOORS = {"lytics": 0, "odp": 0, "audiences": 1, "workers": 2, "lytics_sync": 3}
+FLOORS = {"lytics": 0, "odp": 0, "audiences": 1, "workers": 2, "lytics_sync": 3, "local": 4}
 OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
 
 # Who may write which table; migrations and tests aside.

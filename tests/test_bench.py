@@ -23,8 +23,8 @@ from benchmarks.load import PLACE, Load, batches
 from benchmarks.results import Against, Line, Results
 from benchmarks.scenarios import SCENARIOS, Scenario, estimate, lines
 from benchmarks.sender import _read_answer, body
+from local.processes import free_port, listens
 from lytics.times import nanoseconds
-from lytics_sync.processes import free_port, listens
 
 OWN = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "SCALE", "ROUNDS", "ONLY", "WRITE")
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from django.conf import settings
 
+from local.processes import Program
+from local.stack import Memory, Stack
 from lytics_sync.env import PROJECT_DIR
-from lytics_sync.processes import Program
-from lytics_sync.stack import Memory, Stack
 
 # Read by the images of compose's servers, by compose itself, and by the local runner.
 IMAGES = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}

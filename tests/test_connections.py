@@ -12,8 +12,8 @@ from django.db import connection
 
 from audiences import role
 from audiences.models import Event, Install, Receipt, Worker
-from lytics_sync.processes import Fleet
-from lytics_sync.stack import Memory, Stack
+from local.processes import Fleet
+from local.stack import Memory, Stack
 from tests.delivering import assert_all_is_well, cursor_of, enter, make_audience, make_install, numbered, sandbox
 from tests.messages import body, message
 from tests.threads import eventually, together

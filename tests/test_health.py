@@ -21,8 +21,8 @@ from pytest_django.fixtures import Settings
 from audiences import brake, failures, heartbeats, readiness, refused
 from audiences.models import Audience, Event, Install, Lane
 from audiences.secrets import UNREADABLE, opened
-from lytics_sync.processes import Program
-from lytics_sync.stack import Memory, Stack
+from local.processes import Program
+from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
 from workers import drain, heart, tasks
 from workers.app import app

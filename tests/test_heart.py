@@ -21,8 +21,8 @@ from kombu import Connection
 
 from audiences import heartbeats
 from audiences.models import Worker
-from lytics_sync.processes import Fleet, free_port
-from lytics_sync.stack import Memory, Stack
+from local.processes import Fleet, free_port
+from local.stack import Memory, Stack
 from tests.relay import Relay
 from tests.threads import eventually
 from workers import heart

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lytics_sync import embedded, stack
+from local import embedded, stack
+from local.processes import Trouble, belongs_to, free_port, is_free, read_pid
 from lytics_sync.env import PROJECT_DIR
-from lytics_sync.processes import Trouble, belongs_to, free_port, is_free, read_pid
 
 NAMES = {"runner", "postgres", "redis", "web", "worker-1", "worker-2", "beat", "sandbox"}
 # What tests.servers has set for Django under test; the runner is to find a bare environment.
@@ -41,7 +41,7 @@ class Runner:
         bare = {name: value for name, value in os.environ.items() if name not in OURS}
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lytics_sync.local", mode],
+                [sys.executable, "-m", "local", mode],
                 cwd=PROJECT_DIR,
                 env={**bare, "DATA_DIR": str(self.folder), "PORT": str(self.port), **environment},
                 stdout=output,

@@ -22,8 +22,8 @@ from django.conf import settings
 
 from audiences import installs
 from audiences.models import Event, Install
+from local.processes import free_port, listens
 from lytics_sync.env import PROJECT_DIR
-from lytics_sync.processes import free_port, listens
 from tests.messages import body, message
 from tests.threads import eventually
 from tests.web import Web, web_of_a_module

@@ -27,8 +27,8 @@ from django.utils.timezone import now
 from audiences import affirm, audit, customers, ingest, received, resends, rotation, tally
 from audiences.admin import csv_file
 from audiences.models import Audience, Install, Receipt
-from lytics_sync.processes import free_port
-from lytics_sync.stack import Memory, Stack, manage
+from local.processes import free_port
+from local.stack import Memory, Stack, manage
 from sandbox.odp.testing import ControlledSandbox
 from tests import bouncer
 from tests.bouncer import POOL, Bouncer

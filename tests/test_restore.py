@@ -15,7 +15,7 @@ from django.utils.timezone import now
 
 from audiences import audit, customers, lanes, skips, state
 from audiences.models import Audience, Delivery, Install, Lane, Resend, Run, Skip
-from lytics_sync import embedded
+from local import embedded
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,

@@ -18,9 +18,9 @@ from django.urls import reverse
 
 from audiences import checks, customers, hosts, ingest, installs, role
 from audiences.models import Install, Token, Worker
-from lytics_sync.processes import Fleet, free_port
+from local.processes import Fleet, free_port
+from local.stack import Memory, Stack
 from lytics_sync.security import POLICY
-from lytics_sync.stack import Memory, Stack
 from tests.delivering import a_log, assert_all_is_well, drain_all, enter, make_audience, make_install, sandbox
 
 PASSWORD = "long enough for anyone"

@@ -11,8 +11,8 @@ import pytest
 from django.db import connection
 from pytest_django.plugin import DjangoDbBlocker
 
-from lytics_sync.processes import Fleet, free_port, read_pid
-from lytics_sync.stack import Memory, Stack
+from local.processes import Fleet, free_port, read_pid
+from local.stack import Memory, Stack
 from tests.relay import Relay
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 from playwright.sync_api import Browser, expect
 
-from lytics_sync.processes import free_port, is_free
+from local.processes import free_port, is_free
 from sandbox.odp.testing import ControlledSandbox
 from tests.browser import chromium
 from tests.browser.person import Person
@@ -115,7 +115,7 @@ def stack(folder: Path) -> Iterator[Made]:
     # Its own servers, whatever the environment says.
     inherited = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
     with subprocess.Popen(
-        [sys.executable, "-m", "lytics_sync.local", "run"],
+        [sys.executable, "-m", "local", "run"],
         cwd=ROOT,
         env={**inherited, **own},
         stdout=subprocess.PIPE,

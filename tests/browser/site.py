@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import errors, sql
 
-from lytics_sync.processes import Fleet, Program, free_port
-from lytics_sync.stack import Memory, Stack, manage
+from local.processes import Fleet, Program, free_port
+from local.stack import Memory, Stack, manage
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "long enough for anyone"

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+from local.processes import AskedToStop, Trouble
+from local.stack import stand_alone
 from lytics_sync import env
-from lytics_sync.processes import AskedToStop, Trouble
-from lytics_sync.stack import stand_alone
 from tests.chaos import schedule
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import OBEDIENT, QUICK, USUAL, Options, Report, a_seed, run

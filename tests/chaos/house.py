@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import psycopg
 import redis
 
-from lytics_sync import embedded, env
-from lytics_sync.processes import Child, Fleet, Trouble, free_port, last_words
-from lytics_sync.stack import Memory, Stack, manage
+from local import embedded
+from local.processes import Child, Fleet, Trouble, free_port, last_words
+from local.stack import Memory, Stack, manage
+from lytics_sync import env
 from sandbox.odp.testing import RunningSandbox
 from tests.relay import Relay
 from tests.servers import TEST_DATABASE

@@ -20,8 +20,9 @@ import psycopg
 import redis
 from cryptography.fernet import Fernet
 
-from lytics_sync import embedded, env, launch
-from lytics_sync.processes import Program, Trouble, belongs_to, free_port, is_free, listens, read_pid, write_pid
+from local import embedded, launch
+from local.processes import Program, Trouble, belongs_to, free_port, is_free, listens, read_pid, write_pid
+from lytics_sync import env
 
 # An empty PostgreSQL with its first write-ahead logs, and room for what the stream brings.
 BYTES_NEEDED = 300 << 20

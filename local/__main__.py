@@ -1,4 +1,4 @@
-"""The local runner: ``python -m lytics_sync.local run``, ``demo`` or ``up``, which make calls.
+"""The local runner: ``python -m local run``, ``demo`` or ``up``, which make calls.
 
 ``run``   the whole stack and an ODP sandbox, a stream of sample events through it, then up until Ctrl-C
 ``demo``  the same, but it stops after the stream, and succeeds only if every audience is equal in ODP
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lytics_sync import env, launch
-from lytics_sync.processes import AskedToStop, Fleet, Program, Trouble, last_words
-from lytics_sync.stack import BYTES_TO_GO_ON, Stack, manage, python
+from local import launch
+from local.processes import AskedToStop, Fleet, Program, Trouble, last_words
+from local.stack import BYTES_TO_GO_ON, Stack, manage, python
+from lytics_sync import env
 
 ADMIN = "admin"
 # The account that the sandbox has without being asked.
@@ -33,7 +34,7 @@ VISIBLE_SECONDS = 30
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lytics_sync.local", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     parser.add_argument("mode", choices=["run", "demo", "up"])
     mode = parser.parse_args(arguments).mode
     try:
@@ -262,7 +263,7 @@ def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> b
     say("Asking ODP over GraphQL about everybody in the stream\n")
     files = ("--memberships", str(memberships), "--lanes", str(lanes), "--patience", str(VISIBLE_SECONDS))
     odp = ("--odp-host", _sandbox_url(stack), "--odp-api-key", SANDBOX_KEY)
-    code, table = fleet.run(Program(name="compare", command=python("-m", "lytics_sync.compare", *odp, *files)))
+    code, table = fleet.run(Program(name="compare", command=python("-m", "local.compare", *odp, *files)))
     if not table:
         log = fleet.logs / "compare.log"
         raise Trouble(f"ODP could not be asked: {last_words(log)} (more in {log})")

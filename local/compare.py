@@ -1,6 +1,6 @@
 """What Lytics would count against what ODP answers over GraphQL, person by person.
 
-``python -m lytics_sync.compare --odp-host URL --odp-api-key KEY --memberships FILE`` takes the memberships that the
+``python -m local.compare --odp-host URL --odp-api-key KEY --memberships FILE`` takes the memberships that the
 sandbox's Lytics sender writes, asks ODP about everybody named in them, and exits 0 when every audience is equal.
 """
 
@@ -106,7 +106,7 @@ def _difference(what: str, people: frozenset[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lytics_sync.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m local.compare", description=__doc__)
     parser.add_argument("--odp-host", required=True)
     parser.add_argument("--odp-api-key", required=True)
     parser.add_argument("--memberships", required=True, type=Path, metavar="FILE", help="what the sender wrote")

@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from lytics_sync.processes import LAUNCH, Program, Trouble, read_pid, reason
+from local.processes import LAUNCH, Program, Trouble, read_pid, reason
 
 HOST = "127.0.0.1"
 # The role and the database are called the same.
