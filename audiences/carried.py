@@ -1,4 +1,4 @@
-"""What a Delivery carried: the body of its request, kept small beside it. See docs/decisions/kept-requests.md."""
+"""What a Delivery carried: the body of its request, kept small beside it. See docs/decisions/0022-kept-requests.md."""
 
 import json
 import zlib

@@ -355,7 +355,7 @@ class Event(models.Model):
             models.CheckConstraint(name="event_sequence_starts_at_one", condition=Q(sequence__gte=1)),
             models.CheckConstraint(name="event_kind_is_known", condition=Q(kind__in=[0, 1, 2])),
         ]
-        # For finding one customer, at next to no cost for receiving (docs/decisions/find-customer.md). Ranges are
+        # For finding one customer, at next to no cost for receiving (docs/decisions/0019-find-customer.md). Ranges are
         # summarised by ``customers.summarise`` alone: done while rows still come in, it costs each of them a page.
         indexes = [
             BrinIndex(

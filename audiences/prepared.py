@@ -1,7 +1,7 @@
 """Cursors for the statements that run all day: PostgreSQL parses and plans each once per connection, not once per call.
 
 Django's own cursors put the values into the text, so each call is a new text to PostgreSQL and is planned anew: for a
-statement that joins three tables that costs as much as running it. See docs/decisions/prepared-statements.md.
+statement that joins three tables that costs as much as running it. See docs/decisions/0026-prepared-statements.md.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,8 @@
 """What finding a customer costs: ``python -m benchmarks.search [EVENTS]``, 10,000,000 unless told. Needs no server.
 
-Starts a PostgreSQL of its own in a temporary folder, fills the log as receiving does, and prints what stands in
-docs/decisions/find-customer.md: looking up, summarising, and receiving without the index, with it, and with a B-tree.
+Starts a PostgreSQL of its own in a temporary folder, fills the log as receiving does, and prints the figures of
+docs/decisions/0019-find-customer.md: looking up, summarising, and receiving without the index, with it, and with a
+B-tree.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 How ODP writes back what it was given is not documented. So what doesn't change the meaning is left out of account: the
 case of names, fields without a value, names of enumerations with a prefix, the two sides of an equality, a combination
-of one condition, and a bare boolean field in place of the comparison with true. See docs/decisions/mechanism.md.
+of one condition, and a bare boolean field in place of the comparison with true. See docs/decisions/0017-mechanism.md.
 """
 
 import hashlib

@@ -23,7 +23,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z
 PACKAGES = ("audiences", "workers", "lytics", "odp", "lytics_sync")
 OPERATING = ROOT / "docs" / "operating.md"
 README = ROOT / "README.md"
-DEPENDENCIES = ROOT / "docs" / "decisions" / "dependencies.md"
+DECISIONS = ROOT / "docs" / "decisions"
+(DEPENDENCIES,) = DECISIONS.glob("*-dependencies.md")
 NODE_PACKAGES = ROOT / "benchmarks" / "graphile" / "package.json"
 Answer = HttpResponseBase
 # At the start, or after the variables that people put in front: SAMPLE=1 make run.
@@ -298,3 +299,57 @@ def test_no_reason_outlives_its_dependency() -> None:
 @pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", README.read_text(encoding="utf-8")))
 def test_every_proof_named_in_the_readme_exists(test: str) -> None:
     assert (ROOT / test).exists()
+
+
+# --- decisions -------------------------------------------------------------------------------------------------
+
+
+DECISION_PAGES = sorted(page for page in DECISIONS.glob("*.md") if page.name != "README.md")
+HEAD = re.compile(
+    r"# (\d{4}) (.+)\n\n\*\*Date:\*\* (\d{4}-\d\d-\d\d) · \*\*Status:\*\* (accepted|superseded by \d{4})\n"
+)
+
+
+def decision_rows() -> list[tuple[str, str]]:
+    """The rows of the index, and the row that the head of each page asks for."""
+    index = (DECISIONS / "README.md").read_text(encoding="utf-8")
+    listed = [row for row in index.splitlines() if re.match(r"\| \d{4} ", row)]
+    expected = []
+    for page in DECISION_PAGES:
+        head = HEAD.match(page.read_text(encoding="utf-8"))
+        assert head, f"{page.name} does not begin with its number, title, date and status"
+        number, title, date, status = head.groups()
+        assert page.name.startswith(f"{number}-"), f"{page.name} says that its number is {number}"
+        expected.append(f"| {number} | [{title}]({page.name}) | {date} | {status} |")
+    return list(zip(listed, expected, strict=True))
+
+
+def test_the_index_of_decisions_has_each_page_with_its_title_date_and_status() -> None:
+    rows = decision_rows()
+    assert len(rows) > 20
+    assert [(listed, expected) for listed, expected in rows if listed != expected] == []
+
+
+def test_decisions_are_numbered_without_gaps_in_the_order_of_their_dates() -> None:
+    heads = [HEAD.match(page.read_text(encoding="utf-8")) for page in DECISION_PAGES]
+    found = [(int(head[1]), head[3]) for head in heads if head]
+    assert [number for number, _ in found] == list(range(1, len(DECISION_PAGES) + 1))
+    assert [date for _, date in found] == sorted(date for _, date in found)
+
+
+# --- what fits into an editor -----------------------------------------------------------------------------------
+
+
+LINE_COLUMNS = 120
+CELL_CHARACTERS = 200
+
+
+@pytest.mark.parametrize("page", [*DECISION_PAGES, DECISIONS / "README.md"], ids=lambda page: str(page.name))
+def test_no_line_of_a_page_is_too_long_to_read(page: Path) -> None:
+    """Prose fits into 120 columns and a table cell into 200 characters: a cell holds a fact, a paragraph goes below."""
+    lines = without_blocks(page.read_text(encoding="utf-8")).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    prose = [line for line in lines if line not in rows and not line.startswith("![")]
+    assert [line for line in prose if len(line) > LINE_COLUMNS] == []
+    cells = [cell.strip() for row in rows for cell in row.split("|")]
+    assert [cell for cell in cells if len(cell) > CELL_CHARACTERS] == []

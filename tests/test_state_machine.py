@@ -1,6 +1,6 @@
 """The real code on the real database in thousands of steps that nobody chose, with everything that can go wrong.
 
-``make fuzz EXAMPLES=500`` looks at more of them; see docs/decisions/models.md.
+``make fuzz EXAMPLES=500`` looks at more of them; see docs/decisions/0024-models.md.
 """
 
 import os

@@ -3,7 +3,7 @@
 One row of PostgreSQL. The line gives each drain a place before it claims lanes, so that waiting makes requests fuller
 instead of holding lanes. The gate is asked in the moment before the first byte: it spaces requests evenly, and lets the
 eleventh go only a second after the first has arrived, as far as its answer tells when that was. Emptying Redis changes
-nothing here. See docs/decisions/pace.md.
+nothing here. See docs/decisions/0013-rate-limit.md.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """Callers whose token is wrong: counted for the front page, and held off when one address sends too many of them.
 
-See docs/decisions/strangers.md: whoever brings the right token is never asked where they come from.
+See docs/decisions/0028-rejected-calls.md: whoever brings the right token is never asked where they come from.
 """
 
 import threading

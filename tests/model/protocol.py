@@ -3,7 +3,7 @@
 A lane has one customer, and an event is the time it carries: ODP holds the time last applied, the ledger the newest
 one delivered. Workers stop wherever they like: between two steps any number of others and of ticks may come. Which
 function each step stands for, and what is left out because it only takes behaviour away, is in
-docs/decisions/models.md. A ``twin`` is the same model with one promise broken.
+docs/decisions/0024-models.md. A ``twin`` is the same model with one promise broken.
 """
 
 from collections.abc import Iterator
