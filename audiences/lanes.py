@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import structlog
 from django.conf import settings
 from django.db import Error, connection, transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, When
+from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils.timezone import now
 
@@ -259,30 +259,24 @@ UPDATE audiences_run AS run SET closed_at = statement_timestamp(), outcome = %(o
 FROM closed WHERE run.delivery_id = closed.id AND run.closed_at IS NULL
 """
 
-_MOVE = """
+# The same block came back, or nothing was delivered.
+_LIFTED_STAYS = "(moved.block = lane.lifted_reason OR moved.block = '' AND moved.cursor <= lane.delivered_sequence)"
+_MOVE = f"""
 UPDATE audiences_lane AS lane SET
     delivered_sequence = greatest(lane.delivered_sequence, moved.cursor),
     member_count = lane.member_count + moved.joined,
     lease_token = NULL,
     lease_expires_at = NULL,
-    blocked_at = CASE
-        WHEN moved.block = '' THEN lane.blocked_at
-        WHEN moved.block = lane.lifted_reason THEN lane.lifted_since_at
-        ELSE clock_timestamp()
-    END,
+    blocked_at = CASE WHEN moved.block = '' THEN lane.blocked_at ELSE clock_timestamp() END,
     block_reason = CASE WHEN moved.block = '' THEN lane.block_reason ELSE moved.block END,
-    lifted_since_at = CASE
-        WHEN moved.block = '' AND moved.cursor <= lane.delivered_sequence THEN lane.lifted_since_at
-    END,
-    lifted_reason = CASE
-        WHEN moved.block = '' AND moved.cursor <= lane.delivered_sequence THEN lane.lifted_reason ELSE ''
-    END,
+    lifted_since_at = CASE WHEN {_LIFTED_STAYS} THEN lane.lifted_since_at END,
+    lifted_reason = CASE WHEN {_LIFTED_STAYS} THEN lane.lifted_reason ELSE '' END,
     fault_since_at = NULL,
     fault_until_at = NULL,
     fault_reason = ''
 FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::text[]) AS moved(audience_id, cursor, joined, block)
 WHERE lane.audience_id = moved.audience_id AND lane.lease_token = %s
-"""
+"""  # noqa: S608
 
 # In two ways, because who leases a lane knows which of its customers are new: those are copied, and so written down by
 # the page. Their keys and the guard can't fail while lanes are leased properly; with them the ledger can't go back even
@@ -789,8 +783,11 @@ def block_audience(audience_id: int, reason: str) -> bool:
     """Block a lane whatever is under way: ODP can't hold its audience. False when it was blocked already."""
     reason = reason.replace("\x00", "")
     free = Lane.objects.filter(pk=audience_id, blocked_at=None)
-    since = Case(When(lifted_reason=reason, then=F("lifted_since_at")), default=Now())
-    return bool(free.update(blocked_at=since, block_reason=reason, lifted_since_at=None, lifted_reason=""))
+    kept = {
+        "lifted_since_at": Case(When(lifted_reason=reason, then=F("lifted_since_at"))),
+        "lifted_reason": Case(When(lifted_reason=reason, then=Value(reason)), default=Value("")),
+    }
+    return bool(free.update(blocked_at=Now(), block_reason=reason, **kept))
 
 
 def give_back(lease: Lease) -> None:
@@ -841,5 +838,5 @@ def unblock(lane: Lane, *, idle: bool = False) -> bool:
     blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
     if idle:
         blocked = blocked.filter(lease_token=None)
-    kept = {"lifted_since_at": F("blocked_at"), "lifted_reason": F("block_reason")}
+    kept = {"lifted_since_at": Coalesce("lifted_since_at", "blocked_at"), "lifted_reason": F("block_reason")}
     return bool(blocked.update(blocked_at=None, block_reason="", **kept))

@@ -249,7 +249,8 @@ class Lane(models.Model):
     pause_reason = models.TextField(blank=True)
     blocked_at = models.DateTimeField(null=True)
     block_reason = SaidField(blank=True)
-    # The block that a person lifted, until something is delivered: if the same one comes back, it keeps its beginning.
+    # The block that a person lifted, until something is delivered or another one comes. If the same one comes back,
+    # ``blocked_at`` is when it did, and this is still its beginning (``state.blocked_since``).
     lifted_since_at = models.DateTimeField(null=True)
     lifted_reason = SaidField(blank=True, default="", db_default="")
     # An unexpected error of this service in its last delivery: since when, what, and when the next try is.

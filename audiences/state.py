@@ -1,6 +1,7 @@
 """What people are shown of a lane and an install: derived from the facts in the rows, here and nowhere else."""
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from django.utils.timezone import now
 
@@ -135,8 +136,13 @@ def of_lane(lane: Lane) -> State:
     return State("waiting" if audience.provisioned_at else "to be created")
 
 
+def blocked_since(lane: Lane) -> datetime | None:
+    """When the block began: before the Unblock that changed nothing, if the same one came back."""
+    return lane.lifted_since_at or lane.blocked_at if lane.blocked_at is not None else None
+
+
 def is_set_aside(lane: Lane) -> bool:
-    """Whether a person has paused it since it is blocked, and so knows of the block."""
+    """Whether a person has paused it since it was blocked last, and so knows of the block."""
     return lane.blocked_at is not None and lane.paused_at is not None and lane.paused_at >= lane.blocked_at
 
 

@@ -1,12 +1,13 @@
 """A block that comes back for the same reason keeps since when it has been there; another one begins anew."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences import lanes
+from audiences import backlog, lanes, state
 from audiences.models import Audience, Lane
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, lane_of, make_audience, make_install
@@ -45,7 +46,7 @@ def grows_older(audience: Audience) -> None:
 
 
 def age(audience: Audience) -> timedelta:
-    since = lane_of(audience).blocked_at
+    since = state.blocked_since(lane_of(audience))
     assert since is not None
     return now() - since
 
@@ -99,3 +100,34 @@ def test_a_try_that_delivers_nothing_forgets_nothing(operator: Client, gold: Aud
     lanes.give_back(lease)
     blocked(gold, "field has the wrong type")
     assert age(gold) >= EARLIER
+
+
+@pytest.mark.parametrize("again", [by_a_delivery, by_its_making])
+def test_a_block_that_comes_back_a_second_time_keeps_its_first_beginning(
+    operator: Client, gold: Audience, again: Callable[[Audience, str], None]
+) -> None:
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    for _ in range(2):
+        press(operator, "unblock", gold)
+        again(gold, "field has the wrong type")
+    assert age(gold) >= EARLIER
+
+
+@pytest.mark.parametrize("by_delivery", [True, False])
+def test_a_block_that_comes_back_is_told_to_whoever_paused_it_in_between(
+    operator: Client, gold: Audience, by_delivery: bool
+) -> None:
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    press(operator, "unblock", gold)
+    lease = claimed(gold)
+    assert lanes.pause(lane_of(gold), by="sam", reason="campaign moved")
+    if by_delivery:
+        lanes.block(lease, "field has the wrong type")
+    else:
+        by_its_making(gold, "field has the wrong type")
+    assert age(gold) >= EARLIER
+    assert not state.is_set_aside(lane_of(gold))
+    assert Lane.objects.filter(backlog.BLOCKED).exists()
+    assert "lytics_gold is blocked" in operator.get("/admin/").content.decode()

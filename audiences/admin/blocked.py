@@ -30,7 +30,7 @@ def cause(lane: Lane) -> str:
 def groups(lanes: Iterable[Lane]) -> list[list[Lane]]:
     """Lanes of one install and one cause, the largest group first and in it the longest blocked."""
     found: dict[tuple[int, str], list[Lane]] = {}
-    for lane in sorted(lanes, key=lambda lane: str(lane.blocked_at)):
+    for lane in sorted(lanes, key=lambda lane: str(state.blocked_since(lane))):
         found.setdefault((lane.audience.install_id, cause(lane)), []).append(lane)
     return sorted(found.values(), key=len, reverse=True)
 

@@ -226,7 +226,7 @@ def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
         f"{who} blocked ({install})",
         f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
         f" {waiting} waiting. Other audiences are not affected.",
-        ago(first.blocked_at),
+        ago(state.blocked_since(first)),
         url_of(first.audience) if alone else listed,
         todo=(
             "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
