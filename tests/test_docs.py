@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")])
 PACKAGES = ("audiences", "workers", "lytics", "odp", "lytics_sync")
 OPERATING = ROOT / "docs" / "operating.md"
-README = ROOT / "README.md"
+WEBHOOK = ROOT / "docs" / "webhook.md"
+PROMISES = ROOT / "docs" / "promises.md"
 DECISIONS = ROOT / "docs" / "decisions"
 (DEPENDENCIES,) = DECISIONS.glob("*-dependencies.md")
 NODE_PACKAGES = ROOT / "benchmarks" / "graphile" / "package.json"
@@ -131,9 +132,9 @@ def test_every_attribute_named_in_the_glossary_exists() -> None:
 # --- what Lytics is answered -----------------------------------------------------------------------------------
 
 
-def answers_in_the_readme() -> dict[str, str]:
+def answers_on_the_page() -> dict[str, str]:
     """What stands in the first and in the second column of the table."""
-    table = README.read_text(encoding="utf-8").partition("## What Lytics is answered")[2].partition("\n## ")[0]
+    table = WEBHOOK.read_text(encoding="utf-8").partition("## What Lytics is answered")[2].partition("\n## ")[0]
     rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("|")][2:]
     return {call.strip(): answer.strip() for call, answer in rows}
 
@@ -183,7 +184,7 @@ def from_a_stranger_who_tries_often(install: Install, settings: Settings, monkey
     return call(install, token=False)
 
 
-# The words by which the README names a call, and how to make it.
+# The words by which the page names a call, and how to make it.
 CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
     "the mix of good and parked items": lambda install, *_: call(install, body(message(), "no message")),
     "an empty array": lambda install, *_: call(install, b"[]"),
@@ -205,19 +206,19 @@ CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
 }
 
 
-def test_every_answer_in_the_readme_is_tried() -> None:
-    rows = answers_in_the_readme()
+def test_every_response_on_the_page_is_tried() -> None:
+    rows = answers_on_the_page()
     assert len(rows) == 7
     assert [row for row in rows if not any(words in row for words in CALLS)] == []
 
 
 @pytest.mark.parametrize("words", CALLS)
 @pytest.mark.django_db
-def test_lytics_is_answered_as_the_readme_says(
+def test_lytics_is_answered_as_the_page_says(
     words: str, install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backlog, "FRESH_SECONDS", 0.0)
-    (said,) = [answer for row, answer in answers_in_the_readme().items() if words in row]
+    (said,) = [answer for row, answer in answers_on_the_page().items() if words in row]
     answer = CALLS[words](install, settings, monkeypatch)
     assert [str(answer.status_code)] == re.findall(r"`(\d{3})`", said)
     assert ("Retry-After" in answer.headers) == ("`Retry-After`" in said)
@@ -296,8 +297,8 @@ def test_no_reason_outlives_its_dependency() -> None:
     assert {cell.strip().strip("`") for cell in column(DEPENDENCIES, 1)} - pinned == set()
 
 
-@pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", README.read_text(encoding="utf-8")))
-def test_every_proof_named_in_the_readme_exists(test: str) -> None:
+@pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", PROMISES.read_text(encoding="utf-8")))
+def test_every_test_of_a_promise_exists(test: str) -> None:
     assert (ROOT / test).exists()
 
 
@@ -344,7 +345,24 @@ LINE_COLUMNS = 120
 CELL_CHARACTERS = 200
 
 
-@pytest.mark.parametrize("page", [*DECISION_PAGES, DECISIONS / "README.md"], ids=lambda page: str(page.name))
+UNREVISED = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks.md",
+    "chaos.md",
+    "connecting.md",
+    "glossary.md",
+    "lanes.md",
+    "lytics-wire.md",
+    "odp-wire.md",
+    "operating.md",
+    "scaling.md",
+    "security.md",
+}
+REVISED = [page for page in PAGES if page.name not in UNREVISED and page.parent.name != "sandbox"]
+
+
+@pytest.mark.parametrize("page", REVISED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_line_of_a_page_is_too_long_to_read(page: Path) -> None:
     """Prose fits into 120 columns and a table cell into 200 characters: a cell holds a fact, a paragraph goes below."""
     lines = without_blocks(page.read_text(encoding="utf-8")).splitlines()
@@ -353,3 +371,10 @@ def test_no_line_of_a_page_is_too_long_to_read(page: Path) -> None:
     assert [line for line in prose if len(line) > LINE_COLUMNS] == []
     cells = [cell.strip() for row in rows for cell in row.split("|")]
     assert [cell for cell in cells if len(cell) > CELL_CHARACTERS] == []
+
+
+def test_the_readme_is_short_and_every_page_is_in_the_index() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.*") if page.suffix in {".md", ".yaml", ".ini"}]
+    assert [name for name in sorted(pages) if name != "README.md" and f"]({name})" not in index] == []

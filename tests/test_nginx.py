@@ -1,4 +1,4 @@
-"""The nginx lines of README, run by a real nginx: none of its own answers makes Lytics drop a batch.
+"""The nginx lines of docs/production.md, run by a real nginx: none of its own answers makes Lytics drop a batch.
 
 Skipped where there is no nginx; ``.ci/run`` installs one. ``NGINX`` names another.
 """
@@ -63,7 +63,7 @@ class Nginx:
         self.port = free_port()
         config = folder / "nginx.conf"
         user = "user root root;" if os.geteuid() == 0 else ""
-        snippet = _of_the_readme().replace("127.0.0.1:8000", f"127.0.0.1:{service}")
+        snippet = _of_the_page().replace("127.0.0.1:8000", f"127.0.0.1:{service}")
         config.write_text(
             CONFIG.format(folder=folder, port=self.port, user=user, snippet=snippet, tls=tls), encoding="utf-8"
         )
@@ -83,8 +83,10 @@ class Nginx:
         return int(answer.split(b" ")[1]), answer.partition(b"\r\n\r\n")[0].decode("latin-1")
 
 
-def _of_the_readme() -> str:
-    (found,) = re.findall(r"```nginx\n(.*?)```", (PROJECT_DIR / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def _of_the_page() -> str:
+    (found,) = re.findall(
+        r"```nginx\n(.*?)```", (PROJECT_DIR / "docs" / "production.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     return str(found)
 
 
@@ -203,7 +205,7 @@ def test_who_forgets_tls_is_asked_to_come_back(tmp_path: Path, shop: Install) ->
 
 
 def test_what_is_constant_in_nginx_fits_the_defaults_of_the_settings() -> None:
-    lines = _of_the_readme()
+    lines = _of_the_page()
     megabytes = settings.WEBHOOK_BODY_LIMIT / 1024 / 1024
     (body,) = re.findall(r"client_max_body_size (\d+)m;", lines)
     assert int(body) > megabytes
