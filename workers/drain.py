@@ -1,6 +1,6 @@
 """Draining: from ready lanes to ODP, one request at a time, until nothing is ready. Imports no Celery.
 
-Read `turn` and `deliver` beside the picture in README: each step is a line, and docs/lanes.md says for each line
+Read `turn` and `deliver` beside the picture in README: each step is a line, and docs/crashes.md says for each line
 what is true when the process dies there.
 """
 

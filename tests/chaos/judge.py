@@ -17,7 +17,7 @@ from tests.chaos.wire import Wire
 
 # Findings of one kind that are told; the others are only counted.
 TOLD = 5
-# After a crash of PostgreSQL the pace begins anew, and one request may come too soon (docs/lanes.md).
+# After a crash of PostgreSQL the pace begins anew, and one request may come too soon (docs/crashes.md).
 PACE_AFTER_CRASH_SECONDS = 30.0
 
 
