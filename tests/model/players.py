@@ -5,6 +5,7 @@ of the workers reads from ``time.monotonic``. Only one thread runs at a time, so
 """
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,6 +155,17 @@ def _deadly(function: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     return dies
+
+
+def _failing(hold: Callable[..., Any]) -> Callable[..., Any]:
+    """A lane that is held because of an error of ours: in a model run nothing may go wrong in a worker."""
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if worker := Worker.here():
+            worker.failed = sys.exc_info()[1]
+        return hold(*args, **kwargs)
+
+    return fails
 
 
 # --- ODP ---------------------------------------------------------------------------------------------------------
@@ -318,6 +330,7 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
         patched.setattr(lanes, "give_back", _stopping(lanes.give_back, before=True))
         for name in ("_write_ledger", "_close_abandoned"):
             patched.setattr(lanes, name, _deadly(getattr(lanes, name)))
+        patched.setattr(lanes, "hold", _failing(lanes.hold))
         patched.setattr(drain._Sender, "send", sends)
         patched.setattr(drain, "LEASE_MARGIN", margin)
         patched.setattr(drain, "time", odp.clock)
