@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db.models import Sum
 from django.http import HttpRequest
 
-from audiences.api import address
+from audiences import address
 
 
 def source(request: HttpRequest) -> str | None:

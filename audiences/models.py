@@ -2,7 +2,7 @@
 
 One writer per fact: ``ingest`` creates Events and Receipts, ``lanes`` writes Lanes, Runs, Deliveries and the ledger,
 ``brake`` the brake of an Install, ``resends`` Resends. State shown to people is derived from these facts
-(``audiences/state.py``).
+(``audiences/insight/state.py``).
 """
 
 import secrets
@@ -101,7 +101,7 @@ class Install(models.Model):
         default=20, validators=[MinValueValidator(1)], help_text="Requests in progress at once, across all workers."
     )
     created_at = models.DateTimeField(default=now, editable=False)
-    # When ODP first accepted its API key; None is a draft. Written by ``audiences/drafts.py``.
+    # When ODP first accepted its API key; None is a draft. Written by ``audiences/delivery/drafts.py``.
     key_accepted_at = models.DateTimeField(null=True, editable=False)
     # When the identifier field was last changed: older calls were read by another field.
     identifier_since_at = models.DateTimeField(null=True, editable=False)
@@ -190,7 +190,7 @@ class Audience(models.Model):
     created_at = models.DateTimeField(default=now)
     # When all that it needs in ODP was last seen there.
     provisioned_at = models.DateTimeField(null=True)
-    # Its making, written by ``audiences/provision.py``: when somebody asked to have ODP looked at again, the lease of
+    # Its making, written by ``delivery/provision.py``: when somebody asked to have ODP looked at again, the lease of
     # the worker that is at it, and after a failure until when the next try waits, and why.
     look_asked_at = models.DateTimeField(null=True)
     making_token = models.UUIDField(null=True)
@@ -202,7 +202,7 @@ class Audience(models.Model):
     # Digests of a definition that was found in ODP and isn't ours, and of the one that a person has accepted.
     foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
-    # When a person chose what becomes of an older audience with its slug; see ``audiences/take_over.py``.
+    # When a person chose what becomes of an older audience with its slug; see ``audiences/operations/take_over.py``.
     slug_settled_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -236,7 +236,7 @@ class Audience(models.Model):
 
 
 class Lane(models.Model):
-    """An audience's place in delivery: cursor, lease, pause, block, fault. Written by ``audiences/lanes.py`` alone."""
+    """An audience's place in delivery: cursor, lease, pause, block, fault. Written by ``delivery/lanes.py`` alone."""
 
     audience = models.OneToOneField(Audience, on_delete=models.PROTECT, primary_key=True)
     delivered_sequence = models.BigIntegerField(default=0)
@@ -402,7 +402,7 @@ class Membership(models.Model):
 
 
 class Profile(models.Model):
-    """The newest list of identifiers of one Lytics profile in one audience. Written by ``audiences/remember.py``."""
+    """The newest list of identifiers of one Lytics profile in one audience. Written by ``receiving/remember.py``."""
 
     pk = models.CompositePrimaryKey("audience_id", "profile")
     audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
@@ -418,7 +418,7 @@ class Profile(models.Model):
 class FutureTime(models.Model):
     """An event whose transition time was too far ahead of the clock to be believed, and the time that was told.
 
-    The event itself carries the time that counts. Written by ``audiences/ingest.py`` alone, with the event.
+    The event itself carries the time that counts. Written by ``audiences/receiving/ingest.py`` alone, with the event.
     """
 
     pk = models.CompositePrimaryKey("audience_id", "sequence")
@@ -453,7 +453,7 @@ class Delivery(models.Model):
     request = models.BinaryField(null=True)
     worker = models.CharField(max_length=100)
     version = models.CharField(max_length=20)
-    # When it was seen to that nothing of this request can outlive what came after it (audiences/affirm.py).
+    # When it was seen to that nothing of this request can outlive what came after it (audiences/operations/affirm.py).
     affirmed_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -484,7 +484,7 @@ class Delivery(models.Model):
 
 
 class Skip(models.Model):
-    """A person's decision not to send what an install had waiting: who and why. Written by ``audiences/skips.py``."""
+    """A person's decision not to send what an install had waiting: who and why. Written by ``operations/skips.py``."""
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="skips")
     by = models.CharField(max_length=150)
@@ -552,7 +552,7 @@ class Run(models.Model):
 
 
 class Again(models.Model):
-    """A range of the log that this service appended itself, and what caused it. Written by ``audiences/again.py``.
+    """A range of the log that this service appended itself, and what caused it. Written by ``receiving/again.py``.
 
     Nobody checks the foreign keys row by row: the audience is locked, and the others are read in the same transaction.
     """
@@ -588,7 +588,7 @@ class Again(models.Model):
 
 
 class Minute(models.Model):
-    """What one install received, parked and delivered in one minute, added up. Written by ``audiences/tally.py``.
+    """What one install received, parked and delivered in one minute, added up. Written by ``insight/tally.py``.
 
     Derived: deleting rows loses a picture and nothing else. A minute in which nothing happened has no row.
     """
@@ -682,7 +682,7 @@ class Parked(models.Model):
 class Resend(models.Model):
     """Something that a person asked to be sent again: how far it is, and who wanted it why.
 
-    Written by ``audiences/resends.py`` alone. It is stored before its first chunk and moves with each, so no process
+    Written by ``operations/resends.py`` alone. It is stored before its first chunk and moves with each, so no process
     has to live until its end.
     """
 
@@ -786,7 +786,7 @@ class Pace(models.Model):
 
 
 class Worker(models.Model):
-    """A worker process that has proved that work reaches it. Written by ``audiences/heartbeats.py``."""
+    """A worker process that has proved that work reaches it. Written by ``audiences/insight/heartbeats.py``."""
 
     name = models.CharField(max_length=200, unique=True)
     version = models.CharField(max_length=20)
@@ -800,7 +800,7 @@ class Worker(models.Model):
 class Confirmation(models.Model):
     """What ODP itself said of an install when it was asked: that it takes the key, and that it shows a member.
 
-    Written by ``audiences/confirm.py``. ``delivered_at`` is when those whom ODP was asked about had been delivered.
+    Written by ``insight/confirm.py``. ``delivered_at`` is when those whom ODP was asked about had been delivered.
     """
 
     install = models.OneToOneField(Install, on_delete=models.CASCADE, primary_key=True)
@@ -830,7 +830,7 @@ class Confirmation(models.Model):
 class Trial(models.Model):
     """One test customer on its way through the whole path, into the test audience and out again.
 
-    Written by ``audiences/trials.py``. ``hops`` are what it has come past, each with its milliseconds.
+    Written by ``audiences/insight/trials.py``. ``hops`` are what it has come past, each with its milliseconds.
     """
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="trials")

@@ -1,6 +1,6 @@
 """The limit: the rows of a call into the same tables by one bare statement, no Django and no HTTP.
 
-``python -m benchmarks.limit --url postgres://… --calls N``. The statement is that of ``audiences/ingest.py``, with the
+``python -m benchmarks.limit --url postgres://… --calls N``. The statement is that of ``receiving/ingest.py``, with the
 lock before it in the same round trip and the same commit. What is sent is text that was built before.
 """
 

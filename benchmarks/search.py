@@ -95,7 +95,8 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
     from django.test import Client
     from django.urls import reverse
 
-    from audiences import customers, lanes
+    from audiences.delivery import lanes
+    from audiences.insight import customers
     from audiences.models import Audience, Install
 
     call_command("migrate", verbosity=0)
@@ -149,8 +150,8 @@ def receive(how: str) -> None:
     from django.db import transaction
     from django.utils.timezone import now
 
-    from audiences import ingest
     from audiences.models import Audience
+    from audiences.receiving import ingest
     from lytics.payload import Fact, Kind
 
     audiences = list(Audience.objects.values_list("pk", flat=True))

@@ -13,7 +13,7 @@ from workers.app import app
 
 django.setup()
 
-from audiences import lanes  # noqa: E402 — its models take a Django that is set up
+from audiences.delivery import lanes  # noqa: E402 — its models take a Django that is set up
 
 __all__ = ["app"]
 

@@ -3,7 +3,8 @@
 from django.db.utils import Error
 from django.http import HttpRequest, JsonResponse
 
-from audiences import heartbeats, progress, readiness, sessions
+from audiences import readiness, sessions
+from audiences.insight import heartbeats, progress
 
 
 def live(request: HttpRequest) -> JsonResponse:

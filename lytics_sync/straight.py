@@ -7,7 +7,7 @@ from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, resolve
 from rest_framework.response import Response
 
-from audiences.api.views import UnknownWebhookView, is_for_lytics
+from audiences.receiving.views import UnknownWebhookView, is_for_lytics
 
 HEALTH = ("/health/live", "/health/ready", "/health/workers")
 

@@ -6,7 +6,7 @@ from django.shortcuts import redirect
 from django.urls import path, re_path
 
 from audiences.admin import customer
-from audiences.api.views import UnknownWebhookView, WebhookView, bad_request
+from audiences.receiving.views import UnknownWebhookView, WebhookView, bad_request
 from lytics_sync import database_away, health
 
 

@@ -26,7 +26,7 @@ from gunicorn.http import errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 from structlog.contextvars import bound_contextvars, get_contextvars
 
-from audiences import refused
+from audiences.receiving import refused
 from lytics_sync.lenient import LenientRequest
 from lytics_sync.request_id import HEADER
 from workers.heap import leave_heap_alone
@@ -255,7 +255,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
 def _warm_up() -> None:
     """What the first call would have to load, and have PostgreSQL prepare. Without a database, as much as goes."""
-    from audiences import backlog, ingest, tokens  # not before Django is set up
+    from audiences.receiving import backlog, ingest, tokens
 
     try:
         resolve("/webhooks/lytics/none")

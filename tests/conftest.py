@@ -10,9 +10,9 @@ from django.db import connection
 from django.test import Client, TransactionTestCase
 from hypothesis import settings
 
-from audiences import installs, refused
-from audiences.api import strangers
 from audiences.models import Install
+from audiences.operations import installs
+from audiences.receiving import refused, strangers
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import sandbox
 from tests.people import someone

@@ -7,8 +7,10 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import audit, ingest, lanes
+from audiences.delivery import lanes
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
+from audiences.operations import audit
+from audiences.receiving import ingest
 from lytics.payload import Fact, Kind
 from sandbox.odp.testing import ControlledSandbox, ThreadedSandbox
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options

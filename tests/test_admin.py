@@ -12,8 +12,10 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import brake, ingest, installs, lanes, operations, provision, resends
+from audiences.delivery import brake, lanes, provision
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
+from audiences.operations import installs, parked_items, resends
+from audiences.receiving import ingest
 from odp.outcomes import Answer, Outcome
 from tests.people import someone
 
@@ -422,7 +424,7 @@ def test_a_stale_page_does_nothing(operator: Client, audience: Audience, lane: L
 def test_a_parked_item_that_went_meanwhile_is_left_alone(boss: Client, install: Install) -> None:
     parked = Parked.objects.get()
     asked = boss.get(url("discard", parked)).content.decode()
-    operations.discard([parked.pk], by="somebody else")
+    parked_items.discard([parked.pk], by="somebody else")
     boss.post(url("discard", parked), {**hidden(asked), "reason": "x"})
     parked.refresh_from_db()
     assert parked.closed_by == "somebody else"

@@ -8,9 +8,10 @@ import pytest
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences import ingest, lanes
-from audiences.affirm import affirm as affirm_now
+from audiences.delivery import lanes
 from audiences.models import Audience, Delivery, Event, Install, Membership
+from audiences.operations.affirm import affirm as affirm_now
+from audiences.receiving import ingest
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (

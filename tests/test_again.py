@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
-from audiences import again, resends, tally
 from audiences.admin import charts
-from audiences.affirm import affirm
+from audiences.insight import tally
 from audiences.models import Again, Audience, Delivery, Event, Install, Minute, Receipt, Run
+from audiences.operations import resends
+from audiences.operations.affirm import affirm
+from audiences.receiving import again
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import brake_runs_out, drain_all, enter, happen, make_audience, make_install

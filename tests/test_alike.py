@@ -8,8 +8,9 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from audiences import alike, ingest
+from audiences.insight import alike
 from audiences.models import Audience, Install
+from audiences.receiving import ingest
 from tests.delivering import make_install
 from tests.messages import message, transition
 from tests.test_admin import press, url

@@ -16,27 +16,29 @@ ROOT: Path = settings.BASE_DIR
 # Who may import whom: only what stands on a lower floor, or the same package.
 FLOORS = {"lytics": 0, "odp": 0, "audiences": 1, "workers": 2, "lytics_sync": 3, "local": 4}
 OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
+# The same inside ``audiences``; "" is for the modules that stand in no room.
+ROOMS = {"": 0, "delivery": 1, "receiving": 2, "insight": 3, "operations": 4, "admin": 5, "management": 5}
 
 # Who may write which table; migrations and tests aside.
 WRITERS = {
-    "Event": {"audiences/ingest.py"},
-    "Receipt": {"audiences/ingest.py"},
-    "FutureTime": {"audiences/ingest.py"},
+    "Event": {"audiences/receiving/ingest.py"},
+    "Receipt": {"audiences/receiving/ingest.py"},
+    "FutureTime": {"audiences/receiving/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
-    "Lane": {"audiences/lanes.py"},
-    "Run": {"audiences/lanes.py"},
-    "Delivery": {"audiences/lanes.py"},
-    "Membership": {"audiences/lanes.py"},
-    "Token": {"audiences/tokens.py"},
+    "Lane": {"audiences/delivery/lanes.py"},
+    "Run": {"audiences/delivery/lanes.py"},
+    "Delivery": {"audiences/delivery/lanes.py"},
+    "Membership": {"audiences/delivery/lanes.py"},
+    "Token": {"audiences/receiving/tokens.py"},
     # A skip stops what is unfinished, in the transaction that moves the cursors.
-    "Resend": {"audiences/resends.py", "audiences/skips.py"},
-    "Skip": {"audiences/skips.py"},
-    "Profile": {"audiences/remember.py"},
-    "Minute": {"audiences/tally.py"},
+    "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py"},
+    "Skip": {"audiences/operations/skips.py"},
+    "Profile": {"audiences/receiving/remember.py"},
+    "Minute": {"audiences/insight/tally.py"},
     "Pace": {"workers/pace.py"},
-    "Worker": {"audiences/heartbeats.py"},
-    "Confirmation": {"audiences/confirm.py"},
-    "Trial": {"audiences/trials.py"},
+    "Worker": {"audiences/insight/heartbeats.py"},
+    "Confirmation": {"audiences/insight/confirm.py"},
+    "Trial": {"audiences/insight/trials.py"},
 }
 WRITING = {
     "create",
@@ -85,6 +87,26 @@ def test_imports_run_one_way(source: str) -> None:
         assert ours == set(), "the sandbox stands for other people's servers and knows nothing of ours"
     else:
         assert {name for name in ours if FLOORS.get(name, 9) >= FLOORS[package]} == set()
+
+
+def room(path: str) -> str:
+    """The room of a module or file of ``audiences``: of ``delivery/fold.py`` and ``audiences.delivery.fold``."""
+    _, first, *_ = [*path.removesuffix(".py").replace("/", ".").split("."), ""]
+    return first if first in ROOMS else ""
+
+
+@pytest.mark.parametrize(
+    "source", [source for source in SOURCES if source.startswith("audiences/") and not source.endswith("apps.py")]
+)
+def test_rooms_of_audiences_import_one_way(source: str) -> None:
+    named = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "audiences"
+        for alias in node.names
+    }
+    here = room(source)
+    assert {name for name in named if room(name) != here and ROOMS[room(name)] >= ROOMS[here]} == set()
 
 
 @pytest.mark.parametrize("source", [source for source in SOURCES if source.startswith(("lytics/", "odp/"))])

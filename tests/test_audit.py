@@ -3,8 +3,8 @@
 import pytest
 from django.db import connection
 
-from audiences import audit
 from audiences.models import Audience, Install
+from audiences.operations import audit
 from odp.outcomes import Outcome
 from tests.delivering import claim, enter, make_audience, make_install
 
@@ -16,7 +16,7 @@ GAP, CURSOR, LEDGER, MEMBERS, HISTORY, REFUSED, AHEAD = audit.TRUTHS
 @pytest.fixture
 def gold() -> Audience:
     """An audience of whose five events three are delivered: one of them refused."""
-    from audiences import lanes
+    from audiences.delivery import lanes
 
     install = make_install()
     made = make_audience(install, "gold")

@@ -9,7 +9,7 @@ import pytest
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import brake, lanes
+from audiences.delivery import brake, lanes
 from audiences.models import Install
 from odp.outcomes import Answer, Outcome
 from tests.delivering import brake_runs_out, enter, make_audience, make_install

@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.utils.timezone import now
 
-from audiences import lanes
+from audiences.delivery import lanes
 from audiences.models import Audience, Install, Lane
 from tests.delivering import enter, make_audience, make_install
 

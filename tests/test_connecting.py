@@ -12,10 +12,11 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 from pytest_django.live_server_helper import LiveServer
 
-from audiences import brake, checklist, confirm, ingest, installs, lanes, state, tokens, trials
 from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
-from audiences.checklist import Line
+from audiences.delivery import brake, lanes
+from audiences.insight import checklist, confirm, state, trials
+from audiences.insight.checklist import Line
 from audiences.models import (
     Audience,
     Confirmation,
@@ -29,6 +30,8 @@ from audiences.models import (
     Run,
     Trial,
 )
+from audiences.operations import installs
+from audiences.receiving import ingest, tokens
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS
 from sandbox.odp.testing import ThreadedSandbox

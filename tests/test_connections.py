@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from django.db import connection
 
-from audiences import role
 from audiences.models import Event, Install, Receipt, Worker
+from audiences.operations import role
 from local.processes import Fleet
 from local.stack import Memory, Stack
 from tests.delivering import assert_all_is_well, cursor_of, enter, make_audience, make_install, numbered, sandbox

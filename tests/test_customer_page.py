@@ -8,7 +8,8 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.urls import reverse
 
-from audiences import customers, lanes
+from audiences.delivery import lanes
+from audiences.insight import customers
 from audiences.models import Audience, Event, Install, Membership
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, lane_of, make_audience, make_install

@@ -16,11 +16,14 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import brake, customers, ingest, lanes, operations, state
-from audiences.customers import End, Fate, trail
-from audiences.fold import fold
-from audiences.lanes import Ledger, Result
+from audiences.delivery import brake, lanes
+from audiences.delivery.fold import fold
+from audiences.delivery.lanes import Ledger, Result
+from audiences.insight import customers, state
+from audiences.insight.customers import End, Fate, trail
 from audiences.models import Audience, Delivery, Event, Install, Membership, Parked
+from audiences.operations import parked_items
+from audiences.receiving import ingest
 from lytics.payload import Kind
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
@@ -202,7 +205,7 @@ def test_a_refused_event_is_parked_until_a_person_lets_it_go(shop: Install, gold
     enter(gold, "kim")
     step(shop, refuse=True)
     assert words() == [("parked", "ODP rejected it: not her")]
-    operations.release([Parked.objects.get().pk], by="sam")
+    parked_items.release([Parked.objects.get().pk], by="sam")
     step(shop)
     told = words()
     assert [word for word, _ in told] == ["released", "delivered"]
@@ -225,7 +228,7 @@ def test_a_second_refusal_leaves_the_first_one_refused_and_older_ones_delivered(
     for at in (2, 3):
         happen(gold, ("kim", "exit", at))
         step(shop, refuse=True)
-    operations.discard([Parked.objects.get().pk], by="sam")
+    parked_items.discard([Parked.objects.get().pk], by="sam")
     told = words()
     assert [word for word, _ in told] == ["delivered", "discarded", "discarded"]
     assert "a newer refusal, of event 3" in told[1][1]

@@ -12,9 +12,10 @@ from django.http.response import HttpResponseBase
 from django.test import Client
 from pytest_django.fixtures import Settings
 
-from audiences import backlog, ingest, installs
-from audiences.lanes import REFUSED_BY_ODP
+from audiences.delivery.lanes import REFUSED_BY_ODP
 from audiences.models import Install
+from audiences.operations import installs
+from audiences.receiving import backlog, ingest
 from lytics.reasons import HINTS
 from tests.messages import body, message
 
@@ -117,19 +118,19 @@ def test_every_test_named_on_a_page_exists() -> None:
 
 
 def test_every_attribute_named_in_the_glossary_exists() -> None:
-    import audiences.ingest
-    import audiences.lanes
+    import audiences.delivery.lanes
     import audiences.models
-    import audiences.operations
-    import audiences.resends
+    import audiences.operations.parked_items
+    import audiences.operations.resends
+    import audiences.receiving.ingest
     import workers.drain
 
     modules = {
-        "ingest": audiences.ingest,
-        "lanes": audiences.lanes,
+        "ingest": audiences.receiving.ingest,
+        "lanes": audiences.delivery.lanes,
         "models": audiences.models,
-        "operations": audiences.operations,
-        "resends": audiences.resends,
+        "parked_items": audiences.operations.parked_items,
+        "resends": audiences.operations.resends,
         "drain": workers.drain,
     }
     named = re.findall(r"`(\w+)\.(\w+)`", " ".join(column(ROOT / "docs" / "glossary.md", 3)))

@@ -11,8 +11,11 @@ from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences import confirm, drafts, ingest, installs, role, state, trials
+from audiences.delivery import drafts
+from audiences.insight import confirm, state, trials
 from audiences.models import Audience, Event, Install, Token
+from audiences.operations import installs, role
+from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY
 from tests.delivering import NOWHERE, drain_all, make_audience, make_install

@@ -18,8 +18,10 @@ from django.db import ProgrammingError, connection
 from django.db.models import F
 from django.utils.timezone import now
 
-from audiences import lanes, operations, provision, received, resends
+from audiences.delivery import lanes, provision
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Run
+from audiences.operations import parked_items, resends
+from audiences.receiving import received
 from odp.client import Client
 from odp.outcomes import Answer
 from sandbox.odp.testing import ROOT, ThreadedSandbox
@@ -232,7 +234,7 @@ def test_a_refused_item_is_sent_again_on_release_and_closes(
     enter(gold, "a", "b")
     drain_all(shop)
     odp.clear_faults()
-    assert operations.release([Parked.objects.get().pk], by="kim") == (1, 0)
+    assert parked_items.release([Parked.objects.get().pk], by="kim") == (1, 0)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["a", "b"]
     assert parked() == [("lytics_gold", "a", "released")]
@@ -289,7 +291,9 @@ def test_what_odp_has_lost_comes_back(odp: ThreadedSandbox, shop: Install, gold:
 def test_a_failure_brakes_the_install_and_blames_no_event(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, then: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("audiences.brake.random.uniform", lambda _, longest: longest)  # full jitter may be over at once
+    monkeypatch.setattr(
+        "audiences.delivery.brake.random.uniform", lambda _, longest: longest
+    )  # full jitter may be over at once
     odp.fault({"path": "/v3/profiles", "times": 1}, then)
     enter(gold, "a", "b")
     drain_all(shop)

@@ -9,9 +9,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 
-from audiences import checklist, evidence, ingest, tokens, trials
-from audiences.checklist import Line
+from audiences.insight import checklist, evidence, trials
+from audiences.insight.checklist import Line
 from audiences.models import Install, Receipt
+from audiences.receiving import ingest, tokens
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import make_install
 from tests.messages import body, message

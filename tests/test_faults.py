@@ -7,8 +7,11 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences import backlog, heartbeats, lanes, provision, skips
+from audiences.delivery import lanes, provision
+from audiences.insight import heartbeats
 from audiences.models import Audience, Install, Lane
+from audiences.operations import skips
+from audiences.receiving import backlog
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiences.fold import Entry, Held, fold, newest
+from audiences.delivery.fold import Entry, Held, fold, newest
 from lytics.payload import Kind
 
 Memberships = dict[str, tuple[bool, int]]

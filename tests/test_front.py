@@ -16,9 +16,12 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import brake, disk, heartbeats, ingest, lanes, refused, resends, tally, tokens
 from audiences.admin import charts
+from audiences.delivery import brake, lanes
+from audiences.insight import heartbeats, tally
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
+from audiences.operations import resends
+from audiences.receiving import disk, ingest, refused, tokens
 from odp.outcomes import Answer, Outcome
 from tests.delivering import make_audience
 from tests.messages import body, message, transition

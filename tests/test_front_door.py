@@ -13,8 +13,8 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from audiences import refused
 from audiences.models import Event, Install, Receipt
+from audiences.receiving import refused
 from lytics_sync.lenient import with_encoded_query
 from tests.messages import body, message
 from tests.people import someone

@@ -10,8 +10,10 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import audit, customers, ingest, state
+from audiences.insight import customers, state
 from audiences.models import Audience, Event, FutureTime, Install, Membership
+from audiences.operations import audit
+from audiences.receiving import ingest
 from lytics import times
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, drain_all, enter, happen, make_audience, make_install
@@ -143,15 +145,15 @@ def test_a_ledger_of_now_still_wins_over_a_late_event(odp: ThreadedSandbox, shop
 
 
 def test_a_released_item_with_a_future_time_is_noted_too(shop: Install) -> None:
-    from audiences import operations
     from audiences.models import Parked
+    from audiences.operations import parked_items
 
     one = message(transition(at="2199-01-01T00:00:00Z"))
     del one["data"]["_id"]
     one["data"]["other"] = "kim"
     ingest.receive(shop, json.dumps([one]).encode())
     Install.objects.update(identifier_field="other")
-    assert operations.release([Parked.objects.get().pk], by="me") == (1, 0)
+    assert parked_items.release([Parked.objects.get().pk], by="me") == (1, 0)
     assert FutureTime.objects.get().pk == Event.objects.get().pk
 
 

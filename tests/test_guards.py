@@ -7,8 +7,10 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import brake, guards, ingest, installs, tokens
+from audiences.delivery import brake
 from audiences.models import Audience, Install, Token
+from audiences.operations import guards, installs
+from audiences.receiving import ingest, tokens
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import UNLIMITED, drain_all, make_audience

@@ -18,8 +18,11 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import brake, failures, heartbeats, readiness, refused
+from audiences import readiness
+from audiences.delivery import brake
+from audiences.insight import failures, heartbeats
 from audiences.models import Audience, Event, Install, Lane
+from audiences.receiving import refused
 from audiences.secrets import UNREADABLE, opened
 from local.processes import Program
 from local.stack import Memory, Stack

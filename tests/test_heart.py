@@ -19,7 +19,7 @@ from django.test import Client
 from django.utils.timezone import now
 from kombu import Connection
 
-from audiences import heartbeats
+from audiences.insight import heartbeats
 from audiences.models import Worker
 from local.processes import Fleet, free_port
 from local.stack import Memory, Stack

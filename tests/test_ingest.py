@@ -12,9 +12,10 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, F, Max
 from django.utils.timezone import now
 
-from audiences import ingest, operations
-from audiences.ingest import receive
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
+from audiences.operations import parked_items
+from audiences.receiving import ingest
+from audiences.receiving.ingest import receive
 from audiences.secrets import decrypt
 from lytics import reasons
 from lytics.payload import Fact, Kind
@@ -575,7 +576,7 @@ def test_an_item_whose_identifier_is_unusable_is_read_by_another_field_on_releas
     item = Parked.objects.get()
     assert item.reason == reasons.UNUSABLE_IDENTIFIER
     Install.objects.update(identifier_field="other")
-    assert operations.release([item.pk], by="me") == (1, 0)
+    assert parked_items.release([item.pk], by="me") == (1, 0)
     assert Event.objects.get().identifier == "kim"
 
 

@@ -11,10 +11,11 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import Count
 from django.utils.timezone import now
 
-from audiences import ingest, lanes, provision
-from audiences.fold import Entry, Held, fold
-from audiences.lanes import GapError, Lease, LeaseLostError, Ledger, Result
+from audiences.delivery import lanes, provision
+from audiences.delivery.fold import Entry, Held, fold
+from audiences.delivery.lanes import GapError, Lease, LeaseLostError, Ledger, Result
 from audiences.models import Audience, Delivery, Event, Install, Lane, Run
+from audiences.receiving import ingest
 from odp.outcomes import Answer, Outcome
 from tests.delivering import (
     broken_truths,

@@ -7,8 +7,10 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences import backlog, lanes, state
+from audiences.delivery import lanes
+from audiences.insight import state
 from audiences.models import Audience, Lane
+from audiences.receiving import backlog
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, lane_of, make_audience, make_install
 from tests.test_admin import press

@@ -18,8 +18,9 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path, reverse
 
-from audiences import installs, trace
+from audiences.insight import trace
 from audiences.models import Audience, Delivery, Install, Membership, Receipt
+from audiences.operations import installs
 from lytics_sync import logs
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import brake_runs_out, drain_all
@@ -28,7 +29,7 @@ from workers.app import app
 SECRETIVE = "anna.maria@example.com"
 
 # Every logger whose errors an operator has to understand: ours, Django's, Celery's, gunicorn's.
-LOGGERS = ("audiences.ingest", "django.request", "celery.app.trace", "gunicorn.error", "asyncio")
+LOGGERS = ("audiences.receiving.ingest", "django.request", "celery.app.trace", "gunicorn.error", "asyncio")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import pytest
 from django.db import Error, OperationalError, connection
 from psycopg import sql
 
-from audiences import lanes, provision, sessions
+from audiences import sessions
+from audiences.delivery import lanes, provision
 from audiences.models import Audience, Install
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (

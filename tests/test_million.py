@@ -21,8 +21,8 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.plugin import DjangoDbBlocker
 
-from audiences import installs
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run
+from audiences.operations import installs
 
 # Rows that the statements of one page may read of one big table; and where all of an hour have to be looked at.
 FEW = 3_000

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from django.conf import settings
 
-from audiences import installs
 from audiences.models import Event, Install
+from audiences.operations import installs
 from local.processes import free_port, listens
 from lytics_sync.env import PROJECT_DIR
 from tests.messages import body, message

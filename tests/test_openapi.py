@@ -11,8 +11,10 @@ from django.db import OperationalError
 from django.test import Client
 from pytest_django.fixtures import Settings
 
-from audiences import heartbeats, ingest, readiness
+from audiences import readiness
+from audiences.insight import heartbeats
 from audiences.models import Install
+from audiences.receiving import ingest
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from audiences import ingest, operations
-from audiences.ingest import receive
 from audiences.models import Event, Install, Parked, Receipt
+from audiences.operations import parked_items
+from audiences.receiving import ingest
+from audiences.receiving.ingest import receive
 from lytics import payload, reasons
 from lytics.payload import Kind
 from tests.messages import AT_NS, body, message, single, transition
@@ -21,7 +22,7 @@ ENTER, EXIT, CHANGE = Kind.ENTER, Kind.EXIT, Kind.CHANGE
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Whom the workers were told of."""
     told: list[int] = []
-    monkeypatch.setattr(operations, "wake", told.append)
+    monkeypatch.setattr(parked_items, "wake", told.append)
     monkeypatch.setattr(ingest, "wake", told.append)
     return told
 
@@ -32,7 +33,7 @@ def log() -> list[tuple[str, int, int, bool]]:
 
 
 def release_all(by: str = "ada") -> tuple[int, int]:
-    return operations.release(list(Parked.objects.order_by("pk").values_list("pk", flat=True)), by=by)
+    return parked_items.release(list(Parked.objects.order_by("pk").values_list("pk", flat=True)), by=by)
 
 
 def correct(install: Install, **values: Any) -> None:
@@ -145,18 +146,18 @@ def test_a_body_that_was_no_json_can_be_released_and_stays(install: Install) -> 
 def test_a_discarded_item_stays_as_a_row_that_says_who_gave_it_up(install: Install) -> None:
     receive(install, body("oops", 5))
     first, second = Parked.objects.order_by("pk")
-    assert operations.discard([first.pk], by="ada") == 1
+    assert parked_items.discard([first.pk], by="ada") == 1
     first.refresh_from_db()
     assert (first.resolution, first.closed_by) == ("discarded", "ada")
     assert first.raw is not None
-    assert operations.discard([first.pk, second.pk], by="bob") == 1
+    assert parked_items.discard([first.pk, second.pk], by="bob") == 1
     first.refresh_from_db()
     assert first.closed_by == "ada"
 
 
 def test_a_discarded_item_is_not_released(install: Install) -> None:
     receive(install, body(message(field="user_id")))
-    operations.discard(list(Parked.objects.values_list("pk", flat=True)), by="ada")
+    parked_items.discard(list(Parked.objects.values_list("pk", flat=True)), by="ada")
     correct(install, identifier_field="user_id")
     assert release_all() == (0, 0)
     assert log() == []

@@ -6,8 +6,10 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from audiences import lanes, other_id, provision, resends, state
+from audiences.delivery import lanes, provision
+from audiences.insight import state
 from audiences.models import Audience, Install, Lane, Resend
+from audiences.operations import other_id, resends
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,

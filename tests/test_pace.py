@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import brake
+from audiences.delivery import brake
 from audiences.models import Install, Lane, Pace
 from odp.deadline import TooLateError
 from odp.outcomes import Answer, Outcome

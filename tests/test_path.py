@@ -8,8 +8,8 @@ import pytest
 from django.test import Client
 from optimizely.optimizely import Optimizely
 
-from audiences import installs
 from audiences.models import Audience, Install, Parked
+from audiences.operations import installs
 from sandbox.odp.testing import RunningSandbox
 from tests.delivering import assert_all_is_well, drain_all
 from tests.test_optimizely_sdk_against_sandbox import datafile, user

@@ -24,9 +24,11 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import affirm, audit, customers, ingest, received, resends, rotation, tally
 from audiences.admin import csv_file
+from audiences.insight import customers, tally
 from audiences.models import Audience, Install, Receipt
+from audiences.operations import affirm, audit, resends, rotation
+from audiences.receiving import ingest, received
 from local.processes import free_port
 from local.stack import Memory, Stack, manage
 from sandbox.odp.testing import ControlledSandbox

@@ -11,9 +11,12 @@ from django.test import Client as DjangoClient
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import brake, lanes, naming, operations, provision, resends, state
+from audiences import naming
 from audiences.admin.audiences import AcceptDefinition, Unblock
+from audiences.delivery import brake, lanes, provision
+from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Parked
+from audiences.operations import parked_items, resends
 from odp.deadline import TooLateError
 from odp.mechanisms import Attribute
 from odp.outcomes import Answer, Outcome
@@ -206,7 +209,7 @@ def test_a_fault_of_ours_puts_that_audience_on_hold_and_no_other(
 def test_its_pauses_grow_and_a_refused_key_is_probed_slowly(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr("audiences.brake.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("audiences.delivery.brake.random.uniform", lambda low, high: high)
     settings.PROBE_SECONDS = 1000
     audience = new_audience(shop)
     pauses = []
@@ -651,7 +654,7 @@ def test_so_does_a_release_of_the_one_change_that_was_refused_for_it(odp: Thread
     enter(gold, "lee")
     drain_all(shop)
     Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
-    assert operations.release(Parked.objects.values_list("pk", flat=True), by="kim") == (1, 0)
+    assert parked_items.release(Parked.objects.values_list("pk", flat=True), by="kim") == (1, 0)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["lee"]
     assert_all_is_well(gold)

@@ -6,8 +6,10 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from audiences import evidence, ingest, resends
+from audiences.insight import evidence
 from audiences.models import Event, Install, Membership, Parked, Profile, Resend
+from audiences.operations import resends
+from audiences.receiving import ingest
 from lytics import reasons
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, make_install

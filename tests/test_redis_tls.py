@@ -34,7 +34,8 @@ ASK_ALL = """
 import json
 import django
 django.setup()
-from audiences import refused, wake
+from audiences.receiving import refused
+from audiences import wake
 from workers.app import app
 
 def celery():

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from audiences import fold, ingest, installs, operations
+from audiences.delivery import fold
 from audiences.models import Audience, Event, Install, Parked, Profile, Receipt
+from audiences.operations import installs, parked_items
+from audiences.receiving import ingest
 from lytics import times
 from tests.threads import together
 
@@ -99,7 +101,7 @@ def test_a_list_parked_for_its_slug_is_remembered_once_released(install: Install
     tell(install, message("enter", T1, ["a", "b"], slug=None))
     assert {item.reason for item in Parked.objects.all()} == {"unknown_slug"}
     tell(install, message("enter", T1, ["c"], profile="p-2"))
-    operations.release(Parked.objects.values_list("pk", flat=True), by="boss")
+    parked_items.release(Parked.objects.values_list("pk", flat=True), by="boss")
     tell(install, message("change", T2, ["b"]))
     assert members() == {"b", "c"}
 

@@ -18,9 +18,13 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import backlog, brake, ingest, lanes, operations, received, resends, state, wake
-from audiences.ingest import receive
+from audiences import wake
+from audiences.delivery import brake, lanes
+from audiences.insight import state
 from audiences.models import Audience, Event, Install, Lane, Membership, Parked, Resend
+from audiences.operations import parked_items, resends
+from audiences.receiving import backlog, ingest, received
+from audiences.receiving.ingest import receive
 from lytics.payload import Fact, Kind
 from sandbox.odp.testing import ROOT, ThreadedSandbox
 from tests.delivering import (
@@ -50,7 +54,7 @@ ENTER, EXIT = Kind.ENTER, Kind.EXIT
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Whom the workers were told of, and of what."""
     told: list[tuple[str, int]] = []
-    for module in (operations, ingest, resends, wake):
+    for module in (parked_items, ingest, resends, wake):
         monkeypatch.setattr(module, "wake", lambda install_id: told.append(("drain", install_id)))
     for module in (resends, wake):
         monkeypatch.setattr(module, "wake_resend", lambda install_id: told.append(("resend", install_id)))
@@ -324,7 +328,7 @@ def test_a_release_whose_database_goes_away_takes_no_item_for_a_bad_one(
         raise OperationalError("the connection is closed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(operations, "_close", gone)
+        patched.setattr(parked_items, "_close", gone)
         go_on(shop)
     assert (again(asked).done, again(asked).stayed) == (0, 0)
     go_on(shop)
@@ -337,14 +341,14 @@ def test_an_item_at_which_we_fail_stays_and_those_behind_it_go_on(
     without_identifier(shop, "kim", "lee", "mo")
     Install.objects.update(identifier_field="user_id")
     first = Parked.objects.order_by("pk")[0]
-    real = operations._close
+    real = parked_items._close
 
     def fails(parked: Parked, **values: str) -> None:
         if parked.pk == first.pk:
             raise ValueError("a bug")
         real(parked, **values)
 
-    monkeypatch.setattr(operations, "_close", fails)
+    monkeypatch.setattr(parked_items, "_close", fails)
     asked = ask_release(shop)
     go_on(shop)
     assert set(Event.objects.values_list("identifier", flat=True)) == {"lee", "mo"}
@@ -410,7 +414,7 @@ WORKER = """
 import sys, time
 import django
 django.setup()
-from audiences import resends
+from audiences.operations import resends
 resends.CHUNK = 2
 real = resends._move
 def slowly(*args):
@@ -869,7 +873,7 @@ def test_a_group_that_changed_since_it_was_asked_about_is_not_released(
     without_identifier(shop, "kim", "lee")
     group = reverse("admin:audiences_parked_release_group", args=[shop.pk, "no_identifier"])
     asked = operator.get(group).content.decode()
-    operations.discard([Parked.objects.order_by("pk")[0].pk], by="somebody else")
+    parked_items.discard([Parked.objects.order_by("pk")[0].pk], by="somebody else")
     assert "nothing was done" in told(operator, group, hidden(asked))
     assert not Resend.objects.exists()
 

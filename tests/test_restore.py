@@ -13,8 +13,10 @@ from django.core.management.base import CommandError
 from django.db import connection, connections
 from django.utils.timezone import now
 
-from audiences import audit, customers, lanes, skips, state
+from audiences.delivery import lanes
+from audiences.insight import customers, state
 from audiences.models import Audience, Delivery, Install, Lane, Resend, Run, Skip
+from audiences.operations import audit, skips
 from local import embedded
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (

@@ -9,8 +9,8 @@ import pytest
 from django.db import DataError, Error, InterfaceError, InternalError, OperationalError
 from django.test import Client
 
-from audiences import installs
 from audiences.models import Install
+from audiences.operations import installs
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -29,7 +29,7 @@ def test_twenty_callers_are_not_asked_back_at_one_moment(
     def fails(*_: Any, **__: Any) -> None:
         raise OperationalError("the database went away")
 
-    monkeypatch.setattr("audiences.ingest.receive", fails)
+    monkeypatch.setattr("audiences.receiving.ingest.receive", fails)
     settings.RETRY_SOON_SECONDS = 3
     random.seed(1)
     waits = set()
@@ -73,7 +73,7 @@ def test_the_cause_decides_how_long_a_job_is_asked_to_wait(
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("audiences.ingest.receive", fails)
+    monkeypatch.setattr("audiences.receiving.ingest.receive", fails)
     settings.RETRY_SOON_SECONDS, settings.RETRY_AFTER_SECONDS = 1, 30
     answer = call(install)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, asked)

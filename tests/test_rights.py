@@ -16,12 +16,14 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import hosts, ingest, installs
+from audiences import hosts
 from audiences.admin import masks
 from audiences.admin import parked as parked_pages
 from audiences.admin.pages import mask
 from audiences.admin.verbs import way_back
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run, Token
+from audiences.operations import installs
+from audiences.receiving import ingest
 from audiences.secrets import encrypt
 from lytics_sync import settings as the_settings
 from odp import redact
@@ -430,7 +432,7 @@ def test_behind_a_proxy_a_forgotten_public_url_is_an_error(settings: Any) -> Non
 
 
 def test_who_did_what_can_be_added_to_and_not_rewritten_by_the_process_role() -> None:
-    from audiences import role
+    from audiences.operations import role
 
     assert role._rights("admin", LogEntry._meta.db_table) == "SELECT, INSERT"
     assert "DELETE" not in role._rights("audiences", "audiences_event")

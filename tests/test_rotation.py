@@ -12,8 +12,10 @@ from django.core.management import call_command
 from django.db.models import BinaryField
 from django.test import Client
 
-from audiences import ingest, installs, rotation, secrets
+from audiences import secrets
 from audiences.models import Install, Parked, Token
+from audiences.operations import installs, rotation
+from audiences.receiving import ingest
 from audiences.secrets import EncryptedTextField, decrypt, opened
 from tests.delivering import make_install
 

@@ -12,8 +12,11 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import carried, ingest, installs, lanes
+from audiences import carried
+from audiences.delivery import lanes
 from audiences.models import Audience, Delivery, Install, Parked, Run
+from audiences.operations import installs
+from audiences.receiving import ingest
 from odp import mechanisms, redact
 from tests.messages import message, transition
 from tests.people import someone

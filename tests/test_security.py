@@ -16,8 +16,11 @@ from django.db import ProgrammingError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 
-from audiences import checks, customers, hosts, ingest, installs, role
+from audiences import checks, hosts
+from audiences.insight import customers
 from audiences.models import Install, Token, Worker
+from audiences.operations import installs, role
+from audiences.receiving import ingest
 from local.processes import Fleet, free_port
 from local.stack import Memory, Stack
 from lytics_sync.security import POLICY

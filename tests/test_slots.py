@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from celery.signals import celeryd_after_setup
 
-from audiences import resends, wake
+from audiences import wake
+from audiences.operations import resends
 from workers import app, drain, slots, tasks
 
 HANGING, WELL = 1, 2

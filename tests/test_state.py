@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 from django.utils.timezone import now
 
-from audiences import brake, lanes, provision, state
+from audiences.delivery import brake, lanes, provision
+from audiences.insight import state
 from audiences.models import Audience, Install, Lane
 from odp.outcomes import Answer, Outcome
 from tests.delivering import claim, enter, lane_of, lease_runs_out, make_audience, make_install

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from audiences import fold, ingest, lanes, provision
+from audiences.delivery import fold, lanes, provision
 from audiences.models import Audience
+from audiences.receiving import ingest
 from tests.delivering import happen, lane_of
 from tests.messages import AT_NS
 from tests.model.machine import Bridge

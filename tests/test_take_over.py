@@ -9,8 +9,10 @@ from django.db.models import F
 from django.test import Client
 from django.urls import reverse
 
-from audiences import ingest, lanes, resends, take_over
+from audiences.delivery import lanes
 from audiences.models import Audience, Delivery, Install, Membership, Resend, Run
+from audiences.operations import resends, take_over
+from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, make_install
 from tests.messages import body, message, transition

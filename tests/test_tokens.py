@@ -13,8 +13,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import installs, tokens
 from audiences.models import Install, Token
+from audiences.operations import installs
+from audiences.receiving import tokens
 from audiences.secrets import decrypt, encrypt, opened
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
@@ -214,7 +215,7 @@ def test_the_last_use_is_written_down_again_after_a_while(install: Install, monk
     token = install.tokens.get()
     written = []
     for second in (1000.0, 1059.9, 1060.0, 1119.9):
-        monkeypatch.setattr("audiences.tokens.time", SimpleNamespace(monotonic=lambda second=second: second))
+        monkeypatch.setattr("audiences.receiving.tokens.time", SimpleNamespace(monotonic=lambda second=second: second))
         with CaptureQueriesContext(connection) as queries:
             tokens.note_use(token, source=None)
         written.append(len(queries))

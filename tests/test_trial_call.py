@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from audiences import installs
 from audiences.models import Install
+from audiences.operations import installs
 from odp.client import ANSWER_BYTES
 from tests.threads import PATIENCE, start
 from tests.wire import ScriptedServer, answer, say, say_and_close

@@ -15,9 +15,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import backlog, disk, ingest
-from audiences.api import strangers, views
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Token
+from audiences.receiving import backlog, disk, ingest, strangers, views
 from audiences.secrets import decrypt
 from lytics import reasons
 from lytics.payload import Kind

@@ -11,8 +11,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import ingest
 from audiences.models import Install, Parked, Token
+from audiences.receiving import ingest
 from tests.people import someone
 from tests.test_admin import press
 

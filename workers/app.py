@@ -53,7 +53,7 @@ def _name_task_in_log(sender: Any, task_id: str, **kwargs: object) -> None:
 @task_failure.connect
 def _note_failure(sender: Any, exception: BaseException, **kwargs: object) -> None:
     """For the front page."""
-    from audiences import failures
+    from audiences.insight import failures
 
     failures.note(str(sender.name), exception)
 

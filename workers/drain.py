@@ -14,9 +14,10 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import NotSupportedError, ProgrammingError
 
-from audiences import brake, lanes, provision, sessions
-from audiences.fold import EXIT, Entry, Folded, fold
-from audiences.lanes import GapError, Lease, LeaseLostError, Result
+from audiences import sessions
+from audiences.delivery import brake, lanes, provision
+from audiences.delivery.fold import EXIT, Entry, Folded, fold
+from audiences.delivery.lanes import GapError, Lease, LeaseLostError, Result
 from audiences.wake import expect_drain, wake, wake_making, wake_more
 from odp.client import Client
 from odp.deadline import TooLateError

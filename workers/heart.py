@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import structlog
 
-from audiences import heartbeats, progress
+from audiences.insight import heartbeats, progress
 
 log = structlog.get_logger(__name__)
 

@@ -4,10 +4,13 @@ from celery import shared_task
 from django.conf import settings
 from django.core.management import call_command
 
-from audiences import affirm as affirming
-from audiences import confirm as confirming
-from audiences import customers, lanes, resends, trials, wake
-from audiences import tally as tallying
+from audiences import wake
+from audiences.delivery import lanes
+from audiences.insight import confirm as confirming
+from audiences.insight import customers, trials
+from audiences.insight import tally as tallying
+from audiences.operations import affirm as affirming
+from audiences.operations import resends
 from workers import drain as draining
 from workers import heart, slots, trial
 

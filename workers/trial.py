@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import structlog
 
-from audiences import installs, provision, state, tokens, trials
+from audiences.delivery import provision
+from audiences.insight import state, trials
+from audiences.insight.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Run, Trial
-from audiences.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
+from audiences.operations import installs
+from audiences.receiving import tokens
 from odp.client import Client
 from odp.graphql import audiences_of
 from odp.trouble import elsewhere

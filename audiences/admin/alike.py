@@ -3,10 +3,11 @@
 from django.http import HttpRequest
 from django.urls import reverse
 
-from audiences import alike, naming
+from audiences import naming
 from audiences.admin import verbs
 from audiences.admin.pages import ago, list_url, number, url_of
 from audiences.admin.troubles import Trouble, page
+from audiences.insight import alike
 from audiences.models import Audience
 
 # Told one by one; of more only the number is told.

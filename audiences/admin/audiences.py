@@ -14,14 +14,17 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from audiences import again, alike, backlog, brake, lanes, other_id, provision, resends, state, take_over
 from audiences.admin import blocked, verbs
 from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, section, when
 from audiences.admin.runs_chart import chart
 from audiences.admin.verbs import AskReason, Verb
+from audiences.delivery import brake, lanes, provision
+from audiences.insight import alike, state
 from audiences.models import Audience, Delivery, Event, Lane, Membership, Parked, Resend, Run
+from audiences.operations import other_id, resends, take_over
+from audiences.receiving import again, backlog
 from audiences.wake import wake
 from odp.outcomes import Outcome
 

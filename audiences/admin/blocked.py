@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 
-from audiences import state
 from audiences.admin import verbs
 from audiences.admin.pages import count, list_url, number
+from audiences.insight import state
 from audiences.models import Audience, Lane
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.timezone import now
 
-from audiences import checklist, confirm, state, trials
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, ago, link, url_of
 from audiences.admin.verbs import Verb
+from audiences.insight import checklist, confirm, state, trials
+from audiences.insight.state import State
 from audiences.models import Install, Receipt, Trial
-from audiences.state import State
 from audiences.wake import ask_odp
 
 TITLES = {

@@ -24,13 +24,15 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 
-from audiences import again, customers, provision, state
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
-from audiences.customers import Fate, Place, Standing, Trail
-from audiences.lanes import REFUSED_BY_ODP
+from audiences.delivery import provision
+from audiences.delivery.lanes import REFUSED_BY_ODP
+from audiences.insight import customers, state
+from audiences.insight.customers import Fate, Place, Standing, Trail
+from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
-from audiences.state import State
+from audiences.receiving import again
 from lytics import reasons
 from lytics.payload import IDENTIFIER_BYTES
 from odp.graphql import MembershipAnswer, audiences_of

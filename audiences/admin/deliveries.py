@@ -9,13 +9,15 @@ from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
-from audiences import again, carried, said, state, trace
+from audiences import carried, said
 from audiences.admin import live
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
+from audiences.insight import state, trace
 from audiences.models import Delivery, Receipt, Run
+from audiences.receiving import again
 from odp.client import headers_of_a_write
 from odp.regions import host_of
 

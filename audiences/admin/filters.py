@@ -11,8 +11,9 @@ from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils.timezone import now
 
-from audiences import again, naming
+from audiences import naming
 from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience, Delivery, Install, Run
+from audiences.receiving import again
 from odp.outcomes import Outcome
 
 # Of an audience's deliveries the list shows those of so many of its latest runs.

@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences import backlog, checklist, failures, heartbeats, progress, readiness, refused, state, take_over
+from audiences import readiness
 from audiences.admin import blocked, turned_away, verbs
 from audiences.admin.alike import troubles as of_ids_alike
 from audiences.admin.charts import charts
@@ -19,9 +19,12 @@ from audiences.admin.pages import ago, count, last_call, list_url, number, span,
 from audiences.admin.parked import Release, groups
 from audiences.admin.troubles import Number, Trouble, page, way_to
 from audiences.admin.verbs import Button
-from audiences.heartbeats import Pulse
+from audiences.insight import checklist, failures, heartbeats, progress, state
+from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Event, FutureTime, Install, Lane, Parked
-from audiences.refused import Refused
+from audiences.operations import take_over
+from audiences.receiving import backlog, refused
+from audiences.receiving.refused import Refused
 from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 

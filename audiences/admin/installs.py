@@ -13,7 +13,6 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences import backlog, brake, confirm, drafts, guards, installs, provision, state, tokens
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.odp_live import KeyCheck, check_key
@@ -32,7 +31,11 @@ from audiences.admin.pages import (
 )
 from audiences.admin.tokens import AskName, TokenAdmin
 from audiences.admin.verbs import STALE, Verb
+from audiences.delivery import brake, drafts, provision
+from audiences.insight import confirm, state
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
+from audiences.operations import guards, installs
+from audiences.receiving import backlog, tokens
 from audiences.secrets import UNREADABLE, Unreadable
 from audiences.wake import wake
 from odp.regions import host_of

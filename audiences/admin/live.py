@@ -11,8 +11,8 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.timezone import now
 
-from audiences import state
 from audiences.admin import verbs
+from audiences.insight import state
 from audiences.models import Delivery, Receipt
 
 ROWS = 50

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from audiences import confirm
+from audiences.insight import confirm
 from audiences.models import Install
 from audiences.secrets import UNREADABLE, Unreadable
 from odp.client import Client

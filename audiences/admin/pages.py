@@ -19,11 +19,11 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.timezone import now
 
-from audiences import trials
 from audiences.admin import csv_file, verbs
 from audiences.admin.filters import HOUR, PER_PAGE, hour_of
+from audiences.insight import trials
+from audiences.insight.state import State
 from audiences.models import Delivery, Receipt
-from audiences.state import State
 from odp.outcomes import Outcome
 
 if TYPE_CHECKING:

@@ -17,16 +17,17 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from audiences import evidence, operations, resends, state
 from audiences.admin import verbs
 from audiences.admin.fragments import masked_ends
 from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
+from audiences.delivery.lanes import REFUSED_BY_ODP
 from audiences.ends import PART, decrypt_ends
-from audiences.lanes import REFUSED_BY_ODP
+from audiences.insight import evidence, state
 from audiences.models import Install, Parked, Resend
+from audiences.operations import parked_items, resends
 from audiences.secrets import UNREADABLE, decrypt
 from lytics.reasons import HINTS, RELEASABLE
 
@@ -117,7 +118,7 @@ class Release(Verb[Parked]):
 
     def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
         field = str(answers.get("read_by", ""))
-        released, stayed = operations.release([parked.pk], by=by, identifier_field=field)
+        released, stayed = parked_items.release([parked.pk], by=by, identifier_field=field)
         return released_and_stayed(released, stayed) + read_by(field) if released or stayed else None
 
 
@@ -136,7 +137,7 @@ class Discard(Verb[Parked]):
         )
 
     def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
-        return "Discarded." if operations.discard([parked.pk], by=by) else None
+        return "Discarded." if parked_items.discard([parked.pk], by=by) else None
 
 
 class Reveal(Verb[Parked]):
@@ -286,9 +287,9 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             ids, by = [item.pk for item in items], request.user.get_username()
             reason = asked.cleaned_data.get("reason", "")
             if verb == "Discard":
-                told = f"Discarded {number(operations.discard(ids, by=by))}."
+                told = f"Discarded {number(parked_items.discard(ids, by=by))}."
             else:
-                told = released_and_stayed(*operations.release(ids, by=by))
+                told = released_and_stayed(*parked_items.release(ids, by=by))
             verbs.record(request, items, f"{verb}d, with {len(items) - 1} others. {reason and f'Reason: {reason}'}")
             return verbs.go(request, back, success=told)
         consequences = {
@@ -353,17 +354,17 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if not self.has_discard_permission(request):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))
-        facts = operations.waiting(install, reason).aggregate(count=Count("pk"), newest=Max("pk"))
+        facts = parked_items.waiting(install, reason).aggregate(count=Count("pk"), newest=Max("pk"))
         confirmed = "seen" in request.POST
         asked_upto = request.POST.get("upto", "")
         upto = int(asked_upto[:18]) if asked_upto.isdecimal() else facts["newest"] or 0
-        total = operations.waiting(install, reason).filter(pk__lte=upto).count()
+        total = parked_items.waiting(install, reason).filter(pk__lte=upto).count()
         if not total or (confirmed and request.POST["seen"] != f"{total}-{upto}"):
             return verbs.go(request, back, warning=verbs.STALE)
         asked = AskReason(request.POST if confirmed else None)
         if confirmed and asked.is_valid():
             by = request.user.get_username()
-            done = operations.discard_all(install, reason, upto=upto, by=by)
+            done = parked_items.discard_all(install, reason, upto=upto, by=by)
             told = f"Discarded {count(done, 'item')} parked for {words(reason)}."
             owner = Install.objects.get(pk=install)
             verbs.record(request, [owner], f"{told} Reason: {asked.cleaned_data['reason']}")

@@ -8,9 +8,9 @@ from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from audiences import state, trace
 from audiences.admin.filters import Hour
 from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, numbered, pill, size
+from audiences.insight import state, trace
 from audiences.models import Delivery, Install, Parked, Receipt
 from lytics.reasons import HINTS
 

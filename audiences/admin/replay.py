@@ -9,12 +9,13 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
 from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
 
-from audiences import received, resends
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, number
 from audiences.admin.resends import SendAgain, when
 from audiences.models import Audience, Resend
-from audiences.received import Stretch
+from audiences.operations import resends
+from audiences.receiving import received
+from audiences.receiving.received import Stretch
 
 # Customers are counted one by one while somebody waits for the page; of more events than this nobody counts them.
 COUNTED = 500_000

@@ -9,11 +9,13 @@ from django.db.models import Avg, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from audiences import lanes, resends, state
 from audiences.admin import verbs
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, number, pill_and_why, shortened, span
 from audiences.admin.verbs import Verb
+from audiences.delivery import lanes
+from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Resend
+from audiences.operations import resends
 from odp.outcomes import Outcome
 
 # Ended ones that a page shows beside those under way; there is a list of all.

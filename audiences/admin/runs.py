@@ -10,12 +10,14 @@ from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.safestring import SafeString
 
-from audiences import again, carried, state
+from audiences import carried
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter, named
 from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill
+from audiences.insight import state
 from audiences.models import Delivery, Parked, Run
+from audiences.receiving import again
 from odp.mechanisms import told
 
 # Of what went out, a run unfolds to so many customers.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audiences import state
+from audiences.insight import state
 from audiences.models import Run
 
 WIDTH, HEIGHT, TOP = 1000, 120, 8

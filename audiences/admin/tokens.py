@@ -10,10 +10,11 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
-from audiences import state, tokens
 from audiences.admin.pages import HistoryAdmin, link, pill_and_why, span
 from audiences.admin.verbs import Verb
+from audiences.insight import state
 from audiences.models import Token
+from audiences.receiving import tokens
 
 
 class AskUntil(forms.Form):

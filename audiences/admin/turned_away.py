@@ -11,12 +11,13 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audiences import disk, failures, progress, refused, state, tokens
 from audiences.admin import verbs
 from audiences.admin.pages import ago, count, list_url, number, url_of
 from audiences.admin.troubles import Number, Trouble, page, way_to
+from audiences.insight import failures, progress, state
 from audiences.models import Audience, Install, Token
-from audiences.refused import Refused
+from audiences.receiving import disk, refused, tokens
+from audiences.receiving.refused import Refused
 
 
 def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Number:

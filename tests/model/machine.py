@@ -11,10 +11,12 @@ from django.utils.timezone import now
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from audiences import audit, ingest, lanes, operations, resends
-from audiences.affirm import affirm
+from audiences.delivery import lanes
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Resend, Run
-from audiences.received import Stretch
+from audiences.operations import audit, parked_items, resends
+from audiences.operations.affirm import affirm
+from audiences.receiving import ingest
+from audiences.receiving.received import Stretch
 from lytics import times
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY
 from tests.delivering import lane_of
@@ -232,7 +234,7 @@ class Bridge(RuleBasedStateMachine):
     @rule(release=st.booleans())
     def release_or_discard(self, release: bool) -> None:
         first = Parked.objects.filter(closed_at=None).order_by("pk").values_list("pk", flat=True)[:1]
-        (operations.release if release else operations.discard)(list(first), by="kim")
+        (parked_items.release if release else parked_items.discard)(list(first), by="kim")
 
     @rule(enabled=st.booleans())
     def switch(self, enabled: bool) -> None:
@@ -288,7 +290,7 @@ class Bridge(RuleBasedStateMachine):
             self.lose_hints()
             for lane in Lane.objects.filter(blocked_at__isnull=False):
                 lanes.unblock(lane)
-            operations.release(Parked.objects.filter(closed_at=None).values_list("pk", flat=True), by="kim")
+            parked_items.release(Parked.objects.filter(closed_at=None).values_list("pk", flat=True), by="kim")
             resends.go_on(self.install.pk, seconds=60)
             for which in range(len(self.workers)):
                 tasks.sweep()

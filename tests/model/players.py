@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from audiences import brake, lanes, provision, wake
+from audiences import wake
+from audiences.delivery import brake, lanes, provision
 from audiences.models import Install
 from odp.client import OUT_OF_TIME
 from odp.deadline import TooLateError

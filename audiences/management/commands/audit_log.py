@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from audiences import audit
+from audiences.operations import audit
 
 
 class Command(BaseCommand):

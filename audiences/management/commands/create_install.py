@@ -8,8 +8,8 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audiences import installs
 from audiences.models import Install
+from audiences.operations import installs
 
 
 class Command(BaseCommand):

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from audiences import state
+from audiences.insight import state
 from audiences.models import Install, Lane, Parked
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from audiences.rotation import rotate
+from audiences.operations.rotation import rotate
 
 
 class Command(BaseCommand):

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audiences import skips
 from audiences.management.commands import switch_install
+from audiences.operations import skips
 
 
 class Command(BaseCommand):

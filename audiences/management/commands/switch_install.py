@@ -5,8 +5,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 
-from audiences import installs
 from audiences.models import Install
+from audiences.operations import installs
 
 
 def add_install_arguments(parser: CommandParser) -> None:

@@ -44,7 +44,7 @@ def unnoticed() -> list[tuple[Audience, Audience]]:
     found = []
     for audience in suffixed:
         holder = by_id.get(plain[audience.pk])
-        # The same slug is another matter: it was made anew in Lytics (audiences/take_over.py).
+        # The same slug is another matter: it was made anew in Lytics (audiences/operations/take_over.py).
         if holder is not None and holder.slug != audience.slug and holder.latest_slug != audience.latest_slug:
             found.append((audience, holder))
     return found

@@ -11,8 +11,10 @@ from django.conf import settings
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences import again, ingest, lanes, sessions
+from audiences import sessions
+from audiences.delivery import lanes
 from audiences.models import Again, Audience
+from audiences.receiving import again, ingest
 from audiences.wake import wake
 from lytics.payload import Fact, Kind
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from audiences import trials
+from audiences.insight import trials
 from audiences.models import Install, Parked, Receipt
 from lytics import reasons
 

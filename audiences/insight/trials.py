@@ -13,8 +13,9 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import ingest, sessions
+from audiences import sessions
 from audiences.models import Audience, Event, Install, Trial
+from audiences.receiving import ingest
 from audiences.wake import try_out
 from lytics import payload, times
 from lytics.payload import Kind

@@ -11,8 +11,9 @@ from django.db import IntegrityError, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils.timezone import now
 
-from audiences import lanes, provision, resends
+from audiences.delivery import lanes, provision
 from audiences.models import Audience, Lane, Run
+from audiences.operations import resends
 from audiences.wake import wake
 
 # An old request that nobody waits for any more may be applied late; after so many affirmings it has long been.

@@ -6,7 +6,7 @@ from datetime import datetime
 from django.conf import settings
 from django.db import connection
 
-from audiences import brake, provision
+from audiences.delivery import brake, provision
 
 # Work is ready when nobody and nothing holds it: the install is on and not braked, the audience not paused, blocked, on
 # hold, or looked at in ODP. A brake that is our own fault holds nothing rightly. Ready work moves when a request of the

@@ -22,7 +22,7 @@ from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils.timezone import now
 
 from audiences import carried, prepared, sessions
-from audiences.fold import EARLIEST_NS, EXIT, Entry, Held, disbelieve
+from audiences.delivery.fold import EARLIEST_NS, EXIT, Entry, Held, disbelieve
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from lytics import times
 from odp.outcomes import Answer, Outcome

@@ -11,7 +11,7 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from audiences import lanes
+from audiences.delivery import lanes
 from audiences.models import Install, Lane, Resend, Skip
 
 log = structlog.get_logger(__name__)

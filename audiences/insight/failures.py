@@ -8,7 +8,7 @@ import redis
 import structlog
 from django.utils.timezone import now
 
-from audiences.refused import _redis
+from audiences.receiving.refused import _redis
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,9 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from audiences import guards, lanes, provision, resends
+from audiences.delivery import lanes, provision
 from audiences.models import Audience, Membership
+from audiences.operations import guards, resends
 from audiences.wake import wake
 
 LONGEST = 100

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from django.utils.timezone import now
 
-from audiences import brake, naming, said
-from audiences.backlog import room
-from audiences.customers import End, Fate, Standing, is_repeat
+from audiences import naming, said
+from audiences.delivery import brake
+from audiences.insight.customers import End, Fate, Standing, is_repeat
 from audiences.models import (
     SKIPPED,
     Audience,
@@ -22,6 +22,7 @@ from audiences.models import (
     Token,
     Trial,
 )
+from audiences.receiving.backlog import room
 from lytics import times
 from odp.graphql import MembershipAnswer
 from odp.outcomes import Outcome, outcome_of

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
-from audiences import drafts, trials
+from audiences.delivery import drafts
+from audiences.delivery.provision import client_of
+from audiences.insight import trials
 from audiences.models import Audience, Confirmation, Event, Install, Lane, Membership, Run
-from audiences.provision import client_of
 from odp.graphql import audiences_of_each
 from odp.outcomes import Outcome
 

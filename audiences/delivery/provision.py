@@ -17,7 +17,8 @@ from django.conf import settings
 from django.db import Error, connection, transaction
 from django.db.models.functions import Now
 
-from audiences import brake, drafts, lanes, naming, sessions
+from audiences import naming, sessions
+from audiences.delivery import brake, drafts, lanes
 from audiences.models import Audience, Install
 from audiences.secrets import opened
 from audiences.wake import wake_making
@@ -54,7 +55,7 @@ UPDATE audiences_audience AS audience SET
     making_token = %(token)s, making_until_at = clock_timestamp() + make_interval(secs => %(lease)s)
 FROM chosen WHERE audience.id = chosen.id
 RETURNING audience.id, (SELECT count(*) FROM waiting) > 1
-"""  # noqa: S608 — only constants of audiences/lanes.py
+"""  # noqa: S608 — only constants of audiences/delivery/lanes.py
 _HOLD = """
 UPDATE audiences_audience SET
     making_token = NULL, making_until_at = NULL, hold_failures = hold_failures + 1, hold_reason = %(reason)s,

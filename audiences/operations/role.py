@@ -16,7 +16,7 @@ DELETABLE_TABLES = {
     "audiences_profile",
     "audiences_minute",
     "audiences_confirmation",
-    # Of a mistaken install alone (audiences/drafts.py): the foreign keys of calls and audiences hold every other one.
+    # Of a mistaken install alone (delivery/drafts.py): the foreign keys of calls and audiences hold every other one.
     "audiences_install",
     "audiences_token",
 }

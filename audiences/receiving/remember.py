@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from django.db import connection
 
-from audiences.fold import EARLIEST_NS
-from audiences.lanes import latest_ns
+from audiences.delivery.fold import EARLIEST_NS
+from audiences.delivery.lanes import latest_ns
 from lytics.payload import Fact, Kind
 
 

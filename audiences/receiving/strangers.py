@@ -11,9 +11,9 @@ from django.conf import settings
 from rest_framework.exceptions import APIException, AuthenticationFailed, Throttled
 from rest_framework.request import Request
 
-from audiences import refused
-from audiences.api import address
+from audiences import address
 from audiences.models import Install
+from audiences.receiving import refused
 
 log = structlog.get_logger(__name__)
 

@@ -9,8 +9,9 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils.timezone import now
 
-from audiences import again, ingest, provision
+from audiences.delivery import provision
 from audiences.models import Again, Event, Parked
+from audiences.receiving import again, ingest
 from audiences.secrets import decrypt
 from audiences.wake import wake
 from lytics.payload import Fact, Kind

@@ -10,7 +10,7 @@ from datetime import timedelta
 from django.db.models import Sum
 from django.utils.timezone import now
 
-from audiences import trials
+from audiences.insight import trials
 from audiences.models import Audience, Install, Receipt
 from odp.client import Client
 from odp.outcomes import Outcome

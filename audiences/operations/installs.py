@@ -4,8 +4,8 @@ from django.conf import settings
 from django.db import transaction
 from django.urls import reverse
 
-from audiences import tokens
 from audiences.models import Install, Token
+from audiences.receiving import tokens
 from audiences.secrets import UNREADABLE, Unreadable
 
 

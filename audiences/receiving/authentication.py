@@ -5,9 +5,9 @@ from typing import Any
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from audiences import sessions, tokens
-from audiences.api import strangers
+from audiences import sessions
 from audiences.models import Install, Token
+from audiences.receiving import strangers, tokens
 
 
 class TokenAuthentication(BaseAuthentication):

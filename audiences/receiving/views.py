@@ -24,10 +24,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from audiences import backlog, disk, ingest, refused, sessions, tokens
-from audiences.api import address, body, strangers
-from audiences.api.authentication import TokenAuthentication
+from audiences import address, sessions
 from audiences.models import Install, Token
+from audiences.receiving import backlog, body, disk, ingest, refused, strangers, tokens
+from audiences.receiving.authentication import TokenAuthentication
 
 log = structlog.get_logger(__name__)
 

@@ -12,9 +12,10 @@ from django.conf import settings
 from django.db.models import F, Max, Model, OuterRef, QuerySet, Subquery
 from django.utils.timezone import now
 
-from audiences import confirm, evidence, state, tokens, trials
+from audiences.insight import confirm, evidence, state, trials
+from audiences.insight.state import State
 from audiences.models import Audience, Confirmation, Event, Install, Lane, Parked, Receipt
-from audiences.state import State
+from audiences.receiving import tokens
 from lytics import reasons
 
 # The newest identifiers that are looked at for their form.

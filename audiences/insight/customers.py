@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.db.models import Q
 
-from audiences.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
+from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
 from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
 from lytics import times
 from lytics.payload import Kind

@@ -20,8 +20,10 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import again, lanes, naming, prepared, remember
+from audiences import naming, prepared
+from audiences.delivery import lanes
 from audiences.models import Again, Audience, FutureTime, Install
+from audiences.receiving import again, remember
 from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import payload, reasons, times

@@ -16,9 +16,12 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import again, backlog, ingest, operations, provision, received, sessions
+from audiences import sessions
+from audiences.delivery import provision
 from audiences.models import Again, Audience, Install, Membership, Parked, Resend
-from audiences.received import Stretch
+from audiences.operations import parked_items
+from audiences.receiving import again, backlog, ingest, received
+from audiences.receiving.received import Stretch
 from audiences.wake import wake, wake_resend
 from lytics.payload import Fact, Kind
 
@@ -265,7 +268,7 @@ def _release(resend: Resend) -> Step:
 def _release_or_leave(parked_id: int, *, by: str, identifier_field: str) -> bool | None:
     """An item at which we fail, its encryption key gone for example, stays parked; those behind it go on."""
     try:
-        return operations.release_one(parked_id, by=by, identifier_field=identifier_field)
+        return parked_items.release_one(parked_id, by=by, identifier_field=identifier_field)
     except Exception as error:
         if sessions.is_trouble(error):
             raise

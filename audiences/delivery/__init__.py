@@ -1,0 +1,1 @@
+"""From stored events to ODP: claim, fold, settle, making audiences, backoff."""

@@ -1,0 +1,1 @@
+"""What operators do: send again, release, skip, change an id, rotate keys, audit."""

@@ -1,0 +1,1 @@
+"""A call from Lytics: told apart from strangers', read, and stored as events."""
