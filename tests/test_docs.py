@@ -363,7 +363,6 @@ UNREVISED = {
     "glossary.md",
     "lytics-wire.md",
     "odp-wire.md",
-    "operating.md",
     "scaling.md",
     "security.md",
 }
