@@ -1,0 +1,44 @@
+"""What is stored, and what PostgreSQL itself refuses to store. The words are those of docs/glossary.md.
+
+One writer per fact: ``ingest`` creates Events and Receipts, ``lanes`` writes Lanes, Runs, Deliveries and the ledger,
+``brake`` the brake of an Install, ``resends`` Resends. State shown to people is derived from these facts
+(``insight/state.py``).
+"""
+
+from audiences.models.audiences import Audience, Lane, Membership, Profile
+from audiences.models.deliveries import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Delivery, Run, Skip, rare
+from audiences.models.evidence import Confirmation, Minute, Trial, Worker
+from audiences.models.installs import Install, Pace, Token, new_public_id
+from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
+from audiences.models.parked import Parked
+from audiences.models.resends import Again, Resend
+
+__all__ = [
+    "BLOCKS_PER_RANGE",
+    "FAILED",
+    "OUTCOMES",
+    "SKIPPED",
+    "SLOW_MS",
+    "Again",
+    "Audience",
+    "Confirmation",
+    "Delivery",
+    "Event",
+    "FutureTime",
+    "Install",
+    "Lane",
+    "Membership",
+    "Minute",
+    "Pace",
+    "Parked",
+    "Profile",
+    "Receipt",
+    "Resend",
+    "Run",
+    "Skip",
+    "Token",
+    "Trial",
+    "Worker",
+    "new_public_id",
+    "rare",
+]

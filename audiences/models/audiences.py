@@ -1,0 +1,167 @@
+"""Audiences, their places in delivery, and the ledger: who is in, as far as ODP was told."""
+
+from datetime import datetime
+
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+from audiences import naming
+from audiences.models.installs import Install
+from audiences.said import SaidField
+from lytics import times
+
+
+class Audience(models.Model):
+    """A Lytics audience, known by its segment id, and its ODP twin. ``slug`` is what the ODP id was made from."""
+
+    # Two billion are enough, and it stands in every row and key of the log and the ledger.
+    id = models.AutoField(primary_key=True)
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="audiences")
+    segment_id = models.CharField(max_length=512)
+    slug = models.CharField(max_length=512)
+    latest_slug = models.CharField(max_length=512)
+    odp_id = models.CharField("ODP id", max_length=540)
+    last_sequence = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField(default=now)
+    # When all that it needs in ODP was last seen there.
+    provisioned_at = models.DateTimeField(null=True)
+    # Its making, written by ``delivery/provision.py``: when somebody asked to have ODP looked at again, the lease of
+    # the worker that is at it, and after a failure until when the next try waits, and why.
+    look_asked_at = models.DateTimeField(null=True)
+    making_token = models.UUIDField(null=True)
+    making_until_at = models.DateTimeField(null=True)
+    hold_since_at = models.DateTimeField(null=True)
+    hold_until_at = models.DateTimeField(null=True)
+    hold_reason = SaidField(blank=True, default="", db_default="")
+    hold_failures = models.PositiveIntegerField(default=0, db_default=0)
+    # Digests of a definition that was found in ODP and isn't ours, and of the one that a person has accepted.
+    foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
+    accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
+    # When a person chose what becomes of an older audience with its slug; see ``audiences/operations/take_over.py``.
+    slug_settled_at = models.DateTimeField(null=True)
+
+    class Meta:
+        permissions = [
+            ("pause_audience", "Can pause an audience"),
+            ("resume_audience", "Can resume an audience"),
+            ("unblock_audience", "Can unblock an audience"),
+            ("resync_audience", "Can resync an audience"),
+            ("replay_audience", "Can replay a time range of an audience"),
+        ]
+        ordering = ["install", "odp_id"]
+        constraints = [
+            models.UniqueConstraint(name="one_audience_per_segment", fields=["install", "segment_id"]),
+            models.UniqueConstraint(name="one_audience_per_odp_id", fields=["install", "odp_id"]),
+            models.CheckConstraint(name="sequence_starts_at_zero", condition=Q(last_sequence__gte=0)),
+            models.CheckConstraint(
+                name="making_token_and_end_together",
+                condition=Q(making_token=None, making_until_at=None)
+                | Q(making_token__isnull=False, making_until_at__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="audience_on_hold_says_why",
+                condition=Q(hold_since_at=None, hold_until_at=None, hold_failures=0, hold_reason="")
+                | Q(hold_since_at__isnull=False, hold_until_at__isnull=False, hold_failures__gt=0) & ~Q(hold_reason=""),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        """The id in ODP; with the slug where nobody would recognise it in the id."""
+        return self.odp_id if naming.shows(self.odp_id, self.latest_slug) else f"{self.odp_id} ({self.latest_slug})"
+
+
+class Lane(models.Model):
+    """An audience's place in delivery: cursor, lease, pause, block, fault. Written by ``delivery/lanes.py`` alone."""
+
+    audience = models.OneToOneField(Audience, on_delete=models.PROTECT, primary_key=True)
+    delivered_sequence = models.BigIntegerField(default=0)
+    member_count = models.BigIntegerField(default=0)
+    last_served_at = models.DateTimeField(null=True)
+    lease_token = models.UUIDField(null=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    paused_at = models.DateTimeField(null=True)
+    paused_by = models.CharField(max_length=150, blank=True)
+    pause_reason = models.TextField(blank=True)
+    blocked_at = models.DateTimeField(null=True)
+    block_reason = SaidField(blank=True)
+    # The block that a person lifted, until something is delivered or another one comes. If the same one comes back,
+    # ``blocked_at`` is when it did, and this is still its beginning (``state.blocked_since``).
+    lifted_since_at = models.DateTimeField(null=True)
+    lifted_reason = SaidField(blank=True, default="", db_default="")
+    # An unexpected error of this service in its last delivery: since when, what, and when the next try is.
+    fault_since_at = models.DateTimeField(null=True)
+    fault_until_at = models.DateTimeField(null=True)
+    fault_reason = SaidField(blank=True, default="", db_default="")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="lifted_block_says_since_when",
+                condition=Q(lifted_since_at=None, lifted_reason="")
+                | (Q(lifted_since_at__isnull=False) & ~Q(lifted_reason="")),
+            ),
+            models.CheckConstraint(
+                name="faulty_lane_says_why",
+                condition=Q(fault_since_at=None, fault_until_at=None, fault_reason="")
+                | Q(fault_since_at__isnull=False, fault_until_at__isnull=False) & ~Q(fault_reason=""),
+            ),
+            models.CheckConstraint(
+                name="lease_token_and_expiry_together",
+                condition=Q(lease_token=None, lease_expires_at=None)
+                | Q(lease_token__isnull=False, lease_expires_at__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="paused_lane_says_who_and_why",
+                condition=Q(paused_at=None, paused_by="", pause_reason="")
+                | (Q(paused_at__isnull=False) & ~Q(paused_by="") & ~Q(pause_reason="")),
+            ),
+            models.CheckConstraint(
+                name="blocked_lane_says_why",
+                condition=Q(blocked_at=None, block_reason="") | (Q(blocked_at__isnull=False) & ~Q(block_reason="")),
+            ),
+            models.CheckConstraint(name="cursor_starts_at_zero", condition=Q(delivered_sequence__gte=0)),
+            models.CheckConstraint(name="no_negative_member_count", condition=Q(member_count__gte=0)),
+        ]
+
+    def __str__(self) -> str:
+        return f"lane of {self.audience}"
+
+
+class Membership(models.Model):
+    """The ledger: whether this identifier is a member of this audience, and as of when on Lytics' clock.
+
+    ``sequence`` is the event that says so. ``refused`` means that ODP did not take this newest truth; it is parked.
+    """
+
+    pk = models.CompositePrimaryKey("audience_id", "identifier")
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    identifier = models.TextField()
+    is_member = models.BooleanField()
+    occurred_ns = models.BigIntegerField()
+    sequence = models.BigIntegerField()
+    refused = models.BooleanField(default=False)
+
+    class Meta:
+        permissions = [("find_customer", "Can find a customer and ask ODP about them")]
+
+    def __str__(self) -> str:
+        return f"{self.identifier} in audience {self.audience_id}: {self.is_member}"
+
+    @property
+    def occurred_at(self) -> datetime:
+        return times.moment(self.occurred_ns)
+
+
+class Profile(models.Model):
+    """The newest list of identifiers of one Lytics profile in one audience. Written by ``receiving/remember.py``."""
+
+    pk = models.CompositePrimaryKey("audience_id", "profile")
+    audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    profile = models.TextField()
+    occurred_ns = models.BigIntegerField()
+    has_left = models.BooleanField()
+    identifiers = models.JSONField()
+
+    def __str__(self) -> str:
+        return f"profile {self.profile} in audience {self.audience_id}"

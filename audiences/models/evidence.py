@@ -1,0 +1,104 @@
+"""What was measured: minutes, workers, what ODP itself showed, and test customers on their way."""
+
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+from audiences.models.audiences import Audience
+from audiences.models.installs import Install
+
+
+class Minute(models.Model):
+    """What one install received, parked and delivered in one minute, added up. Written by ``insight/tally.py``.
+
+    Derived: deleting rows loses a picture and nothing else. A minute in which nothing happened has no row.
+    """
+
+    install = models.ForeignKey(Install, on_delete=models.CASCADE, db_index=False)
+    minute = models.DateTimeField()
+    received = models.BigIntegerField()
+    parked = models.BigIntegerField()
+    delivered = models.BigIntegerField()
+    # Delivered because something was sent again; not counted as delivered a second time.
+    again = models.BigIntegerField(default=0, db_default=0)
+    # When what was delivered had come: events by the minute of their arrival, in seconds since the epoch. None in rows
+    # of an older version.
+    arrived = models.JSONField(null=True)
+    # From the call that brought an event to ODP's answer. None when nothing was sent.
+    delay_p50_ms = models.BigIntegerField(null=True)
+    delay_p99_ms = models.BigIntegerField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(name="one_row_per_minute", fields=["minute", "install"])]
+
+    def __str__(self) -> str:
+        return f"{self.minute:%Y-%m-%d %H:%M} of {self.install}"
+
+
+class Worker(models.Model):
+    """A worker process that has proved that work reaches it. Written by ``audiences/insight/heartbeats.py``."""
+
+    name = models.CharField(max_length=200, unique=True)
+    version = models.CharField(max_length=20)
+    beat_at = models.DateTimeField()
+    worked_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Confirmation(models.Model):
+    """What ODP itself said of an install when it was asked: that it takes the key, and that it shows a member.
+
+    Written by ``insight/confirm.py``. ``delivered_at`` is when those whom ODP was asked about had been delivered.
+    """
+
+    install = models.OneToOneField(Install, on_delete=models.CASCADE, primary_key=True)
+    key_asked_at = models.DateTimeField(null=True)
+    # Empty when ODP takes the key.
+    key_problem = models.TextField(blank=True)
+    asked_at = models.DateTimeField(null=True)
+    delivered_at = models.DateTimeField(null=True)
+    # Why ODP could not tell; empty when it told.
+    problem = models.TextField(blank=True)
+    confirmed_at = models.DateTimeField(null=True)
+    audience = models.ForeignKey(Audience, null=True, on_delete=models.SET_NULL, related_name="+")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.CheckConstraint(
+                name="only_who_was_asked_about_is_confirmed",
+                condition=Q(confirmed_at=None) | Q(asked_at__isnull=False, delivered_at__isnull=False),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"confirmation of {self.install}"
+
+
+class Trial(models.Model):
+    """One test customer on its way through the whole path, into the test audience and out again.
+
+    Written by ``audiences/insight/trials.py``. ``hops`` are what it has come past, each with its milliseconds.
+    """
+
+    install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="trials")
+    identifier = models.CharField(max_length=64)
+    started_at = models.DateTimeField(default=now)
+    started_by = models.CharField(max_length=150)
+    # Taken by a worker; and the last time that anything was heard of it.
+    begun_at = models.DateTimeField(null=True)
+    moved_at = models.DateTimeField(default=now)
+    closed_at = models.DateTimeField(null=True)
+    hops = models.JSONField(default=list)
+
+    class Meta:
+        default_permissions = ()
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(name="one_trial_at_a_time", fields=["install"], condition=Q(closed_at=None))
+        ]
+
+    def __str__(self) -> str:
+        return f"test customer {self.identifier}"

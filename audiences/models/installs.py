@@ -1,0 +1,167 @@
+"""Installs, the tokens that Lytics sends to them, and the pace of requests to their ODP accounts."""
+
+import secrets
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+from audiences import hosts
+from audiences.said import SaidField
+from audiences.secrets import EncryptedTextField, Unreadable
+
+
+def new_public_id() -> str:
+    return secrets.token_hex(8)
+
+
+class Install(models.Model):
+    """One Lytics account connected to one ODP account: its settings and its brake."""
+
+    class Region(models.TextChoices):
+        FROM_KEY = "", "Detect from the key"
+        US = "us", "United States"
+        EU = "eu", "Europe"
+        AU = "au", "Asia-Pacific"
+
+    class Mechanism(models.TextChoices):
+        ATTRIBUTE = "attribute", "Customer attribute (one boolean field per audience)"
+        LIST = "list", "List membership"
+        PASSTHROUGH = "passthrough", "Passthrough audience (must be enabled for the ODP account)"
+
+    public_id = models.CharField(max_length=32, unique=True, default=new_public_id, editable=False)
+    name = models.CharField(max_length=100)
+    enabled = models.BooleanField(default=True, help_text="When off, calls are answered 503 and Lytics retries later.")
+    region = models.CharField("ODP region", max_length=2, choices=Region, blank=True, default=Region.FROM_KEY)
+    odp_host = models.URLField(
+        "ODP host", blank=True, help_text="Only when it differs from the region's host, for example a sandbox."
+    )
+    odp_api_key = EncryptedTextField("ODP private API key")
+    identifier_field = models.CharField(
+        "customer profile identifier field name",
+        max_length=100,
+        default="_id",
+        validators=[RegexValidator(r"^(?!segment_events$)[^\s]+$", "A profile field's name has no blanks.")],
+        help_text="The Lytics profile field whose value ODP stores as fs_user_id and web_user_id. "
+        "_id is the Lytics ID; a field that holds a list gives one customer per value.",
+    )
+    allow_top_level_identifier = models.BooleanField(
+        default=False, help_text="Also look for the identifier next to data, not only inside it."
+    )
+    forget_missing_identifiers = models.BooleanField(
+        default=False,
+        help_text="Remove identifiers that disappear from a profile's list. For identifier fields that hold a list; "
+        "export _id as well. Leave it off when profiles are often merged.",
+    )
+    mechanism = models.CharField(max_length=12, choices=Mechanism, default=Mechanism.ATTRIBUTE)
+    batch_size = models.PositiveSmallIntegerField(
+        default=500,
+        validators=[MinValueValidator(1), MaxValueValidator(500)],
+        help_text="Items per request. ODP documents 500; vendor clients send 100.",
+    )
+    requests_per_second = models.PositiveSmallIntegerField(
+        default=10,
+        help_text="ODP documents 10 a second for profiles and lists. 0 means no limit.",
+    )
+    max_in_flight = models.PositiveSmallIntegerField(
+        default=20, validators=[MinValueValidator(1)], help_text="Requests in progress at once, across all workers."
+    )
+    created_at = models.DateTimeField(default=now, editable=False)
+    # When ODP first accepted its API key; None is a draft. Written by ``audiences/delivery/drafts.py``.
+    key_accepted_at = models.DateTimeField(null=True, editable=False)
+    # When the identifier field was last changed: older calls were read by another field.
+    identifier_since_at = models.DateTimeField(null=True, editable=False)
+
+    brake_since_at = models.DateTimeField(null=True, editable=False)
+    brake_until_at = models.DateTimeField(null=True, editable=False)
+    brake_reason = SaidField(blank=True, editable=False)
+    brake_failures = models.PositiveIntegerField(default=0, editable=False)
+    # The largest request that ODP took after it called a larger one too large.
+    learned_batch_size = models.PositiveSmallIntegerField(null=True, editable=False)
+
+    class Meta:
+        permissions = [
+            ("retry_install", "Can let an install on hold try again now"),
+            ("test_install", "Can send a test customer"),
+        ]
+        ordering = ["name", "id"]
+        constraints = [
+            models.CheckConstraint(
+                name="braked_install_says_why",
+                condition=Q(brake_until_at=None, brake_since_at=None, brake_failures=0)
+                | Q(brake_until_at__isnull=False, brake_since_at__isnull=False, brake_failures__gt=0)
+                & ~Q(brake_reason=""),
+            ),
+            models.CheckConstraint(
+                name="batch_size_within_odp_limit", condition=Q(batch_size__gte=1, batch_size__lte=500)
+            ),
+            models.CheckConstraint(name="at_least_one_request_in_flight", condition=Q(max_in_flight__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        stored = isinstance(self.odp_api_key, Unreadable)
+        key_problem = "" if stored else hosts.problem_of_key(self.odp_api_key)
+        errors = {"odp_api_key": key_problem, "odp_host": hosts.problem_of(self.odp_host)}
+        if any(errors.values()):
+            raise ValidationError({field: words for field, words in errors.items() if words})
+
+
+class Token(models.Model):
+    """A secret that Lytics sends in its request header. Two may live at once, so that one can be rotated in peace."""
+
+    install = models.ForeignKey(Install, on_delete=models.CASCADE, related_name="tokens")
+    slot = models.PositiveSmallIntegerField()
+    # What it is for, such as the name of the Lytics job that sends it.
+    name = models.CharField(max_length=60, blank=True, default="", db_default="")
+    digest = models.CharField(max_length=64, unique=True)
+    secret = EncryptedTextField()
+    created_at = models.DateTimeField(default=now)
+    expires_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+    last_used_at = models.DateTimeField(null=True)
+    last_used_from = models.GenericIPAddressField(null=True)
+
+    class Meta:
+        permissions = [
+            ("rotate_token", "Can rotate a token"),
+            ("revoke_token", "Can revoke a token"),
+            ("reveal_token", "Can reveal a token"),
+        ]
+        ordering = ["install", "-created_at"]
+        constraints = [
+            models.CheckConstraint(name="token_slot_is_one_or_two", condition=Q(slot__in=[1, 2])),
+            models.UniqueConstraint(
+                name="two_live_tokens_per_install", fields=["install", "slot"], condition=Q(revoked_at=None)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"token {self.name or self.slot} of {self.install}"
+
+
+class Pace(models.Model):
+    """When the next request to one rate-limited part of one ODP account may start. Written by ``workers/pace.py``.
+
+    An unlogged table: it changes with every request and is worth nothing after a crash.
+    """
+
+    install = models.ForeignKey(Install, on_delete=models.CASCADE)
+    endpoint = models.CharField(max_length=20)
+    line_at = models.DateTimeField()
+    gate_at = models.DateTimeField()
+    # How many requests have passed the gate, and when the latest have arrived at ODP: as many as may in a second, each
+    # in the place of its number.
+    passed = models.BigIntegerField(default=0)
+    arrived = ArrayField(models.DateTimeField(), default=list)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(name="one_pace_per_endpoint", fields=["install", "endpoint"])]
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} of {self.install}"
