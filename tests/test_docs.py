@@ -370,7 +370,6 @@ UNREVISED = {
     "lytics-wire.md",
     "odp-wire.md",
     "scaling.md",
-    "security.md",
 }
 REVISED = [page for page in PAGES if page.name not in UNREVISED and page.parent.name != "sandbox"]
 
