@@ -9,10 +9,8 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from odp.outcomes import Outcome, error_words, named_items, not_odp, outcome_of
+from odp.paths import GRAPHQL, LIST_SUBSCRIPTIONS, MEMBERSHIP_WRITES
 
-GRAPHQL, LIST_SUBSCRIPTIONS = "/v3/graphql", "/v3/lists/subscriptions"
-_TITLED = frozenset({"/v3/profiles", "/v3/events", LIST_SUBSCRIPTIONS})
-ABOUT_CUSTOMERS = _TITLED | {GRAPHQL}
 _TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= status < 300)
 # Where a body says what was not taken, at its top or in ``detail``; and where it says that something was.
 _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "rejected")
@@ -37,7 +35,7 @@ def objection(
     if is_html:
         return _foreign("A web page")
     if not text.strip():
-        return None if empty_is_accepted and path in _TITLED else _foreign("An empty answer")
+        return None if empty_is_accepted and path in MEMBERSHIP_WRITES else _foreign("An empty answer")
     if not isinstance(body, dict):
         return _foreign("Text" if body is None else "JSON of another kind", error_words(None, text))
     if path == GRAPHQL:
@@ -51,7 +49,7 @@ def objection(
         return Objection(Outcome.REFUSED, f"{status}: ODP did not take all of it: {words}", False)
     if _failures(body) or any(body.get(name, True) in (False, 0) for name in _SUCCESSES):
         return Objection(Outcome.RETRY_LATER, f"{status}: the answer says that it failed: {words}", True)
-    if path in _TITLED and not _is_documented(path, body, inner):
+    if path in MEMBERSHIP_WRITES and not _is_documented(path, body, inner):
         return _foreign("JSON of another kind", words)
     return None
 

@@ -14,7 +14,7 @@ import requests
 import urllib3
 
 from odp import redact
-from odp.acceptance import ABOUT_CUSTOMERS, LIST_SUBSCRIPTIONS, objection
+from odp.acceptance import objection
 from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
 from odp.outcomes import (
     LONGEST_RETRY_AFTER,
@@ -27,6 +27,7 @@ from odp.outcomes import (
     outcome_of,
     retry_after_seconds,
 )
+from odp.paths import ABOUT_CUSTOMERS, LIST_SUBSCRIPTIONS
 from odp.trouble import words_for
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ CONNECT_SECONDS = 3.0
 # Answers of ODP are small; anything longer is somebody else's page.
 ANSWER_BYTES = 1_000_000
 EXCERPT = 2_000
-# The parts of an account for which ODP documents a limit of requests per second that we could reach.
-_LIMITED = ("profiles", "lists")
 USER_AGENT = "lytics-sync/0.1"
 # Fewer letters in a row say nothing to a person.
 _A_WORD = re.compile(r"[^\W\d_]{3,}")
@@ -60,12 +59,6 @@ def _adapter() -> DeadlineAdapter:
 
 # Asked in the moment before a call's first byte, with its path and the moment after which it may not start.
 Permission = Callable[[str, float], None]
-
-
-def limit_of(path: str) -> str:
-    """Which of ODP's documented rate limits a call counts against; empty for none."""
-    part = path.removeprefix("/v3/").partition("/")[0]
-    return part if part in _LIMITED else ""
 
 
 class Client:

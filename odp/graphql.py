@@ -12,8 +12,8 @@ import msgspec
 
 from odp.client import Client
 from odp.outcomes import Answer, Outcome, readable
+from odp.paths import GRAPHQL
 
-PATH = "/v3/graphql"
 FS, WEB = "fs_user_id", "web_user_id"
 # ODP answers in pages of at most 1,000, and says nowhere how long they are unasked, nor how many ids may be named.
 AUDIENCES_PER_QUERY = 100
@@ -92,7 +92,7 @@ def ask(client: Client, *, customers: Sequence[Customer], odp_ids: Sequence[str]
     for start in range(0, max(len(odp_ids), 1), AUDIENCES_PER_QUERY):
         among = odp_ids[start : start + AUDIENCES_PER_QUERY]
         body = msgspec.json.encode({"query": _query(customers), "variables": _variables(customers, among)})
-        answer = client.call("POST", PATH, body=body, seconds=seconds - taken)
+        answer = client.call("POST", GRAPHQL, body=body, seconds=seconds - taken)
         taken += answer.seconds
         answer = replace(_understood(answer, len(customers)), seconds=taken)
         if answer.outcome is not Outcome.DELIVERED:

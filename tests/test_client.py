@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odp import client as odp_client
-from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client, limit_of
+from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client
 from odp.deadline import TooLateError, _Watch
+from odp.mechanisms import limit_of
 from odp.outcomes import Answer, Outcome
 from tests.threads import PATIENCE, eventually
 from tests.wire import Script, ScriptedServer, answer, reset, say, say_and_close

@@ -21,7 +21,7 @@ from audiences.admin import csv_file
 from audiences.admin.runs_chart import chart
 from audiences.models import Audience, Delivery, Install, Receipt, Run
 from odp.client import Client as Odp
-from odp.mechanisms import Attribute, Change, ListMembership, Mechanism, Passthrough, encode, told
+from odp.mechanisms import MECHANISMS, Attribute, Change, Mechanism, encode, membership_in
 from tests.delivering import drain_all, enter, happen, make_audience, make_install, sandbox
 from tests.people import someone
 from tests.test_admin import hidden, press, url
@@ -130,18 +130,18 @@ def test_a_stale_confirmation_reveals_nothing(boss: Client, shop: Install) -> No
     assert not LogEntry.objects.filter(object_id=str(sent.pk)).exists()
 
 
-@pytest.mark.parametrize("mechanism", [Attribute(), ListMembership(), Passthrough()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 def test_what_an_item_says_of_an_audience_is_read_back(mechanism: Mechanism) -> None:
     changes = [Change(n % 2, f"lytics_{n % 2}", f"customer-{n // 2}", n % 3 == 0, 10**18, n) for n in range(8)]
     items = carried.items(
         encode([item for group in mechanism.groups(changes) for item in mechanism.items(group)]).decode()
     )
     for lane in (0, 1):
-        said = [change for item in items if (change := told(item, f"lytics_{lane}"))]
+        said = [change for item in items if (change := membership_in(item, f"lytics_{lane}"))]
         assert said == [(change.identifier, change.is_member) for change in changes if change.lane == lane]
 
 
-@pytest.mark.parametrize("mechanism", [Attribute(), ListMembership(), Passthrough()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 def test_no_identifier_stays_in_a_masked_request(mechanism: Mechanism, viewer: Client, shop: Install) -> None:
     (group,) = mechanism.groups([Change(1, "lytics_gold", PERSON, True, 10**18, 1)])
     body = encode(mechanism.items(group))

@@ -5,8 +5,23 @@ from typing import Any
 
 import pytest
 
+from audiences.models import Install
+from odp import paths
 from odp.client import Client
-from odp.mechanisms import Attribute, Change, ListMembership, Mechanism, Passthrough, Refusal, encode, mechanism
+from odp.mechanisms import (
+    CHOICES,
+    MECHANISMS,
+    Attribute,
+    Change,
+    ListMembership,
+    Mechanism,
+    Passthrough,
+    Refusal,
+    encode,
+    limit_of,
+    mechanism,
+    membership_in,
+)
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.wire import ScriptedServer, answer, say
@@ -87,7 +102,7 @@ def test_a_passthrough_change_is_one_event_for_each_identifier_in_whole_seconds(
     ]
 
 
-@pytest.mark.parametrize("how", [Attribute(), ListMembership(), Passthrough()])
+@pytest.mark.parametrize("how", MECHANISMS.values(), ids=MECHANISMS)
 def test_a_group_makes_as_many_items_as_the_mechanism_says(how: Mechanism) -> None:
     for group in how.groups([change("kim"), change("lee"), change("kim", "lytics_vip")]):
         assert len(how.items(group)) == how.items_per_change
@@ -105,14 +120,53 @@ def test_any_identifier_gets_through_as_it_is() -> None:
     assert item["attributes"]["fs_user_id"] == odd
 
 
-def test_a_mechanism_goes_by_its_name() -> None:
-    assert [mechanism(name).path for name in ("attribute", "list", "passthrough")] == [
-        "/v3/profiles",
-        "/v3/lists/subscriptions",
-        "/v3/events",
-    ]
+# --- The registry --------------------------------------------------------------------------------------------
+
+
+def test_a_mechanism_is_found_by_its_name() -> None:
+    assert {name: mechanism(name).path for name in MECHANISMS} == {
+        "attribute": "/v3/profiles",
+        "list": "/v3/lists/subscriptions",
+        "passthrough": "/v3/events",
+    }
     with pytest.raises(KeyError):
         mechanism("carrier pigeon")
+
+
+def test_only_the_passthrough_mechanism_is_made_with_the_definition_that_was_set() -> None:
+    made = mechanism("passthrough", passthrough_definition=DEFINITION)
+    assert isinstance(made, Passthrough)
+    assert made.definition == DEFINITION
+    assert isinstance(mechanism("list", passthrough_definition=DEFINITION), ListMembership)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_the_label_of_a_mechanism_is_what_an_install_offers(name: str) -> None:
+    field = Install._meta.get_field("mechanism")
+    assert dict(CHOICES)[name] == MECHANISMS[name].label == dict(field.flatchoices)[name]
+    assert len(name) <= (field.max_length or 0)
+
+
+@pytest.mark.parametrize("how", MECHANISMS.values(), ids=MECHANISMS)
+def test_the_rate_limit_of_a_mechanism_is_the_one_that_its_path_counts_against(how: Mechanism) -> None:
+    assert limit_of(how.path) == how.rate_limit
+
+
+@pytest.mark.parametrize("how", MECHANISMS.values(), ids=MECHANISMS)
+def test_responses_and_errors_of_a_mechanism_are_read_as_those_of_membership_writes(how: Mechanism) -> None:
+    """Else a proxy's 200 would count as delivered, and an error could show a customer's identifier."""
+    assert how.path in paths.MEMBERSHIP_WRITES
+
+
+@pytest.mark.parametrize("how", MECHANISMS.values(), ids=MECHANISMS)
+def test_an_item_is_read_back_by_its_own_mechanism_and_by_no_other(how: Mechanism) -> None:
+    sent = items(how, change("kim"), change("lee", is_member=False))
+    found = [how.read(item, ID) for item in sent]
+    assert [each for each in found if each is not None] == [("kim", True), ("lee", False)]
+    assert [membership_in(item, ID) for item in sent] == found
+    others = [other for other in MECHANISMS.values() if other is not how]
+    assert {other.read(item, ID) for other in others for item in sent} == {None}
+    assert {how.read(item, "lytics_other") for item in sent} == {None}
 
 
 # --- An audience in ODP: attribute ---------------------------------------------------------------------------

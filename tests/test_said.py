@@ -17,7 +17,8 @@ from audiences.delivery import lanes
 from audiences.models import Audience, Delivery, Install, Parked, Run
 from audiences.operations import installs
 from audiences.receiving import ingest
-from odp import mechanisms, redact
+from odp import redact
+from odp.mechanisms import segments
 from tests.messages import message, transition
 from tests.people import someone
 
@@ -146,7 +147,7 @@ def test_a_definition_that_is_not_ours_is_shown_whole(shop: Install) -> None:
     gold = Audience.objects.first()
     assert gold is not None
     definition = {"root_condition": {"is_list_member": {"list": "vip gold"}, "other": {"comparator": "GT"}}}
-    refusal = mechanisms._foreign(gold.odp_id, definition, "lytics_gold = true")
+    refusal = segments.foreign_definition(gold.odp_id, definition, "lytics_gold = true")
     lanes.block_audience(gold.pk, refusal.reason)
     page = someone("viewer").get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
     assert "&quot;list&quot;: &quot;vip gold&quot;" in page

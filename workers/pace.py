@@ -14,8 +14,8 @@ from django.db import connection
 
 from audiences import prepared
 from audiences.models import Install
-from odp.client import limit_of
 from odp.deadline import TooLateError
+from odp.mechanisms import limit_of
 
 # Requests are this much further apart than the rate asks for, and the window over them is longer by so many seconds.
 MARGIN = 1.004

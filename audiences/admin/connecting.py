@@ -16,6 +16,7 @@ from audiences.insight import checklist, confirm, state, trials
 from audiences.insight.state import State
 from audiences.models import Install, Receipt, Trial
 from audiences.wake import ask_odp
+from odp.mechanisms import MECHANISMS
 
 TITLES = {
     trials.CALLED: "Webhook called",
@@ -42,11 +43,7 @@ class SendTestCustomer(Verb[Install]):
         return f"{latest and latest.pk} {install.odp_api_key} {install.odp_host} {install.mechanism}"
 
     def consequence(self, install: Install) -> str:
-        made = {
-            Install.Mechanism.ATTRIBUTE: "the boolean customer field and the real-time audience lytics_sync_test",
-            Install.Mechanism.LIST: "the list and the real-time audience lytics_sync_test",
-            Install.Mechanism.PASSTHROUGH: "the passthrough audience lytics_sync_test",
-        }[Install.Mechanism(install.mechanism)]
+        made = f"{MECHANISMS[install.mechanism].creates} lytics_sync_test"
         return (
             "One made-up customer enters an audience of its own and leaves it again, by the same path as Lytics'"
             f" customers, and each step is shown with its time. In ODP this creates, unless they exist, {made};"

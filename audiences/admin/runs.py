@@ -18,7 +18,7 @@ from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, numbe
 from audiences.insight import state
 from audiences.models import Delivery, Parked, Run
 from audiences.receiving import again
-from odp.mechanisms import told
+from odp.mechanisms import membership_in
 
 # Of what went out, a run unfolds to so many customers.
 SHOWN = 20
@@ -153,7 +153,7 @@ class RunAdmin(HistoryAdmin[Run]):
 def sent_of(run: Run, delivery: Delivery) -> dict[str, Any]:
     kept = delivery.request is not None
     items = carried.items(carried.unpack(bytes(delivery.request))) if delivery.request is not None else []
-    changes = [change for item in items if (change := told(item, run.audience.odp_id))]
+    changes = [change for item in items if (change := membership_in(item, run.audience.odp_id))]
     return {
         "run": run,
         "delivery": delivery,

@@ -25,6 +25,7 @@ from audiences import carried, prepared, sessions
 from audiences.delivery.fold import EARLIEST_NS, EXIT, Entry, Held, disbelieve
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from lytics import times
+from odp.mechanisms import MECHANISMS
 from odp.outcomes import Answer, Outcome
 
 log = structlog.get_logger(__name__)
@@ -379,7 +380,7 @@ def _claim(install_id: int, capacity: int, token: uuid.UUID) -> Lease | None:
 
 def capacity_of(install: Install) -> int:
     """How many events fill one request."""
-    per_change = 2 if install.mechanism == Install.Mechanism.PASSTHROUGH else 1
+    per_change = MECHANISMS[install.mechanism].items_per_change
     return max(1, min(install.batch_size, install.learned_batch_size or install.batch_size) // per_change)
 
 

@@ -12,6 +12,7 @@ from django.utils.timezone import now
 from audiences import hosts
 from audiences.said import SaidField
 from audiences.secrets import EncryptedTextField, Unreadable
+from odp import mechanisms
 
 
 def new_public_id() -> str:
@@ -26,11 +27,6 @@ class Install(models.Model):
         US = "us", "United States"
         EU = "eu", "Europe"
         AU = "au", "Asia-Pacific"
-
-    class Mechanism(models.TextChoices):
-        ATTRIBUTE = "attribute", "Customer attribute (one boolean field per audience)"
-        LIST = "list", "List membership"
-        PASSTHROUGH = "passthrough", "Passthrough audience (must be enabled for the ODP account)"
 
     public_id = models.CharField(max_length=32, unique=True, default=new_public_id, editable=False)
     name = models.CharField(max_length=100)
@@ -56,7 +52,7 @@ class Install(models.Model):
         help_text="Remove identifiers that disappear from a profile's list. For identifier fields that hold a list; "
         "export _id as well. Leave it off when profiles are often merged.",
     )
-    mechanism = models.CharField(max_length=12, choices=Mechanism, default=Mechanism.ATTRIBUTE)
+    mechanism = models.CharField(max_length=12, choices=mechanisms.CHOICES, default=mechanisms.Attribute.name)
     batch_size = models.PositiveSmallIntegerField(
         default=500,
         validators=[MinValueValidator(1), MaxValueValidator(500)],

@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audiences.models import Install
 from audiences.operations import installs
+from odp.mechanisms import MECHANISMS
 
 
 class Command(BaseCommand):
@@ -25,7 +26,7 @@ class Command(BaseCommand):
         parser.add_argument("--odp-host", default="", help="base URL, when it is not the one of the key's region")
         parser.add_argument("--region", default="", choices=Install.Region.values, help="when the key doesn't say")
         parser.add_argument("--identifier-field", default="_id", help="the Lytics field with the customer's id")
-        parser.add_argument("--mechanism", default="attribute", choices=Install.Mechanism.values)
+        parser.add_argument("--mechanism", default="attribute", choices=list(MECHANISMS))
         parser.add_argument("--batch-size", type=int, default=500, help="items in one request to ODP, at most 500")
         parser.add_argument("--requests-per-second", type=int, default=10, help="0 turns the pace off")
         parser.add_argument("--json", action="store_true")

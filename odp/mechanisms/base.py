@@ -1,0 +1,90 @@
+"""What all mechanisms have in common: the interface, and the values that pass through it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from odp.client import Client
+from odp.outcomes import Answer
+
+
+class Change(NamedTuple):
+    """One identifier's absolute state in one audience. ``lane`` is the caller's key for the audience."""
+
+    lane: int
+    odp_id: str
+    identifier: str
+    is_member: bool
+    occurred_ns: int
+    sequence: int
+
+
+class Refusal(NamedTuple):
+    """ODP can't hold this audience, and a person has to act.
+
+    ``definition`` is the digest of the definition found in ODP when it isn't ours, else empty.
+    """
+
+    reason: str
+    definition: str = ""
+
+
+class Mechanism(Protocol):
+    """One way to write memberships to ODP."""
+
+    # Stored in ``Install.mechanism``, at most 12 characters.
+    name: str
+    # Shown in the form of an install.
+    label: str
+    # What ``ensure`` creates for one audience, in words that the audience's id can follow.
+    creates: str
+    # Where changes are posted.
+    path: str
+    # The documented rate limit that ``path`` counts against, named by the path segment after ``/v3/``: all requests
+    # under that segment share it. Empty when ODP documents none.
+    rate_limit: str
+    # The number of items that one group becomes.
+    items_per_change: int
+
+    def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
+        """Group the changes that share items: a group is sent, accepted and rejected as one."""
+        ...
+
+    def items(self, group: tuple[Change, ...]) -> list[dict[str, Any]]:
+        """The request items for one group, always ``items_per_change`` of them."""
+        ...
+
+    def read(self, item: dict[str, Any], odp_id: str) -> tuple[str, bool] | None:
+        """The reverse of ``items``: the identifier, and whether it is a member of this audience.
+
+        None when the item is about another audience or of another mechanism.
+        """
+        ...
+
+    def control(self, change: Change) -> dict[str, Any] | None:
+        """An item that names the same customer but no audience; None when there is no such item.
+
+        Bisection sends it to find out whether ODP rejects the customer or the audience.
+        """
+        ...
+
+    def ensure(
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+    ) -> Answer | Refusal | None:
+        """Create what the audience needs in ODP.
+
+        Returns None when ODP shows all of it, an ``Answer`` when to try again later, a ``Refusal`` when a person has to
+        act. Nothing that exists in ODP is overwritten: a definition that isn't ours is a ``Refusal``, unless
+        ``accepted`` is its digest. Each request gets ``seconds``.
+        """
+        ...
+
+
+def encode(items: Sequence[dict[str, Any]]) -> bytes:
+    return msgspec.json.encode(items)
+
+
+def identifiers(identifier: str) -> dict[str, str]:
+    """Both names of a customer: Feature Experimentation reads ``fs_user_id``, Web Experimentation ``web_user_id``."""
+    return {"fs_user_id": identifier, "web_user_id": identifier}

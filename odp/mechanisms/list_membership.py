@@ -1,0 +1,70 @@
+"""Mechanism ``list``: one list per audience, and a real-time audience over membership in that list."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from odp import definitions, paths
+from odp.client import Client
+from odp.mechanisms.base import Change, Refusal, identifiers
+from odp.mechanisms.reading import not_shown, read
+from odp.mechanisms.segments import ensure_segment
+from odp.outcomes import Answer, Outcome
+
+
+class ListMembership:
+    """A subscription to the list ``lytics_<slug>``: one item per customer and audience."""
+
+    name = "list"
+    label = "List membership"
+    creates = "the list and the real-time audience"
+    path = paths.LIST_SUBSCRIPTIONS
+    rate_limit = "lists"
+    items_per_change = 1
+
+    def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
+        return [(change,) for change in changes]
+
+    def items(self, group: tuple[Change, ...]) -> list[dict[str, Any]]:
+        (change,) = group
+        return [{"list_id": change.odp_id, **identifiers(change.identifier), "subscribed": change.is_member}]
+
+    def read(self, item: dict[str, Any], odp_id: str) -> tuple[str, bool] | None:
+        return (item["fs_user_id"], item["subscribed"]) if item.get("list_id") == odp_id else None
+
+    def control(self, change: Change) -> dict[str, Any] | None:
+        return None  # a subscription without a list isn't a valid item
+
+    def ensure(
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+    ) -> Answer | Refusal | None:
+        failed = _ensure_list(client, odp_id, seconds=seconds)
+        ours = definitions.over(definitions.is_list_member(odp_id))
+        return failed or ensure_segment(client, odp_id, label, ours, seconds=seconds, accepted=accepted)
+
+
+def _ensure_list(client: Client, odp_id: str, *, seconds: float) -> Answer | Refusal | None:
+    def read_lists() -> Any | Answer | Refusal | None:
+        found = read(client, paths.LISTS, _list_ids, "The lists", seconds=seconds)
+        return None if isinstance(found, frozenset) and odp_id not in found else found
+
+    found = read_lists()
+    if found is None:
+        created = client.call("POST", paths.LISTS, body=msgspec.json.encode({"name": odp_id}), seconds=seconds)
+        if created.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+            return created
+        found = read_lists()
+        if found is None and created.outcome is Outcome.REFUSED:
+            return Refusal(f"The list {odp_id} could not be created: {created.reason}")
+        if found is None:
+            return not_shown(created, f"the list {odp_id}")
+    return found if isinstance(found, Answer | Refusal) else None
+
+
+def _list_ids(body: Any) -> frozenset[str] | None:
+    lists = body.get("lists") if isinstance(body, dict) else None
+    if not isinstance(lists, list):
+        return None
+    ids = (row.get("list_id") for row in lists if isinstance(row, dict))
+    return frozenset(name for name in ids if isinstance(name, str))

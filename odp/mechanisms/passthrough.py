@@ -1,0 +1,70 @@
+"""Mechanism ``passthrough``: ODP's own events for audiences that are computed outside ODP."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from odp import definitions, paths
+from odp.client import Client
+from odp.mechanisms.base import Change, Refusal, identifiers
+from odp.mechanisms.segments import ensure_segment, foreign_definition, read_definition
+from odp.outcomes import Answer
+
+
+class Passthrough:
+    """``qualify`` and ``disqualify`` events. An event holds one identifier, so a change becomes two events.
+
+    ODP doesn't publish the body that creates a passthrough audience. ``definition`` is that body, from the setting
+    ``ODP_PASSTHROUGH_DEFINITION``; without it the audience must exist in ODP already.
+    """
+
+    name = "passthrough"
+    label = "Passthrough audience (must be enabled for the ODP account)"
+    creates = "the passthrough audience"
+    path = paths.EVENTS
+    rate_limit = ""  # ODP documents none for events
+    items_per_change = 2
+
+    def __init__(self, definition: dict[str, Any] | None = None) -> None:
+        self.definition = definition
+
+    def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
+        return [(change,) for change in changes]
+
+    def items(self, group: tuple[Change, ...]) -> list[dict[str, Any]]:
+        (change,) = group
+        event = {
+            "type": "passthrough",
+            "action": "qualify" if change.is_member else "disqualify",
+            "data": {"audience_id": change.odp_id, "ts": change.occurred_ns // 1_000_000_000},
+        }
+        return [{**event, "identifiers": {name: value}} for name, value in identifiers(change.identifier).items()]
+
+    def read(self, item: dict[str, Any], odp_id: str) -> tuple[str, bool] | None:
+        names = item.get("identifiers", {})
+        if item.get("data", {}).get("audience_id") == odp_id and "fs_user_id" in names:
+            return names["fs_user_id"], item["action"] == "qualify"
+        return None
+
+    def control(self, change: Change) -> dict[str, Any] | None:
+        return None  # an event without an audience isn't a valid item
+
+    def ensure(
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+    ) -> Answer | Refusal | None:
+        if self.definition is not None:
+            return ensure_segment(client, odp_id, label, self.definition, seconds=seconds, accepted=accepted)
+        found = read_definition(client, odp_id, seconds=seconds)
+        if found is None:
+            return Refusal(
+                f"The passthrough audience {odp_id} does not exist in ODP, and ODP doesn't document how to create one."
+                " Create it in ODP, or set ODP_PASSTHROUGH_DEFINITION; then press Unblock."
+            )
+        if isinstance(found, Answer | Refusal):
+            return found
+        # What a passthrough audience looks like is not published, so any definition is taken for one, except those
+        # that the other two mechanisms write.
+        others = (definitions.field_is_true(odp_id), definitions.is_list_member(odp_id))
+        is_of_another = any(definitions.same(definitions.over(other), found) for other in others)
+        if is_of_another and definitions.digest(found) != accepted:
+            return foreign_definition(odp_id, found, "a passthrough audience")
+        return None

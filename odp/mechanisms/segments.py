@@ -1,0 +1,60 @@
+"""The real-time audience in ODP (a segment in its API) that each mechanism needs for one Lytics audience."""
+
+from typing import Any
+
+import msgspec
+
+from odp import definitions
+from odp.client import Client
+from odp.mechanisms.base import Refusal
+from odp.mechanisms.reading import failure, not_shown, read
+from odp.outcomes import Answer
+
+# Marks a reason that quotes a definition, which holds no customer data and is therefore shown unmasked.
+ANOTHER_DEFINITION = "is in ODP with another definition. ODP has"
+
+
+def read_definition(client: Client, odp_id: str, *, seconds: float) -> Any | Answer | Refusal | None:
+    """The definition of a real-time audience as ODP shows it; None when the audience doesn't exist."""
+    return read(client, _path(odp_id), _definition, f"The audience {odp_id}", seconds=seconds)
+
+
+def ensure_segment(
+    client: Client, odp_id: str, label: str, ours: dict[str, Any], *, seconds: float, accepted: str
+) -> Answer | Refusal | None:
+    """Create the real-time audience with our definition, unless it exists.
+
+    Reads first and writes only what is missing: PUT replaces, and a person may have edited the audience in ODP.
+    """
+    found = read_definition(client, odp_id, seconds=seconds)
+    if found is None:
+        body = {"description": label, "metadata": {"display_name": label}, "definition": ours}
+        created = client.call("PUT", _path(odp_id), body=msgspec.json.encode(body), seconds=seconds)
+        if (failed := failure(created, f"The audience {odp_id} could not be created")) is not None:
+            return failed
+        found = read_definition(client, odp_id, seconds=seconds)
+        if found is None:
+            return not_shown(created, f"the audience {odp_id}")
+    if isinstance(found, Answer | Refusal):
+        return found
+    if definitions.same(ours, found) or definitions.digest(found) == accepted:
+        return None
+    return foreign_definition(odp_id, found, definitions.in_words(ours))
+
+
+def foreign_definition(odp_id: str, found: Any, ours: str) -> Refusal:
+    """The refusal of an audience whose definition in ODP isn't ours; ``ours`` is our definition in words."""
+    return Refusal(
+        f"The audience {odp_id} {ANOTHER_DEFINITION} {definitions.in_words(found)}; this service"
+        f" would write {ours}. It is never overwritten. To use ours, delete it in ODP and press Unblock; to"
+        " keep it as it is, press Accept definition.",
+        definition=definitions.digest(found),
+    )
+
+
+def _path(odp_id: str) -> str:
+    return f"/v3/segments/{odp_id}"
+
+
+def _definition(segment: Any) -> Any | None:
+    return (segment.get("definition") or None) if isinstance(segment, dict) else None
