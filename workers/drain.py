@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import NotSupportedError, ProgrammingError
 
 from audiences import sessions
-from audiences.delivery import brake, lanes, provision
+from audiences.delivery import brake, lanes, odp_account, provision
 from audiences.delivery.fold import EXIT, Entry, Folded, fold
 from audiences.delivery.lanes import GapError, Lease, LeaseLostError, Result
 from audiences.wake import expect_drain, wake, wake_making, wake_more
@@ -134,7 +134,7 @@ def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
         return True
     if fill_seconds and work.under_way and not work.ready:
         return _waits_for_work(install_id, fill_seconds) and turn(install_id)
-    if not work.ready or not pace.line_up(work.install, provision.mechanism_of(work.install).path):
+    if not work.ready or not pace.line_up(work.install, odp_account.mechanism_of(work.install).path):
         return False
     capacity = lanes.capacity_of(work.install)
     fills = fill_seconds and work.under_way and work.ready < capacity
@@ -207,8 +207,8 @@ class _Sender:
     def __init__(self, lease: Lease, events: Mapping[int, int]) -> None:
         self.lease = lease
         self.events = events
-        self.mechanism: Mechanism = provision.mechanism_of(lease.install)
-        self.client: Client = provision.client_of(lease.install, gate=pace.pass_gate)
+        self.mechanism: Mechanism = odp_account.mechanism_of(lease.install)
+        self.client: Client = odp_account.client_of(lease.install, gate=pace.pass_gate)
         self.delivery_id: int | None = None
         self.answer: Answer | None = None
         self.sent: set[int] = set()

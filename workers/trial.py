@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from audiences.delivery import provision
+from audiences.delivery import odp_account
 from audiences.insight import state, trials
 from audiences.insight.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Run, Trial
@@ -163,7 +163,7 @@ class _Leg:
     def _shown(self) -> Seen | None:
         odp_id = self._audience().odp_id
         found = audiences_of(
-            provision.client_of(self.trial.install),
+            odp_account.client_of(self.trial.install),
             identifier=self.trial.identifier,
             odp_ids=[odp_id],
             seconds=GRAPHQL_SECONDS,

@@ -26,7 +26,7 @@ from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
-from audiences.delivery import provision
+from audiences.delivery import odp_account
 from audiences.delivery.lanes import REFUSED_BY_ODP
 from audiences.insight import customers, state
 from audiences.insight.customers import Fate, Place, Standing, Trail
@@ -242,7 +242,7 @@ def _parts(request: HttpRequest, trail: Trail, *, ask: int | None) -> list[Part]
 
 def _ask(install: Install, identifier: str, audiences: Iterable[Audience]) -> MembershipAnswer:
     odp_ids = [audience.odp_id for audience in audiences if audience.provisioned_at]
-    return audiences_of(provision.client_of(install), identifier=identifier, odp_ids=odp_ids, seconds=ODP_SECONDS)
+    return audiences_of(odp_account.client_of(install), identifier=identifier, odp_ids=odp_ids, seconds=ODP_SECONDS)
 
 
 def _only_in_odp(

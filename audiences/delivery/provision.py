@@ -6,10 +6,9 @@ made waits alone; the install is braked by what becomes of its deliveries and by
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -19,22 +18,17 @@ from django.db.models.functions import Now
 
 from audiences import naming, sessions
 from audiences.delivery import brake, drafts, lanes
-from audiences.models import Audience, Install
-from audiences.secrets import opened
+from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.models import Audience
 from audiences.wake import wake_making
-from odp.client import Client, Permission
 from odp.deadline import TooLateError
-from odp.mechanisms import Mechanism, Refusal, mechanism
+from odp.mechanisms import Refusal
 from odp.outcomes import Answer, Outcome, readable
-from odp.regions import host_of
 
 log = structlog.get_logger(__name__)
 
 # How the reason begins when a making failed by an error of this service and not of ODP.
 UNEXPECTED = "Unexpected error: "
-
-# What the workers know and the domain doesn't: when a request of this install to that path may start.
-Gate = Callable[[Install, str, float], None]
 
 # So that two workers at once don't both find the last place free. No delivery waits for longer than this statement.
 _LOCK = "SELECT id FROM audiences_install WHERE id = %s FOR NO KEY UPDATE"
@@ -81,23 +75,6 @@ class Making(NamedTuple):
     audience: Audience
     token: uuid.UUID
     more: bool
-
-
-def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:
-    host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
-    permission: Permission | None = gate and partial(gate, install)
-    return Client(
-        host=host,
-        api_key=opened(install.odp_api_key),
-        ends_at=ends_at,
-        permission=permission,
-        longest_retry_after=settings.ODP_LONGEST_RETRY_AFTER_SECONDS,
-        empty_is_accepted=settings.ODP_EMPTY_IS_ACCEPTED,
-    )
-
-
-def mechanism_of(install: Install) -> Mechanism:
-    return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
 
 
 # --- what a person asks for ----------------------------------------------------------------------------------

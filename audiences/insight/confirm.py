@@ -10,7 +10,7 @@ from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
 from audiences.delivery import drafts
-from audiences.delivery.provision import client_of
+from audiences.delivery.odp_account import client_of
 from audiences.insight import trials
 from audiences.models import Audience, Confirmation, Event, Install, Lane, Membership, Run
 from odp.graphql import audiences_of_each

@@ -16,7 +16,7 @@ import pytest
 from django.db import connection
 
 from audiences import wake
-from audiences.delivery import brake, lanes, provision
+from audiences.delivery import brake, lanes, odp_account, provision
 from audiences.models import Install
 from odp.client import OUT_OF_TIME
 from odp.deadline import TooLateError
@@ -338,7 +338,8 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
         # Whoever waits for a request to fill keeps off the other threads of its process; here each is a process.
         patched.setattr(drain, "FILL_SECONDS", 0.0)
         patched.setattr(provision, "time", odp.clock)
-        patched.setattr(provision, "client_of", client_of)
+        for module in (odp_account, provision):
+            patched.setattr(module, "client_of", client_of)
         for waker in (wake._waker, wake._more_waker, wake._maker):
             patched.setattr(waker, "want", hints.add)
         yield

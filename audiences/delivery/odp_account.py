@@ -1,0 +1,37 @@
+"""An install's ODP account, as its settings describe it: the client that calls it and the mechanism that writes to it.
+
+The code is here and not in ``odp``, because it reads an ``Install`` and the settings of this project, and ``odp`` knows
+neither. All who call ODP for an install use it: deliveries, creating audiences, the test customer and the admin.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from django.conf import settings
+
+from audiences.models import Install
+from audiences.secrets import opened
+from odp.client import Client, Permission
+from odp.mechanisms import Mechanism, mechanism
+from odp.regions import host_of
+
+# Returns when a request of this install to that path may start; raises ``TooLateError`` after the given moment of
+# ``time.monotonic``. The rate limit is passed in, because ``workers`` has it and ``audiences`` can't import that.
+Gate = Callable[[Install, str, float], None]
+
+
+def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:
+    host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+    permission: Permission | None = gate and partial(gate, install)
+    return Client(
+        host=host,
+        api_key=opened(install.odp_api_key),
+        ends_at=ends_at,
+        permission=permission,
+        longest_retry_after=settings.ODP_LONGEST_RETRY_AFTER_SECONDS,
+        empty_is_accepted=settings.ODP_EMPTY_IS_ACCEPTED,
+    )
+
+
+def mechanism_of(install: Install) -> Mechanism:
+    return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
