@@ -363,13 +363,7 @@ CELL_CHARACTERS = 200
 
 UNREVISED = {
     "CHANGELOG.md",
-    "CONTRIBUTING.md",
     "benchmarks.md",
-    "chaos.md",
-    "connecting.md",
-    "lytics-wire.md",
-    "odp-wire.md",
-    "scaling.md",
 }
 REVISED = [page for page in PAGES if page.name not in UNREVISED and page.parent.name != "sandbox"]
 
