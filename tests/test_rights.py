@@ -21,13 +21,14 @@ from audiences.admin import masks
 from audiences.admin import parked as parked_pages
 from audiences.admin.pages import mask
 from audiences.admin.verbs import way_back
-from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run, Token
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs
 from audiences.receiving import ingest
 from audiences.secrets import encrypt
 from lytics_sync import settings as the_settings
 from odp import redact
 from odp.client import Client as OdpClient
+from tests import every_url
 from tests.delivering import sandbox
 from tests.messages import message
 
@@ -123,6 +124,83 @@ def test_each_role_sees_the_pages_of_its_work_and_only_an_admin_those_of_people(
     for page in pages():
         of_people = "/auth/" in page or "/logentry/" in page
         assert person.get(page).status_code == (403 if of_people and role != "admin" else 200), page
+
+
+# --- every URL that there is -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visitor(shop: Install) -> tuple[User, Client]:
+    """Somebody whose permissions each test chooses; and a row of every table that a URL is about."""
+    Resend.objects.create(
+        install=shop, audience=Audience.objects.get(), kind="resync", total=1, by=SECRETIVE, reason=SECRETIVE
+    )
+    user = User.objects.create_user("kim", is_staff=True)
+    LogEntry.objects.create(user=user, object_repr="gold_club", action_flag=2, change_message=SECRETIVE)
+    client = Client()
+    client.force_login(user)
+    return user, client
+
+
+# The one select of the admin that could complete the names of installs.
+COMPLETED = "app_label=audiences&model_name=token&field_name=install"
+
+
+def tells(answer: Any) -> bool:
+    text = b"".join(answer) if answer.streaming else answer.content
+    return any(secret.encode() in text for secret in ("gold_club", "Shop", SECRETIVE))
+
+
+def test_no_url_answers_somebody_without_one_of_its_permissions(visitor: tuple[User, Client]) -> None:
+    """405 is the answer to a GET of what is only posted. A redirect counts as a failure: it may follow a deed."""
+    user, client = visitor
+    open_ones = []
+    for url in every_url.urls():
+        if url.name in every_url.OPEN:
+            continue
+        for missing in url.needs or [()]:
+            user.user_permissions.set(every_url.permissions(without=missing))
+            for ask in (client.get, client.post):
+                answer = ask(url.path)
+                if answer.status_code not in (403, 404, 405) or tells(answer):
+                    open_ones.append(f"{ask.__name__} {url.path} without {missing}: {answer.status_code}")
+    assert open_ones == []
+
+
+def test_every_url_is_there_for_somebody_with_just_its_permissions(visitor: tuple[User, Client]) -> None:
+    """Or the test before would prove nothing: a URL that answers nobody would pass it."""
+    user, client = visitor
+    closed_ones = []
+    for url in every_url.urls():
+        if url.name not in every_url.OPEN and url.needs is not None:
+            user.user_permissions.set(every_url.permissions(only=url.needs))
+            answer = client.get(url.path)
+            answer = client.post(url.path) if answer.status_code == 405 else answer
+            if answer.status_code not in (200, 302):
+                closed_ones.append(f"{url.path}: {answer.status_code}")
+    assert closed_ones == []
+
+
+def test_a_url_for_everybody_tells_nothing_to_somebody_without_permissions(visitor: tuple[User, Client]) -> None:
+    _, client = visitor
+    urls = [url for url in every_url.urls() if url.name in every_url.OPEN and url.name != "logout"]
+    for url in urls:
+        # Parts of the names, because the login page repeats its own address.
+        for query in ("", "?s=sho", "?s=gold_cl", f"?term=sho&{COMPLETED}"):
+            for ask in (client.get, client.post):
+                answer = ask(url.path + query)
+                assert not tells(answer), (url, query)
+                assert answer.status_code < 500, (url, query)
+
+
+def test_no_url_but_the_login_answers_whoever_is_not_logged_in(visitor: tuple[User, Client]) -> None:
+    for url in every_url.urls():
+        if url.name in ("login", "jsi18n"):
+            continue
+        for ask in (Client().get, Client().post):
+            answer = ask(url.path)
+            assert answer.status_code in (301, 302, 403, 404, 405), url
+            assert not tells(answer), url
 
 
 @pytest.mark.parametrize("role", ["none", "viewer", "operator", "admin"])
