@@ -253,3 +253,17 @@ def test_what_was_accepted_before_this_version_is_no_draft() -> None:
     Install.objects.update(key_accepted_at=None)
     import_module("audiences.migrations.0023_drafts").fill(apps, None)
     assert {*Install.objects.filter(key_accepted_at__lte=now()).values_list("name", flat=True)} == {"checked", "made"}
+
+
+def test_the_front_page_has_one_item_for_all_drafts(viewer: Client) -> None:
+    first = make_install()
+    Install.objects.update(key_accepted_at=None)
+    assert f"{first} is a draft" in viewer.get("/admin/").content.decode()
+    second = Install(name="Second", odp_api_key="public.private", odp_host=NOWHERE)
+    installs.create(second)
+    Install.objects.update(key_accepted_at=None)
+    text = viewer.get("/admin/").content.decode()
+    assert "2 installs are drafts" in text
+    assert f"{second}, {first}" in text
+    Install.objects.update(key_accepted_at=now())
+    assert "draft" not in viewer.get("/admin/").content.decode()

@@ -309,6 +309,7 @@ def test_one_that_can_not_be_looked_at_is_told_and_delivers(operator: Client, in
 def test_what_is_red_stands_before_what_is_not(viewer: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     Lane.objects.update(blocked_at=now(), block_reason="no")
+    Install.objects.update(key_accepted_at=now())  # a draft would be an item too
     call(None)
     assert [one.tone for one in page(viewer).context["troubles"]] == ["bad", "held"]
 

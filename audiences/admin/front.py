@@ -71,6 +71,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *turned_away.over_the_mark(installs, behind),
         *turned_away.over_the_disk_mark(installs),
         *turned_away.switched_off(request, installs),
+        *turned_away.drafts(installs),
         *_blocked(request, held),
         *_made_anew(request),
         *of_ids_alike(request),

@@ -19,6 +19,9 @@ from audiences.models import Audience, Install, Token
 from audiences.receiving import disk, refused, tokens
 from audiences.receiving.refused import Refused
 
+# Installs named in one item; it says how many more there are.
+NAMED = 10
+
 
 def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Number:
     if found is None:
@@ -213,6 +216,28 @@ def switched_off(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
         for install in installs
         if not install.enabled
         for switched in [_switched(install)]
+    ]
+
+
+def drafts(installs: list[Any]) -> list[Trouble]:
+    """Installs whose events wait for an API key that ODP accepts: one item for all of them."""
+    drafts = [install for install in sorted(installs, key=str) if install.enabled and not install.key_accepted_at]
+    waiting = [install for install in drafts if install.brake_until_at is None]  # an install on hold has its own item
+    if not waiting:
+        return []
+    alone = len(waiting) == 1
+    return [
+        Trouble(
+            f"{waiting[0]} is a draft" if alone else f"{number(len(waiting))} installs are drafts",
+            "ODP has not accepted "
+            + ("its API key" if alone else f"the API keys of {', '.join(str(install) for install in waiting[:NAMED])}")
+            + (f" and {number(len(waiting) - NAMED)} more" if len(waiting) > NAMED else "")
+            + " yet. Calls from Lytics are stored and nothing is sent to ODP. Nothing is lost.",
+            ago(min(install.created_at for install in waiting)),
+            url_of(waiting[0]) if alone else list_url(Install),
+            "held",
+            todo="Open the install: its page says what is missing. Stored events are sent once ODP accepts the key.",
+        )
     ]
 
 
