@@ -95,14 +95,14 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
     from django.test import Client
     from django.urls import reverse
 
-    from audiences.delivery import lanes
+    from audiences.delivery import holds
     from audiences.insight import customers
     from audiences.models import Audience, Install
 
     call_command("migrate", verbosity=0)
     install = Install.objects.create(name="Bench", odp_api_key="x")
     for n in range(AUDIENCES):
-        lanes.lay(Audience.objects.create(install=install, segment_id=f"s{n}", slug=f"s{n}", odp_id=f"lytics_s{n}"))
+        holds.lay(Audience.objects.create(install=install, segment_id=f"s{n}", slug=f"s{n}", odp_id=f"lytics_s{n}"))
     ask("ALTER TABLE audiences_event SET (autovacuum_enabled = off)")
     for first in range(0, events, 500_000):
         last = min(first + 500_000, events) - 1

@@ -13,29 +13,36 @@ from workers.app import app
 
 django.setup()
 
-from audiences.delivery import lanes  # noqa: E402 — its models take a Django that is set up
+from audiences.delivery import claims, request_records, settling  # noqa: E402 — its models take a Django that is set up
 
 __all__ = ["app"]
 
 
-def _replace(name: str, old: str, new: str) -> None:
-    text: Any = getattr(lanes, name)
-    assert old in text, f"lanes.{name} has changed; mend benchmarks/unordered.py"
-    setattr(lanes, name, text.replace(old, new))
+def _replace(module: Any, name: str, old: str, new: str) -> None:
+    text: Any = getattr(module, name)
+    assert old in text, f"{name} has changed; mend benchmarks/unordered.py"
+    setattr(module, name, text.replace(old, new))
 
 
 _replace(
+    claims,
     "_CLAIM",
     "    lease_token = %(token)s,\n    lease_expires_at = clock_timestamp() + make_interval(secs => %(lease)s),\n",
     "    delivered_sequence = packed.last,\n",
 )
 _replace(
+    request_records,
     "_OPEN",
     "    UPDATE audiences_lane SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)\n",
     "    SELECT %s::float8 FROM audiences_lane\n",
 )
-_replace("_OPEN", "lease_token = %s AND lease_expires_at > clock_timestamp()\n    RETURNING 1", "%s::uuid IS NOT NULL")
-_replace("_MOVE", "delivered_sequence = greatest(lane.delivered_sequence, moved.cursor),", "")
-_replace("_MOVE", "lane.lease_token = %s", "%s::uuid IS NOT NULL")
+_replace(
+    request_records,
+    "_OPEN",
+    "lease_token = %s AND lease_expires_at > clock_timestamp()\n    RETURNING 1",
+    "%s::uuid IS NOT NULL",
+)
+_replace(settling, "_MOVE", "delivered_sequence = greatest(lane.delivered_sequence, moved.cursor),", "")
+_replace(settling, "_MOVE", "lane.lease_token = %s", "%s::uuid IS NOT NULL")
 # Else a claim would take the requests under way for those of workers that died.
-lanes._close_abandoned = lambda lease, reason="": None
+request_records.close_abandoned = lambda lease, reason="": None

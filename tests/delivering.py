@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences.delivery import lanes
+from audiences.delivery import claims, holds, leases, reading, request_records, settling
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from audiences.operations import audit
 from audiences.receiving import ingest
@@ -85,7 +86,7 @@ def drain_all(install: Install) -> int:
 
 def waiting(install: Install) -> tuple[bool, bool]:
     """Whether an audience waits to be made, and one to be delivered."""
-    work = lanes.work(install.pk)
+    work = claims.work(install.pk)
     assert work is not None
     return work.unprovisioned, work.ready > 0
 
@@ -203,7 +204,17 @@ def writes(odp: ControlledSandbox, since: int = 0) -> list[list[Any]]:
     return [json.loads(request["body"]) for request in seen if request["method"] == "POST"]
 
 
-def claim(install: Install, **options: Any) -> lanes.Lease:
-    lease = lanes.claim(install.pk, **options)
+def claim(install: Install, **options: Any) -> leases.Lease:
+    lease = claims.claim(install.pk, **options)
     assert lease is not None
     return lease
+
+
+def step_of(name: str) -> ModuleType:
+    """The module of ``audiences/delivery`` that has the step ``name``."""
+    (module,) = (
+        module
+        for module in (claims, reading, request_records, settling, holds)
+        if name in vars(module) and vars(module)[name].__module__ == module.__name__
+    )
+    return module

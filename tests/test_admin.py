@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.delivery import brake, lanes, provision
+from audiences.delivery import brake, claims, holds, provision, request_records
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs, parked_items, resends
 from audiences.receiving import ingest
@@ -85,9 +85,9 @@ def test_logging_in_leads_to_the_front_page(client: Client) -> None:
 @pytest.mark.parametrize("model", ["install", "audience", "parked", "receipt", "run", "delivery", "token", "resend"])
 def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, lane: Lane, model: str) -> None:
     Audience.objects.update(provisioned_at=now())
-    lease = lanes.claim(install.pk)
+    lease = claims.claim(install.pk)
     assert lease is not None
-    lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=9, sent={lane.pk: 1}, of={lane.pk: 1})
+    request_records.open_delivery(lease, endpoint="/v3/profiles", items=1, size=9, sent={lane.pk: 1}, of={lane.pk: 1})
     kinds: dict[str, Any] = {
         "install": Install,
         "audience": Audience,
@@ -145,13 +145,13 @@ def test_workers_are_called_silent_when_nobody_takes_what_may_go(viewer: Client,
     assert silent not in told()
     Lane.objects.update(last_served_at=now() - timedelta(minutes=4))
     assert silent in told()
-    lanes.pause(lane, by="kim", reason="on purpose")
+    holds.pause(lane, by="kim", reason="on purpose")
     assert silent not in told()
 
 
 def test_what_was_resumed_a_moment_ago_makes_no_worker_silent(operator: Client, audience: Audience, lane: Lane) -> None:
     Event.objects.update(received_at=now() - timedelta(minutes=5))
-    lanes.pause(lane, by="kim", reason="on purpose")
+    holds.pause(lane, by="kim", reason="on purpose")
     press(operator, "resume", audience)
     assert not [t for t in operator.get(reverse("admin:index")).context["troubles"] if "No worker" in t.what]
 
@@ -409,13 +409,13 @@ def test_no_button_works_without_its_csrf_token(install: Install, audience: Audi
 
 def test_a_stale_page_does_nothing(operator: Client, audience: Audience, lane: Lane) -> None:
     asked = operator.get(url("pause", audience)).content.decode()
-    lanes.pause(lane, by="somebody else", reason="quicker")
+    holds.pause(lane, by="somebody else", reason="quicker")
     operator.post(url("pause", audience), {**hidden(asked), "reason": "too late"})
     lane.refresh_from_db()
     assert lane.paused_by == "somebody else"
     asked = operator.get(url("resume", audience)).content.decode()
-    lanes.resume(lane)
-    lanes.pause(lane, by="a third", reason="again")
+    holds.resume(lane)
+    holds.pause(lane, by="a third", reason="again")
     operator.post(url("resume", audience), hidden(asked))
     lane.refresh_from_db()
     assert lane.paused_by == "a third"

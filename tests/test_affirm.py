@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences.delivery import lanes
+from audiences.delivery import request_records, unconfirmed
 from audiences.models import Audience, Delivery, Event, Install, Membership
 from audiences.operations.affirm import affirm as affirm_now
 from audiences.receiving import ingest
@@ -113,7 +113,7 @@ def test_it_says_nothing_again_where_nothing_newer_was_sent(
 def test_it_looks_at_a_request_whose_worker_died(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
     lease = claim(shop)
-    lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=1, sent={gold.pk: 1}, of={gold.pk: 1})
+    request_records.open_delivery(lease, endpoint="/v3/profiles", items=1, size=1, sent={gold.pk: 1}, of={gold.pk: 1})
     lease_runs_out(gold)
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
@@ -267,8 +267,8 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
     with transaction.atomic():
-        (delivery,) = lanes.doubtful(seconds=0)
-        assert len(lanes.overtaken(delivery)) == 1
+        (delivery,) = unconfirmed.doubtful(seconds=0)
+        assert len(unconfirmed.overtaken(delivery)) == 1
         (other,) = start(affirm_now)
         assert other.result(PATIENCE) == 0
 
@@ -277,6 +277,6 @@ def test_a_request_that_never_went_out_is_not_looked_at_again(shop: Install) -> 
     opened = Delivery.objects.create(
         install=shop, endpoint="/v3/profiles", outcome="", items=1, bytes=2, opened_at=now()
     )
-    lanes.close_delivery(opened.pk, drain.TOO_LATE)
+    request_records.close_delivery(opened.pk, drain.TOO_LATE)
     opened.refresh_from_db()
     assert (opened.outcome, opened.affirmed_at is not None) == (Outcome.RETRY_LATER, True)

@@ -25,10 +25,12 @@ WRITERS = {
     "Receipt": {"audiences/receiving/ingest.py"},
     "FutureTime": {"audiences/receiving/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
-    "Lane": {"audiences/delivery/lanes.py"},
-    "Run": {"audiences/delivery/lanes.py"},
-    "Delivery": {"audiences/delivery/lanes.py"},
-    "Membership": {"audiences/delivery/lanes.py"},
+    "Lane": {
+        f"audiences/delivery/{name}.py" for name in ("claims", "request_records", "settling", "holds", "skipping")
+    },
+    "Run": {f"audiences/delivery/{name}.py" for name in ("request_records", "settling", "skipping")},
+    "Delivery": {f"audiences/delivery/{name}.py" for name in ("request_records", "skipping", "unconfirmed")},
+    "Membership": {"audiences/delivery/settling.py"},
     "Token": {"audiences/receiving/tokens.py"},
     # A skip stops what is unfinished, in the transaction that moves the cursors.
     "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py"},

@@ -16,16 +16,16 @@ GAP, CURSOR, LEDGER, MEMBERS, HISTORY, REFUSED, AHEAD = audit.TRUTHS
 @pytest.fixture
 def gold() -> Audience:
     """An audience of whose five events three are delivered: one of them refused."""
-    from audiences.delivery import lanes
+    from audiences.delivery import leases, reading, settling
 
     install = make_install()
     made = make_audience(install, "gold")
     enter(made, "a", "b", "c", "d", "e")
     lease = claim(install, capacity=3)
-    entries, ledger = lanes.read(lease)
+    entries, ledger = reading.read(lease)
     *accepted, refused = entries[made.pk]
-    result = lanes.Result(lease.spans[0], events=3, accepted=accepted, refused=[(refused, "no")])
-    lanes.settle(lease, [result], ledger)
+    result = leases.Result(lease.spans[0], events=3, accepted=accepted, refused=[(refused, "no")])
+    settling.settle(lease, [result], ledger)
     return made
 
 

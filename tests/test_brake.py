@@ -9,7 +9,7 @@ import pytest
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import brake, lanes
+from audiences.delivery import brake, claims, leases
 from audiences.models import Install
 from odp.outcomes import Answer, Outcome
 from tests.delivering import brake_runs_out, enter, make_audience, make_install
@@ -138,8 +138,8 @@ def test_one_install_is_held_back_and_no_other(shop: Install) -> None:
     for install in (shop, other):
         enter(make_audience(install), "kim")
     brake.apply(shop, FORBIDDEN)
-    assert lanes.due() == [other.pk]
-    assert lanes.claim(shop.pk) is None
+    assert claims.due() == [other.pk]
+    assert claims.claim(shop.pk) is None
 
 
 # --- Requests that were under way together ------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_star
 def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int, learned: int) -> None:
     brake.learn_batch_size(shop, size)
     assert again(shop).learned_batch_size == learned
-    assert lanes.capacity_of(again(shop)) == learned
+    assert leases.capacity_of(again(shop)) == learned
 
 
 # --- Other installs ------------------------------------------------------------------------------------------

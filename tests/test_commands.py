@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.utils.timezone import now
 
-from audiences.delivery import lanes
+from audiences.delivery import holds
 from audiences.models import Audience, Install, Lane
 from tests.delivering import enter, make_audience, make_install
 
@@ -91,5 +91,5 @@ def test_audit_log_ends_well_or_with_a_list(gold: Audience) -> None:
 
 
 def test_a_paused_lane_says_by_whom(gold: Audience) -> None:
-    lanes.pause(Lane.objects.get(), by="kim", reason="campaign moved")
+    holds.pause(Lane.objects.get(), by="kim", reason="campaign moved")
     assert "by kim: campaign moved" in run("lane_status")

@@ -14,7 +14,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
-from audiences.delivery import brake, lanes
+from audiences.delivery import brake, holds
 from audiences.insight import checklist, confirm, state, trials
 from audiences.insight.checklist import Line
 from audiences.models import (
@@ -337,10 +337,10 @@ def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, sh
     for name in ("audience", "shown"):
         assert "has type string" in words_of(shop, name)
         assert "Unblock" in words_of(shop, name)
-    lanes.unblock(lane)
-    lanes.pause(lane, by="kim", reason="not yet")
+    holds.unblock(lane)
+    holds.pause(lane, by="kim", reason="not yet")
     assert "paused by kim: not yet" in words_of(shop, "audience")
-    lanes.resume(lane)
+    holds.resume(lane)
     brake.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     for name in ("key", "audience", "shown"):
         assert "403: Forbidden" in words_of(shop, name)
@@ -724,9 +724,9 @@ def test_with_its_audience_paused_it_says_by_whom(
     send(shop)
     Trial.objects.all().delete()
     lane = Lane.objects.get()
-    lanes.pause(lane, by="lee", reason="Release freeze")
+    holds.pause(lane, by="lee", reason="Release freeze")
     assert "paused by lee: Release freeze" in broke_off(send(shop), "claimed")
-    lanes.resume(lane)
+    holds.resume(lane)
     ends_outside(odp, shop)
 
 

@@ -8,7 +8,7 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.urls import reverse
 
-from audiences.delivery import lanes
+from audiences.delivery import holds
 from audiences.insight import customers
 from audiences.models import Audience, Event, Install, Membership
 from sandbox.odp.testing import ThreadedSandbox
@@ -44,7 +44,7 @@ def headline(page: str) -> str:
 
 def test_an_event_that_waits_behind_a_block_is_counted_in_the_headline(viewer: Client, gold: Audience) -> None:
     enter(gold, WHO)
-    lanes.block_audience(gold.pk, "field has the wrong type")
+    holds.block_audience(gold.pk, "field has the wrong type")
     assert headline(find(viewer, WHO)) == "In no audience, by our count; 1 event waits behind a block"
 
 
@@ -55,7 +55,7 @@ def test_what_waits_otherwise_is_counted_apart(viewer: Client, shop: Install, go
     for audience in (silver, bronze):
         enter(audience, WHO)
         enter(audience, WHO, at=2)
-    lanes.pause(lane_of(silver), by="kim", reason="a test")
+    holds.pause(lane_of(silver), by="kim", reason="a test")
     told = headline(find(viewer, WHO))
     assert told.endswith("by our count; 2 events wait in a paused audience, 2 events wait to be delivered")
 

@@ -16,9 +16,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.delivery import brake, lanes
+from audiences.delivery import brake, holds, leases, reading, request_records, settling
 from audiences.delivery.fold import fold
-from audiences.delivery.lanes import Ledger, Result
+from audiences.delivery.leases import Ledger, Result
 from audiences.insight import customers, state
 from audiences.insight.customers import End, Fate, trail
 from audiences.models import Audience, Delivery, Event, Install, Membership, Parked
@@ -46,9 +46,9 @@ def gold(shop: Install) -> Audience:
     return make_audience(shop)
 
 
-def deliver(lease: lanes.Lease, *, refuse: bool = False, stop: bool = False) -> None:
+def deliver(lease: leases.Lease, *, refuse: bool = False, stop: bool = False) -> None:
     """As a worker does: Kim's change goes in the last request, which ODP refuses, or doesn't answer."""
-    entries, ledger = lanes.read(lease)
+    entries, ledger = reading.read(lease)
     (span,) = lease.spans
     events = entries[span.audience_id]
     folded = fold(events, ledger[span.audience_id])
@@ -59,9 +59,9 @@ def deliver(lease: lanes.Lease, *, refuse: bool = False, stop: bool = False) -> 
         if not part:
             continue
         if delivery is not None:
-            lanes.close_delivery(delivery, DELIVERED)
+            request_records.close_delivery(delivery, DELIVERED)
         of, sent = {span.audience_id: len(events)}, {span.audience_id: len(part)}
-        delivery = lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=2, sent=sent, of=of)
+        delivery = request_records.open_delivery(lease, endpoint="/v3/profiles", items=1, size=2, sent=sent, of=of)
         answer = ((stop and BUSY) or (refuse and REFUSED) or DELIVERED) if mine else DELIVERED
         result.complete = answer is not BUSY
         if answer is DELIVERED:
@@ -70,7 +70,7 @@ def deliver(lease: lanes.Lease, *, refuse: bool = False, stop: bool = False) -> 
             result.refused += [(entry, "not her") for entry in part]
     if result.complete:
         result.accepted.extend(folded.affirmed)
-    lanes.settle(lease, [result], ledger, delivery_id=delivery, answer=answer)
+    settling.settle(lease, [result], ledger, delivery_id=delivery, answer=answer)
 
 
 def step(install: Install, capacity: int = 500, **how: bool) -> None:
@@ -97,9 +97,9 @@ def words(identifier: str = "kim") -> list[tuple[str, str]]:
 def test_a_waiting_event_says_what_it_waits_for(shop: Install, gold: Audience) -> None:
     enter(gold, "lee", "kim")
     assert words() == [("waiting", "for a worker; events before it: 1")]
-    lanes.pause(lane_of(gold), by="sam", reason="campaign moved")
+    holds.pause(lane_of(gold), by="sam", reason="campaign moved")
     assert words() == [("waiting", "the audience is paused: by sam: campaign moved; events before it: 1")]
-    lanes.resume(lane_of(gold))
+    holds.resume(lane_of(gold))
     brake.apply(shop, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
     ((word, why),) = words()
     assert word == "waiting"
@@ -111,14 +111,14 @@ def test_a_waiting_event_says_how_the_last_try_ended(shop: Install, gold: Audien
     enter(gold, "kim")
     step(shop, stop=True)
     assert words() == [("waiting", "for a worker; last try: retry later")]
-    lanes.block(claim(shop), "wrong type")
+    holds.block(claim(shop), "wrong type")
     assert words() == [("waiting", "the audience is blocked: wrong type; last try: retry later")]
 
 
 def test_an_event_under_way_is_being_sent(shop: Install, gold: Audience) -> None:
     enter(gold, "kim")
     lease = claim(shop)
-    lanes.open_delivery(lease, endpoint="/", items=1, size=2, sent={gold.pk: 1}, of={gold.pk: 1})
+    request_records.open_delivery(lease, endpoint="/", items=1, size=2, sent={gold.pk: 1}, of={gold.pk: 1})
     assert ends() == [End.SENDING]
 
 
@@ -243,13 +243,13 @@ def test_the_fates_are_what_really_happened(
     chance = random.Random(seed)
     accepted: set[int] = set()
 
-    write = lanes._write_ledger
+    write = settling._write_ledger
 
     def note(results: list[Result], ledger: Ledger) -> None:
         accepted.update(entry.sequence for result in results for entry in result.accepted)
         write(results, ledger)
 
-    monkeypatch.setattr(lanes, "_write_ledger", note)
+    monkeypatch.setattr(settling, "_write_ledger", note)
     longer = 0
     for _ in range(15):
         for _ in range(chance.randint(1, 8)):

@@ -13,7 +13,7 @@ from django.http.response import HttpResponseBase
 from django.test import Client
 from pytest_django.fixtures import Settings
 
-from audiences.delivery.lanes import REFUSED_BY_ODP
+from audiences.delivery.leases import REFUSED_BY_ODP
 from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import backlog, ingest
@@ -119,7 +119,10 @@ def test_every_test_named_on_a_page_exists() -> None:
 
 
 def test_every_attribute_named_in_the_glossary_exists() -> None:
-    import audiences.delivery.lanes
+    import audiences.delivery.claims
+    import audiences.delivery.holds
+    import audiences.delivery.settling
+    import audiences.delivery.skipping
     import audiences.models
     import audiences.operations.parked_items
     import audiences.operations.resends
@@ -128,7 +131,10 @@ def test_every_attribute_named_in_the_glossary_exists() -> None:
 
     modules = {
         "ingest": audiences.receiving.ingest,
-        "lanes": audiences.delivery.lanes,
+        "claims": audiences.delivery.claims,
+        "holds": audiences.delivery.holds,
+        "settling": audiences.delivery.settling,
+        "skipping": audiences.delivery.skipping,
         "models": audiences.models,
         "parked_items": audiences.operations.parked_items,
         "resends": audiences.operations.resends,

@@ -18,7 +18,7 @@ from django.db import ProgrammingError, connection
 from django.db.models import F
 from django.utils.timezone import now
 
-from audiences.delivery import lanes, provision
+from audiences.delivery import claims, holds, leases, provision, reading, request_records, settling
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Run
 from audiences.operations import parked_items, resends
 from audiences.receiving import received
@@ -49,6 +49,7 @@ from tests.delivering import (
     parked,
     runs_of,
     sandbox,
+    step_of,
     waiting,
     writes,
 )
@@ -174,7 +175,7 @@ def test_a_field_that_odp_does_not_see_yet_blocks_its_audience_until_a_person_sa
     assert lane_of(gold).block_reason == "unknown field lytics_gold"
     assert parked() == []
     odp.advance(61)
-    lanes.unblock(lane_of(gold))
+    holds.unblock(lane_of(gold))
     drain_all(shop)
     assert odp.members("lytics_gold") == ["a", "b"]
     assert_all_is_well(gold)
@@ -200,7 +201,7 @@ def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(
     assert (cursor_of(gold), parked()) == (0, [])
     assert len(odp.members("lytics_silver")) == 20
     odp.clear_faults()
-    assert lanes.unblock(lane_of(gold))
+    assert holds.unblock(lane_of(gold))
     drain_all(shop)
     assert len(odp.members("lytics_gold")) == 20
     assert_all_is_well(gold, silver)
@@ -221,7 +222,7 @@ def test_one_bad_change_alone_parks_and_never_blocks_an_audience_that_works(
     assert parked() == ([("lytics_gold", "b", "")] if taken_before else [])
     odp.clear_faults()
     enter(gold, "c")
-    lanes.unblock(lane_of(gold))
+    holds.unblock(lane_of(gold))
     drain_all(shop)
     assert "c" in odp.members("lytics_gold")
     assert_all_is_well(gold)
@@ -406,7 +407,7 @@ def test_whoever_comes_next_finishes_what_a_killed_worker_began(
         _die(patched, where)
         with pytest.raises(Killed):
             drain_all(shop)
-    assert lanes.claim(shop.pk) is None  # the lease holds for now
+    assert claims.claim(shop.pk) is None  # the lease holds for now
     lease_runs_out(gold)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["a", "b"]
@@ -432,9 +433,10 @@ def _die(patched: pytest.MonkeyPatch, where: str) -> None:
     elif where == "after the request":
         patched.setattr(Client, "call", after(Client.call))
     elif where == "settle":
-        patched.setattr(lanes, "settle", at_once)
+        patched.setattr(settling, "settle", at_once)
     else:
-        patched.setattr(lanes, where, after(getattr(lanes, where)))
+        module = step_of(where)
+        patched.setattr(module, where, after(getattr(module, where)))
 
 
 def test_a_worker_that_dies_between_two_requests_of_an_isolation_leaves_all_of_it_to_the_next(
@@ -495,7 +497,9 @@ def test_a_control_whose_worker_died_is_closed_as_unknown_like_any_other_request
 def test_a_request_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(shop: Install) -> None:
     gold, silver = make_audience(shop, "gold"), make_audience(shop, "silver")
     enter(gold, "a")
-    lanes.open_delivery(claim(shop), endpoint="/v3/profiles", items=1, size=2, sent={gold.pk: 1}, of={gold.pk: 1})
+    request_records.open_delivery(
+        claim(shop), endpoint="/v3/profiles", items=1, size=2, sent={gold.pk: 1}, of={gold.pk: 1}
+    )
     Delivery.objects.update(opened_at=now() - timedelta(hours=1))
     enter(silver, "a")
     claim(shop)
@@ -505,7 +509,7 @@ def test_a_request_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(sho
 
 def test_a_control_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(shop: Install) -> None:
     enter(make_audience(shop, "gold"), "a")
-    lanes.open_delivery(claim(shop), endpoint="/v3/profiles", items=1, size=2, sent={}, of={})
+    request_records.open_delivery(claim(shop), endpoint="/v3/profiles", items=1, size=2, sent={}, of={})
     enter(make_audience(shop, "silver"), "a")
     claim(shop)
     assert [outcome for outcome, _, _ in deliveries()] == [""]
@@ -596,7 +600,7 @@ def test_a_worker_that_wakes_after_its_lease_neither_sends_nor_writes(
     lease = claim(shop)
     lease_runs_out(gold)
     other = claim(shop)
-    with pytest.raises(lanes.LeaseLostError):
+    with pytest.raises(leases.LeaseLostError):
         drain.deliver(lease)
     assert writes(odp) == []
     drain.deliver(other)
@@ -611,17 +615,17 @@ def test_of_a_lease_that_lost_one_lane_the_others_go_on_at_once(
     enter(silver, "a")
     assert provision.provision_one(shop.pk)
     assert provision.provision_one(shop.pk)
-    read = lanes.read
+    read = reading.read
 
-    def sleep_after(lease: lanes.Lease) -> Any:
+    def sleep_after(lease: leases.Lease) -> Any:
         patched.undo()
         lease_runs_out(gold)
         others.append(claim(shop))
         return read(lease)
 
-    others: list[lanes.Lease] = []
+    others: list[leases.Lease] = []
     with monkeypatch.context() as patched:
-        patched.setattr(lanes, "read", sleep_after)
+        patched.setattr(reading, "read", sleep_after)
         assert drain.turn(shop.pk) is True
     assert (lane_of(gold).lease_token, lane_of(silver).lease_token) == (others[0].token, None)
     assert writes(odp) == []
@@ -659,14 +663,14 @@ def test_an_unexpected_error_about_all_audiences_backs_the_install_off_and_says_
 
     enter(gold, "a")
     assert drain.turn(shop.pk)  # makes the audience
-    monkeypatch.setattr(lanes, where, fail)
+    monkeypatch.setattr(step_of(where), where, fail)
     with pytest.raises(kind):
         drain.turn(shop.pk)
     shop.refresh_from_db()
     assert shop.brake_until_at is not None
     assert shop.brake_reason == "Unexpected error in delivery: no such thing"
     assert (cursor_of(gold), lane_of(gold).lease_token) == (0, None)
-    assert lanes.due() == []
+    assert claims.due() == []
 
 
 def test_the_time_it_takes_to_plant_the_flag_is_time_of_the_lease(
@@ -674,14 +678,14 @@ def test_the_time_it_takes_to_plant_the_flag_is_time_of_the_lease(
 ) -> None:
     """The row says when the lease ends, and the commit that renewed it may have been answered late."""
     settings.LEASE_SECONDS = settings.DELIVERY_DEADLINE_SECONDS + drain.LEASE_MARGIN + 0.3
-    plant = lanes.open_delivery
+    plant = request_records.open_delivery
 
     def answered_late(*args: Any, **kwargs: Any) -> int:
         planted = plant(*args, **kwargs)
         time.sleep(0.4)
         return planted
 
-    monkeypatch.setattr(lanes, "open_delivery", answered_late)
+    monkeypatch.setattr(request_records, "open_delivery", answered_late)
     enter(gold, "a")
     drain.turn(shop.pk)
     drain.turn(shop.pk)

@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences.delivery import lanes, provision
+from audiences.delivery import claims, holds, leases, provision
 from audiences.insight import heartbeats
 from audiences.models import Audience, Install, Lane
 from audiences.operations import skips
@@ -22,6 +22,7 @@ from tests.delivering import (
     make_audience,
     make_install,
     runs_of,
+    step_of,
     time_passes,
     writes,
 )
@@ -50,14 +51,15 @@ def three(odp: ThreadedSandbox, shop: Install) -> tuple[Audience, ...]:
 
 def fail_for(audience: Audience, monkeypatch: pytest.MonkeyPatch, where: str) -> pytest.MonkeyPatch:
     """From now on that step fails for requests in which the audience is."""
-    original = getattr(lanes, where)
+    module = step_of(where)
+    original = getattr(module, where)
 
-    def fail(lease: lanes.Lease, *args: Any, **kwargs: Any) -> Any:
+    def fail(lease: leases.Lease, *args: Any, **kwargs: Any) -> Any:
         if audience.pk in lease.audience_ids:
             raise LookupError("no such thing\nand more")
         return original(lease, *args, **kwargs)
 
-    monkeypatch.setattr(lanes, where, fail)
+    monkeypatch.setattr(module, where, fail)
     return monkeypatch
 
 
@@ -89,7 +91,7 @@ def test_only_the_audience_that_fails_waits_and_the_others_of_its_claim_go_on(
     assert lane.fault_until_at > now() + timedelta(seconds=20)
     shop.refresh_from_db()
     assert shop.brake_until_at is None
-    assert lanes.due() == []
+    assert claims.due() == []
     for page in (on_page(operator), on_page(operator, f"/admin/audiences/audience/{silver.pk}/change/")):
         assert "Unexpected error in delivery: no such thing" in page
         assert "Retry now" in page
@@ -120,7 +122,7 @@ def test_what_failed_is_delivered_and_forgotten_when_the_error_is_gone(
     drain_all(shop)
     assert lane_of(three[1]).delivered_sequence == 0
     time_passes(31)
-    assert lanes.due() == [shop.pk]
+    assert claims.due() == [shop.pk]
     drain_all(shop)
     assert_all_is_well(*three)
     assert members(odp) == [["a"]] * 3
@@ -197,9 +199,9 @@ def test_health_stays_green_where_a_person_or_odp_holds_the_audience_too(
     time_passes(61)
     match how:
         case "paused":
-            lanes.pause(lane_of(three[1]), by="kim", reason="later")
+            holds.pause(lane_of(three[1]), by="kim", reason="later")
         case "blocked":
-            lanes.block_audience(three[1].pk, "no such field")
+            holds.block_audience(three[1].pk, "no such field")
         case "off":
             Install.objects.update(enabled=False)
         case "ODP fails":

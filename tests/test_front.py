@@ -17,7 +17,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.admin import charts
-from audiences.delivery import brake, lanes
+from audiences.delivery import brake, holds
 from audiences.insight import heartbeats, tally
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
 from audiences.operations import resends
@@ -210,7 +210,7 @@ def test_a_backlog_over_the_mark_says_that_calls_are_answered_503(
     assert trouble(viewer, "answered 503") is None
     settings.BACKLOG_HIGH_WATER = 2
     assert trouble(viewer, "Calls to Shop are answered 503: 3 events wait") is not None
-    lanes.pause(Lane.objects.get(), by="kim", reason="on purpose")
+    holds.pause(Lane.objects.get(), by="kim", reason="on purpose")
     assert trouble(viewer, "answered 503") is None, "calls are let in, so nothing says otherwise"
 
 

@@ -11,9 +11,9 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import Count
 from django.utils.timezone import now
 
-from audiences.delivery import lanes, provision
+from audiences.delivery import claims, holds, provision, reading, request_records, settling
 from audiences.delivery.fold import Entry, Held, fold
-from audiences.delivery.lanes import GapError, Lease, LeaseLostError, Ledger, Result
+from audiences.delivery.leases import GapError, Lease, LeaseLostError, Ledger, Result
 from audiences.models import Audience, Delivery, Event, Install, Lane, Run
 from audiences.receiving import ingest
 from odp.outcomes import Answer, Outcome
@@ -62,16 +62,20 @@ def spans(lease: Lease | None) -> dict[str, tuple[int, int]]:
 
 def give_back_served(lease: Lease) -> None:
     """As after a request that ODP could not take: nothing moved, but it was their turn."""
-    lanes.give_back(lease)
+    holds.give_back(lease)
 
 
 def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...] = (), words: str = "not him") -> None:
     """Open, and settle as if ODP took all but those to refuse; those to stop got no answer."""
-    entries, ledger = lanes.read(lease)
+    entries, ledger = reading.read(lease)
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
     sent = {audience: len(made.send) for audience, made in folded.items() if made.send}
     of = {audience: len(events) for audience, events in entries.items()}
-    delivery = lanes.open_delivery(lease, endpoint="/v3/profiles", items=1, size=2, sent=sent, of=of) if sent else None
+    delivery = (
+        request_records.open_delivery(lease, endpoint="/v3/profiles", items=1, size=2, sent=sent, of=of)
+        if sent
+        else None
+    )
     results = [
         result_of(lease, span.audience_id, folded[span.audience_id].send, refuse, stop, of[span.audience_id], words)
         for span in lease.spans
@@ -80,7 +84,7 @@ def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...]
         if result.complete:
             result.accepted.extend(folded[result.span.audience_id].affirmed)
     answer = Answer(Outcome.RETRY_LATER, "busy") if stop else DELIVERED
-    lanes.settle(lease, results, ledger, delivery_id=delivery, answer=answer)
+    settling.settle(lease, results, ledger, delivery_id=delivery, answer=answer)
 
 
 def result_of(
@@ -125,7 +129,7 @@ def test_a_claim_and_a_settle_wait_for_no_disk_and_all_else_does(shop: Install) 
         with transaction.atomic():
             open_one(lease)
             assert waits_for_the_disk()
-        lanes.give_back(lease)
+        holds.give_back(lease)
         lease = claim(shop)
         assert waits_for_the_disk()
         with transaction.atomic():
@@ -194,7 +198,7 @@ def test_a_lane_is_taken_again_as_far_as_it_was_or_not_at_all(shop: Install) -> 
         Lane.objects.exclude(pk=again.pk).update(last_served_at=None)
         lease = claim(shop, capacity=5)
         assert spans(lease) == {"lytics_a": (1, 3), **found}
-        lanes.give_back(lease)
+        holds.give_back(lease)
     Lane.objects.exclude(pk=again.pk).update(last_served_at=None)
     assert spans(claim(shop, capacity=4)) == {"lytics_a": (1, 3)}
 
@@ -202,7 +206,7 @@ def test_a_lane_is_taken_again_as_far_as_it_was_or_not_at_all(shop: Install) -> 
 def test_of_a_deep_lane_it_takes_what_fits_and_goes_on_there(shop: Install) -> None:
     ready(shop, "deep", events=25)
     taken = []
-    while lease := lanes.claim(shop.pk, capacity=10):
+    while lease := claims.claim(shop.pk, capacity=10):
         taken.append((*spans(lease)["lytics_deep"], lease.more))
         deliver(lease)
     assert taken == [(1, 10, True), (11, 20, True), (21, 25, False)]
@@ -229,39 +233,39 @@ def test_a_request_holds_what_the_install_says(values: dict[str, Any], capacity:
 
 def test_an_install_is_due_once_and_has_nothing_to_make_for_an_audience_without_events(shop: Install) -> None:
     make_audience(shop, "empty", provisioned=False)
-    assert (lanes.due(), waiting(shop)) == ([], (False, False))
+    assert (claims.due(), waiting(shop)) == ([], (False, False))
     ready(shop, "a")
     ready(shop, "b")
-    assert (lanes.due(), waiting(shop)) == ([shop.pk], (False, True))
+    assert (claims.due(), waiting(shop)) == ([shop.pk], (False, True))
 
 
 def test_it_leaves_the_lanes_of_other_installs_alone(shop: Install) -> None:
     other = make_install(name="Other")
     ready(other, "a")
-    assert lanes.claim(shop.pk) is None
+    assert claims.claim(shop.pk) is None
     assert spans(claim(other)) == {"lytics_a": (1, 1)}
 
 
 def test_a_claimed_lane_is_nobody_elses(shop: Install) -> None:
     ready(shop, "a", events=5)
     claim(shop, capacity=2)
-    assert lanes.claim(shop.pk, capacity=2) is None
+    assert claims.claim(shop.pk, capacity=2) is None
 
 
 def test_there_is_nothing_to_claim_when_all_is_delivered(shop: Install) -> None:
     make_audience(shop, "empty")
-    assert lanes.claim(shop.pk) is None
-    assert lanes.claim(987_654) is None
+    assert claims.claim(shop.pk) is None
+    assert claims.claim(987_654) is None
 
 
 def pause(audience: Audience) -> Callable[[], Any]:
-    lanes.pause(lane_of(audience), by="ada", reason="looking into it")
-    return lambda: lanes.resume(lane_of(audience))
+    holds.pause(lane_of(audience), by="ada", reason="looking into it")
+    return lambda: holds.resume(lane_of(audience))
 
 
 def block(audience: Audience) -> Callable[[], Any]:
     Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason="field gone")
-    return lambda: lanes.unblock(lane_of(audience))
+    return lambda: holds.unblock(lane_of(audience))
 
 
 @pytest.mark.parametrize("hold", [pause, block])
@@ -273,19 +277,19 @@ def test_a_held_lane_is_passed_over_and_keeps_its_events(
     lease = claim(shop)
     assert spans(lease) == {"lytics_b": (1, 1)}
     deliver(lease)
-    assert lanes.due() == []
+    assert claims.due() == []
     assert waiting(shop) == (False, False)
     assert let_go() is True
     assert let_go() is False
-    assert lanes.due() == [shop.pk]
+    assert claims.due() == [shop.pk]
     assert spans(claim(shop)) == {"lytics_a": (1, 3)}
     assert cursor_of(other) == 1
 
 
 def test_pausing_twice_keeps_the_first_reason(shop: Install) -> None:
     lane = lane_of(make_audience(shop))
-    assert lanes.pause(lane, by="ada", reason="first")
-    assert not lanes.pause(lane, by="bob", reason="second")
+    assert holds.pause(lane, by="ada", reason="first")
+    assert not holds.pause(lane, by="bob", reason="second")
     lane.refresh_from_db()
     assert (lane.paused_by, lane.pause_reason) == ("ada", "first")
 
@@ -316,8 +320,8 @@ def test_a_braked_or_disabled_install_is_left_alone(values: dict[str, Any], may:
         values = {"brake_until_at": at, "brake_since_at": now(), "brake_reason": "503", "brake_failures": 1}
     install = make_install(**values)
     ready(install, "a")
-    assert lanes.due() == ([install.pk] if may else [])
-    assert bool(lanes.claim(install.pk)) is may
+    assert claims.due() == ([install.pk] if may else [])
+    assert bool(claims.claim(install.pk)) is may
 
 
 # --- How many at once ----------------------------------------------------------------------------------------
@@ -328,7 +332,7 @@ def test_no_more_requests_are_under_way_than_the_install_allows() -> None:
     for slug in "abc":
         ready(install, slug)
     first, _ = claim(install, capacity=1), claim(install, capacity=1)
-    assert lanes.claim(install.pk, capacity=1) is None
+    assert claims.claim(install.pk, capacity=1) is None
     deliver(first)
     assert spans(claim(install, capacity=1)) == {"lytics_c": (1, 1)}
 
@@ -346,7 +350,7 @@ def test_a_request_whose_lease_ran_out_is_not_under_way_any_more() -> None:
     dead = ready(install, "a")
     claim(install)
     ready(install, "b")
-    assert lanes.claim(install.pk) is None
+    assert claims.claim(install.pk) is None
     lease_runs_out(dead)
     assert spans(claim(install)) == {"lytics_a": (1, 1), "lytics_b": (1, 1)}
 
@@ -357,9 +361,9 @@ def test_after_a_failure_one_request_at_a_time_finds_out_whether_odp_is_back() -
     ready(install, "a")
     ready(install, "b")
     probe = claim(install, capacity=1)
-    assert lanes.claim(install.pk, capacity=1) is None
-    lanes.give_back(probe)
-    assert lanes.claim(install.pk, capacity=1) is not None
+    assert claims.claim(install.pk, capacity=1) is None
+    holds.give_back(probe)
+    assert claims.claim(install.pk, capacity=1) is not None
 
 
 @at_once
@@ -368,11 +372,11 @@ def test_two_claimers_at_once_never_share_a_lane(shop: Install) -> None:
         ready(shop, f"a{number:02}", events=2)
     begin = Gate(8).after(lambda: None)
 
-    def claims() -> list[Lease]:
+    def claim_five_times() -> list[Lease]:
         begin()
-        return [lease for _ in range(5) if (lease := lanes.claim(shop.pk, capacity=5))]
+        return [lease for _ in range(5) if (lease := claims.claim(shop.pk, capacity=5))]
 
-    leases = [lease for claimed in together(*[claims] * 8) for lease in claimed]
+    leases = [lease for claimed in together(*[claim_five_times] * 8) for lease in claimed]
     claimed = [span.audience_id for lease in leases for span in lease.spans]
     assert len(claimed) == len(set(claimed)) == 40
     assert Lane.objects.exclude(lease_token=None).count() == 40
@@ -388,16 +392,16 @@ def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, mo
         ready(install, slug)
     # Each takes its time to count what is under way, and the one with room for both lanes takes longer.
     count = "count(DISTINCT lane.lease_token)"
-    slowly = lanes._CLAIM.replace(count, f"{count} + length(pg_sleep(0.3 * %(capacity)s)::text)")
-    assert slowly != lanes._CLAIM
-    monkeypatch.setattr(lanes, "_CLAIM", slowly)
+    slowly = claims._CLAIM.replace(count, f"{count} + length(pg_sleep(0.3 * %(capacity)s)::text)")
+    assert slowly != claims._CLAIM
+    monkeypatch.setattr(claims, "_CLAIM", slowly)
     begin = Gate(2).after(lambda: None)
 
-    def claims(capacity: int) -> Lease | None:
+    def claim_with(capacity: int) -> Lease | None:
         begin()
-        return lanes.claim(install.pk, capacity=capacity)
+        return claims.claim(install.pk, capacity=capacity)
 
-    leases = together(lambda: claims(1), lambda: claims(2))
+    leases = together(lambda: claim_with(1), lambda: claim_with(2))
     assert sorted(lease is None for lease in leases) == [False, True]
 
 
@@ -406,7 +410,7 @@ def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, mo
 
 def open_one(lease: Lease) -> int:
     ids = lease.audience_ids
-    return lanes.open_delivery(
+    return request_records.open_delivery(
         lease, endpoint="/v3/profiles", items=1, size=2, sent=dict.fromkeys(ids, 1), of=dict.fromkeys(ids, 1)
     )
 
@@ -463,7 +467,7 @@ def test_an_old_request_without_a_run_is_closed_though_a_younger_one_is_under_wa
 def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Install) -> None:
     audience = ready(shop, "a", events=3)
     late = claim(shop)
-    entries, ledger = lanes.read(late)
+    entries, ledger = reading.read(late)
     delivery = open_one(late)
     lease_runs_out(audience)
     claim(shop)
@@ -471,15 +475,15 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     (span,) = late.spans
     result = Result(span, events=3, sent=True, accepted=entries[audience.pk])
     with pytest.raises(LeaseLostError):
-        lanes.settle(late, [result], ledger, delivery_id=delivery, answer=DELIVERED)
+        settling.settle(late, [result], ledger, delivery_id=delivery, answer=DELIVERED)
     with pytest.raises(LeaseLostError):
-        lanes.settle(late, [Result(span, refused=[(entries[audience.pk][0], "no")])], ledger)
+        settling.settle(late, [Result(span, refused=[(entries[audience.pk][0], "no")])], ledger)
     with pytest.raises(LeaseLostError):
         open_one(late)
     with pytest.raises(LeaseLostError):
-        lanes.block(late, "no use")
-    lanes.close_delivery(delivery, DELIVERED)
-    lanes.give_back(late)
+        holds.block(late, "no use")
+    request_records.close_delivery(delivery, DELIVERED)
+    holds.give_back(late)
     assert everything() == before
 
 
@@ -498,9 +502,9 @@ def test_writing_runs_waits_for_no_call_that_numbers_events(shop: Install) -> No
     def work() -> None:
         assert numbering.wait(PATIENCE)
         delivery = open_one(lease)
-        entries, ledger = lanes.read(lease)
+        entries, ledger = reading.read(lease)
         results = [Result(span, events=1, accepted=entries[span.audience_id]) for span in lease.spans]
-        lanes.settle(lease, results, ledger, delivery_id=delivery, answer=DELIVERED)
+        settling.settle(lease, results, ledger, delivery_id=delivery, answer=DELIVERED)
         written.set()
 
     together(call, work)
@@ -513,14 +517,14 @@ def test_a_lease_that_lost_one_of_its_lanes_changes_none_of_the_others(shop: Ins
     lease_runs_out(taken)
     claim(shop, capacity=1)
     before = everything()
-    entries, ledger = lanes.read(late)
+    entries, ledger = reading.read(late)
     results = [Result(span, events=1, accepted=entries[span.audience_id]) for span in late.spans]
     with pytest.raises(LeaseLostError):
-        lanes.settle(late, results, ledger)
+        settling.settle(late, results, ledger)
     with pytest.raises(LeaseLostError):
         open_one(late)
     assert everything() == before
-    lanes.give_back(late)
+    holds.give_back(late)
     assert (lane_of(kept).lease_token, lane_of(taken).lease_token is None) == (None, False)
 
 
@@ -528,14 +532,14 @@ def test_a_worker_that_is_late_and_whose_lane_nobody_took_may_settle(
     shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audience = ready(shop, "a")
-    opened = lanes.open_delivery
+    opened = request_records.open_delivery
 
     def then_stand_still(*args: Any, **kwargs: Any) -> int:
         delivery = opened(*args, **kwargs)
         lease_runs_out(audience)
         return delivery
 
-    monkeypatch.setattr(lanes, "open_delivery", then_stand_still)
+    monkeypatch.setattr(request_records, "open_delivery", then_stand_still)
     deliver(claim(shop))
     assert (cursor_of(audience), lane_of(audience).lease_token) == (1, None)
 
@@ -554,8 +558,8 @@ def test_a_claim_that_finds_the_install_braked_since_gives_its_lanes_back(
 ) -> None:
     audience = ready(shop, "a")
     with monkeypatch.context() as braked:
-        braked.setattr(lanes, "_LOCK", lanes._LOCK.replace("WHERE id = ", "WHERE id <> "))
-        assert lanes.claim(shop.pk) is None
+        braked.setattr(claims, "_LOCK", claims._LOCK.replace("WHERE id = ", "WHERE id <> "))
+        assert claims.claim(shop.pk) is None
     assert lane_of(audience).lease_token is None
     assert spans(claim(shop)) == {"lytics_a": (1, 1)}
 
@@ -599,9 +603,9 @@ def test_a_settle_that_is_late_but_first_is_not_undone_by_the_claim_behind_it(
     """The claim has read the old cursor and waits for the row that the settle holds."""
     audience = ready(shop, "a", events=3)
     late = claim(shop, capacity=2)
-    entries, ledger = lanes.read(late)
+    entries, ledger = reading.read(late)
     lease_runs_out(audience)
-    write_ledger, moved = lanes._write_ledger, Gate(2)
+    write_ledger, moved = settling._write_ledger, Gate(2)
 
     def hold(results: list[Result], ledger: Ledger) -> None:
         write_ledger(results, ledger)
@@ -610,13 +614,13 @@ def test_a_settle_that_is_late_but_first_is_not_undone_by_the_claim_behind_it(
 
     def claim_behind() -> Lease | None:
         moved.after(lambda: None)()
-        return lanes.claim(shop.pk)
+        return claims.claim(shop.pk)
 
-    monkeypatch.setattr(lanes, "_write_ledger", hold)
+    monkeypatch.setattr(settling, "_write_ledger", hold)
     result = Result(late.spans[0], events=2, accepted=entries[audience.pk])
-    settling, claiming = start(lambda: lanes.settle(late, [result], ledger), claim_behind)
-    settling.result(30)
-    assert claiming.result(30) is None
+    settled, claimed = start(lambda: settling.settle(late, [result], ledger), claim_behind)
+    settled.result(30)
+    assert claimed.result(30) is None
     assert (cursor_of(audience), lane_of(audience).lease_token) == (2, None)
     monkeypatch.undo()
     assert spans(claim(shop)) == {"lytics_a": (3, 3)}
@@ -632,7 +636,7 @@ def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
     half = settings.LEASE_SECONDS / 2
     Lane.objects.filter(pk=audience.pk).update(lease_expires_at=now() + timedelta(seconds=half - 1))
     ahead = f"<= clock_timestamp() + interval '{half} s'"
-    monkeypatch.setattr(lanes, "_CLAIM", lanes._CLAIM.replace("<= clock_timestamp()", ahead))
+    monkeypatch.setattr(claims, "_CLAIM", claims._CLAIM.replace("<= clock_timestamp()", ahead))
     renewed = Gate(2)
 
     def open_slowly() -> int:
@@ -644,7 +648,7 @@ def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
 
     def claim_behind() -> Lease | None:
         renewed.after(lambda: None)()
-        return lanes.claim(shop.pk)
+        return claims.claim(shop.pk)
 
     opening, claiming = start(open_slowly, claim_behind)
     assert opening.result(30)
@@ -659,7 +663,7 @@ def test_a_hole_in_the_log_is_told_before_anything_is_sent(shop: Install) -> Non
     audience = ready(shop, "a", events=5)
     Event.objects.filter(audience=audience, sequence=3).delete()
     with pytest.raises(GapError, match="lytics_a: events 1–5 are not all there"):
-        lanes.read(claim(shop))
+        reading.read(claim(shop))
 
 
 def test_each_lane_is_read_with_its_own_part_of_the_ledger(shop: Install) -> None:
@@ -667,7 +671,7 @@ def test_each_lane_is_read_with_its_own_part_of_the_ledger(shop: Install) -> Non
     deliver(claim(shop))
     happen(gold, ("u0000", "exit", 2), ("new", "enter", 2))
     happen(vip, ("new", "enter", 2))
-    entries, ledger = lanes.read(claim(shop))
+    entries, ledger = reading.read(claim(shop))
     assert [entry.identifier for entry in entries[gold.pk]] == ["u0000", "new"]
     assert (list(ledger[gold.pk]), list(ledger[vip.pk])) == (["u0000"], [])
 
@@ -727,7 +731,7 @@ def test_without_an_answer_to_all_of_a_run_the_cursor_stays_and_what_is_known_is
     assert runs_of(audience) == [(1, 3, 3, 0, "retry_later")]
     assert parked() == [("lytics_gold", "lee", "")]
     lease = claim(shop)
-    entries, ledger = lanes.read(lease)
+    entries, ledger = reading.read(lease)
     assert [entry.identifier for entry in fold(entries[audience.pk], ledger[audience.pk]).send] == ["mo"]
     deliver(lease)
     assert (cursor_of(audience), lane_of(audience).member_count) == (3, 3)
@@ -753,17 +757,17 @@ def test_of_refused_customers_only_those_still_parked_are_told_apart(shop: Insta
     enter(audience, "lee", "mo", "kim", at=3)
     lease = claim(shop)
     assert lease.has_refusals
-    assert lanes.refused_customers(lease, {"lee", "mo", "kim"}) == {"mo"}
+    assert reading.refused_customers(lease, {"lee", "mo", "kim"}) == {"mo"}
 
 
 def test_odp_has_taken_something_of_an_audience_once_it_took_anybody_in_or_out(shop: Install) -> None:
     refused, left = make_audience(shop, "a"), make_audience(shop, "b")
     enter(refused, "lee")
     happen(left, ("kim", "exit", 1))
-    assert not lanes.was_taken(left.pk)
+    assert not reading.was_taken(left.pk)
     deliver(claim(shop), refuse=("lee",))
-    assert not lanes.was_taken(refused.pk)
-    assert lanes.was_taken(left.pk)
+    assert not reading.was_taken(refused.pk)
+    assert reading.was_taken(left.pk)
 
 
 def test_a_parked_item_of_which_odp_took_something_newer_needs_nobody_any_more(shop: Install) -> None:
@@ -821,18 +825,18 @@ def test_the_ledger_never_goes_back_even_for_a_worker_that_should_not_be(shop: I
     deliver(claim(shop))
     happen(audience, ("kim", "enter", 3))
     lease = claim(shop)
-    entries, _ = lanes.read(lease)
+    entries, _ = reading.read(lease)
     stale = Result(lease.spans[0], events=1, accepted=entries[audience.pk])
     with pytest.raises(IntegrityError), transaction.atomic():
-        lanes.settle(lease, [stale], {audience.pk: {}})
+        settling.settle(lease, [stale], {audience.pk: {}})
     assert ledger_of(audience) == {"kim": (False, 9, False)}
-    lanes.settle(lease, [stale], {audience.pk: {"kim": Held(is_member=False, occurred_ns=1)}})
+    settling.settle(lease, [stale], {audience.pk: {"kim": Held(is_member=False, occurred_ns=1)}})
     assert ledger_of(audience) == {"kim": (False, 9, False)}
 
 
 def test_blocking_holds_the_lane_with_its_reason_and_keeps_its_events(shop: Install) -> None:
     audience, other = ready(shop, "a", events=3), ready(shop, "b")
-    lanes.block(claim(shop, capacity=3), "field\x00 gone")
+    holds.block(claim(shop, capacity=3), "field\x00 gone")
     lane = lane_of(audience)
     assert (lane.block_reason, lane.blocked_at is not None) == ("field gone", True)
     assert (lane.delivered_sequence, lane.lease_token) == (0, None)
@@ -847,7 +851,7 @@ def test_a_settle_that_fails_half_way_has_changed_nothing(shop: Install, monkeyp
     def power_cut(*args: Any) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(lanes, "_record_folded", power_cut)
+    monkeypatch.setattr(settling, "_record_folded", power_cut)
     with pytest.raises(SystemExit):
         deliver(lease, refuse=("u0001",))
     assert (cursor_of(audience), ledger_of(audience), parked()) == (0, {}, [])

@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences.delivery import lanes
+from audiences.delivery import claims, holds, leases
 from audiences.insight import state
 from audiences.models import Audience, Lane
 from audiences.receiving import backlog
@@ -27,10 +27,10 @@ def gold(odp: ThreadedSandbox) -> Audience:
     return made
 
 
-def claimed(audience: Audience) -> lanes.Lease:
+def claimed(audience: Audience) -> leases.Lease:
     """What it needs in ODP was looked at, as after each Unblock, and a worker takes it."""
     Audience.objects.filter(pk=audience.pk).update(look_asked_at=None)
-    lease = lanes.claim(audience.install_id)
+    lease = claims.claim(audience.install_id)
     assert lease is not None
     return lease
 
@@ -38,7 +38,7 @@ def claimed(audience: Audience) -> lanes.Lease:
 def blocked(audience: Audience, reason: str) -> None:
     """By a delivery that ODP refused as a whole."""
     lease = claimed(audience)
-    lanes.block(lease, reason)
+    holds.block(lease, reason)
 
 
 def grows_older(audience: Audience) -> None:
@@ -58,7 +58,7 @@ def by_a_delivery(audience: Audience, reason: str) -> None:
 
 
 def by_its_making(audience: Audience, reason: str) -> None:
-    assert lanes.block_audience(audience.pk, reason)
+    assert holds.block_audience(audience.pk, reason)
 
 
 @pytest.mark.parametrize("again", [by_a_delivery, by_its_making])
@@ -99,7 +99,7 @@ def test_a_try_that_delivers_nothing_forgets_nothing(operator: Client, gold: Aud
     grows_older(gold)
     press(operator, "unblock", gold)
     lease = claimed(gold)
-    lanes.give_back(lease)
+    holds.give_back(lease)
     blocked(gold, "field has the wrong type")
     assert age(gold) >= EARLIER
 
@@ -124,9 +124,9 @@ def test_a_block_that_comes_back_is_told_to_whoever_paused_it_in_between(
     grows_older(gold)
     press(operator, "unblock", gold)
     lease = claimed(gold)
-    assert lanes.pause(lane_of(gold), by="sam", reason="campaign moved")
+    assert holds.pause(lane_of(gold), by="sam", reason="campaign moved")
     if by_delivery:
-        lanes.block(lease, "field has the wrong type")
+        holds.block(lease, "field has the wrong type")
     else:
         by_its_making(gold, "field has the wrong type")
     assert age(gold) >= EARLIER

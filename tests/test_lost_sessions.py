@@ -13,7 +13,7 @@ from django.db import Error, OperationalError, connection
 from psycopg import sql
 
 from audiences import sessions
-from audiences.delivery import lanes, provision
+from audiences.delivery import claims, leases, provision, settling
 from audiences.models import Audience, Install
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -25,6 +25,7 @@ from tests.delivering import (
     lease_runs_out,
     make_audience,
     make_install,
+    step_of,
 )
 from workers import drain
 
@@ -87,7 +88,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, how: Calla
 def test_lanes_are_given_up_at_once_when_a_drain_loses_its_session(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, where: str, how: Callable[[], None]
 ) -> None:
-    lose(monkeypatch, lanes, where, how)
+    lose(monkeypatch, step_of(where), where, how)
     with pytest.raises(Error):
         drain.turn(shop.pk)
     assert lane_of(gold).lease_token is None
@@ -104,9 +105,9 @@ def test_lanes_are_given_up_when_the_session_is_lost_before_the_claim_is_answere
         raise OperationalError("the server closed the connection")
 
     with monkeypatch.context() as patched:
-        patched.setattr(lanes, "Span", lost)
+        patched.setattr(claims, "Span", lost)
         with pytest.raises(OperationalError):
-            lanes.claim(shop.pk, capacity=10)
+            claims.claim(shop.pk, capacity=10)
     assert lane_of(gold).lease_token is None
 
 
@@ -125,7 +126,7 @@ def test_lanes_are_given_up_when_postgresql_is_back_and_not_before(
         end_session()
 
     monkeypatch.setattr(sessions, "time", SimpleNamespace(sleep=comes_back, monotonic=time.monotonic))
-    lose(monkeypatch, lanes, "_write_ledger", goes_away)
+    lose(monkeypatch, settling, "_write_ledger", goes_away)
     try:
         with pytest.raises(Error):
             drain.turn(shop.pk)
@@ -138,14 +139,14 @@ def test_lanes_are_given_up_when_postgresql_is_back_and_not_before(
 def test_lanes_that_another_worker_has_claimed_meanwhile_stay_its_own(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others: list[lanes.Lease] = []
+    others: list[leases.Lease] = []
 
     def taken_over(*args: Any, **kwargs: Any) -> None:
         lease_runs_out(gold)
         others.append(claim(shop))
         raise OperationalError("the server closed the connection")
 
-    monkeypatch.setattr(lanes, "settle", taken_over)
+    monkeypatch.setattr(settling, "settle", taken_over)
     with pytest.raises(OperationalError):
         drain.turn(shop.pk)
     assert lane_of(gold).lease_token == others[0].token

@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from audiences.delivery import lanes, provision
+from audiences.delivery import holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Install, Lane, Resend
 from audiences.operations import other_id, resends
@@ -38,7 +38,7 @@ def gold(shop: Install) -> Audience:
     made = make_audience(shop, provisioned=False)
     enter(made, *numbered(7))
     drain_all(shop)
-    lanes.block_audience(made.pk, REASON)
+    holds.block_audience(made.pk, REASON)
     enter(made, "late")
     return made
 
@@ -101,9 +101,9 @@ def test_the_id_of_another_install_of_the_same_account_is_taken(odp: ThreadedSan
 
 
 def test_nothing_is_changed_while_a_request_is_under_way(shop: Install, gold: Audience) -> None:
-    lanes.unblock(gold.lane)
+    holds.unblock(gold.lane)
     claim(shop)
-    lanes.block_audience(gold.pk, REASON)
+    holds.block_audience(gold.pk, REASON)
     assert not other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
     assert Audience.objects.get().odp_id == "lytics_gold"
     assert lane_of(gold).blocked_at is not None
@@ -125,7 +125,7 @@ def test_who_was_making_it_under_the_old_id_has_made_nothing(
     Lane.objects.update(blocked_at=None, block_reason="")
     making = provision.claim(shop.pk)
     assert making is not None
-    lanes.block_audience(gold.pk, REASON)
+    holds.block_audience(gold.pk, REASON)
     assert other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
     assert not provision._end(making, made=True)
     send_again(shop)
@@ -135,7 +135,7 @@ def test_who_was_making_it_under_the_old_id_has_made_nothing(
 def test_one_that_never_delivered_needs_no_resync(odp: ThreadedSandbox, shop: Install) -> None:
     made = make_audience(shop, provisioned=False)
     enter(made, "kim")
-    lanes.block_audience(made.pk, REASON)
+    holds.block_audience(made.pk, REASON)
     assert other_id.use(made, "lytics_gold_2", by="sam", reason="x")
     assert not Resend.objects.exists()
     drain_all(shop)
@@ -165,9 +165,9 @@ def test_one_that_is_set_aside_is_told_with_its_reason_and_keeps_its_events(
 def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_aside(
     operator: Client, shop: Install, gold: Audience
 ) -> None:
-    lanes.unblock(gold.lane)
-    lanes.pause(gold.lane, by="sam", reason="campaign moved")
-    lanes.block_audience(gold.pk, REASON)
+    holds.unblock(gold.lane)
+    holds.pause(gold.lane, by="sam", reason="campaign moved")
+    holds.block_audience(gold.pk, REASON)
 
     def told() -> list[str]:
         page = operator.get(reverse("admin:index"))

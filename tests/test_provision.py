@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import naming
 from audiences.admin.audiences import AcceptDefinition, Unblock
-from audiences.delivery import brake, lanes, provision
+from audiences.delivery import brake, claims, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Parked
 from audiences.operations import parked_items, resends
@@ -146,7 +146,7 @@ def test_a_blocked_audience_is_made_and_delivered_once_a_person_mended_it(odp: T
     odp.reset()
     enter(audience, "lee")
     assert drain_all(shop) == 0
-    lanes.unblock(lane_of(audience))
+    holds.unblock(lane_of(audience))
     drain_all(shop)
     assert odp.members("lytics_gold") == ["kim", "lee"]
     assert_all_is_well(audience)
@@ -246,7 +246,7 @@ def test_a_making_takes_no_place_of_a_delivery(odp: ThreadedSandbox) -> None:
         assert making is not None
         lease = claim(shop)
         assert [span.odp_id for span in lease.spans] == ["lytics_known"], failures
-        lanes.give_back(lease)
+        holds.give_back(lease)
         making_runs_out(making.audience)
         brake.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
         brake_runs_out(shop)
@@ -313,13 +313,13 @@ def test_the_next_try_goes_to_the_one_that_failed_least_often(odp: ThreadedSandb
 
 def test_the_sweep_finds_one_to_be_made_and_none_that_is_on_hold(odp: ThreadedSandbox, shop: Install) -> None:
     audience = new_audience(shop)
-    assert lanes.due() == [shop.pk]
+    assert claims.due() == [shop.pk]
     Audience.objects.update(
         hold_failures=1, hold_reason="503", hold_since_at=now(), hold_until_at=now() + timedelta(minutes=1)
     )
-    assert lanes.due() == []
+    assert claims.due() == []
     assert provision.try_now(install_id=shop.pk, audience_id=audience.pk)
-    assert lanes.due() == [shop.pk]
+    assert claims.due() == [shop.pk]
     assert not provision.try_now(install_id=shop.pk, audience_id=audience.pk + 1)
 
 
@@ -350,7 +350,7 @@ def test_an_audience_that_can_not_be_looked_at_goes_on_delivering(
     odp.fault({"path": "/v3/segments"}, then)
     provision.look_again(gold.pk)
     enter(gold, "lee")
-    assert lanes.claim(shop.pk) is None, "the look comes first"
+    assert claims.claim(shop.pk) is None, "the look comes first"
     drain_all(shop)
     assert odp.members("lytics_gold") == ["kim", "lee"]
     gold.refresh_from_db()
@@ -370,9 +370,9 @@ def test_a_look_that_nobody_takes_holds_deliveries_up_for_seconds_only(
     provision.look_again(gold.pk)
     enter(gold, "lee")
     assert provision.claim(shop.pk) is not None
-    assert lanes.claim(shop.pk) is None
-    time_passes(lanes.LOOK_SECONDS)
-    assert lanes.claim(shop.pk) is not None
+    assert claims.claim(shop.pk) is None
+    time_passes(claims.LOOK_SECONDS)
+    assert claims.claim(shop.pk) is not None
 
 
 def test_what_was_asked_while_a_look_was_under_way_is_still_done(
@@ -450,7 +450,7 @@ def test_a_definition_that_a_person_changed_in_odp_is_noticed(
         assert resends.resync(gold, by="kim", reason="to look")
         resends.go_on(shop.pk, seconds=10)
     else:
-        lanes.block_audience(gold.pk, "something else")
+        holds.block_audience(gold.pk, "something else")
         press(operator, "unblock", gold)
     drain_all(shop)
     assert "ODP has member of the list newsletter" in lane_of(gold).block_reason
@@ -468,7 +468,7 @@ def test_what_is_accepted_is_one_definition_and_no_other(odp: ThreadedSandbox, s
     assert not provision.accept(gold.pk, "")
     assert not provision.accept(gold.pk, "another")
     assert provision.accept(gold.pk, gold.foreign_definition)
-    lanes.unblock(lane_of(gold))
+    holds.unblock(lane_of(gold))
     drain_all(shop)
     assert_all_is_well(gold)
     odp.odp("POST", "/v3/lists", {"name": "buyers"})
@@ -539,7 +539,7 @@ def test_while_one_worker_makes_it_no_other_claims_its_lane(
     (first,) = start(lambda: provision.provision_one(shop.pk))
     ensuring.wait(30)
     assert provision.provision_one(shop.pk) is False
-    assert lanes.claim(shop.pk) is None
+    assert claims.claim(shop.pk) is None
     assert drain.turn(shop.pk) is False
     go_on.set()
     assert first.result(30) is True
@@ -569,17 +569,17 @@ def test_twenty_that_hang_leave_the_other_workers_to_deliveries(
         return provision.provision_one(shop.pk)
 
     workers = start(*[worker] * 10)
-    for _ in range(lanes.MAKING_AT_ONCE):
+    for _ in range(claims.MAKING_AT_ONCE):
         assert hanging.acquire(timeout=30)
-    free = len(workers) - lanes.MAKING_AT_ONCE
+    free = len(workers) - claims.MAKING_AT_ONCE
     eventually(lambda: sum(each.done() for each in workers) == free)
     assert not hanging.acquire(blocking=False)
     enter(known, "lee")
     assert drain.turn(shop.pk) is True
     assert lane_of(known).delivered_sequence == 1
     go_on.set()
-    assert sorted(each.result(30) for each in workers) == [False] * free + [True] * lanes.MAKING_AT_ONCE
-    assert sum(map(is_provisioned, new)) == lanes.MAKING_AT_ONCE
+    assert sorted(each.result(30) for each in workers) == [False] * free + [True] * claims.MAKING_AT_ONCE
+    assert sum(map(is_provisioned, new)) == claims.MAKING_AT_ONCE
 
 
 @at_once

@@ -19,7 +19,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import wake
-from audiences.delivery import brake, lanes
+from audiences.delivery import brake, holds
 from audiences.insight import state
 from audiences.models import Audience, Event, Install, Lane, Membership, Parked, Resend
 from audiences.operations import parked_items, resends
@@ -573,9 +573,9 @@ def test_it_runs_ahead_of_its_lane_by_so_much_only(
     assert len(forced(gold)) == 6
     assert state.of_resend(again(asked)).word == "under way"
     assert "6 events of this audience are yet to be delivered" in state.of_resend(again(asked)).why
-    assert lanes.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="on purpose")
+    assert holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="on purpose")
     assert state.of_resend(again(asked)).word == "waiting"
-    lanes.resume(Lane.objects.get(pk=gold.pk))
+    holds.resume(Lane.objects.get(pk=gold.pk))
     enter(gold, "live")
     delivered(gold)
     assert state.of_resend(again(asked)).word == "under way"

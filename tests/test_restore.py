@@ -13,7 +13,7 @@ from django.core.management.base import CommandError
 from django.db import connection, connections
 from django.utils.timezone import now
 
-from audiences.delivery import lanes
+from audiences.delivery import request_records, unconfirmed
 from audiences.insight import customers, state
 from audiences.models import Audience, Delivery, Install, Lane, Resend, Run, Skip
 from audiences.operations import audit, skips
@@ -141,7 +141,9 @@ def test_a_slip_in_the_words_is_one_sentence(gold: Audience, words: list[str], s
 
 def test_unfinished_resends_stop_and_open_requests_are_not_sent_again(gold: Audience) -> None:
     lease = claim(gold.install)
-    lanes.open_delivery(lease, endpoint="/v3/profiles", items=3, size=2, sent={gold.pk: 3}, of={gold.pk: 3}, body=b"[]")
+    request_records.open_delivery(
+        lease, endpoint="/v3/profiles", items=3, size=2, sent={gold.pk: 3}, of={gold.pk: 3}, body=b"[]"
+    )
     Lane.objects.update(lease_expires_at=now())
     Resend.objects.create(install=gold.install, audience=gold, kind="resync", total=2, by="me", reason="why")
     switch_off(gold.install)
@@ -149,7 +151,7 @@ def test_unfinished_resends_stop_and_open_requests_are_not_sent_again(gold: Audi
     assert (found.total, found.resends) == (3, 1)
     assert Resend.objects.get().stopped_by == "me"
     assert not Delivery.objects.filter(closed_at=None).exists()
-    assert lanes.doubtful(seconds=0) == []
+    assert unconfirmed.doubtful(seconds=0) == []
     assert [outcome for *_, outcome in runs_of(gold)] == ["delivered", "unknown", "skipped"]
 
 

@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences import carried
-from audiences.delivery import lanes
+from audiences.delivery import holds
 from audiences.models import Audience, Delivery, Install, Parked, Run
 from audiences.operations import installs
 from audiences.receiving import ingest
@@ -148,7 +148,7 @@ def test_a_definition_that_is_not_ours_is_shown_whole(shop: Install) -> None:
     assert gold is not None
     definition = {"root_condition": {"is_list_member": {"list": "vip gold"}, "other": {"comparator": "GT"}}}
     refusal = segments.foreign_definition(gold.odp_id, definition, "lytics_gold = true")
-    lanes.block_audience(gold.pk, refusal.reason)
+    holds.block_audience(gold.pk, refusal.reason)
     page = someone("viewer").get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
     assert "&quot;list&quot;: &quot;vip gold&quot;" in page
     assert "&quot;comparator&quot;: &quot;GT&quot;" in page

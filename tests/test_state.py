@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from django.utils.timezone import now
 
-from audiences.delivery import brake, lanes, provision
+from audiences.delivery import brake, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Install, Lane
 from odp.outcomes import Answer, Outcome
@@ -65,11 +65,11 @@ def test_one_that_can_not_be_made_is_on_hold_and_says_until_when(gold: Audience)
 
 def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> None:
     enter(gold, "kim")
-    lanes.pause(lane_of(gold), by="ada", reason="a campaign")
+    holds.pause(lane_of(gold), by="ada", reason="a campaign")
     assert word(gold) == "paused"
-    lanes.block_audience(gold.pk, "field gone")
+    holds.block_audience(gold.pk, "field gone")
     assert word(gold) == "blocked"
-    lanes.set_aside(lane_of(gold), by="ada", reason="known")
+    holds.set_aside(lane_of(gold), by="ada", reason="known")
     assert word(gold) == "set aside"
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from audiences.delivery import fold, lanes, provision
+from audiences.delivery import claims, fold, provision, request_records, settling, unconfirmed
 from audiences.models import Audience
 from audiences.receiving import ingest
 from tests.delivering import happen, lane_of
@@ -60,18 +60,18 @@ def test_whatever_happens_odp_ends_up_with_what_lytics_said(bridge: type[Bridge]
 
 
 def settle_without_the_token(patched: pytest.MonkeyPatch) -> None:
-    assert "AND lane.lease_token = %s" in lanes._MOVE
-    patched.setattr(lanes, "_MOVE", lanes._MOVE.replace("lane.lease_token = %s", "%s::uuid IS NOT NULL"))
+    assert "AND lane.lease_token = %s" in settling._MOVE
+    patched.setattr(settling, "_MOVE", settling._MOVE.replace("lane.lease_token = %s", "%s::uuid IS NOT NULL"))
 
 
 def a_request_without_its_lease(patched: pytest.MonkeyPatch) -> None:
     theirs = "lease_token = %s AND lease_expires_at > clock_timestamp()"
-    assert theirs in lanes._OPEN
-    patched.setattr(lanes, "_OPEN", lanes._OPEN.replace(theirs, "%s::uuid IS NOT NULL"))
+    assert theirs in request_records._OPEN
+    patched.setattr(request_records, "_OPEN", request_records._OPEN.replace(theirs, "%s::uuid IS NOT NULL"))
 
 
 def open_runs_left_open(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(lanes, "_close_abandoned", lambda lease: None)
+    patched.setattr(request_records, "close_abandoned", lambda lease: None)
 
 
 def fold_by_arrival(patched: pytest.MonkeyPatch) -> None:
@@ -80,9 +80,9 @@ def fold_by_arrival(patched: pytest.MonkeyPatch) -> None:
 
 
 def claim_of_one_more_than_there_is(patched: pytest.MonkeyPatch) -> None:
-    one_more = lanes._CLAIM.replace("packed.cursor + 1, packed.last,", "packed.cursor + 1, packed.last + 1,")
-    assert one_more != lanes._CLAIM
-    patched.setattr(lanes, "_CLAIM", one_more)
+    one_more = claims._CLAIM.replace("packed.cursor + 1, packed.last,", "packed.cursor + 1, packed.last + 1,")
+    assert one_more != claims._CLAIM
+    patched.setattr(claims, "_CLAIM", one_more)
 
 
 def lease_shorter_than_the_deadline(patched: pytest.MonkeyPatch) -> None:
@@ -95,11 +95,11 @@ def no_sweep(patched: pytest.MonkeyPatch) -> None:
 
 
 def nothing_affirmed(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(lanes, "_OVERTAKEN", lanes._OVERTAKEN.replace("WHERE ", "WHERE false AND ", 1))
+    patched.setattr(unconfirmed, "_OVERTAKEN", unconfirmed._OVERTAKEN.replace("WHERE ", "WHERE false AND ", 1))
 
 
 def refusals_not_parked(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(lanes, "_park", lambda install, results, delivery_id: None)
+    patched.setattr(settling, "_park", lambda install, results, delivery_id: None)
 
 
 _KNOWN = "(SELECT coalesce(max(sequence), 0) FROM audiences_event AS e WHERE e.audience_id = audience.id)"
@@ -129,7 +129,7 @@ def cursor_over_ids(patched: pytest.MonkeyPatch) -> None:
         cursor.execute("DROP SEQUENCE IF EXISTS serial; CREATE SEQUENCE serial")
     drawn = "SELECT id, number, nextval('serial') - 1 AS before FROM grown"
     _number_by(patched, drawn)
-    for module, statement in ((lanes, "_DUE"), (lanes, "_WORK"), (lanes, "_CLAIM"), (provision, "_CLAIM")):
+    for module, statement in ((claims, "_DUE"), (claims, "_WORK"), (claims, "_CLAIM"), (provision, "_CLAIM")):
         patched.setattr(module, statement, getattr(module, statement).replace("audience.last_sequence", _KNOWN))
 
 

@@ -9,7 +9,7 @@ from django.db.models import F
 from django.test import Client
 from django.urls import reverse
 
-from audiences.delivery import lanes
+from audiences.delivery import holds
 from audiences.models import Audience, Delivery, Install, Membership, Resend, Run
 from audiences.operations import resends, take_over
 from audiences.receiving import ingest
@@ -179,6 +179,6 @@ def test_a_second_person_changes_nothing(both: tuple[Audience, Audience]) -> Non
 
 def test_a_pause_of_the_new_one_stays(shop: Install, both: tuple[Audience, Audience]) -> None:
     old, new = both
-    lanes.pause(new.lane, by="ada", reason="a campaign")
+    holds.pause(new.lane, by="ada", reason="a campaign")
     assert take_over.take_over(new, old, by="sam", reason="x")
     assert lane_of(new).pause_reason == "a campaign"

@@ -15,9 +15,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import NotSupportedError, ProgrammingError
 
 from audiences import sessions
-from audiences.delivery import brake, lanes, odp_account, provision
+from audiences.delivery import brake, claims, holds, leases, odp_account, provision, reading, request_records, settling
 from audiences.delivery.fold import EXIT, Entry, Folded, fold
-from audiences.delivery.lanes import GapError, Lease, LeaseLostError, Result
+from audiences.delivery.leases import GapError, Lease, LeaseLostError, Result
 from audiences.wake import expect_drain, wake, wake_making, wake_more
 from odp.client import Client
 from odp.deadline import TooLateError
@@ -109,7 +109,7 @@ def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
     While another request is under way, one that would leave part-full waits ``fill_seconds`` for more to come, and
     nothing is waited for a little, too.
     """
-    work = lanes.work(install_id)
+    work = claims.work(install_id)
     if work is None:
         return False
     try:
@@ -127,7 +127,7 @@ def _unexpected(error: Exception) -> str:
     return readable(brake.UNEXPECTED + first_line)
 
 
-def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
+def _step(install_id: int, work: leases.Work, fill_seconds: float) -> bool:
     if work.unprovisioned and work.ready:
         wake_making(install_id)
     elif work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
@@ -136,11 +136,11 @@ def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
         return _waits_for_work(install_id, fill_seconds) and turn(install_id)
     if not work.ready or not pace.line_up(work.install, odp_account.mechanism_of(work.install).path):
         return False
-    capacity = lanes.capacity_of(work.install)
+    capacity = leases.capacity_of(work.install)
     fills = fill_seconds and work.under_way and work.ready < capacity
     if fills and not _Line.of(install_id).wait(fill_seconds):
         return False
-    lease = lanes.claim(install_id, capacity=capacity)
+    lease = claims.claim(install_id, capacity=capacity)
     if lease is None:
         return False
     if lease.more:
@@ -149,13 +149,13 @@ def _step(install_id: int, work: lanes.Work, fill_seconds: float) -> bool:
         deliver(lease)
     except LeaseLostError:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
-        lanes.give_back(lease)
+        holds.give_back(lease)
     except Exception as error:
         if sessions.is_trouble(error) or isinstance(error, _OF_ALL):
-            lanes.give_back(lease)
+            holds.give_back(lease)
             raise
         log.exception("a delivery failed", lanes=len(lease.spans))
-        lanes.hold(lease, _unexpected(error))
+        holds.hold(lease, _unexpected(error))
     return True
 
 
@@ -164,7 +164,7 @@ def _waits_for_work(install_id: int, seconds: float) -> bool:
     for _ in range(FILLS):
         if not _Line.of(install_id).wait(seconds):
             return False
-        work = lanes.work(install_id)
+        work = claims.work(install_id)
         if work is None or work.ready or work.unprovisioned:
             return True
     return False
@@ -173,9 +173,9 @@ def _waits_for_work(install_id: int, seconds: float) -> bool:
 def deliver(lease: Lease) -> None:
     """Fold the claimed events, send what is left of them, settle. Raises ``LeaseLostError``."""
     try:
-        entries, ledger = lanes.read(lease)
+        entries, ledger = reading.read(lease)
     except GapError as gap:
-        lanes.block(lease, str(gap))
+        holds.block(lease, str(gap))
         return
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
     sender = _Sender(lease, {audience: len(events) for audience, events in entries.items()})
@@ -190,7 +190,7 @@ def deliver(lease: Lease) -> None:
         isolation.take(answer)
     sender.conclude(isolation)
     results = _results(lease, entries, folded, isolation, sender.sent)
-    lanes.settle(lease, results, ledger, delivery_id=sender.delivery_id, answer=sender.answer)
+    settling.settle(lease, results, ledger, delivery_id=sender.delivery_id, answer=sender.answer)
 
 
 def _changes(lease: Lease, folded: Mapping[int, Folded]) -> list[Change]:
@@ -214,20 +214,20 @@ class _Sender:
         self.sent: set[int] = set()
 
     def isolate(self, changes: list[Change]) -> Isolation:
-        spoilt = lanes.refused_customers(self.lease, (change.identifier for change in changes))
+        spoilt = reading.refused_customers(self.lease, (change.identifier for change in changes))
         groups = self.mechanism.groups(changes)
         return Isolation(
             [group for group in groups if group[0].identifier not in spoilt],
             doubtful=[group for group in groups if group[0].identifier in spoilt],
             has_control=lambda change: self.mechanism.control(change) is not None,
             items_per_group=self.mechanism.items_per_change,
-            was_taken=lanes.was_taken,
+            was_taken=reading.was_taken,
         )
 
     def send(self, part: Part) -> Answer:
         """Make one request. What came back for the one before is written down first."""
         if self.delivery_id is not None and self.answer is not None:
-            lanes.close_delivery(self.delivery_id, self.answer)
+            request_records.close_delivery(self.delivery_id, self.answer)
             pace.jump_line(self.lease.install, self.mechanism.path)
         items = [item for group in part.groups for item in self.mechanism.items(group)]
         if part.control is not None and (control := self.mechanism.control(part.control)) is not None:
@@ -264,7 +264,7 @@ class _Sender:
             for change in group:
                 sent[change.lane] = sent.get(change.lane, 0) + 1
         self.sent.update(sent)
-        return lanes.open_delivery(
+        return request_records.open_delivery(
             self.lease,
             endpoint=self.mechanism.path,
             items=items,

@@ -5,7 +5,7 @@ from django.conf import settings
 from django.core.management import call_command
 
 from audiences import wake
-from audiences.delivery import lanes
+from audiences.delivery import claims
 from audiences.insight import confirm as confirming
 from audiences.insight import customers, trials
 from audiences.insight import tally as tallying
@@ -46,7 +46,7 @@ def resend(install_id: int) -> None:
 @shared_task(name="workers.tasks.sweep", ignore_result=True)
 def sweep() -> None:
     """Wake every install that has something to send: this finds what a lost wake-up missed."""
-    for install_id in lanes.due():
+    for install_id in claims.due():
         wake.wake(install_id)
     for install_id in resends.due():
         wake.wake_resend(install_id)

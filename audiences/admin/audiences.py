@@ -20,7 +20,7 @@ from audiences.admin.replay import Replay
 from audiences.admin.resends import SendAgain, section, when
 from audiences.admin.runs_chart import chart
 from audiences.admin.verbs import AskReason, Verb
-from audiences.delivery import brake, lanes, provision
+from audiences.delivery import brake, holds, provision
 from audiences.insight import alike, state
 from audiences.models import Audience, Delivery, Event, Lane, Membership, Parked, Resend, Run
 from audiences.operations import other_id, resends, take_over
@@ -45,7 +45,7 @@ class Pause(Verb[Audience]):
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        return f"Paused {audience}." if lanes.pause(audience.lane, by=by, reason=answers["reason"]) else None
+        return f"Paused {audience}." if holds.pause(audience.lane, by=by, reason=answers["reason"]) else None
 
 
 class SetAside(Verb[Audience]):
@@ -68,7 +68,7 @@ class SetAside(Verb[Audience]):
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        done = lanes.set_aside(audience.lane, by=by, reason=answers["reason"])
+        done = holds.set_aside(audience.lane, by=by, reason=answers["reason"])
         return f"Set {audience} aside." if done else None
 
 
@@ -89,7 +89,7 @@ class Resume(Verb[Audience]):
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        if not lanes.resume(audience.lane):
+        if not holds.resume(audience.lane):
             return None
         wake(audience.install_id)
         return f"Resumed {audience}."
@@ -113,7 +113,7 @@ class Unblock(Verb[Audience]):
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
         with transaction.atomic():
-            if not lanes.unblock(audience.lane):
+            if not holds.unblock(audience.lane):
                 return None
             provision.look_again(audience.pk)
         wake(audience.install_id)
@@ -239,7 +239,7 @@ class RetryNow(Verb[Audience]):
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        alone = lanes.try_now(audience.lane) or bool(audience.hold_failures)
+        alone = holds.try_now(audience.lane) or bool(audience.hold_failures)
         provision.try_now(install_id=audience.install_id, audience_id=audience.pk)
         if audience.install.brake_failures:
             brake.release(audience.install)
@@ -267,7 +267,7 @@ class AcceptDefinition(Verb[Audience]):
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
         with transaction.atomic():
-            if not lanes.unblock(audience.lane) or not provision.accept(audience.pk, audience.foreign_definition):
+            if not holds.unblock(audience.lane) or not provision.accept(audience.pk, audience.foreign_definition):
                 transaction.set_rollback(True)
                 return None
             provision.look_again(audience.pk)

@@ -27,7 +27,7 @@ from django.utils.safestring import SafeString
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
 from audiences.delivery import odp_account
-from audiences.delivery.lanes import REFUSED_BY_ODP
+from audiences.delivery.leases import REFUSED_BY_ODP
 from audiences.insight import customers, state
 from audiences.insight.customers import Fate, Place, Standing, Trail
 from audiences.insight.state import State

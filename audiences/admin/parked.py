@@ -23,7 +23,7 @@ from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
-from audiences.delivery.lanes import REFUSED_BY_ODP
+from audiences.delivery.leases import REFUSED_BY_ODP
 from audiences.ends import PART, decrypt_ends
 from audiences.insight import evidence, state
 from audiences.models import Install, Parked, Resend

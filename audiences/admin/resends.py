@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from audiences.admin import verbs
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, number, pill_and_why, shortened, span
 from audiences.admin.verbs import Verb
-from audiences.delivery import lanes
+from audiences.delivery import leases
 from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Resend
 from audiences.operations import resends
@@ -193,7 +193,7 @@ def when(audience: Audience, events: int) -> str:
 
 def effort(install: Install, events: int) -> str:
     """About how many requests so many events of one audience take, and how long: its requests go one after another."""
-    requests = -(-events // lanes.capacity_of(install))
+    requests = -(-events // leases.capacity_of(install))
     took = Delivery.objects.filter(install=install, outcome=Outcome.DELIVERED).order_by("-id")
     measured = took.values("latency_ms")[:MEASURED].aggregate(each=Avg("latency_ms"))["each"]
     each = max((measured or 0) / 1000, 1 / install.requests_per_second if install.requests_per_second else 0.0)

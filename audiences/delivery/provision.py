@@ -17,7 +17,7 @@ from django.db import Error, connection, transaction
 from django.db.models.functions import Now
 
 from audiences import naming, sessions
-from audiences.delivery import brake, drafts, lanes
+from audiences.delivery import brake, claims, drafts, holds
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.models import Audience
 from audiences.wake import wake_making
@@ -39,9 +39,9 @@ WITH waiting AS MATERIALIZED (
     FROM audiences_audience AS audience
     JOIN audiences_lane AS lane ON lane.audience_id = audience.id
     JOIN audiences_install AS install ON install.id = audience.install_id
-    WHERE install.id = %(install)s AND {lanes.GOING} AND {lanes.TO_MAKE}
+    WHERE install.id = %(install)s AND {claims.GOING} AND {claims.TO_MAKE}
         AND (SELECT count(*) FROM audiences_audience WHERE install_id = %(install)s
-            AND making_until_at > clock_timestamp()) < {lanes.MAKING_AT_ONCE}
+            AND making_until_at > clock_timestamp()) < {claims.MAKING_AT_ONCE}
 ), chosen AS (
     SELECT id FROM waiting ORDER BY hold_failures, hold_until_at NULLS FIRST, id LIMIT 1
 )
@@ -49,7 +49,7 @@ UPDATE audiences_audience AS audience SET
     making_token = %(token)s, making_until_at = clock_timestamp() + make_interval(secs => %(lease)s)
 FROM chosen WHERE audience.id = chosen.id
 RETURNING audience.id, (SELECT count(*) FROM waiting) > 1
-"""  # noqa: S608 — only constants of audiences/delivery/lanes.py
+"""  # noqa: S608 — only constants of this room
 _HOLD = """
 UPDATE audiences_audience SET
     making_token = NULL, making_until_at = NULL, hold_failures = hold_failures + 1, hold_reason = %(reason)s,
@@ -213,7 +213,7 @@ def _refuse(making: Making, refusal: Refusal) -> None:
     """A person has to act. The lane's row before the audience's, as whoever unblocks takes them."""
     audience = making.audience
     with transaction.atomic():
-        newly = lanes.block_audience(audience.pk, refusal.reason)
+        newly = holds.block_audience(audience.pk, refusal.reason)
         if not _end(making, made=False, foreign=refusal.definition):
             transaction.set_rollback(True)  # whoever makes it now gets the same answer
             return

@@ -72,7 +72,7 @@ class Audience(models.Model):
 
 
 class Lane(models.Model):
-    """An audience's place in delivery: cursor, lease, pause, block, fault. Written by ``delivery/lanes.py`` alone."""
+    """An audience's place in delivery: cursor, lease, pause, block, fault. Written in ``delivery/`` alone."""
 
     audience = models.OneToOneField(Audience, on_delete=models.PROTECT, primary_key=True)
     delivered_sequence = models.BigIntegerField(default=0)

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from audiences import sessions
-from audiences.delivery import lanes
+from audiences.delivery import unconfirmed
 from audiences.models import Again, Audience
 from audiences.receiving import again, ingest
 from audiences.wake import wake
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 def affirm() -> int:
     """See to every Delivery whose time has come. Returns how many memberships were appended again."""
-    return sum(map(_affirm_or_leave, lanes.doubtful(seconds=settings.AFFIRM_AFTER_SECONDS)))
+    return sum(map(_affirm_or_leave, unconfirmed.doubtful(seconds=settings.AFFIRM_AFTER_SECONDS)))
 
 
 def _affirm_or_leave(delivery_id: int) -> int:
@@ -42,7 +42,7 @@ def _affirm(delivery_id: int) -> int:
     kinds = {True: Kind.ENTER, False: Kind.EXIT}
     facts: dict[int, list[Fact]] = {}
     with transaction.atomic():
-        memberships = lanes.overtaken(delivery_id)
+        memberships = unconfirmed.overtaken(delivery_id)
         for audience_id, identifier, is_member, occurred_ns, _ in memberships:
             facts.setdefault(audience_id, []).append(Fact("", "", identifier, kinds[is_member], occurred_ns))
         ingest.append(facts, received_at=now(), forced=True)

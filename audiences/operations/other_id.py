@@ -8,7 +8,7 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from audiences.delivery import lanes, provision
+from audiences.delivery import holds, provision
 from audiences.models import Audience, Membership
 from audiences.operations import guards, resends
 from audiences.wake import wake
@@ -37,7 +37,7 @@ def use(audience: Audience, odp_id: str, *, by: str, reason: str) -> bool:
     """
     try:
         with transaction.atomic():
-            done = lanes.unblock(audience.lane, idle=True)
+            done = holds.unblock(audience.lane, idle=True)
             if done:
                 provision.use_id(audience.pk, odp_id)
             if done and Membership.objects.filter(audience=audience).exists():

@@ -11,7 +11,7 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from audiences.delivery import lanes
+from audiences.delivery import skipping
 from audiences.models import Install, Lane, Resend, Skip
 
 log = structlog.get_logger(__name__)
@@ -50,12 +50,12 @@ def skip(install_id: int, *, by: str, reason: str) -> Backlog:
         enabled = Install.objects.select_for_update(no_key=True).values_list("enabled", flat=True).get(pk=install_id)
         if enabled:
             raise NotNowError("The install is active. Switch it off first, so that nothing is sent meanwhile.")
-        if lanes.leased(install_id):
+        if skipping.leased(install_id):
             raise NotNowError("A worker still holds audiences of this install. Stop the workers, or wait 15 seconds.")
         resends = Resend.objects.filter(install=install_id, ended_at=None)
         stopped = resends.update(ended_at=Now(), stopped_by=by)
         made = Skip.objects.create(install_id=install_id, by=by, reason=reason)
-        skipped = Backlog(lanes.skip(install_id, skip_id=made.pk), stopped)
+        skipped = Backlog(skipping.skip(install_id, skip_id=made.pk), stopped)
         if not skipped.total:
             made.delete()
     log.warning("backlog skipped", install=install_id, events=skipped.total, audiences=len(skipped.events), by=by)

@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils.timezone import now
 
-from audiences.delivery import lanes, provision
+from audiences.delivery import holds, provision
 from audiences.models import Audience, Lane, Run
 from audiences.operations import resends
 from audiences.wake import wake
@@ -74,7 +74,7 @@ def _exchange(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     theirs, ours = ids[old.pk].odp_id, ids[new.pk].odp_id
     for pk, odp_id in ((old.pk, f"{ours} of {old.pk}"), (new.pk, theirs), (old.pk, ours)):
         provision.use_id(pk, odp_id)
-    lanes.resume(old.lane)
-    lanes.pause(old.lane, by=by, reason=f"Segment {new.segment_id} took over its ODP id {theirs}. {reason}")
+    holds.resume(old.lane)
+    holds.pause(old.lane, by=by, reason=f"Segment {new.segment_id} took over its ODP id {theirs}. {reason}")
     leaving = resends.leave(new, old, by=by, reason=reason)
     return leaving and resends.resync(ids[new.pk], by=by, reason=reason)

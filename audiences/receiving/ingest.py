@@ -21,7 +21,7 @@ from django.db import connection, transaction
 from django.utils.timezone import now
 
 from audiences import naming, prepared
-from audiences.delivery import lanes
+from audiences.delivery import holds
 from audiences.models import Again, Audience, FutureTime, Install
 from audiences.receiving import again, remember
 from audiences.secrets import encrypt
@@ -484,7 +484,7 @@ def _create(install: Install, name: _Name) -> _Known:
     audience = Audience.objects.create(
         install=install, segment_id=name.key, slug=name.slug, latest_slug=name.slug, odp_id=odp_id
     )
-    lanes.lay(audience)
+    holds.lay(audience)
     if odp_id != naming.odp_id(name.slug):
         log.warning("two segments want one ODP id", audience=odp_id, wanted=naming.odp_id(name.slug), slug=name.slug)
     return _Known(audience.pk, audience.latest_slug)

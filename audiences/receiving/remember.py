@@ -15,7 +15,7 @@ from typing import NamedTuple
 from django.db import connection
 
 from audiences.delivery.fold import EARLIEST_NS
-from audiences.delivery.lanes import latest_ns
+from audiences.delivery.leases import latest_ns
 from lytics.payload import Fact, Kind
 
 

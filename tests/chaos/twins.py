@@ -87,10 +87,10 @@ def fold_by_arrival(fold: Any) -> None:
 
 # Twin: the module it breaks, and how.
 TWINS: dict[str, tuple[str, Callable[[Any], None]]] = {
-    "settle_without_token": ("audiences.delivery.lanes", settle_without_token),
-    "claim_ignoring_leases": ("audiences.delivery.lanes", claim_ignoring_leases),
+    "settle_without_token": ("audiences.delivery.settling", settle_without_token),
+    "claim_ignoring_leases": ("audiences.delivery.claims", claim_ignoring_leases),
     "numbering_without_lock": ("audiences.receiving.ingest", numbering_without_lock),
-    "no_sweep": ("audiences.delivery.lanes", no_sweep),
+    "no_sweep": ("audiences.delivery.claims", no_sweep),
     "fold_by_arrival": ("audiences.delivery.fold", fold_by_arrival),
 }
 

@@ -11,7 +11,7 @@ from django.utils.timezone import now
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from audiences.delivery import lanes
+from audiences.delivery import claims, holds
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Resend, Run
 from audiences.operations import audit, parked_items, resends
 from audiences.operations.affirm import affirm
@@ -42,7 +42,7 @@ TRUTHS = {
     """,
     "no more audiences are made at a time than may be": f"""
         SELECT '', format('%s makings', count(*))
-        FROM audiences_audience WHERE making_until_at > clock_timestamp() HAVING count(*) > {lanes.MAKING_AT_ONCE}
+        FROM audiences_audience WHERE making_until_at > clock_timestamp() HAVING count(*) > {claims.MAKING_AT_ONCE}
     """,
     "who is refused is parked": """
         SELECT '', held.identifier FROM audiences_membership AS held WHERE held.refused AND NOT EXISTS (
@@ -213,7 +213,7 @@ class Bridge(RuleBasedStateMachine):
             return
         lane = lane_of(audience)
         if act == "pause":
-            lanes.pause(lane, by="kim", reason="holiday")
+            holds.pause(lane, by="kim", reason="holiday")
         elif act == "resync":
             resends.resync(audience, by="kim", reason="doubt")
         elif act == "replay" and first <= audience.last_sequence:
@@ -222,7 +222,7 @@ class Bridge(RuleBasedStateMachine):
             ever = {"start": now() - timedelta(days=9_999), "end": now() + timedelta(days=9_999)}
             resends.replay(audience, stretch, **ever, by="kim", reason="doubt")
         else:
-            (lanes.resume if act == "resume" else lanes.unblock)(lane)
+            (holds.resume if act == "resume" else holds.unblock)(lane)
 
     @rule(stops=st.booleans())
     def resend(self, stops: bool) -> None:
@@ -283,13 +283,13 @@ class Bridge(RuleBasedStateMachine):
         self.odp_takes_no_more(set(), set(), True, 500)
         self.switch(True)
         for lane in Lane.objects.all():
-            lanes.resume(lane)
+            holds.resume(lane)
 
     def come_to_an_end(self) -> None:
         for _ in range(15):
             self.lose_hints()
             for lane in Lane.objects.filter(blocked_at__isnull=False):
-                lanes.unblock(lane)
+                holds.unblock(lane)
             parked_items.release(Parked.objects.filter(closed_at=None).values_list("pk", flat=True), by="kim")
             resends.go_on(self.install.pk, seconds=60)
             for which in range(len(self.workers)):

@@ -16,7 +16,7 @@ import pytest
 from django.db import connection
 
 from audiences import wake
-from audiences.delivery import brake, lanes, odp_account, provision
+from audiences.delivery import brake, claims, holds, odp_account, provision, reading, request_records, settling
 from audiences.models import Install
 from odp.client import OUT_OF_TIME
 from odp.deadline import TooLateError
@@ -316,11 +316,11 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
 
     with pytest.MonkeyPatch.context() as patched:
         for module, name in (
-            (lanes, "claim"),
-            (lanes, "read"),
-            (lanes, "open_delivery"),
-            (lanes, "close_delivery"),
-            (lanes, "settle"),
+            (claims, "claim"),
+            (reading, "read"),
+            (request_records, "open_delivery"),
+            (request_records, "close_delivery"),
+            (settling, "settle"),
             (brake, "apply"),
             (brake, "release"),
             (provision, "claim"),
@@ -328,10 +328,10 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
             (provision, "_end"),
         ):
             patched.setattr(module, name, _stopping(getattr(module, name), before=name == "settle", after=True))
-        patched.setattr(lanes, "give_back", _stopping(lanes.give_back, before=True))
-        for name in ("_write_ledger", "_close_abandoned"):
-            patched.setattr(lanes, name, _deadly(getattr(lanes, name)))
-        patched.setattr(lanes, "hold", _failing(lanes.hold))
+        patched.setattr(holds, "give_back", _stopping(holds.give_back, before=True))
+        for module, name in ((settling, "_write_ledger"), (request_records, "close_abandoned")):
+            patched.setattr(module, name, _deadly(getattr(module, name)))
+        patched.setattr(holds, "hold", _failing(holds.hold))
         patched.setattr(drain._Sender, "send", sends)
         patched.setattr(drain, "LEASE_MARGIN", margin)
         patched.setattr(drain, "time", odp.clock)

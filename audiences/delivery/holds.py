@@ -1,0 +1,115 @@
+"""What keeps a lane from being delivered, and what lets it go on: pauses, blocks, errors of ours, leases given back."""
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, F, Value, When
+from django.db.models.functions import Coalesce, Greatest, Now
+from django.utils.timezone import now
+
+from audiences import sessions
+from audiences.delivery import request_records, settling
+from audiences.delivery.leases import Lease, Result
+from audiences.models import Audience, Lane
+
+log = structlog.get_logger(__name__)
+
+
+def lay(audience: Audience) -> Lane:
+    """The lane of a new audience, with nothing delivered yet."""
+    return Lane.objects.create(audience=audience)
+
+
+def pause(lane: Lane, *, by: str, reason: str) -> bool:
+    """Hold a lane until a person resumes it. False when it is paused already."""
+    paused = Lane.objects.filter(pk=lane.pk, paused_at=None)
+    return bool(paused.update(paused_at=now(), paused_by=by, pause_reason=reason))
+
+
+def set_aside(lane: Lane, *, by: str, reason: str) -> bool:
+    """Hold a blocked lane until a person resumes it; then its block is told again. False when it isn't blocked."""
+    blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
+    return bool(blocked.update(paused_at=Greatest(Now(), "blocked_at"), paused_by=by, pause_reason=reason))
+
+
+def resume(lane: Lane) -> bool:
+    """Let a paused lane go on. False when it wasn't paused."""
+    return bool(
+        Lane.objects.filter(pk=lane.pk, paused_at__isnull=False).update(paused_at=None, paused_by="", pause_reason="")
+    )
+
+
+def block(lease: Lease, reason: str) -> None:
+    """Give a lease back with its lanes blocked: ODP takes nothing of these audiences until a person acts."""
+    settling.settle(
+        lease,
+        [Result(span, complete=False, block_reason=reason) for span in lease.spans],
+        {span.audience_id: {} for span in lease.spans},
+    )
+
+
+def block_audience(audience_id: int, reason: str) -> bool:
+    """Block a lane whatever is under way: ODP can't hold its audience. False when it was blocked already."""
+    reason = reason.replace("\x00", "")
+    free = Lane.objects.filter(pk=audience_id, blocked_at=None)
+    kept = {
+        "lifted_since_at": Case(When(lifted_reason=reason, then=F("lifted_since_at"))),
+        "lifted_reason": Case(When(lifted_reason=reason, then=Value(reason)), default=Value("")),
+    }
+    return bool(free.update(blocked_at=Now(), block_reason=reason, **kept))
+
+
+def give_back(lease: Lease) -> None:
+    """Return a lease with nothing done, once PostgreSQL is there. Quietly nothing, when it was lost."""
+    give_back_token(lease.token)
+
+
+def give_back_token(token: uuid.UUID) -> None:
+    held = Lane.objects.filter(lease_token=token)
+    # Later the lease is over anyway.
+    sessions.when_back(lambda: held.update(lease_token=None, lease_expires_at=None), seconds=settings.LEASE_SECONDS)
+
+
+def hold(lease: Lease, reason: str) -> None:
+    """Give a lease back after an unexpected error of ours. Each of its lanes is then tried alone: those of a lease of
+    several at once, and the one that fails alone after ``PROBE_SECONDS``."""
+    alone = len(lease.spans) == 1
+    pause = timedelta(seconds=settings.PROBE_SECONDS) if alone else timedelta(0)
+    held = Lane.objects.filter(lease_token=lease.token)
+    values: dict[str, Any] = {
+        "lease_token": None,
+        "lease_expires_at": None,
+        "fault_since_at": Coalesce("fault_since_at", Now()),
+        "fault_until_at": Now() + pause,
+        "fault_reason": reason.replace("\x00", ""),
+    }
+
+    def put_down() -> None:
+        with transaction.atomic():
+            if held.update(**values):
+                request_records.close_abandoned(lease, reason)
+
+    sessions.when_back(put_down, seconds=settings.LEASE_SECONDS)
+    if alone:
+        log.warning("audience on hold", audience=lease.spans[0].odp_id, seconds=settings.PROBE_SECONDS, reason=reason)
+
+
+def try_now(lane: Lane) -> bool:
+    """Let a lane that an error of ours holds be tried at once. False when none does."""
+    return bool(Lane.objects.filter(pk=lane.pk, fault_since_at__isnull=False).update(fault_until_at=Now()))
+
+
+def unblock(lane: Lane, *, idle: bool = False) -> bool:
+    """Let a blocked lane try again. False when it wasn't blocked, or if ``idle`` when a worker holds it.
+
+    The lifted block is kept until something is delivered, so that the same one is known when it comes back.
+    """
+    blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
+    if idle:
+        blocked = blocked.filter(lease_token=None)
+    kept = {"lifted_since_at": Coalesce("lifted_since_at", "blocked_at"), "lifted_reason": F("block_reason")}
+    return bool(blocked.update(blocked_at=None, block_reason="", **kept))
