@@ -11,13 +11,18 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 import psycopg
-from django.db import Error, InterfaceError, OperationalError, connection
+from django.db import Error, InterfaceError, InternalError, OperationalError, connection
 
 Result = TypeVar("Result")
 
 READ_ONLY = "25006"
 # Besides these, class 08 (connection exceptions) and errors that libpq raises itself, which have no SQLSTATE.
 _ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
+# Errors that a new session may mend: what was prepared or opened in the old one is gone, or is older than a migration;
+# and a database that is not there, as behind a pooler whose server was just replaced.
+_OF_SESSION = {"0A000", "26000", "34000", "3D000"}
+# Damaged data: it stays damaged, and so it has to be told which audience can't be delivered.
+_DAMAGE = {"XX001", "XX002"}
 # How long other threads wait for the one thread that asks whether PostgreSQL answers again.
 ASKING_SECONDS = 0.25
 # The pause between two tries of ``when_back``: nothing is delivered meanwhile.
@@ -62,9 +67,20 @@ def ends_session(error: BaseException) -> bool:
     return state in _ENDS_SESSION or state.startswith("08")
 
 
-def is_trouble(error: BaseException) -> bool:
-    """Whether ``error`` is about the database server or the session, and says nothing about what was to be done."""
+def is_away(error: BaseException) -> bool:
+    """Whether PostgreSQL can't be reached, or doesn't do now what it would do at another time."""
     return isinstance(error, OperationalError | InterfaceError) or (isinstance(error, Error) and ends_session(error))
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether ``error`` is about the database server or the session, and says nothing about what was to be done.
+
+    Nothing is put on hold for it: the same work is tried again.
+    """
+    if is_away(error):
+        return True
+    state = state_of(error)
+    return state in _OF_SESSION or (isinstance(error, InternalError) and state not in _DAMAGE)
 
 
 def state_of(error: BaseException) -> str | None:

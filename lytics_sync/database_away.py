@@ -34,7 +34,7 @@ class DatabaseAway(HttpResponse):
 def server_error(request: HttpRequest) -> HttpResponseBase:
     """Django's handler for an exception that no view has caught."""
     error = sys.exc_info()[1]
-    if error is not None and sessions.is_trouble(error):
+    if error is not None and sessions.is_away(error):
         return DatabaseAway(next(iter(str(error).splitlines()), ""))
     return defaults.server_error(request)
 

@@ -1,0 +1,169 @@
+"""An error of the database server at any statement of a drain is nobody's fault: no hold, no block, no lease stays."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import Error, InternalError, connection
+
+from audiences import sessions
+from audiences.database.base import _Connection
+from audiences.delivery import reading
+from audiences.models import Audience, Install
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import assert_all_is_well, drain_all, enter, lane_of, make_audience, make_install
+from tests.test_lost_sessions import admin
+from workers import drain
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# More statements than making one audience and delivering to it take.
+MANY = 200
+# Errors of the server or the session, by SQLSTATE: none says anything about the events that were to be delivered.
+OF_THE_SERVER = {
+    "25006": "the session is read-only",
+    "0A000": "a prepared statement is older than a migration",
+    "26000": "a prepared statement is not in this session",
+    "40P01": "deadlock",
+    "53100": "the disk is full",
+    "57P02": "another process of the server crashed",
+    "XX000": "an error inside PostgreSQL",
+}
+# Every table into which a drain writes.
+WRITTEN = ("audience", "delivery", "install", "lane", "membership", "run")
+
+
+# Makes statements fail, for as long as the context lasts: from which statement on, and how many. Yields whether the
+# first of them was reached.
+Failing = Callable[[int, int], AbstractContextManager[Callable[[], bool]]]
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> Install:
+    monkeypatch.setattr(sessions, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
+    return make_install(odp)
+
+
+@contextmanager
+def ended_sessions(first: int, times: int, *, done: bool) -> Iterator[Callable[[], bool]]:
+    """PostgreSQL ends the session at the ``first`` round trip, and at each of the next ``times`` - 1.
+
+    ``done``: only after it has done what was asked, so that nothing but the answer is lost.
+    """
+    wait = _Connection.wait
+    round_trips = 0
+
+    def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal round_trips
+        round_trips += 1
+        if first <= round_trips < first + times:
+            if done:
+                wait(self, *args, **kwargs)
+            with admin() as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [self.info.backend_pid])
+            if done:
+                raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return wait(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_Connection, "wait", ended)
+        yield lambda: round_trips >= first
+
+
+def deliver_in_spite_of(failing: Failing, shop: Install, *, times: int) -> int:
+    """Make one audience after the other and deliver to it; the first statement fails for the first audience, the second
+    for the second, and so on. Returns how many drains ended with an error."""
+    ended = 0
+    for first in range(1, MANY):
+        audience = make_audience(shop, f"a{first}", provisioned=False)
+        enter(audience, "kim")
+        with failing(first, times) as was_reached:
+            try:
+                drain_all(shop)
+            except Error:
+                ended += 1
+            reached = was_reached()
+        nobody_is_blamed(shop, audience)
+        drain_all(shop)
+        assert_all_is_well(audience)
+        if not reached:
+            return ended
+    raise AssertionError("the statements never come to an end")
+
+
+def nobody_is_blamed(shop: Install, audience: Audience) -> None:
+    for row in (shop, audience):
+        row.refresh_from_db()
+    lane = lane_of(audience)
+    held = (shop.brake_failures, shop.brake_reason, shop.brake_until_at)
+    assert held == (0, "", None)
+    assert (audience.hold_failures, audience.hold_reason, audience.making_token) == (0, "", None)
+    assert (lane.fault_reason, lane.fault_since_at, lane.block_reason, lane.lease_token) == ("", None, "", None)
+
+
+# Once; and again in the new session, as when PostgreSQL dies while it recovers.
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_session_that_ends_at_any_round_trip_leaves_no_hold_and_no_lease(
+    shop: Install, times: int, done: bool
+) -> None:
+    assert deliver_in_spite_of(partial(ended_sessions, done=done), shop, times=times) > 10
+
+
+@contextmanager
+def failing_writes(state: str) -> Iterator[Failing]:
+    """PostgreSQL itself raises the error, at a statement that writes, as it would in the middle of its work."""
+
+    @contextmanager
+    def failing(first: int, times: int) -> Iterator[Callable[[], bool]]:
+        run(
+            "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$"
+            " DECLARE number bigint := nextval('writes'); BEGIN"
+            f" IF number BETWEEN {first} AND {first + times - 1} THEN"
+            f" RAISE EXCEPTION 'out of order' USING ERRCODE = '{state}'; END IF; RETURN NULL; END $$",
+            "SELECT setval('writes', 1, false)",
+            *(
+                f"CREATE OR REPLACE TRIGGER fail AFTER INSERT OR UPDATE ON audiences_{table}"
+                " FOR EACH STATEMENT EXECUTE FUNCTION fail()"
+                for table in WRITTEN
+            ),
+        )
+        yield lambda: bool(run(f"SELECT last_value >= {first} FROM writes"))
+        run("DROP FUNCTION fail CASCADE")
+
+    run("CREATE SEQUENCE writes")
+    try:
+        yield failing
+    finally:
+        run("DROP SEQUENCE writes", "DROP FUNCTION IF EXISTS fail CASCADE")
+
+
+def run(*statements: str) -> Any:
+    """The first value of the last statement's result."""
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+@pytest.mark.parametrize("state", OF_THE_SERVER, ids=lambda state: f"{state}: {OF_THE_SERVER[state]}")
+def test_an_error_of_the_server_at_any_write_leaves_no_hold_and_no_lease(shop: Install, state: str) -> None:
+    with failing_writes(state) as failing:
+        assert deliver_in_spite_of(failing, shop, times=1) > 5
+
+
+def test_damaged_data_puts_its_audience_on_hold(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To try again doesn't mend it, and a person has to be told which audience it is."""
+
+    def damaged(*args: Any) -> Any:
+        raise InternalError("invalid page in block 7") from psycopg.errors.DataCorrupted()
+
+    audience = make_audience(shop)
+    enter(audience, "kim")
+    monkeypatch.setattr(reading, "read", damaged)
+    assert drain.turn(shop.pk)
+    assert "invalid page" in lane_of(audience).fault_reason
