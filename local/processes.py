@@ -22,8 +22,10 @@ Process = subprocess.Popen[bytes]
 
 LAUNCH = Path(__file__).with_name("launch.py")
 STEP_SECONDS = 0.05
-# Whoever ends sooner than this after its start did not really run.
+# Whoever ends by itself sooner than this after its start did not really run.
 QUICK_SECONDS = 10
+# Signals that a program gets for its own fault. Any other one, somebody else has sent.
+FAULTS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
 # The pauses before a child is started again: the first well within a second, then twice as long each time.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30
@@ -179,7 +181,8 @@ class Fleet:
             code, lived = child.process.returncode, time.monotonic() - child.started_at
             child.process = None
             child.pid_file.unlink(missing_ok=True)
-            child.quick_ends = child.quick_ends + 1 if lived < QUICK_SECONDS else 0
+            is_quick = lived < QUICK_SECONDS and ended_by_itself(code)
+            child.quick_ends = child.quick_ends + 1 if is_quick else 0
             pause = min(FIRST_PAUSE_SECONDS * 2**child.quick_ends, LONGEST_PAUSE_SECONDS)
             child.start_again_at = time.monotonic() + pause
             self._tell_of_end(child, code)
@@ -225,6 +228,11 @@ def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stder
         stderr=stderr,
         start_new_session=True,
     )
+
+
+def ended_by_itself(code: int) -> bool:
+    """Whether a program failed. One that was killed, or that was told to stop and did so, would have gone on."""
+    return code > 0 or -code in FAULTS
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
