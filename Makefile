@@ -76,8 +76,8 @@ chaos: installed-dev
 
 # 1,000 events a second from a sender that obeys Retry-After; each process killed, PostgreSQL included, one at a time.
 comeback: installed-dev
-	@exec $(PY) -m tests.chaos --obedient --within 10 --gap 12 --times 20 --events $(or $(EVENTS),1700000) \
-		--faults postgres_restarted,postgres,web,web_worker,worker,beat,broker $(ARGS)
+	@exec $(PY) -m tests.chaos --obedient --within 10 --gap 12 --times 20 --events $(or $(EVENTS),1950000) \
+		--faults postgres_restarted,postgres,postgres_twice,web,web_worker,worker,beat,broker $(ARGS)
 
 # SECONDS are for bodies and requests, half of them each; the models have EXAMPLES, which take some minutes more. A SEED repeats.
 fuzz: installed-dev

@@ -26,7 +26,10 @@ SMALL_FILE, WAL_SEGMENT = 1 << 20, 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """``is_kill``: something dies and has to be replaced. ``seconds``: about how long it takes."""
+    """``is_kill``: something dies and has to be replaced. ``seconds``: about how long it takes.
+
+    A death that takes any has waited until what died is there again.
+    """
 
     label: str
     strike: Callable[[House, Random], None]
@@ -98,12 +101,19 @@ def kill_backend(house: House, dice: Random) -> None:
 
 
 def kill_postgres(house: House, dice: Random) -> None:
-    house.kill("postgres")
+    house.wait_for_database(instead_of=house.kill("postgres"))
+
+
+def kill_postgres_twice(house: House, dice: Random) -> None:
+    """Once more as soon as it recovers from the first death."""
+    first = house.kill("postgres")
+    house.wait(lambda: house.pid("postgres") != first and "redo starts" in house.said("postgres"), seconds=60)
+    house.wait_for_database(instead_of=house.kill("postgres"))
 
 
 def restart_postgres(house: House, dice: Random) -> None:
     """A fast shutdown, as by a service manager; it is started again as soon as it is down."""
-    house.kill("postgres", signal.SIGINT)
+    house.wait_for_database(instead_of=house.kill("postgres", signal.SIGINT))
 
 
 def exhaust_connections(house: House, dice: Random, seconds: float = 3) -> None:
@@ -211,8 +221,11 @@ FAULTS: dict[str, Fault] = {
     "beat": Fault(label="beat killed", strike=kill_beat, is_kill=True),
     "backend_ended": Fault(label="PostgreSQL backend terminated", strike=terminate_backend, is_kill=True),
     "backend": Fault(label="PostgreSQL backend killed", strike=kill_backend, is_kill=True),
-    "postgres": Fault(label="PostgreSQL itself killed", strike=kill_postgres, is_kill=True),
-    "postgres_restarted": Fault(label="PostgreSQL restarted", strike=restart_postgres, is_kill=True),
+    "postgres": Fault(label="PostgreSQL itself killed", strike=kill_postgres, is_kill=True, seconds=1),
+    "postgres_twice": Fault(
+        label="PostgreSQL killed, and again while it recovers", strike=kill_postgres_twice, is_kill=True, seconds=2
+    ),
+    "postgres_restarted": Fault(label="PostgreSQL restarted", strike=restart_postgres, is_kill=True, seconds=1),
     "broker": Fault(label="broker killed, its data gone", strike=kill_broker, is_kill=True),
     "emptied": Fault(label="broker emptied", strike=empty_broker),
     "zombie": Fault(label="worker stopped within requests, back after its lease", strike=zombie, seconds=14),

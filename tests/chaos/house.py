@@ -157,8 +157,16 @@ class House:
         assert child.process is not None
         return child.process.pid
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        os.kill(self.pid(name), number)
+    def said(self, name: str) -> str:
+        """What a program has written into its log since it was started last."""
+        child = self.child(name)
+        return child.log.read_bytes()[child.log_start :].decode(errors="replace")
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """The process id of what was killed."""
+        pid = self.pid(name)
+        os.kill(pid, number)
+        return pid
 
     def replace(self, name: str) -> None:
         """As a deploy does: ended in peace, and started anew."""
@@ -186,6 +194,11 @@ class House:
         if not self.wait(asked, seconds=60):
             raise Trouble("PostgreSQL does not come back")
         return rows
+
+    def wait_for_database(self, *, instead_of: int) -> None:
+        """Until another PostgreSQL than the one that was killed takes connections: each death is one of its own."""
+        self.wait(lambda: self.pid("postgres") != instead_of, seconds=60)
+        self.sql("SELECT 1")
 
     def flush_broker(self) -> None:
         with redis.Redis.from_url(self.broker_url, socket_timeout=5) as server:

@@ -21,7 +21,7 @@ from tests.chaos.wire import Wire
 # How each pair of accounts writes, and its requests per second (0: as fast as it goes).
 INSTALLS = (("shop", "attribute", 0), ("paced", "attribute", 10), ("lists", "list", 0), ("club", "attribute", 0))
 # What stops PostgreSQL as a whole, and empties the table of the pace with it.
-CRASHES = {"backend", "postgres", "disk"}
+CRASHES = {"backend", "postgres", "postgres_twice", "disk"}
 # The settings of a run: as delivered, but for what a person would be waited for.
 USUAL = {
     "DELIVERY_DEADLINE_SECONDS": "8",

@@ -4,7 +4,7 @@ import os
 import platform
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import accumulate
 
@@ -33,6 +33,11 @@ class Measured:
             return None
         return min(closed) - since
 
+    def since_it_was_back(self, strike: Strike) -> float | None:
+        """The same from the moment on at which the fault was over: no delivery can come while PostgreSQL is away."""
+        recovery = self.recovery(strike)
+        return None if recovery is None else max(0.0, strike.since_at + recovery - strike.ended_at)
+
     def events_between(self, start: float, end: float) -> int:
         return self._sums[bisect_right(self._ends, end)] - self._sums[bisect_left(self._ends, start)]
 
@@ -59,7 +64,8 @@ def lines(report: Report) -> Iterator[str]:
     yield f"| seconds of stream | {report.stream_seconds:,.0f} |"
     yield f"| longest that an accepted event waited, in seconds | {report.longest_wait:.1f} |"
     yield ""
-    yield "| fault | times | longest until the next delivery | events/s before | after |\n|---|--:|--:|--:|--:|"
+    yield "| fault | times | longest until the next delivery | once it was back | events/s before | after |"
+    yield "|---|--:|--:|--:|--:|--:|"
     by_fault: defaultdict[str, list[Strike]] = defaultdict(list)
     for strike in report.strikes:
         by_fault[strike.fault].append(strike)
@@ -76,8 +82,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def _fault_line(label: str, strikes: list[Strike], measured: Measured) -> str:
-    recoveries = [seconds for strike in strikes if (seconds := measured.recovery(strike)) is not None]
-    longest = f"{max(recoveries):.1f} s" if recoveries else "–"
+    longest = f"{_longest(measured.recovery, strikes)} | {_longest(measured.since_it_was_back, strikes)}"
     pairs = [pair for strike in strikes if (pair := measured.before_and_after(strike))]
     if not pairs:
         return f"| {label} | {len(strikes)} | {longest} | – | – |"
@@ -85,11 +90,16 @@ def _fault_line(label: str, strikes: list[Strike], measured: Measured) -> str:
     return f"| {label} | {len(strikes)} | {longest} | {before:,.0f} | {after:,.0f} |"
 
 
+def _longest(measure: Callable[[Strike], float | None], strikes: list[Strike]) -> str:
+    found = [seconds for strike in strikes if (seconds := measure(strike)) is not None]
+    return f"{max(found):.1f} s" if found else "–"
+
+
 def back_within(report: Report, *, seconds: float) -> Check:
-    """Whether deliveries were back so soon after every fault, as far as the stream still ran."""
+    """Whether deliveries were back so soon after every fault was over, as far as the stream still ran."""
     check, measured = Check(f"first delivery again within {seconds:g} s"), Measured(report)
     for strike in report.strikes:
-        if (recovery := measured.recovery(strike)) is not None:
+        if (recovery := measured.since_it_was_back(strike)) is not None:
             check.looked_at += 1
             if recovery > seconds:
                 check.find(f"{FAULTS[strike.fault].label}: {recovery:.1f} s")
