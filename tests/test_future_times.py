@@ -6,11 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.insight import customers, state
+from audiences.delivery import leases
+from audiences.insight import ahead, customers, state
 from audiences.models import Audience, Event, FutureTime, Install, Membership
 from audiences.operations import audit
 from audiences.receiving import ingest
@@ -35,6 +37,8 @@ def receive(install: Install, event: str, told: Any, *, message_at: Any = None) 
 def shop(odp: ThreadedSandbox) -> Install:
     return make_install(odp)
 
+
+FUTURE_NS = times.nanoseconds("2199-01-01T00:00:00Z")
 
 AHEAD = [
     "2199-01-01T00:00:00Z",
@@ -136,6 +140,45 @@ def test_a_ledger_from_the_future_is_found_and_set_right_by_the_next_event(
     assert_all_is_well(gold)
 
 
+def test_now_counts_what_an_older_version_stored_until_real_events_have_set_it_right(
+    shop: Install, viewer: Client
+) -> None:
+    """Whether its event is a day old or years: only the stored time counts."""
+    gold = make_audience(shop, provisioned=False)
+    happen(gold, ("kim", "enter", FUTURE_NS), ("lee", "exit", FUTURE_NS), ("sam", "enter", times.from_moment(now())))
+    Event.objects.update(received_at=now() - timedelta(days=400))
+    drain_all(shop)
+
+    def told() -> list[Any]:
+        page = viewer.get(reverse("admin:index"))
+        return [one for one in page.context["troubles"] if "ahead of the clock" in one.what]
+
+    (trouble,) = told()
+    assert trouble.what == "2 memberships have times ahead of the clock"
+    assert "by 172 years" in trouble.why or "by 173 years" in trouble.why
+    happen(gold, ("kim", "exit", times.from_moment(now())))
+    drain_all(shop)
+    (trouble,) = told()
+    assert trouble.what == "1 membership has a time ahead of the clock"
+    happen(gold, ("lee", "change", times.from_moment(now())))
+    drain_all(shop)
+    assert told() == []
+    assert_all_is_well(gold)
+
+
+def test_the_search_for_stored_times_reads_an_index_and_not_the_log(shop: Install) -> None:
+    """With rows enough for the planner to mind."""
+    gold = make_audience(shop, provisioned=False)
+    happen(gold, *((f"c{number}", "enter", times.from_moment(now())) for number in range(3_000)))
+    drain_all(shop)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE audiences_event, audiences_membership")
+        cursor.execute(f"EXPLAIN {ahead._STORED}", {"latest": leases.latest_ns()})
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+    assert "events_stored_ahead" in plan
+    assert "Seq Scan" not in plan
+
+
 def test_a_ledger_of_now_still_wins_over_a_late_event(odp: ThreadedSandbox, shop: Install) -> None:
     receive(shop, "exit", at())
     drain_all(shop)
@@ -155,9 +198,6 @@ def test_a_released_item_with_a_future_time_is_noted_too(shop: Install) -> None:
     Install.objects.update(identifier_field="other")
     assert parked_items.release([Parked.objects.get().pk], by="me") == (1, 0)
     assert FutureTime.objects.get().pk == Event.objects.get().pk
-
-
-FUTURE_NS = times.nanoseconds("2199-01-01T00:00:00Z")
 
 
 @pytest.mark.parametrize(("stuck", "real"), [("enter", "exit"), ("exit", "enter")])

@@ -19,7 +19,7 @@ from audiences.admin.pages import ago, count, last_call, list_url, number, span,
 from audiences.admin.parked import Release, groups
 from audiences.admin.troubles import Number, Trouble, page, way_to
 from audiences.admin.verbs import Button
-from audiences.insight import checklist, failures, heartbeats, progress, state
+from audiences.insight import ahead, checklist, failures, heartbeats, progress, state
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Event, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
@@ -80,6 +80,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *_parked(request, parked),
         *_paused(request, held),
         *_future_times(),
+        *_stored_ahead(),
         *_new(installs, refusals or {}),
     ]
     troubles.sort(key=lambda trouble: trouble.tone != "bad")
@@ -389,6 +390,25 @@ def _future_times() -> list[Trouble]:
             "held",
             todo="Check the clocks of what writes to Lytics, and of this machine. CLOCK_TOLERANCE_SECONDS is how far"
             " ahead a time may be.",
+        )
+    ]
+
+
+def _stored_ahead() -> list[Trouble]:
+    """Memberships whose time is ahead of the clock; only older versions stored such times."""
+    found = ahead.stored()
+    if found is None:
+        return []
+    more = "at least " if found.memberships == ahead.COUNTED else ""
+    have = "membership has a time" if found.memberships == 1 else "memberships have times"
+    return [
+        Trouble(
+            f"{more}{number(found.memberships)} {have} ahead of the clock",
+            f"Stored by an older version; the furthest by {span(found.furthest - now())}.",
+            ago(found.since),
+            reverse("find_customer"),
+            "held",
+            todo="The next event of each customer decides and sets it right. audit_log lists them.",
         )
     ]
 
