@@ -605,28 +605,36 @@ def _is_closed_object(text: bytes) -> bool:
     return False
 
 
+def _to_next(stops: bytes, *, levels: int) -> re.Pattern[bytes]:
+    """Up to the next bracket or other stop outside of texts, past whatever closes again within a few levels."""
+    closed = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+    inside = within = rb'[^"\[\]{}]++|' + closed
+    for _ in range(levels):
+        inside = within + rb"|[\[{](?:" + inside + rb")*+[\]}]"
+    return re.compile(
+        rb"(?:[^" + stops + rb"]++|" + closed + rb"|[\[{](?:" + inside + rb")*+[\]}])*+([\[{]++|.?)", re.DOTALL
+    )
+
+
+# Few steps a message: each costs as much as some hundred bytes inside a pattern.
+_TO_COMMA, _TO_BRACKET = _to_next(rb'",\[\]{}', levels=4), _to_next(rb'"\[\]{}', levels=4)
+
+
 def _cut(text: bytes) -> Iterator[bytes]:
     """The elements of an array, or the members of an object, by its brackets alone: none has to be well-formed."""
-    depth, start = 0, 0
+    start = position = len(text) - len(text.lstrip()) + 1
+    depth = 1
     last = b"]" if _is_array(text) else b"}"
-    for match in _TOKEN.finditer(text):
-        token = match.group()
-        if token in (b"[", b"{"):
-            depth += 1
-            start = match.end() if depth == 1 else start
-            if depth > _DEPTH_AT_MOST:
-                break
-        elif token in (b"]", b"}"):
-            depth -= 1
-        elif token != b"," and not match["end"]:
+    while 0 < depth <= _DEPTH_AT_MOST:
+        match = (_TO_COMMA if depth == 1 else _TO_BRACKET).match(text, position)
+        token, position = match[1], match.end()  # type: ignore[index, union-attr] # it matches everywhere
+        if token in (b"", b'"'):  # the end, or a text that nothing closes
             break
-        if (depth == 1 and token == b",") or depth == 0:
-            element = text[start : match.start()].strip()
-            start = match.end()
+        depth += -1 if token in (b"]", b"}") else 0 if token == b"," else len(token)
+        if depth == 0 or token == b",":
+            element, start = text[start : position - 1].strip(), position
             if element or token != last:
                 yield element
-        if depth == 0:
-            break
     if depth != 0 or text[start:].strip():
         raise _no_json(text, cut_off=0 < depth <= _DEPTH_AT_MOST)
 
