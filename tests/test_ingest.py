@@ -14,7 +14,7 @@ from django.utils.timezone import now
 
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
 from audiences.operations import parked_items
-from audiences.receiving import ingest
+from audiences.receiving import audience_lookup, ingest
 from audiences.receiving.ingest import receive
 from audiences.secrets import decrypt
 from lytics import reasons
@@ -466,7 +466,7 @@ def test_calls_wait_for_each_other_in_no_circle_while_others_write_what_refers_t
 @at_once
 def test_two_calls_at_once_make_one_audience(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     # Both have looked and found nothing before either goes on.
-    monkeypatch.setattr(ingest, "_find", Gate(2).after(ingest._find))
+    monkeypatch.setattr(audience_lookup, "find", Gate(2).after(audience_lookup.find))
     together(*(lambda who=who: receive(install, body(message(who=who))) for who in ("kim", "lee")))
     assert Audience.objects.get().last_sequence == 2
     assert Lane.objects.count() == 1
@@ -476,7 +476,7 @@ def test_two_calls_at_once_make_one_audience(install: Install, monkeypatch: pyte
 def test_two_calls_at_once_with_slugs_that_fold_to_one_id_get_two(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "_find", Gate(2).after(ingest._find))
+    monkeypatch.setattr(audience_lookup, "find", Gate(2).after(audience_lookup.find))
     wanted = (("aaaaaaaa", "Gold-Club"), ("bbbbbbbb", "gold.club"))
     together(*(lambda pair=pair: receive(install, body(enter(*pair))) for pair in wanted))
     made = dict(Audience.objects.values_list("segment_id", "odp_id"))
@@ -487,7 +487,7 @@ def test_two_calls_at_once_with_slugs_that_fold_to_one_id_get_two(
 
 @at_once
 def test_an_id_and_a_slug_alone_at_once_make_one_audience(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "_find", Gate(2).after(ingest._find))
+    monkeypatch.setattr(audience_lookup, "find", Gate(2).after(audience_lookup.find))
     together(*(lambda segment=segment: receive(install, body(enter(segment, "gold_club"))) for segment in ("s1", None)))
     audience = Audience.objects.get()
     assert (audience.segment_id, audience.last_sequence) == ("s1", 2)

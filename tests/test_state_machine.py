@@ -18,7 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from audiences.delivery import claims, fold, provision, request_records, settling, unconfirmed
 from audiences.models import Audience
-from audiences.receiving import ingest
+from audiences.receiving import audience_lookup, ingest
 from tests.delivering import happen, lane_of
 from tests.messages import AT_NS
 from tests.model.machine import Bridge
@@ -112,7 +112,7 @@ def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
         _, found, after = rest.partition("before\n)")
         assert found
         patched.setattr(ingest, statement, f"{before} numbered AS ({numbered}) {after}")
-    patched.setattr(ingest, "_LOCK", "SELECT %s")
+    patched.setattr(audience_lookup, "_LOCK", "SELECT %s")
     patched.setattr(ingest, "_LOCK_NAMED", "SELECT %s::bigint, %s")
 
 

@@ -20,10 +20,10 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import naming, prepared
-from audiences.delivery import holds
+from audiences import prepared
 from audiences.models import Again, Audience, FutureTime, Install
-from audiences.receiving import again, remember
+from audiences.receiving import again, audience_lookup, remember
+from audiences.receiving.audience_lookup import Audiences, FactsByName
 from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import payload, reasons, times
@@ -31,17 +31,6 @@ from lytics.payload import Fact, Kind, Reading, SetAside
 
 log = structlog.get_logger(__name__)
 
-# A segment that was first seen by its slug alone is known by this until a call tells its id.
-BY_SLUG = "slug:"
-
-_FIND = """
-SELECT id, segment_id, latest_slug FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[])
-"""
-
-# Two calls that share audiences wait for each other in one order, whichever they name first. By a statement of its own:
-# one that locked rows and then changed them could meet an older version of a row that it holds, and wait for whoever
-# waits for it.
-_LOCK = "SELECT id FROM audiences_audience WHERE id = ANY(%s::int[]) ORDER BY id FOR NO KEY UPDATE"
 _LOCK_NAMED = """
 SELECT id FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE
 """
@@ -58,9 +47,8 @@ JOIN audiences_audience AS audience ON audience.install_id = %(install)s::bigint
     AND audience.segment_id = told.segment_id AND told.slug IN ('', audience.latest_slug)
 """
 
-# Nothing at all unless each audience is there, and named once. Facts come audience by audience, each with the number of
-# its own, and are stored in that order: an index that grows from the wrong side splits its pages in half again and
-# again.
+# Stores nothing unless every audience exists and is named once. Events are inserted in ascending order of their keys:
+# descending order makes the B-tree split its pages in half.
 _STORE = """
 WITH grown AS MATERIALIZED (
     SELECT audience.id, number, by, ahead FROM {audiences}
@@ -142,12 +130,12 @@ def receive(install: Install, body: bytes, *, source: str | None = None, encodin
     """
     received_at = now()
     reading = payload.name_encoding(_read(install, body, received_at), encoding)
-    told = _by_name(reading.facts)
+    facts_by_name = audience_lookup.by_name(reading.facts)
     call = _Call(len(body), source, received_at)
-    received = _record_plain(install, reading, told, call)
+    received = _record_plain(install, reading, facts_by_name, call)
     if received is None:
         with transaction.atomic():
-            received = _record(install, reading, told, call)
+            received = _record(install, reading, facts_by_name, call)
     if received.queued:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
     return received
@@ -159,7 +147,7 @@ def rehearse() -> None:
     word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
     body = b"[%s]" % payload.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
     reading = _read(nobody, body, at)
-    _record_plain(nobody, reading, _by_name(reading.facts), _Call(len(body), None, at))
+    _record_plain(nobody, reading, audience_lookup.by_name(reading.facts), _Call(len(body), None, at))
 
 
 def _read(install: Install, body: bytes, at: datetime, *, released: bool = False) -> Reading:
@@ -175,7 +163,7 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
     )
 
 
-def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call) -> Received | None:
+def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName, call: _Call) -> Received | None:
     """What nearly all calls are: news of audiences that are there, under the names they tell. One round trip.
 
     None when it is anything else; nothing is stored then.
@@ -184,9 +172,9 @@ def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call
         return None
     received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
     receipt = _receipt(install, reading, call, received)
-    values = _values([*told.values()], received_at=call.at, receipt=receipt)
-    values["segments"] = prepared.texts(name.segment_id for name in told)
-    values["slugs"] = prepared.texts(name.slug for name in told)
+    values = _values([*facts_by_name.values()], received_at=call.at, receipt=receipt)
+    values["segments"] = prepared.texts(name.segment_id for name in facts_by_name)
+    values["slugs"] = prepared.texts(name.slug for name in facts_by_name)
     locking, storing = prepared.cursor(), prepared.cursor()
     with prepared.pipeline():
         locking.execute(_LOCK_NAMED, [install.pk, values["segments"]])
@@ -195,11 +183,11 @@ def _record_plain(install: Install, reading: Reading, told: "_Told", call: _Call
     return None if received.receipt is None else received
 
 
-def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> Received:
-    wanted = _wanted(told)
-    audiences = _made(install, wanted, _find(install, wanted))
-    found = _found(install, audiences, told, reading.emptied)
-    nameless = [fact for name, facts in told.items() if name.key not in audiences for fact in facts]
+def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call: _Call) -> Received:
+    wanted = audience_lookup.wanted_names(facts_by_name)
+    audiences = audience_lookup.find_or_create(install, wanted, audience_lookup.find(install, wanted))
+    found = _found(install, audiences, facts_by_name, reading.emptied)
+    nameless = [fact for name, facts in facts_by_name.items() if name.key not in audiences for fact in facts]
     aside = [*reading.aside, *(SetAside(reasons.UNKNOWN_SLUG, "", _as_message(install, fact)) for fact in nameless)]
     counts = Counter(item.reason for item in aside)
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
@@ -211,7 +199,7 @@ def _record(install: Install, reading: Reading, told: "_Told", call: _Call) -> R
         _park(install, receipt_id, call.at, aside)
         tell = partial(log.warning, "parked", install=install.name, receipt=receipt_id, reasons=dict(counts))
         transaction.on_commit(tell, robust=True)
-    _note_slugs(audiences, told)
+    audience_lookup.note_slugs(audiences, facts_by_name)
     return received
 
 
@@ -241,10 +229,10 @@ def read_again(
         install = copy.copy(install)
         install.identifier_field, install.forget_missing_identifiers = identifier_field, False
     reading = _read(install, raw, at, released=True)
-    told = _by_name(reading.facts)
-    wanted = _wanted(told)
-    audiences = _made(install, wanted, _find(install, wanted))
-    found = _found(install, audiences, told, reading.emptied)
+    facts_by_name = audience_lookup.by_name(reading.facts)
+    wanted = audience_lookup.wanted_names(facts_by_name)
+    audiences = audience_lookup.find_or_create(install, wanted, audience_lookup.find(install, wanted))
+    found = _found(install, audiences, facts_by_name, reading.emptied)
     released_at = now()
     append(found, received_at=released_at, receipt_id=receipt_id)
     again.note({pk: [(len(some), None)] for pk, some in found.items()}, Again.Cause.RELEASE)
@@ -254,23 +242,28 @@ def read_again(
     return not reading.aside and len(audiences) == len(wanted)
 
 
-def _found(install: Install, audiences: "_Audiences", told: "_Told", emptied: Iterable[Fact]) -> dict[int, list[Fact]]:
+def _found(
+    install: Install,
+    audiences: Audiences,
+    facts_by_name: FactsByName,
+    emptied: Iterable[Fact],
+) -> dict[int, list[Fact]]:
     """Facts by the ids of their audiences, and the departures that they imply if the install asks for those."""
-    found = _by_audience(audiences, told)
+    found = _by_audience(audiences, facts_by_name)
     if install.forget_missing_identifiers:
-        nobody = _by_name(emptied)
-        listed = _by_audience(_find(install, _wanted(nobody)), nobody)
+        nobody = audience_lookup.by_name(emptied)
+        listed = _by_audience(audience_lookup.find(install, audience_lookup.wanted_names(nobody)), nobody)
         for audience_id, facts in found.items():
             listed.setdefault(audience_id, []).extend(facts)
-        _lock(listed)
+        audience_lookup.lock(listed)
         for audience_id, departures in remember.departures(listed).items():
             found.setdefault(audience_id, []).extend(departures)
     return found
 
 
-def _by_audience(audiences: "_Audiences", told: "_Told") -> dict[int, list[Fact]]:
+def _by_audience(audiences: Audiences, facts_by_name: FactsByName) -> dict[int, list[Fact]]:
     found: dict[int, list[Fact]] = {}
-    for name, facts in told.items():
+    for name, facts in facts_by_name.items():
         if (audience := audiences.get(name.key)) is not None:
             found.setdefault(audience.pk, []).extend(facts)
     return found
@@ -297,7 +290,7 @@ def append(
     )
     storing = prepared.cursor()
     with prepared.pipeline():
-        _lock(facts)
+        audience_lookup.lock(facts)
         storing.execute(_APPEND, {**values, "audiences": prepared.numbers(facts)})
     stored_receipt, stored = storing.fetchone()
     if stored != events:
@@ -347,147 +340,6 @@ def _values(
         "kinds": prepared.numbers([int(fact.kind) for fact in facts]),
         "moments": prepared.numbers([fact.occurred_ns for fact in facts]),
     }
-
-
-def _lock(audience_ids: Iterable[int]) -> None:
-    with prepared.cursor() as cursor:
-        cursor.execute(_LOCK, [prepared.numbers(audience_ids)])
-
-
-# --- which audience a fact belongs to ------------------------------------------------------------------------
-
-
-class _Known(NamedTuple):
-    pk: int
-    latest_slug: str
-
-
-class _Name(NamedTuple):
-    """How facts name an audience: by segment id, slug, or both."""
-
-    segment_id: str
-    slug: str
-
-    @property
-    def key(self) -> str:
-        return self.segment_id or BY_SLUG + self.slug
-
-
-_Told = Mapping[_Name, list[Fact]]
-_Audiences = dict[str, _Known]
-
-
-def _by_name(facts: Iterable[Fact]) -> _Told:
-    """Many facts of few audiences: what has to be found out about an audience is found out once.
-
-    Facts of one name stay in their order, and so are numbered. Should a call name one audience in two ways, one name's
-    facts come before the other's; which is newer is told by their own times, never by their numbers.
-    """
-    told: dict[tuple[str, str], list[Fact]] = {}
-    for fact in facts:
-        name = fact.segment_id, fact.slug
-        if (some := told.get(name)) is None:
-            some = told[_Name(*name)] = []
-        some.append(fact)
-    return told  # type: ignore[return-value]
-
-
-def _wanted(told: _Told) -> dict[str, _Name]:
-    """How each audience is named, by its key; with its slug, if any fact tells that."""
-    wanted: dict[str, _Name] = {}
-    for name in told:
-        known = wanted.get(name.key)
-        if known is None or (name.slug and not known.slug):
-            wanted[name.key] = name
-    return wanted
-
-
-def _made(install: Install, wanted: Mapping[str, _Name], found: _Audiences) -> _Audiences:
-    """Those found and those that were missing, which are made. Not among them is one that has no slug yet."""
-    if not any(name.slug for key, name in wanted.items() if key not in found):
-        return found
-    # Rare, and the one moment when two calls could make one audience twice or give one ODP id to two.
-    Install.objects.select_for_update(no_key=True).get(pk=install.pk)
-    found = _find(install, wanted)
-    found |= _adopt(install, {key: name for key, name in wanted.items() if key not in found}, found)
-    # Those with an id first: one known by the slug alone may turn out to be one of them.
-    for key in sorted((key for key in wanted if key not in found), key=lambda key: not wanted[key].segment_id):
-        if wanted[key].slug:
-            found[key] = _create(install, wanted[key])
-    return found
-
-
-def _find(install: Install, wanted: Mapping[str, _Name]) -> _Audiences:
-    """The audiences that are there already."""
-    if not wanted:
-        return {}
-    with prepared.cursor() as cursor:
-        cursor.execute(_FIND, [install.pk, prepared.texts(wanted)])
-        found = {segment_id: _Known(pk, latest_slug) for pk, segment_id, latest_slug in cursor.fetchall()}
-    slugs = [name.slug for name in wanted.values() if not name.segment_id]
-    if slugs:
-        rows = Audience.objects.filter(install=install, latest_slug__in=slugs).order_by("pk")
-        by_slug = {audience.latest_slug: _Known(audience.pk, audience.latest_slug) for audience in rows}
-        for key, name in wanted.items():
-            if not name.segment_id and name.slug in by_slug:
-                found.setdefault(key, by_slug[name.slug])
-    return found
-
-
-def _edited(audiences: _Audiences, told: _Told) -> bool:
-    """Whether any fact tells another slug than the latest one."""
-    return any(name.slug and name.key in audiences and audiences[name.key].latest_slug != name.slug for name in told)
-
-
-def _note_slugs(audiences: _Audiences, told: _Told) -> None:
-    """A slug edited in Lytics is shown and changes nothing else. Only rows that ``append`` has locked are written."""
-    if not _edited(audiences, told):
-        return
-    newest: dict[int, Fact] = {}
-    for name, facts in told.items():
-        if name.slug and name.key in audiences:
-            latest = max(facts, key=lambda fact: fact.occurred_ns)
-            known = newest.get(audiences[name.key].pk)
-            if known is None or latest.occurred_ns >= known.occurred_ns:
-                newest[audiences[name.key].pk] = latest
-    for audience in Audience.objects.filter(pk__in=newest):
-        slug = newest[audience.pk].slug
-        if audience.latest_slug != slug:
-            Audience.objects.filter(pk=audience.pk).update(latest_slug=slug)
-            log.warning("slug edited in Lytics", audience=audience.odp_id, now=slug)
-
-
-def _adopt(install: Install, unknown: Mapping[str, _Name], found: _Audiences) -> _Audiences:
-    """Those, by key, that were known by their slug alone and now tell their id."""
-    by_slug: dict[str, str] = {}
-    for key, name in unknown.items():
-        if name.segment_id and name.slug:
-            by_slug.setdefault(BY_SLUG + name.slug, key)
-    rows = Audience.objects.filter(install=install, segment_id__in=list(by_slug))
-    adopted = {by_slug[audience.segment_id]: _Known(audience.pk, audience.latest_slug) for audience in rows}
-    if adopted:
-        # The update below locks too. All that this call will number is locked first, in the order of ``append``.
-        _lock(known.pk for known in (*found.values(), *adopted.values()))
-        for segment_id, known in adopted.items():
-            Audience.objects.filter(pk=known.pk).update(segment_id=segment_id)
-    return adopted
-
-
-def _create(install: Install, name: _Name) -> _Known:
-    """A new audience with its lane; for a slug alone, the one that has got this slug a moment ago."""
-    if not name.segment_id:
-        named = Audience.objects.filter(install=install, latest_slug=name.slug).order_by("-pk").first()
-        if named is not None:
-            return _Known(named.pk, named.latest_slug)
-    taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
-    odp_id = naming.free_odp_id(name.slug, name.segment_id, taken)
-    audience = Audience.objects.create(
-        install=install, segment_id=name.key, slug=name.slug, latest_slug=name.slug, odp_id=odp_id
-    )
-    holds.lay(audience)
-    if odp_id != naming.odp_id(name.slug):
-        log.warning("two segments want one ODP id", audience=odp_id, wanted=naming.odp_id(name.slug), slug=name.slug)
-    return _Known(audience.pk, audience.latest_slug)
 
 
 # --- parking and releasing -----------------------------------------------------------------------------------
