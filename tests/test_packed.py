@@ -1,9 +1,13 @@
 """Bodies that can't be unpacked are named as compressed, by their Content-Encoding or their first bytes."""
 
+import zlib
+from collections.abc import Callable
+
 import pytest
 from django.test import Client
 
-from audiences.models import Install, Parked
+from audiences.models import Event, Install, Parked
+from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db
 
@@ -32,6 +36,37 @@ def test_a_body_that_is_still_compressed_is_parked_as_that(
     answer = Client().post(where, content, content_type="application/json", headers=headers)
     assert answer.status_code == 200
     assert Parked.objects.get().reason == reason
+
+
+def without_header(content: bytes) -> bytes:
+    """deflate as some libraries send it: RFC 1951 alone, without the header of zlib that HTTP asks for."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(content) + packer.flush()
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, without_header])
+@pytest.mark.parametrize("encoding", ["deflate", " Deflate "])
+def test_deflate_is_unpacked_with_and_without_its_header(
+    install: Install, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    headers = {"Authorization": install.tokens.get().secret, "Content-Encoding": encoding}
+    where = f"/webhooks/lytics/{install.public_id}"
+    answer = Client().post(where, pack(body(message())), content_type="application/json", headers=headers)
+    assert answer.status_code == 200
+    assert list(Parked.objects.values_list("reason", flat=True)) == []
+    assert Event.objects.count() == 1
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, without_header])
+@pytest.mark.parametrize("encoding", ["deflate", "br"])
+def test_deflate_that_is_damaged_or_called_otherwise_is_parked_as_compressed(
+    install: Install, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    headers = {"Authorization": install.tokens.get().secret, "Content-Encoding": encoding}
+    where = f"/webhooks/lytics/{install.public_id}"
+    content = pack(body(message()))[:-9]
+    assert Client().post(where, content, content_type="application/json", headers=headers).status_code == 200
+    assert Parked.objects.get().reason == "packed_body"
 
 
 def test_json_that_claims_to_be_compressed_is_read(install: Install) -> None:

@@ -16,6 +16,8 @@ _PACKED_CHUNK = 1 << 12
 _DISCARDED = 4
 # And for so long, in seconds: the caller may be anybody, and has a thread meanwhile.
 _DISCARD_SECONDS = 5.0
+# For zlib: the header is gzip's or zlib's.
+_EITHER_HEADER = zlib.MAX_WBITS | 32
 
 
 class TooLargeError(Exception):
@@ -40,7 +42,12 @@ def read(request: Request) -> bytes:
     body = _raw(request)
     encoding = encoding_of(request)
     if encoding in ("gzip", "x-gzip", "deflate") or body.startswith(b"\x1f\x8b"):
-        return _unpacked(body)
+        unpacked = _unpacked(body, _EITHER_HEADER)
+        if unpacked is body and encoding == "deflate":
+            # Some libraries leave out zlib's header. Nothing else marks such a stream, so the result has to look right.
+            bare = _unpacked(body, -zlib.MAX_WBITS)
+            return bare if bare.lstrip()[:1] in (b"[", b"{") else body
+        return unpacked
     return body
 
 
@@ -102,10 +109,10 @@ def _next_piece(stream: Any, size: int) -> bytes:
         raise MalformedError(str(error)) from error
 
 
-def _unpacked(body: bytes) -> bytes:
+def _unpacked(body: bytes, wbits: int) -> bytes:
     limit: int = settings.WEBHOOK_BODY_LIMIT
     content, size, position = io.BytesIO(), 0, 0
-    unpacker = _unpacker()
+    unpacker = zlib.decompressobj(wbits=wbits)
     while position < len(body):
         chunk = body[position : position + _PACKED_CHUNK]
         try:
@@ -118,9 +125,5 @@ def _unpacked(body: bytes) -> bytes:
         if unpacker.eof:  # another one may follow, and zeros may pad the last
             if not body[position : position + 1].strip(b"\0") and not body[position:].strip(b"\0"):
                 return content.getvalue()
-            unpacker = _unpacker()
+            unpacker = zlib.decompressobj(wbits=wbits)
     return body
-
-
-def _unpacker() -> Any:
-    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either header, gzip's or zlib's
