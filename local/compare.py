@@ -53,7 +53,7 @@ class Odp:
         for start in range(0, len(people), CUSTOMERS_PER_QUERY):
             some = people[start : start + CUSTOMERS_PER_QUERY]
             asked = ask(client, customers=[(FS, who) for who in some], odp_ids=among, seconds=DEADLINE_SECONDS)
-            if not asked.told:
+            if not asked.succeeded:
                 raise SystemExit(asked.answer.reason)
             # None: ODP doesn't know that person, who is in no audience then.
             yield from zip(some, (found or set() for found in asked.qualified), strict=True)

@@ -1,7 +1,8 @@
-"""Whether a 2xx is an acceptance: only what ODP documents is one, a JSON object that doesn't say it failed.
+"""Whether a 2xx response means that ODP accepted the request.
 
-Writes of memberships are answered with ``title`` and ``status``, list subscriptions with ``updates``. A proxy, a
-maintenance page or another service also says 200, and has taken nothing.
+A status code alone proves nothing: a proxy, a maintenance page or another service also answers 200. Accepted is a JSON
+object of the documented shape that reports no failure. The responses to writes of memberships have ``title`` and
+``status``, those to list subscriptions ``updates``.
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ from odp.outcomes import Outcome, error_words, named_items, not_odp, outcome_of
 from odp.paths import GRAPHQL, LIST_SUBSCRIPTIONS, MEMBERSHIP_WRITES
 
 _TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= status < 300)
-# Where a body says what was not taken, at its top or in ``detail``; and where it says that something was.
+# Fields that report failure or success, at the top of a response body or in its ``detail``.
 _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "rejected")
 _SUCCESSES = ("success", "ok", "accepted")
+UNKNOWN_JSON = "JSON of an unknown shape"
 
 
 class Objection(NamedTuple):
-    """Why a 2xx is no acceptance."""
+    """Why a 2xx response doesn't mean that ODP accepted the request."""
 
     outcome: Outcome
     reason: str
@@ -28,35 +30,37 @@ class Objection(NamedTuple):
 def objection(
     path: str, status: int, body: Any, text: str, *, is_html: bool, empty_is_accepted: bool = False
 ) -> Objection | None:
-    """What speaks against taking this 2xx for an acceptance; None when nothing does.
+    """Check a 2xx response; None when ODP accepted the request.
 
-    ``empty_is_accepted`` takes one without a body for an acceptance of memberships. Reads always need a body.
+    ``text`` is the response body, ``body`` the same as JSON or None. With ``empty_is_accepted``, a write of memberships
+    is accepted without a response body; a read never is.
     """
     if is_html:
-        return _foreign("A web page")
+        return _not_from_odp("a web page")
     if not text.strip():
-        return None if empty_is_accepted and path in MEMBERSHIP_WRITES else _foreign("An empty answer")
+        return None if empty_is_accepted and path in MEMBERSHIP_WRITES else _not_from_odp("an empty response")
     if not isinstance(body, dict):
-        return _foreign("Text" if body is None else "JSON of another kind", error_words(None, text))
+        return _not_from_odp("text" if body is None else UNKNOWN_JSON, error_words(None, text))
     if path == GRAPHQL:
-        return None if "data" in body or "errors" in body else _foreign("JSON of another kind", error_words(body, text))
+        is_graphql = "data" in body or "errors" in body
+        return None if is_graphql else _not_from_odp(UNKNOWN_JSON, error_words(body, text))
     inner, words = _number(body.get("status")), error_words(body, text)
     if inner is not None and inner >= 300:
         outcome = outcome_of(inner)
         slow = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(inner))
-        return Objection(outcome, f"{inner}: {words} (behind a {status})", slow)
-    if named_items(body) or any(isinstance(found, list) for found in _failures(body)):
-        return Objection(Outcome.REFUSED, f"{status}: ODP did not take all of it: {words}", False)
+        return Objection(outcome, f"{inner}: {words} (in a {status} response)", slow)
+    if named_items(body) or any(isinstance(value, list) for value in _failures(body)):
+        return Objection(Outcome.REFUSED, f"{status}: ODP rejected part of the request: {words}", False)
     if _failures(body) or any(body.get(name, True) in (False, 0) for name in _SUCCESSES):
-        return Objection(Outcome.RETRY_LATER, f"{status}: the answer says that it failed: {words}", True)
+        return Objection(Outcome.RETRY_LATER, f"{status}: the response reports a failure: {words}", True)
     if path in MEMBERSHIP_WRITES and not _is_documented(path, body, inner):
-        return _foreign("JSON of another kind", words)
+        return _not_from_odp(UNKNOWN_JSON, words)
     return None
 
 
-def _foreign(what: str, words: str = "") -> Objection:
-    told = f": {words}" if words else ""
-    return Objection(Outcome.RETRY_LATER, f"{what} came back where ODP should be{told}", True)
+def _not_from_odp(kind: str, words: str = "") -> Objection:
+    quoted = f": {words}" if words else ""
+    return Objection(Outcome.RETRY_LATER, f"The ODP host sent {kind}, which is not a response of ODP{quoted}", True)
 
 
 def _is_documented(path: str, body: Mapping[str, Any], inner: int | None) -> bool:

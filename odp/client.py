@@ -1,4 +1,4 @@
-"""HTTP to ODP: one request in, one ``Answer`` out. Knows no models, never retries, never raises for what ODP does."""
+"""HTTP client for ODP: one request in, one ``Answer`` out. It never retries, and never raises for what ODP sends."""
 
 import json
 import logging
@@ -33,39 +33,44 @@ from odp.trouble import words_for
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
-# Answers of ODP are small; anything longer is somebody else's page.
+# Bytes read of a response. ODP's responses are small; a larger one comes from another server.
 ANSWER_BYTES = 1_000_000
+# Characters of a response body that are kept with the Delivery.
 EXCERPT = 2_000
 USER_AGENT = "lytics-sync/0.1"
-# Fewer letters in a row say nothing to a person.
+# A reason without a word of at least three letters tells a person nothing, for example "{}".
 _A_WORD = re.compile(r"[^\W\d_]{3,}")
-OUT_OF_TIME = "ODP gave no whole answer in time"
-NO_CONNECTION = "No connection to ODP came up in time"
+OUT_OF_TIME = "ODP sent no complete response in time"
+NO_CONNECTION = "No connection to ODP could be opened in time"
 
-# Whose certificates are trusted: True for the usual ones, or the path of a file.
+# The certificate authorities to trust: True for the usual ones, or the path of a file.
 TRUSTED: bool | str = True
 
 _thread = threading.local()
 
 
 def _adapter() -> DeadlineAdapter:
-    """One pool of kept-alive connections per thread. No session of ``requests``: that one reads redirects whole,
-    packed ones unpacked, keeps cookies, and obeys proxies and ``.netrc`` of the environment."""
+    """One pool of kept-alive connections per thread.
+
+    Not a ``requests.Session``: a session reads and decompresses the whole body of a redirect, keeps cookies, and
+    obeys the environment's proxies and ``.netrc``.
+    """
     adapter: DeadlineAdapter | None = getattr(_thread, "adapter", None)
     if adapter is None:
         adapter = _thread.adapter = DeadlineAdapter(pool_connections=16, pool_maxsize=1)
     return adapter
 
 
-# Asked in the moment before a call's first byte, with its path and the moment after which it may not start.
+# The rate limiter: called right before a request's first byte, with the path and the moment of ``time.monotonic`` after
+# which the request must not start. It returns when the request may start, or raises ``TooLateError``.
 Permission = Callable[[str, float], None]
 
 
 class Client:
     """One ODP account. ``host`` is its base URL without ``/v3``; ``api_key`` its private key.
 
-    ``ends_at`` (``time.monotonic``) is one end for all its calls together. ``permission`` returns when a call may go.
-    ``longest_retry_after`` is the longest wait in seconds that is believed, ``empty_is_accepted`` whether a 2xx with an
+    ``ends_at`` is the moment of ``time.monotonic`` at which all requests of this client end, ``permission`` the rate
+    limiter, and ``longest_retry_after`` the cap of a Retry-After in seconds. With ``empty_is_accepted``, a 2xx with an
     empty body accepts memberships. ``headers`` are added to each request.
     """
 
@@ -96,10 +101,10 @@ class Client:
         seconds: float,
         start_before: float = float("inf"),
     ) -> Answer:
-        """Make one request, over ``seconds`` after its first byte whatever the server does.
+        """Make one request. It ends at most ``seconds`` after its first byte, whatever the server does.
 
-        ``start_before`` is the moment of ``time.monotonic`` after which not a byte may be sent; raises
-        ``TooLateError`` when it passed before our turn came.
+        ``start_before`` is the moment of ``time.monotonic`` after which no byte may be sent; ``TooLateError`` is raised
+        when that moment passes before the rate limiter lets the request start.
         """
         started = time.monotonic()
         start_before = min(start_before, self.ends_at)
@@ -108,11 +113,11 @@ class Client:
             return Answer(Outcome.RETRY_LATER, OUT_OF_TIME, sent=False)
         if started >= start_before:
             raise TooLateError
-        # What doesn't come up while the request may still start is a server that can't be reached.
+        # A connection that isn't open by the time the request must have started counts as unreachable.
         connect_seconds = min(CONNECT_SECONDS, seconds, start_before - started)
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-        ask = self.permission and partial(self.permission, path, start_before)
-        with deadline(seconds=seconds, start_before=start_before, ends_at=self.ends_at, permission=ask) as limit:
+        permission = self.permission and partial(self.permission, path, start_before)
+        with deadline(seconds=seconds, start_before=start_before, ends_at=self.ends_at, permission=permission) as limit:
             try:
                 with _adapter().send(
                     requests.Request(method, self.host + path, headers=headers, data=body).prepare(),
@@ -124,32 +129,32 @@ class Client:
             except TooLateError:
                 if not limit.passed:
                     raise
-            except Exception as error:  # noqa: BLE001 — whatever a server sends ends in an Answer
+            except Exception as error:  # noqa: BLE001 — every response of a server becomes an Answer
                 if limit.permission_error is not None:
                     raise limit.permission_error from None
                 if not limit.passed:
                     return _no_answer(error, began_at=limit.began_at, started=started)
-        taken = _since(limit.began_at or started)
+        elapsed = _since(limit.began_at or started)
         if limit.passed:
             reason = OUT_OF_TIME if limit.began_at else NO_CONNECTION
-            return Answer(Outcome.RETRY_LATER, reason, sent=limit.began_at is not None, seconds=taken)
-        answer = self._answer(path, response, content, seconds=taken)
+            return Answer(Outcome.RETRY_LATER, reason, sent=limit.began_at is not None, seconds=elapsed)
+        answer = self._answer(path, response, content, seconds=elapsed)
         return _without_customers(answer, body) if path in ABOUT_CUSTOMERS else answer
 
     def _answer(self, path: str, response: requests.Response, content: bytes, *, seconds: float) -> Answer:
-        # JSON is UTF-8, whatever the header says; and a NUL can't be stored.
+        # JSON is UTF-8, whatever the header says. PostgreSQL can't store a NUL.
         text = content.decode(errors="replace").replace("\x00", "")
         is_html = "html" in response.headers.get("Content-Type", "").lower()
         body = _json(text)
         status, outcome = response.status_code, outcome_of(response.status_code)
         if status == 404 and path == LIST_SUBSCRIPTIONS and isinstance(body, dict):
-            outcome = Outcome.REFUSED  # here alone ODP itself says 404 to a write: the list is gone
+            outcome = Outcome.REFUSED  # the one write that ODP itself answers with 404: the list is gone
         reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
         slow_probe = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
         if outcome is Outcome.DELIVERED and (
-            against := objection(path, status, body, text, is_html=is_html, empty_is_accepted=self.empty_is_accepted)
+            found := objection(path, status, body, text, is_html=is_html, empty_is_accepted=self.empty_is_accepted)
         ):
-            outcome, reason, slow_probe = against
+            outcome, reason, slow_probe = found
         return Answer(
             outcome=outcome,
             reason=reason,
@@ -165,7 +170,7 @@ class Client:
 
 
 def _without_customers(answer: Answer, body: bytes | None) -> Answer:
-    """Whom the request was about may be quoted in any spelling, so its own values are looked for."""
+    """Mask the values of the request: ODP may quote a customer without quotes around the identifier."""
     if not (answer.named or answer.reason):
         return answer
     values = redact.values_of(body)
@@ -174,7 +179,7 @@ def _without_customers(answer: Answer, body: bytes | None) -> Answer:
 
 
 def _content(response: requests.Response) -> bytes:
-    """The beginning of the body. What says falsely how it is packed has none."""
+    """The beginning of the body; empty when its Content-Encoding is wrong."""
     try:
         content: bytes = response.raw.read(ANSWER_BYTES, decode_content=True)
     except urllib3.exceptions.DecodeError:
@@ -183,12 +188,12 @@ def _content(response: requests.Response) -> bytes:
 
 
 def _headers(api_key: str) -> dict[str, str]:
-    own = {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
-    return {**{name: str(value) for name, value in requests.utils.default_headers().items()}, **own}
+    ours = {"x-api-key": api_key, "User-Agent": USER_AGENT, "Accept": "application/json"}
+    return {**{name: str(value) for name, value in requests.utils.default_headers().items()}, **ours}
 
 
 def headers_of_a_write(api_key: str, *, size: int) -> dict[str, str]:
-    """What stands above a body of that size when it goes out, in the names and the order of the wire."""
+    """The headers of a request with a body of ``size`` bytes, named and ordered as they are sent."""
     return {**_headers(api_key), "Content-Type": "application/json", "Content-Length": str(size)}
 
 
@@ -197,9 +202,9 @@ def _since(moment: float) -> float:
 
 
 def _no_answer(error: Exception, *, began_at: float | None, started: float) -> Answer:
-    """ODP may or may not have applied the request; sending it again is harmless, because it is absolute state."""
+    """The result when no response came. ODP may have applied the request; repeating absolute state is harmless."""
     if not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)):
-        log.error("an answer that nothing here expected", exc_info=error)
+        log.error("unexpected error in a request to ODP", exc_info=error)
     seconds = _since(began_at or started)
     return Answer(Outcome.RETRY_LATER, words_for(error), sent=began_at is not None, seconds=seconds)
 
@@ -208,7 +213,7 @@ def _reason(status: int, body: Any, text: str, *, is_html: bool) -> str:
     words = error_words(body, "" if is_html else text)
     if _A_WORD.search(words):
         return f"{status}: {words}"
-    return f"{status}: {'a web page came back, not an answer of ODP' if is_html else 'ODP gave no reason'}"
+    return f"{status}: {'the response is a web page, not from ODP' if is_html else 'ODP gave no reason'}"
 
 
 def _json(text: str) -> Any:

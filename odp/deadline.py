@@ -1,11 +1,12 @@
-"""A deadline over a whole HTTP call: connecting, sending, and every byte of the answer.
+"""One deadline for a whole HTTP request: connecting, sending, and every byte of the response.
 
-``requests`` limits each socket operation, so a server that drips a byte a second holds a call for ever, and a call
-that outlives its lane's lease could overtake the next one. Here a timer cuts the connection when time is up. It
-can't cut what is not connected yet, so a connection that comes up too late is refused before a byte is sent.
+The timeouts of ``requests`` limit each socket operation, so a server that sends a byte a second holds a request for
+ever, and a request that outlives the lease of its lane could overtake the next request. Here a timer shuts down the
+connection when time is up. A connection that is still being opened can't be shut down; so when it opens too late,
+the request fails before a byte is sent.
 
-The moment before that first byte is also the one to ask for permission: asked any earlier, the time that connecting
-takes would lie between the permission and the request.
+The rate limiter's permission is requested right before the first byte too. Requested earlier, it would be followed by
+the time for connecting, and requests would arrive unevenly spaced.
 """
 
 import socket
@@ -21,16 +22,16 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from odp.http1 import Response
 
-# The deadline ends a call; a single operation on its socket may take longer by this, so that the two don't race.
+# Added to the timeout of each socket operation, so that the deadline always ends a request before its socket does.
 SPARE_SECONDS = 0.5
 
 
 class TooLateError(Exception):
-    """The call must not start any more: nothing of it has been sent."""
+    """It is too late to start the request; no byte of it was sent."""
 
 
 class Deadline:
-    """One call: until ``start_before`` to connect, then ``permission``, then ``seconds`` for request and answer."""
+    """One request: ``start_before`` limits connecting, then ``permission``, then ``seconds`` limits the exchange."""
 
     def __init__(
         self, *, seconds: float, start_before: float, ends_at: float, permission: Callable[[], None] | None
@@ -41,14 +42,14 @@ class Deadline:
         self.permission = permission
         self.passed = False
         self.began_at: float | None = None
-        # What ``permission`` raised: the caller's own fault, not the server's.
+        # The exception raised by ``permission``: an error of the caller, not of the server.
         self.permission_error: Exception | None = None
         self._connection: _Guarded | None = None
         self._lock = threading.Lock()
         self._arm(self.start_before)
 
     def guard(self, connection: "_Guarded") -> None:
-        """Called with a connection before each piece is sent on it. Raises ``TooLateError``."""
+        """Called before each piece is sent on a connection. Raises ``TooLateError`` when time is up."""
         if self._connection is not connection:
             self._begin(connection)
         if self.passed:
@@ -60,18 +61,18 @@ class Deadline:
     def _begin(self, connection: "_Guarded") -> None:
         _watch.forget(self)
         if self.permission is not None and not self.passed:
-            self._ask(self.permission)
+            self._request(self.permission)
             connection.renew_if_stale()
         with self._lock:
             if self.passed or time.monotonic() >= self.start_before:
                 raise TooLateError
             self._connection = connection
-            # What was set for connecting would go on to limit the sending of the body.
+            # Replace the connect timeout, which would otherwise limit sending the body.
             connection.sock.settimeout(self.seconds + SPARE_SECONDS)
             self.began_at = time.monotonic()
         self._arm(self.ends_at)
 
-    def _ask(self, permission: Callable[[], None]) -> None:
+    def _request(self, permission: Callable[[], None]) -> None:
         try:
             permission()
         except Exception as error:
@@ -82,19 +83,23 @@ class Deadline:
         _watch.expect(self, min(time.monotonic() + self.seconds, moment))
 
     def cut(self) -> None:
-        """Time is up."""
+        """Time is up: shut down the connection, if there is one."""
         with self._lock:
             self.passed = True
             sock = self._connection.sock if self._connection else None
             if sock is not None:
-                # Past any TLS layer, which another thread may be reading through. An error: the call has just ended.
+                # On the plain socket, because another thread may be reading through the TLS layer. An OSError means
+                # that the request has just ended.
                 with suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class _Watch:
-    """The one thread of a process that cuts calls. A timer for each would be two more threads a call, at a fifth of
-    what the call costs."""
+    """The one thread per process that ends requests whose time is up.
+
+    A ``threading.Timer`` per request would start a thread for each of a request's two limits, a fifth of the
+    request's cost.
+    """
 
     def __init__(self) -> None:
         self._due: dict[Deadline, float] = {}
@@ -105,7 +110,7 @@ class _Watch:
     def expect(self, call: Deadline, moment: float) -> None:
         with self._changed:
             self._due[call] = moment
-            if self._thread is None or not self._thread.is_alive():  # the first call, or the first one after a fork
+            if self._thread is None or not self._thread.is_alive():  # first request, or first after a fork
                 self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
                 self._thread.start()
             elif moment < self._looks_again_at:
@@ -138,10 +143,10 @@ def deadline(
     ends_at: float = float("inf"),
     permission: Callable[[], None] | None = None,
 ) -> Iterator[Deadline]:
-    """What a session with ``DeadlineAdapter`` calls in this thread is over ``seconds`` after its first byte.
+    """Limit the request that this thread sends through ``DeadlineAdapter`` to ``seconds`` after its first byte.
 
-    ``start_before`` is the moment of ``time.monotonic`` after which no byte may be sent, ``ends_at`` the one after
-    which nothing may go on; ``permission`` is called right before the first byte and returns when it may go.
+    ``start_before`` and ``ends_at`` are moments of ``time.monotonic``: no byte may be sent after the first, and the
+    request ends at the second. ``permission`` is called right before the first byte and returns when it may be sent.
     """
     call = Deadline(seconds=seconds, start_before=start_before, ends_at=ends_at, permission=permission)
     _current.call = call
@@ -153,10 +158,10 @@ def deadline(
 
 
 class _Guarded(HTTPConnection):
-    """urllib3's connection: the deadline is asked after connecting, before each piece is sent."""
+    """urllib3's connection that checks the deadline after connecting and before each piece is sent."""
 
     response_class = Response
-    # Whether an answer has come over it: it was kept alive since, and may have ended or be out of step.
+    # Whether it has carried a response. If so it was kept alive, and the server may have closed it since.
     _has_answered = False
 
     def connect(self) -> None:
@@ -176,7 +181,7 @@ class _Guarded(HTTPConnection):
         return super().getresponse()
 
     def renew_if_stale(self) -> None:
-        """Connect anew where the server hung up, or said something unasked, while permission was waited for."""
+        """Reconnect when the server closed the connection, or sent data, while we waited for permission."""
         if self._has_answered and not self.is_connected:
             self.sock.close()
             self.connect()
@@ -195,7 +200,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class DeadlineAdapter(HTTPAdapter):
-    """A transport for ``requests`` that obeys ``deadline``; it never retries and never waits for a free connection."""
+    """A transport for ``requests`` that obeys ``deadline``, never retries, and never waits for a free connection."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -1,8 +1,9 @@
-"""Definitions of ODP's real-time audiences: the two that we write, and whether one that ODP shows is the same.
+"""Definitions of ODP's real-time audiences: the two that we write, and the comparison with what ODP shows.
 
-How ODP writes back what it was given is not documented. So what doesn't change the meaning is left out of account: the
-case of names, fields without a value, names of enumerations with a prefix, the two sides of an equality, a combination
-of one condition, and a bare boolean field in place of the comparison with true. See docs/decisions/0017-mechanism.md.
+ODP doesn't document how it returns a definition. The comparison therefore ignores what doesn't change the meaning: the
+case of names, fields without a value, prefixes of enumeration names, the order of the two sides of an equality, a
+combination around a single condition, and whether a boolean field is compared with true or stands alone.
+See docs/decisions/0017-mechanism.md.
 """
 
 import hashlib
@@ -12,9 +13,10 @@ from typing import Any
 
 from odp.outcomes import readable
 
-# Of a definition, in a sentence for a person.
+# Characters of a definition that are quoted in a reason.
 LONGEST_WORDS = 400
-# What is nested deeper than this is cut off: ours has six levels, and each level is a call on the stack.
+# Levels of nesting that are compared; deeper ones are cut off, because each level is a call on the stack. Our
+# definitions have six.
 DEEPEST = 40
 
 _HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
@@ -35,7 +37,7 @@ def is_list_member(name: str) -> dict[str, Any]:
 
 
 def over(condition: dict[str, Any]) -> dict[str, Any]:
-    """The definition of an audience of all customers for whom the condition is true."""
+    """The definition of the audience of all customers for whom ``condition`` is true."""
     return {"root_condition": {"customer_condition": {"customer_filter": condition}}}
 
 
@@ -48,7 +50,7 @@ def digest(definition: Any) -> str:
 
 
 def in_words(definition: Any) -> str:
-    """As much of it as a sentence can hold: of what the two mechanisms write, the condition alone."""
+    """A definition in a sentence: the condition alone when we could have written it, else the JSON, cut off."""
     plain = _plain(definition)
     while isinstance(plain, dict) and len(plain) == 1 and (inner := set(plain) & _WRAPPERS):
         plain = plain[inner.pop()]
@@ -75,7 +77,7 @@ def _text(node: Any) -> str:
 
 
 def _plain(node: Any, depth: int = 0) -> Any:
-    """The same in one way of writing."""
+    """A definition in its normal form, in which equal meanings are equal values."""
     if depth > DEEPEST:
         return "…"
     if isinstance(node, list):
@@ -88,22 +90,24 @@ def _plain(node: Any, depth: int = 0) -> Any:
 
 def _unwrapped(node: dict[str, Any]) -> Any:
     match node:
-        case {"comparison": {"lhs": left, "comparator": str(how), "rhs": right, **rest}} if len(node) == 1 and not rest:
-            return _comparison(left, how.upper().removeprefix("COMPARATOR_"), right)
+        case {"comparison": {"lhs": left, "comparator": str(comparator), "rhs": right, **rest}} if (
+            len(node) == 1 and not rest
+        ):
+            return _comparison(left, comparator.upper().removeprefix("COMPARATOR_"), right)
         case {"combination": {"conditions": [only], **rest}} if len(node) == 1 and rest.keys() <= {"conjunction"}:
             return only
-        case {"boolean_literal": {"value": str(said)}} if said.lower() in ("true", "false"):
-            return {"boolean_literal": {"value": said.lower() == "true"}}
+        case {"boolean_literal": {"value": str(value)}} if value.lower() in ("true", "false"):
+            return {"boolean_literal": {"value": value.lower() == "true"}}
     return node
 
 
 _TRUE = {"boolean_literal": {"value": True}}
 
 
-def _comparison(left: Any, how: str, right: Any) -> Any:
-    if how == "EQUAL":
+def _comparison(left: Any, comparator: str, right: Any) -> Any:
+    if comparator == "EQUAL":
         if left == _TRUE or (right != _TRUE and _text(left) > _text(right)):
             left, right = right, left
         if right == _TRUE and isinstance(left, dict) and left.keys() == {"path_reference"}:
             return left
-    return {"comparison": {"lhs": left, "comparator": how, "rhs": right}}
+    return {"comparison": {"lhs": left, "comparator": comparator, "rhs": right}}

@@ -1,7 +1,7 @@
-"""Which of these audiences is a customer in: asked over GraphQL, as the products do that personalise by them.
+"""Which audiences a customer is in: queried over GraphQL, as the products that personalise by audiences do.
 
-Feature Experimentation looks a customer up as ``fs_user_id``, Web Experimentation as ``web_user_id``; what both are
-answered is what counts, and so both are asked, in one request.
+Feature Experimentation looks a customer up by ``fs_user_id``, Web Experimentation by ``web_user_id``. Both results
+count, so one request queries both.
 """
 
 from collections.abc import Sequence
@@ -15,33 +15,37 @@ from odp.outcomes import Answer, Outcome, readable
 from odp.paths import GRAPHQL
 
 FS, WEB = "fs_user_id", "web_user_id"
-# ODP answers in pages of at most 1,000, and says nowhere how long they are unasked, nor how many ids may be named.
+# ODP pages hold at most 1,000 audiences. It documents neither the default page size nor how many ids a query may name.
 AUDIENCES_PER_QUERY = 100
-# An id that ODP doesn't know comes back as an error with this code, in older answers with this classification.
+# ODP reports an unknown customer as an error with this code, in older responses with this classification.
 _UNKNOWN = {"INVALID_IDENTIFIER_EXCEPTION", "InvalidIdentifierException"}
 
-# An identifier's name and its value.
+# The name of an identifier (``fs_user_id``) and its value.
 Customer = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What ODP said about several customers. ``qualified`` has a set for each, None for one that ODP doesn't know."""
+class CustomersAnswer:
+    """The result for several customers.
+
+    ``qualified`` has for each customer the audiences, or None when ODP doesn't know the customer. It is empty when the
+    query failed; ``answer`` says why.
+    """
 
     answer: Answer
     qualified: list[set[str] | None] = field(default_factory=list)
 
     @property
-    def told(self) -> bool:
+    def succeeded(self) -> bool:
         return self.answer.outcome is Outcome.DELIVERED
 
 
 @dataclass(frozen=True)
 class MembershipAnswer:
-    """What ODP said about one customer.
+    """The result for one customer.
 
-    ``by_name`` holds, per name of the identifier, the audiences the customer is in; None when ODP doesn't know the
-    customer by that name. It is empty when ODP could not be asked; ``answer`` says why.
+    ``by_name`` holds the customer's audiences by the name of the identifier, None when ODP doesn't know the customer by
+    that name. It is empty when the query failed; ``answer`` says why.
     """
 
     answer: Answer
@@ -49,7 +53,7 @@ class MembershipAnswer:
 
     @property
     def qualified(self) -> set[str] | None:
-        """Those that both products would be told; by the one name alone when ODP knows no other. None: not told."""
+        """The audiences that both products see; those of one name when ODP knows only that. None: the query failed."""
         if not self.by_name:
             return None
         known = [found for found in self.by_name.values() if found is not None]
@@ -60,23 +64,23 @@ class MembershipAnswer:
         return any(found is not None for found in self.by_name.values())
 
     def is_in(self, odp_id: str) -> bool:
-        """Under every name: both products would personalise."""
+        """Whether the customer is in the audience under every name, so that both products personalise."""
         return bool(self.by_name) and all(odp_id in (found or ()) for found in self.by_name.values())
 
     def is_out(self, odp_id: str) -> bool:
-        """Under none of the names; a customer whom ODP doesn't know is in no audience."""
+        """Whether the customer is in the audience under no name. A customer unknown to ODP is in no audience."""
         return bool(self.by_name) and not any(odp_id in (found or ()) for found in self.by_name.values())
 
 
 def audiences_of(client: Client, *, identifier: str, odp_ids: Sequence[str], seconds: float) -> MembershipAnswer:
-    """Which of ``odp_ids`` this customer is in. Ask only for audiences that are in ODP; all calls get ``seconds``."""
+    """Which of ``odp_ids``, all of which must exist in ODP, this customer is in. All requests share ``seconds``."""
     return audiences_of_each(client, identifiers=[identifier], odp_ids=odp_ids, seconds=seconds)[identifier]
 
 
 def audiences_of_each(
     client: Client, *, identifiers: Sequence[str], odp_ids: Sequence[str], seconds: float
 ) -> dict[str, MembershipAnswer]:
-    """The same of several customers at once, by identifier."""
+    """``audiences_of`` for several customers at once, by identifier."""
     customers = [(name, identifier) for identifier in identifiers for name in (FS, WEB)]
     found = ask(client, customers=customers, odp_ids=odp_ids, seconds=seconds)
     answers = {identifier: MembershipAnswer(found.answer) for identifier in identifiers}
@@ -85,54 +89,54 @@ def audiences_of_each(
     return answers
 
 
-def ask(client: Client, *, customers: Sequence[Customer], odp_ids: Sequence[str], seconds: float) -> Asked:
-    """About several customers at once, each under an alias of its own. The first answer that tells nothing ends it."""
-    whole: list[set[str] | None] = []
-    taken, answer = 0.0, Answer(Outcome.DELIVERED)
+def ask(client: Client, *, customers: Sequence[Customer], odp_ids: Sequence[str], seconds: float) -> CustomersAnswer:
+    """Query several customers at once, each under its own alias. The first failed request ends the query."""
+    qualified: list[set[str] | None] = []
+    elapsed, answer = 0.0, Answer(Outcome.DELIVERED)
     for start in range(0, max(len(odp_ids), 1), AUDIENCES_PER_QUERY):
         among = odp_ids[start : start + AUDIENCES_PER_QUERY]
         body = msgspec.json.encode({"query": _query(customers), "variables": _variables(customers, among)})
-        answer = client.call("POST", GRAPHQL, body=body, seconds=seconds - taken)
-        taken += answer.seconds
-        answer = replace(_understood(answer, len(customers)), seconds=taken)
+        answer = client.call("POST", GRAPHQL, body=body, seconds=seconds - elapsed)
+        elapsed += answer.seconds
+        answer = replace(_checked(answer, len(customers)), seconds=elapsed)
         if answer.outcome is not Outcome.DELIVERED:
-            return Asked(answer)
-        found = [_qualified((answer.json["data"] or {}).get(f"c{nth}")) for nth in range(len(customers))]
-        whole = [_joined(*pair) for pair in zip(whole, found, strict=True)] if whole else found
-    return Asked(answer, whole)
+            return CustomersAnswer(answer)
+        page = [_qualified((answer.json["data"] or {}).get(f"c{nth}")) for nth in range(len(customers))]
+        qualified = [_joined(*pair) for pair in zip(qualified, page, strict=True)] if qualified else page
+    return CustomersAnswer(answer, qualified)
 
 
 def _query(customers: Sequence[Customer]) -> str:
     declared = "".join(f", $p{nth}: String" for nth in range(len(customers)))
-    asked = " ".join(
+    fields = " ".join(
         f"c{nth}: customer({name}: $p{nth}) {{ audiences(subset: $among) {{ edges {{ node {{ name state }} }} }} }}"
         for nth, (name, _) in enumerate(customers)
     )
-    return f"query($among: [String]{declared}) {{ {asked} }}"
+    return f"query($among: [String]{declared}) {{ {fields} }}"
 
 
 def _variables(customers: Sequence[Customer], among: Sequence[str]) -> dict[str, object]:
     return {"among": list(among), **{f"p{nth}": value for nth, (_, value) in enumerate(customers)}}
 
 
-def _understood(answer: Answer, customers: int) -> Answer:
-    """GraphQL says 200 to everything: what its ``errors`` tell beside an unknown customer is a refusal."""
+def _checked(answer: Answer, customers: int) -> Answer:
+    """GraphQL answers 200 even to a failed query: any of its ``errors`` but an unknown customer is a rejection."""
     if answer.outcome is not Outcome.DELIVERED:
         return answer
     body = answer.json if isinstance(answer.json, dict) else {}
     data, errors = body.get("data"), body.get("errors") or []
     errors = errors if isinstance(errors, list) else [errors]
-    others = [error for error in errors if not _says_unknown(error)]
+    others = [error for error in errors if not _is_unknown_customer(error)]
     if others:
         return replace(answer, outcome=Outcome.REFUSED, reason=f"GraphQL: {_message(others[0])}")
     named = data if isinstance(data, dict) else {}
-    # One unknown customer may come back without any data at all.
+    # For a single unknown customer, ODP may leave out ``data``.
     if not errors and any(not _has_edges(named.get(f"c{nth}")) for nth in range(customers)):
-        return replace(answer, outcome=Outcome.RETRY_LATER, reason="What came back is no answer of GraphQL")
+        return replace(answer, outcome=Outcome.RETRY_LATER, reason="The response is not one of GraphQL")
     return replace(answer, json={"data": named})
 
 
-def _says_unknown(error: Any) -> bool:
+def _is_unknown_customer(error: Any) -> bool:
     extensions = error.get("extensions") if isinstance(error, dict) else None
     if not isinstance(extensions, dict):
         return False

@@ -1,7 +1,7 @@
-"""What an answer of ODP means for us: one table, from its status codes to our five outcomes.
+"""What a response of ODP means: one table from status codes to our five outcomes.
 
-ODP documents 202 for writes, 400 with the bad items named, and 403; for 429 it documents nothing, so any of
-the usual answers of gateways is understood (docs/odp-wire.md).
+ODP documents 202 for writes, 400 with the bad items named, and 403. It documents nothing about 429, so the usual
+responses of gateways are understood (docs/odp-wire.md).
 """
 
 from dataclasses import dataclass, field
@@ -28,25 +28,24 @@ _BY_STATUS: dict[int, Outcome] = {
     425: Outcome.RETRY_LATER,
     429: Outcome.RETRY_LATER,
 }
-# Nothing that ODP's own hosts answer to a write: the host setting points at something else.
+# Status codes that ODP's hosts never answer to a write: the ODP host setting points at another server.
 _NOT_ODP = frozenset({404, 405, 406, 407, 410, 421, 451})
 TOO_LARGE = 413
-# A Retry-After beyond this is taken as this, unless a client is told otherwise: a slip of a gateway must not stop an
-# install for a week.
+# Seconds. The default cap of a Retry-After, so that a misconfigured gateway can't stop an install for a week.
 LONGEST_RETRY_AFTER = 3600.0
-# Of what ODP says, in characters: a sentence or two for a person, not a page.
+# Characters kept of a message of ODP: a sentence or two for a person, not a page.
 LONGEST_WORDS = 1_000
-# Numbers in the description of a bad item that are no positions in the request.
+# Fields of a bad item's description whose number is not a position in the request.
 _NO_POSITIONS = frozenset({"status", "code"})
 
 
 def not_odp(status: int) -> bool:
-    """Whether this is no answer of ODP's own: a redirect, or a code that its writes never give."""
+    """Whether the response is not from ODP: a redirect, or a code that ODP never answers to a write."""
     return 300 <= status < 400 or status in _NOT_ODP
 
 
 def outcome_of(status: int) -> Outcome:
-    """The outcome for one status code; 4xx that stand in no table are refusals, everything else is worth a retry."""
+    """The outcome of a status code. A 4xx that isn't listed is a rejection; everything else is retried."""
     if 200 <= status < 300:
         return Outcome.DELIVERED
     if status in _NOT_ODP or not 400 <= status < 500:
@@ -56,10 +55,10 @@ def outcome_of(status: int) -> Outcome:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one request. ``named`` maps positions in the request to ODP's words about them.
+    """The result of one request. ``named`` maps positions of items in the request to ODP's messages about them.
 
-    ``slow_probe`` says that trying again soon is pointless: the key is refused, or this is not ODP.
-    ``seconds`` is the whole call.
+    ``slow_probe`` means that retrying soon is pointless: the key is refused, or the server is not ODP. ``seconds`` is
+    the duration from the first byte sent, or from the beginning when none was sent.
     """
 
     outcome: Outcome
@@ -69,7 +68,7 @@ class Answer:
     retry_after: float | None = None
     too_large: bool = False
     slow_probe: bool = False
-    # False when not a byte of the request went out, so that ODP can't have applied it.
+    # False when no byte of the request was sent, so that ODP can't have applied it.
     sent: bool = True
     seconds: float = 0.0
     text: str = ""
@@ -79,7 +78,7 @@ class Answer:
 def retry_after_seconds(
     header: str | None, *, longest: float = LONGEST_RETRY_AFTER, now: datetime | None = None
 ) -> float | None:
-    """``Retry-After`` as seconds from now, in either of its two forms; None when absent or unreadable."""
+    """``Retry-After`` in seconds from now, from either of its two forms; None when absent or unreadable."""
     if header is None:
         return None
     try:
@@ -87,7 +86,7 @@ def retry_after_seconds(
     except ValueError:
         try:
             moment = parsedate_to_datetime(header)
-            # ``-0000`` and asctime give no zone; HTTP's dates are in UTC.
+            # ``-0000`` and asctime have no time zone; HTTP dates are in UTC.
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             seconds = (moment - (now or datetime.now(UTC))).total_seconds()
         except (ValueError, TypeError, OverflowError, IndexError):
@@ -96,7 +95,7 @@ def retry_after_seconds(
 
 
 def named_items(body: Any) -> dict[int, str]:
-    """The items that ODP's error names, by position: ``detail.invalids``, each with an index and a message."""
+    """The bad items that ODP names in ``detail.invalids``: messages by position in the request."""
     detail = body.get("detail") if isinstance(body, dict) else None
     invalids = detail.get("invalids") if isinstance(detail, dict) else None
     named: dict[int, str] = {}
@@ -108,7 +107,7 @@ def named_items(body: Any) -> dict[int, str]:
 
 
 def _position(invalid: Any) -> int | None:
-    """Events are named under ``event``; that the other calls use another word for it is not ruled out."""
+    """The position of a bad item: under ``event`` for events, possibly under another name for other writes."""
     if not isinstance(invalid, dict):
         return None
     numbers = {
@@ -128,7 +127,7 @@ def _words(invalid: dict[str, Any]) -> str:
 
 
 def error_words(body: Any, text: str) -> str:
-    """The most telling sentence in an error body of any of the shapes seen, else its beginning."""
+    """The most specific message in an error body of any known shape, else the beginning of the body."""
     if isinstance(body, dict):
         detail = body.get("detail")
         invalids = detail.get("invalids") if isinstance(detail, dict) else None
@@ -141,7 +140,7 @@ def error_words(body: Any, text: str) -> str:
         ):
             if isinstance(value, str) and value:
                 return readable(value)
-    # Packed or binary bodies were decoded as if they were text; their beginning says nothing to a person.
+    # Compressed or binary bodies were decoded as text; their beginning tells a person nothing.
     return readable(text.strip()[:200]) if _is_text(text[:200]) else ""
 
 
@@ -151,8 +150,8 @@ def _is_text(text: str) -> bool:
 
 
 def readable(words: str) -> str:
-    """What the other side said, as PostgreSQL can store it and without the customers that it may quote.
+    """A message of ODP as PostgreSQL can store it, with the customers that it may quote masked.
 
-    Reasons are listed, downloaded and logged. The whole answer is kept with its Delivery.
+    Reasons are listed, downloaded and logged. The beginning of the response itself is kept with its Delivery.
     """
     return redact.words(words.replace("\x00", "")[:LONGEST_WORDS].encode(errors="replace").decode())

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odp import client as odp_client
+from odp import redact, trouble
 from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client
 from odp.deadline import TooLateError, _Watch
 from odp.mechanisms import limit_of
@@ -224,9 +225,15 @@ def test_a_web_page_with_200_delivers_nothing(server: ScriptedServer) -> None:
     assert (got.outcome, got.slow_probe) == (Outcome.RETRY_LATER, True)
 
 
+@pytest.mark.parametrize("reason", [OUT_OF_TIME, NO_CONNECTION, *(reason for _, reason in trouble._WORDS)])
+def test_a_reason_of_ours_is_shown_whole_also_beside_another(reason: str) -> None:
+    """Text between two apostrophes is masked as a value that ODP quotes."""
+    assert redact.words(f"{reason}; {reason}") == f"{reason}; {reason}"
+
+
 def test_the_text_of_a_web_page_is_no_reason(server: ScriptedServer) -> None:
     got = post(server, say(answer(502, b"<html>Bad gateway</html>", kind="text/html")))
-    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, "502: a web page came back, not an answer of ODP")
+    assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, "502: the response is a web page, not from ODP")
 
 
 def test_a_missing_list_is_a_refusal_where_everything_else_missing_is_a_wrong_host(server: ScriptedServer) -> None:

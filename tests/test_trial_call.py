@@ -50,7 +50,9 @@ def test_an_answer_without_an_end_is_given_up_at_the_deadline(server: ScriptedSe
     server.script = drip
     (call,) = start(lambda: trial._post(install, BODY))
     problem, _ = call.result(PATIENCE)
-    assert problem == f"{installs.webhook_url(install)} can't be reached from here: it gave no whole answer in time."
+    assert (
+        problem == f"{installs.webhook_url(install)} can't be reached from here: it sent no complete response in time."
+    )
 
 
 def hung_up(connection: socket.socket) -> bool:

@@ -56,7 +56,7 @@ class Passthrough:
         found = read_definition(client, odp_id, seconds=seconds)
         if found is None:
             return Refusal(
-                f"The passthrough audience {odp_id} does not exist in ODP, and ODP doesn't document how to create one."
+                f"The passthrough audience {odp_id} does not exist in ODP, and ODP does not document how to create one."
                 " Create it in ODP, or set ODP_PASSTHROUGH_DEFINITION; then press Unblock."
             )
         if isinstance(found, Answer | Refusal):

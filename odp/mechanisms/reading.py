@@ -26,7 +26,7 @@ def read(
         return failed
     parsed = parse(answer.json)
     if parsed is None:
-        reason = f"{name} could not be read: the {answer.status} response doesn't describe it"
+        reason = f"{name} could not be read: the {answer.status} response does not describe it"
         return _retry_later(answer, reason, slow_probe=True)
     return parsed
 
