@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from audiences.admin.pages import mask
+from odp.mechanisms import PLAIN_FIELDS
 
 # Where a message says how it is laid out, and nothing about a customer; and the names there whose values say it. A
 # profile may have fields of the same names further down, and those are masked.
@@ -62,14 +63,10 @@ def _mask(item: Any) -> Any:
     return HIDDEN if isinstance(item, str | int | float) and not isinstance(item, bool) else item
 
 
-# What a request to ODP says beside who it is about: names of audiences and fields, and what became of a membership.
-PLAIN_IN_REQUESTS = {"type", "action", "list_id", "audience_id"}
-
-
 def mask_items(item: Any) -> Any:
     """A request with the identifiers masked, recognisable for those who know them."""
     if isinstance(item, dict):
-        return {key: value if key in PLAIN_IN_REQUESTS else mask_items(value) for key, value in item.items()}
+        return {key: value if key in PLAIN_FIELDS else mask_items(value) for key, value in item.items()}
     if isinstance(item, list):
         return [mask_items(value) for value in item]
     return mask(item) if isinstance(item, str) else item

@@ -22,6 +22,7 @@ __all__ = [
     "ANOTHER_DEFINITION",
     "CHOICES",
     "MECHANISMS",
+    "PLAIN_FIELDS",
     "Attribute",
     "Change",
     "ListMembership",
@@ -40,6 +41,8 @@ _ALL: tuple[Mechanism, ...] = (Attribute(), ListMembership(), Passthrough())
 MECHANISMS: dict[str, Mechanism] = {each.name: each for each in _ALL}
 # The choices of ``Install.mechanism``. A change here needs a migration.
 CHOICES = [(each.name, each.label) for each in _ALL]
+# Fields of request items whose values name no customer, in any mechanism: stored requests may be of another one.
+PLAIN_FIELDS = frozenset[str]().union(*(each.plain_fields for each in _ALL))
 _RATE_LIMITS = {each.rate_limit for each in _ALL}
 
 

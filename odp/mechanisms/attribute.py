@@ -24,6 +24,7 @@ class Attribute:
     path = paths.PROFILES
     rate_limit = "profiles"
     items_per_change = 1
+    plain_fields: frozenset[str] = frozenset()
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
         by_customer: dict[str, list[Change]] = {}

@@ -46,6 +46,8 @@ class Mechanism(Protocol):
     rate_limit: str
     # The number of items that one group becomes.
     items_per_change: int
+    # Fields of an item whose values name no customer: the admin shows them unmasked.
+    plain_fields: frozenset[str]
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
         """Group the changes that share items: a group is sent, accepted and rejected as one."""

@@ -22,6 +22,7 @@ class ListMembership:
     path = paths.LIST_SUBSCRIPTIONS
     rate_limit = "lists"
     items_per_change = 1
+    plain_fields = frozenset({"list_id"})
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
         return [(change,) for change in changes]

@@ -23,6 +23,7 @@ class Passthrough:
     path = paths.EVENTS
     rate_limit = ""  # ODP documents none for events
     items_per_change = 2
+    plain_fields = frozenset({"type", "action", "audience_id"})
 
     def __init__(self, definition: dict[str, Any] | None = None) -> None:
         self.definition = definition
