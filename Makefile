@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit lock images chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
+.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench     how fast, against what this machine could do; an hour, writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
 	@echo 'make bench-quick  which ratios have moved since; under two minutes'
 	@echo 'make check     format, lint, types, migrations, system checks'
+	@echo 'make migrations  writes the migration that a change of the models needs'
 	@echo 'make audit     asks the package index for known vulnerabilities in what is locked'
 	@echo 'make lock      writes requirements.lock and requirements-dev.lock anew, from the lists beside them'
 	@echo 'make images    pins the base images of Dockerfile and docker-compose.yml to what their tags are now; needs Docker'
@@ -98,6 +99,9 @@ check: installed-dev
 	@# It warns that it can't ask the database for its history; what matters is whether the models have moved.
 	$(DUMMY) $(PY) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 	$(DUMMY) $(PY) manage.py check --fail-level WARNING
+
+migrations: installed-dev
+	$(DUMMY) $(PY) -W ignore::RuntimeWarning manage.py makemigrations
 
 pictures: installed-dev
 	@exec $(PY) -m tests.browser.pictures

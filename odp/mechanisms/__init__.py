@@ -7,7 +7,7 @@
 | ``passthrough`` | ODP's own events for audiences computed elsewhere |
 
 Which of them Optimizely's hosted app uses is not published (docs/decisions/0017-mechanism.md). The real-time audience
-has the same id, name and description in all three.
+has the same id, name and description in all three. To add one, see docs/adding/a-mechanism.md.
 """
 
 from typing import Any
