@@ -15,7 +15,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
         _UNREACHED + "its host name could not be resolved. Check the ODP host and the DNS of this server",
     ),
     (ssl.SSLCertVerificationError, _UNREACHED + "its certificate is not trusted"),
-    (ssl.SSLError, _UNREACHED + "the TLS handshake failed"),
+    (ssl.SSLError, _UNREACHED + "the encrypted connection (TLS) failed"),
     (ConnectionRefusedError, _UNREACHED + "the host refuses connections"),
     (RemoteDisconnected, _UNREACHED + "it closed the connection without a response"),
     (ConnectionError, _UNREACHED + "the connection broke off"),
