@@ -152,7 +152,7 @@ def receive(how: str) -> None:
 
     from audiences.models import Audience
     from audiences.receiving import ingest
-    from lytics.payload import Fact, Kind
+    from lytics.facts import Fact, Kind
 
     audiences = list(Audience.objects.values_list("pk", flat=True))
     chance = random.Random(1)  # noqa: S311

@@ -11,7 +11,7 @@ from django.templatetags.static import static
 from django.urls import reverse_lazy
 from psycopg.conninfo import conninfo_to_dict
 
-from lytics.payload import placeholder
+from lytics.identifiers import placeholder
 from lytics_sync import env, logs
 from odp.outcomes import LONGEST_RETRY_AFTER
 

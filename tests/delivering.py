@@ -12,7 +12,7 @@ from audiences.delivery import claims, holds, leases, reading, request_records, 
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked, Run
 from audiences.operations import audit
 from audiences.receiving import ingest
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 from sandbox.odp.testing import ControlledSandbox, ThreadedSandbox
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options
 from workers import drain

@@ -24,7 +24,7 @@ from audiences.insight.customers import End, Fate, trail
 from audiences.models import Audience, Delivery, Event, Install, Membership, Parked
 from audiences.operations import parked_items
 from audiences.receiving import ingest
-from lytics.payload import Kind
+from lytics.facts import Kind
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import a_log, claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install

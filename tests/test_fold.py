@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiences.delivery.fold import Entry, Held, fold, newest
-from lytics.payload import Kind
+from lytics.facts import Kind
 
 Memberships = dict[str, tuple[bool, int]]
 

@@ -16,7 +16,7 @@ from random import Random
 import pytest
 
 from audiences.models import Event, Install, Parked, Receipt
-from lytics import payload
+from lytics import facts, messages
 from lytics.payload import parse
 from tests.fuzzing import PATH, TOKEN, elements, odd_body, odd_request
 from tests.messages import AT_NS
@@ -45,11 +45,11 @@ def check_body(raw: bytes) -> None:
         number = elements(raw)
         assert number is None or number == reading.messages
         for item in reading.aside:
-            payload.envelope(item.raw, identifier_field=field)
+            messages.envelope(item.raw, identifier_field=field)
         for fact in reading.facts:
             for text in (fact.segment_id, fact.slug, fact.identifier, fact.profile):
                 assert "\0" not in text
-                assert len(text.encode()) <= payload.NAME_BYTES
+                assert len(text.encode()) <= facts.NAME_BYTES
             assert fact.identifier
             assert -(2**63) <= fact.occurred_ns < 2**63
 

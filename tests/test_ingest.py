@@ -18,7 +18,7 @@ from audiences.receiving import audience_lookup, ingest
 from audiences.receiving.ingest import receive
 from audiences.secrets import decrypt
 from lytics import reasons
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 from tests.messages import AT_NS, SECOND, body, message, single, transition
 from tests.threads import PATIENCE, Gate, eventually, start, together, waiting_for_a_lock
 

@@ -9,7 +9,7 @@ from audiences.operations import parked_items
 from audiences.receiving import ingest
 from audiences.receiving.ingest import receive
 from lytics import payload, reasons
-from lytics.payload import Kind
+from lytics.facts import Kind
 from tests.messages import AT_NS, body, message, single, transition
 from tests.threads import Gate, together
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from lytics import payload, reasons
-from lytics.payload import Fact, Kind, Reading, parse
+from lytics import facts, json_pieces, messages, payload, reasons
+from lytics.facts import Fact, Kind, Reading
+from lytics.payload import parse
 from tests.messages import AT, AT_NS, SECOND, body, message, single, transition
 
 RECEIVED_NS = AT_NS + 60 * SECOND
@@ -670,7 +671,7 @@ def test_the_last_of_two_equal_keys_speaks_on_either_path() -> None:
 def test_the_envelope_keeps_no_value_of_a_profile_but_the_identifier() -> None:
     one = message(who="kim", field="user_id")
     one["data"] |= {"_id": "p9", "email": "kim@example.com", "orders": [{"sum": 12}]}
-    kept = payload.envelope(single(one), identifier_field="user_id")
+    kept = messages.envelope(single(one), identifier_field="user_id")
     assert b"kim@example.com" not in kept
     assert json.loads(kept) == {**one, "data": {**one["data"], "email": None, "orders": None}}
     assert read(kept, field="user_id").facts == [structs.replace(fact(), profile="p9")]
@@ -678,7 +679,7 @@ def test_the_envelope_keeps_no_value_of_a_profile_but_the_identifier() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"oops", b"[1]", b'{"data": 5}', b'{"data": {"a": "\xff'])
 def test_the_envelope_of_what_is_no_message_is_itself(raw: bytes) -> None:
-    assert payload.envelope(raw, identifier_field="_id") == raw
+    assert messages.envelope(raw, identifier_field="_id") == raw
 
 
 # --- Bounds --------------------------------------------------------------------------------------------------
@@ -721,8 +722,8 @@ def test_two_long_lists_do_not_take_the_memory_of_the_process() -> None:
 def test_an_array_far_longer_than_any_batch_is_kept_whole(
     wrap: bytes, element: bytes, uncounted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(payload, "MESSAGES_AT_MOST", 100)
-    monkeypatch.setattr(payload, "_COMMAS_UNCOUNTED", uncounted)
+    monkeypatch.setattr(json_pieces, "MESSAGES_AT_MOST", 100)
+    monkeypatch.setattr(json_pieces, "COMMAS_UNCOUNTED", uncounted)
     at_most = wrap % (b"[" + b",".join([element] * 100) + b"]")
     assert read(at_most).messages == 100
     raw = wrap % (b"[" + b",".join([element] * 101) + b"]")
@@ -731,9 +732,9 @@ def test_an_array_far_longer_than_any_batch_is_kept_whole(
 
 
 def test_commas_inside_messages_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload, "MESSAGES_AT_MOST", 2)
+    monkeypatch.setattr(json_pieces, "MESSAGES_AT_MOST", 2)
     for uncounted in (10, 10_000_000):
-        monkeypatch.setattr(payload, "_COMMAS_UNCOUNTED", uncounted)
+        monkeypatch.setattr(json_pieces, "COMMAS_UNCOUNTED", uncounted)
         assert read(body(message(who=["a,b"] * 50), message())).facts == [fact("a,b"), fact()]
 
 
@@ -769,7 +770,7 @@ def mostly(usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any]) -> st.S
     return st.sampled_from([usual] * 15 + [other]).flatmap(lambda chosen: chosen)
 
 
-def messages(oddly: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def some_messages(oddly: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Messages of the documented layout, of which any part may be missing, or ``oddly``."""
     usual = st.fixed_dictionaries(
         {
@@ -803,8 +804,8 @@ def messages(oddly: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
     )
 
 
-tidy = messages(st.none())
-untidy = messages(junk)
+tidy = some_messages(st.none())
+untidy = some_messages(junk)
 
 
 @given(
@@ -902,7 +903,7 @@ def test_what_is_kept_of_a_message_reads_like_the_message(one: dict[str, Any]) -
     raw = single(one)
     for item in read(raw).aside:
         if item.reason != reasons.NO_IDENTIFIER:
-            kept = payload.envelope(item.raw, identifier_field="_id")
+            kept = messages.envelope(item.raw, identifier_field="_id")
             assert read(kept).facts == read(raw).facts
 
 
@@ -912,7 +913,7 @@ def test_every_fact_can_be_stored(one: dict[str, Any]) -> None:
         for text in (found.segment_id, found.slug, found.identifier):
             assert "\0" not in text
             assert text == text.strip()
-            assert len(text.encode()) <= payload.NAME_BYTES
+            assert len(text.encode()) <= facts.NAME_BYTES
         assert found.identifier
         assert found.segment_id or found.slug
         assert -(2**63) <= found.occurred_ns < 2**63

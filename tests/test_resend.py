@@ -25,7 +25,7 @@ from audiences.models import Audience, Event, Install, Lane, Membership, Parked,
 from audiences.operations import parked_items, resends
 from audiences.receiving import backlog, ingest, received
 from audiences.receiving.ingest import receive
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 from sandbox.odp.testing import ROOT, ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,

@@ -19,7 +19,7 @@ from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, To
 from audiences.receiving import backlog, disk, ingest, strangers, views
 from audiences.secrets import decrypt
 from lytics import reasons
-from lytics.payload import Kind
+from lytics.facts import Kind
 from tests.messages import AT_NS, SECOND, body, message, single, transition
 from tests.threads import eventually, together
 from tests.web import Web, web_of_a_module

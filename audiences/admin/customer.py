@@ -34,7 +34,7 @@ from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
 from audiences.receiving import again
 from lytics import reasons
-from lytics.payload import IDENTIFIER_BYTES
+from lytics.facts import IDENTIFIER_BYTES
 from odp.graphql import MembershipAnswer, audiences_of
 
 PERMISSION = "audiences.find_customer"

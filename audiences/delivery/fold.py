@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lytics.payload import Kind
+from lytics.facts import Kind
 
 # As they stand in the log. Looked at for every event: a name in its class costs several times as much.
 EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)

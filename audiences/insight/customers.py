@@ -21,7 +21,7 @@ from django.db.models import Q
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
 from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
 from lytics import times
-from lytics.payload import Kind
+from lytics.facts import Kind
 from odp.outcomes import Outcome
 
 # Events on one page, and how many of the next older ones are read with them: each may be what an event was folded by.

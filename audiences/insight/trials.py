@@ -17,8 +17,8 @@ from audiences import sessions
 from audiences.models import Audience, Event, Install, Trial
 from audiences.receiving import ingest
 from audiences.wake import try_out
-from lytics import payload, times
-from lytics.payload import Kind
+from lytics import messages, times
+from lytics.facts import Kind
 
 log = structlog.get_logger(__name__)
 
@@ -124,7 +124,7 @@ def call(trial: Trial, leg: Leg) -> bytes:
         message[field] = trial.identifier
     else:
         data[field] = trial.identifier
-    return b"[" + payload.encode(message) + b"]"
+    return b"[" + messages.encode(message) + b"]"
 
 
 def send_straight_in(trial: Trial, leg: Leg) -> None:

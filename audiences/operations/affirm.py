@@ -16,7 +16,7 @@ from audiences.delivery import unconfirmed
 from audiences.models import Again, Audience
 from audiences.receiving import again, ingest
 from audiences.wake import wake
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from audiences.models import Again, Event, Parked
 from audiences.receiving import again, ingest
 from audiences.secrets import decrypt
 from audiences.wake import wake
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,7 @@ from audiences.operations import parked_items
 from audiences.receiving import again, backlog, ingest, received
 from audiences.receiving.received import Stretch
 from audiences.wake import wake, wake_resend
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ import structlog
 from audiences import naming, prepared
 from audiences.delivery import holds
 from audiences.models import Audience, Install
-from lytics.payload import Fact
+from lytics.facts import Fact
 
 log = structlog.get_logger(__name__)
 

@@ -26,8 +26,8 @@ from audiences.receiving import again, audience_lookup, remember
 from audiences.receiving.audience_lookup import Audiences, FactsByName
 from audiences.secrets import encrypt
 from audiences.wake import wake
-from lytics import payload, reasons, times
-from lytics.payload import Fact, Kind, Reading, SetAside
+from lytics import json_pieces, messages, payload, reasons, times
+from lytics.facts import NAME_BYTES, Fact, Kind, Reading, SetAside
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +129,7 @@ def receive(install: Install, body: bytes, *, source: str | None = None, encodin
     ``encoding`` is the Content-Encoding that came with it.
     """
     received_at = now()
-    reading = payload.name_encoding(_read(install, body, received_at), encoding)
+    reading = json_pieces.name_encoding(_read(install, body, received_at), encoding)
     facts_by_name = audience_lookup.by_name(reading.facts)
     call = _Call(len(body), source, received_at)
     received = _record_plain(install, reading, facts_by_name, call)
@@ -145,7 +145,7 @@ def rehearse() -> None:
     """All that a plain call does, for an install that isn't there: nothing comes of it but a quicker next one."""
     nobody, at = Install(pk=0), now()
     word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
-    body = b"[%s]" % payload.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
+    body = b"[%s]" % messages.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
     reading = _read(nobody, body, at)
     _record_plain(nobody, reading, audience_lookup.by_name(reading.facts), _Call(len(body), None, at))
 
@@ -207,7 +207,7 @@ def _receipt(install: Install, reading: Reading, call: _Call, received: Received
     return _Receipt(
         install=install.pk,
         source=call.source,
-        job=reading.job[: payload.NAME_BYTES].replace("\x00", ""),
+        job=reading.job[:NAME_BYTES].replace("\x00", ""),
         bytes=call.bytes,
         messages=received.received,
         queued=received.queued,
@@ -359,7 +359,7 @@ def _kept(install: Install, item: SetAside) -> bytes:
     """Profiles are not ours to keep; but when no identifier was found, any field may be the one that was meant."""
     if item.reason in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         return item.raw
-    return payload.envelope(item.raw, identifier_field=install.identifier_field)
+    return messages.envelope(item.raw, identifier_field=install.identifier_field)
 
 
 def _as_message(install: Install, fact: Fact) -> bytes:
@@ -367,6 +367,6 @@ def _as_message(install: Install, fact: Fact) -> bytes:
     word = fact.kind.name.lower()
     at = times.text(fact.occurred_ns)
     event = {"id": fact.segment_id, "event": word, **({} if fact.kind is Kind.CHANGE else {word: at})}
-    profile = {payload.PROFILE_FIELD: fact.profile} if fact.profile else {}
+    profile = {messages.PROFILE_FIELD: fact.profile} if fact.profile else {}
     data = {**profile, install.identifier_field: fact.identifier, "segment_events": [event]}
-    return payload.encode({"data": data, "meta": {"object": "user", "timestamp": at}})
+    return messages.encode({"data": data, "meta": {"object": "user", "timestamp": at}})

@@ -16,7 +16,7 @@ from django.db import connection
 
 from audiences.delivery.fold import EARLIEST_NS
 from audiences.delivery.leases import latest_ns
-from lytics.payload import Fact, Kind
+from lytics.facts import Fact, Kind
 
 
 class _Known(NamedTuple):

@@ -1,0 +1,89 @@
+"""Identifiers and audience names as texts: which values are usable, and which stand for nobody."""
+
+import re
+from decimal import Decimal
+from functools import lru_cache
+
+import msgspec
+from msgspec import Raw
+
+from lytics import reasons
+from lytics.facts import IDENTIFIER_BYTES, NAME_BYTES
+from lytics.json_pieces import UnreadableError
+
+# What stands around and between zeros that are nobody's.
+FILLING = "0-.{}"
+
+
+def placeholder(text: str) -> str:
+    """A placeholder as it is compared: in small letters and without blanks."""
+    return "".join(text.casefold().split())
+
+
+@lru_cache(maxsize=64)
+def placeholder_beginnings(placeholders: frozenset[str]) -> frozenset[str]:
+    """With which characters a plain placeholder begins."""
+    if not placeholders:
+        return frozenset()
+    return frozenset(FILLING).union(*((word[0], word[0].upper()) for word in placeholders if word))
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether it is what nearly all identifiers are, and nothing could be wrong with it."""
+    return 0 < len(text) <= IDENTIFIER_BYTES and text.isascii() and text.isprintable()
+
+
+_NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
+
+
+def as_identifier(element: Raw) -> str:
+    """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty."""
+    text = bytes(element).strip()
+    if text[:1] == b'"':
+        try:
+            return str(msgspec.json.decode(text, type=str)).strip()
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return "\x00"  # text that no UTF-8 holds: refused below under its own reason
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return ""
+    return as_whole_number(text.decode()) if match[1] or match[2] else text.decode()
+
+
+def as_whole_number(number: str) -> str:
+    """A whole number that was written as 12345.0 or 1.2345e4, as the integer that it is. Others stay as they came."""
+    value = Decimal(number)
+    if abs(value.adjusted()) > IDENTIFIER_BYTES or value != value.to_integral_value():
+        return number
+    return f"{value:.0f}"
+
+
+def refusal_reason(identifier: str) -> str | None:
+    kept = storable(identifier)
+    if kept is None:
+        return reasons.UNREADABLE_IDENTIFIER
+    return reasons.IDENTIFIER_TOO_LONG if len(kept) > IDENTIFIER_BYTES else None
+
+
+def storable(text: str) -> bytes | None:
+    """As PostgreSQL keeps it: every character but NUL and lone surrogates, of which the one is no UTF-8 either."""
+    try:
+        return None if "\x00" in text else text.encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def audience_names(came_id: str | int | None, came_slug: str | int | None) -> tuple[str, str]:
+    """Segment id and slug, at least one of which is there and both of which can be kept."""
+    names = as_name(came_id), as_name(came_slug)
+    if names == ("", ""):
+        raise UnreadableError(reasons.NO_AUDIENCE)
+    for name in names:
+        kept = storable(name)
+        if kept is None or len(kept) > NAME_BYTES:
+            raise UnreadableError(reasons.NO_AUDIENCE, "the segment id or slug can't be kept")
+    return names
+
+
+def as_name(value: str | int | None) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,165 @@
+"""One message in the layout of Lytics: its parts as structs, what it says of its origin, and writing one."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from lytics import reasons
+from lytics.facts import Kind
+from lytics.json_pieces import UnreadableError, read_as, read_fields
+
+KINDS = {
+    "enter": Kind.ENTER,
+    "entered": Kind.ENTER,
+    "exit": Kind.EXIT,
+    "exited": Kind.EXIT,
+    "change": Kind.CHANGE,
+    "changed": Kind.CHANGE,
+}
+# RFC 3339 as Lytics writes it, or a number since 1970 (lytics/times.py).
+TimeValue = str | int | float | None
+
+
+class Transition(msgspec.Struct, gc=False):
+    id: str | int | None = None
+    event: str | None = None
+    slug: str | int | None = None
+    enter: TimeValue = None
+    exit: TimeValue = None
+
+
+class Meta(msgspec.Struct, gc=False):
+    object: str | None = None
+    timestamp: TimeValue = None
+    subscription_id: str | int | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """A message; ``data`` is a struct made for the install's identifier field (``layout_of``)."""
+
+    data: Any
+    meta: Meta | None = None
+    time: TimeValue = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The decoders for one identifier field: profile fields other than it are skipped, not built."""
+
+    data: Any
+    message: msgspec.json.Decoder[Any]
+    batch: msgspec.json.Decoder[Any]
+    # A batch of messages that name one customer each, by a text.
+    plain: msgspec.json.Decoder[Any]
+
+
+# Where the Lytics ID is; by itself it is the identifier, beside another field it tells whose list that holds.
+PROFILE_FIELD = "_id"
+
+
+@lru_cache(maxsize=64)
+def layout_of(identifier_field: str) -> Layout:
+    data, message = _structs(identifier_field, Raw, Raw(b""))
+    _, plain = _structs(identifier_field, str, "")
+    return Layout(data, *(msgspec.json.Decoder(kind) for kind in (message, list[message], list[plain])))  # type: ignore[valid-type]
+
+
+def _structs(identifier_field: str, kind: Any, absent: Any) -> tuple[Any, Any]:
+    """Of a message and its ``data``, with customers read as ``kind``."""
+    data = msgspec.defstruct(
+        "Data",
+        [
+            ("identifier", kind, msgspec.field(name=identifier_field, default=absent)),
+            ("segment_events", list[Transition] | None, None),
+            ("profile", kind, msgspec.field(name=PROFILE_FIELD, default=absent)),
+        ][: 2 if identifier_field == PROFILE_FIELD else 3],
+        gc=False,
+    )
+    return data, msgspec.defstruct("Message", [("data", data)], bases=(Message,), kw_only=True, gc=False)
+
+
+def kind_of_value(value: bytes) -> str:
+    """What a JSON value is, for a person, without the value itself."""
+    words = {
+        b"{": "an object",
+        b"[": "a list without a usable value",
+        b'"': "a blank text",
+        b"t": "true",
+        b"f": "false",
+    }
+    return words.get(value[:1], "null" if value == b"null" else "not a JSON value")
+
+
+def read_meta(raw: Raw | None) -> Meta | None:
+    """What can be read of ``meta``, field by field: a time of another type must not hide where a message is from."""
+    fields = read_fields(raw)
+    if fields is None:
+        return None
+    return Meta(
+        object=read_as(fields.get("object"), str),
+        timestamp=plain_value(fields.get("timestamp")),
+        subscription_id=read_as(fields.get("subscription_id"), str | int),
+    )
+
+
+def read_transition(element: Raw) -> Transition | None:
+    """A segment event of which some part is flawed or has another type: what can be read of it."""
+    fields = read_fields(element)
+    if fields is None:
+        return None
+    segment_id = read_as(fields.get("id"), str | int)
+    if segment_id is None and not is_absent(fields.get("id")):
+        return None  # by the slug alone it could be taken for another audience
+    return Transition(
+        id=segment_id,
+        event=read_as(fields.get("event"), str),
+        slug=read_as(fields.get("slug"), str | int),
+        enter=plain_value(fields.get("enter")),
+        exit=plain_value(fields.get("exit")),
+    )
+
+
+def plain_value(raw: Raw | None) -> str | int | float | None:
+    """A time, or what stands in its place: that is no time, and not the same as nothing."""
+    told: str | int | float | None = read_as(raw, TimeValue)
+    return bytes(raw)[:40].decode(errors="replace") if raw is not None and told is None and not is_absent(raw) else told
+
+
+def is_absent(raw: Raw | None) -> bool:
+    return raw is None or bytes(raw).strip() in (b"", b"null")
+
+
+def check_origin(meta: Meta | None) -> None:
+    if meta is not None and meta.object is not None and meta.object != "user":
+        raise UnreadableError(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object[:40]!r}")
+
+
+def fields_seen(raw: bytes) -> str:
+    """The profile fields that came, by name only: names are set-up, values are personal."""
+    data = read_fields((read_fields(raw) or {}).get("data")) or {}
+    names = ", ".join(sorted(data)[:20]) or "none"
+    return f"fields seen: {names}{', …' if len(data) > 20 else ''}"
+
+
+def envelope(raw: bytes, *, identifier_field: str) -> bytes:
+    """A message without the profile fields that this service has no use for: what is kept of one set aside.
+
+    Names stay, values of other fields are replaced by null. Bytes that are no message stay as they are, because
+    nobody could tell what they were otherwise.
+    """
+    message = read_fields(raw)
+    data = read_fields((message or {}).get("data"))
+    if message is None or data is None:
+        return raw
+    kept = {identifier_field, "_id", "segment_events"}
+    slim = {name: value if name in kept else Raw(b"null") for name, value in data.items()}
+    return msgspec.json.encode({**message, "data": slim})
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A message as a body."""
+    return msgspec.json.encode(message)
