@@ -24,7 +24,7 @@ from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
 from odp.outcomes import Answer, Outcome, readable
 from workers import pace
-from workers.isolate import Isolation, Part
+from workers.bisection import Bisection, Part
 
 log = structlog.get_logger(__name__)
 
@@ -179,17 +179,10 @@ def deliver(lease: Lease) -> None:
         return
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
     sender = _Sender(lease, {audience: len(events) for audience, events in entries.items()})
-    isolation = sender.isolate(_changes(lease, folded))
-    while (part := isolation.next()) is not None:
-        answer = sender.send(part)
-        if answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
-            if answer is not TOO_LATE:
-                brake.apply(lease.install, answer)
-            isolation.stop()
-            break
-        isolation.take(answer)
-    sender.conclude(isolation)
-    results = _results(lease, entries, folded, isolation, sender.sent)
+    bisection = sender.bisect(_changes(lease, folded))
+    bisection.run(sender.send)
+    sender.conclude(bisection)
+    results = _results(lease, entries, folded, bisection, sender.sent)
     settling.settle(lease, results, ledger, delivery_id=sender.delivery_id, answer=sender.answer)
 
 
@@ -213,10 +206,10 @@ class _Sender:
         self.answer: Answer | None = None
         self.sent: set[int] = set()
 
-    def isolate(self, changes: list[Change]) -> Isolation:
+    def bisect(self, changes: list[Change]) -> Bisection:
         spoilt = reading.refused_customers(self.lease, (change.identifier for change in changes))
         groups = self.mechanism.groups(changes)
-        return Isolation(
+        return Bisection(
             [group for group in groups if group[0].identifier not in spoilt],
             doubtful=[group for group in groups if group[0].identifier in spoilt],
             has_control=lambda change: self.mechanism.control(change) is not None,
@@ -274,13 +267,17 @@ class _Sender:
             body=body,
         )
 
-    def conclude(self, isolation: Isolation) -> None:
-        """What an answer says about the account rather than about items."""
-        if self.answer is not None and self.answer.outcome in (Outcome.DELIVERED, Outcome.REFUSED):
+    def conclude(self, bisection: Bisection) -> None:
+        """Act on what the last answer says about the account rather than about items."""
+        if self.answer is None or self.answer is TOO_LATE:
+            return
+        if self.answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+            brake.apply(self.lease.install, self.answer)
+        else:
             if self.lease.install.brake_failures:
                 brake.release(self.lease.install)
-            if isolation.learned_limit is not None:
-                items = isolation.learned_limit * self.mechanism.items_per_change
+            if bisection.learned_limit is not None:
+                items = bisection.learned_limit * self.mechanism.items_per_change
                 brake.learn_batch_size(self.lease.install, items)
 
 
@@ -288,16 +285,16 @@ def _results(
     lease: Lease,
     entries: Mapping[int, list[Entry]],
     folded: Mapping[int, Folded],
-    isolation: Isolation,
+    bisection: Bisection,
     sent: set[int],
 ) -> list[Result]:
-    accepted = {(change.lane, change.sequence) for change in isolation.accepted}
-    refused = {(change.lane, change.sequence): words for change, words in isolation.refused.items()}
+    accepted = {(change.lane, change.sequence) for change in bisection.accepted}
+    refused = {(change.lane, change.sequence): words for change, words in bisection.refused.items()}
     results = []
     for span in lease.spans:
         lane, fold_of_lane = span.audience_id, folded[span.audience_id]
         result = Result(
-            span, events=len(entries[lane]), sent=lane in sent, block_reason=isolation.blocked.get(lane, "")
+            span, events=len(entries[lane]), sent=lane in sent, block_reason=bisection.blocked.get(lane, "")
         )
         for entry in fold_of_lane.send:
             if (lane, entry.sequence) in accepted:

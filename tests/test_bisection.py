@@ -1,4 +1,4 @@
-"""Isolation: of a refused request exactly the bad changes are found, in few requests, and nobody else pays."""
+"""Bisection: exactly the bad changes of a refused request are found, in few requests; all others are delivered."""
 
 import random
 from collections.abc import Callable, Collection, Iterator
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from odp.mechanisms import Change
 from odp.outcomes import Answer, Outcome
-from workers.isolate import Group, Isolation, Part
+from workers.bisection import Bisection, Group, Part
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
+FAILED = Answer(Outcome.RETRY_LATER, "503", status=503)
 
 
 @dataclass
@@ -62,22 +63,38 @@ def singles(count: int, lane: int = 1) -> list[Group]:
     return [(change(f"u{number}", lane),) for number in range(count)]
 
 
-def isolation_of(
+def bisection_of(
     groups: list[Group], *, doubtful: list[Group] | None = None, control: bool = True, items_per_group: int = 1
-) -> Isolation:
-    return Isolation(
+) -> Bisection:
+    return Bisection(
         groups, doubtful=doubtful or [], has_control=lambda change: control, items_per_group=items_per_group
     )
 
 
-def carry_out(isolation: Isolation, destination: Callable[[Part], Answer], *, most: int = 10_000) -> int:
-    """Until nothing is left to find out; how many requests that took."""
-    for requests in range(most):
-        part = isolation.next()
-        if part is None:
-            return requests
-        isolation.take(destination(part))
-    raise AssertionError("it never comes to an end")
+def carry_out(bisection: Bisection, destination: Callable[[Part], Answer], *, most: int = 10_000) -> int:
+    """Run it to its end. Returns the number of requests."""
+    requests = 0
+
+    def send(part: Part) -> Answer:
+        nonlocal requests
+        requests += 1
+        assert requests <= most, "it never comes to an end"
+        return destination(part)
+
+    bisection.run(send)
+    return requests
+
+
+def stop_after(answers: int, destination: Callable[[Part], Answer]) -> Callable[[Part], Answer]:
+    """The same destination, which fails after this number of answers."""
+    left = iter(range(answers))
+    return lambda part: FAILED if next(left, None) is None else destination(part)
+
+
+def answer_first(answer: Answer, destination: Callable[[Part], Answer]) -> Callable[[Part], Answer]:
+    """The same destination, with another answer to the first request."""
+    first = iter([answer])
+    return lambda part: next(first, None) or destination(part)
 
 
 def changes_in(groups: list[Group]) -> list[Change]:
@@ -92,32 +109,32 @@ def test_one_bad_customer_in_500_costs_ten_more_requests_at_most_wherever_he_sta
     for position in range(500):
         groups = singles(500)
         destination = Destination(bad_customers=[f"u{position}"], names=names)
-        isolation = isolation_of(groups)
-        requests = carry_out(isolation, destination)
+        bisection = bisection_of(groups)
+        requests = carry_out(bisection, destination)
         assert requests - 1 <= 10, position
-        assert list(isolation.refused) == [change(f"u{position}")]
-        assert isolation.accepted == destination.taken
+        assert list(bisection.refused) == [change(f"u{position}")]
+        assert bisection.accepted == destination.taken
         assert len(destination.taken) == 499
-        assert isolation.blocked == {}
+        assert bisection.blocked == {}
 
 
 def test_a_request_that_is_taken_costs_nothing_more() -> None:
-    isolation = isolation_of(singles(500))
-    assert carry_out(isolation, Destination()) == 1
-    assert len(isolation.accepted) == 500
+    bisection = bisection_of(singles(500))
+    assert carry_out(bisection, Destination()) == 1
+    assert len(bisection.accepted) == 500
 
 
 def test_nothing_to_send_is_no_request() -> None:
-    assert carry_out(isolation_of([]), Destination()) == 0
+    assert carry_out(bisection_of([]), Destination()) == 0
 
 
 def test_named_ones_are_set_apart_and_the_rest_goes_again_once() -> None:
     """Between the two: whether it is the audience, because nothing of it has been taken yet."""
     destination = Destination(bad_customers=["u3", "u7", "u499"], names="all")
-    isolation = isolation_of(singles(500))
-    assert carry_out(isolation, destination) == 3
+    bisection = bisection_of(singles(500))
+    assert carry_out(bisection, destination) == 3
     assert [len(part.groups) for part in destination.asked] == [500, 0, 497]
-    assert {bad.identifier: words for bad, words in isolation.refused.items()} == {
+    assert {bad.identifier: words for bad, words in bisection.refused.items()} == {
         "u3": "bad 3",
         "u7": "bad 7",
         "u499": "bad 499",
@@ -129,17 +146,16 @@ def test_a_refusal_that_names_nobody_we_sent_is_as_good_as_one_that_names_nobody
         bad = any(group[0].identifier == "u2" for group in part.groups)
         return refused({900: "who?"}) if bad else DELIVERED
 
-    isolation = isolation_of(singles(8))
-    carry_out(isolation, destination)
-    assert [bad.identifier for bad in isolation.refused] == ["u2"]
+    bisection = bisection_of(singles(8))
+    carry_out(bisection, destination)
+    assert [bad.identifier for bad in bisection.refused] == ["u2"]
 
 
 def test_the_second_item_of_a_group_names_the_group() -> None:
-    isolation = isolation_of(singles(4), items_per_group=2)
-    isolation.next()
-    isolation.take(refused({5: "second item of u2"}))
-    assert carry_out(isolation, Destination()) == 1
-    assert {bad.identifier: words for bad, words in isolation.refused.items()} == {"u2": "second item of u2"}
+    bisection = bisection_of(singles(4), items_per_group=2)
+    destination = answer_first(refused({5: "second item of u2"}), Destination())
+    assert carry_out(bisection, destination) == 2
+    assert {bad.identifier: words for bad, words in bisection.refused.items()} == {"u2": "second item of u2"}
 
 
 # --- Several audiences of one customer in an item ------------------------------------------------------------
@@ -150,10 +166,10 @@ def test_of_a_customer_in_several_audiences_only_the_refused_one_is_set_apart(na
     together = tuple(change("kim", lane) for lane in (1, 2, 3))
     groups = [*singles(3, 1), together, *singles(3, 2), *singles(3, 3)]
     destination = Destination(bad=[(2, "kim")], names=names)
-    isolation = isolation_of(groups)
-    carry_out(isolation, destination)
-    assert list(isolation.refused) == [change("kim", 2)]
-    assert set(isolation.accepted) == set(changes_in(groups)) - {change("kim", 2)}
+    bisection = bisection_of(groups)
+    carry_out(bisection, destination)
+    assert list(bisection.refused) == [change("kim", 2)]
+    assert set(bisection.accepted) == set(changes_in(groups)) - {change("kim", 2)}
 
 
 # --- A whole audience ----------------------------------------------------------------------------------------
@@ -162,76 +178,81 @@ def test_of_a_customer_in_several_audiences_only_the_refused_one_is_set_apart(na
 @pytest.mark.parametrize("names", ["none", "first", "all"])
 def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(names: str) -> None:
     groups = [*singles(40, 1), *singles(40, 2), *singles(40, 3)]
-    isolation = isolation_of(groups)
-    carry_out(isolation, Destination(bad_lanes=[2], names=names))
-    assert list(isolation.blocked) == [2]
-    assert isolation.refused == {}
-    assert {accepted.lane for accepted in isolation.accepted} == {1, 3}
-    assert len(isolation.accepted) == 80
+    bisection = bisection_of(groups)
+    carry_out(bisection, Destination(bad_lanes=[2], names=names))
+    assert list(bisection.blocked) == [2]
+    assert bisection.refused == {}
+    assert {accepted.lane for accepted in bisection.accepted} == {1, 3}
+    assert len(bisection.accepted) == 80
 
 
 def test_an_audience_that_shares_its_customers_with_others_is_blocked_alone() -> None:
     groups: list[Group] = [tuple(change(f"u{number}", lane) for lane in (1, 2, 3)) for number in range(40)]
-    isolation = isolation_of(groups)
-    carry_out(isolation, Destination(bad_lanes=[2]))
-    assert list(isolation.blocked) == [2]
-    assert isolation.refused == {}
-    assert len(isolation.accepted) == 80
+    bisection = bisection_of(groups)
+    carry_out(bisection, Destination(bad_lanes=[2]))
+    assert list(bisection.blocked) == [2]
+    assert bisection.refused == {}
+    assert len(bisection.accepted) == 80
 
 
 def test_every_audience_may_be_blocked_at_once() -> None:
     groups = [*singles(10, 1), *singles(10, 2)]
-    isolation = isolation_of(groups)
-    carry_out(isolation, Destination(bad_lanes=[1, 2]))
-    assert set(isolation.blocked) == {1, 2}
-    assert (isolation.refused, isolation.accepted) == ({}, [])
+    bisection = bisection_of(groups)
+    carry_out(bisection, Destination(bad_lanes=[1, 2]))
+    assert set(bisection.blocked) == {1, 2}
+    assert (bisection.refused, bisection.accepted) == ({}, [])
 
 
 def test_one_customer_of_a_blocked_audience_is_enough_to_tell() -> None:
-    isolation = isolation_of([(change("kim"),)])
-    assert carry_out(isolation, Destination(bad_lanes=[1])) == 2
-    assert (list(isolation.blocked), isolation.refused) == ([1], {})
+    bisection = bisection_of([(change("kim"),)])
+    assert carry_out(bisection, Destination(bad_lanes=[1])) == 2
+    assert (list(bisection.blocked), bisection.refused) == ([1], {})
 
 
 def test_a_bad_customer_alone_in_a_lane_is_parked_and_the_lane_is_not_blocked() -> None:
     destination = Destination(bad_customers=["kim"])
-    isolation = isolation_of([(change("kim"),)])
-    assert carry_out(isolation, destination) == 2
+    bisection = bisection_of([(change("kim"),)])
+    assert carry_out(bisection, destination) == 2
     assert destination.asked[-1].control == change("kim")
-    assert (list(isolation.refused), isolation.blocked) == ([change("kim")], {})
+    assert (list(bisection.refused), bisection.blocked) == ([change("kim")], {})
 
 
 def test_an_audience_of_which_odp_took_something_is_never_blocked() -> None:
     bad = [f"u{number}" for number in range(1, 60)]
-    isolation = isolation_of(singles(60))
-    carry_out(isolation, Destination(bad_customers=bad))
-    assert isolation.blocked == {}
-    assert {refused.identifier for refused in isolation.refused} == set(bad)
+    bisection = bisection_of(singles(60))
+    carry_out(bisection, Destination(bad_customers=bad))
+    assert bisection.blocked == {}
+    assert {refused.identifier for refused in bisection.refused} == set(bad)
 
 
 def test_bad_customers_only_are_parked_up_to_a_point_and_then_it_is_the_audience() -> None:
     for count in (49, 50):
-        isolation = isolation_of(singles(count))
-        carry_out(isolation, Destination(bad_customers=[f"u{number}" for number in range(count)]))
-        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if count == 50 else (count, []))
+        bisection = bisection_of(singles(count))
+        carry_out(bisection, Destination(bad_customers=[f"u{number}" for number in range(count)]))
+        assert (len(bisection.refused), list(bisection.blocked)) == ((0, [1]) if count == 50 else (count, []))
 
 
 def test_the_second_refusal_asks_whether_it_is_the_audience() -> None:
-    destination, isolation = Destination(bad_lanes=[1]), isolation_of(singles(20))
-    while (part := isolation.next()) is not None and part.control is None:
-        isolation.take(destination(part))
-    assert part is not None
-    assert len(isolation.refused) == 2
+    destination, bisection = Destination(bad_lanes=[1]), bisection_of(singles(20))
+    refused_before_probe = []
+
+    def send(part: Part) -> Answer:
+        if part.control is not None:
+            refused_before_probe.append(len(bisection.refused))
+        return destination(part)
+
+    carry_out(bisection, send)
+    assert refused_before_probe == [2]
 
 
 def test_where_no_control_is_possible_a_few_refusals_and_nothing_taken_block() -> None:
     for count in (2, 3):
         destination = Destination(bad_lanes=[1])
-        isolation = isolation_of([*singles(count), *singles(5, 2)], control=False)
-        carry_out(isolation, destination)
-        assert (len(isolation.refused), list(isolation.blocked)) == ((0, [1]) if count == 3 else (count, []))
+        bisection = bisection_of([*singles(count), *singles(5, 2)], control=False)
+        carry_out(bisection, destination)
+        assert (len(bisection.refused), list(bisection.blocked)) == ((0, [1]) if count == 3 else (count, []))
         assert not any(part.control for part in destination.asked)
-        assert len(isolation.accepted) == 5
+        assert len(bisection.accepted) == 5
 
 
 # --- Too large -----------------------------------------------------------------------------------------------
@@ -241,21 +262,19 @@ def test_where_no_control_is_possible_a_few_refusals_and_nothing_taken_block() -
 @pytest.mark.parametrize("most", [1, 2, 99, 100, 250, 499])
 def test_a_request_that_was_only_too_large_blames_nobody_and_is_learned_from(most: int, status: int) -> None:
     destination = Destination(most=most, status_for_size=status)
-    isolation = isolation_of(singles(500))
-    carry_out(isolation, destination)
-    assert (isolation.refused, isolation.blocked) == ({}, {})
-    assert len(isolation.accepted) == 500
+    bisection = bisection_of(singles(500))
+    carry_out(bisection, destination)
+    assert (bisection.refused, bisection.blocked) == ({}, {})
+    assert len(bisection.accepted) == 500
     assert len(destination.asked) <= 500 / most * 2 + 22
-    assert isolation.learned_limit is not None
-    assert most / 2 <= isolation.learned_limit <= most
+    assert bisection.learned_limit is not None
+    assert most / 2 <= bisection.learned_limit <= most
 
 
 def test_an_item_that_is_too_large_by_itself_is_the_bad_one() -> None:
-    isolation = isolation_of([(change("kim"),)])
-    isolation.next()
-    isolation.take(refused(too_large=True))
-    carry_out(isolation, Destination(bad_customers=["kim"]))
-    assert list(isolation.refused) == [change("kim")]
+    bisection = bisection_of([(change("kim"),)])
+    carry_out(bisection, answer_first(refused(too_large=True), Destination(bad_customers=["kim"])))
+    assert list(bisection.refused) == [change("kim")]
 
 
 def test_one_item_that_is_too_large_in_any_company_makes_no_request_of_the_others_smaller() -> None:
@@ -263,26 +282,26 @@ def test_one_item_that_is_too_large_in_any_company_makes_no_request_of_the_other
         has_it = any(group[0].identifier == "u300" for group in part.groups)
         return refused(too_large=True) if has_it or part.control else DELIVERED
 
-    isolation = isolation_of(singles(500))
-    carry_out(isolation, destination)
-    assert list(isolation.refused) == [change("u300")]
-    assert isolation.learned_limit == 250
+    bisection = bisection_of(singles(500))
+    carry_out(bisection, destination)
+    assert list(bisection.refused) == [change("u300")]
+    assert bisection.learned_limit == 250
 
 
 @pytest.mark.parametrize("status", [413, 400])
 def test_a_bad_one_in_a_request_that_is_too_large_as_well_is_found(status: int) -> None:
     destination = Destination(most=100, status_for_size=status, bad_customers=["u77"])
-    isolation = isolation_of(singles(500))
-    carry_out(isolation, destination)
-    assert list(isolation.refused) == [change("u77")]
-    assert len(isolation.accepted) == 499
+    bisection = bisection_of(singles(500))
+    carry_out(bisection, destination)
+    assert list(bisection.refused) == [change("u77")]
+    assert len(bisection.accepted) == 499
 
 
 def test_a_bad_one_teaches_nothing_about_size() -> None:
     for position in range(0, 500, 13):
-        isolation = isolation_of(singles(500))
-        carry_out(isolation, Destination(bad_customers=[f"u{position}"]))
-        assert isolation.learned_limit is None
+        bisection = bisection_of(singles(500))
+        carry_out(bisection, Destination(bad_customers=[f"u{position}"]))
+        assert bisection.learned_limit is None
 
 
 # --- Customers of whom something was refused before ----------------------------------------------------------
@@ -290,39 +309,34 @@ def test_a_bad_one_teaches_nothing_about_size() -> None:
 
 def test_doubtful_customers_go_last_and_do_not_spoil_the_request_of_the_others() -> None:
     destination = Destination(bad_customers=["spoilt"])
-    isolation = isolation_of(singles(20), doubtful=[(change("spoilt"),), (change("better"),)])
-    carry_out(isolation, destination)
+    bisection = bisection_of(singles(20), doubtful=[(change("spoilt"),), (change("better"),)])
+    carry_out(bisection, destination)
     assert destination.asked[0].groups == tuple(singles(20))
-    assert list(isolation.refused) == [change("spoilt")]
-    assert len(isolation.accepted) == 21
+    assert list(bisection.refused) == [change("spoilt")]
+    assert len(bisection.accepted) == 21
 
 
 def test_doubtful_customers_of_a_blocked_audience_are_blocked_with_it() -> None:
     doubtful = [(change("kim", 1), change("kim", 2)), (change("lee", 1),)]
-    isolation = isolation_of(singles(5, 1), doubtful=doubtful)
+    bisection = bisection_of(singles(5, 1), doubtful=doubtful)
     destination = Destination(bad_lanes=[1])
-    carry_out(isolation, destination)
+    carry_out(bisection, destination)
     assert destination.asked[-1].groups == ((change("kim", 2),),)
-    assert (list(isolation.blocked), isolation.refused) == ([1], {})
-    assert isolation.accepted == [change("kim", 2)]
+    assert (list(bisection.blocked), bisection.refused) == ([1], {})
+    assert bisection.accepted == [change("kim", 2)]
 
 
 # --- Interrupted ---------------------------------------------------------------------------------------------
 
 
-def interrupted(groups: list[Group], destination: Destination, *, control: bool = True) -> Iterator[Isolation]:
-    """The same isolation, stopped after each number of answers."""
+def interrupted(groups: list[Group], destination: Destination, *, control: bool = True) -> Iterator[Bisection]:
+    """The same bisection, stopped after each number of answers."""
     for answers in range(10_000):
-        isolation = isolation_of(groups, control=control)
+        bisection = bisection_of(groups, control=control)
         destination.taken.clear()
-        for _ in range(answers):
-            if (part := isolation.next()) is None:
-                return
-            isolation.take(destination(part))
-        if isolation.next() is None:
+        if carry_out(bisection, stop_after(answers, destination)) <= answers:
             return
-        isolation.stop()
-        yield isolation
+        yield bisection
 
 
 @pytest.mark.parametrize("names", ["none", "first", "all"])
@@ -330,9 +344,9 @@ def test_when_it_is_interrupted_an_audience_in_doubt_is_not_a_heap_of_bad_custom
     destination = Destination(bad_lanes=[2], names=names)
     stops = list(interrupted([*singles(20, 1), *singles(20, 2)], destination))
     assert len(stops) > 1
-    for isolation in stops:
-        assert isolation.refused == {}
-        assert set(isolation.blocked) <= {2}
+    for bisection in stops:
+        assert bisection.refused == {}
+        assert set(bisection.blocked) <= {2}
 
 
 @pytest.mark.parametrize("status", [413, 400])
@@ -340,19 +354,17 @@ def test_when_it_is_interrupted_nobody_is_blamed_for_the_size(status: int) -> No
     destination = Destination(most=30, status_for_size=status)
     stops = list(interrupted(singles(100), destination))
     assert len(stops) > 1
-    for isolation in stops:
-        assert (isolation.refused, isolation.blocked) == ({}, {})
-        assert isolation.accepted == destination.taken[: len(isolation.accepted)]
+    for bisection in stops:
+        assert (bisection.refused, bisection.blocked) == ({}, {})
+        assert bisection.accepted == destination.taken[: len(bisection.accepted)]
 
 
 def test_what_was_proven_before_it_was_interrupted_stays() -> None:
-    isolation = isolation_of(singles(64))
+    bisection = bisection_of(singles(64))
     destination = Destination(bad_customers=["u40", "u50", "u63"], names="first")
-    for _ in range(4):  # named, named, the control, named
-        isolation.take(destination(isolation.next() or Part(())))
-    assert isolation.next() is not None
-    isolation.stop()
-    assert {bad.identifier for bad in isolation.refused} == {"u40", "u50", "u63"}
+    # The four answers: named, named, the probe, named.
+    assert carry_out(bisection, stop_after(4, destination)) == 5
+    assert {bad.identifier for bad in bisection.refused} == {"u40", "u50", "u63"}
 
 
 # --- Anything at all -----------------------------------------------------------------------------------------
@@ -382,16 +394,16 @@ def test_whoever_is_bad_is_found_and_everybody_else_is_taken(
         most=data.draw(st.sampled_from([10_000, 25, 7, 1])),
         status_for_size=data.draw(st.sampled_from([413, 400])),
     )
-    isolation = isolation_of(
+    bisection = bisection_of(
         [group for group in groups if group[0].identifier not in spoilt],
         doubtful=[group for group in groups if group[0].identifier in spoilt],
     )
-    requests = carry_out(isolation, destination)
+    requests = carry_out(bisection, destination)
     every = changes_in(groups)
-    assert set(isolation.refused) == {one for one in every if one.identifier in bad}
-    assert sorted(isolation.accepted) == sorted(one for one in every if one.identifier not in bad)
-    assert isolation.accepted == destination.taken, "nobody is sent twice once he was taken"
-    assert isolation.blocked == {}
+    assert set(bisection.refused) == {one for one in every if one.identifier in bad}
+    assert sorted(bisection.accepted) == sorted(one for one in every if one.identifier not in bad)
+    assert bisection.accepted == destination.taken, "nobody is sent twice once he was taken"
+    assert bisection.blocked == {}
     assert requests <= 3 * len(every) + 12
 
 
@@ -411,16 +423,16 @@ def test_also_in_large_requests_with_many_reasons_to_refuse_at_once(seed: int) -
         most=chance.choice([10_000, 60, 25, 7, 1]),
         status_for_size=chance.choice([413, 400]),
     )
-    isolation = isolation_of(
+    bisection = bisection_of(
         [group for group in groups if group[0].identifier not in spoilt],
         doubtful=[group for group in groups if group[0].identifier in spoilt],
     )
-    carry_out(isolation, destination)
+    carry_out(bisection, destination)
     every = changes_in(groups)
-    assert set(isolation.refused) == {one for one in every if one.identifier in bad}
-    assert set(isolation.accepted) == set(every) - set(isolation.refused)
-    assert isolation.blocked == {}
-    assert isolation.learned_limit is None or isolation.learned_limit <= destination.most < 10_000
+    assert set(bisection.refused) == {one for one in every if one.identifier in bad}
+    assert set(bisection.accepted) == set(every) - set(bisection.refused)
+    assert bisection.blocked == {}
+    assert bisection.learned_limit is None or bisection.learned_limit <= destination.most < 10_000
 
 
 @given(memberships, st.sets(lanes), st.sampled_from(["none", "first", "all"]))
@@ -428,12 +440,12 @@ def test_whichever_audiences_are_refused_entirely_are_blocked_and_nothing_else_i
     changes: set[tuple[int, str]], bad_lanes: set[int], names: str
 ) -> None:
     groups = grouped(changes)
-    isolation = isolation_of(groups)
-    carry_out(isolation, Destination(bad_lanes=bad_lanes, names=names))
+    bisection = bisection_of(groups)
+    carry_out(bisection, Destination(bad_lanes=bad_lanes, names=names))
     every = changes_in(groups)
-    assert set(isolation.blocked) == {one.lane for one in every if one.lane in bad_lanes}
-    assert sorted(isolation.accepted) == sorted(one for one in every if one.lane not in bad_lanes)
-    assert isolation.refused == {}
+    assert set(bisection.blocked) == {one.lane for one in every if one.lane in bad_lanes}
+    assert sorted(bisection.accepted) == sorted(one for one in every if one.lane not in bad_lanes)
+    assert bisection.refused == {}
 
 
 @given(memberships, st.data())
@@ -450,10 +462,10 @@ def test_it_comes_to_an_end_and_forgets_nobody_even_if_odp_answers_at_random(
         return refused({roll: "named"} if roll > 6 else None, too_large=roll == 4)
 
     groups = grouped(changes)
-    isolation = isolation_of(groups, control=control)
-    carry_out(isolation, destination)
+    bisection = bisection_of(groups, control=control)
+    carry_out(bisection, destination)
     every = changes_in(groups)
-    fates = [*isolation.accepted, *isolation.refused, *(one for one in every if one.lane in isolation.blocked)]
+    fates = [*bisection.accepted, *bisection.refused, *(one for one in every if one.lane in bisection.blocked)]
     assert set(fates) == set(every)
-    assert not set(isolation.accepted) & set(isolation.refused)
-    assert len(isolation.accepted) == len(set(isolation.accepted))
+    assert not set(bisection.accepted) & set(bisection.refused)
+    assert len(bisection.accepted) == len(set(bisection.accepted))
