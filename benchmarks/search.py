@@ -96,7 +96,7 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
     from django.urls import reverse
 
     from audiences.delivery import holds
-    from audiences.insight import customers
+    from audiences.insight import customers, search_index
     from audiences.models import Audience, Install
 
     call_command("migrate", verbosity=0)
@@ -107,14 +107,14 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
     for first in range(0, events, 500_000):
         last = min(first + 500_000, events) - 1
         ask(FILL, {"events": events, "first": first, "last": last, "many": MANY, "three": THREE})
-        customers.summarise()
+        search_index.summarise()
     ask("UPDATE audiences_audience SET last_sequence = 1 + %s / 60", [events])
     ask(RUNS, [events])
     ask("UPDATE audiences_lane SET delivered_sequence = 1 + %s / 60", [events])
     ask("ANALYZE audiences_run")
     size = "SELECT pg_relation_size('audiences_event') / 1e6, pg_relation_size('events_of_a_customer') / 1e6"
     print("{:,} events; the log has {:,.0f} MB, its index {:,.1f} MB".format(events, *ask(size)[0]))
-    print(f"summarising when there is nothing to do: {timed(customers.summarise):.0f} ms")
+    print(f"summarising when there is nothing to do: {timed(search_index.summarise):.0f} ms")
 
     person = Client(headers={"host": "localhost"})
     person.force_login(User.objects.create_superuser("bench"))
@@ -133,7 +133,7 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
         print(f"a customer with {name}: {warm:.0f} ms, the page {page:.0f} ms; {cold:.0f} ms with nothing in memory")
 
     receive("with the index")
-    print(f"summarising {CALLS * PER_CALL:,} events and more: {timed(customers.summarise):.0f} ms")
+    print(f"summarising {CALLS * PER_CALL:,} events and more: {timed(search_index.summarise):.0f} ms")
     ask("SELECT brin_summarize_new_values('events_of_a_customer')")
     ask("DELETE FROM audiences_event WHERE sequence < %s", [events // 60 // 10])
     ask("VACUUM audiences_event")

@@ -19,7 +19,7 @@ from django.utils.timezone import now
 from audiences.delivery import brake, holds, leases, reading, request_records, settling
 from audiences.delivery.fold import fold
 from audiences.delivery.leases import Ledger, Result
-from audiences.insight import customers, state
+from audiences.insight import customers, search_index, state
 from audiences.insight.customers import End, Fate, trail
 from audiences.models import Audience, Delivery, Event, Install, Membership, Parked
 from audiences.operations import parked_items
@@ -322,7 +322,7 @@ def read(plan: dict[str, Any], blocks: int) -> float:
 @pytest.mark.django_db
 def test_a_search_reads_a_small_part_of_the_log(install: Install) -> None:
     a_log(make_audience(install), 300_000)
-    assert customers.summarise() > 300
+    assert search_index.summarise() > 300
     plan = plan_of_the_search()
     assert {"Bitmap Index Scan", "events_of_a_customer"} <= set(plan["names"])
     assert "Seq Scan" not in plan["names"]
@@ -343,13 +343,13 @@ def test_that_measure_notices_a_search_that_reads_everything(install: Install, w
 def test_the_end_of_the_log_that_is_still_filled_is_left_open(install: Install) -> None:
     gold = make_audience(install)
     a_log(gold, 20_000)
-    first = customers.summarise()
+    first = search_index.summarise()
     assert first > 0
-    assert customers.summarise() == 0
+    assert search_index.summarise() == 0
     with connection.cursor() as cursor:
         cursor.execute("SELECT brin_summarize_new_values('events_of_a_customer')")
         (left,) = cursor.fetchone() or (0,)
-    assert customers.OPEN_BLOCKS / 8 <= left <= customers.OPEN_BLOCKS / 8 + 1
+    assert search_index.OPEN_BLOCKS / 8 <= left <= search_index.OPEN_BLOCKS / 8 + 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -360,8 +360,8 @@ def test_summarising_gives_way_to_a_vacuum(shop: Install, gold: Audience) -> Non
         host=own["HOST"], port=own["PORT"], user=own["USER"], password=own["PASSWORD"], dbname=own["NAME"]
     ) as vacuum:
         vacuum.execute("LOCK TABLE audiences_event IN SHARE UPDATE EXCLUSIVE MODE")
-        assert customers.summarise() == 0
-    assert customers.summarise() > 0
+        assert search_index.summarise() == 0
+    assert search_index.summarise() > 0
 
 
 def test_a_search_takes_as_many_queries_for_many_events_as_for_one(

@@ -25,7 +25,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.admin import csv_file
-from audiences.insight import customers, tally
+from audiences.insight import customers, search_index, tally
 from audiences.models import Audience, Install, Receipt
 from audiences.operations import affirm, audit, resends, rotation
 from audiences.receiving import ingest, received
@@ -124,7 +124,7 @@ def test_what_was_sent_is_sent_again_found_counted_and_audited(shop: Install, od
     resends.go_on(shop.pk, seconds=5)
     drain_all(shop)
     affirm.affirm()
-    customers.summarise()
+    search_index.summarise()
     tally.tally()
     rotation.rotate()
     assert len(customers.trail("u0003").fates) == 3

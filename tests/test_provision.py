@@ -12,7 +12,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import naming
-from audiences.admin.audiences import AcceptDefinition, Unblock
+from audiences.admin.audience_verbs import AcceptDefinition, Unblock
 from audiences.delivery import brake, claims, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Parked

@@ -17,7 +17,7 @@ from django.test import Client
 from django.urls import reverse
 
 from audiences import checks, hosts
-from audiences.insight import customers
+from audiences.insight import search_index
 from audiences.models import Install, Token, Worker
 from audiences.operations import installs, role
 from audiences.receiving import ingest
@@ -363,8 +363,8 @@ def test_the_role_makes_the_log_quick_to_search(bridge: str) -> None:
     a_log(make_audience(make_install()), 20_000)
     with connection.cursor() as cursor:
         cursor.execute(f"SET ROLE {bridge}")
-    assert customers.summarise() > 0
-    assert customers.summarise() == 0
+    assert search_index.summarise() > 0
+    assert search_index.summarise() == 0
 
 
 def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -373,7 +373,7 @@ def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCapt
         cursor.execute(f"REVOKE EXECUTE ON FUNCTION summarise_events FROM {bridge}")
         cursor.execute(f"SET ROLE {bridge}")
     with transaction.atomic():
-        assert customers.summarise() == 0
+        assert search_index.summarise() == 0
     assert "grant_role" in caplog.text
 
 

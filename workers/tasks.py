@@ -7,7 +7,7 @@ from django.core.management import call_command
 from audiences import wake
 from audiences.delivery import claims
 from audiences.insight import confirm as confirming
-from audiences.insight import customers, trials
+from audiences.insight import search_index, trials
 from audiences.insight import tally as tallying
 from audiences.operations import affirm as affirming
 from audiences.operations import resends
@@ -80,7 +80,7 @@ def try_out(install_id: int) -> None:
 @shared_task(name="workers.tasks.summarise", ignore_result=True)
 def summarise() -> None:
     """Keep the log quick to search for one customer."""
-    customers.summarise()
+    search_index.summarise()
 
 
 @shared_task(name="workers.tasks.tally", ignore_result=True)

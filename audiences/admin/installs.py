@@ -7,7 +7,7 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Lower
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
@@ -15,7 +15,8 @@ from unfold.widgets import UnfoldAdminPasswordWidget
 
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
-from audiences.admin.odp_live import KeyCheck, check_key
+from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, _deliver, _saved
+from audiences.admin.odp_live import check_key
 from audiences.admin.pages import (
     CountedPaginator,
     OperatorAdmin,
@@ -27,11 +28,9 @@ from audiences.admin.pages import (
     list_url,
     number,
     pill_and_why,
-    url_of,
 )
-from audiences.admin.tokens import AskName, TokenAdmin
-from audiences.admin.verbs import STALE, Verb
-from audiences.delivery import brake, drafts, provision
+from audiences.admin.tokens import TokenAdmin
+from audiences.delivery import drafts
 from audiences.insight import confirm, state
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.operations import guards, installs
@@ -40,10 +39,6 @@ from audiences.secrets import UNREADABLE, Unreadable
 from audiences.wake import wake
 from odp.regions import host_of
 
-NOT_GRANTED = (
-    "Nothing was deleted: this server's database role may not delete installs. Have the owner of the tables run"
-    " manage.py grant_role again."
-)
 # What a change of has ODP asked again, and lets a braked install try at once.
 CONNECTION = {"odp_api_key", "odp_host", "region"}
 EDITABLE = (
@@ -112,142 +107,12 @@ class InstallForm(_ModelForm):
                 self.add_error(question.field, f"{question.consequence} Tick “I have read …” below to do it.")
 
 
-def _saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
-    """One message: what was saved and, where ODP was asked, what it says of the key."""
-    found: KeyCheck | None = getattr(request, "key_found", None)
-    if found is not None and not found.works:
-        draft = " as a draft" if install.key_accepted_at is None else ""
-        return verbs.go(request, url_of(install), warning=f"{install} is saved{draft}. {found.words}")
-    told = f" {found.words}" if found else ""
-    return verbs.go(request, url_of(install), success=f"{install} is saved.{told}{after}")
-
-
-def _deliver(install: Install) -> None:
-    """ODP accepts the key: what waits is tried at once."""
-    brake.release(install)
-    provision.try_now(install_id=install.pk)
-    wake(install.pk)
-
-
 def _fingerprint(install: Install | None) -> str:
     """Of what people can change; the columns of the workers change all day."""
     if install is None:
         return ""
     values = [getattr(install, name) for name in EDITABLE]
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
-
-
-class RetryNow(Verb[Install]):
-    name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
-
-    def offered(self, install: Install) -> bool:
-        return install.brake_until_at is not None
-
-    def seen(self, install: Install) -> str:
-        return str(install.brake_since_at)
-
-    def consequence(self, install: Install) -> str:
-        return (
-            f"One request is sent to ODP now. If ODP accepts it, delivery continues; if not, it"
-            f" backs off again. Nothing is lost. Last answer: {install.brake_reason}"
-        )
-
-    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        brake.release(install)
-        provision.try_now(install_id=install.pk)
-        wake(install.pk)
-        return f"Trying {install} again now."
-
-
-class TryFullBatches(Verb[Install]):
-    name, label, icon = "full-batches", "Try full batches again", "unfold_more"
-    permission = "audiences.retry_install"
-
-    def offered(self, install: Install) -> bool:
-        return install.learned_batch_size is not None
-
-    def seen(self, install: Install) -> str:
-        return str(install.learned_batch_size)
-
-    def consequence(self, install: Install) -> str:
-        learned = count(install.learned_batch_size or 0, "item")
-        return (
-            f"ODP rejected a request of this install as too large, so requests hold at most {learned}. From now on"
-            f" up to {number(install.batch_size)} are tried again. If ODP still rejects that as too large, smaller ones"
-            " are sent at once and the limit is found again. Nothing is lost."
-        )
-
-    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        if not brake.forget_batch_size(install):
-            return None
-        return f"{install} tries up to {number(install.batch_size)} items in a request again."
-
-
-class CheckKey(Verb[Install]):
-    name, label, icon, permission = "check", "Check the key", "key", "audiences.change_install"
-
-    def consequence(self, install: Install) -> str:
-        host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
-        stored = " If ODP accepts it, stored events are sent at once." if install.key_accepted_at is None else ""
-        return f"The stored API key is checked with ODP at {host}. Nothing is changed there.{stored}"
-
-    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        found = check_key(install)
-        if found.works and install.key_accepted_at is None:
-            _deliver(install)
-        return found.words
-
-
-class Delete(Verb[Install]):
-    """Of an install that was made by mistake: nothing hangs on it yet."""
-
-    name, label, icon, permission = "remove", "Delete", "delete", "audiences.delete_install"
-    danger = True
-
-    def offered(self, install: Install) -> bool:
-        return not drafts.undeletable(install)
-
-    def consequence(self, install: Install) -> str:
-        live = count(len(tokens.live(install)), "token")
-        return (
-            f"{install} goes with its settings, its API key and its {live}: Lytics jobs that call its webhook URL are"
-            " answered 401 from then on. It has no audiences, events or calls, and in ODP nothing changes. It can't be"
-            " brought back."
-        )
-
-    def too_late(self, install: Install) -> str:
-        return f"{install} can't be deleted. {drafts.undeletable(install)}" if drafts.undeletable(install) else STALE
-
-    def pressed(self, admin: OperatorAdmin[Install], request: HttpRequest, pk: int) -> HttpResponse:
-        """As any verb, but there is no page to go back to afterwards."""
-        install, back = verbs.approach(admin, self, request, pk)
-        if request.method != "POST" or not self.offered(install) or request.POST.get("seen") != self.proof(install):
-            return verbs.press(admin, self, request, pk)
-        try:
-            if not drafts.delete(pk):
-                return verbs.go(request, back, warning=self.too_late(install))
-        except drafts.NotGrantedError:
-            return verbs.go(request, back, warning=NOT_GRANTED)
-        verbs.record(request, [install], "Deleted, with its settings, its API key and its tokens.")
-        return verbs.go(request, list_url(Install), success=f"{install} is deleted.")
-
-
-class NewToken(Verb[Install]):
-    name, label, icon, permission = "new-token", "New token", "add", "audiences.add_token"
-    form = AskName
-
-    def offered(self, install: Install) -> bool:
-        return len(tokens.live(install)) < 2
-
-    def consequence(self, install: Install) -> str:
-        return "A second token is made. Both work until one is revoked; there can't be more than two."
-
-    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        try:
-            tokens.create(install, name=answers["token_name"])
-        except tokens.NoFreeSlotError:
-            return None
-        return f"A new token of {install} is live."
 
 
 @admin.register(Install)

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from django import forms
 from django.contrib import admin
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import connection
@@ -15,21 +14,20 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.widgets import UnfoldAdminSelectWidget
 
 from audiences.admin import verbs
 from audiences.admin.fragments import masked_ends
 from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
+from audiences.admin.parked_reasons import _HINTS, can_be_released, hint, released_and_stayed, words
+from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.resends import section, under_way
-from audiences.admin.verbs import AskReason, NoQuestion, Verb
-from audiences.delivery.leases import REFUSED_BY_ODP
+from audiences.admin.verbs import AskReason, NoQuestion
 from audiences.ends import PART, decrypt_ends
-from audiences.insight import evidence, state
+from audiences.insight import state
 from audiences.models import Install, Parked, Resend
 from audiences.operations import parked_items, resends
 from audiences.secrets import UNREADABLE, decrypt
-from lytics.reasons import HINTS, RELEASABLE
 
 # So many ticked ones are released while the person waits: each is read again in a transaction of its own.
 AT_ONCE = 300
@@ -38,119 +36,6 @@ AT_ONCE = 300
 SHOWN_BYTES = 200_000
 
 _PART = "SELECT substring(raw FROM %s FOR %s) FROM audiences_parked WHERE id = %s"
-
-_HINTS = {
-    **HINTS,
-    REFUSED_BY_ODP: (
-        "ODP rejected this change for the reason shown. Fix that, then release the item:"
-        " it is sent again unless something newer has replaced it."
-    ),
-}
-
-
-def words(reason: str) -> str:
-    return reason.replace("_", " ").replace(" odp", " ODP")
-
-
-def hint(reason: str) -> str:
-    return _HINTS.get(reason, "Unknown reason; see the detail.")
-
-
-def can_be_released(reason: str) -> bool:
-    """Whether a release can find anything else than before. A reason that another version gave may well."""
-    return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in _HINTS
-
-
-def released_and_stayed(released: int, stayed: int) -> str:
-    told = f"Released {number(released)}."
-    return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told
-
-
-class AskField(forms.Form):
-    """By which profile field items without an identifier are read: the install's, or one that came with them."""
-
-    read_by = forms.ChoiceField(
-        label="Read the identifier from",
-        required=False,
-        widget=UnfoldAdminSelectWidget,
-        help_text="Only these items are read by that field. The install goes on reading its own one. Choose a field"
-        " whose values are the same customer ids as those the install sends to ODP.",
-    )
-
-    def __init__(self, answers: Any, *, own: str, others: Sequence[str]) -> None:
-        super().__init__(answers)
-        choice = self.fields["read_by"]
-        assert isinstance(choice, forms.ChoiceField)
-        choice.choices = [("", f"{own} (the install's field)"), *((name, name) for name in others if name != own)]
-
-
-def ask_field(answers: Any, install: Install, reason: str) -> AskField | NoQuestion:
-    """The question for items of a reason, where another field can help."""
-    if reason not in evidence.WITHOUT:
-        return NoQuestion(answers)
-    others = evidence.candidates(install.pk, reason)
-    return AskField(answers, own=install.identifier_field, others=others)
-
-
-def read_by(field: str) -> str:
-    return f" Read by the field {field}." if field else ""
-
-
-class Release(Verb[Parked]):
-    name, label, icon, permission = "release", "Release", "outbox", "audiences.release_parked"
-
-    def asks(self, parked: Parked, answers: Any) -> forms.Form:
-        return ask_field(answers, parked.install, parked.reason)
-
-    def offered(self, parked: Parked) -> bool:
-        return parked.closed_at is None and can_be_released(parked.reason)
-
-    def consequence(self, parked: Parked) -> str:
-        if parked.sequence is not None:
-            return (
-                "The change is sent to ODP again with its original time, so something newer about this customer"
-                f" still wins. ODP rejected it: {parked.detail}"
-            )
-        return (
-            "The item is read again with the install's current settings. What can be read is queued for ODP; if"
-            " something still can't be read, the item stays here."
-        )
-
-    def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
-        field = str(answers.get("read_by", ""))
-        released, stayed = parked_items.release([parked.pk], by=by, identifier_field=field)
-        return released_and_stayed(released, stayed) + read_by(field) if released or stayed else None
-
-
-class Discard(Verb[Parked]):
-    name, label, icon, permission = "discard", "Discard", "delete", "audiences.discard_parked"
-    danger = True
-    form = AskReason
-
-    def offered(self, parked: Parked) -> bool:
-        return parked.closed_at is None
-
-    def consequence(self, parked: Parked) -> str:
-        return (
-            "The item never reaches ODP and can't be released any more. The row stays, with your name"
-            " and your reason in its history."
-        )
-
-    def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
-        return "Discarded." if parked_items.discard([parked.pk], by=by) else None
-
-
-class Reveal(Verb[Parked]):
-    name, label, icon, permission = "reveal", "Show unmasked", "visibility", "audiences.reveal_parked"
-
-    def consequence(self, parked: Parked) -> str:
-        return "The item is shown once as it was received, with its personal data. This is logged in its history."
-
-    def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
-        return "Shown unmasked, this once."
-
-    def also(self, request: HttpRequest, parked: Parked) -> None:
-        request.session["unmasked"] = parked.pk
 
 
 class Resolution(admin.SimpleListFilter):

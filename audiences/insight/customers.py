@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import OperationalError, ProgrammingError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import Q
 
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
-from audiences.models import BLOCKS_PER_RANGE, SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
+from audiences.models import SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
 from lytics import times
 from lytics.facts import Kind
 from odp.outcomes import Outcome
@@ -34,9 +34,6 @@ ATTEMPTS = 20
 SPELLINGS = 256
 
 log = structlog.get_logger(__name__)
-
-# At the end of the log, blocks that several receivers may still be filling.
-OPEN_BLOCKS = 64
 
 # The run that moved the cursor over a number is the latest of those that begin nearest below it: attempts begin at
 # the cursor, and the cursor only moves on. One look at the index for each event.
@@ -166,30 +163,6 @@ def _spellings(identifier: str) -> set[str]:
     for place, others in enumerate(ways[:SPELLINGS]):
         told |= {"".join((*words[:place], other, *words[place + 1 :])) for other in others}
     return told
-
-
-def summarise() -> int:
-    """Make the closed part of the log quick to search; how many ranges that were. What is left is searched slowly.
-
-    It gives way: a range can't be summarised while PostgreSQL vacuums the log, and a vacuum that is waited for
-    longer than ``deadlock_timeout`` would be cancelled.
-    """
-    try:
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("SET LOCAL lock_timeout = '100ms'")
-            # Asked for each closed range; those that are summarised already cost a look at the index's map.
-            cursor.execute("SELECT summarise_events(%s, %s)", [OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
-            row = cursor.fetchone()
-    except OperationalError as error:
-        if getattr(error.__cause__, "sqlstate", "") != "55P03":  # lock_not_available
-            raise
-        return 0
-    except ProgrammingError as error:
-        if getattr(error.__cause__, "sqlstate", "") != "42501":  # insufficient_privilege
-            raise
-        log.warning("the log can't be made quick to search: run grant_role again, as the owner of the tables")
-        return 0
-    return int(row[0]) if row else 0
 
 
 # --- what is read --------------------------------------------------------------------------------------------

@@ -1,0 +1,278 @@
+"""What a person can do to an audience: pause, unblock, set aside, another id, take over, resync."""
+
+from typing import Any
+
+from django import forms
+from django.db import transaction
+from unfold.widgets import UnfoldAdminTextInputWidget
+
+from audiences.admin.pages import count, number
+from audiences.admin.resends import SendAgain, when
+from audiences.admin.verbs import AskReason, Verb
+from audiences.delivery import brake, holds, provision
+from audiences.insight import alike, state
+from audiences.models import Audience, Membership, Resend
+from audiences.operations import other_id, resends, take_over
+from audiences.wake import wake
+
+
+class Pause(Verb[Audience]):
+    name, label, icon, permission = "pause", "Pause", "pause", "audiences.pause_audience"
+    form = AskReason
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.paused_at is None and audience.lane.blocked_at is None
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"{audience} is not sent to ODP until somebody resumes it. Calls from Lytics are still accepted and"
+            f" its events wait: {number(state.backlog(audience.lane))} so far. A request under way is completed."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        return f"Paused {audience}." if holds.pause(audience.lane, by=by, reason=answers["reason"]) else None
+
+
+class SetAside(Verb[Audience]):
+    """Of a blocked audience, that somebody knows and doesn't want to be told each day."""
+
+    name, label, icon, permission = "set-aside", "Set aside", "archive", "audiences.pause_audience"
+    form = AskReason
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None and not state.is_set_aside(audience.lane)
+
+    def seen(self, audience: Audience) -> str:
+        return str(audience.lane.blocked_at)
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"The front page names {audience} among what is paused, with your reason, and no longer as blocked. Its"
+            f" {number(state.backlog(audience.lane))} waiting events stay, and new ones are accepted. Resume and then"
+            " Unblock it to have them sent."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        done = holds.set_aside(audience.lane, by=by, reason=answers["reason"])
+        return f"Set {audience} aside." if done else None
+
+
+class Resume(Verb[Audience]):
+    name, label, icon, permission = "resume", "Resume", "play_arrow", "audiences.resume_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.paused_at is not None
+
+    def seen(self, audience: Audience) -> str:
+        return str(audience.lane.paused_at)
+
+    def consequence(self, audience: Audience) -> str:
+        lane = audience.lane
+        return (
+            f"The {number(state.backlog(lane))} waiting events are sent to ODP now, in order."
+            f" {lane.paused_by} paused it: {lane.pause_reason}"
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not holds.resume(audience.lane):
+            return None
+        wake(audience.install_id)
+        return f"Resumed {audience}."
+
+
+class Unblock(Verb[Audience]):
+    name, label, icon, permission = "unblock", "Unblock", "lock_open", "audiences.unblock_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None
+
+    def seen(self, audience: Audience) -> str:
+        return str(audience.lane.blocked_at)
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"What the audience needs in ODP is checked, and created where it is missing. Then the"
+            f" {number(state.backlog(audience.lane))} waiting events are sent again. Unless the cause is fixed in"
+            f" ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        with transaction.atomic():
+            if not holds.unblock(audience.lane):
+                return None
+            provision.look_again(audience.pk)
+        wake(audience.install_id)
+        return f"Unblocked {audience}. It is tried again now."
+
+
+class AskId(AskReason):
+    odp_id = forms.CharField(
+        label="New ODP id",
+        max_length=other_id.LONGEST,
+        widget=UnfoldAdminTextInputWidget(attrs={"autofocus": True}),
+        help_text="lytics_ and small letters, digits or underscores, such as lytics_gold_2.",
+    )
+    field_order = ("odp_id", "reason")
+
+
+class UseOtherId(Verb[Audience]):
+    name, label, icon, permission = "other-id", "Use another ODP id", "drive_file_move", "audiences.unblock_audience"
+    form = AskId
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None
+
+    def seen(self, audience: Audience) -> str:
+        return f"{audience.odp_id} {audience.lane.blocked_at}"
+
+    def consequence(self, audience: Audience) -> str:
+        held = Membership.objects.filter(audience=audience).count()
+        return (
+            f"A new audience is created in ODP and everybody known is sent to it: {count(held, 'customer')} and the"
+            f" {number(state.backlog(audience.lane))} waiting events. {audience} keeps in ODP what it has there, and"
+            " nothing changes it any more: whatever personalises by it has to be changed to the new id."
+            f" The reason of the block: {audience.lane.block_reason}"
+        )
+
+    def wrong(self, audience: Audience, answers: dict[str, Any]) -> str:
+        return other_id.problem_of(audience, answers["odp_id"])
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not other_id.use(audience, answers["odp_id"], by=by, reason=answers["reason"]):
+            return None
+        return f"{audience} goes to ODP as {answers['odp_id']} from now on."
+
+
+class KeepBoth(Verb[Audience]):
+    """Of an audience with the slug of an older one, or with an id that differs from another one's only by a suffix."""
+
+    name, label, icon, permission = "keep-both", "Keep both", "call_split", "audiences.resync_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.slug_settled_at is None and self._other(audience) is not None
+
+    def _other(self, audience: Audience) -> Audience | None:
+        """The older one with its slug, or one whose slug becomes the same id."""
+        return take_over.older(audience) or next(iter(alike.twins(audience)), None)
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"{audience} and {self._other(audience)} stay two audiences in ODP, each with the members of its own"
+            " segment. The front page does not ask again."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        return f"{audience} stays beside the other one." if take_over.keep_both(audience) else None
+
+
+class TakeOver(Verb[Audience]):
+    name, label, icon, permission = "take-over", "Take over the old id", "move_up", "audiences.resync_audience"
+    form = AskReason
+    danger = True
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.slug_settled_at is None and take_over.older(audience) is not None
+
+    def seen(self, audience: Audience) -> str:
+        return f"{audience} {take_over.older(audience)}"
+
+    def consequence(self, audience: Audience) -> str:
+        old = take_over.older(audience)
+        assert old is not None
+        return (
+            f"Segment {audience.segment_id} goes to ODP as {old} from now on, with its own members:"
+            f" {number(audience.lane.member_count)} so far. Segment {old.segment_id} has"
+            f" {count(old.lane.member_count, 'member')} there; of those, all whom the new one has not named leave:"
+            " make sure that Lytics has sent"
+            f" its existing users. The old one is paused, and {audience} stays in ODP as it is now."
+        )
+
+    def wrong(self, audience: Audience, answers: dict[str, Any]) -> str:
+        old = take_over.older(audience)
+        return take_over.problem_of(old) if old else ""
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        old = take_over.older(audience)
+        if old is None or not take_over.take_over(audience, old, by=by, reason=answers["reason"]):
+            return None
+        return f"Segment {audience.segment_id} goes to ODP as {old} from now on."
+
+
+class RetryNow(Verb[Audience]):
+    name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
+
+    def offered(self, audience: Audience) -> bool:
+        lane = audience.lane
+        if lane.blocked_at is None and (audience.hold_failures or lane.fault_since_at is not None):
+            return True
+        return state.backlog(audience.lane) > 0 and state.of_lane(audience.lane).word in ("held back", "waiting")
+
+    def consequence(self, audience: Audience) -> str:
+        if audience.hold_failures:
+            return (
+                f"Creating what {audience} needs in ODP is tried now. If that fails, it backs off again."
+                f" Other audiences are not affected. Last answer: {audience.hold_reason}"
+            )
+        if audience.lane.fault_since_at is not None:
+            return (
+                f"{audience} is delivered now, alone. If this service fails again, the next try follows by itself."
+                f" Other audiences are not affected. Last error: {audience.lane.fault_reason}"
+            )
+        return (
+            f"One request is sent to ODP now, for all waiting audiences of {audience.install}. If ODP accepts it,"
+            " delivery continues; if not, it backs off again. Nothing is lost."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        alone = holds.try_now(audience.lane) or bool(audience.hold_failures)
+        provision.try_now(install_id=audience.install_id, audience_id=audience.pk)
+        if audience.install.brake_failures:
+            brake.release(audience.install)
+        wake(audience.install_id)
+        return f"Trying {audience if alone else audience.install} again now."
+
+
+class AcceptDefinition(Verb[Audience]):
+    """The definition in ODP is somebody else's, and a person says that it is right."""
+
+    name, label, icon, permission = "accept", "Accept definition", "fact_check", "audiences.unblock_audience"
+
+    def offered(self, audience: Audience) -> bool:
+        return audience.lane.blocked_at is not None and bool(audience.foreign_definition)
+
+    def seen(self, audience: Audience) -> str:
+        return audience.foreign_definition
+
+    def consequence(self, audience: Audience) -> str:
+        return (
+            f"The definition that {audience} has in ODP stays as it is, and the"
+            f" {number(state.backlog(audience.lane))} waiting events are sent. Whether ODP counts the customers as"
+            f" members then depends on that definition. {audience.lane.block_reason}"
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        with transaction.atomic():
+            if not holds.unblock(audience.lane) or not provision.accept(audience.pk, audience.foreign_definition):
+                transaction.set_rollback(True)
+                return None
+            provision.look_again(audience.pk)
+        wake(audience.install_id)
+        return f"Accepted the definition of {audience} in ODP."
+
+
+class Resync(SendAgain):
+    kind = Resend.Kind.RESYNC
+    name, label, icon, permission = "resync", "Resync", "cloud_upload", "audiences.resync_audience"
+    form = AskReason
+
+    def consequence(self, audience: Audience) -> str:
+        held = Membership.objects.filter(audience=audience).count()
+        return (
+            f"All memberships of {audience} are sent to ODP again, changed or not:"
+            f" {count(held, 'customer')}, {number(audience.lane.member_count)} of them as members and the rest as"
+            f" not. {when(audience, held)} New events continue meanwhile and win where they are newer."
+        )
+
+    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
+        asked = resends.resync(audience, by=by, reason=answers["reason"])
+        return f"Resyncing {audience}: its memberships are queued to be sent again." if asked else None

@@ -1,0 +1,278 @@
+"""The items of Now about installs, audiences and parked items: what is wrong, since when, and what to press."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Count, F, Max, Min
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.http import urlencode
+from django.utils.timezone import now
+
+from audiences.admin import blocked, verbs
+from audiences.admin.pages import ago, count, list_url, number, span, url_of
+from audiences.admin.parked_verbs import Release
+from audiences.admin.troubles import Trouble, page, way_to
+from audiences.admin.verbs import Button
+from audiences.insight import ahead, state
+from audiences.models import Audience, FutureTime, Install, Lane, Parked
+from audiences.operations import take_over
+from audiences.receiving import backlog
+from audiences.receiving.refused import Refused
+from lytics import times
+from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
+
+# Troubles of one kind that are told one by one; there is a page with all of them.
+TOLD = 10
+
+
+def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any]) -> list[Trouble]:
+    here = reverse("admin:index")
+    waiting = Counter[int]()
+    for lane in behind:
+        waiting[lane.audience.install_id] += state.backlog(lane)
+    return [
+        Trouble(
+            f"{install} is on hold{': ODP rejects its API key' if state.needs_key(install) else ''}",
+            f"{state.backoff(install)}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
+            ago(install.brake_since_at),
+            url_of(install),
+            todo=state.remedy(install),
+            buttons=[
+                *(way_to(request, install, "id_odp_api_key", "Enter a key", "key") if state.needs_key(install) else []),
+                *verbs.buttons(page(Install), request, install, back=here, only=("retry", "check")),
+            ],
+        )
+        for install in installs
+        if install.brake_until_at is not None
+    ]
+
+
+# What a person may do about a block.
+MENDS = ("unblock", "accept", "other-id", "set-aside")
+
+
+def blocked_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
+    """One trouble for each cause, however many audiences it blocks."""
+    groups = blocked.groups(lane for lane in held if lane.blocked_at and not state.is_set_aside(lane))
+    told = [_blocked_alike(request, group) for group in groups[:TOLD]]
+    return told + _and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
+
+
+def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
+    first, alone = lanes[0], len(lanes) == 1
+    install, here = first.audience.install, reverse("admin:index")
+    waiting = count(sum(state.backlog(lane) for lane in lanes), "event")
+    listed = list_url(Audience, state="blocked", install__id__exact=install.pk)
+    if alone:
+        buttons = verbs.buttons(page(Audience), request, first.audience, back=here, only=MENDS)
+    elif request.user.has_perm("audiences.unblock_audience"):
+        url = reverse("admin:audiences_audience_unblock_cause", args=[first.pk])
+        label = f"Unblock all {number(len(lanes))} of this cause"
+        buttons = [Button(label, "lock_open", f"{url}?{urlencode({'next': here})}")]
+    else:
+        buttons = []
+    who = f"{first.audience} is" if alone else f"{count(len(lanes), 'audience')} are"
+    return Trouble(
+        f"{who} blocked ({install})",
+        f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
+        f" {waiting} waiting. Other audiences are not affected.",
+        ago(state.blocked_since(first)),
+        url_of(first.audience) if alone else listed,
+        todo=(
+            "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
+            " What can't be fixed there gets another ODP id, or is set aside."
+        ),
+        buttons=buttons,
+    )
+
+
+def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
+    """Audiences that have the slug of an older one, until somebody chooses."""
+    here = reverse("admin:index")
+    undecided = list(take_over.undecided().select_related("install", "lane").order_by("pk")[: TOLD + 1])
+    told = []
+    for audience in undecided[:TOLD]:
+        old = take_over.older(audience)
+        assert old is not None
+        told.append(
+            Trouble(
+                f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
+                f"Segment {audience.segment_id} has the slug of {old}, which is segment {old.segment_id}. It goes to"
+                f" ODP as {audience}, beside the old one.",
+                ago(audience.created_at),
+                url_of(audience),
+                tone="held",
+                todo="Keep both, or let the new one take over the old one's ODP id, so that what uses it goes on.",
+                buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both", "take-over")),
+            )
+        )
+    return told + _and_more(len(undecided), "audiences made anew", list_url(Audience))
+
+
+def creations_on_hold(request: HttpRequest) -> list[Trouble]:
+    """Audiences that can't be made, or looked at, in ODP; those that fail for the same reason together."""
+    here = reverse("admin:index")
+    failing = Audience.objects.filter(hold_failures__gt=0, lane__blocked_at=None, lane__paused_at=None)
+    groups: dict[tuple[int, bool, str], list[Audience]] = {}
+    for audience in failing.select_related("install", "lane").order_by("hold_since_at"):
+        key = audience.install_id, audience.provisioned_at is None, audience.hold_reason
+        groups.setdefault(key, []).append(audience)
+    told = []
+    for (_, is_new, _), alike in list(groups.items())[:TOLD]:
+        first, alone = alike[0], len(alike) == 1
+        who = str(first) if alone else f"{count(len(alike), 'audience')} of {first.install}"
+        waiting = sum(state.backlog(audience.lane) for audience in alike)
+        told.append(
+            Trouble(
+                f"{who} can't be {'created' if is_new else 'checked'} in ODP",
+                f"{state.hold(first)}. "
+                + (f"{count(waiting, 'event')} waiting; nothing is lost." if is_new else "Deliveries continue."),
+                ago(first.hold_since_at),
+                url_of(first) if alone else list_url(Audience, state="hold", install__id__exact=first.install_id),
+                "bad" if is_new else "held",
+                todo=state.remedy_of_hold(first),
+                buttons=[
+                    *(
+                        way_to(request, first.install, "id_odp_api_key", "Enter a key", "key")
+                        if state.refuses_key(first.hold_reason)
+                        else []
+                    ),
+                    *(verbs.buttons(page(Audience), request, first, back=here, only=("retry",)) if alone else []),
+                ],
+            )
+        )
+    return told + _and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
+
+
+def audiences_with_errors(request: HttpRequest) -> list[Trouble]:
+    """Audiences that an unexpected error of this service holds."""
+    here = reverse("admin:index")
+    faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
+    faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
+    found = list(faulty.select_related("audience__install").order_by("fault_since_at"))
+    told = [
+        Trouble(
+            f"{lane.audience} can't be delivered",
+            f"{state.fault(lane)}. {count(state.backlog(lane), 'event')} waiting; nothing is lost."
+            " Other audiences are not affected.",
+            ago(lane.fault_since_at),
+            url_of(lane.audience),
+            todo='This is an error of Lytics Sync. The worker\'s log has its traceback under "a delivery failed".',
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("retry",)),
+        )
+        for lane in found[:TOLD]
+    ]
+    return told + _and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
+
+
+def _sentence(words: str) -> str:
+    return words if words.endswith((".", "!", "?")) else f"{words}."
+
+
+def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
+    here = reverse("admin:index")
+    paused = [lane for lane in held if lane.paused_at and (not lane.blocked_at or state.is_set_aside(lane))]
+    told = [
+        Trouble(
+            f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'} ({lane.audience.install})",
+            f"by {lane.paused_by}: {lane.pause_reason}",
+            ago(lane.paused_at),
+            url_of(lane.audience),
+            tone="held",
+            buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("resume",)),
+        )
+        for lane in paused[:TOLD]
+    ]
+    return told + _and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
+
+
+def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]:
+    may = request.user.has_perm(Release.permission)
+    told = parked[:TOLD]
+    newest = Parked.objects.filter(pk__in=[group["newest"] for group in told]).defer("raw")
+    details = {parked.pk: parked.detail for parked in newest}
+    back = urlencode({"next": reverse("admin:index")})
+    return [
+        Trouble(
+            f"{number(group['count'])} parked: {group['words']} ({group['install__name']})",
+            f"Newest: {details[group['newest']]}." if details.get(group["newest"]) else "",
+            group["since"],
+            group["url"],
+            todo="Being released now." if group["going"] else group["hint"],
+            buttons=[
+                *(_field_of(request, group) if group["reason"] in (NO_IDENTIFIER, UNUSABLE_IDENTIFIER) else []),
+                *(
+                    [Button("Release all", "outbox", f"{group['release']}?{back}")]
+                    if may and not group["going"] and group["can_release"]
+                    else []
+                ),
+            ],
+        )
+        for group in told
+    ]
+
+
+def _field_of(request: HttpRequest, group: dict[str, Any]) -> list[Button]:
+    install = Install(pk=group["install"])
+    return way_to(request, install, "id_identifier_field", "Identifier field", "badge")
+
+
+def future_times() -> list[Trouble]:
+    """Transition times of the last day that were not believed, with the largest lead."""
+    recent = FutureTime.objects.filter(received_at__gte=now() - timedelta(days=1))
+    seen = recent.aggregate(count=Count("sequence"), most=Max("claimed_ns"), first=Min("received_at"))
+    if not seen["count"]:
+        return []
+    lead = span(times.moment(seen["most"]) - now())
+    were = "time was" if seen["count"] == 1 else "times were"
+    return [
+        Trouble(
+            f"{number(seen['count'])} transition {were} ahead of the clock",
+            f"Within a day; the furthest by {lead}. These events were delivered with the time of their message, or of"
+            " their call.",
+            ago(seen["first"]),
+            reverse("find_customer"),
+            "held",
+            todo="Check the clocks of what writes to Lytics, and of this machine. CLOCK_TOLERANCE_SECONDS is how far"
+            " ahead a time may be.",
+        )
+    ]
+
+
+def times_stored_ahead() -> list[Trouble]:
+    """Memberships whose time is ahead of the clock; only older versions stored such times."""
+    found = ahead.stored()
+    if found is None:
+        return []
+    more = "at least " if found.memberships == ahead.COUNTED else ""
+    have = "membership has a time" if found.memberships == 1 else "memberships have times"
+    return [
+        Trouble(
+            f"{more}{number(found.memberships)} {have} ahead of the clock",
+            f"Stored by an older version; the furthest by {span(found.furthest - now())}.",
+            ago(found.since),
+            reverse("find_customer"),
+            "held",
+            todo="The next event of each customer decides and sets it right. audit_log lists them.",
+        )
+    ]
+
+
+def new_installs(installs: list[Any], refusals: dict[str, Refused]) -> list[Trouble]:
+    return [
+        Trouble(
+            f"{install} has had no call yet",
+            "The Lytics job has not called. Its settings are in the install instructions.",
+            ago(install.created_at),
+            url_of(install),
+            "held",
+        )
+        for install in installs
+        if install.enabled and install.called_at is None and install.public_id not in refusals
+    ]
+
+
+def _and_more(count: int, what: str, url: str) -> list[Trouble]:
+    return [Trouble(f"{number(count - TOLD)} more {what}", "", "", url)] if count > TOLD else []

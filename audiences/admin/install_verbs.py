@@ -1,0 +1,164 @@
+"""What a person can do to an install: retry, check its key, try full batches, make a token, delete it."""
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.http import HttpRequest, HttpResponse
+
+from audiences.admin import verbs
+from audiences.admin.odp_live import KeyCheck, check_key
+from audiences.admin.pages import (
+    OperatorAdmin,
+    count,
+    list_url,
+    number,
+    url_of,
+)
+from audiences.admin.tokens import AskName
+from audiences.admin.verbs import STALE, Verb
+from audiences.delivery import brake, drafts, provision
+from audiences.models import Install
+from audiences.receiving import tokens
+from audiences.wake import wake
+from odp.regions import host_of
+
+if TYPE_CHECKING:
+    _ModelForm = forms.ModelForm[Install]
+else:
+    _ModelForm = forms.ModelForm  # Django's forms are generic for the type checker only
+
+
+NOT_GRANTED = (
+    "Nothing was deleted: this server's database role may not delete installs. Have the owner of the tables run"
+    " manage.py grant_role again."
+)
+
+
+def _saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
+    """One message: what was saved and, where ODP was asked, what it says of the key."""
+    found: KeyCheck | None = getattr(request, "key_found", None)
+    if found is not None and not found.works:
+        draft = " as a draft" if install.key_accepted_at is None else ""
+        return verbs.go(request, url_of(install), warning=f"{install} is saved{draft}. {found.words}")
+    told = f" {found.words}" if found else ""
+    return verbs.go(request, url_of(install), success=f"{install} is saved.{told}{after}")
+
+
+def _deliver(install: Install) -> None:
+    """ODP accepts the key: what waits is tried at once."""
+    brake.release(install)
+    provision.try_now(install_id=install.pk)
+    wake(install.pk)
+
+
+class RetryNow(Verb[Install]):
+    name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
+
+    def offered(self, install: Install) -> bool:
+        return install.brake_until_at is not None
+
+    def seen(self, install: Install) -> str:
+        return str(install.brake_since_at)
+
+    def consequence(self, install: Install) -> str:
+        return (
+            f"One request is sent to ODP now. If ODP accepts it, delivery continues; if not, it"
+            f" backs off again. Nothing is lost. Last answer: {install.brake_reason}"
+        )
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        brake.release(install)
+        provision.try_now(install_id=install.pk)
+        wake(install.pk)
+        return f"Trying {install} again now."
+
+
+class TryFullBatches(Verb[Install]):
+    name, label, icon = "full-batches", "Try full batches again", "unfold_more"
+    permission = "audiences.retry_install"
+
+    def offered(self, install: Install) -> bool:
+        return install.learned_batch_size is not None
+
+    def seen(self, install: Install) -> str:
+        return str(install.learned_batch_size)
+
+    def consequence(self, install: Install) -> str:
+        learned = count(install.learned_batch_size or 0, "item")
+        return (
+            f"ODP rejected a request of this install as too large, so requests hold at most {learned}. From now on"
+            f" up to {number(install.batch_size)} are tried again. If ODP still rejects that as too large, smaller ones"
+            " are sent at once and the limit is found again. Nothing is lost."
+        )
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        if not brake.forget_batch_size(install):
+            return None
+        return f"{install} tries up to {number(install.batch_size)} items in a request again."
+
+
+class CheckKey(Verb[Install]):
+    name, label, icon, permission = "check", "Check the key", "key", "audiences.change_install"
+
+    def consequence(self, install: Install) -> str:
+        host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+        stored = " If ODP accepts it, stored events are sent at once." if install.key_accepted_at is None else ""
+        return f"The stored API key is checked with ODP at {host}. Nothing is changed there.{stored}"
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        found = check_key(install)
+        if found.works and install.key_accepted_at is None:
+            _deliver(install)
+        return found.words
+
+
+class Delete(Verb[Install]):
+    """Of an install that was made by mistake: nothing hangs on it yet."""
+
+    name, label, icon, permission = "remove", "Delete", "delete", "audiences.delete_install"
+    danger = True
+
+    def offered(self, install: Install) -> bool:
+        return not drafts.undeletable(install)
+
+    def consequence(self, install: Install) -> str:
+        live = count(len(tokens.live(install)), "token")
+        return (
+            f"{install} goes with its settings, its API key and its {live}: Lytics jobs that call its webhook URL are"
+            " answered 401 from then on. It has no audiences, events or calls, and in ODP nothing changes. It can't be"
+            " brought back."
+        )
+
+    def too_late(self, install: Install) -> str:
+        return f"{install} can't be deleted. {drafts.undeletable(install)}" if drafts.undeletable(install) else STALE
+
+    def pressed(self, admin: OperatorAdmin[Install], request: HttpRequest, pk: int) -> HttpResponse:
+        """As any verb, but there is no page to go back to afterwards."""
+        install, back = verbs.approach(admin, self, request, pk)
+        if request.method != "POST" or not self.offered(install) or request.POST.get("seen") != self.proof(install):
+            return verbs.press(admin, self, request, pk)
+        try:
+            if not drafts.delete(pk):
+                return verbs.go(request, back, warning=self.too_late(install))
+        except drafts.NotGrantedError:
+            return verbs.go(request, back, warning=NOT_GRANTED)
+        verbs.record(request, [install], "Deleted, with its settings, its API key and its tokens.")
+        return verbs.go(request, list_url(Install), success=f"{install} is deleted.")
+
+
+class NewToken(Verb[Install]):
+    name, label, icon, permission = "new-token", "New token", "add", "audiences.add_token"
+    form = AskName
+
+    def offered(self, install: Install) -> bool:
+        return len(tokens.live(install)) < 2
+
+    def consequence(self, install: Install) -> str:
+        return "A second token is made. Both work until one is revoked; there can't be more than two."
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        try:
+            tokens.create(install, name=answers["token_name"])
+        except tokens.NoFreeSlotError:
+            return None
+        return f"A new token of {install} is live."

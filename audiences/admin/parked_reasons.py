@@ -1,0 +1,31 @@
+"""Why an item is parked, in words, and whether a release can help."""
+
+from audiences.admin.pages import number
+from audiences.delivery.leases import REFUSED_BY_ODP
+from lytics.reasons import HINTS, RELEASABLE
+
+_HINTS = {
+    **HINTS,
+    REFUSED_BY_ODP: (
+        "ODP rejected this change for the reason shown. Fix that, then release the item:"
+        " it is sent again unless something newer has replaced it."
+    ),
+}
+
+
+def words(reason: str) -> str:
+    return reason.replace("_", " ").replace(" odp", " ODP")
+
+
+def hint(reason: str) -> str:
+    return _HINTS.get(reason, "Unknown reason; see the detail.")
+
+
+def can_be_released(reason: str) -> bool:
+    """Whether a release can find anything else than before. A reason that another version gave may well."""
+    return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in _HINTS
+
+
+def released_and_stayed(released: int, stayed: int) -> str:
+    told = f"Released {number(released)}."
+    return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told

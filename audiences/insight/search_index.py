@@ -1,0 +1,35 @@
+"""The index that finds a customer in the log, kept up to date."""
+
+import structlog
+from django.db import OperationalError, ProgrammingError, connection, transaction
+
+from audiences.models import BLOCKS_PER_RANGE
+
+log = structlog.get_logger(__name__)
+
+# Blocks at the end of the log that several receivers may still be filling.
+OPEN_BLOCKS = 64
+
+
+def summarise() -> int:
+    """Make the closed part of the log quick to search; how many ranges that were. What is left is searched slowly.
+
+    It gives way: a range can't be summarised while PostgreSQL vacuums the log, and a vacuum that is waited for
+    longer than ``deadlock_timeout`` would be cancelled.
+    """
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '100ms'")
+            # Asked for each closed range; those that are summarised already cost a look at the index's map.
+            cursor.execute("SELECT summarise_events(%s, %s)", [OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
+            row = cursor.fetchone()
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", "") != "55P03":  # lock_not_available
+            raise
+        return 0
+    except ProgrammingError as error:
+        if getattr(error.__cause__, "sqlstate", "") != "42501":  # insufficient_privilege
+            raise
+        log.warning("the log can't be made quick to search: run grant_role again, as the owner of the tables")
+        return 0
+    return int(row[0]) if row else 0
