@@ -45,9 +45,9 @@ run demo up: installed
 	@exec $(PY) -m local $@
 
 # All of it runs in PROCESSES, each with a PostgreSQL and a Redis-compatible server of its own; tests wait as much as they work.
-PROCESSES := 5
+PROCESSES := 4
 test: installed-dev
-	@exec $(PY) -m pytest $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder)
+	@exec $(PY) -m pytest $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 # Every package of the lock. An index that can't be asked is a failure too, unless AUDIT_OFFLINE=1 says that it is known.
 audit: installed-dev

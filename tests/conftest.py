@@ -34,36 +34,30 @@ WRITTEN_BY_MIGRATIONS = (
 )
 
 
-# Groups of tests that take longest, the longest first. A test process takes a whole group, in this order: begun last,
+# Files whose tests take longest, the longest first. A test process takes a whole file, in this order: begun last,
 # one of these would keep a single process busy while the others have nothing left.
 LONGEST_FIRST = (
-    "test_chaos",
-    "browser",
-    "test_rights",
-    "test_bench",
-    "test_local_runner",
-    "test_database_sessions",
-    "test_million",
-    "test_slow_senders",
-    "test_pgbouncer",
-    "test_front_door",
-    "test_overload",
+    "test_chaos.py",
+    "test_rights.py",
+    "test_local_runner.py",
+    "test_bench.py",
+    "browser/test_access.py",
+    "browser/test_mending.py",
+    "test_database_sessions.py",
+    "test_million.py",
+    "test_slow_senders.py",
+    "test_pgbouncer.py",
+    "browser/test_connecting.py",
+    "test_database_errors.py",
+    "test_front_door.py",
+    "test_overload.py",
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each test: its file, or ``browser`` for all that share the one running site."""
-
-    def group_of(item: pytest.Item) -> str:
-        return "browser" if item.path.parent.name == "browser" else item.path.stem
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-
     def place(item: pytest.Item) -> int:
-        group = group_of(item)
-        return LONGEST_FIRST.index(group) if group in LONGEST_FIRST else len(LONGEST_FIRST)
+        file = item.nodeid.partition("::")[0].removeprefix("tests/")
+        return LONGEST_FIRST.index(file) if file in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)
 
