@@ -68,6 +68,9 @@ PAGES = [
     *(listed("audience", f"state={state}") for state in ("blocked", "paused", "behind", "idle")),
     listed("audience", "install__id__exact={quiet}"),
     listed("audience", "q=slug_7"),
+    # Every sortable column, ascending and descending. Column 0 of Audiences is the checkbox.
+    *(listed("audience", f"o={way}{column}") for column in (1, 3, 4, 5, 7) for way in ("", "-")),
+    *(listed("install", f"o={way}{column}") for column in (0, 2, 3, 4, 5, 6, 7) for way in ("", "-")),
     listed("delivery"),
     listed("delivery", "p=20"),
     listed("delivery", "q=777"),
@@ -89,6 +92,7 @@ PAGES = [
     *(listed("run", f"outcome={outcome}&audience=lytics_slug_7") for outcome in OUTCOMES),
     listed("run", "audience=lytics_slug_7"),
     listed("run", "audience=nobodys"),
+    *(listed("run", f"q={term}") for term in ("777", "slug_7", "nobodys")),
     listed("run", "install={busy}", rows=6_000),
     listed("run", "install={quiet}&outcome=failed"),
     listed("run", "install={quiet}"),
@@ -98,12 +102,16 @@ PAGES = [
     *(listed("receipt", f"verdict={verdict}&install__id__exact={{quiet}}") for verdict in ("parked", "empty")),
     listed("receipt", "install__id__exact={quiet}"),
     listed("receipt", "hour={hour}"),
+    *(listed("receipt", f"q={term}") for term in ("777", "Shop+0", "Shop+2", "nobodys")),
     *(listed("parked", f"resolution={one}") for one in ("open", "released", "superseded", "discarded", "all")),
     listed("parked", "reason=not_json"),
     listed("parked", "reason=no_identifier&resolution=all"),
     listed("parked", "reason=not_json&resolution=all&install__id__exact={quiet}"),
     listed("parked", "install__id__exact={quiet}&resolution=all"),
     listed("parked", "audience__id__exact={audience}"),
+    *(listed(model, "because=replay", rows=AN_HOURS) for model in ("run", "delivery")),
+    *(listed(model, "because=replay&outcome=failed", rows=AN_HOURS) for model in ("run", "delivery")),
+    *(listed(model, "because=leave") for model in ("run", "delivery")),
     thing("install", lambda: Install.objects.get(pk=FACTS["busy"])),
     thing("audience", lambda: Audience.objects.get(pk=FACTS["audience"])),
     thing("delivery", lambda: Delivery.objects.order_by("-pk")[0]),
@@ -149,6 +157,9 @@ INSERT INTO audiences_run (audience_id, delivery_id, first_sequence, last_sequen
     SELECT 1 + n %% %(audiences)s, %(first)s + n, n, n, 1, 0, now() - (%(rows)s - n) * interval '0.5 s', now(),
         CASE WHEN n = 10 THEN 'unauthorised' ELSE 'delivered' END
     FROM generate_series(1, %(rows)s - 1) AS n;
+INSERT INTO audiences_again (audience_id, first_sequence, last_sequence, cause)
+    SELECT audience, 100 * n + 1, 100 * n + 50, 'replay'
+    FROM generate_series(1, %(audiences)s) AS audience, generate_series(0, %(events)s / %(audiences)s / 101) AS n;
 INSERT INTO audiences_parked (install_id, reason, detail, identifier, parked_at, closed_at, closed_by, resolution)
     SELECT %(install)s + n %% (%(owners)s - 1), CASE WHEN n = 1 THEN 'not_json' ELSE 'unknown_slug' END, '', '', now(),
         CASE WHEN n > 5 THEN now() END, '', CASE WHEN n > 5 THEN 'superseded' ELSE '' END
@@ -157,8 +168,9 @@ ANALYZE;
 SELECT brin_summarize_new_values('runs_by_hour');
 """
 EMPTY = """
-TRUNCATE audiences_parked, audiences_run, audiences_delivery, audiences_receipt, audiences_event, audiences_lane,
-    audiences_membership, audiences_audience, audiences_token, audiences_install, audiences_pace CASCADE;
+TRUNCATE audiences_again, audiences_parked, audiences_run, audiences_delivery, audiences_receipt, audiences_event,
+    audiences_lane, audiences_membership, audiences_audience, audiences_token, audiences_install,
+    audiences_pace CASCADE;
 """
 
 
