@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.odp.assumptions import Assumptions
+from sandbox.odp.conditions import Invalid
 from sandbox.odp.server import SandboxServer
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options, World
 
@@ -114,7 +115,7 @@ def main() -> int:
         # The port first: a second sandbox started by mistake must not get as far as the first one's state file.
         server = SandboxServer(given.host, given.port, open_control=given.open_control)
         server.world = world = World(options(given))
-    except OSError as problem:
+    except (OSError, Invalid) as problem:
         print(f"The sandbox can't start: {problem}", file=sys.stderr)
         return 1
     if given.until_stdin_closes:

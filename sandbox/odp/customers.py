@@ -7,21 +7,18 @@ from typing import Any
 from sandbox.odp.schema import CustomerSchema
 
 KEPT_PER_IDENTIFIER = 25
-# Sequences look back 28 days, but a stand-in must not grow with every event of a long load test.
-EVENTS_KEPT = 100
 
 
 class Customer:
     """`record` holds plain fields and the newest value of each identifier; `older` the values before that."""
 
-    __slots__ = ("events", "lists", "number", "older", "record", "touched")
+    __slots__ = ("lists", "number", "older", "record", "touched")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.record: dict[str, Any] = {}
         self.older: dict[str, list[str]] | None = None
         self.lists: dict[str, tuple[bool, float, bool]] | None = None
-        self.events: list[dict[str, Any]] | None = None
         self.touched = 0
 
     @property
@@ -32,10 +29,6 @@ class Customer:
         """Oldest first."""
         newest = self.record.get(kind)
         return [*((self.older or {}).get(kind, ())), *(() if newest is None else (newest,))]
-
-    def remember(self, event: dict[str, Any]) -> None:
-        self.events = (self.events or [])[-EVENTS_KEPT + 1 :]
-        self.events.append(event)
 
 
 class Customers:
@@ -122,8 +115,6 @@ class Customers:
         ]
         values = {kind: other.values_of(kind) for kind in self.schema.identifiers}
         survivor.lists = ((newer_first[1].lists or {}) | (newer_first[0].lists or {})) or None
-        both = sorted([*(survivor.events or ()), *(other.events or ())], key=lambda event: float(event["ts"]))
-        survivor.events = both[-EVENTS_KEPT:] or None
         del self.by_number[other.number]
         for kind, held in values.items():
             for value in held:

@@ -68,9 +68,10 @@ def apply_objects(account: Account, rows: list[dict[str, Any]], at: float) -> No
 
 
 def restore_customer(account: Account, saved: list[Any], at: float) -> None:
-    number, record, older, lists, events, touched = saved
+    # State files of earlier versions hold the customer's events before the last value. They are ignored.
+    number, record, older, lists, *_, touched = saved
     customer = Customer(number)
-    customer.record, customer.older, customer.events, customer.touched = record, older, events, touched
+    customer.record, customer.older, customer.touched = record, older, touched
     customer.lists = lists and {name: (subscribed, when, ok) for name, (subscribed, when, ok) in lists.items()}
     account.customers.restore(customer)
 
@@ -120,8 +121,7 @@ def retold(account: Account) -> Iterator[Deed]:
     yield "objects", _object_rows(account)
     yield from (("passthrough", [*key, members]) for key, members in account.passthrough_members.items())
     yield from (
-        ("customer", [each.number, each.record, each.older, each.lists, each.events, each.touched])
-        for each in account.customers
+        ("customer", [each.number, each.record, each.older, each.lists, each.touched]) for each in account.customers
     )
 
 

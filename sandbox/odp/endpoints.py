@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sandbox.odp.accounts import Account, Caller
 from sandbox.odp.answers import Answer, Refused, accepted, bad_request, in_json, invalid_items, not_found, titled
 from sandbox.odp.batches import Complaint, as_items, sort_out
+from sandbox.odp.conditions import Invalid
 from sandbox.odp.deeds import as_deed
 from sandbox.odp.events import check_events
-from sandbox.odp.expressions import Invalid
 from sandbox.odp.graphql_api import answer_query
 from sandbox.odp.lists import ContactList, check_subscriptions, list_id_of
 from sandbox.odp.profiles import check_profiles

@@ -73,20 +73,13 @@ def _wrong_with_passthrough(account: "Account", item: dict[str, Any]) -> str | N
 
 
 def apply_events(account: "Account", items: list[dict[str, Any]], at: float) -> None:
+    """An event introduces and links its identifiers. Only passthrough events are read for what they say."""
     for item in items:
+        identifiers = known_identifiers(account.schema, item["identifiers"])
         if item["type"] == "passthrough":
             _apply_passthrough(account, item)
-        else:
-            _apply_event(account, item, at)
-
-
-def _apply_event(account: "Account", item: dict[str, Any], at: float) -> None:
-    identifiers = known_identifiers(account.schema, item["identifiers"])
-    if not isinstance(identifiers, str):
-        customer = account.customers.write(tuple(identifiers), identifiers)
-        data = item.get("data", {})
-        event = {**data, "type": item["type"], "action": item.get("action"), "ts": data.get("ts") or at}
-        customer.remember(event)
+        elif not isinstance(identifiers, str):
+            account.customers.write(tuple(identifiers), identifiers)
 
 
 def _apply_passthrough(account: "Account", item: dict[str, Any]) -> None:

@@ -56,5 +56,3 @@ def apply_subscriptions(account: "Account", items: list[dict[str, Any]], at: flo
             continue  # the list was reset away while the write waited to become visible
         customer = account.customers.write(tuple(identifiers), identifiers)
         customer.lists = (customer.lists or {}) | {item["list_id"]: (item["subscribed"], at, consented)}
-        action = "subscribe" if item["subscribed"] else "unsubscribe"
-        customer.remember({"type": "list", "action": action, "list_id": item["list_id"], "ts": at})

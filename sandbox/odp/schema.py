@@ -211,7 +211,7 @@ def checked_boolean(value: Any) -> Any:
 
 
 def checked_timestamp(value: Any) -> Any:
-    """Kept as epoch seconds, which is what the definition language computes with."""
+    """Kept as epoch seconds, whichever of the two formats it came in."""
     if not isinstance(value, str):
         return checked_number(value)
     try:

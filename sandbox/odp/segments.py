@@ -1,13 +1,11 @@
 """Real-time segments: install, replace, validate, uninstall, and who is in one."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sandbox.odp.conditions import Evaluate, Invalid, Scope, compile_condition, take
 from sandbox.odp.customers import Customer
-from sandbox.odp.expressions import Evaluate, Invalid, Scope, compile_filter, joined, not_empty, only_member, take
-from sandbox.odp.sequences import compile_sequence_condition
 
 if TYPE_CHECKING:
     from sandbox.odp.accounts import Account
@@ -69,43 +67,15 @@ def _read_definition(account: "Account", segment_id: str, definition: Any) -> tu
         external_id = inner.get("audience_id", segment_id) if isinstance(inner, dict) else segment_id
         return None, str(external_id)
     take(definition, "definition", ("root_condition",), ("collections",))
-    scope, now = customer_scope(account), account.clock.now
-    return _compile_condition(definition["root_condition"], "root_condition", scope, now), None
+    return compile_condition(definition["root_condition"], "root_condition", _scope(account)), None
 
 
-def customer_scope(account: "Account") -> Scope:
+def _scope(account: "Account") -> Scope:
     def type_of(name: str) -> str | None:
         known = account.schema.fields.get(name)
         return known.type if known else None
 
-    def read(name: str) -> Evaluate:
-        if name == "zaius_id":
-            return lambda customer: customer.zaius_id
-        return lambda customer: customer.record.get(name)
-
-    return Scope("customer", type_of, read, lambda name: name in account.lists, _list_membership)
-
-
-def _list_membership(list_id: str) -> Evaluate:
-    def is_member(customer: Customer) -> bool:
-        subscribed, _, consented = (customer.lists or {}).get(list_id, (False, 0.0, False))
-        return subscribed and consented
-
-    return is_member
-
-
-def _compile_condition(body: Any, where: str, scope: Scope, now: Callable[[], float]) -> Evaluate:
-    name, value = only_member(body, where, ("combination", "customer_condition", "sequence_condition"))
-    inner = f"{where}.{name}"
-    if name == "customer_condition":
-        take(value, inner, ("customer_filter",))
-        return compile_filter(value["customer_filter"], f"{inner}.customer_filter", scope)
-    if name == "sequence_condition":
-        return compile_sequence_condition(value, inner, now)
-    take(value, inner, ("conjunction", "conditions"))
-    parts = not_empty(value["conditions"], f"{inner}.conditions")
-    compiled = [_compile_condition(each, f"{inner}.conditions[{at}]", scope, now) for at, each in enumerate(parts)]
-    return joined(value["conjunction"], compiled, inner)
+    return Scope(type_of, lambda name: name in account.lists)
 
 
 def qualifies(account: "Account", segment: Segment, customer: Customer | None, identifier: tuple[str, str]) -> bool:
