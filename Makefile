@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures clean installed installed-dev installed-bench
+.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures clean installed installed-dev
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -86,10 +86,10 @@ fuzz: installed-dev
 		tests/test_fuzz.py tests/test_protocol_model.py tests/test_state_machine.py $(ARGS)
 
 # SCALE, ROUNDS, ONLY and WRITE are read from the environment, as above.
-bench: installed-bench
+bench: installed
 	@exec $(PY) -m benchmarks $(ARGS)
 
-bench-quick: installed-bench
+bench-quick: installed
 	@exec $(PY) -m benchmarks --quick $(ARGS)
 
 check: installed-dev
@@ -114,18 +114,6 @@ installed:
 
 installed-dev:
 	@test -x $(PY) -a -e $(VENV)/dev-$(LISTS) || { $(call install,requirements-dev.lock,dev run); }
-
-# What the benchmarks compare with; what can't be installed is left out of the comparison, and that is said.
-NODE := $(VENV)/bench-node
-installed-bench: installed
-	@list=$$(cat requirements-bench.txt benchmarks/graphile/package.json | cksum | cut -d ' ' -f 1); \
-	test -e $(VENV)/bench-$$list && exit 0; \
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-input -r requirements-bench.txt \
-		>$(VENV)/install.log 2>&1 || echo 'requirements-bench.txt could not be installed; $(VENV)/install.log says why.'; \
-	if command -v npm >/dev/null; then mkdir -p $(NODE) && cp benchmarks/graphile/package.json $(NODE) && \
-		npm install --prefix $(NODE) --silent --no-audit --no-fund >>$(VENV)/install.log 2>&1 || \
-		echo 'Graphile Worker could not be installed; $(VENV)/install.log says why.'; fi; \
-	rm -f $(VENV)/bench-[0-9]*; touch $(VENV)/bench-$$list
 
 # install(list, what that makes ready): one sentence for each thing that people are known to lack.
 define install

@@ -1,6 +1,6 @@
-"""The benchmarks, ``make bench``: what the bridge does on one machine, and what that machine could do at best.
+"""The benchmarks, ``make bench``: how fast the bridge is on one machine, as a ratio to what that machine can do.
 
-Read it in this order: ``scenarios`` says what is measured, ``house`` starts what it takes by the project's own means,
-``load`` makes calls for ``sender`` (over HTTP) and ``limit`` (straight into PostgreSQL), ``double`` is the ODP they end
-at, ``baseline`` and ``peers`` are what others would run in our place, and ``results`` tells. ``search`` stands alone.
+``scenarios`` says what is measured. ``house`` starts servers and processes with the project's own means. ``load`` makes
+calls, over HTTP (``sender``) or straight into PostgreSQL (``limit``). ``double`` stands in for ODP. ``baseline`` is a
+simple implementation to compare with. ``results`` prints and writes the figures. ``search`` runs alone.
 """

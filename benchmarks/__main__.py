@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import peers, results
+from benchmarks import results
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure
@@ -118,7 +118,7 @@ def _time(seconds: float) -> str:
 
 def _servers(house: House) -> dict[str, str]:
     said: str = house.sql("SHOW server_version")[0][0]
-    return {"PostgreSQL": said.split()[0], **peers.described()}
+    return {"PostgreSQL": said.split()[0]}
 
 
 def say(text: str) -> None:

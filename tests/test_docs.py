@@ -1,6 +1,5 @@
 """The pages say what is there: links lead somewhere, what people are told to run or press exists, and has its name."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,6 @@ WEBHOOK = ROOT / "docs" / "webhook.md"
 PROMISES = ROOT / "docs" / "promises.md"
 DECISIONS = ROOT / "docs" / "decisions"
 (DEPENDENCIES,) = DECISIONS.glob("*-dependencies.md")
-NODE_PACKAGES = ROOT / "benchmarks" / "graphile" / "package.json"
 Answer = HttpResponseBase
 # At the start, or after the variables that people put in front: SAMPLE=1 make run.
 MAKE = re.compile(r"^(?:\w+=\S+ )*make ([a-z-]+)")
@@ -289,7 +287,7 @@ def test_an_operator_is_told_of_every_reason_and_no_other() -> None:
 # --- dependencies ----------------------------------------------------------------------------------------------
 
 
-REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt")
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 
 
 @pytest.mark.parametrize("file", REQUIREMENTS)
@@ -302,20 +300,9 @@ def test_every_dependency_is_pinned_and_has_a_row_with_its_reason(file: str) -> 
     assert [match[1] for match in pinned if match[1] not in rows] == []
 
 
-def node_packages() -> dict[str, str]:
-    listed: dict[str, str] = json.loads(NODE_PACKAGES.read_text(encoding="utf-8"))["dependencies"]
-    return listed
-
-
-def test_every_package_for_node_is_pinned_and_has_a_row_too() -> None:
-    rows = {cell.strip().strip("`") for cell in column(DEPENDENCIES, 1)}
-    assert set(node_packages()) - rows == set()
-    assert all(re.fullmatch(r"[\d.]+", version) for version in node_packages().values())
-
-
 def test_no_reason_outlives_its_dependency() -> None:
     lists = "".join((ROOT / file).read_text(encoding="utf-8") for file in REQUIREMENTS)
-    pinned = {*re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==", lists, re.MULTILINE), *node_packages()}
+    pinned = {*re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==", lists, re.MULTILINE)}
     assert {cell.strip().strip("`") for cell in column(DEPENDENCIES, 1)} - pinned == set()
 
 

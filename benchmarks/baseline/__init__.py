@@ -1,5 +1,5 @@
-"""What a team would write first: serializers, ``bulk_create``, and one Celery task per event under a Redis lock.
+"""What a team would write first to store Lytics' calls: serializers and ``bulk_create`` in one transaction.
 
-Honest work with no mistakes planted: durable before it answers, in order as far as a lock can see to that, the same
-web server, pool and number of slots as the bridge. No ledger, no folding, no pace, no recovery.
+It has no planted mistakes: it is durable before it responds, and runs on the same web server as the bridge. It delivers
+nothing. One floor of *ingest* is a ratio to the events per second that the baseline stores.
 """

@@ -9,7 +9,6 @@ class Event(models.Model):
     is_enter = models.BooleanField()
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField(auto_now_add=True)
-    delivered_at = models.DateTimeField(null=True)
 
     objects: ClassVar[models.Manager["Event"]] = models.Manager()
 

@@ -1,4 +1,4 @@
-"""As small as they may be."""
+"""The fewest settings with which the baseline runs."""
 
 import os
 from urllib.parse import urlsplit
@@ -27,6 +27,3 @@ REST_FRAMEWORK: dict[str, object] = {
     "DEFAULT_AUTHENTICATION_CLASSES": [],
     "DEFAULT_PERMISSION_CLASSES": [],
 }
-CELERY_BROKER_URL = REDIS_URL = os.environ["REDIS_URL"]
-CELERY_BROKER_TRANSPORT_OPTIONS = {"global_keyprefix": "baseline:"}
-CELERY_TASK_IGNORE_RESULT = True
