@@ -1,5 +1,6 @@
 """The sandbox ODP behaves as its README says, over HTTP, as a client meets it."""
 
+import ast
 import json
 import re
 import socket
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from graphlib import TopologicalSorter
 from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.odp.accounts import Account
-from sandbox.odp.assumptions import Assumptions
-from sandbox.odp.clock import Clock
-from sandbox.odp.deeds import DEEDS, retold
+from sandbox.odp.account.accounts import Account
+from sandbox.odp.account.assumptions import Assumptions
+from sandbox.odp.account.changes import CHANGES, changes_of
 from sandbox.odp.testing import ROOT, ControlledSandbox, RunningSandbox, ThreadedSandbox
 from sandbox.odp.world import Options
 
@@ -503,7 +504,7 @@ IDENTIFIERS = st.dictionaries(st.sampled_from(KINDS), st.sampled_from("abcd"), m
 
 @given(items=st.lists(IDENTIFIERS, max_size=40))
 def test_whatever_meets_every_identifier_belongs_to_exactly_one_customer(items: list[dict[str, str]]) -> None:
-    account = Account("a.b", Clock())
+    account = Account("a.b")
     for item in items:
         customer = account.customers.write(tuple(item), dict(item))
         assert all(account.customers.find(kind, value) is customer for kind, value in item.items())
@@ -515,13 +516,13 @@ def test_whatever_meets_every_identifier_belongs_to_exactly_one_customer(items: 
 
 
 @given(items=st.lists(IDENTIFIERS, max_size=20))
-def test_what_is_saved_and_retold_is_the_same_account(items: list[dict[str, str]]) -> None:
-    account, again = Account("a.b", Clock()), Account("a.b", Clock())
+def test_what_is_saved_and_restored_is_the_same_account(items: list[dict[str, str]]) -> None:
+    account, again = Account("a.b"), Account("a.b")
     for at, item in enumerate(items):
         account.customers.write(tuple(item), {**item, "city": str(at)})
-    for kind, payload in retold(account):
-        DEEDS[kind](again, json.loads(json.dumps(payload)), 0)
-    assert [*retold(again)] == [*retold(account)]
+    for kind, payload in changes_of(account):
+        CHANGES[kind](again, json.loads(json.dumps(payload)), 0)
+    assert [*changes_of(again)] == [*changes_of(account)]
     assert again.customers.index == {
         kind: {value: again.customers.by_number[each.number] for value, each in index.items()}
         for kind, index in account.customers.index.items()
@@ -1504,9 +1505,45 @@ class TestREADME:
         assert [name for method, name in CONTROLS if f"{method} /sandbox/{name}" not in readme] == []
 
 
+# The folders of the sandbox ODP; "" is for the modules that are in none.
+FLOORS = {"wire": 0, "account": 0, "world": 1, "api": 2, "": 3}
+
+
+def sandbox_imports() -> dict[str, set[str]]:
+    """For each module of the sandbox ODP, the ones that it imports, for types too."""
+    files = (ROOT / "sandbox" / "odp").rglob("*.py")
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    found: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        named = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        pairs = [(node.module or "", alias.name) for node in named for alias in node.names]
+        found[module] = {f"{of}.{name}" if f"{of}.{name}" in modules else of for of, name in pairs if of in modules}
+    return found
+
+
+def folder(module: str) -> str:
+    name = module.removeprefix("sandbox.odp").removeprefix(".").partition(".")[0]
+    return name if name in FLOORS else ""
+
+
+def test_no_import_of_the_sandbox_is_circular() -> None:
+    order = [*TopologicalSorter(sandbox_imports()).static_order()]
+    assert order[-1] in {"sandbox.odp.__main__", "sandbox.odp.testing"}
+
+
+def test_folders_of_the_sandbox_import_one_way() -> None:
+    upward = {
+        (module, other)
+        for module, others in sandbox_imports().items()
+        for other in others
+        if folder(other) != folder(module) and FLOORS[folder(other)] >= FLOORS[folder(module)]
+    }
+    assert upward == set()
+
+
 def test_the_sandbox_imports_nothing_of_ours() -> None:
     ours = re.compile(r"^\s*(from|import) (lytics|lytics_sync|audiences|workers|odp|django)\b", re.MULTILINE)
-    assert [file.name for file in (ROOT / "sandbox" / "odp").glob("*.py") if ours.search(file.read_text())] == []
+    assert [file.name for file in (ROOT / "sandbox" / "odp").rglob("*.py") if ours.search(file.read_text())] == []
 
 
 def test_threads_end_with_their_sandbox() -> None:

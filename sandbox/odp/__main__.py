@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sandbox.odp.assumptions import Assumptions
-from sandbox.odp.conditions import Invalid
+from sandbox.odp.account.assumptions import Assumptions
+from sandbox.odp.account.conditions import Invalid
 from sandbox.odp.server import SandboxServer
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options, World
 

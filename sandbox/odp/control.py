@@ -4,16 +4,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sandbox.odp.accounts import REGIONS, Account, region_of
-from sandbox.odp.answers import Answer, in_json
-from sandbox.odp.endpoints import ENDPOINTS
-from sandbox.odp.observe import Seen
-from sandbox.odp.request import NOT_JSON, Request
-from sandbox.odp.segments import members, qualifies
+from sandbox.odp.account.accounts import REGIONS, Account, region_of
+from sandbox.odp.account.membership import members, qualifies
+from sandbox.odp.wire.answers import Answer, in_json
+from sandbox.odp.wire.observer import Seen
+from sandbox.odp.wire.request import NOT_JSON, Request
 from sandbox.odp.world import World
 
 PREFIX = "/sandbox/"
-WRITES = frozenset(each.label for each in ENDPOINTS if each.takes_items)
 
 
 def answer_control(world: World, request: Request) -> Answer:
@@ -108,7 +106,7 @@ def show_customer(world: World, request: Request, rest: str) -> Any:
         }
     wanted = {rest, *(value for held in values.values() for value in held)}
     mentions = world.observer.with_bodies_that_mention(wanted)
-    writes = [write for seen in mentions if seen.endpoint in WRITES for write in _writes(seen, wanted)]
+    writes = [write for seen in mentions if seen.items for write in _writes(seen, wanted)]
     return shown | {"writes": writes, "complete": world.observer.bodies_let_go == 0}
 
 
@@ -175,7 +173,7 @@ def add_account(world: World, request: Request, rest: str) -> Any:
         account = world.accounts.named(key.partition(".")[0])
         if account is None or account.private != key:
             account = world.add_account(key)
-        world.do("settings", account, settings)
+        world.change("settings", account, settings)
         return account.describe()
 
 
@@ -186,7 +184,7 @@ def revoke_key(world: World, request: Request, rest: str) -> Any:
         raise LookupError("no such key")
     grace = _told(request).get("after_seconds", account.assumptions.revoked_key_seconds)
     with world.lock:
-        world.do("revoked", account, {key: world.clock.now() + float(grace)})
+        world.change("revoked", account, {key: world.clock.now() + float(grace)})
     return {"account": account.public, "refused_after_seconds": float(grace)}
 
 
@@ -194,7 +192,7 @@ def restore_key(world: World, request: Request, rest: str) -> Any:
     key = str(_told(request)["key"])
     account = _account(world, key.partition(".")[0])
     with world.lock:
-        world.do("revoked", account, {key: float(10**12)})
+        world.change("revoked", account, {key: float(10**12)})
     return {"account": account.public}
 
 

@@ -12,9 +12,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from sandbox.odp.answers import Answer, in_json
 from sandbox.odp.control import PREFIX, answer_control
-from sandbox.odp.request import Request
+from sandbox.odp.exchange import Exchange
+from sandbox.odp.wire.answers import Answer, in_json
+from sandbox.odp.wire.request import Request
 from sandbox.odp.world import World
 
 LARGEST_BODY = 64_000_000
@@ -79,11 +80,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _exchange(self) -> None:
         world = self.server.world
-        request = world.arrival(self.command, self.path, dict(self.headers.items()))
+        exchange = Exchange(world, self.command, self.path, dict(self.headers.items()))
+        request = exchange.request
         status = None
         try:
-            world.read(request, self._body())
-            answer = self._answer(request)
+            exchange.read(self._body())
+            answer = self._answer(exchange)
             if answer is not None:
                 status = answer.status
                 self._reply(request, answer)
@@ -91,16 +93,16 @@ class Handler(BaseHTTPRequestHandler):
             world.observer.end(request.seen, status)
             world.visibility.nudge() if world.visibility.shuffled else None
 
-    def _answer(self, request: Request) -> Answer | None:
-        """None when the script says to hang up."""
-        world = self.server.world
-        fault = world.strike(request)
+    def _answer(self, exchange: Exchange) -> Answer | None:
+        """None when a fault says to hang up."""
+        world, request = self.server.world, exchange.request
+        fault = exchange.strike()
         then = fault.then if fault else {}
         self._wait(request, float(then.get("delay_seconds", 0)) + random.uniform(*world.options.latency))
         if then.get("close") == "before":
             self._hang_up(request)
             return None
-        answer = _or_bug(lambda: world.answer(request))
+        answer = _or_bug(exchange.answer)
         if then.get("close") == "after":
             self._hang_up(request)
             return None

@@ -1,34 +1,21 @@
 """Lists and who is subscribed to them."""
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sandbox.odp.batches import Complaint, known_identifiers
-
-if TYPE_CHECKING:
-    from sandbox.odp.accounts import Account
-
-
-@dataclass(slots=True)
-class ContactList:
-    list_id: str
-    name: str
-    created_at: str
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "list_id": self.list_id, "created_at": self.created_at}
+from sandbox.odp.account.accounts import Account
+from sandbox.odp.account.schema import Complaint
 
 
 def list_id_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "_", name.lower())
 
 
-def check_subscriptions(account: "Account", items: list[Any], now: float) -> list[Complaint]:
+def check_subscriptions(account: Account, items: list[Any], now: float) -> list[Complaint]:
     return [(at, wrong) for at, item in enumerate(items) if (wrong := _wrong_with(account, item))]
 
 
-def _wrong_with(account: "Account", item: Any) -> str | None:
+def _wrong_with(account: Account, item: Any) -> str | None:
     if not isinstance(item, dict):
         return "must be an object"
     if str(item.get("list_id")) not in account.lists:
@@ -39,7 +26,7 @@ def _wrong_with(account: "Account", item: Any) -> str | None:
     unknown = [name for name in rest if name not in account.schema.identifiers]
     if unknown and account.assumptions.unknown_field == "refuse":
         return f"unknown field {unknown[0]}"
-    identifiers = known_identifiers(account.schema, rest)
+    identifiers = account.schema.known_identifiers(rest)
     if isinstance(identifiers, str):
         return identifiers
     messaging = any(account.schema.identifiers[kind].messaging for kind in identifiers)
@@ -48,10 +35,10 @@ def _wrong_with(account: "Account", item: Any) -> str | None:
     return None
 
 
-def apply_subscriptions(account: "Account", items: list[dict[str, Any]], at: float) -> None:
+def apply_subscriptions(account: Account, items: list[dict[str, Any]], at: float) -> None:
     consented = account.consent == "opted_in"
     for item in items:
-        identifiers = known_identifiers(account.schema, item)
+        identifiers = account.schema.known_identifiers(item)
         if isinstance(identifiers, str) or item["list_id"] not in account.lists:
             continue  # the list was reset away while the write waited to become visible
         customer = account.customers.write(tuple(identifiers), identifiers)

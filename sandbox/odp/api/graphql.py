@@ -25,10 +25,13 @@ from graphql import (
     validate,
 )
 
-from sandbox.odp.accounts import Account, Caller
-from sandbox.odp.customers import Customer
-from sandbox.odp.schema import Field
-from sandbox.odp.segments import Segment, population, qualifies
+from sandbox.odp.account.accounts import Account, Caller, Segment
+from sandbox.odp.account.customers import Customer
+from sandbox.odp.account.membership import population, qualifies
+from sandbox.odp.account.schema import Field
+from sandbox.odp.wire.answers import Answer, in_json
+from sandbox.odp.wire.request import Request
+from sandbox.odp.world import World
 
 LARGEST_PAGE = 1000
 DOCUMENTS_KEPT = 500
@@ -68,6 +71,10 @@ class Built:
             return [_classified(error, "InvalidSyntax")]
         errors = validate(self.schema, document)
         return [_classified(error, "ValidationError") for error in errors] if errors else document
+
+
+def post_graphql(world: World, caller: Caller, request: Request) -> Answer:
+    return in_json(200, answer_query(caller, request.require_json(world.clock.stamp())))
 
 
 def answer_query(caller: Caller, body: Any) -> dict[str, Any]:

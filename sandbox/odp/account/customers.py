@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from sandbox.odp.schema import CustomerSchema
+from sandbox.odp.account.schema import CustomerSchema
 
 KEPT_PER_IDENTIFIER = 25
 

@@ -1,22 +1,19 @@
 """Events: what customers did, and (as passthrough events) which outside audiences they are in."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sandbox.odp.batches import Complaint, known_identifiers
-from sandbox.odp.schema import checked_text
-
-if TYPE_CHECKING:
-    from sandbox.odp.accounts import Account
+from sandbox.odp.account.accounts import Account
+from sandbox.odp.account.schema import Complaint, checked_text
 
 # Seconds stay below this until the year 5138; milliseconds have been above it since 1973.
 FIRST_MILLISECONDS = 100_000_000_000
 
 
-def check_events(account: "Account", items: list[Any], now: float) -> list[Complaint]:
+def check_events(account: Account, items: list[Any], now: float) -> list[Complaint]:
     return [(at, wrong) for at, item in enumerate(items) if (wrong := _wrong_with(account, item))]
 
 
-def _wrong_with(account: "Account", item: Any) -> str | None:
+def _wrong_with(account: Account, item: Any) -> str | None:
     if not isinstance(item, dict):
         return "must be an object"
     if not isinstance(item.get("type"), str) or not item["type"].strip():
@@ -35,11 +32,11 @@ def _wrong_with(account: "Account", item: Any) -> str | None:
     )
 
 
-def _wrong_with_identifiers(account: "Account", identifiers: dict[str, Any]) -> str | None:
+def _wrong_with_identifiers(account: Account, identifiers: dict[str, Any]) -> str | None:
     unknown = [kind for kind in identifiers if kind not in account.schema.identifiers]
     if unknown and account.assumptions.unknown_field == "refuse":
         return f"unknown identifier {unknown[0]}"
-    found = known_identifiers(account.schema, identifiers)
+    found = account.schema.known_identifiers(identifiers)
     return found if isinstance(found, str) else None
 
 
@@ -56,7 +53,7 @@ def _wrong_with_data(data: dict[str, Any]) -> str | None:
     return None
 
 
-def _wrong_with_passthrough(account: "Account", item: dict[str, Any]) -> str | None:
+def _wrong_with_passthrough(account: Account, item: dict[str, Any]) -> str | None:
     data, identifiers = item.get("data", {}), item["identifiers"]
     ts = data.get("ts")
     if not account.passthrough:
@@ -72,17 +69,17 @@ def _wrong_with_passthrough(account: "Account", item: dict[str, Any]) -> str | N
     return None
 
 
-def apply_events(account: "Account", items: list[dict[str, Any]], at: float) -> None:
+def apply_events(account: Account, items: list[dict[str, Any]], at: float) -> None:
     """An event introduces and links its identifiers. Only passthrough events are read for what they say."""
     for item in items:
-        identifiers = known_identifiers(account.schema, item["identifiers"])
+        identifiers = account.schema.known_identifiers(item["identifiers"])
         if item["type"] == "passthrough":
             _apply_passthrough(account, item)
         elif not isinstance(identifiers, str):
             account.customers.write(tuple(identifiers), identifiers)
 
 
-def _apply_passthrough(account: "Account", item: dict[str, Any]) -> None:
+def _apply_passthrough(account: Account, item: dict[str, Any]) -> None:
     """A membership is decided by `ts`; of two events in the same second the later to arrive counts."""
     data = item["data"]
     audience_id, ts = data["audience_id"], data["ts"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox.odp.clock import Clock
+from sandbox.odp.world.clock import Clock
 
 # How often to look whether the requests that a shuffled write overlapped are through.
 PATIENCE_SECONDS = 0.02

@@ -1,16 +1,13 @@
-"""Accounts and their keys. One account lives in one region, and a private key is `<public>.<secret>`."""
+"""Accounts, what they hold, and their keys. An account is in one region; a private key is `<public>.<secret>`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox.odp.assumptions import Assumptions
-from sandbox.odp.clock import Clock
-from sandbox.odp.customers import Customers
-from sandbox.odp.limits import Limits
-from sandbox.odp.lists import ContactList
-from sandbox.odp.schema import CustomerSchema
-from sandbox.odp.segments import Segment
+from sandbox.odp.account.assumptions import Assumptions
+from sandbox.odp.account.customers import Customer, Customers
+from sandbox.odp.account.limits import Limits
+from sandbox.odp.account.schema import CustomerSchema
 
 REGIONS = ("us", "eu1", "au1")
 
@@ -21,10 +18,39 @@ def region_of(key: str) -> str:
     return next((region for region in REGIONS[1:] if public.endswith(f"-{region}")), "us")
 
 
+@dataclass(slots=True)
+class ContactList:
+    list_id: str
+    name: str
+    created_at: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "list_id": self.list_id, "created_at": self.created_at}
+
+
+@dataclass(slots=True)
+class Segment:
+    id: str
+    description: str
+    metadata: dict[str, str]
+    definition: dict[str, Any]
+    # A passthrough segment has no condition: events say who is in, under this external id.
+    condition: Callable[[Customer], bool | None] | None
+    external_id: str | None = None
+    revision: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision,
+            "description": self.description,
+            "metadata": self.metadata,
+            "definition": self.definition,
+        }
+
+
 @dataclass(slots=True, eq=False)
 class Account:
     private: str
-    clock: Clock
     consent: str = "opted_in"
     passthrough: bool = True
     assumptions: Assumptions = field(default_factory=Assumptions)

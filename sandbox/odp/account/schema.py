@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sandbox.odp.assumptions import Assumptions
+from sandbox.odp.account.assumptions import Assumptions
 
 FIELD_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 FIELD_TYPES = ("string", "number", "timestamp", "boolean", "vector")
@@ -23,6 +23,8 @@ IDENTIFIER_SUFFIXES = {
 VUID = re.compile(r"[0-9a-f]{32}\Z")
 
 Invalids = list[dict[str, Any]]
+# The position of a bad item in its request, and what is wrong with it.
+Complaint = tuple[int, str]
 
 
 @dataclass(slots=True)
@@ -110,6 +112,18 @@ class CustomerSchema:
         guess: str | None = getattr(self.assumptions, f"{name}_confidence", None)
         return (guess or self.identifiers[name].confidence) == "high"
 
+    def known_identifiers(self, names: dict[str, Any]) -> dict[str, str] | str:
+        """The identifiers among `names` without blank ones, or what is wrong with them."""
+        found = {}
+        for kind, value in names.items():
+            if kind not in self.identifiers or value is None or (isinstance(value, str) and not value.strip()):
+                continue
+            wrong = wrong_with_identifier(kind, value)
+            if wrong:
+                return wrong
+            found[kind] = value
+        return found or "at least one known identifier is required"
+
     def plan(self, names: tuple[str, ...], now: float) -> Plan:
         plan = self._plans.get(names)
         if plan is None:
@@ -184,6 +198,16 @@ class CustomerSchema:
             yield {"field": "display_name", "reason": f"must end with{word}"}
         if body.get("merge_confidence") not in ("low", "high"):
             yield {"field": "merge_confidence", "reason": "must be low or high"}
+
+
+def wrong_with_identifier(kind: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"identifier {kind} must be a string"
+    if len(value) > LONGEST_TEXT:
+        return f"identifier {kind} must not be longer than {LONGEST_TEXT} characters"
+    if kind == "vuid" and not VUID.match(value):
+        return "vuid must be 32 hexadecimal characters"
+    return None
 
 
 def checked_text(value: Any) -> Any:

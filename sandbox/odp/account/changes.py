@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
-from sandbox.odp.accounts import Account
-from sandbox.odp.assumptions import Assumptions
-from sandbox.odp.customers import Customer
-from sandbox.odp.events import apply_events
-from sandbox.odp.lists import ContactList, apply_subscriptions
-from sandbox.odp.profiles import apply_profiles
-from sandbox.odp.schema import Field, Identifier
-from sandbox.odp.segments import Segment, parse_segment
+from sandbox.odp.account.accounts import Account, ContactList, Segment
+from sandbox.odp.account.assumptions import Assumptions
+from sandbox.odp.account.customers import Customer
+from sandbox.odp.account.events import apply_events
+from sandbox.odp.account.lists import apply_subscriptions
+from sandbox.odp.account.profiles import apply_profiles
+from sandbox.odp.account.schema import Field, Identifier
+from sandbox.odp.account.segments import parse_segment
 
-Deed = tuple[str, Any]
+Change = tuple[str, Any]
 
 
 def apply_settings(account: Account, settings: dict[str, Any], at: float) -> None:
@@ -81,7 +81,7 @@ def restore_passthrough(account: Account, saved: list[Any], at: float) -> None:
     account.passthrough_members[kind, value] = {name: (ts, inside) for name, (ts, inside) in members.items()}
 
 
-DEEDS: dict[str, Callable[[Account, Any, float], None]] = {
+CHANGES: dict[str, Callable[[Account, Any, float], None]] = {
     "settings": apply_settings,
     "field": add_field,
     "identifier": add_identifier,
@@ -99,8 +99,8 @@ DEEDS: dict[str, Callable[[Account, Any, float], None]] = {
 }
 
 
-def retold(account: Account) -> Iterator[Deed]:
-    """The shortest list of deeds that makes this account again."""
+def changes_of(account: Account) -> Iterator[Change]:
+    """The shortest list of changes that makes this account again."""
     guesses = {each.name: getattr(account.assumptions, each.name) for each in fields(Assumptions)}
     changed = {name: value for name, value in guesses.items() if value != getattr(Assumptions(), name)}
     yield (
@@ -116,7 +116,7 @@ def retold(account: Account) -> Iterator[Deed]:
     yield from (("identifier", asdict(each)) for each in account.schema.identifiers.values())
     yield from (("field", asdict(each)) for each in account.schema.fields.values() if not each.built_in)
     yield from (("list", asdict(each)) for each in account.lists.values())
-    yield from (("segment", as_deed(each)) for each in account.segments.values())
+    yield from (("segment", as_change(each)) for each in account.segments.values())
     yield "consents", [*account.consents.values()]
     yield "objects", _object_rows(account)
     yield from (("passthrough", [*key, members]) for key, members in account.passthrough_members.items())
@@ -125,7 +125,7 @@ def retold(account: Account) -> Iterator[Deed]:
     )
 
 
-def as_deed(segment: Segment) -> dict[str, Any]:
+def as_change(segment: Segment) -> dict[str, Any]:
     return segment.as_json() | {"id": segment.id}
 
 

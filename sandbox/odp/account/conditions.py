@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.odp.customers import Customer
+from sandbox.odp.account.customers import Customer
 
 # None stands for a missing value. As in SQL, a comparison with a missing value is neither true nor false.
 Evaluate = Callable[[Customer], bool | None]

@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from sandbox.odp.faults import Fault
-
-if TYPE_CHECKING:
-    from sandbox.odp.endpoints import Endpoint
-    from sandbox.odp.observe import Seen
+from sandbox.odp.wire.answers import Refused, bad_request
+from sandbox.odp.wire.faults import Fault
+from sandbox.odp.wire.observer import Seen
 
 NOT_JSON = object()
 
@@ -28,8 +26,7 @@ class Request:
     body: bytes = b""
     parsed: Any = NOT_JSON
     fault: Fault | None = None
-    endpoint: "Endpoint | None" = None
-    seen: "Seen" = field(init=False)
+    seen: Seen = field(init=False)
     # What the path's pattern captured, e.g. a segment's id.
     named: dict[str, str] = field(default_factory=dict)
 
@@ -56,6 +53,11 @@ class Request:
                 self.parsed = json.loads(body, parse_constant=_refuse_constant)
             except (ValueError, RecursionError):
                 self.parsed = NOT_JSON
+
+    def require_json(self, stamp: str) -> Any:
+        if self.parsed is NOT_JSON:
+            raise Refused(bad_request(stamp, "The request body could not be parsed."))
+        return self.parsed
 
     @property
     def items(self) -> list[Any]:

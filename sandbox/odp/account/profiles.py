@@ -1,16 +1,13 @@
 """Customer profiles: identifiers and plain fields side by side in `attributes`."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sandbox.odp.batches import Complaint, wrong_with_identifier
-from sandbox.odp.schema import Field, Plan
-
-if TYPE_CHECKING:
-    from sandbox.odp.accounts import Account
+from sandbox.odp.account.accounts import Account
+from sandbox.odp.account.schema import Complaint, Field, Plan, wrong_with_identifier
 
 
-def check_profiles(account: "Account", items: list[Any], now: float, unknown: Counter[str]) -> list[Complaint]:
+def check_profiles(account: Account, items: list[Any], now: float, unknown: Counter[str]) -> list[Complaint]:
     """Tidies each item's attributes in place and tells which items can't be taken.
 
     This and `apply_profiles` are the loop that a load test waits for: one plan per set of names, little work per item.
@@ -31,7 +28,7 @@ def check_profiles(account: "Account", items: list[Any], now: float, unknown: Co
     return complaints
 
 
-def _tidy(account: "Account", attributes: dict[str, Any], plan: Plan) -> str | None:
+def _tidy(account: Account, attributes: dict[str, Any], plan: Plan) -> str | None:
     for kind in plan.identifiers:
         value = attributes[kind]
         # A plain short string is what nearly every item has; everything else takes the long way.
@@ -50,7 +47,7 @@ def _tidy(account: "Account", attributes: dict[str, Any], plan: Plan) -> str | N
     return _place_unknown(account, attributes, plan.unknown)
 
 
-def _place_unknown(account: "Account", attributes: dict[str, Any], unknown: tuple[str, ...]) -> str | None:
+def _place_unknown(account: Account, attributes: dict[str, Any], unknown: tuple[str, ...]) -> str | None:
     rule = account.assumptions.unknown_field
     if unknown and rule == "refuse":
         return f"unknown field {unknown[0]}"
@@ -68,7 +65,7 @@ def _type_of(value: Any) -> str:
     return "number" if isinstance(value, (int, float)) else "string"
 
 
-def apply_profiles(account: "Account", items: list[dict[str, Any]], at: float) -> None:
+def apply_profiles(account: Account, items: list[dict[str, Any]], at: float) -> None:
     known = account.schema.identifiers
     write = account.customers.write
     for item in items:
@@ -79,5 +76,5 @@ def apply_profiles(account: "Account", items: list[dict[str, Any]], at: float) -
         write(identifiers, attributes)
 
 
-def _unseen_vuid(account: "Account", vuid: str) -> bool:
+def _unseen_vuid(account: Account, vuid: str) -> bool:
     return account.assumptions.new_vuid == "ignored" and account.customers.find("vuid", vuid) is None

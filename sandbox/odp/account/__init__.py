@@ -1,0 +1,1 @@
+"""What one ODP account holds, and the rules by which it changes."""

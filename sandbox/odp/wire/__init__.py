@@ -1,0 +1,1 @@
+"""What travels: requests, responses, scripted faults, and the observer that remembers requests."""
