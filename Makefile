@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures clean installed installed-dev
+.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings clean installed installed-dev
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -37,6 +37,7 @@ help:
 	@echo 'make lock      writes requirements.lock and requirements-dev.lock anew, from the lists beside them'
 	@echo 'make images    pins the base images of Dockerfile and docker-compose.yml to what their tags are now; needs Docker'
 	@echo 'make pictures  shoots docs/pictures anew, with the Chromium of this machine'
+	@echo 'make drawings  writes docs/rooms.md anew, from the imports of the code'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
@@ -105,6 +106,9 @@ migrations: installed-dev
 
 pictures: installed-dev
 	@exec $(PY) -m tests.browser.pictures
+
+drawings: installed-dev
+	@exec $(PY) -m tests.drawings
 
 clean:
 	rm -rf $(VENV) staticfiles .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What every room of the domain uses: models, encryption, database sessions, wake-ups."""

@@ -1,0 +1,1 @@
+"""The wire of ODP: client, outcomes and definitions. Knows no models."""

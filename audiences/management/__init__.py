@@ -1,0 +1,1 @@
+"""Commands of ``manage.py``: operators' actions and reports without a browser."""
