@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings clean installed installed-dev
+.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings settings clean installed installed-dev
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -38,6 +38,7 @@ help:
 	@echo 'make images    pins the base images of Dockerfile and docker-compose.yml to what their tags are now; needs Docker'
 	@echo 'make pictures  shoots docs/pictures anew, with the Chromium of this machine'
 	@echo 'make drawings  writes docs/rooms.md anew, from the imports of the code'
+	@echo 'make settings  writes docs/settings.md anew, from lytics_sync/settings.py'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
@@ -109,6 +110,9 @@ pictures: installed-dev
 
 drawings: installed-dev
 	@exec $(PY) -m tests.drawings
+
+settings: installed-dev
+	@exec $(PY) -m tests.settings_page
 
 clean:
 	rm -rf $(VENV) staticfiles .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,8 @@
-"""Settings: everything that differs between two deployments comes from the environment (see .env.example)."""
+"""Settings: everything that differs between two deployments comes from the environment (see .env.example).
+
+The first sentence of the comment above each ``env.…`` call is its description in docs/settings.md; `make settings`
+writes that page.
+"""
 
 import re
 import ssl
@@ -19,79 +23,86 @@ VERSION = "0.1.0"
 BASE_DIR = env.PROJECT_DIR
 DATA_DIR = env.data_dir()
 
+# Whether error pages show tracebacks and settings to the browser; never on a host that others reach.
 DEBUG = env.flag("DEBUG", False)
+# The key that signs sessions.
 SECRET_KEY = env.text("SECRET_KEY")
-# Older ones, with which sessions signed before a change still open.
+# Former values of SECRET_KEY, so that sessions signed with them stay valid.
 SECRET_KEY_FALLBACKS = env.words("SECRET_KEY_FALLBACKS", "")
-# Keys for secrets at rest (ODP keys, tokens, parked items), newest first; older ones only decrypt.
+# Keys that encrypt ODP keys, tokens and parked items in the database, newest first; older ones only decrypt.
 FIELD_ENCRYPTION_KEYS = env.words("FIELD_ENCRYPTION_KEYS")
-# Where Lytics reaches this service; the webhook URLs shown to people start with it.
-PUBLIC_URL = env.text("PUBLIC_URL", f"http://127.0.0.1:{env.integer('PORT', 8000)}").rstrip("/")
+# The port that the default of PUBLIC_URL names; the local runner and compose serve the web process there.
+PORT = env.integer("PORT", 8000)
+# The address at which Lytics and people reach this service; the webhook URLs shown start with it.
+PUBLIC_URL = env.text("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
+# Host names under which this service may be called; calls to any other are refused.
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{urlsplit(PUBLIC_URL).hostname or ''}")
+# Origins from which the forms of the admin may be sent.
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
 
 # --- Receiving -----------------------------------------------------------------------------------------------
 
-# One call's body, as sent and once more when unpacked, in bytes. Lytics gives up for good on 413, so a body
-# over it is answered 503; whatever stands in front of this service must allow at least as much.
+# The largest body of a call in bytes, checked as sent and again when decompressed. Lytics gives up for good on
+# 413, so a larger body gets a 503; a proxy in front of this service must allow at least as much.
 WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
-# How far a transition's time may be ahead of this service's clock, in seconds. A later one would win over every real
-# event until then, so it is not believed: the message's own time counts, else the moment of the call.
+# How many seconds a transition's time may be ahead of this service's clock. A later time would win over every real
+# event until then, so it is ignored: the message's own time counts, else the time of the call.
 CLOCK_TOLERANCE_SECONDS = env.seconds("CLOCK_TOLERANCE_SECONDS", 300)
-# Identifiers that stand for nobody, whatever their case and blanks; as a customer each would be in every audience.
-# Nothing but zeros counts too. A comma alone switches both off.
 _NOBODY = (
     "null,(null),<null>,[null],nil,<nil>,none,undefined,nan,infinity,n/a,unknown,anonymous,(not set),notset,not_set,"
     "[object object],[object undefined],[object null],\\n"
 )
+# Identifiers that stand for nobody, compared without case and blanks. As a customer each would be in every audience.
+# Nothing but zeros counts too. A comma alone switches both off.
 PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
-# Events accepted and not yet delivered, per install, above which calls are answered 503 until it falls again.
+# The number of waiting events per install above which calls get a 503 until it falls again.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
-# How long the body of a request may take to come. A call whose body takes longer is answered 503. And how long a caller
-# may take nothing of its answer.
+# How many seconds the body of a call may take to arrive; a longer one gets a 503. The same limit holds for a
+# caller that reads nothing of its response.
 WEBHOOK_READ_SECONDS = env.seconds("WEBHOOK_READ_SECONDS", 60)
-# The size of the database above which calls are answered 503 until it falls again, in bytes; 0 turns it off.
+# The size of the database in bytes above which calls get a 503 until it falls again; 0 for no limit.
 DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)
-# What a 503 asks Lytics to wait, in seconds.
+# The Retry-After of a 503, in seconds.
 RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30)
-# The longest of the random waits, from one second on, after what ends by itself soon: a restart of PostgreSQL, a
-# deadlock, no free connection. One answer stops a whole Lytics job for that long.
+# The longest random Retry-After, from one second on, after a short failure: PostgreSQL restarts, a deadlock, no free
+# connection. One response stops a whole Lytics job for that long.
 RETRY_SOON_SECONDS = env.integer("RETRY_SOON_SECONDS", 3)
-# Calls with a wrong token from one address, per minute and web process, after which they are answered 429 with
-# Retry-After. Callers with a right token are never counted. 0 turns it off.
+# Calls with a wrong token per address, minute and web process after which such calls get a 429; 0 for no limit.
+# Callers with a valid token are never counted.
 BAD_TOKENS_PER_MINUTE = env.integer("BAD_TOKENS_PER_MINUTE", 60)
-# A proxy of ours stands in front: X-Forwarded-Proto is believed, and the last entries of X-Forwarded-For, as many as
-# there are such proxies one behind the other.
+# Whether a proxy of ours is in front, so that its X-Forwarded-Proto and X-Forwarded-For are trusted.
 BEHIND_PROXY = env.flag("BEHIND_PROXY", False)
+# The number of our proxies one behind the other: that many last entries of X-Forwarded-For are trusted.
 TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 1)
 
 # --- Delivering ----------------------------------------------------------------------------------------------
 
-# The whole of one request to ODP, from connecting to the last byte of the answer.
+# How many seconds one request to ODP may take, from connecting to the last byte of the response.
 DELIVERY_DEADLINE_SECONDS = env.seconds("DELIVERY_DEADLINE_SECONDS", 8)
-# How long a claim on a lane lasts without word from its worker. It must outlive the deadline (a system check holds
-# that) and it is how long one audience waits after its worker was killed.
+# How many seconds a claim on a lane lasts; one audience waits that long after its worker was killed. It must be longer
+# than the deadline, which a system check ensures.
 LEASE_SECONDS = env.seconds("LEASE_SECONDS", 11)
-# How long one drain task works before it hands on to the next.
+# How many seconds one drain task works before another takes its place.
 DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
-# How often the sweep looks for lanes that nobody was woken for.
+# The interval in seconds at which a sweep looks for waiting events whose hint was lost.
 SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)
-# How long ODP is given to apply a request that nobody waited for any longer. Then the customers in it of whom
+# How many seconds ODP gets to apply a request that timed out, before its customers are reconciled. Those of whom
 # something newer was sent meanwhile are sent once more.
 AFFIRM_AFTER_SECONDS = env.seconds("AFFIRM_AFTER_SECONDS", 300)
-# How often what has been received since is made quick to search for one customer; till then it is searched slowly.
+# The interval in seconds at which new events are summarised for the search for one customer.
 SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
-# The first and the longest pause after ODP could not take a request; the pause doubles in between.
+# The first backoff in seconds after ODP could not take a request; it doubles from there.
 BRAKE_FIRST_SECONDS = env.seconds("BRAKE_FIRST_SECONDS", 0.5)
+# The longest backoff in seconds after ODP could not take a request.
 BRAKE_LONGEST_SECONDS = env.seconds("BRAKE_LONGEST_SECONDS", 60)
-# How often a refused ODP key, or a host that does not answer as ODP, is tried again.
+# The interval in seconds at which a rejected ODP key, or a host that does not respond as ODP, is tried again.
 PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
-# The longest wait in seconds that is believed when ODP asks for one with Retry-After.
+# The longest Retry-After of ODP that is obeyed, in seconds.
 ODP_LONGEST_RETRY_AFTER_SECONDS = env.seconds("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
-# Whether a 2xx without a body accepts the memberships of its request. ODP documents a body, and a proxy may answer so.
+# Whether a 2xx of ODP without a body counts as delivered. ODP documents a body, and a proxy may answer so.
 ODP_EMPTY_IS_ACCEPTED = env.flag("ODP_EMPTY_IS_ACCEPTED", False)
 
-# The body of a passthrough audience's definition, as JSON: what ODP expects there is not published.
+# The body of a passthrough audience's definition, as a JSON object. What ODP expects there is not published.
 ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")
 
 # Hosts beside ODP's own that an install may send to. Where PUBLIC_URL names this machine, as in a trial, any will do.
@@ -128,6 +139,7 @@ def _database(url: str) -> dict[str, object]:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "application_name": "lytics-sync",
+            # Whether statements are prepared; off behind a transaction pool that cannot keep prepared statements.
             # Django would switch them off for the whole connection. Its own statements are never prepared.
             "prepare_threshold": 5 if env.flag("PREPARED_STATEMENTS", True) else None,
             **options,
@@ -143,11 +155,14 @@ def _without_password(url: str, words: str) -> str:
     return re.sub(r'"[^"]*"', "…", words.strip().replace(url, "…"))
 
 
-# How long one database round trip may take in seconds, before the session is closed; 0 for as long as it takes. In web
-# processes a call is allowed one more second per megabyte of its body. Commands and migrations have no limit.
+# How many seconds one database round trip of a web process may take before its session is closed; 0 for no limit. A
+# call is allowed one more second per megabyte of its body. Commands and migrations have no limit.
 DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5)
+# How many seconds one database round trip of a worker may take before its session is closed; 0 for no limit.
 DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60)
+# The address of PostgreSQL, as libpq reads it.
 DATABASES = {"default": _database(env.text("DATABASE_URL"))}
+# The address of Redis, which carries hints only.
 REDIS_URL = env.text("REDIS_URL")
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
@@ -173,11 +188,12 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TASK_DEFAULT_QUEUE = "drain"
 # Each worker has a queue of its own beside it, for its heartbeats.
 CELERY_WORKER_DIRECT = True
-# How often a worker sends itself a heartbeat. When none has come out for 4.5 times as long it is not ready.
+# The interval in seconds at which a worker sends itself a heartbeat. A worker that received none for 4.5 intervals is
+# not ready.
 HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
-# How long work that may go out may stand still before /health/workers and the workers' own health are red.
+# How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
-# Where a worker answers GET /health/ready; 0 for nowhere.
+# The port on which a worker serves GET /health/ready; 0 for none.
 WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
 # How old a message may get before a worker drops it unread. Celery compares the sender's clock with the worker's, so
 # this is also how far they may be apart: a worker that is ahead by more throws away whatever it takes.
@@ -267,9 +283,9 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 
-# Wrong passwords for one account from one address until its login waits.
+# Wrong passwords for one account from one address after which its login is locked for 15 minutes.
 AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10)
-# Wrong passwords from one address, whatever the accounts, until every login from there waits; 0 for no such limit.
+# Wrong passwords from one address, over all accounts, after which every login from there is locked; 0 for no limit.
 LOGIN_ADDRESS_FAILURE_LIMIT = env.integer("LOGIN_ADDRESS_FAILURE_LIMIT", 50)
 AXES_HANDLER = "audiences.logins.Limits"
 AXES_COOLOFF_TIME = timedelta(minutes=15)
@@ -306,6 +322,10 @@ UNFOLD = {
     "SIDEBAR": {"navigation": "audiences.admin.navigation.sidebar"},
 }
 
-# One format for every process, gunicorn's and Celery's own lines included (lytics_sync/logs.py).
-LOGGING = logs.config(form=env.one_of("LOG_FORMAT", logs.FORMATS, "text"), level=env.text("LOG_LEVEL", "INFO"))
+# The format of log lines: text is key=value pairs, json is one object per line. It holds for every process, with the
+# lines of gunicorn and Celery (lytics_sync/logs.py).
+LOG_FORMAT = env.one_of("LOG_FORMAT", logs.FORMATS, "text")
+# The lowest level that is logged.
+LOG_LEVEL = env.text("LOG_LEVEL", "INFO")
+LOGGING = logs.config(form=LOG_FORMAT, level=LOG_LEVEL)
 logs.configure_structlog()

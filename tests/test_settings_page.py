@@ -1,0 +1,73 @@
+"""docs/settings.md says what the settings are."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests import settings_page
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = """
+_MANY = "a,b"
+# The port. More about it.
+PORT = env.integer("PORT", 8 * 1000)
+ADDRESS = env.text("ADDRESS", f"http://{PORT}")
+
+# --- Delivering ---------
+
+# Names to know,
+# on two lines. And more.
+NAMES = env.words("NAMES", _MANY)
+OPTIONS = {
+    # Whether it is on.
+    "on": 5 if env.flag("ON", True) else None,
+}
+# A key.
+KEY = env.text("KEY")
+# The same as the port.
+OTHER = env.text("OTHER", PORT)
+"""
+
+
+def test_the_page_of_settings_is_current() -> None:
+    """Run ``make settings`` when this fails."""
+    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.page()
+
+
+def test_each_setting_is_read_with_its_type_default_and_description() -> None:
+    assert [tuple(one) for one in settings_page.read(MODULE)] == [
+        ("PORT", "whole number", "`8000`", "The port.", "General"),
+        ("ADDRESS", "text", "`http://{PORT}`", "", "General"),
+        ("NAMES", "list, with commas", "`a,b`", "Names to know, on two lines.", "Delivering"),
+        ("ON", "yes or no", "yes", "Whether it is on.", "Delivering"),
+        ("KEY", "text", "**required**", "A key.", "Delivering"),
+        ("OTHER", "text", "`{PORT}`", "The same as the port.", "Delivering"),
+    ]
+
+
+def test_every_reader_of_the_environment_has_a_type_on_the_page() -> None:
+    tree = ast.parse((ROOT / "lytics_sync" / "env.py").read_text(encoding="utf-8"))
+    readers = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.args.args}
+    assert readers == {*settings_page.KINDS, "one_of"}
+
+
+@pytest.mark.parametrize("setting", list(settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))))
+def test_every_setting_is_described_in_one_sentence(setting: settings_page.Setting) -> None:
+    assert setting.description.endswith("."), setting.name
+    assert setting.description[0].isupper(), setting.name
+
+
+def test_no_other_module_reads_a_setting_that_the_page_lacks() -> None:
+    """The local runner reads the environment itself, for the settings that it makes or passes on."""
+    own = [
+        file
+        for room in ("lytics_sync", "audiences", "workers", "lytics", "odp")
+        for file in (ROOT / room).rglob("*.py")
+    ]
+    readers = [
+        str(file.relative_to(ROOT))
+        for file in own
+        if any(f"env.{reader}(" in file.read_text(encoding="utf-8") for reader in (*settings_page.KINDS, "one_of"))
+    ]
+    assert readers == ["lytics_sync/settings.py"]
