@@ -92,11 +92,28 @@ def test_every_management_command_exists(page: Path) -> None:
 
 @every_page
 def test_every_file_named_in_code_exists(page: Path) -> None:
-    places = "|".join((*PACKAGES, "tests", "docs", "sandbox"))
+    places = "|".join((*PACKAGES, "local", "benchmarks", "tests", "docs", "sandbox", r"\.ci", r"\.github"))
     named = [
         piece for piece in code(page.read_text(encoding="utf-8")) if re.fullmatch(rf"(?:{places})/[\w/.-]+", piece)
     ]
     assert [file for file in named if not (ROOT / file).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/adding/*.md")), ids=lambda page: str(page.name))
+def test_every_file_to_touch_when_something_is_added_exists(page: Path) -> None:
+    """The files of the first column, at the top of the repository too. ``<name>`` stands for a file that is new."""
+    named = [piece for cell in column(page, 1) for piece in re.findall(r"`([^`]+)`", cell) if "<" not in piece]
+    assert len(named) > 4
+    assert [file for file in named if not (ROOT / file).exists()] == []
+
+
+def test_every_page_about_adding_fits_on_a_screen_and_is_in_the_index_and_in_contributing() -> None:
+    pages = sorted(ROOT.glob("docs/adding/*.md"))
+    assert [page.name for page in pages if len(page.read_text(encoding="utf-8").splitlines()) > 60] == []
+    index, contributing = (ROOT / "docs" / "README.md"), (ROOT / "CONTRIBUTING.md")
+    for file, link in ((index, "adding/{}"), (contributing, "docs/adding/{}")):
+        text = file.read_text(encoding="utf-8")
+        assert [page.name for page in pages if f"]({link.format(page.name)})" not in text] == []
 
 
 @every_page
