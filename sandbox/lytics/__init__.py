@@ -1,1 +1,1 @@
-"""A stand-in for the Lytics job that calls a webhook when somebody enters or leaves an audience."""
+"""A stand-in for the Lytics job that calls a webhook when a customer enters or leaves an audience."""

@@ -1,4 +1,4 @@
-"""python -m sandbox.lytics"""
+"""`python -m sandbox.lytics`: send a stream of Lytics messages and print the memberships that must result."""
 
 import argparse
 import json
@@ -36,14 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
         job.fail(INTERRUPTED)
     seconds = monotonic() - began
 
-    # Half a stream has no memberships that must result.
+    # The expected memberships hold for the whole stream only, so a failed job writes no file.
     file = None if job.failed else options.memberships
     if file:
         report.write_memberships(file, plan.audiences, expected)
     facts = report.summary(
         events=plan.events, tally=job.tally, seconds=seconds, named=plan.audiences, expected=expected, file=file
     )
-    # Flushed, so that the sentence on stderr is the last line also where both go to one file.
+    # Flush stdout first: where both streams go to one file, the sentence on stderr has to be the last line.
     print(json.dumps(facts) if options.json else report.table(facts), flush=True)
     return verdict(job.failed, job.tally)
 
@@ -76,7 +76,7 @@ def send(messages: Iterable[Message], options: argparse.Namespace, job: Job, pro
 
 
 def watched(messages: Iterable[Message], expected: Memberships) -> Iterator[Message]:
-    """Each message is folded once, as it is made: what a receiver makes of repeats and delays must not matter."""
+    """Fold each message once, when it is created: repeated and late calls must not change the expected result."""
     for message in messages:
         expected.see(message)
         yield message
@@ -99,6 +99,6 @@ def verdict(failed: str, tally: Tally) -> int:
 
 
 if __name__ == "__main__":
-    # A shell that starts this in the background has it ignore Ctrl-C.
+    # A shell makes its background processes ignore SIGINT (Ctrl-C). Restore the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

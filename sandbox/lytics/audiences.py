@@ -1,4 +1,4 @@
-"""Audiences that look like those of a real account."""
+"""Audiences with names like those of a real account."""
 
 import re
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ price_drop_watchers new_parents pet_owners outdoor_fans home_decorators frequent
 push_opt_in lookalike_vip paid_search_visitors social_visitors affiliate_visitors unknown_to_known deeply_engaged
 """.split()  # noqa: SIM905 - fifty lines of list would hide the rest
 
-# Owners type slugs by hand as well. No two of these may become the same ODP id: which one would then get the
-# receiver's suffix depends on the order in which twenty callers arrive, and nobody can say what must result.
+# Slugs as account owners type them. No two of them may map to the same ODP id: the receiver would add a suffix to the
+# one that arrives second, the order of twenty callers is random, and so the expected result would be unknown.
 AWKWARD = ["VIP-Buyers.2026", "Black-Friday.EU", "Newsletter.Weekly", "2026-lapsed", "Loyalty--Platinum", "B2B.Leads"]
 
 
@@ -36,7 +36,7 @@ def audiences(*, how_many: int, seed: int, awkward: bool = False) -> list[Audien
 
 
 def hex_id(*parts: object) -> str:
-    """Thirty-two hex digits that follow from `parts` on every machine (which the built-in hash would not)."""
+    """A hash of `parts` with 32 hex digits. Unlike the built-in hash it is the same on every machine."""
     return blake2b("/".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
@@ -44,6 +44,6 @@ def _slugs(awkward: bool) -> Iterator[str]:
     if awkward:
         yield from AWKWARD
     yield from NAMES
-    # As Lytics does when a slug is taken.
+    # Lytics adds a number in the same way when a slug is taken.
     for number in count(1):
         yield from (f"{name}_{number}" for name in NAMES)

@@ -1,4 +1,4 @@
-"""Messages become HTTP calls: batched, and some of them late or sent twice."""
+"""Groups messages into HTTP calls, and sends some calls late or twice."""
 
 import heapq
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 Message = dict[str, Any]
 
-# How many calls go out before a late or repeated one does. It is also the most that is ever held in memory.
+# The most calls that overtake a late or repeated call. It also limits the calls held in memory.
 LONGEST_DELAY = 60
 
 

@@ -10,7 +10,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def write(moment: int, *, offset_minutes: int = 0) -> str:
     """`moment` is nanoseconds since 1970."""
     seconds, fraction = divmod(moment, SECOND)
-    # Trailing zeros are dropped, and with them sometimes the whole fraction.
+    # Lytics drops trailing zeros, and the whole fraction when it is zero.
     digits = f".{fraction:09d}".rstrip("0") if fraction else ""
     return f"{_whole(seconds + offset_minutes * 60)}{digits}{_zone(offset_minutes)}"
 

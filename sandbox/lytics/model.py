@@ -1,4 +1,4 @@
-"""The memberships that must result. Shares no code with what writes the stream or with what receives it."""
+"""The expected memberships. This module shares no code with the stream's writer or its receiver."""
 
 from collections import defaultdict
 from datetime import datetime
@@ -12,7 +12,7 @@ class Memberships:
 
     def __init__(self, identifier_field: str) -> None:
         self.identifier_field = identifier_field
-        # Twice the nanosecond of the newest transition, plus one if it is an exit: the larger number is the winner.
+        # The rank of the newest transition: twice its nanoseconds, plus one for an exit. The higher rank wins.
         self._newest: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def see(self, message: Message) -> None:
@@ -21,7 +21,7 @@ class Memberships:
         identifiers = [str(one) for one in (value if isinstance(value, list) else [value])]
         for transition in data["segment_events"]:
             kind = transition["event"]
-            # A `change` has no time of its own; it says that the person was in when the message was made.
+            # A `change` has no time of its own. It says that the customer was a member at the time of the message.
             when = transition[kind] if kind != "change" else _made_at(message)
             rank = 2 * nanoseconds(when) + (kind == "exit")
             newest = self._newest[transition["id"]]
@@ -32,7 +32,7 @@ class Memberships:
         return sorted(who for who, rank in self._newest[segment_id].items() if rank % 2 == 0)
 
     def others(self, segment_id: str) -> list[str]:
-        """Everyone named for this audience who is not in it at the end."""
+        """The customers that were named for this audience and are not members at the end."""
         return sorted(who for who, rank in self._newest[segment_id].items() if rank % 2 == 1)
 
     def size(self, segment_id: str) -> int:
@@ -45,7 +45,7 @@ def _made_at(message: Message) -> str:
 
 
 def nanoseconds(text: str) -> int:
-    """datetime stops at microseconds, so the fraction is read apart from the rest."""
+    """Nanoseconds since 1970. The fraction is parsed separately, because datetime only keeps microseconds."""
     text = text.replace("Z", "+00:00")
     whole, zone, fraction = text[:19], text[-6:], text[20:-6]
     return int(datetime.fromisoformat(whole + zone).timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0"))

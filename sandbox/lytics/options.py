@@ -1,4 +1,4 @@
-"""The command line."""
+"""The options of the command line."""
 
 import argparse
 import os
@@ -99,13 +99,13 @@ def share(text: str) -> float:
 
 
 def header_text(text: str) -> str:
-    """The value alone, also when the whole header line was pasted."""
+    """The value of the header. A pasted header line is accepted too."""
     value = re.sub(r"(?i)^\s*authorization\s*:\s*", "", text)
     return _checked(re.fullmatch(r"[\x20-\x7e]*", value) is not None, value, "holds what a header cannot carry")
 
 
 def file_to_be(text: str) -> Path:
-    """Found out now, not after a million events."""
+    """A path that can be written to. Checked at the start, not after a million events."""
     folder = Path(text).absolute().parent
     _checked(folder.is_dir() and os.access(folder, os.W_OK), text, "is in a folder that cannot be written to")
     return Path(_checked(not Path(text).is_dir(), text, "is a folder"))

@@ -1,11 +1,11 @@
-"""How far the stream is, on stderr: a bar for people or lines of JSON for programs."""
+"""The progress of the stream on stderr: a bar for people or lines of JSON for programs."""
 
 import json
 import sys
 import threading
 from time import monotonic
 
-BETWEEN_UPDATES = 0.1  # seconds
+BETWEEN_UPDATES = 0.1  # seconds, at least
 WIDTH = 30
 
 

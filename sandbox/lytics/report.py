@@ -1,4 +1,4 @@
-"""What is said at the end: to people, to programs, and to whoever compares memberships."""
+"""The output at the end: a table for people, JSON for programs, and the file of expected memberships."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from sandbox.lytics.sender import Tally
 
 
 def write_memberships(path: Path, named: list[Audience], expected: Memberships) -> None:
-    """Whole or not at all: whoever compares with it must never read half."""
+    """Write the file atomically, so that no reader sees half of it."""
     unfinished = path.with_name(path.name + ".part")
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump({"audiences": {audience.slug: _lists(audience, expected) for audience in named}}, file, indent=1)

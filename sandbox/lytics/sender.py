@@ -1,4 +1,4 @@
-"""Twenty callers that take an answer as Lytics takes it."""
+"""Sends calls with twenty callers, and handles each response as Lytics documents it."""
 
 import threading
 from collections import Counter
@@ -16,12 +16,12 @@ from sandbox.lytics.calls import Call
 
 NEVER_RETRIED = {400, 404, 413}
 TRIES_BEFORE_THE_JOB_ERRORS = 10
-FIRST_NAP = 60.0  # seconds, and twice as long each time
-NAPS_BEFORE_IT_FAILS = 7  # 127 minutes in all: the "about two hours" of the vendor's page
-# Between two tries of one request. Lytics doesn't say how long it waits, so this is ours.
+FIRST_NAP = 60.0  # seconds; each further sleep is twice as long
+NAPS_BEFORE_IT_FAILS = 7  # 127 minutes in total; the vendor's page says "about two hours"
+# Seconds between two attempts of one request. Lytics doesn't document its own values.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-SHORTEST_SLEEP = 0.1  # so that `Retry-After: 0` is not an invitation to a flood
-LAST_WORDS = 2.0  # seconds for calls in flight, once the job has failed or was interrupted
+SHORTEST_SLEEP = 0.1  # seconds; a minimum, so that `Retry-After: 0` doesn't cause a flood of requests
+LAST_WORDS = 2.0  # seconds that calls in flight get after the job has failed or was interrupted
 
 
 class Verdict(Enum):
@@ -33,7 +33,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Without a status nothing did, and `problem` says why."""
+    """The response to a call. Without a response, `status` is None and `problem` gives the reason."""
 
     status: int | None
     retry_after: float | None = None
@@ -62,11 +62,11 @@ class Tally:
 
 
 class Stopped(Exception):
-    """The job has failed or was interrupted: callers go home."""
+    """The job has failed or was interrupted, so all callers stop."""
 
 
 class Job:
-    """What the callers share: when to sleep, when to stop, and what has been counted."""
+    """State shared by all callers: when to sleep, when to stop, and the counters."""
 
     def __init__(self, *, retry_scale: float, notice: Callable[[str], None]) -> None:
         self.tally = Tally()
@@ -88,7 +88,7 @@ class Job:
             raise Stopped
 
     def sleep(self, seconds: float, why: str) -> None:
-        """The whole job sleeps, not only the caller that heard of it."""
+        """Make the whole job sleep, not only the caller that got the response."""
         with self.lock:
             news = self._asleep_until < monotonic() and seconds >= 1
             self._asleep_until = max(self._asleep_until, monotonic() + max(seconds, SHORTEST_SLEEP))
@@ -113,7 +113,7 @@ class Job:
         with self.lock:
             self.tally.omitted += 1
             first = self.tally.omitted == 1
-        if first:  # a receiver that refuses one usually refuses thousands
+        if first:  # one notice is enough: a receiver that refuses one call usually refuses thousands
             self._notice(f"gave up a call of {call.events} events for good, and any that follow: {answer}")
 
 
@@ -130,8 +130,8 @@ class Sender:
         self._done = done
 
     def send(self, calls: Iterable[Call], *, callers: int, rate: float | None = None) -> None:
-        """Returns when every call has ended, or the job has failed."""
-        # Short, so that a stream of a million events is never far ahead of what has been sent.
+        """Return when every call has ended or the job has failed."""
+        # A short queue: the generated stream stays only a few calls ahead of the sent calls.
         waiting: Queue[Call | None] = Queue(maxsize=2 * callers)
         threads = [threading.Thread(target=self._caller, args=(waiting,), daemon=True) for _ in range(callers)]
         for thread in threads:
@@ -229,7 +229,7 @@ class Sender:
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds from now, whether the header gives seconds or a date. What is neither is as good as absent."""
+    """The wait in seconds, from a header with seconds or a date. Any other value counts as absent."""
     if header is None:
         return None
     if header.strip().isdecimal():
@@ -242,7 +242,7 @@ def retry_after(header: str | None) -> float | None:
 
 
 def plainly(error: Exception) -> str:
-    """The operating system's own words, without urllib3's wrapping."""
+    """The operating system's message without urllib3's wrapping."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,4 +1,4 @@
-"""What happens to the customers of an invented shop, told in Lytics' messages."""
+"""Generates Lytics messages about the customers of an invented shop."""
 
 from bisect import bisect
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ SegmentEvent = dict[str, str]
 Identifier = str | int | list[str]
 
 DAY = 86_400 * clock.SECOND
-START = 1_767_607_200 * clock.SECOND  # 2026-01-05T10:00:00Z: fixed, so that a seed gives the same bytes on any day
+START = 1_767_607_200 * clock.SECOND  # 2026-01-05T10:00:00Z; fixed, so that a seed gives the same bytes on any day
 
-EXISTING = 1 / 3  # the share of the stream that is existing users, sent before anything else
-MOVES = 0.03  # live messages in which somebody leaves one audience for another
-CHANGES = 0.08
-CLOSE_CALLS = 0.004  # in and out within a microsecond, or at the very same instant
-FAVOURITES = 5  # audiences that one customer moves in and out of
-ROUND_TIMES = 0.1  # these have few digits or no fraction at all
-MOST_IDENTIFIERS = 50  # Lytics stitches no more into one profile
+EXISTING = 1 / 3  # share of the stream that is existing users, which are sent first
+MOVES = 0.03  # share of live messages in which a customer leaves one audience for another
+CHANGES = 0.08  # share of live messages about a changed field
+CLOSE_CALLS = 0.004  # share of live messages with an enter and an exit within a microsecond or at the same instant
+FAVOURITES = 5  # number of audiences that one customer enters and leaves
+ROUND_TIMES = 0.1  # share of times with few digits or no fraction
+MOST_IDENTIFIERS = 50  # Lytics joins at most this number of identifiers into one profile
 ZONES = (-420, -300, 60, 120, 330)
 
 
@@ -50,7 +50,7 @@ class Customer:
 
 
 class Stream:
-    """Iterates over exactly `plan.events` transitions, in the order in which Lytics would notice them."""
+    """Iterates over messages with exactly `plan.events` transitions, in the order in which Lytics would notice them."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -59,7 +59,7 @@ class Stream:
         self._left = plan.events
         self._now = plan.start
         self._job = hex_id(plan.seed, "job")
-        # A few audiences are large and most are small, as in any shop.
+        # Cumulative weights: a few audiences are large and most are small.
         self._popularity = list(accumulate(1 / (rank + 1) ** 0.7 for rank in range(len(plan.audiences))))
 
     def __iter__(self) -> Iterator[Message]:
@@ -68,7 +68,7 @@ class Stream:
             yield from self._something_happens()
 
     def members(self, audience: int) -> list[str]:
-        """Who is in at this point of the story, as the shop itself knows it."""
+        """The members at this point of the stream, from the shop's own records."""
         inside = (customer for customer in self._customers.values() if audience in customer.audiences)
         return sorted(str(one) for customer in inside for one in _listed(customer.identifier))
 
@@ -87,7 +87,9 @@ class Stream:
 
     def _something_happens(self) -> Iterator[Message]:
         self._time_passes()
-        customer = self._customer(int(self.plan.customers * self._random.random() ** 2))  # some come back often
+        customer = self._customer(
+            int(self.plan.customers * self._random.random() ** 2)
+        )  # the square makes low numbers appear more often
         audience = self._favourite(customer)
         dice = self._random.random()
         if dice < CLOSE_CALLS and self._left >= 2:
@@ -105,7 +107,7 @@ class Stream:
         gap = self._random.choice((0, 1, 700))
         first = self._message(customer, [self._toggle(customer, audience, moment)])
         second = self._message(customer, [self._toggle(customer, audience, moment + gap)])
-        if was_in and not gap:  # left and came back at one instant: the exit wins
+        if was_in and not gap:  # exit and enter at the same instant: the exit wins
             customer.audiences.remove(audience)
         yield from (first, second)
 
@@ -118,7 +120,7 @@ class Stream:
         yield self._message(customer, transitions)
 
     def _change(self, customer: Customer) -> Iterator[Message]:
-        """A watched field changed. With array identifiers that field is the list itself: a new device was seen."""
+        """A watched field changed. With array identifiers this is the list of identifiers: it got a new one."""
         watching = customer.audiences
         if self._can_grow(customer) and len(watching) <= self._left:
             customer.identifier = [*_listed(customer.identifier), self._new_identifier(customer)]
@@ -146,7 +148,7 @@ class Stream:
         customer.audiences.append(audience)
         customer.last_moved = max(customer.last_moved, moment)
         transition = self._transition(audience, "enter", enter=self._written(moment))
-        if self._random.random() < 0.03:  # the scheduled end of the membership; it has not ended
+        if self._random.random() < 0.03:  # the scheduled end of a membership that is still active
             transition["exit"] = "2099-01-01T00:00:00Z"
         return transition
 
@@ -169,7 +171,7 @@ class Stream:
     def _message(self, customer: Customer, transitions: list[SegmentEvent]) -> Message:
         made_at = self._now
         if transitions[0]["event"] == "change":
-            # The receiver has no other time for it, so the customer's next move must come after this one.
+            # The message's time is the only time of a `change`, so the customer's next move must have a later time.
             customer.last_moved = made_at
         else:
             made_at += 4 * clock.SECOND + self._random.randrange(2 * clock.SECOND)
@@ -193,7 +195,7 @@ class Stream:
         }
 
     def _profile(self, customer: Customer) -> dict[str, Any]:
-        """What comes along when the job exports every field: text, numbers, lists, maps, and booleans as letters."""
+        """The fields of a job that exports all of them: text, numbers, lists, maps, and booleans as letters."""
         name = f"customer{customer.number}"
         return {
             "_created": clock.write(self.plan.start - DAY * (customer.number % 900)),
@@ -243,7 +245,7 @@ class Stream:
         return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
     def _profile_id(self, customer: Customer) -> str:
-        """A large number that stays with the person, so that taking it for an event's id fails at once."""
+        """A large number, constant for a customer: a receiver that uses it as an event's id loses events at once."""
         return str((customer.number * 0x9E3779B97F4A7C15 + self.plan.seed * 0xD1B54A32D192ED03 + 2**63) % 2**64)
 
 

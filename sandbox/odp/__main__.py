@@ -1,4 +1,4 @@
-"""`python -m sandbox.odp`: start a sandbox ODP and keep it until told to stop."""
+"""`python -m sandbox.odp`: run a sandbox ODP until a signal stops it."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from sandbox.odp.account.conditions import Invalid
 from sandbox.odp.server import SandboxServer
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options, World
 
-# Answers that come at once hardly ever overlap, and then there is nothing to shuffle.
+# Latency in seconds for `--order shuffled`: only requests that overlap can be reordered.
 OVERLAPPING = (0.01, 0.05)
 PROFILES = {"instant": ((0.0, 0.0), (0.0, 0.0)), "realistic": ((2.0, 16.0), (0.03, 0.15))}
 
@@ -39,20 +39,23 @@ def assumption(text: str) -> tuple[str, str]:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sandbox.odp", description="A stand-in for ODP on this machine.")
-    parser.add_argument("--port", type=int, default=8090, help="0 takes a free one, which the first line printed tells")
+    parser.add_argument("--port", type=int, default=8090, help="0 chooses a free port; the first output line shows it")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--state", type=Path, metavar="FILE", help="keep customers, fields, segments and lists here")
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="save customers, fields, segments and lists in this file"
+    )
     parser.add_argument("--private-key", default=DEFAULT_PRIVATE_KEY, help="of the first account, <public>.<secret>")
     parser.add_argument(
         "--region", default="any", choices=("any", "us", "eu1", "au1"), help="refuse other regions' keys"
     )
+    parser.add_argument("--profile", default="instant", choices=PROFILES, help="preset of --delay and --latency")
+    parser.add_argument("--delay", type=span, metavar="MIN-MAX", help="seconds until a write is visible")
+    parser.add_argument("--latency", type=span, metavar="MIN-MAX", help="seconds until a response is sent")
     parser.add_argument(
-        "--profile", default="instant", choices=PROFILES, help="how soon writes are seen, how fast answers"
-    )
-    parser.add_argument("--delay", type=span, metavar="MIN-MAX", help="seconds until a write is seen")
-    parser.add_argument("--latency", type=span, metavar="MIN-MAX", help="seconds until a request is answered")
-    parser.add_argument(
-        "--order", default="acceptance", choices=("acceptance", "shuffled"), help="of overlapping requests"
+        "--order",
+        default="acceptance",
+        choices=("acceptance", "shuffled"),
+        help="order in which overlapping requests are applied",
     )
     parser.add_argument("--consent", choices=("opted_in", "opted_out"), help="the Api app's default consent")
     parser.add_argument("--passthrough", choices=("on", "off"), help="whether passthrough audiences are enabled")
@@ -64,16 +67,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--assume", type=assumption, action="append", default=[], metavar="NAME=VALUE", help=f"one of {names}"
     )
-    parser.add_argument("--keep-requests", type=int, default=200_000, metavar="N", help="how many to remember")
-    parser.add_argument("--keep-body-bytes", type=int, default=128_000_000, metavar="N", help="of their bodies")
-    parser.add_argument("--seed", type=int, default=0, help="of delays and shuffling")
+    parser.add_argument("--keep-requests", type=int, default=200_000, metavar="N", help="number of requests to keep")
+    parser.add_argument(
+        "--keep-body-bytes", type=int, default=128_000_000, metavar="N", help="bytes of request bodies to keep"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of random delays and orders")
     parser.add_argument("--open-control", action="store_true", help="answer /sandbox/ to any address (in a container)")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="stop when whoever started this is gone")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="stop when the parent process has ended")
     return parser
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
-    """Only what was said: a saved account keeps the rest."""
+    """Only the settings given on the command line. A saved account keeps its other settings."""
     rates = {"profiles": given.rate_profiles, "lists": given.rate_lists, "graphql": given.rate_graphql}
     chosen: dict[str, Any] = {
         "assumptions": dict(given.assume) | ({"unknown_field": "drop"} if given.lenient_schema else {}),
@@ -106,13 +111,13 @@ def options(given: argparse.Namespace) -> Options:
 
 def main() -> int:
     given = arguments().parse_args()
-    # Customers are many, long-lived and without cycles: looking through them for garbage costs more than all the rest.
+    # Collect garbage rarely: customers are many, live long and form no cycles, so scanning them would dominate.
     gc.set_threshold(200_000, 20, 100)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        # The port first: a second sandbox started by mistake must not get as far as the first one's state file.
+        # Bind the port before opening the state file: a second sandbox on the same port must not touch the file.
         server = SandboxServer(given.host, given.port, open_control=given.open_control)
         server.world = world = World(options(given))
     except (OSError, Invalid) as problem:

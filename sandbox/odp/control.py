@@ -1,4 +1,4 @@
-"""`/sandbox/…`: the side that ODP doesn't have. It scripts faults, moves the clock and tells what was seen."""
+"""`/sandbox/…`, which ODP doesn't have: script faults, move the clock and read what the sandbox observed."""
 
 import os
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def show_summary(world: World, request: Request, rest: str) -> Any:
 
 
 def show_customer(world: World, request: Request, rest: str) -> Any:
-    """Everything about one identifier: the record as it is now, and each write that named it, in arrival order."""
+    """One identifier: the customer's current record, and each write that named it, in arrival order."""
     account = _account(world, request.query.get("account"))
     kinds = [request.query["by"]] if "by" in request.query else [*account.schema.identifiers]
     with world.lock:
@@ -158,7 +158,7 @@ def move_clock(world: World, request: Request, rest: str) -> Any:
 
 
 def add_account(world: World, request: Request, rest: str) -> Any:
-    """An account that exists gets the settings; one that doesn't is made first."""
+    """Create the account if it doesn't exist, and change its settings."""
     told = _told(request)
     unknown = set(told) - {"private_key", "region", "consent", "passthrough", "rates", "assumptions"}
     if unknown:

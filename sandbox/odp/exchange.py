@@ -1,4 +1,4 @@
-"""One request on its way through the sandbox: observed, struck by at most one fault, and handled."""
+"""Handles one request: observe it, apply at most one fault, and call the endpoint."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from sandbox.odp.world import World
 
 class Exchange:
     def __init__(self, world: World, method: str, target: str, headers: dict[str, str]) -> None:
-        """Called when the head of the request has been read. From here on the request counts as in flight."""
+        """Create this when the head of the request has been read: the request is in flight from now on."""
         self.world = world
         self.request = request = Request.from_head(method, target, headers)
         self.endpoint, request.named = find_endpoint(method, request.path)
@@ -45,7 +45,7 @@ class Exchange:
         return self.request.items if self.endpoint and self.endpoint.takes_items else []
 
     def answer(self) -> Answer:
-        """ODP's response, or the response that a fault scripts in its place."""
+        """ODP's response, or the scripted response of a fault."""
         fault = self.request.fault
         if fault is None or not ("status" in fault.then or "html" in fault.then):
             return self._handled()
@@ -85,7 +85,7 @@ def _may(caller: Caller, endpoint: Endpoint) -> bool:
 
 
 def _fields_of_all(items: list[Any]) -> frozenset[str]:
-    """The audience fields of all items. Items of a batch share a few sets of names, and each set is read once."""
+    """The audience fields of all items. Each distinct set of field names is read once."""
     shapes: dict[Any, Any] = {}
     for item in items:
         attributes = item.get("attributes") if isinstance(item, dict) else None

@@ -1,4 +1,4 @@
-"""HTTP in and out: a thread per connection, kept alive, one send per answer."""
+"""The HTTP server: one thread per keep-alive connection, and one send per response."""
 
 import random
 import select
@@ -23,7 +23,7 @@ PIECES_OF_A_DRIP = 10
 
 
 class Gone(Exception):
-    """The caller closed the connection before the request was complete."""
+    """The client closed the connection before the request was complete."""
 
 
 class SandboxServer(ThreadingHTTPServer):
@@ -34,17 +34,17 @@ class SandboxServer(ThreadingHTTPServer):
     world: World
 
     def __init__(self, host: str, port: int, *, open_control: bool = False) -> None:
-        """Takes the port, and callers may queue; `world` must be set before the first is served."""
+        """Bind and listen. Set `world` before the first request is served; until then clients queue."""
         self.open_control = open_control
         super().__init__((host, port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that hangs up is an everyday thing here; anything else is a bug worth its traceback."""
+        """Ignore clients that close their connection. Anything else is a bug and gets a traceback."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
     def server_bind(self) -> None:
-        # Without the base class's reverse look-up of the host's name, which can take seconds where there's no DNS.
+        # Skip the base class's reverse DNS lookup of the host, which can take seconds without a DNS server.
         socket.socket.setsockopt(self.socket, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     server: SandboxServer
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Nothing per request: that is what /sandbox/requests is for."""
+        """Log nothing per request; see GET /sandbox/requests."""
 
     def serve(self) -> None:
         try:
@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             world.visibility.nudge() if world.visibility.shuffled else None
 
     def _answer(self, exchange: Exchange) -> Answer | None:
-        """None when a fault says to hang up."""
+        """The response, or None if a fault closed the connection."""
         world, request = self.server.world, exchange.request
         fault = exchange.strike()
         then = fault.then if fault else {}
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         return answer
 
     def _hang_up(self, request: Request) -> None:
-        """Without an answer, and so that the caller notices at once."""
+        """Close the connection without a response. `shutdown` makes the client notice at once."""
         self.server.world.observer.end(request.seen, None)
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
@@ -143,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + answer.body
 
     def _wait(self, request: Request, seconds: float) -> None:
-        """Sleep, but notice when the caller gives up: from then on the request isn't in flight any more."""
+        """Sleep, and record it if the client closes the connection: the request is then no longer in flight."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             readable, _, _ = select.select([self.connection], [], [], left)
@@ -177,10 +177,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _or_bug(work: Callable[[], Answer]) -> Answer:
-    """A bug of the sandbox must look like one, not like a dropped line."""
+    """Report a bug of the sandbox as a 500 with its message, not as a dropped connection."""
     try:
         return work()
-    except Exception as bug:  # noqa: BLE001 - whatever it is
+    except Exception as bug:  # noqa: BLE001 - any bug
         traceback.print_exc()
         return in_json(500, {"message": f"the sandbox itself failed: {bug!r}"})
 

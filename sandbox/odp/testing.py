@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ControlledSandbox:
-    """What both variants offer once they run."""
+    """Methods of a running sandbox, shared by both variants."""
 
     url: str = ""
     private_key: str = DEFAULT_PRIVATE_KEY
@@ -28,11 +28,11 @@ class ControlledSandbox:
         return self.private_key.partition(".")[0]
 
     def control(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
-        """`/sandbox/…`: a POST when there is a body, otherwise a GET."""
+        """Call a control under `/sandbox/`: POST with a body, otherwise GET."""
         return self._ask(path, body, method, {})
 
     def odp(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
-        """A plain call of ODP itself; the status and the parsed body."""
+        """Call an ODP endpoint; returns the status and the parsed body."""
         try:
             return self._call(path, body, method, {"x-api-key": self.private_key if key is None else key})
         except urllib.error.HTTPError as refusal:
@@ -89,7 +89,7 @@ class ControlledSandbox:
 
 
 class RunningSandbox(ControlledSandbox):
-    """`with RunningSandbox("--rate-profiles", "0") as odp:` is a real process that ends with the block or with us."""
+    """A sandbox in a process of its own, which ends with the `with` block or with this process."""
 
     def __init__(self, *flags: str, port: int = 0) -> None:
         self.flags = flags
@@ -118,15 +118,15 @@ class RunningSandbox(ControlledSandbox):
             self.stop()
             raise RuntimeError("the sandbox did not start; it says why on stderr")
         self.url = line[line.index("http://") :]
-        # A restart must be found where its callers already look.
+        # Keep the port, so that clients reach the sandbox after a restart.
         self.port = int(self.url.rpartition(":")[2])
 
     def stop(self) -> None:
-        """As an operator would: SIGTERM, and time to save."""
+        """Send SIGTERM, and wait until the state is saved."""
         self._end(kill=False)
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Send SIGKILL: nothing more is saved."""
         self._end(kill=True)
 
     def _end(self, *, kill: bool) -> None:
@@ -143,7 +143,7 @@ class RunningSandbox(ControlledSandbox):
 
 
 class ThreadedSandbox(ControlledSandbox):
-    """The same on a thread of this process: quicker to start, and `world` can be looked into."""
+    """A sandbox on a thread of this process. It starts faster, and tests can read `world`."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.world = World(options or Options())

@@ -13,7 +13,7 @@ REGIONS = ("us", "eu1", "au1")
 
 
 def region_of(key: str) -> str:
-    """The public part ends with the region, except in the US."""
+    """The region of a key: its public part ends with the region, except in the US."""
     public = key.partition(".")[0]
     return next((region for region in REGIONS[1:] if public.endswith(f"-{region}")), "us")
 
@@ -34,7 +34,7 @@ class Segment:
     description: str
     metadata: dict[str, str]
     definition: dict[str, Any]
-    # A passthrough segment has no condition: events say who is in, under this external id.
+    # None for a passthrough segment: its members come from passthrough events that name `external_id`.
     condition: Callable[[Customer], bool | None] | None
     external_id: str | None = None
     revision: int = 1
@@ -59,7 +59,7 @@ class Account:
     customers: Customers = field(init=False)
     lists: dict[str, ContactList] = field(init=False)
     segments: dict[str, Segment] = field(init=False)
-    # Passthrough events undergo no identity resolution: what they say belongs to the identifier, not to the customer.
+    # By identifier, not by customer: ODP doesn't resolve identities for passthrough events.
     passthrough_members: dict[tuple[str, str], dict[str, tuple[float, bool]]] = field(init=False)
     consents: dict[tuple[str, str], dict[str, Any]] = field(init=False)
     objects: dict[str, dict[str, Any]] = field(init=False)
@@ -102,7 +102,7 @@ class Account:
 
 @dataclass(slots=True)
 class Caller:
-    """Who is asking, and with which of the two keys."""
+    """The account of a request, and whether its key is the private one."""
 
     account: Account
     is_private: bool

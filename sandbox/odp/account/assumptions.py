@@ -1,6 +1,6 @@
-"""Everything that ODP's documentation leaves open, each as a named switch with our guess as its default.
+"""The questions that ODP's documentation leaves open, each as a named switch with our guess as its default.
 
-The table at the top of the README is this file for people; a test keeps the two equal.
+The table at the top of the README shows the same switches; a test compares the two.
 """
 
 from dataclasses import dataclass, field, fields
@@ -92,7 +92,7 @@ class Assumptions:
     revoked_key_seconds: float = _number(0, says="How long a revoked private key goes on working (ODP says 12 hours).")
 
     def change(self, name: str, value: object) -> None:
-        """Set one switch from a command line or a control call; ValueError says what would be right."""
+        """Set one switch. The ValueError for a wrong name or value lists the allowed ones."""
         known = {each.name: each for each in fields(self)}
         if name not in known:
             raise ValueError(f"no assumption is called {name!r}; there are {', '.join(sorted(known))}")

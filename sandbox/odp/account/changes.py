@@ -1,4 +1,4 @@
-"""Everything that changes an account, as data: accepted once, applied when visible, replayed from the state file."""
+"""Changes of an account as data: accepted once, applied when they become visible, replayed from the state file."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
@@ -100,7 +100,7 @@ CHANGES: dict[str, Callable[[Account, Any, float], None]] = {
 
 
 def changes_of(account: Account) -> Iterator[Change]:
-    """The shortest list of changes that makes this account again."""
+    """The shortest list of changes that recreates this account."""
     guesses = {each.name: getattr(account.assumptions, each.name) for each in fields(Assumptions)}
     changed = {name: value for name, value in guesses.items() if value != getattr(Assumptions(), name)}
     yield (

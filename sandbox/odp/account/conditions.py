@@ -15,7 +15,7 @@ Evaluate = Callable[[Customer], bool | None]
 
 
 class Invalid(ValueError):
-    """Why a definition is refused, and where in it."""
+    """A refused definition: the place of the error and the reason."""
 
     def __init__(self, where: str, message: str) -> None:
         super().__init__(f"{where}: {message}")
@@ -23,14 +23,14 @@ class Invalid(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a condition may refer to: the type of each customer field (None for an unknown one), and the lists."""
+    """Names that a condition may refer to. `type_of` gives a customer field's type, or None for an unknown field."""
 
     type_of: Callable[[str], str | None]
     has_list: Callable[[str], bool]
 
 
 def take(body: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """An object with all of the required members and no unknown one."""
+    """Check that `body` is an object with all required members and no unknown one."""
     if not isinstance(body, dict):
         raise Invalid(where, "must be an object")
     for name in required:
@@ -43,14 +43,14 @@ def take(body: Any, where: str, required: Iterable[str], optional: Iterable[str]
 
 
 def compile_condition(body: Any, where: str, scope: Scope) -> Evaluate:
-    """``{"customer_condition": {"customer_filter": ...}}``."""
+    """Compile `{"customer_condition": {"customer_filter": ...}}`."""
     name, value = _only_member(body, where, ("customer_condition",))
     customer_filter = take(value, f"{where}.{name}", ("customer_filter",))["customer_filter"]
     return _compile_filter(customer_filter, f"{where}.{name}.customer_filter", scope)
 
 
 def _only_member(body: Any, where: str, modelled: Iterable[str]) -> tuple[str, Any]:
-    """Protobuf's oneof: an object with exactly one member."""
+    """The name and value of the only member, as protobuf's oneof requires."""
     if not isinstance(body, dict) or len(body) != 1:
         raise Invalid(where, "must have exactly one member")
     name, value = next(iter(body.items()))

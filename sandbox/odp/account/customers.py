@@ -1,4 +1,4 @@
-"""Who is who: customer records, and the rules by which identifiers find, link, merge and leave them."""
+"""Customer records, and identity resolution: how identifiers find, link, merge and leave records."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ KEPT_PER_IDENTIFIER = 25
 
 
 class Customer:
-    """`record` holds plain fields and the newest value of each identifier; `older` the values before that."""
+    """`record` holds plain fields and the newest value of each identifier; `older` holds its earlier values."""
 
     __slots__ = ("lists", "number", "older", "record", "touched")
 
@@ -26,7 +26,7 @@ class Customer:
         return f"5a616975-0000-4000-8000-{self.number:012x}"
 
     def values_of(self, kind: str) -> list[str]:
-        """Oldest first."""
+        """All values of one identifier, oldest first."""
         newest = self.record.get(kind)
         return [*((self.older or {}).get(kind, ())), *(() if newest is None else (newest,))]
 
@@ -55,7 +55,7 @@ class Customers:
         return customer if customer and customer.zaius_id == value else None
 
     def write(self, identifiers: tuple[str, ...], attributes: dict[str, Any]) -> Customer:
-        """Apply one item. Most meet a customer that has exactly these identifiers, or nobody: those paths are short."""
+        """Apply one item. The fast path handles a customer with exactly these identifiers, or none at all."""
         self.writes += 1
         index = self.index
         first = identifiers[0]
@@ -75,7 +75,7 @@ class Customers:
         return found
 
     def _resolve(self, identifiers: dict[str, str]) -> Customer:
-        """Merge what high-confidence identifiers say is one person; low-confidence ones follow the item."""
+        """Merge customers that share high-confidence identifiers, and move low-confidence ones to the result."""
         held = {kind: self.index[kind].get(value) for kind, value in identifiers.items()}
         high = {id(each): each for kind, each in held.items() if each and self.schema.is_high(kind)}
         low = [each for kind, each in held.items() if each and not self.schema.is_high(kind)]
@@ -86,8 +86,10 @@ class Customers:
         return customer
 
     def _adopted(self, low: list[Customer], brings_high: bool) -> Customer | None:
-        """An item that names nobody known by a high-confidence identifier belongs to a low-confidence match,
-        unless it brings such an identifier and the match is already somebody else."""
+        """The low-confidence match that an item without a high-confidence match belongs to, if there is one.
+
+        A match is ruled out if both the item and the customer have high-confidence identifiers: they differ.
+        """
         for customer in low:
             somebody = any(self.schema.is_high(kind) for kind in self.schema.identifiers if kind in customer.record)
             if not (brings_high and somebody):
@@ -107,7 +109,7 @@ class Customers:
         return survivor
 
     def _absorb(self, survivor: Customer, other: Customer) -> None:
-        """Where both know a field, whoever was written last is believed."""
+        """Move everything of `other` to `survivor`. For a field of both, the customer written last wins."""
         newer_first = (other, survivor) if other.touched > survivor.touched else (survivor, other)
         plain = [
             {name: value for name, value in each.record.items() if name not in self.schema.identifiers}
@@ -122,7 +124,7 @@ class Customers:
         survivor.record.update(plain[1] | plain[0])
 
     def _attach(self, customer: Customer, kind: str, value: str) -> None:
-        """Make `value` the customer's newest identifier of its kind, whoever had it before."""
+        """Make `value` the customer's newest identifier of its kind, and take it from its previous holder."""
         index = self.index[kind]
         holder = index.get(value)
         if holder is not None and holder is not customer:

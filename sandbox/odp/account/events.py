@@ -1,11 +1,11 @@
-"""Events: what customers did, and (as passthrough events) which outside audiences they are in."""
+"""Events of customers, including passthrough events, which report membership in external audiences."""
 
 from typing import Any
 
 from sandbox.odp.account.accounts import Account
 from sandbox.odp.account.schema import Complaint, checked_text
 
-# Seconds stay below this until the year 5138; milliseconds have been above it since 1973.
+# A `ts` from here on is in milliseconds: seconds stay below it until the year 5138.
 FIRST_MILLISECONDS = 100_000_000_000
 
 
@@ -70,7 +70,7 @@ def _wrong_with_passthrough(account: Account, item: dict[str, Any]) -> str | Non
 
 
 def apply_events(account: Account, items: list[dict[str, Any]], at: float) -> None:
-    """An event introduces and links its identifiers. Only passthrough events are read for what they say."""
+    """Link the identifiers of each event. Only passthrough events have a further effect."""
     for item in items:
         identifiers = account.schema.known_identifiers(item["identifiers"])
         if item["type"] == "passthrough":
@@ -80,7 +80,7 @@ def apply_events(account: Account, items: list[dict[str, Any]], at: float) -> No
 
 
 def _apply_passthrough(account: Account, item: dict[str, Any]) -> None:
-    """A membership is decided by `ts`; of two events in the same second the later to arrive counts."""
+    """The event with the newest `ts` decides; within one second, the one that arrived last."""
     data = item["data"]
     audience_id, ts = data["audience_id"], data["ts"]
     members = account.passthrough_members.setdefault(next(iter(item["identifiers"].items())), {})

@@ -1,4 +1,4 @@
-"""How often an account may call. Events and objects have no limit."""
+"""Rate limits of an account. Events and objects have none."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Gate:
-    """Either a bucket that refills evenly, or strictly `rate` calls in any one second."""
+    """A token bucket, or strictly at most `rate` requests in any one-second window."""
 
     rate: float
     tokens: float = field(init=False)

@@ -1,4 +1,4 @@
-"""Lists and who is subscribed to them."""
+"""Lists and subscriptions to them."""
 
 import re
 from typing import Any
@@ -40,6 +40,6 @@ def apply_subscriptions(account: Account, items: list[dict[str, Any]], at: float
     for item in items:
         identifiers = account.schema.known_identifiers(item)
         if isinstance(identifiers, str) or item["list_id"] not in account.lists:
-            continue  # the list was reset away while the write waited to become visible
+            continue  # a reset deleted the list before the write became visible
         customer = account.customers.write(tuple(identifiers), identifiers)
         customer.lists = (customer.lists or {}) | {item["list_id"]: (item["subscribed"], at, consented)}

@@ -1,11 +1,11 @@
-"""Who is in a segment."""
+"""The members of a segment."""
 
 from sandbox.odp.account.accounts import Account, Segment
 from sandbox.odp.account.customers import Customer
 
 
 def qualifies(account: Account, segment: Segment, customer: Customer | None, identifier: tuple[str, str]) -> bool:
-    """A missing value never qualifies: only a plain true does."""
+    """Whether a customer is in a segment. A missing value never qualifies."""
     if segment.condition is None:
         members = account.passthrough_members.get(identifier, {})
         return members.get(segment.external_id or segment.id, (0.0, False))[1]
@@ -13,7 +13,7 @@ def qualifies(account: Account, segment: Segment, customer: Customer | None, ide
 
 
 def members(account: Account, segment: Segment, kind: str) -> list[str]:
-    """Every value of one kind of identifier that qualifies, sorted."""
+    """The sorted values of one identifier of all members."""
     if segment.condition is None:
         external = segment.external_id or segment.id
         known = account.passthrough_members.items()

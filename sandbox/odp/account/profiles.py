@@ -8,9 +8,9 @@ from sandbox.odp.account.schema import Complaint, Field, Plan, wrong_with_identi
 
 
 def check_profiles(account: Account, items: list[Any], now: float, unknown: Counter[str]) -> list[Complaint]:
-    """Tidies each item's attributes in place and tells which items can't be taken.
+    """Normalise each item's attributes in place, and return the complaints about bad items.
 
-    This and `apply_profiles` are the loop that a load test waits for: one plan per set of names, little work per item.
+    A load test spends its time here and in `apply_profiles`, so each set of field names has one prepared plan.
     """
     complaints = []
     plan_for = account.schema.plan
@@ -31,7 +31,7 @@ def check_profiles(account: Account, items: list[Any], now: float, unknown: Coun
 def _tidy(account: Account, attributes: dict[str, Any], plan: Plan) -> str | None:
     for kind in plan.identifiers:
         value = attributes[kind]
-        # A plain short string is what nearly every item has; everything else takes the long way.
+        # Fast path: nearly every identifier is a short string, and only other values need the checks below.
         if not (type(value) is str and 0 < len(value) < 64 and kind != "vuid" and not value.isspace()):
             if value is None or (isinstance(value, str) and not value.strip()):
                 del attributes[kind]

@@ -1,4 +1,4 @@
-"""What an account knows about its customers: the fields, the identifiers, and what a value of each may look like."""
+"""The customer schema of an account: fields, identifiers, and the checks of their values."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ IDENTIFIER_SUFFIXES = {
 VUID = re.compile(r"[0-9a-f]{32}\Z")
 
 Invalids = list[dict[str, Any]]
-# The position of a bad item in its request, and what is wrong with it.
+# A bad item: its position in the request, and the reason.
 Complaint = tuple[int, str]
 
 
@@ -89,7 +89,7 @@ def standard_identifiers() -> dict[str, Identifier]:
 
 @dataclass(slots=True)
 class Plan:
-    """How to check an item that carries exactly these names. Items of a batch share a few plans between them."""
+    """How to check an item with exactly these field names. The items of a batch share few plans."""
 
     identifiers: tuple[str, ...] = ()
     checks: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
@@ -113,7 +113,7 @@ class CustomerSchema:
         return (guess or self.identifiers[name].confidence) == "high"
 
     def known_identifiers(self, names: dict[str, Any]) -> dict[str, str] | str:
-        """The identifiers among `names` without blank ones, or what is wrong with them."""
+        """The identifiers among `names` that aren't blank, or the reason why they are refused."""
         found = {}
         for kind, value in names.items():
             if kind not in self.identifiers or value is None or (isinstance(value, str) and not value.strip()):
@@ -128,7 +128,7 @@ class CustomerSchema:
         plan = self._plans.get(names)
         if plan is None:
             plan = self._make_plan(names, now)
-            # A field that isn't usable yet becomes so by the clock alone, so such a plan must not be kept.
+            # Don't cache a plan with an unknown field: the field may become usable as time passes.
             if not plan.unknown and len(self._plans) < 10_000:
                 self._plans[names] = plan
         return plan
@@ -180,7 +180,7 @@ class CustomerSchema:
             yield {"field": display_key, "reason": ["already used by another field"]}
 
     def make_identifier(self, body: Any) -> tuple[Identifier, Field] | Invalids:
-        """An identifier is also a field of the customers object."""
+        """A new identifier, and the customer field that belongs to it."""
         if not isinstance(body, dict):
             return [{"field": "name", "reason": "is required"}]
         return list(self._wrong_with_identifier(body)) or (
@@ -214,7 +214,7 @@ def checked_text(value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError("must be a string")  # noqa: TRY004 - a bad value in somebody's JSON, not our bad call
+        raise ValueError("must be a string")  # noqa: TRY004 - the value comes from a request's JSON
     if len(value) > LONGEST_TEXT:
         raise ValueError(f"must not be longer than {LONGEST_TEXT} characters")
     return value
@@ -235,7 +235,7 @@ def checked_boolean(value: Any) -> Any:
 
 
 def checked_timestamp(value: Any) -> Any:
-    """Kept as epoch seconds, whichever of the two formats it came in."""
+    """Epoch seconds, from a number or an ISO 8601 text."""
     if not isinstance(value, str):
         return checked_number(value)
     try:

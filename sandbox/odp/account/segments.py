@@ -1,4 +1,4 @@
-"""The body of a real-time segment: checked and parsed."""
+"""Checks and parses the body of a real-time segment."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ SEGMENT_ID = re.compile(r"[a-z][a-z0-9_]*\Z", re.IGNORECASE)
 
 
 def parse_segment(account: Account, segment_id: str, body: Any) -> Segment:
-    """Everything that makes ODP refuse a segment is raised here as Invalid."""
+    """Parse a segment. Raises Invalid for everything that makes ODP refuse it."""
     if not SEGMENT_ID.match(segment_id):
         raise Invalid("segment_id", "must match [a-z][a-z0-9_]*")
     take(body, "segment", ("definition",), ("description", "metadata"))
@@ -26,7 +26,7 @@ def parse_segment(account: Account, segment_id: str, body: Any) -> Segment:
 
 
 def in_snake_case(value: Any) -> Any:
-    """Protobuf's JSON takes rootCondition for root_condition; constants are left as they are."""
+    """Convert keys to snake case, because protobuf's JSON accepts both. Values stay as they are."""
     if isinstance(value, list):
         return [in_snake_case(each) for each in value]
     if not isinstance(value, dict):

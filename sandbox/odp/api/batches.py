@@ -17,7 +17,7 @@ MOST_ITEMS = 500
 
 
 def as_items(body: Any, stamp: str, assumptions: Assumptions) -> list[Any]:
-    """One object counts as an array of one."""
+    """The items of a body. A single object counts as an array with one item."""
     items = [body] if isinstance(body, dict) else body
     if not isinstance(items, list) or not items:
         raise Refused(bad_request(stamp, "an object or a non-empty array of objects is expected"))
@@ -55,7 +55,7 @@ def _take(
     kind: str,
     check: Callable[[Account, list[Any], float], list[Complaint]],
 ) -> Answer | None:
-    """Check, let a fault object as well, accept what is left. None means plainly accepted."""
+    """Check all items, apply a fault that refuses some, and accept the rest. None means that all were accepted."""
     account, stamp = caller.account, world.clock.stamp()
     items = as_items(request.require_json(stamp), stamp, account.assumptions)
     complaints, named = check(account, items, world.clock.now()), True
@@ -83,7 +83,7 @@ def _wrong_with_consent(account: Account, item: Any) -> str | None:
 
 
 def post_objects(world: World, caller: Caller, request: Request) -> Answer:
-    """Rows are kept by `<name>_id`, or by `id`; relations to customers are not followed."""
+    """Store rows by `<name>_id` or `id`. Relations to customers are not modelled."""
     name, stamp = request.named["object"], world.clock.stamp()
     rows = as_items(request.require_json(stamp), stamp, caller.account.assumptions)
     keyed = [{"object": name, "key": _primary_key(name, row), "row": row} for row in rows]
@@ -104,7 +104,7 @@ def _primary_key(name: str, row: Any) -> str | None:
 def sort_out(
     items: list[Any], complaints: list[Complaint], stamp: str, assumptions: Assumptions, *, named: bool = True
 ) -> tuple[list[Any], Answer | None]:
-    """The items to apply, and the answer when it isn't a plain acceptance."""
+    """The items to apply, and the response if it reports bad items."""
     if not complaints:
         return items, None
     bad = {at for at, _ in complaints}

@@ -1,4 +1,4 @@
-"""`/v3/graphql`: a real schema, made from the account's customer fields, executed by graphql-core."""
+"""`/v3/graphql`: a GraphQL schema built from the account's customer fields and executed by graphql-core."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ OWN_FIELDS = ("audiences", "list_member")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A customer, and by which identifier: passthrough memberships hang on the identifier."""
+    """A customer and the identifier that found it: passthrough memberships belong to the identifier."""
 
     account: Account
     customer: Customer | None
@@ -50,7 +50,7 @@ class Found:
 
 @dataclass(slots=True)
 class Built:
-    """The executable schema of one account at one version, with the queries already checked against it."""
+    """The executable schema of one account at one version, with a cache of validated queries."""
 
     version: tuple[Any, ...]
     schema: GraphQLSchema
@@ -78,7 +78,7 @@ def post_graphql(world: World, caller: Caller, request: Request) -> Answer:
 
 
 def answer_query(caller: Caller, body: Any) -> dict[str, Any]:
-    """The body of a 200: GraphQL puts errors next to the data."""
+    """The body of the response. Its status is always 200, because GraphQL reports errors beside the data."""
     query = body.get("query") if isinstance(body, dict) else None
     variables = body.get("variables") if isinstance(body, dict) else None
     if not isinstance(query, str) or not isinstance(variables or {}, dict):
@@ -283,7 +283,7 @@ def _node(account: Account, segment: Segment, state: str | None) -> dict[str, An
 
 
 def _estimate(node: dict[str, Any], info: Info, percent_error: float | None = None) -> dict[str, int]:
-    """The sandbox counts; the bounds are as wide as the caller allows, around the true number."""
+    """Bounds around the exact count, as wide as the caller allows."""
     count = population(*node["of"])
     slack = int(count * (percent_error or 0) / 100)
     return {"estimated_lower_bound": count - slack, "estimated_upper_bound": count + slack}

@@ -1,1 +1,1 @@
-"""What travels: requests, responses, scripted faults, and the observer that remembers requests."""
+"""Requests, responses, scripted faults, and the observer that records requests."""

@@ -1,4 +1,4 @@
-"""What goes back to the caller, in the shapes that ODP documents."""
+"""Responses, in the formats that ODP documents."""
 
 import json
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def not_found(stamp: str, message: str) -> Answer:
 
 
 def forbidden() -> Answer:
-    # A missing, wrong and insufficient key look the same, and none of them has the titled shape.
+    # ODP gives the same response for a missing, a wrong and an insufficient key, without title and status.
     return in_json(403, {"message": "Forbidden"})
 
 
@@ -56,7 +56,7 @@ def too_many_requests(headers: tuple[tuple[str, str], ...] = ()) -> Answer:
 
 
 def html(status: int) -> Answer:
-    """What a proxy in front of ODP says when ODP itself doesn't get to speak."""
+    """The error page of a proxy in front of ODP."""
     phrase = HTTPStatus(status).phrase
     page = f"<html><head><title>{status} {phrase}</title></head><body><h1>{status} {phrase}</h1></body></html>"
     return Answer(status, page.encode(), "text/html; charset=utf-8")

@@ -1,4 +1,4 @@
-"""Scripted trouble: which requests it strikes, and what happens to them."""
+"""Scripted faults: the requests that they apply to (`when`), and their effect (`then`)."""
 
 import random
 import threading
@@ -33,7 +33,7 @@ class Fault:
     dice: random.Random = field(default_factory=random.Random)
 
     def strikes(self, *, method: str, path: str, body: bytes, items: list[Any]) -> bool:
-        """Conditions of the request first, then the count of requests that met them."""
+        """Whether the fault applies. `nth`, `after` and `probability` concern only requests that meet all else."""
         if self.when.get("method", method) != method or not path.startswith(self.when.get("path", "/v3/")):
             return False
         if (text := self.when.get("body_contains")) and text.encode() not in body:
@@ -64,7 +64,7 @@ class Fault:
         return str(told or f"refused by fault {self.number}")
 
     def picks(self, item: Any) -> bool:
-        """Does this item carry one of the scripted identifiers, or the scripted field (or list, or audience)?"""
+        """Whether an item has one of the scripted identifiers, or the scripted field, list or audience."""
         values = identifiers_of(item)
         refused = self.then.get("refuse_items", {})
         wanted, part = refused.get("identifiers", ()), refused.get("identifier_contains")
@@ -86,7 +86,7 @@ NOT_AUDIENCES = frozenset(("fs_user_id", "web_user_id", "email", "phone", "vuid"
 
 
 def fields_of(item: Any) -> frozenset[str]:
-    """The audiences an item speaks about: customer fields, a list, or a passthrough audience."""
+    """The audiences that an item names: customer fields, a list, or a passthrough audience."""
     if not isinstance(item, dict):
         return frozenset()
     if isinstance(attributes := item.get("attributes"), dict):
@@ -103,7 +103,7 @@ class Faults:
         self._faults: list[Fault] = []
 
     def add(self, body: Any) -> Fault:
-        """ValueError says what isn't understood: a misspelt fault that never strikes would make a test pass."""
+        """Raise ValueError for unknown names: a misspelt fault would never apply, and its test would pass."""
         when, then = _parts(body)
         with self._lock:
             self._number += 1
@@ -120,7 +120,7 @@ class Faults:
             return [fault.as_json() for fault in self._faults]
 
     def strike(self, *, method: str, path: str, body: bytes, items: list[Any]) -> Fault | None:
-        """The first fault that applies; only one strikes a request."""
+        """The first fault that applies to a request. At most one does."""
         if not self._faults:
             return None
         with self._lock:

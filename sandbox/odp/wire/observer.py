@@ -1,6 +1,6 @@
-"""What was seen: every request in arrival order, how fast and how concurrently they came, who wrote what.
+"""Records requests in arrival order with their bodies, and counts rates and concurrency.
 
-Bounded throughout. Bodies are kept as they came until their budget is used up, then the oldest are let go.
+Memory is bounded: at most `keep_requests` requests and `keep_body_bytes` bytes of bodies. The oldest are dropped.
 """
 
 import threading
@@ -28,7 +28,7 @@ class Seen:
     fields: frozenset[str] = frozenset()
     body: bytes | None = None
     fault: int | None = None
-    # Was anything of it accepted, and if so, which items (by position) were not?
+    # Whether any item was accepted, and the positions of the items that were not.
     applied: bool = False
     left_out: tuple[int, ...] = ()
     client_gone: float | None = None
@@ -60,7 +60,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Pace:
-    """The most arrivals in any one second, kept as they come."""
+    """The peak number of arrivals in any one-second window."""
 
     recent: deque[float] = field(default_factory=deque)
     peak: int = 0
@@ -97,7 +97,7 @@ Kept = TypeVar("Kept")
 
 
 def _one_copy(kept: dict[Key, Kept], key: Key, value: Kept) -> Kept:
-    """Of things that mostly repeat from request to request, all requests hold the same one."""
+    """One shared copy of a value that repeats in most requests, to save memory."""
     if len(kept) >= COPIES_KEPT:
         kept.clear()
     return kept.setdefault(key, value)
@@ -112,7 +112,7 @@ class Observer:
         self.forget()
 
     def forget(self) -> None:
-        """Numbers go on counting, so that `since` stays meaningful across a reset."""
+        """Drop all records. Request numbers continue, so that `since` stays valid after a reset."""
         with self._lock:
             self._requests: deque[Seen] = deque(maxlen=self._keep_requests)
             self._bodies: deque[Seen] = deque()
@@ -142,7 +142,7 @@ class Observer:
             return seen
 
     def _shared(self, headers: dict[str, str]) -> dict[str, str]:
-        """Callers send the same headers over and over: keep one copy. The length is told as `size`."""
+        """The headers without the content length, which is recorded as `size`. Equal headers share one copy."""
         shown = {name: value for name, value in headers.items() if name != "content-length"}
         return _one_copy(self._headers, tuple(shown.items()), shown)
 
@@ -164,7 +164,7 @@ class Observer:
             self.bodies_let_go += 1
 
     def end(self, seen: Seen, status: int | None) -> None:
-        """Call before the answer's last byte is sent: whoever has read it may already be sending the next request."""
+        """Call this before the response's last byte is sent: right after it the client may send its next request."""
         with self._lock:
             if seen.is_over:
                 return
@@ -176,7 +176,7 @@ class Observer:
             self._items[seen.endpoint] += seen.items if status is not None and 200 <= status < 300 else 0
 
     def client_left(self, seen: Seen) -> None:
-        """A caller that hung up no longer counts as being in flight, even if its write is still being worked on."""
+        """The client closed the connection: its request is no longer in flight, even if its write is still handled."""
         with self._lock:
             if seen.ended is None:
                 seen.client_gone = seen.ended = time.monotonic()
@@ -192,7 +192,7 @@ class Observer:
             return next(iter(self._in_flight.values()), float("inf"))
 
     def since(self, number: int) -> list[Seen]:
-        """Arrival order. The newest are at the right end, so a small tail of a long log is cheap."""
+        """Requests after `number` in arrival order. Searches from the newest, so that a short tail is cheap."""
         with self._lock:
             tail: list[Seen] = []
             for seen in reversed(self._requests):
@@ -203,7 +203,7 @@ class Observer:
         return tail
 
     def with_bodies_that_mention(self, values: Iterable[str]) -> Iterator[Seen]:
-        """A value without escapes stands in the body as it is; a body with escapes has to be looked at anyway."""
+        """Requests whose body may contain one of the values. Bodies with JSON escapes are always included."""
         wanted = [value.encode(errors="surrogatepass") for value in values]
         with self._lock:
             kept = list(self._bodies)

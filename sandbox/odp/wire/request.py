@@ -1,4 +1,4 @@
-"""One request, from its head to its parsed items."""
+"""A request: its head, body and parsed items."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ NOT_JSON = object()
 
 
 def _refuse_constant(name: str) -> float:
-    """Python's parser takes NaN and Infinity; JSON doesn't have them."""
+    """Refuse NaN and Infinity, which Python's parser accepts and JSON doesn't have."""
     raise ValueError(name)
 
 
@@ -27,7 +27,7 @@ class Request:
     parsed: Any = NOT_JSON
     fault: Fault | None = None
     seen: Seen = field(init=False)
-    # What the path's pattern captured, e.g. a segment's id.
+    # Values captured by the path's pattern, for example the segment's id.
     named: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -41,7 +41,7 @@ class Request:
         return self.headers.get("x-api-key", "")
 
     def shown_headers(self) -> dict[str, str]:
-        """What the log keeps: a key's secret half belongs in no log."""
+        """The headers to record, without the secret half of the key."""
         public, dot, _ = self.key.partition(".")
         hidden = {"x-api-key": f"{public}.***"} if dot else {}
         return self.headers | hidden

@@ -75,7 +75,7 @@ class World:
             yield from ((kind, account.public, now, payload) for kind, payload in changes_of(account))
 
     def stop(self) -> None:
-        """Accepted writes aren't lost by stopping: they become visible early and are saved."""
+        """Apply all accepted writes, without their delay, and save the state."""
         with self.lock:
             self.stopped = True
             self.visibility.apply_all()
@@ -99,13 +99,13 @@ class World:
         return account
 
     def change(self, kind: str, account: Account, payload: Any) -> None:
-        """A change that is visible at once."""
+        """Apply and save a change that is visible at once."""
         now = self.clock.now()
         CHANGES[kind](account, payload, now)
         self.state.append((kind, account.public, now, payload))
 
     def accept(self, kind: str, account: Account, items: list[Any], seen: Seen) -> None:
-        """A change that becomes visible after the configured delay, in its order."""
+        """Save a change that becomes visible after the configured delay, in its order."""
         seen.applied = True
         if account.consent == "opted_out" and account.assumptions.consent_effect == "everything":
             return

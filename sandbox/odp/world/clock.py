@@ -1,4 +1,4 @@
-"""The sandbox's own time, which a test can move forward."""
+"""The sandbox's clock, which a test can move forward."""
 
 import time
 from datetime import UTC, datetime

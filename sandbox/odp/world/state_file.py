@@ -1,7 +1,6 @@
-"""The state file: a line per deed, in order, appended as it is accepted and before it is answered.
+"""The state file: one line per change, appended before the response is sent.
 
-A line in the file survives a kill of this process. Each start replays the file and writes it anew, as short as it
-can be.
+A line in the file survives a kill of this process. Each start replays the file and rewrites it as short as possible.
 """
 
 import fcntl
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-# Past this the file is rewritten while requests wait; a demo never gets there, a day-long load test may.
+# After this number of appended bytes the file is rewritten while requests wait. Only long load tests get there.
 REWRITE_AFTER_BYTES = 512_000_000
 
 Line = tuple[str, str, float, Any]
@@ -30,7 +29,7 @@ class StateFile:
             _claim(saved, self.path)
             for line in saved:
                 if not line.endswith(b"\n"):
-                    return  # the process was killed while writing this line, so nobody was told it was accepted
+                    return  # a kill cut this line short, so its request got no response
                 kind, account, at, payload = json.loads(line)
                 yield kind, account, at, payload
 
@@ -42,7 +41,7 @@ class StateFile:
         return self._appended > REWRITE_AFTER_BYTES
 
     def rewrite(self, lines: Callable[[], Iterable[Line]]) -> None:
-        """Replace the file in one step, so that at no moment there is only half of it; then go on appending."""
+        """Replace the file atomically, and append to the new one from now on."""
         if self.path is None:
             return
         fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -52,8 +51,8 @@ class StateFile:
             os.fsync(out.fileno())
         fresh.replace(self.path)
         self.close()
-        # Unbuffered: a line is with the operating system before its answer is sent.
-        self._file = open(self.path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - open as long as we run
+        # Unbuffered: the operating system has a line before its response is sent.
+        self._file = open(self.path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - stays open while the sandbox runs
         _claim(self._file, self.path)
         self._appended = 0
 
@@ -64,7 +63,7 @@ class StateFile:
 
 
 def _claim(file: IO[bytes], path: Path) -> None:
-    """Two sandboxes on one file would each throw away what the other had saved."""
+    """Lock the file: two sandboxes with one file would overwrite each other's changes."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as taken:

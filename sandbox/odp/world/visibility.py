@@ -1,7 +1,7 @@
-"""When an accepted write becomes visible, and in which order writes do.
+"""Applies accepted writes after a delay, in order.
 
-ODP answers 202 and applies later. For a client that waits for each answer, order is kept. Requests that overlapped in
-time have no order between them, and `shuffled` makes the worst of that, so that a client which relies on one shows it.
+ODP responds with 202 and applies a write later. A client that waits for each response keeps its order. Requests that
+overlap in time have no guaranteed order, and `shuffled` reorders them, to expose clients that rely on one.
 """
 
 import heapq
@@ -13,15 +13,16 @@ from typing import Any
 
 from sandbox.odp.world.clock import Clock
 
-# How often to look whether the requests that a shuffled write overlapped are through.
+# Interval of checking whether the requests that overlap a shuffled write have ended.
 PATIENCE_SECONDS = 0.02
-# The delay drifts instead of jumping: a write waits for those in front of it, so one slow write would hold up the rest.
+# The random delay stays the same for this time. Writes wait for earlier ones, so with a new delay for each write a
+# single slow one would hold up all that follow.
 DELAY_CHANGES_EVERY_SECONDS = 20
 
 
 @dataclass(order=True, slots=True)
 class Write:
-    """Sorted by `place`: a moment between the request's arrival and its acceptance."""
+    """Sorted by `place`: a number in order of acceptance, or with `shuffled` the time of arrival or of acceptance."""
 
     place: float
     number: int
@@ -62,7 +63,7 @@ class Visibility:
     def accept(
         self, *, number: int, kind: str, account: str, items: list[Any], arrived: float, accepted: float
     ) -> None:
-        """Called under the lock. `arrived` and `accepted` are on the monotonic clock."""
+        """Call this with the lock held. `arrived` and `accepted` are times of the monotonic clock."""
         now = self._clock.now()
         place = self._random.choice((arrived, accepted)) if self.shuffled else float(number)
         write = Write(place, number, kind, account, items, now, now + self._drifting_delay(now))
@@ -81,7 +82,7 @@ class Visibility:
         return delay
 
     def nudge(self) -> None:
-        """The clock was moved or a request has ended."""
+        """Check for due writes now, because the clock was moved or a request has ended."""
         with self._moved:
             self._moved.notify()
 
@@ -109,5 +110,5 @@ class Visibility:
     def _wait_for(self, write: Write) -> float:
         if write.due_at > (now := self._clock.now()):
             return write.due_at - now
-        # A request that arrived before this write's place may still take a place in front of it.
+        # A request in flight that arrived before this write's place may still get an earlier place.
         return PATIENCE_SECONDS if self.shuffled and self._earliest_arrival() <= write.place else 0
