@@ -1,10 +1,10 @@
-"""``python -m benchmarks``, which ``make bench`` calls. On loopback, in a folder of its own, with durable settings.
+"""``python -m benchmarks``, which ``make bench`` runs: on loopback, in a temporary folder, with durable settings.
 
-make bench                            about an hour on two cores, and writes docs/benchmarks.md
-make bench SCALE=0.01                 a smoke run: that it works, no numbers to believe
-make bench ONLY=ingest,drain          these scenarios; prints, writes nothing
-make bench ONLY=ingest,drain WRITE=1  these as in a full run, and writes: they replace what was kept of them
-make bench-quick                      the ratios that a change of code moves, against those that were kept
+make bench                            about an hour on two cores; writes docs/benchmarks.md
+make bench SCALE=0.01                 a smoke run: shows that it works; its figures mean nothing
+make bench ONLY=ingest,drain          these scenarios only; prints, writes nothing
+make bench ONLY=ingest,drain WRITE=1  these scenarios as in a full run; replaces their figures in the page
+make bench-quick                      the ratios that code changes move, compared with the kept ones
 """
 
 import argparse
@@ -73,7 +73,7 @@ def _run(house: House, chosen: Sequence[Scenario], *, scale: float, rounds: int,
     found = _measure(house, chosen, scale=scale, rounds=rounds)
     say("\n".join(["", *results.table(found), "", *found.all_notes()]))
     if keep:
-        # First without: an hour's work is safe then.
+        # Write before measuring the quick ratios, so that a failure there doesn't lose the results of an hour.
         at, servers = datetime.now(UTC), _servers(house)
         write = partial(results.write, found, lines=lines(), at=at, rounds=rounds, servers=servers)
         write()
@@ -87,7 +87,7 @@ def _run(house: House, chosen: Sequence[Scenario], *, scale: float, rounds: int,
 
 
 def _ended(house: House, found: Results) -> int:
-    """No measure is a failure, however slow; a scenario that did not come to its end is."""
+    """The exit code: 1 if a scenario didn't finish. A slow result is no failure."""
     if not found.failed:
         return 0
     logs = Path(tempfile.mkdtemp(prefix="lytics-sync-bench-log-"))

@@ -1,7 +1,7 @@
-"""An ODP that takes everything after a fixed delay and counts it: ``python -m benchmarks.double --port N``.
+"""A stand-in for ODP that accepts and counts every item after a fixed delay: ``python -m benchmarks.double --port N``.
 
-Not the sandbox, which checks and keeps what it is sent and would be what is measured. With no delay it is the null
-server against which the sender shows what it could send.
+The sandbox checks and stores each item and would be the bottleneck, so benchmarks don't use it. Without a delay, the
+double is the null server that shows how fast the sender is.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ITEM = b'"fs_user_id"'
-# A customer's identifier starts with the number of the call that it came in (see ``load``).
+# An identifier starts with the number of the call that it came in (see ``load``).
 STAMP = re.compile(rb'"fs_user_id":\s*"(\d{9})')
 ANSWER = b'{"title":"Accepted","status":202}'
 SEEN, FORGET = "/double/seen", "/double/forget"
 
 
 class Seen:
-    """What has come since it was last told to forget. Moments are ``time.monotonic``, the same in every process."""
+    """Requests since the last reset. Times are of ``time.monotonic``, which all processes share."""
 
     def __init__(self) -> None:
         self.arrivals: list[float] = []
@@ -32,7 +32,7 @@ class Seen:
         self.by_call: list[tuple[int, float, int]] = []
 
     def note(self, began: float, body: bytes) -> "Counter[bytes]":
-        """How many items came by which call."""
+        """Record a request, and return the number of its items by call."""
         self.arrivals.append(began)
         self.items += body.count(ITEM)
         return Counter(STAMP.findall(body))
@@ -54,12 +54,12 @@ class Seen:
 
 
 def most_in_a_second(arrivals: list[float]) -> int:
-    """Of any second, wherever it begins."""
+    """The peak number of arrivals in any one-second window."""
     return max((bisect_left(arrivals, moment + 1) - n for n, moment in enumerate(arrivals)), default=0)
 
 
 class Connection(asyncio.Protocol):
-    """One kept-alive connection; its requests come one after the other."""
+    """One keep-alive connection, with one request at a time."""
 
     def __init__(self, seen: Seen, delay: float) -> None:
         self.seen, self.delay = seen, delay
@@ -115,7 +115,7 @@ async def serve(port: int, delay: float) -> None:
 
 
 class Double:
-    """The running double, from outside."""
+    """A client of the running double."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""Everything on one machine: servers with durable settings, and the bridge's processes as ``make run`` starts them."""
+"""Starts the servers with durable settings, and the bridge's processes as ``make run`` does, all on one machine."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from local.stack import Memory, Stack, manage, python
 from lytics_sync import env
 
 ODP_DELAY_SECONDS = 0.05
-# What may stand still for so long has stopped.
+# Seconds without progress after which a drain counts as stopped.
 STALLED_SECONDS = 90
 ONE_RUN = "one_open_run_per_lane"
 
@@ -60,7 +60,7 @@ WHERE relkind = 'r' AND starts_with(relname, 'audiences_') AND pg_relation_size(
 
 @dataclass(frozen=True)
 class Install:
-    """A pair of accounts, as far as benchmarks are concerned."""
+    """The install that benchmarks send to."""
 
     pk: int
     url: str
@@ -69,7 +69,7 @@ class Install:
 
 @dataclass(frozen=True)
 class Sending:
-    """A load under way, and where it will tell what came of it."""
+    """A running load, and the file that gets its report."""
 
     process: "subprocess.Popen[bytes]"
     output: Path
@@ -80,7 +80,7 @@ class Sending:
 
 
 class House:
-    """The servers stay up; what is measured is started for the measure and stopped after it."""
+    """Keeps the servers running. The measured processes run only during a measurement."""
 
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
         self.folder, self.tell = folder, tell
@@ -88,7 +88,7 @@ class House:
         self.stack = Stack(folder=folder, port=free_port(), host="127.0.0.1", memory=memory)
         self.settings: dict[str, str] = {"LOG_LEVEL": "WARNING", "BACKLOG_HIGH_WATER": "1000000000"}
         self.next_stamp = 0
-        # One for the servers, and one for what is started together; so that some can stop while others stay.
+        # One fleet for the servers, and one per group of programs, because groups stop separately.
         self.fleets: list[Fleet] = []
 
     @contextmanager
@@ -107,7 +107,7 @@ class House:
         return made
 
     def restart_servers(self) -> None:
-        """Then nothing is in their memory but what they begin with."""
+        """Restart them, so that their memory and caches are empty."""
         self.servers.stop()
         self.fleets.remove(self.servers)
         self._start_servers()
@@ -135,13 +135,13 @@ class House:
         return self.run(manage(*words))
 
     def run(self, program: Program) -> str:
-        """What a program printed, run to its end."""
+        """Run a program to its end, and return its output."""
         code, output = self.servers.run(program)
         if code:
             raise Trouble(f"{program.name} failed: {last_words(self.servers.logs / f'{program.name}.log')}")
         return output
 
-    # --- What runs -------------------------------------------------------------------------------------------
+    # --- Processes -------------------------------------------------------------------------------------------
 
     @contextmanager
     def running(self, *programs: Program, ready: Callable[[], bool] = lambda: True) -> Iterator[None]:
@@ -149,7 +149,7 @@ class House:
         self.fleets.append(fleet)
         try:
             fleet.start(*programs)
-            # Whoever dies now is started again, as it would be anywhere; later that would spoil the measure.
+            # The fleet restarts a process that dies here. A restart during the measurement would falsify it.
             if not fleet.wait(ready, seconds=120):
                 raise Trouble(f"{', '.join(program.name for program in programs)}: not ready in two minutes")
             yield
@@ -159,7 +159,7 @@ class House:
 
     @contextmanager
     def bridge(self, *, web: bool = True, workers: bool = True, order: bool = True) -> Iterator[None]:
-        """The bridge's processes, every one of them ready."""
+        """Run the bridge's processes, and wait until all are ready."""
         started = self.sql("SELECT clock_timestamp()")[0][0]
         programs = [self.stack.web()] if web else []
         if workers:
@@ -187,7 +187,7 @@ class House:
         return any(name.startswith("worker") for name in self.pids())
 
     def pids(self) -> dict[str, int]:
-        """Of the bridge's processes and its servers, by name."""
+        """The process ids of the bridge and its servers, by name."""
         ours = (child for child in self._children() if child.program.name not in ("double", "null-server"))
         return {child.program.name: child.process.pid for child in ours if child.process is not None}
 
@@ -201,7 +201,7 @@ class House:
         self.wait(lambda: False, seconds=seconds)
 
     def wait(self, condition: Callable[[], bool], *, seconds: float) -> bool:
-        """Whether it comes true in time. A process that dies meanwhile is not started again: its measure fails."""
+        """Whether the condition becomes true in time. Raises Trouble if a process dies meanwhile."""
 
         def asked() -> bool:
             for child in self._children():
@@ -211,7 +211,7 @@ class House:
 
         return self.servers.wait(asked, seconds=seconds)
 
-    # --- What is in the tables -------------------------------------------------------------------------------
+    # --- Tables ----------------------------------------------------------------------------------------------
 
     @property
     def database_url(self) -> str:
@@ -223,9 +223,9 @@ class House:
             return cursor.fetchall() if cursor.description else []
 
     def clear(self) -> None:
-        """An empty log, and all of it on disk: each measure begins the same."""
+        """Empty the tables and write a checkpoint, so that each measurement starts from the same state."""
         if self.has_workers():
-            # What they are in the middle of would meet TRUNCATE, which takes its locks in another order.
+            # Wait for running deliveries: TRUNCATE takes its locks in another order and could deadlock with them.
             self.hold(self.install, go=False)
             self.wait(lambda: self.sql(_LEASED) == [(0,)], seconds=STALLED_SECONDS)
         self.sql(
@@ -236,7 +236,7 @@ class House:
         self.double.forget()
 
     def _connect(self) -> Install:
-        """The one pair of accounts there is, at the double."""
+        """Create the only install, which delivers to the double."""
         self.sql("TRUNCATE audiences_install CASCADE")
         account = ("--odp-host", self.double.url, "--odp-api-key", "bench.bench")
         made = json.loads(self.manage("create_install", "Bench", "--json", *account))
@@ -244,7 +244,7 @@ class House:
         return Install(pk, self.stack.public_url + urlsplit(made["webhook_url"]).path, made["authorization"])
 
     def fresh(self, *, audiences: int) -> Install:
-        """Nothing but so many audiences, which ODP has already; and no pace."""
+        """Empty tables and the given number of provisioned audiences, without a rate limit."""
         self.clear()
         self.sql("UPDATE audiences_install SET requests_per_second = 0, enabled = true")
         self.sql(
@@ -262,10 +262,10 @@ class House:
         return self.install
 
     def analyze(self) -> None:
-        """Statistics as autovacuum has made them wherever the bridge has been up for some minutes.
+        """Update the statistics, as autovacuum has done on a bridge that ran for some minutes.
 
-        Empty tables are left out. PostgreSQL plans for rows that will come while it knows nothing of a table, and for
-        none once it was told that there are none.
+        Empty tables are left out: PostgreSQL assumes some rows for a table without statistics, and none for a table
+        that was analyzed while empty.
         """
         self.sql(f"ANALYZE {self.sql(_FILLED)[0][0]}")
 
@@ -273,12 +273,12 @@ class House:
         self.sql("UPDATE audiences_install SET requests_per_second = %s WHERE id = %s", requests_per_second, install.pk)
 
     def pause_all(self, *, paused: bool) -> None:
-        """Take what comes and send none of it. An install that is switched off would not take it."""
+        """Pause or resume all lanes. Paused lanes still receive events; an install that is switched off does not."""
         moment, who = ("now()", "bench") if paused else ("NULL", "")
         self.sql(f"UPDATE audiences_lane SET paused_at = {moment}, paused_by = %s, pause_reason = %s", who, who)  # noqa: S608
 
     def fill(self, install: Install, events: int, *, segment: str = "", delivered: bool = False) -> int:
-        """Put events straight into the log, as many for each audience or all for one; how many that makes."""
+        """Insert events into the log, evenly over all audiences or for one segment. Returns their number."""
         told: dict[str, Any] = {"install": install.pk, "only": not segment, "segment": segment}
         with psycopg.connect(self.database_url) as server:
             audiences = server.execute(_COUNT, told).fetchall()[0][0]
@@ -292,13 +292,13 @@ class House:
         return int(told["each"] * audiences)
 
     def remember(self) -> None:
-        """A ledger as if all of the log had been delivered."""
+        """Fill the ledger as if the whole log had been delivered."""
         self.sql(_LEDGER)
         self.analyze()
         self.sql("CHECKPOINT")
 
     def hold(self, install: Install, *, go: bool) -> None:
-        """Switch an install off, or on: while it is off its workers are there and have nothing to do."""
+        """Switch an install on or off. Workers are idle while it is off."""
         self.sql("UPDATE audiences_install SET enabled = %s WHERE id = %s", go, install.pk)
 
     def backlog(self, segment: str = "") -> int:
@@ -307,10 +307,10 @@ class House:
     def wal_bytes(self) -> int:
         return int(self.sql("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")[0][0])
 
-    # --- What happens to them --------------------------------------------------------------------------------
+    # --- Loads and drains ------------------------------------------------------------------------------------
 
     def drained(self, items: int) -> float:
-        """Wait until the double has answered so many items; items a second, from the first request on."""
+        """Wait until the double has responded to ``items`` items. Returns items per second since the first request."""
         most, stalled_at = 0, time.monotonic() + STALLED_SECONDS
         while (seen := self.double.seen())["items"] < items:
             if seen["items"] > most:
@@ -344,7 +344,7 @@ class House:
         numbered = replace(load, first=self.next_stamp)
         self.next_stamp += load.calls
         command = [sys.executable, "-m", f"benchmarks.{module}", *words, *numbered.words()]
-        # Into a file: nobody reads a pipe before the end, and what a long load has to tell is more than one holds.
+        # The report goes to a file: a long one would fill a pipe, which is read only at the end.
         output = self.folder / f"{module}.json"
         with output.open("w", encoding="utf-8") as file:
             return Sending(subprocess.Popen(command, stdout=file), output)  # noqa: S603 — our own

@@ -1,7 +1,7 @@
-"""The limit: the rows of a call into the same tables by one bare statement, no Django and no HTTP.
+"""The limit of the machine: one statement inserts the rows of a call into the same tables, without Django and HTTP.
 
-``python -m benchmarks.limit --url postgres://… --calls N``. The statement is that of ``receiving/ingest.py``, with the
-lock before it in the same round trip and the same commit. What is sent is text that was built before.
+``python -m benchmarks.limit --url postgres://… --calls N``. The statement is the one of ``receiving/ingest.py``, with
+its lock in the same round trip and the same commit. Its parameters are built before the measurement.
 """
 
 from collections import Counter
@@ -66,7 +66,7 @@ def prepare(url: str, install: int) -> Callable[[Sequence[list[Fact]]], Callable
 
 
 def _values(install: int, known: dict[str, int], facts: Sequence[Fact]) -> list[object]:
-    """What the statement takes; in what is bytes, the stamp still has to be put."""
+    """The parameters of the statement. Those in bytes still need the stamp."""
     facts = sorted(facts, key=lambda fact: known[f"s{fact.audience}"])
     audiences = [known[f"s{fact.audience}"] for fact in facts]
     counts = Counter(audiences)

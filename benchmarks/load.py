@@ -1,9 +1,9 @@
-"""Calls as Lytics makes them, by many callers in a few processes, and how long each of them took.
+"""Makes calls like Lytics, with many callers in a few processes, and measures the duration of each.
 
-What is sent is built before the clock starts. Each call has a number, its stamp, and the identifiers in it begin with
-it: customers are new in every call, and whoever sees one knows by which call it came. Each event has a second of its
-own in its call, and the stamp for nanoseconds, so that no time is ever read twice. A paced caller has a timetable and
-is late when it is held up: how long a call took counts from the moment it was due.
+Bodies are built before the measurement. Each call has a number, its stamp. Identifiers start with the stamp, so that
+customers are new in every call and ODP's double can tell the call of each item. Each event has a second of its own in
+its call and the stamp as nanoseconds, so that no time occurs twice. With a rate, each call has a due time, and its
+duration counts from there: a caller that is held up can't hide the delay.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from multiprocessing.connection import Connection
 from random import Random
 from typing import Any
 
-# In the place of a call's number. Digits of the same length are put there: the length of a body stays what it was.
+# Placeholder for the stamp. The stamp has the same length, so the length of a body doesn't change.
 PLACE = "@@@@@@@@@"
-# Different batches that each process builds; they are sent in turn, each time with another stamp.
+# Number of batches that each process builds. They are sent in turn, with a new stamp each time.
 VARIANTS = 40
-# The seconds of one day.
+# Times of events: the seconds of one day.
 SECONDS = range(1_772_442_900, 1_772_442_900 + 86_400)
 
 Call = Callable[[int], None]
@@ -36,15 +36,15 @@ class Fact:
 
     @property
     def occurred_ns(self) -> str:
-        """Its digits; the nanoseconds are put there with the stamp."""
+        """The digits of the time. The stamp replaces the nanoseconds later."""
         return f"{self.second}{PLACE}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """``calls`` of ``batch`` events each, over ``spread`` of ``audiences`` audiences, counted from ``first_audience``.
+    """``calls`` calls of ``batch`` events, each over ``spread`` of ``audiences`` audiences from ``first_audience`` on.
 
-    ``rate`` is in events a second; 0 is as fast as it goes. ``first`` is the stamp of the first call.
+    ``rate`` is in events per second; 0 means as fast as possible. ``first`` is the stamp of the first call.
     """
 
     calls: int
@@ -63,7 +63,7 @@ class Load:
 
 @dataclass
 class Report:
-    """``acks`` has, call by call: its stamp, the moment it was due, and the seconds it took from then."""
+    """``acks`` has one tuple per call: its stamp, its due time, and its duration from then in seconds."""
 
     began: float = 0.0
     ended: float = 0.0
@@ -72,7 +72,7 @@ class Report:
 
 
 def batches(load: Load, *, seed: int) -> list[list[Fact]]:
-    dice = Random(seed)  # noqa: S311 — the same for everybody who is compared
+    dice = Random(seed)  # noqa: S311 — all contenders get the same batches
     made = []
     for _ in range(VARIANTS):
         some = dice.sample(range(load.audiences), min(load.spread, load.audiences))
@@ -92,7 +92,7 @@ def batches(load: Load, *, seed: int) -> list[list[Fact]]:
 
 
 def drive(load: Load, connect: Callable[[Sequence[list[Fact]]], Callable[[], Call]]) -> Report:
-    """Run all callers to their end. ``connect(batches)`` prepares a process and gives what prepares a caller."""
+    """Run all callers. ``connect(batches)`` runs once per process and returns the function that prepares a caller."""
     fork = multiprocessing.get_context("fork")
     ends = []
     for number in range(load.processes):
@@ -134,7 +134,7 @@ def _work(load: Load, number: int, connect: Callable[[Any], Callable[[], Call]],
                     due = time.monotonic()
                 call(load.first + n)
                 report.acks.append((load.first + n, due, time.monotonic() - due))
-        except Exception as error:  # noqa: BLE001 — told to the parent, which fails with it
+        except Exception as error:  # noqa: BLE001 — reported to the parent, which raises it
             report.trouble = f"{type(error).__name__}: {error}"
 
     for place in range(number, load.callers, load.processes):

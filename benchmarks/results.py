@@ -1,4 +1,4 @@
-"""Numbers to people: medians, spreads, ratios, what moved since; on the terminal and in docs/benchmarks.md."""
+"""Medians, spreads and ratios of a run, and changes since the kept run; for the terminal and docs/benchmarks.md."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from lytics_sync import env
 
 PAGE = env.PROJECT_DIR / "docs" / "benchmarks.md"
 KEPT = env.PROJECT_DIR / "docs" / "benchmarks.json"
-# What is written by hand stands above it.
+# The generated part of the page starts here. The part above is written by hand.
 RESULT = "## Measured\n"
-# A ratio further away than this from the one that was kept has moved; and further than it has swung by itself.
+# A ratio has moved if it differs from the kept one by more than this share and is outside the spread of the kept one.
 MOVED = 0.15
 PACKAGES = ("Django", "djangorestframework", "celery", "gunicorn", "psycopg", "redis", "requests", "msgspec")
 
 
 @dataclass(frozen=True)
 class Against:
-    """A yardstick: another line of the same run, and the bar that the ratio to it has to pass, if there is one.
+    """A line of the same run to compare with, and the floor of the ratio, if there is one.
 
-    ``more`` says that a higher ratio is better.
+    ``more`` means that a higher ratio is better.
     """
 
     line: str
@@ -36,7 +36,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that is measured. ``bar`` is an absolute one: a promise to people, not a comparison."""
+    """One measured quantity. ``bar`` is an absolute floor, in contrast to the ratios of ``against``."""
 
     name: str
     scenario: str
@@ -48,9 +48,9 @@ class Line:
 
 @dataclass
 class Results:
-    """The values of each line, in the order they were measured; and what could not be measured, and why.
+    """The values of each line in the order of measurement, and notes on what couldn't be measured.
 
-    ``runs`` has, for each scenario of several runs that were put together, when its own was. Else it is empty.
+    ``runs`` has the date of each scenario where results of several runs are combined. Otherwise it is empty.
     """
 
     lines: Mapping[str, Line]
@@ -83,7 +83,7 @@ class Results:
         return other in self.lines and self.runs.get(line.scenario) == self.runs.get(self.lines[other].scenario)
 
     def ratios(self) -> dict[str, list[float]]:
-        """Round by round, because rounds swing and their two sides swing together; one that failed has none."""
+        """The ratios of each round, because a change of the machine's speed affects both sides of a round alike."""
         found = {}
         for line in self.lines.values():
             for against in line.against:
@@ -98,11 +98,11 @@ class Results:
         return found
 
 
-# --- As tables -----------------------------------------------------------------------------------------------
+# --- Tables --------------------------------------------------------------------------------------------------
 
 
 def table(results: Results) -> Iterator[str]:
-    """Markdown."""
+    """The lines of a Markdown table."""
     ratios, shown = results.ratios(), ""
     yield "| scenario | what | median | spread | unit | bar | ratio |"
     yield "|---|---|--:|--:|---|--:|---|"
@@ -164,7 +164,7 @@ def versions(servers: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in known.items())
 
 
-# --- Kept, and compared with -----------------------------------------------------------------------------------
+# --- Kept results ----------------------------------------------------------------------------------------------
 
 
 def write(
@@ -176,9 +176,9 @@ def write(
     servers: Mapping[str, str],
     quick: Mapping[str, list[float]] | None = None,
 ) -> None:
-    """Into docs: scenarios that were run take the place of what was kept of them, and the page is made of all.
+    """Replace the kept results of these scenarios, and generate the page from all kept results.
 
-    ``quick`` are the ratios for bench-quick to compare with.
+    ``quick`` has the ratios that bench-quick compares with.
     """
     kept = _kept()
     run = f"{at:%Y-%m-%d %H:%M} UTC, {rounds} round{'s' * (rounds > 1)}"
@@ -191,7 +191,7 @@ def write(
         f"The newest on {hardware()}; everything shares these, the sender and the ODP double too.\n{versions(servers)}."
     )
     everything = _together(kept["measured"], lines)
-    # What is measured no more, or under another title, is another thing.
+    # Drop results of scenarios that no longer exist under this title.
     kept["measured"] = {title: one for title, one in kept["measured"].items() if title in everything.scenarios}
     kept["quick"] = {name: kept["quick"][name] for name in _ratio_names(lines) if name in kept["quick"]}
     KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -227,7 +227,7 @@ def _kept() -> dict[str, Any]:
 
 
 def moved(results: Results) -> list[str]:
-    """Each ratio beside the one that was kept, and which are not what they were. It informs, and judges nothing."""
+    """A table of each ratio beside the kept one, and the names of those that moved. For information only."""
     kept = _kept()["quick"]
     found = results.ratios()
     wide = max((len(name) for name in found), default=0)

@@ -1,6 +1,6 @@
-"""What is measured. Each scenario is one round of one comparison; the runner in ``__main__`` repeats and interleaves.
+"""The scenarios. Each function measures one round; ``measure`` repeats and interleaves them.
 
-Sizes are those of a full run, times the scale. Customers are new in every call, but where it says otherwise.
+Sizes are those of a full run, multiplied by the scale. Customers are new in every call, unless noted otherwise.
 """
 
 import re
@@ -24,14 +24,15 @@ LIMIT = "limit: one bare statement a call"
 # ODP's documented limits.
 REQUESTS_PER_SECOND, ITEMS = 10, 500
 LANES, QUEUED = 200, 1_000_000
-# In and out at once. A little more is sent: what is counted goes from the first call to the last settle.
+# Events per second of in and out at once, and the factor by which more are sent: the measured time goes from the first
+# call to the last settle, which is longer than the sending.
 BOTH, AND_MORE = 16_000, 1.02
-# What the smallest run of a scenario takes: starting processes, mostly.
+# Duration of the smallest run of a scenario, mostly for starting processes.
 LEAST_SECONDS = 10
 
 
 class Needs(Enum):
-    """What runs while it is measured; started once for scenarios that follow each other."""
+    """Processes that run during a scenario. Consecutive scenarios with the same needs share them."""
 
     NOTHING = "servers alone"
     WEB = "web"
@@ -57,7 +58,7 @@ class Bench:
         self.results.note(self.title, words)
 
     def in_turn(self, *contenders: Callable[[], None]) -> None:
-        """Whoever is first in one round is last in the next: a machine warms up, and tables grow."""
+        """Run the contenders, every second round in reverse: machines warm up and tables grow."""
         for contender in contenders if self.number % 2 == 0 else reversed(contenders):
             contender()
 
@@ -86,9 +87,9 @@ SCENARIOS: list[Scenario] = []
 def scenario(
     title: str, needs: Needs, *lines: Line, seconds: float, quick: bool = False, once: bool = False
 ) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
-    """``seconds``: how long a round takes, about, by its sizes and bars. ``once``: repeats by itself what it repeats.
+    """Register a scenario. ``seconds`` is the approximate duration of a round at scale 1.
 
-    ``quick``: is compared by ``make bench-quick`` too.
+    ``once``: the scenario repeats its measurements itself. ``quick``: ``make bench-quick`` includes it.
     """
 
     def add(run: Callable[[Bench], None]) -> Callable[[Bench], None]:
@@ -113,7 +114,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _warm(bench: Bench, *, audiences: int) -> Install:
-    """As after the first minutes: connections, prepared statements, the code's own caches, and some rows to plan by."""
+    """The state after some minutes of work: connections, prepared statements, caches, and rows for the statistics."""
     install = bench.house.fresh(audiences=audiences)
     bench.house.send(install, Load(calls=40, audiences=audiences))
     if bench.house.has_workers():
@@ -249,7 +250,7 @@ def drain_without_order(bench: Bench) -> None:
 
 def _drained(bench: Bench, events: int, *, audiences: int = LANES, wal: str = "") -> float:
     install = bench.house.fresh(audiences=audiences)
-    # With nothing but workers, `_warm` has nobody to send to.
+    # Not `_warm`: without a web process it couldn't send.
     warm = bench.house.fill(install, max(audiences, events // 10))
     bench.house.drained(warm)
     bench.house.settled()
@@ -339,7 +340,7 @@ def in_and_out(bench: Bench) -> None:
 
 
 def _end_to_end(bench: Bench, name: str, report: Report) -> None:
-    """From the moment a call was due to the moment ODP answered the request, event by event; with ODP's own 50 ms."""
+    """Milliseconds per event from the due time of its call to ODP's response, including ODP's own 50 ms."""
     due = {stamp: moment for stamp, moment, _ in report.acks}
     seen = bench.house.double.seen(with_calls=True)["by_call"]
     took = [(at - due[stamp]) * 1000 for stamp, at, count in seen for _ in range(count) if stamp in due]
@@ -374,10 +375,10 @@ def beside_a_backfill(bench: Bench) -> None:
     report = bench.house.send(install, load)
     live = [stamp for stamp, _, _ in report.acks]
     if not bench.house.wait(lambda: _came(bench, live) >= load.calls * load.batch, seconds=60):
-        raise Trouble("a minute later not all of the live events had come to ODP")
+        raise Trouble("after 60 seconds some of the live events had not reached ODP")
     left, took = bench.house.backlog("s60"), time.monotonic() - began
     if not left:
-        bench.note("The backfill had ended before the live events had come: what was seen beside it is too good.")
+        bench.note("The backfill ended before the live events were delivered, so the figures beside it are too good.")
     bench.record("drain of the backfill meanwhile", (before - left) / took)
     _end_to_end(bench, "end to end beside a backfill", report)
     bench.house.hold(install, go=False)
@@ -405,7 +406,7 @@ SMALL, LARGE = "with a log of 100,000", "with a log of 10,000,000"
     once=True,
 )
 def growth(bench: Bench) -> None:
-    """The short log before and after the long one: a machine is not the same ten minutes later."""
+    """Measure the short log before and after the long one, because the machine's speed changes over ten minutes."""
 
     def short() -> None:
         for _ in range(bench.rounds):
@@ -418,7 +419,7 @@ def growth(bench: Bench) -> None:
     install, grown, size = _warm(bench, audiences=LANES), 0, bench.size(10_000_000, 20_000)
     while grown < size:
         grown += bench.house.fill(install, min(500_000, size - grown), delivered=True)
-    # What comes in over weeks has been vacuumed and summarised bit by bit; this came in a minute.
+    # A log that grew over weeks has been vacuumed in steps. This one grew in a minute, so vacuum it now.
     bench.house.sql("VACUUM ANALYZE audiences_event")
     for _ in range(bench.rounds):
         _in_then_out(bench, install, LARGE)
@@ -433,7 +434,7 @@ def _in_then_out(bench: Bench, install: Install, words: str, *, ledger: str = ""
     bench.house.sql("CHECKPOINT")
     load = Load(calls=bench.size(1_000, 20), audiences=LANES)
     speed = rate(bench.house.send(install, load), load)
-    # Receiving reads no ledger.
+    # Ingest doesn't depend on the ledger.
     if not ledger:
         bench.record(f"ingest {words}", speed)
     bench.house.sql("CHECKPOINT")
@@ -508,12 +509,12 @@ def lines(scenarios: Sequence[Scenario] = ()) -> dict[str, Line]:
 
 
 def estimate(scenarios: Sequence[Scenario], *, scale: float, rounds: int) -> float:
-    """About how many seconds all rounds take, on two cores."""
+    """The approximate duration of all rounds on two cores, in seconds."""
     return sum((1 if one.once else rounds) * (LEAST_SECONDS + one.seconds * scale) for one in scenarios)
 
 
 def measure(bench: Bench, scenarios: Sequence[Scenario], tell: Callable[[str], None]) -> None:
-    """All rounds. Scenarios that need the same are one after the other, and every second round runs backwards."""
+    """Run all rounds. Scenarios with the same needs are consecutive, and every second round is in reverse order."""
     for number in range(bench.rounds):
         bench.number = number
         todo = [one for one in scenarios if number == 0 or not one.once]
@@ -535,7 +536,7 @@ def measure(bench: Bench, scenarios: Sequence[Scenario], tell: Callable[[str], N
                             one = some.pop(0)
                 except AskedToStop:
                     raise
-                except Exception as trouble:  # noqa: BLE001 — the others are measured all the same: a full run takes long
+                except Exception as trouble:  # noqa: BLE001 — a full run takes long, so the other scenarios go on
                     bench.results.fail(one.title, f"{one.name}, round {number + 1}: {trouble or repr(trouble)}")
 
 

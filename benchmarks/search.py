@@ -1,8 +1,7 @@
-"""What finding a customer costs: ``python -m benchmarks.search [EVENTS]``, 10,000,000 unless told. Needs no server.
+"""Measures how long finding a customer takes: ``python -m benchmarks.search [EVENTS]`` (10,000,000).
 
-Starts a PostgreSQL of its own in a temporary folder, fills the log as receiving does, and prints the figures of
-docs/decisions/0019-find-customer.md: looking up, summarising, and receiving without the index, with it, and with a
-B-tree.
+It starts a PostgreSQL server in a temporary folder, fills the log like ingest, and prints the figures of
+docs/decisions/0019-find-customer.md: lookup, summarising, and ingest without the index, with it, and with a B-tree.
 """
 
 import os
@@ -25,7 +24,7 @@ AUDIENCES = 60
 CALLS, PER_CALL = 300, 300
 NOBODY, THREE, MANY = "0" * 32, "3" * 32, "f" * 32
 
-# Half of the identifiers are new, half have been there before; one customer has three events, one 300.
+# Half of the identifiers are new and half occurred before. One customer has 3 events, one has 300.
 FILL = """
 INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
 SELECT audience[1 + n %% 60], 1 + n / 60,
@@ -37,7 +36,7 @@ FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n,
     (SELECT array_agg(id) FROM audiences_audience) AS all_of(audience)
 """
 
-# All of it delivered, in runs of 25 events.
+# Runs of 25 events that deliver the whole log.
 RUNS = """
 INSERT INTO audiences_run (audience_id, first_sequence, last_sequence, sent, folded, opened_at, closed_at, outcome)
 SELECT audience.id, first, first + 24, 20, 5, now(), now(), 'delivered'
@@ -146,7 +145,7 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
 
 
 def receive(how: str) -> None:
-    """Calls one after the other, each in its transaction, as ``ingest.append`` makes them."""
+    """Ingest calls one after the other, each in a transaction of its own."""
     from django.db import transaction
     from django.utils.timezone import now
 
@@ -168,7 +167,7 @@ def receive(how: str) -> None:
     ask("CHECKPOINT")
     began, wal = 0.0, ""
     for number, facts in enumerate(calls):
-        if number == 60:  # by now the pages that are written again and again are in the log of the server
+        if number == 60:  # warm: after a checkpoint the first change of a page writes the whole page to the WAL
             began, wal = time.perf_counter(), str(ask("SELECT pg_current_wal_insert_lsn()")[0][0])
         with transaction.atomic():
             ingest.append(facts, received_at=now())
@@ -178,7 +177,7 @@ def receive(how: str) -> None:
 
 
 def forget(files: Path) -> None:
-    """Out of the operating system's memory, as far as it allows."""
+    """Drop the files from the operating system's page cache, as far as it allows."""
     for file in files.rglob("*"):
         if file.is_file():
             handle = os.open(file, os.O_RDONLY)

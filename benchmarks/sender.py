@@ -1,6 +1,7 @@
-"""Lytics, as fast as it goes: ``python -m benchmarks.sender --url … --authorization … --calls N``; tells in JSON.
+"""Sends calls like Lytics, as fast as possible: ``python -m benchmarks.sender --url … --authorization … --calls N``.
 
-Bare sockets and bodies that are built before: a client library would take a large part of the machine that is measured.
+It uses plain sockets and prepared bodies, because an HTTP client library would take CPU time from the measured machine.
+It prints its report as JSON.
 """
 
 import socket
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from benchmarks import load
 from benchmarks.load import PLACE, Call, Fact
 
-# Lytics looks at a profile some seconds after it has moved.
+# Seconds between a transition and its message.
 LATER = 5
 
 
@@ -29,7 +30,7 @@ def message(fact: Fact) -> str:
 
 
 def moment(second: int) -> str:
-    """As Lytics writes it, to the nanosecond; the stamp is put there."""
+    """A time in Lytics' format. The stamp replaces the nanoseconds later."""
     return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{PLACE}Z"
 
 
@@ -64,7 +65,7 @@ def prepare(url: str, authorization: str) -> Callable[[Sequence[list[Fact]]], Ca
 
 
 def _read_answer(answers: BinaryIO) -> None:
-    """One answer to its end, where the next one begins."""
+    """Read exactly one response, so that the next one starts at the next byte."""
     status, length, in_chunks = _read_line(answers), 0, False
     while header := _read_line(answers).lower():
         name, _, value = header.partition(b":")

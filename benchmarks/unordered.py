@@ -1,8 +1,8 @@
-"""Workers that give up order, to show what it costs: ``celery -A benchmarks.unordered worker``. For benchmarks alone.
+"""Workers without order, to measure what order costs: ``celery -A benchmarks.unordered worker``. For benchmarks only.
 
-The cursor moves when events are claimed, and no lane is held during the request: the next request may take the next
-events of the same audience at once, and so the index that allows one open Run per lane has to go (``house``). A worker
-that dies loses what it had. Everything else is the bridge's own.
+The cursor moves when events are claimed, and no lane is leased during the request, so that several requests can send
+events of one audience at once. ``house`` drops the index that allows only one open Run per lane. A worker that dies
+loses its events. Everything else is the bridge's own code.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from workers.app import app
 
 django.setup()
 
-from audiences.delivery import claims, request_records, settling  # noqa: E402 — its models take a Django that is set up
+from audiences.delivery import claims, request_records, settling  # noqa: E402 — the models need django.setup()
 
 __all__ = ["app"]
 
@@ -44,5 +44,5 @@ _replace(
 )
 _replace(settling, "_MOVE", "delivered_sequence = greatest(lane.delivered_sequence, moved.cursor),", "")
 _replace(settling, "_MOVE", "lane.lease_token = %s", "%s::uuid IS NOT NULL")
-# Else a claim would take the requests under way for those of workers that died.
+# Otherwise a claim would close requests in flight, as if their workers had died.
 request_records.close_abandoned = lambda lease, reason="": None

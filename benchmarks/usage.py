@@ -1,4 +1,4 @@
-"""What processes use, as Linux counts it: memory that is theirs (PSS) and CPU seconds, each with its descendants."""
+"""Memory (PSS) and CPU seconds of processes and their descendants, from Linux' /proc."""
 
 import os
 import re
@@ -8,19 +8,19 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants. By parent: PostgreSQL's have sessions of their own."""
+    """A process and its descendants, by parent process: PostgreSQL's children have sessions of their own."""
     members = [pid]
     for member in members:
         try:
             tasks = list(Path(f"/proc/{member}/task").iterdir())
             members += [int(child) for task in tasks for child in (task / "children").read_text("ascii").split()]
-        except OSError:  # gone meanwhile
+        except OSError:  # the process has ended
             continue
     return members
 
 
 def cpu_seconds(pid: int) -> float:
-    """Used so far, with that of descendants which have ended."""
+    """CPU seconds so far, including those of descendants that have ended."""
     total = 0
     for member in family(pid):
         try:
@@ -32,7 +32,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def pss_mib(pid: int) -> float:
-    """Memory, where what several processes share is split among them."""
+    """Proportional set size in MiB: shared memory is divided among its processes."""
     total = 0
     for member in family(pid):
         try:
