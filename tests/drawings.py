@@ -113,11 +113,6 @@ def without_implied(graph: Graph) -> dict[str, set[str]]:
     }
 
 
-def first_sentence(file: Path) -> str:
-    words = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return " ".join(words.split("\n\n")[0].replace("``", "`").split()).split(". ")[0].rstrip(".")
-
-
 def node_id(name: str) -> str:
     """Mermaid takes the id of a subgraph for no node, so that a node never has the bare name of a package."""
     return f"{name.replace('.', '_')}_"
@@ -170,8 +165,6 @@ def draw_path(root: Path) -> str:
 
 
 def page(root: Path = ROOT) -> str:
-    graph, folders = room_graph(root), packages(root)
-    rows = [f"| `{name.replace('.', '/')}/` | {first_sentence(folders[name] / '__init__.py')} |" for name in graph]
     return f"""# Rooms, and the path of one event
 
 `make drawings` writes this page from the imports of the code, and `tests/test_drawings.py` fails when it is stale.
@@ -180,12 +173,9 @@ def page(root: Path = ROOT) -> str:
 ## Rooms
 
 An arrow means *imports*. An arrow that a longer path implies is left out. `sandbox` imports nothing of the product.
+The docstring of the `__init__.py` of each room says what happens there.
 
-{draw_rooms(graph)}
-
-| room | what happens there |
-|---|---|
-{chr(10).join(sorted(rows))}
+{draw_rooms(room_graph(root))}
 
 ## The path of one event
 
