@@ -1,5 +1,6 @@
 """Audiences: where each stands, why, and what a person can do about it."""
 
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, link, li
 from audiences.admin.replay import Replay
 from audiences.admin.resends import section
 from audiences.admin.runs_chart import chart
+from audiences.annotations import optional
 from audiences.insight import alike, state
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
 from audiences.receiving import again, backlog
@@ -167,11 +169,11 @@ class AudienceAdmin(OperatorAdmin[Audience]):
 
     @admin.display(description="oldest waiting", ordering=F("head_at").asc(nulls_last=True))
     def head(self, audience: Audience) -> str:
-        return ago(audience.head_at)  # type: ignore[attr-defined]
+        return ago(optional(audience, "head_at", datetime))
 
     @admin.display
     def last_delivered(self, audience: Audience) -> str:
-        return ago(audience.delivered_at)  # type: ignore[attr-defined]
+        return ago(optional(audience, "delivered_at", datetime))
 
     @admin.display(description="install", ordering=Lower("install__name"))
     def install_link(self, audience: Audience) -> str:
@@ -190,8 +192,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             "numbers": {
                 "members": number(audience.lane.member_count),
                 "backlog": number(state.backlog(audience.lane)),
-                "head": ago(audience.head_at),  # type: ignore[attr-defined]
-                "delivered": ago(audience.delivered_at),  # type: ignore[attr-defined]
+                "head": ago(optional(audience, "head_at", datetime)),
+                "delivered": ago(optional(audience, "delivered_at", datetime)),
                 "accepted": number(audience.last_sequence),
             },
             "warnings": [*state.warnings(audience.lane), *alike.warnings(audience)],

@@ -1,6 +1,7 @@
 """Installs: connecting a Lytics account to an ODP account, and keeping it connected."""
 
 import hashlib
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -30,6 +31,7 @@ from audiences.admin.pages import (
     pill_and_why,
 )
 from audiences.admin.tokens import TokenAdmin
+from audiences.annotations import optional
 from audiences.delivery import drafts
 from audiences.insight import confirm, state
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
@@ -113,6 +115,11 @@ def _fingerprint(install: Install | None) -> str:
         return ""
     values = [getattr(install, name) for name in EDITABLE]
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def _total(install: Install, name: str) -> str:
+    """A number that the query of the page adds; NULL where there are no rows to count."""
+    return number(optional(install, name, int) or 0)
 
 
 @admin.register(Install)
@@ -297,13 +304,13 @@ class InstallAdmin(OperatorAdmin[Install]):
             ],
             "can_see_tokens": request.user.has_perm("audiences.view_token"),
             "links": [
-                ("Audiences", number(install.audience_count or 0), list_url(Audience, install__id__exact=install.pk)),  # type: ignore[attr-defined]
-                ("Parked", number(install.parked_count or 0), list_url(Parked, install__id__exact=install.pk)),  # type: ignore[attr-defined]
+                ("Audiences", _total(install, "audience_count"), list_url(Audience, install__id__exact=install.pk)),
+                ("Parked", _total(install, "parked_count"), list_url(Parked, install__id__exact=install.pk)),
                 ("Calls", "", list_url(Receipt, install__id__exact=install.pk)),
                 ("Deliveries", "", list_url(Delivery, install__id__exact=install.pk)),
             ],
             "smaller": count(install.learned_batch_size, "item") if install.learned_batch_size else "",
-            "backlog": number(install.backlog or 0),  # type: ignore[attr-defined]
+            "backlog": _total(install, "backlog"),
         }
 
     # --- how it is written -----------------------------------------------------------------------------------
@@ -329,23 +336,23 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     @admin.display(description="last delivered", ordering=F("delivered_at").asc(nulls_first=True))
     def last_delivered(self, install: Install) -> SafeString | str:
-        return ago(install.delivered_at)  # type: ignore[attr-defined]
+        return ago(optional(install, "delivered_at", datetime))
 
     @admin.display(description="audiences", ordering=F("audience_count").asc(nulls_first=True))
     def audiences_(self, install: Install) -> str:
-        return number(install.audience_count or 0)  # type: ignore[attr-defined]
+        return _total(install, "audience_count")
 
     @admin.display(description="backlog", ordering=F("backlog").asc(nulls_first=True))
     def waiting(self, install: Install) -> str:
-        return number(install.backlog or 0)  # type: ignore[attr-defined]
+        return _total(install, "backlog")
 
     @admin.display(description="parked", ordering=F("parked_count").asc(nulls_first=True))
     def parked_(self, install: Install) -> str:
-        return number(install.parked_count or 0)  # type: ignore[attr-defined]
+        return _total(install, "parked_count")
 
     @admin.display(description="last call", ordering=F("called_at").asc(nulls_first=True))
     def last_call(self, install: Install) -> Any:
-        return ago(install.called_at)  # type: ignore[attr-defined]
+        return ago(optional(install, "called_at", datetime))
 
     @admin.display(description="ODP host")
     def host(self, install: Install) -> str:

@@ -18,6 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
 
+from audiences.annotations import required
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
 from audiences.models import SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
 from lytics import times
@@ -208,7 +209,7 @@ def _attempts(events: Sequence[Event]) -> dict[tuple[int, int], list[Run]]:
     asked = [[event.audience_id for event in events], [event.sequence for event in events]]
     found: dict[tuple[int, int], list[Run]] = {}
     for run in Run.objects.raw(_ATTEMPTS, [*asked, ATTEMPTS]):
-        found.setdefault((run.audience_id, run.covers), []).append(run)  # type: ignore[attr-defined]
+        found.setdefault((run.audience_id, required(run, "covers", int)), []).append(run)
     return {place: sorted(runs, key=lambda run: -run.pk) for place, runs in found.items()}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from django.db import connection
 
+from audiences.annotations import required
 from audiences.models import Again, Audience, Event, Run
 
 # Ranges of an audience don't overlap, so those that a run meets are the first ones that end behind its beginning. The
@@ -91,7 +92,7 @@ def causes(runs: Iterable[Run]) -> dict[int, str]:
     if not rows:
         return {}
     for one in Again.objects.raw(_OF_RUNS, [list(found)]):
-        found[one.run_id].append(one)  # type: ignore[attr-defined]
+        found[required(one, "run_id", int)].append(one)
     return {run.pk: _words(run, found[run.pk]) for run in rows}
 
 
@@ -112,7 +113,7 @@ def causes_of_events(events: Iterable[Event]) -> dict[tuple[int, int], str]:
     if not wanted:
         return {}
     found = Again.objects.raw(_OF_EVENTS, [list(column) for column in zip(*wanted, strict=True)])
-    return {(one.of_audience, one.of_sequence): words(one) for one in found}  # type: ignore[attr-defined]
+    return {(required(one, "of_audience", int), required(one, "of_sequence", int)): words(one) for one in found}
 
 
 def runs_because_of(cause: str) -> list[int]:
