@@ -19,13 +19,14 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings settings clean installed installed-dev
+.PHONY: help run demo up test coverage check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings settings clean installed installed-dev
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
 	@echo 'make demo      the same, ends by itself, and succeeds only if every audience is equal in ODP'
 	@echo 'make up        the stack alone, for a real pair of accounts'
 	@echo 'make test      the test suite (make test ARGS="-k lanes" for a part of it)'
+	@echo 'make coverage  the test suite, and which lines of each file it ran; no figure is a bar (ARGS as for make test)'
 	@echo 'make chaos     kills and breaks everything while events come, and judges (EVENTS, KILLS, SEED)'
 	@echo 'make comeback  how soon deliveries are back after each death, for a sender that obeys Retry-After'
 	@echo 'make fuzz      odd calls for longer, and the models of delivery (SECONDS=300, SEED, EXAMPLES=500)'
@@ -48,8 +49,13 @@ run demo up: installed
 
 # All of it runs in PROCESSES, each with a PostgreSQL and a Redis-compatible server of its own; tests wait as much as they work.
 PROCESSES := 4
+TESTS = $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 test: installed-dev
-	@exec $(PY) -m pytest $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
+	@exec $(PY) -m pytest $(TESTS)
+
+# Shown, and no bar: a line that ran is not a promise that holds. Code that only child processes run counts as missing.
+coverage: installed-dev
+	@exec $(PY) -m pytest --cov --cov-report term-missing:skip-covered $(TESTS)
 
 # Every package of the lock. An index that can't be asked is a failure too, unless AUDIT_OFFLINE=1 says that it is known.
 audit: installed-dev
