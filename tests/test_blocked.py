@@ -170,3 +170,11 @@ def test_audiences_and_installs_say_how_many_match(viewer: Client, three: list[A
     assert "1 in all" in viewer.get(LIST, {"q": "gold"}).content.decode()
     assert "1 in all" in viewer.get("/admin/audiences/install/").content.decode()
     assert "in all" not in viewer.get("/admin/audiences/run/").content.decode()
+
+
+@pytest.mark.parametrize("name", ["audience", "install", "run", "delivery", "receipt", "parked", "token"])
+def test_no_list_shows_the_bound_of_its_pages_as_a_count(viewer: Client, three: list[Audience], name: str) -> None:
+    shown = viewer.get(f"/admin/audiences/{name}/").content.decode()
+    assert "<title>" in shown
+    assert "results" not in shown.partition("</h1>")[0]
+    assert "Show all" not in shown

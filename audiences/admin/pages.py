@@ -118,6 +118,12 @@ class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
     def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
         return False
 
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The theme shows ``result_count`` beside the title if it isn't the full one; here it is a bound, no count."""
+        changelist = super().get_changelist_instance(request)
+        changelist.full_result_count = changelist.result_count
+        return changelist
+
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Titled with its name, and not with "Select … to change"."""
         title = self.title or capfirst(self.opts.verbose_name_plural)
