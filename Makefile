@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
-	@echo 'make demo      the same, ends by itself, and succeeds only if every audience is equal in ODP'
+	@echo 'make demo      the same, then exits: with 0 only if every audience has the same members in ODP'
 	@echo 'make up        the stack alone, for a real pair of accounts'
 	@echo 'make test      the test suite (make test ARGS="-k lanes" for a part of it)'
 	@echo 'make coverage  the test suite, and which lines of each file it ran; no figure is a bar (ARGS as for make test)'

@@ -15,7 +15,7 @@ def is_nearly_empty(slug: str) -> bool:
 
 
 def shows(odp_id_of: str, slug: str) -> bool:
-    """Whether somebody who knows the slug recognises it in the id."""
+    """Whether a person who knows the slug recognises it in the id."""
     return odp_id_of == odp_id(slug) and slug.isascii() and not is_nearly_empty(slug)
 
 

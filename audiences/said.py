@@ -59,7 +59,7 @@ def reasons(told: dict[int, str]) -> dict[int, str]:
 
 
 def whole_answer(delivery: "Delivery") -> str:
-    """ODP's answer as it came, for who may see it."""
+    """ODP's response unmasked, for people with the permission to see it."""
     found = type(delivery).objects.filter(pk=delivery.pk).annotate(whole=Cast("answer", models.TextField()))
     whole: str = found.values_list("whole", flat=True).get()
     return whole

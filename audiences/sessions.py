@@ -21,7 +21,7 @@ _ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"
 # Errors that a new session may mend: what was prepared or opened in the old one is gone, or is older than a migration;
 # and a database that is not there, as behind a pooler whose server was just replaced.
 _OF_SESSION = {"0A000", "26000", "34000", "3D000"}
-# Damaged data: it stays damaged, and so it has to be told which audience can't be delivered.
+# Damaged data doesn't recover, so the page must name the audience that can't be delivered.
 _DAMAGE = {"XX001", "XX002"}
 # How long other threads wait for the one thread that asks whether PostgreSQL answers again.
 ASKING_SECONDS = 0.25

@@ -1,1 +1,1 @@
-"""A whole stack on one machine: its servers, its processes, and what is printed of them."""
+"""A whole stack on one machine: servers, processes, and the output of the commands."""

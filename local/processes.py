@@ -22,9 +22,9 @@ Process = subprocess.Popen[bytes]
 
 LAUNCH = Path(__file__).with_name("launch.py")
 STEP_SECONDS = 0.05
-# Whoever ends by itself sooner than this after its start did not really run.
+# A program that fails sooner than this after its start, in seconds, counts as not started.
 QUICK_SECONDS = 10
-# Signals that a program gets for its own fault. Any other one, somebody else has sent.
+# Signals that mean a program crashed. Every other signal was sent by another process.
 FAULTS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
 # The pauses before a child is started again: the first well within a second, then twice as long each time.
 FIRST_PAUSE_SECONDS = 0.2
@@ -231,7 +231,7 @@ def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stder
 
 
 def ended_by_itself(code: int) -> bool:
-    """Whether a program failed. One that was killed, or that was told to stop and did so, would have gone on."""
+    """Whether a program failed by itself, as opposed to being killed or stopped."""
     return code > 0 or -code in FAULTS
 
 

@@ -33,7 +33,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     occurred_ns: int
     # The Lytics ID of the profile, when the identifier field is another one.
     profile: str = ""
-    # The time that was told, where it lies too far ahead of the clock to be believed; else 0.
+    # The transition time in the message if it is too far ahead of the clock to be used, else 0.
     claimed_ns: int = 0
 
 

@@ -1,4 +1,4 @@
-"""Identifiers and audience names as texts: which values are usable, and which stand for nobody."""
+"""Identifiers and audience names as texts: which values are usable, and which are placeholders."""
 
 import re
 from decimal import Decimal

@@ -11,9 +11,9 @@ from msgspec import Raw
 from lytics import reasons
 from lytics.facts import MESSAGES_AT_MOST, Reading, SetAside
 
-# Deeper than this, nobody looks for the end of what is not JSON anyway: it could be tens of millions of brackets.
+# Maximum nesting depth when looking for the end of invalid JSON, which may hold tens of millions of brackets.
 _DEPTH_AT_MOST = 1_000_000
-# From so many commas on, the messages of a body are counted before anything is built of them.
+# A body with this many commas or more has its messages counted before any of them is decoded.
 COMMAS_UNCOUNTED = 5_000_000
 
 

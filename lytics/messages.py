@@ -57,7 +57,7 @@ class Layout:
     plain: msgspec.json.Decoder[Any]
 
 
-# Where the Lytics ID is; by itself it is the identifier, beside another field it tells whose list that holds.
+# Profile field with the Lytics ID. If another field is the identifier, it says whose list that field holds.
 PROFILE_FIELD = "_id"
 
 

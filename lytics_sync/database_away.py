@@ -1,4 +1,4 @@
-"""A page that can't be made because PostgreSQL doesn't answer: 503 in plain words, which loads again by itself."""
+"""The 503 page for when PostgreSQL is unreachable: plain words, and it reloads automatically."""
 
 import sys
 import time

@@ -52,7 +52,7 @@ _NOBODY = (
     "null,(null),<null>,[null],nil,<nil>,none,undefined,nan,infinity,n/a,unknown,anonymous,(not set),notset,not_set,"
     "[object object],[object undefined],[object null],\\n"
 )
-# Identifiers that stand for nobody, compared without case and blanks. As a customer each would be in every audience.
+# Placeholders, compared without case and blanks. As an identifier, each would be a customer in every audience.
 # Nothing but zeros counts too. A comma alone switches both off.
 PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
 # The number of waiting events per install above which calls get a 503 until it falls again.

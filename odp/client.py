@@ -38,7 +38,7 @@ ANSWER_BYTES = 1_000_000
 # Characters of a response body that are kept with the Delivery.
 EXCERPT = 2_000
 USER_AGENT = "lytics-sync/0.1"
-# A reason without a word of at least three letters tells a person nothing, for example "{}".
+# A reason without a word of at least three letters, such as "{}", doesn't help a person.
 _A_WORD = re.compile(r"[^\W\d_]{3,}")
 OUT_OF_TIME = "ODP sent no complete response in time"
 NO_CONNECTION = "No connection to ODP could be opened in time"

@@ -229,7 +229,9 @@ def test_the_sweep_finds_what_nobody_was_woken_for(broker: Any, waker: wake._Wak
         enter(audience, "kim")
         broker.flushall()
         tasks.sweep()
-        assert eventually(lambda: hints(broker)) == [("workers.tasks.drain", [install.pk])]
+        # Of these two alone: the thread of an earlier test may send the hint of an install that is gone only now.
+        ours = lambda: [hint for hint in hints(broker) if hint[1][0] in (install.pk, idle.pk)]  # noqa: E731
+        assert eventually(ours) == [("workers.tasks.drain", [install.pk])]
         tasks.drain(install.pk)
         assert_all_is_well(audience)
 

@@ -26,9 +26,9 @@ else:
     _UserForm = _GroupForm = forms.ModelForm
     _Choices = forms.ModelMultipleChoiceField
 
-# The choice for somebody who has several roles, which one select can't show.
+# Value of the role select for a user who has several roles.
 SEVERAL = "several"
-# What can be given of the tables that Django brings, and what is added or changed here at all.
+# Permissions on Django's own tables that a role can have, and this app's permissions to add, change or delete rows.
 _GIVEN = Q(content_type__app_label="auth", codename__in=["view_user", "add_user", "change_user", "view_group"]) | Q(
     content_type__app_label="admin", codename="view_logentry"
 )
@@ -63,7 +63,7 @@ def _choose(form: Any, user: User) -> None:
 
 
 def give_role(user: User, role: str) -> None:
-    """This role and no other; somebody with several keeps them while that is the choice."""
+    """Replace the roles of ``user`` by ``role``. With ``SEVERAL``, the user keeps the roles they have."""
     if role != SEVERAL:
         user.groups.set(Group.objects.filter(name=role))
 
@@ -99,7 +99,7 @@ class NewUserForm(UserCreationForm):  # type: ignore[misc]  # untyped
 
 
 def sentence(permission: Permission) -> str:
-    """What somebody with this permission may do."""
+    """What the permission allows, as a phrase for people."""
     table = permission.content_type.model_class()
     verb, _, model = permission.codename.partition("_")
     if verb in _VERBS and permission.content_type.model == model:

@@ -1,4 +1,4 @@
-"""On the front page: audiences whose ODP ids differ only by a suffix, until somebody says that it is known."""
+"""Items of *Now* for audiences whose ODP ids differ only by a suffix; *Keep both* removes an item."""
 
 from django.http import HttpRequest
 from django.urls import reverse
@@ -10,7 +10,7 @@ from audiences.admin.troubles import Trouble, page
 from audiences.insight import alike
 from audiences.models import Audience
 
-# Told one by one; of more only the number is told.
+# At most this many are listed; of the rest only the number is shown.
 TOLD = 10
 
 

@@ -34,7 +34,7 @@ class Pause(Verb[Audience]):
 
 
 class SetAside(Verb[Audience]):
-    """Of a blocked audience, that somebody knows and doesn't want to be told each day."""
+    """Stop reporting a blocked audience until it is resumed."""
 
     name, label, icon, permission = "set-aside", "Set aside", "archive", "audiences.pause_audience"
     form = AskReason
@@ -233,7 +233,7 @@ class RetryNow(Verb[Audience]):
 
 
 class AcceptDefinition(Verb[Audience]):
-    """The definition in ODP is somebody else's, and a person says that it is right."""
+    """Accept a definition in ODP that this service didn't write."""
 
     name, label, icon, permission = "accept", "Accept definition", "fact_check", "audiences.unblock_audience"
 

@@ -1,4 +1,4 @@
-"""Blocked audiences together: those of one cause are one thing to decide, and are unblocked with one press."""
+"""Blocked audiences grouped by cause, with one button that unblocks a group."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

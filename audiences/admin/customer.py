@@ -89,7 +89,7 @@ class Part:
 
     @property
     def pending(self) -> str:
-        """Events that are not delivered yet, apart those that wait for a person."""
+        """Events that are not delivered yet, and separately the events of blocked or paused audiences."""
         waiting = {"behind a block": 0, "in a paused audience": 0, "to be delivered": 0}
         for row in self.rows:
             lane = row.standing.audience.lane

@@ -23,7 +23,7 @@ from audiences.receiving.refused import Refused
 from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
-# Troubles of one kind that are told one by one; there is a page with all of them.
+# At most this many items of one kind are listed; a page lists all of them.
 TOLD = 10
 
 
@@ -89,7 +89,7 @@ def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
 
 
 def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
-    """Audiences that have the slug of an older one, until somebody chooses."""
+    """New audiences with the slug of an older audience, until a person chooses what to do."""
     here = reverse("admin:index")
     undecided = list(take_over.undecided().select_related("install", "lane").order_by("pk")[: TOLD + 1])
     told = []

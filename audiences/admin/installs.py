@@ -284,7 +284,7 @@ class InstallAdmin(OperatorAdmin[Install]):
             ),
             "state": state.of_install(install),
             "missing": drafts.missing(install) if install.key_accepted_at is None else "",
-            # Of a draft alone: nobody thinks of deleting an install that works.
+            # Offered for drafts only: a working install has calls and can't be deleted.
             "undeletable": (
                 drafts.undeletable(install)
                 if install.key_accepted_at is None and request.user.has_perm(Delete.permission)

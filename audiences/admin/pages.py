@@ -110,7 +110,7 @@ class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
     empty_words = ""
     # The columns of its CSV file, if it has one; see csv_file.
     csv_columns: csv_file.Columns = ()
-    # The time by which the hours of a history are told apart; see filters.
+    # The time field by which the hour filter groups rows; see filters.
     time_field = ""
     # In this order at the top of a thing's page; see verbs.py.
     verbs: tuple["verbs.Verb[M]", ...] = ()

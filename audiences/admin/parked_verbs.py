@@ -15,7 +15,7 @@ from audiences.operations import parked_items
 
 
 class AskField(forms.Form):
-    """By which profile field items without an identifier are read: the install's, or one that came with them."""
+    """Choice of the profile field by which items are read: the install's field, or a field that came with the items."""
 
     read_by = forms.ChoiceField(
         label="Read the identifier from",

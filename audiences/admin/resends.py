@@ -178,7 +178,7 @@ def under_way(resend: Resend) -> str:
 
 
 def when(audience: Audience, events: int) -> str:
-    """How long sending so many events again takes; or, while nothing is sent, what they wait for."""
+    """How long sending this many ``events`` again takes or, while nothing is sent, what they wait for."""
     install = audience.install
     if audience.lane.blocked_at is not None:
         return "The audience is blocked: they wait, and are sent after it is unblocked."

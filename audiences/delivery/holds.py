@@ -31,7 +31,7 @@ def pause(lane: Lane, *, by: str, reason: str) -> bool:
 
 
 def set_aside(lane: Lane, *, by: str, reason: str) -> bool:
-    """Hold a blocked lane until a person resumes it; then its block is told again. False when it isn't blocked."""
+    """Pause a blocked lane, so that its block isn't reported until a person resumes it. False if it isn't blocked."""
     blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
     return bool(blocked.update(paused_at=Greatest(Now(), "blocked_at"), paused_by=by, pause_reason=reason))
 

@@ -112,7 +112,7 @@ def close_delivery(delivery_id: int, answer: Answer) -> None:
             "latency": round(answer.seconds * 1000),
             "reason": answer.reason,
             "answer": answer.text,
-            # What never went out can't be applied late: nobody has to look at it again.
+            # A request that was never sent can't be applied late, so it needs no reconciling.
             "sent": answer.sent,
         },
     )

@@ -152,7 +152,7 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
 
 
 def _supersede(results: Iterable[Result], ledger: Ledger) -> None:
-    """A refused item of which ODP has now taken something newer needs nobody any more."""
+    """Close parked refusals for which ODP has accepted a newer change."""
     rows = [
         {"a": result.span.audience_id, "i": entry.identifier}
         for result in results

@@ -31,7 +31,7 @@ def twins(audience: Audience) -> list[Audience]:
 
 
 def unnoticed() -> list[tuple[Audience, Audience]]:
-    """Audiences with a suffix about which nobody has said that it is known, each with the one that has the id."""
+    """Pairs of an audience with a suffix in its ODP id and the audience without; confirmed pairs are left out."""
     with connection.cursor() as cursor:
         cursor.execute(_SUFFIXED, [COMPARED])
         ids = [pk for (pk,) in cursor.fetchall()]

@@ -17,7 +17,7 @@ MESSAGES, CALLS, ITEMS = 300, 100, 100
 FIELDS = 8
 # The field is missing or empty. Such items are kept whole, so another field of theirs can be read instead.
 WITHOUT = (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER)
-# A value of the field names nobody; where the field holds a list, another value of the same message may.
+# A value of the field is no identifier. If the field holds a list, another value may be one.
 UNFIT = (reasons.PLACEHOLDER, reasons.UNREADABLE_IDENTIFIER, reasons.IDENTIFIER_TOO_LONG)
 # The message was set aside before anybody looked for an identifier.
 UNREAD = (
@@ -99,7 +99,7 @@ def _calls(install: Install) -> list[Receipt]:
 
 
 def _items(install: Install, calls: list[Receipt]) -> list[str]:
-    """Details of what those calls had parked for want of an identifier."""
+    """Details of the items that these calls parked because they had no identifier."""
     wanting = [call.pk for call in calls if _count(call, WITHOUT)]
     if not wanting:
         return []

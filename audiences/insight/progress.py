@@ -88,7 +88,7 @@ class Stuck:
 
 
 def stuck() -> Stuck | None:
-    """What stands still for ``WORK_STUCK_SECONDS`` or longer: an audience by an error of ours, or else an install."""
+    """Audiences held by an error of this service, or else installs, without progress for ``WORK_STUCK_SECONDS``."""
     values: dict[str, str | float] = {
         "unexpected": brake.UNEXPECTED + "%",
         "unexpected_making": provision.UNEXPECTED + "%",

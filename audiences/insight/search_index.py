@@ -20,7 +20,7 @@ def summarise() -> int:
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '100ms'")
-            # Asked for each closed range; those that are summarised already cost a look at the index's map.
+            # Called for each closed range. A range that is summarised already costs one read of the index's map.
             cursor.execute("SELECT summarise_events(%s, %s)", [OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
             row = cursor.fetchone()
     except OperationalError as error:

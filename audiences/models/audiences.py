@@ -35,7 +35,7 @@ class Audience(models.Model):
     hold_until_at = models.DateTimeField(null=True)
     hold_reason = SaidField(blank=True, default="", db_default="")
     hold_failures = models.PositiveIntegerField(default=0, db_default=0)
-    # Digests of a definition that was found in ODP and isn't ours, and of the one that a person has accepted.
+    # Digest of a definition found in ODP that this service didn't write, and of the definition a person accepted.
     foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     # When a person chose what becomes of an older audience with its slug; see ``audiences/operations/take_over.py``.
@@ -67,7 +67,7 @@ class Audience(models.Model):
         ]
 
     def __str__(self) -> str:
-        """The id in ODP; with the slug where nobody would recognise it in the id."""
+        """The ODP id, followed by the slug if the id doesn't show it."""
         return self.odp_id if naming.shows(self.odp_id, self.latest_slug) else f"{self.odp_id} ({self.latest_slug})"
 
 

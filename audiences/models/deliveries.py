@@ -17,11 +17,11 @@ OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outc
 SKIPPED = "skipped"
 
 
-# Closed, and not delivered. Nearly everything is delivered, so what isn't has indexes of its own.
+# Closed and not delivered. Failed deliveries are rare, so they have partial indexes.
 FAILED = ~Q(outcome__in=["", Outcome.DELIVERED.value])
 
 
-# What people call slow, in milliseconds. Each length has indexes of its own, as long as what is slower is rare.
+# Thresholds of the filter for slow deliveries, in milliseconds. Each has partial indexes, as slow ones are rare.
 SLOW_MS = (250, 1_000, 5_000)
 
 

@@ -59,7 +59,7 @@ class Confirmation(models.Model):
     key_problem = models.TextField(blank=True)
     asked_at = models.DateTimeField(null=True)
     delivered_at = models.DateTimeField(null=True)
-    # Why ODP could not tell; empty when it told.
+    # Why ODP didn't answer the query; empty if it did.
     problem = models.TextField(blank=True)
     confirmed_at = models.DateTimeField(null=True)
     audience = models.ForeignKey(Audience, null=True, on_delete=models.SET_NULL, related_name="+")

@@ -27,7 +27,7 @@ def affirm() -> int:
 
 
 def _affirm_or_leave(delivery_id: int) -> int:
-    """One at which we fail is tried again the next time; those behind it go on."""
+    """A delivery whose reconciling fails is tried again at the next sweep; the deliveries after it continue."""
     try:
         return _affirm(delivery_id)
     except Exception as error:

@@ -21,7 +21,7 @@ AFFIRMINGS = 3
 
 
 def undecided() -> QuerySet[Audience]:
-    """Audiences with the slug of an older one of their install, about which nobody has chosen."""
+    """Audiences with the slug of an older audience of their install, for which no person has chosen yet."""
     older = Audience.objects.filter(install=OuterRef("install"), latest_slug=OuterRef("latest_slug"))
     return Audience.objects.filter(Exists(older.filter(pk__lt=OuterRef("pk"))), slug_settled_at=None)
 
@@ -33,7 +33,7 @@ def older(audience: Audience) -> Audience | None:
 
 
 def keep_both(audience: Audience) -> bool:
-    """A person has chosen; False when somebody had already."""
+    """Record a person's choice. False if the choice was made before."""
     return bool(Audience.objects.filter(pk=audience.pk, slug_settled_at=None).update(slug_settled_at=now()))
 
 

@@ -1,1 +1,1 @@
-"""A call from Lytics: told apart from strangers', read, and stored as events."""
+"""Calls from Lytics: authenticated, read, and stored as events."""

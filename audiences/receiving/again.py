@@ -108,7 +108,7 @@ def causes_of_deliveries(ids: Iterable[int]) -> dict[int, str]:
 
 
 def causes_of_events(events: Iterable[Event]) -> dict[tuple[int, int], str]:
-    """By audience and number, of those events that this service appended itself: why. One look-up for all of them."""
+    """Why this service appended an event itself, by audience and number. One query for all events."""
     wanted = [(event.audience_id, event.sequence) for event in events]
     if not wanted:
         return {}

@@ -21,7 +21,7 @@ _read_at: dict[int, tuple[float, int]] = {}
 FAULTY = Q(fault_since_at__isnull=False)
 # Lanes that deliver nothing until a person acts, until an error of ours is over, or until their audience can be made.
 HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False) | FAULTY
-# Of lanes: blocked, and nobody has set it aside since; as ``state.is_set_aside``.
+# Condition on lanes: blocked, and not set aside since. The same rule as ``state.is_set_aside``.
 BLOCKED = Q(blocked_at__isnull=False) & (Q(paused_at=None) | Q(paused_at__lt=F("blocked_at")))
 CAN_NOT_BE_MADE = Q(audience__provisioned_at=None, audience__hold_failures__gt=0)
 
