@@ -15,12 +15,12 @@ def optional(row: Model, name: str, kind: type[V]) -> V | None:
     value: object = getattr(row, name)
     if value is None or isinstance(value, kind):
         return value
-    raise TypeError(f"{name} of a {row._meta.model_name} is not of type {kind.__name__}")
+    raise TypeError(f"{name} of {row._meta.object_name} is not of type {kind.__name__}")
 
 
 def required(row: Model, name: str, kind: type[V]) -> V:
     """The same for a value that is never NULL. Raises ``TypeError`` when it is."""
     value = optional(row, name, kind)
     if value is None:
-        raise TypeError(f"{name} of a {row._meta.model_name} is NULL, not of type {kind.__name__}")
+        raise TypeError(f"{name} of {row._meta.object_name} is NULL, not of type {kind.__name__}")
     return value

@@ -24,7 +24,7 @@ def test_null_where_a_value_is_required_is_an_error(install: Install) -> None:
 
 def test_another_type_is_an_error(install: Install) -> None:
     row = Install.objects.annotate(many=Count("pk")).get()
-    with pytest.raises(TypeError, match="many of Install is int, not str"):
+    with pytest.raises(TypeError, match="many of Install is not of type str"):
         annotations.optional(row, "many", str)
 
 
