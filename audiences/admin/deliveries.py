@@ -13,7 +13,7 @@ from audiences import carried, said
 from audiences.admin import live
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items, written
-from audiences.admin.pages import HistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
+from audiences.admin.pages import NumberedHistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
 from audiences.insight import state, trace
 from audiences.models import Delivery, Receipt, Run
@@ -60,7 +60,7 @@ class Reveal(Verb[Delivery]):
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(HistoryAdmin[Delivery]):
+class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
     verbs = (Reveal(),)
     empty_words = "Nothing has been sent to ODP yet."
     list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "because", "install_link")
@@ -120,14 +120,6 @@ class DeliveryAdmin(HistoryAdmin[Delivery]):
         for delivery in changelist.result_list:
             delivery.caused = caused[delivery.pk]
         return changelist
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
-    ) -> tuple[QuerySet[Delivery], bool]:
-        term = search_term.strip().replace(",", "")
-        if term:
-            queryset = queryset.filter(pk=int(term[:18])) if term.isdecimal() else queryset.none()
-        return queryset, False
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         unmasked = request.session.pop("unmasked_delivery", None) == delivery.pk

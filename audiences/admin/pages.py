@@ -92,7 +92,34 @@ class SafeList:
             raise IncorrectLookupParameters(error) from error
 
 
-class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
+class WithButtons:
+    """The page of one thing with its verbs as buttons, and with ``page_context``."""
+
+    def may_press(self, request: HttpRequest, thing: Any) -> bool:
+        """Whether the buttons are shown at all; each also asks for a permission of its own."""
+        return True
+
+    def page_context(self, request: HttpRequest, thing: Any) -> dict[str, Any]:
+        """What the templates of one thing's page need beside the thing."""
+        return {}
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        page: Any = self
+        thing = page.get_object(request, object_id) if object_id else None
+        context: dict[str, Any] = {}
+        if thing:
+            buttons = verbs.buttons(page, request, thing) if self.may_press(request, thing) else []
+            context = {"buttons": buttons, **self.page_context(request, thing)}
+        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})  # type: ignore[misc]
+
+
+class OperatorAdmin(WithButtons, SafeList, UnfoldModelAdmin[M]):
     """A page of the operator's. Nothing can be deleted on any of them."""
 
     paginator = InfinitePaginator
@@ -139,21 +166,6 @@ class OperatorAdmin(SafeList, UnfoldModelAdmin[M]):
     def csv_piece(self, rows: list[list[Any]]) -> None:
         """May change the rows of a piece of the CSV file before they are written."""
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        thing = self.get_object(request, object_id) if object_id else None
-        context = {"buttons": verbs.buttons(self, request, thing), **self.page_context(request, thing)} if thing else {}
-        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
-
-    def page_context(self, request: HttpRequest, thing: M) -> dict[str, Any]:
-        """What the templates of one thing's page need beside the thing."""
-        return {}
-
 
 class HistoryAdmin(OperatorAdmin[M]):
     """Rows that are never edited, newest first."""
@@ -171,6 +183,24 @@ class HistoryAdmin(OperatorAdmin[M]):
 
     def has_change_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
         return False
+
+
+class NumberedHistoryAdmin(HistoryAdmin[M]):
+    """A history whose search box finds a row by its number, and rows by a name if ``rows_named`` knows any."""
+
+    def rows_named(self, rows: QuerySet[M], name: str) -> QuerySet[M]:
+        return rows.none()
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[M], search_term: str
+    ) -> tuple[QuerySet[M], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        digits = term.replace(",", "")
+        if digits.isdecimal():
+            return queryset.filter(pk=int(digits[:18])), False
+        return self.rows_named(queryset, term), False
 
 
 def last_call() -> QuerySet[Receipt, Any]:

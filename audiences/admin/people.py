@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from audiences.admin import verbs
 from audiences.admin.accounts import NewUserForm, RoleForm, Unlock, UserForm, give_role, grantable, sentence
 from audiences.admin.log_filters import Action, Since, Thing, Until, seen_this_month
-from audiences.admin.pages import HistoryAdmin, SafeList, ago
+from audiences.admin.pages import HistoryAdmin, SafeList, WithButtons, ago
 
 if TYPE_CHECKING:
     from django.contrib.auth.admin import GroupAdmin as UnfoldGroupAdmin
@@ -38,7 +38,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PeopleAdmin(SafeList, UnfoldUserAdmin):
+class PeopleAdmin(WithButtons, SafeList, UnfoldUserAdmin):
     list_display = ("username", "roles", "is_active", "last_login")
     list_filter = ("is_active",)
     fieldsets = (
@@ -73,17 +73,8 @@ class PeopleAdmin(SafeList, UnfoldUserAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> Any:
         return (*self.readonly_fields, "roles")
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        user = self.get_object(request, object_id) if object_id else None
-        shown = user is not None and self.has_change_permission(request, user)
-        context = {"buttons": verbs.buttons(cast(Any, self), request, cast(Any, user))} if shown else {}
-        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
+    def may_press(self, request: HttpRequest, thing: User) -> bool:
+        return self.has_change_permission(request, thing)
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         if obj is not None and obj.is_superuser and not request.user.is_superuser:

@@ -9,7 +9,7 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from audiences.admin.filters import Hour
-from audiences.admin.pages import HistoryAdmin, ago, link, list_url, number, numbered, pill, size
+from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, number, numbered, pill, size
 from audiences.insight import state, trace
 from audiences.models import Delivery, Install, Parked, Receipt
 from lytics.reasons import HINTS
@@ -34,7 +34,7 @@ class Verdict(admin.SimpleListFilter):
 
 
 @admin.register(Receipt)
-class ReceiptAdmin(HistoryAdmin[Receipt]):
+class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
     empty_words = "No call from Lytics yet."
     list_display = (
         "call",
@@ -79,17 +79,9 @@ class ReceiptAdmin(HistoryAdmin[Receipt]):
         *("install_link", "pill", "size", "messages_", "queued_", "parked_", "skipped_", "deliveries", "reasons"),
     )
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Receipt], search_term: str
-    ) -> tuple[QuerySet[Receipt], bool]:
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        digits = term.replace(",", "")
-        if digits.isdecimal():
-            return queryset.filter(pk=int(digits[:18])), False
-        install = Install.objects.filter(name__iexact=term).order_by("pk").first()
-        return (queryset.filter(install=install) if install else queryset.none()), False
+    def rows_named(self, rows: QuerySet[Receipt], name: str) -> QuerySet[Receipt]:
+        install = Install.objects.filter(name__iexact=name).order_by("pk").first()
+        return rows.filter(install=install) if install else rows.none()
 
     @admin.display
     def call(self, receipt: Receipt) -> SafeString | str:

@@ -14,7 +14,7 @@ from audiences import carried
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter, named
-from audiences.admin.pages import HistoryAdmin, ago, link, list_url, mask, number, pill
+from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, mask, number, pill
 from audiences.insight import state
 from audiences.models import Delivery, Parked, Run
 from audiences.receiving import again
@@ -25,7 +25,7 @@ SHOWN = 20
 
 
 @admin.register(Run)
-class RunAdmin(HistoryAdmin[Run]):
+class RunAdmin(NumberedHistoryAdmin[Run]):
     empty_words = "Nothing has been sent to ODP yet."
     list_display = (
         "run",
@@ -89,16 +89,8 @@ class RunAdmin(HistoryAdmin[Run]):
             run.told = told[run.pk]
         return changelist
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Run], search_term: str
-    ) -> tuple[QuerySet[Run], bool]:
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        digits = term.replace(",", "")
-        if digits.isdecimal():
-            return queryset.filter(pk=int(digits[:18])), False
-        return queryset.filter(audience__in=named(term)), False
+    def rows_named(self, rows: QuerySet[Run], name: str) -> QuerySet[Run]:
+        return rows.filter(audience__in=named(name))
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
         told = again.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
