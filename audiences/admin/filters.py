@@ -126,12 +126,12 @@ def named(name: str) -> list[int]:
     return list(Audience.objects.filter(found).order_by().values_list("pk", flat=True))
 
 
-class ByAudience(admin.SimpleListFilter):
-    """A box to type an audience into, because there may be thousands."""
+class TypedFilter(admin.SimpleListFilter):
+    """A filter with a text box. ``placeholder`` is shown in the empty box, ``no_choice`` on the link that clears it."""
 
-    title = "audience"
-    parameter_name = AUDIENCE
     template = "audiences/typed_filter.html"
+    placeholder = ""
+    no_choice = ""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return []
@@ -140,10 +140,21 @@ class ByAudience(admin.SimpleListFilter):
         return True
 
     def choices(self, changelist: Any) -> Iterator[Any]:
-        others = {name: value for name, value in changelist.params.items() if name != self.parameter_name}
-        without = changelist.get_query_string(remove=[self.parameter_name])
-        words = {"placeholder": "slug or ODP id", "all": "All audiences"}
-        yield {"others": others, "value": self.value() or "", "without": without, **words}
+        yield {
+            "others": {name: value for name, value in changelist.params.items() if name != self.parameter_name},
+            "value": self.value() or "",
+            "without": changelist.get_query_string(remove=[self.parameter_name]),
+            "placeholder": self.placeholder,
+            "all": self.no_choice,
+        }
+
+
+class ByAudience(TypedFilter):
+    """By a typed slug or ODP id, because there may be thousands of audiences."""
+
+    title = "audience"
+    parameter_name = AUDIENCE
+    placeholder, no_choice = "slug or ODP id", "All audiences"
 
     def meant(self) -> list[int]:
         return named((self.value() or "").strip())

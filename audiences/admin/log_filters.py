@@ -1,6 +1,5 @@
 """What *Who did what* can be narrowed by. People write its rows, so there are few enough to read without an index."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +10,8 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.text import capfirst
 from django.utils.timezone import now
+
+from audiences.admin.filters import TypedFilter
 
 # What the pages write into the history when something is shown unmasked, or a file is made.
 REVEALED = Q(change_message__contains="hown") & Q(change_message__contains="this once.")
@@ -54,28 +55,12 @@ class Thing(admin.SimpleListFilter):
         return queryset.filter(content_type=int(value[:9])) if value.isdecimal() else queryset
 
 
-class Since(admin.SimpleListFilter):
+class Since(TypedFilter):
     """A box for the first day."""
 
     title = "first day (UTC)"
     parameter_name = "since"
-    template = "audiences/typed_filter.html"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return []
-
-    def has_output(self) -> bool:
-        return True
-
-    def choices(self, changelist: Any) -> Iterator[Any]:
-        others = {name: value for name, value in changelist.params.items() if name != self.parameter_name}
-        yield {
-            "others": others,
-            "value": self.value() or "",
-            "without": changelist.get_query_string(remove=[self.parameter_name]),
-            "placeholder": "2026-01-31",
-            "all": "Any day",
-        }
+    placeholder, no_choice = "2026-01-31", "Any day"
 
     def day(self) -> datetime | None:
         try:
