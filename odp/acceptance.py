@@ -5,7 +5,8 @@ object of the documented shape that reports no failure. The responses to writes 
 ``status``, those to list subscriptions ``updates``.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -16,6 +17,13 @@ _TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= sta
 # Fields that report failure or success, at the top of a response body or in its ``detail``.
 _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "rejected")
 _SUCCESSES = ("success", "ok", "accepted")
+# Fields that may report a failure as a word. Read in responses to writes of memberships only: an audience or a field
+# that is read back may have a state of its own.
+_STATES = ("status", "state", "result", "outcome")
+_NO = frozenset({"false", "no", "0"})
+_FAILED = re.compile(
+    r"(?:partial(?:ly)?\W*)?(?:fail|error|reject|refus|den(?:y|ied)|invalid|unsuccessful)", re.IGNORECASE
+)
 UNKNOWN_JSON = "JSON of an unknown shape"
 
 
@@ -44,14 +52,16 @@ def objection(
     if path == GRAPHQL:
         is_graphql = "data" in body or "errors" in body
         return None if is_graphql else _not_from_odp(UNKNOWN_JSON, error_words(body, text))
-    inner, words = _number(body.get("status")), error_words(body, text)
+    parts, words = _parts(body), error_words(body, text)
+    inner = max((number for part in parts if (number := _number(part.get("status"))) is not None), default=None)
     if inner is not None and inner >= 300:
         outcome = outcome_of(inner)
         slow = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(inner))
         return Objection(outcome, f"{inner}: {words} (in a {status} response)", slow)
-    if named_items(body) or any(isinstance(value, list) for value in _failures(body)):
+    if named_items(body) or any(isinstance(value, list) for value in _failures(parts)):
         return Objection(Outcome.REFUSED, f"{status}: ODP rejected part of the request: {words}", False)
-    if _failures(body) or any(body.get(name, True) in (False, 0) for name in _SUCCESSES):
+    has_failed = path in MEMBERSHIP_WRITES and any(_is_failed(part.get(name)) for part in parts for name in _STATES)
+    if has_failed or _failures(parts) or any(_is_no(part.get(name)) for part in parts for name in _SUCCESSES):
         return Objection(Outcome.RETRY_LATER, f"{status}: the response reports a failure: {words}", True)
     if path in MEMBERSHIP_WRITES and not _is_documented(path, body, inner):
         return _not_from_odp(UNKNOWN_JSON, words)
@@ -72,11 +82,28 @@ def _is_documented(path: str, body: Mapping[str, Any], inner: int | None) -> boo
     return isinstance(title, str) and title.lower() in _TITLES and (inner is None or inner >= 200)
 
 
-def _failures(body: Mapping[str, Any]) -> list[Any]:
+def _parts(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The body, and its ``detail`` if that is an object: both may report a failure."""
     detail = body.get("detail")
-    parts = [body, detail] if isinstance(detail, dict) else [body]
+    return [body, detail] if isinstance(detail, dict) else [body]
+
+
+def _failures(parts: Iterable[Mapping[str, Any]]) -> list[Any]:
     return [part[name] for part in parts for name in _FAILURES if part.get(name)]
 
 
+def _is_no(value: Any) -> bool:
+    return value.strip().lower() in _NO or _is_failed(value) if isinstance(value, str) else value in (False, 0)
+
+
+def _is_failed(value: Any) -> bool:
+    return value is False or (isinstance(value, str) and bool(_FAILED.match(value.strip())))
+
+
 def _number(value: Any) -> int | None:
+    """A status as a whole number, also where it is written as a text or as 503.0."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\d{3}", value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -167,6 +167,42 @@ def test_a_2xx_is_an_acceptance_only_as_odp_documents_it(
     assert bool(got.reason) == (outcome is not Outcome.DELIVERED)
 
 
+@pytest.mark.parametrize("inside", ["", "detail"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"success": False},
+        {"success": "false"},
+        {"accepted": 0},
+        {"ok": "No"},
+        {"status": "failed"},
+        {"status": "500"},
+        {"status": 503.0},
+        {"status": False},
+        {"state": "REJECTED"},
+        {"result": "Error: quota"},
+        {"outcome": "partial failure"},
+        {"failed": 3},
+    ],
+    ids=str,
+)
+def test_however_a_2xx_says_that_it_failed_it_is_no_acceptance(
+    server: ScriptedServer, more: dict[str, Any], inside: str
+) -> None:
+    body = {"title": "Accepted", "status": 202}
+    got = post(server, say(answer(202, json.dumps({**body, inside: more} if inside else {**body, **more}).encode())))
+    assert got.outcome is not Outcome.DELIVERED
+    assert got.reason
+
+
+@pytest.mark.parametrize(
+    "more", [{"status": "202"}, {"success": True}, {"success": "true"}, {"status": "accepted"}, {"errors": []}], ids=str
+)
+def test_a_2xx_that_says_that_it_succeeded_is_an_acceptance(server: ScriptedServer, more: dict[str, Any]) -> None:
+    body = {"title": "Accepted", "status": 202, **more}
+    assert post(server, say(answer(202, json.dumps(body).encode()))).outcome is Outcome.DELIVERED
+
+
 def test_items_named_behind_a_2xx_are_refused(server: ScriptedServer) -> None:
     body = json.dumps({"title": "Accepted", "status": 202, "detail": {"invalids": [{"event": 1, "message": "bad"}]}})
     got = post(server, say(answer(202, body.encode())))
