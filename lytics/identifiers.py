@@ -74,15 +74,18 @@ def storable(text: str) -> bytes | None:
 
 
 def audience_names(came_id: str | int | None, came_slug: str | int | None) -> tuple[str, str]:
-    """Segment id and slug, at least one of which is there and both of which can be kept."""
-    names = as_name(came_id), as_name(came_slug)
-    if names == ("", ""):
+    """Segment id and slug, at least one of which is there. A slug that can't be stored is dropped beside an id."""
+    segment_id, slug = as_name(came_id), as_name(came_slug)
+    if not segment_id and not slug:
         raise UnreadableError(reasons.NO_AUDIENCE)
-    for name in names:
-        kept = storable(name)
-        if kept is None or len(kept) > NAME_BYTES:
-            raise UnreadableError(reasons.NO_AUDIENCE, "the segment id or slug can't be kept")
-    return names
+    if not _fits(segment_id) or not (segment_id or _fits(slug)):
+        raise UnreadableError(reasons.NO_AUDIENCE, "the segment id or slug can't be kept")
+    return segment_id, slug if _fits(slug) else ""
+
+
+def _fits(name: str) -> bool:
+    kept = storable(name)
+    return kept is not None and len(kept) <= NAME_BYTES
 
 
 def as_name(value: str | int | None) -> str:

@@ -43,6 +43,7 @@ def split(text: bytes) -> list[bytes]:
             raise not_json(text)
         return [text]
     wrapped = [bytes(fields[name]) for name in ("events", "data") if name in fields]
+    wrapped = [value for value in wrapped if value.strip() != b"null"]
     if not wrapped or not all(map(begins_array, wrapped)):
         return [text]
     return [element for array in wrapped for element in elements_of(array)]
@@ -145,14 +146,33 @@ def not_json(text: bytes, *, cut_off: bool | None = None) -> UnreadableError:
     return UnreadableError(reasons.NOT_JSON, f"{len(text)} bytes")
 
 
+# Names of compressions in Content-Encoding. Other tokens, such as ``aws-chunked``, leave the body readable.
+_COMPRESSIONS = frozenset(
+    {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "bzip2", "lz4", "snappy", "xz"}
+)
+
+
 def name_encoding(reading: Reading, encoding: str) -> Reading:
-    """Call a body that is no JSON compressed where its Content-Encoding says so: brotli has no mark of its own."""
-    if encoding not in ("", "identity"):
+    """Call a body that is no JSON compressed where its Content-Encoding says so: brotli has no mark of its own.
+
+    ``encoding`` is the Content-Encoding that the body still has. A compressed body may begin like JSON by chance; if it
+    is no text either, it is not JSON that was cut off.
+    """
+    if _COMPRESSIONS.intersection(re.split(r"[,\s]+", encoding)):
         for index, item in enumerate(reading.aside):
-            if item.reason == reasons.NOT_JSON:
+            if item.reason == reasons.NOT_JSON or (item.reason == reasons.CUT_OFF_BODY and not _is_text(item.raw)):
                 detail = f"{len(item.raw)} bytes, Content-Encoding {encoding[:40]!r}"
                 reading.aside[index] = SetAside(reasons.PACKED_BODY, detail, item.raw)
     return reading
+
+
+def _is_text(raw: bytes) -> bool:
+    """Whether ``raw`` is UTF-8, of whose last character a part may be missing."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return True
 
 
 def is_whole(text: bytes) -> bool:

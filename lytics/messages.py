@@ -124,9 +124,9 @@ def read_transition(element: Raw) -> Transition | None:
 
 
 def plain_value(raw: Raw | None) -> str | int | float | None:
-    """A time, or what stands in its place: that is no time, and not the same as nothing."""
-    told: str | int | float | None = read_as(raw, TimeValue)
-    return bytes(raw)[:40].decode(errors="replace") if raw is not None and told is None and not is_absent(raw) else told
+    """A time. A value of another type comes back as the words for that type, so that it isn't taken for missing."""
+    value: str | int | float | None = read_as(raw, TimeValue)
+    return value if value is not None or raw is None or is_absent(raw) else kind_of_value(bytes(raw).strip())
 
 
 def is_absent(raw: Raw | None) -> bool:

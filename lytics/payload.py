@@ -115,7 +115,7 @@ class _Parser:
         self.names: dict[tuple[str | int | None, str | int | None, str | None], tuple[str, str, Kind]] = {}
 
     def parse(self, body: bytes) -> Reading:
-        text = as_utf8(body)
+        text = as_utf8(body).rstrip(b"\x00 \t\r\n")
         items = _Items(text)
         try:
             is_array = begins_array(text)
@@ -288,7 +288,10 @@ class _Parser:
     def _named(self, segment_id: str | int | None, slug: str | int | None, event: str | None) -> tuple[str, str, Kind]:
         kind = KINDS.get((event or "").strip().lower())
         if kind is None:
-            raise UnreadableError(reasons.UNKNOWN_EVENT, f"the event is {event!r}")
+            raise UnreadableError(
+                reasons.UNKNOWN_EVENT,
+                "the event is missing" if event is None else f"the event is {times.quoted(event)}",
+            )
         named = self.names[segment_id, slug, event] = (*audience_names(segment_id, slug), kind)
         return named
 
@@ -316,6 +319,8 @@ class _Parser:
     def _identifiers(self, value: Raw, items: "_Items", index: int) -> list[str]:
         if self.allow_top_level and bytes(value).strip() in (b"", b"null"):
             value = (read_fields(items.raw(index)) or {}).get(self.identifier_field, value)
+        if bytes(value).count(b",") > FACTS_AT_MOST:
+            raise UnreadableError(reasons.TOO_MANY_EVENTS, f"more than {FACTS_AT_MOST:,} identifiers")
         found: dict[str, None] = {}
         usable = 0
         for element in read_elements(value):

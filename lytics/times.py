@@ -15,16 +15,24 @@ _HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3])", re.ASCII)
 _LAYOUT = re.compile(
     rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
 )
-# What a Go program writes for a time that was never set.
-_NEVER = "0001-01-01T00:00:00Z"
+# What a Go program writes for a time that was never set, as a date and in seconds to nanoseconds; and zero.
+_NEVER = re.compile(
+    r"0001-01-01[Tt ]00:00:00(?:[.,]0+)?\s*(?:[Zz]|[+-]00:?00)?|-62135596800(?:000){0,3}(?:\.0+)?|-?0+(?:\.0+)?"
+)
 # What a signed 64-bit column holds: a time before 1677 is unreadable, one after 2262 counts as the last moment.
 _LIMIT = 2**63
 # As a tolerance: every time is believed.
 NO_LIMIT = _LIMIT
 # Numbers since 1970 by their size: nanoseconds in one, and from where on. Each unit covers 1973 to 5138, so that no two
-# meet; what is smaller than the last is a date written as a number, or a mistake.
+# meet. What is smaller than the last, or lies before 2000, is a date written as a number, or a mistake.
+_EARLIEST = 946_684_800 * SECOND
 _UNITS = ((10**17, 1), (10**14, 1_000), (10**11, 1_000_000), (10**8, SECOND))
 _NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:[eE][+]?\d{1,2})?", re.ASCII)
+
+
+def quoted(text: str) -> str:
+    """A value that should be a time or an event, as a reason shows it: short, and no e-mail address."""
+    return "a text with an @" if "@" in text else repr(text[:40])
 
 
 def nanoseconds(text: str) -> int:
@@ -42,11 +50,11 @@ def nanoseconds(text: str) -> int:
             return hour + in_hour
     match = _LAYOUT.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"not an RFC 3339 time: {text[:40]!r}")
+        raise ValueError(f"not an RFC 3339 time: {quoted(text)}")
     whole, fraction, offset = match.groups(default="")
     value = (_seconds(whole) - _offset_seconds(offset)) * SECOND + int(fraction[:9].ljust(9, "0"))
     if value < -_LIMIT:
-        raise ValueError(f"out of range: {text[:40]!r}")
+        raise ValueError(f"out of range: {quoted(text)}")
     return min(value, _LIMIT - 1)  # later than the column holds is in the future either way
 
 
@@ -63,10 +71,10 @@ def read(told: str | int | float) -> int:
     for least, unit in _UNITS:
         if value >= least:
             found = int(value * unit)
-            if found < _LIMIT:
+            if _EARLIEST <= found < _LIMIT:
                 return found
             break
-    raise ValueError(f"no time since 1970 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
+    raise ValueError(f"no time since 2000 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
 
 
 # Minutes and seconds as they stand in a time.
@@ -101,7 +109,10 @@ def _offset_seconds(offset: str | None) -> int:
 
 def is_missing(told: str | int | float | None) -> bool:
     """Whether Lytics said nothing: absent, blank, zero, or the zero time of its language."""
-    return not told or (isinstance(told, str) and told.strip() in ("", "0", _NEVER))
+    if not told:
+        return True
+    text = told.strip() if isinstance(told, str) else repr(told)
+    return not text or _NEVER.fullmatch(text) is not None
 
 
 def moment(value: int) -> datetime:

@@ -142,3 +142,12 @@ def test_reading_it_takes_the_same_few_queries_and_rows_whatever_is_stored(shop:
     assert len(few) == len(many) == 2
     assert len(seen.calls) <= evidence.CALLS
     assert seen.looked <= evidence.ITEMS
+
+
+def test_a_message_that_is_flawed_in_part_counts_by_what_was_read_of_it(shop: Install) -> None:
+    flawed = [
+        {**one, "data": {**one["data"], "segment_events": [*one["data"]["segment_events"], None]}} for one in with_id(3)
+    ]
+    received = ingest.receive(shop, body(*flawed))
+    assert (received.queued, received.parked) == (3, 3)
+    assert line(shop).state.why == "_id in 3 of the last 3 messages."

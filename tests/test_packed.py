@@ -1,5 +1,6 @@
 """Bodies that can't be unpacked are named as compressed, by their Content-Encoding or their first bytes."""
 
+import gzip
 import zlib
 from collections.abc import Callable
 
@@ -24,6 +25,14 @@ ZSTD = bytes.fromhex("28b52ffd") + b"\x00" * 9
         ("", ZSTD, "packed_body"),
         ("deflate", b"\xff\x00\x01", "packed_body"),
         ("gzip, br", b"\xff\x00\x01", "packed_body"),
+        # brotli of a usual batch begins with this byte, which is "[" in ASCII
+        ("br", b"[\x80\x1f" + bytes(range(128, 256)) * 9, "packed_body"),
+        ("br", b"{\xff\xfe" + bytes(range(128, 256)) * 9, "packed_body"),
+        ("br", b'[{"data":{"_id":"ann', "cut_off_body"),
+        ("gzip", gzip.compress(b"hello"), "not_json"),
+        ("deflate", zlib.compress(b"<html>"), "not_json"),
+        ("utf-8", b"hello", "not_json"),
+        ("aws-chunked", b"hello", "not_json"),
         ("identity", b"\xff\x00\x01", "not_json"),
         ("", b"no JSON", "not_json"),
     ],
@@ -42,6 +51,15 @@ def without_header(content: bytes) -> bytes:
     """deflate as some libraries send it: RFC 1951 alone, without the header of zlib that HTTP asks for."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(content) + packer.flush()
+
+
+def test_deflate_without_its_header_is_read_in_each_encoding_of_text(install: Install) -> None:
+    where = f"/webhooks/lytics/{install.public_id}"
+    headers = {"Authorization": install.tokens.get().secret, "Content-Encoding": "deflate"}
+    for number, encoding in enumerate(("utf-8-sig", "utf-16", "utf-8"), start=1):
+        content = without_header(body(message()).decode().encode(encoding))
+        assert Client().post(where, content, content_type="application/json", headers=headers).status_code == 200
+        assert Event.objects.count() == number, encoding
 
 
 @pytest.mark.parametrize("pack", [zlib.compress, without_header])

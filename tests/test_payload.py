@@ -440,7 +440,7 @@ def test_a_number_for_an_audience_is_kept_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("segment", "slug"), [(None, None), ("", " "), ("a\0b", "x"), ("s1", "x\0"), ("s" * 501, "x"), ("s1", "é" * 251)]
+    ("segment", "slug"), [(None, None), ("", " "), ("a\0b", "x"), ("", "x\0"), ("s" * 501, "x"), (None, "é" * 251)]
 )
 def test_a_transition_whose_audience_can_not_be_kept_is_set_aside(segment: str | None, slug: str | None) -> None:
     reading = read(body(message(transition(segment=segment, slug=slug)), message(who="lee")))
@@ -917,3 +917,52 @@ def test_every_fact_can_be_stored(one: dict[str, Any]) -> None:
         assert found.identifier
         assert found.segment_id or found.slug
         assert -(2**63) <= found.occurred_ns < 2**63
+
+
+# --- What can be read is read, whichever part is odd -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("slug", ["v\x00", "\ud83d", "x" * 501, "é" * 251, "\x00", "ok\udfff"])
+@pytest.mark.parametrize("flaw", [b"", b'"x":NaN,'])
+def test_a_slug_that_cannot_be_stored_costs_no_event_whose_segment_is_named(slug: str, flaw: bytes) -> None:
+    raw = json.dumps(message(transition("exit", slug=slug))).encode().replace(b'"data": {', b'"data": {' + flaw)
+    reading = read(raw)
+    assert [(one.segment_id, one.slug, one.kind) for one in reading.facts] == [("s1", "", Kind.EXIT)]
+    assert why(reading) == []
+
+
+@pytest.mark.parametrize("end", [b"\x00", b"\n\x00\x00", b" \x00 \n"])
+def test_zeros_behind_a_body_cost_nothing(end: bytes) -> None:
+    assert len(read(body(message(), message(who="lee")) + end).facts) == 2
+    assert len(read(single(message()) + end).facts) == 1
+
+
+@pytest.mark.parametrize(
+    "wrapper", [b'{"data":null,"events":%s}', b'{"events":%s,"data":null}', b'{"events":null,"data":%s}']
+)
+def test_a_wrapper_with_a_null_beside_its_list_is_unwrapped(wrapper: bytes) -> None:
+    assert read(wrapper % body(message())).facts == [fact()]
+
+
+@pytest.mark.parametrize("place", ["enter", "event"])
+@pytest.mark.parametrize("value", [{"by": "ann@example.com"}, ["ann@example.com"], "ann@example.com", "x" * 4_000])
+def test_no_detail_quotes_a_value_that_may_be_personal_or_long(place: str, value: Any) -> None:
+    reading = read(single(message({**transition(), place: value})))
+    assert reading.facts == []
+    assert all("ann@" not in item.detail and len(item.detail) < 200 for item in reading.aside)
+
+
+def test_an_endless_list_of_identifiers_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "FACTS_AT_MOST", 100)
+    longest: list[int] = [0]
+    elements = json_pieces.read_elements
+
+    def measured(value: Any) -> list[Any]:
+        longest.append(len(built := elements(value)))
+        return built
+
+    monkeypatch.setattr(payload, "read_elements", measured)
+    for one in ("NaN", '""', '"a"'):
+        raw = single(message()).replace(b'"kim"', ("[" + ",".join([one] * 200) + "]").encode())
+        assert why(read(raw)) == [reasons.TOO_MANY_EVENTS]
+    assert max(longest) < 100

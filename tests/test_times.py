@@ -144,6 +144,19 @@ def test_a_number_that_is_no_time_is_unreadable(told: str | float) -> None:
         times.read(told)
 
 
-@pytest.mark.parametrize("told", [None, "", "  ", "0", 0, 0.0, "0001-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        *(None, "", "  ", "0", "0.0", "-0", 0, 0.0, -0.0, -62135596800, -62135596800000, "-62135596800"),
+        *("0001-01-01T00:00:00Z", "0001-01-01T00:00:00+00:00", "0001-01-01T00:00:00.000Z", "0001-01-01 00:00:00"),
+    ],
+)
 def test_nothing_and_zero_are_missing(told: str | float | None) -> None:
     assert times.is_missing(told)
+
+
+@pytest.mark.parametrize("told", [202601051000, "202601051000", 199912312359, 20260105])
+def test_a_date_written_as_a_number_is_no_time(told: str | int) -> None:
+    """By its size 202601051000 would be milliseconds, and a day in 1976."""
+    with pytest.raises(ValueError, match="no time since"):
+        times.read(told)

@@ -25,11 +25,14 @@ UNREAD = (
     reasons.PACKED_BODY,
     reasons.CUT_OFF_BODY,
     reasons.NOT_A_MESSAGE,
-    reasons.UNREADABLE_MESSAGE,
     reasons.NOT_A_USER_EVENT,
     reasons.NO_SEGMENT_EVENTS,
     reasons.TOO_MANY_MESSAGES,
 )
+
+
+# A part of the message couldn't be read. If something of the call was queued, the rest of the message was.
+IN_PART = (reasons.UNREADABLE_MESSAGE,)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Evidence:
 def of(install: Install) -> Evidence:
     """What the newest calls of Lytics show."""
     calls = _calls(install)
-    messages = sum(max(0, call.messages - _count(call, UNREAD)) for call in calls)
+    messages = sum(max(0, call.messages - _unread(call)) for call in calls)
     found = sum(map(_found, calls))
     newest = next((call.received_at for call in calls if call.messages), None)
     items = _items(install, calls)
@@ -109,8 +112,12 @@ def _items(install: Install, calls: list[Receipt]) -> list[str]:
 
 def _found(call: Receipt) -> int:
     """Messages of a call that named a customer; when nothing of it was queued, unfit values were all there was."""
-    without = _count(call, UNREAD) + _count(call, WITHOUT) + (0 if call.queued else _count(call, UNFIT))
+    without = _unread(call) + _count(call, WITHOUT) + (0 if call.queued else _count(call, UNFIT))
     return max(0, call.messages - without)
+
+
+def _unread(call: Receipt) -> int:
+    return _count(call, UNREAD) + (0 if call.queued else _count(call, IN_PART))
 
 
 def _count(call: Receipt, of_reasons: tuple[str, ...]) -> int:

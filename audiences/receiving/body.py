@@ -3,11 +3,13 @@
 import io
 import zlib
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.http.request import UnreadablePostError
 from rest_framework.request import Request
+
+from lytics.json_pieces import as_utf8
 
 _CHUNK = 1 << 16
 # Small, because what follows the end of a packed file is copied once per file.
@@ -32,7 +34,14 @@ class TooSlowError(Exception):
     """It had not all come within ``WEBHOOK_READ_SECONDS``."""
 
 
-def read(request: Request) -> bytes:
+class Body(NamedTuple):
+    """``content`` as far as it could be unpacked; ``encoding`` is the Content-Encoding that it still has, or empty."""
+
+    content: bytes
+    encoding: str
+
+
+def read(request: Request) -> Body:
     """The body, unpacked when it is gzip or deflate.
 
     Raises ``TooLargeError``, ``TooSlowError``, ``MalformedError`` and ``UnreadablePostError``.
@@ -40,19 +49,16 @@ def read(request: Request) -> bytes:
     What claims to be packed and can't be unpacked comes back as it was sent: the parser will set it aside.
     """
     body = _raw(request)
-    encoding = encoding_of(request)
+    encoding = str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower()
     if encoding in ("gzip", "x-gzip", "deflate") or body.startswith(b"\x1f\x8b"):
         unpacked = _unpacked(body, _EITHER_HEADER)
         if unpacked is body and encoding == "deflate":
             # Some libraries leave out zlib's header. Nothing else marks such a stream, so the result has to look right.
             bare = _unpacked(body, -zlib.MAX_WBITS)
-            return bare if bare.lstrip()[:1] in (b"[", b"{") else body
-        return unpacked
-    return body
-
-
-def encoding_of(request: Request) -> str:
-    return str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower()
+            unpacked = bare if as_utf8(bare).lstrip()[:1] in (b"[", b"{") else body
+        if unpacked is not body:
+            return Body(unpacked, "")
+    return Body(body, encoding)
 
 
 def discard(request: Request) -> None:

@@ -126,7 +126,7 @@ class _Receipt(NamedTuple):
 def receive(install: Install, body: bytes, *, source: str | None = None, encoding: str = "") -> Received:
     """Store one call. When this returns, PostgreSQL has committed all of it; when it raises, none of it.
 
-    ``encoding`` is the Content-Encoding that came with it.
+    ``encoding`` is the Content-Encoding that the body still has.
     """
     received_at = now()
     reading = json_pieces.name_encoding(_read(install, body, received_at), encoding)

@@ -119,7 +119,7 @@ class WebhookView(_AnsweringView):
         if disk.is_too_full():
             return turned_away(install, "The database is as large as it may get.")
         try:
-            content = body.read(request)
+            content, encoding = body.read(request)
         except body.TooLargeError:
             log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
             return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
@@ -134,7 +134,6 @@ class WebhookView(_AnsweringView):
         source = address.of(request)
         # A caller whose body always takes longer than the limit would be asked to come back for ever.
         with sessions.allow_more(len(content) / 1_000_000):
-            encoding = body.encoding_of(request)
             received = sessions.store(lambda: ingest.receive(install, content, source=source, encoding=encoding))
         tokens.note_use(token, source=source)
         log.info("call stored", install=install.name, receipt=received.receipt, events=received.queued)
