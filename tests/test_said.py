@@ -9,6 +9,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
@@ -165,3 +166,24 @@ def test_what_lytics_sent_wrong_is_still_said(shop: Install) -> None:
 def test_masking_twice_is_masking_once() -> None:
     for said in (TOLD, f'the "{QUOTED}" of it\'s isn\'t "x y"', f"“{QUOTED}” and '{EMAIL}'"):
         assert redact.words(redact.words(said)) == redact.words(said)
+
+
+@pytest.mark.parametrize("page", ["/admin/audiences/delivery/", "/admin/audiences/delivery/live/"])
+def test_a_list_of_failures_takes_as_many_queries_for_twenty_as_for_one(shop: Install, page: str) -> None:
+    person = someone("admin")
+
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            shown = person.get(page).content.decode()
+        assert "is unknown" in shown
+        assert secrets_in(shown) == set()
+        return len(captured)
+
+    queries()
+    for_one = queries()
+    one = Delivery.objects.get()
+    for _ in range(19):
+        one.pk = None
+        one.save(force_insert=True)
+    assert Delivery.objects.count() == 20
+    assert queries() == for_one

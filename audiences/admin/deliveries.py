@@ -114,8 +114,9 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
             row[-1] = caused[row[0]]
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """With what caused each delivery of the page, looked up for all of them at once."""
+        """With the masked reason and the cause of each delivery of the page, looked up for all of them at once."""
         changelist = super().get_changelist_instance(request)
+        said.mask_reasons(changelist.result_list)
         caused = again.causes_of_deliveries([delivery.pk for delivery in changelist.result_list])
         for delivery in changelist.result_list:
             delivery.caused = caused[delivery.pk]

@@ -11,6 +11,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.timezone import now
 
+from audiences import said
 from audiences.admin import verbs
 from audiences.insight import state
 from audiences.models import Delivery, Receipt
@@ -39,8 +40,10 @@ def newest() -> dict[str, Any]:
     deliveries = Delivery.objects.select_related("install").only(
         "install__name", "opened_at", "closed_at", "outcome", "items", "status", "latency_ms", "reason"
     )
+    newest_deliveries = list(deliveries.order_by("-id")[:ROWS])
+    said.mask_reasons(newest_deliveries)
     return {
         "at": now(),
         "receipts": [(receipt, state.of_receipt(receipt)) for receipt in receipts.order_by("-id")[:ROWS]],
-        "deliveries": [(delivery, state.of_request(delivery)) for delivery in deliveries.order_by("-id")[:ROWS]],
+        "deliveries": [(delivery, state.of_request(delivery)) for delivery in newest_deliveries],
     }

@@ -36,6 +36,9 @@ def rare(name: str, condition: Q, *, of: str) -> list[models.Index]:
 class Delivery(models.Model):
     """One request to ODP and what came back. It is stored open before the request starts."""
 
+    # Set by ``said.mask_reasons`` for a whole list at once.
+    masked_reason: str | None = None
+
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="deliveries", db_index=False)
     endpoint = models.CharField(max_length=60)
     opened_at = models.DateTimeField()
