@@ -14,7 +14,7 @@ from audiences.operations.affirm import affirm
 from audiences.receiving import again
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import brake_runs_out, drain_all, enter, happen, make_audience, make_install
+from tests.delivering import brake_runs_out, drain_all, enter, happen, lane_of, make_audience, make_install
 from tests.people import someone
 from workers import drain
 
@@ -125,6 +125,7 @@ def test_what_came_in_the_time_shown_and_was_delivered_later_in_it_counts_where_
     for events, at in ((398, came), (302, came + timedelta(hours=1)), (2, now())):
         Receipt.objects.create(install=shop, received_at=at, bytes=1, messages=1, queued=events, parked=0, skipped=0)
     drain_all(shop)
+    assert lane_of(gold).delivered_sequence == 702
     tally.tally(at=now() + timedelta(minutes=2))
     of_one, of_six = (charts.read(hours=hours, at=now() + timedelta(minutes=3)) for hours in (1, 6))
     assert [(point.received, point.delivered) for point in of_six if point.received] == [(398, 398), (302, 302), (2, 2)]
