@@ -471,7 +471,7 @@ def test_all_of_a_reason_are_discarded_at_once_with_a_reason(boss: Client, insta
         ingest.receive(install, b"not json")
     address = group_url("discard", install, "not_json")
     asked = boss.get(address).content.decode()
-    assert "3 items discarded: they never reach ODP" in asked
+    assert "3 items will be discarded: they never reach ODP" in asked
     boss.post(address, {**hidden(asked), "reason": ""})
     assert Parked.objects.filter(closed_at=None, reason="not_json").count() == 3
     ingest.receive(install, b"not json either")  # one more since the person was asked

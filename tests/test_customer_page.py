@@ -105,7 +105,7 @@ def test_who_may_not_find_customers_opens_no_shared_address(operator: Client, go
 def test_an_address_that_names_no_event_says_so(viewer: Client, event: str) -> None:
     opened = viewer.get(reverse("find_customer"), {"event": event})
     assert opened.status_code == 200
-    assert "No event has this address." in opened.content.decode()
+    assert "This link leads to no event." in opened.content.decode()
     assert not LogEntry.objects.exists()
 
 

@@ -9,6 +9,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group
 from django.db import IntegrityError, connection, transaction
 from django.test import Client
+from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import drafts
@@ -267,3 +268,12 @@ def test_the_front_page_has_one_item_for_all_drafts(viewer: Client) -> None:
     assert f"{second}, {first}" in text
     Install.objects.update(key_accepted_at=now())
     assert "draft" not in viewer.get("/admin/").content.decode()
+
+
+def test_a_key_that_could_not_be_checked_is_no_success(boss: Client) -> None:
+    made = Install(name="Unreachable", odp_api_key="a.b", odp_host="http://127.0.0.1:9")
+    installs.create(made)
+    address = reverse("admin:audiences_install_check", args=[made.pk])
+    shown = boss.post(address, {"seen": boss.get(address).context["hidden"]["seen"]}, follow=True)
+    (only,) = shown.context["messages"]
+    assert (only.level_tag, "could not be" in only.message) == ("warning", True)

@@ -197,7 +197,7 @@ def test_an_install_that_is_switched_off_says_who_did_it_and_leads_to_the_switch
     operator.post(address, {**told, "odp_api_key": ""})
     off = trouble(operator, "Shop is switched off")
     assert "503" in off.why
-    assert "operator switched it" in off.why
+    assert "operator changed that last in the admin" in off.why
     assert off.buttons[0].url == f"{address}#id_enabled"
     assert labels(trouble(viewer, "Shop is switched off")) == []
 

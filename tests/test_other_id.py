@@ -180,3 +180,19 @@ def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_asi
     assert told() == ["lytics_gold is set aside (Shop)"]
     assert "lytics_gold" not in operator.get(*blocked).content.decode()
     assert press(operator, "set-aside", gold).status_code == 302
+
+
+def test_what_is_set_aside_is_only_sent_after_both_buttons_and_each_says_so(
+    operator: Client, shop: Install, gold: Audience
+) -> None:
+    holds.set_aside(lane_of(gold), by="kim", reason="later")
+
+    def consequence(verb: str) -> str:
+        return str(operator.get(reverse(f"admin:audiences_audience_{verb}", args=[gold.pk])).context["consequence"])
+
+    assert "until you also press Unblock" in consequence("resume")
+    assert "sent to ODP now" not in consequence("resume")
+    assert "once it is resumed" in consequence("unblock")
+    shown = press(operator, "unblock", gold).content.decode()
+    assert "It stays paused until it is resumed." in shown
+    assert "sent to ODP now" in consequence("resume")

@@ -168,7 +168,9 @@ def test_masking_twice_is_masking_once() -> None:
         assert redact.words(redact.words(said)) == redact.words(said)
 
 
-@pytest.mark.parametrize("page", ["/admin/audiences/delivery/", "/admin/audiences/delivery/live/"])
+@pytest.mark.parametrize(
+    "page", ["/admin/audiences/delivery/", "/admin/audiences/delivery/live/", "/admin/audiences/run/"]
+)
 def test_a_list_of_failures_takes_as_many_queries_for_twenty_as_for_one(shop: Install, page: str) -> None:
     person = someone("admin")
 
@@ -181,9 +183,18 @@ def test_a_list_of_failures_takes_as_many_queries_for_twenty_as_for_one(shop: In
 
     queries()
     for_one = queries()
-    one = Delivery.objects.get()
+    one, run = Delivery.objects.get(), Run.objects.get()
     for _ in range(19):
-        one.pk = None
+        one.pk = run.pk = None
         one.save(force_insert=True)
+        run.delivery = one
+        run.save(force_insert=True)
     assert Delivery.objects.count() == 20
     assert queries() == for_one
+
+
+def test_the_page_of_an_audience_says_why_its_deliveries_failed(shop: Install) -> None:
+    page = reverse("admin:audiences_audience_change", args=[Run.objects.get().audience_id])
+    shown = someone("viewer").get(page).content.decode()
+    assert "is unknown" in shown
+    assert secrets_in(shown) == set()

@@ -182,3 +182,12 @@ def test_a_pause_of_the_new_one_stays(shop: Install, both: tuple[Audience, Audie
     holds.pause(new.lane, by="ada", reason="a campaign")
     assert take_over.take_over(new, old, by="sam", reason="x")
     assert lane_of(new).pause_reason == "a campaign"
+
+
+def test_all_that_were_made_anew_are_counted(operator: Client, shop: Install) -> None:
+    for number in range(13):
+        for segment in ("old", "new"):
+            slug = f"slug_{number}"
+            event = transition("enter", segment=f"{segment}-{number}", slug=slug, at=at())
+            ingest.receive(shop, body(message(event, who="kim")))
+    assert "3 more audiences made anew" in operator.get("/admin/").content.decode()

@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.models import Install, Parked, Token
+from audiences.operations import installs
 from audiences.receiving import ingest
 from tests.people import someone
 from tests.test_admin import press
@@ -85,3 +86,12 @@ def test_the_log_is_downloaded_as_it_is_narrowed_and_that_is_logged(done: Client
 @pytest.mark.parametrize("role", ["viewer", "operator"])
 def test_only_an_admin_downloads_the_log(role: str, db: None) -> None:
     assert someone(role).post(reverse("admin:audiences_logentry_csv")).status_code == 403
+
+
+def test_a_deleted_install_is_found_among_what_was_deleted(boss: Client) -> None:
+    mistake = Install(name="Mistake", odp_api_key="a.b", odp_host="http://127.0.0.1:9")
+    installs.create(mistake)
+    address = reverse("admin:audiences_install_remove", args=[mistake.pk])
+    boss.post(address, {"seen": boss.get(address).context["hidden"]["seen"]})
+    assert not Install.objects.filter(pk=mistake.pk).exists()
+    assert [what for what in whats(boss, action="deleted") if "Deleted, with its settings" in what]

@@ -169,8 +169,8 @@ class Unlock(Verb[User]):
 
     def consequence(self, user: User) -> str:
         return (
-            f"{user.username} is locked after too many wrong passwords from {', '.join(locked_from(user))}, and could"
-            " log in again by itself after 15 minutes. This ends the lock now. The password stays as it is."
+            f"{user.username} is locked after too many wrong passwords from {', '.join(locked_from(user))}. The"
+            " lock ends by itself after 15 minutes; this ends it now. The password stays as it is."
         )
 
     def do(self, user: User, *, by: str, answers: dict[str, Any]) -> str | None:

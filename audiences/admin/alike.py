@@ -5,13 +5,10 @@ from django.urls import reverse
 
 from audiences import naming
 from audiences.admin import verbs
-from audiences.admin.pages import ago, list_url, number, url_of
-from audiences.admin.troubles import Trouble, page
+from audiences.admin.pages import ago, list_url, url_of
+from audiences.admin.troubles import TOLD, Trouble, and_more, page
 from audiences.insight import alike
 from audiences.models import Audience
-
-# At most this many are listed; of the rest only the number is shown.
-TOLD = 10
 
 
 def troubles(request: HttpRequest) -> list[Trouble]:
@@ -31,7 +28,4 @@ def troubles(request: HttpRequest) -> list[Trouble]:
         )
         for audience, holder in pairs[:TOLD]
     ]
-    if len(pairs) > TOLD:
-        more = f"{number(len(pairs) - TOLD)} more audiences whose ids differ only by a suffix"
-        told.append(Trouble(more, "", "", list_url(Audience)))
-    return told
+    return told + and_more(len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience))

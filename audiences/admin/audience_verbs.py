@@ -16,6 +16,10 @@ from audiences.operations import other_id, resends, take_over
 from audiences.wake import wake
 
 
+def _once_resumed(audience: Audience) -> str:
+    return " once it is resumed, because it is paused too" if audience.lane.paused_at else ""
+
+
 class Pause(Verb[Audience]):
     name, label, icon, permission = "pause", "Pause", "pause", "audiences.pause_audience"
     form = AskReason
@@ -47,7 +51,7 @@ class SetAside(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"The front page names {audience} among what is paused, with your reason, and no longer as blocked. Its"
+            f"The front page lists {audience} under paused, with your reason, instead of under blocked. Its"
             f" {number(state.backlog(audience.lane))} waiting events stay, and new ones are accepted. Resume and then"
             " Unblock it to have them sent."
         )
@@ -68,10 +72,12 @@ class Resume(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         lane = audience.lane
-        return (
-            f"The {number(state.backlog(lane))} waiting events are sent to ODP now, in order."
-            f" {lane.paused_by} paused it: {lane.pause_reason}"
+        sent = (
+            "It is shown as blocked again. Nothing is sent until you also press Unblock."
+            if lane.blocked_at
+            else f"The {number(state.backlog(lane))} waiting events are sent to ODP now, in order."
         )
+        return f"{sent} {lane.paused_by} paused it: {lane.pause_reason}"
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
         if not holds.resume(audience.lane):
@@ -92,8 +98,8 @@ class Unblock(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         return (
             f"What the audience needs in ODP is checked, and created where it is missing. Then the"
-            f" {number(state.backlog(audience.lane))} waiting events are sent again. Unless the cause is fixed in"
-            f" ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
+            f" {number(state.backlog(audience.lane))} waiting events are sent again{_once_resumed(audience)}. Unless"
+            f" the cause is fixed in ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -102,7 +108,8 @@ class Unblock(Verb[Audience]):
                 return None
             provision.look_again(audience.pk)
         wake(audience.install_id)
-        return f"Unblocked {audience}. It is tried again now."
+        paused = audience.lane.paused_at is not None
+        return f"Unblocked {audience}. {'It stays paused until it is resumed.' if paused else 'It is tried again now.'}"
 
 
 class AskId(AskReason):
@@ -130,7 +137,7 @@ class UseOtherId(Verb[Audience]):
         return (
             f"A new audience is created in ODP and everybody known is sent to it: {count(held, 'customer')} and the"
             f" {number(state.backlog(audience.lane))} waiting events. {audience} keeps in ODP what it has there, and"
-            " nothing changes it any more: whatever personalises by it has to be changed to the new id."
+            " it is no longer updated. Change every campaign that uses it to the new id."
             f" The reason of the block: {audience.lane.block_reason}"
         )
 
@@ -182,9 +189,9 @@ class TakeOver(Verb[Audience]):
         return (
             f"Segment {audience.segment_id} goes to ODP as {old} from now on, with its own members:"
             f" {number(audience.lane.member_count)} so far. Segment {old.segment_id} has"
-            f" {count(old.lane.member_count, 'member')} there; of those, all whom the new one has not named leave:"
-            " make sure that Lytics has sent"
-            f" its existing users. The old one is paused, and {audience} stays in ODP as it is now."
+            f" {count(old.lane.member_count, 'member')} there. Those of them who are not in the new segment leave the"
+            " audience in ODP, so first make sure that Lytics has sent all existing users of the new segment."
+            f" The old one is paused, and {audience} stays in ODP as it is now."
         )
 
     def wrong(self, audience: Audience, answers: dict[str, Any]) -> str:
@@ -246,8 +253,8 @@ class AcceptDefinition(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         return (
             f"The definition that {audience} has in ODP stays as it is, and the"
-            f" {number(state.backlog(audience.lane))} waiting events are sent. Whether ODP counts the customers as"
-            f" members then depends on that definition. {audience.lane.block_reason}"
+            f" {number(state.backlog(audience.lane))} waiting events are sent{_once_resumed(audience)}. Whether ODP"
+            f" counts the customers as members then depends on that definition. {audience.lane.block_reason}"
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from django.urls import path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from audiences import said
 from audiences.admin import blocked, verbs
 from audiences.admin.audience_verbs import (
     AcceptDefinition,
@@ -181,11 +182,12 @@ class AudienceAdmin(OperatorAdmin[Audience]):
 
     def page_context(self, request: HttpRequest, audience: Audience) -> dict[str, Any]:
         before = request.GET.get("before", "")
-        runs = Run.objects.filter(audience=audience).select_related("delivery").defer("delivery__request")
+        runs = Run.objects.filter(audience=audience).select_related("delivery", "skip").defer("delivery__request")
         runs = runs.order_by("-id")
         if before.isdecimal():
             runs = runs.filter(pk__lt=int(before))
         page = list(runs[: RUNS_SHOWN + 1])
+        said.mask_reasons(run.delivery for run in page if run.delivery)
         caused = again.causes(page)
         return {
             "state": state.of_lane(audience.lane),
@@ -197,7 +199,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "accepted": number(audience.last_sequence),
             },
             "warnings": [*state.warnings(audience.lane), *alike.warnings(audience)],
-            "runs": [(run, state.of_request(run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
+            "runs": [(run, state.of_request(run.delivery or run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),
             "deliveries_url": list_url(Delivery, audience=audience.odp_id, install__id__exact=audience.install_id),
             "failed_url": list_url(Run, audience=audience.odp_id, install=audience.install_id, outcome="failed"),

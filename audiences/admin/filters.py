@@ -193,7 +193,8 @@ class InstallOfRun(admin.SimpleListFilter):
         value = self.value() or ""
         if not value.isdecimal():
             return queryset
-        if request.method == "POST" or OUTCOME in request.GET or AUDIENCE in request.GET:
+        # The newest runs of each audience are enough for a page only if nothing else narrows them.
+        if request.method == "POST" or not set(request.GET) <= {self.parameter_name, PAGE_VAR}:
             return queryset.filter(audience__install=int(value))
         page = request.GET.get(PAGE_VAR, "")
         rows = (int(page[:4]) if page.isdecimal() else 1) * PER_PAGE + 1

@@ -13,8 +13,6 @@ from audiences.admin import turned_away
 from audiences.admin.alike import troubles as of_ids_alike
 from audiences.admin.charts import charts
 from audiences.admin.front_items import (
-    TOLD,
-    _and_more,
     audiences_made_anew,
     audiences_with_errors,
     blocked_audiences,
@@ -28,7 +26,7 @@ from audiences.admin.front_items import (
 )
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
 from audiences.admin.parked import groups
-from audiences.admin.troubles import Number, Trouble
+from audiences.admin.troubles import TOLD, Number, Trouble, and_more
 from audiences.insight import checklist, failures, heartbeats, progress, state
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Event, Install, Lane, Parked
@@ -181,4 +179,4 @@ def _unheard(pulse: Pulse) -> list[Trouble]:
         )
         for worker in pulse.silent[:TOLD]
     ]
-    return told + _and_more(len(pulse.silent), "silent workers", list_url(Audience, state="behind"))
+    return told + and_more(len(pulse.silent), "silent workers", list_url(Audience, state="behind"))

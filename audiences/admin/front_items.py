@@ -13,7 +13,7 @@ from django.utils.timezone import now
 from audiences.admin import blocked, verbs
 from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.parked_verbs import Release
-from audiences.admin.troubles import Trouble, page, way_to
+from audiences.admin.troubles import TOLD, Trouble, and_more, page, way_to
 from audiences.admin.verbs import Button
 from audiences.insight import ahead, state
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
@@ -22,9 +22,6 @@ from audiences.receiving import backlog
 from audiences.receiving.refused import Refused
 from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
-
-# At most this many items of one kind are listed; a page lists all of them.
-TOLD = 10
 
 
 def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any]) -> list[Trouble]:
@@ -57,7 +54,7 @@ def blocked_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
     """One trouble for each cause, however many audiences it blocks."""
     groups = blocked.groups(lane for lane in held if lane.blocked_at and not state.is_set_aside(lane))
     told = [_blocked_alike(request, group) for group in groups[:TOLD]]
-    return told + _and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
+    return told + and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
 
 
 def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
@@ -91,7 +88,7 @@ def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
 def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     here = reverse("admin:index")
-    undecided = list(take_over.undecided().select_related("install", "lane").order_by("pk")[: TOLD + 1])
+    undecided = take_over.undecided().select_related("install", "lane").order_by("pk")
     told = []
     for audience in undecided[:TOLD]:
         old = take_over.older(audience)
@@ -108,7 +105,7 @@ def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
                 buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both", "take-over")),
             )
         )
-    return told + _and_more(len(undecided), "audiences made anew", list_url(Audience))
+    return told + and_more(undecided.count() if len(told) == TOLD else 0, "audiences made anew", list_url(Audience))
 
 
 def creations_on_hold(request: HttpRequest) -> list[Trouble]:
@@ -143,7 +140,7 @@ def creations_on_hold(request: HttpRequest) -> list[Trouble]:
                 ],
             )
         )
-    return told + _and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
+    return told + and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
 
 
 def audiences_with_errors(request: HttpRequest) -> list[Trouble]:
@@ -164,7 +161,7 @@ def audiences_with_errors(request: HttpRequest) -> list[Trouble]:
         )
         for lane in found[:TOLD]
     ]
-    return told + _and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
+    return told + and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
 
 
 def _sentence(words: str) -> str:
@@ -185,7 +182,7 @@ def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
         )
         for lane in paused[:TOLD]
     ]
-    return told + _and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
+    return told + and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
 
 
 def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]:
@@ -235,7 +232,8 @@ def future_times() -> list[Trouble]:
             ago(seen["first"]),
             reverse("find_customer"),
             "held",
-            todo="Check the clocks of what writes to Lytics, and of this machine. CLOCK_TOLERANCE_SECONDS is how far"
+            todo="Check the clocks of the systems that send data to Lytics, and of this server."
+            " CLOCK_TOLERANCE_SECONDS is how far"
             " ahead a time may be.",
         )
     ]
@@ -255,7 +253,7 @@ def times_stored_ahead() -> list[Trouble]:
             ago(found.since),
             reverse("find_customer"),
             "held",
-            todo="The next event of each customer decides and sets it right. audit_log lists them.",
+            todo="The customer's next event corrects it. manage.py audit_log lists them.",
         )
     ]
 
@@ -272,7 +270,3 @@ def new_installs(installs: list[Any], refusals: dict[str, Refused]) -> list[Trou
         for install in installs
         if install.enabled and install.called_at is None and install.public_id not in refusals
     ]
-
-
-def _and_more(count: int, what: str, url: str) -> list[Trouble]:
-    return [Trouble(f"{number(count - TOLD)} more {what}", "", "", url)] if count > TOLD else []

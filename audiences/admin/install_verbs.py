@@ -1,8 +1,8 @@
 """What a person can do to an install: retry, check its key, try full batches, make a token, delete it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django import forms
+from django.contrib.admin.models import DELETION
 from django.http import HttpRequest, HttpResponse
 
 from audiences.admin import verbs
@@ -22,19 +22,13 @@ from audiences.receiving import tokens
 from audiences.wake import wake
 from odp.regions import host_of
 
-if TYPE_CHECKING:
-    _ModelForm = forms.ModelForm[Install]
-else:
-    _ModelForm = forms.ModelForm  # Django's forms are generic for the type checker only
-
-
 NOT_GRANTED = (
     "Nothing was deleted: this server's database role may not delete installs. Have the owner of the tables run"
     " manage.py grant_role again."
 )
 
 
-def _saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
+def saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
     """One message: what was saved and, where ODP was asked, what it says of the key."""
     found: KeyCheck | None = getattr(request, "key_found", None)
     if found is not None and not found.works:
@@ -44,7 +38,7 @@ def _saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpRe
     return verbs.go(request, url_of(install), success=f"{install} is saved.{told}{after}")
 
 
-def _deliver(install: Install) -> None:
+def deliver_now(install: Install) -> None:
     """ODP accepts the key: what waits is tried at once."""
     brake.release(install)
     provision.try_now(install_id=install.pk)
@@ -108,8 +102,8 @@ class CheckKey(Verb[Install]):
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
         found = check_key(install)
         if found.works and install.key_accepted_at is None:
-            _deliver(install)
-        return found.words
+            deliver_now(install)
+        return found.words if found.works else verbs.Failure(found.words)
 
 
 class Delete(Verb[Install]):
@@ -142,7 +136,7 @@ class Delete(Verb[Install]):
                 return verbs.go(request, back, warning=self.too_late(install))
         except drafts.NotGrantedError:
             return verbs.go(request, back, warning=NOT_GRANTED)
-        verbs.record(request, [install], "Deleted, with its settings, its API key and its tokens.")
+        verbs.record(request, [install], "Deleted, with its settings, its API key and its tokens.", flag=DELETION)
         return verbs.go(request, list_url(Install), success=f"{install} is deleted.")
 
 

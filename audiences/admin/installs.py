@@ -16,7 +16,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget
 
 from audiences.admin import connecting, verbs
 from audiences.admin.connecting import SendTestCustomer
-from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, _deliver, _saved
+from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
 from audiences.admin.odp_live import check_key
 from audiences.admin.pages import (
     CountedPaginator,
@@ -250,7 +250,7 @@ class InstallAdmin(OperatorAdmin[Install]):
             obj.refresh_from_db(fields=["key_accepted_at"])
             request.key_found = found  # type: ignore[attr-defined]
             if found.works:
-                _deliver(obj)
+                deliver_now(obj)
         if change and "enabled" in form.changed_data and obj.enabled:
             wake(obj.pk)
 
@@ -267,10 +267,10 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
         """To its own page, where the rest of the connecting is."""
-        return _saved(request, obj, after=" Continue with the install instructions below.")
+        return saved(request, obj, after=" Continue with the install instructions below.")
 
     def response_change(self, request: HttpRequest, obj: Install) -> Any:
-        return _saved(request, obj)
+        return saved(request, obj)
 
     def page_context(self, request: HttpRequest, install: Install) -> dict[str, Any]:
         revealed = request.session.pop("revealed_token", None)

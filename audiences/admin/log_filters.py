@@ -23,7 +23,7 @@ ACTIONS = {
     "searched": ("Looked for a customer", Q(change_message__startswith="Looked for this customer")),
     "added": ("Added", Q(action_flag=ADDITION)),
     "changed": ("Changed or pressed", Q(action_flag=CHANGE) & ~REVEALED & ~DOWNLOADED),
-    "deleted": ("Deleted", Q(action_flag=DELETION)),
+    "deleted": ("Deleted", Q(action_flag=DELETION) | Q(change_message__startswith="Deleted, with its settings")),
 }
 
 

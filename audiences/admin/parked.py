@@ -19,7 +19,7 @@ from audiences.admin import verbs
 from audiences.admin.fragments import masked_ends
 from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
-from audiences.admin.parked_reasons import _HINTS, can_be_released, hint, released_and_stayed, words
+from audiences.admin.parked_reasons import ALL_HINTS, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion
@@ -68,7 +68,7 @@ class Reason(admin.SimpleListFilter):
     parameter_name = "reason"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(reason, words(reason)) for reason in _HINTS]
+        return [(reason, words(reason)) for reason in ALL_HINTS]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Parked]) -> QuerySet[Parked]:
         return queryset.filter(reason=self.value()) if self.value() else queryset
@@ -179,7 +179,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             return verbs.go(request, back, success=told)
         consequences = {
             "Release": f"{count(len(items), 'item')} are read or sent again. What still can't be read stays here.",
-            "Discard": f"{count(len(items), 'item')} discarded: they never reach ODP and can't be released any more.",
+            "Discard": f"{count(len(items), 'item')} will be discarded: they never reach ODP and can't be released"
+            " any more.",
         }
         return verbs.confirmation(
             request,
@@ -260,7 +261,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             title=f"Discard all parked for: {words(reason)}",
             label=f"Discard {number(total)}",
             danger=True,
-            consequence=f"{count(total, 'item')} discarded: they never reach ODP and can't be released any more.",
+            consequence=f"{count(total, 'item')} will be discarded: they never reach ODP and can't be released"
+            " any more.",
             form=asked,
             hidden={"seen": f"{total}-{upto}", "upto": upto},
             back=back,

@@ -4,7 +4,7 @@ from audiences.admin.pages import number
 from audiences.delivery.leases import REFUSED_BY_ODP
 from lytics.reasons import HINTS, RELEASABLE
 
-_HINTS = {
+ALL_HINTS = {
     **HINTS,
     REFUSED_BY_ODP: (
         "ODP rejected this change for the reason shown. Fix that, then release the item:"
@@ -18,12 +18,12 @@ def words(reason: str) -> str:
 
 
 def hint(reason: str) -> str:
-    return _HINTS.get(reason, "Unknown reason; see the detail.")
+    return ALL_HINTS.get(reason, "Unknown reason; see the detail.")
 
 
 def can_be_released(reason: str) -> bool:
     """Whether a release can find anything else than before. A reason that another version gave may well."""
-    return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in _HINTS
+    return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in ALL_HINTS
 
 
 def released_and_stayed(released: int, stayed: int) -> str:

@@ -21,7 +21,8 @@ class AskField(forms.Form):
         label="Read the identifier from",
         required=False,
         widget=UnfoldAdminSelectWidget,
-        help_text="Only these items are read by that field. The install goes on reading its own one. Choose a field"
+        help_text="Only these items are read by that field. The install itself keeps using its own field."
+        " Choose a field"
         " whose values are the same customer ids as those the install sends to ODP.",
     )
 

@@ -10,7 +10,7 @@ from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.safestring import SafeString
 
-from audiences import carried
+from audiences import carried, said
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter, named
@@ -57,7 +57,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
         ("delivery", "delivery_id"),
         ("because_of", "pk"),
     )
-    list_select_related = ("audience__install", "delivery")
+    list_select_related = ("audience__install", "delivery", "skip")
     list_sections = (DeliverySection,)
     fields = (
         ("audience_link", "pill"),
@@ -77,13 +77,14 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
         return (
             super()
             .get_queryset(request)
-            .select_related("audience__install", "delivery")
+            .select_related("audience__install", "delivery", "skip")
             .defer("delivery__request", "delivery__answer")
         )
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """With what caused each run of the page, looked up for all of them at once."""
+        """With the masked reason and the cause of each run of the page, looked up for all of them at once."""
         changelist = super().get_changelist_instance(request)
+        said.mask_reasons(run.delivery for run in changelist.result_list if run.delivery)
         told = again.causes(changelist.result_list)
         for run in changelist.result_list:
             run.told = told[run.pk]

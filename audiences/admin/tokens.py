@@ -71,7 +71,7 @@ class Rotate(Verb[Token]):
         used = f"last used {token.last_used_at:%Y-%m-%d %H:%M} UTC" if token.last_used_at else "never used"
         return (
             f"A new token is made beside this one ({used}). Put the new header into the Lytics job before the old one"
-            " ends: from then on calls with it are answered 401, and Lytics keeps trying them."
+            " ends: after that, calls with the old token get 401, and Lytics retries them."
         )
 
     def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:

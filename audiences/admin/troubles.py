@@ -10,6 +10,9 @@ from audiences.admin.pages import OperatorAdmin, url_of
 from audiences.admin.verbs import Button
 from audiences.models import Install
 
+# At most this many items of one kind are listed; a page lists all of them.
+TOLD = 10
+
 
 @dataclass(frozen=True)
 class Number:
@@ -44,3 +47,8 @@ def way_to(request: HttpRequest, install: Install, at: str, label: str, icon: st
     if not request.user.has_perm("audiences.change_install"):
         return []
     return [Button(label, icon, f"{url_of(install)}#{at}", asks=False)]
+
+
+def and_more(many: int, what: str, url: str) -> list[Trouble]:
+    """An item for those of ``many`` that are not listed; ``what`` is their plural."""
+    return [Trouble(f"{many - TOLD:,} more {what}", "", "", url)] if many > TOLD else []

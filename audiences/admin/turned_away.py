@@ -206,7 +206,7 @@ def switched_off(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
         Trouble(
             f"{install} is switched off",
             "Calls are answered 503, so Lytics retries later; nothing is sent to ODP."
-            f"{f' {switched.user.get_username()} switched it off.' if switched else ''}",
+            f"{f' {switched.user.get_username()} changed that last in the admin.' if switched else ''}",
             ago(switched.action_time) if switched else "",
             url_of(install),
             "held",

@@ -44,6 +44,10 @@ class AskReason(forms.Form):
     )
 
 
+class Failure(str):
+    """Returned by ``Verb.do``: it was done, and what came of it is bad news. Shown as a warning."""
+
+
 class Verb(Generic[M]):
     """One button on the page of one thing. A subclass says when it is offered, what it will do, and does it."""
 
@@ -152,7 +156,7 @@ def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: in
         reason = form.cleaned_data.get("reason")
         record(request, [thing], f"{done} Reason: {reason}" if reason else done)
         verb.also(request, thing)
-        return go(request, back, success=done)
+        return go(request, back, **{"warning" if isinstance(done, Failure) else "success": done})
     return confirmation(
         request,
         admin,
@@ -208,8 +212,8 @@ def go(request: HttpRequest, to: str, *, success: str = "", warning: str = "") -
     return HttpResponseRedirect(to)
 
 
-def record(request: HttpRequest, things: Sequence[Model], what: str) -> None:
-    """Who did what, in the history of each thing."""
+def record(request: HttpRequest, things: Sequence[Model], what: str, *, flag: int = CHANGE) -> None:
+    """Who did what, in the history of each thing. ``flag`` is the kind of action, as Django names it."""
     user = cast(User, request.user)
     LogEntry.objects.bulk_create(
         LogEntry(
@@ -217,7 +221,7 @@ def record(request: HttpRequest, things: Sequence[Model], what: str) -> None:
             content_type_id=ContentType.objects.get_for_model(thing).pk,
             object_id=str(thing.pk),
             object_repr=str(thing)[:200],
-            action_flag=CHANGE,
+            action_flag=flag,
             change_message=what,
         )
         for thing in things
