@@ -25,21 +25,16 @@ RESEND = "workers.tasks.resend"
 # One hint per task and install waits in the queue at a time: for this many milliseconds, or until a worker has heard
 # it. Without it a busy install would fill the queue with hints, and the others would stand behind them.
 PENDING_MS = 2_000
-# The first hint goes at once. What is wanted in so many seconds after it goes together: each is a message and a task,
-# and drains that are running see what came without one. Drains that find more than fits wake others sooner.
+# A process sends the first hint at once, and then one per install in this time: each hint is a message and a task, and
+# drains that are running find new events without one.
 GATHER_SECONDS = 0.1
-MORE_GATHER_SECONDS = 0.02
-# For so long after it gave no answer the broker isn't told what saves a hint: a drain would wait for that each time.
-UNREACHABLE_SECONDS = 10
-_unreachable_until = 0.0
 
 
 class _Waker:
     """One daemon thread per process, started at the first use so that it survives a web server's fork."""
 
-    def __init__(self, task: str = DRAIN, *, gather_seconds: float = GATHER_SECONDS) -> None:
+    def __init__(self, task: str = DRAIN) -> None:
         self._task = task
-        self._gather_seconds = gather_seconds
         self._lock = threading.Lock()
         self._wanted: set[int] = set()
         self._bell = threading.Event()
@@ -62,7 +57,7 @@ class _Waker:
                 wanted, self._wanted = self._wanted, set()
             for install_id in wanted:
                 self._send(install_id)
-            time.sleep(self._gather_seconds)
+            time.sleep(GATHER_SECONDS)
 
     def _send(self, install_id: int) -> None:
         try:
@@ -78,7 +73,6 @@ class _Waker:
 
 
 _waker = _Waker()
-_more_waker = _Waker(gather_seconds=MORE_GATHER_SECONDS)
 _maker = _Waker(MAKE)
 _asker = _Waker(CONFIRM)
 _tryer = _Waker(TRY_OUT)
@@ -105,29 +99,9 @@ def heard(install_id: int, task: str = DRAIN) -> None:
         log.info("a wake-up could not be taken down; it runs out by itself", error=str(error))
 
 
-def expect_drain(install_id: int, *, seconds: float) -> None:
-    """A drain of this install will look again in so many seconds: nobody need be told until then.
-
-    A hint that is on its way stays as it is.
-    """
-    global _unreachable_until
-    if time.monotonic() < _unreachable_until:
-        return
-    try:
-        _redis().set(_pending(install_id), 1, nx=True, px=max(1, int(seconds * 1000)))
-    except redis.RedisError as error:
-        log.info("not noted that a drain looks again by itself", error=str(error))
-        _unreachable_until = time.monotonic() + UNREACHABLE_SECONDS
-
-
 def wake(install_id: int) -> None:
     """Tell the workers that this install has something to send. Returns at once and never raises."""
     _waker.want(install_id)
-
-
-def wake_more(install_id: int) -> None:
-    """The same from a drain that leaves something to others."""
-    _more_waker.want(install_id)
 
 
 def wake_making(install_id: int) -> None:

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from base64 import b64decode
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -119,23 +118,6 @@ def test_a_worker_whose_clock_is_minutes_ahead_throws_nothing_away(broker: Any, 
         assert now() + timedelta(seconds=entry["options"]["expires"]) > ahead
 
 
-def test_whoever_looks_again_in_a_moment_needs_no_hint_until_then(broker: Any, waker: wake._Waker) -> None:
-    wake.expect_drain(7, seconds=900)
-    waker._send(7)
-    waker._send(8)
-    assert [args for _, args in hints(broker)] == [[8]]
-    wake.expect_drain(9, seconds=0.001)
-    assert eventually(lambda: not broker.exists(wake._pending(9)))
-    waker._send(9)
-    assert sorted(args for _, args in hints(broker)) == [[8], [9]]
-
-
-def test_a_hint_on_its_way_is_still_the_only_one_after_somebody_has_looked(broker: Any, waker: wake._Waker) -> None:
-    waker._send(7)
-    wake.expect_drain(7, seconds=0.001)
-    assert broker.pttl(wake._pending(7)) > 1
-
-
 # --- A broker that is gone, or worse -------------------------------------------------------------------------
 
 
@@ -192,22 +174,6 @@ def test_a_broker_that_takes_connections_and_never_answers_holds_nobody(settings
             waker._wanted.clear()
 
 
-def test_a_broker_that_does_not_answer_is_left_alone_for_a_while_by_those_who_look_again(
-    settings: Settings, nobody_there: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each drain would wait for it before each request, else."""
-    settings.REDIS_URL = nobody_there
-    wake._redis.cache_clear()
-    failed: list[str] = []
-    monkeypatch.setattr(wake.log, "info", lambda words, **more: failed.append(words))
-    for until in (0.0, time.monotonic()):
-        monkeypatch.setattr(wake, "_unreachable_until", until)
-        failed.clear()
-        for _ in range(3):
-            wake.expect_drain(7, seconds=1)
-        assert failed == ["not noted that a drain looks again by itself"]
-
-
 def test_a_waker_whose_thread_did_not_survive_a_fork_starts_another(broker: Any, waker: wake._Waker) -> None:
     gone = threading.Thread(target=lambda: None)
     gone.start()
@@ -240,7 +206,6 @@ def test_the_sweep_finds_what_nobody_was_woken_for(broker: Any, waker: wake._Wak
 def test_a_drain_that_runs_out_of_time_hands_on_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[int] = []
     monkeypatch.setattr(drain, "wake", woken.append)
-    monkeypatch.setattr(drain, "wake_more", woken.append)
     with sandbox(unknown_field="create") as odp:
         install = make_install(odp, batch_size=1)
         audience = make_audience(install)
@@ -258,7 +223,7 @@ def test_whoever_leaves_lanes_behind_wakes_another_worker_before_it_delivers(mon
     for slug in "abc":
         enter(make_audience(install, slug), "kim")
     woken: list[int] = []
-    monkeypatch.setattr(drain, "wake_more", woken.append)
+    monkeypatch.setattr(drain, "wake", woken.append)
     monkeypatch.setattr(drain, "deliver", lambda lease: woken.append(-len(lease.spans)))
     drain.turn(install.pk)
     drain.turn(install.pk)

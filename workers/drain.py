@@ -4,10 +4,8 @@ Read `turn` and `deliver` beside the picture in README: each step is a line, and
 what is true when the process dies there.
 """
 
-import threading
 import time
 from collections.abc import Mapping
-from typing import ClassVar
 
 import structlog
 from django.conf import settings
@@ -18,7 +16,7 @@ from audiences import sessions
 from audiences.delivery import brake, claims, holds, leases, odp_account, provision, reading, request_records, settling
 from audiences.delivery.fold import EXIT, Entry, Folded, fold
 from audiences.delivery.leases import GapError, Lease, LeaseLostError, Result
-from audiences.wake import expect_drain, wake, wake_making, wake_more
+from audiences.wake import wake, wake_making
 from odp.client import Client
 from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
@@ -30,11 +28,6 @@ log = structlog.get_logger(__name__)
 
 # Between the end of a request and the end of its lease, in seconds: for the settle, and for clocks that drift.
 LEASE_MARGIN = 1.0
-# How long a request that would leave part-full waits for more to come, in seconds, while another one is under way. Each
-# costs as much again as a hundred events do.
-FILL_SECONDS = 0.04
-# How often a drain waits so long for anything to come at all before it ends: to start one costs more than to look.
-FILLS = 2
 # Our own doing, not ODP's: the lanes go back and nobody is held up for it.
 TOO_LATE = Answer(
     Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.", sent=False
@@ -44,44 +37,11 @@ TOO_LATE = Answer(
 _OF_ALL = (ImproperlyConfigured, ProgrammingError, NotSupportedError)
 
 
-class _Line:
-    """The threads of this process that have nothing to do for an install: one waits for the next request to fill, and
-    one to be the next to do so. Whoever else comes has nothing to add: what made it come is committed, and will be
-    seen by those two.
-    """
-
-    _of: ClassVar[dict[int, "_Line"]] = {}
-
-    def __init__(self, install_id: int) -> None:
-        self._install_id = install_id
-        self._next = threading.Lock()
-        self._filling = threading.Lock()
-
-    @classmethod
-    def of(cls, install_id: int) -> "_Line":
-        return cls._of.setdefault(install_id, cls(install_id))
-
-    def wait(self, seconds: float) -> bool:
-        """Let others finish theirs, then wait. At once False when two do so already."""
-        if not self._next.acquire(blocking=False):
-            return False
-        try:
-            self._filling.acquire()
-        finally:
-            self._next.release()
-        try:
-            expect_drain(self._install_id, seconds=seconds)
-            time.sleep(seconds)
-        finally:
-            self._filling.release()
-        return True
-
-
 def drain(install_id: int, *, seconds: float) -> int:
-    """Deliver what the install has ready, for so many seconds at the most. Returns how many turns there were."""
+    """Deliver what the install has ready, for ``seconds`` at most. Returns the number of turns."""
     until = time.monotonic() + seconds
     turns = 0
-    while turn(install_id, fill_seconds=FILL_SECONDS):
+    while turn(install_id):
         turns += 1
         if time.monotonic() > until:
             wake(install_id)
@@ -101,19 +61,13 @@ def make(install_id: int, *, seconds: float) -> int:
     return tried
 
 
-def turn(install_id: int, *, fill_seconds: float = 0.0) -> bool:
-    """One step: one request delivered, or an audience made in ODP. False when there is nothing to do now.
-
-    Deliveries never wait for a making: while there are any, it is left to a task of its own.
-
-    While another request is under way, one that would leave part-full waits ``fill_seconds`` for more to come, and
-    nothing is waited for a little, too.
-    """
+def turn(install_id: int) -> bool:
+    """Deliver one request, or make one audience in ODP. False when there is nothing to do now."""
     work = claims.work(install_id)
     if work is None:
         return False
     try:
-        return _step(install_id, work, fill_seconds)
+        return _make_or_deliver(work)
     except Exception as error:
         if not sessions.is_trouble(error):  # else PostgreSQL is away, and with it the place to write that down
             reason = _unexpected(error)
@@ -127,24 +81,25 @@ def _unexpected(error: Exception) -> str:
     return readable(brake.UNEXPECTED + first_line)
 
 
-def _step(install_id: int, work: leases.Work, fill_seconds: float) -> bool:
-    if work.unprovisioned and work.ready:
+def _make_or_deliver(work: leases.Work) -> bool:
+    """Deliveries never wait for an audience to be made: while events are ready, a task of its own makes it."""
+    install_id = work.install.pk
+    if not work.ready:
+        return work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate)
+    if work.unprovisioned:
         wake_making(install_id)
-    elif work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate):
-        return True
-    if fill_seconds and work.under_way and not work.ready:
-        return _waits_for_work(install_id, fill_seconds) and turn(install_id)
-    if not work.ready or not pace.line_up(work.install, odp_account.mechanism_of(work.install).path):
+    if not pace.line_up(work.install, odp_account.mechanism_of(work.install).path):
         return False
-    capacity = leases.capacity_of(work.install)
-    fills = fill_seconds and work.under_way and work.ready < capacity
-    if fills and not _Line.of(install_id).wait(fill_seconds):
-        return False
-    lease = claims.claim(install_id, capacity=capacity)
+    lease = claims.claim(install_id, capacity=leases.capacity_of(work.install))
     if lease is None:
         return False
     if lease.more:
-        wake_more(install_id)
+        wake(install_id)
+    _deliver_or_give_back(lease)
+    return True
+
+
+def _deliver_or_give_back(lease: Lease) -> None:
     try:
         deliver(lease)
     except LeaseLostError:
@@ -156,18 +111,6 @@ def _step(install_id: int, work: leases.Work, fill_seconds: float) -> bool:
             raise
         log.exception("a delivery failed", lanes=len(lease.spans))
         holds.hold(lease, _unexpected(error))
-    return True
-
-
-def _waits_for_work(install_id: int, seconds: float) -> bool:
-    """Whether there is something to do before long."""
-    for _ in range(FILLS):
-        if not _Line.of(install_id).wait(seconds):
-            return False
-        work = claims.work(install_id)
-        if work is None or work.ready or work.unprovisioned:
-            return True
-    return False
 
 
 def deliver(lease: Lease) -> None:

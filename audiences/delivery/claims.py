@@ -65,12 +65,11 @@ def _columns(fields: Iterable[Any]) -> str:
 
 
 _WORK = f"""
-SELECT {_columns(_KEYLESS_FIELDS)}, lanes.unprovisioned, lanes.ready, lanes.under_way
+SELECT {_columns(_KEYLESS_FIELDS)}, lanes.unprovisioned, lanes.ready
 FROM audiences_install AS install CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE to_make) > 0
             AND count(*) FILTER (WHERE making_until_at > clock_timestamp()) < {MAKING_AT_ONCE} AS unprovisioned,
-        coalesce(sum(behind) FILTER (WHERE made AND {_FREE}), 0)::bigint AS ready,
-        count(*) FILTER (WHERE lease_expires_at > clock_timestamp()) > 0 AS under_way
+        coalesce(sum(behind) FILTER (WHERE made AND {_FREE}), 0)::bigint AS ready
     FROM (
         SELECT lane.*, audience.making_until_at, audience.last_sequence - lane.delivered_sequence AS behind,
             {_MADE} AS made, {TO_MAKE} AS to_make
@@ -148,7 +147,7 @@ def work(install_id: int) -> Work | None:
     with prepared.cursor() as cursor:
         cursor.execute(_WORK, [install_id])
         row = cursor.fetchone()
-    return row and Work(_install(_KEYLESS_FIELDS, row[:-3]), *row[-3:])
+    return row and Work(_install(_KEYLESS_FIELDS, row[:-2]), *row[-2:])
 
 
 def _install(fields: Sequence[Any], row: Sequence[Any]) -> Install:

@@ -37,13 +37,11 @@ class GapError(Exception):
 
 
 class Work(NamedTuple):
-    """Whether an audience of the install is to be made in ODP now and may be, how many events wait to be delivered in
-    those that may be claimed, and whether a request is under way."""
+    """What an install has to do now: whether an audience may be made in ODP, and how many events may be claimed."""
 
     install: Install
     unprovisioned: bool
     ready: int
-    under_way: bool
 
 
 @dataclass(frozen=True)

@@ -335,11 +335,9 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
         patched.setattr(drain._Sender, "send", sends)
         patched.setattr(drain, "LEASE_MARGIN", margin)
         patched.setattr(drain, "time", odp.clock)
-        # Whoever waits for a request to fill keeps off the other threads of its process; here each is a process.
-        patched.setattr(drain, "FILL_SECONDS", 0.0)
         patched.setattr(provision, "time", odp.clock)
         for module in (odp_account, provision):
             patched.setattr(module, "client_of", client_of)
-        for waker in (wake._waker, wake._more_waker, wake._maker):
+        for waker in (wake._waker, wake._maker):
             patched.setattr(waker, "want", hints.add)
         yield
