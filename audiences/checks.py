@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
 from django.db import connections
 
-from audiences import hosts, readiness
+from audiences import odp_hosts, readiness
 
 if TYPE_CHECKING:
     from audiences.models import Install
@@ -67,7 +67,7 @@ def body_limit_holds_a_batch(**kwargs: object) -> list[CheckMessage]:
 
 @register(deploy=True)
 def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
-    if urlsplit(settings.PUBLIC_URL).scheme == "https" or hosts.is_local(settings.PUBLIC_URL):
+    if urlsplit(settings.PUBLIC_URL).scheme == "https" or odp_hosts.is_local(settings.PUBLIC_URL):
         return []
     return [Error("PUBLIC_URL must start with https:// — Lytics calls nothing else.", id="audiences.E005")]
 
@@ -75,7 +75,7 @@ def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
 @register()
 def public_url_is_set_behind_a_proxy(**kwargs: object) -> list[CheckMessage]:
     """Its default names this machine, where any ODP host is allowed as in a trial."""
-    if not settings.BEHIND_PROXY or not hosts.is_local(settings.PUBLIC_URL):
+    if not settings.BEHIND_PROXY or not odp_hosts.is_local(settings.PUBLIC_URL):
         return []
     return [
         Error(
@@ -96,7 +96,7 @@ def brake_grows(**kwargs: object) -> list[CheckMessage]:
 @register(Tags.database)
 def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
     """``manage.py check --database default``: an install of a public service that sends to this machine."""
-    if hosts.is_local(settings.PUBLIC_URL):
+    if odp_hosts.is_local(settings.PUBLIC_URL):
         return []
     return [
         Caution(
@@ -105,7 +105,7 @@ def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs
             id="audiences.W007",
         )
         for install in _installs_with_a_host(databases)
-        if hosts.is_local(install.odp_host)
+        if odp_hosts.is_local(install.odp_host)
     ]
 
 
@@ -118,7 +118,7 @@ def hosts_allowed(*, databases: Sequence[str] | None = None, **kwargs: object) -
     return [
         Error(f"The install {install.name} sends to {install.odp_host}. {problem}", id="audiences.E008")
         for install in _installs_with_a_host(databases)
-        if not hosts.is_local(install.odp_host) and (problem := hosts.problem_of(install.odp_host))
+        if not odp_hosts.is_local(install.odp_host) and (problem := odp_hosts.problem_of(install.odp_host))
     ]
 
 
@@ -128,7 +128,7 @@ def stored_secrets_open(*, databases: Sequence[str] | None = None, **kwargs: obj
     tables = {"audiences_install", "audiences_token"}
     if not databases or not tables <= set(connections[databases[0]].introspection.table_names()):
         return []
-    problem = readiness.secrets_problem()
+    problem = readiness.encryption_problem()
     return [Error(f"{problem[0].upper()}{problem[1:]}.", hint=_OLD_KEY, id="audiences.E012")] if problem else []
 
 

@@ -8,7 +8,7 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
 from audiences import sessions
-from audiences.secrets import UNREADABLE, decrypt
+from audiences.encryption import UNREADABLE, decrypt
 
 # Ciphertexts that one of this process's keys has opened. A process never loses a key.
 _opened: set[str] = set()
@@ -89,10 +89,10 @@ def _lacking_columns() -> str:
 
 def _secrets_closed() -> str:
     """Without the name of an install: anybody may ask for health."""
-    return f"a stored secret {UNREADABLE}" if secrets_problem() else ""
+    return f"a stored secret {UNREADABLE}" if encryption_problem() else ""
 
 
-def secrets_problem() -> str:
+def encryption_problem() -> str:
     """The first stored secret that none of FIELD_ENCRYPTION_KEYS opens."""
     with connection.cursor() as cursor:
         cursor.execute(_SECRETS)

@@ -72,7 +72,7 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, OperationalError | InterfaceError) or (isinstance(error, Error) and ends_session(error))
 
 
-def is_trouble(error: BaseException) -> bool:
+def is_database_error(error: BaseException) -> bool:
     """Whether ``error`` is about the database server or the session, and says nothing about what was to be done.
 
     Nothing is put on hold for it: the same work is tried again.
@@ -122,7 +122,7 @@ def when_back(work: Callable[[], object], *, seconds: float) -> None:
             work()
             return
         except Error as error:
-            if not is_trouble(error) or time.monotonic() > until:
+            if not is_database_error(error) or time.monotonic() > until:
                 raise
         time.sleep(BACK_SECONDS)
 

@@ -23,7 +23,7 @@ from benchmarks import results
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure
-from local.processes import AskedToStop, Trouble
+from local.processes import AskedToStop, StackError
 from local.stack import stand_alone
 
 QUICK_SCALE, QUICK_ROUNDS = 0.1, 1
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(house, chosen, scale=told.scale, rounds=told.rounds or (FULL_ROUNDS if keep else 1), keep=keep)
     except AskedToStop:
         return 130
-    except Trouble as trouble:
+    except StackError as trouble:
         say(str(trouble))
         return 1
     finally:

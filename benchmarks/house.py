@@ -17,7 +17,7 @@ import psycopg
 from benchmarks import usage
 from benchmarks.double import Double
 from benchmarks.load import Load, Report
-from local.processes import Child, Fleet, Program, Trouble, free_port, last_words, listens
+from local.processes import Child, Fleet, Program, StackError, free_port, last_words, listens
 from local.stack import Memory, Stack, manage, python
 from lytics_sync import env
 
@@ -138,7 +138,7 @@ class House:
         """Run a program to its end, and return its output."""
         code, output = self.servers.run(program)
         if code:
-            raise Trouble(f"{program.name} failed: {last_words(self.servers.logs / f'{program.name}.log')}")
+            raise StackError(f"{program.name} failed: {last_words(self.servers.logs / f'{program.name}.log')}")
         return output
 
     # --- Processes -------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class House:
             fleet.start(*programs)
             # The fleet restarts a process that dies here. A restart during the measurement would falsify it.
             if not fleet.wait(ready, seconds=120):
-                raise Trouble(f"{', '.join(program.name for program in programs)}: not ready in two minutes")
+                raise StackError(f"{', '.join(program.name for program in programs)}: not ready in two minutes")
             yield
         finally:
             fleet.stop()
@@ -206,7 +206,7 @@ class House:
         def asked() -> bool:
             for child in self._children():
                 if child.has_ended():
-                    raise Trouble(f"{child.program.name} has ended: {last_words(child.log, since=child.log_start)}")
+                    raise StackError(f"{child.program.name} has ended: {last_words(child.log, since=child.log_start)}")
             return condition()
 
         return self.servers.wait(asked, seconds=seconds)
@@ -316,7 +316,7 @@ class House:
             if seen["items"] > most:
                 most, stalled_at = seen["items"], time.monotonic() + STALLED_SECONDS
             if time.monotonic() > stalled_at:
-                raise Trouble(f"only {most:,} of {items:,} items came in; see {self.folder / 'log'}")
+                raise StackError(f"only {most:,} of {items:,} items came in; see {self.folder / 'log'}")
             self.rest(0.05)
         self.rest(2 * ODP_DELAY_SECONDS)
         seen = self.double.seen()
@@ -325,7 +325,7 @@ class House:
 
     def settled(self) -> None:
         if not self.wait(lambda: self.backlog() == 0, seconds=STALLED_SECONDS):
-            raise Trouble(f"{self.backlog():,} events are not settled")
+            raise StackError(f"{self.backlog():,} events are not settled")
 
     def send(self, install: Install, load: Load) -> Report:
         return self.finish(self.begin(install, load))
@@ -351,10 +351,10 @@ class House:
 
     def finish(self, sending: "Sending") -> Report:
         if code := sending.process.wait():
-            raise Trouble(f"the load ended with code {code}")
+            raise StackError(f"the load ended with code {code}")
         report = Report(**json.loads(sending.output.read_text(encoding="utf-8").splitlines()[-1]))
         if report.trouble:
-            raise Trouble(f"the load was not taken: {report.trouble}")
+            raise StackError(f"the load was not taken: {report.trouble}")
         return report
 
 

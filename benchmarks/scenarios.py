@@ -18,7 +18,7 @@ from benchmarks.baseline.server import Baseline
 from benchmarks.house import House, Install
 from benchmarks.load import Load, Report
 from benchmarks.results import Against, Line, Results
-from local.processes import AskedToStop, Trouble
+from local.processes import AskedToStop, StackError
 
 LIMIT = "limit: one bare statement a call"
 # ODP's documented limits.
@@ -375,7 +375,7 @@ def beside_a_backfill(bench: Bench) -> None:
     report = bench.house.send(install, load)
     live = [stamp for stamp, _, _ in report.acks]
     if not bench.house.wait(lambda: _came(bench, live) >= load.calls * load.batch, seconds=60):
-        raise Trouble("after 60 seconds some of the live events had not reached ODP")
+        raise StackError("after 60 seconds some of the live events had not reached ODP")
     left, took = bench.house.backlog("s60"), time.monotonic() - began
     if not left:
         bench.note("The backfill ended before the live events were delivered, so the figures beside it are too good.")
@@ -494,7 +494,7 @@ def search(bench: Bench) -> None:
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603 — our own
     found = re.search(FOUND, said)
     if found is None:
-        raise Trouble(f"benchmarks.search said {said!r}")
+        raise StackError(f"benchmarks.search said {said!r}")
     bench.record("customer search, the page", float(found[2]))
     bench.record("customer search, what is read of them", float(found[1]))
     bench.record("customer search, read with nothing of the log in memory", float(found[3]))

@@ -126,8 +126,8 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
         forget(files)
         start_again()
         ask("SELECT 1")
-        cold = timed(lambda who=customer: customers.trail(who))  # type: ignore[misc]
-        warm = statistics.median(timed(lambda who=customer: customers.trail(who)) for _ in range(9))  # type: ignore[misc]
+        cold = timed(lambda who=customer: customers.customer_history(who))  # type: ignore[misc]
+        warm = statistics.median(timed(lambda who=customer: customers.customer_history(who)) for _ in range(9))  # type: ignore[misc]
         page = statistics.median(timed(lambda who=customer: person.post(box, {"identifier": who})) for _ in range(9))  # type: ignore[misc]
         print(f"a customer with {name}: {warm:.0f} ms, the page {page:.0f} ms; {cold:.0f} ms with nothing in memory")
 

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from local import launch
-from local.processes import AskedToStop, Fleet, Program, Trouble, last_words
+from local.processes import AskedToStop, Fleet, Program, StackError, last_words
 from local.stack import BYTES_TO_GO_ON, Stack, manage, python
 from lytics_sync import env
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.chdir(env.PROJECT_DIR)
         with stack.claim_folder():
             return _run(stack, mode)
-    except Trouble as trouble:
+    except StackError as trouble:
         print(trouble, file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before anything was started
@@ -104,7 +104,7 @@ def _bring_up(stack: Stack, fleet: Fleet, *, with_sandbox: bool) -> None:
         done(f"ODP sandbox {_sandbox_url(stack)}")
     fleet.start(stack.web(), *stack.workers(), stack.beat())
     if not fleet.wait(lambda: stack.answers("/health/ready"), seconds=30):
-        raise Trouble(f"The web process runs and says it is not ready; see {stack.folder / 'log' / 'web.log'}.")
+        raise StackError(f"The web process runs and says it is not ready; see {stack.folder / 'log' / 'web.log'}.")
     done(f"web {stack.public_url}, two workers with twelve slots each, beat")
     _tell_admin(stack, fleet)
 
@@ -124,7 +124,7 @@ def _must(fleet: Fleet, program: Program) -> str:
     code, output = fleet.run(program)
     if code:
         log = fleet.logs / f"{program.name}.log"
-        raise Trouble(f"{program.name} failed: {last_words(log)} (more in {log})")
+        raise StackError(f"{program.name} failed: {last_words(log)} (more in {log})")
     return output
 
 
@@ -211,13 +211,13 @@ def _send_stream(stack: Stack, fleet: Fleet, *, webhook: str, authorization: str
         code, _ = fleet.run(sender, each=show)
     if code:
         log = fleet.logs / "sender.log"
-        raise Trouble(f"The stream could not be sent: {last_words(log)} (more in {log})")
+        raise StackError(f"The stream could not be sent: {last_words(log)} (more in {log})")
 
 
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
-        raise Trouble(f"{name} must be a whole number, not {value!r}.")
+        raise StackError(f"{name} must be a whole number, not {value!r}.")
     return int(value)
 
 
@@ -254,7 +254,7 @@ def _wait_until_delivered(stack: Stack, fleet: Fleet) -> Path:
                 break
             fleet.wait(lambda: False, seconds=0.5)
     if not file.exists():
-        raise Trouble(f"lane_status failed: {last_words(fleet.logs / 'lane_status.log')}")
+        raise StackError(f"lane_status failed: {last_words(fleet.logs / 'lane_status.log')}")
     say(f"{least:,} events have been waiting for {STALLED_SECONDS} s; the admin's Audiences page says why.")
     return file
 
@@ -266,7 +266,7 @@ def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> b
     code, table = fleet.run(Program(name="compare", command=python("-m", "local.compare", *odp, *files)))
     if not table:
         log = fleet.logs / "compare.log"
-        raise Trouble(f"ODP could not be asked: {last_words(log)} (more in {log})")
+        raise StackError(f"ODP could not be asked: {last_words(log)} (more in {log})")
     say(textwrap.indent(table.rstrip(), "  ") + "\n")
     say("Every audience is equal." if code == 0 else "Not every audience is equal.")
     return code == 0

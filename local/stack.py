@@ -21,7 +21,7 @@ import redis
 from cryptography.fernet import Fernet
 
 from local import embedded, launch
-from local.processes import Program, Trouble, belongs_to, free_port, is_free, listens, read_pid, write_pid
+from local.processes import Program, StackError, belongs_to, free_port, is_free, listens, read_pid, write_pid
 from lytics_sync import env
 
 # An empty PostgreSQL with its first write-ahead logs, and room for what the stream brings.
@@ -73,7 +73,7 @@ class Stack:
         folder = env.data_dir()
         port = os.environ.get("PORT") or "8000"
         if not (port.isdecimal() and 0 < int(port) < 65536):
-            raise Trouble(f"PORT must be a number from 1 to 65535, not {port!r}.")
+            raise StackError(f"PORT must be a number from 1 to 65535, not {port!r}.")
         host = os.environ.get("HOST") or embedded.HOST
         return cls(folder=folder, port=int(port), host=host, memory=Memory(file=folder / "local.env"))
 
@@ -98,16 +98,16 @@ class Stack:
             runs.mkdir(mode=0o700, exist_ok=True)
             lock = (runs / "runner.lock").open("w")
         except OSError as error:
-            raise Trouble(f"DATA_DIR, {self.folder}, can't be written to: {error.strerror}.") from error
+            raise StackError(f"DATA_DIR, {self.folder}, can't be written to: {error.strerror}.") from error
         if self.memory.file.exists() and not os.access(self.memory.file, os.R_OK):
-            raise Trouble(
+            raise StackError(
                 f"{self.memory.file} belongs to another user; start as that user, or choose another DATA_DIR."
             )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = read_pid(runs / "runner.pid")
-            raise Trouble(
+            raise StackError(
                 f"Another runner (process {holder or 'unknown'}) already uses {self.folder}; stop it with Ctrl-C, "
                 "or choose another place with DATA_DIR and PORT."
             ) from None
@@ -130,14 +130,14 @@ class Stack:
     def check_room(self, needed: int = BYTES_NEEDED) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise Trouble(
+            raise StackError(
                 f"Only {free >> 20} MB are free where {self.folder} is, and the stack needs {needed >> 20} MB; "
                 "make room or choose another place with DATA_DIR."
             )
 
     def check_port(self) -> None:
         if not is_free(self.port, self.host):
-            raise Trouble(
+            raise StackError(
                 f"Port {self.port} on {self.host} is in use by another program; choose another one, "
                 f"for example with PORT={free_port()}."
             )
@@ -152,7 +152,7 @@ class Stack:
         """The same one every time: the demo install's ODP host names it."""
         port = int(self.memory.get_or_make("SANDBOX_PORT", lambda: str(free_port())))
         if not is_free(port):
-            raise Trouble(
+            raise StackError(
                 f"Port {port}, which the demo install knows as its ODP sandbox, is in use by another program; "
                 "free it, or start afresh with another DATA_DIR."
             )
@@ -198,13 +198,13 @@ class Stack:
         try:
             psycopg.connect(self.database_url, connect_timeout=5).close()
         except psycopg.Error as error:
-            raise Trouble(f"The PostgreSQL that DATABASE_URL names does not answer: {_first_line(error)}") from error
+            raise StackError(f"The PostgreSQL that DATABASE_URL names does not answer: {_first_line(error)}") from error
         url = os.environ.get("REDIS_URL") or self.memory.values["REDIS_URL"]
         try:
             with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as server:
                 server.ping()
         except (redis.RedisError, ValueError) as error:
-            raise Trouble(f"The Redis that REDIS_URL names does not answer: {_first_line(error)}") from error
+            raise StackError(f"The Redis that REDIS_URL names does not answer: {_first_line(error)}") from error
 
     def has_admin(self) -> bool:
         with psycopg.connect(self.database_url, connect_timeout=5) as server:

@@ -4,7 +4,7 @@ from django.db.utils import Error
 from django.http import HttpRequest, JsonResponse
 
 from audiences import readiness, sessions
-from audiences.insight import heartbeats, progress
+from audiences.insight import heartbeats, stalled_work
 
 
 def live(request: HttpRequest) -> JsonResponse:
@@ -26,7 +26,7 @@ def ready(request: HttpRequest) -> JsonResponse:
 def workers(request: HttpRequest) -> JsonResponse:
     """200 when a worker has proved lately that work reaches it, and no ready work stands still."""
     try:
-        pulse, stuck = sessions.read(lambda: (heartbeats.pulse(), progress.stuck()))
+        pulse, stuck = sessions.read(lambda: (heartbeats.pulse(), stalled_work.stuck()))
     except Error as error:
         return JsonResponse({"status": f"the database does not answer: {type(error).__name__}"}, status=503)
     told = [

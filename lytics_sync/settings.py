@@ -202,9 +202,9 @@ CELERY_BEAT_SCHEDULE = {
     name: {"task": f"workers.tasks.{name}", "schedule": seconds, "options": {"expires": HINT_EXPIRES_SECONDS}}
     for name, seconds in {
         "sweep": SWEEP_SECONDS,
-        "affirm": 10,
+        "reconcile": 10,
         "summarise": SUMMARISE_SECONDS,
-        "tally": 60,
+        "roll_up": 60,
         "clear_sessions": 86_400,
     }.items()
 }

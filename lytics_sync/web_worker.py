@@ -26,7 +26,7 @@ from gunicorn.http import errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 from structlog.contextvars import bound_contextvars, get_contextvars
 
-from audiences.receiving import refused
+from audiences.receiving import rejected_calls
 from lytics_sync.lenient import LenientRequest
 from lytics_sync.request_id import HEADER
 from workers.heap import leave_heap_alone
@@ -209,7 +209,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._tell(what, source)
         else:
             log.error("a request failed in the server", source=source, exc_info=exc)
-        refused.note(refused.UNREADABLE, source, what=what or f"a fault of the server ({type(exc).__name__})")
+        rejected_calls.note(
+            rejected_calls.UNREADABLE, source, what=what or f"a fault of the server ({type(exc).__name__})"
+        )
         body = json.dumps({"detail": f"The request could not be read: {what or 'the server failed'}."}).encode()
         head = (
             f"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: {settings.RETRY_AFTER_SECONDS}\r\n"

@@ -6,7 +6,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.wsgi import get_wsgi_application
 
-from audiences import sessions, start
+from audiences import sessions, start_checks
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 
@@ -18,8 +18,8 @@ def _application() -> WSGIHandler:
         sessions.bound(settings.DATABASE_WEB_SECONDS)
         made = get_wsgi_application()
     except ImproperlyConfigured as error:
-        start.refuse(str(error))
-    start.check()
+        start_checks.refuse(str(error))
+    start_checks.check()
     return made
 
 

@@ -16,6 +16,7 @@ import urllib3
 from odp import redact
 from odp.acceptance import objection
 from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
+from odp.network_errors import words_for
 from odp.outcomes import (
     LONGEST_RETRY_AFTER,
     TOO_LARGE,
@@ -28,7 +29,6 @@ from odp.outcomes import (
     retry_after_seconds,
 )
 from odp.paths import ABOUT_CUSTOMERS, LIST_SUBSCRIPTIONS
-from odp.trouble import words_for
 
 log = logging.getLogger(__name__)
 

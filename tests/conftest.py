@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from audiences.models import Install
 from audiences.operations import installs
-from audiences.receiving import refused, strangers
+from audiences.receiving import invalid_tokens, rejected_calls
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import sandbox
 from tests.people import someone
@@ -96,8 +96,8 @@ def _empty_tables() -> None:
 @pytest.fixture(autouse=True)
 def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
-    monkeypatch.setattr(refused, "_counter", refused._Counter(sends_by_itself=False))
-    monkeypatch.setattr(strangers, "_this_minute", strangers._Minute())
+    monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(sends_by_itself=False))
+    monkeypatch.setattr(invalid_tokens, "_this_minute", invalid_tokens._Minute())
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def boss(db: None) -> Client:
 @pytest.fixture
 def broker() -> Iterator[redis.Redis]:
     """Redis, which holds no count of refused calls from any test before."""
-    refused._redis.cache_clear()
+    rejected_calls._redis.cache_clear()
     with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
-        if keys := connected.keys(f"{refused._PREFIX}*"):
+        if keys := connected.keys(f"{rejected_calls._PREFIX}*"):
             connected.delete(*keys)
         yield connected
-    refused._redis.cache_clear()
+    rejected_calls._redis.cache_clear()
 
 
 @pytest.fixture

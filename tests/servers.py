@@ -24,7 +24,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from local import embedded
-from local.processes import Fleet, Trouble, free_port, is_alive
+from local.processes import Fleet, StackError, free_port, is_alive
 
 PREFIX = "lytics-sync-tests-"
 HOUSE = Path(__file__).parents[1]
@@ -111,7 +111,7 @@ def migrated() -> Path:
         migrate = [sys.executable, str(HOUSE / "manage.py"), "migrate", "--verbosity", "0"]
         done = subprocess.run(migrate, env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise Trouble(f"The migrations failed: {done.stderr[-2000:]}")
+            raise StackError(f"The migrations failed: {done.stderr[-2000:]}")
         fleet.stop()
         for old in CACHE.iterdir():
             if old.name != Path(name).name and not old.name.startswith("new-"):

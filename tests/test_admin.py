@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.delivery import brake, claims, holds, provision, request_records
+from audiences.delivery import backoff, claims, holds, provision, request_records
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs, parked_items, resends
 from audiences.receiving import ingest
@@ -112,7 +112,7 @@ def test_lists_and_things_open_for_a_viewer(viewer: Client, install: Install, la
 def test_the_front_page_is_calm_when_all_is_well(viewer: Client, broker: Any) -> None:
     page = viewer.get(reverse("admin:index"))
     assert page.status_code == 200
-    assert page.context["troubles"] == []
+    assert page.context["alerts"] == []
     assert all(number.well for number in page.context["numbers"])
 
 
@@ -126,7 +126,7 @@ def test_a_button_of_a_page_that_renews_itself_opens_its_dialog(operator: Client
 
 def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lane: Lane) -> None:
     Lane.objects.update(blocked_at=now(), block_reason="The customer field has type string")
-    brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     page = viewer.get(reverse("admin:index")).content.decode()
     assert "The customer field has type string" in page
     assert "403: Forbidden" in page
@@ -135,7 +135,7 @@ def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lan
 
 def test_workers_are_called_silent_when_nobody_takes_what_may_go(viewer: Client, install: Install, lane: Lane) -> None:
     def told() -> list[str]:
-        return [trouble.what for trouble in viewer.get(reverse("admin:index")).context["troubles"]]
+        return [alert.what for alert in viewer.get(reverse("admin:index")).context["alerts"]]
 
     silent = "No worker is taking events"
     assert silent not in told()
@@ -153,15 +153,15 @@ def test_what_was_resumed_a_moment_ago_makes_no_worker_silent(operator: Client, 
     Event.objects.update(received_at=now() - timedelta(minutes=5))
     holds.pause(lane, by="kim", reason="on purpose")
     press(operator, "resume", audience)
-    assert not [t for t in operator.get(reverse("admin:index")).context["troubles"] if "No worker" in t.what]
+    assert not [t for t in operator.get(reverse("admin:index")).context["alerts"] if "No worker" in t.what]
 
 
 def test_a_refused_key_is_told_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
     """Also when no delivery was ever made, because already the audience could not be made in ODP."""
-    brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     assert "Enter an API key that ODP accepts" in viewer.get(reverse("admin:index")).content.decode()
-    brake.release(install)
-    brake.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
+    backoff.release(install)
+    backoff.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
     assert "continues by itself" in viewer.get(reverse("admin:index")).content.decode()
 
 
@@ -248,7 +248,7 @@ def test_unblock_lets_a_lane_try_again(operator: Client, audience: Audience, lan
 
 def test_retry_now_releases_the_brake(operator: Client, install: Install, audience: Audience) -> None:
     for thing in (install, audience):
-        brake.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
+        backoff.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
         press(operator, "retry", thing)
         install.refresh_from_db()
         assert install.brake_until_at is None
@@ -267,7 +267,7 @@ def test_retry_now_lets_what_is_on_hold_be_tried_at_once(
     listed = operator.get(reverse("admin:audiences_audience_changelist"), {"state": "hold"}).content.decode()
     assert "on hold" in listed
     if kind == "install":
-        brake.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
+        backoff.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
     assert provision.claim(install.pk) is None
     press(operator, "retry", audience if kind == "audience" else install)
     assert provision.claim(install.pk) is not None

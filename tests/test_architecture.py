@@ -35,8 +35,8 @@ WRITERS = {
     # A skip stops what is unfinished, in the transaction that moves the cursors.
     "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py"},
     "Skip": {"audiences/operations/skips.py"},
-    "Profile": {"audiences/receiving/remember.py"},
-    "Minute": {"audiences/insight/tally.py"},
+    "Profile": {"audiences/receiving/identifier_lists.py"},
+    "Minute": {"audiences/insight/rollup.py"},
     "Pace": {"workers/pace.py"},
     "Worker": {"audiences/insight/heartbeats.py"},
     "Confirmation": {"audiences/insight/confirm.py"},

@@ -465,7 +465,7 @@ def test_it_comes_to_an_end_and_forgets_nobody_even_if_odp_answers_at_random(
     bisection = bisection_of(groups, control=control)
     carry_out(bisection, destination)
     every = changes_in(groups)
-    fates = [*bisection.accepted, *bisection.refused, *(one for one in every if one.lane in bisection.blocked)]
-    assert set(fates) == set(every)
+    event_statuses = [*bisection.accepted, *bisection.refused, *(one for one in every if one.lane in bisection.blocked)]
+    assert set(event_statuses) == set(every)
     assert not set(bisection.accepted) & set(bisection.refused)
     assert len(bisection.accepted) == len(set(bisection.accepted))

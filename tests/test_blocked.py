@@ -29,7 +29,7 @@ def three(install: Install) -> list[Audience]:
 
 
 def told(client: Client) -> list[Any]:
-    return [one for one in client.get(reverse("admin:index")).context["troubles"] if "blocked" in one.what]
+    return [one for one in client.get(reverse("admin:index")).context["alerts"] if "blocked" in one.what]
 
 
 def test_those_of_one_cause_are_one_trouble_whose_button_unblocks_each(

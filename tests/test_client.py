@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odp import client as odp_client
-from odp import redact, trouble
+from odp import network_errors, redact
 from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client
 from odp.deadline import TooLateError, _Watch
 from odp.mechanisms import limit_of
@@ -261,7 +261,7 @@ def test_a_web_page_with_200_delivers_nothing(server: ScriptedServer) -> None:
     assert (got.outcome, got.slow_probe) == (Outcome.RETRY_LATER, True)
 
 
-@pytest.mark.parametrize("reason", [OUT_OF_TIME, NO_CONNECTION, *(reason for _, reason in trouble._WORDS)])
+@pytest.mark.parametrize("reason", [OUT_OF_TIME, NO_CONNECTION, *(reason for _, reason in network_errors._WORDS)])
 def test_a_reason_of_ours_is_shown_whole_also_beside_another(reason: str) -> None:
     """Text between two apostrophes is masked as a value that ODP quotes."""
     assert redact.words(f"{reason}; {reason}") == f"{reason}; {reason}"

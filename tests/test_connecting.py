@@ -14,7 +14,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
-from audiences.delivery import brake, holds
+from audiences.delivery import backoff, holds
 from audiences.insight import checklist, confirm, state, trials
 from audiences.insight.checklist import Line
 from audiences.models import (
@@ -98,14 +98,14 @@ def test_a_key_that_is_refused_is_said_to_and_the_check_list_keeps_it(shop: Inst
     shop.save()
     assert said(shop).startswith("ODP rejects the API key (403: Forbidden)")
     assert "rejects the API key" in line(shop, "key").state.why
-    assert line(shop, "key").state.trouble
+    assert line(shop, "key").state.alert
 
 
 def test_a_server_that_does_not_answer_is_told_from_a_dead_key(shop: Install) -> None:
     shop.odp_host = NOWHERE
     shop.save()
     assert said(shop).startswith(f"ODP could not be reached at {NOWHERE}")
-    assert line(shop, "key").state.trouble
+    assert line(shop, "key").state.alert
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, sh
     holds.pause(lane, by="kim", reason="not yet")
     assert "paused by kim: not yet" in words_of(shop, "audience")
     holds.resume(lane)
-    brake.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     for name in ("key", "audience", "shown"):
         assert "403: Forbidden" in words_of(shop, name)
         assert word(shop, name) == "failing"
@@ -685,7 +685,7 @@ def broke_off(hops: Hops, at: str) -> str:
     assert hows(hops)[-2:] == [("in", at, "failed"), ("out", "called", "around")]
     assert {how for _, _, how, _ in hops[:-2]} == {"done"}
     sent = Trial.objects.get()
-    assert (state.of_trial(sent).word, state.of_trial(sent).trouble) == ("failing", True)
+    assert (state.of_trial(sent).word, state.of_trial(sent).alert) == ("failing", True)
     assert sent.closed_at is not None
     return hops[-2][3]
 

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection
 
 from audiences.models import Event, Install, Receipt, Worker
-from audiences.operations import role
+from audiences.operations import db_role
 from local.processes import Fleet
 from local.stack import Memory, Stack
 from tests.delivering import assert_all_is_well, cursor_of, enter, make_audience, make_install, numbered, sandbox
@@ -31,7 +31,7 @@ class Account:
         self.name = f"processes_{secrets.token_hex(4)}"
         password = secrets.token_hex(8)
         self._execute(f"CREATE ROLE {self.name} LOGIN PASSWORD '{password}'")
-        role.grant(self.name)
+        db_role.grant(self.name)
         server = urlsplit(os.environ["DATABASE_URL"])
         netloc = f"{self.name}:{password}@{server.hostname}:{server.port or 5432}"
         self.url = server._replace(netloc=netloc, path=f"/{connection.settings_dict['NAME']}").geturl()

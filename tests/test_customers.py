@@ -16,11 +16,11 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.delivery import brake, holds, leases, reading, request_records, settling
+from audiences.delivery import backoff, holds, leases, reading, request_records, settling
 from audiences.delivery.fold import fold
 from audiences.delivery.leases import Ledger, Result
 from audiences.insight import customers, search_index, state
-from audiences.insight.customers import End, Fate, trail
+from audiences.insight.customers import End, EventStatus, customer_history
 from audiences.models import Audience, Delivery, Event, Install, Membership, Parked
 from audiences.operations import parked_items
 from audiences.receiving import ingest
@@ -69,7 +69,7 @@ def deliver(lease: leases.Lease, *, refuse: bool = False, stop: bool = False) ->
         elif answer is REFUSED:
             result.refused += [(entry, "not her") for entry in part]
     if result.complete:
-        result.accepted.extend(folded.affirmed)
+        result.accepted.extend(folded.unchanged)
     settling.settle(lease, [result], ledger, delivery_id=delivery, answer=answer)
 
 
@@ -77,17 +77,17 @@ def step(install: Install, capacity: int = 500, **how: bool) -> None:
     deliver(claim(install, capacity=capacity), **how)
 
 
-def fates(identifier: str = "kim") -> list[Fate]:
+def statuses(identifier: str = "kim") -> list[EventStatus]:
     """In the order in which they were received."""
-    return list(reversed(trail(identifier).fates))
+    return list(reversed(customer_history(identifier).statuses))
 
 
 def ends(identifier: str = "kim") -> list[End]:
-    return [fate.end for fate in fates(identifier)]
+    return [status.end for status in statuses(identifier)]
 
 
 def words(identifier: str = "kim") -> list[tuple[str, str]]:
-    told = [state.of_event(fate) for fate in fates(identifier)]
+    told = [state.of_event(status) for status in statuses(identifier)]
     return [(one.word, one.why) for one in told]
 
 
@@ -100,7 +100,7 @@ def test_a_waiting_event_says_what_it_waits_for(shop: Install, gold: Audience) -
     holds.pause(lane_of(gold), by="sam", reason="campaign moved")
     assert words() == [("waiting", "the audience is paused: by sam: campaign moved; events before it: 1")]
     holds.resume(lane_of(gold))
-    brake.apply(shop, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
+    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
     ((word, why),) = words()
     assert word == "waiting"
     assert "held back: install on hold: 500: boom" in why
@@ -128,7 +128,7 @@ def test_what_odp_took_of_a_request_that_ended_early_is_told(shop: Install, gold
     assert words("lee") == [("waiting", "ODP accepted it; the rest of its request is tried again")]
     assert ends() == [End.WAITING]
     step(shop)
-    (lee,) = fates("lee")
+    (lee,) = statuses("lee")
     assert (lee.end, [run.delivery_id for run in lee.attempts][-1]) == (
         End.DELIVERED,
         Delivery.objects.earliest("pk").pk,
@@ -141,9 +141,9 @@ def test_a_delivered_event_names_the_delivery_that_took_it(shop: Install, gold: 
     enter(gold, "kim")
     step(shop, stop=True)
     step(shop)
-    (fate,) = fates()
-    assert (fate.end, fate.holds) == (End.DELIVERED, True)
-    assert [run.delivery.outcome for run in fate.attempts if run.delivery] == ["delivered"]
+    (status,) = statuses()
+    assert (status.end, status.holds) == (End.DELIVERED, True)
+    assert [run.delivery.outcome for run in status.attempts if run.delivery] == ["delivered"]
     assert len(deliveries()) == 3
 
 
@@ -153,7 +153,7 @@ def test_a_folded_event_that_an_earlier_request_may_have_brought_says_so(shop: I
     happen(gold, ("lee", "exit", 2), ("kim", "exit", 2))
     step(shop)
     for who, deliveries_named in (("lee", 1), ("kim", 1)):
-        first, second = fates(who)
+        first, second = statuses(who)
         assert (first.end, second.end, len(first.attempts)) == (End.FOLDED, End.DELIVERED, deliveries_named)
         assert words(who)[0][1].endswith("an earlier request that ended early may have brought it")
 
@@ -164,8 +164,8 @@ def test_an_attempt_that_ended_before_an_event_is_none_of_its_own(shop: Install,
     assert words() == [("waiting", "for a worker")]
     enter(gold, "max")
     step(shop, capacity=1, stop=True)
-    assert fates()[0].attempts != ()
-    assert fates("max")[0].attempts == ()
+    assert statuses()[0].attempts != ()
+    assert statuses("max")[0].attempts == ()
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -176,7 +176,7 @@ def test_a_folded_event_names_the_newer_one_that_decided(shop: Install, gold: Au
             step(shop)
     if at_once:
         step(shop)
-    first, second = fates()
+    first, second = statuses()
     assert (first.end, second.end, second.decided_by) == (End.DELIVERED, End.FOLDED, first.event)
     assert words()[1] == ("folded", "replaced by something newer: exit of 1970-01-01 00:00:09 UTC (event 1)")
 
@@ -198,7 +198,7 @@ def test_a_change_of_a_member_tells_nothing_new(shop: Install, gold: Audience) -
     happen(gold, ("kim", "change", 2))
     step(shop)
     assert words()[1] == ("folded", "nothing new: already a member")
-    assert [fate.holds for fate in fates()] == [False, True]
+    assert [status.holds for status in statuses()] == [False, True]
 
 
 def test_a_refused_event_is_parked_until_a_person_lets_it_go(shop: Install, gold: Audience) -> None:
@@ -264,16 +264,18 @@ def test_the_fates_are_what_really_happened(
     while waiting(gold):
         step(shop)
     for who in ("kim", "lee", "max"):
-        found = {fate.event.sequence: fate for fate in fates(who)}
-        assert {fate.end for fate in found.values()} <= {End.DELIVERED, End.FOLDED}
-        said = {number for number, fate in found.items() if fate.end is End.DELIVERED}
-        perhaps = {number for number, fate in found.items() if fate.end is End.FOLDED and fate.attempts}
-        same = {fate.decided_by.sequence for number, fate in found.items() if number in perhaps and fate.decided_by}
+        found = {status.event.sequence: status for status in statuses(who)}
+        assert {status.end for status in found.values()} <= {End.DELIVERED, End.FOLDED}
+        said = {number for number, status in found.items() if status.end is End.DELIVERED}
+        perhaps = {number for number, status in found.items() if status.end is End.FOLDED and status.attempts}
+        same = {
+            status.decided_by.sequence for number, status in found.items() if number in perhaps and status.decided_by
+        }
         mine = set(found) & accepted
         assert mine <= said | perhaps
         assert said - same <= mine
         held = Membership.objects.get(identifier=who, audience=gold)
-        (holds,) = [fate.event for fate in found.values() if fate.holds]
+        (holds,) = [status.event for status in found.values() if status.holds]
         assert (holds.kind != Kind.EXIT) is held.is_member
         # What is said again is said with the ledger's time, where that is newer.
         assert holds.occurred_ns == held.occurred_ns or (holds.forced and holds.occurred_ns < held.occurred_ns)
@@ -289,10 +291,13 @@ def test_fates_of_several_audiences_and_installs_are_kept_apart(shop: Install, g
     enter(gold, "kim")
     enter(silver, "kim")
     step(other)
-    found = trail("kim")
-    assert {fate.event.audience: fate.end for fate in found.fates} == {gold: End.WAITING, silver: End.DELIVERED}
-    assert [standing.audience for standing in found.standings] == [silver, gold]
-    assert [fate.event.audience for fate in trail("kim", install_id=other.pk).fates] == [silver]
+    found = customer_history("kim")
+    assert {status.event.audience: status.end for status in found.statuses} == {
+        gold: End.WAITING,
+        silver: End.DELIVERED,
+    }
+    assert [membership.audience for membership in found.memberships] == [silver, gold]
+    assert [status.event.audience for status in customer_history("kim", install_id=other.pk).statuses] == [silver]
 
 
 # --- quickly found -----------------------------------------------------------------------------------------------
@@ -301,7 +306,7 @@ def test_fates_of_several_audiences_and_installs_are_kept_apart(shop: Install, g
 def plan_of_the_search() -> dict[str, Any]:
     """What PostgreSQL does for the one query of a search that reads the log, and how much of it."""
     with CaptureQueriesContext(connection) as seen:
-        assert len(trail("kim").fates) == 4
+        assert len(customer_history("kim").statuses) == 4
     (search,) = [one["sql"] for one in seen.captured_queries if 'FROM "audiences_event"' in one["sql"]]
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {search}")
@@ -373,9 +378,9 @@ def test_a_search_takes_as_many_queries_for_many_events_as_for_one(
     for _ in range(7):
         step(shop, capacity=50)
     with CaptureQueriesContext(connection) as of_one:
-        assert len(trail("lee").fates) == 1
+        assert len(customer_history("lee").statuses) == 1
     with django_assert_num_queries(len(of_one)):
-        assert len(trail("kim").fates) == customers.SHOWN
+        assert len(customer_history("kim").statuses) == customers.SHOWN
 
 
 def test_all_events_are_there_page_by_page(shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,12 +388,12 @@ def test_all_events_are_there_page_by_page(shop: Install, gold: Audience, monkey
     monkeypatch.setattr(customers, "READ", 11)
     happen(gold, *(("kim", "enter", at) for at in range(1, 31)))
     seen: list[int] = []
-    page = trail("kim")
+    page = customer_history("kim")
     while True:
-        seen += [fate.event.sequence for fate in page.fates]
+        seen += [status.event.sequence for status in page.statuses]
         if page.older is None:
             break
-        page = trail("kim", before=page.older)
+        page = customer_history("kim", before=page.older)
     assert seen == list(range(30, 0, -1))
 
 
@@ -635,4 +640,4 @@ def test_every_end_has_a_word(install: Install) -> None:
     row = Parked(reason="refused_by_odp", sequence=1)
     for end in End:
         parked = row if end is End.PARKED else None
-        assert state.of_event(Fate(event, end, parked=parked)).tone != "none" or end is End.FOLDED
+        assert state.of_event(EventStatus(event, end, parked=parked)).tone != "none" or end is End.FOLDED

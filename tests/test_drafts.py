@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from audiences.delivery import drafts
 from audiences.insight import confirm, state, trials
 from audiences.models import Audience, Event, Install, Token
-from audiences.operations import installs, role
+from audiences.operations import db_role, installs
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY
@@ -214,7 +214,7 @@ def test_the_process_role_deletes_a_mistaken_install_and_nothing_that_has_calls(
             drafts.delete(mistake.pk)
         with connection.cursor() as cursor:
             cursor.execute("RESET ROLE")
-        role.grant("deletes_installs")
+        db_role.grant("deletes_installs")
         with connection.cursor() as cursor:
             cursor.execute("SET ROLE deletes_installs")
         assert drafts.delete(mistake.pk)

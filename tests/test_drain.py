@@ -21,7 +21,7 @@ from django.utils.timezone import now
 from audiences.delivery import claims, holds, leases, provision, reading, request_records, settling
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Run
 from audiences.operations import parked_items, resends
-from audiences.receiving import received
+from audiences.receiving import log_range
 from odp.client import Client
 from odp.outcomes import Answer
 from sandbox.odp.testing import ROOT, ThreadedSandbox
@@ -262,7 +262,7 @@ def test_what_odp_has_lost_comes_back(odp: ThreadedSandbox, shop: Install, gold:
     assert odp.members("lytics_gold") == []
     if act == "replay":
         start, end = now() - timedelta(hours=1), now()
-        stretch = received.find(gold.pk, start, end, upto=2)
+        stretch = log_range.find(gold.pk, start, end, upto=2)
         assert resends.replay(gold, stretch, start=start, end=end, by="kim", reason="ODP lost it")
     else:
         assert resends.resync(gold, by="kim", reason="ODP lost it")
@@ -291,7 +291,7 @@ def test_a_failure_brakes_the_install_and_blames_no_event(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, then: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(
-        "audiences.delivery.brake.random.uniform", lambda _, longest: longest
+        "audiences.delivery.backoff.random.uniform", lambda _, longest: longest
     )  # full jitter may be over at once
     odp.fault({"path": "/v3/profiles", "times": 1}, then)
     enter(gold, "a", "b")
@@ -767,7 +767,7 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
     chance = random.Random(20)
     with ThreadedSandbox(Options(settings=UNLIMITED, shuffled=True, latency=(0, 0.01))) as odp:
         odp.fault({}, {"refuse_items": {"identifier_contains": "bad", "named": False}})
-        troubles: list[dict[str, Any]] = [
+        alerts: list[dict[str, Any]] = [
             {"status": 500},
             {"status": 503, "apply": True},
             {"close": "after"},
@@ -775,7 +775,7 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
             {"status": 429, "headers": {"Retry-After": "0"}},
             {"status": 202, "html": True},
         ]
-        for seed, then in enumerate(troubles):
+        for seed, then in enumerate(alerts):
             odp.fault({"probability": 0.06, "seed": seed}, then)
         shop = make_install(odp, batch_size=40)
         audiences = [make_audience(shop, f"a{number}", provisioned=False) for number in range(6)]

@@ -35,7 +35,7 @@ class Lane:
         assert len({entry.identifier for entry in folded.send}) == len(folded.send)
         for entry in folded.send:
             self.odp[entry.identifier] = entry.kind != Kind.EXIT
-        for entry in (*folded.send, *folded.affirmed):
+        for entry in (*folded.send, *folded.unchanged):
             self.ledger[entry.identifier] = Held(entry.kind != Kind.EXIT, entry.occurred_ns)
         self.sent += folded.send
         return self

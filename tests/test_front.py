@@ -17,11 +17,11 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.admin import charts
-from audiences.delivery import brake, holds
-from audiences.insight import heartbeats, tally
+from audiences.delivery import backoff, holds
+from audiences.insight import heartbeats, rollup
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
 from audiences.operations import resends
-from audiences.receiving import disk, ingest, refused, tokens
+from audiences.receiving import disk_usage, ingest, rejected_calls, tokens
 from odp.outcomes import Answer, Outcome
 from tests.delivering import make_audience
 from tests.messages import body, message, transition
@@ -49,7 +49,7 @@ def call(install: Install | None, authorization: str = "wrong", **extra: Any) ->
 
 def page(client: Client) -> Any:
     """The front page; what was refused so far has gone to Redis."""
-    refused._counter.send()
+    rejected_calls._counter.send()
     shown = client.get(reverse("admin:index"))
     assert shown.status_code == 200
     return shown
@@ -59,8 +59,8 @@ def number(client: Client, label: str) -> Any:
     return next(one for one in page(client).context["numbers"] if one.label == label)
 
 
-def trouble(client: Client, words: str) -> Any:
-    return next((one for one in page(client).context["troubles"] if words in one.what), None)
+def alert(client: Client, words: str) -> Any:
+    return next((one for one in page(client).context["alerts"] if words in one.what), None)
 
 
 def labels(one: Any) -> list[str]:
@@ -75,7 +75,7 @@ def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator
     for address in ("192.0.2.1", "192.0.2.2"):
         assert call(install, REMOTE_ADDR=address) == 401
     assert (number(operator, "rejected calls").value, number(operator, "rejected calls").well) == ("2", False)
-    told = trouble(operator, "2 calls to Shop rejected")
+    told = alert(operator, "2 calls to Shop rejected")
     assert told.tone == "bad"
     assert "192.0.2.2" in told.why
     assert "ago" in told.since
@@ -85,28 +85,28 @@ def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator
 
 def test_a_viewer_is_told_of_refused_calls_without_buttons(viewer: Client, install: Install) -> None:
     call(install)
-    assert labels(trouble(viewer, "1 call to Shop rejected")) == []
+    assert labels(alert(viewer, "1 call to Shop rejected")) == []
 
 
 def test_without_a_live_token_the_button_makes_one(operator: Client, install: Install) -> None:
     tokens.revoke(install.tokens.get())
     call(install)
-    assert labels(trouble(operator, "1 call to Shop rejected")) == ["New token", "Install instructions"]
+    assert labels(alert(operator, "1 call to Shop rejected")) == ["New token", "Install instructions"]
 
 
 def test_a_call_that_gets_in_afterwards_calms_the_trouble(viewer: Client, install: Install) -> None:
     call(install)
-    assert trouble(viewer, "1 call to Shop rejected").tone == "bad"
+    assert alert(viewer, "1 call to Shop rejected").tone == "bad"
     assert call(install, install.tokens.get().secret) == 200
-    told = trouble(viewer, "1 call to Shop rejected")
+    told = alert(viewer, "1 call to Shop rejected")
     assert (told.tone, "valid token" in told.why) == ("held", True)
 
 
 def test_calls_to_urls_that_nobody_has_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:
     for path in ("/webhooks/lytics/a", "/webhooks/lytics/b", "/webhooks/other", "/webhooks/"):
         assert Client().post(path, b"[]", "application/json").status_code == 401
-    assert trouble(viewer, "4 calls rejected: no install has the URL").tone == "held"
-    assert len(broker.keys(f"{refused._PREFIX}:of:*")) == 1, "strangers choose URLs, so none of them makes a key"
+    assert alert(viewer, "4 calls rejected: no install has the URL").tone == "held"
+    assert len(broker.keys(f"{rejected_calls._PREFIX}:of:*")) == 1, "strangers choose URLs, so none of them makes a key"
 
 
 def test_strangers_leave_nothing_in_the_database(install: Install) -> None:
@@ -128,20 +128,20 @@ def test_what_is_older_than_an_hour_is_not_counted(
 
 def test_what_is_counted_runs_out_by_itself(install: Install, broker: Any) -> None:
     call(install)
-    refused._counter.send()
-    keys = broker.keys(f"{refused._PREFIX}*")
+    rejected_calls._counter.send()
+    keys = broker.keys(f"{rejected_calls._PREFIX}*")
     assert len(keys) == 2
-    assert all(0 < broker.ttl(key) <= refused.KEPT_SECONDS for key in keys)
+    assert all(0 < broker.ttl(key) <= rejected_calls.KEPT_SECONDS for key in keys)
 
 
 def test_without_redis_the_page_says_that_it_does_not_know(
     viewer: Client, install: Install, settings: Settings, nobody_there: str
 ) -> None:
     settings.REDIS_URL = nobody_there
-    refused._redis.cache_clear()
+    rejected_calls._redis.cache_clear()
     assert call(install) == 401
     assert (number(viewer, "rejected calls").value, number(viewer, "rejected calls").well) == ("unknown", False)
-    assert "REDIS_URL" in trouble(viewer, "Redis does not answer").todo
+    assert "REDIS_URL" in alert(viewer, "Redis does not answer").todo
 
 
 def test_what_redis_did_not_take_is_kept_for_the_next_time(
@@ -149,14 +149,14 @@ def test_what_redis_did_not_take_is_kept_for_the_next_time(
 ) -> None:
     alive = settings.REDIS_URL
     settings.REDIS_URL = nobody_there
-    refused._redis.cache_clear()
+    rejected_calls._redis.cache_clear()
     call(install)
-    assert not refused._counter.send()
+    assert not rejected_calls._counter.send()
     call(install)
     settings.REDIS_URL = alive
-    refused._redis.cache_clear()
-    assert refused._counter.send()
-    assert (refused.last_hour([install.public_id]) or {})[install.public_id].count == 2
+    rejected_calls._redis.cache_clear()
+    assert rejected_calls._counter.send()
+    assert (rejected_calls.last_hour([install.public_id]) or {})[install.public_id].count == 2
 
 
 def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +168,9 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
         stuck.set()
         go_on.wait(60)
 
-    counter = refused._Counter()
-    monkeypatch.setattr(refused, "_counter", counter)
-    monkeypatch.setattr(refused, "_write", write)
+    counter = rejected_calls._Counter()
+    monkeypatch.setattr(rejected_calls, "_counter", counter)
+    monkeypatch.setattr(rejected_calls, "_write", write)
     call(install)
     assert stuck.wait(30)
     sender = counter._thread
@@ -180,9 +180,9 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
 
 
 def test_the_thread_that_counts_sends_by_itself(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refused, "_counter", refused._Counter())
+    monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter())
     call(install)
-    assert eventually(lambda: refused.last_hour([install.public_id]))
+    assert eventually(lambda: rejected_calls.last_hour([install.public_id]))
 
 
 # --- Calls that are asked to come back -----------------------------------------------------------------------
@@ -195,11 +195,11 @@ def test_an_install_that_is_switched_off_says_who_did_it_and_leads_to_the_switch
     form = operator.get(address).context["adminform"].form
     told = {name: value for name, value in form.initial.items() if value not in (None, False) and name != "enabled"}
     operator.post(address, {**told, "odp_api_key": ""})
-    off = trouble(operator, "Shop is switched off")
+    off = alert(operator, "Shop is switched off")
     assert "503" in off.why
     assert "operator changed that last in the admin" in off.why
     assert off.buttons[0].url == f"{address}#id_enabled"
-    assert labels(trouble(viewer, "Shop is switched off")) == []
+    assert labels(alert(viewer, "Shop is switched off")) == []
 
 
 def test_a_backlog_over_the_mark_says_that_calls_are_answered_503(
@@ -207,49 +207,49 @@ def test_a_backlog_over_the_mark_says_that_calls_are_answered_503(
 ) -> None:
     ingest.receive(install, body(message(), message(who="lee"), message(who="mo")))
     settings.BACKLOG_HIGH_WATER = 3
-    assert trouble(viewer, "answered 503") is None
+    assert alert(viewer, "answered 503") is None
     settings.BACKLOG_HIGH_WATER = 2
-    assert trouble(viewer, "Calls to Shop are answered 503: 3 events wait") is not None
+    assert alert(viewer, "Calls to Shop are answered 503: 3 events wait") is not None
     holds.pause(Lane.objects.get(), by="kim", reason="on purpose")
-    assert trouble(viewer, "answered 503") is None, "calls are let in, so nothing says otherwise"
+    assert alert(viewer, "answered 503") is None, "calls are let in, so nothing says otherwise"
 
 
 def test_a_database_over_its_mark_says_that_all_calls_are_answered_503(
     viewer: Client, install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_read", None)
-    assert trouble(viewer, "All calls are answered 503") is None
+    monkeypatch.setattr(disk_usage, "_read", None)
+    assert alert(viewer, "All calls are answered 503") is None
     settings.DATABASE_HIGH_WATER_BYTES = 1024
-    told = trouble(viewer, "All calls are answered 503: the database has")
+    told = alert(viewer, "All calls are answered 503: the database has")
     assert "DATABASE_HIGH_WATER_BYTES, 1.0\xa0KB" in told.why
     assert "larger disk" in told.todo
     Install.objects.update(enabled=False)  # then none is answered 503 for this
-    assert trouble(viewer, "All calls are answered 503") is None
+    assert alert(viewer, "All calls are answered 503") is None
 
 
 # --- What troubles lead to -----------------------------------------------------------------------------------
 
 
 def test_a_refused_key_leads_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
-    brake.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
-    told = trouble(operator, "Shop is on hold: ODP rejects its API key")
+    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    told = alert(operator, "Shop is on hold: ODP rejects its API key")
     assert labels(told) == ["Enter a key", "Retry now", "Check the key"]
     opened = operator.get(told.buttons[0].url).content.decode()
     assert f'id="{told.buttons[0].url.partition("#")[2]}"' in opened
-    assert labels(trouble(viewer, "Shop is on hold")) == []
+    assert labels(alert(viewer, "Shop is on hold")) == []
 
 
 def test_a_server_that_is_down_asks_for_no_key(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
-    brake.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
-    told = trouble(operator, "Shop is on hold")
+    backoff.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
+    told = alert(operator, "Shop is on hold")
     assert "Enter a key" not in labels(told)
     assert "1 event waiting; nothing is lost" in told.why
 
 
 def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message(who="kim@example.com", field="email")))
-    told = trouble(operator, "1 parked: no identifier")
+    told = alert(operator, "1 parked: no identifier")
     assert "expected in '_id'; fields seen: email, segment_events" in told.why
     assert labels(told) == ["Identifier field", "Release all"]
     Install.objects.update(identifier_field="email")
@@ -257,16 +257,16 @@ def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator
     pairs = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', asked))
     answered = operator.post(told.buttons[1].url, pairs)
     assert answered["Location"] == reverse("admin:index")
-    assert "Being released now" in trouble(operator, "parked").todo
+    assert "Being released now" in alert(operator, "parked").todo
     resends.go_on(install.pk, seconds=5)
-    assert trouble(operator, "parked") is None
+    assert alert(operator, "parked") is None
     assert Event.objects.get().identifier == "kim@example.com"
 
 
 def test_a_blocked_audience_says_what_odp_said_and_how_much_waits(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     Lane.objects.update(blocked_at=now(), block_reason="field lytics_gold_club is of type string")
-    told = trouble(operator, "lytics_gold_club is blocked (Shop)")
+    told = alert(operator, "lytics_gold_club is blocked (Shop)")
     assert "field lytics_gold_club is of type string. 1 event waiting" in told.why
     assert labels(told) == ["Unblock", "Use another ODP id", "Set aside"]
 
@@ -281,28 +281,28 @@ def test_an_audience_that_can_not_be_made_says_why_and_when_and_has_a_button(
 ) -> None:
     ingest.receive(install, body(message()))
     on_hold()
-    told = trouble(operator, "lytics_gold_club can't be created in ODP")
+    told = alert(operator, "lytics_gold_club can't be created in ODP")
     assert "503: down — 2 in a row" in told.why
     assert "1 event waiting; nothing is lost" in told.why
     assert labels(told) == ["Retry now"]
-    assert labels(trouble(viewer, "can't be created in ODP")) == []
-    assert trouble(operator, "No worker is taking events") is None
+    assert labels(alert(viewer, "can't be created in ODP")) == []
+    assert alert(operator, "No worker is taking events") is None
 
 
 def test_many_that_can_not_be_made_for_one_reason_are_one_line(operator: Client, install: Install) -> None:
     items = [message(transition(slug=f"club_{number}", segment=f"s{number}")) for number in range(12)]
     ingest.receive(install, body(*items))
     on_hold("403: Forbidden")
-    told = trouble(operator, "12 audiences of Shop can't be created in ODP")
+    told = alert(operator, "12 audiences of Shop can't be created in ODP")
     assert "the account's private key" in told.todo
     assert labels(told) == ["Enter a key"]
-    assert len([one for one in page(operator).context["troubles"] if "created in ODP" in one.what]) == 1
+    assert len([one for one in page(operator).context["alerts"] if "created in ODP" in one.what]) == 1
 
 
 def test_one_that_can_not_be_looked_at_is_told_and_delivers(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     on_hold(provisioned_at=now())
-    told = trouble(operator, "lytics_gold_club can't be checked in ODP")
+    told = alert(operator, "lytics_gold_club can't be checked in ODP")
     assert (told.tone, "Deliveries continue" in told.why) == ("held", True)
 
 
@@ -311,7 +311,7 @@ def test_what_is_red_stands_before_what_is_not(viewer: Client, install: Install)
     Lane.objects.update(blocked_at=now(), block_reason="no")
     Install.objects.update(key_accepted_at=now())  # a draft would be an item too
     call(None)
-    assert [one.tone for one in page(viewer).context["troubles"]] == ["bad", "held"]
+    assert [one.tone for one in page(viewer).context["alerts"]] == ["bad", "held"]
 
 
 # --- Adding up the minutes -----------------------------------------------------------------------------------
@@ -367,25 +367,25 @@ def test_a_minute_holds_what_came_and_went_in_it(install: Install) -> None:
     received(install, NOON, queued=100)
     delivered(audience, 1, 3, at=NOON - timedelta(seconds=2), took=timedelta(seconds=1))
     delivered(audience, 4, 4, at=NOON, took=timedelta(seconds=1))
-    tally.tally(at=NOON + timedelta(seconds=59))
+    rollup.roll_up(at=NOON + timedelta(seconds=59))
     assert minutes() == [(1, 7, 1, 3, 1000, 1000)]
-    tally.tally(at=NOON + MINUTE)
+    rollup.roll_up(at=NOON + MINUTE)
     assert minutes() == [(1, 7, 1, 3, 1000, 1000), (0, 100, 0, 1, 1000, 1000)]
 
 
 def test_adding_up_again_changes_nothing_and_takes_up_what_committed_late(install: Install) -> None:
     received(install, NOON - MINUTE, queued=5)
     for _ in range(2):
-        tally.tally(at=NOON)
+        rollup.roll_up(at=NOON)
     received(install, NOON - MINUTE, queued=3)
-    tally.tally(at=NOON + MINUTE)
+    rollup.roll_up(at=NOON + MINUTE)
     assert minutes() == [(1, 8, 0, 0, None, None)]
 
 
 def test_after_beat_was_away_a_day_is_made_up_for_and_no_more(install: Install) -> None:
     for hours in (1, 23, 25):
         received(install, NOON - timedelta(hours=hours), queued=hours)
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert [row[:2] for row in minutes()] == [(23 * 60, 23), (60, 1)]
 
 
@@ -394,14 +394,14 @@ def test_a_run_that_went_out_in_halves_counts_once(install: Install) -> None:
     for second in (10, 20, 30):
         delivered(audience, 1, 500, at=NOON - timedelta(seconds=second))
     delivered(audience, 501, 600, at=NOON - timedelta(seconds=5))
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert minutes()[0][3] == 600
 
 
 def test_what_was_not_delivered_is_not_counted_as_delivered(install: Install) -> None:
     audience = make_audience(install)
     delivered(audience, 1, 9, at=NOON - timedelta(seconds=9), outcome=Outcome.RETRY_LATER)
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert minutes() == []
 
 
@@ -411,10 +411,10 @@ def test_the_delay_is_weighted_by_events_and_not_by_requests(install: Install) -
     delivered(audience, 1, 1000, at=at, took=timedelta(milliseconds=200))
     for sequence in range(1001, 1006):
         delivered(audience, sequence, sequence, at=at, took=timedelta(seconds=60))
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert minutes()[0][4:] == (200, 200)
     delivered(audience, 1006, 1025, at=at, took=timedelta(seconds=60))
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert minutes()[0][4:] == (200, 60_000)
 
 
@@ -422,14 +422,14 @@ def test_installs_are_added_up_apart(install: Install) -> None:
     other = Install.objects.create(name="Other", odp_api_key="k")
     received(install, NOON - MINUTE, queued=5)
     received(other, NOON - MINUTE, queued=7)
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert sorted(Minute.objects.values_list("install__name", "received")) == [("Other", 7), ("Shop", 5)]
 
 
 def test_old_minutes_go(install: Install) -> None:
     for days in (6, 8):
         Minute.objects.create(install=install, minute=NOON - timedelta(days=days), received=1, parked=0, delivered=0)
-    tally.tally(at=NOON)
+    rollup.roll_up(at=NOON)
     assert [(NOON - minute).days for minute in Minute.objects.values_list("minute", flat=True)] == [6]
 
 
@@ -462,8 +462,8 @@ def test_a_pass_reads_a_part_of_big_tables_and_never_all_events(install: Install
             cursor.execute("SELECT brin_summarize_new_values(%s)", [index])
         start = NOON - timedelta(days=5)
         cursor.execute(
-            "EXPLAIN (ANALYZE, FORMAT JSON) " + tally._TALLY,
-            {"start": start, "end": start + 5 * MINUTE, "sampled": tally.SAMPLED_RUNS},
+            "EXPLAIN (ANALYZE, FORMAT JSON) " + rollup._TALLY,
+            {"start": start, "end": start + 5 * MINUTE, "sampled": rollup.SAMPLED_RUNS},
         )
         (plan,) = cursor.fetchone() or ("[]",)
     read = list(scans(json.loads(plan)[0]["Plan"] if isinstance(plan, str) else plan[0]["Plan"]))

@@ -14,7 +14,7 @@ from django.test import Client
 from django.urls import reverse
 
 from audiences.models import Event, Install, Receipt
-from audiences.receiving import refused
+from audiences.receiving import rejected_calls
 from lytics_sync.lenient import with_encoded_query
 from tests.messages import body, message
 from tests.people import someone
@@ -156,7 +156,7 @@ def test_what_cannot_be_parsed_is_asked_to_come_back_and_counted(web: Web, insta
     assert re.search(rb"\r\nX-Request-ID: [0-9a-f]{32}\r\n", answer)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert not Receipt.objects.exists()
-    told = eventually(lambda: (refused.last_hour([]) or {}).get(refused.UNREADABLE))
+    told = eventually(lambda: (rejected_calls.last_hour([]) or {}).get(rejected_calls.UNREADABLE))
     assert (told.count, words in told.what) == (1, True), told
     assert "lysync" not in told.what
     assert f"{told.source}" == "127.0.0.1"
@@ -261,9 +261,9 @@ def test_people_keep_their_pages(install: Install) -> None:
 def test_the_front_page_says_what_could_not_be_read(install: Install) -> None:
     Client().post("/webhooks/lytics/x", b"[]", "application/json", headers={"Host": "<b>example.com"})
     Client().get(f"/webhooks/lytics/{install.public_id}")
-    refused._counter.send()
-    troubles = someone("viewer").get(reverse("admin:index")).context["troubles"]
-    told = {one.what: str(one.why) for one in troubles}
+    rejected_calls._counter.send()
+    alerts = someone("viewer").get(reverse("admin:index")).context["alerts"]
+    told = {one.what: str(one.why) for one in alerts}
     assert "ALLOWED_HOSTS" in told["1 request could not be read and got 503"]
     assert "<b>" not in told["1 request could not be read and got 503"]
     assert f"GET /webhooks/lytics/{install.public_id}" in told["1 call got 405: the method is not POST"]
@@ -280,4 +280,4 @@ def test_the_front_page_counts_what_each_process_of_the_server_could_not_read(
         return bool(counts and int(counts[1]) > 2 and "too many headers, or one longer than 8,190 bytes" in page)
 
     assert eventually(shown)
-    assert (refused.last_hour([]) or {})[refused.UNREADABLE].source == "127.0.0.1"
+    assert (rejected_calls.last_hour([]) or {})[rejected_calls.UNREADABLE].source == "127.0.0.1"

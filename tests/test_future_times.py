@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import leases
-from audiences.insight import ahead, customers, state
+from audiences.insight import customers, future_times, state
 from audiences.models import Audience, Event, FutureTime, Install, Membership
 from audiences.operations import audit
 from audiences.receiving import ingest
@@ -110,8 +110,8 @@ def test_the_event_says_which_time_was_told(shop: Install) -> None:
 
 def test_find_a_customer_and_the_front_page_say_so(shop: Install, admin_client: Client) -> None:
     receive(shop, "enter", "2199-01-01T00:00:00Z")
-    (fate,) = customers.trail("kim").fates
-    assert "2199-01-01" in state.of_event(fate).why
+    (status,) = customers.customer_history("kim").statuses
+    assert "2199-01-01" in state.of_event(status).why
     page = admin_client.get(reverse("admin:index")).content.decode()
     assert "1 transition time was ahead of the clock" in page
     assert "173 years" in page or "172 years" in page
@@ -151,15 +151,15 @@ def test_now_counts_what_an_older_version_stored_until_real_events_have_set_it_r
 
     def told() -> list[Any]:
         page = viewer.get(reverse("admin:index"))
-        return [one for one in page.context["troubles"] if "ahead of the clock" in one.what]
+        return [one for one in page.context["alerts"] if "ahead of the clock" in one.what]
 
-    (trouble,) = told()
-    assert trouble.what == "2 memberships have times ahead of the clock"
-    assert "by 172 years" in trouble.why or "by 173 years" in trouble.why
+    (alert,) = told()
+    assert alert.what == "2 memberships have times ahead of the clock"
+    assert "by 172 years" in alert.why or "by 173 years" in alert.why
     happen(gold, ("kim", "exit", times.from_moment(now())))
     drain_all(shop)
-    (trouble,) = told()
-    assert trouble.what == "1 membership has a time ahead of the clock"
+    (alert,) = told()
+    assert alert.what == "1 membership has a time ahead of the clock"
     happen(gold, ("lee", "change", times.from_moment(now())))
     drain_all(shop)
     assert told() == []
@@ -173,7 +173,7 @@ def test_the_search_for_stored_times_reads_an_index_and_not_the_log(shop: Instal
     drain_all(shop)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE audiences_event, audiences_membership")
-        cursor.execute(f"EXPLAIN {ahead._STORED}", {"latest": leases.latest_ns()})
+        cursor.execute(f"EXPLAIN {future_times._STORED}", {"latest": leases.latest_ns()})
         plan = "\n".join(row[0] for row in cursor.fetchall())
     assert "events_stored_ahead" in plan
     assert "Seq Scan" not in plan
@@ -212,8 +212,8 @@ def test_a_waiting_event_from_the_future_loses_to_a_real_one_of_its_run(
     drain_all(shop)
     assert odp.members("lytics_gold") == (["kim"] if real == "enter" else [])
     assert_all_is_well(gold)
-    fates = {fate.event.get_kind_display(): fate.end for fate in customers.trail("kim").fates}
-    assert fates == {real: customers.End.DELIVERED, stuck: customers.End.FOLDED}
+    statuses = {status.event.get_kind_display(): status.end for status in customers.customer_history("kim").statuses}
+    assert statuses == {real: customers.End.DELIVERED, stuck: customers.End.FOLDED}
 
 
 def test_an_event_from_the_future_that_is_sent_again_does_not_undo_a_real_one(
@@ -235,7 +235,7 @@ def test_the_fate_of_a_real_event_after_one_from_the_future_is_delivered(shop: I
     drain_all(shop)
     happen(gold, ("kim", "exit", times.from_moment(now())))
     drain_all(shop)
-    assert {fate.end for fate in customers.trail("kim").fates} == {customers.End.DELIVERED}
+    assert {status.end for status in customers.customer_history("kim").statuses} == {customers.End.DELIVERED}
 
 
 def test_an_event_from_the_future_decides_where_nothing_else_is_known(odp: ThreadedSandbox, shop: Install) -> None:

@@ -7,7 +7,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.delivery import brake
+from audiences.delivery import backoff
 from audiences.models import Audience, Install, Token
 from audiences.operations import guards, installs
 from audiences.receiving import ingest, tokens
@@ -130,7 +130,7 @@ def test_a_stale_form_changes_nothing(operator: Client, shop: Install) -> None:
 
 def test_a_save_leaves_the_columns_of_the_workers_alone(operator: Client, shop: Install) -> None:
     form = opened(operator, shop)
-    brake.apply(shop, Answer(Outcome.RETRY_LATER, "503: closed"))
+    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503: closed"))
     Install.objects.update(learned_batch_size=7)
     save(operator, shop, form, name="Renamed")
     again = Install.objects.get()
@@ -159,9 +159,9 @@ def test_revoking_says_which_token_lytics_uses(operator: Client, shop: Install) 
 def test_a_token_that_is_used_meanwhile_is_asked_about_again(operator: Client, shop: Install) -> None:
     fresh = tokens.create(shop)
     address = reverse("admin:audiences_token_revoke", args=[fresh.pk])
-    proof = operator.get(address).context["hidden"]
+    version_tag = operator.get(address).context["hidden"]
     Token.objects.filter(pk=fresh.pk).update(last_used_at=now())
-    operator.post(address, proof)
+    operator.post(address, version_tag)
     assert Token.objects.get(pk=fresh.pk).revoked_at is None
     operator.post(address, operator.get(address).context["hidden"])
     assert Token.objects.get(pk=fresh.pk).revoked_at is not None

@@ -19,17 +19,17 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import readiness
-from audiences.delivery import brake
+from audiences.delivery import backoff
+from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
 from audiences.models import Audience, Event, Install, Lane
-from audiences.receiving import refused
-from audiences.secrets import UNREADABLE, opened
+from audiences.receiving import rejected_calls
 from local.processes import Program
 from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
-from workers import drain, heart, tasks
+from workers import drain, heartbeat_monitor, tasks
 from workers.app import app
-from workers.heart import Heart
+from workers.heartbeat_monitor import HeartbeatMonitor
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -126,7 +126,7 @@ def status() -> tuple[int, str]:
 
 def test_ready_work_that_stands_still_is_red_whatever_heartbeats_say(waiting: Audience) -> None:
     assert status() == (503, "stuck")
-    own = Heart("w", send=lambda: None, every=10)
+    own = HeartbeatMonitor("w", send=lambda: None, every=10)
     own.heard()
     assert "ready work has not moved" in own.problem()
     Lane.objects.update(delivered_sequence=1)
@@ -161,7 +161,7 @@ def test_what_is_rightly_held_is_not_stuck(waiting: Audience, how: str) -> None:
 
 
 def test_a_brake_for_a_fault_of_ours_holds_nothing_rightly(waiting: Audience) -> None:
-    held = _held(reason=f"{brake.UNEXPECTED}KeyError")
+    held = _held(reason=f"{backoff.UNEXPECTED}KeyError")
     Install.objects.update(**{f"brake_{name}": value for name, value in held.items()})
     assert status() == (503, "stuck")
 
@@ -251,15 +251,15 @@ def test_each_process_refuses_bad_settings_in_one_sentence(
 @pytest.fixture
 def no_failures() -> Iterator[None]:
     yield
-    for key in refused._redis().scan_iter("lytics-sync:failed:*"):
-        refused._redis().delete(key)
+    for key in rejected_calls._redis().scan_iter("lytics-sync:failed:*"):
+        rejected_calls._redis().delete(key)
 
 
 def test_now_names_a_failing_task_with_its_first_line(no_failures: None, boss: Client) -> None:
-    failures.note("workers.tasks.tally", ValueError('no column "line_at": "kim@example.com"\nDETAIL: kim'))
-    failures.note("workers.tasks.tally", ValueError("key 'kim@example.com' exists"))
+    failures.note("workers.tasks.roll_up", ValueError('no column "line_at": "kim@example.com"\nDETAIL: kim'))
+    failures.note("workers.tasks.roll_up", ValueError("key 'kim@example.com' exists"))
     page = boss.get("/admin/").content.decode()
-    assert "The task tally fails" in page
+    assert "The task roll_up fails" in page
     assert "ValueError: key … exists" in page
     assert "2 times" in page
     assert "kim" not in page
@@ -293,20 +293,20 @@ def test_a_drain_takes_its_hint_down_so_that_the_next_one_goes_at_once(install: 
 
 def test_heartbeats_from_before_an_outage_of_the_broker_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     moment, ended, broker_is_there = [1_000.0], list[int](), [True]
-    monkeypatch.setattr("workers.heart.time.monotonic", lambda: moment[0])
+    monkeypatch.setattr("workers.heartbeat_monitor.time.monotonic", lambda: moment[0])
 
     def send() -> None:
         if not broker_is_there[0]:
             raise ConnectionError
 
-    own = Heart("w", send=send, every=10, end=ended.append)
-    for _ in range(heart.SENT_IN_VAIN):
+    own = HeartbeatMonitor("w", send=send, every=10, end=ended.append)
+    for _ in range(heartbeat_monitor.SENT_IN_VAIN):
         own.beat()
     broker_is_there[0] = False
     moment[0] += 1_000
     own.beat()
     broker_is_there[0] = True
-    for _ in range(heart.SENT_IN_VAIN):
+    for _ in range(heartbeat_monitor.SENT_IN_VAIN):
         own.beat()
     assert ended == []
     own.beat()
@@ -314,8 +314,8 @@ def test_heartbeats_from_before_an_outage_of_the_broker_do_not_count(monkeypatch
 
 
 def test_a_heartbeat_of_another_worker_says_nothing_about_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Heart("this", send=lambda: None, every=10)
-    monkeypatch.setattr(heart, "_own", own)
+    own = HeartbeatMonitor("this", send=lambda: None, every=10)
+    monkeypatch.setattr(heartbeat_monitor, "_own", own)
     before = own.heard_at
     tasks.heartbeat("other")
     assert own.heard_at == before

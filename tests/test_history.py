@@ -16,7 +16,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import carried, said
+from audiences import masked_answers, request_bodies
 from audiences.admin import csv_file
 from audiences.admin.runs_chart import chart
 from audiences.models import Audience, Delivery, Install, Receipt, Run
@@ -77,7 +77,7 @@ def test_what_was_kept_is_byte_by_byte_what_odp_got_and_so_are_the_headers(viewe
         (seen,) = [request for request in odp.requests(bodies=True) if request["path"] == "/v3/profiles"]
     sent = Delivery.objects.get()
     assert sent.request is not None
-    assert carried.unpack(bytes(sent.request)) == seen["body"]
+    assert request_bodies.unpack(bytes(sent.request)) == seen["body"]
     shown = viewer.get(url("change", sent)).context["headers"]
     on_the_wire = {name: value for name, value in seen["headers"].items() if name not in ("host", "x-api-key")}
     ours = {name.lower(): value for name, value in shown.items()}
@@ -97,7 +97,9 @@ def test_the_body_is_stored_before_the_call_goes_out() -> None:
         call = Odp.call
 
         def look(self: Any, *args: Any, **kwargs: Any) -> Any:
-            found.extend(carried.unpack(bytes(one.request or b"")) == kwargs["body"].decode() for one in open_now.all())
+            found.extend(
+                request_bodies.unpack(bytes(one.request or b"")) == kwargs["body"].decode() for one in open_now.all()
+            )
             return call(self, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +110,7 @@ def test_the_body_is_stored_before_the_call_goes_out() -> None:
 
 def test_a_request_is_masked_until_an_admin_asks_and_then_once(boss: Client, viewer: Client, shop: Install) -> None:
     body = encode([{"attributes": {"fs_user_id": PERSON, "web_user_id": PERSON, "lytics_gold": True}}])
-    sent = delivery(shop, request=carried.pack(body), bytes=len(body))
+    sent = delivery(shop, request=request_bodies.pack(body), bytes=len(body))
     for client in (viewer, boss):
         page = page_of(client, sent)
         assert PERSON not in page
@@ -123,7 +125,7 @@ def test_a_request_is_masked_until_an_admin_asks_and_then_once(boss: Client, vie
 
 
 def test_a_stale_confirmation_reveals_nothing(boss: Client, shop: Install) -> None:
-    sent = delivery(shop, request=carried.pack(b"[]"))
+    sent = delivery(shop, request=request_bodies.pack(b"[]"))
     asked = boss.get(url("reveal", sent)).content.decode()
     Delivery.objects.update(request=None)
     boss.post(url("reveal", sent), hidden(asked))
@@ -133,7 +135,7 @@ def test_a_stale_confirmation_reveals_nothing(boss: Client, shop: Install) -> No
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 def test_what_an_item_says_of_an_audience_is_read_back(mechanism: Mechanism) -> None:
     changes = [Change(n % 2, f"lytics_{n % 2}", f"customer-{n // 2}", n % 3 == 0, 10**18, n) for n in range(8)]
-    items = carried.items(
+    items = request_bodies.items(
         encode([item for group in mechanism.groups(changes) for item in mechanism.items(group)]).decode()
     )
     for lane in (0, 1):
@@ -145,7 +147,7 @@ def test_what_an_item_says_of_an_audience_is_read_back(mechanism: Mechanism) -> 
 def test_no_identifier_stays_in_a_masked_request(mechanism: Mechanism, viewer: Client, shop: Install) -> None:
     (group,) = mechanism.groups([Change(1, "lytics_gold", PERSON, True, 10**18, 1)])
     body = encode(mechanism.items(group))
-    page = page_of(viewer, delivery(shop, request=carried.pack(body), bytes=len(body)))
+    page = page_of(viewer, delivery(shop, request=request_bodies.pack(body), bytes=len(body)))
     assert PERSON not in page
     assert "lytics_gold" in page
 
@@ -153,10 +155,10 @@ def test_no_identifier_stays_in_a_masked_request(mechanism: Mechanism, viewer: C
 def test_of_a_long_request_the_first_items_are_kept_and_it_says_so(viewer: Client, shop: Install) -> None:
     items = [{"attributes": {"fs_user_id": f"{n:04}-{'x' * 500}", "lytics_gold": True}} for n in range(1_000)]
     body = encode(items)
-    assert len(body) > carried.KEPT_BYTES
-    sent = delivery(shop, request=carried.pack(body), bytes=len(body), items=len(items))
+    assert len(body) > request_bodies.KEPT_BYTES
+    sent = delivery(shop, request=request_bodies.pack(body), bytes=len(body), items=len(items))
     assert sent.request is not None
-    kept = carried.items(carried.unpack(bytes(sent.request)))
+    kept = request_bodies.items(request_bodies.unpack(bytes(sent.request)))
     assert 100 < len(kept) < len(items)
     assert kept == items[: len(kept)]
     assert f"the first {len(kept)} of 1000 items" in page_of(viewer, sent)
@@ -181,7 +183,7 @@ def test_a_run_unfolds_to_what_of_its_audience_went_out(viewer: Client, shop: In
     changes = [Change(1, "lytics_gold", f"customer-{n:03}", n % 2 == 0, 10**18, n) for n in range(30)]
     changes.append(Change(2, "lytics_silver", PERSON, True, 10**18, 1))
     body = encode([item for group in Attribute().groups(changes) for item in Attribute().items(group)])
-    sent = delivery(shop, request=carried.pack(body), bytes=len(body), items=31)
+    sent = delivery(shop, request=request_bodies.pack(body), bytes=len(body), items=31)
     of_gold, of_silver = run(gold, sent, sent=30), run(silver, sent)
     piece = viewer.get(address("run_sent", of_gold.pk))
     assert piece.context["count"] == 30
@@ -378,7 +380,7 @@ def test_a_long_file_starts_at_once_and_never_stands_in_memory(
         )
     answer: Any = viewer.post(address("delivery_csv"))
     pieces = iter(answer.streaming_content)
-    with django_assert_num_queries(2 + csv_file.ROWS // said.AT_ONCE):
+    with django_assert_num_queries(2 + csv_file.ROWS // masked_answers.AT_ONCE):
         assert next(pieces).startswith(b"delivery,install")
         assert next(pieces).count(b"\n") == csv_file.ROWS
     tracemalloc.start()

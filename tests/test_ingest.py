@@ -12,11 +12,11 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, F, Max
 from django.utils.timezone import now
 
+from audiences.encryption import decrypt
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
 from audiences.operations import parked_items
 from audiences.receiving import audience_lookup, ingest
 from audiences.receiving.ingest import receive
-from audiences.secrets import decrypt
 from lytics import reasons
 from lytics.facts import Fact, Kind
 from tests.messages import AT_NS, SECOND, body, message, single, transition

@@ -82,7 +82,7 @@ def deliver(lease: Lease, *, refuse: tuple[str, ...] = (), stop: tuple[str, ...]
     ]
     for result in results:
         if result.complete:
-            result.accepted.extend(folded[result.span.audience_id].affirmed)
+            result.accepted.extend(folded[result.span.audience_id].unchanged)
     answer = Answer(Outcome.RETRY_LATER, "busy") if stop else DELIVERED
     settling.settle(lease, results, ledger, delivery_id=delivery, answer=answer)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from local import embedded, stack
-from local.processes import Trouble, belongs_to, free_port, is_free, read_pid
+from local.processes import StackError, belongs_to, free_port, is_free, read_pid
 from lytics_sync.env import PROJECT_DIR
 
 NAMES = {"runner", "postgres", "redis", "web", "worker-1", "worker-2", "beat", "sandbox"}
@@ -248,16 +248,16 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     full = shutil.disk_usage(tmp_path)._replace(free=12 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     here = stack.Stack(folder=tmp_path, port=1, host="", memory=stack.Memory(file=tmp_path / "local.env", values={}))
-    with pytest.raises(Trouble, match=r"Only 12 MB are free where .* is, and the stack needs 300 MB"):
+    with pytest.raises(StackError, match=r"Only 12 MB are free where .* is, and the stack needs 300 MB"):
         here.check_room()
 
 
 def test_a_platform_without_binaries_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Trouble, match=r"There is no PostgreSQL for .*; install PostgreSQL or set DATABASE_URL"):
+    with pytest.raises(StackError, match=r"There is no PostgreSQL for .*; install PostgreSQL or set DATABASE_URL"):
         embedded.postgres(folder=tmp_path / "postgres", port=1, password="")
-    with pytest.raises(Trouble, match=r"There is no Redis-compatible server for .* or set REDIS_URL"):
+    with pytest.raises(StackError, match=r"There is no Redis-compatible server for .* or set REDIS_URL"):
         embedded.redis(folder=tmp_path / "redis", port=1, password="")
 
 

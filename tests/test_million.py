@@ -175,7 +175,7 @@ TRUNCATE audiences_again, audiences_parked, audiences_run, audiences_delivery, a
 
 
 def fill(*, events: int, rows: int) -> None:
-    from audiences import carried
+    from audiences import request_bodies
 
     with connection.cursor() as cursor:
         cursor.execute(EMPTY)
@@ -197,7 +197,7 @@ def fill(*, events: int, rows: int) -> None:
                     "events": events,
                     "rows": rows,
                     "first": first,
-                    "request": carried.pack(b'[{"attributes":{"fs_user_id":"kim","lytics_slug_1":true}}]'),
+                    "request": request_bodies.pack(b'[{"attributes":{"fs_user_id":"kim","lytics_slug_1":true}}]'),
                 },
             )
         finally:

@@ -147,7 +147,7 @@ def test_one_that_is_set_aside_is_told_with_its_reason_and_keeps_its_events(
 ) -> None:
     press(operator, "set-aside", gold)
     page = operator.get(reverse("admin:index"))
-    (told,) = [one for one in page.context["troubles"] if "lytics_gold" in one.what]
+    (told,) = [one for one in page.context["alerts"] if "lytics_gold" in one.what]
     assert (told.what, told.tone) == ("lytics_gold is set aside (Shop)", "held")
     assert "known since May" in told.why
     lane = lane_of(gold)
@@ -171,7 +171,7 @@ def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_asi
 
     def told() -> list[str]:
         page = operator.get(reverse("admin:index"))
-        return [one.what for one in page.context["troubles"] if "lytics_gold" in one.what]
+        return [one.what for one in page.context["alerts"] if "lytics_gold" in one.what]
 
     blocked = reverse("admin:audiences_audience_changelist"), {"state": "blocked"}
     assert told() == ["lytics_gold is blocked (Shop)"]

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences.delivery import brake
+from audiences.delivery import backoff
 from audiences.models import Install, Lane, Pace
 from odp.deadline import TooLateError
 from odp.outcomes import Answer, Outcome
@@ -214,13 +214,13 @@ def test_nobody_stands_at_the_gate_beyond_his_time(shop: Install) -> None:
 @pytest.mark.django_db
 def test_whoever_stands_at_the_gate_when_the_brake_comes_on_does_not_go(shop: Install) -> None:
     pace.pass_gate(shop, PROFILES, FOR_EVER)
-    brake.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=30.0))
+    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=30.0))
     with pytest.raises(TooLateError):
         pace.pass_gate(shop, PROFILES, FOR_EVER)
     Pace.objects.update(gate_at=now() - timedelta(seconds=1))
     with pytest.raises(TooLateError):
         pace.pass_gate(shop, PROFILES, FOR_EVER)
-    brake.release(shop)
+    backoff.release(shop)
     pace.pass_gate(shop, PROFILES, FOR_EVER)
 
 

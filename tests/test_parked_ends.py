@@ -12,11 +12,11 @@ from django.urls import reverse
 from hypothesis import given
 from hypothesis import strategies as some
 
-from audiences import ends
+from audiences import partial_decryption
 from audiences.admin import parked as pages
 from audiences.admin.fragments import masked_ends
+from audiences.encryption import encrypt
 from audiences.models import Install, Parked
-from audiences.secrets import encrypt
 from tests.people import someone
 
 EMAIL = "anna.maria@example.com"
@@ -33,10 +33,10 @@ def read_from(stored: bytes) -> Any:
 def test_both_ends_are_those_of_what_was_encrypted(size: int, pad: int) -> None:
     clear = bytes(at * 7 % 251 for at in range(size + pad))
     hidden = encrypt(clear)
-    found = ends.decrypt_ends(read_from(hidden), len(hidden))
-    assert found.first == clear[: ends.PART]
+    found = partial_decryption.decrypt_ends(read_from(hidden), len(hidden))
+    assert found.first == clear[: partial_decryption.PART]
     assert found.size == len(clear)
-    assert len(found.last) > ends.PART - 17
+    assert len(found.last) > partial_decryption.PART - 17
     assert clear.endswith(found.last)
 
 
@@ -44,10 +44,10 @@ def test_an_older_key_opens_it_and_an_unknown_one_does_not(settings: Any) -> Non
     clear, old = b"x" * 300_000, settings.FIELD_ENCRYPTION_KEYS
     hidden = encrypt(clear)
     settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode(), *old]
-    assert ends.decrypt_ends(read_from(hidden), len(hidden)).size == len(clear)
+    assert partial_decryption.decrypt_ends(read_from(hidden), len(hidden)).size == len(clear)
     settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     with pytest.raises(ImproperlyConfigured):
-        ends.decrypt_ends(read_from(hidden), len(hidden))
+        partial_decryption.decrypt_ends(read_from(hidden), len(hidden))
 
 
 @pytest.mark.parametrize("at", [0.0, 0.1, 0.5, 0.9, 0.9999])
@@ -56,7 +56,7 @@ def test_what_somebody_has_changed_is_not_shown(at: float) -> None:
     place = 12 + int((len(hidden) - 60) * at)
     hidden[place] = ord("A") if hidden[place] != ord("A") else ord("B")
     with pytest.raises(ImproperlyConfigured):
-        ends.decrypt_ends(read_from(bytes(hidden)), len(hidden))
+        partial_decryption.decrypt_ends(read_from(bytes(hidden)), len(hidden))
 
 
 # Values with everything that has a meaning in JSON; SECRET stands in each of them.

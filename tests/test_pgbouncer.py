@@ -25,10 +25,10 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.admin import csv_file
-from audiences.insight import customers, search_index, tally
+from audiences.insight import customers, rollup, search_index
 from audiences.models import Audience, Install, Receipt
-from audiences.operations import affirm, audit, resends, rotation
-from audiences.receiving import ingest, received
+from audiences.operations import audit, reconcile, resends, rotation
+from audiences.receiving import ingest, log_range
 from local.processes import free_port
 from local.stack import Memory, Stack, manage
 from sandbox.odp.testing import ControlledSandbox
@@ -119,15 +119,15 @@ def test_what_was_sent_is_sent_again_found_counted_and_audited(shop: Install, od
     gold = Audience.objects.get()
     hour = (now() - timedelta(hours=1), now() + timedelta(hours=1))
     assert resends.resync(gold, by="boss", reason="to see")
-    stretch = received.find(gold.pk, *hour, upto=gold.last_sequence)
+    stretch = log_range.find(gold.pk, *hour, upto=gold.last_sequence)
     assert resends.replay(gold, stretch, start=hour[0], end=hour[1], by="boss", reason="to see")
     resends.go_on(shop.pk, seconds=5)
     drain_all(shop)
-    affirm.affirm()
+    reconcile.reconcile()
     search_index.summarise()
-    tally.tally()
+    rollup.roll_up()
     rotation.rotate()
-    assert len(customers.trail("u0003").fates) == 3
+    assert len(customers.customer_history("u0003").statuses) == 3
     assert odp.members("lytics_gold_club") == numbered(9)
     assert_all_is_well(gold)
     assert audit.audit() == []

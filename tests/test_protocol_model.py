@@ -32,8 +32,8 @@ TWINS = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_promise_holds_in_every_order_of_the_steps(size: str) -> None:
-    lanes, troubles = SIZES[size]
-    states = explore(start(*lanes, troubles=troubles))
+    lanes, alerts = SIZES[size]
+    states = explore(start(*lanes, alerts=alerts))
     print(f"{size}: {states:,} states")
     assert states > 10_000, "smaller than it was"
 

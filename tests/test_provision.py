@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import naming
 from audiences.admin.audience_verbs import AcceptDefinition, Unblock
-from audiences.delivery import brake, claims, holds, provision
+from audiences.delivery import backoff, claims, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Parked
 from audiences.operations import parked_items, resends
@@ -209,7 +209,7 @@ def test_a_fault_of_ours_puts_that_audience_on_hold_and_no_other(
 def test_its_pauses_grow_and_a_refused_key_is_probed_slowly(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr("audiences.delivery.brake.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("audiences.delivery.backoff.random.uniform", lambda low, high: high)
     settings.PROBE_SECONDS = 1000
     audience = new_audience(shop)
     pauses = []
@@ -228,7 +228,7 @@ def test_its_pauses_grow_and_a_refused_key_is_probed_slowly(
 
 def test_a_making_that_goes_well_says_nothing_of_deliveries(odp: ThreadedSandbox, shop: Install) -> None:
     new_audience(shop)
-    brake.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
+    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
     assert provision.provision_one(shop.pk) is False, "nothing goes to an account that is braked"
     brake_runs_out(shop)
     assert provision.provision_one(shop.pk) is True
@@ -248,7 +248,7 @@ def test_a_making_takes_no_place_of_a_delivery(odp: ThreadedSandbox) -> None:
         assert [span.odp_id for span in lease.spans] == ["lytics_known"], failures
         holds.give_back(lease)
         making_runs_out(making.audience)
-        brake.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
+        backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
         brake_runs_out(shop)
 
 

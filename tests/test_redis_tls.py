@@ -34,7 +34,7 @@ ASK_ALL = """
 import json
 import django
 django.setup()
-from audiences.receiving import refused
+from audiences.receiving import rejected_calls
 from audiences import wake
 from workers.app import app
 
@@ -44,7 +44,7 @@ def celery():
         connection.default_channel.client.ping()
 
 said = {}
-clients = {"wake": wake._redis().ping, "refused": refused._redis().ping, "celery": celery}
+clients = {"wake": wake._redis().ping, "rejected_calls": rejected_calls._redis().ping, "celery": celery}
 for name, ask in clients.items():
     try:
         ask()
@@ -53,7 +53,7 @@ for name, ask in clients.items():
         said[name] = f"{type(error).__name__}: {error}"
 print(json.dumps(said))
 """
-NAMES = {"wake", "refused", "celery"}
+NAMES = {"wake", "rejected_calls", "celery"}
 
 
 class Authority:

@@ -19,11 +19,11 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import wake
-from audiences.delivery import brake, holds
+from audiences.delivery import backoff, holds
 from audiences.insight import state
 from audiences.models import Audience, Event, Install, Lane, Membership, Parked, Resend
 from audiences.operations import parked_items, resends
-from audiences.receiving import backlog, ingest, received
+from audiences.receiving import backlog, ingest, log_range
 from audiences.receiving.ingest import receive
 from lytics.facts import Fact, Kind
 from sandbox.odp.testing import ROOT, ThreadedSandbox
@@ -93,7 +93,7 @@ def in_the_ledger(audience: Audience, *identifiers: str, is_member: bool = True)
 
 def ask_replay(audience: Audience, start: datetime = BASE, end: datetime = BASE + timedelta(days=1)) -> Resend:
     last = Audience.objects.get(pk=audience.pk).last_sequence
-    stretch = received.find(audience.pk, start, end, upto=last)
+    stretch = log_range.find(audience.pk, start, end, upto=last)
     assert resends.replay(audience, stretch, start=start, end=end, by="ada", reason="ODP lost it")
     return Resend.objects.latest("pk")
 
@@ -214,14 +214,14 @@ def test_a_replay_is_exact_where_events_were_not_received_in_the_order_of_their_
     """A call may be numbered long after its time was read, by up to the slack."""
     chance = random.Random(seed)
     slack = chance.choice([5, 60, 400])
-    monkeypatch.setattr(received, "SLACK", timedelta(seconds=slack))
+    monkeypatch.setattr(log_range, "SLACK", timedelta(seconds=slack))
     monkeypatch.setattr(resends, "CHUNK", 7)
     moments = seconds(*(nth * 10 - chance.uniform(0, slack) for nth in range(80)))
     accepted(gold, *moments)
     for _ in range(12):
         begin, length = chance.uniform(-500, 900), chance.choice([0.5, 20, 90, 500, 2_000])
         begins, ends = seconds(begin, begin + length)
-        stretch = received.find(gold.pk, begins, ends, upto=80)
+        stretch = log_range.find(gold.pk, begins, ends, upto=80)
         expected = [f"u{nth:04}" for nth, at in enumerate(moments) if begins <= at < ends]
         assert stretch.events == len(expected)
         assert not [who for who in expected if not stretch.first - 1 <= int(who[1:]) <= stretch.last - 1]
@@ -235,10 +235,10 @@ def test_a_replay_is_exact_where_events_were_not_received_in_the_order_of_their_
 def test_a_replay_finds_events_whose_call_waited_for_minutes(gold: Audience, late: int) -> None:
     """The slack of the product itself: a call may wait that long for its locks, and a machine's clock be that wrong."""
     accepted(gold, *seconds(0, 400, 400 - late, 800))
-    stretch = received.find(gold.pk, *seconds(300, 399), upto=4)
+    stretch = log_range.find(gold.pk, *seconds(300, 399), upto=4)
     assert stretch.events == int(1 < late < 100)
     span = seconds(400 - late, 400 - late + 0.5)
-    found = received.find(gold.pk, *span, upto=4)
+    found = log_range.find(gold.pk, *span, upto=4)
     assert (found.events, found.first <= 3 <= found.last) == (1, True)
 
 
@@ -247,7 +247,7 @@ def test_the_span_is_found_by_a_few_numbers_and_not_by_reading_the_log(
 ) -> None:
     accepted(gold, *seconds(*range(0, 500_000, 1_000)))
     with django_assert_max_num_queries(40) as seen:
-        stretch = received.find(gold.pk, *seconds(100_000, 300_000), upto=500)
+        stretch = log_range.find(gold.pk, *seconds(100_000, 300_000), upto=500)
     assert stretch.events == 200
     for query in seen.captured_queries:
         if "BETWEEN" in query["sql"]:
@@ -258,7 +258,7 @@ def test_the_span_is_found_by_a_few_numbers_and_not_by_reading_the_log(
 def test_numbers_that_were_pruned_are_before_every_span(shop: Install, gold: Audience) -> None:
     accepted(gold, *seconds(0, 10, 20, 30))
     Event.objects.filter(sequence__lte=2).delete()
-    assert received.find(gold.pk, *seconds(-100, 100), upto=4).events == 2
+    assert log_range.find(gold.pk, *seconds(-100, 100), upto=4).events == 2
     ask_replay(gold, *seconds(-100, 100))
     go_on(shop)
     assert forced(gold) == ["u0002", "u0003"]
@@ -904,7 +904,7 @@ def test_full_batches_are_tried_again_after_a_smaller_size_was_learned(
 ) -> None:
     button = url("full-batches", shop)
     assert button not in page(operator, shop)
-    brake.learn_batch_size(shop, 120)
+    backoff.learn_batch_size(shop, 120)
     shown = page(operator, shop)
     assert "At most 120 items in a request" in shown
     assert button in shown
@@ -922,9 +922,9 @@ def test_full_batches_are_not_tried_on_a_page_that_is_out_of_date(
     operator: Client,
     shop: Install,
 ) -> None:
-    brake.learn_batch_size(shop, 120)
+    backoff.learn_batch_size(shop, 120)
     asked = operator.get(url("full-batches", shop)).content.decode()
-    brake.learn_batch_size(shop, 60)
+    backoff.learn_batch_size(shop, 60)
     assert "nothing was done" in told(operator, url("full-batches", shop), hidden(asked))
     shop.refresh_from_db()
     assert shop.learned_batch_size == 60

@@ -100,10 +100,10 @@ def test_later_events_are_delivered_after_a_skip(gold: Audience, odp: ThreadedSa
 def test_find_a_customer_says_that_an_event_was_skipped(gold: Audience) -> None:
     switch_off(gold.install)
     skips.skip(gold.install_id, by="me", reason="restored")
-    newest, older = customers.trail("a").fates
+    newest, older = customers.customer_history("a").statuses
     assert (state.of_event(newest).word, state.of_event(older).word) == ("skipped", "delivered")
     assert "skipped by me: restored" in state.of_event(newest).why
-    (only,) = customers.trail("d").fates
+    (only,) = customers.customer_history("d").statuses
     assert state.of_event(only).word == "skipped"
 
 

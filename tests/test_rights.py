@@ -16,15 +16,15 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import hosts
+from audiences import odp_hosts
 from audiences.admin import masks
 from audiences.admin import parked as parked_pages
 from audiences.admin.pages import mask
 from audiences.admin.verbs import way_back
+from audiences.encryption import encrypt
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs
 from audiences.receiving import ingest
-from audiences.secrets import encrypt
 from lytics_sync import settings as the_settings
 from odp import redact
 from odp.client import Client as OdpClient
@@ -241,8 +241,8 @@ def test_ticked_items_are_released_and_discarded_by_who_may(
     Parked.objects.update(raw=encrypt(json.dumps(message(field="meta")).encode()))
     person, page = someone(role), reverse("admin:audiences_parked_changelist")
     asked = person.post(page, {"action": action, "_selected_action": [item.pk]})
-    proof = parked_pages._proof([item.pk])
-    answers = {"action": action, "_selected_action": [item.pk], "seen": proof, "reason": "a test"}
+    version_tag = parked_pages._version_tag([item.pk])
+    answers = {"action": action, "_selected_action": [item.pk], "seen": version_tag, "reason": "a test"}
     person.post(page, answers)
     item.refresh_from_db()
     assert item.resolution == resolution, asked.status_code
@@ -497,7 +497,7 @@ def test_behind_a_proxy_a_guesser_locks_out_nobody_but_themselves(settings: Any)
 def test_the_key_goes_over_http_to_this_machine_alone(host: str, allowed: bool, settings: Any) -> None:
     settings.ALLOWED_ODP_HOSTS = ["staging.example"]
     settings.PUBLIC_URL = "http://127.0.0.1:8000"
-    assert (hosts.problem_of(host) == "") is allowed
+    assert (odp_hosts.problem_of(host) == "") is allowed
 
 
 def test_behind_a_proxy_a_forgotten_public_url_is_an_error(settings: Any) -> None:
@@ -510,8 +510,8 @@ def test_behind_a_proxy_a_forgotten_public_url_is_an_error(settings: Any) -> Non
 
 
 def test_who_did_what_can_be_added_to_and_not_rewritten_by_the_process_role() -> None:
-    from audiences.operations import role
+    from audiences.operations import db_role
 
-    assert role._rights("admin", LogEntry._meta.db_table) == "SELECT, INSERT"
-    assert "DELETE" not in role._rights("audiences", "audiences_event")
+    assert db_role._rights("admin", LogEntry._meta.db_table) == "SELECT, INSERT"
+    assert "DELETE" not in db_role._rights("audiences", "audiences_event")
     assert the_settings.CELERY_BROKER_URL.startswith("redis://")

@@ -12,11 +12,11 @@ from django.core.management import call_command
 from django.db.models import BinaryField
 from django.test import Client
 
-from audiences import secrets
+from audiences import encryption
+from audiences.encryption import EncryptedTextField, decrypt, opened
 from audiences.models import Install, Parked, Token
 from audiences.operations import installs, rotation
 from audiences.receiving import ingest
-from audiences.secrets import EncryptedTextField, decrypt, opened
 from tests.delivering import make_install
 
 pytestmark = pytest.mark.django_db
@@ -108,8 +108,8 @@ def test_what_is_encrypted_in_pieces_is_what_fernet_makes_of_it(
     size: int, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear = os.urandom(size)
-    monkeypatch.setattr(secrets, "PIECE", 100)
-    token = secrets.encrypt(clear)
+    monkeypatch.setattr(encryption, "PIECE", 100)
+    token = encryption.encrypt(clear)
     assert Fernet(settings.FIELD_ENCRYPTION_KEYS[0]).decrypt(token) == clear
     assert len(token) == len(Fernet(settings.FIELD_ENCRYPTION_KEYS[0]).encrypt(clear))
 

@@ -16,10 +16,10 @@ from django.db import ProgrammingError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 
-from audiences import checks, hosts
+from audiences import checks, odp_hosts
 from audiences.insight import search_index
 from audiences.models import Install, Token, Worker
-from audiences.operations import installs, role
+from audiences.operations import db_role, installs
 from audiences.receiving import ingest
 from local.processes import Fleet, free_port
 from local.stack import Memory, Stack
@@ -43,7 +43,7 @@ PASSWORD = "long enough for anyone"
 )
 def test_a_public_service_sends_to_no_host_but_odps_own(host: str, settings: Any) -> None:
     settings.PUBLIC_URL = "https://sync.example.com"
-    assert "ALLOWED_ODP_HOSTS" in hosts.problem_of(host)
+    assert "ALLOWED_ODP_HOSTS" in odp_hosts.problem_of(host)
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,21 @@ def test_a_public_service_sends_to_no_host_but_odps_own(host: str, settings: Any
 def test_no_service_asks_a_cloud_for_its_credentials(name: str, settings: Any) -> None:
     """Not on a developer's machine either, which may stand in a cloud."""
     settings.PUBLIC_URL = "http://127.0.0.1:8000"
-    assert "ALLOWED_ODP_HOSTS" in hosts.problem_of(f"https://{name}")
+    assert "ALLOWED_ODP_HOSTS" in odp_hosts.problem_of(f"https://{name}")
     settings.ALLOWED_ODP_HOSTS = [name.strip("[]")]
-    assert hosts.problem_of(f"https://{name}") == ""
+    assert odp_hosts.problem_of(f"https://{name}") == ""
 
 
 @pytest.mark.parametrize("host", ["", "https://api.zaius.com", "https://api.eu1.odp.optimizely.com/"])
 def test_odps_own_hosts_are_allowed(host: str, settings: Any) -> None:
     settings.PUBLIC_URL = "https://sync.example.com"
-    assert hosts.problem_of(host) == ""
+    assert odp_hosts.problem_of(host) == ""
 
 
 def test_another_host_can_be_allowed_by_whoever_runs_the_service(settings: Any) -> None:
     settings.PUBLIC_URL = "https://sync.example.com"
     settings.ALLOWED_ODP_HOSTS = ["sandbox"]
-    assert hosts.problem_of("http://sandbox:8090") == ""
+    assert odp_hosts.problem_of("http://sandbox:8090") == ""
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_another_host_can_be_allowed_by_whoever_runs_the_service(settings: Any) 
     ],
 )
 def test_a_host_is_scheme_name_and_port(host: str) -> None:
-    assert hosts.problem_of(host) != ""
+    assert odp_hosts.problem_of(host) != ""
 
 
 @pytest.mark.django_db
@@ -440,6 +440,6 @@ def test_a_role_that_is_not_there_is_told() -> None:
 
 
 def test_every_table_has_its_rights(db: None) -> None:
-    known = {table for _, table in role._tables()}
-    assert known >= role.DELETABLE_TABLES | role.APPEND_ONLY | role.READ_ONLY - {"django_migrations"}
+    known = {table for _, table in db_role._tables()}
+    assert known >= db_role.DELETABLE_TABLES | db_role.APPEND_ONLY | db_role.READ_ONLY - {"django_migrations"}
     assert Token._meta.db_table in known

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from django.utils.timezone import now
 
-from audiences.delivery import brake, holds, provision
+from audiences.delivery import backoff, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Install, Lane
 from odp.outcomes import Answer, Outcome
@@ -55,7 +55,7 @@ def test_one_that_can_not_be_made_is_on_hold_and_says_until_when(gold: Audience)
     assert shown == state.State(
         "on hold",
         "it can't be created in ODP: 503: busy — 3 in a row since 2026-07-01 12:00:00 UTC, next try at 13:00:00 UTC",
-        trouble=True,
+        alert=True,
     )
     Audience.objects.update(provisioned_at=now())
     shown = state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk))
@@ -75,9 +75,9 @@ def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> N
 
 def test_one_whose_install_may_not_send_is_held_back(gold: Audience) -> None:
     enter(gold, "kim")
-    brake.apply(gold.install, Answer(Outcome.RETRY_LATER, "503: busy", retry_after=600.0))
+    backoff.apply(gold.install, Answer(Outcome.RETRY_LATER, "503: busy", retry_after=600.0))
     assert word(gold) == "held back"
-    brake.release(gold.install)
+    backoff.release(gold.install)
     assert word(gold) == "waiting"
     Install.objects.update(enabled=False)
     assert word(gold) == "held back"

@@ -177,7 +177,7 @@ def a_lost_hint(now: Bridge) -> None:
 
 def a_request_applied_late(now: Bridge) -> None:
     now.until(0, "in flight")
-    now.trouble("connection lost", 0)
+    now.alert("connection lost", 0)
     now.until(0, "idle")
     now.time_passes(500)
     now.receive([("gold", "ann", "exit", 5)])

@@ -73,16 +73,16 @@ def press(client: Client, verb: str, audience: Audience, **answers: str) -> Any:
     return client.post(address, {"seen": seen, "reason": "made anew in May", **answers}, follow=True)
 
 
-def troubles(client: Client) -> list[str]:
+def alerts(client: Client) -> list[str]:
     page = client.get(reverse("admin:index"))
-    return [one.what for one in page.context["troubles"] if "made anew" in one.what]
+    return [one.what for one in page.context["alerts"] if "made anew" in one.what]
 
 
 def test_it_is_told_until_somebody_keeps_both(operator: Client, both: tuple[Audience, Audience]) -> None:
     _, new = both
-    assert troubles(operator) == ["gold was made anew in Lytics (Shop)"]
+    assert alerts(operator) == ["gold was made anew in Lytics (Shop)"]
     press(operator, "keep-both", new)
-    assert troubles(operator) == []
+    assert alerts(operator) == []
     assert {audience.odp_id for audience in Audience.objects.all()} == {"lytics_gold", new.odp_id}
     assert operator.get(reverse("admin:audiences_audience_take-over", args=[new.pk])).status_code == 302
 
@@ -102,7 +102,7 @@ def test_the_new_one_takes_the_old_id_over_with_its_own_members(
     assert sorted(held.values_list("identifier", flat=True)) == ["ida", "kim", "tom", "zoe"]
     assert lane_of(new).member_count == 4
     assert "took over its ODP id lytics_gold" in lane_of(old).pause_reason
-    assert troubles(operator) == []
+    assert alerts(operator) == []
     assert_all_is_well(new)
 
 

@@ -13,10 +13,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
+from audiences.encryption import decrypt, encrypt, opened
 from audiences.models import Install, Token
 from audiences.operations import installs
 from audiences.receiving import tokens
-from audiences.secrets import decrypt, encrypt, opened
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db

@@ -15,9 +15,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
+from audiences.encryption import decrypt
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Token
-from audiences.receiving import backlog, disk, ingest, strangers, views
-from audiences.secrets import decrypt
+from audiences.receiving import backlog, disk_usage, ingest, invalid_tokens, views
 from lytics import reasons
 from lytics.facts import Kind
 from tests.messages import AT_NS, SECOND, body, message, single, transition
@@ -334,7 +334,7 @@ def test_being_held_off_ends_with_the_minute(
 ) -> None:
     settings.BAD_TOKENS_PER_MINUTE = 1
     assert [stranger(install).status_code for _ in range(2)] == [401, 429]
-    monkeypatch.setattr(strangers, "_minute", lambda: -7)
+    monkeypatch.setattr(invalid_tokens, "_minute", lambda: -7)
     assert stranger(install).status_code == 401
 
 
@@ -347,10 +347,10 @@ def test_what_is_kept_of_strangers_is_bounded(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.BAD_TOKENS_PER_MINUTE = 2
-    monkeypatch.setattr(strangers, "ADDRESSES", 3)
+    monkeypatch.setattr(invalid_tokens, "ADDRESSES", 3)
     answers = [stranger(install, f"198.51.100.{number}").status_code for number in range(8)]
     assert answers == [401, 401, 401, 401, 401, 429, 429, 429]
-    assert len(strangers._this_minute._counts) == 4
+    assert len(invalid_tokens._this_minute._counts) == 4
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_flood_of_strangers_does_not_fill_the_log(
     install: Install, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    monkeypatch.setattr(strangers.log, "warning", lambda words, **more: told.append(more["source"]))
+    monkeypatch.setattr(invalid_tokens.log, "warning", lambda words, **more: told.append(more["source"]))
     settings.BAD_TOKENS_PER_MINUTE = 1
     for _ in range(30):
         stranger(install)
@@ -502,24 +502,24 @@ def test_the_backlog_is_not_summed_up_for_every_call(install: Install) -> None:
 def test_a_database_over_its_mark_asks_to_come_back_until_it_is_below(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "FRESH_SECONDS", 0.0)
-    settings.DATABASE_HIGH_WATER_BYTES = disk.used() - 1
+    monkeypatch.setattr(disk_usage, "FRESH_SECONDS", 0.0)
+    settings.DATABASE_HIGH_WATER_BYTES = disk_usage.used() - 1
     answer = send(install, body(message()))
     assert is_later(answer)
     assert json.loads(getattr(answer, "content", b"")) == {"detail": "The database is as large as it may get."}
     assert nothing_is_stored()
-    settings.DATABASE_HIGH_WATER_BYTES = disk.used() * 2
+    settings.DATABASE_HIGH_WATER_BYTES = disk_usage.used() * 2
     assert counts(send(install, body(message())))[1] == 1
 
 
 def test_the_size_of_the_database_is_not_read_for_every_call_and_never_without_a_mark(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_read", None)
+    monkeypatch.setattr(disk_usage, "_read", None)
     for mark, queries in ((0, 0), (1 << 50, 1), (1 << 50, 0)):
         settings.DATABASE_HIGH_WATER_BYTES = mark
         with CaptureQueriesContext(connection) as asked:
-            assert not disk.is_too_full()
+            assert not disk_usage.is_too_full()
         assert len(asked) == queries
 
 
@@ -720,11 +720,11 @@ def test_a_database_that_was_started_again_between_two_calls_costs_none_of_them(
 
 
 @real
-@pytest.mark.parametrize("trouble", ["frozen", "cut"])
+@pytest.mark.parametrize("fault", ["frozen", "cut"])
 def test_a_broker_that_is_frozen_or_gone_neither_fails_nor_delays_an_answer(
-    web: Web, install: Install, trouble: str
+    web: Web, install: Install, fault: str
 ) -> None:
-    with getattr(web.broker, trouble)():
+    with getattr(web.broker, fault)():
         started = time.monotonic()
         answers = [post(web, install, body(message())).status for _ in range(20)]
         assert time.monotonic() - started < 15  # waiting for the broker takes two seconds a call at least

@@ -22,7 +22,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from audiences import start
+from audiences import start_checks
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 
@@ -35,7 +35,7 @@ if "celery" in sys.argv[0]:
     try:
         settings.INSTALLED_APPS  # noqa: B018
     except ImproperlyConfigured as error:
-        start.refuse(str(error))
+        start_checks.refuse(str(error))
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["workers"])
 # Celery closes a thread's connection before and after each task, unless it is told after how many. A new one is a new
@@ -73,7 +73,7 @@ def _check_settings(**kwargs: object) -> None:
     import django
 
     django.setup()
-    start.check()
+    start_checks.check()
 
 
 @setup_logging.connect
@@ -98,7 +98,7 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
     from django.conf import settings
 
     from audiences import sessions
-    from workers import heart
+    from workers import heartbeat_monitor
     from workers.heap import leave_heap_alone
 
     name = str(sender.hostname)
@@ -115,12 +115,12 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
         )
 
     sessions.bound(settings.DATABASE_WORKER_SECONDS)
-    heart.start(name, send=send, every=every, port=settings.WORKER_HEALTH_PORT)
+    heartbeat_monitor.start(name, send=send, every=every, port=settings.WORKER_HEALTH_PORT)
     leave_heap_alone()
 
 
 @worker_shutdown.connect
 def _stop_heart(**kwargs: object) -> None:
-    from workers import heart
+    from workers import heartbeat_monitor
 
-    heart.stop()
+    heartbeat_monitor.stop()

@@ -13,7 +13,17 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import NotSupportedError, ProgrammingError
 
 from audiences import sessions
-from audiences.delivery import brake, claims, holds, leases, odp_account, provision, reading, request_records, settling
+from audiences.delivery import (
+    backoff,
+    claims,
+    holds,
+    leases,
+    odp_account,
+    provision,
+    reading,
+    request_records,
+    settling,
+)
 from audiences.delivery.fold import EXIT, Entry, Folded, fold
 from audiences.delivery.leases import GapError, Lease, LeaseLostError, Result
 from audiences.wake import wake, wake_making
@@ -69,16 +79,16 @@ def turn(install_id: int) -> bool:
     try:
         return _make_or_deliver(work)
     except Exception as error:
-        if not sessions.is_trouble(error):  # else PostgreSQL is away, and with it the place to write that down
+        if not sessions.is_database_error(error):  # else PostgreSQL is away, and with it the place to write that down
             reason = _unexpected(error)
-            brake.apply(work.install, Answer(Outcome.RETRY_LATER, reason, slow_probe=True, sent=False))
+            backoff.apply(work.install, Answer(Outcome.RETRY_LATER, reason, slow_probe=True, sent=False))
         raise
 
 
 def _unexpected(error: Exception) -> str:
     """The words for an error of ours. Without a backoff it would come again at once, and for ever."""
     first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
-    return readable(brake.UNEXPECTED + first_line)
+    return readable(backoff.UNEXPECTED + first_line)
 
 
 def _make_or_deliver(work: leases.Work) -> bool:
@@ -106,7 +116,7 @@ def _deliver_or_give_back(lease: Lease) -> None:
         log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
         holds.give_back(lease)
     except Exception as error:
-        if sessions.is_trouble(error) or isinstance(error, _OF_ALL):
+        if sessions.is_database_error(error) or isinstance(error, _OF_ALL):
             holds.give_back(lease)
             raise
         log.exception("a delivery failed", lanes=len(lease.spans))
@@ -215,13 +225,13 @@ class _Sender:
         if self.answer is None or self.answer is TOO_LATE:
             return
         if self.answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
-            brake.apply(self.lease.install, self.answer)
+            backoff.apply(self.lease.install, self.answer)
         else:
             if self.lease.install.brake_failures:
-                brake.release(self.lease.install)
+                backoff.release(self.lease.install)
             if bisection.learned_limit is not None:
                 items = bisection.learned_limit * self.mechanism.items_per_change
-                brake.learn_batch_size(self.lease.install, items)
+                backoff.learn_batch_size(self.lease.install, items)
 
 
 def _results(
@@ -247,6 +257,6 @@ def _results(
             else:
                 result.complete = False
         if result.complete:
-            result.accepted.extend(fold_of_lane.affirmed)
+            result.accepted.extend(fold_of_lane.unchanged)
         results.append(result)
     return results

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection
 
-from audiences import prepared
+from audiences import prepared_statements
 from audiences.models import Install
 from odp.deadline import TooLateError
 from odp.mechanisms import limit_of
@@ -148,7 +148,7 @@ def pass_gate(install: Install, path: str, until: float) -> None:
         if asked_at >= until:
             raise TooLateError
         row = _row(install, path, later=lives - FRESH)
-        with prepared.cursor() as cursor:
+        with prepared_statements.cursor() as cursor:
             cursor.execute(_TAKE_TURN, row)
             if given := cursor.fetchone():
                 took = time.monotonic() - asked_at
@@ -179,7 +179,7 @@ def note_answer(install: Install, path: str, *, seconds: float) -> None:
     _quickest[place] = quickest, seen + 1
     earlier = permission.on_its_way - permission.took - (seconds - quickest)
     if seen >= LEARNING and earlier > 0:
-        with prepared.cursor() as cursor:
+        with prepared_statements.cursor() as cursor:
             cursor.execute(_ARRIVED, {**_row(install, path), "number": permission.number, "earlier": earlier})
 
 

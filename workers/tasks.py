@@ -7,12 +7,11 @@ from django.core.management import call_command
 from audiences import wake
 from audiences.delivery import claims
 from audiences.insight import confirm as confirming
-from audiences.insight import search_index, trials
-from audiences.insight import tally as tallying
-from audiences.operations import affirm as affirming
+from audiences.insight import rollup, search_index, trials
+from audiences.operations import reconcile as reconciling
 from audiences.operations import resends
 from workers import drain as draining
-from workers import heart, slots, trial
+from workers import heartbeat_monitor, slots, trial
 
 
 @shared_task(name="workers.tasks.drain", ignore_result=True)
@@ -21,7 +20,7 @@ def drain(install_id: int) -> None:
     wake.heard(install_id)
     with slots.slot(install_id) as free:
         if free and draining.drain(install_id, seconds=settings.DRAIN_SECONDS):
-            heart.worked()
+            heartbeat_monitor.worked()
 
 
 @shared_task(name="workers.tasks.make", ignore_result=True)
@@ -31,7 +30,7 @@ def make(install_id: int) -> None:
     with slots.slot(install_id) as free:
         if free and draining.make(install_id, seconds=settings.DRAIN_SECONDS):
             wake.wake(install_id)
-            heart.worked()
+            heartbeat_monitor.worked()
 
 
 @shared_task(name="workers.tasks.resend", ignore_result=True)
@@ -53,16 +52,16 @@ def sweep() -> None:
     trials.give_up_silent()
 
 
-@shared_task(name="workers.tasks.affirm", ignore_result=True)
-def affirm() -> None:
-    """Say again what an older request, applied late, may have undone in ODP."""
-    affirming.affirm()
+@shared_task(name="workers.tasks.reconcile", ignore_result=True)
+def reconcile() -> None:
+    """Send the ledger's state again where ODP may have applied an abandoned request late."""
+    reconciling.reconcile()
 
 
 @shared_task(name="workers.tasks.heartbeat", ignore_result=True)
 def heartbeat(worker: str) -> None:
-    """Out of the worker's own queue: work reaches it."""
-    heart.heard(worker)
+    """A message from the worker's own queue: it proves that work reaches this worker."""
+    heartbeat_monitor.heard(worker)
 
 
 @shared_task(name="workers.tasks.confirm", ignore_result=True)
@@ -83,10 +82,10 @@ def summarise() -> None:
     search_index.summarise()
 
 
-@shared_task(name="workers.tasks.tally", ignore_result=True)
-def tally() -> None:
-    """Add up the minutes that have ended."""
-    tallying.tally()
+@shared_task(name="workers.tasks.roll_up", ignore_result=True)
+def roll_up() -> None:
+    """Compute the Minutes that have ended."""
+    rollup.roll_up()
 
 
 @shared_task(name="workers.tasks.clear_sessions", ignore_result=True)

@@ -17,7 +17,7 @@ from audiences.operations import installs
 from audiences.receiving import tokens
 from odp.client import Client
 from odp.graphql import audiences_of
-from odp.trouble import elsewhere
+from odp.network_errors import elsewhere
 
 log = structlog.get_logger(__name__)
 

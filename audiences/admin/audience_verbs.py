@@ -9,8 +9,8 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 from audiences.admin.pages import count, number
 from audiences.admin.resends import SendAgain, when
 from audiences.admin.verbs import AskReason, Verb
-from audiences.delivery import brake, holds, provision
-from audiences.insight import alike, state
+from audiences.delivery import backoff, holds, provision
+from audiences.insight import similar_slugs, state
 from audiences.models import Audience, Membership, Resend
 from audiences.operations import other_id, resends, take_over
 from audiences.wake import wake
@@ -160,7 +160,7 @@ class KeepBoth(Verb[Audience]):
 
     def _other(self, audience: Audience) -> Audience | None:
         """The older one with its slug, or one whose slug becomes the same id."""
-        return take_over.older(audience) or next(iter(alike.twins(audience)), None)
+        return take_over.older(audience) or next(iter(similar_slugs.twins(audience)), None)
 
     def consequence(self, audience: Audience) -> str:
         return (
@@ -234,7 +234,7 @@ class RetryNow(Verb[Audience]):
         alone = holds.try_now(audience.lane) or bool(audience.hold_failures)
         provision.try_now(install_id=audience.install_id, audience_id=audience.pk)
         if audience.install.brake_failures:
-            brake.release(audience.install)
+            backoff.release(audience.install)
         wake(audience.install_id)
         return f"Trying {audience if alone else audience.install} again now."
 

@@ -12,7 +12,7 @@ from django.urls import path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from audiences import said
+from audiences import masked_answers
 from audiences.admin import blocked, verbs
 from audiences.admin.audience_verbs import (
     AcceptDefinition,
@@ -31,9 +31,9 @@ from audiences.admin.replay import Replay
 from audiences.admin.resends import section
 from audiences.admin.runs_chart import chart
 from audiences.annotations import optional
-from audiences.insight import alike, state
+from audiences.insight import similar_slugs, state
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
-from audiences.receiving import again, backlog
+from audiences.receiving import backlog, resend_causes
 from odp.outcomes import Outcome
 
 RUNS_SHOWN = 50
@@ -187,8 +187,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         if before.isdecimal():
             runs = runs.filter(pk__lt=int(before))
         page = list(runs[: RUNS_SHOWN + 1])
-        said.mask_reasons(run.delivery for run in page if run.delivery)
-        caused = again.causes(page)
+        masked_answers.mask_reasons(run.delivery for run in page if run.delivery)
+        caused = resend_causes.causes(page)
         return {
             "state": state.of_lane(audience.lane),
             "numbers": {
@@ -198,7 +198,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "delivered": ago(optional(audience, "delivered_at", datetime)),
                 "accepted": number(audience.last_sequence),
             },
-            "warnings": [*state.warnings(audience.lane), *alike.warnings(audience)],
+            "warnings": [*state.warnings(audience.lane), *similar_slugs.warnings(audience)],
             "runs": [(run, state.of_request(run.delivery or run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),
             "deliveries_url": list_url(Delivery, audience=audience.odp_id, install__id__exact=audience.install_id),

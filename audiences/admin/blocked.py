@@ -51,8 +51,8 @@ def unblock(
     if not request.user.has_perm(verb.permission):
         raise PermissionDenied
     audiences = list(admin.get_queryset(request).filter(pk__in=ids, lane__blocked_at__isnull=False).order_by("pk"))
-    proof = _proof(audiences)
-    if not audiences or ("seen" in request.POST and request.POST["seen"] != proof):
+    version_tag = _version_tag(audiences)
+    if not audiences or ("seen" in request.POST and request.POST["seen"] != version_tag):
         return verbs.go(request, back, warning=verbs.STALE)
     if "seen" in request.POST:
         by = request.user.get_username()
@@ -73,13 +73,13 @@ def unblock(
             f" Then the {number(waiting)} waiting events are sent again. Unless the cause is fixed"
             f" in ODP they will be blocked again, for the same reason: {'; '.join([*reasons][:3])}"
         ),
-        hidden={"seen": proof, "next": back, **(hidden or {})},
+        hidden={"seen": version_tag, "next": back, **(hidden or {})},
         selected=[audience.pk for audience in audiences] if hidden else [],
         back=back,
         opts=admin.opts,
     )
 
 
-def _proof(audiences: Sequence[Audience]) -> str:
+def _version_tag(audiences: Sequence[Audience]) -> str:
     facts = ",".join(f"{audience.pk} {audience.lane.blocked_at}" for audience in audiences)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]

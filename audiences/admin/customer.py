@@ -29,10 +29,10 @@ from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, 
 from audiences.delivery import odp_account
 from audiences.delivery.leases import REFUSED_BY_ODP
 from audiences.insight import customers, state
-from audiences.insight.customers import Fate, Place, Standing, Trail
+from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus, Place
 from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
-from audiences.receiving import again
+from audiences.receiving import resend_causes
 from lytics import reasons
 from lytics.facts import IDENTIFIER_BYTES
 from odp.graphql import MembershipAnswer, audiences_of
@@ -54,7 +54,7 @@ class Search(forms.Form):
 class Row:
     """An audience with what we say, what ODP says, and what to do about the difference."""
 
-    standing: Standing
+    membership: MembershipStatus
     ours: SafeString
     why: str
     theirs: SafeString | str
@@ -66,7 +66,7 @@ class Row:
 class Happening:
     """One event on the page."""
 
-    fate: Fate
+    status: EventStatus
     state: State
     deliveries: Sequence[int]
     more: int
@@ -85,16 +85,16 @@ class Part:
 
     @property
     def members(self) -> int:
-        return sum(row.standing.is_member for row in self.rows)
+        return sum(row.membership.is_member for row in self.rows)
 
     @property
     def pending(self) -> str:
         """Events that are not delivered yet, and separately the events of blocked or paused audiences."""
         waiting = {"behind a block": 0, "in a paused audience": 0, "to be delivered": 0}
         for row in self.rows:
-            lane = row.standing.audience.lane
+            lane = row.membership.audience.lane
             where = "behind a block" if lane.blocked_at else "in a paused audience" if lane.paused_at else ""
-            waiting[where or "to be delivered"] += row.standing.waiting
+            waiting[where or "to be delivered"] += row.membership.waiting
         told = [
             f"{count(many, 'event')} {'waits' if many == 1 else 'wait'} {where}"
             for where, many in waiting.items()
@@ -138,11 +138,11 @@ def _shared(request: HttpRequest, event: str) -> HttpResponse:
     return _answer(request, identifier)
 
 
-def _share(trail: Trail) -> str:
+def _share(customer_history: CustomerHistory) -> str:
     """The address of a customer, by the newest event about them; empty when the log has none."""
-    if not trail.fates:
+    if not customer_history.statuses:
         return ""
-    event = trail.fates[0].event
+    event = customer_history.statuses[0].event
     return f"{reverse('find_customer')}?event={event.audience_id}-{event.sequence}"
 
 
@@ -151,20 +151,22 @@ def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
     install_id = int(ask) if ask.isdecimal() else None
     note = _note(request, identifier)
     if install_id is not None and request.headers.get("HX-Request"):
-        trail = customers.trail(identifier, install_id=install_id)
-        part = next(iter(_parts(request, trail, ask=install_id)), None)
+        customer_history = customers.customer_history(identifier, install_id=install_id)
+        part = next(iter(_parts(request, customer_history, ask=install_id)), None)
         return TemplateResponse(request, "audiences/customer_standings.html", {"part": part, "note": note})
-    trail = customers.trail(identifier, before=_place(request.POST.get("before", "")))
+    customer_history = customers.customer_history(identifier, before=_place(request.POST.get("before", "")))
     return _page(
         request,
         form=Search(initial={"identifier": identifier}),
-        trail=trail,
-        parts=_parts(request, trail, ask=install_id),
+        customer_history=customer_history,
+        parts=_parts(request, customer_history, ask=install_id),
         note=note,
-        share=_share(trail),
+        share=_share(customer_history),
         is_older="before" in request.POST,
-        older=json.dumps([trail.older.received_at.isoformat(), *trail.older[1:]]) if trail.older else "",
-        **({} if trail.standings or trail.fates else _nobody(identifier)),
+        older=json.dumps([customer_history.older.received_at.isoformat(), *customer_history.older[1:]])
+        if customer_history.older
+        else "",
+        **({} if customer_history.memberships or customer_history.statuses else _nobody(identifier)),
     )
 
 
@@ -222,20 +224,22 @@ def _read_note(request: HttpRequest) -> str | None:
 # --- how it is shown -----------------------------------------------------------------------------------------
 
 
-def _parts(request: HttpRequest, trail: Trail, *, ask: int | None) -> list[Part]:
-    installs = {audience.install_id: audience.install for audience in trail.audiences.values()}
+def _parts(request: HttpRequest, customer_history: CustomerHistory, *, ask: int | None) -> list[Part]:
+    installs = {audience.install_id: audience.install for audience in customer_history.audiences.values()}
     parts = []
-    causes = again.causes_of_events(fate.event for fate in trail.fates)
+    causes = resend_causes.causes_of_events(status.event for status in customer_history.statuses)
     for pk, install in installs.items():
-        audiences = [audience for audience in trail.audiences.values() if audience.install_id == pk]
-        standings = [standing for standing in trail.standings if standing.audience.install_id == pk]
-        fates = [fate for fate in trail.fates if fate.event.audience.install_id == pk]
-        answer = _ask(install, trail.identifier, audiences) if ask == pk else None
+        audiences = [audience for audience in customer_history.audiences.values() if audience.install_id == pk]
+        memberships = [
+            membership for membership in customer_history.memberships if membership.audience.install_id == pk
+        ]
+        statuses = [status for status in customer_history.statuses if status.event.audience.install_id == pk]
+        answer = _ask(install, customer_history.identifier, audiences) if ask == pk else None
         if answer is not None:
-            standings += _only_in_odp(answer, audiences, standings)
-        if standings or fates or answer is not None:
-            rows = [_row(request, standing, answer) for standing in standings]
-            told = [_happening(f, causes.get((f.event.audience_id, f.event.sequence), "")) for f in fates]
+            memberships += _only_in_odp(answer, audiences, memberships)
+        if memberships or statuses or answer is not None:
+            rows = [_row(request, membership, answer) for membership in memberships]
+            told = [_happening(f, causes.get((f.event.audience_id, f.event.sequence), "")) for f in statuses]
             parts.append(Part(install, rows, len(audiences) - len(rows), told, answer))
     return parts
 
@@ -246,44 +250,48 @@ def _ask(install: Install, identifier: str, audiences: Iterable[Audience]) -> Me
 
 
 def _only_in_odp(
-    answer: MembershipAnswer, audiences: Iterable[Audience], standings: Iterable[Standing]
-) -> list[Standing]:
-    known = {standing.audience.pk for standing in standings}
+    answer: MembershipAnswer, audiences: Iterable[Audience], memberships: Iterable[MembershipStatus]
+) -> list[MembershipStatus]:
+    known = {membership.audience.pk for membership in memberships}
     told = set().union(*(found or () for found in answer.by_name.values()))
-    return [Standing(a, None, 0, None) for a in audiences if a.odp_id in told and a.pk not in known]
+    return [MembershipStatus(a, None, 0, None) for a in audiences if a.odp_id in told and a.pk not in known]
 
 
-def _row(request: HttpRequest, standing: Standing, answer: MembershipAnswer | None) -> Row:
-    ours = state.of_membership(standing)
+def _row(request: HttpRequest, membership: MembershipStatus, answer: MembershipAnswer | None) -> Row:
+    ours = state.of_membership(membership)
     theirs: SafeString | str = ""
     difference = None
     if answer is not None and answer.by_name:
-        if standing.audience.provisioned_at is None:
+        if membership.audience.provisioned_at is None:
             theirs = "not there yet"
         else:
-            theirs = pill(state.of_answer(standing, answer))
-            difference = state.of_difference(standing, answer)
+            theirs = pill(state.of_answer(membership, answer))
+            difference = state.of_difference(membership, answer)
     return Row(
-        standing,
+        membership,
         pill(ours),
         ours.why,
         theirs,
         difference,
-        _buttons(request, standing) if difference is not None and difference.trouble else [],
+        _buttons(request, membership) if difference is not None and difference.alert else [],
     )
 
 
-def _buttons(request: HttpRequest, standing: Standing) -> Sequence[verbs.Button]:
-    thing, verb = (standing.parked, "release") if standing.parked else (standing.audience, "resync")
+def _buttons(request: HttpRequest, membership: MembershipStatus) -> Sequence[verbs.Button]:
+    thing, verb = (membership.parked, "release") if membership.parked else (membership.audience, "resync")
     page = admin.site.get_model_admin(type(thing))
     assert isinstance(page, OperatorAdmin)
     return verbs.buttons(page, request, thing, back=url_of(thing), only=(verb,))
 
 
-def _happening(fate: Fate, cause: str) -> Happening:
-    deliveries = sorted({run.delivery_id for run in fate.attempts if run.delivery_id}, reverse=True)
+def _happening(status: EventStatus, cause: str) -> Happening:
+    deliveries = sorted({run.delivery_id for run in status.attempts if run.delivery_id}, reverse=True)
     return Happening(
-        fate, state.of_event(fate), deliveries[:DELIVERIES_NAMED], max(0, len(deliveries) - DELIVERIES_NAMED), cause
+        status,
+        state.of_event(status),
+        deliveries[:DELIVERIES_NAMED],
+        max(0, len(deliveries) - DELIVERIES_NAMED),
+        cause,
     )
 
 

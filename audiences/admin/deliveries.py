@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
-from audiences import carried, said
+from audiences import masked_answers, request_bodies
 from audiences.admin import live
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items, written
@@ -17,7 +17,7 @@ from audiences.admin.pages import NumberedHistoryAdmin, ago, count, link, number
 from audiences.admin.verbs import Verb
 from audiences.insight import state, trace
 from audiences.models import Delivery, Receipt, Run
-from audiences.receiving import again
+from audiences.receiving import resend_causes
 from odp.client import headers_of_a_write
 from odp.regions import host_of
 
@@ -106,26 +106,26 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
         place = [source for _, source in self.csv_columns].index("reason")
-        told = said.reasons({row[0]: row[place] for row in rows})
+        told = masked_answers.reasons({row[0]: row[place] for row in rows})
         for row in rows:
             row[place] = told[row[0]]
-        caused = again.causes_of_deliveries([row[0] for row in rows])
+        caused = resend_causes.causes_of_deliveries([row[0] for row in rows])
         for row in rows:
             row[-1] = caused[row[0]]
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """With the masked reason and the cause of each delivery of the page, looked up for all of them at once."""
         changelist = super().get_changelist_instance(request)
-        said.mask_reasons(changelist.result_list)
-        caused = again.causes_of_deliveries([delivery.pk for delivery in changelist.result_list])
+        masked_answers.mask_reasons(changelist.result_list)
+        caused = resend_causes.causes_of_deliveries([delivery.pk for delivery in changelist.result_list])
         for delivery in changelist.result_list:
             delivery.caused = caused[delivery.pk]
         return changelist
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
         unmasked = request.session.pop("unmasked_delivery", None) == delivery.pk
-        body = None if delivery.request is None else carried.unpack(bytes(delivery.request))
-        items = None if body is None else carried.items(body)
+        body = None if delivery.request is None else request_bodies.unpack(bytes(delivery.request))
+        items = None if body is None else request_bodies.items(body)
         install = delivery.install
         return {
             "runs": delivery.runs.select_related("audience"),
@@ -134,9 +134,11 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
             "items": items,
             "cut": body is not None and len(body.encode()) < delivery.bytes,
             "unmasked": unmasked,
-            "reason": said.reason(delivery),
+            "reason": masked_answers.reason(delivery),
             "body": "" if items is None else pretty(items if unmasked else mask_items(items)),
-            "answer": pretty_text(said.whole_answer(delivery) if unmasked else said.answer(delivery)),
+            "answer": pretty_text(
+                masked_answers.whole_answer(delivery) if unmasked else masked_answers.answer(delivery)
+            ),
         }
 
     @admin.display(description="delivery")
@@ -161,7 +163,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
 
     @admin.display(description="reason")
     def reason_(self, delivery: Delivery) -> str:
-        return said.reason(delivery) or "—"
+        return masked_answers.reason(delivery) or "—"
 
     @admin.display(description="calls from Lytics")
     def calls(self, delivery: Delivery) -> SafeString | str:
@@ -170,7 +172,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
     @admin.display(description="because of")
     def because(self, delivery: Delivery) -> str:
         caused: str | None = getattr(delivery, "caused", None)
-        return (again.causes_of_deliveries([delivery.pk])[delivery.pk] if caused is None else caused) or "—"
+        return (resend_causes.causes_of_deliveries([delivery.pk])[delivery.pk] if caused is None else caused) or "—"
 
     @admin.display(description="HTTP status")
     def status_(self, delivery: Delivery) -> str:

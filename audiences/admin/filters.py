@@ -13,7 +13,7 @@ from django.utils.timezone import now
 
 from audiences import naming
 from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience, Delivery, Install, Run
-from audiences.receiving import again
+from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
 
 # Of an audience's deliveries the list shows those of so many of its latest runs.
@@ -68,7 +68,7 @@ class BecauseOf(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() not in Again.Cause.values:
             return queryset
-        runs = again.runs_because_of(str(self.value()))
+        runs = resend_causes.runs_because_of(str(self.value()))
         if queryset.model is Run:
             return queryset.filter(pk__in=runs)
         return queryset.filter(pk__in=list(Run.objects.filter(pk__in=runs).values_list("delivery_id", flat=True)))

@@ -9,15 +9,15 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from audiences import readiness
-from audiences.admin import turned_away
-from audiences.admin.alike import troubles as of_ids_alike
+from audiences.admin import front_calls
+from audiences.admin.alerts import TOLD, Alert, Number, and_more
 from audiences.admin.charts import charts
 from audiences.admin.front_items import (
     audiences_made_anew,
     audiences_with_errors,
     blocked_audiences,
     creations_on_hold,
-    future_times,
+    ignored_times,
     installs_on_hold,
     new_installs,
     parked_groups,
@@ -26,11 +26,11 @@ from audiences.admin.front_items import (
 )
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
 from audiences.admin.parked import groups
-from audiences.admin.troubles import TOLD, Number, Trouble, and_more
-from audiences.insight import checklist, failures, heartbeats, progress, state
+from audiences.admin.similar_slugs import alerts as of_ids_alike
+from audiences.insight import checklist, failures, heartbeats, stalled_work, state
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Event, Install, Lane, Parked
-from audiences.receiving import refused
+from audiences.receiving import rejected_calls
 
 # What somebody needs to see this page: it names installs and audiences, and quotes parked items.
 NEEDED = ("audiences.view_install", "audiences.view_audience", "audiences.view_parked")
@@ -60,20 +60,20 @@ def front(request: HttpRequest) -> dict[str, Any]:
     parked = groups()
     silent = _silent_since(behind)
     pulse = heartbeats.pulse()
-    refusals = refused.last_hour(install.public_id for install in installs)
-    troubles = [
-        *turned_away.unreadable_secret(readiness.secrets_problem()),
-        *turned_away.work_stands_still(progress.stuck()),
-        *turned_away.failing_tasks(failures.recent()),
-        *turned_away.without_redis(failures.broker_problem()),
+    refusals = rejected_calls.last_hour(install.public_id for install in installs)
+    alerts = [
+        *front_calls.unreadable_secret(readiness.encryption_problem()),
+        *front_calls.work_stands_still(stalled_work.stuck()),
+        *front_calls.failing_tasks(failures.recent()),
+        *front_calls.without_redis(failures.broker_problem()),
         *_silent(silent, behind),
         *_unheard(pulse),
         *installs_on_hold(request, installs, behind),
-        *turned_away.wrong_tokens(request, installs, refusals or {}),
-        *turned_away.over_the_mark(installs, behind),
-        *turned_away.over_the_disk_mark(installs),
-        *turned_away.switched_off(request, installs),
-        *turned_away.drafts(installs),
+        *front_calls.wrong_tokens(request, installs, refusals or {}),
+        *front_calls.over_the_mark(installs, behind),
+        *front_calls.over_the_disk_mark(installs),
+        *front_calls.switched_off(request, installs),
+        *front_calls.drafts(installs),
         *blocked_audiences(request, held),
         *audiences_made_anew(request),
         *of_ids_alike(request),
@@ -81,18 +81,18 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *audiences_with_errors(request),
         *parked_groups(request, parked),
         *paused_audiences(request, held),
-        *future_times(),
+        *ignored_times(),
         *times_stored_ahead(),
         *new_installs(installs, refusals or {}),
     ]
-    troubles.sort(key=lambda trouble: trouble.tone != "bad")
+    alerts.sort(key=lambda alert: alert.tone != "bad")
     return {
         "numbers": [
             *_numbers(installs, behind, held, parked),
-            turned_away.refused_number(installs, refusals),
+            front_calls.refused_number(installs, refusals),
             _workers(pulse, silent),
         ],
-        "troubles": troubles,
+        "alerts": alerts,
     }
 
 
@@ -141,11 +141,11 @@ def _free(behind: list[Any]) -> list[Any]:
     ]
 
 
-def _silent(since: datetime | None, behind: list[Any]) -> list[Trouble]:
+def _silent(since: datetime | None, behind: list[Any]) -> list[Alert]:
     if since is None:
         return []
     return [
-        Trouble(
+        Alert(
             "No worker is taking events",
             f"{count(sum(state.backlog(lane) for lane in _free(behind)), 'event')} ready to be sent."
             " Calls from Lytics are still accepted, and nothing is lost.",
@@ -165,11 +165,11 @@ def _workers(pulse: Pulse, silent: datetime | None) -> Number:
     return Number("workers answering", value, list_url(Audience, state="behind"), well, note)
 
 
-def _unheard(pulse: Pulse) -> list[Trouble]:
+def _unheard(pulse: Pulse) -> list[Alert]:
     """Those that were there within the last hour and weren't told to stop."""
     others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
     told = [
-        Trouble(
+        Alert(
             f"The worker {worker} is silent",
             f"It was killed, or can't reach Redis or PostgreSQL. Other workers take over its audiences. {others}",
             ago(worker.beat_at),

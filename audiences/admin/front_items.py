@@ -11,28 +11,28 @@ from django.utils.http import urlencode
 from django.utils.timezone import now
 
 from audiences.admin import blocked, verbs
+from audiences.admin.alerts import TOLD, Alert, and_more, page, way_to
 from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.parked_verbs import Release
-from audiences.admin.troubles import TOLD, Trouble, and_more, page, way_to
 from audiences.admin.verbs import Button
-from audiences.insight import ahead, state
+from audiences.insight import future_times, state
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
 from audiences.receiving import backlog
-from audiences.receiving.refused import Refused
+from audiences.receiving.rejected_calls import RejectedCalls
 from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
 
-def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any]) -> list[Trouble]:
+def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any]) -> list[Alert]:
     here = reverse("admin:index")
     waiting = Counter[int]()
     for lane in behind:
         waiting[lane.audience.install_id] += state.backlog(lane)
     return [
-        Trouble(
+        Alert(
             f"{install} is on hold{': ODP rejects its API key' if state.needs_key(install) else ''}",
-            f"{state.backoff(install)}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
+            f"{state.hold_of_install(install)}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
             ago(install.brake_since_at),
             url_of(install),
             todo=state.remedy(install),
@@ -50,14 +50,14 @@ def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any
 MENDS = ("unblock", "accept", "other-id", "set-aside")
 
 
-def blocked_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
+def blocked_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
     """One trouble for each cause, however many audiences it blocks."""
     groups = blocked.groups(lane for lane in held if lane.blocked_at and not state.is_set_aside(lane))
     told = [_blocked_alike(request, group) for group in groups[:TOLD]]
     return told + and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
 
 
-def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
+def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Alert:
     first, alone = lanes[0], len(lanes) == 1
     install, here = first.audience.install, reverse("admin:index")
     waiting = count(sum(state.backlog(lane) for lane in lanes), "event")
@@ -71,7 +71,7 @@ def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
     else:
         buttons = []
     who = f"{first.audience} is" if alone else f"{count(len(lanes), 'audience')} are"
-    return Trouble(
+    return Alert(
         f"{who} blocked ({install})",
         f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
         f" {waiting} waiting. Other audiences are not affected.",
@@ -85,7 +85,7 @@ def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Trouble:
     )
 
 
-def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
+def audiences_made_anew(request: HttpRequest) -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     here = reverse("admin:index")
     undecided = take_over.undecided().select_related("install", "lane").order_by("pk")
@@ -94,7 +94,7 @@ def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
         old = take_over.older(audience)
         assert old is not None
         told.append(
-            Trouble(
+            Alert(
                 f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
                 f"Segment {audience.segment_id} has the slug of {old}, which is segment {old.segment_id}. It goes to"
                 f" ODP as {audience}, beside the old one.",
@@ -108,7 +108,7 @@ def audiences_made_anew(request: HttpRequest) -> list[Trouble]:
     return told + and_more(undecided.count() if len(told) == TOLD else 0, "audiences made anew", list_url(Audience))
 
 
-def creations_on_hold(request: HttpRequest) -> list[Trouble]:
+def creations_on_hold(request: HttpRequest) -> list[Alert]:
     """Audiences that can't be made, or looked at, in ODP; those that fail for the same reason together."""
     here = reverse("admin:index")
     failing = Audience.objects.filter(hold_failures__gt=0, lane__blocked_at=None, lane__paused_at=None)
@@ -122,7 +122,7 @@ def creations_on_hold(request: HttpRequest) -> list[Trouble]:
         who = str(first) if alone else f"{count(len(alike), 'audience')} of {first.install}"
         waiting = sum(state.backlog(audience.lane) for audience in alike)
         told.append(
-            Trouble(
+            Alert(
                 f"{who} can't be {'created' if is_new else 'checked'} in ODP",
                 f"{state.hold(first)}. "
                 + (f"{count(waiting, 'event')} waiting; nothing is lost." if is_new else "Deliveries continue."),
@@ -143,14 +143,14 @@ def creations_on_hold(request: HttpRequest) -> list[Trouble]:
     return told + and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
 
 
-def audiences_with_errors(request: HttpRequest) -> list[Trouble]:
+def audiences_with_errors(request: HttpRequest) -> list[Alert]:
     """Audiences that an unexpected error of this service holds."""
     here = reverse("admin:index")
     faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     found = list(faulty.select_related("audience__install").order_by("fault_since_at"))
     told = [
-        Trouble(
+        Alert(
             f"{lane.audience} can't be delivered",
             f"{state.fault(lane)}. {count(state.backlog(lane), 'event')} waiting; nothing is lost."
             " Other audiences are not affected.",
@@ -168,11 +168,11 @@ def _sentence(words: str) -> str:
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
-def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
+def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
     here = reverse("admin:index")
     paused = [lane for lane in held if lane.paused_at and (not lane.blocked_at or state.is_set_aside(lane))]
     told = [
-        Trouble(
+        Alert(
             f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'} ({lane.audience.install})",
             f"by {lane.paused_by}: {lane.pause_reason}",
             ago(lane.paused_at),
@@ -185,14 +185,14 @@ def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Trouble]:
     return told + and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
 
 
-def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Trouble]:
+def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Alert]:
     may = request.user.has_perm(Release.permission)
     told = parked[:TOLD]
     newest = Parked.objects.filter(pk__in=[group["newest"] for group in told]).defer("raw")
     details = {parked.pk: parked.detail for parked in newest}
     back = urlencode({"next": reverse("admin:index")})
     return [
-        Trouble(
+        Alert(
             f"{number(group['count'])} parked: {group['words']} ({group['install__name']})",
             f"Newest: {details[group['newest']]}." if details.get(group["newest"]) else "",
             group["since"],
@@ -216,7 +216,7 @@ def _field_of(request: HttpRequest, group: dict[str, Any]) -> list[Button]:
     return way_to(request, install, "id_identifier_field", "Identifier field", "badge")
 
 
-def future_times() -> list[Trouble]:
+def ignored_times() -> list[Alert]:
     """Transition times of the last day that were not believed, with the largest lead."""
     recent = FutureTime.objects.filter(received_at__gte=now() - timedelta(days=1))
     seen = recent.aggregate(count=Count("sequence"), most=Max("claimed_ns"), first=Min("received_at"))
@@ -225,7 +225,7 @@ def future_times() -> list[Trouble]:
     lead = span(times.moment(seen["most"]) - now())
     were = "time was" if seen["count"] == 1 else "times were"
     return [
-        Trouble(
+        Alert(
             f"{number(seen['count'])} transition {were} ahead of the clock",
             f"Within a day; the furthest by {lead}. These events were delivered with the time of their message, or of"
             " their call.",
@@ -239,15 +239,15 @@ def future_times() -> list[Trouble]:
     ]
 
 
-def times_stored_ahead() -> list[Trouble]:
+def times_stored_ahead() -> list[Alert]:
     """Memberships whose time is ahead of the clock; only older versions stored such times."""
-    found = ahead.stored()
+    found = future_times.stored()
     if found is None:
         return []
-    more = "at least " if found.memberships == ahead.COUNTED else ""
+    more = "at least " if found.memberships == future_times.COUNTED else ""
     have = "membership has a time" if found.memberships == 1 else "memberships have times"
     return [
-        Trouble(
+        Alert(
             f"{more}{number(found.memberships)} {have} ahead of the clock",
             f"Stored by an older version; the furthest by {span(found.furthest - now())}.",
             ago(found.since),
@@ -258,9 +258,9 @@ def times_stored_ahead() -> list[Trouble]:
     ]
 
 
-def new_installs(installs: list[Any], refusals: dict[str, Refused]) -> list[Trouble]:
+def new_installs(installs: list[Any], refusals: dict[str, RejectedCalls]) -> list[Alert]:
     return [
-        Trouble(
+        Alert(
             f"{install} has had no call yet",
             "The Lytics job has not called. Its settings are in the install instructions.",
             ago(install.created_at),

@@ -16,7 +16,7 @@ from audiences.admin.pages import (
 )
 from audiences.admin.tokens import AskName
 from audiences.admin.verbs import STALE, Verb
-from audiences.delivery import brake, drafts, provision
+from audiences.delivery import backoff, drafts, provision
 from audiences.models import Install
 from audiences.receiving import tokens
 from audiences.wake import wake
@@ -40,7 +40,7 @@ def saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpRes
 
 def deliver_now(install: Install) -> None:
     """ODP accepts the key: what waits is tried at once."""
-    brake.release(install)
+    backoff.release(install)
     provision.try_now(install_id=install.pk)
     wake(install.pk)
 
@@ -61,7 +61,7 @@ class RetryNow(Verb[Install]):
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        brake.release(install)
+        backoff.release(install)
         provision.try_now(install_id=install.pk)
         wake(install.pk)
         return f"Trying {install} again now."
@@ -86,7 +86,7 @@ class TryFullBatches(Verb[Install]):
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
-        if not brake.forget_batch_size(install):
+        if not backoff.forget_batch_size(install):
             return None
         return f"{install} tries up to {number(install.batch_size)} items in a request again."
 
@@ -129,7 +129,11 @@ class Delete(Verb[Install]):
     def pressed(self, admin: OperatorAdmin[Install], request: HttpRequest, pk: int) -> HttpResponse:
         """As any verb, but there is no page to go back to afterwards."""
         install, back = verbs.approach(admin, self, request, pk)
-        if request.method != "POST" or not self.offered(install) or request.POST.get("seen") != self.proof(install):
+        if (
+            request.method != "POST"
+            or not self.offered(install)
+            or request.POST.get("seen") != self.version_tag(install)
+        ):
             return verbs.press(admin, self, request, pk)
         try:
             if not drafts.delete(pk):

@@ -33,11 +33,11 @@ from audiences.admin.pages import (
 from audiences.admin.tokens import TokenAdmin
 from audiences.annotations import optional
 from audiences.delivery import drafts
+from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import confirm, state
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.operations import guards, installs
 from audiences.receiving import backlog, tokens
-from audiences.secrets import UNREADABLE, Unreadable
 from audiences.wake import wake
 from odp.regions import host_of
 

@@ -11,7 +11,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.timezone import now
 
-from audiences import said
+from audiences import masked_answers
 from audiences.admin import verbs
 from audiences.insight import state
 from audiences.models import Delivery, Receipt
@@ -41,7 +41,7 @@ def newest() -> dict[str, Any]:
         "install__name", "opened_at", "closed_at", "outcome", "items", "status", "latency_ms", "reason"
     )
     newest_deliveries = list(deliveries.order_by("-id")[:ROWS])
-    said.mask_reasons(newest_deliveries)
+    masked_answers.mask_reasons(newest_deliveries)
     return {
         "at": now(),
         "receipts": [(receipt, state.of_receipt(receipt)) for receipt in receipts.order_by("-id")[:ROWS]],

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import confirm
 from audiences.models import Install
-from audiences.secrets import UNREADABLE, Unreadable
 from odp.client import Client
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS, host_of, region_of

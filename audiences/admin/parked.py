@@ -23,11 +23,11 @@ from audiences.admin.parked_reasons import ALL_HINTS, can_be_released, hint, rel
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion
-from audiences.ends import PART, decrypt_ends
+from audiences.encryption import UNREADABLE, decrypt
 from audiences.insight import state
 from audiences.models import Install, Parked, Resend
 from audiences.operations import parked_items, resends
-from audiences.secrets import UNREADABLE, decrypt
+from audiences.partial_decryption import PART, decrypt_ends
 
 # So many ticked ones are released while the person waits: each is read again in a transaction of its own.
 AT_ONCE = 300
@@ -156,9 +156,9 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
     def _selected(self, request: HttpRequest, queryset: QuerySet[Parked], *, verb: str, form: Any) -> HttpResponse:
         items = list(queryset.filter(closed_at=None))
-        back, proof = request.get_full_path(), _proof(item.pk for item in items)
+        back, version_tag = request.get_full_path(), _version_tag(item.pk for item in items)
         confirmed = "seen" in request.POST
-        if not items or (confirmed and request.POST["seen"] != proof):
+        if not items or (confirmed and request.POST["seen"] != version_tag):
             return verbs.go(request, back, warning=verbs.STALE)
         if verb == "Release" and not all(can_be_released(item.reason) for item in items):
             hopeless = ", ".join(sorted({words(item.reason) for item in items if not can_be_released(item.reason)}))
@@ -190,7 +190,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             danger=verb == "Discard",
             consequence=consequences[verb],
             form=asked,
-            hidden={"action": f"{verb.lower()}_selected", "seen": proof},
+            hidden={"action": f"{verb.lower()}_selected", "seen": version_tag},
             selected=[item.pk for item in items],
             back=back,
         )
@@ -360,7 +360,7 @@ def _pretty(raw: str) -> str:
         return raw
 
 
-def _proof(ids: Iterable[int]) -> str:
+def _version_tag(ids: Iterable[int]) -> str:
     return hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()[:16]
 
 

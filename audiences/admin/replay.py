@@ -14,8 +14,8 @@ from audiences.admin.pages import OperatorAdmin, count, number
 from audiences.admin.resends import SendAgain, when
 from audiences.models import Audience, Resend
 from audiences.operations import resends
-from audiences.receiving import received
-from audiences.receiving.received import Stretch
+from audiences.receiving import log_range
+from audiences.receiving.log_range import Stretch
 
 # Customers are counted one by one while somebody waits for the page; of more events than this nobody counts them.
 COUNTED = 500_000
@@ -75,15 +75,15 @@ class Replay(SendAgain):
             return ask(consequence=self.consequence(audience), form=form, label="Count the events")
         asked, upto = form.cleaned_data, request.POST.get("upto", "")
         end_of_log = min(int(upto), audience.last_sequence) if upto.isdecimal() else audience.last_sequence
-        stretch = received.find(audience.pk, asked["start"], asked["end"], upto=end_of_log)
+        stretch = log_range.find(audience.pk, asked["start"], asked["end"], upto=end_of_log)
         if "seen" not in request.POST:
             if not stretch.events:
                 form.add_error("end", f"Nothing of {audience} was received in this time range.")
                 return ask(consequence=self.consequence(audience), form=form, label="Count the events")
             hidden = {name: request.POST[name] for name in form.fields}
-            seen = {"upto": end_of_log, "seen": _proof(stretch)}
+            seen = {"upto": end_of_log, "seen": _version_tag(stretch)}
             return ask(consequence=_foreseen(audience, stretch, asked), label=self.label, hidden={**hidden, **seen})
-        if request.POST["seen"] != _proof(stretch) or not resends.replay(
+        if request.POST["seen"] != _version_tag(stretch) or not resends.replay(
             audience,
             stretch,
             start=asked["start"],
@@ -120,7 +120,7 @@ def _ask(
     )
 
 
-def _proof(stretch: Stretch) -> str:
+def _version_tag(stretch: Stretch) -> str:
     return f"{stretch.first}-{stretch.last}-{stretch.events}"
 
 
@@ -131,7 +131,7 @@ def _span(asked: dict[str, Any]) -> str:
 def _foreseen(audience: Audience, stretch: Stretch, asked: dict[str, Any]) -> str:
     customers = "too many customers to count"
     if stretch.events <= COUNTED:
-        events = received.events_between(audience.pk, stretch.first, stretch.last, asked["start"], asked["end"])
+        events = log_range.events_between(audience.pk, stretch.first, stretch.last, asked["start"], asked["end"])
         customers = count(events.order_by().values("identifier").distinct().count(), "customer")
     return (
         f"{number(stretch.events)} events of {audience}, {_span(asked)}, are sent to ODP again: {customers}."

@@ -10,14 +10,14 @@ from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.safestring import SafeString
 
-from audiences import carried, said
+from audiences import masked_answers, request_bodies
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
 from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter, named
 from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, mask, number, pill
 from audiences.insight import state
 from audiences.models import Delivery, Parked, Run
-from audiences.receiving import again
+from audiences.receiving import resend_causes
 from odp.mechanisms import membership_in
 
 # Of what went out, a run unfolds to so many customers.
@@ -84,8 +84,8 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """With the masked reason and the cause of each run of the page, looked up for all of them at once."""
         changelist = super().get_changelist_instance(request)
-        said.mask_reasons(run.delivery for run in changelist.result_list if run.delivery)
-        told = again.causes(changelist.result_list)
+        masked_answers.mask_reasons(run.delivery for run in changelist.result_list if run.delivery)
+        told = resend_causes.causes(changelist.result_list)
         for run in changelist.result_list:
             run.told = told[run.pk]
         return changelist
@@ -94,7 +94,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
         return rows.filter(audience__in=named(name))
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
-        told = again.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
+        told = resend_causes.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
         for row in rows:
             row[-1] = told[row[-1]]
 
@@ -134,7 +134,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
     @admin.display(description="because of")
     def because(self, run: Run) -> str:
         told: str | None = getattr(run, "told", None)
-        return again.causes([run])[run.pk] if told is None else told
+        return resend_causes.causes([run])[run.pk] if told is None else told
 
     @admin.display(description="delivery")
     def delivery_link(self, run: Run) -> SafeString | str:
@@ -145,7 +145,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
 
 def sent_of(run: Run, delivery: Delivery) -> dict[str, Any]:
     kept = delivery.request is not None
-    items = carried.items(carried.unpack(bytes(delivery.request))) if delivery.request is not None else []
+    items = request_bodies.items(request_bodies.unpack(bytes(delivery.request))) if delivery.request is not None else []
     changes = [change for item in items if (change := membership_in(item, run.audience.odp_id))]
     return {
         "run": run,

@@ -90,7 +90,7 @@ class Verb(Generic[M]):
     def pressed(self, admin: "OperatorAdmin[M]", request: HttpRequest, pk: int) -> HttpResponse:
         return press(admin, self, request, pk)
 
-    def proof(self, thing: M) -> str:
+    def version_tag(self, thing: M) -> str:
         return hashlib.sha256(self.seen(thing).encode()).hexdigest()[:16]
 
 
@@ -145,7 +145,7 @@ def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: in
     """GET states the consequence, POST does it."""
     thing, back = approach(admin, verb, request, pk)
     form = verb.asks(thing, request.POST if request.method == "POST" else None)
-    if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.proof(thing)):
+    if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.version_tag(thing)):
         return go(request, back, warning=verb.too_late(thing))
     if request.method == "POST" and form.is_valid() and (wrong := verb.wrong(thing, form.cleaned_data)):
         form.add_error(None, wrong)
@@ -165,7 +165,7 @@ def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: in
         danger=verb.danger,
         consequence=verb.consequence(thing),
         form=form,
-        hidden={"seen": verb.proof(thing), "next": back},
+        hidden={"seen": verb.version_tag(thing), "next": back},
         back=back,
         opts=admin.opts,
         original=thing,

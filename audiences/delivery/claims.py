@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.db import Error, connection
 
-from audiences import prepared, sessions
+from audiences import prepared_statements, sessions
 from audiences.delivery import request_records
 from audiences.delivery.holds import give_back_token
 from audiences.delivery.leases import REFUSED_BY_ODP, WITHOUT_WAITING, Lease, Span, Work, capacity_of
@@ -144,7 +144,7 @@ def due() -> list[int]:
 
 def work(install_id: int) -> Work | None:
     """What an install has to do now; None when there is no such install."""
-    with prepared.cursor() as cursor:
+    with prepared_statements.cursor() as cursor:
         cursor.execute(_WORK, [install_id])
         row = cursor.fetchone()
     return row and Work(_install(_KEYLESS_FIELDS, row[:-2]), *row[-2:])
@@ -173,16 +173,16 @@ def claim(install_id: int, *, capacity: int | None = None) -> Lease | None:
     try:
         return _claim(install_id, capacity, token)
     except Error as error:
-        if sessions.is_trouble(error):  # the claim may be stored all the same
+        if sessions.is_database_error(error):  # the claim may be stored all the same
             give_back_token(token)
         raise
 
 
 def _claim(install_id: int, capacity: int, token: uuid.UUID) -> Lease | None:
     values: dict[str, Any] = {"install": install_id, "capacity": capacity, "token": token}
-    locking, claiming = prepared.cursor(), prepared.cursor()
-    with prepared.pipeline():
-        prepared.cursor().execute(WITHOUT_WAITING)
+    locking, claiming = prepared_statements.cursor(), prepared_statements.cursor()
+    with prepared_statements.pipeline():
+        prepared_statements.cursor().execute(WITHOUT_WAITING)
         locking.execute(_LOCK, [install_id])
         claiming.execute(_CLAIM, {**values, "lease": settings.LEASE_SECONDS})
     locked, rows = locking.fetchone(), claiming.fetchall()

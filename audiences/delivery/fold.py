@@ -39,7 +39,7 @@ class Folded:
     """One run, folded. ``send`` has to go to ODP; ``affirmed`` is newer than the ledger and changes nothing in ODP."""
 
     send: list[Entry] = field(default_factory=list)
-    affirmed: list[Entry] = field(default_factory=list)
+    unchanged: list[Entry] = field(default_factory=list)
 
 
 def disbelieve(entries: Sequence[Entry], ahead: Container[int], ledger: Mapping[str, Held]) -> list[Entry]:
@@ -97,7 +97,7 @@ def fold(entries: Iterable[Entry], ledger: Mapping[str, Held]) -> Folded:
             if exits is None:
                 exits = newest([entry for entry in entries if entry.kind == EXIT])
             if not _has_left(exits.get(identifier), held):
-                folded.affirmed.append(entry)
+                folded.unchanged.append(entry)
                 continue
         folded.send.append(entry)
     return folded

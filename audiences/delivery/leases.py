@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from django.conf import settings
 
-from audiences import prepared
+from audiences import prepared_statements
 from audiences.delivery.fold import Entry, Held
 from audiences.models import Install
 from lytics import times
@@ -95,7 +95,10 @@ def latest_ns() -> int:
 
 
 def arrays(spans: Iterable[Span]) -> list[str]:
-    return [prepared.numbers(column) for column in zip(*((s.audience_id, s.first, s.last) for s in spans), strict=True)]
+    return [
+        prepared_statements.numbers(column)
+        for column in zip(*((s.audience_id, s.first, s.last) for s in spans), strict=True)
+    ]
 
 
 def _worker() -> str:

@@ -9,8 +9,8 @@ from functools import partial
 
 from django.conf import settings
 
+from audiences.encryption import opened
 from audiences.models import Install
-from audiences.secrets import opened
 from odp.client import Client, Permission
 from odp.mechanisms import Mechanism, mechanism
 from odp.regions import host_of

@@ -17,7 +17,7 @@ from django.db import Error, connection, transaction
 from django.db.models.functions import Now
 
 from audiences import naming, sessions
-from audiences.delivery import brake, claims, drafts, holds
+from audiences.delivery import backoff, claims, drafts, holds
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.models import Audience
 from audiences.wake import wake_making
@@ -141,7 +141,7 @@ def _given_back_in_trouble(token: uuid.UUID) -> Iterator[None]:
     try:
         yield
     except Error as error:
-        if sessions.is_trouble(error):
+        if sessions.is_database_error(error):
             _give_back(token)
         raise
 
@@ -174,7 +174,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
         _give_back(making.token)
         return False
     except Exception as error:  # a fault of ours is this audience's alone, too
-        if sessions.is_trouble(error):  # PostgreSQL is away, and with it the place to write that down
+        if sessions.is_database_error(error):  # PostgreSQL is away, and with it the place to write that down
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
         first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
@@ -196,7 +196,7 @@ def _give_back(token: uuid.UUID) -> None:
 def _hold(making: Making, answer: Answer) -> None:
     """Nobody else waits for this one: it is tried again after a pause of its own."""
     audience = making.audience
-    seconds = brake.pause_seconds(failures=audience.hold_failures, answer=answer)
+    seconds = backoff.pause_seconds(failures=audience.hold_failures, answer=answer)
     values: dict[str, Any] = {
         "audience": audience.pk,
         "token": making.token,

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
-from audiences import carried, prepared
+from audiences import prepared_statements, request_bodies
 from audiences.delivery.leases import Lease, LeaseLostError, _worker, arrays
 from audiences.models import Delivery, Run
 from odp.outcomes import Answer, Outcome
@@ -80,20 +80,20 @@ def open_delivery(
     ``body`` is what is about to go out. ``sent`` gives the changes in the request by audience, ``of`` the events they
     were folded from. Raises ``LeaseLostError`` when the lanes are no longer ours.
     """
-    request = None if body is None else carried.pack(body)
+    request = None if body is None else request_bodies.pack(body)
     spans = [span for span in lease.spans if span.audience_id in sent]
     changes = [sent[span.audience_id] for span in spans]
     folded = [of[span.audience_id] - sent[span.audience_id] for span in spans]
-    opening = prepared.cursor()
+    opening = prepared_statements.cursor()
     with transaction.atomic():
-        with prepared.pipeline():
+        with prepared_statements.pipeline():
             opening.execute(
                 _OPEN,
                 [
-                    *(settings.LEASE_SECONDS, prepared.numbers(lease.audience_ids), lease.token),
+                    *(settings.LEASE_SECONDS, prepared_statements.numbers(lease.audience_ids), lease.token),
                     *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
                     *(arrays(spans) if spans else ["{}"] * 3),
-                    *(prepared.numbers(changes), prepared.numbers(folded)),
+                    *(prepared_statements.numbers(changes), prepared_statements.numbers(folded)),
                 ],
             )
         if (row := opening.fetchone()) is None:
@@ -103,7 +103,7 @@ def open_delivery(
 
 def close_delivery(delivery_id: int, answer: Answer) -> None:
     """Take the flag down: what came back. A delivery that was closed as unknown meanwhile keeps that."""
-    prepared.cursor().execute(
+    prepared_statements.cursor().execute(
         _CLOSE,
         {
             "delivery": delivery_id,

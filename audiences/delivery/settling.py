@@ -7,7 +7,7 @@ import structlog
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from audiences import prepared
+from audiences import prepared_statements
 from audiences.delivery import request_records
 from audiences.delivery.fold import EXIT, Entry, Held
 from audiences.delivery.leases import REFUSED_BY_ODP, WITHOUT_WAITING, Lease, LeaseLostError, Ledger, Result, latest_ns
@@ -80,10 +80,10 @@ def settle(
 
     Raises ``LeaseLostError``, with no row changed, when one of its lanes has gone to another worker.
     """
-    moving = prepared.cursor()
+    moving = prepared_statements.cursor()
     with transaction.atomic():
-        with prepared.pipeline():
-            prepared.cursor().execute(WITHOUT_WAITING)
+        with prepared_statements.pipeline():
+            prepared_statements.cursor().execute(WITHOUT_WAITING)
             moving.execute(_MOVE, [*_moves(results, ledger), lease.token])
             if delivery_id is not None and answer is not None:
                 request_records.close_delivery(delivery_id, answer)
@@ -100,10 +100,10 @@ def settle(
 
 def _moves(results: Sequence[Result], ledger: Ledger) -> list[str]:
     return [
-        prepared.numbers(result.span.audience_id for result in results),
-        prepared.numbers(result.span.last if result.complete else 0 for result in results),
-        prepared.numbers(_joined(result, ledger[result.span.audience_id]) for result in results),
-        prepared.texts(result.block_reason.replace("\x00", "") for result in results),
+        prepared_statements.numbers(result.span.audience_id for result in results),
+        prepared_statements.numbers(result.span.last if result.complete else 0 for result in results),
+        prepared_statements.numbers(_joined(result, ledger[result.span.audience_id]) for result in results),
+        prepared_statements.texts(result.block_reason.replace("\x00", "") for result in results),
     ]
 
 
@@ -125,8 +125,8 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
         for entry, _ in result.refused:
             (known if entry.identifier in held else met).append((lane, entry, True))
     if met:
-        customers = prepared.escaped([entry.identifier for _, entry, _ in met])
-        prepared.copy(
+        customers = prepared_statements.escaped([entry.identifier for _, entry, _ in met])
+        prepared_statements.copy(
             _MET,
             [
                 f"{lane}\t{entry.occurred_ns}\t{entry.sequence}\t{entry.kind != EXIT}\t{refused}\t{customer}\n"
@@ -140,12 +140,12 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
             cursor.execute(
                 _LEDGER,
                 [
-                    prepared.numbers(lanes),
-                    prepared.texts([entry.identifier for entry in entries]),
-                    prepared.numbers([entry.kind != EXIT for entry in entries]),
-                    prepared.numbers([entry.occurred_ns for entry in entries]),
-                    prepared.numbers([entry.sequence for entry in entries]),
-                    prepared.numbers(refused),
+                    prepared_statements.numbers(lanes),
+                    prepared_statements.texts([entry.identifier for entry in entries]),
+                    prepared_statements.numbers([entry.kind != EXIT for entry in entries]),
+                    prepared_statements.numbers([entry.occurred_ns for entry in entries]),
+                    prepared_statements.numbers([entry.sequence for entry in entries]),
+                    prepared_statements.numbers(refused),
                     latest_ns(),
                 ],
             )

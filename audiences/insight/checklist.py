@@ -72,7 +72,7 @@ def _waiting(name: str, title: str, why: str, todo: str = "", about: Model | Non
 
 
 def _failing(name: str, title: str, why: str, todo: str = "", about: Model | None = None) -> Line:
-    return Line(name, title, State("failing", why, trouble=True), todo=todo, about=about)
+    return Line(name, title, State("failing", why, alert=True), todo=todo, about=about)
 
 
 # --- ODP accepts the API key ---------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class End(Enum):
 
 
 @dataclass(frozen=True)
-class Fate:
+class EventStatus:
     """What became of one event, whose audience and lane are fetched with it.
 
     ``attempts`` are, newest first, the runs that took it, or have tried, or may have taken a folded one before
@@ -87,7 +87,7 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Standing:
+class MembershipStatus:
     """One customer in one audience: the ledger's row, how many events wait, and what is parked of them."""
 
     audience: Audience
@@ -109,17 +109,17 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trail:
+class CustomerHistory:
     """``standings`` has a row for each audience of which anything is known about this customer."""
 
     identifier: str
     audiences: Mapping[int, Audience]
-    standings: Sequence[Standing]
-    fates: Sequence[Fate]
+    memberships: Sequence[MembershipStatus]
+    statuses: Sequence[EventStatus]
     older: Place | None
 
 
-def trail(identifier: str, *, install_id: int | None = None, before: Place | None = None) -> Trail:
+def customer_history(identifier: str, *, install_id: int | None = None, before: Place | None = None) -> CustomerHistory:
     """All that is known of a customer, in one install or in all. The number of queries is the same for everybody."""
     audiences = _audiences(install_id)
     events = [event for event in _events(identifier, before) if event.audience_id in audiences]
@@ -127,14 +127,14 @@ def trail(identifier: str, *, install_id: int | None = None, before: Place | Non
         event.audience = audiences[event.audience_id]
     parked = _parked(identifier, audiences)
     ledger = _ledger(identifier, audiences)
-    fates = _fates(events, parked, ledger)
-    shown = [fates[event.audience_id, event.sequence] for event in events[:SHOWN]]
+    statuses = _statuses(events, parked, ledger)
+    shown = [statuses[event.audience_id, event.sequence] for event in events[:SHOWN]]
     last = events[SHOWN - 1] if len(events) > SHOWN else None
-    return Trail(
+    return CustomerHistory(
         identifier=identifier,
         audiences=audiences,
-        standings=_standings(audiences, ledger, fates.values(), parked),
-        fates=shown,
+        memberships=_membership_statuses(audiences, ledger, statuses.values(), parked),
+        statuses=shown,
         older=Place(last.received_at, last.audience_id, last.sequence) if last else None,
     )
 
@@ -216,11 +216,11 @@ def _attempts(events: Sequence[Event]) -> dict[tuple[int, int], list[Run]]:
 # --- what became of each event -------------------------------------------------------------------------------
 
 
-def _fates(
+def _statuses(
     events: Sequence[Event], parked: Mapping[int, list[Parked]], ledger: Mapping[int, Membership]
-) -> dict[tuple[int, int], Fate]:
+) -> dict[tuple[int, int], EventStatus]:
     attempts = _attempts(events)
-    fates: dict[tuple[int, int], Fate] = {}
+    statuses: dict[tuple[int, int], EventStatus] = {}
     in_order = sorted(events, key=lambda event: (event.audience_id, event.sequence))
     for audience_id, of_audience in groupby(in_order, key=lambda event: event.audience_id):
         mine = list(of_audience)
@@ -231,20 +231,20 @@ def _fates(
         passed = [event for event in mine if event.sequence <= cursor]
         skipped = [event for event in passed if any(run.outcome == SKIPPED for run in runs[event.sequence])]
         settled = [event for event in passed if event not in skipped]
-        for fate in (
-            *(Fate(event, End.SKIPPED, tuple(runs[event.sequence])) for event in skipped),
+        for status in (
+            *(EventStatus(event, End.SKIPPED, tuple(runs[event.sequence])) for event in skipped),
             *_settled(settled, runs, refused),
             *(_waiting(event, runs[event.sequence], refused, held) for event in mine if event.sequence > cursor),
         ):
-            fates[audience_id, fate.event.sequence] = fate
+            statuses[audience_id, status.event.sequence] = status
     claimed = _claimed(events)
     return {
         place: replace(
-            fate,
+            status,
             holds=(held := ledger.get(place[0])) is not None and held.sequence == place[1],
             claimed_ns=claimed.get(place),
         )
-        for place, fate in fates.items()
+        for place, status in statuses.items()
     }
 
 
@@ -256,36 +256,36 @@ def _claimed(events: Sequence[Event]) -> dict[tuple[int, int], int]:
     return {(row.audience_id, row.sequence): row.claimed_ns for row in rows}
 
 
-def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held: Membership | None) -> Fate:
+def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held: Membership | None) -> EventStatus:
     """Not passed by the cursor. Of a request that ended early, what ODP took or refused is known already."""
     row = next((row for row in refused if row.sequence == event.sequence), None)
     if row is not None:
-        return Fate(event, End.PARKED, tuple(runs), parked=row)
+        return EventStatus(event, End.PARKED, tuple(runs), parked=row)
     if any(run.closed_at is None for run in runs):
-        return Fate(event, End.SENDING, tuple(runs))
+        return EventStatus(event, End.SENDING, tuple(runs))
     taken = held is not None and held.sequence == event.sequence
-    return Fate(event, End.TAKEN if taken else End.WAITING, tuple(runs))
+    return EventStatus(event, End.TAKEN if taken else End.WAITING, tuple(runs))
 
 
-def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Sequence[Parked]) -> list[Fate]:
+def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Sequence[Parked]) -> list[EventStatus]:
     """Passed by the cursor: folded again, run by run, as ``drain.deliver`` did it."""
     decided_by = _decided_by(events, runs, {row.sequence for row in parked})
     sent = [event for event in events if event.sequence not in decided_by]
     refused = _refused(sent, runs, parked)
-    fates = []
+    statuses = []
     for event in events:
         tried = runs[event.sequence]
         took = tuple(run for run in tried if run.outcome == Outcome.DELIVERED and run.sent)
         if event.sequence in refused:
-            fates.append(Fate(event, End.PARKED, tuple(tried), parked=refused[event.sequence]))
+            statuses.append(EventStatus(event, End.PARKED, tuple(tried), parked=refused[event.sequence]))
         elif event.sequence in decided_by:
-            fates.append(Fate(event, End.FOLDED, _cut_short(tried), decided_by[event.sequence]))
+            statuses.append(EventStatus(event, End.FOLDED, _cut_short(tried), decided_by[event.sequence]))
         elif tried and not took and not tried[0].sent:
             # Nothing of its run was sent, so something decided that the log no longer has.
-            fates.append(Fate(event, End.FOLDED))
+            statuses.append(EventStatus(event, End.FOLDED))
         else:
-            fates.append(Fate(event, End.DELIVERED, took))
-    return fates
+            statuses.append(EventStatus(event, End.DELIVERED, took))
+    return statuses
 
 
 def _cut_short(tried: Sequence[Run]) -> tuple[Run, ...]:
@@ -305,7 +305,7 @@ def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused:
         by_number = {event.sequence: event for event in group}
         entries = disbelieve([_entry(event) for event in by_number.values()], ahead, ledger)
         folded = fold(entries, ledger)
-        for entry in (*folded.send, *folded.affirmed):
+        for entry in (*folded.send, *folded.unchanged):
             holder = by_number[entry.sequence]
             is_member = entry.kind != Kind.EXIT
             as_of = EARLIEST_NS if entry.sequence in ahead else entry.occurred_ns
@@ -355,18 +355,18 @@ def is_repeat(event: Event, of: Event) -> bool:
     return precedence(_entry(event)) == precedence(_entry(of))
 
 
-def _standings(
+def _membership_statuses(
     audiences: Mapping[int, Audience],
     ledger: Mapping[int, Membership],
-    fates: Iterable[Fate],
+    statuses: Iterable[EventStatus],
     parked: Mapping[int, list[Parked]],
-) -> list[Standing]:
+) -> list[MembershipStatus]:
     seen: dict[int, int] = {}
-    for fate in fates:
-        waits = fate.end in (End.WAITING, End.SENDING)
-        seen[fate.event.audience_id] = seen.get(fate.event.audience_id, 0) + waits
+    for status in statuses:
+        waits = status.end in (End.WAITING, End.SENDING)
+        seen[status.event.audience_id] = seen.get(status.event.audience_id, 0) + waits
     return [
-        Standing(
+        MembershipStatus(
             audience,
             ledger.get(pk),
             seen.get(pk, 0),

@@ -8,7 +8,7 @@ import redis
 import structlog
 from django.utils.timezone import now
 
-from audiences.receiving.refused import _redis
+from audiences.receiving.rejected_calls import _redis
 
 log = structlog.get_logger(__name__)
 
@@ -23,12 +23,12 @@ TASKS = tuple(
         "make",
         "resend",
         "sweep",
-        "affirm",
+        "reconcile",
         "heartbeat",
         "confirm",
         "try_out",
         "summarise",
-        "tally",
+        "roll_up",
         "clear_sessions",
     )
 )

@@ -1,6 +1,6 @@
 """Heartbeats: which workers there are, when each last proved that work reaches it, and when it last did some.
 
-Written by a worker slot when a heartbeat has come to it through the broker (``workers/heart.py``).
+Written by a worker slot when a heartbeat has come to it through the broker (``workers/heartbeat_monitor.py``).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from audiences.models import Worker
 
 # A worker that was killed leaves its row behind; after so long nobody waits for it any more.
 FORGOTTEN_AFTER = timedelta(hours=1)
-# In heartbeats; see workers/heart.py for the worker's own, shorter patience.
+# In heartbeats; see workers/heartbeat_monitor.py for the worker's own, shorter patience.
 MISSED = 6
 
 _NOTE = """

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from django.utils.timezone import now
 
-from audiences import naming, said
-from audiences.delivery import brake
-from audiences.insight.customers import End, Fate, Standing, is_repeat
+from audiences import masked_answers, naming
+from audiences.delivery import backoff
+from audiences.insight.customers import End, EventStatus, MembershipStatus, is_repeat
 from audiences.models import (
     SKIPPED,
     Audience,
@@ -61,7 +61,7 @@ class State:
 
     word: str
     why: str = ""
-    trouble: bool = False
+    alert: bool = False
 
     @property
     def tone(self) -> str:
@@ -72,15 +72,14 @@ def of_install(install: Install) -> State:
     if not install.enabled:
         return State("off", "calls are answered 503; Lytics retries later")
     if install.key_accepted_at is None:
-        return State(
-            "draft", f"ODP has not accepted its API key yet. {DRAFT} {backoff(install)}".rstrip(), trouble=True
-        )
+        why = f"ODP has not accepted its API key yet. {DRAFT} {hold_of_install(install)}"
+        return State("draft", why.rstrip(), alert=True)
     if install.brake_until_at is not None:
-        return State("on hold", backoff(install), trouble=True)
+        return State("on hold", hold_of_install(install), alert=True)
     return State("active")
 
 
-def backoff(install: Install) -> str:
+def hold_of_install(install: Install) -> str:
     """Why an install is on hold, since when and until when; empty when it isn't."""
     if install.brake_until_at is None:
         return ""
@@ -94,7 +93,7 @@ def remedy(install: Install) -> str:
     """What a person can do about a brake."""
     if needs_key(install):
         return "Enter an API key that ODP accepts and save. Delivery continues at once."
-    if install.brake_reason.startswith(brake.UNEXPECTED):
+    if install.brake_reason.startswith(backoff.UNEXPECTED):
         return "This is an error of Lytics Sync, and is tried again by itself. The worker's log has its traceback."
     return "Delivery continues by itself when ODP answers. Check the install's ODP host and ODP's status page."
 
@@ -117,7 +116,7 @@ def of_lane(lane: Lane) -> State:
     if is_set_aside(lane):
         return State("set aside", f"by {lane.paused_by}: {lane.pause_reason} Blocked: {lane.block_reason}")
     if lane.blocked_at is not None:
-        return State("blocked", lane.block_reason, trouble=True)
+        return State("blocked", lane.block_reason, alert=True)
     if lane.paused_at is not None:
         return State("paused", f"by {lane.paused_by}: {lane.pause_reason}")
     if not waiting:
@@ -129,11 +128,11 @@ def of_lane(lane: Lane) -> State:
     if not audience.install.enabled:
         return State("held back", f"install off: {of_install(audience.install).why}")
     if audience.install.brake_until_at is not None:
-        return State("held back", f"install on hold: {backoff(audience.install)}")
+        return State("held back", f"install on hold: {hold_of_install(audience.install)}")
     if audience.hold_failures and not audience.provisioned_at:
-        return State("on hold", f"it can't be created in ODP: {hold(audience)}", trouble=True)
+        return State("on hold", f"it can't be created in ODP: {hold(audience)}", alert=True)
     if lane.fault_since_at is not None:
-        return State("on hold", fault(lane), trouble=True)
+        return State("on hold", fault(lane), alert=True)
     return State("waiting" if audience.provisioned_at else "to be created")
 
 
@@ -177,8 +176,8 @@ def of_request(record: Delivery | Run) -> State:
     """The state of a delivery or a run: how it ended, or that nobody knows yet."""
     if record.closed_at is None:
         return State("open", "Under way; or its worker stopped, and the next worker closes it.")
-    reason = said.reason(record) if isinstance(record, Delivery) else str(record.skip or "")
-    return State(record.outcome.replace("_", " "), reason, trouble=record.outcome == Outcome.UNAUTHORISED)
+    reason = masked_answers.reason(record) if isinstance(record, Delivery) else str(record.skip or "")
+    return State(record.outcome.replace("_", " "), reason, alert=record.outcome == Outcome.UNAUTHORISED)
 
 
 def of_receipt(receipt: Receipt) -> State:
@@ -187,42 +186,46 @@ def of_receipt(receipt: Receipt) -> State:
 
 def of_parked(parked: Parked) -> State:
     if parked.closed_at is None:
-        return State("parked", trouble=True)
+        return State("parked", alert=True)
     by = f"by {parked.closed_by}, " if parked.closed_by else ""
     return State(parked.resolution, f"{by}{parked.closed_at:%Y-%m-%d %H:%M} UTC")
 
 
-def of_event(fate: Fate) -> State:
+def of_event(status: EventStatus) -> State:
     """What became of an event, and why."""
-    became = _end_of(fate)
-    if fate.claimed_ns is None:
+    became = _end_of(status)
+    if status.claimed_ns is None:
         return became
-    told = f"Lytics said {times.moment(fate.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and is ignored"
+    told = f"Lytics said {times.moment(status.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and is ignored"
     return replace(became, why=f"{became.why}; {told}" if became.why else told)
 
 
-def _end_of(fate: Fate) -> State:
-    match fate.end:
+def _end_of(status: EventStatus) -> State:
+    match status.end:
         case End.WAITING:
-            return State("waiting", _what_it_waits_for(fate))
+            return State("waiting", _what_it_waits_for(status))
         case End.TAKEN:
             return State("waiting", "ODP accepted it; the rest of its request is tried again")
         case End.SENDING:
             return State("sending", "the request is under way")
         case End.SKIPPED:
-            decision = next((str(run.skip) for run in fate.attempts if run.skip), "by a person")
+            decision = next((str(run.skip) for run in status.attempts if run.skip), "by a person")
             return State(SKIPPED, f"not sent, {decision}")
         case End.FOLDED:
-            earlier = "; an earlier request that ended early may have brought it" if fate.attempts else ""
-            return State("folded", _moot(fate.event, fate.decided_by) + earlier)
-        case End.PARKED if fate.parked is not None:
-            return State(of_parked(fate.parked).word, _refusal(fate.event, fate.parked), fate.parked.closed_at is None)
+            earlier = "; an earlier request that ended early may have brought it" if status.attempts else ""
+            return State("folded", _moot(status.event, status.decided_by) + earlier)
+        case End.PARKED if status.parked is not None:
+            return State(
+                of_parked(status.parked).word,
+                _refusal(status.event, status.parked),
+                status.parked.closed_at is None,
+            )
     return State("delivered")
 
 
-def _what_it_waits_for(fate: Fate) -> str:
-    lane = fate.event.audience.lane
-    before = fate.event.sequence - lane.delivered_sequence - 1
+def _what_it_waits_for(status: EventStatus) -> str:
+    lane = status.event.audience.lane
+    before = status.event.sequence - lane.delivered_sequence - 1
     state = of_lane(lane)
     words = {
         "waiting": "for a worker",
@@ -230,7 +233,7 @@ def _what_it_waits_for(fate: Fate) -> str:
         "to be created": "to be created",
     }
     told = words.get(state.word) or f"the audience is {state.word}: {state.why}".removesuffix(": ")
-    tried = next((f"; last try: {of_request(run).word}" for run in fate.attempts if run.closed_at), "")
+    tried = next((f"; last try: {of_request(run).word}" for run in status.attempts if run.closed_at), "")
     return told + (f"; events before it: {before:,}" if before else "") + tried
 
 
@@ -257,18 +260,18 @@ def _refusal(event: Event, parked: Parked) -> str:
     return f"ODP rejected it: {parked.detail}{newer}{ended}"
 
 
-def of_membership(standing: Standing) -> State:
+def of_membership(membership: MembershipStatus) -> State:
     """In or out, by the ledger."""
-    if standing.held is None:
-        return State("out", "nothing was delivered yet" if standing.waiting else "no events")
-    if standing.held.refused:
-        return State("in" if standing.is_member else "out", "by the last event, which ODP rejected")
-    return State("in" if standing.is_member else "out")
+    if membership.held is None:
+        return State("out", "nothing was delivered yet" if membership.waiting else "no events")
+    if membership.held.refused:
+        return State("in" if membership.is_member else "out", "by the last event, which ODP rejected")
+    return State("in" if membership.is_member else "out")
 
 
-def of_answer(standing: Standing, answer: MembershipAnswer) -> State:
+def of_answer(membership: MembershipStatus, answer: MembershipAnswer) -> State:
     """In or out, by what ODP answers."""
-    odp_id = standing.audience.odp_id
+    odp_id = membership.audience.odp_id
     if answer.is_in(odp_id):
         return State("in")
     if answer.is_out(odp_id):
@@ -277,24 +280,24 @@ def of_answer(standing: Standing, answer: MembershipAnswer) -> State:
     return State("in part", f"as {known} only: the products are not told the same")
 
 
-def of_difference(standing: Standing, answer: MembershipAnswer) -> State | None:
+def of_difference(membership: MembershipStatus, answer: MembershipAnswer) -> State | None:
     """What ODP says and the ledger doesn't, and what to do about it; None when they agree."""
-    ours, theirs = of_membership(standing).word, of_answer(standing, answer).word
+    ours, theirs = of_membership(membership).word, of_answer(membership, answer).word
     if ours == theirs:
         return None
     told = f"ODP: {_told(theirs)}. Ours: {_told(ours)}."
-    if standing.waiting:
-        return State("differs", f"{told} Waiting events: {standing.waiting:,}. Look again when they are delivered.")
-    if standing.held is None:
+    if membership.waiting:
+        return State("differs", f"{told} Waiting events: {membership.waiting:,}. Look again when they are delivered.")
+    if membership.held is None:
         return State(
             "differs", f"{told} The customer was added in ODP by something else, or before this service was connected."
         )
-    if standing.parked is not None:
-        return State("differs", f"{told} ODP rejected this change, and it is parked.", trouble=True)
+    if membership.parked is not None:
+        return State("differs", f"{told} ODP rejected this change, and it is parked.", alert=True)
     return State(
         "differs",
         f"{told} This is normal for a minute after delivery; otherwise resync the audience.",
-        trouble=True,
+        alert=True,
     )
 
 
@@ -325,7 +328,7 @@ def of_token(token: Token) -> State:
 
 def of_trial(trial: Trial) -> State:
     if any(hop["how"] == "failed" for hop in trial.hops):
-        return State("failing", trouble=True)
+        return State("failing", alert=True)
     if trial.closed_at is None:
         waits = trial.begun_at is None and (now() - trial.started_at).total_seconds() > 10
         return State("waiting", "No worker has taken it yet: check that worker and beat run." if waits else "")
@@ -333,7 +336,7 @@ def of_trial(trial: Trial) -> State:
     if (last.get("leg"), last.get("hop")) == ("out", "shown"):
         return State("done")
     why = "Its worker stopped halfway. The test customer was removed from the audience."
-    return State("given up", why if trial.begun_at else "No worker took it.", trouble=True)
+    return State("given up", why if trial.begun_at else "No worker took it.", alert=True)
 
 
 def backlog(lane: Lane) -> int:

@@ -99,7 +99,7 @@ def _send_out(trial: Trial) -> None:
     try:
         send_straight_in(trial, OUT)
     except Exception as error:
-        if sessions.is_trouble(error):
+        if sessions.is_database_error(error):
             raise
         log.exception("a test customer could not be sent out", install=trial.install.name, customer=trial.identifier)
 

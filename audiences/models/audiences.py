@@ -7,8 +7,8 @@ from django.db.models import Q
 from django.utils.timezone import now
 
 from audiences import naming
+from audiences.masked_answers import SaidField
 from audiences.models.installs import Install
-from audiences.said import SaidField
 from lytics import times
 
 
@@ -154,7 +154,7 @@ class Membership(models.Model):
 
 
 class Profile(models.Model):
-    """The newest list of identifiers of one Lytics profile in one audience. Written by ``receiving/remember.py``."""
+    """The newest identifiers of a Lytics profile in one audience. Written by ``receiving/identifier_lists.py``."""
 
     pk = models.CompositePrimaryKey("audience_id", "profile")
     audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)

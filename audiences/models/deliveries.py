@@ -5,9 +5,9 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audiences.masked_answers import SaidField
 from audiences.models.audiences import Audience
 from audiences.models.installs import Install
-from audiences.said import SaidField
 from odp.outcomes import Outcome
 
 OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
@@ -50,11 +50,11 @@ class Delivery(models.Model):
     latency_ms = models.PositiveIntegerField(null=True)
     reason = SaidField(blank=True)
     answer = SaidField(blank=True)
-    # The body, packed (audiences/carried.py). None when it was opened without one.
+    # The body, packed (audiences/request_bodies.py). None when it was opened without one.
     request = models.BinaryField(null=True)
     worker = models.CharField(max_length=100)
     version = models.CharField(max_length=20)
-    # When it was seen to that nothing of this request can outlive what came after it (audiences/operations/affirm.py).
+    # When ``operations/reconcile.py`` re-sent the customers that a late application of this request could overwrite.
     affirmed_at = models.DateTimeField(null=True)
 
     class Meta:

@@ -9,7 +9,7 @@ from audiences.models.installs import Install
 
 
 class Minute(models.Model):
-    """What one install received, parked and delivered in one minute, added up. Written by ``insight/tally.py``.
+    """What one install received, parked and delivered in one minute, added up. Written by ``insight/rollup.py``.
 
     Derived: deleting rows loses a picture and nothing else. A minute in which nothing happened has no row.
     """

@@ -9,9 +9,9 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from audiences import hosts
-from audiences.said import SaidField
-from audiences.secrets import EncryptedTextField, Unreadable
+from audiences import odp_hosts
+from audiences.encryption import EncryptedTextField, Unreadable
+from audiences.masked_answers import SaidField
 from odp import mechanisms
 
 
@@ -102,8 +102,8 @@ class Install(models.Model):
 
     def clean(self) -> None:
         stored = isinstance(self.odp_api_key, Unreadable)
-        key_problem = "" if stored else hosts.problem_of_key(self.odp_api_key)
-        errors = {"odp_api_key": key_problem, "odp_host": hosts.problem_of(self.odp_host)}
+        key_problem = "" if stored else odp_hosts.problem_of_key(self.odp_api_key)
+        errors = {"odp_api_key": key_problem, "odp_host": odp_hosts.problem_of(self.odp_host)}
         if any(errors.values()):
             raise ValidationError({field: words for field, words in errors.items() if words})
 

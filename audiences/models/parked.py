@@ -70,7 +70,7 @@ class Parked(models.Model):
 
     @classmethod
     def from_db(cls, *row: Any, **how: Any) -> Self:
-        """A change that ODP rejected, which has a number, has ODP's words in ``detail``: see ``audiences/said.py``."""
+        """Mask ODP's words in ``detail`` of a change that ODP rejected (one with a number): ``masked_answers.py``."""
         parked = super().from_db(*row, **how)
         held = parked.__dict__
         if held.get("sequence") is not None and held.get("detail"):

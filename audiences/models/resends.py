@@ -9,7 +9,7 @@ from audiences.models.installs import Install
 
 
 class Again(models.Model):
-    """A range of the log that this service appended itself, and what caused it. Written by ``receiving/again.py``.
+    """A range of the log that this service appended itself, and its cause. Written by ``receiving/resend_causes.py``.
 
     Nobody checks the foreign keys row by row: the audience is locked, and the others are read in the same transaction.
     """

@@ -4,9 +4,9 @@ from django.conf import settings
 from django.db import transaction
 from django.urls import reverse
 
+from audiences.encryption import UNREADABLE, Unreadable
 from audiences.models import Install, Token
 from audiences.receiving import tokens
-from audiences.secrets import UNREADABLE, Unreadable
 
 
 def create(install: Install) -> Token:

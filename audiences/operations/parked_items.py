@@ -10,9 +10,9 @@ from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from audiences.delivery import provision
+from audiences.encryption import decrypt
 from audiences.models import Again, Event, Parked
-from audiences.receiving import again, ingest
-from audiences.secrets import decrypt
+from audiences.receiving import ingest, resend_causes
 from audiences.wake import wake
 from lytics.facts import Fact, Kind
 
@@ -75,7 +75,7 @@ def _append_again(parked: Parked) -> bool:
     event = Event.objects.get(pk=(parked.audience_id, parked.sequence))
     fact = Fact("", "", event.identifier, Kind(event.kind), event.occurred_ns)
     ingest.append({event.audience_id: [fact]}, received_at=now(), forced=True)
-    again.note({event.audience_id: [(1, None)]}, Again.Cause.RELEASE)
+    resend_causes.note({event.audience_id: [(1, None)]}, Again.Cause.RELEASE)
     # It may have been refused because its field is gone; of many that are released at once, one has that looked at.
     provision.look_again(event.audience_id, unless_within=LOOKED_AT_ONCE_IN)
     transaction.on_commit(lambda: wake(parked.install_id))

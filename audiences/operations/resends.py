@@ -20,8 +20,8 @@ from audiences import sessions
 from audiences.delivery import provision
 from audiences.models import Again, Audience, Install, Membership, Parked, Resend
 from audiences.operations import parked_items
-from audiences.receiving import again, backlog, ingest, received
-from audiences.receiving.received import Stretch
+from audiences.receiving import backlog, ingest, log_range, resend_causes
+from audiences.receiving.log_range import Stretch
 from audiences.wake import wake, wake_resend
 from lytics.facts import Fact, Kind
 
@@ -213,7 +213,7 @@ def _replay(resend: Resend, limit: int) -> Step:
     assert resend.received_from is not None
     assert resend.received_to is not None
     last = min(resend.upto, resend.after + limit)
-    events = received.events_between(
+    events = log_range.events_between(
         resend.audience_id, resend.after + 1, last, resend.received_from, resend.received_to
     )
     facts = [Fact("", "", e.identifier, Kind(e.kind), e.occurred_ns) for e in events.order_by("sequence")]
@@ -251,7 +251,7 @@ def _leave(resend: Resend, limit: int) -> Step:
 def _append(resend: Resend, facts: list[Fact]) -> None:
     assert resend.audience_id is not None
     ingest.append({resend.audience_id: facts}, received_at=now(), forced=True)
-    again.note({resend.audience_id: [(len(facts), None)]}, Again.Cause(resend.kind), resend_id=resend.pk)
+    resend_causes.note({resend.audience_id: [(len(facts), None)]}, Again.Cause(resend.kind), resend_id=resend.pk)
 
 
 def _release(resend: Resend) -> Step:
@@ -270,7 +270,7 @@ def _release_or_leave(parked_id: int, *, by: str, identifier_field: str) -> bool
     try:
         return parked_items.release_one(parked_id, by=by, identifier_field=identifier_field)
     except Exception as error:
-        if sessions.is_trouble(error):
+        if sessions.is_database_error(error):
             raise
         log.exception("a parked item can't be read", parked=parked_id)
         return False

@@ -8,7 +8,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 from django.db import connection
 
-from audiences.secrets import decrypt, encrypt
+from audiences.encryption import decrypt, encrypt
 
 # Every column that holds something encrypted; a test looks for others.
 COLUMNS = (

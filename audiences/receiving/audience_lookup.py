@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import structlog
 
-from audiences import naming, prepared
+from audiences import naming, prepared_statements
 from audiences.delivery import holds
 from audiences.models import Audience, Install
 from lytics.facts import Fact
@@ -25,8 +25,8 @@ _LOCK = "SELECT id FROM audiences_audience WHERE id = ANY(%s::int[]) ORDER BY id
 
 
 def lock(audience_ids: Iterable[int]) -> None:
-    with prepared.cursor() as cursor:
-        cursor.execute(_LOCK, [prepared.numbers(audience_ids)])
+    with prepared_statements.cursor() as cursor:
+        cursor.execute(_LOCK, [prepared_statements.numbers(audience_ids)])
 
 
 class Known(NamedTuple):
@@ -95,8 +95,8 @@ def find(install: Install, wanted: Mapping[str, Name]) -> Audiences:
     """The audiences that are stored, by key."""
     if not wanted:
         return {}
-    with prepared.cursor() as cursor:
-        cursor.execute(_FIND, [install.pk, prepared.texts(wanted)])
+    with prepared_statements.cursor() as cursor:
+        cursor.execute(_FIND, [install.pk, prepared_statements.texts(wanted)])
         found = {segment_id: Known(pk, latest_slug) for pk, segment_id, latest_slug in cursor.fetchall()}
     slugs = [name.slug for name in wanted.values() if not name.segment_id]
     if slugs:

@@ -7,7 +7,7 @@ from rest_framework.request import Request
 
 from audiences import sessions
 from audiences.models import Install, Token
-from audiences.receiving import strangers, tokens
+from audiences.receiving import invalid_tokens, tokens
 
 
 class TokenAuthentication(BaseAuthentication):
@@ -18,7 +18,7 @@ class TokenAuthentication(BaseAuthentication):
         authorization = request.META.get("HTTP_AUTHORIZATION", "")
         install, token = sessions.read(lambda: tokens.authenticate(public_id=public_id, authorization=authorization))
         if install is None or token is None:
-            raise strangers.refusal(request, install, words="This URL and this token do not belong together.")
+            raise invalid_tokens.refusal(request, install, words="This URL and this token do not belong together.")
         return install, token
 
     def authenticate_header(self, request: Request) -> str:

@@ -20,11 +20,11 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import prepared
+from audiences import prepared_statements
+from audiences.encryption import encrypt
 from audiences.models import Again, Audience, FutureTime, Install
-from audiences.receiving import again, audience_lookup, remember
+from audiences.receiving import audience_lookup, identifier_lists, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
-from audiences.secrets import encrypt
 from audiences.wake import wake
 from lytics import json_pieces, messages, payload, reasons, times
 from lytics.facts import NAME_BYTES, Fact, Kind, Reading, SetAside
@@ -173,10 +173,10 @@ def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName
     received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
     receipt = _receipt(install, reading, call, received)
     values = _values([*facts_by_name.values()], received_at=call.at, receipt=receipt)
-    values["segments"] = prepared.texts(name.segment_id for name in facts_by_name)
-    values["slugs"] = prepared.texts(name.slug for name in facts_by_name)
-    locking, storing = prepared.cursor(), prepared.cursor()
-    with prepared.pipeline():
+    values["segments"] = prepared_statements.texts(name.segment_id for name in facts_by_name)
+    values["slugs"] = prepared_statements.texts(name.slug for name in facts_by_name)
+    locking, storing = prepared_statements.cursor(), prepared_statements.cursor()
+    with prepared_statements.pipeline():
         locking.execute(_LOCK_NAMED, [install.pk, values["segments"]])
         storing.execute(_APPEND_NAMED, values)
     received.receipt, _ = storing.fetchone()
@@ -235,7 +235,7 @@ def read_again(
     found = _found(install, audiences, facts_by_name, reading.emptied)
     released_at = now()
     append(found, received_at=released_at, receipt_id=receipt_id)
-    again.note({pk: [(len(some), None)] for pk, some in found.items()}, Again.Cause.RELEASE)
+    resend_causes.note({pk: [(len(some), None)] for pk, some in found.items()}, Again.Cause.RELEASE)
     _note_future_times(found, received_at=released_at)
     if found:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
@@ -256,7 +256,7 @@ def _found(
         for audience_id, facts in found.items():
             listed.setdefault(audience_id, []).extend(facts)
         audience_lookup.lock(listed)
-        for audience_id, departures in remember.departures(listed).items():
+        for audience_id, departures in identifier_lists.departures(listed).items():
             found.setdefault(audience_id, []).extend(departures)
     return found
 
@@ -288,10 +288,10 @@ def append(
     values = _values(
         [*facts.values()], received_at=received_at, receipt=receipt or _Receipt(), receipt_id=receipt_id, forced=forced
     )
-    storing = prepared.cursor()
-    with prepared.pipeline():
+    storing = prepared_statements.cursor()
+    with prepared_statements.pipeline():
         audience_lookup.lock(facts)
-        storing.execute(_APPEND, {**values, "audiences": prepared.numbers(facts)})
+        storing.execute(_APPEND, {**values, "audiences": prepared_statements.numbers(facts)})
     stored_receipt, stored = storing.fetchone()
     if stored != events:
         raise RuntimeError(f"{events} events to store, {stored} stored")
@@ -333,12 +333,12 @@ def _values(
         "at": received_at,
         "receipt_id": receipt_id,
         "forced": forced,
-        "counts": prepared.numbers(counts),
-        "ahead": prepared.numbers(accumulate(counts[:-1], initial=0)),
-        "numbers": prepared.numbers(chain.from_iterable(map(repeat, count(1), counts))),
-        "identifiers": prepared.texts([fact.identifier for fact in facts]),
-        "kinds": prepared.numbers([int(fact.kind) for fact in facts]),
-        "moments": prepared.numbers([fact.occurred_ns for fact in facts]),
+        "counts": prepared_statements.numbers(counts),
+        "ahead": prepared_statements.numbers(accumulate(counts[:-1], initial=0)),
+        "numbers": prepared_statements.numbers(chain.from_iterable(map(repeat, count(1), counts))),
+        "identifiers": prepared_statements.texts([fact.identifier for fact in facts]),
+        "kinds": prepared_statements.numbers([int(fact.kind) for fact in facts]),
+        "moments": prepared_statements.numbers([fact.occurred_ns for fact in facts]),
     }
 
 

@@ -10,9 +10,9 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
-from audiences import prepared
+from audiences import prepared_statements
+from audiences.encryption import Unreadable
 from audiences.models import Install, Token
-from audiences.secrets import Unreadable
 
 PREFIX = "lysync_"
 # How often a token's last use is written down, in seconds: a page for people needs no more, and a call no write.
@@ -74,7 +74,7 @@ def authenticate(*, public_id: str, authorization: str) -> tuple[Install | None,
     presented = digest(_secret(authorization))
     install: Install | None = None
     match: Token | None = None
-    with prepared.cursor() as cursor:
+    with prepared_statements.cursor() as cursor:
         cursor.execute(_FIND, [public_id])
         rows = cursor.fetchall()
     for row in rows:

@@ -26,7 +26,7 @@ from rest_framework.views import APIView
 
 from audiences import address, sessions
 from audiences.models import Install, Token
-from audiences.receiving import backlog, body, disk, ingest, refused, strangers, tokens
+from audiences.receiving import backlog, body, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
 from audiences.receiving.authentication import TokenAuthentication
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class WebhookView(_AnsweringView):
         # Before the token is looked at: a job left on GET must show as 405 and must never look received.
         if (request.method or "").lower() not in self.http_method_names:
             what = f"{request.method} {request.path_info[:100]}"
-            refused.note(refused.WRONG_METHOD, address.of(request), what=what)
+            rejected_calls.note(rejected_calls.WRONG_METHOD, address.of(request), what=what)
             raise MethodNotAllowed(request.method or "")
         super().initial(request, *args, **kwargs)
 
@@ -116,7 +116,7 @@ class WebhookView(_AnsweringView):
             return turned_away(install, "This install is switched off.")
         if backlog.is_too_high(install.pk):
             return turned_away(install, "Too many events wait for ODP.")
-        if disk.is_too_full():
+        if disk_usage.is_too_full():
             return turned_away(install, "The database is as large as it may get.")
         try:
             content, encoding = body.read(request)
@@ -129,7 +129,9 @@ class WebhookView(_AnsweringView):
             return come_back_later(told, soon=True)
         except body.MalformedError as error:
             log.warning("call could not be read", install=install.name, reason=str(error))
-            refused.note(refused.UNREADABLE, address.of(request), what="a body whose chunks make no sense")
+            rejected_calls.note(
+                rejected_calls.UNREADABLE, address.of(request), what="a body whose chunks make no sense"
+            )
             return come_back_later("The body could not be read.")
         source = address.of(request)
         # A caller whose body always takes longer than the limit would be asked to come back for ever.
@@ -166,7 +168,7 @@ class UnknownWebhookView(_AnsweringView):
     """Any other URL that is written to: 401, as for an unknown install, because Lytics never tries again after 404."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        raise strangers.refusal(request, None, words="There is no webhook at this URL.")
+        raise invalid_tokens.refusal(request, None, words="There is no webhook at this URL.")
 
     def get_authenticate_header(self, request: Request) -> str:
         return "Bearer"
@@ -190,7 +192,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     words = "The request could not be read."
     if isinstance(exception, DisallowedHost):
         words = "This service is not set up for this host name."
-    refused.note(refused.UNREADABLE, address.of(request), what=_told_of(request, exception))
+    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what=_told_of(request, exception))
     return JsonResponse({"detail": words}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
 
 

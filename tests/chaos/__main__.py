@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from local.processes import AskedToStop, Trouble
+from local.processes import AskedToStop, StackError
 from local.stack import stand_alone
 from lytics_sync import env
 from tests.chaos import schedule
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = run(options)
     except AskedToStop:
         return 130
-    except Trouble as trouble:
+    except StackError as trouble:
         say(str(trouble))
         return 1
     if told.within:

@@ -16,7 +16,7 @@ import psycopg
 import redis
 
 from local import embedded
-from local.processes import Child, Fleet, Trouble, free_port, last_words
+from local.processes import Child, Fleet, StackError, free_port, last_words
 from local.stack import Memory, Stack, manage
 from lytics_sync import env
 from sandbox.odp.testing import RunningSandbox
@@ -106,7 +106,7 @@ class House:
         workers = [replace(worker, env=self._bent(worker.name)) for worker in self.stack.workers(self.workers)]
         self.fleet.start(self.stack.web(), *workers, self.stack.beat())
         if not self.wait(lambda: self.stack.answers("/health/ready"), seconds=30):
-            raise Trouble(f"web is not ready; see {self.folder / 'log' / 'web.log'}")
+            raise StackError(f"web is not ready; see {self.folder / 'log' / 'web.log'}")
 
     def _bent(self, worker: str) -> dict[str, str]:
         relayed = {"DATABASE_URL": self.database.url} if worker == RELAYED else {}
@@ -120,7 +120,7 @@ class House:
             if code == 0 or (output and time.monotonic() > until):
                 return output
             if time.monotonic() > until:
-                raise Trouble(f"{words[0]} failed: {last_words(self.fleet.logs / f'{words[0]}.log')}")
+                raise StackError(f"{words[0]} failed: {last_words(self.fleet.logs / f'{words[0]}.log')}")
 
     def connect(self, name: str, *, mechanism: str = "attribute", requests_per_second: int = 0) -> "Install":
         """A pair of accounts: one at the sandbox without limits, and an install for it."""
@@ -153,7 +153,7 @@ class House:
         """The process id of a program, as soon as it runs."""
         child = self.child(name)
         if not self.wait(lambda: not child.has_ended(), seconds=60):
-            raise Trouble(f"{name} does not come back; see {child.log}")
+            raise StackError(f"{name} does not come back; see {child.log}")
         assert child.process is not None
         return child.process.pid
 
@@ -192,7 +192,7 @@ class House:
             return True
 
         if not self.wait(asked, seconds=60):
-            raise Trouble("PostgreSQL does not come back")
+            raise StackError("PostgreSQL does not come back")
         return rows
 
     def wait_for_database(self, *, instead_of: int) -> None:

@@ -92,7 +92,7 @@ class Report:
     repeats: int
     calls: int
     retried: int
-    affirmed: int
+    reconciled: int
     stream_seconds: float
     stream_ended_at: float
     longest_wait: float
@@ -233,7 +233,7 @@ class _Run:
             progress=[(row[0], row[1]) for row in progress],
             events=sum(source.events for source in self.sources),
             stored=stored,
-            affirmed=forced,
+            reconciled=forced,
             writes=self.wire.writes,
             items=self.wire.items,
             repeats=self.wire.repeats,

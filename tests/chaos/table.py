@@ -56,7 +56,7 @@ def lines(report: Report) -> Iterator[str]:
     measured = Measured(report)
     kills = sum(FAULTS[strike.fault].is_kill for strike in report.strikes)
     yield f"| | |\n|---|--:|\n| events answered 200 | {report.events:,} |"
-    yield f"| of them stored (a lost 200 stores twice; affirmed: {report.affirmed:,}) | {report.stored:,} |"
+    yield f"| of them stored (a lost 200 stores twice; reconciled: {report.reconciled:,}) | {report.stored:,} |"
     yield f"| calls, and tries beyond the first | {report.calls:,}, {report.retried:,} |"
     yield f"| requests to ODP with memberships | {report.writes:,} |"
     yield f"| memberships told, and plain repeats among them | {report.items:,}, {report.repeats:,} |"

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from audiences.delivery import claims, holds
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Resend, Run
 from audiences.operations import audit, parked_items, resends
-from audiences.operations.affirm import affirm
+from audiences.operations.reconcile import reconcile
 from audiences.receiving import ingest
-from audiences.receiving.received import Stretch
+from audiences.receiving.log_range import Stretch
 from lytics import times
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY
 from tests.delivering import lane_of
@@ -124,11 +124,11 @@ class Bridge(RuleBasedStateMachine):
                 self.hints.clear()
                 worker.start(self.install.pk)
 
-    @rule(trouble=st.sampled_from(list(TROUBLES)), which=a_worker)
-    def trouble(self, trouble: str, which: int) -> None:
+    @rule(alert=st.sampled_from(list(TROUBLES)), which=a_worker)
+    def alert(self, alert: str, which: int) -> None:
         worker = self.workers[which]
         if worker.at in ("in flight", "making an audience"):
-            worker.answer = TROUBLES[trouble]
+            worker.answer = TROUBLES[alert]
             worker.go()
 
     @rule(which=a_worker, inside=st.booleans())
@@ -159,13 +159,13 @@ class Bridge(RuleBasedStateMachine):
         tasks.sweep()
         self.work(which, steps)
 
-    @rule(happenings=some_happen, which=a_worker, trouble=st.sampled_from(list(TROUBLES)))
-    def work_until_there_is_trouble(self, happenings: list[Happening], which: int, trouble: str) -> None:
+    @rule(happenings=some_happen, which=a_worker, alert=st.sampled_from(list(TROUBLES)))
+    def work_until_there_is_trouble(self, happenings: list[Happening], which: int, alert: str) -> None:
         self.receive(happenings)
         for _ in range(9):
             if self.workers[which].at != "in flight":
                 self.work(which, 1)
-        self.trouble(trouble, which)
+        self.alert(alert, which)
 
     @rule()
     def lose_hints(self) -> None:
@@ -202,7 +202,7 @@ class Bridge(RuleBasedStateMachine):
         """So many that what was given up is affirmed."""
         for _ in range(4):
             self.time_passes(8_000)
-        affirm()
+        reconcile()
 
     # --- people --------------------------------------------------------------------------------------------------
 
@@ -297,7 +297,7 @@ class Bridge(RuleBasedStateMachine):
                 self.work(which, 200)
             while self.odp.late:
                 self.apply_late(0)
-            if all(worker.at == "idle" for worker in self.workers) and not affirm() and not self._waits():
+            if all(worker.at == "idle" for worker in self.workers) and not reconcile() and not self._waits():
                 return
             self.minutes_pass()
         raise AssertionError("it never comes to an end")

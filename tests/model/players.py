@@ -16,7 +16,7 @@ import pytest
 from django.db import connection
 
 from audiences import wake
-from audiences.delivery import brake, claims, holds, odp_account, provision, reading, request_records, settling
+from audiences.delivery import backoff, claims, holds, odp_account, provision, reading, request_records, settling
 from audiences.models import Install
 from odp.client import OUT_OF_TIME
 from odp.deadline import TooLateError
@@ -321,8 +321,8 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
             (request_records, "open_delivery"),
             (request_records, "close_delivery"),
             (settling, "settle"),
-            (brake, "apply"),
-            (brake, "release"),
+            (backoff, "apply"),
+            (backoff, "release"),
             (provision, "claim"),
             (provision, "_hold"),
             (provision, "_end"),

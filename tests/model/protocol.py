@@ -47,7 +47,7 @@ class Request(NamedTuple):
 class State(NamedTuple):
     lanes: tuple[Lane, ...]
     workers: tuple[Worker, ...]
-    troubles: int  # crashes, failures and repeats that are left
+    alerts: int  # crashes, failures and repeats that are left
     requests: tuple[Request, ...] = ()
     doubtful: tuple[tuple[int, int, int], ...] = ()  # closed without a final answer: token, lane, last number
     hint: bool = False
@@ -58,8 +58,8 @@ class State(NamedTuple):
     def worker(self, which: int, **values: Any) -> "State":
         return self._replace(workers=_with(self.workers, which, self.workers[which]._replace(**values)))
 
-    def trouble(self) -> "State":
-        return self._replace(troubles=self.troubles - 1)
+    def alert(self) -> "State":
+        return self._replace(alerts=self.alerts - 1)
 
 
 class BrokenError(AssertionError):
@@ -69,9 +69,9 @@ class BrokenError(AssertionError):
 Steps = Iterator[tuple[str, State]]
 
 
-def start(*lanes: int, workers: int = 2, troubles: int = 1) -> State:
+def start(*lanes: int, workers: int = 2, alerts: int = 1) -> State:
     """``lanes`` says how many events each of them will get, in any order."""
-    return State(tuple(Lane(tuple(range(1, n + 1))) for n in lanes), (Worker(),) * workers, troubles)
+    return State(tuple(Lane(tuple(range(1, n + 1))) for n in lanes), (Worker(),) * workers, alerts)
 
 
 def _with(row: tuple[Any, ...], at: int, value: Any) -> tuple[Any, ...]:
@@ -109,11 +109,11 @@ def _receive(state: State, at: int, twin: str) -> Steps:
         log = lane.log + (None,) * (number - len(lane.log))
         kept = state.lane(at, drafts=_without(lane.drafts, draft), log=_with(log, number - 1, (event, False)))
         yield f"commit {event}", kept._replace(hint=True)
-        if state.troubles:
+        if state.alerts:
             undone = state.lane(at, drafts=_without(lane.drafts, draft), waiting=(*lane.waiting, event))
-            yield f"web dies before it commits {event}", undone.trouble()
+            yield f"web dies before it commits {event}", undone.alert()
             again = kept.lane(at, waiting=(*lane.waiting, event))
-            yield f"web dies after it committed {event}", again.trouble()._replace(hint=True)
+            yield f"web dies after it committed {event}", again.alert()._replace(hint=True)
 
 
 def _free(lane: Lane) -> bool:
@@ -127,8 +127,8 @@ def _work(state: State, at: int, twin: str) -> Steps:
         if state.hint:
             yield name + "hear", state.worker(at, at="drain")._replace(hint=False)
         return
-    if state.troubles and worker.token:
-        gone = state.worker(at, **Worker()._asdict()).trouble()
+    if state.alerts and worker.token:
+        gone = state.worker(at, **Worker()._asdict()).alert()
         yield name + "crash", _abandon(gone, worker.token)
     if worker.at == "drain":
         yield from ((name + "look", found) for found in _look(state, at, twin))
@@ -233,13 +233,13 @@ def _hear(state: State, at: int) -> Steps:
     over = state._replace(requests=_without(state.requests, request))
     if request.applied:
         yield "taken", over.worker(at, at="answered", taken=True)
-    if state.troubles:
-        cut = _abandon(state, worker.token).trouble()
+    if state.alerts:
+        cut = _abandon(state, worker.token).alert()
         yield "given up", cut.worker(at, at="answered", taken=False)
         if not request.applied:  # isolate: another request under the same lease
             for lane, _, _ in worker.fold:
                 over = over.lane(lane, runs=tuple(run for run in over.lanes[lane].runs if run[0] != worker.token))
-            yield "refused", over.worker(at, at="folded").trouble()
+            yield "refused", over.worker(at, at="folded").alert()
 
 
 def _abandon(state: State, token: int) -> State:
@@ -308,11 +308,11 @@ def _rest(state: State, twin: str) -> Steps:
     if any(worker.at == "flying" and worker.clock >= longest for worker in state.workers):
         return  # the timer cuts first
     stands_still = any(_stands_still(state, worker) for worker in state.workers)
-    if state.troubles or not stands_still:
+    if state.alerts or not stands_still:
         lanes = tuple(lane._replace(left=max(0, lane.left - 1)) for lane in state.lanes)
         workers = tuple(w._replace(clock=min(w.clock + 1, 2)) if w.at in TIMED else w for w in state.workers)
         then = state._replace(lanes=lanes, workers=workers)
-        yield "tick", then.trouble() if stands_still else then
+        yield "tick", then.alert() if stands_still else then
 
 
 def _stands_still(state: State, worker: Worker) -> bool:

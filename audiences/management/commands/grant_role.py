@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
 from django.db.utils import ProgrammingError
 
-from audiences.operations.role import grant, may_make_temporary_tables
+from audiences.operations.db_role import grant, may_make_temporary_tables
 
 
 class Command(BaseCommand):

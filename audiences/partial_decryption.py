@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.padding import PKCS7
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from audiences.secrets import PIECE, WRONG_KEY
+from audiences.encryption import PIECE, WRONG_KEY
 
 # Of Fernet's format: version and time, initialisation vector, cipher text, signature. A block is also a vector's size.
 STAMP, BLOCK, SIGNATURE = 9, 16, 32

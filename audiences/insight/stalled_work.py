@@ -6,7 +6,7 @@ from datetime import datetime
 from django.conf import settings
 from django.db import connection
 
-from audiences.delivery import brake, provision
+from audiences.delivery import backoff, provision
 
 # Work is ready when nobody and nothing holds it: the install is on and not braked, the audience not paused, blocked, on
 # hold, or looked at in ODP. A brake that is our own fault holds nothing rightly. Ready work moves when a request of the
@@ -90,7 +90,7 @@ class Stuck:
 def stuck() -> Stuck | None:
     """Audiences held by an error of this service, or else installs, without progress for ``WORK_STUCK_SECONDS``."""
     values: dict[str, str | float] = {
-        "unexpected": brake.UNEXPECTED + "%",
+        "unexpected": backoff.UNEXPECTED + "%",
         "unexpected_making": provision.UNEXPECTED + "%",
         "seconds": settings.WORK_STUCK_SECONDS,
     }

@@ -25,7 +25,7 @@ def check() -> None:
     if errors:
         refuse(" ".join(f"{found.msg} ({found.id})" for found in errors))
     try:
-        problem = readiness.secrets_problem()
+        problem = readiness.encryption_problem()
     except Error as error:
         log.warning("stored secrets not looked at", reason=type(error).__name__)
     else:

@@ -10,7 +10,7 @@ from django.utils.timezone import now
 
 from audiences.delivery import request_records, unconfirmed
 from audiences.models import Audience, Delivery, Event, Install, Membership
-from audiences.operations.affirm import affirm as affirm_now
+from audiences.operations.reconcile import reconcile as reconcile_now
 from audiences.receiving import ingest
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
@@ -77,7 +77,7 @@ def test_it_mends_what_a_request_applied_late_has_undone(odp: ThreadedSandbox, s
 
     until(odp, ["anna", "ben", "somebody"])  # wrong, though every answer was good
     before = len(writes(odp))
-    assert affirm_now() == 1
+    assert reconcile_now() == 1
     drain_all(shop)
 
     assert members(odp) == ["ben", "somebody"]
@@ -93,9 +93,9 @@ def test_it_waits_until_odp_is_done_with_the_request(
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
     settings.AFFIRM_AFTER_SECONDS = 300
-    assert affirm_now() == 0
+    assert reconcile_now() == 0
     Delivery.objects.update(closed_at=now() - timedelta(seconds=301))
-    assert affirm_now() == 1
+    assert reconcile_now() == 1
 
 
 def test_it_says_nothing_again_where_nothing_newer_was_sent(
@@ -106,7 +106,7 @@ def test_it_says_nothing_again_where_nothing_newer_was_sent(
     drain_all(shop)
     enter(gold, "ben", at=10)
     drain_all(shop)
-    assert affirm_now() == 0
+    assert reconcile_now() == 0
     assert Delivery.objects.get(outcome=Outcome.RETRY_LATER).affirmed_at is not None
 
 
@@ -118,7 +118,7 @@ def test_it_looks_at_a_request_whose_worker_died(odp: ThreadedSandbox, shop: Ins
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
     assert Delivery.objects.filter(outcome=Outcome.UNKNOWN).count() == 1
-    assert affirm_now() == 1
+    assert reconcile_now() == 1
 
 
 def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
@@ -126,9 +126,9 @@ def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) ->
     give_up(odp, shop, applied_after=0.5)
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
-    assert affirm_now() == 1
+    assert reconcile_now() == 1
     drain_all(shop)
-    assert affirm_now() == 0
+    assert reconcile_now() == 0
     assert Event.objects.filter(identifier="anna", forced=True).count() == 1
 
 
@@ -138,7 +138,7 @@ def test_it_leaves_a_refused_change_where_it_is_parked(odp: ThreadedSandbox, sho
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
     Membership.objects.filter(identifier="anna").update(refused=True)
-    assert affirm_now() == 0
+    assert reconcile_now() == 0
 
 
 def test_a_crash_before_the_commit_leaves_it_to_be_done(
@@ -155,8 +155,8 @@ def test_a_crash_before_the_commit_leaves_it_to_be_done(
     with monkeypatch.context() as broken:
         broken.setattr(ingest, "append", crash)
         with pytest.raises(KeyboardInterrupt):
-            affirm_now()
-    assert affirm_now() == 1
+            reconcile_now()
+    assert reconcile_now() == 1
 
 
 def test_two_workers_share_the_work(
@@ -171,11 +171,11 @@ def test_two_workers_share_the_work(
 
     def looked_at_meanwhile(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.setattr(ingest, "append", append)
-        counts.append(start(affirm_now)[0].result(PATIENCE))
+        counts.append(start(reconcile_now)[0].result(PATIENCE))
         return append(*args, **kwargs)
 
     monkeypatch.setattr(ingest, "append", looked_at_meanwhile)
-    counts.append(affirm_now())
+    counts.append(reconcile_now())
     assert counts == [0, 1]
 
 
@@ -187,7 +187,7 @@ def test_a_change_that_tells_nothing_new_does_not_hide_it(odp: ThreadedSandbox, 
     drain_all(shop)
     happen(gold, ("anna", "change", 30))
     until(odp, ["somebody"])  # wrong by now
-    assert affirm_now() == 1
+    assert reconcile_now() == 1
     drain_all(shop)
     until(odp, ["anna", "somebody"])
     assert_all_is_well(gold)
@@ -199,7 +199,7 @@ def test_a_newer_change_that_arrives_meanwhile_wins(odp: ThreadedSandbox, shop: 
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
     enter(gold, "anna", at=30)
-    assert affirm_now() == 1
+    assert reconcile_now() == 1
     drain_all(shop)
     until(odp, ["anna", "somebody"])
     assert_all_is_well(gold)
@@ -220,7 +220,7 @@ def test_everybody_in_the_request_is_looked_at_and_told_once(
     happen(gold, *((who, "exit", 20) for who in ("anna", "carl", "dora")), ("greg", "enter", 20))
     happen(pro, ("fred", "exit", 20))
     drain_all(shop)
-    assert affirm_now() == 4
+    assert reconcile_now() == 4
     said = Event.objects.filter(forced=True).values_list("audience__slug", "identifier", "kind")
     assert sorted(said) == [("gold", "anna", 0), ("gold", "carl", 0), ("gold", "dora", 0), ("pro", "fred", 0)]
     drain_all(shop)
@@ -233,7 +233,7 @@ def test_all_requests_are_looked_at_however_many_there_are(odp: ThreadedSandbox,
         give_up(odp, shop, applied_after=0.4)
         happen(gold, (who, "exit", 20))
         drain_all(shop)
-    assert affirm_now() == 4
+    assert reconcile_now() == 4
 
 
 def test_one_that_fails_holds_up_no_other_and_is_tried_again(
@@ -253,8 +253,8 @@ def test_one_that_fails_holds_up_no_other_and_is_tried_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(ingest, "append", fail_for_anna)
-        assert affirm_now() == 2
-    assert affirm_now() == 1
+        assert reconcile_now() == 2
+    assert reconcile_now() == 1
     drain_all(shop)
     assert_all_is_well(gold)
 
@@ -269,7 +269,7 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
     with transaction.atomic():
         (delivery,) = unconfirmed.doubtful(seconds=0)
         assert len(unconfirmed.overtaken(delivery)) == 1
-        (other,) = start(affirm_now)
+        (other,) = start(reconcile_now)
         assert other.result(PATIENCE) == 0
 
 

@@ -24,7 +24,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Alert:
     """``tone`` as a State's; ``todo`` says what mends it when a button alone doesn't."""
 
     what: str
@@ -49,6 +49,6 @@ def way_to(request: HttpRequest, install: Install, at: str, label: str, icon: st
     return [Button(label, icon, f"{url_of(install)}#{at}", asks=False)]
 
 
-def and_more(many: int, what: str, url: str) -> list[Trouble]:
+def and_more(many: int, what: str, url: str) -> list[Alert]:
     """An item for those of ``many`` that are not listed; ``what`` is their plural."""
-    return [Trouble(f"{many - TOLD:,} more {what}", "", "", url)] if many > TOLD else []
+    return [Alert(f"{many - TOLD:,} more {what}", "", "", url)] if many > TOLD else []

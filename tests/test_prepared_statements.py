@@ -6,7 +6,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiences import prepared
+from audiences import prepared_statements
 
 pytestmark = pytest.mark.django_db
 
@@ -35,8 +35,8 @@ NASTY = [
 
 
 def as_array(values: list[str]) -> list[str]:
-    with prepared.cursor() as cursor:
-        cursor.execute("SELECT %s::text[]", [prepared.texts(values)])
+    with prepared_statements.cursor() as cursor:
+        cursor.execute("SELECT %s::text[]", [prepared_statements.texts(values)])
         found: list[str] = cursor.fetchone()[0]
     return found
 
@@ -53,8 +53,11 @@ def test_texts_that_mean_something_in_an_array_are_only_texts() -> None:
 
 
 def test_numbers_make_an_array() -> None:
-    with prepared.cursor() as cursor:
-        cursor.execute("SELECT %s::bigint[], %s::boolean[]", [prepared.numbers([1, -2, 2**62]), prepared.numbers([])])
+    with prepared_statements.cursor() as cursor:
+        cursor.execute(
+            "SELECT %s::bigint[], %s::boolean[]",
+            [prepared_statements.numbers([1, -2, 2**62]), prepared_statements.numbers([])],
+        )
         assert cursor.fetchone() == ([1, -2, 2**62], [])
 
 
@@ -66,9 +69,9 @@ def table(db: None) -> str:
 
 
 def test_texts_that_mean_something_to_copy_are_only_texts(table: str) -> None:
-    alone = [text for nasty in NASTY for text in prepared.escaped([nasty])]
-    rows = enumerate([*prepared.escaped(NASTY), *alone])
-    prepared.copy(table, (f"{place}\t{text}\n" for place, text in rows))
+    alone = [text for nasty in NASTY for text in prepared_statements.escaped([nasty])]
+    rows = enumerate([*prepared_statements.escaped(NASTY), *alone])
+    prepared_statements.copy(table, (f"{place}\t{text}\n" for place, text in rows))
     with connection.cursor() as cursor:
         cursor.execute("SELECT text FROM kept ORDER BY place")
         assert [text for (text,) in cursor.fetchall()] == NASTY * 2
@@ -76,12 +79,12 @@ def test_texts_that_mean_something_to_copy_are_only_texts(table: str) -> None:
 
 def test_what_a_copy_violates_is_told_as_django_tells_it(table: str) -> None:
     with pytest.raises(IntegrityError), transaction.atomic():
-        prepared.copy(table, ["1\ta\n", "1\tb\n"])
+        prepared_statements.copy(table, ["1\ta\n", "1\tb\n"])
 
 
 def test_a_statement_is_prepared_the_first_time_and_found_the_next() -> None:
     for number in range(3):
-        with prepared.cursor() as cursor:
+        with prepared_statements.cursor() as cursor:
             cursor.execute("SELECT %s::int AS told_apart_by_this", [number])
     with connection.cursor() as cursor:
         cursor.execute(
@@ -92,15 +95,15 @@ def test_a_statement_is_prepared_the_first_time_and_found_the_next() -> None:
 
 
 def test_statements_of_a_pipeline_are_answered_each_by_its_own_cursor() -> None:
-    first, second = prepared.cursor(), prepared.cursor()
-    with prepared.pipeline():
+    first, second = prepared_statements.cursor(), prepared_statements.cursor()
+    with prepared_statements.pipeline():
         first.execute("SELECT 1")
         second.execute("SELECT 2")
     assert (first.fetchone(), second.fetchone()) == ((1,), (2,))
 
 
 def test_a_number_of_another_size_makes_no_other_statement() -> None:
-    with prepared.cursor() as cursor:
+    with prepared_statements.cursor() as cursor:
         for number in (1, 1 << 20, 1 << 40):
             cursor.execute("SELECT %s::bigint AS number_of_any_size", [number])
             assert cursor.fetchone() == (number,)
@@ -109,7 +112,7 @@ def test_a_number_of_another_size_makes_no_other_statement() -> None:
 
 
 def test_they_are_counted_like_any_other() -> None:
-    with CaptureQueriesContext(connection) as queries, prepared.cursor() as cursor:
+    with CaptureQueriesContext(connection) as queries, prepared_statements.cursor() as cursor:
         cursor.execute("SELECT 1")
     assert len(queries) == 1
 
@@ -117,9 +120,9 @@ def test_they_are_counted_like_any_other() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_pipeline_outside_a_transaction_is_one() -> None:
     def insert_twice() -> None:
-        with prepared.pipeline():
-            prepared.cursor().execute("INSERT INTO auth_group (id, name) VALUES (4711, 'a')")
-            prepared.cursor().execute("INSERT INTO auth_group (id, name) VALUES (4711, 'b')")
+        with prepared_statements.pipeline():
+            prepared_statements.cursor().execute("INSERT INTO auth_group (id, name) VALUES (4711, 'a')")
+            prepared_statements.cursor().execute("INSERT INTO auth_group (id, name) VALUES (4711, 'b')")
 
     with pytest.raises(IntegrityError):
         insert_twice()

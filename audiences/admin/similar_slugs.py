@@ -5,17 +5,17 @@ from django.urls import reverse
 
 from audiences import naming
 from audiences.admin import verbs
+from audiences.admin.alerts import TOLD, Alert, and_more, page
 from audiences.admin.pages import ago, list_url, url_of
-from audiences.admin.troubles import TOLD, Trouble, and_more, page
-from audiences.insight import alike
+from audiences.insight import similar_slugs
 from audiences.models import Audience
 
 
-def troubles(request: HttpRequest) -> list[Trouble]:
+def alerts(request: HttpRequest) -> list[Alert]:
     here = reverse("admin:index")
-    pairs = alike.unnoticed()
+    pairs = similar_slugs.unnoticed()
     told = [
-        Trouble(
+        Alert(
             f"{audience.odp_id} and {holder.odp_id} differ only by a suffix ({audience.install})",
             f"The slugs {audience.slug} and {holder.slug} become the same ODP id. In ODP they are named"
             f" {naming.label(audience.slug)} and {naming.label(holder.slug)}.",

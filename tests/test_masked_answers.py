@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences import carried
+from audiences import request_bodies
 from audiences.delivery import holds
 from audiences.models import Audience, Delivery, Install, Parked, Run
 from audiences.operations import installs
@@ -46,7 +46,7 @@ def shop(db: None) -> Install:
     delivery = Delivery.objects.create(
         install=made, endpoint="/v3/profiles", opened_at=now(), closed_at=now(), outcome="refused", items=1,
         bytes=len(body), worker="w", version="0", reason=TOLD, answer=json.dumps({"detail": TOLD}),
-        request=carried.pack(body),
+        request=request_bodies.pack(body),
     )  # fmt: skip
     Run.objects.create(
         audience=gold, delivery=delivery, first_sequence=1, last_sequence=1, sent=1, folded=0, opened_at=now(),

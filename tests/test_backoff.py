@@ -9,7 +9,7 @@ import pytest
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import brake, claims, leases
+from audiences.delivery import backoff, claims, leases
 from audiences.models import Install
 from odp.outcomes import Answer, Outcome
 from tests.delivering import brake_runs_out, enter, make_audience, make_install
@@ -61,15 +61,15 @@ def dice(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[tuple[float,
 
 def test_the_pause_doubles_with_each_failure_up_to_the_longest_and_may_be_anything_below(dice: Any) -> None:
     asked = dice(1.0)
-    pauses = [brake.pause_seconds(failures=failures, answer=BUSY) for failures in (0, 1, 2, 3, 6, 7, 30, 1_000_000)]
+    pauses = [backoff.pause_seconds(failures=failures, answer=BUSY) for failures in (0, 1, 2, 3, 6, 7, 30, 1_000_000)]
     assert pauses == [0.5, 1, 2, 4, 32, 60, 60, 60]
     assert {least for least, _ in asked} == {0}
     dice(0.0)
-    assert brake.pause_seconds(failures=5, answer=BUSY) == 0
+    assert backoff.pause_seconds(failures=5, answer=BUSY) == 0
 
 
 def test_pauses_are_spread_over_all_of_it() -> None:
-    pauses = [brake.pause_seconds(failures=2, answer=BUSY) for _ in range(400)]
+    pauses = [backoff.pause_seconds(failures=2, answer=BUSY) for _ in range(400)]
     assert all(0 <= pause <= 2 for pause in pauses)
     assert min(pauses) < 0.4
     assert max(pauses) > 1.6
@@ -80,14 +80,14 @@ def test_it_never_waits_shorter_than_odp_asks(dice: Any, asked: float, longest: 
     for part in (0.0, 1.0):
         dice(part)
         answer = Answer(Outcome.RETRY_LATER, "429", retry_after=asked)
-        assert asked <= brake.pause_seconds(failures=0, answer=answer) <= longest
+        assert asked <= backoff.pause_seconds(failures=0, answer=answer) <= longest
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(None, 30), (5.0, 30), (90.0, 90)])
 def test_what_a_person_has_to_mend_is_tried_slowly(asked: float | None, seconds: float) -> None:
     for failures in (0, 9):
         answer = Answer(Outcome.UNAUTHORISED, "403", slow_probe=True, retry_after=asked)
-        assert brake.pause_seconds(failures=failures, answer=answer) == seconds
+        assert backoff.pause_seconds(failures=failures, answer=answer) == seconds
 
 
 # --- What the row says ---------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_what_a_person_has_to_mend_is_tried_slowly(asked: float | None, seconds:
 
 def test_it_says_until_when_since_when_and_why(shop: Install) -> None:
     before = now()
-    brake.apply(shop, FORBIDDEN)
+    backoff.apply(shop, FORBIDDEN)
     braked = again(shop)
     assert braked.brake_reason == "403: Forbidden"
     assert braked.brake_failures == 1
@@ -107,7 +107,7 @@ def test_it_says_until_when_since_when_and_why(shop: Install) -> None:
 def test_each_failed_try_counts_and_the_beginning_stays(shop: Install) -> None:
     since = []
     for failures in range(1, 5):
-        brake.apply(again(shop), BUSY)
+        backoff.apply(again(shop), BUSY)
         since.append(again(shop).brake_since_at)
         assert again(shop).brake_failures == failures
         brake_runs_out(shop)
@@ -115,21 +115,21 @@ def test_each_failed_try_counts_and_the_beginning_stays(shop: Install) -> None:
 
 
 def test_a_short_pause_does_not_shorten_a_long_one(shop: Install) -> None:
-    brake.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=600.0))
-    brake.apply(shop, BUSY)
+    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=600.0))
+    backoff.apply(shop, BUSY)
     assert waits(shop) > timedelta(seconds=590)
 
 
 def test_an_install_that_never_failed_is_released_to_no_effect(shop: Install) -> None:
     before = Install.objects.values().get(pk=shop.pk)
-    brake.release(shop)
+    backoff.release(shop)
     assert Install.objects.values().get(pk=shop.pk) == before
 
 
 def test_a_release_leaves_nothing_behind(shop: Install) -> None:
     before = Install.objects.values().get(pk=shop.pk)
-    brake.apply(shop, BUSY)
-    brake.release(shop)
+    backoff.apply(shop, BUSY)
+    backoff.release(shop)
     assert Install.objects.values().get(pk=shop.pk) == before
 
 
@@ -137,7 +137,7 @@ def test_one_install_is_held_back_and_no_other(shop: Install) -> None:
     other = make_install(name="Other")
     for install in (shop, other):
         enter(make_audience(install), "kim")
-    brake.apply(shop, FORBIDDEN)
+    backoff.apply(shop, FORBIDDEN)
     assert claims.due() == [other.pk]
     assert claims.claim(shop.pk) is None
 
@@ -151,7 +151,7 @@ def test_requests_that_were_under_way_together_fail_once(shop: Install) -> None:
 
     def fail() -> None:
         begin()
-        brake.apply(shop, BUSY)
+        backoff.apply(shop, BUSY)
 
     together(*[fail] * 10)
     assert again(shop).brake_failures == 1
@@ -161,21 +161,21 @@ def test_they_fail_once_even_if_the_pause_was_over_before_the_last_of_them_faile
     """Full jitter makes pauses of no length too."""
     dice(0.0)
     for _ in range(5):
-        brake.apply(shop, BUSY)
+        backoff.apply(shop, BUSY)
     assert again(shop).brake_failures == 1
     probe = again(shop)
-    brake.apply(probe, BUSY)
-    brake.apply(shop, BUSY)
+    backoff.apply(probe, BUSY)
+    backoff.apply(shop, BUSY)
     assert again(shop).brake_failures == 2
 
 
 def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_started(shop: Install) -> None:
     for _ in range(3):
-        brake.apply(again(shop), BUSY)
+        backoff.apply(again(shop), BUSY)
         brake_runs_out(shop)
     late = again(shop)
-    brake.release(shop)
-    brake.apply(late, BUSY)
+    backoff.release(shop)
+    backoff.apply(late, BUSY)
     assert again(shop).brake_failures == 1
 
 
@@ -184,7 +184,7 @@ def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_star
 
 @pytest.mark.parametrize(("size", "learned"), [(250, 250), (1, 1), (0, 1)])
 def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int, learned: int) -> None:
-    brake.learn_batch_size(shop, size)
+    backoff.learn_batch_size(shop, size)
     assert again(shop).learned_batch_size == learned
     assert leases.capacity_of(again(shop)) == learned
 
@@ -195,11 +195,11 @@ def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int
 def test_what_is_found_out_about_one_install_changes_no_other(shop: Install) -> None:
     other = make_install(name="Other")
     for install in (shop, other):
-        brake.apply(install, BUSY)
-        brake.learn_batch_size(install, 7)
+        backoff.apply(install, BUSY)
+        backoff.learn_batch_size(install, 7)
     before = Install.objects.values().get(pk=other.pk)
-    brake.learn_batch_size(shop, 5)
-    brake.forget_batch_size(shop)
-    brake.release(again(shop))
+    backoff.learn_batch_size(shop, 5)
+    backoff.forget_batch_size(shop)
+    backoff.release(again(shop))
     assert Install.objects.values().get(pk=other.pk) == before
     assert (again(shop).learned_batch_size, again(shop).brake_failures) == (None, 0)

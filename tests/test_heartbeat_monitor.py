@@ -25,9 +25,9 @@ from local.processes import Fleet, free_port
 from local.stack import Memory, Stack
 from tests.relay import Relay
 from tests.threads import eventually
-from workers import heart
+from workers import heartbeat_monitor
 from workers.app import _start_heart, app
-from workers.heart import SENT_IN_VAIN, Heart
+from workers.heartbeat_monitor import SENT_IN_VAIN, HeartbeatMonitor
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -111,7 +111,7 @@ def test_a_worker_without_a_database_is_not_ready_and_stays(worker: RunningWorke
 def test_a_heartbeat_goes_into_the_queue_of_its_worker_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the queue that all share, another worker takes it, and it says nothing about this one."""
     sends: list[Any] = []
-    monkeypatch.setattr("workers.heart.start", lambda name, *, send, every, port: sends.append(send))
+    monkeypatch.setattr("workers.heartbeat_monitor.start", lambda name, *, send, every, port: sends.append(send))
     _start_heart(sender=SimpleNamespace(hostname="worker-1@here"))
     with Connection("memory://") as queues:
         monkeypatch.setattr(app, "producer_or_acquire", lambda producer=None: nullcontext(app.amqp.Producer(queues)))
@@ -128,7 +128,7 @@ def test_a_heartbeat_goes_into_the_queue_of_its_worker_alone(monkeypatch: pytest
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = 1_000.0
-        monkeypatch.setattr("workers.heart.time.monotonic", lambda: self.time)
+        monkeypatch.setattr("workers.heartbeat_monitor.time.monotonic", lambda: self.time)
 
 
 @pytest.fixture
@@ -142,48 +142,48 @@ def test_it_does_not_end_for_heartbeats_that_could_not_be_sent(clock: Clock) -> 
     def fail() -> None:
         raise ConnectionError
 
-    heart = Heart("w", send=fail, every=10, end=ended.append)
+    monitor = HeartbeatMonitor("w", send=fail, every=10, end=ended.append)
     for _ in range(20):
         clock.time += 10
-        heart.beat()
+        monitor.beat()
     assert ended == []
-    assert heart.problem()
+    assert monitor.problem()
 
 
 def test_it_does_not_end_before_the_broker_has_taken_several_in_vain(clock: Clock) -> None:
     """The broker was away for long and has just come back: the first heartbeat is still on its way."""
     ended: list[int] = []
-    heart = Heart("w", send=lambda: None, every=10, end=ended.append)
+    monitor = HeartbeatMonitor("w", send=lambda: None, every=10, end=ended.append)
     clock.time += 1_000
     for _ in range(SENT_IN_VAIN):
-        heart.beat()
+        monitor.beat()
     assert ended == []
-    heart.beat()
+    monitor.beat()
     assert ended == [1]
 
 
 def test_a_heartbeat_that_came_out_starts_the_count_anew(clock: Clock) -> None:
     ended: list[int] = []
-    heart = Heart("w", send=lambda: None, every=10, end=ended.append)
+    monitor = HeartbeatMonitor("w", send=lambda: None, every=10, end=ended.append)
     for _ in range(20):
         clock.time += 10
-        heart.beat()
-        heart.heard()
-    assert (ended, heart.problem()) == ([], "")
+        monitor.beat()
+        monitor.heard()
+    assert (ended, monitor.problem()) == ([], "")
 
 
 def test_it_tells_when_it_last_did_some_work(clock: Clock) -> None:
-    heart = Heart("w", send=lambda: None, every=10)
-    heart.heard()
+    monitor = HeartbeatMonitor("w", send=lambda: None, every=10)
+    monitor.heard()
     assert Worker.objects.get().worked_at is None
-    heart.worked()
+    monitor.worked()
     clock.time += 30
-    heart.heard()
+    monitor.heard()
     worked_at = Worker.objects.get().worked_at
     assert worked_at is not None
     assert timedelta(seconds=29) < now() - worked_at < timedelta(seconds=60)
-    heart.worked_at = None  # another process under the same name
-    heart.heard()
+    monitor.worked_at = None  # another process under the same name
+    monitor.heard()
     assert Worker.objects.get().worked_at == worked_at
 
 
@@ -191,9 +191,9 @@ def test_it_tells_when_it_last_did_some_work(clock: Clock) -> None:
 
 
 def test_a_worker_told_to_stop_is_missed_by_nobody(clock: Clock) -> None:
-    heart = Heart("w", send=lambda: None, every=10)
-    heart.heard()
-    heart.stop()
+    monitor = HeartbeatMonitor("w", send=lambda: None, every=10)
+    monitor.heard()
+    monitor.stop()
     assert not Worker.objects.exists()
 
 
@@ -233,15 +233,15 @@ def test_a_heartbeat_that_could_not_be_sent_starts_the_count_anew(monkeypatch: p
         if is_away:
             raise ConnectionError("refused")
 
-    monkeypatch.setattr("workers.heart.time.monotonic", lambda: moment)
-    made = heart.Heart("me", send=send, every=10, end=ended.append)
-    for _ in range(heart.SENT_IN_VAIN):
+    monkeypatch.setattr("workers.heartbeat_monitor.time.monotonic", lambda: moment)
+    made = heartbeat_monitor.HeartbeatMonitor("me", send=send, every=10, end=ended.append)
+    for _ in range(heartbeat_monitor.SENT_IN_VAIN):
         made.beat()
     is_away = True
     moment = 1_000.0
     made.beat()
     is_away = False
-    for _ in range(heart.SENT_IN_VAIN):
+    for _ in range(heartbeat_monitor.SENT_IN_VAIN):
         made.beat()
     assert ended == []
     made.beat()
@@ -250,11 +250,11 @@ def test_a_heartbeat_that_could_not_be_sent_starts_the_count_anew(monkeypatch: p
 
 def test_a_heartbeat_of_another_worker_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    own = heart.Heart("me", send=lambda: None, every=10)
+    own = heartbeat_monitor.HeartbeatMonitor("me", send=lambda: None, every=10)
     monkeypatch.setattr(own, "heard", lambda: heard.append("mine"))
-    monkeypatch.setattr(heart, "_own", own)
-    heart.heard("me-before")
-    heart.heard("another")
+    monkeypatch.setattr(heartbeat_monitor, "_own", own)
+    heartbeat_monitor.heard("me-before")
+    heartbeat_monitor.heard("another")
     assert heard == []
-    heart.heard("me")
+    heartbeat_monitor.heard("me")
     assert heard == ["mine"]

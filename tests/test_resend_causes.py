@@ -7,11 +7,11 @@ import pytest
 from django.utils.timezone import now
 
 from audiences.admin import charts
-from audiences.insight import tally
+from audiences.insight import rollup
 from audiences.models import Again, Audience, Delivery, Event, Install, Minute, Receipt, Run
 from audiences.operations import resends
-from audiences.operations.affirm import affirm
-from audiences.receiving import again
+from audiences.operations.reconcile import reconcile
+from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import brake_runs_out, drain_all, enter, happen, lane_of, make_audience, make_install
@@ -37,7 +37,7 @@ def gold(shop: Install) -> Audience:
 
 
 def cause_of(run: Run) -> str:
-    return again.causes([run])[run.pk]
+    return resend_causes.causes([run])[run.pk]
 
 
 def resync(shop: Install, gold: Audience) -> None:
@@ -81,7 +81,7 @@ def test_what_a_delivery_without_an_answer_had_sent_again_names_that_delivery(
     brake_runs_out(shop)
     happen(gold, ("dora", "exit", 20))
     drain_all(shop)
-    assert affirm() == 1
+    assert reconcile() == 1
     drain_all(shop)
     assert cause_of(Run.objects.latest("pk")) == f"sent again after delivery {unanswered.pk:,}"
 
@@ -91,7 +91,7 @@ def test_what_is_sent_again_is_counted_apart_so_no_more_is_delivered_than_came(s
     resync(shop, gold)
     drain_all(shop)
     start = (now() - timedelta(minutes=2)).replace(second=0, microsecond=0)
-    tally.add_up(start, start + timedelta(minutes=4))
+    rollup.add_up(start, start + timedelta(minutes=4))
     minutes = list(Minute.objects.all())
     assert (sum(one.delivered for one in minutes), sum(one.again for one in minutes)) == (3, 2)
 
@@ -107,7 +107,7 @@ def test_a_chart_never_shows_more_delivered_than_received_after_an_older_backlog
     resync(shop, gold)
     drain_all(shop)
     start = (now() - timedelta(minutes=2)).replace(second=0, microsecond=0)
-    tally.add_up(start, start + timedelta(minutes=4))
+    rollup.add_up(start, start + timedelta(minutes=4))
     for hours, backlog in ((1, 700), (6, 700), (24, 700)):
         points = charts.read(hours=hours, at=now() + timedelta(minutes=3))
         assert all(point.delivered <= point.received for point in points)
@@ -127,7 +127,7 @@ def test_what_came_in_the_time_shown_and_was_delivered_later_in_it_counts_where_
         Receipt.objects.create(install=shop, received_at=at, bytes=1, messages=1, queued=events, parked=0, skipped=0)
     drain_all(shop)
     assert lane_of(gold).delivered_sequence == 702
-    tally.tally(at=now() + timedelta(minutes=2))
+    rollup.roll_up(at=now() + timedelta(minutes=2))
     of_one, of_six = (charts.read(hours=hours, at=now() + timedelta(minutes=3)) for hours in (1, 6))
     assert [(point.received, point.delivered) for point in of_six if point.received] == [(398, 398), (302, 302), (2, 2)]
     assert sum(point.earlier for point in of_six) == 0
@@ -163,7 +163,7 @@ def test_a_run_that_begins_before_what_was_sent_again_is_found_by_its_cause(shop
     happen(gold, ("cleo", "enter", 9))
     resync(shop, gold)
     drain_all(shop)
-    assert again.runs_because_of("resync") == [Run.objects.latest("pk").pk]
+    assert resend_causes.runs_because_of("resync") == [Run.objects.latest("pk").pk]
 
 
 def test_runs_of_an_install_are_found_beside_every_other_filter(shop: Install, gold: Audience) -> None:

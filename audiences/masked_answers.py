@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import models
 from django.db.models.functions import Cast
 
-from audiences import carried
+from audiences import request_bodies
 from odp import redact
 from odp.mechanisms import ANOTHER_DEFINITION
 
@@ -77,4 +77,4 @@ def whole_answer(delivery: "Delivery") -> str:
 
 def _values(request: bytes | memoryview | None) -> Sequence[str]:
     """What that request held, of which no more than its beginning may be kept."""
-    return redact.values_in(carried.items(carried.unpack(bytes(request)))) if request else ()
+    return redact.values_in(request_bodies.items(request_bodies.unpack(bytes(request)))) if request else ()

@@ -12,18 +12,18 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
+from audiences.admin.alerts import Alert, Number, page, way_to
 from audiences.admin.pages import ago, count, list_url, number, url_of
-from audiences.admin.troubles import Number, Trouble, page, way_to
-from audiences.insight import failures, progress, state
+from audiences.insight import failures, stalled_work, state
 from audiences.models import Audience, Install, Token
-from audiences.receiving import disk, refused, tokens
-from audiences.receiving.refused import Refused
+from audiences.receiving import disk_usage, rejected_calls, tokens
+from audiences.receiving.rejected_calls import RejectedCalls
 
 # Installs named in one item; it says how many more there are.
 NAMED = 10
 
 
-def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Number:
+def refused_number(installs: list[Any], found: dict[str, RejectedCalls] | None) -> Number:
     if found is None:
         return Number("rejected calls", "unknown", list_url(Install), False, "Redis does not answer")
     total = sum(one.count for one in found.values())
@@ -32,12 +32,12 @@ def refused_number(installs: list[Any], found: dict[str, Refused] | None) -> Num
     return Number("rejected calls", number(total), url, not total, "in the last hour")
 
 
-def without_redis(problem: str) -> list[Trouble]:
+def without_redis(problem: str) -> list[Alert]:
     """``problem`` is what Redis, or its client, said to a write."""
     if not problem:
         return []
     return [
-        Trouble(
+        Alert(
             problem,
             "Nothing is delivered meanwhile. Calls are still stored and accepted, and nothing is lost.",
             "",
@@ -47,9 +47,9 @@ def without_redis(problem: str) -> list[Trouble]:
     ]
 
 
-def failing_tasks(found: list[failures.Failure]) -> list[Trouble]:
+def failing_tasks(found: list[failures.Failure]) -> list[Alert]:
     return [
-        Trouble(
+        Alert(
             f"The task {failure.task} fails",
             f"{failure.words}. It failed {count(failure.times, 'time')} since the first.",
             ago(failure.since),
@@ -60,11 +60,11 @@ def failing_tasks(found: list[failures.Failure]) -> list[Trouble]:
     ]
 
 
-def work_stands_still(stuck: progress.Stuck | None) -> list[Trouble]:
+def work_stands_still(stuck: stalled_work.Stuck | None) -> list[Alert]:
     if stuck is None or stuck.in_part:  # which audiences those are, another line says
         return []
     return [
-        Trouble(
+        Alert(
             f"Waiting events of {stuck.install} are not sent",
             f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
             ago(stuck.since),
@@ -74,11 +74,11 @@ def work_stands_still(stuck: progress.Stuck | None) -> list[Trouble]:
     ]
 
 
-def unreadable_secret(problem: str) -> list[Trouble]:
+def unreadable_secret(problem: str) -> list[Alert]:
     if not problem:
         return []
     return [
-        Trouble(
+        Alert(
             "A stored secret can't be decrypted",
             f"{problem[0].upper()}{problem[1:]}. Deliveries that need it fail; calls are stored.",
             "",
@@ -88,13 +88,13 @@ def unreadable_secret(problem: str) -> list[Trouble]:
     ]
 
 
-def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Refused]) -> list[Trouble]:
+def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
     told = [
         _refused_of(request, install, found[install.public_id]) for install in installs if install.public_id in found
     ]
-    if (stray := found.get(refused.UNKNOWN)) is not None:
+    if (stray := found.get(rejected_calls.UNKNOWN)) is not None:
         told.append(
-            Trouble(
+            Alert(
                 f"{count(stray.count, 'call')} rejected: no install has the URL that was called",
                 _last_of(stray),
                 ago(stray.since_at),
@@ -104,9 +104,9 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
                 " again. Otherwise it came from somebody else, and nothing was let in.",
             )
         )
-    if (unreadable := found.get(refused.UNREADABLE)) is not None:
+    if (unreadable := found.get(rejected_calls.UNREADABLE)) is not None:
         told.append(
-            Trouble(
+            Alert(
                 f"{count(unreadable.count, 'request')} could not be read and got 503",
                 format_html("The last had {}. {}", unreadable.what or "an unknown fault", _last_of(unreadable)),
                 ago(unreadable.since_at),
@@ -116,9 +116,9 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
                 " may hold blanks or special characters. Lytics tries again, and no batch is lost.",
             )
         )
-    if (wrong := found.get(refused.WRONG_METHOD)) is not None:
+    if (wrong := found.get(rejected_calls.WRONG_METHOD)) is not None:
         told.append(
-            Trouble(
+            Alert(
                 f"{count(wrong.count, 'call')} got 405: the method is not POST",
                 format_html("The last was {}. {}", wrong.what, _last_of(wrong, "Nothing of such a call is stored.")),
                 ago(wrong.since_at),
@@ -130,11 +130,11 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Ref
     return told
 
 
-def _refused_of(request: HttpRequest, install: Any, one: Refused) -> Trouble:
+def _refused_of(request: HttpRequest, install: Any, one: RejectedCalls) -> Alert:
     what = f"{count(one.count, 'call')} to {install} rejected: the token is wrong, revoked or expired"
     live = tokens.live(install)
     if install.called_at is not None and install.called_at > one.last_at:
-        return Trouble(
+        return Alert(
             what,
             _last_of(one, "Calls with a valid token have come since."),
             ago(one.since_at),
@@ -149,7 +149,7 @@ def _refused_of(request: HttpRequest, install: Any, one: Refused) -> Trouble:
         todo = "Show the authorization header and copy it into the authorization of the Lytics job again."
         show = verbs.buttons(page(Token), request, live[0], back=url_of(install), only=("reveal",))
         buttons = [replace(button, label="Show the header") for button in show]
-    return Trouble(
+    return Alert(
         what,
         _last_of(one, "Lytics sends these calls again for about two hours."),
         ago(one.since_at),
@@ -159,11 +159,11 @@ def _refused_of(request: HttpRequest, install: Any, one: Refused) -> Trouble:
     )
 
 
-def _last_of(one: Refused, more: str = "") -> SafeString:
+def _last_of(one: RejectedCalls, more: str = "") -> SafeString:
     return format_html("The last came {} from {}. {}", ago(one.last_at), one.source or "an unknown address", more)
 
 
-def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Trouble]:
+def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Alert]:
     """Installs over the high-water mark, whose calls are answered 503."""
     told = []
     for install in installs:
@@ -172,7 +172,7 @@ def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Trouble]:
         waiting = sum(map(state.backlog, lanes))
         if install.enabled and waiting > settings.BACKLOG_HIGH_WATER:
             told.append(
-                Trouble(
+                Alert(
                     f"Calls to {install} are answered 503: {number(waiting)} events wait",
                     f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
                     " Lytics retries by itself and is accepted again when fewer wait. Nothing is lost.",
@@ -185,13 +185,13 @@ def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Trouble]:
     return told
 
 
-def over_the_disk_mark(installs: list[Any]) -> list[Trouble]:
+def over_the_disk_mark(installs: list[Any]) -> list[Alert]:
     """A database over its mark: calls of every install are answered 503."""
-    if not disk.is_too_full() or not any(install.enabled for install in installs):
+    if not disk_usage.is_too_full() or not any(install.enabled for install in installs):
         return []
     return [
-        Trouble(
-            f"All calls are answered 503: the database has {filesizeformat(disk.used())}",
+        Alert(
+            f"All calls are answered 503: the database has {filesizeformat(disk_usage.used())}",
             f"That is more than DATABASE_HIGH_WATER_BYTES, {filesizeformat(settings.DATABASE_HIGH_WATER_BYTES)}. What"
             " waits still goes to ODP; Lytics retries by itself and is accepted below that limit. Nothing is lost.",
             "",
@@ -201,9 +201,9 @@ def over_the_disk_mark(installs: list[Any]) -> list[Trouble]:
     ]
 
 
-def switched_off(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
+def switched_off(request: HttpRequest, installs: list[Any]) -> list[Alert]:
     return [
-        Trouble(
+        Alert(
             f"{install} is switched off",
             "Calls are answered 503, so Lytics retries later; nothing is sent to ODP."
             f"{f' {switched.user.get_username()} changed that last in the admin.' if switched else ''}",
@@ -219,7 +219,7 @@ def switched_off(request: HttpRequest, installs: list[Any]) -> list[Trouble]:
     ]
 
 
-def drafts(installs: list[Any]) -> list[Trouble]:
+def drafts(installs: list[Any]) -> list[Alert]:
     """Installs whose events wait for an API key that ODP accepts: one item for all of them."""
     drafts = [install for install in sorted(installs, key=str) if install.enabled and not install.key_accepted_at]
     waiting = [install for install in drafts if install.brake_until_at is None]  # an install on hold has its own item
@@ -227,7 +227,7 @@ def drafts(installs: list[Any]) -> list[Trouble]:
         return []
     alone = len(waiting) == 1
     return [
-        Trouble(
+        Alert(
             f"{waiting[0]} is a draft" if alone else f"{number(len(waiting))} installs are drafts",
             "ODP has not accepted "
             + ("its API key" if alone else f"the API keys of {', '.join(str(install) for install in waiting[:NAMED])}")

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import structlog
 
-from audiences.insight import heartbeats, progress
+from audiences.insight import heartbeats, stalled_work
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ MISSED = 4.5
 SENT_IN_VAIN = 3
 
 
-class Heart:
+class HeartbeatMonitor:
     """Sends, listens, and says how it stands. ``send`` puts one heartbeat into the worker's own queue, or raises."""
 
     def __init__(
@@ -79,7 +79,7 @@ class Heart:
         worked = None if self.worked_at is None else time.monotonic() - self.worked_at
         heartbeats.note(self.name, worked_seconds_ago=worked)
         self.stored_at = time.monotonic()
-        stuck = progress.stuck()
+        stuck = stalled_work.stuck()
         self.stuck = stuck.words if stuck else ""
 
     def worked(self) -> None:
@@ -97,12 +97,12 @@ class Heart:
         return time.monotonic() - moment > MISSED * self.every
 
 
-def _serve(heart: Heart, port: int) -> None:
+def _serve(monitor: HeartbeatMonitor, port: int) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            problem = heart.problem() if self.path == "/health/ready" else ""
+            problem = monitor.problem() if self.path == "/health/ready" else ""
             told = {"status": "not ready", "reason": problem} if problem else {"status": "ready"}
-            content = json.dumps({"worker": heart.name, **told}).encode()
+            content = json.dumps({"worker": monitor.name, **told}).encode()
             self.send_response(503 if problem else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -118,12 +118,12 @@ def _serve(heart: Heart, port: int) -> None:
 
 # --- The one of this process ---------------------------------------------------------------------------------
 
-_own: Heart | None = None
+_own: HeartbeatMonitor | None = None
 
 
 def start(name: str, *, send: Callable[[], None], every: float, port: int) -> None:
     global _own
-    _own = Heart(name, send=send, every=every)
+    _own = HeartbeatMonitor(name, send=send, every=every)
     _own.start(port=port)
 
 

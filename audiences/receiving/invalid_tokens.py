@@ -13,7 +13,7 @@ from rest_framework.request import Request
 
 from audiences import address
 from audiences.models import Install
-from audiences.receiving import refused
+from audiences.receiving import rejected_calls
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ def _minute() -> int:
 def refusal(request: Request, install: Install | None, *, words: str) -> APIException:
     """What a caller without a right token is answered; ``install`` when the URL is one of ours."""
     source = address.of(request)
-    refused.note(install.public_id if install else refused.UNKNOWN, source)
+    rejected_calls.note(install.public_id if install else rejected_calls.UNKNOWN, source)
     allowed: int = settings.BAD_TOKENS_PER_MINUTE
     count = _this_minute.count(address.neighbourhood(source) or "")
     if not allowed or count <= allowed:

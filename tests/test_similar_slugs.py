@@ -8,7 +8,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from audiences.insight import alike
+from audiences.insight import similar_slugs
 from audiences.models import Audience, Install
 from audiences.receiving import ingest
 from tests.delivering import make_install
@@ -38,7 +38,7 @@ def come(install: Install, *slugs: str, **segments: str) -> list[Audience]:
 
 
 def now_page(client: Client) -> list[str]:
-    return [trouble.what for trouble in client.get("/admin/").context["troubles"]]
+    return [alert.what for alert in client.get("/admin/").context["alerts"]]
 
 
 def page(client: Client, audience: Audience) -> str:
@@ -110,8 +110,8 @@ def test_an_edited_slug_stands_beside_the_id(shop: Install) -> None:
 def test_the_front_page_asks_as_often_whatever_the_number_of_pairs(shop: Install) -> None:
     come(shop, "🎉", "🎈")
     with CaptureQueriesContext(connection) as few:
-        assert len(alike.unnoticed()) == 1
+        assert len(similar_slugs.unnoticed()) == 1
     come(shop, *("🎃" * number for number in range(1, 9)))
     with CaptureQueriesContext(connection) as many:
-        assert len(alike.unnoticed()) > 1
+        assert len(similar_slugs.unnoticed()) > 1
     assert len(few) == len(many) == 3

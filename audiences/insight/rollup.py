@@ -105,7 +105,7 @@ ON CONFLICT (minute, install_id) DO UPDATE SET
 """
 
 
-def tally(*, at: datetime | None = None) -> None:
+def roll_up(*, at: datetime | None = None) -> None:
     """Add up every minute that has ended and is not older than the window, from the newest that is there on."""
     end = (at or now()).replace(second=0, microsecond=0)
     newest = Minute.objects.aggregate(newest=Max("minute"))["newest"]

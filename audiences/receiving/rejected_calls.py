@@ -36,7 +36,7 @@ _PREFIX = "lytics-sync:refused"
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedCalls:
     """How many in the last hour; ``since`` when there was no hour without one; the newest of them."""
 
     count: int
@@ -140,7 +140,7 @@ def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], ne
         pipe.execute()
 
 
-def last_hour(public_ids: Iterable[str]) -> dict[str, Refused] | None:
+def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
     """What was refused, by install and the names above; those without any are left out.
 
     None when Redis can't be asked.
@@ -162,7 +162,7 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, Refused] | None:
     for place, (who, spell) in enumerate(zip(names, spells, strict=True)):
         count = sum(int(counts[place] or 0) for counts in by_minute)
         if count and spell:
-            found[who] = Refused(
+            found[who] = RejectedCalls(
                 count,
                 _moment(spell[b"since"]),
                 _moment(spell[b"at"]),
