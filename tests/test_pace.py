@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -29,13 +30,9 @@ from workers import drain, pace
 
 PROFILES = "/v3/profiles"
 FOR_EVER = float("inf")
+INTERVAL = timedelta(seconds=pace.SPAN_SECONDS) / 10
+CATCH_UP = timedelta(seconds=pace.CATCH_UP_SECONDS)
 at_once = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_fresh", pace.FRESH)
-    monkeypatch.setattr(pace, "_quickest", {})
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +73,32 @@ def most_in_a_second(moments: list[float]) -> int:
 @pytest.fixture
 def permissions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[float]]]:
     """When PostgreSQL gave the permissions that were used, in seconds: on a busy machine requests arrive later."""
-    used, lock, pass_gate = set(), threading.Lock(), pace.pass_gate
+    unused, lock, take = set[datetime](), threading.Lock(), pace._take
 
-    def noted(install: Install, path: str, until: float) -> None:
-        pass_gate(install, path, until)
-        with lock:
-            used.add(pace._thread.permission.number)
+    def noted(statement: str, install: Install, path: str, **how: Any) -> pace._Moment:
+        if how.get("unused"):
+            with lock:
+                unused.add(how["unused"])
+        return take(statement, install, path, **how)
 
     def given() -> list[float]:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT extract(epoch FROM at)::float8 FROM given WHERE number = ANY(%s)", [list(used)])
+            cursor.execute(
+                "SELECT extract(epoch FROM at)::float8 FROM given WHERE gate_at <> ALL(%s::timestamptz[])",
+                [list(unused)],
+            )
             return [at for (at,) in cursor.fetchall()]
 
-    monkeypatch.setattr(pace, "pass_gate", noted)
+    monkeypatch.setattr(pace, "_take", noted)
     with connection.cursor() as cursor:
         cursor.execute(
-            "CREATE TABLE given (number bigint, at timestamptz);"
+            "CREATE TABLE given (gate_at timestamptz, at timestamptz);"
             " CREATE FUNCTION note_given() RETURNS trigger LANGUAGE plpgsql AS"
-            " 'BEGIN INSERT INTO given VALUES (NEW.passed, clock_timestamp()); RETURN NULL; END';"
-            " CREATE TRIGGER note_given AFTER INSERT OR UPDATE OF passed ON audiences_pace"
+            " 'BEGIN INSERT INTO given VALUES (NEW.gate_at, clock_timestamp()); RETURN NULL; END';"
+            # A row that the queue inserted has its gate open already, and nobody has passed it.
+            " CREATE TRIGGER note_first AFTER INSERT ON audiences_pace FOR EACH ROW"
+            " WHEN (NEW.gate_at > clock_timestamp()) EXECUTE FUNCTION note_given();"
+            " CREATE TRIGGER note_given AFTER UPDATE OF gate_at ON audiences_pace"
             " FOR EACH ROW EXECUTE FUNCTION note_given()"
         )
     yield given
@@ -114,7 +118,7 @@ def assert_never_eleven_in_a_second(permissions: list[float], arrivals: list[flo
 
 @pytest.fixture
 def slow_postgres() -> Iterator[None]:
-    """Every permission takes PostgreSQL longer than a permission usually lives."""
+    """Every statement on the row of the rate limit takes PostgreSQL 30 ms longer."""
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
@@ -254,40 +258,12 @@ def test_a_clock_that_was_set_back_holds_nobody(shop: Install) -> None:
     assert Pace.objects.get().gate_at < now() + timedelta(minutes=1)
 
 
-@pytest.mark.django_db
-def test_a_permission_that_took_too_long_to_come_is_not_used(
-    shop: Install, slow_postgres: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first is stale when it comes; from then on they live long enough."""
-    took: list[float] = []
-    follow = pace._follow
-
-    def note(seconds: float) -> None:
-        took.append(seconds)
-        follow(seconds)
-
-    monkeypatch.setattr(pace, "_follow", note)
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    assert len(took) >= 2
-    assert took[0] > pace.FRESH
-    assert took[-1] <= pace._fresh
-
-
-@pytest.mark.django_db
-def test_after_a_permission_that_lives_long_the_next_one_waits_longer(
-    shop: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pace, "_fresh", 0.5)
-    before = now()
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    assert Pace.objects.get().gate_at - before > timedelta(seconds=pace.MARGIN / 10 + 0.5 - pace.FRESH - 0.001)
-
-
 @at_once
-def test_the_next_permission_counts_from_when_this_one_was_given_and_not_from_when_it_was_asked_for() -> None:
-    """Twenty workers wait for one row; what the clock showed when they came says nothing when their turn comes."""
-    install = make_install(requests_per_second=1000)
+def test_the_next_start_counts_from_when_this_one_was_allowed_and_not_from_when_it_was_asked_for() -> None:
+    """Twenty workers wait for one row; the time at which they asked is past when they get it."""
+    install = make_install(requests_per_second=1)
     pace.pass_gate(install, PROFILES, FOR_EVER)
+    Pace.objects.update(gate_at=now() - timedelta(seconds=1))
     locked = Gate(2)
 
     def hold() -> datetime:
@@ -300,102 +276,73 @@ def test_the_next_permission_counts_from_when_this_one_was_given_and_not_from_wh
             assert isinstance(at, datetime)
             return at
 
-    def take_turn() -> datetime:
+    def take_start() -> datetime:
         locked.after(lambda: None)()
-        with connection.cursor() as cursor:
-            cursor.execute(pace._TAKE_TURN, pace._row(install, PROFILES, later=1.0))
+        assert pace._take(pace._TAKE_START, install, PROFILES).taken
         return Pace.objects.get().gate_at
 
-    released_at, gate_at = together(hold, take_turn)
-    assert gate_at >= released_at + timedelta(seconds=1)
+    released_at, gate_at = together(hold, take_start)
+    assert gate_at >= released_at + timedelta(seconds=pace.SPAN_SECONDS) - CATCH_UP
 
 
 @pytest.mark.django_db
-def test_permissions_live_shorter_again_once_postgres_is_quick(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = make_install(requests_per_second=1000)
-    monkeypatch.setattr(pace, "_fresh", 0.02)
-    for _ in range(20):
-        pace.pass_gate(fast, PROFILES, FOR_EVER)
-    assert pace._fresh == pace.FRESH
-
-
-def pass_evenly_or_not(install: Install, times: int) -> None:
-    """Without the spacing between two, so that only the window is left."""
-    for _ in range(times):
-        pace.pass_gate(install, PROFILES, time.monotonic() + PATIENCE)
-        Pace.objects.update(gate_at=now() - timedelta(seconds=1))
-
-
-def arrived() -> list[datetime]:
-    return Pace.objects.get().arrived
-
-
-def answered_before(install: Install, *, seconds: float, times: int = pace.LEARNING) -> None:
-    pace._quickest[install.pk, "profiles"] = seconds, times
+def test_a_start_that_is_a_little_late_does_not_shift_the_schedule(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "CATCH_UP_SECONDS", 60.0)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    opened_at = now() - timedelta(seconds=1)
+    Pace.objects.update(gate_at=opened_at)
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    assert Pace.objects.get().gate_at == opened_at + INTERVAL
 
 
 @pytest.mark.django_db
-def test_the_eleventh_waits_until_a_second_after_the_first_has_arrived(shop: Install) -> None:
-    pass_evenly_or_not(shop, 10)
-    with pytest.raises(TooLateError):
-        pace.pass_gate(shop, PROFILES, time.monotonic() + 0.3)
-    first = min(arrived())
+@pytest.mark.parametrize("late", [timedelta(seconds=0.02), timedelta(seconds=1), timedelta(days=1)])
+def test_a_start_that_is_very_late_brings_the_next_one_closer_by_the_catch_up_at_most(
+    shop: Install, late: timedelta
+) -> None:
     pace.pass_gate(shop, PROFILES, FOR_EVER)
-    assert now() >= first + timedelta(seconds=1)
-    assert len(arrived()) == 10
-    assert first not in arrived()
+    Pace.objects.update(gate_at=now() - late)
+    before = now()
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    assert before - CATCH_UP + INTERVAL <= Pace.objects.get().gate_at <= now() - CATCH_UP + INTERVAL
 
 
 @pytest.mark.django_db
-def test_a_quick_answer_tells_that_its_request_had_arrived_long_ago(shop: Install) -> None:
-    answered_before(shop, seconds=0.2)
+def test_a_start_that_postgres_took_too_long_to_allow_is_not_used_and_later_ones_wait_longer(
+    shop: Install, slow_postgres: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later: list[float] = []
+    take = pace._take
+
+    def noted(statement: str, install: Install, path: str, **how: Any) -> pace._Moment:
+        moment = take(statement, install, path, **how)
+        assert moment.taken, "what wasn't used is taken anew at once"
+        later.append(how["later"])
+        return moment
+
+    monkeypatch.setattr(pace, "_take", noted)
     pace.pass_gate(shop, PROFILES, FOR_EVER)
-    (reckoned,) = arrived()
-    pace.note_answer(shop, PROFILES, seconds=0.2)
-    (told,) = arrived()
-    assert now() - timedelta(seconds=pace.ON_ITS_WAY) < told < reckoned
-    # It has been told; the next answer of this thread is that of another request.
-    pace.note_answer(shop, PROFILES, seconds=0.1)
-    assert arrived() == [told]
+    assert len(later) >= 2
+    assert later == sorted(later)
+    assert later[0] == 0
+    assert later[-1] >= 2 * 0.03 - pace.ON_TIME_SECONDS
+    used_after = now() - timedelta(seconds=later[-1] + pace.ON_TIME_SECONDS)
+    assert Pace.objects.get().gate_at >= used_after + INTERVAL + timedelta(seconds=later[-1])
 
 
 @pytest.mark.django_db
-def test_the_first_answers_tell_nothing_because_they_may_all_be_slow(shop: Install) -> None:
-    answered_before(shop, seconds=0.2, times=pace.LEARNING - 1)
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    reckoned = arrived()
-    pace.note_answer(shop, PROFILES, seconds=0.2)
-    assert arrived() == reckoned
+def test_a_start_that_somebody_else_has_taken_since_is_not_taken_anew(shop: Install) -> None:
+    first = pace._take(pace._TAKE_START, shop, PROFILES)
+    Pace.objects.update(gate_at=now())
+    assert pace._take(pace._TAKE_START, shop, PROFILES).taken
+    assert pace._take(pace._TAKE_START, shop, PROFILES, unused=first.taken).taken is None
 
 
-@pytest.mark.django_db
-def test_a_slow_answer_tells_nothing_of_when_its_request_arrived(shop: Install) -> None:
-    answered_before(shop, seconds=0.2)
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    reckoned = arrived()
-    pace.note_answer(shop, PROFILES, seconds=0.2 + pace.ON_ITS_WAY)
-    assert arrived() == reckoned
-
-
-@pytest.mark.django_db
-def test_an_answer_that_comes_when_its_place_is_taken_again_changes_nothing(shop: Install) -> None:
-    answered_before(shop, seconds=0.2)
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    late = pace._thread.permission
-    Pace.objects.update(passed=11)
-    before = arrived()
-    pace._thread.permission = late
-    pace.note_answer(shop, PROFILES, seconds=0.2)
-    assert arrived() == before
-
-
-@pytest.mark.django_db
-def test_who_is_late_at_the_gate_makes_nobody_else_late(shop: Install) -> None:
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    opens_at = now() - timedelta(seconds=0.03)
-    Pace.objects.update(gate_at=opens_at)
-    pace.pass_gate(shop, PROFILES, FOR_EVER)
-    assert Pace.objects.get().gate_at == opens_at + timedelta(seconds=pace.MARGIN / 10)
+def test_what_brings_requests_closer_together_leaves_room_for_their_ways_to_odp() -> None:
+    """Eleven starts, the first as late as one may be used and the last on time, span more than one second."""
+    assert pace.SPAN_SECONDS - pace.CATCH_UP_SECONDS - pace.ON_TIME_SECONDS >= 1.025
 
 
 # --- The line ------------------------------------------------------------------------------------------------
@@ -412,10 +359,8 @@ def test_when_enough_stand_in_line_the_next_is_sent_away_at_once(shop: Install) 
 
 def stand_in_line(install: Install) -> float | None:
     """A place in line, without waiting for it."""
-    with connection.cursor() as cursor:
-        cursor.execute(pace._LINE_UP, {**pace._row(install, PROFILES), "patience": pace.PATIENCE})
-        row = cursor.fetchone()
-    return float(row[0]) if row else None
+    place = pace._take(pace._TAKE_PLACE, install, PROFILES, patience=pace.PATIENCE_SECONDS)
+    return place.seconds if place.taken else None
 
 
 @pytest.mark.django_db

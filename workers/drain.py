@@ -190,7 +190,6 @@ class _Sender:
                 seconds=settings.DELIVERY_DEADLINE_SECONDS,
                 start_before=start_before,
             )
-            pace.note_answer(self.lease.install, self.mechanism.path, seconds=self.answer.seconds)
         except TooLateError:
             self.answer = TOO_LATE
         log.info(

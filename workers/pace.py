@@ -1,202 +1,129 @@
-"""Pace: when the next request to a rate-limited part of an ODP account may start, over the whole fleet.
+"""The rate limit: when the next request to one limited part of an ODP account may start, for all workers together.
 
-One row of PostgreSQL. The line gives each drain a place before it claims lanes, so that waiting makes requests fuller
-instead of holding lanes. The gate is asked in the moment before the first byte: it spaces requests evenly, and lets the
-eleventh go only a second after the first has arrived, as far as its answer tells when that was. Emptying Redis changes
-nothing here. See docs/decisions/0013-rate-limit.md.
+One row of PostgreSQL per install and endpoint is the schedule, so emptying Redis changes nothing here. ``gate_at`` is
+the start of the next request; a worker takes it just before the first byte. ``line_at`` is the next place in the queue;
+a drain takes one before it claims lanes, so that waiting makes its request fuller instead of holding lanes.
+See docs/decisions/0013-rate-limit.md.
 """
 
-import threading
 import time
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
-
-from django.db import connection
 
 from audiences import prepared_statements
 from audiences.models import Install
 from odp.deadline import TooLateError
 from odp.mechanisms import limit_of
 
-# Requests are this much further apart than the rate asks for, and the window over them is longer by so many seconds.
-MARGIN = 1.004
-SPARE = 0.003
-# By when a request has arrived, in seconds after it was allowed, as long as its answer tells no better: with a way to
-# ODP that is longer for one request than for another, and with a body that takes its time to be read.
-ON_ITS_WAY = 0.05
-# Permission is void after so many seconds; a request that leaves later would arrive later than was reckoned with.
-FRESH = 0.012
-# Where PostgreSQL answers more slowly than that, permissions live longer and the next request waits longer by as
-# much, up to so many seconds: slower, and still never one too many in a second.
-LONGEST_FRESH = 1.0
-# Nobody stands in line longer than this: enough to keep the line full, not so long that it holds worker slots.
-PATIENCE = 0.25
-# Claiming, folding and encoding start this long before one's place comes up.
-LEAD = 0.04
-# Answers that are only looked at, before the quickest of them tells anything: the first one may itself have been late.
-LEARNING = 10
-# By so much, in seconds, the quickest answer is forgotten with each slower one: the way to ODP may have become longer.
-FORGET = 0.0001
+# Eleven starts span this many seconds in place of one. The 50 ms absorb what can bring two requests closer together:
+# CATCH_UP_SECONDS, ON_TIME_SECONDS, and up to 28 ms of difference between two requests' way to ODP.
+SPAN_SECONDS = 1.05
+# A start that is late shifts the schedule only by what exceeds this.
+CATCH_UP_SECONDS = 0.010
+# A start that PostgreSQL took longer to allow isn't used, because its request would arrive too late. It is taken anew.
+ON_TIME_SECONDS = 0.012
+# The longest wait in the queue. A drain that would wait longer gives its worker slot back.
+PATIENCE_SECONDS = 0.25
+# A drain claims, folds and encodes this long before its place.
+LEAD_SECONDS = 0.08
+# A moment further ahead than this was written before PostgreSQL's clock was set back, and is ignored.
+FURTHEST_SECONDS = 10.0
 
-# A moment further ahead than anybody can have put it was written before PostgreSQL's clock was set back.
-_LINE_UP = """
-INSERT INTO audiences_pace AS pace (install_id, endpoint, line_at, gate_at, passed, arrived)
-VALUES (%(install)s, %(endpoint)s, clock_timestamp() + %(interval)s * interval '1 second', clock_timestamp(), 0, '{}')
-ON CONFLICT (install_id, endpoint) DO UPDATE
-    SET line_at = CASE WHEN pace.line_at BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute'
-        THEN pace.line_at ELSE clock_timestamp() END + %(interval)s * interval '1 second'
-    WHERE pace.line_at <= clock_timestamp() + %(patience)s * interval '1 second'
-        OR pace.line_at > clock_timestamp() + interval '1 minute'
-RETURNING extract(epoch FROM line_at - clock_timestamp())::float8 - %(interval)s
-"""
-
-_JUMP_LINE = """
-UPDATE audiences_pace SET line_at = greatest(line_at, clock_timestamp()) + %(interval)s * interval '1 second'
-WHERE install_id = %(install)s AND endpoint = %(endpoint)s
-"""
-
-# The time is read again under the row's lock: what stands in the SELECT was read before waiting for it. Who is late by
-# less than an interval doesn't make the next one late too. The place that is taken in the window is that of the request
-# as many before as may start in a second.
-_OPENS_AT = """
-greatest(pace.gate_at, pace.arrived[pace.passed %% %(rate)s + 1] + (1 + %(spare)s) * interval '1 second')
-"""
-_TAKE_TURN = f"""
-INSERT INTO audiences_pace AS pace (install_id, endpoint, line_at, gate_at, passed, arrived)
-SELECT id, %(endpoint)s, clock_timestamp(), clock_timestamp() + %(interval)s * interval '1 second',
-    1, ARRAY[clock_timestamp() + %(on_its_way)s * interval '1 second']
-FROM audiences_install WHERE id = %(install)s AND (brake_until_at IS NULL OR brake_until_at <= clock_timestamp())
-ON CONFLICT (install_id, endpoint) DO UPDATE SET
-    gate_at = %(interval)s * interval '1 second' + CASE
-        WHEN %(later)s = 0 AND pace.gate_at BETWEEN clock_timestamp() - %(interval)s * interval '1 second'
-            AND clock_timestamp() THEN pace.gate_at ELSE clock_timestamp() END,
-    passed = pace.passed + 1,
-    arrived[pace.passed %% %(rate)s + 1] = clock_timestamp() + %(on_its_way)s * interval '1 second'
-    WHERE {_OPENS_AT} <= clock_timestamp() OR {_OPENS_AT} > clock_timestamp() + interval '5 seconds'
-RETURNING passed
-"""  # noqa: S608 — only constants of this module
-
-# Of a place that another request has taken by now, nothing is left to be said.
-_ARRIVED = """
-UPDATE audiences_pace SET arrived[(%(number)s - 1) %% %(rate)s + 1] =
-    arrived[(%(number)s - 1) %% %(rate)s + 1] - %(earlier)s * interval '1 second'
-WHERE install_id = %(install)s AND endpoint = %(endpoint)s AND passed BETWEEN %(number)s AND %(number)s + %(rate)s - 1
-"""
-
-_WHY_NOT = f"""
-SELECT coalesce(install.brake_until_at > clock_timestamp(), false),
-    extract(epoch FROM {_OPENS_AT} - clock_timestamp())::float8
-FROM audiences_install AS install
+# {column} is the schedule, {other} the other one, %(unused)s what the schedule became when this worker took a moment
+# that it didn't use. clock_timestamp() on conflict is read under the row's lock.
+_TAKE = """
+WITH taken AS (
+    INSERT INTO audiences_pace AS pace (install_id, endpoint, {column}, {other}, passed, arrived)
+    SELECT id, %(endpoint)s, clock_timestamp() + %(interval)s, clock_timestamp(), 0, '{{}}'
+    FROM audiences_install
+    WHERE id = %(install)s AND (brake_until_at IS NULL OR brake_until_at <= clock_timestamp())
+    ON CONFLICT (install_id, endpoint) DO UPDATE SET {column} = %(interval)s + greatest(
+        least(pace.{column}, clock_timestamp() + %(patience)s), clock_timestamp() - %(catch_up)s)
+    WHERE pace.{column} NOT BETWEEN clock_timestamp() + %(patience)s AND clock_timestamp() + %(furthest)s
+        OR pace.{column} = %(unused)s::timestamptz
+    RETURNING {column} AS next_at
+)
+SELECT taken.next_at, coalesce(install.brake_until_at > clock_timestamp(), false), coalesce(extract(
+    epoch FROM coalesce(taken.next_at - %(interval)s, pace.{column}) - clock_timestamp()), 0)::float8
+FROM audiences_install AS install LEFT JOIN taken ON true
 LEFT JOIN audiences_pace AS pace ON pace.install_id = install.id AND pace.endpoint = %(endpoint)s
 WHERE install.id = %(install)s
-"""  # noqa: S608
-
-# How long a permission lives in this process; it follows PostgreSQL's speed.
-_fresh = FRESH
-# The quickest answer of late, in seconds, and how many there were, by install and endpoint.
-_quickest: dict[tuple[int, str], tuple[float, int]] = {}
+"""
+_TAKE_PLACE = _TAKE.format(column="line_at", other="gate_at")
+_TAKE_START = _TAKE.format(column="gate_at", other="line_at")
 
 
-class _Permission(NamedTuple):
-    """The last one that this thread was given: its number, how long it took to come, and how long its request was
-    then thought to be on its way, in seconds."""
+class _Moment(NamedTuple):
+    """The moment taken, and what the schedule is now; if ``taken`` is None, the next moment there is."""
 
-    number: int
-    took: float
-    on_its_way: float
-
-
-_thread = threading.local()
+    taken: datetime | None
+    on_hold: bool
+    seconds: float
 
 
 def has_limit(install: Install, path: str) -> bool:
-    """Whether requests to this part of ODP are paced at all: ODP documents no limit for events."""
+    """Whether requests to this path are limited at all: ODP documents no limit for events."""
     return bool(limit_of(path) and install.requests_per_second)
 
 
 def line_up(install: Install, path: str) -> bool:
-    """Wait for a place in line; False, at once, when enough others stand in it."""
+    """Wait for a place in the queue. False at once when the next one is too far away, or the install is on hold."""
     if not has_limit(install, path):
         return True
-    with connection.cursor() as cursor:
-        cursor.execute(_LINE_UP, {**_row(install, path), "patience": PATIENCE})
-        row = cursor.fetchone()
-    if row is None:
-        return False
-    time.sleep(max(0.0, row[0] - LEAD))
-    return True
+    place = _take(_TAKE_PLACE, install, path, patience=PATIENCE_SECONDS)
+    if place.taken:
+        time.sleep(max(0.0, place.seconds - LEAD_SECONDS))
+    return place.taken is not None
 
 
 def jump_line(install: Install, path: str) -> None:
-    """Take a place without waiting, for a further request of a drain that holds lanes already.
-
-    Whoever would line up behind waits for it: else each lease that takes many requests would be joined at the gate
-    by one more, until all of them together wait longer than a lease lasts.
-    """
+    """Take a place without waiting, for a further request of a drain that holds lanes. Otherwise another drain would
+    claim lanes for that place, and requests would wait at the gate until their leases expire."""
     if has_limit(install, path):
-        with connection.cursor() as cursor:
-            cursor.execute(_JUMP_LINE, _row(install, path))
+        _take(_TAKE_PLACE, install, path, patience=FURTHEST_SECONDS)
 
 
 def pass_gate(install: Install, path: str, until: float) -> None:
-    """Return in a moment at which one request may start. Raises ``TooLateError``: at ``until``, or under a brake.
+    """Return when one request may start. Raises ``TooLateError`` at ``until``, or when the install is on hold.
 
-    A worker that was held up between PostgreSQL's answer and here asks again: its permission may have gone stale. One
-    that stood here while another request was told to come back later must not go before that.
+    Where PostgreSQL is slow, the next start is later by what this one may be late.
     """
+    on_time, unused = ON_TIME_SECONDS, None
     while has_limit(install, path):
-        asked_at, lives = time.monotonic(), _fresh
+        asked_at = time.monotonic()
         if asked_at >= until:
             raise TooLateError
-        row = _row(install, path, later=lives - FRESH)
-        with prepared_statements.cursor() as cursor:
-            cursor.execute(_TAKE_TURN, row)
-            if given := cursor.fetchone():
-                took = time.monotonic() - asked_at
-                _follow(took)
-                if took <= lives:
-                    _thread.permission = _Permission(given[0], took, row["on_its_way"])
-                    return
-            cursor.execute(_WHY_NOT, row)
-            braked, opens_in = cursor.fetchone() or (True, None)
-        if braked:
+        start = _take(_TAKE_START, install, path, later=on_time - ON_TIME_SECONDS, unused=unused)
+        took = time.monotonic() - asked_at
+        if start.taken and took <= on_time:
+            return
+        if start.on_hold:
             raise TooLateError
-        time.sleep(min(max(0.0, opens_in or 0.0), max(0.0, until - time.monotonic())))
+        if start.taken:
+            on_time, unused = 2 * took, start.taken
+        else:
+            time.sleep(max(0.0, min(start.seconds, until - time.monotonic())))
 
 
-def note_answer(install: Install, path: str, *, seconds: float) -> None:
-    """This thread's last request was answered ``seconds`` after its first byte, so it had arrived before that.
-
-    By as long at least as the quickest answer of late took in all. It makes room for the next one only if it tells
-    more than was reckoned with; a slow answer may be ODP's own slowness and tells nothing.
-    """
-    permission: _Permission | None = getattr(_thread, "permission", None)
-    _thread.permission = None
-    if permission is None or not has_limit(install, path):
-        return
-    place = install.pk, limit_of(path)
-    quickest, seen = _quickest.get(place, (seconds, 0))
-    quickest = min(seconds, quickest + FORGET)
-    _quickest[place] = quickest, seen + 1
-    earlier = permission.on_its_way - permission.took - (seconds - quickest)
-    if seen >= LEARNING and earlier > 0:
-        with prepared_statements.cursor() as cursor:
-            cursor.execute(_ARRIVED, {**_row(install, path), "number": permission.number, "earlier": earlier})
-
-
-def _follow(took: float) -> None:
-    """Permissions live longer than PostgreSQL has just taken to give one, and shorten again step by step."""
-    global _fresh
-    _fresh = min(LONGEST_FRESH, max(FRESH, 1.5 * took, 0.9 * _fresh))
-
-
-def _row(install: Install, path: str, *, later: float = 0.0) -> dict[str, Any]:
-    rate = max(1, install.requests_per_second)
-    return {
+def _take(
+    statement: str,
+    install: Install,
+    path: str,
+    *,
+    patience: float = 0.0,
+    later: float = 0.0,
+    unused: datetime | None = None,
+) -> _Moment:
+    values: dict[str, Any] = {
         "install": install.pk,
         "endpoint": limit_of(path),
-        "rate": rate,
-        "interval": MARGIN / rate + later,
-        "later": later,
-        "spare": SPARE,
-        "on_its_way": ON_ITS_WAY + later,
+        "interval": timedelta(seconds=SPAN_SECONDS / install.requests_per_second + later),
+        "catch_up": timedelta(seconds=CATCH_UP_SECONDS),
+        "patience": timedelta(seconds=patience),
+        "furthest": timedelta(seconds=FURTHEST_SECONDS),
+        "unused": unused,
     }
+    with prepared_statements.cursor() as cursor:
+        cursor.execute(statement, values)
+        row = cursor.fetchone()
+    return _Moment(*row) if row else _Moment(taken=None, on_hold=True, seconds=0.0)

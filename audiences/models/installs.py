@@ -151,8 +151,7 @@ class Pace(models.Model):
     endpoint = models.CharField(max_length=20)
     line_at = models.DateTimeField()
     gate_at = models.DateTimeField()
-    # How many requests have passed the gate, and when the latest have arrived at ODP: as many as may in a second, each
-    # in the place of its number.
+    # Not read any more. They stay for processes of the version before, which count requests and their arrivals in them.
     passed = models.BigIntegerField(default=0)
     arrived = ArrayField(models.DateTimeField(), default=list)
 
