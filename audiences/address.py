@@ -10,8 +10,8 @@ from rest_framework.request import Request
 def of(request: HttpRequest | Request) -> str | None:
     """The caller's address as PostgreSQL knows them; None behind a Unix socket.
 
-    Each proxy of ours appends the address it was called from, so only as many entries at the end of
-    ``X-Forwarded-For`` are true as there are such proxies. Whatever stands before them was written by the caller.
+    Each trusted proxy appends the address of its client to ``X-Forwarded-For``. So only the last entries are true, one
+    for each trusted proxy; earlier entries can be forged by the client and are ignored.
     """
     nearest: str = request.META.get("REMOTE_ADDR", "")
     proxies: int = settings.TRUSTED_PROXIES if settings.BEHIND_PROXY else 0

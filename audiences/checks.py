@@ -1,4 +1,4 @@
-"""System checks: what has to hold between settings, each under an id of its own so that it can be looked up."""
+"""System checks: constraints between settings. Each has an id, which docs/settings.md or a search finds."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -111,9 +111,9 @@ def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs
 
 @register(Tags.database)
 def hosts_allowed(*, databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
-    """``manage.py check --database default``: an install whose host was allowed once and isn't now.
+    """``manage.py check --database default``: an install whose ODP host is no longer in the allowed list.
 
-    Those on this machine are W007's.
+    Hosts on this machine are reported by W007.
     """
     return [
         Error(f"The install {install.name} sends to {install.odp_host}. {problem}", id="audiences.E008")
@@ -136,7 +136,7 @@ _OLD_KEY = "Put back the key that it was written with, behind a newer one if the
 
 
 def _installs_with_a_host(databases: Sequence[str] | None) -> "list[Install]":
-    """None of a database that isn't asked for, nor of one that ``migrate`` is only about to fill."""
+    """Empty when the check wasn't given a database, or when ``migrate`` hasn't created the table yet."""
     from audiences.models import Install
 
     table = Install._meta.db_table

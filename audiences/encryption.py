@@ -19,7 +19,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
-# What is longer is encrypted so many bytes at a time.
+# Bytes encrypted at a time, so that memory stays bounded for a long value.
 PIECE = 1 << 20
 UNREADABLE = "can't be decrypted with the present FIELD_ENCRYPTION_KEYS"
 WRONG_KEY = "A stored secret opens with none of FIELD_ENCRYPTION_KEYS; put back the key it was written with."
@@ -53,7 +53,7 @@ def _in_pieces(key: str, clear: bytes) -> bytes:
         hidden = encryptor.update(padded)
         signature.update(hidden)
         rest += hidden
-        whole = len(rest) - len(rest) % 3  # only so much can be written in base64 before the end is known
+        whole = len(rest) - len(rest) % 3  # base64 is written in groups of three bytes until the end is known
         token.write(urlsafe_b64encode(rest[:whole]))
         rest = rest[whole:]
     token.write(urlsafe_b64encode(rest + encryptor.finalize() + signature.finalize()))
@@ -75,7 +75,7 @@ else:
 
 
 class Unreadable(str):
-    """What a page shows in place of a stored secret that no present key opens. Saving it stores what was stored."""
+    """Shown in place of a secret that none of the configured keys decrypts. Saving it keeps the stored ciphertext."""
 
     __slots__ = ("hidden",)
     hidden: str
@@ -94,9 +94,9 @@ def opened(secret: str) -> str:
 
 
 class EncryptedTextField(_TextField):
-    """Text that PostgreSQL only ever sees encrypted. It can't be searched.
+    """Text that is stored encrypted, and so can't be searched.
 
-    With the wrong key a row still loads, so that pages open; whoever uses the secret asks ``opened`` for it.
+    A row loads even without the right key, so that pages still open; code that uses the secret calls ``opened``.
     """
 
     def get_prep_value(self, value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What ODP said, as it is shown: without the customers whom it quotes, whatever version stored it.
+"""ODP's responses as they are shown: with quoted customers masked, whichever version stored them.
 
-Texts are masked before they are stored (``odp/redact.py``). Earlier versions stored some as they came, so each is
-masked again when it is read: by the field, through which every page, list, download and command gets it.
+Texts are masked before they are stored (``odp/redact.py``). Earlier versions stored some unmasked, so the model field
+masks them again on reading: every page, list, download and command reads through it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,7 +58,7 @@ def answer(delivery: "Delivery") -> str:
 
 
 def reasons(told: dict[int, str]) -> dict[int, str]:
-    """The same of many deliveries, by their numbers; ``told`` are their stored reasons."""
+    """Mask the reasons of many deliveries; ``told`` has the stored reasons by Delivery id."""
     from audiences.models import Delivery
 
     asked, shown = [pk for pk, words in told.items() if words], dict(told)
@@ -76,5 +76,5 @@ def whole_answer(delivery: "Delivery") -> str:
 
 
 def _values(request: bytes | memoryview | None) -> Sequence[str]:
-    """What that request held, of which no more than its beginning may be kept."""
+    """The values of a stored request, of which only the beginning may be kept."""
     return redact.values_in(request_bodies.items(request_bodies.unpack(bytes(request)))) if request else ()

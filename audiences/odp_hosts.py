@@ -1,5 +1,5 @@
-"""Where an install may send to. Without a bound, whoever edits an install could have any machine that this one reaches
-called with a body and headers of ours, and read on a page what it answered.
+"""The ODP hosts that an install may use. Without this limit, an operator could make this server send requests to any
+machine it reaches and read the response on a page (server-side request forgery).
 """
 
 import socket
@@ -18,7 +18,7 @@ def is_local(url: str) -> bool:
 
 
 def problem_of(host: str) -> str:
-    """What is wrong with an ODP host that somebody entered, in words; empty when nothing is."""
+    """Why an entered ODP host is rejected; empty when it is valid."""
     if not host:
         return ""
     try:

@@ -32,17 +32,17 @@ class Ends(NamedTuple):
 
 
 def decrypt_ends(read: Read, stored: int) -> Ends:
-    """Both ends of what was encrypted, and its size, read in pieces of the ``stored`` bytes.
+    """Decrypt the beginning and the end of a value, reading its ``stored`` bytes in pieces; also returns its size.
 
-    All of it goes into the signature, which tells the right key. Raises ``ImproperlyConfigured`` when none is right, or
-    when it is too short to have two ends.
+    The signature covers the whole value and identifies the key. Raises ``ImproperlyConfigured`` when no key fits or the
+    value is too short to have two ends.
     """
     keys = [urlsafe_b64decode(key) for key in settings.FIELD_ENCRYPTION_KEYS]
     macs = [HMAC(key[:16], SHA256()) for key in keys]
     head = tail = unsigned = b""
     size = 0
     for start in range(0, stored, PIECE):
-        piece = urlsafe_b64decode(read(start, PIECE))  # PIECE is a multiple of 4, of which base64 makes three bytes
+        piece = urlsafe_b64decode(read(start, PIECE))  # PIECE is a multiple of 4 base64 characters
         size += len(piece)
         head = head or piece[: STAMP + BLOCK + PART]
         tail = (tail + piece)[-PART - BLOCK - SIGNATURE :]

@@ -1,7 +1,7 @@
-"""Cursors for the statements that run all day: PostgreSQL parses and plans each once per connection, not once per call.
+"""Cursors for frequent statements: PostgreSQL parses and plans each once per connection instead of once per execution.
 
-Django's own cursors put the values into the text, so each call is a new text to PostgreSQL and is planned anew: for a
-statement that joins three tables that costs as much as running it. See docs/decisions/0026-prepared-statements.md.
+Django's cursors interpolate the values on the client, so PostgreSQL plans each execution again; for a join of three
+tables, planning costs as much as running. See docs/decisions/0026-prepared-statements.md.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,9 +38,9 @@ def cursor() -> CursorWrapper:
 
 @contextmanager
 def pipeline() -> Iterator[None]:
-    """Statements that are sent together and answered together: one way to PostgreSQL and back for all of them.
+    """Send several statements in one database round trip (libpq pipeline mode).
 
-    Outside a transaction they are one. Each needs a cursor of its own, from which its rows are read afterwards.
+    Outside a transaction they form one. Each needs its own cursor, from which its rows are read afterwards.
     """
     connection.ensure_connection()
     with connection.wrap_database_errors, connection.connection.pipeline():
@@ -54,7 +54,7 @@ def copy(statement: str, rows: Iterable[str]) -> None:
 
 
 def escaped(texts: Sequence[str]) -> Sequence[str]:
-    """Values in rows for ``copy``. Looked at together, because hardly any needs it."""
+    """Escape values for ``copy``. The texts are checked together first, because hardly any needs escaping."""
     joined = "".join(texts)
     return [text.translate(_ESCAPES) for text in texts] if any(map(joined.__contains__, _ESCAPED)) else texts
 

@@ -45,7 +45,7 @@ def _is_read_only() -> bool:
 
 
 def schema_problem() -> str:
-    """Migrations are asked each time, because somebody may migrate back; columns once."""
+    """Migrations are checked each time, because an operator may migrate back; columns once per process."""
     global _columns_fit
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('django_migrations') IS NOT NULL")

@@ -4,7 +4,7 @@ import json
 import zlib
 from typing import Any
 
-# Of a longer body only so much is kept; usual ones, of 500 items, have 50 to 85 kB.
+# Bytes kept of a body. Typical bodies, of 500 items, have 50 to 85 kB.
 KEPT_BYTES = 256 * 1024
 
 

@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 READ_ONLY = "25006"
 # Besides these, class 08 (connection exceptions) and errors that libpq raises itself, which have no SQLSTATE.
 _ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
-# Errors that a new session may mend: what was prepared or opened in the old one is gone, or is older than a migration;
-# and a database that is not there, as behind a pooler whose server was just replaced.
+# Errors that a new session may solve: a prepared statement or cursor of the old session is gone or predates a
+# migration, or the database doesn't exist, as behind a pooler whose server was just replaced.
 _OF_SESSION = {"0A000", "26000", "34000", "3D000"}
 # Damaged data doesn't recover, so the page must name the audience that can't be delivered.
 _DAMAGE = {"XX001", "XX002"}
@@ -37,9 +37,9 @@ class NoAnswerError(psycopg.OperationalError):
 
 
 def bound(seconds: float) -> None:
-    """Limit each database round trip of this process; 0 for no limit. The limit is kept on this side.
+    """Limit each database round trip of this process, in seconds; 0 for no limit. The client enforces the limit.
 
-    A frozen server can't keep a limit of its own, and PgBouncer's transaction mode takes no session settings.
+    A frozen server can't enforce a limit, and PgBouncer's transaction mode accepts no session settings.
     """
     global _bound_seconds
     _bound_seconds = seconds
@@ -51,7 +51,7 @@ def limit_seconds() -> float | None:
 
 @contextmanager
 def allow_more(seconds: float) -> Iterator[None]:
-    """Let statements take this much longer, for work whose size the caller chose."""
+    """Allow statements this many more seconds, for work whose size an operator chose."""
     before = _extra_seconds.set(seconds)
     try:
         yield
@@ -73,9 +73,9 @@ def is_away(error: BaseException) -> bool:
 
 
 def is_database_error(error: BaseException) -> bool:
-    """Whether ``error`` is about the database server or the session, and says nothing about what was to be done.
+    """Whether ``error`` comes from the database server or the session, not from the work itself.
 
-    Nothing is put on hold for it: the same work is tried again.
+    Such an error puts nothing on hold: the same work is tried again.
     """
     if is_away(error):
         return True

@@ -18,11 +18,11 @@ from audiences.models import Audience, Confirmation, Event, Install, Lane, Parke
 from audiences.receiving import tokens
 from lytics import reasons
 
-# The newest identifiers that are looked at for their form.
+# The number of newest identifiers whose form is checked.
 IDENTIFIERS = 300
 # 32 hexadecimal characters without dashes, as ODP makes them; or as mobile SDKs write them, with a prefix.
 VUID = re.compile(r"[0-9a-f]{32}|vuid_[0-9a-z]{27}", re.IGNORECASE)
-# Work that nobody has taken for so long, though it was allowed to, means that no worker is there to take it.
+# Deliverable work that no worker has claimed for this long means that no worker is running.
 SILENT_AFTER = timedelta(seconds=30)
 # ODP documents that it shows nearly everything within 90 s; then it is time to look for a reason.
 SHOWN_AFTER = timedelta(seconds=100)
@@ -35,7 +35,7 @@ CONSENT = (
 
 @dataclass(frozen=True)
 class Line:
-    """``at`` is when it was done, ``todo`` what mends it, ``about`` the thing whose page says more."""
+    """``at`` is when the step was done, ``todo`` how to complete it, ``about`` the object with the details."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ class Line:
 
 
 def lines(install: Install) -> list[Line]:
-    """In the order in which they come to pass."""
+    """The steps in the order in which they happen."""
     said = Confirmation.objects.select_related("audience").filter(install=install).first()
     audiences = Audience.objects.filter(install=install).exclude(segment_id=trials.SEGMENT_ID)
     return [
@@ -193,7 +193,7 @@ def _parked(install: Install, name: str, title: str, reason: str, call: Receipt,
 
 
 def _vuids(audiences: QuerySet[Audience]) -> list[Line]:
-    """A line when identifiers look like what ODP and the SDKs call a VUID: those are asked for under another name."""
+    """A line when identifiers look like a VUID: SDKs query ODP for VUIDs under another identifier name."""
     busiest = audiences.filter(last_sequence__gt=0).order_by("-last_sequence").first()
     if busiest is None:
         return []

@@ -1,7 +1,7 @@
-"""One customer: every event received about them with its fate, and where they stand by the ledger.
+"""One customer: each received event with its status, and the customer's memberships by the ledger.
 
-No fate is stored on an event. It is read from the cursor of its lane, from the run that covers its number, from
-Parked, and from the fold, which is done again over the events of this one customer.
+An event stores no status. It is derived from the cursor of its lane, the run that covers its number, Parked, and the
+fold, which is repeated over the events of this customer.
 """
 
 import re
@@ -25,19 +25,19 @@ from lytics import times
 from lytics.facts import Kind
 from odp.outcomes import Outcome
 
-# Events on one page, and how many of the next older ones are read with them: each may be what an event was folded by.
+# Events on one page, and events read for it: an older event may be the one that decided a shown event.
 SHOWN = 100
 READ = 2_000
-# Attempts told of one event. An isolation makes a dozen or so, a brake may go on for days.
+# Attempts shown for one event. A bisection makes about a dozen; a backoff may last for days.
 ATTEMPTS = 20
 
-# Spellings of one identifier that are looked up, when all of them are as few as that.
+# The largest number of spellings of one identifier that are all looked up.
 SPELLINGS = 256
 
 log = structlog.get_logger(__name__)
 
-# The run that moved the cursor over a number is the latest of those that begin nearest below it: attempts begin at
-# the cursor, and the cursor only moves on. One look at the index for each event.
+# The run that moved the cursor past a number is the latest run among those with the nearest start at or below it:
+# attempts begin at the cursor, and the cursor never moves back. One index lookup per event.
 _ATTEMPTS = """
 SELECT run.*, asked.sequence AS covers
 FROM unnest(%s::int[], %s::bigint[]) AS asked(audience_id, sequence)
@@ -58,22 +58,23 @@ CROSS JOIN LATERAL (
 class End(Enum):
     WAITING = auto()
     SENDING = auto()
-    # ODP has it, and other items of its request are tried again.
+    # ODP accepted it; other items of its request are retried.
     TAKEN = auto()
     DELIVERED = auto()
     FOLDED = auto()
     PARKED = auto()
-    # A person decided that it is not to be sent; its run says who and why.
+    # A person skipped it; its run says who and why.
     SKIPPED = auto()
 
 
 @dataclass(frozen=True)
 class EventStatus:
-    """What became of one event, whose audience and lane are fetched with it.
+    """The status of one event. Its audience and lane are fetched with it.
 
-    ``attempts`` are, newest first, the runs that took it, or have tried, or may have taken a folded one before
-    something newer was there: of a request that ended early nobody knows whose changes it took. ``decided_by`` is
-    the event that made a folded one moot: itself when it told nothing new, None when the log no longer has it.
+    ``attempts`` are runs, newest first: those that delivered the event, those that tried to, and for a folded event
+    those that may have delivered it before a newer one arrived, because a request without a complete response leaves
+    open which changes ODP applied. ``decided_by`` is the event that a folded event lost to: the event itself when it
+    changed nothing, None when the log no longer has it.
     """
 
     event: Event
@@ -82,13 +83,13 @@ class EventStatus:
     decided_by: Event | None = None
     parked: Parked | None = None
     holds: bool = False
-    # The time that Lytics told, where it was too far ahead of the clock to be believed.
+    # The transition time that Lytics sent, when it was too far in the future to be believed.
     claimed_ns: int | None = None
 
 
 @dataclass(frozen=True)
 class MembershipStatus:
-    """One customer in one audience: the ledger's row, how many events wait, and what is parked of them."""
+    """One customer in one audience: the ledger row, the number of waiting events, and the open parked item."""
 
     audience: Audience
     held: Membership | None
@@ -110,7 +111,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class CustomerHistory:
-    """``standings`` has a row for each audience of which anything is known about this customer."""
+    """``memberships`` has a row for each audience with any record of this customer."""
 
     identifier: str
     audiences: Mapping[int, Audience]
@@ -120,7 +121,7 @@ class CustomerHistory:
 
 
 def customer_history(identifier: str, *, install_id: int | None = None, before: Place | None = None) -> CustomerHistory:
-    """All that is known of a customer, in one install or in all. The number of queries is the same for everybody."""
+    """Every record of a customer, in one install or in all. The number of queries doesn't depend on the customer."""
     audiences = _audiences(install_id)
     events = [event for event in _events(identifier, before) if event.audience_id in audiences]
     for event in events:
@@ -140,21 +141,21 @@ def customer_history(identifier: str, *, install_id: int | None = None, before: 
 
 
 def of_event(audience_id: int, sequence: int) -> str | None:
-    """Whom an event is about: an address that names the event names no person."""
+    """The identifier of an event: a URL that holds the event's number doesn't expose the person."""
     return Event.objects.filter(pk=(audience_id, sequence)).values_list("identifier", flat=True).first()
 
 
 def variants(identifier: str) -> list[str]:
-    """Other spellings, in small or in capital letters, under which the ledger knows somebody."""
+    """Spellings with other letter case that the ledger has a row for."""
     others = _spellings(identifier) - {identifier}
     known = Membership.objects.filter(audience_id__in=list(_audiences(None)), identifier__in=others)
     return sorted(known.values_list("identifier", flat=True).distinct())
 
 
 def _spellings(identifier: str) -> set[str]:
-    """The identifier in small and capital letters, as a whole and word by word; a bounded number of them.
+    """The identifier in other letter case, as a whole and word by word; at most about ``SPELLINGS``.
 
-    No index knows identifiers without their case: it would cost receiving more than this hint is worth.
+    There is no case-insensitive index: it would slow down receiving more than this hint is worth.
     """
     told = {identifier.lower(), identifier.upper(), identifier.title(), identifier.capitalize()}
     words = re.split(r"([\W_]+)", identifier)
@@ -166,17 +167,17 @@ def _spellings(identifier: str) -> set[str]:
     return told
 
 
-# --- what is read --------------------------------------------------------------------------------------------
+# --- Queries -------------------------------------------------------------------------------------------------
 
 
 def _audiences(install_id: int | None) -> dict[int, Audience]:
-    """First of all: a cursor that moves meanwhile leaves an event *waiting* for a moment too long, and no more."""
+    """Read before the events: if a cursor moves in between, an event is shown as *waiting* a moment too long."""
     rows = Audience.objects.select_related("install", "lane").order_by("install__name", "install_id", "odp_id")
     return {row.pk: row for row in (rows.filter(install=install_id) if install_id else rows)}
 
 
 def _events(identifier: str, before: Place | None) -> list[Event]:
-    """Newest first. PostgreSQL takes an index of this kind for nearly useless and would read the whole log."""
+    """Newest first. Without ``enable_seqscan = off`` the planner underrates the BRIN index and scans the whole log."""
     wanted = Event.objects.filter(identifier=identifier).order_by("-received_at", "-audience_id", "-sequence")
     if before is not None:
         at, audience, sequence = before
@@ -196,7 +197,7 @@ def _ledger(identifier: str, audiences: Iterable[int]) -> dict[int, Membership]:
 
 
 def _parked(identifier: str, audiences: Mapping[int, Audience]) -> dict[int, list[Parked]]:
-    """What ODP refused of this customer, by audience, oldest first."""
+    """Changes of this customer that ODP rejected, by audience, oldest first."""
     found: dict[int, list[Parked]] = {}
     for row in Parked.objects.filter(identifier=identifier, sequence__isnull=False).order_by("pk"):
         if row.audience_id is not None and row.audience_id in audiences:
@@ -205,7 +206,7 @@ def _parked(identifier: str, audiences: Mapping[int, Audience]) -> dict[int, lis
 
 
 def _attempts(events: Sequence[Event]) -> dict[tuple[int, int], list[Run]]:
-    """The runs that begin nearest below an event and cover it, newest first, by audience and number."""
+    """The runs with the nearest start at or below each event that cover it, newest first, by audience and number."""
     asked = [[event.audience_id for event in events], [event.sequence for event in events]]
     found: dict[tuple[int, int], list[Run]] = {}
     for run in Run.objects.raw(_ATTEMPTS, [*asked, ATTEMPTS]):
@@ -213,7 +214,7 @@ def _attempts(events: Sequence[Event]) -> dict[tuple[int, int], list[Run]]:
     return {place: sorted(runs, key=lambda run: -run.pk) for place, runs in found.items()}
 
 
-# --- what became of each event -------------------------------------------------------------------------------
+# --- Status of each event ------------------------------------------------------------------------------------
 
 
 def _statuses(
@@ -249,7 +250,7 @@ def _statuses(
 
 
 def _claimed(events: Sequence[Event]) -> dict[tuple[int, int], int]:
-    """The times that were told and not believed, by audience and number."""
+    """Transition times that were sent and not believed, by audience and number."""
     rows = FutureTime.objects.filter(
         audience_id__in={event.audience_id for event in events}, sequence__in={event.sequence for event in events}
     )
@@ -257,7 +258,7 @@ def _claimed(events: Sequence[Event]) -> dict[tuple[int, int], int]:
 
 
 def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held: Membership | None) -> EventStatus:
-    """Not passed by the cursor. Of a request that ended early, what ODP took or refused is known already."""
+    """An event beyond the cursor. What ODP accepted or rejected before a request ended early is known already."""
     row = next((row for row in refused if row.sequence == event.sequence), None)
     if row is not None:
         return EventStatus(event, End.PARKED, tuple(runs), parked=row)
@@ -268,7 +269,7 @@ def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held:
 
 
 def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Sequence[Parked]) -> list[EventStatus]:
-    """Passed by the cursor: folded again, run by run, as ``drain.deliver`` did it."""
+    """Events that the cursor has passed: folded again, run by run, as ``drain.deliver`` did it."""
     decided_by = _decided_by(events, runs, {row.sequence for row in parked})
     sent = [event for event in events if event.sequence not in decided_by]
     refused = _refused(sent, runs, parked)
@@ -281,7 +282,7 @@ def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Seq
         elif event.sequence in decided_by:
             statuses.append(EventStatus(event, End.FOLDED, _cut_short(tried), decided_by[event.sequence]))
         elif tried and not took and not tried[0].sent:
-            # Nothing of its run was sent, so something decided that the log no longer has.
+            # Its run sent nothing, so the event that decided is no longer in the log.
             statuses.append(EventStatus(event, End.FOLDED))
         else:
             statuses.append(EventStatus(event, End.DELIVERED, took))
@@ -289,13 +290,13 @@ def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Seq
 
 
 def _cut_short(tried: Sequence[Run]) -> tuple[Run, ...]:
-    """Those that took something before an attempt that ended early: the last one of it has no answer of ODP."""
+    """Delivered runs before an attempt that ended early. The last run of such an attempt has no response of ODP."""
     before = dropwhile(lambda run: run.outcome in (Outcome.DELIVERED, Outcome.REFUSED), tried)
     return tuple(run for run in before if run.outcome == Outcome.DELIVERED and run.sent)
 
 
 def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused: set[int | None]) -> dict[int, Event]:
-    """For each event that was not sent, the one that decided in its place; itself when it told nothing new."""
+    """For each event that wasn't sent, the event that decided instead; itself when it changed nothing."""
     found: dict[int, Event] = {}
     holder: Event | None = None
     # What the ledger held at each point; its time is not always the holder's own (see fold).
@@ -317,7 +318,7 @@ def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused:
 
 
 def _is_ahead(event: Event) -> bool:
-    """Whether an older version stored it with a time that is not believed any more."""
+    """Whether an older version stored it with a future time, which is no longer believed."""
     return event.occurred_ns > times.from_moment(event.received_at) + settings.CLOCK_TOLERANCE_SECONDS * times.SECOND
 
 
@@ -326,15 +327,15 @@ def _entry(event: Event) -> Entry:
 
 
 def _span(event: Event, runs: Sequence[Run]) -> tuple[int, int]:
-    """The numbers that were folded together; an event whose run is no longer kept stands by itself."""
+    """The range of numbers that were folded together; only its own number for an event whose run was deleted."""
     return (runs[0].first_sequence, runs[0].last_sequence) if runs else (event.sequence, event.sequence)
 
 
 def _refused(sent: Sequence[Event], runs: Mapping[int, list[Run]], parked: Iterable[Parked]) -> dict[int, Parked]:
-    """The refused ones among those that were sent.
+    """The rejected events among those that were sent.
 
-    A newer refusal takes over the row that is open, with its number: the row's age tells which event it was made for,
-    the last whose first attempt is older.
+    A newer rejection reuses the open row and sets its number. The row's age then shows which event it was created for:
+    the last event whose first attempt is older than the row.
     """
     found: dict[int, Parked] = {}
     for row in parked:

@@ -11,7 +11,7 @@ from audiences.insight import trials
 from audiences.models import Install, Parked, Receipt
 from lytics import reasons
 
-# Newest messages looked at, and the most calls and parked items read to find them.
+# Newest messages that are examined, and the maximum of calls and of parked items read to find them.
 MESSAGES, CALLS, ITEMS = 300, 100, 100
 # Fields named beside the identifier field.
 FIELDS = 8
@@ -37,9 +37,9 @@ IN_PART = (reasons.UNREADABLE_MESSAGE,)
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of ``messages`` that were looked at, ``found`` named a customer by the identifier field.
+    """``found`` of the ``messages`` examined have the identifier field.
 
-    ``others`` counts the fields of those that came without it, over ``looked`` parked items.
+    ``others`` counts the fields of messages without it, over ``looked`` parked items.
     """
 
     messages: int = 0
@@ -81,7 +81,7 @@ def candidates(install_id: int, reason: str) -> list[str]:
 
 
 def fields_seen(detail: str) -> list[str]:
-    """The names of profile fields that an item's detail tells (``lytics.payload``)."""
+    """The names of profile fields listed in an item's detail (written by ``lytics.payload``)."""
     told = detail.partition("fields seen: ")[2].partition(" (and ")[0].removesuffix(", …")
     return [name for name in told.split(", ") if name and name != "none"]
 

@@ -12,7 +12,7 @@ from audiences.receiving.rejected_calls import _redis
 
 log = structlog.get_logger(__name__)
 
-# After this long without another failure of the task it is no longer told.
+# A failure is no longer shown after this long without another one of the same task.
 KEPT_SECONDS = 300
 WORDS = 200
 # Every task of the workers, which the domain knows by name only; a test compares.
@@ -96,7 +96,7 @@ def recent() -> list[Failure]:
 
 
 def broker_problem() -> str:
-    """What stands against writing to Redis; empty when nothing does."""
+    """Why Redis rejects writes; empty when it accepts them."""
     try:
         _redis().set("lytics-sync:writes", 1, ex=60)
     except redis.RedisError as error:

@@ -1,7 +1,7 @@
-"""Adding up the minutes: what each install received, parked and delivered, and how long events took. Writes Minutes.
+"""Roll-up: events received, parked and delivered per install and minute, and their delay. The only writer of Minutes.
 
-Read from Receipts and Runs, by time and through BRIN indexes, so that a pass reads a few minutes of them and never the
-events themselves. A minute that is added up again comes out the same, which is why nobody has to remember anything.
+It reads Receipts and Runs by time through BRIN indexes, so a pass reads a few minutes of rows and never all events.
+Computing a minute again gives the same result, so no progress has to be stored.
 """
 
 from datetime import datetime, timedelta
@@ -12,20 +12,20 @@ from django.utils.timezone import now
 
 from audiences.models import Minute
 
-# What beat, or every worker, may have missed and is still made up for: as long as the longest chart.
+# After an outage of beat or all workers, missed minutes are computed back to this age: the length of the longest chart.
 WINDOW = timedelta(hours=24)
-# Read in one statement.
+# Computed in one statement.
 PIECE = timedelta(minutes=30)
-# A call that began in a minute may commit after it, so the minutes before the newest are added up again.
+# Minutes before the newest that are computed again, because a call of that minute may commit after it has ended.
 AGAIN = timedelta(minutes=3)
-# Of each minute so many runs are asked how long their first and their last event took.
+# Runs sampled per minute for the delay of their first and last event.
 SAMPLED_RUNS = 200
 KEPT = timedelta(days=7)
 
-# A run that went out in halves has a row for each of them over the same events; the span of a lane's runs within a
-# minute counts them once. A span is halved until all events of a part came in one minute: two look-ups in the log per
-# part, because the events of an audience are numbered in the order in which they came. The scalar subqueries can't
-# become a join that would read the whole log.
+# Bisected runs have several rows over the same events, so events are counted once over the span of a lane's runs in a
+# minute. A span is halved until all events of a part arrived in the same minute. That takes two log lookups per part,
+# because an audience's events are numbered in order of arrival. Scalar subqueries, unlike a join, can't be planned as a
+# scan of the whole log.
 _TALLY = """
 WITH RECURSIVE came AS (
     SELECT install_id, date_trunc('minute', received_at) AS minute, sum(queued) AS received, sum(parked) AS parked
@@ -106,7 +106,7 @@ ON CONFLICT (minute, install_id) DO UPDATE SET
 
 
 def roll_up(*, at: datetime | None = None) -> None:
-    """Add up every minute that has ended and is not older than the window, from the newest that is there on."""
+    """Compute each ended minute within ``WINDOW``, beginning at the newest stored one."""
     end = (at or now()).replace(second=0, microsecond=0)
     newest = Minute.objects.aggregate(newest=Max("minute"))["newest"]
     start = max(end - WINDOW, newest - AGAIN) if newest else end - WINDOW
@@ -117,6 +117,6 @@ def roll_up(*, at: datetime | None = None) -> None:
 
 
 def add_up(start: datetime, end: datetime) -> None:
-    """Whole minutes from ``start`` up to and without ``end``."""
+    """Compute the whole minutes in [``start``, ``end``)."""
     with connection.cursor() as cursor:
         cursor.execute(_TALLY, {"start": start, "end": end, "sampled": SAMPLED_RUNS})

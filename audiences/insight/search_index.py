@@ -12,10 +12,10 @@ OPEN_BLOCKS = 64
 
 
 def summarise() -> int:
-    """Make the closed part of the log quick to search; how many ranges that were. What is left is searched slowly.
+    """Summarise the closed BRIN ranges of the log; returns their number. The rest is searched without the index.
 
-    It gives way: a range can't be summarised while PostgreSQL vacuums the log, and a vacuum that is waited for
-    longer than ``deadlock_timeout`` would be cancelled.
+    It gives way to vacuum: a range can't be summarised during a vacuum of the log, and waiting for the lock longer
+    than ``deadlock_timeout`` would cancel the vacuum.
     """
     try:
         with transaction.atomic(), connection.cursor() as cursor:

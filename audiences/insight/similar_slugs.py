@@ -1,6 +1,7 @@
 """Audiences of one install whose different slugs become the same ODP id, so that one of them carries a suffix.
 
-Slugs of emoji or of letters outside a–z lose them in the id: two such look alike in ODP, where an id never changes.
+Emoji and letters outside a–z are dropped from the id, so two such slugs get similar ids in ODP, where an id never
+changes.
 """
 
 from django.db import connection
@@ -12,8 +13,8 @@ from audiences.models import Audience
 # Audiences with a suffix that are compared at once, newest first.
 COMPARED = 200
 
-# Their id is not what their slug becomes. Lower case of letters outside a–z may differ from Python's, and both become
-# an underscore; what is found is compared again by ``naming``.
+# Audiences whose id differs from the one derived from their slug. PostgreSQL may lower-case letters outside a–z
+# differently from Python; both become underscores, and ``naming`` compares the rows again.
 _SUFFIXED = """
 SELECT id FROM audiences_audience
 WHERE slug_settled_at IS NULL
@@ -44,7 +45,7 @@ def unnoticed() -> list[tuple[Audience, Audience]]:
     found = []
     for audience in suffixed:
         holder = by_id.get(plain[audience.pk])
-        # The same slug is another matter: it was made anew in Lytics (audiences/operations/take_over.py).
+        # Two audiences with the same slug were recreated in Lytics: see audiences/operations/take_over.py.
         if holder is not None and holder.slug != audience.slug and holder.latest_slug != audience.latest_slug:
             found.append((audience, holder))
     return found

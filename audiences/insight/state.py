@@ -110,7 +110,7 @@ def refuses_key(reason: str) -> bool:
 
 
 def of_lane(lane: Lane) -> State:
-    """The state of a lane whose audience and install have been fetched with it."""
+    """The state of a lane. Its audience and install are fetched with it."""
     audience = lane.audience
     waiting = backlog(lane)
     if is_set_aside(lane):
@@ -173,7 +173,7 @@ def remedy_of_hold(audience: Audience) -> str:
 
 
 def of_request(record: Delivery | Run) -> State:
-    """The state of a delivery or a run: how it ended, or that nobody knows yet."""
+    """The state of a delivery or a run: its outcome, or unknown."""
     if record.closed_at is None:
         return State("open", "Under way; or its worker stopped, and the next worker closes it.")
     reason = masked_answers.reason(record) if isinstance(record, Delivery) else str(record.skip or "")
@@ -352,7 +352,7 @@ def is_held(lane: Lane) -> bool:
 
 
 def warnings(lane: Lane) -> list[str]:
-    """What is not wrong and still surprises people about an audience."""
+    """Facts about an audience that are not errors but may surprise an operator."""
     audience = lane.audience
     told = []
     if audience.latest_slug != audience.slug:

@@ -54,7 +54,7 @@ def deliveries_of(receipt: Receipt) -> list[int]:
 
 
 def receipts_of(delivery: Delivery) -> list[int]:
-    """Ids of up to ``SHOWN`` calls whose events a Delivery carried."""
+    """Ids of up to ``SHOWN`` calls that brought the events of a Delivery."""
     return _ids(_RECEIPTS, {"delivery": delivery.pk, "shown": SHOWN})
 
 

@@ -1,7 +1,7 @@
-"""The test customer: one made-up customer through the whole path, into an audience of its own and out again.
+"""The test customer: an invented customer that enters a separate audience over the whole path and leaves it again.
 
-The only writer of Trials. What moves is in workers/trial.py; here is what there is to know: which call is made, what
-the customer has come past, and how the customer ends outside whatever happens.
+The only writer of Trials. ``workers/trial.py`` runs the steps; this module holds the facts: the call that is made, the
+steps that are done, and the exit that ends each trial, also a failed one.
 """
 
 import secrets
@@ -75,7 +75,7 @@ def begin(install_id: int) -> Trial | None:
 
 
 def note(trial: Trial, leg: Leg, hop: str, how: str, words: str, *, ms: int) -> None:
-    """The customer has come past a hop, or has not."""
+    """Record that a step succeeded or failed."""
     trial.hops.append({"leg": leg, "hop": hop, "how": how, "words": words, "ms": ms})
     Trial.objects.filter(pk=trial.pk).update(hops=trial.hops, moved_at=now())
 
@@ -85,7 +85,7 @@ def close(trial: Trial) -> None:
 
 
 def give_up_silent(install: Install | None = None) -> None:
-    """Close those whose worker is gone, or that none has taken, and see that their customers end outside."""
+    """Close trials whose worker has died or that no worker has started, and send the exit of their customers."""
     silent = Trial.objects.filter(closed_at=None, moved_at__lte=now() - SILENT_AFTER)
     for trial in silent.filter(**({"install": install} if install else {})).select_related("install"):
         if Trial.objects.filter(pk=trial.pk, closed_at=None).update(closed_at=Now()):
@@ -95,7 +95,7 @@ def give_up_silent(install: Install | None = None) -> None:
 
 
 def _send_out(trial: Trial) -> None:
-    """One that fails keeps no other from being closed."""
+    """A trial that can't be closed doesn't keep the others from being closed."""
     try:
         send_straight_in(trial, OUT)
     except Exception as error:

@@ -1,8 +1,8 @@
-"""What is stored, and what PostgreSQL itself refuses to store. The words are those of docs/glossary.md.
+"""The tables, and the constraints that PostgreSQL enforces. docs/glossary.md defines the terms.
 
-One writer per fact: ``ingest`` creates Events and Receipts, ``lanes`` writes Lanes, Runs, Deliveries and the ledger,
-``brake`` the brake of an Install, ``resends`` Resends. State shown to people is derived from these facts
-(``insight/state.py``).
+One writer per fact: ``ingest`` creates Events and Receipts, ``delivery/`` writes Lanes, Runs, Deliveries and the
+ledger, ``delivery/backoff.py`` the backoff of an Install, ``resends`` Resends. The state that pages show is derived
+from these facts (``insight/state.py``).
 """
 
 from audiences.models.audiences import Audience, Lane, Membership, Profile

@@ -1,4 +1,4 @@
-"""Audiences, their places in delivery, and the ledger: who is in, as far as ODP was told."""
+"""Audiences, their lanes, and the ledger: the memberships that ODP has accepted."""
 
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from lytics import times
 class Audience(models.Model):
     """A Lytics audience, known by its segment id, and its ODP twin. ``slug`` is what the ODP id was made from."""
 
-    # Two billion are enough, and it stands in every row and key of the log and the ledger.
+    # 32 bits: two billion audiences are enough, and each row and key of the log and the ledger holds this number.
     id = models.AutoField(primary_key=True)
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="audiences")
     segment_id = models.CharField(max_length=512)
@@ -26,8 +26,8 @@ class Audience(models.Model):
     created_at = models.DateTimeField(default=now)
     # When all that it needs in ODP was last seen there.
     provisioned_at = models.DateTimeField(null=True)
-    # Its making, written by ``delivery/provision.py``: when somebody asked to have ODP looked at again, the lease of
-    # the worker that is at it, and after a failure until when the next try waits, and why.
+    # Its creation in ODP, written by ``delivery/provision.py``: when an operator asked for another check, the lease of
+    # the worker that does it, and after a failure the reason and the time of the next try.
     look_asked_at = models.DateTimeField(null=True)
     making_token = models.UUIDField(null=True)
     making_until_at = models.DateTimeField(null=True)
@@ -129,9 +129,9 @@ class Lane(models.Model):
 
 
 class Membership(models.Model):
-    """The ledger: whether this identifier is a member of this audience, and as of when on Lytics' clock.
+    """The ledger: whether an identifier is a member of an audience, as of a transition time of Lytics.
 
-    ``sequence`` is the event that says so. ``refused`` means that ODP did not take this newest truth; it is parked.
+    ``sequence`` is the deciding event. ``refused`` means that ODP rejected this newest state, which is parked.
     """
 
     pk = models.CompositePrimaryKey("audience_id", "identifier")

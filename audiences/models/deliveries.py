@@ -1,4 +1,4 @@
-"""What was sent to ODP: requests, the runs of events that each carried, and what people decided not to send."""
+"""Requests to ODP, the runs of events that each carried, and the ranges that operators skipped."""
 
 from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
@@ -26,7 +26,7 @@ SLOW_MS = (250, 1_000, 5_000)
 
 
 def rare(name: str, condition: Q, *, of: str) -> list[models.Index]:
-    """Rows of which there may be none, newest first: of all, and of one ``of``. Other rows cost nothing here."""
+    """Partial indexes for rare rows, newest first: over all rows, and by ``of``. Other rows aren't indexed."""
     return [
         models.Index(fields=["-id"], condition=condition, name=name),
         models.Index(fields=[of, "-id"], condition=condition, name=f"{name}_of_{of}"),
@@ -130,7 +130,7 @@ class Run(models.Model):
             models.Index(fields=["audience", "-id"], name="runs_of_an_audience"),
             models.Index(fields=["audience", "first_sequence", "id"], name="runs_by_first_event"),
             BrinIndex(fields=["closed_at"], name="runs_by_time", pages_per_range=16, autosummarize=True),
-            # Of another kind than those of deliveries and receipts: there may be a run for each event.
+            # BRIN, unlike the indexes of deliveries and receipts: there may be as many runs as events.
             BrinIndex(fields=["opened_at"], pages_per_range=32, autosummarize=True, name="runs_by_hour"),
             *rare("failed_runs", FAILED, of="audience"),
             models.Index(fields=["outcome", "-id"], condition=FAILED, name="failed_runs_by_outcome"),

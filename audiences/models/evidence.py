@@ -1,4 +1,4 @@
-"""What was measured: minutes, workers, what ODP itself showed, and test customers on their way."""
+"""Measurements: minutes, workers, memberships that ODP confirmed, and test customers."""
 
 from django.db import models
 from django.db.models import Q
@@ -21,8 +21,7 @@ class Minute(models.Model):
     delivered = models.BigIntegerField()
     # Delivered because something was sent again; not counted as delivered a second time.
     again = models.BigIntegerField(default=0, db_default=0)
-    # When what was delivered had come: events by the minute of their arrival, in seconds since the epoch. None in rows
-    # of an older version.
+    # Delivered events by the minute of their arrival (seconds since the epoch). None in rows of an older version.
     arrived = models.JSONField(null=True)
     # From the call that brought an event to ODP's answer. None when nothing was sent.
     delay_p50_ms = models.BigIntegerField(null=True)
@@ -78,9 +77,9 @@ class Confirmation(models.Model):
 
 
 class Trial(models.Model):
-    """One test customer on its way through the whole path, into the test audience and out again.
+    """One trial: a test customer enters the test audience over the whole path and leaves it again.
 
-    Written by ``audiences/insight/trials.py``. ``hops`` are what it has come past, each with its milliseconds.
+    Written by ``audiences/insight/trials.py``. ``hops`` are the steps done, each with its milliseconds.
     """
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="trials")

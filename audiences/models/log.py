@@ -101,9 +101,9 @@ class Event(models.Model):
 
 
 class FutureTime(models.Model):
-    """An event whose transition time was too far ahead of the clock to be believed, and the time that was told.
+    """The transition time that Lytics sent for an event, when it was too far in the future to be believed.
 
-    The event itself carries the time that counts. Written by ``audiences/receiving/ingest.py`` alone, with the event.
+    The event has the time that counts instead. Written by ``audiences/receiving/ingest.py`` with the event.
     """
 
     pk = models.CompositePrimaryKey("audience_id", "sequence")

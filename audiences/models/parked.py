@@ -1,4 +1,4 @@
-"""Items that couldn't be read or that ODP refused, kept until somebody releases or discards them."""
+"""Items that couldn't be read or that ODP rejected, kept until an operator releases or discards them."""
 
 from typing import Any, Self
 

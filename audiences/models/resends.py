@@ -1,4 +1,4 @@
-"""What is sent again: what a person asked for, and the ranges of the log that came of it."""
+"""Resends: what an operator asked for, and the ranges of the log that resulted."""
 
 from django.db import models
 from django.db.models import F, Q
@@ -11,7 +11,8 @@ from audiences.models.installs import Install
 class Again(models.Model):
     """A range of the log that this service appended itself, and its cause. Written by ``receiving/resend_causes.py``.
 
-    Nobody checks the foreign keys row by row: the audience is locked, and the others are read in the same transaction.
+    The foreign keys have no constraint in PostgreSQL: the audience is locked, and the other rows are read in the same
+    transaction.
     """
 
     class Cause(models.TextChoices):
@@ -67,8 +68,8 @@ class Resend(models.Model):
     # Of a replay: when its events were received, the first moment included and the last one not.
     received_from = models.DateTimeField(null=True)
     received_to = models.DateTimeField(null=True)
-    # The last number there is to do, and the last one done: an event's for a replay, a parked item's for a release.
-    # For a take-over ``upto`` is the audience whose members leave.
+    # The last number to process, and the last one processed: of events for a replay, of parked items for a release. For
+    # a take-over, ``upto`` is the audience whose members leave.
     upto = models.BigIntegerField(default=0)
     after = models.BigIntegerField(default=0)
     # Of a resync and a take-over: the last customer done.

@@ -8,7 +8,7 @@ from django.db import connection, transaction
 
 @dataclass(frozen=True)
 class Finding:
-    """One broken truth: its name, the audience's ODP id, and what was seen."""
+    """One violated invariant: its name, the audience's ODP id, and the values found."""
 
     truth: str
     audience: str
@@ -36,9 +36,9 @@ FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id =
 WHERE lane.delivered_sequence > audience.last_sequence
 """
 
-# A request of which ODP took a part leaves the ledger ahead of the cursor by the events that its rows name. Skipped
-# events are in the log and not in the ledger, except those that ODP had taken before the rest was skipped. An event
-# that an older version stored ahead of its receipt decides only until the next real one.
+# A partly accepted request leaves the ledger ahead of the cursor by the events that its rows name. Skipped events are
+# in the log and not in the ledger, except those that ODP had accepted before the skip. An event that an older version
+# stored with a future time decides only until the next real event.
 _LEDGER = """
 WITH skipped AS MATERIALIZED (
     SELECT audience_id, range_agg(int8range(first_sequence, last_sequence, '[]')) AS numbers
@@ -74,7 +74,7 @@ GROUP BY audience.id, lane.audience_id
 HAVING lane.member_count <> count(held.identifier)
 """
 
-# Every number up to the cursor lies in a run that came to an end of its own, not in one nobody knows the end of.
+# Each number up to the cursor lies in a run with a known outcome.
 _HISTORY = """
 WITH covered AS (
     SELECT run.audience_id, range_agg(int8range(run.first_sequence, run.last_sequence, '[]')) AS numbers
@@ -117,7 +117,7 @@ TRUTHS = {
 
 
 def statement_of(truth: str) -> str:
-    """The query that lists what breaks a truth: an audience's ODP id and what was seen."""
+    """A query that lists the violations of one invariant: the audience's ODP id and the values found."""
     return TRUTHS[truth].replace("{tolerance}", f"{settings.CLOCK_TOLERANCE_SECONDS:f}")
 
 

@@ -1,7 +1,7 @@
-"""What the processes may do in the database, when they don't log in as the owner of its tables.
+"""The database rights of web, workers and beat when they don't log in as the owner of the tables.
 
-The owner migrates. The role that web, workers and beat log in with reads and writes rows and can change no table; the
-log can only be added to and history not be taken away, whatever somebody makes a process do.
+The owner runs the migrations. The processes' role reads and writes rows and can't alter tables. It can only append to
+the log and can't delete history, so a compromised process can't either.
 """
 
 from django.apps import apps
@@ -25,10 +25,10 @@ READ_ONLY = {"django_migrations", "django_content_type", "auth_permission"}
 
 
 def grant(role: str) -> dict[str, str]:
-    """Give the role what the processes need and take away what they don't. Returns the rights by table.
+    """Grant the role the rights that the processes need and revoke all others. Returns the rights by table.
 
-    Run by the owner after ``migrate``; again after each one that makes a table. Raises ``ProgrammingError`` when there
-    is no such role.
+    The owner runs it after ``migrate``, and again after each migration that creates a table. Raises
+    ``ProgrammingError`` when the role doesn't exist.
     """
     rights = {table: _rights(app, table) for app, table in _tables()}
     rights["django_migrations"] = "SELECT"
@@ -36,8 +36,8 @@ def grant(role: str) -> dict[str, str]:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(name))
         cursor.execute(sql.SQL("REVOKE CREATE ON SCHEMA public FROM {}").format(name))
-        # Everybody may make temporary tables unless it is taken from all; no process makes any. PostgreSQL only warns
-        # whoever isn't the owner of the database.
+        # PostgreSQL grants TEMPORARY to PUBLIC by default; no process needs it. A caller who doesn't own the database
+        # only gets a warning here.
         database = sql.Identifier(str(connection.settings_dict["NAME"]))
         cursor.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC, {}").format(database, name))
         cursor.execute(sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}").format(name))

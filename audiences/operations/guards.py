@@ -1,7 +1,7 @@
-"""What may not be changed on an install just so, because members would be lost in silence.
+"""Changes to an install that need a confirmation or are locked, because members would be lost silently.
 
-One place decides, for the form and for whatever else changes an install. A key stands for its account by its public
-part, before the dot, and by what the account holds: our audiences are there, or they aren't.
+The form and all other code that changes an install decide here. An API key identifies its ODP account by the public
+part, before the dot, and by whether the account holds our audiences.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Question:
-    """A change that is done only after somebody has read what follows from it."""
+    """A change that is made only after an operator has confirmed its consequence."""
 
     field: str
     consequence: str
@@ -56,7 +56,7 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
 
 
 def questions(before: Install | None, after: Install) -> list[Question]:
-    """What somebody has to have read first: another identifier field, and an account that has an install already."""
+    """The consequences to confirm: another identifier field, or an account that another install uses already."""
     found = []
     if before is not None and before.identifier_field != after.identifier_field and made(before):
         calls = Receipt.objects.filter(install=before, received_at__gte=now() - timedelta(hours=1))
@@ -96,7 +96,7 @@ def _place(install: Install) -> str:
 
 
 def _another_account(before: Install, after: Install) -> str:
-    """Why a key with another public part is taken for another account's; empty when our audience is there."""
+    """Why a key with another public part counts as another account's; empty when the account has our audience."""
     audience = Audience.objects.filter(install=before, provisioned_at__isnull=False).order_by("pk").first()
     assert audience is not None
     client = Client(host=_place(after), api_key=after.odp_api_key)

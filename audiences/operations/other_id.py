@@ -1,7 +1,6 @@
-"""Another id in ODP for an audience that is blocked: what has its own id there can be neither mended nor removed by us.
+"""Choose another ODP id for a blocked audience whose own id is taken by an object that we can't change or delete.
 
-ODP can't rename a field and has no call that deletes one, so an audience whose id is taken by something else would be
-blocked for ever (docs/odp-wire.md).
+ODP has no API to rename or delete a field, so such an audience would stay blocked forever (docs/odp-wire.md).
 """
 
 import re
@@ -30,10 +29,10 @@ def problem_of(audience: Audience, odp_id: str) -> str:
 
 
 def use(audience: Audience, odp_id: str, *, by: str, reason: str) -> bool:
-    """Unblock the audience under another id, and have its whole ledger sent there.
+    """Unblock the audience under another id and send its whole ledger there.
 
-    False when it isn't blocked any more, a request of it is under way, its id was taken meanwhile, or it is being
-    resynced. What was sent under the old id stays in ODP.
+    False when it is no longer blocked, one of its requests is under way, the id has been taken, or a resync is
+    unfinished. Memberships sent under the old id stay in ODP.
     """
     try:
         with transaction.atomic():

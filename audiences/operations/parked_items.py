@@ -22,18 +22,19 @@ LOOKED_AT_ONCE_IN = timedelta(minutes=1)
 
 
 def release(parked_ids: Iterable[int], *, by: str, identifier_field: str = "") -> tuple[int, int]:
-    """Let parked items go on. Returns how many left the page and how many stay, because they still can't be read.
+    """Release parked items. Returns the number released and the number that stay because they still can't be read.
 
-    An item of a call is read again with the install's present settings, or by another ``identifier_field``. A change
-    that ODP refused is appended once more at its old time, so that anything newer still wins.
+    An item of a call is parsed again with the install's current settings, or with another ``identifier_field``. A
+    change that ODP rejected is appended again with its old time, so that anything newer still wins.
     """
     done = [release_one(parked_id, by=by, identifier_field=identifier_field) for parked_id in parked_ids]
     return done.count(True), done.count(False)
 
 
 def release_one(parked_id: int, *, by: str, identifier_field: str = "") -> bool | None:
-    """Whether the item left the page; None when it was gone already. In a transaction of its own: two items may lock
-    the same audiences in another order than a call does."""
+    """True when the item was released, None when it was released or discarded before.
+
+    Each item has its own transaction, because two items could lock the same audiences in another order than a call."""
     with transaction.atomic():
         parked = (
             Parked.objects.select_for_update(of=("self",))
@@ -76,7 +77,7 @@ def _append_again(parked: Parked) -> bool:
     fact = Fact("", "", event.identifier, Kind(event.kind), event.occurred_ns)
     ingest.append({event.audience_id: [fact]}, received_at=now(), forced=True)
     resend_causes.note({event.audience_id: [(1, None)]}, Again.Cause.RELEASE)
-    # It may have been refused because its field is gone; of many that are released at once, one has that looked at.
+    # ODP may have rejected it because its field is gone. One check of the audience serves all items of a release.
     provision.look_again(event.audience_id, unless_within=LOOKED_AT_ONCE_IN)
     transaction.on_commit(lambda: wake(parked.install_id))
     return True

@@ -1,9 +1,9 @@
 """Reconcile: send the ledger's state again where ODP may have applied an abandoned request late.
 
-A write to ODP carries no version. A request that was given up at its deadline, or that was under way when its worker
-died, may be applied after the newer one that followed it, and then a customer is wrong there though every answer was
-good. So each Delivery without a final answer is looked at again when ODP has had time to be done with it: the
-customers in it of whom something newer was sent meanwhile are appended once more as the ledger has them, forced.
+A write to ODP has no version. ODP may apply a request that was abandoned at its deadline, or whose worker died, after
+the newer request that followed it; the customer is then wrong there although each response was a success. So each
+Delivery without a final response is checked once ODP must be done with it: its customers for whom something newer was
+sent in the meantime are appended again with their state from the ledger, as forced events.
 """
 
 import structlog
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 def reconcile() -> int:
-    """See to every Delivery whose time has come. Returns how many memberships were appended again."""
+    """Reconcile each Delivery that is due. Returns the number of memberships appended."""
     return sum(map(_reconcile_or_leave, unconfirmed.doubtful(seconds=settings.AFFIRM_AFTER_SECONDS)))
 
 
@@ -38,7 +38,7 @@ def _reconcile_or_leave(delivery_id: int) -> int:
 
 
 def _reconcile(delivery_id: int) -> int:
-    """The mark on the Delivery and what is appended for it are one transaction: a crash does both or neither."""
+    """One transaction marks the Delivery and appends its memberships: a crash leaves both or neither."""
     kinds = {True: Kind.ENTER, False: Kind.EXIT}
     facts: dict[int, list[Fact]] = {}
     with transaction.atomic():

@@ -1,9 +1,8 @@
-"""Sending again: replay, resync, and the release of all that is parked for one reason. The only writer of Resends.
+"""Resends: replay, resync, take-over, and release of all items parked for one reason. The only writer of Resends.
 
-A Resend is stored when a person asks for it and advanced chunk by chunk by whichever worker comes by. A chunk is one
-transaction that appends to the log and moves the Resend, so wherever a process dies nothing is appended twice or left
-out. The events keep their old times and are forced: delivered even where the ledger agrees, folded where something
-newer is known.
+An operator's request is stored as a Resend. Any worker advances it, one chunk at a time. A chunk is one transaction
+that appends to the log and moves the Resend's position, so a crash neither repeats nor omits an event. The events keep
+their old times and are forced: they are sent even when the ledger agrees, and folded when something newer is known.
 """
 
 import time
@@ -27,7 +26,7 @@ from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 
-# Events appended in one transaction: the audience's lock is held for as long as that takes, and its calls wait.
+# Events appended in one transaction. A larger chunk holds the audience's lock longer, and its calls wait for it.
 CHUNK = 2_000
 
 
@@ -68,11 +67,11 @@ def replay(audience: Audience, stretch: Stretch, *, start: datetime, end: dateti
 
 
 def resync(audience: Audience, *, by: str, reason: str) -> bool:
-    """Have the audience's whole ledger appended again. False while another resync is unfinished.
+    """Append the audience's whole ledger again. False while another resync is unfinished.
 
-    The ledger goes on changing behind and before us, and that does no harm: what a chunk reads was delivered, and
-    what is newer stands in the log itself. If it was delivered first, the fold drops our older copy; if it comes
-    later, it is delivered later. What the audience needs in ODP is looked at first, and made where it is gone.
+    The ledger may change during the resync without harm: a chunk reads delivered state, and newer events are in the
+    log. If a newer event is delivered first, the fold drops our older copy; if it is later, it is delivered later. The
+    audience is checked in ODP first, and created again if it is missing.
     """
     held = Membership.objects.filter(audience=audience).count()
     resend = Resend(
@@ -86,9 +85,9 @@ def resync(audience: Audience, *, by: str, reason: str) -> bool:
 
 
 def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:
-    """Have those leave who are members of an old audience alone, whose ODP id the audience has taken over.
+    """Append exits for members of the old audience who aren't in the new one, which has taken over its ODP id.
 
-    False while another such take-over is unfinished.
+    False while another take-over of the audience is unfinished.
     """
     return _ask(
         Resend(
@@ -136,7 +135,7 @@ def _ask(asked: Resend) -> bool:
 
 
 def stop(resend: Resend, *, by: str) -> bool:
-    """End it after the chunk that is under way. What is appended is sent. False when it had ended already."""
+    """Stop it after the current chunk. Events already appended are still sent. False when it had ended already."""
     return bool(Resend.objects.filter(pk=resend.pk, ended_at=None).update(ended_at=Now(), stopped_by=by))
 
 
@@ -149,7 +148,7 @@ def due() -> list[int]:
 
 
 def go_on(install_id: int, *, seconds: float) -> None:
-    """Advance what the install has unfinished, a chunk of each in turn, for so many seconds at the most."""
+    """Advance the install's unfinished Resends in turn, one chunk each, for at most ``seconds``."""
     until = time.monotonic() + seconds
     unfinished = Resend.objects.filter(install_id=install_id, ended_at=None).order_by("pk")
     while sum(map(_try_to_advance, unfinished.values_list("pk", flat=True))):
@@ -159,7 +158,7 @@ def go_on(install_id: int, *, seconds: float) -> None:
 
 
 def _try_to_advance(resend_id: int) -> bool:
-    """One that fails holds up no other. It is tried again by every sweep, until it works or a person stops it."""
+    """A failing Resend doesn't delay the others. Each sweep tries it again until it succeeds or is stopped."""
     try:
         return advance(resend_id)
     except Exception:
@@ -170,7 +169,7 @@ def _try_to_advance(resend_id: int) -> bool:
 def advance(resend_id: int) -> bool:
     """One chunk, in one transaction. False when there is none to do now: ended, no room, or another worker's turn."""
     with transaction.atomic():
-        # Whoever holds the row does the next chunk; to wait for it would only hold a second worker.
+        # The worker that holds the row does the next chunk; waiting for it would only block a second worker.
         unlocked = Resend.objects.select_for_update(skip_locked=True)
         resend = unlocked.filter(pk=resend_id, ended_at=None).first()
         if resend is None:
@@ -232,7 +231,7 @@ def _resync(resend: Resend, limit: int) -> Step:
 
 
 def _leave(resend: Resend, limit: int) -> Step:
-    """Exits at the beginning of time: whatever the audience itself has been told of somebody is newer and decides."""
+    """Exits with the earliest possible time: any event of the new audience about a customer is newer and decides."""
     assert resend.audience_id is not None
     members = Membership.objects.filter(audience_id=resend.upto, is_member=True)
     rows = members.filter(identifier__gt=resend.after_identifier).order_by("identifier")[:limit]
@@ -266,7 +265,7 @@ def _release(resend: Resend) -> Step:
 
 
 def _release_or_leave(parked_id: int, *, by: str, identifier_field: str) -> bool | None:
-    """An item at which we fail, its encryption key gone for example, stays parked; those behind it go on."""
+    """An item that fails, for example because its encryption key is gone, stays parked; later items continue."""
     try:
         return parked_items.release_one(parked_id, by=by, identifier_field=identifier_field)
     except Exception as error:

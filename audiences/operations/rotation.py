@@ -1,7 +1,7 @@
-"""Rotation of the key that secrets at rest are encrypted with: the same facts, under another key.
+"""Rotation of the encryption key: stored secrets are encrypted again with the first key.
 
-While processes run: with the new key in front of ``FIELD_ENCRYPTION_KEYS`` everybody reads both, so each row can be
-written anew by itself. What somebody changes meanwhile is encrypted with the new key already, and wins.
+It runs beside the other processes: with the new key first in ``FIELD_ENCRYPTION_KEYS``, each process reads both keys,
+so rows can be rewritten one at a time. A concurrent change uses the new key already and wins.
 """
 
 from cryptography.fernet import Fernet, InvalidToken

@@ -1,7 +1,7 @@
-"""An audience that was made anew in Lytics: another segment with the slug of an older one.
+"""An audience that was recreated in Lytics: a new segment with the slug of an older one.
 
-It gets an id of its own in ODP, beside the old one's, and a person chooses: both stay, or the new one takes over the
-old one's id, so that whatever personalises by it goes on. Then those whom only the old one held leave.
+The new audience gets its own ODP id, and an operator chooses: both stay, or the new audience takes over the old ODP
+id, so that personalisation by that id continues. Then the members of only the old audience leave it.
 """
 
 from datetime import timedelta
@@ -16,7 +16,7 @@ from audiences.models import Audience, Lane, Run
 from audiences.operations import resends
 from audiences.wake import wake
 
-# An old request that nobody waits for any more may be applied late; after so many affirmings it has long been.
+# ODP may apply an abandoned request late; after this many reconcile periods it is certainly done.
 AFFIRMINGS = 3
 
 
@@ -48,10 +48,10 @@ def problem_of(old: Audience) -> str:
 
 
 def take_over(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
-    """Give the new one the old one's id in ODP, pause the old one, and have everything sent that this asks for.
+    """Move the old audience's ODP id to the new audience, pause the old one, and send what follows from the change.
 
-    False when a request of either is under way, either is being resynced, the old one has got events meanwhile, or
-    somebody has chosen already.
+    False when either has a request under way or a resync, when the old one has received events since, or when the
+    choice was made already.
     """
     try:
         with transaction.atomic():
