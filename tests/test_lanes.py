@@ -470,7 +470,7 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     entries, ledger = reading.read(late)
     delivery = open_one(late)
     lease_runs_out(audience)
-    claim(shop)
+    open_one(claim(shop))
     before = everything()
     (span,) = late.spans
     result = Result(span, events=3, sent=True, accepted=entries[audience.pk])
@@ -483,8 +483,25 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     with pytest.raises(LeaseLostError):
         holds.block(late, "no use")
     request_records.close_delivery(delivery, DELIVERED)
+    request_records.close_abandoned(late)
+    holds.hold(late, "an error of ours")
     holds.give_back(late)
     assert everything() == before
+
+
+@pytest.mark.parametrize("late_step", ["closes what was left open", "fails"])
+def test_a_late_worker_leaves_open_what_the_next_one_has_sent(shop: Install, late_step: str) -> None:
+    taken, kept = ready(shop, "a"), ready(shop, "b")
+    late = claim(shop)
+    lease_runs_out(taken)
+    open_one(claim(shop, capacity=1))
+    if late_step == "fails":
+        holds.hold(late, "an error of ours")
+        assert (lane_of(kept).fault_reason, lane_of(taken).fault_reason) == ("an error of ours", "")
+    else:
+        request_records.close_abandoned(late)
+    assert runs_of(taken) == [(1, 1, 1, 0, "")]
+    assert [outcome for outcome, _, _ in deliveries()] == [""]
 
 
 @at_once

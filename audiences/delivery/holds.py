@@ -90,8 +90,8 @@ def hold(lease: Lease, reason: str) -> None:
 
     def put_down() -> None:
         with transaction.atomic():
-            if held.update(**values):
-                request_records.close_abandoned(lease, reason)
+            request_records.close_abandoned(lease, reason)
+            held.update(**values)
 
     sessions.when_back(put_down, seconds=settings.LEASE_SECONDS)
     if alone:

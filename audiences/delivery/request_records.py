@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 from audiences import prepared_statements, request_bodies
 from audiences.delivery.leases import Lease, LeaseLostError, _worker, arrays
-from audiences.models import Delivery, Run
+from audiences.models import Delivery, Lane, Run
 from odp.outcomes import Answer, Outcome
 
 # A lease that has run out isn't counted any more, and another may have the install's place by now.
@@ -49,20 +49,25 @@ FROM closed WHERE run.delivery_id = closed.id AND run.closed_at IS NULL
 
 
 def close_abandoned(lease: Lease, reason: str = "The worker was gone before the answer; sent again.") -> None:
-    """A run that is still open here was planted by a worker that died or was too late: nobody knows what ODP did.
+    """Close what a worker that died or was too late left open on these lanes: nobody knows what ODP did.
 
     The request about a customer without an audience has a Delivery and no Run; it is known by its age, because no
-    request outlives a lease.
+    request outlives a lease. Lanes that another worker has claimed since carry its token: their requests are its own.
     """
-    abandoned = Run.objects.filter(audience_id__in=lease.audience_ids, closed_at=None)
-    deliveries = [delivery for delivery in abandoned.values_list("delivery_id", flat=True) if delivery]
-    if deliveries:
-        abandoned.update(closed_at=Now(), outcome=Outcome.UNKNOWN)
-    is_old = Q(opened_at__lte=Now() - timedelta(seconds=settings.LEASE_SECONDS))
-    has_open_run = Exists(Run.objects.filter(delivery=OuterRef("pk"), closed_at=None))
-    Delivery.objects.filter(
-        Q(pk__in=deliveries) | is_old & ~has_open_run, install=lease.install, closed_at=None
-    ).update(closed_at=Now(), outcome=Outcome.UNKNOWN, reason=reason)
+    with transaction.atomic():
+        lanes = Lane.objects.filter(pk__in=lease.audience_ids, lease_token=lease.token).order_by("pk")
+        held = list(lanes.select_for_update(no_key=True).values_list("pk", flat=True))
+        if not held:
+            return
+        abandoned = Run.objects.filter(audience_id__in=held, closed_at=None)
+        deliveries = [delivery for delivery in abandoned.values_list("delivery_id", flat=True) if delivery]
+        if deliveries:
+            abandoned.update(closed_at=Now(), outcome=Outcome.UNKNOWN)
+        is_old = Q(opened_at__lte=Now() - timedelta(seconds=settings.LEASE_SECONDS))
+        has_open_run = Exists(Run.objects.filter(delivery=OuterRef("pk"), closed_at=None))
+        Delivery.objects.filter(
+            Q(pk__in=deliveries) | is_old & ~has_open_run, install=lease.install, closed_at=None
+        ).update(closed_at=Now(), outcome=Outcome.UNKNOWN, reason=reason)
 
 
 def open_delivery(
