@@ -14,7 +14,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
-from audiences.delivery import backoff, holds
+from audiences.delivery import backoff, holds, provision
 from audiences.insight import checklist, confirm, state, trials
 from audiences.insight.checklist import Line
 from audiences.models import (
@@ -47,6 +47,7 @@ from tests.delivering import (
     hold_runs_out,
     make_audience,
     make_install,
+    making_runs_out,
 )
 from tests.messages import SECOND, body, message
 from tests.people import someone
@@ -742,6 +743,17 @@ def test_with_its_audience_blocked_it_says_why(
 
 def test_without_a_worker_it_says_so(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
     assert trial.NO_WORKER in broke_off(send(shop, meanwhile=lambda: None), "made")
+    ends_outside(odp, shop)
+
+
+def test_a_lease_that_a_dead_worker_left_behind_is_no_worker(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
+) -> None:
+    def die() -> None:
+        provision.claim(shop.pk)
+        making_runs_out(*Audience.objects.all())
+
+    assert trial.NO_WORKER in broke_off(send(shop, meanwhile=die), "made")
     ends_outside(odp, shop)
 
 

@@ -7,6 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from audiences.delivery import holds, provision
+from audiences.delivery.leases import LeaseLostError
 from audiences.insight import state
 from audiences.models import Audience, Install, Lane, Resend
 from audiences.operations import other_id, resends
@@ -17,6 +18,7 @@ from tests.delivering import (
     drain_all,
     enter,
     lane_of,
+    lease_runs_out,
     make_audience,
     make_install,
     numbered,
@@ -107,6 +109,18 @@ def test_nothing_is_changed_while_a_request_is_under_way(shop: Install, gold: Au
     assert not other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
     assert Audience.objects.get().odp_id == "lytics_gold"
     assert lane_of(gold).blocked_at is not None
+
+
+def test_a_lease_that_a_dead_worker_left_behind_holds_nothing_up(shop: Install, gold: Audience) -> None:
+    """No claim takes a blocked lane, so nobody else would take that lease away."""
+    holds.unblock(gold.lane)
+    late = claim(shop)
+    holds.block_audience(gold.pk, REASON)
+    lease_runs_out(gold)
+    assert other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
+    assert (lane_of(gold).blocked_at, lane_of(gold).lease_token) == (None, None)
+    with pytest.raises(LeaseLostError):
+        holds.block(late, "ODP refused it under its old id")
 
 
 def test_nothing_is_changed_while_it_is_being_resynced(gold: Audience) -> None:

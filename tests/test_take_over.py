@@ -10,11 +10,12 @@ from django.test import Client
 from django.urls import reverse
 
 from audiences.delivery import holds
+from audiences.delivery.leases import LeaseLostError
 from audiences.models import Audience, Delivery, Install, Membership, Resend, Run
 from audiences.operations import resends, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, make_install
+from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, lease_runs_out, make_install
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -162,6 +163,20 @@ def test_it_waits_for_a_request_of_the_new_one(shop: Install, both: tuple[Audien
     told(shop, NEW, "enter", "ida")
     claim(shop)
     assert refused(new, old)
+
+
+def test_it_does_not_wait_for_a_lease_that_a_dead_worker_left_behind(
+    shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    """No claim takes a paused lane, so nobody else would take that lease away."""
+    old, new = both
+    told(shop, NEW, "enter", "ida")
+    late = claim(shop)
+    holds.pause(new.lane, by="ada", reason="a campaign")
+    lease_runs_out(new)
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    with pytest.raises(LeaseLostError):
+        holds.block(late, "ODP refused it under its old id")
 
 
 def test_it_waits_for_a_resync(both: tuple[Audience, Audience]) -> None:

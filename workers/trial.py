@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
+from django.utils.timezone import now
 
 from audiences.delivery import odp_account
 from audiences.insight import state, trials
@@ -223,7 +224,8 @@ class _Leg:
             return self._on_hold(lane.audience)
         if lane.fault_since_at is not None:
             return f"The audience is on hold: {state.fault(lane)}."
-        if lane.lease_token is not None or lane.audience.making_token is not None:
+        leased_until = (lane.lease_expires_at, lane.audience.making_until_at)
+        if any(moment is not None and moment > now() for moment in leased_until):
             return "A worker has it, and ODP has not answered yet."
         return NO_WORKER
 

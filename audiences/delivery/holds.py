@@ -1,6 +1,7 @@
 """What keeps a lane from being delivered, and what lets it go on: pauses, blocks, errors of ours, leases given back."""
 
 import uuid
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -103,13 +104,25 @@ def try_now(lane: Lane) -> bool:
     return bool(Lane.objects.filter(pk=lane.pk, fault_since_at__isnull=False).update(fault_until_at=Now()))
 
 
+def end_expired_leases(audience_ids: Iterable[int]) -> bool:
+    """End the leases of these lanes that have expired. False when a worker still holds one of the lanes.
+
+    A claim does so too, but it takes no lane that is paused or blocked, or whose install is switched off. A worker that
+    comes back after its lease then changes no row.
+    """
+    lanes = Lane.objects.filter(pk__in=audience_ids)
+    lanes.filter(lease_expires_at__lte=Now()).update(lease_token=None, lease_expires_at=None)
+    return not lanes.filter(lease_token__isnull=False).exists()
+
+
 def unblock(lane: Lane, *, idle: bool = False) -> bool:
-    """Let a blocked lane try again. False when it wasn't blocked, or if ``idle`` when a worker holds it.
+    """Let a blocked lane try again. False when it wasn't blocked, or, with ``idle``, when a worker holds it.
 
     The lifted block is kept until something is delivered, so that the same one is known when it comes back.
     """
     blocked = Lane.objects.filter(pk=lane.pk, blocked_at__isnull=False)
     if idle:
+        end_expired_leases([lane.pk])
         blocked = blocked.filter(lease_token=None)
     kept = {"lifted_since_at": Coalesce("lifted_since_at", "blocked_at"), "lifted_reason": F("block_reason")}
     return bool(blocked.update(blocked_at=None, block_reason="", **kept))

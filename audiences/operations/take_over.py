@@ -55,10 +55,10 @@ def take_over(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     """
     try:
         with transaction.atomic():
-            held = list(Lane.objects.select_for_update().filter(pk__in=[new.pk, old.pk]).order_by("pk"))
+            list(Lane.objects.select_for_update().filter(pk__in=[new.pk, old.pk]).order_by("pk"))
             list(Audience.objects.select_for_update().filter(pk__in=[new.pk, old.pk]).order_by("pk"))
             old = Audience.objects.select_related("lane", "install").get(pk=old.pk)
-            free = all(lane.lease_token is None for lane in held) and not problem_of(old)
+            free = holds.end_expired_leases([new.pk, old.pk]) and not problem_of(old)
             done = free and keep_both(new) and _exchange(new, old, by=by, reason=reason)
             if not done:
                 transaction.set_rollback(True)
