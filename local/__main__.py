@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # before anything was started
         return 130
     except OSError as error:
-        # As a rule, the disk has filled up since it was looked at.
+        # Usually the disk has filled up since the check at the start.
         print(f"{error.strerror or error}: {error.filename or env.data_dir()}.", file=sys.stderr)
         return 1
 
@@ -130,7 +130,7 @@ def _must(fleet: Fleet, program: Program) -> str:
 
 def _tell_admin(stack: Stack, fleet: Fleet) -> None:
     if not stack.has_admin():
-        # Remembered first: a runner killed in between would leave an account that nobody knows the password of.
+        # The password is saved first: a runner killed in between would leave an account with an unknown password.
         password = stack.memory.get_or_make("ADMIN_PASSWORD", lambda: secrets.token_urlsafe(12))
         account = {"USERNAME": ADMIN, "EMAIL": "admin@localhost", "PASSWORD": password}
         variables = {f"DJANGO_SUPERUSER_{name}": value for name, value in account.items()}
@@ -189,7 +189,7 @@ def _demo_install(stack: Stack, fleet: Fleet) -> dict[str, Any]:
 
 def _send_stream(stack: Stack, fleet: Fleet, *, webhook: str, authorization: str, memberships: Path) -> None:
     events, audiences = _number("EVENTS", 20_000), _number("AUDIENCES", 8)
-    # A seed of its own makes customers and audiences of its own, so that streams never mix.
+    # A different seed gives different customers and audiences, so that streams never mix.
     seed = _number("SEED", secrets.randbelow(1_000_000))
     say(f"\nSending a stream as Lytics would: {events:,} events, {audiences} audiences, 20 callers (seed {seed})")
     sender = Program(
@@ -276,7 +276,7 @@ def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> b
 
 
 def say(text: str) -> None:
-    """A line for people. That nobody reads any more is no reason to leave the stack without its runner."""
+    """Print a line. A closed output doesn't end the runner, which still has to stop the stack."""
     with suppress(OSError):
         print(text, flush=True)
 

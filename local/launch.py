@@ -1,15 +1,14 @@
-"""Become another program whose life is tied to the one that started it.
+"""Become another program that ends when its parent ends.
 
 Run as a file by ``processes``: ``python -I -S launch.py PARENT SIGNAL IDENTITY COMMAND…``, the command with its whole
-path. It stands between fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because
-``os.unshare`` came only with Python 3.12. The process id stays the same through exec, so whoever started this holds
-the program itself.
+path. It runs between fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because
+``os.unshare`` exists only since Python 3.12. exec keeps the process id, so the parent holds the program itself.
 
-IDENTITY says as whom the program runs:
+IDENTITY is the user that the program runs as:
 
-``same``       as the caller
-``namespace``  as the caller, who sees himself as an ordinary user: a user namespace with one mapping
-``UID:GID``    as that user
+``same``       the caller
+``namespace``  the caller, shown as an ordinary user: a user namespace with one mapping
+``UID:GID``    that user
 """
 
 import ctypes

@@ -31,7 +31,7 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30
 # A log longer than this is put aside at the next start, in place of the one put aside before.
 LOG_BYTES = 50 * 1024 * 1024
-# How many quick ends are told one by one; the next one tells where to look, and then it is quiet about this child.
+# Quick exits of a child that are each reported; the next one names its log file, and further ones aren't reported.
 QUICK_ENDS_TOLD = 3
 
 
@@ -45,7 +45,7 @@ class AskedToStop(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What to run, how to tell that it is ready, and how to end it."""
+    """A program: its command, its readiness check, and how to end it."""
 
     name: str
     command: Sequence[str]
@@ -198,7 +198,7 @@ class Fleet:
             self.tell(f"{name} {how} again, and is tried at growing intervals; more is in {child.log}.")
 
     def stop(self) -> None:
-        """Stop every group, the last one first; whoever takes too long is killed."""
+        """Stop every group, the last one first; kill processes that take too long."""
         asked_before = self.stops_asked
         while self.groups:
             group = self.groups.pop()
@@ -218,7 +218,7 @@ class Fleet:
 
 
 def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]) -> Process:
-    """Start it in a session of its own: Ctrl-C then reaches the runner alone, which stops things in order."""
+    """Start a program in a new session: Ctrl-C then reaches only the runner, which stops the programs in order."""
     launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.orphan_signal))]
     return subprocess.Popen(  # noqa: S603 — the commands are the runner's own
         [*launch, program.identity, *program.command],
@@ -231,17 +231,17 @@ def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stder
 
 
 def ended_by_itself(code: int) -> bool:
-    """Whether a program failed by itself, as opposed to being killed or stopped."""
+    """Whether a program failed on its own, as opposed to being killed or stopped."""
     return code > 0 or -code in FAULTS
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """Why a program ended, as far as its log says."""
+    """Why a program ended, according to its log."""
     return reason(log.read_bytes()[since:].decode(errors="replace"))
 
 
 def reason(said: str) -> str:
-    """The line that counts: PostgreSQL's FATAL one, or whatever was said last."""
+    """The relevant line of a log: PostgreSQL's FATAL line, or else the last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
     return (fatal or lines or ["it said nothing"])[-1]
@@ -276,7 +276,7 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's, and alive
+    except PermissionError:  # another user's process, and alive
         return True
     return True
 
@@ -294,9 +294,9 @@ def belongs_to(pid: int, folder: Path) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, from below those that the kernel gives to outgoing connections.
+    """A free port below the range that the kernel uses for outgoing connections.
 
-    Somebody may listen before we do; whoever asked then fails to start and says so.
+    Another program may take it before the caller does; the caller's program then fails to start and reports it.
     """
     while not is_free(port := random.randrange(20_000, 30_000)):  # noqa: S311 — not a secret
         continue
@@ -306,7 +306,7 @@ def free_port() -> int:
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether we could listen on ``port`` now."""
     with socket.socket() as probe:
-        # As servers do: a port whose last connections are only fading out is free.
+        # SO_REUSEADDR, as servers set it: a port with connections in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -316,7 +316,7 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether somebody answers on ``port``."""
+    """Whether a server accepts connections on ``port``."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0

@@ -116,7 +116,7 @@ class Stack:
         return lock
 
     def _clear_leftovers(self, runs: Path) -> None:
-        """Wait for what a killed runner has left behind, and end it if it won't; somebody else's is left alone."""
+        """Wait for processes that a killed runner left behind, and end them; other programs are left alone."""
         files = list(runs.glob("*.pid"))
         until = time.monotonic() + LEFTOVER_SECONDS
         while left := [pid for file in files if (pid := read_pid(file)) and belongs_to(pid, self.folder)]:
@@ -175,7 +175,7 @@ class Stack:
         return embedded.redis(folder=self.folder / "redis", port=port, password=password)
 
     def _port_and_password(self, name: str, url: Callable[..., str]) -> tuple[int, str]:
-        """Those remembered. The password is in the data for good; the port, if it was taken, is chosen anew."""
+        """The remembered values. The password is stored in the data directory; a port that is taken is replaced."""
         known = urlsplit(self.memory.values.get(name, ""))
         port, password = known.port, known.password or secrets.token_urlsafe(24)
         if port is None or not is_free(port):
@@ -234,7 +234,7 @@ class Stack:
             ],
             ready=lambda _pid: self.answers("/health/live"),
             patience=8,
-            # Its own workers go with it only if it can still tell them to.
+            # gunicorn's workers end with their parent only if it can still signal them.
             orphan_signal=signal.SIGQUIT,
         )
 
@@ -258,7 +258,7 @@ class Stack:
                     *("-m", "celery", "-A", "workers.app", "-q", "worker", "--loglevel", "INFO"),
                     *("--without-gossip", "--without-mingle", *options),
                 ),
-                # A worker takes nothing new and finishes what is under way.
+                # A worker accepts no new task and finishes the current ones.
                 patience=8,
             )
 
@@ -296,7 +296,7 @@ def _first_line(error: Exception) -> str:
 
 
 def stand_alone() -> None:
-    """For runs with servers and secrets of their own, whatever the environment says; they end when make does."""
+    """Set the environment for runs with their own servers and secrets, which end when make ends."""
     for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "PORT", "PUBLIC_URL", "SECRET_KEY", "HOST"):
         os.environ.pop(name, None)
     os.environ["FIELD_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()

@@ -1,4 +1,4 @@
-"""The Django project: wiring only. Importing the Celery app here makes it the one that wake-ups are sent through."""
+"""The Django project: wiring only. Importing the Celery app here makes it the current app, which sends wake-ups."""
 
 from workers.app import app as celery_app
 

@@ -14,7 +14,7 @@ from audiences import sessions
 log = structlog.get_logger(__name__)
 
 RELOAD_SECONDS = 5
-# Without such an answer for this long, the next one is a new outage and gets a log line of its own.
+# Seconds without such a response after which the next one counts as a new outage and is logged.
 QUIET_SECONDS = 60.0
 
 _told_at = -QUIET_SECONDS

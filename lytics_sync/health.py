@@ -13,7 +13,7 @@ def live(request: HttpRequest) -> JsonResponse:
 
 
 def ready(request: HttpRequest) -> JsonResponse:
-    """200 when a call can be stored, and what is stored can be read. The broker is not needed for that."""
+    """200 when a call can be stored and stored secrets can be decrypted. The broker is not needed for that."""
     try:
         problem = readiness.problem()
     except Error as error:
@@ -24,7 +24,7 @@ def ready(request: HttpRequest) -> JsonResponse:
 
 
 def workers(request: HttpRequest) -> JsonResponse:
-    """200 when a worker has proved lately that work reaches it, and no ready work stands still."""
+    """200 when a worker's heartbeat has arrived lately and no deliverable work stands still."""
     try:
         pulse, stuck = sessions.read(lambda: (heartbeats.pulse(), stalled_work.stuck()))
     except Error as error:

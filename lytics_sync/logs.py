@@ -57,7 +57,7 @@ _pairs = structlog.processors.LogfmtRenderer(key_order=_FIRST, drop_missing=True
 
 
 def _text(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    """``key=value`` pairs in one line; a traceback follows on lines of its own."""
+    """``key=value`` pairs in one line; a traceback follows on separate lines."""
     traceback = event.pop("exception", None)
     line = _pairs(logger, method, {_key(name): value for name, value in event.items()})
     return f"{line}\n{traceback}" if traceback else line

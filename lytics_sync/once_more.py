@@ -1,4 +1,4 @@
-"""A page whose database session turned out to be of no use is made once more in a new one."""
+"""Retry a request once in a new database session when its session turned out to be unusable."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ _READING = ("GET", "HEAD", "OPTIONS")
 
 
 def once_more(get_response: Handler) -> Handler:
-    """Outside the other middleware, because sessions and accounts are read there.
+    """Outside the other middleware, because they read sessions and accounts.
 
-    Whoever writes is served twice only when nothing was stored: the session was read-only, no transaction was
-    committed, and no statement outside a transaction did more than read.
+    A request that writes is retried only when nothing was stored: the session was read-only, no transaction was
+    committed, and no statement outside a transaction wrote.
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:

@@ -1,12 +1,12 @@
-"""What browsers are told about our pages. See docs/security.md."""
+"""Security headers for browsers. See docs/security.md."""
 
 from collections.abc import Callable
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-# Nothing from elsewhere, no script in a page, nobody's frame. The admin's own scripts (Alpine, htmx) evaluate
-# attributes of our templates, and set styles.
+# Nothing from other origins, no inline script, no framing. The admin's scripts (Alpine, htmx) evaluate attributes of
+# our templates and set styles, hence unsafe-eval and inline styles.
 POLICY = "; ".join(
     (
         "default-src 'none'",

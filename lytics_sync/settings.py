@@ -86,8 +86,8 @@ LEASE_SECONDS = env.seconds("LEASE_SECONDS", 11)
 DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
 # The interval in seconds at which a sweep looks for waiting events whose hint was lost.
 SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)
-# How many seconds ODP gets to apply a request that timed out, before its customers are reconciled. Those of whom
-# something newer was sent meanwhile are sent once more.
+# How many seconds ODP gets to apply a request that timed out, before its customers are reconciled. Customers for
+# whom something newer was sent in the meantime are sent again.
 AFFIRM_AFTER_SECONDS = env.seconds("AFFIRM_AFTER_SECONDS", 300)
 # The interval in seconds at which new events are summarised for the search for one customer.
 SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
@@ -127,8 +127,8 @@ def _database(url: str) -> dict[str, object]:
         "CONN_MAX_AGE": None,
         # The backend notices without a round trip that a session was closed.
         "CONN_HEALTH_CHECKS": False,
-        # Django's choices are read with cursors that outlive a transaction; behind PgBouncer the next one meets another
-        # session. Nothing of ours needs them: what is long is read in pieces.
+        # Django reads choices with cursors that outlive a transaction; behind PgBouncer the next fetch uses another
+        # session. No code here needs such cursors: long results are read in pages.
         "DISABLE_SERVER_SIDE_CURSORS": True,
         "OPTIONS": {
             # For each host. A lost network is noticed after 10 to 20 s instead of after minutes. None of these is sent
@@ -166,9 +166,9 @@ DATABASES = {"default": _database(env.text("DATABASE_URL"))}
 REDIS_URL = env.text("REDIS_URL")
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
-# Celery carries hints; what has to last stands in PostgreSQL.
+# Celery carries hints only; everything that has to last is in PostgreSQL.
 CELERY_BROKER_URL = REDIS_URL
-# Celery takes any certificate unless it is told otherwise; the rest of this service verifies it.
+# Celery accepts any certificate by default; the rest of this service verifies it, so Celery does too.
 if REDIS_URL.startswith("rediss://") and "ssl_cert_reqs=" not in REDIS_URL:
     CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -186,7 +186,7 @@ CELERY_TASK_PUBLISH_RETRY = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TASK_DEFAULT_QUEUE = "drain"
-# Each worker has a queue of its own beside it, for its heartbeats.
+# Each worker also has its own queue for its heartbeats.
 CELERY_WORKER_DIRECT = True
 # The interval in seconds at which a worker sends itself a heartbeat. A worker that received none for 4.5 intervals is
 # not ready.
@@ -195,8 +195,8 @@ HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
 # The port on which a worker serves GET /health/ready; 0 for none.
 WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
-# How old a message may get before a worker drops it unread. Celery compares the sender's clock with the worker's, so
-# this is also how far they may be apart: a worker that is ahead by more throws away whatever it takes.
+# Seconds after which a worker drops an unread message. Celery compares the sender's clock with the worker's, so this
+# is also the largest allowed clock difference: a worker that is further ahead drops every message.
 HINT_EXPIRES_SECONDS = 600
 CELERY_BEAT_SCHEDULE = {
     name: {"task": f"workers.tasks.{name}", "schedule": seconds, "options": {"expires": HINT_EXPIRES_SECONDS}}
@@ -212,7 +212,7 @@ CELERY_BEAT_SCHEDULE = {
 # --- Django --------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    "audiences",  # before unfold, of which it replaces a template
+    "audiences",  # before unfold, because it overrides one of its templates
     "unfold",
     "django.contrib.admin",
     "django.contrib.auth",
@@ -247,7 +247,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        # Before unfold's own, of which one is replaced.
+        # Before unfold's templates, one of which is overridden.
         "DIRS": [BASE_DIR / "audiences" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {

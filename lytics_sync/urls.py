@@ -25,6 +25,6 @@ urlpatterns = [
     re_path(r"^webhooks/lytics/(?P<public_id>[0-9a-zA-Z_-]{1,64})/?$", WebhookView.as_view(), name="webhook"),
     re_path(r"^(?:/*)webhooks(?:/|$)", UnknownWebhookView.as_view()),
 ]
-# And a Host that ALLOWED_HOSTS doesn't name, which Django refuses before any view is asked, must not cost a batch.
+# Also for a Host that ALLOWED_HOSTS rejects: Django would answer 400 before any view, and Lytics would drop the batch.
 handler400 = bad_request
 handler500 = database_away.server_error
