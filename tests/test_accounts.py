@@ -67,7 +67,7 @@ def test_one_choice_gives_one_role_and_is_logged(boss: Client, vera: User, role:
     assert "Role" in LogEntry.objects.get().get_change_message()
 
 
-def test_somebody_with_several_roles_keeps_them_until_another_choice(boss: Client, vera: User) -> None:
+def test_an_account_with_several_roles_keeps_them_until_another_choice(boss: Client, vera: User) -> None:
     vera.groups.add(Group.objects.get(name="operator"))
     assert "Several: operator, viewer" in page(boss, url("change", vera))
     boss.post(url("change", vera), typed(role="several", first_name="Vera"))
@@ -90,7 +90,7 @@ def test_a_new_person_gets_a_role_in_one_step(boss: Client) -> None:
     assert logs_in("kim")
 
 
-def test_the_list_and_the_page_open_for_who_may_only_look(vera: User) -> None:
+def test_the_list_and_the_page_open_for_viewers(vera: User) -> None:
     client = someone("", name="looker")
     User.objects.get(username="looker").user_permissions.add(Permission.objects.get(codename="view_user"))
     shown = page(client, url("change", vera))
@@ -114,20 +114,20 @@ def test_permissions_read_as_sentences_without_code_names(boss: Client, admin_cl
         assert not re.search(r"(view|change|delete)_(install|audience|parked)", words)
 
 
-def test_every_sentence_is_told_once() -> None:
+def test_every_sentence_is_shown_once() -> None:
     told = [sentence(permission) for permission in grantable()]
     assert len(told) == len(set(told))
     assert all(re.fullmatch(r"[A-Z][A-Za-z ']+", words) for words in told), told
 
 
-def test_whatever_the_roles_hold_can_be_given() -> None:
+def test_all_permissions_of_the_roles_can_be_granted() -> None:
     held = Permission.objects.filter(group__isnull=False).distinct()
     shown = set(grantable().values_list("pk", flat=True))
     # Lanes have no page.
     assert {permission.codename for permission in held if permission.pk not in shown} == {"view_lane"}
 
 
-def test_saving_a_role_keeps_what_its_form_does_not_show(admin_client: Client) -> None:
+def test_saving_a_role_keeps_permissions_that_its_form_does_not_show(admin_client: Client) -> None:
     role = Group.objects.get(name="viewer")
     hidden = Permission.objects.get(codename="add_session")
     role.permissions.add(hidden)
@@ -164,13 +164,13 @@ def test_a_locked_person_is_unlocked_from_their_page(boss: Client, vera: User) -
     assert "Unlock login" not in page(boss, url("change", vera))
 
 
-def test_a_few_wrong_passwords_lock_nobody(boss: Client, vera: User) -> None:
+def test_a_few_wrong_passwords_lock_no_account(boss: Client, vera: User) -> None:
     wrong_passwords("vera", 3)
     assert "Unlock login" not in page(boss, url("change", vera))
 
 
 @pytest.mark.parametrize("role", ["", "viewer", "operator"])
-def test_only_who_may_change_people_unlocks_them(vera: User, role: str) -> None:
+def test_unlocking_needs_the_permission_to_change_people(vera: User, role: str) -> None:
     wrong_passwords("vera", 10)
     assert someone(role, name="other").post(url("unlock", vera)).status_code == 403
     assert not logs_in("vera")
@@ -183,7 +183,7 @@ def test_an_admin_does_not_unlock_a_superuser(boss: Client) -> None:
     assert not logs_in("root")
 
 
-def test_the_login_page_says_whom_to_ask_for_a_forgotten_password(client: Client) -> None:
+def test_the_login_page_says_who_resets_a_forgotten_password(client: Client) -> None:
     shown = page(client, "/admin/login/")
     assert "Forgot your password?" in shown
     assert "manage.py changepassword" in shown

@@ -71,7 +71,7 @@ def press(client: Client, verb: str, thing: Any, **answers: str) -> str:
 # --- every page opens ------------------------------------------------------------------------------------------
 
 
-def test_a_stranger_is_sent_to_the_login(client: Client, install: Install) -> None:
+def test_an_anonymous_visitor_is_redirected_to_the_login(client: Client, install: Install) -> None:
     for name in ("index", "audiences_install_changelist", "audiences_parked_changelist"):
         assert client.get(reverse(f"admin:{name}"))["Location"].startswith("/admin/login/")
 
@@ -124,7 +124,7 @@ def test_a_button_of_a_page_that_renews_itself_opens_its_dialog(operator: Client
     assert all('hx-swap="innerHTML"' in button for button in buttons)
 
 
-def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lane: Lane) -> None:
+def test_the_front_page_shows_each_alert(viewer: Client, install: Install, lane: Lane) -> None:
     Lane.objects.update(blocked_at=now(), block_reason="The customer field has type string")
     backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     page = viewer.get(reverse("admin:index")).content.decode()
@@ -133,7 +133,7 @@ def test_the_front_page_tells_each_trouble(viewer: Client, install: Install, lan
     assert "no_identifier" in page or "no usable customer identifier" in page
 
 
-def test_workers_are_called_silent_when_nobody_takes_what_may_go(viewer: Client, install: Install, lane: Lane) -> None:
+def test_workers_are_silent_when_deliverable_work_is_not_claimed(viewer: Client, install: Install, lane: Lane) -> None:
     def told() -> list[str]:
         return [alert.what for alert in viewer.get(reverse("admin:index")).context["alerts"]]
 
@@ -149,14 +149,16 @@ def test_workers_are_called_silent_when_nobody_takes_what_may_go(viewer: Client,
     assert silent not in told()
 
 
-def test_what_was_resumed_a_moment_ago_makes_no_worker_silent(operator: Client, audience: Audience, lane: Lane) -> None:
+def test_work_resumed_a_moment_ago_does_not_make_workers_silent(
+    operator: Client, audience: Audience, lane: Lane
+) -> None:
     Event.objects.update(received_at=now() - timedelta(minutes=5))
     holds.pause(lane, by="kim", reason="on purpose")
     press(operator, "resume", audience)
     assert not [t for t in operator.get(reverse("admin:index")).context["alerts"] if "No worker" in t.what]
 
 
-def test_a_refused_key_is_told_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
+def test_a_rejected_key_is_distinguished_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
     """Also when no delivery was ever made, because already the audience could not be made in ODP."""
     backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     assert "Enter an API key that ODP accepts" in viewer.get(reverse("admin:index")).content.decode()
@@ -182,7 +184,7 @@ def test_a_page_of_events_is_never_counted(
 # --- connecting ------------------------------------------------------------------------------------------------
 
 
-def test_a_new_install_gets_its_token_and_shows_what_to_paste(operator: Client) -> None:
+def test_a_new_install_gets_its_token_and_shows_the_values_to_paste(operator: Client) -> None:
     added = operator.post(
         reverse("admin:audiences_install_add"),
         {
@@ -246,7 +248,7 @@ def test_unblock_lets_a_lane_try_again(operator: Client, audience: Audience, lan
     assert lane.blocked_at is None
 
 
-def test_retry_now_releases_the_brake(operator: Client, install: Install, audience: Audience) -> None:
+def test_retry_now_ends_the_backoff(operator: Client, install: Install, audience: Audience) -> None:
     for thing in (install, audience):
         backoff.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
         press(operator, "retry", thing)
@@ -255,7 +257,7 @@ def test_retry_now_releases_the_brake(operator: Client, install: Install, audien
 
 
 @pytest.mark.parametrize("kind", ["audience", "install"])
-def test_retry_now_lets_what_is_on_hold_be_tried_at_once(
+def test_retry_now_makes_work_on_hold_due_at_once(
     operator: Client, install: Install, audience: Audience, kind: str
 ) -> None:
     until = now() + timedelta(hours=1)
@@ -317,7 +319,7 @@ def test_discard_needs_the_admin_and_a_reason(operator: Client, boss: Client, in
     assert (parked.resolution, parked.closed_by) == ("discarded", "admin")
 
 
-def test_a_raw_item_is_masked_until_asked_for(operator: Client, boss: Client, install: Install) -> None:
+def test_a_raw_item_is_masked_until_revealed(operator: Client, boss: Client, install: Install) -> None:
     parked = Parked.objects.get()
     page = reverse("admin:audiences_parked_change", args=[parked.pk])
     assert "kim@example.com" not in boss.get(page).content.decode()
@@ -430,7 +432,7 @@ def test_a_parked_item_that_went_meanwhile_is_left_alone(boss: Client, install: 
     assert parked.closed_by == "somebody else"
 
 
-def test_what_was_done_stands_in_the_history(operator: Client, audience: Audience) -> None:
+def test_actions_are_recorded_in_the_history(operator: Client, audience: Audience) -> None:
     press(operator, "pause", audience, reason="Campaign moved")
     history = operator.get(reverse("admin:audiences_audience_history", args=[audience.pk]))
     assert "Campaign moved" in history.content.decode()
@@ -449,7 +451,7 @@ def group_url(verb: str, install: Install, reason: str) -> str:
     return reverse(f"admin:audiences_parked_{verb}_group", args=[install.pk, reason])
 
 
-def test_what_reading_again_can_not_help_is_not_offered_for_release(operator: Client, install: Install) -> None:
+def test_items_that_parsing_again_can_not_help_are_not_offered_for_release(operator: Client, install: Install) -> None:
     ingest.receive(install, b"not json")
     parked = Parked.objects.get(reason="not_json")
     assert url("release", parked) not in operator.get(url("change", parked)).content.decode()
@@ -482,7 +484,7 @@ def test_all_of_a_reason_are_discarded_at_once_with_a_reason(boss: Client, insta
     assert Parked.objects.filter(closed_at=None).count() == 2
 
 
-def test_all_of_a_reason_are_not_discarded_by_who_may_not(operator: Client, install: Install) -> None:
+def test_discarding_all_of_a_reason_needs_the_permission(operator: Client, install: Install) -> None:
     ingest.receive(install, b"not json")
     address = group_url("discard", install, "not_json")
     assert operator.get(address).status_code == operator.post(address, {}).status_code == 403

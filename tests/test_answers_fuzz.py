@@ -147,7 +147,7 @@ def assert_says_something(got: Answer) -> None:
 @example(b"HTTP/1.1 413 \r\nContent-Length: 0\r\n\r\n", False)
 @example(b"HTTP/1.1 103 \r\n\r\n", True)
 @example(b"", True)
-def test_whatever_bytes_come_one_call_is_one_answer_and_the_next_has_its_own(
+def test_any_bytes_give_one_answer_and_the_next_call_gets_its_own(
     server: ScriptedServer, data: bytes, closes: bool
 ) -> None:
     double = server.script = Double(data, closes=closes)

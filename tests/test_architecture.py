@@ -112,11 +112,11 @@ def test_rooms_of_audiences_import_one_way(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", [source for source in SOURCES if source.startswith(("lytics/", "odp/"))])
-def test_the_wires_know_no_models(source: str) -> None:
+def test_the_wire_packages_import_no_models(source: str) -> None:
     assert not imported(tree(source)) & {"django", "rest_framework", "celery"}
 
 
-def test_celery_is_imported_only_where_messages_are_sent_and_taken() -> None:
+def test_celery_is_imported_only_where_messages_are_sent_and_received() -> None:
     assert {source for source in SOURCES if "celery" in imported(tree(source))} <= CELERY
     assert "celery" not in imported(tree("workers/drain.py"))
 
@@ -179,7 +179,7 @@ def test_a_writer_is_recognised(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["Lane.objects.filter(pk=1).first()", "'SELECT * FROM audiences_lane'", "x: Lane = y"])
-def test_a_reader_is_none(code: str) -> None:
+def test_the_detector_does_not_flag_reads(code: str) -> None:
     assert "Lane" not in set(written(ast.parse(code)))
 
 

@@ -70,7 +70,7 @@ def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
         ("UPDATE audiences_membership SET occurred_ns = 7226582400000000000 WHERE identifier = 'a'", AHEAD),
     ],
 )
-def test_it_finds_what_is_broken(gold: Audience, damage: str, broken: str) -> None:
+def test_it_finds_each_violated_invariant(gold: Audience, damage: str, broken: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(damage)
         assert cursor.rowcount

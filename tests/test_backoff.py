@@ -84,7 +84,7 @@ def test_it_never_waits_shorter_than_odp_asks(dice: Any, asked: float, longest: 
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(None, 30), (5.0, 30), (90.0, 90)])
-def test_what_a_person_has_to_mend_is_tried_slowly(asked: float | None, seconds: float) -> None:
+def test_a_failure_that_needs_a_person_is_retried_slowly(asked: float | None, seconds: float) -> None:
     for failures in (0, 9):
         answer = Answer(Outcome.UNAUTHORISED, "403", slow_probe=True, retry_after=asked)
         assert backoff.pause_seconds(failures=failures, answer=answer) == seconds
@@ -192,7 +192,7 @@ def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int
 # --- Other installs ------------------------------------------------------------------------------------------
 
 
-def test_what_is_found_out_about_one_install_changes_no_other(shop: Install) -> None:
+def test_a_batch_size_learned_for_one_install_changes_no_other(shop: Install) -> None:
     other = make_install(name="Other")
     for install in (shop, other):
         backoff.apply(install, BUSY)

@@ -105,7 +105,7 @@ def changes_in(groups: list[Group]) -> list[Change]:
 
 
 @pytest.mark.parametrize("names", ["none", "all"])
-def test_one_bad_customer_in_500_costs_ten_more_requests_at_most_wherever_he_stands(names: str) -> None:
+def test_one_bad_customer_in_500_costs_at_most_ten_more_requests_at_any_position(names: str) -> None:
     for position in range(500):
         groups = singles(500)
         destination = Destination(bad_customers=[f"u{position}"], names=names)
@@ -118,7 +118,7 @@ def test_one_bad_customer_in_500_costs_ten_more_requests_at_most_wherever_he_sta
         assert bisection.blocked == {}
 
 
-def test_a_request_that_is_taken_costs_nothing_more() -> None:
+def test_an_accepted_request_costs_no_further_one() -> None:
     bisection = bisection_of(singles(500))
     assert carry_out(bisection, Destination()) == 1
     assert len(bisection.accepted) == 500
@@ -141,7 +141,7 @@ def test_named_ones_are_set_apart_and_the_rest_goes_again_once() -> None:
     }
 
 
-def test_a_refusal_that_names_nobody_we_sent_is_as_good_as_one_that_names_nobody() -> None:
+def test_a_rejection_that_names_no_sent_item_counts_as_naming_none() -> None:
     def destination(part: Part) -> Answer:
         bad = any(group[0].identifier == "u2" for group in part.groups)
         return refused({900: "who?"}) if bad else DELIVERED
@@ -162,7 +162,7 @@ def test_the_second_item_of_a_group_names_the_group() -> None:
 
 
 @pytest.mark.parametrize("names", ["none", "first", "all"])
-def test_of_a_customer_in_several_audiences_only_the_refused_one_is_set_apart(names: str) -> None:
+def test_only_the_rejected_audience_of_a_customer_is_separated(names: str) -> None:
     together = tuple(change("kim", lane) for lane in (1, 2, 3))
     groups = [*singles(3, 1), together, *singles(3, 2), *singles(3, 3)]
     destination = Destination(bad=[(2, "kim")], names=names)
@@ -176,7 +176,7 @@ def test_of_a_customer_in_several_audiences_only_the_refused_one_is_set_apart(na
 
 
 @pytest.mark.parametrize("names", ["none", "first", "all"])
-def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(names: str) -> None:
+def test_an_audience_of_which_odp_accepts_nothing_is_blocked_and_others_continue(names: str) -> None:
     groups = [*singles(40, 1), *singles(40, 2), *singles(40, 3)]
     bisection = bisection_of(groups)
     carry_out(bisection, Destination(bad_lanes=[2], names=names))
@@ -203,7 +203,7 @@ def test_every_audience_may_be_blocked_at_once() -> None:
     assert (bisection.refused, bisection.accepted) == ({}, [])
 
 
-def test_one_customer_of_a_blocked_audience_is_enough_to_tell() -> None:
+def test_one_customer_of_a_blocked_audience_is_enough_to_decide() -> None:
     bisection = bisection_of([(change("kim"),)])
     assert carry_out(bisection, Destination(bad_lanes=[1])) == 2
     assert (list(bisection.blocked), bisection.refused) == ([1], {})
@@ -232,7 +232,7 @@ def test_bad_customers_only_are_parked_up_to_a_point_and_then_it_is_the_audience
         assert (len(bisection.refused), list(bisection.blocked)) == ((0, [1]) if count == 50 else (count, []))
 
 
-def test_the_second_refusal_asks_whether_it_is_the_audience() -> None:
+def test_the_second_rejection_tests_the_audience() -> None:
     destination, bisection = Destination(bad_lanes=[1]), bisection_of(singles(20))
     refused_before_probe = []
 
@@ -245,7 +245,7 @@ def test_the_second_refusal_asks_whether_it_is_the_audience() -> None:
     assert refused_before_probe == [2]
 
 
-def test_where_no_control_is_possible_a_few_refusals_and_nothing_taken_block() -> None:
+def test_without_a_control_item_a_few_rejections_and_no_success_block() -> None:
     for count in (2, 3):
         destination = Destination(bad_lanes=[1])
         bisection = bisection_of([*singles(count), *singles(5, 2)], control=False)
@@ -260,7 +260,7 @@ def test_where_no_control_is_possible_a_few_refusals_and_nothing_taken_block() -
 
 @pytest.mark.parametrize("status", [413, 400])
 @pytest.mark.parametrize("most", [1, 2, 99, 100, 250, 499])
-def test_a_request_that_was_only_too_large_blames_nobody_and_is_learned_from(most: int, status: int) -> None:
+def test_a_request_that_was_only_too_large_rejects_no_item_and_teaches_the_size(most: int, status: int) -> None:
     destination = Destination(most=most, status_for_size=status)
     bisection = bisection_of(singles(500))
     carry_out(bisection, destination)
@@ -271,7 +271,7 @@ def test_a_request_that_was_only_too_large_blames_nobody_and_is_learned_from(mos
     assert most / 2 <= bisection.learned_limit <= most
 
 
-def test_an_item_that_is_too_large_by_itself_is_the_bad_one() -> None:
+def test_an_item_that_is_too_large_alone_is_rejected() -> None:
     bisection = bisection_of([(change("kim"),)])
     carry_out(bisection, answer_first(refused(too_large=True), Destination(bad_customers=["kim"])))
     assert list(bisection.refused) == [change("kim")]
@@ -350,7 +350,7 @@ def test_when_it_is_interrupted_an_audience_in_doubt_is_not_a_heap_of_bad_custom
 
 
 @pytest.mark.parametrize("status", [413, 400])
-def test_when_it_is_interrupted_nobody_is_blamed_for_the_size(status: int) -> None:
+def test_an_interruption_rejects_no_item_for_the_size(status: int) -> None:
     destination = Destination(most=30, status_for_size=status)
     stops = list(interrupted(singles(100), destination))
     assert len(stops) > 1
@@ -359,7 +359,7 @@ def test_when_it_is_interrupted_nobody_is_blamed_for_the_size(status: int) -> No
         assert bisection.accepted == destination.taken[: len(bisection.accepted)]
 
 
-def test_what_was_proven_before_it_was_interrupted_stays() -> None:
+def test_results_before_an_interruption_are_kept() -> None:
     bisection = bisection_of(singles(64))
     destination = Destination(bad_customers=["u40", "u50", "u63"], names="first")
     # The four answers: named, named, the probe, named.
@@ -381,7 +381,7 @@ def grouped(changes: set[tuple[int, str]]) -> list[Group]:
 
 
 @given(memberships, st.data())
-def test_whoever_is_bad_is_found_and_everybody_else_is_taken(
+def test_every_bad_customer_is_found_and_every_other_accepted(
     changes: set[tuple[int, str]], data: st.DataObject
 ) -> None:
     customers = sorted({identifier for _, identifier in changes}) or [""]
@@ -408,7 +408,7 @@ def test_whoever_is_bad_is_found_and_everybody_else_is_taken(
 
 
 @pytest.mark.parametrize("seed", range(400))
-def test_also_in_large_requests_with_many_reasons_to_refuse_at_once(seed: int) -> None:
+def test_large_requests_with_many_bad_items_are_bisected(seed: int) -> None:
     """As above; Hypothesis prefers small requests, and in those several reasons seldom meet."""
     chance = random.Random(seed)
     size = chance.randint(1, 120)
@@ -436,7 +436,7 @@ def test_also_in_large_requests_with_many_reasons_to_refuse_at_once(seed: int) -
 
 
 @given(memberships, st.sets(lanes), st.sampled_from(["none", "first", "all"]))
-def test_whichever_audiences_are_refused_entirely_are_blocked_and_nothing_else_is(
+def test_exactly_the_audiences_that_are_rejected_entirely_are_blocked(
     changes: set[tuple[int, str]], bad_lanes: set[int], names: str
 ) -> None:
     groups = grouped(changes)
@@ -449,7 +449,7 @@ def test_whichever_audiences_are_refused_entirely_are_blocked_and_nothing_else_i
 
 
 @given(memberships, st.data())
-def test_it_comes_to_an_end_and_forgets_nobody_even_if_odp_answers_at_random(
+def test_it_terminates_and_covers_every_item_even_with_random_answers(
     changes: set[tuple[int, str]], data: st.DataObject
 ) -> None:
     answers = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=40))

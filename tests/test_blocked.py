@@ -32,7 +32,7 @@ def told(client: Client) -> list[Any]:
     return [one for one in client.get(reverse("admin:index")).context["alerts"] if "blocked" in one.what]
 
 
-def test_those_of_one_cause_are_one_trouble_whose_button_unblocks_each(
+def test_audiences_blocked_by_one_cause_are_one_alert_whose_button_unblocks_each(
     operator: Client, viewer: Client, install: Install, three: list[Audience]
 ) -> None:
     other = make_audience(install, "other")
@@ -61,7 +61,7 @@ def test_a_block_of_another_install_is_another_trouble(viewer: Client, three: li
     }
 
 
-def test_ticked_audiences_are_unblocked_by_who_may_and_not_on_a_stale_page(
+def test_ticked_audiences_are_unblocked_with_permission_and_not_from_a_stale_page(
     operator: Client, viewer: Client, three: list[Audience]
 ) -> None:
     ticked = {"action": "unblock_selected", "_selected_action": [three[0].pk, three[1].pk]}
@@ -110,12 +110,12 @@ def test_audiences_are_sorted_by_members_and_backlog_and_name(viewer: Client, th
         assert [audience.pk for audience in found] == expected, order
 
 
-def test_nobody_without_a_role_unblocks_a_cause(three: list[Audience]) -> None:
+def test_unblocking_a_cause_needs_a_role(three: list[Audience]) -> None:
     url = reverse("admin:audiences_audience_unblock_cause", args=[three[0].pk])
     assert someone("", "nobody").post(url, {"seen": "x"}).status_code == 403
 
 
-def test_installs_are_sorted_by_what_is_blocked_and_say_when_they_last_delivered(
+def test_installs_are_sorted_by_blocked_audiences_and_show_the_last_delivery(
     viewer: Client, install: Install, three: list[Audience]
 ) -> None:
     other = Install.objects.create(name="acme", odp_api_key="k")

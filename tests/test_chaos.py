@@ -30,7 +30,7 @@ def chaos(*flags: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_whatever_dies_nothing_is_lost_and_nothing_comes_out_of_order() -> None:
+def test_nothing_is_lost_or_reordered_whichever_process_is_killed() -> None:
     run = chaos("--events", "12000", "--audiences", "5", "--gap", "0.8", "--faults", FAULTS)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-3000:]
     assert "Nothing lost, nothing out of order." in run.stdout

@@ -35,7 +35,7 @@ def test_without_a_key_nothing_can_be_encrypted(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("key", ["short", "x" * 44, "é" * 32])
-def test_a_key_that_is_none_is_named_by_its_place(settings: Settings, key: str) -> None:
+def test_an_invalid_key_is_reported_by_its_position(settings: Settings, key: str) -> None:
     settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode(), key]
     assert found() == {"audiences.E003"}
     assert "Key 2" in next(message.msg for message in run_checks() if message.id == "audiences.E003")
@@ -65,7 +65,7 @@ def test_lytics_calls_https_only(settings: Settings, url: str, codes: set[str]) 
 
 
 @pytest.mark.parametrize(("first", "longest", "codes"), [(5, 5, set()), (5, 4.9, {"audiences.E006"})])
-def test_the_brake_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
+def test_the_backoff_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
     settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS = first, longest
     assert found() == codes
 

@@ -79,7 +79,7 @@ def test_one_connection_serves_many_calls(server: ScriptedServer) -> None:
     assert (server.connections, len(server.requests)) == (1, 3)
 
 
-def test_a_connection_that_the_server_closed_while_idle_is_made_anew(server: ScriptedServer) -> None:
+def test_an_idle_connection_closed_by_the_server_is_reopened(server: ScriptedServer) -> None:
     post(server)
     server.hang_up()
     assert post(server).outcome is Outcome.DELIVERED
@@ -132,7 +132,7 @@ def test_named_items_and_retry_after_are_passed_on(server: ScriptedServer) -> No
     assert post(server, say(answer(429, b"{}", "Retry-After: 7"))).retry_after == 7.0
 
 
-def test_items_are_named_in_refusals_only(server: ScriptedServer) -> None:
+def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
     body = json.dumps({"detail": {"invalids": [{"event": 1, "message": "bad"}]}}).encode()
     assert post(server, say(answer(503, body))).named == {}
 
@@ -203,7 +203,7 @@ def test_a_2xx_that_says_that_it_succeeded_is_an_acceptance(server: ScriptedServ
     assert post(server, say(answer(202, json.dumps(body).encode()))).outcome is Outcome.DELIVERED
 
 
-def test_items_named_behind_a_2xx_are_refused(server: ScriptedServer) -> None:
+def test_items_named_in_a_2xx_are_rejected(server: ScriptedServer) -> None:
     body = json.dumps({"title": "Accepted", "status": 202, "detail": {"invalids": [{"event": 1, "message": "bad"}]}})
     got = post(server, say(answer(202, body.encode())))
     assert (got.outcome, got.named) == (Outcome.REFUSED, {1: "bad"})
@@ -272,7 +272,7 @@ def test_the_text_of_a_web_page_is_no_reason(server: ScriptedServer) -> None:
     assert (got.outcome, got.reason) == (Outcome.RETRY_LATER, "502: the response is a web page, not from ODP")
 
 
-def test_a_missing_list_is_a_refusal_where_everything_else_missing_is_a_wrong_host(server: ScriptedServer) -> None:
+def test_a_missing_list_is_a_rejection_and_any_other_404_a_wrong_host(server: ScriptedServer) -> None:
     server.script = say(answer(404, b'{"title":"Not Found"}'))
     outcomes = {path: client(server).call("POST", path, body=b"[]", seconds=LONG) for path in (
         "/v3/lists/subscriptions", "/v3/lists", "/v3/profiles", "/v3/events",
@@ -356,7 +356,7 @@ CUT = [
 
 
 @pytest.mark.parametrize("data", CUT, ids=range(len(CUT)))
-def test_half_an_answer_is_none(server: ScriptedServer, data: bytes) -> None:
+def test_half_a_response_is_not_a_response(server: ScriptedServer, data: bytes) -> None:
     got = post(server, say_and_close(data))
     assert (got.outcome, got.status, got.slow_probe) == (Outcome.RETRY_LATER, None, False)
     assert got.reason.startswith("ODP could not be reached: ")
@@ -382,7 +382,7 @@ def test_a_reset_after_odp_read_everything_is_worth_a_retry(server: ScriptedServ
     assert len(server.requests) == 1
 
 
-def test_nobody_listening_is_worth_a_retry() -> None:
+def test_a_closed_port_is_retried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     got = Client(host=f"http://127.0.0.1:{port}", api_key="k").call("GET", "/", seconds=LONG)
@@ -394,7 +394,7 @@ def test_nobody_listening_is_worth_a_retry() -> None:
 @pytest.mark.parametrize(
     "host", ["http://[", "nonsense", "", "http://", "ftp://127.0.0.1", "http://a..b", "http://é\x00"]
 )
-def test_a_host_that_is_none_is_worth_a_retry(host: str) -> None:
+def test_an_invalid_host_is_retried(host: str) -> None:
     got = Client(host=host, api_key="k").call("GET", "/v3/segments", seconds=LONG)
     assert got.outcome is Outcome.RETRY_LATER
     assert_can_be_stored(got)
@@ -414,7 +414,7 @@ def fuzzed() -> Iterator[ScriptedServer]:
         st.binary(),
     )
 )
-def test_whatever_comes_back_is_an_answer_that_can_be_stored(fuzzed: ScriptedServer, data: bytes) -> None:
+def test_any_response_becomes_a_storable_answer(fuzzed: ScriptedServer, data: bytes) -> None:
     assert_can_be_stored(post(fuzzed, say_and_close(data)))
 
 
@@ -463,7 +463,7 @@ def test_a_body_that_drips_beyond_the_deadline_is_cut(server: ScriptedServer) ->
     assert_cut(got)
 
 
-def test_a_server_that_takes_the_body_too_slowly_is_cut() -> None:
+def test_a_server_that_reads_the_body_too_slowly_is_cut_off() -> None:
     """It reads just enough to keep every single operation going, and answers in the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -546,7 +546,7 @@ class Watched:
         self.was_cut.set()
 
 
-def test_whose_time_is_up_first_is_cut_first_whoever_began_first() -> None:
+def test_deadlines_are_enforced_in_the_order_in_which_they_expire() -> None:
     watch: Any = _Watch()
     late, soon, ended = Watched(), Watched(), Watched()
     watch.expect(late, time.monotonic() + 900)
@@ -569,7 +569,7 @@ def test_a_watch_that_had_nothing_to_do_is_there_for_the_next_call() -> None:
         eventually(lambda: watch._looks_again_at == float("inf"))
 
 
-def test_a_watch_that_did_not_survive_a_fork_begins_again() -> None:
+def test_the_watch_thread_is_restarted_after_a_fork() -> None:
     watch: Any = _Watch()
     gone = threading.Thread(target=lambda: None)
     gone.start()
@@ -605,14 +605,14 @@ def test_the_one_end_holds_also_after_waiting_for_permission(server: ScriptedSer
 # --- Not a byte too late, and not one without permission -----------------------------------------------------
 
 
-def test_a_call_whose_moment_has_passed_does_not_even_connect(server: ScriptedServer) -> None:
+def test_a_call_whose_start_deadline_has_passed_does_not_connect(server: ScriptedServer) -> None:
     with pytest.raises(TooLateError):
         client(server).call("POST", PROFILES, body=b"[]", seconds=LONG, start_before=time.monotonic())
     assert post(server).outcome is Outcome.DELIVERED
     assert (server.connections, len(server.requests)) == (1, 1)
 
 
-def test_a_server_that_takes_no_connection_holds_nobody_longer_than_the_call_may_start() -> None:
+def test_a_server_that_accepts_no_connection_holds_a_call_no_longer_than_it_may_start() -> None:
     """With the queue of connections full, the kernel lets a further one wait for minutes."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
@@ -653,7 +653,7 @@ def test_a_look_up_that_took_too_long_sends_nothing_and_counts_as_no_connection(
     assert server.bytes_received == 0
 
 
-def test_permission_is_asked_with_the_connection_up_and_nothing_sent(server: ScriptedServer) -> None:
+def test_permission_is_requested_on_an_open_connection_before_the_first_byte(server: ScriptedServer) -> None:
     seen = []
 
     def permission(path: str, until: float) -> None:
@@ -680,7 +680,7 @@ def test_permission_that_comes_too_late_sends_nothing(server: ScriptedServer) ->
     assert len(server.requests) == 1
 
 
-def test_waiting_for_permission_takes_nothing_from_the_time_for_the_answer(server: ScriptedServer) -> None:
+def test_waiting_for_permission_does_not_shorten_the_time_for_the_response(server: ScriptedServer) -> None:
     def permission(path: str, until: float) -> None:
         time.sleep(SHORT * 1.5)
 
@@ -744,7 +744,7 @@ def test_over_tls_a_call_is_a_call(tls: ssl.SSLContext, certificate: Path, monke
     assert_cut(got)
 
 
-def test_a_certificate_that_nobody_vouches_for_gets_nothing(tls: ssl.SSLContext) -> None:
+def test_a_server_with_an_untrusted_certificate_receives_nothing(tls: ssl.SSLContext) -> None:
     with ScriptedServer(say(answer()), tls=tls) as server:
         got = post(server)
         assert got.outcome is Outcome.RETRY_LATER
@@ -774,5 +774,5 @@ def test_a_handshake_that_drips_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not came_to_an_end.is_set()
 
 
-def test_the_limit_on_answers_holds_what_odp_says_with_ease() -> None:
+def test_the_limit_on_responses_is_far_above_those_of_odp() -> None:
     assert ANSWER_BYTES >= 500 * 1000

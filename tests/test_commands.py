@@ -26,7 +26,7 @@ def told(*words: str) -> Any:
     return json.loads(run(*words, "--json"))
 
 
-def test_create_install_prints_what_lytics_needs() -> None:
+def test_create_install_prints_the_values_for_lytics() -> None:
     facts = told("create_install", "Shop", "--odp-host", "http://127.0.0.1:9/", "--odp-api-key", "public.private")
     install = Install.objects.get()
     token = install.tokens.get()
@@ -39,7 +39,7 @@ def test_create_install_prints_what_lytics_needs() -> None:
     assert (install.odp_host, install.odp_api_key) == ("http://127.0.0.1:9", "public.private")
 
 
-def test_create_install_takes_what_the_admin_takes() -> None:
+def test_create_install_accepts_what_the_admin_accepts() -> None:
     words = ["--identifier-field", "_uids", "--mechanism", "list", "--batch-size", "100", "--requests-per-second", "5"]
     text = run("create_install", "Shop", "--odp-api-key", "k", *words)
     install = Install.objects.get()
@@ -50,7 +50,7 @@ def test_create_install_takes_what_the_admin_takes() -> None:
 @pytest.mark.parametrize(
     "words", [["--batch-size", "501"], ["--odp-host", "nowhere"], ["--identifier-field", "two words"]]
 )
-def test_create_install_says_what_is_wrong_and_stores_nothing(words: list[str]) -> None:
+def test_create_install_reports_errors_and_stores_nothing(words: list[str]) -> None:
     with pytest.raises(CommandError):
         run("create_install", "Shop", "--odp-api-key", "k", *words)
     assert not Install.objects.exists()
@@ -63,7 +63,7 @@ def gold() -> Audience:
     return made
 
 
-def test_lane_status_tells_backlog_state_and_reason(gold: Audience) -> None:
+def test_lane_status_prints_backlog_state_and_reason(gold: Audience) -> None:
     Lane.objects.update(blocked_at=now(), block_reason="wrong type")
     report = told("lane_status")
     (lane,) = report["lanes"]
@@ -90,6 +90,6 @@ def test_audit_log_ends_well_or_with_a_list(gold: Audience) -> None:
     assert {"cursor not past the last number"} <= {finding["truth"] for finding in report["findings"]}
 
 
-def test_a_paused_lane_says_by_whom(gold: Audience) -> None:
+def test_a_paused_lane_names_who_paused_it(gold: Audience) -> None:
     holds.pause(Lane.objects.get(), by="kim", reason="campaign moved")
     assert "by kim: campaign moved" in run("lane_status")

@@ -114,7 +114,7 @@ def test_the_example_has_every_setting_and_nothing_else() -> None:
     assert set(example()) == read_by_settings() | COMPOSE | RUNNER
 
 
-def test_the_defaults_in_the_example_are_those_of_the_settings() -> None:
+def test_the_example_file_has_the_default_settings() -> None:
     compared = 0
     for name, value in (example().items() - example(only_given=True).items()) - {("DATA_DIR", ".data")}:
         default = getattr(settings, name, None)
@@ -135,7 +135,7 @@ def test_nothing_starts_before_the_migrations_are_through() -> None:
         assert condition == "service_completed_successfully"
 
 
-def test_the_sandbox_is_only_started_when_asked_for() -> None:
+def test_the_sandbox_starts_only_with_its_profile() -> None:
     services = compose()["services"]
     assert [name for name, service in services.items() if service.get("profiles")] == ["sandbox"]
 
@@ -160,7 +160,7 @@ def test_our_containers_can_change_no_file_of_the_image_and_gain_no_rights(name:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_a_command_writes_lies_where_a_container_may_write(name: str) -> None:
+def test_commands_write_only_where_a_container_may_write(name: str) -> None:
     """Every container has a writable /dev/shm of its own."""
     service = compose()["services"][name]
     command = service.get("command") or image_command()
@@ -201,7 +201,7 @@ def test_the_lock_has_every_pinned_package_and_hashes_for_each(name: str) -> Non
     assert len(entries) == len(re.findall(r"^[\w.-]+==", lock, re.M))
 
 
-def test_the_image_installs_what_is_locked_and_nothing_else() -> None:
+def test_the_image_installs_the_locked_packages_only() -> None:
     text = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8")
     assert re.findall(r"pip install (.*)", text) == ["--require-hashes -r /tmp/requirements.lock"]
 
@@ -238,7 +238,7 @@ def make_images(folder: Path, answer: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=registry(folder, answer), capture_output=True, text=True, check=False)
 
 
-def test_make_images_pins_each_image_to_what_its_tag_is_now(tmp_path: Path) -> None:
+def test_make_images_pins_each_image_to_the_current_digest_of_its_tag(tmp_path: Path) -> None:
     made = make_images(tmp_path, f"echo sha256:{'ab' * 32}")
     assert made.returncode == 0, made.stderr
     before = [image.partition("@")[0] for image in foreign_images(PROJECT_DIR)]

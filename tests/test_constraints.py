@@ -238,7 +238,7 @@ def test_every_constraint_is_tried() -> None:
 
 
 @pytest.mark.parametrize("model", [Audience, Lane, Receipt, Event, Delivery, Run, Parked, Resend])
-def test_nothing_takes_history_away_by_going_itself(install: Install, model: type[Any]) -> None:
+def test_deleting_a_row_deletes_no_history_with_it(install: Install, model: type[Any]) -> None:
     """No ON DELETE CASCADE, neither in PostgreSQL nor in the models, towards what an operator reads."""
     with connection.cursor() as cursor:
         cursor.execute(

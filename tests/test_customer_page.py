@@ -48,7 +48,7 @@ def test_an_event_that_waits_behind_a_block_is_counted_in_the_headline(viewer: C
     assert headline(find(viewer, WHO)) == "In no audience, by our count; 1 event waits behind a block"
 
 
-def test_what_waits_otherwise_is_counted_apart(viewer: Client, shop: Install, gold: Audience) -> None:
+def test_work_that_waits_for_another_cause_is_counted_apart(viewer: Client, shop: Install, gold: Audience) -> None:
     silver, bronze = make_audience(shop, "silver"), make_audience(shop, "bronze")
     enter(gold, WHO)
     drain_all(shop)
@@ -92,7 +92,7 @@ def test_an_address_to_share_leads_to_the_customer_and_holds_no_personal_data(
     assert WHO not in entry.object_repr
 
 
-def test_who_may_not_find_customers_opens_no_shared_address(operator: Client, gold: Audience) -> None:
+def test_a_shared_address_needs_the_permission_to_find_customers(operator: Client, gold: Audience) -> None:
     enter(gold, WHO)
     shared = address(find(operator, WHO))
     assert someone("", name="other").get(shared).status_code == 403

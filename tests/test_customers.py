@@ -94,7 +94,7 @@ def words(identifier: str = "kim") -> list[tuple[str, str]]:
 # --- what became of an event -----------------------------------------------------------------------------------
 
 
-def test_a_waiting_event_says_what_it_waits_for(shop: Install, gold: Audience) -> None:
+def test_a_waiting_event_shows_its_cause(shop: Install, gold: Audience) -> None:
     enter(gold, "lee", "kim")
     assert words() == [("waiting", "for a worker; events before it: 1")]
     holds.pause(lane_of(gold), by="sam", reason="campaign moved")
@@ -122,7 +122,7 @@ def test_an_event_under_way_is_being_sent(shop: Install, gold: Audience) -> None
     assert ends() == [End.SENDING]
 
 
-def test_what_odp_took_of_a_request_that_ended_early_is_told(shop: Install, gold: Audience) -> None:
+def test_partial_acceptance_by_odp_is_shown(shop: Install, gold: Audience) -> None:
     enter(gold, "lee", "kim")
     step(shop, stop=True)
     assert words("lee") == [("waiting", "ODP accepted it; the rest of its request is tried again")]
@@ -158,7 +158,7 @@ def test_a_folded_event_that_an_earlier_request_may_have_brought_says_so(shop: I
         assert words(who)[0][1].endswith("an earlier request that ended early may have brought it")
 
 
-def test_an_attempt_that_ended_before_an_event_is_none_of_its_own(shop: Install, gold: Audience) -> None:
+def test_an_attempt_that_ended_before_an_event_is_not_its_attempt(shop: Install, gold: Audience) -> None:
     enter(gold, "lee", "kim")
     deliver(claim(shop, capacity=1))
     assert words() == [("waiting", "for a worker")]
@@ -169,7 +169,7 @@ def test_an_attempt_that_ended_before_an_event_is_none_of_its_own(shop: Install,
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_folded_event_names_the_newer_one_that_decided(shop: Install, gold: Audience, at_once: bool) -> None:
+def test_a_folded_event_names_the_newer_event_that_decided(shop: Install, gold: Audience, at_once: bool) -> None:
     for what, at in (("exit", 9_000_000_000), ("enter", 5_000_000_000)):
         happen(gold, ("kim", what, at))
         if not at_once:
@@ -181,7 +181,7 @@ def test_a_folded_event_names_the_newer_one_that_decided(shop: Install, gold: Au
     assert words()[1] == ("folded", "replaced by something newer: exit of 1970-01-01 00:00:09 UTC (event 1)")
 
 
-def test_a_tie_goes_to_the_exit_and_a_repeat_tells_nothing(shop: Install, gold: Audience) -> None:
+def test_a_tie_goes_to_the_exit_and_a_repeat_changes_nothing(shop: Install, gold: Audience) -> None:
     happen(gold, ("kim", "exit", 9), ("kim", "enter", 9))
     step(shop)
     happen(gold, ("kim", "exit", 9))
@@ -192,7 +192,7 @@ def test_a_tie_goes_to_the_exit_and_a_repeat_tells_nothing(shop: Install, gold: 
     assert told[2][1] == "the same as event 1"
 
 
-def test_a_change_of_a_member_tells_nothing_new(shop: Install, gold: Audience) -> None:
+def test_a_change_of_a_member_changes_nothing(shop: Install, gold: Audience) -> None:
     happen(gold, ("kim", "enter", 1))
     step(shop)
     happen(gold, ("kim", "change", 2))
@@ -201,7 +201,7 @@ def test_a_change_of_a_member_tells_nothing_new(shop: Install, gold: Audience) -
     assert [status.holds for status in statuses()] == [False, True]
 
 
-def test_a_refused_event_is_parked_until_a_person_lets_it_go(shop: Install, gold: Audience) -> None:
+def test_a_rejected_event_is_parked_until_a_person_releases_it(shop: Install, gold: Audience) -> None:
     enter(gold, "kim")
     step(shop, refuse=True)
     assert words() == [("parked", "ODP rejected it: not her")]
@@ -212,7 +212,7 @@ def test_a_refused_event_is_parked_until_a_person_lets_it_go(shop: Install, gold
     assert "by sam" in told[0][1]
 
 
-def test_a_refused_event_is_superseded_by_a_newer_one_that_odp_takes(shop: Install, gold: Audience) -> None:
+def test_a_rejected_event_is_superseded_when_odp_accepts_a_newer_one(shop: Install, gold: Audience) -> None:
     happen(gold, ("kim", "enter", 1))
     step(shop, refuse=True)
     happen(gold, ("kim", "exit", 2))
@@ -221,7 +221,7 @@ def test_a_refused_event_is_superseded_by_a_newer_one_that_odp_takes(shop: Insta
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_second_refusal_leaves_the_first_one_refused_and_older_ones_delivered(shop: Install, gold: Audience) -> None:
+def test_a_second_rejection_leaves_the_first_rejected_and_older_events_delivered(shop: Install, gold: Audience) -> None:
     """The open row in Parked goes over to the newer event, so the first has none with its number."""
     happen(gold, ("kim", "enter", 1))
     step(shop)
@@ -236,7 +236,7 @@ def test_a_second_refusal_leaves_the_first_one_refused_and_older_ones_delivered(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("seed", range(12))
-def test_the_fates_are_what_really_happened(
+def test_the_shown_statuses_match_what_happened(
     seed: int, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any events, cut into any runs, with failures between them: what is said to be delivered was accepted."""
@@ -285,7 +285,7 @@ def waiting(audience: Audience) -> int:
     return Audience.objects.get(pk=audience.pk).last_sequence - lane_of(audience).delivered_sequence
 
 
-def test_fates_of_several_audiences_and_installs_are_kept_apart(shop: Install, gold: Audience) -> None:
+def test_statuses_of_several_audiences_and_installs_are_kept_apart(shop: Install, gold: Audience) -> None:
     other = make_install(name="Other")
     silver = make_audience(other)
     enter(gold, "kim")
@@ -369,7 +369,7 @@ def test_summarising_gives_way_to_a_vacuum(shop: Install, gold: Audience) -> Non
     assert search_index.summarise() > 0
 
 
-def test_a_search_takes_as_many_queries_for_many_events_as_for_one(
+def test_a_search_needs_as_many_queries_for_many_events_as_for_one(
     shop: Install, gold: Audience, django_assert_num_queries: Callable[[int], Any]
 ) -> None:
     enter(gold, "kim", "lee")
@@ -422,7 +422,7 @@ def text(page: str) -> str:
 
 
 @pytest.mark.django_db
-def test_only_who_may_find_customers_finds_any() -> None:
+def test_finding_customers_needs_the_permission() -> None:
     person = someone("", "nobody")
     assert person.get(PAGE).status_code == 403
     assert person.post(PAGE, {"identifier": "kim"}).status_code == 403
@@ -441,7 +441,7 @@ def test_the_page_is_in_the_sidebar_and_asks_for_an_identifier(viewer: Client) -
 
 
 @pytest.mark.django_db
-def test_a_search_without_its_csrf_token_is_refused(viewer: Client) -> None:
+def test_a_search_without_its_csrf_token_is_rejected(viewer: Client) -> None:
     viewer.handler.enforce_csrf_checks = True
     assert viewer.post(PAGE, {"identifier": "kim"}).status_code == 403
 
@@ -467,7 +467,7 @@ def test_no_address_has_an_identifier_in_it(viewer: Client, shop: Install, gold:
     assert viewer.get(PAGE, {"identifier": "kimberley"}).content.decode().count("kimberley") == 0
 
 
-def test_a_note_is_good_for_whom_it_was_made_for_alone(viewer: Client, shop: Install, gold: Audience) -> None:
+def test_a_note_is_valid_only_for_the_person_it_was_made_for(viewer: Client, shop: Install, gold: Audience) -> None:
     enter(gold, "kim")
     note = note_of(look(viewer))
     stranger = someone("operator")
@@ -493,7 +493,9 @@ def test_older_events_are_a_press_away(
 
 
 @pytest.mark.parametrize("before", ["", "[]", '["x", 1, 2]', '["2026-01-01", "x", null]', "{", "[null, 1, 1]"])
-def test_a_place_that_is_none_begins_at_the_newest(viewer: Client, shop: Install, gold: Audience, before: str) -> None:
+def test_an_invalid_page_position_starts_at_the_newest_event(
+    viewer: Client, shop: Install, gold: Audience, before: str
+) -> None:
     enter(gold, "kim")
     told = {"note": note_of(look(viewer)), "before": before}
     assert "lytics_gold" in viewer.post(PAGE, told).content.decode()
@@ -501,13 +503,13 @@ def test_a_place_that_is_none_begins_at_the_newest(viewer: Client, shop: Install
 
 @pytest.mark.parametrize("identifier", ["", "   ", "x\x00y", "x" * 300])
 @pytest.mark.django_db
-def test_what_can_be_no_identifier_is_not_searched(viewer: Client, identifier: str) -> None:
+def test_an_impossible_identifier_is_not_searched(viewer: Client, identifier: str) -> None:
     assert viewer.post(PAGE, {"identifier": identifier}).status_code == 200
     assert not LogEntry.objects.exists()
 
 
 @pytest.mark.django_db
-def test_somebody_never_heard_of_gets_advice(viewer: Client, install: Install) -> None:
+def test_an_unknown_customer_gets_advice(viewer: Client, install: Install) -> None:
     data = {"email": "kim@example.com", "segment_events": [{"id": "a", "slug": "gold", "event": "enter"}]}
     ingest.receive(install, json.dumps({"data": data, "meta": {"object": "user"}}).encode())
     make_audience(install)
@@ -548,7 +550,7 @@ def test_the_search_itself_asks_odp_nothing(viewer: Client, odp: ThreadedSandbox
     assert len(odp.requests()) == before + 1
 
 
-def test_a_difference_is_one_clear_line_with_what_to_press(odp: ThreadedSandbox, db: None) -> None:
+def test_a_difference_is_one_line_with_the_button_that_corrects_it(odp: ThreadedSandbox, db: None) -> None:
     viewer, operator = someone("viewer"), someone("operator")
     install = make_install(odp)
     gold = make_audience(install, provisioned=False)
@@ -581,7 +583,7 @@ def test_a_difference_that_waits_or_is_parked_says_so(odp: ThreadedSandbox, db: 
     assert "/resync/" not in told
 
 
-def test_whom_odp_alone_knows_as_a_member_is_told(viewer: Client, odp: ThreadedSandbox, db: None) -> None:
+def test_a_customer_who_is_a_member_only_in_odp_is_reported(viewer: Client, odp: ThreadedSandbox, db: None) -> None:
     install = make_install(odp)
     gold, silver = make_audience(install, provisioned=False), make_audience(install, "silver", provisioned=False)
     enter(gold, "kim")
@@ -592,7 +594,7 @@ def test_whom_odp_alone_knows_as_a_member_is_told(viewer: Client, odp: ThreadedS
     assert "ODP: member. Ours: not a member. The customer was added in ODP by something else" in told
 
 
-def test_odp_can_be_asked_about_somebody_never_heard_of_here(viewer: Client, odp: ThreadedSandbox, db: None) -> None:
+def test_odp_can_be_queried_about_an_unknown_customer(viewer: Client, odp: ThreadedSandbox, db: None) -> None:
     install = make_install(odp)
     gold = make_audience(install, provisioned=False)
     enter(gold, "kim")

@@ -182,13 +182,13 @@ def test_options_of_libpq_replace_the_defaults() -> None:
 @pytest.mark.parametrize(
     "url", ["mysql://u:geheim@h/db", "postgres://u:ge heim@h/db", "postgres://u:geheim@h/d?what=1"]
 )
-def test_a_bad_database_url_is_refused_without_its_password(url: str) -> None:
+def test_an_invalid_database_url_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(ImproperlyConfigured) as refusal:
         settings._database(url)
     assert "heim" not in str(refusal.value)
 
 
-def test_the_host_that_takes_writes_is_found_among_several(tmp_path: Path, install: Install) -> None:
+def test_the_writable_host_is_found_among_several(tmp_path: Path, install: Install) -> None:
     """The first host refuses every connection."""
     url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + f"/{connection.settings_dict['NAME']}"
     head, _, server = url.rpartition("@")

@@ -64,7 +64,7 @@ def test_another_way_of_writing_ours_is_ours(found: Any) -> None:
         {**OURS, "collections": [{"name": "orders"}]},
     ],
 )
-def test_what_means_something_else_is_not_ours(found: Any) -> None:
+def test_a_definition_with_another_meaning_is_not_ours(found: Any) -> None:
     assert not definitions.same(OURS, found)
     assert definitions.digest(found) != definitions.digest(OURS)
 

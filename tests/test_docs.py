@@ -285,7 +285,7 @@ def test_every_log_line_worth_an_alert_is_written() -> None:
     assert lost == []
 
 
-def test_every_setting_an_operator_is_told_of_can_be_set() -> None:
+def test_every_documented_setting_can_be_set() -> None:
     named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", OPERATING.read_text(encoding="utf-8")))
     can_be_set = set(
         re.findall(r"^(?:# )?([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
@@ -294,7 +294,7 @@ def test_every_setting_an_operator_is_told_of_can_be_set() -> None:
     assert named - can_be_set == set()
 
 
-def test_an_operator_is_told_of_every_reason_and_no_other() -> None:
+def test_the_operators_page_lists_every_reason_and_no_other() -> None:
     table = OPERATING.read_text(encoding="utf-8").partition("### Parked")[2].partition("\n###")[0]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     named = {reason for row in rows for reason in re.findall(r"`(\w+)`", row)}

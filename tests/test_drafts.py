@@ -57,7 +57,7 @@ def saved(client: Client, **values: str) -> Any:
     ],
     ids=["wrong key", "unreachable host"],
 )
-def test_an_install_whose_key_was_never_accepted_is_a_draft_and_says_so_once(
+def test_an_install_whose_key_was_never_accepted_is_shown_once_as_a_draft(
     operator: Client, odp: ThreadedSandbox, values: dict[str, str], words: str
 ) -> None:
     answered = saved(operator, **{"odp_host": odp.url, **values})
@@ -75,7 +75,7 @@ def test_an_install_whose_key_was_never_accepted_is_a_draft_and_says_so_once(
     assert ">draft</span>" in listed
 
 
-def test_an_install_whose_key_is_accepted_gets_one_banner_and_is_active(operator: Client, odp: ThreadedSandbox) -> None:
+def test_accepting_the_key_shows_one_banner_and_activates_the_install(operator: Client, odp: ThreadedSandbox) -> None:
     answered = saved(operator, odp_host=odp.url)
     told = [(message.level_tag, str(message)) for message in answered.context["messages"]]
     assert [level for level, _ in told] == ["success"]
@@ -109,7 +109,7 @@ def test_an_audience_that_was_made_proves_the_key_without_a_check(odp: ThreadedS
     assert state.of_install(made).word == "active"
 
 
-def test_an_outage_makes_no_draft_of_an_install_whose_key_was_accepted(operator: Client, odp: ThreadedSandbox) -> None:
+def test_an_outage_does_not_turn_an_accepted_install_into_a_draft(operator: Client, odp: ThreadedSandbox) -> None:
     made = make_install(odp)
     press(operator, "check", made)
     Install.objects.update(odp_host=NOWHERE)
@@ -118,7 +118,7 @@ def test_an_outage_makes_no_draft_of_an_install_whose_key_was_accepted(operator:
     assert state.of_install(made).word == "active"
 
 
-def test_another_account_has_to_be_accepted_anew(operator: Client, odp: ThreadedSandbox) -> None:
+def test_another_account_has_to_be_accepted_again(operator: Client, odp: ThreadedSandbox) -> None:
     made = make_install(odp)
     press(operator, "check", made)
     page = operator.get(url("change", made)).content.decode()
@@ -138,7 +138,7 @@ def mistake() -> Install:
     return made
 
 
-def test_a_mistaken_install_is_deleted_with_what_the_dialog_names(boss: Client, mistake: Install) -> None:
+def test_a_mistaken_install_is_deleted_with_the_objects_that_the_dialog_lists(boss: Client, mistake: Install) -> None:
     asked = press(boss, "remove", mistake)
     assert "Mistake goes with its settings, its API key and its 1 token" in asked
     assert not Install.objects.exists()
@@ -178,7 +178,9 @@ def has_an_audience(install: Install) -> None:
 
 
 @pytest.mark.parametrize("used", [called, called_in_vain, parked, tried_out, has_an_audience])
-def test_what_hangs_on_an_install_keeps_it_and_the_reason_is_said(boss: Client, mistake: Install, used: Any) -> None:
+def test_an_install_with_dependent_rows_is_kept_and_the_reason_is_shown(
+    boss: Client, mistake: Install, used: Any
+) -> None:
     page = boss.get(url("remove", mistake)).content.decode()
     used(mistake)
     answered = boss.post(url("remove", mistake), hidden(page), follow=True)
@@ -228,7 +230,7 @@ def test_the_process_role_deletes_a_mistaken_install_and_nothing_that_has_calls(
             cursor.execute("DROP ROLE deletes_installs")
 
 
-def test_a_database_role_that_may_not_delete_is_told_in_words(
+def test_a_database_role_without_the_right_to_delete_gets_an_explanation(
     boss: Client, mistake: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: int) -> bool:
@@ -245,7 +247,7 @@ def test_the_role_admin_may_delete_installs_and_no_other_role() -> None:
     assert [*held] == ["admin"]
 
 
-def test_what_was_accepted_before_this_version_is_no_draft() -> None:
+def test_an_install_accepted_before_this_version_is_not_a_draft() -> None:
     """The migration fills the column from what was known."""
     checked, made, neither = (make_install(name=name) for name in ("checked", "made", "neither"))
     confirm.note_key(checked, problem="")

@@ -187,7 +187,7 @@ def test_one_bad_customer_in_500_costs_ten_more_requests(odp: ThreadedSandbox, s
     assert len(odp.members("lytics_gold")) == 499
 
 
-def test_an_audience_of_which_odp_takes_nothing_is_blocked_and_the_others_flow(
+def test_an_audience_of_which_odp_accepts_nothing_is_blocked_and_others_continue(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     silver = make_audience(shop, "silver", provisioned=False)

@@ -73,7 +73,7 @@ def test_each_step_of_the_path_is_reached_by_imports_from_the_view_or_from_the_t
         assert steps.keys() - drawings.reachable(graph, first) - {first} == set()
 
 
-def test_every_room_says_what_happens_there() -> None:
+def test_every_room_has_a_docstring() -> None:
     folders = drawings.packages(drawings.ROOT)
     files = [folders[room] / "__init__.py" for room in drawings.room_graph(drawings.ROOT)]
     assert [file for file in files if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))] == []

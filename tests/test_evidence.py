@@ -41,7 +41,7 @@ def with_mail(count: int) -> list[dict[str, Any]]:
     return [message(who=f"kim-{number}@example.com", field="email") for number in range(count)]
 
 
-def test_the_share_of_the_newest_messages_is_told_with_its_age(shop: Install, viewer: Client) -> None:
+def test_the_share_of_the_newest_messages_is_shown_with_its_age(shop: Install, viewer: Client) -> None:
     ingest.receive(shop, body(*with_id(200)))
     ingest.receive(shop, body(*with_id(98), *with_mail(2)))
     Receipt.objects.update(received_at=now() - timedelta(minutes=12))
@@ -93,7 +93,7 @@ def change_field(client: Client, install: Install, field: str) -> None:
     assert install.identifier_field == field
 
 
-def test_another_field_is_never_done_by_what_the_one_before_has_found(shop: Install, operator: Client) -> None:
+def test_another_field_does_not_inherit_the_evidence_of_the_previous_one(shop: Install, operator: Client) -> None:
     ingest.receive(shop, body(*with_id(300)))
     assert line(shop).is_done
     change_field(operator, shop, "email")
@@ -113,7 +113,7 @@ def test_a_changed_name_leaves_the_evidence(shop: Install, operator: Client) -> 
     assert line(shop).is_done
 
 
-def test_what_could_not_be_read_and_test_customers_say_nothing_of_the_field(shop: Install) -> None:
+def test_unreadable_items_and_test_customers_are_no_evidence_for_the_field(shop: Install) -> None:
     ingest.receive(shop, b"what is this?")
     trials.start(shop, by="kim")
     assert evidence.of(shop).messages == 0
@@ -128,7 +128,7 @@ def test_a_list_with_one_placeholder_in_it_still_names_its_customer(shop: Instal
     assert evidence.of(shop).found == 3
 
 
-def test_reading_it_takes_the_same_few_queries_and_rows_whatever_is_stored(shop: Install) -> None:
+def test_its_queries_and_rows_are_bounded(shop: Install) -> None:
     for _ in range(3):
         ingest.receive(shop, body(*with_mail(2)))
     with CaptureQueriesContext(
@@ -144,7 +144,7 @@ def test_reading_it_takes_the_same_few_queries_and_rows_whatever_is_stored(shop:
     assert seen.looked <= evidence.ITEMS
 
 
-def test_a_message_that_is_flawed_in_part_counts_by_what_was_read_of_it(shop: Install) -> None:
+def test_a_partly_flawed_message_counts_by_its_readable_part(shop: Install) -> None:
     flawed = [
         {**one, "data": {**one["data"], "segment_events": [*one["data"]["segment_events"], None]}} for one in with_id(3)
     ]

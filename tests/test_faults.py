@@ -72,7 +72,7 @@ def on_page(client: Client, path: str = "/admin/") -> str:
 
 
 @pytest.mark.parametrize("where", ["read", "open_delivery", "settle"])
-def test_only_the_audience_that_fails_waits_and_the_others_of_its_claim_go_on(
+def test_only_the_failing_audience_waits_and_others_of_its_claim_continue(
     odp: ThreadedSandbox,
     shop: Install,
     three: tuple[Audience, ...],
@@ -98,7 +98,7 @@ def test_only_the_audience_that_fails_waits_and_the_others_of_its_claim_go_on(
     assert backlog.of(shop.pk) == 0
 
 
-def test_the_others_go_on_while_it_waits_and_while_it_fails_again(
+def test_other_audiences_continue_while_it_waits_and_fails_again(
     odp: ThreadedSandbox, shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_for(three[1], monkeypatch, "read")
@@ -113,7 +113,7 @@ def test_the_others_go_on_while_it_waits_and_while_it_fails_again(
     assert [len(runs_of(audience)) for audience in three] == [4, 0, 4]
 
 
-def test_what_failed_is_delivered_and_forgotten_when_the_error_is_gone(
+def test_a_failed_audience_is_delivered_and_its_error_cleared_when_the_cause_is_gone(
     odp: ThreadedSandbox, shop: Install, three: tuple[Audience, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:

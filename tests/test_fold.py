@@ -101,9 +101,7 @@ def test_it_is_idempotent_and_a_repeat_sends_nothing(stream: list[Entry]) -> Non
 
 
 @given(streams, streams)
-def test_what_is_forced_is_sent_again_unless_another_state_is_known_since(
-    first: list[Entry], again: list[Entry]
-) -> None:
+def test_a_forced_event_is_sent_again_unless_another_state_is_newer(first: list[Entry], again: list[Entry]) -> None:
     lane = after([entry._replace(forced=False) for entry in first])
     known, before = lane.memberships, len(lane.sent)
     lane.take([entry._replace(forced=True) for entry in again])
@@ -118,13 +116,13 @@ def entry(kind: Kind, at: int, *, who: str = "kim", forced: bool = False) -> Ent
     return Entry(1, who, kind, at, forced)
 
 
-def test_a_late_enter_does_not_revive_a_member_who_left() -> None:
+def test_a_late_enter_does_not_readd_a_member_who_left() -> None:
     lane = after([entry(Kind.EXIT, 5)], [entry(Kind.ENTER, 4)], [entry(Kind.CHANGE, 3)])
     assert lane.memberships == {"kim": (False, 5)}
     assert [one.kind for one in lane.sent] == [Kind.EXIT]
 
 
-def test_an_exit_wins_a_tie_whichever_comes_first() -> None:
+def test_an_exit_wins_a_tie_in_either_order() -> None:
     enter, leave = entry(Kind.ENTER, 5), entry(Kind.EXIT, 5)
     for runs in ([[enter, leave]], [[leave, enter]], [[enter], [leave]], [[leave], [enter]]):
         assert after(*runs).odp == {"kim": False}
@@ -138,11 +136,11 @@ def test_of_equal_events_an_enter_speaks_before_a_change_and_the_last_before_the
     assert newest([enter, again]) == newest([again, enter]) == {"kim": again}
 
 
-def test_an_exit_of_a_stranger_is_sent() -> None:
+def test_an_exit_of_a_customer_without_a_row_is_sent() -> None:
     assert after([entry(Kind.EXIT, 5)]).odp == {"kim": False}
 
 
-def test_a_change_of_a_stranger_is_sent_and_one_of_a_member_is_not() -> None:
+def test_a_change_is_sent_for_a_customer_without_a_row_and_not_for_a_member() -> None:
     lane = after([entry(Kind.CHANGE, 5)], [entry(Kind.CHANGE, 6), entry(Kind.CHANGE, 6, who="lee")])
     assert [(one.identifier, one.occurred_ns) for one in lane.sent] == [("kim", 5), ("lee", 6)]
     assert lane.memberships == {"kim": (True, 6), "lee": (True, 6)}
@@ -161,14 +159,14 @@ def test_a_change_that_moved_the_ledger_on_hides_nothing_that_has_to_be_said_aga
         assert lane.memberships == {"kim": (True, 6)}
 
 
-def test_a_change_is_sent_where_a_request_that_failed_may_have_told_an_exit() -> None:
+def test_a_change_is_sent_when_a_failed_request_may_have_applied_an_exit() -> None:
     held = {"kim": Held(True, 5)}
     run = [entry(Kind.EXIT, 6), entry(Kind.ENTER, 7), entry(Kind.CHANGE, 8)]
     assert [one.occurred_ns for one in fold(run, held).send] == [8]
     assert fold([entry(Kind.EXIT, 4), entry(Kind.CHANGE, 8)], held).send == []
 
 
-def test_what_has_to_be_said_again_is_silent_once_another_state_was_said() -> None:
+def test_a_forced_event_is_dropped_once_another_state_was_sent() -> None:
     lane = after([entry(Kind.ENTER, 5)], [entry(Kind.EXIT, 6)], [entry(Kind.ENTER, 5, forced=True)])
     assert [one.kind for one in lane.sent] == [Kind.ENTER, Kind.EXIT]
 
@@ -177,7 +175,7 @@ def test_a_change_after_an_exit_lets_the_member_in_again() -> None:
     assert after([entry(Kind.EXIT, 5)], [entry(Kind.CHANGE, 6)]).odp == {"kim": True}
 
 
-def test_a_change_is_sent_where_odp_did_not_take_the_member() -> None:
+def test_a_change_is_sent_when_odp_rejected_the_member() -> None:
     folded = fold([entry(Kind.CHANGE, 6)], {"kim": Held(True, 5, refused=True)})
     assert [one.occurred_ns for one in folded.send] == [6]
 

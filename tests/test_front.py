@@ -70,7 +70,7 @@ def labels(one: Any) -> list[str]:
 # --- Refused calls -------------------------------------------------------------------------------------------
 
 
-def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator: Client, install: Install) -> None:
+def test_rejected_calls_are_counted_with_the_last_address_and_the_fix(operator: Client, install: Install) -> None:
     assert (number(operator, "rejected calls").value, number(operator, "rejected calls").well) == ("0", True)
     for address in ("192.0.2.1", "192.0.2.2"):
         assert call(install, REMOTE_ADDR=address) == 401
@@ -83,7 +83,7 @@ def test_refused_calls_are_counted_with_the_last_address_and_what_to_do(operator
     assert "Shop has had no call yet" not in page(operator).content.decode()
 
 
-def test_a_viewer_is_told_of_refused_calls_without_buttons(viewer: Client, install: Install) -> None:
+def test_a_viewer_sees_rejected_calls_without_buttons(viewer: Client, install: Install) -> None:
     call(install)
     assert labels(alert(viewer, "1 call to Shop rejected")) == []
 
@@ -102,21 +102,21 @@ def test_a_call_that_gets_in_afterwards_calms_the_trouble(viewer: Client, instal
     assert (told.tone, "valid token" in told.why) == ("held", True)
 
 
-def test_calls_to_urls_that_nobody_has_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:
+def test_calls_to_unknown_urls_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:
     for path in ("/webhooks/lytics/a", "/webhooks/lytics/b", "/webhooks/other", "/webhooks/"):
         assert Client().post(path, b"[]", "application/json").status_code == 401
     assert alert(viewer, "4 calls rejected: no install has the URL").tone == "held"
     assert len(broker.keys(f"{rejected_calls._PREFIX}:of:*")) == 1, "strangers choose URLs, so none of them makes a key"
 
 
-def test_strangers_leave_nothing_in_the_database(install: Install) -> None:
+def test_rejected_calls_store_nothing_in_the_database(install: Install) -> None:
     call(install)
     call(None)
     assert not Receipt.objects.exists()
     assert not Parked.objects.exists()
 
 
-def test_what_is_older_than_an_hour_is_not_counted(
+def test_calls_older_than_an_hour_are_not_counted(
     viewer: Client, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call(install)
@@ -126,7 +126,7 @@ def test_what_is_older_than_an_hour_is_not_counted(
     assert number(viewer, "rejected calls").value == "0"
 
 
-def test_what_is_counted_runs_out_by_itself(install: Install, broker: Any) -> None:
+def test_counts_of_rejected_calls_expire(install: Install, broker: Any) -> None:
     call(install)
     rejected_calls._counter.send()
     keys = broker.keys(f"{rejected_calls._PREFIX}*")
@@ -134,7 +134,7 @@ def test_what_is_counted_runs_out_by_itself(install: Install, broker: Any) -> No
     assert all(0 < broker.ttl(key) <= rejected_calls.KEPT_SECONDS for key in keys)
 
 
-def test_without_redis_the_page_says_that_it_does_not_know(
+def test_the_page_says_that_redis_is_unavailable(
     viewer: Client, install: Install, settings: Settings, nobody_there: str
 ) -> None:
     settings.REDIS_URL = nobody_there
@@ -144,9 +144,7 @@ def test_without_redis_the_page_says_that_it_does_not_know(
     assert "REDIS_URL" in alert(viewer, "Redis does not answer").todo
 
 
-def test_what_redis_did_not_take_is_kept_for_the_next_time(
-    install: Install, settings: Settings, nobody_there: str
-) -> None:
+def test_counts_that_redis_rejected_are_sent_again(install: Install, settings: Settings, nobody_there: str) -> None:
     alive = settings.REDIS_URL
     settings.REDIS_URL = nobody_there
     rejected_calls._redis.cache_clear()
@@ -179,7 +177,7 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
     go_on.set()
 
 
-def test_the_thread_that_counts_sends_by_itself(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counting_thread_sends_without_a_request(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter())
     call(install)
     assert eventually(lambda: rejected_calls.last_hour([install.public_id]))
@@ -188,7 +186,7 @@ def test_the_thread_that_counts_sends_by_itself(install: Install, monkeypatch: p
 # --- Calls that are asked to come back -----------------------------------------------------------------------
 
 
-def test_an_install_that_is_switched_off_says_who_did_it_and_leads_to_the_switch(
+def test_a_disabled_install_names_who_disabled_it_and_links_to_the_switch(
     operator: Client, viewer: Client, install: Install
 ) -> None:
     address = reverse("admin:audiences_install_change", args=[install.pk])
@@ -230,7 +228,7 @@ def test_a_database_over_its_mark_says_that_all_calls_are_answered_503(
 # --- What troubles lead to -----------------------------------------------------------------------------------
 
 
-def test_a_refused_key_leads_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
+def test_a_rejected_key_links_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
     backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
     told = alert(operator, "Shop is on hold: ODP rejects its API key")
     assert labels(told) == ["Enter a key", "Retry now", "Check the key"]
@@ -247,7 +245,9 @@ def test_a_server_that_is_down_asks_for_no_key(operator: Client, install: Instal
     assert "1 event waiting; nothing is lost" in told.why
 
 
-def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator: Client, install: Install) -> None:
+def test_missing_identifiers_list_the_received_fields_and_release_all_returns_here(
+    operator: Client, install: Install
+) -> None:
     ingest.receive(install, body(message(who="kim@example.com", field="email")))
     told = alert(operator, "1 parked: no identifier")
     assert "expected in '_id'; fields seen: email, segment_events" in told.why
@@ -263,7 +263,7 @@ def test_missing_identifiers_say_what_came_and_release_all_returns_here(operator
     assert Event.objects.get().identifier == "kim@example.com"
 
 
-def test_a_blocked_audience_says_what_odp_said_and_how_much_waits(operator: Client, install: Install) -> None:
+def test_a_blocked_audience_shows_the_reason_of_odp_and_its_backlog(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     Lane.objects.update(blocked_at=now(), block_reason="field lytics_gold_club is of type string")
     told = alert(operator, "lytics_gold_club is blocked (Shop)")
@@ -299,14 +299,14 @@ def test_many_that_can_not_be_made_for_one_reason_are_one_line(operator: Client,
     assert len([one for one in page(operator).context["alerts"] if "created in ODP" in one.what]) == 1
 
 
-def test_one_that_can_not_be_looked_at_is_told_and_delivers(operator: Client, install: Install) -> None:
+def test_an_audience_that_can_not_be_checked_is_reported_and_delivers(operator: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     on_hold(provisioned_at=now())
     told = alert(operator, "lytics_gold_club can't be checked in ODP")
     assert (told.tone, "Deliveries continue" in told.why) == ("held", True)
 
 
-def test_what_is_red_stands_before_what_is_not(viewer: Client, install: Install) -> None:
+def test_errors_are_listed_before_warnings(viewer: Client, install: Install) -> None:
     ingest.receive(install, body(message()))
     Lane.objects.update(blocked_at=now(), block_reason="no")
     Install.objects.update(key_accepted_at=now())  # a draft would be an item too
@@ -360,7 +360,7 @@ def minutes() -> list[tuple[int, int, int, int, int | None, int | None]]:
     return [((NOON - row[0]) // MINUTE, *row[1:]) for row in rows]
 
 
-def test_a_minute_holds_what_came_and_went_in_it(install: Install) -> None:
+def test_a_minute_has_its_received_and_delivered_events(install: Install) -> None:
     audience = make_audience(install)
     received(install, NOON - MINUTE, queued=5, parked=1)
     received(install, NOON - timedelta(seconds=1), queued=2)
@@ -373,7 +373,7 @@ def test_a_minute_holds_what_came_and_went_in_it(install: Install) -> None:
     assert minutes() == [(1, 7, 1, 3, 1000, 1000), (0, 100, 0, 1, 1000, 1000)]
 
 
-def test_adding_up_again_changes_nothing_and_takes_up_what_committed_late(install: Install) -> None:
+def test_rolling_up_again_is_idempotent_and_includes_late_commits(install: Install) -> None:
     received(install, NOON - MINUTE, queued=5)
     for _ in range(2):
         rollup.roll_up(at=NOON)
@@ -398,7 +398,7 @@ def test_a_run_that_went_out_in_halves_counts_once(install: Install) -> None:
     assert minutes()[0][3] == 600
 
 
-def test_what_was_not_delivered_is_not_counted_as_delivered(install: Install) -> None:
+def test_undelivered_events_are_not_counted_as_delivered(install: Install) -> None:
     audience = make_audience(install)
     delivered(audience, 1, 9, at=NOON - timedelta(seconds=9), outcome=Outcome.RETRY_LATER)
     rollup.roll_up(at=NOON)
@@ -492,7 +492,7 @@ def happened(install: Install, ago: int, **values: Any) -> None:
     Minute.objects.create(install=install, minute=minute, **{**usual, **values})
 
 
-def test_before_the_first_call_words_stand_in_place_of_the_charts(viewer: Client, install: Install) -> None:
+def test_before_the_first_call_a_text_replaces_the_charts(viewer: Client, install: Install) -> None:
     shown = page(viewer)
     assert shown.context["charts"] == []
     assert "The charts begin with the first call" in shown.content.decode()
@@ -502,7 +502,7 @@ def test_before_the_first_call_words_stand_in_place_of_the_charts(viewer: Client
     assert "Nothing was received or delivered in the last 6 hours" in page(viewer).content.decode()
 
 
-def test_the_charts_say_in_words_and_in_a_table_what_they_show(viewer: Client, install: Install) -> None:
+def test_the_charts_have_a_text_and_a_table_alternative(viewer: Client, install: Install) -> None:
     happened(install, 30, received=1200, parked=3, delivered=900, delay_p50_ms=400, delay_p99_ms=2_500)
     throughput, delay = page(viewer).context["charts"]
     assert throughput.summary == "In the last 6 hours: 1,200 events received, 900 of them delivered, 3 items parked."
@@ -557,7 +557,7 @@ def test_the_top_of_a_scale_is_a_round_number(largest: float, top: float) -> Non
 @pytest.mark.parametrize(
     ("ms", "words"), [(None, "—"), (7, "7 ms"), (999, "999 ms"), (1500, "1.5 s"), (90_000, "1.5 min"), (4e7, "11 h")]
 )
-def test_a_delay_is_told_in_one_unit(ms: float | None, words: str) -> None:
+def test_a_delay_is_shown_in_one_unit(ms: float | None, words: str) -> None:
     assert charts.delay(ms) == words
 
 

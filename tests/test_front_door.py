@@ -148,7 +148,7 @@ UNPARSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("what", UNPARSED)
-def test_what_cannot_be_parsed_is_asked_to_come_back_and_counted(web: Web, install: Install, what: str) -> None:
+def test_an_unparsable_request_is_answered_503_and_counted(web: Web, install: Install, what: str) -> None:
     raw, words = UNPARSED[what]
     answer = answers(web, install, raw)
     assert status(answer) == 503, answer
@@ -179,7 +179,7 @@ def test_an_odd_query_costs_no_call(web: Web, install: Install, what: str) -> No
     assert Receipt.objects.count() == 1
 
 
-def test_a_call_without_a_host_is_taken(web: Web, install: Install) -> None:
+def test_a_call_without_a_host_header_is_accepted(web: Web, install: Install) -> None:
     assert status(answers(web, install, request(host=None))) == 200
 
 
@@ -236,14 +236,14 @@ ELSEWHERE = [
 
 @pytest.mark.parametrize("path", ELSEWHERE)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-def test_whoever_posts_elsewhere_is_a_stranger(install: Install, method: str, path: str) -> None:
+def test_a_post_to_an_unknown_path_is_answered_401(install: Install, method: str, path: str) -> None:
     answer = Client().generic(method, path, CONTENT, "application/json")
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
 
 
 @pytest.mark.parametrize("path", [*ELSEWHERE, "/webhooks/lytics/x/"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_gunicorn_hands_on_whatever_path_is_called(web: Web, install: Install, method: str, path: str) -> None:
+def test_gunicorn_passes_on_every_path(web: Web, install: Install, method: str, path: str) -> None:
     """Led on from one of them, a job would end at the login page, whose 200 says that its batch is stored."""
     assert status(answers(web, install, request(f"{method} {path} HTTP/1.1".encode()))) == 401
 
@@ -258,7 +258,7 @@ def test_people_keep_their_pages(install: Install) -> None:
     assert Client().get("/", headers={"Host": "example.com"}).status_code == 400
 
 
-def test_the_front_page_says_what_could_not_be_read(install: Install) -> None:
+def test_the_front_page_shows_unreadable_requests(install: Install) -> None:
     Client().post("/webhooks/lytics/x", b"[]", "application/json", headers={"Host": "<b>example.com"})
     Client().get(f"/webhooks/lytics/{install.public_id}")
     rejected_calls._counter.send()
@@ -269,7 +269,7 @@ def test_the_front_page_says_what_could_not_be_read(install: Install) -> None:
     assert f"GET /webhooks/lytics/{install.public_id}" in told["1 call got 405: the method is not POST"]
 
 
-def test_the_front_page_counts_what_each_process_of_the_server_could_not_read(
+def test_the_front_page_sums_the_unreadable_requests_of_all_server_processes(
     web: Web, install: Install, admin_client: Client
 ) -> None:
     def shown() -> bool:

@@ -94,7 +94,7 @@ def test_the_tolerance_is_a_setting(shop: Install, settings: Any) -> None:
     assert Event.objects.get().occurred_ns == times.nanoseconds(told)
 
 
-def test_the_event_says_which_time_was_told(shop: Install) -> None:
+def test_the_event_shows_the_time_that_was_sent(shop: Install) -> None:
     """Also in the middle of a call, where neighbours have good times."""
     future = transition(at="2199-01-01T00:00:00Z")
     messages = [message(who="a"), message(future, who="b"), message(who="c"), message(future, who=["d", "e"])]
@@ -140,7 +140,7 @@ def test_a_ledger_from_the_future_is_found_and_set_right_by_the_next_event(
     assert_all_is_well(gold)
 
 
-def test_now_counts_what_an_older_version_stored_until_real_events_have_set_it_right(
+def test_the_front_page_counts_stored_future_times_until_real_events_correct_them(
     shop: Install, viewer: Client
 ) -> None:
     """Whether its event is a day old or years: only the stored time counts."""
@@ -229,7 +229,7 @@ def test_an_event_from_the_future_that_is_sent_again_does_not_undo_a_real_one(
     assert_all_is_well(gold)
 
 
-def test_the_fate_of_a_real_event_after_one_from_the_future_is_delivered(shop: Install) -> None:
+def test_a_real_event_after_one_with_a_future_time_is_delivered(shop: Install) -> None:
     gold = make_audience(shop, provisioned=False)
     happen(gold, ("kim", "enter", FUTURE_NS))
     drain_all(shop)

@@ -49,7 +49,7 @@ def test_it_says_in_after_an_enter_and_out_after_an_exit(odp: ThreadedSandbox, n
     assert who(odp).qualified == set()
 
 
-def test_a_customer_that_odp_does_not_know_is_in_no_audience(odp: ThreadedSandbox) -> None:
+def test_a_customer_unknown_to_odp_is_in_no_audience(odp: ThreadedSandbox) -> None:
     found = who(odp, "nobody")
     assert (found.answer.outcome, found.qualified, found.known) == (Outcome.DELIVERED, set(), False)
     assert found.is_out("lytics_gold")
@@ -67,7 +67,7 @@ def test_a_customer_known_by_one_name_alone_is_not_in_for_both_products(odp: Thr
     assert (found.is_in("lytics_gold"), found.is_out("lytics_gold")) == (False, False)
 
 
-def test_many_audiences_are_asked_for_in_several_queries(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_audiences_are_queried_in_several_requests(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphql, "AUDIENCES_PER_QUERY", 2)
     way = mechanism("attribute")
     ids = [f"lytics_a{nth}" for nth in range(5)]
@@ -80,7 +80,7 @@ def test_many_audiences_are_asked_for_in_several_queries(odp: ThreadedSandbox, m
     assert len(asked) == 3
 
 
-def test_several_customers_are_asked_about_in_one_query(odp: ThreadedSandbox) -> None:
+def test_several_customers_are_queried_in_one_request(odp: ThreadedSandbox) -> None:
     way = mechanism("attribute")
     assert way.ensure(client(odp), "lytics_gold", "Lytics - gold", seconds=LONG) is None
     write(odp, way, "lytics_gold", "kim", True)
@@ -93,7 +93,7 @@ def test_several_customers_are_asked_about_in_one_query(odp: ThreadedSandbox) ->
     ]
 
 
-def test_a_refused_key_and_a_dead_server_are_told_from_not_a_member(odp: ThreadedSandbox) -> None:
+def test_a_rejected_key_and_a_dead_server_are_distinguished_from_no_membership(odp: ThreadedSandbox) -> None:
     refused = audiences_of(client(odp, "wrong.key"), identifier="kim", odp_ids=["x"], seconds=LONG)
     assert (refused.answer.outcome, refused.qualified) == (Outcome.UNAUTHORISED, None)
     nowhere = Client(host="http://127.0.0.1:9", api_key="public.secret")
@@ -103,7 +103,7 @@ def test_a_refused_key_and_a_dead_server_are_told_from_not_a_member(odp: Threade
     assert not dead.is_out("x")
 
 
-def test_an_audience_that_odp_does_not_know_may_be_an_error(odp: ThreadedSandbox) -> None:
+def test_an_audience_unknown_to_odp_may_be_an_error(odp: ThreadedSandbox) -> None:
     way = mechanism("attribute")
     assert way.ensure(client(odp), "lytics_gold", "Lytics - gold", seconds=LONG) is None
     write(odp, way, "lytics_gold", "kim", True)
@@ -133,7 +133,7 @@ EDGES = {"audiences": {"edges": [{"node": {"name": "lytics_gold", "state": "not_
         ("hello", Outcome.RETRY_LATER, None),
     ],
 )
-def test_what_comes_back_is_read_with_care(body: Any, outcome: Outcome, qualified: set[str] | None) -> None:
+def test_malformed_responses_are_read_safely(body: Any, outcome: Outcome, qualified: set[str] | None) -> None:
     with ScriptedServer(say(answer(200, json.dumps(body).encode()))) as server:
         found = who(server)
     assert (found.answer.outcome, found.qualified) == (outcome, qualified)

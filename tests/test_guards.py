@@ -63,14 +63,14 @@ def test_another_host_or_region_of_an_install_with_audiences_is_locked(operator:
     assert Install.objects.get().odp_host == shop.odp_host
 
 
-def test_the_key_of_another_account_is_refused(operator: Client, shop: Install, odp: ThreadedSandbox) -> None:
+def test_the_key_of_another_account_is_rejected(operator: Client, shop: Install, odp: ThreadedSandbox) -> None:
     odp.control("/sandbox/accounts", {"private_key": "another.account", **UNLIMITED})
     said = save(operator, shop, opened(operator, shop), odp_api_key="another.account")
     assert "This key belongs to another ODP account: lytics_gold_club is not there." in said
     assert Install.objects.get().odp_api_key == shop.odp_api_key
 
 
-def test_a_key_that_can_not_be_checked_is_refused(operator: Client, shop: Install) -> None:
+def test_a_key_that_can_not_be_checked_is_rejected(operator: Client, shop: Install) -> None:
     said = save(operator, shop, opened(operator, shop), odp_api_key="unknown.key")
     assert "could not be checked" in said
     assert Install.objects.get().odp_api_key == shop.odp_api_key
@@ -156,7 +156,7 @@ def test_revoking_says_which_token_lytics_uses(operator: Client, shop: Install) 
     assert used.secret not in asked
 
 
-def test_a_token_that_is_used_meanwhile_is_asked_about_again(operator: Client, shop: Install) -> None:
+def test_a_token_used_since_the_dialog_is_asked_about_again(operator: Client, shop: Install) -> None:
     fresh = tokens.create(shop)
     address = reverse("admin:audiences_token_revoke", args=[fresh.pk])
     version_tag = operator.get(address).context["hidden"]
@@ -167,7 +167,7 @@ def test_a_token_that_is_used_meanwhile_is_asked_about_again(operator: Client, s
     assert Token.objects.get(pk=fresh.pk).revoked_at is not None
 
 
-def test_tokens_are_told_apart_by_their_last_characters(operator: Client, shop: Install) -> None:
+def test_tokens_are_distinguished_by_their_last_characters(operator: Client, shop: Install) -> None:
     one, two = shop.tokens.get(), tokens.create(shop)
     for page in ("admin:audiences_token_changelist",):
         text = operator.get(reverse(page)).content.decode()

@@ -58,7 +58,7 @@ def test_it_is_ready_when_a_call_can_be_stored(install: Install) -> None:
     assert Client().get("/health/ready").status_code == 200
 
 
-def test_it_is_not_ready_on_a_database_that_takes_no_writes() -> None:
+def test_it_is_not_ready_on_a_read_only_database() -> None:
     name = connection.settings_dict["NAME"]
     with connection.cursor() as cursor:
         cursor.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
@@ -77,7 +77,7 @@ def test_it_is_not_ready_when_a_stored_secret_does_not_open(wrong_key: None) -> 
     assert UNREADABLE in reason()
 
 
-def test_it_is_not_ready_when_somebody_migrates_back(install: Install) -> None:
+def test_it_is_not_ready_after_migrating_back(install: Install) -> None:
     assert Client().get("/health/ready").status_code == 200
     with connection.cursor() as cursor:
         cursor.execute("UPDATE django_migrations SET name = 'x' || name WHERE app = 'audiences' AND name LIKE '0014%'")
@@ -100,7 +100,7 @@ def test_it_is_not_ready_when_the_schema_lacks_a_column(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("path", ["live", "ready", "workers"])
-def test_health_can_be_asked_by_address(path: str) -> None:
+def test_the_health_urls_accept_any_host(path: str) -> None:
     assert Client().get(f"/health/{path}", HTTP_HOST="10.1.2.3:8000").status_code != 400
 
 
@@ -124,7 +124,7 @@ def status() -> tuple[int, str]:
     return answer.status_code, str(answer.json()["status"])
 
 
-def test_ready_work_that_stands_still_is_red_whatever_heartbeats_say(waiting: Audience) -> None:
+def test_ready_work_without_progress_is_red_despite_heartbeats(waiting: Audience) -> None:
     assert status() == (503, "stuck")
     own = HeartbeatMonitor("w", send=lambda: None, every=10)
     own.heard()
@@ -139,7 +139,7 @@ def _held(**values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", ["off", "braked", "brake just ended", "paused", "blocked", "on hold", "fresh"])
-def test_what_is_rightly_held_is_not_stuck(waiting: Audience, how: str) -> None:
+def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) -> None:
     lanes, installs, held = Lane.objects.all(), Install.objects.all(), _held(reason="503: busy")
     match how:
         case "off":
@@ -160,7 +160,7 @@ def test_what_is_rightly_held_is_not_stuck(waiting: Audience, how: str) -> None:
     assert status() == (200, "answering")
 
 
-def test_a_brake_for_a_fault_of_ours_holds_nothing_rightly(waiting: Audience) -> None:
+def test_a_backoff_for_our_own_error_does_not_excuse_stuck_work(waiting: Audience) -> None:
     held = _held(reason=f"{backoff.UNEXPECTED}KeyError")
     Install.objects.update(**{f"brake_{name}": value for name, value in held.items()})
     assert status() == (503, "stuck")
@@ -270,7 +270,7 @@ def test_each_task_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(("maxmemory", "words"), [("1", "its memory is full"), ("0", "")])
-def test_now_says_why_redis_refuses_writes(maxmemory: str, words: str) -> None:
+def test_the_front_page_says_why_redis_rejects_writes(maxmemory: str, words: str) -> None:
     server = redis.Redis.from_url(os.environ["REDIS_URL"])
     server.config_set("maxmemory", maxmemory)
     try:
@@ -283,7 +283,7 @@ def test_now_says_why_redis_refuses_writes(maxmemory: str, words: str) -> None:
 # --- tasks and the heart ---------------------------------------------------------------------------------------
 
 
-def test_a_drain_takes_its_hint_down_so_that_the_next_one_goes_at_once(install: Install) -> None:
+def test_a_drain_clears_its_hint_so_that_the_next_one_is_sent_at_once(install: Install) -> None:
     from audiences.wake import _pending, _redis
 
     _redis().set(_pending(install.pk), 1, px=60_000)

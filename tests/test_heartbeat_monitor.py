@@ -81,7 +81,7 @@ def test_a_worker_that_work_reaches_is_ready_and_in_the_table(worker: RunningWor
     eventually(lambda: Worker.objects.get().beat_at > first)
 
 
-def test_a_worker_whose_broker_is_frozen_is_not_ready_and_comes_back_by_itself(worker: RunningWorker) -> None:
+def test_a_worker_whose_broker_is_frozen_is_not_ready_and_recovers(worker: RunningWorker) -> None:
     eventually(lambda: Worker.objects.exists())
     with worker.broker.frozen():
         eventually(lambda: worker.health()[0] == 503)
@@ -150,7 +150,7 @@ def test_it_does_not_end_for_heartbeats_that_could_not_be_sent(clock: Clock) -> 
     assert monitor.problem()
 
 
-def test_it_does_not_end_before_the_broker_has_taken_several_in_vain(clock: Clock) -> None:
+def test_it_does_not_exit_before_the_broker_accepted_several_unanswered_heartbeats(clock: Clock) -> None:
     """The broker was away for long and has just come back: the first heartbeat is still on its way."""
     ended: list[int] = []
     monitor = HeartbeatMonitor("w", send=lambda: None, every=10, end=ended.append)
@@ -162,7 +162,7 @@ def test_it_does_not_end_before_the_broker_has_taken_several_in_vain(clock: Cloc
     assert ended == [1]
 
 
-def test_a_heartbeat_that_came_out_starts_the_count_anew(clock: Clock) -> None:
+def test_an_arrived_heartbeat_resets_the_count(clock: Clock) -> None:
     ended: list[int] = []
     monitor = HeartbeatMonitor("w", send=lambda: None, every=10, end=ended.append)
     for _ in range(20):
@@ -172,7 +172,7 @@ def test_a_heartbeat_that_came_out_starts_the_count_anew(clock: Clock) -> None:
     assert (ended, monitor.problem()) == ([], "")
 
 
-def test_it_tells_when_it_last_did_some_work(clock: Clock) -> None:
+def test_it_reports_when_it_last_worked(clock: Clock) -> None:
     monitor = HeartbeatMonitor("w", send=lambda: None, every=10)
     monitor.heard()
     assert Worker.objects.get().worked_at is None
@@ -190,7 +190,7 @@ def test_it_tells_when_it_last_did_some_work(clock: Clock) -> None:
 # --- What people see -------------------------------------------------------------------------------------------
 
 
-def test_a_worker_told_to_stop_is_missed_by_nobody(clock: Clock) -> None:
+def test_a_stopped_worker_is_not_reported_as_silent(clock: Clock) -> None:
     monitor = HeartbeatMonitor("w", send=lambda: None, every=10)
     monitor.heard()
     monitor.stop()
@@ -202,7 +202,7 @@ def beat(name: str, *, seconds_ago: float = 0) -> None:
     Worker.objects.filter(name=name).update(beat_at=now() - timedelta(seconds=seconds_ago))
 
 
-def test_a_silent_worker_is_told_apart_and_forgotten_after_an_hour() -> None:
+def test_a_silent_worker_is_listed_separately_and_forgotten_after_an_hour() -> None:
     beat("old", seconds_ago=7200)
     beat("silent", seconds_ago=120)
     beat("fresh")
@@ -215,7 +215,7 @@ def test_a_silent_worker_is_told_apart_and_forgotten_after_an_hour() -> None:
 @pytest.mark.parametrize(
     ("names", "status"), [({}, 503), ({"a": 0}, 200), ({"a": 0, "b": 120}, 200), ({"a": 120}, 503)]
 )
-def test_the_web_process_knows_whether_any_worker_answers(names: dict[str, float], status: int) -> None:
+def test_the_web_process_knows_whether_a_worker_answers(names: dict[str, float], status: int) -> None:
     for name, seconds in names.items():
         beat(name, seconds_ago=seconds)
     answer = Client().get("/health/workers")
@@ -224,7 +224,7 @@ def test_the_web_process_knows_whether_any_worker_answers(names: dict[str, float
     assert {worker["name"] for worker in told["workers"]} == set(names)
 
 
-def test_a_heartbeat_that_could_not_be_sent_starts_the_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_that_could_not_be_sent_resets_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats from before an outage of the broker say nothing about the time after it."""
     moment, is_away = 0.0, False
     ended: list[int] = []

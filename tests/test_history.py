@@ -68,7 +68,7 @@ def run(audience: Audience, of: Delivery | None, number: int = 1, **values: Any)
 # --- what went out -----------------------------------------------------------------------------------------------
 
 
-def test_what_was_kept_is_byte_by_byte_what_odp_got_and_so_are_the_headers(viewer: Client) -> None:
+def test_the_stored_request_is_byte_by_byte_what_odp_received_with_its_headers(viewer: Client) -> None:
     with sandbox() as odp:
         shop = make_install(odp)
         gold = make_audience(shop, provisioned=False)
@@ -133,7 +133,7 @@ def test_a_stale_confirmation_reveals_nothing(boss: Client, shop: Install) -> No
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
-def test_what_an_item_says_of_an_audience_is_read_back(mechanism: Mechanism) -> None:
+def test_a_membership_is_read_back_from_a_request_item(mechanism: Mechanism) -> None:
     changes = [Change(n % 2, f"lytics_{n % 2}", f"customer-{n // 2}", n % 3 == 0, 10**18, n) for n in range(8)]
     items = request_bodies.items(
         encode([item for group in mechanism.groups(changes) for item in mechanism.items(group)]).decode()
@@ -168,7 +168,7 @@ def test_a_delivery_from_before_has_no_body_and_a_page(viewer: Client, shop: Ins
     assert "was not kept" in page_of(viewer, delivery(shop))
 
 
-def test_what_odp_answered_is_kept_also_when_it_took_everything(viewer: Client) -> None:
+def test_the_response_of_odp_is_stored_also_after_a_success(viewer: Client) -> None:
     with sandbox() as odp:
         shop = make_install(odp)
         enter(make_audience(shop, provisioned=False), "u1")
@@ -178,7 +178,7 @@ def test_what_odp_answered_is_kept_also_when_it_took_everything(viewer: Client) 
     assert "HTTP 202" in page_of(viewer, sent)
 
 
-def test_a_run_unfolds_to_what_of_its_audience_went_out(viewer: Client, shop: Install, gold: Audience) -> None:
+def test_a_run_unfolds_to_the_items_sent_for_its_audience(viewer: Client, shop: Install, gold: Audience) -> None:
     silver = make_audience(shop, "silver")
     changes = [Change(1, "lytics_gold", f"customer-{n:03}", n % 2 == 0, 10**18, n) for n in range(30)]
     changes.append(Change(2, "lytics_silver", PERSON, True, 10**18, 1))
@@ -194,7 +194,7 @@ def test_a_run_unfolds_to_what_of_its_audience_went_out(viewer: Client, shop: In
     assert viewer.get(address("run_sent", run(gold, None, 2).pk)).status_code == 404
 
 
-def test_what_a_run_sent_is_for_nobody_without_permission(shop: Install, gold: Audience, client: Client) -> None:
+def test_the_items_of_a_run_need_the_permission(shop: Install, gold: Audience, client: Client) -> None:
     it = run(gold, delivery(shop))
     assert client.get(address("run_sent", it.pk))["Location"].startswith("/admin/login/")
     nobody = someone("viewer")
@@ -311,7 +311,7 @@ def rows_of(answer: Any) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_file_has_what_the_filters_leave_and_stands_in_the_history(viewer: Client, shop: Install) -> None:
+def test_a_download_has_the_filtered_rows_and_is_recorded_in_the_history(viewer: Client, shop: Install) -> None:
     good = delivery(shop)
     bad = delivery(shop, outcome="refused", reason="400: no ünit")
     button = re.search(
@@ -348,7 +348,7 @@ def test_a_file_sorted_by_hour_is_whole_and_in_order(
     assert [int(row["delivery"]) for row in rows] == same[::-1]
 
 
-def test_a_file_is_for_nobody_without_permission(shop: Install, client: Client) -> None:
+def test_a_download_needs_the_permission(shop: Install, client: Client) -> None:
     from django.contrib.auth.models import Group, Permission, User
 
     person = someone("viewer")
@@ -368,7 +368,7 @@ def test_no_cell_is_a_formula(viewer: Client, shop: Install, text: str) -> None:
     assert row["reason"] == f"'{text}"
 
 
-def test_a_long_file_starts_at_once_and_never_stands_in_memory(
+def test_a_long_download_is_streamed(
     viewer: Client, shop: Install, django_assert_num_queries: Callable[[int], Any]
 ) -> None:
     with connection.cursor() as cursor:
@@ -464,7 +464,7 @@ def test_live_needs_both_permissions(missing: str) -> None:
     assert address("live") not in person.get("/admin/").content.decode()
 
 
-def test_happenings_of_both_kinds_are_told_apart_in_what_went_out(viewer: Client) -> None:
+def test_enters_and_exits_are_distinguished_in_the_items_sent(viewer: Client) -> None:
     with sandbox() as odp:
         shop = make_install(odp)
         gold = make_audience(shop, provisioned=False)

@@ -159,7 +159,7 @@ def _fact(who: str) -> Fact:
 # --- The receipt ---------------------------------------------------------------------------------------------
 
 
-def test_the_receipt_counts_what_came_of_a_call(install: Install) -> None:
+def test_the_receipt_counts_the_results_of_a_call(install: Install) -> None:
     raw = body(message(who=["a", "b", ""]), "oops", 5, message(transition("paused")))
     received = receive(install, raw, source="192.0.2.7")
     receipt = Receipt.objects.get()
@@ -174,7 +174,7 @@ def test_the_receipt_counts_what_came_of_a_call(install: Install) -> None:
     ("raw", "verdict"),
     [(b"[]", "empty"), (b"junk", "parked"), (body(message()), "queued"), (body(message(), 1), "partly parked")],
 )
-def test_the_receipt_says_in_a_word_what_came_of_a_call(install: Install, raw: bytes, verdict: str) -> None:
+def test_the_receipt_has_a_one_word_result(install: Install, raw: bytes, verdict: str) -> None:
     receive(install, raw)
     assert Receipt.objects.get().verdict == verdict
 
@@ -210,7 +210,7 @@ def test_parked_items_are_not_readable_in_the_database(install: Install) -> None
     assert "kim-4711" not in repr([bytes(value) if isinstance(value, memoryview) else value for value in row])
 
 
-def test_a_reason_with_characters_that_postgresql_refuses_is_still_parked(install: Install) -> None:
+def test_a_reason_with_characters_that_postgresql_rejects_is_still_parked(install: Install) -> None:
     receive(install, single(message(transition("pau\0sed"), who=None)))
     one = message(who=None)
     one["data"]["na\0me"] = 1
@@ -281,12 +281,12 @@ def test_an_id_alone_is_enough_once_the_slug_is_known(install: Install) -> None:
     assert Audience.objects.get().latest_slug == "gold_club"
 
 
-def test_an_id_alone_is_enough_where_the_same_call_tells_the_slug_later(install: Install) -> None:
+def test_an_id_is_enough_when_the_same_call_has_the_slug_later(install: Install) -> None:
     receive(install, body(enter("s1", None, "kim"), enter("s1", "gold_club", "lee")))
     assert log(install) == {"lytics_gold_club": [(1, "kim", ENTER), (2, "lee", ENTER)]}
 
 
-def test_an_id_that_nobody_has_named_yet_is_parked_customer_by_customer(install: Install) -> None:
+def test_an_unknown_id_without_a_slug_is_parked_per_customer(install: Install) -> None:
     leave = message(transition("exit", segment="s9", slug=None, at="1999-12-31T23:59:59.000000001-00:30"), who="lee")
     receive(install, body(enter("s9", None, "a", "b"), message(), leave))
     assert log(install) == {"lytics_gold_club": [(1, "kim", ENTER)]}
@@ -371,7 +371,7 @@ def test_numbers_stay_gapless_with_twenty_writers_over_overlapping_audiences(ins
 
 
 @at_once
-def test_a_call_rolled_back_leaves_no_gap_for_the_one_that_waited(install: Install) -> None:
+def test_a_rolled_back_call_leaves_no_gap_in_the_numbers(install: Install) -> None:
     receive(install, body(message()))
     with transaction.atomic():
         receive(install, body(message(who="gone")))
@@ -434,7 +434,7 @@ def test_appends_lock_audiences_in_one_order(install: Install, monkeypatch: pyte
 
 
 @at_once
-def test_calls_wait_for_each_other_in_no_circle_while_others_write_what_refers_to_their_audiences(
+def test_concurrent_calls_and_writers_of_foreign_keys_do_not_deadlock(
     install: Install,
 ) -> None:
     """A foreign key that is checked locks its audience a little, those of Parked and Resend for example. A call that
@@ -494,9 +494,7 @@ def test_an_id_and_a_slug_alone_at_once_make_one_audience(install: Install, monk
 
 
 @at_once
-def test_an_adoption_takes_its_locks_in_the_order_of_everybody_else(
-    install: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adoption_locks_in_the_common_order(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adopted audience has the higher id: were it locked first, the other call would wait for it with ours held."""
     receive(install, body(enter("s1", "gold_club"), enter(None, "basket")))
     adopting, append = threading.Event(), ingest.append
@@ -569,7 +567,7 @@ def test_ten_thousand_events_of_one_call_are_all_there(install: Install) -> None
 
 
 @pytest.mark.parametrize("who", [None, "", True, {"a": 1}, []])
-def test_an_item_whose_identifier_is_unusable_is_read_by_another_field_on_release(install: Install, who: Any) -> None:
+def test_an_item_with_an_unusable_identifier_can_be_released_with_another_field(install: Install, who: Any) -> None:
     one = message(who=who)
     one["data"]["other"] = "kim"
     receive(install, body(one))
@@ -583,7 +581,7 @@ def test_an_item_whose_identifier_is_unusable_is_read_by_another_field_on_releas
 @pytest.mark.parametrize(
     "word", ["null", "[object Object]", "[Object  object]", "<nil>", "(not set)", "\\N", "Infinity"]
 )
-def test_the_usual_placeholders_are_parked_unless_told_otherwise(install: Install, word: str) -> None:
+def test_the_usual_placeholders_are_parked_by_default(install: Install, word: str) -> None:
     receive(install, body(message(who=word), message(who=[word, "kim"])))
     assert list(Event.objects.values_list("identifier", flat=True)) == ["kim"]
     assert set(Parked.objects.values_list("reason", flat=True)) == {reasons.PLACEHOLDER}

@@ -155,7 +155,7 @@ def test_it_serves_the_lane_longest_unserved_first(shop: Install) -> None:
     assert order == ["lytics_b", "lytics_c", "lytics_a"] * 2
 
 
-def test_a_lane_that_was_never_served_comes_before_those_that_were(shop: Install) -> None:
+def test_a_lane_that_was_never_served_is_claimed_first(shop: Install) -> None:
     ready(shop, "a", events=2)
     give_back_served(claim(shop, capacity=1))
     ready(shop, "b")
@@ -188,7 +188,7 @@ def test_a_lane_that_fits_exactly_leaves_no_room(shop: Install) -> None:
     assert not lease.more
 
 
-def test_a_lane_is_taken_again_as_far_as_it_was_or_not_at_all(shop: Install) -> None:
+def test_a_lane_is_claimed_again_up_to_the_same_number_or_not_at_all(shop: Install) -> None:
     """Its last request failed and may have been applied: fewer events would fold to something older."""
     again = ready(shop, "b", events=2)
     deliver(claim(shop), stop=tuple(numbered(2)))
@@ -203,7 +203,7 @@ def test_a_lane_is_taken_again_as_far_as_it_was_or_not_at_all(shop: Install) -> 
     assert spans(claim(shop, capacity=4)) == {"lytics_a": (1, 3)}
 
 
-def test_of_a_deep_lane_it_takes_what_fits_and_goes_on_there(shop: Install) -> None:
+def test_a_deep_lane_is_claimed_in_parts_that_fit(shop: Install) -> None:
     ready(shop, "deep", events=25)
     taken = []
     while lease := claims.claim(shop.pk, capacity=10):
@@ -225,7 +225,7 @@ def test_of_a_deep_lane_it_takes_what_fits_and_goes_on_there(shop: Install) -> N
         ({"mechanism": "passthrough", "batch_size": 1}, 1),
     ],
 )
-def test_a_request_holds_what_the_install_says(values: dict[str, Any], capacity: int) -> None:
+def test_a_request_holds_as_many_items_as_the_install_allows(values: dict[str, Any], capacity: int) -> None:
     install = make_install(**values)
     ready(install, "deep", events=600)
     assert spans(claim(install)) == {"lytics_deep": (1, capacity)}
@@ -246,7 +246,7 @@ def test_it_leaves_the_lanes_of_other_installs_alone(shop: Install) -> None:
     assert spans(claim(other)) == {"lytics_a": (1, 1)}
 
 
-def test_a_claimed_lane_is_nobody_elses(shop: Install) -> None:
+def test_a_claimed_lane_is_not_claimed_by_another_worker(shop: Install) -> None:
     ready(shop, "a", events=5)
     claim(shop, capacity=2)
     assert claims.claim(shop.pk, capacity=2) is None
@@ -314,7 +314,7 @@ def test_an_audience_that_is_not_made_in_odp_yet_is_claimed_apart(shop: Install)
         ({"brake_until_at": -1}, True),
     ],
 )
-def test_a_braked_or_disabled_install_is_left_alone(values: dict[str, Any], may: bool) -> None:
+def test_an_install_on_hold_or_disabled_is_not_claimed(values: dict[str, Any], may: bool) -> None:
     if seconds := values.get("brake_until_at"):
         at = now() + timedelta(seconds=seconds)
         values = {"brake_until_at": at, "brake_since_at": now(), "brake_reason": "503", "brake_failures": 1}
@@ -345,7 +345,7 @@ def test_one_request_with_many_lanes_is_one_request() -> None:
     assert spans(claim(install, capacity=2)) == {"lytics_c": (1, 1)}
 
 
-def test_a_request_whose_lease_ran_out_is_not_under_way_any_more() -> None:
+def test_a_request_whose_lease_expired_is_no_longer_under_way() -> None:
     install = make_install(max_in_flight=1)
     dead = ready(install, "a")
     claim(install)
@@ -415,7 +415,7 @@ def open_one(lease: Lease) -> int:
     )
 
 
-def test_whoever_claims_a_dead_workers_lane_closes_what_it_left_open_as_unknown(shop: Install) -> None:
+def test_claiming_the_lane_of_a_dead_worker_closes_its_request_as_unknown(shop: Install) -> None:
     audience = ready(shop, "a")
     open_one(claim(shop))
     lease_runs_out(audience)
@@ -490,7 +490,7 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
 
 
 @pytest.mark.parametrize("late_step", ["closes what was left open", "fails"])
-def test_a_late_worker_leaves_open_what_the_next_one_has_sent(shop: Install, late_step: str) -> None:
+def test_a_late_worker_does_not_close_the_request_of_the_next_one(shop: Install, late_step: str) -> None:
     taken, kept = ready(shop, "a"), ready(shop, "b")
     late = claim(shop)
     lease_runs_out(taken)
@@ -545,7 +545,7 @@ def test_a_lease_that_lost_one_of_its_lanes_changes_none_of_the_others(shop: Ins
     assert (lane_of(kept).lease_token, lane_of(taken).lease_token is None) == (None, False)
 
 
-def test_a_worker_that_is_late_and_whose_lane_nobody_took_may_settle(
+def test_a_late_worker_may_settle_a_lane_that_was_not_claimed_again(
     shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audience = ready(shop, "a")
@@ -570,7 +570,7 @@ def test_a_claim_lasts_as_long_as_is_set(shop: Install, settings: Any) -> None:
     assert now() + timedelta(seconds=900) < expires_at <= now() + timedelta(seconds=1000)
 
 
-def test_a_claim_that_finds_the_install_braked_since_gives_its_lanes_back(
+def test_a_claim_that_finds_the_install_on_hold_releases_its_lanes(
     shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audience = ready(shop, "a")
@@ -603,7 +603,7 @@ def test_opening_a_delivery_makes_the_lease_last_as_long_as_a_new_one(shop: Inst
     assert expires_at > nearly_over + timedelta(seconds=settings.LEASE_SECONDS / 4)
 
 
-def test_a_lease_that_ran_out_opens_no_delivery_even_if_nobody_took_its_lane(shop: Install) -> None:
+def test_an_expired_lease_opens_no_delivery_even_if_its_lane_is_unclaimed(shop: Install) -> None:
     """It isn't counted any more, so another may have the install's place by now."""
     audience = ready(shop, "a")
     lease = claim(shop)
@@ -676,7 +676,7 @@ def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
 # --- Reading -------------------------------------------------------------------------------------------------
 
 
-def test_a_hole_in_the_log_is_told_before_anything_is_sent(shop: Install) -> None:
+def test_a_gap_in_the_log_is_reported_before_anything_is_sent(shop: Install) -> None:
     audience = ready(shop, "a", events=5)
     Event.objects.filter(audience=audience, sequence=3).delete()
     with pytest.raises(GapError, match="lytics_a: events 1–5 are not all there"):
@@ -739,7 +739,7 @@ def test_a_run_of_which_nothing_had_to_be_sent_is_in_the_history(shop: Install) 
     assert Delivery.objects.count() == 1
 
 
-def test_without_an_answer_to_all_of_a_run_the_cursor_stays_and_what_is_known_is_kept(shop: Install) -> None:
+def test_partial_answers_are_recorded_but_the_cursor_does_not_move(shop: Install) -> None:
     audience = make_audience(shop)
     enter(audience, "kim", "lee", "mo")
     deliver(claim(shop), refuse=("lee",), stop=("mo",))
@@ -755,7 +755,7 @@ def test_without_an_answer_to_all_of_a_run_the_cursor_stays_and_what_is_known_is
     assert len(parked()) == 1
 
 
-def test_a_refusal_of_somebody_parked_already_stays_one_item_with_the_newest_words(shop: Install) -> None:
+def test_a_second_rejection_of_a_customer_updates_the_parked_item(shop: Install) -> None:
     audience = make_audience(shop)
     for at in (1, 2, 3):
         enter(audience, "lee", at=at)
@@ -765,7 +765,7 @@ def test_a_refusal_of_somebody_parked_already_stays_one_item_with_the_newest_wor
     assert (item.sequence, item.detail, item.delivery_id) == (3, "not him, 3", Delivery.objects.latest("pk").pk)
 
 
-def test_of_refused_customers_only_those_still_parked_are_told_apart(shop: Install) -> None:
+def test_only_customers_that_are_still_parked_count_as_rejected(shop: Install) -> None:
     audience = make_audience(shop)
     enter(audience, "lee", "mo", "kim")
     deliver(claim(shop), refuse=("lee", "mo"))
@@ -777,7 +777,7 @@ def test_of_refused_customers_only_those_still_parked_are_told_apart(shop: Insta
     assert reading.refused_customers(lease, {"lee", "mo", "kim"}) == {"mo"}
 
 
-def test_odp_has_taken_something_of_an_audience_once_it_took_anybody_in_or_out(shop: Install) -> None:
+def test_odp_knows_an_audience_once_it_accepted_any_membership_of_it(shop: Install) -> None:
     refused, left = make_audience(shop, "a"), make_audience(shop, "b")
     enter(refused, "lee")
     happen(left, ("kim", "exit", 1))
@@ -787,7 +787,7 @@ def test_odp_has_taken_something_of_an_audience_once_it_took_anybody_in_or_out(s
     assert reading.was_taken(left.pk)
 
 
-def test_a_parked_item_of_which_odp_took_something_newer_needs_nobody_any_more(shop: Install) -> None:
+def test_a_parked_item_is_superseded_when_odp_accepts_something_newer(shop: Install) -> None:
     audience, other = make_audience(shop, "gold"), make_audience(shop, "vip")
     for each in (audience, other):
         enter(each, "lee", "mo")
@@ -803,7 +803,7 @@ def test_a_parked_item_of_which_odp_took_something_newer_needs_nobody_any_more(s
     assert ledger_of(audience)["lee"] == (False, 2, False)
 
 
-def test_a_change_of_somebody_whom_odp_refused_is_sent_and_supersedes(shop: Install) -> None:
+def test_a_change_of_a_rejected_customer_is_sent_and_supersedes(shop: Install) -> None:
     audience = make_audience(shop)
     enter(audience, "lee")
     deliver(claim(shop), refuse=("lee",))
@@ -813,7 +813,7 @@ def test_a_change_of_somebody_whom_odp_refused_is_sent_and_supersedes(shop: Inst
     assert runs_of(audience)[-1] == (2, 2, 1, 0, "delivered")
 
 
-def test_a_refused_change_that_is_sent_again_and_taken_needs_nobody_any_more(shop: Install) -> None:
+def test_a_rejected_change_that_is_resent_and_accepted_is_closed(shop: Install) -> None:
     """As a resync or a replay sends it: the same change, forced."""
     audience = make_audience(shop)
     enter(audience, "lee", "mo")
@@ -826,7 +826,7 @@ def test_a_refused_change_that_is_sent_again_and_taken_needs_nobody_any_more(sho
 
 
 @pytest.mark.parametrize("kind", ["enter", "exit"])
-def test_a_refusal_of_a_known_customer_counts_members_as_the_ledger_has_them(shop: Install, kind: str) -> None:
+def test_a_rejection_of_a_known_customer_keeps_the_member_count_of_the_ledger(shop: Install, kind: str) -> None:
     audience = make_audience(shop)
     enter(audience, "kim", "lee")
     deliver(claim(shop))

@@ -74,7 +74,7 @@ def test_the_same_block_keeps_its_beginning(operator: Client, gold: Audience, ag
 
 
 @pytest.mark.parametrize("again", [by_a_delivery, by_its_making])
-def test_another_reason_begins_anew(operator: Client, gold: Audience, again: object) -> None:
+def test_another_reason_starts_a_new_count(operator: Client, gold: Audience, again: object) -> None:
     assert callable(again)
     blocked(gold, "field has the wrong type")
     grows_older(gold)
@@ -83,7 +83,7 @@ def test_another_reason_begins_anew(operator: Client, gold: Audience, again: obj
     assert age(gold) < EARLIER
 
 
-def test_after_a_delivery_the_same_reason_begins_anew(operator: Client, gold: Audience) -> None:
+def test_the_same_reason_starts_a_new_count_after_a_delivery(operator: Client, gold: Audience) -> None:
     blocked(gold, "field has the wrong type")
     grows_older(gold)
     press(operator, "unblock", gold)
@@ -117,7 +117,7 @@ def test_a_block_that_comes_back_a_second_time_keeps_its_first_beginning(
 
 
 @pytest.mark.parametrize("by_delivery", [True, False])
-def test_a_block_that_comes_back_is_told_to_whoever_paused_it_in_between(
+def test_a_block_that_returns_is_shown_to_the_operator_who_paused_the_audience(
     operator: Client, gold: Audience, by_delivery: bool
 ) -> None:
     blocked(gold, "field has the wrong type")

@@ -126,7 +126,7 @@ def test_the_first_run_shows_where_to_log_in_and_that_every_audience_is_equal(ru
     assert len(re.findall(r"^  lytics_\w+ +[\d,]+ +[\d,]+  yes$", said, re.MULTILINE)) == 3
 
 
-def test_what_it_keeps_is_its_owners_alone(runner: Runner) -> None:
+def test_its_files_are_readable_by_their_owner_only(runner: Runner) -> None:
     assert runner.folder.stat().st_mode & 0o777 == 0o700
     assert (runner.folder / "local.env").stat().st_mode & 0o777 == 0o600
     assert (runner.folder / "postgres").stat().st_mode & 0o777 == 0o700
@@ -140,7 +140,7 @@ def test_there_is_a_pid_file_for_each_process(runner: Runner) -> None:
         assert belongs_to(pid, runner.folder), name
 
 
-def test_a_second_runner_in_the_same_folder_says_who_is_there(runner: Runner) -> None:
+def test_a_second_runner_in_the_same_folder_names_the_first(runner: Runner) -> None:
     # Its output goes elsewhere, for the first one still writes to its own.
     second = Runner(folder=runner.folder.with_name("second"))
     sentence = refused(second, DATA_DIR=str(runner.folder))
@@ -194,7 +194,7 @@ def test_a_second_run_keeps_the_data_and_is_up_in_seconds(runner: Runner) -> Non
     assert "The sample stream was sent earlier" in runner.said()
 
 
-def test_kill_9_of_the_runner_takes_everything_down(runner: Runner) -> None:
+def test_kill_9_of_the_runner_ends_all_its_processes(runner: Runner) -> None:
     assert len(runner.alive()) > len(NAMES)  # gunicorn's workers are there, too
     runner.end(signal.SIGKILL)
     eventually(lambda: runner.alive() == [])
@@ -232,7 +232,7 @@ def test_a_data_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) ->
     assert sentence == f"DATA_DIR, {tmp_path}/file/data, can't be written to: Not a directory."
 
 
-def test_a_port_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_an_invalid_port_is_reported_in_one_sentence(tmp_path: Path) -> None:
     assert (
         refused(Runner(folder=tmp_path / "data"), PORT="http") == "PORT must be a number from 1 to 65535, not 'http'."
     )

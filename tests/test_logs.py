@@ -237,7 +237,7 @@ def test_a_call_leads_to_its_deliveries_and_a_delivery_to_its_calls(odp: Threade
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_identifier_of_a_customer_stands_in_a_log(odp: ThreadedSandbox) -> None:
+def test_no_identifier_of_a_customer_is_logged(odp: ThreadedSandbox) -> None:
     """Through receiving, parking, refusals in ODP's own words, a failed request and a broken constraint."""
     shop = Install(name="Shop", odp_host=odp.url, odp_api_key=odp.private_key, requests_per_second=0)
     installs.create(shop)

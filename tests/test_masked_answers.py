@@ -95,7 +95,7 @@ def secrets_in(shown: str) -> set[str]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_no_page_shows_whom_odp_quoted(shop: Install, role: str) -> None:
+def test_no_page_shows_customers_quoted_by_odp(shop: Install, role: str) -> None:
     person, masked = someone(role), 0
     for address in addresses():
         answer = person.get(address)
@@ -112,7 +112,7 @@ def press(person: Client, name: str, pk: int) -> Any:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_no_dialog_and_no_download_shows_whom_odp_quoted(shop: Install, role: str) -> None:
+def test_no_dialog_and_no_download_shows_customers_quoted_by_odp(shop: Install, role: str) -> None:
     person = someone(role)
     download: Any = person.post(reverse("admin:audiences_delivery_csv"))
     lines = b"".join(download.streaming_content).decode()
@@ -127,7 +127,7 @@ def test_no_dialog_and_no_download_shows_whom_odp_quoted(shop: Install, role: st
         assert secrets_in(dialog) == set(), name
 
 
-def test_no_command_tells_whom_odp_quoted(shop: Install) -> None:
+def test_no_command_prints_customers_quoted_by_odp(shop: Install) -> None:
     for more in ([], ["--json"]):
         out = StringIO()
         call_command("lane_status", *more, stdout=out)
@@ -135,7 +135,7 @@ def test_no_command_tells_whom_odp_quoted(shop: Install) -> None:
         assert secrets_in(out.getvalue()) == set()
 
 
-def test_an_admin_who_asks_sees_the_whole_answer_once(shop: Install) -> None:
+def test_an_admin_who_reveals_sees_the_whole_answer_once(shop: Install) -> None:
     person, delivery = someone("admin"), Delivery.objects.get()
     shown = press(person, "delivery_reveal", delivery.pk).content.decode()
     assert secrets_in(shown) == {EMAIL, QUOTED, BARE}
@@ -155,7 +155,7 @@ def test_a_definition_that_is_not_ours_is_shown_whole(shop: Install) -> None:
     assert "&quot;comparator&quot;: &quot;GT&quot;" in page
 
 
-def test_what_lytics_sent_wrong_is_still_said(shop: Install) -> None:
+def test_errors_of_lytics_are_still_shown(shop: Install) -> None:
     """Texts of ours about a call quote what was read, and nobody in it."""
     ingest.receive(shop, json.dumps([message(transition("paused"))]).encode())
     item = Parked.objects.get(reason="unknown_event")
@@ -171,7 +171,7 @@ def test_masking_twice_is_masking_once() -> None:
 @pytest.mark.parametrize(
     "page", ["/admin/audiences/delivery/", "/admin/audiences/delivery/live/", "/admin/audiences/run/"]
 )
-def test_a_list_of_failures_takes_as_many_queries_for_twenty_as_for_one(shop: Install, page: str) -> None:
+def test_a_list_of_failures_needs_as_many_queries_for_twenty_as_for_one(shop: Install, page: str) -> None:
     person = someone("admin")
 
     def queries() -> int:

@@ -141,7 +141,7 @@ def test_only_the_passthrough_mechanism_is_made_with_the_definition_that_was_set
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_the_label_of_a_mechanism_is_what_an_install_offers(name: str) -> None:
+def test_the_label_of_a_mechanism_is_offered_by_the_form_of_an_install(name: str) -> None:
     field = Install._meta.get_field("mechanism")
     assert dict(CHOICES)[name] == MECHANISMS[name].label == dict(field.flatchoices)[name]
     assert len(name) <= (field.max_length or 0)
@@ -207,14 +207,14 @@ def test_an_attribute_audience_is_a_boolean_field_and_a_segment_over_it(odp: Thr
     assert body(odp, "PUT", f"/v3/segments/{ID}") == segment(IS_TRUE)
 
 
-def test_what_is_there_already_is_success_and_stays_as_it_is(odp: ThreadedSandbox) -> None:
+def test_existing_objects_count_as_created_and_stay_unchanged(odp: ThreadedSandbox) -> None:
     ensure(Attribute(), odp)
     (before,) = odp.requests()[-1:]
     assert ensure(Attribute(), odp) is None
     assert [r["method"] for r in odp.requests(before["number"])] == ["GET", "GET"]
 
 
-def test_a_segment_that_somebody_changed_is_never_overwritten(odp: ThreadedSandbox) -> None:
+def test_a_segment_edited_by_a_person_is_never_overwritten(odp: ThreadedSandbox) -> None:
     ensure(Attribute(), odp)
     mine = segment({"is_list_member": {"list": "newsletter"}}) | {"description": "Theirs"}
     odp.odp("POST", "/v3/lists", {"name": "newsletter"})
@@ -297,7 +297,7 @@ def test_an_answer_that_got_lost_after_the_work_was_done_does_no_harm(odp: Threa
     assert odp.odp("GET", f"/v3/segments/{ID}")[1]["revision"] == 1
 
 
-def test_a_host_that_is_not_odp_is_worth_a_slow_retry_and_no_refusal() -> None:
+def test_a_host_that_is_not_odp_is_retried_slowly_and_not_a_rejection() -> None:
     with ScriptedServer(say(answer(404, b"<html>", kind="text/html"))) as server:
         for how in (Attribute(), ListMembership(), Passthrough(DEFINITION)):
             problem = ensure(how, server)
@@ -306,7 +306,7 @@ def test_a_host_that_is_not_odp_is_worth_a_slow_retry_and_no_refusal() -> None:
 
 
 @pytest.mark.parametrize("found", [b"[]", b"null", b'"boolean"', b"{}", b'{"type": null}', b"not json"])
-def test_a_field_that_can_not_be_understood_is_not_taken_for_boolean(found: bytes) -> None:
+def test_an_unreadable_field_is_not_taken_for_boolean(found: bytes) -> None:
     with ScriptedServer(say(answer(200, found))) as server:
         problem = ensure(Attribute(), server)
     assert isinstance(problem, Answer)
@@ -333,7 +333,9 @@ MAKING: dict[str, tuple[Mechanism, dict[str, Any]]] = {
 @pytest.mark.parametrize("junk", JUNK)
 @pytest.mark.parametrize("what", MAKING)
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_a_success_that_made_nothing_is_none(odp: ThreadedSandbox, what: str, junk: str, status: int) -> None:
+def test_a_success_without_an_object_to_read_back_is_not_a_success(
+    odp: ThreadedSandbox, what: str, junk: str, status: int
+) -> None:
     how, when = MAKING[what]
     text, kind = JUNK[junk]
     odp.fault({**when, "times": 1}, {"status": status, "body": text, "headers": {"Content-Type": kind}})
@@ -365,7 +367,7 @@ def test_a_look_that_shows_nothing_of_odp_is_worth_a_retry_and_no_writing(
         if type(mine) is not type(other)
     ],
 )
-def test_what_another_mechanism_made_is_neither_taken_nor_overwritten(
+def test_objects_of_another_mechanism_are_neither_used_nor_overwritten(
     odp: ThreadedSandbox, mine: Mechanism, other: Mechanism
 ) -> None:
     assert ensure(other, odp) is None
@@ -409,7 +411,7 @@ def test_a_list_that_is_there_already_is_success(odp: ThreadedSandbox) -> None:
     assert calls(odp).count(f"PUT /v3/segments/{ID}") == 1
 
 
-def test_a_list_that_is_refused_and_not_there_is_a_reason_to_stop(odp: ThreadedSandbox) -> None:
+def test_a_list_that_is_rejected_and_missing_needs_a_person(odp: ThreadedSandbox) -> None:
     odp.fault({"method": "POST", "path": "/v3/lists"}, {"status": 400, "message": "too many lists"})
     assert ensure(ListMembership(), odp) == Refusal(f"The list {ID} could not be created: 400: too many lists")
 
@@ -420,7 +422,7 @@ def test_lists_that_can_not_be_read_are_worth_a_retry(odp: ThreadedSandbox) -> N
     assert isinstance(ensure(ListMembership(), odp), Answer)
 
 
-def test_a_passthrough_audience_is_made_from_the_definition_that_we_were_told(odp: ThreadedSandbox) -> None:
+def test_a_passthrough_audience_is_created_from_the_configured_definition(odp: ThreadedSandbox) -> None:
     assert ensure(Passthrough(DEFINITION), odp) is None
     assert body(odp, "PUT", f"/v3/segments/{ID}") == {
         "description": LABEL,

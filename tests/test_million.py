@@ -301,9 +301,7 @@ def test_a_page_of_a_big_table_reads_no_more_than_it_shows(page: Page, visitor: 
 
 
 @every_page
-def test_a_page_takes_no_more_queries_than_when_the_tables_were_small(
-    page: Page, visitor: Client, small: dict[str, int]
-) -> None:
+def test_a_page_needs_no_more_queries_than_on_small_tables(page: Page, visitor: Client, small: dict[str, int]) -> None:
     """Than the busiest page of the same list: a filter that finds no row needs no look-up of what its rows name."""
     kind = page.name.partition("?")[0]
     assert len(visit(visitor, page.url())) <= max(n for name, n in small.items() if name.partition("?")[0] == kind)

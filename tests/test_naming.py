@@ -33,11 +33,11 @@ def test_any_slug_gives_a_plain_id(slug: str) -> None:
     assert re.fullmatch(r"lytics_[a-z0-9_]+", naming.odp_id(slug))
 
 
-def test_a_free_id_is_taken_as_it_is() -> None:
+def test_a_free_id_is_used_unchanged() -> None:
     assert naming.free_odp_id("gold_club", "5D2A91c07e", set()) == "lytics_gold_club"
 
 
-def test_a_taken_id_gets_a_suffix_from_the_segment() -> None:
+def test_a_used_id_gets_a_suffix_from_the_segment() -> None:
     assert naming.free_odp_id("gold_club", "5D2A91c07e", {"lytics_gold_club"}) == "lytics_gold_club_5d2a91"
 
 

@@ -125,7 +125,7 @@ def test_a_body_over_the_limit_reaches_the_service_which_asks_to_come_back(nginx
     assert (status, "Retry-After" in answer) == (503, True)
 
 
-def test_a_body_over_the_limit_of_nginx_itself_is_asked_to_come_back(nginx: Nginx, shop: Install) -> None:
+def test_a_body_over_the_limit_of_nginx_itself_is_answered_503(nginx: Nginx, shop: Install) -> None:
     status, answer = nginx.status(head(shop, f"Content-Length: {100 << 20}"))
     assert (status, answer.endswith("Retry-After: 30")) == (503, True)
     status, answer = nginx.status(head(shop, "Transfer-Encoding: chunked"), b"%x\r\n[]" % (100 << 20))
@@ -152,7 +152,7 @@ def test_a_body_over_the_limit_of_nginx_itself_is_asked_to_come_back(nginx: Ngin
         "an unknown coding",
     ],
 )
-def test_what_nginx_refuses_asks_to_come_back(nginx: Nginx, shop: Install, odd: str) -> None:
+def test_requests_that_nginx_rejects_are_answered_503(nginx: Nginx, shop: Install, odd: str) -> None:
     usual = head(shop, "Content-Length: 0")
     sent = {
         "a blank in the query": head(shop, "Content-Length: 0", target="/webhooks/lytics/x?source=lytics prod"),
@@ -194,7 +194,7 @@ def certificate(folder: Path) -> str:
     return f" ssl; ssl_certificate {folder}/both.pem; ssl_certificate_key {folder}/both.pem"
 
 
-def test_who_forgets_tls_is_asked_to_come_back(tmp_path: Path, shop: Install) -> None:
+def test_plain_http_to_the_tls_port_is_answered_503(tmp_path: Path, shop: Install) -> None:
     """nginx' own answer to http on the port of https is 400."""
     running = Nginx(tmp_path, service=free_port(), tls=certificate(tmp_path))
     try:
@@ -204,7 +204,7 @@ def test_who_forgets_tls_is_asked_to_come_back(tmp_path: Path, shop: Install) ->
         running.stop()
 
 
-def test_what_is_constant_in_nginx_fits_the_defaults_of_the_settings() -> None:
+def test_the_constants_of_the_nginx_snippet_fit_the_default_settings() -> None:
     lines = _of_the_page()
     megabytes = settings.WEBHOOK_BODY_LIMIT / 1024 / 1024
     (body,) = re.findall(r"client_max_body_size (\d+)m;", lines)

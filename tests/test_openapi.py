@@ -51,7 +51,7 @@ def is_as_told(answer: Any, path: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch"])
-def test_each_answer_of_the_webhook_is_as_told(
+def test_each_documented_answer_of_the_webhook_is_true(
     install: Install, method: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def send(token: str, *, method: str = method) -> Any:
@@ -73,7 +73,7 @@ def test_each_answer_of_the_webhook_is_as_told(
         is_as_told(answer, WEBHOOK, method)
 
 
-def test_each_answer_about_health_is_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_documented_answer_of_the_health_urls_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(path: str, status: int) -> None:
         answer = Client().get(path)
         assert answer.status_code == status

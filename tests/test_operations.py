@@ -44,7 +44,9 @@ def correct(install: Install, **values: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_items_without_an_identifier_go_on_once_the_field_was_corrected(install: Install, woken: list[int]) -> None:
+def test_items_without_an_identifier_are_released_once_the_field_is_corrected(
+    install: Install, woken: list[int]
+) -> None:
     people = [message(who=who, field="user_id") for who in ("kim", ["lee", "mo"])]
     receive(install, body(*people))
     assert (log(), woken) == ([], [])
@@ -74,7 +76,7 @@ def test_releasing_twice_appends_once(install: Install) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_people_who_release_one_item_at_once_append_it_once(install: Install) -> None:
+def test_two_operators_who_release_one_item_at_once_append_it_once(install: Install) -> None:
     receive(install, body(message(field="user_id")))
     correct(install, identifier_field="user_id")
     ready = Gate(2).after(lambda: None)
@@ -98,14 +100,14 @@ def test_a_released_item_keeps_its_old_time_so_that_newer_events_still_win(insta
     assert event.received_at > at
 
 
-def test_an_item_with_an_odd_time_takes_the_time_of_its_message_on_release(install: Install) -> None:
+def test_an_item_with_an_odd_time_uses_the_time_of_its_message_on_release(install: Install) -> None:
     receive(install, single(message(transition(at="yesterday"))))
     assert Parked.objects.get().reason == reasons.UNREADABLE_TIME
     assert release_all() == (1, 0)
     assert log() == [("kim", ENTER, AT_NS + 4_250_000_000, False)]
 
 
-def test_an_id_without_a_slug_goes_on_once_the_slug_is_known(install: Install) -> None:
+def test_an_id_without_a_slug_is_released_once_the_slug_is_known(install: Install) -> None:
     leave = message(transition("exit", slug=None, at="2026-03-02T09:15:00.000000001Z"))
     receive(install, body(leave, message(transition("change", slug=None), who="lee")))
     assert release_all() == (0, 2)
@@ -118,14 +120,14 @@ def test_an_id_without_a_slug_goes_on_once_the_slug_is_known(install: Install) -
     ]
 
 
-def test_what_can_be_read_of_an_item_goes_on_even_if_the_rest_stays(install: Install) -> None:
+def test_the_readable_part_of_an_item_is_released_even_if_the_rest_stays(install: Install) -> None:
     receive(install, single(message(transition(), transition("paused"), field="user_id")))
     correct(install, identifier_field="user_id")
     assert release_all() == (0, 2)
     assert {(who, kind) for who, kind, *_ in log()} == {("kim", ENTER)}
 
 
-def test_a_message_of_too_many_events_for_its_call_goes_on_by_itself(
+def test_a_message_with_too_many_events_for_its_call_is_continued_automatically(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(payload, "FACTS_AT_MOST", 2)
@@ -143,7 +145,7 @@ def test_a_body_that_was_no_json_can_be_released_and_stays(install: Install) -> 
 # --- Discard -------------------------------------------------------------------------------------------------
 
 
-def test_a_discarded_item_stays_as_a_row_that_says_who_gave_it_up(install: Install) -> None:
+def test_a_discarded_item_stays_as_a_row_that_says_who_discarded_it(install: Install) -> None:
     receive(install, body("oops", 5))
     first, second = Parked.objects.order_by("pk")
     assert parked_items.discard([first.pk], by="ada") == 1

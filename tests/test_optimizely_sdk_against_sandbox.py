@@ -88,7 +88,7 @@ def test_a_member_qualifies(odp: RunningSandbox, sdk: Optimizely) -> None:
     assert context.is_qualified_for(AUDIENCE) is True
 
 
-def test_somebody_known_who_is_no_member_does_not(odp: RunningSandbox, sdk: Optimizely) -> None:
+def test_a_known_customer_who_is_not_a_member_does_not_qualify(odp: RunningSandbox, sdk: Optimizely) -> None:
     write(odp, "outsider", False)
     context = user(sdk, "outsider")
     assert context.fetch_qualified_segments() is True
@@ -96,7 +96,7 @@ def test_somebody_known_who_is_no_member_does_not(odp: RunningSandbox, sdk: Opti
     assert context.is_qualified_for(AUDIENCE) is False
 
 
-def test_somebody_who_left_no_longer_qualifies(odp: RunningSandbox, sdk: Optimizely) -> None:
+def test_a_customer_who_left_no_longer_qualifies(odp: RunningSandbox, sdk: Optimizely) -> None:
     write(odp, "leaver", True)
     context = user(sdk, "leaver")
     context.fetch_qualified_segments()

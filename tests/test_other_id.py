@@ -85,7 +85,7 @@ def test_everybody_known_is_sent_under_the_other_id(
         ("lytics_" + "x" * 200, "at most 100 characters"),
     ],
 )
-def test_an_id_that_is_no_good_is_told_and_changes_nothing(
+def test_an_invalid_id_is_reported_and_changes_nothing(
     operator: Client, shop: Install, gold: Audience, odp_id: str, problem: str
 ) -> None:
     make_audience(shop, "silver")
@@ -95,7 +95,7 @@ def test_an_id_that_is_no_good_is_told_and_changes_nothing(
     assert lane_of(gold).blocked_at is not None
 
 
-def test_the_id_of_another_install_of_the_same_account_is_taken(odp: ThreadedSandbox, gold: Audience) -> None:
+def test_the_id_of_another_install_of_the_same_account_is_rejected(odp: ThreadedSandbox, gold: Audience) -> None:
     make_audience(make_install(odp, name="Twin"), "silver")
     make_audience(make_install(odp, name="Stranger", odp_api_key="another.key"), "bronze")
     assert "Twin" in other_id.problem_of(gold, "lytics_silver")
@@ -132,7 +132,7 @@ def test_nothing_is_changed_while_it_is_being_resynced(gold: Audience) -> None:
     assert Resend.objects.count() == 1
 
 
-def test_who_was_making_it_under_the_old_id_has_made_nothing(
+def test_a_worker_that_was_creating_the_old_id_has_created_nothing(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     provision.look_again(gold.pk)
@@ -146,7 +146,7 @@ def test_who_was_making_it_under_the_old_id_has_made_nothing(
     assert odp.members("lytics_gold_2") == sorted([*numbered(7), "late"])
 
 
-def test_one_that_never_delivered_needs_no_resync(odp: ThreadedSandbox, shop: Install) -> None:
+def test_an_audience_that_never_delivered_needs_no_resync(odp: ThreadedSandbox, shop: Install) -> None:
     made = make_audience(shop, provisioned=False)
     enter(made, "kim")
     holds.block_audience(made.pk, REASON)
@@ -156,7 +156,7 @@ def test_one_that_never_delivered_needs_no_resync(odp: ThreadedSandbox, shop: In
     assert odp.members("lytics_gold_2") == ["kim"]
 
 
-def test_one_that_is_set_aside_is_told_with_its_reason_and_keeps_its_events(
+def test_an_audience_set_aside_is_shown_with_its_reason_and_keeps_its_events(
     operator: Client, odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     press(operator, "set-aside", gold)
@@ -176,7 +176,7 @@ def test_one_that_is_set_aside_is_told_with_its_reason_and_keeps_its_events(
     assert_all_is_well(gold)
 
 
-def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_aside(
+def test_an_audience_paused_before_its_block_is_shown_until_it_is_set_aside(
     operator: Client, shop: Install, gold: Audience
 ) -> None:
     holds.unblock(gold.lane)
@@ -196,7 +196,7 @@ def test_one_that_was_paused_before_its_block_is_told_until_somebody_sets_it_asi
     assert press(operator, "set-aside", gold).status_code == 302
 
 
-def test_what_is_set_aside_is_only_sent_after_both_buttons_and_each_says_so(
+def test_an_audience_set_aside_delivers_only_after_both_buttons_and_each_says_so(
     operator: Client, shop: Install, gold: Audience
 ) -> None:
     holds.set_aside(lane_of(gold), by="kim", reason="later")

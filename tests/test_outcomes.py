@@ -42,19 +42,19 @@ def test_each_status_has_one_outcome(statuses: list[int], outcome: Outcome) -> N
 
 
 @given(st.integers(100, 999))
-def test_only_client_errors_are_ever_refusals(status: int) -> None:
+def test_only_client_errors_are_rejections(status: int) -> None:
     assert outcome_of(status) is not Outcome.UNKNOWN
     if outcome_of(status) in (REFUSED, Outcome.UNAUTHORISED):
         assert 400 <= status < 500
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 404, 405, 407, 410, 421, 451])
-def test_redirects_and_what_odp_never_says_to_a_write_come_from_somebody_else(status: int) -> None:
+def test_redirects_and_statuses_that_odp_never_sends_come_from_another_server(status: int) -> None:
     assert not_odp(status)
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 408, 413, 425, 429, 500, 503])
-def test_what_odp_or_its_gateway_says_is_not_taken_for_somebody_else(status: int) -> None:
+def test_documented_statuses_are_not_blamed_on_another_server(status: int) -> None:
     assert not not_odp(status)
 
 
@@ -121,7 +121,7 @@ def test_the_word_for_the_position_does_not_matter(key: str) -> None:
     assert named_items(invalids({key: 2, "message": "bad"})) == {2: "bad"}
 
 
-def test_other_numbers_are_not_taken_for_the_position() -> None:
+def test_other_numbers_are_not_read_as_the_position() -> None:
     item = {"code": 7, "status": 400, "line": 1, "event": 5, "message": "bad"}
     assert named_items(invalids(item)) == {5: "bad"}
     assert named_items(invalids({"code": 7, "status": 400, "message": "bad"})) == {}
@@ -148,7 +148,7 @@ def test_a_complaint_about_a_field_names_no_item() -> None:
         invalids(None, [], "x", 3, {}, {"event": True}, {"event": -1}, {"event": "1"}, {"event": 1.0}),
     ],
 )
-def test_what_names_nothing_names_nobody(body: Any) -> None:
+def test_a_response_without_names_names_no_customer(body: Any) -> None:
     assert named_items(body) == {}
 
 
@@ -190,5 +190,5 @@ def test_any_body_is_read_without_a_fault_and_its_words_can_be_stored(body: Any,
         words.encode()
 
 
-def test_words_keep_what_can_be_stored_of_them() -> None:
+def test_stored_reasons_keep_all_storable_characters() -> None:
     assert readable("a\x00b\ud800c é") == "ab?c é"

@@ -78,7 +78,7 @@ def large_bodies() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("what", large_bodies())
-def test_a_large_body_takes_a_few_times_its_size_and_no_more(web: Web, install: Install, what: str) -> None:
+def test_a_large_body_uses_a_small_multiple_of_its_size(web: Web, install: Install, what: str) -> None:
     content = large_bodies()[what]
     before = web.forget_peaks()
     line = web.http(timeout=120)
@@ -112,7 +112,7 @@ def _limit(postmaster: int, limit: int) -> None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_asks_to_come_back_and_then_all_is_taken(web: Web, install: Install) -> None:
+def test_calls_get_503_while_the_disk_is_full_and_are_accepted_afterwards(web: Web, install: Install) -> None:
     token = install.tokens.get().secret
     large = random.Random(7).randbytes(20 << 20)
     with full_disk():

@@ -56,7 +56,7 @@ def test_the_history_of_a_thing_has_as_many_pages_as_it_has_entries(admin: Clien
     assert "50000" not in first
 
 
-def test_what_is_not_there_or_not_allowed_has_a_way_back(admin: Client) -> None:
+def test_missing_and_forbidden_pages_have_a_way_back(admin: Client) -> None:
     nobody = User.objects.create_user("nobody", is_staff=True)
     nobody.groups.remove(*Group.objects.all())
     refused = Client()
@@ -86,7 +86,7 @@ def test_the_list_of_installs_says_how_many_audiences_are_held_and_is_sorted_wit
     assert "Volkswagen" not in admin.get(url, {"q": "ACM"}).content.decode()
 
 
-def test_the_login_says_that_what_was_entered_is_lost_when_a_session_ended(client: Client) -> None:
+def test_the_login_says_that_input_is_lost_when_a_session_ended(client: Client) -> None:
     install = Install.objects.create(name="Shop")
     ended = client.post(reverse("admin:audiences_install_change", args=[install.pk]), {"name": "Other"}, follow=True)
     assert "your session has ended" in ended.content.decode()

@@ -30,7 +30,7 @@ def read_from(stored: bytes) -> Any:
     "size", [20_000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 2_500_000, 2_500_007, 786_432 + 31, 786_432 * 2]
 )
 @pytest.mark.parametrize("pad", range(0, 17, 4))
-def test_both_ends_are_those_of_what_was_encrypted(size: int, pad: int) -> None:
+def test_both_ends_equal_those_of_the_encrypted_value(size: int, pad: int) -> None:
     clear = bytes(at * 7 % 251 for at in range(size + pad))
     hidden = encrypt(clear)
     found = partial_decryption.decrypt_ends(read_from(hidden), len(hidden))
@@ -51,7 +51,7 @@ def test_an_older_key_opens_it_and_an_unknown_one_does_not(settings: Any) -> Non
 
 
 @pytest.mark.parametrize("at", [0.0, 0.1, 0.5, 0.9, 0.9999])
-def test_what_somebody_has_changed_is_not_shown(at: float) -> None:
+def test_an_altered_value_is_not_shown(at: float) -> None:
     hidden = bytearray(encrypt(b"x" * 300_000))
     place = 12 + int((len(hidden) - 60) * at)
     hidden[place] = ord("A") if hidden[place] != ord("A") else ord("B")
@@ -111,7 +111,7 @@ def test_a_large_item_shows_its_ends_masked_and_its_size(large: Parked) -> None:
 
 
 @pytest.mark.django_db
-def test_a_large_item_shows_its_ends_as_they_are_to_an_admin_who_asks(large: Parked) -> None:
+def test_a_large_item_shows_its_unmasked_ends_to_an_admin_who_reveals_it(large: Parked) -> None:
     person, page = someone("admin"), reverse("admin:audiences_parked_change", args=[large.pk])
     reveal = reverse("admin:audiences_parked_reveal", args=[large.pk])
     person.post(reveal, {"seen": person.get(reveal).context["hidden"]["seen"]})
@@ -131,7 +131,7 @@ def peak_of(person: Client, address: str) -> int:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("place", ["page", "list", "release", "front"])
-def test_no_page_takes_the_memory_of_a_large_item(large: Parked, place: str) -> None:
+def test_no_page_uses_memory_in_proportion_to_a_large_item(large: Parked, place: str) -> None:
     address = {
         "page": reverse("admin:audiences_parked_change", args=[large.pk]),
         "list": reverse("admin:audiences_parked_changelist"),

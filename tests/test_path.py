@@ -60,7 +60,9 @@ def message(identifier: str, event: str, at: str) -> dict[str, Any]:
     }
 
 
-def test_who_entered_qualifies_and_who_left_does_not(odp: RunningSandbox, shop: Install, sdk: Optimizely) -> None:
+def test_a_customer_who_entered_qualifies_and_one_who_left_does_not(
+    odp: RunningSandbox, shop: Install, sdk: Optimizely
+) -> None:
     told = call(
         shop,
         message("stays", "enter", "2026-02-01T10:00:00.123456789Z"),

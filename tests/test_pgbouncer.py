@@ -115,7 +115,7 @@ def test_a_list_is_downloaded_whole(shop: Install, monkeypatch: pytest.MonkeyPat
     assert len(b"".join(answer.streaming_content).splitlines()) == 1 + Receipt.objects.count() == 11
 
 
-def test_what_was_sent_is_sent_again_found_counted_and_audited(shop: Install, odp: ControlledSandbox) -> None:
+def test_sent_events_are_resent_searched_counted_and_audited(shop: Install, odp: ControlledSandbox) -> None:
     gold = Audience.objects.get()
     hour = (now() - timedelta(hours=1), now() + timedelta(hours=1))
     assert resends.resync(gold, by="boss", reason="to see")
@@ -133,7 +133,7 @@ def test_what_was_sent_is_sent_again_found_counted_and_audited(shop: Install, od
     assert audit.audit() == []
 
 
-def test_whoever_waits_too_long_for_a_connection_is_asked_to_come_back(
+def test_waiting_too_long_for_a_connection_is_answered_503(
     install: Install, tmp_path: Path, transactional_db: None
 ) -> None:
     """More calls than connections, and those that there are stand before a locked row."""
@@ -163,7 +163,7 @@ def test_whoever_waits_too_long_for_a_connection_is_asked_to_come_back(
 # --- As on two machines ----------------------------------------------------------------------------------------
 
 
-def test_a_whole_fleet_delivers_what_was_sent(pooler: Bouncer, tmp_path: Path) -> None:
+def test_a_whole_fleet_delivers_all_events(pooler: Bouncer, tmp_path: Path) -> None:
     """Two web processes on ports of their own, each called for an install, two workers of different size, and beat."""
     site = Site(tmp_path, server=pooler.url, PREPARED_STATEMENTS="off", HEARTBEAT_SECONDS="1")
     try:

@@ -77,7 +77,7 @@ def test_texts_that_mean_something_to_copy_are_only_texts(table: str) -> None:
         assert [text for (text,) in cursor.fetchall()] == NASTY * 2
 
 
-def test_what_a_copy_violates_is_told_as_django_tells_it(table: str) -> None:
+def test_a_constraint_violated_by_a_copy_raises_the_error_of_django(table: str) -> None:
     with pytest.raises(IntegrityError), transaction.atomic():
         prepared_statements.copy(table, ["1\ta\n", "1\tb\n"])
 

@@ -65,7 +65,7 @@ def test_a_program_that_is_killed_again_and_again_is_started_at_once_each_time(
     assert max(pauses(fleet, clock, "/bin/sleep", "60", kill=how)) <= FIRST_PAUSE_SECONDS + 2 * STEP_SECONDS
 
 
-def test_a_program_that_was_told_to_stop_is_started_at_once(fleet: Fleet, clock: Clock) -> None:
+def test_a_program_that_was_stopped_is_started_again_at_once(fleet: Fleet, clock: Clock) -> None:
     assert max(pauses(fleet, clock, "/bin/sh", "-c", "exit 0")) <= FIRST_PAUSE_SECONDS + 2 * STEP_SECONDS
 
 

@@ -104,7 +104,7 @@ def test_its_name_is_the_slug_that_its_id_was_made_from(odp: ThreadedSandbox, sh
     assert segment["description"] == naming.label("Gold Club!") == "Lytics - Gold Club!"
 
 
-def test_one_audience_that_waits_does_not_hold_up_those_that_are_there(odp: ThreadedSandbox, shop: Install) -> None:
+def test_an_audience_that_waits_does_not_delay_those_that_exist(odp: ThreadedSandbox, shop: Install) -> None:
     odp.odp("POST", FIELDS, {"name": "lytics_new", "display_name": "Other", "type": "string"})
     new, ready = new_audience(shop, "new"), new_audience(shop, "ready")
     drain_all(shop)
@@ -166,7 +166,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("then", TROUBLE.values(), ids=TROUBLE.keys())
-def test_trouble_puts_the_audience_on_hold_and_brakes_no_install(
+def test_a_failed_creation_puts_the_audience_on_hold_and_no_install(
     odp: ThreadedSandbox, shop: Install, settings: Settings, then: dict[str, Any]
 ) -> None:
     settings.PROBE_SECONDS = settings.BRAKE_FIRST_SECONDS = 600
@@ -206,7 +206,7 @@ def test_a_fault_of_ours_puts_that_audience_on_hold_and_no_other(
     assert_all_is_well(gold)
 
 
-def test_its_pauses_grow_and_a_refused_key_is_probed_slowly(
+def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr("audiences.delivery.backoff.random.uniform", lambda low, high: high)
@@ -237,7 +237,7 @@ def test_a_making_that_goes_well_says_nothing_of_deliveries(odp: ThreadedSandbox
     assert Install.objects.get().brake_failures == 0
 
 
-def test_a_making_takes_no_place_of_a_delivery(odp: ThreadedSandbox) -> None:
+def test_a_creation_uses_no_slot_of_a_delivery(odp: ThreadedSandbox) -> None:
     shop = make_install(odp, max_in_flight=1)
     new_audience(shop, "new")
     enter(make_audience(shop, "known"), "kim")
@@ -263,7 +263,7 @@ DOWN = {
 
 @pytest.mark.parametrize("then", [None, *DOWN.values()], ids=["well", *DOWN.keys()])
 @pytest.mark.parametrize("path", ["/v3/schema", "/v3/segments"])
-def test_an_api_that_makes_no_audience_for_an_hour_is_not_felt_by_those_that_are_made(
+def test_an_hour_without_the_schema_api_does_not_delay_existing_audiences(
     odp: ThreadedSandbox, shop: Install, settings: Settings, path: str, then: dict[str, Any] | None
 ) -> None:
     """One new and twenty known ones: the known ones of each five minutes are delivered by the first turn."""
@@ -302,7 +302,7 @@ def monkeypatched_deadline(settings: Settings) -> Iterator[None]:
     settings.DELIVERY_DEADLINE_SECONDS = short
 
 
-def test_the_next_try_goes_to_the_one_that_failed_least_often(odp: ThreadedSandbox, shop: Install) -> None:
+def test_the_audience_with_the_fewest_failures_is_tried_next(odp: ThreadedSandbox, shop: Install) -> None:
     first, second = new_audience(shop, "first"), new_audience(shop, "second")
     odp.fault({"path": f"{FIELDS}/lytics_first"}, {"status": 503})
     assert provision.provision_one(shop.pk) is True
@@ -333,7 +333,7 @@ def made_ones(odp: ThreadedSandbox, shop: Install) -> tuple[Audience, Audience]:
     return gold, other
 
 
-def test_a_look_is_asked_for_of_one_audience_alone(made_ones: tuple[Audience, Audience]) -> None:
+def test_a_check_is_requested_for_one_audience_only(made_ones: tuple[Audience, Audience]) -> None:
     gold, other = made_ones
     provision.look_again(gold.pk)
     gold.refresh_from_db()
@@ -342,7 +342,7 @@ def test_a_look_is_asked_for_of_one_audience_alone(made_ones: tuple[Audience, Au
 
 
 @pytest.mark.parametrize("then", TROUBLE.values(), ids=TROUBLE.keys())
-def test_an_audience_that_can_not_be_looked_at_goes_on_delivering(
+def test_an_audience_that_can_not_be_checked_continues_delivering(
     odp: ThreadedSandbox, shop: Install, settings: Settings, made_ones: tuple[Audience, Audience], then: dict[str, Any]
 ) -> None:
     settings.PROBE_SECONDS = settings.BRAKE_FIRST_SECONDS = 600
@@ -363,7 +363,7 @@ def test_an_audience_that_can_not_be_looked_at_goes_on_delivering(
     assert_all_is_well(gold)
 
 
-def test_a_look_that_nobody_takes_holds_deliveries_up_for_seconds_only(
+def test_a_check_that_no_worker_starts_delays_deliveries_for_seconds_only(
     shop: Install, made_ones: tuple[Audience, Audience]
 ) -> None:
     gold, _ = made_ones
@@ -375,7 +375,7 @@ def test_a_look_that_nobody_takes_holds_deliveries_up_for_seconds_only(
     assert claims.claim(shop.pk) is not None
 
 
-def test_what_was_asked_while_a_look_was_under_way_is_still_done(
+def test_a_check_requested_during_another_check_is_still_done(
     odp: ThreadedSandbox, shop: Install, made_ones: tuple[Audience, Audience], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gold, _ = made_ones
@@ -395,7 +395,7 @@ def test_what_was_asked_while_a_look_was_under_way_is_still_done(
 
 
 @pytest.mark.parametrize("mechanism", ["attribute", "list", "passthrough"])
-def test_resync_makes_again_what_was_deleted_in_odp(odp: ThreadedSandbox, settings: Settings, mechanism: str) -> None:
+def test_resync_creates_again_what_was_deleted_in_odp(odp: ThreadedSandbox, settings: Settings, mechanism: str) -> None:
     settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {"audience_id": "lytics_gold"}}
     shop = make_install(odp, mechanism=mechanism)
     gold = make_audience(shop, provisioned=False)
@@ -456,7 +456,7 @@ def test_a_definition_that_a_person_changed_in_odp_is_noticed(
     assert "ODP has member of the list newsletter" in lane_of(gold).block_reason
 
 
-def test_what_is_accepted_is_one_definition_and_no_other(odp: ThreadedSandbox, shop: Install) -> None:
+def test_exactly_one_foreign_definition_is_accepted(odp: ThreadedSandbox, shop: Install) -> None:
     gold = new_audience(shop)
     odp.odp("POST", "/v3/lists", {"name": "newsletter"})
     definition = {
@@ -479,7 +479,7 @@ def test_what_is_accepted_is_one_definition_and_no_other(odp: ThreadedSandbox, s
     assert "member of the list buyers" in lane_of(gold).block_reason
 
 
-def test_a_gate_that_stays_shut_gives_the_making_back_and_blames_nobody(odp: ThreadedSandbox, shop: Install) -> None:
+def test_a_closed_rate_limiter_releases_the_creation_without_a_failure(odp: ThreadedSandbox, shop: Install) -> None:
     audience = new_audience(shop)
 
     def gate(install: Install, path: str, until: float) -> None:
@@ -634,7 +634,7 @@ def drain_once_quietly(install: Install) -> None:
     assert not Delivery.objects.exists()
 
 
-def test_unblock_makes_again_what_somebody_has_deleted_in_odp(odp: ThreadedSandbox, shop: Install) -> None:
+def test_unblock_creates_again_what_was_deleted_in_odp(odp: ThreadedSandbox, shop: Install) -> None:
     gold = new_audience(shop)
     drain_all(shop)
     odp.reset()
@@ -647,7 +647,9 @@ def test_unblock_makes_again_what_somebody_has_deleted_in_odp(odp: ThreadedSandb
     assert_all_is_well(gold)
 
 
-def test_so_does_a_release_of_the_one_change_that_was_refused_for_it(odp: ThreadedSandbox, shop: Install) -> None:
+def test_releasing_a_change_rejected_for_a_deleted_field_creates_the_field_again(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
     gold = new_audience(shop)
     drain_all(shop)
     odp.reset()

@@ -46,7 +46,7 @@ def test_only_logs_name_the_class_of_an_exception(file: Path) -> None:
 
 
 @pytest.mark.django_db
-def test_an_error_without_words_is_told_without_its_class(odp: ThreadedSandbox, monkeypatch: Any) -> None:
+def test_an_error_without_a_message_is_shown_without_its_class(odp: ThreadedSandbox, monkeypatch: Any) -> None:
     def fail(_: Any) -> Any:
         raise KeyError
 

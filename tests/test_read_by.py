@@ -70,7 +70,7 @@ def test_all_of_a_reason_are_read_by_the_field_chosen(operator: Client, shop: In
     assert "read by email" in operator.get("/admin/audiences/parked/").content.decode()
 
 
-def test_what_lacks_the_field_chosen_too_stays_parked(operator: Client, shop: Install) -> None:
+def test_an_item_without_the_chosen_field_stays_parked(operator: Client, shop: Install) -> None:
     asked = operator.get(group(shop)).content.decode()
     operator.post(group(shop), {**hidden(asked), "read_by": "_uids"})
     resends.go_on(shop.pk, seconds=30)
@@ -96,7 +96,7 @@ def test_a_field_that_did_not_come_is_no_choice(operator: Client, shop: Install,
     assert Parked.objects.filter(closed_at=None).count() == 2
 
 
-def test_where_no_field_can_help_none_is_asked_for(operator: Client, shop: Install) -> None:
+def test_no_field_is_offered_when_none_can_help(operator: Client, shop: Install) -> None:
     Parked.objects.update(reason=reasons.UNKNOWN_SLUG)
     assert "read_by" not in operator.get(url("release", Parked.objects.order_by("pk")[0])).content.decode()
     assert "read_by" not in operator.get(group(shop, reasons.UNKNOWN_SLUG)).content.decode()

@@ -68,7 +68,7 @@ def until(odp: ThreadedSandbox, expected: list[str]) -> None:
     raise AssertionError(f"{members(odp)} is not {expected}")
 
 
-def test_it_mends_what_a_request_applied_late_has_undone(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_it_corrects_the_effect_of_a_request_applied_late(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", "ben", at=10)
     give_up(odp, shop, applied_after=1.5)
     happen(gold, ("anna", "exit", 20))
@@ -110,7 +110,7 @@ def test_it_says_nothing_again_where_nothing_newer_was_sent(
     assert Delivery.objects.get(outcome=Outcome.RETRY_LATER).affirmed_at is not None
 
 
-def test_it_looks_at_a_request_whose_worker_died(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_it_reconciles_a_request_whose_worker_died(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
     lease = claim(shop)
     request_records.open_delivery(lease, endpoint="/v3/profiles", items=1, size=1, sent={gold.pk: 1}, of={gold.pk: 1})
@@ -132,7 +132,7 @@ def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) ->
     assert Event.objects.filter(identifier="anna", forced=True).count() == 1
 
 
-def test_it_leaves_a_refused_change_where_it_is_parked(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_it_leaves_a_rejected_change_parked(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
     give_up(odp, shop, applied_after=0.5)
     happen(gold, ("anna", "exit", 20))
@@ -179,7 +179,7 @@ def test_two_workers_share_the_work(
     assert counts == [0, 1]
 
 
-def test_a_change_that_tells_nothing_new_does_not_hide_it(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_a_change_without_new_state_does_not_hide_it(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     """It moves the ledger on without being sent."""
     happen(gold, ("anna", "exit", 10))
     give_up(odp, shop, applied_after=1.5)
@@ -205,7 +205,7 @@ def test_a_newer_change_that_arrives_meanwhile_wins(odp: ThreadedSandbox, shop: 
     assert_all_is_well(gold)
 
 
-def test_everybody_in_the_request_is_looked_at_and_told_once(
+def test_every_customer_of_the_request_is_checked_and_sent_once(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     pro = make_audience(shop, "pro", provisioned=False)
@@ -227,7 +227,7 @@ def test_everybody_in_the_request_is_looked_at_and_told_once(
     assert_all_is_well(gold, pro)
 
 
-def test_all_requests_are_looked_at_however_many_there_are(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_all_requests_are_checked_in_any_number(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     for who in ("anna", "ben", "carl", "dora"):
         enter(gold, who, at=10)
         give_up(odp, shop, applied_after=0.4)
@@ -236,7 +236,7 @@ def test_all_requests_are_looked_at_however_many_there_are(odp: ThreadedSandbox,
     assert reconcile_now() == 4
 
 
-def test_one_that_fails_holds_up_no_other_and_is_tried_again(
+def test_a_failing_delivery_does_not_delay_others_and_is_tried_again(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for who in ("anna", "ben", "carl"):
@@ -273,7 +273,7 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
         assert other.result(PATIENCE) == 0
 
 
-def test_a_request_that_never_went_out_is_not_looked_at_again(shop: Install) -> None:
+def test_a_request_that_was_never_sent_is_not_reconciled(shop: Install) -> None:
     opened = Delivery.objects.create(
         install=shop, endpoint="/v3/profiles", outcome="", items=1, bytes=2, opened_at=now()
     )

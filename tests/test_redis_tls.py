@@ -154,11 +154,11 @@ def test_no_client_talks_to_a_server_with_the_name_of_another(authority: Authori
     assert {name for name, answer in said.items() if "mismatch" in answer} == NAMES, said
 
 
-def test_without_a_named_authority_those_of_the_system_decide(authority: Authority) -> None:
+def test_the_certificate_authorities_of_the_system_are_the_default(authority: Authority) -> None:
     said = ask(authority.server(HERE), "")
     assert {name for name, answer in said.items() if "certificate verify failed" in answer} == NAMES, said
 
 
-def test_only_who_asks_for_it_in_the_url_goes_without_verification(authority: Authority) -> None:
+def test_verification_is_off_only_when_the_url_says_so(authority: Authority) -> None:
     said = ask(authority.server(HERE), "?ssl_cert_reqs=none")
     assert said == dict.fromkeys(NAMES, "answered")

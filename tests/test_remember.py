@@ -52,7 +52,7 @@ def test_an_identifier_missing_from_a_newer_list_leaves(install: Install) -> Non
     assert members() == {"c-2", "c-3"}
 
 
-def test_an_exit_takes_remembered_identifiers_along(install: Install) -> None:
+def test_an_exit_removes_remembered_identifiers_too(install: Install) -> None:
     tell(install, message("enter", T1, ["c-1", "c-2"]))
     tell(install, message("exit", T2, ["c-2"]))
     assert members() == set()
@@ -138,7 +138,7 @@ def test_without_a_lytics_id_nothing_is_remembered(install: Install) -> None:
     assert members() == {"a", "b"}
 
 
-def test_it_is_off_unless_asked_for(install: Install) -> None:
+def test_it_is_off_by_default(install: Install) -> None:
     install.forget_missing_identifiers = False
     tell(install, message("enter", T1, ["a", "b"]), message("change", T2, ["b"]))
     assert members() == {"a", "b"}

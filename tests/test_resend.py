@@ -183,7 +183,7 @@ def test_a_change_between_two_chunks_of_a_resync_wins(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_a_replay_appends_what_was_received_in_its_span_again_at_its_old_times(
+def test_a_replay_appends_the_events_of_its_span_again_at_their_old_times(
     shop: Install, gold: Audience, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resends, "CHUNK", chunk)
@@ -232,7 +232,7 @@ def test_a_replay_is_exact_where_events_were_not_received_in_the_order_of_their_
 
 
 @pytest.mark.parametrize("late", [1, 30, 290])
-def test_a_replay_finds_events_whose_call_waited_for_minutes(gold: Audience, late: int) -> None:
+def test_a_replay_finds_events_whose_call_took_minutes(gold: Audience, late: int) -> None:
     """The slack of the product itself: a call may wait that long for its locks, and a machine's clock be that wrong."""
     accepted(gold, *seconds(0, 400, 400 - late, 800))
     stretch = log_range.find(gold.pk, *seconds(300, 399), upto=4)
@@ -265,7 +265,7 @@ def test_numbers_that_were_pruned_are_before_every_span(shop: Install, gold: Aud
 
 
 @at_once
-def test_a_replay_of_what_is_being_delivered_sends_it_twice_and_changes_nothing() -> None:
+def test_a_replay_of_events_in_delivery_sends_them_twice_and_changes_nothing() -> None:
     with sandbox() as odp:
         shop = make_install(odp, batch_size=2)
         gold = make_audience(shop, provisioned=False)
@@ -303,7 +303,7 @@ def test_a_release_reads_each_item_again_with_the_present_settings(shop: Install
     assert still == {"no_identifier", "unusable_identifier"}
 
 
-def test_a_release_takes_its_own_reason_and_install_and_no_other(shop: Install) -> None:
+def test_a_release_covers_its_own_reason_and_install_only(shop: Install) -> None:
     other = make_install(name="Other")
     for install in (shop, other):
         without_identifier(install, "kim")
@@ -317,9 +317,7 @@ def test_a_release_takes_its_own_reason_and_install_and_no_other(shop: Install) 
     assert sorted(still) == [("Other", "no_identifier"), ("Other", "not_json"), ("Shop", "not_json")]
 
 
-def test_a_release_whose_database_goes_away_takes_no_item_for_a_bad_one(
-    shop: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_database_session_counts_no_item_as_unreadable(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     without_identifier(shop, "kim", "lee")
     Install.objects.update(identifier_field="user_id")
     asked = ask_release(shop)
@@ -335,7 +333,7 @@ def test_a_release_whose_database_goes_away_takes_no_item_for_a_bad_one(
     assert (again(asked).done, again(asked).stayed) == (2, 0)
 
 
-def test_an_item_at_which_we_fail_stays_and_those_behind_it_go_on(
+def test_an_item_that_fails_stays_parked_and_later_items_continue(
     shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_identifier(shop, "kim", "lee", "mo")
@@ -489,7 +487,7 @@ def test_many_workers_do_each_chunk_once_and_in_order(
 
 
 @at_once
-def test_two_people_who_press_at_once_begin_one(shop: Install, gold: Audience) -> None:
+def test_two_operators_who_press_at_once_start_one_resend(shop: Install, gold: Audience) -> None:
     in_the_ledger(gold, "kim")
     pressed = together(*[lambda: resends.resync(gold, by="ada", reason="why not")] * 4)
     assert sorted(pressed) == [False, False, False, True]
@@ -498,7 +496,7 @@ def test_two_people_who_press_at_once_begin_one(shop: Install, gold: Audience) -
     assert resends.resync(gold, by="ada", reason="once more")
 
 
-def test_one_that_fails_is_told_of_and_holds_up_no_other(
+def test_a_failing_resend_is_shown_and_does_not_delay_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silver = make_audience(shop, "silver")
@@ -536,7 +534,7 @@ def test_a_stopped_one_appends_nothing_more(shop: Install, gold: Audience, monke
 
 
 @at_once
-def test_who_stops_it_during_a_chunk_waits_for_that_chunk(
+def test_stopping_during_a_chunk_waits_for_that_chunk(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resends, "CHUNK", 2)
@@ -561,7 +559,7 @@ def delivered(audience: Audience) -> None:
     Lane.objects.filter(pk=audience.pk).update(delivered_sequence=Audience.objects.get(pk=audience.pk).last_sequence)
 
 
-def test_it_runs_ahead_of_its_lane_by_so_much_only(
+def test_a_resend_runs_ahead_of_its_lane_by_a_bounded_number_of_events(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change that comes in meanwhile stands behind what is appended, and not behind all that is still to come."""
@@ -616,7 +614,7 @@ def test_a_release_waits_for_the_mark_as_well(shop: Install, gold: Audience, set
 
 
 @at_once
-def test_the_sweep_finds_it_when_nobody_was_woken(shop: Install, gold: Audience, woken: list[tuple[str, int]]) -> None:
+def test_the_sweep_finds_it_after_a_lost_wake_up(shop: Install, gold: Audience, woken: list[tuple[str, int]]) -> None:
     make_audience(make_install(name="Idle"))
     in_the_ledger(gold, "kim")
     ask_resync(gold)
@@ -633,7 +631,7 @@ def test_the_sweep_finds_it_when_nobody_was_woken(shop: Install, gold: Audience,
     assert woken == [("drain", shop.pk)]
 
 
-def test_a_task_whose_time_is_over_hands_on(
+def test_a_task_that_ran_out_of_time_enqueues_the_next(
     shop: Install, gold: Audience, woken: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resends, "CHUNK", 1)
@@ -686,7 +684,7 @@ def told(person: Client, address: str, answers: dict[str, str]) -> str:
     return " ".join(str(message) for message in answered.context["messages"])
 
 
-def test_a_resync_is_asked_for_watched_and_stopped_on_its_audiences_page(
+def test_a_resync_is_started_watched_and_stopped_on_the_page_of_its_audience(
     operator: Client,
     gold: Audience,
     monkeypatch: pytest.MonkeyPatch,
@@ -717,7 +715,7 @@ def test_a_resync_is_asked_for_watched_and_stopped_on_its_audiences_page(
     assert "Stopped the resync" in history
 
 
-def test_who_presses_while_one_is_under_way_is_told_how_far_it_is(
+def test_pressing_again_while_one_is_under_way_shows_its_progress(
     operator: Client,
     shop: Install,
     gold: Audience,
@@ -744,7 +742,7 @@ def test_a_stop_that_comes_too_late_does_nothing(
     assert again(resync).stopped_by == ""
 
 
-def test_a_viewer_sees_what_is_under_way_and_stops_nothing(
+def test_a_viewer_sees_resends_under_way_and_can_not_stop_them(
     viewer: Client,
     shop: Install,
     gold: Audience,
@@ -766,7 +764,7 @@ def span_of(begin: float, end: float) -> dict[str, str]:
     return {"start": f"{starts:%Y-%m-%dT%H:%M}", "end": f"{ends:%Y-%m-%dT%H:%M}", "reason": "ODP lost an hour"}
 
 
-def test_a_replay_says_exactly_what_it_will_do_before_it_does_anything(
+def test_a_replay_shows_its_exact_numbers_before_it_is_confirmed(
     operator: Client,
     shop: Install,
     gold: Audience,
@@ -801,7 +799,7 @@ def test_a_replay_says_exactly_what_it_will_do_before_it_does_anything(
         ({**span_of(0, 60), "start": "yesterday"}, "Enter a valid date/time."),
     ],
 )
-def test_a_replay_of_nothing_is_refused_in_words(
+def test_a_replay_of_no_events_is_rejected_with_a_reason(
     operator: Client,
     gold: Audience,
     answers: dict[str, str],
@@ -841,7 +839,7 @@ def test_a_replay_of_more_than_anybody_counts_says_so(
     assert "too many customers to count" in foreseen
 
 
-def test_all_of_a_reason_are_released_by_the_workers_while_the_page_tells(
+def test_all_items_of_a_reason_are_released_by_workers_while_the_page_shows_progress(
     operator: Client,
     shop: Install,
 ) -> None:
@@ -866,7 +864,7 @@ def test_all_of_a_reason_are_released_by_the_workers_while_the_page_tells(
     assert "stopped by operator" in operator.get(parked).content.decode()
 
 
-def test_a_group_that_changed_since_it_was_asked_about_is_not_released(
+def test_a_group_that_changed_since_the_confirmation_page_is_not_released(
     operator: Client,
     shop: Install,
 ) -> None:
@@ -885,7 +883,7 @@ def test_a_viewer_releases_no_group(viewer: Client, shop: Install) -> None:
     assert viewer.post(group, {"seen": "1-1", "upto": "1"}).status_code == 403
 
 
-def test_only_so_many_ticked_items_are_released_while_a_person_waits(
+def test_only_a_bounded_number_of_ticked_items_is_released_in_the_request(
     operator: Client,
     shop: Install,
     monkeypatch: pytest.MonkeyPatch,

@@ -45,7 +45,7 @@ def resync(shop: Install, gold: Audience) -> None:
     resends.go_on(shop.pk, seconds=5)
 
 
-def test_what_lytics_sent_has_no_other_cause(shop: Install, gold: Audience) -> None:
+def test_events_from_lytics_have_no_other_cause(shop: Install, gold: Audience) -> None:
     assert cause_of(Run.objects.latest("pk")) == "Lytics"
     assert not Again.objects.exists()
 
@@ -70,7 +70,7 @@ def test_a_run_of_both_names_both(shop: Install, gold: Audience) -> None:
     assert cause_of(run) == f"Lytics, resync {gold.resends.get().pk}"
 
 
-def test_what_a_delivery_without_an_answer_had_sent_again_names_that_delivery(
+def test_events_resent_for_an_unanswered_delivery_name_that_delivery(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     enter(gold, "dora", at=10)
@@ -86,7 +86,7 @@ def test_what_a_delivery_without_an_answer_had_sent_again_names_that_delivery(
     assert cause_of(Run.objects.latest("pk")) == f"sent again after delivery {unanswered.pk:,}"
 
 
-def test_what_is_sent_again_is_counted_apart_so_no_more_is_delivered_than_came(shop: Install, gold: Audience) -> None:
+def test_resent_events_are_counted_apart_so_delivered_never_exceeds_received(shop: Install, gold: Audience) -> None:
     happen(gold, ("cleo", "enter", 9))
     resync(shop, gold)
     drain_all(shop)
@@ -115,9 +115,7 @@ def test_a_chart_never_shows_more_delivered_than_received_after_an_older_backlog
         assert totals == {"received": 7, "delivered": 7, "earlier": backlog, "again": 2, "parked": 0}
 
 
-def test_what_came_in_the_time_shown_and_was_delivered_later_in_it_counts_where_it_came(
-    shop: Install, gold: Audience, settings: Any
-) -> None:
+def test_late_deliveries_count_at_the_time_of_their_arrival(shop: Install, gold: Audience, settings: Any) -> None:
     settings.DELIVERY_DEADLINE_SECONDS = 8  # a busy machine takes longer for 500 items than the others here may
     came = now() - timedelta(hours=5)
     happen(gold, *((f"old-{one}", "enter", 9) for one in range(700)))
@@ -159,7 +157,7 @@ def test_runs_and_deliveries_are_narrowed_by_their_cause_and_files_and_pages_nam
     assert f"because of {told}" in person.post("/admin/find-customer/", {"identifier": "anna"}).content.decode()
 
 
-def test_a_run_that_begins_before_what_was_sent_again_is_found_by_its_cause(shop: Install, gold: Audience) -> None:
+def test_a_run_that_begins_before_its_resent_events_is_found_by_its_cause(shop: Install, gold: Audience) -> None:
     happen(gold, ("cleo", "enter", 9))
     resync(shop, gold)
     drain_all(shop)

@@ -59,7 +59,7 @@ def gold(odp: ThreadedSandbox) -> Audience:
     return made
 
 
-def test_a_dry_run_says_what_waits_and_changes_nothing(gold: Audience) -> None:
+def test_a_dry_run_reports_the_backlog_and_changes_nothing(gold: Audience) -> None:
     switch_off(gold.install)
     (told,) = json.loads(run("skip_backlog", "Shop", "--reason", "restored", "--json"))
     assert (told["events"], told["audiences"], told["skipped"]) == (3, {"lytics_gold": 3}, False)
@@ -68,7 +68,7 @@ def test_a_dry_run_says_what_waits_and_changes_nothing(gold: Audience) -> None:
     assert not Skip.objects.exists()
 
 
-def test_what_is_skipped_is_never_sent_and_stays_in_the_log_with_who_and_why(
+def test_skipped_events_are_never_sent_and_stay_in_the_log_with_who_and_why(
     gold: Audience, odp: ThreadedSandbox
 ) -> None:
     switch_off(gold.install)
@@ -196,9 +196,7 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
         cursor.execute(f"DROP DATABASE IF EXISTS {made.NAME}")
 
 
-def test_a_restore_by_the_runbook_leaves_only_what_was_lost_with_the_database(
-    odp: ThreadedSandbox, servers: Servers
-) -> None:
+def test_a_restore_by_the_runbook_loses_only_what_the_database_lost(odp: ThreadedSandbox, servers: Servers) -> None:
     """Lytics' truth is kept beside; each step of the runbook is one line."""
     shop = make_install(odp)
     gold = make_audience(shop, "gold", provisioned=False)

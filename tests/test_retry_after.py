@@ -23,7 +23,7 @@ def call(install: Install) -> Any:
     return caller.post(f"/webhooks/lytics/{install.public_id}", CALL, content_type="application/json")
 
 
-def test_twenty_callers_are_not_asked_back_at_one_moment(
+def test_twenty_callers_get_different_retry_after_values(
     install: Install, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
@@ -40,7 +40,7 @@ def test_twenty_callers_are_not_asked_back_at_one_moment(
     assert waits == {"1", "2", "3"}
 
 
-def test_what_lasts_asks_for_a_longer_wait(install: Install, settings: Any) -> None:
+def test_lasting_causes_get_a_longer_retry_after(install: Install, settings: Any) -> None:
     Install.objects.update(enabled=False)
     answer = call(install)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(settings.RETRY_AFTER_SECONDS))
@@ -67,7 +67,7 @@ def caused(error: Error, sqlstate: str) -> Error:
         (KeyError("a fault of ours"), "30"),
     ],
 )
-def test_the_cause_decides_how_long_a_job_is_asked_to_wait(
+def test_the_cause_decides_the_retry_after(
     install: Install, monkeypatch: pytest.MonkeyPatch, settings: Any, error: Exception, asked: str
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:

@@ -101,7 +101,7 @@ def pages() -> Iterator[str]:
 PEOPLES = ("auth_user", "auth_group", "logentry")
 
 
-def test_nobody_sees_anything(shop: Install) -> None:
+def test_an_account_without_a_role_sees_nothing(shop: Install) -> None:
     User.objects.create_user("kim")
     for page in pages():
         assert Client().get(page).status_code == 302, page
@@ -119,7 +119,7 @@ def test_an_account_without_a_role_sees_no_names_and_no_reasons(shop: Install) -
 
 
 @pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
-def test_each_role_sees_the_pages_of_its_work_and_only_an_admin_those_of_people(shop: Install, role: str) -> None:
+def test_each_role_sees_its_pages_and_only_an_admin_those_of_people(shop: Install, role: str) -> None:
     person = someone(role)
     for page in pages():
         of_people = "/auth/" in page or "/logentry/" in page
@@ -151,7 +151,7 @@ def tells(answer: Any) -> bool:
     return any(secret.encode() in text for secret in ("gold_club", "Shop", SECRETIVE))
 
 
-def test_no_url_answers_somebody_without_one_of_its_permissions(visitor: tuple[User, Client]) -> None:
+def test_no_url_answers_an_account_that_lacks_one_of_its_permissions(visitor: tuple[User, Client]) -> None:
     """405 is the answer to a GET of what is only posted. A redirect counts as a failure: it may follow a deed."""
     user, client = visitor
     open_ones = []
@@ -167,7 +167,7 @@ def test_no_url_answers_somebody_without_one_of_its_permissions(visitor: tuple[U
     assert open_ones == []
 
 
-def test_every_url_is_there_for_somebody_with_just_its_permissions(visitor: tuple[User, Client]) -> None:
+def test_every_url_answers_an_account_with_exactly_its_permissions(visitor: tuple[User, Client]) -> None:
     """Or the test before would prove nothing: a URL that answers nobody would pass it."""
     user, client = visitor
     closed_ones = []
@@ -181,7 +181,7 @@ def test_every_url_is_there_for_somebody_with_just_its_permissions(visitor: tupl
     assert closed_ones == []
 
 
-def test_a_url_for_everybody_tells_nothing_to_somebody_without_permissions(visitor: tuple[User, Client]) -> None:
+def test_a_url_without_permissions_reveals_nothing(visitor: tuple[User, Client]) -> None:
     _, client = visitor
     urls = [url for url in every_url.urls() if url.name in every_url.OPEN and url.name != "logout"]
     for url in urls:
@@ -193,7 +193,7 @@ def test_a_url_for_everybody_tells_nothing_to_somebody_without_permissions(visit
                 assert answer.status_code < 500, (url, query)
 
 
-def test_no_url_but_the_login_answers_whoever_is_not_logged_in(visitor: tuple[User, Client]) -> None:
+def test_only_the_login_answers_anonymous_visitors(visitor: tuple[User, Client]) -> None:
     for url in every_url.urls():
         if url.name in ("login", "jsi18n"):
             continue
@@ -233,7 +233,7 @@ def test_a_superuser_deletes_no_history_either(shop: Install, admin_client: Clie
         ("operator", "release_selected", "released"),
     ],
 )
-def test_ticked_items_are_released_and_discarded_by_who_may(
+def test_ticked_items_are_released_and_discarded_with_permission(
     shop: Install, role: str, action: str, resolution: str
 ) -> None:
     item = Parked.objects.get()
@@ -248,7 +248,7 @@ def test_ticked_items_are_released_and_discarded_by_who_may(
     assert item.resolution == resolution, asked.status_code
 
 
-def test_an_admin_who_is_no_superuser_changes_no_superuser(shop: Install) -> None:
+def test_an_admin_who_is_not_a_superuser_changes_no_superuser(shop: Install) -> None:
     boss = User.objects.create_superuser("boss", password="long enough for anyone")
     person = someone("admin")
     before = User.objects.get(pk=boss.pk).password
@@ -297,7 +297,7 @@ def test_an_identifier_of_any_length_is_masked(identifier: str) -> None:
         ("no 'anna_guid' here", "no '•••' here"),
     ],
 )
-def test_what_odp_says_is_kept_without_the_customers_it_quotes(said: str, shown: str) -> None:
+def test_responses_of_odp_are_stored_without_the_customers_they_quote(said: str, shown: str) -> None:
     assert redact.words(said) == shown
 
 
@@ -312,7 +312,7 @@ def test_what_odp_says_is_kept_without_the_customers_it_quotes(said: str, shown:
         "GET /v3/profiles?id={}",
     ],
 )
-def test_whom_a_request_was_about_is_in_no_reason(identifier: str, said: str) -> None:
+def test_no_reason_names_the_customers_of_its_request(identifier: str, said: str) -> None:
     """However ODP spells it: the values that were sent are known."""
     body = json.dumps([{"attributes": {"fs_user_id": identifier, "lytics_gold": True}}]).encode()
     for spelled in (identifier, quote(identifier, safe="")):
@@ -323,7 +323,7 @@ def test_whom_a_request_was_about_is_in_no_reason(identifier: str, said: str) ->
 
 
 @pytest.mark.parametrize("path", ["/v3/profiles", "/v3/events", "/v3/lists/subscriptions"])
-def test_no_answer_names_whom_its_request_was_about(path: str) -> None:
+def test_no_response_names_the_customers_of_its_request(path: str) -> None:
     said = json.dumps({"detail": {"invalids": [{"event": 0, "message": "customer 4711-kim is unknown"}]}})
     with sandbox() as odp:
         odp.fault({"path": path}, {"status": 400, "body": said})
@@ -363,7 +363,7 @@ def test_profile_fields_with_the_names_of_the_layout_are_masked() -> None:
         lambda one: one["data"]["segment_events"][0].update(who="kim 4711", event={"enter": "kim 4711"}),
     ],
 )
-def test_what_lytics_lays_out_shows_only_what_it_is_known_to_hold(put: Any) -> None:
+def test_the_layout_of_an_item_shows_only_known_field_names(put: Any) -> None:
     one = message()
     put(one)
     assert "kim 4711" not in masks.masked(json.dumps(one)).replace(redact.HIDDEN, "")
@@ -387,7 +387,7 @@ BODIES = [
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:12].decode("latin-1"))
 @pytest.mark.parametrize("unmasked", [False, True])
-def test_the_page_of_a_parked_item_opens_whatever_is_in_it(shop: Install, body: bytes, unmasked: bool) -> None:
+def test_the_page_of_a_parked_item_opens_with_any_content(shop: Install, body: bytes, unmasked: bool) -> None:
     Parked.objects.update(raw=encrypt(body))
     person, item = someone("admin"), Parked.objects.get()
     if unmasked:
@@ -398,7 +398,7 @@ def test_the_page_of_a_parked_item_opens_whatever_is_in_it(shop: Install, body: 
 
 
 @pytest.mark.parametrize("answer", ["[" * 1_900, '{"a":' * 400, "\ufffd\u202e", "", "null", "NaN", '{"\\ud800": 1}'])
-def test_the_page_of_a_delivery_opens_whatever_odp_said(shop: Install, answer: str) -> None:
+def test_the_page_of_a_delivery_opens_with_any_response(shop: Install, answer: str) -> None:
     Delivery.objects.update(answer=answer)
     page = reverse("admin:audiences_delivery_change", args=[Delivery.objects.get().pk])
     assert someone("viewer").get(page).status_code == 200
@@ -465,7 +465,7 @@ def test_no_lookup_in_an_address_makes_a_list_fail(shop: Install, odd: str, rf: 
 # --- at the login, on the way to ODP, and on the way to Redis -------------------------------------------------------
 
 
-def test_behind_a_proxy_a_guesser_locks_out_nobody_but_themselves(settings: Any) -> None:
+def test_behind_a_proxy_guessing_passwords_locks_out_only_that_address(settings: Any) -> None:
     settings.AXES_FAILURE_LIMIT, settings.BEHIND_PROXY, settings.TRUSTED_PROXIES = 3, True, 1
     User.objects.create_user("boss", password="long enough for anyone", is_staff=True)
 
@@ -509,7 +509,7 @@ def test_behind_a_proxy_a_forgotten_public_url_is_an_error(settings: Any) -> Non
     assert checks.public_url_is_set_behind_a_proxy() == []
 
 
-def test_who_did_what_can_be_added_to_and_not_rewritten_by_the_process_role() -> None:
+def test_the_process_role_can_append_to_who_did_what_and_not_rewrite_it() -> None:
     from audiences.operations import db_role
 
     assert db_role._rights("admin", LogEntry._meta.db_table) == "SELECT, INSERT"

@@ -50,7 +50,7 @@ def test_before_it_the_old_key_is_needed(shop: Install, settings: Any) -> None:
         opened(Install.objects.get().odp_api_key)
 
 
-def test_calls_are_taken_before_and_after(shop: Install, settings: Any) -> None:
+def test_calls_are_accepted_before_and_after(shop: Install, settings: Any) -> None:
     header = installs.authorization(Token.objects.get())
     for keys in ([NEW, OLD], [NEW]):
         settings.FIELD_ENCRYPTION_KEYS = keys
@@ -69,7 +69,7 @@ def test_a_second_time_there_is_nothing_to_do(shop: Install) -> None:
     assert sum(rotation.rotate().values()) == 0
 
 
-def test_what_somebody_changes_meanwhile_wins(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_concurrent_change_wins(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(hidden: bytes) -> bytes:
         Install.objects.filter(odp_api_key__isnull=False).update(odp_api_key="another-key")
         return decrypt(hidden)
@@ -96,7 +96,7 @@ def test_it_stops_at_a_secret_that_no_key_opens(shop: Install, settings: Any) ->
         rotation.rotate()
 
 
-def test_the_command_says_what_it_did(shop: Install, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_its_result(shop: Install, capsys: pytest.CaptureFixture[str]) -> None:
     call_command("rotate_secrets", "--json")
     assert json.loads(capsys.readouterr().out)["audiences_token"] == 1
     call_command("rotate_secrets")
@@ -104,9 +104,7 @@ def test_the_command_says_what_it_did(shop: Install, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("size", [0, 15, 16, 17, 99, 100, 101, 199, 200, 201, 1000])
-def test_what_is_encrypted_in_pieces_is_what_fernet_makes_of_it(
-    size: int, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encryption_in_pieces_equals_that_of_fernet(size: int, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clear = os.urandom(size)
     monkeypatch.setattr(encryption, "PIECE", 100)
     token = encryption.encrypt(clear)

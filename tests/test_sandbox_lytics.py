@@ -170,12 +170,12 @@ class TestTheStory:
 
     @pytest.mark.parametrize("changes", KINDS)
     @pytest.mark.parametrize("events", [1, 2, 3, 50, 3000])
-    def test_it_has_exactly_as_many_transitions_as_asked_for(self, events: int, changes: dict[str, Any]) -> None:
+    def test_it_has_exactly_the_requested_number_of_transitions(self, events: int, changes: dict[str, Any]) -> None:
         assert len(transitions(list(Stream(plan(events=events, **changes))))) == events
 
     @pytest.mark.parametrize("changes", KINDS)
     @pytest.mark.parametrize("seed", range(5))
-    def test_the_model_agrees_with_what_the_shop_knows_itself(self, seed: int, changes: dict[str, Any]) -> None:
+    def test_the_model_agrees_with_the_ground_truth_of_the_shop(self, seed: int, changes: dict[str, Any]) -> None:
         stream = Stream(plan(seed=seed, **changes))
         memberships = folded(list(stream))
         for number, audience in enumerate(stream.plan.audiences):
@@ -269,7 +269,7 @@ class TestTheWire:
         assert numbers
         assert any(int(float(number)) != number for number in numbers)
 
-    def test_array_identifiers_only_grow_and_a_change_tells_of_the_new_one(self) -> None:
+    def test_array_identifiers_only_grow_and_a_change_has_the_new_one(self) -> None:
         known: dict[str, list[str]] = {}
         for message in Stream(plan(identifier_field="_uids", array_identifiers=True)):
             values = message["data"]["_uids"]
@@ -291,13 +291,13 @@ class TestTheWire:
         assert len(message["data"]) > 8
         assert re.fullmatch(r"[0-9a-f-]{36}", message["data"]["email"])
 
-    def test_slugs_are_unique_and_go_on_with_numbers(self) -> None:
+    def test_slugs_are_unique_and_continue_with_numbers(self) -> None:
         slugs = [audience.slug for audience in audiences(how_many=500, seed=1)]
         assert slugs[0] == "vip_buyers"
         assert "vip_buyers_3" in slugs
         assert len(set(slugs)) == 500
 
-    def test_awkward_slugs_never_meet_in_one_odp_id(self) -> None:
+    def test_awkward_slugs_never_get_the_same_odp_id(self) -> None:
         named = audiences(how_many=200, seed=1, awkward=True)
         assert named[0].slug == "VIP-Buyers.2026"
         assert named[0].odp_id == "lytics_vip_buyers_2026"
@@ -317,7 +317,7 @@ def message(event: str, time: str, who: Any = "p-1", made_at: str = "2026-01-05T
 
 
 class TestTheModel:
-    def test_a_late_enter_never_revives_who_has_left(self) -> None:
+    def test_a_late_enter_never_readds_a_customer_who_left(self) -> None:
         messages = [message("exit", "2026-01-05T10:00:01Z"), message("enter", "2026-01-05T10:00:00Z")]
         assert folded(messages).others("a1") == ["p-1"]
 
@@ -338,7 +338,7 @@ class TestTheModel:
         assert folded([message("exit", "2026-01-05T10:00:01Z"), change]).members("a1") == []
         assert folded([message("exit", "2026-01-05T09:00:00Z"), change]).members("a1") == ["p-1"]
 
-    def test_each_value_of_an_array_is_a_member_of_its_own(self) -> None:
+    def test_each_value_of_an_array_is_a_separate_member(self) -> None:
         messages = [
             message("enter", "2026-01-05T10:00:00Z", ["c-1", "c-2"]),
             message("exit", "2026-01-05T11:00:00Z", ["c-1"]),
@@ -390,7 +390,7 @@ class TestTheCalls:
 
 
 class TestDelivery:
-    def test_what_arrives_gives_the_memberships_of_the_file(
+    def test_the_delivered_events_give_the_memberships_of_the_file(
         self, send: Any, receiver: Receiver, tmp_path: Path
     ) -> None:
         file = tmp_path / "memberships.json"
@@ -419,7 +419,7 @@ class TestDelivery:
             assert facts["members"]
             assert facts["others"]
 
-    def test_the_summary_counts_what_happened(self, send: Any, receiver: Receiver) -> None:
+    def test_the_summary_counts_are_right(self, send: Any, receiver: Receiver) -> None:
         receiver.answers = [Answer(500), CUT]
         _, summary = send("--events", 2000, "--audiences", 3, "--batch", 10, "--repeat", 0.1, "--late", 0.1)
         attempts = len(receiver.bodies)
@@ -467,7 +467,7 @@ class TestDelivery:
         _, summary = send("--events", 300, "--batch", 10, "--rate", 1000)
         assert summary["seconds"] > 0.25
 
-    def test_the_stream_is_made_only_as_fast_as_it_is_taken(self, receiver: Receiver) -> None:
+    def test_the_stream_is_generated_only_as_fast_as_it_is_consumed(self, receiver: Receiver) -> None:
         made = 0
         release = threading.Event()
         receiver.hold = release.wait
@@ -602,7 +602,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
 
 
 class TestTheCommand:
-    def test_nobody_at_the_other_end_is_one_sentence(self) -> None:
+    def test_an_unreachable_receiver_is_reported_in_one_sentence(self) -> None:
         with Receiver() as closed:
             url = closed.url
         ended = run("--url", url, "--events", "10", "--retry-scale", "0")
@@ -630,7 +630,7 @@ class TestTheCommand:
         assert complaint in ended.stderr.splitlines()[-1]
         assert "Traceback" not in ended.stderr
 
-    def test_a_dry_run_sends_nothing_and_says_what_must_result(self, tmp_path: Path) -> None:
+    def test_a_dry_run_sends_nothing_and_prints_the_expected_result(self, tmp_path: Path) -> None:
         file = tmp_path / "memberships.json"
         ended = run("--dry-run", "--events", "500", "--audiences", "3", "--json", "--memberships", str(file))
         summary = json.loads(ended.stdout)

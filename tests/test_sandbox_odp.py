@@ -117,7 +117,7 @@ class TestKeys:
     def test_it_keeps_reads_and_schema_for_the_private_key(self, odp: ThreadedSandbox, method: str, where: str) -> None:
         assert odp.odp(method, where, key=odp.public_key)[0] == 403
 
-    def test_it_takes_events_profiles_and_audience_queries_with_the_public_key(self, odp: ThreadedSandbox) -> None:
+    def test_it_accepts_events_profiles_and_audience_queries_with_the_public_key(self, odp: ThreadedSandbox) -> None:
         event = {"type": "page", "action": "view", "identifiers": {"fs_user_id": "u1"}}
         assert odp.odp("POST", "/v3/events", event, key=odp.public_key)[0] == 202
         assert write(odp, {"fs_user_id": "u1"}, key=odp.public_key)[0] == 202
@@ -125,13 +125,13 @@ class TestKeys:
             odp, '{customer(fs_user_id: "u1") {audiences {edges {node {name}}}}}', key=odp.public_key
         )
 
-    def test_it_answers_403_for_a_revoked_key_and_takes_it_again_when_restored(self, odp: ThreadedSandbox) -> None:
+    def test_it_answers_403_for_a_revoked_key_until_it_is_restored(self, odp: ThreadedSandbox) -> None:
         odp.control("/sandbox/keys/revoke", {"key": odp.private_key})
         assert odp.odp("GET", "/v3/segments")[0] == 403
         odp.control("/sandbox/keys/restore", {"key": odp.private_key})
         assert odp.odp("GET", "/v3/segments")[0] == 200
 
-    def test_a_revoked_key_may_go_on_working_for_a_while(self, odp: ThreadedSandbox) -> None:
+    def test_a_revoked_key_may_work_for_a_while(self, odp: ThreadedSandbox) -> None:
         odp.assume(revoked_key_seconds=43_200)
         odp.control("/sandbox/keys/revoke", {"key": odp.private_key})
         assert odp.odp("GET", "/v3/segments")[0] == 200
@@ -143,7 +143,7 @@ class TestKeys:
         make_field(odp, "lytics_x")
         assert odp.odp("GET", f"{FIELDS}/lytics_x", key="other-eu1.secret")[0] == 404
 
-    def test_a_key_of_another_region_is_refused(self) -> None:
+    def test_a_key_of_another_region_is_rejected(self) -> None:
         with ThreadedSandbox(Options(private_key="acme-eu1.secret", region="eu1")) as odp:
             odp.control("/sandbox/accounts", {"private_key": "acme.secret", "region": "us"})
             assert odp.odp("GET", "/v3/segments")[0] == 200
@@ -174,7 +174,7 @@ class TestSegments:
         make_segment(odp, "lytics_x", customer_segment(is_true("lytics_x")))
         assert odp.members("lytics_x") == ["u1"]
 
-    def test_posting_an_id_that_exists_is_refused_or_replaces_it(self, odp: ThreadedSandbox) -> None:
+    def test_posting_an_existing_id_is_rejected_or_replaces_it(self, odp: ThreadedSandbox) -> None:
         make_audience(odp)
         body = customer_segment(is_true("lytics_x"))
         assert odp.odp("POST", "/v3/segments/lytics_x", body)[0] == 400
@@ -219,7 +219,7 @@ class TestSegments:
         assert odp.odp("PUT", "/v3/segments/lytics_x", customer_segment(is_true("lytics_x")))[0] == 200
 
     @pytest.mark.parametrize("segment_id", ["1st", "_x", "lytics-x", "lytics.x", "x%20y"])
-    def test_it_refuses_an_id_outside_the_pattern(self, odp: ThreadedSandbox, segment_id: str) -> None:
+    def test_it_rejects_an_id_outside_the_pattern(self, odp: ThreadedSandbox, segment_id: str) -> None:
         make_field(odp, "lytics_x")
         status, answer = odp.odp("PUT", f"/v3/segments/{segment_id}", customer_segment(is_true("lytics_x")))
         assert status == 400
@@ -241,9 +241,7 @@ class TestSegments:
             ({"is_list_member": {"list": "nowhere"}}, "no list 'nowhere'"),
         ],
     )
-    def test_it_refuses_an_expression_that_cannot_be(
-        self, odp: ThreadedSandbox, customer_filter: Any, why: str
-    ) -> None:
+    def test_it_rejects_an_invalid_expression(self, odp: ThreadedSandbox, customer_filter: Any, why: str) -> None:
         make_field(odp, "lytics_x")
         make_field(odp, "age", "number")
         status, answer = odp.odp("PUT", "/v3/segments/lytics_x", customer_segment(customer_filter))
@@ -262,7 +260,7 @@ class TestSegments:
             customer_segment(is_true("lytics_x")) | {"name": "unknown member"},
         ],
     )
-    def test_it_refuses_a_body_that_is_no_segment(self, odp: ThreadedSandbox, body: Any) -> None:
+    def test_it_rejects_a_body_that_is_not_a_segment(self, odp: ThreadedSandbox, body: Any) -> None:
         make_field(odp, "lytics_x")
         assert odp.odp("PUT", "/v3/segments/lytics_x", body)[0] == 400
 
@@ -305,7 +303,7 @@ class TestEvaluation:
             ),
         ],
     )
-    def test_a_function_that_the_sandbox_lacks_is_refused_as_not_modelled(
+    def test_a_function_that_the_sandbox_lacks_is_rejected_as_not_modelled(
         self, odp: ThreadedSandbox, root: Any, what: str
     ) -> None:
         make_field(odp, "flag")
@@ -331,7 +329,7 @@ class TestProfiles:
         assert (status, answer["title"], answer["status"]) == (202, "Accepted", 202)
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$", answer["timestamp"])
 
-    def test_it_reads_back_what_was_written(self, odp: ThreadedSandbox) -> None:
+    def test_written_objects_are_read_back(self, odp: ThreadedSandbox) -> None:
         odp.odp("POST", "/v3/profiles", {"attributes": {"email": "a@b.c", "city": "Rome"}})
         status, answer = odp.odp("GET", "/v3/profiles?email=a%40b.c")
         assert status == 200
@@ -364,7 +362,9 @@ class TestProfiles:
             ({"fs_user_id": "u1", "shape": "x"}, "shape must be an array of numbers"),
         ],
     )
-    def test_it_names_a_bad_item_and_takes_none_of_its_batch(self, odp: ThreadedSandbox, item: Any, why: str) -> None:
+    def test_it_names_a_bad_item_and_accepts_no_item_of_its_batch(
+        self, odp: ThreadedSandbox, item: Any, why: str
+    ) -> None:
         for name, kind in (("flag", "boolean"), ("age", "number"), ("seen", "timestamp"), ("shape", "vector")):
             make_field(odp, name, kind)
         status, answer = write(odp, {"fs_user_id": "good"}, item)
@@ -375,7 +375,7 @@ class TestProfiles:
         assert odp.customer("good")["known"] is False
 
     @pytest.mark.parametrize("body", [[], "text", 7, None, ["text"], [{"fs_user_id": "u1"}], [{"attributes": []}]])
-    def test_it_refuses_what_is_not_profiles(self, odp: ThreadedSandbox, body: Any) -> None:
+    def test_it_rejects_items_that_are_not_profiles(self, odp: ThreadedSandbox, body: Any) -> None:
         assert odp.odp("POST", "/v3/profiles", body)[0] == 400
 
     def test_a_boolean_may_be_written_as_0_or_1(self, odp: ThreadedSandbox) -> None:
@@ -383,7 +383,7 @@ class TestProfiles:
         write(odp, {"fs_user_id": "u1", "lytics_x": 1}, {"fs_user_id": "u2", "lytics_x": 0})
         assert odp.members("lytics_x") == ["u1"]
 
-    def test_it_takes_500_items_and_refuses_501(self, odp: ThreadedSandbox) -> None:
+    def test_it_accepts_500_items_and_rejects_501(self, odp: ThreadedSandbox) -> None:
         items = [{"fs_user_id": f"u{n}"} for n in range(501)]
         assert write(odp, *items[:500])[0] == 202
         assert write(odp, *items)[0] == 400
@@ -395,7 +395,7 @@ class TestProfiles:
         assert write(odp, {"fs_user_id": "x" * 100})[0] == 413
 
     @pytest.mark.parametrize("body", [b"{nonsense", b"", b"[NaN]", b"[" * 100_000, b"\xff\xfe\xfd"])
-    def test_a_body_that_is_not_json_is_told_so(self, odp: ThreadedSandbox, body: bytes) -> None:
+    def test_a_body_that_is_not_json_is_rejected_with_that_reason(self, odp: ThreadedSandbox, body: bytes) -> None:
         status, _, answer = raw(odp, "POST", "/v3/profiles", body)
         assert status == 400
         assert "could not be parsed" in json.loads(answer)["detail"]["message"]
@@ -408,7 +408,7 @@ class TestProfiles:
         assert write(odp, {"fs_user_id": "fine"}, {"nobody": 1})[0] == 202
         assert [odp.customer(user)["known"] for user in ("good", "fine")] == [True, True]
 
-    def test_a_refused_batch_may_not_say_which_item(self, odp: ThreadedSandbox) -> None:
+    def test_a_rejected_batch_may_not_name_the_item(self, odp: ThreadedSandbox) -> None:
         odp.assume(bad_items="bare")
         assert set(write(odp, {"nobody": 1})[1]["detail"]) == {"message"}
 
@@ -421,7 +421,7 @@ class TestProfiles:
         assert odp.odp("GET", f"{FIELDS}/mood")[1]["type"] == "boolean"
         assert odp.summary()["writes_to_unknown_fields"] == 2
 
-    def test_a_new_field_may_take_a_while(self, odp: ThreadedSandbox) -> None:
+    def test_a_new_field_may_become_visible_late(self, odp: ThreadedSandbox) -> None:
         odp.assume(field_delay_seconds=60)
         make_field(odp, "lytics_x")
         assert write(odp, {"fs_user_id": "u1", "lytics_x": True})[0] == 400
@@ -448,7 +448,7 @@ class TestIdentity:
         assert audiences(odp, "w1", "lytics_x", by="web_user_id") == ["lytics_x"]
         assert odp.summary()["accounts"]["sandbox-public"]["customers"] == 1
 
-    def test_high_confidence_identifiers_merge_when_they_meet_and_the_newer_value_wins(
+    def test_customers_with_a_common_high_confidence_identifier_merge_and_the_newer_value_wins(
         self, odp: ThreadedSandbox
     ) -> None:
         write(odp, {"fs_user_id": "u1", "city": "Rome", "country": "IT"})
@@ -503,7 +503,7 @@ IDENTIFIERS = st.dictionaries(st.sampled_from(KINDS), st.sampled_from("abcd"), m
 
 
 @given(items=st.lists(IDENTIFIERS, max_size=40))
-def test_whatever_meets_every_identifier_belongs_to_exactly_one_customer(items: list[dict[str, str]]) -> None:
+def test_every_identifier_belongs_to_exactly_one_customer(items: list[dict[str, str]]) -> None:
     account = Account("a.b")
     for item in items:
         customer = account.customers.write(tuple(item), dict(item))
@@ -516,7 +516,7 @@ def test_whatever_meets_every_identifier_belongs_to_exactly_one_customer(items: 
 
 
 @given(items=st.lists(IDENTIFIERS, max_size=20))
-def test_what_is_saved_and_restored_is_the_same_account(items: list[dict[str, str]]) -> None:
+def test_a_saved_and_restored_account_is_equal(items: list[dict[str, str]]) -> None:
     account, again = Account("a.b"), Account("a.b")
     for at, item in enumerate(items):
         account.customers.write(tuple(item), {**item, "city": str(at)})
@@ -584,7 +584,7 @@ class TestPassthrough:
     def send(self, odp: ThreadedSandbox, *events: dict[str, Any]) -> None:
         assert odp.odp("POST", "/v3/events", list(events))[0] == 202
 
-    def test_the_newest_ts_decides_whatever_arrives_last(self, odp: ThreadedSandbox) -> None:
+    def test_the_newest_ts_decides_in_any_order_of_arrival(self, odp: ThreadedSandbox) -> None:
         self.install(odp)
         self.send(odp, passthrough("fs_user_id", "u1", "qualify", 200))
         self.send(odp, passthrough("fs_user_id", "u1", "disqualify", 100))
@@ -614,12 +614,12 @@ class TestPassthrough:
         self.install(odp, audience_id="ext-1")
         assert audiences(odp, "u1", "lytics_x") == ["lytics_x"]
 
-    def test_an_account_without_the_feature_refuses_both_halves(self, odp: ThreadedSandbox) -> None:
+    def test_an_account_without_the_feature_rejects_both_halves(self, odp: ThreadedSandbox) -> None:
         odp.settings(passthrough=False)
         assert self.install(odp)[0] == 400
         assert odp.odp("POST", "/v3/events", passthrough("fs_user_id", "u1", "qualify", 1))[0] == 400
 
-    def test_what_makes_a_segment_passthrough_is_a_switch(self, odp: ThreadedSandbox) -> None:
+    def test_a_switch_decides_whether_a_segment_is_passthrough(self, odp: ThreadedSandbox) -> None:
         odp.assume(passthrough_key="external_audience")
         assert self.install(odp)[0] == 400
         made = odp.odp("PUT", "/v3/segments/lytics_x", {"definition": {"external_audience": {"source": "x"}}})
@@ -648,7 +648,7 @@ class TestLists:
         assert odp.odp("POST", "/v3/lists", {"name": "flat"})[1]["list_id"] == "flat"
         assert [each["list_id"] for each in odp.odp("GET", "/v3/lists")[1]["lists"]] == ["lytics___big__", "flat"]
 
-    def test_a_second_list_of_that_id_is_refused(self, odp: ThreadedSandbox) -> None:
+    def test_a_second_list_with_the_same_id_is_rejected(self, odp: ThreadedSandbox) -> None:
         odp.odp("POST", "/v3/lists", {"name": "lytics_x"})
         status, answer = odp.odp("POST", "/v3/lists", {"name": "LYTICS X"})
         assert status == 400
@@ -669,7 +669,7 @@ class TestLists:
         self.subscribe(odp, subscribed=False)
         assert audiences(odp, "u1", "lytics_x") == []
 
-    def test_it_tells_a_customer_s_subscriptions(self, odp: ThreadedSandbox) -> None:
+    def test_it_lists_the_subscriptions_of_a_customer(self, odp: ThreadedSandbox) -> None:
         self.make(odp)
         self.subscribe(odp)
         status, answer = odp.odp("GET", "/v3/lists/subscriptions?fs_user_id=u1")
@@ -712,7 +712,7 @@ class TestLists:
         write(odp, {"fs_user_id": "u1", "by_field": True})
         assert audiences(odp, "u1", "by_field") == ["by_field"]
 
-    def test_opted_out_may_take_the_effect_of_everything(self, odp: ThreadedSandbox) -> None:
+    def test_opted_out_may_disable_all_effects(self, odp: ThreadedSandbox) -> None:
         make_audience(odp)
         odp.settings(consent="opted_out")
         odp.assume(consent_effect="everything")
@@ -746,7 +746,7 @@ class TestSchema:
             ({"public_read": "yes"}, "public_read"),
         ],
     )
-    def test_it_says_what_is_wrong_with_a_field(self, odp: ThreadedSandbox, change: Any, field: str) -> None:
+    def test_it_reports_the_error_in_a_field(self, odp: ThreadedSandbox, change: Any, field: str) -> None:
         body = {"name": "lytics_x", "display_name": "Lytics - x", "type": "boolean", **change}
         status, answer = odp.odp("POST", FIELDS, body)
         assert status == 400
@@ -781,7 +781,7 @@ class TestSchema:
             ({"name": "customer_id", "display_name": "Another ID"}, "customers.name"),
         ],
     )
-    def test_it_says_what_is_wrong_with_an_identifier(self, odp: ThreadedSandbox, change: Any, field: str) -> None:
+    def test_it_reports_the_error_in_an_identifier(self, odp: ThreadedSandbox, change: Any, field: str) -> None:
         body = {"name": "loyalty_id", "display_name": "Loyalty ID", "merge_confidence": "high", **change}
         status, answer = odp.odp("POST", "/v3/schema/identifiers", body)
         assert status == 400
@@ -803,7 +803,7 @@ class TestObjectsAndConsent:
 
 
 class TestGraphQL:
-    def test_it_takes_aliases_fragments_and_inline_literals(self, odp: ThreadedSandbox) -> None:
+    def test_it_accepts_aliases_fragments_and_inline_literals(self, odp: ThreadedSandbox) -> None:
         make_audience(odp)
         write(odp, {"fs_user_id": "u1", "lytics_x": True}, {"fs_user_id": "u2"})
         body = query(
@@ -851,7 +851,7 @@ class TestGraphQL:
         asked = '{customer(fs_user_id: "u1") {audiences(subset: ["none"]) {edges {node {name}}}}}'
         assert query(odp, asked)["errors"][0]["extensions"]["classification"] == "DataFetchingException"
 
-    def test_a_new_field_can_be_asked_for_at_once(self, odp: ThreadedSandbox) -> None:
+    def test_a_new_field_is_visible_at_once(self, odp: ThreadedSandbox) -> None:
         asked = '{customer(fs_user_id: "u1") {lytics_x}}'
         write(odp, {"fs_user_id": "u1"})
         assert "errors" in query(odp, asked)
@@ -971,7 +971,9 @@ def raw(odp: ControlledSandbox, method: str, where: str, body: bytes = b"") -> t
 
 
 class TestFaults:
-    def test_it_answers_a_status_with_headers_and_a_body_as_often_as_told(self, odp: ThreadedSandbox) -> None:
+    def test_it_answers_a_scripted_status_with_headers_and_body_the_scripted_number_of_times(
+        self, odp: ThreadedSandbox
+    ) -> None:
         odp.fault({"path": "/v3/profiles", "times": 2}, {"status": 429, "headers": {"Retry-After": "2"}})
         odp.fault({"path": "/v3/lists"}, {"status": 400, "body": {"detail": {"message": "no"}}})
         status, headers, _ = raw(odp, "POST", "/v3/profiles", b"{}")
@@ -1006,7 +1008,7 @@ class TestFaults:
         odp.fault({"path": "/v3/profiles", "after": 2}, {"status": 500})
         assert [write(odp, {"fs_user_id": "u1"})[0] for _ in range(4)] == [202, 202, 500, 500]
 
-    def test_it_strikes_by_method_and_by_what_the_body_says(self, odp: ThreadedSandbox) -> None:
+    def test_it_matches_faults_by_method_and_body(self, odp: ThreadedSandbox) -> None:
         odp.fault({"method": "POST", "body_contains": "u2"}, {"status": 500})
         assert write(odp, {"fs_user_id": "u1"})[0] == 202
         assert write(odp, {"fs_user_id": "u2"})[0] == 500
@@ -1056,7 +1058,7 @@ class TestFaults:
         assert odp.odp("GET", "/v3/segments") == (200, {"segment_ids": []})
         assert time.monotonic() - started >= 0.3
 
-    def test_it_refuses_scripted_customers_by_name(self, odp: ThreadedSandbox) -> None:
+    def test_it_rejects_scripted_customers_by_name(self, odp: ThreadedSandbox) -> None:
         odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifier_contains": "bad", "message": "not this one"}})
         status, answer = write(odp, {"fs_user_id": "u1"}, {"fs_user_id": "bad-2"}, {"fs_user_id": "bad-3"})
         assert (status, answer["detail"]["invalids"]) == (
@@ -1066,13 +1068,13 @@ class TestFaults:
         assert odp.customer("u1")["known"] is False
         assert write(odp, {"fs_user_id": "u1"})[0] == 202
 
-    def test_it_refuses_scripted_customers_without_saying_which(self, odp: ThreadedSandbox) -> None:
+    def test_it_rejects_scripted_customers_without_naming_them(self, odp: ThreadedSandbox) -> None:
         odp.fault({"path": "/v3/"}, {"refuse_items": {"identifiers": ["u2"], "named": False}})
         status, answer = write(odp, {"fs_user_id": "u1"}, {"fs_user_id": "u2"})
         assert (status, set(answer["detail"])) == (400, {"message"})
         assert odp.odp("POST", "/v3/events", {"type": "x", "identifiers": {"fs_user_id": "u2"}})[0] == 400
 
-    def test_it_refuses_a_scripted_field_list_or_audience(self, odp: ThreadedSandbox) -> None:
+    def test_it_rejects_a_scripted_field_list_or_audience(self, odp: ThreadedSandbox) -> None:
         make_field(odp, "lytics_x")
         odp.odp("POST", "/v3/lists", {"name": "lytics_x"})
         odp.fault({}, {"refuse_field": "lytics_x"})
@@ -1082,7 +1084,7 @@ class TestFaults:
         assert odp.odp("POST", "/v3/lists/subscriptions", subscription)[0] == 400
         assert odp.odp("POST", "/v3/events", passthrough("fs_user_id", "u1", "qualify", 1))[0] == 400
 
-    def test_it_tells_what_struck(self, odp: ThreadedSandbox) -> None:
+    def test_it_lists_the_faults_that_applied(self, odp: ThreadedSandbox) -> None:
         number = odp.fault({"path": "/v3/segments"}, {"status": 500})
         odp.odp("GET", "/v3/segments")
         odp.odp("GET", "/v3/lists")
@@ -1117,7 +1119,7 @@ class TestVisibility:
             odp.advance(61)
             assert eventually(lambda: audiences(odp, "u1", "lytics_x") == ["lytics_x"])
 
-    def test_it_is_seen_by_itself_when_the_time_has_come(self) -> None:
+    def test_it_becomes_visible_after_the_delay(self) -> None:
         with ThreadedSandbox(Options(delay=(0.4, 0.5))) as odp:
             write(odp, {"fs_user_id": "u1"})
             assert odp.customer("u1")["known"] is False
@@ -1168,7 +1170,7 @@ class TestVisibility:
 
 
 class TestObservation:
-    def test_requests_are_told_in_the_order_they_arrived(self, odp: ThreadedSandbox) -> None:
+    def test_requests_are_listed_in_order_of_arrival(self, odp: ThreadedSandbox) -> None:
         make_field(odp, "lytics_x")
         before = odp.requests()[-1]["number"]
         write(odp, {"fs_user_id": "u1", "lytics_x": True}, {"fs_user_id": "u2", "lytics_x": False})
@@ -1184,7 +1186,7 @@ class TestObservation:
         assert len(first["body"]) == first["size"]
         assert (second["path"], second["body"]) == ("/v3/segments?x=1", None)
 
-    def test_it_never_tells_the_secret_half_of_a_key(self, odp: ThreadedSandbox) -> None:
+    def test_it_never_shows_the_secret_half_of_a_key(self, odp: ThreadedSandbox) -> None:
         odp.odp("GET", "/v3/segments")
         told = odp.requests()[-1]
         assert (told["headers"]["x-api-key"], told["account"], told["key"]) == (
@@ -1194,7 +1196,7 @@ class TestObservation:
         )
         assert "sandbox-private" not in json.dumps(told)
 
-    def test_it_tells_who_wrote_what_about_a_customer(self, odp: ThreadedSandbox) -> None:
+    def test_it_shows_which_key_wrote_what_about_a_customer(self, odp: ThreadedSandbox) -> None:
         make_audience(odp)
         write(odp, {"fs_user_id": "u1", "web_user_id": "w1", "lytics_x": True}, {"fs_user_id": "u2"})
         write(odp, {"fs_user_id": "u1", "nobody": 1})
@@ -1239,7 +1241,7 @@ class TestObservation:
         assert told["PUT /v3/segments/{segment_id}"]["requests"] == 1
         assert odp.summary()["unknown_fields"] == {"nobody": 1}
 
-    def test_it_knows_the_fastest_second_and_the_most_at_once(self, odp: ThreadedSandbox) -> None:
+    def test_it_reports_the_highest_rate_and_concurrency(self, odp: ThreadedSandbox) -> None:
         make_field(odp, "a")
         make_field(odp, "b")
         odp.fault({"path": "/v3/profiles"}, {"delay_seconds": 0.4})
@@ -1290,7 +1292,7 @@ class TestObservation:
         assert odp.odp("GET", "/v3/segments")[1] == {"segment_ids": []}
         assert odp.odp("GET", f"{FIELDS}/lytics_x")[0] == 404
 
-    def test_ready_tells_the_accounts(self, odp: ThreadedSandbox) -> None:
+    def test_ready_lists_the_accounts(self, odp: ThreadedSandbox) -> None:
         (account,) = odp.control("/sandbox/ready")["accounts"]
         assert (account["public_key"], account["region"], account["consent"]) == ("sandbox-public", "us", "opted_in")
 
@@ -1334,7 +1336,7 @@ class TestHTTP:
         assert odp.customer("u1")["known"] is True
 
     @pytest.mark.parametrize(("method", "where"), [("GET", "/v3/nothing"), ("DELETE", "/v3/profiles"), ("GET", "/")])
-    def test_what_does_not_exist_is_a_titled_404(self, odp: ThreadedSandbox, method: str, where: str) -> None:
+    def test_a_missing_object_is_a_404_with_a_title(self, odp: ThreadedSandbox, method: str, where: str) -> None:
         status, answer = odp.odp(method, where)
         assert (status, answer["title"]) == (404, "Not Found")
 
@@ -1375,7 +1377,7 @@ class TestProcess:
             assert write(odp, {"nobody": 1}, {"fs_user_id": "u4"})[0] == 400
             assert odp.customer("u4")["known"] is True
 
-    def test_what_it_accepted_survives_a_kill(self, tmp_path: Path) -> None:
+    def test_accepted_writes_survive_a_kill(self, tmp_path: Path) -> None:
         odp = RunningSandbox("--state", str(tmp_path / "odp.state"), "--delay", "60")
         with odp:
             make_audience(odp)
@@ -1442,7 +1444,7 @@ class TestProcess:
             RunningSandbox(port=odp.port).start()
         assert capfd.readouterr().err.startswith("The sandbox can't start: ")
 
-    def test_it_ends_when_whoever_started_it_is_gone(self) -> None:
+    def test_it_ends_with_its_parent_process(self) -> None:
         odp = RunningSandbox()
         odp.start()
         process = odp._process

@@ -19,7 +19,7 @@ def answers(nth: int) -> list[dict[str, object]]:
         return [dict(zip(columns, row, strict=True)) for row in cursor]
 
 
-def test_the_numbers_to_scale_by_are_those_of_what_may_go_out() -> None:
+def test_the_scaling_figures_count_deliverable_work_only() -> None:
     shop, off = make_install(), make_install(name="Off", enabled=False)
     gold, silver = make_audience(shop), make_audience(shop, "silver")
     for audience in (gold, silver, make_audience(off, "bronze")):

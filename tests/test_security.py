@@ -73,7 +73,7 @@ def test_odps_own_hosts_are_allowed(host: str, settings: Any) -> None:
     assert odp_hosts.problem_of(host) == ""
 
 
-def test_another_host_can_be_allowed_by_whoever_runs_the_service(settings: Any) -> None:
+def test_a_setting_allows_another_odp_host(settings: Any) -> None:
     settings.PUBLIC_URL = "https://sync.example.com"
     settings.ALLOWED_ODP_HOSTS = ["sandbox"]
     assert odp_hosts.problem_of("http://sandbox:8090") == ""
@@ -109,7 +109,7 @@ def test_an_install_with_such_a_host_is_not_made(settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_one_that_was_allowed_once_is_found_by_the_checks(settings: Any) -> None:
+def test_the_checks_find_an_install_whose_host_is_no_longer_allowed(settings: Any) -> None:
     make_install(odp_host="https://10.0.0.7")
     assert checks.hosts_allowed(databases=["default"]) == []
     settings.PUBLIC_URL = "https://sync.example.com"
@@ -130,7 +130,7 @@ def test_a_key_can_not_end_its_header_line(key: str) -> None:
 @pytest.mark.parametrize(
     ("url", "frames"), [("/admin/login/", "DENY"), ("/health/live", None), ("/webhooks/lytics/nobody", None)]
 )
-def test_every_answer_says_what_a_browser_may_load(url: str, frames: str | None) -> None:
+def test_every_response_has_the_content_security_policy(url: str, frames: str | None) -> None:
     answer = Client().get(url)
     assert answer.headers["Content-Security-Policy"] == POLICY
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -157,7 +157,7 @@ def log_in(client: Client, password: str, *, address: str = "192.0.2.1", name: s
     return client.post(reverse("admin:login"), form, REMOTE_ADDR=address)
 
 
-def test_whoever_guesses_passwords_is_stopped(person: User, settings: Any) -> None:
+def test_guessing_passwords_is_stopped(person: User, settings: Any) -> None:
     settings.AXES_FAILURE_LIMIT = 3
     for _ in range(2):
         assert log_in(Client(), "wrong").status_code == 200
@@ -167,7 +167,7 @@ def test_whoever_guesses_passwords_is_stopped(person: User, settings: Any) -> No
     assert log_in(Client(), PASSWORD).status_code == 429, "not even with the right one"
 
 
-def test_nobody_else_is_locked_out_with_them(person: User, settings: Any) -> None:
+def test_guessing_locks_out_no_other_account(person: User, settings: Any) -> None:
     settings.AXES_FAILURE_LIMIT = 3
     User.objects.create_user("ada", password=PASSWORD, is_staff=True)
     for _ in range(4):
@@ -188,7 +188,9 @@ def test_a_few_slips_are_forgotten_with_the_right_password(person: User, setting
     raise AssertionError("locked out by slips that were made good")
 
 
-def test_who_tries_many_accounts_is_stopped_at_all_of_them_and_only_there(person: User, settings: Any) -> None:
+def test_guessing_over_many_accounts_is_stopped_at_all_of_them_for_that_address_only(
+    person: User, settings: Any
+) -> None:
     settings.LOGIN_ADDRESS_FAILURE_LIMIT = 5
     answers = [log_in(Client(), "wrong", name=f"somebody-{number}").status_code for number in range(6)]
     assert answers == [200, 200, 200, 200, 429, 429]
@@ -242,7 +244,7 @@ def test_cookies_are_for_https_and_for_no_script(settings: Any, person: User) ->
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_secret_stands_in_a_process_list_or_a_log(tmp_path: Path) -> None:
+def test_no_secret_is_in_a_process_list_or_a_log(tmp_path: Path) -> None:
     """Of a whole stack, while calls come with right and wrong tokens and ODP can't be reached."""
     made = Install(name="Shop", odp_api_key="public-part.private-part-of-the-key", odp_host="http://127.0.0.1:9")
     token = installs.create(made)
@@ -309,7 +311,7 @@ def _wait_for(holds: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_an_error_page_tells_nothing(settings: Any, monkeypatch: pytest.MonkeyPatch, person: User) -> None:
+def test_an_error_page_reveals_nothing(settings: Any, monkeypatch: pytest.MonkeyPatch, person: User) -> None:
     def fail(*args: Any) -> None:
         raise RuntimeError("the-odp-key in a message")
 
@@ -367,7 +369,7 @@ def test_the_role_makes_the_log_quick_to_search(bridge: str) -> None:
     assert search_index.summarise() == 0
 
 
-def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_role_without_the_right_gets_the_command_to_run(bridge: str, caplog: pytest.LogCaptureFixture) -> None:
     """One that has its rights from an older version."""
     with connection.cursor() as cursor:
         cursor.execute(f"REVOKE EXECUTE ON FUNCTION summarise_events FROM {bridge}")
@@ -396,7 +398,7 @@ def test_a_role_that_may_not_says_what_to_do(bridge: str, caplog: pytest.LogCapt
         "INSERT INTO django_migrations (app, name, applied) VALUES ('x', 'y', now())",
     ],
 )
-def test_the_role_can_take_nothing_away(bridge: str, statement: str) -> None:
+def test_the_role_can_delete_no_history(bridge: str, statement: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET ROLE {bridge}")
         with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
@@ -404,7 +406,7 @@ def test_the_role_can_take_nothing_away(bridge: str, statement: str) -> None:
 
 
 @pytest.mark.parametrize("owns_the_database", [True, False])
-def test_who_can_not_take_temporary_tables_away_is_told_who_can(bridge: str, owns_the_database: bool) -> None:
+def test_a_caller_who_can_not_revoke_temporary_is_told_who_can(bridge: str, owns_the_database: bool) -> None:
     """The tables may have another owner than the database."""
     database = connection.ops.quote_name(connection.settings_dict["NAME"])
     out, said = StringIO(), StringIO()
@@ -434,7 +436,7 @@ def test_who_can_not_take_temporary_tables_away_is_told_who_can(bridge: str, own
 
 
 @pytest.mark.django_db
-def test_a_role_that_is_not_there_is_told() -> None:
+def test_a_missing_role_is_reported() -> None:
     with pytest.raises(CommandError, match="does not exist"):
         call_command("grant_role", "nobody_of_that_name")
 

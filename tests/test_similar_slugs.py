@@ -46,7 +46,7 @@ def page(client: Client, audience: Audience) -> str:
 
 
 @pytest.mark.parametrize("slugs", SHOP_SLUGS.values(), ids=SHOP_SLUGS)
-def test_two_ids_that_differ_only_by_a_suffix_are_told_on_both_pages_and_on_now(
+def test_two_ids_that_differ_only_by_a_suffix_are_shown_on_both_pages_and_the_front_page(
     operator: Client, shop: Install, slugs: tuple[str, str]
 ) -> None:
     first, second = come(shop, *slugs)
@@ -61,7 +61,7 @@ def test_two_ids_that_differ_only_by_a_suffix_are_told_on_both_pages_and_on_now(
     assert "becomes the same ODP id" in page(operator, second)
 
 
-def test_ids_that_differ_by_more_are_not_told(operator: Client, shop: Install) -> None:
+def test_ids_that_differ_by_more_are_not_reported(operator: Client, shop: Install) -> None:
     come(shop, "gold", "gold_club", "gold_2")
     come(make_install(name="Other"), "gold")
     assert not [what for what in now_page(operator) if "suffix" in what]
@@ -69,7 +69,7 @@ def test_ids_that_differ_by_more_are_not_told(operator: Client, shop: Install) -
         assert "becomes the same" not in page(operator, audience)
 
 
-def test_a_segment_made_anew_under_one_slug_is_told_once_and_as_that(operator: Client, shop: Install) -> None:
+def test_a_segment_recreated_under_one_slug_is_reported_once_as_recreated(operator: Client, shop: Install) -> None:
     for segment in ("s1", "s2"):
         ingest.receive(shop, json.dumps([message(transition(segment=segment, slug="🎉🎉"))]).encode())
     assert len([what for what in now_page(operator) if "made anew" in what]) == 1
@@ -77,7 +77,7 @@ def test_a_segment_made_anew_under_one_slug_is_told_once_and_as_that(operator: C
 
 
 @pytest.mark.parametrize("slug", ["🎉", "عملاء", "---", "__"])
-def test_an_id_that_keeps_nothing_of_the_slug_is_told(operator: Client, shop: Install, slug: str) -> None:
+def test_an_id_that_keeps_nothing_of_the_slug_is_reported(operator: Client, shop: Install, slug: str) -> None:
     (audience,) = come(shop, slug)
     assert f"says nothing, because the slug {slug} has no letter" in page(operator, audience)
 
@@ -92,7 +92,7 @@ def test_an_id_that_keeps_nothing_of_the_slug_is_told(operator: Client, shop: In
         ("café", "lytics_caf_ (café)"),
     ],
 )
-def test_the_slug_stands_beside_an_id_that_does_not_show_it(
+def test_the_slug_is_shown_beside_an_id_that_does_not_resemble_it(
     operator: Client, shop: Install, slug: str, shown: str
 ) -> None:
     (audience,) = come(shop, slug)
@@ -101,13 +101,13 @@ def test_the_slug_stands_beside_an_id_that_does_not_show_it(
         assert shown in unescape(operator.get(address).content.decode())
 
 
-def test_an_edited_slug_stands_beside_the_id(shop: Install) -> None:
+def test_an_edited_slug_is_shown_beside_the_id(shop: Install) -> None:
     (audience,) = come(shop, "gold")
     audience.latest_slug = "platinum"
     assert str(audience) == "lytics_gold (platinum)"
 
 
-def test_the_front_page_asks_as_often_whatever_the_number_of_pairs(shop: Install) -> None:
+def test_the_number_of_queries_does_not_depend_on_the_number_of_pairs(shop: Install) -> None:
     come(shop, "🎉", "🎈")
     with CaptureQueriesContext(connection) as few:
         assert len(similar_slugs.unnoticed()) == 1

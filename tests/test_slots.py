@@ -35,7 +35,7 @@ def test_one_install_never_gets_all_of_them(of_process: int, of_one: int) -> Non
         assert hold(stack, WELL, 1) == [True]
 
 
-def test_one_that_was_given_back_is_there_again() -> None:
+def test_a_released_slot_is_available_again() -> None:
     slots.share_out(2)
     for _ in range(3):
         with slots.slot(HANGING) as free:

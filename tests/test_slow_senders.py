@@ -51,7 +51,7 @@ def everything(caller: socket.socket) -> bytes:
     "part",
     [b"", b"\r\n\r\n", b"P", b"POST /webhooks/ HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"POST / HTTP/1.1\r\nX: y\r\n\r"],
 )
-def test_who_sends_no_whole_header_has_no_thread(web: Web, install: Install, part: bytes) -> None:
+def test_an_incomplete_header_occupies_no_thread(web: Web, install: Install, part: bytes) -> None:
     """The call comes after them: with a thread for each of them it would wait for longer than its caller does."""
     with ExitStack() as stack:
         waiting(web, stack, part)
@@ -85,7 +85,7 @@ def test_requests_that_come_in_one_piece_are_answered_one_by_one(web: Web, insta
 
 
 @pytest.mark.parametrize("lines", [["Content-Length: 5000"], ["Transfer-Encoding: chunked"]])
-def test_slow_bodies_are_given_up_and_asked_to_come_back(web: Web, install: Install, lines: list[str]) -> None:
+def test_a_slow_body_is_abandoned_and_answered_503(web: Web, install: Install, lines: list[str]) -> None:
     with ExitStack() as stack:
         callers = waiting(web, stack, head(install, *lines))
         assert call(web, install) == 200
@@ -101,7 +101,7 @@ def test_slow_bodies_are_given_up_and_asked_to_come_back(web: Web, install: Inst
     assert "Traceback" not in said
 
 
-def test_a_body_that_comes_in_drops_has_no_more_time_than_one_that_does_not_come(web: Web, install: Install) -> None:
+def test_a_trickling_body_has_the_same_deadline_as_a_missing_one(web: Web, install: Install) -> None:
     with web.raw() as caller:
         caller.settimeout(0.1)
         caller.sendall(head(install, "Content-Length: 5000"))
@@ -116,7 +116,7 @@ def test_a_body_that_comes_in_drops_has_no_more_time_than_one_that_does_not_come
     assert answer.startswith(b"HTTP/1.1 503 ")
 
 
-def test_what_comes_after_a_body_was_given_up_is_no_other_request(web: Web, install: Install) -> None:
+def test_bytes_after_an_abandoned_body_are_not_read_as_a_request(web: Web, install: Install) -> None:
     """The rest of a late body would be read as the next request on its connection."""
     content = body(message())
     hidden = head(install, f"Content-Length: {len(content)}") + content
@@ -133,7 +133,7 @@ def test_what_comes_after_a_body_was_given_up_is_no_other_request(web: Web, inst
     assert not Receipt.objects.exists()
 
 
-def test_who_does_not_close_after_the_last_answer_holds_up_nobody(web: Web, install: Install) -> None:
+def test_a_client_that_keeps_its_connection_open_delays_no_other(web: Web, install: Install) -> None:
     content = body(message())
     last = head(install, f"Content-Length: {len(content)}", "Connection: close") + content
     with ExitStack() as stack:
@@ -142,21 +142,21 @@ def test_who_does_not_close_after_the_last_answer_holds_up_nobody(web: Web, inst
         assert {everything(caller)[:13] for caller in callers} == {b"HTTP/1.1 200 "}
 
 
-def test_an_answer_that_nobody_read_the_body_for_gets_through(web: Web, install: Install) -> None:
+def test_a_response_is_received_although_the_body_was_not_read(web: Web, install: Install) -> None:
     """Django refuses a wrong host before any of us is asked, so nobody reads what still comes."""
     for _ in range(5):
         answer = web.call("POST", f"/webhooks/lytics/{install.public_id}", b" " * 5_000_000, Host="example.com")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "17")
 
 
-def test_strangers_who_send_no_body_do_not_hold_up_others(web: Web, install: Install) -> None:
+def test_rejected_callers_without_a_body_do_not_delay_others(web: Web, install: Install) -> None:
     with ExitStack() as stack:
         callers = waiting(web, stack, head(install, "Content-Length: 5000", token="wrong"))
         assert call(web, install) == 200
         assert {everything(caller)[:13] for caller in callers} == {b"HTTP/1.1 401 "}
 
 
-def test_who_reads_nothing_of_an_answer_has_a_thread_for_a_while_only(web: Web, install: Install) -> None:
+def test_a_client_that_reads_no_response_occupies_a_thread_only_briefly(web: Web, install: Install) -> None:
     ask = b"GET /admin/login/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400  # more than any buffer on the way takes
     with ExitStack() as stack:
         for _ in range(24):

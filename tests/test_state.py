@@ -33,7 +33,7 @@ def test_an_audience_is_up_to_date_waiting_or_sending(gold: Audience) -> None:
     assert word(gold) == "waiting"
 
 
-def test_one_that_is_not_in_odp_yet_is_to_be_created(gold: Audience) -> None:
+def test_an_audience_missing_in_odp_is_to_be_created(gold: Audience) -> None:
     Audience.objects.update(provisioned_at=None)
     enter(gold, "kim")
     assert word(gold) == "to be created"
@@ -41,7 +41,7 @@ def test_one_that_is_not_in_odp_yet_is_to_be_created(gold: Audience) -> None:
     assert word(gold) == "being created"
 
 
-def test_one_that_can_not_be_made_is_on_hold_and_says_until_when(gold: Audience) -> None:
+def test_an_audience_that_can_not_be_created_is_on_hold_and_says_until_when(gold: Audience) -> None:
     Audience.objects.update(
         provisioned_at=None,
         hold_failures=3,
@@ -63,7 +63,7 @@ def test_one_that_can_not_be_made_is_on_hold_and_says_until_when(gold: Audience)
     assert "Deliveries continue." in state.warnings(lane_of(gold))[-1]
 
 
-def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> None:
+def test_a_state_that_needs_a_person_precedes_one_that_a_person_chose(gold: Audience) -> None:
     enter(gold, "kim")
     holds.pause(lane_of(gold), by="ada", reason="a campaign")
     assert word(gold) == "paused"
@@ -73,7 +73,7 @@ def test_what_needs_a_person_comes_before_what_a_person_did(gold: Audience) -> N
     assert word(gold) == "set aside"
 
 
-def test_one_whose_install_may_not_send_is_held_back(gold: Audience) -> None:
+def test_an_audience_of_an_install_that_may_not_send_is_held_back(gold: Audience) -> None:
     enter(gold, "kim")
     backoff.apply(gold.install, Answer(Outcome.RETRY_LATER, "503: busy", retry_after=600.0))
     assert word(gold) == "held back"

@@ -51,7 +51,7 @@ def bridge(settings: Any) -> Iterator[type[Bridge]]:
         worker.end()
 
 
-def test_whatever_happens_odp_ends_up_with_what_lytics_said(bridge: type[Bridge]) -> None:
+def test_odp_ends_up_with_the_memberships_of_lytics(bridge: type[Bridge]) -> None:
     for number in SEEDS:
         run_state_machine_as_test(seed(number)(bridge), settings=BUDGET)
 
@@ -245,7 +245,7 @@ def play(bridge: type[Bridge], scene: Scene) -> None:
         now.leave()
 
 
-def test_a_lease_that_ran_out_is_not_renewed_even_if_nobody_has_taken_its_lane(bridge: type[Bridge]) -> None:
+def test_an_expired_lease_is_not_renewed_even_if_its_lane_is_unclaimed(bridge: type[Bridge]) -> None:
     """Another has got the install's one place meanwhile."""
     now = bridge()
     try:

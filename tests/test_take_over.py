@@ -79,7 +79,7 @@ def alerts(client: Client) -> list[str]:
     return [one.what for one in page.context["alerts"] if "made anew" in one.what]
 
 
-def test_it_is_told_until_somebody_keeps_both(operator: Client, both: tuple[Audience, Audience]) -> None:
+def test_it_is_reported_until_an_operator_keeps_both(operator: Client, both: tuple[Audience, Audience]) -> None:
     _, new = both
     assert alerts(operator) == ["gold was made anew in Lytics (Shop)"]
     press(operator, "keep-both", new)
@@ -88,7 +88,7 @@ def test_it_is_told_until_somebody_keeps_both(operator: Client, both: tuple[Audi
     assert operator.get(reverse("admin:audiences_audience_take-over", args=[new.pk])).status_code == 302
 
 
-def test_the_new_one_takes_the_old_id_over_with_its_own_members(
+def test_the_new_audience_takes_over_the_old_id_with_its_own_members(
     operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
 ) -> None:
     old, new = both
@@ -108,7 +108,7 @@ def test_the_new_one_takes_the_old_id_over_with_its_own_members(
 
 
 @pytest.mark.parametrize("when", ["before", "between", "after"])
-def test_who_enters_meanwhile_is_a_member(
+def test_a_customer_who_enters_during_the_take_over_is_a_member(
     odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience], when: str
 ) -> None:
     """Max is one of those who leave, unless the new segment names him, whenever its call comes."""
@@ -142,7 +142,7 @@ def refused(new: Audience, old: Audience) -> bool:
     return list(Audience.objects.order_by("pk").values()) == before and lane_of(old).paused_at is None
 
 
-def test_it_waits_for_what_the_old_one_has_to_deliver(shop: Install, both: tuple[Audience, Audience]) -> None:
+def test_it_waits_for_the_deliveries_of_the_old_audience(shop: Install, both: tuple[Audience, Audience]) -> None:
     old, new = both
     enter(old, "late")
     assert refused(new, old)
@@ -199,7 +199,7 @@ def test_a_pause_of_the_new_one_stays(shop: Install, both: tuple[Audience, Audie
     assert lane_of(new).pause_reason == "a campaign"
 
 
-def test_all_that_were_made_anew_are_counted(operator: Client, shop: Install) -> None:
+def test_all_recreated_audiences_are_counted(operator: Client, shop: Install) -> None:
     for number in range(13):
         for segment in ("old", "new"):
             slug = f"slug_{number}"

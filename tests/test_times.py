@@ -76,13 +76,13 @@ def test_it_cuts_digits_beyond_the_ninth_and_does_not_round() -> None:
         "1677-09-21T00:12:43.145224191Z",
     ],
 )
-def test_it_refuses_what_is_no_time_or_does_not_fit(text: str) -> None:
+def test_it_rejects_invalid_and_out_of_range_times(text: str) -> None:
     with pytest.raises(ValueError, match=r"not an RFC 3339 time|out of range|must be in"):
         times.nanoseconds(text)
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", "0001-01-01T00:00:00Z"])
-def test_it_knows_what_lytics_writes_for_no_time(text: str | None) -> None:
+def test_it_recognises_the_placeholder_of_lytics_for_no_time(text: str | None) -> None:
     assert times.is_missing(text)
     assert not times.is_missing("2026-03-02T12:00:00Z")
 

@@ -39,7 +39,7 @@ def test_a_token_is_256_random_bits_after_a_prefix_that_people_recognise(install
     assert first != second
 
 
-def test_two_tokens_live_side_by_side_and_a_third_is_refused(install: Install) -> None:
+def test_two_tokens_are_valid_side_by_side_and_a_third_is_rejected(install: Install) -> None:
     first, second = install.tokens.get(), tokens.create(install)
     assert opens(install, first.secret)
     assert opens(install, second.secret)
@@ -86,7 +86,7 @@ def test_a_revoked_token_stays_revoked(install: Install) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_people_who_make_a_token_at_once_do_not_get_three(
+def test_two_operators_who_create_a_token_at_once_do_not_get_three(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one asks while the first one has chosen a slot and not committed: it waits, and then finds no slot."""
@@ -174,7 +174,7 @@ def test_secrets_stay_readable_with_an_old_key_after_a_new_one_was_put_before_it
     assert Install.objects.get().odp_api_key == "odp-key"
 
 
-def test_what_is_written_after_a_rotation_needs_the_new_key_only(install: Install, settings: Settings) -> None:
+def test_values_written_after_a_rotation_need_only_the_new_key(install: Install, settings: Settings) -> None:
     new = Fernet.generate_key().decode()
     settings.FIELD_ENCRYPTION_KEYS = [new, *settings.FIELD_ENCRYPTION_KEYS]
     token, hidden = tokens.create(install), encrypt(b"item")
@@ -191,7 +191,7 @@ def test_without_its_key_a_secret_says_which_setting_is_wrong(install: Install, 
         opened(secret)
 
 
-def test_calls_are_let_in_even_when_the_key_of_the_secrets_is_lost(install: Install, settings: Settings) -> None:
+def test_calls_are_accepted_even_when_the_encryption_key_is_lost(install: Install, settings: Settings) -> None:
     secret = install.tokens.get().secret
     settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     assert opens(install, secret)

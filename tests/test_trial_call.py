@@ -74,7 +74,7 @@ def hung_up(connection: socket.socket) -> bool:
         answer(302, b"", "Location: http://127.0.0.1:9/"),
     ],
 )
-def test_what_is_no_answer_of_this_service_is_a_problem_in_words(
+def test_a_response_of_another_service_is_reported_as_a_problem(
     server: ScriptedServer, install: Install, said: bytes
 ) -> None:
     server.script = say_and_close(said)

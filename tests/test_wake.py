@@ -62,7 +62,7 @@ def test_a_hint_names_the_task_and_the_install(broker: Any, waker: wake._Waker) 
     assert "workers.tasks.drain" in app.tasks
 
 
-def test_many_hints_for_one_install_are_one_until_a_worker_has_heard_it(broker: Any, waker: wake._Waker) -> None:
+def test_several_hints_for_one_install_are_one_until_a_worker_acknowledges_it(broker: Any, waker: wake._Waker) -> None:
     for _ in range(50):
         waker._send(7)
         waker._send(8)
@@ -101,13 +101,13 @@ def test_a_lost_hint_is_made_up_for_by_the_next_one_after_a_moment(broker: Any, 
     assert 0 < remaining <= wake.PENDING_MS
 
 
-def test_a_hint_that_nobody_hears_runs_out(broker: Any, waker: wake._Waker) -> None:
+def test_an_unacknowledged_hint_expires(broker: Any, waker: wake._Waker) -> None:
     waker._send(7)
     (raw,) = broker.lrange(QUEUE, 0, -1)
     assert json.loads(raw)["headers"]["expires"] is not None
 
 
-def test_a_worker_whose_clock_is_minutes_ahead_throws_nothing_away(broker: Any, waker: wake._Waker) -> None:
+def test_a_worker_whose_clock_is_minutes_ahead_drops_no_message(broker: Any, waker: wake._Waker) -> None:
     """Celery drops a message that has expired by the worker's clock, and the sender's clock said when that is."""
     waker._send(7)
     (raw,) = broker.lrange(QUEUE, 0, -1)
@@ -129,7 +129,7 @@ def nobody_there() -> Iterator[str]:
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
 
 
-def test_a_broker_that_is_gone_neither_fails_nor_delays_and_is_told_of_once(
+def test_a_missing_broker_neither_fails_nor_delays_and_is_logged_once(
     settings: Settings, waker: wake._Waker, nobody_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.REDIS_URL = nobody_there
@@ -142,7 +142,7 @@ def test_a_broker_that_is_gone_neither_fails_nor_delays_and_is_told_of_once(
     wake.wake(7)
 
 
-def test_once_the_broker_is_back_trouble_is_told_of_again(
+def test_a_new_outage_of_the_broker_is_logged_again(
     settings: Settings, broker: Any, waker: wake._Waker, nobody_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when it has a hint of ours already."""
@@ -157,7 +157,9 @@ def test_once_the_broker_is_back_trouble_is_told_of_again(
     assert len(told) == 2
 
 
-def test_a_broker_that_takes_connections_and_never_answers_holds_nobody(settings: Settings, waker: wake._Waker) -> None:
+def test_a_broker_that_accepts_connections_and_never_answers_delays_no_call(
+    settings: Settings, waker: wake._Waker
+) -> None:
     """The one thread that sends is stuck; whoever wakes isn't, and it is one thread however many wake."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         settings.REDIS_URL = f"redis://127.0.0.1:{frozen.getsockname()[1]}/0"
@@ -174,7 +176,7 @@ def test_a_broker_that_takes_connections_and_never_answers_holds_nobody(settings
             waker._wanted.clear()
 
 
-def test_a_waker_whose_thread_did_not_survive_a_fork_starts_another(broker: Any, waker: wake._Waker) -> None:
+def test_the_thread_of_a_waker_is_restarted_after_a_fork(broker: Any, waker: wake._Waker) -> None:
     gone = threading.Thread(target=lambda: None)
     gone.start()
     gone.join()
@@ -187,7 +189,7 @@ def test_a_waker_whose_thread_did_not_survive_a_fork_starts_another(broker: Any,
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_sweep_finds_what_nobody_was_woken_for(broker: Any, waker: wake._Waker) -> None:
+def test_the_sweep_finds_installs_without_a_hint(broker: Any, waker: wake._Waker) -> None:
     with sandbox(unknown_field="create") as odp:
         install, idle = make_install(odp), make_install(odp, name="Idle")
         audience = make_audience(install)
@@ -218,7 +220,7 @@ def test_a_drain_that_runs_out_of_time_hands_on_to_the_next(monkeypatch: pytest.
 
 
 @pytest.mark.django_db(transaction=True)
-def test_whoever_leaves_lanes_behind_wakes_another_worker_before_it_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_leaves_lanes_unclaimed_wakes_another_before_it_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
     install = make_install(batch_size=2)
     for slug in "abc":
         enter(make_audience(install, slug), "kim")

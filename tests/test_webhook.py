@@ -93,7 +93,7 @@ def test_a_list_of_identifiers(install: Install) -> None:
     assert [who for _, who, _ in log(install)] == ["c1", "c2"]
 
 
-def test_a_change_affirms_every_identifier_at_the_time_of_its_message(install: Install) -> None:
+def test_a_change_sets_every_identifier_at_the_time_of_its_message(install: Install) -> None:
     Install.objects.update(identifier_field="_uids")
     assert counts(send(install, single(message(transition("change"), who=["c1", "c3"], field="_uids"))))[1] == 2
     assert log(install) == [("lytics_gold_club", who, CHANGE) for who in ("c1", "c3")]
@@ -117,7 +117,7 @@ def test_a_cloud_event_alone_or_in_an_array(install: Install, many: bool) -> Non
     assert Receipt.objects.get().job == "/work/j"
 
 
-def test_a_message_without_segment_events_is_parked_with_what_to_set(install: Install) -> None:
+def test_a_message_without_segment_events_is_parked_with_the_setting_to_change(install: Install) -> None:
     answer = send(install, single({"data": {"_id": "kim"}, "meta": {"object": "user"}}))
     assert counts(answer) == (1, 0, 1, 0, {reasons.NO_SEGMENT_EVENTS: 1})
     assert "Export Fields" in reasons.HINTS[Parked.objects.get().reason]
@@ -166,7 +166,7 @@ def test_a_body_that_is_no_json_is_parked_whole(install: Install, content: bytes
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_the_methods_that_a_job_may_be_set_to_are_taken_alike(install: Install, method: str) -> None:
+def test_all_methods_that_a_job_can_use_are_accepted_alike(install: Install, method: str) -> None:
     assert counts(send(install, body(message()), method=method))[1] == 1
 
 
@@ -183,7 +183,7 @@ def test_the_content_type_does_not_matter(install: Install, kind: str) -> None:
 
 
 @pytest.mark.parametrize("accept", ["application/xml", "text/html", "image/*;q=0", "nonsense", ",", "a/b," * 500])
-def test_what_the_caller_accepts_does_not_matter(install: Install, accept: str) -> None:
+def test_the_accept_header_is_ignored(install: Install, accept: str) -> None:
     answer = send(install, body(message()), HTTP_ACCEPT=accept)
     assert counts(answer)[1] == 1
     assert answer.headers["Content-Type"] == "application/json"
@@ -214,7 +214,7 @@ def test_a_packed_body_is_unpacked(install: Install, name: str, told: str) -> No
     assert counts(send(install, PACKED[name], HTTP_CONTENT_ENCODING=told)) == (1, 1, 0, 0, {})
 
 
-def test_gzip_is_seen_even_if_nobody_says_so(install: Install) -> None:
+def test_gzip_is_detected_without_a_content_encoding(install: Install) -> None:
     assert counts(send(install, PACKED["two gzip files"]))[1] == 1
 
 
@@ -307,9 +307,7 @@ def stranger(install: Install | None, address: str = "192.0.2.1", **extra: Any) 
     return Client().generic("POST", path, body(message()), content_type="application/json", **headers)
 
 
-def test_who_sends_too_many_wrong_tokens_is_asked_to_come_back_and_is_not_told_why_apart(
-    install: Install, settings: Settings
-) -> None:
+def test_too_many_wrong_tokens_get_429_without_a_reason(install: Install, settings: Settings) -> None:
     settings.BAD_TOKENS_PER_MINUTE = 3
     assert [stranger(install).status_code for _ in range(3)] == [401] * 3
     held_off = [stranger(install), stranger(None), Client().post("/webhooks/other", REMOTE_ADDR="192.0.2.1")]
@@ -320,7 +318,7 @@ def test_who_sends_too_many_wrong_tokens_is_asked_to_come_back_and_is_not_told_w
     assert nothing_is_stored()
 
 
-def test_a_right_token_is_taken_from_the_address_of_an_attacker(install: Install, settings: Settings) -> None:
+def test_a_valid_token_is_accepted_from_the_address_of_an_attacker(install: Install, settings: Settings) -> None:
     """Lytics calls from addresses that it shares with others."""
     settings.BAD_TOKENS_PER_MINUTE = 1
     for _ in range(20):
@@ -338,12 +336,12 @@ def test_being_held_off_ends_with_the_minute(
     assert stranger(install).status_code == 401
 
 
-def test_nobody_is_held_off_where_that_is_turned_off(install: Install, settings: Settings) -> None:
+def test_no_caller_is_rate_limited_when_the_limit_is_off(install: Install, settings: Settings) -> None:
     settings.BAD_TOKENS_PER_MINUTE = 0
     assert {stranger(install).status_code for _ in range(100)} == {401}
 
 
-def test_what_is_kept_of_strangers_is_bounded(
+def test_the_memory_for_rejected_callers_is_bounded(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.BAD_TOKENS_PER_MINUTE = 2
@@ -370,7 +368,7 @@ def test_a_network_that_one_caller_has_for_itself_counts_as_one_address(
     assert stranger(install, other).status_code == (429 if together else 401)
 
 
-def test_a_flood_of_strangers_does_not_fill_the_log(
+def test_a_flood_of_rejected_calls_does_not_fill_the_log_file(
     install: Install, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
@@ -403,7 +401,7 @@ def test_a_flood_of_strangers_does_not_fill_the_log(
         (True, -1, "203.0.113.9", "192.0.2.7"),
     ],
 )
-def test_the_address_kept_is_what_our_own_proxies_say(
+def test_the_stored_address_is_the_one_that_trusted_proxies_report(
     install: Install, settings: Settings, behind: bool, proxies: int, told: str, kept: str
 ) -> None:
     settings.BEHIND_PROXY, settings.TRUSTED_PROXIES = behind, proxies
@@ -412,9 +410,7 @@ def test_the_address_kept_is_what_our_own_proxies_say(
     assert Receipt.objects.get().source == Token.objects.get().last_used_from == kept
 
 
-def test_a_stranger_who_writes_addresses_of_his_own_is_counted_by_the_true_one(
-    install: Install, settings: Settings
-) -> None:
+def test_a_forged_forwarded_header_is_ignored_when_counting(install: Install, settings: Settings) -> None:
     settings.BEHIND_PROXY, settings.BAD_TOKENS_PER_MINUTE = True, 1
     answers = [
         stranger(install, "192.0.2.7", HTTP_X_FORWARDED_FOR=f"10.0.0.{number}, 203.0.113.9").status_code
@@ -472,7 +468,7 @@ def test_the_backlog_of_a_held_audience_turns_no_call_away(
     assert counts(send(install, body(message())))[1] == 1
 
 
-def test_that_calls_are_turned_away_is_told_once_and_again_after_they_were_let_in(
+def test_a_rejection_is_logged_once_and_again_after_calls_were_accepted(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
@@ -556,7 +552,7 @@ def test_a_call_that_can_not_be_stored_asks_to_come_back(install: Install) -> No
     assert counts(send(install, b"[]"))[1] == 0
 
 
-def test_what_nobody_thought_of_asks_to_come_back_too(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_answered_503_too(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RecursionError
 
@@ -631,7 +627,7 @@ def test_connections_are_kept_over_good_and_bad_answers(web: Web, install: Insta
 @real
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("authorized", [False, True])
-def test_an_answer_gets_through_to_a_caller_who_is_still_sending(
+def test_a_response_reaches_a_caller_that_is_still_sending(
     web: Web, install: Install, chunked: bool, authorized: bool
 ) -> None:
     """Closing on somebody who sends breaks the pipe, and with it goes the answer that says when to come back."""
@@ -645,7 +641,7 @@ def test_an_answer_gets_through_to_a_caller_who_is_still_sending(
 
 
 @real
-def test_nothing_is_read_of_a_stranger_who_is_held_off(web: Web, install: Install) -> None:
+def test_the_body_of_a_rate_limited_caller_is_not_read(web: Web, install: Install) -> None:
     """The answer comes at once, to somebody who has not sent a byte of what was announced."""
     address = "203.0.113.9"
     lines = (f"X-Forwarded-For: {address}", "Content-Length: 100000000")
@@ -667,7 +663,7 @@ def test_nothing_is_read_of_a_stranger_who_is_held_off(web: Web, install: Instal
 
 @real
 @pytest.mark.parametrize("lines", [["Content-Length: 5000"], ["Transfer-Encoding: chunked"]])
-def test_a_caller_who_hangs_up_in_the_middle_leaves_nothing(web: Web, install: Install, lines: list[str]) -> None:
+def test_a_caller_that_disconnects_in_the_middle_stores_nothing(web: Web, install: Install, lines: list[str]) -> None:
     content = body(message()) if "Content" in lines[0] else b"%x\r\n%s\r\n" % (len(body(message())), body(message()))
     with web.raw() as caller:
         caller.sendall(head(install, *lines) + content)
@@ -686,7 +682,7 @@ def test_chunks_that_make_no_sense_are_503_and_leave_nothing(web: Web, install: 
 
 
 @real
-def test_a_caller_who_asks_first_is_told_to_go_on(web: Web, install: Install) -> None:
+def test_expect_100_continue_is_answered(web: Web, install: Install) -> None:
     content = body(message())
     with web.raw() as caller:
         caller.sendall(head(install, f"Content-Length: {len(content)}", "Expect: 100-continue"))
@@ -696,7 +692,7 @@ def test_a_caller_who_asks_first_is_told_to_go_on(web: Web, install: Install) ->
 
 
 @real
-def test_while_the_database_is_down_calls_come_back_later_and_then_are_taken(web: Web, install: Install) -> None:
+def test_calls_get_503_while_the_database_is_down_and_are_accepted_afterwards(web: Web, install: Install) -> None:
     assert post(web, install, body(message())).status == 200
     with web.database.cut():
         for _ in range(3):

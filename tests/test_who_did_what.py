@@ -41,7 +41,7 @@ def whats(client: Client, **query: Any) -> list[str]:
     return [entry.get_change_message() for entry in page.context["cl"].result_list]
 
 
-def test_what_was_revealed_or_downloaded_this_month_is_one_click_away(done: Client) -> None:
+def test_reveals_and_downloads_of_this_month_are_one_click_away(done: Client) -> None:
     page = done.get(LOG).content.decode()
     found = re.search(r'href="([^"]+)">Revealed or downloaded this month<', page)
     assert found
@@ -88,7 +88,7 @@ def test_only_an_admin_downloads_the_log(role: str, db: None) -> None:
     assert someone(role).post(reverse("admin:audiences_logentry_csv")).status_code == 403
 
 
-def test_a_deleted_install_is_found_among_what_was_deleted(boss: Client) -> None:
+def test_a_deleted_install_is_found_among_the_deletions(boss: Client) -> None:
     mistake = Install(name="Mistake", odp_api_key="a.b", odp_host="http://127.0.0.1:9")
     installs.create(mistake)
     address = reverse("admin:audiences_install_remove", args=[mistake.pk])

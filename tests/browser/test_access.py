@@ -83,7 +83,7 @@ def test_focus_goes_into_the_dialog_and_comes_back(troubled: Person) -> None:
     expect(opener).to_be_focused()
 
 
-def test_whoever_uses_the_keyboard_sees_where_they_are(troubled: Person) -> None:
+def test_keyboard_focus_is_visible(troubled: Person) -> None:
     troubled.go("/admin/")
     hidden = []
     for _ in range(40):

@@ -14,7 +14,7 @@ def find(person: Person, identifier: str) -> None:
     person.page.get_by_role("button", name="Find").click()
 
 
-def test_a_customer_is_found_and_odp_is_asked_beside(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
+def test_a_customer_is_found_and_odp_is_queried_beside(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
     url, header = connect(operator, odp)
     call(url, header, message(who="kim"), message(transition("exit", at="2026-03-02T09:16:00Z"), who="lee"))
     operator.follow("Audiences")

@@ -12,7 +12,7 @@ from tests.messages import message
 AUDIENCE = "lytics_gold_club"
 
 
-def test_a_revoked_key_is_replaced_and_everything_goes_on(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
+def test_a_revoked_key_is_replaced_and_delivery_continues(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
     url, header = connect(operator, odp)
     operator.follow("Now")
     odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
