@@ -5,15 +5,14 @@ is slow or gone must not be felt by the call that is being answered. The sweep f
 """
 
 import threading
-import time
-from functools import cache
 
 import redis
 import structlog
 from celery import current_app
 from django.conf import settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+
+from audiences.background import Background
+from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
 
@@ -28,36 +27,31 @@ PENDING_MS = 2_000
 # A process sends the first hint at once, and then one per install in this time: each hint is a message and a task, and
 # drains that are running find new events without one.
 GATHER_SECONDS = 0.1
+# A hint that takes longer is not worth it: a worker waits for ``heard`` before it delivers.
+REDIS_TIMEOUT_SECONDS = 2
 
 
 class _Waker:
-    """One daemon thread per process, started at the first use so that it survives a web server's fork."""
+    """Sends the hints of one task."""
 
     def __init__(self, task: str = DRAIN) -> None:
         self._task = task
         self._lock = threading.Lock()
         self._wanted: set[int] = set()
-        self._bell = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("waker", self._send_all)
         self._broker_is_down = False
 
     def want(self, install_id: int) -> None:
         with self._lock:
             self._wanted.add(install_id)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
-                self._thread.start()
-        self._bell.set()
+        self._background.ring()
 
-    def _run(self) -> None:
-        while True:
-            self._bell.wait()
-            self._bell.clear()
-            with self._lock:
-                wanted, self._wanted = self._wanted, set()
-            for install_id in wanted:
-                self._send(install_id)
-            time.sleep(GATHER_SECONDS)
+    def _send_all(self) -> float:
+        with self._lock:
+            wanted, self._wanted = self._wanted, set()
+        for install_id in wanted:
+            self._send(install_id)
+        return GATHER_SECONDS
 
     def _send(self, install_id: int) -> None:
         try:
@@ -79,12 +73,8 @@ _tryer = _Waker(TRY_OUT)
 _resend_waker = _Waker(RESEND)
 
 
-@cache
 def _redis() -> redis.Redis:
-    """Without retries: their pauses add up to seconds in a worker's way, and a hint isn't worth one."""
-    return redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
-    )
+    return client(timeout_seconds=REDIS_TIMEOUT_SECONDS)
 
 
 def _pending(install_id: int, task: str = DRAIN) -> str:

@@ -10,6 +10,7 @@ from django.db import connection
 from django.test import Client, TransactionTestCase
 from hypothesis import settings
 
+from audiences import redis_client
 from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import invalid_tokens, rejected_calls
@@ -118,12 +119,12 @@ def boss(db: None) -> Client:
 @pytest.fixture
 def broker() -> Iterator[redis.Redis]:
     """Redis, which holds no count of refused calls from any test before."""
-    rejected_calls._redis.cache_clear()
+    redis_client.client.cache_clear()
     with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
         if keys := connected.keys(f"{rejected_calls._PREFIX}*"):
             connected.delete(*keys)
         yield connected
-    rejected_calls._redis.cache_clear()
+    redis_client.client.cache_clear()
 
 
 @pytest.fixture

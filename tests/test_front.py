@@ -16,6 +16,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
+from audiences import redis_client
 from audiences.admin import charts
 from audiences.delivery import backoff, holds
 from audiences.insight import heartbeats, rollup
@@ -138,7 +139,7 @@ def test_the_page_says_that_redis_is_unavailable(
     viewer: Client, install: Install, settings: Settings, nobody_there: str
 ) -> None:
     settings.REDIS_URL = nobody_there
-    rejected_calls._redis.cache_clear()
+    redis_client.client.cache_clear()
     assert call(install) == 401
     assert (number(viewer, "rejected calls").value, number(viewer, "rejected calls").well) == ("unknown", False)
     assert "REDIS_URL" in alert(viewer, "Redis does not answer").todo
@@ -147,12 +148,12 @@ def test_the_page_says_that_redis_is_unavailable(
 def test_counts_that_redis_rejected_are_sent_again(install: Install, settings: Settings, nobody_there: str) -> None:
     alive = settings.REDIS_URL
     settings.REDIS_URL = nobody_there
-    rejected_calls._redis.cache_clear()
+    redis_client.client.cache_clear()
     call(install)
     assert not rejected_calls._counter.send()
     call(install)
     settings.REDIS_URL = alive
-    rejected_calls._redis.cache_clear()
+    redis_client.client.cache_clear()
     assert rejected_calls._counter.send()
     assert (rejected_calls.last_hour([install.public_id]) or {})[install.public_id].count == 2
 
@@ -162,7 +163,7 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
     stuck, go_on = threading.Event(), threading.Event()
 
     def write(*_: Any) -> None:
-        assert threading.current_thread().name == "refused"
+        assert threading.current_thread().name == "rejected-calls"
         stuck.set()
         go_on.wait(60)
 
@@ -171,9 +172,9 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
     monkeypatch.setattr(rejected_calls, "_write", write)
     call(install)
     assert stuck.wait(30)
-    sender = counter._thread
+    sender = counter._background.thread
     assert [call(install) for _ in range(20)] == [401] * 20
-    assert counter._thread is sender
+    assert counter._background.thread is sender
     go_on.set()
 
 

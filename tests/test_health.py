@@ -18,12 +18,11 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import readiness
+from audiences import readiness, redis_client
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
 from audiences.models import Audience, Event, Install, Lane
-from audiences.receiving import rejected_calls
 from local.processes import Program
 from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
@@ -251,8 +250,8 @@ def test_each_process_refuses_bad_settings_in_one_sentence(
 @pytest.fixture
 def no_failures() -> Iterator[None]:
     yield
-    for key in rejected_calls._redis().scan_iter("lytics-sync:failed:*"):
-        rejected_calls._redis().delete(key)
+    for key in redis_client.client().scan_iter("lytics-sync:failed:*"):
+        redis_client.client().delete(key)
 
 
 def test_now_names_a_failing_task_with_its_first_line(no_failures: None, boss: Client) -> None:

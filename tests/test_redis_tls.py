@@ -34,8 +34,7 @@ ASK_ALL = """
 import json
 import django
 django.setup()
-from audiences.receiving import rejected_calls
-from audiences import wake
+from audiences import redis_client, wake
 from workers.app import app
 
 def celery():
@@ -44,7 +43,7 @@ def celery():
         connection.default_channel.client.ping()
 
 said = {}
-clients = {"wake": wake._redis().ping, "rejected_calls": rejected_calls._redis().ping, "celery": celery}
+clients = {"hints": wake._redis().ping, "counts": redis_client.client().ping, "celery": celery}
 for name, ask in clients.items():
     try:
         ask()
@@ -53,7 +52,7 @@ for name, ask in clients.items():
         said[name] = f"{type(error).__name__}: {error}"
 print(json.dumps(said))
 """
-NAMES = {"wake", "rejected_calls", "celery"}
+NAMES = {"hints", "counts", "celery"}
 
 
 class Authority:

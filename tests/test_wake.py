@@ -14,7 +14,7 @@ from django.conf import settings
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import wake
+from audiences import redis_client, wake
 from tests.delivering import assert_all_is_well, enter, make_audience, make_install, sandbox
 from tests.threads import eventually
 from workers import drain, tasks
@@ -36,14 +36,14 @@ def waker(monkeypatch: pytest.MonkeyPatch) -> wake._Waker:
     """One of its own, with nothing left over from another test."""
     fresh = wake._Waker()
     monkeypatch.setattr(wake, "_waker", fresh)
-    wake._redis.cache_clear()
+    redis_client.client.cache_clear()
     return fresh
 
 
 @pytest.fixture(autouse=True)
 def forget_connections() -> Iterator[None]:
     yield
-    wake._redis.cache_clear()
+    redis_client.client.cache_clear()
 
 
 def hints(broker: Any) -> list[tuple[str, list[int]]]:
@@ -152,7 +152,7 @@ def test_a_new_outage_of_the_broker_is_logged_again(
     waker._send(7)
     for url in (nobody_there, alive, nobody_there):
         settings.REDIS_URL = url
-        wake._redis.cache_clear()
+        redis_client.client.cache_clear()
         waker._send(7)
     assert len(told) == 2
 
@@ -166,11 +166,11 @@ def test_a_broker_that_accepts_connections_and_never_answers_delays_no_call(
         wake.wake(7)
         connection, _ = frozen.accept()
         with connection:
-            sender = waker._thread
+            sender = waker._background.thread
             assert sender is not None
             for install_id in range(1_000):
                 wake.wake(install_id)
-            assert waker._thread is sender
+            assert waker._background.thread is sender
             # Nobody has read a byte or answered one, and all thousand calls are back.
             assert waker._wanted >= set(range(100, 1_000))
             waker._wanted.clear()
@@ -180,7 +180,7 @@ def test_the_thread_of_a_waker_is_restarted_after_a_fork(broker: Any, waker: wak
     gone = threading.Thread(target=lambda: None)
     gone.start()
     gone.join()
-    waker._thread = gone
+    waker._background.thread = gone
     wake.wake(7)
     assert eventually(lambda: hints(broker)) == [("workers.tasks.drain", [7])]
 

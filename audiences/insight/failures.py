@@ -8,7 +8,7 @@ import redis
 import structlog
 from django.utils.timezone import now
 
-from audiences.receiving.rejected_calls import _redis
+from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ class Failure:
 def note(task: str, error: BaseException) -> None:
     """A task has failed. Never raises: the failure itself is in the log."""
     try:
-        with _redis().pipeline(transaction=False) as pipe:
+        with client().pipeline(transaction=False) as pipe:
             pipe.hset(_key(task), mapping={"words": first_line(error)})
             pipe.hsetnx(_key(task), "since", now().timestamp())
             pipe.hincrby(_key(task), "times", 1)
@@ -77,7 +77,7 @@ def recent() -> list[Failure]:
     """The tasks that failed within ``KEPT_SECONDS``; none when Redis can't be asked."""
     names = sorted(TASKS)
     try:
-        with _redis().pipeline(transaction=False) as pipe:
+        with client().pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(_key(name))
             found = pipe.execute()
@@ -98,7 +98,7 @@ def recent() -> list[Failure]:
 def broker_problem() -> str:
     """Why Redis rejects writes; empty when it accepts them."""
     try:
-        _redis().set("lytics-sync:writes", 1, ex=60)
+        client().set("lytics-sync:writes", 1, ex=60)
     except redis.RedisError as error:
         return next((words for kind, words in _REFUSALS.items() if isinstance(error, kind)), f"Redis says: {error}")
     return ""

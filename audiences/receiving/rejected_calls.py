@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 
 import redis
 import structlog
-from django.conf import settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+
+from audiences.background import Background
+from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +28,7 @@ UNREADABLE = "unreadable"
 WRONG_METHOD = "wrong-method"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
-# Counts are sent together so often, in seconds, and again after so many when Redis was away.
+# Seconds between two sendings of counts, and before the next try when Redis didn't take them.
 SENT_EVERY = 1.0
 TRIED_EVERY = 5.0
 _PREFIX = "lytics-sync:refused"
@@ -54,7 +53,7 @@ class _Call:
 
 
 class _Counter:
-    """One daemon thread per process, started at the first use so that it survives a web server's fork.
+    """Holds counts until its background thread has sent them.
 
     What it holds is bounded: by installs and minutes, whoever calls and however long Redis is away.
     """
@@ -65,8 +64,7 @@ class _Counter:
         self._counts: Counter[tuple[int, str]] = Counter()
         self._first: dict[str, float] = {}
         self._newest: dict[str, _Call] = {}
-        self._bell = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("rejected-calls", self._send_or_keep)
         self._redis_is_down = False
 
     def note(self, who: str, source: str | None, what: str) -> None:
@@ -75,20 +73,14 @@ class _Counter:
             self._counts[int(at // 60), who] += 1
             self._first.setdefault(who, at)
             self._newest[who] = _Call(at, source or "", what)
-            if self._sends_by_itself and (self._thread is None or not self._thread.is_alive()):
-                self._thread = threading.Thread(target=self._run, name="refused", daemon=True)
-                self._thread.start()
-        self._bell.set()
+        if self._sends_by_itself:
+            self._background.ring()
 
-    def _run(self) -> None:
-        while True:
-            self._bell.wait()
-            self._bell.clear()
-            if self.send():
-                time.sleep(SENT_EVERY)
-            else:
-                time.sleep(TRIED_EVERY)
-                self._bell.set()
+    def _send_or_keep(self) -> float:
+        if self.send():
+            return SENT_EVERY
+        self._background.ring()
+        return TRIED_EVERY
 
     def send(self) -> bool:
         """Hand over what was counted. False when Redis did not take it; then it is kept for the next time."""
@@ -129,7 +121,7 @@ def note(who: str, source: str | None, *, what: str = "") -> None:
 
 
 def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]) -> None:
-    with _redis().pipeline(transaction=False) as pipe:
+    with client().pipeline(transaction=False) as pipe:
         for (minute, who), count in counts.items():
             pipe.hincrby(_of_minute(minute), who, count)
             pipe.expire(_of_minute(minute), KEPT_SECONDS)
@@ -148,7 +140,7 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
     names = [*public_ids, UNKNOWN, UNREADABLE, WRONG_METHOD]
     this = int(time.time() // 60)
     try:
-        with _redis().pipeline(transaction=False) as pipe:
+        with client().pipeline(transaction=False) as pipe:
             for minute in range(this - MINUTES + 1, this + 1):
                 pipe.hmget(_of_minute(minute), names)
             for who in names:
@@ -174,14 +166,6 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
 
 def _moment(seconds: bytes) -> datetime:
     return datetime.fromtimestamp(float(seconds), UTC)
-
-
-@cache
-def _redis() -> redis.Redis:
-    """Without retries, and given up soon: people wait for the page that asks."""
-    return redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
-    )
 
 
 def _of_minute(minute: int) -> str:
