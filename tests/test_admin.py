@@ -13,6 +13,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import backoff, claims, holds, provision, request_records
+from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs, parked_items, resends
 from audiences.receiving import ingest
@@ -133,29 +134,29 @@ def test_the_front_page_shows_each_alert(viewer: Client, install: Install, lane:
     assert "no_identifier" in page or "no usable customer identifier" in page
 
 
-def test_workers_are_silent_when_deliverable_work_is_not_claimed(viewer: Client, install: Install, lane: Lane) -> None:
-    def told() -> list[str]:
-        return [alert.what for alert in viewer.get(reverse("admin:index")).context["alerts"]]
-
-    silent = "No worker is taking events"
-    assert silent not in told()
-    Event.objects.update(received_at=now() - timedelta(minutes=5))
-    assert silent in told()
-    Lane.objects.update(last_served_at=now())
-    assert silent not in told()
-    Lane.objects.update(last_served_at=now() - timedelta(minutes=4))
-    assert silent in told()
-    holds.pause(lane, by="kim", reason="on purpose")
-    assert silent not in told()
-
-
-def test_work_resumed_a_moment_ago_does_not_make_workers_silent(
-    operator: Client, audience: Audience, lane: Lane
+def test_stuck_work_is_an_alert_that_says_whether_a_worker_answers(
+    viewer: Client, install: Install, lane: Lane
 ) -> None:
+    def told() -> list[str]:
+        return [
+            alert.todo for alert in viewer.get(reverse("admin:index")).context["alerts"] if "not sent" in alert.what
+        ]
+
+    assert told() == []
+    Event.objects.update(received_at=now() - timedelta(minutes=5))
+    Audience.objects.update(provisioned_at=now() - timedelta(minutes=5))
+    assert told() == ["No worker answers. Start the worker and beat processes, or look at their logs."]
+    heartbeats.note("worker", worked_seconds_ago=None)
+    assert told() == ["Check that beat runs, and read a worker's log."]
+    holds.pause(lane, by="kim", reason="on purpose")
+    assert told() == []
+
+
+def test_work_resumed_a_moment_ago_is_not_stuck(operator: Client, audience: Audience, lane: Lane) -> None:
     Event.objects.update(received_at=now() - timedelta(minutes=5))
     holds.pause(lane, by="kim", reason="on purpose")
     press(operator, "resume", audience)
-    assert not [t for t in operator.get(reverse("admin:index")).context["alerts"] if "No worker" in t.what]
+    assert not [told for told in operator.get(reverse("admin:index")).context["alerts"] if "not sent" in told.what]
 
 
 def test_a_rejected_key_is_distinguished_from_a_server_that_is_down(viewer: Client, install: Install) -> None:

@@ -15,7 +15,7 @@ from pytest_django.live_server_helper import LiveServer
 from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
 from audiences.delivery import backoff, holds, provision
-from audiences.insight import checklist, confirm, state, trials
+from audiences.insight import checklist, confirm, heartbeats, state, trials
 from audiences.insight.checklist import Line
 from audiences.models import (
     Audience,
@@ -348,13 +348,10 @@ def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, sh
         assert word(shop, name) == "failing"
 
 
-def test_no_worker_is_told_when_work_lies_untaken(shop: Install) -> None:
-    audience = make_audience(shop, provisioned=False)
-    enter(audience, "kim")
-    assert "No worker" not in words_of(shop, "audience")
-    Event.objects.update(received_at=now() - timedelta(minutes=1))
-    assert "No worker is taking events." in words_of(shop, "audience")
-    Lane.objects.update(last_served_at=now())
+def test_an_audience_that_no_worker_can_create_says_so(shop: Install) -> None:
+    enter(make_audience(shop, provisioned=False), "kim")
+    assert "No worker answers." in words_of(shop, "audience")
+    heartbeats.note("worker", worked_seconds_ago=None)
     assert "No worker" not in words_of(shop, "audience")
 
 

@@ -287,7 +287,7 @@ def test_an_audience_that_can_not_be_made_says_why_and_when_and_has_a_button(
     assert "1 event waiting; nothing is lost" in told.why
     assert labels(told) == ["Retry now"]
     assert labels(alert(viewer, "can't be created in ODP")) == []
-    assert alert(operator, "No worker is taking events") is None
+    assert alert(operator, "are not sent") is None
 
 
 def test_many_that_can_not_be_made_for_one_reason_are_one_line(operator: Client, install: Install) -> None:

@@ -1,10 +1,9 @@
 """The front page: numbers that are zero when all is well, and for each trouble what, since when and what to press."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from django.contrib.admin.models import LogEntry
-from django.db.models import F, Max, OuterRef, Q, Subquery
+from django.db.models import F, OuterRef, Q, Subquery
 from django.http import HttpRequest
 from django.utils.timezone import now
 
@@ -27,7 +26,7 @@ from audiences.admin.front_items import (
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
 from audiences.admin.parked import groups
 from audiences.admin.similar_slugs import alerts as of_ids_alike
-from audiences.insight import checklist, failures, heartbeats, stalled_work, state
+from audiences.insight import failures, heartbeats, stalled_work, state
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Event, Install, Lane, Parked
 from audiences.receiving import rejected_calls
@@ -58,15 +57,14 @@ def front(request: HttpRequest) -> dict[str, Any]:
         )
     )
     parked = groups()
-    silent = _silent_since(behind)
     pulse = heartbeats.pulse()
+    stuck = stalled_work.stuck()
     refusals = rejected_calls.last_hour(install.public_id for install in installs)
     alerts = [
         *front_calls.unreadable_secret(readiness.encryption_problem()),
-        *front_calls.work_stands_still(stalled_work.stuck()),
+        *front_calls.work_stands_still(stuck, pulse),
         *front_calls.failing_tasks(failures.recent()),
         *front_calls.without_redis(failures.broker_problem()),
-        *_silent(silent, behind),
         *_unheard(pulse),
         *installs_on_hold(request, installs, behind),
         *front_calls.wrong_tokens(request, installs, refusals or {}),
@@ -90,7 +88,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         "numbers": [
             *_numbers(installs, behind, held, parked),
             front_calls.refused_number(installs, refusals),
-            _workers(pulse, silent),
+            _workers(pulse, is_stuck=stuck is not None),
         ],
         "alerts": alerts,
     }
@@ -117,49 +115,10 @@ def _numbers(installs: list[Any], behind: list[Any], held: list[Lane], parked: l
     ]
 
 
-def _silent_since(behind: list[Any]) -> datetime | None:
-    """Since when something may be taken and nobody does; lanes of an install are taken in turn, so any take counts."""
-    going = _free(behind)
-    # A button may have let something go only now; the row no longer tells since when it may.
-    pressed = LogEntry.objects.order_by("-pk").values_list("action_time", flat=True).first()
-    since = []
-    for install in {lane.audience.install for lane in going}:
-        heads = [lane.head_at for lane in going if lane.audience.install_id == install.pk and lane.head_at]
-        served = Lane.objects.filter(audience__install=install).aggregate(at=Max("last_served_at"))["at"]
-        if heads and install.enabled:
-            since.append(max(moment for moment in (min(heads), served, install.brake_until_at, pressed) if moment))
-    return min((moment for moment in since if moment < now() - checklist.SILENT_AFTER), default=None)
-
-
-def _free(behind: list[Any]) -> list[Any]:
-    return [
-        lane
-        for lane in behind
-        if lane.paused_at is None
-        and lane.blocked_at is None
-        and state.of_lane(lane).word not in ("on hold", "being created")
-    ]
-
-
-def _silent(since: datetime | None, behind: list[Any]) -> list[Alert]:
-    if since is None:
-        return []
-    return [
-        Alert(
-            "No worker is taking events",
-            f"{count(sum(state.backlog(lane) for lane in _free(behind)), 'event')} ready to be sent."
-            " Calls from Lytics are still accepted, and nothing is lost.",
-            ago(since),
-            list_url(Audience, state="behind"),
-            todo="Start the worker and beat processes, or look at their logs.",
-        )
-    ]
-
-
-def _workers(pulse: Pulse, silent: datetime | None) -> Number:
+def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:
     heard = len(pulse.answering)
-    well = not silent and not pulse.silent
-    value = "silent" if silent or (pulse.silent and not heard) else number(heard) if heard else "none yet"
+    well = not pulse.silent and (heard > 0 or not is_stuck)
+    value = number(heard) if heard else "silent" if pulse.silent or is_stuck else "none yet"
     worked = max((worker.worked_at for worker in pulse.answering if worker.worked_at), default=None)
     note = f"last work {span(now() - worked)} ago" if worked else ""
     return Number("workers answering", value, list_url(Audience, state="behind"), well, note)

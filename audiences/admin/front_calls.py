@@ -15,6 +15,7 @@ from audiences.admin import verbs
 from audiences.admin.alerts import Alert, Number, page, way_to
 from audiences.admin.pages import ago, count, list_url, number, url_of
 from audiences.insight import failures, stalled_work, state
+from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Install, Token
 from audiences.receiving import disk_usage, rejected_calls, tokens
 from audiences.receiving.rejected_calls import RejectedCalls
@@ -60,7 +61,7 @@ def failing_tasks(found: list[failures.Failure]) -> list[Alert]:
     ]
 
 
-def work_stands_still(stuck: stalled_work.Stuck | None) -> list[Alert]:
+def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Alert]:
     if stuck is None or stuck.in_part:  # which audiences those are, another line says
         return []
     return [
@@ -69,7 +70,9 @@ def work_stands_still(stuck: stalled_work.Stuck | None) -> list[Alert]:
             f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
             ago(stuck.since),
             list_url(Audience, state="behind"),
-            todo="Check that worker and beat run, and read a worker's log.",
+            todo="Check that beat runs, and read a worker's log."
+            if pulse.answering
+            else "No worker answers. Start the worker and beat processes, or look at their logs.",
         )
     ]
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db.models import F, Max, Model, OuterRef, QuerySet, Subquery
-from django.utils.timezone import now
+from django.db.models import F, Max, Model, OuterRef, QuerySet
 
-from audiences.insight import confirm, evidence, state, trials
+from audiences.insight import confirm, evidence, heartbeats, state, trials
 from audiences.insight.state import State
 from audiences.models import Audience, Confirmation, Event, Install, Lane, Parked, Receipt
 from audiences.receiving import tokens
@@ -22,8 +21,6 @@ from lytics import reasons
 IDENTIFIERS = 300
 # 32 hexadecimal characters without dashes, as ODP makes them; or as mobile SDKs write them, with a prefix.
 VUID = re.compile(r"[0-9a-f]{32}|vuid_[0-9a-z]{27}", re.IGNORECASE)
-# Deliverable work that no worker has claimed for this long means that no worker is running.
-SILENT_AFTER = timedelta(seconds=30)
 # ODP documents that it shows nearly everything within 90 s; then it is time to look for a reason.
 SHOWN_AFTER = timedelta(seconds=100)
 
@@ -251,22 +248,11 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
     if on_hold is not None and not audiences.filter(provisioned_at__isnull=False).exists():
         why = f"{on_hold} can't be created: {on_hold.hold_reason}"
         return _failing(name, title, why, state.remedy_of_hold(on_hold), on_hold)
-    if _nobody_works(free):
+    if not heartbeats.pulse().answering:
         return _failing(
-            name, title, "No worker is taking events.", "Start the worker and beat processes, or look at their logs."
+            name, title, "No worker answers.", "Start the worker and beat processes, or look at their logs."
         )
     return None
-
-
-def _nobody_works(free: QuerySet[Lane]) -> bool:
-    head = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("delivered_sequence") + 1)
-    behind = free.filter(audience__last_sequence__gt=F("delivered_sequence"))
-    first = behind.annotate(head_at=Subquery(head.values("received_at")[:1])).first()
-    since = now() - SILENT_AFTER
-    if first is None or first.head_at is None or first.head_at > since:
-        return False
-    served = free.aggregate(at=Max("last_served_at"))["at"]
-    return served is None or served < since
 
 
 # --- ODP shows a customer ------------------------------------------------------------------------------------
