@@ -33,15 +33,15 @@ def find() -> str | None:
 
 
 class Bouncer:
-    """Any database of the server at ``url`` is reached through it. It holds ``POOL`` connections, each taken in turn:
-    what leans on a session meets another one with its next transaction."""
+    """A PgBouncer before the server at ``url``. It uses ``POOL`` connections in turn: code that relies on session state
+    gets another session with its next transaction."""
 
     def __init__(self, url: str, **settings: str) -> None:
         server = urlsplit(url)
         user, password = unquote(server.username or ""), unquote(server.password or "")
         self.port = free_port()
         self.url = server._replace(netloc=f"{quote(user)}:{quote(password)}@127.0.0.1:{self.port}").geturl()
-        # Right below /tmp: nobody, whom root becomes here, may not pass through pytest's own folder.
+        # Directly below /tmp: the user nobody, which root becomes here, can't traverse pytest's folder.
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         (self.folder / "userlist.txt").write_text(f'"{user}" "{password}"\n', encoding="utf-8")
         (self.folder / "userlist.txt").chmod(0o600)

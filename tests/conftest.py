@@ -35,8 +35,8 @@ WRITTEN_BY_MIGRATIONS = (
 )
 
 
-# Files whose tests take longest, the longest first. A test process takes a whole file, in this order: begun last,
-# one of these would keep a single process busy while the others have nothing left.
+# The files with the longest duration, longest first. A test process runs whole files in this order; a long file
+# started last would keep one process busy while the others are idle.
 LONGEST_FIRST = (
     "test_chaos.py",
     "test_rights.py",
@@ -71,7 +71,7 @@ def django_db_keepdb(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings_xdist_suffix() -> None:
-    """No suffix: each test process has a PostgreSQL of its own."""
+    """No suffix: each test process has its own PostgreSQL."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,7 +113,7 @@ def hold_runs_out(install: Install) -> None:
 
 
 def time_passes(seconds: float) -> None:
-    """As far as leases, brakes, pauses of audiences and looks are concerned: their moments move into the past."""
+    """Simulate the passing of time: move the times of leases, backoffs, audience holds and checks into the past."""
     moments = {
         "install": ("brake_since_at", "brake_until_at"),
         "lane": ("lease_expires_at", "fault_since_at", "fault_until_at"),
@@ -171,7 +171,7 @@ def everything() -> dict[str, list[Any]]:
 
 
 def broken_truths() -> list[Any]:
-    """As the audit finds them, also in a test whose own transaction is open."""
+    """The violations that the audit finds, also within an open test transaction."""
     if not connection.in_atomic_block:
         return list(audit.audit())
     found = []

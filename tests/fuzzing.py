@@ -1,4 +1,4 @@
-"""Bodies and requests that nobody would send, made from ones that Lytics sends: the same for the same dice."""
+"""Malformed bodies and requests, derived from those of Lytics. The same seed gives the same requests."""
 
 import gzip
 import json
@@ -7,7 +7,7 @@ from random import Random
 
 from tests.messages import body, message, single, transition
 
-# What is larger takes its time for its size alone.
+# Larger bodies would be slow because of their size alone.
 LARGE = 50_000
 # What a request in the corpus has in place of the install's path and token, so that it can be sent to any.
 PATH, TOKEN = b"{PATH}", b"{TOKEN}"
@@ -63,7 +63,7 @@ def _insert(raw: bytes, dice: Random) -> bytes:
 
 
 def _replace(raw: bytes, dice: Random) -> bytes:
-    """A value of the message becomes another, and what is around it stays well-formed."""
+    """Replace one value of the message; the JSON stays well-formed."""
     values = [b'"kim"', b'"enter"', b'"gold_club"', b'"s1"', b'"user"', b'"2026-03-02T09:15:00Z"', b'"job-7"']
     others = [
         b"null",
@@ -105,7 +105,7 @@ _PACKINGS = [
 
 
 def odd_request(dice: Random) -> bytes:
-    """One request as it goes over the wire. It is HTTP: what is not never gets as far as a URL."""
+    """The bytes of one request. It is valid HTTP, because invalid HTTP never reaches a URL."""
     content = odd_body(dice)
     path = dice.choice(
         (*[PATH] * 9, PATH + b"/", PATH + b"?a=%ff&format=xml", b"/webhooks/%00", b"//webhooks/x", b"/webhooks")

@@ -10,7 +10,7 @@ SECOND = 1_000_000_000
 
 
 def transition(event: str = "enter", *, segment: Any = "s1", slug: Any = "gold_club", **more: Any) -> dict[str, Any]:
-    """One element of ``segment_events``; what is None is left out. ``at`` is its time, under the event's own name."""
+    """One element of ``segment_events``, without the fields that are None. ``at`` is the event time."""
     at = more.pop("at", AT)
     named = {event: at} if event in ("enter", "exit") else {}
     made = {"id": segment, "event": event, "slug": slug, **named, **more}

@@ -1,4 +1,4 @@
-"""Somebody at the admin's pages."""
+"""People with roles at the admin's pages."""
 
 from django.contrib.auth.models import Group, User
 from django.test import Client

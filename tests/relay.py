@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """A port that passes bytes on to a server, until it is told to be slow, to cut every connection or to freeze."""
+    """A TCP proxy that can be made slow, cut every connection, or freeze."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -31,7 +31,7 @@ class Relay:
                 self._join(near)
 
     def _join(self, near: socket.socket) -> None:
-        """Connect ``near`` to the server; while there is none to connect to, whoever comes is hung up on."""
+        """Connect ``near`` to the server; close it when the server can't be reached."""
         try:
             if self.is_cut:
                 raise ConnectionError
@@ -64,7 +64,7 @@ class Relay:
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Whoever is connected is cut off, and whoever comes too."""
+        """Cut off all existing and new connections."""
         self.is_cut = True
         self._cut()
         yield
@@ -79,13 +79,13 @@ class Relay:
 
     @contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
-        """Each piece takes so much longer, in both directions."""
+        """Delay each piece of data by ``seconds`` in both directions."""
         self.delay_seconds = seconds
         yield
         self.delay_seconds = 0.0
 
     def leave_half_open(self) -> None:
-        """Those that are connected hear nothing more and are not told so; whoever comes is served."""
+        """Existing connections receive no more data and aren't closed; new connections work."""
         self.flows.clear()
         self.flows = threading.Event()
         self.flows.set()

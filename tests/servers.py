@@ -1,7 +1,7 @@
-"""A real PostgreSQL and a real Redis-compatible server for each test process, on ports of their own.
+"""A real PostgreSQL and a real Redis-compatible server for each test process, on free ports.
 
 A pytest plugin (``-p tests.servers`` in pyproject.toml), because Django's settings read the environment when they are
-imported and pytest-django imports them before any conftest. The servers stop when pytest does, whatever ends it.
+imported and pytest-django imports them before any conftest. The servers stop when pytest ends, also when it is killed.
 ``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name servers to use instead, for a run in one process.
 
 ``initdb`` and the migrations take ten seconds or more. They run once for each state of the migrations: the result is

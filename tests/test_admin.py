@@ -1,4 +1,4 @@
-"""The operator's pages: each opens, each button does what it says for who may press it, and for nobody else."""
+"""The operator's pages: each opens, and each button does what it says only for people with its permission."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def message(identifier: str | None = "p-1") -> dict[str, Any]:
 
 @pytest.fixture
 def install() -> Install:
-    """An install of whose two messages one is queued and one parked. Nobody listens at its host."""
+    """An install with one queued and one parked message. No server listens at its host."""
     made = Install(name="Shop", odp_api_key=KEY, odp_host="http://127.0.0.1:1")
     installs.create(made)
     ingest.receive(made, json.dumps([message(), message(None)]).encode())
@@ -62,14 +62,14 @@ def hidden(page: str) -> dict[str, str]:
 
 
 def press(client: Client, verb: str, thing: Any, **answers: str) -> str:
-    """Read what a button says it will do, and press it. Returns what was said."""
+    """Open a button's confirmation page and press it. Returns the text of the page."""
     asked = client.get(url(verb, thing))
     assert asked.status_code == 200, asked.status_code
     client.post(url(verb, thing), {**hidden(asked.content.decode()), **answers})
     return asked.content.decode()
 
 
-# --- every page opens ------------------------------------------------------------------------------------------
+# --- every page opens -----------------------------------------------------------------------------------------
 
 
 def test_an_anonymous_visitor_is_redirected_to_the_login(client: Client, install: Install) -> None:
@@ -182,7 +182,7 @@ def test_a_page_of_events_is_never_counted(
         ]
 
 
-# --- connecting ------------------------------------------------------------------------------------------------
+# --- connecting -----------------------------------------------------------------------------------------------
 
 
 def test_a_new_install_gets_its_token_and_shows_the_values_to_paste(operator: Client) -> None:
@@ -227,7 +227,7 @@ def test_a_viewer_can_not_change_an_install(viewer: Client, install: Install) ->
     assert viewer.get(reverse("admin:audiences_install_add")).status_code == 403
 
 
-# --- every button, by the right person -------------------------------------------------------------------------
+# --- every button, by the right person ------------------------------------------------------------------------
 
 
 def test_pause_asks_for_a_reason_and_resume_ends_it(operator: Client, audience: Audience, lane: Lane) -> None:
@@ -373,7 +373,7 @@ def test_rotating_lets_the_old_token_live_on_for_a_while(operator: Client, insta
     assert old.expires_at > now() + timedelta(hours=23)
 
 
-# --- every button, by the wrong person, and on a stale page ------------------------------------------------------
+# --- every button, by the wrong person, and on a stale page ---------------------------------------------------
 
 BUTTONS: list[tuple[str, str]] = [
     ("audience", "pause"),
@@ -445,7 +445,7 @@ def test_history_is_neither_added_nor_deleted(boss: Client, install: Install, mo
     assert boss.post(f"/admin/audiences/{model}/1/delete/", {"post": "yes"}).status_code in (302, 403, 404)
 
 
-# --- parked by reason --------------------------------------------------------------------------------------------
+# --- parked by reason -----------------------------------------------------------------------------------------
 
 
 def group_url(verb: str, install: Install, reason: str) -> str:

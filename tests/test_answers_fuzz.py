@@ -1,6 +1,6 @@
-"""Whatever bytes a server sends, however HTTP is cut up: one call ends in one Answer, and the next in its own.
+"""Any bytes from a server, in any pieces: each call ends in one Answer, and the next call gets its own.
 
-Hypothesis puts answers together from pieces that are right, nearly right and wrong, and from plain bytes.
+Hypothesis composes responses from correct, nearly correct and wrong pieces, and from arbitrary bytes.
 """
 
 import gzip

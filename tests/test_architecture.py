@@ -13,10 +13,10 @@ from workers.app import app
 
 ROOT: Path = settings.BASE_DIR
 
-# Who may import whom: only what stands on a lower floor, or the same package.
+# Allowed imports: a package may import packages of a lower floor and itself.
 FLOORS = {"lytics": 0, "odp": 0, "audiences": 1, "workers": 2, "lytics_sync": 3, "local": 4}
 OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
-# The same inside ``audiences``; "" is for the modules that stand in no room.
+# The same inside ``audiences``; "" is for the modules outside of all rooms.
 ROOMS = {"": 0, "delivery": 1, "receiving": 2, "insight": 3, "operations": 4, "admin": 5, "management": 5}
 
 # Who may write which table; migrations and tests aside.
@@ -32,7 +32,7 @@ WRITERS = {
     "Delivery": {f"audiences/delivery/{name}.py" for name in ("request_records", "skipping", "unconfirmed")},
     "Membership": {"audiences/delivery/settling.py"},
     "Token": {"audiences/receiving/tokens.py"},
-    # A skip stops what is unfinished, in the transaction that moves the cursors.
+    # A skip stops unfinished Resends in the transaction that moves the cursors.
     "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py"},
     "Skip": {"audiences/operations/skips.py"},
     "Profile": {"audiences/receiving/identifier_lists.py"},
@@ -78,7 +78,7 @@ def imported(module: ast.Module) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-# --- Imports -------------------------------------------------------------------------------------------------
+# --- Imports --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -128,11 +128,11 @@ def test_the_domain_names_tasks_that_the_workers_have() -> None:
     assert wake.RESEND in app.tasks
 
 
-# --- Writers -------------------------------------------------------------------------------------------------
+# --- Writers --------------------------------------------------------------------------------------------------
 
 
 def model_of(expression: ast.AST, known: dict[str, str]) -> str | None:
-    """The model whose rows an expression is about: ``Lane.objects.filter(…)``, or a name that stands for such."""
+    """The model of a queryset expression: ``Lane.objects.filter(…)``, or a variable that holds one."""
     while not isinstance(expression, ast.Name):
         if isinstance(expression, ast.Call):
             expression = expression.func
@@ -146,7 +146,7 @@ def model_of(expression: ast.AST, known: dict[str, str]) -> str | None:
 
 
 def written(module: ast.Module) -> Iterator[str]:
-    """The models whose tables a module writes: by constructing rows, through a manager, or in SQL."""
+    """The models that a module writes by constructing rows, through a manager, or in SQL."""
     known: dict[str, str] = {}
     for node in ast.walk(module):
         if isinstance(node, ast.Assign) and (model := model_of(node.value, known)):

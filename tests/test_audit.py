@@ -15,7 +15,7 @@ GAP, CURSOR, LEDGER, MEMBERS, HISTORY, REFUSED, AHEAD = audit.TRUTHS
 
 @pytest.fixture
 def gold() -> Audience:
-    """An audience of whose five events three are delivered: one of them refused."""
+    """An audience with five events, of which two are delivered and one is rejected."""
     from audiences.delivery import leases, reading, settling
 
     install = make_install()

@@ -1,4 +1,4 @@
-"""The brake: how long an install is held back, what counts as one failure, and when it goes on."""
+"""The backoff of an install: its length, what counts as one failure, and when it ends."""
 
 import random
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def shop(db: None) -> Install:
 
 
 def again(install: Install) -> Install:
-    """The install as whoever claims next reads it."""
+    """The install as the next claim reads it."""
     return Install.objects.get(pk=install.pk)
 
 
@@ -40,12 +40,12 @@ def waits(install: Install) -> timedelta:
     return until - now()
 
 
-# --- How long ------------------------------------------------------------------------------------------------
+# --- How long -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def dice(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[tuple[float, float]]]:
-    """Chance falls where the test says, between what was asked for; the questions are kept."""
+    """Replace random.uniform by a chosen position between the bounds; records the bounds."""
     asked: list[tuple[float, float]] = []
 
     def load(part: float) -> list[tuple[float, float]]:
@@ -90,7 +90,7 @@ def test_a_failure_that_needs_a_person_is_retried_slowly(asked: float | None, se
         assert backoff.pause_seconds(failures=failures, answer=answer) == seconds
 
 
-# --- What the row says ---------------------------------------------------------------------------------------
+# --- What the row says ----------------------------------------------------------------------------------------
 
 
 def test_it_says_until_when_since_when_and_why(shop: Install) -> None:
@@ -142,7 +142,7 @@ def test_one_install_is_held_back_and_no_other(shop: Install) -> None:
     assert claims.claim(shop.pk) is None
 
 
-# --- Requests that were under way together ------------------------------------------------------------------
+# --- Requests that were under way together --------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
@@ -179,7 +179,7 @@ def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_star
     assert again(shop).brake_failures == 1
 
 
-# --- Smaller requests ----------------------------------------------------------------------------------------
+# --- Smaller requests -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "learned"), [(250, 250), (1, 1), (0, 1)])
@@ -189,7 +189,7 @@ def test_a_smaller_request_is_learned_and_never_nothing(shop: Install, size: int
     assert leases.capacity_of(again(shop)) == learned
 
 
-# --- Other installs ------------------------------------------------------------------------------------------
+# --- Other installs -------------------------------------------------------------------------------------------
 
 
 def test_a_batch_size_learned_for_one_install_changes_no_other(shop: Install) -> None:

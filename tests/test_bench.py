@@ -1,4 +1,4 @@
-"""The benchmarks on a very small scale: that they run and tell, never how fast anything was."""
+"""The benchmarks on a very small scale: they run and report; no speed is asserted."""
 
 import io
 import json
@@ -30,7 +30,7 @@ OWN = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "SCAL
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
-    """In a process of its own, with servers of its own."""
+    """In a separate process with separate servers."""
     environment = {name: value for name, value in os.environ.items() if name not in OWN}
     command = [sys.executable, "-m", *words]
     return subprocess.run(command, env=environment, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False)
@@ -111,7 +111,7 @@ def test_a_sender_fails_with_what_it_was_answered() -> None:
 
 
 def test_no_time_is_sent_twice() -> None:
-    """Or whoever keeps the last times it has read would look fast."""
+    """Otherwise a cache of parsed times would make the benchmark look fast."""
     [first, second, *_] = batches(Load(calls=2), seed=1)
     sent = (body(first) + body(second)).replace(PLACE, "000000001") + body(first).replace(PLACE, "000000041")
     times = re.findall(r'"(?:enter|exit)":"([^"]+)"', sent)
@@ -139,7 +139,7 @@ def test_only_a_full_size_is_kept() -> None:
     assert "WRITE=1 keeps what was measured at SCALE=1" in ran.stderr
 
 
-# --- telling ---------------------------------------------------------------------------------------------------
+# --- telling --------------------------------------------------------------------------------------------------
 
 LINES = {
     "ours": Line("ours", "a race", "events/s", against=(Against("theirs", 0.9),), bar=40),

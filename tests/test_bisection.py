@@ -101,7 +101,7 @@ def changes_in(groups: list[Group]) -> list[Change]:
     return [change for group in groups for change in group]
 
 
-# --- One bad in many -----------------------------------------------------------------------------------------
+# --- One bad in many ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", ["none", "all"])
@@ -158,7 +158,7 @@ def test_the_second_item_of_a_group_names_the_group() -> None:
     assert {bad.identifier: words for bad, words in bisection.refused.items()} == {"u2": "second item of u2"}
 
 
-# --- Several audiences of one customer in an item ------------------------------------------------------------
+# --- Several audiences of one customer in an item -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", ["none", "first", "all"])
@@ -172,7 +172,7 @@ def test_only_the_rejected_audience_of_a_customer_is_separated(names: str) -> No
     assert set(bisection.accepted) == set(changes_in(groups)) - {change("kim", 2)}
 
 
-# --- A whole audience ----------------------------------------------------------------------------------------
+# --- A whole audience -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", ["none", "first", "all"])
@@ -255,7 +255,7 @@ def test_without_a_control_item_a_few_rejections_and_no_success_block() -> None:
         assert len(bisection.accepted) == 5
 
 
-# --- Too large -----------------------------------------------------------------------------------------------
+# --- Too large ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [413, 400])
@@ -304,7 +304,7 @@ def test_a_bad_one_teaches_nothing_about_size() -> None:
         assert bisection.learned_limit is None
 
 
-# --- Customers of whom something was refused before ----------------------------------------------------------
+# --- Customers with an earlier rejection ----------------------------------------------------------------------
 
 
 def test_doubtful_customers_go_last_and_do_not_spoil_the_request_of_the_others() -> None:
@@ -326,7 +326,7 @@ def test_doubtful_customers_of_a_blocked_audience_are_blocked_with_it() -> None:
     assert bisection.accepted == [change("kim", 2)]
 
 
-# --- Interrupted ---------------------------------------------------------------------------------------------
+# --- Interrupted ----------------------------------------------------------------------------------------------
 
 
 def interrupted(groups: list[Group], destination: Destination, *, control: bool = True) -> Iterator[Bisection]:
@@ -367,7 +367,7 @@ def test_results_before_an_interruption_are_kept() -> None:
     assert {bad.identifier for bad in bisection.refused} == {"u40", "u50", "u63"}
 
 
-# --- Anything at all -----------------------------------------------------------------------------------------
+# --- Anything at all ------------------------------------------------------------------------------------------
 
 lanes = st.integers(1, 3)
 memberships = st.sets(st.tuples(lanes, st.integers(0, 40).map(str)), max_size=80)
@@ -409,7 +409,7 @@ def test_every_bad_customer_is_found_and_every_other_accepted(
 
 @pytest.mark.parametrize("seed", range(400))
 def test_large_requests_with_many_bad_items_are_bisected(seed: int) -> None:
-    """As above; Hypothesis prefers small requests, and in those several reasons seldom meet."""
+    """As above; Hypothesis prefers small requests, which rarely have several reasons for rejection."""
     chance = random.Random(seed)
     size = chance.randint(1, 120)
     groups = grouped({(chance.randint(1, 3), str(chance.randint(0, size))) for _ in range(size)})

@@ -1,4 +1,4 @@
-"""The chaos runner on a small scale: a dozen faults, then the judge; and judged by broken twins of the bridge."""
+"""The chaos runner on a small scale: a dozen faults and the judge, and mutations that the judge must detect."""
 
 import os
 import re
@@ -18,7 +18,7 @@ SEED = "1"
 
 
 def chaos(*flags: str) -> "subprocess.CompletedProcess[str]":
-    """In a process of its own, with servers of its own: it kills them."""
+    """In a separate process with separate servers, because it kills them."""
     own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "EVENTS", "KILLS", "SEED", "TWIN")
     return subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--quick", "--seed", SEED, *flags],

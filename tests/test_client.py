@@ -50,7 +50,7 @@ def client(server: ScriptedServer) -> Client:
     return Client(host=server.url, api_key="public.secret")
 
 
-# --- Good manners --------------------------------------------------------------------------------------------
+# --- Good manners ---------------------------------------------------------------------------------------------
 
 
 def test_a_write_goes_out_as_it_is_with_the_key_in_its_header(server: ScriptedServer) -> None:
@@ -100,7 +100,7 @@ def test_which_rate_limit_a_path_counts_against() -> None:
     assert [limit_of(path) for path in paths] == ["profiles", "lists", "lists", "", ""]
 
 
-# --- What comes back -----------------------------------------------------------------------------------------
+# --- What comes back ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def assert_can_be_stored(got: Answer) -> None:
         words.encode()
 
 
-# --- Half of something, or nothing ---------------------------------------------------------------------------
+# --- Half of something, or nothing ----------------------------------------------------------------------------
 
 CUT = [
     b"",
@@ -418,9 +418,9 @@ def test_any_response_becomes_a_storable_answer(fuzzed: ScriptedServer, data: by
     assert_can_be_stored(post(fuzzed, say_and_close(data)))
 
 
-# --- Time ----------------------------------------------------------------------------------------------------
+# --- Time -----------------------------------------------------------------------------------------------------
 #
-# The servers here are slow for seconds and come to an end nevertheless. A call that was cut is back before that.
+# The servers here are slow for seconds, but end. A call with a deadline returns earlier.
 
 came_to_an_end = threading.Event()
 
@@ -537,7 +537,7 @@ def test_a_call_that_ended_in_time_is_not_cut_afterwards(server: ScriptedServer)
 
 
 class Watched:
-    """A call, as far as the watch knows it."""
+    """A call as the watch thread sees it."""
 
     def __init__(self) -> None:
         self.was_cut = threading.Event()
@@ -602,7 +602,7 @@ def test_the_one_end_holds_also_after_waiting_for_permission(server: ScriptedSer
     assert_cut(asking.call("GET", "/", seconds=LONG))
 
 
-# --- Not a byte too late, and not one without permission -----------------------------------------------------
+# --- Not a byte too late, and not one without permission ------------------------------------------------------
 
 
 def test_a_call_whose_start_deadline_has_passed_does_not_connect(server: ScriptedServer) -> None:
@@ -698,12 +698,12 @@ def test_a_permission_that_fails_sends_nothing(server: ScriptedServer) -> None:
     assert len(server.requests) == 1
 
 
-# --- TLS -----------------------------------------------------------------------------------------------------
+# --- TLS ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)

@@ -38,7 +38,7 @@ def read_by_settings() -> set[str]:
 
 
 def required_by_settings() -> set[str]:
-    """Those that have no default: without them nothing starts, or nothing can be kept secret."""
+    """The settings without a default, which are required to start or hold secrets."""
     code = (PROJECT_DIR / "lytics_sync" / "settings.py").read_text(encoding="utf-8")
     return set(re.findall(r"""env\.(?:text|words)\(["']([A-Z_]+)["']\)""", code))
 
@@ -57,7 +57,7 @@ def image_command() -> list[str]:
 
 
 def meaning(command: Sequence[str]) -> tuple[tuple[str, ...], frozenset[tuple[str, ...]]]:
-    """What a command runs, and its options without those that say where."""
+    """The program of a command and its options, without addresses and paths."""
     words = list(command[1:])  # the interpreter
     first_option = next((at for at, word in enumerate(words) if at and word.startswith("--")), len(words))
     options: list[tuple[str, ...]] = []
@@ -140,7 +140,7 @@ def test_the_sandbox_starts_only_with_its_profile() -> None:
     assert [name for name, service in services.items() if service.get("profiles")] == ["sandbox"]
 
 
-# --- what the containers may do --------------------------------------------------------------------------------
+# --- what the containers may do -------------------------------------------------------------------------------
 
 
 def test_the_image_runs_as_an_ordinary_user_known_by_number() -> None:
@@ -161,7 +161,7 @@ def test_our_containers_can_change_no_file_of_the_image_and_gain_no_rights(name:
 
 @pytest.mark.parametrize("name", OURS)
 def test_commands_write_only_where_a_container_may_write(name: str) -> None:
-    """Every container has a writable /dev/shm of its own."""
+    """Every container has its own writable /dev/shm."""
     service = compose()["services"][name]
     command = service.get("command") or image_command()
     written = [after for option, after in pairwise(command) if option in {"--schedule", "--worker-tmp-dir", "--state"}]
@@ -183,7 +183,7 @@ def test_the_sandbox_is_given_no_secret() -> None:
     assert (sandbox["env_file"], sandbox["environment"]) == ([], {})
 
 
-# --- what is installed -----------------------------------------------------------------------------------------
+# --- Installed packages ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["requirements", "requirements-dev"])

@@ -1,4 +1,4 @@
-"""PostgreSQL gives out no more connections: calls are asked to come back, workers try again, and nothing is lost."""
+"""PostgreSQL has no free connection: calls get 503, workers retry, and nothing is lost."""
 
 import os
 import secrets
@@ -25,7 +25,7 @@ CALLS = 40
 
 
 class Account:
-    """A role in the database as the processes have one, that may have so many connections and no more."""
+    """A database role like that of the processes, with a limited number of connections."""
 
     def __init__(self) -> None:
         self.name = f"processes_{secrets.token_hex(4)}"
@@ -43,7 +43,7 @@ class Account:
         self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.name}'")
 
     def has_run(self, pattern: str) -> int:
-        """Sessions of it whose last statement was such a one."""
+        """The role's sessions whose last statement begins like this."""
         with connection.cursor() as cursor:
             ran = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND query LIKE %s"
             cursor.execute(ran, [self.name, pattern])

@@ -1,4 +1,4 @@
-"""What PostgreSQL itself refuses, whatever the code does: each promise of the schema, and an attempt to break it."""
+"""Constraints of the schema: PostgreSQL rejects an attempt to violate each of them."""
 
 import uuid
 from collections.abc import Callable

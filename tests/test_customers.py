@@ -1,4 +1,4 @@
-"""Finding a customer: each event's fate is what really became of it, quickly found, and shown to whoever may look."""
+"""Finding a customer: each event's status is true, found quickly, and shown with the permission."""
 
 import html
 import json
@@ -91,7 +91,7 @@ def words(identifier: str = "kim") -> list[tuple[str, str]]:
     return [(one.word, one.why) for one in told]
 
 
-# --- what became of an event -----------------------------------------------------------------------------------
+# --- what became of an event ----------------------------------------------------------------------------------
 
 
 def test_a_waiting_event_shows_its_cause(shop: Install, gold: Audience) -> None:
@@ -239,7 +239,7 @@ def test_a_second_rejection_leaves_the_first_rejected_and_older_events_delivered
 def test_the_shown_statuses_match_what_happened(
     seed: int, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any events, cut into any runs, with failures between them: what is said to be delivered was accepted."""
+    """Any events in any runs with failures between them: events shown as delivered were accepted."""
     chance = random.Random(seed)
     accepted: set[int] = set()
 
@@ -259,7 +259,7 @@ def test_the_shown_statuses_match_what_happened(
             if waiting(gold):
                 lease = claim(shop, capacity=max(longer, chance.randint(1, 6)))
                 deliver(lease, stop=chance.random() < 0.3)
-                # The next claim begins at the same event, and is as long at least: requests don't shrink.
+                # The next claim begins at the same event and is at least as long: requests don't shrink.
                 longer = lease.spans[0].last - lease.spans[0].first + 1 if waiting(gold) else 0
     while waiting(gold):
         step(shop)
@@ -277,7 +277,7 @@ def test_the_shown_statuses_match_what_happened(
         held = Membership.objects.get(identifier=who, audience=gold)
         (holds,) = [status.event for status in found.values() if status.holds]
         assert (holds.kind != Kind.EXIT) is held.is_member
-        # What is said again is said with the ledger's time, where that is newer.
+        # A forced event is sent with the ledger's time when that is newer.
         assert holds.occurred_ns == held.occurred_ns or (holds.forced and holds.occurred_ns < held.occurred_ns)
 
 
@@ -300,7 +300,7 @@ def test_statuses_of_several_audiences_and_installs_are_kept_apart(shop: Install
     assert [status.event.audience for status in customer_history("kim", install_id=other.pk).statuses] == [silver]
 
 
-# --- quickly found -----------------------------------------------------------------------------------------------
+# --- quickly found --------------------------------------------------------------------------------------------
 
 
 def plan_of_the_search() -> dict[str, Any]:
@@ -397,7 +397,7 @@ def test_all_events_are_there_page_by_page(shop: Install, gold: Audience, monkey
     assert seen == list(range(30, 0, -1))
 
 
-# --- the page ----------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------------------
 
 
 def look(client: Client, identifier: str = "kim", **more: str) -> str:
@@ -411,7 +411,7 @@ def note_of(page: str) -> str:
 
 
 def ask(client: Client, install: Install, page: str) -> str:
-    """As the page does by itself when it has been loaded."""
+    """As the page's script does when it has loaded."""
     told = client.post(PAGE, {"note": note_of(page), "ask": str(install.pk)}, headers={"HX-Request": "true"})
     assert told.status_code == 200
     return told.content.decode()
@@ -527,11 +527,11 @@ def test_another_spelling_is_offered(viewer: Client, shop: Install, gold: Audien
     assert "There is a customer kim@example.com" in told
 
 
-# --- ODP's answer beside ours --------------------------------------------------------------------------------------
+# --- ODP's answer beside ours ---------------------------------------------------------------------------------
 
 
 def in_odp(odp: ThreadedSandbox, identifier: str, odp_id: str, is_member: bool) -> None:
-    """Somebody else writes in ODP."""
+    """Another program writes to ODP."""
     for name in ("fs_user_id", "web_user_id"):
         status, _ = odp.odp("POST", "/v3/profiles", [{"attributes": {name: identifier, odp_id: is_member}}])
         assert status == 202

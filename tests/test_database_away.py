@@ -1,4 +1,4 @@
-"""Pages while PostgreSQL is away: 503 in plain words, which loads again by itself, and one log line for all of them."""
+"""Pages while PostgreSQL is down: 503 with an explanation and automatic reload, and one log line for all of them."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """Somebody who is logged in, and whose pages find no database."""
+    """A logged-in person whose requests find no database."""
     client = someone("admin")
     client.raise_request_exception = False
     monkeypatch.setattr(database_away, "_told_at", -database_away.QUIET_SECONDS)

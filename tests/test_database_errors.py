@@ -1,4 +1,4 @@
-"""An error of the database server at any statement of a drain is nobody's fault: no hold, no block, no lease stays."""
+"""A database error at any statement of a drain leaves no hold, no block and no lease."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,8 +37,7 @@ OF_THE_SERVER = {
 WRITTEN = ("audience", "delivery", "install", "lane", "membership", "run")
 
 
-# Makes statements fail, for as long as the context lasts: from which statement on, and how many. Yields whether the
-# first of them was reached.
+# A context in which statements fail: the first failing one and their number. Yields whether the first was reached.
 Failing = Callable[[int, int], AbstractContextManager[Callable[[], bool]]]
 
 
@@ -50,9 +49,9 @@ def shop(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 @contextmanager
 def ended_sessions(first: int, times: int, *, done: bool) -> Iterator[Callable[[], bool]]:
-    """PostgreSQL ends the session at the ``first`` round trip, and at each of the next ``times`` - 1.
+    """PostgreSQL ends the session at the ``first`` round trip and at each of the next ``times`` - 1.
 
-    ``done``: only after it has done what was asked, so that nothing but the answer is lost.
+    With ``done`` it ends after the statement was executed, so that only the result is lost.
     """
     wait = _Connection.wait
     round_trips = 0
@@ -157,7 +156,7 @@ def test_an_error_of_the_server_at_any_write_leaves_no_hold_and_no_lease(shop: I
 
 
 def test_damaged_data_puts_its_audience_on_hold(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To try again doesn't mend it, and a person has to be told which audience it is."""
+    """Retrying doesn't help, and an operator must see which audience is affected."""
 
     def damaged(*args: Any) -> Any:
         raise InternalError("invalid page in block 7") from psycopg.errors.DataCorrupted()

@@ -40,7 +40,7 @@ def end_other_sessions() -> None:
 
 @contextmanager
 def read_only() -> Iterator[None]:
-    """Sessions opened inside are read-only for as long as they last, as those to a standby are."""
+    """Sessions opened in this context are read-only until they end, like sessions to a standby."""
     name = connection.settings_dict["NAME"]
     with _admin() as admin:
         admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
@@ -153,7 +153,7 @@ def test_a_frozen_database_costs_seconds_and_liveness_needs_no_thread(
         web.stop()
 
 
-# --- DATABASE_URL ----------------------------------------------------------------------------------------------
+# --- DATABASE_URL ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whether a definition that ODP shows is the one that was written, however ODP writes it back."""
+"""Whether a definition read from ODP equals the written one, in any form that ODP may return."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The pages say what is there: links lead somewhere, what people are told to run or press exists, and has its name."""
+"""The docs are true: links work, and the named commands, buttons, settings and files exist."""
 
 import re
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_every_file_named_in_code_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("docs/adding/*.md")), ids=lambda page: str(page.name))
 def test_every_file_to_touch_when_something_is_added_exists(page: Path) -> None:
-    """The files of the first column, at the top of the repository too. ``<name>`` stands for a file that is new."""
+    """The files of the first column, relative to the repository. ``<name>`` is a placeholder for a new file."""
     named = [piece for cell in column(page, 1) for piece in re.findall(r"`([^`]+)`", cell) if "<" not in piece]
     assert len(named) > 4
     assert [file for file in named if not (ROOT / file).exists()] == []
@@ -161,16 +161,16 @@ def test_every_attribute_named_in_the_glossary_exists() -> None:
 
 
 def test_every_table_is_in_the_glossary() -> None:
-    """Those of the app itself: what the admin and Celery keep is theirs."""
+    """The tables of the app, without those of the admin and Celery."""
     named = set(re.findall(r"`models\.(\w+)`", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")))
     assert {model.__name__ for model in apps.get_app_config("audiences").get_models()} == named
 
 
-# --- what Lytics is answered -----------------------------------------------------------------------------------
+# --- what Lytics is answered ----------------------------------------------------------------------------------
 
 
 def answers_on_the_page() -> dict[str, str]:
-    """What stands in the first and in the second column of the table."""
+    """The first and the second column of the table."""
     table = WEBHOOK.read_text(encoding="utf-8").partition("## What Lytics is answered")[2].partition("\n## ")[0]
     rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("|")][2:]
     return {call.strip(): answer.strip() for call, answer in rows}
@@ -261,11 +261,11 @@ def test_lytics_is_answered_as_the_page_says(
     assert ("Retry-After" in answer.headers) == ("`Retry-After`" in said)
 
 
-# --- what an operator is told ----------------------------------------------------------------------------------
+# --- The operator's pages -------------------------------------------------------------------------------------
 
 
 def test_every_button_and_page_an_operator_is_sent_to_exists() -> None:
-    """They stand between single asterisks there; nothing else with a capital letter does."""
+    """They are set in single asterisks there; nothing else with a capital letter is."""
     named = set(re.findall(r"(?<!\*)\*([A-Z][\w ]*)\*(?!\*)", OPERATING.read_text(encoding="utf-8")))
     states = {"Unknown", "Open"}
     admin = sources("audiences/admin")
@@ -301,7 +301,7 @@ def test_the_operators_page_lists_every_reason_and_no_other() -> None:
     assert named == {*HINTS, REFUSED_BY_ODP}
 
 
-# --- dependencies ----------------------------------------------------------------------------------------------
+# --- dependencies ---------------------------------------------------------------------------------------------
 
 
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
@@ -328,7 +328,7 @@ def test_every_test_of_a_promise_exists(test: str) -> None:
     assert (ROOT / test).exists()
 
 
-# --- decisions -------------------------------------------------------------------------------------------------
+# --- decisions ------------------------------------------------------------------------------------------------
 
 
 DECISION_PAGES = sorted(page for page in DECISIONS.glob("*.md") if page.name != "README.md")
@@ -364,7 +364,7 @@ def test_decisions_are_numbered_without_gaps_in_the_order_of_their_dates() -> No
     assert [date for _, date in found] == sorted(date for _, date in found)
 
 
-# --- what fits into an editor -----------------------------------------------------------------------------------
+# --- what fits into an editor ---------------------------------------------------------------------------------
 
 
 LINE_COLUMNS = 120

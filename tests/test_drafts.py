@@ -1,4 +1,4 @@
-"""Drafts: an install whose API key ODP never accepted says what is missing, keeps its calls, and can be deleted."""
+"""Drafts: an install whose API key ODP never accepted shows what is missing, keeps its calls, and can be deleted."""
 
 from importlib import import_module
 from typing import Any
@@ -128,7 +128,7 @@ def test_another_account_has_to_be_accepted_again(operator: Client, odp: Threade
     assert state.of_install(made).word == "draft"
 
 
-# --- deleting a mistaken install -----------------------------------------------------------------------------
+# --- deleting a mistaken install ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_the_role_admin_may_delete_installs_and_no_other_role() -> None:
 
 
 def test_an_install_accepted_before_this_version_is_not_a_draft() -> None:
-    """The migration fills the column from what was known."""
+    """The migration fills the column from existing rows."""
     checked, made, neither = (make_install(name=name) for name in ("checked", "made", "neither"))
     confirm.note_key(checked, problem="")
     confirm.note_key(neither, problem="ODP rejects the API key")

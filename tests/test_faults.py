@@ -1,4 +1,4 @@
-"""An unexpected error of this service holds the audience that it happens to and no other, and is over by itself."""
+"""An unexpected error of this service holds only the affected audience, and ends without an operator."""
 
 from datetime import timedelta
 from typing import Any
@@ -150,7 +150,7 @@ def test_skipped_events_leave_no_fault_behind(
     assert not Lane.objects.filter(backlog.FAULTY).exists()
 
 
-# --- health ------------------------------------------------------------------------------------------------------
+# --- health ---------------------------------------------------------------------------------------------------
 
 
 def health() -> int:

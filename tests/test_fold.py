@@ -1,4 +1,4 @@
-"""The fold: whatever the order, the repeats and the cutting into runs, the same memberships come out."""
+"""The fold: the memberships don't depend on the order, repeats or division into runs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ def after(*runs: Sequence[Entry]) -> Lane:
     return lane
 
 
-# Few identifiers and few moments: ties and repeats are what is worth trying.
+# Few identifiers and few times, so that ties and repeats are frequent.
 entries = st.builds(
     Entry,
     sequence=st.integers(1, 50),
@@ -147,7 +147,7 @@ def test_a_change_is_sent_for_a_customer_without_a_row_and_not_for_a_member() ->
 
 
 def test_a_change_that_moved_the_ledger_on_hides_nothing_that_has_to_be_said_again() -> None:
-    """Such a change was never sent, so it can't stand for what is repeated."""
+    """Such a change was never sent, so it can't replace the repeated event."""
     again = entry(Kind.ENTER, 5, forced=True)
     for runs in (
         [[entry(Kind.CHANGE, 6)], [again]],

@@ -36,7 +36,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def nobody_there() -> Iterator[str]:
-    """An address that is taken, so that nobody else gets it, and where nobody listens."""
+    """A reserved address without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
@@ -49,7 +49,7 @@ def call(install: Install | None, authorization: str = "wrong", **extra: Any) ->
 
 
 def page(client: Client) -> Any:
-    """The front page; what was refused so far has gone to Redis."""
+    """The front page, after the counts of rejected calls were sent to Redis."""
     rejected_calls._counter.send()
     shown = client.get(reverse("admin:index"))
     assert shown.status_code == 200
@@ -68,7 +68,7 @@ def labels(one: Any) -> list[str]:
     return [button.label for button in one.buttons]
 
 
-# --- Refused calls -------------------------------------------------------------------------------------------
+# --- Refused calls --------------------------------------------------------------------------------------------
 
 
 def test_rejected_calls_are_counted_with_the_last_address_and_the_fix(operator: Client, install: Install) -> None:
@@ -184,7 +184,7 @@ def test_the_counting_thread_sends_without_a_request(install: Install, monkeypat
     assert eventually(lambda: rejected_calls.last_hour([install.public_id]))
 
 
-# --- Calls that are asked to come back -----------------------------------------------------------------------
+# --- Calls answered 503 ---------------------------------------------------------------------------------------
 
 
 def test_a_disabled_install_names_who_disabled_it_and_links_to_the_switch(
@@ -226,7 +226,7 @@ def test_a_database_over_its_mark_says_that_all_calls_are_answered_503(
     assert alert(viewer, "All calls are answered 503") is None
 
 
-# --- What troubles lead to -----------------------------------------------------------------------------------
+# --- What troubles lead to ------------------------------------------------------------------------------------
 
 
 def test_a_rejected_key_links_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
@@ -315,7 +315,7 @@ def test_errors_are_listed_before_warnings(viewer: Client, install: Install) -> 
     assert [one.tone for one in page(viewer).context["alerts"]] == ["bad", "held"]
 
 
-# --- Adding up the minutes -----------------------------------------------------------------------------------
+# --- Adding up the minutes ------------------------------------------------------------------------------------
 
 
 def received(install: Install, at: datetime, *, queued: int = 0, parked: int = 0) -> Receipt:
@@ -475,7 +475,7 @@ def test_a_pass_reads_a_part_of_big_tables_and_never_all_events(install: Install
 
 
 def scans(node: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Tables and how many of their rows were looked at."""
+    """The rows read of each table."""
     if "Relation Name" in node:
         counts = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
         yield node["Relation Name"], sum(node.get(name, 0) for name in counts) * node["Actual Loops"]
@@ -483,11 +483,11 @@ def scans(node: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield from scans(child)
 
 
-# --- The charts ----------------------------------------------------------------------------------------------
+# --- The charts -----------------------------------------------------------------------------------------------
 
 
 def happened(install: Install, ago: int, **values: Any) -> None:
-    """A minute that began so many minutes ago."""
+    """A minute that began ``minutes`` ago."""
     usual = {"received": 0, "parked": 0, "delivered": 0}
     minute = now().replace(second=0, microsecond=0) - timedelta(minutes=ago)
     Minute.objects.create(install=install, minute=minute, **{**usual, **values})
@@ -578,7 +578,7 @@ def test_the_front_page_asks_a_bounded_number_of_times(
         page(viewer)
 
 
-# --- Workers ---------------------------------------------------------------------------------------------------
+# --- Workers --------------------------------------------------------------------------------------------------
 
 
 def beat(name: str, *, seconds_ago: float = 0) -> None:

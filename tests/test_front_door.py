@@ -1,7 +1,7 @@
-"""Lytics is never answered 400, 404 or 413, whichever layer answers: on those it drops a batch for good.
+"""No layer answers Lytics 400, 404 or 413, because Lytics then drops the batch for good.
 
-What gunicorn and Django would refuse with a 400 is asked to come back, and the front page says why; whoever writes to
-a path that is none of ours is a stranger. The causes of other 503 are in ``test_retry_after.py``.
+A request that gunicorn or Django would answer 400 gets 503, and the front page says why. A POST to an unknown path is
+answered 401. The causes of other 503 are in ``test_retry_after.py``.
 """
 
 import re
@@ -244,7 +244,7 @@ def test_a_post_to_an_unknown_path_is_answered_401(install: Install, method: str
 @pytest.mark.parametrize("path", [*ELSEWHERE, "/webhooks/lytics/x/"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 def test_gunicorn_passes_on_every_path(web: Web, install: Install, method: str, path: str) -> None:
-    """Led on from one of them, a job would end at the login page, whose 200 says that its batch is stored."""
+    """A redirect would lead a job to the login page, whose 200 would count as a stored batch."""
     assert status(answers(web, install, request(f"{method} {path} HTTP/1.1".encode()))) == 401
 
 

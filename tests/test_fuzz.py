@@ -30,7 +30,7 @@ SEED = int(os.environ.get("SEED") or 0) or (time.time_ns() % 1_000_000 if "FUZZ_
 CORPUS = Path(__file__).parent / "corpus"
 BODIES = sorted((CORPUS / "bodies").iterdir())
 REQUESTS = sorted((CORPUS / "requests").iterdir())
-# A process has about 90 MB at first; the largest body that is taken here is 2 MB.
+# A process starts with about 90 MB; the largest accepted body here has 2 MB.
 MEGABYTES = 300
 
 
@@ -55,7 +55,7 @@ def check_body(raw: bytes) -> None:
 
 
 def check_request(web: Web, install: Install, request: bytes) -> None:
-    """It is answered as Lytics can bear it; what is said to be stored is."""
+    """The response is one that Lytics retries or a 200, and a 200 means that the events are stored."""
     token = install.tokens.get().secret.encode()
     said = web.log.stat().st_size
     before = Receipt.objects.count()
@@ -95,7 +95,7 @@ def keep(kind: str, raw: bytes) -> Path:
 
 
 def fuzz(kind: str, make: Callable[[Random], bytes], check: Callable[[bytes], None]) -> None:
-    """Until the time is over; each is made from a seed of its own. At least some, however busy the machine is."""
+    """Generate inputs until the time is over, each from its own seed; at least a few on a busy machine."""
     until, number = time.monotonic() + SECONDS, 0
     while time.monotonic() < until or number < 20:
         raw = make(Random(f"{SEED} {number}"))

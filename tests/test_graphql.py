@@ -1,4 +1,4 @@
-"""Asking ODP who is in which audience: one answer for the two names by which the products know a customer."""
+"""Querying ODP for memberships: one result for both identifiers by which the products know a customer."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Changes of an install that would lose members in silence: refused, or done only by who has read what follows."""
+"""Changes to an install that would lose members silently are locked or need a confirmation of the consequence."""
 
 from typing import Any
 
@@ -121,7 +121,7 @@ def test_a_second_install_on_one_account_asks_first(operator: Client, shop: Inst
 
 def test_a_stale_form_changes_nothing(operator: Client, shop: Install) -> None:
     form = opened(operator, shop)
-    Install.objects.update(enabled=False, batch_size=100)  # somebody else, meanwhile
+    Install.objects.update(enabled=False, batch_size=100)  # a concurrent change
     said = save(operator, shop, form, name="Renamed")
     assert "This changed after the page was loaded" in said
     again = Install.objects.get()
@@ -138,7 +138,7 @@ def test_a_save_leaves_the_columns_of_the_workers_alone(operator: Client, shop: 
     assert again.brake_reason == "503: closed"
 
 
-# --- tokens ------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------------------
 
 
 def revoke_page(client: Client, token: Token) -> str:

@@ -1,4 +1,4 @@
-"""Health tells the truth: a call can be stored, what may go out goes out, and settings that can't work are refused."""
+"""Health checks are true: calls can be stored, deliverable work moves, and invalid settings are rejected at start."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def reason() -> str:
     return str(answer.json()["reason"])
 
 
-# --- ready -----------------------------------------------------------------------------------------------------
+# --- ready ----------------------------------------------------------------------------------------------------
 
 
 def test_it_is_ready_when_a_call_can_be_stored(install: Install) -> None:
@@ -103,7 +103,7 @@ def test_the_health_urls_accept_any_host(path: str) -> None:
     assert Client().get(f"/health/{path}", HTTP_HOST="10.1.2.3:8000").status_code != 400
 
 
-# --- workers ---------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_backoff_for_our_own_error_does_not_excuse_stuck_work(waiting: Audienc
 
 
 def test_with_a_wrong_key_workers_are_red(settings: Settings) -> None:
-    """Whatever the drain does about the error."""
+    """The drain may handle the error in any way."""
     with sandbox() as odp:
         audience = make_audience(make_install(odp))
         heartbeats.note("worker", worked_seconds_ago=None)
@@ -181,7 +181,7 @@ def test_with_a_wrong_key_workers_are_red(settings: Settings) -> None:
         assert odp.requests() == []
 
 
-# --- a key that opens nothing ----------------------------------------------------------------------------------
+# --- a key that opens nothing ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, 
     assert "audiences.E012" not in {found.id for found in run_checks()}
 
 
-# --- start -----------------------------------------------------------------------------------------------------
+# --- start ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("program", ["web", "worker", "beat"])
@@ -244,7 +244,7 @@ def test_each_process_refuses_bad_settings_in_one_sentence(
     assert "Not started: " in ended.stderr
 
 
-# --- Now -------------------------------------------------------------------------------------------------------
+# --- Now ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_the_front_page_says_why_redis_rejects_writes(maxmemory: str, words: str
         server.config_set("maxmemory", "0")
 
 
-# --- tasks and the heart ---------------------------------------------------------------------------------------
+# --- tasks and the heart --------------------------------------------------------------------------------------
 
 
 def test_a_drain_clears_its_hint_so_that_the_next_one_is_sent_at_once(install: Install) -> None:

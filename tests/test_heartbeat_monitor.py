@@ -91,7 +91,7 @@ def test_a_worker_whose_broker_is_frozen_is_not_ready_and_recovers(worker: Runni
 
 
 def test_a_worker_that_nothing_can_reach_any_more_ends_itself(worker: RunningWorker) -> None:
-    """Its connection is gone and nobody told it: what it sends over a new one arrives, and it never hears it."""
+    """A half-open connection: heartbeats sent over a new connection arrive, but the worker never receives them."""
     eventually(lambda: Worker.objects.exists())
     worker.broker.leave_half_open()
     eventually(worker.child.has_ended)
@@ -122,7 +122,7 @@ def test_a_heartbeat_goes_into_the_queue_of_its_worker_alone(monkeypatch: pytest
     assert own == worker_direct("worker-1@here").name
 
 
-# --- The heart alone, with a clock that is turned by hand ------------------------------------------------------
+# --- The heart alone, with a clock that is turned by hand -----------------------------------------------------
 
 
 class Clock:
@@ -187,7 +187,7 @@ def test_it_reports_when_it_last_worked(clock: Clock) -> None:
     assert Worker.objects.get().worked_at == worked_at
 
 
-# --- What people see -------------------------------------------------------------------------------------------
+# --- What people see ------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_worker_is_not_reported_as_silent(clock: Clock) -> None:

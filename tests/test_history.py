@@ -50,7 +50,7 @@ def page_of(client: Client, thing: Any) -> str:
 
 
 def delivery(shop: Install, **values: Any) -> Delivery:
-    """One that went well, unless the test says otherwise."""
+    """A successful one by default."""
     usual = {"endpoint": "/v3/profiles", "opened_at": now(), "closed_at": now(), "outcome": "delivered", "status": 202}
     more = {"items": 1, "bytes": 9, "latency_ms": 90, "worker": "w", "version": "1"}
     return Delivery.objects.create(**{**usual, **more, "install": shop, **values})
@@ -65,7 +65,7 @@ def run(audience: Audience, of: Delivery | None, number: int = 1, **values: Any)
     )
 
 
-# --- what went out -----------------------------------------------------------------------------------------------
+# --- what went out --------------------------------------------------------------------------------------------
 
 
 def test_the_stored_request_is_byte_by_byte_what_odp_received_with_its_headers(viewer: Client) -> None:
@@ -87,7 +87,7 @@ def test_the_stored_request_is_byte_by_byte_what_odp_received_with_its_headers(v
 
 
 def test_the_body_is_stored_before_the_call_goes_out() -> None:
-    """Also of a request whose worker died in the middle of it."""
+    """Also for a request whose worker died during it."""
     with sandbox() as odp:
         shop = make_install(odp)
         gold = make_audience(shop, provisioned=False)
@@ -221,7 +221,7 @@ def test_an_audience_page_reads_no_request_and_has_a_link_without_scripts(
     assert not [statement for statement in queries() if '"audiences_delivery"."request"' in statement]
 
 
-# --- filters -----------------------------------------------------------------------------------------------------
+# --- filters --------------------------------------------------------------------------------------------------
 
 
 def ids(client: Client, model: str, **query: Any) -> list[int]:
@@ -303,7 +303,7 @@ def test_the_box_for_an_audience_keeps_the_other_filters_and_lists_no_audience(
     assert "lytics_gold" not in box
 
 
-# --- CSV ---------------------------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------------------
 
 
 def rows_of(answer: Any) -> list[dict[str, str]]:
@@ -393,7 +393,7 @@ def test_a_long_download_is_streamed(
     assert most < size / 3
 
 
-# --- the chart ---------------------------------------------------------------------------------------------------
+# --- the chart ------------------------------------------------------------------------------------------------
 
 
 def test_no_run_no_chart(viewer: Client, gold: Audience) -> None:
@@ -427,7 +427,7 @@ def test_a_bar_is_as_tall_as_its_run_and_has_its_colour(shop: Install, gold: Aud
     assert "refused, 200 sent, 0 folded, 900 ms" in of_bad.title
 
 
-# --- Live --------------------------------------------------------------------------------------------------------
+# --- Live -----------------------------------------------------------------------------------------------------
 
 
 def test_live_shows_the_newest_calls_and_deliveries(viewer: Client, shop: Install) -> None:

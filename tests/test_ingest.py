@@ -44,7 +44,7 @@ def enter(segment: str | None, slug: str | None, *who: str) -> dict[str, Any]:
     return message(transition(segment=segment, slug=slug), who=list(who) or "kim")
 
 
-# --- The log -------------------------------------------------------------------------------------------------
+# --- The log --------------------------------------------------------------------------------------------------
 
 
 def test_the_events_of_a_call_are_numbered_in_its_order(install: Install) -> None:
@@ -156,7 +156,7 @@ def _fact(who: str) -> Fact:
     return Fact("s1", "gold_club", who, ENTER, AT_NS)
 
 
-# --- The receipt ---------------------------------------------------------------------------------------------
+# --- The receipt ----------------------------------------------------------------------------------------------
 
 
 def test_the_receipt_counts_the_results_of_a_call(install: Install) -> None:
@@ -179,7 +179,7 @@ def test_the_receipt_has_a_one_word_result(install: Install, raw: bytes, verdict
     assert Receipt.objects.get().verdict == verdict
 
 
-# --- Parked --------------------------------------------------------------------------------------------------
+# --- Parked ---------------------------------------------------------------------------------------------------
 
 
 def test_a_parked_item_keeps_no_more_of_a_profile_than_it_needs(install: Install) -> None:
@@ -226,7 +226,7 @@ def test_many_parked_items_are_all_there(install: Install) -> None:
     assert [raw_of(parked) for parked in Parked.objects.order_by("pk")] == list(range(10))
 
 
-# --- Audiences -----------------------------------------------------------------------------------------------
+# --- Audiences ------------------------------------------------------------------------------------------------
 
 
 def test_a_new_audience_has_a_lane(install: Install) -> None:
@@ -336,7 +336,7 @@ def test_a_slug_alone_means_the_audience_that_has_it_now(install: Install) -> No
     assert [who for _, who, _ in log(install)["lytics_gold_club"]] == ["kim", "kim", "lee"]
 
 
-# --- At once -------------------------------------------------------------------------------------------------
+# --- At once --------------------------------------------------------------------------------------------------
 
 
 @at_once
@@ -356,7 +356,7 @@ def test_numbers_stay_gapless_with_twenty_writers_over_overlapping_audiences(ins
     futures = start(*(lambda writer=writer: write(writer) for writer in range(writers)))
     seen = 0
     while not all(future.done() for future in futures):
-        # Numbers appear in commit order: whoever looks in between never sees one missing.
+        # Numbers become visible in commit order: a concurrent reader never sees a gap.
         for row in Event.objects.values("audience").annotate(events=Count("sequence"), last=Max("sequence")):
             assert row["events"] == row["last"]
             seen += 1
@@ -390,7 +390,7 @@ def test_news_of_known_audiences_is_stored_in_one_step(install: Install, monkeyp
 
 @at_once
 def test_calls_that_share_audiences_lock_them_in_one_order(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever PostgreSQL finds first: here the table is read, where they stand the other way round."""
+    """In any plan of PostgreSQL: here it scans the table, where the rows are in reverse order."""
     monkeypatch.setitem(
         connection.settings_dict["OPTIONS"], "options", "-c enable_indexscan=off -c enable_bitmapscan=off"
     )
@@ -411,7 +411,7 @@ def test_calls_that_share_audiences_lock_them_in_one_order(install: Install, mon
 
 @at_once
 def test_appends_lock_audiences_in_one_order(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a resend, a release and a call with a new audience do, whatever order they name audiences in."""
+    """As a resend, a release and a call with a new audience do, with the audiences in any order."""
     monkeypatch.setitem(
         connection.settings_dict["OPTIONS"], "options", "-c enable_indexscan=off -c enable_bitmapscan=off"
     )
@@ -437,8 +437,8 @@ def test_appends_lock_audiences_in_one_order(install: Install, monkeypatch: pyte
 def test_concurrent_calls_and_writers_of_foreign_keys_do_not_deadlock(
     install: Install,
 ) -> None:
-    """A foreign key that is checked locks its audience a little, those of Parked and Resend for example. A call that
-    met an older version of a row it holds would have to wait for whoever waits for it."""
+    """A checked foreign key, such as those of Parked and Resend, takes a share lock on its audience. A call that sees
+    an older version of a row it has locked would wait for the transaction that waits for it."""
     slugs = [f"s{number}" for number in range(12)]
     receive(install, body(*(enter(slug, slug) for slug in slugs)))
     begin, over = Gate(14).after(lambda: None), threading.Event()
@@ -465,7 +465,7 @@ def test_concurrent_calls_and_writers_of_foreign_keys_do_not_deadlock(
 
 @at_once
 def test_two_calls_at_once_make_one_audience(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Both have looked and found nothing before either goes on.
+    # Both transactions have searched and found nothing before either continues.
     monkeypatch.setattr(audience_lookup, "find", Gate(2).after(audience_lookup.find))
     together(*(lambda who=who: receive(install, body(message(who=who))) for who in ("kim", "lee")))
     assert Audience.objects.get().last_sequence == 2
@@ -511,7 +511,7 @@ def test_an_adoption_locks_in_the_common_order(install: Install, monkeypatch: py
     def adopt() -> None:
         try:
             receive(install, body(enter("s1", "gold_club", "lee"), enter("s2", "basket", "lee")))
-        except Exception as problem:  # noqa: BLE001 — whatever it is, the test shows it
+        except Exception as problem:  # noqa: BLE001 — the test shows any error
             problems.append(problem)
         finally:
             connection.close()
@@ -525,7 +525,7 @@ def test_an_adoption_locks_in_the_common_order(install: Install, monkeypatch: py
     assert sorted(Audience.objects.values_list("segment_id", "last_sequence")) == [("s1", 3), ("s2", 3)]
 
 
-# --- The wake-up ---------------------------------------------------------------------------------------------
+# --- The wake-up ----------------------------------------------------------------------------------------------
 
 
 @at_once
@@ -554,7 +554,7 @@ def test_a_wake_up_that_fails_does_not_fail_the_call(install: Install, monkeypat
     assert receive(install, body(message())).queued == 1
 
 
-# --- Long lanes ----------------------------------------------------------------------------------------------
+# --- Long lanes -----------------------------------------------------------------------------------------------
 
 
 def test_ten_thousand_events_of_one_call_are_all_there(install: Install) -> None:

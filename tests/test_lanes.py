@@ -1,4 +1,4 @@
-"""Lanes: who is claimed and in what order, what a lease protects, and what settling writes down."""
+"""Lanes: the order of claims, the protection of a lease, and the rows that settling writes."""
 
 import threading
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def shop(db: None) -> Install:
 
 
 def ready(install: Install, slug: str, events: int = 1, **options: Any) -> Audience:
-    """An audience with so many events waiting."""
+    """An audience with ``count`` waiting events."""
     audience = make_audience(install, slug, **options)
     enter(audience, *numbered(events))
     return audience
@@ -107,7 +107,7 @@ def result_of(
     )
 
 
-# --- What waits for the disk ---------------------------------------------------------------------------------
+# --- What waits for the disk ----------------------------------------------------------------------------------
 
 
 def waits_for_the_disk() -> bool:
@@ -118,7 +118,7 @@ def waits_for_the_disk() -> bool:
 
 @at_once
 def test_a_claim_and_a_settle_wait_for_no_disk_and_all_else_does(shop: Install) -> None:
-    """Above all the flag that is planted before a request: whoever comes after a crash has to find it."""
+    """Above all the open Delivery before a request: after a crash, the next worker has to find it."""
     ready(shop, "a")
     with connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
@@ -140,7 +140,7 @@ def test_a_claim_and_a_settle_wait_for_no_disk_and_all_else_does(shop: Install) 
         connection.close()
 
 
-# --- Whose turn it is ----------------------------------------------------------------------------------------
+# --- Order of claims ------------------------------------------------------------------------------------------
 
 
 def test_it_serves_the_lane_longest_unserved_first(shop: Install) -> None:
@@ -324,7 +324,7 @@ def test_an_install_on_hold_or_disabled_is_not_claimed(values: dict[str, Any], m
     assert bool(claims.claim(install.pk)) is may
 
 
-# --- How many at once ----------------------------------------------------------------------------------------
+# --- How many at once -----------------------------------------------------------------------------------------
 
 
 def test_no_more_requests_are_under_way_than_the_install_allows() -> None:
@@ -390,7 +390,7 @@ def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, mo
     install = make_install(**({"max_in_flight": 1} if limit == "max_in_flight" else braked))
     for slug in "ab":
         ready(install, slug)
-    # Each takes its time to count what is under way, and the one with room for both lanes takes longer.
+    # Both count requests in flight slowly, and the claim with room for both lanes is slower.
     count = "count(DISTINCT lane.lease_token)"
     slowly = claims._CLAIM.replace(count, f"{count} + length(pg_sleep(0.3 * %(capacity)s)::text)")
     assert slowly != claims._CLAIM
@@ -405,7 +405,7 @@ def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, mo
     assert sorted(lease is None for lease in leases) == [False, True]
 
 
-# --- What a lease protects -----------------------------------------------------------------------------------
+# --- What a lease protects ------------------------------------------------------------------------------------
 
 
 def open_one(lease: Lease) -> int:
@@ -673,7 +673,7 @@ def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
     assert runs_of(audience) == [(1, 1, 1, 0, "")]
 
 
-# --- Reading -------------------------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------------------
 
 
 def test_a_gap_in_the_log_is_reported_before_anything_is_sent(shop: Install) -> None:
@@ -693,7 +693,7 @@ def test_each_lane_is_read_with_its_own_part_of_the_ledger(shop: Install) -> Non
     assert (list(ledger[gold.pk]), list(ledger[vip.pk])) == (["u0000"], [])
 
 
-# --- Settling ------------------------------------------------------------------------------------------------
+# --- Settling -------------------------------------------------------------------------------------------------
 
 
 def test_settling_writes_down_everything_at_once(shop: Install) -> None:
@@ -702,7 +702,7 @@ def test_settling_writes_down_everything_at_once(shop: Install) -> None:
     deliver(claim(shop), refuse=("lee",))
     lane = lane_of(audience)
     assert (lane.delivered_sequence, lane.lease_token, lane.lease_expires_at) == (4, None, None)
-    # Lytics counts lee as a member, whatever ODP says.
+    # In Lytics lee is a member, although ODP rejected it.
     assert lane.member_count == 2
     assert ledger_of(audience) == {"kim": (True, 5, False), "lee": (True, 5, True), "mo": (False, 5, False)}
     assert runs_of(audience) == [(1, 4, 3, 1, "delivered")]

@@ -1,4 +1,4 @@
-"""A block that comes back for the same reason keeps since when it has been there; another one begins anew."""
+"""A block that returns for the same reason keeps its start time; another reason starts a new one."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,7 +28,7 @@ def gold(odp: ThreadedSandbox) -> Audience:
 
 
 def claimed(audience: Audience) -> leases.Lease:
-    """What it needs in ODP was looked at, as after each Unblock, and a worker takes it."""
+    """It was checked in ODP, as after each Unblock, and a worker claims it."""
     Audience.objects.filter(pk=audience.pk).update(look_asked_at=None)
     lease = claims.claim(audience.install_id)
     assert lease is not None

@@ -1,4 +1,4 @@
-"""The local runner, run for real: a whole stack on ports of its own, started, hurt, killed and started again."""
+"""The local runner: a whole stack on free ports is started, damaged, killed and started again."""
 
 import os
 import re
@@ -99,7 +99,7 @@ def refused(runner: Runner, mode: str = "up", **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """One stack for the whole file; its tests tell one story and need their order."""
+    """One stack for the whole file; its tests depend on their order."""
     one = Runner(folder=tmp_path_factory.mktemp("local") / "data")
     one.start("run", EVENTS="1200", AUDIENCES="3")
     yield one
@@ -108,7 +108,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
         one.process.wait()
 
 
-# --- A first run ---------------------------------------------------------------------------------------------
+# --- A first run ----------------------------------------------------------------------------------------------
 
 
 def test_the_first_run_shows_where_to_log_in_and_that_every_audience_is_equal(runner: Runner) -> None:
@@ -179,7 +179,7 @@ def test_ctrl_c_stops_everything_and_leaves_nothing_behind(runner: Runner) -> No
     assert is_free(runner.port)
 
 
-# --- And again -----------------------------------------------------------------------------------------------
+# --- And again ------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_keeps_the_data_and_is_up_in_seconds(runner: Runner) -> None:
@@ -199,12 +199,12 @@ def test_kill_9_of_the_runner_ends_all_its_processes(runner: Runner) -> None:
     runner.end(signal.SIGKILL)
     eventually(lambda: runner.alive() == [])
     assert is_free(runner.port)
-    assert runner.pid("web") is not None  # nobody was left to remove it
+    assert runner.pid("web") is not None  # no runner was left to remove it
 
 
 def test_a_start_after_kill_9_just_works(runner: Runner) -> None:
     bystander = subprocess.Popen(["sleep", "60"])
-    # A number in an old file may be somebody else's by now.
+    # A process id in an old file may belong to another program by now.
     for file in (runner.folder / "run" / "web.pid", runner.folder / "postgres" / "postmaster.pid"):
         file.write_text(f"{bystander.pid}\n", encoding="ascii")
     try:
@@ -223,7 +223,7 @@ def test_sigterm_stops_it_as_ctrl_c_does(runner: Runner) -> None:
     assert runner.alive() == []
 
 
-# --- What stops it before it starts --------------------------------------------------------------------------
+# --- What stops it before it starts ---------------------------------------------------------------------------
 
 
 def test_a_data_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_platform_without_binaries_is_one_sentence(monkeypatch: pytest.MonkeyP
         embedded.redis(folder=tmp_path / "redis", port=1, password="")
 
 
-# --- make ----------------------------------------------------------------------------------------------------
+# --- make -----------------------------------------------------------------------------------------------------
 
 
 def make(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":

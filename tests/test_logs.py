@@ -28,7 +28,7 @@ from workers.app import app
 
 SECRETIVE = "anna.maria@example.com"
 
-# Every logger whose errors an operator has to understand: ours, Django's, Celery's, gunicorn's.
+# Every logger whose errors an operator has to understand: those of this service, Django, Celery and gunicorn.
 LOGGERS = ("audiences.receiving.ingest", "django.request", "celery.app.trace", "gunicorn.error", "asyncio")
 
 
@@ -233,7 +233,7 @@ def test_a_call_leads_to_its_deliveries_and_a_delivery_to_its_calls(odp: Threade
     assert f'href="{reverse("admin:audiences_receipt_change", args=[third.pk])}"' in page
 
 
-# --- No personal data ------------------------------------------------------------------------------------------
+# --- No personal data -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)

@@ -144,7 +144,7 @@ def test_an_admin_who_reveals_sees_the_whole_answer_once(shop: Install) -> None:
 
 
 def test_a_definition_that_is_not_ours_is_shown_whole(shop: Install) -> None:
-    """Somebody has to read it before they press Accept definition."""
+    """An operator has to read it before pressing Accept definition."""
     gold = Audience.objects.first()
     assert gold is not None
     definition = {"root_condition": {"is_list_member": {"list": "vip gold"}, "other": {"comparator": "GT"}}}
@@ -156,7 +156,7 @@ def test_a_definition_that_is_not_ours_is_shown_whole(shop: Install) -> None:
 
 
 def test_errors_of_lytics_are_still_shown(shop: Install) -> None:
-    """Texts of ours about a call quote what was read, and nobody in it."""
+    """Our reasons about a call quote field names and no customers."""
     ingest.receive(shop, json.dumps([message(transition("paused"))]).encode())
     item = Parked.objects.get(reason="unknown_event")
     shown = someone("viewer").get(reverse("admin:audiences_parked_change", args=[item.pk])).content.decode()

@@ -1,9 +1,9 @@
-"""Pages stay fast on big tables: as many queries as on small ones, no count, no table read from one end to the other.
+"""Pages stay fast on big tables: the number of queries is that of small tables, without full counts or full scans.
 
-The tables are filled by PostgreSQL itself, once for this file. Each page is opened, and each statement that it sent is
-run again under EXPLAIN, which says how many rows were read for it. Nobody's watch is involved.
+PostgreSQL fills the tables once for this file. Each page is opened, and each of its statements is run again under
+EXPLAIN, which reports the rows read. No time is measured.
 
-A new page of a list or of one thing belongs into ``PAGES``.
+A new list or detail page belongs into ``PAGES``.
 """
 
 import json
@@ -24,7 +24,7 @@ from pytest_django.plugin import DjangoDbBlocker
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run
 from audiences.operations import installs
 
-# Rows that the statements of one page may read of one big table; and where all of an hour have to be looked at.
+# Rows that the statements of one page may read of one big table, and of pages that read a whole hour.
 FEW = 3_000
 AN_HOURS = 30_000
 BIG = ("event", "receipt", "delivery", "run", "parked")
@@ -56,7 +56,7 @@ def thing(model: str, find: Callable[[], Any], rows: int = FEW) -> Page:
     return Page(f"one {model}", lambda: reverse(f"admin:audiences_{model}_change", args=[find().pk]), rows)
 
 
-# Filled in with the tables: an hour long ago, and the installs of which the last one has nothing at all.
+# Set when the tables are filled: an hour long ago, and the installs, of which the last has no rows.
 FACTS: dict[str, Any] = {}
 
 OUTCOMES = ("failed", "refused", "retry_later", "unauthorised", "unknown", "open")
@@ -123,10 +123,10 @@ PAGES = [
 every_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
 
-# --- the tables --------------------------------------------------------------------------------------------------
+# --- the tables -----------------------------------------------------------------------------------------------
 
-# Half a second from row to row, so that there are many hours. What is alone in a table, like the one answer of 401, is
-# among its oldest rows: a search for it that walked back from the newest would read everything.
+# Half a second between rows, so that there are many hours. Unique rows, like the single 401, are among the oldest: a
+# search that walked back from the newest row would read the whole table.
 FILL = """
 INSERT INTO audiences_audience (id, install_id, segment_id, slug, latest_slug, odp_id, last_sequence, created_at,
         provisioned_at)
@@ -246,7 +246,7 @@ def visit(visitor: Client, url: str) -> list[str]:
     return [query["sql"] for query in seen.captured_queries]
 
 
-# --- what a statement reads --------------------------------------------------------------------------------------
+# --- what a statement reads -----------------------------------------------------------------------------------
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -264,7 +264,7 @@ def explained(statement: str) -> dict[str, Any]:
 
 
 def read_by(statement: str) -> dict[str, int]:
-    """Rows read of each big table, also those that were read for nothing."""
+    """Rows read of each big table, including rows that a filter discarded."""
     found: dict[str, int] = {}
     for node in nodes(explained(statement)):
         table = node.get("Relation Name", "").removeprefix("audiences_")
@@ -320,7 +320,7 @@ def test_a_page_needs_no_more_queries_than_on_small_tables(page: Page, visitor: 
     ],
 )
 def test_without_its_index_a_filter_is_found_out(indexes: str, address: str, visitor: Client) -> None:
-    """Every index whose name begins so, because one of them may stand in for another."""
+    """Every index with this prefix, because the planner may use one in place of another."""
     model, _, query = address.partition("?")
     with connection.cursor() as cursor:
         cursor.execute("SELECT indexname FROM pg_indexes WHERE starts_with(indexname, %s)", [indexes])

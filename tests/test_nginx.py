@@ -1,6 +1,6 @@
-"""The nginx lines of docs/production.md, run by a real nginx: none of its own answers makes Lytics drop a batch.
+"""The nginx snippet of docs/production.md in a real nginx: none of nginx's own responses makes Lytics drop a batch.
 
-Skipped where there is no nginx; ``.ci/run`` installs one. ``NGINX`` names another.
+Skipped without nginx, which ``.ci/run`` installs. ``NGINX`` names another binary.
 """
 
 import os
@@ -180,7 +180,7 @@ def test_an_unknown_path_is_answered_by_the_service(nginx: Nginx, shop: Install)
 
 
 def certificate(folder: Path) -> str:
-    """What follows the port of a server that speaks TLS, with a certificate of its own."""
+    """The options after the port of a TLS server, with a self-signed certificate."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     today = datetime.now(UTC)
     made = (

@@ -1,4 +1,4 @@
-"""docs/openapi.yaml is what the service does: every answer that stands there is brought about, and looks as it says."""
+"""docs/openapi.yaml is true: each documented response is produced and has the documented form."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an operator does by hand to parked items: release and discard. What is sent again is in test_resend.py."""
+"""Release and discard of parked items. Resends are tested in test_resend.py."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ ENTER, EXIT, CHANGE = Kind.ENTER, Kind.EXIT, Kind.CHANGE
 
 @pytest.fixture(autouse=True)
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Whom the workers were told of."""
+    """The installs for which workers were woken."""
     told: list[int] = []
     monkeypatch.setattr(parked_items, "wake", told.append)
     monkeypatch.setattr(ingest, "wake", told.append)
@@ -40,7 +40,7 @@ def correct(install: Install, **values: Any) -> None:
     Install.objects.filter(pk=install.pk).update(**values)
 
 
-# --- Release -------------------------------------------------------------------------------------------------
+# --- Release --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
@@ -142,7 +142,7 @@ def test_a_body_that_was_no_json_can_be_released_and_stays(install: Install) -> 
     assert release_all() == (0, 1)
 
 
-# --- Discard -------------------------------------------------------------------------------------------------
+# --- Discard --------------------------------------------------------------------------------------------------
 
 
 def test_a_discarded_item_stays_as_a_row_that_says_who_discarded_it(install: Install) -> None:

@@ -36,7 +36,7 @@ def shop(odp: ThreadedSandbox) -> Install:
 
 @pytest.fixture
 def gold(shop: Install) -> Audience:
-    """It has delivered, is blocked since, and more has come."""
+    """An audience that has delivered, is blocked now, and has new events."""
     made = make_audience(shop, provisioned=False)
     enter(made, *numbered(7))
     drain_all(shop)
@@ -112,7 +112,7 @@ def test_nothing_is_changed_while_a_request_is_under_way(shop: Install, gold: Au
 
 
 def test_a_lease_that_a_dead_worker_left_behind_holds_nothing_up(shop: Install, gold: Audience) -> None:
-    """No claim takes a blocked lane, so nobody else would take that lease away."""
+    """A blocked lane is not claimed, so no other worker would end that lease."""
     holds.unblock(gold.lane)
     late = claim(shop)
     holds.block_audience(gold.pk, REASON)
@@ -124,7 +124,7 @@ def test_a_lease_that_a_dead_worker_left_behind_holds_nothing_up(shop: Install, 
 
 
 def test_nothing_is_changed_while_it_is_being_resynced(gold: Audience) -> None:
-    """Its first chunks may stand in the log before the new id, its last ones behind."""
+    """Its first chunks may be in the log before the new id, its last ones after it."""
     assert resends.resync(gold, by="sam", reason="x")
     assert not other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
     assert Audience.objects.get().odp_id == "lytics_gold"

@@ -35,7 +35,7 @@ def test_ten_times_as_many_callers_as_recommended_all_wait_their_turn(web: Web, 
     token = install.tokens.get().secret
 
     def caller(number: int) -> list[int]:
-        """Each on a connection of its own, which is kept; whoever can't be taken waits and isn't turned away."""
+        """Each call on its own kept-alive connection; calls without a free thread wait and aren't rejected."""
         line, answers = web.http(timeout=120), []
         for turn in range(CALLS):
             who = [f"c{number}-{turn}-{place}" for place in range(MESSAGES)]
@@ -90,7 +90,7 @@ def test_a_large_body_uses_a_small_multiple_of_its_size(web: Web, install: Insta
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file of PostgreSQL grows beyond one that is there: what the tests have instead of a full disk."""
+    """Limit the size of PostgreSQL's files to the largest existing one: a simulation of a full disk."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         mine = cursor.fetchone()[0]

@@ -1,4 +1,4 @@
-"""What all of the operator's pages share: one name for one thing, a way back, and lists that say what is in them."""
+"""Properties of all pages of the admin: one name for one thing, a way back, and lists that say what they contain."""
 
 import re
 

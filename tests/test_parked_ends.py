@@ -59,7 +59,7 @@ def test_an_altered_value_is_not_shown(at: float) -> None:
         partial_decryption.decrypt_ends(read_from(bytes(hidden)), len(hidden))
 
 
-# Values with everything that has a meaning in JSON; SECRET stands in each of them.
+# Values with every character that has a meaning in JSON; each contains SECRET.
 SECRET = "Zaphod"
 values = some.text(alphabet='a1 ":,{}[]\\\n', max_size=6).map(lambda text: f"{text}{SECRET}{text}")
 documents = some.recursive(

@@ -1,6 +1,6 @@
-"""Behind PgBouncer in transaction mode, where each transaction meets another session, nothing is any different.
+"""The service behind PgBouncer in transaction mode, where each transaction uses another session.
 
-Without it on PATH these tests are skipped, and one line says so.
+These tests are skipped without PgBouncer on PATH.
 """
 
 import json
@@ -101,7 +101,7 @@ def test_every_page_of_the_admin_opens(shop: Install) -> None:
 
 
 def test_a_choice_among_rows_is_whole(pooled: None, odp: ControlledSandbox) -> None:
-    """Django reads those with a cursor of the server's, unless told otherwise."""
+    """Django reads those with a server-side cursor by default."""
     Install.objects.bulk_create(Install(name=f"Shop {number}", odp_api_key="key") for number in range(300))
     field = ModelChoiceField(Install.objects.all(), empty_label=None)
     assert len(field.widget.optgroups("install", [])) == 300
@@ -136,7 +136,7 @@ def test_sent_events_are_resent_searched_counted_and_audited(shop: Install, odp:
 def test_waiting_too_long_for_a_connection_is_answered_503(
     install: Install, tmp_path: Path, transactional_db: None
 ) -> None:
-    """More calls than connections, and those that there are stand before a locked row."""
+    """More calls than connections, and all connections wait for a locked row."""
     ingest.receive(install, body(message()))
     small = Bouncer(os.environ["DATABASE_URL"], default_pool_size="2", min_pool_size="0", query_wait_timeout="2")
     small.start()
@@ -160,7 +160,7 @@ def test_waiting_too_long_for_a_connection_is_answered_503(
         small.stop()
 
 
-# --- As on two machines ----------------------------------------------------------------------------------------
+# --- As on two machines ---------------------------------------------------------------------------------------
 
 
 def test_a_whole_fleet_delivers_all_events(pooler: Bouncer, tmp_path: Path) -> None:

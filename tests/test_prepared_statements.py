@@ -1,4 +1,4 @@
-"""Statements on the hot path: what is put into them arrives as it was, and they are planned once per connection."""
+"""Prepared statements: values arrive unchanged, and each statement is planned once per connection."""
 
 import pytest
 from django.db import IntegrityError, connection, transaction

@@ -1,4 +1,4 @@
-"""When the runner starts again what has ended: at once what was killed, ever later what can't run."""
+"""When the runner restarts a process: at once after a kill, with growing delays when it fails by itself."""
 
 import signal
 from collections.abc import Iterator

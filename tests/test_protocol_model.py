@@ -13,7 +13,7 @@ SMALL = {"two events": ((2,), 1), "two lanes": ((1, 1), 1)}
 LARGE = {"three events": ((3,), 1), "two troubles": ((2,), 2), "two lanes, three events": ((2, 1), 0)}
 SIZES = {**SMALL, **(LARGE if "MODEL_EXAMPLES" in os.environ else {})}
 
-# The promise that is broken, and what is broken with it: the steps that lead there are the shortest there are.
+# The mutation, and the violation that it leads to by the shortest sequence of steps.
 TWINS = {
     "numbering without the lock": "an accepted event is lost",
     "cursor over ids": "the ledger is not the fold of what is delivered",

@@ -1,4 +1,4 @@
-"""Provisioning: an audience is made in ODP before its first delivery, once, by whoever holds its lane."""
+"""Provisioning: an audience is created in ODP before its first delivery, once, by the worker that leases it."""
 
 import threading
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def is_provisioned(audience: Audience) -> bool:
 
 
 def made(odp: ThreadedSandbox) -> list[str]:
-    """What was created in ODP, in order."""
+    """The objects created in ODP, in order."""
     return [
         f"{request['method']} {request['path']}"
         for request in odp.requests()
@@ -125,7 +125,7 @@ def test_each_of_many_is_made_and_another_worker_is_woken_for_the_rest(
     assert all(map(is_provisioned, audiences))
 
 
-# --- Trouble -------------------------------------------------------------------------------------------------
+# --- Trouble --------------------------------------------------------------------------------------------------
 
 
 def test_a_field_of_another_type_blocks_the_audience_with_the_reason(odp: ThreadedSandbox, shop: Install) -> None:
@@ -323,7 +323,7 @@ def test_the_sweep_finds_one_to_be_made_and_none_that_is_on_hold(odp: ThreadedSa
     assert not provision.try_now(install_id=shop.pk, audience_id=audience.pk + 1)
 
 
-# --- Looking again -------------------------------------------------------------------------------------------
+# --- Looking again --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_resync_creates_again_what_was_deleted_in_odp(odp: ThreadedSandbox, sett
 
 
 def test_another_definition_blocks_until_a_person_accepts_it(odp: ThreadedSandbox, shop: Install) -> None:
-    """The mechanism was changed: what is in ODP reads a field that nobody writes any more."""
+    """The mechanism was changed: the segment in ODP reads a field that is no longer written."""
     gold = new_audience(shop)
     drain_all(shop)
     Install.objects.update(mechanism="list")
@@ -497,7 +497,7 @@ def test_all_calls_together_are_over_before_the_lease_is(
 ) -> None:
     settings.DELIVERY_DEADLINE_SECONDS = 0.3
     audience = new_audience(shop)
-    # Each call by itself would be in time.
+    # Each single call would be in time.
     odp.fault({}, {"delay_seconds": 0.2})
     assert provision.provision_one(shop.pk) is True
     assert not is_provisioned(audience)
@@ -505,7 +505,7 @@ def test_all_calls_together_are_over_before_the_lease_is(
     assert not any(request["method"] == "PUT" for request in odp.requests())
 
 
-# --- Two at once ---------------------------------------------------------------------------------------------
+# --- Two at once ----------------------------------------------------------------------------------------------
 
 
 @at_once

@@ -1,4 +1,4 @@
-"""Python's own words, such as the class of an exception, reach logs and nobody who reads a page."""
+"""Words of Python, such as the class of an exception, appear in logs and never on pages."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, make_audience, make_install
 
 ROOT = Path(__file__).resolve().parents[1]
-# Failing tasks are told to whoever runs the server, who has to find them in the log.
+# Failing tasks are shown to the operator of the server, who has to find them in the log.
 ALLOWED = {"audiences/insight/failures.py"}
 SOURCES = sorted(file for package in ("audiences", "odp", "workers") for file in (ROOT / package).rglob("*.py"))
 

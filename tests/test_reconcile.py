@@ -75,7 +75,7 @@ def test_it_corrects_the_effect_of_a_request_applied_late(odp: ThreadedSandbox, 
     drain_all(shop)
     assert members(odp) == ["ben", "somebody"]
 
-    until(odp, ["anna", "ben", "somebody"])  # wrong, though every answer was good
+    until(odp, ["anna", "ben", "somebody"])  # wrong, although each response was a success
     before = len(writes(odp))
     assert reconcile_now() == 1
     drain_all(shop)

@@ -1,7 +1,7 @@
-"""With ``rediss://`` every client of Redis refuses a server whose certificate isn't right, Celery's among them.
+"""With ``rediss://`` every Redis client, also Celery's, rejects a server with an untrusted certificate.
 
-A TLS listener stands before the Redis-compatible server of the tests; the clients run in a process of their own, with
-the settings that ``REDIS_URL`` gives them.
+A TLS proxy runs before the Redis-compatible server of the tests; the clients run in a separate process with settings
+from ``REDIS_URL``.
 """
 
 import asyncio

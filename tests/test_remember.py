@@ -64,7 +64,7 @@ def test_a_list_with_nothing_in_it_says_that_all_are_gone(install: Install, even
     tell(install, message(event, T2, []), message("change", T1, ["c-3"]))
     assert members() == set()
     assert not Parked.objects.exists()
-    assert Receipt.objects.latest("pk").queued == 4  # c-3 was told of, and all three have left
+    assert Receipt.objects.latest("pk").queued == 4  # c-3 was sent, and all three have left
 
 
 def test_a_list_with_nothing_in_it_makes_no_audience(install: Install) -> None:
@@ -107,7 +107,7 @@ def test_a_list_parked_for_its_slug_is_remembered_once_released(install: Install
 
 
 def test_calls_about_one_profile_at_once_follow_each_other(transactional_db: None, install: Install) -> None:
-    """Each list is told by a call of its own; whichever is the last to be stored, who is in the newest stays alone."""
+    """Each list comes in its own call; in any order of storage, only the members of the newest list stay."""
     days = [f"2026-02-{day:02}T00:00:00Z" for day in range(1, 21)]
     tell(install, message("enter", T1, ["a"], profile="other"))
     together(*[lambda day=day: tell(install, message("change", day, [f"u{day}"])) for day in days])

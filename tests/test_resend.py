@@ -1,4 +1,4 @@
-"""Replay, resync, the release of all of a reason: in chunks, exact wherever a process dies, in nobody's way."""
+"""Replay, resync, and the release of all items of a reason: in chunks, exact after crashes, without delaying others."""
 
 import os
 import random
@@ -52,7 +52,7 @@ ENTER, EXIT = Kind.ENTER, Kind.EXIT
 
 @pytest.fixture(autouse=True)
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Whom the workers were told of, and of what."""
+    """The wake-ups sent: install and task."""
     told: list[tuple[str, int]] = []
     for module in (parked_items, ingest, resends, wake):
         monkeypatch.setattr(module, "wake", lambda install_id: told.append(("drain", install_id)))
@@ -122,12 +122,12 @@ def has_done(resend: Resend, least: int) -> bool:
 
 
 def forced(audience: Audience) -> list[str]:
-    """Whose events were appended again, in order."""
+    """The customers whose events were appended again, in order."""
     rows = Event.objects.filter(audience=audience, forced=True).order_by("sequence")
     return list(rows.values_list("identifier", flat=True))
 
 
-# --- Resync --------------------------------------------------------------------------------------------------
+# --- Resync ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
@@ -179,7 +179,7 @@ def test_a_change_between_two_chunks_of_a_resync_wins(monkeypatch: pytest.Monkey
         assert_all_is_well(gold)
 
 
-# --- Replay --------------------------------------------------------------------------------------------------
+# --- Replay ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
@@ -281,7 +281,7 @@ def test_a_replay_of_events_in_delivery_sends_them_twice_and_changes_nothing() -
         assert_all_is_well(gold)
 
 
-# --- Release of all of a reason ------------------------------------------------------------------------------
+# --- Release of all of a reason -------------------------------------------------------------------------------
 
 
 def without_identifier(install: Install, *people: str) -> None:
@@ -354,7 +354,7 @@ def test_an_item_that_fails_stays_parked_and_later_items_continue(
     assert list(Parked.objects.filter(closed_at=None)) == [first]
 
 
-# --- Death ---------------------------------------------------------------------------------------------------
+# --- Death ----------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -395,7 +395,7 @@ def test_wherever_a_worker_dies_nothing_is_appended_twice_or_left_out(
                 resends.advance(asked.pk)
             except Killed:
                 deaths += 1
-        # Whoever comes next.
+        # The next worker.
         resends.advance(asked.pk)
     assert deaths >= 4
     appended = Event.objects.order_by("audience_id", "sequence")
@@ -427,7 +427,7 @@ resends.go_on(int(sys.argv[1]), seconds=60)
 def test_a_worker_killed_with_9_costs_a_chunk_that_the_next_one_does(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Most of its time it stands where a death would hurt: with a chunk appended and the Resend not moved."""
+    """It is paused mostly where a crash would hurt: with a chunk appended and the Resend not yet moved."""
     monkeypatch.setattr(resends, "CHUNK", 2)
     people = numbered(400)
     in_the_ledger(gold, *people)
@@ -452,7 +452,7 @@ def test_a_worker_killed_with_9_costs_a_chunk_that_the_next_one_does(
     assert again(asked).done == Audience.objects.get(pk=gold.pk).last_sequence == len(people)
 
 
-# --- Two at once ---------------------------------------------------------------------------------------------
+# --- Two at once ----------------------------------------------------------------------------------------------
 
 
 @at_once
@@ -517,7 +517,7 @@ def test_a_failing_resend_is_shown_and_does_not_delay_others(
     assert (again(bad).ended_at, set(told)) == (None, {("a resend failed", bad.pk)})
 
 
-# --- Stop ----------------------------------------------------------------------------------------------------
+# --- Stop -----------------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_one_appends_nothing_more(shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,7 +552,7 @@ def test_stopping_during_a_chunk_waits_for_that_chunk(
     assert again(asked).done == 2
 
 
-# --- In nobody's way -----------------------------------------------------------------------------------------
+# --- Effect on others -----------------------------------------------------------------------------------------
 
 
 def delivered(audience: Audience) -> None:
@@ -562,7 +562,7 @@ def delivered(audience: Audience) -> None:
 def test_a_resend_runs_ahead_of_its_lane_by_a_bounded_number_of_events(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change that comes in meanwhile stands behind what is appended, and not behind all that is still to come."""
+    """A concurrent change is behind the appended chunks only, and not behind all future chunks."""
     monkeypatch.setattr(resends, "CHUNK", 2)
     monkeypatch.setattr(backlog, "AHEAD", 5)
     in_the_ledger(gold, *numbered(20))
@@ -671,7 +671,7 @@ def test_a_whole_audience_that_odp_has_lost_comes_back_while_changes_come_in(
     assert_all_is_well(gold)
 
 
-# --- On the pages --------------------------------------------------------------------------------------------
+# --- On the pages ---------------------------------------------------------------------------------------------
 
 
 def page(person: Client, thing: Any) -> str:
@@ -779,7 +779,7 @@ def test_a_replay_shows_its_exact_numbers_before_it_is_confirmed(
     for words in ("5 events of lytics_gold", "4 customers", "3 requests", "about 3 s", "2026-03-02 09:01"):
         assert words in foreseen
     assert not Resend.objects.exists()
-    accepted(gold, BASE + timedelta(seconds=90))  # received late; it isn't part of what was agreed to
+    accepted(gold, BASE + timedelta(seconds=90))  # received later; not part of the confirmed range
     assert "Replaying 5 events" in told(operator, url("replay", gold), hidden(foreseen))
     resend = Resend.objects.get()
     assert (resend.total, resend.by, resend.reason) == (5, "operator", "ODP lost an hour")

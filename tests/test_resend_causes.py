@@ -1,4 +1,4 @@
-"""Every run and delivery says what caused it, and what is sent again is not counted as delivered a second time."""
+"""Every run and delivery shows its cause, and resent events aren't counted as delivered twice."""
 
 from datetime import timedelta
 from typing import Any
@@ -165,7 +165,7 @@ def test_a_run_that_begins_before_its_resent_events_is_found_by_its_cause(shop: 
 
 
 def test_runs_of_an_install_are_found_beside_every_other_filter(shop: Install, gold: Audience) -> None:
-    """Whatever came later: a page of an install alone looks at the newest runs of each audience."""
+    """Also with later runs: only the page of an install reads the newest runs of each audience."""
     resync(shop, gold)
     drain_all(shop)
     wanted = Run.objects.latest("pk")

@@ -171,7 +171,7 @@ class Servers:
         self._pg("pg_dump", "--format=custom", f"--file={self.dump}", self._url(connection.settings_dict["NAME"]))
 
     def restore(self) -> None:
-        """Over what is there now, as into a new cluster."""
+        """Replace the current database, as a restore into a new cluster does."""
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {self.NAME}")
         self._pg("pg_restore", "--no-owner", f"--dbname={self._url(self.NAME)}", str(self.dump))
@@ -234,7 +234,7 @@ def test_a_restore_by_the_runbook_loses_only_what_the_database_lost(odp: Threade
 
 
 def test_without_the_runbook_the_restored_backlog_makes_wrong_members(odp: ThreadedSandbox, servers: Servers) -> None:
-    """What the runbook is for: if this ever passes by itself, the page can be shorter."""
+    """Shows why the runbook is needed: if this passes without it, the page can be shorter."""
     shop = make_install(odp)
     gold = make_audience(shop, "gold", provisioned=False)
     enter(gold, "stays", "returns")

@@ -1,4 +1,4 @@
-"""How long a call that is answered 503 is asked to wait: by what it was that kept it from being stored."""
+"""The Retry-After of a 503 depends on the cause that kept the call from being stored."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Who may see and do what: every page as nobody, without a role, as viewer, operator and admin; and what pages hide."""
+"""Permissions: every page as anonymous, without a role, as viewer, operator and admin; and masked content."""
 
 import json
 from collections.abc import Iterator
@@ -126,12 +126,12 @@ def test_each_role_sees_its_pages_and_only_an_admin_those_of_people(shop: Instal
         assert person.get(page).status_code == (403 if of_people and role != "admin" else 200), page
 
 
-# --- every URL that there is -------------------------------------------------------------------------------------
+# --- every URL that there is ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def visitor(shop: Install) -> tuple[User, Client]:
-    """Somebody whose permissions each test chooses; and a row of every table that a URL is about."""
+    """An account whose permissions each test chooses, and a row of every table that a URL needs."""
     Resend.objects.create(
         install=shop, audience=Audience.objects.get(), kind="resync", total=1, by=SECRETIVE, reason=SECRETIVE
     )
@@ -152,7 +152,7 @@ def tells(answer: Any) -> bool:
 
 
 def test_no_url_answers_an_account_that_lacks_one_of_its_permissions(visitor: tuple[User, Client]) -> None:
-    """405 is the answer to a GET of what is only posted. A redirect counts as a failure: it may follow a deed."""
+    """405 is the response to a GET of a POST-only URL. A redirect is a failure: it may follow an action."""
     user, client = visitor
     open_ones = []
     for url in every_url.urls():
@@ -168,7 +168,7 @@ def test_no_url_answers_an_account_that_lacks_one_of_its_permissions(visitor: tu
 
 
 def test_every_url_answers_an_account_with_exactly_its_permissions(visitor: tuple[User, Client]) -> None:
-    """Or the test before would prove nothing: a URL that answers nobody would pass it."""
+    """Otherwise the test before would prove nothing: a URL that answers no account would pass it."""
     user, client = visitor
     closed_ones = []
     for url in every_url.urls():
@@ -274,7 +274,7 @@ def test_no_button_leads_to_another_site(shop: Install, asked: str, rf: Any) -> 
             assert "evil" not in answer.headers.get(name, "")
 
 
-# --- what is hidden ----------------------------------------------------------------------------------------------
+# --- Masked content -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("identifier", ["a", "anna", "kim123", "anna@x.de", SECRETIVE])
@@ -369,7 +369,7 @@ def test_the_layout_of_an_item_shows_only_known_field_names(put: Any) -> None:
     assert "kim 4711" not in masks.masked(json.dumps(one)).replace(redact.HIDDEN, "")
 
 
-# --- pages that don't break --------------------------------------------------------------------------------------
+# --- pages that don't break -----------------------------------------------------------------------------------
 
 
 BODIES = [
@@ -462,7 +462,7 @@ def test_no_lookup_in_an_address_makes_a_list_fail(shop: Install, odd: str, rf: 
                     continue
 
 
-# --- at the login, on the way to ODP, and on the way to Redis -------------------------------------------------------
+# --- at the login, on the way to ODP, and on the way to Redis -------------------------------------------------
 
 
 def test_behind_a_proxy_guessing_passwords_locks_out_only_that_address(settings: Any) -> None:

@@ -26,7 +26,7 @@ OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
 
 @pytest.fixture
 def shop(settings: Any) -> Install:
-    """An install with a token and a parked item, written with the old key; the new one stands in front since."""
+    """An install with a token and a parked item encrypted with the old key; now the new key is first."""
     settings.FIELD_ENCRYPTION_KEYS = [OLD]
     made = Install(name="Shop", odp_api_key="the-odp-key")
     installs.create(made)

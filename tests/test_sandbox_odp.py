@@ -1,4 +1,4 @@
-"""The sandbox ODP behaves as its README says, over HTTP, as a client meets it."""
+"""The sandbox ODP behaves as its README says, tested over HTTP."""
 
 import ast
 import json
@@ -85,7 +85,7 @@ def query(odp: ControlledSandbox, text: str, *, key: str | None = None, **variab
 
 
 def audiences(odp: ControlledSandbox, user: str, *subset: str, by: str = "fs_user_id") -> list[str] | None:
-    """As the vendor's SDKs ask; None for somebody that ODP doesn't know."""
+    """Query as the vendor's SDKs do; None for an unknown customer."""
     wanted = "audiences(subset: $of) {edges {node {name state}}}"
     asked = f"query($id: String, $of: [String]) {{customer({by}: $id) {{{wanted}}}}}"
     body = query(odp, asked, id=user, of=list(subset))
@@ -266,7 +266,7 @@ class TestSegments:
 
 
 class TestEvaluation:
-    """Each case: a filter, and the customers (by the value of one field) that it lets in."""
+    """Each case: a filter, and the customers (by the value of one field) that match."""
 
     @pytest.mark.parametrize(
         ("customer_filter", "inside"),

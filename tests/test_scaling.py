@@ -1,4 +1,4 @@
-"""What docs/scaling.md tells people to ask PostgreSQL is answered."""
+"""The queries in docs/scaling.md run in PostgreSQL."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Each line of the threat model in docs/security.md that has no test of its own elsewhere."""
+"""Each line of the threat model in docs/security.md that isn't tested elsewhere."""
 
 import os
 import re
@@ -28,7 +28,7 @@ from tests.delivering import a_log, assert_all_is_well, drain_all, enter, make_a
 
 PASSWORD = "long enough for anyone"
 
-# --- Where an install may send to ------------------------------------------------------------------------------
+# --- Where an install may send to -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_public_service_sends_to_no_host_but_odps_own(host: str, settings: Any
     ],
 )
 def test_no_service_asks_a_cloud_for_its_credentials(name: str, settings: Any) -> None:
-    """Not on a developer's machine either, which may stand in a cloud."""
+    """Also on a developer's machine, which may be in a cloud."""
     settings.PUBLIC_URL = "http://127.0.0.1:8000"
     assert "ALLOWED_ODP_HOSTS" in odp_hosts.problem_of(f"https://{name}")
     settings.ALLOWED_ODP_HOSTS = [name.strip("[]")]
@@ -123,7 +123,7 @@ def test_a_key_can_not_end_its_header_line(key: str) -> None:
         installs.create(Install(name="Shop", odp_api_key=key))
 
 
-# --- Pages and logins ------------------------------------------------------------------------------------------
+# --- Pages and logins -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -240,7 +240,7 @@ def test_cookies_are_for_https_and_for_no_script(settings: Any, person: User) ->
     assert cookies["csrftoken"]["secure"]
 
 
-# --- Secrets stay where they are -------------------------------------------------------------------------------
+# --- Secrets stay where they are ------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
@@ -331,7 +331,7 @@ def test_the_key_can_be_given_without_a_process_list_showing_it(db: None, monkey
     assert Install.objects.get().odp_api_key == "public.private"
 
 
-# --- The role in the database ----------------------------------------------------------------------------------
+# --- The role in the database ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -370,7 +370,7 @@ def test_the_role_makes_the_log_quick_to_search(bridge: str) -> None:
 
 
 def test_a_role_without_the_right_gets_the_command_to_run(bridge: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One that has its rights from an older version."""
+    """A role with the rights of an older version."""
     with connection.cursor() as cursor:
         cursor.execute(f"REVOKE EXECUTE ON FUNCTION summarise_events FROM {bridge}")
         cursor.execute(f"SET ROLE {bridge}")

@@ -1,4 +1,4 @@
-"""A worker process's slots, shared out among installs: one whose ODP hangs leaves some to the others."""
+"""The slots of a worker process are shared among installs: one whose ODP hangs leaves some to the others."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

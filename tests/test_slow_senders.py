@@ -143,7 +143,7 @@ def test_a_client_that_keeps_its_connection_open_delays_no_other(web: Web, insta
 
 
 def test_a_response_is_received_although_the_body_was_not_read(web: Web, install: Install) -> None:
-    """Django refuses a wrong host before any of us is asked, so nobody reads what still comes."""
+    """Django rejects a wrong host before our code runs, so the rest of the body isn't read."""
     for _ in range(5):
         answer = web.call("POST", f"/webhooks/lytics/{install.public_id}", b" " * 5_000_000, Host="example.com")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "17")

@@ -1,4 +1,4 @@
-"""The word for where an audience stands, as every page shows it."""
+"""The state of an audience, as every page shows it."""
 
 from datetime import UTC, datetime
 

@@ -1,6 +1,6 @@
-"""The real code on the real database in thousands of steps that nobody chose, with everything that can go wrong.
+"""The real code on a real database in thousands of random steps, with every kind of failure.
 
-``make fuzz EXAMPLES=500`` looks at more of them; see docs/decisions/0024-models.md.
+``make fuzz EXAMPLES=500`` tries more sequences; see docs/decisions/0024-models.md.
 """
 
 import os
@@ -28,7 +28,7 @@ from workers import tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# Each seed begins anew: with few examples Hypothesis would spend most of them on variations of the first.
+# A new seed per run: with few examples Hypothesis would spend most of them on variations of the first.
 SEEDS = range(int(os.environ.get("MODEL_EXAMPLES", 10)))
 BUDGET = hypothesis_settings(
     max_examples=2,
@@ -56,7 +56,7 @@ def test_odp_ends_up_with_the_memberships_of_lytics(bridge: type[Bridge]) -> Non
         run_state_machine_as_test(seed(number)(bridge), settings=BUDGET)
 
 
-# --- broken twins ------------------------------------------------------------------------------------------------
+# --- Mutation tests -------------------------------------------------------------------------------------------
 
 
 def settle_without_the_token(patched: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def cursor_over_ids(patched: pytest.MonkeyPatch) -> None:
         patched.setattr(module, statement, getattr(module, statement).replace("audience.last_sequence", _KNOWN))
 
 
-# --- and what happens when they are tried ------------------------------------------------------------------------
+# --- and what happens when they are tried ---------------------------------------------------------------------
 
 
 def a_late_settle(now: Bridge) -> None:

@@ -1,4 +1,4 @@
-"""A slug that was made anew in Lytics: told, and a person chooses between two audiences and one that goes on."""
+"""A slug recreated in Lytics: it is reported, and an operator chooses between two audiences and a take-over."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -50,7 +50,7 @@ def time_goes_by() -> None:
 
 @pytest.fixture
 def both(shop: Install) -> tuple[Audience, Audience]:
-    """The old one with kim, lee and max; the new one with kim, zoe, and lee, who has left it again."""
+    """The old audience with kim, lee and max; the new one with kim and zoe, and lee, who has left it."""
     told(shop, OLD, "enter", "kim", "lee", "max")
     drain_all(shop)
     told(shop, NEW, "enter", "kim", "zoe", "lee")
@@ -92,7 +92,7 @@ def test_the_new_audience_takes_over_the_old_id_with_its_own_members(
     operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
 ) -> None:
     old, new = both
-    told(shop, NEW, "enter", "ida")  # waits while it is taken over
+    told(shop, NEW, "enter", "ida")  # waiting during the take-over
     press(operator, "take-over", new)
     told(shop, NEW, "enter", "tom")
     send_all(shop)
@@ -168,7 +168,7 @@ def test_it_waits_for_a_request_of_the_new_one(shop: Install, both: tuple[Audien
 def test_it_does_not_wait_for_a_lease_that_a_dead_worker_left_behind(
     shop: Install, both: tuple[Audience, Audience]
 ) -> None:
-    """No claim takes a paused lane, so nobody else would take that lease away."""
+    """A paused lane is not claimed, so no other worker would end that lease."""
     old, new = both
     told(shop, NEW, "enter", "ida")
     late = claim(shop)

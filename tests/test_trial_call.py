@@ -1,4 +1,4 @@
-"""The test customer's call to PUBLIC_URL: whatever answers there, it ends in time, and with words."""
+"""The test customer's call to PUBLIC_URL: with any server there it ends in time with a reason."""
 
 import json
 import socket

@@ -33,7 +33,7 @@ def broker() -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def waker(monkeypatch: pytest.MonkeyPatch) -> wake._Waker:
-    """One of its own, with nothing left over from another test."""
+    """A separate waker without state of another test."""
     fresh = wake._Waker()
     monkeypatch.setattr(wake, "_waker", fresh)
     redis_client.client.cache_clear()
@@ -47,7 +47,7 @@ def forget_connections() -> Iterator[None]:
 
 
 def hints(broker: Any) -> list[tuple[str, list[int]]]:
-    """What stands in the queue: task and arguments."""
+    """The messages in the queue: task and arguments."""
     found = []
     for raw in broker.lrange(QUEUE, 0, -1):
         message = json.loads(raw)
@@ -118,12 +118,12 @@ def test_a_worker_whose_clock_is_minutes_ahead_drops_no_message(broker: Any, wak
         assert now() + timedelta(seconds=entry["options"]["expires"]) > ahead
 
 
-# --- A broker that is gone, or worse -------------------------------------------------------------------------
+# --- A broker that is gone, or worse --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def nobody_there() -> Iterator[str]:
-    """An address that is taken, so that nobody else gets it, and where nobody listens."""
+    """A reserved address without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
@@ -160,7 +160,7 @@ def test_a_new_outage_of_the_broker_is_logged_again(
 def test_a_broker_that_accepts_connections_and_never_answers_delays_no_call(
     settings: Settings, waker: wake._Waker
 ) -> None:
-    """The one thread that sends is stuck; whoever wakes isn't, and it is one thread however many wake."""
+    """The single sending thread hangs; callers of wake don't, and there is one thread for any number of calls."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         settings.REDIS_URL = f"redis://127.0.0.1:{frozen.getsockname()[1]}/0"
         wake.wake(7)
@@ -171,7 +171,7 @@ def test_a_broker_that_accepts_connections_and_never_answers_delays_no_call(
             for install_id in range(1_000):
                 wake.wake(install_id)
             assert waker._background.thread is sender
-            # Nobody has read a byte or answered one, and all thousand calls are back.
+            # The broker has read and answered nothing, and all thousand calls have returned.
             assert waker._wanted >= set(range(100, 1_000))
             waker._wanted.clear()
 
@@ -185,7 +185,7 @@ def test_the_thread_of_a_waker_is_restarted_after_a_fork(broker: Any, waker: wak
     assert eventually(lambda: hints(broker)) == [("workers.tasks.drain", [7])]
 
 
-# --- What the tasks do with it -------------------------------------------------------------------------------
+# --- What the tasks do with it --------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)

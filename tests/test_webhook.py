@@ -1,4 +1,4 @@
-"""The webhook through its real URL: what Lytics is answered, and what has been stored when it is."""
+"""The webhook through its real URL: the responses to Lytics, and the rows stored by then."""
 
 import gzip
 import json
@@ -63,7 +63,7 @@ def nothing_is_stored() -> bool:
     return not any(table.objects.exists() for table in (Receipt, Parked, Event, Audience, Lane))
 
 
-# --- The sample payloads of the contract -----------------------------------------------------------------------
+# --- The sample payloads of the contract ----------------------------------------------------------------------
 
 
 def test_a_single_enter(install: Install) -> None:
@@ -162,7 +162,7 @@ def test_a_body_that_is_no_json_is_parked_whole(install: Install, content: bytes
     assert decrypt(bytes(Parked.objects.get().raw or b"")) == content
 
 
-# --- However it is sent --------------------------------------------------------------------------------------
+# --- However it is sent ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
@@ -253,7 +253,7 @@ def test_where_a_call_came_from_is_kept_and_never_fails_it(install: Install, add
     assert Receipt.objects.get().source == Token.objects.get().last_used_from == kept
 
 
-# --- Strangers -----------------------------------------------------------------------------------------------
+# --- Strangers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "nonsense", "Bearer lysync_nonsense", "\xff\xfe"])
@@ -380,7 +380,7 @@ def test_a_flood_of_rejected_calls_does_not_fill_the_log_file(
     assert len([record for record in caplog.records if record.name == "django.request"]) == 1
 
 
-# --- Behind proxies ------------------------------------------------------------------------------------------
+# --- Behind proxies -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_a_forged_forwarded_header_is_ignored_when_counting(install: Install, se
     assert answers == [401, 429]
 
 
-# --- Come back later -----------------------------------------------------------------------------------------
+# --- Come back later ------------------------------------------------------------------------------------------
 
 
 def test_an_install_that_is_switched_off_asks_to_come_back(install: Install) -> None:
@@ -565,7 +565,7 @@ def test_a_host_name_that_is_not_set_up_asks_to_come_back_and_is_no_400(install:
     assert Client().get("/admin/", HTTP_HOST="sync.example.com").status_code == 400
 
 
-# --- Through gunicorn, over real connections -----------------------------------------------------------------
+# --- Through gunicorn, over real connections ------------------------------------------------------------------
 
 
 web = web_of_a_module()
@@ -630,7 +630,7 @@ def test_connections_are_kept_over_good_and_bad_answers(web: Web, install: Insta
 def test_a_response_reaches_a_caller_that_is_still_sending(
     web: Web, install: Install, chunked: bool, authorized: bool
 ) -> None:
-    """Closing on somebody who sends breaks the pipe, and with it goes the answer that says when to come back."""
+    """Closing a connection with unread data resets it, and the client loses the response with its Retry-After."""
     size, piece = 4 * Web.BODY_LIMIT, b" " * 250_000
     content: Any = iter([piece] * (size // len(piece))) if chunked else b" " * size
     headers = {"Authorization": secret(install) if authorized else "wrong", **(CHUNKED if chunked else {})}
@@ -642,7 +642,7 @@ def test_a_response_reaches_a_caller_that_is_still_sending(
 
 @real
 def test_the_body_of_a_rate_limited_caller_is_not_read(web: Web, install: Install) -> None:
-    """The answer comes at once, to somebody who has not sent a byte of what was announced."""
+    """The response comes at once to a client that has sent nothing of the announced body."""
     address = "203.0.113.9"
     lines = (f"X-Forwarded-For: {address}", "Content-Length: 100000000")
 
@@ -655,7 +655,7 @@ def test_the_body_of_a_rate_limited_caller_is_not_read(web: Web, install: Instal
             caller.sendall(head(install, *lines).replace(secret(install).encode(), b"wrong"))
             return caller.recv(65536)
 
-    # Each of two processes has a count of its own, and a new one every minute: it may be the one that counts anew.
+    # Each of two processes has its own count, which restarts every minute.
     assert any(announce().startswith(b"HTTP/1.1 429 ") for _ in range(5))
     assert post(web, install, body(message()), X_Forwarded_For=address).status == 200
     assert Receipt.objects.get().source == address

@@ -12,7 +12,7 @@ PATIENCE = 30.0
 
 
 def start(*tasks: Callable[[], Any]) -> list["Future[Any]"]:
-    """Run each task in a thread of its own; the futures hold what they return or raise."""
+    """Run each task in a separate thread; returns the futures."""
     pool = ThreadPoolExecutor(max_workers=len(tasks))
 
     def run(task: Callable[[], Any]) -> Any:
@@ -41,7 +41,7 @@ def eventually(holds: Callable[[], Any]) -> Any:
 
 
 def waiting_for_a_lock() -> int:
-    """How many sessions stand in line for a lock that another one holds."""
+    """The number of sessions that wait for a lock of another session."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
         row = cursor.fetchone()

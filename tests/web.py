@@ -54,7 +54,7 @@ class Web:
         return HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> HTTPResponse:
-        """One request on a connection of its own. A body that is an iterator goes in chunks."""
+        """One request on a new connection. A body that is an iterator is sent in chunks."""
         caller = self.http()
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         caller.request(method, path, body=body, headers=sent, encode_chunked=hasattr(body, "__next__"))

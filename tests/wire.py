@@ -70,7 +70,7 @@ class ScriptedServer:
         self.hang_up()
 
     def hang_up(self) -> None:
-        """Close what is kept alive, as a server does with idle connections."""
+        """Close the kept-alive connections, as a server does when they are idle."""
         while self._open:
             connection = self._open.pop()
             try:

@@ -16,7 +16,7 @@ FLAGS = (
     # Containers have a small /dev/shm and no graphics card. Playwright itself adds --no-sandbox, which root needs, and
     # so does everybody in a container without user namespaces; only pages of ours are opened.
     *("--disable-dev-shm-usage", "--disable-gpu"),
-    # Whatever a page asks of another host fails, as it would where there is no way out.
+    # Requests to other hosts fail, as on a machine without internet access.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
@@ -29,7 +29,7 @@ def find() -> str | None:
 
 
 def _runs(path: str) -> bool:
-    """Ubuntu has a chromium-browser that only tells where to get one."""
+    """Whether the command starts: Ubuntu's chromium-browser only prints where to get the real one."""
     return subprocess.run([path, "--version"], capture_output=True, timeout=60, check=False).returncode == 0
 
 

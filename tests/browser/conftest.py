@@ -1,4 +1,4 @@
-"""One browser and one running site for all tests here; each of them finds the site empty, and has an ODP of its own."""
+"""One browser and one running site for all tests here. Each test starts with an empty site and its own ODP."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from tests.delivering import sandbox
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skipped here, and not in the fixture, so that all of them are told in one line."""
+    """Skipped here and not in the fixture, so that pytest reports all of them in one line."""
     if "browser" in getattr(item, "fixturenames", ()) and chromium.find() is None:
         pytest.skip(chromium.MISSING)
 

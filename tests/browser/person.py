@@ -1,4 +1,4 @@
-"""A person at the browser, who sees pages and presses what is on them."""
+"""A person at the browser who reads pages and presses buttons."""
 
 import re
 import time
@@ -81,7 +81,7 @@ class Person:
         dialog.get_by_role("button").click()
 
     def copies(self, what: str) -> str:
-        """Press the copy button beside a field; what is then in the clipboard."""
+        """Press the copy button beside a field; returns the clipboard."""
         box = self.page.locator(".ls-copy", has=self.page.get_by_label(what))
         box.get_by_role("button").click()
         expect(box.get_by_role("button")).to_have_text(re.compile("Copied"))
@@ -94,12 +94,12 @@ class Person:
         expect(self.page.locator("body")).to_contain_text(text)
 
     def obstacles(self) -> list[str]:
-        """What would keep somebody from using this page."""
+        """Accessibility violations on this page."""
         found: list[str] = self.page.evaluate(OBSTACLES)
         return found
 
     def finds(self, text: str) -> None:
-        """The same, by whoever looks again and doesn't wait for the page to do so."""
+        """The same after reloading the page instead of waiting for it to refresh."""
         self._look_again(lambda: text in self.page.locator("#main").inner_text(), lambda: self.sees(text))
 
     def becomes(self, word: str, *, of: str) -> None:

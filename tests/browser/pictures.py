@@ -1,7 +1,7 @@
-"""The pictures of the documentation, made anew by ``make pictures``.
+"""The pictures of the documentation, written by ``make pictures``.
 
-A stack as ``make run`` makes it, in a folder that goes away again; a sandbox ODP and sample events; then some trouble.
-Whoever changes a page runs this and looks at what became of it.
+It starts a stack as ``make run`` does in a temporary folder, with a sandbox ODP and sample events, and causes a few
+faults. Run it after changing a page, and look at the result.
 """
 
 import json
@@ -35,7 +35,7 @@ LOWEST = 740
 
 @dataclass(frozen=True)
 class Picture:
-    """One page. What is below ``height`` is left out; a page that is shorter makes a shorter picture."""
+    """One page, cut off at ``height``; a shorter page gives a shorter picture."""
 
     name: str
     path: str
@@ -44,7 +44,7 @@ class Picture:
     # The row of the list at ``path`` that is opened, and the part of its page that is unfolded.
     row: str = ""
     unfold: str = ""
-    # The customer who is looked for.
+    # The customer to search for.
     find: str = ""
 
 
@@ -112,7 +112,7 @@ class Made:
 def stack(folder: Path) -> Iterator[Made]:
     port = 8000 if is_free(8000) else free_port()
     own = {"DATA_DIR": str(folder), "PORT": str(port), "EVENTS": "6000", "SEED": "423852", "PYTHONUNBUFFERED": "1"}
-    # Its own servers, whatever the environment says.
+    # Uses its own servers and ignores those of the environment.
     inherited = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
     with subprocess.Popen(
         [sys.executable, "-m", "local", "run"],
@@ -215,7 +215,7 @@ def shoot(person: Person, picture: Picture) -> None:
         page.get_by_role("button", name="Find").click()
         person.sees("ODP agrees")
     page.wait_for_load_state("networkidle")
-    # As high as what is on it, and no higher than wanted.
+    # As high as its content, at most ``height``.
     needed: int = page.evaluate("document.querySelector('#content').getBoundingClientRect().bottom + scrollY")
     page.set_viewport_size({"width": WIDTH, "height": min(picture.height, max(int(needed) + 24, LOWEST))})
     page.mouse.move(0, 0)

@@ -1,6 +1,6 @@
-"""Everything that runs in production, with a database of its own: gunicorn, a Celery worker, beat; and Lytics' calls.
+"""All processes of production with a separate database: gunicorn, a Celery worker and beat; and the calls of Lytics.
 
-The tests reach it as people and Lytics do, by HTTP, and ask the sandbox what became of it.
+The tests use it over HTTP, as people and Lytics do, and query the sandbox for the result.
 """
 
 import json
@@ -28,7 +28,7 @@ for role in {ROLES!r}:
 
 class Site:
     def __init__(self, folder: Path, *, server: str = "", **settings: str) -> None:
-        """``server`` is PostgreSQL, or what stands before it; the tests' own, unless another is named."""
+        """``server`` is PostgreSQL or a proxy before it; by default that of the tests."""
         self.folder = folder
         self.server = _renamed(server or os.environ["DATABASE_URL"], "postgres")  # there is always one of that name
         self.database = f"browser_{secrets.token_hex(4)}"

@@ -31,7 +31,7 @@ def call(url: str, header: str, *messages: Any) -> None:
 
 
 def make_field_of_another_type(odp: ControlledSandbox, name: str) -> None:
-    """What has an audience blocked: ODP has a field of its name for something else."""
+    """Cause a block: create a field with the audience's id and another type in ODP."""
     field = {"name": name, "display_name": "Something else", "type": "string"}
     status, _ = odp.odp("POST", "/v3/schema/objects/customers/fields", field)
     assert status < 300

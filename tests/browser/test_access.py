@@ -19,7 +19,7 @@ LISTS = (
 
 @pytest.fixture(scope="module")
 def troubled(running: Site, browser: Browser) -> Iterator[Person]:
-    """An administrator, on a site with something of every kind: parked, blocked, paused, and at last braked."""
+    """An administrator on a site with a parked item, a blocked and a paused audience, and an install on hold."""
     with sandbox() as odp:
         person = Person(browser, running.url, reduced_motion="reduce")
         person.log_in("admin")

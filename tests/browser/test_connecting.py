@@ -1,4 +1,4 @@
-"""Connecting a pair of accounts, by somebody who has read the vendor's article and nothing else."""
+"""Connecting a pair of accounts with no more knowledge than the vendor's article."""
 
 from playwright.sync_api import expect
 
@@ -15,7 +15,7 @@ def test_from_an_empty_admin_to_an_audience_in_odp(operator: Person, site: Site,
     expect(trial.locator("h3 .ls-pill")).to_have_text("done")
     expect(trial.locator("tbody .ls-pill")).to_have_text(["done"] * 11)
     members = site.is_called(url, header)
-    # The check list fills in by itself.
+    # The check list refreshes automatically.
     operator.sees("Connected")
     operator.follow("Audiences")
     for odp_id, inside in members.items():

@@ -1,4 +1,4 @@
-"""Something is wrong, the front page says so by itself, and the person who reads it mends it there."""
+"""A fault appears on the front page, and an operator corrects it with the button shown there."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The pictures in the docs are those that ``make pictures`` makes, of pages that there are. This needs no browser."""
+"""The pictures in the docs are those that ``make pictures`` writes, of existing pages. This needs no browser."""
 
 import re
 from pathlib import Path

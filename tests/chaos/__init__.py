@@ -1,6 +1,6 @@
-"""The chaos runner, ``make chaos``: whatever dies, nothing accepted is lost and nothing comes out of order.
+"""The chaos runner, ``make chaos``: it kills processes and checks that no accepted event is lost or out of order.
 
-Read it in this order: ``house`` starts the processes as ``make run`` does, ``stream`` plays Lytics and remembers what
-got a 200, ``schedule`` and ``faults`` say what dies when, ``wire`` watches the sandbox ODP, ``judge`` compares, and
-``table`` tells. ``hook`` bends single processes: a clock that is wrong, a bridge that is broken on purpose.
+Reading order: ``house`` starts the processes as ``make run`` does, ``stream`` plays Lytics and records the calls that
+got a 200, ``schedule`` and ``faults`` decide which process fails when, ``wire`` observes the sandbox ODP, ``judge``
+compares, and ``table`` reports. ``hook`` changes single processes: a wrong clock, or a mutation of the service.
 """

@@ -2,7 +2,7 @@
 
 make chaos                                      some minutes
 make chaos EVENTS=1000000 KILLS=500 SEED=7      as long as it takes
-make chaos TWIN=no_sweep                        a bridge broken on purpose; has to fail
+make chaos TWIN=no_sweep                        a mutation of the service; has to fail
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.chaos.table import back_within, findings, hardware, lines, today
 from tests.chaos.twins import TWINS
 
 PAGE = env.PROJECT_DIR / "docs" / "chaos.md"
-# What is written by hand stands above it.
+# The text above this heading is written by hand.
 RESULT = "## The last big run\n"
 
 

@@ -1,6 +1,6 @@
-"""What may go wrong in a run. Each fault is a function that does it, waits as long as it lasts, and puts it right.
+"""The faults of a run. Each is a function that causes the fault, waits for its duration, and ends it.
 
-What has died is started again by the runner's own means, as it would be anywhere; nothing here helps it up.
+Killed processes are restarted by the supervisor, as in production; the faults don't restart them.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.chaos.house import MAX_CONNECTIONS, House
 
 # Customers whom ODP may refuse, by what their identifiers contain.
 REFUSED = "bad"
-# As long as nobody may write beyond it, PostgreSQL's files can't grow: a full disk, as far as it goes without one.
+# RLIMIT_FSIZE keeps PostgreSQL's files from growing, which is the closest simulation of a full disk.
 SMALL_FILE, WAL_SEGMENT = 1 << 20, 16 << 20
 
 
@@ -37,7 +37,7 @@ class Fault:
     seconds: float = 0.0
 
 
-# --- Processes -----------------------------------------------------------------------------------------------
+# --- Processes ------------------------------------------------------------------------------------------------
 
 
 def kill_worker(house: House, dice: Random) -> None:
@@ -61,9 +61,10 @@ def kill_beat(house: House, dice: Random) -> None:
 
 
 def zombie(house: House, dice: Random) -> None:
-    """A worker stands still for longer than its lease, and goes on as if nothing had been.
+    """A worker is frozen for longer than its lease, and then continues.
 
-    ODP is slow meanwhile, so that it stops within requests, and comes back while its lanes are in those of others.
+    ODP is slow during the fault, so that the worker freezes within requests and continues while other workers hold its
+    lanes.
     """
     house.odp.fault({}, {"delay_seconds": 0.6})
     house.rest(1)
@@ -83,7 +84,7 @@ def deploy(house: House, dice: Random) -> None:
         house.replace(name)
 
 
-# --- PostgreSQL ----------------------------------------------------------------------------------------------
+# --- PostgreSQL -----------------------------------------------------------------------------------------------
 
 _BACKENDS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
@@ -117,7 +118,7 @@ def restart_postgres(house: House, dice: Random) -> None:
 
 
 def exhaust_connections(house: House, dice: Random, seconds: float = 3) -> None:
-    """Somebody takes every connection that there is, and each one that comes free."""
+    """Another client takes every database connection, and each one that becomes free."""
     held: list[Any] = []
     enough = threading.Event()
 
@@ -161,7 +162,7 @@ def _limit_files(pids: list[int], limits: tuple[int, int]) -> None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
-# --- The broker, and the ways to both servers ------------------------------------------------------------------
+# --- The broker, and the ways to both servers -----------------------------------------------------------------
 
 
 def kill_broker(house: House, dice: Random) -> None:
@@ -181,11 +182,11 @@ def _way(relay: str, how: Callable[[Any], AbstractContextManager[None]], seconds
     return strike
 
 
-# --- ODP -----------------------------------------------------------------------------------------------------
+# --- ODP ------------------------------------------------------------------------------------------------------
 
 
 def _odp(then: dict[str, Any], *, seconds: float = 1.5, times: int | None = None) -> Callable[..., None]:
-    """ODP does this to every request for so long, or to so many; ``{late}`` stands for after the deadline."""
+    """ODP applies a fault to requests for ``seconds`` or ``times`` times; ``{late}`` is beyond the deadline."""
 
     def strike(house: House, dice: Random) -> None:
         deadline = float(house.settings["DELIVERY_DEADLINE_SECONDS"])

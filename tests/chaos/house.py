@@ -26,7 +26,7 @@ from tests.servers import TEST_DATABASE
 # The second worker reaches PostgreSQL through a relay; the last one's clock is a minute ahead, all along.
 RELAYED = "worker-2"
 AHEAD_SECONDS = 60
-# Web takes 20 connections and three workers 30; few enough that somebody can take all of them.
+# Web uses 20 connections and three workers 30; few enough for a fault to take all of them.
 MAX_CONNECTIONS = 80
 HOOK = Path(__file__).parent / "hook"
 
@@ -59,7 +59,7 @@ class House:
             yield self
 
     def _end(self) -> None:
-        """Nothing of it is needed any more, so nobody is asked to finish."""
+        """Kill all processes; the run is over, so no process has to finish its work."""
         for child in (child for group in self.fleet.groups for child in group):
             if child.process is not None and not child.has_ended():
                 os.killpg(child.process.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ class House:
         return {**relayed, **({"CHAOS_CLOCK": str(AHEAD_SECONDS)} if worker == self.workers[-1] else {})}
 
     def manage(self, *words: str, patience: float = 0) -> str:
-        """What one of the project's commands printed. For so long it may fail and is tried again."""
+        """The output of one of the project's commands, which is retried for ``seconds`` when it fails."""
         until = time.monotonic() + patience
         while True:
             code, output = self.fleet.run(manage(*words))
@@ -138,7 +138,7 @@ class House:
     # --- Time passes ---------------------------------------------------------------------------------------------
 
     def rest(self, seconds: float) -> None:
-        """Let time pass; whatever has died meanwhile is started again."""
+        """Let time pass; processes that have died are restarted."""
         self.fleet.wait(lambda: False, seconds=seconds)
 
     def wait(self, condition: Callable[[], bool], *, seconds: float) -> bool:
@@ -163,13 +163,13 @@ class House:
         return child.log.read_bytes()[child.log_start :].decode(errors="replace")
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """The process id of what was killed."""
+        """Kill the process; returns its process id."""
         pid = self.pid(name)
         os.kill(pid, number)
         return pid
 
     def replace(self, name: str) -> None:
-        """As a deploy does: ended in peace, and started anew."""
+        """Stop a process gracefully and start it again, as a deploy does."""
         old = self.pid(name)
         os.kill(old, signal.SIGTERM)
         self.wait(lambda: self.pid(name) != old, seconds=60)
@@ -196,7 +196,7 @@ class House:
         return rows
 
     def wait_for_database(self, *, instead_of: int) -> None:
-        """Until another PostgreSQL than the one that was killed takes connections: each death is one of its own."""
+        """Wait until a new PostgreSQL accepts connections, so that each kill is a separate fault."""
         self.wait(lambda: self.pid("postgres") != instead_of, seconds=60)
         self.sql("SELECT 1")
 

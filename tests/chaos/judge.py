@@ -1,6 +1,6 @@
-"""The judge: what Lytics was answered 200 for, against the tables and against what ODP holds and saw.
+"""The judge compares the events that got a 200 with the tables and with the state and requests of ODP.
 
-Written without a line of the bridge's own: the fold, the order and the pace are worked out anew here.
+It shares no code with the service: fold, order and pace are implemented again here.
 """
 
 import json
@@ -15,15 +15,15 @@ from tests.chaos.house import House
 from tests.chaos.stream import Mark, Source, is_in, mark
 from tests.chaos.wire import Wire
 
-# Findings of one kind that are told; the others are only counted.
+# Findings of one kind that are printed; further ones are only counted.
 TOLD = 5
-# After a crash of PostgreSQL the pace begins anew, and one request may come too soon (docs/crashes.md).
+# After a crash of PostgreSQL the pace starts again, and one request may arrive too early (docs/crashes.md).
 PACE_AFTER_CRASH_SECONDS = 30.0
 
 
 @dataclass
 class Check:
-    """One promise: what was looked at, and everything that contradicts it."""
+    """One promise: the number of facts checked, and the violations."""
 
     promise: str
     looked_at: int = 0
@@ -165,7 +165,7 @@ class Judge:
         return check
 
     def _last_told(self, lane: Lane, who: str) -> str:
-        """What ODP was told of them last, and when, so that the cause can be found when the run is long gone."""
+        """The last states that ODP received for these customers, with times, to find the cause after the run."""
         known = self.house.odp.control(f"/sandbox/customers/{who}?account={lane.install}")
         story = [f"{each // 4}{'+' if is_in(each) else '-'}" for each in sorted(self._accepted(lane)[who])[-5:]]
         numbers = self.house.sql(
@@ -199,7 +199,7 @@ class Judge:
         return check
 
     def nothing_went_back(self) -> Check:
-        """What ODP was told of a customer is the story that Lytics told, with pieces left out and nothing turned."""
+        """The states that ODP received for a customer are a subsequence of the states that Lytics sent."""
         check = Check("no customer went back to an older state")
         for lane in self.lanes:
             accepted = self._accepted(lane)
@@ -254,7 +254,7 @@ class Judge:
 
 
 def _is_part_of(told: Sequence[bool], story: Sequence[bool]) -> bool:
-    """Whether ``told`` is what is left of ``story`` when some of it is left out."""
+    """Whether ``told`` is a subsequence of ``story``."""
     rest = iter(story)
     return all(any(state == each for each in rest) for state in told)
 

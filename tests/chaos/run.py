@@ -82,7 +82,7 @@ class Report:
     options: Options
     checks: list[Check]
     strikes: list[Strike]
-    # When a Delivery that ODP took was opened and closed; when how many events had come to an end.
+    # When accepted Deliveries were opened and closed, and how many events were settled at which time.
     deliveries: list[tuple[float, float]]
     progress: list[tuple[float, int]]
     events: int
@@ -164,7 +164,7 @@ class _Run:
         strike.ended_at = time.time()
 
     def _everybody_dies(self) -> None:
-        """Every worker at once, and what the broker held: now the tables alone know what is left."""
+        """Kill every worker at once and flush the broker: only the tables know the remaining work."""
         for name in self.house.workers:
             self.house.kill(name)
         with suppress(redis.RedisError):  # a broker that is away is empty when it is back
@@ -173,10 +173,10 @@ class _Run:
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _wait_until_drained(self, *, seconds: float) -> Check:
-        """Until every lane is at its end and nothing doubtful is left to affirm.
+        """Wait until every lane is drained and every unanswered Delivery is reconciled.
 
-        A bridge that is broken may stand still, or go on for ever: it is given up when nothing moves any more, and
-        after ``seconds``.
+        A mutated service may stop or never finish: the run gives up when there is no more progress, or after
+        ``seconds``.
         """
         check = Check("everything came to rest by itself")
         began = moved = time.monotonic()
@@ -218,7 +218,7 @@ class _Run:
             "SELECT extract(epoch FROM closed_at)::float8, last_sequence - first_sequence + 1"
             " FROM audiences_run WHERE outcome = 'delivered' ORDER BY closed_at"
         )
-        # A lane's run waits as long as its first event.
+        # The delay of a lane's run is that of its first event.
         longest = sql(
             "SELECT coalesce(max(extract(epoch FROM r.closed_at - e.received_at)), 0)::float8 FROM audiences_run r"
             " JOIN audiences_event e ON e.audience_id = r.audience_id AND e.sequence = r.first_sequence"

@@ -19,7 +19,7 @@ class Step:
 def drawn(*, kills: int, others: int, gap: float, dice: Random) -> list[Step]:
     """``kills`` in the given mix and each of the other faults ``others`` times, in a random order."""
     names = [name for name in KILLS for _ in range(WEIGHTS.get(name, 1))]
-    # Each kind at least once, as far as they go.
+    # Each kind at least once, if there are enough faults.
     chosen = [*KILLS, *dice.choices(names, k=kills)][:kills] + OTHERS * others
     dice.shuffle(chosen)
     return timed(chosen, gap=gap, dice=dice)

@@ -1,4 +1,4 @@
-"""Lytics, as far as the run is concerned: the sandbox's sender, and a memory of all that was answered 200."""
+"""Lytics in a chaos run: the sandbox's sender, and a record of all calls that were answered 200."""
 
 import json
 import threading

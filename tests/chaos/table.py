@@ -13,7 +13,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.judge import TOLD, Check
 from tests.chaos.run import Report, Strike
 
-# Throughput is counted over so many seconds before a fault, and after the first delivery that followed it.
+# Seconds over which throughput is measured before a fault, and after the first delivery that follows it.
 WINDOW = 5.0
 
 
@@ -96,7 +96,7 @@ def _longest(measure: Callable[[Strike], float | None], strikes: list[Strike]) -
 
 
 def back_within(report: Report, *, seconds: float) -> Check:
-    """Whether deliveries were back so soon after every fault was over, as far as the stream still ran."""
+    """Whether deliveries resumed within the limit after every fault that ended while the stream was running."""
     check, measured = Check(f"first delivery again within {seconds:g} s"), Measured(report)
     for strike in report.strikes:
         if (recovery := measured.since_it_was_back(strike)) is not None:

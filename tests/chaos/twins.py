@@ -13,7 +13,7 @@ def _replace(module: Any, name: str, old: str, new: str) -> None:
 
 
 def settle_without_token(lanes: Any) -> None:
-    """Whoever comes back late settles all the same, and gives the next worker's lease away."""
+    """A late worker settles in spite of its lost lease, and ends the lease of the next worker."""
     _replace(lanes, "_MOVE", "lane.lease_token = %s", "%s::uuid IS NOT NULL")
 
 
@@ -49,7 +49,7 @@ def numbering_without_lock(ingest: Any) -> None:
                     " RETURNING last_sequence - %s",
                     [by, audience_id, by],
                 ).fetchone()
-                if row is None:  # made in this very transaction, so nobody else can see it
+                if row is None:  # created in this transaction, so no other session sees it
                     return honest(facts, **options)
                 before[audience_id] = row[0]
         receipt_id = honest({}, **options) or options.get("receipt_id")

@@ -1,4 +1,4 @@
-"""What the sandbox ODP saw: when each lane was in a request, how often an account was called, what was said of whom."""
+"""What the sandbox ODP saw: when each lane was in a request, the rate of calls per account, the states per customer."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ Request = tuple[float, float, int]
 
 
 class Wire:
-    """Looks on from a thread of its own, so that the sandbox needs to remember little."""
+    """Polls the sandbox in a separate thread, so that the sandbox has to keep only recent requests."""
 
     def __init__(self, odp: ControlledSandbox) -> None:
         self.odp = odp
@@ -25,7 +25,7 @@ class Wire:
         self.requests: defaultdict[Lane, list[Request]] = defaultdict(list)
         # By account: when rate-limited requests arrived.
         self.arrivals: defaultdict[str, list[float]] = defaultdict(list)
-        # By account, audience and customer: the states told, plain repeats left out.
+        # The sent states by account, audience and customer, without plain repeats.
         self.told: defaultdict[Lane, dict[str, list[bool]]] = defaultdict(dict)
         self.writes = 0
         self.items = 0
@@ -37,24 +37,24 @@ class Wire:
 
     def _watch(self) -> None:
         while not self._stopped.wait(EVERY):
-            # Whatever was missed is there to be seen the next time, or at the end.
+            # A failed poll loses nothing: the next one returns the same requests.
             with suppress(OSError):
                 while self._look():
                     pass
 
     def halt(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._stopped.set()
         self._thread.join()
 
     def stop(self) -> None:
-        """Look at what is left, which has to have ended by now, and no more."""
+        """Read the remaining requests, which must have ended by now, and stop."""
         self.halt()
         while self._look():
             pass
 
     def _look(self) -> bool:
-        """One step in the order of arrival, as far as requests have ended. Whether there may be more."""
+        """Read the next ended requests in order of arrival. Returns whether there may be more."""
         query = f"/sandbox/requests?since={self._seen}&bodies=1&limit={AT_ONCE}"
         found: list[dict[str, Any]] = self.odp.control(query)["requests"]
         for request in found:

@@ -72,7 +72,7 @@ def explore(first: State, *, twin: str = "") -> int:
         except BrokenError as broken:
             raise BrokenError(f"{broken}: {'; '.join([*_way(number, came), what])}") from None
     reach = set(ends)
-    for number in ends:  # grows: whatever leads to an end
+    for number in ends:  # grows while iterating: states that lead to an end
         ends += (new := set(before[number]) - reach)
         reach |= new
     stuck = next((number for number in range(len(line)) if number not in reach), None)

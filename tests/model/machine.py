@@ -1,4 +1,4 @@
-"""The machine of tests/test_state_machine.py: what may happen, and what has to be true after each of it."""
+"""The state machine of tests/test_state_machine.py: its steps, and the invariants that hold after each step."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -32,7 +32,7 @@ CUSTOMERS = ("ann", "ben", "cyd", "dee")
 KINDS = {"enter": 1, "exit": 0, "change": 2}
 TABLES = ("resend", "parked", "run", "delivery", "membership", "event", "lane", "receipt", "audience", "install")
 
-# What the audit looks for, and two things more. In one statement, because it is asked after every step.
+# The invariants of the audit and two more, in one statement, because it runs after every step.
 TRUTHS = {
     **{truth: audit.statement_of(truth) for truth in audit.TRUTHS},
     "no more leases at a time than requests allowed": """
@@ -115,7 +115,7 @@ class Bridge(RuleBasedStateMachine):
 
     @rule(which=a_worker, steps=st.integers(1, 5))
     def work(self, which: int, steps: int) -> None:
-        """A worker hears a hint if it is idle, and goes on for some steps with an ODP that is up."""
+        """An idle worker acknowledges a hint and continues for some steps with a healthy ODP."""
         worker = self.workers[which]
         for _ in range(steps):
             if worker.at != "idle":
@@ -133,7 +133,7 @@ class Bridge(RuleBasedStateMachine):
 
     @rule(which=a_worker, inside=st.booleans())
     def kill(self, which: int, inside: bool) -> None:
-        """Where it stands, or in the middle of the next transaction."""
+        """Kill the worker where it is paused, or in the middle of its next transaction."""
         worker = self.workers[which]
         if inside:
             worker.dies_inside = True
@@ -141,7 +141,7 @@ class Bridge(RuleBasedStateMachine):
             worker.go(dies=True)
 
     def until(self, which: int, place: str) -> None:
-        """The worker goes on to that place, or until it has nothing left to do."""
+        """The worker continues to that place, or until it has no more work."""
         tasks.sweep()
         for _ in range(50):
             self.work(which, 1)
@@ -199,7 +199,7 @@ class Bridge(RuleBasedStateMachine):
 
     @rule()
     def minutes_pass(self) -> None:
-        """So many that what was given up is affirmed."""
+        """Let enough time pass for abandoned requests to be reconciled."""
         for _ in range(4):
             self.time_passes(8_000)
         reconcile()
@@ -226,7 +226,7 @@ class Bridge(RuleBasedStateMachine):
 
     @rule(stops=st.booleans())
     def resend(self, stops: bool) -> None:
-        """A chunk of what is to be sent again, or its end."""
+        """One chunk of a Resend, or its end."""
         unfinished = Resend.objects.filter(ended_at=None).first()
         if unfinished is not None:
             resends.stop(unfinished, by="kim") if stops else resends.advance(unfinished.pk)
@@ -240,7 +240,7 @@ class Bridge(RuleBasedStateMachine):
     def switch(self, enabled: bool) -> None:
         Install.objects.update(enabled=enabled)
 
-    # --- what has to be true after each step -----------------------------------------------------------------------
+    # --- Invariants after each step -------------------------------------------------------------------------------
 
     @invariant()
     def every_truth_holds(self) -> None:
@@ -327,5 +327,5 @@ def _at(moment: int) -> str:
 
 
 def _meta(moment: int) -> dict[str, Any]:
-    """A change has no time of its own: it happens when its message was made."""
+    """A change has no separate time: it happens when its message is created."""
     return {"object": "user", "subscription_id": "job-7", "timestamp": _at(moment)}

@@ -35,7 +35,7 @@ TIMES = {
     "AFFIRM_AFTER_SECONDS": 30_000,
 }
 LEASE_MARGIN = 100
-# After so long ODP has applied what it was sent, or never will: less than AFFIRM_AFTER_SECONDS, by more than a lease.
+# Seconds after which ODP has applied a request or never will. Below AFFIRM_AFTER_SECONDS by more than one lease.
 HORIZON = 20_000
 
 
@@ -70,7 +70,7 @@ class Clock:
 
 
 class Worker:
-    """A thread that runs ``drain`` and stops wherever ``pause`` is called, until it is told to go on or to die."""
+    """A thread that runs ``drain`` and stops at each call of ``pause`` until it is told to continue or to die."""
 
     current = threading.local()
 
@@ -118,7 +118,7 @@ class Worker:
                 self._job()
             except Killed:
                 pass
-            except BaseException as error:  # noqa: BLE001 — told by the thread that waits
+            except BaseException as error:  # noqa: BLE001 — raised again by the waiting thread
                 self.failed = error
             self.at = "idle"
             self._stopped.release()
@@ -209,7 +209,7 @@ class Odp:
         request.applied = True
 
     def give_up(self, request: Request) -> None:
-        """Nobody waits for it any more. It may still be applied."""
+        """The worker no longer waits for the request. ODP may still apply it."""
         if not request.applied and request.changes:
             self.late.append(request)
 
@@ -245,7 +245,7 @@ TROUBLES = {
 
 
 class FakeClient:
-    """In the place of ``odp.client.Client``, which has tests of its own: the same promises about time."""
+    """Replaces ``odp.client.Client``, which is tested separately, with the same promises about time."""
 
     def __init__(self, odp: Odp, ends_at: float) -> None:
         self.odp, self.ends_at = odp, ends_at

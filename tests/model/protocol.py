@@ -3,7 +3,7 @@
 A lane has one customer, and an event is the time it carries: ODP holds the time last applied, the ledger the newest
 one delivered. Workers stop wherever they like: between two steps any number of others and of ticks may come. Which
 function each step stands for, and what is left out because it only takes behaviour away, is in
-docs/decisions/0024-models.md. A ``twin`` is the same model with one promise broken.
+docs/decisions/0024-models.md. A ``twin`` is a mutation: the same model with one promise broken.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Worker(NamedTuple):
 class Request(NamedTuple):
     token: int
     fold: tuple[tuple[int, int, int], ...]
-    is_late: bool = False  # nobody waits for its answer any more
+    is_late: bool = False  # the worker no longer waits for its response
     applied: bool = False
 
 
@@ -160,13 +160,13 @@ def _work(state: State, at: int, twin: str) -> Steps:
 
 
 def _look(state: State, at: int, twin: str) -> Iterator[State]:
-    """lanes.claim, its subqueries: what is ready, cut to what one request holds. Under the lock on the Install."""
+    """claims.claim, its subqueries: the ready lanes, cut to the size of one request. Under the lock on the Install."""
     ready = [lane for lane in range(len(state.lanes)) if _free(state.lanes[lane])]
     if not ready:
         yield state.worker(at, **Worker()._asdict())
     if not ready or any(worker.at == "look" for worker in state.workers):
         return
-    for order in permutations(ready):  # whichever is longest unserved
+    for order in permutations(ready):  # any order of the longest unserved lanes
         spans, room = [], CAPACITY
         for lane in order:
             last = min(len(state.lanes[lane].log), state.lanes[lane].cursor + room)
@@ -180,7 +180,7 @@ def _look(state: State, at: int, twin: str) -> Iterator[State]:
 
 
 def _take(state: State, at: int, twin: str) -> State:
-    """lanes.claim, its update and _close_abandoned: only lanes that are as they were looked at."""
+    """claims.claim, its update and close_abandoned: only lanes that are unchanged since they were read."""
     tokens = {w.token for w in state.workers} | {t for t, _, _ in state.doubtful} | {r.token for r in state.requests}
     tokens |= {lane.lease for lane in state.lanes} | {token for lane in state.lanes for token, _ in lane.runs}
     token = next(n for n in range(1, 99) if n not in tokens)
@@ -243,7 +243,7 @@ def _hear(state: State, at: int) -> Steps:
 
 
 def _abandon(state: State, token: int) -> State:
-    """Nobody waits for this request any more. What ODP has not applied yet, it may still apply, or not."""
+    """The worker no longer waits for this request. ODP may still apply the rest of it, or not."""
     late = tuple(r._replace(is_late=r.is_late or r.token == token) for r in state.requests)
     return state._replace(requests=tuple(r for r in late if not (r.is_late and r.applied)))
 
@@ -296,7 +296,7 @@ def _rest(state: State, twin: str) -> Steps:
     for doubt in state.doubtful:
         token, lane, last = doubt
         row = state.lanes[lane]
-        # AFFIRM_AFTER_SECONDS is long: ODP is done with that request, and what was under way then is settled.
+        # AFFIRM_AFTER_SECONDS is long enough that ODP is done with the request and concurrent requests are settled.
         is_over = not row.runs and all(request.token != token for request in state.requests)
         if is_over or twin == "affirmed too soon":
             then = state._replace(doubtful=_without(state.doubtful, doubt))
