@@ -248,10 +248,9 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
     if on_hold is not None and not audiences.filter(provisioned_at__isnull=False).exists():
         why = f"{on_hold} can't be created: {on_hold.hold_reason}"
         return _failing(name, title, why, state.remedy_of_hold(on_hold), on_hold)
-    if not heartbeats.pulse().answering:
-        return _failing(
-            name, title, "No worker answers.", "Start the worker and beat processes, or look at their logs."
-        )
+    if free.filter(audience__last_sequence__gt=F("delivered_sequence")).exists() and not heartbeats.pulse().answering:
+        todo = "Start the worker and beat processes, or look at their logs."
+        return _failing(name, title, "No worker answers.", todo)
     return None
 
 
