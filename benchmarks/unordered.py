@@ -19,30 +19,30 @@ __all__ = ["app"]
 
 
 def _replace(module: Any, name: str, old: str, new: str) -> None:
-    text: Any = getattr(module, name)
-    assert old in text, f"{name} has changed; mend benchmarks/unordered.py"
-    setattr(module, name, text.replace(old, new))
+    """Replace a part of a statement of ``audiences.sql``, which fails when the statement doesn't have that part."""
+    setattr(module, name, getattr(module, name).replace(old, new))
 
 
 _replace(
     claims,
     "_CLAIM",
-    "    lease_token = %(token)s,\n    lease_expires_at = clock_timestamp() + make_interval(secs => %(lease)s),\n",
+    "    lease_token = %(token)s,\n"
+    "    lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s),\n",
     "    delivered_sequence = packed.last,\n",
 )
 _replace(
     request_records,
     "_OPEN",
-    "    UPDATE audiences_lane SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)\n",
-    "    SELECT %s::float8 FROM audiences_lane\n",
+    "    UPDATE audiences_lane SET lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)\n",
+    "    SELECT %(lease_seconds)s::float8 FROM audiences_lane\n",
 )
 _replace(
     request_records,
     "_OPEN",
-    "lease_token = %s AND lease_expires_at > clock_timestamp()\n    RETURNING 1",
-    "%s::uuid IS NOT NULL",
+    "lease_token = %(token)s AND lease_expires_at > clock_timestamp()\n    RETURNING 1",
+    "%(token)s::uuid IS NOT NULL",
 )
 _replace(settling, "_MOVE", "delivered_sequence = greatest(lane.delivered_sequence, moved.cursor),", "")
-_replace(settling, "_MOVE", "lane.lease_token = %s", "%s::uuid IS NOT NULL")
+_replace(settling, "_MOVE", "lane.lease_token = %(token)s", "%(token)s::uuid IS NOT NULL")
 # Otherwise a claim would close requests in flight, as if their workers had died.
 request_records.close_abandoned = lambda lease, reason="": None

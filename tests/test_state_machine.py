@@ -60,14 +60,13 @@ def test_odp_ends_up_with_the_memberships_of_lytics(bridge: type[Bridge]) -> Non
 
 
 def settle_without_the_token(patched: pytest.MonkeyPatch) -> None:
-    assert "AND lane.lease_token = %s" in settling._MOVE
-    patched.setattr(settling, "_MOVE", settling._MOVE.replace("lane.lease_token = %s", "%s::uuid IS NOT NULL"))
+    theirs, anybodys = "lane.lease_token = %(token)s", "%(token)s::uuid IS NOT NULL"
+    patched.setattr(settling, "_MOVE", settling._MOVE.replace(theirs, anybodys))
 
 
 def a_request_without_its_lease(patched: pytest.MonkeyPatch) -> None:
-    theirs = "lease_token = %s AND lease_expires_at > clock_timestamp()"
-    assert theirs in request_records._OPEN
-    patched.setattr(request_records, "_OPEN", request_records._OPEN.replace(theirs, "%s::uuid IS NOT NULL"))
+    theirs = "lease_token = %(token)s AND lease_expires_at > clock_timestamp()"
+    patched.setattr(request_records, "_OPEN", request_records._OPEN.replace(theirs, "%(token)s::uuid IS NOT NULL"))
 
 
 def open_runs_left_open(patched: pytest.MonkeyPatch) -> None:
@@ -80,8 +79,7 @@ def fold_by_arrival(patched: pytest.MonkeyPatch) -> None:
 
 
 def claim_of_one_more_than_there_is(patched: pytest.MonkeyPatch) -> None:
-    one_more = claims._CLAIM.replace("packed.cursor + 1, packed.last,", "packed.cursor + 1, packed.last + 1,")
-    assert one_more != claims._CLAIM
+    one_more = claims._CLAIM.replace("packed.cursor + 1 AS first, packed.last,", "packed.cursor + 1, packed.last + 1,")
     patched.setattr(claims, "_CLAIM", one_more)
 
 
@@ -95,7 +93,7 @@ def no_sweep(patched: pytest.MonkeyPatch) -> None:
 
 
 def nothing_affirmed(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(unconfirmed, "_OVERTAKEN", unconfirmed._OVERTAKEN.replace("WHERE ", "WHERE false AND ", 1))
+    patched.setattr(unconfirmed, "_OVERTAKEN", unconfirmed._OVERTAKEN.replace("WHERE ", "WHERE false AND "))
 
 
 def refusals_not_parked(patched: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""What the steps of a delivery hand to each other: the lease, its spans, what became of each.
+"""What the steps of a delivery pass to each other: the lease, its spans, and the result of each span.
 
-A lease is a token in the rows of its lanes. Every later step names the token, and a step of a worker that has lost its
-lease changes no row. All clocks are PostgreSQL's.
+A lease is a token in the rows of its lanes. Every later step compares the token, so a worker that has lost its lease
+changes no row. All times are PostgreSQL's.
 """
 
 import os
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from django.conf import settings
 
-from audiences import prepared_statements
+from audiences import prepared_statements, sql
 from audiences.delivery.fold import Entry, Held
 from audiences.models import Install
 from lytics import times
 from odp.mechanisms import MECHANISMS
 
-WITHOUT_WAITING = "SELECT set_config('synchronous_commit', 'off', true)"
+WITHOUT_WAITING = sql.beside(__file__).command("commit_without_waiting", prepared=True)
 
 REFUSED_BY_ODP = "refused_by_odp"
 
@@ -29,7 +29,7 @@ Ledger = dict[int, dict[str, Held]]
 
 
 class LeaseLostError(Exception):
-    """Another worker may have claimed these lanes: what this one still wanted to do must not happen."""
+    """Another worker may have claimed these lanes, so this worker must not go on."""
 
 
 class GapError(Exception):
@@ -56,13 +56,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Lease:
-    """Lanes claimed together under one token; ``more`` says that others were ready and didn't fit."""
+    """Lanes claimed together under one token. ``more``: other events were ready and didn't fit."""
 
     token: uuid.UUID
     install: Install
     spans: tuple[Span, ...]
     more: bool
-    # Whether ODP has refused customers of this install who are still parked for it.
+    # Whether ODP has rejected changes of this install that are still parked.
     has_refusals: bool
 
     @property
@@ -72,7 +72,7 @@ class Lease:
 
 @dataclass
 class Result:
-    """What became of one span. ``complete`` moves the cursor over it; else what is known goes to the ledger alone."""
+    """The result of one span. ``complete`` moves the cursor over it; otherwise only the ledger gets what is known."""
 
     span: Span
     complete: bool = True
@@ -84,22 +84,32 @@ class Result:
 
 
 def capacity_of(install: Install) -> int:
-    """How many events fill one request."""
+    """The number of events that fill one request."""
     per_change = MECHANISMS[install.mechanism].items_per_change
     return max(1, min(install.batch_size, install.learned_batch_size or install.batch_size) // per_change)
 
 
 def latest_ns() -> int:
-    """The latest transition time that is believed now: so far ahead may the clock of Lytics be."""
+    """The latest transition time that is believed now. The clock of Lytics may be ahead by CLOCK_TOLERANCE_SECONDS."""
     return round((time.time() + settings.CLOCK_TOLERANCE_SECONDS) * times.SECOND)
 
 
-def arrays(spans: Iterable[Span]) -> list[str]:
-    return [
-        prepared_statements.numbers(column)
-        for column in zip(*((s.audience_id, s.first, s.last) for s in spans), strict=True)
-    ]
+class Columns(NamedTuple):
+    """The columns of spans, each as the text of a PostgreSQL array."""
+
+    audiences: str
+    firsts: str
+    lasts: str
 
 
-def _worker() -> str:
+def columns(spans: Iterable[Span]) -> Columns:
+    spans = list(spans)
+    return Columns(
+        prepared_statements.numbers([span.audience_id for span in spans]),
+        prepared_statements.numbers([span.first for span in spans]),
+        prepared_statements.numbers([span.last for span in spans]),
+    )
+
+
+def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"[:100]

@@ -1,58 +1,35 @@
-"""The record of each request: an open Delivery with its Runs before it starts, closed with the answer."""
+"""The record of each request: a Delivery with its Runs, open before the request starts, closed with the response."""
 
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import NamedTuple
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
-from audiences import prepared_statements, request_bodies
-from audiences.delivery.leases import Lease, LeaseLostError, _worker, arrays
+from audiences import prepared_statements, request_bodies, sql
+from audiences.delivery.leases import Lease, LeaseLostError, columns, worker_name
 from audiences.models import Delivery, Lane, Run
 from odp.outcomes import Answer, Outcome
 
-# A lease that has run out isn't counted any more, and another may have the install's place by now.
-_OPEN = """
-WITH renewed AS (
-    UPDATE audiences_lane SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)
-    WHERE audience_id = ANY(%s::int[]) AND lease_token = %s AND lease_expires_at > clock_timestamp()
-    RETURNING 1
-), delivery AS (
-    INSERT INTO audiences_delivery
-        (install_id, endpoint, opened_at, outcome, items, bytes, reason, answer, request, worker, version)
-    SELECT %s, %s, statement_timestamp(), '', %s, %s, '', '', %s::bytea, %s, %s
-    WHERE (SELECT count(*) FROM renewed) = %s
-    RETURNING id
-), runs AS (
-    INSERT INTO audiences_run
-        (audience_id, delivery_id, first_sequence, last_sequence, sent, folded, opened_at, outcome)
-    SELECT run.audience_id, delivery.id, run.first, run.last, run.sent, run.folded, statement_timestamp(), ''
-    FROM delivery CROSS JOIN unnest(%s::int[], %s::bigint[], %s::bigint[], %s::int[], %s::int[])
-        AS run(audience_id, first, last, sent, folded)
-)
-SELECT id FROM delivery
-"""
 
-_CLOSE = """
-WITH closed AS (
-    UPDATE audiences_delivery SET
-        closed_at = statement_timestamp(), outcome = %(outcome)s, status = %(status)s::smallint,
-        latency_ms = %(latency)s::int, reason = %(reason)s, answer = %(answer)s,
-        affirmed_at = CASE WHEN %(sent)s::boolean THEN affirmed_at ELSE statement_timestamp() END
-    WHERE id = %(delivery)s AND closed_at IS NULL RETURNING id
-)
-UPDATE audiences_run AS run SET closed_at = statement_timestamp(), outcome = %(outcome)s
-FROM closed WHERE run.delivery_id = closed.id AND run.closed_at IS NULL
-"""
+class Opened(NamedTuple):
+    id: int
+
+
+_SQL = sql.beside(__file__)
+_OPEN = _SQL.query("open_delivery", Opened._make, prepared=True)
+_CLOSE = _SQL.command("close_delivery", prepared=True)
 
 
 def close_abandoned(lease: Lease, reason: str = "The worker was gone before the answer; sent again.") -> None:
-    """Close what a worker that died or was too late left open on these lanes: nobody knows what ODP did.
+    """Close Runs and Deliveries that a worker which died or was too late left open on these lanes, as unknown.
 
-    The request about a customer without an audience has a Delivery and no Run; it is known by its age, because no
-    request outlives a lease. Lanes that another worker has claimed since carry its token: their requests are its own.
+    A request about a customer without an audience has a Delivery and no Run. Its age says that it is abandoned, because
+    no request takes longer than a lease. Lanes that another worker has claimed since have its token; their requests
+    belong to that worker.
     """
     with transaction.atomic():
         lanes = Lane.objects.filter(pk__in=lease.audience_ids, lease_token=lease.token).order_by("pk")
@@ -80,44 +57,46 @@ def open_delivery(
     of: Mapping[int, int],
     body: bytes | None = None,
 ) -> int:
-    """Plant the flag: the lease renewed, a Delivery and its Runs stored as open. Returns the Delivery's id.
+    """Renew the lease, and store a Delivery and its Runs as open. Returns the Delivery's id.
 
-    ``body`` is what is about to go out. ``sent`` gives the changes in the request by audience, ``of`` the events they
-    were folded from. Raises ``LeaseLostError`` when the lanes are no longer ours.
+    ``body`` is the body of the request. ``sent`` has the number of changes in the request by audience, ``of`` the
+    number of events that they were folded from. Raises ``LeaseLostError`` when another worker may have the lanes.
     """
     request = None if body is None else request_bodies.pack(body)
     spans = [span for span in lease.spans if span.audience_id in sent]
     changes = [sent[span.audience_id] for span in spans]
     folded = [of[span.audience_id] - sent[span.audience_id] for span in spans]
-    opening = prepared_statements.cursor()
     with transaction.atomic():
         with prepared_statements.pipeline():
-            opening.execute(
-                _OPEN,
-                [
-                    *(settings.LEASE_SECONDS, prepared_statements.numbers(lease.audience_ids), lease.token),
-                    *(lease.install.pk, endpoint, items, size, request, _worker(), settings.VERSION, len(lease.spans)),
-                    *(arrays(spans) if spans else ["{}"] * 3),
-                    *(prepared_statements.numbers(changes), prepared_statements.numbers(folded)),
-                ],
+            opening = _OPEN.run(
+                lease_seconds=settings.LEASE_SECONDS,
+                leased=prepared_statements.numbers(lease.audience_ids),
+                leased_count=len(lease.spans),
+                token=lease.token,
+                install=lease.install.pk,
+                endpoint=endpoint,
+                items=items,
+                bytes=size,
+                request=request,
+                worker=worker_name(),
+                version=settings.VERSION,
+                sent=prepared_statements.numbers(changes),
+                folded=prepared_statements.numbers(folded),
+                **columns(spans)._asdict(),
             )
-        if (row := opening.fetchone()) is None:
+        if (delivery := opening.one()) is None:
             raise LeaseLostError
-    return int(row[0])
+    return delivery.id
 
 
 def close_delivery(delivery_id: int, answer: Answer) -> None:
-    """Take the flag down: what came back. A delivery that was closed as unknown meanwhile keeps that."""
-    prepared_statements.cursor().execute(
-        _CLOSE,
-        {
-            "delivery": delivery_id,
-            "outcome": answer.outcome.value,
-            "status": answer.status,
-            "latency": round(answer.seconds * 1000),
-            "reason": answer.reason,
-            "answer": answer.text,
-            # A request that was never sent can't be applied late, so it needs no reconciling.
-            "sent": answer.sent,
-        },
+    """Store the response. A delivery that was closed as unknown meanwhile stays as it is."""
+    _CLOSE.run(
+        delivery=delivery_id,
+        outcome=answer.outcome.value,
+        status=answer.status,
+        latency_ms=round(answer.seconds * 1000),
+        reason=answer.reason,
+        answer=answer.text,
+        sent=answer.sent,
     )

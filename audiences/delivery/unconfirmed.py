@@ -1,51 +1,41 @@
-"""Requests without a final answer, which ODP may have applied: found, and what they said that is no longer true."""
+"""Finding requests without a final response, which ODP may have applied, and their changes that are outdated."""
 
-from django.db import connection
+from typing import NamedTuple
 
-# Deliveries without a final answer, long enough ago that ODP has applied them by now or never will.
-_DOUBTFUL = """
-SELECT id FROM audiences_delivery
-WHERE affirmed_at IS NULL AND outcome IN ('unknown', 'retry_later')
-    AND closed_at <= clock_timestamp() - make_interval(secs => %s)
-ORDER BY closed_at
-"""
+from audiences import sql
 
-_AFFIRM = """
-UPDATE audiences_delivery SET affirmed_at = clock_timestamp() WHERE id = (
-    SELECT id FROM audiences_delivery WHERE id = %s AND affirmed_at IS NULL FOR UPDATE SKIP LOCKED
-)
-"""
 
-# What those requests said of these customers is no longer the truth, or was not for a while: the ledger moved on.
-_OVERTAKEN = """
-SELECT DISTINCT ON (held.audience_id, held.identifier)
-    held.audience_id, held.identifier, held.is_member, held.occurred_ns, run.delivery_id
-FROM audiences_run AS run
-JOIN audiences_event AS event
-    ON event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
-JOIN audiences_membership AS held
-    ON held.audience_id = event.audience_id AND held.identifier = event.identifier
-WHERE run.delivery_id = %s AND held.sequence > run.last_sequence AND NOT held.refused
-ORDER BY held.audience_id, held.identifier, run.delivery_id DESC
-"""
+class Unreconciled(NamedTuple):
+    id: int
+
+
+class Overtaken(NamedTuple):
+    """The ledger's present state of a customer, and the Delivery that may still replace it in ODP."""
+
+    audience_id: int
+    identifier: str
+    is_member: bool
+    occurred_ns: int
+    delivery_id: int
+
+
+_SQL = sql.beside(__file__)
+_DOUBTFUL = _SQL.query("unreconciled_deliveries", Unreconciled._make)
+_MARK = _SQL.command("mark_reconciled")
+_OVERTAKEN = _SQL.query("overtaken_changes", Overtaken._make)
 
 
 def doubtful(*, seconds: float) -> list[int]:
-    """The Deliveries without a final answer that closed ``seconds`` ago and weren't affirmed, oldest first."""
-    with connection.cursor() as cursor:
-        cursor.execute(_DOUBTFUL, [seconds])
-        return [row[0] for row in cursor.fetchall()]
+    """Deliveries without a final response that closed at least ``seconds`` ago and aren't reconciled, oldest first."""
+    return [row.id for row in _DOUBTFUL.run(seconds=seconds).all()]
 
 
-def overtaken(delivery_id: int) -> list[tuple[int, str, bool, int, int]]:
-    """Mark a Delivery without a final answer as affirmed; nothing when another worker does so.
+def overtaken(delivery_id: int) -> list[Overtaken]:
+    """Mark a Delivery without a final response as reconciled. Nothing when another worker does so.
 
-    Returns the present truth (audience, identifier, is member, as of when, of which Delivery) about each customer of it
-    of whom ODP has been told something newer since. Called inside the transaction that has it sent again.
+    Returns the present state of each customer of the Delivery for whom ODP has accepted a newer change since. Called
+    inside the transaction that has that state sent again.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_AFFIRM, [delivery_id])
-        if not cursor.rowcount:
-            return []
-        cursor.execute(_OVERTAKEN, [delivery_id])
-        return list(cursor.fetchall())
+    if not _MARK.run(delivery=delivery_id).changed:
+        return []
+    return _OVERTAKEN.run(delivery=delivery_id).all()

@@ -4,6 +4,7 @@ For a database that was restored from a backup: what waited in the backup was de
 and sending it again would put older states over newer ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -25,7 +26,7 @@ class NotNowError(Exception):
 class Backlog:
     """What an install has waiting: events by ODP id, and how many replays, resyncs and releases are unfinished."""
 
-    events: list[tuple[str, int]]
+    events: Sequence[tuple[str, int]]
     resends: int
 
     @property

@@ -1,0 +1,17 @@
+-- name: read_events
+-- The events of the given spans, each with what the ledger holds of its customer: NULLs when it holds nothing.
+-- One statement, so that events and ledger are read in one round trip.
+-- The LIMITs never drop rows. They force index look-ups: PostgreSQL's row estimates are too low for tables that grow
+-- fast, and the planner would scan the whole log.
+SELECT event.audience_id, event.sequence, event.identifier, event.kind, event.occurred_ns, event.forced,
+    held.is_member AS held_is_member, held.occurred_ns AS held_ns, held.refused AS held_refused
+FROM unnest(%(audiences)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS span(audience_id, first, last)
+CROSS JOIN LATERAL (
+    SELECT * FROM audiences_event AS event
+    WHERE event.audience_id = span.audience_id AND event.sequence BETWEEN span.first AND span.last
+    ORDER BY event.sequence LIMIT span.last - span.first + 1
+) AS event
+LEFT JOIN LATERAL (
+    SELECT * FROM audiences_membership AS held
+    WHERE held.audience_id = event.audience_id AND held.identifier = event.identifier LIMIT 1
+) AS held ON true
