@@ -15,7 +15,7 @@ from django.urls import reverse
 
 from audiences.models import Event, Install, Receipt
 from audiences.receiving import rejected_calls
-from lytics_sync.lenient import with_encoded_query
+from lytics_sync.request_socket import with_encoded_query
 from tests.messages import body, message
 from tests.people import someone
 from tests.threads import eventually
@@ -87,6 +87,11 @@ UNPARSED: dict[str, tuple[bytes, str]] = {
     "bytes for a path": (request(b"POST /webhooks/lytics/\xff\xfe HTTP/1.1"), "first line"),
     "a long header": (request(b"POST {HOOK} HTTP/1.1", b"X-Long: " + b"a" * 9000), "one longer"),
     "many headers": (request(b"POST {HOOK} HTTP/1.1", *[b"X-%d: y" % n for n in range(200)]), "too many"),
+    "headers of 90 KB": (
+        request(b"POST {HOOK} HTTP/1.1", *[b"X-%d: %b" % (n, b"y" * 1000) for n in range(90)]),
+        "too many",
+    ),
+    "a header without an end": (b"POST {HOOK} HTTP/1.1\r\n" + b"X: y\r\n" * 15_000, "too many"),
     "a header without a colon": (request(b"POST {HOOK} HTTP/1.1", b"lysync_secret"), "header"),
     "a header without a name": (request(b"POST {HOOK} HTTP/1.1", b": x"), "header"),
     "a blank in a header's name": (request(b"POST {HOOK} HTTP/1.1", b"X Y: z"), "header name"),

@@ -68,7 +68,7 @@ def discard(request: Request) -> None:
     pipe in place of 503 and its Retry-After.
     """
     left = _DISCARDED * settings.WEBHOOK_BODY_LIMIT
-    if allow := getattr(request.META.get("wsgi.input"), "allow", None):  # by the web process's worker
+    if allow := getattr(request.META.get("gunicorn.socket"), "allow", None):  # lytics_sync/request_socket.py
         allow(_DISCARD_SECONDS)
     with suppress(Exception):  # whoever hung up waits for no answer
         stream = _stream(request)

@@ -1,0 +1,24 @@
+"""What a web process does before its first call, so that the first call is as quick as the next."""
+
+import structlog
+from django.db import connection
+from django.urls import resolve
+
+log = structlog.get_logger(__name__)
+
+# The longest wait for a database that doesn't respond.
+SECONDS = 6.0
+
+
+def rehearse_a_call() -> None:
+    """Load the URLs, open this thread's connection and prepare its statements, as far as the database responds."""
+    from audiences.receiving import backlog, ingest, tokens
+
+    try:
+        resolve("/webhooks/lytics/none")
+        tokens.authenticate(public_id="", authorization="")
+        backlog.is_too_high(0)
+        ingest.rehearse()
+    except Exception as error:  # noqa: BLE001 — the first call is slower then, and no worse
+        log.warning("not warmed up", reason=f"{type(error).__name__}: {error}")
+        connection.close()
