@@ -324,9 +324,9 @@ def test_a_start_that_postgres_took_too_long_to_allow_is_not_used_and_later_ones
 
     monkeypatch.setattr(pace, "_take", noted)
     pace.pass_gate(shop, PROFILES, FOR_EVER)
-    assert len(later) >= 2
+    assert len(later) >= 3
     assert later == sorted(later)
-    assert later[0] == 0
+    assert later[:2] == [0, 0], "one slow answer alone slows nobody down"
     assert later[-1] >= 2 * 0.03 - pace.ON_TIME_SECONDS
     used_after = now() - timedelta(seconds=later[-1] + pace.ON_TIME_SECONDS)
     assert Pace.objects.get().gate_at >= used_after + INTERVAL + timedelta(seconds=later[-1])
@@ -342,7 +342,7 @@ def test_a_start_that_somebody_else_has_taken_since_is_not_taken_anew(shop: Inst
 
 def test_what_brings_requests_closer_together_leaves_room_for_their_ways_to_odp() -> None:
     """Eleven starts, the first as late as one may be used and the last on time, span more than one second."""
-    assert pace.SPAN_SECONDS - pace.CATCH_UP_SECONDS - pace.ON_TIME_SECONDS >= 1.025
+    assert pace.SPAN_SECONDS - pace.CATCH_UP_SECONDS - pace.ON_TIME_SECONDS >= 1.035
 
 
 # --- The line ------------------------------------------------------------------------------------------------
