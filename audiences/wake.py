@@ -18,7 +18,6 @@ log = structlog.get_logger(__name__)
 
 DRAIN = "workers.tasks.drain"
 MAKE = "workers.tasks.make"
-CONFIRM = "workers.tasks.confirm"
 TRY_OUT = "workers.tasks.try_out"
 RESEND = "workers.tasks.resend"
 # One hint per task and install waits in the queue at a time: for this many milliseconds, or until a worker has heard
@@ -68,7 +67,6 @@ class _Waker:
 
 _waker = _Waker()
 _maker = _Waker(MAKE)
-_asker = _Waker(CONFIRM)
 _tryer = _Waker(TRY_OUT)
 _resend_waker = _Waker(RESEND)
 
@@ -97,11 +95,6 @@ def wake(install_id: int) -> None:
 def wake_making(install_id: int) -> None:
     """Tell the workers that an audience of this install is to be made in ODP, beside the deliveries."""
     _maker.want(install_id)
-
-
-def ask_odp(install_id: int) -> None:
-    """Have ODP asked whether it shows a customer of this install; whoever looks at the page asks again."""
-    _asker.want(install_id)
 
 
 def try_out(install_id: int) -> None:

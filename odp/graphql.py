@@ -74,19 +74,10 @@ class MembershipAnswer:
 
 def audiences_of(client: Client, *, identifier: str, odp_ids: Sequence[str], seconds: float) -> MembershipAnswer:
     """Which of ``odp_ids``, all of which must exist in ODP, this customer is in. All requests share ``seconds``."""
-    return audiences_of_each(client, identifiers=[identifier], odp_ids=odp_ids, seconds=seconds)[identifier]
-
-
-def audiences_of_each(
-    client: Client, *, identifiers: Sequence[str], odp_ids: Sequence[str], seconds: float
-) -> dict[str, MembershipAnswer]:
-    """``audiences_of`` for several customers at once, by identifier."""
-    customers = [(name, identifier) for identifier in identifiers for name in (FS, WEB)]
+    customers = [(name, identifier) for name in (FS, WEB)]
     found = ask(client, customers=customers, odp_ids=odp_ids, seconds=seconds)
-    answers = {identifier: MembershipAnswer(found.answer) for identifier in identifiers}
-    for (name, identifier), qualified in zip(customers, found.qualified, strict=False):
-        answers[identifier].by_name[name] = qualified
-    return answers
+    by_name = {name: qualified for (name, _), qualified in zip(customers, found.qualified, strict=False)}
+    return MembershipAnswer(found.answer, by_name)
 
 
 def ask(client: Client, *, customers: Sequence[Customer], odp_ids: Sequence[str], seconds: float) -> CustomersAnswer:

@@ -39,7 +39,6 @@ WRITERS = {
     "Minute": {"audiences/insight/rollup.py"},
     "Pace": {"workers/pace.py"},
     "Worker": {"audiences/insight/heartbeats.py"},
-    "Confirmation": {"audiences/insight/confirm.py"},
     "Trial": {"audiences/insight/trials.py"},
 }
 WRITING = {
@@ -123,7 +122,7 @@ def test_celery_is_imported_only_where_messages_are_sent_and_received() -> None:
 
 def test_the_domain_names_tasks_that_the_workers_have() -> None:
     app.loader.import_default_modules()
-    assert {wake.DRAIN, wake.CONFIRM, wake.TRY_OUT} <= set(app.tasks)
+    assert {wake.DRAIN, wake.MAKE, wake.TRY_OUT} <= set(app.tasks)
     assert wake.DRAIN in app.tasks
     assert wake.RESEND in app.tasks
 

@@ -12,19 +12,16 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 from pytest_django.live_server_helper import LiveServer
 
-from audiences.admin import connecting
 from audiences.admin.odp_live import check_key
 from audiences.delivery import backoff, holds, provision
-from audiences.insight import checklist, confirm, heartbeats, state, trials
+from audiences.insight import checklist, heartbeats, state, trials
 from audiences.insight.checklist import Line
 from audiences.models import (
     Audience,
-    Confirmation,
     Delivery,
     Event,
     Install,
     Lane,
-    Membership,
     Parked,
     Receipt,
     Run,
@@ -43,7 +40,6 @@ from tests.delivering import (
     brake_runs_out,
     drain_all,
     enter,
-    happen,
     hold_runs_out,
     make_audience,
     make_install,
@@ -64,12 +60,13 @@ def shop(odp: ThreadedSandbox) -> Install:
     return made
 
 
-@pytest.fixture
-def hints(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The installs about which a worker was asked to ask ODP."""
-    asked: list[int] = []
-    monkeypatch.setattr(connecting, "ask_odp", asked.append)
-    return asked
+def end_trial(shop: Install, how: str = trials.DONE, words: str = "") -> None:
+    """A test customer that has come to its end."""
+    assert trials.start(shop, by="kim") is not None
+    begun = trials.begin(shop.pk)
+    assert begun is not None
+    trials.note(begun, trials.OUT, trials.SHOWN, how, words, ms=1)
+    trials.close(begun)
 
 
 def page(client: Client, install: Install) -> str:
@@ -139,9 +136,8 @@ def test_the_region_of_a_key_is_found(
 ) -> None:
     install = make_install(odp_host="", odp_api_key=key, region=region)
     assert words in said(install)
-    assert Confirmation.objects.get(install=install).key_problem == (
-        "" if words.startswith("ODP accepts") else said(install)
-    )
+    problem = "" if words.startswith("ODP accepts") else said(install)
+    assert Install.objects.get(pk=install.pk).key_problem == problem
 
 
 def test_the_probe_of_other_regions_asks_none_where_a_host_was_entered(two_regions: dict[str, ThreadedSandbox]) -> None:
@@ -196,16 +192,15 @@ def test_saving_asks_odp_and_leads_to_the_instructions_in_the_words_of_the_artic
         assert words in answered, words
 
 
-def test_the_page_of_an_install_asks_odp_nothing_itself(odp: ThreadedSandbox, shop: Install, hints: list[int]) -> None:
+def test_the_page_of_an_install_asks_odp_nothing_itself(odp: ThreadedSandbox, shop: Install) -> None:
     enter(make_audience(shop, provisioned=False), "kim")
     drain_all(shop)
     before = len(odp.requests())
     page(someone("viewer"), shop)
     assert len(odp.requests()) == before
-    assert hints == [shop.pk]
 
 
-def test_the_fragment_is_for_whoever_may_see_the_install(shop: Install, hints: list[int]) -> None:
+def test_the_fragment_is_for_whoever_may_see_the_install(shop: Install) -> None:
     assert "Check list" in fragment(someone("viewer"), shop, hx_request="true").content.decode()
     User.objects.create_user("nobody", password="long enough for anyone", is_staff=True)
     stranger = Client()
@@ -218,14 +213,14 @@ def test_the_fragment_opened_as_a_page_leads_to_the_page(shop: Install) -> None:
     assert fragment(someone("viewer"), shop)["Location"] == reverse("admin:audiences_install_change", args=[shop.pk])
 
 
-def test_the_page_looks_again_until_all_is_done(odp: ThreadedSandbox, shop: Install, hints: list[int]) -> None:
+def test_the_page_looks_again_until_all_is_done(odp: ThreadedSandbox, shop: Install) -> None:
     viewer = someone("viewer")
     assert "every 3s" in page(viewer, shop)
     check_key(shop)
     ingest.receive(shop, body(message()))
     drain_all(shop)
     assert "every 3s" in page(viewer, shop)
-    confirm.ask(shop.pk)
+    end_trial(shop)
     told = page(viewer, shop)
     assert "every 3s" not in told
     assert "5 of 5 done" in told
@@ -266,10 +261,20 @@ def test_each_line_is_done_when_it_has_come_to_pass(odp: ThreadedSandbox, shop: 
     assert done() == ["key", "call", "identifier"]
     drain_all(shop)
     assert done() == ["key", "call", "identifier", "audience"]
-    confirm.ask(shop.pk)
+    end_trial(shop)
     assert done() == ["key", "call", "identifier", "audience", "shown"]
     assert all(one.at for one in checklist.lines(shop))
     assert line(shop, "shown").is_done
+
+
+def test_the_last_line_shows_the_last_test_customer_that_ended(shop: Install) -> None:
+    end_trial(shop, trials.FAILED, "ODP accepted the exit and still shows the customer.")
+    assert word(shop, "shown") == "failing"
+    assert "still shows the customer" in words_of(shop, "shown")
+    end_trial(shop)
+    assert trials.start(shop, by="kim") is not None
+    shown = line(shop, "shown")
+    assert (shown.is_done, shown.at) == (True, Trial.objects.get(hops__0__how=trials.DONE).closed_at)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +340,7 @@ def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, sh
     lane = Lane.objects.get(pk=audience.pk)
     enter(audience, "kim")
     Lane.objects.update(blocked_at=now(), block_reason="The customer field has type string.")
-    for name in ("audience", "shown"):
+    for name in ("audience",):
         assert "has type string" in words_of(shop, name)
         assert "Unblock" in words_of(shop, name)
     holds.unblock(lane)
@@ -343,7 +348,7 @@ def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, sh
     assert "paused by kim: not yet" in words_of(shop, "audience")
     holds.resume(lane)
     backoff.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
-    for name in ("key", "audience", "shown"):
+    for name in ("key", "audience"):
         assert "403: Forbidden" in words_of(shop, name)
         assert word(shop, name) == "failing"
 
@@ -355,172 +360,11 @@ def test_an_audience_that_no_worker_can_create_says_so(shop: Install) -> None:
     assert "No worker" not in words_of(shop, "audience")
 
 
-def test_exits_alone_confirm_nobody_and_that_is_told(odp: ThreadedSandbox, shop: Install) -> None:
-    happen(make_audience(shop, provisioned=False), ("kim", "exit", 1))
-    drain_all(shop)
-    assert confirm.delivered(shop) is None
-    assert "Only exits have been delivered" in words_of(shop, "shown")
-
-
-# --- ODP is asked by a worker --------------------------------------------------------------------------------
-
-
 def delivered(odp: ThreadedSandbox, shop: Install, *people: str) -> Audience:
     audience = make_audience(shop, provisioned=False)
     enter(audience, *(people or ("kim",)))
     drain_all(shop)
     return audience
-
-
-def questions(odp: ThreadedSandbox) -> int:
-    return sum(request["path"] == "/v3/graphql" for request in odp.requests())
-
-
-def test_odp_is_asked_only_once_somebody_has_been_delivered_and_never_again_when_confirmed(
-    odp: ThreadedSandbox, shop: Install
-) -> None:
-    assert not confirm.is_due(shop)
-    confirm.ask(shop.pk)
-    assert questions(odp) == 0
-    delivered(odp, shop)
-    assert confirm.is_due(shop)
-    tasks.confirm(shop.pk)
-    assert questions(odp) == 1
-    assert not confirm.is_due(shop)
-    Confirmation.objects.update(asked_at=now() - timedelta(hours=1))
-    assert not confirm.is_due(shop)
-    confirm.ask(shop.pk)
-    assert questions(odp) == 1
-
-
-def test_odp_is_asked_once_in_a_few_seconds_however_many_look(odp: ThreadedSandbox, shop: Install) -> None:
-    delivered(odp, shop)
-    odp.control("/sandbox/reset", {"keep_schema": True})
-    for _ in range(5):
-        confirm.ask(shop.pk)
-    assert questions(odp) == 1
-    assert not confirm.is_due(shop)
-    Confirmation.objects.update(asked_at=now() - confirm.EVERY)
-    assert confirm.is_due(shop)
-
-
-def test_whom_odp_does_not_show_is_waited_for_and_then_the_silent_causes_are_named(
-    odp: ThreadedSandbox, shop: Install
-) -> None:
-    audience = delivered(odp, shop)
-    odp.control("/sandbox/reset", {"keep_schema": True})
-    confirm.ask(shop.pk)
-    assert word(shop, "shown") == "waiting"
-    Confirmation.objects.update(delivered_at=now() - timedelta(minutes=3))
-    assert word(shop, "shown") == "failing"
-    assert "Opted In" in words_of(shop, "shown")
-    assert audience.odp_id in words_of(shop, "shown")
-
-
-def test_one_of_several_is_enough(odp: ThreadedSandbox, shop: Install) -> None:
-    audience = delivered(odp, shop, "kim", "lee", "mo")
-    happen(audience, ("kim", "exit", 2))
-    drain_all(shop)
-    found = confirm.delivered(shop)
-    assert found is not None
-    assert sorted(found[1]) == ["lee", "mo"]
-    confirm.ask(shop.pk)
-    assert line(shop, "shown").is_done
-
-
-def test_it_is_confirmed_as_soon_as_odp_shows_any_of_them(odp: ThreadedSandbox, shop: Install) -> None:
-    audience = delivered(odp, shop, "kim", "lee")
-    hidden = {"attributes": {"fs_user_id": "kim", "web_user_id": "kim", audience.odp_id: False}}
-    odp.odp("POST", "/v3/profiles", [hidden])
-    confirm.ask(shop.pk)
-    assert line(shop, "shown").is_done
-
-
-def test_odp_is_asked_about_nobody_whom_it_has_refused(odp: ThreadedSandbox, shop: Install) -> None:
-    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["kim"], "named": True}})
-    delivered(odp, shop, "kim", "lee")
-    found = confirm.delivered(shop)
-    assert found is not None
-    assert found[1] == ["lee"]
-
-
-def ran(audience: Audience, who: str, *, ago: timedelta, outcome: Outcome = Outcome.DELIVERED, sent: int = 1) -> None:
-    """A run with one event, ended so long ago; what the ledger says of its customer comes from elsewhere."""
-    number = Event.objects.filter(audience=audience).count() + 1
-    Event.objects.create(
-        audience=audience, sequence=number, identifier=who, kind=Event.Kind.ENTER, occurred_ns=number, received_at=now()
-    )
-    Run.objects.create(
-        audience=audience,
-        first_sequence=number,
-        last_sequence=number,
-        sent=sent,
-        folded=1 - sent,
-        opened_at=now() - ago,
-        closed_at=now() - ago,
-        outcome=outcome,
-    )
-
-
-def are_members(audience: Audience, *people: str) -> None:
-    for who in people:
-        Membership.objects.create(audience=audience, identifier=who, is_member=True, occurred_ns=1, sequence=1)
-    Lane.objects.filter(audience=audience).update(member_count=len(people))
-
-
-LONG_AGO, NOW = confirm.SETTLED * 2, timedelta()
-
-
-@pytest.mark.parametrize(
-    ("members", "asked_about"),
-    [
-        (["first", "settled", "newest"], ["first"]),
-        (["settled", "newest"], ["settled"]),
-        (["newest"], ["newest"]),
-        (["middle", "refused", "folded"], None),
-    ],
-)
-def test_odp_is_asked_about_somebody_of_the_first_run_then_of_a_settled_one_then_of_the_newest(
-    shop: Install, members: list[str], asked_about: list[str] | None
-) -> None:
-    gold = make_audience(shop)
-    for who in ("first", "middle", "settled"):
-        ran(gold, who, ago=LONG_AGO)
-    ran(gold, "refused", ago=LONG_AGO, outcome=Outcome.REFUSED)
-    ran(gold, "folded", ago=LONG_AGO, sent=0)
-    ran(gold, "newest", ago=NOW)
-    are_members(gold, *members)
-    found = confirm.delivered(shop)
-    assert (found and found[1]) == asked_about
-
-
-def test_odp_is_asked_about_nobody_of_an_audience_that_it_does_not_have(shop: Install) -> None:
-    gold = make_audience(shop, provisioned=False)
-    ran(gold, "kim", ago=LONG_AGO)
-    are_members(gold, "kim")
-    assert (confirm.delivered(shop), confirm.has_members(shop)) == (None, False)
-
-
-def test_what_odp_could_not_tell_is_told(odp: ThreadedSandbox, shop: Install) -> None:
-    delivered(odp, shop)
-    Install.objects.update(odp_api_key="public.dead")
-    confirm.ask(shop.pk)
-    assert word(shop, "shown") == "failing"
-    assert "403: Forbidden" in words_of(shop, "shown")
-
-
-def test_another_key_makes_what_odp_said_to_the_old_one_worthless(odp: ThreadedSandbox, shop: Install) -> None:
-    delivered(odp, shop)
-    confirm.ask(shop.pk)
-    assert line(shop, "shown").is_done
-    operator = someone("operator")
-    address = reverse("admin:audiences_install_change", args=[shop.pk])
-    form = operator.get(address).context["adminform"].form
-    values = {name: value for name, value in form.initial.items() if value is not None and value is not False}
-    rotated = f"{shop.odp_api_key.partition('.')[0]}.other"
-    operator.post(address, {**values, "odp_api_key": rotated, "enabled": "on"})
-    assert not line(shop, "shown").is_done
-    assert word(shop, "key") == "failing"
 
 
 # --- the test customer ---------------------------------------------------------------------------------------
@@ -634,8 +478,7 @@ def test_it_is_not_taken_for_a_call_or_a_customer_of_lytics(shop: Install, setti
     settings.PUBLIC_URL = NOWHERE
     send(shop)
     words = {one.name: one.state.word for one in checklist.lines(shop)}
-    assert {words[name] for name in ("call", "identifier", "audience", "shown")} == {"waiting"}
-    assert confirm.delivered(shop) is None
+    assert {words[name] for name in ("call", "identifier", "audience")} == {"waiting"}
     viewer = someone("viewer")
     assert ">first call</a>" not in page(viewer, shop)
     assert "Shop has had no call yet" in viewer.get(reverse("admin:index")).content.decode()
@@ -776,6 +619,16 @@ def test_when_odp_does_not_show_it_the_silent_causes_are_named_and_it_is_still_s
     ends_outside(odp, shop)
 
 
+@pytest.mark.parametrize("then", [{"status": 503}, {"status": 403}, {"close": "before"}])
+def test_a_query_that_fails_for_the_test_customer_holds_no_install(
+    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send, then: dict[str, Any]
+) -> None:
+    odp.fault({"path": "/v3/graphql"}, then)
+    assert "ODP could not be asked" in broke_off(send(shop), "shown")
+    assert Install.objects.get(pk=shop.pk).brake_failures == 0
+    ends_outside(odp, shop)
+
+
 def test_an_address_that_leads_to_another_installation_is_found_out(
     odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -802,7 +655,6 @@ def test_a_silent_one_is_closed_by_the_sweep_and_its_customer_ends_outside(odp: 
     trials.send_straight_in(begun, trials.IN)
     drain_all(shop)
     assert odp.members("lytics_sync_test") == [sent.identifier]
-    assert confirm.delivered(shop) is None, "it is no customer of Lytics"
     tasks.sweep()
     assert trials.running(shop) is not None
     Trial.objects.update(moved_at=now() - trials.SILENT_AFTER)
@@ -832,20 +684,6 @@ def test_a_test_customer_that_can_not_be_sent_out_keeps_no_other_from_being_clos
     trials.give_up_silent()
     assert sorted(sent) == sorted([shop.pk, other.pk])
     assert not Trial.objects.filter(closed_at=None).exists()
-
-
-@pytest.mark.parametrize("then", [{"status": 503}, {"status": 403}, {"close": "before"}])
-def test_a_question_that_fails_holds_up_no_delivery(odp: ThreadedSandbox, shop: Install, then: dict[str, Any]) -> None:
-    gold = make_audience(shop, provisioned=False)
-    enter(gold, "kim")
-    drain_all(shop)
-    odp.fault({"path": "/v3/graphql"}, then)
-    confirm.ask(shop.pk)
-    assert Confirmation.objects.get().problem
-    assert Install.objects.get(pk=shop.pk).brake_failures == 0
-    enter(gold, "lee")
-    drain_all(shop)
-    assert_all_is_well(gold)
 
 
 def test_one_that_no_worker_takes_says_so_and_is_closed(shop: Install) -> None:

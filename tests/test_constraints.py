@@ -13,7 +13,6 @@ from django.utils.timezone import now
 from audiences.models import (
     Again,
     Audience,
-    Confirmation,
     Delivery,
     Event,
     Install,
@@ -190,10 +189,6 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     ],
     "one_open_refusal_per_membership": [two_open_refusals],
     "one_trial_at_a_time": [lambda: twice(Trial.objects.create, install=Install.objects.get(), identifier="kim")],
-    "only_who_was_asked_about_is_confirmed": [
-        lambda: Confirmation.objects.create(install=Install.objects.get(), confirmed_at=now(), asked_at=now()),
-        lambda: Confirmation.objects.create(install=Install.objects.get(), confirmed_at=now(), delivered_at=now()),
-    ],
     "one_unfinished_resend_per_audience_and_kind": [
         lambda: twice(a_resend),
         lambda: twice(a_resend, kind="replay", received_from=now(), received_to=now() + timedelta(hours=1)),

@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from django.apps import apps
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group
 from django.db import IntegrityError, connection, transaction
+from django.db.migrations.executor import MigrationExecutor
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import drafts
-from audiences.insight import confirm, state, trials
+from audiences.insight import state, trials
 from audiences.models import Audience, Event, Install, Token
 from audiences.operations import db_role, installs
 from audiences.receiving import ingest
@@ -248,14 +248,33 @@ def test_the_role_admin_may_delete_installs_and_no_other_role() -> None:
 
 
 def test_an_install_accepted_before_this_version_is_not_a_draft() -> None:
-    """The migration fills the column from existing rows."""
+    """The migration fills the column from what was known."""
     checked, made, neither = (make_install(name=name) for name in ("checked", "made", "neither"))
-    confirm.note_key(checked, problem="")
-    confirm.note_key(neither, problem="ODP rejects the API key")
+    then = MigrationExecutor(connection).loader.project_state(("audiences", "0023_drafts")).apps
+    for install, problem in ((checked, ""), (neither, "ODP rejects the API key")):
+        then.get_model("audiences", "Confirmation").objects.create(
+            install_id=install.pk, key_asked_at=now(), key_problem=problem
+        )
     make_audience(made)
     Install.objects.update(key_accepted_at=None)
-    import_module("audiences.migrations.0023_drafts").fill(apps, None)
+    import_module("audiences.migrations.0023_drafts").fill(then, None)
     assert {*Install.objects.filter(key_accepted_at__lte=now()).values_list("name", flat=True)} == {"checked", "made"}
+
+
+def test_the_migration_keeps_the_key_check_and_an_old_row_does_not_hold_its_install() -> None:
+    install = make_install()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO audiences_confirmation (install_id, key_asked_at, key_problem, problem)"
+            " VALUES (%s, now(), 'ODP rejects the API key', '')",
+            [install.pk],
+        )
+        cursor.execute(import_module("audiences.migrations.0027_drop_confirmation").COPY)
+    install.refresh_from_db()
+    assert (drafts.missing(install), install.key_asked_at is not None) == ("ODP rejects the API key", True)
+    assert drafts.delete(install.pk)
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
 def test_the_front_page_has_one_item_for_all_drafts(viewer: Client) -> None:

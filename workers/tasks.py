@@ -6,7 +6,6 @@ from django.core.management import call_command
 
 from audiences import wake
 from audiences.delivery import claims
-from audiences.insight import confirm as confirming
 from audiences.insight import rollup, search_index, trials
 from audiences.operations import reconcile as reconciling
 from audiences.operations import resends
@@ -62,12 +61,6 @@ def reconcile() -> None:
 def heartbeat(worker: str) -> None:
     """A message from the worker's own queue: it proves that work reaches this worker."""
     heartbeat_monitor.heard(worker)
-
-
-@shared_task(name="workers.tasks.confirm", ignore_result=True)
-def confirm(install_id: int) -> None:
-    """Ask ODP whether it shows a customer who was delivered."""
-    confirming.ask(install_id)
 
 
 @shared_task(name="workers.tasks.try_out", ignore_result=True)

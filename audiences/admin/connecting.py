@@ -12,10 +12,9 @@ from django.utils.timezone import now
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, ago, link, url_of
 from audiences.admin.verbs import Verb
-from audiences.insight import checklist, confirm, state, trials
+from audiences.insight import checklist, state, trials
 from audiences.insight.state import State
 from audiences.models import Install, Receipt, Trial
-from audiences.wake import ask_odp
 from odp.mechanisms import MECHANISMS
 
 TITLES = {
@@ -66,12 +65,7 @@ class Hop:
 
 
 def look(admin: OperatorAdmin[Install], request: HttpRequest, install: Install) -> dict[str, Any]:
-    """What somebody who looks is shown, and a worker asks ODP if there is something to ask.
-
-    Polling goes on while there is something to come.
-    """
-    if confirm.is_due(install):
-        ask_odp(install.pk)
+    """The check list and the test customer. An open page asks again until all lines are done."""
     lines = checklist.lines(install)
     trial = trials.latest(install)
     is_running = trial is not None and trial.closed_at is None

@@ -34,7 +34,7 @@ from audiences.admin.tokens import TokenAdmin
 from audiences.annotations import optional
 from audiences.delivery import drafts
 from audiences.encryption import UNREADABLE, Unreadable
-from audiences.insight import confirm, state
+from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.operations import guards, installs
 from audiences.receiving import backlog, tokens
@@ -245,9 +245,9 @@ class InstallAdmin(OperatorAdmin[Install]):
                 changed.append("identifier_since_at")
             obj.save(update_fields=changed)
         if not change or CONNECTION.intersection(form.changed_data):
-            confirm.forget(obj)
+            drafts.forget(obj.pk)
             found = check_key(obj)
-            obj.refresh_from_db(fields=["key_accepted_at"])
+            obj.refresh_from_db(fields=["key_accepted_at", "key_asked_at", "key_problem"])
             request.key_found = found  # type: ignore[attr-defined]
             if found.works:
                 deliver_now(obj)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from audiences.delivery import drafts
 from audiences.encryption import UNREADABLE, Unreadable
-from audiences.insight import confirm
 from audiences.models import Install
 from odp.client import Client
 from odp.outcomes import Answer, Outcome
@@ -22,7 +22,7 @@ class KeyCheck:
 def check_key(install: Install) -> KeyCheck:
     """Whether ODP takes the install's key: works, refused, unreachable or wrong region, in words that are kept."""
     found = _check(install)
-    confirm.note_key(install, problem="" if found.works else found.words)
+    drafts.note_key(install.pk, problem="" if found.works else found.words)
     return found
 
 

@@ -1,13 +1,13 @@
 """Drafts: installs whose API key ODP has never accepted. And deleting an install that was a mistake.
 
 A draft takes calls and stores them like any other install; its events are sent once ODP accepts the key. The only
-writer of ``Install.key_accepted_at``, and the only place that deletes an install.
+writer of ``Install.key_accepted_at``, ``key_asked_at`` and ``key_problem``, and the only place that deletes an install.
 """
 
 from django.db import ProgrammingError, transaction
 from django.db.models.functions import Now
 
-from audiences.models import Audience, Confirmation, Delivery, Install, Parked, Receipt, Trial
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Trial
 
 # PostgreSQL's code for a right that the role of the process doesn't have.
 _NO_RIGHT = "42501"
@@ -22,8 +22,16 @@ def accepted(install_id: int) -> None:
     Install.objects.filter(pk=install_id, key_accepted_at=None).update(key_accepted_at=Now())
 
 
+def note_key(install_id: int, *, problem: str) -> None:
+    """Record ODP's response to the API key; ``problem`` is empty when ODP accepted it."""
+    Install.objects.filter(pk=install_id).update(key_asked_at=Now(), key_problem=problem)
+    if not problem:
+        accepted(install_id)
+
+
 def forget(install_id: int) -> None:
     """The account may be another one now. An install with audiences in ODP keeps its account, so it is no draft."""
+    Install.objects.filter(pk=install_id).update(key_asked_at=None, key_problem="")
     made = Audience.objects.filter(install=install_id, provisioned_at__isnull=False)
     if not made.exists():
         Install.objects.filter(pk=install_id).update(key_accepted_at=None)
@@ -31,10 +39,7 @@ def forget(install_id: int) -> None:
 
 def missing(install: Install) -> str:
     """Why ODP has not accepted the key, in ODP's words where it was asked."""
-    said = Confirmation.objects.filter(install=install).first()
-    if said is not None and said.key_problem:
-        return said.key_problem
-    return "ODP has not been asked whether it accepts the API key."
+    return install.key_problem or "ODP has not been asked whether it accepts the API key."
 
 
 def undeletable(install: Install) -> str:

@@ -1,19 +1,19 @@
 """Whether a pair of accounts is connected: five lines or six, each done, waiting, or failing with what to do.
 
-Read from facts that are there anyway, over a few rows. Test customers count for nothing here: what a line says is
-about Lytics and its customers.
+Read from facts that are there anyway, over a few rows. The last line is about the test customer; the others are about
+Lytics and its customers, and test customers count for nothing there.
 """
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.conf import settings
 from django.db.models import F, Max, Model, OuterRef, QuerySet
 
-from audiences.insight import confirm, evidence, heartbeats, state, trials
+from audiences.insight import evidence, heartbeats, state, trials
 from audiences.insight.state import State
-from audiences.models import Audience, Confirmation, Event, Install, Lane, Parked, Receipt
+from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Trial
 from audiences.receiving import tokens
 from lytics import reasons
 
@@ -21,13 +21,6 @@ from lytics import reasons
 IDENTIFIERS = 300
 # 32 hexadecimal characters without dashes, as ODP makes them; or as mobile SDKs write them, with a prefix.
 VUID = re.compile(r"[0-9a-f]{32}|vuid_[0-9a-z]{27}", re.IGNORECASE)
-# ODP documents that it shows nearly everything within 90 s; then it is time to look for a reason.
-SHOWN_AFTER = timedelta(seconds=100)
-
-CONSENT = (
-    "In ODP, under Settings > App Consent Settings, set the Api app's Default Consent to Opted In. If it is, check"
-    " whether {odp_id} was in ODP before: an existing audience is left unchanged and may use another condition."
-)
 
 
 @dataclass(frozen=True)
@@ -48,15 +41,14 @@ class Line:
 
 def lines(install: Install) -> list[Line]:
     """The steps in the order in which they happen."""
-    said = Confirmation.objects.select_related("audience").filter(install=install).first()
     audiences = Audience.objects.filter(install=install).exclude(segment_id=trials.SEGMENT_ID)
     return [
-        _key(install, said, audiences),
+        _key(install, audiences),
         _call(install),
         _identifier(install),
         *_vuids(audiences),
         _made(install, audiences),
-        _shown(install, said, audiences),
+        _shown(install),
     ]
 
 
@@ -75,14 +67,14 @@ def _failing(name: str, title: str, why: str, todo: str = "", about: Model | Non
 # --- ODP accepts the API key ---------------------------------------------------------------------------------------
 
 
-def _key(install: Install, said: Confirmation | None, audiences: QuerySet[Audience]) -> Line:
+def _key(install: Install, audiences: QuerySet[Audience]) -> Line:
     name, title = "key", "ODP accepts the API key"
     if install.brake_until_at is not None and state.needs_key(install):
         return _failing(name, title, install.brake_reason, state.remedy(install))
     made_at = audiences.aggregate(at=Max("provisioned_at"))["at"]
-    asked_at = said.key_asked_at if said else None
-    if said and asked_at and said.key_problem and (made_at is None or made_at < asked_at):
-        return _failing(name, title, said.key_problem)
+    asked_at = install.key_asked_at
+    if asked_at and install.key_problem and (made_at is None or made_at < asked_at):
+        return _failing(name, title, install.key_problem)
     if asked_at or made_at:
         return _done(name, title, asked_at or made_at)
     return _waiting(name, title, "ODP has not been asked.", "Press Check the key.")
@@ -254,32 +246,18 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
     return None
 
 
-# --- ODP shows a customer ------------------------------------------------------------------------------------
+# --- ODP shows the test customer ----------------------------------------------------------------------------------
 
 
-def _shown(install: Install, said: Confirmation | None, audiences: QuerySet[Audience]) -> Line:
-    name, title = "shown", "First customer confirmed in ODP (GraphQL)"
-    if said and said.confirmed_at and said.audience:
-        return _done(name, title, said.confirmed_at, "by fs_user_id and web_user_id, in", said.audience)
-    if not confirm.has_members(install):
-        held = _held(name, title, install, audiences) if audiences.exists() else None
-        return held or _waiting(name, title, "No member has been delivered yet.", _only_exits(audiences))
-    if said is None or said.asked_at is None or (said.delivered_at is None and not said.problem):
-        return _waiting(name, title, "A worker asks ODP about a delivered customer while this page is open.")
-    if said.problem:
-        return _failing(
-            name, title, f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and could not tell: {said.problem}"
-        )
-    assert said.delivered_at is not None
-    waited = said.asked_at - said.delivered_at
-    since = f"{waited.total_seconds():.0f} s"
-    why = f"ODP was asked at {said.asked_at:%H:%M:%S} UTC and shows none of the customers delivered {since} earlier."
-    if waited < SHOWN_AFTER:
-        return _waiting(name, title, why, "ODP shows most within ten seconds and nearly all within 90.", said.audience)
-    odp_id = said.audience.odp_id if said.audience else "the audience"
-    return _failing(name, title, why, CONSENT.format(odp_id=odp_id), said.audience)
-
-
-def _only_exits(audiences: QuerySet[Audience]) -> str:
-    lanes = Lane.objects.filter(audience__in=audiences, delivered_sequence__gt=0)
-    return "Only exits have been delivered so far. Select Existing Users in the Lytics job." if lanes.exists() else ""
+def _shown(install: Install) -> Line:
+    """The last test customer that has come to its end."""
+    name, title = "shown", "Test customer shown in ODP (GraphQL)"
+    trial = Trial.objects.filter(install=install, closed_at__isnull=False).first()
+    if trial is None:
+        return _waiting(name, title, "No test customer has been sent yet.", "Press Send a test customer.")
+    result = state.of_trial(trial)
+    if result.word == "done":
+        return _done(name, title, trial.closed_at)
+    failed = next((hop["words"] for hop in trial.hops if hop["how"] == trials.FAILED), result.why)
+    why = f"The test customer of {trial.started_at:%Y-%m-%d %H:%M} UTC failed. {failed}"
+    return _failing(name, title, why, "Fix the cause, then press Send a test customer.")

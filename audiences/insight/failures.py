@@ -25,7 +25,6 @@ TASKS = tuple(
         "sweep",
         "reconcile",
         "heartbeat",
-        "confirm",
         "try_out",
         "summarise",
         "roll_up",

@@ -7,7 +7,7 @@ from these facts (``insight/state.py``).
 
 from audiences.models.audiences import Audience, Lane, Membership, Profile
 from audiences.models.deliveries import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Delivery, Run, Skip, rare
-from audiences.models.evidence import Confirmation, Minute, Trial, Worker
+from audiences.models.evidence import Minute, Trial, Worker
 from audiences.models.installs import Install, Pace, Token, new_public_id
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
@@ -21,7 +21,6 @@ __all__ = [
     "SLOW_MS",
     "Again",
     "Audience",
-    "Confirmation",
     "Delivery",
     "Event",
     "FutureTime",

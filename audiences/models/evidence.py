@@ -1,10 +1,9 @@
-"""Measurements: minutes, workers, memberships that ODP confirmed, and test customers."""
+"""Measurements: minutes, workers and test customers."""
 
 from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from audiences.models.audiences import Audience
 from audiences.models.installs import Install
 
 
@@ -44,36 +43,6 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-class Confirmation(models.Model):
-    """What ODP itself said of an install when it was asked: that it takes the key, and that it shows a member.
-
-    Written by ``insight/confirm.py``. ``delivered_at`` is when those whom ODP was asked about had been delivered.
-    """
-
-    install = models.OneToOneField(Install, on_delete=models.CASCADE, primary_key=True)
-    key_asked_at = models.DateTimeField(null=True)
-    # Empty when ODP takes the key.
-    key_problem = models.TextField(blank=True)
-    asked_at = models.DateTimeField(null=True)
-    delivered_at = models.DateTimeField(null=True)
-    # Why ODP didn't answer the query; empty if it did.
-    problem = models.TextField(blank=True)
-    confirmed_at = models.DateTimeField(null=True)
-    audience = models.ForeignKey(Audience, null=True, on_delete=models.SET_NULL, related_name="+")
-
-    class Meta:
-        default_permissions = ()
-        constraints = [
-            models.CheckConstraint(
-                name="only_who_was_asked_about_is_confirmed",
-                condition=Q(confirmed_at=None) | Q(asked_at__isnull=False, delivered_at__isnull=False),
-            )
-        ]
-
-    def __str__(self) -> str:
-        return f"confirmation of {self.install}"
 
 
 class Trial(models.Model):

@@ -68,6 +68,9 @@ class Install(models.Model):
     created_at = models.DateTimeField(default=now, editable=False)
     # When ODP first accepted its API key; None is a draft. Written by ``audiences/delivery/drafts.py``.
     key_accepted_at = models.DateTimeField(null=True, editable=False)
+    # The last check of the key, and why ODP didn't accept it then; empty when it did.
+    key_asked_at = models.DateTimeField(null=True, editable=False)
+    key_problem = models.TextField(blank=True, default="", db_default="", editable=False)
     # When the identifier field was last changed: older calls were read by another field.
     identifier_since_at = models.DateTimeField(null=True, editable=False)
 

@@ -15,7 +15,6 @@ DELETABLE_TABLES = {
     "audiences_pace",
     "audiences_profile",
     "audiences_minute",
-    "audiences_confirmation",
     # Of a mistaken install alone (delivery/drafts.py): the foreign keys of calls and audiences hold every other one.
     "audiences_install",
     "audiences_token",
