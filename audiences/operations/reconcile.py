@@ -43,8 +43,9 @@ def _reconcile(delivery_id: int) -> int:
     facts: dict[int, list[Fact]] = {}
     with transaction.atomic():
         memberships = unconfirmed.overtaken(delivery_id)
-        for audience_id, identifier, is_member, occurred_ns, _ in memberships:
-            facts.setdefault(audience_id, []).append(Fact("", "", identifier, kinds[is_member], occurred_ns))
+        for held in memberships:
+            fact = Fact("", "", held.identifier, kinds[held.is_member], held.occurred_ns)
+            facts.setdefault(held.audience_id, []).append(fact)
         ingest.append(facts, received_at=now(), forced=True)
         resend_causes.note({pk: [(len(some), delivery_id)] for pk, some in facts.items()}, Again.Cause.UNANSWERED)
     if memberships:
