@@ -13,7 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audiences import masked_answers
-from audiences.admin import blocked, verbs
+from audiences.admin import blocked, last_delivered, verbs
 from audiences.admin.audience_verbs import (
     AcceptDefinition,
     KeepBoth,
@@ -34,7 +34,6 @@ from audiences.annotations import optional
 from audiences.insight import similar_slugs, state
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
 from audiences.receiving import backlog, resend_causes
-from odp.outcomes import Outcome
 
 RUNS_SHOWN = 50
 
@@ -116,7 +115,6 @@ class AudienceAdmin(OperatorAdmin[Audience]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Audience]:
         head = Event.objects.filter(audience=OuterRef("pk"), sequence=OuterRef("lane__delivered_sequence") + 1)
-        delivered = Run.objects.filter(audience=OuterRef("pk"), outcome=Outcome.DELIVERED).order_by("-id")
         return (
             super()
             .get_queryset(request)
@@ -124,7 +122,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             .annotate(
                 backlog=F("last_sequence") - F("lane__delivered_sequence"),
                 head_at=Subquery(head.values("received_at")[:1]),
-                delivered_at=Subquery(delivered.values("closed_at")[:1]),
+                delivered_at=Subquery(last_delivered.of_audience(OuterRef("pk"), OuterRef("lane__delivered_sequence"))),
             )
         )
 

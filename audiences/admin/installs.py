@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences.admin import connecting, verbs
+from audiences.admin import connecting, last_delivered, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
 from audiences.admin.odp_live import check_key
@@ -24,7 +24,6 @@ from audiences.admin.pages import (
     ago,
     count,
     last_call,
-    last_delivered,
     link,
     list_url,
     number,
@@ -211,7 +210,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 ),
                 paused=Subquery(lanes.filter(paused_at__isnull=False).annotate(n=Count("pk")).values("n")),
                 called_at=Subquery(last_call()),
-                delivered_at=Subquery(last_delivered()),
+                delivered_at=last_delivered.of_install(),
             )
         )
 

@@ -23,8 +23,7 @@ from audiences.admin import csv_file, verbs
 from audiences.admin.filters import HOUR, PER_PAGE, hour_of
 from audiences.insight import trials
 from audiences.insight.state import State
-from audiences.models import Delivery, Receipt
-from odp.outcomes import Outcome
+from audiences.models import Receipt
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as UnfoldModelAdmin
@@ -211,12 +210,6 @@ def last_call() -> QuerySet[Receipt, Any]:
     """
     of_install = Receipt.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
     return of_install.exclude(job=trials.JOB).order_by("install_id", "-id").values("received_at")[:1]
-
-
-def last_delivered() -> QuerySet[Delivery, Any]:
-    """When ODP last accepted something of an install that an outer query is about; found as ``last_call`` is."""
-    of_install = Delivery.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
-    return of_install.filter(outcome=Outcome.DELIVERED).order_by("install_id", "-id").values("closed_at")[:1]
 
 
 # --- how things are written ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from audiences.admin import verbs
 from audiences.admin.fragments import masked_ends
 from audiences.admin.masks import masked, written
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
-from audiences.admin.parked_reasons import ALL_HINTS, can_be_released, hint, released_and_stayed, words
+from audiences.admin.parked_reasons import ALL_HINTS, STAYED, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion
@@ -169,14 +169,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             return verbs.go(request, back, warning=told)
         asked = form(request.POST if confirmed else None)
         if confirmed and asked.is_valid():
-            ids, by = [item.pk for item in items], request.user.get_username()
-            reason = asked.cleaned_data.get("reason", "")
-            if verb == "Discard":
-                told = f"Discarded {number(parked_items.discard(ids, by=by))}."
-            else:
-                told = released_and_stayed(*parked_items.release(ids, by=by))
-            verbs.record(request, items, f"{verb}d, with {len(items) - 1} others. {reason and f'Reason: {reason}'}")
-            return verbs.go(request, back, success=told)
+            return self._done(request, items, verb=verb, reason=asked.cleaned_data.get("reason", ""), back=back)
         consequences = {
             "Release": f"{count(len(items), 'item')} are read or sent again. What still can't be read stays here.",
             "Discard": f"{count(len(items), 'item')} will be discarded: they never reach ODP and can't be released"
@@ -194,6 +187,21 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             selected=[item.pk for item in items],
             back=back,
         )
+
+    def _done(self, request: HttpRequest, items: list[Parked], *, verb: str, reason: str, back: str) -> HttpResponse:
+        """Do it to the ticked items. The history of each item says what became of that item."""
+        ids, by = [item.pk for item in items], request.user.get_username()
+        if verb == "Discard":
+            told = f"Discarded {number(parked_items.discard(ids, by=by))}."
+            verbs.record(request, items, f"Discarded, with {len(items) - 1} others. Reason: {reason}")
+            return verbs.go(request, back, success=told)
+        results = parked_items.release_each(ids, by=by)
+        released = [item for item in items if results[item.pk]]
+        stayed = [item for item in items if results[item.pk] is False]
+        verbs.record(request, released, f"Released, with {len(released) - 1} others.")
+        verbs.record(request, stayed, STAYED)
+        told = released_and_stayed(len(released), len(stayed))
+        return verbs.go(request, back, warning=told) if stayed else verbs.go(request, back, success=told)
 
     def release_group(self, request: HttpRequest, install: int, reason: str) -> HttpResponse:
         """All of one reason, up to the newest that was there when the person was asked."""

@@ -26,6 +26,10 @@ def can_be_released(reason: str) -> bool:
     return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in ALL_HINTS
 
 
+# In the message, and in the history of the item.
+STAYED = "Not released: something in it still can't be read, so it stays parked."
+
+
 def released_and_stayed(released: int, stayed: int) -> str:
     told = f"Released {number(released)}."
     return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told

@@ -7,8 +7,8 @@ from django import forms
 from django.http import HttpRequest
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from audiences.admin.parked_reasons import can_be_released, released_and_stayed
-from audiences.admin.verbs import AskReason, NoQuestion, Verb
+from audiences.admin.parked_reasons import STAYED, can_be_released
+from audiences.admin.verbs import AskReason, Failure, NoQuestion, Verb
 from audiences.insight import evidence
 from audiences.models import Install, Parked
 from audiences.operations import parked_items
@@ -67,8 +67,10 @@ class Release(Verb[Parked]):
 
     def do(self, parked: Parked, *, by: str, answers: dict[str, Any]) -> str | None:
         field = str(answers.get("read_by", ""))
-        released, stayed = parked_items.release([parked.pk], by=by, identifier_field=field)
-        return released_and_stayed(released, stayed) + read_by(field) if released or stayed else None
+        released = parked_items.release_one(parked.pk, by=by, identifier_field=field)
+        if released is None:
+            return None
+        return "Released." + read_by(field) if released else Failure(STAYED + read_by(field))
 
 
 class Discard(Verb[Parked]):
