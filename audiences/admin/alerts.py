@@ -43,12 +43,12 @@ def page(model: Any) -> OperatorAdmin[Any]:
 
 
 def way_to(request: HttpRequest, install: Install, at: str, label: str, icon: str) -> list[Button]:
-    """The way to a part of an install's page, for whoever may change something there."""
+    """A link to a part of an install's page, for people who may change something there."""
     if not request.user.has_perm("audiences.change_install"):
         return []
     return [Button(label, icon, f"{url_of(install)}#{at}", asks=False)]
 
 
 def and_more(many: int, what: str, url: str) -> list[Alert]:
-    """An item for those of ``many`` that are not listed; ``what`` is their plural."""
+    """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural."""
     return [Alert(f"{many - TOLD:,} more {what}", "", "", url)] if many > TOLD else []

@@ -159,7 +159,7 @@ class KeepBoth(Verb[Audience]):
         return audience.slug_settled_at is None and self._other(audience) is not None
 
     def _other(self, audience: Audience) -> Audience | None:
-        """The older one with its slug, or one whose slug becomes the same id."""
+        """The older audience with the same slug, or one whose slug gives the same id."""
         return take_over.older(audience) or next(iter(similar_slugs.twins(audience)), None)
 
     def consequence(self, audience: Audience) -> str:

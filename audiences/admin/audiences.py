@@ -1,4 +1,4 @@
-"""Audiences: where each stands, why, and what a person can do about it."""
+"""Audiences: the state of each, its reason, and the buttons that change it."""
 
 from datetime import datetime
 from functools import partial

@@ -1,6 +1,6 @@
-"""The front page's charts, drawn here as SVG: they need no script, and don't flicker when the page renews itself.
+"""The front page's charts as SVG: they need no script and don't flicker when the page refreshes.
 
-Only shapes are in the SVG, which is stretched to the width there is; words stand around it in HTML and keep their size.
+The SVG holds only shapes and is stretched to the available width; the texts around it are HTML and keep their size.
 """
 
 import math
@@ -19,7 +19,7 @@ from audiences.models import Minute, Receipt
 # Hours shown: minutes in one point of the line, minutes between two words below it.
 RANGES = {1: (1, 15), 6: (5, 60), 24: (15, 240)}
 USUAL = 6
-# Added up a minute after it has ended at the latest; what is newer would look like a fall to nothing.
+# A minute is rolled up at most one minute after its end; newer minutes would look like a drop to zero.
 NOT_YET = timedelta(minutes=1)
 # Where a line of the scale may be, in milliseconds.
 DELAYS = {
@@ -44,8 +44,8 @@ SELECT date_bin(make_interval(mins => %(step)s), minute, 'epoch'),
 FROM audiences_minute WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1
 """
 
-# What was delivered, by when it had come. What came before the chart begins is an earlier backlog, counted where it was
-# delivered. Rows of an older version don't say when it came.
+# Delivered events by the minute of their arrival. Events from before the chart are an earlier backlog, counted at their
+# delivery. Rows of an older version don't have the minute of arrival.
 _ARRIVALS = """
 SELECT date_bin(make_interval(mins => %(step)s), CASE WHEN came < %(start)s THEN minute ELSE came END, 'epoch'),
     came < %(start)s, sum(events)::bigint
@@ -60,10 +60,10 @@ WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1, 2
 
 @dataclass(frozen=True)
 class Point:
-    """What happened in a few minutes: counts, and times in milliseconds where there are any.
+    """One point of the charts: counts, and delays in milliseconds or None.
 
-    ``delivered`` counts those of the events received in these minutes that have been delivered since, so it is never
-    more. ``earlier`` was delivered in these minutes and had come before the chart begins.
+    ``delivered`` counts the events received in these minutes that have been delivered since, so it never exceeds
+    ``received``. ``earlier`` counts events delivered in these minutes and received before the chart begins.
     """
 
     at: datetime
@@ -101,7 +101,7 @@ class Chart:
 
 
 def charts(request: HttpRequest) -> dict[str, Any]:
-    """The two charts, or the words that stand in their place."""
+    """The two charts, or the text shown instead."""
     asked = request.GET.get("hours", "")
     hours = int(asked) if asked.isdecimal() and int(asked) in RANGES else USUAL
     points = read(hours=hours)
@@ -287,7 +287,7 @@ def _spells(heights: Sequence[float | None]) -> Iterator[list[tuple[float, float
 
 
 def _path(heights: Sequence[float | None]) -> str:
-    """One point alone is drawn as wide as its time, or nobody would see it."""
+    """A single point is drawn as wide as its minutes, because it would be invisible otherwise."""
     half = 50 / len(heights)
     return " ".join(
         _through(piece if len(piece) > 1 else [(piece[0][0] - half, piece[0][1]), (piece[0][0] + half, piece[0][1])])
@@ -313,6 +313,6 @@ def _times(points: list[Point], hours: int) -> list[tuple[float, str]]:
 
 
 def _columns(points: list[Point], words: Callable[[Point], str]) -> list[tuple[float, float, str]]:
-    """Invisible, for whoever points at one with a mouse."""
+    """Invisible shapes with the tooltips."""
     width = 100 / len(points)
     return [(place * width, width, f"{point.at:%H:%M} UTC: {words(point)}") for place, point in enumerate(points)]

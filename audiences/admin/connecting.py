@@ -1,4 +1,4 @@
-"""On an install's page: the check list that fills in by itself, and the test customer."""
+"""The check list of an install's page, which refreshes automatically, and the test customer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +92,7 @@ def _more(line: checklist.Line) -> Any:
 
 
 def _hops(trial: Trial) -> list[Hop]:
-    """Those that were passed, and the one that is waited for."""
+    """The completed steps, and the one in progress."""
     hops, expected = [], [(leg, hop) for leg, names in trials.LEGS.items() for hop in names]
     before = 0
     for passed in trial.hops:

@@ -18,7 +18,7 @@ from django.utils.timezone import now
 if TYPE_CHECKING:
     from audiences.admin.pages import OperatorAdmin
 
-# Read at a time; so many rows are what a download holds in memory.
+# Rows read at a time: the number of rows that a download holds in memory.
 ROWS = 2_000
 # What a spreadsheet would take for a formula, or for the way to one.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -41,7 +41,7 @@ def download(admin: "OperatorAdmin[Any]", request: HttpRequest) -> HttpResponseB
     _note(request, admin, request.META.get("QUERY_STRING", ""))
     queryset = changelist.get_queryset(request)
     if not admin.time_field:
-        queryset = queryset.order_by("-pk")  # pieces follow each other by number, whatever the page is sorted by
+        queryset = queryset.order_by("-pk")  # pieces continue by id, not by the sorting of the page
     name = f"{admin.opts.verbose_name_plural}-{now():%Y-%m-%dT%H%M%SZ}.csv".replace(" ", "-")
     return StreamingHttpResponse(
         lines(admin.csv_columns, queryset, time_field=_sorted_by(queryset), finish=admin.csv_piece),
@@ -87,10 +87,10 @@ def lines(
 
 
 def _pieces(queryset: QuerySet[Any], sources: Sequence[str], time_field: str) -> Iterator[list[list[Any]]]:
-    """From the newest on, each piece by where the one before ended.
+    """Newest first, in pieces that continue after the last id of the one before.
 
-    Neither a cursor of the server's, which would keep a transaction open as long as somebody's line is slow, nor pages,
-    each of which reads those before it.
+    A server-side cursor would keep a transaction open during a slow download; pages by OFFSET would read all earlier
+    rows again.
     """
     places = (time_field, "pk") if time_field else ("pk",)
     after = Q()

@@ -1,9 +1,8 @@
-"""Find a customer: what was received about one person, what became of it, and where they stand here and in ODP.
+"""Find a customer: the events received for one identifier, their status, and the memberships here and in ODP.
 
-Searches are asked by POST, because an address with an identifier in it ends up in logs and histories; an address to
-share names an event of the customer by its number. A search is
-written down before it is answered; what belongs to it afterwards (older events, ODP's answer) carries a signed note
-of it and nothing that somebody typed.
+A search is a POST, because a URL with an identifier ends up in logs and browser histories; a URL to share contains the
+number of an event instead. A search is recorded before it is answered. Follow-up requests (older events, ODP's answer)
+carry a signed note of the search and no text that was typed.
 """
 
 import json
@@ -40,7 +39,7 @@ from odp.graphql import MembershipAnswer, audiences_of
 PERMISSION = "audiences.find_customer"
 # ODP may be slow or gone; the person waits for this part of the page alone, and no longer than that.
 ODP_SECONDS = 5.0
-# A note of a search lasts as long as a working day's open page.
+# Seconds that the note of a search is valid: a working day with an open page.
 NOTE_SECONDS = 12 * 3600
 # Deliveries named for one event; the others are on the page of its audience.
 DELIVERIES_NAMED = 3
@@ -108,7 +107,7 @@ class Part:
 
 
 def find(request: HttpRequest) -> HttpResponse:
-    """The box; what was found; or, when htmx asks, one install's standings with ODP's answer."""
+    """The form, the result, or, for htmx, the memberships of one install with ODP's answer."""
     if not request.user.has_perm(PERMISSION):
         raise PermissionDenied
     request.current_app = admin.site.name
@@ -195,7 +194,7 @@ def _never() -> Any:
     raise ValueError("no time")
 
 
-# --- who looked for whom -------------------------------------------------------------------------------------
+# --- Record of searches ---------------------------------------------------------------------------------------
 
 
 def _write_down(request: HttpRequest, identifier: str) -> None:
@@ -296,7 +295,7 @@ def _happening(status: EventStatus, cause: str) -> Happening:
 
 
 def _nobody(identifier: str) -> dict[str, Any]:
-    """What may help when nobody of that name is known."""
+    """Advice for an unknown identifier."""
     unread = Parked.objects.filter(closed_at=None).exclude(reason=REFUSED_BY_ODP)
     waiting = unread.values("install", "install__name").annotate(
         count=Count("pk"), nameless=Count("pk", filter=Q(reason=reasons.NO_IDENTIFIER))

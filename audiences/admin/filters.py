@@ -16,7 +16,7 @@ from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience
 from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
 
-# Of an audience's deliveries the list shows those of so many of its latest runs.
+# The newest runs of an audience whose deliveries its list shows.
 RUNS_OF_AN_AUDIENCE = 5_000
 
 PER_PAGE = 50
@@ -36,9 +36,9 @@ def ended(queryset: QuerySet[Any], how: str | None) -> QuerySet[Any]:
 
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """By how a delivery or a run ended, without asking the table which outcomes there are.
+    """Filter by outcome, with fixed choices in place of a query for the outcomes in the table.
 
-    There is no choice of what was delivered: that is nearly all of it, and the list without a filter.
+    *Delivered* is not a choice: nearly all rows are, and the unfiltered list shows them.
     """
 
     title = "outcome"
@@ -181,7 +181,7 @@ WHERE audience.install_id = %s
 
 
 class InstallOfRun(admin.SimpleListFilter):
-    """A page needs no more of one audience than all its rows; a file, which is posted for, needs everything."""
+    """A page shows at most this many runs of one audience; a download, which is a POST, contains all."""
 
     title = "install"
     parameter_name = "install"

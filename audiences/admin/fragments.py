@@ -1,6 +1,6 @@
-"""A part of a JSON text without personal data: its layout and names stay, every value is hidden.
+"""Mask a fragment of JSON: structure and names stay, every value is hidden.
 
-A part can't be parsed, so no value is known to be one that Lytics lays out; ``masks.py`` shows those of whole items.
+A fragment can't be parsed, so its values can't be recognised as harmless; ``masks.py`` does that for whole items.
 """
 
 import re
@@ -12,7 +12,7 @@ _TOKEN = re.compile(
     "(?P<name>[^\W\d][\w.\-]{0,60})"(?=\s*:)     # a name
     | "(?:\\.|[^"\\])*(?:"|\Z)                    # another string, which may be cut off
     | (?P<layout>[{}\[\]:,\s]+ | \b(?:true|false|null)\b)
-    | [^"{}\[\]:,\s]+                             # a number, or what is no JSON
+    | [^"{}\[\]:,\s]+                             # a number, or invalid JSON
     """,
     re.VERBOSE | re.DOTALL,
 )

@@ -31,7 +31,7 @@ from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Event, Install, Lane, Parked
 from audiences.receiving import rejected_calls
 
-# What somebody needs to see this page: it names installs and audiences, and quotes parked items.
+# The permissions needed for this page: it names installs and audiences, and quotes parked items.
 NEEDED = ("audiences.view_install", "audiences.view_audience", "audiences.view_parked")
 
 
@@ -125,7 +125,7 @@ def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:
 
 
 def _unheard(pulse: Pulse) -> list[Alert]:
-    """Those that were there within the last hour and weren't told to stop."""
+    """Workers that answered within the last hour and weren't stopped."""
     others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
     told = [
         Alert(

@@ -1,4 +1,4 @@
-"""Calls that are not let in: refused for their token, or asked to come back later. What the front page says of them."""
+"""Front page alerts about calls that are rejected for their token or answered 503."""
 
 from dataclasses import replace
 from typing import Any
@@ -167,7 +167,7 @@ def _last_of(one: RejectedCalls, more: str = "") -> SafeString:
 
 
 def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Alert]:
-    """Installs over the high-water mark, whose calls are answered 503."""
+    """Installs above the high-water mark, whose calls are answered 503."""
     told = []
     for install in installs:
         mine = [lane for lane in behind if lane.audience.install_id == install.pk]
@@ -223,7 +223,7 @@ def switched_off(request: HttpRequest, installs: list[Any]) -> list[Alert]:
 
 
 def drafts(installs: list[Any]) -> list[Alert]:
-    """Installs whose events wait for an API key that ODP accepts: one item for all of them."""
+    """Installs whose events wait for an API key that ODP accepts: one alert for all of them."""
     drafts = [install for install in sorted(installs, key=str) if install.enabled and not install.key_accepted_at]
     waiting = [install for install in drafts if install.brake_until_at is None]  # an install on hold has its own item
     if not waiting:
@@ -245,7 +245,7 @@ def drafts(installs: list[Any]) -> list[Alert]:
 
 
 def _switched(install: Install) -> LogEntry | None:
-    """Who last changed whether it is on; nobody knows that of a change made outside the admin."""
+    """The last change of *enabled* made in the admin; changes made elsewhere aren't recorded."""
     kind = ContentType.objects.get_for_model(Install)
     changes = LogEntry.objects.filter(content_type=kind, object_id=str(install.pk), change_message__contains="Enabled")
     return changes.select_related("user").order_by("-pk").first()

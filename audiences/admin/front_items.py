@@ -1,4 +1,4 @@
-"""The items of Now about installs, audiences and parked items: what is wrong, since when, and what to press."""
+"""Front page alerts about installs, audiences and parked items: the problem, since when, and the button to press."""
 
 from collections import Counter
 from datetime import timedelta
@@ -109,7 +109,7 @@ def audiences_made_anew(request: HttpRequest) -> list[Alert]:
 
 
 def creations_on_hold(request: HttpRequest) -> list[Alert]:
-    """Audiences that can't be made, or looked at, in ODP; those that fail for the same reason together."""
+    """Audiences that can't be created or checked in ODP, grouped by reason."""
     here = reverse("admin:index")
     failing = Audience.objects.filter(hold_failures__gt=0, lane__blocked_at=None, lane__paused_at=None)
     groups: dict[tuple[int, bool, str], list[Audience]] = {}
@@ -240,7 +240,7 @@ def ignored_times() -> list[Alert]:
 
 
 def times_stored_ahead() -> list[Alert]:
-    """Memberships whose time is ahead of the clock; only older versions stored such times."""
+    """Memberships with a future transition time, which only older versions stored."""
     found = future_times.stored()
     if found is None:
         return []

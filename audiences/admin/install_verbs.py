@@ -29,7 +29,7 @@ NOT_GRANTED = (
 
 
 def saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
-    """One message: what was saved and, where ODP was asked, what it says of the key."""
+    """One message: what was saved and, if the key was checked, ODP's answer."""
     found: KeyCheck | None = getattr(request, "key_found", None)
     if found is not None and not found.works:
         draft = " as a draft" if install.key_accepted_at is None else ""

@@ -81,7 +81,7 @@ class InstallForm(_ModelForm):
                 else "Stored. Leave this empty to keep it, or enter another one."
             )
             self.fields["odp_api_key"].widget.attrs["placeholder"] = "•" * 24
-            # Compared with what was typed: the stored key stays out of the form.
+            # Compared with the entered key: the stored key is never part of the form.
             self.initial["odp_api_key"] = ""
         else:
             self.fields["odp_api_key"].required = True
@@ -94,7 +94,7 @@ class InstallForm(_ModelForm):
         return [name for name in super().changed_data if name not in ("understood", "opened")]
 
     def _post_clean(self) -> None:
-        """After the fields are on the instance: what speaks against the change, and what has to be read first."""
+        """Runs when the fields are set on the instance: errors, and the consequences to confirm."""
         super()._post_clean()  # type: ignore[misc]  # Django's own hook
         if self.before is not None and self.data.get("opened", "") != _fingerprint(self.before):
             self.add_error(None, verbs.STALE)
@@ -215,7 +215,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         )
 
     def get_fieldsets(self, request: HttpRequest, obj: Install | None = None) -> Any:
-        """Numbered to be filled in. Who may not change an install sees text, and the key is for nobody to read."""
+        """The numbered steps of the form. Without the permission to change installs, fields are text."""
         fieldsets: Any = super().get_fieldsets(request, obj)
         if obj:
             fieldsets = [(str(name).partition(". ")[2] or name, options) for name, options in fieldsets]

@@ -21,7 +21,7 @@ PERMISSIONS = ("audiences.view_receipt", "audiences.view_delivery")
 
 
 def url(admin: Any) -> URLPattern:
-    """Beneath the deliveries, as every page of this admin is beneath those of some table."""
+    """A URL below the deliveries, because each page of the admin belongs to a model."""
 
     def view(request: HttpRequest) -> HttpResponse:
         if not request.user.has_perms(PERMISSIONS):

@@ -6,8 +6,8 @@ from typing import Any
 from audiences.admin.pages import mask
 from odp.mechanisms import PLAIN_FIELDS
 
-# Where a message says how it is laid out, and nothing about a customer; and the names there whose values say it. A
-# profile may have fields of the same names further down, and those are masked.
+# Parts of a message that describe its structure and no customer, and the names in them whose values are shown. Fields
+# with the same names deeper in a profile are masked.
 PLAIN = {"meta", "type", "specversion"}
 PLAIN_IN_DATA = {"segment_events"}
 PLAIN_NAMES = {"object", "subscription_id", "timestamp", "id", "slug", "event", "enter", "exit", "time"}
@@ -41,7 +41,7 @@ def _mask_message(item: Any) -> Any:
 
 
 def _layout(item: Any) -> Any:
-    """Of a part that is laid out by Lytics, what it is known to hold; anything else may be about somebody."""
+    """Show the known fields of a part that Lytics defines; any other field may hold personal data."""
     if isinstance(item, dict):
         return {key: _plain(value) if key in PLAIN_NAMES else _mask(value) for key, value in item.items()}
     if isinstance(item, list):

@@ -48,7 +48,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                     "Deliveries",
                     "send",
                     "delivery",
-                    # The page Live stands beneath them.
+                    # The page Live has a URL below the deliveries.
                     active=request.path.startswith(deliveries) and request.path != reverse("admin:audiences_live"),
                 ),
                 table("Resends", "replay", "resend"),

@@ -41,9 +41,9 @@ M = TypeVar("M", bound=Model)
 LAST_PAGE = 500
 
 
-# Named as unfold's own, whose name its header looks for before it says how many there are.
+# unfold's header looks for this class name before it shows a count.
 class InfinitePaginator(Paginator):  # type: ignore[type-arg]
-    """Pages of a table that nobody counts: one row more than fits says whether there is another page."""
+    """A paginator without a count: one row more than the page size shows whether there is another page."""
 
     template_name = "audiences/pagination.html"
     more = False
@@ -95,7 +95,7 @@ class WithButtons:
     """The page of one thing with its verbs as buttons, and with ``page_context``."""
 
     def may_press(self, request: HttpRequest, thing: Any) -> bool:
-        """Whether the buttons are shown at all; each also asks for a permission of its own."""
+        """Whether the buttons are shown at all; each also needs its own permission."""
         return True
 
     def page_context(self, request: HttpRequest, thing: Any) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class OperatorAdmin(WithButtons, SafeList, UnfoldModelAdmin[M]):
     show_facets = ShowFacets.NEVER
     list_per_page = PER_PAGE
     list_filter_sheet = False
-    # Nobody counts what a list holds, so nobody can say how many all of them are.
+    # Lists aren't counted, so "select all N" can't be offered.
     list_disable_select_all = True
     list_display_links: Any = None
     actions: Any = None
@@ -185,7 +185,7 @@ class HistoryAdmin(OperatorAdmin[M]):
 
 
 class NumberedHistoryAdmin(HistoryAdmin[M]):
-    """A history whose search box finds a row by its number, and rows by a name if ``rows_named`` knows any."""
+    """A history whose search finds a row by its number, and rows by name if ``rows_named`` returns any."""
 
     def rows_named(self, rows: QuerySet[M], name: str) -> QuerySet[M]:
         return rows.none()
@@ -203,10 +203,10 @@ class NumberedHistoryAdmin(HistoryAdmin[M]):
 
 
 def last_call() -> QuerySet[Receipt, Any]:
-    """When Lytics last called an install that an outer query is about.
+    """The newest call of the outer query's install.
 
-    The install stands in the order and its condition is a range, so that only the index of receipts by install will do.
-    With an equals sign PostgreSQL may as well walk back through the calls of all others to an install that has none.
+    The install is part of the order and its condition is a range, so that PostgreSQL has to use the index by install.
+    With an equality it may walk the index by time through the calls of all other installs.
     """
     of_install = Receipt.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
     return of_install.exclude(job=trials.JOB).order_by("install_id", "-id").values("received_at")[:1]
@@ -243,7 +243,7 @@ def pill(state: State) -> SafeString:
 
 
 def pill_and_why(state: State) -> SafeString:
-    """For lists: the reason stands beside the word, because a title is seen by nobody without a mouse."""
+    """For lists: the reason is text beside the word, because a tooltip is invisible without a mouse."""
     return format_html('{}<span class="ls-why">{}</span>', pill(state), shortened(state.why, 90))
 
 

@@ -29,7 +29,7 @@ from audiences.models import Install, Parked, Resend
 from audiences.operations import parked_items, resends
 from audiences.partial_decryption import PART, decrypt_ends
 
-# So many ticked ones are released while the person waits: each is read again in a transaction of its own.
+# Ticked items that are released within the request: each is parsed again in its own transaction.
 AT_ONCE = 300
 # The largest item, as stored, that its page shows whole: parsed and written out, it takes a hundred times its size of
 # memory.

@@ -114,7 +114,7 @@ class RoleAdmin(SafeList, UnfoldGroupAdmin):
         return ("name", "permissions") if changes else ("name", "may")
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest | None = None, **kwargs: Any) -> Any:
-        """The form has a field of its own for permissions, in plain words."""
+        """The form has its own field for permissions, with plain names."""
         return None
 
     @admin.display

@@ -16,7 +16,7 @@ from lytics.reasons import HINTS
 
 
 class Verdict(admin.SimpleListFilter):
-    """Of what is rare: nearly every call has something queued."""
+    """Choices for rare results only: nearly every call has queued events."""
 
     title = "verdict"
     parameter_name = "verdict"

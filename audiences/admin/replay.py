@@ -17,7 +17,7 @@ from audiences.operations import resends
 from audiences.receiving import log_range
 from audiences.receiving.log_range import Stretch
 
-# Customers are counted one by one while somebody waits for the page; of more events than this nobody counts them.
+# The page counts distinct customers while the operator waits; above this number of events it doesn't.
 COUNTED = 500_000
 
 

@@ -1,4 +1,4 @@
-"""Resends: what is being sent again and what was, who wanted it, why, and the button that stops it."""
+"""Resends: current and past ones, who started each and why, and the button that stops it."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -20,7 +20,7 @@ from odp.outcomes import Outcome
 
 # Ended ones that a page shows beside those under way; there is a list of all.
 PAST_SHOWN = 10
-# Deliveries of which the time is taken for what the next ones will need.
+# Recent deliveries whose duration estimates that of the next ones.
 MEASURED = 20
 
 
@@ -117,7 +117,7 @@ def progress(resend: Resend) -> str:
 
 
 def about(resend: Resend) -> str:
-    """In the words of the page it stands on, where nobody has to be told of which audience."""
+    """A description for the page of its audience, which doesn't name the audience."""
     match resend.kind:
         case Resend.Kind.REPLAY:
             return f"replay of {resend.received_from:%Y-%m-%d %H:%M} – {resend.received_to:%Y-%m-%d %H:%M} UTC"
@@ -192,7 +192,7 @@ def when(audience: Audience, events: int) -> str:
 
 
 def effort(install: Install, events: int) -> str:
-    """About how many requests so many events of one audience take, and how long: its requests go one after another."""
+    """An estimate: the requests and the time that this many events of one audience take, one request after another."""
     requests = -(-events // leases.capacity_of(install))
     took = Delivery.objects.filter(install=install, outcome=Outcome.DELIVERED).order_by("-id")
     measured = took.values("latency_ms")[:MEASURED].aggregate(each=Avg("latency_ms"))["each"]

@@ -20,7 +20,7 @@ from audiences.models import Delivery, Parked, Run
 from audiences.receiving import resend_causes
 from odp.mechanisms import membership_in
 
-# Of what went out, a run unfolds to so many customers.
+# Customers shown of an unfolded run.
 SHOWN = 20
 
 
@@ -99,7 +99,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
             row[-1] = told[row[-1]]
 
     def sent_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """What of a run's audience went out and came back: a piece of a page, asked for when somebody looks."""
+        """The items sent for a run's audience and the response, loaded when the row is unfolded."""
         if not (self.has_view_permission(request) and request.user.has_perm("audiences.view_delivery")):
             raise PermissionDenied
         run = Run.objects.select_related("audience", "delivery").filter(pk=pk).first()

@@ -1,4 +1,4 @@
-"""An audience's runs as a drawing: what was sent and what was folded, how it ended, how long ODP took."""
+"""A chart of an audience's runs: items sent and folded, the outcome, and ODP's response time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from audiences.insight import state
 from audiences.models import Run
 
 WIDTH, HEIGHT, TOP = 1000, 120, 8
-# Few runs are drawn as narrow as so many would be, from the left on.
+# A chart with fewer runs keeps the bar width of this many, starting at the left.
 SLOTS = 25
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One run. Measures are those of the drawing, from its upper left."""
+    """One run. Coordinates are those of the drawing, from its upper left corner."""
 
     run: Run
     tone: str
@@ -39,7 +39,7 @@ def chart(runs: Sequence[Run]) -> dict[str, Any] | None:
         "bars": bars,
         "width": WIDTH,
         "height": HEIGHT,
-        # In hundredths of the drawing, for what is written beneath it.
+        # In percent of the drawing's width, for the labels below it.
         "used": round(100 * len(ordered) / max(len(ordered), SLOTS)),
         "line": _line(bars, slowest),
         "first": ordered[0].opened_at,

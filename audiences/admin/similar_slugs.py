@@ -1,4 +1,4 @@
-"""Items of *Now* for audiences whose ODP ids differ only by a suffix; *Keep both* removes an item."""
+"""Front page alerts for audiences whose ODP ids differ only by a suffix; *Keep both* removes an alert."""
 
 from django.http import HttpRequest
 from django.urls import reverse

@@ -1,7 +1,7 @@
-"""The buttons. Each is a Verb: a permission, a page that states the consequence, a POST, an entry in the history.
+"""The buttons. Each is a Verb: a permission, a page that states the consequence, a POST, and an entry in the history.
 
-The confirmation is a page of its own that unfold's dialog shows a part of, so that it works without scripts too. It
-carries what its reader saw; when that is no longer so, nothing is done and the reader is told.
+The confirmation is a separate page, part of which unfold's dialog shows, so that it also works without scripts. It
+carries a version tag of what its reader saw; when that has changed, nothing is done and the reader is told so.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ class Verb(Generic[M]):
         return ""
 
     def do(self, thing: M, *, by: str, answers: dict[str, Any]) -> str | None:
-        """Do it and say what was done; None when somebody else was quicker."""
+        """Do it and return what was done in words; None when another person was quicker."""
         raise NotImplementedError
 
     def also(self, request: HttpRequest, thing: M) -> None:
@@ -96,7 +96,7 @@ class Verb(Generic[M]):
 
 @dataclass(frozen=True)
 class Button:
-    """``asks`` for one that opens a confirmation; the others lead to another page."""
+    """``asks`` is true for a button that opens a confirmation; the others link to another page."""
 
     label: str
     icon: str
@@ -108,7 +108,7 @@ class Button:
 def buttons(
     admin: "OperatorAdmin[M]", request: HttpRequest, thing: M, *, back: str = "", only: Sequence[str] = ()
 ) -> list[Button]:
-    """The verbs, or those of them named, that this person may press now."""
+    """The verbs (or those of them that are named) that this person may use now."""
     query = urlencode({"next": back or request.get_full_path()})
     return [
         Button(verb.label, verb.icon, f"{_url(admin, verb, thing)}?{query}", verb.danger)
@@ -173,7 +173,7 @@ def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: in
 
 
 def approach(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: int) -> tuple[M, str]:
-    """The thing that the button stands beside, for who may press it, and the page to go back to."""
+    """The object of the button and the page to return to. Checks the permission."""
     if not request.user.has_perm(verb.permission):
         raise PermissionDenied
     thing = admin.get_queryset(request).filter(pk=pk).first()

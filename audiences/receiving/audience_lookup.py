@@ -19,8 +19,8 @@ _FIND = """
 SELECT id, segment_id, latest_slug FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[])
 """
 
-# Locks audiences in ascending order of id, so that two calls that share audiences cannot deadlock. A statement of its
-# own: one that locks and updates can see a stale version of a row and deadlock.
+# Locks audiences in ascending order of id, so that two calls that share audiences cannot deadlock. A separate
+# statement: one that locks and updates can see a stale version of a row and deadlock.
 _LOCK = "SELECT id FROM audiences_audience WHERE id = ANY(%s::int[]) ORDER BY id FOR NO KEY UPDATE"
 
 

@@ -11,7 +11,7 @@ from audiences.receiving import invalid_tokens, tokens
 
 
 class TokenAuthentication(BaseAuthentication):
-    """``Authorization: Bearer <token>``, or the token alone. Anything wrong is one answer that tells nothing apart."""
+    """``Authorization: Bearer <token>``, or the token alone. All failures get the same response."""
 
     def authenticate(self, request: Request) -> tuple[Install, Token]:
         public_id: Any = (request.parser_context or {}).get("kwargs", {}).get("public_id", "")

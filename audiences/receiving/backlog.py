@@ -7,8 +7,8 @@ from django.db.models import F, Q, Sum
 
 from audiences.models import Lane
 
-# A resend appends nothing while more than so many events of its audience wait: enough to keep requests full until the
-# sweep comes again, and few enough that a change which comes in meanwhile isn't late by minutes.
+# A resend pauses while more than this many events of its audience wait: enough to keep requests full until the next
+# sweep, and few enough that a new change isn't minutes late.
 AHEAD = 20_000
 
 # How long a web process may use a number it has read, in seconds. The mark is in millions; it can wait that long.
@@ -27,9 +27,9 @@ CAN_NOT_BE_MADE = Q(audience__provisioned_at=None, audience__hold_failures__gt=0
 
 
 def of(install_id: int) -> int:
-    """Events accepted and not yet delivered, without those that a held audience keeps: the others don't wait for them.
+    """Events accepted and not yet delivered, without those of held audiences, which don't delay the others.
 
-    They stand in the log as delivered ones do; how large that may grow is DATABASE_HIGH_WATER_BYTES.
+    Waiting events only use space in the log, whose size DATABASE_HIGH_WATER_BYTES limits.
     """
     lanes = Lane.objects.filter(audience__install_id=install_id).exclude(HELD | CAN_NOT_BE_MADE)
     total = lanes.aggregate(waiting=Sum(F("audience__last_sequence") - F("delivered_sequence")))["waiting"]

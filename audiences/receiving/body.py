@@ -14,9 +14,9 @@ from lytics.json_pieces import as_utf8
 _CHUNK = 1 << 16
 # Small, because what follows the end of a packed file is copied once per file.
 _PACKED_CHUNK = 1 << 12
-# So many times the limit is read of a body that is not wanted; a caller who sends more has to do without our answer.
+# An unwanted body is read up to this many times the limit; a caller that sends more may lose the response.
 _DISCARDED = 4
-# And for so long, in seconds: the caller may be anybody, and has a thread meanwhile.
+# Seconds spent on it, because the caller may be unauthenticated and occupies a thread.
 _DISCARD_SECONDS = 5.0
 # For zlib: the header is gzip's or zlib's.
 _EITHER_HEADER = zlib.MAX_WBITS | 32
@@ -35,7 +35,7 @@ class TooSlowError(Exception):
 
 
 class Body(NamedTuple):
-    """``content`` as far as it could be unpacked; ``encoding`` is the Content-Encoding that it still has, or empty."""
+    """``content`` is decompressed as far as possible; ``encoding`` is the remaining Content-Encoding, or empty."""
 
     content: bytes
     encoding: str
@@ -62,15 +62,15 @@ def read(request: Request) -> Body:
 
 
 def discard(request: Request) -> None:
-    """Read what is left of the body and keep none of it, within a bound.
+    """Read and discard the rest of the body, within limits.
 
-    An answer that is sent while the body still comes goes down with the connection: the caller would see a broken
-    pipe in place of 503 and its Retry-After.
+    Closing a connection with unread data resets it: the caller would see a broken pipe in place of the 503 and its
+    Retry-After.
     """
     left = _DISCARDED * settings.WEBHOOK_BODY_LIMIT
     if allow := getattr(request.META.get("gunicorn.socket"), "allow", None):  # lytics_sync/request_socket.py
         allow(_DISCARD_SECONDS)
-    with suppress(Exception):  # whoever hung up waits for no answer
+    with suppress(Exception):  # a caller that has disconnected reads no response
         stream = _stream(request)
         while left > 0 and (piece := stream.read(_CHUNK)):
             left -= len(piece)

@@ -1,6 +1,6 @@
-"""How large the database is: above ``DATABASE_HIGH_WATER_BYTES`` nothing is taken in, long before the disk is full.
+"""The size of the database: above ``DATABASE_HIGH_WATER_BYTES`` calls are answered 503, before the disk is full.
 
-On a full disk PostgreSQL can't even note what has been delivered; below the mark, what waits still goes out.
+On a full disk PostgreSQL couldn't even record deliveries; with the limit, waiting events are still delivered.
 """
 
 import time

@@ -1,11 +1,11 @@
 """Identifiers that a profile no longer has: an option for installs whose identifier field holds a list.
 
-Lytics tells the whole list with each message and never names what has left it. With the option on, the last list of
-each profile (its Lytics ID, ``_id``) and audience is remembered, and an identifier that a newer list lacks leaves the
+Lytics sends the whole list with each message and never names a removed value. With the option on, the last list of
+each profile (its Lytics ID, ``_id``) and audience is stored, and an identifier that a newer list lacks leaves the
 audience at that list's time. Off by default: when two profiles are merged, the list that lost an identifier can be
 newer than the one that gained it.
 
-Order-free like the fold: a list that arrives late is corrected by the newer one that is remembered already.
+The result doesn't depend on the order, as in the fold: a stored newer list corrects a list that arrives late.
 """
 
 import json
@@ -45,11 +45,10 @@ ON CONFLICT (audience_id, profile) DO UPDATE SET
 
 
 def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
-    """An exit for every identifier that is gone from its profile's list; ``facts`` and these by their audiences' ids.
+    """Exits for identifiers that are gone from their profile's list; ``facts`` and the result are by audience id.
 
-    A fact with no identifier tells of a list that has none.
-
-    The audiences have to be locked, so that two calls about one profile follow each other.
+    A fact without an identifier stands for an empty list. The caller holds the locks of the audiences, so that two
+    calls about one profile don't overlap.
     """
     listings: dict[tuple[int, str, int, bool], set[str]] = {}
     for audience_id, some in facts.items():
@@ -74,7 +73,7 @@ def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
 
 
 def _merge(known: _Known | None, told: _Known, listed: frozenset[str]) -> tuple[_Known, frozenset[str]]:
-    """The newest of two lists, and who has to leave at its time because it lacks them."""
+    """The newer of two lists, and the identifiers that leave at its time because it lacks them."""
     if known is None:
         return told, frozenset()
     if known[:2] == told[:2]:

@@ -1,8 +1,8 @@
-"""Receiving: one webhook call becomes Events, a Receipt and what had to be parked, in one transaction.
+"""Receiving: one webhook call becomes Events, a Receipt and parked items, in one transaction.
 
-The only writer of Events. Numbers are handed out under the audience's row lock, so in every lane they are gapless
-and appear in commit order; serial ids would not do, because they are drawn before commit and a cursor can step past
-one that isn't visible yet.
+The only writer of Events. Numbers are assigned under the audience's row lock, so each lane has no gaps and numbers
+become visible in commit order. Serial ids don't work: they are drawn before the commit, so a cursor could pass an id
+that isn't visible yet.
 """
 
 import copy
@@ -164,9 +164,9 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
 
 
 def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName, call: _Call) -> Received | None:
-    """What nearly all calls are: news of audiences that are there, under the names they tell. One round trip.
+    """Store a usual call, whose audiences all exist under the names it uses, in one round trip.
 
-    None when it is anything else; nothing is stored then.
+    None for any other call, of which nothing is stored here.
     """
     if reading.aside or install.forget_missing_identifiers or reading.claims:
         return None
@@ -299,7 +299,7 @@ def append(
 
 
 def _note_future_times(facts: Mapping[int, Sequence[Fact]], *, received_at: datetime) -> None:
-    """Keep the times that were told and not believed, in the transaction in which ``append`` numbered their events."""
+    """Store the transition times that weren't believed, in the transaction that numbered their events."""
     claims = {pk: some for pk, some in facts.items() if any(fact.claimed_ns for fact in some)}
     if not claims:
         return
@@ -356,14 +356,14 @@ def _park(install: Install, receipt_id: int, at: datetime, aside: Iterable[SetAs
 
 
 def _kept(install: Install, item: SetAside) -> bytes:
-    """Profiles are not ours to keep; but when no identifier was found, any field may be the one that was meant."""
+    """Profiles aren't stored; but without an identifier, any field may be the right one, so the item keeps all."""
     if item.reason in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         return item.raw
     return messages.envelope(item.raw, identifier_field=install.identifier_field)
 
 
 def _as_message(install: Install, fact: Fact) -> bytes:
-    """A fact whose audience is not known yet, in the layout it came in, so that a release reads it like any other."""
+    """A fact whose audience is unknown, in its original layout, so that a release can parse it."""
     word = fact.kind.name.lower()
     at = times.text(fact.occurred_ns)
     event = {"id": fact.segment_id, "event": word, **({} if fact.kind is Kind.CHANGE else {word: at})}

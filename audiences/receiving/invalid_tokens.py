@@ -1,6 +1,6 @@
-"""Callers whose token is wrong: counted for the front page, and held off when one address sends too many of them.
+"""Calls with a wrong token: counted for the front page, and rate limited per address.
 
-See docs/decisions/0028-rejected-calls.md: whoever brings the right token is never asked where they come from.
+See docs/decisions/0028-rejected-calls.md: a call with a valid token is accepted from any address.
 """
 
 import threading
@@ -17,7 +17,7 @@ from audiences.receiving import rejected_calls
 
 log = structlog.get_logger(__name__)
 
-# Addresses counted apart within a minute, per process. Whoever comes after them shares one count.
+# Addresses counted separately within a minute, per process. Further addresses share one count.
 ADDRESSES = 10_000
 OTHERS = "others"
 

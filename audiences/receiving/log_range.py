@@ -1,9 +1,9 @@
-"""Which part of an audience's log was received in a span of time: found by its numbers, never by reading the log.
+"""The part of an audience's log that was received in a time span: found by bisection of the numbers.
 
-An event is numbered a moment after the time it carries was read, on whichever machine took its call, so that numbers
-follow ``received_at`` only nearly. Bisection is therefore done four times, each a ``SLACK`` away from an end: between
-the inner two numbers everything was received within the span, outside the outer two nothing was, and only what lies
-between them is looked at one by one.
+An event gets its number a moment after its ``received_at``, and web machines have different clocks, so numbers follow
+``received_at`` only approximately. Four bisections, each ``SLACK`` away from an end, give four numbers: all events
+between the inner two are in the span, all events outside the outer two are not, and the events between inner and outer
+are checked one by one.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from django.db.models import QuerySet
 
 from audiences.models import Event
 
-# How far ``received_at`` may go back from one number to a later one: a call that waited for its locks, web machines
-# whose clocks differ. If it were more, a replay could miss events at the ends of its span.
+# How far ``received_at`` may decrease from one number to a later one, because a call waited for locks or clocks differ.
+# With a larger decrease, a replay could miss events at the ends of its span.
 SLACK = timedelta(minutes=5)
 
 
@@ -45,7 +45,7 @@ def find(audience_id: int, start: datetime, end: datetime, *, upto: int) -> Stre
 
 
 def _bisect(audience_id: int, at: datetime, upto: int) -> int:
-    """A number received at ``at`` or later whose predecessor was received before. What is gone was before."""
+    """A number received at ``at`` or later whose predecessor was received before it. Pruned events count as before."""
     low, high = 1, upto + 1
     while low < high:
         middle = (low + high) // 2

@@ -1,8 +1,9 @@
-"""Calls refused for a bad token or because nobody can read them, counted in Redis: per minute, install and last
-address, for two hours.
+"""Calls rejected for a wrong token or because they are unreadable, counted in Redis per minute and install.
 
-Not in PostgreSQL, where strangers could fill a table, and from a thread of its own, because an answer to a stranger
-is not worth a wait either. Losing the counts loses a number on the front page.
+The counts are kept for two hours, with the last address.
+
+Not in PostgreSQL, where unauthenticated callers could fill a table. A background thread sends the counts, so that no
+response waits for Redis. Losing the counts loses only a number on the front page.
 """
 
 import threading
@@ -20,11 +21,11 @@ from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
 
-# Stands for every URL below /webhooks/ that is no install's: strangers choose those, so they are not told apart.
+# All unknown URLs below /webhooks/: callers can invent any number of them, so they share one count.
 UNKNOWN = "unknown"
-# Requests that are no HTTP, or more of it than the server takes: nobody knows which install they were for.
+# Requests that aren't valid HTTP or exceed the server's limits: their install is unknown.
 UNREADABLE = "unreadable"
-# Webhook calls with a method such as GET, answered 405: nobody asks for their token.
+# Webhook calls with a method such as GET, answered 405 without checking a token.
 WRONG_METHOD = "wrong-method"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
@@ -55,7 +56,7 @@ class _Call:
 class _Counter:
     """Holds counts until its background thread has sent them.
 
-    What it holds is bounded: by installs and minutes, whoever calls and however long Redis is away.
+    Its memory is bounded by installs and minutes, for any number of callers and any outage of Redis.
     """
 
     def __init__(self, *, sends_by_itself: bool = True) -> None:
@@ -83,7 +84,7 @@ class _Counter:
         return TRIED_EVERY
 
     def send(self) -> bool:
-        """Hand over what was counted. False when Redis did not take it; then it is kept for the next time."""
+        """Send the counts. False when Redis didn't accept them; they are then kept for the next time."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
             first, self._first = self._first, {}
@@ -133,9 +134,9 @@ def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], ne
 
 
 def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
-    """What was refused, by install and the names above; those without any are left out.
+    """Rejected calls by install and the names above, without zero counts.
 
-    None when Redis can't be asked.
+    None when Redis is unavailable.
     """
     names = [*public_ids, UNKNOWN, UNREADABLE, WRONG_METHOD]
     this = int(time.time() // 60)

@@ -11,7 +11,7 @@ from django.db import connection
 from audiences.annotations import required
 from audiences.models import Again, Audience, Event, Run
 
-# Ranges of an audience don't overlap, so those that a run meets are the first ones that end behind its beginning. The
+# Ranges of an audience don't overlap, so those that overlap a run are the first ones that end after its start. The
 # LIMIT keeps an old run from reading all later ranges; a run holds no more sent events than a request.
 _OF_RUNS = """
 SELECT run.id AS run_id, near.* FROM audiences_run AS run CROSS JOIN LATERAL (

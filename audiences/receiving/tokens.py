@@ -15,7 +15,7 @@ from audiences.encryption import Unreadable
 from audiences.models import Install, Token
 
 PREFIX = "lysync_"
-# How often a token's last use is written down, in seconds: a page for people needs no more, and a call no write.
+# Seconds between updates of a token's last use: exact enough for a page, and most calls need no write.
 USE_NOTED_EVERY = 60.0
 
 _noted: dict[int, float] = {}
@@ -42,7 +42,7 @@ def digest(secret: str) -> str:
 
 
 def create(install: Install, *, name: str = "") -> Token:
-    """A new token of 256 random bits beside the one that may be live. Raises ``NoFreeSlotError``."""
+    """Create a token of 256 random bits; at most two are valid at a time. Raises ``NoFreeSlotError``."""
     with transaction.atomic():
         Install.objects.select_for_update(no_key=True).get(pk=install.pk)
         install.tokens.filter(revoked_at=None, expires_at__lte=now()).update(revoked_at=now())
@@ -55,7 +55,7 @@ def create(install: Install, *, name: str = "") -> Token:
 
 
 def live(install: Install) -> list[Token]:
-    """The tokens that open this install now, newest first. Their secrets are decrypted when they are looked at."""
+    """The install's valid tokens, newest first. Secrets are decrypted on access."""
     usable = Q(expires_at=None) | Q(expires_at__gt=now())
     return list(install.tokens.filter(usable, revoked_at=None).order_by("-created_at").defer("secret"))
 
@@ -66,10 +66,10 @@ def revoke(token: Token, *, at: datetime | None = None) -> None:
 
 
 def authenticate(*, public_id: str, authorization: str) -> tuple[Install | None, Token | None]:
-    """The install with that public id, and its live token that the header holds, raw or after ``Bearer``.
+    """The install with that public id, and its valid token from the header, with or without ``Bearer``.
 
-    Both have the fields that receiving a call needs; others come when they are asked for. The same work is done
-    whether or not the install is there, so that the time taken tells nothing.
+    Both have only the fields that receiving a call needs. The work is the same whether or not the install exists, so
+    that the response time reveals nothing.
     """
     presented = digest(_secret(authorization))
     install: Install | None = None
@@ -100,5 +100,5 @@ def note_use(token: Token, *, source: str | None) -> None:
 
 
 def ending(token: Token) -> str:
-    """The last four characters, by which people tell two tokens apart."""
+    """The last four characters, by which people distinguish two tokens."""
     return "unreadable" if isinstance(token.secret, Unreadable) else f"…{token.secret[-4:]}"

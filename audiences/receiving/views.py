@@ -33,9 +33,10 @@ log = structlog.get_logger(__name__)
 
 
 def come_back_later(detail: str, *, soon: bool = False) -> Response:
-    """503: Lytics sleeps for as long as asked, counts no error and sends the same call again.
+    """A 503 with Retry-After: Lytics waits, counts no error and sends the same call again.
 
-    ``soon`` is for what ends by itself within seconds. Twenty callers then come back at different moments.
+    ``soon`` is for causes that end within seconds; the wait is then short and random, so that twenty callers don't
+    return together.
     """
     seconds = random.randint(1, max(1, settings.RETRY_SOON_SECONDS)) if soon else settings.RETRY_AFTER_SECONDS  # noqa: S311
     return Response({"detail": detail}, status=503, headers={"Retry-After": str(seconds)})
