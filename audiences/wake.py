@@ -1,7 +1,7 @@
-"""Wake-ups: a hint to the workers that an install has something to send. Losing one costs a moment, never an event.
+"""Wake-ups: hints to the workers that an install has work. A lost hint costs seconds, never an event.
 
-Sent by task name, because the domain doesn't know the workers, and from a thread of its own, because a broker that
-is slow or gone must not be felt by the call that is being answered. The sweep finds whatever a lost hint missed.
+They are sent by task name, because this package doesn't import the workers, and from a background thread, because a
+slow or missing broker must not delay the response to a call. The sweep finds work whose hint was lost.
 """
 
 import threading
@@ -20,8 +20,8 @@ DRAIN = "workers.tasks.drain"
 MAKE = "workers.tasks.make"
 TRY_OUT = "workers.tasks.try_out"
 RESEND = "workers.tasks.resend"
-# One hint per task and install waits in the queue at a time: for this many milliseconds, or until a worker has heard
-# it. Without it a busy install would fill the queue with hints, and the others would stand behind them.
+# Milliseconds for which a pending hint suppresses further ones of the same task and install, unless a worker has
+# acknowledged it. Without the limit a busy install would fill the queue, and other installs would wait behind it.
 PENDING_MS = 2_000
 # A process sends the first hint at once, and then one per install in this time: each hint is a message and a task, and
 # drains that are running find new events without one.
@@ -57,7 +57,7 @@ class _Waker:
             if _redis().set(_pending(install_id, self._task), 1, nx=True, px=PENDING_MS):
                 expires = settings.HINT_EXPIRES_SECONDS
                 current_app.send_task(self._task, args=[install_id], expires=expires, retry=False, ignore_result=True)
-        except Exception as error:  # noqa: BLE001 — whatever the broker's client raises, the sweep makes up for it
+        except Exception as error:  # noqa: BLE001 — after any error of the broker's client, the sweep finds the work
             if not self._broker_is_down:
                 log.warning("wake-ups do not get through; the sweep takes over", error=str(error))
             self._broker_is_down = True
@@ -88,12 +88,12 @@ def heard(install_id: int, task: str = DRAIN) -> None:
 
 
 def wake(install_id: int) -> None:
-    """Tell the workers that this install has something to send. Returns at once and never raises."""
+    """Send a hint that the install has events to deliver. Returns at once and never raises."""
     _waker.want(install_id)
 
 
 def wake_making(install_id: int) -> None:
-    """Tell the workers that an audience of this install is to be made in ODP, beside the deliveries."""
+    """Send a hint that an audience of the install is to be created in ODP, beside the deliveries."""
     _maker.want(install_id)
 
 
@@ -103,5 +103,5 @@ def try_out(install_id: int) -> None:
 
 
 def wake_resend(install_id: int) -> None:
-    """Tell the workers that this install has something to be appended again. Returns at once and never raises."""
+    """Send a hint that the install has a Resend to advance. Returns at once and never raises."""
     _resend_waker.want(install_id)

@@ -32,7 +32,7 @@ class RequestSocket(socket.socket):
         self.ahead, self.body_until, self.is_answered = left + self.ahead, None, False
 
     def receive(self, size: int) -> bytes | None:
-        """What is here, without waiting: nothing is None, and the end of the connection is empty."""
+        """Received bytes without waiting: None for none yet, empty at the end of the connection."""
         self.setblocking(False)
         try:
             return super().recv(size)
@@ -42,7 +42,7 @@ class RequestSocket(socket.socket):
             return b""
 
     def has_header(self) -> bool:
-        """Receive what is here. Whether the header is complete, or no more of it will come."""
+        """Receive available bytes. Returns whether the header is complete or the connection has ended."""
         piece = self.receive(HEADER_BYTES)
         self.ahead = (self.ahead + (piece or b"")).lstrip(b"\r\n")
         # gunicorn refuses lines that end in LF alone.

@@ -1,7 +1,7 @@
 """The answer to a request that gunicorn can't parse: 503, because Lytics drops a batch for good on a 400.
 
-gunicorn itself would answer 400, 403, 414, 417, 431, 500 or 501. The front page counts these requests and names what is
-wrong with the newest, because it won't end without a person.
+gunicorn itself would answer 400, 403, 414, 417, 431, 500 or 501. The front page counts these requests and shows the
+problem of the newest, because a person has to correct the sender.
 """
 
 import json

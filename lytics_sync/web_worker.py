@@ -114,8 +114,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         return keep
 
     def handle_error(self, req: Any, client: RequestSocket, addr: Any, exc: Exception) -> None:
-        # What is left of a body can make no sense after its request was answered. The caller would take a second answer
-        # for the one to its next request.
+        # The rest of a body is meaningless after its request was answered. The caller would take a second response for
+        # that to its next request.
         if not client.is_answered:
             self._send(client, unreadable.answer(exc, addr[0] if isinstance(addr, tuple) else None))
 

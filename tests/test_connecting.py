@@ -61,7 +61,7 @@ def shop(odp: ThreadedSandbox) -> Install:
 
 
 def end_trial(shop: Install, how: str = trials.DONE, words: str = "") -> None:
-    """A test customer that has come to its end."""
+    """A completed test customer."""
     assert trials.start(shop, by="kim") is not None
     begun = trials.begin(shop.pk)
     assert begun is not None
@@ -108,7 +108,7 @@ def test_a_server_that_does_not_answer_is_told_from_a_dead_key(shop: Install) ->
 
 @pytest.fixture
 def two_regions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ThreadedSandbox]]:
-    """Two accounts in two regions; in the third nobody listens."""
+    """Two accounts in two regions; the third region has no listener."""
     keys = {"us": "here.secret", "eu": "there-eu1.secret"}
     running = {name: ThreadedSandbox(Options(private_key=key, settings=UNLIMITED)) for name, key in keys.items()}
     with running["us"], running["eu"]:
@@ -371,7 +371,7 @@ def delivered(odp: ThreadedSandbox, shop: Install, *people: str) -> Audience:
 
 
 class Clock:
-    """The time between two looks, as long as a third of what a hop is waited for. Workers work in it, or don't."""
+    """Replaces the wait between two checks, a third of a step's time limit; the workers run meanwhile or not."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -522,7 +522,7 @@ def ends_outside(odp: ThreadedSandbox, shop: Install) -> None:
 
 
 def broke_off(hops: Hops, at: str) -> str:
-    """It came as far as that hop and was sent out behind; what is said."""
+    """The test customer failed at that step, and its exit was sent; returns the text."""
     assert hows(hops)[-2:] == [("in", at, "failed"), ("out", "called", "around")]
     assert {how for _, _, how, _ in hops[:-2]} == {"done"}
     sent = Trial.objects.get()

@@ -1,4 +1,4 @@
-"""Draining, whole: events in the log, the sandbox ODP at the other end, and whatever goes wrong in between."""
+"""Draining as a whole: from events in the log to the sandbox ODP, with failures in between."""
 
 import os
 import random
@@ -67,7 +67,7 @@ def gold(shop: Install) -> Audience:
     return make_audience(shop, "gold", provisioned=False)
 
 
-# --- what is sent ------------------------------------------------------------------------------------------------
+# --- Sent requests -----------------------------------------------------------------------------------------------
 
 
 def test_events_become_memberships(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
@@ -524,7 +524,7 @@ def test_a_worker_that_dies_after_the_brake_and_before_the_settle_blames_nobody(
         with pytest.raises(Killed):
             drain_all(shop)
     lease_runs_out(gold)
-    assert drain_all(shop) == 0  # the brake holds by itself
+    assert drain_all(shop) == 0  # the backoff alone holds the install
     brake_runs_out(shop)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["a"]
@@ -543,7 +543,7 @@ drain.drain(int(sys.argv[1]), seconds=60)
 
 @contextmanager
 def worker(install: Install) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own that drains, on the tests' database."""
+    """A separate process that drains on the tests' database."""
     made = connection.settings_dict
     url = f"postgres://{made['USER']}:{made['PASSWORD']}@{made['HOST']}:{made['PORT']}/{made['NAME']}"
     env = {**os.environ, "DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "lytics_sync.settings"}
@@ -799,7 +799,7 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
 
         def work() -> None:
             until = time.monotonic() + PATIENCE
-            # Also as long as an audience is on hold: after the faults are gone, nothing would refuse its bad customer.
+            # Also while an audience is on hold: after the end of the faults, no response would reject its bad customer.
             while not received.is_set() or behind.exists():
                 assert time.monotonic() < until
                 drain.drain(shop.pk, seconds=1)

@@ -1,4 +1,4 @@
-"""Pace: never more requests in any second than ODP allows, over all workers, whatever is slow, flushed or set back."""
+"""Rate limit: never more requests in a second than ODP allows, over all workers, with delays and clock steps."""
 
 import threading
 import time
@@ -37,7 +37,7 @@ at_once = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[RunningSandbox]:
-    """In a process of its own, so that it sees requests arrive while twenty threads of this one are busy."""
+    """In a separate process, so that it sees requests arrive while twenty threads of this process are busy."""
     flags = ["--rate-profiles", "0", "--rate-lists", "0", "--assume", "unknown_field=create"]
     with RunningSandbox(*flags) as odp:
         yield odp
@@ -50,7 +50,7 @@ def odp(running: RunningSandbox) -> RunningSandbox:
 
 
 def drain_by(threads: int, install: Install) -> None:
-    """So many workers drain until everything is delivered."""
+    """A number of workers drain until everything is delivered."""
     until = time.monotonic() + PATIENCE
 
     def worker() -> None:
@@ -95,7 +95,7 @@ def permissions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[f
             "CREATE TABLE given (gate_at timestamptz, at timestamptz);"
             " CREATE FUNCTION note_given() RETURNS trigger LANGUAGE plpgsql AS"
             " 'BEGIN INSERT INTO given VALUES (NEW.gate_at, clock_timestamp()); RETURN NULL; END';"
-            # A row that the queue inserted has its gate open already, and nobody has passed it.
+            # A row that the queue inserted has an open gate that no request has passed.
             " CREATE TRIGGER note_first AFTER INSERT ON audiences_pace FOR EACH ROW"
             " WHEN (NEW.gate_at > clock_timestamp()) EXECUTE FUNCTION note_given();"
             " CREATE TRIGGER note_given AFTER UPDATE OF gate_at ON audiences_pace"
@@ -110,7 +110,7 @@ def assert_never_eleven_in_a_second(permissions: list[float], arrivals: list[flo
     """By the permissions, and no request went without one: the nth arrived after the nth was given."""
     assert len(permissions) >= len(arrivals)
     assert most_in_a_second(permissions) <= 10
-    # The largest of many differences: whoever is interrupted between the two readings gets a smaller one.
+    # The largest of many differences: an interruption between the two readings gives a smaller one.
     began = max(time.time() - time.monotonic() for _ in range(100))
     early = [given - arrived - began for given, arrived in zip(sorted(permissions), sorted(arrivals), strict=False)]
     assert max(early) <= 0.005, "but for what the two clocks are apart"
@@ -180,7 +180,7 @@ def test_making_lists_counts_against_the_same_limit_as_filling_them(
         enter(audience, "kim")
     drain_by(6, install)
     moments = arrivals(odp, "/v3/lists")
-    # Each is looked for, made, looked at again, and filled.
+    # Each audience is read, created, read again, and filled.
     assert len(moments) == 4 * len(audiences)
     assert_never_eleven_in_a_second(permissions(), moments)
     assert_all_is_well(*audiences)

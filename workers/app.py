@@ -38,8 +38,8 @@ if "celery" in sys.argv[0]:
         start_checks.refuse(str(error))
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["workers"])
-# Celery closes a thread's connection before and after each task, unless it is told after how many. A new one is a new
-# process in PostgreSQL; with many short tasks that costs more than all they do.
+# By default Celery closes a thread's database connection before and after each task. A new connection is a new
+# PostgreSQL process, which costs more than a short task.
 app.conf["CELERY_DB_REUSE_MAX"] = 2**31
 
 
@@ -69,7 +69,7 @@ def _leave_connection(**kwargs: object) -> None:
 @worker_init.connect
 @beat_init.connect
 def _check_settings(**kwargs: object) -> None:
-    """Both signals come before any work is taken. Celery leaves ``SystemExit`` through."""
+    """Both signals come before the first task. Celery lets ``SystemExit`` pass."""
     import django
 
     django.setup()
@@ -105,7 +105,7 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
     every: float = settings.HEARTBEAT_SECONDS
 
     def send() -> None:
-        """Straight into the worker's own queue, where nobody else takes it out."""
+        """Send directly into the worker's own queue, which no other worker consumes."""
         app.send_task(
             "workers.tasks.heartbeat",
             args=[name],

@@ -8,8 +8,8 @@ Two causes look like a bad change and aren't one:
 
 - The request is too large, and its halves succeed. A change that was rejected by elimination is therefore sent again in
   a small request, unless ODP has accepted a request as large as the refused one.
-- ODP rejects a whole audience. A request that names a rejected customer without the audience (the probe) tells: if ODP
-  accepts it, the audience is at fault. A single rejection starts no probe if ODP has accepted the audience before.
+- ODP rejects a whole audience. A request that names a rejected customer without the audience (the probe) decides: if
+  ODP accepts it, the audience is at fault. A single rejection starts no probe if ODP has accepted the audience before.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ Requests = Generator[Part, Answer, None]
 
 
 class _Size:
-    """The largest request that ODP accepts, in groups, as far as its answers tell."""
+    """The largest request size that ODP accepts, in groups, learned from its responses."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -67,7 +67,7 @@ class Bisection:
     ``has_control`` tells whether the mechanism can probe a customer without an audience; ``items_per_group`` is the
     number of items in a group, because ODP counts items when it names bad ones; ``was_taken`` tells whether ODP has
     accepted anything of an audience before. ``doubtful`` groups belong to customers of whom ODP rejected something
-    before. They are sent last and apart, so that they don't cause the refusal of all the others.
+    before. They are sent last and separately, so that they don't cause the refusal of the other groups.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Bisection:
                 self._block(lane)
 
     def _explained(self, part: Sequence[Group], answer: Answer) -> list[Group] | None:
-        """The groups to send again, if the refusal says what is wrong: the size, or the items that it names."""
+        """The groups to send again, if the refusal gives its cause: the size, or the items that it names."""
         if answer.too_large and len(part) > 1:
             self._size.too_large(len(part))
             return list(part)
@@ -233,7 +233,7 @@ class Bisection:
         return not self._size.may_explain(self._eliminated.get(change, 0))
 
     def _keep_what_is_certain(self) -> None:
-        """No more answers will come. A change whose rejection is in question isn't refused, and will be sent again."""
+        """End without further responses. A change whose rejection isn't proven will be sent again."""
         self.refused = {
             change: reason
             for change, reason in self.refused.items()

@@ -1,7 +1,7 @@
 """Draining: from ready lanes to ODP, one request at a time, until nothing is ready. Imports no Celery.
 
-Read `turn` and `deliver` beside the picture in README: each step is a line, and docs/crashes.md says for each line
-what is true when the process dies there.
+`turn` and `deliver` follow the picture in README: each step is a line, and docs/crashes.md says for each line what the
+tables hold when the process dies there.
 """
 
 import time
@@ -36,11 +36,11 @@ from workers.bisection import Bisection, Part
 
 log = structlog.get_logger(__name__)
 
-# Between the end of a request and the end of its lease, in seconds: for the settle, and for clocks that drift.
+# Seconds between the deadline of a request and the end of its lease, for settling and for clock drift.
 LEASE_MARGIN = 1.0
-# Our own doing, not ODP's: the lanes go back and nobody is held up for it.
+# Our own decision, not a failure of ODP: the lanes are released, and no backoff starts.
 TOO_LATE = Answer(
-    Outcome.RETRY_LATER, "Not sent: the install was braked meanwhile, or the lease was running out.", sent=False
+    Outcome.RETRY_LATER, "Not sent: the install went on hold, or the lease was about to expire.", sent=False
 )
 
 # Errors that are about the install's settings or the schema, and so about every audience: they hold the install.
@@ -60,7 +60,7 @@ def drain(install_id: int, *, seconds: float) -> int:
 
 
 def make(install_id: int, *, seconds: float) -> int:
-    """Make the audiences of the install that wait for it. Returns how many were tried."""
+    """Create the install's waiting audiences in ODP. Returns the number of tries."""
     until = time.monotonic() + seconds
     tried = 0
     while provision.provision_one(install_id, gate=pace.pass_gate):
@@ -79,20 +79,20 @@ def turn(install_id: int) -> bool:
     try:
         return _make_or_deliver(work)
     except Exception as error:
-        if not sessions.is_database_error(error):  # else PostgreSQL is away, and with it the place to write that down
+        if not sessions.is_database_error(error):  # else PostgreSQL is down, and the backoff can't be stored
             reason = _unexpected(error)
             backoff.apply(work.install, Answer(Outcome.RETRY_LATER, reason, slow_probe=True, sent=False))
         raise
 
 
 def _unexpected(error: Exception) -> str:
-    """The words for an error of ours. Without a backoff it would come again at once, and for ever."""
+    """The reason for an error of this service. Without a backoff it would repeat at once, and forever."""
     first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
     return readable(backoff.UNEXPECTED + first_line)
 
 
 def _make_or_deliver(work: leases.Work) -> bool:
-    """Deliveries never wait for an audience to be made: while events are ready, a task of its own makes it."""
+    """Deliveries never wait for the creation of an audience: while events are ready, a separate task creates it."""
     install_id = work.install.pk
     if not work.ready:
         return work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate)
@@ -113,7 +113,7 @@ def _deliver_or_give_back(lease: Lease) -> None:
     try:
         deliver(lease)
     except LeaseLostError:
-        log.warning("lease lost; the lanes are somebody else's", lanes=len(lease.spans))
+        log.warning("lease lost; another worker has the lanes", lanes=len(lease.spans))
         holds.give_back(lease)
     except Exception as error:
         if sessions.is_database_error(error) or isinstance(error, _OF_ALL):
@@ -124,7 +124,7 @@ def _deliver_or_give_back(lease: Lease) -> None:
 
 
 def deliver(lease: Lease) -> None:
-    """Fold the claimed events, send what is left of them, settle. Raises ``LeaseLostError``."""
+    """Fold the claimed events, send the deciding ones, settle. Raises ``LeaseLostError``."""
     try:
         entries, ledger = reading.read(lease)
     except GapError as gap:

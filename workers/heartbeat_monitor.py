@@ -1,11 +1,11 @@
-"""The heart of a worker: every few seconds a message to itself, by the way that work takes. Imports no Celery.
+"""Heartbeats of a worker: every few seconds it sends itself a message through the broker. Imports no Celery.
 
-A worker can be alive and do nothing: the process runs, and its connection to the broker was cut in a way that neither
-end noticed. Only work that arrives proves that work would arrive. So each worker has a queue of its own and puts a
-heartbeat into it; when that comes out, a worker slot writes it into PostgreSQL, which proves the rest of the way.
+A worker process can run without receiving work, when its connection to the broker is half-open. Only an arriving
+message proves that work arrives. So each worker has its own queue and sends heartbeats to it; a worker slot that
+receives one stores it in PostgreSQL, which proves the rest of the path.
 
-A worker that the broker takes messages from and that hears none of them will never hear any: it ends itself, and
-whatever started it starts it anew. While the broker can't be reached nobody is blamed: the worker is just not ready.
+A worker whose heartbeats the broker accepts but never delivers exits, and its supervisor restarts it. While the broker
+is unreachable the worker doesn't exit; it only reports that it isn't ready.
 """
 
 import json
@@ -21,15 +21,15 @@ from audiences.insight import heartbeats, stalled_work
 
 log = structlog.get_logger(__name__)
 
-# A worker is silent when none came out for the time of so many. With the default of one in ten seconds: a slot may be
-# taken for a drain's time and a deadline, some 13 s, and thrice that is no coincidence.
+# Missed heartbeats after which a worker counts as silent. A busy slot can delay one by about 13 s; 4.5 × 10 s (the
+# default interval) leaves a factor of three.
 MISSED = 4.5
-# So many of them have to have been taken by the broker since the last one came out.
+# Heartbeats that the broker must have accepted since the last arrival before the worker exits.
 SENT_IN_VAIN = 3
 
 
 class HeartbeatMonitor:
-    """Sends, listens, and says how it stands. ``send`` puts one heartbeat into the worker's own queue, or raises."""
+    """Sends and receives heartbeats and reports readiness. ``send`` puts one into the worker's own queue, or raises."""
 
     def __init__(
         self, name: str, *, send: Callable[[], None], every: float, end: Callable[[int], None] = os._exit
@@ -45,12 +45,12 @@ class HeartbeatMonitor:
         self._stop = threading.Event()
 
     def start(self, *, port: int = 0) -> None:
-        threading.Thread(target=self._run, name="heart", daemon=True).start()
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
         if port:
             _serve(self, port)
 
     def stop(self) -> None:
-        """A worker that is told to stop is missed by nobody."""
+        """Stop, and remove the worker's row, so that it isn't reported as silent."""
         self._stop.set()
         heartbeats.forget(self.name)
 
@@ -61,20 +61,20 @@ class HeartbeatMonitor:
                 return
 
     def beat(self) -> None:
-        """Send one; and end the process when none of the last ones came out."""
+        """Send one heartbeat; exit when none of the last ones arrived."""
         try:
             self.send()
-        except Exception as error:  # noqa: BLE001 — whatever the broker's client raises, it can't be reached
+        except Exception as error:  # noqa: BLE001 — any error of the broker's client means unreachable
             self.in_vain = 0
             log.warning("a heartbeat could not be sent", worker=self.name, error=str(error))
             return
         if self.in_vain >= SENT_IN_VAIN and self.is_late(self.heard_at):
-            log.error("nothing that the broker takes arrives here; ending, to be started anew", worker=self.name)
+            log.error("messages that the broker accepts do not arrive; exiting to be restarted", worker=self.name)
             self.end(1)
         self.in_vain += 1
 
     def heard(self) -> None:
-        """One came out, and a worker slot has it in hand."""
+        """A heartbeat has arrived in a worker slot."""
         self.heard_at, self.in_vain = time.monotonic(), 0
         worked = None if self.worked_at is None else time.monotonic() - self.worked_at
         heartbeats.note(self.name, worked_seconds_ago=worked)
@@ -110,13 +110,13 @@ def _serve(monitor: HeartbeatMonitor, port: int) -> None:
             self.wfile.write(content)
 
         def log_message(self, *args: object) -> None:
-            """Nobody reads of every look."""
+            """Health requests aren't logged."""
 
-    server = ThreadingHTTPServer(("0.0.0.0", port), Health)  # noqa: S104 — it tells no secret
+    server = ThreadingHTTPServer(("0.0.0.0", port), Health)  # noqa: S104 — it exposes no secret
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
 
 
-# --- The one of this process ---------------------------------------------------------------------------------
+# --- The monitor of this process------------------------------------------------------------------------------
 
 _own: HeartbeatMonitor | None = None
 
@@ -133,7 +133,7 @@ def stop() -> None:
 
 
 def heard(name: str) -> None:
-    """A heartbeat that is in hand. One of a worker that bore this name before says nothing about this one."""
+    """A heartbeat has arrived. One of an earlier worker with the same name doesn't count."""
     if _own is not None and _own.name == name:
         _own.heard()
 

@@ -20,7 +20,7 @@ from odp.mechanisms import limit_of
 SPAN_SECONDS = 1.055
 # A start that is late shifts the schedule only by what exceeds this.
 CATCH_UP_SECONDS = 0.008
-# A start that PostgreSQL took longer to allow isn't used, because its request would arrive too late. It is taken anew.
+# Seconds after which a granted start isn't used, because its request would arrive too late; another one is taken.
 ON_TIME_SECONDS = 0.010
 # The longest wait in the queue. A drain that would wait longer gives its worker slot back.
 PATIENCE_SECONDS = 0.25

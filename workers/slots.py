@@ -19,14 +19,14 @@ _limit: int | None = None
 
 
 def share_out(slots: int) -> None:
-    """The process has so many slots."""
+    """Set the number of slots of this process."""
     global _limit
     _limit = max(1, slots - max(1, slots // SPARE))
 
 
 @contextmanager
 def slot(install_id: int) -> Iterator[bool]:
-    """Whether a task of the install may go on. If not, those that hold its slots do what it was woken for."""
+    """Whether a task of the install may run. If not, the tasks that hold its slots do the work."""
     with _lock:
         free = _limit is None or _held[install_id] < _limit
         if free:

@@ -34,7 +34,7 @@ def make(install_id: int) -> None:
 
 @shared_task(name="workers.tasks.resend", ignore_result=True)
 def resend(install_id: int) -> None:
-    """Append what one install is to send again, as far as there is room."""
+    """Append events of one install's Resends while its backlog has room."""
     wake.heard(install_id, wake.RESEND)
     with slots.slot(install_id) as free:
         if free:
@@ -83,5 +83,5 @@ def roll_up() -> None:
 
 @shared_task(name="workers.tasks.clear_sessions", ignore_result=True)
 def clear_sessions() -> None:
-    """Delete the sessions of people whose login has run out; Django never does that by itself."""
+    """Delete expired login sessions; Django doesn't do that automatically."""
     call_command("clearsessions")

@@ -22,7 +22,7 @@ from odp.network_errors import elsewhere
 
 log = structlog.get_logger(__name__)
 
-# How long a hop is waited for, and how often it is looked for; ODP is asked less often.
+# Seconds to wait for a step, and between two checks of it; ODP is queried less often.
 HOP_SECONDS = 30.0
 LOOK_SECONDS = 0.1
 ASK_SECONDS = 1.0
@@ -42,7 +42,7 @@ STILL_SHOWN = (
 
 
 class Seen(NamedTuple):
-    """A hop has come, or it is clear that it won't."""
+    """A step has succeeded, or can no longer succeed."""
 
     how: str
     words: str
@@ -74,7 +74,7 @@ class _Leg:
         audience = trials.audience_of(trial.install)
         self.after = audience.last_sequence if audience else 0
         self.event: Event | None = None
-        # Why ODP could not tell, when it was asked last.
+        # Why the last query to ODP failed.
         self.silence = ""
 
     def walk(self) -> bool:

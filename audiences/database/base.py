@@ -69,9 +69,9 @@ class _Errors(DatabaseErrorWrapper):
 
 class DatabaseWrapper(base.DatabaseWrapper):
     Database = _Database()  # type: ignore[assignment]
-    # The SQLSTATE with which the last session was lost, or "closed"; whoever is interested empties it first.
+    # The SQLSTATE with which the last session was lost, or "closed". A caller that reads it clears it first.
     lost = ""
-    # Whether a transaction was committed since somebody set this to False.
+    # Whether a transaction was committed since a caller set this to False.
     committed = False
 
     @cached_property

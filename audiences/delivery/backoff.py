@@ -34,7 +34,7 @@ def apply(install: Install, answer: Answer) -> None:
         install=install.pk, failures=install.brake_failures, seconds=seconds, reason=answer.reason
     ).one()
     if backed_off and (backed_off.failures == 1 or answer.slow_probe):
-        log.warning("braked", install=install.name, seconds=round(seconds, 1), reason=answer.reason)
+        log.warning("install on hold", install=install.name, seconds=round(seconds, 1), reason=answer.reason)
 
 
 def pause_seconds(*, failures: int, answer: Answer) -> float:
@@ -51,7 +51,7 @@ def release(install: Install) -> None:
         brake_failures=0, brake_since_at=None, brake_until_at=None, brake_reason=""
     )
     if released:
-        log.info("brake released", install=install.name)
+        log.info("install resumed", install=install.name)
 
 
 def learn_batch_size(install: Install, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Which lanes are ready, and leasing them until one request is full: first those that were served longest ago."""
+"""Claims: lease ready lanes until one request is full, the longest unserved lanes first."""
 
 import uuid
 from collections.abc import Iterable, Sequence
@@ -26,8 +26,7 @@ _SQL = sql.beside(
     __file__, install_columns=_columns(_INSTALL_FIELDS), install_columns_but_key=_columns(_KEYLESS_FIELDS)
 )
 
-# After somebody asked to look at an audience in ODP, its deliveries wait at most this many seconds for that look,
-# because what they need may be gone there.
+# Seconds that an audience's deliveries wait for a requested check in ODP, because their field may be missing there.
 LOOK_SECONDS = 15
 
 # The number of audiences of one install that are made at the same time. Each takes a worker's slot for as long as ODP

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from lytics.facts import Kind
 
-# As they stand in the log. Looked at for every event: a name in its class costs several times as much.
+# The values in the log. Compared for every event: an attribute of the enum costs several times as much.
 EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)
 # Before every transition time there is.
 EARLIEST_NS = -(2**63)
 
 
 class Entry(NamedTuple):
-    """An event, as far as the fold is concerned."""
+    """The columns of an event that the fold needs."""
 
     sequence: int
     identifier: str
@@ -62,7 +62,7 @@ def precedence(entry: Entry) -> tuple[int, bool]:
 
 
 def newest(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """The deciding event of each identifier. Among equals one that must be sent again, then an enter, speaks."""
+    """The deciding event of each identifier. Among equal times a forced event decides, then an enter."""
     winners: dict[str, Entry] = {}
     for entry in entries:
         other = winners.get(entry.identifier)
@@ -76,12 +76,12 @@ def _rank(entry: Entry) -> tuple[int, bool, bool, bool, int]:
 
 
 def fold(entries: Iterable[Entry], ledger: Mapping[str, Held]) -> Folded:
-    """What is left to do of a run, given the ledger of its audience.
+    """The changes to send for a run, given the ledger of its audience.
 
-    An exit of somebody whom the ledger has never seen is sent: they may be a member from before our time. A change
-    of a known member is not, as nothing in ODP would differ; unless the run holds an exit between the two, which a
-    request that failed may have told. It moves the ledger on all the same, so whatever has to be said again is said
-    with the ledger's time where that is newer; only another state since has said enough.
+    An exit of a customer without a ledger row is sent: the customer may be a member from before this service. A change
+    of a known member isn't sent, because ODP's state wouldn't differ, unless the run has an exit between the two, which
+    a failed request may have applied. It still updates the ledger. So a forced event is sent with the ledger's time
+    when that is newer, and dropped only when another state was sent since.
     """
     entries = list(entries)
     again = newest([entry for entry in entries if entry.forced])

@@ -1,4 +1,4 @@
-"""What keeps a lane from being delivered, and what lets it go on: pauses, blocks, errors of ours, leases given back."""
+"""Holds on lanes and their end: pauses, blocks, unexpected errors, released leases."""
 
 import uuid
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ def set_aside(lane: Lane, *, by: str, reason: str) -> bool:
 
 
 def resume(lane: Lane) -> bool:
-    """Let a paused lane go on. False when it wasn't paused."""
+    """Resume a paused lane. False when it wasn't paused."""
     return bool(
         Lane.objects.filter(pk=lane.pk, paused_at__isnull=False).update(paused_at=None, paused_by="", pause_reason="")
     )
@@ -54,7 +54,7 @@ def block(lease: Lease, reason: str) -> None:
 
 
 def block_audience(audience_id: int, reason: str) -> bool:
-    """Block a lane whatever is under way: ODP can't hold its audience. False when it was blocked already."""
+    """Block a lane, also during a request: ODP can't hold its audience. False when it was blocked already."""
     reason = reason.replace("\x00", "")
     free = Lane.objects.filter(pk=audience_id, blocked_at=None)
     kept = {
@@ -76,8 +76,10 @@ def give_back_token(token: uuid.UUID) -> None:
 
 
 def hold(lease: Lease, reason: str) -> None:
-    """Give a lease back after an unexpected error of ours. Each of its lanes is then tried alone: those of a lease of
-    several at once, and the one that fails alone after ``PROBE_SECONDS``."""
+    """Release a lease after an unexpected error of this service.
+
+    Its lanes are then tried one by one: at once if the lease had several, after ``PROBE_SECONDS`` if it had one.
+    """
     alone = len(lease.spans) == 1
     pause = timedelta(seconds=settings.PROBE_SECONDS) if alone else timedelta(0)
     held = Lane.objects.filter(lease_token=lease.token)
@@ -107,8 +109,8 @@ def try_now(lane: Lane) -> bool:
 def end_expired_leases(audience_ids: Iterable[int]) -> bool:
     """End the leases of these lanes that have expired. False when a worker still holds one of the lanes.
 
-    A claim does so too, but it takes no lane that is paused or blocked, or whose install is switched off. A worker that
-    comes back after its lease then changes no row.
+    A claim does so too, but it skips paused and blocked lanes and disabled installs. A worker that continues after its
+    lease then changes no row.
     """
     lanes = Lane.objects.filter(pk__in=audience_ids)
     lanes.filter(lease_expires_at__lte=Now()).update(lease_token=None, lease_expires_at=None)

@@ -29,7 +29,7 @@ Ledger = dict[int, dict[str, Held]]
 
 
 class LeaseLostError(Exception):
-    """Another worker may have claimed these lanes, so this worker must not go on."""
+    """Another worker may have claimed these lanes, so this worker must stop."""
 
 
 class GapError(Exception):
@@ -72,7 +72,7 @@ class Lease:
 
 @dataclass
 class Result:
-    """The result of one span. ``complete`` moves the cursor over it; otherwise only the ledger gets what is known."""
+    """The result of one span. ``complete`` moves the cursor past it; otherwise only the ledger is updated."""
 
     span: Span
     complete: bool = True

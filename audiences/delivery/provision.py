@@ -1,7 +1,7 @@
-"""Making an audience in ODP before its first delivery, and looking at it again when somebody asks.
+"""Provisioning: create an audience in ODP before its first delivery, and check it again on request.
 
-This is separate from delivering: making has its own lease, on the audience's row, and its own backoff. An audience that
-can't be made waits alone, because only failed deliveries start the backoff of an install.
+It is separate from delivery, with its own lease on the audience's row and its own backoff. An audience that can't be
+created waits alone, because only failed deliveries start the backoff of an install.
 """
 
 import time
@@ -57,7 +57,7 @@ _NO_HOLD: dict[str, Any] = {"hold_failures": 0, "hold_reason": "", "hold_since_a
 
 
 def look_again(audience_id: int, *, unless_within: timedelta = timedelta(0)) -> None:
-    """Ask for a look at the audience in ODP, which makes what is missing there. Its next delivery waits for that."""
+    """Request a check of the audience in ODP, which creates missing objects. Its next delivery waits for the check."""
     made = Audience.objects.filter(pk=audience_id, provisioned_at__lte=Now() - unless_within)
     if unless_within:  # one look serves all who ask
         made = made.filter(look_asked_at=None)

@@ -55,7 +55,7 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
 
 
 def refused_customers(lease: Lease, identifiers: Iterable[str]) -> set[str]:
-    """The customers of these for whom ODP rejected a change that is still parked."""
+    """Those of the customers with a rejected change that is still parked."""
     if not lease.has_refusals:
         return set()
     refused = Parked.objects.filter(install=lease.install, reason=REFUSED_BY_ODP, closed_at=None)

@@ -152,7 +152,7 @@ def _park(install: Install, results: Iterable[Result], delivery_id: int | None) 
 
 
 def _record_folded(results: Iterable[Result]) -> None:
-    """Store a Run for each span of which nothing had to be sent: history says where its events went."""
+    """Store a Run for each span that needed no request, so that the history shows how its events ended."""
     Run.objects.bulk_create(
         Run(
             audience_id=result.span.audience_id,

@@ -34,7 +34,7 @@ def overtaken(delivery_id: int) -> list[Overtaken]:
     """Mark a Delivery without a final response as reconciled. Nothing when another worker does so.
 
     Returns the present state of each customer of the Delivery for whom ODP has accepted a newer change since. Called
-    inside the transaction that has that state sent again.
+    in the transaction that appends that state again.
     """
     if not _MARK.run(delivery=delivery_id).changed:
         return []

@@ -250,7 +250,7 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
 
 
 def _shown(install: Install) -> Line:
-    """The last test customer that has come to its end."""
+    """The last completed test customer."""
     name, title = "shown", "Test customer shown in ODP (GraphQL)"
     trial = Trial.objects.filter(install=install, closed_at__isnull=False).first()
     if trial is None:

@@ -1,6 +1,6 @@
-"""Heartbeats: which workers there are, when each last proved that work reaches it, and when it last did some.
+"""Heartbeats: the workers, the time of each one's last heartbeat, and the time of its last work.
 
-Written by a worker slot when a heartbeat has come to it through the broker (``workers/heartbeat_monitor.py``).
+A worker slot writes them when a heartbeat arrives through the broker (``workers/heartbeat_monitor.py``).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from django.utils.timezone import now
 
 from audiences.models import Worker
 
-# A worker that was killed leaves its row behind; after so long nobody waits for it any more.
+# A killed worker leaves its row; it is deleted after this time.
 FORGOTTEN_AFTER = timedelta(hours=1)
 # In heartbeats; see workers/heartbeat_monitor.py for the worker's own, shorter patience.
 MISSED = 6
@@ -29,7 +29,7 @@ ON CONFLICT (name) DO UPDATE SET
 
 @dataclass(frozen=True)
 class Pulse:
-    """The workers that answer, and those that have not been heard of for a while."""
+    """The workers whose heartbeats arrive, and those whose heartbeats have stopped."""
 
     answering: list[Worker]
     silent: list[Worker]

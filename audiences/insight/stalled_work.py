@@ -1,4 +1,4 @@
-"""Whether work that may go out goes out, judged by what was delivered and not by who is alive."""
+"""Whether deliverable work moves, judged by deliveries and not by heartbeats."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,10 +8,10 @@ from django.db import connection
 
 from audiences.delivery import backoff, provision
 
-# Work is ready when nobody and nothing holds it: the install is on and not braked, the audience not paused, blocked, on
-# hold, or looked at in ODP. A brake that is our own fault holds nothing rightly. Ready work moves when a request of the
-# install ends with an answer, or an audience of it is made; after somebody pressed a button, or a brake or a pause
-# ended, the time counts anew.
+# Work is ready when the install is enabled and not in a backoff, and the audience is not paused, blocked, on hold or
+# being checked in ODP. A backoff for an error of this service doesn't excuse waiting work. Ready work moves when a
+# request of the install gets a response or one of its audiences is created. The time restarts when an operator presses
+# a button, or when a backoff or a pause ends.
 _STUCK = """
 WITH waiting AS (
     SELECT install.id, install.name, install.brake_reason,
@@ -45,8 +45,8 @@ WHERE moved_at < clock_timestamp() - make_interval(secs => %(seconds)s)
 ORDER BY moved_at LIMIT 1
 """
 
-# An audience with ready work that fails again and again by an error of ours, while others of its install go on. Trouble
-# of ODP, a block and a pause are none.
+# An audience with ready work that keeps failing with an error of this service while other audiences of its install
+# continue. Failures of ODP, blocks and pauses don't count.
 _FAULTY = """
 WITH faulty AS (
     SELECT audience.install_id, lane.fault_since_at AS since, lane.fault_reason AS reason
@@ -71,9 +71,9 @@ ORDER BY since LIMIT 1
 
 @dataclass(frozen=True)
 class Stuck:
-    """An install whose ready work stands still, and since when; ``why`` when an error of ours is known.
+    """An install whose ready work doesn't move, and since when; ``why`` if an error of this service is known.
 
-    ``in_part`` when it is some of its audiences only.
+    ``in_part`` is true when only some of its audiences are affected.
     """
 
     install: str
