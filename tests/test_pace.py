@@ -15,6 +15,7 @@ from django.utils.timezone import now
 from audiences.delivery import backoff
 from audiences.models import Install, Lane, Pace
 from odp.deadline import TooLateError
+from odp.mechanisms import limit_of
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ControlledSandbox, RunningSandbox
 from tests.delivering import (
@@ -233,8 +234,8 @@ def test_whoever_stands_at_the_gate_when_the_brake_comes_on_does_not_go(shop: In
 def test_what_has_no_limit_passes_at_once(rate: int, path: str) -> None:
     install = make_install(requests_per_second=rate)
     for _ in range(3):
-        assert pace.line_up(install, path)
-        pace.jump_line(install, path)
+        assert pace.line_up(install, limit_of(path))
+        pace.jump_line(install, limit_of(path))
         pace.pass_gate(install, path, time.monotonic())
     assert not Pace.objects.exists()
 
@@ -250,10 +251,10 @@ def test_installs_and_endpoints_have_gates_of_their_own(shop: Install) -> None:
 
 @pytest.mark.django_db
 def test_a_clock_that_was_set_back_holds_nobody(shop: Install) -> None:
-    assert pace.line_up(shop, PROFILES)
+    assert pace.line_up(shop, "profiles")
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     set_back(shop)
-    assert pace.line_up(shop, PROFILES)
+    assert pace.line_up(shop, "profiles")
     pace.pass_gate(shop, PROFILES, time.monotonic() + 5)
     assert Pace.objects.get().gate_at < now() + timedelta(minutes=1)
 
@@ -278,7 +279,7 @@ def test_the_next_start_counts_from_when_this_one_was_allowed_and_not_from_when_
 
     def take_start() -> datetime:
         locked.after(lambda: None)()
-        assert pace._take(pace._TAKE_START, install, PROFILES).taken
+        assert pace._take(pace._TAKE_START, install, "profiles").taken
         return Pace.objects.get().gate_at
 
     released_at, gate_at = together(hold, take_start)
@@ -334,10 +335,10 @@ def test_a_start_that_postgres_took_too_long_to_allow_is_not_used_and_later_ones
 
 @pytest.mark.django_db
 def test_a_start_that_somebody_else_has_taken_since_is_not_taken_anew(shop: Install) -> None:
-    first = pace._take(pace._TAKE_START, shop, PROFILES)
+    first = pace._take(pace._TAKE_START, shop, "profiles")
     Pace.objects.update(gate_at=now())
-    assert pace._take(pace._TAKE_START, shop, PROFILES).taken
-    assert pace._take(pace._TAKE_START, shop, PROFILES, unused=first.taken).taken is None
+    assert pace._take(pace._TAKE_START, shop, "profiles").taken
+    assert pace._take(pace._TAKE_START, shop, "profiles", unused=first.taken).taken is None
 
 
 def test_what_brings_requests_closer_together_leaves_room_for_their_ways_to_odp() -> None:
@@ -359,16 +360,16 @@ def test_when_enough_stand_in_line_the_next_is_sent_away_at_once(shop: Install) 
 
 def stand_in_line(install: Install) -> float | None:
     """A place in line, without waiting for it."""
-    place = pace._take(pace._TAKE_PLACE, install, PROFILES, patience=pace.PATIENCE_SECONDS)
+    place = pace._take(pace._TAKE_PLACE, install, "profiles", patience=pace.PATIENCE_SECONDS)
     return place.seconds if place.taken else None
 
 
 @pytest.mark.django_db
 def test_a_further_request_of_a_lease_takes_a_place_from_those_who_come_later(shop: Install) -> None:
-    assert pace.line_up(shop, PROFILES)
+    assert pace.line_up(shop, "profiles")
     for _ in range(5):
-        pace.jump_line(shop, PROFILES)
-    assert not pace.line_up(shop, PROFILES)
+        pace.jump_line(shop, "profiles")
+    assert not pace.line_up(shop, "profiles")
 
 
 @at_once

@@ -98,7 +98,7 @@ def _make_or_deliver(work: leases.Work) -> bool:
         return work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate)
     if work.unprovisioned:
         wake_making(install_id)
-    if not pace.line_up(work.install, odp_account.mechanism_of(work.install).path):
+    if not pace.line_up(work.install, odp_account.mechanism_of(work.install).rate_limit):
         return False
     lease = claims.claim(install_id, capacity=leases.capacity_of(work.install))
     if lease is None:
@@ -174,7 +174,7 @@ class _Sender:
         """Make one request. What came back for the one before is written down first."""
         if self.delivery_id is not None and self.answer is not None:
             request_records.close_delivery(self.delivery_id, self.answer)
-            pace.jump_line(self.lease.install, self.mechanism.path)
+            pace.jump_line(self.lease.install, self.mechanism.rate_limit)
         items = [item for group in part.groups for item in self.mechanism.items(group)]
         if part.control is not None and (control := self.mechanism.control(part.control)) is not None:
             items = [control]

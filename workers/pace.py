@@ -61,26 +61,21 @@ class _Moment(NamedTuple):
     seconds: float
 
 
-def has_limit(install: Install, path: str) -> bool:
-    """Whether requests to this path are limited at all: ODP documents no limit for events."""
-    return bool(limit_of(path) and install.requests_per_second)
-
-
-def line_up(install: Install, path: str) -> bool:
+def line_up(install: Install, endpoint: str) -> bool:
     """Wait for a place in the queue. False at once when the next one is too far away, or the install is on hold."""
-    if not has_limit(install, path):
+    if not _is_limited(install, endpoint):
         return True
-    place = _take(_TAKE_PLACE, install, path, patience=PATIENCE_SECONDS)
+    place = _take(_TAKE_PLACE, install, endpoint, patience=PATIENCE_SECONDS)
     if place.taken:
         time.sleep(max(0.0, place.seconds - LEAD_SECONDS))
     return place.taken is not None
 
 
-def jump_line(install: Install, path: str) -> None:
+def jump_line(install: Install, endpoint: str) -> None:
     """Take a place without waiting, for a further request of a drain that holds lanes. Otherwise another drain would
     claim lanes for that place, and requests would wait at the gate until their leases expire."""
-    if has_limit(install, path):
-        _take(_TAKE_PLACE, install, path, patience=FURTHEST_SECONDS)
+    if _is_limited(install, endpoint):
+        _take(_TAKE_PLACE, install, endpoint, patience=FURTHEST_SECONDS)
 
 
 def pass_gate(install: Install, path: str, until: float) -> None:
@@ -88,12 +83,12 @@ def pass_gate(install: Install, path: str, until: float) -> None:
 
     If PostgreSQL is slow twice, this start may be late, and the next one is later by as much.
     """
-    on_time, unused = ON_TIME_SECONDS, None
-    while has_limit(install, path):
+    endpoint, on_time, unused = limit_of(path), ON_TIME_SECONDS, None
+    while _is_limited(install, endpoint):
         asked_at = time.monotonic()
         if asked_at >= until:
             raise TooLateError
-        start = _take(_TAKE_START, install, path, later=on_time - ON_TIME_SECONDS, unused=unused)
+        start = _take(_TAKE_START, install, endpoint, later=on_time - ON_TIME_SECONDS, unused=unused)
         took = time.monotonic() - asked_at
         if start.taken and took <= on_time:
             return
@@ -105,10 +100,15 @@ def pass_gate(install: Install, path: str, until: float) -> None:
             time.sleep(max(0.0, min(start.seconds, until - time.monotonic())))
 
 
+def _is_limited(install: Install, endpoint: str) -> bool:
+    """Whether requests have a rate limit; ``endpoint`` is empty where ODP documents none, as for events."""
+    return bool(endpoint and install.requests_per_second)
+
+
 def _take(
     statement: str,
     install: Install,
-    path: str,
+    endpoint: str,
     *,
     patience: float = 0.0,
     later: float = 0.0,
@@ -116,7 +116,7 @@ def _take(
 ) -> _Moment:
     values: dict[str, Any] = {
         "install": install.pk,
-        "endpoint": limit_of(path),
+        "endpoint": endpoint,
         "interval": timedelta(seconds=SPAN_SECONDS / install.requests_per_second + later),
         "catch_up": timedelta(seconds=CATCH_UP_SECONDS),
         "patience": timedelta(seconds=patience),

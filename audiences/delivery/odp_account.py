@@ -21,11 +21,11 @@ Gate = Callable[[Install, str, float], None]
 
 
 def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:
-    host = host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+    api_key = opened(install.odp_api_key)
     permission: Permission | None = gate and partial(gate, install)
     return Client(
-        host=host,
-        api_key=opened(install.odp_api_key),
+        host=host_of(api_key=api_key, region=install.region, host=install.odp_host),
+        api_key=api_key,
         ends_at=ends_at,
         permission=permission,
         longest_retry_after=settings.ODP_LONGEST_RETRY_AFTER_SECONDS,
