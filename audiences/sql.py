@@ -93,6 +93,10 @@ class SqlFile:
         """A statement of which only the number of changed rows is read."""
         return Statement(name, self.texts[name], _no_row, prepared)
 
+    def for_models(self, name: str) -> Statement[None]:
+        """A statement whose ``text`` a caller gives to Django's ``objects.raw``, which makes objects of a model."""
+        return Statement(name, self.texts[name], _no_row, prepared=False)
+
 
 def beside(module_file: str, **inserted: str) -> SqlFile:
     """The ``.sql`` file of a module, given its ``__file__``. ``inserted`` has fragments that Python writes."""

@@ -173,7 +173,8 @@ def test_the_search_for_stored_times_reads_an_index_and_not_the_log(shop: Instal
     drain_all(shop)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE audiences_event, audiences_membership")
-        cursor.execute(f"EXPLAIN {future_times._STORED}", {"latest": leases.latest_ns()})
+        values = {"latest_ns": leases.latest_ns(), "counted": future_times.COUNTED}
+        cursor.execute(f"EXPLAIN {future_times._STORED.text}", values)
         plan = "\n".join(row[0] for row in cursor.fetchall())
     assert "events_stored_ahead" in plan
     assert "Seq Scan" not in plan

@@ -18,6 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
 
+from audiences import sql
 from audiences.annotations import required
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
 from audiences.models import SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
@@ -36,23 +37,7 @@ SPELLINGS = 256
 
 log = structlog.get_logger(__name__)
 
-# The run that moved the cursor past a number is the latest run among those with the nearest start at or below it:
-# attempts begin at the cursor, and the cursor never moves back. One index lookup per event.
-_ATTEMPTS = """
-SELECT run.*, asked.sequence AS covers
-FROM unnest(%s::int[], %s::bigint[]) AS asked(audience_id, sequence)
-CROSS JOIN LATERAL (
-    SELECT first_sequence FROM audiences_run
-    WHERE audience_id = asked.audience_id AND first_sequence <= asked.sequence
-    ORDER BY first_sequence DESC LIMIT 1
-) AS nearest
-CROSS JOIN LATERAL (
-    SELECT * FROM audiences_run
-    WHERE audience_id = asked.audience_id AND first_sequence = nearest.first_sequence
-        AND last_sequence >= asked.sequence
-    ORDER BY id DESC LIMIT %s
-) AS run
-"""
+_ATTEMPTS = sql.beside(__file__).for_models("runs_of_events")
 
 
 class End(Enum):
@@ -207,9 +192,9 @@ def _parked(identifier: str, audiences: Mapping[int, Audience]) -> dict[int, lis
 
 def _attempts(events: Sequence[Event]) -> dict[tuple[int, int], list[Run]]:
     """The runs with the nearest start at or below each event that cover it, newest first, by audience and number."""
-    asked = [[event.audience_id for event in events], [event.sequence for event in events]]
     found: dict[tuple[int, int], list[Run]] = {}
-    for run in Run.objects.raw(_ATTEMPTS, [*asked, ATTEMPTS]):
+    audiences, sequences = [event.audience_id for event in events], [event.sequence for event in events]
+    for run in Run.objects.raw(_ATTEMPTS.text, {"audiences": audiences, "sequences": sequences, "attempts": ATTEMPTS}):
         found.setdefault((run.audience_id, required(run, "covers", int)), []).append(run)
     return {place: sorted(runs, key=lambda run: -run.pk) for place, runs in found.items()}
 

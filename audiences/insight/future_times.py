@@ -6,26 +6,12 @@ The customer's next real event decides in spite of it (``fold.disbelieve``). Unt
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db import connection
-
+from audiences import sql
 from audiences.delivery.leases import latest_ns
 from lytics import times
 
 # Counted up to this number: *Now* asks with each view.
 COUNTED = 10_000
-# As the partial index of migration 0026 says it: events stored with a time more than an hour after their call. Smaller
-# leads have passed an hour after the upgrade.
-_AHEAD_OF_ITS_CALL = "occurred_ns > (extract(epoch FROM received_at AT TIME ZONE 'UTC')::bigint + 3600) * 1000000000"
-_STORED = f"""
-SELECT count(*), max(held.occurred_ns), min(stored.received_at)
-FROM (
-    SELECT audience_id, sequence, identifier, received_at FROM audiences_event
-    WHERE occurred_ns > %(latest)s AND {_AHEAD_OF_ITS_CALL}
-    ORDER BY occurred_ns DESC LIMIT {COUNTED}
-) AS stored
-JOIN audiences_membership AS held ON held.audience_id = stored.audience_id AND held.identifier = stored.identifier
-    AND held.sequence = stored.sequence AND held.occurred_ns > %(latest)s
-"""  # noqa: S608
 
 
 class Stored(NamedTuple):
@@ -34,9 +20,20 @@ class Stored(NamedTuple):
     since: datetime
 
 
+class Row(NamedTuple):
+    """``furthest_ns`` and ``since`` are None when there are no such memberships."""
+
+    memberships: int
+    furthest_ns: int | None
+    since: datetime | None
+
+
+_STORED = sql.beside(__file__).query("stored_future_times", Row._make)
+
+
 def stored() -> Stored | None:
     """How many memberships have a time ahead of the clock, the furthest of them, and when the first one came."""
-    with connection.cursor() as cursor:
-        cursor.execute(_STORED, {"latest": latest_ns()})
-        memberships, furthest_ns, since = cursor.fetchone()
-    return Stored(memberships, times.moment(furthest_ns), since) if memberships else None
+    row = _STORED.run(latest_ns=latest_ns(), counted=COUNTED).one()
+    if row is None or row.furthest_ns is None or row.since is None:
+        return None
+    return Stored(row.memberships, times.moment(row.furthest_ns), row.since)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import connection
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
+from audiences import sql
 from audiences.models import Worker
 
 # A killed worker leaves its row; it is deleted after this time.
@@ -18,13 +18,7 @@ FORGOTTEN_AFTER = timedelta(hours=1)
 # In heartbeats; see workers/heartbeat_monitor.py for the worker's own, shorter patience.
 MISSED = 6
 
-_NOTE = """
-INSERT INTO audiences_worker AS worker (name, version, beat_at, worked_at)
-VALUES (%s, %s, clock_timestamp(), clock_timestamp() - make_interval(secs => %s))
-ON CONFLICT (name) DO UPDATE SET
-    version = excluded.version, beat_at = excluded.beat_at,
-    worked_at = coalesce(excluded.worked_at, worker.worked_at)
-"""
+_NOTE = sql.beside(__file__).command("note_heartbeat")
 
 
 @dataclass(frozen=True)
@@ -36,8 +30,7 @@ class Pulse:
 
 
 def note(name: str, *, worked_seconds_ago: float | None) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(_NOTE, [name[:200], settings.VERSION, worked_seconds_ago])
+    _NOTE.run(name=name[:200], version=settings.VERSION, worked_seconds_ago=worked_seconds_ago)
     Worker.objects.filter(beat_at__lt=Now() - FORGOTTEN_AFTER).delete()
 
 

@@ -21,8 +21,11 @@ def summarise() -> int:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '100ms'")
             # Called for each closed range. A range that is summarised already costs one read of the index's map.
-            cursor.execute("SELECT summarise_events(%s, %s)", [OPEN_BLOCKS + BLOCKS_PER_RANGE, BLOCKS_PER_RANGE])
-            row = cursor.fetchone()
+            cursor.execute(
+                "SELECT summarise_events(%(open_blocks)s, %(blocks_per_range)s)",
+                {"open_blocks": OPEN_BLOCKS + BLOCKS_PER_RANGE, "blocks_per_range": BLOCKS_PER_RANGE},
+            )
+            (summarised,) = cursor.fetchone()
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", "") != "55P03":  # lock_not_available
             raise
@@ -32,4 +35,4 @@ def summarise() -> int:
             raise
         log.warning("the log can't be made quick to search: run grant_role again, as the owner of the tables")
         return 0
-    return int(row[0]) if row else 0
+    return int(summarised)

@@ -4,23 +4,22 @@ Emoji and letters outside a–z are dropped from the id, so two such slugs get s
 changes.
 """
 
-from django.db import connection
+from typing import NamedTuple
+
 from django.db.models import Q, QuerySet
 
-from audiences import naming
+from audiences import naming, sql
 from audiences.models import Audience
 
 # Audiences with a suffix that are compared at once, newest first.
 COMPARED = 200
 
-# Audiences whose id differs from the one derived from their slug. PostgreSQL may lower-case letters outside a–z
-# differently from Python; both become underscores, and ``naming`` compares the rows again.
-_SUFFIXED = """
-SELECT id FROM audiences_audience
-WHERE slug_settled_at IS NULL
-    AND odp_id <> 'lytics_' || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g')
-ORDER BY id DESC LIMIT %s
-"""
+
+class Suffixed(NamedTuple):
+    id: int
+
+
+_SUFFIXED = sql.beside(__file__).query("audiences_with_suffix", Suffixed._make)
 
 
 def twins(audience: Audience) -> list[Audience]:
@@ -33,9 +32,7 @@ def twins(audience: Audience) -> list[Audience]:
 
 def unnoticed() -> list[tuple[Audience, Audience]]:
     """Pairs of an audience with a suffix in its ODP id and the audience without; confirmed pairs are left out."""
-    with connection.cursor() as cursor:
-        cursor.execute(_SUFFIXED, [COMPARED])
-        ids = [pk for (pk,) in cursor.fetchall()]
+    ids = [row.id for row in _SUFFIXED.run(compared=COMPARED).all()]
     suffixed = [*_fetched(Audience.objects.filter(pk__in=ids))]
     plain = {audience.pk: (audience.install_id, naming.odp_id(audience.slug)) for audience in suffixed}
     holders = Audience.objects.filter(

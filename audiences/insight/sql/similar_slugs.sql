@@ -1,0 +1,10 @@
+-- Audiences of one install whose different slugs become the same ODP id.
+
+-- name: audiences_with_suffix
+-- The newest audiences whose ODP id differs from the one derived from their slug, without those that a person
+-- confirmed. PostgreSQL may lower-case letters outside a–z differently from Python. Both turn them into underscores,
+-- and the Python module compares the rows again.
+SELECT id FROM audiences_audience
+WHERE slug_settled_at IS NULL
+    AND odp_id <> 'lytics_' || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g')
+ORDER BY id DESC LIMIT %(compared)s

@@ -1,0 +1,71 @@
+-- Work that could be sent and isn't. Each statement gives at most one row: the install that has waited longest.
+
+-- name: stuck_install
+-- An install with ready work and without progress for the given seconds, and the reason of its last backoff.
+-- Work is ready when the install is enabled and not in backoff, and the audience is not paused, blocked or on hold. A
+-- backoff for an error of this service doesn't excuse waiting work. Ready work moves when a request of the install gets
+-- a response or one of its audiences is made in ODP. The time restarts when an operator presses a button, or when a
+-- backoff or a hold ends.
+-- One statement, because the installs and their work must be read at the same moment.
+WITH
+-- Lanes with events to send that no person, block or hold of the audience stops, and when their next event arrived.
+waiting AS (
+    SELECT install.id, install.name, install.brake_reason,
+        CASE WHEN audience.provisioned_at IS NULL THEN audience.hold_until_at END AS hold_until_at,
+        CASE WHEN install.brake_reason LIKE %(unexpected)s THEN NULL ELSE install.brake_until_at END AS held_until,
+        (SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = audience.id AND event.sequence = lane.delivered_sequence + 1) AS head_at
+    FROM audiences_lane AS lane
+    JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+    JOIN audiences_install AS install ON install.id = audience.install_id
+    WHERE install.enabled AND audience.last_sequence > lane.delivered_sequence
+        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+        AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
+            OR audience.hold_until_at <= clock_timestamp())
+),
+-- The same by install. "since" is when its work became ready.
+ready AS (
+    SELECT id, name, max(brake_reason) AS reason,
+        greatest(min(head_at), max(held_until), max(hold_until_at)) AS since, max(held_until) AS held_until
+    FROM waiting GROUP BY id, name
+),
+-- Installs that are not in backoff, with the time of their last progress.
+moved AS (
+    SELECT ready.*, greatest(since,
+        (SELECT max(closed_at) FROM (SELECT closed_at FROM audiences_delivery AS delivery
+            WHERE delivery.install_id = ready.id AND closed_at IS NOT NULL
+                AND outcome NOT IN ('', 'unknown', 'retry_later')
+            ORDER BY id DESC LIMIT 1) AS last),
+        (SELECT max(provisioned_at) FROM audiences_audience AS audience WHERE audience.install_id = ready.id),
+        (SELECT action_time FROM django_admin_log ORDER BY id DESC LIMIT 1)) AS moved_at
+    FROM ready WHERE held_until IS NULL OR held_until <= clock_timestamp()
+)
+SELECT name, moved_at AS since, reason FROM moved
+WHERE moved_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY moved_at LIMIT 1
+
+-- name: faulty_audience
+-- The install of an audience whose ready work has failed for the given seconds because of an error of this service, and
+-- the error. Other audiences of the install may make progress. Errors of ODP, blocks and pauses don't count.
+WITH
+-- Audiences whose deliveries fail, and audiences that can't be made, with the time of the first error.
+faulty AS (
+    SELECT audience.install_id, lane.fault_since_at AS since, lane.fault_reason AS reason
+    FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+    WHERE lane.fault_since_at IS NOT NULL AND audience.last_sequence > lane.delivered_sequence
+        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+    UNION ALL
+    SELECT audience.install_id, audience.hold_since_at, audience.hold_reason
+    FROM audiences_audience AS audience JOIN audiences_lane AS lane ON audience.id = lane.audience_id
+    WHERE audience.hold_reason LIKE %(unexpected_making)s AND audience.provisioned_at IS NULL
+        AND audience.last_sequence > lane.delivered_sequence
+        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+),
+-- The same of installs that are on. The time doesn't count while ODP held the install in backoff.
+held AS (
+    SELECT install.name, reason,
+        greatest(since, CASE WHEN brake_reason NOT LIKE %(unexpected)s THEN brake_until_at END) AS since
+    FROM faulty JOIN audiences_install AS install ON install.id = install_id WHERE install.enabled
+)
+SELECT name, since, reason FROM held WHERE since < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY since LIMIT 1
