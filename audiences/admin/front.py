@@ -1,9 +1,10 @@
 """The front page: numbers that are zero when all is well, and for each trouble what, since when and what to press."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import F, OuterRef, Q, Subquery
+from django.db.models import Q, Subquery
 from django.http import HttpRequest
 from django.utils.timezone import now
 
@@ -26,9 +27,10 @@ from audiences.admin.front_items import (
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
 from audiences.admin.parked import groups
 from audiences.admin.similar_slugs import alerts as of_ids_alike
-from audiences.insight import failures, heartbeats, stalled_work, state
+from audiences.insight import backlogs, failures, heartbeats, stalled_work, state
+from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
-from audiences.models import Audience, Event, Install, Lane, Parked
+from audiences.models import Audience, Install, Lane, Parked
 from audiences.receiving import rejected_calls
 
 # The permissions needed for this page: it names installs and audiences, and quotes parked items.
@@ -45,12 +47,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def front(request: HttpRequest) -> dict[str, Any]:
     installs = list(Install.objects.annotate(called_at=Subquery(last_call())))
-    head = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("delivered_sequence") + 1)
-    behind = list(
-        Lane.objects.filter(audience__last_sequence__gt=F("delivered_sequence"))
-        .select_related("audience__install")
-        .annotate(head_at=Subquery(head.values("received_at")[:1]))
-    )
+    waiting = backlogs.by_install()
     held = list(
         Lane.objects.filter(Q(blocked_at__isnull=False) | Q(paused_at__isnull=False)).select_related(
             "audience__install"
@@ -66,9 +63,9 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *front_calls.failing_tasks(failures.recent()),
         *front_calls.without_redis(failures.broker_problem()),
         *_unheard(pulse),
-        *installs_on_hold(request, installs, behind),
+        *installs_on_hold(request, installs, waiting),
         *front_calls.wrong_tokens(request, installs, refusals or {}),
-        *front_calls.over_the_mark(installs, behind),
+        *front_calls.over_the_mark(installs, waiting),
         *front_calls.over_the_disk_mark(installs),
         *front_calls.switched_off(request, installs),
         *front_calls.drafts(installs),
@@ -86,7 +83,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
     alerts.sort(key=lambda alert: alert.tone != "bad")
     return {
         "numbers": [
-            *_numbers(installs, behind, held, parked),
+            *_numbers(installs, waiting, held, parked),
             front_calls.refused_number(installs, refusals),
             _workers(pulse, is_stuck=stuck is not None),
         ],
@@ -94,12 +91,14 @@ def front(request: HttpRequest) -> dict[str, Any]:
     }
 
 
-def _numbers(installs: list[Any], behind: list[Any], held: list[Lane], parked: list[dict[str, Any]]) -> list[Number]:
-    heads = [lane.head_at for lane in behind if lane.head_at]
+def _numbers(
+    installs: list[Any], waiting: Mapping[int, Backlog], held: list[Lane], parked: list[dict[str, Any]]
+) -> list[Number]:
+    heads = [backlog.oldest_at for backlog in waiting.values() if backlog.oldest_at]
     oldest = now() - min(heads) if heads else timedelta(0)
     braked = sum(install.brake_until_at is not None for install in installs)
     blocked = sum(lane.blocked_at is not None and not state.is_set_aside(lane) for lane in held)
-    waiting = sum(state.backlog(lane) for lane in behind)
+    events = sum(backlog.waiting for backlog in waiting.values())
     items = sum(group["count"] for group in parked)
     return [
         Number(
@@ -107,7 +106,7 @@ def _numbers(installs: list[Any], behind: list[Any], held: list[Lane], parked: l
             span(oldest) if heads else "none",
             list_url(Audience, state="behind"),
             oldest < timedelta(minutes=1),
-            f"{count(waiting, 'event')} waiting" if waiting else "everything is delivered",
+            f"{count(events, 'event')} waiting" if events else "everything is delivered",
         ),
         Number("installs on hold", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),

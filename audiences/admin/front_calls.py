@@ -1,5 +1,6 @@
 """Front page alerts about calls that are rejected for their token or answered 503."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from django.utils.safestring import SafeString
 from audiences.admin import verbs
 from audiences.admin.alerts import Alert, Number, page, way_to
 from audiences.admin.pages import ago, count, list_url, number, url_of
-from audiences.insight import failures, stalled_work, state
+from audiences.insight import failures, stalled_work
+from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Install, Token
 from audiences.receiving import disk_usage, rejected_calls, tokens
@@ -166,20 +168,18 @@ def _last_of(one: RejectedCalls, more: str = "") -> SafeString:
     return format_html("The last came {} from {}. {}", ago(one.last_at), one.source or "an unknown address", more)
 
 
-def over_the_mark(installs: list[Any], behind: list[Any]) -> list[Alert]:
+def over_the_mark(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
     """Installs above the high-water mark, whose calls are answered 503."""
     told = []
     for install in installs:
-        mine = [lane for lane in behind if lane.audience.install_id == install.pk]
-        lanes = [lane for lane in mine if not state.is_held(lane)]
-        waiting = sum(map(state.backlog, lanes))
-        if install.enabled and waiting > settings.BACKLOG_HIGH_WATER:
+        backlog = waiting.get(install.pk, Backlog())
+        if install.enabled and backlog.free > settings.BACKLOG_HIGH_WATER:
             told.append(
                 Alert(
-                    f"Calls to {install} are answered 503: {number(waiting)} events wait",
+                    f"Calls to {install} are answered 503: {number(backlog.free)} events wait",
                     f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
                     " Lytics retries by itself and is accepted again when fewer wait. Nothing is lost.",
-                    ago(min((lane.head_at for lane in lanes if lane.head_at), default=None)),
+                    ago(backlog.oldest_free_at),
                     list_url(Audience, state="behind", install__id__exact=install.pk),
                     todo="Fix what holds them up, as the other items here say. If there are none, more arrives than ODP"
                     " accepts: wait, or raise the install's requests per second if your ODP account allows it.",

@@ -1,6 +1,6 @@
 """Front page alerts about installs, audiences and parked items: the problem, since when, and the button to press."""
 
-from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.admin.verbs import Button
 from audiences.insight import future_times, state
+from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
 from audiences.receiving import backlog
@@ -24,15 +25,12 @@ from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
 
-def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any]) -> list[Alert]:
+def installs_on_hold(request: HttpRequest, installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
     here = reverse("admin:index")
-    waiting = Counter[int]()
-    for lane in behind:
-        waiting[lane.audience.install_id] += state.backlog(lane)
     return [
         Alert(
             f"{install} is on hold{': ODP rejects its API key' if state.needs_key(install) else ''}",
-            f"{state.hold_of_install(install)}. {count(waiting[install.pk], 'event')} waiting; nothing is lost.",
+            f"{state.hold_of_install(install)}. {count(_waiting(waiting, install), 'event')} waiting; nothing is lost.",
             ago(install.brake_since_at),
             url_of(install),
             todo=state.remedy(install),
@@ -44,6 +42,10 @@ def installs_on_hold(request: HttpRequest, installs: list[Any], behind: list[Any
         for install in installs
         if install.brake_until_at is not None
     ]
+
+
+def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
+    return waiting[install.pk].waiting if install.pk in waiting else 0
 
 
 # What a person may do about a block.

@@ -344,13 +344,6 @@ def backlog(lane: Lane) -> int:
     return lane.audience.last_sequence - lane.delivered_sequence
 
 
-def is_held(lane: Lane) -> bool:
-    """Whether nothing is delivered until a person acts or ODP makes the audience, as ``backlog.of`` has it."""
-    can_not_be_made = lane.audience.provisioned_at is None and lane.audience.hold_failures > 0
-    is_held = lane.blocked_at is not None or lane.paused_at is not None or lane.fault_since_at is not None
-    return is_held or can_not_be_made
-
-
 def warnings(lane: Lane) -> list[str]:
     """Facts about an audience that are not errors but may surprise an operator."""
     audience = lane.audience
