@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
+from django.db.models.expressions import RawSQL
 
 from audiences import prepared_statements
 
@@ -25,6 +26,7 @@ _HEADER = re.compile(r"^-- (?:name|fragment): (\w+)$", re.MULTILINE)
 # No string in these files contains "--".
 _COMMENT = re.compile(r"[ \t]*--.*")
 _EMPTY_LINES = re.compile(r"\n\s*\n")
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 _INSERTED = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -67,6 +69,11 @@ class Statement(Generic[Row]):
         cursor.execute(self.text, values)
         return Sent(cursor, self.make)
 
+    def subquery(self, **values: Any) -> RawSQL:
+        """The statement as an expression of the ORM, whose parameters are positional."""
+        names = _PARAMETER.findall(self.text)
+        return RawSQL(_PARAMETER.sub("%s", self.text), [values[name] for name in names])  # noqa: S611 — no user's text
+
     def replace(self, old: str, new: str) -> "Statement[Row]":
         """The statement with another text, for mutation tests and benchmarks. ``old`` must be in the present text."""
         if old not in self.text:
@@ -94,7 +101,7 @@ class SqlFile:
         return Statement(name, self.texts[name], _no_row, prepared)
 
     def for_models(self, name: str) -> Statement[None]:
-        """A statement whose ``text`` a caller gives to Django's ``objects.raw``, which makes objects of a model."""
+        """A statement for Django: its ``text`` for ``objects.raw``, or a subquery of the ORM."""
         return Statement(name, self.texts[name], _no_row, prepared=False)
 
 

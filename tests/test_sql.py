@@ -30,8 +30,6 @@ PARAMETER = re.compile(r"%\((\w+)\)s")
 # Modules whose statements still have positional parameters. A module leaves the list when its SQL is rewritten; no
 # module is added.
 POSITIONAL = {
-    "audiences/admin/filters.py",
-    "audiences/admin/parked.py",
     "audiences/operations/db_role.py",
     "audiences/operations/rotation.py",
     "audiences/receiving/audience_lookup.py",
@@ -43,8 +41,6 @@ POSITIONAL = {
 }
 # Modules that still read columns of a result by number. The same rule.
 BY_NUMBER = {
-    "audiences/admin/charts.py",
-    "audiences/admin/parked.py",
     "audiences/operations/db_role.py",
     "audiences/operations/rotation.py",
     "audiences/readiness.py",
@@ -99,7 +95,7 @@ def test_each_statement_of_a_file_is_one_constant_of_its_module(file: Path) -> N
 
 @pytest.mark.parametrize(("file", "constant", "statement"), OWN)
 def test_each_statement_is_used(file: Path, constant: str, statement: sql.Statement[Any]) -> None:
-    uses = re.compile(rf"\b{constant}\.(?:run\(|text\b)")
+    uses = re.compile(rf"\b{constant}\.(?:(?:run|subquery)\(|text\b)")
     assert any(uses.search((ROOT / source).read_text(encoding="utf-8")) for source in SOURCES)
 
 
@@ -121,7 +117,7 @@ def test_each_statement_fragment_and_cte_is_described(file: Path) -> None:
             assert re.match(r"-- [A-Z{]", after), f"{line}: say what it gives in the next line"
         if cte.match(line):
             assert before.startswith("-- "), f"{line}: say what it is in the line before"
-        assert not re.search(r"\bWITH \w|\), \w+ AS", line.partition("--")[0]), (
+        assert not re.search(r"\bWITH (?!RECURSIVE$)\w|\), \w+ AS", line.partition("--")[0]), (
             f"{line}: begin each CTE on its own line"
         )
 
@@ -133,7 +129,7 @@ def test_each_call_gives_the_parameters_of_its_statement(
     wanted = set(PARAMETER.findall(statement.text))
     assert not re.search(r"%s|\{\{|--", statement.text)
     for node in ast.walk(ast.parse(source_of(file))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"{constant}.run":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (f"{constant}.run", f"{constant}.subquery"):
             given = {word.arg for word in node.keywords if word.arg}
             unpacked = any(word.arg is None for word in node.keywords)
             assert given <= wanted

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from django.db import connection
 from django.http import HttpRequest
 from django.utils.timezone import now
 
+from audiences import sql
 from audiences.admin.pages import number
 from audiences.models import Minute, Receipt
 
@@ -35,27 +35,30 @@ DELAYS = {
     3_600_000_000: "1,000 h",
 }
 
-# The median of several minutes or installs is their mean, weighted by events; of the slowest, the slowest counts.
-_POINTS = """
-SELECT date_bin(make_interval(mins => %(step)s), minute, 'epoch'),
-    sum(received)::bigint, sum(parked)::bigint, sum(delivered)::bigint,
-    (sum(delay_p50_ms * delivered) / nullif(sum(delivered) FILTER (WHERE delay_p50_ms IS NOT NULL), 0))::float,
-    max(delay_p99_ms)::float, sum(again)::bigint
-FROM audiences_minute WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1
-"""
 
-# Delivered events by the minute of their arrival. Events from before the chart are an earlier backlog, counted at their
-# delivery. Rows of an older version don't have the minute of arrival.
-_ARRIVALS = """
-SELECT date_bin(make_interval(mins => %(step)s), CASE WHEN came < %(start)s THEN minute ELSE came END, 'epoch'),
-    came < %(start)s, sum(events)::bigint
-FROM audiences_minute CROSS JOIN LATERAL (
-    SELECT to_timestamp(key::bigint) AS came, value::bigint AS events FROM jsonb_each_text(
-        coalesce(arrived, jsonb_build_object(extract(epoch FROM minute)::bigint, delivered))
-    )
-) AS arrival
-WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1, 2
-"""
+class Counted(NamedTuple):
+    """The stored figures of one point; the delays in milliseconds, None when nothing was sent."""
+
+    at: datetime
+    received: int
+    parked: int
+    delivered: int
+    p50: float | None
+    p99: float | None
+    again: int
+
+
+class Arrived(NamedTuple):
+    """Delivered events of one point. ``is_earlier`` when they arrived before the chart begins."""
+
+    at: datetime
+    is_earlier: bool
+    events: int
+
+
+_SQL = sql.beside(__file__)
+_POINTS = _SQL.query("points", Counted._make)
+_ARRIVALS = _SQL.query("arrivals", Arrived._make)
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,14 @@ def read(*, hours: int, at: datetime | None = None) -> list[Point]:
     step = RANGES[hours][0]
     end = (at or now()).replace(second=0, microsecond=0) - NOT_YET
     start = _floor(end - timedelta(hours=hours), step)
-    with connection.cursor() as cursor:
-        cursor.execute(_POINTS, {"step": step, "start": start, "end": end})
-        found = {row[0]: row[1:] for row in cursor.fetchall()}
-        cursor.execute(_ARRIVALS, {"step": step, "start": start, "end": end})
-        arrivals = {(at, is_earlier): events for at, is_earlier, events in cursor.fetchall()}
+    counted = {row.at: row for row in _POINTS.run(step=step, start=start, end=end).all()}
+    arrivals = {(row.at, row.is_earlier): row.events for row in _ARRIVALS.run(step=step, start=start, end=end).all()}
     points = []
     while start < end:
         minutes = min(step, (end - start) // timedelta(minutes=1))
-        point = Point(start, minutes, *found.get(start, ()))
+        point = Point(start, minutes)
+        if row := counted.get(start):
+            point = Point(minutes=minutes, **row._asdict())
         delivered = min(arrivals.get((start, False), 0), point.received)
         earlier = arrivals.get((start, True), 0) + arrivals.get((start, False), 0) - delivered
         points.append(replace(point, delivered=delivered, earlier=earlier))

@@ -7,11 +7,10 @@ from typing import Any
 from django.contrib import admin
 from django.contrib.admin.views.main import PAGE_VAR
 from django.db.models import Q, QuerySet
-from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils.timezone import now
 
-from audiences import naming
+from audiences import naming, sql
 from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience, Delivery, Install, Run
 from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
@@ -169,15 +168,7 @@ class ByAudience(TypedFilter):
         return queryset.filter(pk__in=list(latest))
 
 
-# Through the index of each audience: runs don't name their install, and to walk back through all of them for an install
-# that has none would read the table.
-_RUNS_OF_AN_INSTALL = """
-SELECT newest.id FROM audiences_audience AS audience
-CROSS JOIN LATERAL (
-    SELECT id FROM audiences_run WHERE audience_id = audience.id ORDER BY id DESC LIMIT %s
-) AS newest
-WHERE audience.install_id = %s
-"""
+_NEWEST_RUNS = sql.beside(__file__).for_models("newest_runs")
 
 
 class InstallOfRun(admin.SimpleListFilter):
@@ -198,4 +189,4 @@ class InstallOfRun(admin.SimpleListFilter):
             return queryset.filter(audience__install=int(value))
         page = request.GET.get(PAGE_VAR, "")
         rows = (int(page[:4]) if page.isdecimal() else 1) * PER_PAGE + 1
-        return queryset.filter(pk__in=RawSQL(_RUNS_OF_AN_INSTALL, [rows, int(value)]))  # noqa: S611
+        return queryset.filter(pk__in=_NEWEST_RUNS.subquery(runs=rows, install=int(value)))

@@ -35,7 +35,7 @@ AT_ONCE = 300
 # memory.
 SHOWN_BYTES = 200_000
 
-_PART = "SELECT substring(raw FROM %s FOR %s) FROM audiences_parked WHERE id = %s"
+_PART = "SELECT substring(raw FROM %(first)s FOR %(length)s) FROM audiences_parked WHERE id = %(parked)s"
 
 
 class Resolution(admin.SimpleListFilter):
@@ -347,8 +347,9 @@ def _stored_bytes(parked: Parked) -> int | None:
 def _both_ends(parked: Parked, stored: int, *, unmasked: bool) -> SafeString:
     def read(start: int, length: int) -> bytes:
         with connection.cursor() as cursor:
-            cursor.execute(_PART, [start + 1, length, parked.pk])
-            return bytes(cursor.fetchone()[0])
+            cursor.execute(_PART, {"first": start + 1, "length": length, "parked": parked.pk})
+            (part,) = cursor.fetchone()
+        return bytes(part)
 
     ends = decrypt_ends(read, stored)
     first, last = (end.decode("utf-8", "replace") for end in (ends.first, ends.last))

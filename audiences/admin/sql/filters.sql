@@ -1,0 +1,11 @@
+-- Filters of the lists in the admin that the ORM cannot express.
+
+-- name: newest_runs
+-- The newest Runs of each audience of an install, "runs" of each at most.
+-- One index lookup per audience. Runs don't name their install, so reading back from the newest Run of all would read
+-- the whole table for an install that has none.
+SELECT newest.id FROM audiences_audience AS audience
+CROSS JOIN LATERAL (
+    SELECT id FROM audiences_run WHERE audience_id = audience.id ORDER BY id DESC LIMIT %(runs)s
+) AS newest
+WHERE audience.install_id = %(install)s
