@@ -463,7 +463,7 @@ def test_a_pass_reads_a_part_of_big_tables_and_never_all_events(install: Install
             cursor.execute("SELECT brin_summarize_new_values(%s)", [index])
         start = NOON - timedelta(days=5)
         cursor.execute(
-            "EXPLAIN (ANALYZE, FORMAT JSON) " + rollup._TALLY,
+            "EXPLAIN (ANALYZE, FORMAT JSON) " + rollup._STORE.text,
             {"start": start, "end": start + 5 * MINUTE, "sampled": rollup.SAMPLED_RUNS},
         )
         (plan,) = cursor.fetchone() or ("[]",)
