@@ -170,7 +170,10 @@ def written_in_sql_file(source: str) -> Iterator[str]:
     """The models that a module writes by the statements of its ``.sql`` file."""
     file = ROOT / Path(source).parent / "sql" / f"{Path(source).stem}.sql"
     if file.exists():
-        yield from written_by("\n".join(sql.parts(file).values()))
+        shared = file.with_name(sql.FRAGMENTS)
+        fragments = sql.parts(shared) if shared.exists() else {}
+        statements = "\n".join(sql.parts(file).values())
+        yield from written_by(re.sub(r"\{\{(\w+)\}\}", lambda found: fragments.get(found[1], ""), statements))
 
 
 @pytest.mark.parametrize(

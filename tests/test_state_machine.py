@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,13 +106,14 @@ _KNOWN = "(SELECT coalesce(max(sequence), 0) FROM audiences_event AS e WHERE e.a
 
 def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
     """Another way to number, for calls with one event of an audience. It waits for no other call."""
-    for statement in ("_APPEND", "_APPEND_NAMED"):
-        before, _, rest = getattr(ingest, statement).partition("numbered AS (")
+    for name in ("_STORE", "_STORE_NAMED"):
+        statement = getattr(ingest, name)
+        before, _, rest = statement.text.partition("numbered AS (")
         _, found, after = rest.partition("before\n)")
         assert found
-        patched.setattr(ingest, statement, f"{before} numbered AS ({numbered}) {after}")
+        patched.setattr(ingest, name, replace(statement, text=f"{before} numbered AS ({numbered}) {after}"))
     patched.setattr(audience_lookup, "_LOCK", "SELECT %s")
-    patched.setattr(ingest, "_LOCK_NAMED", "SELECT %s::bigint, %s")
+    patched.setattr(ingest, "_LOCK_NAMED", ingest._LOCK_NAMED.replace("FOR NO KEY UPDATE", ""))
 
 
 def numbering_without_the_lock(patched: pytest.MonkeyPatch) -> None:

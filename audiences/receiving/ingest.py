@@ -20,67 +20,41 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import prepared_statements
+from audiences import prepared_statements, sessions, sql
 from audiences.encryption import encrypt
 from audiences.models import Again, Audience, FutureTime, Install
 from audiences.receiving import audience_lookup, identifier_lists, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
+from audiences.receiving.group_commit import GroupCommit
 from audiences.wake import wake
 from lytics import json_pieces, messages, payload, reasons, times
 from lytics.facts import NAME_BYTES, Fact, Kind, Reading, SetAside
 
 log = structlog.get_logger(__name__)
 
-_LOCK_NAMED = """
-SELECT id FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE
-"""
 
-_BY_ID = """
-unnest(%(audiences)s::int[], %(counts)s::int[], %(ahead)s::int[])
-    WITH ORDINALITY AS told(audience_id, by, ahead, number)
-JOIN audiences_audience AS audience ON audience.id = told.audience_id
-"""
-_BY_NAME = """
-unnest(%(segments)s::text[], %(slugs)s::text[], %(counts)s::int[], %(ahead)s::int[])
-    WITH ORDINALITY AS told(segment_id, slug, by, ahead, number)
-JOIN audiences_audience AS audience ON audience.install_id = %(install)s::bigint
-    AND audience.segment_id = told.segment_id AND told.slug IN ('', audience.latest_slug)
-"""
+class _Limit(NamedTuple):
+    set_config: str
 
-# Stores nothing unless every audience exists and is named once. Events are inserted in ascending order of their keys:
-# descending order makes the B-tree split its pages in half.
-_STORE = """
-WITH grown AS MATERIALIZED (
-    SELECT audience.id, number, by, ahead FROM {audiences}
-), complete AS (
-    SELECT 1 WHERE (SELECT count(DISTINCT id) FROM grown) = cardinality(%(counts)s::int[])
-), receipt AS (
-    INSERT INTO audiences_receipt
-        (install_id, received_at, source, job, bytes, messages, queued, parked, skipped, parked_reasons)
-    SELECT install, %(at)s, source, job, bytes, messages, queued, parked, skipped, reasons
-    FROM complete, (VALUES (
-        %(install)s::bigint, %(source)s::inet, %(job)s, %(bytes)s::int,
-        %(messages)s::int, %(queued)s::int, %(parked)s::int, %(skipped)s::int, %(parked_reasons)s::jsonb
-    )) AS v(install, source, job, bytes, messages, queued, parked, skipped, reasons)
-    WHERE install IS NOT NULL
-    RETURNING id
-), numbered AS (
-    UPDATE audiences_audience AS audience SET last_sequence = audience.last_sequence + grown.by
-    FROM grown, complete WHERE audience.id = grown.id
-    RETURNING audience.id, grown.number, audience.last_sequence - grown.by - grown.ahead AS before
-), stored AS (
-    INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
-    SELECT numbered.id, before + place, identifier, kind, occurred_ns, %(at)s, %(forced)s,
-        coalesce((SELECT id FROM receipt), %(receipt_id)s::bigint)
-    FROM unnest(%(numbers)s::int[], %(identifiers)s::text[], %(kinds)s::smallint[], %(moments)s::bigint[])
-        WITH ORDINALITY AS fact(number, identifier, kind, occurred_ns, place)
-    JOIN numbered ON numbered.number = fact.number ORDER BY place
-    RETURNING 1
-)
-SELECT (SELECT id FROM receipt), (SELECT count(*) FROM stored)
-"""
-_APPEND = _STORE.format(audiences=_BY_ID)
-_APPEND_NAMED = _STORE.format(audiences=_BY_NAME)
+
+class _Stored(NamedTuple):
+    """The ids of the Receipts in the order of their calls, or None, and the number of events."""
+
+    receipts: list[int] | None
+    events: int
+
+
+_SQL = sql.beside(__file__)
+_LIMIT_LOCK_WAIT = _SQL.query("limit_lock_wait", _Limit._make, prepared=True)
+_LOCK_NAMED = _SQL.command("lock_named", prepared=True)
+_STORE_NAMED = _SQL.query("store_named", _Stored._make, prepared=True)
+_STORE = _SQL.query("store", _Stored._make, prepared=True)
+
+# The most events that a group of calls has. More would make each of its calls wait longer than it saves.
+GROUP_EVENTS = 5_000
+# How long a group waits for a lock, in milliseconds; then its calls are stored one by one. Two groups of two processes
+# wait for each other for less. With no limit, one locked audience would stop all calls of its install.
+GROUP_LOCK_MILLISECONDS = 500
 
 _COPY_PARKED = """
 COPY audiences_parked (install_id, receipt_id, reason, detail, raw, parked_at, identifier, closed_by, resolution)
@@ -110,17 +84,28 @@ class _Call(NamedTuple):
 
 
 class _Receipt(NamedTuple):
-    """A Receipt's values by the names they have in ``_STORE``; without an install there is none."""
+    """A Receipt's values, by the names of their parameters in ``sql/fragments.sql``."""
 
-    install: int | None = None
-    source: str | None = None
-    job: str = ""
-    bytes: int = 0
-    messages: int = 0
-    queued: int = 0
-    parked: int = 0
-    skipped: int = 0
-    parked_reasons: str = "{}"
+    received: datetime
+    sources: str
+    jobs: str
+    bytes: int
+    messages: int
+    queued: int
+    parked: int
+    skipped: int
+    parked_reasons: str
+
+
+_NO_RECEIPTS: dict[str, tuple[Any, ...]] = dict.fromkeys(_Receipt._fields, ())
+
+
+class _Plain(NamedTuple):
+    """A call that only has events of known audiences, on its way to ``_store_plain``."""
+
+    facts_by_name: FactsByName
+    receipt: _Receipt
+    install_id: int
 
 
 def receive(install: Install, body: bytes, *, source: str | None = None, encoding: str = "") -> Received:
@@ -170,17 +155,47 @@ def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName
     """
     if reading.aside or install.forget_missing_identifiers or reading.claims:
         return None
+    if not all(segment_id for segment_id, _ in facts_by_name):
+        # A slug alone is looked up in another way. Tried here, it would send its whole group the longer way.
+        return None
     received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
-    receipt = _receipt(install, reading, call, received)
-    values = _values([*facts_by_name.values()], received_at=call.at, receipt=receipt)
-    values["segments"] = prepared_statements.texts(name.segment_id for name in facts_by_name)
-    values["slugs"] = prepared_statements.texts(name.slug for name in facts_by_name)
-    locking, storing = prepared_statements.cursor(), prepared_statements.cursor()
-    with prepared_statements.pipeline():
-        locking.execute(_LOCK_NAMED, [install.pk, values["segments"]])
-        storing.execute(_APPEND_NAMED, values)
-    received.receipt, _ = storing.fetchone()
+    plain = _Plain(facts_by_name, _receipt(reading, call, received), install.pk)
+    if connection.in_atomic_block:
+        # The call belongs to this transaction, so no other thread may store it.
+        stored = _store_plain([plain])
+        received.receipt = stored[0] if stored else None
+    else:
+        received.receipt = _groups.store(install.pk, plain, size=received.queued)
     return None if received.receipt is None else received
+
+
+def _store_plain(calls: Sequence[_Plain]) -> list[int] | None:
+    """Store calls of one install together, and give the ids of their Receipts. None: nothing is stored.
+
+    The events of an audience are inserted one after the other, whatever call they came with.
+    """
+    facts: dict[tuple[str, str], list[Fact]] = {}
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for number, call in enumerate(calls, start=1):
+        for name, some in call.facts_by_name.items():
+            facts.setdefault(name, []).extend(some)
+            numbers.setdefault(name, []).extend(repeat(number, len(some)))
+    receipts = [call.receipt for call in calls]
+    values = _values([*facts.values()], calls=chain.from_iterable(numbers.values()), receipts=receipts)
+    segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
+    slugs = prepared_statements.texts(slug for _, slug in facts)
+    install_id = calls[0].install_id
+    with sessions.allow_more(sum(receipt.bytes for receipt in receipts) / 1_000_000):
+        with prepared_statements.pipeline():
+            if not connection.in_atomic_block:
+                _LIMIT_LOCK_WAIT.run(milliseconds=str(GROUP_LOCK_MILLISECONDS))
+            _LOCK_NAMED.run(install=install_id, segments=segments)
+            storing = _STORE_NAMED.run(install=install_id, segments=segments, slugs=slugs, **values)
+        stored = storing.one()
+    return None if stored is None else stored.receipts
+
+
+_groups = GroupCommit(_store_plain, largest=GROUP_EVENTS)
 
 
 def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call: _Call) -> Received:
@@ -191,7 +206,7 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
     aside = [*reading.aside, *(SetAside(reasons.UNKNOWN_SLUG, "", _as_message(install, fact)) for fact in nameless)]
     counts = Counter(item.reason for item in aside)
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
-    receipt_id = append(found, received_at=call.at, receipt=_receipt(install, reading, call, received))
+    receipt_id = append(found, received_at=call.at, install_id=install.pk, receipt=_receipt(reading, call, received))
     assert receipt_id is not None
     _note_future_times(found, received_at=call.at)
     received.receipt = receipt_id
@@ -203,11 +218,11 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
     return received
 
 
-def _receipt(install: Install, reading: Reading, call: _Call, received: Received) -> _Receipt:
+def _receipt(reading: Reading, call: _Call, received: Received) -> _Receipt:
     return _Receipt(
-        install=install.pk,
-        source=call.source,
-        job=reading.job[:NAME_BYTES].replace("\x00", ""),
+        received=call.at,
+        sources=call.source or "",
+        jobs=reading.job[:NAME_BYTES].replace("\x00", ""),
         bytes=call.bytes,
         messages=received.received,
         queued=received.queued,
@@ -273,6 +288,7 @@ def append(
     facts: Mapping[int, Sequence[Fact]],
     *,
     received_at: datetime,
+    install_id: int | None = None,
     receipt: _Receipt | None = None,
     receipt_id: int | None = None,
     forced: bool = False,
@@ -285,17 +301,17 @@ def append(
     events = sum(map(len, facts.values()))
     if not events and receipt is None:
         return None
-    values = _values(
-        [*facts.values()], received_at=received_at, receipt=receipt or _Receipt(), receipt_id=receipt_id, forced=forced
-    )
-    storing = prepared_statements.cursor()
+    receipts = [] if receipt is None else [receipt]
+    values = _values([*facts.values()], calls=repeat(1, events), receipts=receipts)
+    values |= {"received": [received_at], "receipt_id": receipt_id, "forced": forced}
     with prepared_statements.pipeline():
         audience_lookup.lock(facts)
-        storing.execute(_APPEND, {**values, "audiences": prepared_statements.numbers(facts)})
-    stored_receipt, stored = storing.fetchone()
-    if stored != events:
-        raise RuntimeError(f"{events} events to store, {stored} stored")
-    return None if stored_receipt is None else int(stored_receipt)
+        storing = _STORE.run(install=install_id, audiences=prepared_statements.numbers(facts), **values)
+    stored = storing.one()
+    assert stored is not None
+    if stored.events != events:
+        raise RuntimeError(f"{events} events to store, {stored.events} stored")
+    return stored.receipts[0] if stored.receipts else None
 
 
 def _note_future_times(facts: Mapping[int, Sequence[Fact]], *, received_at: datetime) -> None:
@@ -317,28 +333,26 @@ def _note_future_times(facts: Mapping[int, Sequence[Fact]], *, received_at: date
     )
 
 
-def _values(
-    groups: Sequence[Sequence[Fact]],
-    *,
-    received_at: datetime,
-    receipt: _Receipt,
-    receipt_id: int | None = None,
-    forced: bool = False,
-) -> dict[str, Any]:
-    """For ``_STORE``; each group of facts is of one audience."""
+def _values(groups: Sequence[Sequence[Fact]], *, calls: Iterable[int], receipts: Sequence[_Receipt]) -> dict[str, Any]:
+    """For ``store_calls``; each group of facts is of one audience. ``calls`` has the number of each fact's call."""
     facts = [fact for group in groups for fact in group]
     counts = [len(group) for group in groups]
+    texts, numbers = prepared_statements.texts, prepared_statements.numbers
+    columns = dict(zip(_Receipt._fields, zip(*receipts, strict=True), strict=True)) if receipts else _NO_RECEIPTS
     return {
-        **receipt._asdict(),
-        "at": received_at,
-        "receipt_id": receipt_id,
-        "forced": forced,
-        "counts": prepared_statements.numbers(counts),
-        "ahead": prepared_statements.numbers(accumulate(counts[:-1], initial=0)),
-        "numbers": prepared_statements.numbers(chain.from_iterable(map(repeat, count(1), counts))),
-        "identifiers": prepared_statements.texts([fact.identifier for fact in facts]),
-        "kinds": prepared_statements.numbers([int(fact.kind) for fact in facts]),
-        "moments": prepared_statements.numbers([fact.occurred_ns for fact in facts]),
+        **{name: numbers(columns[name]) for name in ("bytes", "messages", "queued", "parked", "skipped")},
+        **{name: texts(columns[name]) for name in ("sources", "jobs", "parked_reasons")},
+        "received": list(columns["received"]),
+        "has_receipts": bool(receipts),
+        "receipt_id": None,
+        "forced": False,
+        "counts": numbers(counts),
+        "ahead": numbers(accumulate(counts[:-1], initial=0)),
+        "numbers": numbers(chain.from_iterable(map(repeat, count(1), counts))),
+        "identifiers": texts([fact.identifier for fact in facts]),
+        "kinds": numbers([int(fact.kind) for fact in facts]),
+        "moments": numbers([fact.occurred_ns for fact in facts]),
+        "calls": numbers(calls),
     }
 
 

@@ -1,0 +1,116 @@
+"""Group commit: calls that arrive while a transaction of this process runs are stored together by the next one.
+
+One thread, the leader, stores the calls of the group in one transaction; the threads of the other calls wait for it.
+Locks, round trips and the flush of the WAL are then paid once per group. A call never waits for others to come: with
+nobody before it, it leads a group of its own at once. See docs/decisions/0032-group-commit.md.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from audiences import sessions
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+# The leader waited too long for a lock. Others wait for the leader, so it goes on outside the queue.
+_LOCK_TIMEOUT = "55P03"
+
+
+class GroupLostError(Exception):
+    """The session of the leader ended, and nobody knows whether the group is stored."""
+
+
+@dataclass(slots=True)
+class _Place(Generic[Item, Result]):
+    """A call in the queue. ``turn`` is set when the call leads, or when its leader has finished."""
+
+    item: Item
+    size: int
+    turn: threading.Event = field(default_factory=threading.Event)
+    leads: bool = False
+    result: Result | None = None
+    error: BaseException | None = None
+
+
+class GroupCommit(Generic[Item, Result]):
+    """``store`` stores a group, all of it or nothing, and gives one result per item; None when nothing was stored.
+
+    ``largest`` limits the sum of the sizes in a group. A larger item is a group of its own.
+    """
+
+    def __init__(self, store: Callable[[Sequence[Item]], Sequence[Result] | None], *, largest: int) -> None:
+        self._store, self._largest = store, largest
+        self._lock = threading.Lock()
+        # By key, those who wait while a leader stores. A key without a leader is absent.
+        self._waiting: dict[int, deque[_Place[Item, Result]]] = {}
+
+    def store(self, key: int, item: Item, *, size: int) -> Result | None:
+        """Store ``item`` with others of its key. None: it isn't stored, and has to be stored in another way.
+
+        An error of a group is the error of none of its items in particular, so each gets None and tries alone.
+        """
+        place: _Place[Item, Result] = _Place(item, size)
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(place)
+            else:
+                self._waiting[key] = deque()
+                place.leads = True
+        if not place.leads:
+            place.turn.wait()
+        if place.leads:
+            return self._lead(key, place)
+        if place.error is not None:
+            raise GroupLostError(str(place.error)) from place.error
+        return place.result
+
+    def _lead(self, key: int, place: _Place[Item, Result]) -> Result | None:
+        group = self._take(key, place)
+        try:
+            results = self._store([one.item for one in group])
+            if results is not None:
+                for one, result in zip(group, results, strict=True):
+                    one.result = result
+        except BaseException as error:
+            is_own = len(group) == 1 and sessions.state_of(error) != _LOCK_TIMEOUT
+            if is_own or _may_be_stored(error):
+                for one in group:
+                    one.error = error
+                raise
+        finally:
+            self._hand_over(key)
+            for one in group[1:]:
+                one.turn.set()
+        return place.result
+
+    def _take(self, key: int, place: _Place[Item, Result]) -> list[_Place[Item, Result]]:
+        group, size = [place], place.size
+        with self._lock:
+            waiting = self._waiting[key]
+            while waiting and size + waiting[0].size <= self._largest:
+                group.append(waiting.popleft())
+                size += group[-1].size
+        return group
+
+    def _hand_over(self, key: int) -> None:
+        """The first who waits leads the next group, so that nobody stores more than the group that it is part of."""
+        with self._lock:
+            if waiting := self._waiting[key]:
+                following = waiting.popleft()
+                following.leads = True
+                following.turn.set()
+            else:
+                del self._waiting[key]
+
+
+def _may_be_stored(error: BaseException) -> bool:
+    """Whether the transaction may have been committed in spite of this error: its session or its thread ended."""
+    if not isinstance(error, Exception):
+        return True
+    cause = error.__cause__ or error
+    return sessions.ends_session(cause) and sessions.state_of(cause) != sessions.READ_ONLY

@@ -1,0 +1,44 @@
+-- Parts that several statements of this folder share. {{name}} inserts one.
+
+-- fragment: store_calls
+-- The CTEs after "grown", and the result: the ids of the Receipts in the order of the calls, and the number of events.
+-- "grown" has one row (id, number, by, ahead) per audience whose last number grows. The parameters are arrays: received
+-- to parked_reasons have one element per call, numbers to calls one per event.
+-- One row, if every audience exists and is named once. Without it nothing is stored.
+complete AS (
+    SELECT 1 WHERE (SELECT count(DISTINCT id) FROM grown) = cardinality(%(counts)s::int[])
+),
+-- One Receipt per call. Ids are drawn in the order of the rows, so they have the order of the calls.
+receipt AS (
+    INSERT INTO audiences_receipt
+        (install_id, received_at, source, job, bytes, messages, queued, parked, skipped, parked_reasons)
+    SELECT %(install)s::bigint, at, nullif(source, '')::inet, job, bytes, messages, queued, parked, skipped,
+        reasons::jsonb
+    FROM complete, unnest(
+        %(received)s::timestamptz[], %(sources)s::text[], %(jobs)s::text[], %(bytes)s::int[], %(messages)s::int[],
+        %(queued)s::int[], %(parked)s::int[], %(skipped)s::int[], %(parked_reasons)s::text[]
+    ) WITH ORDINALITY AS call(at, source, job, bytes, messages, queued, parked, skipped, reasons, number)
+    WHERE %(has_receipts)s
+    ORDER BY call.number
+    RETURNING id
+),
+-- Takes the numbers: an event's number is its place in the arrays plus "before" of its audience.
+numbered AS (
+    UPDATE audiences_audience AS audience SET last_sequence = audience.last_sequence + grown.by
+    FROM grown, complete WHERE audience.id = grown.id
+    RETURNING audience.id, grown.number, audience.last_sequence - grown.by - grown.ahead AS before
+),
+-- The events, in ascending order of their keys per audience: descending order makes the B-tree split pages in half.
+stored AS (
+    INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
+    SELECT numbered.id, before + place, identifier, kind, occurred_ns, (%(received)s::timestamptz[])[call], %(forced)s,
+        coalesce(receipts.ids[call], %(receipt_id)s::bigint)
+    FROM unnest(
+        %(numbers)s::int[], %(identifiers)s::text[], %(kinds)s::smallint[], %(moments)s::bigint[], %(calls)s::int[]
+    ) WITH ORDINALITY AS fact(number, identifier, kind, occurred_ns, call, place)
+    JOIN numbered ON numbered.number = fact.number
+    CROSS JOIN (SELECT array_agg(id ORDER BY id) AS ids FROM receipt) AS receipts
+    ORDER BY place
+    RETURNING 1
+)
+SELECT (SELECT array_agg(id ORDER BY id) FROM receipt) AS receipts, (SELECT count(*) FROM stored) AS events

@@ -1,0 +1,258 @@
+"""Calls that wait together are stored together, and what goes wrong with one of them is felt by no other."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, transaction
+
+from audiences import sessions
+from audiences.models import Audience, Event, Install, Receipt
+from audiences.receiving import ingest, views
+from audiences.receiving.group_commit import GroupCommit, GroupLostError
+from audiences.receiving.ingest import Received, receive
+from tests.messages import body, message, transition
+from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Store = Callable[[Sequence[Any]], Any]
+
+
+class Groups:
+    """Holds the first leader in its transaction until the calls of the next group wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+        self.sizes: list[int] = []
+        self._store, self._held, self._go = store, threading.Event(), threading.Event()
+        self.commits: GroupCommit[Any, int] = GroupCommit(self._gated, largest=ingest.GROUP_EVENTS)
+        monkeypatch.setattr(ingest, "_groups", self.commits)
+
+    def _gated(self, calls: Sequence[Any]) -> Any:
+        self.sizes.append(len(calls))
+        if len(self.sizes) > 1:
+            return self._store(calls)
+        self._held.set()
+        assert self._go.wait(PATIENCE)
+        return ingest._store_plain(calls)
+
+    def of(self, install: Install, *bodies: bytes) -> list["Future[Received]"]:
+        """The calls, of which the first is stored before the others, and the others as one group."""
+        (first,) = start(lambda: receive(install, bodies[0]))
+        assert self._held.wait(PATIENCE)
+        later = []
+        for number, one in enumerate(bodies[1:], start=1):
+            later += start(partial(receive, install, one))
+            eventually(partial(_are_waiting, self.commits, install.pk, number))
+        self._go.set()
+        return [first, *later]
+
+
+def _are_waiting(commits: GroupCommit[Any, Any], key: int, number: int) -> bool:
+    return len(commits._waiting[key]) == number
+
+
+def receipt_of(answer: Received) -> Receipt:
+    assert answer.receipt is not None
+    return Receipt.objects.get(pk=answer.receipt)
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, install: Install) -> Groups:
+    receive(install, known("warm"))
+    receive(install, body(message(transition(segment="s2", slug="silver"))))
+    return Groups(monkeypatch, ingest._store_plain)
+
+
+def known(*who: str) -> bytes:
+    return body(*(message(who=one) for one in who))
+
+
+def people() -> list[str]:
+    return sorted(Event.objects.filter(audience__segment_id="s1").values_list("identifier", flat=True))
+
+
+@contextmanager
+def refusing(identifier: str, state: str) -> Iterator[None]:
+    """PostgreSQL ends each transaction that stores an event of this customer, with this SQLSTATE."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            f" IF NEW.identifier = '{identifier}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END IF;"
+            " RETURN NEW; END $$; CREATE TRIGGER refuse BEFORE INSERT ON audiences_event FOR EACH ROW"
+            " EXECUTE FUNCTION refuse()"
+        )
+        try:
+            yield
+        finally:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+
+
+def test_calls_that_wait_are_stored_in_one_transaction(groups: Groups, install: Install) -> None:
+    calls = groups.of(install, known("a"), known("b", "c"), known("d"), known("e", "f", "g"))
+    answers = [call.result(PATIENCE) for call in calls]
+    assert groups.sizes == [1, 3]
+    assert [(answer.received, answer.queued) for answer in answers] == [(1, 1), (2, 2), (1, 1), (3, 3)]
+    by_receipt = [
+        [*Event.objects.filter(receipt=answer.receipt).order_by("sequence").values_list("identifier", flat=True)]
+        for answer in answers
+    ]
+    assert by_receipt == [["a"], ["b", "c"], ["d"], ["e", "f", "g"]]
+    assert [receipt_of(answer).messages for answer in answers] == [1, 2, 1, 3]
+    numbers = Event.objects.filter(audience__segment_id="s1").order_by("sequence").values_list("sequence", flat=True)
+    assert [*numbers] == [*range(1, 9)]
+    assert Audience.objects.get(segment_id="s1").last_sequence == 8
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(DISTINCT xmin::text) FROM audiences_receipt WHERE id > %s", [answers[0].receipt])
+        assert cursor.fetchone() == (1,)
+
+
+def test_each_call_of_a_group_keeps_the_time_at_which_it_came(groups: Groups, install: Install) -> None:
+    calls = groups.of(install, known("a"), known("b"), known("c"))
+    receipts = [receipt_of(call.result(PATIENCE)) for call in calls]
+    times = [Event.objects.get(receipt=receipt).received_at for receipt in receipts]
+    assert times == [receipt.received_at for receipt in receipts] == sorted(times)
+    assert len(set(times)) == 3
+
+
+def test_a_call_that_makes_an_audience_does_not_hold_back_its_group(groups: Groups, install: Install) -> None:
+    new = body(message(transition(segment="s9", slug="new")))
+    calls = groups.of(install, known("a"), known("b"), new, known("c"))
+    assert [call.result(PATIENCE).queued for call in calls] == [1, 1, 1, 1]
+    assert groups.sizes == [1, 3]
+    assert people() == ["a", "b", "c", "warm"]
+    assert Audience.objects.get(segment_id="s9").last_sequence == 1
+
+
+@pytest.mark.parametrize("state", ["23514", "22P05", "40P01", "40001"])
+def test_a_call_that_cannot_be_stored_fails_alone(groups: Groups, install: Install, state: str) -> None:
+    with refusing("bad", state):
+        calls = groups.of(install, known("a"), known("b"), known("bad"), known("c"))
+        assert [calls[place].result(PATIENCE).queued for place in (0, 1, 3)] == [1, 1, 1]
+        with pytest.raises(DatabaseError):
+            calls[2].result(PATIENCE)
+    assert groups.sizes == [1, 3]
+    assert people() == ["a", "b", "c", "warm"]
+    assert Receipt.objects.count() == 5
+
+
+def test_a_call_whose_audience_is_locked_waits_alone(groups: Groups, install: Install) -> None:
+    silver = body(message(transition(segment="s2", slug="silver")))
+    with transaction.atomic():
+        Audience.objects.select_for_update(no_key=True).get(segment_id="s2")
+        calls = groups.of(install, known("a"), silver, known("b"))
+        assert calls[2].result(PATIENCE).queued == 1
+        eventually(lambda: waiting_for_a_lock() == 1)
+        # Neither does it hold back those who come after it.
+        (after,) = start(lambda: receive(install, known("c")))
+        assert after.result(PATIENCE).queued == 1
+        assert not calls[1].done()
+    assert calls[1].result(PATIENCE).queued == 1
+
+
+def test_a_read_only_session_of_the_leader_is_no_error_of_its_group(
+    monkeypatch: pytest.MonkeyPatch, groups: Groups, install: Install
+) -> None:
+    def fails_over(calls: Sequence[Any]) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = on")
+        return ingest._store_plain(calls)
+
+    calls = Groups(monkeypatch, fails_over).of(install, known("a"), known("b"), known("c"))
+    assert [call.result(PATIENCE).queued for call in calls] == [1, 1, 1]
+
+
+def _terminated(_calls: Sequence[Any]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def _without_answer(_calls: Sequence[Any]) -> None:
+    sessions.bound(0.2)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(600)")
+
+
+def _ended(_calls: Sequence[Any]) -> None:
+    raise SystemExit("the process is told to end")
+
+
+@pytest.fixture
+def _no_limit() -> Iterator[None]:
+    yield
+    sessions.bound(0)
+    sessions.silence.ends()
+
+
+@pytest.mark.usefixtures("groups", "_no_limit")
+@pytest.mark.parametrize("fate", [_terminated, _without_answer, _ended])
+def test_when_the_leader_is_lost_its_whole_group_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, install: Install, fate: Store
+) -> None:
+    first, *group = Groups(monkeypatch, fate).of(install, known("a"), known("b"), known("c"), known("d"))
+    assert first.result(PATIENCE).queued == 1
+    errors = [call.exception(PATIENCE) for call in group]
+    assert [type(error) for error in errors[1:]] == [GroupLostError, GroupLostError]
+    assert errors[0] is not None
+    assert not isinstance(errors[0], GroupLostError)
+    if fate is not _ended:
+        # Lytics is asked to come back soon, as after any lost session.
+        assert all(isinstance(error, Exception) and views._ends_by_itself(error) for error in errors)
+    assert people() == ["a", "warm"]
+    sessions.bound(0)
+    monkeypatch.setattr(ingest._groups, "_store", ingest._store_plain)
+    assert receive(install, known("e")).queued == 1
+
+
+def test_a_call_in_a_transaction_of_its_caller_is_given_to_no_other_thread(groups: Groups, install: Install) -> None:
+    (first,) = start(lambda: receive(install, known("a")))
+    assert groups._held.wait(PATIENCE)
+    with transaction.atomic():
+        assert receive(install, body(message(transition(segment="s2", slug="silver")))).queued == 1
+        transaction.set_rollback(True)
+    groups._go.set()
+    first.result(PATIENCE)
+    assert Audience.objects.get(segment_id="s2").last_sequence == 1
+
+
+def test_a_group_has_a_largest_size_and_keeps_the_order() -> None:
+    stored: list[list[str]] = []
+    held, go = threading.Event(), threading.Event()
+
+    def store(items: Sequence[str]) -> list[str]:
+        stored.append([*items])
+        held.set()
+        assert go.wait(PATIENCE)
+        return [*items]
+
+    commits: GroupCommit[str, str] = GroupCommit(store, largest=10)
+    calls = start(lambda: commits.store(1, "first", size=1))
+    assert held.wait(PATIENCE)
+    for number, (item, size) in enumerate([("a", 6), ("b", 4), ("c", 1), ("large", 99), ("d", 1)], start=1):
+        calls += start(partial(commits.store, 1, item, size=size))
+        eventually(partial(_are_waiting, commits, 1, number))
+    go.set()
+    assert [call.result(PATIENCE) for call in calls] == ["first", "a", "b", "c", "large", "d"]
+    assert stored == [["first"], ["a", "b"], ["c"], ["large"], ["d"]]
+    assert commits._waiting == {}
+
+
+def test_calls_of_another_install_do_not_wait_for_the_leader() -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def store(items: Sequence[str]) -> list[str]:
+        if items == ["slow"]:
+            held.set()
+            assert go.wait(PATIENCE)
+        return [*items]
+
+    commits: GroupCommit[str, str] = GroupCommit(store, largest=10)
+    (slow,) = start(lambda: commits.store(1, "slow", size=1))
+    assert held.wait(PATIENCE)
+    assert commits.store(2, "quick", size=1) == "quick"
+    go.set()
+    assert slow.result(PATIENCE) == "slow"
