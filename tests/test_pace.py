@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
+from audiences import sql
 from audiences.delivery import backoff
 from audiences.models import Install, Lane, Pace
 from odp.deadline import TooLateError
@@ -76,7 +77,7 @@ def permissions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[f
     """When PostgreSQL gave the permissions that were used, in seconds: on a busy machine requests arrive later."""
     unused, lock, take = set[datetime](), threading.Lock(), pace._take
 
-    def noted(statement: str, install: Install, path: str, **how: Any) -> pace._Moment:
+    def noted(statement: sql.Statement[pace._Moment], install: Install, path: str, **how: Any) -> pace._Moment:
         if how.get("unused"):
             with lock:
                 unused.add(how["unused"])
@@ -317,7 +318,7 @@ def test_a_start_that_postgres_took_too_long_to_allow_is_not_used_and_later_ones
     later: list[float] = []
     take = pace._take
 
-    def noted(statement: str, install: Install, path: str, **how: Any) -> pace._Moment:
+    def noted(statement: sql.Statement[pace._Moment], install: Install, path: str, **how: Any) -> pace._Moment:
         moment = take(statement, install, path, **how)
         assert moment.taken, "what wasn't used is taken anew at once"
         later.append(how["later"])

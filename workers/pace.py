@@ -8,9 +8,9 @@ See docs/decisions/0013-rate-limit.md.
 
 import time
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from audiences import prepared_statements
+from audiences import sql
 from audiences.models import Install
 from odp.deadline import TooLateError
 from odp.mechanisms import limit_of
@@ -29,29 +29,6 @@ LEAD_SECONDS = 0.08
 # A moment further ahead than this was written before PostgreSQL's clock was set back, and is ignored.
 FURTHEST_SECONDS = 10.0
 
-# {column} is the schedule, {other} the other one, %(unused)s what the schedule became when this worker took a moment
-# that it didn't use. clock_timestamp() on conflict is read under the row's lock.
-_TAKE = """
-WITH taken AS (
-    INSERT INTO audiences_pace AS pace (install_id, endpoint, {column}, {other}, passed, arrived)
-    SELECT id, %(endpoint)s, clock_timestamp() + %(interval)s, clock_timestamp(), 0, '{{}}'
-    FROM audiences_install
-    WHERE id = %(install)s AND (brake_until_at IS NULL OR brake_until_at <= clock_timestamp())
-    ON CONFLICT (install_id, endpoint) DO UPDATE SET {column} = %(interval)s + greatest(
-        least(pace.{column}, clock_timestamp() + %(patience)s), clock_timestamp() - %(catch_up)s)
-    WHERE pace.{column} NOT BETWEEN clock_timestamp() + %(patience)s AND clock_timestamp() + %(furthest)s
-        OR pace.{column} = %(unused)s::timestamptz
-    RETURNING {column} AS next_at
-)
-SELECT taken.next_at, coalesce(install.brake_until_at > clock_timestamp(), false), coalesce(extract(
-    epoch FROM coalesce(taken.next_at - %(interval)s, pace.{column}) - clock_timestamp()), 0)::float8
-FROM audiences_install AS install LEFT JOIN taken ON true
-LEFT JOIN audiences_pace AS pace ON pace.install_id = install.id AND pace.endpoint = %(endpoint)s
-WHERE install.id = %(install)s
-"""
-_TAKE_PLACE = _TAKE.format(column="line_at", other="gate_at")
-_TAKE_START = _TAKE.format(column="gate_at", other="line_at")
-
 
 class _Moment(NamedTuple):
     """The moment taken, and what the schedule is now; if ``taken`` is None, the next moment there is."""
@@ -59,6 +36,10 @@ class _Moment(NamedTuple):
     taken: datetime | None
     on_hold: bool
     seconds: float
+
+
+_TAKE_PLACE = sql.beside(__file__, column="line_at", other="gate_at").query("take", _Moment._make, prepared=True)
+_TAKE_START = sql.beside(__file__, column="gate_at", other="line_at").query("take", _Moment._make, prepared=True)
 
 
 def line_up(install: Install, endpoint: str) -> bool:
@@ -106,7 +87,7 @@ def _is_limited(install: Install, endpoint: str) -> bool:
 
 
 def _take(
-    statement: str,
+    statement: sql.Statement[_Moment],
     install: Install,
     endpoint: str,
     *,
@@ -114,16 +95,13 @@ def _take(
     later: float = 0.0,
     unused: datetime | None = None,
 ) -> _Moment:
-    values: dict[str, Any] = {
-        "install": install.pk,
-        "endpoint": endpoint,
-        "interval": timedelta(seconds=SPAN_SECONDS / install.requests_per_second + later),
-        "catch_up": timedelta(seconds=CATCH_UP_SECONDS),
-        "patience": timedelta(seconds=patience),
-        "furthest": timedelta(seconds=FURTHEST_SECONDS),
-        "unused": unused,
-    }
-    with prepared_statements.cursor() as cursor:
-        cursor.execute(statement, values)
-        row = cursor.fetchone()
-    return _Moment(*row) if row else _Moment(taken=None, on_hold=True, seconds=0.0)
+    moment = statement.run(
+        install=install.pk,
+        endpoint=endpoint,
+        interval=timedelta(seconds=SPAN_SECONDS / install.requests_per_second + later),
+        catch_up=timedelta(seconds=CATCH_UP_SECONDS),
+        patience=timedelta(seconds=patience),
+        furthest=timedelta(seconds=FURTHEST_SECONDS),
+        unused=unused,
+    ).one()
+    return moment or _Moment(taken=None, on_hold=True, seconds=0.0)
