@@ -318,7 +318,7 @@ UNFOLD = {
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda request: static("audiences/admin.css")],
     "SCRIPTS": [lambda request: static("audiences/admin.js"), lambda request: static("audiences/access.js")],
-    "DASHBOARD_CALLBACK": "audiences.admin.front.dashboard",
+    "DASHBOARD_CALLBACK": "audiences.front.page.dashboard",
     "SIDEBAR": {"navigation": "audiences.admin.navigation.sidebar"},
 }
 

@@ -17,7 +17,7 @@ ROOT: Path = settings.BASE_DIR
 FLOORS = {"lytics": 0, "odp": 0, "audiences": 1, "workers": 2, "lytics_sync": 3, "local": 4}
 OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
 # The same inside ``audiences``; "" is for the modules outside of all rooms.
-ROOMS = {"": 0, "delivery": 1, "receiving": 2, "insight": 3, "operations": 4, "admin": 5, "management": 5}
+ROOMS = {"": 0, "delivery": 1, "receiving": 2, "insight": 3, "operations": 4, "admin": 5, "management": 5, "front": 6}
 
 # Who may write which table; migrations and tests aside.
 WRITERS = {

@@ -268,7 +268,7 @@ def test_every_button_and_page_an_operator_is_sent_to_exists() -> None:
     """They are set in single asterisks there; nothing else with a capital letter is."""
     named = set(re.findall(r"(?<!\*)\*([A-Z][\w ]*)\*(?!\*)", OPERATING.read_text(encoding="utf-8")))
     states = {"Unknown", "Open"}
-    admin = sources("audiences/admin")
+    admin = sources("audiences/admin", "audiences/front")
     written = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "audiences/templates").rglob("*.html"))
     assert len(named) > 8
     assert [name for name in sorted(named - states) if f'"{name}"' not in admin and f">{name}<" not in written] == []

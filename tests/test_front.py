@@ -17,8 +17,8 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import redis_client
-from audiences.admin import charts
 from audiences.delivery import backoff, holds
+from audiences.front import charts
 from audiences.insight import heartbeats, rollup
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
 from audiences.operations import resends

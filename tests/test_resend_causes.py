@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
-from audiences.admin import charts
+from audiences.front import charts
 from audiences.insight import rollup
 from audiences.models import Again, Audience, Delivery, Event, Install, Minute, Receipt, Run
 from audiences.operations import resends

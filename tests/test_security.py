@@ -315,7 +315,7 @@ def test_an_error_page_reveals_nothing(settings: Any, monkeypatch: pytest.Monkey
     def fail(*args: Any) -> None:
         raise RuntimeError("the-odp-key in a message")
 
-    monkeypatch.setattr("audiences.admin.front.front", fail)
+    monkeypatch.setattr("audiences.front.page.front", fail)
     person.is_superuser = True
     person.save()
     client = Client(raise_request_exception=False)

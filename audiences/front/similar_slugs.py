@@ -5,8 +5,8 @@ from django.urls import reverse
 
 from audiences import naming
 from audiences.admin import verbs
-from audiences.admin.alerts import TOLD, Alert, and_more, page
 from audiences.admin.pages import ago, list_url, url_of
+from audiences.front.alerts import TOLD, Alert, and_more, page
 from audiences.insight import similar_slugs
 from audiences.models import Audience
 

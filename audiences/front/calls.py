@@ -13,8 +13,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
-from audiences.admin.alerts import Alert, Number, page, way_to
 from audiences.admin.pages import ago, count, list_url, number, url_of
+from audiences.front.alerts import Alert, Number, page, way_to
 from audiences.insight import failures, stalled_work
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse

@@ -11,10 +11,10 @@ from django.utils.http import urlencode
 from django.utils.timezone import now
 
 from audiences.admin import blocked, verbs
-from audiences.admin.alerts import TOLD, Alert, and_more, page, way_to
 from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.admin.verbs import Button
+from audiences.front.alerts import TOLD, Alert, and_more, page, way_to
 from audiences.insight import future_times, state
 from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, FutureTime, Install, Lane, Parked

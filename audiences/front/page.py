@@ -1,4 +1,4 @@
-"""The front page: numbers that are zero when all is well, and for each trouble what, since when and what to press."""
+"""The front page: numbers, and for each problem what it is, since when, and the button that corrects it."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -9,10 +9,12 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from audiences import readiness
-from audiences.admin import front_calls
-from audiences.admin.alerts import TOLD, Alert, Number, and_more
-from audiences.admin.charts import charts
-from audiences.admin.front_items import (
+from audiences.admin.pages import ago, count, last_call, list_url, number, span
+from audiences.admin.parked import groups
+from audiences.front import calls
+from audiences.front.alerts import TOLD, Alert, Number, and_more
+from audiences.front.charts import charts
+from audiences.front.items import (
     audiences_made_anew,
     audiences_with_errors,
     blocked_audiences,
@@ -24,9 +26,7 @@ from audiences.admin.front_items import (
     paused_audiences,
     times_stored_ahead,
 )
-from audiences.admin.pages import ago, count, last_call, list_url, number, span
-from audiences.admin.parked import groups
-from audiences.admin.similar_slugs import alerts as of_ids_alike
+from audiences.front.similar_slugs import alerts as of_ids_alike
 from audiences.insight import backlogs, failures, heartbeats, stalled_work, state
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
@@ -41,7 +41,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     if not all(request.user.has_perm(name) for name in NEEDED):
         return {**context, "title": "Now", "no_role": True}
     shown = {**context, "title": "Now", **front(request)}
-    # Its first part renews itself often, the charts seldom.
+    # The first part refreshes often, the charts rarely.
     return shown if request.headers.get("HX-Target") == "front-now" else {**shown, **charts(request)}
 
 
@@ -58,17 +58,17 @@ def front(request: HttpRequest) -> dict[str, Any]:
     stuck = stalled_work.stuck()
     refusals = rejected_calls.last_hour(install.public_id for install in installs)
     alerts = [
-        *front_calls.unreadable_secret(readiness.encryption_problem()),
-        *front_calls.work_stands_still(stuck, pulse),
-        *front_calls.failing_tasks(failures.recent()),
-        *front_calls.without_redis(failures.broker_problem()),
+        *calls.unreadable_secret(readiness.encryption_problem()),
+        *calls.work_stands_still(stuck, pulse),
+        *calls.failing_tasks(failures.recent()),
+        *calls.without_redis(failures.broker_problem()),
         *_unheard(pulse),
         *installs_on_hold(request, installs, waiting),
-        *front_calls.wrong_tokens(request, installs, refusals or {}),
-        *front_calls.over_the_mark(installs, waiting),
-        *front_calls.over_the_disk_mark(installs),
-        *front_calls.switched_off(request, installs),
-        *front_calls.drafts(installs),
+        *calls.wrong_tokens(request, installs, refusals or {}),
+        *calls.over_the_mark(installs, waiting),
+        *calls.over_the_disk_mark(installs),
+        *calls.switched_off(request, installs),
+        *calls.drafts(installs),
         *blocked_audiences(request, held),
         *audiences_made_anew(request),
         *of_ids_alike(request),
@@ -84,7 +84,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
     return {
         "numbers": [
             *_numbers(installs, waiting, held, parked),
-            front_calls.refused_number(installs, refusals),
+            calls.refused_number(installs, refusals),
             _workers(pulse, is_stuck=stuck is not None),
         ],
         "alerts": alerts,

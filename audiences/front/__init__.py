@@ -1,0 +1,1 @@
+"""The front page, *Now*: its numbers, alerts and charts."""
