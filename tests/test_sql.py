@@ -31,8 +31,6 @@ PARAMETER = re.compile(r"%\((\w+)\)s")
 # Modules whose statements still have positional parameters. A module leaves the list when its SQL is rewritten; no
 # module is added.
 POSITIONAL = {
-    "audiences/operations/db_role.py",
-    "audiences/operations/rotation.py",
     "audiences/receiving/audience_lookup.py",
     "audiences/receiving/identifier_lists.py",
     "audiences/receiving/resend_causes.py",
@@ -41,8 +39,6 @@ POSITIONAL = {
 }
 # Modules that still read columns of a result by number. The same rule.
 BY_NUMBER = {
-    "audiences/operations/db_role.py",
-    "audiences/operations/rotation.py",
     "audiences/readiness.py",
     "audiences/receiving/disk_usage.py",
     "audiences/receiving/tokens.py",

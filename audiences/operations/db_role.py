@@ -50,8 +50,9 @@ def grant(role: str) -> dict[str, str]:
 
 def may_make_temporary_tables(role: str) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT has_database_privilege(%s, current_database(), 'TEMPORARY')", [role])
-        return bool(cursor.fetchone()[0])
+        cursor.execute("SELECT has_database_privilege(%(role)s, current_database(), 'TEMPORARY')", {"role": role})
+        (may,) = cursor.fetchone()
+    return bool(may)
 
 
 def _tables() -> list[tuple[str, str]]:

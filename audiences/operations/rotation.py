@@ -4,9 +4,12 @@ It runs beside the other processes: with the new key first in ``FIELD_ENCRYPTION
 so rows can be rewritten one at a time. A concurrent change uses the new key already and wins.
 """
 
+from typing import NamedTuple
+
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 from django.db import connection
+from psycopg.sql import SQL, Identifier
 
 from audiences.encryption import decrypt, encrypt
 
@@ -19,6 +22,21 @@ COLUMNS = (
 # Rows in memory at a time; a parked item may be a megabyte.
 AT_ONCE = 100
 
+# These two are written in Python, because the table and the column differ.
+# The next values of a column that are encrypted, by id.
+_SOME = SQL(
+    "SELECT id, {column} FROM {table} WHERE id > %(after)s AND {column} IS NOT NULL ORDER BY id LIMIT %(at_once)s"
+)
+# Replaces a value, unless another process has changed it since it was read.
+_ANEW = SQL("UPDATE {table} SET {column} = %(again)s WHERE id = %(id)s AND {column} = %(hidden)s")
+
+
+class Encrypted(NamedTuple):
+    """A stored value: a text, or bytes in the column of parked items."""
+
+    id: int
+    hidden: str | bytes
+
 
 def rotate() -> dict[str, int]:
     """Encrypt everything with the first key that isn't yet. Returns how many rows of each table were written.
@@ -30,21 +48,22 @@ def rotate() -> dict[str, int]:
 
 def _rotate(table: str, column: str) -> int:
     newest, written, after = Fernet(settings.FIELD_ENCRYPTION_KEYS[0]), 0, 0
-    some = f"SELECT id, {column} FROM {table} WHERE id > %s AND {column} IS NOT NULL ORDER BY id LIMIT {AT_ONCE}"  # noqa: S608
-    anew = f"UPDATE {table} SET {column} = %s WHERE id = %s AND {column} = %s"  # noqa: S608 — names from COLUMNS
+    names = {"table": Identifier(table), "column": Identifier(column)}
+    some, anew = _SOME.format(**names), _ANEW.format(**names)
     with connection.cursor() as cursor:
         while True:
-            cursor.execute(some, [after])
-            rows = cursor.fetchall()
+            cursor.execute(some, {"after": after, "at_once": AT_ONCE})
+            rows = [Encrypted(pk, hidden) for pk, hidden in cursor.fetchall()]
             if not rows:
                 return written
-            after = rows[-1][0]
-            for pk, hidden in rows:
-                stored = hidden.encode() if isinstance(hidden, str) else bytes(hidden)
+            for row in rows:
+                after = row.id
+                stored = row.hidden.encode() if isinstance(row.hidden, str) else row.hidden
                 if not stored or _opens(newest, stored):
                     continue
                 again = encrypt(decrypt(stored))
-                cursor.execute(anew, [again.decode() if isinstance(hidden, str) else again, pk, hidden])
+                value = again.decode() if isinstance(row.hidden, str) else again
+                cursor.execute(anew, {"id": row.id, "hidden": row.hidden, "again": value})
                 written += cursor.rowcount
 
 
