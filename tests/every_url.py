@@ -139,7 +139,8 @@ def _first(folder: str) -> Model:
 
 def permissions(without: tuple[str, ...] = (), only: Needs | None = None) -> list[Permission]:
     """All that there are except ``without``; or of each tuple of ``only`` the first."""
-    named = {f"{one.content_type.app_label}.{one.codename}": one for one in Permission.objects.all()}
+    every = Permission.objects.select_related("content_type")
+    named = {f"{one.content_type.app_label}.{one.codename}": one for one in every}
     if only is not None:
         return [named[either[0]] for either in only]
     return [one for name, one in named.items() if name not in without]
