@@ -17,6 +17,7 @@ from audiences.receiving import invalid_tokens, rejected_calls
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import sandbox
 from tests.people import someone
+from workers.heap import leave_heap_alone
 
 # A machine that is busy with something else is no bug.
 settings.register_profile("patient", deadline=None)
@@ -64,6 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST_FIRST.index(file) if file in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """The imported modules and the collected tests are kept until the end, so the garbage collector skips them."""
+    leave_heap_alone()
 
 
 @pytest.fixture(scope="session")
