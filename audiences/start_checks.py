@@ -1,6 +1,9 @@
 """What web, workers and beat do before they begin: refuse settings that can't work, in one sentence."""
 
+import json
+import os
 import sys
+from datetime import UTC, datetime
 from typing import NoReturn
 
 import structlog
@@ -35,6 +38,11 @@ def check() -> None:
         connection.close()
 
 
-def refuse(reason: str) -> NoReturn:
-    print(f"Not started: {reason}", file=sys.stderr, flush=True)
-    sys.exit(REFUSED)
+def refuse(reason: str, *, code: int = REFUSED) -> NoReturn:
+    """Write the reason in the log's format and exit. Logging isn't used: without valid settings it isn't configured."""
+    line = f"Not started: {reason}"
+    if os.environ.get("LOG_FORMAT") == "json":
+        at = datetime.now(UTC).isoformat()
+        line = json.dumps({"timestamp": at, "level": "critical", "logger": __name__, "event": line})
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -8,7 +8,6 @@ import logging
 import logging.config
 import os
 import re
-import sys
 import time
 from typing import Any
 
@@ -153,8 +152,10 @@ class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         try:
             logging.config.dictConfig(settings.LOGGING)
         except ImproperlyConfigured as error:
-            # The first thing of gunicorn's that reads the settings.
-            sys.exit(f"Not started: {error}")
+            # The first code in gunicorn that reads the settings.
+            from audiences import start_checks  # not at the top: the settings import this module
+
+            start_checks.refuse(str(error), code=1)
         for logger in (self.error_log, self.access_log):
             logger.handlers.clear()
             logger.propagate = True

@@ -1,5 +1,6 @@
 """Health checks are true: calls can be stored, deliverable work moves, and invalid settings are rejected at start."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -224,22 +225,31 @@ def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, 
 # --- start ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("program", ["web", "worker", "beat"])
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"), ("DATABASE_URL", "mysql://h/db", "must start with postgres")],
 )
 def test_each_process_refuses_bad_settings_in_one_sentence(
-    tmp_path: Any, program: str, name: str, value: str, words: str
+    tmp_path: Any, program: str, name: str, value: str, words: str, form: str
 ) -> None:
     stack = Stack(folder=tmp_path, port=0, host="127.0.0.1", memory=Memory(file=tmp_path / "env", values={}))
     programs: dict[str, Program] = {"web": stack.web(), "worker": next(iter(stack.workers())), "beat": stack.beat()}
     chosen = programs[program]
     (tmp_path / "run").mkdir()  # beat's schedule
     ended = subprocess.run(
-        chosen.command, env={**os.environ, **chosen.env, name: value}, capture_output=True, text=True, timeout=60
+        chosen.command,
+        env={**os.environ, **chosen.env, name: value, "LOG_FORMAT": form},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.returncode != 0
+    if form == "json":
+        # One refusal per process, and web has two.
+        refusals = [json.loads(line) for line in ended.stderr.splitlines() if "Not started: " in line]
+        assert {line["level"] for line in refusals} == {"critical"}
     assert words in ended.stderr
     assert "Not started: " in ended.stderr
 
