@@ -11,6 +11,7 @@ The poller itself answers ``GET /health/live``: all threads may be waiting for a
 tests/test_web_worker.py lists the parts of gunicorn that this needs, and fails when a new version changes one.
 """
 
+import gc
 import socket
 import time
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from audiences import start_checks
 from lytics_sync import unreadable, warm_up
 from lytics_sync.request_socket import RequestSocket
-from workers.heap import leave_heap_alone
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         # In a thread of the pool, because each thread has its own database connection.
         wait([self.tpool.submit(warm_up.rehearse_a_call)], timeout=warm_up.SECONDS)
-        leave_heap_alone()
+        gc.freeze()  # what is loaded now is never garbage: full collections need not scan all of Django
         super().run()
 
     def enqueue_req(self, conn: TConn) -> None:

@@ -1,5 +1,6 @@
 """What the tests share: Hypothesis without a stopwatch, a quick database, an install to receive for, and an ODP."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -17,7 +18,6 @@ from audiences.receiving import invalid_tokens, rejected_calls
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import sandbox
 from tests.people import someone
-from workers.heap import leave_heap_alone
 
 # A machine that is busy with something else is no bug.
 settings.register_profile("patient", deadline=None)
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """The imported modules and the collected tests are kept until the end, so the garbage collector skips them."""
-    leave_heap_alone()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The Celery application. Its messages are hints: nothing is lost when one is, and two are as good as one."""
 
+import gc
 import os
 import sys
 import warnings
@@ -99,7 +100,6 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
 
     from audiences import sessions
     from workers import heartbeat_monitor
-    from workers.heap import leave_heap_alone
 
     name = str(sender.hostname)
     every: float = settings.HEARTBEAT_SECONDS
@@ -116,7 +116,7 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
 
     sessions.bound(settings.DATABASE_WORKER_SECONDS)
     heartbeat_monitor.start(name, send=send, every=every, port=settings.WORKER_HEALTH_PORT)
-    leave_heap_alone()
+    gc.freeze()  # what is loaded now is never garbage: full collections need not scan all of Django and Celery
 
 
 @worker_shutdown.connect
