@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class RunningWorker:
     """A worker as it is really run, with relays before its servers and a quick heart."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.database, self.broker = Relay(os.environ["DATABASE_URL"]), Relay(os.environ["REDIS_URL"])
         self.port = free_port()
         name = connection.settings_dict["NAME"]
@@ -43,6 +44,7 @@ class RunningWorker:
             "DATABASE_URL": self.database.url.rsplit("/", 1)[0] + f"/{name}",
             "REDIS_URL": self.broker.url,
             "HEARTBEAT_SECONDS": "0.3",
+            **settings,
         }
         self.fleet = Fleet(folder=folder, env={**os.environ, **own}, tell=print)
         stack = Stack(folder=folder, port=0, host="127.0.0.1", memory=Memory(file=folder / "local.env", values={}))
@@ -79,6 +81,22 @@ def test_a_worker_that_work_reaches_is_ready_and_in_the_table(worker: RunningWor
     assert row.name.startswith("worker-1@")
     first = row.beat_at
     eventually(lambda: Worker.objects.get().beat_at > first)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_each_line_of_a_worker_that_shuts_down_is_in_the_log_format(tmp_path: Path, how: signal.Signals) -> None:
+    # Celery warns users who are root, as in a container that runs these tests, before there is a log.
+    running = RunningWorker(tmp_path, LOG_FORMAT="json", PYTHONWARNINGS="ignore")
+    try:
+        eventually(lambda: Worker.objects.exists())
+        assert running.child.process is not None
+        running.child.process.send_signal(how)
+        eventually(running.child.has_ended)
+    finally:
+        running.stop()
+    log = (tmp_path / "log" / "worker-1.log").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert how.name in {line.get("signal") for line in lines if line["event"] == "worker shutting down"}
 
 
 def test_a_worker_whose_broker_is_frozen_is_not_ready_and_recovers(worker: RunningWorker) -> None:

@@ -4,8 +4,10 @@ import gc
 import os
 import sys
 import warnings
+from threading import Thread
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import (
@@ -17,6 +19,7 @@ from celery.signals import (
     worker_init,
     worker_ready,
     worker_shutdown,
+    worker_shutting_down,
 )
 from celery.utils.nodenames import worker_direct
 from django.conf import settings
@@ -24,6 +27,8 @@ from django.core.exceptions import ImproperlyConfigured
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from audiences import start_checks
+
+log = structlog.get_logger(__name__)
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
 
@@ -85,6 +90,14 @@ def _use_django_logging(**kwargs: object) -> None:
     from django.conf import settings
 
     logging.config.dictConfig(settings.LOGGING)
+    # Celery's signal handlers write plain text there. Python allows None: a process may have no stdout.
+    sys.__stdout__ = None  # type: ignore[misc]
+
+
+@worker_shutting_down.connect
+def _log_shutdown(sig: str, how: str, **kwargs: object) -> None:
+    """Log from a thread: Celery calls this in a signal handler, which may have interrupted a write to the log."""
+    Thread(target=log.info, args=("worker shutting down",), kwargs={"signal": sig, "how": how.lower()}).start()
 
 
 @celeryd_after_setup.connect
