@@ -3,13 +3,12 @@
 import re
 from decimal import Decimal
 from functools import lru_cache
-
-import msgspec
-from msgspec import Raw
+from typing import Any
 
 from lytics import reasons
 from lytics.facts import IDENTIFIER_BYTES, NAME_BYTES
-from lytics.json_pieces import UnreadableError
+from lytics.json_pieces import read_value
+from lytics.reasons import UnreadableError
 
 # What stands around and between zeros that are nobody's.
 FILLING = "0-.{}"
@@ -36,18 +35,19 @@ def is_plain_text(text: str) -> bool:
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
 
 
-def as_identifier(element: Raw) -> str:
+def as_identifier(value: Any) -> str:
     """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty."""
-    text = bytes(element).strip()
-    if text[:1] == b'"':
-        try:
-            return str(msgspec.json.decode(text, type=str)).strip()
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return "\x00"  # text that no UTF-8 holds: refused below under its own reason
-    match = _NUMBER.fullmatch(text)
+    value = read_value(value)
+    if isinstance(value, str):
+        return value.strip()
+    if not isinstance(value, bytes):
+        return ""
+    if value.startswith(b'"'):
+        return "\x00"  # a string that can't be decoded: rejected below under its own reason
+    match = _NUMBER.fullmatch(value)
     if match is None:
         return ""
-    return as_whole_number(text.decode()) if match[1] or match[2] else text.decode()
+    return as_whole_number(value.decode()) if match[1] or match[2] else value.decode()
 
 
 def as_whole_number(number: str) -> str:

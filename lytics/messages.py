@@ -8,8 +8,11 @@ import msgspec
 from msgspec import Raw
 
 from lytics import reasons
+from lytics.bodies import raw_fields
 from lytics.facts import Kind
-from lytics.json_pieces import UnreadableError, read_as, read_fields
+from lytics.identifiers import storable
+from lytics.json_pieces import read_as, read_fields, read_value
+from lytics.reasons import UnreadableError
 
 KINDS = {
     "enter": Kind.ENTER,
@@ -82,55 +85,74 @@ def _structs(identifier_field: str, kind: Any, absent: Any) -> tuple[Any, Any]:
     return data, msgspec.defstruct("Message", [("data", data)], bases=(Message,), kw_only=True, gc=False)
 
 
-def kind_of_value(value: bytes) -> str:
+_KINDS_OF_VALUE = (
+    (dict, b"{", "an object"),
+    (list, b"[", "a list without a usable value"),
+    (str, b'"', "a blank text"),
+)
+
+
+def kind_of_value(value: Any) -> str:
     """What a JSON value is, for a person, without the value itself."""
-    words = {
-        b"{": "an object",
-        b"[": "a list without a usable value",
-        b'"': "a blank text",
-        b"t": "true",
-        b"f": "false",
-    }
-    return words.get(value[:1], "null" if value == b"null" else "not a JSON value")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    for kind, start, name in _KINDS_OF_VALUE:
+        if isinstance(value, kind) or (isinstance(value, bytes) and value.startswith(start)):
+            return name
+    return "null" if value is None else "not a JSON value"
 
 
-def read_meta(raw: Raw | None) -> Meta | None:
+def read_meta(value: Any) -> Meta | None:
     """What can be read of ``meta``, field by field: a time of another type must not hide where a message is from."""
-    fields = read_fields(raw)
+    fields = read_fields(value)
     if fields is None:
         return None
     return Meta(
-        object=read_as(fields.get("object"), str),
-        timestamp=plain_value(fields.get("timestamp")),
-        subscription_id=read_as(fields.get("subscription_id"), str | int),
+        object=as_text(fields.get("object")),
+        timestamp=as_time(fields.get("timestamp")),
+        subscription_id=as_text_or_integer(fields.get("subscription_id")),
     )
 
 
-def read_transition(element: Raw) -> Transition | None:
-    """A segment event of which some part is flawed or has another type: what can be read of it."""
-    fields = read_fields(element)
+def read_transition(value: Any) -> Transition | None:
+    """A segment event of which some part may be flawed or have another type: what can be read of it."""
+    fields = read_fields(value)
     if fields is None:
         return None
-    segment_id = read_as(fields.get("id"), str | int)
-    if segment_id is None and not is_absent(fields.get("id")):
+    segment_id = as_text_or_integer(fields.get("id"))
+    if segment_id is None and not is_absent(read_value(fields.get("id"))):
         return None  # by the slug alone it could be taken for another audience
     return Transition(
         id=segment_id,
-        event=read_as(fields.get("event"), str),
-        slug=read_as(fields.get("slug"), str | int),
-        enter=plain_value(fields.get("enter")),
-        exit=plain_value(fields.get("exit")),
+        event=as_text(fields.get("event")),
+        slug=as_text_or_integer(fields.get("slug")),
+        enter=as_time(fields.get("enter")),
+        exit=as_time(fields.get("exit")),
     )
 
 
-def plain_value(raw: Raw | None) -> str | int | float | None:
+def as_text(value: Any) -> str | None:
+    """A text without lone surrogates, which can't be encoded in UTF-8."""
+    value = read_value(value)
+    return value if isinstance(value, str) and (value.isascii() or storable(value) is not None) else None
+
+
+def as_text_or_integer(value: Any) -> str | int | None:
+    value = read_value(value)
+    return read_as(value, int) if isinstance(value, bytes) else as_text(value)
+
+
+def as_time(value: Any) -> TimeValue:
     """A time. A value of another type comes back as the words for that type, so that it isn't taken for missing."""
-    value: str | int | float | None = read_as(raw, TimeValue)
-    return value if value is not None or raw is None or is_absent(raw) else kind_of_value(bytes(raw).strip())
+    value = read_value(value)
+    if is_absent(value) or isinstance(value, str):
+        return value or None
+    number: int | float | None = read_as(value, int | float) if isinstance(value, bytes) else None
+    return kind_of_value(value) if number is None else number
 
 
-def is_absent(raw: Raw | None) -> bool:
-    return raw is None or bytes(raw).strip() in (b"", b"null")
+def is_absent(value: Any) -> bool:
+    return value is None or value == b""
 
 
 def check_origin(meta: Meta | None) -> None:
@@ -140,7 +162,7 @@ def check_origin(meta: Meta | None) -> None:
 
 def fields_seen(raw: bytes) -> str:
     """The profile fields that came, by name only: names are set-up, values are personal."""
-    data = read_fields((read_fields(raw) or {}).get("data")) or {}
+    data = raw_fields((raw_fields(raw) or {}).get("data")) or {}
     names = ", ".join(sorted(data)[:20]) or "none"
     return f"fields seen: {names}{', …' if len(data) > 20 else ''}"
 
@@ -151,8 +173,8 @@ def envelope(raw: bytes, *, identifier_field: str) -> bytes:
     Names stay, values of other fields are replaced by null. Bytes that are no message stay as they are, because
     nobody could tell what they were otherwise.
     """
-    message = read_fields(raw)
-    data = read_fields((message or {}).get("data"))
+    message = raw_fields(raw)
+    data = raw_fields((message or {}).get("data"))
     if message is None or data is None:
         return raw
     kept = {identifier_field, "_id", "segment_events"}

@@ -8,9 +8,11 @@ never takes its neighbours with it.
 
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
 from lytics import reasons, times
+from lytics.bodies import as_utf8, is_typed_array, raw_fields, split
 from lytics.facts import FACTS_AT_MOST, Fact, Kind, Reading, SetAside
 from lytics.identifiers import (
     FILLING,
@@ -22,17 +24,7 @@ from lytics.identifiers import (
     placeholder_beginnings,
     refusal_reason,
 )
-from lytics.json_pieces import (
-    UnreadableError,
-    as_utf8,
-    begins_array,
-    check_number_of_messages,
-    decode,
-    read_as,
-    read_elements,
-    read_fields,
-    split,
-)
+from lytics.json_pieces import read_elements, read_fields, read_value
 from lytics.messages import (
     KINDS,
     PROFILE_FIELD,
@@ -40,15 +32,17 @@ from lytics.messages import (
     Message,
     Meta,
     Transition,
+    as_text,
+    as_time,
     check_origin,
     fields_seen,
     is_absent,
     kind_of_value,
     layout_of,
-    plain_value,
     read_meta,
     read_transition,
 )
+from lytics.reasons import UnreadableError
 
 
 def parse(
@@ -115,22 +109,25 @@ class _Parser:
         self.names: dict[tuple[str | int | None, str | int | None, str | None], tuple[str, str, Kind]] = {}
 
     def parse(self, body: bytes) -> Reading:
-        text = as_utf8(body).rstrip(b"\x00 \t\r\n")
+        text = as_utf8(body).rstrip(b"\x00 \t\r\n").lstrip()
         items = _Items(text)
         try:
-            is_array = begins_array(text)
-            if is_array:
-                check_number_of_messages(text)
-            if is_array and (plain := decode(text, self.layout.plain)) is not None:
+            is_array = is_typed_array(text)
+            if is_array and (plain := _decode(text, self.layout.plain)) is not None:
                 for index, message in enumerate(plain):
                     if not self._take_plain(message):
                         self._take(self._message(items.raw(index)), items, index)
-            elif is_array and (batch := decode(text, self.layout.batch)) is not None:
+            elif is_array and (batch := _decode(text, self.layout.batch)) is not None:
                 for index, message in enumerate(batch):
                     self._take(message, items, index)
             else:
-                for raw in split(text):
+                pieces = split(text)
+                for raw in pieces.messages:
                     self._take(self._message(raw), _Items(raw, single=True), 0)
+                if pieces.rest:
+                    self.reading.messages += 1
+                    detail = f"{len(pieces.rest)} bytes behind {len(pieces.messages)} messages"
+                    self.reading.aside.append(SetAside(reasons.TEXT_AFTER_JSON, detail, pieces.rest))
         except UnreadableError as problem:
             self.reading.messages = 1
             self.reading.aside.append(SetAside(problem.reason, problem.detail, body))
@@ -190,7 +187,7 @@ class _Parser:
         self.problems[problem.reason] = detail, times_seen + 1
 
     def _message(self, raw: bytes) -> Message | None:
-        message: Message | None = decode(raw, self.layout.message)
+        message: Message | None = _decode(raw, self.layout.message)
         if message is None:
             try:
                 return self._piece_by_piece(raw)
@@ -214,23 +211,25 @@ class _Parser:
             )
         return Message(
             data=self.layout.data(
-                identifier=data.get(self.identifier_field, Raw(b"")),
+                identifier=data.get(self.identifier_field, b""),
                 segment_events=self._transitions(data.get("segment_events")),
-                **({} if self.identifier_field == PROFILE_FIELD else {"profile": data.get(PROFILE_FIELD, Raw(b""))}),
+                **({} if self.identifier_field == PROFILE_FIELD else {"profile": data.get(PROFILE_FIELD, b"")}),
             ),
             meta=meta,
-            time=plain_value(parts.get("time")),
-            source=read_as(parts.get("source"), str),
+            time=as_time(parts.get("time")),
+            source=as_text(parts.get("source")),
         )
 
-    def _transitions(self, value: Raw | None) -> list[Transition] | None:
-        if value is None or is_absent(value):
+    def _transitions(self, value: Any) -> list[Transition] | None:
+        value = read_value(value)
+        if is_absent(value):
             return None
-        if not begins_array(bytes(value)):
+        elements = read_elements(value)
+        if elements is None:
             raise UnreadableError(reasons.UNREADABLE_MESSAGE, "segment_events is not a list")
         transitions = []
-        for element in read_elements(value):
-            transition = read_as(element, Transition) or read_transition(element)
+        for element in elements:
+            transition = read_transition(element)
             if transition is None:
                 self._note(UnreadableError(reasons.UNREADABLE_MESSAGE, "a segment event is malformed"))
             else:
@@ -246,10 +245,10 @@ class _Parser:
             if self.problems:
                 return  # there were some, and none that could be read
             raw = items.raw(index)
-            empty = "segment_events" in (read_fields((read_fields(raw) or {}).get("data")) or {})
+            empty = "segment_events" in (raw_fields((raw_fields(raw) or {}).get("data")) or {})
             raise UnreadableError(reasons.NO_SEGMENT_EVENTS, "segment_events is empty" if empty else fields_seen(raw))
         profile = self._profile(message.data)
-        if self.empty_lists and profile and read_as(message.data.identifier, list[Raw]) == []:
+        if self.empty_lists and profile and read_value(message.data.identifier) == []:
             told, identifiers = reading.emptied, [""]
         else:
             told, identifiers = reading.facts, self._identifiers(message.data.identifier, items, index)
@@ -316,14 +315,14 @@ class _Parser:
             claimed_ns = claimed_ns or occurred_ns
         return self.received_ns, claimed_ns
 
-    def _identifiers(self, value: Raw, items: "_Items", index: int) -> list[str]:
-        if self.allow_top_level and bytes(value).strip() in (b"", b"null"):
-            value = (read_fields(items.raw(index)) or {}).get(self.identifier_field, value)
-        if bytes(value).count(b",") > FACTS_AT_MOST:
-            raise UnreadableError(reasons.TOO_MANY_EVENTS, f"more than {FACTS_AT_MOST:,} identifiers")
+    def _identifiers(self, value: Any, items: "_Items", index: int) -> list[str]:
+        value = _bounded(value)
+        if self.allow_top_level and is_absent(value):
+            value = _bounded((raw_fields(items.raw(index)) or {}).get(self.identifier_field, value))
         found: dict[str, None] = {}
         usable = 0
-        for element in read_elements(value):
+        elements = [] if value == b"" else read_elements(value)
+        for element in [value] if elements is None else elements:
             identifier = as_identifier(element)
             if not identifier:
                 self.reading.skipped += 1
@@ -335,12 +334,32 @@ class _Parser:
             else:
                 self._note(UnreadableError(reason, identifier[:40] if reason == reasons.PLACEHOLDER else ""))
         if not usable:
-            there = bytes(value).strip()
-            reason = reasons.UNUSABLE_IDENTIFIER if there else reasons.NO_IDENTIFIER
+            is_missing = value == b""
+            reason = reasons.NO_IDENTIFIER if is_missing else reasons.UNUSABLE_IDENTIFIER
             field = repr(self.identifier_field)
-            what = f"{field} is {kind_of_value(there)}" if there else f"expected in {field}"
+            what = f"expected in {field}" if is_missing else f"{field} is {kind_of_value(value)}"
             self._note(UnreadableError(reason, f"{what}; {fields_seen(items.raw(index))}"))
         return list(found)
+
+
+def _decode(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """None when ``text`` has another layout, or is no JSON."""
+    try:
+        return decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _bounded(value: Any) -> Any:
+    """An identifier value decoded, unless it is a list of too many identifiers."""
+    if isinstance(value, bytes | Raw) and bytes(value).count(b",") > FACTS_AT_MOST:
+        many = True
+    else:
+        value = read_value(value)
+        many = isinstance(value, list) and len(value) > FACTS_AT_MOST
+    if many:
+        raise UnreadableError(reasons.TOO_MANY_EVENTS, f"more than {FACTS_AT_MOST:,} identifiers")
+    return value
 
 
 class _Items:
@@ -352,5 +371,5 @@ class _Items:
 
     def raw(self, index: int) -> bytes:
         if self._raws is None:
-            self._raws = split(self._text)
+            self._raws = split(self._text).messages
         return self._raws[index]

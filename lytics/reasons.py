@@ -1,8 +1,18 @@
 """Why an item of a webhook call could not become an event: one code each, and what a person should do about it."""
 
+
+class UnreadableError(Exception):
+    """A body, a message or a part of one can't become an event: ``reason`` is the code, ``detail`` what was seen."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(reason)
+
+
 NOT_JSON = "not_json"
 PACKED_BODY = "packed_body"
 CUT_OFF_BODY = "cut_off_body"
+TEXT_AFTER_JSON = "text_after_json"
 NOT_A_MESSAGE = "not_a_message"
 UNREADABLE_MESSAGE = "unreadable_message"
 NOT_A_USER_EVENT = "not_a_user_event"
@@ -31,6 +41,11 @@ HINTS: dict[str, str] = {
     CUT_OFF_BODY: (
         "The body ends in the middle. Look for a proxy between Lytics and this service that shortens requests."
         " Lytics was answered 200, so have the job send existing users again."
+    ),
+    TEXT_AFTER_JSON: (
+        "Text or a bracket stands behind the end of the JSON. Every complete message of the call was read; this is"
+        " what remained. Look for a proxy between Lytics and this service that changes or joins requests. If this"
+        " holds part of a message, have the job send existing users again."
     ),
     NOT_A_MESSAGE: "This element is not a JSON object, so it names no customer and no audience.",
     UNREADABLE_MESSAGE: "This message is not laid out as an audience trigger. No template may be chosen for the job.",

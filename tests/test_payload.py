@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from lytics import facts, json_pieces, messages, payload, reasons
+from lytics import bodies, facts, json_pieces, messages, payload, reasons
 from lytics.facts import Fact, Kind, Reading
 from lytics.payload import parse
 from tests.messages import AT, AT_NS, SECOND, body, message, single, transition
@@ -139,8 +139,6 @@ def test_a_byte_order_mark_is_no_obstacle(encoded: bytes) -> None:
         b"   ",
         b"segment=gold_club&user=kim",
         b"<xml/>",
-        body(message()) + b"x",
-        single(message()) + single(message()),
         b"\xff\xfea\xd8b\x00",
     ],
 )
@@ -184,6 +182,48 @@ def test_a_compressed_body_is_called_that(raw: bytes, name: str) -> None:
     reading = read(raw)
     assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.PACKED_BODY, raw)]
     assert name in reading.aside[0].detail
+
+
+@pytest.mark.parametrize("between", [b"", b"\n", b" \r\n", b","])
+@pytest.mark.parametrize("flaw", [b"", b'"x": NaN, ', b'"x": undefined, '])
+def test_json_documents_one_after_another_are_all_read(between: bytes, flaw: bytes) -> None:
+    first, other = single(message()).replace(b'"data"', flaw + b'"data"', 1), single(message(who="lee"))
+    for one, two in (
+        (first, other),
+        (b"[" + first + b"]", b"[" + other + b"]"),
+        (b'{"events": [' + first + b"]}", other),
+    ):
+        reading = read(one + between + two)
+        assert (reading.messages, reading.facts, reading.aside) == (2, [fact(), fact("lee")], [])
+
+
+@pytest.mark.parametrize("rest", [b"x", b"]", b"}", b"]]}", b"x" + single(message(who="lee")), single(message())[:-9]])
+@pytest.mark.parametrize("flaw", [b"", b'"x": NaN, '])
+def test_text_behind_the_json_is_parked_and_the_json_is_read(rest: bytes, flaw: bytes) -> None:
+    one = single(message()).replace(b'"data"', flaw + b'"data"', 1)
+    for whole in (one, b"[" + one + b"]", b'{"data": [' + one + b"]}"):
+        reading = read(whole + rest)
+        assert (reading.messages, reading.facts) == (2, [fact()])
+        assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.TEXT_AFTER_JSON, rest)]
+
+
+def test_a_bracket_too_many_between_messages_costs_neither() -> None:
+    reading = read(b"[" + single(message()) + b"}," + single(message(who="lee")) + b"]")
+    assert (reading.messages, reading.facts) == (3, [fact(), fact("lee")])
+    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.TEXT_AFTER_JSON, b"]")]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{{user.name}} entered", b"[a link](to/somewhere)", b"{} x", b"[][]", b"[1] [2]", b"{a} {b}"]
+)
+def test_brackets_without_a_message_are_no_json(raw: bytes) -> None:
+    assert [(item.reason, item.raw) for item in read(raw).aside] == [(reasons.NOT_JSON, raw)]
+
+
+def test_documents_one_after_another_hold_no_more_messages_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MESSAGES_AT_MOST", 3)
+    assert read(single(message()) * 3).messages == 3
+    assert why(read(single(message()) * 4)) == [reasons.TOO_MANY_MESSAGES]
 
 
 def test_half_a_utf_16_body_is_set_aside_rather_than_mended() -> None:
@@ -722,8 +762,8 @@ def test_two_long_lists_do_not_take_the_memory_of_the_process() -> None:
 def test_an_array_far_longer_than_any_batch_is_kept_whole(
     wrap: bytes, element: bytes, uncounted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_pieces, "MESSAGES_AT_MOST", 100)
-    monkeypatch.setattr(json_pieces, "COMMAS_UNCOUNTED", uncounted)
+    monkeypatch.setattr(bodies, "MESSAGES_AT_MOST", 100)
+    monkeypatch.setattr(bodies, "COMMAS_UNCOUNTED", uncounted)
     at_most = wrap % (b"[" + b",".join([element] * 100) + b"]")
     assert read(at_most).messages == 100
     raw = wrap % (b"[" + b",".join([element] * 101) + b"]")
@@ -732,9 +772,9 @@ def test_an_array_far_longer_than_any_batch_is_kept_whole(
 
 
 def test_commas_inside_messages_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_pieces, "MESSAGES_AT_MOST", 2)
+    monkeypatch.setattr(bodies, "MESSAGES_AT_MOST", 2)
     for uncounted in (10, 10_000_000):
-        monkeypatch.setattr(json_pieces, "COMMAS_UNCOUNTED", uncounted)
+        monkeypatch.setattr(bodies, "COMMAS_UNCOUNTED", uncounted)
         assert read(body(message(who=["a,b"] * 50), message())).facts == [fact("a,b"), fact()]
 
 
@@ -958,7 +998,7 @@ def test_an_endless_list_of_identifiers_is_refused_before_it_is_built(monkeypatc
     elements = json_pieces.read_elements
 
     def measured(value: Any) -> list[Any]:
-        longest.append(len(built := elements(value)))
+        longest.append(len(built := elements(value) or []))
         return built
 
     monkeypatch.setattr(payload, "read_elements", measured)

@@ -24,6 +24,7 @@ UNREAD = (
     reasons.NOT_JSON,
     reasons.PACKED_BODY,
     reasons.CUT_OFF_BODY,
+    reasons.TEXT_AFTER_JSON,
     reasons.NOT_A_MESSAGE,
     reasons.NOT_A_USER_EVENT,
     reasons.NO_SEGMENT_EVENTS,

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.http.request import UnreadablePostError
 from rest_framework.request import Request
 
-from lytics.json_pieces import as_utf8
+from lytics.bodies import as_utf8
 
 _CHUNK = 1 << 16
 # Small, because what follows the end of a packed file is copied once per file.

@@ -27,7 +27,7 @@ from audiences.receiving import audience_lookup, identifier_lists, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
 from audiences.receiving.group_commit import GroupCommit
 from audiences.wake import wake
-from lytics import json_pieces, messages, payload, reasons, times
+from lytics import bodies, messages, payload, reasons, times
 from lytics.facts import NAME_BYTES, Fact, Kind, Reading, SetAside
 
 log = structlog.get_logger(__name__)
@@ -114,7 +114,7 @@ def receive(install: Install, body: bytes, *, source: str | None = None, encodin
     ``encoding`` is the Content-Encoding that the body still has.
     """
     received_at = now()
-    reading = json_pieces.name_encoding(_read(install, body, received_at), encoding)
+    reading = bodies.name_encoding(_read(install, body, received_at), encoding)
     facts_by_name = audience_lookup.by_name(reading.facts)
     call = _Call(len(body), source, received_at)
     received = _record_plain(install, reading, facts_by_name, call)

@@ -1,0 +1,192 @@
+"""A body as the bytes of its messages; and why one can't be read: compressed, cut off or no JSON."""
+
+import re
+from itertools import chain, islice
+from typing import NamedTuple
+
+from msgspec import Raw
+
+from lytics import reasons
+from lytics.facts import MESSAGES_AT_MOST, Reading, SetAside
+from lytics.json_pieces import TextBehindError, UnclosedError, cut, cut_members, find_end, read_as
+from lytics.reasons import UnreadableError
+
+# An array with this many commas or more is cut by its brackets, because msgspec builds all elements before they are
+# counted.
+COMMAS_UNCOUNTED = 5_000_000
+
+
+class Pieces(NamedTuple):
+    """``messages`` are the bytes of each message; ``rest`` is text around the JSON that is no message."""
+
+    messages: list[bytes]
+    rest: bytes = b""
+
+
+def as_utf8(body: bytes) -> bytes:
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if body.startswith(mark):
+            try:
+                return body[3:] if encoding == "utf-8" else body.decode(encoding).encode()
+            except UnicodeDecodeError:
+                return body  # characters are never replaced: that would change an identifier
+    return body
+
+
+def split(text: bytes) -> Pieces:
+    """The messages of a body that has no blanks around it. Usually it is one JSON document; it may be several."""
+    try:
+        if text[:1] in (b"[", b"{"):
+            return Pieces(_messages(text))
+    except UnclosedError as error:
+        raise not_json(text, cut_off=error.cut_off) from None
+    except TextBehindError:
+        return _split_documents(text)
+    if read_as(text, Raw) is None:
+        raise not_json(text)
+    return Pieces([text])
+
+
+def _split_documents(text: bytes) -> Pieces:
+    """Documents one after another, such as one in each line; or one that a bracket too many ends early."""
+    documents, rest, position = [], [], 0
+    while position < len(text):
+        stray = _STRAY.match(text, position)[0]  # type: ignore[index] # it matches everywhere
+        if stray.strip(b" \t\r\n,"):
+            rest.append(stray.strip())
+        position += len(stray)
+        try:
+            end = _document_end(text, position)
+        except (UnclosedError, UnreadableError):
+            rest.append(text[position:])
+            break
+        documents.append(text[position:end])
+        position = end
+    messages = list(islice(chain.from_iterable(map(_messages, documents)), MESSAGES_AT_MOST + 1))
+    if len(messages) > MESSAGES_AT_MOST:
+        raise _too_many()
+    # Text that has brackets by chance, such as that of a template, is no JSON with something behind it.
+    if not any(cut_members(message) for message in messages if message.startswith(b"{")):
+        raise not_json(text)
+    return Pieces(messages, b"".join(rest).strip())
+
+
+# Between documents: blanks, commas and closing brackets.
+_STRAY = re.compile(rb"[\]},\s]*")
+
+
+def _document_end(text: bytes, start: int = 0) -> int:
+    if text[start : start + 1] not in (b"[", b"{"):
+        raise not_json(text)
+    return find_end(text, start + 1, commas=False) + 1
+
+
+def _messages(text: bytes) -> list[bytes]:
+    """The messages of one document; an object that wraps a list is unwrapped."""
+    if begins_array(text):
+        return elements_of(text)
+    fields = read_as(text, dict[str, Raw])
+    if fields is None:
+        if _document_end(text) < len(text):
+            raise TextBehindError
+        fields = raw_fields(text) if _WRAPPER.search(text) else None
+    wrapped = [bytes(fields[name]) for name in ("events", "data") if name in (fields or {})]
+    wrapped = [value for value in wrapped if value.strip() != b"null"]
+    if not wrapped or not all(map(begins_array, wrapped)):
+        return [text]
+    try:
+        return [element for array in wrapped for element in elements_of(array)]
+    except TextBehindError:
+        return [text]
+
+
+# A flawed object is cut into members only if it may wrap a list.
+_WRAPPER = re.compile(rb'"(?:events|data)"\s*+:\s*+\[')
+
+
+def begins_array(text: bytes) -> bool:
+    return text.lstrip()[:1] == b"["
+
+
+def raw_fields(text: bytes | Raw | None) -> dict[str, Raw] | None:
+    """The members of an object as they came. A flaw in one value costs no other."""
+    fields: dict[str, Raw] | None = read_as(text, dict[str, Raw])
+    if fields is None and text is not None and (stripped := bytes(text).strip()).startswith(b"{"):
+        members = cut_members(stripped)
+        return None if members is None else {name: Raw(value) for name, value in members.items()}
+    return fields
+
+
+def elements_of(array: bytes) -> list[bytes]:
+    parts = _raw_elements(array)
+    elements = list(islice(cut(array.strip()), MESSAGES_AT_MOST + 1)) if parts is None else parts
+    if len(elements) > MESSAGES_AT_MOST:
+        raise _too_many()
+    return [bytes(element) for element in elements]
+
+
+def is_typed_array(text: bytes) -> bool:
+    """Whether a typed decoder may try ``text``: it would build all messages up to the first flaw, of any number."""
+    if not begins_array(text):
+        return False
+    if text.count(b",") < MESSAGES_AT_MOST:
+        return True
+    parts = _raw_elements(text)
+    if parts is not None and len(parts) > MESSAGES_AT_MOST:
+        raise _too_many()
+    return parts is not None
+
+
+def _raw_elements(array: bytes) -> list[Raw] | None:
+    parts: list[Raw] | None = read_as(array, list[Raw]) if array.count(b",") < COMMAS_UNCOUNTED else None
+    return parts
+
+
+def _too_many() -> UnreadableError:
+    return UnreadableError(reasons.TOO_MANY_MESSAGES, f"more than {MESSAGES_AT_MOST:,}")
+
+
+# How compressed bodies begin. Those of gzip and deflate are unpacked before; here they are damaged or cut off.
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
+_ZLIB = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
+
+
+def not_json(text: bytes, *, cut_off: bool = False) -> UnreadableError:
+    """Why a body can't be read at all: compressed, cut off, or something else."""
+    for mark, name in _PACKED.items():
+        if text.startswith(mark):
+            return UnreadableError(reasons.PACKED_BODY, f"{len(text)} bytes that begin like {name}")
+    if _ZLIB.match(text):
+        return UnreadableError(reasons.PACKED_BODY, f"{len(text)} bytes that begin like deflate")
+    if cut_off:
+        return UnreadableError(reasons.CUT_OFF_BODY, f"{len(text)} bytes, and the last bracket is missing")
+    return UnreadableError(reasons.NOT_JSON, f"{len(text)} bytes")
+
+
+# Names of compressions in Content-Encoding. Other tokens, such as ``aws-chunked``, leave the body readable.
+_COMPRESSIONS = frozenset(
+    {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "bzip2", "lz4", "snappy", "xz"}
+)
+
+
+def name_encoding(reading: Reading, encoding: str) -> Reading:
+    """Call a body that is no JSON compressed where its Content-Encoding says so: brotli has no mark of its own.
+
+    ``encoding`` is the Content-Encoding that the body still has. A compressed body may begin like JSON by chance; if it
+    is no text either, it is not JSON that was cut off.
+    """
+    if _COMPRESSIONS.intersection(re.split(r"[,\s]+", encoding)):
+        for index, item in enumerate(reading.aside):
+            if item.reason == reasons.NOT_JSON or (item.reason == reasons.CUT_OFF_BODY and not _is_text(item.raw)):
+                detail = f"{len(item.raw)} bytes, Content-Encoding {encoding[:40]!r}"
+                reading.aside[index] = SetAside(reasons.PACKED_BODY, detail, item.raw)
+    return reading
+
+
+def _is_text(raw: bytes) -> bool:
+    """Whether ``raw`` is UTF-8, of whose last character a part may be missing."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return True
