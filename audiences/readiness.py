@@ -1,27 +1,43 @@
 """Whether this process could do its work: the schema fits, the database takes writes, stored secrets open."""
 
 from functools import cache
+from typing import NamedTuple
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
-from audiences import sessions
+from audiences import sessions, sql
 from audiences.encryption import UNREADABLE, decrypt
 
 # Ciphertexts that one of this process's keys has opened. A process never loses a key.
 _opened: set[str] = set()
 _OPENED_KEPT = 10_000
-# The few secrets that delivery and receiving need. Parked items may be many and large.
-_SECRETS = """
-SELECT 'the API key of the install ' || name, odp_api_key FROM audiences_install
-UNION ALL
-SELECT 'a token of the install ' || install.name, token.secret
-FROM audiences_token AS token JOIN audiences_install AS install ON install.id = token.install_id
-WHERE token.revoked_at IS NULL
-"""
 _columns_fit = False
+
+
+class Applied(NamedTuple):
+    app: str
+    name: str
+
+
+class Column(NamedTuple):
+    table_name: str
+    column_name: str
+
+
+class Secret(NamedTuple):
+    """A stored secret, encrypted, and whose it is."""
+
+    whose: str
+    hidden: str
+
+
+_SQL = sql.beside(__file__)
+_APPLIED = _SQL.query("applied_migrations", Applied._make)
+_COLUMNS = _SQL.query("existing_columns", Column._make)
+_SECRETS = _SQL.query("stored_secrets", Secret._make)
 
 
 def problem() -> str:
@@ -40,8 +56,8 @@ def _write_problem() -> str:
 def _is_read_only() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('transaction_read_only') = 'on' OR pg_is_in_recovery()")
-        row = cursor.fetchone()
-    return bool(row and row[0])
+        (is_read_only,) = cursor.fetchone()
+    return bool(is_read_only)
 
 
 def schema_problem() -> str:
@@ -49,11 +65,10 @@ def schema_problem() -> str:
     global _columns_fit
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('django_migrations') IS NOT NULL")
-        if cursor.fetchone() != (True,):
-            return "the database is not migrated"
-        cursor.execute("SELECT app, name FROM django_migrations")
-        applied = set(cursor.fetchall())
-    missing = sorted(_expected() - applied)
+        (has_migrations,) = cursor.fetchone()
+    if not has_migrations:
+        return "the database is not migrated"
+    missing = sorted(_expected() - set(_APPLIED.run().all()))
     if missing:
         return f"the database is not migrated: {'.'.join(missing[0])} is missing"
     if _columns_fit:
@@ -72,12 +87,7 @@ def _expected() -> frozenset[tuple[str, str]]:
 
 def _lacking_columns() -> str:
     """The first column of a model of ours that the database doesn't have: a migration that was edited later."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid"
-            " WHERE relkind IN ('r', 'p') AND relname LIKE 'audiences%%' AND attnum > 0 AND NOT attisdropped"
-        )
-        there = set(cursor.fetchall())
+    there = set(_COLUMNS.run().all())
     wanted = [
         (model._meta.db_table, field.column)
         for model in apps.get_app_config("audiences").get_models()
@@ -94,10 +104,7 @@ def _secrets_closed() -> str:
 
 def encryption_problem() -> str:
     """The first stored secret that none of FIELD_ENCRYPTION_KEYS opens."""
-    with connection.cursor() as cursor:
-        cursor.execute(_SECRETS)
-        stored = cursor.fetchall()
-    for whose, hidden in stored:
+    for whose, hidden in _SECRETS.run().all():
         if hidden and hidden not in _opened:
             try:
                 decrypt(hidden.encode())
