@@ -31,17 +31,10 @@ PARAMETER = re.compile(r"%\((\w+)\)s")
 # Modules whose statements still have positional parameters. A module leaves the list when its SQL is rewritten; no
 # module is added.
 POSITIONAL = {
-    "audiences/receiving/audience_lookup.py",
-    "audiences/receiving/identifier_lists.py",
-    "audiences/receiving/resend_causes.py",
-    "audiences/receiving/tokens.py",
     "local/embedded.py",
 }
 # Modules that still read columns of a result by number. The same rule.
 BY_NUMBER = {
-    "audiences/readiness.py",
-    "audiences/receiving/disk_usage.py",
-    "audiences/receiving/tokens.py",
     "local/stack.py",
 }
 

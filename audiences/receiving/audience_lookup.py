@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import structlog
 
-from audiences import naming, prepared_statements
+from audiences import naming, prepared_statements, sql
 from audiences.delivery import holds
 from audiences.models import Audience, Install
 from lytics.facts import Fact
@@ -15,18 +15,24 @@ log = structlog.get_logger(__name__)
 # Prefix of ``segment_id`` for an audience that was first named by its slug alone, until a call names its segment id.
 BY_SLUG = "slug:"
 
-_FIND = """
-SELECT id, segment_id, latest_slug FROM audiences_audience WHERE install_id = %s AND segment_id = ANY(%s::text[])
-"""
 
-# Locks audiences in ascending order of id, so that two calls that share audiences cannot deadlock. A separate
-# statement: one that locks and updates can see a stale version of a row and deadlock.
-_LOCK = "SELECT id FROM audiences_audience WHERE id = ANY(%s::int[]) ORDER BY id FOR NO KEY UPDATE"
+class Found(NamedTuple):
+    id: int
+    segment_id: str
+    latest_slug: str
+
+
+class Locked(NamedTuple):
+    id: int
+
+
+_SQL = sql.beside(__file__)
+_FIND = _SQL.query("find_audiences", Found._make, prepared=True)
+_LOCK = _SQL.query("lock_audiences", Locked._make, prepared=True)
 
 
 def lock(audience_ids: Iterable[int]) -> None:
-    with prepared_statements.cursor() as cursor:
-        cursor.execute(_LOCK, [prepared_statements.numbers(audience_ids)])
+    _LOCK.run(audiences=prepared_statements.numbers(audience_ids))
 
 
 class Known(NamedTuple):
@@ -95,9 +101,8 @@ def find(install: Install, wanted: Mapping[str, Name]) -> Audiences:
     """The audiences that are stored, by key."""
     if not wanted:
         return {}
-    with prepared_statements.cursor() as cursor:
-        cursor.execute(_FIND, [install.pk, prepared_statements.texts(wanted)])
-        found = {segment_id: Known(pk, latest_slug) for pk, segment_id, latest_slug in cursor.fetchall()}
+    stored = _FIND.run(install=install.pk, segments=prepared_statements.texts(wanted)).all()
+    found = {row.segment_id: Known(row.id, row.latest_slug) for row in stored}
     slugs = [name.slug for name in wanted.values() if not name.segment_id]
     if slugs:
         rows = Audience.objects.filter(install=install, latest_slug__in=slugs).order_by("pk")

@@ -20,8 +20,8 @@ def used() -> int:
     if _read is None or time.monotonic() - _read[0] >= FRESH_SECONDS:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_database_size(current_database())")
-            row = cursor.fetchone()
-        _read = time.monotonic(), int(row[0]) if row else 0
+            (size,) = cursor.fetchone()
+        _read = time.monotonic(), int(size)
     return _read[1]
 
 

@@ -12,8 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from django.db import connection
-
+from audiences import sql
 from audiences.delivery.fold import EARLIEST_NS
 from audiences.delivery.leases import latest_ns
 from lytics.facts import Fact, Kind
@@ -29,19 +28,18 @@ class _Known(NamedTuple):
 
 _Key = tuple[int, str]
 
-_READ = """
-SELECT known.audience_id, known.profile, known.occurred_ns, known.has_left, known.identifiers
-FROM jsonb_to_recordset(%s::jsonb) AS asked(audience_id int, profile text)
-JOIN audiences_profile AS known USING (audience_id, profile)
-"""
 
-_WRITE = """
-INSERT INTO audiences_profile (audience_id, profile, occurred_ns, has_left, identifiers)
-SELECT * FROM jsonb_to_recordset(%s::jsonb)
-    AS x(audience_id int, profile text, occurred_ns bigint, has_left boolean, identifiers jsonb)
-ON CONFLICT (audience_id, profile) DO UPDATE SET
-    occurred_ns = excluded.occurred_ns, has_left = excluded.has_left, identifiers = excluded.identifiers
-"""
+class _Stored(NamedTuple):
+    audience_id: int
+    profile: str
+    occurred_ns: int
+    has_left: bool
+    identifiers: str
+
+
+_SQL = sql.beside(__file__)
+_READ = _SQL.query("read_lists", _Stored._make)
+_WRITE = _SQL.command("write_lists")
 
 
 def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
@@ -85,15 +83,13 @@ def _merge(known: _Known | None, told: _Known, listed: frozenset[str]) -> tuple[
 
 def _read(keys: Iterable[_Key]) -> dict[_Key, _Known]:
     asked = [{"audience_id": audience_id, "profile": profile} for audience_id, profile in keys]
-    with connection.cursor() as cursor:
-        cursor.execute(_READ, [json.dumps(asked)])
-        latest = latest_ns()  # an older version stored later ones: any real list is newer
-        return {
-            (audience_id, profile): _Known(
-                occurred_ns if occurred_ns <= latest else EARLIEST_NS, left, frozenset(json.loads(identifiers))
-            )
-            for audience_id, profile, occurred_ns, left, identifiers in cursor.fetchall()
-        }
+    latest = latest_ns()
+    known = {}
+    for row in _READ.run(asked=json.dumps(asked)).all():
+        # An older version stored times later than that: any real list is newer.
+        occurred_ns = row.occurred_ns if row.occurred_ns <= latest else EARLIEST_NS
+        known[row.audience_id, row.profile] = _Known(occurred_ns, row.has_left, frozenset(json.loads(row.identifiers)))
+    return known
 
 
 def _write(known: dict[_Key, _Known]) -> None:
@@ -107,5 +103,4 @@ def _write(known: dict[_Key, _Known]) -> None:
         }
         for (audience_id, profile), newest in known.items()
     ]
-    with connection.cursor() as cursor:
-        cursor.execute(_WRITE, [json.dumps(rows)])
+    _WRITE.run(lists=json.dumps(rows))

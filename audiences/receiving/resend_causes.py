@@ -5,58 +5,29 @@ is sent again; receiving a call writes none and reads none.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from django.db import connection
-
+from audiences import sql
 from audiences.annotations import required
 from audiences.models import Again, Audience, Event, Run
 
-# Ranges of an audience don't overlap, so those that overlap a run are the first ones that end after its start. The
-# LIMIT keeps an old run from reading all later ranges; a run holds no more sent events than a request.
-_OF_RUNS = """
-SELECT run.id AS run_id, near.* FROM audiences_run AS run CROSS JOIN LATERAL (
-    SELECT * FROM audiences_again AS later
-    WHERE later.audience_id = run.audience_id AND later.last_sequence >= run.first_sequence
-    ORDER BY later.last_sequence LIMIT 600
-) AS near
-WHERE run.id = ANY(%s) AND near.first_sequence <= run.last_sequence ORDER BY run.id, near.last_sequence
-"""
-
-
 # A delivery holds up to as many runs as items; the first ones say enough about it.
 RUNS_OF_A_DELIVERY = 20
-_RUNS_OF_DELIVERIES = """
-SELECT near.* FROM unnest(%s::bigint[]) AS wanted(id) CROSS JOIN LATERAL (
-    SELECT * FROM audiences_run WHERE delivery_id = wanted.id ORDER BY id LIMIT %s
-) AS near
-"""
-_OF_EVENTS = """
-SELECT wanted.audience_id AS of_audience, wanted.sequence AS of_sequence, near.*
-FROM unnest(%s::int[], %s::bigint[]) AS wanted(audience_id, sequence) CROSS JOIN LATERAL (
-    SELECT * FROM audiences_again AS later
-    WHERE later.audience_id = wanted.audience_id AND later.last_sequence >= wanted.sequence
-    ORDER BY later.last_sequence LIMIT 1
-) AS near WHERE near.first_sequence <= wanted.sequence
-"""
 # Runs of the newest ranges of a cause. Each range finds its runs by the index of runs by first event; a run may begin
 # before the range.
 NEWEST_RANGES = 1_000
 NEWEST_RUNS = 5_000
-_RUNS_OF_A_CAUSE = """
-SELECT DISTINCT run.id FROM (
-    SELECT * FROM audiences_again WHERE cause = %(cause)s ORDER BY id DESC LIMIT %(ranges)s
-) AS newest CROSS JOIN LATERAL (
-    (SELECT id FROM audiences_run AS inside WHERE inside.audience_id = newest.audience_id
-        AND inside.first_sequence BETWEEN newest.first_sequence AND newest.last_sequence
-        ORDER BY inside.first_sequence LIMIT %(runs)s)
-    UNION ALL
-    (SELECT id FROM (
-        SELECT id, last_sequence FROM audiences_run AS before WHERE before.audience_id = newest.audience_id
-            AND before.first_sequence < newest.first_sequence
-        ORDER BY before.first_sequence DESC, before.id DESC LIMIT 5
-    ) AS near WHERE near.last_sequence >= newest.first_sequence)
-) AS run ORDER BY run.id DESC LIMIT %(runs)s
-"""
+
+
+class Found(NamedTuple):
+    id: int
+
+
+_SQL = sql.beside(__file__)
+_OF_RUNS = _SQL.for_models("ranges_of_runs")
+_RUNS_OF_DELIVERIES = _SQL.for_models("runs_of_deliveries")
+_OF_EVENTS = _SQL.for_models("ranges_of_events")
+_RUNS_OF_A_CAUSE = _SQL.query("runs_of_cause", Found._make)
 
 
 def note(appended: Mapping[int, Sequence[tuple[int, int | None]]], cause: str, *, resend_id: int | None = None) -> None:
@@ -91,7 +62,7 @@ def causes(runs: Iterable[Run]) -> dict[int, str]:
     found: dict[int, list[Again]] = {run.pk: [] for run in rows}
     if not rows:
         return {}
-    for one in Again.objects.raw(_OF_RUNS, [list(found)]):
+    for one in Again.objects.raw(_OF_RUNS.text, {"runs": list(found)}):
         found[required(one, "run_id", int)].append(one)
     return {run.pk: _words(run, found[run.pk]) for run in rows}
 
@@ -99,7 +70,9 @@ def causes(runs: Iterable[Run]) -> dict[int, str]:
 def causes_of_deliveries(ids: Iterable[int]) -> dict[int, str]:
     """By the id of each delivery: what caused it, in words. Two look-ups for all of them."""
     told: dict[int, dict[str, None]] = {pk: {} for pk in ids}
-    runs = list(Run.objects.raw(_RUNS_OF_DELIVERIES, [list(told), RUNS_OF_A_DELIVERY])) if told else []
+    if not told:
+        return {}
+    runs = list(Run.objects.raw(_RUNS_OF_DELIVERIES.text, {"deliveries": list(told), "runs": RUNS_OF_A_DELIVERY}))
     words_of = causes(runs)
     for run in runs:
         if run.delivery_id is not None:
@@ -109,18 +82,18 @@ def causes_of_deliveries(ids: Iterable[int]) -> dict[int, str]:
 
 def causes_of_events(events: Iterable[Event]) -> dict[tuple[int, int], str]:
     """Why this service appended an event itself, by audience and number. One query for all events."""
-    wanted = [(event.audience_id, event.sequence) for event in events]
-    if not wanted:
+    rows = list(events)
+    if not rows:
         return {}
-    found = Again.objects.raw(_OF_EVENTS, [list(column) for column in zip(*wanted, strict=True)])
+    audiences, sequences = [event.audience_id for event in rows], [event.sequence for event in rows]
+    found = Again.objects.raw(_OF_EVENTS.text, {"audiences": audiences, "sequences": sequences})
     return {(required(one, "of_audience", int), required(one, "of_sequence", int)): words(one) for one in found}
 
 
 def runs_because_of(cause: str) -> list[int]:
     """The newest runs with events of that cause."""
-    with connection.cursor() as cursor:
-        cursor.execute(_RUNS_OF_A_CAUSE, {"cause": cause, "ranges": NEWEST_RANGES, "runs": NEWEST_RUNS})
-        return [pk for (pk,) in cursor.fetchall()]
+    runs = _RUNS_OF_A_CAUSE.run(cause=cause, ranges=NEWEST_RANGES, runs=NEWEST_RUNS).all()
+    return [run.id for run in runs]
 
 
 def _words(run: Run, ranges: Sequence[Again]) -> str:

@@ -4,13 +4,15 @@ import hashlib
 import hmac
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
-from audiences import prepared_statements
+from audiences import sql
 from audiences.encryption import Unreadable
 from audiences.models import Install, Token
 
@@ -24,13 +26,24 @@ _INSTALL = (
     *("id", "public_id", "name", "enabled"),
     *("identifier_field", "allow_top_level_identifier", "forget_missing_identifiers"),
 )
-_FIND = f"""
-SELECT {", ".join(f"install.{name}" for name in _INSTALL)}, token.id, token.digest
-FROM audiences_install AS install
-LEFT JOIN audiences_token AS token ON token.install_id = install.id
-    AND token.revoked_at IS NULL AND (token.expires_at IS NULL OR token.expires_at > statement_timestamp())
-WHERE install.public_id = %s::text
-"""  # noqa: S608 — only constants of this module
+
+
+class Presented(NamedTuple):
+    """An install, and one of its valid tokens, or None twice."""
+
+    token_id: int | None
+    digest: str | None
+    install: Install
+
+
+def _presented(row: Sequence[Any]) -> Presented:
+    token_id, known, *install = row
+    return Presented(token_id, known, Install.from_db("default", _INSTALL, install))
+
+
+_FIND = sql.beside(__file__, install_columns=", ".join(f"install.{name}" for name in _INSTALL)).query(
+    "install_with_tokens", _presented, prepared=True
+)
 
 
 class NoFreeSlotError(Exception):
@@ -74,14 +87,10 @@ def authenticate(*, public_id: str, authorization: str) -> tuple[Install | None,
     presented = digest(_secret(authorization))
     install: Install | None = None
     match: Token | None = None
-    with prepared_statements.cursor() as cursor:
-        cursor.execute(_FIND, [public_id])
-        rows = cursor.fetchall()
-    for row in rows:
-        install = install or Install.from_db("default", _INSTALL, row)
-        token_id, known = row[len(_INSTALL) :]
-        if hmac.compare_digest(presented, known or ""):
-            match = Token.from_db("default", ["id", "install_id", "digest"], [token_id, install.pk, known])
+    for row in _FIND.run(public_id=public_id).all():
+        install = install or row.install
+        if hmac.compare_digest(presented, row.digest or ""):
+            match = Token.from_db("default", ["id", "install_id", "digest"], [row.token_id, install.pk, row.digest])
     return install, match
 
 
