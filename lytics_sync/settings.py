@@ -229,7 +229,7 @@ MIDDLEWARE = [
     "lytics_sync.once_more.once_more",
     "django.middleware.security.SecurityMiddleware",
     "lytics_sync.security.content_security_policy",
-    "lytics_sync.straight.straight_to_webhooks",
+    "lytics_sync.routing.routing",
     "lytics_sync.security.without_nul",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -3,11 +3,11 @@
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.urls import path, re_path
+from django.urls import path
 
 from audiences.admin import customer
-from audiences.receiving.views import UnknownWebhookView, WebhookView, bad_request
-from lytics_sync import database_away, health
+from audiences.receiving.views import bad_request
+from lytics_sync import database_away, health, webhook_urls
 
 
 def front(request: HttpRequest) -> HttpResponse:
@@ -21,9 +21,7 @@ urlpatterns = [
     path("health/live", health.live),
     path("health/ready", health.ready),
     path("health/workers", health.workers),
-    # Lytics never tries again after a 404, so nothing below /webhooks/ answers one.
-    re_path(r"^webhooks/lytics/(?P<public_id>[0-9a-zA-Z_-]{1,64})/?$", WebhookView.as_view(), name="webhook"),
-    re_path(r"^(?:/*)webhooks(?:/|$)", UnknownWebhookView.as_view()),
+    webhook_urls.webhook,  # for reverse(); requests of Lytics are resolved by webhook_urls alone
 ]
 # Also for a Host that ALLOWED_HOSTS rejects: Django would answer 400 before any view, and Lytics would drop the batch.
 handler400 = bad_request

@@ -15,7 +15,7 @@ def rehearse_a_call() -> None:
     from audiences.receiving import backlog, ingest, tokens
 
     try:
-        resolve("/webhooks/lytics/none")
+        resolve("/webhooks/lytics/none", urlconf="lytics_sync.webhook_urls")
         tokens.authenticate(public_id="", authorization="")
         backlog.is_too_high(0)
         ingest.rehearse()

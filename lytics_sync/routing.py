@@ -1,0 +1,26 @@
+"""Health checks answer for every Host, and requests that may come from Lytics have URLs without a 404."""
+
+from collections.abc import Callable
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from audiences.receiving.views import is_for_lytics
+from lytics_sync import health
+
+HEALTH = {"/health/live": health.live, "/health/ready": health.ready, "/health/workers": health.workers}
+
+Handler = Callable[[HttpRequest], HttpResponseBase]
+
+
+def routing(get_response: Handler) -> Handler:
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        if request.path_info in HEALTH and request.method in ("GET", "HEAD"):
+            # Before CommonMiddleware, which rejects hosts outside ALLOWED_HOSTS: load balancers and kubelets call by
+            # address.
+            return HEALTH[request.path_info](request)
+        if is_for_lytics(request):
+            request.urlconf = "lytics_sync.webhook_urls"
+        return get_response(request)
+
+    return middleware
