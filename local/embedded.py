@@ -84,7 +84,7 @@ def create_database(*, port: int, password: str, name: str = NAME) -> None:
         host=HOST, port=port, user=NAME, password=password, dbname="postgres", connect_timeout=10, autocommit=True
     )
     with server:
-        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+        if not server.execute("SELECT 1 FROM pg_database WHERE datname = %(name)s", {"name": name}).fetchone():
             server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
 

@@ -208,8 +208,8 @@ class Stack:
 
     def has_admin(self) -> bool:
         with psycopg.connect(self.database_url, connect_timeout=5) as server:
-            row = server.execute("SELECT EXISTS (SELECT FROM auth_user WHERE is_superuser AND is_active)").fetchone()
-        return bool(row and row[0])
+            found = server.execute("SELECT 1 FROM auth_user WHERE is_superuser AND is_active LIMIT 1").fetchone()
+        return found is not None
 
     # --- The programs ----------------------------------------------------------------------------------------
 
