@@ -61,6 +61,8 @@ def _split_documents(text: bytes) -> Pieces:
             rest.append(text[position:])
             break
         documents.append(text[position:end])
+        if len(documents) > MESSAGES_AT_MOST:
+            raise _too_many()
         position = end
     messages = list(islice(chain.from_iterable(map(_messages, documents)), MESSAGES_AT_MOST + 1))
     if len(messages) > MESSAGES_AT_MOST:

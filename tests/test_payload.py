@@ -223,7 +223,8 @@ def test_brackets_without_a_message_are_no_json(raw: bytes) -> None:
 def test_documents_one_after_another_hold_no_more_messages_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MESSAGES_AT_MOST", 3)
     assert read(single(message()) * 3).messages == 3
-    assert why(read(single(message()) * 4)) == [reasons.TOO_MANY_MESSAGES]
+    for raw in (single(message()) * 4, b"[]" * 4, b"{}" * 4, single(message()) + b"[]}" * 3):
+        assert why(read(raw)) == [reasons.TOO_MANY_MESSAGES]
 
 
 def test_half_a_utf_16_body_is_set_aside_rather_than_mended() -> None:
