@@ -103,7 +103,7 @@ def kind_of_value(value: Any) -> str:
 
 
 def read_meta(value: Any) -> Meta | None:
-    """What can be read of ``meta``, field by field: a time of another type must not hide where a message is from."""
+    """Read ``meta`` field by field: a time of another type must not hide which job a message comes from."""
     fields = read_fields(value)
     if fields is None:
         return None
@@ -115,7 +115,7 @@ def read_meta(value: Any) -> Meta | None:
 
 
 def read_transition(value: Any) -> Transition | None:
-    """A segment event of which some part may be flawed or have another type: what can be read of it."""
+    """Read a segment event field by field; a field that is flawed or has another type becomes None."""
     fields = read_fields(value)
     if fields is None:
         return None
@@ -143,7 +143,7 @@ def as_text_or_integer(value: Any) -> str | int | None:
 
 
 def as_time(value: Any) -> TimeValue:
-    """A time. A value of another type comes back as the words for that type, so that it isn't taken for missing."""
+    """A time. A value of another type becomes the name of that type, so that it does not count as missing."""
     value = read_value(value)
     if is_absent(value) or isinstance(value, str):
         return value or None

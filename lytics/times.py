@@ -58,21 +58,21 @@ def nanoseconds(text: str) -> int:
     return min(value, _LIMIT - 1)  # later than the column holds is in the future either way
 
 
-def read(told: str | int | float) -> int:
+def read(value: str | int | float) -> int:
     """A time in any form that is understood, as nanoseconds since the epoch.
 
     A number, or a text that is one, counts seconds, milliseconds, microseconds or nanoseconds since 1970, by its size.
     Raises ``ValueError`` when it is no such time.
     """
-    text = told.strip() if isinstance(told, str) else repr(told)
+    text = value.strip() if isinstance(value, str) else repr(value)
     if _NUMBER.fullmatch(text) is None:
         return nanoseconds(text)
-    value = Decimal(text)
+    number = Decimal(text)
     for least, unit in _UNITS:
-        if value >= least:
-            found = int(value * unit)
-            if _EARLIEST <= found < _LIMIT:
-                return found
+        if number >= least:
+            nanoseconds_since_1970 = int(number * unit)
+            if _EARLIEST <= nanoseconds_since_1970 < _LIMIT:
+                return nanoseconds_since_1970
             break
     raise ValueError(f"no time since 2000 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
 
@@ -107,11 +107,11 @@ def _offset_seconds(offset: str | None) -> int:
     return -seconds if offset[0] == "-" else seconds
 
 
-def is_missing(told: str | int | float | None) -> bool:
+def is_missing(value: str | int | float | None) -> bool:
     """Whether Lytics said nothing: absent, blank, zero, or the zero time of its language."""
-    if not told:
+    if not value:
         return True
-    text = told.strip() if isinstance(told, str) else repr(told)
+    text = value.strip() if isinstance(value, str) else repr(value)
     return not text or _NEVER.fullmatch(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""What one webhook body says: facts, and what had to be set aside and why. No database."""
+"""One webhook body becomes facts, and parked items with their reasons. No database."""
 
 import bz2
 import gzip
@@ -125,7 +125,7 @@ def test_an_empty_batch_holds_nothing() -> None:
         b"\xef\xbb\xbf" + body(message(who="zoë")),
     ],
 )
-def test_a_byte_order_mark_is_no_obstacle(encoded: bytes) -> None:
+def test_a_body_with_a_byte_order_mark_is_read(encoded: bytes) -> None:
     assert read(encoded).facts == [fact("zoë")]
 
 
@@ -142,7 +142,7 @@ def test_a_byte_order_mark_is_no_obstacle(encoded: bytes) -> None:
         b"\xff\xfea\xd8b\x00",
     ],
 )
-def test_what_is_not_json_is_set_aside_whole(raw: bytes) -> None:
+def test_a_body_that_is_not_json_is_parked_as_one_item(raw: bytes) -> None:
     reading = read(raw)
     assert (reading.messages, reading.facts) == (1, [])
     assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NOT_JSON, raw)]
@@ -162,7 +162,7 @@ def test_what_is_not_json_is_set_aside_whole(raw: bytes) -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_a_body_that_ends_in_the_middle_is_called_that(raw: bytes) -> None:
+def test_a_body_without_its_last_bracket_is_parked_as_cut_off(raw: bytes) -> None:
     reading = read(raw)
     assert (reading.messages, reading.facts) == (1, [])
     assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.CUT_OFF_BODY, raw)]
@@ -178,7 +178,7 @@ def test_a_body_that_ends_in_the_middle_is_called_that(raw: bytes) -> None:
         (bz2.compress(body(message())), "bzip2"),
     ],
 )
-def test_a_compressed_body_is_called_that(raw: bytes, name: str) -> None:
+def test_a_compressed_body_is_parked_as_compressed(raw: bytes, name: str) -> None:
     reading = read(raw)
     assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.PACKED_BODY, raw)]
     assert name in reading.aside[0].detail
@@ -227,7 +227,7 @@ def test_documents_one_after_another_hold_no_more_messages_than_one(monkeypatch:
         assert why(read(raw)) == [reasons.TOO_MANY_MESSAGES]
 
 
-def test_half_a_utf_16_body_is_set_aside_rather_than_mended() -> None:
+def test_invalid_utf_16_is_parked_and_not_replaced() -> None:
     reading = read(single(message(who="zoë")).decode().encode("utf-16").replace("ë".encode("utf-16-le"), b"\x00\xd8"))
     assert (reading.facts, why(reading)) == ([], [reasons.NOT_JSON])
 
@@ -295,7 +295,7 @@ PLACES = {
 @pytest.mark.parametrize("flaw", FLAWS, ids=lambda flaw: flaw[:20].decode("latin-1"))
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("field", ["_id", "user_id"])
-def test_a_flaw_where_nobody_reads_costs_nothing(flaw: bytes, place: str, field: str) -> None:
+def test_a_flaw_in_an_unused_field_parks_nothing(flaw: bytes, place: str, field: str) -> None:
     old, new = PLACES[place]
     whole = single(message(field=field))
     raw = whole.replace(old.replace(b"_id", field.encode()), new.replace(b"_id", field.encode()) % flaw, 1)
@@ -307,12 +307,12 @@ def test_a_flaw_where_nobody_reads_costs_nothing(flaw: bytes, place: str, field:
     assert (beside.messages, beside.facts, beside.aside) == (3, [fact("lee"), fact(), fact("lee")], [])
 
 
-def test_a_flaw_in_a_name_costs_that_field_alone() -> None:
+def test_a_flaw_in_a_field_name_affects_only_that_field() -> None:
     raw = single(message()).replace(b'"_id"', b'"\\ud83d": 1, "\xff": 2, "_id"', 1)
     assert read(raw).facts == read(b"[" + raw + b"]").facts == [fact()]
 
 
-def test_a_message_that_is_too_deep_is_read_all_the_same() -> None:
+def test_a_message_with_a_deeply_nested_field_is_read() -> None:
     deep = b'{"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"," + single(message(who="deep"))[1:]
     reading = read(b"[" + single(message()) + b"," + deep + b"," + single(message(who="lee")) + b"]")
     assert (reading.facts, reading.aside) == ([fact(), fact("deep"), fact("lee")], [])
@@ -416,12 +416,12 @@ def test_every_reason_has_a_hint() -> None:
         ("Changed", Kind.CHANGE),
     ],
 )
-def test_the_word_of_a_transition_is_read_kindly(word: str, kind: Kind) -> None:
+def test_event_names_ignore_case_and_blanks(word: str, kind: Kind) -> None:
     assert [one.kind for one in read(single(message(transition(word)))).facts] == [kind]
 
 
 @pytest.mark.parametrize("word", ["paused", "", None, "enterexit"])
-def test_an_unknown_word_is_set_aside(word: str | None) -> None:
+def test_an_unknown_event_name_is_parked(word: str | None) -> None:
     event = {"id": "s1", "slug": "gold_club", "event": word}
     reading = read(body(message(event), message(who="lee")))
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNKNOWN_EVENT])
@@ -454,7 +454,7 @@ def test_without_any_time_a_transition_takes_that_of_its_receipt() -> None:
     assert read(single(message(transition(at=None), meta={"object": "user"}))).facts == [fact(at=RECEIVED_NS)]
 
 
-def test_meta_speaks_before_the_time_of_a_cloud_event() -> None:
+def test_meta_timestamp_takes_precedence_over_cloud_event_time() -> None:
     both = message(transition("change"), time="2020-01-01T00:00:00Z")
     assert read(single(both)).facts == [fact(kind=Kind.CHANGE, at=AT_NS + 4_250_000_000)]
 
@@ -488,7 +488,7 @@ def test_a_transition_whose_audience_can_not_be_kept_is_set_aside(segment: str |
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.NO_AUDIENCE])
 
 
-def test_a_number_of_more_digits_than_python_converts_is_no_reason_to_fail() -> None:
+def test_an_id_with_more_digits_than_python_converts_is_parked() -> None:
     raw = single(message()).replace(b'"s1"', b"9" * 5000)
     assert why(read(raw)) == [reasons.UNREADABLE_MESSAGE]
 
@@ -550,7 +550,7 @@ def test_a_whole_number_is_the_integer_however_it_is_written(written: str, kept:
 
 
 @pytest.mark.parametrize("odd", ["-Infinity", "Infinity", "NaN", "-", "1e", "--1", "1.", "0x10"])
-def test_what_only_looks_like_a_number_is_no_identifier(odd: str) -> None:
+def test_a_malformed_number_is_no_identifier(odd: str) -> None:
     raw = single(message(who=1)).replace(b'"_id": 1', f'"_id": {odd}'.encode())
     assert (read(raw).facts, why(read(raw))) == ([], [reasons.UNUSABLE_IDENTIFIER])
 
@@ -637,7 +637,7 @@ def test_a_placeholder_is_no_customer(who: Any) -> None:
 
 
 @pytest.mark.parametrize("who", ["nullable", "none@example.com", "100", "0a", "nan-7", "undefined1", "0.0.0", "0.1"])
-def test_what_only_begins_like_a_placeholder_is_a_customer(who: str) -> None:
+def test_an_identifier_that_begins_like_a_placeholder_is_kept(who: str) -> None:
     assert [one.identifier for one in read(body(message(who=who)), placeholders=NOBODY).facts] == [who]
 
 
@@ -680,7 +680,7 @@ def test_an_identifier_that_nobody_can_store_is_set_aside(encoded: bytes) -> Non
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
 
 
-def test_half_a_character_in_an_identifier_takes_it_and_nothing_else() -> None:
+def test_a_lone_surrogate_in_an_identifier_parks_only_that_identifier() -> None:
     raw = single(message(who=0)).replace(b'"_id": 0', b'"_id": ["a\\ud83d", "kim"]')
     reading = read(b"[" + raw + b"," + single(message(who="lee")) + b"]")
     assert (reading.facts, why(reading)) == ([fact(), fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
@@ -701,7 +701,7 @@ def test_the_top_level_is_looked_at_only_where_that_is_allowed() -> None:
     assert read(single(message(_id="beside")), allow_top_level=True).facts == [fact()]
 
 
-def test_the_last_of_two_equal_keys_speaks_on_either_path() -> None:
+def test_the_last_of_two_equal_keys_is_used_on_each_path() -> None:
     twice = single(message()).replace(b'"_id": "kim"', b'"_id": "first", "_id": "kim"')
     assert read(twice).facts == read(b"[" + twice + b"]").facts == read(b"[" + twice + b",1]").facts == [fact()]
 
@@ -807,7 +807,7 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
 
 
 def mostly(usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """So often that messages come out of which something can be read."""
+    """``usual`` in 15 of 16 cases, so that most messages give facts."""
     return st.sampled_from([usual] * 15 + [other]).flatmap(lambda chosen: chosen)
 
 
@@ -853,7 +853,7 @@ untidy = some_messages(junk)
     st.binary(max_size=60)
     | st.lists(st.sampled_from(list(b'[]{}",:\\ \x001eE-.u\xff\xef\xbbtrue')), max_size=60).map(bytes)
 )
-def test_no_bytes_make_it_fail_or_go_missing(raw: bytes) -> None:
+def test_any_bytes_give_facts_or_parked_items(raw: bytes) -> None:
     reading = read(raw)
     assert reading.messages <= len(reading.aside) + len(reading.facts)
     if not reading.messages:
@@ -889,8 +889,8 @@ def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["_id", "other"])
-def test_what_is_nearly_usual_reads_as_it_does_on_a_closer_look(field: str) -> None:
-    """The usual is read in a way of its own (``_take_plain``). One that isn't has all looked at closely."""
+def test_the_quick_path_and_the_general_path_give_the_same_facts(field: str) -> None:
+    """``_take_plain`` reads common messages; one element that is no message sends all through ``_take``."""
     identifiers = ["kim", " kim ", "", "x" * 256, "x" * 257, "zoë", "a\tb", "kim\u00a0"]
     metas = [
         {"object": kind, "timestamp": at, "subscription_id": job}
@@ -973,7 +973,7 @@ def test_a_slug_that_cannot_be_stored_costs_no_event_whose_segment_is_named(slug
 
 
 @pytest.mark.parametrize("end", [b"\x00", b"\n\x00\x00", b" \x00 \n"])
-def test_zeros_behind_a_body_cost_nothing(end: bytes) -> None:
+def test_nul_bytes_behind_a_body_are_ignored(end: bytes) -> None:
     assert len(read(body(message(), message(who="lee")) + end).facts) == 2
     assert len(read(single(message()) + end).facts) == 1
 
