@@ -16,8 +16,8 @@ def of(request: HttpRequest | Request) -> str | None:
     nearest: str = request.META.get("REMOTE_ADDR", "")
     proxies: int = settings.TRUSTED_PROXIES if settings.BEHIND_PROXY else 0
     if proxies > 0:
-        told = [entry.strip() for entry in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
-        return _known(told[-min(proxies, len(told))]) or _known(nearest)
+        entries = [entry.strip() for entry in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
+        return _known(entries[-min(proxies, len(entries))]) or _known(nearest)
     return _known(nearest)
 
 

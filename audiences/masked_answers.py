@@ -57,14 +57,14 @@ def answer(delivery: "Delivery") -> str:
     return redact.without(delivery.answer, _values(delivery.request)) if delivery.answer else ""
 
 
-def reasons(told: dict[int, str]) -> dict[int, str]:
+def reasons(stored: dict[int, str]) -> dict[int, str]:
     """Mask the reasons of many deliveries; ``told`` has the stored reasons by Delivery id."""
     from audiences.models import Delivery
 
-    asked, shown = [pk for pk, words in told.items() if words], dict(told)
+    asked, shown = [pk for pk, words in stored.items() if words], dict(stored)
     for start in range(0, len(asked), AT_ONCE):
         kept = Delivery.objects.filter(pk__in=asked[start : start + AT_ONCE], request__isnull=False)
-        shown |= {pk: redact.without(told[pk], _values(request)) for pk, request in kept.values_list("pk", "request")}
+        shown |= {pk: redact.without(stored[pk], _values(request)) for pk, request in kept.values_list("pk", "request")}
     return shown
 
 

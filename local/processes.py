@@ -240,9 +240,9 @@ def last_words(log: Path, *, since: int = 0) -> str:
     return reason(log.read_bytes()[since:].decode(errors="replace"))
 
 
-def reason(said: str) -> str:
+def reason(log_text: str) -> str:
     """The relevant line of a log: PostgreSQL's FATAL line, or else the last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in log_text.splitlines() if line.strip()]
     fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
     return (fatal or lines or ["it said nothing"])[-1]
 

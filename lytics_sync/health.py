@@ -29,10 +29,10 @@ def workers(request: HttpRequest) -> JsonResponse:
         pulse, stuck = sessions.read(lambda: (heartbeats.pulse(), stalled_work.stuck()))
     except Error as error:
         return JsonResponse({"status": f"the database does not answer: {type(error).__name__}"}, status=503)
-    told = [
+    listed = [
         {"name": worker.name, "version": worker.version, "heard": worker.beat_at, "worked": worker.worked_at}
         for worker in (*pulse.answering, *pulse.silent)
     ]
     status = "silent" if not pulse.answering else "stuck" if stuck else "answering"
     words = {"reason": stuck.words} if stuck else {}
-    return JsonResponse({"status": status, **words, "workers": told}, status=200 if status == "answering" else 503)
+    return JsonResponse({"status": status, **words, "workers": listed}, status=200 if status == "answering" else 503)

@@ -108,6 +108,8 @@ def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
     monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(sends_by_itself=False))
     monkeypatch.setattr(invalid_tokens, "_this_minute", invalid_tokens._Minute())
+    # The count restarts with each minute of the clock, also when a minute ends during a test.
+    monkeypatch.setattr(invalid_tokens, "_minute", lambda: 0)
 
 
 @pytest.fixture

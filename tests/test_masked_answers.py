@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db
 # As no field, no audience and no word of ours is called.
 EMAIL, QUOTED, BARE = "anna.maria@example.com", "zaphod-1", "4711-kim"
 WORDS = f"400: {EMAIL} has no profile, fs_user_id '{QUOTED}' is invalid"
-TOLD = f"{WORDS}, customer {BARE} is unknown"
+ALERTS_LISTED = f"{WORDS}, customer {BARE} is unknown"
 ROLES = ("viewer", "operator", "admin")
 
 
@@ -45,7 +45,7 @@ def shop(db: None) -> Install:
     body = json.dumps([{"attributes": {"fs_user_id": BARE, gold.odp_id: True}}]).encode()
     delivery = Delivery.objects.create(
         install=made, endpoint="/v3/profiles", opened_at=now(), closed_at=now(), outcome="refused", items=1,
-        bytes=len(body), worker="w", version="0", reason=TOLD, answer=json.dumps({"detail": TOLD}),
+        bytes=len(body), worker="w", version="0", reason=ALERTS_LISTED, answer=json.dumps({"detail": ALERTS_LISTED}),
         request=request_bodies.pack(body),
     )  # fmt: skip
     Run.objects.create(
@@ -59,7 +59,7 @@ def shop(db: None) -> Install:
         sequence=1,
         identifier=BARE,
         reason="refused_by_odp",
-        detail=TOLD,
+        detail=ALERTS_LISTED,
     )
     with connection.cursor() as cursor:
         cursor.execute(
@@ -164,7 +164,7 @@ def test_errors_of_lytics_are_still_shown(shop: Install) -> None:
 
 
 def test_masking_twice_is_masking_once() -> None:
-    for said in (TOLD, f'the "{QUOTED}" of it\'s isn\'t "x y"', f"“{QUOTED}” and '{EMAIL}'"):
+    for said in (ALERTS_LISTED, f'the "{QUOTED}" of it\'s isn\'t "x y"', f"“{QUOTED}” and '{EMAIL}'"):
         assert redact.words(redact.words(said)) == redact.words(said)
 
 

@@ -19,7 +19,7 @@ from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db
 
-TOLD = yaml.safe_load(Path(project.BASE_DIR / "docs" / "openapi.yaml").read_text(encoding="utf-8"))
+ALERTS_LISTED = yaml.safe_load(Path(project.BASE_DIR / "docs" / "openapi.yaml").read_text(encoding="utf-8"))
 TYPES = {"object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
 WEBHOOK = "/webhooks/lytics/{install}"
 
@@ -27,7 +27,7 @@ WEBHOOK = "/webhooks/lytics/{install}"
 def check(value: Any, schema: dict[str, Any]) -> None:
     """As much of JSON Schema as the document uses."""
     if "$ref" in schema:
-        schema = TOLD["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        schema = ALERTS_LISTED["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     assert isinstance(value, tuple(TYPES[kind] for kind in kinds)), (value, schema)
     assert value in schema.get("enum", [value])
@@ -43,7 +43,7 @@ def check(value: Any, schema: dict[str, Any]) -> None:
 
 
 def is_as_told(answer: Any, path: str, method: str) -> None:
-    told = TOLD["paths"][path][method]["responses"][str(answer.status_code)]
+    told = ALERTS_LISTED["paths"][path][method]["responses"][str(answer.status_code)]
     assert answer.headers["Content-Type"] == "application/json"
     check(json.loads(answer.content), told["content"]["application/json"]["schema"])
     for name, header in told.get("headers", {}).items():
@@ -68,7 +68,7 @@ def test_each_documented_answer_of_the_webhook_is_true(
     monkeypatch.setattr(ingest, "receive", fail)
     answers.append(send(token))
     assert [answer.status_code for answer in answers] == [200, 401, 429, 405, 503]
-    assert {str(answer.status_code) for answer in answers} == set(TOLD["paths"][WEBHOOK][method]["responses"])
+    assert {str(answer.status_code) for answer in answers} == set(ALERTS_LISTED["paths"][WEBHOOK][method]["responses"])
     for answer in answers:
         is_as_told(answer, WEBHOOK, method)
 
@@ -93,6 +93,6 @@ def test_there_is_nothing_else_below_health_and_the_version_is_ours() -> None:
 
     routes = [str(getattr(one, "pattern", "")) for one in urlpatterns]
     assert {f"/{route}" for route in routes if route.startswith("health")} == {
-        path for path in TOLD["paths"] if path.startswith("/health")
+        path for path in ALERTS_LISTED["paths"] if path.startswith("/health")
     }
-    assert TOLD["info"]["version"] == project.VERSION
+    assert ALERTS_LISTED["info"]["version"] == project.VERSION

@@ -160,11 +160,11 @@ class _Sender:
         self.sent: set[int] = set()
 
     def bisect(self, changes: list[Change]) -> Bisection:
-        spoilt = reading.refused_customers(self.lease, (change.identifier for change in changes))
+        previously_rejected = reading.refused_customers(self.lease, (change.identifier for change in changes))
         groups = self.mechanism.groups(changes)
         return Bisection(
-            [group for group in groups if group[0].identifier not in spoilt],
-            doubtful=[group for group in groups if group[0].identifier in spoilt],
+            [group for group in groups if group[0].identifier not in previously_rejected],
+            doubtful=[group for group in groups if group[0].identifier in previously_rejected],
             has_control=lambda change: self.mechanism.control(change) is not None,
             items_per_group=self.mechanism.items_per_change,
             was_taken=reading.was_taken,

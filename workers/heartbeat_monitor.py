@@ -101,8 +101,8 @@ def _serve(monitor: HeartbeatMonitor, port: int) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             problem = monitor.problem() if self.path == "/health/ready" else ""
-            told = {"status": "not ready", "reason": problem} if problem else {"status": "ready"}
-            content = json.dumps({"worker": monitor.name, **told}).encode()
+            report = {"status": "not ready", "reason": problem} if problem else {"status": "ready"}
+            content = json.dumps({"worker": monitor.name, **report}).encode()
             self.send_response(503 if problem else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))

@@ -97,9 +97,9 @@ def _hops(trial: Trial) -> list[Hop]:
     before = 0
     for passed in trial.hops:
         before = 0 if passed["hop"] == trials.CALLED else before
-        told = State(WORDS[passed["how"]])
+        result = State(WORDS[passed["how"]])
         hops.append(
-            Hop(LEGS[passed["leg"]], TITLES[passed["hop"]], told, passed["words"], max(0, passed["ms"] - before))
+            Hop(LEGS[passed["leg"]], TITLES[passed["hop"]], result, passed["words"], max(0, passed["ms"] - before))
         )
         before = passed["ms"]
     broken = any(passed["how"] == trials.FAILED for passed in trial.hops)

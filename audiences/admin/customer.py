@@ -277,10 +277,10 @@ def _row(request: HttpRequest, membership: MembershipStatus, answer: MembershipA
 
 
 def _buttons(request: HttpRequest, membership: MembershipStatus) -> Sequence[verbs.Button]:
-    thing, verb = (membership.parked, "release") if membership.parked else (membership.audience, "resync")
-    page = admin.site.get_model_admin(type(thing))
+    instance, verb = (membership.parked, "release") if membership.parked else (membership.audience, "resync")
+    page = admin.site.get_model_admin(type(instance))
     assert isinstance(page, OperatorAdmin)
-    return verbs.buttons(page, request, thing, back=url_of(thing), only=(verb,))
+    return verbs.buttons(page, request, instance, back=url_of(instance), only=(verb,))
 
 
 def _happening(status: EventStatus, cause: str) -> Happening:

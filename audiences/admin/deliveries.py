@@ -106,9 +106,9 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
         place = [source for _, source in self.csv_columns].index("reason")
-        told = masked_answers.reasons({row[0]: row[place] for row in rows})
+        masked = masked_answers.reasons({row[0]: row[place] for row in rows})
         for row in rows:
-            row[place] = told[row[0]]
+            row[place] = masked[row[0]]
         caused = resend_causes.causes_of_deliveries([row[0] for row in rows])
         for row in rows:
             row[-1] = caused[row[0]]

@@ -34,8 +34,8 @@ def saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpRes
     if found is not None and not found.works:
         draft = " as a draft" if install.key_accepted_at is None else ""
         return verbs.go(request, url_of(install), warning=f"{install} is saved{draft}. {found.words}")
-    told = f" {found.words}" if found else ""
-    return verbs.go(request, url_of(install), success=f"{install} is saved.{told}{after}")
+    key_result = f" {found.words}" if found else ""
+    return verbs.go(request, url_of(install), success=f"{install} is saved.{key_result}{after}")
 
 
 def deliver_now(install: Install) -> None:

@@ -318,12 +318,12 @@ class InstallAdmin(OperatorAdmin[Install]):
     def held(self, install: Install) -> SafeString | str:
         """How many are blocked, on hold or paused, each with the way to them."""
         counts = (("blocked", "blocked", "blocked"), ("on hold", "on_hold", "hold"), ("paused", "paused", "paused"))
-        told = [
+        links = [
             (list_url(Audience, state=value, install__id__exact=install.pk), f"{many:,} {words}")
             for words, name, value in counts
             if (many := getattr(install, name))
         ]
-        return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', told) or "none"
+        return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', links) or "none"
 
     @admin.display(description="install", ordering=Lower("name"))
     def name_(self, install: Install) -> SafeString | str:

@@ -94,11 +94,11 @@ class SafeList:
 class WithButtons:
     """The page of one thing with its verbs as buttons, and with ``page_context``."""
 
-    def may_press(self, request: HttpRequest, thing: Any) -> bool:
+    def may_press(self, request: HttpRequest, instance: Any) -> bool:
         """Whether the buttons are shown at all; each also needs its own permission."""
         return True
 
-    def page_context(self, request: HttpRequest, thing: Any) -> dict[str, Any]:
+    def page_context(self, request: HttpRequest, instance: Any) -> dict[str, Any]:
         """What the templates of one thing's page need beside the thing."""
         return {}
 
@@ -110,11 +110,11 @@ class WithButtons:
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
         page: Any = self
-        thing = page.get_object(request, object_id) if object_id else None
+        instance = page.get_object(request, object_id) if object_id else None
         context: dict[str, Any] = {}
-        if thing:
-            buttons = verbs.buttons(page, request, thing) if self.may_press(request, thing) else []
-            context = {"buttons": buttons, **self.page_context(request, thing)}
+        if instance:
+            buttons = verbs.buttons(page, request, instance) if self.may_press(request, instance) else []
+            context = {"buttons": buttons, **self.page_context(request, instance)}
         return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})  # type: ignore[misc]
 
 
@@ -215,8 +215,8 @@ def last_call() -> QuerySet[Receipt, Any]:
 # --- how things are written ----------------------------------------------------------------------------------
 
 
-def url_of(thing: Model) -> str:
-    return reverse(f"admin:{thing._meta.app_label}_{thing._meta.model_name}_change", args=[thing.pk])
+def url_of(instance: Model) -> str:
+    return reverse(f"admin:{instance._meta.app_label}_{instance._meta.model_name}_change", args=[instance.pk])
 
 
 def list_url(model: type[Model], **query: str | int) -> str:
@@ -224,10 +224,10 @@ def list_url(model: type[Model], **query: str | int) -> str:
     return f"{url}?{urlencode(query)}" if query else url
 
 
-def link(thing: Model | None, text: object = None) -> SafeString | str:
-    if thing is None:
+def link(instance: Model | None, text: object = None) -> SafeString | str:
+    if instance is None:
         return "—"
-    return format_html('<a class="ls-link" href="{}">{}</a>', url_of(thing), thing if text is None else text)
+    return format_html('<a class="ls-link" href="{}">{}</a>', url_of(instance), instance if text is None else text)
 
 
 def numbered(model: type[Model], ids: Iterable[int]) -> SafeString:

@@ -162,11 +162,13 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             return verbs.go(request, back, warning=verbs.STALE)
         if verb == "Release" and not all(can_be_released(item.reason) for item in items):
             hopeless = ", ".join(sorted({words(item.reason) for item in items if not can_be_released(item.reason)}))
-            told = f"Nothing was released: reading these again can't help ({hopeless}). Discard them."
-            return verbs.go(request, back, warning=told)
+            message = f"Nothing was released: reading these again can't help ({hopeless}). Discard them."
+            return verbs.go(request, back, warning=message)
         if verb == "Release" and len(items) > AT_ONCE:
-            told = f"Nothing was released: at most {number(AT_ONCE)} at a time, or all of a reason with “Release all”."
-            return verbs.go(request, back, warning=told)
+            message = (
+                f"Nothing was released: at most {number(AT_ONCE)} at a time, or all of a reason with “Release all”."
+            )
+            return verbs.go(request, back, warning=message)
         asked = form(request.POST if confirmed else None)
         if confirmed and asked.is_valid():
             return self._done(request, items, verb=verb, reason=asked.cleaned_data.get("reason", ""), back=back)
@@ -192,16 +194,16 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         """Do it to the ticked items. The history of each item says what became of that item."""
         ids, by = [item.pk for item in items], request.user.get_username()
         if verb == "Discard":
-            told = f"Discarded {number(parked_items.discard(ids, by=by))}."
+            message = f"Discarded {number(parked_items.discard(ids, by=by))}."
             verbs.record(request, items, f"Discarded, with {len(items) - 1} others. Reason: {reason}")
-            return verbs.go(request, back, success=told)
+            return verbs.go(request, back, success=message)
         results = parked_items.release_each(ids, by=by)
         released = [item for item in items if results[item.pk]]
         stayed = [item for item in items if results[item.pk] is False]
         verbs.record(request, released, f"Released, with {len(released) - 1} others.")
         verbs.record(request, stayed, STAYED)
-        told = released_and_stayed(len(released), len(stayed))
-        return verbs.go(request, back, warning=told) if stayed else verbs.go(request, back, success=told)
+        message = released_and_stayed(len(released), len(stayed))
+        return verbs.go(request, back, warning=message) if stayed else verbs.go(request, back, success=message)
 
     def release_group(self, request: HttpRequest, install: int, reason: str) -> HttpResponse:
         """All of one reason, up to the newest that was there when the person was asked."""
@@ -227,10 +229,10 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             by, field = request.user.get_username(), str(asked.cleaned_data.get("read_by", ""))
             if not resends.release_all(owner, reason, upto=facts["newest"], total=total, by=by, identifier_field=field):
                 return verbs.go(request, back, warning=verbs.STALE)
-            told = f"Releasing {count(total, 'item')} parked for {words(reason)}; this page shows how far it is."
-            told += read_by(field)
-            verbs.record(request, [owner], told)
-            return verbs.go(request, back, success=told)
+            message = f"Releasing {count(total, 'item')} parked for {words(reason)}; this page shows how far it is."
+            message += read_by(field)
+            verbs.record(request, [owner], message)
+            return verbs.go(request, back, success=message)
         return verbs.confirmation(
             request,
             self,
@@ -259,10 +261,10 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if confirmed and asked.is_valid():
             by = request.user.get_username()
             done = parked_items.discard_all(install, reason, upto=upto, by=by)
-            told = f"Discarded {count(done, 'item')} parked for {words(reason)}."
+            message = f"Discarded {count(done, 'item')} parked for {words(reason)}."
             owner = Install.objects.get(pk=install)
-            verbs.record(request, [owner], f"{told} Reason: {asked.cleaned_data['reason']}")
-            return verbs.go(request, back, success=told)
+            verbs.record(request, [owner], f"{message} Reason: {asked.cleaned_data['reason']}")
+            return verbs.go(request, back, success=message)
         return verbs.confirmation(
             request,
             self,

@@ -31,5 +31,5 @@ STAYED = "Not released: something in it still can't be read, so it stays parked.
 
 
 def released_and_stayed(released: int, stayed: int) -> str:
-    told = f"Released {number(released)}."
-    return f"{told} {number(stayed)} still can't be read and stay parked." if stayed else told
+    message = f"Released {number(released)}."
+    return f"{message} {number(stayed)} still can't be read and stay parked." if stayed else message

@@ -95,8 +95,8 @@ class PeopleAdmin(WithButtons, SafeList, UnfoldUserAdmin):
 
     @admin.display(description="password")
     def password_(self, user: User) -> SafeString | str:
-        told = "Stored, and shown to nobody." if user.has_usable_password() else "None, so nobody can log in with one."
-        return format_html('{} <a class="ls-link" href="../password/">Set another one</a>', told)
+        text = "Stored, and shown to nobody." if user.has_usable_password() else "None, so nobody can log in with one."
+        return format_html('{} <a class="ls-link" href="../password/">Set another one</a>', text)
 
     @admin.display
     def roles(self, user: User) -> str:

@@ -197,7 +197,7 @@ def effort(install: Install, events: int) -> str:
     took = Delivery.objects.filter(install=install, outcome=Outcome.DELIVERED).order_by("-id")
     measured = took.values("latency_ms")[:MEASURED].aggregate(each=Avg("latency_ms"))["each"]
     each = max((measured or 0) / 1000, 1 / install.requests_per_second if install.requests_per_second else 0.0)
-    told = f"That is about {count(requests, 'request')}"
+    text = f"That is about {count(requests, 'request')}"
     if not each:
-        return f"{told}."
-    return f"{told}, and about {span(timedelta(seconds=max(1.0, requests * each)))} if nothing else is waiting."
+        return f"{text}."
+    return f"{text}, and about {span(timedelta(seconds=max(1.0, requests * each)))} if nothing else is waiting."

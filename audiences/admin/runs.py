@@ -85,18 +85,18 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
         """With the masked reason and the cause of each run of the page, looked up for all of them at once."""
         changelist = super().get_changelist_instance(request)
         masked_answers.mask_reasons(run.delivery for run in changelist.result_list if run.delivery)
-        told = resend_causes.causes(changelist.result_list)
+        cause_of = resend_causes.causes(changelist.result_list)
         for run in changelist.result_list:
-            run.told = told[run.pk]
+            run.cause_of = cause_of[run.pk]
         return changelist
 
     def rows_named(self, rows: QuerySet[Run], name: str) -> QuerySet[Run]:
         return rows.filter(audience__in=named(name))
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
-        told = resend_causes.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
+        cause_of = resend_causes.causes(Run.objects.filter(pk__in=[row[-1] for row in rows]) if rows else ())
         for row in rows:
-            row[-1] = told[row[-1]]
+            row[-1] = cause_of[row[-1]]
 
     def sent_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """The items sent for a run's audience and the response, loaded when the row is unfolded."""
@@ -133,8 +133,8 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
 
     @admin.display(description="because of")
     def because(self, run: Run) -> str:
-        told: str | None = getattr(run, "told", None)
-        return resend_causes.causes([run])[run.pk] if told is None else told
+        cause_of: str | None = getattr(run, "told", None)
+        return resend_causes.causes([run])[run.pk] if cause_of is None else cause_of
 
     @admin.display(description="delivery")
     def delivery_link(self, run: Run) -> SafeString | str:

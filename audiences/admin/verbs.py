@@ -58,40 +58,40 @@ class Verb(Generic[M]):
     danger = False
     form: type[forms.Form] = NoQuestion
 
-    def offered(self, thing: M) -> bool:
+    def offered(self, instance: M) -> bool:
         return True
 
-    def seen(self, thing: M) -> str:
+    def seen(self, instance: M) -> str:
         """The facts that the person decides on."""
         return ""
 
-    def consequence(self, thing: M) -> str:
+    def consequence(self, instance: M) -> str:
         raise NotImplementedError
 
-    def asks(self, thing: M, answers: Any) -> forms.Form:
+    def asks(self, instance: M, answers: Any) -> forms.Form:
         """The form, with choices that depend on the thing where there are any. ``answers`` as a browser sent them."""
         return self.form(answers)
 
-    def wrong(self, thing: M, answers: dict[str, Any]) -> str:
+    def wrong(self, instance: M, answers: dict[str, Any]) -> str:
         """What speaks against the answers, beyond what the form knows; empty when nothing does."""
         return ""
 
-    def do(self, thing: M, *, by: str, answers: dict[str, Any]) -> str | None:
+    def do(self, instance: M, *, by: str, answers: dict[str, Any]) -> str | None:
         """Do it and return what was done in words; None when another person was quicker."""
         raise NotImplementedError
 
-    def also(self, request: HttpRequest, thing: M) -> None:
+    def also(self, request: HttpRequest, instance: M) -> None:
         """What the next page has to know."""
 
-    def too_late(self, thing: M) -> str:
+    def too_late(self, instance: M) -> str:
         """What to say when it is no longer offered, or the facts are others."""
         return STALE
 
     def pressed(self, admin: "OperatorAdmin[M]", request: HttpRequest, pk: int) -> HttpResponse:
         return press(admin, self, request, pk)
 
-    def version_tag(self, thing: M) -> str:
-        return hashlib.sha256(self.seen(thing).encode()).hexdigest()[:16]
+    def version_tag(self, instance: M) -> str:
+        return hashlib.sha256(self.seen(instance).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Button:
 
 
 def buttons(
-    admin: "OperatorAdmin[M]", request: HttpRequest, thing: M, *, back: str = "", only: Sequence[str] = ()
+    admin: "OperatorAdmin[M]", request: HttpRequest, instance: M, *, back: str = "", only: Sequence[str] = ()
 ) -> list[Button]:
     """The verbs (or those of them that are named) that this person may use now."""
     query = urlencode({"next": back or request.get_full_path()})
     return [
-        Button(verb.label, verb.icon, f"{_url(admin, verb, thing)}?{query}", verb.danger)
+        Button(verb.label, verb.icon, f"{_url(admin, verb, instance)}?{query}", verb.danger)
         for verb in admin.verbs
-        if (not only or verb.name in only) and request.user.has_perm(verb.permission) and verb.offered(thing)
+        if (not only or verb.name in only) and request.user.has_perm(verb.permission) and verb.offered(instance)
     ]
 
 
@@ -121,8 +121,8 @@ def _name(admin: "OperatorAdmin[M]", verb: Verb[M]) -> str:
     return f"{admin.opts.app_label}_{admin.opts.model_name}_{verb.name}"
 
 
-def _url(admin: "OperatorAdmin[M]", verb: Verb[M], thing: M) -> str:
-    return reverse(f"admin:{_name(admin, verb)}", args=[thing.pk])
+def _url(admin: "OperatorAdmin[M]", verb: Verb[M], instance: M) -> str:
+    return reverse(f"admin:{_name(admin, verb)}", args=[instance.pk])
 
 
 def urls(admin: "OperatorAdmin[M]") -> list[URLPattern]:
@@ -143,32 +143,34 @@ def view(admin: "OperatorAdmin[M]", function: Callable[..., HttpResponseBase]) -
 
 def press(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk: int) -> HttpResponse:
     """GET states the consequence, POST does it."""
-    thing, back = approach(admin, verb, request, pk)
-    form = verb.asks(thing, request.POST if request.method == "POST" else None)
-    if not verb.offered(thing) or (request.method == "POST" and request.POST.get("seen") != verb.version_tag(thing)):
-        return go(request, back, warning=verb.too_late(thing))
-    if request.method == "POST" and form.is_valid() and (wrong := verb.wrong(thing, form.cleaned_data)):
+    instance, back = approach(admin, verb, request, pk)
+    form = verb.asks(instance, request.POST if request.method == "POST" else None)
+    if not verb.offered(instance) or (
+        request.method == "POST" and request.POST.get("seen") != verb.version_tag(instance)
+    ):
+        return go(request, back, warning=verb.too_late(instance))
+    if request.method == "POST" and form.is_valid() and (wrong := verb.wrong(instance, form.cleaned_data)):
         form.add_error(None, wrong)
     if request.method == "POST" and form.is_valid():
-        done = verb.do(thing, by=request.user.get_username(), answers=form.cleaned_data)
+        done = verb.do(instance, by=request.user.get_username(), answers=form.cleaned_data)
         if done is None:
-            return go(request, back, warning=verb.too_late(thing))
+            return go(request, back, warning=verb.too_late(instance))
         reason = form.cleaned_data.get("reason")
-        record(request, [thing], f"{done} Reason: {reason}" if reason else done)
-        verb.also(request, thing)
+        record(request, [instance], f"{done} Reason: {reason}" if reason else done)
+        verb.also(request, instance)
         return go(request, back, **{"warning" if isinstance(done, Failure) else "success": done})
     return confirmation(
         request,
         admin,
-        title=f"{verb.label}: {thing}",
+        title=f"{verb.label}: {instance}",
         label=verb.label,
         danger=verb.danger,
-        consequence=verb.consequence(thing),
+        consequence=verb.consequence(instance),
         form=form,
-        hidden={"seen": verb.version_tag(thing), "next": back},
+        hidden={"seen": verb.version_tag(instance), "next": back},
         back=back,
         opts=admin.opts,
-        original=thing,
+        original=instance,
     )
 
 
@@ -176,10 +178,12 @@ def approach(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk:
     """The object of the button and the page to return to. Checks the permission."""
     if not request.user.has_perm(verb.permission):
         raise PermissionDenied
-    thing = admin.get_queryset(request).filter(pk=pk).first()
-    if thing is None:
+    instance = admin.get_queryset(request).filter(pk=pk).first()
+    if instance is None:
         raise Http404
-    return thing, way_back(request, reverse(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[pk]))
+    return instance, way_back(
+        request, reverse(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[pk])
+    )
 
 
 def confirmation(request: HttpRequest, admin: "OperatorAdmin[M]", **context: Any) -> HttpResponse:
@@ -212,17 +216,17 @@ def go(request: HttpRequest, to: str, *, success: str = "", warning: str = "") -
     return HttpResponseRedirect(to)
 
 
-def record(request: HttpRequest, things: Sequence[Model], what: str, *, flag: int = CHANGE) -> None:
+def record(request: HttpRequest, instances: Sequence[Model], what: str, *, flag: int = CHANGE) -> None:
     """Who did what, in the history of each thing. ``flag`` is the kind of action, as Django names it."""
     user = cast(User, request.user)
     LogEntry.objects.bulk_create(
         LogEntry(
             user_id=user.pk,
-            content_type_id=ContentType.objects.get_for_model(thing).pk,
-            object_id=str(thing.pk),
-            object_repr=str(thing)[:200],
+            content_type_id=ContentType.objects.get_for_model(instance).pk,
+            object_id=str(instance.pk),
+            object_repr=str(instance)[:200],
             action_flag=flag,
             change_message=what,
         )
-        for thing in things
+        for instance in instances
     )

@@ -11,7 +11,7 @@ from audiences.admin.verbs import Button
 from audiences.models import Install
 
 # At most this many items of one kind are listed; a page lists all of them.
-TOLD = 10
+ALERTS_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ def way_to(request: HttpRequest, install: Install, at: str, label: str, icon: st
 
 def and_more(many: int, what: str, url: str) -> list[Alert]:
     """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural."""
-    return [Alert(f"{many - TOLD:,} more {what}", "", "", url)] if many > TOLD else []
+    return [Alert(f"{many - ALERTS_LISTED:,} more {what}", "", "", url)] if many > ALERTS_LISTED else []

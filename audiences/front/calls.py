@@ -94,11 +94,11 @@ def unreadable_secret(problem: str) -> list[Alert]:
 
 
 def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
-    told = [
+    found_alerts = [
         _refused_of(request, install, found[install.public_id]) for install in installs if install.public_id in found
     ]
     if (stray := found.get(rejected_calls.UNKNOWN)) is not None:
-        told.append(
+        found_alerts.append(
             Alert(
                 f"{count(stray.count, 'call')} rejected: no install has the URL that was called",
                 _last_of(stray),
@@ -110,7 +110,7 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Rej
             )
         )
     if (unreadable := found.get(rejected_calls.UNREADABLE)) is not None:
-        told.append(
+        found_alerts.append(
             Alert(
                 f"{count(unreadable.count, 'request')} could not be read and got 503",
                 format_html("The last had {}. {}", unreadable.what or "an unknown fault", _last_of(unreadable)),
@@ -122,7 +122,7 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Rej
             )
         )
     if (wrong := found.get(rejected_calls.WRONG_METHOD)) is not None:
-        told.append(
+        found_alerts.append(
             Alert(
                 f"{count(wrong.count, 'call')} got 405: the method is not POST",
                 format_html("The last was {}. {}", wrong.what, _last_of(wrong, "Nothing of such a call is stored.")),
@@ -132,7 +132,7 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Rej
                 todo="If it is a Lytics job of yours, set its method to POST. Otherwise it came from somebody else.",
             )
         )
-    return told
+    return found_alerts
 
 
 def _refused_of(request: HttpRequest, install: Any, one: RejectedCalls) -> Alert:
@@ -170,11 +170,11 @@ def _last_of(one: RejectedCalls, more: str = "") -> SafeString:
 
 def over_the_mark(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
     """Installs above the high-water mark, whose calls are answered 503."""
-    told = []
+    found_alerts = []
     for install in installs:
         backlog = waiting.get(install.pk, Backlog())
         if install.enabled and backlog.free > settings.BACKLOG_HIGH_WATER:
-            told.append(
+            found_alerts.append(
                 Alert(
                     f"Calls to {install} are answered 503: {number(backlog.free)} events wait",
                     f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
@@ -185,7 +185,7 @@ def over_the_mark(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[A
                     " accepts: wait, or raise the install's requests per second if your ODP account allows it.",
                 )
             )
-    return told
+    return found_alerts
 
 
 def over_the_disk_mark(installs: list[Any]) -> list[Alert]:

@@ -86,7 +86,7 @@ class Line:
 
     name: str
     style: str
-    told: str
+    text: str
     path: str
 
 
@@ -200,10 +200,10 @@ def _counts(point: Point) -> list[int]:
 
 
 def _told_counts(point: Point) -> str:
-    told = f"{number(point.received)} received, {number(point.delivered)} of them delivered"
-    told += f", {number(point.earlier)} of an earlier backlog delivered" if point.earlier else ""
-    told += f", {number(point.again)} sent again" if point.again else ""
-    return f"{told}, {number(point.parked)} parked" if point.parked else told
+    text = f"{number(point.received)} received, {number(point.delivered)} of them delivered"
+    text += f", {number(point.earlier)} of an earlier backlog delivered" if point.earlier else ""
+    text += f", {number(point.again)} sent again" if point.again else ""
+    return f"{text}, {number(point.parked)} parked" if point.parked else text
 
 
 def _delay(points: list[Point], hours: int) -> Chart:

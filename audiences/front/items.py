@@ -14,7 +14,7 @@ from audiences.admin import blocked, verbs
 from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.admin.verbs import Button
-from audiences.front.alerts import TOLD, Alert, and_more, page, way_to
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, page, way_to
 from audiences.insight import future_times, state
 from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
@@ -55,8 +55,8 @@ MENDS = ("unblock", "accept", "other-id", "set-aside")
 def blocked_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
     """One trouble for each cause, however many audiences it blocks."""
     groups = blocked.groups(lane for lane in held if lane.blocked_at and not state.is_set_aside(lane))
-    told = [_blocked_alike(request, group) for group in groups[:TOLD]]
-    return told + and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
+    shown_alerts = [_blocked_alike(request, group) for group in groups[:ALERTS_LISTED]]
+    return shown_alerts + and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
 
 
 def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Alert:
@@ -91,11 +91,11 @@ def audiences_made_anew(request: HttpRequest) -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     here = reverse("admin:index")
     undecided = take_over.undecided().select_related("install", "lane").order_by("pk")
-    told = []
-    for audience in undecided[:TOLD]:
+    shown_alerts = []
+    for audience in undecided[:ALERTS_LISTED]:
         old = take_over.older(audience)
         assert old is not None
-        told.append(
+        shown_alerts.append(
             Alert(
                 f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
                 f"Segment {audience.segment_id} has the slug of {old}, which is segment {old.segment_id}. It goes to"
@@ -107,7 +107,9 @@ def audiences_made_anew(request: HttpRequest) -> list[Alert]:
                 buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both", "take-over")),
             )
         )
-    return told + and_more(undecided.count() if len(told) == TOLD else 0, "audiences made anew", list_url(Audience))
+    return shown_alerts + and_more(
+        undecided.count() if len(shown_alerts) == ALERTS_LISTED else 0, "audiences made anew", list_url(Audience)
+    )
 
 
 def creations_on_hold(request: HttpRequest) -> list[Alert]:
@@ -118,12 +120,12 @@ def creations_on_hold(request: HttpRequest) -> list[Alert]:
     for audience in failing.select_related("install", "lane").order_by("hold_since_at"):
         key = audience.install_id, audience.provisioned_at is None, audience.hold_reason
         groups.setdefault(key, []).append(audience)
-    told = []
-    for (_, is_new, _), alike in list(groups.items())[:TOLD]:
+    shown_alerts = []
+    for (_, is_new, _), alike in list(groups.items())[:ALERTS_LISTED]:
         first, alone = alike[0], len(alike) == 1
         who = str(first) if alone else f"{count(len(alike), 'audience')} of {first.install}"
         waiting = sum(state.backlog(audience.lane) for audience in alike)
-        told.append(
+        shown_alerts.append(
             Alert(
                 f"{who} can't be {'created' if is_new else 'checked'} in ODP",
                 f"{state.hold(first)}. "
@@ -142,7 +144,7 @@ def creations_on_hold(request: HttpRequest) -> list[Alert]:
                 ],
             )
         )
-    return told + and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
+    return shown_alerts + and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
 
 
 def audiences_with_errors(request: HttpRequest) -> list[Alert]:
@@ -151,7 +153,7 @@ def audiences_with_errors(request: HttpRequest) -> list[Alert]:
     faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     found = list(faulty.select_related("audience__install").order_by("fault_since_at"))
-    told = [
+    shown_alerts = [
         Alert(
             f"{lane.audience} can't be delivered",
             f"{state.fault(lane)}. {count(state.backlog(lane), 'event')} waiting; nothing is lost."
@@ -161,9 +163,9 @@ def audiences_with_errors(request: HttpRequest) -> list[Alert]:
             todo='This is an error of Lytics Sync. The worker\'s log has its traceback under "a delivery failed".',
             buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("retry",)),
         )
-        for lane in found[:TOLD]
+        for lane in found[:ALERTS_LISTED]
     ]
-    return told + and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
+    return shown_alerts + and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
 
 
 def _sentence(words: str) -> str:
@@ -173,7 +175,7 @@ def _sentence(words: str) -> str:
 def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
     here = reverse("admin:index")
     paused = [lane for lane in held if lane.paused_at and (not lane.blocked_at or state.is_set_aside(lane))]
-    told = [
+    shown_alerts = [
         Alert(
             f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'} ({lane.audience.install})",
             f"by {lane.paused_by}: {lane.pause_reason}",
@@ -182,15 +184,15 @@ def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
             tone="held",
             buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("resume",)),
         )
-        for lane in paused[:TOLD]
+        for lane in paused[:ALERTS_LISTED]
     ]
-    return told + and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
+    return shown_alerts + and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
 
 
 def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Alert]:
     may = request.user.has_perm(Release.permission)
-    told = parked[:TOLD]
-    newest = Parked.objects.filter(pk__in=[group["newest"] for group in told]).defer("raw")
+    shown = parked[:ALERTS_LISTED]
+    newest = Parked.objects.filter(pk__in=[group["newest"] for group in shown]).defer("raw")
     details = {parked.pk: parked.detail for parked in newest}
     back = urlencode({"next": reverse("admin:index")})
     return [
@@ -209,7 +211,7 @@ def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Al
                 ),
             ],
         )
-        for group in told
+        for group in shown
     ]
 
 

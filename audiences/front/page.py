@@ -12,7 +12,7 @@ from audiences import readiness
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
 from audiences.admin.parked import groups
 from audiences.front import calls
-from audiences.front.alerts import TOLD, Alert, Number, and_more
+from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more
 from audiences.front.charts import charts
 from audiences.front.items import (
     audiences_made_anew,
@@ -115,9 +115,9 @@ def _numbers(
 
 
 def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:
-    heard = len(pulse.answering)
-    well = not pulse.silent and (heard > 0 or not is_stuck)
-    value = number(heard) if heard else "silent" if pulse.silent or is_stuck else "none yet"
+    alive = len(pulse.answering)
+    well = not pulse.silent and (alive > 0 or not is_stuck)
+    value = number(alive) if alive else "silent" if pulse.silent or is_stuck else "none yet"
     worked = max((worker.worked_at for worker in pulse.answering if worker.worked_at), default=None)
     note = f"last work {span(now() - worked)} ago" if worked else ""
     return Number("workers answering", value, list_url(Audience, state="behind"), well, note)
@@ -126,7 +126,7 @@ def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:
 def _unheard(pulse: Pulse) -> list[Alert]:
     """Workers that answered within the last hour and weren't stopped."""
     others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
-    told = [
+    silent_workers = [
         Alert(
             f"The worker {worker} is silent",
             f"It was killed, or can't reach Redis or PostgreSQL. Other workers take over its audiences. {others}",
@@ -135,6 +135,6 @@ def _unheard(pulse: Pulse) -> list[Alert]:
             "held" if pulse.answering else "bad",
             todo="Start it again. A worker that is gone for good disappears from here after an hour.",
         )
-        for worker in pulse.silent[:TOLD]
+        for worker in pulse.silent[:ALERTS_LISTED]
     ]
-    return told + and_more(len(pulse.silent), "silent workers", list_url(Audience, state="behind"))
+    return silent_workers + and_more(len(pulse.silent), "silent workers", list_url(Audience, state="behind"))

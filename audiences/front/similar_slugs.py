@@ -6,7 +6,7 @@ from django.urls import reverse
 from audiences import naming
 from audiences.admin import verbs
 from audiences.admin.pages import ago, list_url, url_of
-from audiences.front.alerts import TOLD, Alert, and_more, page
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, page
 from audiences.insight import similar_slugs
 from audiences.models import Audience
 
@@ -14,7 +14,7 @@ from audiences.models import Audience
 def alerts(request: HttpRequest) -> list[Alert]:
     here = reverse("admin:index")
     pairs = similar_slugs.unnoticed()
-    told = [
+    listed = [
         Alert(
             f"{audience.odp_id} and {holder.odp_id} differ only by a suffix ({audience.install})",
             f"The slugs {audience.slug} and {holder.slug} become the same ODP id. In ODP they are named"
@@ -26,6 +26,6 @@ def alerts(request: HttpRequest) -> list[Alert]:
             " letters from a to z. If whoever uses them in ODP knows them apart, press Keep both.",
             buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both",)),
         )
-        for audience, holder in pairs[:TOLD]
+        for audience, holder in pairs[:ALERTS_LISTED]
     ]
-    return told + and_more(len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience))
+    return listed + and_more(len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience))

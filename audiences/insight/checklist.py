@@ -120,11 +120,11 @@ def _identifier(install: Install) -> Line:
     field = install.identifier_field
     name, title = "identifier", f"Customer identifier {field} found"
     seen = evidence.of(install)
-    told = f"{field} in {seen.found:,} of the last {count_of(seen.messages)}. {seen.told_of_others}".strip()
+    summary = f"{field} in {seen.found:,} of the last {count_of(seen.messages)}. {seen.told_of_others}".strip()
     if seen.found * 2 >= seen.messages > 0:
-        return _done(name, title, seen.newest_at, told)
+        return _done(name, title, seen.newest_at, summary)
     if seen.found:
-        return _failing(name, title, told, _another_field(field))
+        return _failing(name, title, summary, _another_field(field))
     for reason in (
         *evidence.WITHOUT,
         *sorted({reason for call in seen.calls for reason in call.parked_reasons}),

@@ -142,14 +142,14 @@ def _spellings(identifier: str) -> set[str]:
 
     There is no case-insensitive index: it would slow down receiving more than this hint is worth.
     """
-    told = {identifier.lower(), identifier.upper(), identifier.title(), identifier.capitalize()}
+    spellings = {identifier.lower(), identifier.upper(), identifier.title(), identifier.capitalize()}
     words = re.split(r"([\W_]+)", identifier)
     ways = [list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize()))) for word in words]
     if prod(map(len, ways)) <= SPELLINGS:
-        return told | {"".join(way) for way in product(*ways)}
+        return spellings | {"".join(way) for way in product(*ways)}
     for place, others in enumerate(ways[:SPELLINGS]):
-        told |= {"".join((*words[:place], other, *words[place + 1 :])) for other in others}
-    return told
+        spellings |= {"".join((*words[:place], other, *words[place + 1 :])) for other in others}
+    return spellings
 
 
 # --- Queries -------------------------------------------------------------------------------------------------

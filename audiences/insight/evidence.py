@@ -55,8 +55,8 @@ class Evidence:
         """Each other field and in how many of the messages without the identifier field it came."""
         if not self.others:
             return ""
-        told = ", ".join(f"{name} in {many:,}" for name, many in self.others.most_common(FIELDS))
-        return f"Of the newest {self.looked:,} without it: {told}."
+        counts = ", ".join(f"{name} in {many:,}" for name, many in self.others.most_common(FIELDS))
+        return f"Of the newest {self.looked:,} without it: {counts}."
 
 
 def of(install: Install) -> Evidence:
@@ -83,8 +83,8 @@ def candidates(install_id: int, reason: str) -> list[str]:
 
 def fields_seen(detail: str) -> list[str]:
     """The names of profile fields listed in an item's detail (written by ``lytics.payload``)."""
-    told = detail.partition("fields seen: ")[2].partition(" (and ")[0].removesuffix(", …")
-    return [name for name in told.split(", ") if name and name != "none"]
+    counts = detail.partition("fields seen: ")[2].partition(" (and ")[0].removesuffix(", …")
+    return [name for name in counts.split(", ") if name and name != "none"]
 
 
 def _calls(install: Install) -> list[Receipt]:

@@ -85,12 +85,12 @@ def recent() -> list[Failure]:
     return [
         Failure(
             name.removeprefix("workers.tasks."),
-            told[b"words"].decode(),
-            int(told[b"times"]),
-            datetime.fromtimestamp(float(told[b"since"]), UTC),
+            row[b"words"].decode(),
+            int(row[b"times"]),
+            datetime.fromtimestamp(float(row[b"since"]), UTC),
         )
-        for name, told in zip(names, found, strict=True)
-        if {b"words", b"times", b"since"} <= told.keys()
+        for name, row in zip(names, found, strict=True)
+        if {b"words", b"times", b"since"} <= row.keys()
     ]
 
 

@@ -54,17 +54,17 @@ def _fetched(audiences: QuerySet[Audience]) -> QuerySet[Audience]:
 
 def warnings(audience: Audience) -> list[str]:
     """For its own page: that its id says little, or is nearly another one's."""
-    told = []
+    texts = []
     if naming.is_nearly_empty(audience.slug):
-        told.append(
+        texts.append(
             f"Its ODP id {audience.odp_id} says nothing, because the slug {audience.slug} has no letter from a to z"
             f" and no digit. In ODP look for the name {naming.label(audience.slug)}."
         )
     if others := twins(audience):
         names = ", ".join(f"{other.odp_id} ({other.slug})" for other in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        told.append(
+        texts.append(
             f"Its slug {audience.slug} becomes the same ODP id as that of {names}{more}, so the ids differ only by a"
             f" suffix. In ODP this one is named {naming.label(audience.slug)}."
         )
-    return told
+    return texts

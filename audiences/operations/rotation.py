@@ -49,7 +49,7 @@ def rotate() -> dict[str, int]:
 def _rotate(table: str, column: str) -> int:
     newest, written, after = Fernet(settings.FIELD_ENCRYPTION_KEYS[0]), 0, 0
     names = {"table": Identifier(table), "column": Identifier(column)}
-    some, anew = _SOME.format(**names), _ANEW.format(**names)
+    some, rewrite = _SOME.format(**names), _ANEW.format(**names)
     with connection.cursor() as cursor:
         while True:
             cursor.execute(some, {"after": after, "at_once": AT_ONCE})
@@ -63,7 +63,7 @@ def _rotate(table: str, column: str) -> int:
                     continue
                 again = encrypt(decrypt(stored))
                 value = again.decode() if isinstance(row.hidden, str) else again
-                cursor.execute(anew, {"id": row.id, "hidden": row.hidden, "again": value})
+                cursor.execute(rewrite, {"id": row.id, "hidden": row.hidden, "again": value})
                 written += cursor.rowcount
 
 

@@ -59,8 +59,8 @@ def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
     known = _read({(audience_id, profile) for audience_id, profile, _, _ in listings})
     exits: dict[int, list[Fact]] = {}
     for (audience_id, profile, occurred_ns, left), identifiers in listings.items():
-        told = _Known(occurred_ns, left, frozenset() if left else frozenset(identifiers))
-        newest, gone = _merge(known.get((audience_id, profile)), told, frozenset(identifiers))
+        new = _Known(occurred_ns, left, frozenset() if left else frozenset(identifiers))
+        newest, gone = _merge(known.get((audience_id, profile)), new, frozenset(identifiers))
         known[audience_id, profile] = newest
         if gone:
             exits.setdefault(audience_id, []).extend(
@@ -70,15 +70,15 @@ def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
     return exits
 
 
-def _merge(known: _Known | None, told: _Known, listed: frozenset[str]) -> tuple[_Known, frozenset[str]]:
+def _merge(known: _Known | None, new: _Known, listed: frozenset[str]) -> tuple[_Known, frozenset[str]]:
     """The newer of two lists, and the identifiers that leave at its time because it lacks them."""
     if known is None:
-        return told, frozenset()
-    if known[:2] == told[:2]:
-        return told._replace(identifiers=known.identifiers | told.identifiers), frozenset()
-    if told[:2] > known[:2]:
-        return told, known.identifiers - listed
-    return known, frozenset() if told.left else listed - known.identifiers
+        return new, frozenset()
+    if known[:2] == new[:2]:
+        return new._replace(identifiers=known.identifiers | new.identifiers), frozenset()
+    if new[:2] > known[:2]:
+        return new, known.identifiers - listed
+    return known, frozenset() if new.left else listed - known.identifiers
 
 
 def _read(keys: Iterable[_Key]) -> dict[_Key, _Known]:

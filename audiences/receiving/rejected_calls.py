@@ -68,12 +68,12 @@ class _Counter:
         self._background = Background("rejected-calls", self._send_or_keep)
         self._redis_is_down = False
 
-    def note(self, who: str, source: str | None, what: str) -> None:
+    def note(self, caller: str, source: str | None, what: str) -> None:
         at = time.time()
         with self._lock:
-            self._counts[int(at // 60), who] += 1
-            self._first.setdefault(who, at)
-            self._newest[who] = _Call(at, source or "", what)
+            self._counts[int(at // 60), caller] += 1
+            self._first.setdefault(caller, at)
+            self._newest[caller] = _Call(at, source or "", what)
         if self._sends_by_itself:
             self._background.ring()
 
@@ -113,23 +113,23 @@ class _Counter:
 _counter = _Counter()
 
 
-def note(who: str, source: str | None, *, what: str = "") -> None:
+def note(caller: str, source: str | None, *, what: str = "") -> None:
     """A call to ``who`` was refused: an install's public id or a name from above, and in ``what`` words.
 
     Returns at once and never raises.
     """
-    _counter.note(who, source, what)
+    _counter.note(caller, source, what)
 
 
 def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]) -> None:
     with client().pipeline(transaction=False) as pipe:
-        for (minute, who), count in counts.items():
-            pipe.hincrby(_of_minute(minute), who, count)
+        for (minute, caller), count in counts.items():
+            pipe.hincrby(_of_minute(minute), caller, count)
             pipe.expire(_of_minute(minute), KEPT_SECONDS)
-        for who, call in newest.items():
-            pipe.hsetnx(_spell(who), "since", first[who])
-            pipe.hset(_spell(who), mapping={"at": call.at, "source": call.source, "what": call.what})
-            pipe.expire(_spell(who), MINUTES * 60)
+        for caller, call in newest.items():
+            pipe.hsetnx(_spell(caller), "since", first[caller])
+            pipe.hset(_spell(caller), mapping={"at": call.at, "source": call.source, "what": call.what})
+            pipe.expire(_spell(caller), MINUTES * 60)
         pipe.execute()
 
 
@@ -144,18 +144,18 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
         with client().pipeline(transaction=False) as pipe:
             for minute in range(this - MINUTES + 1, this + 1):
                 pipe.hmget(_of_minute(minute), names)
-            for who in names:
-                pipe.hgetall(_spell(who))
+            for caller in names:
+                pipe.hgetall(_spell(caller))
             answers = pipe.execute()
     except redis.RedisError as error:
         log.info("Redis does not say how many calls were refused", error=str(error))
         return None
     by_minute, spells = answers[:MINUTES], answers[MINUTES:]
     found = {}
-    for place, (who, spell) in enumerate(zip(names, spells, strict=True)):
+    for place, (caller, spell) in enumerate(zip(names, spells, strict=True)):
         count = sum(int(counts[place] or 0) for counts in by_minute)
         if count and spell:
-            found[who] = RejectedCalls(
+            found[caller] = RejectedCalls(
                 count,
                 _moment(spell[b"since"]),
                 _moment(spell[b"at"]),
@@ -173,6 +173,6 @@ def _of_minute(minute: int) -> str:
     return f"{_PREFIX}:{minute}"
 
 
-def _spell(who: str) -> str:
+def _spell(caller: str) -> str:
     """The hash of an install's unbroken spell of refused calls; an hour without one ends it."""
-    return f"{_PREFIX}:of:{who}"
+    return f"{_PREFIX}:of:{caller}"

@@ -69,15 +69,17 @@ def causes(runs: Iterable[Run]) -> dict[int, str]:
 
 def causes_of_deliveries(ids: Iterable[int]) -> dict[int, str]:
     """By the id of each delivery: what caused it, in words. Two look-ups for all of them."""
-    told: dict[int, dict[str, None]] = {pk: {} for pk in ids}
-    if not told:
+    causes_by_id: dict[int, dict[str, None]] = {pk: {} for pk in ids}
+    if not causes_by_id:
         return {}
-    runs = list(Run.objects.raw(_RUNS_OF_DELIVERIES.text, {"deliveries": list(told), "runs": RUNS_OF_A_DELIVERY}))
+    runs = list(
+        Run.objects.raw(_RUNS_OF_DELIVERIES.text, {"deliveries": list(causes_by_id), "runs": RUNS_OF_A_DELIVERY})
+    )
     words_of = causes(runs)
     for run in runs:
         if run.delivery_id is not None:
-            told[run.delivery_id].update(dict.fromkeys(words_of[run.pk].split(", ")))
-    return {pk: ", ".join(found) for pk, found in told.items()}
+            causes_by_id[run.delivery_id].update(dict.fromkeys(words_of[run.pk].split(", ")))
+    return {pk: ", ".join(found) for pk, found in causes_by_id.items()}
 
 
 def causes_of_events(events: Iterable[Event]) -> dict[tuple[int, int], str]:
@@ -100,8 +102,8 @@ def _words(run: Run, ranges: Sequence[Again]) -> str:
     covered = sum(
         min(one.last_sequence, run.last_sequence) - max(one.first_sequence, run.first_sequence) + 1 for one in ranges
     )
-    told = [] if covered >= run.last_sequence - run.first_sequence + 1 else ["Lytics"]
-    return ", ".join([*told, *dict.fromkeys(map(words, ranges))])
+    causes_by_id = [] if covered >= run.last_sequence - run.first_sequence + 1 else ["Lytics"]
+    return ", ".join([*causes_by_id, *dict.fromkeys(map(words, ranges))])
 
 
 def words(one: Again) -> str:

@@ -126,8 +126,8 @@ class WebhookView(_AnsweringView):
             return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
         except body.TooSlowError:
             log.warning("call too slow", install=install.name, seconds=settings.WEBHOOK_READ_SECONDS)
-            told = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
-            return come_back_later(told, soon=True)
+            too_slow = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
+            return come_back_later(too_slow, soon=True)
         except body.MalformedError as error:
             log.warning("call could not be read", install=install.name, reason=str(error))
             rejected_calls.note(

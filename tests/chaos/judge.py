@@ -16,7 +16,7 @@ from tests.chaos.stream import Mark, Source, is_in, mark
 from tests.chaos.wire import Wire
 
 # Findings of one kind that are printed; further ones are only counted.
-TOLD = 5
+FINDINGS_LISTED = 5
 # After a crash of PostgreSQL the pace starts again, and one request may arrive too early (docs/crashes.md).
 PACE_AFTER_CRASH_SECONDS = 30.0
 
@@ -159,9 +159,8 @@ class Judge:
             check.looked_at += len(truth)
             for who in should ^ found:
                 found_so = "is not there" if who in should else "should not be there"
-                check.find(
-                    f"{lane.odp_id}: {who} {found_so}{self._last_told(lane, who) if len(check.wrong) < TOLD else ''}"
-                )
+                history = self._last_told(lane, who) if len(check.wrong) < FINDINGS_LISTED else ""
+                check.find(f"{lane.odp_id}: {who} {found_so}{history}")
         return check
 
     def _last_told(self, lane: Lane, who: str) -> str:

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from benchmarks.results import processor
 from tests.chaos.faults import FAULTS
-from tests.chaos.judge import TOLD, Check
+from tests.chaos.judge import FINDINGS_LISTED, Check
 from tests.chaos.run import Report, Strike
 
 # Seconds over which throughput is measured before a fault, and after the first delivery that follows it.
@@ -108,10 +108,10 @@ def back_within(report: Report, *, seconds: float) -> Check:
 
 def findings(report: Report) -> Iterator[str]:
     for check in report.checks:
-        for words in check.wrong[:TOLD]:
+        for words in check.wrong[:FINDINGS_LISTED]:
             yield f"BROKEN: {check.promise}: {words}"
-        if len(check.wrong) > TOLD:
-            yield f"        and {len(check.wrong) - TOLD} more of these"
+        if len(check.wrong) > FINDINGS_LISTED:
+            yield f"        and {len(check.wrong) - FINDINGS_LISTED} more of these"
 
 
 def hardware() -> str:

@@ -27,13 +27,13 @@ class Command(BaseCommand):
         if not options["reason"].strip():
             raise CommandError("--reason must say something.")
         by = f"{getpass.getuser()}@{socket.gethostname()}"[:150]
-        told = []
+        reports = []
         for pk, public_id, name in switch_install.chosen(options):
             try:
                 found = skips.skip(pk, by=by, reason=options["reason"]) if options["yes"] else skips.backlog(pk)
             except skips.NotNowError as error:
                 raise CommandError(f"{name}: {error}") from error
-            told.append(
+            reports.append(
                 {
                     "install_id": public_id,
                     "name": name,
@@ -44,10 +44,10 @@ class Command(BaseCommand):
                 }
             )
         if options["json"]:
-            self.stdout.write(json.dumps(told))
+            self.stdout.write(json.dumps(reports))
             return
         verb = "skipped" if options["yes"] else "would be skipped"
-        for install in told:
+        for install in reports:
             self.stdout.write(
                 f"{install['name']}: {install['events']:,} events of {len(install['audiences'])} audiences {verb}, "
                 f"{install['stopped_resends']} unfinished resends {'stopped' if options['yes'] else 'would be stopped'}"
