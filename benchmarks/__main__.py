@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import grid, results
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure
@@ -77,6 +77,7 @@ def _run(house: House, chosen: Sequence[Scenario], *, scale: float, rounds: int,
         at, servers = datetime.now(UTC), _servers(house)
         write = partial(results.write, found, lines=lines(), at=at, rounds=rounds, servers=servers)
         write()
+        grid.draw(found)
         if quick:
             say("\nOnce more at the scale of bench-quick, for its ratios\n")
             write(quick=_measure(house, quick, scale=QUICK_SCALE, rounds=FULL_ROUNDS).ratios())

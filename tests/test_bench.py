@@ -16,7 +16,7 @@ import pytest
 from django.conf import settings
 
 from benchmarks import __main__ as main
-from benchmarks import results
+from benchmarks import grid, results
 from benchmarks.double import Double, most_in_a_second
 from benchmarks.house import House
 from benchmarks.load import PLACE, Load, batches
@@ -301,3 +301,18 @@ def test_workers_without_order_can_still_be_made_from_the_bridge() -> None:
     command = [sys.executable, "-c", "import benchmarks.unordered"]
     ran = subprocess.run(command, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_the_picture_of_the_grid_has_two_bars_for_each_measured_shape(tmp_path: Path) -> None:
+    found = Results(lines())
+    for shape, limit, stored in ((grid.TEN, 100_000, 60_000), (grid.MANY, 50_000, 40_000)):
+        found.record(shape.limit, limit)
+        found.record(shape.stored, stored)
+    grid.draw(found, to=tmp_path / "grid.svg")
+    picture = (tmp_path / "grid.svg").read_text(encoding="utf-8")
+    assert re.findall(r">([\d,]+)</text>", picture) == ["100,000", "60,000", "50,000", "40,000"]
+    widths = [int(width) for width in re.findall(rf'x="{grid.LEFT}" y="\d+" width="(\d+)"', picture)]
+    assert widths == [grid.WIDTH, grid.WIDTH * 6 // 10, grid.WIDTH // 2, grid.WIDTH * 4 // 10]
+    assert picture.count("300 over 200<") == 1
+    grid.draw(Results(lines()), to=tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
