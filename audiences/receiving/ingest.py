@@ -21,14 +21,13 @@ from django.db import connection, transaction
 from django.utils.timezone import now
 
 from audiences import prepared_statements, sessions, sql
-from audiences.encryption import encrypt
 from audiences.models import Again, Audience, FutureTime, Install
-from audiences.receiving import audience_lookup, identifier_lists, resend_causes
+from audiences.receiving import audience_lookup, identifier_lists, parking, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
 from audiences.receiving.group_commit import GroupCommit
 from audiences.wake import wake
 from lytics import bodies, messages, payload, reasons, times
-from lytics.facts import NAME_BYTES, Fact, Kind, Reading, SetAside
+from lytics.facts import NAME_BYTES, Fact, Reading, SetAside
 
 log = structlog.get_logger(__name__)
 
@@ -56,11 +55,6 @@ GROUP_EVENTS = 5_000
 # wait for each other for less. With no limit, one locked audience would stop all calls of its install.
 GROUP_LOCK_MILLISECONDS = 500
 
-_COPY_PARKED = """
-COPY audiences_parked (install_id, receipt_id, reason, detail, raw, parked_at, identifier, closed_by, resolution)
-FROM STDIN (FORMAT BINARY)
-"""
-
 
 @dataclass
 class Received:
@@ -81,6 +75,8 @@ class _Call(NamedTuple):
     bytes: int
     source: str | None
     at: datetime
+    # The token of a caller that wasn't looked up: it is checked when the call is stored.
+    token_id: int | None = None
 
 
 class _Receipt(NamedTuple):
@@ -101,11 +97,15 @@ _NO_RECEIPTS: dict[str, tuple[Any, ...]] = dict.fromkeys(_Receipt._fields, ())
 
 
 class _Plain(NamedTuple):
-    """A call that only has events of known audiences, on its way to ``_store_plain``."""
+    """A call that only has events of known audiences, on its way to ``_store_plain``.
+
+    ``install`` says how it was read. ``token_id`` is a token that has to be live when the call is stored.
+    """
 
     facts_by_name: FactsByName
     receipt: _Receipt
-    install_id: int
+    install: Install
+    token_id: int | None
 
 
 def receive(install: Install, body: bytes, *, source: str | None = None, encoding: str = "") -> Received:
@@ -121,9 +121,29 @@ def receive(install: Install, body: bytes, *, source: str | None = None, encodin
     if received is None:
         with transaction.atomic():
             received = _record(install, reading, facts_by_name, call)
+    _wake_for(received, install)
+    return received
+
+
+def receive_unchecked(
+    install: Install, body: bytes, *, token_id: int, source: str | None, encoding: str
+) -> Received | None:
+    """The same for a caller whose token wasn't looked up for this call.
+
+    None, and nothing is stored, unless the call is plain, the token is live and the install has the same settings.
+    """
+    received_at = now()
+    reading = bodies.name_encoding(_read(install, body, received_at), encoding)
+    call = _Call(len(body), source, received_at, token_id)
+    received = _record_plain(install, reading, audience_lookup.by_name(reading.facts), call)
+    if received is not None:
+        _wake_for(received, install)
+    return received
+
+
+def _wake_for(received: Received, install: Install) -> None:
     if received.queued:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
-    return received
 
 
 def rehearse() -> None:
@@ -159,7 +179,7 @@ def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName
         # A slug alone is looked up in another way. Tried here, it would send its whole group the longer way.
         return None
     received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
-    plain = _Plain(facts_by_name, _receipt(reading, call, received), install.pk)
+    plain = _Plain(facts_by_name, _receipt(reading, call, received), install, call.token_id)
     if connection.in_atomic_block:
         # The call belongs to this transaction, so no other thread may store it.
         stored = _store_plain([plain])
@@ -184,13 +204,24 @@ def _store_plain(calls: Sequence[_Plain]) -> list[int] | None:
     values = _values([*facts.values()], calls=chain.from_iterable(numbers.values()), receipts=receipts)
     segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
     slugs = prepared_statements.texts(slug for _, slug in facts)
-    install_id = calls[0].install_id
+    install = calls[0].install
     with sessions.allow_more(sum(receipt.bytes for receipt in receipts) / 1_000_000):
         with prepared_statements.pipeline():
             if not connection.in_atomic_block:
                 _LIMIT_LOCK_WAIT.run(milliseconds=str(GROUP_LOCK_MILLISECONDS))
-            _LOCK_NAMED.run(install=install_id, segments=segments)
-            storing = _STORE_NAMED.run(install=install_id, segments=segments, slugs=slugs, **values)
+            _LOCK_NAMED.run(install=install.pk, segments=segments)
+            storing = _STORE_NAMED.run(
+                install=install.pk,
+                segments=segments,
+                slugs=slugs,
+                tokens=prepared_statements.numbers({call.token_id for call in calls if call.token_id is not None}),
+                install_names=prepared_statements.texts({call.install.name for call in calls}),
+                identifier_fields=prepared_statements.texts({call.install.identifier_field for call in calls}),
+                top_levels=prepared_statements.numbers(
+                    {int(call.install.allow_top_level_identifier) for call in calls}
+                ),
+                **values,
+            )
         stored = storing.one()
     return None if stored is None else stored.receipts
 
@@ -203,7 +234,10 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
     audiences = audience_lookup.find_or_create(install, wanted, audience_lookup.find(install, wanted))
     found = _found(install, audiences, facts_by_name, reading.emptied)
     nameless = [fact for name, facts in facts_by_name.items() if name.key not in audiences for fact in facts]
-    aside = [*reading.aside, *(SetAside(reasons.UNKNOWN_SLUG, "", _as_message(install, fact)) for fact in nameless)]
+    aside = [
+        *reading.aside,
+        *(SetAside(reasons.UNKNOWN_SLUG, "", parking.as_message(install, fact)) for fact in nameless),
+    ]
     counts = Counter(item.reason for item in aside)
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
     receipt_id = append(found, received_at=call.at, install_id=install.pk, receipt=_receipt(reading, call, received))
@@ -211,7 +245,7 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
     _note_future_times(found, received_at=call.at)
     received.receipt = receipt_id
     if aside:
-        _park(install, receipt_id, call.at, aside)
+        parking.park(install, receipt_id, call.at, aside)
         tell = partial(log.warning, "parked", install=install.name, receipt=receipt_id, reasons=dict(counts))
         transaction.on_commit(tell, robust=True)
     audience_lookup.note_slugs(audiences, facts_by_name)
@@ -354,33 +388,3 @@ def _values(groups: Sequence[Sequence[Fact]], *, calls: Iterable[int], receipts:
         "moments": numbers([fact.occurred_ns for fact in facts]),
         "calls": numbers(calls),
     }
-
-
-# --- parking and releasing -----------------------------------------------------------------------------------
-
-
-def _park(install: Install, receipt_id: int, at: datetime, aside: Iterable[SetAside]) -> None:
-    """In a stream: as an insert, a large body would be in memory several times, and twice as long for being in hex."""
-    with connection.cursor() as cursor, cursor.copy(_COPY_PARKED) as copy:
-        copy.set_types(["bigint", "bigint", "varchar", "text", "bytea", "timestamptz", "text", "varchar", "varchar"])
-        for item in aside:
-            detail = item.detail.replace("\x00", "")[:1000]
-            raw = encrypt(_kept(install, item))
-            copy.write_row((install.pk, receipt_id, item.reason, detail, raw, at, "", "", ""))
-
-
-def _kept(install: Install, item: SetAside) -> bytes:
-    """Profiles aren't stored; but without an identifier, any field may be the right one, so the item keeps all."""
-    if item.reason in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
-        return item.raw
-    return messages.envelope(item.raw, identifier_field=install.identifier_field)
-
-
-def _as_message(install: Install, fact: Fact) -> bytes:
-    """A fact whose audience is unknown, in its original layout, so that a release can parse it."""
-    word = fact.kind.name.lower()
-    at = times.text(fact.occurred_ns)
-    event = {"id": fact.segment_id, "event": word, **({} if fact.kind is Kind.CHANGE else {word: at})}
-    profile = {messages.PROFILE_FIELD: fact.profile} if fact.profile else {}
-    data = {**profile, install.identifier_field: fact.identifier, "segment_events": [event]}
-    return messages.encode({"data": data, "meta": {"object": "user", "timestamp": at}})

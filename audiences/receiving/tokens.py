@@ -84,14 +84,19 @@ def authenticate(*, public_id: str, authorization: str) -> tuple[Install | None,
     Both have only the fields that receiving a call needs. The work is the same whether or not the install exists, so
     that the response time reveals nothing.
     """
-    presented = digest(_secret(authorization))
+    secret = presented(authorization)
     install: Install | None = None
     match: Token | None = None
     for row in _FIND.run(public_id=public_id).all():
         install = install or row.install
-        if hmac.compare_digest(presented, row.digest or ""):
+        if hmac.compare_digest(secret, row.digest or ""):
             match = Token.from_db("default", ["id", "install_id", "digest"], [row.token_id, install.pk, row.digest])
     return install, match
+
+
+def presented(authorization: str) -> str:
+    """The digest of the secret in the header."""
+    return digest(_secret(authorization))
 
 
 def _secret(authorization: str) -> str:

@@ -25,9 +25,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from audiences import address, sessions
-from audiences.models import Install, Token
+from audiences.models import Install
 from audiences.receiving import backlog, body, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
-from audiences.receiving.authentication import TokenAuthentication
+from audiences.receiving.authentication import Caller, TokenAuthentication
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +73,50 @@ def turned_away(install: Install, detail: str) -> Response:
     return come_back_later(detail)
 
 
+SWITCHED_OFF = "This install is switched off."
+
+
+def _reason_to_wait(install: Install) -> str:
+    """Why no call of this install is stored now; empty when calls are."""
+    if not install.enabled:
+        return SWITCHED_OFF
+    if backlog.is_too_high(install.pk):
+        return "Too many events wait for ODP."
+    return "The database is as large as it may get." if disk_usage.is_too_full() else ""
+
+
+def _receive(caller: Caller, content: bytes, *, source: str | None, encoding: str) -> ingest.Received | None:
+    """Store the call; None when the install was switched off. A remembered caller is looked up if need be."""
+    received: ingest.Received | None = None
+    if caller.is_remembered:
+        received = ingest.receive_unchecked(
+            caller.install, content, token_id=caller.token.pk, source=source, encoding=encoding
+        )
+        if received is None and not caller.look_up().enabled:
+            return None
+    if received is None:
+        received = ingest.receive(caller.install, content, source=source, encoding=encoding)
+        # Only plain calls can be stored for a remembered caller; those with flaws would be read twice.
+        if received.parked or caller.install.forget_missing_identifiers:
+            caller.forget()
+        else:
+            caller.remember()
+    return received
+
+
+def _unread(request: Request, install: Install, error: Exception) -> Response:
+    if isinstance(error, body.TooLargeError):
+        log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
+        return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
+    if isinstance(error, body.TooSlowError):
+        log.warning("call too slow", install=install.name, seconds=settings.WEBHOOK_READ_SECONDS)
+        too_slow = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
+        return come_back_later(too_slow, soon=True)
+    log.warning("call could not be read", install=install.name, reason=str(error))
+    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what="a body whose chunks make no sense")
+    return come_back_later("The body could not be read.")
+
+
 class JSONOnly(BaseContentNegotiation):
     """The answer is JSON, whatever the caller says it accepts: a 406 would be one more reason to lose a call."""
 
@@ -112,34 +156,22 @@ class WebhookView(_AnsweringView):
         super().initial(request, *args, **kwargs)
 
     def post(self, request: Request, public_id: str) -> Response:
-        install, token = cast(Install, request.user), cast(Token, request.auth)
-        if not install.enabled:
-            return turned_away(install, "This install is switched off.")
-        if backlog.is_too_high(install.pk):
-            return turned_away(install, "Too many events wait for ODP.")
-        if disk_usage.is_too_full():
-            return turned_away(install, "The database is as large as it may get.")
+        caller = cast(Caller, request.auth)
+        if reason := _reason_to_wait(caller.install):
+            return turned_away(caller.look_up(), reason)
         try:
             content, encoding = body.read(request)
-        except body.TooLargeError:
-            log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
-            return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
-        except body.TooSlowError:
-            log.warning("call too slow", install=install.name, seconds=settings.WEBHOOK_READ_SECONDS)
-            too_slow = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
-            return come_back_later(too_slow, soon=True)
-        except body.MalformedError as error:
-            log.warning("call could not be read", install=install.name, reason=str(error))
-            rejected_calls.note(
-                rejected_calls.UNREADABLE, address.of(request), what="a body whose chunks make no sense"
-            )
-            return come_back_later("The body could not be read.")
+        except (body.TooLargeError, body.TooSlowError, body.MalformedError) as error:
+            caller.look_up()
+            return _unread(request, caller.install, error)
         source = address.of(request)
         # A caller whose body always takes longer than the limit would be asked to come back for ever.
         with sessions.allow_more(len(content) / 1_000_000):
-            received = sessions.store(lambda: ingest.receive(install, content, source=source, encoding=encoding))
-        tokens.note_use(token, source=source)
-        log.info("call stored", install=install.name, receipt=received.receipt, events=received.queued)
+            received = sessions.store(lambda: _receive(caller, content, source=source, encoding=encoding))
+        if received is None:
+            return turned_away(caller.install, SWITCHED_OFF)
+        tokens.note_use(caller.token, source=source)
+        log.info("call stored", install=caller.install.name, receipt=received.receipt, events=received.queued)
         return Response(
             headers={"X-Receipt": str(received.receipt)},
             data={

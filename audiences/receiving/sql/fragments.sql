@@ -1,12 +1,13 @@
 -- Parts that several statements of this folder share. {{name}} inserts one.
 
 -- fragment: store_calls
--- The CTEs after "grown", and the result: the ids of the Receipts in the order of the calls, and the number of events.
--- "grown" has one row (id, number, by, ahead) per audience whose last number grows. The parameters are arrays: received
--- to parked_reasons have one element per call, numbers to calls one per event.
--- One row, if every audience exists and is named once. Without it nothing is stored.
+-- The CTEs after "allowed" and "grown", and the result: the ids of the Receipts in the order of the calls, and the
+-- number of events. "allowed" has one row, or none to store nothing. "grown" has one row (id, number, by, ahead) per
+-- audience whose last number grows. The parameters are arrays: received to parked_reasons have one element per call,
+-- numbers to calls one per event.
+-- One row, if it is allowed and every audience exists and is named once. Without it nothing is stored.
 complete AS (
-    SELECT 1 WHERE (SELECT count(DISTINCT id) FROM grown) = cardinality(%(counts)s::int[])
+    SELECT 1 FROM allowed WHERE (SELECT count(DISTINCT id) FROM grown) = cardinality(%(counts)s::int[])
 ),
 -- One Receipt per call. Ids are drawn in the order of the rows, so they have the order of the calls.
 receipt AS (

@@ -13,8 +13,21 @@ ORDER BY id FOR NO KEY UPDATE
 
 -- name: store_named
 -- Stores calls of one install, whose events name their audiences by segment id and slug. It stores nothing when a name
--- finds no audience, for example because its slug is not the latest.
+-- finds no audience, for example because its slug is not the latest, or when a token of "tokens" isn't live or the
+-- install is not as the calls were read.
 WITH
+-- One row, if all tokens are live, of an install that is switched on and has the settings by which all calls were read.
+allowed AS (
+    SELECT 1
+    FROM audiences_token AS token JOIN audiences_install AS install ON install.id = token.install_id
+    WHERE token.id = ANY(%(tokens)s::bigint[]) AND install.id = %(install)s::bigint
+        AND token.revoked_at IS NULL AND (token.expires_at IS NULL OR token.expires_at > statement_timestamp())
+        AND install.enabled AND NOT install.forget_missing_identifiers
+        AND install.name = ALL(%(install_names)s::text[])
+        AND install.identifier_field = ALL(%(identifier_fields)s::text[])
+        AND install.allow_top_level_identifier::int = ALL(%(top_levels)s::int[])
+    HAVING count(*) = cardinality(%(tokens)s::bigint[])
+),
 -- The audiences by their names.
 grown AS MATERIALIZED (
     SELECT audience.id, number, by, ahead
@@ -28,6 +41,10 @@ grown AS MATERIALIZED (
 -- name: store
 -- Stores events that name their audiences by id, with the Receipt of their call or without one.
 WITH
+-- One row: whoever stores these events has checked that they may be stored.
+allowed AS (
+    SELECT 1
+),
 -- The audiences by their ids.
 grown AS MATERIALIZED (
     SELECT audience.id, number, by, ahead
