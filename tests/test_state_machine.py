@@ -112,7 +112,7 @@ def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
         _, found, after = rest.partition("before\n)")
         assert found
         patched.setattr(ingest, name, replace(statement, text=f"{before} numbered AS ({numbered}) {after}"))
-    patched.setattr(audience_lookup, "_LOCK", "SELECT %s")
+    patched.setattr(audience_lookup, "_LOCK", audience_lookup._LOCK.replace("FOR NO KEY UPDATE", ""))
     patched.setattr(ingest, "_LOCK_NAMED", ingest._LOCK_NAMED.replace("FOR NO KEY UPDATE", ""))
 
 
