@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 
 from audiences import sessions
 from audiences.models import Audience, Event, Install, Receipt
@@ -238,6 +238,30 @@ def test_a_group_has_a_largest_size_and_keeps_the_order() -> None:
     go.set()
     assert [call.result(PATIENCE) for call in calls] == ["first", "a", "b", "c", "large", "d"]
     assert stored == [["first"], ["a", "b"], ["c"], ["large"], ["d"]]
+    assert commits._waiting == {}
+
+
+def test_without_an_answer_of_postgresql_those_who_wait_fail_with_the_leader() -> None:
+    """Each group would wait as long again, and the last caller longer than a job waits for a response."""
+    stored: list[list[str]] = []
+    held, go = threading.Event(), threading.Event()
+
+    def store(items: Sequence[str]) -> list[str]:
+        stored.append([*items])
+        held.set()
+        assert go.wait(PATIENCE)
+        raise OperationalError("no answer") from sessions.NoAnswerError()
+
+    commits: GroupCommit[str, str] = GroupCommit(store, largest=1)
+    calls = start(lambda: commits.store(1, "first", size=1))
+    assert held.wait(PATIENCE)
+    for number, item in enumerate("abc", start=1):
+        calls += start(partial(commits.store, 1, item, size=1))
+        eventually(partial(_are_waiting, commits, 1, number))
+    go.set()
+    errors = [type(call.exception(PATIENCE)) for call in calls]
+    assert errors == [OperationalError, GroupLostError, GroupLostError, GroupLostError]
+    assert stored == [["first"]]
     assert commits._waiting == {}
 
 

@@ -81,6 +81,8 @@ class GroupCommit(Generic[Item, Result]):
             if is_own or _may_be_stored(error):
                 for one in group:
                     one.error = error
+                if isinstance(error.__cause__, sessions.NoAnswerError):
+                    self._fail_waiting(key, error)
                 raise
         finally:
             self._hand_over(key)
@@ -96,6 +98,15 @@ class GroupCommit(Generic[Item, Result]):
                 group.append(waiting.popleft())
                 size += group[-1].size
         return group
+
+    def _fail_waiting(self, key: int, error: BaseException) -> None:
+        """PostgreSQL didn't answer in time, so those who wait would wait as long again, one group after another."""
+        with self._lock:
+            failed = [*self._waiting[key]]
+            self._waiting[key].clear()
+        for one in failed:
+            one.error = error
+            one.turn.set()
 
     def _hand_over(self, key: int) -> None:
         """The first who waits leads the next group, so that nobody stores more than the group that it is part of."""
