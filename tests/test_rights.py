@@ -11,7 +11,7 @@ from django.contrib.admin.exceptions import DisallowedModelAdminLookup
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.auth.models import Group, User
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
@@ -246,6 +246,30 @@ def test_ticked_items_are_released_and_discarded_with_permission(
     person.post(page, answers)
     item.refresh_from_db()
     assert item.resolution == resolution, asked.status_code
+
+
+def test_a_discard_writes_history_only_for_the_items_that_it_discarded(shop: Install) -> None:
+    """A colleague releases one of two ticked items after the page has read them and before it discards them."""
+    first = Parked.objects.get()
+    second = Parked.objects.create(install=first.install, reason=first.reason, raw=first.raw)
+    ids, person = [first.pk, second.pk], someone("admin")
+
+    def colleague(execute: Any, sql: str, *rest: Any) -> Any:
+        if "audiences_parked" in sql and ("FOR UPDATE" in sql or sql.startswith("UPDATE")) and not closed:
+            closed.append(second.pk)
+            Parked.objects.filter(pk=second.pk).update(closed_at=now(), closed_by="kim", resolution="released")
+        return execute(sql, *rest)
+
+    closed: list[int] = []
+    answers = {"action": "discard_selected", "_selected_action": ids, "seen": parked_pages._version_tag(ids)}
+    with connection.execute_wrapper(colleague):
+        page = person.post(reverse("admin:audiences_parked_changelist"), {**answers, "reason": "a test"}, follow=True)
+    assert closed
+    told = LogEntry.objects.filter(content_type__model="parked", change_message__startswith="Discarded")
+    assert list(told.values_list("object_id", "change_message")) == [
+        (str(first.pk), "Discarded, with 0 others. Reason: a test")
+    ]
+    assert "Discarded 1. 1 item had been released or discarded before." in page.content.decode()
 
 
 def test_an_admin_who_is_not_a_superuser_changes_no_superuser(shop: Install) -> None:

@@ -194,8 +194,13 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         """Do it to the ticked items. The history of each item says what became of that item."""
         ids, by = [item.pk for item in items], request.user.get_username()
         if verb == "Discard":
-            message = f"Discarded {number(parked_items.discard(ids, by=by))}."
-            verbs.record(request, items, f"Discarded, with {len(items) - 1} others. Reason: {reason}")
+            done = parked_items.discard_each(ids, by=by)
+            discarded = [item for item in items if item.pk in done]
+            verbs.record(request, discarded, f"Discarded, with {len(discarded) - 1} others. Reason: {reason}")
+            message = f"Discarded {number(len(discarded))}."
+            if closed := len(items) - len(discarded):
+                message += f" {count(closed, 'item')} had been released or discarded before."
+                return verbs.go(request, back, warning=message)
             return verbs.go(request, back, success=message)
         results = parked_items.release_each(ids, by=by)
         released = [item for item in items if results[item.pk]]

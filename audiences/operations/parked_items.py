@@ -58,8 +58,18 @@ def release_one(parked_id: int, *, by: str, identifier_field: str = "") -> bool 
 
 def discard(parked_ids: Iterable[int], *, by: str) -> int:
     """Give parked items up; the rows stay, with who did it. Returns how many."""
-    open_items = Parked.objects.filter(pk__in=list(parked_ids), closed_at=None)
-    return open_items.update(closed_at=now(), closed_by=by, resolution=Parked.Resolution.DISCARDED)
+    return len(discard_each(parked_ids, by=by))
+
+
+def discard_each(parked_ids: Iterable[int], *, by: str) -> set[int]:
+    """Discard parked items. Returns the ids that this call discarded; a colleague may have closed the others before."""
+    with transaction.atomic():
+        items = Parked.objects.select_for_update().filter(pk__in=list(parked_ids), closed_at=None).order_by("pk")
+        discarded = set(items.values_list("pk", flat=True))
+        Parked.objects.filter(pk__in=discarded).update(
+            closed_at=now(), closed_by=by, resolution=Parked.Resolution.DISCARDED
+        )
+    return discarded
 
 
 def waiting(install_id: int, reason: str) -> QuerySet[Parked]:
