@@ -107,6 +107,18 @@ def test_an_edited_slug_is_shown_beside_the_id(shop: Install) -> None:
     assert str(audience) == "lytics_gold (platinum)"
 
 
+def test_the_front_page_needs_no_more_queries_for_ten_pairs(operator: Client, shop: Install) -> None:
+    def queries(pairs: int) -> int:
+        come(shop, "🎉", *("🎈" * number for number in range(1, pairs + 1)))
+        operator.get("/admin/")
+        with CaptureQueriesContext(connection) as seen:
+            found = [one for one in operator.get("/admin/").context["alerts"] if "only by a suffix" in one.what]
+        assert [len(one.buttons) for one in found] == [1] * pairs
+        return len(seen)
+
+    assert queries(1) == queries(10)
+
+
 def test_the_number_of_queries_does_not_depend_on_the_number_of_pairs(shop: Install) -> None:
     come(shop, "🎉", "🎈")
     with CaptureQueriesContext(connection) as few:

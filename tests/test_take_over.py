@@ -5,8 +5,10 @@ from itertools import count
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models import F
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from audiences.delivery import holds
@@ -206,3 +208,18 @@ def test_all_recreated_audiences_are_counted(operator: Client, shop: Install) ->
             event = transition("enter", segment=f"{segment}-{number}", slug=slug, at=at())
             ingest.receive(shop, body(message(event, who="kim")))
     assert "3 more audiences made anew" in operator.get("/admin/").content.decode()
+
+
+def test_the_front_page_needs_no_more_queries_for_ten_recreated_audiences(operator: Client, shop: Install) -> None:
+    def queries(upto: int) -> int:
+        for number in range(upto):
+            for segment in ("old", "new"):
+                event = transition("enter", segment=f"{segment}-{number}", slug=f"slug_{number}", at=at())
+                ingest.receive(shop, body(message(event, who="kim")))
+        operator.get("/admin/")
+        with CaptureQueriesContext(connection) as seen:
+            found = [one for one in operator.get("/admin/").context["alerts"] if "was made anew" in one.what]
+        assert [len(one.buttons) for one in found] == [2] * upto
+        return len(seen)
+
+    assert queries(1) == queries(10)

@@ -106,14 +106,25 @@ class Button:
 
 
 def buttons(
-    admin: "OperatorAdmin[M]", request: HttpRequest, instance: M, *, back: str = "", only: Sequence[str] = ()
+    admin: "OperatorAdmin[M]",
+    request: HttpRequest,
+    instance: M,
+    *,
+    back: str = "",
+    only: Sequence[str] = (),
+    known_offered: bool = False,
 ) -> list[Button]:
-    """The verbs (or those of them that are named) that this person may use now."""
+    """The verbs (or those of them that are named) that this person may use now.
+
+    ``known_offered`` says that the caller's query selected only things that offer these verbs, so none is asked again.
+    """
     query = urlencode({"next": back or request.get_full_path()})
     return [
         Button(verb.label, verb.icon, f"{_url(admin, verb, instance)}?{query}", verb.danger)
         for verb in admin.verbs
-        if (not only or verb.name in only) and request.user.has_perm(verb.permission) and verb.offered(instance)
+        if (not only or verb.name in only)
+        and request.user.has_perm(verb.permission)
+        and (known_offered or verb.offered(instance))
     ]
 
 

@@ -90,11 +90,8 @@ def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Alert:
 def audiences_made_anew(request: HttpRequest) -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     here = reverse("admin:index")
-    undecided = take_over.undecided().select_related("install", "lane").order_by("pk")
     shown_alerts = []
-    for audience in undecided[:ALERTS_LISTED]:
-        old = take_over.older(audience)
-        assert old is not None
+    for audience, old in take_over.undecided_pairs(ALERTS_LISTED):
         shown_alerts.append(
             Alert(
                 f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
@@ -104,11 +101,13 @@ def audiences_made_anew(request: HttpRequest) -> list[Alert]:
                 url_of(audience),
                 tone="held",
                 todo="Keep both, or let the new one take over the old one's ODP id, so that what uses it goes on.",
-                buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both", "take-over")),
+                buttons=verbs.buttons(
+                    page(Audience), request, audience, back=here, only=("keep-both", "take-over"), known_offered=True
+                ),
             )
         )
     return shown_alerts + and_more(
-        undecided.count() if len(shown_alerts) == ALERTS_LISTED else 0, "audiences made anew", list_url(Audience)
+        take_over.undecided().count() if shown_alerts else 0, "audiences made anew", list_url(Audience)
     )
 
 

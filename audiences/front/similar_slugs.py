@@ -24,7 +24,9 @@ def alerts(request: HttpRequest) -> list[Alert]:
             tone="held",
             todo="An id in ODP never changes. For a better one, create the audience anew in Lytics under a slug with"
             " letters from a to z. If whoever uses them in ODP knows them apart, press Keep both.",
-            buttons=verbs.buttons(page(Audience), request, audience, back=here, only=("keep-both",)),
+            buttons=verbs.buttons(
+                page(Audience), request, audience, back=here, only=("keep-both",), known_offered=True
+            ),
         )
         for audience, holder in pairs[:ALERTS_LISTED]
     ]

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, QuerySet, Subquery
 from django.utils.timezone import now
 
 from audiences.delivery import holds, provision
@@ -24,6 +24,17 @@ def undecided() -> QuerySet[Audience]:
     """Audiences with the slug of an older audience of their install, for which no person has chosen yet."""
     older = Audience.objects.filter(install=OuterRef("install"), latest_slug=OuterRef("latest_slug"))
     return Audience.objects.filter(Exists(older.filter(pk__lt=OuterRef("pk"))), slug_settled_at=None)
+
+
+def undecided_pairs(limit: int) -> list[tuple[Audience, Audience]]:
+    """The first undecided audiences, each with the older audience of its slug: two queries for any number of pairs."""
+    same = Audience.objects.filter(
+        install=OuterRef("install"), latest_slug=OuterRef("latest_slug"), pk__lt=OuterRef("pk")
+    )
+    older_ids = undecided().annotate(older_id=Subquery(same.order_by("-pk").values("pk")[:1]))
+    new = list(older_ids.select_related("install", "lane").order_by("pk")[:limit])
+    old = Audience.objects.in_bulk([audience.older_id for audience in new])
+    return [(audience, old[audience.older_id]) for audience in new if audience.older_id in old]
 
 
 def older(audience: Audience) -> Audience | None:
