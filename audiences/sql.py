@@ -7,13 +7,14 @@ are not sent to PostgreSQL. See docs/decisions/0031-sql-files.md.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
+from django.db.models import BooleanField
 from django.db.models.expressions import RawSQL
 
 from audiences import prepared_statements
@@ -71,8 +72,19 @@ class Statement(Generic[Row]):
 
     def subquery(self, **values: Any) -> RawSQL:
         """The statement as an expression of the ORM, whose parameters are positional."""
-        names = _PARAMETER.findall(self.text)
-        return RawSQL(_PARAMETER.sub("%s", self.text), [values[name] for name in names])  # noqa: S611 — no user's text
+        return self._expression(None, values)
+
+    def condition(self, columns: Mapping[str, str], **values: Any) -> RawSQL:
+        """The statement, which returns one boolean, as a filter of the ORM.
+
+        ``columns`` are the parameters that are columns of the outer query, with their names in SQL.
+        """
+        text = _PARAMETER.sub(lambda found: columns.get(found[1], found[0]), self.text)
+        return replace(self, text=text)._expression(BooleanField(), values)
+
+    def _expression(self, output_field: "BooleanField[Any, Any] | None", values: dict[str, Any]) -> RawSQL:
+        parameters = [values[name] for name in _PARAMETER.findall(self.text)]
+        return RawSQL(_PARAMETER.sub("%s", self.text), parameters, output_field)  # noqa: S611 — no user's text
 
     def replace(self, old: str, new: str) -> "Statement[Row]":
         """The statement with another text, for mutation tests and benchmarks. ``old`` must be in the present text."""

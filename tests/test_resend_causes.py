@@ -1,11 +1,16 @@
 """Every run and delivery shows its cause, and resent events aren't counted as delivered twice."""
 
+import csv
+import io
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 
+from audiences.admin import csv_file, filters
 from audiences.front import charts
 from audiences.insight import rollup
 from audiences.models import Again, Audience, Delivery, Event, Install, Minute, Receipt, Run
@@ -179,3 +184,54 @@ def test_runs_of_an_install_are_found_beside_every_other_filter(shop: Install, g
     for query in queries:
         found = person.get("/admin/audiences/run/", {"install": str(shop.pk), **query}).context["cl"].result_list
         assert [run.pk for run in found] == [wanted.pk], query
+
+
+def test_a_download_contains_all_rows_of_a_cause_and_of_an_audience_and_the_page_says_what_it_leaves_out(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page looks at one range and one run here. Two causes alternate, in pieces of two rows."""
+    for at in (10, 20, 30):
+        happen(gold, (f"cleo {at}", "enter", at))
+        drain_all(shop)
+        resync(shop, gold)
+        drain_all(shop)
+    monkeypatch.setattr(resend_causes, "NEWEST_RANGES", 1)
+    monkeypatch.setattr(filters, "COUNTED", 1)
+    monkeypatch.setattr(csv_file, "ROWS", 2)
+    resent = list(
+        Run.objects.order_by("-pk").filter(pk__in=[run.pk for run in Run.objects.all() if "resync" in cause_of(run)])
+    )
+    assert len(resent) >= 3
+    person = someone("viewer")
+    for model, wanted in (("run", [run.pk for run in resent]), ("delivery", [run.delivery_id for run in resent])):
+        page = person.get(f"/admin/audiences/{model}/?because=resync")
+        assert len(page.context["cl"].result_list) < len(wanted)
+        assert "The CSV file contains all of them." in page.content.decode()
+        answer: Any = person.post(f"/admin/audiences/{model}/csv/?because=resync")
+        rows = list(csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode())))
+        assert len(rows) == len(wanted)
+        assert {row["because_of"].partition(" ")[0] for row in rows} == {"resync"}
+        of_nothing: Any = person.post(f"/admin/audiences/{model}/csv/?because=leave")
+        assert b"".join(of_nothing.streaming_content).count(b"\n") == 1
+    everything: Any = person.post("/admin/audiences/delivery/csv/?audience=gold")
+    assert b"".join(everything.streaming_content).count(b"\n") == 1 + Delivery.objects.count()
+
+
+def test_a_page_that_shows_all_runs_of_a_cause_has_no_note(shop: Install, gold: Audience) -> None:
+    resync(shop, gold)
+    drain_all(shop)
+    page = someone("viewer").get("/admin/audiences/run/?because=resync").content.decode()
+    assert "The CSV file contains all" not in page
+
+
+def test_the_causes_of_a_page_of_runs_are_looked_up_once(shop: Install, gold: Audience) -> None:
+    person = someone("viewer")
+
+    def lookups() -> int:
+        with CaptureQueriesContext(connection) as seen:
+            person.get("/admin/audiences/run/")
+        return sum("run.id AS run_id" in query["sql"] for query in seen.captured_queries)
+
+    resync(shop, gold)
+    drain_all(shop)
+    assert lookups() == 1

@@ -15,10 +15,9 @@ from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience
 from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
 
-# The newest runs of an audience whose deliveries its list shows.
-RUNS_OF_AN_AUDIENCE = 5_000
-
 PER_PAGE = 50
+# Lists count their rows up to 10,000. They read this number of rows at most to count.
+COUNTED = 10_001
 OUTCOME, AUDIENCE, HOUR = "outcome", "audience", "hour"
 
 
@@ -53,24 +52,33 @@ class OutcomeFilter(admin.SimpleListFilter):
 
 
 class BecauseOf(admin.SimpleListFilter):
-    """By what caused a run or a delivery: the latest of that cause, see ``again.runs_because_of``.
+    """By what caused a run or a delivery. A page shows the newest of a cause, and a download (POST) all of them.
 
     There is no choice of what Lytics caused: that is nearly all of it, and the list without a filter.
     """
 
     title = "because of"
     parameter_name = "because"
+    # What the list says below its rows.
+    note = ""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [(cause.value, str(cause.label)) for cause in Again.Cause]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() not in Again.Cause.values:
+        cause = str(self.value())
+        if cause not in Again.Cause.values:
             return queryset
-        runs = resend_causes.runs_because_of(str(self.value()))
+        if request.method == "POST":
+            if queryset.model is Run:
+                return resend_causes.all_runs_because_of(queryset, cause)
+            return resend_causes.all_deliveries_because_of(queryset, cause)
+        runs = resend_causes.runs_because_of(cause)
+        if resend_causes.has_more_than_its_newest_runs(cause):
+            self.note = "Only the newest rows of this cause are listed. The CSV file contains all of them."
         if queryset.model is Run:
             return queryset.filter(pk__in=runs)
-        return queryset.filter(pk__in=list(Run.objects.filter(pk__in=runs).values_list("delivery_id", flat=True)))
+        return queryset.filter(pk__in=Run.objects.filter(pk__in=runs).values("delivery_id"))
 
 
 class SlowerThan(admin.SimpleListFilter):
@@ -110,6 +118,12 @@ class Hour(admin.SimpleListFilter):
         if start is None:
             return queryset
         return queryset.filter(**{f"{self.field}__gte": start, f"{self.field}__lt": start + timedelta(hours=1)})
+
+
+def rows_up_to_page(request: HttpRequest) -> int:
+    """The rows of a list up to the page that was requested, and one more, which shows that another page follows."""
+    page = request.GET.get(PAGE_VAR, "")
+    return (int(page[:4]) if page.isdecimal() else 1) * PER_PAGE + 1
 
 
 def hour_of(text: str | None) -> datetime | None:
@@ -164,8 +178,10 @@ class ByAudience(TypedFilter):
         if queryset.model is Run:
             return queryset.filter(audience__in=self.meant())
         runs = ended(Run.objects.filter(audience__in=self.meant(), delivery__isnull=False), request.GET.get(OUTCOME))
-        latest = runs.order_by("-id").values_list("delivery_id", flat=True)[:RUNS_OF_AN_AUDIENCE]
-        return queryset.filter(pk__in=list(latest))
+        if request.method != "POST":
+            # Enough for this page and for its count. A download, which is a POST, contains all.
+            runs = runs.order_by("-id")[: max(COUNTED, rows_up_to_page(request))]
+        return queryset.filter(pk__in=runs.values("delivery_id"))
 
 
 _NEWEST_RUNS = sql.beside(__file__).for_models("newest_runs")
@@ -187,6 +203,4 @@ class InstallOfRun(admin.SimpleListFilter):
         # The newest runs of each audience are enough for a page only if nothing else narrows them.
         if request.method == "POST" or not set(request.GET) <= {self.parameter_name, PAGE_VAR}:
             return queryset.filter(audience__install=int(value))
-        page = request.GET.get(PAGE_VAR, "")
-        rows = (int(page[:4]) if page.isdecimal() else 1) * PER_PAGE + 1
-        return queryset.filter(pk__in=_NEWEST_RUNS.subquery(runs=rows, install=int(value)))
+        return queryset.filter(pk__in=_NEWEST_RUNS.subquery(runs=rows_up_to_page(request), install=int(value)))

@@ -133,7 +133,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
 
     @admin.display(description="because of")
     def because(self, run: Run) -> str:
-        cause_of: str | None = getattr(run, "told", None)
+        cause_of: str | None = getattr(run, "cause_of", None)
         return resend_causes.causes([run])[run.pk] if cause_of is None else cause_of
 
     @admin.display(description="delivery")

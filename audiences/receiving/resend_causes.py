@@ -7,9 +7,11 @@ is sent again; receiving a call writes none and reads none.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from django.db.models import QuerySet
+
 from audiences import sql
 from audiences.annotations import required
-from audiences.models import Again, Audience, Event, Run
+from audiences.models import Again, Audience, Delivery, Event, Run
 
 # A delivery holds up to as many runs as items; the first ones say enough about it.
 RUNS_OF_A_DELIVERY = 20
@@ -27,6 +29,8 @@ _SQL = sql.beside(__file__)
 _OF_RUNS = _SQL.for_models("ranges_of_runs")
 _RUNS_OF_DELIVERIES = _SQL.for_models("runs_of_deliveries")
 _OF_EVENTS = _SQL.for_models("ranges_of_events")
+_RUN_HAS_CAUSE = _SQL.for_models("run_has_cause")
+_DELIVERY_HAS_CAUSE = _SQL.for_models("delivery_has_cause")
 _RUNS_OF_A_CAUSE = _SQL.query("runs_of_cause", Found._make)
 
 
@@ -92,8 +96,28 @@ def causes_of_events(events: Iterable[Event]) -> dict[tuple[int, int], str]:
     return {(required(one, "of_audience", int), required(one, "of_sequence", int)): words(one) for one in found}
 
 
+def has_more_than_its_newest_runs(cause: str) -> bool:
+    """Whether ``runs_because_of`` may leave out runs of that cause."""
+    ranges = Again.objects.filter(cause=cause).order_by("-id")[: NEWEST_RANGES + 1].count()
+    return ranges > NEWEST_RANGES or len(runs_because_of(cause)) >= NEWEST_RUNS
+
+
+def all_runs_because_of(runs: QuerySet[Run], cause: str) -> QuerySet[Run]:
+    """Those of the given runs that have events of that cause. It may read all runs of the audiences with that cause."""
+    audiences = Again.objects.filter(cause=cause).values("audience")
+    has_cause = _RUN_HAS_CAUSE.condition({"run": "audiences_run.id"}, cause=cause)
+    return runs.filter(has_cause, audience__in=audiences)
+
+
+def all_deliveries_because_of(deliveries: QuerySet[Delivery], cause: str) -> QuerySet[Delivery]:
+    """Those of the given deliveries that have events of that cause. It may read all deliveries of the installs."""
+    installs = Again.objects.filter(cause=cause).values("audience__install")
+    has_cause = _DELIVERY_HAS_CAUSE.condition({"delivery": "audiences_delivery.id"}, cause=cause)
+    return deliveries.filter(has_cause, install__in=installs)
+
+
 def runs_because_of(cause: str) -> list[int]:
-    """The newest runs with events of that cause."""
+    """The newest runs with events of that cause: those of its newest ranges."""
     runs = _RUNS_OF_A_CAUSE.run(cause=cause, ranges=NEWEST_RANGES, runs=NEWEST_RUNS).all()
     return [run.id for run in runs]
 

@@ -54,3 +54,30 @@ CROSS JOIN LATERAL (
     ) AS near WHERE near.last_sequence >= newest.first_sequence)
 ) AS run
 ORDER BY run.id DESC LIMIT %(runs)s
+
+-- name: run_has_cause
+-- Whether a range of a cause overlaps a Run.
+SELECT EXISTS (
+    SELECT FROM audiences_run AS run
+    CROSS JOIN LATERAL (
+        SELECT later.cause, later.first_sequence FROM audiences_again AS later
+        WHERE later.audience_id = run.audience_id AND later.last_sequence >= run.first_sequence
+        ORDER BY later.last_sequence
+        -- The ranges don't overlap, so no more of them than the Run has events can overlap it.
+        LIMIT run.last_sequence - run.first_sequence + 1
+    ) AS near
+    WHERE run.id = %(run)s AND near.cause = %(cause)s AND near.first_sequence <= run.last_sequence
+)
+
+-- name: delivery_has_cause
+-- The same for any Run of a Delivery.
+SELECT EXISTS (
+    SELECT FROM audiences_run AS run
+    CROSS JOIN LATERAL (
+        SELECT later.cause, later.first_sequence FROM audiences_again AS later
+        WHERE later.audience_id = run.audience_id AND later.last_sequence >= run.first_sequence
+        ORDER BY later.last_sequence
+        LIMIT run.last_sequence - run.first_sequence + 1
+    ) AS near
+    WHERE run.delivery_id = %(delivery)s AND near.cause = %(cause)s AND near.first_sequence <= run.last_sequence
+)
