@@ -24,7 +24,7 @@ from audiences import prepared_statements, sessions, sql
 from audiences.models import Again, Audience, FutureTime, Install
 from audiences.receiving import audience_lookup, identifier_lists, parking, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
-from audiences.receiving.group_commit import GroupCommit
+from audiences.receiving.group_commit import GroupCommit, GroupLostError
 from audiences.wake import wake
 from lytics import bodies, messages, payload, reasons, times
 from lytics.facts import NAME_BYTES, Fact, Reading, SetAside
@@ -185,8 +185,18 @@ def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName
         stored = _store_plain([plain])
         received.receipt = stored[0] if stored else None
     else:
-        received.receipt = _groups.store(install.pk, plain, size=received.queued)
+        received.receipt = _store_in_group(plain, size=received.queued)
     return None if received.receipt is None else received
+
+
+def _store_in_group(plain: _Plain, *, size: int) -> int | None:
+    try:
+        return _groups.store(plain.install.pk, plain, size=size)
+    except GroupLostError:
+        # PostgreSQL may be frozen. The next statement then needs a new session, for which one thread of the process
+        # waits; on this session it would wait for DATABASE_WEB_SECONDS, and the next group with it.
+        connection.close()
+        raise
 
 
 def _store_plain(calls: Sequence[_Plain]) -> list[int] | None:
