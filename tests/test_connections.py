@@ -126,7 +126,7 @@ def test_a_migration_stops_no_web_process(install: Install, tmp_path: Path) -> N
 def test_each_web_process_is_warm_before_its_first_call(account: Account, tmp_path: Path) -> None:
     web = Web(tmp_path, DATABASE_URL=account.url)
     try:
-        eventually(lambda: account.has_run("%WITH grown AS%") == len(web.workers()) == 2)
+        eventually(lambda: account.has_run("%grown AS MATERIALIZED%") == len(web.workers()) == 2)
         assert "not warmed up" not in web.log.read_text(encoding="utf-8")
     finally:
         web.stop()

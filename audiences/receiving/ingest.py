@@ -142,8 +142,19 @@ def receive_unchecked(
 
 
 def _wake_for(received: Received, install: Install) -> None:
-    if received.queued:
+    """Send the hint after the commit. It needs no session: the thread of a call whose leader stored it may have none.
+
+    ``on_commit`` would open one, and with no session free, a stored call would be answered 503.
+    """
+    if not received.queued:
+        return
+    if connection.in_atomic_block:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
+        return
+    try:
+        wake(install.pk)
+    except Exception:
+        log.exception("a wake-up failed; the sweep finds the events", install=install.name)
 
 
 def rehearse() -> None:

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.db import transaction
+import structlog
+from django.db import Error, transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
 from audiences import sql
 from audiences.encryption import Unreadable
 from audiences.models import Install, Token
+
+log = structlog.get_logger(__name__)
 
 PREFIX = "lysync_"
 # Seconds between updates of a token's last use: exact enough for a page, and most calls need no write.
@@ -106,11 +109,14 @@ def _secret(authorization: str) -> str:
 
 
 def note_use(token: Token, *, source: str | None) -> None:
-    """Write down that the token was used, at most once a minute and process."""
+    """Record that the token was used, at most once a minute and process. The call is stored, so no error is raised."""
     if time.monotonic() - _noted.get(token.pk, -USE_NOTED_EVERY) < USE_NOTED_EVERY:
         return
     _noted[token.pk] = time.monotonic()
-    Token.objects.filter(pk=token.pk).update(last_used_at=now(), last_used_from=source)
+    try:
+        Token.objects.filter(pk=token.pk).update(last_used_at=now(), last_used_from=source)
+    except Error as error:
+        log.warning("use of a token not recorded", token=token.pk, reason=type(error).__name__)
 
 
 def ending(token: Token) -> str:
