@@ -13,6 +13,7 @@ IDENTITY is the user that the program runs as:
 
 import ctypes
 import os
+import signal
 import sys
 
 CLONE_NEWUSER = 0x10000000
@@ -55,6 +56,9 @@ def die_with(parent: int, signal_number: int) -> None:
 
 def main() -> None:
     parent, signal_number, identity, *command = sys.argv[1:]
+    # Until exec, Python would turn an interrupt into an exit with code 1, which looks like a failed program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         become(identity)
         die_with(int(parent), int(signal_number))  # last: a change of credentials clears it

@@ -220,14 +220,19 @@ class Fleet:
 def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]) -> Process:
     """Start a program in a new session: Ctrl-C then reaches only the runner, which stops the programs in order."""
     launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.orphan_signal))]
-    return subprocess.Popen(  # noqa: S603 — the commands are the runner's own
-        [*launch, program.identity, *program.command],
-        env={**env, **program.env},
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-    )
+    # The child inherits the mask, and launch.py lets interrupts through once they end it as any other signal does.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(  # noqa: S603 — the commands are the runner's own
+            [*launch, program.identity, *program.command],
+            env={**env, **program.env},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ended_by_itself(code: int) -> bool:
