@@ -6,7 +6,7 @@ import json
 import re
 import tracemalloc
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences import masked_answers, request_bodies
-from audiences.admin import csv_file
+from audiences.admin import csv_file, filters, pages
 from audiences.admin.runs_chart import chart
-from audiences.models import Audience, Delivery, Install, Receipt, Run
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Resend, Run, Token
 from odp.client import Client as Odp
 from odp.mechanisms import MECHANISMS, Attribute, Change, Mechanism, encode, membership_in
 from tests.delivering import drain_all, enter, happen, make_audience, make_install, sandbox
@@ -301,6 +301,108 @@ def test_the_box_for_an_audience_keeps_the_other_filters_and_lists_no_audience(
     box = page[page.index('class="ls-typed"') :].split("</form>")[0]
     assert '<input type="hidden" name="outcome" value="failed">' in box
     assert "lytics_gold" not in box
+
+
+# --- sorting --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "column"),
+    [("run", "opened"), ("delivery", "opened"), ("delivery", "delivery"), ("receipt", "received"),
+     ("receipt", "call"), ("parked", "item"), ("parked", "parked_"), ("resend", "asked")],
+)  # fmt: skip
+def test_a_list_sorts_by_its_number_and_time_in_both_directions(
+    viewer: Client, shop: Install, gold: Audience, model: str, column: str
+) -> None:
+    at = datetime(2026, 1, 31, 14, tzinfo=UTC)
+    for hours in range(3):
+        then = at + timedelta(minutes=hours)
+        of = delivery(shop, opened_at=then)
+        run(gold, of, hours + 1, opened_at=then)
+        Receipt.objects.create(install=shop, bytes=1, messages=1, queued=1, parked=0, skipped=0, received_at=then)
+        Parked.objects.create(install=shop, reason="not_json", parked_at=then)
+        Resend.objects.create(install=shop, kind="release", parked_reason=f"r{hours}", by="kim", total=1, asked_at=then)
+    columns = viewer.get(address(f"{model}_changelist")).context["cl"].list_display
+    place = columns.index(column)
+    narrowed: list[dict[str, str]] = [{}]
+    if model in ("run", "delivery", "receipt"):
+        narrowed.append({"hour": f"{at:%Y-%m-%dT%H}"})
+    if model in ("run", "delivery"):
+        narrowed.append({"audience": "gold"})
+    if model == "run":
+        narrowed.append({"install": str(shop.pk)})
+    for query in narrowed:
+        upward = ids(viewer, model, o=str(place), **query)
+        assert len(upward) == 3, query
+        assert upward == sorted(upward), query
+        assert ids(viewer, model, o=f"-{place}", **query) == upward[::-1], query
+    page = viewer.get(address(f"{model}_changelist")).content.decode()
+    assert f"?o={place}" in page or f"?o=-{place}" in page
+
+
+def test_the_oldest_rows_come_first_also_if_a_page_reads_only_some(
+    viewer: Client, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filters, "COUNTED", 1)
+    made = [run(gold, delivery(shop), number) for number in range(1, 61)]
+    for model, query in (("run", {"install": str(shop.pk)}), ("delivery", {"audience": "gold"})):
+        assert ids(viewer, model, o="6", **query)[0] == min(
+            one.pk if model == "run" else one.delivery_id or 0 for one in made
+        )
+
+
+def test_deliveries_of_an_audience_are_found_in_an_hour_before_its_newest_runs(
+    viewer: Client, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filters, "COUNTED", 1)
+    old = delivery(shop, opened_at=datetime(2026, 1, 31, 14, tzinfo=UTC))
+    for number, of in enumerate([old, *(delivery(shop) for _ in range(60))], start=1):
+        run(gold, of, number)
+    assert ids(viewer, "delivery", audience="gold", hour="2026-01-31T14") == [old.pk]
+
+
+def test_a_file_is_whole_however_the_page_is_sorted(
+    viewer: Client, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_file, "ROWS", 3)
+    made = [delivery(shop, opened_at=datetime(2026, 1, 31, 14, minute, tzinfo=UTC)).pk for minute in range(8)]
+    for query in ("o=6", "o=-6", "o=6&hour=2026-01-31T14", "o=-6&hour=2026-01-31T14"):
+        rows = rows_of(viewer.post(f"{address('delivery_csv')}?{query}"))
+        assert [int(row["delivery"]) for row in rows] == made[::-1], query
+
+
+def test_tokens_sort_by_every_column(viewer: Client, shop: Install) -> None:
+    def token(name: str, **values: Any) -> str:
+        Token.objects.create(install=shop, slot=1, name=name, digest=name, secret="s", **values)
+        return name
+
+    at = datetime(2026, 1, 31, tzinfo=UTC)
+    Token.objects.all().delete()
+    names = [
+        token("d", revoked_at=at, created_at=at, last_used_at=at, last_used_from="10.0.0.4"),
+        token("C", expires_at=at, created_at=at - timedelta(1), last_used_at=at - timedelta(1),
+              last_used_from="10.0.0.3"),
+    ]  # fmt: skip
+    Token.objects.filter(name="C").update(slot=2)
+    names.append(token("b", created_at=at - timedelta(2), last_used_at=at - timedelta(2), last_used_from="10.0.0.2"))
+    cl = viewer.get(address("token_changelist")).context["cl"]
+    assert list(cl.sortable_by) == list(cl.list_display)
+    for place, column in enumerate(cl.list_display):
+        found = viewer.get(address("token_changelist"), {"o": str(place)}).context["cl"].result_list
+        if column != "install":
+            assert [one.name for one in found] == names[::-1], column
+
+
+@pytest.mark.parametrize(("rows", "words"), [(2, "2 in all"), (3, "3 in all"), (4, "more than 3"), (9, "more than 3")])
+def test_a_list_counts_its_rows_up_to_a_bound(
+    viewer: Client, shop: Install, gold: Audience, rows: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (filters, pages):
+        monkeypatch.setattr(module, "COUNTED", 4)
+    for number in range(1, rows + 1):
+        run(gold, delivery(shop), number)
+    for model, query in (("run", ""), ("run", f"?install={shop.pk}"), ("delivery", ""), ("delivery", "?audience=gold")):
+        assert f"<span>{words}</span>" in viewer.get(address(f"{model}_changelist") + query).content.decode()
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------

@@ -207,6 +207,7 @@ def test_a_download_contains_all_rows_of_a_cause_and_of_an_audience_and_the_page
         page = person.get(f"/admin/audiences/{model}/?because=resync")
         assert len(page.context["cl"].result_list) < len(wanted)
         assert "The CSV file contains all of them." in page.content.decode()
+        assert "<span>at least 1</span>" in page.content.decode()
         answer: Any = person.post(f"/admin/audiences/{model}/csv/?because=resync")
         rows = list(csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode())))
         assert len(rows) == len(wanted)

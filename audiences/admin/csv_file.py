@@ -39,9 +39,9 @@ def download(admin: "OperatorAdmin[Any]", request: HttpRequest) -> HttpResponseB
     except IncorrectLookupParameters:
         return HttpResponseRedirect("..")
     _note(request, admin, request.META.get("QUERY_STRING", ""))
-    queryset = changelist.get_queryset(request)
-    if not admin.time_field:
-        queryset = queryset.order_by("-pk")  # pieces continue by id, not by the sorting of the page
+    # Newest first however the page is sorted: pieces continue by id, or by time and id.
+    newest_first = admin.get_ordering(request) if admin.time_field else ("-pk",)
+    queryset = changelist.get_queryset(request).order_by(*newest_first)
     name = f"{admin.opts.verbose_name_plural}-{now():%Y-%m-%dT%H%M%SZ}.csv".replace(" ", "-")
     return StreamingHttpResponse(
         lines(admin.csv_columns, queryset, time_field=_sorted_by(queryset), finish=admin.csv_piece),

@@ -1,6 +1,7 @@
 """Deliveries: every request to ODP, what it carried and what came back."""
 
 import json
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
@@ -64,6 +65,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
     verbs = (Reveal(),)
     empty_words = "Nothing has been sent to ODP yet."
     list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "because", "install_link")
+    sortable_by = ("delivery", "opened")
     list_filter = (OutcomeFilter, ByAudience, SlowerThan, "install", BecauseOf, Hour)
     time_field = "opened_at"
     csv_columns = (
@@ -104,6 +106,12 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
         """Without what went out: it is long, and read on the page of one delivery alone."""
         return super().get_queryset(request).defer("request", "answer")
 
+    def get_paginator(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        paginator: Any = super().get_paginator(request, *args, **kwargs)
+        if ByAudience.alone(request):
+            paginator.quick_count = partial(ByAudience.count_deliveries, request)
+        return paginator
+
     def csv_piece(self, rows: list[list[Any]]) -> None:
         place = [source for _, source in self.csv_columns].index("reason")
         masked = masked_answers.reasons({row[0]: row[place] for row in rows})
@@ -141,7 +149,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
             ),
         }
 
-    @admin.display(description="delivery")
+    @admin.display(description="delivery", ordering="id")
     def delivery(self, delivery: Delivery) -> SafeString | str:
         return link(delivery, f"{delivery.pk:,}")
 
@@ -178,7 +186,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
     def status_(self, delivery: Delivery) -> str:
         return str(delivery.status or "none")
 
-    @admin.display
+    @admin.display(ordering="id")
     def opened(self, delivery: Delivery) -> Any:
         return ago(delivery.opened_at)
 

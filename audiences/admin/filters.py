@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib import admin
-from django.contrib.admin.views.main import PAGE_VAR
+from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.timezone import now
@@ -120,6 +120,16 @@ class Hour(admin.SimpleListFilter):
         return queryset.filter(**{f"{self.field}__gte": start, f"{self.field}__lt": start + timedelta(hours=1)})
 
 
+def is_oldest_first(request: HttpRequest, model_admin: Any) -> bool:
+    """Whether a list whose columns sort by number has its oldest rows first. Django ignores any other column."""
+    for part in request.GET.get(ORDER_VAR, "").split("."):
+        _, way, place = part.rpartition("-")
+        columns = list(model_admin.get_list_display(request))
+        if place.isdecimal() and int(place[:3]) < len(columns) and columns[int(place[:3])] in model_admin.sortable_by:
+            return not way
+    return False
+
+
 def rows_up_to_page(request: HttpRequest) -> int:
     """The rows of a list up to the page that was requested, and one more, which shows that another page follows."""
     page = request.GET.get(PAGE_VAR, "")
@@ -169,6 +179,22 @@ class ByAudience(TypedFilter):
     parameter_name = AUDIENCE
     placeholder, no_choice = "slug or ODP id", "All audiences"
 
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any) -> None:
+        self.oldest_first = is_oldest_first(request, model_admin)
+        super().__init__(request, params, model, model_admin)
+
+    @classmethod
+    def alone(cls, request: HttpRequest) -> bool:
+        """Whether a list is narrowed by this and by nothing else."""
+        typed = request.GET.get(cls.parameter_name, "").strip()
+        return bool(typed) and set(request.GET) <= {cls.parameter_name, PAGE_VAR, ORDER_VAR}
+
+    @classmethod
+    def count_deliveries(cls, request: HttpRequest) -> int:
+        """The bounded count of the deliveries of an audience: each has one run of it."""
+        audiences = named(request.GET[cls.parameter_name].strip())
+        return Run.objects.filter(audience__in=audiences, delivery__isnull=False).order_by("-id")[:COUNTED].count()
+
     def meant(self) -> list[int]:
         return named((self.value() or "").strip())
 
@@ -178,13 +204,35 @@ class ByAudience(TypedFilter):
         if queryset.model is Run:
             return queryset.filter(audience__in=self.meant())
         runs = ended(Run.objects.filter(audience__in=self.meant(), delivery__isnull=False), request.GET.get(OUTCOME))
-        if request.method != "POST":
-            # Enough for this page and for its count. A download, which is a POST, contains all.
-            runs = runs.order_by("-id")[: max(COUNTED, rows_up_to_page(request))]
+        # A part of the runs is enough for a page and its count only if nothing else narrows them.
+        if request.method != "POST" and set(request.GET) <= {AUDIENCE, OUTCOME, PAGE_VAR, ORDER_VAR}:
+            order = "id" if self.oldest_first else "-id"
+            runs = runs.order_by(order)[: max(COUNTED, rows_up_to_page(request))]
         return queryset.filter(pk__in=runs.values("delivery_id"))
 
 
-_NEWEST_RUNS = sql.beside(__file__).for_models("newest_runs")
+_SQL = sql.beside(__file__)
+_NEWEST_RUNS = _SQL.for_models("newest_runs")
+_OLDEST_RUNS = _SQL.for_models("oldest_runs")
+
+
+class Counted(NamedTuple):
+    rows: int
+
+
+_COUNT_RUNS = _SQL.query("count_runs", Counted._make)
+
+
+def is_only_by_install(request: HttpRequest) -> bool:
+    """Whether a page of runs is narrowed by their install and by nothing else."""
+    value = request.GET.get(InstallOfRun.parameter_name, "")
+    return value.isdecimal() and set(request.GET) <= {InstallOfRun.parameter_name, PAGE_VAR, ORDER_VAR}
+
+
+def count_runs(install: int) -> int:
+    """The bounded count of the runs of an install."""
+    found = _COUNT_RUNS.run(install=install, bound=COUNTED).one()
+    return found.rows if found else 0
 
 
 class InstallOfRun(admin.SimpleListFilter):
@@ -192,6 +240,10 @@ class InstallOfRun(admin.SimpleListFilter):
 
     title = "install"
     parameter_name = "install"
+
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any) -> None:
+        self.oldest_first = is_oldest_first(request, model_admin)
+        super().__init__(request, params, model, model_admin)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [(str(pk), name) for pk, name in Install.objects.values_list("pk", "name")]
@@ -201,6 +253,7 @@ class InstallOfRun(admin.SimpleListFilter):
         if not value.isdecimal():
             return queryset
         # The newest runs of each audience are enough for a page only if nothing else narrows them.
-        if request.method == "POST" or not set(request.GET) <= {self.parameter_name, PAGE_VAR}:
+        if request.method == "POST" or not is_only_by_install(request):
             return queryset.filter(audience__install=int(value))
-        return queryset.filter(pk__in=_NEWEST_RUNS.subquery(runs=rows_up_to_page(request), install=int(value)))
+        statement = _OLDEST_RUNS if self.oldest_first else _NEWEST_RUNS
+        return queryset.filter(pk__in=statement.subquery(runs=rows_up_to_page(request), install=int(value)))

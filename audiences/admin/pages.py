@@ -1,9 +1,9 @@
-"""What the pages share: lists that never count, read-only history, pills, links and masks."""
+"""What the pages share: lists with a bounded count, read-only history, pills, links and masks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib.admin import ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -20,15 +20,17 @@ from django.utils.text import capfirst
 from django.utils.timezone import now
 
 from audiences.admin import csv_file, verbs
-from audiences.admin.filters import HOUR, PER_PAGE, hour_of
+from audiences.admin.filters import COUNTED, HOUR, PER_PAGE, hour_of
 from audiences.insight import trials
 from audiences.insight.state import State
 from audiences.models import Receipt
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as UnfoldModelAdmin
+    from django.contrib.admin.views.main import ChangeList
 else:
     from unfold.admin import ModelAdmin as _ModelAdmin
+    from unfold.views import ChangeList
 
     class UnfoldModelAdmin(_ModelAdmin):
         def __class_getitem__(cls, _: Any) -> type:
@@ -43,10 +45,16 @@ LAST_PAGE = 500
 
 # unfold's header looks for this class name before it shows a count.
 class InfinitePaginator(Paginator):  # type: ignore[type-arg]
-    """A paginator without a count: one row more than the page size shows whether there is another page."""
+    """A paginator without a full count: one row more than the page size shows whether there is another page.
+
+    Its rows are counted up to 10,000, for people. Pages are numbered without that count.
+    """
 
     template_name = "audiences/pagination.html"
     more = False
+    # A quicker count of the same rows, for lists that need one; and whether the list leaves rows out.
+    quick_count: Callable[[], int] | None = None
+    is_cut = False
 
     @cached_property
     def count(self) -> int:
@@ -59,6 +67,20 @@ class InfinitePaginator(Paginator):  # type: ignore[type-arg]
         self.more = len(rows) > self.per_page and number < LAST_PAGE
         return _Page(rows[: self.per_page], number, self)
 
+    @cached_property
+    def total(self) -> int:
+        """Sorted like the list, so that the same index is read, without the rows themselves where it can be."""
+        if self.quick_count is not None:
+            return self.quick_count()
+        rows: Any = self.object_list
+        return int(rows[:COUNTED].count())
+
+    @property
+    def total_in_words(self) -> str:
+        if self.total >= COUNTED:
+            return up_to_bound(self.total)
+        return f"at least {self.total:,}" if self.is_cut else f"{self.total:,} in all"
+
 
 class CountedPaginator(InfinitePaginator):
     """For tables of thousands of rows at most, which say how many rows match."""
@@ -66,6 +88,10 @@ class CountedPaginator(InfinitePaginator):
     @cached_property
     def total(self) -> int:
         return int(self.object_list.count())  # type: ignore[attr-defined]
+
+    @property
+    def total_in_words(self) -> str:
+        return f"{self.total:,} in all"
 
 
 class _Page(Page):  # type: ignore[type-arg]
@@ -126,7 +152,7 @@ class OperatorAdmin(WithButtons, SafeList, UnfoldModelAdmin[M]):
     show_facets = ShowFacets.NEVER
     list_per_page = PER_PAGE
     list_filter_sheet = False
-    # Lists aren't counted, so "select all N" can't be offered.
+    # Lists aren't counted in full, so "select all N" can't be offered.
     list_disable_select_all = True
     list_display_links: Any = None
     actions: Any = None
@@ -148,6 +174,7 @@ class OperatorAdmin(WithButtons, SafeList, UnfoldModelAdmin[M]):
         """The theme shows ``result_count`` beside the title if it isn't the full one; here it is a bound, no count."""
         changelist = super().get_changelist_instance(request)
         changelist.full_result_count = changelist.result_count
+        changelist.paginator.is_cut = any(getattr(spec, "note", "") for spec in changelist.filter_specs)
         return changelist
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
@@ -166,12 +193,27 @@ class OperatorAdmin(WithButtons, SafeList, UnfoldModelAdmin[M]):
         """May change the rows of a piece of the CSV file before they are written."""
 
 
+class HistoryList(ChangeList):
+    """A list of history. Its sortable columns sort by number, which every filter has an index for, except an hour's."""
+
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
+        ordering = super().get_ordering(request, queryset)
+        field = self.model_admin.time_field  # type: ignore[attr-defined]
+        if ordering and ordering[0] in ("id", "-id") and field and hour_of(request.GET.get(HOUR)):
+            way = "-" if ordering[0] == "-id" else ""
+            return [f"{way}{field}", f"{way}id"]
+        return ordering
+
+
 class HistoryAdmin(OperatorAdmin[M]):
-    """Rows that are never edited, newest first."""
+    """Rows that are never edited, newest first unless sorted otherwise."""
 
     ordering = ("-id",)
-    sortable_by = ()
+    sortable_by: ClassVar[tuple[str, ...]] = ()
     change_list_template = "audiences/history.html"
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return HistoryList
 
     def get_ordering(self, request: HttpRequest) -> Any:
         """An hour is found by its time. By number alone PostgreSQL would walk from the newest row back to it."""
@@ -257,6 +299,11 @@ def number(value: int | None) -> str:
 
 def count(how_many: int, what: str) -> str:
     return f"{how_many:,} {what}{'' if how_many == 1 else 's'}"
+
+
+def up_to_bound(count: int) -> str:
+    """A count that ended at ``COUNTED`` rows."""
+    return f"{count:,}" if count < COUNTED else f"more than {COUNTED - 1:,}"
 
 
 def size(count: int) -> str:

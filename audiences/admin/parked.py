@@ -80,6 +80,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
     actions = ("release_selected", "discard_selected")
     empty_words = "Nothing is parked."
     list_display = ("item", "why", "detail_", "who", "parked_", "pill", "install_link")
+    sortable_by = ("item", "parked_")
     list_filter = (Resolution, Reason, "install")
     list_select_related = ("install", "audience")
     list_before_template = "audiences/parked_groups.html"
@@ -285,7 +286,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
     # --- how it is written -----------------------------------------------------------------------------------
 
-    @admin.display
+    @admin.display(ordering="id")
     def item(self, parked: Parked) -> SafeString | str:
         return link(parked, f"{parked.pk:,}")
 
@@ -305,7 +306,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
     def who(self, parked: Parked) -> str:
         return mask(parked.identifier) or "—"
 
-    @admin.display(description="since")
+    @admin.display(description="since", ordering="id")
     def parked_(self, parked: Parked) -> Any:
         return ago(parked.parked_at)
 

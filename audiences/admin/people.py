@@ -133,6 +133,7 @@ class RoleAdmin(SafeList, UnfoldGroupAdmin):
 class LogEntryAdmin(HistoryAdmin[LogEntry]):
     title = "Who did what"
     list_display = ("when", "user", "thing", "what")
+    sortable_by = ("when",)
     list_filter = ("user", Action, Thing, Since, Until)
     search_fields = ("object_repr", "change_message", "user__username")
     search_help_text = "Part of a thing's name, of what was done or of a user's name"
@@ -158,7 +159,7 @@ class LogEntryAdmin(HistoryAdmin[LogEntry]):
         for row in rows:
             row[-1] = self.what(entries[row[-1]])
 
-    @admin.display
+    @admin.display(ordering="id")
     def when(self, entry: LogEntry) -> SafeString | str:
         return ago(entry.action_time)
 

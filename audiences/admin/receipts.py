@@ -48,6 +48,7 @@ class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
         "received",
         "install_link",
     )
+    sortable_by = ("call", "received")
     list_filter = (Verdict, "install", Hour)
     # By the primary key, or by the index of calls by install: a part of a name would read the whole table.
     search_fields = ("pk",)
@@ -83,7 +84,7 @@ class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
         install = Install.objects.filter(name__iexact=name).order_by("pk").first()
         return rows.filter(install=install) if install else rows.none()
 
-    @admin.display
+    @admin.display(ordering="id")
     def call(self, receipt: Receipt) -> SafeString | str:
         return link(receipt, f"{receipt.pk:,}")
 
@@ -111,7 +112,7 @@ class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
     def size(self, receipt: Receipt) -> str:
         return size(receipt.bytes)
 
-    @admin.display
+    @admin.display(ordering="id")
     def received(self, receipt: Receipt) -> Any:
         return ago(receipt.received_at)
 

@@ -59,6 +59,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
     )
     empty_words = "Nothing has been sent again yet."
     list_display = ("resend", "pill", "progress_", "asked", "by", "why", "install_link")
+    sortable_by = ("asked",)
     list_filter = ("kind", "install")
     fields = (
         ("kind", "pill"),
@@ -87,7 +88,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
     def progress_(self, resend: Resend) -> str:
         return progress(resend)
 
-    @admin.display
+    @admin.display(ordering="id")
     def asked(self, resend: Resend) -> Any:
         return ago(resend.asked_at)
 

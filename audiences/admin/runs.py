@@ -1,5 +1,6 @@
 """Runs: the sync history, each unfolding to the delivery that it went out with."""
 
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
@@ -13,7 +14,16 @@ from django.utils.safestring import SafeString
 from audiences import masked_answers, request_bodies
 from audiences.admin import verbs
 from audiences.admin.deliveries import DeliverySection
-from audiences.admin.filters import BecauseOf, ByAudience, Hour, InstallOfRun, OutcomeFilter, named
+from audiences.admin.filters import (
+    BecauseOf,
+    ByAudience,
+    Hour,
+    InstallOfRun,
+    OutcomeFilter,
+    count_runs,
+    is_only_by_install,
+    named,
+)
 from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, mask, number, pill
 from audiences.insight import state
 from audiences.models import Delivery, Parked, Run
@@ -39,6 +49,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
         "because",
         "install_link",
     )
+    sortable_by = ("opened",)
     list_filter = (OutcomeFilter, ByAudience, InstallOfRun, BecauseOf, Hour)
     # By the primary key, or by the index of runs by audience: a part of a name would read the whole table.
     search_fields = ("pk",)
@@ -90,6 +101,12 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
             run.cause_of = cause_of[run.pk]
         return changelist
 
+    def get_paginator(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        paginator: Any = super().get_paginator(request, *args, **kwargs)
+        if is_only_by_install(request):
+            paginator.quick_count = partial(count_runs, int(request.GET[InstallOfRun.parameter_name]))
+        return paginator
+
     def rows_named(self, rows: QuerySet[Run], name: str) -> QuerySet[Run]:
         return rows.filter(audience__in=named(name))
 
@@ -127,7 +144,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
     def events(self, run: Run) -> str:
         return number(run.last_sequence - run.first_sequence + 1)
 
-    @admin.display
+    @admin.display(ordering="id")
     def opened(self, run: Run) -> Any:
         return ago(run.opened_at)
 

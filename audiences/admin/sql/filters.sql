@@ -9,3 +9,22 @@ CROSS JOIN LATERAL (
     SELECT id FROM audiences_run WHERE audience_id = audience.id ORDER BY id DESC LIMIT %(runs)s
 ) AS newest
 WHERE audience.install_id = %(install)s
+
+-- name: oldest_runs
+-- The oldest Runs of each audience of an install, "runs" of each at most.
+SELECT oldest.id FROM audiences_audience AS audience
+CROSS JOIN LATERAL (
+    SELECT id FROM audiences_run WHERE audience_id = audience.id ORDER BY id LIMIT %(runs)s
+) AS oldest
+WHERE audience.install_id = %(install)s
+
+-- name: count_runs
+-- The number of Runs of an install, "bound" at most. It ends as soon as it has found that many.
+SELECT count(*) AS rows FROM (
+    SELECT FROM audiences_audience AS audience
+    CROSS JOIN LATERAL (
+        SELECT id FROM audiences_run WHERE audience_id = audience.id ORDER BY id DESC LIMIT %(bound)s
+    ) AS of_audience
+    WHERE audience.install_id = %(install)s
+    LIMIT %(bound)s
+) AS found
