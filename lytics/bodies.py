@@ -1,4 +1,4 @@
-"""A body as the bytes of its messages; and why one can't be read: compressed, cut off or no JSON."""
+"""Split a body into the bytes of its messages, or give the reason: it is compressed, cut off or not JSON."""
 
 import re
 from itertools import chain, islice
@@ -11,13 +11,12 @@ from lytics.facts import MESSAGES_AT_MOST, Reading, SetAside
 from lytics.json_pieces import TextBehindError, UnclosedError, cut, cut_members, find_end, read_as
 from lytics.reasons import UnreadableError
 
-# An array with this many commas or more is cut by its brackets, because msgspec builds all elements before they are
-# counted.
+# From this number of commas on, an array is split by its brackets: msgspec would build all elements before the count.
 COMMAS_UNCOUNTED = 5_000_000
 
 
 class Pieces(NamedTuple):
-    """``messages`` are the bytes of each message; ``rest`` is text around the JSON that is no message."""
+    """``messages`` are the bytes of each message; ``rest`` is other text between and after the JSON documents."""
 
     messages: list[bytes]
     rest: bytes = b""
@@ -34,7 +33,7 @@ def as_utf8(body: bytes) -> bytes:
 
 
 def split(text: bytes) -> Pieces:
-    """The messages of a body that has no blanks around it. Usually it is one JSON document; it may be several."""
+    """Split a body without surrounding blanks into messages. It is one JSON document, or rarely several."""
     try:
         if text[:1] in (b"[", b"{"):
             return Pieces(_messages(text))
@@ -48,7 +47,7 @@ def split(text: bytes) -> Pieces:
 
 
 def _split_documents(text: bytes) -> Pieces:
-    """Documents one after another, such as one in each line; or one that a bracket too many ends early."""
+    """Split several documents, such as one per line, or a document that a surplus bracket ends early."""
     documents, rest, position = [], [], 0
     while position < len(text):
         stray = _STRAY.match(text, position)[0]  # type: ignore[index] # it matches everywhere
@@ -67,7 +66,7 @@ def _split_documents(text: bytes) -> Pieces:
     messages = list(islice(chain.from_iterable(map(_messages, documents)), MESSAGES_AT_MOST + 1))
     if len(messages) > MESSAGES_AT_MOST:
         raise _too_many()
-    # Text that has brackets by chance, such as that of a template, is no JSON with something behind it.
+    # Text with brackets but without a readable object, such as the output of a template, is not JSON.
     if not any(cut_members(message) for message in messages if message.startswith(b"{")):
         raise not_json(text)
     return Pieces(messages, b"".join(rest).strip())
@@ -111,7 +110,7 @@ def begins_array(text: bytes) -> bool:
 
 
 def raw_fields(text: bytes | Raw | None) -> dict[str, Raw] | None:
-    """The members of an object as they came. A flaw in one value costs no other."""
+    """The members of an object, undecoded. A flaw in one value doesn't affect the others."""
     fields: dict[str, Raw] | None = read_as(text, dict[str, Raw])
     if fields is None and text is not None and (stripped := bytes(text).strip()).startswith(b"{"):
         members = cut_members(stripped)
@@ -128,7 +127,7 @@ def elements_of(array: bytes) -> list[bytes]:
 
 
 def is_typed_array(text: bytes) -> bool:
-    """Whether a typed decoder may try ``text``: it would build all messages up to the first flaw, of any number."""
+    """Whether ``text`` is an array short enough for a typed decoder, which builds all messages up to the first flaw."""
     if not begins_array(text):
         return False
     if text.count(b",") < MESSAGES_AT_MOST:
@@ -148,13 +147,13 @@ def _too_many() -> UnreadableError:
     return UnreadableError(reasons.TOO_MANY_MESSAGES, f"more than {MESSAGES_AT_MOST:,}")
 
 
-# How compressed bodies begin. Those of gzip and deflate are unpacked before; here they are damaged or cut off.
+# The first bytes of compressed bodies. Valid gzip and deflate was unpacked before; here it is damaged or cut off.
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 _ZLIB = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 
 
 def not_json(text: bytes, *, cut_off: bool = False) -> UnreadableError:
-    """Why a body can't be read at all: compressed, cut off, or something else."""
+    """The error for an unreadable body: compressed, cut off, or something else."""
     for mark, name in _PACKED.items():
         if text.startswith(mark):
             return UnreadableError(reasons.PACKED_BODY, f"{len(text)} bytes that begin like {name}")
@@ -172,10 +171,10 @@ _COMPRESSIONS = frozenset(
 
 
 def name_encoding(reading: Reading, encoding: str) -> Reading:
-    """Call a body that is no JSON compressed where its Content-Encoding says so: brotli has no mark of its own.
+    """Use the reason *compressed* for a body that isn't JSON if its Content-Encoding says so: brotli has no signature.
 
-    ``encoding`` is the Content-Encoding that the body still has. A compressed body may begin like JSON by chance; if it
-    is no text either, it is not JSON that was cut off.
+    ``encoding`` is the remaining Content-Encoding of the body. A compressed body can begin like JSON by chance, so a
+    cut-off body that isn't UTF-8 text counts as compressed, too.
     """
     if _COMPRESSIONS.intersection(re.split(r"[,\s]+", encoding)):
         for index, item in enumerate(reading.aside):
@@ -186,7 +185,7 @@ def name_encoding(reading: Reading, encoding: str) -> Reading:
 
 
 def _is_text(raw: bytes) -> bool:
-    """Whether ``raw`` is UTF-8, of whose last character a part may be missing."""
+    """Whether ``raw`` is UTF-8; its last character may be incomplete."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:

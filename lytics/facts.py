@@ -1,4 +1,4 @@
-"""What a call says: facts, the items set aside from it, and the limits of both."""
+"""The result of reading a call: facts and items to park; and the limits of both."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import msgspec
 
 IDENTIFIER_BYTES = 256
-# Not documented; long enough for any slug a person typed, short enough for a column that also holds a prefix.
+# Lytics documents no limit. Any slug that a person types is shorter; the ODP id adds a prefix in the same column.
 NAME_BYTES = 500
-# Lytics documents 1,000 messages in a call, 50 identifiers of a person and 500 audiences. A body that goes far beyond
-# would take a web process's memory: the product of two long lists fits into few bytes.
+# Lytics documents 1,000 messages per call, and 50 identifiers and 500 audiences per person. Without these limits, a
+# small body with two long lists would use up the memory of a web process: each pair becomes a fact.
 MESSAGES_AT_MOST = 100_000
 FACTS_AT_MOST = 500_000
 
 
 class Kind(IntEnum):
-    """What happened. A change is the news that a member's profile changed, so it asserts membership."""
+    """The kind of a transition. A change reports a new profile of a member, so it also asserts membership."""
 
     EXIT = 0
     ENTER = 1
@@ -38,9 +38,9 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetAside(NamedTuple):
-    """A message, or a part of it, that gave no fact: the reason's code, what was seen, and the message's own bytes.
+    """An item to park, because a message or a part of it gave no fact: reason code, detail, bytes of the message.
 
-    There is one for each reason that a message gives, however many parts of it share the reason.
+    A message has one per reason, also if several parts share the reason.
     """
 
     reason: str
@@ -50,10 +50,10 @@ class SetAside(NamedTuple):
 
 @dataclass
 class Reading:
-    """What one body held. ``skipped`` counts identifier values that were blank or no identifiers at all.
+    """The result of reading one body. ``skipped`` counts identifier values that are blank or of another type.
 
-    ``claims`` counts segment events whose time was not believed; their facts have ``claimed_ns``.
-    ``emptied`` are facts of profiles whose list of identifiers has nothing in it; their identifier is blank.
+    ``claims`` counts segment events with a time too far ahead to be used; their facts have ``claimed_ns``.
+    ``emptied`` are facts of profiles with an empty list of identifiers; their identifier is blank.
     """
 
     messages: int = 0

@@ -1,4 +1,4 @@
-"""Identifiers and audience names as texts: which values are usable, and which are placeholders."""
+"""Convert identifiers and audience names to text, and recognise unusable values and placeholders."""
 
 import re
 from decimal import Decimal
@@ -10,25 +10,25 @@ from lytics.facts import IDENTIFIER_BYTES, NAME_BYTES
 from lytics.json_pieces import read_value
 from lytics.reasons import UnreadableError
 
-# What stands around and between zeros that are nobody's.
+# Characters of placeholders that have no digits but zeros, such as an all-zero UUID.
 FILLING = "0-.{}"
 
 
 def placeholder(text: str) -> str:
-    """A placeholder as it is compared: in small letters and without blanks."""
+    """Normalise a placeholder for comparison: case-folded, without blanks."""
     return "".join(text.casefold().split())
 
 
 @lru_cache(maxsize=64)
 def placeholder_beginnings(placeholders: frozenset[str]) -> frozenset[str]:
-    """With which characters a plain placeholder begins."""
+    """The first characters that a placeholder in plain text can have."""
     if not placeholders:
         return frozenset()
     return frozenset(FILLING).union(*((word[0], word[0].upper()) for word in placeholders if word))
 
 
 def is_plain_text(text: str) -> bool:
-    """Whether it is what nearly all identifiers are, and nothing could be wrong with it."""
+    """Whether ``text`` is a short, printable ASCII text, as nearly all identifiers are. It needs no further checks."""
     return 0 < len(text) <= IDENTIFIER_BYTES and text.isascii() and text.isprintable()
 
 
@@ -51,7 +51,7 @@ def as_identifier(value: Any) -> str:
 
 
 def as_whole_number(number: str) -> str:
-    """A whole number that was written as 12345.0 or 1.2345e4, as the integer that it is. Others stay as they came."""
+    """Convert a whole number written as 12345.0 or 1.2345e4 to its integer; return other numbers unchanged."""
     value = Decimal(number)
     if abs(value.adjusted()) > IDENTIFIER_BYTES or value != value.to_integral_value():
         return number
@@ -66,7 +66,7 @@ def refusal_reason(identifier: str) -> str | None:
 
 
 def storable(text: str) -> bytes | None:
-    """As PostgreSQL keeps it: every character but NUL and lone surrogates, of which the one is no UTF-8 either."""
+    """The UTF-8 bytes of ``text``; None if it has a NUL or a lone surrogate, which PostgreSQL can't store."""
     try:
         return None if "\x00" in text else text.encode()
     except UnicodeEncodeError:
@@ -74,7 +74,7 @@ def storable(text: str) -> bytes | None:
 
 
 def audience_names(came_id: str | int | None, came_slug: str | int | None) -> tuple[str, str]:
-    """Segment id and slug, at least one of which is there. A slug that can't be stored is dropped beside an id."""
+    """Segment id and slug; at least one is not blank. A slug that can't be stored is dropped if there is an id."""
     segment_id, slug = as_name(came_id), as_name(came_slug)
     if not segment_id and not slug:
         raise UnreadableError(reasons.NO_AUDIENCE)

@@ -1,16 +1,16 @@
 """The careful JSON reader: it reads what it can of a message that msgspec rejects.
 
-Readers are tried from the quickest to the most tolerant:
+Readers are tried from the fastest to the most tolerant:
 
 1. msgspec with a typed decoder, over a whole body or message. It builds only the fields that are used, but rejects a
-   message for one flaw, such as NaN or half an emoji, in a field that nobody reads.
+   message for one flaw, such as NaN or half an emoji, in an unused field.
 2. ``json.JSONDecoder`` (``read_value``) over a whole message. It accepts NaN, control characters and cut emojis;
    bytes that are not UTF-8 are kept as lone surrogates.
-3. Brackets alone (``cut``), for text that neither accepts: nested too deeply, or not JSON. Only the pieces that
-   somebody asks for are then read by 2.
+3. Brackets alone (``cut``), for text that neither accepts: nested too deeply, or not JSON. Only the requested
+   pieces are then read by 2.
 
-Numbers keep their digits. So a value is a dict, list, str, bool or None; or ``bytes``: the digits of a number, or text
-that is not decoded, or can't be.
+Numbers keep their digits. A value is a dict, list, str, bool or None; or ``bytes``: the digits of a number, or text
+that isn't decoded yet or can't be decoded.
 """
 
 import json
@@ -98,7 +98,7 @@ def cut_members(text: bytes) -> dict[str, bytes] | None:
             if match is None:
                 return None
             name = read_as(match[1], str)
-            if name is not None:  # a name with a flaw is none that is used
+            if name is not None:  # no used field has a flawed name
                 members[name] = member[match.end() :].strip()
     except (UnclosedError, TextBehindError):
         return None

@@ -1,4 +1,4 @@
-"""One message in the layout of Lytics: its parts as structs, what it says of its origin, and writing one."""
+"""One message in the layout of Lytics: structs, reading parts one by one, checking its origin, and encoding it."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,11 +56,11 @@ class Layout:
     data: Any
     message: msgspec.json.Decoder[Any]
     batch: msgspec.json.Decoder[Any]
-    # A batch of messages that name one customer each, by a text.
+    # A batch whose identifiers are texts, not lists or numbers.
     plain: msgspec.json.Decoder[Any]
 
 
-# Profile field with the Lytics ID. If another field is the identifier, it says whose list that field holds.
+# Profile field with the Lytics ID. If another field is the identifier, this one names the owner of that field's list.
 PROFILE_FIELD = "_id"
 
 
@@ -72,7 +72,7 @@ def layout_of(identifier_field: str) -> Layout:
 
 
 def _structs(identifier_field: str, kind: Any, absent: Any) -> tuple[Any, Any]:
-    """Of a message and its ``data``, with customers read as ``kind``."""
+    """The struct types of ``data`` and of a message, with identifiers decoded as ``kind``."""
     data = msgspec.defstruct(
         "Data",
         [
@@ -93,7 +93,7 @@ _KINDS_OF_VALUE = (
 
 
 def kind_of_value(value: Any) -> str:
-    """What a JSON value is, for a person, without the value itself."""
+    """Describe the type of a JSON value for an operator, without the value itself."""
     if isinstance(value, bool):
         return "true" if value else "false"
     for kind, start, name in _KINDS_OF_VALUE:
@@ -121,7 +121,7 @@ def read_transition(value: Any) -> Transition | None:
         return None
     segment_id = as_text_or_integer(fields.get("id"))
     if segment_id is None and not is_absent(read_value(fields.get("id"))):
-        return None  # by the slug alone it could be taken for another audience
+        return None  # with the slug alone it could match another audience
     return Transition(
         id=segment_id,
         event=as_text(fields.get("event")),
@@ -161,17 +161,16 @@ def check_origin(meta: Meta | None) -> None:
 
 
 def fields_seen(raw: bytes) -> str:
-    """The profile fields that came, by name only: names are set-up, values are personal."""
+    """The names of the profile fields, without their values, which are personal data."""
     data = raw_fields((raw_fields(raw) or {}).get("data")) or {}
     names = ", ".join(sorted(data)[:20]) or "none"
     return f"fields seen: {names}{', …' if len(data) > 20 else ''}"
 
 
 def envelope(raw: bytes, *, identifier_field: str) -> bytes:
-    """A message without the profile fields that this service has no use for: what is kept of one set aside.
+    """The part of a message that is stored when it is parked: unused profile fields keep only their name.
 
-    Names stay, values of other fields are replaced by null. Bytes that are no message stay as they are, because
-    nobody could tell what they were otherwise.
+    Bytes that are not a message are returned unchanged; an operator needs them to find the cause.
     """
     message = raw_fields(raw)
     data = raw_fields((message or {}).get("data"))
@@ -183,5 +182,5 @@ def envelope(raw: bytes, *, identifier_field: str) -> bytes:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """A message as a body."""
+    """Encode a message as a body."""
     return msgspec.json.encode(message)

@@ -1,9 +1,8 @@
-"""The body of a webhook call, as facts: who entered or left which audience, and when. Pure; knows no models.
+"""Read the body of a webhook call as facts: who entered or left which audience, and when. Pure; knows no models.
 
 A body is one message, an array of messages, or an object that wraps such an array (``events``, or ``data`` as a
-list), each message in Lytics' own layout or as a CloudEvent. What Lytics documents and what is only inferred stands
-in docs/lytics-wire.md. Every message is read on its own: one that can't be read is set aside with its reason and
-never takes its neighbours with it.
+list), each message in Lytics' own layout or as a CloudEvent. docs/lytics-wire.md separates documented from inferred
+facts. Each message is read independently: an unreadable message is parked with its reason, and the others become facts.
 """
 
 from typing import Any
@@ -58,12 +57,12 @@ def parse(
 ) -> Reading:
     """Read one body.
 
-    ``received_ns`` (nanoseconds since the epoch) is the last resort for a transition's time. ``allow_top_level``
-    also looks for the identifier beside ``data``. ``empty_lists`` takes a list with nothing in it for what it says, if
-    its profile has a Lytics ID, and not for a missing identifier. ``released`` says that a person asked to have
-    set-aside items read again: a time that can't be read then counts as missing. ``placeholders`` are identifiers
-    that stand for nobody, each as ``placeholder`` writes it. A time more than ``tolerance_ns`` later than
-    ``received_ns`` is not believed.
+    ``received_ns`` (nanoseconds since the epoch) is used for a transition without a usable time. ``allow_top_level``
+    also looks for the identifier beside ``data``. ``empty_lists`` reads an empty list as
+    *no identifiers*, if its profile has a Lytics ID; otherwise it counts as a missing identifier. ``released`` is set
+    when an operator releases parked items: an unreadable time then counts as missing. ``placeholders`` are
+    identifiers that name no customer, normalised by ``placeholder``. A time more than ``tolerance_ns`` later than
+    ``received_ns`` is not used.
     """
     layout = layout_of(identifier_field)
     parser = _Parser(
@@ -99,7 +98,7 @@ class _Parser:
         self.released = released
         self.placeholders = placeholders
         # First characters of placeholders. Identifiers with another first character need no comparison.
-        self.suspect = placeholder_beginnings(placeholders)
+        self.placeholder_starts = placeholder_beginnings(placeholders)
         # Later times are ignored.
         self.latest_ns = latest_ns
         self.reading = Reading()
@@ -145,9 +144,9 @@ class _Parser:
         profile = "" if self.identifier_field == PROFILE_FIELD else data.profile.strip()
         if not (is_plain_text(identifier) and (not profile or is_plain_text(profile))):
             return False
-        if identifier[0] in self.suspect and self._is_nobody(identifier):
+        if identifier[0] in self.placeholder_starts and self._is_nobody(identifier):
             return False
-        if profile and profile[0] in self.suspect and self._is_nobody(profile):
+        if profile and profile[0] in self.placeholder_starts and self._is_nobody(profile):
             return False
         if not data.segment_events or meta.object not in ("user", None):
             return False
@@ -237,13 +236,13 @@ class _Parser:
         return transitions
 
     def _unfold(self, message: Message, items: "_Items", index: int) -> None:
-        """One message to facts: every segment event of it times every identifier of it."""
+        """Add a fact for each pair of a segment event and an identifier of the message."""
         reading, meta = self.reading, message.meta
         reading.job = reading.job or as_name(meta.subscription_id if meta else message.source)
         check_origin(meta)
         if not message.data.segment_events:
             if self.problems:
-                return  # the segment events were all malformed, and are noted
+                return  # all segment events were malformed; each has been noted
             raw = items.raw(index)
             empty = "segment_events" in (raw_fields((raw_fields(raw) or {}).get("data")) or {})
             raise UnreadableError(reasons.NO_SEGMENT_EVENTS, "segment_events is empty" if empty else fields_seen(raw))
@@ -273,7 +272,7 @@ class _Parser:
         return "" if refusal_reason(profile) or self._is_nobody(profile) else profile
 
     def _is_nobody(self, identifier: str) -> bool:
-        """Whether it is a placeholder: in the list, ignoring case and blanks, or only zeros."""
+        """Whether ``identifier`` is a placeholder: in the list, ignoring case and blanks, or only zeros."""
         if not self.placeholders:
             return False
         bare = placeholder(identifier)
@@ -295,9 +294,9 @@ class _Parser:
         return named
 
     def _occurred(self, kind: Kind, transition: Transition, message: Message) -> tuple[int, int]:
-        """The time named by the event, else the message's, else ours; and what was named if it is not believed.
+        """The time of the event, else of the message, else of the call; and the first time too far ahead, or 0.
 
-        An ``exit`` on an enter is its scheduled end, and not looked at.
+        The ``exit`` of an enter is its scheduled end, and is ignored.
         """
         named = (transition.exit, transition.enter, None)[kind]
         claimed_ns = 0
@@ -343,7 +342,7 @@ class _Parser:
 
 
 def _decode(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
-    """None when ``text`` has another layout, or is no JSON."""
+    """Decode ``text``; None if it has another layout or isn't JSON."""
     try:
         return decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

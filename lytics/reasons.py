@@ -1,8 +1,8 @@
-"""Why an item of a webhook call could not become an event: one code each, and what a person should do about it."""
+"""The reasons why an item of a webhook call can't become an event: a code each, and a hint for the operator."""
 
 
 class UnreadableError(Exception):
-    """A body, a message or a part of one can't become an event: ``reason`` is the code, ``detail`` what was seen."""
+    """A body, a message or a part of one can't become an event. ``reason`` is the code, ``detail`` the value found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
@@ -43,7 +43,7 @@ HINTS: dict[str, str] = {
         " Lytics was answered 200, so have the job send existing users again."
     ),
     TEXT_AFTER_JSON: (
-        "Text or a bracket stands behind the end of the JSON. Every complete message of the call was read; this is"
+        "Text or a bracket follows the end of the JSON. Every complete message of the call was read; this is"
         " what remained. Look for a proxy between Lytics and this service that changes or joins requests. If this"
         " holds part of a message, have the job send existing users again."
     ),
@@ -59,7 +59,7 @@ HINTS: dict[str, str] = {
     UNKNOWN_EVENT: "Unknown event type. Lytics should send enter, exit or change.",
     NO_AUDIENCE: "The transition names no audience: it has neither a segment id nor a slug.",
     UNKNOWN_SLUG: (
-        "The transition names its audience by id only and no earlier call told that audience's slug."
+        "The transition names its audience by id only and no earlier call contained that audience's slug."
         " Release it once another event of the audience has arrived."
     ),
     UNREADABLE_TIME: (
@@ -77,7 +77,7 @@ HINTS: dict[str, str] = {
         " Correct the field in Lytics, or release this and choose another field that came with it."
     ),
     PLACEHOLDER: (
-        "The identifier stands for nobody, such as null, undefined or zeros. As a customer it would be in every"
+        "The identifier is a placeholder, such as null, undefined or zeros. As a customer it would be in every"
         " audience. If it is a customer after all, take it out of PLACEHOLDER_IDENTIFIERS and release this."
     ),
     UNREADABLE_IDENTIFIER: (
@@ -87,7 +87,7 @@ HINTS: dict[str, str] = {
     IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",
     TOO_MANY_EVENTS: (
         "One call may become 500,000 events at the most, and the identifiers of this message times its audiences"
-        " would have gone beyond. Release it to have it read by itself."
+        " would have exceeded that. Release it to have it read alone."
     ),
     TOO_MANY_MESSAGES: (
         "The call holds more than 100,000 messages; Lytics documents 1,000 at the most. Nothing of it was read."
@@ -95,8 +95,8 @@ HINTS: dict[str, str] = {
     ),
 }
 
-# With another setting, a newer version or a later call, reading the item again may give events. Of the others, release
-# can only find the same again.
+# Reading such an item again can give events: after a change of settings, with a newer version, or after a later call.
+# For the other reasons a release always has the same result.
 RELEASABLE = frozenset(
     {
         UNREADABLE_MESSAGE,

@@ -15,32 +15,32 @@ _HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3])", re.ASCII)
 _LAYOUT = re.compile(
     rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
 )
-# What a Go program writes for a time that was never set, as a date and in seconds to nanoseconds; and zero.
+# Go's zero time, as a date or as a number in seconds to nanoseconds; and zero.
 _NEVER = re.compile(
     r"0001-01-01[Tt ]00:00:00(?:[.,]0+)?\s*(?:[Zz]|[+-]00:?00)?|-62135596800(?:000){0,3}(?:\.0+)?|-?0+(?:\.0+)?"
 )
-# What a signed 64-bit column holds: a time before 1677 is unreadable, one after 2262 counts as the last moment.
+# The range of a signed 64-bit column. A time before 1677 is unreadable; a time after 2262 becomes the maximum.
 _LIMIT = 2**63
-# As a tolerance: every time is believed.
+# A tolerance that accepts every time.
 NO_LIMIT = _LIMIT
-# Numbers since 1970 by their size: nanoseconds in one, and from where on. Each unit covers 1973 to 5138, so that no two
-# meet. What is smaller than the last, or lies before 2000, is a date written as a number, or a mistake.
+# Units of a number since 1970: the smallest value, and the nanoseconds per unit. Each unit covers 1973 to 5138, so the
+# ranges don't overlap. A smaller number, or a time before 2000, is a date written as a number, or a mistake.
 _EARLIEST = 946_684_800 * SECOND
 _UNITS = ((10**17, 1), (10**14, 1_000), (10**11, 1_000_000), (10**8, SECOND))
 _NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:[eE][+]?\d{1,2})?", re.ASCII)
 
 
 def quoted(text: str) -> str:
-    """A value that should be a time or an event, as a reason shows it: short, and no e-mail address."""
+    """Quote an invalid time or event for the detail of a parked item: shortened, and never an e-mail address."""
     return "a text with an @" if "@" in text else repr(text[:40])
 
 
 def nanoseconds(text: str) -> int:
-    """``text`` as nanoseconds since the epoch; further fraction digits are cut, no offset means UTC.
+    """``text`` as nanoseconds since the epoch. Digits after the ninth are dropped; without an offset it is UTC.
 
-    Raises ``ValueError`` when it is no such time.
+    Raises ``ValueError`` if it isn't an RFC 3339 time.
     """
-    # As Lytics writes it. Each event has one or two, and the pattern takes longer than all the rest of a message.
+    # Fast path for the layout of Lytics: the pattern below takes longer than the rest of a message.
     in_hour = _IN_HOUR.get(text[13:19])
     if in_hour is not None and text[-1] == "Z" and (hour := _hour(text[:13])) is not None:
         fraction = text[20:-1]
@@ -59,10 +59,10 @@ def nanoseconds(text: str) -> int:
 
 
 def read(value: str | int | float) -> int:
-    """A time in any form that is understood, as nanoseconds since the epoch.
+    """A time in any supported form, as nanoseconds since the epoch.
 
-    A number, or a text that is one, counts seconds, milliseconds, microseconds or nanoseconds since 1970, by its size.
-    Raises ``ValueError`` when it is no such time.
+    A number, or a number as text, counts seconds, milliseconds, microseconds or nanoseconds since 1970; its size
+    decides the unit. Raises ``ValueError`` if it isn't a time.
     """
     text = value.strip() if isinstance(value, str) else repr(value)
     if _NUMBER.fullmatch(text) is None:
@@ -77,13 +77,13 @@ def read(value: str | int | float) -> int:
     raise ValueError(f"no time since 2000 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
 
 
-# Minutes and seconds as they stand in a time.
+# Minutes and seconds as text, to nanoseconds since the beginning of the hour.
 _IN_HOUR = {f":{at // 60:02}:{at % 60:02}": at * SECOND for at in range(3600)}
 
 
 @lru_cache(maxsize=1024)
 def _hour(text: str) -> int | None:
-    """Where an hour begins; None when it is no hour, or not all of it is in range."""
+    """The beginning of an hour in nanoseconds; None if ``text`` is no hour, or a part of it is out of range."""
     if _HOUR.fullmatch(text) is None:
         return None
     try:
@@ -94,7 +94,7 @@ def _hour(text: str) -> int | None:
 
 
 def _seconds(whole: str) -> int:
-    """Of a date and a time without fraction."""
+    """Seconds since the epoch, for a date and time without fraction."""
     since = datetime.fromisoformat(whole.upper()) - _EPOCH
     return since.days * 86_400 + since.seconds
 
@@ -108,7 +108,7 @@ def _offset_seconds(offset: str | None) -> int:
 
 
 def is_missing(value: str | int | float | None) -> bool:
-    """Whether Lytics said nothing: absent, blank, zero, or the zero time of its language."""
+    """Whether the time is absent, blank, zero, or Go's zero time."""
     if not value:
         return True
     text = value.strip() if isinstance(value, str) else repr(value)
