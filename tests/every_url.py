@@ -1,6 +1,6 @@
 """Every URL of the admin, found in the resolver, and the permissions that each of them needs.
 
-A URL that is not known here makes ``tests/test_rights.py`` fail: whoever adds one says who may open it.
+A URL that is missing here makes ``tests/test_rights.py`` fail, so each new URL gets its permissions.
 """
 
 import re
@@ -16,7 +16,7 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 # Any one permission of a tuple opens a URL; every tuple has to be satisfied.
 Needs = tuple[tuple[str, ...], ...]
 
-# For everybody who is logged in, and without anything of the tables: the tests look into what they answer.
+# Open to every logged-in user, and without data of the tables; the tests check the responses.
 OPEN = {
     *("index", "app_list", "login", "logout", "password_change", "password_change_done", "jsi18n"),
     *("search", "autocomplete", "view_on_site"),
@@ -68,7 +68,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_logentry_csv": ("admin.view_logentry",),
     "auth_user_unlock": ("auth.change_user",),
     "auth_user_password_change": ("auth.change_user",),
-    # An account is added by whoever may also change accounts: with the right to add alone one could make an admin.
+    # Adding an account also needs the right to change accounts: the right to add alone would allow creating an admin.
     "auth_user_add": ("auth.add_user", "auth.change_user"),
     "auth_group_add": ("auth.add_group",),
     "audiences_install_add": ("add_install",),
@@ -82,7 +82,7 @@ class Url:
 
     @property
     def needs(self) -> Needs | None:
-        """None for a URL that nobody may open, whatever their permissions. Raises ``KeyError`` for an unknown one."""
+        """None for a URL that no permission opens. Raises ``KeyError`` for an unknown URL."""
         if self.name in OWN:
             return tuple(_either(codename) for codename in OWN[str(self.name)])
         label, model, page = str(self.name).split("_", 2)

@@ -102,7 +102,7 @@ def test_a_sender_reads_each_answer_to_its_end(answer: bytes, size: int) -> None
     assert answers.read() == b""
 
 
-def test_a_sender_fails_with_what_it_was_answered() -> None:
+def test_a_failing_sender_shows_the_response() -> None:
     refused = CHUNKED.replace(b"200 OK", b"503 Busy").replace(b"received", b"come_bak")
     with pytest.raises(ConnectionError, match=r"503 Busy.*come_bak"):
         _read_answer(io.BytesIO(refused))
@@ -126,7 +126,7 @@ def test_the_most_in_any_second_is_found_wherever_that_second_begins() -> None:
     assert most_in_a_second([]) == 0
 
 
-def test_a_load_is_told_to_another_process_whole() -> None:
+def test_a_load_is_passed_to_another_process_completely() -> None:
     from benchmarks.load import load_of, parser
 
     load = Load(calls=7, rate=2_000, first_audience=3)
@@ -165,7 +165,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert statistics.median(a_race().ratios()["ours : theirs"]) == 0.6
 
 
-def test_a_missed_bar_is_marked_and_one_that_is_met_is_not() -> None:
+def test_only_a_missed_bar_is_marked() -> None:
     said = "\n".join(results.table(a_race()))
     assert "0.6 of theirs (bar ≥ 0.9, **missed**)" in said
     assert "| events/s | ≥ 40 |" in said
@@ -189,7 +189,7 @@ def write(found: Results, *, day: int = 1, quick: Results | None = None) -> str:
 
 
 @pytest.mark.usefixtures("docs")
-def test_a_full_run_keeps_what_is_written_by_hand() -> None:
+def test_a_full_run_keeps_handwritten_text() -> None:
     said = write(a_race())
     assert said.startswith("By hand.\n")
     assert "| a race (2026-03-01 09:15 UTC, 3 rounds) | ours | 50 |" in said
@@ -197,7 +197,7 @@ def test_a_full_run_keeps_what_is_written_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("docs")
-def test_a_piece_takes_the_place_of_what_was_kept_of_it_and_leaves_the_rest() -> None:
+def test_a_partial_run_replaces_only_its_own_results() -> None:
     found = a_race()
     found.note("a race", "It rained.")
     write(found, quick=a_race())
@@ -212,7 +212,7 @@ def test_a_piece_takes_the_place_of_what_was_kept_of_it_and_leaves_the_rest() ->
 
 
 @pytest.mark.usefixtures("docs")
-def test_a_scenario_that_failed_says_so_in_the_place_of_its_old_values() -> None:
+def test_a_failed_scenario_replaces_its_old_values_with_the_failure() -> None:
     write(a_race())
     failed = Results({"ours": LINES["ours"]})
     failed.fail("a race", "the road is closed")
@@ -223,14 +223,14 @@ def test_a_scenario_that_failed_says_so_in_the_place_of_its_old_values() -> None
 
 
 @pytest.mark.usefixtures("docs")
-def test_what_is_measured_no_more_is_kept_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_removed_measurements_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     write(a_race(), quick=a_race())
     monkeypatch.delitem(LINES, "theirs")
     assert "their" not in write(results_of(ours=(50,))).replace("theirs: not measured", "")
     assert json.loads(results.KEPT.read_text(encoding="utf-8"))["measured"].keys() == {"a race"}
 
 
-def test_each_ratio_stands_beside_the_kept_one_and_those_that_moved_are_named(docs: Path) -> None:
+def test_each_ratio_is_compared_with_the_stored_one_and_changed_ones_are_named(docs: Path) -> None:
     assert "nothing to compare with" in results.moved(a_race())[-1]
     kept = {"ours : theirs": [0.85, 0.9, 0.95], "ours : somebody": [1, 1, 1]}
     (docs / "kept.json").write_text(json.dumps({"quick": kept}), encoding="utf-8")
@@ -245,7 +245,7 @@ def test_each_ratio_stands_beside_the_kept_one_and_those_that_moved_are_named(do
 
 @pytest.mark.usefixtures("docs")
 @pytest.mark.parametrize(("keep", "rounds"), [(True, 2), (False, 1)])
-def test_a_run_writes_when_it_is_told_to_and_measures_again_what_bench_quick_compares(
+def test_a_run_writes_on_request_and_repeats_the_ratios_of_bench_quick(
     keep: bool, rounds: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured: list[tuple[list[str], float, int]] = []
@@ -262,8 +262,8 @@ def test_a_run_writes_when_it_is_told_to_and_measures_again_what_bench_quick_com
     chosen = [one for one in SCENARIOS if one.name in ("drain", "drain_without_order", "hot")]
     house = House(results.PAGE.parent, print)
     assert main._run(house, chosen, scale=1, rounds=rounds, keep=keep) == 0
-    told = capsys.readouterr().out
-    assert "Scale 1, rounds: " in told
+    printed = capsys.readouterr().out
+    assert "Scale 1, rounds: " in printed
     again = [(["drain", "drain_without_order"], main.QUICK_SCALE, main.FULL_ROUNDS)]
     assert measured == [(["drain", "drain_without_order", "hot"], 1, rounds), *(again if keep else [])]
     assert results.KEPT.exists() is keep
@@ -274,7 +274,7 @@ def test_a_run_writes_when_it_is_told_to_and_measures_again_what_bench_quick_com
         }
 
 
-def test_a_full_run_is_reckoned_to_take_about_an_hour() -> None:
+def test_a_full_run_is_estimated_at_about_an_hour() -> None:
     quick = [one for one in SCENARIOS if one.quick]
     full = estimate(SCENARIOS, scale=1, rounds=main.FULL_ROUNDS)
     again = estimate(quick, scale=main.QUICK_SCALE, rounds=main.FULL_ROUNDS)
@@ -286,7 +286,7 @@ def test_the_page_has_the_mark_below_which_a_full_run_writes() -> None:
     assert results.PAGE.read_text(encoding="utf-8").count(results.RESULT) == 1
 
 
-def test_the_page_says_what_is_asked_of_each_scenario() -> None:
+def test_the_page_states_the_bar_of_each_scenario() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", results.PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     assert list(rows) == [one.name for one in SCENARIOS]
     for one in SCENARIOS:

@@ -86,12 +86,12 @@ def said(install: Install) -> str:
     return check_key(Install.objects.get(pk=install.pk)).words
 
 
-def test_a_key_that_works_is_said_to(shop: Install) -> None:
+def test_a_valid_key_is_reported_as_valid(shop: Install) -> None:
     assert said(shop) == "ODP accepts the API key."
     assert line(shop, "key").is_done
 
 
-def test_a_key_that_is_refused_is_said_to_and_the_check_list_keeps_it(shop: Install) -> None:
+def test_a_rejected_key_is_reported_and_stays_on_the_check_list(shop: Install) -> None:
     shop.odp_api_key = "public.dead"
     shop.save()
     assert said(shop).startswith("ODP rejects the API key (403: Forbidden)")
@@ -99,7 +99,7 @@ def test_a_key_that_is_refused_is_said_to_and_the_check_list_keeps_it(shop: Inst
     assert line(shop, "key").state.alert
 
 
-def test_a_server_that_does_not_answer_is_told_from_a_dead_key(shop: Install) -> None:
+def test_an_unreachable_server_is_not_reported_as_a_rejected_key(shop: Install) -> None:
     shop.odp_host = NOWHERE
     shop.save()
     assert said(shop).startswith(f"ODP could not be reached at {NOWHERE}")
@@ -150,20 +150,20 @@ def test_the_probe_of_other_regions_asks_none_where_a_host_was_entered(two_regio
 
 
 def test_the_page_that_asks_leads_through_its_parts_and_has_one_way_to_save() -> None:
-    told = someone("operator").get(reverse("admin:audiences_install_add")).content.decode()
+    text = someone("operator").get(reverse("admin:audiences_install_add")).content.decode()
     parts = ["Opted In", "1. A name", "2. The ODP account", "3. Customer profile identifier", "4. Mechanism"]
-    places = [told.index(part) for part in parts]
+    places = [text.index(part) for part in parts]
     assert places == sorted(places)
-    assert 'value="_id"' in told
-    assert "Customer profile identifier field name" in told
-    assert "_addanother" not in told
+    assert 'value="_id"' in text
+    assert "Customer profile identifier field name" in text
+    assert "_addanother" not in text
 
 
 def test_saving_asks_odp_and_leads_to_the_instructions_in_the_words_of_the_article(odp: ThreadedSandbox) -> None:
     operator = someone("operator")
-    told = operator.get(reverse("admin:audiences_install_add")).context["adminform"].form
-    values = {name: field.initial for name, field in told.fields.items() if field.initial not in (None, False)}
-    values |= {name: value for name, value in told.initial.items() if value not in (None, False)}
+    form = operator.get(reverse("admin:audiences_install_add")).context["adminform"].form
+    values = {name: field.initial for name, field in form.fields.items() if field.initial not in (None, False)}
+    values |= {name: value for name, value in form.initial.items() if value not in (None, False)}
     values |= {"name": "Shop", "odp_api_key": DEFAULT_PRIVATE_KEY, "odp_host": odp.url, "enabled": "on"}
     answered = operator.post(reverse("admin:audiences_install_add"), values, follow=True).content.decode()
     made = Install.objects.get()
@@ -200,7 +200,7 @@ def test_the_page_of_an_install_asks_odp_nothing_itself(odp: ThreadedSandbox, sh
     assert len(odp.requests()) == before
 
 
-def test_the_fragment_is_for_whoever_may_see_the_install(shop: Install) -> None:
+def test_the_fragment_needs_the_permission_to_view_the_install(shop: Install) -> None:
     assert "Check list" in fragment(someone("viewer"), shop, hx_request="true").content.decode()
     User.objects.create_user("nobody", password="long enough for anyone", is_staff=True)
     stranger = Client()
@@ -213,7 +213,7 @@ def test_the_fragment_opened_as_a_page_leads_to_the_page(shop: Install) -> None:
     assert fragment(someone("viewer"), shop)["Location"] == reverse("admin:audiences_install_change", args=[shop.pk])
 
 
-def test_the_page_looks_again_until_all_is_done(odp: ThreadedSandbox, shop: Install) -> None:
+def test_the_page_refreshes_until_all_is_done(odp: ThreadedSandbox, shop: Install) -> None:
     viewer = someone("viewer")
     assert "every 3s" in page(viewer, shop)
     check_key(shop)
@@ -221,9 +221,9 @@ def test_the_page_looks_again_until_all_is_done(odp: ThreadedSandbox, shop: Inst
     drain_all(shop)
     assert "every 3s" in page(viewer, shop)
     end_trial(shop)
-    told = page(viewer, shop)
-    assert "every 3s" not in told
-    assert "5 of 5 done" in told
+    text = page(viewer, shop)
+    assert "every 3s" not in text
+    assert "5 of 5 done" in text
 
 
 # --- the check list ------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_a_new_install_waits_for_everything(shop: Install) -> None:
     assert "405" in words_of(shop, "call")
 
 
-def test_each_line_is_done_when_it_has_come_to_pass(odp: ThreadedSandbox, shop: Install) -> None:
+def test_each_line_is_done_after_its_step(odp: ThreadedSandbox, shop: Install) -> None:
     def done() -> list[str]:
         return [one.name for one in checklist.lines(Install.objects.get(pk=shop.pk)) if one.is_done]
 
@@ -278,24 +278,24 @@ def test_the_last_line_shows_the_last_test_customer_that_ended(shop: Install) ->
 
 
 @pytest.mark.parametrize(
-    ("identifiers", "told"),
+    ("identifiers", "reported"),
     [
         (["0123456789abcdef0123456789ABCDEF", "vuid_" + "a" * 27, "kim"], True),
         (["0123456789abcdef0123456789abcdef", "kim", "lee"], False),
         (["01234567-89ab-cdef-0123-456789abcdef"], False),
     ],
 )
-def test_identifiers_that_look_like_device_ids_of_odp_are_told(
-    shop: Install, identifiers: list[str], told: bool
+def test_identifiers_that_look_like_device_ids_of_odp_are_reported(
+    shop: Install, identifiers: list[str], reported: bool
 ) -> None:
     ingest.receive(shop, body(*(message(who=who) for who in identifiers)))
-    assert ("vuid" in {one.name for one in checklist.lines(shop)}) is told
-    if told:
+    assert ("vuid" in {one.name for one in checklist.lines(shop)}) is reported
+    if reported:
         assert "2 of the newest 3 identifiers" in words_of(shop, "vuid")
         assert identifiers[0] not in words_of(shop, "vuid")
 
 
-def test_a_token_that_is_missing_and_an_install_that_is_off_are_told(shop: Install) -> None:
+def test_a_missing_token_and_a_disabled_install_are_reported(shop: Install) -> None:
     tokens.revoke(shop.tokens.get())
     assert "no live token" in words_of(shop, "call")
     Install.objects.update(enabled=False)
@@ -303,19 +303,19 @@ def test_a_token_that_is_missing_and_an_install_that_is_off_are_told(shop: Insta
     assert word(shop, "call") == "failing"
 
 
-def test_calls_without_the_identifier_tell_what_came_instead_by_name_only(shop: Install) -> None:
+def test_calls_without_the_identifier_name_the_other_fields_without_values(shop: Install) -> None:
     without = message()
     without["data"] = {"email": "kim@example.com", "segment_events": without["data"]["segment_events"]}
     ingest.receive(shop, body(without))
-    told = words_of(shop, "identifier")
+    text = words_of(shop, "identifier")
     assert word(shop, "identifier") == "failing"
-    assert "_id is looked for in data, and there came email. " in told
-    assert "add Lytics ID (_id) to Export Fields" in told
-    assert "kim@example.com" not in told
+    assert "_id is looked for in data, and there came email. " in text
+    assert "add Lytics ID (_id) to Export Fields" in text
+    assert "kim@example.com" not in text
     assert isinstance(line(shop, "identifier").about, Parked)
 
 
-def test_the_missing_identifier_is_the_one_that_the_install_names(shop: Install) -> None:
+def test_the_missing_identifier_is_the_field_of_the_install(shop: Install) -> None:
     Install.objects.update(identifier_field="customer_ids")
     ingest.receive(Install.objects.get(), body(message()))
     assert "customer_ids is looked for" in words_of(shop, "identifier")
@@ -323,19 +323,19 @@ def test_the_missing_identifier_is_the_one_that_the_install_names(shop: Install)
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "expected"),
     [
         (b'[{"data": {"_id": "kim"}}]', "add segment_events to Export Fields"),
         (b"<html>", "not JSON"),
         (b"[]", "Select Existing Users"),
     ],
 )
-def test_calls_of_which_nothing_can_be_read_tell_why(shop: Install, sent: bytes, told: str) -> None:
+def test_unreadable_calls_are_reported_with_the_reason(shop: Install, sent: bytes, expected: str) -> None:
     ingest.receive(shop, sent)
-    assert told in words_of(shop, "identifier")
+    assert expected in words_of(shop, "identifier")
 
 
-def test_a_blocked_a_paused_and_a_braked_install_say_so(odp: ThreadedSandbox, shop: Install) -> None:
+def test_a_block_a_pause_and_a_backoff_are_shown(odp: ThreadedSandbox, shop: Install) -> None:
     audience = make_audience(shop, provisioned=False)
     lane = Lane.objects.get(pk=audience.pk)
     enter(audience, "kim")
@@ -464,7 +464,7 @@ def test_it_goes_through_the_whole_path_and_ends_outside(
     assert_all_is_well(audience)
 
 
-def test_it_touches_nobody_else(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
+def test_it_affects_no_other_customer(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
     audience = delivered(odp, shop, "kim", "lee")
     before = odp.members(audience.odp_id)
     deliveries = Delivery.objects.count()
@@ -484,7 +484,7 @@ def test_it_is_not_taken_for_a_call_or_a_customer_of_lytics(shop: Install, setti
     assert "Shop has had no call yet" in viewer.get(reverse("admin:index")).content.decode()
 
 
-def test_an_address_that_can_not_be_reached_from_inside_is_told_and_the_rest_is_tried(
+def test_an_unreachable_public_address_is_reported_and_the_other_steps_are_tried(
     odp: ThreadedSandbox, shop: Install, settings: Settings, send: Send
 ) -> None:
     settings.PUBLIC_URL = NOWHERE
@@ -495,7 +495,7 @@ def test_an_address_that_can_not_be_reached_from_inside_is_told_and_the_rest_is_
     assert odp.members("lytics_sync_test") == []
 
 
-def test_a_proxy_that_answers_something_else_is_told(
+def test_an_unexpected_response_of_a_proxy_is_reported(
     odp: ThreadedSandbox, shop: Install, settings: Settings, send: Send
 ) -> None:
     settings.PUBLIC_URL = odp.url
@@ -504,7 +504,7 @@ def test_a_proxy_that_answers_something_else_is_told(
     assert "answered 404: something in front of this service answers" in words
 
 
-def test_without_a_live_token_that_is_told(shop: Install, reachable: LiveServer, send: Send) -> None:
+def test_a_missing_live_token_is_reported(shop: Install, reachable: LiveServer, send: Send) -> None:
     tokens.revoke(shop.tokens.get())
     (_, _, how, words), *_ = send(shop)
     assert how == "around"
@@ -535,8 +535,8 @@ def test_with_odp_down_it_says_so_and_ends_outside_once_odp_is_back(
     odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
 ) -> None:
     Install.objects.update(odp_host=NOWHERE)
-    told = broke_off(send(shop), "made")
-    assert told.startswith("Not within 30 s. The audience can't be created in ODP: ODP could not be reached")
+    text = broke_off(send(shop), "made")
+    assert text.startswith("Not within 30 s. The audience can't be created in ODP: ODP could not be reached")
     Install.objects.update(odp_host=odp.url)
     ends_outside(odp, shop)
 
@@ -576,9 +576,9 @@ def test_with_its_audience_blocked_it_says_why(
 ) -> None:
     field = {"name": "lytics_sync_test", "display_name": "x", "type": "string"}
     assert odp.odp("POST", "/v3/schema/objects/customers/fields", field)[0] == 200
-    told = broke_off(send(shop), "made")
-    assert "lytics_sync_test is there with type string" in told
-    assert "Unblock" in told
+    text = broke_off(send(shop), "made")
+    assert "lytics_sync_test is there with type string" in text
+    assert "Unblock" in text
 
 
 def test_without_a_worker_it_says_so(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
@@ -597,9 +597,7 @@ def test_a_lease_that_a_dead_worker_left_behind_is_no_worker(
     ends_outside(odp, shop)
 
 
-def test_a_refusal_of_odp_is_told_in_its_words(
-    odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
-) -> None:
+def test_a_rejection_by_odp_is_quoted(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
     send(shop)
     Trial.objects.all().delete()
     odp.fault({"path": "/v3/profiles"}, {"status": 400, "body": {"detail": {"message": "no such customer"}}})
@@ -629,7 +627,7 @@ def test_a_query_that_fails_for_the_test_customer_holds_no_install(
     ends_outside(odp, shop)
 
 
-def test_an_address_that_leads_to_another_installation_is_found_out(
+def test_an_address_of_another_installation_is_detected(
     odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_post", lambda install, content: ("", "answered 200"))
@@ -638,7 +636,7 @@ def test_an_address_that_leads_to_another_installation_is_found_out(
     assert "another installation" in hops[1][3]
 
 
-def test_a_repeated_hint_sends_nobody_twice(
+def test_a_repeated_hint_sends_no_customer_twice(
     odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send
 ) -> None:
     send(shop)
@@ -647,7 +645,9 @@ def test_a_repeated_hint_sends_nobody_twice(
     assert Receipt.objects.count() == receipts
 
 
-def test_a_silent_one_is_closed_by_the_sweep_and_its_customer_ends_outside(odp: ThreadedSandbox, shop: Install) -> None:
+def test_a_silent_test_customer_is_closed_by_the_sweep_and_leaves_the_audience(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
     sent = trials.start(shop, by="kim")
     assert sent is not None
     begun = trials.begin(shop.pk)
@@ -686,7 +686,7 @@ def test_a_test_customer_that_can_not_be_sent_out_keeps_no_other_from_being_clos
     assert not Trial.objects.filter(closed_at=None).exists()
 
 
-def test_one_that_no_worker_takes_says_so_and_is_closed(shop: Install) -> None:
+def test_a_test_customer_that_no_worker_takes_is_reported_and_closed(shop: Install) -> None:
     sent = trials.start(shop, by="kim")
     assert sent is not None
     Trial.objects.update(started_at=now() - timedelta(seconds=20))
@@ -700,15 +700,15 @@ def test_one_that_no_worker_takes_says_so_and_is_closed(shop: Install) -> None:
 # --- its button ----------------------------------------------------------------------------------------------
 
 
-def test_the_button_says_what_is_made_in_odp_and_sends_one(
+def test_the_button_names_the_objects_created_in_odp_and_sends_a_test_customer(
     shop: Install, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any
 ) -> None:
     woken: list[int] = []
     monkeypatch.setattr(trials, "try_out", woken.append)
     operator = someone("operator")
     with django_capture_on_commit_callbacks(execute=True):
-        told = press(operator, "try-out", shop)
-    assert "the boolean customer field and the real-time audience lytics_sync_test" in told
+        text = press(operator, "try-out", shop)
+    assert "the boolean customer field and the real-time audience lytics_sync_test" in text
     assert woken == [shop.pk]
     assert Trial.objects.get().started_by == "operator"
     history = operator.get(reverse("admin:audiences_install_history", args=[shop.pk])).content.decode()

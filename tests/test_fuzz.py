@@ -55,7 +55,7 @@ def check_body(raw: bytes) -> None:
 
 
 def check_request(web: Web, install: Install, request: bytes) -> None:
-    """The response is one that Lytics retries or a 200, and a 200 means that the events are stored."""
+    """The response is 200 or a status that Lytics retries, and after a 200 the events are stored."""
     token = install.tokens.get().secret.encode()
     said = web.log.stat().st_size
     before = Receipt.objects.count()
@@ -81,11 +81,11 @@ def check_request(web: Web, install: Install, request: bytes) -> None:
     stored = Receipt.objects.order_by("-pk").first() if Receipt.objects.count() > before else None
     assert (stored is not None) == (status == "200")
     if stored is not None:
-        told = json.loads(answer.partition(b"\r\n\r\n")[2])
-        assert told["received"] == stored.messages <= told["queued"] + told["parked"]
-        assert told["queued"] == stored.queued == Event.objects.filter(receipt=stored).count()
-        assert told["parked"] == stored.parked == Parked.objects.filter(receipt=stored).count()
-        assert sum(told["parked_reasons"].values()) == told["parked"]
+        counts = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert counts["received"] == stored.messages <= counts["queued"] + counts["parked"]
+        assert counts["queued"] == stored.queued == Event.objects.filter(receipt=stored).count()
+        assert counts["parked"] == stored.parked == Parked.objects.filter(receipt=stored).count()
+        assert sum(counts["parked_reasons"].values()) == counts["parked"]
 
 
 def keep(kind: str, raw: bytes) -> Path:
@@ -112,7 +112,7 @@ def test_a_body_of_the_corpus_is_read(file: Path) -> None:
     check_body(file.read_bytes())
 
 
-def test_bodies_of_the_corpus_are_taken(web: Web, install: Install) -> None:
+def test_bodies_of_the_corpus_are_accepted(web: Web, install: Install) -> None:
     for file in BODIES:
         content = file.read_bytes()
         head = b"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {TOKEN}\r\nConnection: close\r\n"

@@ -203,7 +203,7 @@ def set_back(install: Install) -> None:
 
 
 @pytest.mark.django_db
-def test_only_one_of_two_passes_the_gate_at_a_time(shop: Install) -> None:
+def test_two_requests_never_start_at_the_same_time(shop: Install) -> None:
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     with pytest.raises(TooLateError):
         pace.pass_gate(shop, PROFILES, time.monotonic() + 0.05)
@@ -211,14 +211,14 @@ def test_only_one_of_two_passes_the_gate_at_a_time(shop: Install) -> None:
 
 
 @pytest.mark.django_db
-def test_nobody_stands_at_the_gate_beyond_his_time(shop: Install) -> None:
+def test_a_request_does_not_wait_for_a_start_after_its_deadline(shop: Install) -> None:
     with pytest.raises(TooLateError):
         pace.pass_gate(shop, PROFILES, time.monotonic())
     assert not Pace.objects.exists()
 
 
 @pytest.mark.django_db
-def test_whoever_stands_at_the_gate_when_the_brake_comes_on_does_not_go(shop: Install) -> None:
+def test_a_request_that_waits_for_its_start_is_not_sent_during_a_backoff(shop: Install) -> None:
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     backoff.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=30.0))
     with pytest.raises(TooLateError):
@@ -232,7 +232,7 @@ def test_whoever_stands_at_the_gate_when_the_brake_comes_on_does_not_go(shop: In
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("rate", "path"), [(0, PROFILES), (10, "/v3/events"), (10, "/v3/segments/x")])
-def test_what_has_no_limit_passes_at_once(rate: int, path: str) -> None:
+def test_requests_without_a_limit_start_at_once(rate: int, path: str) -> None:
     install = make_install(requests_per_second=rate)
     for _ in range(3):
         assert pace.line_up(install, limit_of(path))
@@ -242,7 +242,7 @@ def test_what_has_no_limit_passes_at_once(rate: int, path: str) -> None:
 
 
 @pytest.mark.django_db
-def test_installs_and_endpoints_have_gates_of_their_own(shop: Install) -> None:
+def test_installs_and_endpoints_have_separate_limits(shop: Install) -> None:
     soon = time.monotonic() + PATIENCE
     for install in (shop, make_install(requests_per_second=1)):
         for path in (PROFILES, "/v3/lists"):
@@ -251,7 +251,7 @@ def test_installs_and_endpoints_have_gates_of_their_own(shop: Install) -> None:
 
 
 @pytest.mark.django_db
-def test_a_clock_that_was_set_back_holds_nobody(shop: Install) -> None:
+def test_a_clock_that_was_set_back_delays_no_request(shop: Install) -> None:
     assert pace.line_up(shop, "profiles")
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     set_back(shop)
@@ -320,7 +320,7 @@ def test_a_start_that_postgres_took_too_long_to_allow_is_not_used_and_later_ones
 
     def noted(statement: sql.Statement[pace._Moment], install: Install, path: str, **how: Any) -> pace._Moment:
         moment = take(statement, install, path, **how)
-        assert moment.taken, "what wasn't used is taken anew at once"
+        assert moment.taken, "an unused start is taken again at once"
         later.append(how["later"])
         return moment
 
@@ -328,21 +328,21 @@ def test_a_start_that_postgres_took_too_long_to_allow_is_not_used_and_later_ones
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     assert len(later) >= 3
     assert later == sorted(later)
-    assert later[:2] == [0, 0], "one slow answer alone slows nobody down"
+    assert later[:2] == [0, 0], "a single slow response delays no later request"
     assert later[-1] >= 2 * 0.03 - pace.ON_TIME_SECONDS
     used_after = now() - timedelta(seconds=later[-1] + pace.ON_TIME_SECONDS)
     assert Pace.objects.get().gate_at >= used_after + INTERVAL + timedelta(seconds=later[-1])
 
 
 @pytest.mark.django_db
-def test_a_start_that_somebody_else_has_taken_since_is_not_taken_anew(shop: Install) -> None:
+def test_a_start_is_not_taken_again_after_another_worker_took_the_next(shop: Install) -> None:
     first = pace._take(pace._TAKE_START, shop, "profiles")
     Pace.objects.update(gate_at=now())
     assert pace._take(pace._TAKE_START, shop, "profiles").taken
     assert pace._take(pace._TAKE_START, shop, "profiles", unused=first.taken).taken is None
 
 
-def test_what_brings_requests_closer_together_leaves_room_for_their_ways_to_odp() -> None:
+def test_the_tolerances_together_keep_eleven_requests_over_one_second() -> None:
     """Eleven starts, the first as late as one may be used and the last on time, span more than one second."""
     assert pace.SPAN_SECONDS - pace.CATCH_UP_SECONDS - pace.ON_TIME_SECONDS >= 1.035
 
@@ -351,7 +351,7 @@ def test_what_brings_requests_closer_together_leaves_room_for_their_ways_to_odp(
 
 
 @pytest.mark.django_db
-def test_when_enough_stand_in_line_the_next_is_sent_away_at_once(shop: Install) -> None:
+def test_a_full_queue_rejects_the_next_request_at_once(shop: Install) -> None:
     places: list[float] = []
     while len(places) < 100 and (row := stand_in_line(shop)) is not None:
         places.append(row)
@@ -360,13 +360,13 @@ def test_when_enough_stand_in_line_the_next_is_sent_away_at_once(shop: Install) 
 
 
 def stand_in_line(install: Install) -> float | None:
-    """A place in line, without waiting for it."""
+    """Take a place in the queue, without waiting for it."""
     place = pace._take(pace._TAKE_PLACE, install, "profiles", patience=pace.PATIENCE_SECONDS)
     return place.seconds if place.taken else None
 
 
 @pytest.mark.django_db
-def test_a_further_request_of_a_lease_takes_a_place_from_those_who_come_later(shop: Install) -> None:
+def test_a_further_request_of_a_lease_takes_a_place_from_later_leases(shop: Install) -> None:
     assert pace.line_up(shop, "profiles")
     for _ in range(5):
         pace.jump_line(shop, "profiles")
@@ -374,7 +374,7 @@ def test_a_further_request_of_a_lease_takes_a_place_from_those_who_come_later(sh
 
 
 @at_once
-def test_whoever_finds_no_place_in_line_claims_nothing(odp: RunningSandbox) -> None:
+def test_a_worker_without_a_place_in_the_queue_claims_nothing(odp: RunningSandbox) -> None:
     install = make_install(odp, requests_per_second=1)
     audience = make_audience(install)
     enter(audience, *numbered(3))

@@ -37,7 +37,7 @@ ZSTD = bytes.fromhex("28b52ffd") + b"\x00" * 9
         ("", b"no JSON", "not_json"),
     ],
 )
-def test_a_body_that_is_still_compressed_is_parked_as_that(
+def test_a_body_that_is_still_compressed_is_parked_as_compressed(
     install: Install, encoding: str, content: bytes, reason: str
 ) -> None:
     headers = {"Authorization": install.tokens.get().secret, **({"Content-Encoding": encoding} if encoding else {})}

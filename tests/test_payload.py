@@ -107,7 +107,7 @@ def test_a_message_with_a_stray_list_beside_its_data_is_one_message() -> None:
     assert read(single(message(events=[1, 2]))).facts == [fact()]
 
 
-def test_a_message_of_a_batch_whose_data_is_a_list_is_set_aside_whole() -> None:
+def test_a_message_of_a_batch_whose_data_is_a_list_is_parked_whole() -> None:
     reading = read(body(message(), {"data": [message(who="lee")]}))
     assert (reading.facts, why(reading)) == ([fact()], [reasons.UNREADABLE_MESSAGE])
 
@@ -129,7 +129,7 @@ def test_a_body_with_a_byte_order_mark_is_read(encoded: bytes) -> None:
     assert read(encoded).facts == [fact("zoë")]
 
 
-# --- What is no message --------------------------------------------------------------------------------------
+# --- Not a message ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_brackets_without_a_message_are_no_json(raw: bytes) -> None:
     assert [(item.reason, item.raw) for item in read(raw).aside] == [(reasons.NOT_JSON, raw)]
 
 
-def test_documents_one_after_another_hold_no_more_messages_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_documents_share_the_message_limit_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MESSAGES_AT_MOST", 3)
     assert read(single(message()) * 3).messages == 3
     for raw in (single(message()) * 4, b"[]" * 4, b"{}" * 4, single(message()) + b"[]}" * 3):
@@ -247,7 +247,7 @@ def test_every_element_of_a_broken_array_is_accounted_for(raw: bytes, messages: 
     assert (reading.messages, len(reading.aside), reading.facts) == (messages, messages, [])
 
 
-def test_an_element_that_is_not_well_formed_does_not_take_its_neighbours() -> None:
+def test_a_malformed_element_does_not_affect_its_neighbours() -> None:
     good, other = (
         single(message()),
         single(
@@ -336,7 +336,7 @@ def test_a_message_without_data_is_unreadable(data: Any) -> None:
 # --- Wrong jobs and wrong set-up -----------------------------------------------------------------------------
 
 
-def test_a_message_of_a_stream_job_is_told_apart() -> None:
+def test_a_message_of_a_stream_job_is_parked_as_such() -> None:
     stream = {"id": "7", "data": {"email": "kim@example.com"}, "meta": {"object": "event", "subscription_id": "web"}}
     reading = read(single(stream))
     assert [(item.reason, item.detail) for item in reading.aside] == [
@@ -344,7 +344,7 @@ def test_a_message_of_a_stream_job_is_told_apart() -> None:
     ]
 
 
-def test_a_message_of_a_stream_job_is_told_apart_even_where_its_meta_is_odd() -> None:
+def test_a_message_of_a_stream_job_is_parked_as_such_even_with_malformed_meta() -> None:
     stream = message(meta={"object": "event", "timestamp": 1_772_442_900, "subscription_id": ["web"]})
     reading = read(single(stream))
     assert (reading.facts, why(reading)) == ([], [reasons.NOT_A_USER_EVENT])
@@ -356,7 +356,7 @@ def test_a_message_without_an_origin_is_taken_for_an_audience_trigger(meta: Any)
 
 
 @pytest.mark.parametrize("events", [[], None])
-def test_missing_segment_events_say_what_to_set(events: Any) -> None:
+def test_missing_segment_events_are_parked_with_the_fields_seen(events: Any) -> None:
     one = message()
     one["data"] = {"_id": "kim", "email": "kim@example.com", "segment_events": events}
     if events is None:
@@ -368,7 +368,7 @@ def test_missing_segment_events_say_what_to_set(events: Any) -> None:
     assert "Export Fields" in reasons.HINTS[reasons.NO_SEGMENT_EVENTS]
 
 
-def test_missing_segment_events_are_told_also_of_a_message_with_something_odd() -> None:
+def test_missing_segment_events_are_reported_in_a_malformed_message_too() -> None:
     one = {"data": {"_id": "kim", "segment_events": None}, "meta": "odd"}
     assert why(read(single(one))) == [reasons.NO_SEGMENT_EVENTS]
 
@@ -382,7 +382,7 @@ def test_segment_events_that_are_no_list_are_not_called_missing() -> None:
     ]
 
 
-def test_segment_events_none_of_which_can_be_read_are_set_aside_once() -> None:
+def test_only_malformed_segment_events_are_parked_as_one_item() -> None:
     reading = read(single(message(transition(segment={}), transition(segment=["x"]))))
     assert [(item.reason, item.detail) for item in reading.aside] == [
         (reasons.UNREADABLE_MESSAGE, "a segment event is malformed (and 1 more)")
@@ -427,11 +427,11 @@ def test_an_unknown_event_name_is_parked(word: str | None) -> None:
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNKNOWN_EVENT])
 
 
-def test_an_enter_does_not_look_at_its_scheduled_exit() -> None:
+def test_an_enter_ignores_its_scheduled_exit() -> None:
     assert read(single(message(transition(exit="not a time at all")))).facts == [fact()]
 
 
-def test_an_exit_does_not_look_at_its_enter() -> None:
+def test_an_exit_ignores_its_enter() -> None:
     assert read(single(message(transition("exit", enter="2099-01-01T00:00:00Z")))).facts == [fact(kind=Kind.EXIT)]
 
 
@@ -441,16 +441,16 @@ def test_a_change_takes_the_time_of_its_message_even_if_it_carries_an_enter() ->
 
 
 @pytest.mark.parametrize("missing", [None, "", "  ", "0001-01-01T00:00:00Z"])
-def test_without_a_time_of_its_own_a_transition_takes_that_of_its_message(missing: str | None) -> None:
+def test_a_transition_without_a_time_uses_the_time_of_its_message(missing: str | None) -> None:
     assert read(single(message(transition(at=missing)))).facts == [fact(at=AT_NS + 4_250_000_000)]
 
 
-def test_an_exit_that_tells_only_when_it_was_entered_takes_the_time_of_its_message() -> None:
+def test_an_exit_with_only_an_enter_time_uses_the_time_of_its_message() -> None:
     event = {"id": "s1", "event": "exit", "slug": "gold_club", "enter": "2026-02-01T00:00:00Z"}
     assert read(single(message(event))).facts == [fact(kind=Kind.EXIT, at=AT_NS + 4_250_000_000)]
 
 
-def test_without_any_time_a_transition_takes_that_of_its_receipt() -> None:
+def test_a_transition_without_any_time_uses_the_time_of_the_call() -> None:
     assert read(single(message(transition(at=None), meta={"object": "user"}))).facts == [fact(at=RECEIVED_NS)]
 
 
@@ -460,7 +460,7 @@ def test_meta_timestamp_takes_precedence_over_cloud_event_time() -> None:
 
 
 @pytest.mark.parametrize("at", ["soon", "2026-13-01T00:00:00Z", "1000-01-01T00:00:00Z"])
-def test_a_time_that_can_not_be_read_is_set_aside_and_not_guessed(at: str) -> None:
+def test_an_unreadable_time_is_parked_and_not_guessed(at: str) -> None:
     raw = single(message(transition(at=at)))
     reading = read(raw)
     assert (reading.facts, why(reading)) == ([], [reasons.UNREADABLE_TIME])
@@ -483,7 +483,7 @@ def test_a_number_for_an_audience_is_kept_exactly() -> None:
 @pytest.mark.parametrize(
     ("segment", "slug"), [(None, None), ("", " "), ("a\0b", "x"), ("", "x\0"), ("s" * 501, "x"), (None, "é" * 251)]
 )
-def test_a_transition_whose_audience_can_not_be_kept_is_set_aside(segment: str | None, slug: str | None) -> None:
+def test_a_transition_whose_audience_can_not_be_stored_is_parked(segment: str | None, slug: str | None) -> None:
     reading = read(body(message(transition(segment=segment, slug=slug)), message(who="lee")))
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.NO_AUDIENCE])
 
@@ -504,7 +504,7 @@ def test_the_identifier_field_may_hold_a_list() -> None:
     assert (reading.skipped, reading.aside) == (6, [])
 
 
-def test_a_change_affirms_every_identifier_of_a_list() -> None:
+def test_a_change_asserts_membership_for_every_identifier_of_a_list() -> None:
     reading = read(single(message(transition("change"), who=["c1", "c2", "c3"], field="_uids")), field="_uids")
     assert [(one.identifier, one.kind) for one in reading.facts] == [
         ("c1", Kind.CHANGE),
@@ -617,9 +617,9 @@ def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> 
     assert "kim@example.com" not in reading.aside[0].detail
 
 
-# --- Identifiers that are nobody --------------------------------------------------------------------------------
+# --- Placeholders -----------------------------------------------------------------------------------------------
 
-NOBODY = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobject]"})
+PLACEHOLDERS = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobject]"})
 
 
 @pytest.mark.parametrize(
@@ -632,49 +632,49 @@ NOBODY = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobject]"}
 )
 def test_a_placeholder_is_no_customer(who: Any) -> None:
     for raw in (single(message(who=who)), body(message(who=who)), body(message(who=[who]))):
-        reading = read(raw, placeholders=NOBODY)
+        reading = read(raw, placeholders=PLACEHOLDERS)
         assert (reading.facts, why(reading)) == ([], [reasons.PLACEHOLDER])
 
 
 @pytest.mark.parametrize("who", ["nullable", "none@example.com", "100", "0a", "nan-7", "undefined1", "0.0.0", "0.1"])
 def test_an_identifier_that_begins_like_a_placeholder_is_kept(who: str) -> None:
-    assert [one.identifier for one in read(body(message(who=who)), placeholders=NOBODY).facts] == [who]
+    assert [one.identifier for one in read(body(message(who=who)), placeholders=PLACEHOLDERS).facts] == [who]
 
 
 @pytest.mark.parametrize("profile", ["null", "NULL", "0", "00000000-0000-0000-0000-000000000000"])
 @pytest.mark.parametrize("who", ["kim", ["kim", "lee"]])
 def test_a_profile_that_is_a_placeholder_is_no_profile(profile: str, who: Any) -> None:
-    """Under one name, the lists of many people would be taken for one list that keeps changing."""
+    """Otherwise the lists of different people would count as one list that keeps changing."""
     one = message(who=profile)
     one["data"]["uids"] = who
-    reading = read(body(one), field="uids", placeholders=NOBODY)
+    reading = read(body(one), field="uids", placeholders=PLACEHOLDERS)
     assert {fact.profile for fact in reading.facts} == {""}
 
 
 @pytest.mark.parametrize("start", [b"[", b'{"a":'])
-def test_a_body_too_deep_to_be_looked_through_is_not_called_cut_off(start: bytes) -> None:
+def test_a_body_nested_too_deeply_to_read_is_not_reported_as_cut_off(start: bytes) -> None:
     depth = 1_000_001
     raw = start + b"[" * depth + b"]" * depth + (b"]" if start == b"[" else b"}")
     assert why(read(raw)) == [reasons.NOT_JSON]
 
 
-def test_a_placeholder_in_a_list_costs_itself_alone() -> None:
-    reading = read(body(message(who=["null", "kim", "lee", "0"])), placeholders=NOBODY)
+def test_a_placeholder_in_a_list_parks_only_that_placeholder() -> None:
+    reading = read(body(message(who=["null", "kim", "lee", "0"])), placeholders=PLACEHOLDERS)
     assert ([one.identifier for one in reading.facts], why(reading)) == (["kim", "lee"], [reasons.PLACEHOLDER])
 
 
-def test_without_a_list_nobody_is_a_placeholder() -> None:
+def test_without_configured_placeholders_every_identifier_is_kept() -> None:
     assert [one.identifier for one in read(body(message(who="null"), message(who="000"))).facts] == ["null", "000"]
 
 
-def test_an_identifier_that_is_too_long_is_set_aside_and_the_others_stay() -> None:
+def test_an_identifier_that_is_too_long_is_parked_and_the_others_are_kept() -> None:
     reading = read(single(message(who=["é" * 128, "é" * 128 + "x", "lee", "y" * 300])))
     assert [one.identifier for one in reading.facts] == ["é" * 128, "lee"]
     assert [(item.reason, item.detail) for item in reading.aside] == [(reasons.IDENTIFIER_TOO_LONG, " (and 1 more)")]
 
 
 @pytest.mark.parametrize("encoded", [b'"a\\u0000b"', b'"a\xffb"', b'["a\xed\xa0\x80"]'])
-def test_an_identifier_that_nobody_can_store_is_set_aside(encoded: bytes) -> None:
+def test_an_identifier_that_can_not_be_stored_is_parked(encoded: bytes) -> None:
     raw = single(message(who=0)).replace(b'"_id": 0', b'"_id": ' + encoded)
     reading = read(b"[" + raw + b"," + single(message(who="lee")) + b"]")
     assert (reading.facts, why(reading)) == ([fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
@@ -686,12 +686,12 @@ def test_a_lone_surrogate_in_an_identifier_parks_only_that_identifier() -> None:
     assert (reading.facts, why(reading)) == ([fact(), fact("lee")], [reasons.UNREADABLE_IDENTIFIER])
 
 
-def test_text_that_is_no_utf_8_in_another_field_does_no_harm() -> None:
+def test_invalid_utf_8_in_an_unused_field_parks_nothing() -> None:
     raw = single(message()).replace(b'"_id"', b'"first_name": "Zo\xeb", "_id"')
     assert read(raw).facts == read(b"[" + raw + b"]").facts == [fact()]
 
 
-def test_the_top_level_is_looked_at_only_where_that_is_allowed() -> None:
+def test_the_top_level_is_read_only_where_allowed() -> None:
     beside = message(who=None, _id="beside")
     absent = {**beside, "data": {"segment_events": beside["data"]["segment_events"]}}
     for one in (beside, absent):
@@ -706,7 +706,7 @@ def test_the_last_of_two_equal_keys_is_used_on_each_path() -> None:
     assert read(twice).facts == read(b"[" + twice + b"]").facts == read(b"[" + twice + b",1]").facts == [fact()]
 
 
-# --- What is kept of an item that was set aside --------------------------------------------------------------
+# --- Stored parts of a parked item ---------------------------------------------------------------------------
 
 
 def test_the_envelope_keeps_no_value_of_a_profile_but_the_identifier() -> None:
@@ -719,7 +719,7 @@ def test_the_envelope_keeps_no_value_of_a_profile_but_the_identifier() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"oops", b"[1]", b'{"data": 5}', b'{"data": {"a": "\xff'])
-def test_the_envelope_of_what_is_no_message_is_itself(raw: bytes) -> None:
+def test_the_envelope_of_other_bytes_is_unchanged(raw: bytes) -> None:
     assert messages.envelope(raw, identifier_field="_id") == raw
 
 
@@ -735,7 +735,7 @@ def test_the_parts_of_a_message_that_share_a_reason_are_one_item() -> None:
     ]
 
 
-def test_a_message_that_would_become_too_many_events_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_with_too_many_events_is_parked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload, "FACTS_AT_MOST", 6)
     product = message(transition(), transition("exit", segment="s2", slug="basket"), who=["c1", "c2", "c3"])
     reading = read(body(message(), product, message(who="lee")))
@@ -743,10 +743,10 @@ def test_a_message_that_would_become_too_many_events_is_set_aside(monkeypatch: p
     assert [(item.reason, item.detail) for item in reading.aside] == [
         (reasons.TOO_MANY_EVENTS, "3 identifiers in 2 segment events")
     ]
-    assert len(read(reading.aside[0].raw).facts) == 6  # by itself it is not too many
+    assert len(read(reading.aside[0].raw).facts) == 6  # alone, the message is within the limit
 
 
-def test_messages_that_would_become_too_many_events_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_with_too_many_events_together_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload, "FACTS_AT_MOST", 2)
     reading = read(body(message(), message(who="lee"), message(who="max")))
     assert (reading.messages, reading.facts, why(reading)) == (3, [fact(), fact("lee")], [reasons.TOO_MANY_EVENTS])
@@ -812,7 +812,7 @@ def mostly(usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any]) -> st.S
 
 
 def some_messages(oddly: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Messages of the documented layout, of which any part may be missing, or ``oddly``."""
+    """Messages in the documented layout; any part may be missing, or replaced by ``oddly``."""
     usual = st.fixed_dictionaries(
         {
             "id": mostly(st.sampled_from(["s1", "s2"]), names | oddly),
@@ -940,7 +940,7 @@ def test_a_message_alone_reads_like_a_batch_of_one(one: dict[str, Any]) -> None:
 
 
 @given(untidy)
-def test_what_is_kept_of_a_message_reads_like_the_message(one: dict[str, Any]) -> None:
+def test_an_envelope_gives_the_same_facts_as_its_message(one: dict[str, Any]) -> None:
     raw = single(one)
     for item in read(raw).aside:
         if item.reason != reasons.NO_IDENTIFIER:
@@ -960,12 +960,12 @@ def test_every_fact_can_be_stored(one: dict[str, Any]) -> None:
         assert -(2**63) <= found.occurred_ns < 2**63
 
 
-# --- What can be read is read, whichever part is odd -----------------------------------------------------------
+# --- A malformed part does not affect the other parts ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("slug", ["v\x00", "\ud83d", "x" * 501, "é" * 251, "\x00", "ok\udfff"])
 @pytest.mark.parametrize("flaw", [b"", b'"x":NaN,'])
-def test_a_slug_that_cannot_be_stored_costs_no_event_whose_segment_is_named(slug: str, flaw: bytes) -> None:
+def test_an_unstorable_slug_loses_no_event_that_has_a_segment_id(slug: str, flaw: bytes) -> None:
     raw = json.dumps(message(transition("exit", slug=slug))).encode().replace(b'"data": {', b'"data": {' + flaw)
     reading = read(raw)
     assert [(one.segment_id, one.slug, one.kind) for one in reading.facts] == [("s1", "", Kind.EXIT)]
@@ -993,7 +993,7 @@ def test_no_detail_quotes_a_value_that_may_be_personal_or_long(place: str, value
     assert all("ann@" not in item.detail and len(item.detail) < 200 for item in reading.aside)
 
 
-def test_an_endless_list_of_identifiers_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlong_list_of_identifiers_is_rejected_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload, "FACTS_AT_MOST", 100)
     longest: list[int] = [0]
     elements = json_pieces.read_elements
