@@ -15,7 +15,7 @@ from audiences import sessions
 from audiences.models import Install, Token
 from audiences.receiving import invalid_tokens, tokens
 
-# Callers that a process remembers: more than there are tokens. When all places are taken, it begins anew.
+# The most callers that a process remembers, more than there are tokens. When it is reached, all are dropped.
 REMEMBERED_AT_MOST = 1_000
 
 _remembered: dict[tuple[str, str], tuple[Install, Token]] = {}
@@ -23,7 +23,7 @@ _remembered: dict[tuple[str, str], tuple[Install, Token]] = {}
 
 @dataclass
 class Caller:
-    """Whom a call is from. While ``is_remembered``, nobody has looked whether that is still true."""
+    """The caller of a call. With ``is_remembered``, the token has not been checked again since an earlier call."""
 
     request: Request
     install: Install

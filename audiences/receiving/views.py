@@ -58,14 +58,14 @@ def _ends_by_itself(error: Exception) -> bool:
     return isinstance(cause, Exception) and not isinstance(error, DatabaseError) and _ends_by_itself(cause)
 
 
-# When calls of an install were last turned away, and for which of two reasons, by this process.
+# When this process last rejected calls of an install with 503, per install and reason.
 _turned_away: dict[tuple[int, str], float] = {}
-# So many seconds without such an answer end it: the next one begins another time and is told again.
+# After this many seconds without a 503 the outage has ended; the next 503 begins another, which is logged again.
 TURNED_AWAY_ENDS = 300.0
 
 
 def turned_away(install: Install, detail: str) -> Response:
-    """503 to every call of an install, for a while. Its beginning is told once, not each of a million answers."""
+    """An outage: every call of an install gets 503. Its beginning is logged once, not each response."""
     key, at = (install.pk, detail), time.monotonic()
     if at - _turned_away.get(key, -TURNED_AWAY_ENDS) >= TURNED_AWAY_ENDS:
         log.warning("calls are answered 503", install=install.name, reason=detail)
@@ -148,7 +148,7 @@ class WebhookView(_AnsweringView):
     http_method_names = ["post", "put", "patch"]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        # Before the token is looked at: a job left on GET must show as 405 and must never look received.
+        # Before the token is checked: a job left on GET must show as 405 and must never look received.
         if (request.method or "").lower() not in self.http_method_names:
             what = f"{request.method} {request.path_info[:100]}"
             rejected_calls.note(rejected_calls.WRONG_METHOD, address.of(request), what=what)

@@ -1,4 +1,4 @@
-"""For tests: a sandbox in a process of its own, or on a thread of this one."""
+"""For tests: a sandbox in a separate process, or on a thread of this process."""
 
 import json
 import subprocess
@@ -89,7 +89,7 @@ class ControlledSandbox:
 
 
 class RunningSandbox(ControlledSandbox):
-    """A sandbox in a process of its own, which ends with the `with` block or with this process."""
+    """A sandbox in a separate process, which ends with the `with` block or with this process."""
 
     def __init__(self, *flags: str, port: int = 0) -> None:
         self.flags = flags
