@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from odp.mechanisms import Change
 from odp.outcomes import Answer, Outcome
-from workers.bisection import Bisection, Group, Part
+from workers.bisection import BLOCK_AFTER_WITHOUT_CONTROL, Bisection, Group, Part
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
 FAILED = Answer(Outcome.RETRY_LATER, "503", status=503)
@@ -205,7 +205,7 @@ def test_every_audience_may_be_blocked_at_once() -> None:
 
 def test_one_customer_of_a_blocked_audience_is_enough_to_decide() -> None:
     bisection = bisection_of([(change("kim"),)])
-    assert carry_out(bisection, Destination(bad_lanes=[1])) == 2
+    assert carry_out(bisection, Destination(bad_lanes=[1])) == 3
     assert (list(bisection.blocked), bisection.refused) == ([1], {})
 
 
@@ -230,6 +230,24 @@ def test_bad_customers_only_are_parked_up_to_a_point_and_then_it_is_the_audience
         bisection = bisection_of(singles(count))
         carry_out(bisection, Destination(bad_customers=[f"u{number}" for number in range(count)]))
         assert (len(bisection.refused), list(bisection.blocked)) == ((0, [1]) if count == 50 else (count, []))
+
+
+@pytest.mark.parametrize("control", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_an_audience_is_not_blocked_if_odp_stops_rejecting_its_customers(count: int, control: bool) -> None:
+    """Between the last rejection and the probe, or between the last rejection and the block."""
+    rejecting = Destination(bad_customers=[f"u{number}" for number in range(count)])
+    bisection = bisection_of(singles(count), control=control)
+
+    ended: list[Part] = []
+
+    def send(part: Part) -> Answer:
+        if part.control is not None or len(bisection.refused) >= BLOCK_AFTER_WITHOUT_CONTROL:
+            ended.append(part)
+        return DELIVERED if ended else rejecting(part)
+
+    carry_out(bisection, send)
+    assert bisection.blocked == {}
 
 
 def test_the_second_rejection_tests_the_audience() -> None:

@@ -488,7 +488,7 @@ def test_a_control_whose_worker_died_is_closed_as_unknown_like_any_other_request
     lease_runs_out(gold)
     Delivery.objects.update(opened_at=now() - timedelta(seconds=settings.LEASE_SECONDS))
     drain_all(shop)
-    assert [outcome for outcome, _, _ in deliveries()] == ["refused", "unknown", "refused", "delivered"]
+    assert [outcome for outcome, _, _ in deliveries()] == ["refused", "unknown", "refused", "delivered", "refused"]
     assert lane_of(gold).block_reason == "400: the request has invalid items"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from django.core.wsgi import get_wsgi_application
 from gunicorn.config import Config
-from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import TConn
 
 from audiences.models import Install, Receipt
@@ -16,7 +15,7 @@ from lytics_sync import web_worker
 from lytics_sync.request_socket import RequestSocket
 from tests.messages import body, message
 from tests.threads import PATIENCE, eventually, start
-from tests.web import Web, web_of_a_module
+from tests.web import Web, logger_of, web_of_a_module
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -166,7 +165,7 @@ def test_a_client_that_reads_no_response_occupies_a_thread_only_briefly(settings
     """Its connection takes no more bytes, so writing the response can only end with the limit."""
     settings.WEBHOOK_READ_SECONDS = 0.05
     config = Config()
-    worker = web_worker.Worker(1, 1, [], None, 30, config, Logger(config))
+    worker = web_worker.Worker(1, 1, [], None, 30, config, logger_of(config))
     worker.wsgi = get_wsgi_application()
     server, client = socket.socketpair()
     with client, RequestSocket(server) as taken:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.glogging import Logger
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from lytics_sync import web_worker
 from lytics_sync.env import PROJECT_DIR
+from tests.web import logger_of
 
 SOURCE = Path(str(web_worker.__file__)).read_text(encoding="utf-8")
 # What Worker overrides, with the parameters that gunicorn passes.
@@ -42,7 +42,7 @@ def test_gunicorn_still_calls_what_the_worker_overrides(name: str) -> None:
 
 def test_gunicorn_still_has_what_the_worker_reads() -> None:
     config = Config()
-    worker = ThreadWorker(1, 1, [], None, 30, config, Logger(config))
+    worker = ThreadWorker(1, 1, [], None, 30, config, logger_of(config))
     assert set(vars(worker)) >= OF_A_WORKER
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -68,5 +68,5 @@ def test_a_certificate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     config: Any = Config()
     config.set("certfile", str(PROJECT_DIR / "README.md"))
     with pytest.raises(SystemExit):
-        web_worker.Worker.check_config(config, Logger(config))
+        web_worker.Worker.check_config(config, logger_of(config))
     assert "TLS is the proxy's task" in capsys.readouterr().err

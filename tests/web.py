@@ -9,11 +9,22 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
 from pytest_django.plugin import DjangoDbBlocker
 
 from local.processes import Fleet, free_port, read_pid
 from local.stack import Memory, Stack
 from tests.relay import Relay
+
+
+def logger_of(config: Config) -> Logger:
+    """gunicorn's logger. It takes its loggers out of the root's hands, which other tests of this process read."""
+    made = Logger(config)
+    for logger in (made.error_log, made.access_log):
+        logger.handlers.clear()
+        logger.propagate = True
+    return made
 
 
 class Web:

@@ -9,7 +9,8 @@ Two causes look like a bad change and aren't one:
 - The request is too large, and its halves succeed. A change that was rejected by elimination is therefore sent again in
   a small request, unless ODP has accepted a request as large as the refused one.
 - ODP rejects a whole audience. A request that names a rejected customer without the audience (the probe) decides: if
-  ODP accepts it, the audience is at fault. A single rejection starts no probe if ODP has accepted the audience before.
+  ODP accepts it, and still rejects the change, the audience is at fault. A single rejection starts no probe if ODP has
+  accepted the audience before.
 """
 
 from collections import Counter
@@ -178,11 +179,23 @@ class Bisection:
             if has_probe and lane not in self._probes_refused:
                 answer = yield Part((), control=rejected[0])
                 if answer.outcome is Outcome.DELIVERED:
-                    self._block(lane)
+                    yield from self._block_if_still_rejected(lane, rejected)
                     continue
                 self._probes_refused.add(lane)
             if len(rejected) >= (BLOCK_AFTER if has_probe else BLOCK_AFTER_WITHOUT_CONTROL):
-                self._block(lane)
+                yield from self._block_if_still_rejected(lane, rejected)
+
+    def _block_if_still_rejected(self, lane: int, rejected: Sequence[Change]) -> Requests:
+        """Send one rejected change again before the block, which only a person ends: ODP may accept it by now."""
+        answer = yield Part(((rejected[0],),))
+        if answer.outcome is not Outcome.DELIVERED:
+            self._block(lane)
+            return
+        for change in rejected:
+            del self.refused[change]
+            self._eliminated.pop(change, None)
+        self._accept([(rejected[0],)])
+        yield from self._deliver(_one_by_one(rejected[1:]))
 
     def _explained(self, part: Sequence[Group], answer: Answer) -> list[Group] | None:
         """The groups to send again, if the refusal gives its cause: the size, or the items that it names."""
