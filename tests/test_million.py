@@ -403,3 +403,33 @@ def test_a_list_says_how_many_rows_match(model: str, query: str, words: str, vis
     pages = re.search(r'aria-label="Pages">\s*<span>([^<]*)', visitor.get(listed(model, query).url()).content.decode())
     assert pages
     assert pages[1].startswith(words)
+
+
+def test_groups_of_parked_items_and_their_confirmations_say_at_most_ten_thousand(visitor: Client) -> None:
+    """All items wait here: 10,000, 19,999 and one."""
+    Parked.objects.update(closed_at=None, resolution="")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE audiences_parked")
+    owner = FACTS["busy"] + 1
+    Parked.objects.bulk_create(Parked(install_id=owner, reason="unknown_slug") for _ in range(COUNTED - 1))
+    discard = reverse("admin:audiences_parked_discard_group", args=[owner, "unknown_slug"])
+    release = reverse("admin:audiences_parked_release_group", args=[owner, "unknown_slug"])
+    shown = {
+        reverse("admin:index"): ("more than 10,000 parked: ", "more than 20,001"),
+        reverse("admin:audiences_parked_changelist"): ('ls-bad">more than 10,000</span>',),
+        discard: ("Discard more than 10,000", "more than 10,000 items will be discarded"),
+        release: ("Release more than 10,000", "more than 10,000 items are read"),
+    }
+    for url, words in shown.items():
+        page = visitor.get(url).content.decode()
+        assert [text for text in words if text not in page] == [], url
+        for statement in visit(visitor, url):
+            if "audiences_parked" in statement and "WITH RECURSIVE" not in statement and statement.startswith("SELECT"):
+                plan = explained(statement)
+                assert read_by(plan).get("parked", 0) <= 2 * COUNTED, statement
+    (groups,) = [
+        one for one in visit(visitor, reverse("admin:index")) if one.startswith("WITH RECURSIVE") and "AS oldest" in one
+    ]
+    # The groups have 10,000, 19,999 and 1 open items. Each is read once at most, and no closed item.
+    plan = explained(groups)
+    assert read_by(plan)["parked"] <= 30_000 + 50, plan

@@ -8,17 +8,30 @@ from typing import Any
 from django.contrib import admin
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import connection
-from django.db.models import Count, Max, Min, QuerySet
+from django.db.models import QuerySet
 from django.db.models.functions import Length
 from django.http import HttpRequest, HttpResponse
-from django.urls import path, reverse
+from django.urls import path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
 from audiences.admin.fragments import masked_ends
 from audiences.admin.masks import masked, written
-from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill, shortened, size
+from audiences.admin.pages import (
+    HistoryAdmin,
+    ago,
+    count,
+    link,
+    list_url,
+    mask,
+    number,
+    pill,
+    shortened,
+    size,
+    up_to_bound,
+)
+from audiences.admin.parked_groups import counted, groups, items, unfinished
 from audiences.admin.parked_reasons import ALL_HINTS, STAYED, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.resends import section, under_way
@@ -220,12 +233,12 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         upto = request.POST.get("upto", "")
         if upto.isdecimal():
             waiting = waiting.filter(pk__lte=int(upto))
-        facts = waiting.aggregate(count=Count("pk"), newest=Max("pk"))
-        total, seen = facts["count"], f"{facts['count']}-{facts['newest']}"
-        going = _unfinished().filter(install_id=install, parked_reason=reason).first()
+        total, newest = counted(waiting)
+        seen = f"{total}-{newest}"
+        going = unfinished().filter(install_id=install, parked_reason=reason).first()
         if going is not None:
             return verbs.go(request, back, warning=under_way(going))
-        if not total or (request.method == "POST" and request.POST.get("seen") != seen):
+        if newest is None or (request.method == "POST" and request.POST.get("seen") != seen):
             return verbs.go(request, back, warning=verbs.STALE)
         if not can_be_released(reason):
             return verbs.go(request, back, warning=f"Reading again can't help: {words(reason)}. Discard them.")
@@ -233,9 +246,13 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         asked = ask_field(request.POST if request.method == "POST" else None, owner, reason)
         if request.method == "POST" and asked.is_valid():
             by, field = request.user.get_username(), str(asked.cleaned_data.get("read_by", ""))
-            if not resends.release_all(owner, reason, upto=facts["newest"], total=total, by=by, identifier_field=field):
+            # The release reads all of them anyway, and shows how far it is.
+            everything = waiting.count()
+            if not resends.release_all(owner, reason, upto=newest, total=everything, by=by, identifier_field=field):
                 return verbs.go(request, back, warning=verbs.STALE)
-            message = f"Releasing {count(total, 'item')} parked for {words(reason)}; this page shows how far it is."
+            message = (
+                f"Releasing {count(everything, 'item')} parked for {words(reason)}; this page shows how far it is."
+            )
             message += read_by(field)
             verbs.record(request, [owner], message)
             return verbs.go(request, back, success=message)
@@ -243,11 +260,11 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             request,
             self,
             title=f"Release all parked for: {words(reason)}",
-            label=f"Release {number(total)}",
+            label=f"Release {up_to_bound(total)}",
             danger=False,
-            consequence=f"{count(total, 'item')} are read or sent again. What still can't be read stays here.",
+            consequence=f"{items(total)} are read or sent again. What still can't be read stays here.",
             form=asked,
-            hidden={"seen": seen, "upto": facts["newest"]},
+            hidden={"seen": seen, "upto": newest},
             back=back,
         )
 
@@ -256,11 +273,13 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if not self.has_discard_permission(request):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))
-        facts = parked_items.waiting(install, reason).aggregate(count=Count("pk"), newest=Max("pk"))
+        waiting = parked_items.waiting(install, reason)
         confirmed = "seen" in request.POST
         asked_upto = request.POST.get("upto", "")
-        upto = int(asked_upto[:18]) if asked_upto.isdecimal() else facts["newest"] or 0
-        total = parked_items.waiting(install, reason).filter(pk__lte=upto).count()
+        if asked_upto.isdecimal():
+            waiting = waiting.filter(pk__lte=int(asked_upto[:18]))
+        total, newest = counted(waiting)
+        upto = int(asked_upto[:18]) if asked_upto.isdecimal() else newest or 0
         if not total or (confirmed and request.POST["seen"] != f"{total}-{upto}"):
             return verbs.go(request, back, warning=verbs.STALE)
         asked = AskReason(request.POST if confirmed else None)
@@ -275,10 +294,9 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             request,
             self,
             title=f"Discard all parked for: {words(reason)}",
-            label=f"Discard {number(total)}",
+            label=f"Discard {up_to_bound(total)}",
             danger=True,
-            consequence=f"{count(total, 'item')} will be discarded: they never reach ODP and can't be released"
-            " any more.",
+            consequence=f"{items(total)} will be discarded: they never reach ODP and can't be released any more.",
             form=asked,
             hidden={"seen": f"{total}-{upto}", "upto": upto},
             back=back,
@@ -379,28 +397,3 @@ def _pretty(raw: str) -> str:
 
 def _version_tag(ids: Iterable[int]) -> str:
     return hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()[:16]
-
-
-def _unfinished() -> QuerySet[Resend]:
-    return Resend.objects.filter(kind=Resend.Kind.RELEASE, ended_at=None)
-
-
-def groups() -> list[dict[str, Any]]:
-    """What waits, by install and reason: counted over the index of open items."""
-    waiting = Parked.objects.filter(closed_at=None).order_by().values("install", "install__name", "reason")
-    groups = waiting.annotate(count=Count("pk"), since=Min("parked_at"), newest=Max("pk")).order_by("-count")
-    going = set(_unfinished().values_list("install", "parked_reason"))
-    return [
-        {
-            **group,
-            "words": words(group["reason"]),
-            "hint": hint(group["reason"]),
-            "since": ago(group["since"]),
-            "url": list_url(Parked, reason=group["reason"], install__id__exact=group["install"]),
-            "going": (group["install"], group["reason"]) in going,
-            "can_release": can_be_released(group["reason"]),
-            "discard": reverse("admin:audiences_parked_discard_group", args=[group["install"], group["reason"]]),
-            "release": reverse("admin:audiences_parked_release_group", args=[group["install"], group["reason"]]),
-        }
-        for group in groups
-    ]

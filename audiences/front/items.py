@@ -196,7 +196,7 @@ def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Al
     back = urlencode({"next": reverse("admin:index")})
     return [
         Alert(
-            f"{number(group['count'])} parked: {group['words']} ({group['install__name']})",
+            f"{group['count_in_words']} parked: {group['words']} ({group['install_name']})",
             f"Newest: {details[group['newest']]}." if details.get(group["newest"]) else "",
             group["since"],
             group["url"],

@@ -9,8 +9,9 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from audiences import readiness
+from audiences.admin.filters import COUNTED
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
-from audiences.admin.parked import groups
+from audiences.admin.parked_groups import groups
 from audiences.front import calls
 from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more
 from audiences.front.charts import charts
@@ -99,7 +100,7 @@ def _numbers(
     braked = sum(install.brake_until_at is not None for install in installs)
     blocked = sum(lane.blocked_at is not None and not state.is_set_aside(lane) for lane in held)
     events = sum(backlog.waiting for backlog in waiting.values())
-    items = sum(group["count"] for group in parked)
+    items = sum(min(group["count"], COUNTED - 1) for group in parked)
     return [
         Number(
             "oldest undelivered",
@@ -110,8 +111,14 @@ def _numbers(
         ),
         Number("installs on hold", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),
-        Number("parked items", number(items), list_url(Parked), not items),
+        Number("parked items", at_least(items, parked), list_url(Parked), not items),
     ]
+
+
+def at_least(items: int, parked: list[dict[str, Any]]) -> str:
+    """The sum of bounded counts."""
+    is_bounded = any(group["count"] >= COUNTED for group in parked)
+    return f"more than {items:,}" if is_bounded else number(items)
 
 
 def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:
