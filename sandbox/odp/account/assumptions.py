@@ -21,8 +21,8 @@ class Assumptions:
         "whole",
         "partial",
         "drop",
-        says="One bad item refuses the whole call; or the good ones are applied and the answer is a 400 naming the "
-        "rest; or bad ones vanish behind a 202.",
+        says="A bad item rejects the whole call; or the rest is applied and a 400 names it; or it is dropped with a "
+        "202.",
     )
     bad_items: str = _guess(
         "named", "bare", says="A refused batch names its bad items in `detail.invalids`, or doesn't."
