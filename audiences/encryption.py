@@ -22,7 +22,7 @@ from django.db import models
 # Bytes encrypted at a time, so that memory stays bounded for a long value.
 PIECE = 1 << 20
 UNREADABLE = "can't be decrypted with the present FIELD_ENCRYPTION_KEYS"
-WRONG_KEY = "A stored secret opens with none of FIELD_ENCRYPTION_KEYS; put back the key it was written with."
+WRONG_KEY = "FIELD_ENCRYPTION_KEYS has no key that decrypts a stored secret. Add the key that encrypted it."
 
 
 @lru_cache(maxsize=4)
@@ -61,7 +61,7 @@ def _in_pieces(key: str, clear: bytes) -> bytes:
 
 
 def decrypt(hidden: bytes) -> bytes:
-    """What ``encrypt`` was given. Raises ``ImproperlyConfigured`` when none of the keys opens it."""
+    """Decrypt a value of ``encrypt``. Raises ``ImproperlyConfigured`` if no key decrypts it."""
     try:
         return _ring(tuple(settings.FIELD_ENCRYPTION_KEYS)).decrypt(hidden)
     except InvalidToken as error:
@@ -75,7 +75,7 @@ else:
 
 
 class Unreadable(str):
-    """Shown in place of a secret that none of the configured keys decrypts. Saving it keeps the stored ciphertext."""
+    """A placeholder for a secret that no configured key decrypts. Saving it keeps the stored ciphertext."""
 
     __slots__ = ("hidden",)
     hidden: str

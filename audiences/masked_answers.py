@@ -58,7 +58,7 @@ def answer(delivery: "Delivery") -> str:
 
 
 def reasons(stored: dict[int, str]) -> dict[int, str]:
-    """Mask the reasons of many deliveries; ``told`` has the stored reasons by Delivery id."""
+    """Mask the stored reasons of many Deliveries, by Delivery id."""
     from audiences.models import Delivery
 
     asked, shown = [pk for pk, words in stored.items() if words], dict(stored)

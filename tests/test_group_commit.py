@@ -201,7 +201,7 @@ def test_when_the_leader_is_lost_its_whole_group_is_told_so(
     assert not isinstance(errors[0], GroupLostError)
     if fate is not _ended:
         # Lytics is asked to come back soon, as after any lost session.
-        assert all(isinstance(error, Exception) and views._ends_by_itself(error) for error in errors)
+        assert all(isinstance(error, Exception) and views._is_temporary(error) for error in errors)
     assert people() == ["a", "warm"]
     sessions.bound(0)
     monkeypatch.setattr(ingest._groups, "_store", ingest._store_plain)

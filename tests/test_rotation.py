@@ -92,7 +92,7 @@ def test_it_goes_through_more_rows_than_it_holds_at_once(
 
 def test_it_stops_at_a_secret_that_no_key_opens(shop: Install, settings: Any) -> None:
     settings.FIELD_ENCRYPTION_KEYS = [NEW]
-    with pytest.raises(ImproperlyConfigured, match="opens with none"):
+    with pytest.raises(ImproperlyConfigured, match="no key that decrypts"):
         rotation.rotate()
 
 

@@ -1,4 +1,4 @@
-"""Tokens: random, two at a time, compared through a digest, encrypted where they lie."""
+"""Tokens: random, two at a time, compared through a digest, stored encrypted."""
 
 import base64
 import hashlib
@@ -9,14 +9,16 @@ import pytest
 from cryptography.fernet import Fernet
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.encryption import decrypt, encrypt, opened
-from audiences.models import Install, Token
+from audiences.models import Event, Install, Token
 from audiences.operations import installs
 from audiences.receiving import tokens
+from tests.messages import body, message
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
@@ -220,3 +222,31 @@ def test_the_last_use_is_written_down_again_after_a_while(install: Install, monk
             tokens.note_use(token, source=None)
         written.append(len(queries))
     assert written == [1, 0, 1, 0]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("state", ["53100", "55P03", "57014", "XX000"])
+def test_a_use_that_can_not_be_recorded_fails_no_stored_call(
+    state: str, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a lock timeout, a cancelled statement and an internal error, in the update that records the use."""
+    monkeypatch.setattr(tokens, "_noted", {})
+    token = install.tokens.get()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            f" RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$;"
+            " CREATE TRIGGER refuse BEFORE UPDATE ON audiences_token FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    try:
+        answer = Client().post(
+            f"/webhooks/lytics/{install.public_id}",
+            body(message()),
+            content_type="application/json",
+            headers={"Authorization": str(token.secret)},
+        )
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+    assert answer.status_code == 200
+    assert Event.objects.count() == 1

@@ -472,7 +472,7 @@ def test_a_rejection_is_logged_once_and_again_after_calls_were_accepted(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    monkeypatch.setattr(views, "_turned_away", {})
+    monkeypatch.setattr(views, "_answer_outage", {})
     monkeypatch.setattr(views.log, "warning", lambda words, **more: told.append((words, *more.values())))
     settings.BACKLOG_HIGH_WATER = -1
     monkeypatch.setattr(backlog, "FRESH_SECONDS", 0.0)
@@ -483,7 +483,7 @@ def test_a_rejection_is_logged_once_and_again_after_calls_were_accepted(
         assert is_later(send(install, body(message())))
     reasons_told = ["Too many events wait for ODP.", "This install is switched off."]
     assert told == [("calls are answered 503", "Shop", reason) for reason in reasons_told]
-    monkeypatch.setattr(views, "TURNED_AWAY_ENDS", 0.0)
+    monkeypatch.setattr(views, "OUTAGE_ENDS_SECONDS", 0.0)
     send(install, body(message()))
     assert len(told) == 3
 

@@ -137,8 +137,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         place = [source for _, source in self.csv_columns].index("pk")
         lanes = Lane.objects.select_related("audience__install").in_bulk([row[-1] for row in rows])
         for row in rows:
-            told = state.of_lane(lanes[row[-1]])
-            row[place], row[-1] = told.word, told.why
+            lane_state = state.of_lane(lanes[row[-1]])
+            row[place], row[-1] = lane_state.word, lane_state.why
 
     def has_unblock_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm(Unblock.permission)
@@ -151,8 +151,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
 
     @admin.display(description="audience", ordering="odp_id")
     def name(self, audience: Audience) -> SafeString:
-        told = format_html_join("", '<span class="ls-note">{}</span>', ((w,) for w in state.warnings(audience.lane)))
-        return format_html("{}{}", link(audience), told)
+        notes = format_html_join("", '<span class="ls-note">{}</span>', ((w,) for w in state.warnings(audience.lane)))
+        return format_html("{}{}", link(audience), notes)
 
     @admin.display(description="state")
     def pill(self, audience: Audience) -> SafeString:

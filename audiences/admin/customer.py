@@ -94,12 +94,12 @@ class Part:
             lane = row.membership.audience.lane
             where = "behind a block" if lane.blocked_at else "in a paused audience" if lane.paused_at else ""
             waiting[where or "to be delivered"] += row.membership.waiting
-        told = [
+        parts = [
             f"{count(many, 'event')} {'waits' if many == 1 else 'wait'} {where}"
             for where, many in waiting.items()
             if many
         ]
-        return ", ".join(told)
+        return ", ".join(parts)
 
     @property
     def differences(self) -> int:
@@ -182,9 +182,9 @@ def _page(request: HttpRequest, **context: Any) -> HttpResponse:
     )
 
 
-def _place(told: str) -> Place | None:
+def _place(text: str) -> Place | None:
     try:
-        at, audience_id, sequence = json.loads(told)
+        at, audience_id, sequence = json.loads(text)
         return Place(forms.DateTimeField().to_python(at) or _never(), int(audience_id), int(sequence))
     except (ValueError, TypeError, forms.ValidationError):
         return None
@@ -238,8 +238,8 @@ def _parts(request: HttpRequest, customer_history: CustomerHistory, *, ask: int 
             memberships += _only_in_odp(answer, audiences, memberships)
         if memberships or statuses or answer is not None:
             rows = [_row(request, membership, answer) for membership in memberships]
-            told = [_happening(f, causes.get((f.event.audience_id, f.event.sequence), "")) for f in statuses]
-            parts.append(Part(install, rows, len(audiences) - len(rows), told, answer))
+            happenings = [_happening(f, causes.get((f.event.audience_id, f.event.sequence), "")) for f in statuses]
+            parts.append(Part(install, rows, len(audiences) - len(rows), happenings, answer))
     return parts
 
 
@@ -252,8 +252,8 @@ def _only_in_odp(
     answer: MembershipAnswer, audiences: Iterable[Audience], memberships: Iterable[MembershipStatus]
 ) -> list[MembershipStatus]:
     known = {membership.audience.pk for membership in memberships}
-    told = set().union(*(found or () for found in answer.by_name.values()))
-    return [MembershipStatus(a, None, 0, None) for a in audiences if a.odp_id in told and a.pk not in known]
+    in_odp = set().union(*(found or () for found in answer.by_name.values()))
+    return [MembershipStatus(a, None, 0, None) for a in audiences if a.odp_id in in_odp and a.pk not in known]
 
 
 def _row(request: HttpRequest, membership: MembershipStatus, answer: MembershipAnswer | None) -> Row:

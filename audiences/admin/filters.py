@@ -34,7 +34,7 @@ def ended(queryset: QuerySet[Any], how: str | None) -> QuerySet[Any]:
 
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """Filter by outcome, with fixed choices in place of a query for the outcomes in the table.
+    """A filter by outcome. The choices are fixed: collecting the outcomes of all rows would scan the table.
 
     *Delivered* is not a choice: nearly all rows are, and the unfiltered list shows them.
     """

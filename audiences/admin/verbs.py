@@ -1,7 +1,7 @@
 """The buttons. Each is a Verb: a permission, a page that states the consequence, a POST, and an entry in the history.
 
 The confirmation is a separate page, part of which unfold's dialog shows, so that it also works without scripts. It
-carries a version tag of what its reader saw; when that has changed, nothing is done and the reader is told so.
+carries a version tag of the data shown. If the data has changed since, the button does nothing and says so.
 """
 
 import hashlib

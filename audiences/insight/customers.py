@@ -26,7 +26,8 @@ from lytics import times
 from lytics.facts import Kind
 from odp.outcomes import Outcome
 
-# Events on one page, and events read for it: an older event may be the one that decided a shown event.
+# The number of events on one page, and the number read for it. More are read than shown, because an older event may
+# have decided a shown one.
 SHOWN = 100
 READ = 2_000
 # Attempts shown for one event. A bisection makes about a dozen; a backoff may last for days.

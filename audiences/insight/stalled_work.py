@@ -11,7 +11,7 @@ from audiences.delivery import backoff, provision
 
 
 class Waiting(NamedTuple):
-    """An install, since when its ready work stands still, and the known reason, if any."""
+    """An install whose ready work doesn't move: its name, the time of the last progress, and the reason if known."""
 
     name: str
     since: datetime

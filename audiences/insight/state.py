@@ -196,8 +196,8 @@ def of_event(status: EventStatus) -> State:
     became = _end_of(status)
     if status.claimed_ns is None:
         return became
-    told = f"Lytics said {times.moment(status.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and is ignored"
-    return replace(became, why=f"{became.why}; {told}" if became.why else told)
+    note = f"Lytics said {times.moment(status.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and is ignored"
+    return replace(became, why=f"{became.why}; {note}" if became.why else note)
 
 
 def _end_of(status: EventStatus) -> State:
@@ -232,9 +232,9 @@ def _what_it_waits_for(status: EventStatus) -> str:
         "sending": "for the request that is under way",
         "to be created": "to be created",
     }
-    told = words.get(state.word) or f"the audience is {state.word}: {state.why}".removesuffix(": ")
+    cause = words.get(state.word) or f"the audience is {state.word}: {state.why}".removesuffix(": ")
     tried = next((f"; last try: {of_request(run).word}" for run in status.attempts if run.closed_at), "")
-    return told + (f"; events before it: {before:,}" if before else "") + tried
+    return cause + (f"; events before it: {before:,}" if before else "") + tried
 
 
 def _moot(event: Event, by: Event | None) -> str:
@@ -277,7 +277,7 @@ def of_answer(membership: MembershipStatus, answer: MembershipAnswer) -> State:
     if answer.is_out(odp_id):
         return State("out")
     known = " and ".join(name for name, found in answer.by_name.items() if odp_id in (found or ()))
-    return State("in part", f"as {known} only: the products are not told the same")
+    return State("in part", f"as {known} only: the products get different answers")
 
 
 def of_difference(membership: MembershipStatus, answer: MembershipAnswer) -> State | None:
@@ -285,23 +285,23 @@ def of_difference(membership: MembershipStatus, answer: MembershipAnswer) -> Sta
     ours, theirs = of_membership(membership).word, of_answer(membership, answer).word
     if ours == theirs:
         return None
-    told = f"ODP: {_told(theirs)}. Ours: {_told(ours)}."
+    both = f"ODP: {_membership(theirs)}. Ours: {_membership(ours)}."
     if membership.waiting:
-        return State("differs", f"{told} Waiting events: {membership.waiting:,}. Look again when they are delivered.")
+        return State("differs", f"{both} Waiting events: {membership.waiting:,}. Look again when they are delivered.")
     if membership.held is None:
         return State(
-            "differs", f"{told} The customer was added in ODP by something else, or before this service was connected."
+            "differs", f"{both} The customer was added in ODP by something else, or before this service was connected."
         )
     if membership.parked is not None:
-        return State("differs", f"{told} ODP rejected this change, and it is parked.", alert=True)
+        return State("differs", f"{both} ODP rejected this change, and it is parked.", alert=True)
     return State(
         "differs",
-        f"{told} This is normal for a minute after delivery; otherwise resync the audience.",
+        f"{both} This is normal for a minute after delivery; otherwise resync the audience.",
         alert=True,
     )
 
 
-def _told(word: str) -> str:
+def _membership(word: str) -> str:
     return {"in": "member", "out": "not a member"}.get(word, word)
 
 
@@ -347,16 +347,16 @@ def backlog(lane: Lane) -> int:
 def warnings(lane: Lane) -> list[str]:
     """Facts about an audience that are not errors but may surprise an operator."""
     audience = lane.audience
-    told = []
+    notes = []
     if audience.latest_slug != audience.slug:
-        told.append(f"The slug was edited in Lytics to {audience.latest_slug}; the ODP id stays {audience.odp_id}.")
+        notes.append(f"The slug was edited in Lytics to {audience.latest_slug}; the ODP id stays {audience.odp_id}.")
     if audience.odp_id != naming.odp_id(audience.slug):
-        told.append(
+        notes.append(
             f"Its ODP id is {audience.odp_id}: another segment had {naming.odp_id(audience.slug)} already, or a person"
             " chose this one."
         )
     if audience.accepted_definition:
-        told.append("Its definition in ODP differs from the one that this service writes; a person has accepted it.")
+        notes.append("Its definition in ODP differs from the one that this service writes; a person has accepted it.")
     if audience.hold_failures and audience.provisioned_at:
-        told.append(f"It could not be checked in ODP: {hold(audience)}. Deliveries continue.")
-    return told
+        notes.append(f"It could not be checked in ODP: {hold(audience)}. Deliveries continue.")
+    return notes

@@ -53,7 +53,7 @@ class TokenAuthentication(BaseAuthentication):
     """``Authorization: Bearer <token>``, or the token alone. All failures get the same response."""
 
     def authenticate(self, request: Request) -> tuple[Install, Caller]:
-        public_id, authorization = _told(request)
+        public_id, authorization = _credentials(request)
         key = public_id, tokens.presented(authorization)
         known = _remembered.get(key)
         install, token = known or _look_up(request)
@@ -64,13 +64,13 @@ class TokenAuthentication(BaseAuthentication):
         return "Bearer"
 
 
-def _told(request: Request) -> tuple[str, str]:
+def _credentials(request: Request) -> tuple[str, str]:
     kwargs: Any = (request.parser_context or {}).get("kwargs", {})
     return kwargs.get("public_id", ""), request.META.get("HTTP_AUTHORIZATION", "")
 
 
 def _look_up(request: Request) -> tuple[Install, Token]:
-    public_id, authorization = _told(request)
+    public_id, authorization = _credentials(request)
     install, token = sessions.read(lambda: tokens.authenticate(public_id=public_id, authorization=authorization))
     if install is None or token is None:
         raise invalid_tokens.refusal(request, install, words="This URL and this token do not belong together.")

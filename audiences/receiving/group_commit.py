@@ -17,12 +17,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-# The leader waited too long for a lock. Others wait for the leader, so it goes on outside the queue.
+# SQLSTATE of a lock timeout. The calls behind the leader wait for it, so its group leaves the queue.
 _LOCK_TIMEOUT = "55P03"
 
 
 class GroupLostError(Exception):
-    """The session of the leader ended, and nobody knows whether the group is stored."""
+    """The leader lost its database session, so it is unknown whether the group was committed."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class GroupCommit(Generic[Item, Result]):
     def __init__(self, store: Callable[[Sequence[Item]], Sequence[Result] | None], *, largest: int) -> None:
         self._store, self._largest = store, largest
         self._lock = threading.Lock()
-        # By key, those who wait while a leader stores. A key without a leader is absent.
+        # The waiting calls by key. A key is present while it has a leader.
         self._waiting: dict[int, deque[_Place[Item, Result]]] = {}
 
     def store(self, key: int, item: Item, *, size: int) -> Result | None:
@@ -100,7 +100,7 @@ class GroupCommit(Generic[Item, Result]):
         return group
 
     def _fail_waiting(self, key: int, error: BaseException) -> None:
-        """PostgreSQL didn't answer in time, so those who wait would wait as long again, one group after another."""
+        """PostgreSQL didn't answer in time. Otherwise each waiting group would wait for the same time again."""
         with self._lock:
             failed = [*self._waiting[key]]
             self._waiting[key].clear()
@@ -109,7 +109,7 @@ class GroupCommit(Generic[Item, Result]):
             one.turn.set()
 
     def _hand_over(self, key: int) -> None:
-        """The first who waits leads the next group, so that nobody stores more than the group that it is part of."""
+        """Make the first waiting call the next leader, so that each thread stores its own group only."""
         with self._lock:
             if waiting := self._waiting[key]:
                 following = waiting.popleft()

@@ -1,7 +1,7 @@
 """The webhook that Lytics calls.
 
-It answers 200 when all of a call is committed, 401 to strangers (429 to those who try too often), 405 to other methods,
-and otherwise 503 with ``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
+It answers 200 when all of a call is committed, 401 without a valid token (429 after too many of those), 405 to other
+methods, and otherwise 503 with ``Retry-After``. Never 400, 404 or 413: Lytics drops the whole batch for good on those.
 """
 
 import random
@@ -45,7 +45,7 @@ def come_back_later(detail: str, *, soon: bool = False) -> Response:
 _DISK_FULL = "53100"
 
 
-def _ends_by_itself(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     """A restart or failover of PostgreSQL, a deadlock, a lock timeout, no free connection, a call that broke off.
 
     A full disk waits for a person, and so does an error of ours.
@@ -55,21 +55,21 @@ def _ends_by_itself(error: Exception) -> bool:
     if isinstance(error, (OperationalError, InternalError, NotSupportedError)):
         return getattr(error.__cause__, "sqlstate", None) != _DISK_FULL
     cause = error.__cause__
-    return isinstance(cause, Exception) and not isinstance(error, DatabaseError) and _ends_by_itself(cause)
+    return isinstance(cause, Exception) and not isinstance(error, DatabaseError) and _is_temporary(cause)
 
 
 # When this process last rejected calls of an install with 503, per install and reason.
-_turned_away: dict[tuple[int, str], float] = {}
+_answer_outage: dict[tuple[int, str], float] = {}
 # After this many seconds without a 503 the outage has ended; the next 503 begins another, which is logged again.
-TURNED_AWAY_ENDS = 300.0
+OUTAGE_ENDS_SECONDS = 300.0
 
 
-def turned_away(install: Install, detail: str) -> Response:
+def answer_outage(install: Install, detail: str) -> Response:
     """An outage: every call of an install gets 503. Its beginning is logged once, not each response."""
     key, at = (install.pk, detail), time.monotonic()
-    if at - _turned_away.get(key, -TURNED_AWAY_ENDS) >= TURNED_AWAY_ENDS:
+    if at - _answer_outage.get(key, -OUTAGE_ENDS_SECONDS) >= OUTAGE_ENDS_SECONDS:
         log.warning("calls are answered 503", install=install.name, reason=detail)
-    _turned_away[key] = at
+    _answer_outage[key] = at
     return come_back_later(detail)
 
 
@@ -158,7 +158,7 @@ class WebhookView(_AnsweringView):
     def post(self, request: Request, public_id: str) -> Response:
         caller = cast(Caller, request.auth)
         if reason := _reason_to_wait(caller.install):
-            return turned_away(caller.look_up(), reason)
+            return answer_outage(caller.look_up(), reason)
         try:
             content, encoding = body.read(request)
         except (body.TooLargeError, body.TooSlowError, body.MalformedError) as error:
@@ -169,7 +169,7 @@ class WebhookView(_AnsweringView):
         with sessions.allow_more(len(content) / 1_000_000):
             received = sessions.store(lambda: _receive(caller, content, source=source, encoding=encoding))
         if received is None:
-            return turned_away(caller.install, SWITCHED_OFF)
+            return answer_outage(caller.install, SWITCHED_OFF)
         tokens.note_use(caller.token, source=source)
         log.info("call stored", install=caller.install.name, receipt=received.receipt, events=received.queued)
         return Response(
@@ -194,7 +194,7 @@ class WebhookView(_AnsweringView):
             log.info("a call broke off in the middle of its body", reason=str(exc))
         else:
             log.exception("call not stored", error=type(exc).__name__)
-        return come_back_later("The call could not be stored.", soon=_ends_by_itself(exc))
+        return come_back_later("The call could not be stored.", soon=_is_temporary(exc))
 
 
 class UnknownWebhookView(_AnsweringView):

@@ -43,3 +43,14 @@ stored AS (
     RETURNING 1
 )
 SELECT (SELECT array_agg(id ORDER BY id) FROM receipt) AS receipts, (SELECT count(*) FROM stored) AS events
+
+-- fragment: runs_with_cause
+-- FROM and WHERE of the Runs that a range of a cause overlaps. The ranges of an audience don't overlap each other, so
+-- the first ones that end after the start of a Run are enough: at most one for each of its events.
+FROM audiences_run AS run
+CROSS JOIN LATERAL (
+    SELECT later.cause, later.first_sequence FROM audiences_again AS later
+    WHERE later.audience_id = run.audience_id AND later.last_sequence >= run.first_sequence
+    ORDER BY later.last_sequence LIMIT run.last_sequence - run.first_sequence + 1
+) AS near
+WHERE near.cause = %(cause)s AND near.first_sequence <= run.last_sequence

@@ -32,9 +32,9 @@ allowed AS (
 grown AS MATERIALIZED (
     SELECT audience.id, number, by, ahead
     FROM unnest(%(segments)s::text[], %(slugs)s::text[], %(counts)s::int[], %(ahead)s::int[])
-        WITH ORDINALITY AS told(segment_id, slug, by, ahead, number)
+        WITH ORDINALITY AS named(segment_id, slug, by, ahead, number)
     JOIN audiences_audience AS audience ON audience.install_id = %(install)s::bigint
-        AND audience.segment_id = told.segment_id AND told.slug IN ('', audience.latest_slug)
+        AND audience.segment_id = named.segment_id AND named.slug IN ('', audience.latest_slug)
 ),
 {{store_calls}}
 
@@ -49,7 +49,7 @@ allowed AS (
 grown AS MATERIALIZED (
     SELECT audience.id, number, by, ahead
     FROM unnest(%(audiences)s::int[], %(counts)s::int[], %(ahead)s::int[])
-        WITH ORDINALITY AS told(audience_id, by, ahead, number)
-    JOIN audiences_audience AS audience ON audience.id = told.audience_id
+        WITH ORDINALITY AS named(audience_id, by, ahead, number)
+    JOIN audiences_audience AS audience ON audience.id = named.audience_id
 ),
 {{store_calls}}

@@ -57,27 +57,8 @@ ORDER BY run.id DESC LIMIT %(runs)s
 
 -- name: run_has_cause
 -- Whether a range of a cause overlaps a Run.
-SELECT EXISTS (
-    SELECT FROM audiences_run AS run
-    CROSS JOIN LATERAL (
-        SELECT later.cause, later.first_sequence FROM audiences_again AS later
-        WHERE later.audience_id = run.audience_id AND later.last_sequence >= run.first_sequence
-        ORDER BY later.last_sequence
-        -- The ranges don't overlap, so no more of them than the Run has events can overlap it.
-        LIMIT run.last_sequence - run.first_sequence + 1
-    ) AS near
-    WHERE run.id = %(run)s AND near.cause = %(cause)s AND near.first_sequence <= run.last_sequence
-)
+SELECT EXISTS (SELECT {{runs_with_cause}} AND run.id = %(run)s)
 
 -- name: delivery_has_cause
--- The same for any Run of a Delivery.
-SELECT EXISTS (
-    SELECT FROM audiences_run AS run
-    CROSS JOIN LATERAL (
-        SELECT later.cause, later.first_sequence FROM audiences_again AS later
-        WHERE later.audience_id = run.audience_id AND later.last_sequence >= run.first_sequence
-        ORDER BY later.last_sequence
-        LIMIT run.last_sequence - run.first_sequence + 1
-    ) AS near
-    WHERE run.delivery_id = %(delivery)s AND near.cause = %(cause)s AND near.first_sequence <= run.last_sequence
-)
+-- Whether a range of a cause overlaps a Run of a Delivery.
+SELECT EXISTS (SELECT {{runs_with_cause}} AND run.delivery_id = %(delivery)s)
