@@ -1,6 +1,6 @@
 """``python -m benchmarks``, which ``make bench`` runs: on loopback, in a temporary folder, with durable settings.
 
-make bench                            about an hour on two cores; writes docs/benchmarks.md
+make bench                            over an hour on two cores; writes docs/benchmarks.md
 make bench SCALE=0.01                 a smoke run: shows that it works; its figures mean nothing
 make bench ONLY=ingest,drain          these scenarios only; prints, writes nothing
 make bench ONLY=ingest,drain WRITE=1  these scenarios as in a full run; replaces their figures in the page
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import grid, results
+from benchmarks import grid, results, saturated  # noqa: F401 — importing them registers their scenarios
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure
