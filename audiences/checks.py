@@ -87,10 +87,10 @@ def public_url_is_set_behind_a_proxy(**kwargs: object) -> list[CheckMessage]:
 
 
 @register()
-def brake_grows(**kwargs: object) -> list[CheckMessage]:
-    if settings.BRAKE_FIRST_SECONDS <= settings.BRAKE_LONGEST_SECONDS:
+def backoff_grows(**kwargs: object) -> list[CheckMessage]:
+    if settings.BACKOFF_FIRST_SECONDS <= settings.BACKOFF_LONGEST_SECONDS:
         return []
-    return [Error("BRAKE_FIRST_SECONDS must not exceed BRAKE_LONGEST_SECONDS.", id="audiences.E006")]
+    return [Error("BACKOFF_FIRST_SECONDS must not exceed BACKOFF_LONGEST_SECONDS.", id="audiences.E006")]
 
 
 @register(Tags.database)

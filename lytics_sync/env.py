@@ -15,6 +15,13 @@ from django.core.exceptions import ImproperlyConfigured
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 
+# Former names of settings, and the current ones. A former name that was ignored would silently restore the default.
+RENAMED = {
+    "AFFIRM_AFTER_SECONDS": "RECONCILE_AFTER_SECONDS",
+    "BRAKE_FIRST_SECONDS": "BACKOFF_FIRST_SECONDS",
+    "BRAKE_LONGEST_SECONDS": "BACKOFF_LONGEST_SECONDS",
+}
+
 
 def data_dir() -> Path:
     """Where the local stack keeps its data: ``DATA_DIR``, or ``.data`` in the checkout."""
@@ -29,6 +36,13 @@ def _local_file() -> dict[str, str]:
         return {}
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     return {name.strip(): value.strip() for name, value in pairs}
+
+
+def refuse_former_names() -> None:
+    """Raise ``ImproperlyConfigured`` when a setting has its former name, and name the current one."""
+    found = [f"{old} is now {new}" for old, new in RENAMED.items() if os.environ.get(old) or _local_file().get(old)]
+    if found:
+        raise ImproperlyConfigured(f"Settings were renamed: {', '.join(found)}. Set them by their new names only.")
 
 
 def text(name: str, default: str | None = None) -> str:

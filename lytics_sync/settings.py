@@ -19,6 +19,8 @@ from lytics.identifiers import placeholder
 from lytics_sync import env, logs
 from odp.outcomes import LONGEST_RETRY_AFTER
 
+env.refuse_former_names()
+
 VERSION = "0.1.0"
 BASE_DIR = env.PROJECT_DIR
 DATA_DIR = env.data_dir()
@@ -88,13 +90,13 @@ DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
 SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)
 # How many seconds ODP gets to apply a request that timed out, before its customers are reconciled. Customers for
 # whom something newer was sent in the meantime are sent again.
-AFFIRM_AFTER_SECONDS = env.seconds("AFFIRM_AFTER_SECONDS", 300)
+RECONCILE_AFTER_SECONDS = env.seconds("RECONCILE_AFTER_SECONDS", 300)
 # The interval in seconds at which new events are summarised for the search for one customer.
 SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
 # The first backoff in seconds after ODP could not take a request; it doubles from there.
-BRAKE_FIRST_SECONDS = env.seconds("BRAKE_FIRST_SECONDS", 0.5)
+BACKOFF_FIRST_SECONDS = env.seconds("BACKOFF_FIRST_SECONDS", 0.5)
 # The longest backoff in seconds after ODP could not take a request.
-BRAKE_LONGEST_SECONDS = env.seconds("BRAKE_LONGEST_SECONDS", 60)
+BACKOFF_LONGEST_SECONDS = env.seconds("BACKOFF_LONGEST_SECONDS", 60)
 # The interval in seconds at which a rejected ODP key, or a host that does not respond as ODP, is tried again.
 PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
 # The longest Retry-After of ODP that is obeyed, in seconds.

@@ -21,7 +21,7 @@ FORBIDDEN = Answer(Outcome.UNAUTHORISED, "403: Forbidden", status=403, slow_prob
 
 @pytest.fixture(autouse=True)
 def pauses(settings: Settings) -> None:
-    settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS, settings.PROBE_SECONDS = 0.5, 60, 30
+    settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS, settings.PROBE_SECONDS = 0.5, 60, 30
 
 
 @pytest.fixture

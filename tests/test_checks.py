@@ -66,7 +66,7 @@ def test_lytics_calls_https_only(settings: Settings, url: str, codes: set[str]) 
 
 @pytest.mark.parametrize(("first", "longest", "codes"), [(5, 5, set()), (5, 4.9, {"audiences.E006"})])
 def test_the_backoff_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
-    settings.BRAKE_FIRST_SECONDS, settings.BRAKE_LONGEST_SECONDS = first, longest
+    settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS = first, longest
     assert found() == codes
 
 

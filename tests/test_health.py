@@ -229,7 +229,11 @@ def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, 
 @pytest.mark.parametrize("program", ["web", "worker", "beat"])
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"), ("DATABASE_URL", "mysql://h/db", "must start with postgres")],
+    [
+        ("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"),
+        ("DATABASE_URL", "mysql://h/db", "must start with postgres"),
+        ("BRAKE_FIRST_SECONDS", "1", "BRAKE_FIRST_SECONDS is now BACKOFF_FIRST_SECONDS"),
+    ],
 )
 def test_each_process_refuses_bad_settings_in_one_sentence(
     tmp_path: Any, program: str, name: str, value: str, words: str, form: str

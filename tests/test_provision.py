@@ -169,7 +169,7 @@ TROUBLE = {
 def test_a_failed_creation_puts_the_audience_on_hold_and_no_install(
     odp: ThreadedSandbox, shop: Install, settings: Settings, then: dict[str, Any]
 ) -> None:
-    settings.PROBE_SECONDS = settings.BRAKE_FIRST_SECONDS = 600
+    settings.PROBE_SECONDS = settings.BACKOFF_FIRST_SECONDS = 600
     audience = new_audience(shop)
     odp.fault({"path": "/v3/segments"}, then)
     drain_all(shop)
@@ -222,7 +222,7 @@ def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
         audience.refresh_from_db()
         assert audience.hold_until_at is not None
         pauses.append(round((audience.hold_until_at - now()).total_seconds(), 0))
-    first = settings.BRAKE_FIRST_SECONDS
+    first = settings.BACKOFF_FIRST_SECONDS
     assert pauses == [round(first), round(2 * first), round(4 * first), 1000]
 
 
@@ -345,7 +345,7 @@ def test_a_check_is_requested_for_one_audience_only(made_ones: tuple[Audience, A
 def test_an_audience_that_can_not_be_checked_continues_delivering(
     odp: ThreadedSandbox, shop: Install, settings: Settings, made_ones: tuple[Audience, Audience], then: dict[str, Any]
 ) -> None:
-    settings.PROBE_SECONDS = settings.BRAKE_FIRST_SECONDS = 600
+    settings.PROBE_SECONDS = settings.BACKOFF_FIRST_SECONDS = 600
     gold, _ = made_ones
     odp.fault({"path": "/v3/segments"}, then)
     provision.look_again(gold.pk)

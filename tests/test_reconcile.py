@@ -35,7 +35,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def shop(odp: ThreadedSandbox, settings: Any) -> Install:
     settings.DELIVERY_DEADLINE_SECONDS = 0.3
-    settings.AFFIRM_AFTER_SECONDS = 0
+    settings.RECONCILE_AFTER_SECONDS = 0
     return make_install(odp)
 
 
@@ -92,7 +92,7 @@ def test_it_waits_until_odp_is_done_with_the_request(
     give_up(odp, shop, applied_after=0.5)
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
-    settings.AFFIRM_AFTER_SECONDS = 300
+    settings.RECONCILE_AFTER_SECONDS = 300
     assert reconcile_now() == 0
     Delivery.objects.update(closed_at=now() - timedelta(seconds=301))
     assert reconcile_now() == 1

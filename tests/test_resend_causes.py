@@ -29,7 +29,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def shop(odp: ThreadedSandbox, settings: Any) -> Install:
     settings.DELIVERY_DEADLINE_SECONDS = 0.3
-    settings.AFFIRM_AFTER_SECONDS = 0
+    settings.RECONCILE_AFTER_SECONDS = 0
     return make_install(odp)
 
 

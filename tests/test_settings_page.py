@@ -4,7 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
+from lytics_sync import env
 from tests import settings_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,3 +73,21 @@ def test_no_other_module_reads_a_setting_that_the_page_lacks() -> None:
         if any(f"env.{reader}(" in file.read_text(encoding="utf-8") for reader in (*settings_page.KINDS, "one_of"))
     ]
     assert readers == ["lytics_sync/settings.py"]
+
+
+@pytest.mark.parametrize("former", env.RENAMED)
+def test_a_former_name_of_a_setting_is_refused_with_its_current_name(
+    former: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.refuse_former_names()
+    monkeypatch.setenv(former, "5")
+    with pytest.raises(ImproperlyConfigured, match=f"{former} is now {env.RENAMED[former]}"):
+        env.refuse_former_names()
+    monkeypatch.setenv(former, "")
+    env.refuse_former_names()
+
+
+def test_every_renamed_setting_has_its_current_name_on_the_page() -> None:
+    names = {setting.name for setting in settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))}
+    assert set(env.RENAMED.values()) <= names
+    assert not set(env.RENAMED) & names

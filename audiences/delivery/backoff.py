@@ -41,7 +41,7 @@ def pause_seconds(*, failures: int, answer: Answer) -> float:
     """Seconds to wait: PROBE_SECONDS if a person has to act, else a backoff with full jitter; at least Retry-After."""
     if answer.slow_probe:
         return max(settings.PROBE_SECONDS, answer.retry_after or 0.0)
-    longest = min(settings.BRAKE_LONGEST_SECONDS, settings.BRAKE_FIRST_SECONDS * 2.0 ** min(failures, 30))
+    longest = min(settings.BACKOFF_LONGEST_SECONDS, settings.BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 30))
     return max(random.uniform(0, longest), answer.retry_after or 0.0)  # noqa: S311 — spreading load, not secrets
 
 

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 def reconcile() -> int:
     """Reconcile each Delivery that is due. Returns the number of memberships appended."""
-    return sum(map(_reconcile_or_leave, unconfirmed.doubtful(seconds=settings.AFFIRM_AFTER_SECONDS)))
+    return sum(map(_reconcile_or_leave, unconfirmed.doubtful(seconds=settings.RECONCILE_AFTER_SECONDS)))
 
 
 def _reconcile_or_leave(delivery_id: int) -> int:

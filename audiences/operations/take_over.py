@@ -17,7 +17,7 @@ from audiences.operations import resends
 from audiences.wake import wake
 
 # ODP may apply an abandoned request late; after this many reconcile periods it is certainly done.
-AFFIRMINGS = 3
+RECONCILE_PERIODS = 3
 
 
 def undecided() -> QuerySet[Audience]:
@@ -50,7 +50,7 @@ def keep_both(audience: Audience) -> bool:
 
 def problem_of(old: Audience) -> str:
     """Why the old one's id can't be taken over now, in words; empty when nothing speaks against it."""
-    quiet = timedelta(seconds=AFFIRMINGS * settings.AFFIRM_AFTER_SECONDS)
+    quiet = timedelta(seconds=RECONCILE_PERIODS * settings.RECONCILE_AFTER_SECONDS)
     if old.last_sequence > old.lane.delivered_sequence:
         return f"{old} still has events to deliver, and who is a member of it is known only then."
     if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():

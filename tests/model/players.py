@@ -29,13 +29,13 @@ from workers import drain
 TIMES = {
     "LEASE_SECONDS": 1_100,
     "DELIVERY_DEADLINE_SECONDS": 800,
-    "BRAKE_FIRST_SECONDS": 50,
-    "BRAKE_LONGEST_SECONDS": 400,
+    "BACKOFF_FIRST_SECONDS": 50,
+    "BACKOFF_LONGEST_SECONDS": 400,
     "PROBE_SECONDS": 400,
-    "AFFIRM_AFTER_SECONDS": 30_000,
+    "RECONCILE_AFTER_SECONDS": 30_000,
 }
 LEASE_MARGIN = 100
-# Seconds after which ODP has applied a request or never will. Below AFFIRM_AFTER_SECONDS by more than one lease.
+# Seconds after which ODP has applied a request or never will. Below RECONCILE_AFTER_SECONDS by more than one lease.
 HORIZON = 20_000
 
 

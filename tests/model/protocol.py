@@ -296,7 +296,7 @@ def _rest(state: State, twin: str) -> Steps:
     for doubt in state.doubtful:
         token, lane, last = doubt
         row = state.lanes[lane]
-        # AFFIRM_AFTER_SECONDS is long enough that ODP is done with the request and concurrent requests are settled.
+        # RECONCILE_AFTER_SECONDS is long enough that ODP is done with the request and concurrent requests are settled.
         is_over = not row.runs and all(request.token != token for request in state.requests)
         if is_over or twin == "affirmed too soon":
             then = state._replace(doubtful=_without(state.doubtful, doubt))
