@@ -9,7 +9,7 @@ from celery.signals import celeryd_after_setup
 
 from audiences import wake
 from audiences.operations import resends
-from workers import app, drain, slots, tasks
+from workers import app, drain, making, slots, tasks
 
 HANGING, WELL = 1, 2
 
@@ -59,7 +59,7 @@ def test_a_task_beyond_the_share_of_its_install_ends_at_once(task: str, monkeypa
 
     monkeypatch.setattr(wake, "heard", lambda *args: None)
     monkeypatch.setattr(drain, "drain", run)
-    monkeypatch.setattr(drain, "make", run)
+    monkeypatch.setattr(making, "make", run)
     monkeypatch.setattr(resends, "go_on", run)
     slots.share_out(12)
     with ExitStack() as stack:

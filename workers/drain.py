@@ -59,18 +59,6 @@ def drain(install_id: int, *, seconds: float) -> int:
     return turns
 
 
-def make(install_id: int, *, seconds: float) -> int:
-    """Create the install's waiting audiences in ODP. Returns the number of tries."""
-    until = time.monotonic() + seconds
-    tried = 0
-    while provision.provision_one(install_id, gate=pace.pass_gate):
-        tried += 1
-        if time.monotonic() > until:
-            wake_making(install_id)
-            break
-    return tried
-
-
 def turn(install_id: int) -> bool:
     """Deliver one request, or make one audience in ODP. False when there is nothing to do now."""
     work = claims.work(install_id)

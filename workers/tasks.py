@@ -10,7 +10,7 @@ from audiences.insight import rollup, search_index, trials
 from audiences.operations import reconcile as reconciling
 from audiences.operations import resends
 from workers import drain as draining
-from workers import heartbeat_monitor, slots, trial
+from workers import heartbeat_monitor, making, slots, trial
 
 
 @shared_task(name="workers.tasks.drain", ignore_result=True)
@@ -26,8 +26,8 @@ def drain(install_id: int) -> None:
 def make(install_id: int) -> None:
     """Make what audiences of one install need in ODP, while others deliver."""
     wake.heard(install_id, wake.MAKE)
-    with slots.slot(install_id) as free:
-        if free and draining.make(install_id, seconds=settings.DRAIN_SECONDS):
+    with slots.slot(install_id) as free, making.alone(install_id) as alone:
+        if free and alone and making.make(install_id, seconds=settings.DRAIN_SECONDS):
             wake.wake(install_id)
             heartbeat_monitor.worked()
 

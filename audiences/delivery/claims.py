@@ -29,8 +29,9 @@ _SQL = sql.beside(
 # Seconds that an audience's deliveries wait for a requested check in ODP, because their field may be missing there.
 LOOK_SECONDS = 15
 
-# The number of audiences of one install that are made at the same time. Each takes a worker's slot for as long as ODP
-# takes to respond, so with more of them an ODP API that hangs would delay deliveries.
+# The number of audiences of one install that drains make at the same time. Each takes a worker's slot for as long as
+# ODP takes to respond, so with more of them an ODP API that hangs would delay deliveries. The task that only makes
+# audiences has threads for more of them: see workers/making.py.
 MAKING_AT_ONCE = 2
 
 
@@ -84,9 +85,9 @@ def due() -> list[int]:
     return [row.install_id for row in _DUE.run(look_seconds=LOOK_SECONDS).all()]
 
 
-def work(install_id: int) -> Work | None:
+def work(install_id: int, *, making_at_once: int = MAKING_AT_ONCE) -> Work | None:
     """What an install has to do now; None when there is no such install."""
-    return _WORK.run(install=install_id, look_seconds=LOOK_SECONDS, making_at_once=MAKING_AT_ONCE).one()
+    return _WORK.run(install=install_id, look_seconds=LOOK_SECONDS, making_at_once=making_at_once).one()
 
 
 def claim(install_id: int, *, capacity: int | None = None) -> Lease | None:

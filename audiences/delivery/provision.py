@@ -6,7 +6,7 @@ created waits alone, because only failed deliveries start the backoff of an inst
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -98,8 +98,8 @@ def use_id(audience_id: int, odp_id: str) -> None:
 # --- what the workers do about it ----------------------------------------------------------------------------
 
 
-def claim(install_id: int) -> Making | None:
-    """Claim the next audience to make. None when there is none, or enough are being made."""
+def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | None:
+    """Claim the next audience to make. None when there is none, or ``at_once`` of the install are being made."""
     token = uuid.uuid4()
     with _given_back_in_trouble(token):
         with transaction.atomic():
@@ -108,7 +108,7 @@ def claim(install_id: int) -> Making | None:
                 install=install_id,
                 token=token,
                 lease_seconds=settings.LEASE_SECONDS,
-                making_at_once=claims.MAKING_AT_ONCE,
+                making_at_once=at_once,
             ).one()
         if chosen is None:
             return None
@@ -127,13 +127,22 @@ def _given_back_in_trouble(token: uuid.UUID) -> Iterator[None]:
         raise
 
 
-def provision_one(install_id: int, *, gate: Gate | None = None) -> bool:
-    """Make the next audience. False when none may be made now."""
-    making = claim(install_id)
+def provision_one(
+    install_id: int,
+    *,
+    gate: Gate | None = None,
+    at_once: int = claims.MAKING_AT_ONCE,
+    on_more: Callable[[int], None] | None = None,
+) -> bool:
+    """Make the next audience. False when none may be made now.
+
+    When further audiences wait, ``on_more`` is called before the requests to ODP; by default it wakes another worker.
+    """
+    making = claim(install_id, at_once=at_once)
     if making is None:
         return False
     if making.more:
-        wake_making(install_id)
+        (on_more or wake_making)(install_id)
     with _given_back_in_trouble(making.token):
         return _make(making, gate)
 
