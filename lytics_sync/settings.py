@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from lytics.identifiers import placeholder
 from lytics_sync import env, logs
-from odp.outcomes import LONGEST_RETRY_AFTER
+from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 env.refuse_former_names()
 

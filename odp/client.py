@@ -15,10 +15,7 @@ import urllib3
 
 from odp import redact
 from odp.acceptance import objection
-from odp.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
-from odp.network_errors import words_for
 from odp.outcomes import (
-    LONGEST_RETRY_AFTER,
     TOO_LARGE,
     Answer,
     Outcome,
@@ -26,9 +23,11 @@ from odp.outcomes import (
     named_items,
     not_odp,
     outcome_of,
-    retry_after_seconds,
 )
 from odp.paths import ABOUT_CUSTOMERS, LIST_SUBSCRIPTIONS
+from outgoing.deadline import SPARE_SECONDS, DeadlineAdapter, TooLateError, deadline
+from outgoing.network_errors import words_for
+from outgoing.retry_after import LONGEST_RETRY_AFTER, retry_after_seconds
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ responses of gateways are understood (docs/odp-wire.md).
 """
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
 
@@ -31,8 +29,6 @@ _BY_STATUS: dict[int, Outcome] = {
 # Status codes that ODP's hosts never answer to a write: the ODP host setting points at another server.
 _NOT_ODP = frozenset({404, 405, 406, 407, 410, 421, 451})
 TOO_LARGE = 413
-# Seconds. The default cap of a Retry-After, so that a misconfigured gateway can't stop an install for a week.
-LONGEST_RETRY_AFTER = 3600.0
 # Characters kept of a message of ODP: a sentence or two for a person, not a page.
 LONGEST_WORDS = 1_000
 # Fields of a bad item's description whose number is not a position in the request.
@@ -73,25 +69,6 @@ class Answer:
     seconds: float = 0.0
     text: str = ""
     json: Any = None
-
-
-def retry_after_seconds(
-    header: str | None, *, longest: float = LONGEST_RETRY_AFTER, now: datetime | None = None
-) -> float | None:
-    """``Retry-After`` in seconds from now, from either of its two forms; None when absent or unreadable."""
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(header)
-            # ``-0000`` and asctime have no time zone; HTTP dates are in UTC.
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            seconds = (moment - (now or datetime.now(UTC))).total_seconds()
-        except (ValueError, TypeError, OverflowError, IndexError):
-            return None
-    return min(max(seconds, 0.0), longest) if seconds == seconds else None
 
 
 def named_items(body: Any) -> dict[int, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lytics_sync import logs
-from odp.outcomes import LONGEST_RETRY_AFTER
+from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "settings.md"

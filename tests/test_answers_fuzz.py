@@ -17,7 +17,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from odp.client import OUT_OF_TIME, Client
-from odp.outcomes import LONGEST_RETRY_AFTER, Answer, Outcome
+from odp.outcomes import Answer, Outcome
+from outgoing.retry_after import LONGEST_RETRY_AFTER
 from tests.wire import ACCEPTED, ScriptedServer, answer, say
 
 # Enough for a server on this machine to say all it will; a hanging one costs as much per example.

@@ -22,11 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odp import client as odp_client
-from odp import network_errors, redact
+from odp import redact
 from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client
-from odp.deadline import TooLateError, _Watch
 from odp.mechanisms import limit_of
 from odp.outcomes import Answer, Outcome
+from outgoing import network_errors
+from outgoing.deadline import TooLateError, _Watch
 from tests.threads import PATIENCE, eventually
 from tests.wire import Script, ScriptedServer, answer, reset, say, say_and_close
 

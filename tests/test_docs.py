@@ -22,7 +22,7 @@ from tests.messages import body, message
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")])
-PACKAGES = ("audiences", "workers", "lytics", "odp", "lytics_sync")
+PACKAGES = ("audiences", "workers", "lytics", "odp", "outgoing", "lytics_sync")
 OPERATING = ROOT / "docs" / "operating.md"
 WEBHOOK = ROOT / "docs" / "webhook.md"
 PROMISES = ROOT / "docs" / "promises.md"

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odp.outcomes import (
-    LONGEST_RETRY_AFTER,
     LONGEST_WORDS,
     Outcome,
     error_words,
@@ -16,8 +15,8 @@ from odp.outcomes import (
     not_odp,
     outcome_of,
     readable,
-    retry_after_seconds,
 )
+from outgoing.retry_after import LONGEST_RETRY_AFTER, retry_after_seconds
 
 RETRY, REFUSED = Outcome.RETRY_LATER, Outcome.REFUSED
 NOW = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)

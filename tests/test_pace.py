@@ -15,9 +15,9 @@ from django.utils.timezone import now
 from audiences import sql
 from audiences.delivery import backoff
 from audiences.models import Install, Lane, Pace
-from odp.deadline import TooLateError
 from odp.mechanisms import limit_of
 from odp.outcomes import Answer, Outcome
+from outgoing.deadline import TooLateError
 from sandbox.odp.testing import ControlledSandbox, RunningSandbox
 from tests.delivering import (
     assert_all_is_well,

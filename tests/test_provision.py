@@ -17,9 +17,9 @@ from audiences.delivery import backoff, claims, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Parked
 from audiences.operations import parked_items, resends
-from odp.deadline import TooLateError
 from odp.mechanisms import Attribute
 from odp.outcomes import Answer, Outcome
+from outgoing.deadline import TooLateError
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,

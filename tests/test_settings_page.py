@@ -64,7 +64,7 @@ def test_no_other_module_reads_a_setting_that_the_page_lacks() -> None:
     """The local runner reads the environment itself, for the settings that it makes or passes on."""
     own = [
         file
-        for room in ("lytics_sync", "audiences", "workers", "lytics", "odp")
+        for room in ("lytics_sync", "audiences", "workers", "lytics", "odp", "outgoing")
         for file in (ROOT / room).rglob("*.py")
     ]
     readers = [

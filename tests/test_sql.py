@@ -17,7 +17,7 @@ from audiences import sql
 from audiences.delivery import backoff
 
 ROOT: Path = settings.BASE_DIR
-PRODUCT = ("audiences", "lytics", "lytics_sync", "local", "odp", "workers")
+PRODUCT = ("audiences", "lytics", "lytics_sync", "local", "odp", "outgoing", "workers")
 SOURCES = sorted(
     str(file.relative_to(ROOT))
     for package in PRODUCT

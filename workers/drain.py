@@ -28,9 +28,9 @@ from audiences.delivery.fold import EXIT, Entry, Folded, fold
 from audiences.delivery.leases import GapError, Lease, LeaseLostError, Result
 from audiences.wake import wake, wake_making
 from odp.client import Client
-from odp.deadline import TooLateError
 from odp.mechanisms import Change, Mechanism, encode
 from odp.outcomes import Answer, Outcome, readable
+from outgoing.deadline import TooLateError
 from workers import pace
 from workers.bisection import Bisection, Part
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from audiences import sql
 from audiences.models import Install
-from odp.deadline import TooLateError
 from odp.mechanisms import limit_of
+from outgoing.deadline import TooLateError
 
 # Eleven starts span this many seconds in place of one. The 55 ms absorb what can bring two requests closer together:
 # CATCH_UP_SECONDS, ON_TIME_SECONDS, and up to 37 ms of difference between two requests' way to ODP.

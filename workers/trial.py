@@ -18,7 +18,7 @@ from audiences.operations import installs
 from audiences.receiving import tokens
 from odp.client import Client
 from odp.graphql import audiences_of
-from odp.network_errors import elsewhere
+from outgoing.network_errors import elsewhere
 
 log = structlog.get_logger(__name__)
 

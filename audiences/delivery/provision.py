@@ -21,9 +21,9 @@ from audiences.delivery import backoff, claims, drafts, holds
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.models import Audience
 from audiences.wake import wake_making
-from odp.deadline import TooLateError
 from odp.mechanisms import Refusal
 from odp.outcomes import Answer, Outcome, readable
+from outgoing.deadline import TooLateError
 
 log = structlog.get_logger(__name__)
 

@@ -19,9 +19,9 @@ from audiences import wake
 from audiences.delivery import backoff, claims, holds, odp_account, provision, reading, request_records, settling
 from audiences.models import Install
 from odp.client import OUT_OF_TIME
-from odp.deadline import TooLateError
 from odp.mechanisms import Change
 from odp.outcomes import Answer, Outcome
+from outgoing.deadline import TooLateError
 from tests.threads import PATIENCE
 from workers import drain
 

@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from odp.http1 import Response
+from outgoing.http1 import Response
 
 # Added to the timeout of each socket operation, so that the deadline always ends a request before its socket does.
 SPARE_SECONDS = 0.5
