@@ -86,7 +86,11 @@ class House:
         self.folder, self.tell = folder, tell
         memory = Memory(file=folder / "local.env", values={})
         self.stack = Stack(folder=folder, port=free_port(), host="127.0.0.1", memory=memory)
-        self.settings: dict[str, str] = {"LOG_LEVEL": "WARNING", "BACKLOG_HIGH_WATER": "1000000000"}
+        self.settings: dict[str, str] = {
+            "LOG_LEVEL": "WARNING",
+            "BACKLOG_HIGH_WATER": "1000000000",
+            "PROBE_MINUTES": "0",
+        }
         self.next_stamp = 0
         # One fleet for the servers, and one per group of programs, because groups stop separately.
         self.fleets: list[Fleet] = []

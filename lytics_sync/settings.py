@@ -193,6 +193,9 @@ CELERY_WORKER_DIRECT = True
 # The interval in seconds at which a worker sends itself a heartbeat. A worker that received none for 4.5 intervals is
 # not ready.
 HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
+# The interval in minutes at which each install sends a test customer to ODP and asks ODP whether it shows it; 0 for
+# never. After a failure and after a changed connection the next one follows sooner.
+PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
 # How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
 # The port on which a worker serves GET /health/ready; 0 for none.
@@ -208,6 +211,7 @@ CELERY_BEAT_SCHEDULE = {
         "summarise": SUMMARISE_SECONDS,
         "roll_up": 60,
         "clear_sessions": 86_400,
+        "probe": 15,
     }.items()
 }
 

@@ -6,7 +6,7 @@ from django.core.management import call_command
 
 from audiences import wake
 from audiences.delivery import claims
-from audiences.insight import rollup, search_index, trials
+from audiences.insight import probes, rollup, search_index, trials
 from audiences.operations import reconcile as reconciling
 from audiences.operations import resends
 from workers import drain as draining
@@ -67,6 +67,12 @@ def heartbeat(worker: str) -> None:
 def try_out(install_id: int) -> None:
     """See an install's test customer through the whole path."""
     trial.walk(install_id)
+
+
+@shared_task(name="workers.tasks.probe", ignore_result=True)
+def probe() -> None:
+    """Start the test customers that are due."""
+    probes.start_due()
 
 
 @shared_task(name="workers.tasks.summarise", ignore_result=True)

@@ -31,7 +31,7 @@ from audiences.admin.replay import Replay
 from audiences.admin.resends import section
 from audiences.admin.runs_chart import chart
 from audiences.annotations import optional
-from audiences.insight import similar_slugs, state
+from audiences.insight import similar_slugs, state, trials
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
 from audiences.receiving import backlog, resend_causes
 
@@ -49,6 +49,7 @@ class AudienceState(admin.SimpleListFilter):
             ("paused", "Paused"),
             ("behind", "With a backlog"),
             ("idle", "Up to date"),
+            ("test", "Of test customers"),
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Audience]) -> QuerySet[Audience]:
@@ -63,7 +64,10 @@ class AudienceState(admin.SimpleListFilter):
                 return queryset.filter(last_sequence__gt=F("lane__delivered_sequence"))
             case "idle":
                 return queryset.filter(last_sequence=F("lane__delivered_sequence"))
-        return queryset
+            case "test":
+                return queryset.filter(segment_id=trials.SEGMENT_ID)
+        # Without a filter or a search, the audience of the test customers is no audience of Lytics.
+        return queryset if request.GET.get("q") else queryset.exclude(segment_id=trials.SEGMENT_ID)
 
 
 @admin.register(Audience)

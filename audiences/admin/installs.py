@@ -9,7 +9,7 @@ from django.contrib import admin
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Lower
 from django.http import HttpRequest
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminPasswordWidget
@@ -27,13 +27,15 @@ from audiences.admin.pages import (
     link,
     list_url,
     number,
+    pill,
     pill_and_why,
 )
 from audiences.admin.tokens import TokenAdmin
-from audiences.annotations import optional
+from audiences.annotations import optional, required
 from audiences.delivery import drafts
 from audiences.encryption import UNREADABLE, Unreadable
-from audiences.insight import state
+from audiences.insight import probes, state
+from audiences.insight.probes import Proof
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.operations import guards, installs
 from audiences.receiving import backlog, tokens
@@ -126,7 +128,9 @@ class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
     verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete())
     empty_words = "No install yet. Add one to connect Lytics to ODP."
-    list_display = ("name_", "pill", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host")
+    list_display = (
+        *("name_", "pill", "proven", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host"),
+    )
     paginator = CountedPaginator
     # A table of a few rows, so all that is counted may sort it.
     sortable_by = ("name_", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered")
@@ -213,6 +217,14 @@ class InstallAdmin(OperatorAdmin[Install]):
                 delivered_at=last_delivered.of_install(),
             )
         )
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The list, with the proofs of its page read at once."""
+        found = super().get_changelist_instance(request)
+        proofs = probes.proofs(found.result_list)
+        for install in found.result_list:
+            install.proof = proofs[install.pk]
+        return found
 
     def get_fieldsets(self, request: HttpRequest, obj: Install | None = None) -> Any:
         """The numbered steps of the form. Without the permission to change installs, fields are text."""
@@ -332,6 +344,16 @@ class InstallAdmin(OperatorAdmin[Install]):
     @admin.display(description="state")
     def pill(self, install: Install) -> SafeString:
         return pill_and_why(state.of_install(install))
+
+    @admin.display(description="shown in ODP")
+    def proven(self, install: Install) -> SafeString | str:
+        """What the last test customer proved, and the age of the last proof."""
+        proof = required(install, "proof", Proof)
+        if proof.word == "none":
+            return "—"
+        return format_html(
+            '{}<span class="ls-why">{}</span>', pill(proof.state), ago(proof.at) if proof.at else "never"
+        )
 
     @admin.display(description="last delivered", ordering=F("delivered_at").asc(nulls_first=True))
     def last_delivered(self, install: Install) -> SafeString | str:

@@ -27,8 +27,9 @@ from audiences.front.items import (
     paused_audiences,
     times_stored_ahead,
 )
+from audiences.front.proofs import not_proven, proof_number
 from audiences.front.similar_slugs import alerts as of_ids_alike
-from audiences.insight import backlogs, failures, heartbeats, stalled_work, state
+from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work, state
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Install, Lane, Parked
@@ -58,6 +59,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
     pulse = heartbeats.pulse()
     stuck = stalled_work.stuck()
     refusals = rejected_calls.last_hour(install.public_id for install in installs)
+    proofs = probes.proofs(installs)
     alerts = [
         *calls.unreadable_secret(readiness.encryption_problem()),
         *calls.work_stands_still(stuck, pulse),
@@ -65,6 +67,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *calls.without_redis(failures.broker_problem()),
         *_unheard(pulse),
         *installs_on_hold(request, installs, waiting),
+        *not_proven(request, installs, proofs),
         *calls.wrong_tokens(request, installs, refusals or {}),
         *calls.over_the_mark(installs, waiting),
         *calls.over_the_disk_mark(installs),
@@ -87,6 +90,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
             *_numbers(installs, waiting, held, parked),
             calls.refused_number(installs, refusals),
             _workers(pulse, is_stuck=stuck is not None),
+            proof_number(installs, proofs),
         ],
         "alerts": alerts,
     }

@@ -11,9 +11,9 @@ from datetime import datetime
 from django.conf import settings
 from django.db.models import F, Max, Model, OuterRef, QuerySet
 
-from audiences.insight import evidence, heartbeats, state, trials
+from audiences.insight import evidence, heartbeats, probes, state, trials
 from audiences.insight.state import State
-from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Trial
+from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
 from audiences.receiving import tokens
 from lytics import reasons
 
@@ -250,14 +250,15 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
 
 
 def _shown(install: Install) -> Line:
-    """The last completed test customer."""
+    """What the last completed test customer proved, whether a person or the schedule sent it."""
     name, title = "shown", "Test customer shown in ODP (GraphQL)"
-    trial = Trial.objects.filter(install=install, closed_at__isnull=False).first()
-    if trial is None:
+    proof = probes.proof_of(install)
+    if proof.word == "none":
         return _waiting(name, title, "No test customer has been sent yet.", "Press Send a test customer.")
-    result = state.of_trial(trial)
-    if result.word == "done":
-        return _done(name, title, trial.closed_at)
-    failed = next((hop["words"] for hop in trial.hops if hop["how"] == trials.FAILED), result.why)
-    why = f"The test customer of {trial.started_at:%Y-%m-%d %H:%M} UTC failed. {failed}"
+    if not proof.is_bad:
+        return _done(name, title, proof.at)
+    last = f"ODP last showed one at {proof.at:%Y-%m-%d %H:%M} UTC." if proof.at else ""
+    why = f"The test customer of {proof.since:%Y-%m-%d %H:%M} UTC failed. {proof.why} {last}".rstrip()
+    if proof.word == "overdue":
+        why = f"{proof.why} {last}"
     return _failing(name, title, why, "Fix the cause, then press Send a test customer.")

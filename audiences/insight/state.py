@@ -29,7 +29,7 @@ from odp.outcomes import Outcome, outcome_of
 
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
-    "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in"),
+    "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in", "proven"),
     "busy": ("sending", "waiting", "being created", "to be created", "open", "under way"),
     "held": (
         "paused",
@@ -46,7 +46,7 @@ _TONES = {
         "stopped",
         SKIPPED,
     ),
-    "bad": ("blocked", "parked", "refused", "unauthorised", "failing", "given up", "differs"),
+    "bad": ("blocked", "parked", "refused", "unauthorised", "failing", "given up", "differs", "overdue"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 

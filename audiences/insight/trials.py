@@ -28,7 +28,7 @@ SLUG = "sync_test"
 # The Lytics job that its calls name, so that no page takes them for Lytics' own.
 JOB = "lytics-sync-test"
 # Longer than any hop takes to come or to be given up: from then on its worker is gone.
-SILENT_AFTER = timedelta(seconds=90)
+SILENT_AFTER = timedelta(seconds=150)
 
 Leg = Literal["in", "out"]
 IN: Leg = "in"
@@ -44,18 +44,30 @@ LEGS: dict[Leg, tuple[str, ...]] = {
 DONE, AROUND, FAILED = "done", "around", "failed"
 
 
-def start(install: Install, *, by: str) -> Trial | None:
-    """A new test customer, handed to the workers. None when one is on its way already."""
+def start(install: Install, *, by: str, identifier: str = "") -> Trial | None:
+    """A new test customer, handed to the workers. None when one is on its way already.
+
+    With an ``identifier`` it is a probe of the schedule.
+    """
     give_up_silent(install)
     try:
         with transaction.atomic():
             trial = Trial.objects.create(
-                install=install, identifier=f"lytics-sync-test-{secrets.token_hex(6)}", started_by=by
+                install=install,
+                identifier=identifier or f"lytics-sync-test-{secrets.token_hex(6)}",
+                started_by=by,
+                is_probe=bool(identifier),
             )
     except IntegrityError:
         return None
     transaction.on_commit(lambda: try_out(install.pk))
     return trial
+
+
+def drop_old_probes(install: Install, *, keep: int) -> None:
+    """Delete the probes of an install that have ended, except the newest."""
+    kept = Trial.objects.filter(install=install, is_probe=True).order_by("-id").values("pk")[:keep]
+    Trial.objects.filter(install=install, is_probe=True, closed_at__isnull=False).exclude(pk__in=kept).delete()
 
 
 def running(install: Install) -> Trial | None:

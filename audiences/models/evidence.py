@@ -60,6 +60,8 @@ class Trial(models.Model):
     moved_at = models.DateTimeField(default=now)
     closed_at = models.DateTimeField(null=True)
     hops = models.JSONField(default=list)
+    # Started by the schedule and not by a person.
+    is_probe = models.BooleanField(default=False, db_default=False)
 
     class Meta:
         default_permissions = ()

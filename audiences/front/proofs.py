@@ -1,0 +1,56 @@
+"""The front page about probes: whether ODP shows what was sent, and since when it doesn't."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences.admin import verbs
+from audiences.admin.pages import ago, list_url, span, url_of
+from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more, page, way_to
+from audiences.insight.probes import Proof
+from audiences.models import Install
+
+NEVER = "It has never shown it."
+
+
+def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
+    """The age of the oldest proof among the installs that are on and have one."""
+    tried = [proofs[install.pk] for install in installs if install.enabled and proofs[install.pk].word != "none"]
+    bad = sum(proof.is_bad for proof in tried)
+    times = [proof.at for proof in tried if proof.at]
+    if not times:
+        value, note = "none yet", f"{bad} failing" if bad else "no test customer was sent"
+    else:
+        value = f"{span(now() - min(times))} ago"
+        note = f"{bad} of {len(tried)} failing" if bad else f"all {len(tried)}" if len(tried) > 1 else "test customer"
+    return Number("ODP shows what is sent", value, list_url(Install), not bad, note)
+
+
+def not_proven(request: HttpRequest, installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
+    """Installs whose test customer failed. An install on hold has its own alert, with the same cause."""
+    here = reverse("admin:index")
+    failing = [
+        (install, proofs[install.pk])
+        for install in installs
+        if install.enabled and install.brake_until_at is None and proofs[install.pk].is_bad
+    ]
+    shown = [
+        Alert(
+            f"{install}: ODP doesn't show what is sent"
+            if proof.word == "failing"
+            else f"{install}: whether ODP shows what is sent is unknown",
+            f"{proof.why} {f'It last showed it {span(now() - proof.at)} ago.' if proof.at else NEVER}",
+            ago(proof.since) if proof.since else "",
+            f"{url_of(install)}#connecting",
+            todo="Correct the cause, then send a test customer.",
+            buttons=[
+                *verbs.buttons(page(Install), request, install, back=here, only=("try-out",)),
+                *way_to(request, install, "id_odp_api_key", "The ODP account", "key"),
+            ],
+        )
+        for install, proof in failing[:ALERTS_LISTED]
+    ]
+    return shown + and_more(len(failing), "installs whose test customer failed", list_url(Install))

@@ -1,0 +1,150 @@
+"""Probes: test customers that each install sends on a schedule, and what the last ones have proved.
+
+A probe is a Trial that no person has started. What a page shows as proven comes from the newest Trial that ended,
+whether it was a probe or not: ODP showed the customer in the audience, and later no longer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+import structlog
+from django.conf import settings
+from django.db.models import Exists, F, OuterRef, Q, Subquery
+from django.utils.timezone import now
+
+from audiences.insight import state, trials
+from audiences.insight.state import State
+from audiences.models import Audience, Install, Trial
+
+log = structlog.get_logger(__name__)
+
+# Probes under way at once, over all installs. A probe occupies a thread of a worker while it waits for ODP, at most
+# some minutes; the other threads deliver.
+AT_ONCE = 5
+# After a failed probe the next one follows sooner.
+AFTER_FAILURE = timedelta(minutes=2)
+# A new probe of an install starts at the earliest this long after the last one: its entry is dated back by seconds.
+REST = timedelta(seconds=15)
+# The number of probes that are kept per install: two days of them at the default interval.
+KEPT = 200
+# Who started it, as pages show it.
+BY = "schedule"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the newest test customer of an install says. ``at`` is the last time that ODP showed what was sent.
+
+    ``word`` is *proven*, *failing*, *overdue* (nothing was tried for two intervals), or *none* (nothing was tried yet).
+    ``why`` has the likely cause and the cure where it failed.
+    """
+
+    word: Literal["proven", "failing", "overdue", "none"]
+    at: datetime | None = None
+    why: str = ""
+    since: datetime | None = None
+
+    @property
+    def is_bad(self) -> bool:
+        return self.word in ("failing", "overdue")
+
+    @property
+    def state(self) -> State:
+        return State(self.word, self.why, alert=self.is_bad)
+
+
+def interval() -> timedelta:
+    """Zero when probes are switched off."""
+    return timedelta(minutes=settings.PROBE_MINUTES)
+
+
+def start_due() -> int:
+    """Start the probes that are due, those first whose last one is the oldest. Returns how many were started."""
+    if not interval():
+        return 0
+    free = AT_ONCE - Trial.objects.filter(closed_at=None, is_probe=True).count()
+    started = 0
+    for install in _due()[: max(0, free)]:
+        if trials.start(install, by=BY, identifier=_customer(install)):
+            started += 1
+            trials.drop_old_probes(install, keep=KEPT)
+    return started
+
+
+def _due() -> list[Install]:
+    """Installs that have audiences, whose key ODP has accepted, and whose last Trial is too old.
+
+    A changed connection is probed at once: saving it has ODP asked about the key, which sets ``key_asked_at``.
+    """
+    at = now()
+    last = Trial.objects.filter(install=OuterRef("pk")).order_by("-id")
+    proven = last.filter(closed_at__isnull=False, hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}])
+    installs = (
+        Install.objects.filter(enabled=True, key_accepted_at__isnull=False)
+        .filter(Exists(Audience.objects.filter(install=OuterRef("pk"))))
+        .exclude(Exists(last.filter(closed_at=None)))
+        .annotate(
+            ended_at=Subquery(last.values("closed_at")[:1]),
+            began_at=Subquery(last.values("started_at")[:1]),
+            last_id=Subquery(last.values("pk")[:1]),
+            proven_id=Subquery(proven.exclude(hops__contains=[{"how": trials.FAILED}]).values("pk")[:1]),
+        )
+    )
+    is_due = (
+        Q(ended_at=None)
+        | Q(ended_at__lte=at - interval())
+        | Q(ended_at__lte=at - REST, key_asked_at__gt=F("began_at"))
+        | Q(ended_at__lte=at - min(interval(), AFTER_FAILURE)) & (Q(proven_id=None) | Q(proven_id__lt=F("last_id")))
+    )
+    return list(installs.filter(is_due).order_by(F("ended_at").asc(nulls_first=True), "pk"))
+
+
+def _customer(install: Install) -> str:
+    """One customer for all probes of an install, so that ODP doesn't get a profile with each.
+
+    An entry proves something only if ODP showed the customer outside before. After a probe that didn't end so, the next
+    one has a new customer.
+    """
+    last = Trial.objects.filter(install=install, is_probe=True, closed_at__isnull=False).first()
+    name = f"lytics-sync-probe-{install.public_id}"
+    if last is None:
+        return name
+    return last.identifier if state.of_trial(last).word == "done" else f"{name}-{last.pk}"
+
+
+# --- what they have proved -----------------------------------------------------------------------------------
+
+
+def proof_of(install: Install) -> Proof:
+    return proofs([install])[install.pk]
+
+
+def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
+    """By install id, in two queries."""
+    wanted = {install.pk: install for install in installs}
+    ended = Trial.objects.filter(install__in=wanted, closed_at__isnull=False)
+    failed = Q(hops__contains=[{"how": trials.FAILED}])
+    shown = ended.filter(hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}]).exclude(failed)
+    newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
+    proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
+    return {pk: _proof(install, newest.get(pk), proven.get(pk)) for pk, install in wanted.items()}
+
+
+def _proof(install: Install, newest: Trial | None, proven: Trial | None) -> Proof:
+    if newest is None:
+        return Proof("none")
+    at = proven.closed_at if proven else None
+    if newest != proven:
+        return Proof("failing", at, why_failed(newest), newest.started_at)
+    assert at is not None
+    if interval() and install.enabled and now() - at > 2 * interval() + AFTER_FAILURE:
+        return Proof("overdue", at, "No test customer was sent since. Start the worker and beat processes.", at)
+    return Proof("proven", at)
+
+
+def why_failed(trial: Trial) -> str:
+    """The words of the step that failed, which name the likely cause and the cure."""
+    failed = (str(hop["words"]) for hop in trial.hops if hop["how"] == trials.FAILED)
+    return next(failed, state.of_trial(trial).why)

@@ -1,0 +1,289 @@
+"""Probes: each install's own test customer, sent on a schedule, and what pages say is proven."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models import F
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences.delivery import drafts
+from audiences.insight import checklist, probes, trials
+from audiences.models import Audience, Install, Membership, Trial
+from audiences.receiving import tokens
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import NOWHERE, drain_all, make_audience, make_install
+from tests.people import someone
+from workers import tasks, trial
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    made = make_install(odp)
+    tokens.create(made)
+    drafts.note_key(made.pk, problem="")
+    make_audience(made)
+    return Install.objects.get(pk=made.pk)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step gets three looks, and the workers run between two of them."""
+    monkeypatch.setattr(trial, "HOP_SECONDS", 3.0)
+    monkeypatch.setattr(trial, "SHOWN_SECONDS", 4.0)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trial]:
+    """Let the schedule start what is due, and walk the probe of this install to its end."""
+
+    def run(shop: Install, *, meanwhile: Callable[[], Any] | None = None) -> Trial:
+        elapsed = [0.0]
+
+        class Clock:
+            monotonic = staticmethod(lambda: elapsed[0])
+
+        def pause(seconds: float) -> None:
+            elapsed[0] += 1.0
+            (meanwhile or (lambda: drain_all(shop)))()
+
+        monkeypatch.setattr(trial, "time", Clock)
+        tasks.probe()
+        trial.walk(shop.pk, pause=pause)
+        return Trial.objects.filter(install=shop).latest("id")
+
+    return run
+
+
+def passed(minutes: float) -> None:
+    """Let time pass: the Trials and what the ledger knows are older by these minutes."""
+    Membership.objects.update(occurred_ns=F("occurred_ns") - int(minutes * 60 * 10**9))
+    for one in Trial.objects.all():
+        moved = {name: getattr(one, name) for name in ("started_at", "begun_at", "moved_at", "closed_at")}
+        Trial.objects.filter(pk=one.pk).update(
+            **{name: at and at - timedelta(minutes=minutes) for name, at in moved.items()}
+        )
+    Install.objects.update(key_asked_at=now() - timedelta(days=1))
+
+
+Run = Callable[..., Trial]
+
+
+def proof(shop: Install) -> probes.Proof:
+    return probes.proof_of(Install.objects.get(pk=shop.pk))
+
+
+# --- when ----------------------------------------------------------------------------------------------------
+
+
+def test_an_install_with_an_audience_is_probed_without_anybody_asking(shop: Install, run: Run) -> None:
+    assert proof(shop).word == "none"
+    ended = run(shop)
+    assert (ended.is_probe, ended.started_by) == (True, "schedule")
+    assert proof(shop).word == "proven"
+    assert proof(shop).at == ended.closed_at
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shop: Install.objects.update(enabled=False),
+        lambda shop: Install.objects.update(key_accepted_at=None),
+        lambda shop: (Audience.objects.get().lane.delete(), Audience.objects.all().delete()),
+    ],
+    ids=["switched off", "a draft", "without an audience"],
+)
+def test_an_install_that_delivers_nothing_is_not_probed(shop: Install, change: Callable[[Install], Any]) -> None:
+    change(shop)
+    assert probes.start_due() == 0
+
+
+def test_probes_can_be_switched_off(shop: Install, settings: Settings) -> None:
+    settings.PROBE_MINUTES = 0
+    assert probes.start_due() == 0
+
+
+def test_the_next_probe_follows_after_the_interval(shop: Install, run: Run) -> None:
+    run(shop)
+    passed(14.9)
+    assert probes.start_due() == 0
+    passed(0.2)
+    assert probes.start_due() == 1
+    assert probes.start_due() == 0
+
+
+def test_a_failed_probe_is_followed_sooner(shop: Install, run: Run) -> None:
+    run(shop, meanwhile=lambda: None)
+    assert proof(shop).word == "failing"
+    passed(1.9)
+    assert probes.start_due() == 0
+    passed(0.2)
+    assert probes.start_due() == 1
+
+
+def test_a_changed_connection_is_probed_at_once(shop: Install, run: Run) -> None:
+    run(shop)
+    passed(1)
+    assert probes.start_due() == 0
+    drafts.note_key(shop.pk, problem="")
+    assert probes.start_due() == 1
+
+
+def test_few_probes_are_under_way_at_once_and_the_oldest_proof_goes_first(shop: Install, odp: ThreadedSandbox) -> None:
+    others = [make_install(odp) for _ in range(7)]
+    for other in others:
+        drafts.note_key(other.pk, problem="")
+        make_audience(other)
+    newest = others[0]
+    trials.start(newest, by="kim")
+    trials.close(Trial.objects.get(install=newest))
+    passed(60)
+    assert probes.start_due() == probes.AT_ONCE == 5
+    assert not Trial.objects.filter(install=newest, closed_at=None).exists()
+    assert probes.start_due() == 0
+
+
+# --- what it proves ------------------------------------------------------------------------------------------
+
+
+def test_all_probes_of_an_install_have_one_customer_that_ends_outside(
+    shop: Install, odp: ThreadedSandbox, run: Run
+) -> None:
+    first = run(shop)
+    passed(20)
+    second = run(shop)
+    assert first.identifier == second.identifier
+    assert second.pk != first.pk
+    assert proof(shop) == probes.Proof("proven", second.closed_at)
+    (row,) = Membership.objects.filter(audience__segment_id=trials.SEGMENT_ID)
+    assert (row.identifier, row.is_member) == (first.identifier, False)
+
+
+def test_after_a_failure_the_next_probe_has_a_new_customer(shop: Install, run: Run) -> None:
+    """ODP may still show the old one, and its entry would prove nothing."""
+    first = run(shop, meanwhile=lambda: None)
+    drain_all(shop)
+    passed(20)
+    second = run(shop)
+    assert second.identifier != first.identifier
+    assert proof(shop).word == "proven"
+    passed(20)
+    assert run(shop).identifier == second.identifier
+
+
+def withdraw_consent(odp: ThreadedSandbox) -> None:
+    odp.assume(consent_effect="everything")
+    odp.settings(consent="opted_out")
+
+
+def swallow(odp: ThreadedSandbox) -> None:
+    """ODP accepts each write and applies none."""
+    odp.fault({"path": "/v3/profiles", "method": "POST"}, {"status": 202, "body": {"title": "ok"}, "apply": False})
+
+
+def revoke_key(odp: ThreadedSandbox) -> None:
+    odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
+
+
+def break_reading(odp: ThreadedSandbox) -> None:
+    odp.fault({"path": "/v3/graphql"}, {"status": 500})
+
+
+def show_no_exit(odp: ThreadedSandbox) -> None:
+    """ODP accepts the exit and does not apply it."""
+    swallowed = {"status": 202, "body": {"title": "ok"}, "apply": False}
+    odp.fault({"path": "/v3/profiles", "method": "POST", "after": 1}, swallowed)
+
+
+def wrong_host(odp: ThreadedSandbox) -> None:
+    Install.objects.update(odp_host=NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cause", "cure"),
+    [
+        (withdraw_consent, "does not show it", "Opted In"),
+        (swallow, "does not show it", "Opted In"),
+        (show_no_exit, "still shows the customer", "Resync"),
+        (revoke_key, "on hold: 403", "Enter an API key"),
+        (break_reading, "ODP could not be asked", "500"),
+        (wrong_host, "could not be reached", "ODP host"),
+    ],
+)
+def test_what_no_delivery_shows_is_found_by_the_next_probe(
+    shop: Install, odp: ThreadedSandbox, run: Run, trouble: Callable[[ThreadedSandbox], None], cause: str, cure: str
+) -> None:
+    """Deliveries are answered 202 in most of these, and every other page stays green."""
+    run(shop)
+    assert proof(shop).word == "proven"
+    passed(20)
+    trouble(odp)
+    run(shop)
+    found = proof(shop)
+    assert found.word == "failing"
+    assert found.at is not None
+    assert cause in found.why
+    assert cure in found.why
+
+
+def test_a_failure_turns_the_pages_red_with_cause_and_age(shop: Install, run: Run, boss: Client) -> None:
+    run(shop)
+    passed(20)
+    run(shop, meanwhile=lambda: None)
+    front = boss.get(reverse("admin:index")).content.decode()
+    assert f"{shop}: ODP doesn&#x27;t show what is sent" in front
+    assert "No worker has taken it" in front
+    assert "It last showed it 20 min ago." in front
+    listed = boss.get(reverse("admin:audiences_install_changelist")).content.decode()
+    assert ">failing</span>" in listed
+    line = next(one for one in checklist.lines(shop) if one.name == "shown")
+    assert line.state.alert
+    assert "No worker has taken it" in line.state.why
+
+
+def test_without_probes_for_two_intervals_the_proof_is_overdue(shop: Install, run: Run, boss: Client) -> None:
+    run(shop)
+    passed(31)
+    assert proof(shop).word == "proven"
+    passed(2)
+    assert proof(shop).word == "overdue"
+    assert "Start the worker and beat processes." in boss.get(reverse("admin:index")).content.decode()
+
+
+def test_the_installs_list_reads_all_proofs_with_a_fixed_number_of_queries(
+    shop: Install, odp: ThreadedSandbox, run: Run, boss: Client, django_assert_max_num_queries: Any
+) -> None:
+    run(shop)
+    url = reverse("admin:audiences_install_changelist")
+    with django_assert_max_num_queries(40) as one:
+        assert boss.get(url).content.decode().count(">proven</span>") == 1
+    for _ in range(5):
+        make_install(odp)
+    with django_assert_max_num_queries(len(one)):
+        assert boss.get(url).status_code == 200
+
+
+def test_the_audience_of_the_probes_is_not_among_the_audiences_of_lytics(shop: Install, run: Run) -> None:
+    run(shop)
+    url = reverse("admin:audiences_audience_changelist")
+    viewer = someone("viewer")
+    assert "lytics_sync_test" not in viewer.get(url).content.decode()
+    assert "lytics_sync_test" in viewer.get(f"{url}?state=test").content.decode()
+    assert "lytics_sync_test" in viewer.get(f"{url}?q=sync_test").content.decode()
+
+
+def test_only_the_newest_probes_are_kept(shop: Install, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "KEPT", 2)
+    trials.start(shop, by="kim")
+    trials.close(Trial.objects.get())
+    for _ in range(4):
+        passed(20)
+        run(shop)
+    assert Trial.objects.filter(is_probe=True).count() == 2
+    assert Trial.objects.filter(is_probe=False).count() == 1
