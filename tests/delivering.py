@@ -101,8 +101,8 @@ def lease_runs_out(*audiences: Audience) -> None:
     Lane.objects.filter(audience__in=audiences, lease_token__isnull=False).update(lease_expires_at=now())
 
 
-def brake_runs_out(install: Install) -> None:
-    Install.objects.filter(pk=install.pk, brake_until_at__isnull=False).update(brake_until_at=now())
+def backoff_runs_out(install: Install) -> None:
+    Install.objects.filter(pk=install.pk, backoff_until_at__isnull=False).update(backoff_until_at=now())
 
 
 def making_runs_out(*audiences: Audience) -> None:
@@ -140,9 +140,9 @@ def cursor_of(audience: Audience) -> int:
 
 
 def ledger_of(audience: Audience) -> dict[str, tuple[bool, int, bool]]:
-    """By identifier: whether a member, as of when, and whether ODP refused it."""
+    """By identifier: whether a member, as of when, and whether ODP rejected it."""
     rows = Membership.objects.filter(audience=audience)
-    return {row.identifier: (row.is_member, row.occurred_ns, row.refused) for row in rows}
+    return {row.identifier: (row.is_member, row.occurred_ns, row.rejected) for row in rows}
 
 
 def runs_of(audience: Audience) -> list[tuple[int, int, int, int, str]]:

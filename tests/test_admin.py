@@ -254,7 +254,7 @@ def test_retry_now_ends_the_backoff(operator: Client, install: Install, audience
         backoff.apply(install, Answer(Outcome.RETRY_LATER, "500: boom", 500, retry_after=600))
         press(operator, "retry", thing)
         install.refresh_from_db()
-        assert install.brake_until_at is None
+        assert install.backoff_until_at is None
 
 
 @pytest.mark.parametrize("kind", ["audience", "install"])

@@ -12,7 +12,7 @@ from pytest_django.fixtures import Settings
 from audiences.delivery import backoff, claims, leases
 from audiences.models import Install
 from odp.outcomes import Answer, Outcome
-from tests.delivering import brake_runs_out, enter, make_audience, make_install
+from tests.delivering import backoff_runs_out, enter, make_audience, make_install
 from tests.threads import Gate, together
 
 BUSY = Answer(Outcome.RETRY_LATER, "503: busy", status=503)
@@ -35,7 +35,7 @@ def again(install: Install) -> Install:
 
 
 def waits(install: Install) -> timedelta:
-    until = again(install).brake_until_at
+    until = again(install).backoff_until_at
     assert until is not None
     return until - now()
 
@@ -96,11 +96,11 @@ def test_a_failure_that_needs_a_person_is_retried_slowly(asked: float | None, se
 def test_it_says_until_when_since_when_and_why(shop: Install) -> None:
     before = now()
     backoff.apply(shop, FORBIDDEN)
-    braked = again(shop)
-    assert braked.brake_reason == "403: Forbidden"
-    assert braked.brake_failures == 1
-    assert braked.brake_since_at is not None
-    assert before <= braked.brake_since_at <= now()
+    on_hold = again(shop)
+    assert on_hold.backoff_reason == "403: Forbidden"
+    assert on_hold.backoff_failures == 1
+    assert on_hold.backoff_since_at is not None
+    assert before <= on_hold.backoff_since_at <= now()
     assert timedelta(seconds=29) < waits(shop) <= timedelta(seconds=30)
 
 
@@ -108,9 +108,9 @@ def test_each_failed_try_counts_and_the_beginning_stays(shop: Install) -> None:
     since = []
     for failures in range(1, 5):
         backoff.apply(again(shop), BUSY)
-        since.append(again(shop).brake_since_at)
-        assert again(shop).brake_failures == failures
-        brake_runs_out(shop)
+        since.append(again(shop).backoff_since_at)
+        assert again(shop).backoff_failures == failures
+        backoff_runs_out(shop)
     assert len(set(since)) == 1
 
 
@@ -154,7 +154,7 @@ def test_requests_that_were_under_way_together_fail_once(shop: Install) -> None:
         backoff.apply(shop, BUSY)
 
     together(*[fail] * 10)
-    assert again(shop).brake_failures == 1
+    assert again(shop).backoff_failures == 1
 
 
 def test_they_fail_once_even_if_the_pause_was_over_before_the_last_of_them_failed(shop: Install, dice: Any) -> None:
@@ -162,21 +162,21 @@ def test_they_fail_once_even_if_the_pause_was_over_before_the_last_of_them_faile
     dice(0.0)
     for _ in range(5):
         backoff.apply(shop, BUSY)
-    assert again(shop).brake_failures == 1
+    assert again(shop).backoff_failures == 1
     probe = again(shop)
     backoff.apply(probe, BUSY)
     backoff.apply(shop, BUSY)
-    assert again(shop).brake_failures == 2
+    assert again(shop).backoff_failures == 2
 
 
 def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_started(shop: Install) -> None:
     for _ in range(3):
         backoff.apply(again(shop), BUSY)
-        brake_runs_out(shop)
+        backoff_runs_out(shop)
     late = again(shop)
     backoff.release(shop)
     backoff.apply(late, BUSY)
-    assert again(shop).brake_failures == 1
+    assert again(shop).backoff_failures == 1
 
 
 # --- Smaller requests -----------------------------------------------------------------------------------------
@@ -202,4 +202,4 @@ def test_a_batch_size_learned_for_one_install_changes_no_other(shop: Install) ->
     backoff.forget_batch_size(shop)
     backoff.release(again(shop))
     assert Install.objects.values().get(pk=other.pk) == before
-    assert (again(shop).learned_batch_size, again(shop).brake_failures) == (None, 0)
+    assert (again(shop).learned_batch_size, again(shop).backoff_failures) == (None, 0)

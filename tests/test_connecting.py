@@ -37,7 +37,7 @@ from tests.delivering import (
     NOWHERE,
     UNLIMITED,
     assert_all_is_well,
-    brake_runs_out,
+    backoff_runs_out,
     drain_all,
     enter,
     hold_runs_out,
@@ -513,7 +513,7 @@ def test_a_missing_live_token_is_reported(shop: Install, reachable: LiveServer, 
 
 def ends_outside(odp: ThreadedSandbox, shop: Install) -> None:
     """Once nothing holds it any more, it leaves what it has entered."""
-    brake_runs_out(shop)
+    backoff_runs_out(shop)
     hold_runs_out(shop)
     drain_all(shop)
     assert odp.members("lytics_sync_test") == []
@@ -623,7 +623,7 @@ def test_a_query_that_fails_for_the_test_customer_holds_no_install(
 ) -> None:
     odp.fault({"path": "/v3/graphql"}, then)
     assert "ODP could not be asked" in broke_off(send(shop), "shown")
-    assert Install.objects.get(pk=shop.pk).brake_failures == 0
+    assert Install.objects.get(pk=shop.pk).backoff_failures == 0
     ends_outside(odp, shop)
 
 

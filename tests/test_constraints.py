@@ -111,11 +111,11 @@ def a_minute() -> Minute:
 
 BROKEN: dict[str, list[Callable[[], Any]]] = {
     "braked_install_says_why": [
-        lambda: change(Install, brake_until_at=now(), brake_since_at=now(), brake_failures=1),
-        lambda: change(Install, brake_until_at=now(), brake_failures=1, brake_reason="503"),
-        lambda: change(Install, brake_until_at=now(), brake_since_at=now(), brake_reason="503"),
-        lambda: change(Install, brake_failures=1),
-        lambda: change(Install, brake_since_at=now()),
+        lambda: change(Install, backoff_until_at=now(), backoff_since_at=now(), backoff_failures=1),
+        lambda: change(Install, backoff_until_at=now(), backoff_failures=1, backoff_reason="503"),
+        lambda: change(Install, backoff_until_at=now(), backoff_since_at=now(), backoff_reason="503"),
+        lambda: change(Install, backoff_failures=1),
+        lambda: change(Install, backoff_since_at=now()),
     ],
     "batch_size_within_odp_limit": [lambda: change(Install, batch_size=501), lambda: change(Install, batch_size=0)],
     "at_least_one_request_in_flight": [lambda: change(Install, max_in_flight=0)],

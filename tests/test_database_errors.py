@@ -98,7 +98,7 @@ def nobody_is_blamed(shop: Install, audience: Audience) -> None:
     for row in (shop, audience):
         row.refresh_from_db()
     lane = lane_of(audience)
-    held = (shop.brake_failures, shop.brake_reason, shop.brake_until_at)
+    held = (shop.backoff_failures, shop.backoff_reason, shop.backoff_until_at)
     assert held == (0, "", None)
     assert (audience.hold_failures, audience.hold_reason, audience.making_token) == (0, "", None)
     assert (lane.fault_reason, lane.fault_since_at, lane.block_reason, lane.lease_token) == ("", None, "", None)

@@ -30,7 +30,7 @@ from tests.delivering import (
     UNLIMITED,
     Happening,
     assert_all_is_well,
-    brake_runs_out,
+    backoff_runs_out,
     broken_truths,
     claim,
     cursor_of,
@@ -287,7 +287,7 @@ def test_what_odp_has_lost_comes_back(odp: ThreadedSandbox, shop: Install, gold:
         {"close": "after"},
     ],
 )
-def test_a_failure_brakes_the_install_and_blames_no_event(
+def test_a_failure_starts_a_backoff_and_blames_no_event(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, then: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(
@@ -298,11 +298,11 @@ def test_a_failure_brakes_the_install_and_blames_no_event(
     drain_all(shop)
     shop.refresh_from_db()
     assert (cursor_of(gold), parked(), lane_of(gold).lease_token) == (0, [], None)
-    assert shop.brake_reason
-    brake_runs_out(shop)
+    assert shop.backoff_reason
+    backoff_runs_out(shop)
     drain_all(shop)
     shop.refresh_from_db()
-    assert (shop.brake_until_at, shop.brake_failures) == (None, 0)
+    assert (shop.backoff_until_at, shop.backoff_failures) == (None, 0)
     assert odp.members("lytics_gold") == ["a", "b"]
     assert_all_is_well(gold)
 
@@ -317,7 +317,7 @@ def test_a_failure_in_the_middle_of_an_isolation_sends_nothing_twice_and_loses_n
     assert (cursor_of(gold), sorted(ledger_of(gold)), parked()) == (0, numbered(7), [])
     assert broken_truths() == []  # with the ledger ahead of the cursor
     for _ in range(3):
-        brake_runs_out(shop)
+        backoff_runs_out(shop)
         drain_all(shop)
     accepted = [r for r in odp.requests(bodies=True) if r["path"] == "/v3/profiles" and r["status"] == 202]
     assert sum(request["items"] for request in accepted) == 15
@@ -334,7 +334,7 @@ def test_a_failure_before_the_control_is_answered_blames_no_customer_of_a_refuse
     drain_all(shop)
     assert [status for _, status, _ in deliveries()] == [400, 503]
     assert (parked(), ledger_of(gold), cursor_of(gold), lane_of(gold).blocked_at) == ([], {}, 0, None)
-    brake_runs_out(shop)
+    backoff_runs_out(shop)
     drain_all(shop)
     assert "not now" in lane_of(gold).block_reason
     assert parked() == []
@@ -513,7 +513,7 @@ def test_a_control_that_is_under_way_is_not_closed_by_a_claim_of_other_lanes(sho
     assert [outcome for outcome, _, _ in deliveries()] == [""]
 
 
-def test_a_worker_that_dies_after_the_brake_and_before_the_settle_blames_nobody(
+def test_a_worker_that_dies_between_backoff_and_settle_blames_no_audience(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503, "headers": {"Retry-After": "600"}})
@@ -525,7 +525,7 @@ def test_a_worker_that_dies_after_the_brake_and_before_the_settle_blames_nobody(
             drain_all(shop)
     lease_runs_out(gold)
     assert drain_all(shop) == 0  # the backoff alone holds the install
-    brake_runs_out(shop)
+    backoff_runs_out(shop)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["a"]
     assert_all_is_well(gold)
@@ -642,7 +642,7 @@ def test_a_request_does_not_start_when_its_lease_is_nearly_over(
     assert writes(odp) == []
     assert (cursor_of(gold), lane_of(gold).lease_token) == (0, None)
     shop.refresh_from_db()
-    assert shop.brake_until_at is None
+    assert shop.backoff_until_at is None
 
 
 @pytest.mark.parametrize(
@@ -665,8 +665,8 @@ def test_an_unexpected_error_about_all_audiences_backs_the_install_off_and_says_
     with pytest.raises(kind):
         drain.turn(shop.pk)
     shop.refresh_from_db()
-    assert shop.brake_until_at is not None
-    assert shop.brake_reason == "Unexpected error in delivery: no such thing"
+    assert shop.backoff_until_at is not None
+    assert shop.backoff_reason == "Unexpected error in delivery: no such thing"
     assert (cursor_of(gold), lane_of(gold).lease_token) == (0, None)
     assert claims.due() == []
 
@@ -691,7 +691,7 @@ def test_the_time_it_takes_to_plant_the_flag_is_time_of_the_lease(
     assert cursor_of(gold) == 0
 
 
-def test_a_refusal_ends_a_brake_like_any_other_final_answer(
+def test_a_rejection_ends_a_backoff_like_any_other_final_answer(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     enter(gold, "somebody")
@@ -700,11 +700,11 @@ def test_a_refusal_ends_a_brake_like_any_other_final_answer(
     odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["a"], "named": True}})
     enter(gold, "a")
     drain.turn(shop.pk)
-    assert Install.objects.get().brake_failures == 1
-    brake_runs_out(shop)
+    assert Install.objects.get().backoff_failures == 1
+    backoff_runs_out(shop)
     drain_all(shop)
     assert [outcome for outcome, _, _ in deliveries()][-1] == "refused"
-    assert Install.objects.get().brake_failures == 0
+    assert Install.objects.get().backoff_failures == 0
 
 
 def test_further_requests_of_one_lease_stand_in_line_like_others(
@@ -739,8 +739,8 @@ def test_the_longest_retry_after_that_is_believed_is_a_setting(
     assert drain.turn(shop.pk)  # makes the audience
     drain.turn(shop.pk)
     shop.refresh_from_db()
-    assert shop.brake_until_at is not None
-    assert timedelta(seconds=100) < shop.brake_until_at - now() <= timedelta(seconds=120)
+    assert shop.backoff_until_at is not None
+    assert timedelta(seconds=100) < shop.backoff_until_at - now() <= timedelta(seconds=120)
 
 
 def test_the_default_lease_outlives_the_deadline_and_the_settle() -> None:
@@ -811,7 +811,7 @@ def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings
 
         together(receive_all, *[work] * 4)
         odp.clear_faults()
-        brake_runs_out(shop)
+        backoff_runs_out(shop)
         hold_runs_out(shop)
         drain_all(shop)
         for audience in audiences:
@@ -835,7 +835,7 @@ def test_a_request_that_failed_and_was_applied_is_never_followed_by_an_older_sta
     assert drain.turn(shop.pk)
     enter(other, "pat", "sam")
     Lane.objects.filter(pk=other.pk).update(last_served_at=None)
-    brake_runs_out(shop)
+    backoff_runs_out(shop)
     drain_all(shop)
     items = [item["attributes"] for write in writes(odp)[before:] for item in write]
     assert [item["lytics_deep"] for item in items if item["fs_user_id"] == "kim"] == [False, False]
@@ -853,7 +853,7 @@ def test_a_change_mends_what_a_request_that_failed_and_was_applied_has_told(odp:
     assert drain.turn(shop.pk)
     assert odp.members("lytics_gold") == []
     happen(gold, ("kim", "enter", 30), ("kim", "change", 40))
-    brake_runs_out(shop)
+    backoff_runs_out(shop)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["kim"]
     assert_all_is_well(gold)

@@ -15,7 +15,7 @@ from audiences.receiving import backlog
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
-    brake_runs_out,
+    backoff_runs_out,
     drain_all,
     enter,
     lane_of,
@@ -90,7 +90,7 @@ def test_only_the_failing_audience_waits_and_others_of_its_claim_continue(
     assert lane.fault_until_at is not None
     assert lane.fault_until_at > now() + timedelta(seconds=20)
     shop.refresh_from_db()
-    assert shop.brake_until_at is None
+    assert shop.backoff_until_at is None
     assert claims.due() == []
     for page in (on_page(operator), on_page(operator, f"/admin/audiences/audience/{silver.pk}/change/")):
         assert "Unexpected error in delivery: no such thing" in page
@@ -205,9 +205,10 @@ def test_health_stays_green_where_a_person_or_odp_holds_the_audience_too(
         case "off":
             Install.objects.update(enabled=False)
         case "ODP fails":
-            brake = {"brake_failures": 1, "brake_since_at": now(), "brake_until_at": now(), "brake_reason": "503: busy"}
-            Install.objects.update(**brake)
-            brake_runs_out(shop)
+            Install.objects.update(
+                backoff_failures=1, backoff_since_at=now(), backoff_until_at=now(), backoff_reason="503: busy"
+            )
+            backoff_runs_out(shop)
         case "nothing waits":
             Lane.objects.filter(pk=three[1].pk).update(delivered_sequence=1)
     assert health() == 200

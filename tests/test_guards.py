@@ -134,8 +134,8 @@ def test_a_save_leaves_the_columns_of_the_workers_alone(operator: Client, shop: 
     Install.objects.update(learned_batch_size=7)
     save(operator, shop, form, name="Renamed")
     again = Install.objects.get()
-    assert (again.name, again.brake_failures, again.learned_batch_size) == ("Renamed", 1, 7)
-    assert again.brake_reason == "503: closed"
+    assert (again.name, again.backoff_failures, again.learned_batch_size) == ("Renamed", 1, 7)
+    assert again.backoff_reason == "503: closed"
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------

@@ -138,17 +138,17 @@ def _held(**values: Any) -> dict[str, Any]:
     return {"since_at": now() - timedelta(hours=1), "until_at": now() + timedelta(hours=1), "failures": 9, **values}
 
 
-@pytest.mark.parametrize("how", ["off", "braked", "brake just ended", "paused", "blocked", "on hold", "fresh"])
+@pytest.mark.parametrize("how", ["off", "in backoff", "backoff just ended", "paused", "blocked", "on hold", "fresh"])
 def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) -> None:
     lanes, installs, held = Lane.objects.all(), Install.objects.all(), _held(reason="503: busy")
     match how:
         case "off":
             installs.update(enabled=False)
-        case "braked":
-            installs.update(**{f"brake_{name}": value for name, value in held.items()})
-        case "brake just ended":
+        case "in backoff":
+            installs.update(**{f"backoff_{name}": value for name, value in held.items()})
+        case "backoff just ended":
             held["until_at"] = now()
-            installs.update(**{f"brake_{name}": value for name, value in held.items()})
+            installs.update(**{f"backoff_{name}": value for name, value in held.items()})
         case "paused":
             lanes.update(paused_at=now(), paused_by="boss", pause_reason="x")
         case "blocked":
@@ -162,7 +162,7 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
 
 def test_a_backoff_for_our_own_error_does_not_excuse_stuck_work(waiting: Audience) -> None:
     held = _held(reason=f"{backoff.UNEXPECTED}KeyError")
-    Install.objects.update(**{f"brake_{name}": value for name, value in held.items()})
+    Install.objects.update(**{f"backoff_{name}": value for name, value in held.items()})
     assert status() == (503, "stuck")
 
 

@@ -236,25 +236,25 @@ def test_deliveries_are_narrowed_by_outcome_latency_hour_audience_and_install(
     other = make_install(name="Other")
     good = delivery(shop)
     refused = delivery(shop, outcome="refused", status=400, latency_ms=700)
-    braked = delivery(other, outcome="retry_later", status=None, latency_ms=8000)
+    on_hold = delivery(other, outcome="retry_later", status=None, latency_ms=8000)
     under_way = delivery(shop, closed_at=None, outcome="", latency_ms=None)
     old = delivery(shop, opened_at=now() - timedelta(days=40))
     run(gold, refused)
     run(gold, old, 2)
-    assert ids(viewer, "delivery", outcome="failed") == [braked.pk, refused.pk]
+    assert ids(viewer, "delivery", outcome="failed") == [on_hold.pk, refused.pk]
     assert ids(viewer, "delivery", outcome="refused") == [refused.pk]
     assert ids(viewer, "delivery", outcome="open") == [under_way.pk]
-    assert ids(viewer, "delivery", slower="250") == [braked.pk, refused.pk]
-    assert ids(viewer, "delivery", slower="5000") == [braked.pk]
+    assert ids(viewer, "delivery", slower="250") == [on_hold.pk, refused.pk]
+    assert ids(viewer, "delivery", slower="5000") == [on_hold.pk]
     assert ids(viewer, "delivery", hour=f"{old.opened_at:%Y-%m-%dT%H}") == [old.pk]
     for name in ("lytics_gold", "gold", " gold "):
         assert ids(viewer, "delivery", audience=name) == [old.pk, refused.pk]
     assert ids(viewer, "delivery", audience="gold", outcome="failed") == [refused.pk]
     assert ids(viewer, "delivery", audience="nobody's") == []
-    assert ids(viewer, "delivery", install__id__exact=other.pk) == [braked.pk]
+    assert ids(viewer, "delivery", install__id__exact=other.pk) == [on_hold.pk]
     assert ids(viewer, "delivery", q=str(good.pk)) == [good.pk]
     assert ids(viewer, "delivery", hour="yesterday", slower="7") == [
-        d.pk for d in (old, under_way, braked, refused, good)
+        d.pk for d in (old, under_way, on_hold, refused, good)
     ]
 
 

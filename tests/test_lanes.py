@@ -310,14 +310,14 @@ def test_an_audience_that_is_not_made_in_odp_yet_is_claimed_apart(shop: Install)
     [
         ({}, True),
         ({"enabled": False}, False),
-        ({"brake_until_at": +60}, False),
-        ({"brake_until_at": -1}, True),
+        ({"backoff_until_at": +60}, False),
+        ({"backoff_until_at": -1}, True),
     ],
 )
 def test_an_install_on_hold_or_disabled_is_not_claimed(values: dict[str, Any], may: bool) -> None:
-    if seconds := values.get("brake_until_at"):
+    if seconds := values.get("backoff_until_at"):
         at = now() + timedelta(seconds=seconds)
-        values = {"brake_until_at": at, "brake_since_at": now(), "brake_reason": "503", "brake_failures": 1}
+        values = {"backoff_until_at": at, "backoff_since_at": now(), "backoff_reason": "503", "backoff_failures": 1}
     install = make_install(**values)
     ready(install, "a")
     assert claims.due() == ([install.pk] if may else [])
@@ -357,7 +357,7 @@ def test_a_request_whose_lease_expired_is_no_longer_under_way() -> None:
 
 def test_after_a_failure_one_request_at_a_time_finds_out_whether_odp_is_back() -> None:
     at = now()
-    install = make_install(brake_until_at=at, brake_since_at=at, brake_reason="503", brake_failures=3)
+    install = make_install(backoff_until_at=at, backoff_since_at=at, backoff_reason="503", backoff_failures=3)
     ready(install, "a")
     ready(install, "b")
     probe = claim(install, capacity=1)
@@ -386,8 +386,8 @@ def test_two_claimers_at_once_never_share_a_lane(shop: Install) -> None:
 @pytest.mark.parametrize("limit", ["max_in_flight", "probe"])
 def test_two_claimers_at_once_do_not_step_over_the_limit_together(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at = now()
-    braked = {"brake_until_at": at, "brake_since_at": at, "brake_reason": "503", "brake_failures": 1}
-    install = make_install(**({"max_in_flight": 1} if limit == "max_in_flight" else braked))
+    in_backoff = {"backoff_until_at": at, "backoff_since_at": at, "backoff_reason": "503", "backoff_failures": 1}
+    install = make_install(**({"max_in_flight": 1} if limit == "max_in_flight" else in_backoff))
     for slug in "ab":
         ready(install, slug)
     # Both count requests in flight slowly, and the claim with room for both lanes is slower.
@@ -573,8 +573,8 @@ def test_a_claim_that_finds_the_install_on_hold_releases_its_lanes(
     shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audience = ready(shop, "a")
-    with monkeypatch.context() as braked:
-        braked.setattr(claims, "_LOCK", claims._LOCK.replace("WHERE id = ", "WHERE id <> "))
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "_LOCK", claims._LOCK.replace("WHERE id = ", "WHERE id <> "))
         assert claims.claim(shop.pk) is None
     assert lane_of(audience).lease_token is None
     assert spans(claim(shop)) == {"lytics_a": (1, 1)}

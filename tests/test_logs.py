@@ -23,7 +23,7 @@ from audiences.models import Audience, Delivery, Install, Membership, Receipt
 from audiences.operations import installs
 from lytics_sync import logs
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import brake_runs_out, drain_all
+from tests.delivering import backoff_runs_out, drain_all
 from workers.app import app
 
 SECRETIVE = "anna.maria@example.com"
@@ -247,7 +247,7 @@ def test_no_identifier_of_a_customer_is_logged(odp: ThreadedSandbox) -> None:
         call(shop, SECRETIVE)
         odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503, "body": {"message": words}})
         drain_all(shop)
-        brake_runs_out(shop)
+        backoff_runs_out(shop)
         odp.fault(
             {"path": "/v3/profiles"},
             {"refuse_items": {"identifiers": [SECRETIVE], "named": True, "message": words}},

@@ -93,7 +93,7 @@ def test_lanes_are_given_up_at_once_when_a_drain_loses_its_session(
         drain.turn(shop.pk)
     assert lane_of(gold).lease_token is None
     shop.refresh_from_db()
-    assert shop.brake_reason == ""
+    assert shop.backoff_reason == ""
     drain_all(shop)
     assert_all_is_well(gold)
 

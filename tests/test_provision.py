@@ -23,7 +23,7 @@ from outgoing.deadline import TooLateError
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
-    brake_runs_out,
+    backoff_runs_out,
     claim,
     drain_all,
     enter,
@@ -136,7 +136,7 @@ def test_a_field_of_another_type_blocks_the_audience_with_the_reason(odp: Thread
     assert "The customer field lytics_gold is there with type string, not boolean." in lane.block_reason
     assert (lane.delivered_sequence, lane.lease_token, is_provisioned(audience)) == (0, None, False)
     assert writes(odp) == []
-    assert not Install.objects.get().brake_failures
+    assert not Install.objects.get().backoff_failures
 
 
 def test_a_blocked_audience_is_made_and_delivered_once_a_person_mended_it(odp: ThreadedSandbox, shop: Install) -> None:
@@ -176,7 +176,7 @@ def test_a_failed_creation_puts_the_audience_on_hold_and_no_install(
     audience.refresh_from_db()
     assert (audience.hold_failures, audience.making_token, is_provisioned(audience)) == (1, None, False)
     assert audience.hold_reason
-    assert Install.objects.get().brake_failures == 0
+    assert Install.objects.get().backoff_failures == 0
     assert lane_of(audience).blocked_at is None
     odp.clear_faults()
     hold_runs_out(shop)
@@ -202,7 +202,7 @@ def test_a_fault_of_ours_puts_that_audience_on_hold_and_no_other(
     drain_all(shop)
     odd.refresh_from_db()
     assert (odd.hold_failures, odd.hold_reason) == (1, "Unexpected error: '•••'")
-    assert Install.objects.get().brake_failures == 0
+    assert Install.objects.get().backoff_failures == 0
     assert_all_is_well(gold)
 
 
@@ -229,12 +229,12 @@ def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
 def test_a_making_that_goes_well_says_nothing_of_deliveries(odp: ThreadedSandbox, shop: Install) -> None:
     new_audience(shop)
     backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
-    assert provision.provision_one(shop.pk) is False, "nothing goes to an account that is braked"
-    brake_runs_out(shop)
+    assert provision.provision_one(shop.pk) is False, "nothing goes to an account in backoff"
+    backoff_runs_out(shop)
     assert provision.provision_one(shop.pk) is True
-    assert Install.objects.get().brake_failures == 1
+    assert Install.objects.get().backoff_failures == 1
     drain_all(shop)
-    assert Install.objects.get().brake_failures == 0
+    assert Install.objects.get().backoff_failures == 0
 
 
 def test_a_creation_uses_no_slot_of_a_delivery(odp: ThreadedSandbox) -> None:
@@ -249,7 +249,7 @@ def test_a_creation_uses_no_slot_of_a_delivery(odp: ThreadedSandbox) -> None:
         holds.give_back(lease)
         making_runs_out(making.audience)
         backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
-        brake_runs_out(shop)
+        backoff_runs_out(shop)
 
 
 HOUR, STEP = 3600, 300
@@ -284,7 +284,7 @@ def test_an_hour_without_the_schema_api_does_not_delay_existing_audiences(
         assert len(writes(odp)) == before + 1
         assert {lane_of(audience).delivered_sequence for audience in known} == {round_ + 1}
         drain_all(shop)
-        assert Install.objects.get().brake_failures == 0
+        assert Install.objects.get().backoff_failures == 0
         time_passes(step)
     assert is_provisioned(new) is (then is None)
     odp.clear_faults()
@@ -488,7 +488,7 @@ def test_a_closed_rate_limiter_releases_the_creation_without_a_failure(odp: Thre
 
     assert provision.provision_one(shop.pk, gate=gate) is False
     audience.refresh_from_db()
-    assert (audience.making_token, audience.hold_failures, Install.objects.get().brake_failures) == (None, 0, 0)
+    assert (audience.making_token, audience.hold_failures, Install.objects.get().backoff_failures) == (None, 0, 0)
     assert odp.requests() == []
 
 

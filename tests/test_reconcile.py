@@ -16,7 +16,7 @@ from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
-    brake_runs_out,
+    backoff_runs_out,
     claim,
     drain_all,
     enter,
@@ -53,7 +53,7 @@ def give_up(odp: ThreadedSandbox, install: Install, *, applied_after: float) -> 
     odp.fault({"path": "/v3/profiles", "times": 1}, {"delay_seconds": applied_after})
     assert drain.turn(install.pk)
     assert Delivery.objects.latest("pk").outcome == Outcome.RETRY_LATER
-    brake_runs_out(install)
+    backoff_runs_out(install)
 
 
 def members(odp: ThreadedSandbox) -> list[str]:
@@ -107,7 +107,7 @@ def test_it_says_nothing_again_where_nothing_newer_was_sent(
     enter(gold, "ben", at=10)
     drain_all(shop)
     assert reconcile_now() == 0
-    assert Delivery.objects.get(outcome=Outcome.RETRY_LATER).affirmed_at is not None
+    assert Delivery.objects.get(outcome=Outcome.RETRY_LATER).reconciled_at is not None
 
 
 def test_it_reconciles_a_request_whose_worker_died(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
@@ -137,7 +137,7 @@ def test_it_leaves_a_rejected_change_parked(odp: ThreadedSandbox, shop: Install,
     give_up(odp, shop, applied_after=0.5)
     happen(gold, ("anna", "exit", 20))
     drain_all(shop)
-    Membership.objects.filter(identifier="anna").update(refused=True)
+    Membership.objects.filter(identifier="anna").update(rejected=True)
     assert reconcile_now() == 0
 
 
@@ -279,4 +279,4 @@ def test_a_request_that_was_never_sent_is_not_reconciled(shop: Install) -> None:
     )
     request_records.close_delivery(opened.pk, drain.TOO_LATE)
     opened.refresh_from_db()
-    assert (opened.outcome, opened.affirmed_at is not None) == (Outcome.RETRY_LATER, True)
+    assert (opened.outcome, opened.reconciled_at is not None) == (Outcome.RETRY_LATER, True)

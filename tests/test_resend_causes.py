@@ -19,7 +19,7 @@ from audiences.operations.reconcile import reconcile
 from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import brake_runs_out, drain_all, enter, happen, lane_of, make_audience, make_install
+from tests.delivering import backoff_runs_out, drain_all, enter, happen, lane_of, make_audience, make_install
 from tests.people import someone
 from workers import drain
 
@@ -83,7 +83,7 @@ def test_events_resent_for_an_unanswered_delivery_name_that_delivery(
     assert drain.turn(shop.pk)
     unanswered = Delivery.objects.latest("pk")
     assert unanswered.outcome == Outcome.RETRY_LATER
-    brake_runs_out(shop)
+    backoff_runs_out(shop)
     happen(gold, ("dora", "exit", 20))
     drain_all(shop)
     assert reconcile() == 1

@@ -214,7 +214,7 @@ class _Sender:
         if self.answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
             backoff.apply(self.lease.install, self.answer)
         else:
-            if self.lease.install.brake_failures:
+            if self.lease.install.backoff_failures:
                 backoff.release(self.lease.install)
             if bisection.learned_limit is not None:
                 items = bisection.learned_limit * self.mechanism.items_per_change

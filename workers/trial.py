@@ -208,8 +208,8 @@ class _Leg:
         install = lane.audience.install
         if not install.enabled:
             return Seen(FAILED, "The install was switched off.")
-        if install.brake_until_at is not None and state.needs_key(install):
-            return Seen(FAILED, f"The install is on hold: {install.brake_reason}. {state.remedy(install)}")
+        if install.backoff_until_at is not None and state.needs_key(install):
+            return Seen(FAILED, f"The install is on hold: {install.backoff_reason}. {state.remedy(install)}")
         if state.refuses_key(lane.audience.hold_reason):
             return Seen(FAILED, self._on_hold(lane.audience))
         return None
@@ -221,8 +221,8 @@ class _Leg:
     def _held_or_no_worker(self) -> str:
         lane = self._lane()
         install = lane.audience.install
-        if install.brake_until_at is not None:
-            return f"The install is on hold: {install.brake_reason}. {state.remedy(install)}"
+        if install.backoff_until_at is not None:
+            return f"The install is on hold: {install.backoff_reason}. {state.remedy(install)}"
         if lane.audience.hold_failures:
             return self._on_hold(lane.audience)
         if lane.fault_since_at is not None:

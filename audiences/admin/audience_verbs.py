@@ -233,7 +233,7 @@ class RetryNow(Verb[Audience]):
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
         alone = holds.try_now(audience.lane) or bool(audience.hold_failures)
         provision.try_now(install_id=audience.install_id, audience_id=audience.pk)
-        if audience.install.brake_failures:
+        if audience.install.backoff_failures:
             backoff.release(audience.install)
         wake(audience.install_id)
         return f"Trying {audience if alone else audience.install} again now."

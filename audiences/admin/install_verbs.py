@@ -49,15 +49,15 @@ class RetryNow(Verb[Install]):
     name, label, icon, permission = "retry", "Retry now", "refresh", "audiences.retry_install"
 
     def offered(self, install: Install) -> bool:
-        return install.brake_until_at is not None
+        return install.backoff_until_at is not None
 
     def seen(self, install: Install) -> str:
-        return str(install.brake_since_at)
+        return str(install.backoff_since_at)
 
     def consequence(self, install: Install) -> str:
         return (
             f"One request is sent to ODP now. If ODP accepts it, delivery continues; if not, it"
-            f" backs off again. Nothing is lost. Last answer: {install.brake_reason}"
+            f" backs off again. Nothing is lost. Last answer: {install.backoff_reason}"
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:

@@ -42,7 +42,7 @@ from audiences.receiving import backlog, tokens
 from audiences.wake import wake
 from odp.regions import host_of
 
-# What a change of has ODP asked again, and lets a braked install try at once.
+# A change of these has ODP asked again, and lets an install on hold try at once.
 CONNECTION = {"odp_api_key", "odp_host", "region"}
 EDITABLE = (
     *("name", "region", "odp_api_key", "identifier_field", "mechanism", "enabled", "odp_host"),
@@ -244,7 +244,7 @@ class InstallAdmin(OperatorAdmin[Install]):
     # --- saving ----------------------------------------------------------------------------------------------
 
     def save_model(self, request: HttpRequest, obj: Install, form: Any, change: bool) -> None:
-        """Only what the form changed: the brake's columns belong to the workers."""
+        """Only what the form changed: the columns of the backoff belong to the workers."""
         if not change:
             token = installs.create(obj)
             request.session["revealed_token"] = token.pk

@@ -187,7 +187,7 @@ def when(audience: Audience, events: int) -> str:
         return "The audience is paused: they wait, and are sent when it is resumed."
     if not install.enabled:
         return "The install is off: they wait, and are sent when it is on again."
-    if install.brake_until_at is not None:
+    if install.backoff_until_at is not None:
         return "The install is on hold: they wait, and are sent when ODP accepts requests again."
     return effort(install, events)
 

@@ -29,9 +29,9 @@ _BACK_OFF = sql.beside(__file__).query("back_off", BackedOff._make)
 
 def apply(install: Install, answer: Answer) -> None:
     """Start or prolong the backoff of the install after a response that says nothing about its events."""
-    seconds = pause_seconds(failures=install.brake_failures, answer=answer)
+    seconds = pause_seconds(failures=install.backoff_failures, answer=answer)
     backed_off = _BACK_OFF.run(
-        install=install.pk, failures=install.brake_failures, seconds=seconds, reason=answer.reason
+        install=install.pk, failures=install.backoff_failures, seconds=seconds, reason=answer.reason
     ).one()
     if backed_off and (backed_off.failures == 1 or answer.slow_probe):
         log.warning("install on hold", install=install.name, seconds=round(seconds, 1), reason=answer.reason)
@@ -47,8 +47,8 @@ def pause_seconds(*, failures: int, answer: Answer) -> float:
 
 def release(install: Install) -> None:
     """End the backoff: ODP accepted a request, or a person says so."""
-    released = Install.objects.filter(pk=install.pk, brake_failures__gt=0).update(
-        brake_failures=0, brake_since_at=None, brake_until_at=None, brake_reason=""
+    released = Install.objects.filter(pk=install.pk, backoff_failures__gt=0).update(
+        backoff_failures=0, backoff_since_at=None, backoff_until_at=None, backoff_reason=""
     )
     if released:
         log.info("install resumed", install=install.name)

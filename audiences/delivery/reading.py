@@ -64,4 +64,4 @@ def refused_customers(lease: Lease, identifiers: Iterable[str]) -> set[str]:
 
 def was_taken(audience_id: int) -> bool:
     """Whether ODP has ever accepted a change of this audience."""
-    return Membership.objects.filter(audience_id=audience_id, refused=False).exists()
+    return Membership.objects.filter(audience_id=audience_id, rejected=False).exists()

@@ -225,7 +225,7 @@ def switched_off(request: HttpRequest, installs: list[Any]) -> list[Alert]:
 def drafts(installs: list[Any]) -> list[Alert]:
     """Installs whose events wait for an API key that ODP accepts: one alert for all of them."""
     drafts = [install for install in sorted(installs, key=str) if install.enabled and not install.key_accepted_at]
-    waiting = [install for install in drafts if install.brake_until_at is None]  # an install on hold has its own item
+    waiting = [install for install in drafts if install.backoff_until_at is None]  # an install on hold has its own item
     if not waiting:
         return []
     alone = len(waiting) == 1

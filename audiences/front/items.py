@@ -31,7 +31,7 @@ def installs_on_hold(request: HttpRequest, installs: list[Any], waiting: Mapping
         Alert(
             f"{install} is on hold{': ODP rejects its API key' if state.needs_key(install) else ''}",
             f"{state.hold_of_install(install)}. {count(_waiting(waiting, install), 'event')} waiting; nothing is lost.",
-            ago(install.brake_since_at),
+            ago(install.backoff_since_at),
             url_of(install),
             todo=state.remedy(install),
             buttons=[
@@ -40,7 +40,7 @@ def installs_on_hold(request: HttpRequest, installs: list[Any], waiting: Mapping
             ],
         )
         for install in installs
-        if install.brake_until_at is not None
+        if install.backoff_until_at is not None
     ]
 
 

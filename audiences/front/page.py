@@ -101,7 +101,7 @@ def _numbers(
 ) -> list[Number]:
     heads = [backlog.oldest_at for backlog in waiting.values() if backlog.oldest_at]
     oldest = now() - min(heads) if heads else timedelta(0)
-    braked = sum(install.brake_until_at is not None for install in installs)
+    on_hold = sum(install.backoff_until_at is not None for install in installs)
     blocked = sum(lane.blocked_at is not None and not state.is_set_aside(lane) for lane in held)
     events = sum(backlog.waiting for backlog in waiting.values())
     items = sum(min(group["count"], COUNTED - 1) for group in parked)
@@ -113,7 +113,7 @@ def _numbers(
             oldest < timedelta(minutes=1),
             f"{count(events, 'event')} waiting" if events else "everything is delivered",
         ),
-        Number("installs on hold", number(braked), list_url(Install), not braked, f"of {len(installs)}"),
+        Number("installs on hold", number(on_hold), list_url(Install), not on_hold, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),
         Number("parked items", at_least(items, parked), list_url(Parked), not items),
     ]

@@ -35,7 +35,7 @@ def not_proven(request: HttpRequest, installs: list[Any], proofs: Mapping[int, P
     failing = [
         (install, proofs[install.pk])
         for install in installs
-        if install.enabled and install.brake_until_at is None and proofs[install.pk].is_bad
+        if install.enabled and install.backoff_until_at is None and proofs[install.pk].is_bad
     ]
     shown = [
         Alert(

@@ -69,8 +69,8 @@ def _failing(name: str, title: str, why: str, todo: str = "", about: Model | Non
 
 def _key(install: Install, audiences: QuerySet[Audience]) -> Line:
     name, title = "key", "ODP accepts the API key"
-    if install.brake_until_at is not None and state.needs_key(install):
-        return _failing(name, title, install.brake_reason, state.remedy(install))
+    if install.backoff_until_at is not None and state.needs_key(install):
+        return _failing(name, title, install.backoff_reason, state.remedy(install))
     made_at = audiences.aggregate(at=Max("provisioned_at"))["at"]
     asked_at = install.key_asked_at
     if asked_at and install.key_problem and (made_at is None or made_at < asked_at):
@@ -222,8 +222,8 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
     """What keeps all of the install's audiences from ODP."""
     if not install.enabled:
         return _failing(name, title, "The install is off.", "Enable it and save.")
-    if install.brake_until_at is not None:
-        return _failing(name, title, f"The install is on hold: {install.brake_reason}", state.remedy(install))
+    if install.backoff_until_at is not None:
+        return _failing(name, title, f"The install is on hold: {install.backoff_reason}", state.remedy(install))
     lanes = Lane.objects.filter(audience__in=audiences).select_related("audience").order_by("audience")
     free = lanes.filter(blocked_at=None, paused_at=None)
     if not free.exists():

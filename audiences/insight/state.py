@@ -74,33 +74,33 @@ def of_install(install: Install) -> State:
     if install.key_accepted_at is None:
         why = f"ODP has not accepted its API key yet. {DRAFT} {hold_of_install(install)}"
         return State("draft", why.rstrip(), alert=True)
-    if install.brake_until_at is not None:
+    if install.backoff_until_at is not None:
         return State("on hold", hold_of_install(install), alert=True)
     return State("active")
 
 
 def hold_of_install(install: Install) -> str:
     """Why an install is on hold, since when and until when; empty when it isn't."""
-    if install.brake_until_at is None:
+    if install.backoff_until_at is None:
         return ""
     return (
-        f"{install.brake_reason} — {install.brake_failures} in a row"
-        f" since {install.brake_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {install.brake_until_at:%H:%M:%S} UTC"
+        f"{install.backoff_reason} — {install.backoff_failures} in a row"
+        f" since {install.backoff_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {install.backoff_until_at:%H:%M:%S} UTC"
     )
 
 
 def remedy(install: Install) -> str:
-    """What a person can do about a brake."""
+    """What a person can do about a backoff."""
     if needs_key(install):
         return "Enter an API key that ODP accepts and save. Delivery continues at once."
-    if install.brake_reason.startswith(backoff.UNEXPECTED):
+    if install.backoff_reason.startswith(backoff.UNEXPECTED):
         return "This is an error of Lytics Sync, and is tried again by itself. The worker's log has its traceback."
     return "Delivery continues by itself when ODP answers. Check the install's ODP host and ODP's status page."
 
 
 def needs_key(install: Install) -> bool:
     """Whether ODP refuses its key."""
-    return refuses_key(install.brake_reason)
+    return refuses_key(install.backoff_reason)
 
 
 def refuses_key(reason: str) -> bool:
@@ -127,7 +127,7 @@ def of_lane(lane: Lane) -> State:
         return State("sending")
     if not audience.install.enabled:
         return State("held back", f"install off: {of_install(audience.install).why}")
-    if audience.install.brake_until_at is not None:
+    if audience.install.backoff_until_at is not None:
         return State("held back", f"install on hold: {hold_of_install(audience.install)}")
     if audience.hold_failures and not audience.provisioned_at:
         return State("on hold", f"it can't be created in ODP: {hold(audience)}", alert=True)
@@ -264,7 +264,7 @@ def of_membership(membership: MembershipStatus) -> State:
     """In or out, by the ledger."""
     if membership.held is None:
         return State("out", "nothing was delivered yet" if membership.waiting else "no events")
-    if membership.held.refused:
+    if membership.held.rejected:
         return State("in" if membership.is_member else "out", "by the last event, which ODP rejected")
     return State("in" if membership.is_member else "out")
 

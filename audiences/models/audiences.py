@@ -131,7 +131,7 @@ class Lane(models.Model):
 class Membership(models.Model):
     """The ledger: whether an identifier is a member of an audience, as of a transition time of Lytics.
 
-    ``sequence`` is the deciding event. ``refused`` means that ODP rejected this newest state, which is parked.
+    ``sequence`` is the deciding event. ``rejected`` means that ODP rejected this newest state, which is parked.
     """
 
     pk = models.CompositePrimaryKey("audience_id", "identifier")
@@ -140,7 +140,8 @@ class Membership(models.Model):
     is_member = models.BooleanField()
     occurred_ns = models.BigIntegerField()
     sequence = models.BigIntegerField()
-    refused = models.BooleanField(default=False)
+    # The column keeps its former name, as those of an Install's backoff do.
+    rejected = models.BooleanField(default=False, db_column="refused")
 
     class Meta:
         permissions = [("find_customer", "Can find a customer and ask ODP about them")]

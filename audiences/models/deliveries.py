@@ -55,7 +55,8 @@ class Delivery(models.Model):
     worker = models.CharField(max_length=100)
     version = models.CharField(max_length=20)
     # When ``operations/reconcile.py`` re-sent the customers that a late application of this request could overwrite.
-    affirmed_at = models.DateTimeField(null=True)
+    # The column keeps its former name, as those of an Install's backoff do.
+    reconciled_at = models.DateTimeField(null=True, db_column="affirmed_at")
 
     class Meta:
         ordering = ["-id"]
@@ -65,7 +66,7 @@ class Delivery(models.Model):
             models.Index(fields=["install"], condition=Q(closed_at=None), name="open_deliveries"),
             models.Index(
                 fields=["closed_at"],
-                condition=Q(affirmed_at=None, outcome__in=[Outcome.UNKNOWN.value, Outcome.RETRY_LATER.value]),
+                condition=Q(reconciled_at=None, outcome__in=[Outcome.UNKNOWN.value, Outcome.RETRY_LATER.value]),
                 name="deliveries_to_affirm",
             ),
             models.Index(fields=["opened_at"], name="deliveries_by_hour"),

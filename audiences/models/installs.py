@@ -20,7 +20,7 @@ def new_public_id() -> str:
 
 
 class Install(models.Model):
-    """One Lytics account connected to one ODP account: its settings and its brake."""
+    """One Lytics account connected to one ODP account: its settings and its backoff."""
 
     class Region(models.TextChoices):
         FROM_KEY = "", "Detect from the key"
@@ -74,10 +74,11 @@ class Install(models.Model):
     # When the identifier field was last changed: older calls were read by another field.
     identifier_since_at = models.DateTimeField(null=True, editable=False)
 
-    brake_since_at = models.DateTimeField(null=True, editable=False)
-    brake_until_at = models.DateTimeField(null=True, editable=False)
-    brake_reason = SaidField(blank=True, editable=False)
-    brake_failures = models.PositiveIntegerField(default=0, editable=False)
+    # The columns keep their former names, which the processes of earlier versions read and write during an upgrade.
+    backoff_since_at = models.DateTimeField(null=True, editable=False, db_column="brake_since_at")
+    backoff_until_at = models.DateTimeField(null=True, editable=False, db_column="brake_until_at")
+    backoff_reason = SaidField(blank=True, editable=False, db_column="brake_reason")
+    backoff_failures = models.PositiveIntegerField(default=0, editable=False, db_column="brake_failures")
     # The largest request that ODP took after it called a larger one too large.
     learned_batch_size = models.PositiveSmallIntegerField(null=True, editable=False)
 
@@ -90,9 +91,9 @@ class Install(models.Model):
         constraints = [
             models.CheckConstraint(
                 name="braked_install_says_why",
-                condition=Q(brake_until_at=None, brake_since_at=None, brake_failures=0)
-                | Q(brake_until_at__isnull=False, brake_since_at__isnull=False, brake_failures__gt=0)
-                & ~Q(brake_reason=""),
+                condition=Q(backoff_until_at=None, backoff_since_at=None, backoff_failures=0)
+                | Q(backoff_until_at__isnull=False, backoff_since_at__isnull=False, backoff_failures__gt=0)
+                & ~Q(backoff_reason=""),
             ),
             models.CheckConstraint(
                 name="batch_size_within_odp_limit", condition=Q(batch_size__gte=1, batch_size__lte=500)

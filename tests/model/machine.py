@@ -305,7 +305,7 @@ class Bridge(RuleBasedStateMachine):
     def _waits(self) -> bool:
         if Resend.objects.filter(ended_at=None).exists():
             return True
-        doubtful = Delivery.objects.filter(affirmed_at=None, outcome__in=["unknown", "retry_later"])
+        doubtful = Delivery.objects.filter(reconciled_at=None, outcome__in=["unknown", "retry_later"])
         return doubtful.union(Delivery.objects.filter(closed_at=None)).exists() or any(
             lane.delivered_sequence < lane.audience.last_sequence for lane in Lane.objects.select_related("audience")
         )

@@ -1,6 +1,6 @@
 """Who takes part in tests/test_state_machine.py: workers that stop between any two lines of a drain, and an ODP.
 
-Time is the machine's own: it moves what PostgreSQL has stored about leases, brakes and Deliveries, and what the code
+Time is the machine's own: it moves what PostgreSQL has stored about leases, backoffs and Deliveries, and what the code
 of the workers reads from ``time.monotonic``. Only one thread runs at a time, so the same choices give the same run.
 """
 
