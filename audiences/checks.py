@@ -73,6 +73,15 @@ def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
 
 
 @register()
+def lytics_api_is_https(**kwargs: object) -> list[CheckMessage]:
+    url = urlsplit(settings.LYTICS_API_URL)
+    if (url.scheme == "https" and url.hostname) or odp_hosts.is_local(settings.LYTICS_API_URL):
+        return []
+    hint = "Each request carries the API token. http:// is accepted for this machine only, where a sandbox runs."
+    return [Error("LYTICS_API_URL must start with https://.", hint=hint, id="audiences.E014")]
+
+
+@register()
 def public_url_is_set_behind_a_proxy(**kwargs: object) -> list[CheckMessage]:
     """Its default names this machine, where any ODP host is allowed as in a trial."""
     if not settings.BEHIND_PROXY or not odp_hosts.is_local(settings.PUBLIC_URL):

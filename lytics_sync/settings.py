@@ -110,6 +110,13 @@ ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")
 # Hosts beside ODP's own that an install may send to. Where PUBLIC_URL names this machine, as in a trial, any will do.
 ALLOWED_ODP_HOSTS = env.words("ALLOWED_ODP_HOSTS", "")
 
+# --- Lytics' API ---------------------------------------------------------------------------------------------
+
+# The base URL of Lytics' API.
+LYTICS_API_URL = env.text("LYTICS_API_URL", "https://api.lytics.io")
+# The deadline of one request to Lytics' API, in seconds.
+LYTICS_API_SECONDS = env.seconds("LYTICS_API_SECONDS", 30)
+
 # --- Servers -------------------------------------------------------------------------------------------------
 
 

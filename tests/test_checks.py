@@ -96,3 +96,18 @@ def test_a_database_that_is_still_empty_is_checked_without_its_tables(settings: 
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE audiences_install RENAME TO not_there_yet")
     assert run_checks(databases=["default"], tags=[Tags.database]) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "codes"),
+    [
+        ("https://api.lytics.io", set()),
+        ("http://127.0.0.1:8091", set()),
+        ("http://api.lytics.io", {"audiences.E014"}),
+        ("api.lytics.io", {"audiences.E014"}),
+        ("https://", {"audiences.E014"}),
+    ],
+)
+def test_the_lytics_api_token_leaves_this_machine_encrypted_only(settings: Settings, url: str, codes: set[str]) -> None:
+    settings.LYTICS_API_URL = url
+    assert found() == codes
