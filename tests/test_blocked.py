@@ -8,6 +8,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.front import groups
+from audiences.front.alerts import ALERTS_LISTED
 from audiences.models import Audience, Delivery, Install, Lane, Receipt, Run
 from tests.delivering import make_audience
 from tests.people import someone
@@ -50,6 +52,28 @@ def test_audiences_blocked_by_one_cause_are_one_alert_whose_button_unblocks_each
     assert [lane.audience.odp_id for lane in Lane.objects.filter(blocked_at__isnull=False)] == ["lytics_other"]
     logged = LogEntry.objects.filter(change_message="Unblocked, with 2 others.")
     assert {entry.object_id for entry in logged} == {str(audience.pk) for audience in three}
+
+
+def test_causes_that_differ_only_in_masked_words_are_one_alert(viewer: Client, install: Install) -> None:
+    for number in range(3):
+        audience = make_audience(install, f"club_{number}")
+        why = f"field '{audience.odp_id}' of 'kim{number}@example.com' must be a boolean"
+        Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason=why)
+    assert [one.what for one in told(viewer)] == ["3 audiences are blocked (Shop)"]
+
+
+def test_of_many_causes_the_most_frequent_are_listed_and_the_others_counted(viewer: Client, install: Install) -> None:
+    for number in range(groups.READ + 15):
+        audience = make_audience(install, f"club_{number}")
+        why = "the field is gone" if number % 13 == 0 else f"cause {number}"
+        Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason=why)
+    shown = told(viewer)
+    causes = 1 + groups.READ + 15 - 5
+    assert shown[0].what == "5 audiences are blocked (Shop)"
+    assert len(shown) == ALERTS_LISTED + 1
+    assert shown[-1].what == f"{causes - ALERTS_LISTED} more reasons for blocked audiences"
+    (blocked,) = [one for one in viewer.get("/admin/").context["numbers"] if one.label == "blocked audiences"]
+    assert blocked.value == str(groups.READ + 15)
 
 
 def test_a_block_of_another_install_is_another_trouble(viewer: Client, three: list[Audience]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, F, Max, Min
+from django.db.models import Count, F, Max, Min, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.http import urlencode
@@ -15,6 +15,7 @@ from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.admin.verbs import Button
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, page, way_to
+from audiences.front.groups import Group, Groups, on_hold_by_reason
 from audiences.insight import future_times, state
 from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
@@ -52,27 +53,26 @@ def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
 MENDS = ("unblock", "accept", "other-id", "set-aside")
 
 
-def blocked_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
-    """One trouble for each cause, however many audiences it blocks."""
-    groups = blocked.groups(lane for lane in held if lane.blocked_at and not state.is_set_aside(lane))
-    shown_alerts = [_blocked_alike(request, group) for group in groups[:ALERTS_LISTED]]
-    return shown_alerts + and_more(len(groups), "reasons for blocked audiences", list_url(Audience, state="blocked"))
+def blocked_audiences(request: HttpRequest, found: Groups) -> list[Alert]:
+    """One alert for each cause, for any number of audiences that it blocks."""
+    shown_alerts = [_blocked_alike(request, group) for group in found.read[:ALERTS_LISTED]]
+    return shown_alerts + and_more(found.count, "reasons for blocked audiences", list_url(Audience, state="blocked"))
 
 
-def _blocked_alike(request: HttpRequest, lanes: list[Lane]) -> Alert:
-    first, alone = lanes[0], len(lanes) == 1
+def _blocked_alike(request: HttpRequest, group: Group) -> Alert:
+    first, alone = group.first, group.lanes == 1
     install, here = first.audience.install, reverse("admin:index")
-    waiting = count(sum(state.backlog(lane) for lane in lanes), "event")
+    waiting = count(group.waiting, "event")
     listed = list_url(Audience, state="blocked", install__id__exact=install.pk)
     if alone:
         buttons = verbs.buttons(page(Audience), request, first.audience, back=here, only=MENDS)
     elif request.user.has_perm("audiences.unblock_audience"):
         url = reverse("admin:audiences_audience_unblock_cause", args=[first.pk])
-        label = f"Unblock all {number(len(lanes))} of this cause"
+        label = f"Unblock all {number(group.lanes)} of this cause"
         buttons = [Button(label, "lock_open", f"{url}?{urlencode({'next': here})}")]
     else:
         buttons = []
-    who = f"{first.audience} is" if alone else f"{count(len(lanes), 'audience')} are"
+    who = f"{first.audience} is" if alone else f"{count(group.lanes, 'audience')} are"
     return Alert(
         f"{who} blocked ({install})",
         f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
@@ -91,7 +91,8 @@ def audiences_made_anew(request: HttpRequest) -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     here = reverse("admin:index")
     shown_alerts = []
-    for audience, old in take_over.undecided_pairs(ALERTS_LISTED):
+    pairs, total = take_over.undecided_pairs(ALERTS_LISTED)
+    for audience, old in pairs:
         shown_alerts.append(
             Alert(
                 f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
@@ -106,29 +107,23 @@ def audiences_made_anew(request: HttpRequest) -> list[Alert]:
                 ),
             )
         )
-    return shown_alerts + and_more(
-        take_over.undecided().count() if shown_alerts else 0, "audiences made anew", list_url(Audience)
-    )
+    return shown_alerts + and_more(total, "audiences made anew", list_url(Audience))
 
 
 def creations_on_hold(request: HttpRequest) -> list[Alert]:
     """Audiences that can't be created or checked in ODP, grouped by reason."""
     here = reverse("admin:index")
-    failing = Audience.objects.filter(hold_failures__gt=0, lane__blocked_at=None, lane__paused_at=None)
-    groups: dict[tuple[int, bool, str], list[Audience]] = {}
-    for audience in failing.select_related("install", "lane").order_by("hold_since_at"):
-        key = audience.install_id, audience.provisioned_at is None, audience.hold_reason
-        groups.setdefault(key, []).append(audience)
+    found = on_hold_by_reason()
     shown_alerts = []
-    for (_, is_new, _), alike in list(groups.items())[:ALERTS_LISTED]:
-        first, alone = alike[0], len(alike) == 1
-        who = str(first) if alone else f"{count(len(alike), 'audience')} of {first.install}"
-        waiting = sum(state.backlog(audience.lane) for audience in alike)
+    for group in found.read[:ALERTS_LISTED]:
+        first, alone = group.first.audience, group.lanes == 1
+        is_new = first.provisioned_at is None
+        who = str(first) if alone else f"{count(group.lanes, 'audience')} of {first.install}"
         shown_alerts.append(
             Alert(
                 f"{who} can't be {'created' if is_new else 'checked'} in ODP",
                 f"{state.hold(first)}. "
-                + (f"{count(waiting, 'event')} waiting; nothing is lost." if is_new else "Deliveries continue."),
+                + (f"{count(group.waiting, 'event')} waiting; nothing is lost." if is_new else "Deliveries continue."),
                 ago(first.hold_since_at),
                 url_of(first) if alone else list_url(Audience, state="hold", install__id__exact=first.install_id),
                 "bad" if is_new else "held",
@@ -143,7 +138,7 @@ def creations_on_hold(request: HttpRequest) -> list[Alert]:
                 ],
             )
         )
-    return shown_alerts + and_more(len(groups), "reasons for audiences on hold", list_url(Audience, state="hold"))
+    return shown_alerts + and_more(found.count, "reasons for audiences on hold", list_url(Audience, state="hold"))
 
 
 def audiences_with_errors(request: HttpRequest) -> list[Alert]:
@@ -151,7 +146,7 @@ def audiences_with_errors(request: HttpRequest) -> list[Alert]:
     here = reverse("admin:index")
     faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
-    found = list(faulty.select_related("audience__install").order_by("fault_since_at"))
+    lanes, total = _first(faulty.order_by("fault_since_at"))
     shown_alerts = [
         Alert(
             f"{lane.audience} can't be delivered",
@@ -162,18 +157,24 @@ def audiences_with_errors(request: HttpRequest) -> list[Alert]:
             todo='This is an error of Lytics Sync. The worker\'s log has its traceback under "a delivery failed".',
             buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("retry",)),
         )
-        for lane in found[:ALERTS_LISTED]
+        for lane in lanes
     ]
-    return shown_alerts + and_more(len(found), "audiences on hold", list_url(Audience, state="hold"))
+    return shown_alerts + and_more(total, "audiences on hold", list_url(Audience, state="hold"))
+
+
+def _first(lanes: QuerySet[Lane]) -> tuple[list[Lane], int]:
+    """The lanes that are listed, and the number of all."""
+    found = list(lanes.select_related("audience__install")[: ALERTS_LISTED + 1])
+    return found[:ALERTS_LISTED], lanes.count() if len(found) > ALERTS_LISTED else len(found)
 
 
 def _sentence(words: str) -> str:
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
-def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
+def paused_audiences(request: HttpRequest) -> list[Alert]:
     here = reverse("admin:index")
-    paused = [lane for lane in held if lane.paused_at and (not lane.blocked_at or state.is_set_aside(lane))]
+    lanes, total = _first(Lane.objects.filter(backlog.PAUSED).order_by("-paused_at"))
     shown_alerts = [
         Alert(
             f"{lane.audience} is {'set aside' if lane.blocked_at else 'paused'} ({lane.audience.install})",
@@ -183,9 +184,9 @@ def paused_audiences(request: HttpRequest, held: list[Lane]) -> list[Alert]:
             tone="held",
             buttons=verbs.buttons(page(Audience), request, lane.audience, back=here, only=("resume",)),
         )
-        for lane in paused[:ALERTS_LISTED]
+        for lane in lanes
     ]
-    return shown_alerts + and_more(len(paused), "paused audiences", list_url(Audience, state="paused"))
+    return shown_alerts + and_more(total, "paused audiences", list_url(Audience, state="paused"))
 
 
 def parked_groups(request: HttpRequest, parked: list[dict[str, Any]]) -> list[Alert]:

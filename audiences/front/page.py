@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Q, Subquery
+from django.db.models import Subquery
 from django.http import HttpRequest
 from django.utils.timezone import now
 
@@ -15,6 +15,7 @@ from audiences.admin.parked_groups import groups
 from audiences.front import calls
 from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more
 from audiences.front.charts import charts
+from audiences.front.groups import blocked_by_cause
 from audiences.front.items import (
     audiences_made_anew,
     audiences_with_errors,
@@ -29,10 +30,10 @@ from audiences.front.items import (
 )
 from audiences.front.proofs import not_proven, proof_number
 from audiences.front.similar_slugs import alerts as of_ids_alike
-from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work, state
+from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
-from audiences.models import Audience, Install, Lane, Parked
+from audiences.models import Audience, Install, Parked
 from audiences.receiving import rejected_calls
 
 # The permissions needed for this page: it names installs and audiences, and quotes parked items.
@@ -50,11 +51,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 def front(request: HttpRequest) -> dict[str, Any]:
     installs = list(Install.objects.annotate(called_at=Subquery(last_call())))
     waiting = backlogs.by_install()
-    held = list(
-        Lane.objects.filter(Q(blocked_at__isnull=False) | Q(paused_at__isnull=False)).select_related(
-            "audience__install"
-        )
-    )
+    blocked = blocked_by_cause()
     parked = groups()
     pulse = heartbeats.pulse()
     stuck = stalled_work.stuck()
@@ -73,13 +70,13 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *calls.over_the_disk_mark(installs),
         *calls.switched_off(request, installs),
         *calls.drafts(installs),
-        *blocked_audiences(request, held),
+        *blocked_audiences(request, blocked),
         *audiences_made_anew(request),
         *of_ids_alike(request),
         *creations_on_hold(request),
         *audiences_with_errors(request),
         *parked_groups(request, parked),
-        *paused_audiences(request, held),
+        *paused_audiences(request),
         *ignored_times(),
         *times_stored_ahead(),
         *new_installs(installs, refusals or {}),
@@ -87,7 +84,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
     alerts.sort(key=lambda alert: alert.tone != "bad")
     return {
         "numbers": [
-            *_numbers(installs, waiting, held, parked),
+            *_numbers(installs, waiting, blocked.lanes, parked),
             calls.refused_number(installs, refusals),
             _workers(pulse, is_stuck=stuck is not None),
             proof_number(installs, proofs),
@@ -97,12 +94,11 @@ def front(request: HttpRequest) -> dict[str, Any]:
 
 
 def _numbers(
-    installs: list[Any], waiting: Mapping[int, Backlog], held: list[Lane], parked: list[dict[str, Any]]
+    installs: list[Any], waiting: Mapping[int, Backlog], blocked: int, parked: list[dict[str, Any]]
 ) -> list[Number]:
     heads = [backlog.oldest_at for backlog in waiting.values() if backlog.oldest_at]
     oldest = now() - min(heads) if heads else timedelta(0)
     on_hold = sum(install.backoff_until_at is not None for install in installs)
-    blocked = sum(lane.blocked_at is not None and not state.is_set_aside(lane) for lane in held)
     events = sum(backlog.waiting for backlog in waiting.values())
     items = sum(min(group["count"], COUNTED - 1) for group in parked)
     return [

@@ -5,12 +5,13 @@ id, so that personalisation by that id continues. Then the members of only the o
 """
 
 from datetime import timedelta
+from typing import NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, QuerySet, Subquery
 from django.utils.timezone import now
 
+from audiences import sql
 from audiences.delivery import holds, provision
 from audiences.models import Audience, Lane, Run
 from audiences.operations import resends
@@ -20,21 +21,27 @@ from audiences.wake import wake
 RECONCILE_PERIODS = 3
 
 
-def undecided() -> QuerySet[Audience]:
-    """Audiences with the slug of an older audience of their install, for which no person has chosen yet."""
-    older = Audience.objects.filter(install=OuterRef("install"), latest_slug=OuterRef("latest_slug"))
-    return Audience.objects.filter(Exists(older.filter(pk__lt=OuterRef("pk"))), slug_settled_at=None)
+class Pair(NamedTuple):
+    id: int
+    older_id: int
+    total: int
 
 
-def undecided_pairs(limit: int) -> list[tuple[Audience, Audience]]:
-    """The first undecided audiences, each with the older audience of its slug: two queries for any number of pairs."""
-    same = Audience.objects.filter(
-        install=OuterRef("install"), latest_slug=OuterRef("latest_slug"), pk__lt=OuterRef("pk")
-    )
-    older_ids = undecided().annotate(older_id=Subquery(same.order_by("-pk").values("pk")[:1]))
-    new = list(older_ids.select_related("install", "lane").order_by("pk")[:limit])
-    old = Audience.objects.in_bulk([audience.older_id for audience in new])
-    return [(audience, old[audience.older_id]) for audience in new if audience.older_id in old]
+_UNDECIDED = sql.beside(__file__).query("undecided_pairs", Pair._make)
+
+
+def undecided_pairs(limit: int) -> tuple[list[tuple[Audience, Audience]], int]:
+    """Audiences with the slug of an older audience of their install, for which no person has chosen yet.
+
+    The first of them, each with the older audience, and the number of all: two queries for any number of pairs.
+    """
+    pairs = _UNDECIDED.run(limit=limit).all()
+    if not pairs:
+        return [], 0
+    ids = {pk for pair in pairs for pk in (pair.id, pair.older_id)}
+    found = Audience.objects.select_related("install", "lane").in_bulk(ids)
+    shown = [(found[pair.id], found[pair.older_id]) for pair in pairs if pair.id in found and pair.older_id in found]
+    return shown, pairs[0].total
 
 
 def older(audience: Audience) -> Audience | None:

@@ -23,6 +23,8 @@ FAULTY = Q(fault_since_at__isnull=False)
 HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False) | FAULTY
 # Condition on lanes: blocked, and not set aside since. The same rule as ``state.is_set_aside``.
 BLOCKED = Q(blocked_at__isnull=False) & (Q(paused_at=None) | Q(paused_at__lt=F("blocked_at")))
+# Paused and not blocked, or blocked and set aside since: no lane is both this and ``BLOCKED``.
+PAUSED = Q(paused_at__isnull=False) & (Q(blocked_at=None) | Q(paused_at__gte=F("blocked_at")))
 CAN_NOT_BE_MADE = Q(audience__provisioned_at=None, audience__hold_failures__gt=0)
 
 

@@ -1,0 +1,79 @@
+"""Blocked audiences by cause and audiences on hold by reason: PostgreSQL counts the groups, and the largest are read.
+
+PostgreSQL groups by the stored reason. What people are shown has parts of it masked, so two of its groups can be the
+same reason; those are merged here.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from audiences import sql
+from audiences.admin import blocked
+from audiences.models import Lane
+
+# The largest number of groups that are read and merged. The page lists fewer of them.
+READ = 50
+
+
+class Counted(NamedTuple):
+    """One group as PostgreSQL finds it; ``groups`` and ``all_lanes`` are of all groups, and the same in each row."""
+
+    audience_id: int
+    lanes: int
+    waiting: int
+    groups: int
+    all_lanes: int
+
+
+@dataclass
+class Group:
+    """Audiences of one install for which the same is the matter, and which of them it is the matter for longest."""
+
+    first: Lane
+    lanes: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The largest groups, the number of all groups, and the number of audiences in all of them."""
+
+    read: list[Group] = field(default_factory=list)
+    count: int = 0
+    lanes: int = 0
+
+
+_SQL = sql.beside(__file__)
+_BLOCKED = _SQL.query("blocked_audiences", Counted._make)
+_ON_HOLD = _SQL.query("audiences_on_hold", Counted._make)
+
+
+def blocked_by_cause() -> Groups:
+    """Largest group first. Without audiences that a person has set aside."""
+    found = _merged(_BLOCKED.run(read=READ).all(), blocked.cause)
+    found.read.sort(key=lambda group: -group.lanes)
+    return found
+
+
+def on_hold_by_reason() -> Groups:
+    """Audiences that can't be created or checked in ODP, and aren't blocked or paused; longest on hold first."""
+    return _merged(
+        _ON_HOLD.run(read=READ).all(),
+        lambda lane: (lane.audience.provisioned_at is None, lane.audience.hold_reason),
+    )
+
+
+def _merged(rows: Iterable[Counted], reason: Callable[[Lane], Hashable]) -> Groups:
+    counted = {row.audience_id: row for row in rows}
+    if not counted:
+        return Groups()
+    lanes = Lane.objects.select_related("audience__install").in_bulk(list(counted))
+    merged: dict[Hashable, Group] = {}
+    for audience_id, row in counted.items():
+        if (lane := lanes.get(audience_id)) is not None:
+            group = merged.setdefault((lane.audience.install_id, reason(lane)), Group(lane))
+            group.lanes += row.lanes
+            group.waiting += row.waiting
+    some = next(iter(counted.values()))
+    return Groups([*merged.values()], count=some.groups - len(counted) + len(merged), lanes=some.all_lanes)
