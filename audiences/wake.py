@@ -20,6 +20,7 @@ DRAIN = "workers.tasks.drain"
 MAKE = "workers.tasks.make"
 TRY_OUT = "workers.tasks.try_out"
 RESEND = "workers.tasks.resend"
+LOOK = "workers.tasks.look"
 # Milliseconds for which a pending hint suppresses further ones of the same task and install, unless a worker has
 # acknowledged it. Without the limit a busy install would fill the queue, and other installs would wait behind it.
 PENDING_MS = 2_000
@@ -69,6 +70,7 @@ _waker = _Waker()
 _maker = _Waker(MAKE)
 _tryer = _Waker(TRY_OUT)
 _resend_waker = _Waker(RESEND)
+_look_waker = _Waker(LOOK)
 
 
 def _redis() -> redis.Redis:
@@ -105,3 +107,8 @@ def try_out(install_id: int) -> None:
 def wake_resend(install_id: int) -> None:
     """Send a hint that the install has a Resend to advance. Returns at once and never raises."""
     _resend_waker.want(install_id)
+
+
+def wake_look(install_id: int) -> None:
+    """Have a worker look at some of the install's audiences in ODP. A lost hint is made up for by the next look."""
+    _look_waker.want(install_id)

@@ -203,6 +203,9 @@ HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
 # The interval in minutes at which each install sends a test customer to ODP and asks ODP whether it shows it; 0 for
 # never. After a failure and after a changed connection the next one follows sooner.
 PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
+# The interval in minutes at which audiences in ODP are compared with what this service made; 0 for never. Each time,
+# one request lists all audiences of the account, and the definitions of some are read.
+LOOK_MINUTES = env.number("LOOK_MINUTES", 15)
 # How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
 # The port on which a worker serves GET /health/ready; 0 for none.
@@ -219,6 +222,7 @@ CELERY_BEAT_SCHEDULE = {
         "roll_up": 60,
         "clear_sessions": 86_400,
         "probe": 15,
+        "look_at_twins": 15,
     }.items()
 }
 

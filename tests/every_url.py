@@ -45,6 +45,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_audience_unblock": ("unblock_audience",),
     "audiences_audience_unblock_cause": ("unblock_audience",),
     "audiences_audience_accept": ("unblock_audience",),
+    "audiences_audience_take-ours": ("unblock_audience",),
     "audiences_audience_other-id": ("unblock_audience",),
     "audiences_audience_keep-both": ("resync_audience",),
     "audiences_audience_take-over": ("resync_audience",),

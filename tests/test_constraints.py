@@ -27,6 +27,7 @@ from audiences.models import (
     Skip,
     Token,
     Trial,
+    Twin,
 )
 
 pytestmark = pytest.mark.django_db
@@ -138,6 +139,10 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
         lambda: an_audience(hold_until_at=now(), hold_since_at=now(), hold_reason="503"),
         lambda: an_audience(hold_failures=1),
         lambda: an_audience(hold_reason="503"),
+    ],
+    "twin_finding_says_what": [
+        lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), finding="missing", since_at=now()),
+        lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), problem="gone"),
     ],
     "lifted_block_says_since_when": [
         lambda: lane(lifted_since_at=now()),

@@ -12,7 +12,8 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import naming
-from audiences.admin.audience_verbs import AcceptDefinition, Unblock
+from audiences.admin.audience_verbs import Unblock
+from audiences.admin.definition_verbs import AcceptDefinition
 from audiences.delivery import backoff, claims, holds, provision
 from audiences.insight import state
 from audiences.models import Audience, Delivery, Install, Parked

@@ -8,9 +8,9 @@ from audiences import wake
 from audiences.delivery import claims
 from audiences.insight import probes, rollup, search_index, trials
 from audiences.operations import reconcile as reconciling
-from audiences.operations import resends
+from audiences.operations import resends, twins
 from workers import drain as draining
-from workers import heartbeat_monitor, making, slots, trial
+from workers import heartbeat_monitor, making, pace, slots, trial
 
 
 @shared_task(name="workers.tasks.drain", ignore_result=True)
@@ -73,6 +73,19 @@ def try_out(install_id: int) -> None:
 def probe() -> None:
     """Start the test customers that are due."""
     probes.start_due()
+
+
+@shared_task(name="workers.tasks.look_at_twins", ignore_result=True)
+def look_at_twins() -> None:
+    """Send the installs whose audiences in ODP are to be looked at to the workers."""
+    twins.start_due()
+
+
+@shared_task(name="workers.tasks.look", ignore_result=True)
+def look(install_id: int) -> None:
+    """Look at some audiences of one install in ODP."""
+    wake.heard(install_id, wake.LOOK)
+    twins.look(install_id, gate=pace.pass_gate)
 
 
 @shared_task(name="workers.tasks.summarise", ignore_result=True)

@@ -16,7 +16,7 @@ from audiences.operations import other_id, resends, take_over
 from audiences.wake import wake
 
 
-def _once_resumed(audience: Audience) -> str:
+def once_resumed(audience: Audience) -> str:
     return " once it is resumed, because it is paused too" if audience.lane.paused_at else ""
 
 
@@ -98,7 +98,7 @@ class Unblock(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         return (
             f"What the audience needs in ODP is checked, and created where it is missing. Then the"
-            f" {number(state.backlog(audience.lane))} waiting events are sent again{_once_resumed(audience)}. Unless"
+            f" {number(state.backlog(audience.lane))} waiting events are sent again{once_resumed(audience)}. Unless"
             f" the cause is fixed in ODP it will be blocked again, for the same reason: {audience.lane.block_reason}"
         )
 
@@ -237,34 +237,6 @@ class RetryNow(Verb[Audience]):
             backoff.release(audience.install)
         wake(audience.install_id)
         return f"Trying {audience if alone else audience.install} again now."
-
-
-class AcceptDefinition(Verb[Audience]):
-    """Accept a definition in ODP that this service didn't write."""
-
-    name, label, icon, permission = "accept", "Accept definition", "fact_check", "audiences.unblock_audience"
-
-    def offered(self, audience: Audience) -> bool:
-        return audience.lane.blocked_at is not None and bool(audience.foreign_definition)
-
-    def seen(self, audience: Audience) -> str:
-        return audience.foreign_definition
-
-    def consequence(self, audience: Audience) -> str:
-        return (
-            f"The definition that {audience} has in ODP stays as it is, and the"
-            f" {number(state.backlog(audience.lane))} waiting events are sent{_once_resumed(audience)}. Whether ODP"
-            f" counts the customers as members then depends on that definition. {audience.lane.block_reason}"
-        )
-
-    def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        with transaction.atomic():
-            if not holds.unblock(audience.lane) or not provision.accept(audience.pk, audience.foreign_definition):
-                transaction.set_rollback(True)
-                return None
-            provision.look_again(audience.pk)
-        wake(audience.install_id)
-        return f"Accepted the definition of {audience} in ODP."
 
 
 class Resync(SendAgain):

@@ -15,7 +15,6 @@ from django.utils.safestring import SafeString
 from audiences import masked_answers
 from audiences.admin import blocked, last_delivered, verbs
 from audiences.admin.audience_verbs import (
-    AcceptDefinition,
     KeepBoth,
     Pause,
     Resume,
@@ -26,6 +25,7 @@ from audiences.admin.audience_verbs import (
     Unblock,
     UseOtherId,
 )
+from audiences.admin.definition_verbs import AcceptDefinition, TakeOurs
 from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import section
@@ -33,6 +33,7 @@ from audiences.admin.runs_chart import chart
 from audiences.annotations import optional
 from audiences.insight import similar_slugs, state, trials
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
+from audiences.operations import twins
 from audiences.receiving import backlog, resend_causes
 
 RUNS_SHOWN = 50
@@ -49,6 +50,7 @@ class AudienceState(admin.SimpleListFilter):
             ("paused", "Paused"),
             ("behind", "With a backlog"),
             ("idle", "Up to date"),
+            ("differs", "Different in ODP"),
             ("test", "Of test customers"),
         ]
 
@@ -64,6 +66,8 @@ class AudienceState(admin.SimpleListFilter):
                 return queryset.filter(last_sequence__gt=F("lane__delivered_sequence"))
             case "idle":
                 return queryset.filter(last_sequence=F("lane__delivered_sequence"))
+            case "differs":
+                return queryset.filter(twin__isnull=False).exclude(twin__finding="")
             case "test":
                 return queryset.filter(segment_id=trials.SEGMENT_ID)
         # Without a filter or a search, the audience of the test customers is no audience of Lytics.
@@ -77,6 +81,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         Resume(),
         Unblock(),
         AcceptDefinition(),
+        TakeOurs(),
         UseOtherId(),
         SetAside(),
         KeepBoth(),
@@ -200,6 +205,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "delivered": ago(optional(audience, "delivered_at", datetime)),
                 "accepted": number(audience.last_sequence),
             },
+            "twin": twins.of(audience),
             "warnings": [*state.warnings(audience.lane), *similar_slugs.warnings(audience)],
             "runs": [(run, state.of_request(run.delivery or run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),

@@ -78,6 +78,17 @@ def accept(audience_id: int, definition: str) -> bool:
     return bool(found.update(accepted_definition=definition, foreign_definition=""))
 
 
+def note_foreign(audience_id: int, definition: str) -> None:
+    """Store the digest of a definition in ODP that isn't ours; empty when it is ours or accepted."""
+    Audience.objects.filter(pk=audience_id).exclude(foreign_definition=definition).update(foreign_definition=definition)
+
+
+def replace(audience_id: int, definition: str) -> bool:
+    """A person wants ours in place of this definition in ODP. False when a different one was found there meanwhile."""
+    found = Audience.objects.filter(pk=audience_id, foreign_definition=definition).exclude(foreign_definition="")
+    return bool(found.update(replaced_definition=definition, accepted_definition=""))
+
+
 def use_id(audience_id: int, odp_id: str) -> None:
     """Give the audience another id in ODP, where it doesn't exist yet. A worker that was making it loses its lease.
 
@@ -91,6 +102,7 @@ def use_id(audience_id: int, odp_id: str) -> None:
         making_until_at=None,
         foreign_definition="",
         accepted_definition="",
+        replaced_definition="",
         **_NO_HOLD,
     )
 
@@ -159,6 +171,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
             naming.label(audience.slug),
             seconds=seconds,
             accepted=audience.accepted_definition,
+            replaced=audience.replaced_definition,
         )
     except TooLateError:  # the rate limit left no time for it: not an error of ODP
         _give_back(making.token)

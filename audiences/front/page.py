@@ -30,6 +30,7 @@ from audiences.front.items import (
 )
 from audiences.front.proofs import not_proven, proof_number
 from audiences.front.similar_slugs import alerts as of_ids_alike
+from audiences.front.twins import alerts as of_twins
 from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
@@ -71,6 +72,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *calls.switched_off(request, installs),
         *calls.drafts(installs),
         *blocked_audiences(request, blocked),
+        *of_twins(request),
         *audiences_made_anew(request),
         *of_ids_alike(request),
         *creations_on_hold(request),

@@ -12,6 +12,7 @@ from audiences.models.installs import Install, Pace, Token, new_public_id
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
 from audiences.models.resends import Again, Resend
+from audiences.models.twins import Twin
 
 __all__ = [
     "BLOCKS_PER_RANGE",
@@ -37,6 +38,7 @@ __all__ = [
     "Skip",
     "Token",
     "Trial",
+    "Twin",
     "Worker",
     "new_public_id",
     "rare",

@@ -38,6 +38,8 @@ class Audience(models.Model):
     # Digest of a definition found in ODP that this service didn't write, and of the definition a person accepted.
     foreign_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
+    # Digest of a foreign definition that a person wants to be replaced by ours.
+    replaced_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     # When a person chose what becomes of an older audience with its slug; see ``audiences/operations/take_over.py``.
     slug_settled_at = models.DateTimeField(null=True)
 

@@ -74,6 +74,9 @@ class Install(models.Model):
     # When the identifier field was last changed: older calls were read by another field.
     identifier_since_at = models.DateTimeField(null=True, editable=False)
 
+    # When a worker last began to look at its audiences in ODP. Written by ``audiences/operations/twins.py``.
+    twins_looked_at = models.DateTimeField(null=True, editable=False)
+
     # The columns keep their former names, which the processes of earlier versions read and write during an upgrade.
     backoff_since_at = models.DateTimeField(null=True, editable=False, db_column="brake_since_at")
     backoff_until_at = models.DateTimeField(null=True, editable=False, db_column="brake_until_at")

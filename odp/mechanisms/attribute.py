@@ -7,9 +7,9 @@ import msgspec
 
 from odp import definitions, paths
 from odp.client import Client
-from odp.mechanisms.base import Change, Refusal, identifiers
+from odp.mechanisms.base import Change, Refusal, Twin, identifiers
 from odp.mechanisms.reading import not_shown, read
-from odp.mechanisms.segments import ensure_segment
+from odp.mechanisms.segments import ensure_segment, look_at_segment
 from odp.outcomes import Answer, Outcome
 
 _FIELDS = "/v3/schema/objects/customers/fields"
@@ -46,19 +46,30 @@ class Attribute:
         return {"attributes": identifiers(change.identifier)}
 
     def ensure(
-        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
         failed = _ensure_field(client, odp_id, label, seconds=seconds)
         ours = definitions.over(definitions.field_is_true(odp_id))
-        return failed or ensure_segment(client, odp_id, label, ours, seconds=seconds, accepted=accepted)
+        return failed or ensure_segment(
+            client, odp_id, label, ours, seconds=seconds, accepted=accepted, replaced=replaced
+        )
+
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+        found = _read_type(client, odp_id, seconds=seconds)
+        if isinstance(found, Answer):
+            return found
+        if found is None:
+            field = Twin(missing=(f"the customer field {odp_id}",), lost_members=True)
+        else:
+            wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
+            field = Twin(problem=wrong.reason if wrong else "")
+        ours = definitions.over(definitions.field_is_true(odp_id))
+        return look_at_segment(client, odp_id, ours, field, seconds=seconds, accepted=accepted)
 
 
 def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
-    def read_type() -> Any | Answer | Refusal | None:
-        return read(client, f"{_FIELDS}/{odp_id}", _type, f"The field {odp_id}", seconds=seconds)
-
     created = None
-    found = read_type()
+    found = _read_type(client, odp_id, seconds=seconds)
     for display_name in (label, f"{label} ({odp_id})"):
         if found is not None:
             break
@@ -71,13 +82,17 @@ def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) ->
         created = client.call("POST", _FIELDS, body=msgspec.json.encode(body), seconds=seconds)
         if created.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
             return created
-        found = read_type()
+        found = _read_type(client, odp_id, seconds=seconds)
         if found is None and created.outcome is Outcome.DELIVERED:
             return not_shown(created, f"the field {odp_id}")
         # Rejected and still missing: another field may have this display name, so try the longer one.
     if found is None and created is not None:
         return Refusal(f"The field {odp_id} could not be created: {created.reason}")
     return found if isinstance(found, Answer | Refusal) else _check_type(odp_id, str(found))
+
+
+def _read_type(client: Client, odp_id: str, *, seconds: float) -> Any | Answer | Refusal | None:
+    return read(client, f"{_FIELDS}/{odp_id}", _type, f"The field {odp_id}", seconds=seconds)
 
 
 def _type(field: Any) -> str | None:

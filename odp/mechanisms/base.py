@@ -30,6 +30,22 @@ class Refusal(NamedTuple):
     definition: str = ""
 
 
+class Twin(NamedTuple):
+    """What ODP has of one audience, read without writing anything. All fields empty: it is as this service made it.
+
+    ``missing`` names the objects that ODP doesn't have; ``lost_members`` says that memberships went with one of them.
+    ``problem`` says what only a person can correct. ``found`` and ``ours`` are the two definitions in words where they
+    differ, and ``definition`` is the digest of the one in ODP.
+    """
+
+    missing: tuple[str, ...] = ()
+    lost_members: bool = False
+    problem: str = ""
+    found: str = ""
+    ours: str = ""
+    definition: str = ""
+
+
 class Mechanism(Protocol):
     """One way to write memberships to ODP."""
 
@@ -72,14 +88,19 @@ class Mechanism(Protocol):
         ...
 
     def ensure(
-        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
         """Create what the audience needs in ODP.
 
         Returns None when ODP shows all of it, an ``Answer`` when to try again later, a ``Refusal`` when a person has to
         act. Nothing that exists in ODP is overwritten: a definition that isn't ours is a ``Refusal``, unless
-        ``accepted`` is its digest. Each request gets ``seconds``.
+        ``accepted`` is its digest. If ``replaced`` is its digest, a person has decided that ours takes its place. Each
+        request gets ``seconds``.
         """
+        ...
+
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+        """Read what ODP has of the audience. An ``Answer`` when ODP didn't say. Each request gets ``seconds``."""
         ...
 
 

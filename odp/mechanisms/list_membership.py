@@ -7,9 +7,9 @@ import msgspec
 
 from odp import definitions, paths
 from odp.client import Client
-from odp.mechanisms.base import Change, Refusal, identifiers
+from odp.mechanisms.base import Change, Refusal, Twin, identifiers
 from odp.mechanisms.reading import not_shown, read
-from odp.mechanisms.segments import ensure_segment
+from odp.mechanisms.segments import ensure_segment, look_at_segment
 from odp.outcomes import Answer, Outcome
 
 
@@ -38,29 +38,43 @@ class ListMembership:
         return None  # a subscription without a list isn't a valid item
 
     def ensure(
-        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
         failed = _ensure_list(client, odp_id, seconds=seconds)
         ours = definitions.over(definitions.is_list_member(odp_id))
-        return failed or ensure_segment(client, odp_id, label, ours, seconds=seconds, accepted=accepted)
+        return failed or ensure_segment(
+            client, odp_id, label, ours, seconds=seconds, accepted=accepted, replaced=replaced
+        )
+
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+        found = _read_lists(client, odp_id, seconds=seconds)
+        if isinstance(found, Answer):
+            return found
+        before = Twin(problem=found.reason) if isinstance(found, Refusal) else Twin()
+        if found is None:
+            before = Twin(missing=(f"the list {odp_id}",), lost_members=True)
+        ours = definitions.over(definitions.is_list_member(odp_id))
+        return look_at_segment(client, odp_id, ours, before, seconds=seconds, accepted=accepted)
 
 
 def _ensure_list(client: Client, odp_id: str, *, seconds: float) -> Answer | Refusal | None:
-    def read_lists() -> Any | Answer | Refusal | None:
-        found = read(client, paths.LISTS, _list_ids, "The lists", seconds=seconds)
-        return None if isinstance(found, frozenset) and odp_id not in found else found
-
-    found = read_lists()
+    found = _read_lists(client, odp_id, seconds=seconds)
     if found is None:
         created = client.call("POST", paths.LISTS, body=msgspec.json.encode({"name": odp_id}), seconds=seconds)
         if created.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
             return created
-        found = read_lists()
+        found = _read_lists(client, odp_id, seconds=seconds)
         if found is None and created.outcome is Outcome.REFUSED:
             return Refusal(f"The list {odp_id} could not be created: {created.reason}")
         if found is None:
             return not_shown(created, f"the list {odp_id}")
     return found if isinstance(found, Answer | Refusal) else None
+
+
+def _read_lists(client: Client, odp_id: str, *, seconds: float) -> Any | Answer | Refusal | None:
+    """All lists of the account; None when this one isn't among them."""
+    found = read(client, paths.LISTS, _list_ids, "The lists", seconds=seconds)
+    return None if isinstance(found, frozenset) and odp_id not in found else found
 
 
 def _list_ids(body: Any) -> frozenset[str] | None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from odp import definitions, paths
 from odp.client import Client
-from odp.mechanisms.base import Change, Refusal, identifiers
-from odp.mechanisms.segments import ensure_segment, foreign_definition, read_definition
+from odp.mechanisms.base import Change, Refusal, Twin, identifiers
+from odp.mechanisms.segments import ensure_segment, foreign_definition, look_at_segment, read_definition
 from odp.outcomes import Answer
 
 
@@ -50,10 +50,12 @@ class Passthrough:
         return None  # an event without an audience isn't a valid item
 
     def ensure(
-        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = ""
+        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
         if self.definition is not None:
-            return ensure_segment(client, odp_id, label, self.definition, seconds=seconds, accepted=accepted)
+            return ensure_segment(
+                client, odp_id, label, self.definition, seconds=seconds, accepted=accepted, replaced=replaced
+            )
         found = read_definition(client, odp_id, seconds=seconds)
         if found is None:
             return Refusal(
@@ -62,10 +64,32 @@ class Passthrough:
             )
         if isinstance(found, Answer | Refusal):
             return found
-        # What a passthrough audience looks like is not published, so any definition is taken for one, except those
-        # that the other two mechanisms write.
-        others = (definitions.field_is_true(odp_id), definitions.is_list_member(odp_id))
-        is_of_another = any(definitions.same(definitions.over(other), found) for other in others)
-        if is_of_another and definitions.digest(found) != accepted:
+        if _is_of_another(odp_id, found) and definitions.digest(found) != accepted:
             return foreign_definition(odp_id, found, "a passthrough audience")
         return None
+
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+        """Where memberships are stored isn't published: a missing audience has lost them."""
+        if self.definition is not None:
+            found = look_at_segment(client, odp_id, self.definition, Twin(), seconds=seconds, accepted=accepted)
+            return found._replace(lost_members=bool(found.missing)) if isinstance(found, Twin) else found
+        read = read_definition(client, odp_id, seconds=seconds)
+        if isinstance(read, Answer):
+            return read
+        if isinstance(read, Refusal):
+            return Twin(problem=read.reason)
+        if read is None:
+            return Twin(missing=(f"the audience {odp_id}",), lost_members=True)
+        if _is_of_another(odp_id, read) and definitions.digest(read) != accepted:
+            found_in_words, ours = definitions.in_words(read), "a passthrough audience"
+            return Twin(found=found_in_words, ours=ours, definition=definitions.digest(read))
+        return Twin()
+
+
+def _is_of_another(odp_id: str, found: Any) -> bool:
+    """Whether another mechanism would write this definition.
+
+    What a passthrough audience looks like is not published, so any other definition is taken for one.
+    """
+    others = (definitions.field_is_true(odp_id), definitions.is_list_member(odp_id))
+    return any(definitions.same(definitions.over(other), found) for other in others)

@@ -6,9 +6,10 @@ import msgspec
 
 from odp import definitions
 from odp.client import Client
-from odp.mechanisms.base import Refusal
+from odp.mechanisms.base import Refusal, Twin
 from odp.mechanisms.reading import failure, not_shown, read
 from odp.outcomes import Answer
+from odp.paths import SEGMENTS
 
 # Marks a reason that quotes a definition, which holds no customer data and is therefore shown unmasked.
 ANOTHER_DEFINITION = "is in ODP with another definition. ODP has"
@@ -20,14 +21,24 @@ def read_definition(client: Client, odp_id: str, *, seconds: float) -> Any | Ans
 
 
 def ensure_segment(
-    client: Client, odp_id: str, label: str, ours: dict[str, Any], *, seconds: float, accepted: str
+    client: Client,
+    odp_id: str,
+    label: str,
+    ours: dict[str, Any],
+    *,
+    seconds: float,
+    accepted: str,
+    replaced: str = "",
 ) -> Answer | Refusal | None:
     """Create the real-time audience with our definition, unless it exists.
 
-    Reads first and writes only what is missing: PUT replaces, and a person may have edited the audience in ODP.
+    Reads first and writes only what is missing: PUT replaces, and a person may have edited the audience in ODP. The
+    definition with the digest ``replaced`` is replaced, because a person has decided so.
     """
     found = read_definition(client, odp_id, seconds=seconds)
-    if found is None:
+    if found is None or (
+        replaced and not isinstance(found, Answer | Refusal) and definitions.digest(found) == replaced
+    ):
         body = {"description": label, "metadata": {"display_name": label}, "definition": ours}
         created = client.call("PUT", _path(odp_id), body=msgspec.json.encode(body), seconds=seconds)
         if (failed := failure(created, f"The audience {odp_id} could not be created")) is not None:
@@ -42,18 +53,36 @@ def ensure_segment(
     return foreign_definition(odp_id, found, definitions.in_words(ours))
 
 
+def look_at_segment(
+    client: Client, odp_id: str, ours: dict[str, Any], before: Twin, *, seconds: float, accepted: str
+) -> Answer | Twin:
+    """``before``, and what ODP has of the real-time audience itself."""
+    found = read_definition(client, odp_id, seconds=seconds)
+    if isinstance(found, Answer):
+        return found
+    if isinstance(found, Refusal):
+        return before._replace(problem=before.problem or found.reason)
+    if found is None:
+        return before._replace(missing=(*before.missing, f"the audience {odp_id}"))
+    if definitions.same(ours, found) or definitions.digest(found) == accepted:
+        return before
+    return before._replace(
+        found=definitions.in_words(found), ours=definitions.in_words(ours), definition=definitions.digest(found)
+    )
+
+
 def foreign_definition(odp_id: str, found: Any, ours: str) -> Refusal:
     """The refusal of an audience whose definition in ODP isn't ours; ``ours`` is our definition in words."""
     return Refusal(
         f"The audience {odp_id} {ANOTHER_DEFINITION} {definitions.in_words(found)}; this service"
-        f" would write {ours}. It is never overwritten. To use ours, delete it in ODP and press Unblock; to"
-        " keep it as it is, press Accept definition.",
+        f" would write {ours}. It is never overwritten without a person. To use ours, press Take ours;"
+        " to keep it as it is, press Accept definition.",
         definition=definitions.digest(found),
     )
 
 
 def _path(odp_id: str) -> str:
-    return f"/v3/segments/{odp_id}"
+    return f"{SEGMENTS}/{odp_id}"
 
 
 def _definition(segment: Any) -> Any | None:

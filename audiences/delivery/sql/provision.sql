@@ -45,5 +45,6 @@ UPDATE audiences_audience SET
     hold_failures = 0, hold_reason = '', hold_since_at = NULL, hold_until_at = NULL,
     look_asked_at = CASE WHEN look_asked_at <= %(look_asked_at)s THEN NULL ELSE look_asked_at END,
     provisioned_at = CASE WHEN %(made)s THEN clock_timestamp() ELSE provisioned_at END,
-    foreign_definition = %(foreign_definition)s
+    foreign_definition = %(foreign_definition)s,
+    replaced_definition = CASE WHEN %(made)s THEN '' ELSE replaced_definition END
 WHERE id = %(audience)s AND making_token = %(token)s

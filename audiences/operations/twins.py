@@ -1,0 +1,163 @@
+"""Looking at audiences in ODP on a schedule: whether field, list and real-time audience are as this service made them.
+
+A look writes nothing to ODP. What is missing is made again by the way that makes every audience, and the ledger is sent
+again where memberships went with it. What a person has changed is left alone and shown beside ours.
+
+Each look of an install is one list request, which names the audiences that are gone, and reads of a few audiences,
+those first whose last look is the oldest.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from django.conf import settings
+from django.db.models import Exists, F, OuterRef, Q
+from django.utils.timezone import now
+
+from audiences.delivery import provision
+from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.models import Audience, Install
+from audiences.models import Twin as Found
+from audiences.operations import resends
+from audiences.wake import wake, wake_look
+from odp import segments
+from odp.client import Client
+from odp.mechanisms import Twin
+from odp.outcomes import Answer
+from outgoing.deadline import TooLateError
+
+log = structlog.get_logger(__name__)
+
+# Installs whose look may start at once, in one run of the schedule.
+AT_ONCE = 5
+# Audiences that are read in one look. With 500 audiences and a look every 15 minutes, each is read every six hours;
+# a deleted one is found by the next look.
+READ = 20
+# Seconds for all requests of one look.
+SECONDS = 20.0
+# Who asks for a resync after memberships were lost in ODP.
+BY = "schedule"
+
+
+def start_due() -> int:
+    """Have workers look at the installs whose last look is too old. Returns how many."""
+    if not settings.LOOK_MINUTES:
+        return 0
+    at = now()
+    may_ask = Install.objects.filter(enabled=True, key_accepted_at__isnull=False, backoff_until_at=None)
+    made = Audience.objects.filter(install=OuterRef("pk"), provisioned_at__isnull=False)
+    is_due = Q(twins_looked_at=None) | Q(twins_looked_at__lte=at - timedelta(minutes=settings.LOOK_MINUTES))
+    oldest_first = F("twins_looked_at").asc(nulls_first=True)
+    due = may_ask.filter(is_due, Exists(made)).order_by(oldest_first, "pk").values_list("pk", flat=True)[:AT_ONCE]
+    started = [pk for pk in due if Install.objects.filter(is_due, pk=pk).update(twins_looked_at=at)]
+    for install_id in started:
+        wake_look(install_id)
+    return len(started)
+
+
+def look(install_id: int, *, gate: Gate | None = None) -> int:
+    """Look at some audiences of an install. Returns for how many ODP said something, 0 when its time ran out."""
+    install = Install.objects.filter(pk=install_id, enabled=True, key_accepted_at__isnull=False).first()
+    if install is None:
+        return 0
+    client = client_of(install, ends_at=time.monotonic() + SECONDS, gate=gate)
+    try:
+        return _look(install, client)
+    except TooLateError:  # the time is over, or the rate limit left none; the next look goes on
+        return 0
+
+
+def _look(install: Install, client: Client) -> int:
+    there = segments.ids(client, seconds=SECONDS)
+    looked = 0
+    for audience in _chosen(install, there):
+        found = mechanism_of(install).look(
+            client, audience.odp_id, seconds=SECONDS, accepted=audience.accepted_definition
+        )
+        if isinstance(found, Answer):
+            log.info("audiences could not be looked at in ODP", install=install.name, reason=found.reason)
+            break
+        _note(audience, found)
+        looked += 1
+    return looked
+
+
+def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audience]:
+    """The audiences that ODP's list doesn't name, those that differed before, and those whose last look is the oldest.
+
+    The list only says what to read first, because nothing documents that it is complete. Audiences that are being
+    made, or that a person has stopped, are left out.
+    """
+    settled = Audience.objects.filter(
+        install=install,
+        provisioned_at__isnull=False,
+        look_asked_at=None,
+        hold_failures=0,
+        lane__paused_at=None,
+        lane__blocked_at=None,
+    ).select_related("install", "twin")
+    by_age = settled.order_by(F("twin__looked_at").asc(nulls_first=True), "pk")
+    ids = settled.values_list("pk", "odp_id")
+    gone = [] if isinstance(there, Answer) else [pk for pk, odp_id in ids if odp_id not in there]
+    found = Q(twin__isnull=False) & ~Q(twin__finding=Found.Finding.NOTHING)
+    chosen = [*by_age.filter(pk__in=gone)[:READ], *by_age.filter(found)[:READ], *by_age[:READ]]
+    return list({audience.pk: audience for audience in chosen}.values())
+
+
+def _note(audience: Audience, twin: Twin) -> None:
+    """Store what a look found, and have what is missing made again."""
+    finding, problem = _finding(audience, twin)
+    before = Found.objects.filter(pk=audience.pk).first()
+    is_same = before is not None and (before.finding, before.problem) == (finding, problem)
+    Found.objects.update_or_create(
+        audience=audience,
+        defaults={
+            "looked_at": now(),
+            "finding": finding,
+            "problem": problem,
+            "found": twin.found,
+            "ours": twin.ours,
+            "since_at": (before.since_at if before and is_same else now()) if finding else None,
+        },
+    )
+    provision.note_foreign(audience.pk, twin.definition)
+    if finding and not is_same:
+        log.warning("an audience is not as it was made in ODP", audience=audience.odp_id, finding=finding)
+    if finding == Found.Finding.MISSING:
+        _make_again(audience, twin)
+
+
+def _finding(audience: Audience, twin: Twin) -> tuple[Found.Finding, str]:
+    if twin.problem:
+        return Found.Finding.WRONG, twin.problem
+    if twin.missing:
+        return Found.Finding.MISSING, f"ODP no longer has {' and '.join(twin.missing)}."
+    if twin.definition:
+        return Found.Finding.CHANGED, f"The definition of {audience.odp_id} was changed in ODP."
+    return Found.Finding.NOTHING, ""
+
+
+def _make_again(audience: Audience, twin: Twin) -> None:
+    """A resync looks at the audience first, which makes what is missing; without lost members that alone suffices."""
+    reason = f"ODP no longer had {' and '.join(twin.missing)}"
+    if not twin.lost_members or not resends.resync(audience, by=BY, reason=reason):
+        provision.look_again(audience.pk)
+    wake(audience.install_id)
+
+
+def of(audience: Audience) -> Found | None:
+    """What the last look found. None when the audience was never looked at."""
+    return Found.objects.filter(pk=audience.pk).first()
+
+
+def forget(audience: Audience) -> None:
+    """A person has decided about what was found: the next look reads the audience first."""
+    Found.objects.filter(pk=audience.pk).delete()
+
+
+def differing(limit: int) -> list[Found]:
+    """What looks have found that isn't as it was made, those first that were found first."""
+    found = Found.objects.exclude(finding=Found.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)
+    return list(found.select_related("audience__install", "audience__lane").order_by("since_at")[:limit])

@@ -1,0 +1,293 @@
+"""Looks at audiences in ODP: what is missing is made again, what a person changed is shown and left alone."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences.delivery import backoff, drafts, holds
+from audiences.models import Audience, Install, Lane, Resend, Twin
+from audiences.operations import resends, twins
+from odp.outcomes import Answer, Outcome
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import drain_all, enter, make_audience, make_install
+from tests.test_admin import press
+
+pytestmark = pytest.mark.django_db
+
+NEWSLETTER = {"root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "newsletter"}}}}}
+SEGMENT = "/v3/segments/lytics_gold"
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    made = make_install(odp)
+    drafts.note_key(made.pk, problem="")
+    return Install.objects.get(pk=made.pk)
+
+
+@pytest.fixture
+def gold(odp: ThreadedSandbox, shop: Install) -> Audience:
+    made = make_audience(shop, provisioned=False)
+    enter(made, "kim", "lee")
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+    return Audience.objects.get(pk=made.pk)
+
+
+def account(odp: ThreadedSandbox) -> Any:
+    return odp.world.accounts.named(odp.public_key)
+
+
+def look(shop: Install) -> None:
+    assert twins.look(shop.pk) > 0
+
+
+def finish(shop: Install) -> None:
+    """Let the workers do what the look has asked for."""
+    drain_all(shop)
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def found(audience: Audience) -> str:
+    return str(Twin.objects.get(pk=audience.pk).finding)
+
+
+def definition(odp: ThreadedSandbox) -> Any:
+    return odp.odp("GET", SEGMENT)[1]["definition"]
+
+
+def change_definition(odp: ThreadedSandbox) -> None:
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    body = {"description": "x", "metadata": {}, "definition": NEWSLETTER}
+    assert odp.odp("PUT", SEGMENT, body)[0] == 200
+
+
+# --- what is missing -----------------------------------------------------------------------------------------
+
+
+def test_an_audience_as_it_was_made_is_left_alone(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    before = len(odp.requests())
+    look(shop)
+    assert found(gold) == ""
+    assert {request["method"] for request in odp.requests()[before:]} == {"GET"}
+    assert Audience.objects.get(pk=gold.pk).look_asked_at is None
+
+
+def test_a_deleted_audience_is_made_again_with_its_members(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    """The customers' fields stay in ODP, so nothing has to be sent again."""
+    odp.odp("DELETE", SEGMENT)
+    look(shop)
+    assert found(gold) == "missing"
+    finish(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+    assert not Resend.objects.exists()
+    look(shop)
+    assert found(gold) == ""
+
+
+def test_a_lost_field_is_made_again_and_its_members_are_sent_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    one = account(odp)
+    del one.schema.fields["lytics_gold"]
+    for customer in one.customers.by_number.values():
+        customer.record.pop("lytics_gold", None)
+    look(shop)
+    twin = Twin.objects.get(pk=gold.pk)
+    assert "the customer field lytics_gold" in twin.problem
+    (resync,) = Resend.objects.all()
+    assert (resync.kind, resync.by) == (Resend.Kind.RESYNC, "schedule")
+    finish(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+
+
+def test_a_lost_list_is_made_again_and_its_members_are_sent_again(odp: ThreadedSandbox) -> None:
+    shop = make_install(odp, mechanism="list")
+    drafts.note_key(shop.pk, problem="")
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim")
+    drain_all(shop)
+    one = account(odp)
+    del one.lists["lytics_gold"]
+    for customer in one.customers.by_number.values():
+        customer.lists.pop("lytics_gold", None)
+    look(shop)
+    assert "the list lytics_gold" in Twin.objects.get(pk=gold.pk).problem
+    finish(shop)
+    assert odp.members("lytics_gold") == ["kim"]
+
+
+def test_the_list_of_the_account_brings_a_deleted_audience_to_the_front(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many audiences few are read in one look, and it is found all the same."""
+    others = [make_audience(shop, f"other_{n}", provisioned=False) for n in range(4)]
+    for other in others:
+        enter(other, "kim")
+    drain_all(shop)
+    monkeypatch.setattr(twins, "READ", 1)
+    Twin.objects.bulk_create(Twin(audience=gold, looked_at=now()) for gold in [gold])
+    odp.odp("DELETE", SEGMENT)
+    look(shop)
+    assert found(gold) == "missing"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 503},
+        {"status": 404, "html": "<html>not here</html>"},
+        {"status": 200, "body": {}},
+        {"close": "before"},
+    ],
+)
+def test_an_answer_that_says_nothing_makes_nothing_missing(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, answer: dict[str, Any]
+) -> None:
+    odp.fault({"path": "/v3/", "method": "GET"}, answer)
+    assert twins.look(shop.pk) == 0
+    assert not Twin.objects.exists()
+    assert Audience.objects.get(pk=gold.pk).look_asked_at is None
+
+
+def test_a_list_that_leaves_an_audience_out_is_no_evidence(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    odp.fault({"path": "/v3/segments", "method": "GET", "times": 1}, {"status": 200, "body": {"segment_ids": []}})
+    look(shop)
+    assert found(gold) == ""
+
+
+# --- what a person changed -----------------------------------------------------------------------------------
+
+
+def test_a_changed_definition_is_shown_and_deliveries_continue(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, boss: Client
+) -> None:
+    change_definition(odp)
+    look(shop)
+    assert found(gold) == "changed"
+    page = boss.get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
+    assert "member of the list newsletter" in page
+    assert "customer.lytics_gold = true" in page
+    front = boss.get(reverse("admin:index")).content.decode()
+    assert "lytics_gold was changed in ODP" in front
+    assert "Take ours" in front
+    enter(gold, "ann")
+    drain_all(shop)
+    assert Lane.objects.get(pk=gold.pk).blocked_at is None
+    assert Lane.objects.get(pk=gold.pk).member_count == 3
+    assert definition(odp) == NEWSLETTER
+
+
+def test_take_ours_writes_our_definition_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, operator: Client
+) -> None:
+    ours = definition(odp)
+    change_definition(odp)
+    look(shop)
+    press(operator, "take-ours", gold)
+    finish(shop)
+    assert definition(odp) == ours
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+    look(shop)
+    assert found(gold) == ""
+
+
+def test_take_ours_replaces_only_the_definition_that_was_shown(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, operator: Client
+) -> None:
+    change_definition(odp)
+    look(shop)
+    press(operator, "take-ours", gold)
+    odp.odp("POST", "/v3/lists", {"name": "buyers"})
+    other = {"root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "buyers"}}}}}
+    odp.odp("PUT", SEGMENT, {"description": "x", "metadata": {}, "definition": other})
+    finish(shop)
+    assert definition(odp) == other
+    assert "member of the list buyers" in Lane.objects.get(pk=gold.pk).block_reason
+
+
+def test_accepting_the_changed_definition_ends_the_alert(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, operator: Client
+) -> None:
+    change_definition(odp)
+    look(shop)
+    press(operator, "accept", gold)
+    finish(shop)
+    look(shop)
+    assert found(gold) == ""
+    assert definition(odp) == NEWSLETTER
+    assert "was changed in ODP" not in operator.get(reverse("admin:index")).content.decode()
+
+
+def test_take_ours_also_lifts_a_block_for_a_foreign_definition(
+    odp: ThreadedSandbox, shop: Install, operator: Client
+) -> None:
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    odp.odp("PUT", SEGMENT, {"description": "x", "metadata": {}, "definition": NEWSLETTER})
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim")
+    drain_all(shop)
+    assert "press Take ours" in Lane.objects.get(pk=gold.pk).block_reason
+    press(operator, "take-ours", Audience.objects.get(pk=gold.pk))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["kim"]
+
+
+# --- when ----------------------------------------------------------------------------------------------------
+
+
+def test_installs_are_looked_at_once_per_interval(shop: Install, gold: Audience, settings: Settings) -> None:
+    assert twins.start_due() == 1
+    assert twins.start_due() == 0
+    Install.objects.update(twins_looked_at=now() - timedelta(minutes=settings.LOOK_MINUTES))
+    assert twins.start_due() == 1
+    Install.objects.update(twins_looked_at=None)
+    settings.LOOK_MINUTES = 0
+    assert twins.start_due() == 0
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda shop, gold: Install.objects.update(enabled=False),
+        lambda shop, gold: Install.objects.update(key_accepted_at=None),
+        lambda shop, gold: backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503: busy", 503)),
+        lambda shop, gold: Audience.objects.update(provisioned_at=None),
+    ],
+    ids=["switched off", "draft", "on hold", "nothing made"],
+)
+def test_installs_that_may_not_ask_are_not_looked_at(
+    shop: Install, gold: Audience, stop: Callable[[Install, Audience], Any]
+) -> None:
+    stop(shop, gold)
+    assert twins.start_due() == 0
+
+
+def test_an_audience_that_a_person_stopped_is_not_made_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="deleted on purpose")
+    odp.odp("DELETE", SEGMENT)
+    assert twins.look(shop.pk) == 0
+    assert not Twin.objects.exists()
+
+
+def test_a_look_asks_little(odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: Any) -> None:
+    for n in range(6):
+        enter(make_audience(shop, f"other_{n}", provisioned=False), "kim")
+    drain_all(shop)
+    monkeypatch.setattr(twins, "READ", 2)
+    before = len(odp.requests())
+    look(shop)
+    # One list, and a field and a definition of each audience that is read.
+    assert len(odp.requests()) - before == 1 + 2 * 2
+    for _ in range(3):
+        look(shop)
+    assert Twin.objects.count() == 7
