@@ -130,7 +130,7 @@ def is_typed_array(text: bytes) -> bool:
     """Whether ``text`` is an array short enough for a typed decoder, which builds all messages up to the first flaw."""
     if not begins_array(text):
         return False
-    if text.count(b",") < MESSAGES_AT_MOST:
+    if len(text) <= MESSAGES_AT_MOST or text.count(b",") < MESSAGES_AT_MOST:
         return True
     parts = _raw_elements(text)
     if parts is not None and len(parts) > MESSAGES_AT_MOST:

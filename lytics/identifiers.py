@@ -32,6 +32,11 @@ def is_plain_text(text: str) -> bool:
     return 0 < len(text) <= IDENTIFIER_BYTES and text.isascii() and text.isprintable()
 
 
+def has_only_plain_texts(json: bytes) -> bool:
+    """Whether all strings of a JSON document are ASCII without escapes, so that PostgreSQL can store each."""
+    return json.isascii() and b"\\" not in json
+
+
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
 
 

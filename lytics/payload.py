@@ -12,12 +12,13 @@ from msgspec import Raw
 
 from lytics import reasons, times
 from lytics.bodies import as_utf8, is_typed_array, raw_fields, split
-from lytics.facts import FACTS_AT_MOST, Fact, Kind, Reading, SetAside
+from lytics.facts import FACTS_AT_MOST, IDENTIFIER_BYTES, Fact, Kind, Reading, SetAside
 from lytics.identifiers import (
     FILLING,
     as_identifier,
     as_name,
     audience_names,
+    has_only_plain_texts,
     is_plain_text,
     placeholder,
     placeholder_beginnings,
@@ -78,6 +79,10 @@ def parse(
     return parser.parse(body)
 
 
+# Values of ``meta.object`` in a message about a person.
+_USER_OBJECTS = ("user", None)
+
+
 class _Parser:
     def __init__(
         self,
@@ -92,24 +97,29 @@ class _Parser:
     ) -> None:
         self.layout = layout
         self.identifier_field = identifier_field
+        self.is_by_profile = identifier_field == PROFILE_FIELD
         self.received_ns = received_ns
         self.allow_top_level = allow_top_level
         self.empty_lists = empty_lists
         self.released = released
         self.placeholders = placeholders
-        # First characters of placeholders. Identifiers with another first character need no comparison.
+        # First characters of placeholders, and the length of the longest. Most identifiers need no comparison.
         self.placeholder_starts = placeholder_beginnings(placeholders)
+        self.placeholder_length = max(map(len, placeholders), default=0)
         # Later times are ignored.
         self.latest_ns = latest_ns
         self.reading = Reading()
         # Problems of the current message: for each reason, the first detail and the number of occurrences.
         self.problems: dict[str, tuple[str, int]] = {}
+        # Whether all texts of the body are ASCII without escapes; then only the length of an identifier is checked.
+        self.is_plain_body = False
         # Cache: segment id, slug and event as received -> as stored. A body repeats few audiences many times.
         self.names: dict[tuple[str | int | None, str | int | None, str | None], tuple[str, str, Kind]] = {}
 
     def parse(self, body: bytes) -> Reading:
         text = as_utf8(body).rstrip(b"\x00 \t\r\n").lstrip()
         items = _Items(text)
+        self.is_plain_body = has_only_plain_texts(text)
         try:
             is_array = is_typed_array(text)
             if is_array and (plain := _decode(text, self.layout.plain)) is not None:
@@ -133,7 +143,7 @@ class _Parser:
         return self.reading
 
     def _take_plain(self, message: Message) -> bool:
-        """Read a common message in a third of the time of ``_take``, with the same facts.
+        """Read a common message in a quarter of the time of ``_take``, with the same facts.
 
         Returns False, and adds nothing, if the message needs ``_take``.
         """
@@ -141,32 +151,41 @@ class _Parser:
         if meta is None:  # a CloudEvent
             meta = Meta(timestamp=message.time, subscription_id=message.source)
         identifier = data.identifier.strip()
-        profile = "" if self.identifier_field == PROFILE_FIELD else data.profile.strip()
-        if not (is_plain_text(identifier) and (not profile or is_plain_text(profile))):
+        profile = "" if self.is_by_profile else data.profile.strip()
+        if not self._is_usable(identifier) or (profile and not self._is_usable(profile)):
             return False
-        if identifier[0] in self.placeholder_starts and self._is_nobody(identifier):
+        if not data.segment_events or meta.object not in _USER_OBJECTS:
             return False
-        if profile and profile[0] in self.placeholder_starts and self._is_nobody(profile):
-            return False
-        if not data.segment_events or meta.object not in ("user", None):
-            return False
-        facts = []
+        facts = reading.facts
+        before = len(facts)
         try:
             for transition in data.segment_events:
                 came = transition.id, transition.slug, transition.event
                 segment_id, slug, kind = self.names.get(came) or self._named(*came)
                 named = (transition.exit, transition.enter, None)[kind] or meta.timestamp
                 if type(named) is not str or (occurred_ns := times.nanoseconds(named)) > self.latest_ns:
-                    return False
+                    break
                 facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
+            else:
+                if len(facts) <= FACTS_AT_MOST:
+                    reading.job = reading.job or as_name(meta.subscription_id)
+                    reading.messages += 1
+                    return True
         except (UnreadableError, ValueError):
+            pass
+        del facts[before:]
+        return False
+
+    def _is_usable(self, text: str) -> bool:
+        """Whether ``text`` is certainly usable, as nearly all identifiers are: short, plain and no placeholder."""
+        if not (0 < len(text) <= IDENTIFIER_BYTES if self.is_plain_body else is_plain_text(text)):
             return False
-        if len(reading.facts) + len(facts) > FACTS_AT_MOST:
-            return False
-        reading.job = reading.job or as_name(meta.subscription_id)
-        reading.messages += 1
-        reading.facts += facts
-        return True
+        if text[0] not in self.placeholder_starts:
+            return True
+        # Longer than each placeholder, without blanks, and with other characters than zeros and the like.
+        if len(text) > self.placeholder_length and " " not in text and text.strip(FILLING):
+            return True
+        return not self._is_nobody(text)
 
     def _take(self, message: Message | None, items: "_Items", index: int) -> None:
         """Add the facts of a message, and one parked item for each reason why a part of it gave none."""

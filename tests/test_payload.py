@@ -663,6 +663,46 @@ def test_a_placeholder_in_a_list_parks_only_that_placeholder() -> None:
     assert ([one.identifier for one in reading.facts], why(reading)) == (["kim", "lee"], [reasons.PLACEHOLDER])
 
 
+@pytest.mark.parametrize(
+    "who",
+    [
+        *(
+            b"a\x7fb",
+            b"a\x01b",
+            b"a\tb",
+            b"a\\tb",
+            b"a\\u0000b",
+            b"\\u00e9",
+            "é".encode(),
+            "é".encode() * 130,
+            b"a" * 257,
+            b" kim ",
+            b" ",
+        ),
+        *(
+            b"[object    Object]",
+            b"N o n e" + b" " * 20,
+            b"0" * 40,
+            b"0-" * 20 + b"7",
+            b"." * 40,
+            b"\\u0030",
+            b"null-customer",
+        ),
+    ],
+)
+@pytest.mark.parametrize("field", ["_id", "email"])
+def test_an_identifier_is_read_alike_in_a_body_of_plain_texts_and_in_any_other(field: str, who: bytes) -> None:
+    """A body of ASCII without escapes is checked as a whole, not identifier by identifier."""
+    one = message(who="WHO")
+    one["data"] = {field: "WHO", **one["data"]}
+    raw = single(one).replace(b"WHO", who)
+    alone = read(b"[" + raw + b"]", field=field, placeholders=PLACEHOLDERS)
+    for other in (single(message(who="Zoë", meta={"object": "account"})), b"1"):
+        beside = read(b"[" + raw + b"," + other + b"]", field=field, placeholders=PLACEHOLDERS)
+        assert beside.facts == alone.facts
+        assert why(beside)[:-1] == why(alone)
+
+
 def test_without_configured_placeholders_every_identifier_is_kept() -> None:
     assert [one.identifier for one in read(body(message(who="null"), message(who="000"))).facts] == ["null", "000"]
 
