@@ -59,7 +59,7 @@ def objection(
         slow = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(inner))
         return Objection(outcome, f"{inner}: {words} (in a {status} response)", slow)
     if named_items(body) or any(isinstance(value, list) for value in _failures(parts)):
-        return Objection(Outcome.REFUSED, f"{status}: ODP rejected part of the request: {words}", False)
+        return Objection(Outcome.REJECTED, f"{status}: ODP rejected part of the request: {words}", False)
     has_failed = path in MEMBERSHIP_WRITES and any(_is_failed(part.get(name)) for part in parts for name in _STATES)
     if has_failed or _failures(parts) or any(_is_no(part.get(name)) for part in parts for name in _SUCCESSES):
         return Objection(Outcome.RETRY_LATER, f"{status}: the response reports a failure: {words}", True)

@@ -147,7 +147,7 @@ class Client:
         body = _json(text)
         status, outcome = response.status_code, outcome_of(response.status_code)
         if status == 404 and path == LIST_SUBSCRIPTIONS and isinstance(body, dict):
-            outcome = Outcome.REFUSED  # the one write that ODP itself answers with 404: the list is gone
+            outcome = Outcome.REJECTED  # the one write that ODP itself answers with 404: the list is gone
         reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
         slow_probe = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
         if outcome is Outcome.DELIVERED and (
@@ -158,7 +158,7 @@ class Client:
             outcome=outcome,
             reason=reason,
             status=status,
-            named=named_items(body) if outcome is Outcome.REFUSED else {},
+            named=named_items(body) if outcome is Outcome.REJECTED else {},
             retry_after=retry_after_seconds(response.headers.get("Retry-After"), longest=self.longest_retry_after),
             too_large=status == TOO_LARGE,
             slow_probe=slow_probe,

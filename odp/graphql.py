@@ -119,7 +119,7 @@ def _checked(answer: Answer, customers: int) -> Answer:
     errors = errors if isinstance(errors, list) else [errors]
     others = [error for error in errors if not _is_unknown_customer(error)]
     if others:
-        return replace(answer, outcome=Outcome.REFUSED, reason=f"GraphQL: {_message(others[0])}")
+        return replace(answer, outcome=Outcome.REJECTED, reason=f"GraphQL: {_message(others[0])}")
     named = data if isinstance(data, dict) else {}
     # For a single unknown customer, ODP may leave out ``data``.
     if not errors and any(not _has_edges(named.get(f"c{nth}")) for nth in range(customers)):

@@ -14,7 +14,7 @@ from odp import redact
 class Outcome(StrEnum):
     DELIVERED = "delivered"
     RETRY_LATER = "retry_later"
-    REFUSED = "refused"
+    REJECTED = "refused"  # as stored and logged since the first version
     UNAUTHORISED = "unauthorised"
     UNKNOWN = "unknown"
 
@@ -46,14 +46,14 @@ def outcome_of(status: int) -> Outcome:
         return Outcome.DELIVERED
     if status in _NOT_ODP or not 400 <= status < 500:
         return _BY_STATUS.get(status, Outcome.RETRY_LATER)
-    return _BY_STATUS.get(status, Outcome.REFUSED)
+    return _BY_STATUS.get(status, Outcome.REJECTED)
 
 
 @dataclass(frozen=True)
 class Answer:
     """The result of one request. ``named`` maps positions of items in the request to ODP's messages about them.
 
-    ``slow_probe`` means that retrying soon is pointless: the key is refused, or the server is not ODP. ``seconds`` is
+    ``slow_probe`` means that retrying soon is pointless: the key is rejected, or the server is not ODP. ``seconds`` is
     the duration from the first byte sent, or from the beginning when none was sent.
     """
 

@@ -24,7 +24,7 @@ def gold() -> Audience:
     lease = claim(install, capacity=3)
     entries, ledger = reading.read(lease)
     *accepted, refused = entries[made.pk]
-    result = leases.Result(lease.spans[0], events=3, accepted=accepted, refused=[(refused, "no")])
+    result = leases.Result(lease.spans[0], events=3, accepted=accepted, rejected=[(refused, "no")])
     settling.settle(lease, [result], ledger)
     return made
 
@@ -62,7 +62,7 @@ def test_it_is_quiet_when_all_is_well(gold: Audience) -> None:
         *(
             (f"UPDATE audiences_run SET outcome = '{outcome.value}'", HISTORY)
             for outcome in Outcome
-            if outcome not in (Outcome.DELIVERED, Outcome.REFUSED)
+            if outcome not in (Outcome.DELIVERED, Outcome.REJECTED)
         ),
         ("UPDATE audiences_run SET last_sequence = 2", HISTORY),
         ("UPDATE audiences_run SET first_sequence = 2", HISTORY),

@@ -52,7 +52,7 @@ class Destination:
 
 
 def refused(named: dict[int, str] | None = None, *, too_large: bool = False) -> Answer:
-    return Answer(Outcome.REFUSED, "400: no", status=400, named=named or {}, too_large=too_large)
+    return Answer(Outcome.REJECTED, "400: no", status=400, named=named or {}, too_large=too_large)
 
 
 def change(identifier: str, lane: int = 1) -> Change:
@@ -112,7 +112,7 @@ def test_one_bad_customer_in_500_costs_at_most_ten_more_requests_at_any_position
         bisection = bisection_of(groups)
         requests = carry_out(bisection, destination)
         assert requests - 1 <= 10, position
-        assert list(bisection.refused) == [change(f"u{position}")]
+        assert list(bisection.rejected) == [change(f"u{position}")]
         assert bisection.accepted == destination.taken
         assert len(destination.taken) == 499
         assert bisection.blocked == {}
@@ -134,7 +134,7 @@ def test_named_ones_are_set_apart_and_the_rest_goes_again_once() -> None:
     bisection = bisection_of(singles(500))
     assert carry_out(bisection, destination) == 3
     assert [len(part.groups) for part in destination.asked] == [500, 0, 497]
-    assert {bad.identifier: words for bad, words in bisection.refused.items()} == {
+    assert {bad.identifier: words for bad, words in bisection.rejected.items()} == {
         "u3": "bad 3",
         "u7": "bad 7",
         "u499": "bad 499",
@@ -148,14 +148,14 @@ def test_a_rejection_that_names_no_sent_item_counts_as_naming_none() -> None:
 
     bisection = bisection_of(singles(8))
     carry_out(bisection, destination)
-    assert [bad.identifier for bad in bisection.refused] == ["u2"]
+    assert [bad.identifier for bad in bisection.rejected] == ["u2"]
 
 
 def test_the_second_item_of_a_group_names_the_group() -> None:
     bisection = bisection_of(singles(4), items_per_group=2)
     destination = answer_first(refused({5: "second item of u2"}), Destination())
     assert carry_out(bisection, destination) == 2
-    assert {bad.identifier: words for bad, words in bisection.refused.items()} == {"u2": "second item of u2"}
+    assert {bad.identifier: words for bad, words in bisection.rejected.items()} == {"u2": "second item of u2"}
 
 
 # --- Several audiences of one customer in an item -------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_only_the_rejected_audience_of_a_customer_is_separated(names: str) -> No
     destination = Destination(bad=[(2, "kim")], names=names)
     bisection = bisection_of(groups)
     carry_out(bisection, destination)
-    assert list(bisection.refused) == [change("kim", 2)]
+    assert list(bisection.rejected) == [change("kim", 2)]
     assert set(bisection.accepted) == set(changes_in(groups)) - {change("kim", 2)}
 
 
@@ -181,7 +181,7 @@ def test_an_audience_of_which_odp_accepts_nothing_is_blocked_and_others_continue
     bisection = bisection_of(groups)
     carry_out(bisection, Destination(bad_lanes=[2], names=names))
     assert list(bisection.blocked) == [2]
-    assert bisection.refused == {}
+    assert bisection.rejected == {}
     assert {accepted.lane for accepted in bisection.accepted} == {1, 3}
     assert len(bisection.accepted) == 80
 
@@ -191,7 +191,7 @@ def test_an_audience_that_shares_its_customers_with_others_is_blocked_alone() ->
     bisection = bisection_of(groups)
     carry_out(bisection, Destination(bad_lanes=[2]))
     assert list(bisection.blocked) == [2]
-    assert bisection.refused == {}
+    assert bisection.rejected == {}
     assert len(bisection.accepted) == 80
 
 
@@ -200,13 +200,13 @@ def test_every_audience_may_be_blocked_at_once() -> None:
     bisection = bisection_of(groups)
     carry_out(bisection, Destination(bad_lanes=[1, 2]))
     assert set(bisection.blocked) == {1, 2}
-    assert (bisection.refused, bisection.accepted) == ({}, [])
+    assert (bisection.rejected, bisection.accepted) == ({}, [])
 
 
 def test_one_customer_of_a_blocked_audience_is_enough_to_decide() -> None:
     bisection = bisection_of([(change("kim"),)])
     assert carry_out(bisection, Destination(bad_lanes=[1])) == 3
-    assert (list(bisection.blocked), bisection.refused) == ([1], {})
+    assert (list(bisection.blocked), bisection.rejected) == ([1], {})
 
 
 def test_a_bad_customer_alone_in_a_lane_is_parked_and_the_lane_is_not_blocked() -> None:
@@ -214,7 +214,7 @@ def test_a_bad_customer_alone_in_a_lane_is_parked_and_the_lane_is_not_blocked() 
     bisection = bisection_of([(change("kim"),)])
     assert carry_out(bisection, destination) == 2
     assert destination.asked[-1].control == change("kim")
-    assert (list(bisection.refused), bisection.blocked) == ([change("kim")], {})
+    assert (list(bisection.rejected), bisection.blocked) == ([change("kim")], {})
 
 
 def test_an_audience_of_which_odp_took_something_is_never_blocked() -> None:
@@ -222,14 +222,14 @@ def test_an_audience_of_which_odp_took_something_is_never_blocked() -> None:
     bisection = bisection_of(singles(60))
     carry_out(bisection, Destination(bad_customers=bad))
     assert bisection.blocked == {}
-    assert {refused.identifier for refused in bisection.refused} == set(bad)
+    assert {refused.identifier for refused in bisection.rejected} == set(bad)
 
 
 def test_bad_customers_only_are_parked_up_to_a_point_and_then_it_is_the_audience() -> None:
     for count in (49, 50):
         bisection = bisection_of(singles(count))
         carry_out(bisection, Destination(bad_customers=[f"u{number}" for number in range(count)]))
-        assert (len(bisection.refused), list(bisection.blocked)) == ((0, [1]) if count == 50 else (count, []))
+        assert (len(bisection.rejected), list(bisection.blocked)) == ((0, [1]) if count == 50 else (count, []))
 
 
 @pytest.mark.parametrize("control", [True, False])
@@ -242,7 +242,7 @@ def test_an_audience_is_not_blocked_if_odp_stops_rejecting_its_customers(count: 
     ended: list[Part] = []
 
     def send(part: Part) -> Answer:
-        if part.control is not None or len(bisection.refused) >= BLOCK_AFTER_WITHOUT_CONTROL:
+        if part.control is not None or len(bisection.rejected) >= BLOCK_AFTER_WITHOUT_CONTROL:
             ended.append(part)
         return DELIVERED if ended else rejecting(part)
 
@@ -256,7 +256,7 @@ def test_the_second_rejection_tests_the_audience() -> None:
 
     def send(part: Part) -> Answer:
         if part.control is not None:
-            refused_before_probe.append(len(bisection.refused))
+            refused_before_probe.append(len(bisection.rejected))
         return destination(part)
 
     carry_out(bisection, send)
@@ -268,7 +268,7 @@ def test_without_a_control_item_a_few_rejections_and_no_success_block() -> None:
         destination = Destination(bad_lanes=[1])
         bisection = bisection_of([*singles(count), *singles(5, 2)], control=False)
         carry_out(bisection, destination)
-        assert (len(bisection.refused), list(bisection.blocked)) == ((0, [1]) if count == 3 else (count, []))
+        assert (len(bisection.rejected), list(bisection.blocked)) == ((0, [1]) if count == 3 else (count, []))
         assert not any(part.control for part in destination.asked)
         assert len(bisection.accepted) == 5
 
@@ -282,7 +282,7 @@ def test_a_request_that_was_only_too_large_rejects_no_item_and_teaches_the_size(
     destination = Destination(most=most, status_for_size=status)
     bisection = bisection_of(singles(500))
     carry_out(bisection, destination)
-    assert (bisection.refused, bisection.blocked) == ({}, {})
+    assert (bisection.rejected, bisection.blocked) == ({}, {})
     assert len(bisection.accepted) == 500
     assert len(destination.asked) <= 500 / most * 2 + 22
     assert bisection.learned_limit is not None
@@ -292,7 +292,7 @@ def test_a_request_that_was_only_too_large_rejects_no_item_and_teaches_the_size(
 def test_an_item_that_is_too_large_alone_is_rejected() -> None:
     bisection = bisection_of([(change("kim"),)])
     carry_out(bisection, answer_first(refused(too_large=True), Destination(bad_customers=["kim"])))
-    assert list(bisection.refused) == [change("kim")]
+    assert list(bisection.rejected) == [change("kim")]
 
 
 def test_one_item_that_is_too_large_in_any_company_makes_no_request_of_the_others_smaller() -> None:
@@ -302,7 +302,7 @@ def test_one_item_that_is_too_large_in_any_company_makes_no_request_of_the_other
 
     bisection = bisection_of(singles(500))
     carry_out(bisection, destination)
-    assert list(bisection.refused) == [change("u300")]
+    assert list(bisection.rejected) == [change("u300")]
     assert bisection.learned_limit == 250
 
 
@@ -311,7 +311,7 @@ def test_a_bad_one_in_a_request_that_is_too_large_as_well_is_found(status: int) 
     destination = Destination(most=100, status_for_size=status, bad_customers=["u77"])
     bisection = bisection_of(singles(500))
     carry_out(bisection, destination)
-    assert list(bisection.refused) == [change("u77")]
+    assert list(bisection.rejected) == [change("u77")]
     assert len(bisection.accepted) == 499
 
 
@@ -330,7 +330,7 @@ def test_doubtful_customers_go_last_and_do_not_spoil_the_request_of_the_others()
     bisection = bisection_of(singles(20), doubtful=[(change("spoilt"),), (change("better"),)])
     carry_out(bisection, destination)
     assert destination.asked[0].groups == tuple(singles(20))
-    assert list(bisection.refused) == [change("spoilt")]
+    assert list(bisection.rejected) == [change("spoilt")]
     assert len(bisection.accepted) == 21
 
 
@@ -340,7 +340,7 @@ def test_doubtful_customers_of_a_blocked_audience_are_blocked_with_it() -> None:
     destination = Destination(bad_lanes=[1])
     carry_out(bisection, destination)
     assert destination.asked[-1].groups == ((change("kim", 2),),)
-    assert (list(bisection.blocked), bisection.refused) == ([1], {})
+    assert (list(bisection.blocked), bisection.rejected) == ([1], {})
     assert bisection.accepted == [change("kim", 2)]
 
 
@@ -363,7 +363,7 @@ def test_when_it_is_interrupted_an_audience_in_doubt_is_not_a_heap_of_bad_custom
     stops = list(interrupted([*singles(20, 1), *singles(20, 2)], destination))
     assert len(stops) > 1
     for bisection in stops:
-        assert bisection.refused == {}
+        assert bisection.rejected == {}
         assert set(bisection.blocked) <= {2}
 
 
@@ -373,7 +373,7 @@ def test_an_interruption_rejects_no_item_for_the_size(status: int) -> None:
     stops = list(interrupted(singles(100), destination))
     assert len(stops) > 1
     for bisection in stops:
-        assert (bisection.refused, bisection.blocked) == ({}, {})
+        assert (bisection.rejected, bisection.blocked) == ({}, {})
         assert bisection.accepted == destination.taken[: len(bisection.accepted)]
 
 
@@ -382,7 +382,7 @@ def test_results_before_an_interruption_are_kept() -> None:
     destination = Destination(bad_customers=["u40", "u50", "u63"], names="first")
     # The four answers: named, named, the probe, named.
     assert carry_out(bisection, stop_after(4, destination)) == 5
-    assert {bad.identifier for bad in bisection.refused} == {"u40", "u50", "u63"}
+    assert {bad.identifier for bad in bisection.rejected} == {"u40", "u50", "u63"}
 
 
 # --- Anything at all ------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_every_bad_customer_is_found_and_every_other_accepted(
     )
     requests = carry_out(bisection, destination)
     every = changes_in(groups)
-    assert set(bisection.refused) == {one for one in every if one.identifier in bad}
+    assert set(bisection.rejected) == {one for one in every if one.identifier in bad}
     assert sorted(bisection.accepted) == sorted(one for one in every if one.identifier not in bad)
     assert bisection.accepted == destination.taken, "nobody is sent twice once he was taken"
     assert bisection.blocked == {}
@@ -447,8 +447,8 @@ def test_large_requests_with_many_bad_items_are_bisected(seed: int) -> None:
     )
     carry_out(bisection, destination)
     every = changes_in(groups)
-    assert set(bisection.refused) == {one for one in every if one.identifier in bad}
-    assert set(bisection.accepted) == set(every) - set(bisection.refused)
+    assert set(bisection.rejected) == {one for one in every if one.identifier in bad}
+    assert set(bisection.accepted) == set(every) - set(bisection.rejected)
     assert bisection.blocked == {}
     assert bisection.learned_limit is None or bisection.learned_limit <= destination.most < 10_000
 
@@ -463,7 +463,7 @@ def test_exactly_the_audiences_that_are_rejected_entirely_are_blocked(
     every = changes_in(groups)
     assert set(bisection.blocked) == {one.lane for one in every if one.lane in bad_lanes}
     assert sorted(bisection.accepted) == sorted(one for one in every if one.lane not in bad_lanes)
-    assert bisection.refused == {}
+    assert bisection.rejected == {}
 
 
 @given(memberships, st.data())
@@ -483,7 +483,11 @@ def test_it_terminates_and_covers_every_item_even_with_random_answers(
     bisection = bisection_of(groups, control=control)
     carry_out(bisection, destination)
     every = changes_in(groups)
-    event_statuses = [*bisection.accepted, *bisection.refused, *(one for one in every if one.lane in bisection.blocked)]
+    event_statuses = [
+        *bisection.accepted,
+        *bisection.rejected,
+        *(one for one in every if one.lane in bisection.blocked),
+    ]
     assert set(event_statuses) == set(every)
-    assert not set(bisection.accepted) & set(bisection.refused)
+    assert not set(bisection.accepted) & set(bisection.rejected)
     assert len(bisection.accepted) == len(set(bisection.accepted))

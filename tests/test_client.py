@@ -109,11 +109,11 @@ def test_which_rate_limit_a_path_counts_against() -> None:
     [
         (200, Outcome.DELIVERED, False),
         (202, Outcome.DELIVERED, False),
-        (400, Outcome.REFUSED, False),
+        (400, Outcome.REJECTED, False),
         (401, Outcome.UNAUTHORISED, True),
         (403, Outcome.UNAUTHORISED, True),
         (404, Outcome.RETRY_LATER, True),
-        (413, Outcome.REFUSED, False),
+        (413, Outcome.REJECTED, False),
         (429, Outcome.RETRY_LATER, False),
         (500, Outcome.RETRY_LATER, False),
         (503, Outcome.RETRY_LATER, False),
@@ -148,7 +148,7 @@ def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
         (PROFILES, b"Service is under maintenance", Outcome.RETRY_LATER, True),
         (PROFILES, b'{"status":"ok"}', Outcome.RETRY_LATER, True),
         (PROFILES, b'{"title":"Accepted","status":202,"error":"quota"}', Outcome.RETRY_LATER, True),
-        (PROFILES, b'{"title":"Bad Request","status":400}', Outcome.REFUSED, False),
+        (PROFILES, b'{"title":"Bad Request","status":400}', Outcome.REJECTED, False),
         (PROFILES, b'{"title":"Forbidden","status":403}', Outcome.UNAUTHORISED, True),
         (PROFILES, b'{"title":"Unavailable","status":503}', Outcome.RETRY_LATER, False),
         (PROFILES, b'{"title":"Accepted","status":202}', Outcome.DELIVERED, False),
@@ -207,7 +207,7 @@ def test_a_2xx_that_says_that_it_succeeded_is_an_acceptance(server: ScriptedServ
 def test_items_named_in_a_2xx_are_rejected(server: ScriptedServer) -> None:
     body = json.dumps({"title": "Accepted", "status": 202, "detail": {"invalids": [{"event": 1, "message": "bad"}]}})
     got = post(server, say(answer(202, body.encode())))
-    assert (got.outcome, got.named) == (Outcome.REFUSED, {1: "bad"})
+    assert (got.outcome, got.named) == (Outcome.REJECTED, {1: "bad"})
 
 
 @pytest.mark.parametrize("status", [100, 102, 103])
@@ -215,7 +215,7 @@ def test_an_interim_answer_is_not_the_answer(server: ScriptedServer, status: int
     interim = f"HTTP/1.1 {status} Wait\r\nLink: </a>\r\n\r\n".encode()
     assert post(server, say(interim * 3 + answer())).outcome is Outcome.DELIVERED
     got = post(server, say(interim + answer(400, b'{"message":"words"}')))
-    assert (got.outcome, got.status) == (Outcome.REFUSED, 400)
+    assert (got.outcome, got.status) == (Outcome.REJECTED, 400)
     assert server.connections == 1
 
 
@@ -279,7 +279,7 @@ def test_a_missing_list_is_a_rejection_and_any_other_404_a_wrong_host(server: Sc
         "/v3/lists/subscriptions", "/v3/lists", "/v3/profiles", "/v3/events",
     )}  # fmt: skip
     assert [(got.outcome, got.slow_probe) for got in outcomes.values()] == [
-        (Outcome.REFUSED, False),
+        (Outcome.REJECTED, False),
         *[(Outcome.RETRY_LATER, True)] * 3,
     ]
     server.script = say(answer(404, b"<html>", kind="text/html"))
@@ -302,7 +302,7 @@ def test_an_endless_answer_is_read_as_far_as_it_matters(server: ScriptedServer) 
             connection.sendall(b"x" * 100_000)
 
     got = post(server, pour)
-    assert (got.outcome, got.text) == (Outcome.REFUSED, "x" * EXCERPT)
+    assert (got.outcome, got.text) == (Outcome.REJECTED, "x" * EXCERPT)
     assert got.json is None
     assert post(server, say(answer())).outcome is Outcome.DELIVERED
 
@@ -325,7 +325,7 @@ def test_an_endless_answer_is_read_as_far_as_it_matters(server: ScriptedServer) 
 )
 def test_an_odd_body_is_a_body(server: ScriptedServer, head: str, body: bytes) -> None:
     got = post(server, say(answer(400, body, kind=head)))
-    assert got.outcome is Outcome.REFUSED
+    assert got.outcome is Outcome.REJECTED
     assert got.reason.startswith("400: ")
     assert_can_be_stored(got)
 
@@ -370,7 +370,7 @@ def test_headers_that_are_cut_make_no_answer(server: ScriptedServer) -> None:
 
 
 def test_a_body_that_is_not_packed_as_it_says_has_the_meaning_of_its_status(server: ScriptedServer) -> None:
-    for status, outcome in ((202, Outcome.RETRY_LATER), (400, Outcome.REFUSED)):
+    for status, outcome in ((202, Outcome.RETRY_LATER), (400, Outcome.REJECTED)):
         got = post(server, say(answer(status, b"nope", "Content-Encoding: gzip")))
         assert (got.outcome, got.status) == (outcome, status)
 

@@ -31,7 +31,7 @@ from tests.delivering import a_log, claim, deliveries, drain_all, enter, happen,
 from tests.people import someone
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
-REFUSED = Answer(Outcome.REFUSED, "400: not her", 400)
+REFUSED = Answer(Outcome.REJECTED, "400: not her", 400)
 BUSY = Answer(Outcome.RETRY_LATER, "503: busy", 503)
 PAGE = "/admin/find-customer/"
 
@@ -67,7 +67,7 @@ def deliver(lease: leases.Lease, *, refuse: bool = False, stop: bool = False) ->
         if answer is DELIVERED:
             result.accepted += part
         elif answer is REFUSED:
-            result.refused += [(entry, "not her") for entry in part]
+            result.rejected += [(entry, "not her") for entry in part]
     if result.complete:
         result.accepted.extend(folded.unchanged)
     settling.settle(lease, [result], ledger, delivery_id=delivery, answer=answer)

@@ -12,7 +12,7 @@ from django.http.response import HttpResponseBase
 from django.test import Client
 from pytest_django.fixtures import Settings
 
-from audiences.delivery.leases import REFUSED_BY_ODP
+from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import backlog, ingest
@@ -300,7 +300,7 @@ def test_the_operators_page_lists_every_reason_and_no_other() -> None:
     table = OPERATING.read_text(encoding="utf-8").partition("### Parked")[2].partition("\n###")[0]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     named = {reason for row in rows for reason in re.findall(r"`(\w+)`", row)}
-    assert named == {*HINTS, REFUSED_BY_ODP}
+    assert named == {*HINTS, REJECTED_BY_ODP}
 
 
 # --- dependencies ---------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_every_mechanism_ends_in_the_same_audience(odp: ThreadedSandbox, setting
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_refused_customers_are_parked_and_the_others_arrive(
+def test_rejected_customers_are_parked_and_the_others_arrive(
     odp: ThreadedSandbox, shop: Install, gold: Audience, named: bool
 ) -> None:
     bad = {"identifiers": ["u0003", "u0017"], "named": named, "message": "no such customer"}

@@ -176,7 +176,7 @@ def test_a_change_after_an_exit_lets_the_member_in_again() -> None:
 
 
 def test_a_change_is_sent_when_odp_rejected_the_member() -> None:
-    folded = fold([entry(Kind.CHANGE, 6)], {"kim": Held(True, 5, refused=True)})
+    folded = fold([entry(Kind.CHANGE, 6)], {"kim": Held(True, 5, rejected=True)})
     assert [one.occurred_ns for one in folded.send] == [6]
 
 

@@ -109,7 +109,7 @@ def test_an_audience_unknown_to_odp_may_be_an_error(odp: ThreadedSandbox) -> Non
     write(odp, way, "lytics_gold", "kim", True)
     odp.assume(unknown_segment="error")
     found = who(odp, "kim", "lytics_gold", "lytics_nothing")
-    assert (found.answer.outcome, found.qualified) == (Outcome.REFUSED, None)
+    assert (found.answer.outcome, found.qualified) == (Outcome.REJECTED, None)
     assert "unknown audience lytics_nothing" in found.answer.reason
 
 
@@ -125,10 +125,10 @@ EDGES = {"audiences": {"edges": [{"node": {"name": "lytics_gold", "state": "not_
         ({"data": None, "errors": [GONE]}, Outcome.DELIVERED, set()),
         ({"data": {"c0": None, "c1": None}}, Outcome.RETRY_LATER, None),
         ({"data": {"c0": {"audiences": None}, "c1": EDGES}}, Outcome.RETRY_LATER, None),
-        ({"errors": [{"message": "boom"}]}, Outcome.REFUSED, None),
-        ({"errors": ["boom"]}, Outcome.REFUSED, None),
-        ({"errors": 5}, Outcome.REFUSED, None),
-        ({"data": {"c0": EDGES, "c1": EDGES}, "errors": [GONE, {"message": "boom"}]}, Outcome.REFUSED, None),
+        ({"errors": [{"message": "boom"}]}, Outcome.REJECTED, None),
+        ({"errors": ["boom"]}, Outcome.REJECTED, None),
+        ({"errors": 5}, Outcome.REJECTED, None),
+        ({"data": {"c0": EDGES, "c1": EDGES}, "errors": [GONE, {"message": "boom"}]}, Outcome.REJECTED, None),
         ([], Outcome.RETRY_LATER, None),
         ("hello", Outcome.RETRY_LATER, None),
     ],

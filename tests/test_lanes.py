@@ -103,7 +103,7 @@ def result_of(
         events=events,
         sent=bool(send),
         accepted=[entry for entry in send if entry.identifier not in refuse + stop],
-        refused=[(entry, words) for entry in send if entry.identifier in refuse],
+        rejected=[(entry, words) for entry in send if entry.identifier in refuse],
     )
 
 
@@ -476,7 +476,7 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     with pytest.raises(LeaseLostError):
         settling.settle(late, [result], ledger, delivery_id=delivery, answer=DELIVERED)
     with pytest.raises(LeaseLostError):
-        settling.settle(late, [Result(span, refused=[(entries[audience.pk][0], "no")])], ledger)
+        settling.settle(late, [Result(span, rejected=[(entries[audience.pk][0], "no")])], ledger)
     with pytest.raises(LeaseLostError):
         open_one(late)
     with pytest.raises(LeaseLostError):
@@ -772,8 +772,8 @@ def test_only_customers_that_are_still_parked_count_as_rejected(shop: Install) -
     deliver(claim(shop))
     enter(audience, "lee", "mo", "kim", at=3)
     lease = claim(shop)
-    assert lease.has_refusals
-    assert reading.refused_customers(lease, {"lee", "mo", "kim"}) == {"mo"}
+    assert lease.has_rejections
+    assert reading.rejected_customers(lease, {"lee", "mo", "kim"}) == {"mo"}
 
 
 def test_odp_knows_an_audience_once_it_accepted_any_membership_of_it(shop: Install) -> None:

@@ -36,7 +36,7 @@ def claimed(audience: Audience) -> leases.Lease:
 
 
 def blocked(audience: Audience, reason: str) -> None:
-    """By a delivery that ODP refused as a whole."""
+    """By a delivery that ODP rejected as a whole."""
     lease = claimed(audience)
     holds.block(lease, reason)
 

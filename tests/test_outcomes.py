@@ -18,7 +18,7 @@ from odp.outcomes import (
 )
 from outgoing.retry_after import LONGEST_RETRY_AFTER, retry_after_seconds
 
-RETRY, REFUSED = Outcome.RETRY_LATER, Outcome.REFUSED
+RETRY, REFUSED = Outcome.RETRY_LATER, Outcome.REJECTED
 NOW = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
 
 

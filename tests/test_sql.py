@@ -137,7 +137,7 @@ def test_postgresql_names_the_columns_like_the_fields_of_the_row(
     elif statement.name == "work_of_install":
         assert columns[:2] == ["unprovisioned", "ready"]
     elif statement.name == "lock_install" and columns != ["id"]:
-        assert columns[0] == "has_refusals"
+        assert columns[0] == "has_rejections"
 
 
 def columns_of(statement: sql.Statement[Any]) -> list[str]:

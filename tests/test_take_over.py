@@ -178,7 +178,7 @@ def test_it_does_not_wait_for_a_lease_that_a_dead_worker_left_behind(
     lease_runs_out(new)
     assert take_over.take_over(new, old, by="sam", reason="x")
     with pytest.raises(LeaseLostError):
-        holds.block(late, "ODP refused it under its old id")
+        holds.block(late, "ODP rejected it under its old id")
 
 
 def test_it_waits_for_a_resync(both: tuple[Audience, Audience]) -> None:

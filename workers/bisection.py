@@ -1,13 +1,13 @@
-"""Bisection: find the changes that ODP rejects in a refused request, in few requests. Pure: no HTTP, no database.
+"""Bisection: find the changes for which ODP rejects a request, in few requests. Pure: no HTTP, no database.
 
-ODP refuses a request as a whole. When the response names the bad items, they are set apart and the rest is sent again.
-When it doesn't, the request is halved: a refused half holds a bad change, an accepted half is delivered. One bad change
-among 500 costs nine such requests, and one more for the changes that were held back meanwhile.
+ODP rejects a request as a whole. When the response names the bad items, they are set apart and the rest is sent again.
+When it doesn't, the request is halved: a rejected half holds a bad change, an accepted half is delivered. One bad
+change among 500 costs nine such requests, and one more for the changes that were held back meanwhile.
 
 Two causes look like a bad change and aren't one:
 
 - The request is too large, and its halves succeed. A change that was rejected by elimination is therefore sent again in
-  a small request, unless ODP has accepted a request as large as the refused one.
+  a small request, unless ODP has accepted a request as large as the rejected one.
 - ODP rejects a whole audience. A request that names a rejected customer without the audience (the probe) decides: if
   ODP accepts it, and still rejects the change, the audience is at fault. A single rejection starts no probe if ODP has
   accepted the audience before.
@@ -57,18 +57,18 @@ class _Size:
     def stay_within_accepted(self) -> None:
         self.limit = max(1, min(self.limit, self.largest_accepted))
 
-    def may_explain(self, refused_groups: int) -> bool:
-        """Whether a request with this many groups can have been refused for its size alone."""
-        return refused_groups > max(1, self.largest_accepted)
+    def may_explain(self, rejected_groups: int) -> bool:
+        """Whether a request with this many groups can have been rejected for its size alone."""
+        return rejected_groups > max(1, self.largest_accepted)
 
 
 class Bisection:
-    """Delivers groups of changes. After ``run`` each change is accepted, refused, or in a blocked audience.
+    """Delivers groups of changes. After ``run`` each change is accepted, rejected, or in a blocked audience.
 
     ``has_control`` tells whether the mechanism can probe a customer without an audience; ``items_per_group`` is the
     number of items in a group, because ODP counts items when it names bad ones; ``was_taken`` tells whether ODP has
     accepted anything of an audience before. ``doubtful`` groups belong to customers of whom ODP rejected something
-    before. They are sent last and separately, so that they don't cause the refusal of the other groups.
+    before. They are sent last and separately, so that they don't cause the rejection of the other groups.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Bisection:
         doubtful: Sequence[Group] = (),
     ) -> None:
         self.accepted: list[Change] = []
-        self.refused: dict[Change, str] = {}
+        self.rejected: dict[Change, str] = {}
         self.blocked: dict[int, str] = {}
         self._groups = groups
         self._doubtful = doubtful
@@ -89,14 +89,14 @@ class Bisection:
         self._items_per_group = items_per_group
         self._was_taken = was_taken
         self._size = _Size(limit=max(1, len(groups), len(doubtful)))
-        # Changes rejected by elimination, with the size of the last refused request that held them.
+        # Changes rejected by elimination, with the size of the last rejected request that held them.
         self._eliminated: dict[Change, int] = {}
         self._accepted_of: Counter[int] = Counter()
-        self._probes_refused: set[int] = set()
+        self._probes_rejected: set[int] = set()
 
     @property
     def learned_limit(self) -> int | None:
-        """The largest number of groups that ODP accepted, if it refused a request for its size."""
+        """The largest number of groups that ODP accepted, if it rejected a request for its size."""
         return self._size.largest_accepted or None if self._size.matters else None
 
     def run(self, send: Callable[[Part], Answer]) -> None:
@@ -105,7 +105,7 @@ class Bisection:
         part = next(requests, None)
         while part is not None:
             answer = send(part)
-            if answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+            if answer.outcome not in (Outcome.DELIVERED, Outcome.REJECTED):
                 self._keep_what_is_certain()
                 return
             try:
@@ -134,8 +134,8 @@ class Bisection:
             yield from self._probe_audiences()
 
     def _bisect(self, candidates: Sequence[Group], answer: Answer) -> Generator[Part, Answer, list[Group]]:
-        """Find one bad change in a refused request. Returns the groups about which nothing is known afterwards."""
-        reason, refused_size, by_elimination = answer.reason, len(candidates), False
+        """Find one bad change in a rejected request. Returns the groups about which nothing is known afterwards."""
+        reason, rejected_size, by_elimination = answer.reason, len(candidates), False
         undecided: list[Group] = []
         while len(candidates) > 1 or len(candidates[0]) > 1:
             if len(candidates) == 1:  # one customer in several audiences: bisect those
@@ -149,9 +149,9 @@ class Bisection:
             elif (again := self._explained(half, answer)) is not None:
                 return [*again, *others, *undecided]
             else:
-                reason, refused_size, by_elimination = answer.reason, len(half), False
+                reason, rejected_size, by_elimination = answer.reason, len(half), False
                 candidates, undecided = half, [*others, *undecided]
-        self._reject(candidates[0][0], reason, refused_size=refused_size if by_elimination else None)
+        self._reject(candidates[0][0], reason, rejected_size=rejected_size if by_elimination else None)
         return undecided
 
     def _retest(self) -> Requests:
@@ -159,7 +159,7 @@ class Bisection:
         while suspected := [change for change, size in self._eliminated.items() if self._size.may_explain(size)]:
             self._eliminated = {}
             for change in suspected:
-                del self.refused[change]
+                del self.rejected[change]
             self._size.stay_within_accepted()
             accepted_before = len(self.accepted)
             yield from self._deliver(_one_by_one(suspected))
@@ -169,19 +169,19 @@ class Bisection:
         """Ask whether an audience is at fault when ODP accepted none of its changes and rejected two, or one at the
         end."""
         certain: dict[int, list[Change]] = {}
-        for change in self.refused:
+        for change in self.rejected:
             if self._is_certain(change) and not self._accepted_of[change.lane]:
                 certain.setdefault(change.lane, []).append(change)
         for lane, rejected in certain.items():
             if len(rejected) == 1 and (not at_the_end or self._was_taken(lane)):
                 continue
             has_probe = self._has_control(rejected[0])
-            if has_probe and lane not in self._probes_refused:
+            if has_probe and lane not in self._probes_rejected:
                 answer = yield Part((), control=rejected[0])
                 if answer.outcome is Outcome.DELIVERED:
                     yield from self._block_if_still_rejected(lane, rejected)
                     continue
-                self._probes_refused.add(lane)
+                self._probes_rejected.add(lane)
             if len(rejected) >= (BLOCK_AFTER if has_probe else BLOCK_AFTER_WITHOUT_CONTROL):
                 yield from self._block_if_still_rejected(lane, rejected)
 
@@ -192,13 +192,13 @@ class Bisection:
             self._block(lane)
             return
         for change in rejected:
-            del self.refused[change]
+            del self.rejected[change]
             self._eliminated.pop(change, None)
         self._accept([(rejected[0],)])
         yield from self._deliver(_one_by_one(rejected[1:]))
 
     def _explained(self, part: Sequence[Group], answer: Answer) -> list[Group] | None:
-        """The groups to send again, if the refusal gives its cause: the size, or the items that it names."""
+        """The groups to send again, if the rejection gives its cause: the size, or the items that it names."""
         if answer.too_large and len(part) > 1:
             self._size.too_large(len(part))
             return list(part)
@@ -221,18 +221,18 @@ class Bisection:
         self.accepted.extend(changes)
         self._accepted_of.update(change.lane for change in changes)
 
-    def _reject(self, change: Change, reason: str, *, refused_size: int | None = None) -> None:
-        """``refused_size``, for a change rejected by elimination: the number of groups in the refused request."""
-        self.refused[change] = reason
-        if refused_size is not None:
+    def _reject(self, change: Change, reason: str, *, rejected_size: int | None = None) -> None:
+        """``rejected_size``, for a change rejected by elimination: the number of groups in the rejected request."""
+        self.rejected[change] = reason
+        if rejected_size is not None:
             if any(map(self._size.may_explain, self._eliminated.values())):  # the second one: probably it is the size
                 self._size.limit = max(1, self._size.largest_accepted)
-            self._eliminated[change] = refused_size
+            self._eliminated[change] = rejected_size
 
     def _block(self, lane: int) -> None:
         """ODP rejects this audience: its changes wait, and none of them counts as rejected."""
-        self.blocked[lane] = next(reason for change, reason in self.refused.items() if change.lane == lane)
-        self.refused = {change: reason for change, reason in self.refused.items() if change.lane != lane}
+        self.blocked[lane] = next(reason for change, reason in self.rejected.items() if change.lane == lane)
+        self.rejected = {change: reason for change, reason in self.rejected.items() if change.lane != lane}
         self._eliminated = {change: size for change, size in self._eliminated.items() if change.lane != lane}
 
     def _not_blocked(self, groups: Sequence[Group]) -> Sequence[Group]:
@@ -247,10 +247,10 @@ class Bisection:
 
     def _keep_what_is_certain(self) -> None:
         """End without further responses. A change whose rejection isn't proven will be sent again."""
-        self.refused = {
+        self.rejected = {
             change: reason
-            for change, reason in self.refused.items()
-            if self._is_certain(change) and (self._accepted_of[change.lane] or change.lane in self._probes_refused)
+            for change, reason in self.rejected.items()
+            if self._is_certain(change) and (self._accepted_of[change.lane] or change.lane in self._probes_rejected)
         }
 
 

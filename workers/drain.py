@@ -148,7 +148,7 @@ class _Sender:
         self.sent: set[int] = set()
 
     def bisect(self, changes: list[Change]) -> Bisection:
-        previously_rejected = reading.refused_customers(self.lease, (change.identifier for change in changes))
+        previously_rejected = reading.rejected_customers(self.lease, (change.identifier for change in changes))
         groups = self.mechanism.groups(changes)
         return Bisection(
             [group for group in groups if group[0].identifier not in previously_rejected],
@@ -211,7 +211,7 @@ class _Sender:
         """Act on what the last answer says about the account rather than about items."""
         if self.answer is None or self.answer is TOO_LATE:
             return
-        if self.answer.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+        if self.answer.outcome not in (Outcome.DELIVERED, Outcome.REJECTED):
             backoff.apply(self.lease.install, self.answer)
         else:
             if self.lease.install.backoff_failures:
@@ -229,7 +229,7 @@ def _results(
     sent: set[int],
 ) -> list[Result]:
     accepted = {(change.lane, change.sequence) for change in bisection.accepted}
-    refused = {(change.lane, change.sequence): words for change, words in bisection.refused.items()}
+    rejected = {(change.lane, change.sequence): words for change, words in bisection.rejected.items()}
     results = []
     for span in lease.spans:
         lane, fold_of_lane = span.audience_id, folded[span.audience_id]
@@ -239,8 +239,8 @@ def _results(
         for entry in fold_of_lane.send:
             if (lane, entry.sequence) in accepted:
                 result.accepted.append(entry)
-            elif (lane, entry.sequence) in refused:
-                result.refused.append((entry, refused[lane, entry.sequence]))
+            elif (lane, entry.sequence) in rejected:
+                result.rejected.append((entry, rejected[lane, entry.sequence]))
             else:
                 result.complete = False
         if result.complete:

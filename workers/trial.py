@@ -158,9 +158,11 @@ class _Leg:
         run = self._run()
         if self._lane().delivered_sequence < self.event.sequence or run is None or run.delivery is None:
             return self._hopeless()
-        refused = Parked.objects.filter(audience=run.audience, identifier=self.trial.identifier, closed_at=None).first()
-        if refused:
-            return Seen(FAILED, f"ODP refused it: {refused.detail} It is parked: look at Parked.")
+        rejected = Parked.objects.filter(
+            audience=run.audience, identifier=self.trial.identifier, closed_at=None
+        ).first()
+        if rejected:
+            return Seen(FAILED, f"ODP rejected it: {rejected.detail} It is parked: look at Parked.")
         status, taken = run.delivery.status, run.delivery.latency_ms
         return Seen(DONE, f"delivery {run.delivery.pk}: ODP answered {status} after {taken} ms")
 
@@ -210,7 +212,7 @@ class _Leg:
             return Seen(FAILED, "The install was switched off.")
         if install.backoff_until_at is not None and state.needs_key(install):
             return Seen(FAILED, f"The install is on hold: {install.backoff_reason}. {state.remedy(install)}")
-        if state.refuses_key(lane.audience.hold_reason):
+        if state.rejects_key(lane.audience.hold_reason):
             return Seen(FAILED, self._on_hold(lane.audience))
         return None
 

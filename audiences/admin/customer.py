@@ -26,7 +26,7 @@ from django.utils.safestring import SafeString
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
 from audiences.delivery import odp_account
-from audiences.delivery.leases import REFUSED_BY_ODP
+from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.insight import customers, state
 from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus, Place
 from audiences.insight.state import State
@@ -296,7 +296,7 @@ def _happening(status: EventStatus, cause: str) -> Happening:
 
 def _nobody(identifier: str) -> dict[str, Any]:
     """Advice for an unknown identifier."""
-    unread = Parked.objects.filter(closed_at=None).exclude(reason=REFUSED_BY_ODP)
+    unread = Parked.objects.filter(closed_at=None).exclude(reason=REJECTED_BY_ODP)
     waiting = unread.values("install", "install__name").annotate(
         count=Count("pk"), nameless=Count("pk", filter=Q(reason=reasons.NO_IDENTIFIER))
     )

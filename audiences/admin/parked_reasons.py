@@ -1,12 +1,12 @@
 """Why an item is parked, in words, and whether a release can help."""
 
 from audiences.admin.pages import number
-from audiences.delivery.leases import REFUSED_BY_ODP
+from audiences.delivery.leases import REJECTED_BY_ODP
 from lytics.reasons import HINTS, RELEASABLE
 
 ALL_HINTS = {
     **HINTS,
-    REFUSED_BY_ODP: (
+    REJECTED_BY_ODP: (
         "ODP rejected this change for the reason shown. Fix that, then release the item:"
         " it is sent again unless something newer has replaced it."
     ),
@@ -23,7 +23,7 @@ def hint(reason: str) -> str:
 
 def can_be_released(reason: str) -> bool:
     """Whether a release can find anything else than before. A reason that another version gave may well."""
-    return reason in RELEASABLE or reason == REFUSED_BY_ODP or reason not in ALL_HINTS
+    return reason in RELEASABLE or reason == REJECTED_BY_ODP or reason not in ALL_HINTS
 
 
 # In the message, and in the history of the item.

@@ -171,8 +171,8 @@ def sent_of(run: Run, delivery: Delivery) -> dict[str, Any]:
         "count": len(changes),
         "changes": [(mask(identifier), is_member) for identifier, is_member in changes[:SHOWN]],
         "more": max(0, len(changes) - SHOWN),
-        "refused": Parked.objects.filter(delivery=delivery, audience=run.audience_id).exists(),
-        "refused_url": list_url(
+        "rejected": Parked.objects.filter(delivery=delivery, audience=run.audience_id).exists(),
+        "rejected_url": list_url(
             Parked, delivery__id__exact=delivery.pk, audience__id__exact=run.audience_id, resolution="all"
         ),
     }

@@ -40,7 +40,7 @@ class Due(NamedTuple):
 
 
 class Locked(NamedTuple):
-    has_refusals: bool
+    has_rejections: bool
     install: Install
 
 
@@ -61,8 +61,8 @@ def _work(row: Sequence[Any]) -> Work:
 
 
 def _locked(row: Sequence[Any]) -> Locked:
-    has_refusals, *columns = row
-    return Locked(has_refusals, _install(_INSTALL_FIELDS, columns))
+    has_rejections, *columns = row
+    return Locked(has_rejections, _install(_INSTALL_FIELDS, columns))
 
 
 def _install(fields: Sequence[Any], columns: Sequence[Any]) -> Install:
@@ -129,7 +129,7 @@ def _claim(install_id: int, capacity: int, token: uuid.UUID) -> Lease | None:
         return None
     spans = tuple(Span(lane.audience_id, lane.odp_id, lane.first, lane.last) for lane in claimed)
     more = any(lane.more for lane in claimed)  # the same in each row
-    lease = Lease(token, locked.install, spans, more=more, has_refusals=locked.has_refusals)
+    lease = Lease(token, locked.install, spans, more=more, has_rejections=locked.has_rejections)
     if any(lane.has_abandoned for lane in claimed):
         request_records.close_abandoned(lease)
     return lease

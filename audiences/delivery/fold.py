@@ -31,7 +31,7 @@ class Held(NamedTuple):
 
     is_member: bool
     occurred_ns: int
-    refused: bool = False
+    rejected: bool = False
 
 
 @dataclass
@@ -93,7 +93,7 @@ def fold(entries: Iterable[Entry], ledger: Mapping[str, Held]) -> Folded:
             if forced is not None and (forced.kind != EXIT) == held.is_member:
                 folded.send.append(forced._replace(occurred_ns=held.occurred_ns))
             continue
-        if entry.kind == CHANGE and held is not None and held.is_member and not held.refused and forced is None:
+        if entry.kind == CHANGE and held is not None and held.is_member and not held.rejected and forced is None:
             if exits is None:
                 exits = newest([entry for entry in entries if entry.kind == EXIT])
             if not _has_left(exits.get(identifier), held):

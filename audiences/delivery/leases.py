@@ -22,7 +22,7 @@ from odp.mechanisms import MECHANISMS
 
 WITHOUT_WAITING = sql.beside(__file__).command("commit_without_waiting", prepared=True)
 
-REFUSED_BY_ODP = "refused_by_odp"
+REJECTED_BY_ODP = "refused_by_odp"
 
 
 Ledger = dict[int, dict[str, Held]]
@@ -63,7 +63,7 @@ class Lease:
     spans: tuple[Span, ...]
     more: bool
     # Whether ODP has rejected changes of this install that are still parked.
-    has_refusals: bool
+    has_rejections: bool
 
     @property
     def audience_ids(self) -> list[int]:
@@ -79,7 +79,7 @@ class Result:
     events: int = 0
     sent: bool = False
     accepted: list[Entry] = field(default_factory=list)
-    refused: list[tuple[Entry, str]] = field(default_factory=list)
+    rejected: list[tuple[Entry, str]] = field(default_factory=list)
     block_reason: str = ""
 
 

@@ -7,7 +7,7 @@ import structlog
 
 from audiences import sql
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve
-from audiences.delivery.leases import REFUSED_BY_ODP, GapError, Lease, Ledger, columns, latest_ns
+from audiences.delivery.leases import REJECTED_BY_ODP, GapError, Lease, Ledger, columns, latest_ns
 from audiences.models import Membership, Parked
 
 log = structlog.get_logger(__name__)
@@ -24,7 +24,7 @@ class Read(NamedTuple):
     forced: bool
     held_is_member: bool | None
     held_ns: int
-    held_refused: bool
+    held_rejected: bool
 
 
 # Not prepared: a plan that was made while the log was small would be kept when the log is large.
@@ -45,7 +45,7 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
         if row.held_is_member is not None:
             # An older version may have stored a time later than that: then any real event decides.
             held_ns = EARLIEST_NS if row.held_ns > latest else row.held_ns
-            ledger[row.audience_id][row.identifier] = Held(row.held_is_member, held_ns, row.held_refused)
+            ledger[row.audience_id][row.identifier] = Held(row.held_is_member, held_ns, row.held_rejected)
     for audience_id, numbers in ahead.items():
         entries[audience_id] = disbelieve(entries[audience_id], numbers, ledger[audience_id])
     for span in spans:
@@ -54,12 +54,12 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     return entries, ledger
 
 
-def refused_customers(lease: Lease, identifiers: Iterable[str]) -> set[str]:
+def rejected_customers(lease: Lease, identifiers: Iterable[str]) -> set[str]:
     """Those of the customers with a rejected change that is still parked."""
-    if not lease.has_refusals:
+    if not lease.has_rejections:
         return set()
-    refused = Parked.objects.filter(install=lease.install, reason=REFUSED_BY_ODP, closed_at=None)
-    return set(refused.filter(identifier__in=set(identifiers)).values_list("identifier", flat=True))
+    rejected = Parked.objects.filter(install=lease.install, reason=REJECTED_BY_ODP, closed_at=None)
+    return set(rejected.filter(identifier__in=set(identifiers)).values_list("identifier", flat=True))
 
 
 def was_taken(audience_id: int) -> bool:

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from audiences import prepared_statements, sql
 from audiences.delivery import request_records
 from audiences.delivery.fold import EXIT, Entry, Held
-from audiences.delivery.leases import REFUSED_BY_ODP, WITHOUT_WAITING, Lease, LeaseLostError, Ledger, Result, latest_ns
+from audiences.delivery.leases import REJECTED_BY_ODP, WITHOUT_WAITING, Lease, LeaseLostError, Ledger, Result, latest_ns
 from audiences.models import Install, Run
 from odp.outcomes import Answer, Outcome
 
@@ -23,7 +23,7 @@ class Change(NamedTuple):
 
     audience_id: int
     entry: Entry
-    refused: bool
+    rejected: bool
 
 
 _SQL = sql.beside(__file__)
@@ -31,8 +31,8 @@ _MOVE = _SQL.command("move_cursors", prepared=True)
 _COPY_NEW = _SQL.command("copy_new_members")
 # Not prepared: a plan that was made while the ledger was small would be kept when the ledger is large.
 _LEDGER = _SQL.command("update_ledger")
-_PARK = _SQL.command("park_refusals")
-_SUPERSEDE = _SQL.command("supersede_refusals")
+_PARK = _SQL.command("park_rejections")
+_SUPERSEDE = _SQL.command("supersede_rejections")
 
 
 def settle(
@@ -76,7 +76,7 @@ def _move(lease: Lease, results: Sequence[Result], ledger: Ledger) -> sql.Sent[N
 
 def _joined(result: Result, held: Mapping[str, Held]) -> int:
     """The number of members that the audience gains in the ledger; negative when it loses members."""
-    written = [*result.accepted, *(entry for entry, _ in result.refused)]
+    written = [*result.accepted, *(entry for entry, _ in result.rejected)]
     before = sum(held[entry.identifier].is_member for entry in written if entry.identifier in held)
     return sum(entry.kind != EXIT for entry in written) - before
 
@@ -90,7 +90,7 @@ def _write_ledger(results: Iterable[Result], ledger: Ledger) -> None:
         held = ledger[lane]
         for entry in result.accepted:
             (known if entry.identifier in held else new).append(Change(lane, entry, False))
-        for entry, _ in result.refused:
+        for entry, _ in result.rejected:
             (known if entry.identifier in held else new).append(Change(lane, entry, True))
     if new:
         _copy(new)
@@ -103,39 +103,39 @@ def _copy(changes: list[Change]) -> None:
     prepared_statements.copy(
         _COPY_NEW.text,
         [
-            f"{lane}\t{entry.occurred_ns}\t{entry.sequence}\t{entry.kind != EXIT}\t{refused}\t{identifier}\n"
-            for (lane, entry, refused), identifier in zip(changes, identifiers, strict=True)
+            f"{lane}\t{entry.occurred_ns}\t{entry.sequence}\t{entry.kind != EXIT}\t{rejected}\t{identifier}\n"
+            for (lane, entry, rejected), identifier in zip(changes, identifiers, strict=True)
         ],
     )
 
 
 def _update(changes: list[Change]) -> None:
-    lanes, entries, refused = zip(*changes, strict=True)
+    lanes, entries, rejected = zip(*changes, strict=True)
     _LEDGER.run(
         audiences=prepared_statements.numbers(lanes),
         identifiers=prepared_statements.texts([entry.identifier for entry in entries]),
         is_member=prepared_statements.numbers([entry.kind != EXIT for entry in entries]),
         occurred_ns=prepared_statements.numbers([entry.occurred_ns for entry in entries]),
         sequences=prepared_statements.numbers([entry.sequence for entry in entries]),
-        refused=prepared_statements.numbers(refused),
+        rejected=prepared_statements.numbers(rejected),
         latest_ns=latest_ns(),
     )
 
 
 def _supersede(results: Iterable[Result], ledger: Ledger) -> None:
-    """Close parked refusals for which ODP has accepted a newer change."""
+    """Close parked rejections for which ODP has accepted a newer change."""
     accepted = [
         {"audience_id": result.span.audience_id, "identifier": entry.identifier}
         for result in results
         for entry in result.accepted
-        if (held := ledger[result.span.audience_id].get(entry.identifier)) and held.refused
+        if (held := ledger[result.span.audience_id].get(entry.identifier)) and held.rejected
     ]
     if accepted:
         _SUPERSEDE.run(accepted=json.dumps(accepted))
 
 
 def _park(install: Install, results: Iterable[Result], delivery_id: int | None) -> None:
-    refusals = [
+    rejections = [
         {
             "audience_id": result.span.audience_id,
             "delivery_id": delivery_id,
@@ -144,11 +144,11 @@ def _park(install: Install, results: Iterable[Result], delivery_id: int | None) 
             "detail": words.replace("\x00", ""),
         }
         for result in results
-        for entry, words in result.refused
+        for entry, words in result.rejected
     ]
-    if refusals:
-        _PARK.run(install=install.pk, reason=REFUSED_BY_ODP, refusals=json.dumps(refusals))
-        log.warning("parked", install=install.name, reasons={REFUSED_BY_ODP: len(refusals)})
+    if rejections:
+        _PARK.run(install=install.pk, reason=REJECTED_BY_ODP, rejections=json.dumps(rejections))
+        log.warning("parked", install=install.name, reasons={REJECTED_BY_ODP: len(rejections)})
 
 
 def _record_folded(results: Iterable[Result]) -> None:

@@ -26,7 +26,7 @@ from audiences.receiving.rejected_calls import RejectedCalls
 NAMED = 10
 
 
-def refused_number(installs: list[Any], found: dict[str, RejectedCalls] | None) -> Number:
+def rejected_number(installs: list[Any], found: dict[str, RejectedCalls] | None) -> Number:
     if found is None:
         return Number("rejected calls", "unknown", list_url(Install), False, "Redis does not answer")
     total = sum(one.count for one in found.values())
@@ -95,7 +95,7 @@ def unreadable_secret(problem: str) -> list[Alert]:
 
 def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
     found_alerts = [
-        _refused_of(request, install, found[install.public_id]) for install in installs if install.public_id in found
+        _rejected_of(request, install, found[install.public_id]) for install in installs if install.public_id in found
     ]
     if (stray := found.get(rejected_calls.UNKNOWN)) is not None:
         found_alerts.append(
@@ -135,7 +135,7 @@ def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, Rej
     return found_alerts
 
 
-def _refused_of(request: HttpRequest, install: Any, one: RejectedCalls) -> Alert:
+def _rejected_of(request: HttpRequest, install: Any, one: RejectedCalls) -> Alert:
     what = f"{count(one.count, 'call')} to {install} rejected: the token is wrong, revoked or expired"
     live = tokens.live(install)
     if install.called_at is not None and install.called_at > one.last_at:

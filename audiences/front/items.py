@@ -131,7 +131,7 @@ def creations_on_hold(request: HttpRequest) -> list[Alert]:
                 buttons=[
                     *(
                         way_to(request, first.install, "id_odp_api_key", "Enter a key", "key")
-                        if state.refuses_key(first.hold_reason)
+                        if state.rejects_key(first.hold_reason)
                         else []
                     ),
                     *(verbs.buttons(page(Audience), request, first, back=here, only=("retry",)) if alone else []),
@@ -262,7 +262,7 @@ def times_stored_ahead() -> list[Alert]:
     ]
 
 
-def new_installs(installs: list[Any], refusals: dict[str, RejectedCalls]) -> list[Alert]:
+def new_installs(installs: list[Any], rejections: dict[str, RejectedCalls]) -> list[Alert]:
     return [
         Alert(
             f"{install} has had no call yet",
@@ -272,5 +272,5 @@ def new_installs(installs: list[Any], refusals: dict[str, RejectedCalls]) -> lis
             "held",
         )
         for install in installs
-        if install.enabled and install.called_at is None and install.public_id not in refusals
+        if install.enabled and install.called_at is None and install.public_id not in rejections
     ]

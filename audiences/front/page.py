@@ -56,7 +56,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
     parked = groups()
     pulse = heartbeats.pulse()
     stuck = stalled_work.stuck()
-    refusals = rejected_calls.last_hour(install.public_id for install in installs)
+    rejections = rejected_calls.last_hour(install.public_id for install in installs)
     proofs = probes.proofs(installs)
     alerts = [
         *calls.unreadable_secret(readiness.encryption_problem()),
@@ -66,7 +66,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *_unheard(pulse),
         *installs_on_hold(request, installs, waiting),
         *not_proven(request, installs, proofs),
-        *calls.wrong_tokens(request, installs, refusals or {}),
+        *calls.wrong_tokens(request, installs, rejections or {}),
         *calls.over_the_mark(installs, waiting),
         *calls.over_the_disk_mark(installs),
         *calls.switched_off(request, installs),
@@ -81,13 +81,13 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *paused_audiences(request),
         *ignored_times(),
         *times_stored_ahead(),
-        *new_installs(installs, refusals or {}),
+        *new_installs(installs, rejections or {}),
     ]
     alerts.sort(key=lambda alert: alert.tone != "bad")
     return {
         "numbers": [
             *_numbers(installs, waiting, blocked.lanes, parked),
-            calls.refused_number(installs, refusals),
+            calls.rejected_number(installs, rejections),
             _workers(pulse, is_stuck=stuck is not None),
             proof_number(installs, proofs),
         ],

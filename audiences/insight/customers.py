@@ -212,7 +212,7 @@ def _statuses(
     for audience_id, of_audience in groupby(in_order, key=lambda event: event.audience_id):
         mine = list(of_audience)
         runs = {event.sequence: attempts.get((audience_id, event.sequence), []) for event in mine}
-        refused = parked.get(audience_id, [])
+        rejected = parked.get(audience_id, [])
         cursor = mine[0].audience.lane.delivered_sequence
         held = ledger.get(audience_id)
         passed = [event for event in mine if event.sequence <= cursor]
@@ -220,8 +220,8 @@ def _statuses(
         settled = [event for event in passed if event not in skipped]
         for status in (
             *(EventStatus(event, End.SKIPPED, tuple(runs[event.sequence])) for event in skipped),
-            *_settled(settled, runs, refused),
-            *(_waiting(event, runs[event.sequence], refused, held) for event in mine if event.sequence > cursor),
+            *_settled(settled, runs, rejected),
+            *(_waiting(event, runs[event.sequence], rejected, held) for event in mine if event.sequence > cursor),
         ):
             statuses[audience_id, status.event.sequence] = status
     claimed = _claimed(events)
@@ -243,9 +243,9 @@ def _claimed(events: Sequence[Event]) -> dict[tuple[int, int], int]:
     return {(row.audience_id, row.sequence): row.claimed_ns for row in rows}
 
 
-def _waiting(event: Event, runs: Sequence[Run], refused: Iterable[Parked], held: Membership | None) -> EventStatus:
+def _waiting(event: Event, runs: Sequence[Run], rejected: Iterable[Parked], held: Membership | None) -> EventStatus:
     """An event beyond the cursor. What ODP accepted or rejected before a request ended early is known already."""
-    row = next((row for row in refused if row.sequence == event.sequence), None)
+    row = next((row for row in rejected if row.sequence == event.sequence), None)
     if row is not None:
         return EventStatus(event, End.PARKED, tuple(runs), parked=row)
     if any(run.closed_at is None for run in runs):
@@ -258,13 +258,13 @@ def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Seq
     """Events that the cursor has passed: folded again, run by run, as ``drain.deliver`` did it."""
     decided_by = _decided_by(events, runs, {row.sequence for row in parked})
     sent = [event for event in events if event.sequence not in decided_by]
-    refused = _refused(sent, runs, parked)
+    rejected = _rejected(sent, runs, parked)
     statuses = []
     for event in events:
         tried = runs[event.sequence]
         took = tuple(run for run in tried if run.outcome == Outcome.DELIVERED and run.sent)
-        if event.sequence in refused:
-            statuses.append(EventStatus(event, End.PARKED, tuple(tried), parked=refused[event.sequence]))
+        if event.sequence in rejected:
+            statuses.append(EventStatus(event, End.PARKED, tuple(tried), parked=rejected[event.sequence]))
         elif event.sequence in decided_by:
             statuses.append(EventStatus(event, End.FOLDED, _cut_short(tried), decided_by[event.sequence]))
         elif tried and not took and not tried[0].sent:
@@ -277,11 +277,11 @@ def _settled(events: Sequence[Event], runs: Mapping[int, list[Run]], parked: Seq
 
 def _cut_short(tried: Sequence[Run]) -> tuple[Run, ...]:
     """Delivered runs before an attempt that ended early. The last run of such an attempt has no response of ODP."""
-    before = dropwhile(lambda run: run.outcome in (Outcome.DELIVERED, Outcome.REFUSED), tried)
+    before = dropwhile(lambda run: run.outcome in (Outcome.DELIVERED, Outcome.REJECTED), tried)
     return tuple(run for run in before if run.outcome == Outcome.DELIVERED and run.sent)
 
 
-def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused: set[int | None]) -> dict[int, Event]:
+def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], rejected: set[int | None]) -> dict[int, Event]:
     """For each event that wasn't sent, the event that decided instead; itself when it changed nothing."""
     found: dict[int, Event] = {}
     holder: Event | None = None
@@ -296,7 +296,7 @@ def _decided_by(events: Sequence[Event], runs: Mapping[int, list[Run]], refused:
             holder = by_number[entry.sequence]
             is_member = entry.kind != Kind.EXIT
             as_of = EARLIEST_NS if entry.sequence in ahead else entry.occurred_ns
-            ledger = {entry.identifier: Held(is_member, as_of, refused=entry.sequence in refused)}
+            ledger = {entry.identifier: Held(is_member, as_of, rejected=entry.sequence in rejected)}
         decider = holder or next(iter(by_number.values()))
         sent = {entry.sequence for entry in folded.send}
         found |= {number: decider for number in by_number if number not in sent}
@@ -317,7 +317,7 @@ def _span(event: Event, runs: Sequence[Run]) -> tuple[int, int]:
     return (runs[0].first_sequence, runs[0].last_sequence) if runs else (event.sequence, event.sequence)
 
 
-def _refused(sent: Sequence[Event], runs: Mapping[int, list[Run]], parked: Iterable[Parked]) -> dict[int, Parked]:
+def _rejected(sent: Sequence[Event], runs: Mapping[int, list[Run]], parked: Iterable[Parked]) -> dict[int, Parked]:
     """The rejected events among those that were sent.
 
     A newer rejection reuses the open row and sets its number. The row's age then shows which event it was created for:

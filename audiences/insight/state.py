@@ -99,11 +99,11 @@ def remedy(install: Install) -> str:
 
 
 def needs_key(install: Install) -> bool:
-    """Whether ODP refuses its key."""
-    return refuses_key(install.backoff_reason)
+    """Whether ODP rejects its key."""
+    return rejects_key(install.backoff_reason)
 
 
-def refuses_key(reason: str) -> bool:
+def rejects_key(reason: str) -> bool:
     """The reason of a failure begins with ODP's status where there was one."""
     status = reason.partition(":")[0]
     return status.isdecimal() and outcome_of(int(status)) is Outcome.UNAUTHORISED
@@ -164,7 +164,7 @@ def fault(lane: Lane) -> str:
 
 def remedy_of_hold(audience: Audience) -> str:
     """What a person can do about an audience that can't be made. It comes from the API that makes audiences."""
-    if refuses_key(audience.hold_reason):
+    if rejects_key(audience.hold_reason):
         return (
             "The API key may not create audiences in ODP: enter the account's private key on the install's page."
             " Waiting events are sent at the next try."

@@ -14,7 +14,7 @@ from odp import redact
 
 
 class Parked(models.Model):
-    """An item that needs a person: one of a call that gave no event, or a change that ODP refused."""
+    """An item that needs a person: one of a call that gave no event, or a change that ODP rejected."""
 
     class Resolution(models.TextChoices):
         OPEN = "", "waiting for a person"

@@ -31,7 +31,7 @@ _CURSORS = _SQL.query("cursors", Violation._make)
 _LEDGER = _SQL.query("ledger", Violation._make)
 _MEMBERS = _SQL.query("members", Violation._make)
 _HISTORY = _SQL.query("history", Violation._make)
-_REFUSED = _SQL.query("refused", Violation._make)
+_REJECTED = _SQL.query("rejected", Violation._make)
 _AHEAD = _SQL.query("ahead", Violation._make)
 
 TRUTHS = {
@@ -40,7 +40,7 @@ TRUTHS = {
     "ledger is the fold of the delivered log": _LEDGER,
     "members counted as in the ledger": _MEMBERS,
     "every delivered event lies in a run": _HISTORY,
-    "every refused item is in the ledger as refused": _REFUSED,
+    "every rejected item is in the ledger as rejected": _REJECTED,
     "no membership is ahead of the clock": _AHEAD,
 }
 

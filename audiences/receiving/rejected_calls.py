@@ -93,7 +93,7 @@ class _Counter:
             _write(counts, first, newest)
         except redis.RedisError as error:
             if not self._redis_is_down:
-                log.warning("refused calls can't be counted", error=str(error))
+                log.warning("rejected calls can't be counted", error=str(error))
             self._redis_is_down = True
             self._keep(counts, first, newest)
             return False
@@ -114,7 +114,7 @@ _counter = _Counter()
 
 
 def note(caller: str, source: str | None, *, what: str = "") -> None:
-    """A call to ``who`` was refused: an install's public id or a name from above, and in ``what`` words.
+    """A call to ``who`` was rejected: an install's public id or a name from above, and in ``what`` words.
 
     Returns at once and never raises.
     """
@@ -148,7 +148,7 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
                 pipe.hgetall(_spell(caller))
             answers = pipe.execute()
     except redis.RedisError as error:
-        log.info("Redis does not say how many calls were refused", error=str(error))
+        log.info("Redis does not say how many calls were rejected", error=str(error))
         return None
     by_minute, spells = answers[:MINUTES], answers[MINUTES:]
     found = {}
@@ -174,5 +174,5 @@ def _of_minute(minute: int) -> str:
 
 
 def _spell(caller: str) -> str:
-    """The hash of an install's unbroken spell of refused calls; an hour without one ends it."""
+    """The hash of an install's unbroken spell of rejected calls; an hour without one ends it."""
     return f"{_PREFIX}:of:{caller}"

@@ -80,7 +80,7 @@ def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) ->
             "description": f"Whether the customer is in the Lytics audience {label.removeprefix('Lytics - ')}",
         }
         created = client.call("POST", _FIELDS, body=msgspec.json.encode(body), seconds=seconds)
-        if created.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+        if created.outcome not in (Outcome.DELIVERED, Outcome.REJECTED):
             return created
         found = _read_type(client, odp_id, seconds=seconds)
         if found is None and created.outcome is Outcome.DELIVERED:

@@ -61,10 +61,10 @@ def _ensure_list(client: Client, odp_id: str, *, seconds: float) -> Answer | Ref
     found = _read_lists(client, odp_id, seconds=seconds)
     if found is None:
         created = client.call("POST", paths.LISTS, body=msgspec.json.encode({"name": odp_id}), seconds=seconds)
-        if created.outcome not in (Outcome.DELIVERED, Outcome.REFUSED):
+        if created.outcome not in (Outcome.DELIVERED, Outcome.REJECTED):
             return created
         found = _read_lists(client, odp_id, seconds=seconds)
-        if found is None and created.outcome is Outcome.REFUSED:
+        if found is None and created.outcome is Outcome.REJECTED:
             return Refusal(f"The list {odp_id} could not be created: {created.reason}")
         if found is None:
             return not_shown(created, f"the list {odp_id}")

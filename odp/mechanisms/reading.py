@@ -35,7 +35,7 @@ def failure(answer: Answer, what_failed: str) -> Answer | Refusal | None:
     """None for a success, a ``Refusal`` when ODP rejects the request, and the answer itself for a retry."""
     if answer.outcome is Outcome.DELIVERED:
         return None
-    return Refusal(f"{what_failed}: {answer.reason}") if answer.outcome is Outcome.REFUSED else answer
+    return Refusal(f"{what_failed}: {answer.reason}") if answer.outcome is Outcome.REJECTED else answer
 
 
 def not_shown(answer: Answer, name: str) -> Answer:

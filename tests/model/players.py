@@ -220,14 +220,14 @@ class Odp:
     def answer(self, request: Request, items: list[Any]) -> Answer:
         """What an ODP in good health says to it, by what it has against customers, audiences and sizes."""
         if len(items) > self.limit:
-            return Answer(Outcome.REFUSED, "413: too large", 413, too_large=True)
+            return Answer(Outcome.REJECTED, "413: too large", 413, too_large=True)
         bad = {
             position: "not this one"
             for position, item in enumerate(items)
             if item["attributes"]["fs_user_id"] in self.bad_customers or self.bad_audiences & item["attributes"].keys()
         }
         if bad:
-            return Answer(Outcome.REFUSED, "400: invalid items", 400, named=bad if self.names_them else {})
+            return Answer(Outcome.REJECTED, "400: invalid items", 400, named=bad if self.names_them else {})
         self.apply(request)
         return Answer(Outcome.DELIVERED, status=202)
 

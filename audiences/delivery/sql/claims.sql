@@ -36,7 +36,7 @@ WHERE install.id = %(install)s
 SELECT EXISTS (
         SELECT 1 FROM audiences_parked AS parked
         WHERE parked.install_id = install.id AND parked.reason = 'refused_by_odp' AND parked.closed_at IS NULL
-    ) AS has_refusals,
+    ) AS has_rejections,
     {{install_columns}}
 FROM audiences_install AS install WHERE id = %(install)s AND {{install_may_send}} FOR NO KEY UPDATE
 

@@ -4,7 +4,7 @@
 -- The LIMITs never drop rows. They force index look-ups: PostgreSQL's row estimates are too low for tables that grow
 -- fast, and the planner would scan the whole log.
 SELECT event.audience_id, event.sequence, event.identifier, event.kind, event.occurred_ns, event.forced,
-    held.is_member AS held_is_member, held.occurred_ns AS held_ns, held.refused AS held_refused
+    held.is_member AS held_is_member, held.occurred_ns AS held_ns, held.refused AS held_rejected
 FROM unnest(%(audiences)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS span(audience_id, first, last)
 CROSS JOIN LATERAL (
     SELECT * FROM audiences_event AS event

@@ -30,27 +30,27 @@ COPY audiences_membership (audience_id, occurred_ns, sequence, is_member, refuse
 -- Updates ledger rows of known customers. A row never goes back to an older transition; at the same time an exit wins
 -- over an enter. A held time later than latest_ns is one that this service doesn't believe, so any transition wins.
 UPDATE audiences_membership AS held SET
-    is_member = new.is_member, occurred_ns = new.occurred_ns, sequence = new.sequence, refused = new.refused
+    is_member = new.is_member, occurred_ns = new.occurred_ns, sequence = new.sequence, refused = new.rejected
 FROM unnest(
     %(audiences)s::int[], %(identifiers)s::text[], %(is_member)s::boolean[], %(occurred_ns)s::bigint[],
-    %(sequences)s::bigint[], %(refused)s::boolean[]
-) AS new(audience_id, identifier, is_member, occurred_ns, sequence, refused)
+    %(sequences)s::bigint[], %(rejected)s::boolean[]
+) AS new(audience_id, identifier, is_member, occurred_ns, sequence, rejected)
 WHERE held.audience_id = new.audience_id AND held.identifier = new.identifier AND (
     (new.occurred_ns, NOT new.is_member) >= (held.occurred_ns, NOT held.is_member)
     OR held.occurred_ns > %(latest_ns)s
 )
 
--- name: park_refusals
+-- name: park_rejections
 -- Parks changes that ODP rejected. A customer has at most one such open item per audience, which a newer one replaces.
 INSERT INTO audiences_parked
     (install_id, audience_id, delivery_id, sequence, identifier, reason, detail, parked_at, closed_by, resolution)
 SELECT %(install)s, audience_id, delivery_id, sequence, identifier, %(reason)s, detail, clock_timestamp(), '', ''
-FROM jsonb_to_recordset(%(refusals)s::jsonb)
-    AS refusal(audience_id int, delivery_id bigint, sequence bigint, identifier text, detail text)
+FROM jsonb_to_recordset(%(rejections)s::jsonb)
+    AS rejection(audience_id int, delivery_id bigint, sequence bigint, identifier text, detail text)
 ON CONFLICT (audience_id, identifier) WHERE closed_at IS NULL AND sequence IS NOT NULL
 DO UPDATE SET sequence = excluded.sequence, detail = excluded.detail, delivery_id = excluded.delivery_id
 
--- name: supersede_refusals
+-- name: supersede_rejections
 -- Closes parked changes of customers for whom ODP has accepted a newer change.
 UPDATE audiences_parked AS parked SET closed_at = clock_timestamp(), resolution = 'superseded'
 FROM jsonb_to_recordset(%(accepted)s::jsonb) AS accepted(audience_id int, identifier text)

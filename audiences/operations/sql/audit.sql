@@ -82,10 +82,10 @@ LEFT JOIN covered ON covered.audience_id = lane.audience_id
 WHERE lane.delivered_sequence > 0
     AND NOT coalesce(covered.numbers @> int8range(1, lane.delivered_sequence, '[]'), false)
 
--- name: refused
+-- name: rejected
 -- Customers with an open parked item that ODP rejected, whose ledger row doesn't say so.
 SELECT audience.odp_id AS audience,
-    concat(parked.identifier, ' is parked as refused and the ledger does not say so') AS seen
+    concat(parked.identifier, ' is parked as rejected and the ledger does not say so') AS seen
 FROM audiences_parked AS parked
 JOIN audiences_audience AS audience ON audience.id = parked.audience_id
 LEFT JOIN audiences_membership AS held
