@@ -84,7 +84,7 @@ DELIVERY_DEADLINE_SECONDS = env.seconds("DELIVERY_DEADLINE_SECONDS", 8)
 # How many seconds a claim on a lane lasts; one audience waits that long after its worker was killed. It must be longer
 # than the deadline, which a system check ensures.
 LEASE_SECONDS = env.seconds("LEASE_SECONDS", 11)
-# How many seconds one drain task works before another takes its place.
+# How many seconds one drain task works at most. While other tasks wait for a slot it ends after one request.
 DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
 # The interval in seconds at which a sweep looks for waiting events whose hint was lost.
 SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)

@@ -142,6 +142,16 @@ def test_one_install_is_held_back_and_no_other(shop: Install) -> None:
     assert claims.claim(shop.pk) is None
 
 
+def test_a_sweep_names_the_install_first_that_has_waited_longest_since_its_backoff(db: None) -> None:
+    installs = [make_install(name=f"Shop {number}") for number in range(4)]
+    for install, minutes in zip(installs, (1, 3, 2, 0), strict=True):
+        enter(make_audience(install), "kim")
+        if minutes:
+            backoff.apply(install, BUSY)
+            Install.objects.filter(pk=install.pk).update(backoff_until_at=now() - timedelta(minutes=minutes))
+    assert claims.due() == [installs[3].pk, installs[1].pk, installs[2].pk, installs[0].pk]
+
+
 # --- Requests that were under way together --------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """The slots of a worker process are shared among installs: one whose ODP hangs leaves some to the others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -11,28 +11,81 @@ from audiences import wake
 from audiences.operations import resends
 from workers import app, drain, making, slots, tasks
 
-HANGING, WELL = 1, 2
+HANGING, WELL, ANOTHER = 1, 2, 3
 
 
 @pytest.fixture(autouse=True)
 def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a worker, and for the length of a test."""
-    monkeypatch.setattr(slots, "_limit", None)
+    """As in a worker, and for the length of a test. ODP has responded to the install that hangs now."""
+    monkeypatch.setattr(slots, "_slots", None)
+    monkeypatch.setattr(slots, "_waiting", int)
+    monkeypatch.setattr(slots, "_was_slow", {HANGING: False})
     yield
     assert not slots._held, "every slot was given back"
+    assert not slots._leaving, "no thread is leaving any more"
 
 
 def hold(stack: ExitStack, install_id: int, count: int) -> list[bool]:
     return [stack.enter_context(slots.slot(install_id)) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("of_process", "of_one"), [(1, 1), (2, 1), (10, 9), (12, 10), (24, 20)])
-def test_one_install_never_gets_all_of_them(of_process: int, of_one: int) -> None:
+@pytest.mark.parametrize(("of_process", "of_one"), [(1, 1), (2, 1), (3, 2), (4, 3), (10, 8), (12, 9), (24, 18)])
+def test_one_install_gets_three_quarters_at_most(of_process: int, of_one: int) -> None:
     assert app.app is not None
     celeryd_after_setup.send(sender="worker", instance=SimpleNamespace(concurrency=of_process), conf=None)
     with ExitStack() as stack:
         assert hold(stack, HANGING, of_one + 1) == [True] * of_one + [False]
         assert hold(stack, WELL, 1) == [True]
+
+
+def test_the_reserve_gives_each_install_one_slot() -> None:
+    slots.share_out(12)
+    with ExitStack() as stack:
+        hold(stack, HANGING, 9)
+        slots.note_request(WELL, 0.1)
+        assert hold(stack, WELL, 2) == [True, False]
+        assert hold(stack, ANOTHER, 1) == [True]
+
+
+def test_an_install_gets_a_second_slot_after_a_request_has_ended() -> None:
+    slots.share_out(12)
+    with ExitStack() as stack:
+        assert hold(stack, WELL, 2) == [True, False]
+        slots.note_request(WELL, 0.1)
+        assert hold(stack, WELL, 1) == [True]
+
+
+def test_installs_that_are_slow_hold_one_slot_of_the_reserve_together() -> None:
+    slots.share_out(12)
+    slots.note_request(WELL, 2.5)
+    slots.note_request(ANOTHER, 2.5)
+    with ExitStack() as stack:
+        assert hold(stack, HANGING, 9) == [True] * 9
+        assert hold(stack, WELL, 1) == [True]
+        assert hold(stack, ANOTHER, 1) == [False]
+        slots.note_request(ANOTHER, 0.1)
+        assert hold(stack, ANOTHER, 1) == [True]
+
+
+def test_a_request_has_a_short_deadline_while_the_reserve_is_used_unless_its_install_is_slow() -> None:
+    slots.share_out(12)
+    with ExitStack() as stack:
+        hold(stack, HANGING, 9)
+        assert slots.deadline(HANGING, 8.0) == 8.0
+        hold(stack, WELL, 1)
+        assert slots.deadline(WELL, 8.0) == 3.0
+        assert slots.deadline(WELL, 1.0) == 1.0
+        slots.note_request(WELL, 3.0)
+        assert slots.deadline(WELL, 8.0) == 8.0
+
+
+def test_as_many_tasks_end_as_messages_wait() -> None:
+    slots.share_out(12, waiting=lambda: 1)
+    with slots.slot(HANGING):
+        assert slots.gives_way()
+        assert not slots.gives_way(), "the slot of the first one is for the message"
+    with slots.slot(HANGING):
+        assert slots.gives_way(), "the message still waits, and nobody is leaving"
 
 
 def test_a_released_slot_is_available_again() -> None:
@@ -53,7 +106,7 @@ def test_without_a_worker_around_them_tasks_are_not_counted_off() -> None:
 def test_a_task_beyond_the_share_of_its_install_ends_at_once(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
 
-    def run(install_id: int, *, seconds: float) -> int:
+    def run(install_id: int, *, seconds: float, gives_way: Callable[[], bool] = bool) -> int:
         ran.append(install_id)
         return 0
 
@@ -63,7 +116,7 @@ def test_a_task_beyond_the_share_of_its_install_ends_at_once(task: str, monkeypa
     monkeypatch.setattr(resends, "go_on", run)
     slots.share_out(12)
     with ExitStack() as stack:
-        hold(stack, HANGING, 10)
+        hold(stack, HANGING, 9)
         getattr(tasks, task)(HANGING)
         getattr(tasks, task)(WELL)
     assert ran == [WELL]

@@ -22,6 +22,7 @@ from celery.signals import (
     worker_shutting_down,
 )
 from celery.utils.nodenames import worker_direct
+from celery.worker import state
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from structlog.contextvars import bind_contextvars, clear_contextvars
@@ -104,7 +105,12 @@ def _log_shutdown(sig: str, how: str, **kwargs: object) -> None:
 def _share_out_slots(instance: Any, **kwargs: object) -> None:
     from workers import slots
 
-    slots.share_out(instance.concurrency)
+    slots.share_out(instance.concurrency, waiting=_messages_waiting)
+
+
+def _messages_waiting() -> int:
+    """The number of messages that this process has received and that no slot has taken."""
+    return len(state.reserved_requests) - len(state.active_requests)
 
 
 @worker_ready.connect

@@ -31,7 +31,7 @@ from odp.client import Client
 from odp.mechanisms import Change, Mechanism, encode
 from odp.outcomes import Answer, Outcome, readable
 from outgoing.deadline import TooLateError
-from workers import pace
+from workers import pace, slots
 from workers.bisection import Bisection, Part
 
 log = structlog.get_logger(__name__)
@@ -48,12 +48,13 @@ _OF_ALL = (ImproperlyConfigured, ProgrammingError, NotSupportedError)
 
 
 def drain(install_id: int, *, seconds: float) -> int:
-    """Deliver what the install has ready, for ``seconds`` at most. Returns the number of turns."""
+    """Deliver what the install has ready, for ``seconds`` at most or until others wait for the slot. Returns the
+    number of turns."""
     until = time.monotonic() + seconds
     turns = 0
     while turn(install_id):
         turns += 1
-        if time.monotonic() > until:
+        if time.monotonic() > until or slots.gives_way():
             wake(install_id)
             break
     return turns
@@ -83,7 +84,7 @@ def _make_or_deliver(work: leases.Work) -> bool:
     """Deliveries never wait for the creation of an audience: while events are ready, a separate task creates it."""
     install_id = work.install.pk
     if not work.ready:
-        return work.unprovisioned and provision.provision_one(install_id, gate=pace.pass_gate)
+        return work.unprovisioned and _make_one(install_id)
     if work.unprovisioned:
         wake_making(install_id)
     if not pace.line_up(work.install, odp_account.mechanism_of(work.install).rate_limit):
@@ -95,6 +96,11 @@ def _make_or_deliver(work: leases.Work) -> bool:
         wake(install_id)
     _deliver_or_give_back(lease)
     return True
+
+
+def _make_one(install_id: int) -> bool:
+    seconds = slots.deadline(install_id, settings.DELIVERY_DEADLINE_SECONDS)
+    return provision.provision_one(install_id, gate=pace.pass_gate, seconds=seconds)
 
 
 def _deliver_or_give_back(lease: Lease) -> None:
@@ -175,9 +181,10 @@ class _Sender:
                 "POST",
                 self.mechanism.path,
                 body=body,
-                seconds=settings.DELIVERY_DEADLINE_SECONDS,
+                seconds=slots.deadline(self.lease.install.pk, settings.DELIVERY_DEADLINE_SECONDS),
                 start_before=start_before,
             )
+            slots.note_request(self.lease.install.pk, self.answer.seconds)
         except TooLateError:
             self.answer = TOO_LATE
         log.info(

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 
+from django.conf import settings
 from django.db import connection
 
 from audiences.delivery import claims, provision
 from audiences.wake import wake_making
-from workers import pace
+from workers import pace, slots
 
 # The number of audiences of one install that are made at the same time by all workers together.
 AT_ONCE = 8
@@ -44,7 +45,8 @@ def alone(install_id: int) -> Iterator[bool]:
 
 
 def make(install_id: int, *, seconds: float) -> int:
-    """Create the install's waiting audiences in ODP. Starts none after ``seconds``. Returns the number of tries."""
+    """Create the install's waiting audiences in ODP. Starts none after ``seconds``, or when others
+    wait for the slot. Returns the number of tries."""
     return _Makers(install_id, until=time.monotonic() + seconds).run()
 
 
@@ -62,6 +64,8 @@ class _Makers:
     def run(self) -> int:
         self._start_thread()
         while self._wait():
+            if not self._is_time_over() and slots.gives_way():
+                self._until = time.monotonic()
             if self._may_start() and self._is_one_waiting():
                 self._start_thread()
         if self._error is not None:
@@ -114,5 +118,9 @@ class _Makers:
 
     def _make_one(self) -> bool:
         return provision.provision_one(
-            self._install_id, gate=pace.pass_gate, at_once=AT_ONCE, on_more=lambda _: self._start_thread()
+            self._install_id,
+            gate=pace.pass_gate,
+            at_once=AT_ONCE,
+            on_more=lambda _: self._start_thread(),
+            seconds=slots.deadline(self._install_id, settings.DELIVERY_DEADLINE_SECONDS),
         )

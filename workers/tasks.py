@@ -38,7 +38,7 @@ def resend(install_id: int) -> None:
     wake.heard(install_id, wake.RESEND)
     with slots.slot(install_id) as free:
         if free:
-            resends.go_on(install_id, seconds=settings.DRAIN_SECONDS)
+            resends.go_on(install_id, seconds=settings.DRAIN_SECONDS, gives_way=slots.gives_way)
 
 
 @shared_task(name="workers.tasks.sweep", ignore_result=True)

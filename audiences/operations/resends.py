@@ -6,6 +6,7 @@ their old times and are forced: they are sent even when the ledger agrees, and f
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -147,12 +148,13 @@ def due() -> list[int]:
     return list(Resend.objects.filter(ended_at=None).order_by().values_list("install_id", flat=True).distinct())
 
 
-def go_on(install_id: int, *, seconds: float) -> None:
-    """Advance the install's unfinished Resends in turn, one chunk each, for at most ``seconds``."""
+def go_on(install_id: int, *, seconds: float, gives_way: Callable[[], bool] = bool) -> None:
+    """Advance the install's unfinished Resends in turn, one chunk each, for at most ``seconds`` or until others wait
+    for the slot."""
     until = time.monotonic() + seconds
     unfinished = Resend.objects.filter(install_id=install_id, ended_at=None).order_by("pk")
     while sum(map(_try_to_advance, unfinished.values_list("pk", flat=True))):
-        if time.monotonic() > until:
+        if time.monotonic() > until or gives_way():
             wake_resend(install_id)
             return
 

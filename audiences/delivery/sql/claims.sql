@@ -1,8 +1,9 @@
 -- Which installs and lanes are ready, and leasing lanes.
 
 -- name: due_installs
--- The installs that have something to send or an audience to make, and are allowed to.
-SELECT DISTINCT audience.install_id
+-- The installs that have something to send or an audience to make, and are allowed to. Installs whose backoff has
+-- ended come last, that of the longest wait first: few of them may hold a slot at once, so each gets its turn.
+SELECT audience.install_id
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
 JOIN audiences_install AS install ON install.id = audience.install_id
@@ -10,6 +11,8 @@ WHERE {{install_may_send}} AND (
     audience.last_sequence > lane.delivered_sequence AND {{lane_is_free}} AND {{audience_is_made}}
     OR {{audience_is_to_make}}
 )
+GROUP BY audience.install_id, install.brake_until_at
+ORDER BY install.brake_until_at NULLS FIRST
 
 -- name: work_of_install
 -- One row: the install, whether an audience of it may be made in ODP now, and how many of its events may be claimed.
