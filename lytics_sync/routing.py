@@ -10,7 +10,14 @@ from lytics_sync import health
 
 HEALTH = {"/health/live": health.live, "/health/ready": health.ready, "/health/workers": health.workers}
 
+CALL_URLS = "lytics_sync.webhook_urls"
+
 Handler = Callable[[HttpRequest], HttpResponseBase]
+
+
+def is_call(request: HttpRequest) -> bool:
+    """Whether ``routing`` took the request for a call of Lytics."""
+    return getattr(request, "urlconf", None) == CALL_URLS
 
 
 def routing(get_response: Handler) -> Handler:
@@ -20,7 +27,7 @@ def routing(get_response: Handler) -> Handler:
             # address.
             return HEALTH[request.path_info](request)
         if is_for_lytics(request):
-            request.urlconf = "lytics_sync.webhook_urls"
+            request.urlconf = CALL_URLS
         return get_response(request)
 
     return middleware

@@ -286,3 +286,34 @@ def test_the_front_page_sums_the_unreadable_requests_of_all_server_processes(
 
     assert eventually(shown)
     assert (rejected_calls.last_hour([]) or {})[rejected_calls.UNREADABLE].source == "127.0.0.1"
+
+
+@pytest.mark.parametrize("method", ["post", "put", "delete"])
+@pytest.mark.parametrize("path", ["{hook}", "/webhooks/", "/no/such/page"])
+def test_a_call_of_lytics_gets_no_session_and_no_messages(method: str, path: str, install: Install) -> None:
+    headers = {"cookie": "sessionid=x; messages=x", "authorization": install.tokens.get().secret}
+    url = path.format(hook=reverse("webhook", args=[install.public_id]))
+    answer = Client().generic(method.upper(), url, CONTENT, content_type="application/json", headers=headers)
+    assert answer.status_code in (200, 401, 405)
+    assert not {"session", "_messages"} & set(vars(answer.wsgi_request))
+    assert not answer.cookies
+
+
+def test_a_call_of_lytics_gets_the_security_headers_of_a_page(install: Install) -> None:
+    url = reverse("webhook", args=[install.public_id])
+    headers = {"authorization": install.tokens.get().secret}
+    call = Client().post(url, CONTENT, content_type="application/json", headers=headers)
+    page = Client().get(reverse("admin:login"))
+    names = (
+        *("X-Content-Type-Options", "X-Frame-Options", "Content-Security-Policy"),
+        *("Referrer-Policy", "Cross-Origin-Opener-Policy"),
+    )
+    assert call.status_code == 200
+    assert {name: call.headers[name] for name in names} == {name: page.headers[name] for name in names}
+    assert call.headers["X-Request-ID"]
+    assert call.headers["Content-Length"] == str(len(call.content))
+
+
+def test_a_page_has_a_session_an_account_and_messages() -> None:
+    request = Client().get(reverse("admin:login")).wsgi_request
+    assert {"session", "user", "_messages"} <= set(vars(request))
