@@ -52,6 +52,8 @@ class Audience(models.Model):
             ("replay_audience", "Can replay a time range of an audience"),
         ]
         ordering = ["install", "odp_id"]
+        # For the front page. Few audiences are on hold; the others aren't indexed.
+        indexes = [models.Index(fields=["hold_since_at"], condition=Q(hold_failures__gt=0), name="audiences_on_hold")]
         constraints = [
             models.UniqueConstraint(name="one_audience_per_segment", fields=["install", "segment_id"]),
             models.UniqueConstraint(name="one_audience_per_odp_id", fields=["install", "odp_id"]),
@@ -97,6 +99,12 @@ class Lane(models.Model):
     fault_reason = SaidField(blank=True, default="", db_default="")
 
     class Meta:
+        # For the front page. Few lanes are stopped; the others aren't indexed.
+        indexes = [
+            models.Index(fields=["blocked_at"], condition=Q(blocked_at__isnull=False), name="blocked_lanes"),
+            models.Index(fields=["paused_at"], condition=Q(paused_at__isnull=False), name="paused_lanes"),
+            models.Index(fields=["fault_since_at"], condition=Q(fault_since_at__isnull=False), name="faulty_lanes"),
+        ]
         constraints = [
             models.CheckConstraint(
                 name="lifted_block_says_since_when",

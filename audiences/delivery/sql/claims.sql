@@ -27,7 +27,8 @@ FROM audiences_install AS install CROSS JOIN LATERAL (
         SELECT lane.*, audience.making_until_at, audience.last_sequence - lane.delivered_sequence AS behind,
             {{audience_is_made}} AS made, {{audience_is_to_make}} AS to_make
         FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-        WHERE audience.install_id = install.id
+        -- Not install.id: with an unknown value PostgreSQL plans for an average install, and reads all lanes there are.
+        WHERE audience.install_id = %(install)s
     ) AS lane
 ) AS lanes
 WHERE install.id = %(install)s
