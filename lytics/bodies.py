@@ -7,7 +7,7 @@ from typing import NamedTuple
 from msgspec import Raw
 
 from lytics import reasons
-from lytics.facts import MESSAGES_AT_MOST, Reading, SetAside
+from lytics.facts import MESSAGES_AT_MOST, ItemToPark, Reading
 from lytics.json_pieces import TextBehindError, UnclosedError, cut, cut_members, find_end, read_as
 from lytics.reasons import UnreadableError
 
@@ -177,10 +177,10 @@ def name_encoding(reading: Reading, encoding: str) -> Reading:
     cut-off body that isn't UTF-8 text counts as compressed, too.
     """
     if _COMPRESSIONS.intersection(re.split(r"[,\s]+", encoding)):
-        for index, item in enumerate(reading.aside):
+        for index, item in enumerate(reading.to_park):
             if item.reason == reasons.NOT_JSON or (item.reason == reasons.CUT_OFF_BODY and not _is_text(item.raw)):
                 detail = f"{len(item.raw)} bytes, Content-Encoding {encoding[:40]!r}"
-                reading.aside[index] = SetAside(reasons.PACKED_BODY, detail, item.raw)
+                reading.to_park[index] = ItemToPark(reasons.PACKED_BODY, detail, item.raw)
     return reading
 
 

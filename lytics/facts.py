@@ -37,7 +37,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     claimed_ns: int = 0
 
 
-class SetAside(NamedTuple):
+class ItemToPark(NamedTuple):
     """An item to park, because a message or a part of it gave no fact: reason code, detail, bytes of the message.
 
     A message has one per reason, also if several parts share the reason.
@@ -59,7 +59,7 @@ class Reading:
     messages: int = 0
     facts: list[Fact] = field(default_factory=list)
     emptied: list[Fact] = field(default_factory=list)
-    aside: list[SetAside] = field(default_factory=list)
+    to_park: list[ItemToPark] = field(default_factory=list)
     skipped: int = 0
     claims: int = 0
     job: str = ""

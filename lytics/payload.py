@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from lytics import reasons, times
 from lytics.bodies import as_utf8, is_typed_array, raw_fields, split
-from lytics.facts import FACTS_AT_MOST, IDENTIFIER_BYTES, Fact, Kind, Reading, SetAside
+from lytics.facts import FACTS_AT_MOST, IDENTIFIER_BYTES, Fact, ItemToPark, Kind, Reading
 from lytics.identifiers import (
     FILLING,
     as_identifier,
@@ -136,10 +136,10 @@ class _Parser:
                 if pieces.rest:
                     self.reading.messages += 1
                     detail = f"{len(pieces.rest)} bytes behind {len(pieces.messages)} messages"
-                    self.reading.aside.append(SetAside(reasons.TEXT_AFTER_JSON, detail, pieces.rest))
+                    self.reading.to_park.append(ItemToPark(reasons.TEXT_AFTER_JSON, detail, pieces.rest))
         except UnreadableError as problem:
             self.reading.messages = 1
-            self.reading.aside.append(SetAside(problem.reason, problem.detail, body))
+            self.reading.to_park.append(ItemToPark(problem.reason, problem.detail, body))
         return self.reading
 
     def _take_plain(self, message: Message) -> bool:
@@ -197,7 +197,7 @@ class _Parser:
                 self._note(problem)
         for reason, (detail, times_seen) in self.problems.items():
             more = f" (and {times_seen - 1} more)" if times_seen > 1 else ""
-            self.reading.aside.append(SetAside(reason, detail + more, items.raw(index)))
+            self.reading.to_park.append(ItemToPark(reason, detail + more, items.raw(index)))
         self.problems.clear()
 
     def _note(self, problem: UnreadableError) -> None:

@@ -41,10 +41,10 @@ def check_body(raw: bytes) -> None:
     """Nothing in it goes missing, and what becomes an event can be stored."""
     for field in ("_id", "other"):
         reading = parse(raw, identifier_field=field, received_ns=AT_NS, allow_top_level=True)
-        assert reading.messages <= len(reading.facts) + len(reading.aside)
+        assert reading.messages <= len(reading.facts) + len(reading.to_park)
         number = elements(raw)
         assert number is None or number == reading.messages
-        for item in reading.aside:
+        for item in reading.to_park:
             messages.envelope(item.raw, identifier_field=field)
         for fact in reading.facts:
             for text in (fact.segment_id, fact.slug, fact.identifier, fact.profile):

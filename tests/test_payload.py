@@ -26,7 +26,7 @@ def read(raw: bytes, *, field: str = "_id", **options: Any) -> Reading:
 
 
 def why(reading: Reading) -> list[str]:
-    return [item.reason for item in reading.aside]
+    return [item.reason for item in reading.to_park]
 
 
 def fact(
@@ -55,7 +55,7 @@ def test_it_keeps_good_messages_of_a_batch_when_one_is_bad() -> None:
     reading = read(body(message(), message(transition("exit", segment="s2", slug="basket"), who="lee"), "oops"))
     assert reading.facts == [fact(), fact("lee", Kind.EXIT, segment="s2", slug="basket")]
     assert reading.messages == 3
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NOT_A_MESSAGE, b'"oops"')]
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.NOT_A_MESSAGE, b'"oops"')]
 
 
 def test_several_segment_events_in_one_message_are_all_read() -> None:
@@ -145,7 +145,7 @@ def test_a_body_with_a_byte_order_mark_is_read(encoded: bytes) -> None:
 def test_a_body_that_is_not_json_is_parked_as_one_item(raw: bytes) -> None:
     reading = read(raw)
     assert (reading.messages, reading.facts) == (1, [])
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NOT_JSON, raw)]
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.NOT_JSON, raw)]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_body_that_is_not_json_is_parked_as_one_item(raw: bytes) -> None:
 def test_a_body_without_its_last_bracket_is_parked_as_cut_off(raw: bytes) -> None:
     reading = read(raw)
     assert (reading.messages, reading.facts) == (1, [])
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.CUT_OFF_BODY, raw)]
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.CUT_OFF_BODY, raw)]
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_a_body_without_its_last_bracket_is_parked_as_cut_off(raw: bytes) -> Non
 )
 def test_a_compressed_body_is_parked_as_compressed(raw: bytes, name: str) -> None:
     reading = read(raw)
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.PACKED_BODY, raw)]
-    assert name in reading.aside[0].detail
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.PACKED_BODY, raw)]
+    assert name in reading.to_park[0].detail
 
 
 @pytest.mark.parametrize("between", [b"", b"\n", b" \r\n", b","])
@@ -194,7 +194,7 @@ def test_json_documents_one_after_another_are_all_read(between: bytes, flaw: byt
         (b'{"events": [' + first + b"]}", other),
     ):
         reading = read(one + between + two)
-        assert (reading.messages, reading.facts, reading.aside) == (2, [fact(), fact("lee")], [])
+        assert (reading.messages, reading.facts, reading.to_park) == (2, [fact(), fact("lee")], [])
 
 
 @pytest.mark.parametrize("rest", [b"x", b"]", b"}", b"]]}", b"x" + single(message(who="lee")), single(message())[:-9]])
@@ -204,20 +204,20 @@ def test_text_behind_the_json_is_parked_and_the_json_is_read(rest: bytes, flaw: 
     for whole in (one, b"[" + one + b"]", b'{"data": [' + one + b"]}"):
         reading = read(whole + rest)
         assert (reading.messages, reading.facts) == (2, [fact()])
-        assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.TEXT_AFTER_JSON, rest)]
+        assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.TEXT_AFTER_JSON, rest)]
 
 
 def test_a_bracket_too_many_between_messages_costs_neither() -> None:
     reading = read(b"[" + single(message()) + b"}," + single(message(who="lee")) + b"]")
     assert (reading.messages, reading.facts) == (3, [fact(), fact("lee")])
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.TEXT_AFTER_JSON, b"]")]
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.TEXT_AFTER_JSON, b"]")]
 
 
 @pytest.mark.parametrize(
     "raw", [b"{{user.name}} entered", b"[a link](to/somewhere)", b"{} x", b"[][]", b"[1] [2]", b"{a} {b}"]
 )
 def test_brackets_without_a_message_are_no_json(raw: bytes) -> None:
-    assert [(item.reason, item.raw) for item in read(raw).aside] == [(reasons.NOT_JSON, raw)]
+    assert [(item.reason, item.raw) for item in read(raw).to_park] == [(reasons.NOT_JSON, raw)]
 
 
 def test_several_documents_share_the_message_limit_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_json_that_is_no_object_is_no_message(raw: bytes) -> None:
 )
 def test_every_element_of_a_broken_array_is_accounted_for(raw: bytes, messages: int) -> None:
     reading = read(raw)
-    assert (reading.messages, len(reading.aside), reading.facts) == (messages, messages, [])
+    assert (reading.messages, len(reading.to_park), reading.facts) == (messages, messages, [])
 
 
 def test_a_malformed_element_does_not_affect_its_neighbours() -> None:
@@ -258,7 +258,9 @@ def test_a_malformed_element_does_not_affect_its_neighbours() -> None:
     )
     reading = read(b"[" + good + b', {"data": {"_id": }},' + other + b"]")
     assert reading.facts == [fact(), fact('l]e},e{["')]
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.NO_SEGMENT_EVENTS, b'{"data": {"_id": }}')]
+    assert [(item.reason, item.raw) for item in reading.to_park] == [
+        (reasons.NO_SEGMENT_EVENTS, b'{"data": {"_id": }}')
+    ]
 
 
 FLAWS = [
@@ -302,9 +304,9 @@ def test_a_flaw_in_an_unused_field_parks_nothing(flaw: bytes, place: str, field:
     assert raw != whole
     good = single(message(who="lee", field=field))
     for reading in (read(raw, field=field), read(b'{"events": [' + raw + b"]}", field=field)):
-        assert (reading.messages, reading.facts, reading.aside) == (1, [fact()], [])
+        assert (reading.messages, reading.facts, reading.to_park) == (1, [fact()], [])
     beside = read(b"[" + good + b"," + raw + b"," + good + b"]", field=field)
-    assert (beside.messages, beside.facts, beside.aside) == (3, [fact("lee"), fact(), fact("lee")], [])
+    assert (beside.messages, beside.facts, beside.to_park) == (3, [fact("lee"), fact(), fact("lee")], [])
 
 
 def test_a_flaw_in_a_field_name_affects_only_that_field() -> None:
@@ -315,7 +317,7 @@ def test_a_flaw_in_a_field_name_affects_only_that_field() -> None:
 def test_a_message_with_a_deeply_nested_field_is_read() -> None:
     deep = b'{"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"," + single(message(who="deep"))[1:]
     reading = read(b"[" + single(message()) + b"," + deep + b"," + single(message(who="lee")) + b"]")
-    assert (reading.facts, reading.aside) == ([fact(), fact("deep"), fact("lee")], [])
+    assert (reading.facts, reading.to_park) == ([fact(), fact("deep"), fact("lee")], [])
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_a_message_with_a_deeply_nested_field_is_read() -> None:
 def test_a_message_whose_parts_do_not_fit_is_the_same_alone_and_in_a_batch(raw: bytes) -> None:
     for reading in (read(raw), read(b"[" + raw + b"]")):
         assert (reading.messages, reading.facts) == (1, [])
-        assert [item.raw for item in reading.aside] == [raw]
+        assert [item.raw for item in reading.to_park] == [raw]
 
 
 @pytest.mark.parametrize("data", [None, 5, "text", True])
@@ -339,7 +341,7 @@ def test_a_message_without_data_is_unreadable(data: Any) -> None:
 def test_a_message_of_a_stream_job_is_parked_as_such() -> None:
     stream = {"id": "7", "data": {"email": "kim@example.com"}, "meta": {"object": "event", "subscription_id": "web"}}
     reading = read(single(stream))
-    assert [(item.reason, item.detail) for item in reading.aside] == [
+    assert [(item.reason, item.detail) for item in reading.to_park] == [
         (reasons.NOT_A_USER_EVENT, "meta.object is 'event'")
     ]
 
@@ -363,8 +365,8 @@ def test_missing_segment_events_are_parked_with_the_fields_seen(events: Any) -> 
         del one["data"]["segment_events"]
     reading = read(single(one))
     assert why(reading) == [reasons.NO_SEGMENT_EVENTS]
-    assert ("email" if events is None else "is empty") in reading.aside[0].detail
-    assert "kim@example.com" not in reading.aside[0].detail
+    assert ("email" if events is None else "is empty") in reading.to_park[0].detail
+    assert "kim@example.com" not in reading.to_park[0].detail
     assert "Export Fields" in reasons.HINTS[reasons.NO_SEGMENT_EVENTS]
 
 
@@ -377,14 +379,14 @@ def test_segment_events_that_are_no_list_are_not_called_missing() -> None:
     one = message()
     one["data"]["segment_events"] = transition()
     reading = read(single(one))
-    assert [(item.reason, item.detail) for item in reading.aside] == [
+    assert [(item.reason, item.detail) for item in reading.to_park] == [
         (reasons.UNREADABLE_MESSAGE, "segment_events is not a list")
     ]
 
 
 def test_only_malformed_segment_events_are_parked_as_one_item() -> None:
     reading = read(single(message(transition(segment={}), transition(segment=["x"]))))
-    assert [(item.reason, item.detail) for item in reading.aside] == [
+    assert [(item.reason, item.detail) for item in reading.to_park] == [
         (reasons.UNREADABLE_MESSAGE, "a segment event is malformed (and 1 more)")
     ]
 
@@ -501,7 +503,7 @@ def test_the_identifier_field_may_hold_a_list() -> None:
         single(message(who=["c1", "c2", " c2\n", "", "  ", None, True, ["c3"], {"c": 4}], field="_uids")), field="_uids"
     )
     assert reading.facts == [fact("c1"), fact("c2")]
-    assert (reading.skipped, reading.aside) == (6, [])
+    assert (reading.skipped, reading.to_park) == (6, [])
 
 
 def test_a_change_asserts_membership_for_every_identifier_of_a_list() -> None:
@@ -602,8 +604,8 @@ def test_a_field_that_holds_no_identifier_is_not_called_missing(who: Any, seen: 
     one["data"] |= {"email": "kim@example.com"}
     reading = read(single(one))
     assert (reading.facts, why(reading)) == ([], [reasons.UNUSABLE_IDENTIFIER])
-    assert f"'_id' is {seen}" in reading.aside[0].detail
-    assert "kim@example.com" not in reading.aside[0].detail
+    assert f"'_id' is {seen}" in reading.to_park[0].detail
+    assert "kim@example.com" not in reading.to_park[0].detail
 
 
 def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> None:
@@ -612,9 +614,9 @@ def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> 
     one["data"] |= {"email": "kim@example.com", "user_id": 7}
     reading = read(single(one))
     assert (reading.facts, why(reading)) == ([], [reasons.NO_IDENTIFIER])
-    assert "'_id'" in reading.aside[0].detail
-    assert "email, segment_events, user_id" in reading.aside[0].detail
-    assert "kim@example.com" not in reading.aside[0].detail
+    assert "'_id'" in reading.to_park[0].detail
+    assert "email, segment_events, user_id" in reading.to_park[0].detail
+    assert "kim@example.com" not in reading.to_park[0].detail
 
 
 # --- Placeholders -----------------------------------------------------------------------------------------------
@@ -710,7 +712,7 @@ def test_without_configured_placeholders_every_identifier_is_kept() -> None:
 def test_an_identifier_that_is_too_long_is_parked_and_the_others_are_kept() -> None:
     reading = read(single(message(who=["é" * 128, "é" * 128 + "x", "lee", "y" * 300])))
     assert [one.identifier for one in reading.facts] == ["é" * 128, "lee"]
-    assert [(item.reason, item.detail) for item in reading.aside] == [(reasons.IDENTIFIER_TOO_LONG, " (and 1 more)")]
+    assert [(item.reason, item.detail) for item in reading.to_park] == [(reasons.IDENTIFIER_TOO_LONG, " (and 1 more)")]
 
 
 @pytest.mark.parametrize("encoded", [b'"a\\u0000b"', b'"a\xffb"', b'["a\xed\xa0\x80"]'])
@@ -770,7 +772,7 @@ def test_the_parts_of_a_message_that_share_a_reason_are_one_item() -> None:
     """Each item holds the whole message: as many items as parts would be the square of the body."""
     reading = read(body(message(*[transition("paused")] * 20_000), message()))
     assert reading.facts == [fact()]
-    assert [(item.reason, item.detail) for item in reading.aside] == [
+    assert [(item.reason, item.detail) for item in reading.to_park] == [
         (reasons.UNKNOWN_EVENT, "the event is 'paused' (and 19999 more)")
     ]
 
@@ -780,10 +782,10 @@ def test_a_message_with_too_many_events_is_parked(monkeypatch: pytest.MonkeyPatc
     product = message(transition(), transition("exit", segment="s2", slug="basket"), who=["c1", "c2", "c3"])
     reading = read(body(message(), product, message(who="lee")))
     assert reading.facts == [fact(), fact("lee")]
-    assert [(item.reason, item.detail) for item in reading.aside] == [
+    assert [(item.reason, item.detail) for item in reading.to_park] == [
         (reasons.TOO_MANY_EVENTS, "3 identifiers in 2 segment events")
     ]
-    assert len(read(reading.aside[0].raw).facts) == 6  # alone, the message is within the limit
+    assert len(read(reading.to_park[0].raw).facts) == 6  # alone, the message is within the limit
 
 
 def test_messages_with_too_many_events_together_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -809,7 +811,7 @@ def test_an_array_far_longer_than_any_batch_is_kept_whole(
     assert read(at_most).messages == 100
     raw = wrap % (b"[" + b",".join([element] * 101) + b"]")
     reading = read(raw)
-    assert [(item.reason, item.raw) for item in reading.aside] == [(reasons.TOO_MANY_MESSAGES, raw)]
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.TOO_MANY_MESSAGES, raw)]
 
 
 def test_commas_inside_messages_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -895,7 +897,7 @@ untidy = some_messages(junk)
 )
 def test_any_bytes_give_facts_or_parked_items(raw: bytes) -> None:
     reading = read(raw)
-    assert reading.messages <= len(reading.aside) + len(reading.facts)
+    assert reading.messages <= len(reading.to_park) + len(reading.facts)
     if not reading.messages:
         assert json.loads(raw) in ([], {"data": []}, {"events": []})
 
@@ -908,12 +910,12 @@ def test_a_batch_is_the_sum_of_its_messages(batch: list[Any], allow_top_level: b
     )
     assert together.messages == len(batch)
     assert together.facts == [one for reading in alone for one in reading.facts]
-    assert [item[:2] for item in together.aside] == [item[:2] for reading in alone for item in reading.aside]
+    assert [item[:2] for item in together.to_park] == [item[:2] for reading in alone for item in reading.to_park]
     assert together.skipped == sum(reading.skipped for reading in alone)
     for one, reading in zip(batch, alone, strict=True):
         assert reading.messages == 1
-        assert reading.facts or reading.aside, one
-        assert all(json.dumps(json.loads(item.raw)) == json.dumps(one) for item in reading.aside)
+        assert reading.facts or reading.to_park, one
+        assert all(json.dumps(json.loads(item.raw)) == json.dumps(one) for item in reading.to_park)
 
 
 @given(st.lists(tidy, max_size=5), st.sampled_from(["_id", "other"]))
@@ -921,10 +923,10 @@ def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
     quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
     assert slow.messages == quick.messages + 1
     assert slow.facts == quick.facts
-    assert [item[:2] for item in slow.aside[:-1]] == [item[:2] for item in quick.aside]
+    assert [item[:2] for item in slow.to_park[:-1]] == [item[:2] for item in quick.to_park]
     assert (slow.skipped, slow.job) == (quick.skipped, quick.job)
     wrapped = single({"events": batch})
-    if b"Infinity" not in wrapped and b"NaN" not in wrapped:  # that would be no object, and is set aside whole
+    if b"Infinity" not in wrapped and b"NaN" not in wrapped:  # that would be no object, and is parked whole
         assert read(wrapped, field=field).facts == quick.facts
 
 
@@ -969,7 +971,7 @@ def test_the_quick_path_and_the_general_path_give_the_same_facts(field: str) -> 
     quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
     assert len(quick.facts) > 1000
     assert quick.facts == slow.facts
-    assert [item[:2] for item in quick.aside] == [item[:2] for item in slow.aside[:-1]]
+    assert [item[:2] for item in quick.to_park] == [item[:2] for item in slow.to_park[:-1]]
     assert (quick.skipped, quick.job) == (slow.skipped, slow.job)
 
 
@@ -982,7 +984,7 @@ def test_a_message_alone_reads_like_a_batch_of_one(one: dict[str, Any]) -> None:
 @given(untidy)
 def test_an_envelope_gives_the_same_facts_as_its_message(one: dict[str, Any]) -> None:
     raw = single(one)
-    for item in read(raw).aside:
+    for item in read(raw).to_park:
         if item.reason != reasons.NO_IDENTIFIER:
             kept = messages.envelope(item.raw, identifier_field="_id")
             assert read(kept).facts == read(raw).facts
@@ -1030,7 +1032,7 @@ def test_a_wrapper_with_a_null_beside_its_list_is_unwrapped(wrapper: bytes) -> N
 def test_no_detail_quotes_a_value_that_may_be_personal_or_long(place: str, value: Any) -> None:
     reading = read(single(message({**transition(), place: value})))
     assert reading.facts == []
-    assert all("ann@" not in item.detail and len(item.detail) < 200 for item in reading.aside)
+    assert all("ann@" not in item.detail and len(item.detail) < 200 for item in reading.to_park)
 
 
 def test_an_overlong_list_of_identifiers_is_rejected_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

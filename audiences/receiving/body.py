@@ -46,7 +46,7 @@ def read(request: Request) -> Body:
 
     Raises ``TooLargeError``, ``TooSlowError``, ``MalformedError`` and ``UnreadablePostError``.
 
-    What claims to be packed and can't be unpacked comes back as it was sent: the parser will set it aside.
+    What claims to be packed and can't be unpacked comes back as it was sent: the parser parks it.
     """
     body = _raw(request)
     encoding = str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower()

@@ -27,7 +27,7 @@ from audiences.receiving.audience_lookup import Audiences, FactsByName
 from audiences.receiving.group_commit import GroupCommit, GroupLostError
 from audiences.wake import wake
 from lytics import bodies, messages, payload, reasons, times
-from lytics.facts import NAME_BYTES, Fact, Reading, SetAside
+from lytics.facts import NAME_BYTES, Fact, ItemToPark, Reading
 
 log = structlog.get_logger(__name__)
 
@@ -184,7 +184,7 @@ def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName
 
     None for any other call, of which nothing is stored here.
     """
-    if reading.aside or install.forget_missing_identifiers or reading.claims:
+    if reading.to_park or install.forget_missing_identifiers or reading.claims:
         return None
     if not all(segment_id for segment_id, _ in facts_by_name):
         # A slug alone is looked up in another way. Tried here, it would send its whole group the longer way.
@@ -256,8 +256,8 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
     found = _found(install, audiences, facts_by_name, reading.emptied)
     nameless = [fact for name, facts in facts_by_name.items() if name.key not in audiences for fact in facts]
     aside = [
-        *reading.aside,
-        *(SetAside(reasons.UNKNOWN_SLUG, "", parking.as_message(install, fact)) for fact in nameless),
+        *reading.to_park,
+        *(ItemToPark(reasons.UNKNOWN_SLUG, "", parking.as_message(install, fact)) for fact in nameless),
     ]
     counts = Counter(item.reason for item in aside)
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
@@ -309,7 +309,7 @@ def read_again(
     _note_future_times(found, received_at=released_at)
     if found:
         transaction.on_commit(lambda: wake(install.pk), robust=True)
-    return not reading.aside and len(audiences) == len(wanted)
+    return not reading.to_park and len(audiences) == len(wanted)
 
 
 def _found(

@@ -8,7 +8,7 @@ from django.db import connection
 from audiences.encryption import encrypt
 from audiences.models import Install
 from lytics import messages, reasons, times
-from lytics.facts import Fact, Kind, SetAside
+from lytics.facts import Fact, ItemToPark, Kind
 
 _COPY_PARKED = """
 COPY audiences_parked (install_id, receipt_id, reason, detail, raw, parked_at, identifier, closed_by, resolution)
@@ -16,7 +16,7 @@ FROM STDIN (FORMAT BINARY)
 """
 
 
-def park(install: Install, receipt_id: int, at: datetime, aside: Iterable[SetAside]) -> None:
+def park(install: Install, receipt_id: int, at: datetime, aside: Iterable[ItemToPark]) -> None:
     """In a stream: as an insert, a large body would be in memory several times, and twice as long for being in hex."""
     with connection.cursor() as cursor, cursor.copy(_COPY_PARKED) as copy:
         copy.set_types(["bigint", "bigint", "varchar", "text", "bytea", "timestamptz", "text", "varchar", "varchar"])
@@ -26,7 +26,7 @@ def park(install: Install, receipt_id: int, at: datetime, aside: Iterable[SetAsi
             copy.write_row((install.pk, receipt_id, item.reason, detail, raw, at, "", "", ""))
 
 
-def _kept(install: Install, item: SetAside) -> bytes:
+def _kept(install: Install, item: ItemToPark) -> bytes:
     """Profiles aren't stored; but without an identifier, any field may be the right one, so the item keeps all."""
     if item.reason in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         return item.raw
