@@ -40,6 +40,9 @@ class Meta(msgspec.Struct, gc=False):
     subscription_id: str | int | None = None
 
 
+TRANSITIONS = msgspec.json.Decoder(list[Transition])
+
+
 class Message(msgspec.Struct, gc=False):
     """A message; ``data`` is a struct made for the install's identifier field (``layout_of``)."""
 

@@ -28,6 +28,7 @@ from lytics.json_pieces import read_elements, read_fields, read_value
 from lytics.messages import (
     KINDS,
     PROFILE_FIELD,
+    TRANSITIONS,
     Layout,
     Message,
     Meta,
@@ -239,6 +240,9 @@ class _Parser:
         )
 
     def _transitions(self, value: Any) -> list[Transition] | None:
+        # In a message that was cut by its brackets, the segment events are mostly without a flaw.
+        if isinstance(value, bytes) and (typed := _decode(value, TRANSITIONS)) is not None:
+            return typed  # type: ignore[no-any-return]
         value = read_value(value)
         if is_absent(value):
             return None

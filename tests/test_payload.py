@@ -619,6 +619,27 @@ def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> 
     assert "kim@example.com" not in reading.to_park[0].detail
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *('"id": 7', '"id": 7.5', '"id": true', '"id": null', '"id": "a", "id": "b"', '"slug": 3', '"slug": [1]'),
+        *('"event": null', '"event": 1', '"event": " EXIT "', '"event": "\\ud800"', '"enter": 1772442900'),
+        *('"enter": ""', '"enter": false', '"enter": NaN', '"enter": 1e400', '"enter": "0001-01-01T00:00:00Z"'),
+        *('"more": undefined', '"more": "\\ud800"', '"more": "\\u0001"', '"more": [[1], {"id": 2}]'),
+    ],
+)
+def test_a_flawed_profile_field_does_not_change_how_segment_events_are_read(odd: str) -> None:
+    """A message with a flaw is cut by its brackets, and its pieces are decoded by types where that works."""
+    events = json.dumps(transition())[:-1] + ", " + odd + "}"
+    raw = single(message(transition(), who="kim")).decode()
+    start, end = raw.index("[") + 1, raw.rindex("]")
+    raw = raw[:start] + events + ", " + json.dumps(transition("exit", segment="s2")) + raw[end:]
+    sound, flawed = read(raw.encode()), read(raw.replace('"_id"', '"x": undefined, "_id"').encode())
+    assert len(sound.facts) >= 1
+    assert (flawed.facts, flawed.claims, flawed.job) == (sound.facts, sound.claims, sound.job)
+    assert [item[:2] for item in flawed.to_park] == [item[:2] for item in sound.to_park]
+
+
 # --- Placeholders -----------------------------------------------------------------------------------------------
 
 PLACEHOLDERS = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobject]"})
