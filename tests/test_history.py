@@ -526,7 +526,7 @@ def test_a_bar_is_as_tall_as_its_run_and_has_its_colour(shop: Install, gold: Aud
     assert of_bad.sent[1] == pytest.approx(of_big.sent[1] * 2 / 3)
     assert of_none.sent[1] == 0
     assert (drawing["failed"], drawing["slowest"]) == (1, 900)
-    assert "refused, 200 sent, 0 folded, 900 ms" in of_bad.title
+    assert "rejected, 200 sent, 0 folded, 900 ms" in of_bad.title
 
 
 # --- Live -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ ALL_HINTS = {
 
 
 def words(reason: str) -> str:
+    if reason == REJECTED_BY_ODP:
+        return "rejected by ODP"
     return reason.replace("_", " ").replace(" odp", " ODP")
 
 

@@ -46,7 +46,7 @@ _TONES = {
         "stopped",
         SKIPPED,
     ),
-    "bad": ("blocked", "parked", "refused", "unauthorised", "failing", "given up", "differs", "overdue"),
+    "bad": ("blocked", "parked", "rejected", "unauthorised", "failing", "given up", "differs", "overdue"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
@@ -177,7 +177,7 @@ def of_request(record: Delivery | Run) -> State:
     if record.closed_at is None:
         return State("open", "Under way; or its worker stopped, and the next worker closes it.")
     reason = masked_answers.reason(record) if isinstance(record, Delivery) else str(record.skip or "")
-    return State(record.outcome.replace("_", " "), reason, alert=record.outcome == Outcome.UNAUTHORISED)
+    return State(record.get_outcome_display(), reason, alert=record.outcome == Outcome.UNAUTHORISED)
 
 
 def of_receipt(receipt: Receipt) -> State:

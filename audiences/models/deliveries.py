@@ -10,7 +10,8 @@ from audiences.models.audiences import Audience
 from audiences.models.installs import Install
 from odp.outcomes import Outcome
 
-OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
+# The stored value and the words that people read: ``refused`` is read as "rejected".
+OUTCOMES = [(outcome.value, outcome.name.lower().replace("_", " ")) for outcome in Outcome]
 
 
 # How a Run can end beside what ODP answers: a person decided that its events are not to be sent.

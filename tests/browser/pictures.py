@@ -169,7 +169,7 @@ def make_trouble(browser: Browser, made: Made) -> None:
     made.is_called(*(message(transition(segment="5e", slug="spring_sale"), who=f"c-{n}") for n in range(240)))
     made.is_called(message(transition(segment="6f", slug="back_in_stock"), who="c-1"))
     with logged_in(browser, made) as person:
-        for alert in ("is paused", "is blocked", "no identifier", "refused by ODP"):
+        for alert in ("is paused", "is blocked", "no identifier", "rejected by ODP"):
             person.finds(alert)
         made.odp.control("/sandbox/keys/revoke", {"key": made.odp.private_key, "after_seconds": 0})
         made.is_called(*(message(transition(segment="6f", slug="back_in_stock"), who=f"d-{n}") for n in range(90)))
