@@ -72,12 +72,12 @@ def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
     return [Error("PUBLIC_URL must start with https:// — Lytics calls nothing else.", id="audiences.E005")]
 
 
-@register()
+@register(deploy=True)
 def lytics_api_is_https(**kwargs: object) -> list[CheckMessage]:
     url = urlsplit(settings.LYTICS_API_URL)
     if (url.scheme == "https" and url.hostname) or odp_hosts.is_local(settings.LYTICS_API_URL):
         return []
-    hint = "Each request carries the API token. http:// is accepted for this machine only, where a sandbox runs."
+    hint = "Each request carries the API token. http:// is for a sandbox only."
     return [Error("LYTICS_API_URL must start with https://.", hint=hint, id="audiences.E014")]
 
 

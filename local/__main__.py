@@ -25,6 +25,8 @@ from local.stack import BYTES_TO_GO_ON, Stack, manage, python
 from lytics_sync import env
 
 ADMIN = "admin"
+# What the sandbox's Lytics API accepts.
+LYTICS_TOKEN = "sandbox-lytics-token"  # noqa: S105 - of the sandbox
 # The account that the sandbox has without being asked.
 SANDBOX_KEY = "sandbox-public.sandbox-private"
 # How long nothing may be delivered before the showcase gives up waiting.
@@ -100,8 +102,10 @@ def _bring_up(stack: Stack, fleet: Fleet, *, with_sandbox: bool) -> None:
     _must(fleet, manage("collectstatic", "--noinput", "--verbosity", "0"))
     done("database migrated")
     if with_sandbox:
-        fleet.start(stack.sandbox())
-        done(f"ODP sandbox {_sandbox_url(stack)}")
+        fleet.start(stack.sandbox(), stack.sandbox_lytics())
+        done(f"ODP sandbox {_sandbox_url(stack)}, Lytics API sandbox {stack.memory.values['LYTICS_API_URL']}")
+    else:
+        stack.memory.forget("LYTICS_API_URL")
     fleet.start(stack.web(), *stack.workers(), stack.beat())
     if not fleet.wait(lambda: stack.answers("/health/ready"), seconds=30):
         raise StackError(f"The web process runs and says it is not ready; see {stack.folder / 'log' / 'web.log'}.")
@@ -158,6 +162,7 @@ def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
     tell("Webhook URL", webhook)
     tell("Authorization", install["authorization"])
     tell("ODP sandbox", f"{_sandbox_url(stack)}   (API key {SANDBOX_KEY})")
+    tell("Lytics API", f"{stack.memory.values['LYTICS_API_URL']}   (API token {LYTICS_TOKEN})")
     if stack.memory.values.get("SAMPLE_SENT") and not (again or os.environ.get("SAMPLE") == "1"):
         say("\nThe sample stream was sent earlier and its data is still there; SAMPLE=1 make run sends another.")
         return True
@@ -197,6 +202,7 @@ def _send_stream(stack: Stack, fleet: Fleet, *, webhook: str, authorization: str
         command=python(
             *("-m", "sandbox.lytics", "--url", webhook, "--authorization", authorization, "--json"),
             *("--events", str(events), "--audiences", str(audiences), "--seed", str(seed)),
+            *("--state", str(stack.lytics_state)),
             *("--callers", "20", "--batch", "300", "--progress", "json", "--memberships", str(memberships)),
         ),
     )

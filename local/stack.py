@@ -52,6 +52,10 @@ class Memory:
         new.write_text("\n".join(lines) + "\n", encoding="utf-8")
         new.replace(self.file)
 
+    def forget(self, name: str) -> None:
+        if self.values.pop(name, None) is not None:
+            self.keep()
+
     def get_or_make(self, name: str, make: Callable[[], str]) -> str:
         if name not in self.values:
             self.keep(**{name: make()})
@@ -269,6 +273,23 @@ class Stack:
             command=python(
                 "-m", "celery", "-A", "workers.app", "-q", "beat", "--loglevel", "INFO", "--schedule", schedule
             ),
+        )
+
+    @property
+    def lytics_state(self) -> Path:
+        """What the sandbox's sender and its Lytics API share."""
+        return self.folder / "lytics.sqlite3"
+
+    def sandbox_lytics(self) -> Program:
+        """Lytics' API of the sandbox. ``LYTICS_API_URL`` is kept, so that every process of the stack calls it."""
+        known = urlsplit(self.memory.values.get("LYTICS_API_URL", "")).port
+        port = known if known and is_free(known) else free_port()
+        self.memory.keep(LYTICS_API_URL=f"http://127.0.0.1:{port}")
+        return Program(
+            name="sandbox-lytics",
+            command=python("-m", "sandbox.lytics.api", "--port", str(port), "--state", str(self.lytics_state)),
+            ready=lambda _pid: listens(port),
+            orphan_signal=signal.SIGTERM,
         )
 
     def sandbox(self) -> Program:

@@ -24,7 +24,7 @@ COMPOSE = {"POSTGRES_PASSWORD", "BIND", "PORT"}
 RUNNER = {"DATA_DIR", "PORT", "HOST"}
 # Options that say where, and so differ between a container and a laptop.
 PLACES = {"--bind", "--worker-tmp-dir", "--hostname", "--schedule", "--port", "--host", "--state"}
-OURS = ("migrate", "web", "worker", "beat", "sandbox")
+OURS = ("migrate", "web", "worker", "beat", "sandbox", "sandbox-lytics")
 
 
 def compose() -> dict[str, Any]:
@@ -79,7 +79,9 @@ def test_the_image_starts_web_as_the_runner_does(stack: Stack) -> None:
     assert meaning(image_command()) == meaning(stack.web().command)
 
 
-@pytest.mark.parametrize(("service", "program"), [("beat", "beat"), ("sandbox", "sandbox")])
+@pytest.mark.parametrize(
+    ("service", "program"), [("beat", "beat"), ("sandbox", "sandbox"), ("sandbox-lytics", "sandbox_lytics")]
+)
 def test_compose_starts_it_as_the_runner_does(stack: Stack, service: str, program: str) -> None:
     started: Program = getattr(stack, program)()
     assert meaning(compose()["services"][service]["command"]) == meaning(started.command)
@@ -104,7 +106,7 @@ def test_every_variable_that_compose_fills_in_is_in_the_example() -> None:
 
 
 def test_every_required_setting_reaches_every_process() -> None:
-    for name in set(OURS) - {"sandbox"}:
+    for name in set(OURS) - {"sandbox", "sandbox-lytics"}:
         service = compose()["services"][name]
         assert service["env_file"] == ".env"
         assert required_by_settings() <= set(service["environment"]) | set(example(only_given=True)), name
@@ -137,7 +139,7 @@ def test_nothing_starts_before_the_migrations_are_through() -> None:
 
 def test_the_sandbox_starts_only_with_its_profile() -> None:
     services = compose()["services"]
-    assert [name for name, service in services.items() if service.get("profiles")] == ["sandbox"]
+    assert [name for name, service in services.items() if service.get("profiles")] == ["sandbox", "sandbox-lytics"]
 
 
 # --- what the containers may do -------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_commands_write_only_where_a_container_may_write(name: str) -> None:
     volumes = [volume.partition(":")[2] for volume in service.get("volumes", [])]
     for path in written:
         assert path.startswith(("/dev/shm", *service["tmpfs"], *volumes)), path  # noqa: S108
-    assert bool(written) == (name in {"web", "beat", "sandbox"})
+    assert bool(written) == (name in {"web", "beat", "sandbox", "sandbox-lytics"})
 
 
 def test_no_container_gains_rights_by_a_setuid_program_and_none_fills_the_disk_with_its_log() -> None:
@@ -179,8 +181,9 @@ def test_no_container_gains_rights_by_a_setuid_program_and_none_fills_the_disk_w
 
 
 def test_the_sandbox_is_given_no_secret() -> None:
-    sandbox = compose()["services"]["sandbox"]
-    assert (sandbox["env_file"], sandbox["environment"]) == ([], {})
+    for name in ("sandbox", "sandbox-lytics"):
+        sandbox = compose()["services"][name]
+        assert (sandbox["env_file"], sandbox["environment"]) == ([], {})
 
 
 # --- Installed packages ---------------------------------------------------------------------------------------

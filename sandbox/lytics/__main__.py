@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 
 from sandbox.lytics import report
+from sandbox.lytics.account import Account
 from sandbox.lytics.audiences import audiences
 from sandbox.lytics.calls import Call, calls
 from sandbox.lytics.model import Memberships
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     progress = Progress(style=options.progress, total=plan.events)
     job = Job(retry_scale=options.retry_scale, notice=progress.notice)
     messages = watched(Stream(plan), expected)
+    if options.state:
+        messages = Account(options.state).recorded(messages, plan.identifier_field)
     began = monotonic()
     try:
         if options.dry_run:

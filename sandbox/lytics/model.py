@@ -22,7 +22,7 @@ class Memberships:
         for transition in data["segment_events"]:
             kind = transition["event"]
             # A `change` has no time of its own. It says that the customer was a member at the time of the message.
-            when = transition[kind] if kind != "change" else _made_at(message)
+            when = transition[kind] if kind != "change" else made_at_of(message)
             rank = 2 * nanoseconds(when) + (kind == "exit")
             newest = self._newest[transition["id"]]
             for identifier in identifiers:
@@ -39,7 +39,7 @@ class Memberships:
         return sum(rank % 2 == 0 for rank in self._newest[segment_id].values())
 
 
-def _made_at(message: Message) -> str:
+def made_at_of(message: Message) -> str:
     made_at: str = message["meta"]["timestamp"] if "meta" in message else message["time"]
     return made_at
 

@@ -67,6 +67,7 @@ def _add_delivery(group: argparse._ArgumentGroup) -> None:
 def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--memberships", type=file_to_be, metavar="FILE", help="write the memberships that must result")
+    add("--state", type=file_to_be, metavar="FILE", help="keep who is a member in FILE, for `sandbox.lytics.api`")
     add("--progress", choices=("bar", "json", "none"), help="on stderr (bar on a terminal)")
     add("--json", action="store_true", help="the summary as one JSON object")
 
