@@ -5,7 +5,9 @@ caller to close: twenty slow callers would stop both processes. Here
 
 1. the poller reads the header, and gives the connection to a thread when the header is complete;
 2. the thread waits for the whole body at most ``WEBHOOK_READ_SECONDS``, and as long for the caller to take the answer;
-3. after its last answer a connection goes back to the poller, which waits for the caller to close it.
+3. after its last answer a connection goes back to the poller, which waits for the caller to close it;
+4. a process that accepts one connection more than before pauses for a millisecond, so that callers that connect at the
+   same time are spread over the web processes.
 
 The poller itself answers ``GET /health/live``: all threads may be waiting for a database that doesn't respond.
 tests/test_web_worker.py lists the parts of gunicorn that this needs, and fails when a new version changes one.
@@ -33,6 +35,8 @@ log = structlog.get_logger(__name__)
 HEADER_SECONDS = 20.0
 # Lingering close: closing a connection with unread data sends RST, and the caller can lose the last response.
 _LINGER_SECONDS = 2.0
+# Long enough for an idle process to wake up and accept a connection.
+ACCEPT_PAUSE_SECONDS = 0.001
 _LIVE_BODY = b'{"status": "alive"}'
 _LIVE = (
     b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
@@ -45,6 +49,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args)
         # Connections in the poller that gunicorn doesn't know of: each waits for a header, or for its caller to close.
         self._waiting: set[TConn] = set()
+        # The moment of time.monotonic() from which this process accepts connections again.
+        self._accept_again_at = 0.0
+        # The most connections at a time in the last second, and the moment at which that second ends.
+        self._most_conns, self._second_ends_at = 0, 0.0
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -57,6 +65,26 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         wait([self.tpool.submit(warm_up.rehearse_a_call)], timeout=warm_up.SECONDS)
         gc.freeze()  # what is loaded now is never garbage: full collections need not scan all of Django
         super().run()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Pause after a connection that adds to those of the last second, so that another process takes the next.
+
+        Otherwise one process can get all callers that connect at the same time, and keep them as long as they send.
+        Callers that connect anew for each call aren't slowed down: their connections replace others.
+        """
+        super().accept(listener)
+        if self.nr_conns > self._most_conns:
+            self._most_conns = self.nr_conns
+            self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_SECONDS
+            self.set_accept_enabled(False)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        if not enabled or time.monotonic() >= self._accept_again_at:
+            super().set_accept_enabled(enabled)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        left = self._accept_again_at - time.monotonic()
+        super().wait_for_and_dispatch_events(timeout=min(timeout, left) if left > 0 else timeout)
 
     def enqueue_req(self, conn: TConn) -> None:
         """gunicorn has a new connection, or the beginning of the next request on one."""
@@ -94,6 +122,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """The main loop calls this in each round, at least once a second."""
         super().notify()
         moment = time.monotonic()
+        if moment >= self._second_ends_at:
+            self._most_conns, self._second_ends_at = self.nr_conns, moment + 1.0
         for conn in [conn for conn in self._waiting if conn.sock.wait_until < moment]:
             self._forget(conn)
             self._close(conn)
