@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_a_killed_worker_is_started_again(runner: Runner) -> None:
 def test_killed_servers_and_a_killed_web_process_come_back(runner: Runner) -> None:
     killed = {name: runner.kill(name) for name in ("postgres", "redis", "web")}
     for name, pid in killed.items():
-        eventually(lambda name=name, pid=pid: runner.runs_again(name, instead_of=pid))  # type: ignore[misc]
+        eventually(partial(runner.runs_again, name, instead_of=pid))
     here = stack.Stack(folder=runner.folder, port=runner.port, host=embedded.HOST, memory=memory(runner))
     eventually(lambda: here.answers("/health/ready"))
 

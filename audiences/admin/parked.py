@@ -155,7 +155,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         """With a note of whether this person, this once, sees it unmasked; the columns are given nothing else."""
         parked = super().get_object(request, object_id, from_field)
         if parked is not None:
-            parked.is_unmasked = getattr(request, "unmasked", None) == parked.pk  # type: ignore[attr-defined]
+            parked.is_unmasked = getattr(request, "unmasked", None) == parked.pk
         return parked
 
     # --- several at once -------------------------------------------------------------------------------------

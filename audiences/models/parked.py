@@ -16,6 +16,9 @@ from odp import redact
 class Parked(models.Model):
     """An item that needs a person: one of a call that gave no event, or a change that ODP rejected."""
 
+    # Set by the page that shows the item to a person who asked for its identifier.
+    is_unmasked = False
+
     class Resolution(models.TextChoices):
         OPEN = "", "waiting for a person"
         RELEASED = "released", "released"
