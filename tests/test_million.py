@@ -318,9 +318,17 @@ def scanned(plan: dict[str, Any]) -> set[str]:
     }
 
 
+def replay_settings(statement: str) -> None:
+    """Plan the statements that follow as the page had them planned; see ``index_order``."""
+    if statement.startswith("SELECT set_config('enable_"):
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
 def problems(statements: list[str], rows: int) -> list[str]:
     found = []
     for statement in statements:
+        replay_settings(statement)
         if not statement.startswith("SELECT") or not re.search(rf"audiences_(?:{'|'.join(BIG)})\b", statement):
             continue
         if re.search(r"count\(\*\)[^(]*FROM \"?audiences_(?:event|receipt|delivery|run)\b", statement, re.IGNORECASE):
@@ -423,13 +431,10 @@ def test_groups_of_parked_items_and_their_confirmations_say_at_most_ten_thousand
     for url, words in shown.items():
         page = visitor.get(url).content.decode()
         assert [text for text in words if text not in page] == [], url
+        read = 0
         for statement in visit(visitor, url):
-            if "audiences_parked" in statement and "WITH RECURSIVE" not in statement and statement.startswith("SELECT"):
-                plan = explained(statement)
-                assert read_by(plan).get("parked", 0) <= 2 * COUNTED, statement
-    (groups,) = [
-        one for one in visit(visitor, reverse("admin:index")) if one.startswith("WITH RECURSIVE") and "AS oldest" in one
-    ]
-    # The groups have 10,000, 19,999 and 1 open items. Each is read once at most, and no closed item.
-    plan = explained(groups)
-    assert read_by(plan)["parked"] <= 30_000 + 50, plan
+            replay_settings(statement)
+            if "audiences_parked" in statement and statement.startswith(("SELECT", "WITH RECURSIVE")):
+                read = max(read, read_by(explained(statement)).get("parked", 0))
+        # The groups have 10,000, 19,999 and 1 open items. Nothing is read beyond the bound of each.
+        assert read <= 2 * COUNTED + 50, url

@@ -17,14 +17,14 @@ from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.core import signing
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 
-from audiences.admin import verbs
-from audiences.admin.pages import OperatorAdmin, count, list_url, mask, number, pill, url_of
+from audiences.admin import parked_groups, verbs
+from audiences.admin.pages import OperatorAdmin, count, list_url, mask, pill, url_of
+from audiences.admin.parked_groups import Group
 from audiences.delivery import odp_account
 from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.insight import customers, state
@@ -296,15 +296,23 @@ def _happening(status: EventStatus, cause: str) -> Happening:
 
 def _nobody(identifier: str) -> dict[str, Any]:
     """Advice for an unknown identifier."""
-    unread = Parked.objects.filter(closed_at=None).exclude(reason=REJECTED_BY_ODP)
-    waiting = unread.values("install", "install__name").annotate(
-        count=Count("pk"), nameless=Count("pk", filter=Q(reason=reasons.NO_IDENTIFIER))
-    )
+    unread: dict[tuple[str, int], list[Group]] = {}
+    for group in parked_groups.found():
+        if group.reason != REJECTED_BY_ODP:
+            unread.setdefault((group.install_name, group.install), []).append(group)
     return {
         "variants": customers.variants(identifier),
         "installs": Install.objects.order_by("name"),
-        "aside": [
-            {**row, "count": number(row["count"]), "url": list_url(Parked, install__id__exact=row["install"])}
-            for row in waiting.order_by("install__name")
-        ],
+        "aside": [_unread(groups) for _, groups in sorted(unread.items())],
+    }
+
+
+def _unread(groups: list[Group]) -> dict[str, str]:
+    """The parked items of one install that were not read."""
+    nameless = [group.rows for group in groups if group.reason == reasons.NO_IDENTIFIER]
+    return {
+        "install": groups[0].install_name,
+        "count": parked_groups.sum_in_words(group.rows for group in groups),
+        "nameless": parked_groups.sum_in_words(nameless) if nameless else "",
+        "url": list_url(Parked, install__id__exact=groups[0].install),
     }

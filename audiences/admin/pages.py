@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib.admin import ShowFacets
+from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.paginator import Page, Paginator
 from django.db import DataError
@@ -117,6 +118,15 @@ class SafeList:
             raise IncorrectLookupParameters(error) from error
 
 
+class WithHistory:
+    """The page of one thing's history, in pages: a thing may have as many entries as the whole log."""
+
+    def get_paginator(self, request: HttpRequest, queryset: Any, per_page: int, *args: Any, **kwargs: Any) -> Any:
+        if queryset.model is LogEntry:
+            return InfinitePaginator(queryset, per_page, *args, **kwargs)
+        return super().get_paginator(request, queryset, per_page, *args, **kwargs)  # type: ignore[misc]
+
+
 class WithButtons:
     """The page of one thing with its verbs as buttons, and with ``page_context``."""
 
@@ -144,7 +154,7 @@ class WithButtons:
         return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})  # type: ignore[misc]
 
 
-class OperatorAdmin(WithButtons, SafeList, UnfoldModelAdmin[M]):
+class OperatorAdmin(WithButtons, WithHistory, SafeList, UnfoldModelAdmin[M]):
     """A page of the operator's. Nothing can be deleted on any of them."""
 
     paginator = InfinitePaginator

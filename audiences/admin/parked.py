@@ -31,7 +31,7 @@ from audiences.admin.pages import (
     size,
     up_to_bound,
 )
-from audiences.admin.parked_groups import counted, groups, items, unfinished
+from audiences.admin.parked_groups import ANY_NUMBER, counted, groups, items, unfinished
 from audiences.admin.parked_reasons import ALL_HINTS, STAYED, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.resends import section, under_way
@@ -229,11 +229,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if not self.has_release_permission(request):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))
-        waiting = Parked.objects.filter(install_id=install, reason=reason, closed_at=None)
-        upto = request.POST.get("upto", "")
-        if upto.isdecimal():
-            waiting = waiting.filter(pk__lte=int(upto))
-        total, newest = counted(waiting)
+        total, newest = counted(install, reason, upto=_upto(request))
         seen = f"{total}-{newest}"
         going = unfinished().filter(install_id=install, parked_reason=reason).first()
         if going is not None:
@@ -247,7 +243,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if request.method == "POST" and asked.is_valid():
             by, field = request.user.get_username(), str(asked.cleaned_data.get("read_by", ""))
             # The release reads all of them anyway, and shows how far it is.
-            everything = waiting.count()
+            everything = parked_items.waiting(install, reason).filter(pk__lte=newest).count()
             if not resends.release_all(owner, reason, upto=newest, total=everything, by=by, identifier_field=field):
                 return verbs.go(request, back, warning=verbs.STALE)
             message = (
@@ -273,13 +269,10 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if not self.has_discard_permission(request):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))
-        waiting = parked_items.waiting(install, reason)
         confirmed = "seen" in request.POST
-        asked_upto = request.POST.get("upto", "")
-        if asked_upto.isdecimal():
-            waiting = waiting.filter(pk__lte=int(asked_upto[:18]))
-        total, newest = counted(waiting)
-        upto = int(asked_upto[:18]) if asked_upto.isdecimal() else newest or 0
+        asked_upto = _upto(request)
+        total, newest = counted(install, reason, upto=asked_upto)
+        upto = asked_upto if asked_upto != ANY_NUMBER else newest or 0
         if not total or (confirmed and request.POST["seen"] != f"{total}-{upto}"):
             return verbs.go(request, back, warning=verbs.STALE)
         asked = AskReason(request.POST if confirmed else None)
@@ -362,6 +355,12 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         except ImproperlyConfigured:
             return f"It {UNREADABLE}."
         return format_html('<pre class="ls-pre">{}</pre>', _pretty(raw) if unmasked else masked(raw))
+
+
+def _upto(request: HttpRequest) -> int:
+    """The newest item that the person was asked about; any number before the question."""
+    sent = request.POST.get("upto", "")
+    return int(sent[:18]) if sent.isdecimal() else ANY_NUMBER
 
 
 def _stored_bytes(parked: Parked) -> int | None:

@@ -1,15 +1,17 @@
 """What waits in Parked by install and reason, counted up to 10,000 each."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.db.models import Max, QuerySet
+from django.db.models import QuerySet
 from django.urls import reverse
 
 from audiences import sql
 from audiences.admin.filters import COUNTED
-from audiences.admin.pages import ago, list_url, up_to_bound
+from audiences.admin.pages import ago, list_url, number, up_to_bound
 from audiences.admin.parked_reasons import can_be_released, hint, words
+from audiences.index_order import index_order
 from audiences.models import Parked, Resend
 
 
@@ -22,16 +24,58 @@ class Group(NamedTuple):
     newest: int
 
 
-_GROUPS = sql.beside(__file__).query("groups", Group._make)
+class Counted(NamedTuple):
+    """The bounded count of open items of a group, and the newest of them."""
+
+    rows: int
+    newest: int | None
+
+
+class OfInstall(NamedTuple):
+    install: int
+    rows: int
+
+
+_SQL = sql.beside(__file__)
+_GROUPS = _SQL.query("groups", Group._make)
+_GROUP = _SQL.query("group", Counted._make)
+_BY_INSTALL = _SQL.query("by_install", OfInstall._make)
+
+ANY_NUMBER = 2**63 - 1
 
 
 def unfinished() -> QuerySet[Resend]:
     return Resend.objects.filter(kind=Resend.Kind.RELEASE, ended_at=None)
 
 
-def counted(waiting: QuerySet[Parked]) -> tuple[int, int | None]:
-    """The bounded count of open items, and the newest of them."""
-    return waiting.order_by("-pk")[:COUNTED].count(), waiting.aggregate(newest=Max("pk"))["newest"]
+def found() -> list[Group]:
+    """The groups, the largest first."""
+    with index_order():
+        return _GROUPS.run(bound=COUNTED).all()
+
+
+def counted(install: int, reason: str, *, upto: int = ANY_NUMBER) -> Counted:
+    """The open items of one group, up to an item."""
+    with index_order():
+        group = _GROUP.run(install=install, reason=reason, upto=upto, bound=COUNTED).one()
+    return group or Counted(0, None)
+
+
+def by_install() -> dict[int, int]:
+    """The bounded count of open items of each install that has any."""
+    with index_order():
+        return dict(_BY_INSTALL.run(bound=COUNTED).all())
+
+
+def sum_of(counts: Iterable[int]) -> int:
+    """At least this many rows: the sum of bounded counts."""
+    return sum(min(count, COUNTED - 1) for count in counts)
+
+
+def sum_in_words(counts: Iterable[int]) -> str:
+    counts = list(counts)
+    is_bounded = any(count >= COUNTED for count in counts)
+    return f"more than {sum_of(counts):,}" if is_bounded else number(sum_of(counts))
 
 
 def items(count: int) -> str:
@@ -55,5 +99,5 @@ def groups() -> list[dict[str, Any]]:
             "discard": reverse("admin:audiences_parked_discard_group", args=[group.install, group.reason]),
             "release": reverse("admin:audiences_parked_release_group", args=[group.install, group.reason]),
         }
-        for group in _GROUPS.run(bound=COUNTED).all()
+        for group in found()
     ]

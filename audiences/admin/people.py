@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from audiences.admin import verbs
 from audiences.admin.accounts import NewUserForm, RoleForm, Unlock, UserForm, give_role, grantable, sentence
 from audiences.admin.log_filters import Action, Since, Thing, Until, seen_this_month
-from audiences.admin.pages import HistoryAdmin, SafeList, WithButtons, ago
+from audiences.admin.pages import HistoryAdmin, SafeList, WithButtons, WithHistory, ago
 
 if TYPE_CHECKING:
     from django.contrib.auth.admin import GroupAdmin as UnfoldGroupAdmin
@@ -38,7 +38,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PeopleAdmin(WithButtons, SafeList, UnfoldUserAdmin):
+class PeopleAdmin(WithButtons, WithHistory, SafeList, UnfoldUserAdmin):
     list_display = ("username", "roles", "is_active", "last_login")
     list_filter = ("is_active",)
     fieldsets = (
@@ -104,7 +104,7 @@ class PeopleAdmin(WithButtons, SafeList, UnfoldUserAdmin):
 
 
 @admin.register(Group)
-class RoleAdmin(SafeList, UnfoldGroupAdmin):
+class RoleAdmin(WithHistory, SafeList, UnfoldGroupAdmin):
     form = RoleForm
     filter_horizontal = ()
     readonly_fields = ("may",)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from datetime import timedelta
+from statistics import fmean
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Avg, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
@@ -20,8 +21,9 @@ from odp.outcomes import Outcome
 
 # Ended ones that a page shows beside those under way; there is a list of all.
 PAST_SHOWN = 10
-# Recent deliveries whose duration estimates that of the next ones.
-MEASURED = 20
+# Recent deliveries whose duration estimates that of the next ones, and the newest ones examined to find them. A search
+# for delivered ones would read all that failed since.
+MEASURED, EXAMINED = 20, 500
 
 
 class Stop(Verb[Resend]):
@@ -195,9 +197,9 @@ def when(audience: Audience, events: int) -> str:
 def effort(install: Install, events: int) -> str:
     """An estimate: the requests and the time that this many events of one audience take, one request after another."""
     requests = -(-events // leases.capacity_of(install))
-    took = Delivery.objects.filter(install=install, outcome=Outcome.DELIVERED).order_by("-id")
-    measured = took.values("latency_ms")[:MEASURED].aggregate(each=Avg("latency_ms"))["each"]
-    each = max((measured or 0) / 1000, 1 / install.requests_per_second if install.requests_per_second else 0.0)
+    newest = Delivery.objects.filter(install=install).order_by("-id").values_list("outcome", "latency_ms")[:EXAMINED]
+    took = [milliseconds or 0 for outcome, milliseconds in newest if outcome == Outcome.DELIVERED][:MEASURED]
+    each = max(fmean(took or [0]) / 1000, 1 / install.requests_per_second if install.requests_per_second else 0.0)
     text = f"That is about {count(requests, 'request')}"
     if not each:
         return f"{text}."

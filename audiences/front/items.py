@@ -11,7 +11,8 @@ from django.utils.http import urlencode
 from django.utils.timezone import now
 
 from audiences.admin import blocked, verbs
-from audiences.admin.pages import ago, count, list_url, number, span, url_of
+from audiences.admin.filters import COUNTED
+from audiences.admin.pages import ago, count, list_url, number, span, up_to_bound, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.admin.verbs import Button
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, page, way_to
@@ -222,17 +223,18 @@ def _field_of(request: HttpRequest, group: dict[str, Any]) -> list[Button]:
 
 def ignored_times() -> list[Alert]:
     """Transition times of the last day that were not believed, with the largest lead."""
-    recent = FutureTime.objects.filter(received_at__gte=now() - timedelta(days=1))
-    seen = recent.aggregate(count=Count("sequence"), most=Max("claimed_ns"), first=Min("received_at"))
+    recent = FutureTime.objects.filter(received_at__gte=now() - timedelta(days=1)).order_by("-received_at")
+    seen = recent[:COUNTED].aggregate(count=Count("sequence"), most=Max("claimed_ns"), first=Min("received_at"))
     if not seen["count"]:
         return []
     lead = span(times.moment(seen["most"]) - now())
+    of_newest = f" of the newest {number(COUNTED)}" if seen["count"] >= COUNTED else ""
     were = "time was" if seen["count"] == 1 else "times were"
     return [
         Alert(
-            f"{number(seen['count'])} transition {were} ahead of the clock",
-            f"Within a day; the furthest by {lead}. These events were delivered with the time of their message, or of"
-            " their call.",
+            f"{up_to_bound(seen['count'])} transition {were} ahead of the clock",
+            f"Within a day; the furthest{of_newest} by {lead}. These events were delivered with the time of their"
+            " message, or of their call.",
             ago(seen["first"]),
             reverse("find_customer"),
             "held",

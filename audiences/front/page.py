@@ -9,9 +9,8 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from audiences import readiness
-from audiences.admin.filters import COUNTED
 from audiences.admin.pages import ago, count, last_call, list_url, number, span
-from audiences.admin.parked_groups import groups
+from audiences.admin.parked_groups import groups, sum_in_words
 from audiences.front import calls
 from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more
 from audiences.front.charts import charts
@@ -102,7 +101,7 @@ def _numbers(
     oldest = now() - min(heads) if heads else timedelta(0)
     on_hold = sum(install.backoff_until_at is not None for install in installs)
     events = sum(backlog.waiting for backlog in waiting.values())
-    items = sum(min(group["count"], COUNTED - 1) for group in parked)
+    items = [group["count"] for group in parked]
     return [
         Number(
             "oldest undelivered",
@@ -113,14 +112,8 @@ def _numbers(
         ),
         Number("installs on hold", number(on_hold), list_url(Install), not on_hold, f"of {len(installs)}"),
         Number("blocked audiences", number(blocked), list_url(Audience, state="blocked"), not blocked),
-        Number("parked items", at_least(items, parked), list_url(Parked), not items),
+        Number("parked items", sum_in_words(items), list_url(Parked), not items),
     ]
-
-
-def at_least(items: int, parked: list[dict[str, Any]]) -> str:
-    """The sum of bounded counts."""
-    is_bounded = any(group["count"] >= COUNTED for group in parked)
-    return f"more than {items:,}" if is_bounded else number(items)
 
 
 def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:

@@ -89,6 +89,7 @@ class Resend(models.Model):
         ordering = ["-id"]
         indexes = [
             models.Index(fields=["audience", "-id"], name="resends_of_an_audience"),
+            models.Index(fields=["kind", "-id"], name="resends_of_a_kind"),
             models.Index(fields=["install"], condition=Q(ended_at=None), name="unfinished_resends"),
         ]
         constraints = [

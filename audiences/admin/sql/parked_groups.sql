@@ -1,4 +1,8 @@
--- Open parked items by install and reason.
+-- Open parked items by install and reason, each counted up to "bound".
+--
+-- These statements run inside index_order(). The install and the reason are part of each order, and their conditions
+-- compare rows, so that only the index parked_and_open has the order. With equalities, PostgreSQL may walk the index by
+-- number through the closed items.
 
 -- name: groups
 -- One row per install and reason with open items: their number, "bound" at most, and the oldest and newest of them.
@@ -18,24 +22,57 @@ SELECT found.install_id AS install, install.name AS install_name, found.reason, 
     newest.id AS newest
 FROM found
 JOIN audiences_install AS install ON install.id = found.install_id
--- In these, the reason is part of the order and its condition is a range, so that PostgreSQL has to use the same index.
--- With an equality it may walk the index by number through the closed items.
--- The count may still read a whole group: PostgreSQL doesn't know the size of the group when it plans.
 CROSS JOIN LATERAL (
     SELECT count(*) AS rows FROM (
         SELECT FROM audiences_parked
-        WHERE closed_at IS NULL AND install_id = found.install_id AND reason >= found.reason AND reason <= found.reason
-        ORDER BY reason, id DESC LIMIT %(bound)s
+        WHERE closed_at IS NULL AND (install_id, reason) >= (found.install_id, found.reason)
+            AND (install_id, reason) <= (found.install_id, found.reason)
+        ORDER BY install_id, reason, id DESC LIMIT %(bound)s
     ) AS items
 ) AS counted
 CROSS JOIN LATERAL (
     SELECT parked_at FROM audiences_parked
-    WHERE closed_at IS NULL AND install_id = found.install_id AND reason >= found.reason AND reason <= found.reason
-    ORDER BY reason DESC, id LIMIT 1
+    WHERE closed_at IS NULL AND (install_id, reason) >= (found.install_id, found.reason)
+        AND (install_id, reason) <= (found.install_id, found.reason)
+    ORDER BY install_id DESC, reason DESC, id LIMIT 1
 ) AS oldest
 CROSS JOIN LATERAL (
     SELECT id FROM audiences_parked
-    WHERE closed_at IS NULL AND install_id = found.install_id AND reason >= found.reason AND reason <= found.reason
-    ORDER BY reason, id DESC LIMIT 1
+    WHERE closed_at IS NULL AND (install_id, reason) >= (found.install_id, found.reason)
+        AND (install_id, reason) <= (found.install_id, found.reason)
+    ORDER BY install_id, reason, id DESC LIMIT 1
 ) AS newest
 ORDER BY counted.rows DESC, found.install_id, found.reason
+
+-- name: group
+-- The open items of one group up to a number: how many, "bound" at most, and the newest; NULL if there are none.
+SELECT count(*) AS rows, max(id) AS newest FROM (
+    SELECT id FROM audiences_parked
+    WHERE closed_at IS NULL AND (install_id, reason) >= (%(install)s, %(reason)s)
+        AND (install_id, reason) <= (%(install)s, %(reason)s) AND id <= %(upto)s
+    ORDER BY install_id, reason, id DESC LIMIT %(bound)s
+) AS items
+
+-- name: by_install
+-- One row per install with open items: their number, "bound" at most.
+WITH RECURSIVE
+-- Jumps from install to install in the index parked_and_open.
+found AS (
+    (SELECT install_id FROM audiences_parked WHERE closed_at IS NULL ORDER BY install_id, reason LIMIT 1)
+    UNION ALL
+    SELECT following.install_id FROM found
+    CROSS JOIN LATERAL (
+        SELECT install_id FROM audiences_parked
+        WHERE closed_at IS NULL AND install_id > found.install_id
+        ORDER BY install_id, reason LIMIT 1
+    ) AS following
+)
+SELECT found.install_id AS install, counted.rows
+FROM found
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows FROM (
+        SELECT FROM audiences_parked
+        WHERE closed_at IS NULL AND install_id >= found.install_id AND install_id <= found.install_id
+        ORDER BY install_id, reason LIMIT %(bound)s
+    ) AS items
+) AS counted
