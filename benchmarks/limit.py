@@ -1,7 +1,7 @@
 """The limit of the machine: one statement inserts the rows of a call into the same tables, without Django and HTTP.
 
-``python -m benchmarks.limit --url postgres://… --calls N``. The statement is the one of ``receiving/ingest.py``, with
-its lock in the same round trip and the same commit. Its parameters are built before the measurement.
+``python -m benchmarks.limit --url postgres://… --calls N``. The statement is the one of ``plain_calls.py``, with its
+lock in the same round trip and the same commit. Its parameters are built before the measurement.
 """
 
 from collections import Counter

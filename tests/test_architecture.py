@@ -23,8 +23,8 @@ ROOMS = {"": 0, "delivery": 1, "receiving": 2, "insight": 3, "operations": 4, "a
 
 # Who may write which table; migrations and tests aside.
 WRITERS = {
-    "Event": {"audiences/receiving/ingest.py"},
-    "Receipt": {"audiences/receiving/ingest.py"},
+    "Event": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
+    "Receipt": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
     "FutureTime": {"audiences/receiving/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
     "Lane": {
@@ -129,6 +129,17 @@ def test_the_domain_names_tasks_that_the_workers_have() -> None:
     assert {wake.DRAIN, wake.MAKE, wake.TRY_OUT} <= set(app.tasks)
     assert wake.DRAIN in app.tasks
     assert wake.RESEND in app.tasks
+
+
+# --- Size -----------------------------------------------------------------------------------------------------
+
+# A longer file is split by subject.
+LINES_AT_MOST = 400
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_product_file_is_too_long(source: str) -> None:
+    assert len((ROOT / source).read_text(encoding="utf-8").splitlines()) <= LINES_AT_MOST
 
 
 # --- Writers --------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 
 from audiences import sessions
 from audiences.models import Audience, Event, Install, Receipt
-from audiences.receiving import ingest, views
+from audiences.receiving import plain_calls, views
+from audiences.receiving.call_values import Received
 from audiences.receiving.group_commit import GroupCommit, GroupLostError
-from audiences.receiving.ingest import Received, receive
+from audiences.receiving.ingest import receive
 from tests.messages import body, message, transition
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
@@ -29,8 +30,8 @@ class Groups:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
         self.sizes: list[int] = []
         self._store, self._held, self._go = store, threading.Event(), threading.Event()
-        self.commits: GroupCommit[Any, int] = GroupCommit(self._gated, largest=ingest.GROUP_EVENTS)
-        monkeypatch.setattr(ingest, "_groups", self.commits)
+        self.commits: GroupCommit[Any, int] = GroupCommit(self._gated, largest=plain_calls.GROUP_EVENTS)
+        monkeypatch.setattr(plain_calls, "_groups", self.commits)
 
     def _gated(self, calls: Sequence[Any]) -> Any:
         self.sizes.append(len(calls))
@@ -38,7 +39,7 @@ class Groups:
             return self._store(calls)
         self._held.set()
         assert self._go.wait(PATIENCE)
-        return ingest._store_plain(calls)
+        return plain_calls._store(calls)
 
     def of(self, install: Install, *bodies: bytes) -> list["Future[Received]"]:
         """The calls, of which the first is stored before the others, and the others as one group."""
@@ -65,7 +66,7 @@ def receipt_of(answer: Received) -> Receipt:
 def groups(monkeypatch: pytest.MonkeyPatch, install: Install) -> Groups:
     receive(install, known("warm"))
     receive(install, body(message(transition(segment="s2", slug="silver"))))
-    return Groups(monkeypatch, ingest._store_plain)
+    return Groups(monkeypatch, plain_calls._store)
 
 
 def known(*who: str) -> bytes:
@@ -160,7 +161,7 @@ def test_a_read_only_session_of_the_leader_is_no_error_of_its_group(
     def fails_over(calls: Sequence[Any]) -> Any:
         with connection.cursor() as cursor:
             cursor.execute("SET default_transaction_read_only = on")
-        return ingest._store_plain(calls)
+        return plain_calls._store(calls)
 
     calls = Groups(monkeypatch, fails_over).of(install, known("a"), known("b"), known("c"))
     assert [call.result(PATIENCE).queued for call in calls] == [1, 1, 1]
@@ -204,7 +205,7 @@ def test_when_the_leader_is_lost_its_whole_group_is_told_so(
         assert all(isinstance(error, Exception) and views._is_temporary(error) for error in errors)
     assert people() == ["a", "warm"]
     sessions.bound(0)
-    monkeypatch.setattr(ingest._groups, "_store", ingest._store_plain)
+    monkeypatch.setattr(plain_calls._groups, "_store", plain_calls._store)
     assert receive(install, known("e")).queued == 1
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from audiences.delivery import claims, fold, provision, request_records, settling, unconfirmed
 from audiences.models import Audience
-from audiences.receiving import audience_lookup, ingest
+from audiences.receiving import audience_lookup, ingest, plain_calls
 from tests.delivering import happen, lane_of
 from tests.messages import AT_NS
 from tests.model.machine import Bridge
@@ -106,14 +106,14 @@ _KNOWN = "(SELECT coalesce(max(sequence), 0) FROM audiences_event AS e WHERE e.a
 
 def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
     """Another way to number, for calls with one event of an audience. It waits for no other call."""
-    for name in ("_STORE", "_STORE_NAMED"):
-        statement = getattr(ingest, name)
+    for module, name in ((ingest, "_STORE"), (plain_calls, "_STORE_NAMED")):
+        statement = getattr(module, name)
         before, _, rest = statement.text.partition("numbered AS (")
         _, found, after = rest.partition("before\n)")
         assert found
-        patched.setattr(ingest, name, replace(statement, text=f"{before} numbered AS ({numbered}) {after}"))
+        patched.setattr(module, name, replace(statement, text=f"{before} numbered AS ({numbered}) {after}"))
     patched.setattr(audience_lookup, "_LOCK", audience_lookup._LOCK.replace("FOR NO KEY UPDATE", ""))
-    patched.setattr(ingest, "_LOCK_NAMED", ingest._LOCK_NAMED.replace("FOR NO KEY UPDATE", ""))
+    patched.setattr(plain_calls, "_LOCK_NAMED", plain_calls._LOCK_NAMED.replace("FOR NO KEY UPDATE", ""))
 
 
 def numbering_without_the_lock(patched: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The tables, and the constraints that PostgreSQL enforces. docs/glossary.md defines the terms.
 
-One writer per fact: ``ingest`` creates Events and Receipts, ``delivery/`` writes Lanes, Runs, Deliveries and the
-ledger, ``delivery/backoff.py`` the backoff of an Install, ``resends`` Resends. The state that pages show is derived
-from these facts (``insight/state.py``).
+One writer per fact: ``ingest`` and ``plain_calls`` create Events and Receipts, ``delivery/`` writes Lanes, Runs,
+Deliveries and the ledger, ``delivery/backoff.py`` the backoff of an Install, ``resends`` Resends. The state that pages
+show is derived from these facts (``insight/state.py``).
 """
 
 from audiences.models.audiences import Audience, Lane, Membership, Profile

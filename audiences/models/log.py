@@ -52,7 +52,9 @@ class Receipt(models.Model):
 
 
 class Event(models.Model):
-    """One fact: this identifier entered or left this audience at this time. Never edited; created by ``ingest`` alone.
+    """One fact: this identifier entered or left this audience at this time. Never edited.
+
+    Created by ``ingest`` and ``plain_calls`` alone.
 
     The two foreign keys are not checked row by row: the insert joins the audience rows that it has just locked,
     and 300 look-ups a call would double what a call costs.

@@ -1,111 +1,36 @@
 """Receiving: one webhook call becomes Events, a Receipt and parked items, in one transaction.
 
-The only writer of Events. Numbers are assigned under the audience's row lock, so each lane has no gaps and numbers
-become visible in commit order. Serial ids don't work: they are drawn before the commit, so a cursor could pass an id
-that isn't visible yet.
+This module and ``plain_calls``, which stores calls that only have events of known audiences, are the only writers of
+Events and Receipts. Numbers are assigned under the audience's row lock, so each lane has no gaps and numbers become
+visible in commit order. Serial ids don't work: they are drawn before the commit, so a cursor could pass an id that
+isn't visible yet.
 """
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from itertools import accumulate, chain, count, repeat
-from typing import Any, NamedTuple
+from itertools import repeat
 
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences import prepared_statements, sessions, sql
+from audiences import prepared_statements, sql
 from audiences.models import Again, Audience, FutureTime, Install
-from audiences.receiving import audience_lookup, identifier_lists, parking, resend_causes
+from audiences.receiving import audience_lookup, call_values, identifier_lists, parking, plain_calls, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
-from audiences.receiving.group_commit import GroupCommit, GroupLostError
+from audiences.receiving.call_values import Call, NewReceipt, Received, Stored
 from audiences.wake import wake
 from lytics import bodies, messages, payload, reasons, times
-from lytics.facts import NAME_BYTES, Fact, ItemToPark, Reading
+from lytics.facts import Fact, ItemToPark, Reading
 
 log = structlog.get_logger(__name__)
 
-
-class _Limit(NamedTuple):
-    set_config: str
-
-
-class _Stored(NamedTuple):
-    """The ids of the Receipts in the order of their calls, or None, and the number of events."""
-
-    receipts: list[int] | None
-    events: int
-
-
 _SQL = sql.beside(__file__)
-_LIMIT_LOCK_WAIT = _SQL.query("limit_lock_wait", _Limit._make, prepared=True)
-_LOCK_NAMED = _SQL.command("lock_named", prepared=True)
-_STORE_NAMED = _SQL.query("store_named", _Stored._make, prepared=True)
-_STORE = _SQL.query("store", _Stored._make, prepared=True)
-
-# The most events that a group of calls has. More would make each of its calls wait longer than it saves.
-GROUP_EVENTS = 5_000
-# How long a group waits for a lock, in milliseconds; then its calls are stored one by one. Two groups of two processes
-# wait for each other for less. With no limit, one locked audience would stop all calls of its install.
-GROUP_LOCK_MILLISECONDS = 500
-
-
-@dataclass
-class Received:
-    """The answer to one call: messages, events stored, items parked and why, values that were no identifiers.
-
-    ``receipt`` is the id of its Receipt.
-    """
-
-    received: int = 0
-    queued: int = 0
-    parked: int = 0
-    skipped: int = 0
-    parked_reasons: dict[str, int] = field(default_factory=dict)
-    receipt: int | None = None
-
-
-class _Call(NamedTuple):
-    bytes: int
-    source: str | None
-    at: datetime
-    # The token of a caller that wasn't looked up: it is checked when the call is stored.
-    token_id: int | None = None
-
-
-class _Receipt(NamedTuple):
-    """A Receipt's values, by the names of their parameters in ``sql/fragments.sql``."""
-
-    received: datetime
-    sources: str
-    jobs: str
-    bytes: int
-    messages: int
-    queued: int
-    parked: int
-    skipped: int
-    parked_reasons: str
-
-
-_NO_RECEIPTS: dict[str, tuple[Any, ...]] = dict.fromkeys(_Receipt._fields, ())
-
-
-class _Plain(NamedTuple):
-    """A call that only has events of known audiences, on its way to ``_store_plain``.
-
-    ``install`` says how it was read. ``token_id`` is a token that has to be live when the call is stored.
-    """
-
-    facts_by_name: FactsByName
-    receipt: _Receipt
-    install: Install
-    token_id: int | None
+_STORE = _SQL.query("store", Stored._make, prepared=True)
 
 
 def receive(install: Install, body: bytes, *, source: str | None = None, encoding: str = "") -> Received:
@@ -116,8 +41,8 @@ def receive(install: Install, body: bytes, *, source: str | None = None, encodin
     received_at = now()
     reading = bodies.name_encoding(_read(install, body, received_at), encoding)
     facts_by_name = audience_lookup.by_name(reading.facts)
-    call = _Call(len(body), source, received_at)
-    received = _record_plain(install, reading, facts_by_name, call)
+    call = Call(len(body), source, received_at)
+    received = plain_calls.store(install, reading, facts_by_name, call)
     if received is None:
         with transaction.atomic():
             received = _record(install, reading, facts_by_name, call)
@@ -134,8 +59,8 @@ def receive_unchecked(
     """
     received_at = now()
     reading = bodies.name_encoding(_read(install, body, received_at), encoding)
-    call = _Call(len(body), source, received_at, token_id)
-    received = _record_plain(install, reading, audience_lookup.by_name(reading.facts), call)
+    call = Call(len(body), source, received_at, token_id)
+    received = plain_calls.store(install, reading, audience_lookup.by_name(reading.facts), call)
     if received is not None:
         _wake_for(received, install)
     return received
@@ -163,7 +88,7 @@ def rehearse() -> None:
     word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
     body = b"[%s]" % messages.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
     reading = _read(nobody, body, at)
-    _record_plain(nobody, reading, audience_lookup.by_name(reading.facts), _Call(len(body), None, at))
+    plain_calls.store(nobody, reading, audience_lookup.by_name(reading.facts), Call(len(body), None, at))
 
 
 def _read(install: Install, body: bytes, at: datetime, *, released: bool = False) -> Reading:
@@ -179,78 +104,7 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
     )
 
 
-def _record_plain(install: Install, reading: Reading, facts_by_name: FactsByName, call: _Call) -> Received | None:
-    """Store a usual call, whose audiences all exist under the names it uses, in one round trip.
-
-    None for any other call, of which nothing is stored here.
-    """
-    if reading.to_park or install.forget_missing_identifiers or reading.claims:
-        return None
-    if not all(segment_id for segment_id, _ in facts_by_name):
-        # A slug alone is looked up in another way. Tried here, it would send its whole group the longer way.
-        return None
-    received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
-    plain = _Plain(facts_by_name, _receipt(reading, call, received), install, call.token_id)
-    if connection.in_atomic_block:
-        # The call belongs to this transaction, so no other thread may store it.
-        stored = _store_plain([plain])
-        received.receipt = stored[0] if stored else None
-    else:
-        received.receipt = _store_in_group(plain, size=received.queued)
-    return None if received.receipt is None else received
-
-
-def _store_in_group(plain: _Plain, *, size: int) -> int | None:
-    try:
-        return _groups.store(plain.install.pk, plain, size=size)
-    except GroupLostError:
-        # PostgreSQL may be frozen. The next statement then needs a new session, for which one thread of the process
-        # waits; on this session it would wait for DATABASE_WEB_SECONDS, and the next group with it.
-        connection.close()
-        raise
-
-
-def _store_plain(calls: Sequence[_Plain]) -> list[int] | None:
-    """Store calls of one install together, and give the ids of their Receipts. None: nothing is stored.
-
-    The events of an audience are inserted one after the other, whatever call they came with.
-    """
-    facts: dict[tuple[str, str], list[Fact]] = {}
-    numbers: dict[tuple[str, str], list[int]] = {}
-    for number, call in enumerate(calls, start=1):
-        for name, some in call.facts_by_name.items():
-            facts.setdefault(name, []).extend(some)
-            numbers.setdefault(name, []).extend(repeat(number, len(some)))
-    receipts = [call.receipt for call in calls]
-    values = _values([*facts.values()], calls=chain.from_iterable(numbers.values()), receipts=receipts)
-    segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
-    slugs = prepared_statements.texts(slug for _, slug in facts)
-    install = calls[0].install
-    with sessions.allow_more(sum(receipt.bytes for receipt in receipts) / 1_000_000):
-        with prepared_statements.pipeline():
-            if not connection.in_atomic_block:
-                _LIMIT_LOCK_WAIT.run(milliseconds=str(GROUP_LOCK_MILLISECONDS))
-            _LOCK_NAMED.run(install=install.pk, segments=segments)
-            storing = _STORE_NAMED.run(
-                install=install.pk,
-                segments=segments,
-                slugs=slugs,
-                tokens=prepared_statements.numbers({call.token_id for call in calls if call.token_id is not None}),
-                install_names=prepared_statements.texts({call.install.name for call in calls}),
-                identifier_fields=prepared_statements.texts({call.install.identifier_field for call in calls}),
-                top_levels=prepared_statements.numbers(
-                    {int(call.install.allow_top_level_identifier) for call in calls}
-                ),
-                **values,
-            )
-        stored = storing.one()
-    return None if stored is None else stored.receipts
-
-
-_groups = GroupCommit(_store_plain, largest=GROUP_EVENTS)
-
-
-def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call: _Call) -> Received:
+def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call: Call) -> Received:
     wanted = audience_lookup.wanted_names(facts_by_name)
     audiences = audience_lookup.find_or_create(install, wanted, audience_lookup.find(install, wanted))
     found = _found(install, audiences, facts_by_name, reading.emptied)
@@ -261,7 +115,8 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
     ]
     counts = Counter(item.reason for item in aside)
     received = Received(reading.messages, sum(map(len, found.values())), len(aside), reading.skipped, dict(counts))
-    receipt_id = append(found, received_at=call.at, install_id=install.pk, receipt=_receipt(reading, call, received))
+    receipt = call_values.receipt_of(reading, call, received)
+    receipt_id = append(found, received_at=call.at, install_id=install.pk, receipt=receipt)
     assert receipt_id is not None
     _note_future_times(found, received_at=call.at)
     received.receipt = receipt_id
@@ -271,20 +126,6 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
         transaction.on_commit(tell, robust=True)
     audience_lookup.note_slugs(audiences, facts_by_name)
     return received
-
-
-def _receipt(reading: Reading, call: _Call, received: Received) -> _Receipt:
-    return _Receipt(
-        received=call.at,
-        sources=call.source or "",
-        jobs=reading.job[:NAME_BYTES].replace("\x00", ""),
-        bytes=call.bytes,
-        messages=received.received,
-        queued=received.queued,
-        parked=received.parked,
-        skipped=received.skipped,
-        parked_reasons=json.dumps(received.parked_reasons),
-    )
 
 
 def read_again(
@@ -344,7 +185,7 @@ def append(
     *,
     received_at: datetime,
     install_id: int | None = None,
-    receipt: _Receipt | None = None,
+    receipt: NewReceipt | None = None,
     receipt_id: int | None = None,
     forced: bool = False,
 ) -> int | None:
@@ -357,7 +198,7 @@ def append(
     if not events and receipt is None:
         return None
     receipts = [] if receipt is None else [receipt]
-    values = _values([*facts.values()], calls=repeat(1, events), receipts=receipts)
+    values = call_values.parameters([*facts.values()], calls=repeat(1, events), receipts=receipts)
     values |= {"received": [received_at], "receipt_id": receipt_id, "forced": forced}
     with prepared_statements.pipeline():
         audience_lookup.lock(facts)
@@ -386,26 +227,3 @@ def _note_future_times(facts: Mapping[int, Sequence[Fact]], *, received_at: date
         for place, fact in enumerate(some, start=1)
         if fact.claimed_ns
     )
-
-
-def _values(groups: Sequence[Sequence[Fact]], *, calls: Iterable[int], receipts: Sequence[_Receipt]) -> dict[str, Any]:
-    """For ``store_calls``; each group of facts is of one audience. ``calls`` has the number of each fact's call."""
-    facts = [fact for group in groups for fact in group]
-    counts = [len(group) for group in groups]
-    texts, numbers = prepared_statements.texts, prepared_statements.numbers
-    columns = dict(zip(_Receipt._fields, zip(*receipts, strict=True), strict=True)) if receipts else _NO_RECEIPTS
-    return {
-        **{name: numbers(columns[name]) for name in ("bytes", "messages", "queued", "parked", "skipped")},
-        **{name: texts(columns[name]) for name in ("sources", "jobs", "parked_reasons")},
-        "received": list(columns["received"]),
-        "has_receipts": bool(receipts),
-        "receipt_id": None,
-        "forced": False,
-        "counts": numbers(counts),
-        "ahead": numbers(accumulate(counts[:-1], initial=0)),
-        "numbers": numbers(chain.from_iterable(map(repeat, count(1), counts))),
-        "identifiers": texts([fact.identifier for fact in facts]),
-        "kinds": numbers([int(fact.kind) for fact in facts]),
-        "moments": numbers([fact.occurred_ns for fact in facts]),
-        "calls": numbers(calls),
-    }

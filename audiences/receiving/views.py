@@ -28,6 +28,7 @@ from audiences import address, sessions
 from audiences.models import Install
 from audiences.receiving import backlog, body, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
 from audiences.receiving.authentication import Caller, TokenAuthentication
+from audiences.receiving.call_values import Received
 
 log = structlog.get_logger(__name__)
 
@@ -85,9 +86,9 @@ def _reason_to_wait(install: Install) -> str:
     return "The database is as large as it may get." if disk_usage.is_too_full() else ""
 
 
-def _receive(caller: Caller, content: bytes, *, source: str | None, encoding: str) -> ingest.Received | None:
+def _receive(caller: Caller, content: bytes, *, source: str | None, encoding: str) -> Received | None:
     """Store the call; None when the install was switched off. A remembered caller is looked up if need be."""
-    received: ingest.Received | None = None
+    received: Received | None = None
     if caller.is_remembered:
         received = ingest.receive_unchecked(
             caller.install, content, token_id=caller.token.pk, source=source, encoding=encoding

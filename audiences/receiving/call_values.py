@@ -1,0 +1,100 @@
+"""A webhook call on its way into the log: what it is answered, its Receipt, and the values that store it.
+
+``ingest.py`` and ``plain_calls.py`` store calls by two statements that share the fragment ``store_calls``.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import accumulate, chain, count, repeat
+from typing import Any, NamedTuple
+
+from audiences import prepared_statements
+from lytics.facts import NAME_BYTES, Fact, Reading
+
+
+class Stored(NamedTuple):
+    """The ids of the Receipts in the order of their calls, or None, and the number of events."""
+
+    receipts: list[int] | None
+    events: int
+
+
+@dataclass
+class Received:
+    """The answer to one call: messages, events stored, items parked and why, values that were no identifiers.
+
+    ``receipt`` is the id of its Receipt.
+    """
+
+    received: int = 0
+    queued: int = 0
+    parked: int = 0
+    skipped: int = 0
+    parked_reasons: dict[str, int] = field(default_factory=dict)
+    receipt: int | None = None
+
+
+class Call(NamedTuple):
+    bytes: int
+    source: str | None
+    at: datetime
+    # The token of a caller that wasn't looked up: it is checked when the call is stored.
+    token_id: int | None = None
+
+
+class NewReceipt(NamedTuple):
+    """A Receipt's values, by the names of their parameters in ``sql/fragments.sql``."""
+
+    received: datetime
+    sources: str
+    jobs: str
+    bytes: int
+    messages: int
+    queued: int
+    parked: int
+    skipped: int
+    parked_reasons: str
+
+
+_NO_RECEIPTS: dict[str, tuple[Any, ...]] = dict.fromkeys(NewReceipt._fields, ())
+
+
+def receipt_of(reading: Reading, call: Call, received: Received) -> NewReceipt:
+    return NewReceipt(
+        received=call.at,
+        sources=call.source or "",
+        jobs=reading.job[:NAME_BYTES].replace("\x00", ""),
+        bytes=call.bytes,
+        messages=received.received,
+        queued=received.queued,
+        parked=received.parked,
+        skipped=received.skipped,
+        parked_reasons=json.dumps(received.parked_reasons),
+    )
+
+
+def parameters(
+    groups: Sequence[Sequence[Fact]], *, calls: Iterable[int], receipts: Sequence[NewReceipt]
+) -> dict[str, Any]:
+    """For ``store_calls``; each group of facts is of one audience. ``calls`` has the number of each fact's call."""
+    facts = [fact for group in groups for fact in group]
+    counts = [len(group) for group in groups]
+    texts, numbers = prepared_statements.texts, prepared_statements.numbers
+    columns = dict(zip(NewReceipt._fields, zip(*receipts, strict=True), strict=True)) if receipts else _NO_RECEIPTS
+    return {
+        **{name: numbers(columns[name]) for name in ("bytes", "messages", "queued", "parked", "skipped")},
+        **{name: texts(columns[name]) for name in ("sources", "jobs", "parked_reasons")},
+        "received": list(columns["received"]),
+        "has_receipts": bool(receipts),
+        "receipt_id": None,
+        "forced": False,
+        "counts": numbers(counts),
+        "ahead": numbers(accumulate(counts[:-1], initial=0)),
+        "numbers": numbers(chain.from_iterable(map(repeat, count(1), counts))),
+        "identifiers": texts([fact.identifier for fact in facts]),
+        "kinds": numbers([int(fact.kind) for fact in facts]),
+        "moments": numbers([fact.occurred_ns for fact in facts]),
+        "calls": numbers(calls),
+    }

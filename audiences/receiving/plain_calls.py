@@ -1,0 +1,118 @@
+"""Plain calls, which only have events of known audiences: those of one install that wait together are stored together.
+
+One transaction of two statements locks the audiences by the names that the calls use, and stores events and Receipts.
+See docs/decisions/0032-group-commit.md. All other calls are stored by ``ingest.py``.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, repeat
+from typing import NamedTuple
+
+from django.db import connection
+
+from audiences import prepared_statements, sessions, sql
+from audiences.models import Install
+from audiences.receiving import call_values
+from audiences.receiving.audience_lookup import FactsByName
+from audiences.receiving.call_values import Call, NewReceipt, Received, Stored
+from audiences.receiving.group_commit import GroupCommit, GroupLostError
+from lytics.facts import Fact, Reading
+
+
+class _Limit(NamedTuple):
+    set_config: str
+
+
+_SQL = sql.beside(__file__)
+_LIMIT_LOCK_WAIT = _SQL.query("limit_lock_wait", _Limit._make, prepared=True)
+_LOCK_NAMED = _SQL.command("lock_named", prepared=True)
+_STORE_NAMED = _SQL.query("store_named", Stored._make, prepared=True)
+
+# The most events that a group of calls has. More would make each of its calls wait longer than it saves.
+GROUP_EVENTS = 5_000
+# How long a group waits for a lock, in milliseconds; then its calls are stored one by one. Two groups of two processes
+# wait for each other for less. With no limit, one locked audience would stop all calls of its install.
+GROUP_LOCK_MILLISECONDS = 500
+
+
+class _Plain(NamedTuple):
+    """A plain call on its way to ``_store``.
+
+    ``install`` says how it was read. ``token_id`` is a token that has to be live when the call is stored.
+    """
+
+    facts_by_name: FactsByName
+    receipt: NewReceipt
+    install: Install
+    token_id: int | None
+
+
+def store(install: Install, reading: Reading, facts_by_name: FactsByName, call: Call) -> Received | None:
+    """Store a plain call, whose audiences all exist under the names it uses, in one round trip.
+
+    None for any other call, of which nothing is stored here.
+    """
+    if reading.to_park or install.forget_missing_identifiers or reading.claims:
+        return None
+    if not all(segment_id for segment_id, _ in facts_by_name):
+        # A slug alone is looked up in another way. Tried here, it would send its whole group the longer way.
+        return None
+    received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
+    plain = _Plain(facts_by_name, call_values.receipt_of(reading, call, received), install, call.token_id)
+    if connection.in_atomic_block:
+        # The call belongs to this transaction, so no other thread may store it.
+        stored = _store([plain])
+        received.receipt = stored[0] if stored else None
+    else:
+        received.receipt = _store_in_group(plain, size=received.queued)
+    return None if received.receipt is None else received
+
+
+def _store_in_group(plain: _Plain, *, size: int) -> int | None:
+    try:
+        return _groups.store(plain.install.pk, plain, size=size)
+    except GroupLostError:
+        # PostgreSQL may be frozen. The next statement then needs a new session, for which one thread of the process
+        # waits; on this session it would wait for DATABASE_WEB_SECONDS, and the next group with it.
+        connection.close()
+        raise
+
+
+def _store(calls: Sequence[_Plain]) -> list[int] | None:
+    """Store calls of one install together, and give the ids of their Receipts. None: nothing is stored.
+
+    The events of an audience are inserted one after the other, whatever call they came with.
+    """
+    facts: dict[tuple[str, str], list[Fact]] = {}
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for number, call in enumerate(calls, start=1):
+        for name, some in call.facts_by_name.items():
+            facts.setdefault(name, []).extend(some)
+            numbers.setdefault(name, []).extend(repeat(number, len(some)))
+    receipts = [call.receipt for call in calls]
+    values = call_values.parameters([*facts.values()], calls=chain.from_iterable(numbers.values()), receipts=receipts)
+    segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
+    slugs = prepared_statements.texts(slug for _, slug in facts)
+    install = calls[0].install
+    with sessions.allow_more(sum(receipt.bytes for receipt in receipts) / 1_000_000):
+        with prepared_statements.pipeline():
+            if not connection.in_atomic_block:
+                _LIMIT_LOCK_WAIT.run(milliseconds=str(GROUP_LOCK_MILLISECONDS))
+            _LOCK_NAMED.run(install=install.pk, segments=segments)
+            storing = _STORE_NAMED.run(
+                install=install.pk,
+                segments=segments,
+                slugs=slugs,
+                tokens=prepared_statements.numbers({call.token_id for call in calls if call.token_id is not None}),
+                install_names=prepared_statements.texts({call.install.name for call in calls}),
+                identifier_fields=prepared_statements.texts({call.install.identifier_field for call in calls}),
+                top_levels=prepared_statements.numbers(
+                    {int(call.install.allow_top_level_identifier) for call in calls}
+                ),
+                **values,
+            )
+        stored = storing.one()
+    return None if stored is None else stored.receipts
+
+
+_groups = GroupCommit(_store, largest=GROUP_EVENTS)
