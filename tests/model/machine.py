@@ -45,7 +45,7 @@ TRUTHS = {
         FROM audiences_audience WHERE making_until_at > clock_timestamp() HAVING count(*) > {claims.MAKING_AT_ONCE}
     """,
     "who is refused is parked": """
-        SELECT '', held.identifier FROM audiences_membership AS held WHERE held.rejected AND NOT EXISTS (
+        SELECT '', held.identifier FROM audiences_membership AS held WHERE held.refused AND NOT EXISTS (
             SELECT FROM audiences_parked AS parked WHERE parked.audience_id = held.audience_id
             AND parked.identifier = held.identifier AND parked.sequence = held.sequence
         )
