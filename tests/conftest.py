@@ -11,7 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test import Client, TransactionTestCase
 from hypothesis import settings
 
-from audiences import redis_client
+from audiences import redis_client, tallies
 from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import invalid_tokens, rejected_calls
@@ -127,6 +127,7 @@ def _deleted(tables: list[str]) -> bool:
 def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
     monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(sends_by_itself=False))
+    monkeypatch.setattr(tallies, "_sums", tallies.Sums(sends_alone=False))
     monkeypatch.setattr(invalid_tokens, "_this_minute", invalid_tokens._Minute())
     # The count restarts with each minute of the clock, also when a minute ends during a test.
     monkeypatch.setattr(invalid_tokens, "_minute", lambda: 0)

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import NotSupportedError, ProgrammingError
 
-from audiences import sessions
+from audiences import sessions, tallies
 from audiences.delivery import (
     backoff,
     claims,
@@ -108,6 +108,7 @@ def _deliver_or_give_back(lease: Lease) -> None:
         deliver(lease)
     except LeaseLostError:
         log.warning("lease lost; another worker has the lanes", lanes=len(lease.spans))
+        tallies.LEASES_LOST.add(lease.install.public_id)
         holds.give_back(lease)
     except Exception as error:
         if sessions.is_database_error(error) or isinstance(error, _OF_ALL):
@@ -185,6 +186,8 @@ class _Sender:
                 start_before=start_before,
             )
             slots.note_request(self.lease.install.pk, self.answer.seconds)
+            tallies.ODP_REQUESTS.add(self.lease.install.public_id, self.answer.outcome.value)
+            tallies.ODP_SECONDS.observe(self.answer.seconds, self.lease.install.public_id)
         except TooLateError:
             self.answer = TOO_LATE
         log.info(

@@ -10,7 +10,7 @@ import time
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from audiences import sql
+from audiences import sql, tallies
 from audiences.models import Install
 from odp.mechanisms import limit_of
 from outgoing.deadline import TooLateError
@@ -64,7 +64,7 @@ def pass_gate(install: Install, path: str, until: float) -> None:
 
     If PostgreSQL is slow twice, this start may be late, and the next one is later by as much.
     """
-    endpoint, on_time, unused = limit_of(path), ON_TIME_SECONDS, None
+    began, endpoint, on_time, unused = time.monotonic(), limit_of(path), ON_TIME_SECONDS, None
     while _is_limited(install, endpoint):
         asked_at = time.monotonic()
         if asked_at >= until:
@@ -72,6 +72,7 @@ def pass_gate(install: Install, path: str, until: float) -> None:
         start = _take(_TAKE_START, install, endpoint, later=on_time - ON_TIME_SECONDS, unused=unused)
         took = time.monotonic() - asked_at
         if start.taken and took <= on_time:
+            tallies.RATE_LIMIT_SECONDS.add(install.public_id, amount=time.monotonic() - began)
             return
         if start.on_hold:
             raise TooLateError

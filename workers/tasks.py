@@ -4,9 +4,9 @@ from celery import shared_task
 from django.conf import settings
 from django.core.management import call_command
 
-from audiences import wake
+from audiences import tallies, wake
 from audiences.delivery import claims
-from audiences.insight import probes, rollup, search_index, trials
+from audiences.insight import delays, probes, rollup, search_index, trials
 from audiences.operations import reconcile as reconciling
 from audiences.operations import resends, twins
 from workers import drain as draining
@@ -44,6 +44,7 @@ def resend(install_id: int) -> None:
 @shared_task(name="workers.tasks.sweep", ignore_result=True)
 def sweep() -> None:
     """Wake every install that has something to send: this finds what a lost wake-up missed."""
+    tallies.SWEEPS.add()
     for install_id in claims.due():
         wake.wake(install_id)
     for install_id in resends.due():
@@ -96,8 +97,9 @@ def summarise() -> None:
 
 @shared_task(name="workers.tasks.roll_up", ignore_result=True)
 def roll_up() -> None:
-    """Compute the Minutes that have ended."""
+    """Compute the Minutes that have ended, and the delays for metrics."""
     rollup.roll_up()
+    delays.add_up()
 
 
 @shared_task(name="workers.tasks.clear_sessions", ignore_result=True)

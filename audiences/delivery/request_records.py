@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
-from audiences import prepared_statements, request_bodies, sql
+from audiences import prepared_statements, request_bodies, sql, tallies
 from audiences.delivery.leases import Lease, LeaseLostError, columns, worker_name
 from audiences.models import Delivery, Lane, Run
 from odp.outcomes import Answer, Outcome
@@ -42,9 +42,11 @@ def close_abandoned(lease: Lease, reason: str = "The worker was gone before the 
             abandoned.update(closed_at=Now(), outcome=Outcome.UNKNOWN)
         is_old = Q(opened_at__lte=Now() - timedelta(seconds=settings.LEASE_SECONDS))
         has_open_run = Exists(Run.objects.filter(delivery=OuterRef("pk"), closed_at=None))
-        Delivery.objects.filter(
+        closed = Delivery.objects.filter(
             Q(pk__in=deliveries) | is_old & ~has_open_run, install=lease.install, closed_at=None
         ).update(closed_at=Now(), outcome=Outcome.UNKNOWN, reason=reason)
+    if closed:
+        tallies.ODP_REQUESTS.add(lease.install.public_id, Outcome.UNKNOWN.value, amount=closed)
 
 
 def open_delivery(

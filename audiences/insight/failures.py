@@ -8,6 +8,7 @@ import redis
 import structlog
 from django.utils.timezone import now
 
+from audiences import tallies
 from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,7 @@ class Failure:
 
 def note(task: str, error: BaseException) -> None:
     """A task has failed. Never raises: the failure itself is in the log."""
+    tallies.TASK_FAILURES.add(task.removeprefix("workers.tasks."))
     try:
         with client().pipeline(transaction=False) as pipe:
             pipe.hset(_key(task), mapping={"words": first_line(error)})

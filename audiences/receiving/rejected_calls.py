@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import redis
 import structlog
 
+from audiences import tallies
 from audiences.background import Background
 from audiences.redis_client import client
 
@@ -118,6 +119,7 @@ def note(caller: str, source: str | None, *, what: str = "") -> None:
 
     Returns at once and never raises.
     """
+    tallies.REJECTED_CALLS.add(caller)
     _counter.note(caller, source, what)
 
 

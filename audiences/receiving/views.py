@@ -24,7 +24,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from audiences import address, sessions
+from audiences import address, sessions, tallies
 from audiences.models import Install
 from audiences.receiving import backlog, body, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
 from audiences.receiving.authentication import Caller, TokenAuthentication
@@ -132,6 +132,15 @@ class _AnsweringView(APIView):
     """A view whose answer gets through, whatever it was sent."""
 
     content_negotiation_class = JSONOnly
+    # The label of the metrics, once the caller is known.
+    install_label = tallies.UNKNOWN
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        began = time.monotonic()
+        response = super().dispatch(request, *args, **kwargs)
+        tallies.WEBHOOK_REQUESTS.add(self.install_label, str(response.status_code))
+        tallies.WEBHOOK_SECONDS.observe(time.monotonic() - began, self.install_label)
+        return response
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         if response.status_code == 429:
@@ -158,6 +167,7 @@ class WebhookView(_AnsweringView):
 
     def post(self, request: Request, public_id: str) -> Response:
         caller = cast(Caller, request.auth)
+        self.install_label = caller.install.public_id
         if reason := _reason_to_wait(caller.install):
             return answer_outage(caller.look_up(), reason)
         try:
@@ -165,6 +175,7 @@ class WebhookView(_AnsweringView):
         except (body.TooLargeError, body.TooSlowError, body.MalformedError) as error:
             caller.look_up()
             return _unread(request, caller.install, error)
+        tallies.WEBHOOK_BYTES.add(self.install_label, amount=len(content))
         source = address.of(request)
         # A caller whose body always takes longer than the limit would be asked to come back for ever.
         with sessions.allow_more(len(content) / 1_000_000):
