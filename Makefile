@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test coverage check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings settings clean installed installed-dev
+.PHONY: help run demo up test coverage check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings settings metrics clean installed installed-dev
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -40,6 +40,7 @@ help:
 	@echo 'make pictures  writes docs/pictures with the Chromium of this machine'
 	@echo 'make drawings  writes docs/rooms.md from the imports of the code'
 	@echo 'make settings  writes docs/settings.md from lytics_sync/settings.py'
+	@echo 'make metrics   writes docs/metrics.md from the metrics that GET /metrics has'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
 	@echo 'PORT (8000) and DATA_DIR (.data) choose where run, demo and up work.'
@@ -121,6 +122,9 @@ drawings: installed-dev
 
 settings: installed-dev
 	@exec $(PY) -m tests.settings_page
+
+metrics: installed-dev
+	@$(DUMMY) exec $(PY) -m tests.metrics_page
 
 clean:
 	rm -rf $(VENV) staticfiles .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -95,6 +95,18 @@ def public_url_is_set_behind_a_proxy(**kwargs: object) -> list[CheckMessage]:
     ]
 
 
+# Characters below which a token can be guessed.
+SHORTEST_METRICS_TOKEN = 16
+
+
+@register()
+def metrics_token_is_long(**kwargs: object) -> list[CheckMessage]:
+    if not settings.METRICS_TOKEN or len(settings.METRICS_TOKEN) >= SHORTEST_METRICS_TOKEN:
+        return []
+    hint = "Empty switches GET /metrics off. .env.example has a line that makes a token."
+    return [Error(f"METRICS_TOKEN has fewer than {SHORTEST_METRICS_TOKEN} characters.", hint=hint, id="audiences.E015")]
+
+
 @register()
 def backoff_grows(**kwargs: object) -> list[CheckMessage]:
     if settings.BACKOFF_FIRST_SECONDS <= settings.BACKOFF_LONGEST_SECONDS:

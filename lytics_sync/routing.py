@@ -1,4 +1,4 @@
-"""Health checks answer for every Host, and requests that may come from Lytics have URLs without a 404."""
+"""Health checks and metrics answer for every Host, and requests that may come from Lytics have URLs without a 404."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,12 @@ from django.http.response import HttpResponseBase
 
 from audiences.receiving.views import is_for_lytics
 from lytics_sync import health
+from lytics_sync.metrics.view import metrics
 
 HEALTH = {"/health/live": health.live, "/health/ready": health.ready, "/health/workers": health.workers}
+
+# Load balancers, kubelets and Prometheus call by address, which ALLOWED_HOSTS lacks.
+FOR_EVERY_HOST = {**HEALTH, "/metrics": metrics}
 
 CALL_URLS = "lytics_sync.webhook_urls"
 
@@ -22,10 +26,9 @@ def is_call(request: HttpRequest) -> bool:
 
 def routing(get_response: Handler) -> Handler:
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        if request.path_info in HEALTH and request.method in ("GET", "HEAD"):
-            # Before CommonMiddleware, which rejects hosts outside ALLOWED_HOSTS: load balancers and kubelets call by
-            # address.
-            return HEALTH[request.path_info](request)
+        if request.path_info in FOR_EVERY_HOST and request.method in ("GET", "HEAD"):
+            # Before CommonMiddleware, which rejects hosts outside ALLOWED_HOSTS.
+            return FOR_EVERY_HOST[request.path_info](request)
         if is_for_lytics(request):
             request.urlconf = CALL_URLS
         return get_response(request)

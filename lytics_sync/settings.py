@@ -208,6 +208,8 @@ PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
 LOOK_MINUTES = env.number("LOOK_MINUTES", 15)
 # How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
+# The bearer token for GET /metrics, which Prometheus scrapes; without it that page is a 404.
+METRICS_TOKEN = env.text("METRICS_TOKEN", "")
 # The port on which a worker serves GET /health/ready; 0 for none.
 WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
 # Seconds after which a worker drops an unread message. Celery compares the sender's clock with the worker's, so this

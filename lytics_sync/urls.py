@@ -8,6 +8,7 @@ from django.urls import path
 from audiences.admin import customer
 from audiences.receiving.views import bad_request
 from lytics_sync import database_away, health, webhook_urls
+from lytics_sync.metrics.view import metrics
 
 
 def front(request: HttpRequest) -> HttpResponse:
@@ -21,6 +22,7 @@ urlpatterns = [
     path("health/live", health.live),
     path("health/ready", health.ready),
     path("health/workers", health.workers),
+    path("metrics", metrics),
     webhook_urls.webhook,  # for reverse(); requests of Lytics are resolved by webhook_urls alone
 ]
 # Also for a Host that ALLOWED_HOSTS rejects: Django would answer 400 before any view, and Lytics would drop the batch.

@@ -1,4 +1,4 @@
-"""Every page of the admin reads a bounded number of rows of each log, however many rows one install has there.
+"""Every page of the admin and /metrics read a bounded number of rows of each log, however many rows an install has.
 
 One install and one audience have 40,000 rows in each log. Every URL of the admin is opened, dialogs included, and
 PostgreSQL's own counters say how many table rows and index entries were read. Pages that count parked items are also
@@ -15,6 +15,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
+from pytest_django.fixtures import Settings
 
 from audiences.admin.filters import COUNTED
 from audiences.models import Audience, Install
@@ -71,7 +72,7 @@ FROM pg_class AS log WHERE log.relname = ANY(%s)
 
 
 @pytest.fixture
-def boss(db: None) -> Client:
+def boss(db: None, settings: Settings) -> Client:
     """A superuser, and an install with one audience and 40,000 rows in every log."""
     user = User.objects.create_superuser("boss")
     install = Install(name="Shop", odp_api_key="public.private", odp_host="http://127.0.0.1:9")
@@ -86,8 +87,10 @@ def boss(db: None) -> Client:
     }
     with connection.cursor() as cursor:
         cursor.execute(FILL, values)
-    client = Client()
+    settings.METRICS_TOKEN = "a token for the metrics"
+    client = Client(headers={"Authorization": f"Bearer {settings.METRICS_TOKEN}"})
     client.force_login(user)
+    assert "lytics_sync_database_up 1.0" in client.get("/metrics").content.decode()
     return client
 
 
@@ -115,7 +118,7 @@ def addresses() -> list[str]:
     }
     queries = [f"{listed(model)}?{query}" for model, asked in lists.items() for query in asked]
     found = [url.path for url in every_url.urls() if not str(url.name).endswith(WHOLE) and url.name != "logout"]
-    return [*found, *queries]
+    return [*found, *queries, "/metrics"]
 
 
 def too_much(client: Client, visits: list[tuple[str, dict[str, str] | None]], *, logs: tuple[str, ...] = LOGS) -> str:
@@ -139,6 +142,7 @@ def test_no_page_reads_more_of_a_log_than_a_bounded_number_of_rows(boss: Client)
     """In one test: index entries of rows that another test rolled back would be counted as read."""
     group = [Install.objects.get().pk, "no_identifier"]
     counted = [
+        "/metrics",
         reverse("admin:index"),
         reverse("admin:audiences_install_changelist"),
         reverse("admin:audiences_install_change", args=group[:1]),

@@ -64,6 +64,12 @@ def test_lytics_calls_https_only(settings: Settings, url: str, codes: set[str]) 
     assert found() == set()
 
 
+@pytest.mark.parametrize(("length", "codes"), [(0, set()), (15, {"audiences.E015"}), (16, set())])
+def test_a_token_for_metrics_is_empty_or_long(settings: Settings, length: int, codes: set[str]) -> None:
+    settings.METRICS_TOKEN = "x" * length
+    assert found() == codes
+
+
 @pytest.mark.parametrize(("first", "longest", "codes"), [(5, 5, set()), (5, 4.9, {"audiences.E006"})])
 def test_the_backoff_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
     settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS = first, longest
