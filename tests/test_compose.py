@@ -20,6 +20,8 @@ from lytics_sync.env import PROJECT_DIR
 
 # Read by the images of compose's servers, by compose itself, and by the local runner.
 IMAGES = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}
+# A setting of Grafana: its section and its name.
+GRAFANA = re.compile(r"GF_[A-Z]+_[A-Z_]+")
 COMPOSE = {"POSTGRES_PASSWORD", "BIND", "PORT"}
 RUNNER = {"DATA_DIR", "PORT", "HOST"}
 # Options that say where, and so differ between a container and a laptop.
@@ -96,8 +98,9 @@ def test_compose_starts_as_many_workers_as_the_runner_and_in_the_same_way(stack:
 
 def test_every_variable_in_compose_is_read_by_the_settings_or_by_an_image() -> None:
     for name, service in compose()["services"].items():
-        known = read_by_settings() if name in OURS else IMAGES
-        assert set(service.get("environment", {})) <= known, name
+        known = read_by_settings() if name in OURS else {*IMAGES, "METRICS_TOKEN"}
+        named = set(service.get("environment", {}))
+        assert {variable for variable in named if name != "grafana" or not GRAFANA.fullmatch(variable)} <= known, name
 
 
 def test_every_variable_that_compose_fills_in_is_in_the_example() -> None:
@@ -137,9 +140,12 @@ def test_nothing_starts_before_the_migrations_are_through() -> None:
         assert condition == "service_completed_successfully"
 
 
-def test_the_sandbox_starts_only_with_its_profile() -> None:
-    services = compose()["services"]
-    assert [name for name, service in services.items() if service.get("profiles")] == ["sandbox", "sandbox-lytics"]
+def test_the_sandbox_and_the_monitoring_start_only_with_their_profiles() -> None:
+    profiles = {name: service["profiles"] for name, service in compose()["services"].items() if "profiles" in service}
+    assert profiles == {
+        **{name: ["sandbox"] for name in ("sandbox", "sandbox-lytics")},
+        **{name: ["monitoring"] for name in ("prometheus", "grafana")},
+    }
 
 
 # --- what the containers may do -------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def foreign_images(folder: Path) -> list[str]:
 
 def test_every_image_that_is_not_ours_has_a_tag_to_read_and_a_digest_that_holds() -> None:
     images = foreign_images(PROJECT_DIR)
-    assert len(images) == 3
+    assert len(images) == 5
     assert [image for image in images if not PINNED.fullmatch(image)] == []
 
 
