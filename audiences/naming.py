@@ -3,10 +3,20 @@
 import re
 from collections.abc import Container
 
+# What the ODP ids of an install begin with, unless it has a prefix of its own (``Install.odp_prefix``).
+PREFIX = "lytics_"
+# The audience of the test customers in Lytics' words. Its customers have names of their own, so several installs of one
+# ODP account may share its ODP id.
+TEST_SEGMENT_ID = "lytics-sync-test"
 
-def odp_id(slug: str) -> str:
-    """``lytics_`` and the slug in lower case, each run of characters outside ``[a-z0-9_]`` as one underscore."""
-    return "lytics_" + re.sub(r"[^a-z0-9_]+", "_", slug.lower())
+
+def odp_id(slug: str, *, prefix: str = PREFIX) -> str:
+    """The prefix and the slug in lower case, each run of characters outside ``[a-z0-9_]`` as one underscore."""
+    return prefix + _letters(slug)
+
+
+def _letters(slug: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "_", slug.lower())
 
 
 def is_nearly_empty(slug: str) -> bool:
@@ -15,13 +25,14 @@ def is_nearly_empty(slug: str) -> bool:
 
 
 def shows(odp_id_of: str, slug: str) -> bool:
-    """Whether a person who knows the slug recognises it in the id."""
-    return odp_id_of == odp_id(slug) and slug.isascii() and not is_nearly_empty(slug)
+    """Whether a person who knows the slug recognises it in the id, whatever the prefix."""
+    is_at_end = odp_id_of.startswith(PREFIX) and odp_id_of.endswith("_" + _letters(slug))
+    return is_at_end and slug.isascii() and not is_nearly_empty(slug)
 
 
-def free_odp_id(slug: str, segment_id: str, taken: Container[str]) -> str:
+def free_odp_id(slug: str, segment_id: str, taken: Container[str], *, prefix: str = PREFIX) -> str:
     """The id for a new audience; when another segment has it already, with a suffix from the segment's own id."""
-    plain = odp_id(slug)
+    plain = odp_id(slug, prefix=prefix)
     if plain not in taken:
         return plain
     suffix = re.sub(r"[^a-z0-9]+", "", segment_id.lower()) or "x"

@@ -9,6 +9,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.timezone import now
 
+from audiences import naming
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, ago, link, url_of
 from audiences.admin.verbs import Verb
@@ -42,7 +43,8 @@ class SendTestCustomer(Verb[Install]):
         return f"{latest and latest.pk} {install.odp_api_key} {install.odp_host} {install.mechanism}"
 
     def consequence(self, install: Install) -> str:
-        made = f"{MECHANISMS[install.mechanism].creates} lytics_sync_test"
+        odp_id = naming.odp_id(trials.SLUG, prefix=install.odp_prefix)
+        made = f"{MECHANISMS[install.mechanism].creates} {odp_id}"
         return (
             "One made-up customer enters an audience of its own and leaves it again, by the same path as Lytics'"
             f" customers, and each step is shown with its time. In ODP this creates, unless they exist, {made};"

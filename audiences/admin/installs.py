@@ -38,7 +38,7 @@ from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import probes, state
 from audiences.insight.probes import Proof
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
-from audiences.operations import guards, installs
+from audiences.operations import guards, installs, prefixes
 from audiences.receiving import backlog, tokens
 from audiences.wake import wake
 from odp.regions import host_of
@@ -46,7 +46,7 @@ from odp.regions import host_of
 # A change of these has ODP asked again, and lets an install on hold try at once.
 CONNECTION = {"odp_api_key", "odp_host", "region"}
 EDITABLE = (
-    *("name", "region", "odp_api_key", "identifier_field", "mechanism", "enabled", "odp_host"),
+    *("name", "region", "odp_api_key", "identifier_field", "mechanism", "enabled", "odp_host", "odp_prefix"),
     *("allow_top_level_identifier", "forget_missing_identifiers", "batch_size", "requests_per_second", "max_in_flight"),
 )
 
@@ -88,13 +88,19 @@ class InstallForm(_ModelForm):
             self.initial["odp_api_key"] = ""
         else:
             self.fields["odp_api_key"].required = True
+        if "odp_prefix" in self.fields:
+            self.fields["odp_prefix"].required = False
 
     def clean_odp_api_key(self) -> str:
         return self.cleaned_data["odp_api_key"].strip() or self.instance.odp_api_key
 
+    def clean_odp_prefix(self) -> str:
+        return self.cleaned_data["odp_prefix"].strip() or self.instance.odp_prefix
+
     @property
     def changed_data(self) -> list[str]:
-        return [name for name in super().changed_data if name not in ("understood", "opened")]
+        kept = ("understood", "opened", *(() if self.data.get("odp_prefix") else ("odp_prefix",)))
+        return [name for name in super().changed_data if name not in kept]
 
     def _post_clean(self) -> None:
         """Runs when the fields are set on the instance: errors, and the consequences to confirm."""
@@ -187,6 +193,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 "fields": (
                     "enabled",
                     "odp_host",
+                    "odp_prefix",
                     "allow_top_level_identifier",
                     "forget_missing_identifiers",
                     "batch_size",
@@ -261,6 +268,8 @@ class InstallAdmin(OperatorAdmin[Install]):
                 obj.identifier_since_at = now()
                 changed.append("identifier_since_at")
             obj.save(update_fields=changed)
+            if "odp_prefix" in changed:
+                prefixes.apply(obj, before=form.before.odp_prefix)
         if not change or CONNECTION.intersection(form.changed_data):
             drafts.forget(obj.pk)
             found = check_key(obj)

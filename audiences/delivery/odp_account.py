@@ -6,10 +6,11 @@ neither. All who call ODP for an install use it: deliveries, creating audiences,
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from django.conf import settings
 
-from audiences.encryption import opened
+from audiences.encryption import Unreadable, opened
 from audiences.models import Install
 from odp.client import Client, Permission
 from odp.mechanisms import Mechanism, mechanism
@@ -18,6 +19,27 @@ from odp.regions import host_of
 # Returns when a request of this install to that path may start; raises ``TooLateError`` after the given moment of
 # ``time.monotonic``. The rate limit is passed in, because ``workers`` has it and ``audiences`` can't import that.
 Gate = Callable[[Install, str, float], None]
+
+
+class Account(NamedTuple):
+    """What identifies an ODP account: the public part of its API keys, and its host.
+
+    A new secret leaves the public part as it is. An empty public part identifies no account: the key can't be
+    decrypted.
+    """
+
+    public_part: str
+    host: str
+
+
+def account_of(install: Install) -> Account:
+    key = install.odp_api_key
+    public_part = "" if isinstance(key, Unreadable) else key.partition(".")[0]
+    return Account(public_part, host_of(api_key=key, region=install.region, host=install.odp_host))
+
+
+def same_account(one: Install, other: Install) -> bool:
+    return bool(account_of(one).public_part) and account_of(one) == account_of(other)
 
 
 def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | None = None) -> Client:

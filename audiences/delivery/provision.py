@@ -17,7 +17,7 @@ from django.db import Error, transaction
 from django.db.models.functions import Now
 
 from audiences import naming, sessions, sql
-from audiences.delivery import backoff, claims, drafts, holds
+from audiences.delivery import backoff, claims, drafts, holds, shared_ids
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.models import Audience
 from audiences.wake import wake_making
@@ -165,7 +165,8 @@ def _make(making: Making, gate: Gate | None, seconds: float) -> bool:
     # All calls together have the deadline of one delivery at most, so they end before the lease does.
     client = client_of(audience.install, ends_at=time.monotonic() + seconds, gate=gate)
     try:
-        problem = mechanism_of(audience.install).ensure(
+        problem = shared_ids.conflict(audience) if audience.provisioned_at is None else None
+        problem = problem or mechanism_of(audience.install).ensure(
             client,
             audience.odp_id,
             naming.label(audience.slug),

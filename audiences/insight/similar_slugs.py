@@ -24,17 +24,21 @@ _SUFFIXED = sql.beside(__file__).query("audiences_with_suffix", Suffixed._make)
 
 def twins(audience: Audience) -> list[Audience]:
     """Others of its install with another slug that becomes the same id."""
-    plain = naming.odp_id(audience.slug)
+    prefix = audience.install.odp_prefix
+    plain = naming.odp_id(audience.slug, prefix=prefix)
     near = Audience.objects.filter(Q(odp_id=plain) | Q(odp_id__startswith=f"{plain}_"), install=audience.install_id)
     others = near.exclude(pk=audience.pk).exclude(slug=audience.slug).order_by("pk")[:COMPARED]
-    return [other for other in others if naming.odp_id(other.slug) == plain]
+    return [other for other in others if naming.odp_id(other.slug, prefix=prefix) == plain]
 
 
 def unnoticed() -> list[tuple[Audience, Audience]]:
     """Pairs of an audience with a suffix in its ODP id and the audience without; confirmed pairs are left out."""
     ids = [row.id for row in _SUFFIXED.run(compared=COMPARED).all()]
     suffixed = [*_fetched(Audience.objects.filter(pk__in=ids))]
-    plain = {audience.pk: (audience.install_id, naming.odp_id(audience.slug)) for audience in suffixed}
+    plain = {
+        audience.pk: (audience.install_id, naming.odp_id(audience.slug, prefix=audience.install.odp_prefix))
+        for audience in suffixed
+    }
     holders = Audience.objects.filter(
         install__in={install for install, _ in plain.values()}, odp_id__in={odp_id for _, odp_id in plain.values()}
     )

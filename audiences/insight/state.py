@@ -350,10 +350,10 @@ def warnings(lane: Lane) -> list[str]:
     notes = []
     if audience.latest_slug != audience.slug:
         notes.append(f"The slug was edited in Lytics to {audience.latest_slug}; the ODP id stays {audience.odp_id}.")
-    if audience.odp_id != naming.odp_id(audience.slug):
+    plain = naming.odp_id(audience.slug, prefix=audience.install.odp_prefix)
+    if audience.odp_id != plain:
         notes.append(
-            f"Its ODP id is {audience.odp_id}: another segment had {naming.odp_id(audience.slug)} already, or a person"
-            " chose this one."
+            f"Its ODP id is {audience.odp_id}: another segment had {plain} already, or a person chose this one."
         )
     if audience.accepted_definition:
         notes.append("Its definition in ODP differs from the one that this service writes; a person has accepted it.")

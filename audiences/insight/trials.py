@@ -13,7 +13,7 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import sessions
+from audiences import naming, sessions
 from audiences.models import Audience, Event, Install, Trial
 from audiences.receiving import ingest
 from audiences.wake import try_out
@@ -22,8 +22,8 @@ from lytics.facts import Kind
 
 log = structlog.get_logger(__name__)
 
-# Its audience in Lytics' words; in ODP it is lytics_sync_test.
-SEGMENT_ID = "lytics-sync-test"
+# Its audience in Lytics' words; in ODP it is lytics_sync_test, if the install has the default prefix.
+SEGMENT_ID = naming.TEST_SEGMENT_ID
 SLUG = "sync_test"
 # The Lytics job that its calls name, so that no page takes them for Lytics' own.
 JOB = "lytics-sync-test"

@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from audiences import odp_hosts
+from audiences import naming, odp_hosts
 from audiences.encryption import EncryptedTextField, Unreadable
 from audiences.masked_answers import SaidField
 from odp import mechanisms
@@ -51,6 +51,21 @@ class Install(models.Model):
         default=False,
         help_text="Remove identifiers that disappear from a profile's list. For identifier fields that hold a list; "
         "export _id as well. Leave it off when profiles are often merged.",
+    )
+    odp_prefix = models.CharField(
+        "prefix of ODP ids",
+        max_length=40,
+        default=naming.PREFIX,
+        db_default=naming.PREFIX,
+        validators=[
+            RegexValidator(
+                r"^lytics_([a-z0-9]([a-z0-9_]*[a-z0-9])?_)?$",
+                "A prefix is lytics_, or lytics_ and small letters, digits or underscores with an underscore at the"
+                " end, such as lytics_eu_.",
+            )
+        ],
+        help_text="The ids of its audiences in ODP begin with it. Two installs that send to one ODP account need"
+        " different ones, such as lytics_ and lytics_eu_.",
     )
     mechanism = models.CharField(max_length=12, choices=mechanisms.CHOICES, default=mechanisms.Attribute.name)
     batch_size = models.PositiveSmallIntegerField(

@@ -10,11 +10,11 @@ from datetime import timedelta
 from django.db.models import Sum
 from django.utils.timezone import now
 
+from audiences.delivery.odp_account import account_of, same_account
 from audiences.insight import trials
 from audiences.models import Audience, Install, Receipt
 from odp.client import Client
 from odp.outcomes import Outcome
-from odp.regions import host_of
 
 SECONDS = 5.0
 
@@ -45,12 +45,18 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
             f"{audiences} made with the present mechanism, and would keep looking at what that wrote. Connect a new"
             " install with the other mechanism instead."
         )
-    if _place(before) != _place(after):
+    if before.odp_prefix != after.odp_prefix:
+        found["odp_prefix"] = (
+            f"{audiences} in ODP under the prefix {before.odp_prefix}, and an id in ODP never changes. For one audience"
+            " that is blocked, press Use another ODP id on its page."
+        )
+    ours, theirs = account_of(before), account_of(after)
+    if ours.host != theirs.host:
         found["odp_host"] = (
-            f"{audiences} in the account at {_place(before)}. Another account has none of them and none of their"
+            f"{audiences} in the account at {ours.host}. Another account has none of them and none of their"
             " members. Connect a new install instead."
         )
-    elif public_part(before) != public_part(after) and (problem := _another_account(before, after)):
+    elif ours.public_part != theirs.public_part and (problem := _another_account(before, after)):
         found["odp_api_key"] = f"{problem} {audiences} in the present account. Connect a new install for another one."
     return found
 
@@ -69,37 +75,30 @@ def questions(before: Install | None, after: Install) -> list[Question]:
                 f" {before.identifier_field} stay members until an exit names them.",
             )
         )
-    others = [other for other in Install.objects.exclude(pk=after.pk) if same_account(other, after)]
-    new_account = before is None or not same_account(before, after)
-    if others and new_account:
+    other = _beside(after)
+    if other is not None and (before is None or not same_account(before, after)):
         found.append(
             Question(
                 "odp_api_key",
-                f"The install {others[0].name} sends to this ODP account already. Audiences of one name would be one"
-                " audience in ODP: an exit in one install takes out whom the other has entered.",
+                f"The install {other.name} sends to this ODP account already, under the same prefix"
+                f" {other.odp_prefix}. Audiences of this install whose ODP id {other.name} uses already will be"
+                " blocked. To avoid that, enter another prefix under More.",
             )
         )
     return found
 
 
-def public_part(install: Install) -> str:
-    """The part of a private key that names its account."""
-    return str(install.odp_api_key).partition(".")[0]
-
-
-def same_account(one: Install, other: Install) -> bool:
-    return (public_part(one), _place(one)) == (public_part(other), _place(other))
-
-
-def _place(install: Install) -> str:
-    return host_of(api_key=install.odp_api_key, region=install.region, host=install.odp_host)
+def _beside(install: Install) -> Install | None:
+    """Another install of the same ODP account whose ODP ids begin with the same prefix."""
+    others = Install.objects.filter(odp_prefix=install.odp_prefix).exclude(pk=install.pk)
+    return next((other for other in others if same_account(other, install)), None)
 
 
 def _another_account(before: Install, after: Install) -> str:
     """Why a key with another public part counts as another account's; empty when the account has our audience."""
     audience = Audience.objects.filter(install=before, provisioned_at__isnull=False).order_by("pk").first()
     assert audience is not None
-    client = Client(host=_place(after), api_key=after.odp_api_key)
+    client = Client(host=account_of(after).host, api_key=after.odp_api_key)
     answer = client.call("GET", f"/v3/segments/{audience.odp_id}", seconds=SECONDS)
     if answer.outcome is Outcome.DELIVERED:
         return ""

@@ -7,9 +7,9 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from audiences.delivery import holds, provision
+from audiences.delivery import holds, odp_account, provision
 from audiences.models import Audience, Membership
-from audiences.operations import guards, resends
+from audiences.operations import resends
 from audiences.wake import wake
 
 LONGEST = 100
@@ -23,7 +23,7 @@ def problem_of(audience: Audience, odp_id: str) -> str:
     if odp_id == audience.odp_id:
         return "This is its present ODP id."
     for other in Audience.objects.filter(odp_id=odp_id).select_related("install"):
-        if other.install_id == audience.install_id or guards.same_account(other.install, audience.install):
+        if other.install_id == audience.install_id or odp_account.same_account(other.install, audience.install):
             return f"Another audience has this id: segment {other.segment_id} of {other.install}."
     return ""
 

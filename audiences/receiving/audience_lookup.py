@@ -87,7 +87,7 @@ def find_or_create(install: Install, wanted: Mapping[str, Name], found: Audience
     if not any(name.slug for key, name in wanted.items() if key not in found):
         return found
     # The lock keeps two calls from creating one audience twice or giving one ODP id to two audiences. This is rare.
-    Install.objects.select_for_update(no_key=True).get(pk=install.pk)
+    install = Install.objects.select_for_update(no_key=True).get(pk=install.pk)
     found = find(install, wanted)
     found |= _adopt(install, {key: name for key, name in wanted.items() if key not in found}, found)
     # Names with a segment id first: a name with a slug alone may mean one of those.
@@ -161,11 +161,12 @@ def _create(install: Install, name: Name) -> Known:
         if named is not None:
             return Known(named.pk, named.latest_slug)
     taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
-    odp_id = naming.free_odp_id(name.slug, name.segment_id, taken)
+    odp_id = naming.free_odp_id(name.slug, name.segment_id, taken, prefix=install.odp_prefix)
     audience = Audience.objects.create(
         install=install, segment_id=name.key, slug=name.slug, latest_slug=name.slug, odp_id=odp_id
     )
     holds.lay(audience)
-    if odp_id != naming.odp_id(name.slug):
-        log.warning("two segments want one ODP id", audience=odp_id, wanted=naming.odp_id(name.slug), slug=name.slug)
+    wanted = naming.odp_id(name.slug, prefix=install.odp_prefix)
+    if odp_id != wanted:
+        log.warning("two segments want one ODP id", audience=odp_id, wanted=wanted, slug=name.slug)
     return Known(audience.pk, audience.latest_slug)

@@ -4,7 +4,7 @@
 -- The newest audiences whose ODP id differs from the one derived from their slug, without those that a person
 -- confirmed. PostgreSQL may lower-case letters outside a–z differently from Python. Both turn them into underscores,
 -- and the Python module compares the rows again.
-SELECT id FROM audiences_audience
+SELECT audience.id FROM audiences_audience AS audience JOIN audiences_install AS install ON install.id = install_id
 WHERE slug_settled_at IS NULL
-    AND odp_id <> 'lytics_' || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g')
-ORDER BY id DESC LIMIT %(compared)s
+    AND odp_id <> install.odp_prefix || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g')
+ORDER BY audience.id DESC LIMIT %(compared)s

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from audiences import naming
 from audiences.models import Install
 from audiences.operations import installs
 from odp.mechanisms import MECHANISMS
@@ -27,6 +28,7 @@ class Command(BaseCommand):
         parser.add_argument("--region", default="", choices=Install.Region.values, help="when the key doesn't say")
         parser.add_argument("--identifier-field", default="_id", help="the Lytics field with the customer's id")
         parser.add_argument("--mechanism", default="attribute", choices=list(MECHANISMS))
+        parser.add_argument("--odp-prefix", default=naming.PREFIX, help="the beginning of its audiences' ODP ids")
         parser.add_argument("--batch-size", type=int, default=500, help="items in one request to ODP, at most 500")
         parser.add_argument("--requests-per-second", type=int, default=10, help="0 turns the pace off")
         parser.add_argument("--json", action="store_true")
@@ -39,6 +41,7 @@ class Command(BaseCommand):
             region=options["region"],
             identifier_field=options["identifier_field"],
             mechanism=options["mechanism"],
+            odp_prefix=options["odp_prefix"],
             batch_size=options["batch_size"],
             requests_per_second=options["requests_per_second"],
         )

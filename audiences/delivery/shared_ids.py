@@ -1,0 +1,42 @@
+"""One ODP id belongs to one audience of an ODP account, whichever of the account's installs has it.
+
+Two installs may send to one account. If both had an audience under the same id, an exit in one install would take out
+customers whom the other has entered. So the second one isn't created in ODP: it is blocked, and a person gives it
+another id, or its install another prefix.
+"""
+
+from django.utils.timezone import now
+
+from audiences import naming
+from audiences.delivery.odp_account import same_account
+from audiences.models import Audience, Install
+from odp.mechanisms import Refusal
+from odp.outcomes import Answer, Outcome
+
+
+def conflict(audience: Audience) -> Answer | Refusal | None:
+    """Why an audience may not be created in ODP under its id; None when nothing speaks against it.
+
+    Of two audiences that aren't in ODP yet, the older one gets the id. An ``Answer`` says to try again later: a younger
+    one is being created at this moment, by a worker that may not have seen the older one.
+    """
+    if audience.segment_id == naming.TEST_SEGMENT_ID:
+        return None
+    for other in _same_id(audience):
+        if other.provisioned_at is not None or other.pk < audience.pk:
+            return Refusal(
+                f"The install {other.install.name} sends to the same ODP account and uses the ODP id"
+                f" {audience.odp_id} already. Under one id, an exit in one install would take out customers whom the"
+                " other has entered. Press Use another ODP id; or, while no audience of this install is in ODP, enter"
+                " another prefix of ODP ids in its settings."
+            )
+        if other.making_until_at is not None and other.making_until_at > now():
+            return Answer(Outcome.RETRY_LATER, f"The install {other.install.name} is creating this ODP id", sent=False)
+    return None
+
+
+def _same_id(audience: Audience) -> list[Audience]:
+    """The audiences under its id in other installs of its account, the oldest first."""
+    installs = Install.objects.exclude(pk=audience.install_id)
+    same = Audience.objects.filter(install__in=installs, odp_id=audience.odp_id).select_related("install")
+    return [other for other in same.order_by("pk") if same_account(other.install, audience.install)]

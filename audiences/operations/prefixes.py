@@ -1,0 +1,30 @@
+"""Another prefix of ODP ids for an install. Only audiences that aren't in ODP yet change: an id in ODP stays."""
+
+from django.db import transaction
+
+from audiences.delivery import holds, provision
+from audiences.models import Audience, Install, Lane
+from audiences.wake import wake
+
+
+def apply(install: Install, *, before: str) -> int:
+    """Give audiences that aren't in ODP yet ids under the stored prefix, and unblock them. Returns how many.
+
+    An audience whose new id is taken keeps its own.
+    """
+    with transaction.atomic():
+        # With this lock no audience is created meanwhile (``receiving/audience_lookup.py``).
+        prefix = Install.objects.select_for_update(no_key=True).get(pk=install.pk).odp_prefix
+        lanes = Lane.objects.select_for_update(of=("self",)).select_related("audience")
+        waiting = list(lanes.filter(audience__install=install, audience__provisioned_at=None).order_by("pk"))
+        taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
+        renamed = 0
+        for lane in waiting:
+            odp_id = prefix + lane.audience.odp_id.removeprefix(before)
+            if lane.audience.odp_id.startswith(before) and odp_id not in taken:
+                provision.use_id(lane.pk, odp_id)
+                holds.unblock(lane)
+                taken.add(odp_id)
+                renamed += 1
+        transaction.on_commit(lambda: wake(install.pk), robust=True)
+    return renamed
