@@ -232,6 +232,7 @@ CELERY_BEAT_SCHEDULE = {
 
 INSTALLED_APPS = [
     "audiences",  # before unfold, because it overrides one of its templates
+    "workers",  # for its commands
     "unfold",
     "django.contrib.admin",
     "django.contrib.auth",

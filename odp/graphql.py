@@ -117,7 +117,7 @@ def _checked(answer: Answer, customers: int) -> Answer:
     body = answer.json if isinstance(answer.json, dict) else {}
     data, errors = body.get("data"), body.get("errors") or []
     errors = errors if isinstance(errors, list) else [errors]
-    others = [error for error in errors if not _is_unknown_customer(error)]
+    others = [error for error in errors if not is_unknown_customer(error)]
     if others:
         return replace(answer, outcome=Outcome.REJECTED, reason=f"GraphQL: {_message(others[0])}")
     named = data if isinstance(data, dict) else {}
@@ -127,7 +127,7 @@ def _checked(answer: Answer, customers: int) -> Answer:
     return replace(answer, json={"data": named})
 
 
-def _is_unknown_customer(error: Any) -> bool:
+def is_unknown_customer(error: Any) -> bool:
     extensions = error.get("extensions") if isinstance(error, dict) else None
     if not isinstance(extensions, dict):
         return False

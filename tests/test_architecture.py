@@ -19,7 +19,17 @@ FLOORS = {"outgoing": 0, "lytics": 1, "odp": 1, "audiences": 2, "workers": 3, "l
 WIRES = ("lytics/", "odp/", "outgoing/")
 OURS = {*FLOORS, "sandbox", "benchmarks", "tests"}
 # The same inside ``audiences``; "" is for the modules outside of all rooms.
-ROOMS = {"": 0, "delivery": 1, "receiving": 2, "insight": 3, "operations": 4, "admin": 5, "management": 5, "front": 6}
+ROOMS = {
+    "": 0,
+    "delivery": 1,
+    "learning": 1,
+    "receiving": 2,
+    "insight": 3,
+    "operations": 4,
+    "admin": 5,
+    "management": 5,
+    "front": 6,
+}
 
 # Who may write which table; migrations and tests aside.
 WRITERS = {

@@ -22,6 +22,14 @@ def switch(install_id: int, *, on: bool) -> bool:
     return bool(Install.objects.filter(pk=install_id, enabled=not on).update(enabled=on))
 
 
+def change(install: Install, **columns: int) -> None:
+    """Validate and store new values of settings. Raises ``ValidationError``."""
+    for name, value in columns.items():
+        setattr(install, name, value)
+    install.full_clean()
+    install.save(update_fields=list(columns))
+
+
 def webhook_url(install: Install) -> str:
     return str(settings.PUBLIC_URL) + reverse("webhook", args=[install.public_id])
 

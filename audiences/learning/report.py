@@ -1,0 +1,64 @@
+"""The table of answers, and the file that can be shared: no secrets, no identifiers, no names of audiences."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from audiences.learning.experiments import Found
+from audiences.learning.registry import QUESTIONS
+
+HIDDEN = "•••"
+# A hidden text of fewer characters would blot out parts of words.
+_SHORTEST_HIDDEN = 4
+_VERSION = 1
+
+
+def table(answers: Iterable[Found]) -> Iterable[str]:
+    """One paragraph for each question: short lines, because answers and evidence are sentences."""
+    for found in answers:
+        yield QUESTIONS[found.question]
+        yield f"  answer    {found.answer or 'not answered'}"
+        yield f"  evidence  {found.evidence}"
+        yield f"  setting   {found.setting.line if found.setting else '–'}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The answers of an earlier run by question. Empty when there is no file of this command."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        return {each["question"]: each for each in earlier["answers"] if each["answer"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def write(
+    path: Path, answers: Sequence[Found], *, at: datetime, about: dict[str, str], secrets: Iterable[str]
+) -> list[str]:
+    """Write the file, and return the questions whose earlier answer it keeps because this run gave none.
+
+    Nothing secret is put into answers. ``secrets`` are masked nevertheless, because ODP chooses the names in its JSON.
+    """
+    earlier = read(path)
+    kept = [found.question for found in answers if not found.answer and found.question in earlier]
+    rows = [earlier[found.question] if found.question in kept else _row(found, at) for found in answers]
+    text = json.dumps({"version": _VERSION, "about": about, "answers": rows}, indent=2, ensure_ascii=False)
+    for secret in sorted({each for each in secrets if len(each) >= _SHORTEST_HIDDEN}, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return kept
+
+
+def _row(found: Found, at: datetime) -> dict[str, str]:
+    return {
+        "question": found.question,
+        "words": QUESTIONS[found.question],
+        "answer": found.answer,
+        "evidence": found.evidence,
+        "setting": found.setting.line if found.setting else "",
+        "answered_at": at.isoformat(timespec="seconds"),
+    }

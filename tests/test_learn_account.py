@@ -1,0 +1,451 @@
+"""``learn_account``: against a sandbox ODP with each assumption turned, it finds each, and leaves nothing behind."""
+
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from pytest_django.fixtures import Settings
+
+from audiences.learning import experiments, registry
+from audiences.learning.lab import Clock, Lab, Spacing
+from audiences.models import Install
+from audiences.operations import installs
+from lytics.api.authorizations import create_authorization
+from lytics.api.client import Client as LyticsClient
+from lytics.api.jobs import create_job
+from odp.client import Client
+from sandbox.lytics.account import Account as LyticsAccount
+from sandbox.lytics.api.endpoints import Api
+from sandbox.lytics.api.server import LyticsServer
+from sandbox.lytics.api.switches import Switches
+from sandbox.lytics.audiences import audiences as some_audiences
+from sandbox.lytics.stream import Plan, Stream
+from sandbox.odp.account.assumptions import Assumptions
+from sandbox.odp.testing import ThreadedSandbox
+from sandbox.odp.world import Options
+from tests.delivering import UNLIMITED, make_audience, make_install
+from workers.management.commands import learn_account
+
+pytestmark = pytest.mark.django_db
+
+ROOT = Path(__file__).resolve().parent.parent
+FIELD = "lytics_sync_learn"
+PRIVATE_KEY = "learnpublic.learnprivate"
+LYTICS_TOKEN = "lytics-learn-token"
+
+# Assumptions that can't be learned from outside with small and reversible experiments.
+UNSEEN = {
+    "too_many_items": "needs 501 items; a tenth of the limit is 50",
+    "rate_limiter": "needs more than ten requests a second, which would slow down deliveries",
+    "retry_after": "needs a 429, so more than ten requests a second",
+    "field_limit": "needs as many fields as the account may have, and a field can't be deleted",
+    "segment_limit": "needs as many audiences as the account may have",
+    "revoked_key_seconds": "needs to revoke the key of the install",
+}
+# Values to try of the assumptions that aren't a choice of words.
+NUMBERS: dict[str, tuple[Any, ...]] = {
+    "max_body_bytes": (100_000, 700_000),
+    "field_delay_seconds": (0, 5),
+    "passthrough_key": ("passthrough", "external"),
+}
+TURNED = [
+    (each.name, value)
+    for each in fields(Assumptions)
+    if each.name not in UNSEEN
+    for value in NUMBERS.get(each.name) or each.metadata["choices"]
+]
+
+
+class MovedClock(Clock):
+    """Moves the sandbox's clock in place of waiting."""
+
+    def __init__(self, odp: ThreadedSandbox) -> None:
+        self.odp = odp
+        self.at = 0.0
+
+    def now(self) -> float:
+        return self.at
+
+    def sleep(self, seconds: float) -> None:
+        self.at += seconds
+        world = self.odp.world
+        world.clock.advance(seconds)
+        if any(write.due_at <= world.clock.now() for write in world.visibility._waiting):
+            with world.lock:
+                waiting, now = world.visibility._waiting, world.clock.now()
+                if all(write.due_at <= now for write in waiting):
+                    world.visibility.apply_all()
+
+
+@pytest.fixture
+def odp() -> Iterator[ThreadedSandbox]:
+    with ThreadedSandbox(Options(private_key=PRIVATE_KEY, settings=UNLIMITED)) as running:
+        yield running
+
+
+@pytest.fixture
+def clock(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> MovedClock:
+    moved = MovedClock(odp)
+    monkeypatch.setattr(learn_account.Command, "clock", moved)
+    return moved
+
+
+@pytest.fixture
+def install(db: None, odp: ThreadedSandbox, clock: MovedClock) -> Install:
+    return make_install(odp, odp_api_key=PRIVATE_KEY)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "learned.json"
+
+
+def learn(file: Path, *words: str) -> str:
+    said = io.StringIO()
+    call_command("learn_account", "Shop", "--yes", "--patience", "20", "--file", str(file), *words, stdout=said)
+    return said.getvalue()
+
+
+def answers(file: Path) -> dict[str, str]:
+    return {each["question"]: each["answer"] for each in json.loads(file.read_text())["answers"]}
+
+
+def make_lab(odp: ThreadedSandbox, clock: Clock) -> Lab:
+    client = Client(host=odp.url, api_key=odp.private_key)
+    public = Client(host=odp.url, api_key=odp.public_key)
+    return Lab(client=client, public_client=public, clock=clock, install_id="abc", patience=20, with_lists=True)
+
+
+def assert_clean(odp: ThreadedSandbox) -> None:
+    """Nothing but the marked field and list, and customers who are in nothing."""
+    (account,) = odp.world.accounts
+    assert set(account.segments) - {"lytics_vip"} == set()
+    assert {each.name for each in account.schema.fields.values() if not each.built_in} <= {FIELD}
+    for customer in account.customers:
+        assert customer.record.get(FIELD) is not True
+        assert not any(subscribed for subscribed, *_ in (customer.lists or {}).values())
+
+
+# --- what it finds --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "value"), TURNED)
+def test_each_assumption_is_found(
+    odp: ThreadedSandbox, install: Install, file: Path, settings: Settings, name: str, value: Any
+) -> None:
+    odp.assume(**{name: value})
+    if name == "consent_effect":
+        odp.settings(consent="opted_out")
+    if name == "passthrough_order":
+        settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {}}
+    if name == "passthrough_key":
+        body = {"description": "VIP", "metadata": {}, "definition": {value: {"audience": "any"}}}
+        assert odp.odp("PUT", "/v3/segments/lytics_vip", body)[0] == 201
+    learn(file, "--lists")
+    found = answers(file)[name]
+    if name == "max_body_bytes":
+        assert value * 7 / 8 <= int(found) <= value
+    elif name == "field_delay_seconds":
+        assert value <= int(found) <= value + 2
+    else:
+        assert found == value
+    assert_clean(odp)
+
+
+def test_each_assumption_is_a_question_or_has_a_reason_why_it_is_none() -> None:
+    names = {each.name for each in fields(Assumptions)}
+    assert set(UNSEEN) <= names
+    assert names - set(UNSEEN) <= set(registry.QUESTIONS)
+    assert set(UNSEEN).isdisjoint(registry.QUESTIONS)
+
+
+def test_two_identifiers_of_low_confidence_are_told_from_one(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    odp.assume(fs_user_id_confidence="low", web_user_id_confidence="low")
+    learn(file)
+    found = answers(file)
+    assert (found["fs_user_id_confidence"], found["web_user_id_confidence"]) == ("low", "low")
+
+
+def test_a_delay_until_writes_show_is_measured_and_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadedSandbox(Options(private_key=PRIVATE_KEY, settings=UNLIMITED, delay=(4, 4))) as slow:
+        monkeypatch.setattr(learn_account.Command, "clock", MovedClock(slow))
+        make_install(slow, odp_api_key=PRIVATE_KEY)
+        slow.assume(batch_rejection="partial", web_user_id_confidence="low")
+        learn(file)
+    found = answers(file)
+    assert 4 <= int(found["visible_seconds"]) <= 6
+    assert 4 <= int(found["gone_seconds"]) <= 6
+    assert (found["batch_rejection"], found["web_user_id_confidence"]) == ("partial", "low")
+
+
+@pytest.mark.parametrize(
+    ("definition", "kind"),
+    [
+        ({"path_reference": {"value": "customer.lytics_vip"}}, "attribute"),
+        ({"path_reference": {"value": "customer.lytics_other"}}, "another"),
+    ],
+)
+def test_existing_audiences_say_which_mechanism_made_them(
+    odp: ThreadedSandbox, install: Install, file: Path, definition: dict[str, Any], kind: str
+) -> None:
+    for name in ("lytics_vip", "lytics_other"):
+        made = {"name": name, "display_name": name, "type": "boolean"}
+        assert odp.odp("POST", "/v3/schema/objects/customers/fields", made)[0] == 200
+    body = {"definition": {"root_condition": {"customer_condition": {"customer_filter": definition}}}}
+    assert odp.odp("PUT", "/v3/segments/lytics_vip", body)[0] == 201
+    learn(file)
+    assert answers(file)["existing_audiences"] == kind
+    assert "lytics_vip" not in file.read_text()
+
+
+def test_audiences_of_this_service_tell_nothing_about_the_hosted_app(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    odp.odp(
+        "POST", "/v3/schema/objects/customers/fields", {"name": "lytics_vip", "display_name": "V", "type": "boolean"}
+    )
+    condition = {"path_reference": {"value": "customer.lytics_vip"}}
+    body = {"definition": {"root_condition": {"customer_condition": {"customer_filter": condition}}}}
+    assert odp.odp("PUT", "/v3/segments/lytics_vip", body)[0] == 201
+    make_audience(install, "vip")
+    learn(file)
+    assert answers(file)["existing_audiences"] == "none"
+
+
+def test_the_job_is_described_without_its_texts(
+    odp: ThreadedSandbox, install: Install, file: Path, tmp_path: Path, settings: Settings
+) -> None:
+    api = Api(LyticsAccount(tmp_path / "lytics.sqlite3"), token=LYTICS_TOKEN, switches=Switches())
+    plan = Plan(events=10, audiences=some_audiences(how_many=2, seed=3), seed=3, customers=5)
+    list(api.account.recorded(Stream(plan), "_id"))
+    with LyticsServer("127.0.0.1", 0, api) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        settings.LYTICS_API_URL = server.url
+        client = LyticsClient(token=LYTICS_TOKEN, url=server.url)
+        auth = create_authorization(client, label="Sync", header="Bearer lysync_secret").item
+        assert auth is not None
+        config = {
+            "webhook_url": f"{installs.webhook_url(install)}?x=1",
+            "segment_ids": [plan.audiences[0].segment_id],
+            "batching_enabled": True,
+            "batch_size": 250,
+        }
+        assert create_job(client, name="Secret name", auth_ids=[auth.auth_id], config=config).item
+        learn(file, "--lytics-token", LYTICS_TOKEN)
+        server.shutdown()
+    found, text = answers(file), file.read_text()
+    assert (found["job_of_install"], found["audience_sizes"]) == ("found", "all")
+    assert (found["missing_audience"], found["missing_person"]) == ("404", "200")
+    assert "batch_size=250, batching_enabled=true, segment_ids=[text], webhook_url=text" in text
+    for secret in (LYTICS_TOKEN, "lysync_secret", "Secret name", plan.audiences[0].segment_id, "webhooks/lytics"):
+        assert secret not in text
+
+
+# --- settings that follow -------------------------------------------------------------------------------------
+
+
+def test_an_empty_response_to_writes_leads_to_the_setting(odp: ThreadedSandbox, install: Install, file: Path) -> None:
+    odp.fault({"path": "/v3/profiles", "method": "POST"}, {"status": 202, "body": "", "apply": True})
+    said = learn(file)
+    assert answers(file)["accepted_answer"] == "empty"
+    assert "\nODP_EMPTY_IS_ACCEPTED=true\n" in said
+
+
+def test_a_small_body_limit_lowers_the_batch_size_only_with_a_yes(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    odp.assume(max_body_bytes=100_000)
+    said = learn(file)
+    install.refresh_from_db()
+    assert (install.batch_size, "Set for the install: batch_size=" in said) == (500, True)
+    learn(file, "--apply")
+    install.refresh_from_db()
+    assert 120 <= install.batch_size <= 142
+
+
+# --- consent, pace and secrets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["n", "", "maybe"])
+def test_nothing_is_sent_without_a_yes(
+    odp: ThreadedSandbox, install: Install, file: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: typed)
+    said = io.StringIO()
+    with pytest.raises(CommandError, match="Nothing was sent"):
+        call_command("learn_account", "Shop", "--file", str(file), stdout=said)
+    assert f"customer field {FIELD}" in said.getvalue()
+    assert odp.requests() == []
+    assert not file.exists()
+
+
+def test_it_stays_below_a_tenth_of_the_documented_limits(
+    odp: ThreadedSandbox, install: Install, file: Path, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[tuple[str, float]] = []
+    wait = Spacing.wait
+
+    def recorded(spacing: Spacing, path: str) -> None:
+        wait(spacing, path)
+        starts.append((path.split("/")[2], clock.now()))
+
+    monkeypatch.setattr(Spacing, "wait", recorded)
+    learn(file, "--lists")
+    for group, shortest in (("profiles", 1.0), ("lists", 1.0), ("graphql", 0.02)):
+        times = [at for name, at in starts if name == group]
+        assert len(times) > 2
+        assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= shortest - 1e-6
+    assert len(starts) == len(odp.requests())
+    assert max(request["items"] for request in odp.requests()) <= 50
+
+
+def test_the_file_has_no_secret_and_no_identifier_even_if_odp_quotes_them(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    customer = f"lytics-sync-learn-{install.public_id}-1-good1"
+    quoted = {"learnprivate": customer, customer: "learnpublic.learnprivate", "title": install.public_id}
+    odp.fault({"path": "/v3/profiles", "method": "POST", "body_contains": "good1"}, {"status": 400, "body": quoted})
+    odp.fault({"path": f"/v3/segments/{FIELD}_none"}, {"status": 404, "body": {install.public_id: 1}})
+    learn(file, "--lists")
+    text = file.read_text()
+    for secret in ("learnpublic", "learnprivate", install.public_id, odp.url, "lytics-sync-learn-"):
+        assert secret not in text
+    assert "title: text" in text
+
+
+# --- nothing is left behind -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("question", registry.QUESTIONS)
+def test_an_exception_after_any_answer_leaves_nothing_behind(odp: ThreadedSandbox, question: str) -> None:
+    def note(found: experiments.Found) -> None:
+        if found.question == question:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        registry.run(make_lab(odp, MovedClock(odp)), note)
+    assert_clean(odp)
+
+
+KILLED = """
+import os, signal, sys
+from audiences.learning import lab, registry
+from odp.client import Client
+
+class Quick(lab.Clock):
+    at = 0.0
+    def now(self): return self.at
+    def sleep(self, seconds): self.at += seconds
+
+def note(found):
+    if found.question == sys.argv[4]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+client = Client(host=sys.argv[1], api_key=sys.argv[2])
+registry.run(lab.Lab(client=client, public_client=None, clock=Quick(), install_id=sys.argv[3], with_lists=True), note)
+"""
+
+
+@pytest.mark.parametrize(
+    "question", ["field_delay_seconds", "visible_seconds", "bad_items", "new_vuid", "list_identifiers"]
+)
+def test_what_a_killed_run_left_is_removed_and_the_next_run_answers_everything(
+    odp: ThreadedSandbox, install: Install, file: Path, question: str
+) -> None:
+    odp.assume(batch_rejection="partial")
+    command = [sys.executable, "-c", KILLED, odp.url, PRIVATE_KEY, install.public_id, question]
+    assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == -signal.SIGKILL
+    (account,) = odp.world.accounts
+    assert account.segments
+    assert "removed" in learn(file, "--clean-up", "--lists")
+    assert_clean(odp)
+    learn(file, "--lists", "--field", f"{FIELD}_again")
+    found = answers(file)
+    assert (found["batch_rejection"], found["fs_user_id_confidence"], found["unknown_field"]) == (
+        "partial",
+        "high",
+        "refuse",
+    )
+
+
+def test_a_second_run_keeps_answers_that_only_the_first_could_find(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    learn(file)
+    first = answers(file)
+    said = learn(file)
+    assert "answers of an earlier run to: unknown_field" in said
+    second = answers(file)
+    assert {name: answer for name, answer in second.items() if answer != first[name]} == {}
+    assert second["unknown_field"] == "refuse"
+    assert_clean(odp)
+
+
+def test_a_terminated_run_cleans_up_and_writes_what_it_knows(
+    odp: ThreadedSandbox, install: Install, file: Path, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(range(60))
+
+    def sleep(seconds: float) -> None:
+        MovedClock.sleep(clock, seconds)
+        if next(left, None) == 59:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    with pytest.raises(CommandError, match=r"Interrupted.*cleaned up"):
+        learn(file)
+    assert answers(file)["segment_errors"] == "grpc"
+    assert_clean(odp)
+
+
+def test_an_odp_that_goes_away_ends_the_run_and_the_report_says_so(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    odp.fault({"path": "/v3/", "after": 40}, {"status": 503})
+    said = learn(file)
+    report = {each["question"]: each for each in json.loads(file.read_text())["answers"]}
+    assert set(report) == set(registry.QUESTIONS)
+    assert report["consent_effect"]["evidence"] == "stopped: ODP answered 503"
+    assert "may still be in ODP" in said
+    odp.clear_faults()
+    learn(file, "--clean-up")
+    assert_clean(odp)
+
+
+def test_an_audience_of_somebody_else_is_never_touched(odp: ThreadedSandbox, install: Install, file: Path) -> None:
+    odp.odp("POST", "/v3/schema/objects/customers/fields", {"name": FIELD, "display_name": "L", "type": "boolean"})
+    definition = {
+        "root_condition": {
+            "customer_condition": {"customer_filter": {"path_reference": {"value": f"customer.{FIELD}"}}}
+        }
+    }
+    odp.odp("PUT", f"/v3/segments/{FIELD}", {"description": "mine", "definition": definition})
+    with pytest.raises(CommandError, match="isn't of these experiments"):
+        learn(file)
+    assert odp.odp("GET", f"/v3/segments/{FIELD}")[1]["description"] == "mine"
+    assert not [each for each in odp.requests() if each["path"] == "/v3/profiles"]
+
+
+def test_an_audience_of_the_install_with_the_same_id_stops_it(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    make_audience(install, "sync_learn")
+    with pytest.raises(CommandError, match="is the audience of sync_learn"):
+        learn(file)
+    assert odp.requests() == []

@@ -1,0 +1,216 @@
+"""Ask an ODP account, by small experiments, what ODP doesn't document."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from getpass import getpass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.timezone import now
+
+from audiences import lytics_account
+from audiences.delivery import odp_account
+from audiences.encryption import opened
+from audiences.learning import cleaning, registry, report
+from audiences.learning.experiments import Found, NotAnswered, Setting, Stopped
+from audiences.learning.lab import CUSTOMER, FIELD, MARK, ROLES, Clock, Lab, Spacing
+from audiences.learning.reading import MOST_READ
+from audiences.management.commands import switch_install
+from audiences.models import Audience, Install
+from audiences.operations import installs
+from lytics.api.client import Client as LyticsClient
+from odp.client import Client
+from outgoing.deadline import TooLateError
+from workers import pace
+
+# Seconds that a request may wait for the install's rate limit.
+PLACE_SECONDS = 60.0
+
+
+class Command(BaseCommand):
+    help = (
+        "Answer by experiments what ODP and Lytics don't document: shapes of responses, delays, limits, confidence of "
+        "identifiers. Writes invented customers, one field and one audience to the ODP account; docs/learn-account.md."
+    )
+    clock = Clock()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("install", help="the install's id, as in its webhook URL, or its name")
+        parser.add_argument("--yes", action="store_true", help="don't ask before the experiments")
+        parser.add_argument(
+            "--file", type=Path, default=Path("learned-account.json"), help="where to write the answers"
+        )
+        parser.add_argument("--field", default=FIELD, help="another name for the field and the audience")
+        parser.add_argument("--lists", action="store_true", help="also make a list, which can't be deleted again")
+        parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for an effect at most")
+        parser.add_argument("--apply", action="store_true", help="store the settings of the install that follow")
+        parser.add_argument("--lytics-token", default="", help="a Lytics API token for this run; - asks for it unseen")
+        parser.add_argument("--clean-up", action="store_true", help="only remove what a killed run has left")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        ((pk, *_),) = switch_install.chosen({**options, "all": False})
+        install = Install.objects.get(pk=pk)
+        if not options["field"].startswith(FIELD):
+            raise CommandError(f"--field begins with {FIELD}, so that everybody sees whose it is.")
+        if not options["file"].absolute().parent.is_dir():
+            raise CommandError(f"There is no folder {options['file'].parent} for the file.")
+        lab = self._lab(install, options)
+        taken = Audience.objects.filter(install=install, odp_id__in=lab.segments).first()
+        if taken is not None:
+            raise CommandError(f"{taken.odp_id} is the audience of {taken.slug}. Name another field with --field.")
+        if options["clean_up"]:
+            self._only_clean_up(lab)
+            return
+        self._agree(lab, options)
+        answers = self._learn(lab, install, options["file"])
+        self._settings(install, answers, apply=options["apply"], may_ask=not options["yes"])
+
+    def _lab(self, install: Install, options: dict[str, Any]) -> Lab:
+        key, spacing = opened(install.odp_api_key), Spacing(self.clock)
+        client = odp_account.client_of(install, gate=partial(_gate, spacing))
+        public, dot, _ = key.partition(".")
+        return Lab(
+            client=client,
+            public_client=Client(host=client.host, api_key=public, permission=client.permission) if dot else None,
+            clock=self.clock,
+            install_id=install.public_id,
+            field=options["field"],
+            patience=options["patience"],
+            batch_size=install.batch_size,
+            passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION,
+            with_lists=options["lists"],
+            ours=frozenset(Audience.objects.values_list("odp_id", flat=True)),
+            lytics=_lytics(options["lytics_token"]),
+            webhook_url=installs.webhook_url(install),
+        )
+
+    # --- consent -------------------------------------------------------------------------------------------------
+
+    def _agree(self, lab: Lab, options: dict[str, Any]) -> None:
+        for line in _plan(lab):
+            self.stdout.write(line)
+        if not options["yes"] and not self._asked("Begin?"):
+            raise CommandError("Nothing was sent.")
+
+    def _asked(self, question: str) -> bool:
+        try:
+            return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            raise CommandError("Nobody is there to answer. Add --yes to agree.") from None
+
+    # --- experiments ---------------------------------------------------------------------------------------------
+
+    def _learn(self, lab: Lab, install: Install, file: Path) -> list[Found]:
+        answers: list[Found] = []
+
+        def note(found: Found) -> None:
+            answers.append(found)
+            self.stdout.write(f"{found.question}: {found.answer or 'not answered'}")
+
+        try:
+            with _interruptible():
+                registry.run(lab, note)
+        except (Stopped, NotAnswered) as reason:
+            raise CommandError(f"The experiments didn't begin. {reason}") from None
+        except KeyboardInterrupt:
+            raise CommandError("; ".join(["Interrupted.", *(lab.problems or ["ODP is cleaned up."])])) from None
+        finally:
+            if answers:
+                kept = report.write(file, answers, at=now(), about=_about(install), secrets=_secrets(lab, install))
+                self.stdout.write(f"\nThe answers are in {file}. It has no secrets and no people; you can share it.")
+                if kept:
+                    self.stdout.write(f"It keeps the answers of an earlier run to: {', '.join(kept)}")
+        self.stdout.write("")
+        for line in report.table(answers):
+            self.stdout.write(line)
+        for line in (*lab.problems, *(f"Left in ODP, which can't delete it: {each}" for each in lab.left)):
+            self.stdout.write(line)
+        return answers
+
+    def _only_clean_up(self, lab: Lab) -> None:
+        try:
+            cleaning.begin(lab)
+        except (Stopped, NotAnswered) as reason:
+            raise CommandError(str(reason)) from None
+        self.stdout.write("What earlier runs left is removed.")
+
+    # --- settings ------------------------------------------------------------------------------------------------
+
+    def _settings(self, install: Install, answers: list[Found], *, apply: bool, may_ask: bool) -> None:
+        follow = [found.setting for found in answers if found.setting]
+        for_environment = [each for each in follow if each.where == "environment"]
+        if for_environment:
+            self.stdout.write("\nAdd to the environment of all processes, and restart them:")
+            for each in for_environment:
+                self.stdout.write(each.line)
+        for each in follow:
+            if each.where == "install":
+                self._set(install, each, apply=apply, may_ask=may_ask)
+
+    def _set(self, install: Install, setting: Setting, *, apply: bool, may_ask: bool) -> None:
+        if not apply and not (may_ask and self._asked(f"Set {setting.line} for {install.name}?")):
+            self.stdout.write(f"\nSet for the install: {setting.line}")
+            return
+        try:
+            installs.change(install, **{setting.name: int(setting.value)})
+        except ValidationError as error:
+            raise CommandError("; ".join(error.messages)) from error
+        self.stdout.write(f"\nSet: {setting.line}")
+
+
+def _gate(spacing: Spacing, install: Install, path: str, until: float) -> None:
+    """Below a tenth of ODP's limits, and inside the rate limit that the install shares with its deliveries."""
+    spacing.wait(path)
+    try:
+        pace.pass_gate(install, path, min(until, time.monotonic() + PLACE_SECONDS))
+    except TooLateError:
+        raise Stopped("The install is on hold, or its deliveries leave no room. Try again later") from None
+
+
+def _lytics(token: str) -> LyticsClient | None:
+    token = getpass("Lytics API token: ").strip() if token == "-" else token  # noqa: S105 - a dash asks for it
+    return lytics_account.client_with(token) if token else None
+
+
+def _plan(lab: Lab) -> Iterator[str]:
+    yield f"This sends about 100 requests to {lab.client.host}, at most one a second to profiles and lists. It makes:"
+    yield f"  the customer field {lab.field}, boolean, which ODP can't delete again"
+    yield f"  the real-time audience {lab.field}, named {MARK!r}, deleted at the end"
+    yield f"  {len(ROLES)} invented customers, {CUSTOMER}-…, left with {lab.field} = false, and a few events of them"
+    if lab.passthrough_definition is not None:
+        yield f"  the passthrough audience {lab.passthrough_segment}, deleted at the end"
+    if lab.with_lists:
+        yield f"  the list {lab.field}, which ODP can't delete again, and its audience, deleted at the end"
+    yield f"It reads up to {MOST_READ} existing lytics_… audiences{' and the Lytics account' if lab.lytics else ''}."
+    yield "It changes no customer, field or audience of yours. It takes about ten minutes. Ctrl-C stops and cleans up."
+
+
+def _about(install: Install) -> dict[str, str]:
+    return {"mechanism": install.mechanism, "identifier_field": install.identifier_field, "made_at": now().isoformat()}
+
+
+def _secrets(lab: Lab, install: Install) -> set[str]:
+    key, host = opened(install.odp_api_key), lab.client.host
+    names = {install.public_id, install.name, f"{CUSTOMER}-{install.public_id}", lab.vuid}
+    return {key, *key.split("."), *names, host, host.partition("://")[2]}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Clean up on SIGTERM too: Python would end at once. Commands run in the main thread."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
