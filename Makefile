@@ -39,7 +39,7 @@ help:
 	@echo 'make images    pins the base images to the current digests of their tags; needs Docker'
 	@echo 'make pictures  writes docs/pictures with the Chromium of this machine'
 	@echo 'make drawings  writes docs/rooms.md from the imports of the code'
-	@echo 'make settings  writes docs/settings.md from lytics_sync/settings.py'
+	@echo 'make settings  writes docs/settings.md from lytics_sync/settings.py, and docs/doctor.md from the checks'
 	@echo 'make metrics   writes docs/metrics.md from the metrics that GET /metrics has'
 	@echo 'make clean     removes the virtual environment and caches; DATA_DIR stays'
 	@echo
@@ -121,7 +121,8 @@ drawings: installed-dev
 	@exec $(PY) -m tests.drawings
 
 settings: installed-dev
-	@exec $(PY) -m tests.settings_page
+	@$(PY) -m tests.settings_page
+	@$(DUMMY) DJANGO_SETTINGS_MODULE=lytics_sync.settings $(PY) -m tests.doctor_page
 
 metrics: installed-dev
 	@$(DUMMY) exec $(PY) -m tests.metrics_page

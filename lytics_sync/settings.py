@@ -171,6 +171,9 @@ DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5)
 DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60)
 # The address of PostgreSQL, as libpq reads it.
 DATABASES = {"default": _database(env.text("DATABASE_URL"))}
+# The path of database backups as this process sees it, with * and ? for parts of it; the doctor shows the age of the
+# newest file. Empty: it doesn't know.
+BACKUP_FILE = env.text("BACKUP_FILE", "")
 # The address of Redis, which carries hints only.
 REDIS_URL = env.text("REDIS_URL")
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}

@@ -29,6 +29,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_live": ("view_receipt", "view_delivery"),
     "audiences_run_sent": ("view_run", "view_delivery"),
     "audiences_install_connecting": ("view_install",),
+    "audiences_install_doctor": ("test_install",),
     "audiences_install_retry": ("retry_install",),
     "audiences_install_full-batches": ("retry_install",),
     "audiences_install_check": ("change_install",),

@@ -6,7 +6,7 @@ from django.core.management import call_command
 
 from audiences import tallies, wake
 from audiences.delivery import claims
-from audiences.insight import delays, probes, rollup, search_index, trials
+from audiences.insight import delays, probes, rollup, schedule, search_index, trials
 from audiences.operations import reconcile as reconciling
 from audiences.operations import resends, twins
 from workers import drain as draining
@@ -97,7 +97,8 @@ def summarise() -> None:
 
 @shared_task(name="workers.tasks.roll_up", ignore_result=True)
 def roll_up() -> None:
-    """Compute the Minutes that have ended, and the delays for metrics."""
+    """Compute the Minutes that have ended and the delays for metrics, and note that the schedule runs."""
+    schedule.note()
     rollup.roll_up()
     delays.add_up()
 

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences.admin import connecting, last_delivered, parked_groups, verbs
+from audiences.admin import connecting, doctor, last_delivered, parked_groups, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
 from audiences.admin.odp_live import check_key
@@ -252,7 +252,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         ]
 
     def get_urls(self) -> list[Any]:
-        return [*connecting.urls(self), *super().get_urls()]
+        return [*connecting.urls(self), *doctor.urls(self), *super().get_urls()]
 
     # --- saving ----------------------------------------------------------------------------------------------
 
@@ -334,6 +334,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 ("Parked", _parked(install), list_url(Parked, install__id__exact=install.pk)),
                 ("Calls", "", list_url(Receipt, install__id__exact=install.pk)),
                 ("Deliveries", "", list_url(Delivery, install__id__exact=install.pk)),
+                *doctor.links(request, install),
             ],
             "smaller": count(install.learned_batch_size, "item") if install.learned_batch_size else "",
             "backlog": _total(install, "backlog"),

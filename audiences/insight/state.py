@@ -29,7 +29,7 @@ from odp.outcomes import Outcome, outcome_of
 
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
-    "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in", "proven"),
+    "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in", "proven", "good"),
     "busy": ("sending", "waiting", "being created", "to be created", "open", "under way"),
     "held": (
         "paused",
@@ -41,12 +41,13 @@ _TONES = {
         "partly parked",
         "retry later",
         "unknown",
+        "warning",
         "ending",
         "skipped",
         "stopped",
         SKIPPED,
     ),
-    "bad": ("blocked", "parked", "rejected", "unauthorised", "failing", "given up", "differs", "overdue"),
+    "bad": ("blocked", "parked", "rejected", "unauthorised", "failing", "given up", "differs", "overdue", "bad"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 

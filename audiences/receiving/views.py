@@ -26,7 +26,7 @@ from rest_framework.views import APIView
 
 from audiences import address, sessions, tallies
 from audiences.models import Install
-from audiences.receiving import backlog, body, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
+from audiences.receiving import backlog, body, checked_calls, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
 from audiences.receiving.authentication import Caller, TokenAuthentication
 from audiences.receiving.call_values import Received
 
@@ -175,6 +175,9 @@ class WebhookView(_AnsweringView):
         except (body.TooLargeError, body.TooSlowError, body.MalformedError) as error:
             caller.look_up()
             return _unread(request, caller.install, error)
+        if checked := checked_calls.answer(content, query=request.META.get("QUERY_STRING", "")):
+            caller.look_up()
+            return Response(checked)
         tallies.WEBHOOK_BYTES.add(self.install_label, amount=len(content))
         source = address.of(request)
         # A caller whose body always takes longer than the limit would be asked to come back for ever.

@@ -65,8 +65,11 @@ class JobLog:
 
 
 def jobs(client: Client, *, workflow: str = WEBHOOK, with_deleted: bool = False) -> Many[Job]:
-    """The jobs of a workflow. ``with_deleted`` adds completed, killed and hidden ones (documented)."""
-    query = {"workflow": workflow, **({"show_all": "true"} if with_deleted else {})}
+    """The jobs of a workflow, or of all workflows when it is empty (inferred: the parameter is a filter).
+
+    ``with_deleted`` adds completed, killed and hidden ones (documented).
+    """
+    query = {**({"workflow": workflow} if workflow else {}), **({"show_all": "true"} if with_deleted else {})}
     return many(client.get("v2", "job", query=query), _job, name="list of jobs")
 
 

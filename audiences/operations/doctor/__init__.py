@@ -1,0 +1,32 @@
+"""The doctor: every precondition and every silent cause of failure that both vendors' contracts name, checked live.
+
+Each check is one small function in a registry; ``docs/doctor.md`` lists them. The order of these imports is the order
+of the lines: what needs no network first, what takes longest last.
+"""
+
+# isort: off
+from audiences.operations.doctor import service
+from audiences.operations.doctor import odp_account
+from audiences.operations.doctor import public_address
+from audiences.operations.doctor import lytics_job
+from audiences.operations.doctor import lytics_audiences
+
+# isort: on
+from audiences.operations.doctor.case import Case
+from audiences.operations.doctor.registry import CHECKS, GROUPS, WORDS, Check, Finding, Line, examine
+
+__all__ = [
+    "CHECKS",
+    "GROUPS",
+    "WORDS",
+    "Case",
+    "Check",
+    "Finding",
+    "Line",
+    "examine",
+    "lytics_audiences",
+    "lytics_job",
+    "odp_account",
+    "public_address",
+    "service",
+]

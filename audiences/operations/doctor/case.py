@@ -1,0 +1,155 @@
+"""What the checks of one examination share: the clients of both accounts, and what each was asked once."""
+
+import time
+from functools import cached_property
+from urllib.parse import urlsplit
+
+from audiences.delivery import odp_account
+from audiences.encryption import UNREADABLE, Unreadable
+from audiences.insight import trials
+from audiences.models import Audience, Install
+from audiences.operations import installs
+from lytics.api import audiences as lytics_audiences
+from lytics.api import authorizations as lytics_authorizations
+from lytics.api import jobs as lytics_jobs
+from lytics.api.audiences import Audience as LyticsAudience
+from lytics.api.authorizations import Authorization
+from lytics.api.client import Client as LyticsClient
+from lytics.api.jobs import Job, JobLog
+from lytics.api.outcomes import Answer as LyticsAnswer
+from lytics.api.outcomes import Outcome
+from odp import segments
+from odp.client import Client
+from odp.outcomes import Answer
+from odp.regions import host_of
+
+# Seconds for all checks of one examination, and for one request of a check.
+SECONDS = 45.0
+REQUEST_SECONDS = 8.0
+NO_TOKEN = "No API token of the Lytics account is stored for this install, so Lytics was not asked."  # noqa: S105
+NO_TOKEN_CURE = "Store an API token of the Lytics account. Everything but these lines works without it."  # noqa: S105
+
+
+def client_of(install: Install, ends_at: float) -> LyticsClient | None:
+    """None: no install has an API token yet."""
+    return None
+
+
+class NotCheckedError(Exception):
+    """A check has nothing to look at. ``evidence`` says why, ``cure`` what would let it look."""
+
+    def __init__(self, evidence: str, cure: str = "") -> None:
+        super().__init__(evidence)
+        self.evidence, self.cure = evidence, cure
+
+
+class Case:
+    """One examination of one install. Requests are made when a check asks, and their answers are kept."""
+
+    def __init__(self, install: Install, *, seconds: float = SECONDS) -> None:
+        self.install = install
+        self.ends_at = time.monotonic() + seconds
+        # Whether the public address answered as this service; set by its first check.
+        self.is_reached = False
+
+    # --- ODP ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def host(self) -> str:
+        return host_of(api_key=self.install.odp_api_key, region=self.install.region, host=self.install.odp_host)
+
+    @cached_property
+    def api_key(self) -> str:
+        if isinstance(self.install.odp_api_key, Unreadable):
+            cure = "Put the old encryption key back into FIELD_ENCRYPTION_KEYS, or enter the API key again."
+            raise NotCheckedError(f"The stored API key {UNREADABLE}, so ODP was not asked.", cure)
+        return self.install.odp_api_key
+
+    @cached_property
+    def odp(self) -> Client:
+        assert self.api_key
+        return odp_account.client_of(self.install, ends_at=self.ends_at)
+
+    @cached_property
+    def segments(self) -> frozenset[str] | Answer:
+        return segments.ids(self.odp, seconds=REQUEST_SECONDS)
+
+    # --- Lytics ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def lytics(self) -> LyticsClient:
+        client = client_of(self.install, self.ends_at)
+        if client is None:
+            raise NotCheckedError(NO_TOKEN, NO_TOKEN_CURE)
+        client.seconds = min(client.seconds, REQUEST_SECONDS)
+        return client
+
+    @cached_property
+    def webhook_jobs(self) -> tuple[Job, ...]:
+        """All webhook jobs of the account, also completed and deleted ones."""
+        found = lytics_jobs.jobs(self.lytics, with_deleted=True)
+        _must_be_ok(found.answer, "The list of jobs")
+        return found.items
+
+    @cached_property
+    def jobs(self) -> tuple[Job, ...]:
+        """The webhook jobs that call this install and are not deleted. Raises ``NotCheckedError`` without any."""
+        ours = tuple(job for job in self.jobs_of_install if job.state not in ("deleted", "deleting"))
+        if not ours:
+            raise NotCheckedError("No webhook job of the Lytics account calls this install.")
+        return ours
+
+    @cached_property
+    def jobs_of_install(self) -> tuple[Job, ...]:
+        path = urlsplit(installs.webhook_url(self.install)).path
+        return tuple(job for job in self.webhook_jobs if urlsplit(url_of(job)).path.rstrip("/") == path)
+
+    @cached_property
+    def lytics_audiences(self) -> dict[str, LyticsAudience]:
+        """By segment id."""
+        found = lytics_audiences.audiences(self.lytics)
+        _must_be_ok(found.answer, "The list of audiences")
+        return {one.segment_id: one for one in found.items}
+
+    @cached_property
+    def authorizations(self) -> dict[str, Authorization]:
+        found = lytics_authorizations.authorizations(self.lytics)
+        _must_be_ok(found.answer, "The list of authorizations")
+        return {one.auth_id: one for one in found.items}
+
+    def other_exports(self) -> tuple[Job, ...]:
+        """The jobs of the account that aren't webhook jobs, as far as Lytics lists them."""
+        found = lytics_jobs.jobs(self.lytics, workflow="")
+        _must_be_ok(found.answer, "The list of all jobs")
+        return tuple(job for job in found.items if job.workflow != lytics_jobs.WEBHOOK)
+
+    def logs_of(self, job: Job) -> tuple[JobLog, ...]:
+        found = lytics_jobs.job_logs(self.lytics, job.job_id)
+        _must_be_ok(found.answer, f"The log of the job {job.name}")
+        return found.items
+
+    @cached_property
+    def exported(self) -> frozenset[str]:
+        """The segment ids of all audiences that jobs send to this install."""
+        return frozenset(segment_id for job in self.jobs for segment_id in job.segment_ids)
+
+    # --- ours --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def audiences(self) -> tuple[Audience, ...]:
+        """Without the audience of the test customers."""
+        return tuple(Audience.objects.filter(install=self.install).exclude(segment_id=trials.SEGMENT_ID))
+
+
+def url_of(job: Job) -> str:
+    url = job.config.get("webhook_url")
+    return url.strip() if isinstance(url, str) else ""
+
+
+def _must_be_ok(answer: LyticsAnswer, what: str) -> None:
+    if answer.is_ok:
+        return
+    cure = "Ask again in a minute."
+    if answer.outcome is Outcome.UNAUTHORISED:
+        cure = "Store an API token that is valid and may read audiences, jobs and authorizations."
+    raise NotCheckedError(f"{what} could not be read from Lytics: {answer.reason}.", cure)

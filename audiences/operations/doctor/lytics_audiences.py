@@ -1,0 +1,140 @@
+"""Checks of the audiences that Lytics sends, and of other jobs that write to the same ODP account."""
+
+import re
+from urllib.parse import urlsplit
+
+from audiences.operations.doctor.case import Case, url_of
+from audiences.operations.doctor.lytics_job import LYTICS
+from audiences.operations.doctor.registry import Finding, Found, bad, check, good, warning
+from lytics.api.audiences import Audience
+from lytics.api.jobs import Job
+
+# Lytics documents that a webhook needs time windows of at least this length.
+SHORTEST_WINDOW_MINUTES = 30
+NAMED = 5
+# Minutes of a unit of FilterQL's date arithmetic, as in now-15m. Longer units are never too short.
+_UNITS = {"s": 1 / 60, "m": 1, "h": 60}
+_WINDOW = re.compile(r"\bnow\s*([-+])\s*(\d+)\s*([a-zA-Z]+)")
+# Words in the name or type of a job that writes to ODP. Lytics documents the label Data Platform Audience Export.
+_ODP = re.compile(r"optimizely|zaius|data.?platform|(?:^|[^a-z])odp(?:[^a-z]|$)", re.IGNORECASE)
+# Hosts of Optimizely Connect Platform, where Optimizely's own Lytics app runs.
+_HOSTED_APP = re.compile(r"(?:^|\.)(?:zaius\.app|ocp\.optimizely\.com)$")
+ACTIVE = ("running", "sleeping", "initializing")
+
+
+def _names(audiences: list[Audience]) -> str:
+    named = ", ".join(audience.slug or audience.segment_id for audience in audiences[:NAMED])
+    return named + (f" and {len(audiences) - NAMED:,} more" if len(audiences) > NAMED else "")
+
+
+def _exported(case: Case) -> list[Audience]:
+    return [case.lytics_audiences[one] for one in sorted(case.exported) if one in case.lytics_audiences]
+
+
+@check(LYTICS, "Audiences of the job")
+def lytics_audiences(case: Case) -> Found:
+    """Whether the audiences of the job exist in Lytics and are valid."""
+    lost = sorted(case.exported - set(case.lytics_audiences))
+    found: list[Finding] = []
+    if lost:
+        cure = "Remove them from the job. Their members stay in ODP until the audience is emptied there."
+        found.append(bad(f"{len(lost):,} audiences of the job do not exist: {', '.join(lost[:NAMED])}.", cure))
+    if broken := [audience for audience in _exported(case) if audience.is_invalid]:
+        why = f" ({broken[0].invalid_reason})" if broken[0].invalid_reason else ""
+        found.append(bad(f"Lytics calls {_names(broken)} invalid{why}.", "Correct their definition in Lytics."))
+    return found or good(f"The job sends {len(case.exported):,} audiences; all exist and are valid.")
+
+
+@check(LYTICS, "Audiences that left the job")
+def lytics_left(case: Case) -> Found:
+    """Whether a job still sends each audience that this install has from Lytics. Others keep their last members."""
+    left = [audience for audience in case.audiences if audience.segment_id not in case.exported]
+    if not left:
+        return good("A job sends every audience of this install.")
+    named = ", ".join(audience.latest_slug for audience in left[:NAMED])
+    cure = "Add them to the job again, with Existing Users; or empty or delete them in ODP."
+    return warning(f"No job sends {len(left):,} audiences any more: {named}. ODP keeps their last members.", cure)
+
+
+@check(LYTICS, "Changed definitions")
+def lytics_changed(case: Case) -> Found:
+    """Whether audiences were changed after the job was made. Lytics documents that a new job is needed then; that the
+    time of an audience's update is the time of its definition is inferred.
+    """
+    changed = {
+        segment_id: audience
+        for job in case.jobs
+        for segment_id in job.segment_ids
+        if (audience := case.lytics_audiences.get(segment_id))
+        and audience.updated_at
+        and job.created_at
+        and audience.updated_at > job.created_at
+    }
+    if not changed:
+        return good("No audience of the job was changed since the job was made.")
+    at = max(audience.updated_at for audience in changed.values() if audience.updated_at)
+    cure = "Compare both sides. If they differ, replace the job by a new one with Existing Users."
+    words = f"Changed in Lytics after the job was made: {_names(list(changed.values()))}."
+    return warning(f"{words} Exits by the new definition may be missing.", cure, at=at)
+
+
+@check(LYTICS, "Short time windows")
+def lytics_windows(case: Case) -> Found:
+    """Whether definitions have time windows below 30 minutes, for which Lytics documents no triggers."""
+    short = [audience for audience in _exported(case) if shortest_window(audience.definition) < SHORTEST_WINDOW_MINUTES]
+    if not short:
+        return good("No audience of the job has a time window below 30 minutes.")
+    cure = "Use windows of 30 minutes or more in Lytics, or expect entries and exits that never come."
+    return warning(f"With a time window below 30 minutes: {_names(short)}.", cure)
+
+
+def shortest_window(definition: str) -> float:
+    """Minutes; infinite without a window."""
+    windows = (int(number) * _UNITS[unit] for _, number, unit in _WINDOW.findall(definition) if unit in _UNITS)
+    return min((window for window in windows if window), default=float("inf"))
+
+
+@check(LYTICS, "Other jobs that write to ODP")
+def lytics_other_writers(case: Case) -> Found:
+    """Whether the Lytics account also has its own export to ODP, Optimizely's hosted Lytics app, or a second job for
+    this install. Two writers overwrite each other.
+    """
+    found = [*map(_second, _doubles(case)), *(_hosted(job, case) for job in case.webhook_jobs if _is_hosted(job))]
+    exports = [job for job in case.other_exports() if job.state in ACTIVE and _ODP.search(f"{job.workflow} {job.name}")]
+    for job in exports:
+        cure = "Pause that job in Lytics, or have it write fields with another prefix than lytics_."
+        words = f"{job.name} ({job.workflow}) writes to ODP too, by default fields of the same names as ours."
+        shares = bool(case.exported & set(job.segment_ids)) and case.install.mechanism == "attribute"
+        found.append((bad if shares else warning)(words, cure, at=job.updated_at, about=job.name))
+    return found or good("No other job of this Lytics account writes to ODP, as far as their names say.")
+
+
+def _is_hosted(job: Job) -> bool:
+    return job.state in ACTIVE and bool(_HOSTED_APP.search(urlsplit(url_of(job)).hostname or ""))
+
+
+def _hosted(job: Job, case: Case) -> Finding:
+    shares = case.exported & set(job.segment_ids)
+    words = f"{job.name} sends to Optimizely's own app, which writes audiences of the same names"
+    cure = "Pause that job in Lytics, and uninstall the app in ODP."
+    if shares:
+        return bad(f"{words}; {len(shares):,} of them are ours.", cure, at=job.updated_at, about=job.name)
+    return warning(f"{words}; so far none of ours.", cure, at=job.updated_at, about=job.name)
+
+
+def _doubles(case: Case) -> list[Job]:
+    """The active jobs of this install that send an audience which another of them sends already."""
+    seen: set[str] = set()
+    doubles = []
+    for job in case.jobs:
+        if job.state in ACTIVE and seen & set(job.segment_ids):
+            doubles.append(job)
+        if job.state in ACTIVE:
+            seen |= set(job.segment_ids)
+    return doubles
+
+
+def _second(job: Job) -> Finding:
+    words = f"{job.name} sends audiences that another job sends to this install already."
+    cure = "Leave each audience in one job: two send everything twice, and one of them may be out of date."
+    return warning(words, cure, about=job.name)

@@ -1,0 +1,239 @@
+"""Checks of the ODP account: key, region, rights, consent, each audience, one customer, other writers."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from django.conf import settings
+from django.db.models import F
+from django.utils.timezone import now
+
+from audiences.delivery.odp_account import mechanism_of, same_account
+from audiences.encryption import UNREADABLE, Unreadable
+from audiences.insight import probes
+from audiences.models import Audience, Install, Membership, Twin
+from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
+from audiences.operations.doctor.registry import Finding, Found, bad, check, good, unknown, warning
+from lytics import times
+from odp.client import Client
+from odp.graphql import audiences_of
+from odp.outcomes import Answer, Outcome
+from odp.paths import CUSTOMERS, LISTS, SEGMENTS
+from odp.regions import HOSTS, region_of
+
+ODP = "ODP"
+REGIONS = {"us": "United States", "eu": "Europe", "au": "Asia-Pacific"}
+# Audiences that one examination names, and those that it reads in ODP because ODP's list lacks them.
+NAMED, READ = 20, 5
+# An audience is looked at every six hours at the default interval; see operations/twins.py.
+LOOK_STALE = timedelta(hours=24)
+# ODP documents 90 seconds until a write shows.
+SETTLED = timedelta(seconds=120)
+# Rows of the ledger that are read to find one member, per audience, and the number of audiences.
+MEMBERS_READ, AUDIENCES_READ = 100, 5
+KEY_CURE = "Copy the private key again from ODP, Settings > APIs > Private, and enter it on the install's page."
+
+
+@check(ODP, "API key")
+def odp_key(case: Case) -> Found:
+    """Whether ODP accepts the API key now, and whether it is a private key."""
+    if isinstance(case.install.odp_api_key, Unreadable):
+        cure = "Put the old encryption key back into FIELD_ENCRYPTION_KEYS, or enter the API key again."
+        return bad(f"The stored API key {UNREADABLE}.", cure)
+    key, found = case.api_key, case.segments
+    if not isinstance(found, Answer):
+        return good(f"ODP accepts the key at {case.host} and lists {len(found):,} audiences.")
+    if found.outcome is Outcome.UNAUTHORISED:
+        if "." not in key:
+            return bad(f"ODP rejects the key ({found.reason}). It has no dot, so it looks like a public key.", KEY_CURE)
+        return bad(f"ODP rejects the key ({found.reason}).", f"{KEY_CURE} See whether it was revoked.")
+    cure = "Check the ODP region and host of the install, and that this server can reach that address."
+    return bad(f"ODP could not be asked at {case.host}: {found.reason or 'the response lists no audiences'}.", cure)
+
+
+@check(ODP, "Region")
+def odp_region(case: Case) -> Found:
+    """Whether the region or host of the install is that of its API key. A wrong one accepts nothing."""
+    key, chosen = case.api_key, case.install.region
+    of_key = region_of(key)
+    is_accepted = not isinstance(case.segments, Answer)
+    if case.install.odp_host and case.host not in HOSTS.values():
+        words = f"The install has a host of its own, {case.host}, which is none of ODP's regions."
+        return good(f"{words} It accepts the key.") if is_accepted else unknown(f"{words} It did not accept the key.")
+    here = next(region for region, host in HOSTS.items() if host == case.host)
+    if is_accepted and here != of_key:
+        words = f"ODP accepts the key in {REGIONS[here]}, and by its form it is of {REGIONS[of_key]}."
+        return warning(words, "Set the ODP region to Detect from the key, unless Optimizely has told you otherwise.")
+    if is_accepted:
+        return good(f"The key is of {REGIONS[here]}, and ODP accepts it there.")
+    if case.segments.outcome is not Outcome.UNAUTHORISED:  # type: ignore[union-attr]
+        return unknown("ODP could not be asked.", "Look at the line about the API key.")
+    for region, host in HOSTS.items():
+        if region != here and _is_accepted(case, host):
+            words = f"The key belongs to {REGIONS[region]}, and {REGIONS[here]} is {'chosen' if chosen else 'used'}."
+            return bad(words, f"Set the ODP region of the install to {REGIONS[region]}.")
+    return unknown("No region of ODP accepts the key.", "Look at the line about the API key.")
+
+
+def _is_accepted(case: Case, host: str) -> bool:
+    client = Client(host=host, api_key=case.api_key, ends_at=case.ends_at)
+    return client.call("GET", SEGMENTS, seconds=REQUEST_SECONDS / 2).outcome is Outcome.DELIVERED
+
+
+@check(ODP, "Rights of the key")
+def odp_rights(case: Case) -> Found:
+    """Whether the key may read what the install's mechanism needs in ODP: customer fields or lists."""
+    name = case.install.mechanism
+    if name == "passthrough":
+        if not settings.ODP_PASSTHROUGH_DEFINITION:
+            cure = "Ask Optimizely for the body of a passthrough audience, and set ODP_PASSTHROUGH_DEFINITION to it."
+            return warning("Without a definition to write, each audience has to be made in ODP by hand.", cure)
+        return unknown("Whether ODP has enabled passthrough audiences shows with the first audience that it makes.")
+    path, what = (LISTS, "lists") if name == "list" else (CUSTOMERS, "customer fields")
+    answer = case.odp.call("GET", path, seconds=REQUEST_SECONDS)
+    if answer.outcome is Outcome.DELIVERED:
+        return good(f"The key may read {what} (in {answer.seconds * 1000:.0f} ms).")
+    if answer.outcome is Outcome.UNAUTHORISED:
+        return bad(f"The key may not read {what} ({answer.reason}).", KEY_CURE)
+    return unknown(f"ODP did not show its {what}: {answer.reason}.", "Ask again in a minute.")
+
+
+@check(ODP, "Consent, by the test customer")
+def odp_consent(case: Case) -> Found:
+    """Whether ODP shows the test customer that it accepted. With the Api app's consent opted out, or a customer deleted
+    for compliance, ODP accepts writes and shows nothing.
+    """
+    proof = probes.proof_of(case.install)
+    if proof.word == "none":
+        return unknown("No test customer has been sent.", "Press Send a test customer on the install's page.")
+    if proof.word == "proven":
+        return good("ODP showed the last test customer in its audience, and later no longer.", at=proof.at)
+    if proof.word == "overdue":
+        return warning(f"No test customer was sent lately. {proof.why}", "Start the worker and beat.", at=proof.at)
+    cure = "Correct what this names, then press Send a test customer on the install's page."
+    return bad(f"The last test customer failed. {proof.why}", cure, at=proof.since)
+
+
+@check(ODP, "Audiences in ODP")
+def odp_audiences(case: Case) -> Found:
+    """Whether each audience is in ODP as this service made it: asked for in ODP's list now, and as the last look at its
+    field, list and definition found it.
+    """
+    there = case.segments
+    made = list(
+        Audience.objects.filter(install=case.install, provisioned_at__isnull=False)
+        .select_related("twin", "lane")
+        .order_by(F("twin__looked_at").asc(nulls_first=True), "pk")
+    )
+    if not made:
+        return unknown("No audience has been made in ODP yet.", "It is made with the first event from Lytics.")
+    if isinstance(there, Answer):
+        raise NotCheckedError("ODP did not list its audiences.", "Look at the line about the API key.")
+    found = [*_gone(case, [one for one in made if one.odp_id not in there]), *_looked(made), *_blocked(made)]
+    seen = dict.fromkeys(one.about for one in found)
+    named = [next(one for one in found if one.about == about) for about in seen][:NAMED]
+    looks = [twin.looked_at for one in made if (twin := _twin(one))]
+    stale = len(made) - sum(at > now() - LOOK_STALE for at in looks)
+    words = f"{len(made) - len(seen):,} of {len(made):,} are as this service made them."
+    at = min(looks, default=None)
+    if stale:
+        cure = "Set LOOK_MINUTES above 0 and start the worker and beat; paused audiences are not looked at."
+        return [*named, warning(f"{words} {stale:,} were not looked at for a day.", cure, at=at)]
+    return named or good(words, at=at)
+
+
+def _twin(audience: Audience) -> Twin | None:
+    return getattr(audience, "twin", None)
+
+
+def _gone(case: Case, lacking: list[Audience]) -> Iterator[Finding]:
+    """Audiences that ODP's list lacks and that it doesn't have either: nothing documents that the list is complete."""
+    for audience in lacking[:READ]:
+        found = mechanism_of(case.install).look(
+            case.odp, audience.odp_id, seconds=REQUEST_SECONDS, accepted=audience.accepted_definition
+        )
+        if not isinstance(found, Answer) and found.missing:
+            cure = "The next look makes it again, with a resync where members were lost. Resync does so at once."
+            yield bad(f"ODP has no {' and no '.join(found.missing)}.", cure, about=audience.odp_id)
+
+
+def _looked(made: list[Audience]) -> Iterator[Finding]:
+    cures = {
+        Twin.Finding.MISSING: "It is being made again. If this stays, press Unblock or Resync on its page.",
+        Twin.Finding.CHANGED: "On its page, press Take ours or Accept definition.",
+        Twin.Finding.WRONG: "Correct in ODP what this names, then press Unblock on its page.",
+    }
+    for audience in made:
+        twin = _twin(audience)
+        if twin and twin.finding:
+            finding = Twin.Finding(twin.finding)
+            make = warning if finding is Twin.Finding.CHANGED else bad
+            yield make(str(twin.problem), cures[finding], at=twin.looked_at, about=audience.odp_id)
+
+
+def _blocked(made: list[Audience]) -> Iterator[Finding]:
+    for audience in made:
+        if audience.lane.blocked_at:
+            cure = "Correct in ODP what this names, then press Unblock on its page."
+            words = f"Blocked: {audience.lane.block_reason}"
+            yield bad(words, cure, at=audience.lane.blocked_at, about=audience.odp_id)
+
+
+@check(ODP, "One customer by both identifiers")
+def odp_customer(case: Case) -> Found:
+    """Whether ODP shows one customer of the ledger in their audience by ``fs_user_id`` and by ``web_user_id``, and how
+    long the query takes. The customer is not named.
+    """
+    for audience in _largest(case.install):
+        member = _settled_member(audience)
+        if member is None:
+            continue
+        found = audiences_of(case.odp, identifier=member.identifier, odp_ids=[audience.odp_id], seconds=REQUEST_SECONDS)
+        took = f"in {found.answer.seconds * 1000:.0f} ms"
+        if not found.by_name:
+            return bad(f"The query about a member of {audience} failed: {found.answer.reason}.", KEY_CURE)
+        names = [name for name, shown in found.by_name.items() if audience.odp_id in (shown or ())]
+        if len(names) == len(found.by_name):
+            return good(f"ODP shows a member of {audience} by {' and '.join(names)} ({took}).")
+        cure = (
+            "Look at the line about consent. If it is good, find the customer on the page Find a customer: a change in"
+            " ODP or a deletion for compliance, which ODP keeps up for 30 days, explains one customer. For more,"
+            " press Resync on the audience's page."
+        )
+        by = f"only by {names[0]}" if names else "under neither identifier"
+        return bad(f"The ledger has a member of {audience}, whom ODP shows {by} ({took}).", cure)
+    return unknown("The ledger has no member whose entry is older than two minutes.", "Wait for events from Lytics.")
+
+
+def _largest(install: Install) -> list[Audience]:
+    made = Audience.objects.filter(install=install, provisioned_at__isnull=False, lane__member_count__gt=0)
+    return list(made.order_by("-lane__member_count", "pk")[:AUDIENCES_READ])
+
+
+def _settled_member(audience: Audience) -> Membership | None:
+    """One of the first hundred customers of the ledger, a bounded read, whose entry ODP accepted some time ago."""
+    latest = times.from_moment(now() - SETTLED)
+    rows = Membership.objects.filter(audience=audience).order_by("identifier")[:MEMBERS_READ]
+    return next((row for row in rows if row.is_member and not row.rejected and row.occurred_ns < latest), None)
+
+
+@check(ODP, "Other installs on this ODP account")
+def odp_other_install(case: Case) -> Found:
+    """Whether another install writes to the same ODP account, and to the same audiences."""
+    every = Install.objects.exclude(pk=case.install.pk)
+    others = [other for other in every if same_account(other, case.install)]
+    if not others:
+        return good("No other install of this service uses this ODP account.")
+    ours = {audience.odp_id for audience in case.audiences}
+    found = []
+    for other in others:
+        theirs = Case(other).audiences
+        shared = sorted(ours & {audience.odp_id for audience in theirs})
+        if shared:
+            cure = "On the page of one of the two audiences, press Use another ODP id."
+            words = f"{other} writes to {len(shared):,} of the same audiences: {', '.join(shared[:3])}."
+            found.append(bad(words, cure, about=str(other)))
+        else:
+            cure = "Give one of the two another prefix of ODP ids, or expect audiences of one slug to be blocked."
+            words = f"{other} uses this ODP account, so far with other audiences."
+            found.append(warning(words, cure, about=str(other)))
+    return found

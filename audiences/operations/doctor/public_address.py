@@ -1,0 +1,166 @@
+"""Checks of PUBLIC_URL from outside: a call is made to it as Lytics makes one, and none of these calls is stored.
+
+This process may be inside a network from which the public address can't be reached although Lytics can; so when
+Lytics has called lately, not reaching it is a warning only.
+"""
+
+import socket
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences.insight import checklist
+from audiences.odp_hosts import is_local
+from audiences.operations import installs
+from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
+from audiences.operations.doctor.registry import Found, bad, check, good, unknown, warning
+from audiences.receiving import checked_calls, tokens
+from odp import client as http
+from odp.client import Client
+from odp.outcomes import Answer
+from outgoing.network_errors import elsewhere, words_for
+
+PUBLIC = "Public address"
+# A batch of 1,000 messages with a dozen fields each. Proxies usually allow 1 to 10 MB.
+LARGE_BODY_BYTES = 16_000_000
+LARGE_BODY_SECONDS = 20.0
+# Lytics can add a query to the URL; it has to arrive as it was sent.
+QUERY = "check=a%2Fb%26c+d&empty="
+# A call of Lytics within this time proves that the address works.
+CALLED_LATELY = timedelta(hours=1)
+CERTIFICATE_SECONDS = 5.0
+CERTIFICATE_WARNING, CERTIFICATE_BAD = timedelta(days=21), timedelta(days=7)
+PROXY = "the proxy or firewall in front of this service"
+
+
+def _call(case: Case, *, query: str = "", size: int = 0, seconds: float = REQUEST_SECONDS) -> Answer:
+    live = tokens.live(case.install)
+    if not live:
+        raise NotCheckedError("The install has no live token to call with.", "Press New token on the install's page.")
+    caller = Client(
+        host=installs.webhook_url(case.install),
+        api_key="",
+        headers={"Authorization": installs.authorization(live[0])},
+        ends_at=case.ends_at,
+    )
+    return caller.call("POST", f"?{query}" if query else "", body=checked_calls.body(size), seconds=seconds)
+
+
+def _echo(answer: Answer) -> dict[str, Any]:
+    """What this service says about the call; empty when something else answered."""
+    is_ours = answer.status == 200 and isinstance(answer.json, dict) and answer.json.get("check") is True
+    return answer.json if is_ours else {}
+
+
+@check(PUBLIC, "Address from outside")
+def public_url(case: Case) -> Found:
+    """Whether a call to the webhook URL of this install, with its token, reaches this service and nothing else."""
+    url = installs.webhook_url(case.install)
+    answer = _call(case)
+    case.is_reached = bool(_echo(answer))
+    if case.is_reached:
+        words = f"{url} answers (in {answer.seconds * 1000:.0f} ms)."
+        if is_local(settings.PUBLIC_URL):
+            cure = "For anything but a trial, set PUBLIC_URL to the https address of this service."
+            return warning(f"{words} It is an address of this machine, which Lytics can't reach.", cure)
+        if not url.startswith("https://"):
+            return bad(f"{words} It isn't https, and Lytics calls https only.", "Serve it by https, set PUBLIC_URL.")
+        return good(words)
+    if answer.status is None:
+        words = f"{url} can't be reached from here: {elsewhere(answer.reason)}."
+        last = checklist.calls_of_lytics(case.install).order_by("-id").first()
+        cure = f"Check PUBLIC_URL, the DNS, and {PROXY}."
+        if last and now() - last.received_at < CALLED_LATELY:
+            return warning(f"{words} Lytics reaches it: its last call came within the hour.", cure)
+        return bad(words, cure)
+    return bad(f"{url} answered {answer.status}{_hint(answer)}.", f"Check PUBLIC_URL and {PROXY}.")
+
+
+def _hint(answer: Answer) -> str:
+    words = answer.json.get("detail") if isinstance(answer.json, dict) else None
+    return {
+        200: ", and not as this service does: something else, or another version of it, answers there",
+        401: ": the token did not arrive. Something takes the Authorization header away, or another server answers",
+        503: f": {words or 'the service is not ready'}",
+    }.get(answer.status or 0, ": something in front of this service answers")
+
+
+def _must_be_reached(case: Case) -> None:
+    if not case.is_reached:
+        raise NotCheckedError("The public address did not answer.", "Look at the line about the address from outside.")
+
+
+@check(PUBLIC, "Query of the URL")
+def public_query(case: Case) -> Found:
+    """Whether a query behind the webhook URL, which a Lytics authorization may add, arrives unchanged."""
+    _must_be_reached(case)
+    answer = _call(case, query=QUERY)
+    echo = _echo(answer)
+    cure = f"Have {PROXY} pass on requests with a query, unchanged."
+    if not echo:
+        return bad(f"With a query behind it, the URL answered {_said(answer)}.", cure)
+    if echo.get("query") != QUERY:
+        return warning("A query behind the URL does not arrive as it was sent. This service reads none.", cure)
+    return good("A query behind the URL arrives unchanged.")
+
+
+@check(PUBLIC, "Body limit")
+def public_body(case: Case) -> Found:
+    """Whether a call of 16 MB arrives whole. Lytics gives a batch up for good after 413, which proxies answer above
+    1 MB by default.
+    """
+    _must_be_reached(case)
+    size = min(LARGE_BODY_BYTES, settings.WEBHOOK_BODY_LIMIT)
+    answer = _call(case, size=size, seconds=LARGE_BODY_SECONDS)
+    echo, megabytes = _echo(answer), f"{size / 1_000_000:.0f} MB"
+    cure = f"Have {PROXY} allow as much as WEBHOOK_BODY_LIMIT ({settings.WEBHOOK_BODY_LIMIT:,} bytes)."
+    if echo.get("bytes") == size:
+        return good(f"A call of {megabytes} arrived whole (in {answer.seconds:.1f} s).")
+    if answer.status is None and answer.seconds >= LARGE_BODY_SECONDS - 1:
+        return unknown(f"A call of {megabytes} was not answered within {LARGE_BODY_SECONDS:.0f} s.", cure)
+    if echo:
+        return bad(f"Of a call of {megabytes}, {echo.get('bytes'):,} bytes arrived.", cure)
+    words = f"A call of {megabytes} was answered {_said(answer)}."
+    return bad(f"{words} Lytics drops such a batch." if answer.status in (400, 404, 413) else words, cure)
+
+
+def _said(answer: Answer) -> str:
+    return str(answer.status) if answer.status else f"not at all: {elsewhere(answer.reason)}"
+
+
+@check(PUBLIC, "Certificate")
+def public_certificate(case: Case) -> Found:
+    """Whether the certificate of the public address is trusted, and when it ends."""
+    parts = urlsplit(settings.PUBLIC_URL)
+    if parts.scheme != "https":
+        return unknown("PUBLIC_URL isn't https, so there is no certificate.", "Lytics calls https only.")
+    cure = "Renew the certificate, and see why it wasn't renewed automatically."
+    seconds = min(CERTIFICATE_SECONDS, case.ends_at - time.monotonic())
+    try:
+        ends = _end_of_certificate(parts.hostname or "", parts.port or 443, seconds=seconds)
+    except ssl.SSLCertVerificationError as error:
+        return bad(f"The certificate is not trusted: {error.verify_message}.", cure)
+    except OSError as error:
+        words = words_for(error, server="The address", address="PUBLIC_URL")
+        return unknown(f"{words}.", "Look at the line about the address from outside.")
+    left = ends - now()
+    words = f"The certificate ends on {ends:%Y-%m-%d}, in {left.days:,} days."
+    if left < CERTIFICATE_BAD:
+        return bad(words, cure)
+    return warning(words, cure) if left < CERTIFICATE_WARNING else good(words)
+
+
+def _end_of_certificate(host: str, port: int, *, seconds: float) -> datetime:
+    """When the certificate that the host shows ends. Raises ``OSError``."""
+    context = ssl.create_default_context(cafile=http.TRUSTED if isinstance(http.TRUSTED, str) else None)
+    with (
+        socket.create_connection((host, port), timeout=max(0.1, seconds)) as connection,
+        context.wrap_socket(connection, server_hostname=host) as secured,
+    ):
+        shown = secured.getpeercert() or {}
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC)

@@ -1,0 +1,383 @@
+"""The doctor's checks of the Lytics job and its audiences, against the sandbox Lytics API over real HTTP."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import lytics_account
+from audiences.models import Install, Receipt, Token
+from audiences.operations import doctor, installs
+from audiences.operations.doctor import case
+from audiences.operations.doctor.lytics_audiences import shortest_window
+from audiences.receiving import ingest
+from sandbox.lytics.account import Account
+from sandbox.lytics.api.endpoints import Api
+from sandbox.lytics.api.server import LyticsServer
+from sandbox.lytics.api.switches import Switches
+from tests.delivering import make_audience
+from tests.messages import body, message, transition
+from tests.test_doctor import lines, states, the
+
+pytestmark = pytest.mark.django_db
+
+TOKEN = "sandbox-lytics-token"
+GOLD = "segment-gold"
+GOOD = {
+    "segment_ids": [GOLD],
+    "withbackfill": True,
+    "batch_requests": True,
+    "batch_size": 300,
+    "batch_flush_duration": 3,
+    "worker_count": 20,
+    "user_fields": ["_id", "segment_events"],
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LyticsServer]:
+    account = Account(tmp_path / "lytics.sqlite3")
+    account.write("INSERT INTO audience (segment_id, slug) VALUES (?, ?)", GOLD, "gold")
+    with LyticsServer("127.0.0.1", 0, Api(account, token=TOKEN, switches=Switches())) as running:
+        Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def shop(install: Install, server: LyticsServer, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Install:
+    settings.LYTICS_API_URL = server.url
+    settings.PUBLIC_URL = "https://sync.example.com"
+    set_token(monkeypatch, TOKEN)
+    make_audience(install)
+    return install
+
+
+def set_token(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setattr(case, "client_of", lambda _, ends_at: lytics_account.client_with(token, ends_at=ends_at))
+
+
+Job = Callable[..., str]
+
+
+@pytest.fixture
+def job(server: LyticsServer, shop: Install) -> Job:
+    """Make a job as it should be, apart from what a test changes; or change it."""
+    account = server.api.account
+
+    def make(job_id: str = "job", **changes: Any) -> str:
+        header = f"Authorization: Bearer {Token.objects.get().secret}"
+        auth = {"id": "auth", "type": "header_param_auth", "webhook_request_headers": header}
+        account.put("auth", auth, made_at=0)
+        made: dict[str, Any] = {
+            "id": job_id,
+            "name": f"Sync {job_id}",
+            "workflow": "webhook_triggers",
+            "status": "running",
+        }
+        made |= {"auth_ids": ["auth"], "created": datetime.now(UTC).isoformat()}
+        own = {name: changes.pop(name) for name in ("status", "auth_ids", "workflow", "name") if name in changes}
+        made |= own | {"config": {**GOOD, "webhook_url": installs.webhook_url(shop), **changes}}
+        account.put("job", made, made_at=0)
+        return job_id
+
+    return make
+
+
+def tell_audience(server: LyticsServer, **fields: Any) -> None:
+    """What the API says about the audience from now on."""
+    told = {"id": GOLD, "slug_name": "gold", "name": "Gold", "table": "user", "kind": "segment", "size": 1, **fields}
+    server.faults.clear()
+    server.faults.add({"when": {"path": "/v2/segment"}, "then": {"status": 200, "body": {"data": [told]}}})
+
+
+# --- calls ---------------------------------------------------------------------------------------------------
+
+
+def test_lytics_calls(shop: Install) -> None:
+    assert states(shop, "lytics_calls") == ["bad"]
+    ingest.receive(shop, body(message()))
+    assert states(shop, "lytics_calls") == ["good"]
+    Receipt.objects.update(received_at=now() - timedelta(hours=30))
+    line = the(shop, "lytics_calls")
+    assert line.state == "warning"
+    assert line.age_seconds == pytest.approx(30 * 3_600, abs=60)
+
+
+def test_lytics_identifier(shop: Install) -> None:
+    assert states(shop, "lytics_identifier") == ["unknown"]
+    ingest.receive(shop, body(message()))
+    assert states(shop, "lytics_identifier") == ["good"]
+    Receipt.objects.all().delete()
+    Install.objects.update(identifier_field="user_id")
+    shop.refresh_from_db()
+    ingest.receive(shop, body(message()))
+    line = the(shop, "lytics_identifier")
+    assert (line.state, "Export Fields" in line.cure) == ("bad", True)
+
+
+# --- the job -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_as_it_should_be_is_good_in_every_line(shop: Install, job: Job) -> None:
+    job()
+    ingest.receive(shop, body(message(transition(segment=GOLD, slug="gold"))))
+    Token.objects.update(last_used_at=now())
+    found = [line for line in doctor.examine(doctor.Case(shop)) if line.group == "Lytics"]
+    assert [(line.check, line.evidence) for line in found if line.state != "good"] == []
+    assert len(found) > 12
+
+
+def test_a_job_is_examined_with_few_requests(shop: Install, job: Job, server: LyticsServer) -> None:
+    """Each list is read once, and the log of each job."""
+    job()
+    asked = server.faults.add({"when": {"path": "/", "after": 10_000}, "then": {"status": 500}})
+    doctor.examine(doctor.Case(shop))
+    assert asked.met == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ("running", "good"),
+        ("sleeping", "warning"),
+        ("fault-1", "warning"),
+        ("paused", "bad"),
+        ("failed", "bad"),
+        ("fault-9", "bad"),
+        ("deleted", "bad"),
+        ("", "unknown"),
+    ],
+)
+def test_lytics_state(shop: Install, job: Job, status: str, state: str) -> None:
+    assert states(shop, "lytics_state") == ["bad"], "there is no job"
+    job(status=status)
+    assert states(shop, "lytics_state") == [state]
+
+
+def test_lytics_state_names_a_job_that_calls_this_server_at_another_path(shop: Install, job: Job) -> None:
+    job(webhook_url="https://sync.example.com/webhooks/lytics/of-another")
+    line = the(shop, "lytics_state")
+    assert (line.state, "Sync job calls this server at another path" in line.evidence) == ("bad", True)
+
+
+def test_a_rejected_api_token_is_named_and_other_lines_stay(
+    shop: Install, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job()
+    set_token(monkeypatch, "expired")
+    line = the(shop, "lytics_state")
+    assert (line.state, "401" in line.evidence, "Store an API token" in line.cure) == ("unknown", True, True)
+    assert states(shop, "database") == ["good"]
+
+
+def test_lytics_url(shop: Install, job: Job, settings: Settings) -> None:
+    job()
+    assert states(shop, "lytics_url") == ["good"]
+    url = installs.webhook_url(shop).replace("sync.example.com", "old.example.com")
+    job(webhook_url=f"{url}?key=secret")
+    line = the(shop, "lytics_url")
+    assert (line.state, "old.example.com" in line.evidence) == ("warning", True)
+    assert "secret" not in line.evidence
+
+
+def test_lytics_header(shop: Install, job: Job, server: LyticsServer) -> None:
+    job()
+    assert states(shop, "lytics_header") == ["unknown"], "Lytics hides the header, and nothing was called"
+    Token.objects.update(last_used_at=now() - timedelta(minutes=3))
+    line = the(shop, "lytics_header")
+    assert (line.state, round(line.age_seconds or 0, -2)) == ("good", 200)
+    server.api.switches.change("auth_secrets", "shown")
+    assert "sends a live token" in the(shop, "lytics_header").evidence
+    other = {"id": "auth", "type": "header_param_auth", "webhook_request_headers": "Authorization: another"}
+    server.api.account.put("auth", other, made_at=0)
+    line = the(shop, "lytics_header")
+    assert (line.state, "another" in line.evidence) == ("bad", False)
+    server.api.account.put("auth", {"id": "auth", "type": "oauth2"}, made_at=0)
+    assert states(shop, "lytics_header") == ["warning"]
+    for auth_ids in (["gone"], []):
+        job(auth_ids=auth_ids)
+        assert states(shop, "lytics_header") == ["bad"]
+    Token.objects.update(revoked_at=now())
+    assert "no live token" in the(shop, "lytics_header").evidence
+
+
+CHANGES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "lytics_method": [("good", {"http_method": "put"}), ("bad", {"http_method": "GET"})],
+    "lytics_triggers": [
+        ("bad", {"template_id": "abc"}),
+        ("bad", {"audience_events": "enters_only"}),
+        ("bad", {"audience_events": "exits_only"}),
+        ("warning", {"withbackfill": False}),
+    ],
+    "lytics_batches": [
+        ("warning", {"batch_requests": False}),
+        ("warning", {"batch_size": 1}),
+        ("warning", {"batch_flush_duration": 300}),
+        ("warning", {"batch_size": 10, "worker_count": 5}),
+    ],
+    "lytics_fields": [
+        ("warning", {"user_fields": []}),
+        ("bad", {"user_fields": ["email", "segment_events"]}),
+        ("warning", {"user_fields": ["_id"]}),
+    ],
+    "lytics_limits": [
+        ("bad", {"user_limit": 1000, "user_limit_frequency": "daily"}),
+        ("warning", {"quiet_time_of_day": "22:00", "quiet_period": 8}),
+        ("bad", {"quiet_time_of_day": "22:00", "drop_events_during_quiet_window": True}),
+        ("good", {"drop_events_during_quiet_window": True}),
+    ],
+    "lytics_retries": [
+        ("good", {"do_not_retry": [400, 404]}),
+        ("bad", {"do_not_retry": [400, 401]}),
+        ("bad", {"do_not_retry": "400, 503"}),
+    ],
+}
+
+
+def assert_settings(shop: Install, job: Job, name: str) -> None:
+    job()
+    assert states(shop, name) == ["good"]
+    for state, change in CHANGES[name]:
+        job(**change)
+        line = the(shop, name)
+        assert (line.state, bool(line.cure)) == (state, state != "good"), change
+
+
+def test_lytics_method(shop: Install, job: Job) -> None:
+    assert_settings(shop, job, "lytics_method")
+
+
+def test_lytics_triggers(shop: Install, job: Job) -> None:
+    assert_settings(shop, job, "lytics_triggers")
+
+
+def test_lytics_batches(shop: Install, job: Job) -> None:
+    assert_settings(shop, job, "lytics_batches")
+
+
+def test_lytics_fields(shop: Install, job: Job) -> None:
+    assert_settings(shop, job, "lytics_fields")
+    job(user_fields=["_id"])
+    ingest.receive(shop, body(message()))
+    assert states(shop, "lytics_fields") == ["good"], "messages come with segment_events all the same"
+    Install.objects.update(identifier_field="_uids", forget_missing_identifiers=True)
+    job(user_fields=["_uids"], field_changes=["_uids"])
+    assert "Lytics ID (_id)" in the(shop, "lytics_fields").cure
+    job(user_fields=["_uids", "_id", "segment_events"])
+    assert "Fields to Trigger" in the(shop, "lytics_fields").cure
+
+
+def test_lytics_limits(shop: Install, job: Job) -> None:
+    assert_settings(shop, job, "lytics_limits")
+
+
+def test_lytics_retries(shop: Install, job: Job) -> None:
+    assert_settings(shop, job, "lytics_retries")
+
+
+def test_lytics_omitted(shop: Install, job: Job, server: LyticsServer) -> None:
+    job()
+    assert states(shop, "lytics_omitted") == ["good"]
+
+    def log(omitted: int, at: datetime) -> None:
+        entry = {"job_id": "job", "timestamp": at.isoformat(), "context": {"added": 5, "omitted": omitted}}
+        server.api.account.log("job", entry)
+
+    log(0, now())
+    assert states(shop, "lytics_omitted") == ["good"]
+    log(300, now() - timedelta(days=9))
+    assert states(shop, "lytics_omitted") == ["warning"]
+    log(7, now() - timedelta(hours=1))
+    line = the(shop, "lytics_omitted")
+    assert (line.state, "307 omitted" in line.evidence) == ("bad", True)
+    assert line.age_seconds == pytest.approx(3_600, abs=60)
+
+
+def test_each_of_two_jobs_has_its_line(shop: Install, job: Job) -> None:
+    job()
+    job("second", http_method="GET", segment_ids=[])
+    assert {(line.about, line.state) for line in lines(shop, "lytics_method")} == {
+        ("Sync job", "good"),
+        ("Sync second", "bad"),
+    }
+
+
+# --- its audiences -------------------------------------------------------------------------------------------
+
+
+def test_lytics_audiences(shop: Install, job: Job, server: LyticsServer) -> None:
+    job()
+    assert states(shop, "lytics_audiences") == ["good"]
+    tell_audience(server, invalid=True, invalid_reason="unknown field")
+    line = the(shop, "lytics_audiences")
+    assert (line.state, "gold invalid (unknown field)" in line.evidence) == ("bad", True)
+    job(segment_ids=[GOLD, "gone"])
+    assert "do not exist: gone" in lines(shop, "lytics_audiences")[0].evidence
+
+
+def test_lytics_left(shop: Install, job: Job) -> None:
+    job()
+    assert states(shop, "lytics_left") == ["good"]
+    make_audience(shop, "silver")
+    line = the(shop, "lytics_left")
+    assert (line.state, ": silver." in line.evidence) == ("warning", True)
+
+
+def test_lytics_changed(shop: Install, job: Job, server: LyticsServer) -> None:
+    job()
+    tell_audience(server, updated=(now() - timedelta(days=1)).isoformat())
+    assert states(shop, "lytics_changed") == ["good"]
+    tell_audience(server, updated=(now() + timedelta(minutes=1)).isoformat())
+    line = the(shop, "lytics_changed")
+    assert (line.state, ": gold." in line.evidence) == ("warning", True)
+
+
+def test_lytics_windows(shop: Install, job: Job, server: LyticsServer) -> None:
+    job()
+    tell_audience(server, segment_ql='FILTER last_active > "now-1h" FROM user')
+    assert states(shop, "lytics_windows") == ["good"]
+    tell_audience(server, segment_ql='FILTER AND (last_active > "now-7d", clicked > "now-15m") FROM user')
+    line = the(shop, "lytics_windows")
+    assert (line.state, ": gold." in line.evidence) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("definition", "minutes"),
+    [
+        ("FILTER * FROM user", float("inf")),
+        ('x > "now-90s"', 1.5),
+        ('x > "now - 29m"', 29),
+        ('x > "now+2h"', 120),
+        ('x > "now-3M" AND y > "now-1y"', float("inf")),
+        ('x > "now-0m"', float("inf")),
+    ],
+)
+def test_windows_are_read_from_filterql(definition: str, minutes: float) -> None:
+    assert shortest_window(definition) == minutes
+
+
+def test_lytics_other_writers(shop: Install, job: Job) -> None:
+    job()
+    assert states(shop, "lytics_other_writers") == ["good"]
+    job("native", workflow="optimizely_odp_export", segment_ids=[GOLD])
+    line = the(shop, "lytics_other_writers")
+    assert (line.state, line.about) == ("bad", "Sync native")
+    job("native", workflow="optimizely_odp_export", segment_ids=["other"])
+    assert states(shop, "lytics_other_writers") == ["warning"]
+    job("native", workflow="optimizely_odp_export", status="paused")
+    assert states(shop, "lytics_other_writers") == ["good"]
+    job("mail", workflow="mailchimp_export", name="Modpod emails")
+    assert states(shop, "lytics_other_writers") == ["good"]
+    job("hosted", webhook_url="https://function.zaius.app/lytics/sync/1-2-3")
+    line = the(shop, "lytics_other_writers")
+    assert (line.state, "1 of them are ours" in line.evidence) == ("bad", True)
+    job("hosted", status="deleted")
+    job("twice")
+    line = the(shop, "lytics_other_writers")
+    assert (line.state, line.about) == ("warning", "Sync twice")
