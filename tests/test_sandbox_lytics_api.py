@@ -179,7 +179,10 @@ def test_a_job_is_made_held_started_changed_and_kept(server: LyticsServer) -> No
     changed = replace_job(api, made, config={**made.config, "batch_size": 300}).item
     assert changed is not None
     assert (dict(changed.config), changed.state) == ({**config, "batch_size": 300}, "running")
-    assert len(job_logs(api, made.job_id).items) == 5
+    other = replace_job(api, changed, config=changed.config, auth_ids=["another"]).item
+    assert other is not None
+    assert (other.auth_ids, dict(other.config)) == (("another",), dict(changed.config))
+    assert len(job_logs(api, made.job_id).items) == 6
     server.api.account = Account(server.api.account._file)  # as after a restart
     kept = job(api, made.job_id).item
     assert kept is not None

@@ -95,13 +95,21 @@ def create_job(
     return one(client.post("v2", "job", query={"run_job": "false"}, content=content), _job, name="job")
 
 
-def replace_job(client: Client, known: Job, *, config: Mapping[str, Any], name: str | None = None) -> One[Job]:
-    """Write ``known`` back with another ``config``.
+def replace_job(
+    client: Client,
+    known: Job,
+    *,
+    config: Mapping[str, Any],
+    name: str | None = None,
+    auth_ids: Sequence[str] | None = None,
+) -> One[Job]:
+    """Write ``known`` back with another ``config``, and with other authorizations where some are given.
 
     Documented: it isn't a merge. What the request leaves out is reset, so the whole job goes back as it was read, also
     the fields that we don't know.
     """
     content = {**known.fields, "config": dict(config), "name": known.name if name is None else name}
+    content |= {} if auth_ids is None else {"auth_ids": list(auth_ids)}
     return one(client.put("v2", "job", known.workflow, known.job_id, content=content), _job, name="job")
 
 
