@@ -155,6 +155,51 @@ def test_a_call_whose_audience_is_locked_waits_alone(groups: Groups, install: In
     assert calls[1].result(PATIENCE).queued == 1
 
 
+@pytest.mark.parametrize("planning", ["", "-c enable_indexscan=off -c enable_bitmapscan=off", "-c enable_sort=off"])
+def test_the_first_lock_of_a_group_already_has_its_limit(
+    groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch, planning: str
+) -> None:
+    """In any plan of PostgreSQL. Without the limit the call waits in its group, and all others behind it."""
+    errors: list[str | None] = []
+
+    def store(calls: Sequence[Any]) -> Any:
+        try:
+            return plain_calls._store(calls)
+        except OperationalError as error:
+            errors.append(sessions.state_of(error))
+            raise
+
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "options", planning)
+    monkeypatch.setattr(groups.commits, "_store", store)
+    with transaction.atomic():
+        Audience.objects.select_for_update(no_key=True).get(segment_id="s1")
+        (call,) = start(lambda: receive(install, known("a")))
+        eventually(lambda: errors)
+    assert call.result(PATIENCE).queued == 1
+    assert errors == ["55P03"]
+
+
+def _lock_timeout() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('lock_timeout')")
+        return str((cursor.fetchone() or [""])[0])
+
+
+def test_the_limit_ends_with_the_group_and_does_not_replace_that_of_a_transaction(install: Install) -> None:
+    receive(install, known("a"))
+    receive(install, known("b"))
+    assert _lock_timeout() == "0"
+    with transaction.atomic():
+        receive(install, known("c"))
+        assert _lock_timeout() == "0"
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '1234ms'")
+        receive(install, known("d"))
+        assert _lock_timeout() == "1234ms"
+    assert _lock_timeout() == "0"
+    assert people() == ["a", "b", "c", "d"]
+
+
 def test_a_read_only_session_of_the_leader_is_no_error_of_its_group(
     monkeypatch: pytest.MonkeyPatch, groups: Groups, install: Install
 ) -> None:

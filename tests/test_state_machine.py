@@ -113,7 +113,7 @@ def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
         assert found
         patched.setattr(module, name, replace(statement, text=f"{before} numbered AS ({numbered}) {after}"))
     patched.setattr(audience_lookup, "_LOCK", audience_lookup._LOCK.replace("FOR NO KEY UPDATE", ""))
-    patched.setattr(plain_calls, "_LOCK_NAMED", plain_calls._LOCK_NAMED.replace("FOR NO KEY UPDATE", ""))
+    patched.setattr(plain_calls, "_LOCK_NAMED", plain_calls._LOCK_NAMED.replace("FOR NO KEY UPDATE OF audience", ""))
 
 
 def numbering_without_the_lock(patched: pytest.MonkeyPatch) -> None:

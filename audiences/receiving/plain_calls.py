@@ -18,13 +18,7 @@ from audiences.receiving.call_values import Call, NewReceipt, Received, Stored
 from audiences.receiving.group_commit import GroupCommit, GroupLostError
 from lytics.facts import Fact, Reading
 
-
-class _Limit(NamedTuple):
-    set_config: str
-
-
 _SQL = sql.beside(__file__)
-_LIMIT_LOCK_WAIT = _SQL.query("limit_lock_wait", _Limit._make, prepared=True)
 _LOCK_NAMED = _SQL.command("lock_named", prepared=True)
 _STORE_NAMED = _SQL.query("store_named", Stored._make, prepared=True)
 
@@ -94,11 +88,10 @@ def _store(calls: Sequence[_Plain]) -> list[int] | None:
     segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
     slugs = prepared_statements.texts(slug for _, slug in facts)
     install = calls[0].install
+    lock_milliseconds = None if connection.in_atomic_block else str(GROUP_LOCK_MILLISECONDS)
     with sessions.allow_more(sum(receipt.bytes for receipt in receipts) / 1_000_000):
         with prepared_statements.pipeline():
-            if not connection.in_atomic_block:
-                _LIMIT_LOCK_WAIT.run(milliseconds=str(GROUP_LOCK_MILLISECONDS))
-            _LOCK_NAMED.run(install=install.pk, segments=segments)
+            _LOCK_NAMED.run(install=install.pk, segments=segments, lock_milliseconds=lock_milliseconds)
             storing = _STORE_NAMED.run(
                 install=install.pk,
                 segments=segments,

@@ -1,15 +1,17 @@
 -- Storing plain calls, which only have events of known audiences.
 
--- name: limit_lock_wait
--- Limits the wait for each lock of this transaction, in milliseconds.
-SELECT set_config('lock_timeout', %(milliseconds)s, true)
-
 -- name: lock_named
 -- Locks the audiences that calls name, in ascending order of id, so that two transactions that share audiences cannot
 -- deadlock. A separate statement before store_named: one that locks and updates can see a stale version of a row.
-SELECT id FROM audiences_audience
-WHERE install_id = %(install)s AND segment_id = ANY(%(segments)s::text[])
-ORDER BY id FOR NO KEY UPDATE
+WITH
+-- Limits the wait for each lock of this transaction, in milliseconds; with NULL, the present limit stays. Rows are
+-- locked after the join, in any plan, so the limit holds for the first one too.
+lock_wait AS MATERIALIZED (
+    SELECT set_config('lock_timeout', coalesce(%(lock_milliseconds)s, current_setting('lock_timeout')), true)
+)
+SELECT audience.id FROM audiences_audience AS audience CROSS JOIN lock_wait
+WHERE audience.install_id = %(install)s AND audience.segment_id = ANY(%(segments)s::text[])
+ORDER BY audience.id FOR NO KEY UPDATE OF audience
 
 -- name: store_named
 -- Stores calls of one install, whose events name their audiences by segment id and slug. It stores nothing when a name
