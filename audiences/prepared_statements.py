@@ -4,13 +4,15 @@ Django's cursors interpolate the values on the client, so PostgreSQL plans each 
 tables, planning costs as much as running. See docs/decisions/0026-prepared-statements.md.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
+from psycopg.adapt import AdaptersMap
 from psycopg.types.numeric import Int8Dumper
 
 _ESCAPED = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -18,20 +20,51 @@ _ESCAPES = str.maketrans(_ESCAPED)
 
 
 class _Cursor(psycopg.Cursor[Any]):
+    def __init__(self, server: psycopg.Connection[Any]) -> None:
+        super().__init__(server)
+        self._adapters = _adapters_of(server)
+
     def execute(self, query: Any, params: Any = None, **more: Any) -> "_Cursor":
         # Without effect where the setting PREPARED_STATEMENTS has switched them off for the connection.
         return super().execute(query, params, prepare=True, **more)
 
+    def _execute_gen(self, query: Any, params: Any = None, **more: Any) -> Generator[Any, Any, None]:
+        """Inside a pipeline, leave the statement in libpq's buffer until the end of the pipeline.
+
+        psycopg would wait for the socket after each statement, and its thread each time for Python's global lock.
+        """
+        pipeline = self._conn._pipeline
+        if pipeline is None:
+            yield from super()._execute_gen(query, params, **more)
+            return
+        yield from self._start_query(query)
+        yield from self._maybe_prepare_gen(self._convert_query(query, params), **more)
+        while pipeline.command_queue:
+            pipeline.command_queue.popleft()()
+        self._last_query = query
+        yield from self._conn._prepared.maintain_gen(self._conn)
+
+
+_adapters: WeakKeyDictionary[psycopg.Connection[Any], AdaptersMap] = WeakKeyDictionary()
+
+
+def _adapters_of(server: psycopg.Connection[Any]) -> AdaptersMap:
+    """Made once per connection. A whole number has one type, bigint.
+
+    psycopg's own choice depends on the size of the number, and another type is another prepared statement.
+    """
+    adapters = _adapters.get(server)
+    if adapters is None:
+        adapters = _adapters[server] = AdaptersMap(server.adapters)
+        adapters.register_dumper(int, Int8Dumper)
+    return adapters
+
 
 def cursor() -> CursorWrapper:
-    """A cursor of Django's connection, with its errors and its transaction. Give each statement the same types.
-
-    A whole number has one, bigint: psycopg's own choice depends on its size, and another type is another statement.
-    """
+    """A cursor of Django's connection, with its errors and its transaction. Give each statement the same types."""
     connection.ensure_connection()
     with connection.wrap_database_errors:
         plain = _Cursor(connection.connection)
-    plain.adapters.register_dumper(int, Int8Dumper)
     wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]
     return wrapped
 
