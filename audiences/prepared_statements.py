@@ -94,7 +94,12 @@ def escaped(texts: Sequence[str]) -> Sequence[str]:
 
 def numbers(values: Iterable[int]) -> str:
     """A PostgreSQL array as text: adapting a Python list element by element costs more than the insert."""
-    return "{" + ",".join(map(str, values)) + "}"
+    return "{" + ",".join(map(int.__repr__, values)) + "}"
+
+
+def repeated(values: Iterable[tuple[int, int]]) -> str:
+    """The same of numbers that follow each other several times: pairs of a number and how many times."""
+    return "{" + "".join([f"{number}," * times for number, times in values])[:-1] + "}"
 
 
 def texts(values: Iterable[str]) -> str:

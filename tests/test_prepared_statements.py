@@ -1,10 +1,13 @@
 """Prepared statements: values arrive unchanged, and each statement is planned once per connection."""
 
+from typing import Any
+
 import pytest
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.generators import pipeline_communicate
 
 from audiences import prepared_statements
 
@@ -61,6 +64,15 @@ def test_numbers_make_an_array() -> None:
         assert cursor.fetchone() == ([1, -2, 2**62], [])
 
 
+def test_repeated_numbers_make_an_array() -> None:
+    with prepared_statements.cursor() as cursor:
+        cursor.execute(
+            "SELECT %s::int[], %s::int[]",
+            [prepared_statements.repeated([(7, 3), (2, 0), (5, 1)]), prepared_statements.repeated([(1, 0)])],
+        )
+        assert cursor.fetchone() == ([7, 7, 7, 5], [])
+
+
 @pytest.fixture
 def table(db: None) -> str:
     with connection.cursor() as cursor:
@@ -100,6 +112,34 @@ def test_statements_of_a_pipeline_are_answered_each_by_its_own_cursor() -> None:
         first.execute("SELECT 1")
         second.execute("SELECT 2")
     assert (first.fetchone(), second.fetchone()) == ((1,), (2,))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_pipeline_talks_to_postgresql_at_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs two waits for the socket, and the thread may wait for Python's global lock after each."""
+    times: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        times.append(len(args[1]))
+        return pipeline_communicate(*args)
+
+    monkeypatch.setattr("psycopg._pipeline_base.pipeline_communicate", counted)
+    with prepared_statements.pipeline():
+        cursors = [prepared_statements.cursor() for _ in range(3)]
+        for cursor in cursors:
+            cursor.execute("SELECT 1")
+        assert times == []
+    assert [cursor.fetchone() for cursor in cursors] == [(1,)] * 3
+    assert times == [1]  # the sync
+
+
+def test_statements_of_a_pipeline_may_be_larger_than_all_buffers() -> None:
+    large = [letter * (8 << 20) for letter in "abc"]
+    with prepared_statements.pipeline():
+        cursors = [prepared_statements.cursor() for _ in large]
+        for cursor, text in zip(cursors, large, strict=True):
+            cursor.execute("SELECT %s::text AS large", [text])
+    assert [cursor.fetchone() for cursor in cursors] == [(text,) for text in large]
 
 
 def test_a_number_of_another_size_makes_no_other_statement() -> None:

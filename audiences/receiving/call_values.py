@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import accumulate, chain, count, repeat
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from audiences import prepared_statements
@@ -76,25 +76,28 @@ def receipt_of(reading: Reading, call: Call, received: Received) -> NewReceipt:
 
 
 def parameters(
-    groups: Sequence[Sequence[Fact]], *, calls: Iterable[int], receipts: Sequence[NewReceipt]
+    groups: Sequence[Sequence[Fact]], *, calls: Iterable[tuple[int, int]], receipts: Sequence[NewReceipt]
 ) -> dict[str, Any]:
-    """For ``store_calls``; each group of facts is of one audience. ``calls`` has the number of each fact's call."""
+    """For ``store_calls``; each group of facts is of one audience.
+
+    ``calls`` has the number of a call and the number of its facts that follow each other.
+    """
     facts = [fact for group in groups for fact in group]
     counts = [len(group) for group in groups]
-    texts, numbers = prepared_statements.texts, prepared_statements.numbers
+    texts, numbers, repeated = prepared_statements.texts, prepared_statements.numbers, prepared_statements.repeated
     columns = dict(zip(NewReceipt._fields, zip(*receipts, strict=True), strict=True)) if receipts else _NO_RECEIPTS
     return {
         **{name: numbers(columns[name]) for name in ("bytes", "messages", "queued", "parked", "skipped")},
         **{name: texts(columns[name]) for name in ("sources", "jobs", "parked_reasons")},
-        "received": list(columns["received"]),
+        "received": texts(map(datetime.isoformat, columns["received"])),
         "has_receipts": bool(receipts),
         "receipt_id": None,
         "forced": False,
         "counts": numbers(counts),
         "ahead": numbers(accumulate(counts[:-1], initial=0)),
-        "numbers": numbers(chain.from_iterable(map(repeat, count(1), counts))),
+        "numbers": repeated(enumerate(counts, start=1)),
         "identifiers": texts([fact.identifier for fact in facts]),
-        "kinds": numbers([int(fact.kind) for fact in facts]),
+        "kinds": numbers([fact.kind for fact in facts]),
         "moments": numbers([fact.occurred_ns for fact in facts]),
-        "calls": numbers(calls),
+        "calls": repeated(calls),
     }

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import repeat
 
 import structlog
 from django.conf import settings
@@ -198,8 +197,9 @@ def append(
     if not events and receipt is None:
         return None
     receipts = [] if receipt is None else [receipt]
-    values = call_values.parameters([*facts.values()], calls=repeat(1, events), receipts=receipts)
-    values |= {"received": [received_at], "receipt_id": receipt_id, "forced": forced}
+    values = call_values.parameters([*facts.values()], calls=[(1, events)], receipts=receipts)
+    times_received = prepared_statements.texts([received_at.isoformat()])
+    values |= {"received": times_received, "receipt_id": receipt_id, "forced": forced}
     with prepared_statements.pipeline():
         audience_lookup.lock(facts)
         storing = _STORE.run(install=install_id, audiences=prepared_statements.numbers(facts), **values)

@@ -5,7 +5,7 @@ See docs/decisions/0032-group-commit.md. All other calls are stored by ``ingest.
 """
 
 from collections.abc import Sequence
-from itertools import chain, repeat
+from itertools import chain
 from typing import NamedTuple
 
 from django.db import connection
@@ -78,11 +78,11 @@ def _store(calls: Sequence[_Plain]) -> list[int] | None:
     The events of an audience are inserted one after the other, whatever call they came with.
     """
     facts: dict[tuple[str, str], list[Fact]] = {}
-    numbers: dict[tuple[str, str], list[int]] = {}
+    numbers: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for number, call in enumerate(calls, start=1):
         for name, some in call.facts_by_name.items():
             facts.setdefault(name, []).extend(some)
-            numbers.setdefault(name, []).extend(repeat(number, len(some)))
+            numbers.setdefault(name, []).append((number, len(some)))
     receipts = [call.receipt for call in calls]
     values = call_values.parameters([*facts.values()], calls=chain.from_iterable(numbers.values()), receipts=receipts)
     segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
