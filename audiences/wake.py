@@ -21,6 +21,7 @@ MAKE = "workers.tasks.make"
 TRY_OUT = "workers.tasks.try_out"
 RESEND = "workers.tasks.resend"
 LOOK = "workers.tasks.look"
+AUDIT = "workers.tasks.audit"
 # Milliseconds for which a pending hint suppresses further ones of the same task and install, unless a worker has
 # acknowledged it. Without the limit a busy install would fill the queue, and other installs would wait behind it.
 PENDING_MS = 2_000
@@ -71,6 +72,7 @@ _maker = _Waker(MAKE)
 _tryer = _Waker(TRY_OUT)
 _resend_waker = _Waker(RESEND)
 _look_waker = _Waker(LOOK)
+_audit_waker = _Waker(AUDIT)
 
 
 def _redis() -> redis.Redis:
@@ -112,3 +114,8 @@ def wake_resend(install_id: int) -> None:
 def wake_look(install_id: int) -> None:
     """Have a worker look at some of the install's audiences in ODP. A lost hint is made up for by the next look."""
     _look_waker.want(install_id)
+
+
+def wake_audit(install_id: int) -> None:
+    """Send a hint that an audit of the install can go on."""
+    _audit_waker.want(install_id)

@@ -90,6 +90,8 @@ class House:
             "LOG_LEVEL": "WARNING",
             "BACKLOG_HIGH_WATER": "1000000000",
             "PROBE_MINUTES": "0",
+            "LOOK_MINUTES": "0",
+            "AUDIT_HOURS": "0",
         }
         self.next_stamp = 0
         # One fleet for the servers, and one per group of programs, because groups stop separately.

@@ -70,6 +70,19 @@ def refusal_reason(identifier: str) -> str | None:
     return reasons.IDENTIFIER_TOO_LONG if len(kept) > IDENTIFIER_BYTES else None
 
 
+def is_placeholder(identifier: str, placeholders: frozenset[str]) -> bool:
+    """Whether it is in the list, ignoring case and blanks, or only zeros. Nothing is with an empty list."""
+    if not placeholders:
+        return False
+    bare = placeholder(identifier)
+    return bare in placeholders or (not bare.strip(FILLING) and bare.count(".") < 2)
+
+
+def is_identifier(text: str, placeholders: frozenset[str]) -> bool:
+    """Whether the text names a customer, by the rules for identifiers in calls."""
+    return not is_placeholder(text, placeholders) and refusal_reason(text) is None
+
+
 def storable(text: str) -> bytes | None:
     """The UTF-8 bytes of ``text``; None if it has a NUL or a lone surrogate, which PostgreSQL can't store."""
     try:

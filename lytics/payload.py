@@ -19,8 +19,8 @@ from lytics.identifiers import (
     as_name,
     audience_names,
     has_only_plain_texts,
+    is_placeholder,
     is_plain_text,
-    placeholder,
     placeholder_beginnings,
     refusal_reason,
 )
@@ -296,10 +296,7 @@ class _Parser:
 
     def _is_nobody(self, identifier: str) -> bool:
         """Whether ``identifier`` is a placeholder: in the list, ignoring case and blanks, or only zeros."""
-        if not self.placeholders:
-            return False
-        bare = placeholder(identifier)
-        return bare in self.placeholders or (not bare.strip(FILLING) and bare.count(".") < 2)
+        return is_placeholder(identifier, self.placeholders)
 
     def _transition(self, transition: Transition, message: Message) -> tuple[str, str, Kind, int, int]:
         came = transition.id, transition.slug, transition.event

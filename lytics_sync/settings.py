@@ -117,6 +117,25 @@ LYTICS_API_URL = env.text("LYTICS_API_URL", "https://api.lytics.io")
 # The deadline of one request to Lytics' API, in seconds.
 LYTICS_API_SECONDS = env.seconds("LYTICS_API_SECONDS", 30)
 
+# --- Audits --------------------------------------------------------------------------------------------------
+
+# The interval in hours at which each audience is compared in Lytics, here and in ODP; 0 for only when asked.
+AUDIT_HOURS = env.integer("AUDIT_HOURS", 24)
+# How the schedule audits: quick (sizes), sample, or full (every person).
+AUDIT_MODE = env.text("AUDIT_MODE", "sample")
+# The number of people about whom ODP is asked in a sample.
+AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000)
+# Requests per second of an audit to Lytics' API. A page has 100 members.
+AUDIT_LYTICS_REQUESTS_PER_SECOND = env.seconds("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20)
+# Queries per second of an audit to ODP. ODP documents ten requests a second for writes, and nothing for queries.
+AUDIT_ODP_REQUESTS_PER_SECOND = env.seconds("AUDIT_ODP_REQUESTS_PER_SECOND", 2)
+# The number of customers in one query.
+AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000)
+# How many seconds an audit waits for calls under way, and for ODP to show what it accepted (90 documented).
+AUDIT_SETTLE_SECONDS = env.number("AUDIT_SETTLE_SECONDS", 120)
+# A repair that changes more than this percentage of the people compared needs a person's confirmation.
+REPAIR_PERCENT = env.number("REPAIR_PERCENT", 1)
+
 # --- Servers -------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +247,7 @@ CELERY_BEAT_SCHEDULE = {
         "clear_sessions": 86_400,
         "probe": 15,
         "look_at_twins": 15,
+        "ask_audits": 5,
     }.items()
 }
 

@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from threading import Thread
 
 import django.conf
 import pytest
@@ -10,6 +11,7 @@ import redis
 from django.db import IntegrityError, connection, transaction
 from django.test import Client, TransactionTestCase
 from hypothesis import settings
+from pytest_django.fixtures import Settings
 
 from audiences import redis_client, tallies
 from audiences.models import Install
@@ -17,6 +19,7 @@ from audiences.operations import installs
 from audiences.receiving import invalid_tokens, rejected_calls
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import sandbox
+from tests.lytics_api import Lytics
 from tests.people import someone
 
 # A machine that is busy with something else is no bug.
@@ -170,3 +173,15 @@ def install(db: None) -> Install:
 def odp() -> Iterator[ThreadedSandbox]:
     with sandbox() as running:
         yield running
+
+
+@pytest.fixture
+def lytics(settings: Settings) -> Iterator[Lytics]:
+    made = Lytics()
+    thread = Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    settings.LYTICS_API_URL = made.url
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()

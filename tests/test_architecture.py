@@ -25,10 +25,11 @@ ROOMS = {
     "learning": 1,
     "receiving": 2,
     "insight": 3,
-    "operations": 4,
-    "admin": 5,
-    "management": 5,
-    "front": 6,
+    "agreement": 4,
+    "operations": 5,
+    "admin": 6,
+    "management": 6,
+    "front": 7,
 }
 
 # Who may write which table; migrations and tests aside.
@@ -52,6 +53,11 @@ WRITERS = {
     "Pace": {"workers/pace.py"},
     "Worker": {"audiences/insight/heartbeats.py"},
     "Trial": {"audiences/insight/trials.py"},
+    "Twin": {"audiences/operations/twins.py"},
+    "Audit": {"audiences/agreement/audits.py"},
+    "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},
+    "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py"},
+    "LyticsAccount": {"audiences/lytics_account.py"},
 }
 WRITING = {
     "create",

@@ -56,6 +56,12 @@ INSERT INTO audiences_resend (install_id, audience_id, kind, parked_reason, afte
         stayed, asked_at, ended_at, by, reason, stopped_by)
     SELECT %(install)s, %(audience)s, 'resync', '', '', 0, 0, 1, 1, 0, now(), now(), 'kim', 'why', ''
     FROM generate_series(1, %(rows)s);
+INSERT INTO audiences_audit (install_id, audience_id, mode, share, by, asked_at, ended_at, problem, note, phase,
+        before_sequence, scan_token, scan_starts, after_identifier, scanned, compared_with_lytics, compared_with_odp,
+        moving, differing, explained, is_newest)
+    SELECT %(install)s, %(audience)s, 'full', 1, 'kim', now(), now(), '', '', 'done', 0, '', 0, '', 0, 0, 0, 0, 0, 0,
+        false
+    FROM generate_series(1, %(rows)s);
 INSERT INTO audiences_futuretime (audience_id, sequence, claimed_ns, received_at)
     SELECT %(audience)s, n, 4102444800000000000, now() FROM generate_series(1, %(rows)s) AS n;
 INSERT INTO django_admin_log (action_time, object_id, object_repr, action_flag, change_message, user_id,

@@ -13,7 +13,9 @@ from django.utils.timezone import now
 from audiences.models import (
     Again,
     Audience,
+    Audit,
     Delivery,
+    Difference,
     Event,
     Install,
     Lane,
@@ -108,6 +110,11 @@ def a_minute() -> Minute:
     return Minute.objects.create(
         install=Install.objects.get(), minute=datetime(2026, 2, 1, tzinfo=UTC), received=1, parked=0, delivered=1
     )
+
+
+def an_audit() -> Audit:
+    install = Install.objects.get()
+    return Audit.objects.create(install=install, audience=an_audience(), mode="full", ended_at=now())
 
 
 BROKEN: dict[str, list[Callable[[], Any]]] = {
@@ -217,6 +224,12 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "skipped_run_says_who_and_why": [
         lambda: a_run(outcome="skipped", closed_at=now()),
         lambda: a_run(outcome="delivered", closed_at=now(), skip=a_skip()),
+    ],
+    "one_unfinished_audit_per_audience": [
+        lambda: twice(Audit.objects.create, install=Install.objects.get(), audience=an_audience(), mode="full")
+    ],
+    "one_difference_per_person_and_kind": [
+        lambda: twice(Difference.objects.create, audit=an_audit(), identifier="kim", kind="not_here")
     ],
     "one_pace_per_endpoint": [
         lambda: twice(Pace.objects.create, install=Install.objects.get(), endpoint="p", line_at=now(), gate_at=now())

@@ -12,11 +12,14 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection, connections
 from django.utils.timezone import now
+from pytest_django.fixtures import Settings
 
+from audiences import lytics_account
+from audiences.agreement import audits
 from audiences.delivery import request_records, unconfirmed
 from audiences.insight import customers, state
-from audiences.models import Audience, Delivery, Install, Lane, Resend, Run, Skip
-from audiences.operations import audit, skips
+from audiences.models import Audience, Audit, Delivery, Install, Lane, Resend, Run, Skip
+from audiences.operations import audit, resends, skips
 from local import embedded
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -32,6 +35,7 @@ from tests.delivering import (
     numbered,
     runs_of,
 )
+from tests.lytics_api import Lytics
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -230,6 +234,42 @@ def test_a_restore_by_the_runbook_loses_only_what_the_database_lost(odp: Threade
     drain_all(Install.objects.get())
 
     assert set(odp.members("lytics_gold")) == lytics | lost
+    assert audit.audit() == []
+
+
+def test_an_audit_and_a_repair_after_a_restore_make_both_ends_equal(
+    odp: ThreadedSandbox, servers: Servers, lytics: Lytics, settings: Settings
+) -> None:
+    """What was accepted and lost with the database is known to Lytics alone."""
+    settings.AUDIT_SETTLE_SECONDS = 0
+    settings.AUDIT_LYTICS_REQUESTS_PER_SECOND = settings.AUDIT_ODP_REQUESTS_PER_SECOND = 1_000
+    shop = make_install(odp)
+    lytics_account.set_token(shop, "api-token")
+    gold = make_audience(shop, "gold", provisioned=False)
+    enter(gold, "stays", "leaves", "returns")
+    drain_all(shop)
+    happen(gold, ("returns", "exit", 2))
+    servers.take()
+    happen(gold, ("leaves", "exit", 3), ("returns", "enter", 3))
+    drain_all(shop)
+    happen(gold, ("joins", "enter", 4), ("stays", "exit", 4))
+    lytics.members = ["joins", "returns"]
+
+    servers.restore()
+    run("switch_install", "--all", "--to", "off")
+    run("skip_backlog", "--all", "--reason", "restored", "--yes")
+    run("switch_install", "--all", "--to", "on")
+    restored = Audience.objects.select_related("install").get()
+    found = audits.ask(restored, mode="full", by="kim")
+    assert found is not None
+    assert audits.run_to_end(found).differing == 3
+    assert resends.repair(Audit.objects.get(pk=found.pk), by="kim", reason="restored")
+    resends.go_on(restored.install_id, seconds=5)
+    drain_all(restored.install)
+
+    again = Audit.objects.latest("pk")
+    assert audits.run_to_end(again).differing == 0
+    assert odp.members("lytics_gold") == ["joins", "returns"]
     assert audit.audit() == []
 
 

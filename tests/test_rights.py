@@ -22,7 +22,7 @@ from audiences.admin import parked as parked_pages
 from audiences.admin.pages import mask
 from audiences.admin.verbs import way_back
 from audiences.encryption import encrypt
-from audiences.models import Audience, Delivery, Install, Parked, Receipt, Resend, Run, Token
+from audiences.models import Audience, Audit, Delivery, Install, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs
 from audiences.receiving import ingest
 from lytics_sync import settings as the_settings
@@ -68,6 +68,7 @@ def shop() -> Install:
         closed_at=now(),
         outcome="refused",
     )
+    Audit.objects.create(install=made, audience=audience, mode="quick", by="kim", ended_at=now())
     return made
 
 

@@ -12,9 +12,9 @@ from django.core.management import call_command
 from django.db.models import BinaryField
 from django.test import Client
 
-from audiences import encryption
+from audiences import encryption, lytics_account
 from audiences.encryption import EncryptedTextField, decrypt, opened
-from audiences.models import Install, Parked, Token
+from audiences.models import Install, LyticsAccount, Parked, Token
 from audiences.operations import installs, rotation
 from audiences.receiving import ingest
 from tests.delivering import make_install
@@ -30,6 +30,7 @@ def shop(settings: Any) -> Install:
     settings.FIELD_ENCRYPTION_KEYS = [OLD]
     made = Install(name="Shop", odp_api_key="the-odp-key")
     installs.create(made)
+    lytics_account.set_token(made, "lytics-api-token")
     ingest.receive(made, b"not json at all")
     settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
     return made
@@ -37,8 +38,14 @@ def shop(settings: Any) -> Install:
 
 def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) -> None:
     secret = Token.objects.get().secret
-    assert rotation.rotate() == {"audiences_install": 1, "audiences_token": 1, "audiences_parked": 1}
+    assert rotation.rotate() == {
+        "audiences_install": 1,
+        "audiences_lyticsaccount": 1,
+        "audiences_token": 1,
+        "audiences_parked": 1,
+    }
     settings.FIELD_ENCRYPTION_KEYS = [NEW]
+    assert LyticsAccount.objects.get().api_token == "lytics-api-token"
     assert Install.objects.get().odp_api_key == "the-odp-key"
     assert Token.objects.get().secret == secret
     assert decrypt(bytes(Parked.objects.get().raw or b"")) == b"not json at all"

@@ -5,6 +5,7 @@ from django.conf import settings
 from django.core.management import call_command
 
 from audiences import tallies, wake
+from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.insight import delays, probes, rollup, schedule, search_index, trials
 from audiences.operations import reconcile as reconciling
@@ -87,6 +88,21 @@ def look(install_id: int) -> None:
     """Look at some audiences of one install in ODP."""
     wake.heard(install_id, wake.LOOK)
     twins.look(install_id, gate=pace.pass_gate)
+
+
+@shared_task(name="workers.tasks.audit", ignore_result=True)
+def audit(install_id: int) -> None:
+    """Go on with the oldest audit of one install."""
+    wake.heard(install_id, wake.AUDIT)
+    audits.go_on(install_id, seconds=settings.DRAIN_SECONDS)
+
+
+@shared_task(name="workers.tasks.ask_audits", ignore_result=True)
+def ask_audits() -> None:
+    """Ask for the audits that the schedule wants, and wake the installs that have unfinished ones."""
+    audits.ask_due()
+    for install_id in audits.due():
+        wake.wake_audit(install_id)
 
 
 @shared_task(name="workers.tasks.summarise", ignore_result=True)

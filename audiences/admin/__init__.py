@@ -2,13 +2,14 @@
 
 from django.contrib import admin
 
-from audiences.admin import audiences, deliveries, installs, parked, people, receipts, resends, runs, tokens
+from audiences.admin import audiences, audits, deliveries, installs, parked, people, receipts, resends, runs, tokens
 
 admin.site.index_template = "audiences/front.html"
 admin.site.index_title = "Now"
 
 __all__ = [
     "audiences",
+    "audits",
     "deliveries",
     "installs",
     "parked",

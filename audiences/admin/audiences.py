@@ -13,7 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audiences import masked_answers
-from audiences.admin import blocked, last_delivered, verbs
+from audiences.admin import audits, blocked, last_delivered, verbs
 from audiences.admin.audience_verbs import (
     KeepBoth,
     Pause,
@@ -25,6 +25,7 @@ from audiences.admin.audience_verbs import (
     Unblock,
     UseOtherId,
 )
+from audiences.admin.audits import AuditNow
 from audiences.admin.definition_verbs import AcceptDefinition, TakeOurs
 from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
@@ -89,6 +90,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         RetryNow(),
         Resync(),
         Replay(),
+        AuditNow(),
     )
     empty_words = "No audience yet. An audience appears with its first event."
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
@@ -206,6 +208,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "accepted": number(audience.last_sequence),
             },
             "twin": twins.of(audience),
+            "audits": audits.section(audience),
             "warnings": [*state.warnings(audience.lane), *similar_slugs.warnings(audience)],
             "runs": [(run, state.of_request(run.delivery or run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),

@@ -53,6 +53,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                     active=request.path.startswith(deliveries) and request.path != reverse("admin:audiences_live"),
                 ),
                 table("Resends", "replay", "resend"),
+                table("Audits", "balance", "audit"),
             ],
         },
         {

@@ -58,6 +58,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
         Stop(Resend.Kind.RESYNC, "audiences.resync_audience"),
         Stop(Resend.Kind.RELEASE, "audiences.release_parked"),
         Stop(Resend.Kind.LEAVE, "audiences.resync_audience"),
+        Stop(Resend.Kind.REPAIR, "audiences.resync_audience"),
     )
     empty_words = "Nothing has been sent again yet."
     list_display = ("resend", "pill", "progress_", "asked", "by", "why", "install_link")

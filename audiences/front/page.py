@@ -13,6 +13,7 @@ from audiences.admin.pages import ago, count, last_call, list_url, number, span
 from audiences.admin.parked_groups import groups, sum_in_words
 from audiences.front import calls
 from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more
+from audiences.front.audits import alerts as of_audits
 from audiences.front.charts import charts
 from audiences.front.groups import blocked_by_cause
 from audiences.front.items import (
@@ -72,6 +73,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *calls.drafts(installs),
         *blocked_audiences(request, blocked),
         *of_twins(request),
+        *of_audits(request),
         *audiences_made_anew(request),
         *of_ids_alike(request),
         *creations_on_hold(request),

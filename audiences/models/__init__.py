@@ -6,9 +6,10 @@ show is derived from these facts (``insight/state.py``).
 """
 
 from audiences.models.audiences import Audience, Lane, Membership, Profile
+from audiences.models.audits import Audit, Difference, ScannedMember
 from audiences.models.deliveries import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Delivery, Run, Skip, rare
 from audiences.models.evidence import Minute, Trial, Worker
-from audiences.models.installs import Install, Pace, Token, new_public_id
+from audiences.models.installs import Install, LyticsAccount, Pace, Token, new_public_id
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
 from audiences.models.resends import Again, Resend
@@ -22,11 +23,14 @@ __all__ = [
     "SLOW_MS",
     "Again",
     "Audience",
+    "Audit",
     "Delivery",
+    "Difference",
     "Event",
     "FutureTime",
     "Install",
     "Lane",
+    "LyticsAccount",
     "Membership",
     "Minute",
     "Pace",
@@ -35,6 +39,7 @@ __all__ = [
     "Receipt",
     "Resend",
     "Run",
+    "ScannedMember",
     "Skip",
     "Token",
     "Trial",

@@ -130,6 +130,23 @@ class Install(models.Model):
             raise ValidationError({field: words for field, words in errors.items() if words})
 
 
+class LyticsAccount(models.Model):
+    """The token for Lytics' API of an install that has one. Written by ``audiences/lytics_account.py``.
+
+    A table of its own, so that the paths of calls and deliveries never decrypt the token.
+    """
+
+    install = models.OneToOneField(Install, on_delete=models.CASCADE, related_name="lytics")
+    api_token = EncryptedTextField()
+    changed_at = models.DateTimeField(default=now)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"Lytics account of {self.install}"
+
+
 class Token(models.Model):
     """A secret that Lytics sends in its request header. Two may live at once, so that one can be rotated in peace."""
 

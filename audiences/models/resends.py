@@ -20,6 +20,7 @@ class Again(models.Model):
         RESYNC = "resync", "resync"
         RELEASE = "release", "release"
         LEAVE = "leave", "take-over"
+        REPAIR = "repair", "repair"
         UNANSWERED = "unanswered", "a delivery without a final answer"
 
     audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
@@ -57,6 +58,7 @@ class Resend(models.Model):
         RESYNC = "resync", "resync"
         RELEASE = "release", "release"
         LEAVE = "leave", "take-over"
+        REPAIR = "repair", "repair"
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="resends")
     audience = models.ForeignKey(Audience, null=True, on_delete=models.PROTECT, related_name="resends")
@@ -69,10 +71,10 @@ class Resend(models.Model):
     received_from = models.DateTimeField(null=True)
     received_to = models.DateTimeField(null=True)
     # The last number to process, and the last one processed: of events for a replay, of parked items for a release. For
-    # a take-over, ``upto`` is the audience whose members leave.
+    # a take-over, ``upto`` is the audience whose members leave, for a repair the audit.
     upto = models.BigIntegerField(default=0)
     after = models.BigIntegerField(default=0)
-    # Of a resync and a take-over: the last customer done.
+    # Of a resync, a take-over and a repair: the last customer done.
     after_identifier = models.TextField(blank=True)
     total = models.BigIntegerField()
     done = models.BigIntegerField(default=0)
@@ -107,7 +109,7 @@ class Resend(models.Model):
                 name="resend_says_of_what",
                 condition=Q(kind="release", audience=None) & ~Q(parked_reason="")
                 | Q(kind="resync", audience__isnull=False)
-                | Q(kind="leave", audience__isnull=False, upto__gt=0)
+                | Q(kind__in=("leave", "repair"), audience__isnull=False, upto__gt=0)
                 | Q(
                     kind="replay",
                     audience__isnull=False,

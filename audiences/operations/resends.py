@@ -1,4 +1,4 @@
-"""Resends: replay, resync, take-over, and release of all items parked for one reason. The only writer of Resends.
+"""Resends: replay, resync, take-over, repair, and release of all items parked for one reason. The writer of Resends.
 
 An operator's request is stored as a Resend. Any worker advances it, one chunk at a time. A chunk is one transaction
 that appends to the log and moves the Resend's position, so a crash neither repeats nor omits an event. The events keep
@@ -17,8 +17,9 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import sessions
+from audiences.agreement import audits, repairs
 from audiences.delivery import provision
-from audiences.models import Again, Audience, Install, Membership, Parked, Resend
+from audiences.models import Again, Audience, Audit, Install, Membership, Parked, Resend
 from audiences.operations import parked_items
 from audiences.receiving import backlog, ingest, log_range, resend_causes
 from audiences.receiving.log_range import Stretch
@@ -123,6 +124,32 @@ def release_all(
     )
 
 
+def may_repair(audit: Audit) -> bool:
+    """Whether the audit is the audience's newest that ended, and found something that a repair can end."""
+    newest = Audit.objects.filter(audience=audit.audience_id, ended_at__isnull=False).first()
+    return newest is not None and newest.pk == audit.pk and repairs.plan(audit).people > 0
+
+
+def repair(audit: Audit, *, by: str, reason: str) -> bool:
+    """Append what ends the differences that an audit found, and audit again afterwards.
+
+    False while another repair of the audience is unfinished, or when the audit isn't the audience's newest.
+    """
+    if not may_repair(audit):
+        return False
+    return _ask(
+        Resend(
+            kind=Resend.Kind.REPAIR,
+            install_id=audit.install_id,
+            audience_id=audit.audience_id,
+            upto=audit.pk,
+            total=repairs.plan(audit).people,
+            by=by,
+            reason=reason,
+        )
+    )
+
+
 def _ask(asked: Resend) -> bool:
     try:
         with transaction.atomic():
@@ -196,6 +223,8 @@ def _step(resend: Resend, limit: int) -> Step:
             return _resync(resend, limit)
         case Resend.Kind.LEAVE:
             return _leave(resend, limit)
+        case Resend.Kind.REPAIR:
+            return _repair(resend, limit)
     return _release(resend)
 
 
@@ -247,6 +276,18 @@ def _leave(resend: Resend, limit: int) -> Step:
     _append(resend, only)
     last = leaving[-1] if leaving else resend.after_identifier
     return Step(done=len(leaving), after=resend.after, after_identifier=last, over=len(leaving) < limit)
+
+
+def _repair(resend: Resend, limit: int) -> Step:
+    """The next people of the audit. The last chunk asks for another audit, which has to be clean."""
+    audit = Audit.objects.filter(pk=resend.upto).select_related("audience").first()
+    if audit is None:  # older than the audits that are kept
+        return Step(after_identifier=resend.after_identifier, over=True)
+    facts, last, is_over = repairs.facts(audit, after=resend.after_identifier, limit=limit)
+    _append(resend, list(facts))
+    if is_over:
+        audits.ask(audit.audience, mode=audit.mode, by=f"repair of audit {audit.pk}", share=audit.share)
+    return Step(done=len(facts), after=resend.after, after_identifier=last, over=is_over)
 
 
 def _append(resend: Resend, facts: list[Fact]) -> None:

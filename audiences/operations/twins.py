@@ -18,13 +18,12 @@ from django.utils.timezone import now
 
 from audiences.delivery import provision
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
-from audiences.models import Audience, Install
-from audiences.models import Twin as Found
+from audiences.models import Audience, Install, Twin
 from audiences.operations import resends
 from audiences.wake import wake, wake_look
 from odp import segments
 from odp.client import Client
-from odp.mechanisms import Twin
+from odp.mechanisms import Look
 from odp.outcomes import Answer
 from outgoing.deadline import TooLateError
 
@@ -101,63 +100,63 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
     by_age = settled.order_by(F("twin__looked_at").asc(nulls_first=True), "pk")
     ids = settled.values_list("pk", "odp_id")
     gone = [] if isinstance(there, Answer) else [pk for pk, odp_id in ids if odp_id not in there]
-    found = Q(twin__isnull=False) & ~Q(twin__finding=Found.Finding.NOTHING)
+    found = Q(twin__isnull=False) & ~Q(twin__finding=Twin.Finding.NOTHING)
     chosen = [*by_age.filter(pk__in=gone)[:READ], *by_age.filter(found)[:READ], *by_age[:READ]]
     return list({audience.pk: audience for audience in chosen}.values())
 
 
-def _note(audience: Audience, twin: Twin) -> None:
+def _note(audience: Audience, seen: Look) -> None:
     """Store what a look found, and have what is missing made again."""
-    finding, problem = _finding(audience, twin)
-    before = Found.objects.filter(pk=audience.pk).first()
+    finding, problem = _finding(audience, seen)
+    before = Twin.objects.filter(pk=audience.pk).first()
     is_same = before is not None and (before.finding, before.problem) == (finding, problem)
-    Found.objects.update_or_create(
+    Twin.objects.update_or_create(
         audience=audience,
         defaults={
             "looked_at": now(),
             "finding": finding,
             "problem": problem,
-            "found": twin.found,
-            "ours": twin.ours,
+            "found": seen.found,
+            "ours": seen.ours,
             "since_at": (before.since_at if before and is_same else now()) if finding else None,
         },
     )
-    provision.note_foreign(audience.pk, twin.definition)
+    provision.note_foreign(audience.pk, seen.definition)
     if finding and not is_same:
         log.warning("an audience is not as it was made in ODP", audience=audience.odp_id, finding=finding)
-    if finding == Found.Finding.MISSING:
-        _make_again(audience, twin)
+    if finding == Twin.Finding.MISSING:
+        _make_again(audience, seen)
 
 
-def _finding(audience: Audience, twin: Twin) -> tuple[Found.Finding, str]:
-    if twin.problem:
-        return Found.Finding.WRONG, twin.problem
-    if twin.missing:
-        return Found.Finding.MISSING, f"ODP no longer has {' and '.join(twin.missing)}."
-    if twin.definition:
-        return Found.Finding.CHANGED, f"The definition of {audience.odp_id} was changed in ODP."
-    return Found.Finding.NOTHING, ""
+def _finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
+    if seen.problem:
+        return Twin.Finding.WRONG, seen.problem
+    if seen.missing:
+        return Twin.Finding.MISSING, f"ODP no longer has {' and '.join(seen.missing)}."
+    if seen.definition:
+        return Twin.Finding.CHANGED, f"The definition of {audience.odp_id} was changed in ODP."
+    return Twin.Finding.NOTHING, ""
 
 
-def _make_again(audience: Audience, twin: Twin) -> None:
+def _make_again(audience: Audience, seen: Look) -> None:
     """A resync looks at the audience first, which makes what is missing; without lost members that alone suffices."""
-    reason = f"ODP no longer had {' and '.join(twin.missing)}"
-    if not twin.lost_members or not resends.resync(audience, by=BY, reason=reason):
+    reason = f"ODP no longer had {' and '.join(seen.missing)}"
+    if not seen.lost_members or not resends.resync(audience, by=BY, reason=reason):
         provision.look_again(audience.pk)
     wake(audience.install_id)
 
 
-def of(audience: Audience) -> Found | None:
+def of(audience: Audience) -> Twin | None:
     """What the last look found. None when the audience was never looked at."""
-    return Found.objects.filter(pk=audience.pk).first()
+    return Twin.objects.filter(pk=audience.pk).first()
 
 
 def forget(audience: Audience) -> None:
     """A person has decided about what was found: the next look reads the audience first."""
-    Found.objects.filter(pk=audience.pk).delete()
+    Twin.objects.filter(pk=audience.pk).delete()
 
 
-def differing(limit: int) -> list[Found]:
+def differing(limit: int) -> list[Twin]:
     """What looks have found that isn't as it was made, those first that were found first."""
-    found = Found.objects.exclude(finding=Found.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)
+    found = Twin.objects.exclude(finding=Twin.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)
     return list(found.select_related("audience__install", "audience__lane").order_by("since_at")[:limit])

@@ -13,7 +13,7 @@ has the same id, name and description in all three. To add one, see docs/adding/
 from typing import Any
 
 from odp.mechanisms.attribute import Attribute
-from odp.mechanisms.base import Change, Mechanism, Refusal, Twin, encode
+from odp.mechanisms.base import Change, Look, Mechanism, Refusal, encode
 from odp.mechanisms.list_membership import ListMembership
 from odp.mechanisms.passthrough import Passthrough
 from odp.mechanisms.segments import ANOTHER_DEFINITION
@@ -26,10 +26,10 @@ __all__ = [
     "Attribute",
     "Change",
     "ListMembership",
+    "Look",
     "Mechanism",
     "Passthrough",
     "Refusal",
-    "Twin",
     "encode",
     "limit_of",
     "mechanism",

@@ -7,7 +7,7 @@ import msgspec
 
 from odp import definitions, paths
 from odp.client import Client
-from odp.mechanisms.base import Change, Refusal, Twin, identifiers
+from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
 from odp.mechanisms.segments import ensure_segment, look_at_segment
 from odp.outcomes import Answer, Outcome
@@ -54,15 +54,15 @@ class Attribute:
             client, odp_id, label, ours, seconds=seconds, accepted=accepted, replaced=replaced
         )
 
-    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
         found = _read_type(client, odp_id, seconds=seconds)
         if isinstance(found, Answer):
             return found
         if found is None:
-            field = Twin(missing=(f"the customer field {odp_id}",), lost_members=True)
+            field = Look(missing=(f"the customer field {odp_id}",), lost_members=True)
         else:
             wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
-            field = Twin(problem=wrong.reason if wrong else "")
+            field = Look(problem=wrong.reason if wrong else "")
         ours = definitions.over(definitions.field_is_true(odp_id))
         return look_at_segment(client, odp_id, ours, field, seconds=seconds, accepted=accepted)
 

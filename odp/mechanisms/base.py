@@ -30,7 +30,7 @@ class Refusal(NamedTuple):
     definition: str = ""
 
 
-class Twin(NamedTuple):
+class Look(NamedTuple):
     """What ODP has of one audience, read without writing anything. All fields empty: it is as this service made it.
 
     ``missing`` names the objects that ODP doesn't have; ``lost_members`` says that memberships went with one of them.
@@ -99,7 +99,7 @@ class Mechanism(Protocol):
         """
         ...
 
-    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
         """Read what ODP has of the audience. An ``Answer`` when ODP didn't say. Each request gets ``seconds``."""
         ...
 

@@ -7,7 +7,7 @@ import msgspec
 
 from odp import definitions, paths
 from odp.client import Client
-from odp.mechanisms.base import Change, Refusal, Twin, identifiers
+from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
 from odp.mechanisms.segments import ensure_segment, look_at_segment
 from odp.outcomes import Answer, Outcome
@@ -46,13 +46,13 @@ class ListMembership:
             client, odp_id, label, ours, seconds=seconds, accepted=accepted, replaced=replaced
         )
 
-    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
         found = _read_lists(client, odp_id, seconds=seconds)
         if isinstance(found, Answer):
             return found
-        before = Twin(problem=found.reason) if isinstance(found, Refusal) else Twin()
+        before = Look(problem=found.reason) if isinstance(found, Refusal) else Look()
         if found is None:
-            before = Twin(missing=(f"the list {odp_id}",), lost_members=True)
+            before = Look(missing=(f"the list {odp_id}",), lost_members=True)
         ours = definitions.over(definitions.is_list_member(odp_id))
         return look_at_segment(client, odp_id, ours, before, seconds=seconds, accepted=accepted)
 

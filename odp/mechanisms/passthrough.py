@@ -5,7 +5,7 @@ from typing import Any
 
 from odp import definitions, paths
 from odp.client import Client
-from odp.mechanisms.base import Change, Refusal, Twin, identifiers
+from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.segments import ensure_segment, foreign_definition, look_at_segment, read_definition
 from odp.outcomes import Answer
 
@@ -68,22 +68,22 @@ class Passthrough:
             return foreign_definition(odp_id, found, "a passthrough audience")
         return None
 
-    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Twin:
+    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
         """Where memberships are stored isn't published: a missing audience has lost them."""
         if self.definition is not None:
-            found = look_at_segment(client, odp_id, self.definition, Twin(), seconds=seconds, accepted=accepted)
-            return found._replace(lost_members=bool(found.missing)) if isinstance(found, Twin) else found
+            found = look_at_segment(client, odp_id, self.definition, Look(), seconds=seconds, accepted=accepted)
+            return found._replace(lost_members=bool(found.missing)) if isinstance(found, Look) else found
         read = read_definition(client, odp_id, seconds=seconds)
         if isinstance(read, Answer):
             return read
         if isinstance(read, Refusal):
-            return Twin(problem=read.reason)
+            return Look(problem=read.reason)
         if read is None:
-            return Twin(missing=(f"the audience {odp_id}",), lost_members=True)
+            return Look(missing=(f"the audience {odp_id}",), lost_members=True)
         if _is_of_another(odp_id, read) and definitions.digest(read) != accepted:
             found_in_words, ours = definitions.in_words(read), "a passthrough audience"
-            return Twin(found=found_in_words, ours=ours, definition=definitions.digest(read))
-        return Twin()
+            return Look(found=found_in_words, ours=ours, definition=definitions.digest(read))
+        return Look()
 
 
 def _is_of_another(odp_id: str, found: Any) -> bool:

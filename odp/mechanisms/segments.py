@@ -6,7 +6,7 @@ import msgspec
 
 from odp import definitions
 from odp.client import Client
-from odp.mechanisms.base import Refusal, Twin
+from odp.mechanisms.base import Look, Refusal
 from odp.mechanisms.reading import failure, not_shown, read
 from odp.outcomes import Answer
 from odp.paths import SEGMENTS
@@ -54,8 +54,8 @@ def ensure_segment(
 
 
 def look_at_segment(
-    client: Client, odp_id: str, ours: dict[str, Any], before: Twin, *, seconds: float, accepted: str
-) -> Answer | Twin:
+    client: Client, odp_id: str, ours: dict[str, Any], before: Look, *, seconds: float, accepted: str
+) -> Answer | Look:
     """``before``, and what ODP has of the real-time audience itself."""
     found = read_definition(client, odp_id, seconds=seconds)
     if isinstance(found, Answer):

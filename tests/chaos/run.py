@@ -36,6 +36,7 @@ USUAL = {
     # Test customers are in no stream, and the judge knows only the stream's.
     "PROBE_MINUTES": "0",
     "LOOK_MINUTES": "0",
+    "AUDIT_HOURS": "0",
 }
 # For a sender that obeys Retry-After: what a 503 asks for is what it is as delivered.
 OBEDIENT = {name: value for name, value in USUAL.items() if name != "RETRY_AFTER_SECONDS"}

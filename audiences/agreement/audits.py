@@ -1,0 +1,216 @@
+"""Audits: asking for one, and going through its phases step by step. The writer of Audits.
+
+Each step is one request to Lytics or ODP, or one statement, and is stored before the next one begins. A worker holds a
+lease while it works. After its death another one goes on where it was.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import Q
+from django.utils.timezone import now
+
+from audiences.agreement import asking_odp, comparing, scanning, sizes
+from audiences.agreement.steps import Ended, Step, Wait
+from audiences.models import Audience, Audit, Difference, Membership, ScannedMember
+from audiences.wake import wake_audit
+
+log = structlog.get_logger(__name__)
+
+# Longer than any step.
+LEASE = timedelta(seconds=60)
+# Audits that are kept per audience, and how many differences of each.
+KEPT = 100
+SCHEDULE = "schedule"
+
+Phase = Audit.Phase
+_STEPS: dict[str, Callable[[Audit], Step]] = {
+    Phase.SCAN: scanning.step,
+    Phase.SETTLE: comparing.settle,
+    Phase.COMPARE: comparing.compare,
+    Phase.ODP: asking_odp.step,
+}
+
+
+# --- asking for one ------------------------------------------------------------------------------------------
+
+
+def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float = 1.0) -> Audit | None:
+    """A new audit, handed to the workers. None while one of the audience is unfinished.
+
+    ``sample`` is the number of people about whom ODP is asked, with the mode of that name; or ``share`` says it.
+    """
+    if mode == Audit.Mode.SAMPLE and sample:
+        known = Membership.objects.filter(audience=audience).count()
+        share = min(1.0, max(1, sample) / max(1, known))
+    audit = Audit(install_id=audience.install_id, audience=audience, mode=mode, share=share, by=by)
+    try:
+        with transaction.atomic():
+            audit.save(force_insert=True)
+    except IntegrityError:
+        return None
+    install_id = audience.install_id
+    transaction.on_commit(lambda: wake_audit(install_id), robust=True)
+    return audit
+
+
+def ask_due() -> int:
+    """Ask for the audits that the schedule wants: each audience that delivers, every ``AUDIT_HOURS``."""
+    if not settings.AUDIT_HOURS:
+        return 0
+    since = now() - timedelta(hours=settings.AUDIT_HOURS)
+    audiences = Audience.objects.filter(
+        provisioned_at__isnull=False, provisioned_at__lte=since, install__enabled=True, lane__paused_at=None
+    ).exclude(audits__asked_at__gt=since)
+    asked = 0
+    for audience in audiences.select_related("install").order_by("pk")[:20]:
+        asked += ask(audience, mode=settings.AUDIT_MODE, by=SCHEDULE, sample=settings.AUDIT_SAMPLE) is not None
+    return asked
+
+
+def stop(audit: Audit, *, by: str) -> bool:
+    """End it without a result. False when it has ended already."""
+    stopped = Audit.objects.filter(pk=audit.pk, ended_at=None)
+    done = bool(stopped.update(ended_at=now(), problem=f"Stopped by {by}.", lease_until_at=None))
+    if done:
+        ScannedMember.objects.filter(audit=audit).delete()
+    return done
+
+
+# --- going on ------------------------------------------------------------------------------------------------
+
+
+def due() -> list[int]:
+    """The installs that have an audit that nobody works on."""
+    at = now()
+    unfinished = Audit.objects.filter(Q(lease_until_at=None) | Q(lease_until_at__lte=at), ended_at=None)
+    return list(unfinished.order_by().values_list("install_id", flat=True).distinct())
+
+
+def go_on(install_id: int, *, seconds: float) -> None:
+    """Work on the install's oldest unfinished audit for at most ``seconds``. One audit of an install at a time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        audit = _lease(install_id)
+        if audit is None:
+            return
+        try:
+            waits = run(audit, until=until)
+        finally:
+            Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
+        if waits:
+            return
+
+
+def _lease(install_id: int) -> Audit | None:
+    oldest = Audit.objects.filter(install=install_id, ended_at=None).order_by("pk").first()
+    if oldest is None:
+        return None
+    at = now()
+    free = Audit.objects.filter(Q(lease_until_at=None) | Q(lease_until_at__lte=at), pk=oldest.pk, ended_at=None)
+    if not free.update(lease_until_at=at + LEASE):
+        return None
+    return Audit.objects.select_related("install", "audience__lane").get(pk=oldest.pk)
+
+
+def run_to_end(audit: Audit) -> Audit:
+    """Take all steps of an audit in this process. Its lease keeps the workers from it."""
+    Audit.objects.filter(pk=audit.pk).update(lease_until_at=now() + LEASE)
+    leased = Audit.objects.select_related("install", "audience__lane").get(pk=audit.pk)
+    try:
+        run(leased)
+    finally:
+        Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
+    return leased
+
+
+def run(audit: Audit, *, until: float = float("inf"), pause: Callable[[float], None] = time.sleep) -> bool:
+    """Take the steps of an audit until it has ended, or ``time.monotonic`` passes ``until``.
+
+    Returns whether it waits for something. The audit's row is renewed after each step.
+    """
+    _begin(audit)
+    while audit.ended_at is None:
+        if time.monotonic() >= until:
+            return False
+        began = time.monotonic()
+        result = _step(audit)
+        _store(audit, result.changes)
+        if result.seconds >= Wait.LONG:
+            if until == float("inf"):
+                pause(min(result.seconds, 1.0))
+                continue
+            return True
+        pause(max(0.0, result.seconds - (time.monotonic() - began)))
+    return False
+
+
+def _step(audit: Audit) -> Step:
+    try:
+        return _STEPS[audit.phase](audit)
+    except Ended as ended:
+        log.warning("an audit ended without a result", audience=audit.audience.odp_id, reason=ended.problem)
+        _end(audit, {"problem": ended.problem})
+        return Step()
+
+
+def _begin(audit: Audit) -> None:
+    if audit.started_at is None:
+        _store(
+            audit,
+            {
+                "started_at": now(),
+                "before_sequence": audit.audience.last_sequence,
+                **sizes.of(audit),
+            },
+        )
+        if audit.mode == Audit.Mode.QUICK:
+            _finish(audit)
+
+
+def _store(audit: Audit, changes: dict[str, Any]) -> None:
+    """Store a step. An audit that was stopped meanwhile stays stopped."""
+    for name, value in changes.items():
+        setattr(audit, name, value)
+    stored = Audit.objects.filter(pk=audit.pk, ended_at=None).update(**changes, lease_until_at=now() + LEASE)
+    if not stored:
+        audit.ended_at = audit.ended_at or now()
+    elif audit.phase == Phase.DONE and audit.ended_at is None:
+        _finish(audit)
+
+
+def _finish(audit: Audit) -> None:
+    differences = Difference.objects.filter(audit=audit, is_explained=True)
+    explained = differences.values("identifier").distinct().count()
+    _end(audit, {"phase": Phase.DONE, "explained": explained})
+    log.info("audit done", audience=audit.audience.odp_id, audit=audit.pk, differing=audit.differing)
+
+
+def _end(audit: Audit, changes: dict[str, Any]) -> None:
+    """The audit has come to its end, with a result or a problem, and is the newest of its audience that has."""
+    of_audience = Audit.objects.filter(audience=audit.audience_id)
+    ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": True}
+    with transaction.atomic():
+        of_audience.filter(is_newest=True).update(is_newest=False)
+        Audit.objects.filter(pk=audit.pk, ended_at=None).update(**ended)
+    for name, value in ended.items():
+        setattr(audit, name, value)
+    ScannedMember.objects.filter(audit=audit).delete()
+    kept = of_audience.order_by("-id").values("pk")[:KEPT]
+    of_audience.filter(ended_at__isnull=False).exclude(pk__in=kept).delete()
+
+
+def confidence(audit: Audit) -> float:
+    """The upper bound of the share of people who differ in ODP, with 95 % confidence (Wilson score), from a sample."""
+    if audit.share >= 1 or not audit.compared_with_odp:
+        return 0.0
+    z, n = 1.645, audit.compared_with_odp
+    share = audit.differing / n
+    centre = share + z * z / (2 * n)
+    return min(1.0, (centre + z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))) / (1 + z * z / n))

@@ -1,0 +1,60 @@
+"""The second pass: wait until what was under way has arrived, then compare Lytics' members with the ledger."""
+
+from datetime import timedelta
+from typing import NamedTuple
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences import sql
+from audiences.agreement.steps import Step, Wait
+from audiences.models import Audience, Audit
+
+# Differences that are stored of each pass. All are counted.
+MOST = 10_000
+
+
+class _Compared(NamedTuple):
+    compared: int
+    differing: int
+    moving: int
+
+
+_COMPARE = sql.beside(__file__).query("compare", _Compared._make)
+
+WORDS = {
+    "refused": "ODP rejected this change; it is parked.",
+    "never_sent": "Lytics never sent this customer for this audience, or the events were skipped.",
+    "entry_not_sent": "Lytics has not sent the entry.",
+    "exit_not_sent": "Lytics has not sent the exit.",
+}
+
+
+def settle(audit: Audit) -> Step:
+    """Until the lane has delivered all that had come when the scan ended, and Lytics' calls had time to arrive.
+
+    ODP shows what it accepted within 90 s (documented), so ODP is asked after that time, too.
+    """
+    at = now()
+    since = audit.settled_since_at or at
+    audience = Audience.objects.select_related("lane").get(pk=audit.audience_id)
+    is_behind = audience.lane.delivered_sequence < audit.before_sequence
+    if is_behind or at - since < timedelta(seconds=settings.AUDIT_SETTLE_SECONDS):
+        return Step({"settled_since_at": since}, seconds=Wait.LONG)
+    phase = Audit.Phase.COMPARE if audit.scan_began_at else Audit.Phase.ODP
+    return Step({"phase": phase, "settled_since_at": since})
+
+
+def compare(audit: Audit) -> Step:
+    found = _COMPARE.run(
+        audit=audit.pk, audience=audit.audience_id, before=audit.before_sequence, most=MOST, **WORDS
+    ).one()
+    assert found is not None
+    return Step(
+        {
+            "phase": Audit.Phase.ODP,
+            "compared_with_lytics": found.compared,
+            "differing": found.differing,
+            "moving": found.moving,
+        }
+    )

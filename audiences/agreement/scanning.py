@@ -1,0 +1,65 @@
+"""The first pass: store the identifiers of every member whom Lytics' scan names."""
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences import lytics_account
+from audiences.agreement.steps import Ended, Step, Wait
+from audiences.models import Audit, ScannedMember
+from audiences.receiving.audience_lookup import BY_SLUG
+from lytics.api import members
+from lytics.api.outcomes import Outcome
+from lytics.identifiers import is_identifier
+
+# A scan whose token expired begins again, so often at most.
+STARTS = 5
+# Seconds until Lytics is asked again after it gave no answer.
+AGAIN_SECONDS = 10.0
+NOT_CONNECTED = "Lytics was not asked, because the install has no Lytics API token."
+BY_NAME = "Lytics was not asked, because its calls name the audience by its slug alone."
+
+
+def step(audit: Audit) -> Step:
+    """Read one page. Without a token for Lytics' API the audit goes on with ODP."""
+    client = lytics_account.client_of(audit.install)
+    if client is None or audit.audience.segment_id.startswith(BY_SLUG):
+        return Step({"phase": Audit.Phase.SETTLE, "note": BY_NAME if client else NOT_CONNECTED})
+    began_at = audit.scan_began_at or now()
+    field = audit.install.identifier_field
+    pages = members.scan(client, audit.audience.segment_id, fields=[field], token=audit.scan_token)
+    page = next(pages)
+    if page.is_expired:
+        return _again(audit, page.answer.reason)
+    if not page.answer.is_ok:
+        if page.answer.outcome is Outcome.RETRY_LATER:
+            return Step(seconds=AGAIN_SECONDS)
+        raise Ended(f"Lytics rejects the scan: {page.answer.reason}")
+    if page.is_last and _is_short(audit.scanned + len(page.members), page.total):
+        return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {page.total:,} members")
+    named = {identifier for member in page.members for identifier in member.identifiers(field)}
+    found = {identifier for identifier in named if is_identifier(identifier, settings.PLACEHOLDER_IDENTIFIERS)}
+    ScannedMember.objects.bulk_create(
+        [ScannedMember(audit=audit, identifier=identifier) for identifier in found], ignore_conflicts=True
+    )
+    changes = {
+        "scan_began_at": began_at,
+        "scan_token": page.next_token,
+        "scanned": audit.scanned + len(page.members),
+        "lytics_size": audit.lytics_size if page.total is None else page.total,
+    }
+    if page.is_last:
+        changes["phase"] = Audit.Phase.SETTLE
+    return Step(changes, seconds=min(1 / settings.AUDIT_LYTICS_REQUESTS_PER_SECOND, Wait.LONG - 0.1))
+
+
+def _is_short(seen: int, total: int | None) -> bool:
+    """Whether a scan ended long before the size that Lytics sends along. Some members move during a scan."""
+    return total is not None and seen < total * 0.99 - 10
+
+
+def _again(audit: Audit, why: str) -> Step:
+    """Begin the scan again: the members of half a scan would look like people who left."""
+    if audit.scan_starts + 1 >= STARTS:
+        raise Ended(f"Lytics' scan came to no end {STARTS} times: {why}")
+    ScannedMember.objects.filter(audit=audit).delete()
+    return Step({"scan_token": "", "scanned": 0, "scan_began_at": None, "scan_starts": audit.scan_starts + 1})

@@ -1,0 +1,46 @@
+-- Comparing the members that Lytics' scan named with the ledger.
+
+-- name: compare
+-- Stores the people on whom the two disagree, and gives how many people were compared, how many differ, and how many
+-- were left out because they have an event since the audit began.
+-- One statement, so that it sees one state of the ledger.
+WITH
+-- Everybody who has an event since the audit began: Lytics may have changed its mind after the scan named them.
+moving AS MATERIALIZED (
+    SELECT DISTINCT identifier FROM audiences_event
+    WHERE audience_id = %(audience)s AND sequence > %(before)s
+),
+-- Everybody whom one of the two names.
+everybody AS MATERIALIZED (
+    SELECT identifier, scanned.audit_id IS NOT NULL AS in_lytics, held.identifier IS NOT NULL AS is_known,
+        coalesce(held.is_member, false) AS is_member, coalesce(held.refused, false) AS refused
+    FROM (SELECT * FROM audiences_scannedmember WHERE audit_id = %(audit)s) AS scanned
+    FULL JOIN (SELECT * FROM audiences_membership WHERE audience_id = %(audience)s) AS held USING (identifier)
+),
+-- The same without those who are moving.
+compared AS MATERIALIZED (
+    SELECT * FROM everybody WHERE NOT EXISTS (SELECT FROM moving WHERE moving.identifier = everybody.identifier)
+),
+-- The people on whom they disagree, each with the reason.
+differing AS (
+    INSERT INTO audiences_difference (audit_id, identifier, kind, why, is_explained)
+    SELECT %(audit)s, identifier, CASE WHEN in_lytics THEN 'not_here' ELSE 'not_lytics' END,
+        CASE WHEN refused THEN %(refused)s
+            WHEN parked.reason IS NOT NULL THEN concat('Parked: ', parked.reason)
+            WHEN in_lytics AND NOT is_known THEN %(never_sent)s
+            WHEN in_lytics THEN %(entry_not_sent)s
+            ELSE %(exit_not_sent)s END,
+        true
+    FROM compared
+    LEFT JOIN LATERAL (
+        SELECT reason FROM audiences_parked AS item
+        WHERE item.audience_id = %(audience)s AND item.identifier = compared.identifier AND item.closed_at IS NULL
+        LIMIT 1
+    ) AS parked ON true
+    WHERE in_lytics <> is_member
+    ORDER BY identifier LIMIT %(most)s
+    ON CONFLICT DO NOTHING
+)
+SELECT (SELECT count(*) FROM compared) AS compared,
+    (SELECT count(*) FROM compared WHERE in_lytics <> is_member) AS differing,
+    (SELECT count(*) FROM everybody) - (SELECT count(*) FROM compared) AS moving

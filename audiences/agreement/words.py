@@ -1,0 +1,48 @@
+"""An audit's result in a sentence, the same on every page and in the command."""
+
+from audiences.agreement.audits import confidence
+from audiences.models import Audit
+
+
+def people(audit: Audit) -> int:
+    """Everybody whom the audit compared, with either side."""
+    return max(audit.compared_with_lytics, audit.compared_with_odp)
+
+
+def result(audit: Audit) -> str:
+    """What it found, or how far it is."""
+    if audit.ended_at is None:
+        return f"{audit.get_phase_display()}: {_so_far(audit)}"
+    if audit.problem:
+        return audit.problem
+    if audit.mode == Audit.Mode.QUICK:
+        return sizes(audit)
+    everybody = people(audit)
+    agreed = max(0, everybody - audit.differing)
+    found = f"agreed on {agreed:,} of {everybody:,} people at {audit.ended_at:%Y-%m-%d %H:%M} UTC"
+    if audit.differing:
+        found += f"; {audit.explained:,} of {audit.differing:,} explained below"
+    if audit.share < 1:
+        found += f". ODP was asked about {audit.compared_with_odp:,}: with 95 % confidence fewer than"
+        found += f" {confidence(audit) * 100:.2g} % of the people differ there"
+    return found
+
+
+def sizes(audit: Audit) -> str:
+    odp = "unknown" if audit.odp_low is None else f"{audit.odp_low:,} to {audit.odp_high:,}"
+    return (
+        f"Lytics {_number(audit.lytics_size)}, this service {_number(audit.ledger_size)} members, ODP estimates {odp}"
+    )
+
+
+def _so_far(audit: Audit) -> str:
+    if audit.phase == Audit.Phase.SCAN:
+        of = f" of {audit.lytics_size:,}" if audit.lytics_size is not None else ""
+        return f"{audit.scanned:,}{of} members read"
+    if audit.phase == Audit.Phase.ODP:
+        return f"{audit.compared_with_odp:,} people asked for"
+    return "nothing to count yet"
+
+
+def _number(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

@@ -1,0 +1,92 @@
+"""Compare audiences person by person in Lytics, here and in ODP."""
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from audiences.agreement import audits, words
+from audiences.models import Audience, Audit, Difference, Install
+
+WHO = "command audit_audiences"
+
+
+class Command(BaseCommand):
+    help = "Audit the audiences of an install now, one after the other. Exit code 1 when one differs or fails."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("install", help="the install's id or name")
+        parser.add_argument("--audience", action="append", default=[], metavar="SLUG", help="only this one; repeatable")
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument("--full", action="store_true", help="every person, in Lytics and in ODP")
+        how.add_argument("--sample", type=int, metavar="N", help="every member in Lytics, about N people in ODP")
+        parser.add_argument("--people", action="store_true", help="name the people who differ")
+        parser.add_argument("--json", action="store_true")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["sample"] is not None and options["sample"] < 1:
+            raise CommandError("--sample takes a number of at least 1.")
+        mode = Audit.Mode.FULL if options["full"] else Audit.Mode.SAMPLE if options["sample"] else Audit.Mode.QUICK
+        done = []
+        for audience in _audiences(_install(options["install"]), options["audience"]):
+            audit = audits.ask(audience, mode=mode, by=WHO, sample=options["sample"] or 0)
+            if audit is None:
+                raise CommandError(f"An audit of {audience} is under way. Wait for it, or stop it in the admin.")
+            finished = audits.run_to_end(audit)
+            done.append(finished)
+            if not options["json"]:
+                self.stdout.write(f"{audience}: {words.result(finished)}{_note(finished)}")
+                for line in _people(finished) if options["people"] else []:
+                    self.stdout.write(f"  {line['identifier']}: {line['kind']}. {line['why']}")
+        if options["json"]:
+            reports = [_report(audit, with_people=options["people"]) for audit in done]
+            self.stdout.write(json.dumps({"audits": reports}, default=str))
+        if any(audit.differing or audit.problem for audit in done):
+            raise SystemExit(1)
+
+
+def _install(named: str) -> Install:
+    found = Install.objects.filter(public_id=named).first() or Install.objects.filter(name=named).first()
+    if found is None:
+        raise CommandError(f"There is no install {named!r}.")
+    return found
+
+
+def _audiences(install: Install, slugs: list[str]) -> list[Audience]:
+    made = Audience.objects.filter(install=install, provisioned_at__isnull=False).select_related("install", "lane")
+    if slugs:
+        missing = set(slugs) - set(made.filter(latest_slug__in=slugs).values_list("latest_slug", flat=True))
+        if missing:
+            raise CommandError(f"{install} has no audience in ODP with the slug {', '.join(sorted(missing))}.")
+        made = made.filter(latest_slug__in=slugs)
+    return list(made.order_by("odp_id"))
+
+
+def _note(audit: Audit) -> str:
+    return f" ({audit.note})" if audit.note else ""
+
+
+def _report(audit: Audit, *, with_people: bool) -> dict[str, Any]:
+    report = {
+        "audit": audit.pk,
+        "audience": audit.audience.odp_id,
+        "mode": audit.mode,
+        "started_at": audit.started_at,
+        "ended_at": audit.ended_at,
+        "problem": audit.problem,
+        "note": audit.note,
+        "lytics_size": audit.lytics_size,
+        "ledger_size": audit.ledger_size,
+        "odp_estimate": None if audit.odp_low is None else [audit.odp_low, audit.odp_high],
+        "compared_with_lytics": audit.compared_with_lytics,
+        "compared_with_odp": audit.compared_with_odp,
+        "in_motion": audit.moving,
+        "differing": audit.differing,
+        "explained": audit.explained,
+    }
+    return {**report, "people": _people(audit)} if with_people else report
+
+
+def _people(audit: Audit) -> list[dict[str, str]]:
+    found = Difference.objects.filter(audit=audit)
+    return [{"identifier": one.identifier, "kind": one.get_kind_display(), "why": one.why} for one in found]

@@ -1,0 +1,482 @@
+"""Audits: Lytics, the ledger and ODP compared person by person; and repairs that make them agree."""
+
+import io
+import json
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import lytics_account
+from audiences.agreement import asking_odp, audits, repairs
+from audiences.delivery import drafts, holds
+from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
+from audiences.operations import resends
+from lytics import times
+from odp import graphql
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import drain_all, enter, happen, make_audience, make_install
+from tests.lytics_api import Lytics
+from tests.people import someone
+from tests.test_admin import press
+
+pytestmark = pytest.mark.django_db
+
+Kind = Difference.Kind
+
+
+@pytest.fixture(autouse=True)
+def quick(settings: Settings) -> None:
+    settings.AUDIT_SETTLE_SECONDS = 0
+    settings.AUDIT_LYTICS_REQUESTS_PER_SECOND = settings.AUDIT_ODP_REQUESTS_PER_SECOND = 1_000
+    settings.AUDIT_CUSTOMERS_PER_REQUEST = 2
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, lytics: Lytics) -> Install:
+    made = make_install(odp)
+    drafts.note_key(made.pk, problem="")
+    lytics_account.set_token(made, "api-token")
+    return Install.objects.get(pk=made.pk)
+
+
+@pytest.fixture
+def gold(odp: ThreadedSandbox, shop: Install, lytics: Lytics) -> Audience:
+    """Five members on whom all three sides agree, and one who left."""
+    made = make_audience(shop, provisioned=False)
+    enter(made, "ann", "bob", "cyd", "dan", "eve", "fay")
+    happen(made, ("fay", "exit", 2))
+    drain_all(shop)
+    lytics.members = ["ann", "bob", "cyd", "dan", "eve"]
+    return Audience.objects.get(pk=made.pk)
+
+
+def audit(audience: Audience, mode: str = Audit.Mode.FULL, **options: Any) -> Audit:
+    asked = audits.ask(audience, mode=mode, by="kim", **options)
+    assert asked is not None
+    return finish(asked)
+
+
+def finish(asked: Audit) -> Audit:
+    audits.go_on(asked.install_id, seconds=30)
+    done = Audit.objects.get(pk=asked.pk)
+    assert done.ended_at is not None
+    return done
+
+
+def found(audit: Audit) -> dict[str, str]:
+    return dict(Difference.objects.filter(audit=audit).values_list("identifier", "kind"))
+
+
+def why(audit: Audit, identifier: str) -> str:
+    return str(Difference.objects.get(audit=audit, identifier=identifier).why)
+
+
+def set_in_odp(odp: ThreadedSandbox, identifier: str, value: bool | None) -> None:
+    """Another system writes the field."""
+    item = {"attributes": {"fs_user_id": identifier, "web_user_id": identifier, "lytics_gold": value}}
+    assert odp.odp("POST", "/v3/profiles", [item])[0] == 202
+
+
+# --- agreement -----------------------------------------------------------------------------------------------
+
+
+def test_sides_that_agree_are_reported_clean(gold: Audience) -> None:
+    done = audit(gold)
+    assert (done.problem, done.note, done.phase) == ("", "", "done")
+    assert (done.compared_with_lytics, done.compared_with_odp, done.differing) == (6, 6, 0)
+    assert (done.lytics_size, done.ledger_size, done.scanned) == (5, 5, 5)
+    assert found(done) == {}
+    assert not ScannedMember.objects.exists()
+
+
+def test_a_quick_audit_compares_sizes_and_asks_for_no_person(
+    odp: ThreadedSandbox, gold: Audience, lytics: Lytics
+) -> None:
+    lytics.asked.clear()
+    done = audit(gold, Audit.Mode.QUICK)
+    assert (done.lytics_size, done.ledger_size) == (5, 5)
+    assert done.odp_low is not None
+    assert done.odp_high is not None
+    assert done.odp_low <= 5 <= done.odp_high
+    assert not any("scan" in target for target in lytics.asked)
+    assert (done.compared_with_lytics, done.compared_with_odp) == (0, 0)
+
+
+# --- drift ---------------------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_difference_is_found_named_and_explained(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, lytics: Lytics
+) -> None:
+    lytics.members = ["ann", "bob", "cyd", "gus", "fay"]
+    set_in_odp(odp, "ann", False)
+    done = audit(gold)
+    assert found(done) == {
+        "dan": Kind.NOT_IN_LYTICS,
+        "eve": Kind.NOT_IN_LYTICS,
+        "gus": Kind.NOT_HERE,
+        "fay": Kind.NOT_HERE,
+        "ann": Kind.NOT_IN_ODP,
+    }
+    assert done.differing == 5
+    assert why(done, "gus").startswith("Lytics never sent this customer")
+    assert why(done, "fay") == "Lytics has not sent the entry."
+    assert why(done, "dan") == "Lytics has not sent the exit."
+    assert why(done, "ann") == asking_odp.CHANGED
+
+
+def test_a_customer_whom_odp_still_shows_is_found(odp: ThreadedSandbox, gold: Audience) -> None:
+    set_in_odp(odp, "fay", True)
+    assert found(audit(gold)) == {"fay": Kind.STILL_IN_ODP}
+
+
+def test_withdrawn_consent_makes_the_customers_unknown_to_odp(
+    odp: ThreadedSandbox, gold: Audience, lytics: Lytics
+) -> None:
+    odp.assume(consent_effect="everything")
+    odp.settings(consent="opted_out")
+    enter(gold, "zoe")
+    drain_all(gold.install)
+    lytics.members.append("zoe")
+    done = audit(gold)
+    assert found(done)["zoe"] == Kind.NOT_IN_ODP
+    assert why(done, "zoe") == asking_odp.UNKNOWN
+
+
+def test_a_rejected_customer_is_explained_by_the_parked_item(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, lytics: Lytics
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["gus"], "named": True}})
+    enter(gold, "gus")
+    drain_all(shop)
+    lytics.members.append("gus")
+    done = audit(gold)
+    assert "parked" in why(done, "gus").lower()
+    assert repairs.plan(done).people == 0
+
+
+def test_without_a_token_only_odp_is_compared(odp: ThreadedSandbox, gold: Audience, lytics: Lytics) -> None:
+    lytics_account.set_token(gold.install, "")
+    lytics.members = []
+    set_in_odp(odp, "bob", False)
+    done = audit(gold)
+    assert found(done) == {"bob": Kind.NOT_IN_ODP}
+    assert "no Lytics API token" in done.note
+    assert done.compared_with_lytics == 0
+
+
+# --- in motion -----------------------------------------------------------------------------------------------
+
+
+def test_what_changes_during_the_scan_is_no_drift(gold: Audience, lytics: Lytics) -> None:
+    """Lytics names a customer on a page, and the customer's exit arrives before the comparison."""
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    audits.run(Audit.objects.get(pk=asked.pk), until=0)
+    Audit.objects.update(lease_until_at=None)
+    happen(gold, ("ann", "exit", 3), ("hal", "enter", 3))
+    drain_all(gold.install)
+    done = finish(asked)
+    assert (done.differing, done.moving) == (0, 2)
+
+
+def test_an_event_that_waits_keeps_a_person_out_of_the_comparison_with_odp(
+    odp: ThreadedSandbox, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request has reached ODP, and its result isn't stored yet."""
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    set_in_odp(odp, "ann", False)
+    real = graphql.ask
+
+    def while_an_event_arrives(*args: Any, **options: Any) -> Any:
+        if not Event.objects.filter(identifier="ann", kind=0).exists():
+            happen(gold, ("ann", "exit", 3))
+        return real(*args, **options)
+
+    monkeypatch.setattr(asking_odp, "ask", while_an_event_arrives)
+    assert found(finish(asked)) == {}
+
+
+def test_the_audit_waits_until_the_lane_has_delivered(gold: Audience) -> None:
+    holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="later")
+    enter(gold, "zoe", at=3)
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    audits.go_on(gold.install_id, seconds=5)
+    assert Audit.objects.get(pk=asked.pk).phase == "settle"
+    holds.resume(Lane.objects.get(pk=gold.pk))
+    drain_all(gold.install)
+    assert set(found(finish(asked))) == {"zoe"}
+
+
+# --- interruptions -------------------------------------------------------------------------------------------
+
+
+def test_a_killed_audit_goes_on_where_it_was(gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+
+    class Killed(BaseException):
+        pass
+
+    steps = 0
+    real = audits._step
+
+    def step(one: Audit) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps in (2, 4, 6):
+            raise Killed
+        return real(one)
+
+    monkeypatch.setattr(audits, "_step", step)
+    lytics.asked.clear()
+    for _ in range(3):
+        with pytest.raises(Killed):
+            audits.go_on(gold.install_id, seconds=30)
+    done = finish(asked)
+    assert (done.differing, done.compared_with_lytics, done.scanned) == (0, 6, 5)
+    scans = [parse_qs(urlsplit(target).query).get("start", [""])[0] for target in lytics.asked if "scan" in target]
+    assert scans == ["", "2", "4"], "no page was read twice"
+
+
+def test_a_worker_that_holds_an_audit_keeps_others_from_it(gold: Audience) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    assert audits.due() == [gold.install_id]
+    assert audits._lease(gold.install_id) is not None
+    assert audits._lease(gold.install_id) is None
+    assert audits.due() == []
+    Audit.objects.update(lease_until_at=now())
+    assert audits._lease(gold.install_id) is not None
+
+
+def test_an_expired_scan_begins_again(gold: Audience, lytics: Lytics) -> None:
+    expired = iter([True])
+    lytics.answer = lambda path, query: (
+        (400, {"message": "token too old"}) if query.get("start") == ["4"] and next(expired, False) else None
+    )
+    done = audit(gold)
+    assert (done.scan_starts, done.scanned, done.differing) == (1, 5, 0)
+
+
+def test_a_scan_that_lytics_rejects_ends_the_audit_with_the_reason(gold: Audience, lytics: Lytics) -> None:
+    lytics.answer = lambda path, query: (403, {"message": "no right to scan"}) if path.endswith("/scan") else None
+    done = audit(gold)
+    assert "no right to scan" in done.problem
+    assert not ScannedMember.objects.exists()
+
+
+def test_a_scan_that_ends_early_begins_again(gold: Audience, lytics: Lytics) -> None:
+    """An old token may end a scan without a word; the size that Lytics sends along shows it."""
+    lytics.members = [f"member-{n:02d}" for n in range(60)]
+    enter(gold, *lytics.members, at=5)
+    happen(gold, *((who, "exit", 5) for who in ("ann", "bob", "cyd", "dan", "eve")))
+    drain_all(gold.install)
+    early = iter([True])
+    lytics.answer = lambda path, query: (
+        (200, {"data": [], "total": 60, "_next": ""}) if query.get("start") == ["20"] and next(early, False) else None
+    )
+    done = audit(gold)
+    assert (done.scan_starts, done.scanned, done.differing) == (1, 60, 0)
+
+
+def test_what_is_no_identifier_in_a_call_is_none_in_a_scan(gold: Audience, lytics: Lytics) -> None:
+    lytics.members += ["null", "0000", "x" * 5_000]
+    assert audit(gold).differing == 0
+
+
+def test_an_unreachable_side_is_asked_again_later(gold: Audience, lytics: Lytics) -> None:
+    lytics.answer = lambda path, query: (503, {"message": "busy"})
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    audits.go_on(gold.install_id, seconds=30)
+    assert Audit.objects.get(pk=asked.pk).ended_at is None
+    lytics.answer = lambda path, query: None
+    assert finish(asked).differing == 0
+
+
+# --- a sample ------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_asks_odp_about_some_and_the_same_ones_after_a_restart(gold: Audience) -> None:
+    enter(gold, *(f"person-{n:03d}" for n in range(300)), at=5)
+    drain_all(gold.install)
+    lytics_account.set_token(gold.install, "")
+    done = audit(gold, Audit.Mode.SAMPLE, sample=60)
+    assert 25 <= done.compared_with_odp <= 110
+    assert audits.confidence(done) == pytest.approx(2.7 / (done.compared_with_odp + 2.7), rel=0.01)
+
+
+# --- repair --------------------------------------------------------------------------------------------------
+
+
+def repair(done: Audit) -> Audit:
+    assert resends.repair(done, by="kim", reason="drift")
+    resends.go_on(done.install_id, seconds=5)
+    drain_all(done.install)
+    after = Audit.objects.filter(audience=done.audience).latest("id")
+    assert after.by == f"repair of audit {done.pk}"
+    return finish(after)
+
+
+def test_a_repair_makes_all_three_sides_equal(odp: ThreadedSandbox, gold: Audience, lytics: Lytics) -> None:
+    lytics.members = ["ann", "bob", "cyd", "gus", "fay"]
+    set_in_odp(odp, "ann", False)
+    set_in_odp(odp, "dan", False)
+    done = audit(gold)
+    assert repairs.plan(done)[:3] == (2, 2, 1)
+    after = repair(done)
+    assert (after.differing, found(after)) == (0, {})
+    assert odp.members("lytics_gold") == ["ann", "bob", "cyd", "fay", "gus"]
+    members = Membership.objects.filter(audience=gold, is_member=True)
+    assert sorted(members.values_list("identifier", flat=True)) == ["ann", "bob", "cyd", "fay", "gus"]
+    assert set(Again.objects.values_list("cause", flat=True)) == {"repair"}
+
+
+def test_anything_newer_than_the_scan_wins_over_a_repair(gold: Audience, lytics: Lytics) -> None:
+    lytics.members.append("gus")
+    done = audit(gold)
+    assert done.scan_began_at is not None
+    happen(gold, ("gus", "exit", times.from_moment(done.scan_began_at) + 1))
+    drain_all(gold.install)
+    assert resends.repair(done, by="kim", reason="drift")
+    resends.go_on(gold.install_id, seconds=5)
+    drain_all(gold.install)
+    assert not Membership.objects.get(audience=gold, identifier="gus").is_member
+
+
+def test_a_repair_that_changes_many_needs_a_confirmation(gold: Audience, lytics: Lytics, settings: Settings) -> None:
+    lytics.members.append("gus")
+    done = audit(gold)
+    assert repairs.needs_confirmation(done)
+    settings.REPAIR_PERCENT = 20
+    assert not repairs.needs_confirmation(done)
+
+
+def test_only_the_newest_audit_can_be_repaired(gold: Audience, lytics: Lytics) -> None:
+    lytics.members.append("gus")
+    older = audit(gold)
+    audit(gold)
+    assert not resends.repair(older, by="kim", reason="drift")
+
+
+def test_a_clean_audit_offers_no_repair(gold: Audience) -> None:
+    assert not resends.repair(audit(gold), by="kim", reason="drift")
+
+
+# --- when ----------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_audits_each_audience_once_a_day(gold: Audience) -> None:
+    Audience.objects.update(provisioned_at=times.moment(times.from_moment(now()) - 2 * 86_400 * times.SECOND))
+    assert audits.ask_due() == 1
+    assert audits.ask_due() == 0
+
+
+def test_one_audit_of_an_audience_at_a_time(gold: Audience) -> None:
+    first = audits.ask(gold, mode=Audit.Mode.QUICK, by="kim")
+    assert first is not None
+    assert audits.ask(gold, mode=Audit.Mode.QUICK, by="kim") is None
+    assert audits.stop(first, by="kim")
+    assert not audits.stop(first, by="kim")
+    assert audits.ask(gold, mode=Audit.Mode.QUICK, by="kim") is not None
+
+
+@pytest.mark.parametrize("mechanism", ["attribute", "list"])
+def test_audits_work_with_each_mechanism(odp: ThreadedSandbox, lytics: Lytics, mechanism: str) -> None:
+    shop = make_install(odp, mechanism=mechanism)
+    made = make_audience(shop, provisioned=False)
+    enter(made, "ann", "bob")
+    drain_all(shop)
+    odp.fault({"path": "/v3/", "method": "POST"}, {"status": 202, "body": {"title": "ok"}, "apply": False})
+    enter(made, "cyd", at=3)
+    drain_all(shop)
+    odp.clear_faults()
+    assert found(audit(Audience.objects.get(pk=made.pk))) == {"cyd": Kind.NOT_IN_ODP}
+
+
+# --- what people see -----------------------------------------------------------------------------------------
+
+
+def test_the_page_of_an_audit_names_people_sides_and_reasons(
+    odp: ThreadedSandbox, gold: Audience, lytics: Lytics, boss: Client
+) -> None:
+    lytics.members.append("gus-of-lytics")
+    set_in_odp(odp, "ann", False)
+    done = audit(gold)
+    page = boss.get(reverse("admin:audiences_audit_change", args=[done.pk])).content.decode()
+    assert "agreed on 5 of 7 people" in page
+    assert "gus-of-lytics" in page
+    assert "member in Lytics, not here" in page
+    front = boss.get(reverse("admin:index")).content.decode()
+    assert "lytics_gold differs between Lytics, this service and ODP" in front
+    assert "gus-of-lytics" not in front
+    of_audience = boss.get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
+    assert "agreed on 5 of 7 people" in of_audience
+
+
+def test_customers_are_masked_for_people_who_may_not_find_them(gold: Audience, lytics: Lytics) -> None:
+    lytics.members.append("gus-of-lytics")
+    done = audit(gold)
+    viewer = someone("viewer")
+    User.objects.get(username="viewer").groups.clear()
+    permission = Permission.objects.get(content_type__app_label="audiences", codename="view_audit")
+    User.objects.get(username="viewer").user_permissions.add(permission)
+    page = viewer.get(reverse("admin:audiences_audit_change", args=[done.pk])).content.decode()
+    assert "gus-of-lytics" not in page
+    assert "gu•••cs" in page
+
+
+def test_audit_and_repair_are_buttons(odp: ThreadedSandbox, gold: Audience, lytics: Lytics, operator: Client) -> None:
+    lytics.members.append("gus")
+    press(operator, "audit", gold, mode="full", sample="1000")
+    done = finish(Audit.objects.get())
+    asked = press(operator, "repair", done, reason="drift")
+    assert "1 enter and 0 leave" in asked
+    resends.go_on(gold.install_id, seconds=5)
+    drain_all(gold.install)
+    assert "gus" in odp.members("lytics_gold")
+    after = finish(Audit.objects.latest("id"))
+    page = operator.get(reverse("admin:audiences_audit_change", args=[after.pk])).content.decode()
+    assert "agreed on 7 of 7 people" in page
+    assert "differs between" not in operator.get(reverse("admin:index")).content.decode()
+
+
+def run_command(*words: str) -> tuple[int, str]:
+    out = io.StringIO()
+    try:
+        call_command("audit_audiences", *words, stdout=out)
+    except SystemExit as ended:
+        return int(str(ended.code)), out.getvalue()
+    return 0, out.getvalue()
+
+
+def test_the_command_prints_the_result_and_fails_where_sides_differ(gold: Audience, lytics: Lytics) -> None:
+    code, text = run_command(gold.install.public_id, "--full")
+    assert (code, "agreed on 6 of 6 people" in text) == (0, True)
+    lytics.members.append("gus")
+    code, text = run_command(gold.install.name, "--full", "--json", "--people", "--audience", "gold")
+    (report,) = json.loads(text)["audits"]
+    assert (code, report["differing"], report["people"][0]["identifier"]) == (1, 1, "gus")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["nowhere"], "no install 'nowhere'"),
+        (["Shop", "--audience", "silver"], "no audience in ODP with the slug silver"),
+        (["Shop", "--sample", "0"], "at least 1"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_its_options(gold: Audience, options: list[str], words: str) -> None:
+    with pytest.raises(CommandError, match=words):
+        call_command("audit_audiences", *options)
