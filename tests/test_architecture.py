@@ -32,32 +32,35 @@ ROOMS = {
     "front": 7,
 }
 
+# Takes one person out of all tables.
+FORGETTING = "audiences/operations/forgetting.py"
 # Who may write which table; migrations and tests aside.
 WRITERS = {
-    "Event": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
+    "Event": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py", FORGETTING},
     "Receipt": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
     "FutureTime": {"audiences/receiving/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
-    "Lane": {
-        f"audiences/delivery/{name}.py" for name in ("claims", "request_records", "settling", "holds", "skipping")
-    },
+    "Lane": {f"audiences/delivery/{name}.py" for name in ("claims", "request_records", "settling", "holds", "skipping")}
+    | {FORGETTING},
     "Run": {f"audiences/delivery/{name}.py" for name in ("request_records", "settling", "skipping")},
-    "Delivery": {f"audiences/delivery/{name}.py" for name in ("request_records", "skipping", "unconfirmed")},
-    "Membership": {"audiences/delivery/settling.py"},
+    "Delivery": {f"audiences/delivery/{name}.py" for name in ("request_records", "skipping", "unconfirmed")}
+    | {FORGETTING},
+    "Membership": {"audiences/delivery/settling.py", FORGETTING},
     "Token": {"audiences/receiving/tokens.py"},
     # A skip stops unfinished Resends in the transaction that moves the cursors.
-    "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py"},
+    "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py", FORGETTING},
     "Skip": {"audiences/operations/skips.py"},
-    "Profile": {"audiences/receiving/identifier_lists.py"},
+    "Profile": {"audiences/receiving/identifier_lists.py", FORGETTING},
     "Minute": {"audiences/insight/rollup.py"},
     "Pace": {"workers/pace.py"},
     "Worker": {"audiences/insight/heartbeats.py"},
     "Trial": {"audiences/insight/trials.py"},
     "Twin": {"audiences/operations/twins.py"},
-    "Audit": {"audiences/agreement/audits.py"},
+    "Audit": {"audiences/agreement/audits.py", FORGETTING},
     "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},
-    "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py"},
+    "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py", FORGETTING},
     "LyticsAccount": {"audiences/lytics_account.py"},
+    "Forgotten": {FORGETTING},
 }
 WRITING = {
     "create",

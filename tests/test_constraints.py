@@ -17,6 +17,7 @@ from audiences.models import (
     Delivery,
     Difference,
     Event,
+    Forgotten,
     Install,
     Lane,
     Membership,
@@ -115,6 +116,10 @@ def a_minute() -> Minute:
 def an_audit() -> Audit:
     install = Install.objects.get()
     return Audit.objects.create(install=install, audience=an_audience(), mode="full", ended_at=now())
+
+
+def a_forgotten(**values: Any) -> Forgotten:
+    return Forgotten.objects.create(install=Install.objects.get(), digest="d", by="kim", **values)
 
 
 BROKEN: dict[str, list[Callable[[], Any]]] = {
@@ -231,6 +236,8 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "one_difference_per_person_and_kind": [
         lambda: twice(Difference.objects.create, audit=an_audit(), identifier="kim", kind="not_here")
     ],
+    "one_unfinished_forgetting_per_person": [lambda: [a_forgotten(token="a"), a_forgotten(token="b")]],
+    "forgotten_person_has_no_identifier": [lambda: a_forgotten(token="a", ended_at=now(), identifier="kim")],
     "one_pace_per_endpoint": [
         lambda: twice(Pace.objects.create, install=Install.objects.get(), endpoint="p", line_at=now(), gate_at=now())
     ],

@@ -14,8 +14,8 @@ from django.test import Client
 
 from audiences import encryption, lytics_account
 from audiences.encryption import EncryptedTextField, decrypt, opened
-from audiences.models import Install, LyticsAccount, Parked, Token
-from audiences.operations import installs, rotation
+from audiences.models import Forgotten, Install, LyticsAccount, Parked, Token
+from audiences.operations import forgetting, installs, rotation
 from audiences.receiving import ingest
 from tests.delivering import make_install
 
@@ -31,6 +31,7 @@ def shop(settings: Any) -> Install:
     made = Install(name="Shop", odp_api_key="the-odp-key")
     installs.create(made)
     lytics_account.set_token(made, "lytics-api-token")
+    forgetting.ask(made, "kim", tell_odp=False, by="dpo")
     ingest.receive(made, b"not json at all")
     settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
     return made
@@ -40,12 +41,14 @@ def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) 
     secret = Token.objects.get().secret
     assert rotation.rotate() == {
         "audiences_install": 1,
+        "audiences_forgotten": 1,
         "audiences_lyticsaccount": 1,
         "audiences_token": 1,
         "audiences_parked": 1,
     }
     settings.FIELD_ENCRYPTION_KEYS = [NEW]
     assert LyticsAccount.objects.get().api_token == "lytics-api-token"
+    assert Forgotten.objects.get().identifier == "kim"
     assert Install.objects.get().odp_api_key == "the-odp-key"
     assert Token.objects.get().secret == secret
     assert decrypt(bytes(Parked.objects.get().raw or b"")) == b"not json at all"

@@ -8,8 +8,8 @@ from audiences import tallies, wake
 from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.insight import delays, probes, rollup, schedule, search_index, trials
+from audiences.operations import forgetting, resends, twins
 from audiences.operations import reconcile as reconciling
-from audiences.operations import resends, twins
 from workers import drain as draining
 from workers import heartbeat_monitor, making, pace, slots, trial
 
@@ -99,8 +99,9 @@ def audit(install_id: int) -> None:
 
 @shared_task(name="workers.tasks.ask_audits", ignore_result=True)
 def ask_audits() -> None:
-    """Ask for the audits that the schedule wants, and wake the installs that have unfinished ones."""
+    """Ask for the audits that the schedule wants, wake the installs that have unfinished ones, and go on forgetting."""
     audits.ask_due()
+    forgetting.go_on_all()
     for install_id in audits.due():
         wake.wake_audit(install_id)
 

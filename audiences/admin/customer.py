@@ -22,7 +22,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 
-from audiences.admin import parked_groups, verbs
+from audiences.admin import forgetting, parked_groups, verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, pill, url_of
 from audiences.admin.parked_groups import Group
 from audiences.delivery import odp_account
@@ -113,6 +113,9 @@ def find(request: HttpRequest) -> HttpResponse:
     request.current_app = admin.site.name
     if "note" in request.POST:
         noted = _read_note(request)
+        for name, answer in (("forget", forgetting.forget), ("export", forgetting.export)):
+            if name in request.POST and noted is not None:
+                return answer(request, noted, request.POST[name])
         return _page(request, form=Search()) if noted is None else _answer(request, noted)
     if request.method == "GET" and "event" in request.GET:
         return _shared(request, request.GET["event"])
@@ -176,6 +179,7 @@ def _page(request: HttpRequest, **context: Any) -> HttpResponse:
         {
             **admin.site.each_context(request),
             "title": "Find a customer",
+            "may_forget": forgetting.may(request),
             "fields": sorted(set(Install.objects.values_list("identifier_field", flat=True))),
             **context,
         },

@@ -12,6 +12,8 @@ from lytics.facts import Kind
 
 # The values in the log. Compared for every event: an attribute of the enum costs several times as much.
 EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)
+# How the identifiers of people who were forgotten begin (``operations/forgetting.py``). Nothing of them is sent.
+FORGOTTEN = "lytics-sync-forgotten-"
 # Before every transition time there is.
 EARLIEST_NS = -(2**63)
 
@@ -88,6 +90,8 @@ def fold(entries: Iterable[Entry], ledger: Mapping[str, Held]) -> Folded:
     exits: dict[str, Entry] | None = None
     folded = Folded()
     for identifier, entry in newest(entries).items():
+        if identifier.startswith(FORGOTTEN):
+            continue
         held, forced = ledger.get(identifier), again.get(identifier)
         if held is not None and not _decides(entry, held):
             if forced is not None and (forced.kind != EXIT) == held.is_member:

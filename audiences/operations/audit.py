@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from audiences import sql
+from audiences.delivery.fold import FORGOTTEN
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ TRUTHS = {
 
 def violations(truth: str) -> list[Violation]:
     """The violations of one invariant."""
-    return TRUTHS[truth].run(tolerance_seconds=settings.CLOCK_TOLERANCE_SECONDS).all()
+    return TRUTHS[truth].run(tolerance_seconds=settings.CLOCK_TOLERANCE_SECONDS, forgotten=FORGOTTEN).all()
 
 
 def audit() -> list[Finding]:

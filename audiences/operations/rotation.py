@@ -16,6 +16,7 @@ from audiences.encryption import decrypt, encrypt
 # Every column that holds something encrypted; a test looks for others.
 COLUMNS = (
     ("audiences_install", "odp_api_key"),
+    ("audiences_forgotten", "identifier"),
     ("audiences_lyticsaccount", "api_token"),
     ("audiences_token", "secret"),
     ("audiences_parked", "raw"),

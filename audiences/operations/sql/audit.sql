@@ -43,9 +43,10 @@ decided AS (
     LEFT JOIN audiences_membership AS held
         ON held.audience_id = event.audience_id AND held.identifier = event.identifier
     LEFT JOIN skipped ON skipped.audience_id = event.audience_id
-    WHERE event.sequence = held.sequence OR (event.sequence <= lane.delivered_sequence
+    WHERE NOT starts_with(event.identifier, %(forgotten)s) AND (event.sequence = held.sequence
+        OR (event.sequence <= lane.delivered_sequence
         AND NOT coalesce(skipped.numbers @> event.sequence, false)
-        AND event.occurred_ns <= (extract(epoch FROM event.received_at) + %(tolerance_seconds)s) * 1000000000)
+        AND event.occurred_ns <= (extract(epoch FROM event.received_at) + %(tolerance_seconds)s) * 1000000000))
     ORDER BY event.audience_id, event.identifier, event.occurred_ns DESC, (event.kind = 0) DESC
 )
 SELECT audience.odp_id AS audience, concat(coalesce(decided.identifier, held.identifier),

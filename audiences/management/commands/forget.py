@@ -1,0 +1,56 @@
+"""Forget one customer of one install."""
+
+import sys
+import time
+from getpass import getuser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from audiences.models import Install
+from audiences.operations import forgetting
+from audiences.operations.forgetting import BusyError
+
+WAIT_SECONDS = 120.0
+
+
+class Command(BaseCommand):
+    help = "Take one customer out of log, ledger, parked items, request bodies and reports. It can't be undone."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("install", help="the install's id or name")
+        parser.add_argument("identifier", help="the whole identifier; - reads it from the input")
+        parser.add_argument("--tell-odp", action="store_true", help="send exits for all audiences first")
+        parser.add_argument("--reason", default="", help="kept with the proof; don't name the person")
+        parser.add_argument("--yes", action="store_true", help="don't ask")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        named = options["install"]
+        install = Install.objects.filter(public_id=named).first() or Install.objects.filter(name=named).first()
+        if install is None:
+            raise CommandError(f"There is no install {named!r}.")
+        identifier = sys.stdin.readline().strip() if options["identifier"] == "-" else options["identifier"]
+        if not identifier:
+            raise CommandError("The identifier is empty.")
+        if not options["yes"] and input("This can't be undone. Type forget to go on: ") != "forget":
+            raise CommandError("Nothing was done.")
+        asked = forgetting.ask(
+            install, identifier, tell_odp=options["tell_odp"], by=getuser(), reason=options["reason"]
+        )
+        if asked is None:
+            raise CommandError("This customer is on the way out already. Beat goes on with it.")
+        until = time.monotonic() + WAIT_SECONDS
+        while not _is_done(asked):
+            if time.monotonic() > until:
+                raise CommandError("ODP has not taken the exits yet. Beat goes on with it; look at Now.")
+            time.sleep(0.5)
+        asked.refresh_from_db()
+        taken = ", ".join(f"{name} {count:,}" for name, count in asked.counts.items() if count) or "nothing was stored"
+        self.stdout.write(f"Forgotten (number {asked.pk}): {taken}.")
+
+
+def _is_done(asked: Any) -> bool:
+    try:
+        return forgetting.go_on(asked)
+    except BusyError:
+        return False

@@ -1,0 +1,90 @@
+-- Taking one person out of the tables. All statements run in one transaction, after the lanes are locked.
+
+-- name: follow_index
+-- Makes PostgreSQL find the events by the index over identifiers.
+-- It underrates that index and would read the whole log.
+SELECT set_config('enable_seqscan', 'off', true)
+
+-- name: events
+-- The events of the person in the install: audience and number of each.
+SELECT event.audience_id, event.sequence
+FROM audiences_event AS event JOIN audiences_audience AS audience ON audience.id = event.audience_id
+WHERE event.identifier = %(identifier)s AND audience.install_id = %(install)s
+
+-- name: deliveries
+-- The Deliveries whose requests may name the person: those of all Runs that cover one of the given events.
+-- Attempts begin at the cursor, and the cursor never moves back. So these Runs have the nearest start at or below.
+SELECT DISTINCT run.delivery_id AS id
+FROM unnest(%(audiences)s::int[], %(sequences)s::bigint[]) AS asked(audience_id, sequence)
+CROSS JOIN LATERAL (
+    SELECT first_sequence FROM audiences_run
+    WHERE audience_id = asked.audience_id AND first_sequence <= asked.sequence
+    ORDER BY first_sequence DESC LIMIT 1
+) AS nearest
+JOIN audiences_run AS run ON run.audience_id = asked.audience_id AND run.first_sequence = nearest.first_sequence
+    AND run.last_sequence >= asked.sequence
+WHERE run.delivery_id IS NOT NULL
+
+-- name: clear_answers
+-- Replaces the identifier in what ODP said about the given Deliveries.
+UPDATE audiences_delivery SET answer = replace(answer, %(identifier)s, %(token)s),
+    reason = replace(reason, %(identifier)s, %(token)s)
+WHERE id = ANY(%(deliveries)s::bigint[])
+    AND (position(%(identifier)s IN answer) > 0 OR position(%(identifier)s IN reason) > 0)
+
+-- name: clear_lanes
+-- The same in the reasons of blocks and errors of the install's lanes.
+UPDATE audiences_lane AS lane SET block_reason = replace(block_reason, %(identifier)s, %(token)s),
+    lifted_reason = replace(lifted_reason, %(identifier)s, %(token)s),
+    fault_reason = replace(fault_reason, %(identifier)s, %(token)s)
+FROM audiences_audience AS audience
+WHERE audience.id = lane.audience_id AND audience.install_id = %(install)s
+    AND position(%(identifier)s IN concat(block_reason, ' ', lifted_reason, ' ', fault_reason)) > 0
+
+-- name: rename_events
+-- Puts the token in the place of the identifier.
+UPDATE audiences_event AS event SET identifier = %(token)s
+FROM unnest(%(audiences)s::int[], %(sequences)s::bigint[]) AS found(audience_id, sequence)
+WHERE event.audience_id = found.audience_id AND event.sequence = found.sequence
+
+-- name: drop_memberships
+-- Takes the person out of the ledger and out of the numbers of members. Gives the number of rows.
+WITH
+-- The rows of the person.
+dropped AS (
+    DELETE FROM audiences_membership AS held USING audiences_audience AS audience
+    WHERE held.identifier = %(identifier)s AND audience.id = held.audience_id AND audience.install_id = %(install)s
+    RETURNING held.audience_id, held.is_member
+),
+-- The numbers of members, less by the person.
+counted AS (
+    UPDATE audiences_lane AS lane SET member_count = lane.member_count - 1
+    FROM dropped WHERE dropped.is_member AND lane.audience_id = dropped.audience_id
+)
+SELECT count(*) AS rows FROM dropped
+
+-- name: drop_profiles
+-- Takes out the lists of identifiers that name the person, and the person's own.
+DELETE FROM audiences_profile AS profile USING audiences_audience AS audience
+WHERE audience.id = profile.audience_id AND audience.install_id = %(install)s
+    AND (profile.profile = %(identifier)s OR profile.identifiers @> to_jsonb(%(identifier)s::text))
+
+-- name: drop_differences
+-- Takes the person out of the reports of audits. Their counts stay.
+DELETE FROM audiences_difference AS difference USING audiences_audit AS audit
+WHERE audit.id = difference.audit_id AND audit.install_id = %(install)s AND difference.identifier = %(identifier)s
+
+-- name: drop_scanned
+-- Takes the person out of a scan under way.
+DELETE FROM audiences_scannedmember AS scanned USING audiences_audit AS audit
+WHERE audit.id = scanned.audit_id AND audit.install_id = %(install)s AND scanned.identifier = %(identifier)s
+
+-- name: move_cursors
+-- Cursors of resends that stand at the person go to the token. A resync that is under way may send some people twice.
+UPDATE audiences_resend SET after_identifier = ''
+WHERE install_id = %(install)s AND after_identifier = %(identifier)s
+
+-- name: move_audit_cursors
+-- The same for audits.
+UPDATE audiences_audit SET after_identifier = ''
+WHERE install_id = %(install)s AND after_identifier = %(identifier)s

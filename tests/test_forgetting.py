@@ -1,0 +1,314 @@
+"""Forgetting a customer: out of every table, counts stay, and what comes later starts afresh."""
+
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences.delivery import holds
+from audiences.insight import customer_export
+from audiences.models import (
+    Audience,
+    Audit,
+    Difference,
+    Event,
+    Forgotten,
+    Install,
+    Lane,
+    Membership,
+    Parked,
+    ScannedMember,
+)
+from audiences.operations import audit, forgetting, resends
+from audiences.receiving import ingest
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import assert_all_is_well, claim, drain_all, enter, happen, make_audience, make_install
+from tests.messages import body, message
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+KIM = "kim@example.com"
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox) -> Install:
+    return make_install(odp)
+
+
+@pytest.fixture
+def gold(shop: Install) -> Audience:
+    made = make_audience(shop, provisioned=False)
+    enter(made, KIM, "lee")
+    drain_all(shop)
+    return Audience.objects.select_related("install").get(pk=made.pk)
+
+
+def forget(shop: Install, **options: Any) -> Forgotten:
+    asked = forgetting.ask(shop, KIM, **{"tell_odp": False, "by": "dpo", **options})
+    assert asked is not None
+    assert forgetting.go_on(asked)
+    return Forgotten.objects.get(pk=asked.pk)
+
+
+def rows_that_name(text: str) -> list[str]:
+    """Every row of every table of ours in which the text stands, requests unpacked."""
+    found = []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+            " AND (relname LIKE 'audiences%' OR relname LIKE 'django_admin%')"
+        )
+        for (table,) in cursor.fetchall():
+            cursor.execute(f"SELECT count(*) FROM {table} AS row WHERE row::text LIKE %s", [f"%{text}%"])
+            if cursor.fetchone() != (0,):
+                found.append(table)
+    from audiences import request_bodies
+    from audiences.encryption import decrypt
+    from audiences.models import Delivery
+
+    found += [
+        f"request of delivery {pk}"
+        for pk, packed in Delivery.objects.filter(request__isnull=False).values_list("pk", "request")
+        if text in request_bodies.unpack(bytes(packed or b""))
+    ]
+    found += [
+        f"parked {pk}"
+        for pk, raw in Parked.objects.filter(raw__isnull=False).values_list("pk", "raw")
+        if text in decrypt(bytes(raw or b"")).decode(errors="replace")
+    ]
+    return sorted(found)
+
+
+# --- out of every table --------------------------------------------------------------------------------------
+
+
+def test_the_person_stands_in_no_table_afterwards(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": [KIM], "named": True, "message": f"no {KIM}"}})
+    happen(gold, (KIM, "exit", 2))
+    drain_all(shop)
+    odp.clear_faults()
+    without_field = message(who=KIM)
+    without_field["data"]["email"] = without_field["data"].pop("_id")
+    ingest.receive(shop, body(without_field))
+    report = Audit.objects.create(install=shop, audience=gold, mode="full", by="kim", after_identifier=KIM)
+    Difference.objects.create(audit=report, identifier=KIM, kind="not_here", why="")
+    ScannedMember.objects.create(audit=report, identifier=KIM)
+    before = rows_that_name(KIM)
+    assert {"audiences_event", "audiences_membership", "audiences_difference"} <= set(before)
+    assert any(name.startswith("request of delivery") for name in before)
+    assert any(name.startswith("parked") for name in before)
+
+    done = forget(shop)
+
+    assert rows_that_name(KIM) == []
+    assert done.counts["events"] == 2
+    assert done.counts["parked"] == 2
+    assert Parked.objects.filter(closed_at=None).count() == 0
+
+
+def test_numbers_and_counts_stay_and_every_invariant_holds(shop: Install, gold: Audience) -> None:
+    happen(gold, (KIM, "exit", 2), (KIM, "enter", 3))
+    drain_all(shop)
+    events = Event.objects.count()
+    forget(shop)
+    assert Event.objects.count() == events
+    assert Lane.objects.get(pk=gold.pk).member_count == 1
+    assert audit.audit() == []
+    assert_all_is_well(gold)
+
+
+def test_other_customers_and_installs_are_untouched(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    other = make_audience(make_install(odp, name="Other"), "other", provisioned=False)
+    enter(other, KIM)
+    drain_all(other.install)
+    happen(gold, (f"{KIM}.au", "enter", 1))
+    drain_all(shop)
+    forget(shop)
+    assert Membership.objects.filter(audience=other, identifier=KIM).exists()
+    assert Membership.objects.filter(audience=gold, identifier=f"{KIM}.au").exists()
+
+
+# --- ODP -----------------------------------------------------------------------------------------------------
+
+
+def test_odp_keeps_the_person_unless_it_is_told(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    forget(shop)
+    assert odp.members("lytics_gold") == [KIM, "lee"]
+
+
+def test_if_asked_odp_gets_an_exit_first(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    silver = make_audience(shop, "silver", provisioned=False)
+    enter(silver, KIM)
+    drain_all(shop)
+    asked = forgetting.ask(shop, KIM, tell_odp=True, by="dpo")
+    assert asked is not None
+    assert not forgetting.go_on(asked)
+    assert not forgetting.go_on(asked), "ODP has not been told yet"
+    assert Event.objects.filter(identifier=KIM).count() == 4
+    drain_all(shop)
+    forgetting.go_on_all()
+    assert odp.members("lytics_gold") == ["lee"]
+    assert odp.members("lytics_silver") == []
+    assert rows_that_name(KIM) == []
+
+
+def test_what_waits_and_what_is_sent_again_never_brings_the_person_back(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    enter(gold, KIM, "ann", at=5)
+    forget(shop)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["ann", KIM, "lee"]
+    assert resends.resync(gold, by="kim", reason="try")
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+    written = [request for request in odp.requests(bodies=True) if request["method"] == "POST"]
+    assert not any("lytics-sync-forgotten-" in str(request.get("body")) for request in written)
+    assert audit.audit() == []
+
+
+def test_an_event_that_comes_later_starts_afresh(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    forget(shop, tell_odp=False)
+    enter(gold, KIM, at=9)
+    drain_all(shop)
+    assert Membership.objects.get(audience=gold, identifier=KIM).is_member
+    assert odp.members("lytics_gold") == [KIM, "lee"]
+    assert audit.audit() == []
+
+
+# --- proof, waiting, trying again ----------------------------------------------------------------------------
+
+
+def test_the_proof_says_that_it_was_done_and_not_to_whom(shop: Install, gold: Audience) -> None:
+    done = forget(shop, reason="request 7")
+    assert (done.by, done.reason, done.identifier) == ("dpo", "request 7", "")
+    assert forgetting.was_forgotten(KIM) == [done]
+    assert forgetting.was_forgotten("lee") == []
+
+
+def test_a_person_in_a_request_under_way_is_forgotten_after_it(shop: Install, gold: Audience) -> None:
+    enter(gold, KIM, at=5)
+    lease = claim(shop)
+    asked = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
+    assert asked is not None
+    with pytest.raises(forgetting.BusyError):
+        forgetting.go_on(asked)
+    forgetting.go_on_all()
+    assert Event.objects.filter(identifier=KIM).exists()
+    holds.give_back(lease)
+    forgetting.go_on_all()
+    assert rows_that_name(KIM) == []
+
+
+def test_one_request_per_person_at_a_time(shop: Install, gold: Audience) -> None:
+    assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is not None
+    assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is None
+
+
+def test_one_that_fails_keeps_no_other_from_being_forgotten(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
+    second = forgetting.ask(shop, "lee", tell_odp=False, by="dpo")
+    assert first is not None
+    assert second is not None
+    real = forgetting._take_out
+
+    def fail_once(forgotten: Forgotten) -> None:
+        if forgotten.pk == first.pk:
+            raise ValueError
+        real(forgotten)
+
+    monkeypatch.setattr(forgetting, "_take_out", fail_once)
+    forgetting.go_on_all()
+    assert Forgotten.objects.get(pk=second.pk).ended_at is not None
+
+
+# --- the commands --------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> str:
+    out = io.StringIO()
+    call_command(*words, stdout=out)
+    return out.getvalue()
+
+
+def test_the_command_forgets_and_says_what_it_took_out(shop: Install, gold: Audience) -> None:
+    said = run("forget", "Shop", KIM, "--yes", "--reason", "request 7")
+    assert "events 1, deliveries 1, memberships 1" in said
+    assert KIM not in said
+    assert rows_that_name(KIM) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(["Nowhere", KIM], "no install 'Nowhere'"), (["Shop", ""], "The identifier is empty")]
+)
+def test_the_command_says_what_is_wrong(gold: Audience, words: list[str], says: str) -> None:
+    with pytest.raises(CommandError, match=says):
+        run("forget", "--yes", *words)
+
+
+def test_everything_about_a_customer_can_be_exported(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    report = Audit.objects.create(install=shop, audience=gold, mode="full", by="kim", ended_at=now())
+    Difference.objects.create(audit=report, identifier=KIM, kind="not_here", why="Lytics has not sent the entry.")
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": [KIM], "named": True}})
+    happen(gold, (KIM, "exit", 2))
+    drain_all(shop)
+    told = json.loads(run("export_customer", "Shop", KIM))
+    assert told == json.loads(json.dumps(customer_export.export(shop, KIM)))
+    assert [event["event"] for event in told["events"]] == ["enter", "exit"]
+    assert told["memberships"][0]["audience"] == "lytics_gold"
+    assert len(told["parked"]) == 1
+    assert told["differences"][0]["why"] == "Lytics has not sent the entry."
+    forget(shop)
+    after = customer_export.export(shop, KIM)
+    assert [after[name] for name in ("memberships", "events", "parked", "profiles", "differences")] == [[]] * 5
+
+
+# --- the page ------------------------------------------------------------------------------------------------
+
+
+def found_by(client: Client) -> str:
+    return client.post(reverse("find_customer"), {"identifier": KIM}).content.decode()
+
+
+def note_on(page: str) -> str:
+    found = re.search(r'name="note" value="([^"]+)"', page)
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_of_a_customer_forgets_after_a_confirmation(shop: Install, gold: Audience, boss: Client) -> None:
+    note = note_on(found_by(boss))
+    asked = boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk}).content.decode()
+    assert "can&#x27;t be undone" in asked
+    assert not Forgotten.objects.exists()
+    boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk, "reason": "request 7"})
+    forgetting.go_on_all()
+    assert Forgotten.objects.get().ended_at is not None
+    assert rows_that_name(KIM) == []
+    assert "Forget</button>" not in found_by(boss)
+
+
+def test_the_page_of_a_customer_downloads_everything_held(shop: Install, gold: Audience, boss: Client) -> None:
+    note = note_on(found_by(boss))
+    answered = boss.post(reverse("find_customer"), {"note": note, "export": shop.pk})
+    assert json.loads(answered.content) == json.loads(json.dumps(customer_export.export(shop, KIM)))
+    assert LogEntry.objects.latest("pk").change_message == "Downloaded everything about one customer."
+
+
+@pytest.mark.parametrize("what", ["forget", "export"])
+def test_only_admins_may_forget_and_export(shop: Install, gold: Audience, operator: Client, what: str) -> None:
+    page = found_by(operator)
+    assert "Forget</button>" not in page
+    answered = operator.post(reverse("find_customer"), {"note": note_on(page), what: shop.pk, "reason": "x"})
+    assert answered.status_code == 403
+    assert not Forgotten.objects.exists()
