@@ -318,12 +318,17 @@ def test_the_file_has_no_secret_and_no_identifier_even_if_odp_quotes_them(
     odp: ThreadedSandbox, install: Install, file: Path
 ) -> None:
     customer = f"lytics-sync-learn-{install.public_id}-1-good1"
-    quoted = {"learnprivate": customer, customer: "learnpublic.learnprivate", "title": install.public_id}
+    quoted = {
+        "learnprivate": customer,
+        customer: "learnpublic.learnprivate",
+        "title": install.public_id,
+        "jane@example.com": 1,
+    }
     odp.fault({"path": "/v3/profiles", "method": "POST", "body_contains": "good1"}, {"status": 400, "body": quoted})
     odp.fault({"path": f"/v3/segments/{FIELD}_none"}, {"status": 404, "body": {install.public_id: 1}})
     learn(file, "--lists")
     text = file.read_text()
-    for secret in ("learnpublic", "learnprivate", install.public_id, odp.url, "lytics-sync-learn-"):
+    for secret in ("learnpublic", "learnprivate", install.public_id, odp.url, "lytics-sync-learn-", "jane"):
         assert secret not in text
     assert "title: text" in text
 
@@ -394,6 +399,29 @@ def test_a_second_run_keeps_answers_that_only_the_first_could_find(
     assert {name: answer for name, answer in second.items() if answer != first[name]} == {}
     assert second["unknown_field"] == "refuse"
     assert_clean(odp)
+
+
+def test_a_file_of_another_account_lends_no_answers(odp: ThreadedSandbox, install: Install, file: Path) -> None:
+    learn(file)
+    with ThreadedSandbox(Options(private_key=PRIVATE_KEY, settings=UNLIMITED)) as other:
+        Install.objects.update(odp_host=other.url)
+        name = {"name": FIELD, "display_name": FIELD, "type": "boolean"}
+        assert other.odp("POST", "/v3/schema/objects/customers/fields", name)[0] == 200
+        assert "answers of an earlier run" not in learn(file)
+    assert answers(file)["unknown_field"] == ""
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_graphql_that_does_not_know_a_new_audience_at_once_is_asked_again(
+    odp: ThreadedSandbox, install: Install, file: Path, after: int
+) -> None:
+    errors = {"data": None, "errors": [{"message": "unknown audience"}]}
+    when = {"path": "/v3/graphql", "body_contains": '"among"', "after": after, "times": 3}
+    odp.fault(when, {"status": 200, "body": errors})
+    learn(file)
+    found = answers(file)
+    assert (found["batch_rejection"], found["new_vuid"]) == ("whole", "ignored")
+    assert int(found["field_delay_seconds"]) + int(found["visible_seconds"]) > 0
 
 
 def test_a_terminated_run_cleans_up_and_writes_what_it_knows(

@@ -168,16 +168,34 @@ class Lab:
         """Whether ODP shows a customer in the audience under both names."""
         return all(self.inside([(name, self.who(role)) for name in (graphql.FS, graphql.WEB)], segment))
 
+    def is_shown(self, role: str) -> bool:
+        """``is_in``, with an error of GraphQL as "not yet"."""
+        try:
+            return self.is_in(role)
+        except NotAnswered:
+            return False
+
     # --- waits ---------------------------------------------------------------------------------------------------
 
     def seconds_until(self, is_so: Callable[[], bool], *, at_most: float | None = None) -> float | None:
-        """Look until something is so; the seconds it took, or None when it wasn't so in time."""
+        """Look until something is so; the seconds it took, or None when it wasn't so in time.
+
+        An error of GraphQL counts as "not yet", because ODP may not know a new audience at once. Raises it at the end.
+        """
         began, at_most = self.clock.now(), self.patience if at_most is None else at_most
-        while not is_so():
+        while True:
+            failure = None
+            try:
+                if is_so():
+                    return self.clock.now() - began
+            except NotAnswered as error:
+                failure = error
             if self.clock.now() - began >= at_most:
-                return None
+                break
             self.clock.sleep(LOOK_SECONDS)
-        return self.clock.now() - began
+        if failure is not None:
+            raise failure
+        return None
 
     @property
     def settling(self) -> float:

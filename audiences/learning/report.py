@@ -25,11 +25,12 @@ def table(answers: Iterable[Found]) -> Iterable[str]:
         yield f"  setting   {found.setting.line if found.setting else '–'}"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The answers of an earlier run by question. Empty when there is no file of this command."""
+def read(path: Path, *, account: str) -> dict[str, Any]:
+    """The answers of an earlier run on the same account by question. Empty when there is no such file."""
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        return {each["question"]: each for each in earlier["answers"] if each["answer"]}
+        is_same = earlier["about"]["account"] == account
+        return {each["question"]: each for each in earlier["answers"] if is_same and each["answer"]}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -41,7 +42,7 @@ def write(
 
     Nothing secret is put into answers. ``secrets`` are masked nevertheless, because ODP chooses the names in its JSON.
     """
-    earlier = read(path)
+    earlier = read(path, account=about["account"])
     kept = [found.question for found in answers if not found.answer and found.question in earlier]
     rows = [earlier[found.question] if found.question in kept else _row(found, at) for found in answers]
     text = json.dumps({"version": _VERSION, "about": about, "answers": rows}, indent=2, ensure_ascii=False)

@@ -65,7 +65,7 @@ def _new_field(lab: Lab) -> Iterator[Found]:
             refused += 1
             continue
         accepted_after = lab.clock.now() - began if accepted_after is None else accepted_after
-        if lab.is_in("field"):
+        if lab.is_shown("field"):
             shown_after = lab.clock.now() - began
             break
     else:

@@ -13,6 +13,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
 
 from audiences import lytics_account
@@ -62,7 +63,7 @@ class Command(BaseCommand):
         if not options["file"].absolute().parent.is_dir():
             raise CommandError(f"There is no folder {options['file'].parent} for the file.")
         lab = self._lab(install, options)
-        taken = Audience.objects.filter(install=install, odp_id__in=lab.segments).first()
+        taken = Audience.objects.filter(odp_id__in=lab.segments).first()
         if taken is not None:
             raise CommandError(f"{taken.odp_id} is the audience of {taken.slug}. Name another field with --field.")
         if options["clean_up"]:
@@ -193,7 +194,9 @@ def _plan(lab: Lab) -> Iterator[str]:
 
 
 def _about(install: Install) -> dict[str, str]:
-    return {"mechanism": install.mechanism, "identifier_field": install.identifier_field, "made_at": now().isoformat()}
+    """``account`` tells accounts apart, and nobody without our SECRET_KEY which one it is."""
+    account = salted_hmac("learn_account", repr(odp_account.account_of(install))).hexdigest()[:12]
+    return {"account": account, "mechanism": install.mechanism, "made_at": now().isoformat(timespec="seconds")}
 
 
 def _secrets(lab: Lab, install: Install) -> set[str]:
