@@ -88,6 +88,17 @@ def test_each_documented_answer_of_the_health_urls_is_true(monkeypatch: pytest.M
     ask("/health/workers", 200)
 
 
+def test_each_documented_answer_of_the_metrics_is_true(db: None, settings: Settings) -> None:
+    told = ALERTS_LISTED["paths"]["/metrics"]["get"]["responses"]
+    for token, status in (("", 404), ("another token", 401), ("the token", 200)):
+        settings.METRICS_TOKEN = token
+        answer = Client(headers={"Authorization": "Bearer the token"}).get("/metrics")
+        assert answer.status_code == status
+        assert {answer["Content-Type"].partition(";")[0]} == set(told[str(status)]["content"])
+        assert set(told[str(status)].get("headers", {})) <= set(answer.headers)
+    assert set(told) == {"404", "401", "200"}
+
+
 def test_there_is_nothing_else_below_health_and_the_version_is_ours() -> None:
     from lytics_sync.urls import urlpatterns
 
