@@ -4,7 +4,11 @@ The code is here and not in ``lytics``, because it reads the tables and the sett
 LyticsAccounts.
 """
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from django.conf import settings
+from django.db.models import Q
 from django.utils.timezone import now
 
 from audiences.encryption import opened
@@ -34,3 +38,33 @@ def set_token(install: Install, token: str) -> None:
         LyticsAccount.objects.update_or_create(install=install, defaults={"api_token": token, "changed_at": now()})
     else:
         LyticsAccount.objects.filter(install=install).delete()
+
+
+def has_token(install: Install) -> bool:
+    return LyticsAccount.objects.filter(install=install).exists()
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to change Lytics for an install. It ends also without a release, so that a killed run blocks nobody."""
+
+    install_id: int
+    until: datetime
+
+
+def lease(install: Install, *, until: datetime) -> Lease | None:
+    """None while another run holds the lease, or without a token."""
+    is_free = Q(connecting_until_at=None) | Q(connecting_until_at__lte=now())
+    won = LyticsAccount.objects.filter(is_free, install=install).update(connecting_until_at=until)
+    return Lease(install.pk, until) if won else None
+
+
+def release(held: Lease) -> None:
+    """Nothing happens when the lease has ended and another run holds it."""
+    mine = LyticsAccount.objects.filter(install_id=held.install_id, connecting_until_at=held.until)
+    mine.update(connecting_until_at=None)
+
+
+def leased_until(install: Install) -> datetime | None:
+    account = LyticsAccount.objects.filter(install=install).only("connecting_until_at").first()
+    return account.connecting_until_at if account else None

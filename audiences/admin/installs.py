@@ -17,6 +17,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget
 from audiences.admin import connecting, doctor, last_delivered, parked_groups, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
+from audiences.admin.lytics_verbs import LYTICS_VERBS
 from audiences.admin.odp_live import check_key
 from audiences.admin.pages import (
     CountedPaginator,
@@ -137,7 +138,7 @@ def _parked(install: Install) -> str:
 @admin.register(Install)
 class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
-    verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete())
+    verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete(), *LYTICS_VERBS)
     empty_words = "No install yet. Add one to connect Lytics to ODP."
     list_display = (
         *("name_", "pill", "proven", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host"),
@@ -308,6 +309,7 @@ class InstallAdmin(OperatorAdmin[Install]):
             "buttons": verbs.buttons(
                 self, request, install, only=("retry", "full-batches", "check", "new-token", "remove")
             ),
+            "lytics_buttons": verbs.buttons(self, request, install, only=[verb.name for verb in LYTICS_VERBS]),
             "state": state.of_install(install),
             "missing": drafts.missing(install) if install.key_accepted_at is None else "",
             # Offered for drafts only: a working install has calls and can't be deleted.

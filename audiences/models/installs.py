@@ -139,6 +139,8 @@ class LyticsAccount(models.Model):
     install = models.OneToOneField(Install, on_delete=models.CASCADE, related_name="lytics")
     api_token = EncryptedTextField()
     changed_at = models.DateTimeField(default=now)
+    # The end of the lease of the run that changes Lytics for this install; see ``audiences/operations/connect.py``.
+    connecting_until_at = models.DateTimeField(null=True)
 
     class Meta:
         default_permissions = ()

@@ -18,6 +18,8 @@ DELETABLE_TABLES = {
     # Of a mistaken install alone (delivery/drafts.py): the foreign keys of calls and audiences hold every other one.
     "audiences_install",
     "audiences_token",
+    # The API token of an install, which a person removes.
+    "audiences_lyticsaccount",
 }
 APPEND_ONLY = {"audiences_event", "django_admin_log"}
 READ_ONLY = {"django_migrations", "django_content_type", "auth_permission"}
