@@ -21,9 +21,10 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
+from audiences.agreement import audits
 from audiences.delivery import drafts, holds
 from audiences.insight import heartbeats, schedule, stalled_work, trials
-from audiences.models import Audience, Event, FutureTime, Install, Membership, Twin, Worker
+from audiences.models import Audience, Audit, Event, FutureTime, Install, Membership, Twin, Worker
 from audiences.operations import doctor, twins
 from audiences.operations.doctor import service
 from audiences.operations.doctor.registry import NO_TIME, Check
@@ -114,11 +115,11 @@ def test_workers(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_beat(shop: Install, broker: redis.Redis) -> None:
     broker.delete(schedule.KEY)
     assert states(shop, "beat") == ["bad"]
-    tasks.roll_up()
+    tasks.reconcile()
     line = the(shop, "beat")
     assert line.state == "good"
     assert line.age_seconds is not None
-    assert line.age_seconds < 60
+    assert line.age_seconds < 30
     broker.expire(schedule.KEY, schedule.KEPT_SECONDS - 200)
     line = the(shop, "beat")
     assert (line.state, "200 s ago" in line.evidence) == ("bad", True)
@@ -303,6 +304,24 @@ def test_odp_customer(odp: ThreadedSandbox, shop: Install, gold: Audience) -> No
     assert states(shop, "odp_customer") == ["unknown"]
 
 
+def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Settings) -> None:
+    settings.AUDIT_SETTLE_SECONDS = 0
+
+    def audit() -> None:
+        assert audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+        audits.go_on(shop.pk, seconds=30)
+
+    assert states(shop, "odp_members") == ["unknown"]
+    audit()
+    assert states(shop, "odp_members") == ["good"]
+    Audit.objects.update(ended_at=now() - timedelta(days=9))
+    assert states(shop, "odp_members") == ["warning"]
+    odp.odp("POST", "/v3/profiles", [{"attributes": {"fs_user_id": "kim", "lytics_gold": False}}])
+    audit()
+    line = the(shop, "odp_members")
+    assert (line.state, line.about, "1 of 2 people" in line.evidence) == ("bad", "lytics_gold", True)
+
+
 def test_odp_other_install(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     assert states(shop, "odp_other_install") == ["good"]
     other = make_install(odp, name="Other")
@@ -353,6 +372,13 @@ def test_every_line_that_needs_a_person_says_what_to_do(shop: Install, gold: Aud
     found = doctor.examine(doctor.Case(shop))
     assert [line.check for line in found if line.state in ("bad", "warning") and not line.cure] == []
     assert [line.check for line in found if not line.evidence.endswith((".", ")"))] == []
+
+
+def test_neighbours_that_say_the_same_become_one_line_for_people(shop: Install) -> None:
+    found = doctor.examine(doctor.Case(shop))
+    shown = [line for line in doctor.merged(found) if "No API token" in line.evidence]
+    assert len(shown) == 1
+    assert shown[0].title.startswith("State of the job, URL of the job, Header of the job")
 
 
 # --- command, page, document ---------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from pytest_django.fixtures import Settings
 from audiences import lytics_account
 from audiences.models import Install, Receipt, Token
 from audiences.operations import doctor, installs
-from audiences.operations.doctor import case
 from audiences.operations.doctor.lytics_audiences import shortest_window
 from audiences.receiving import ingest
 from sandbox.lytics.account import Account
@@ -50,16 +49,12 @@ def server(tmp_path: Path) -> Iterator[LyticsServer]:
 
 
 @pytest.fixture
-def shop(install: Install, server: LyticsServer, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Install:
+def shop(install: Install, server: LyticsServer, settings: Settings) -> Install:
     settings.LYTICS_API_URL = server.url
     settings.PUBLIC_URL = "https://sync.example.com"
-    set_token(monkeypatch, TOKEN)
+    lytics_account.set_token(install, TOKEN)
     make_audience(install)
     return install
-
-
-def set_token(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
-    monkeypatch.setattr(case, "client_of", lambda _, ends_at: lytics_account.client_with(token, ends_at=ends_at))
 
 
 Job = Callable[..., str]
@@ -166,11 +161,9 @@ def test_lytics_state_names_a_job_that_calls_this_server_at_another_path(shop: I
     assert (line.state, "Sync job calls this server at another path" in line.evidence) == ("bad", True)
 
 
-def test_a_rejected_api_token_is_named_and_other_lines_stay(
-    shop: Install, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rejected_api_token_is_named_and_other_lines_stay(shop: Install, job: Job) -> None:
     job()
-    set_token(monkeypatch, "expired")
+    lytics_account.set_token(shop, "expired")
     line = the(shop, "lytics_state")
     assert (line.state, "401" in line.evidence, "Store an API token" in line.cure) == ("unknown", True, True)
     assert states(shop, "database") == ["good"]

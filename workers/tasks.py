@@ -55,7 +55,8 @@ def sweep() -> None:
 
 @shared_task(name="workers.tasks.reconcile", ignore_result=True)
 def reconcile() -> None:
-    """Send the ledger's state again where ODP may have applied an abandoned request late."""
+    """Send the ledger's state again where ODP may have applied an abandoned request late. Also notes that beat runs."""
+    schedule.note()
     reconciling.reconcile()
 
 
@@ -114,8 +115,7 @@ def summarise() -> None:
 
 @shared_task(name="workers.tasks.roll_up", ignore_result=True)
 def roll_up() -> None:
-    """Compute the Minutes that have ended and the delays for metrics, and note that the schedule runs."""
-    schedule.note()
+    """Compute the Minutes that have ended, and the delays for metrics."""
     rollup.roll_up()
     delays.add_up()
 

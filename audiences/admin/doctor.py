@@ -56,6 +56,8 @@ def look(install: Install) -> dict[str, Any]:
     groups = []
     for group in doctor.GROUPS:
         own = sorted((line for line in lines if line.group == group), key=lambda line: doctor.WORDS.index(line.state))
-        groups.append((group, [(line, State(line.state), ago(line.at) if line.at else "") for line in own]))
+        groups.append(
+            (group, [(line, State(line.state), ago(line.at) if line.at else "") for line in doctor.merged(own)])
+        )
     counts = [(sum(line.state == word for line in lines), State(word)) for word in doctor.WORDS]
     return {"groups": groups, "counts": counts, "checked_at": now()}

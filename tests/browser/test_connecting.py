@@ -23,3 +23,15 @@ def test_from_an_empty_admin_to_an_audience_in_odp(operator: Person, site: Site,
         assert sorted(odp.members(odp_id)) == inside
     operator.follow("Now")
     operator.finds("All is well")
+
+
+def test_the_doctor_shows_what_is_good_and_what_needs_a_person(
+    operator: Person, site: Site, odp: ThreadedSandbox
+) -> None:
+    connect(operator, odp)
+    operator.page.get_by_role("link", name="Doctor", exact=True).click()
+    lines = operator.page.locator("#doctor table")
+    expect(lines).to_have_count(4, timeout=60_000)
+    for title, state in (("Workers", "good"), ("API key", "good"), ("Body limit", "good"), ("Calls", "bad")):
+        row = operator.page.locator("#doctor tr", has=operator.page.get_by_role("cell", name=title, exact=True))
+        expect(row.locator(".ls-pill")).to_have_text(state)

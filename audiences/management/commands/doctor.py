@@ -40,7 +40,7 @@ class Command(BaseCommand):
         self.stdout.write(name)
         for group in doctor.GROUPS:
             self.stdout.write(f"\n{group}")
-            for line in lines:
+            for line in doctor.merged(lines):
                 if line.group == group:
                     self._print_line(line)
         counts = ", ".join(f"{sum(line.state == word for line in lines)} {word}" for word in doctor.WORDS)

@@ -7,13 +7,14 @@ of the lines: what needs no network first, what takes longest last.
 # isort: off
 from audiences.operations.doctor import service
 from audiences.operations.doctor import odp_account
+from audiences.operations.doctor import members
 from audiences.operations.doctor import public_address
 from audiences.operations.doctor import lytics_job
 from audiences.operations.doctor import lytics_audiences
 
 # isort: on
 from audiences.operations.doctor.case import Case
-from audiences.operations.doctor.registry import CHECKS, GROUPS, WORDS, Check, Finding, Line, examine
+from audiences.operations.doctor.registry import CHECKS, GROUPS, WORDS, Check, Finding, Line, examine, merged
 
 __all__ = [
     "CHECKS",
@@ -26,6 +27,8 @@ __all__ = [
     "examine",
     "lytics_audiences",
     "lytics_job",
+    "members",
+    "merged",
     "odp_account",
     "public_address",
     "service",

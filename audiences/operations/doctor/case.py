@@ -4,6 +4,7 @@ import time
 from functools import cached_property
 from urllib.parse import urlsplit
 
+from audiences import lytics_account
 from audiences.delivery import odp_account
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import trials
@@ -28,11 +29,6 @@ SECONDS = 45.0
 REQUEST_SECONDS = 8.0
 NO_TOKEN = "No API token of the Lytics account is stored for this install, so Lytics was not asked."  # noqa: S105
 NO_TOKEN_CURE = "Store an API token of the Lytics account. Everything but these lines works without it."  # noqa: S105
-
-
-def client_of(install: Install, ends_at: float) -> LyticsClient | None:
-    """None: no install has an API token yet."""
-    return None
 
 
 class NotCheckedError(Exception):
@@ -78,7 +74,7 @@ class Case:
 
     @cached_property
     def lytics(self) -> LyticsClient:
-        client = client_of(self.install, self.ends_at)
+        client = lytics_account.client_of(self.install, ends_at=self.ends_at)
         if client is None:
             raise NotCheckedError(NO_TOKEN, NO_TOKEN_CURE)
         client.seconds = min(client.seconds, REQUEST_SECONDS)

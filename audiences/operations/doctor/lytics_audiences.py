@@ -48,7 +48,8 @@ def lytics_audiences(case: Case) -> Found:
 @check(LYTICS, "Audiences that left the job")
 def lytics_left(case: Case) -> Found:
     """Whether a job still sends each audience that this install has from Lytics. Others keep their last members."""
-    left = [audience for audience in case.audiences if audience.segment_id not in case.exported]
+    exported = case.exported
+    left = [audience for audience in case.audiences if audience.segment_id not in exported]
     if not left:
         return good("A job sends every audience of this install.")
     named = ", ".join(audience.latest_slug for audience in left[:NAMED])
@@ -73,7 +74,7 @@ def lytics_changed(case: Case) -> Found:
     if not changed:
         return good("No audience of the job was changed since the job was made.")
     at = max(audience.updated_at for audience in changed.values() if audience.updated_at)
-    cure = "Compare both sides. If they differ, replace the job by a new one with Existing Users."
+    cure = "Audit these audiences. If they differ, replace the job by a new one with Existing Users."
     words = f"Changed in Lytics after the job was made: {_names(list(changed.values()))}."
     return warning(f"{words} Exits by the new definition may be missing.", cure, at=at)
 

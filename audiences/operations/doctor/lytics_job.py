@@ -24,6 +24,7 @@ OMITTED_RECENTLY = timedelta(days=7)
 LONG_WAIT_SECONDS = 30
 # Statuses with which this service asks for another try; Lytics must not give up on them.
 RETRIED = {401, 405, 408, 429, *range(500, 600)}
+NO_MESSAGE = "No message has come."
 JOB_PAGE = "In Lytics, on the job's Configuration page"
 
 
@@ -55,7 +56,7 @@ def lytics_identifier(case: Case) -> Found:
     """Whether the newest messages have the identifier field, and whether the identifiers look like device ids."""
     words = {"done": "good", "waiting": "unknown", "failing": "bad"}
     return [
-        Finding(words[line.state.word], line.state.why or f"{line.title}.", line.todo, line.at)  # type: ignore[arg-type]
+        Finding(words[line.state.word], line.state.why or NO_MESSAGE, line.todo, line.at)  # type: ignore[arg-type]
         for line in checklist.lines(case.install)
         if line.name in ("identifier", "vuid")
     ]
@@ -88,7 +89,7 @@ def _state(job: Job) -> Finding:
         return unknown(f"Lytics does not say in which state {job.name} is.", "Look at the job in Lytics.")
     cure = (
         "Look at its log for the cause, then resume or restart it in Lytics. What changed meanwhile may be lost:"
-        " compare both sides afterwards."
+        " audit its audiences afterwards."
     )
     return bad(f"{job.name} is in the state {job.state}.", cure, at=job.updated_at)
 
@@ -168,7 +169,7 @@ def lytics_triggers(case: Case) -> Found:
             words = f"{job.name} sends {'exits' if 'exits' in only else 'entries'} only, so members stay wrong in ODP."
             return bad(words, f"{JOB_PAGE}, choose entries and exits under Audience Trigger Events.")
         if not flag(job.config, "withbackfill"):
-            cure = f"{JOB_PAGE}, choose Existing Users, and compare both sides."
+            cure = f"{JOB_PAGE}, choose Existing Users, and audit its audiences."
             return warning(f"{job.name} does not send those who were members before it was made.", cure)
         return good(f"{job.name} sends entries, exits and existing users, without a template.")
 
@@ -274,8 +275,8 @@ def lytics_omitted(case: Case) -> Found:
         at = max((entry.logged_at for entry in entries if entry.logged_at), default=None)
         words = f"The log of {job.name} counts {sum(entry.omitted or 0 for entry in entries):,} omitted events."
         cure = (
-            "Look at the lines about the public address: Lytics omits what is answered 400, 404 or 413. Then compare"
-            " both sides, and have the missing members sent again."
+            "Look at the lines about the public address: Lytics omits what is answered 400, 404 or 413. Then audit"
+            " the audiences of the job, and repair what differs."
         )
         return (warning if at and now() - at > OMITTED_RECENTLY else bad)(words, cure, at=at)
 

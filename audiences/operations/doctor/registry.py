@@ -6,7 +6,7 @@ raises becomes a line too, so one broken check hides no other.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -113,6 +113,22 @@ def examine(case: Case, checks: Iterable[Check] | None = None) -> list[Line]:
             at = None if one.state == "unknown" else one.at or now()
             lines.append(Line(each.name, each.title, each.group, one.state, one.evidence, one.cure, at, one.about))
     return lines
+
+
+def merged(lines: Sequence[Line]) -> list[Line]:
+    """For people: neighbours that say the same become one line with all their titles."""
+    found: list[Line] = []
+    for line in lines:
+        last = found[-1] if found else None
+        if last and _words(last) == _words(line):
+            found[-1] = replace(last, title=f"{last.title}, {line.title}")
+        else:
+            found.append(line)
+    return found
+
+
+def _words(line: Line) -> tuple[str, ...]:
+    return line.group, line.state, line.evidence, line.cure, line.about
 
 
 def _run(each: Check, case: Case) -> Found:

@@ -1,0 +1,42 @@
+"""What the audits found: whether the members of each audience are the same on all sides."""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences.agreement import words
+from audiences.models import Audit
+from audiences.operations.doctor.case import Case
+from audiences.operations.doctor.odp_account import NAMED, ODP
+from audiences.operations.doctor.registry import Found, bad, check, good, unknown, warning
+
+CURE = "Press Audit on the page of an audience."
+
+
+@check(ODP, "Members on both sides")
+def odp_members(case: Case) -> Found:
+    """Whether the newest audit of each audience found the same members in Lytics, here and in ODP. Nothing is compared
+    now: an audit takes longer.
+    """
+    newest = Audit.objects.filter(install=case.install, is_newest=True).select_related("audience")
+    audits = {audit.audience_id: audit for audit in newest}
+    differing = [audit for audit in audits.values() if audit.problem or audit.differing]
+    if differing:
+        cure = "Open its newest audit under Audits, and press Repair there."
+        return [
+            (warning if audit.problem else bad)(
+                f"{words.result(audit)}.", cure, at=audit.ended_at, about=str(audit.audience)
+            )
+            for audit in differing[:NAMED]
+        ]
+    made = [audience for audience in case.audiences if audience.provisioned_at]
+    audited = [audits[audience.pk] for audience in made if audience.pk in audits]
+    if not audited:
+        return unknown("No audience of this install was audited.", CURE)
+    at = min(audit.ended_at for audit in audited if audit.ended_at)
+    found = f"The newest audits of {len(audited):,} of {len(made):,} audiences found no difference."
+    stale = settings.AUDIT_HOURS and now() - at > 2 * timedelta(hours=settings.AUDIT_HOURS)
+    if len(audited) < len(made) or stale:
+        return warning(found, f"{CURE} The schedule audits each audience every AUDIT_HOURS hours.", at=at)
+    return good(found, at=at)
