@@ -19,6 +19,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from pytest_django.fixtures import Settings
 
+from audiences import lytics_account
 from audiences.learning import experiments, registry
 from audiences.learning.lab import Clock, Lab, Spacing
 from audiences.models import Install
@@ -227,9 +228,14 @@ def test_audiences_of_this_service_tell_nothing_about_the_hosted_app(
     assert answers(file)["existing_audiences"] == "none"
 
 
+@pytest.mark.parametrize("token", ["stored", "given", "typed"])
 def test_the_job_is_described_without_its_texts(
-    odp: ThreadedSandbox, install: Install, file: Path, tmp_path: Path, settings: Settings
+    install: Install, file: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
+    monkeypatch.setattr(learn_account, "getpass", lambda _: LYTICS_TOKEN)
+    if token == "stored":
+        lytics_account.set_token(install, LYTICS_TOKEN)
+    words = {"stored": [], "given": ["--lytics-token", LYTICS_TOKEN], "typed": ["--lytics-token", "-"]}[token]
     api = Api(LyticsAccount(tmp_path / "lytics.sqlite3"), token=LYTICS_TOKEN, switches=Switches())
     plan = Plan(events=10, audiences=some_audiences(how_many=2, seed=3), seed=3, customers=5)
     list(api.account.recorded(Stream(plan), "_id"))
@@ -244,15 +250,23 @@ def test_the_job_is_described_without_its_texts(
             "segment_ids": [plan.audiences[0].segment_id],
             "batching_enabled": True,
             "batch_size": 250,
+            "jane@example.com": 1,
         }
         assert create_job(client, name="Secret name", auth_ids=[auth.auth_id], config=config).item
-        learn(file, "--lytics-token", LYTICS_TOKEN)
+        learn(file, *words)
         server.shutdown()
     found, text = answers(file), file.read_text()
     assert (found["job_of_install"], found["audience_sizes"]) == ("found", "all")
     assert (found["missing_audience"], found["missing_person"]) == ("404", "200")
-    assert "batch_size=250, batching_enabled=true, segment_ids=[text], webhook_url=text" in text
-    for secret in (LYTICS_TOKEN, "lysync_secret", "Secret name", plan.audiences[0].segment_id, "webhooks/lytics"):
+    assert "batch_size=250, batching_enabled=true, ?=1, segment_ids=[text], webhook_url=text" in text
+    for secret in (
+        LYTICS_TOKEN,
+        "jane",
+        "lysync_secret",
+        "Secret name",
+        plan.audiences[0].segment_id,
+        "webhooks/lytics",
+    ):
         assert secret not in text
 
 

@@ -54,7 +54,7 @@ def shape(value: Any, depth: int = 0) -> str:
     if depth > _DEEPEST:
         return "…"
     if isinstance(value, dict):
-        named = (f"{_plain(name)}: {shape(inner, depth + 1)}" for name, inner in sorted(value.items()))
+        named = (f"{plain_name(name)}: {shape(inner, depth + 1)}" for name, inner in sorted(value.items()))
         return f"{{{', '.join(dict.fromkeys(named))}}}"
     if isinstance(value, list):
         return f"[{' | '.join(dict.fromkeys(shape(inner, depth + 1) for inner in value[:20]))}]"
@@ -63,5 +63,6 @@ def shape(value: Any, depth: int = 0) -> str:
     return "number" if isinstance(value, int | float) else "text"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name of a field in JSON, unless it could be something else, such as an e-mail address."""
     return name if _PLAIN_NAME.fullmatch(name) else "?"

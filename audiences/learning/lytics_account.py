@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from audiences.learning.experiments import Experiment, Found, NotAnswered, shape
+from audiences.learning.experiments import Experiment, Found, NotAnswered, plain_name, shape
 from audiences.learning.lab import CUSTOMER, Lab
 from lytics.api.audiences import audience, audiences
 from lytics.api.authorizations import authorizations
@@ -36,7 +36,7 @@ def _job_config(lab: Lab) -> Iterator[Found]:
     ours = [job for job in found.items if lab.webhook_url and _names(job.config, lab.webhook_url)]
     yield Found("job_of_install", "found" if ours else "missing", f"{len(found.items)} webhook jobs")
     job: Job = (ours or found.items)[0]
-    yield Found("job_config", job.state, config_words(job.config))
+    yield Found("job_config", plain_name(job.state.replace("-", "_")), config_words(job.config))
     yield Found("job_shape", "read", shape({name: value for name, value in job.fields.items() if name != "config"}))
 
 
@@ -51,7 +51,7 @@ def _names(config: Any, url: str) -> bool:
 def config_words(config: Any) -> str:
     """The settings of a job: switches and numbers with their values, of anything else only the type."""
     known = {
-        name: str(value).lower() if isinstance(value, bool | int | float) else shape(value)
+        plain_name(name): str(value).lower() if isinstance(value, bool | int | float) else shape(value)
         for name, value in sorted(config.items())
     }
     return ", ".join(f"{name}={value}" for name, value in known.items())

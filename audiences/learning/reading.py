@@ -54,6 +54,7 @@ def _existing_audiences(lab: Lab) -> Iterator[Found]:
             setting = None if each in text else Setting("environment", "ODP_PASSTHROUGH_DEFINITION", text)
             yield Found("passthrough_key", key, "the member of an existing audience's definition", setting)
             return
+    raise NotAnswered("no existing audience is a passthrough audience")
 
 
 def _is_known(lab: Lab, segment: str) -> bool:

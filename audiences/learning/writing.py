@@ -106,7 +106,8 @@ def _bad_item(lab: Lab) -> Iterator[Found]:
         yield Found("invalids_key", keys[0], evidence)
     lab.must_show()
     took = lab.seconds_until(lambda: lab.is_in("good1"), at_most=lab.settling)
-    applied = f"{answer.status}; good items {'shown' if took is not None else 'not shown'} after {lab.settling:.0f} s"
+    shown = f"shown after {took:.0f} s" if took is not None else f"not shown within {lab.settling:.0f} s"
+    applied = f"{answer.status}; good items {shown}"
     if took is not None:
         yield Found("batch_rejection", "drop" if is_taken(answer) and not invalids else "partial", applied)
     elif is_taken(answer):

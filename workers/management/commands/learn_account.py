@@ -52,7 +52,7 @@ class Command(BaseCommand):
         parser.add_argument("--lists", action="store_true", help="also make a list, which can't be deleted again")
         parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for an effect at most")
         parser.add_argument("--apply", action="store_true", help="store the settings of the install that follow")
-        parser.add_argument("--lytics-token", default="", help="a Lytics API token for this run; - asks for it unseen")
+        parser.add_argument("--lytics-token", default="", help="instead of the install's; - asks for it unseen")
         parser.add_argument("--clean-up", action="store_true", help="only remove what a killed run has left")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -88,7 +88,7 @@ class Command(BaseCommand):
             passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION,
             with_lists=options["lists"],
             ours=frozenset(Audience.objects.values_list("odp_id", flat=True)),
-            lytics=_lytics(options["lytics_token"]),
+            lytics=_lytics(install, options["lytics_token"]),
             webhook_url=installs.webhook_url(install),
         )
 
@@ -175,9 +175,10 @@ def _gate(spacing: Spacing, install: Install, path: str, until: float) -> None:
         raise Stopped("The install is on hold, or its deliveries leave no room. Try again later") from None
 
 
-def _lytics(token: str) -> LyticsClient | None:
+def _lytics(install: Install, token: str) -> LyticsClient | None:
+    """The client with a token for this run, or with that of the install."""
     token = getpass("Lytics API token: ").strip() if token == "-" else token  # noqa: S105 - a dash asks for it
-    return lytics_account.client_with(token) if token else None
+    return lytics_account.client_with(token) if token else lytics_account.client_of(install)
 
 
 def _plan(lab: Lab) -> Iterator[str]:
