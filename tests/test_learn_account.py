@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -278,6 +279,19 @@ def test_an_empty_response_to_writes_leads_to_the_setting(odp: ThreadedSandbox, 
     said = learn(file)
     assert answers(file)["accepted_answer"] == "empty"
     assert "\nODP_EMPTY_IS_ACCEPTED=true\n" in said
+
+
+@pytest.mark.parametrize(("inner", "follows"), [("any audience's", True), ("lytics_vip", False)])
+def test_an_existing_passthrough_audience_leads_to_the_setting_unless_it_names_itself(
+    odp: ThreadedSandbox, install: Install, file: Path, inner: str, follows: bool
+) -> None:
+    body = {"description": "VIP", "definition": {"passthrough": {"of": inner}}}
+    assert odp.odp("PUT", "/v3/segments/lytics_vip", body)[0] == 201
+    said = learn(file)
+    lines = [line for line in said.splitlines() if line.startswith("ODP_PASSTHROUGH_DEFINITION=")]
+    assert [json.loads(shlex.split(line)[0].partition("=")[2]) for line in lines] == [body["definition"]] * follows
+    assert inner not in file.read_text()
+    assert ("ODP_PASSTHROUGH_DEFINITION={passthrough: {of: text}}" in file.read_text()) is follows
 
 
 def test_a_small_body_limit_lowers_the_batch_size_only_with_a_yes(

@@ -1,6 +1,7 @@
 """What an experiment is, what it finds, and the two exceptions that end one early."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,15 +22,23 @@ class Stopped(Exception):
 
 
 class Setting(NamedTuple):
-    """A setting that follows from an answer: a variable of the environment, or a column of the install."""
+    """A setting that follows from an answer: a variable of the environment, or a column of the install.
+
+    ``shared`` replaces the value in the file that can be shared.
+    """
 
     where: Literal["environment", "install"]
     name: str
     value: str
+    shared: str = ""
 
     @property
     def line(self) -> str:
-        return f"{self.name}={self.value}"
+        return f"{self.name}={shlex.quote(self.value)}"
+
+    @property
+    def shared_line(self) -> str:
+        return f"{self.name}={self.shared}" if self.shared else self.line
 
 
 class Found(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from audiences.learning.experiments import Experiment, Found, NotAnswered, Setting, Stopped, shape
+from audiences.learning.experiments import Experiment, Found, NotAnswered, Setting, Stopped, plain_name, shape
 from audiences.learning.lab import FIELD, REQUEST_SECONDS, Lab, is_taken
 from odp import definitions, paths, segments
 
@@ -48,13 +48,19 @@ def _existing_audiences(lab: Lab) -> Iterator[Found]:
     shapes = sorted({shape(definition) for _, definition in read if definition})
     yield Found("existing_audiences", ", ".join(kinds) or "none", "; ".join([evidence, *shapes]))
     for each, definition in read:
-        if isinstance(definition, dict) and len(definition) == 1 and "root_condition" not in definition:
-            (key,) = definition
-            text = msgspec.json.encode(definition).decode()
-            setting = None if each in text else Setting("environment", "ODP_PASSTHROUGH_DEFINITION", text)
-            yield Found("passthrough_key", key, "the member of an existing audience's definition", setting)
+        if isinstance(definition, dict) and len(definition) == 1 and _kind(each, definition) == "passthrough":
+            yield _passthrough_key(each, definition)
             return
     raise NotAnswered("no existing audience is a passthrough audience")
+
+
+def _passthrough_key(segment: str, definition: dict[str, Any]) -> Found:
+    """A definition that names its audience can't be the setting, which is one for all audiences."""
+    (key,), text = definition, msgspec.json.encode(definition).decode()
+    setting = Setting("environment", "ODP_PASSTHROUGH_DEFINITION", text, shared=shape(definition))
+    names_itself = segment in text
+    evidence = f"an existing audience's definition{' names the audience' if names_itself else ''}: {shape(definition)}"
+    return Found("passthrough_key", plain_name(key), evidence, None if names_itself else setting)
 
 
 def _is_known(lab: Lab, segment: str) -> bool:

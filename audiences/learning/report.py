@@ -60,6 +60,6 @@ def _row(found: Found, at: datetime) -> dict[str, str]:
         "words": QUESTIONS[found.question],
         "answer": found.answer,
         "evidence": found.evidence,
-        "setting": found.setting.line if found.setting else "",
+        "setting": found.setting.shared_line if found.setting else "",
         "answered_at": at.isoformat(timespec="seconds"),
     }
