@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from celery.signals import celeryd_after_setup
+from celery.worker import state
 
 from audiences import wake
 from audiences.operations import resends
@@ -16,17 +17,29 @@ HANGING, WELL, ANOTHER = 1, 2, 3
 
 @pytest.fixture(autouse=True)
 def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a worker, and for the length of a test. ODP has responded to the install that hangs now."""
+    """As in a worker, and for the length of a test."""
     monkeypatch.setattr(slots, "_slots", None)
     monkeypatch.setattr(slots, "_waiting", int)
-    monkeypatch.setattr(slots, "_was_slow", {HANGING: False})
+    monkeypatch.setattr(slots, "_slow", set())
+    monkeypatch.setattr(slots, "_denied", set())
     yield
     assert not slots._held, "every slot was given back"
+    assert not slots._newest, "no drain is the newest any more"
     assert not slots._leaving, "no thread is leaving any more"
 
 
-def hold(stack: ExitStack, install_id: int, count: int) -> list[bool]:
+def hang(stack: ExitStack, install_id: int, count: int) -> list[bool]:
+    """Start drains of the install, whose requests don't end."""
     return [stack.enter_context(slots.slot(install_id)) for _ in range(count)]
+
+
+def hold(stack: ExitStack, install_id: int, count: int) -> list[bool]:
+    """Start drains of the install. A request of it ends before each one."""
+    granted = []
+    for _ in range(count):
+        slots.note_request(install_id, 0.1)
+        granted += hang(stack, install_id, 1)
+    return granted
 
 
 @pytest.mark.parametrize(("of_process", "of_one"), [(1, 1), (2, 1), (3, 2), (4, 3), (10, 8), (12, 9), (24, 18)])
@@ -42,41 +55,53 @@ def test_the_reserve_gives_each_install_one_slot() -> None:
     slots.share_out(12)
     with ExitStack() as stack:
         hold(stack, HANGING, 9)
-        slots.note_request(WELL, 0.1)
         assert hold(stack, WELL, 2) == [True, False]
         assert hold(stack, ANOTHER, 1) == [True]
 
 
-def test_an_install_gets_a_second_slot_after_a_request_has_ended() -> None:
+def test_an_install_gets_a_further_slot_after_a_request_has_ended_since_the_last_one() -> None:
     slots.share_out(12)
     with ExitStack() as stack:
-        assert hold(stack, WELL, 2) == [True, False]
+        assert hang(stack, WELL, 2) == [True, False]
         slots.note_request(WELL, 0.1)
-        assert hold(stack, WELL, 1) == [True]
+        assert hang(stack, WELL, 2) == [True, False]
+        slots.note_request(WELL, 8.0)
+        assert hang(stack, WELL, 2) == [True, False]
+
+
+def test_a_drain_that_ends_without_a_request_allows_another() -> None:
+    slots.share_out(12)
+    with ExitStack() as stack:
+        hold(stack, WELL, 1)
+        slots.note_request(WELL, 0.1)
+        with slots.slot(WELL) as free:
+            assert free
+        assert hang(stack, WELL, 2) == [True, False]
+
+
+@pytest.mark.parametrize("other", ["make", "resend", "a drain that creates an audience"])
+def test_only_the_delivery_of_a_drain_keeps_a_further_drain_from_starting(other: str) -> None:
+    slots.share_out(12)
+    with ExitStack() as stack:
+        if other == "a drain that creates an audience":
+            hang(stack, WELL, 1)
+            slots.allow_another(WELL)
+        else:
+            stack.enter_context(slots.slot(WELL, drains=False))
+        assert hang(stack, WELL, 2) == [True, False]
+        assert stack.enter_context(slots.slot(WELL, drains=False)), "creation doesn't wait for a delivery either"
 
 
 def test_installs_that_are_slow_hold_one_slot_of_the_reserve_together() -> None:
     slots.share_out(12)
-    slots.note_request(WELL, 2.5)
-    slots.note_request(ANOTHER, 2.5)
-    with ExitStack() as stack:
-        assert hold(stack, HANGING, 9) == [True] * 9
-        assert hold(stack, WELL, 1) == [True]
-        assert hold(stack, ANOTHER, 1) == [False]
-        slots.note_request(ANOTHER, 0.1)
-        assert hold(stack, ANOTHER, 1) == [True]
-
-
-def test_a_request_has_a_short_deadline_while_the_reserve_is_used_unless_its_install_is_slow() -> None:
-    slots.share_out(12)
     with ExitStack() as stack:
         hold(stack, HANGING, 9)
-        assert slots.deadline(HANGING, 8.0) == 8.0
-        hold(stack, WELL, 1)
-        assert slots.deadline(WELL, 8.0) == 3.0
-        assert slots.deadline(WELL, 1.0) == 1.0
-        slots.note_request(WELL, 3.0)
-        assert slots.deadline(WELL, 8.0) == 8.0
+        slots.note_request(WELL, 2.5)
+        slots.note_request(ANOTHER, 2.5)
+        assert hang(stack, WELL, 1) == [True]
+        assert hang(stack, ANOTHER, 1) == [False]
+        slots.note_request(ANOTHER, 0.1)
+        assert hang(stack, ANOTHER, 1) == [True]
 
 
 def test_as_many_tasks_end_as_messages_wait() -> None:
@@ -86,6 +111,35 @@ def test_as_many_tasks_end_as_messages_wait() -> None:
         assert not slots.gives_way(), "the slot of the first one is for the message"
     with slots.slot(HANGING):
         assert slots.gives_way(), "the message still waits, and nobody is leaving"
+
+
+def test_no_task_ends_for_messages_that_find_a_free_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = {f"message {number}" for number in range(12)}
+    monkeypatch.setattr(state, "reserved_requests", received)
+    celeryd_after_setup.send(sender="worker", instance=SimpleNamespace(concurrency=12), conf=None)
+    with slots.slot(WELL):
+        assert not slots.gives_way()
+        received.add("one more")
+        assert slots.gives_way()
+
+
+def test_a_drain_looks_again_after_another_one_got_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event of the denied one may have come after the drain looked, and would wait for the next sweep."""
+    looks: list[bool] = []
+
+    def turn(install_id: int) -> bool:
+        if not looks:
+            with slots.slot(install_id) as free:
+                looks.append(free)
+            return False
+        looks.append(True)
+        return False
+
+    monkeypatch.setattr(drain, "turn", turn)
+    slots.share_out(12)
+    with slots.slot(WELL):
+        drain.drain(WELL, seconds=60)
+    assert looks == [False, True]
 
 
 def test_a_released_slot_is_available_again() -> None:

@@ -105,12 +105,8 @@ def _log_shutdown(sig: str, how: str, **kwargs: object) -> None:
 def _share_out_slots(instance: Any, **kwargs: object) -> None:
     from workers import slots
 
-    slots.share_out(instance.concurrency, waiting=_messages_waiting)
-
-
-def _messages_waiting() -> int:
-    """The number of messages that this process has received and that no slot has taken."""
-    return len(state.reserved_requests) - len(state.active_requests)
+    # Celery's reserved requests are those that run and those that wait.
+    slots.share_out(instance.concurrency, waiting=lambda: len(state.reserved_requests) - instance.concurrency)
 
 
 @worker_ready.connect

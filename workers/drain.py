@@ -52,7 +52,7 @@ def drain(install_id: int, *, seconds: float) -> int:
     number of turns."""
     until = time.monotonic() + seconds
     turns = 0
-    while turn(install_id):
+    while turn(install_id) or slots.was_denied(install_id):
         turns += 1
         if time.monotonic() > until or slots.gives_way():
             wake(install_id)
@@ -99,8 +99,8 @@ def _make_or_deliver(work: leases.Work) -> bool:
 
 
 def _make_one(install_id: int) -> bool:
-    seconds = slots.deadline(install_id, settings.DELIVERY_DEADLINE_SECONDS)
-    return provision.provision_one(install_id, gate=pace.pass_gate, seconds=seconds)
+    slots.allow_another(install_id)  # what has to be delivered meanwhile doesn't wait for the creation
+    return provision.provision_one(install_id, gate=pace.pass_gate)
 
 
 def _deliver_or_give_back(lease: Lease) -> None:
@@ -182,7 +182,7 @@ class _Sender:
                 "POST",
                 self.mechanism.path,
                 body=body,
-                seconds=slots.deadline(self.lease.install.pk, settings.DELIVERY_DEADLINE_SECONDS),
+                seconds=settings.DELIVERY_DEADLINE_SECONDS,
                 start_before=start_before,
             )
             slots.note_request(self.lease.install.pk, self.answer.seconds)

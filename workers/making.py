@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 
-from django.conf import settings
 from django.db import connection
 
 from audiences.delivery import claims, provision
@@ -118,9 +117,5 @@ class _Makers:
 
     def _make_one(self) -> bool:
         return provision.provision_one(
-            self._install_id,
-            gate=pace.pass_gate,
-            at_once=AT_ONCE,
-            on_more=lambda _: self._start_thread(),
-            seconds=slots.deadline(self._install_id, settings.DELIVERY_DEADLINE_SECONDS),
+            self._install_id, gate=pace.pass_gate, at_once=AT_ONCE, on_more=lambda _: self._start_thread()
         )

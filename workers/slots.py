@@ -3,15 +3,11 @@
 An ODP account that hangs holds the slot of each request until the request's deadline. Four rules keep slots for the
 other installs:
 
-- A first slot: an install gets a second one only after one of its requests in this process has ended.
-- A reserve: the last quarter of the slots goes to installs that hold none. One slot of it at most goes to an install
-  that is slow, which means that its last request took longer than ``PROMPT_SECONDS``.
-- A short deadline: while the reserve is in use, requests of installs that aren't slow end after
-  ``RESERVE_DEADLINE_SECONDS``. An install that starts to hang holds a slot of the reserve for that long only, and is
-  slow from then on.
-- Turns: while messages wait for a slot, as many tasks as there are messages end after the request that they make now.
-
-An install that isn't slow and holds no slot is always given one, because the thread that asks is free.
+- Reserve: the last quarter of the slots goes to installs that hold none.
+- Growth: a further drain of an install starts only after a request of the install has ended since its newest drain
+  started. So an account that begins to hang keeps the slots that it has, and gets no others.
+- Slow installs: those whose last request took longer than ``SLOW_SECONDS`` hold one slot of the reserve together.
+- Turns: while messages wait because all slots are taken, as many tasks as messages wait end after their request.
 """
 
 import threading
@@ -22,14 +18,16 @@ from contextlib import contextmanager
 # One slot of this number is in the reserve.
 RESERVE_ONE_IN = 4
 # A healthy ODP responds in a fraction of this.
-PROMPT_SECONDS = 2.0
-# Longer than PROMPT_SECONDS, so that each request that this deadline ends makes its install slow.
-RESERVE_DEADLINE_SECONDS = 3.0
+SLOW_SECONDS = 2.0
 
 _lock = threading.Lock()
 _held = Counter[int]()
-# The installs with a request of this process that has ended, and whether the last one was slow.
-_was_slow = dict[int, bool]()
+# The thread of each install's newest drain, until a request of the install ends.
+_newest = dict[int, int]()
+# The installs a drain of which got no slot, until another drain of the install has looked for its work.
+_denied = set[int]()
+# The installs whose last request in this process was slow.
+_slow = set[int]()
 # The threads whose task ends because messages wait.
 _leaving = set[int]()
 # Without a worker around it, in a test or a command, there is no limit.
@@ -38,44 +36,43 @@ _waiting: Callable[[], int] = int
 
 
 def share_out(slots: int, *, waiting: Callable[[], int] = int) -> None:
-    """Set the number of slots of this process. ``waiting`` gives the number of messages that wait for one."""
+    """Set the number of slots of this process. ``waiting`` gives the number of messages for which none is left."""
     global _slots, _waiting
     _slots, _waiting = slots, waiting
 
 
 @contextmanager
-def slot(install_id: int) -> Iterator[bool]:
-    """Whether a task of the install may run. If not, the tasks that hold its slots, or the next sweep, do the work."""
+def slot(install_id: int, *, drains: bool = True) -> Iterator[bool]:
+    """Whether a task of the install may run. If not, the drains that hold its slots, or the next sweep, do the work."""
+    thread = threading.get_ident()
     with _lock:
-        granted = _may_have(install_id)
+        granted = _may_have(install_id, drains=drains)
         if granted:
             _held[install_id] += 1
+        if drains and granted:
+            _newest[install_id] = thread
+        elif drains:
+            _denied.add(install_id)
     try:
         yield granted
     finally:
         if granted:
             with _lock:
-                _leaving.discard(threading.get_ident())
+                _leaving.discard(thread)
+                if _newest.get(install_id) == thread:
+                    del _newest[install_id]
                 _held[install_id] -= 1
                 if not _held[install_id]:
                     del _held[install_id]
 
 
-def _may_have(install_id: int) -> bool:
+def _may_have(install_id: int, *, drains: bool) -> bool:
     if _slots is None:
         return True
-    is_plenty = _free(_slots) > _reserve(_slots)
+    is_plenty = _slots - _held.total() > _reserve(_slots)
     if _held[install_id]:
-        return is_plenty and install_id in _was_slow
-    return is_plenty or not _is_slow(install_id) or not any(map(_is_slow, _held))
-
-
-def _is_slow(install_id: int) -> bool:
-    return _was_slow.get(install_id, False)
-
-
-def _free(slots: int) -> int:
-    return slots - _held.total()
+        return is_plenty and not (drains and install_id in _newest)
+    return is_plenty or install_id not in _slow or _slow.isdisjoint(_held)
 
 
 def _reserve(slots: int) -> int:
@@ -91,14 +88,26 @@ def gives_way() -> bool:
         return True
 
 
-def deadline(install_id: int, usual: float) -> float:
-    """The seconds that a request of the install may take, which holds a slot now."""
+def was_denied(install_id: int) -> bool:
+    """Whether a drain of the install got no slot since the last call. What it was to send may have come after the
+    caller looked for work."""
     with _lock:
-        is_scarce = _slots is not None and _free(_slots) < _reserve(_slots)
-        return min(usual, RESERVE_DEADLINE_SECONDS) if is_scarce and not _is_slow(install_id) else usual
+        is_denied = install_id in _denied
+        _denied.discard(install_id)
+        return is_denied
+
+
+def allow_another(install_id: int) -> None:
+    """Let a further drain of the install start, because the newest one delivers nothing now."""
+    with _lock:
+        _newest.pop(install_id, None)
 
 
 def note_request(install_id: int, seconds: float) -> None:
     """A request to the install's ODP account has ended, with a response or without."""
     with _lock:
-        _was_slow[install_id] = seconds > PROMPT_SECONDS
+        _newest.pop(install_id, None)
+        if seconds > SLOW_SECONDS:
+            _slow.add(install_id)
+        else:
+            _slow.discard(install_id)

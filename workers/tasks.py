@@ -27,7 +27,7 @@ def drain(install_id: int) -> None:
 def make(install_id: int) -> None:
     """Make what audiences of one install need in ODP, while others deliver."""
     wake.heard(install_id, wake.MAKE)
-    with slots.slot(install_id) as free, making.alone(install_id) as alone:
+    with slots.slot(install_id, drains=False) as free, making.alone(install_id) as alone:
         if free and alone and making.make(install_id, seconds=settings.DRAIN_SECONDS):
             wake.wake(install_id)
             heartbeat_monitor.worked()
@@ -37,7 +37,7 @@ def make(install_id: int) -> None:
 def resend(install_id: int) -> None:
     """Append events of one install's Resends while its backlog has room."""
     wake.heard(install_id, wake.RESEND)
-    with slots.slot(install_id) as free:
+    with slots.slot(install_id, drains=False) as free:
         if free:
             resends.go_on(install_id, seconds=settings.DRAIN_SECONDS, gives_way=slots.gives_way)
 

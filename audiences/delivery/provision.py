@@ -145,9 +145,8 @@ def provision_one(
     gate: Gate | None = None,
     at_once: int = claims.MAKING_AT_ONCE,
     on_more: Callable[[int], None] | None = None,
-    seconds: float | None = None,
 ) -> bool:
-    """Make the next audience, with requests that take ``seconds`` together at most. False when none may be made now.
+    """Make the next audience. False when none may be made now.
 
     When further audiences wait, ``on_more`` is called before the requests to ODP; by default it wakes another worker.
     """
@@ -157,12 +156,13 @@ def provision_one(
     if making.more:
         (on_more or wake_making)(install_id)
     with _given_back_in_trouble(making.token):
-        return _make(making, gate, seconds or settings.DELIVERY_DEADLINE_SECONDS)
+        return _make(making, gate)
 
 
-def _make(making: Making, gate: Gate | None, seconds: float) -> bool:
+def _make(making: Making, gate: Gate | None) -> bool:
     audience = making.audience
-    # All calls together have the deadline of one delivery at most, so they end before the lease does.
+    # All calls together have the deadline of one delivery, so they end before the lease does.
+    seconds = settings.DELIVERY_DEADLINE_SECONDS
     client = client_of(audience.install, ends_at=time.monotonic() + seconds, gate=gate)
     try:
         problem = shared_ids.conflict(audience) if audience.provisioned_at is None else None
