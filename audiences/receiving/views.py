@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterable
 from typing import Any, cast
 
+import msgspec
 import structlog
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError, InterfaceError, InternalError, NotSupportedError, OperationalError
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
 from django.http.response import HttpResponseBase
 from django.views import defaults
@@ -105,6 +106,19 @@ def _receive(caller: Caller, content: bytes, *, source: str | None, encoding: st
     return received
 
 
+def _stored(received: Received) -> HttpResponse:
+    """The 200. DRF's Response would take 5 % of the CPU of a call, and there is nothing to negotiate here."""
+    content = {
+        "received": received.received,
+        "queued": received.queued,
+        "parked": received.parked,
+        "skipped": received.skipped,
+        "parked_reasons": received.parked_reasons,
+    }
+    headers = {"X-Receipt": str(received.receipt)}
+    return HttpResponse(msgspec.json.encode(content), content_type="application/json", headers=headers)
+
+
 def _unread(request: Request, install: Install, error: Exception) -> Response:
     if isinstance(error, body.TooLargeError):
         log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
@@ -142,13 +156,13 @@ class _AnsweringView(APIView):
         tallies.WEBHOOK_SECONDS.observe(time.monotonic() - began, self.install_label)
         return response
 
-    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
+    def finalize_response(self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any) -> Response:
         if response.status_code == 429:
             # Neither reading what they send nor a line in the log for each: that is what a flood would cost us.
             response._has_been_logged = True  # type: ignore[attr-defined]
         elif response.status_code != 200:
             body.discard(request)
-        return super().finalize_response(request, response, *args, **kwargs)
+        return super().finalize_response(request, cast(Response, response), *args, **kwargs)
 
 
 class WebhookView(_AnsweringView):
@@ -165,7 +179,7 @@ class WebhookView(_AnsweringView):
             raise MethodNotAllowed(request.method or "")
         super().initial(request, *args, **kwargs)
 
-    def post(self, request: Request, public_id: str) -> Response:
+    def post(self, request: Request, public_id: str) -> HttpResponse:
         caller = cast(Caller, request.auth)
         self.install_label = caller.install.public_id
         if reason := _reason_to_wait(caller.install):
@@ -187,16 +201,7 @@ class WebhookView(_AnsweringView):
             return answer_outage(caller.install, SWITCHED_OFF)
         tokens.note_use(caller.token, source=source)
         log.info("call stored", install=caller.install.name, receipt=received.receipt, events=received.queued)
-        return Response(
-            headers={"X-Receipt": str(received.receipt)},
-            data={
-                "received": received.received,
-                "queued": received.queued,
-                "parked": received.parked,
-                "skipped": received.skipped,
-                "parked_reasons": received.parked_reasons,
-            },
-        )
+        return _stored(received)
 
     put = post
     patch = post
