@@ -22,6 +22,7 @@ TRY_OUT = "workers.tasks.try_out"
 RESEND = "workers.tasks.resend"
 LOOK = "workers.tasks.look"
 AUDIT = "workers.tasks.audit"
+CHANGE = "workers.tasks.change"
 # Milliseconds for which a pending hint suppresses further ones of the same task and install, unless a worker has
 # acknowledged it. Without the limit a busy install would fill the queue, and other installs would wait behind it.
 PENDING_MS = 2_000
@@ -73,6 +74,7 @@ _tryer = _Waker(TRY_OUT)
 _resend_waker = _Waker(RESEND)
 _look_waker = _Waker(LOOK)
 _audit_waker = _Waker(AUDIT)
+_change_waker = _Waker(CHANGE)
 
 
 def _redis() -> redis.Redis:
@@ -119,3 +121,8 @@ def wake_look(install_id: int) -> None:
 def wake_audit(install_id: int) -> None:
     """Send a hint that an audit of the install can go on."""
     _audit_waker.want(install_id)
+
+
+def wake_change(install_id: int) -> None:
+    """Send a hint that the guided change of the install can go on."""
+    _change_waker.want(install_id)

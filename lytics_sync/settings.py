@@ -110,6 +110,10 @@ ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")
 # Hosts beside ODP's own that an install may send to. Where PUBLIC_URL names this machine, as in a trial, any will do.
 ALLOWED_ODP_HOSTS = env.words("ALLOWED_ODP_HOSTS", "")
 
+# How many seconds a guided change waits until ODP shows a sample by the new definition. After that, the
+# audience is brought back and the change ends.
+CHANGE_VERIFY_SECONDS = env.seconds("CHANGE_VERIFY_SECONDS", 600)
+
 # --- Lytics' API ---------------------------------------------------------------------------------------------
 
 # The base URL of Lytics' API.

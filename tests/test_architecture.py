@@ -61,6 +61,7 @@ WRITERS = {
     "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py", FORGETTING},
     "LyticsAccount": {"audiences/lytics_account.py"},
     "Forgotten": {FORGETTING},
+    "GuidedChange": {"audiences/operations/changes.py"},
 }
 WRITING = {
     "create",

@@ -136,7 +136,7 @@ def test_a_mechanism_is_found_by_its_name() -> None:
 def test_only_the_passthrough_mechanism_is_made_with_the_definition_that_was_set() -> None:
     made = mechanism("passthrough", passthrough_definition=DEFINITION)
     assert isinstance(made, Passthrough)
-    assert made.definition == DEFINITION
+    assert made.definition("lytics_gold") == DEFINITION
     assert isinstance(mechanism("list", passthrough_definition=DEFINITION), ListMembership)
 
 

@@ -87,9 +87,10 @@ def _make_or_deliver(work: leases.Work) -> bool:
         return work.unprovisioned and _make_one(install_id)
     if work.unprovisioned:
         wake_making(install_id)
-    if not pace.line_up(work.install, odp_account.mechanism_of(work.install).rate_limit):
+    if not pace.line_up(work.install, odp_account.mechanism_of(work.install, work.mechanism).rate_limit):
         return False
-    lease = claims.claim(install_id, capacity=leases.capacity_of(work.install))
+    capacity = leases.capacity_of(work.install, work.mechanism)
+    lease = claims.claim(install_id, capacity=capacity, mechanism=work.mechanism)
     if lease is None:
         return False
     if lease.more:
@@ -148,7 +149,7 @@ class _Sender:
     def __init__(self, lease: Lease, events: Mapping[int, int]) -> None:
         self.lease = lease
         self.events = events
-        self.mechanism: Mechanism = odp_account.mechanism_of(lease.install)
+        self.mechanism: Mechanism = odp_account.mechanism_of(lease.install, lease.mechanism)
         self.client: Client = odp_account.client_of(lease.install, gate=pace.pass_gate)
         self.delivery_id: int | None = None
         self.answer: Answer | None = None

@@ -8,7 +8,7 @@ from audiences import tallies, wake
 from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.insight import delays, probes, rollup, schedule, search_index, trials
-from audiences.operations import forgetting, resends, twins
+from audiences.operations import changes, forgetting, resends, twins
 from audiences.operations import reconcile as reconciling
 from workers import drain as draining
 from workers import heartbeat_monitor, making, pace, slots, trial
@@ -50,6 +50,8 @@ def sweep() -> None:
         wake.wake(install_id)
     for install_id in resends.due():
         wake.wake_resend(install_id)
+    for install_id in changes.due():
+        wake.wake_change(install_id)
     trials.give_up_silent()
 
 
@@ -105,6 +107,15 @@ def ask_audits() -> None:
     forgetting.go_on_all()
     for install_id in audits.due():
         wake.wake_audit(install_id)
+
+
+@shared_task(name="workers.tasks.change", ignore_result=True)
+def change(install_id: int) -> None:
+    """Take steps of the guided change of one install."""
+    wake.heard(install_id, wake.CHANGE)
+    with slots.slot(install_id) as free:
+        if free:
+            changes.go_on(install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way)
 
 
 @shared_task(name="workers.tasks.summarise", ignore_result=True)

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences.admin import connecting, doctor, last_delivered, parked_groups, verbs
+from audiences.admin import change_verbs, connecting, doctor, last_delivered, parked_groups, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
 from audiences.admin.lytics_verbs import LYTICS_VERBS
@@ -135,10 +135,14 @@ def _parked(install: Install) -> str:
     return up_to_bound(optional(install, "parked_count", int) or 0)
 
 
+# The buttons at the top of the page. That of the test customer is beside the check list.
+HEAD_VERBS = (RetryNow(), TryFullBatches(), CheckKey(), NewToken(), *change_verbs.VERBS, Delete())
+
+
 @admin.register(Install)
 class InstallAdmin(OperatorAdmin[Install]):
     form = InstallForm
-    verbs = (RetryNow(), TryFullBatches(), CheckKey(), SendTestCustomer(), NewToken(), Delete(), *LYTICS_VERBS)
+    verbs = (SendTestCustomer(), *HEAD_VERBS, *LYTICS_VERBS)
     empty_words = "No install yet. Add one to connect Lytics to ODP."
     list_display = (
         *("name_", "pill", "proven", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host"),
@@ -305,11 +309,9 @@ class InstallAdmin(OperatorAdmin[Install]):
         assert isinstance(token_admin, TokenAdmin)
         return {
             **connecting.look(self, request, install),
-            # The test customer's is beside the check list, where it comes back when the last one has arrived.
-            "buttons": verbs.buttons(
-                self, request, install, only=("retry", "full-batches", "check", "new-token", "remove")
-            ),
+            "buttons": verbs.buttons(self, request, install, only=[verb.name for verb in HEAD_VERBS]),
             "lytics_buttons": verbs.buttons(self, request, install, only=[verb.name for verb in LYTICS_VERBS]),
+            "guided": change_verbs.card(install),
             "state": state.of_install(install),
             "missing": drafts.missing(install) if install.key_accepted_at is None else "",
             # Offered for drafts only: a working install has calls and can't be deleted.

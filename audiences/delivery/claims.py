@@ -56,8 +56,8 @@ class Claimed(NamedTuple):
 
 
 def _work(row: Sequence[Any]) -> Work:
-    unprovisioned, ready, *columns = row
-    return Work(_install(_KEYLESS_FIELDS, columns), unprovisioned, ready)
+    unprovisioned, ready, mechanism, *columns = row
+    return Work(_install(_KEYLESS_FIELDS, columns), unprovisioned, ready, mechanism)
 
 
 def _locked(row: Sequence[Any]) -> Locked:
@@ -90,33 +90,36 @@ def work(install_id: int, *, making_at_once: int = MAKING_AT_ONCE) -> Work | Non
     return _WORK.run(install=install_id, look_seconds=LOOK_SECONDS, making_at_once=making_at_once).one()
 
 
-def claim(install_id: int, *, capacity: int | None = None) -> Lease | None:
+def claim(install_id: int, *, capacity: int | None = None, mechanism: str = "") -> Lease | None:
     """Lease the lanes served longest ago, up to ``capacity`` events (default: what one request of the install holds).
 
-    None when nothing is ready, the install is in backoff or switched off, or it has enough requests in flight. After a
-    failure, one request at a time tries whether ODP works again.
+    All lanes have the same ``mechanism`` (default: that of the lane served longest ago), because each mechanism has an
+    endpoint of its own. None when nothing is ready, the install is in backoff or switched off, or it has enough
+    requests in flight. After a failure, one request at a time tries whether ODP works again.
     """
-    if capacity is None:
+    if capacity is None or not mechanism:
         work_now = work(install_id)
         if work_now is None:
             return None
-        capacity = capacity_of(work_now.install)
+        mechanism = mechanism or work_now.mechanism
+        capacity = capacity or capacity_of(work_now.install, mechanism)
     token = uuid.uuid4()
     try:
-        return _claim(install_id, capacity, token)
+        return _claim(install_id, capacity, mechanism, token)
     except Error as error:
         if sessions.is_database_error(error):  # the claim may have been committed all the same
             give_back_token(token)
         raise
 
 
-def _claim(install_id: int, capacity: int, token: uuid.UUID) -> Lease | None:
+def _claim(install_id: int, capacity: int, mechanism: str, token: uuid.UUID) -> Lease | None:
     with prepared_statements.pipeline():
         WITHOUT_WAITING.run()
         locking = _LOCK.run(install=install_id)
         claiming = _CLAIM.run(
             install=install_id,
             capacity=capacity,
+            mechanism=mechanism,
             token=token,
             lease_seconds=settings.LEASE_SECONDS,
             look_seconds=LOOK_SECONDS,
@@ -129,7 +132,7 @@ def _claim(install_id: int, capacity: int, token: uuid.UUID) -> Lease | None:
         return None
     spans = tuple(Span(lane.audience_id, lane.odp_id, lane.first, lane.last) for lane in claimed)
     more = any(lane.more for lane in claimed)  # the same in each row
-    lease = Lease(token, locked.install, spans, more=more, has_rejections=locked.has_rejections)
+    lease = Lease(token, locked.install, spans, more=more, has_rejections=locked.has_rejections, mechanism=mechanism)
     if any(lane.has_abandoned for lane in claimed):
         request_records.close_abandoned(lease)
     return lease

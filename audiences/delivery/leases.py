@@ -37,11 +37,15 @@ class GapError(Exception):
 
 
 class Work(NamedTuple):
-    """What an install has to do now: whether an audience may be made in ODP, and how many events may be claimed."""
+    """What an install has to do now: whether an audience may be made in ODP, and how many events may be claimed.
+
+    ``mechanism`` is that of the ready lane that was served longest ago.
+    """
 
     install: Install
     unprovisioned: bool
     ready: int
+    mechanism: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Lease:
     more: bool
     # Whether ODP has rejected changes of this install that are still parked.
     has_rejections: bool
+    # That of all its lanes.
+    mechanism: str
 
     @property
     def audience_ids(self) -> list[int]:
@@ -83,9 +89,9 @@ class Result:
     block_reason: str = ""
 
 
-def capacity_of(install: Install) -> int:
-    """The number of events that fill one request."""
-    per_change = MECHANISMS[install.mechanism].items_per_change
+def capacity_of(install: Install, mechanism: str = "") -> int:
+    """The number of events that fill one request, by default of the install's own mechanism."""
+    per_change = MECHANISMS[mechanism or install.mechanism].items_per_change
     return max(1, min(install.batch_size, install.learned_batch_size or install.batch_size) // per_change)
 
 

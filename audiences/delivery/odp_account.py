@@ -11,7 +11,7 @@ from typing import NamedTuple
 from django.conf import settings
 
 from audiences.encryption import Unreadable, opened
-from audiences.models import Install
+from audiences.models import Audience, Install
 from odp.client import Client, Permission
 from odp.mechanisms import Mechanism, mechanism
 from odp.regions import host_of
@@ -55,5 +55,10 @@ def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | N
     )
 
 
-def mechanism_of(install: Install) -> Mechanism:
-    return mechanism(install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
+def mechanism_of(install: Install, name: str = "") -> Mechanism:
+    """The mechanism with that name as the settings configure it; without a name, that of the install."""
+    return mechanism(name or install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
+
+
+def mechanism_for(audience: Audience) -> Mechanism:
+    return mechanism_of(audience.install, audience.mechanism)

@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 
 from audiences import naming, sessions, sql
 from audiences.delivery import backoff, claims, drafts, holds, shared_ids
-from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.delivery.odp_account import Gate, client_of, mechanism_for
 from audiences.models import Audience
 from audiences.wake import wake_making
 from odp.mechanisms import Refusal
@@ -166,7 +166,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
     client = client_of(audience.install, ends_at=time.monotonic() + seconds, gate=gate)
     try:
         problem = shared_ids.conflict(audience) if audience.provisioned_at is None else None
-        problem = problem or mechanism_of(audience.install).ensure(
+        problem = problem or mechanism_for(audience).ensure(
             client,
             audience.odp_id,
             naming.label(audience.slug),

@@ -10,6 +10,7 @@ from audiences import naming
 from audiences.masked_answers import SaidField
 from audiences.models.installs import Install
 from lytics import times
+from odp import mechanisms
 
 
 class Audience(models.Model):
@@ -40,6 +41,11 @@ class Audience(models.Model):
     accepted_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
     # Digest of a foreign definition that a person wants to be replaced by ours.
     replaced_definition = models.CharField(max_length=64, blank=True, default="", db_default="")
+    # The mechanism that writes its memberships, where a guided change has left it with another one than the install's.
+    # Written by ``delivery/mechanism_switch.py``.
+    mechanism = models.CharField(
+        max_length=12, choices=mechanisms.CHOICES, blank=True, default="", db_default="", editable=False
+    )
     # When a person chose what becomes of an older audience with its slug; see ``audiences/operations/take_over.py``.
     slug_settled_at = models.DateTimeField(null=True)
 

@@ -14,6 +14,7 @@ from audiences.delivery.odp_account import account_of, same_account
 from audiences.insight import trials
 from audiences.models import Audience, Install, Receipt
 from odp.client import Client
+from odp.mechanisms import Passthrough
 from odp.outcomes import Outcome
 
 SECONDS = 5.0
@@ -41,9 +42,14 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     audiences = f"{number} audience{'' if number == 1 else 's'} of this install {'is' if number == 1 else 'are'}"
     found = {}
     if before.mechanism != after.mechanism:
+        is_guided = Passthrough.name not in (before.mechanism, after.mechanism)
         found["mechanism"] = (
-            f"{audiences} made with the present mechanism, and would keep looking at what that wrote. Connect a new"
-            " install with the other mechanism instead."
+            f"{audiences} made with the present mechanism, and would keep looking at what that wrote."
+            + (
+                " Press Change mechanism at the top of this page: it changes one audience after another."
+                if is_guided
+                else " Connect a new install with the other mechanism instead."
+            )
         )
     if before.odp_prefix != after.odp_prefix:
         found["odp_prefix"] = (

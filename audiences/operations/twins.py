@@ -17,8 +17,8 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.utils.timezone import now
 
 from audiences.delivery import provision
-from audiences.delivery.odp_account import Gate, client_of, mechanism_of
-from audiences.models import Audience, Install, Twin
+from audiences.delivery.odp_account import Gate, client_of, mechanism_for
+from audiences.models import Audience, GuidedChange, Install, Twin
 from audiences.operations import resends
 from audiences.wake import wake, wake_look
 from odp import segments
@@ -72,7 +72,7 @@ def _look(install: Install, client: Client) -> int:
     there = segments.ids(client, seconds=SECONDS)
     looked = 0
     for audience in _chosen(install, there):
-        found = mechanism_of(install).look(
+        found = mechanism_for(audience).look(
             client, audience.odp_id, seconds=SECONDS, accepted=audience.accepted_definition
         )
         if isinstance(found, Answer):
@@ -97,6 +97,10 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
         lane__paused_at=None,
         lane__blocked_at=None,
     ).select_related("install", "twin")
+    # A guided change reads and writes its audience in ODP itself.
+    settled = settled.exclude(
+        pk__in=GuidedChange.objects.filter(ended_at=None, audience__isnull=False).values("audience")
+    )
     by_age = settled.order_by(F("twin__looked_at").asc(nulls_first=True), "pk")
     ids = settled.values_list("pk", "odp_id")
     gone = [] if isinstance(there, Answer) else [pk for pk, odp_id in ids if odp_id not in there]

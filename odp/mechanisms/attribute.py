@@ -21,6 +21,7 @@ class Attribute:
     name = "attribute"
     label = "Customer attribute (one boolean field per audience)"
     creates = "the boolean customer field and the real-time audience"
+    store = "the customer field"
     path = paths.PROFILES
     rate_limit = "profiles"
     items_per_change = 1
@@ -45,13 +46,18 @@ class Attribute:
     def control(self, change: Change) -> dict[str, Any] | None:
         return {"attributes": identifiers(change.identifier)}
 
+    def definition(self, odp_id: str) -> dict[str, Any]:
+        return definitions.over(definitions.field_is_true(odp_id))
+
+    def ensure_store(self, client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
+        return _ensure_field(client, odp_id, label, seconds=seconds)
+
     def ensure(
         self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
-        failed = _ensure_field(client, odp_id, label, seconds=seconds)
-        ours = definitions.over(definitions.field_is_true(odp_id))
+        failed = self.ensure_store(client, odp_id, label, seconds=seconds)
         return failed or ensure_segment(
-            client, odp_id, label, ours, seconds=seconds, accepted=accepted, replaced=replaced
+            client, odp_id, label, self.definition(odp_id), seconds=seconds, accepted=accepted, replaced=replaced
         )
 
     def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
@@ -63,8 +69,7 @@ class Attribute:
         else:
             wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
             field = Look(problem=wrong.reason if wrong else "")
-        ours = definitions.over(definitions.field_is_true(odp_id))
-        return look_at_segment(client, odp_id, ours, field, seconds=seconds, accepted=accepted)
+        return look_at_segment(client, odp_id, self.definition(odp_id), field, seconds=seconds, accepted=accepted)
 
 
 def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:

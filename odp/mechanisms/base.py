@@ -55,6 +55,9 @@ class Mechanism(Protocol):
     label: str
     # What ``ensure`` creates for one audience, in words that the audience's id can follow.
     creates: str
+    # The object that holds the memberships, in words that the audience's id can follow; empty when it is the real-time
+    # audience itself.
+    store: str
     # Where changes are posted.
     path: str
     # The documented rate limit that ``path`` counts against, named by the path segment after ``/v3/``: all requests
@@ -85,6 +88,14 @@ class Mechanism(Protocol):
 
         Bisection sends it to find out whether ODP rejects the customer or the audience.
         """
+        ...
+
+    def definition(self, odp_id: str) -> dict[str, Any] | None:
+        """The definition that ``ensure`` writes. None when ODP doesn't document it and the settings don't have it."""
+        ...
+
+    def ensure_store(self, client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
+        """The part of ``ensure`` before the real-time audience: create the object that holds the memberships."""
         ...
 
     def ensure(

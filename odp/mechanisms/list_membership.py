@@ -19,6 +19,7 @@ class ListMembership:
     name = "list"
     label = "List membership"
     creates = "the list and the real-time audience"
+    store = "the list"
     path = paths.LIST_SUBSCRIPTIONS
     rate_limit = "lists"
     items_per_change = 1
@@ -37,13 +38,18 @@ class ListMembership:
     def control(self, change: Change) -> dict[str, Any] | None:
         return None  # a subscription without a list isn't a valid item
 
+    def definition(self, odp_id: str) -> dict[str, Any]:
+        return definitions.over(definitions.is_list_member(odp_id))
+
+    def ensure_store(self, client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
+        return _ensure_list(client, odp_id, seconds=seconds)
+
     def ensure(
         self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
-        failed = _ensure_list(client, odp_id, seconds=seconds)
-        ours = definitions.over(definitions.is_list_member(odp_id))
+        failed = self.ensure_store(client, odp_id, label, seconds=seconds)
         return failed or ensure_segment(
-            client, odp_id, label, ours, seconds=seconds, accepted=accepted, replaced=replaced
+            client, odp_id, label, self.definition(odp_id), seconds=seconds, accepted=accepted, replaced=replaced
         )
 
     def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
@@ -53,8 +59,7 @@ class ListMembership:
         before = Look(problem=found.reason) if isinstance(found, Refusal) else Look()
         if found is None:
             before = Look(missing=(f"the list {odp_id}",), lost_members=True)
-        ours = definitions.over(definitions.is_list_member(odp_id))
-        return look_at_segment(client, odp_id, ours, before, seconds=seconds, accepted=accepted)
+        return look_at_segment(client, odp_id, self.definition(odp_id), before, seconds=seconds, accepted=accepted)
 
 
 def _ensure_list(client: Client, odp_id: str, *, seconds: float) -> Answer | Refusal | None:

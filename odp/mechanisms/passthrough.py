@@ -20,13 +20,14 @@ class Passthrough:
     name = "passthrough"
     label = "Passthrough audience (must be enabled for the ODP account)"
     creates = "the passthrough audience"
+    store = ""
     path = paths.EVENTS
     rate_limit = ""  # ODP documents none for events
     items_per_change = 2
     plain_fields = frozenset({"type", "action", "audience_id"})
 
     def __init__(self, definition: dict[str, Any] | None = None) -> None:
-        self.definition = definition
+        self._definition = definition
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
         return [(change,) for change in changes]
@@ -49,12 +50,18 @@ class Passthrough:
     def control(self, change: Change) -> dict[str, Any] | None:
         return None  # an event without an audience isn't a valid item
 
+    def definition(self, odp_id: str) -> dict[str, Any] | None:
+        return self._definition
+
+    def ensure_store(self, client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
+        return None
+
     def ensure(
         self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
     ) -> Answer | Refusal | None:
-        if self.definition is not None:
+        if self._definition is not None:
             return ensure_segment(
-                client, odp_id, label, self.definition, seconds=seconds, accepted=accepted, replaced=replaced
+                client, odp_id, label, self._definition, seconds=seconds, accepted=accepted, replaced=replaced
             )
         found = read_definition(client, odp_id, seconds=seconds)
         if found is None:
@@ -70,8 +77,8 @@ class Passthrough:
 
     def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
         """Where memberships are stored isn't published: a missing audience has lost them."""
-        if self.definition is not None:
-            found = look_at_segment(client, odp_id, self.definition, Look(), seconds=seconds, accepted=accepted)
+        if self._definition is not None:
+            found = look_at_segment(client, odp_id, self._definition, Look(), seconds=seconds, accepted=accepted)
             return found._replace(lost_members=bool(found.missing)) if isinstance(found, Look) else found
         read = read_definition(client, odp_id, seconds=seconds)
         if isinstance(read, Answer):

@@ -53,6 +53,12 @@ def ensure_segment(
     return foreign_definition(odp_id, found, definitions.in_words(ours))
 
 
+def delete_segment(client: Client, odp_id: str, *, seconds: float) -> Answer | Refusal | None:
+    """Delete the real-time audience. Members stay in the object that holds them. One that isn't there is no failure."""
+    deleted = client.call("DELETE", _path(odp_id), seconds=seconds)
+    return None if deleted.status == 404 else failure(deleted, f"The audience {odp_id} could not be deleted")
+
+
 def look_at_segment(
     client: Client, odp_id: str, ours: dict[str, Any], before: Look, *, seconds: float, accepted: str
 ) -> Answer | Look:

@@ -15,17 +15,20 @@ GROUP BY audience.install_id, install.brake_until_at
 ORDER BY install.brake_until_at NULLS FIRST
 
 -- name: work_of_install
--- One row: the install, whether an audience of it may be made in ODP now, and how many of its events may be claimed.
+-- One row: the install, whether an audience of it may be made in ODP now, how many of its events may be claimed, and
+-- the mechanism of the ready lane that was served longest ago.
 -- One statement, because a worker asks this before each claim, and each round trip delays the delivery.
 -- {{install_columns_but_key}}: decrypting odp_api_key is slow, and this caller doesn't need it.
-SELECT lanes.unprovisioned, lanes.ready, {{install_columns_but_key}}
+SELECT lanes.unprovisioned, lanes.ready, coalesce(lanes.mechanism, install.mechanism), {{install_columns_but_key}}
 FROM audiences_install AS install CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE to_make) > 0
             AND count(*) FILTER (WHERE making_until_at > clock_timestamp()) < %(making_at_once)s AS unprovisioned,
-        coalesce(sum(behind) FILTER (WHERE made AND {{lane_is_free}}), 0)::bigint AS ready
+        coalesce(sum(behind) FILTER (WHERE made AND {{lane_is_free}}), 0)::bigint AS ready,
+        (array_agg(mechanism ORDER BY last_served_at NULLS FIRST, audience_id)
+            FILTER (WHERE behind > 0 AND made AND {{lane_is_free}}))[1] AS mechanism
     FROM (
         SELECT lane.*, audience.making_until_at, audience.last_sequence - lane.delivered_sequence AS behind,
-            {{audience_is_made}} AS made, {{audience_is_to_make}} AS to_make
+            {{audience_is_made}} AS made, {{audience_is_to_make}} AS to_make, {{mechanism_of_audience}} AS mechanism
         FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
         -- Not install.id: with an unknown value PostgreSQL plans for an average install, and reads all lanes there are.
         WHERE audience.install_id = %(install)s
@@ -45,7 +48,8 @@ SELECT EXISTS (
 FROM audiences_install AS install WHERE id = %(install)s AND {{install_may_send}} FOR NO KEY UPDATE
 
 -- name: claim_lanes
--- Leases lanes until one request is full, those first that were served longest ago. Gives the span of each leased lane.
+-- Leases lanes of one mechanism until one request is full, those first that were served longest ago. Gives the span of
+-- each leased lane.
 --
 -- Step 1  lane, ready: the lanes that have events to send and may be claimed.
 -- Step 2  chosen: the ready lanes that may share a request, with a running total of their events.
@@ -56,23 +60,27 @@ FROM audiences_install AS install WHERE id = %(install)s AND {{install_may_send}
 WITH
 -- All lanes of the install. Materialized, because the steps below read it several times.
 lane AS MATERIALIZED (
-    SELECT lane.*, audience.odp_id, audience.last_sequence AS last, {{audience_is_made}} AS made
+    SELECT lane.*, audience.odp_id, audience.last_sequence AS last, {{audience_is_made}} AS made,
+        {{mechanism_of_audience}} AS mechanism
     FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+    JOIN audiences_install AS install ON install.id = audience.install_id
     WHERE audience.install_id = %(install)s
 ),
 -- Lanes with events to send. A lane whose last delivery ended in an unexpected error of this service has its own
 -- value of "alone": it is claimed without other lanes, so that the error affects no other lane.
 ready AS (
-    SELECT audience_id, odp_id, delivered_sequence AS cursor, last, last_served_at,
+    SELECT audience_id, odp_id, delivered_sequence AS cursor, last, last_served_at, mechanism,
         CASE WHEN fault_since_at IS NOT NULL THEN audience_id END AS alone
     FROM lane WHERE made AND last > delivered_sequence AND {{lane_is_free}}
 ),
--- The lane that was served longest ago, and all that may share its request. "upto" is the running total of events.
+-- The lane of this mechanism that was served longest ago, and all that may share its request. "upto" is the running
+-- total of events.
 chosen AS (
     SELECT audience_id, odp_id, cursor, last,
         (sum(last - cursor) OVER (ORDER BY last_served_at NULLS FIRST, audience_id))::bigint AS upto
-    FROM ready WHERE alone IS NOT DISTINCT FROM
-        (SELECT alone FROM ready ORDER BY last_served_at NULLS FIRST, audience_id LIMIT 1)
+    FROM ready WHERE mechanism = %(mechanism)s AND alone IS NOT DISTINCT FROM (
+        SELECT alone FROM ready WHERE mechanism = %(mechanism)s
+        ORDER BY last_served_at NULLS FIRST, audience_id LIMIT 1)
 ),
 -- The number of further requests that the install may have in flight. In backoff only one request tries whether ODP
 -- works again.

@@ -23,6 +23,10 @@ AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
 AND (audience.hold_until_at IS NULL OR audience.hold_until_at <= clock_timestamp())
 AND (audience.making_until_at IS NULL OR audience.making_until_at <= clock_timestamp())
 
+-- fragment: mechanism_of_audience
+-- The mechanism that its memberships are written with: the install's, unless a guided change has left it with another.
+coalesce(nullif(audience.mechanism, ''), install.mechanism)
+
 -- fragment: install_may_send
 -- The install is switched on and not in backoff.
 install.enabled AND (install.brake_until_at IS NULL OR install.brake_until_at <= clock_timestamp())

@@ -1,0 +1,357 @@
+"""The steps of a guided change to another mechanism (docs/guided-changes.md).
+
+A step either asks ODP or writes to the tables, never both. What it returns is stored before the next step begins. Each
+step may be repeated after a crash: what it creates in ODP may be there already.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences import naming
+from audiences.delivery import mechanism_switch
+from audiences.delivery.mechanism_switch import Leases
+from audiences.delivery.odp_account import mechanism_of
+from audiences.models import SKIPPED, Audience, Event, GuidedChange, Lane, Membership, Resend, Run
+from audiences.operations import resends, twins
+from odp import definitions
+from odp.client import Client
+from odp.graphql import FS, WEB, ask
+from odp.mechanisms import Mechanism, Refusal
+from odp.mechanisms.segments import delete_segment, ensure_segment, read_definition
+from odp.outcomes import Answer, Outcome
+
+Phase = GuidedChange.Phase
+
+# Seconds of one request to ODP.
+SECONDS = 8.0
+# Seconds until ODP is asked again, and until the end of a request under way is looked for again.
+LATER, SOON = 5.0, 0.2
+# People of an audience who are verified in ODP before its definition is replaced.
+SAMPLE = 200
+
+
+@dataclass(frozen=True)
+class Step:
+    """Columns of the GuidedChange to store, and the seconds until the next step may follow."""
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def wait(why: str, *, seconds: float = LATER) -> Step:
+    return Step({"waits_for": why}, seconds)
+
+
+def to(phase: GuidedChange.Phase, **changes: Any) -> Step:
+    return Step({"phase": phase, "phase_since_at": now(), "waits_for": "", **changes})
+
+
+def end(**changes: Any) -> Step:
+    return to(Phase.CHOOSE, audience=None, ended_at=now(), **changes)
+
+
+# --- which audience ------------------------------------------------------------------------------------------
+
+
+def choose(change: GuidedChange) -> Step:
+    """The next audience with another mechanism than the install. Without one, the change is done."""
+    waiting = Audience.objects.filter(install=change.install_id).exclude(mechanism="").select_related("lane")
+    audience = waiting.exclude(odp_id__in=list(change.left_out)).order_by("pk").first()
+    if audience is None:
+        return end()
+    if change.stopped_by:
+        return end(problem=f"Stopped by {change.stopped_by}.")
+    if why := _held(audience.lane):
+        return _leave_out(change, audience, f"It is {why}. Begin another change when that is over.")
+    return to(
+        Phase.CHECK,
+        audience=audience,
+        was=audience.mechanism,
+        is_returning=False,
+        old_definition="",
+        lane_token=None,
+        making_token=None,
+        resend_id=None,
+        from_sequence=0,
+        upto_sequence=0,
+    )
+
+
+def _held(lane: Lane) -> str:
+    if lane.blocked_at is not None:
+        return f"blocked: {lane.block_reason}"
+    return f"paused by {lane.paused_by}: {lane.pause_reason}" if lane.paused_at is not None else ""
+
+
+def _leave_out(change: GuidedChange, audience: Audience, why: str) -> Step:
+    return to(Phase.CHOOSE, audience=None, left_out={**change.left_out, audience.odp_id: why})
+
+
+def check(change: GuidedChange, client: Client) -> Step:
+    """Make the field or list of the new mechanism. The real-time audience is read and stays as it is."""
+    audience = _audience(change)
+    before, after = mechanism_of(change.install, change.was), _after(change)
+    found = read_definition(client, audience.odp_id, seconds=SECONDS)
+    if isinstance(found, Answer):
+        return wait(found.reason)
+    if isinstance(found, Refusal):
+        return _leave_out(change, audience, found.reason)
+    ours = [each.definition(audience.odp_id) for each in (before, after)]
+    if found is not None and not any(definitions.same(each, found) for each in ours):
+        why = f"ODP has a definition of its own: {definitions.in_words(found)}. Change it there by hand, or take ours."
+        return _leave_out(change, audience, why)
+    problem = after.ensure_store(client, audience.odp_id, naming.label(audience.slug), seconds=SECONDS)
+    if isinstance(problem, Answer):
+        return wait(problem.reason)
+    if problem is not None:
+        return _leave_out(change, audience, problem.reason)
+    return to(Phase.SWITCH, old_definition=definitions.digest(found) if found is not None else "")
+
+
+# --- its deliveries ------------------------------------------------------------------------------------------
+
+
+def switch(change: GuidedChange) -> Step:
+    """From the next lease on, the lane is delivered with the new mechanism. ODP's audience still shows the old one's
+    members, so its definition is accepted until it is replaced."""
+    return _switch(change, to_=change.after, accepted=change.old_definition)
+
+
+def back(change: GuidedChange) -> Step:
+    return _switch(change, to_=change.was, accepted="")
+
+
+def _switch(change: GuidedChange, *, to_: str, accepted: str) -> Step:
+    audience = _audience(change)
+    leases = mechanism_switch.switch(audience, to=to_, accepted=accepted)
+    return _await(audience, leases)
+
+
+def _await(audience: Audience, leases: Leases) -> Step:
+    return to(
+        Phase.AWAIT,
+        lane_token=leases.lane,
+        making_token=leases.making,
+        resend_id=None,
+        from_sequence=audience.last_sequence,
+        upto_sequence=0,
+    )
+
+
+def await_lease(change: GuidedChange) -> Step:
+    """When no request of the mechanism before is under way, the ledger has all that it wrote, and is sent again."""
+    audience = _audience(change)
+    if not mechanism_switch.ended(audience.pk, Leases(change.lane_token, change.making_token)):
+        return wait("A request to ODP is under way.", seconds=SOON)
+    reason = f"change to {change.was if change.is_returning else change.after}: {change.reason}"
+    if not resends.resync(audience, by=change.by, reason=reason):
+        return wait("Another resync of the audience is unfinished.")
+    asked = Resend.objects.get(audience=audience, kind=Resend.Kind.RESYNC, ended_at=None)
+    return to(Phase.RESEND, resend_id=asked.pk)
+
+
+def resend(change: GuidedChange) -> Step:
+    """Until all of the ledger is in the log again, and the lane has delivered that.
+
+    An audience that is brought back needs no verification: its events are delivered in order, whenever that is.
+    """
+    assert change.resend_id is not None
+    resync = Resend.objects.get(pk=change.resend_id)
+    # Read after the Resend: its last number has to include all that the Resend has appended.
+    audience = _audience(change)
+    if resync.ended_at is None:
+        return wait(f"{resync.done:,} of {resync.total:,} people are in the log again.")
+    if resync.stopped_by or _was_skipped(audience, change.from_sequence):
+        return _await(audience, Leases(None, None))
+    if change.is_returning:
+        return to(Phase.CLEAN)
+    if not change.upto_sequence:
+        return Step({"upto_sequence": audience.last_sequence})
+    lane = Lane.objects.get(pk=audience.pk)
+    if lane.delivered_sequence < change.upto_sequence:
+        waiting = change.upto_sequence - lane.delivered_sequence
+        return wait(f"{waiting:,} events are to be delivered. {_hindrance(audience, lane)}".strip())
+    return to(Phase.PROVE)
+
+
+def _was_skipped(audience: Audience, after: int) -> bool:
+    """Whether an operator had events skipped that the change needs."""
+    return Run.objects.filter(audience=audience, outcome=SKIPPED, last_sequence__gt=after).exists()
+
+
+def _hindrance(audience: Audience, lane: Lane) -> str:
+    install = audience.install
+    if held := _held(lane):
+        return f"The audience is {held}"
+    if not install.enabled:
+        return "The install is switched off."
+    if install.backoff_until_at is not None:
+        return f"The install is on hold: {install.backoff_reason}"
+    return f"The audience is on hold: {audience.hold_reason}" if audience.hold_failures else ""
+
+
+# --- its audience in ODP -------------------------------------------------------------------------------------
+
+
+def prove(change: GuidedChange, client: Client) -> Step:
+    """Make a second real-time audience with the new definition, so that the first is replaced only when it is right."""
+    audience = _audience(change)
+    definition = _after(change).definition(audience.odp_id)
+    assert definition is not None
+    label = f"{naming.label(audience.slug)} (verification of a change, deleted afterwards)"
+    problem = ensure_segment(client, _proof_id(change), label, definition, seconds=SECONDS, accepted="")
+    if isinstance(problem, Answer):
+        return wait(problem.reason)
+    return to(Phase.VERIFY) if problem is None else _return(problem.reason)
+
+
+def verify(change: GuidedChange, client: Client) -> Step:
+    """Ask ODP about a sample until it agrees with the ledger. ODP documents 90 s until it shows what it accepted."""
+    audience = _audience(change)
+    sample = _sample(change)
+    if not sample:
+        return to(Phase.REPLACE)
+    customers = [(name, row.identifier) for row in sample for name in (FS, WEB)]
+    old = [audience.odp_id] if change.old_definition else []
+    found = ask(client, customers=customers, odp_ids=[_proof_id(change), *old], seconds=SECONDS)
+    if found.answer.outcome is Outcome.RETRY_LATER:
+        return wait(found.answer.reason)
+    if not found.succeeded:
+        return _return(f"ODP could not be asked about a sample: {found.answer.reason}")
+    differing = _unchanged(audience, _differing(sample, found.qualified, _proof_id(change), *old))
+    if not differing:
+        return to(Phase.REPLACE)
+    words = f"{len(differing)} of {len(sample)} people of a sample are not as the ledger has them in ODP"
+    if now() - change.phase_since_at > timedelta(seconds=settings.CHANGE_VERIFY_SECONDS):
+        return _return(f"{words} after {settings.CHANGE_VERIFY_SECONDS:.0f} s.")
+    return wait(f"{words} yet.")
+
+
+def _sample(change: GuidedChange) -> Sequence[Membership]:
+    """People of the resent ledger, the same ones each time. Those whose state ODP rejected are left out."""
+    first, last = change.from_sequence + 1, change.upto_sequence
+    if last < first:
+        return []
+    chosen = random.Random(change.pk)  # noqa: S311 — a sample, no secret
+    numbers = range(first, last + 1)
+    picked = numbers if len(numbers) <= SAMPLE else chosen.sample(numbers, SAMPLE)
+    events = Event.objects.filter(audience=change.audience_id, sequence__in=list(picked))
+    people = set(events.values_list("identifier", flat=True))
+    rows = Membership.objects.filter(audience=change.audience_id, identifier__in=people, rejected=False)
+    return list(rows.order_by("identifier"))
+
+
+def _differing(
+    sample: Sequence[Membership], qualified: Sequence[set[str] | None], new: str, old: str = ""
+) -> list[Membership]:
+    """Those whom the new definition does not show as the ledger has them.
+
+    A member whom the old definition does not show either, for example without consent, is no fault of the change. But
+    when the new definition shows no member at all, that excuses nobody.
+    """
+    names = [[known or set() for known in qualified[2 * nth : 2 * nth + 2]] for nth in range(len(sample))]
+    is_shown = [{new in known for known in both} for both in names]
+    was_shown = [not old or all(old in known for known in both) for both in names]
+    some = any({True} == shown for shown in is_shown)
+    return [
+        row
+        for row, shown, before in zip(sample, is_shown, was_shown, strict=True)
+        if shown != {row.is_member} and (before or not row.is_member or not some)
+    ]
+
+
+def _unchanged(audience: Audience, rows: Sequence[Membership]) -> list[Membership]:
+    """Those of the rows that are still as they were read: a live event may have changed the others meanwhile."""
+    again = Membership.objects.filter(audience=audience, identifier__in=[row.identifier for row in rows])
+    now_held = {row.identifier: (row.is_member, row.sequence) for row in again}
+    return [row for row in rows if now_held.get(row.identifier) == (row.is_member, row.sequence)]
+
+
+def replace(change: GuidedChange, client: Client) -> Step:
+    """ODP's audience shows the new mechanism's members from here on. A person's edit is never overwritten."""
+    audience = _audience(change)
+    problem = _after(change).ensure(
+        client,
+        audience.odp_id,
+        naming.label(audience.slug),
+        seconds=SECONDS,
+        replaced=change.old_definition,
+    )
+    if isinstance(problem, Answer):
+        return wait(problem.reason)
+    return to(Phase.CLEAN) if problem is None else _return(problem.reason)
+
+
+def clean(change: GuidedChange, client: Client) -> Step:
+    problem = delete_segment(client, _proof_id(change), seconds=SECONDS)
+    if isinstance(problem, Answer):
+        return wait(problem.reason)
+    return to(Phase.FINISH)
+
+
+def finish(change: GuidedChange) -> Step:
+    audience = _audience(change)
+    mechanism_switch.keep_ours(audience.pk)
+    twins.forget(audience)
+    if change.is_returning:
+        return end(problem=change.problem or f"Stopped by {change.stopped_by}.")
+    return to(Phase.CHOOSE, audience=None, done=change.done + 1)
+
+
+def _return(why: str) -> Step:
+    return to(Phase.BACK, is_returning=True, problem=why)
+
+
+# --- stopping ------------------------------------------------------------------------------------------------
+
+# Phases in which ODP's audience still has its old definition, and deliveries the new mechanism.
+_RETURNING = {Phase.AWAIT, Phase.RESEND, Phase.PROVE, Phase.VERIFY}
+
+
+def stop(change: GuidedChange) -> Step | None:
+    """What a stop does at this phase; None when the audience in work is brought to its end first."""
+    if change.is_returning or not change.stopped_by:
+        return None
+    if change.phase in (Phase.CHECK, Phase.SWITCH):
+        return to(Phase.CHOOSE, audience=None)
+    return to(Phase.BACK, is_returning=True) if change.phase in _RETURNING else None
+
+
+# --- helpers -------------------------------------------------------------------------------------------------
+
+
+def _audience(change: GuidedChange) -> Audience:
+    assert change.audience_id is not None
+    return Audience.objects.select_related("install", "lane").get(pk=change.audience_id)
+
+
+def _after(change: GuidedChange) -> Mechanism:
+    return mechanism_of(change.install, change.after)
+
+
+def _proof_id(change: GuidedChange) -> str:
+    """The id of the audience for the verification. Unique among all installs that share an ODP account."""
+    return f"lytics_check_{change.install.public_id}_{change.audience_id}"
+
+
+STORING: dict[str, Callable[[GuidedChange], Step]] = {
+    Phase.CHOOSE: choose,
+    Phase.SWITCH: switch,
+    Phase.BACK: back,
+    Phase.AWAIT: await_lease,
+    Phase.RESEND: resend,
+    Phase.FINISH: finish,
+}
+ASKING: dict[str, Callable[[GuidedChange, Client], Step]] = {
+    Phase.CHECK: check,
+    Phase.PROVE: prove,
+    Phase.VERIFY: verify,
+    Phase.REPLACE: replace,
+    Phase.CLEAN: clean,
+}

@@ -1,0 +1,255 @@
+"""Guided changes: what one would do, beginning and stopping one, and going through it step by step.
+
+The only writer of GuidedChanges. A worker holds a lease on one while it takes steps, and each step is stored before the
+next one begins. After the worker's death another one goes on where it was.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models import Count, Max, Q, QuerySet, Sum
+from django.utils.timezone import now
+
+from audiences import sessions
+from audiences.delivery import leases, mechanism_switch
+from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.insight import heartbeats
+from audiences.models import Audience, GuidedChange, Install
+from audiences.operations import change_steps
+from audiences.operations.change_steps import Step
+from audiences.wake import wake_change
+from odp.mechanisms import MECHANISMS, Passthrough
+from odp.outcomes import readable
+from outgoing.deadline import TooLateError
+
+log = structlog.get_logger(__name__)
+
+# Longer than any step: all requests of one end within SECONDS.
+LEASE = timedelta(seconds=60)
+SECONDS = 20.0
+# A wait of at least this many seconds is left to the next sweep.
+LONG = 2.0
+
+
+# --- what one would do ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The dry run of a change to another mechanism. ``problem`` says why it can't begin; empty when it can."""
+
+    problem: str
+    audiences: int
+    # Those with a definition that a person accepted, blocked or paused: they would be left as they are.
+    left_out: int
+    members: int
+    largest: int
+    requests: int
+    # Seconds that the requests take at least, altogether and for the largest audience; 0 without a rate limit.
+    seconds: float
+    largest_seconds: float
+    stays: str
+
+
+def plan(install: Install, *, to: str) -> Plan:
+    """Counts only, and asks ODP nothing. People who left are in the ledger, too, and are sent beside the members."""
+    held = Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False) | ~Q(accepted_definition="")
+    counts = _with_another(install, to).aggregate(
+        audiences=Count("pk"),
+        left_out=Count("pk", filter=held),
+        members=Sum("lane__member_count", filter=~held),
+        largest=Max("lane__member_count", filter=~held),
+    )
+    members, largest = counts["members"] or 0, counts["largest"] or 0
+    per_request = leases.capacity_of(install, to)
+    rate = install.requests_per_second if mechanism_of(install, to).rate_limit else 0
+    requests = -(-members // per_request)
+    return Plan(
+        problem=problem_of(install, to=to),
+        audiences=counts["audiences"] - counts["left_out"],
+        left_out=counts["left_out"],
+        members=members,
+        largest=largest,
+        requests=requests,
+        seconds=requests / rate if rate else 0.0,
+        largest_seconds=-(-largest // per_request) / rate if rate else 0.0,
+        stays=MECHANISMS[install.mechanism].store,
+    )
+
+
+def problem_of(install: Install, *, to: str) -> str:
+    """Why a change to this mechanism can't begin now; empty when it can."""
+    if Passthrough.name in (install.mechanism, to):
+        return (
+            "ODP does not document how a passthrough audience is made or where its members are stored, so there is no"
+            " safe way to change to or from it. Connect a new install with the other mechanism instead."
+        )
+    if install.key_accepted_at is None:
+        return "ODP has not accepted the install's API key yet."
+    if running(install) is not None:
+        return "Another change of this install is under way."
+    if not _with_another(install, to).exists():
+        return f"All audiences of this install have the mechanism {to} already."
+    versions = {worker.version for worker in heartbeats.pulse().answering}
+    if len(versions) > 1:
+        return (
+            f"Workers of several versions are running ({', '.join(sorted(versions))}). An older one does not know that"
+            " audiences of one install may have different mechanisms. Finish the upgrade first."
+        )
+    return ""
+
+
+def _with_another(install: Install, to: str) -> QuerySet[Audience]:
+    """The audiences that are written with another mechanism than this one."""
+    these = ["", to] if install.mechanism == to else [to]
+    return Audience.objects.filter(install=install).exclude(mechanism__in=these)
+
+
+def running(install: Install) -> GuidedChange | None:
+    return GuidedChange.objects.filter(install=install, ended_at=None).select_related("audience").first()
+
+
+# --- beginning and stopping ----------------------------------------------------------------------------------
+
+
+def begin(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | None:
+    """Begin a change to another mechanism, and hand it to the workers. None when one is under way or a problem came.
+
+    From here on, new audiences are made with the new mechanism. Those there are changed one after another.
+    """
+    if problem_of(install, to=to):
+        return None
+    change = GuidedChange(kind=GuidedChange.Kind.MECHANISM, install=install, before=install.mechanism, after=to)
+    change.by, change.reason = by, reason
+    try:
+        with transaction.atomic():
+            change.save(force_insert=True)
+            mechanism_switch.begin(install.pk, to=to)
+            change.total = Audience.objects.filter(install=install).exclude(mechanism="").count()
+            GuidedChange.objects.filter(pk=change.pk).update(total=change.total)
+            transaction.on_commit(lambda: wake_change(install.pk), robust=True)
+    except IntegrityError:
+        return None
+    return change
+
+
+def stop(change: GuidedChange, *, by: str) -> bool:
+    """Bring the audience in work back and end the change. False when it has ended, or was stopped already.
+
+    Audiences that are done stay with the new mechanism, the others keep the old one.
+    """
+    unstopped = GuidedChange.objects.filter(pk=change.pk, ended_at=None, stopped_by="")
+    done = bool(unstopped.update(stopped_by=by, next_at=None))
+    if done:
+        wake_change(change.install_id)
+    return done
+
+
+# --- going on ------------------------------------------------------------------------------------------------
+
+
+def due() -> list[int]:
+    """The installs that have a change whose next step may be taken, and that nobody works on."""
+    return list(_free(now()).filter(install__enabled=True).values_list("install_id", flat=True))
+
+
+def _free(at: datetime) -> QuerySet[GuidedChange]:
+    no_lease = Q(lease_until_at=None) | Q(lease_until_at__lte=at)
+    no_wait = Q(next_at=None) | Q(next_at__lte=at)
+    return GuidedChange.objects.filter(no_lease, no_wait, ended_at=None)
+
+
+def go_on(
+    install_id: int,
+    *,
+    seconds: float,
+    gate: Gate | None = None,
+    gives_way: Callable[[], bool] = bool,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Take steps of the install's change for at most ``seconds``, or until one has to wait longer."""
+    until = time.monotonic() + seconds
+    token = lease(install_id)
+    if token is None:
+        return
+    try:
+        while time.monotonic() < until and not gives_way():
+            waits = step(token, gate=gate)
+            if waits is None or waits >= LONG:
+                return
+            if waits:
+                pause(waits)
+        wake_change(install_id)
+    finally:
+        give_back(token)
+
+
+def lease(install_id: int) -> uuid.UUID | None:
+    """Take the install's change for some steps. None when another worker has it, or it has to wait."""
+    at, token = now(), uuid.uuid4()
+    leased = _free(at).filter(install=install_id).update(lease_token=token, lease_until_at=at + LEASE)
+    return token if leased else None
+
+
+def give_back(token: uuid.UUID) -> None:
+    held = GuidedChange.objects.filter(lease_token=token)
+    # Later the lease is over anyway.
+    sessions.when_back(lambda: held.update(lease_token=None, lease_until_at=None), seconds=LEASE.total_seconds())
+
+
+def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
+    """Take one step and store it. Returns the seconds until the next one; None when it has ended or is another's."""
+    change = GuidedChange.objects.select_related("install").filter(lease_token=token, ended_at=None).first()
+    if change is None:
+        return None
+    try:
+        if change.phase in change_steps.ASKING and change_steps.stop(change) is None:
+            return _ask(change, token, gate)
+        return _store_step(change, token)
+    except Exception as error:
+        if sessions.is_database_error(error):
+            raise
+        log.exception("a step of a change failed", install=change.install.name, phase=change.phase)
+        first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
+        return _store(change, token, change_steps.wait(readable(f"Unexpected error: {first_line}")))
+
+
+def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | None:
+    client = client_of(change.install, ends_at=time.monotonic() + SECONDS, gate=gate)
+    try:
+        result = change_steps.ASKING[change.phase](change, client)
+    except TooLateError:
+        result = change_steps.wait("The rate limit left no time for a request.")
+    return _store(change, token, result)
+
+
+def _store_step(change: GuidedChange, token: uuid.UUID) -> float | None:
+    """A step that writes to the tables, and its own storing, are one transaction."""
+    with transaction.atomic():
+        held = GuidedChange.objects.select_for_update(of=("self",)).select_related("install")
+        locked = held.filter(pk=change.pk, lease_token=token, ended_at=None).first()
+        if locked is None:
+            return None
+        result = change_steps.stop(locked) or change_steps.STORING[locked.phase](locked)
+        return _store(locked, token, result)
+
+
+def _store(change: GuidedChange, token: uuid.UUID, result: Step) -> float | None:
+    at = now()
+    next_at = at + timedelta(seconds=result.seconds) if result.seconds >= LONG else None
+    changes: dict[str, Any] = {**result.changes, "lease_until_at": at + LEASE, "next_at": next_at}
+    if changes.get("ended_at"):
+        changes |= {"lease_token": None, "lease_until_at": None}
+    # The phase, so that a worker whose lease is over stores nothing over a later step.
+    held = GuidedChange.objects.filter(pk=change.pk, lease_token=token, phase=change.phase, ended_at=None)
+    if not held.update(**changes):
+        return None
+    if "phase" in changes:
+        log.info("change", install=change.install.name, phase=changes["phase"], audience=str(change.audience_id))
+    return None if changes.get("ended_at") else result.seconds

@@ -1,0 +1,592 @@
+"""Guided changes: an install gets another mechanism while events go on, and each customer ends right."""
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.test import Client
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences.delivery import claims, drafts, holds
+from audiences.insight import heartbeats
+from audiences.models import Audience, Delivery, GuidedChange, Install, Resend, Worker
+from audiences.operations import change_steps, changes, guards, resends, skips
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import (
+    assert_all_is_well,
+    drain_all,
+    enter,
+    happen,
+    lane_of,
+    lease_runs_out,
+    make_audience,
+    make_install,
+)
+from tests.test_admin import press
+from workers import drain
+
+pytestmark = pytest.mark.django_db
+
+Phase = GuidedChange.Phase
+SEGMENT = "/v3/segments/lytics_gold"
+NEWSLETTER = {"root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "newsletter"}}}}}
+LISTS, PROFILES = "/v3/lists/subscriptions", "/v3/profiles"
+OTHER = {"attribute": "list", "list": "attribute"}
+# More than there are, with every wait.
+MOST = 60
+
+
+@pytest.fixture(params=["attribute", "list"])
+def before(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, before: str) -> Install:
+    return connected(odp, before)
+
+
+def connected(odp: ThreadedSandbox, mechanism: str = "attribute") -> Install:
+    made = make_install(odp, mechanism=mechanism)
+    drafts.note_key(made.pk, problem="")
+    return Install.objects.get(pk=made.pk)
+
+
+def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
+    """Kim, Lee and Mia are members; Pat has left."""
+    made = make_audience(shop, slug, provisioned=False)
+    enter(made, "kim", "lee", "mia", "pat")
+    happen(made, ("pat", "exit", 5))
+    drain_all(shop)
+    return Audience.objects.get(pk=made.pk)
+
+
+@pytest.fixture
+def gold(shop: Install) -> Audience:
+    return audience_with_members(shop)
+
+
+def begin(shop: Install, to: str = "") -> GuidedChange:
+    install = Install.objects.get(pk=shop.pk)
+    change = changes.begin(install, to=to or OTHER[install.mechanism], by="kim", reason="a test")
+    assert change is not None
+    return change
+
+
+def step(shop: Install) -> bool:
+    """One step, as if the waiting time were over. Whether the change goes on."""
+    GuidedChange.objects.update(next_at=None)
+    token = changes.lease(shop.pk)
+    if token is None:
+        return False
+    changes.step(token)
+    changes.give_back(token)
+    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
+
+
+def work(shop: Install) -> None:
+    """All that the other tasks of the workers do."""
+    drain_all(shop)
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def finish(shop: Install) -> GuidedChange:
+    for _ in range(MOST):
+        if not step(shop):
+            return GuidedChange.objects.filter(install=shop).latest("pk")
+        work(shop)
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+def mechanism_in(audience: Audience) -> str:
+    """The mechanism whose definition ODP's audience has, by the name that is stored with it."""
+    audience = Audience.objects.select_related("install").get(pk=audience.pk)
+    return audience.mechanism or audience.install.mechanism
+
+
+def definition(odp: ThreadedSandbox, slug: str = "gold") -> str:
+    """Which mechanism's definition the audience has in ODP."""
+    found = str(odp.odp("GET", f"/v3/segments/lytics_{slug}")[1]["definition"])
+    return "list" if "is_list_member" in found else "attribute"
+
+
+def segments(odp: ThreadedSandbox) -> list[str]:
+    return sorted(odp.odp("GET", "/v3/segments")[1]["segment_ids"])
+
+
+# --- the change itself ---------------------------------------------------------------------------------------
+
+
+def test_all_audiences_are_changed_one_after_another(odp: ThreadedSandbox, shop: Install, before: str) -> None:
+    gold, silver = audience_with_members(shop), audience_with_members(shop, "silver")
+    begin(shop)
+    since = len(odp.requests())
+    change = finish(shop)
+    assert (change.problem, change.done, change.total, change.left_out) == ("", 2, 2, {})
+    after = OTHER[before]
+    assert Install.objects.get().mechanism == after
+    for audience in (gold, silver):
+        assert definition(odp, audience.slug) == after == mechanism_in(audience)
+        assert odp.members(audience.odp_id) == odp.members(audience.odp_id, "web_user_id") == ["kim", "lee", "mia"]
+        changed = Audience.objects.get(pk=audience.pk)
+        assert (changed.mechanism, changed.accepted_definition, changed.foreign_definition) == ("", "", "")
+    assert segments(odp) == ["lytics_gold", "lytics_silver"]
+    written = {request["path"] for request in odp.requests(since) if request["path"] in (LISTS, PROFILES)}
+    assert written == {LISTS if after == "list" else PROFILES}
+    assert_all_is_well(gold, silver)
+
+
+def test_events_after_the_change_arrive_by_the_new_mechanism(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    begin(shop)
+    finish(shop)
+    happen(gold, ("kim", "exit", 9), ("new", "enter", 9))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["lee", "mia", "new"]
+
+
+def test_a_change_and_the_change_back_end_where_they_began(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    begin(shop)
+    finish(shop)
+    happen(gold, ("kim", "exit", 9), ("new", "enter", 9))
+    drain_all(shop)
+    begin(shop)
+    assert finish(shop).problem == ""
+    assert odp.members("lytics_gold") == ["lee", "mia", "new"]
+
+
+def test_an_audience_that_is_new_during_the_change_is_made_with_the_new_mechanism(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, before: str
+) -> None:
+    begin(shop)
+    step(shop)
+    silver = audience_with_members(shop, "silver")
+    assert definition(odp, "silver") == OTHER[before]
+    assert finish(shop).done == 1
+    assert odp.members("lytics_gold") == odp.members("lytics_silver") == ["kim", "lee", "mia"]
+    assert_all_is_well(gold, silver)
+
+
+def test_an_audience_that_is_not_in_odp_yet_is_made_with_the_new_mechanism(
+    odp: ThreadedSandbox, shop: Install, before: str
+) -> None:
+    waiting = make_audience(shop, provisioned=False)
+    enter(waiting, "kim")
+    begin(shop)
+    assert finish(shop).problem == ""
+    assert definition(odp) == OTHER[before]
+    assert odp.members("lytics_gold") == ["kim"]
+
+
+# --- with live events ----------------------------------------------------------------------------------------
+
+# What the workers do with the events that come between two steps: deliver them before the next step, leave them until
+# after it, or have their request under way during it.
+DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
+MOVING = {"kim", "new", "pat"}
+
+
+def send_events(gold: Audience, at: int) -> None:
+    """Kim leaves, somebody new comes, and Pat is back."""
+    happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
+
+
+def steps_of_a_change(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, *, events_at: int, mode: str, stop_at: int
+) -> int:
+    """Go through a change, with events after ``events_at`` steps and a stop after ``stop_at``. Returns the steps.
+
+    Customers without events have to be as they were in ODP's audience at each moment.
+    """
+    begin(shop)
+    lease = None
+    for number in range(MOST):
+        if number == stop_at:
+            changes.stop(GuidedChange.objects.get(ended_at=None), by="lee")
+        if number == events_at:
+            send_events(gold, at=100)
+            if mode == UNDER_WAY:
+                lease = claims.claim(shop.pk)
+        if mode == DELIVERED or number != events_at:
+            work(shop)
+        goes_on = step(shop)
+        if lease is not None:
+            drain.deliver(lease)
+            lease = None
+        assert set(odp.members("lytics_gold")) - MOVING == {"lee", "mia"}
+        if not goes_on:
+            break
+    work(shop)
+    return number
+
+
+@pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])
+def test_events_between_any_two_steps_end_right(odp: ThreadedSandbox, shop: Install, before: str, mode: str) -> None:
+    number, steps = 0, 1
+    while number <= steps:
+        odp.reset()
+        gold = audience_with_members(shop, "gold")
+        steps = steps_of_a_change(odp, shop, gold, events_at=number, mode=mode, stop_at=-1)
+        if number <= steps:
+            assert odp.members("lytics_gold") == ["lee", "mia", "new", "pat"], (number, mode)
+            assert odp.members("lytics_gold", "web_user_id") == ["lee", "mia", "new", "pat"], (number, mode)
+        assert definition(odp) == mechanism_in(gold)
+        assert GuidedChange.objects.latest("pk").problem == ""
+        assert segments(odp) == ["lytics_gold"]
+        assert_all_is_well(gold)
+        forget(shop, gold, before)
+        number += 1
+    assert steps > 8
+
+
+@pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])
+def test_a_stop_at_any_step_leaves_the_audience_whole(odp: ThreadedSandbox, mode: str) -> None:
+    """With events at the stop and two steps later, when the audience is being brought back."""
+    before = "attribute"
+    shop = connected(odp, before)
+    for stop_at in range(14):
+        for events_at in (stop_at, stop_at + 2):
+            odp.reset()
+            gold = audience_with_members(shop, "gold")
+            steps = steps_of_a_change(odp, shop, gold, events_at=events_at, mode=mode, stop_at=stop_at)
+            here = (stop_at, events_at, mode)
+            expected = ["lee", "mia", "new", "pat"] if 0 <= events_at <= steps else ["kim", "lee", "mia"]
+            assert odp.members("lytics_gold") == expected, here
+            assert definition(odp) == mechanism_in(gold), here
+            change = GuidedChange.objects.latest("pk")
+            assert change.problem == ("" if change.done else "Stopped by lee."), here
+            assert Audience.objects.get().accepted_definition == "", here
+            assert segments(odp) == ["lytics_gold"], here
+            assert_all_is_well(gold)
+            forget(shop, gold, before)
+
+
+def forget(shop: Install, gold: Audience, before: str) -> None:
+    """Take away all of an audience, so that a test begins again."""
+    with connection.cursor() as cursor:
+        for table in ("guidedchange", "again", "resend", "run", "delivery", "event", "membership", "twin", "lane"):
+            cursor.execute(f"DELETE FROM audiences_{table}")
+    Audience.objects.all().delete()
+    Install.objects.filter(pk=shop.pk).update(mechanism=before)
+
+
+# --- crashes -------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("when", ["before storing", "after storing"])
+def test_a_worker_that_dies_at_any_step_is_replaced(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Each step is tried once by a worker that dies at its end, and then by another one."""
+    begin(shop)
+    store = changes._store
+    dead = {"yes": False}
+
+    def die(*args: Any, **kwargs: Any) -> float | None:
+        if not dead["yes"]:
+            return store(*args, **kwargs)
+        if when == "after storing":
+            store(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(changes, "_store", die)
+    for _ in range(MOST):
+        dead["yes"] = True
+        token = changes.lease(shop.pk)
+        assert token is not None
+        with pytest.raises(Killed):
+            changes.step(token)
+        assert changes.lease(shop.pk) is None, "the dead worker's lease holds"
+        dead["yes"] = False
+        GuidedChange.objects.update(lease_until_at=now(), next_at=None)
+        work(shop)
+        if not step(shop):
+            break
+        work(shop)
+    assert GuidedChange.objects.get().problem == ""
+    assert GuidedChange.objects.get().done == 1
+    assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
+    assert segments(odp) == ["lytics_gold"]
+    assert_all_is_well(gold)
+
+
+def test_a_worker_whose_lease_is_over_stores_nothing(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    begin(shop)
+    late = changes.lease(shop.pk)
+    assert late is not None
+    GuidedChange.objects.update(lease_until_at=now())
+    assert step(shop)
+    then = GuidedChange.objects.values().get()
+    assert changes.step(late) is None
+    assert GuidedChange.objects.values().get() == then
+
+
+def test_a_request_under_way_whose_worker_is_gone_holds_the_change_for_its_lease_only(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    begin(shop)
+    enter(gold, "new", at=9)
+    while GuidedChange.objects.get().phase != Phase.SWITCH:
+        step(shop)
+    assert claims.claim(shop.pk) is not None
+    step(shop)
+    for _ in range(3):
+        step(shop)
+        assert (GuidedChange.objects.get().phase, Resend.objects.count()) == (Phase.AWAIT, 0)
+    lease_runs_out(gold)
+    assert finish(shop).problem == ""
+    assert odp.members("lytics_gold") == ["kim", "lee", "mia", "new"]
+
+
+# --- what stands in the way ----------------------------------------------------------------------------------
+
+
+def test_a_definition_that_a_person_wrote_is_left_as_it_is(odp: ThreadedSandbox, shop: Install, before: str) -> None:
+    gold, silver = audience_with_members(shop), audience_with_members(shop, "silver")
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    odp.odp("PUT", SEGMENT, {"description": "x", "metadata": {}, "definition": NEWSLETTER})
+    begin(shop)
+    change = finish(shop)
+    assert (change.done, list(change.left_out)) == (1, ["lytics_gold"])
+    assert "newsletter" in change.left_out["lytics_gold"]
+    assert (mechanism_in(gold), mechanism_in(silver)) == (before, OTHER[before])
+    assert odp.odp("GET", SEGMENT)[1]["definition"] == NEWSLETTER
+    enter(gold, "new", at=9)
+    drain_all(shop)
+    assert "new" in str(odp.requests(bodies=True)[-1]["body"])
+
+
+def test_a_definition_that_a_person_writes_during_the_change_brings_the_audience_back(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, before: str
+) -> None:
+    begin(shop)
+    while GuidedChange.objects.get().phase != Phase.VERIFY:
+        work(shop)
+        step(shop)
+    odp.odp("POST", "/v3/lists", {"name": "newsletter"})
+    odp.odp("PUT", SEGMENT, {"description": "x", "metadata": {}, "definition": NEWSLETTER})
+    change = finish(shop)
+    assert "another definition" in change.problem
+    assert mechanism_in(gold) == before
+    assert odp.odp("GET", SEGMENT)[1]["definition"] == NEWSLETTER
+
+
+@pytest.mark.parametrize("held", ["paused", "blocked"])
+def test_a_held_audience_is_left_out_and_changed_by_a_later_change(
+    odp: ThreadedSandbox, shop: Install, before: str, held: str
+) -> None:
+    gold, silver = audience_with_members(shop), audience_with_members(shop, "silver")
+    lane = lane_of(gold)
+    if held == "paused":
+        holds.pause(lane, by="kim", reason="a test")
+    else:
+        holds.block_audience(gold.pk, "a test")
+    begin(shop)
+    change = finish(shop)
+    assert (change.done, list(change.left_out)) == (1, ["lytics_gold"])
+    assert held in change.left_out["lytics_gold"]
+    holds.resume(lane)
+    holds.unblock(lane)
+    happen(gold, ("kim", "exit", 9))
+    happen(silver, ("kim", "exit", 9))
+    drain_all(shop)
+    assert odp.members("lytics_gold") == odp.members("lytics_silver") == ["lee", "mia"]
+    begin(shop, OTHER[before])
+    assert finish(shop).left_out == {}
+    assert definition(odp) == OTHER[before]
+    assert odp.members("lytics_gold") == ["lee", "mia"]
+
+
+def test_an_audience_that_odp_does_not_show_is_brought_back(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, before: str, settings: Settings
+) -> None:
+    """ODP accepts all writes of the new mechanism and applies none."""
+    settings.CHANGE_VERIFY_SECONDS = 0
+    path = LISTS if before == "attribute" else PROFILES
+    body = {"title": "Accepted", "status": 202, "timestamp": "2026-01-01T00:00:00Z"}
+    odp.fault({"path": path, "method": "POST"}, {"status": 202, "body": body})
+    begin(shop)
+    while not GuidedChange.objects.get().is_returning:
+        work(shop)
+        step(shop)
+        assert definition(odp) == before
+        assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
+    odp.clear_faults()
+    change = finish(shop)
+    assert "are not as the ledger has them" in change.problem
+    assert (mechanism_in(gold), definition(odp)) == (before, before)
+    assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
+    assert segments(odp) == ["lytics_gold"]
+
+
+def test_odp_that_is_down_delays_the_change(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    begin(shop)
+    fault = {"status": 503, "body": {"message": "down"}}
+    odp.fault({}, fault)
+    for _ in range(4):
+        step(shop)
+    change = GuidedChange.objects.get()
+    assert (change.phase, bool(change.waits_for)) == (Phase.CHECK, True)
+    odp.clear_faults()
+    assert finish(shop).problem == ""
+
+
+def test_skipped_events_of_the_ledger_are_sent_again(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    """A skip ends the resync and moves the cursor past what was to be sent."""
+    begin(shop)
+    while GuidedChange.objects.get().phase != Phase.RESEND:
+        step(shop)
+    resends.go_on(shop.pk, seconds=5)
+    step(shop)
+    Install.objects.update(enabled=False)
+    skips.skip(shop.pk, by="kim", reason="a test")
+    Install.objects.update(enabled=True)
+    assert finish(shop).problem == ""
+    assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
+
+
+def test_a_request_holds_lanes_of_one_mechanism_only(odp: ThreadedSandbox, shop: Install, before: str) -> None:
+    gold, silver = audience_with_members(shop), audience_with_members(shop, "silver")
+    Audience.objects.filter(pk=silver.pk).update(mechanism=OTHER[before])
+    enter(gold, "new", at=9)
+    enter(silver, "new", at=9)
+    first = claims.claim(shop.pk)
+    second = claims.claim(shop.pk)
+    assert first is not None
+    assert second is not None
+    assert [len(lease.spans) for lease in (first, second)] == [1, 1]
+    assert first.more
+    assert {lease.spans[0].audience_id: lease.mechanism for lease in (first, second)} == {
+        gold.pk: before,
+        silver.pk: OTHER[before],
+    }
+
+
+# --- the dry run, and what begins a change -------------------------------------------------------------------
+
+
+def test_the_dry_run_counts_and_asks_odp_nothing(odp: ThreadedSandbox) -> None:
+    shop = connected(odp)
+    Install.objects.update(requests_per_second=10, batch_size=2)
+    shop = Install.objects.get()
+    audience_with_members(shop)
+    held = audience_with_members(shop, "silver")
+    holds.pause(lane_of(held), by="kim", reason="a test")
+    since, then = len(odp.requests()), everything_but_changes()
+    plan = changes.plan(Install.objects.get(), to="list")
+    assert (plan.problem, plan.audiences, plan.left_out, plan.members, plan.largest) == ("", 1, 1, 3, 3)
+    assert (plan.requests, plan.seconds, plan.largest_seconds) == (2, 0.2, 0.2)
+    assert plan.stays == "the customer field"
+    assert len(odp.requests()) == since
+    assert everything_but_changes() == then
+
+
+def everything_but_changes() -> Any:
+    return [list(model.objects.values()) for model in (Audience, Install, Delivery, Resend)]
+
+
+def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox) -> None:
+    shop = connected(odp)
+    assert "already" in changes.problem_of(shop, to="list")
+    audience_with_members(shop)
+    assert changes.problem_of(shop, to="list") == ""
+    assert "already" in changes.problem_of(shop, to="attribute")
+    assert "passthrough" in changes.problem_of(shop, to="passthrough")
+    heartbeats.note("one", worked_seconds_ago=None)
+    Worker.objects.create(name="two", version="0.0.9", beat_at=now())
+    assert "0.0.9" in changes.problem_of(shop, to="list")
+    heartbeats.forget("two")
+    begin(shop)
+    assert "under way" in changes.problem_of(shop, to="list")
+    assert changes.begin(Install.objects.get(), to="attribute", by="kim", reason="a test") is None
+
+
+def test_a_change_goes_on_by_itself_until_it_has_to_wait(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    begin(shop)
+    changes.go_on(shop.pk, seconds=30)
+    change = GuidedChange.objects.get()
+    assert (change.phase, change.lease_token) == (Phase.RESEND, None)
+    assert changes.due() == [], "it waits for the resend"
+    GuidedChange.objects.update(next_at=now())
+    assert changes.due() == [shop.pk]
+
+
+@pytest.fixture(autouse=True)
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller than the audience, so that it is a sample."""
+    monkeypatch.setattr(change_steps, "SAMPLE", 3)
+
+
+# --- its page and its command --------------------------------------------------------------------------------
+
+
+def test_the_page_of_an_install_begins_shows_and_stops_a_change(odp: ThreadedSandbox, operator: Client) -> None:
+    shop = connected(odp)
+    gold = audience_with_members(shop)
+    page = press(operator, "change-mechanism", shop, mechanism="list", reason="a test")
+    assert "1 audience with 3 members" in page
+    assert "The customer field of each audience stays in ODP" in page
+    change = GuidedChange.objects.get()
+    assert (change.before, change.after, change.by, change.reason) == ("attribute", "list", "operator", "a test")
+    while change.phase != Phase.RESEND:
+        step(shop)
+        change.refresh_from_db()
+    opened = operator.get(f"/admin/audiences/install/{shop.pk}/change/").content.decode()
+    assert "Change under way" in opened
+    assert "sending the ledger again" in opened
+    press(operator, "stop-change", shop)
+    finish(shop)
+    work(shop)
+    opened = operator.get(f"/admin/audiences/install/{shop.pk}/change/").content.decode()
+    assert "Last change" in opened
+    assert "Stopped by operator." in opened
+    assert mechanism_in(gold) == "attribute"
+    assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
+
+
+def test_a_viewer_neither_begins_nor_stops_a_change(odp: ThreadedSandbox, viewer: Client) -> None:
+    shop = connected(odp)
+    audience_with_members(shop)
+    assert viewer.get(f"/admin/audiences/install/{shop.pk}/change-mechanism/").status_code == 403
+    begin(shop)
+    assert viewer.get(f"/admin/audiences/install/{shop.pk}/stop-change/").status_code == 403
+
+
+def test_the_form_with_its_locked_mechanism_leads_to_the_change(odp: ThreadedSandbox) -> None:
+    shop = connected(odp)
+    audience_with_members(shop)
+    for name, words in (("list", "Press Change mechanism"), ("passthrough", "Connect a new install")):
+        other = Install.objects.get()
+        other.mechanism = name
+        assert words in guards.refusals(shop, other)["mechanism"]
+
+
+def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox) -> None:
+    shop = connected(odp)
+    audience_with_members(shop)
+
+    def command(*arguments: str) -> Any:
+        told = StringIO()
+        call_command("change_mechanism", shop.public_id, "--json", *arguments, stdout=told)
+        return json.loads(told.getvalue())[0]
+
+    shown = command("--to", "list")
+    assert (shown["begun"], shown["audiences"], shown["members"]) == (False, 1, 3)
+    assert not GuidedChange.objects.exists()
+    assert command("--to", "list", "--yes", "--reason", "a test")["begun"]
+    assert GuidedChange.objects.get().reason == "a test"
+    with pytest.raises(CommandError, match="under way"):
+        command("--to", "list", "--yes", "--reason", "a test")
+    assert command("--stop")["stopped"]
+    with pytest.raises(CommandError, match="No change"):
+        command("--stop")
