@@ -30,6 +30,8 @@ TASKS = tuple(
         "probe",
         "look_at_twins",
         "look",
+        "audit",
+        "ask_audits",
         "summarise",
         "roll_up",
         "clear_sessions",
