@@ -298,6 +298,10 @@ def test_odp_customer(odp: ThreadedSandbox, shop: Install, gold: Audience) -> No
     odp.odp("POST", "/v3/profiles", [{"attributes": {"fs_user_id": "kim", "lytics_gold": False}}])
     line = the(shop, "odp_customer")
     assert (line.state, "under neither identifier" in line.evidence) == ("bad", True)
+    odp.odp("POST", "/v3/profiles", [{"attributes": {"fs_user_id": "abe", "lytics_gold": True}}])
+    Membership.objects.create(audience=gold, identifier="abe", is_member=True, occurred_ns=1, sequence=1)
+    line = the(shop, "odp_customer")
+    assert (line.state, "only by fs_user_id" in line.evidence) == ("bad", True)
     odp.fault({"path": "/v3/graphql"}, {"status": 500})
     assert "failed" in the(shop, "odp_customer").evidence
     Membership.objects.all().delete()

@@ -14,6 +14,7 @@ from audiences import lytics_account
 from audiences.models import Install, Receipt, Token
 from audiences.operations import doctor, installs
 from audiences.operations.doctor.lytics_audiences import shortest_window
+from audiences.operations.lytics_job import authorization_label, job_name
 from audiences.receiving import ingest
 from sandbox.lytics.account import Account
 from sandbox.lytics.api.endpoints import Api
@@ -159,13 +160,15 @@ def test_lytics_state_names_a_job_that_calls_this_server_at_another_path(shop: I
     job(webhook_url="https://sync.example.com/webhooks/lytics/of-another")
     line = the(shop, "lytics_state")
     assert (line.state, "Sync job calls this server at another path" in line.evidence) == ("bad", True)
+    job(name=job_name(shop), webhook_url="https://elsewhere.example.com/")
+    assert "has this install's name, and another URL" in the(shop, "lytics_state").evidence
 
 
 def test_a_rejected_api_token_is_named_and_other_lines_stay(shop: Install, job: Job) -> None:
     job()
     lytics_account.set_token(shop, "expired")
     line = the(shop, "lytics_state")
-    assert (line.state, "401" in line.evidence, "Store an API token" in line.cure) == ("unknown", True, True)
+    assert (line.state, "401" in line.evidence, "Press Lytics API token" in line.cure) == ("unknown", True, True)
     assert states(shop, "database") == ["good"]
 
 
@@ -193,6 +196,13 @@ def test_lytics_header(shop: Install, job: Job, server: LyticsServer) -> None:
     assert (line.state, "another" in line.evidence) == ("bad", False)
     server.api.account.put("auth", {"id": "auth", "type": "oauth2"}, made_at=0)
     assert states(shop, "lytics_header") == ["warning"]
+    (token,) = shop.tokens.all()
+    label = authorization_label(shop, token)
+    server.api.account.put("auth", {"id": "auth", "type": "header_param_auth", "label": label}, made_at=0)
+    assert states(shop, "lytics_header") == ["good"]
+    ended = label.replace(token.digest[:8], "0" * 8)
+    server.api.account.put("auth", {"id": "auth", "type": "header_param_auth", "label": ended}, made_at=0)
+    assert "a token that has ended" in the(shop, "lytics_header").evidence
     for auth_ids in (["gone"], []):
         job(auth_ids=auth_ids)
         assert states(shop, "lytics_header") == ["bad"]

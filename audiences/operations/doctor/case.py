@@ -28,7 +28,7 @@ from odp.regions import host_of
 SECONDS = 45.0
 REQUEST_SECONDS = 8.0
 NO_TOKEN = "No API token of the Lytics account is stored for this install, so Lytics was not asked."  # noqa: S105
-NO_TOKEN_CURE = "Store an API token of the Lytics account. Everything but these lines works without it."  # noqa: S105
+NO_TOKEN_CURE = "Press Lytics API token on the install's page. Everything else works without one."  # noqa: S105
 
 
 class NotCheckedError(Exception):
@@ -147,5 +147,7 @@ def _must_be_ok(answer: LyticsAnswer, what: str) -> None:
         return
     cure = "Ask again in a minute."
     if answer.outcome is Outcome.UNAUTHORISED:
-        cure = "Store an API token that is valid and may read audiences, jobs and authorizations."
+        cure = (
+            "Press Lytics API token on the install's page, and enter one that may read audiences, jobs, authorizations."
+        )
     raise NotCheckedError(f"{what} could not be read from Lytics: {answer.reason}.", cure)

@@ -10,6 +10,7 @@ from audiences.insight import checklist, evidence
 from audiences.operations import installs
 from audiences.operations.doctor.case import Case, NotCheckedError, url_of
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, unknown, warning
+from audiences.operations.lytics_job import mark_in, mark_of
 from audiences.receiving import tokens
 from lytics.api.authorizations import HEADERS
 from lytics.api.jobs import Job
@@ -67,11 +68,13 @@ def lytics_state(case: Case) -> Found:
     """Whether a webhook job calls this install, and whether it runs. A failed job stays so until it is restarted."""
     if not case.jobs_of_install:
         host = urlsplit(installs.webhook_url(case.install)).netloc
-        near = [job for job in case.webhook_jobs if urlsplit(url_of(job)).netloc == host]
         words = f"None of the {len(case.webhook_jobs):,} webhook jobs calls the URL of this install."
-        if near:
-            words += f" {near[0].name} calls this server at another path."
-        return bad(words, "Make the job as the install instructions on the install's page say.")
+        for job in case.webhook_jobs:
+            if job.name.endswith(f"({case.install.public_id})"):
+                words += f" {job.name} has this install's name, and another URL."
+            elif urlsplit(url_of(job)).netloc == host:
+                words += f" {job.name} calls this server at another path."
+        return bad(words, "Press Choose audiences on the install's page, or follow the install instructions there.")
     try:
         return of_each(case.jobs, _state)
     except NotCheckedError:
@@ -131,6 +134,11 @@ def lytics_header(case: Case) -> Found:
             return bad(f"The authorization of {job.name} does not exist.", cure)
         if known[0].kind and known[0].kind != HEADERS:
             return warning(f"The authorization of {job.name} is of the type {known[0].kind}, not {HEADERS}.", cure)
+        if mark := mark_in(known[0].label, case.install):
+            # An authorization that this service made: its label says which token it sends.
+            if any(mark_of(token) == mark for token in live):
+                return good(f"The label of the authorization of {job.name} is that of a live token.")
+            return bad(f"The authorization of {job.name} is for a token that has ended.", cure)
         shown = text(known[0].fields, "webhook_request_headers")
         if shown:
             if any(str(token.secret) in shown for token in live):
