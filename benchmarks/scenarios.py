@@ -26,7 +26,7 @@ REQUESTS_PER_SECOND, ITEMS = 10, 500
 LANES, QUEUED = 200, 1_000_000
 # Events per second of in and out at once, and the factor by which more are sent: the measured time goes from the first
 # call to the last settle, which is longer than the sending.
-BOTH, AND_MORE = 16_000, 1.02
+BOTH, AND_MORE = 20_000, 1.02
 # Duration of the smallest run of a scenario, mostly for starting processes.
 LEAST_SECONDS = 10
 
@@ -320,7 +320,7 @@ def paced(bench: Bench) -> None:
 )
 def in_and_out(bench: Bench) -> None:
     install = _warm(bench, audiences=LANES)
-    load = Load(calls=bench.size(3_264, 80), audiences=LANES, rate=BOTH * AND_MORE)
+    load = Load(calls=bench.size(4_080, 80), audiences=LANES, rate=BOTH * AND_MORE)
     before, written = bench.house.cpu_seconds(), bench.house.wal_bytes()
     began = time.monotonic()
     sending = bench.house.begin(install, load)
