@@ -32,6 +32,7 @@ TASKS = tuple(
         "look",
         "audit",
         "ask_audits",
+        "change",
         "summarise",
         "roll_up",
         "clear_sessions",
