@@ -19,7 +19,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import redis_client, tallies
 from audiences.insight import delays, failures, heartbeats, trials
-from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Run, Trial, Worker
+from audiences.models import Audience, Audit, Delivery, Event, Install, Lane, Parked, Receipt, Run, Trial, Worker
 from audiences.receiving import disk_usage
 from audiences.tallies import Sums, Tally
 from lytics_sync.metrics import collector, states
@@ -214,6 +214,22 @@ def test_a_probe_says_whether_odp_showed_the_test_customer(install: Install) -> 
     found = scrape()
     assert value(found, "probe_success", install=install.public_id) == 0
     assert value(found, "probe_last_success_timestamp_seconds", install=install.public_id) == shown_at
+
+
+def test_audiences_with_a_bad_newest_audit_are_counted(install: Install) -> None:
+    def audit(slug: str, **values: Any) -> None:
+        Audit.objects.create(
+            install=install, audience=make_audience(install, slug), mode="full", by="kim", ended_at=now(), **values
+        )
+
+    audit("equal", is_newest=True)
+    audit("differs", is_newest=True, differing=3)
+    audit("also-differs", is_newest=True, differing=1)
+    audit("older", is_newest=False, differing=3)
+    audit("failed", is_newest=True, problem="Lytics rejects the token")
+    found = scrape()
+    assert value(found, "audit_findings", install=install.public_id, state="differing") == 2
+    assert value(found, "audit_findings", install=install.public_id, state="failed") == 1
 
 
 def test_workers_are_counted_by_whether_their_heartbeats_arrive(install: Install) -> None:

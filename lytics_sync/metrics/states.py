@@ -18,7 +18,7 @@ from audiences.admin.filters import COUNTED
 from audiences.admin.pages import last_call
 from audiences.admin.parked_groups import found as parked_groups
 from audiences.insight import backlogs, heartbeats, probes, stalled_work
-from audiences.models import Delivery, Install, Lane
+from audiences.models import Audit, Delivery, Install, Lane
 from audiences.receiving import backlog, disk_usage
 
 # Seconds after which no further query is begun. With the limit of one query, DATABASE_WEB_SECONDS, a scrape ends before
@@ -98,6 +98,11 @@ PROBE = State(
 PROBE_AT = State(
     "lytics_sync_probe_last_success_timestamp_seconds", "When ODP last showed a test customer as sent.", ("install",)
 )
+AUDITS = State(
+    "lytics_sync_audit_findings",
+    "Audiences whose newest audit found people that differ between Lytics, this service and ODP, or has no result.",
+    ("install", "state"),
+)
 WORKERS = State("lytics_sync_workers", "Workers whose heartbeats arrive, and those that fell silent.", ("state",))
 HEARTBEAT = State("lytics_sync_worker_last_heartbeat_timestamp_seconds", "The newest heartbeat of any worker.")
 WORKED = State("lytics_sync_worker_last_work_timestamp_seconds", "When a worker last delivered or made something.")
@@ -109,7 +114,7 @@ DATABASE_LIMIT = State("lytics_sync_database_high_water_bytes", "DATABASE_HIGH_W
 
 ALL = (
     *(INFO, ENABLED, ON_HOLD, LAST_CALL, LOGGED, SETTLED, WAITING, DELIVERABLE, HIGH_WATER, OLDEST, OLDEST_DELIVERABLE),
-    *(IN_FLIGHT, IN_FLIGHT_LIMIT, AUDIENCES, STOPPED, MEMBERS, PARKED, PROBE, PROBE_AT),
+    *(IN_FLIGHT, IN_FLIGHT_LIMIT, AUDIENCES, STOPPED, MEMBERS, PARKED, PROBE, PROBE_AT, AUDITS),
     *(WORKERS, HEARTBEAT, WORKED, STUCK, DATABASE_BYTES, DATABASE_LIMIT),
 )
 
@@ -139,7 +144,7 @@ def read() -> Samples:
     """Raises ``django.db.Error`` when PostgreSQL doesn't respond in time."""
     until = time.monotonic() + SECONDS
     samples = Samples(list(Install.objects.defer("odp_api_key").annotate(called_at=Subquery(last_call()))))
-    for put in (_installs, _backlogs, _in_flight, _audiences, _parked, _probes, _workers, _database):
+    for put in (_installs, _backlogs, _in_flight, _audiences, _parked, _probes, _audits, _workers, _database):
         if time.monotonic() > until:
             raise OperationalError(f"the states were not read within {SECONDS:g} s")
         put(samples)
@@ -214,6 +219,15 @@ def _probes(samples: Samples) -> None:
         if proof.word != "none":
             samples.put(PROBE, not proof.is_bad, install.public_id)
         samples.put(PROBE_AT, proof.at, install.public_id)
+
+
+def _audits(samples: Samples) -> None:
+    counts = {"differing": Count("pk", filter=Q(problem="")), "failed": Count("pk", filter=~Q(problem=""))}
+    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem=""), is_newest=True).order_by()
+    found: dict[int, Any] = {row["install_id"]: row for row in bad.values("install_id").annotate(**counts)}
+    for install in samples.installs:
+        for state in counts:
+            samples.put(AUDITS, found.get(install.pk, {}).get(state, 0), install.public_id, state)
 
 
 def _workers(samples: Samples) -> None:
