@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.test import Client
 from django.urls import reverse
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
@@ -104,6 +106,29 @@ def test_without_an_api_token_the_command_prints_what_to_enter(field: str) -> No
     assert entered["Webhook URL"].endswith(shop.public_id)
     assert (entered["Audiences"], entered["Export Fields"]) == ("vip", f"{exported}, segment_events")
     assert (entered["Batch Size"], entered["HTTPMethod"]) == ("300", "POST")
+
+
+def test_a_dry_run_without_any_token_makes_none_and_says_so() -> None:
+    lytics_account.set_token(make_shop(), "")
+    Token.objects.all().delete()
+    with pytest.raises(CommandError, match="This would make one"):
+        run("Shop", "--dry-run")
+    assert not Token.objects.exists()
+    with pytest.raises(CommandError, match="no Lytics API token"):
+        run("Shop")
+    assert Token.objects.get().name == "Lytics job"
+
+
+def test_tokens_that_all_end_are_given_to_nobody() -> None:
+    lytics_account.set_token(shop := make_shop(), "")
+    tokens.create(shop)
+    Token.objects.update(expires_at=now() + timedelta(days=1))
+    said = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command("connect", "Shop", "--json", stdout=said)
+    facts = json.loads(said.getvalue())
+    assert "Revoke one of them" in facts["problem"]
+    assert facts["by_hand"] is None
 
 
 def test_without_a_right_the_command_prints_what_to_enter_and_why(lytics: LyticsServer, shop: Install) -> None:

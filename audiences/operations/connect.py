@@ -140,13 +140,18 @@ def client_of(install: Install, *, seconds: float = SECONDS) -> Client:
     return client
 
 
-def by_hand(install: Install, *, audiences: str) -> dict[str, list[tuple[str, str]]]:
-    """What a person enters in Lytics, page by page, when no API token can do it. It contains the webhook token."""
+def by_hand(install: Install, *, audiences: str, dry_run: bool = False) -> dict[str, list[tuple[str, str]]]:
+    """What a person enters in Lytics, page by page, when no API token can do it. It contains the webhook token.
+
+    Without a webhook token that goes on being valid, one is made, except in a dry run.
+    """
     settings = WebhookSettings(
         webhook_url=installs.webhook_url(install),
         identifier_field=install.identifier_field,
         needs_lytics_id=install.forget_missing_identifiers,
     )
+    if dry_run and not _lasting(install):
+        raise NotConnectedError("This install has no webhook token that goes on being valid. This would make one.")
     token = _token(install)
     return {
         "Jobs, Create New, Webhook, Audience Triggers Webhook": [("Label", job_name(install))],
@@ -202,7 +207,7 @@ def _authorization_for(install: Install, found: Found) -> tuple[bool, str]:
         if in_job:
             return False, ""
         raise NotConnectedError("Lytics doesn't list authorizations to this API token.", by_hand=True)
-    lasting = {mark_of(token) for token in tokens.live(install) if token.expires_at is None}
+    lasting = {mark_of(token) for token in _lasting(install)}
     ours = {one.auth_id: mark for one in found.authorizations if (mark := mark_in(one.label, install))}
     if in_job and not ours.keys() & set(in_job):
         return False, ""
@@ -306,8 +311,7 @@ def _start(client: Client, found: Found, known: Job) -> Job:
 
 def _token(install: Install) -> Token:
     """The newest webhook token that goes on being valid, or a new one."""
-    lasting = [token for token in tokens.live(install) if token.expires_at is None]
-    if lasting:
+    if lasting := _lasting(install):
         return lasting[0]
     try:
         return tokens.create(install, name="Lytics job")
@@ -315,6 +319,10 @@ def _token(install: Install) -> Token:
         raise NotConnectedError(
             "Both webhook tokens of this install will end, so neither can be given to Lytics. Revoke one of them."
         ) from problem
+
+
+def _lasting(install: Install) -> list[Token]:
+    return [token for token in tokens.live(install) if token.expires_at is None]
 
 
 def _authorization(token: Token) -> str:

@@ -54,9 +54,10 @@ class Command(BaseCommand):
         pages = {}
         if problem.by_hand:
             try:
-                pages = by_hand(install, audiences=", ".join(options["audience"]) or THOSE)
+                audiences = ", ".join(options["audience"]) or THOSE
+                pages = by_hand(install, audiences=audiences, dry_run=options["dry_run"])
             except NotConnectedError as without_token:
-                raise CommandError(f"{problem.words} {without_token.words}") from without_token
+                problem = NotConnectedError(f"{problem.words} {without_token.words}")
         if options["json"]:
             shown = {page: dict(lines) for page, lines in pages.items()} or None
             self.stdout.write(json.dumps({**facts, "problem": problem.words, "by_hand": shown}))
