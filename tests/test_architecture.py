@@ -50,6 +50,7 @@ WRITERS = {
     # A skip stops unfinished Resends in the transaction that moves the cursors.
     "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py", FORGETTING},
     "Skip": {"audiences/operations/skips.py"},
+    "Retirement": {"audiences/operations/retiring.py", FORGETTING},
     "Profile": {"audiences/receiving/identifier_lists.py", FORGETTING},
     "Minute": {"audiences/insight/rollup.py"},
     "Pace": {"workers/pace.py"},

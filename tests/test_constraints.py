@@ -26,6 +26,7 @@ from audiences.models import (
     Parked,
     Receipt,
     Resend,
+    Retirement,
     Run,
     Skip,
     Token,
@@ -89,6 +90,13 @@ def a_resend(**values: Any) -> None:
     audience = None if values.get("kind") == "release" else Audience.objects.first() or an_audience()
     usual = {"install": Install.objects.get(), "audience": audience, "kind": "resync", "total": 1}
     Resend.objects.create(**{**usual, "by": "kim", "reason": "why not", **values})
+
+
+def a_retirement(**values: Any) -> None:
+    audience = Audience.objects.first() or an_audience()
+    Retirement.objects.create(
+        **{"audience": audience, "by": "kim", "reason": "left the job", "began_sequence": 0, "total": 1, **values}
+    )
 
 
 def two_open_refusals() -> None:
@@ -155,6 +163,15 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "twin_finding_says_what": [
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), finding="missing", since_at=now()),
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), problem="gone"),
+    ],
+    "retired_lane_has_an_end": [lambda: lane(retired_at=now())],
+    "one_retirement_per_audience": [lambda: twice(a_retirement)],
+    "retirement_says_who_and_why": [lambda: a_retirement(by=""), lambda: a_retirement(reason="")],
+    "retirement_ends_when_emptied": [lambda: a_retirement(ended_at=now())],
+    "undone_retirement_says_by_whom": [
+        lambda: a_retirement(undone_at=now()),
+        lambda: a_retirement(undone_by="kim"),
+        lambda: a_retirement(restored_at=now()),
     ],
     "lifted_block_says_since_when": [
         lambda: lane(lifted_since_at=now()),

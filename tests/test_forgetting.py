@@ -25,9 +25,10 @@ from audiences.models import (
     Lane,
     Membership,
     Parked,
+    Retirement,
     ScannedMember,
 )
-from audiences.operations import audit, forgetting, resends
+from audiences.operations import audit, forgetting, resends, retiring
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, claim, drain_all, enter, happen, make_audience, make_install
@@ -101,6 +102,8 @@ def test_the_person_stands_in_no_table_afterwards(odp: ThreadedSandbox, shop: In
     report = Audit.objects.create(install=shop, audience=gold, mode="full", by="kim", after_identifier=KIM)
     Difference.objects.create(audit=report, identifier=KIM, kind="not_here", why="")
     ScannedMember.objects.create(audit=report, identifier=KIM)
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    Retirement.objects.update(after_identifier=KIM)
     before = rows_that_name(KIM)
     assert {"audiences_event", "audiences_membership", "audiences_difference"} <= set(before)
     assert any(name.startswith("request of delivery") for name in before)

@@ -8,7 +8,7 @@ from audiences import tallies, wake
 from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.insight import delays, probes, rollup, schedule, search_index, trials
-from audiences.operations import changes, forgetting, resends, twins
+from audiences.operations import changes, forgetting, resends, retiring, twins
 from audiences.operations import reconcile as reconciling
 from workers import drain as draining
 from workers import heartbeat_monitor, making, pace, slots, trial
@@ -35,11 +35,12 @@ def make(install_id: int) -> None:
 
 @shared_task(name="workers.tasks.resend", ignore_result=True)
 def resend(install_id: int) -> None:
-    """Append events of one install's Resends while its backlog has room."""
+    """Append events of one install's Resends while its backlog has room, and advance what is being retired."""
     wake.heard(install_id, wake.RESEND)
     with slots.slot(install_id, drains=False) as free:
         if free:
             resends.go_on(install_id, seconds=settings.DRAIN_SECONDS, gives_way=slots.gives_way)
+            retiring.go_on(install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way)
 
 
 @shared_task(name="workers.tasks.sweep", ignore_result=True)
@@ -48,7 +49,7 @@ def sweep() -> None:
     tallies.SWEEPS.add()
     for install_id in claims.due():
         wake.wake(install_id)
-    for install_id in resends.due():
+    for install_id in {*resends.due(), *retiring.due()}:
         wake.wake_resend(install_id)
     for install_id in changes.due():
         wake.wake_change(install_id)

@@ -25,7 +25,8 @@ class Pause(Verb[Audience]):
     form = AskReason
 
     def offered(self, audience: Audience) -> bool:
-        return audience.lane.paused_at is None and audience.lane.blocked_at is None
+        lane = audience.lane
+        return lane.paused_at is None and lane.blocked_at is None and lane.retired_at is None
 
     def consequence(self, audience: Audience) -> str:
         return (

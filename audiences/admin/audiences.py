@@ -30,9 +30,10 @@ from audiences.admin.definition_verbs import AcceptDefinition, TakeOurs
 from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, link, list_url, number, pill_and_why
 from audiences.admin.replay import Replay
 from audiences.admin.resends import section
+from audiences.admin.retire_verbs import Retire, ReuseId, TakeBack
 from audiences.admin.runs_chart import chart
 from audiences.annotations import optional
-from audiences.insight import similar_slugs, state, trials
+from audiences.insight import retirements, similar_slugs, state, trials
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
 from audiences.operations import twins
 from audiences.receiving import backlog, resend_causes
@@ -52,6 +53,7 @@ class AudienceState(admin.SimpleListFilter):
             ("behind", "With a backlog"),
             ("idle", "Up to date"),
             ("differs", "Different in ODP"),
+            ("retired", "Retired"),
             ("test", "Of test customers"),
         ]
 
@@ -69,6 +71,8 @@ class AudienceState(admin.SimpleListFilter):
                 return queryset.filter(last_sequence=F("lane__delivered_sequence"))
             case "differs":
                 return queryset.filter(twin__isnull=False).exclude(twin__finding="")
+            case "retired":
+                return queryset.filter(lane__retired_sequence__isnull=False)
             case "test":
                 return queryset.filter(segment_id=trials.SEGMENT_ID)
         # Without a filter or a search, the audience of the test customers is no audience of Lytics.
@@ -83,6 +87,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         Unblock(),
         AcceptDefinition(),
         TakeOurs(),
+        ReuseId(),
         UseOtherId(),
         SetAside(),
         KeepBoth(),
@@ -91,6 +96,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         Resync(),
         Replay(),
         AuditNow(),
+        TakeBack(),
+        Retire(),
     )
     empty_words = "No audience yet. An audience appears with its first event."
     list_display = ("name", "pill", "members", "waiting", "head", "last_delivered", "install_link")
@@ -209,7 +216,11 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             },
             "twin": twins.of(audience),
             "audits": audits.section(audience),
-            "warnings": [*state.warnings(audience.lane), *similar_slugs.warnings(audience)],
+            "warnings": [
+                *retirements.words(audience),
+                *state.warnings(audience.lane),
+                *similar_slugs.warnings(audience),
+            ],
             "runs": [(run, state.of_request(run.delivery or run), caused[run.pk]) for run in page[:RUNS_SHOWN]],
             "chart": chart(page[:RUNS_SHOWN]),
             "deliveries_url": list_url(Delivery, audience=audience.odp_id, install__id__exact=audience.install_id),

@@ -36,7 +36,7 @@ class SendTestCustomer(Verb[Install]):
     name, label, icon, permission = "try-out", "Send a test customer", "science", "audiences.test_install"
 
     def offered(self, install: Install) -> bool:
-        return install.enabled and trials.running(install) is None
+        return install.enabled and trials.running(install) is None and not trials.is_retired(install)
 
     def seen(self, install: Install) -> str:
         latest = trials.latest(install)

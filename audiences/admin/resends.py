@@ -168,7 +168,8 @@ class SendAgain(Verb[Audience]):
     kind: Resend.Kind
 
     def offered(self, audience: Audience) -> bool:
-        return audience.last_sequence > 0 and _unfinished(self.kind, audience) is None
+        is_used = audience.last_sequence > 0 and audience.lane.retired_sequence is None
+        return is_used and _unfinished(self.kind, audience) is None
 
     def too_late(self, audience: Audience) -> str:
         going = _unfinished(self.kind, audience)

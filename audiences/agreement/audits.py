@@ -66,7 +66,11 @@ def ask_due() -> int:
         return 0
     since = now() - timedelta(hours=settings.AUDIT_HOURS)
     audiences = Audience.objects.filter(
-        provisioned_at__isnull=False, provisioned_at__lte=since, install__enabled=True, lane__paused_at=None
+        provisioned_at__isnull=False,
+        provisioned_at__lte=since,
+        install__enabled=True,
+        lane__paused_at=None,
+        lane__retired_sequence=None,
     ).exclude(audits__asked_at__gt=since)
     asked = 0
     for audience in audiences.select_related("install").order_by("pk")[:20]:

@@ -101,6 +101,23 @@ def hold(lease: Lease, reason: str) -> None:
         log.warning("audience on hold", audience=lease.spans[0].odp_id, seconds=settings.PROBE_SECONDS, reason=reason)
 
 
+def end_log(audience_id: int, sequence: int) -> None:
+    """Of an audience that is being retired: the last event that is delivered. Later ones are held."""
+    Lane.objects.filter(pk=audience_id).update(retired_sequence=sequence)
+
+
+def retire(audience_id: int) -> None:
+    """The audience is gone from ODP. What held its lane before doesn't matter any more."""
+    nothing = dict.fromkeys(("paused_at", "blocked_at", "lifted_since_at", "fault_since_at", "fault_until_at"))
+    words = dict.fromkeys(("paused_by", "pause_reason", "block_reason", "lifted_reason", "fault_reason"), "")
+    Lane.objects.filter(pk=audience_id).update(retired_at=Now(), **nothing, **words)
+
+
+def take_back(audience_id: int) -> None:
+    """The audience is used again: events that were held are delivered."""
+    Lane.objects.filter(pk=audience_id).update(retired_at=None, retired_sequence=None)
+
+
 def try_now(lane: Lane) -> bool:
     """Let a lane that an error of ours holds be tried at once. False when none does."""
     return bool(Lane.objects.filter(pk=lane.pk, fault_since_at__isnull=False).update(fault_until_at=Now()))

@@ -53,7 +53,7 @@ class Making(NamedTuple):
 
 # --- what a person asks for ----------------------------------------------------------------------------------
 
-_NO_HOLD: dict[str, Any] = {"hold_failures": 0, "hold_reason": "", "hold_since_at": None, "hold_until_at": None}
+NO_HOLD: dict[str, Any] = {"hold_failures": 0, "hold_reason": "", "hold_since_at": None, "hold_until_at": None}
 
 
 def look_again(audience_id: int, *, unless_within: timedelta = timedelta(0)) -> None:
@@ -61,7 +61,7 @@ def look_again(audience_id: int, *, unless_within: timedelta = timedelta(0)) -> 
     made = Audience.objects.filter(pk=audience_id, provisioned_at__lte=Now() - unless_within)
     if unless_within:  # one look serves all who ask
         made = made.filter(look_asked_at=None)
-    made.update(look_asked_at=Now(), **_NO_HOLD)
+    made.update(look_asked_at=Now(), **NO_HOLD)
 
 
 def try_now(*, install_id: int, audience_id: int | None = None) -> bool:
@@ -89,6 +89,11 @@ def replace(audience_id: int, definition: str) -> bool:
     return bool(found.update(replaced_definition=definition, accepted_definition=""))
 
 
+def allow_retired_id(audience_id: int) -> None:
+    """A person has decided that it may have the ODP id of a retired audience of another install."""
+    Audience.objects.filter(pk=audience_id).update(reuses_id_at=Now(), **NO_HOLD)
+
+
 def use_id(audience_id: int, odp_id: str) -> None:
     """Give the audience another id in ODP, where it doesn't exist yet. A worker that was making it loses its lease.
 
@@ -103,7 +108,8 @@ def use_id(audience_id: int, odp_id: str) -> None:
         foreign_definition="",
         accepted_definition="",
         replaced_definition="",
-        **_NO_HOLD,
+        reuses_id_at=None,
+        **NO_HOLD,
     )
 
 
@@ -135,7 +141,7 @@ def _given_back_in_trouble(token: uuid.UUID) -> Iterator[None]:
         yield
     except Error as error:
         if sessions.is_database_error(error):
-            _give_back(token)
+            give_back(token)
         raise
 
 
@@ -175,7 +181,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
             replaced=audience.replaced_definition,
         )
     except TooLateError:  # the rate limit left no time for it: not an error of ODP
-        _give_back(making.token)
+        give_back(making.token)
         return False
     except Exception as error:  # an error of this service holds only this audience, too
         if sessions.is_database_error(error):  # PostgreSQL is away, so the error can't be stored
@@ -184,7 +190,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
         first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
         problem = Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), slow_probe=True)
     if isinstance(problem, Answer):
-        _hold(making, problem)
+        hold(making, problem)
     elif isinstance(problem, Refusal):
         _refuse(making, problem)
     elif _end(making, made=True):
@@ -192,12 +198,12 @@ def _make(making: Making, gate: Gate | None) -> bool:
     return True
 
 
-def _give_back(token: uuid.UUID) -> None:
+def give_back(token: uuid.UUID) -> None:
     made = Audience.objects.filter(making_token=token)
     sessions.when_back(lambda: made.update(making_token=None, making_until_at=None), seconds=settings.LEASE_SECONDS)
 
 
-def _hold(making: Making, answer: Answer) -> None:
+def hold(making: Making, answer: Answer) -> None:
     """Retry this audience after its own backoff. No other audience waits for it."""
     audience = making.audience
     seconds = backoff.pause_seconds(failures=audience.hold_failures, answer=answer)

@@ -23,6 +23,14 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
     if audience.segment_id == naming.TEST_SEGMENT_ID:
         return None
     for other in _same_id(audience):
+        if other.lane.retired_at is not None:
+            if audience.reuses_id_at is None:
+                return Refusal(
+                    f"The ODP id {audience.odp_id} belonged to an audience of the install {other.install.name}, which"
+                    " was retired. What still uses that id would now get the customers of this one. Press Reuse the"
+                    " retired id if that is right, and Use another ODP id if not."
+                )
+            continue
         if other.provisioned_at is not None or other.pk < audience.pk:
             return Refusal(
                 f"The install {other.install.name} sends to the same ODP account and uses the ODP id"
@@ -35,8 +43,18 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
     return None
 
 
+def used_by(audience: Audience) -> Audience | None:
+    """An audience of another install that is in ODP under the same id."""
+    return next((other for other in _same_id(audience) if other.provisioned_at is not None), None)
+
+
+def retired_before(audience: Audience) -> Audience | None:
+    """A retired audience of another install that had the same id."""
+    return next((other for other in _same_id(audience) if other.lane.retired_at is not None), None)
+
+
 def _same_id(audience: Audience) -> list[Audience]:
     """The audiences under its id in other installs of its account, the oldest first."""
     installs = Install.objects.exclude(pk=audience.install_id)
-    same = Audience.objects.filter(install__in=installs, odp_id=audience.odp_id).select_related("install")
+    same = Audience.objects.filter(install__in=installs, odp_id=audience.odp_id).select_related("install", "lane")
     return [other for other in same.order_by("pk") if same_account(other.install, audience.install)]

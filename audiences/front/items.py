@@ -51,7 +51,7 @@ def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
 
 
 # What a person may do about a block.
-MENDS = ("unblock", "accept", "take-ours", "other-id", "set-aside")
+MENDS = ("unblock", "accept", "take-ours", "reuse-id", "other-id", "set-aside")
 
 
 def blocked_audiences(request: HttpRequest, found: Groups) -> list[Alert]:

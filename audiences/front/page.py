@@ -29,6 +29,7 @@ from audiences.front.items import (
     times_stored_ahead,
 )
 from audiences.front.proofs import not_proven, proof_number
+from audiences.front.retirements import alerts as of_retirements
 from audiences.front.similar_slugs import alerts as of_ids_alike
 from audiences.front.twins import alerts as of_twins
 from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work
@@ -74,6 +75,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
         *blocked_audiences(request, blocked),
         *of_twins(request),
         *of_audits(request),
+        *of_retirements(request),
         *audiences_made_anew(request),
         *of_ids_alike(request),
         *creations_on_hold(request),

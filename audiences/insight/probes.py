@@ -11,12 +11,12 @@ from typing import Literal
 
 import structlog
 from django.conf import settings
-from django.db.models import Exists, F, OuterRef, Q, Subquery
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.utils.timezone import now
 
 from audiences.insight import state, trials
 from audiences.insight.state import State
-from audiences.models import Audience, Install, Trial
+from audiences.models import Audience, Install, Lane, Trial
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +85,7 @@ def _due() -> list[Install]:
         Install.objects.filter(enabled=True, key_accepted_at__isnull=False)
         .filter(Exists(Audience.objects.filter(install=OuterRef("pk"))))
         .exclude(Exists(last.filter(closed_at=None)))
+        .exclude(pk__in=_with_retired_audience())
         .annotate(
             ended_at=Subquery(last.values("closed_at")[:1]),
             began_at=Subquery(last.values("started_at")[:1]),
@@ -99,6 +100,12 @@ def _due() -> list[Install]:
         | Q(ended_at__lte=at - min(interval(), AFTER_FAILURE)) & (Q(proven_id=None) | Q(proven_id__lt=F("last_id")))
     )
     return list(installs.filter(is_due).order_by(F("ended_at").asc(nulls_first=True), "pk"))
+
+
+def _with_retired_audience() -> "QuerySet[Lane, int]":
+    """The installs for which a person has retired the audience of the test customers."""
+    retired = Lane.objects.filter(retired_sequence__isnull=False, audience__segment_id=trials.SEGMENT_ID)
+    return retired.values_list("audience__install", flat=True)
 
 
 def _customer(install: Install) -> str:
@@ -122,14 +129,18 @@ def proof_of(install: Install) -> Proof:
 
 
 def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
-    """By install id, in two queries."""
+    """By install id, in three queries."""
     wanted = {install.pk: install for install in installs}
+    retired = set(_with_retired_audience())
     ended = Trial.objects.filter(install__in=wanted, closed_at__isnull=False)
     failed = Q(hops__contains=[{"how": trials.FAILED}])
     shown = ended.filter(hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}]).exclude(failed)
     newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
     proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
-    return {pk: _proof(install, newest.get(pk), proven.get(pk)) for pk, install in wanted.items()}
+    return {
+        pk: Proof("none") if pk in retired else _proof(install, newest.get(pk), proven.get(pk))
+        for pk, install in wanted.items()
+    }
 
 
 def _proof(install: Install, newest: Trial | None, proven: Trial | None) -> Proof:

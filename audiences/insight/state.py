@@ -30,10 +30,11 @@ from odp.outcomes import Outcome, outcome_of
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
     "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in", "proven", "good"),
-    "busy": ("sending", "waiting", "being created", "to be created", "open", "under way"),
+    "busy": ("sending", "waiting", "retiring", "being created", "to be created", "open", "under way"),
     "held": (
         "paused",
         "set aside",
+        "retired",
         "held back",
         "on hold",
         "draft",
@@ -114,6 +115,12 @@ def of_lane(lane: Lane) -> State:
     """The state of a lane. Its audience and install are fetched with it."""
     audience = lane.audience
     waiting = backlog(lane)
+    if lane.retired_at is not None:
+        held = held_behind_end(lane)
+        since = f"since {lane.retired_at:%Y-%m-%d %H:%M} UTC"
+        return State("retired", f"{since}; {held:,} new events are held" if held else since, alert=bool(held))
+    if lane.retired_sequence is not None:
+        return State("retiring", "its members leave, then it is deleted in ODP")
     if is_set_aside(lane):
         return State("set aside", f"by {lane.paused_by}: {lane.pause_reason} Blocked: {lane.block_reason}")
     if lane.blocked_at is not None:
@@ -343,6 +350,11 @@ def of_trial(trial: Trial) -> State:
 def backlog(lane: Lane) -> int:
     """Events accepted and not yet delivered."""
     return lane.audience.last_sequence - lane.delivered_sequence
+
+
+def held_behind_end(lane: Lane) -> int:
+    """Events of a retired audience that came after its end and wait for a person's decision."""
+    return 0 if lane.retired_sequence is None else max(0, lane.audience.last_sequence - lane.retired_sequence)
 
 
 def warnings(lane: Lane) -> list[str]:

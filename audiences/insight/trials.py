@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import naming, sessions
-from audiences.models import Audience, Event, Install, Trial
+from audiences.models import Audience, Event, Install, Lane, Trial
 from audiences.receiving import ingest
 from audiences.wake import try_out
 from lytics import messages, times
@@ -47,8 +47,10 @@ DONE, AROUND, FAILED = "done", "around", "failed"
 def start(install: Install, *, by: str, identifier: str = "") -> Trial | None:
     """A new test customer, handed to the workers. None when one is on its way already.
 
-    With an ``identifier`` it is a probe of the schedule.
+    With an ``identifier`` it is a probe of the schedule. None too when its audience is retired.
     """
+    if is_retired(install):
+        return None
     give_up_silent(install)
     try:
         with transaction.atomic():
@@ -68,6 +70,13 @@ def drop_old_probes(install: Install, *, keep: int) -> None:
     """Delete the probes of an install that have ended, except the newest."""
     kept = Trial.objects.filter(install=install, is_probe=True).order_by("-id").values("pk")[:keep]
     Trial.objects.filter(install=install, is_probe=True, closed_at__isnull=False).exclude(pk__in=kept).delete()
+
+
+def is_retired(install: Install) -> bool:
+    """Whether a person has retired the audience of the test customers."""
+    return Lane.objects.filter(
+        audience__install=install, audience__segment_id=SEGMENT_ID, retired_sequence__isnull=False
+    ).exists()
 
 
 def running(install: Install) -> Trial | None:

@@ -15,6 +15,7 @@ from audiences.models.installs import Install, LyticsAccount, Pace, Token, new_p
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
 from audiences.models.resends import Again, Resend
+from audiences.models.retirements import Retirement
 from audiences.models.twins import Twin
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Profile",
     "Receipt",
     "Resend",
+    "Retirement",
     "Run",
     "ScannedMember",
     "Skip",

@@ -48,6 +48,8 @@ class Audience(models.Model):
     )
     # When a person chose what becomes of an older audience with its slug; see ``audiences/operations/take_over.py``.
     slug_settled_at = models.DateTimeField(null=True)
+    # When a person decided that it may have the ODP id of a retired audience of another install.
+    reuses_id_at = models.DateTimeField(null=True)
 
     class Meta:
         permissions = [
@@ -56,6 +58,7 @@ class Audience(models.Model):
             ("unblock_audience", "Can unblock an audience"),
             ("resync_audience", "Can resync an audience"),
             ("replay_audience", "Can replay a time range of an audience"),
+            ("retire_audience", "Can retire an audience"),
         ]
         ordering = ["install", "odp_id"]
         # For the front page. Few audiences are on hold; the others aren't indexed.
@@ -103,6 +106,10 @@ class Lane(models.Model):
     fault_since_at = models.DateTimeField(null=True)
     fault_until_at = models.DateTimeField(null=True)
     fault_reason = SaidField(blank=True, default="", db_default="")
+    # Of an audience that is being retired: the last event that is delivered; later ones are held until a person takes
+    # the audience back. And when its retirement was done.
+    retired_sequence = models.BigIntegerField(null=True)
+    retired_at = models.DateTimeField(null=True)
 
     class Meta:
         # For the front page. Few lanes are stopped; the others aren't indexed.
@@ -110,8 +117,13 @@ class Lane(models.Model):
             models.Index(fields=["blocked_at"], condition=Q(blocked_at__isnull=False), name="blocked_lanes"),
             models.Index(fields=["paused_at"], condition=Q(paused_at__isnull=False), name="paused_lanes"),
             models.Index(fields=["fault_since_at"], condition=Q(fault_since_at__isnull=False), name="faulty_lanes"),
+            models.Index(fields=["retired_at"], condition=Q(retired_at__isnull=False), name="retired_lanes"),
         ]
         constraints = [
+            models.CheckConstraint(
+                name="retired_lane_has_an_end",
+                condition=Q(retired_at=None) | Q(retired_sequence__isnull=False),
+            ),
             models.CheckConstraint(
                 name="lifted_block_says_since_when",
                 condition=Q(lifted_since_at=None, lifted_reason="")

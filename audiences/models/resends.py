@@ -21,6 +21,8 @@ class Again(models.Model):
         RELEASE = "release", "release"
         LEAVE = "leave", "take-over"
         REPAIR = "repair", "repair"
+        RETIRE = "retire", "retirement"
+        RESTORE = "restore", "taking back a retired audience"
         UNANSWERED = "unanswered", "a delivery without a final answer"
 
     audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)

@@ -84,6 +84,8 @@ def choose(change: GuidedChange) -> Step:
 
 
 def _held(lane: Lane) -> str:
+    if lane.retired_sequence is not None:
+        return "retired, or being retired"
     if lane.blocked_at is not None:
         return f"blocked: {lane.block_reason}"
     return f"paused by {lane.paused_by}: {lane.pause_reason}" if lane.paused_at is not None else ""

@@ -46,7 +46,7 @@ class Plan:
 
     problem: str
     audiences: int
-    # Those with a definition that a person accepted, blocked or paused: they would be left as they are.
+    # Those with a definition that a person accepted, blocked, paused or retired: they would be left as they are.
     left_out: int
     members: int
     largest: int
@@ -59,7 +59,8 @@ class Plan:
 
 def plan(install: Install, *, to: str) -> Plan:
     """Counts only, and asks ODP nothing. People who left are in the ledger, too, and are sent beside the members."""
-    held = Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False) | ~Q(accepted_definition="")
+    stopped = Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)
+    held = stopped | Q(lane__retired_sequence__isnull=False) | ~Q(accepted_definition="")
     counts = _with_another(install, to).aggregate(
         audiences=Count("pk"),
         left_out=Count("pk", filter=held),

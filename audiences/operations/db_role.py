@@ -15,6 +15,7 @@ DELETABLE_TABLES = {
     "audiences_pace",
     "audiences_profile",
     "audiences_minute",
+    "audiences_twin",
     # Of a mistaken install alone (delivery/drafts.py): the foreign keys of calls and audiences hold every other one.
     "audiences_install",
     "audiences_token",

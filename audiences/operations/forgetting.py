@@ -62,6 +62,7 @@ _DROP_DIFFERENCES = _SQL.command("drop_differences")
 _DROP_SCANNED = _SQL.command("drop_scanned")
 _MOVE_CURSORS = _SQL.command("move_cursors")
 _MOVE_AUDIT_CURSORS = _SQL.command("move_audit_cursors")
+_MOVE_RETIREMENT_CURSORS = _SQL.command("move_retirement_cursors")
 
 
 def digest(identifier: str) -> str:
@@ -157,7 +158,7 @@ def _take_out(forgotten: Forgotten) -> None:
         counts["memberships"] = dropped.rows if dropped else 0
         counts["profiles"] = _DROP_PROFILES.run(**who).changed
         counts["differences"] = _DROP_DIFFERENCES.run(**who).changed
-        for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS):
+        for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS, _MOVE_RETIREMENT_CURSORS):
             statement.run(**who)
         counts["deliveries"] = _out_of_requests(deliveries, identifier, forgotten.token)
         counts["parked"] = _out_of_parked(install, identifier, forgotten)

@@ -28,6 +28,17 @@ def problem_of(audience: Audience, odp_id: str) -> str:
     return ""
 
 
+def reuse(audience: Audience) -> bool:
+    """A person decides that the audience may have the ODP id of a retired one. False when it isn't blocked."""
+    with transaction.atomic():
+        done = holds.unblock(audience.lane)
+        if done:
+            provision.allow_retired_id(audience.pk)
+    if done:
+        wake(audience.install_id)
+    return done
+
+
 def use(audience: Audience, odp_id: str, *, by: str, reason: str) -> bool:
     """Unblock the audience under another id and send its whole ledger there.
 

@@ -10,13 +10,14 @@ from audiences.wake import wake
 def apply(install: Install, *, before: str) -> int:
     """Give audiences that aren't in ODP yet ids under the stored prefix, and unblock them. Returns how many.
 
-    An audience whose new id is taken keeps its own.
+    An audience whose new id is taken keeps its own, and so does a retired one, whose id was in ODP.
     """
     with transaction.atomic():
         # With this lock no audience is created meanwhile (``receiving/audience_lookup.py``).
         prefix = Install.objects.select_for_update(no_key=True).get(pk=install.pk).odp_prefix
         lanes = Lane.objects.select_for_update(of=("self",)).select_related("audience")
-        waiting = list(lanes.filter(audience__install=install, audience__provisioned_at=None).order_by("pk"))
+        unmade = lanes.filter(audience__install=install, audience__provisioned_at=None, retired_sequence=None)
+        waiting = list(unmade.order_by("pk"))
         taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
         renamed = 0
         for lane in waiting:

@@ -19,7 +19,7 @@ from django.utils.timezone import now
 from audiences import sessions
 from audiences.agreement import audits, repairs
 from audiences.delivery import provision
-from audiences.models import Again, Audience, Audit, Install, Membership, Parked, Resend
+from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend
 from audiences.operations import parked_items
 from audiences.receiving import backlog, ingest, log_range, resend_causes
 from audiences.receiving.log_range import Stretch
@@ -151,6 +151,8 @@ def repair(audit: Audit, *, by: str, reason: str) -> bool:
 
 
 def _ask(asked: Resend) -> bool:
+    if Lane.objects.filter(pk=asked.audience_id, retired_sequence__isnull=False).exists():
+        return False  # it would add events behind the end of the log (``retiring``), where they are held
     try:
         with transaction.atomic():
             asked.save(force_insert=True)

@@ -58,7 +58,9 @@ def keep_both(audience: Audience) -> bool:
 def problem_of(old: Audience) -> str:
     """Why the old one's id can't be taken over now, in words; empty when nothing speaks against it."""
     quiet = timedelta(seconds=RECONCILE_PERIODS * settings.RECONCILE_AFTER_SECONDS)
-    if old.last_sequence > old.lane.delivered_sequence:
+    if old.lane.retired_sequence is not None and old.lane.retired_at is None:
+        return f"{old} is being retired. Wait until that is done, or take it back first."
+    if old.last_sequence > old.lane.delivered_sequence and old.lane.retired_at is None:
         return f"{old} still has events to deliver, and who is a member of it is known only then."
     if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():
         return f"{old} was sent to ODP within the last {quiet.total_seconds() / 60:.0f} minutes: is it really replaced?"

@@ -18,7 +18,7 @@ from django.utils.timezone import now
 
 from audiences.delivery import provision
 from audiences.delivery.odp_account import Gate, client_of, mechanism_for
-from audiences.models import Audience, GuidedChange, Install, Twin
+from audiences.models import Audience, GuidedChange, Install, Lane, Twin
 from audiences.operations import resends
 from audiences.wake import wake, wake_look
 from odp import segments
@@ -96,6 +96,7 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
         hold_failures=0,
         lane__paused_at=None,
         lane__blocked_at=None,
+        lane__retired_sequence=None,
     ).select_related("install", "twin")
     # A guided change reads and writes its audience in ODP itself.
     settled = settled.exclude(
@@ -144,6 +145,8 @@ def _finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
 
 def _make_again(audience: Audience, seen: Look) -> None:
     """A resync looks at the audience first, which makes what is missing; without lost members that alone suffices."""
+    if Lane.objects.filter(pk=audience.pk, retired_sequence__isnull=False).exists():
+        return
     reason = f"ODP no longer had {' and '.join(seen.missing)}"
     if not seen.lost_members or not resends.resync(audience, by=BY, reason=reason):
         provision.look_again(audience.pk)

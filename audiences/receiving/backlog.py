@@ -19,8 +19,10 @@ _read_at: dict[int, tuple[float, int]] = {}
 
 # Lanes whose last delivery failed with an unexpected error of this service.
 FAULTY = Q(fault_since_at__isnull=False)
+# Retired lanes, whose events wait until a person takes the audience back.
+RETIRED = Q(retired_at__isnull=False)
 # Lanes that deliver nothing until a person acts, until an error of ours is over, or until their audience can be made.
-HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False) | FAULTY
+HELD = Q(blocked_at__isnull=False) | Q(paused_at__isnull=False) | RETIRED | FAULTY
 # Condition on lanes: blocked, and not set aside since. The same rule as ``state.is_set_aside``.
 BLOCKED = Q(blocked_at__isnull=False) & (Q(paused_at=None) | Q(paused_at__lt=F("blocked_at")))
 # Paused and not blocked, or blocked and set aside since: no lane is both this and ``BLOCKED``.

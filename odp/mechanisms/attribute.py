@@ -9,7 +9,7 @@ from odp import definitions, paths
 from odp.client import Client
 from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
-from odp.mechanisms.segments import ensure_segment, look_at_segment
+from odp.mechanisms.segments import ensure_segment, look_at_segment, remove_segment
 from odp.outcomes import Answer, Outcome
 
 _FIELDS = "/v3/schema/objects/customers/fields"
@@ -22,9 +22,11 @@ class Attribute:
     label = "Customer attribute (one boolean field per audience)"
     creates = "the boolean customer field and the real-time audience"
     store = "the customer field"
+    keeps = "The customer field stays, with false for everybody: ODP can't delete fields."
     path = paths.PROFILES
     rate_limit = "profiles"
     items_per_change = 1
+    time_step_ns = 1
     plain_fields: frozenset[str] = frozenset()
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
@@ -70,6 +72,12 @@ class Attribute:
             wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
             field = Look(problem=wrong.reason if wrong else "")
         return look_at_segment(client, odp_id, self.definition(odp_id), field, seconds=seconds, accepted=accepted)
+
+    def remove(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Refusal | None:
+        ours = self.definition(odp_id)
+        return remove_segment(
+            client, odp_id, lambda found: definitions.same(ours, found), seconds=seconds, accepted=accepted
+        )
 
 
 def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:

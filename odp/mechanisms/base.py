@@ -58,6 +58,8 @@ class Mechanism(Protocol):
     # The object that holds the memberships, in words that the audience's id can follow; empty when it is the real-time
     # audience itself.
     store: str
+    # What a retired audience leaves in ODP, as a sentence.
+    keeps: str
     # Where changes are posted.
     path: str
     # The documented rate limit that ``path`` counts against, named by the path segment after ``/v3/``: all requests
@@ -65,6 +67,8 @@ class Mechanism(Protocol):
     rate_limit: str
     # The number of items that one group becomes.
     items_per_change: int
+    # The smallest difference between two transition times that the items show, in nanoseconds; 1 when they show none.
+    time_step_ns: int
     # Fields of an item whose values name no customer: the admin shows them unmasked.
     plain_fields: frozenset[str]
 
@@ -112,6 +116,14 @@ class Mechanism(Protocol):
 
     def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
         """Read what ODP has of the audience. An ``Answer`` when ODP didn't say. Each request gets ``seconds``."""
+        ...
+
+    def remove(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Refusal | None:
+        """Delete the audience's real-time audience, and no field or list.
+
+        Returns None when ODP doesn't have it any more, an ``Answer`` when to try again later, and a ``Refusal`` when it
+        is left alone: its definition is neither ours nor ``accepted``. Each request gets ``seconds``.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from odp import definitions, paths
 from odp.client import Client
 from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
-from odp.mechanisms.segments import ensure_segment, look_at_segment
+from odp.mechanisms.segments import ensure_segment, look_at_segment, remove_segment
 from odp.outcomes import Answer, Outcome
 
 
@@ -20,9 +20,11 @@ class ListMembership:
     label = "List membership"
     creates = "the list and the real-time audience"
     store = "the list"
+    keeps = "The list stays, without subscribers: ODP can't delete lists."
     path = paths.LIST_SUBSCRIPTIONS
     rate_limit = "lists"
     items_per_change = 1
+    time_step_ns = 1
     plain_fields = frozenset({"list_id"})
 
     def groups(self, changes: Sequence[Change]) -> list[tuple[Change, ...]]:
@@ -60,6 +62,12 @@ class ListMembership:
         if found is None:
             before = Look(missing=(f"the list {odp_id}",), lost_members=True)
         return look_at_segment(client, odp_id, self.definition(odp_id), before, seconds=seconds, accepted=accepted)
+
+    def remove(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Refusal | None:
+        ours = self.definition(odp_id)
+        return remove_segment(
+            client, odp_id, lambda found: definitions.same(ours, found), seconds=seconds, accepted=accepted
+        )
 
 
 def _ensure_list(client: Client, odp_id: str, *, seconds: float) -> Answer | Refusal | None:

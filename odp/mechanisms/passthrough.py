@@ -6,7 +6,7 @@ from typing import Any
 from odp import definitions, paths
 from odp.client import Client
 from odp.mechanisms.base import Change, Look, Refusal, identifiers
-from odp.mechanisms.segments import ensure_segment, foreign_definition, look_at_segment, read_definition
+from odp.mechanisms.segments import ensure_segment, foreign_definition, look_at_segment, read_definition, remove_segment
 from odp.outcomes import Answer
 
 
@@ -21,9 +21,11 @@ class Passthrough:
     label = "Passthrough audience (must be enabled for the ODP account)"
     creates = "the passthrough audience"
     store = ""
+    keeps = "Nothing else of it is kept in ODP."
     path = paths.EVENTS
     rate_limit = ""  # ODP documents none for events
     items_per_change = 2
+    time_step_ns = 1_000_000_000  # its ts are seconds
     plain_fields = frozenset({"type", "action", "audience_id"})
 
     def __init__(self, definition: dict[str, Any] | None = None) -> None:
@@ -91,6 +93,14 @@ class Passthrough:
             found_in_words, ours = definitions.in_words(read), "a passthrough audience"
             return Look(found=found_in_words, ours=ours, definition=definitions.digest(read))
         return Look()
+
+    def remove(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Refusal | None:
+        def is_ours(found: Any) -> bool:
+            if self._definition is not None:
+                return definitions.same(self._definition, found)
+            return not _is_of_another(odp_id, found)
+
+        return remove_segment(client, odp_id, is_ours, seconds=seconds, accepted=accepted)
 
 
 def _is_of_another(odp_id: str, found: Any) -> bool:

@@ -1,5 +1,6 @@
 """The real-time audience in ODP (a segment in its API) that each mechanism needs for one Lytics audience."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from odp import definitions
 from odp.client import Client
 from odp.mechanisms.base import Look, Refusal
 from odp.mechanisms.reading import failure, not_shown, read
-from odp.outcomes import Answer
+from odp.outcomes import Answer, Outcome
 from odp.paths import SEGMENTS
 
 # Marks a reason that quotes a definition, which holds no customer data and is therefore shown unmasked.
@@ -75,6 +76,33 @@ def look_at_segment(
     return before._replace(
         found=definitions.in_words(found), ours=definitions.in_words(ours), definition=definitions.digest(found)
     )
+
+
+def remove_segment(
+    client: Client, odp_id: str, is_ours: Callable[[Any], bool], *, seconds: float, accepted: str
+) -> Answer | Refusal | None:
+    """Delete the real-time audience, unless a person has given it another definition."""
+    found = read_definition(client, odp_id, seconds=seconds)
+    if found is None or isinstance(found, Answer):
+        return found
+    if isinstance(found, Refusal):
+        return _later(found)
+    if not is_ours(found) and definitions.digest(found) != accepted:
+        return Refusal(
+            f"The audience {odp_id} was left in ODP, because somebody gave it a definition that isn't ours:"
+            f" {definitions.in_words(found)}.",
+            definition=definitions.digest(found),
+        )
+    deleted = client.call("DELETE", _path(odp_id), seconds=seconds)
+    if deleted.status == 404:  # the read that follows tells whether ODP says so, or another server
+        return None if read_definition(client, odp_id, seconds=seconds) is None else deleted
+    failed = failure(deleted, f"The audience {odp_id} could not be deleted")
+    return _later(failed) if isinstance(failed, Refusal) else failed
+
+
+def _later(refusal: Refusal) -> Answer:
+    """A rejected request that only a change in ODP can correct: it is tried again, slowly."""
+    return Answer(Outcome.RETRY_LATER, refusal.reason, slow_probe=True)
 
 
 def foreign_definition(odp_id: str, found: Any, ours: str) -> Refusal:

@@ -324,7 +324,7 @@ def stage(odp: Odp, hints: set[int], *, margin: float = LEASE_MARGIN) -> Iterato
             (backoff, "apply"),
             (backoff, "release"),
             (provision, "claim"),
-            (provision, "_hold"),
+            (provision, "hold"),
             (provision, "_end"),
         ):
             patched.setattr(module, name, _stopping(getattr(module, name), before=name == "settle", after=True))

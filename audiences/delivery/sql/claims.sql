@@ -8,7 +8,7 @@ FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
 JOIN audiences_install AS install ON install.id = audience.install_id
 WHERE {{install_may_send}} AND (
-    audience.last_sequence > lane.delivered_sequence AND {{lane_is_free}} AND {{audience_is_made}}
+    {{last_to_send}} > lane.delivered_sequence AND {{lane_is_free}} AND {{audience_is_made}}
     OR {{audience_is_to_make}}
 )
 GROUP BY audience.install_id, install.brake_until_at
@@ -27,7 +27,7 @@ FROM audiences_install AS install CROSS JOIN LATERAL (
         (array_agg(mechanism ORDER BY last_served_at NULLS FIRST, audience_id)
             FILTER (WHERE behind > 0 AND made AND {{lane_is_free}}))[1] AS mechanism
     FROM (
-        SELECT lane.*, audience.making_until_at, audience.last_sequence - lane.delivered_sequence AS behind,
+        SELECT lane.*, audience.making_until_at, {{last_to_send}} - lane.delivered_sequence AS behind,
             {{audience_is_made}} AS made, {{audience_is_to_make}} AS to_make, {{mechanism_of_audience}} AS mechanism
         FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
         -- Not install.id: with an unknown value PostgreSQL plans for an average install, and reads all lanes there are.
@@ -60,7 +60,7 @@ FROM audiences_install AS install WHERE id = %(install)s AND {{install_may_send}
 WITH
 -- All lanes of the install. Materialized, because the steps below read it several times.
 lane AS MATERIALIZED (
-    SELECT lane.*, audience.odp_id, audience.last_sequence AS last, {{audience_is_made}} AS made,
+    SELECT lane.*, audience.odp_id, {{last_to_send}} AS last, {{audience_is_made}} AS made,
         {{mechanism_of_audience}} AS mechanism
     FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     JOIN audiences_install AS install ON install.id = audience.install_id

@@ -14,12 +14,17 @@ lane.paused_at IS NULL AND lane.blocked_at IS NULL
 audience.provisioned_at IS NOT NULL AND (audience.look_asked_at IS NULL OR audience.hold_failures > 0
     OR audience.look_asked_at <= clock_timestamp() - make_interval(secs => %(look_seconds)s))
 
+-- fragment: last_to_send
+-- The number of the audience's last event that may be sent. Events of a retired audience are held behind its end.
+-- least() ignores NULL.
+least(audience.last_sequence, lane.retired_sequence)
+
 -- fragment: audience_is_to_make
--- The audience has to be made in ODP now: it has events or somebody asked for a look, no worker is making it, and its
--- pause after a failure is over.
-(audience.provisioned_at IS NULL AND audience.last_sequence > lane.delivered_sequence
+-- The audience has to be made in ODP now: it has events or somebody asked for a look, it isn't retired, no worker is
+-- making it, and its pause after a failure is over.
+(audience.provisioned_at IS NULL AND least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
     OR audience.look_asked_at IS NOT NULL)
-AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
 AND (audience.hold_until_at IS NULL OR audience.hold_until_at <= clock_timestamp())
 AND (audience.making_until_at IS NULL OR audience.making_until_at <= clock_timestamp())
 

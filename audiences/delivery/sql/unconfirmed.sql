@@ -16,12 +16,14 @@ UPDATE audiences_delivery SET affirmed_at = clock_timestamp() WHERE id = (
 
 -- name: overtaken_changes
 -- The ledger's present state of each customer in a Delivery for whom ODP has accepted a newer change since. If ODP
--- applies the Delivery late, it replaces that newer change.
+-- applies the Delivery late, it replaces that newer change. Audiences that are retired or being retired are left out:
+-- their log has an end, and what is behind it is a question to a person.
 SELECT DISTINCT ON (held.audience_id, held.identifier)
     held.audience_id, held.identifier, held.is_member, held.occurred_ns, run.delivery_id
 FROM audiences_run AS run
 JOIN audiences_event AS event
     ON event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id AND lane.retired_sequence IS NULL
 JOIN audiences_membership AS held
     ON held.audience_id = event.audience_id AND held.identifier = event.identifier
 WHERE run.delivery_id = %(delivery)s AND held.sequence > run.last_sequence AND NOT held.refused

@@ -8,7 +8,8 @@
 -- backoff or a hold ends.
 -- One statement, because the installs and their work must be read at the same moment.
 WITH
--- Lanes with events to send that no person, block or hold of the audience stops, and when their next event arrived.
+-- Lanes with events to send that no person, block, retirement or hold of the audience stops, and when their next event
+-- arrived.
 waiting AS (
     SELECT install.id, install.name, install.brake_reason,
         CASE WHEN audience.provisioned_at IS NULL THEN audience.hold_until_at END AS hold_until_at,
@@ -18,8 +19,8 @@ waiting AS (
     FROM audiences_lane AS lane
     JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     JOIN audiences_install AS install ON install.id = audience.install_id
-    WHERE install.enabled AND audience.last_sequence > lane.delivered_sequence
-        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+    WHERE install.enabled AND least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
+        AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
         AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
             OR audience.hold_until_at <= clock_timestamp())
 ),

@@ -88,3 +88,8 @@ WHERE install_id = %(install)s AND after_identifier = %(identifier)s
 -- The same for audits.
 UPDATE audiences_audit SET after_identifier = ''
 WHERE install_id = %(install)s AND after_identifier = %(identifier)s
+
+-- name: move_retirement_cursors
+-- The same for retirements. One that is under way may send an exit twice.
+UPDATE audiences_retirement AS retirement SET after_identifier = '' FROM audiences_audience AS audience
+WHERE audience.id = retirement.audience_id AND audience.install_id = %(install)s AND after_identifier = %(identifier)s

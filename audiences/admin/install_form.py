@@ -1,0 +1,91 @@
+"""The form of an install: what a change is refused for, and which consequences a person has to confirm."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from unfold.widgets import UnfoldAdminPasswordWidget
+
+from audiences.admin import verbs
+from audiences.encryption import UNREADABLE, Unreadable
+from audiences.models import Install
+from audiences.operations import guards
+
+EDITABLE = (
+    *("name", "region", "odp_api_key", "identifier_field", "mechanism", "enabled", "odp_host", "odp_prefix"),
+    *("allow_top_level_identifier", "forget_missing_identifiers", "batch_size", "requests_per_second", "max_in_flight"),
+)
+
+
+if TYPE_CHECKING:
+    _ModelForm = forms.ModelForm[Install]
+else:
+    _ModelForm = forms.ModelForm  # Django's forms are generic for the type checker only
+
+
+class InstallForm(_ModelForm):
+    odp_api_key = forms.CharField(
+        label="ODP private API key",
+        required=False,
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text="In ODP under Settings > APIs > Private. Stored encrypted and never shown again.",
+    )
+
+    understood = forms.BooleanField(label="I have read what this change does", required=False)
+    # What the row was when the page was opened.
+    opened = forms.CharField(widget=forms.HiddenInput, required=False)
+
+    class Meta:
+        model = Install
+        exclude = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.before = Install.objects.get(pk=self.instance.pk) if self.instance.pk else None
+        self.initial["opened"] = _fingerprint(self.before)
+        if self.instance.pk:
+            self.fields["odp_api_key"].help_text = (
+                f"The stored one {UNREADABLE}. Put the old encryption key back, or enter the API key again."
+                if isinstance(self.instance.odp_api_key, Unreadable)
+                else "Stored. Leave this empty to keep it, or enter another one."
+            )
+            self.fields["odp_api_key"].widget.attrs["placeholder"] = "•" * 24
+            # Compared with the entered key: the stored key is never part of the form.
+            self.initial["odp_api_key"] = ""
+        else:
+            self.fields["odp_api_key"].required = True
+        if "odp_prefix" in self.fields:
+            self.fields["odp_prefix"].required = False
+
+    def clean_odp_api_key(self) -> str:
+        return self.cleaned_data["odp_api_key"].strip() or self.instance.odp_api_key
+
+    def clean_odp_prefix(self) -> str:
+        return self.cleaned_data["odp_prefix"].strip() or self.instance.odp_prefix
+
+    @property
+    def changed_data(self) -> list[str]:
+        kept = ("understood", "opened", *(() if self.data.get("odp_prefix") else ("odp_prefix",)))
+        return [name for name in super().changed_data if name not in kept]
+
+    def _post_clean(self) -> None:
+        """Runs when the fields are set on the instance: errors, and the consequences to confirm."""
+        super()._post_clean()  # type: ignore[misc]  # Django's own hook
+        if self.before is not None and self.data.get("opened", "") != _fingerprint(self.before):
+            self.add_error(None, verbs.STALE)
+        if self.errors:
+            return
+        if self.before is not None:
+            for name, why in guards.refusals(self.before, self.instance).items():
+                self.add_error(name, why)
+        for question in guards.questions(self.before, self.instance):
+            if not self.cleaned_data.get("understood"):
+                self.add_error(question.field, f"{question.consequence} Tick “I have read …” below to do it.")
+
+
+def _fingerprint(install: Install | None) -> str:
+    """Of what people can change; the columns of the workers change all day."""
+    if install is None:
+        return ""
+    values = [getattr(install, name) for name in EDITABLE]
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""Unmaking: delete a retired audience's real-time audience in ODP. Its field or list stays, because others may use it.
+
+It takes the lease of the worker that would create the audience, so that the two never meet in ODP.
+"""
+
+import time
+import uuid
+from datetime import timedelta
+
+from django.conf import settings
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from audiences.delivery import provision, shared_ids
+from audiences.delivery.odp_account import Gate, client_of, mechanism_for
+from audiences.delivery.provision import Making
+from audiences.models import Audience
+from odp.mechanisms import Refusal
+from odp.outcomes import Answer
+from outgoing.deadline import TooLateError
+
+
+def unmake(audience: Audience, *, gate: Gate | None = None, seconds: float | None = None) -> str | None:
+    """Delete it, with requests that take ``seconds`` together at most.
+
+    Returns why it was left in ODP, and the empty text when it is gone. None when it is to be tried again later: ODP
+    doesn't answer, or another worker has the audience.
+    """
+    making = _lease(audience.pk)
+    if making is None:
+        return None
+    try:
+        result = _delete(making.audience, gate, seconds or settings.DELIVERY_DEADLINE_SECONDS)
+    except TooLateError:  # the rate limit left no time for it
+        provision.give_back(making.token)
+        return None
+    except Exception:
+        provision.give_back(making.token)
+        raise
+    if isinstance(result, Answer):
+        provision.hold(making, result)
+        return None
+    return result if _end(making) else None
+
+
+def _lease(audience_id: int) -> Making | None:
+    token = uuid.uuid4()
+    may = Audience.objects.filter(
+        Q(making_until_at=None) | Q(making_until_at__lte=Now()),
+        Q(hold_until_at=None) | Q(hold_until_at__lte=Now()),
+        pk=audience_id,
+        lane__retired_sequence__isnull=False,
+    )
+    lease = timedelta(seconds=settings.LEASE_SECONDS)
+    if not may.update(making_token=token, making_until_at=Now() + lease):
+        return None
+    return Making(Audience.objects.select_related("install").get(pk=audience_id), token, more=False)
+
+
+def _delete(audience: Audience, gate: Gate | None, seconds: float) -> str | Answer:
+    if audience.provisioned_at is None:
+        return ""
+    if (other := shared_ids.used_by(audience)) is not None:
+        return (
+            f"The install {other.install.name} uses the real-time audience {audience.odp_id} too, so it stays in ODP."
+        )
+    client = client_of(audience.install, ends_at=time.monotonic() + seconds, gate=gate)
+    found = mechanism_for(audience).remove(
+        client, audience.odp_id, seconds=seconds, accepted=audience.accepted_definition
+    )
+    return found.reason if isinstance(found, Refusal) else found or ""
+
+
+def _end(making: Making) -> bool:
+    """Store that ODP no longer has it. False when the lease was lost."""
+    ended = Audience.objects.filter(pk=making.audience.pk, making_token=making.token)
+    values = {"making_token": None, "making_until_at": None, "provisioned_at": None, "look_asked_at": None}
+    definitions = dict.fromkeys(("foreign_definition", "accepted_definition", "replaced_definition"), "")
+    return bool(ended.update(**values, **definitions, **provision.NO_HOLD))

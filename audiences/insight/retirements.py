@@ -1,0 +1,29 @@
+"""What people are told about an audience that was retired, is being retired, or was taken back."""
+
+from audiences.models import Audience, Retirement
+
+
+def words(audience: Audience) -> list[str]:
+    """For its own page: its newest retirement; nothing when there was none, or it was taken back completely."""
+    retirement = Retirement.objects.filter(audience=audience).order_by("-pk").first()
+    return [] if retirement is None or retirement.restored_at is not None else [_sentence(retirement)]
+
+
+def _sentence(retirement: Retirement) -> str:
+    if retirement.undone_at is not None:
+        return (
+            f"{retirement.undone_by} took it back: {retirement.undone_reason} The members whom the retirement took out"
+            " are being entered again."
+        )
+    why = f"by {retirement.by}, {retirement.asked_at:%Y-%m-%d %H:%M} UTC: {retirement.reason}"
+    if retirement.ended_at is not None:
+        return f"Retired {why} {retirement.left_in_odp}".strip()
+    return f"Being retired {why} {step(retirement)}"
+
+
+def step(retirement: Retirement) -> str:
+    """How far a retirement is that isn't done."""
+    if retirement.emptied_at is None:
+        total = max(retirement.total, retirement.done)
+        return f"{retirement.done:,} of {total:,} exits are queued; then its real-time audience is deleted in ODP."
+    return "All exits are queued. When they are delivered, its real-time audience is deleted in ODP."

@@ -1,0 +1,263 @@
+"""Retiring audiences: their members leave them in ODP, then their real-time audiences are deleted there.
+
+The exits go through the log and the lane, so they are in order with what Lytics sends. An exit has the time of the
+member's own last event, just later, so anything that Lytics says afterwards is newer. When few members are left, one
+transaction appends the last exits and marks where the log of the retired audience ends (``Lane.retired_sequence``).
+Events behind that mark are stored and held: only a person takes the audience back.
+
+Taking back appends an entry for each exit, just later than it, and lifts the mark. What Lytics said meanwhile is newer
+and decides. Each step is one transaction, so a crash neither repeats nor omits an exit. The only writer of Retirements.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils.timezone import now
+
+from audiences.delivery import fold, holds, provision, unmaking
+from audiences.delivery.fold import Entry
+from audiences.delivery.odp_account import Gate, mechanism_for
+from audiences.models import Again, Audience, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
+from audiences.operations import twins
+from audiences.receiving import audience_lookup, backlog, ingest, resend_causes
+from audiences.wake import wake, wake_resend
+from lytics.facts import Fact, Kind
+
+log = structlog.get_logger(__name__)
+
+# Exits appended in one transaction. A larger chunk holds the audience's lock longer, and its calls wait for it.
+CHUNK = 2_000
+# Waiting events, and members, above which the last transaction isn't tried yet: it reads them all under the lock.
+LAST = 5_000
+
+UNFINISHED = Q(ended_at=None, undone_at=None) | Q(undone_at__isnull=False, restored_at=None)
+
+
+# --- what a person asks for ----------------------------------------------------------------------------------
+
+
+def retire(audience: Audience, *, by: str, reason: str) -> bool:
+    """Begin to retire an audience. False when it is retired already, or being retired or taken back."""
+    try:
+        with transaction.atomic():
+            Retirement.objects.create(
+                audience=audience,
+                by=by,
+                reason=reason,
+                began_sequence=Audience.objects.values_list("last_sequence", flat=True).get(pk=audience.pk),
+                total=Membership.objects.filter(audience=audience, is_member=True).count(),
+            )
+            transaction.on_commit(lambda: wake_resend(audience.install_id), robust=True)
+    except IntegrityError as error:
+        if "one_retirement_per_audience" not in str(error):
+            raise
+        return False
+    return True
+
+
+def retire_all(install: Install, *, by: str, reason: str) -> list[Audience]:
+    """Begin to retire all audiences of an install. Returns those that weren't retired yet."""
+    return [audience for audience in to_retire(install) if retire(audience, by=by, reason=reason)]
+
+
+def to_retire(install: Install) -> Sequence[Audience]:
+    current = Retirement.objects.filter(restored_at=None).values("audience")
+    return list(Audience.objects.filter(install=install).exclude(pk__in=current).select_related("lane").order_by("pk"))
+
+
+def take_back(audience: Audience, *, by: str, reason: str) -> bool:
+    """Stop retiring an audience, or use a retired one again. False when it isn't retired.
+
+    Held events are delivered, those whom the retirement took out enter again, and ODP gets the audience again.
+    """
+    with transaction.atomic():
+        current = Retirement.objects.select_for_update().filter(audience=audience, undone_at=None).first()
+        if current is None:
+            return False
+        Retirement.objects.filter(pk=current.pk).update(
+            undone_at=Now(), undone_by=by, undone_reason=reason, restored_sequence=current.began_sequence
+        )
+        holds.take_back(audience.pk)
+        provision.look_again(audience.pk)
+        transaction.on_commit(lambda: wake(audience.install_id), robust=True)
+        transaction.on_commit(lambda: wake_resend(audience.install_id), robust=True)
+    return True
+
+
+def current(audience: Audience) -> Retirement | None:
+    """The retirement that the audience is in: under way, done, or being taken back."""
+    return Retirement.objects.filter(audience=audience, restored_at=None).first()
+
+
+# --- what the workers do about it ----------------------------------------------------------------------------
+
+
+def due() -> list[int]:
+    """The installs that have an unfinished retirement. One that is off delivers nothing, so it waits."""
+    waiting = Retirement.objects.filter(UNFINISHED, audience__install__enabled=True).order_by()
+    return list(waiting.values_list("audience__install_id", flat=True).distinct())
+
+
+def go_on(install_id: int, *, seconds: float, gate: Gate | None = None, gives_way: Callable[[], bool] = bool) -> None:
+    """Advance the install's unfinished retirements in turn, one step each, for at most ``seconds`` or until others wait
+    for the slot."""
+    until = time.monotonic() + seconds
+    unfinished = Retirement.objects.filter(UNFINISHED, audience__install=install_id).order_by("pk")
+    while sum([_try_to_advance(pk, gate) for pk in unfinished.values_list("pk", flat=True)]):
+        if time.monotonic() > until or gives_way():
+            wake_resend(install_id)
+            return
+
+
+def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
+    """A failing retirement doesn't delay the others. Each sweep tries it again."""
+    try:
+        return advance(retirement_id, gate=gate)
+    except Exception:
+        log.exception("retiring an audience failed", retirement=retirement_id)
+        return False
+
+
+def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
+    """One step. False when there is none to do now: it is done, waits for deliveries, or is another worker's turn."""
+    with transaction.atomic():
+        unlocked = Retirement.objects.select_for_update(skip_locked=True, of=("self",))
+        found = unlocked.filter(UNFINISHED, pk=retirement_id).select_related("audience__install", "audience__lane")
+        retirement = found.first()
+        if retirement is None:
+            return False
+        if GuidedChange.objects.filter(install=retirement.audience.install_id, ended_at=None).exists():
+            return False  # it rewrites the same audiences, one after another
+        if retirement.undone_at is not None:
+            return _restore(retirement)
+        if retirement.emptied_at is None:
+            room, _ = backlog.room(retirement.audience.install_id, retirement.audience_id)
+            return bool(room) and (_leave(retirement, room) or _end_log(retirement))
+        lane = retirement.audience.lane
+        if lane.retired_sequence is None or lane.delivered_sequence < lane.retired_sequence:
+            return False
+    return _remove(retirement, gate)
+
+
+def _leave(retirement: Retirement, room: int) -> bool:
+    """A chunk of exits. False when all members by the ledger were passed."""
+    audience = retirement.audience
+    members = Membership.objects.filter(
+        audience=audience, is_member=True, identifier__gt=retirement.after_identifier
+    ).order_by("identifier")
+    rows = list(members[: min(CHUNK, room)])
+    if not rows:
+        return False
+    step = mechanism_for(audience).time_step_ns
+    exits = [Fact("", "", row.identifier, Kind.EXIT, row.occurred_ns + step) for row in rows]
+    _append(audience, exits, Again.Cause.RETIRE)
+    _move(retirement, done=F("done") + len(exits), after_identifier=rows[-1].identifier)
+    return True
+
+
+def _end_log(retirement: Retirement) -> bool:
+    """Append the last exits and mark the end of the log. False when too much is still to be delivered.
+
+    With the audience locked no event is added, so the exits appended here meet everything before them: what the ledger
+    has, and what is in the log and not delivered yet. Lane first, then audience: the order of everything that locks
+    both.
+    """
+    pk = retirement.audience_id
+    lane = Lane.objects.select_for_update().get(pk=pk)
+    audience_lookup.lock([pk])
+    audience = Audience.objects.select_related("install").get(pk=pk)
+    if Resend.objects.filter(audience=audience, ended_at=None).exists():
+        return False
+    members = Membership.objects.filter(audience=audience, is_member=True)
+    if audience.provisioned_at is None and not members.exists():
+        return _end_unmade(retirement, audience)
+    if audience.last_sequence - lane.delivered_sequence > LAST:
+        return False
+    if members[: LAST + 1].count() > LAST:  # most of them have entered since they were passed
+        _move(retirement, after_identifier="")
+        return True
+    step = mechanism_for(audience).time_step_ns
+    remaining = _still_members(audience, after=lane.delivered_sequence)
+    exits = [Fact("", "", entry.identifier, Kind.EXIT, entry.occurred_ns + step) for entry in remaining]
+    _append(audience, exits, Again.Cause.RETIRE)
+    holds.end_log(pk, audience.last_sequence + len(exits))
+    _move(retirement, done=F("done") + len(exits), emptied_at=Now())
+    return True
+
+
+def _still_members(audience: Audience, *, after: int) -> list[Entry]:
+    """The deciding entry of each customer who is a member once all of the log is delivered."""
+    events = Event.objects.filter(audience=audience, sequence__gt=after)
+    entries = [
+        Entry(event.sequence, event.identifier, event.kind, event.occurred_ns, event.forced)
+        for event in events.order_by("sequence")
+    ]
+    named = {entry.identifier for entry in entries}
+    held = Membership.objects.filter(Q(is_member=True) | Q(identifier__in=named), audience=audience)
+    kinds = {True: fold.ENTER, False: fold.EXIT}
+    entries += [Entry(row.sequence, row.identifier, kinds[row.is_member], row.occurred_ns) for row in held]
+    return [entry for entry in fold.newest(entries).values() if entry.kind != fold.EXIT]
+
+
+def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
+    """Of an audience that ODP doesn't have: its waiting events stay where they are. False while it is being created."""
+    if audience.making_until_at is not None and audience.making_until_at > now():
+        return False
+    holds.end_log(audience.pk, audience.last_sequence)
+    holds.retire(audience.pk)
+    _move(retirement, emptied_at=Now(), ended_at=Now())
+    return False
+
+
+def _remove(retirement: Retirement, gate: Gate | None) -> bool:
+    """Delete the real-time audience in ODP. Outside of a transaction, because it takes requests."""
+    audience = retirement.audience
+    left = unmaking.unmake(audience, gate=gate)
+    if left is None:
+        return False
+    with transaction.atomic():
+        still = Retirement.objects.filter(pk=retirement.pk, undone_at=None)
+        if still.update(ended_at=Now(), left_in_odp=left):
+            holds.retire(audience.pk)
+            twins.forget(audience)
+            log.info("audience retired", audience=audience.odp_id, left_in_odp=left)
+    return True
+
+
+def _restore(retirement: Retirement) -> bool:
+    """A chunk of entries, one for each exit that the retirement appended."""
+    audience = retirement.audience
+    room, _ = backlog.room(audience.install_id, audience.pk)
+    if not room:
+        return False
+    ranges = Again.objects.filter(
+        audience=audience, cause=Again.Cause.RETIRE, last_sequence__gt=retirement.restored_sequence
+    )
+    found = ranges.order_by("last_sequence").first()
+    if found is None:
+        _move(retirement, restored_at=Now())
+        return False
+    first = max(found.first_sequence, retirement.restored_sequence + 1)
+    last = min(found.last_sequence, first + min(CHUNK, room) - 1)
+    exits = Event.objects.filter(audience=audience, sequence__gte=first, sequence__lte=last).order_by("sequence")
+    step = mechanism_for(audience).time_step_ns
+    entries = [Fact("", "", event.identifier, Kind.ENTER, event.occurred_ns + step) for event in exits]
+    _append(audience, entries, Again.Cause.RESTORE)
+    _move(retirement, restored_sequence=last)
+    return True
+
+
+def _append(audience: Audience, facts: list[Fact], cause: Again.Cause) -> None:
+    if not facts:
+        return
+    ingest.append({audience.pk: facts}, received_at=now(), forced=True)
+    resend_causes.note({audience.pk: [(len(facts), None)]}, cause)
+    transaction.on_commit(lambda: wake(audience.install_id), robust=True)
+
+
+def _move(retirement: Retirement, **values: object) -> None:
+    Retirement.objects.filter(pk=retirement.pk).update(**values)
