@@ -99,6 +99,16 @@ def test_another_identifier_field_asks_first_with_its_number(operator: Client, s
     assert Install.objects.get().identifier_field == "user_id"
 
 
+def test_the_question_about_another_identifier_field_says_how_often_it_was_seen(
+    operator: Client, shop: Install
+) -> None:
+    without = message()
+    without["data"]["user_id"] = without["data"].pop("_id")
+    ingest.receive(shop, body(without))
+    said = save(operator, shop, opened(operator, shop), identifier_field="user_id")
+    assert "Of the newest 2 messages, 1 had _id. user_id was in 1 of the newest 1 without it." in said
+
+
 def test_a_second_install_on_one_account_asks_first(operator: Client, shop: Install) -> None:
     address = reverse("admin:audiences_install_add")
     form = {

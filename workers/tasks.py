@@ -114,7 +114,7 @@ def ask_audits() -> None:
 def change(install_id: int) -> None:
     """Take steps of the guided change of one install."""
     wake.heard(install_id, wake.CHANGE)
-    with slots.slot(install_id) as free:
+    with slots.slot(install_id, drains=False) as free:
         if free:
             changes.go_on(install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way)
 

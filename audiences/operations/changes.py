@@ -54,6 +54,7 @@ class Plan:
     # Seconds that the requests take at least, altogether and for the largest audience; 0 without a rate limit.
     seconds: float
     largest_seconds: float
+    # What each audience has in ODP now and keeps there: the customer field or the list.
     stays: str
 
 
@@ -67,6 +68,8 @@ def plan(install: Install, *, to: str) -> Plan:
         members=Sum("lane__member_count", filter=~held),
         largest=Max("lane__member_count", filter=~held),
     )
+    used = _with_another(install, to).order_by().values_list("mechanism", flat=True).distinct()
+    names = {name or install.mechanism for name in used}
     members, largest = counts["members"] or 0, counts["largest"] or 0
     per_request = leases.capacity_of(install, to)
     rate = install.requests_per_second if mechanism_of(install, to).rate_limit else 0
@@ -80,7 +83,7 @@ def plan(install: Install, *, to: str) -> Plan:
         requests=requests,
         seconds=requests / rate if rate else 0.0,
         largest_seconds=-(-largest // per_request) / rate if rate else 0.0,
-        stays=MECHANISMS[install.mechanism].store,
+        stays=" and ".join(sorted(MECHANISMS[name].store for name in names)),
     )
 
 

@@ -11,7 +11,7 @@ from django.db.models import Sum
 from django.utils.timezone import now
 
 from audiences.delivery.odp_account import account_of, same_account
-from audiences.insight import trials
+from audiences.insight import evidence, trials
 from audiences.models import Audience, Install, Receipt
 from odp.client import Client
 from odp.mechanisms import Passthrough
@@ -76,9 +76,9 @@ def questions(before: Install | None, after: Install) -> list[Question]:
         found.append(
             Question(
                 "identifier_field",
-                f"{read:,} events were read with {before.identifier_field} in the last hour. From now on every event is"
-                f" read with {after.identifier_field}; messages without it are parked. Customers known by"
-                f" {before.identifier_field} stay members until an exit names them.",
+                f"{read:,} events were read with {before.identifier_field} in the last hour. {_seen(before, after)}"
+                f" From now on every event is read with {after.identifier_field}; messages without it are parked."
+                f" Customers known by {before.identifier_field} stay members until an exit names them.",
             )
         )
     other = _beside(after)
@@ -92,6 +92,15 @@ def questions(before: Install | None, after: Install) -> list[Question]:
             )
         )
     return found
+
+
+def _seen(before: Install, after: Install) -> str:
+    """In how many of the newest messages each of the two fields was, as far as that is stored."""
+    seen, field = evidence.of(before), after.identifier_field
+    words = f"Of the newest {seen.messages:,} messages, {seen.found:,} had {before.identifier_field}."
+    if seen.looked:
+        words += f" {field} was in {seen.others[field]:,} of the newest {seen.looked:,} without it."
+    return f"{words} This service doesn't keep whether messages with {before.identifier_field} have {field}, too."
 
 
 def _beside(install: Install) -> Install | None:
