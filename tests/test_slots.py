@@ -9,7 +9,7 @@ from celery.signals import celeryd_after_setup
 from celery.worker import state
 
 from audiences import wake
-from audiences.operations import resends
+from audiences.operations import resends, retiring
 from workers import app, drain, making, slots, tasks
 
 HANGING, WELL, ANOTHER = 1, 2, 3
@@ -168,6 +168,7 @@ def test_a_task_beyond_the_share_of_its_install_ends_at_once(task: str, monkeypa
     monkeypatch.setattr(drain, "drain", run)
     monkeypatch.setattr(making, "make", run)
     monkeypatch.setattr(resends, "go_on", run)
+    monkeypatch.setattr(retiring, "go_on", lambda *args, **kwargs: None)
     slots.share_out(12)
     with ExitStack() as stack:
         hold(stack, HANGING, 9)
