@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -137,6 +137,11 @@ def test_other_customers_and_installs_are_untouched(odp: ThreadedSandbox, shop: 
     forget(shop)
     assert Membership.objects.filter(audience=other, identifier=KIM).exists()
     assert Membership.objects.filter(audience=gold, identifier=f"{KIM}.au").exists()
+
+
+def test_the_function_of_the_database_writes_nothing_but_a_token(gold: Audience) -> None:
+    with connection.cursor() as cursor, pytest.raises(DatabaseError, match="not a token"):
+        cursor.execute("SELECT forget_customer(%s, 'lee', 'kim', '{}', '{}')", [gold.install_id])
 
 
 # --- ODP -----------------------------------------------------------------------------------------------------

@@ -16,15 +16,18 @@ from django.db import ProgrammingError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 
-from audiences import checks, odp_hosts
-from audiences.insight import search_index
-from audiences.models import Install, Token, Worker
-from audiences.operations import db_role, installs
+from audiences import checks, lytics_account, odp_hosts
+from audiences.agreement import audits
+from audiences.delivery import drafts
+from audiences.insight import search_index, trials
+from audiences.models import Audience, Install, Token, Worker
+from audiences.operations import db_role, forgetting, installs, twins
 from audiences.receiving import ingest
 from local.processes import Fleet, free_port
 from local.stack import Memory, Stack
 from lytics_sync.security import POLICY
 from tests.delivering import a_log, assert_all_is_well, drain_all, enter, make_audience, make_install, sandbox
+from tests.lytics_api import Lytics
 
 PASSWORD = "long enough for anyone"
 
@@ -359,6 +362,33 @@ def test_the_role_can_do_all_that_the_processes_do(bridge: str) -> None:
         assert odp.members("lytics_gold") == ["anna", "ben"]
         assert_all_is_well(gold)
         Worker.objects.all().delete()
+
+
+def test_the_role_can_look_audit_and_forget(bridge: str, lytics: Lytics, settings: Any) -> None:
+    """These delete rows: old probes and reports, scanned members, one customer."""
+    settings.AUDIT_SETTLE_SECONDS = 0
+    with sandbox() as odp:
+        shop = make_install(odp)
+        drafts.note_key(shop.pk, problem="")
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET ROLE {bridge}")
+        lytics_account.set_token(shop, "api-token")
+        gold = make_audience(shop, provisioned=False)
+        enter(gold, "anna", "ben")
+        drain_all(shop)
+        assert twins.look(shop.pk) == 1
+        twins.forget(gold)
+        lytics.members = ["anna"]
+        for _ in range(2):
+            asked = audits.ask(Audience.objects.get(pk=gold.pk), mode="full", by="kim")
+            assert asked is not None
+            assert audits.run_to_end(asked).differing == 1
+        asked_to_forget = forgetting.ask(shop, "anna", tell_odp=False, by="dpo")
+        assert asked_to_forget is not None
+        assert forgetting.go_on(asked_to_forget)
+        trials.drop_old_probes(shop, keep=0)
+        lytics_account.set_token(shop, "")
+        assert_all_is_well(gold)
 
 
 def test_the_role_makes_the_log_quick_to_search(bridge: str) -> None:

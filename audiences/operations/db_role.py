@@ -16,6 +16,12 @@ DELETABLE_TABLES = {
     "audiences_profile",
     "audiences_minute",
     "audiences_twin",
+    # Old reports, and the members of a scan that was compared.
+    "audiences_audit",
+    "audiences_difference",
+    "audiences_scannedmember",
+    # Old probes.
+    "audiences_trial",
     # Of a mistaken install alone (delivery/drafts.py): the foreign keys of calls and audiences hold every other one.
     "audiences_install",
     "audiences_token",
@@ -46,8 +52,10 @@ def grant(role: str) -> dict[str, str]:
         for table, words in rights.items():
             cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
             cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(words), sql.Identifier(table), name))
-        # What only the owner of the log may do, as a function that does nothing else.
-        cursor.execute(sql.SQL("GRANT EXECUTE ON FUNCTION summarise_events TO {}").format(name))
+        # What only the owner of the log may do, as functions that do nothing else.
+        for function in ("summarise_events", "forget_customer"):
+            granted = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}")
+            cursor.execute(granted.format(sql.Identifier(function), name))
     return rights
 
 

@@ -45,16 +45,16 @@ class _Id(NamedTuple):
     id: int
 
 
-class _Rows(NamedTuple):
-    rows: int
+class _TakenOut(NamedTuple):
+    events: int
+    memberships: int
 
 
 _SQL = sql.beside(__file__)
 _FOLLOW_INDEX = _SQL.command("follow_index")
 _EVENTS = _SQL.query("events", _Event._make)
 _DELIVERIES = _SQL.query("deliveries", _Id._make)
-_RENAME = _SQL.command("rename_events")
-_DROP_MEMBERSHIPS = _SQL.query("drop_memberships", _Rows._make)
+_TAKE_OUT = _SQL.query("take_out", _TakenOut._make)
 _CLEAR_ANSWERS = _SQL.command("clear_answers")
 _CLEAR_LANES = _SQL.command("clear_lanes")
 _DROP_PROFILES = _SQL.command("drop_profiles")
@@ -153,9 +153,9 @@ def _take_out(forgotten: Forgotten) -> None:
         }
         _CLEAR_LANES.run(**who, token=forgotten.token)
         deliveries = [row.id for row in _DELIVERIES.run(**places).all()]
-        counts = {"events": _RENAME.run(**places, token=forgotten.token).changed}
-        dropped = _DROP_MEMBERSHIPS.run(**who).one()
-        counts["memberships"] = dropped.rows if dropped else 0
+        taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
+        assert taken_out is not None
+        counts = taken_out._asdict()
         counts["profiles"] = _DROP_PROFILES.run(**who).changed
         counts["differences"] = _DROP_DIFFERENCES.run(**who).changed
         for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS, _MOVE_RETIREMENT_CURSORS):

@@ -41,27 +41,12 @@ FROM audiences_audience AS audience
 WHERE audience.id = lane.audience_id AND audience.install_id = %(install)s
     AND position(%(identifier)s IN concat(block_reason, ' ', lifted_reason, ' ', fault_reason)) > 0
 
--- name: rename_events
--- Puts the token in the place of the identifier.
-UPDATE audiences_event AS event SET identifier = %(token)s
-FROM unnest(%(audiences)s::int[], %(sequences)s::bigint[]) AS found(audience_id, sequence)
-WHERE event.audience_id = found.audience_id AND event.sequence = found.sequence
-
--- name: drop_memberships
--- Takes the person out of the ledger and out of the numbers of members. Gives the number of rows.
-WITH
--- The rows of the person.
-dropped AS (
-    DELETE FROM audiences_membership AS held USING audiences_audience AS audience
-    WHERE held.identifier = %(identifier)s AND audience.id = held.audience_id AND audience.install_id = %(install)s
-    RETURNING held.audience_id, held.is_member
-),
--- The numbers of members, less by the person.
-counted AS (
-    UPDATE audiences_lane AS lane SET member_count = lane.member_count - 1
-    FROM dropped WHERE dropped.is_member AND lane.audience_id = dropped.audience_id
-)
-SELECT count(*) AS rows FROM dropped
+-- name: take_out
+-- Puts the token in the place of the identifier in the given events, and takes the person out of the ledger and out of
+-- the numbers of members. Gives the numbers of rows. A function of the owner of the tables, because the role of the
+-- processes can't change the log.
+SELECT events, memberships
+FROM forget_customer(%(install)s, %(identifier)s, %(token)s, %(audiences)s::int[], %(sequences)s::bigint[])
 
 -- name: drop_profiles
 -- Takes out the lists of identifiers that name the person, and the person's own.
