@@ -18,6 +18,7 @@ from audiences.models import (
     Difference,
     Event,
     Forgotten,
+    GuidedChange,
     Install,
     Lane,
     Membership,
@@ -99,6 +100,11 @@ def a_retirement(**values: Any) -> None:
     )
 
 
+def a_change(**values: Any) -> None:
+    usual = {"install": Install.objects.get(), "kind": "mechanism", "before": "attribute", "after": "list"}
+    GuidedChange.objects.create(**{**usual, "by": "kim", "reason": "why not", **values})
+
+
 def two_open_refusals() -> None:
     audience = an_audience()
     for sequence in (1, 2):
@@ -163,6 +169,13 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "twin_finding_says_what": [
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), finding="missing", since_at=now()),
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), problem="gone"),
+    ],
+    "one_unfinished_change_per_install": [lambda: twice(a_change)],
+    "change_says_who_and_why": [lambda: a_change(by=""), lambda: a_change(reason="")],
+    "change_lease_token_and_end_together": [lambda: a_change(lease_until_at=now())],
+    "change_in_work_has_an_audience": [
+        lambda: a_change(phase="check"),
+        lambda: a_change(audience=an_audience()),
     ],
     "retired_lane_has_an_end": [lambda: lane(retired_at=now())],
     "one_retirement_per_audience": [lambda: twice(a_retirement)],
