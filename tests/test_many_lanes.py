@@ -111,6 +111,7 @@ def statement_of(*made: sql.Statement[Any], install: Install) -> Cost:
         "look_seconds": claims.LOOK_SECONDS,
         "making_at_once": claims.MAKING_AT_ONCE,
         "capacity": 500,
+        "mechanism": "attribute",
         "token": uuid.uuid4(),
         "lease_seconds": 11,
     }
