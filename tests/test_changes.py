@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from audiences.delivery import claims, drafts, holds
 from audiences.insight import heartbeats
-from audiences.models import Audience, Delivery, GuidedChange, Install, Resend, Worker
+from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Resend, Worker
 from audiences.operations import change_steps, changes, guards, resends, skips
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -190,6 +190,14 @@ def test_an_audience_that_is_not_in_odp_yet_is_made_with_the_new_mechanism(
 # after it, or have their request under way during it.
 DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
 MOVING = {"kim", "new", "pat"}
+# The number of further steps during which a request is under way.
+LASTS = 3
+
+
+@pytest.fixture(autouse=True)
+def long_leases(settings: Settings) -> None:
+    """No lease is over before a test says so."""
+    settings.LEASE_SECONDS = 300
 
 
 def send_events(gold: Audience, at: int) -> None:
@@ -216,7 +224,7 @@ def steps_of_a_change(
         if mode == DELIVERED or number != events_at:
             work(shop)
         goes_on = step(shop)
-        if lease is not None:
+        if lease is not None and (number == events_at + LASTS or not goes_on):
             drain.deliver(lease)
             lease = None
         assert set(odp.members("lytics_gold")) - MOVING == {"lee", "mia"}
@@ -405,6 +413,19 @@ def test_a_held_audience_is_left_out_and_changed_by_a_later_change(
     assert finish(shop).left_out == {}
     assert definition(odp) == OTHER[before]
     assert odp.members("lytics_gold") == ["lee", "mia"]
+
+
+def test_a_retired_audience_is_left_out(odp: ThreadedSandbox, shop: Install, before: str) -> None:
+    gold = audience_with_members(shop)
+    audience_with_members(shop, "silver")
+    Lane.objects.filter(pk=gold.pk).update(retired_sequence=gold.last_sequence)
+    plan = changes.plan(Install.objects.get(), to=OTHER[before])
+    assert (plan.audiences, plan.left_out) == (1, 1)
+    begin(shop)
+    change = finish(shop)
+    assert (change.done, list(change.left_out)) == (1, ["lytics_gold"])
+    assert "retired" in change.left_out["lytics_gold"]
+    assert mechanism_in(gold) == before
 
 
 def test_an_audience_that_odp_does_not_show_is_brought_back(

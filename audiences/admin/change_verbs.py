@@ -59,8 +59,8 @@ class ChangeMechanism(Verb[Install]):
 def _dry_run(install: Install, to: str) -> str:
     plan = changes.plan(install, to=to)
     left_out = (
-        f" {count(plan.left_out, 'audience')} that {'is' if plan.left_out == 1 else 'are'} paused, blocked or of an"
-        " accepted definition will be left as it is."
+        f" {count(plan.left_out, 'audience')} that {'is' if plan.left_out == 1 else 'are'} paused, blocked, retired or"
+        " of an accepted definition will be left as it is."
         if plan.left_out
         else ""
     )

@@ -148,7 +148,7 @@ def _twin(audience: Audience) -> Twin | None:
 def _gone(case: Case, lacking: list[Audience]) -> Iterator[Finding]:
     """Audiences that ODP's list lacks and that it doesn't have either: nothing documents that the list is complete."""
     for audience in lacking[:READ]:
-        found = mechanism_of(case.install).look(
+        found = mechanism_of(case.install, audience.mechanism).look(
             case.odp, audience.odp_id, seconds=REQUEST_SECONDS, accepted=audience.accepted_definition
         )
         if not isinstance(found, Answer) and found.missing:
