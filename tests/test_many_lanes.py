@@ -184,7 +184,7 @@ def test_that_measure_notices_a_page_that_reads_each_blocked_lane(
         found = [groups.Group(lane, lanes=1) for lane in Lane.objects.filter(backlog.BLOCKED)]
         return groups.Groups(found, count=len(found), lanes=len(found))
 
-    monkeypatch.setattr("audiences.front.page.blocked_by_cause", read_each)
+    monkeypatch.setattr("audiences.front.troubles.blocked_by_cause", read_each)
     (cost,) = costs({"front page": PAGES["front page"]}, own=MANY, others=ALL - MANY).values()
     assert cost.returned > 2 * few["front page"].returned
 

@@ -93,6 +93,7 @@ def groups() -> list[dict[str, Any]]:
             "words": words(group.reason),
             "hint": hint(group.reason),
             "since": ago(group.since),
+            "since_at": group.since,
             "url": list_url(Parked, reason=group.reason, install__id__exact=group.install),
             "going": (group.install, group.reason) in going,
             "can_release": can_be_released(group.reason),

@@ -1,17 +1,26 @@
 """What the front page is made of: numbers, and troubles with the buttons that end them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import Model
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.safestring import SafeString
 
-from audiences.admin.pages import OperatorAdmin, url_of
+from audiences.admin import verbs
+from audiences.admin.pages import OperatorAdmin, ago, url_of
 from audiences.admin.verbs import Button
 from audiences.models import Install
 
 # At most this many items of one kind are listed; a page lists all of them.
 ALERTS_LISTED = 10
+
+# The buttons that a person may press. They depend on the person's permissions, and the trouble itself doesn't.
+Offer = Callable[[HttpRequest], list[Button]]
 
 
 @dataclass(frozen=True)
@@ -24,16 +33,44 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Alert:
-    """``tone`` as a State's; ``todo`` says what mends it when a button alone doesn't."""
+class Shown:
+    """An alert as the page shows it to one person."""
 
     what: str
     why: str
-    since: Any
+    since: SafeString | str
+    url: str
+    tone: str
+    todo: str
+    buttons: list[Button]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A trouble in words. ``tone`` as a State's; ``todo`` says what mends it when a button alone doesn't.
+
+    ``kind``, ``install`` and ``cause`` stay the same while the trouble lasts: no counts and no times. ``message`` is
+    the reason as messages carry it, where ``why`` names a person, quotes one, or gives an address. ``is_rest`` is
+    true for the line that stands for all troubles of a kind that aren't listed.
+    """
+
+    kind: str
+    what: str
+    why: str
+    since: datetime | None
     url: str
     tone: str = "bad"
     todo: str = ""
-    buttons: list[Button] = field(default_factory=list)
+    offers: tuple[Offer, ...] = ()
+    install: int | None = None
+    cause: str = ""
+    message: str | None = None
+    is_rest: bool = False
+
+    def shown(self, request: HttpRequest) -> Shown:
+        buttons = [button for offer in self.offers for button in offer(request)]
+        since = ago(self.since) if self.since else ""
+        return Shown(self.what, self.why, since, self.url, self.tone, self.todo, buttons)
 
 
 def page(model: Any) -> OperatorAdmin[Any]:
@@ -42,13 +79,38 @@ def page(model: Any) -> OperatorAdmin[Any]:
     return found
 
 
-def way_to(request: HttpRequest, install: Install, at: str, label: str, icon: str) -> list[Button]:
+def buttons(instance: Model, *names: str, back: str = "", known_offered: bool = False) -> Offer:
+    """The buttons of these names on the page of ``instance``. Afterwards the person is back at ``back``, or here."""
+    return lambda request: verbs.buttons(
+        page(type(instance)),
+        request,
+        instance,
+        back=back or reverse("admin:index"),
+        only=names,
+        known_offered=known_offered,
+    )
+
+
+def way_to(install: Install, at: str, label: str, icon: str) -> Offer:
     """A link to a part of an install's page, for people who may change something there."""
-    if not request.user.has_perm("audiences.change_install"):
-        return []
-    return [Button(label, icon, f"{url_of(install)}#{at}", asks=False)]
+
+    def offer(request: HttpRequest) -> list[Button]:
+        if not request.user.has_perm("audiences.change_install"):
+            return []
+        return [Button(label, icon, f"{url_of(install)}#{at}", asks=False)]
+
+    return offer
 
 
-def and_more(many: int, what: str, url: str) -> list[Alert]:
+def link(permission: str, label: str, icon: str, url: str) -> Offer:
+    """A button to a page that asks, for people with the permission."""
+    return lambda request: [Button(label, icon, url)] if request.user.has_perm(permission) else []
+
+
+def and_more(kind: str, many: int, what: str, url: str) -> list[Alert]:
     """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural."""
-    return [Alert(f"{many - ALERTS_LISTED:,} more {what}", "", "", url)] if many > ALERTS_LISTED else []
+    return [rest(kind, f"{many - ALERTS_LISTED:,} more {what}", url)] if many > ALERTS_LISTED else []
+
+
+def rest(kind: str, what: str, url: str) -> Alert:
+    return Alert(kind, what, "", None, url, is_rest=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -12,9 +13,9 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audiences.admin import verbs
 from audiences.admin.pages import ago, count, list_url, number, url_of
-from audiences.front.alerts import Alert, Number, page, way_to
+from audiences.admin.verbs import Button
+from audiences.front.alerts import Alert, Number, buttons, way_to
 from audiences.insight import failures, stalled_work
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
@@ -22,6 +23,9 @@ from audiences.models import Audience, Install, Token
 from audiences.receiving import disk_usage, rejected_calls, tokens
 from audiences.receiving.rejected_calls import RejectedCalls
 
+# Kinds whose troubles are known only while Redis answers.
+REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD = "rejected", "unknown_url", "unreadable", "wrong_method"
+OF_REDIS = frozenset({REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task"})
 # Installs named in one item; it says how many more there are.
 NAMED = 10
 
@@ -41,9 +45,10 @@ def without_redis(problem: str) -> list[Alert]:
         return []
     return [
         Alert(
+            "redis",
             problem,
             "Nothing is delivered meanwhile. Calls are still stored and accepted, and nothing is lost.",
-            "",
+            None,
             list_url(Audience, state="behind"),
             todo="Start Redis, correct REDIS_URL, or fix what it says. Delivery then continues by itself.",
         )
@@ -53,11 +58,13 @@ def without_redis(problem: str) -> list[Alert]:
 def failing_tasks(found: list[failures.Failure]) -> list[Alert]:
     return [
         Alert(
+            "task",
             f"The task {failure.task} fails",
             f"{failure.words}. It failed {count(failure.times, 'time')} since the first.",
-            ago(failure.since),
+            failure.since,
             list_url(Audience, state="behind"),
             todo="A worker's log has the traceback. Nothing is lost; what the task does is tried again.",
+            cause=failure.task,
         )
         for failure in found
     ]
@@ -68,9 +75,10 @@ def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Al
         return []
     return [
         Alert(
+            "stalled",
             f"Waiting events of {stuck.install} are not sent",
             f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
-            ago(stuck.since),
+            stuck.since,
             list_url(Audience, state="behind"),
             todo="Check that beat runs, and read a worker's log."
             if pulse.answering
@@ -84,84 +92,101 @@ def unreadable_secret(problem: str) -> list[Alert]:
         return []
     return [
         Alert(
+            "secret",
             "A stored secret can't be decrypted",
             f"{problem[0].upper()}{problem[1:]}. Deliveries that need it fail; calls are stored.",
-            "",
+            None,
             list_url(Install),
             todo="Put the key that it was written with back into FIELD_ENCRYPTION_KEYS and restart all processes.",
         )
     ]
 
 
-def wrong_tokens(request: HttpRequest, installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
+def wrong_tokens(installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
     found_alerts = [
-        _rejected_of(request, install, found[install.public_id]) for install in installs if install.public_id in found
+        _rejected_of(install, found[install.public_id]) for install in installs if install.public_id in found
     ]
     if (stray := found.get(rejected_calls.UNKNOWN)) is not None:
         found_alerts.append(
             Alert(
+                UNKNOWN_URL,
                 f"{count(stray.count, 'call')} rejected: no install has the URL that was called",
                 _last_of(stray),
-                ago(stray.since_at),
+                stray.since_at,
                 list_url(Install),
                 "held",
                 todo="If a Lytics job of yours calls from there, copy the webhook URL from its install's page into it"
                 " again. Otherwise it came from somebody else, and nothing was let in.",
+                message="",
             )
         )
     if (unreadable := found.get(rejected_calls.UNREADABLE)) is not None:
         found_alerts.append(
             Alert(
+                UNREADABLE,
                 f"{count(unreadable.count, 'request')} could not be read and got 503",
                 format_html("The last had {}. {}", unreadable.what or "an unknown fault", _last_of(unreadable)),
-                ago(unreadable.since_at),
+                unreadable.since_at,
                 list_url(Install),
                 "held",
                 todo="If it came from Lytics or a proxy of yours, correct the webhook URL or the headers there: neither"
                 " may hold blanks or special characters. Lytics tries again, and no batch is lost.",
+                message=f"The last had {unreadable.what or 'an unknown fault'}.",
             )
         )
     if (wrong := found.get(rejected_calls.WRONG_METHOD)) is not None:
         found_alerts.append(
             Alert(
+                WRONG_METHOD,
                 f"{count(wrong.count, 'call')} got 405: the method is not POST",
                 format_html("The last was {}. {}", wrong.what, _last_of(wrong, "Nothing of such a call is stored.")),
-                ago(wrong.since_at),
+                wrong.since_at,
                 list_url(Install),
                 "held",
                 todo="If it is a Lytics job of yours, set its method to POST. Otherwise it came from somebody else.",
+                message=f"The last was {wrong.what}. Nothing of such a call is stored.",
             )
         )
     return found_alerts
 
 
-def _rejected_of(request: HttpRequest, install: Any, one: RejectedCalls) -> Alert:
+def _rejected_of(install: Any, one: RejectedCalls) -> Alert:
     what = f"{count(one.count, 'call')} to {install} rejected: the token is wrong, revoked or expired"
     live = tokens.live(install)
     if install.called_at is not None and install.called_at > one.last_at:
         return Alert(
+            REJECTED,
             what,
             _last_of(one, "Calls with a valid token have come since."),
-            ago(one.since_at),
+            one.since_at,
             url_of(install),
             "held",
             todo="Nothing to do, unless another Lytics job of yours calls from there: copy the header into it again.",
+            install=install.pk,
+            message="Calls with a valid token have come since.",
         )
     if not live:
         todo = "There is no live token. Make a new one, show it, and put its header into the Lytics job."
-        buttons = verbs.buttons(page(Install), request, install, back=url_of(install), only=("new-token",))
+        mend = buttons(install, "new-token", back=url_of(install))
     else:
         todo = "Show the authorization header and copy it into the authorization of the Lytics job again."
-        show = verbs.buttons(page(Token), request, live[0], back=url_of(install), only=("reveal",))
-        buttons = [replace(button, label="Show the header") for button in show]
+        mend = partial(_show_header, live[0], url_of(install))
     return Alert(
+        REJECTED,
         what,
         _last_of(one, "Lytics sends these calls again for about two hours."),
-        ago(one.since_at),
+        one.since_at,
         url_of(install),
         todo=todo,
-        buttons=[*buttons, *way_to(request, install, "webhook-url", "Install instructions", "menu_book")],
+        offers=(mend, way_to(install, "webhook-url", "Install instructions", "menu_book")),
+        install=install.pk,
+        message="Lytics sends these calls again for about two hours.",
     )
+
+
+def _show_header(token: Token, back: str, request: HttpRequest) -> list[Button]:
+    offer = buttons(token, "reveal", back=back)
+    return [replace(button, label="Show the header") for button in offer(request)]
 
 
 def _last_of(one: RejectedCalls, more: str = "") -> SafeString:
@@ -176,13 +201,15 @@ def over_the_mark(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[A
         if install.enabled and backlog.free > settings.BACKLOG_HIGH_WATER:
             found_alerts.append(
                 Alert(
+                    "backlog",
                     f"Calls to {install} are answered 503: {number(backlog.free)} events wait",
                     f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
                     " Lytics retries by itself and is accepted again when fewer wait. Nothing is lost.",
-                    ago(backlog.oldest_free_at),
+                    backlog.oldest_free_at,
                     list_url(Audience, state="behind", install__id__exact=install.pk),
                     todo="Fix what holds them up, as the other items here say. If there are none, more arrives than ODP"
                     " accepts: wait, or raise the install's requests per second if your ODP account allows it.",
+                    install=install.pk,
                 )
             )
     return found_alerts
@@ -194,27 +221,31 @@ def over_the_disk_mark(installs: list[Any]) -> list[Alert]:
         return []
     return [
         Alert(
+            "disk",
             f"All calls are answered 503: the database has {filesizeformat(disk_usage.used())}",
             f"That is more than DATABASE_HIGH_WATER_BYTES, {filesizeformat(settings.DATABASE_HIGH_WATER_BYTES)}. What"
             " waits still goes to ODP; Lytics retries by itself and is accepted below that limit. Nothing is lost.",
-            "",
+            None,
             list_url(Install),
             todo="Give PostgreSQL a larger disk, then raise DATABASE_HIGH_WATER_BYTES and restart the web processes.",
         )
     ]
 
 
-def switched_off(request: HttpRequest, installs: list[Any]) -> list[Alert]:
+def switched_off(installs: list[Any]) -> list[Alert]:
     return [
         Alert(
+            "switched_off",
             f"{install} is switched off",
             "Calls are answered 503, so Lytics retries later; nothing is sent to ODP."
             f"{f' {switched.user.get_username()} changed that last in the admin.' if switched else ''}",
-            ago(switched.action_time) if switched else "",
+            switched.action_time if switched else None,
             url_of(install),
             "held",
             todo="To start it again: open it, switch Enabled on, save.",
-            buttons=way_to(request, install, "id_enabled", "Open the install", "toggle_on"),
+            offers=(way_to(install, "id_enabled", "Open the install", "toggle_on"),),
+            install=install.pk,
+            message="Calls are answered 503, so Lytics retries later; nothing is sent to ODP.",
         )
         for install in installs
         if not install.enabled
@@ -231,12 +262,13 @@ def drafts(installs: list[Any]) -> list[Alert]:
     alone = len(waiting) == 1
     return [
         Alert(
+            "drafts",
             f"{waiting[0]} is a draft" if alone else f"{number(len(waiting))} installs are drafts",
             "ODP has not accepted "
             + ("its API key" if alone else f"the API keys of {', '.join(str(install) for install in waiting[:NAMED])}")
             + (f" and {number(len(waiting) - NAMED)} more" if len(waiting) > NAMED else "")
             + " yet. Calls from Lytics are stored and nothing is sent to ODP. Nothing is lost.",
-            ago(min(install.created_at for install in waiting)),
+            min(install.created_at for install in waiting),
             url_of(waiting[0]) if alone else list_url(Install),
             "held",
             todo="Open the install: its page says what is missing. Stored events are sent once ODP accepts the key.",

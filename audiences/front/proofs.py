@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.admin import verbs
-from audiences.admin.pages import ago, list_url, span, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more, page, way_to
+from audiences.admin.pages import list_url, span, url_of
+from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more, buttons, way_to
 from audiences.insight.probes import Proof
 from audiences.models import Install
 
+KIND = "probe"
 NEVER = "It has never shown it."
 
 
@@ -29,9 +27,8 @@ def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
     return Number("ODP shows what is sent", value, list_url(Install), not bad, note)
 
 
-def not_proven(request: HttpRequest, installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
+def not_proven(installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
     """Installs whose test customer failed. An install on hold has its own alert, with the same cause."""
-    here = reverse("admin:index")
     failing = [
         (install, proofs[install.pk])
         for install in installs
@@ -39,18 +36,18 @@ def not_proven(request: HttpRequest, installs: list[Any], proofs: Mapping[int, P
     ]
     shown = [
         Alert(
+            KIND,
             f"{install}: ODP doesn't show what is sent"
             if proof.word == "failing"
             else f"{install}: whether ODP shows what is sent is unknown",
             f"{proof.why} {f'It last showed it {span(now() - proof.at)} ago.' if proof.at else NEVER}",
-            ago(proof.since) if proof.since else "",
+            proof.since,
             f"{url_of(install)}#connecting",
             todo="Correct the cause, then send a test customer.",
-            buttons=[
-                *verbs.buttons(page(Install), request, install, back=here, only=("try-out",)),
-                *way_to(request, install, "id_odp_api_key", "The ODP account", "key"),
-            ],
+            offers=(buttons(install, "try-out"), way_to(install, "id_odp_api_key", "The ODP account", "key")),
+            install=install.pk,
+            message=str(proof.why),
         )
         for install, proof in failing[:ALERTS_LISTED]
     ]
-    return shown + and_more(len(failing), "installs whose test customer failed", list_url(Install))
+    return shown + and_more(KIND, len(failing), "installs whose test customer failed", list_url(Install))

@@ -1,11 +1,7 @@
 """Front page alerts for audiences that ODP no longer has as this service made them."""
 
-from django.http import HttpRequest
-from django.urls import reverse
-
-from audiences.admin import verbs
-from audiences.admin.pages import ago, list_url, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, page
+from audiences.admin.pages import list_url, url_of
+from audiences.front.alerts import ALERTS_LISTED, Alert, buttons, rest
 from audiences.models import Audience, Twin
 from audiences.operations import twins
 
@@ -20,27 +16,30 @@ _TODO = {
     Twin.Finding.CHANGED: "Take ours writes our definition again. Accept definition keeps the one in ODP.",
     Twin.Finding.WRONG: "Correct in ODP what the reason names. The next look sees it.",
 }
+KIND = "twin"
 MENDS = ("take-ours", "accept", "pause")
 
 
-def alerts(request: HttpRequest) -> list[Alert]:
-    here = reverse("admin:index")
+def alerts() -> list[Alert]:
     found = twins.differing(ALERTS_LISTED + 1)
-    listed = [_alert(request, twin, here) for twin in found[:ALERTS_LISTED]]
+    listed = [_alert(twin) for twin in found[:ALERTS_LISTED]]
     if len(found) > ALERTS_LISTED:
-        listed.append(Alert("Further audiences differ in ODP", "", "", list_url(Audience, state="differs")))
+        listed.append(rest(KIND, "Further audiences differ in ODP", list_url(Audience, state="differs")))
     return listed
 
 
-def _alert(request: HttpRequest, twin: Twin, here: str) -> Alert:
+def _alert(twin: Twin) -> Alert:
     audience, finding = twin.audience, Twin.Finding(twin.finding)
     both = f" ODP has {twin.found}; ours is {twin.ours}." if twin.found else ""
     return Alert(
+        KIND,
         f"{audience} {_TITLES[finding]} ({audience.install})",
         f"{twin.problem}{both} Deliveries continue.",
-        ago(twin.since_at),
+        twin.since_at,
         url_of(audience),
         "held" if finding is Twin.Finding.MISSING else "bad",
         todo=_TODO[finding],
-        buttons=verbs.buttons(page(Audience), request, audience, back=here, only=MENDS),
+        offers=(buttons(audience, *MENDS),),
+        install=audience.install_id,
+        cause=finding,
     )

@@ -1,0 +1,102 @@
+"""The troubles of the service: one definition for the front page and for messages (docs/alerts.md)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Subquery
+
+from audiences import readiness
+from audiences.admin.pages import last_call, list_url
+from audiences.admin.parked_groups import groups
+from audiences.front import audits, calls, items, proofs, retirements, similar_slugs, twins
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
+from audiences.front.groups import Groups, blocked_by_cause
+from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work
+from audiences.insight.backlogs import Backlog
+from audiences.insight.heartbeats import Pulse
+from audiences.insight.probes import Proof
+from audiences.models import Audience, Install
+from audiences.receiving import rejected_calls
+from audiences.receiving.rejected_calls import RejectedCalls
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the numbers and the troubles are derived from. ``rejections`` is None when Redis doesn't answer."""
+
+    installs: list[Any]
+    waiting: Mapping[int, Backlog]
+    blocked: Groups
+    parked: list[dict[str, Any]]
+    pulse: Pulse
+    stuck: stalled_work.Stuck | None
+    rejections: dict[str, RejectedCalls] | None
+    proofs: Mapping[int, Proof]
+
+
+def facts() -> Facts:
+    installs = list(Install.objects.annotate(called_at=Subquery(last_call())))
+    return Facts(
+        installs=installs,
+        waiting=backlogs.by_install(),
+        blocked=blocked_by_cause(),
+        parked=groups(),
+        pulse=heartbeats.pulse(),
+        stuck=stalled_work.stuck(),
+        rejections=rejected_calls.last_hour(install.public_id for install in installs),
+        proofs=probes.proofs(installs),
+    )
+
+
+def alerts(facts: Facts) -> list[Alert]:
+    """The most urgent ones first."""
+    installs, rejections = facts.installs, facts.rejections or {}
+    found = [
+        *calls.unreadable_secret(readiness.encryption_problem()),
+        *calls.work_stands_still(facts.stuck, facts.pulse),
+        *calls.failing_tasks(failures.recent()),
+        *calls.without_redis(failures.broker_problem()),
+        *_unheard(facts.pulse),
+        *items.installs_on_hold(installs, facts.waiting),
+        *proofs.not_proven(installs, facts.proofs),
+        *calls.wrong_tokens(installs, rejections),
+        *calls.over_the_mark(installs, facts.waiting),
+        *calls.over_the_disk_mark(installs),
+        *calls.switched_off(installs),
+        *calls.drafts(installs),
+        *items.blocked_audiences(facts.blocked),
+        *twins.alerts(),
+        *audits.alerts(),
+        *retirements.alerts(),
+        *items.audiences_made_anew(),
+        *similar_slugs.alerts(),
+        *items.creations_on_hold(),
+        *items.audiences_with_errors(),
+        *items.parked_groups(facts.parked),
+        *items.paused_audiences(),
+        *items.ignored_times(),
+        *items.times_stored_ahead(),
+        *items.new_installs(installs, rejections),
+    ]
+    found.sort(key=lambda alert: alert.tone != "bad")
+    return found
+
+
+def _unheard(pulse: Pulse) -> list[Alert]:
+    """Workers that answered within the last hour and weren't stopped."""
+    others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
+    silent_workers = [
+        Alert(
+            "worker",
+            f"The worker {worker} is silent",
+            f"It was killed, or can't reach Redis or PostgreSQL. Other workers take over its audiences. {others}",
+            worker.beat_at,
+            list_url(Audience, state="behind"),
+            "held" if pulse.answering else "bad",
+            todo="Start it again. A worker that is gone for good disappears from here after an hour.",
+            cause=str(worker),
+        )
+        for worker in pulse.silent[:ALERTS_LISTED]
+    ]
+    return silent_workers + and_more("worker", len(pulse.silent), "silent workers", list_url(Audience, state="behind"))
