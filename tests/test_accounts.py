@@ -123,8 +123,9 @@ def test_every_sentence_is_shown_once() -> None:
 def test_all_permissions_of_the_roles_can_be_granted() -> None:
     held = Permission.objects.filter(group__isnull=False).distinct()
     shown = set(grantable().values_list("pk", flat=True))
-    # Lanes have no page.
-    assert {permission.codename for permission in held if permission.pk not in shown} == {"view_lane"}
+    # Lanes and guided changes have no page.
+    unseen = {permission.codename for permission in held if permission.pk not in shown}
+    assert unseen == {"view_lane", "view_guidedchange"}
 
 
 def test_saving_a_role_keeps_permissions_that_its_form_does_not_show(admin_client: Client) -> None:

@@ -36,7 +36,7 @@ ROOMS = {
 FORGETTING = "audiences/operations/forgetting.py"
 # Who may write which table; migrations and tests aside.
 WRITERS = {
-    "Event": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py", FORGETTING},
+    "Event": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
     "Receipt": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
     "FutureTime": {"audiences/receiving/ingest.py"},
     # A lane comes into being with its audience and is then written by lanes alone.
@@ -45,7 +45,7 @@ WRITERS = {
     "Run": {f"audiences/delivery/{name}.py" for name in ("request_records", "settling", "skipping")},
     "Delivery": {f"audiences/delivery/{name}.py" for name in ("request_records", "skipping", "unconfirmed")}
     | {FORGETTING},
-    "Membership": {"audiences/delivery/settling.py", FORGETTING},
+    "Membership": {"audiences/delivery/settling.py"},
     "Token": {"audiences/receiving/tokens.py"},
     # A skip stops unfinished Resends in the transaction that moves the cursors.
     "Resend": {"audiences/operations/resends.py", "audiences/operations/skips.py", FORGETTING},

@@ -184,7 +184,7 @@ def test_health_is_red_for_an_audience_that_an_error_of_ours_keeps_from_being_ma
     drain_all(shop)
     odd = make_audience(shop, "odd", provisioned=False)
     enter(odd, "a")
-    monkeypatch.setattr(provision, "mechanism_of", fail)
+    monkeypatch.setattr(provision, "mechanism_for", fail)
     assert provision.provision_one(shop.pk)
     time_passes(61)
     assert health() == 503

@@ -152,7 +152,7 @@ def test_lanes_that_another_worker_has_claimed_meanwhile_stay_its_own(
     assert lane_of(gold).lease_token == others[0].token
 
 
-@pytest.mark.parametrize("where", ["mechanism_of", "_end"])
+@pytest.mark.parametrize("where", ["mechanism_for", "_end"])
 def test_a_making_is_given_up_at_once_when_its_session_is_lost(
     shop: Install, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -52,7 +52,7 @@ def test_an_error_without_a_message_is_shown_without_its_class(odp: ThreadedSand
 
     audience = make_audience(make_install(odp), provisioned=False)
     enter(audience, "kim")
-    monkeypatch.setattr(provision, "mechanism_of", fail)
+    monkeypatch.setattr(provision, "mechanism_for", fail)
     drain_all(audience.install)
     reason = Audience.objects.get().hold_reason
     assert "the log of the worker says more" in reason

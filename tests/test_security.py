@@ -450,6 +450,7 @@ def test_a_caller_who_can_not_revoke_temporary_is_told_who_can(bridge: str, owns
                 cursor.execute(f'ALTER TABLE "{table}" OWNER TO tables_owner')
             cursor.execute("ALTER SCHEMA public OWNER TO tables_owner")
             cursor.execute("ALTER FUNCTION summarise_events OWNER TO tables_owner")
+            cursor.execute("ALTER FUNCTION forget_customer OWNER TO tables_owner")
             if owns_the_database:
                 cursor.execute(f"ALTER DATABASE {database} OWNER TO tables_owner")
             cursor.execute("SET ROLE tables_owner")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from audiences.delivery import claims, holds
+from audiences.delivery.fold import FORGOTTEN
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Resend, Run
 from audiences.operations import audit, parked_items, resends
 from audiences.operations.reconcile import reconcile
@@ -245,7 +246,7 @@ class Bridge(RuleBasedStateMachine):
     @invariant()
     def every_truth_holds(self) -> None:
         with connection.cursor() as cursor:
-            cursor.execute(EVERY_TRUTH, {"tolerance_seconds": settings.CLOCK_TOLERANCE_SECONDS})
+            cursor.execute(EVERY_TRUTH, {"tolerance_seconds": settings.CLOCK_TOLERANCE_SECONDS, "forgotten": FORGOTTEN})
             broken = cursor.fetchall()
         assert not broken, broken
 

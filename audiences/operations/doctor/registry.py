@@ -142,5 +142,5 @@ def _run(each: Check, case: Case) -> Found:
         log.exception("a check of the doctor failed", check=each.name, install=case.install.name)
         if sessions.is_database_error(error):
             return unknown("The database did not answer.", "Look at the line about the database, then check again.")
-        words = f"This check failed with {type(error).__name__}, which is an error of Lytics Sync."
+        words = "This check failed, which is an error of Lytics Sync."
         return unknown(words, "Send the log lines of this process to the people who maintain it.")

@@ -64,7 +64,7 @@ def broker(case: Case) -> Found:
     try:
         client().set("lytics-sync:doctor", 1, ex=60)
     except redis.RedisError as error:
-        return bad(f"Redis does not take a write: {type(error).__name__}.", cure)
+        return bad(f"Redis does not take a write: {error}.", cure)
     return good("Redis responds and takes writes.")
 
 
@@ -95,7 +95,7 @@ def beat(case: Case) -> Found:
     try:
         age = schedule.age_seconds()
     except redis.RedisError as error:
-        return unknown(f"Redis does not say: {type(error).__name__}.", "Look at the line about the broker.")
+        return unknown(f"Redis does not say: {error}.", "Look at the line about the broker.")
     if age is None:
         return bad("No task of the schedule has run for a day.", START)
     at = now() - timedelta(seconds=age)
