@@ -9,8 +9,10 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
 from django.db import connections
+from django.utils.timezone import now
 
-from audiences import odp_hosts, readiness
+from audiences import odp_hosts, quiet_hours, readiness
+from outgoing import webhooks
 
 if TYPE_CHECKING:
     from audiences.models import Install
@@ -165,3 +167,21 @@ def _installs_with_a_host(databases: Sequence[str] | None) -> "list[Install]":
         return []
     # No column that may be new: migrate asks before it makes any.
     return list(Install.objects.using(databases[0]).filter(enabled=True).exclude(odp_host="").only("name", "odp_host"))
+
+
+@register()
+def alert_channels_usable(**kwargs: object) -> list[CheckMessage]:
+    errors: list[CheckMessage] = []
+    if settings.ALERT_WEBHOOK_URL:
+        try:
+            webhooks.key_of(settings.ALERT_WEBHOOK_SECRET)
+        except ValueError as error:
+            hint = "base64 of 24 to 64 random bytes after whsec_; see .env.example."
+            errors.append(Error(f"ALERT_WEBHOOK_SECRET can't sign: {error}.", hint=hint, id="audiences.E016"))
+    try:
+        quiet_hours.end_of(settings.ALERT_QUIET_HOURS, now())
+    except ValueError as error:
+        errors.append(Error(f"ALERT_QUIET_HOURS can't be read: {error}.", id="audiences.E017"))
+    if settings.EMAIL_USE_TLS and settings.EMAIL_USE_SSL:
+        errors.append(Error("Only one of EMAIL_USE_TLS and EMAIL_USE_SSL can be on.", id="audiences.E018"))
+    return errors

@@ -11,12 +11,11 @@ from urllib.parse import urlsplit
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from django.templatetags.static import static
 from django.urls import reverse_lazy
 from psycopg.conninfo import conninfo_to_dict
 
 from lytics.identifiers import placeholder
-from lytics_sync import env, logs
+from lytics_sync import admin_theme, env, logs
 from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 env.refuse_former_names()
@@ -140,6 +139,34 @@ AUDIT_SETTLE_SECONDS = env.number("AUDIT_SETTLE_SECONDS", 120)
 # A repair that changes more than this percentage of the people compared needs a person's confirmation.
 REPAIR_PERCENT = env.number("REPAIR_PERCENT", 1)
 
+# --- Alerts --------------------------------------------------------------------------------------------------
+
+# Addresses that get an e-mail for each new and each resolved trouble of the page Now.
+ALERT_EMAILS = env.words("ALERT_EMAILS", "")
+# A webhook that takes Slack's JSON; its URL is a secret.
+ALERT_SLACK_URL = env.text("ALERT_SLACK_URL", "")
+# A webhook that gets JSON signed by the Standard Webhooks specification.
+ALERT_WEBHOOK_URL = env.text("ALERT_WEBHOOK_URL", "")
+# The secret of ALERT_WEBHOOK_URL: base64 of 24 to 64 random bytes, after whsec_.
+ALERT_WEBHOOK_SECRET = env.text("ALERT_WEBHOOK_SECRET", "")
+# Hours in which only bad troubles are told, such as 22:00-07:00 Europe/Berlin; without a zone they are UTC.
+ALERT_QUIET_HOURS = env.text("ALERT_QUIET_HOURS", "")
+# The mail server's host name.
+EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
+# The mail server's port.
+EMAIL_PORT = env.integer("EMAIL_PORT", 25)
+# The user name for the mail server; without one there is no login.
+EMAIL_HOST_USER = env.text("EMAIL_HOST_USER", "")
+# The password for the mail server.
+EMAIL_HOST_PASSWORD = env.text("EMAIL_HOST_PASSWORD", "")
+# Whether the connection to the mail server changes to TLS (STARTTLS, usually port 587).
+EMAIL_USE_TLS = env.flag("EMAIL_USE_TLS", False)
+# Whether the connection to the mail server begins with TLS (usually port 465).
+EMAIL_USE_SSL = env.flag("EMAIL_USE_SSL", False)
+# The sender of e-mails.
+DEFAULT_FROM_EMAIL = env.text("DEFAULT_FROM_EMAIL", "lytics-sync@localhost")
+EMAIL_TIMEOUT = 10
+
 # --- Servers -------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +279,8 @@ CELERY_BEAT_SCHEDULE = {
         "probe": 15,
         "look_at_twins": 15,
         "ask_audits": 5,
+        "check_troubles": 60,
+        "send_alerts": 10,
     }.items()
 }
 
@@ -353,21 +382,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": [],
 }
 
-UNFOLD = {
-    "SITE_TITLE": "Lytics Sync",
-    "SITE_HEADER": "Lytics Sync",
-    "SITE_SUBHEADER": "Lytics audiences in ODP",
-    "SITE_SYMBOL": "sync_alt",
-    "SITE_URL": None,
-    "SITE_FAVICONS": [
-        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("audiences/favicon.svg")}
-    ],
-    "SHOW_VIEW_ON_SITE": False,
-    "STYLES": [lambda request: static("audiences/admin.css")],
-    "SCRIPTS": [lambda request: static("audiences/admin.js"), lambda request: static("audiences/access.js")],
-    "DASHBOARD_CALLBACK": "audiences.front.page.dashboard",
-    "SIDEBAR": {"navigation": "audiences.admin.navigation.sidebar"},
-}
+UNFOLD = admin_theme.UNFOLD
 
 # The format of log lines: text is key=value pairs, json is one object per line. It holds for every process, with the
 # lines of gunicorn and Celery (lytics_sync/logs.py).

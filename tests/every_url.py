@@ -43,6 +43,8 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_install_start-job": ("change_install",),
     "audiences_install_change-mechanism": ("guide_change",),
     "audiences_install_stop-change": ("guide_change",),
+    "audiences_trouble_mute": ("mute_trouble",),
+    "audiences_trouble_unmute": ("mute_trouble",),
     "audiences_token_reveal": ("reveal_token",),
     "audiences_token_rotate": ("rotate_token",),
     "audiences_token_name": ("rotate_token",),

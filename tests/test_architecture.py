@@ -56,6 +56,8 @@ WRITERS = {
     "Pace": {"workers/pace.py"},
     "Worker": {"audiences/insight/heartbeats.py"},
     "Trial": {"audiences/insight/trials.py"},
+    "Trouble": {"audiences/operations/troubles.py"},
+    "TroubleMessage": {"audiences/operations/alert_messages.py"},
     "Twin": {"audiences/operations/twins.py"},
     "Audit": {"audiences/agreement/audits.py", FORGETTING},
     "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},

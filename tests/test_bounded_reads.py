@@ -19,7 +19,8 @@ from pytest_django.fixtures import Settings
 
 from audiences.admin.filters import COUNTED
 from audiences.models import Audience, Install
-from audiences.operations import installs
+from audiences.operations import installs, troubles
+from audiences.operations.troubles import Seen
 from audiences.receiving import ingest
 from tests import every_url
 from tests.messages import message
@@ -84,6 +85,7 @@ def boss(db: None, settings: Settings) -> Client:
     install = Install(name="Shop", odp_api_key="public.private", odp_host="http://127.0.0.1:9")
     installs.create(install)
     ingest.receive(install, json.dumps([message()]).encode())
+    troubles.check([Seen(kind="blocked", what="gold is blocked", path="/admin/", install=install.pk)])
     values = {
         "install": install.pk,
         "audience": Audience.objects.get().pk,

@@ -32,6 +32,8 @@ from audiences.models import (
     Skip,
     Token,
     Trial,
+    Trouble,
+    TroubleMessage,
     Twin,
 )
 
@@ -105,6 +107,16 @@ def a_change(**values: Any) -> None:
     GuidedChange.objects.create(**{**usual, "by": "kim", "reason": "why not", **values})
 
 
+def a_trouble(**values: Any) -> None:
+    usual = {"key": "blocked/1/x", "kind": "blocked", "what": "gold is blocked", "since_at": now()}
+    Trouble.objects.create(**{**usual, "last_seen_at": now(), **values})
+
+
+def a_message(**values: Any) -> None:
+    usual = {"event": "test", "channel": "email", "content": {}, "created_at": now(), "next_try_at": now()}
+    TroubleMessage.objects.create(**{**usual, **values})
+
+
 def two_open_refusals() -> None:
     audience = an_audience()
     for sequence in (1, 2):
@@ -170,6 +182,9 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), finding="missing", since_at=now()),
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), problem="gone"),
     ],
+    "one_open_trouble_per_key": [lambda: twice(a_trouble)],
+    "mute_says_who": [lambda: a_trouble(muted_until=now()), lambda: a_trouble(muted_by="kim")],
+    "message_has_one_end": [lambda: a_message(sent_at=now(), given_up_at=now())],
     "one_unfinished_change_per_install": [lambda: twice(a_change)],
     "change_says_who_and_why": [lambda: a_change(by=""), lambda: a_change(reason="")],
     "change_lease_token_and_end_together": [lambda: a_change(lease_until_at=now())],

@@ -23,7 +23,8 @@ from audiences.admin.pages import mask
 from audiences.admin.verbs import way_back
 from audiences.encryption import encrypt
 from audiences.models import Audience, Audit, Delivery, Install, Parked, Receipt, Resend, Run, Token
-from audiences.operations import installs
+from audiences.operations import installs, troubles
+from audiences.operations.troubles import Seen
 from audiences.receiving import ingest
 from lytics_sync import settings as the_settings
 from odp import redact
@@ -68,6 +69,7 @@ def shop() -> Install:
         closed_at=now(),
         outcome="refused",
     )
+    troubles.check([Seen(kind="blocked", what="gold is blocked", path="/admin/", install=made.pk)])
     Audit.objects.create(install=made, audience=audience, mode="quick", by="kim", ended_at=now())
     return made
 

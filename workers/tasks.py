@@ -7,8 +7,9 @@ from django.core.management import call_command
 from audiences import tallies, wake
 from audiences.agreement import audits
 from audiences.delivery import claims
+from audiences.front import troubles
 from audiences.insight import delays, probes, rollup, schedule, search_index, trials
-from audiences.operations import changes, forgetting, resends, retiring, twins
+from audiences.operations import alert_messages, changes, forgetting, resends, retiring, twins
 from audiences.operations import reconcile as reconciling
 from workers import drain as draining
 from workers import heartbeat_monitor, making, pace, slots, trial
@@ -130,6 +131,18 @@ def roll_up() -> None:
     """Compute the Minutes that have ended, and the delays for metrics."""
     rollup.roll_up()
     delays.add_up()
+
+
+@shared_task(name="workers.tasks.check_troubles", ignore_result=True)
+def check_troubles() -> None:
+    """Note the troubles of the page Now, and queue messages about new and resolved ones."""
+    troubles.check()
+
+
+@shared_task(name="workers.tasks.send_alerts", ignore_result=True)
+def send_alerts() -> None:
+    """Send the messages about troubles that are due."""
+    alert_messages.send_due(seconds=settings.DRAIN_SECONDS)
 
 
 @shared_task(name="workers.tasks.clear_sessions", ignore_result=True)

@@ -2,7 +2,19 @@
 
 from django.contrib import admin
 
-from audiences.admin import audiences, audits, deliveries, installs, parked, people, receipts, resends, runs, tokens
+from audiences.admin import (
+    audiences,
+    audits,
+    deliveries,
+    installs,
+    parked,
+    people,
+    receipts,
+    resends,
+    runs,
+    tokens,
+    troubles,
+)
 
 admin.site.index_template = "audiences/front.html"
 admin.site.index_title = "Now"
@@ -18,4 +30,5 @@ __all__ = [
     "resends",
     "runs",
     "tokens",
+    "troubles",
 ]

@@ -31,6 +31,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
         {
             "items": [
                 item("Now", "monitor_heart", "admin:index"),
+                table("Troubles", "notifications", "trouble"),
                 item("Find a customer", "person_search", "find_customer", customer.PERMISSION),
                 table("Audiences", "groups", "audience"),
                 table(

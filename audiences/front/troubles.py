@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Subquery
+from django.utils.html import strip_tags
 
 from audiences import readiness
 from audiences.admin.pages import last_call, list_url
@@ -17,6 +18,8 @@ from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.insight.probes import Proof
 from audiences.models import Audience, Install
+from audiences.operations import troubles
+from audiences.operations.troubles import Seen
 from audiences.receiving import rejected_calls
 from audiences.receiving.rejected_calls import RejectedCalls
 
@@ -100,3 +103,30 @@ def _unheard(pulse: Pulse) -> list[Alert]:
         for worker in pulse.silent[:ALERTS_LISTED]
     ]
     return silent_workers + and_more("worker", len(pulse.silent), "silent workers", list_url(Audience, state="behind"))
+
+
+def check() -> None:
+    """Note the troubles of this moment, so that new and resolved ones are told.
+
+    The troubles of a kind of which some aren't listed, or which Redis knew, aren't resolved because they are missing.
+    """
+    known = facts()
+    found = alerts(known)
+    unknown = {alert.kind for alert in found if alert.is_rest}
+    if known.rejections is None:
+        unknown |= calls.OF_REDIS
+    troubles.check([_seen(alert) for alert in found], unknown=unknown)
+
+
+def _seen(alert: Alert) -> Seen:
+    return Seen(
+        kind=alert.kind,
+        install=alert.install,
+        cause="all others" if alert.is_rest else alert.cause,
+        what=alert.what,
+        why=strip_tags(alert.why if alert.message is None else alert.message),
+        todo=alert.todo,
+        tone=alert.tone,
+        since_at=alert.since,
+        path=alert.url,
+    )

@@ -36,6 +36,8 @@ TASKS = tuple(
         "summarise",
         "roll_up",
         "clear_sessions",
+        "check_troubles",
+        "send_alerts",
     )
 )
 # PostgreSQL and Python quote values, and values may be identifiers of customers.

@@ -29,7 +29,19 @@ from odp.outcomes import Outcome, outcome_of
 
 # How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
 _TONES = {
-    "good": ("active", "up to date", "delivered", "queued", "live", "released", "done", "in", "proven", "good"),
+    "good": (
+        "active",
+        "up to date",
+        "delivered",
+        "queued",
+        "live",
+        "released",
+        "done",
+        "in",
+        "proven",
+        "good",
+        "resolved",
+    ),
     "busy": ("sending", "waiting", "retiring", "being created", "to be created", "open", "under way"),
     "held": (
         "paused",
@@ -44,6 +56,7 @@ _TONES = {
         "unknown",
         "warning",
         "ending",
+        "muted",
         "skipped",
         "stopped",
         SKIPPED,

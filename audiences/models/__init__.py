@@ -16,6 +16,7 @@ from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
 from audiences.models.resends import Again, Resend
 from audiences.models.retirements import Retirement
+from audiences.models.troubles import Trouble, TroubleMessage
 from audiences.models.twins import Twin
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "Skip",
     "Token",
     "Trial",
+    "Trouble",
+    "TroubleMessage",
     "Twin",
     "Worker",
     "new_public_id",

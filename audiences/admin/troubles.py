@@ -1,0 +1,139 @@
+"""Troubles that were noticed: current and past ones, when each was told and resolved, and the mute."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from django.utils.timezone import now
+from unfold.widgets import UnfoldAdminSelectWidget
+
+from audiences.admin.pages import HistoryAdmin, ago, count, link, pill
+from audiences.admin.verbs import NoQuestion, Verb
+from audiences.insight.state import State
+from audiences.models import Trouble, TroubleMessage
+from audiences.operations import troubles
+
+HOURS = ((1, "1 hour"), (8, "8 hours"), (24, "1 day"), (168, "7 days"))
+# Messages on the page of a trouble.
+SHOWN = 20
+
+
+def is_muted(trouble: Trouble) -> bool:
+    return trouble.muted_until is not None and trouble.muted_until > now()
+
+
+def state_of(trouble: Trouble) -> State:
+    if trouble.resolved_at is not None:
+        return State("resolved", f"at {trouble.resolved_at:%Y-%m-%d %H:%M} UTC")
+    if is_muted(trouble):
+        return State("muted", f"by {trouble.muted_by} until {trouble.muted_until:%Y-%m-%d %H:%M} UTC")
+    return State("bad" if trouble.tone == "bad" else "warning", trouble.why, alert=True)
+
+
+class AskHours(forms.Form):
+    hours = forms.TypedChoiceField(label="For", choices=HOURS, coerce=int, initial=8, widget=UnfoldAdminSelectWidget)
+
+
+class Mute(Verb[Trouble]):
+    name, label, icon, permission = "mute", "Mute", "notifications_off", "audiences.mute_trouble"
+    form = AskHours
+
+    def offered(self, trouble: Trouble) -> bool:
+        return trouble.resolved_at is None and not is_muted(trouble)
+
+    def consequence(self, trouble: Trouble) -> str:
+        return (
+            "No message says that this trouble is new or became worse, also if it is resolved and comes back in that"
+            " time. Who was told of it already is told when it is resolved. The page Now shows it as before."
+        )
+
+    def do(self, trouble: Trouble, *, by: str, answers: dict[str, Any]) -> str | None:
+        hours = answers["hours"]
+        return f"Muted for {count(hours, 'hour')}." if troubles.mute(trouble, hours=hours, by=by) else None
+
+
+class Unmute(Verb[Trouble]):
+    name, label, icon, permission = "unmute", "Unmute", "notifications_active", "audiences.mute_trouble"
+    form = NoQuestion
+
+    def offered(self, trouble: Trouble) -> bool:
+        return is_muted(trouble)
+
+    def consequence(self, trouble: Trouble) -> str:
+        return "If the trouble lasts and was never told, it is told within a minute."
+
+    def do(self, trouble: Trouble, *, by: str, answers: dict[str, Any]) -> str | None:
+        return "Unmuted." if troubles.unmute(trouble) else None
+
+
+class Stands(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "stands"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open"), ("resolved", "resolved")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(resolved_at__isnull=self.value() == "open") if self.value() else queryset
+
+
+@admin.register(Trouble)
+class TroubleAdmin(HistoryAdmin[Trouble]):
+    verbs = (Mute(), Unmute())
+    empty_words = "No trouble was noticed. A worker looks every minute."
+    list_display = ("trouble", "pill", "install_link", "since", "told", "resolved")
+    list_filter = (Stands, "install")
+    fields = (
+        ("install_link", "tone"),
+        "what",
+        "why",
+        "todo",
+        ("since_at", "first_seen_at", "last_seen_at"),
+        ("told_at", "resolved_at"),
+        ("muted_until", "muted_by"),
+        "messages",
+    )
+    readonly_fields = ("install_link", "messages")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Trouble]:
+        return super().get_queryset(request).select_related("install")
+
+    @admin.display(description="trouble")
+    def trouble(self, trouble: Trouble) -> SafeString | str:
+        return link(trouble)
+
+    @admin.display(description="state")
+    def pill(self, trouble: Trouble) -> SafeString:
+        return pill(state_of(trouble))
+
+    @admin.display(description="install")
+    def install_link(self, trouble: Trouble) -> SafeString | str:
+        return link(trouble.install)
+
+    @admin.display()
+    def since(self, trouble: Trouble) -> Any:
+        return ago(trouble.since_at)
+
+    @admin.display()
+    def told(self, trouble: Trouble) -> Any:
+        return ago(trouble.told_at)
+
+    @admin.display()
+    def resolved(self, trouble: Trouble) -> Any:
+        return ago(trouble.resolved_at)
+
+    @admin.display(description="messages")
+    def messages(self, trouble: Trouble) -> str:
+        found = TroubleMessage.objects.filter(trouble=trouble)[:SHOWN]
+        return "; ".join(f"{message}: {_end_of(message)}" for message in found) or "none"
+
+
+def _end_of(message: TroubleMessage) -> str:
+    if message.sent_at is not None:
+        return f"sent {message.sent_at:%Y-%m-%d %H:%M:%S} UTC"
+    if message.given_up_at is not None:
+        return f"given up. {message.problem}"
+    return f"to be sent. {message.problem}".rstrip()

@@ -1,0 +1,178 @@
+"""Messages about troubles: queued with the change that they tell, and sent until their channel accepts them.
+
+A message is claimed before it is sent and noted after it was accepted. A worker that stops in between leaves it to the
+next one, which sends it again with the same ``webhook_id``: each channel gets every message at least once.
+"""
+
+import json
+import smtplib
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+from django.utils.timezone import now
+
+from audiences.models import Trouble, TroubleMessage
+from outgoing import webhooks
+
+log = structlog.get_logger(__name__)
+
+Channel, Kind = TroubleMessage.Channel, TroubleMessage.Event
+# Seconds for one request to a channel.
+SECONDS = 10.0
+# How long a claim lasts: a message whose worker stopped is sent again after it.
+CLAIM = timedelta(seconds=60)
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
+# An older message is no longer sent.
+GIVE_UP_AFTER = timedelta(hours=24)
+_WORDS = {Kind.OPENED: "Trouble", Kind.RESOLVED: "Resolved", Kind.TEST: "Test"}
+
+
+def channels() -> list[TroubleMessage.Channel]:
+    """The channels that the settings name."""
+    named = {
+        Channel.EMAIL: settings.ALERT_EMAILS,
+        Channel.SLACK: settings.ALERT_SLACK_URL,
+        Channel.WEBHOOK: settings.ALERT_WEBHOOK_URL,
+    }
+    return [channel for channel, setting in named.items() if setting]
+
+
+def queue(
+    trouble: Trouble, event: TroubleMessage.Event, *, at: datetime, not_before: datetime | None = None
+) -> list[TroubleMessage]:
+    """One message for each channel, in the caller's transaction."""
+    return _queue(trouble, event, content_of(trouble), at=at, due=not_before or at)
+
+
+def queue_test() -> list[TroubleMessage]:
+    content = {
+        "what": "This is a test alert",
+        "why": "Somebody ran send_test_alert. Nothing is wrong.",
+        "todo": "",
+        "tone": "held",
+        "url": settings.PUBLIC_URL,
+    }
+    # The command sends it; a worker only if the command was stopped.
+    return _queue(None, Kind.TEST, content, at=now(), due=now() + CLAIM)
+
+
+def _queue(
+    trouble: Trouble | None, event: TroubleMessage.Event, content: dict[str, Any], *, at: datetime, due: datetime
+) -> list[TroubleMessage]:
+    return TroubleMessage.objects.bulk_create(
+        TroubleMessage(trouble=trouble, event=event, channel=channel, content=content, created_at=at, next_try_at=due)
+        for channel in channels()
+    )
+
+
+def content_of(trouble: Trouble) -> dict[str, Any]:
+    return {
+        "key": trouble.key,
+        "kind": trouble.kind,
+        "install": str(trouble.install) if trouble.install else None,
+        "tone": trouble.tone,
+        "what": trouble.what,
+        "why": trouble.why,
+        "todo": trouble.todo,
+        "since": trouble.since_at.isoformat(),
+        "url": f"{settings.PUBLIC_URL}{trouble.path}",
+    }
+
+
+def send_due(*, seconds: float, at: datetime | None = None) -> int:
+    """Send what is due for some seconds. Returns how many were accepted. A channel that fails is left for this time."""
+    ends_at, failed, sent = time.monotonic() + seconds, set[str](), 0
+    while time.monotonic() < ends_at and (message := _claim(at or now(), without=failed)) is not None:
+        if send(message, at=at):
+            sent += 1
+        else:
+            failed.add(message.channel)
+    return sent
+
+
+def _claim(at: datetime, *, without: set[str]) -> TroubleMessage | None:
+    """The next message, for whose claim no other worker sends it. A channel gets those of one trouble in order."""
+    open_ones = TroubleMessage.objects.filter(sent_at=None, given_up_at=None)
+    earlier = open_ones.filter(trouble=OuterRef("trouble"), channel=OuterRef("channel"), pk__lt=OuterRef("pk"))
+    due = open_ones.filter(~Exists(earlier), next_try_at__lte=at).exclude(channel__in=without)
+    with transaction.atomic():
+        message = due.select_for_update(skip_locked=True, of=("self",)).order_by("tries", "next_try_at", "pk").first()
+        if message is not None:
+            message.tries += 1
+            message.next_try_at = at + CLAIM
+            message.save(update_fields=["tries", "next_try_at"])
+    return message
+
+
+def send(message: TroubleMessage, *, at: datetime | None = None, once: bool = False) -> bool:
+    """One attempt, and no other one if ``once``. Returns whether the channel accepted the message, and notes that."""
+    problem = _problem(message)
+    at = at or now()
+    changes: dict[str, Any] = {"problem": problem}
+    if not problem:
+        changes["sent_at"] = at
+    elif once or at - message.created_at >= GIVE_UP_AFTER:
+        changes["given_up_at"] = at
+    else:
+        changes["next_try_at"] = at + min(FIRST_PAUSE * 2 ** min(message.tries - 1, 10), LONGEST_PAUSE)
+    # A message that another worker sent after this claim ended stays as that one noted it.
+    TroubleMessage.objects.filter(pk=message.pk, sent_at=None, given_up_at=None).update(**changes)
+    message.problem = problem
+    if problem:
+        is_over = "given_up_at" in changes
+        log.warning("an alert could not be sent", channel=message.channel, reason=problem, given_up=is_over)
+    return not problem
+
+
+def _problem(message: TroubleMessage) -> str:
+    """Send the message. Returns why its channel didn't accept it; empty when it did."""
+    if message.channel not in channels():
+        return "the settings no longer name this channel"
+    match message.channel:
+        case Channel.EMAIL:
+            return _mail(message)
+        case Channel.SLACK:
+            body = json.dumps({"text": _for_slack(message)}).encode()
+            return webhooks.post(settings.ALERT_SLACK_URL, body, name="ALERT_SLACK_URL", seconds=SECONDS)
+    event = {"type": message.event, "timestamp": message.created_at.isoformat(), "data": message.content}
+    body, webhook_id = json.dumps(event).encode(), f"msg_{message.webhook_id.hex}"
+    try:
+        headers = webhooks.signed(webhook_id, body, secret=settings.ALERT_WEBHOOK_SECRET, at=int(time.time()))
+    except ValueError:
+        return "ALERT_WEBHOOK_SECRET is not usable"
+    return webhooks.post(settings.ALERT_WEBHOOK_URL, body, headers=headers, name="ALERT_WEBHOOK_URL", seconds=SECONDS)
+
+
+def _mail(message: TroubleMessage) -> str:
+    content = message.content
+    subject = " ".join(f"[Lytics Sync] {_WORDS[Kind(message.event)]}: {content['what']}".split())
+    lines = [content["what"], content["why"], content["todo"], content["url"]]
+    mail = EmailMessage(
+        subject=subject,
+        body="\n\n".join(line for line in lines if line),
+        to=settings.ALERT_EMAILS,
+        headers={"Message-ID": f"<{message.webhook_id.hex}@lytics-sync.invalid>"},
+    )
+    try:
+        mail.send()
+    except (OSError, smtplib.SMTPException) as error:
+        # The server's own words may hold addresses.
+        return f"the mail server did not take it: {type(error).__name__}"
+    return ""
+
+
+def _for_slack(message: TroubleMessage) -> str:
+    content = {name: _escaped(str(value)) for name, value in message.content.items()}
+    lines = [f"*{_WORDS[Kind(message.event)]}:* {content['what']}", content["why"], content["todo"]]
+    return "\n".join([*(line for line in lines if line), f"<{content['url']}|Open>"])
+
+
+def _escaped(text: str) -> str:
+    """Slack reads these three characters as markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

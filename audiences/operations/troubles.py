@@ -1,0 +1,145 @@
+"""What became of each trouble: noticed, told, resolved, muted. ``front/troubles.py`` says which troubles there are.
+
+A trouble is told once, and once more when it turns from held to bad. It is resolved after two checks in a row, at least
+``RESOLVED_AFTER`` apart, that didn't find it; and whoever was told of it is told that.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils.timezone import now
+
+from audiences import quiet_hours
+from audiences.models import Trouble, TroubleMessage
+from audiences.operations import alert_messages
+from odp import redact
+
+# Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
+RESOLVED_AFTER = timedelta(seconds=50)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One trouble as a check found it. ``path`` is that of the page with the button that mends it."""
+
+    kind: str
+    what: str
+    path: str
+    install: int | None = None
+    cause: str = ""
+    why: str = ""
+    todo: str = ""
+    tone: str = "bad"
+    since_at: datetime | None = None
+
+    @property
+    def key(self) -> str:
+        """A digest of the cause, which may be a text of any length."""
+        return f"{self.kind}/{self.install or 0}/{hashlib.sha256(self.cause.encode()).hexdigest()[:16]}"
+
+
+def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime | None = None) -> None:
+    """Note what was found, resolve what is gone, and queue the messages, all in one transaction.
+
+    The troubles of the kinds in ``unknown`` may last although they weren't found.
+    """
+    at = at or now()
+    found = _merged(seen)
+    with transaction.atomic():
+        _open(found, at)
+        # Checks that run at the same time wait here for each other, and read what the other one noted.
+        for trouble in Trouble.objects.select_for_update(of=("self",)).filter(resolved_at=None).order_by("pk"):
+            if (one := found.get(trouble.key)) is not None:
+                _note(trouble, one, at)
+                _tell(trouble, at)
+            elif trouble.kind not in unknown:
+                _miss(trouble, at)
+            trouble.save()
+
+
+def _merged(seen: Iterable[Seen]) -> dict[str, Seen]:
+    """Troubles of one kind, install and cause are one; the first stands for all of them, with the worst tone."""
+    alike: dict[str, list[Seen]] = {}
+    for one in seen:
+        alike.setdefault(one.key, []).append(one)
+    return {key: _for_all(ones) for key, ones in alike.items()}
+
+
+def _for_all(ones: list[Seen]) -> Seen:
+    first = next((one for one in ones if one.tone == "bad"), ones[0])
+    more = f", and {len(ones) - 1} more like it" if len(ones) > 1 else ""
+    return Seen(**{**vars(first), "what": redact.words(first.what) + more, "why": redact.words(first.why)})
+
+
+def _open(found: dict[str, Seen], at: datetime) -> None:
+    """A mute outlasts the trouble: one that comes back within it stays muted."""
+    known = set(Trouble.objects.filter(resolved_at=None, key__in=found).values_list("key", flat=True))
+    new = [one for key, one in found.items() if key not in known]
+    muted = {
+        trouble.key: trouble
+        for trouble in Trouble.objects.filter(key__in=[one.key for one in new], muted_until__gt=at).order_by("pk")
+    }
+    made = []
+    for one in new:
+        before = muted.get(one.key)
+        made.append(
+            Trouble(
+                key=one.key,
+                install_id=one.install,
+                kind=one.kind,
+                what=one.what,
+                tone=one.tone,
+                path=one.path,
+                since_at=one.since_at or at,
+                first_seen_at=at,
+                last_seen_at=at,
+                muted_until=before.muted_until if before else None,
+                muted_by=before.muted_by if before else "",
+            )
+        )
+    # Another check may have opened the same one.
+    Trouble.objects.bulk_create(made, ignore_conflicts=True)
+
+
+def _note(trouble: Trouble, one: Seen, at: datetime) -> None:
+    trouble.what, trouble.why, trouble.todo = one.what, one.why, one.todo
+    trouble.tone, trouble.path = one.tone, one.path
+    trouble.last_seen_at, trouble.gone_at = at, None
+
+
+def _tell(trouble: Trouble, at: datetime) -> None:
+    is_worse = trouble.tone == "bad" and trouble.told_tone != "bad"
+    if trouble.told_at is not None and not is_worse:
+        return
+    if trouble.muted_until is not None and trouble.muted_until > at:
+        return
+    if trouble.tone != "bad" and quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) is not None:
+        return
+    if alert_messages.queue(trouble, TroubleMessage.Event.OPENED, at=at):
+        trouble.told_at, trouble.told_tone = at, trouble.tone
+
+
+def _miss(trouble: Trouble, at: datetime) -> None:
+    if trouble.gone_at is None:
+        trouble.gone_at = at
+    elif at - trouble.gone_at >= RESOLVED_AFTER:
+        trouble.resolved_at = at
+        if trouble.told_at is not None:
+            quiet_until = quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) if trouble.told_tone != "bad" else None
+            alert_messages.queue(trouble, TroubleMessage.Event.RESOLVED, at=at, not_before=quiet_until)
+
+
+def mute(trouble: Trouble, *, hours: int, by: str) -> bool:
+    """Tell nothing new about it for some hours, also if it comes back meanwhile. False when it is resolved."""
+    until = now() + timedelta(hours=hours)
+    return bool(Trouble.objects.filter(pk=trouble.pk, resolved_at=None).update(muted_until=until, muted_by=by))
+
+
+def unmute(trouble: Trouble) -> bool:
+    """The next check tells it if it lasts and wasn't told."""
+    found = Trouble.objects.filter(key=trouble.key, muted_until__gt=now())
+    return bool(found.update(muted_until=None, muted_by=""))

@@ -1,0 +1,32 @@
+"""Hours in which only bad troubles are told: ``ALERT_QUIET_HOURS``, such as ``22:00-07:00 Europe/Berlin``."""
+
+import re
+from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+_FORM = re.compile(r"(\d{1,2}:\d\d)-(\d{1,2}:\d\d)(?:\s+(\S+))?")
+
+
+def end_of(setting: str, at: datetime) -> datetime | None:
+    """When the quiet hours end in which ``at`` is; None outside of them. Raises ``ValueError`` for a wrong setting."""
+    if not setting.strip():
+        return None
+    starts, ends, zone = _read(setting)
+    local = at.astimezone(zone)
+    for day in (local.date() - timedelta(days=1), local.date()):
+        begin = datetime.combine(day, starts, zone)
+        end = datetime.combine(day if ends > starts else day + timedelta(days=1), ends, zone)
+        if begin <= local < end:
+            return end.astimezone(UTC)
+    return None
+
+
+def _read(setting: str) -> tuple[time, time, ZoneInfo]:
+    found = _FORM.fullmatch(setting.strip())
+    if found is None:
+        raise ValueError("it has the form 22:00-07:00 Europe/Berlin")
+    starts, ends = (datetime.strptime(part, "%H:%M").time() for part in found.group(1, 2))  # noqa: DTZ007 — no date
+    try:
+        return starts, ends, ZoneInfo(found[3] or "UTC")
+    except (KeyError, OSError) as error:
+        raise ValueError(f"there is no time zone {found[3]}") from error

@@ -1,0 +1,449 @@
+"""Messages about troubles: what is told, when, once, to which channel, and without personal data."""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.core import mail
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import checks, quiet_hours
+from audiences.delivery import drafts
+from audiences.front import troubles as front
+from audiences.models import Install, Parked, Trouble, TroubleMessage
+from audiences.operations import alert_messages, installs, troubles
+from audiences.operations.troubles import Seen
+from outgoing import webhooks
+from workers import tasks
+
+pytestmark = pytest.mark.django_db
+
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+PERSON = "anna.maria@example.com"
+BLOCKED = Seen(kind="blocked", what="lytics_gold is blocked (Shop)", path="/admin/", cause="no such field")
+START = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+
+
+class Receiver(ThreadingHTTPServer):
+    """A server that keeps what it gets, and answers ``status``."""
+
+    status = 204
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.got: list[tuple[str, dict[str, str], bytes]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def texts(self, path: str = "/slack") -> list[str]:
+        return [json.loads(body)["text"] for where, _, body in self.got if where == path]
+
+    def events(self) -> list[Any]:
+        return [json.loads(body) for where, _, body in self.got if where == "/hook"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+        self.send_response(self.server.status)
+        self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Not to the output of the tests."""
+
+
+@pytest.fixture
+def receiver(settings: Settings) -> Iterator[Receiver]:
+    """All three channels are set."""
+    with Receiver() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        settings.ALERT_EMAILS = ["oncall@example.org"]
+        settings.ALERT_SLACK_URL = f"{server.url}/slack"
+        settings.ALERT_WEBHOOK_URL = f"{server.url}/hook"
+        settings.ALERT_WEBHOOK_SECRET = SECRET
+        settings.ALLOWED_ODP_HOSTS = ["127.0.0.1"]
+        settings.PUBLIC_URL = "https://sync.example.org"
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def check(*seen: Seen, minute: float, unknown: tuple[str, ...] = ()) -> None:
+    """One check, and what it has to send."""
+    at = START + timedelta(minutes=minute)
+    troubles.check(seen, unknown=unknown, at=at)
+    alert_messages.send_due(seconds=20, at=at)
+
+
+# --- What is told ---------------------------------------------------------------------------------------------
+
+
+def test_a_new_trouble_is_told_once_to_each_channel_with_a_link(receiver: Receiver) -> None:
+    check(BLOCKED, minute=0)
+    (text,), (event,), (letter,) = receiver.texts(), receiver.events(), mail.outbox
+    assert text.startswith("*Trouble:* lytics_gold is blocked (Shop)")
+    assert "<https://sync.example.org/admin/|Open>" in text
+    assert event["type"] == "trouble.opened"
+    assert event["data"]["url"] == "https://sync.example.org/admin/"
+    assert letter.subject == "[Lytics Sync] Trouble: lytics_gold is blocked (Shop)"
+    assert letter.to == ["oncall@example.org"]
+    assert "https://sync.example.org/admin/" in str(letter.body)
+
+
+def test_an_unchanged_trouble_is_not_told_again(receiver: Receiver) -> None:
+    for minute in range(5):
+        check(replace(BLOCKED, what=f"{minute} audiences are blocked"), minute=minute)
+    assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
+    assert Trouble.objects.get().what == "4 audiences are blocked"
+
+
+def test_a_trouble_that_is_gone_for_two_checks_is_told_as_resolved(receiver: Receiver) -> None:
+    check(BLOCKED, minute=0)
+    check(minute=1)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
+    check(minute=2)
+    check(minute=3)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
+    assert [letter.subject.split(":")[0] for letter in mail.outbox] == [
+        "[Lytics Sync] Trouble",
+        "[Lytics Sync] Resolved",
+    ]
+    assert Trouble.objects.get().resolved_at == START + timedelta(minutes=2)
+
+
+def test_a_flapping_trouble_is_told_once(receiver: Receiver) -> None:
+    for minute in range(0, 10, 2):
+        check(BLOCKED, minute=minute)
+        check(minute=minute + 1)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
+
+
+def test_checks_that_queued_up_do_not_resolve_a_trouble_at_once(receiver: Receiver) -> None:
+    check(BLOCKED, minute=0)
+    for second in range(5):
+        check(minute=10 + second / 60)
+    assert Trouble.objects.get().resolved_at is None
+
+
+def test_a_trouble_that_returns_after_it_was_resolved_is_told_as_new(receiver: Receiver) -> None:
+    for minute, seen in enumerate(([BLOCKED], [], [], [BLOCKED])):
+        check(*seen, minute=minute)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved", "trouble.opened"]
+    assert Trouble.objects.count() == 2
+
+
+def test_troubles_of_one_cause_are_one_message(receiver: Receiver) -> None:
+    others = [replace(BLOCKED, what=f"lytics_{name} is blocked") for name in ("silver", "bronze")]
+    check(BLOCKED, *others, minute=0)
+    (event,) = receiver.events()
+    assert event["data"]["what"] == "lytics_gold is blocked (Shop), and 2 more like it"
+
+
+def test_another_cause_kind_or_install_is_another_message(receiver: Receiver, install: Install) -> None:
+    other_ones = [{"cause": "no such list"}, {"kind": "paused"}, {"install": install.pk}]
+    check(BLOCKED, *(replace(BLOCKED, **changes) for changes in other_ones), minute=0)  # type: ignore[arg-type]
+    assert len(receiver.events()) == len({event["data"]["key"] for event in receiver.events()}) == 4
+
+
+def test_a_held_trouble_that_becomes_bad_is_told_once_more(receiver: Receiver) -> None:
+    for minute, tone in enumerate(("held", "bad", "held", "bad")):
+        check(replace(BLOCKED, tone=tone), minute=minute)
+    assert [event["data"]["tone"] for event in receiver.events()] == ["held", "bad"]
+
+
+def test_a_trouble_of_a_kind_that_is_not_known_now_is_not_resolved(receiver: Receiver) -> None:
+    check(BLOCKED, minute=0)
+    for minute in (1, 2, 3):
+        check(minute=minute, unknown=("blocked",))
+    assert Trouble.objects.get().resolved_at is None
+
+
+def test_a_check_that_runs_twice_tells_a_trouble_once(receiver: Receiver) -> None:
+    troubles.check([BLOCKED], at=START)
+    troubles.check([BLOCKED], at=START)
+    assert TroubleMessage.objects.filter(channel="webhook").count() == 1
+
+
+def test_without_a_channel_a_trouble_is_noted_and_told_once_there_is_one(settings: Settings) -> None:
+    troubles.check([BLOCKED], at=START)
+    assert Trouble.objects.get().told_at is None
+    settings.ALERT_EMAILS = ["oncall@example.org"]
+    check(BLOCKED, minute=1)
+    assert len(mail.outbox) == 1
+
+
+# --- Quiet hours and mute -------------------------------------------------------------------------------------
+
+
+def test_in_quiet_hours_only_bad_troubles_are_told_and_the_others_after_them(
+    receiver: Receiver, settings: Settings
+) -> None:
+    settings.ALERT_QUIET_HOURS = "11:30-12:30"
+    held = replace(BLOCKED, kind="paused", tone="held")
+    check(BLOCKED, held, minute=0)
+    assert [event["data"]["kind"] for event in receiver.events()] == ["blocked"]
+    check(BLOCKED, held, minute=30)
+    assert [event["data"]["kind"] for event in receiver.events()] == ["blocked", "paused"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "at", "ends"),
+    [
+        ("", "2026-11-28T23:00", None),
+        ("22:00-07:00", "2026-11-28T23:00", "2026-11-29T07:00"),
+        ("22:00-07:00", "2026-11-29T06:59", "2026-11-29T07:00"),
+        ("22:00-07:00", "2026-11-29T07:00", None),
+        ("22:00-07:00 Europe/Berlin", "2026-11-28T21:30", "2026-11-29T06:00"),
+        ("9:00-17:00", "2026-11-28T12:00", "2026-11-28T17:00"),
+    ],
+)
+def test_quiet_hours_end(setting: str, at: str, ends: str | None) -> None:
+    found = quiet_hours.end_of(setting, datetime.fromisoformat(at).replace(tzinfo=UTC))
+    assert found == (datetime.fromisoformat(ends).replace(tzinfo=UTC) if ends else None)
+
+
+def test_a_muted_trouble_is_not_told_also_when_it_returns(receiver: Receiver, operator: Client) -> None:
+    troubles.check([replace(BLOCKED, tone="held")], at=START)
+    TroubleMessage.objects.all().delete()
+    trouble = Trouble.objects.get()
+    url = reverse("admin:audiences_trouble_mute", args=[trouble.pk])
+    page = operator.get(url)
+    operator.post(url, {"seen": page.context["hidden"]["seen"], "hours": "168"})
+    trouble.refresh_from_db()
+    assert trouble.muted_by == "operator"
+    begin = (now() - START).total_seconds() / 60
+    for step, seen in enumerate(([BLOCKED], [], [], [BLOCKED])):
+        check(*seen, minute=begin + step)
+    assert [event["type"] for event in receiver.events()] == ["trouble.resolved"]
+    newest = Trouble.objects.order_by("pk").last()
+    assert newest is not None
+    assert newest.muted_by == "operator"
+    url = reverse("admin:audiences_trouble_unmute", args=[newest.pk])
+    operator.post(url, {"seen": operator.get(url).context["hidden"]["seen"]})
+    check(BLOCKED, minute=begin + 5)
+    assert [event["type"] for event in receiver.events()] == ["trouble.resolved", "trouble.opened"]
+
+
+def test_the_list_has_current_and_past_troubles(receiver: Receiver, viewer: Client) -> None:
+    for minute, seen in enumerate(([BLOCKED], [], [], [replace(BLOCKED, what="Now it is silver")])):
+        check(*seen, minute=minute)
+    url = reverse("admin:audiences_trouble_changelist")
+    shown = {words: viewer.get(f"{url}{words}").content.decode() for words in ("", "?stands=open", "?stands=resolved")}
+    assert ["lytics_gold is blocked" in page for page in shown.values()] == [True, False, True]
+    assert ["Now it is silver" in page for page in shown.values()] == [True, True, False]
+    page = viewer.get(reverse("admin:audiences_trouble_change", args=[Trouble.objects.order_by("pk")[0].pk]))
+    assert "resolved by webhook: sent" in page.content.decode()
+
+
+# --- Sending --------------------------------------------------------------------------------------------------
+
+
+def test_the_webhook_is_signed_by_the_standard_webhooks_specification(receiver: Receiver) -> None:
+    check(BLOCKED, minute=0)
+    ((_, headers, body),) = [one for one in receiver.got if one[0] == "/hook"]
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(bytes(range(32)), signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+
+
+def test_the_signature_is_that_of_the_specifications_example() -> None:
+    """From the specification's reference libraries."""
+    headers = webhooks.signed(
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        b'{"test": 2432232314}',
+        secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        at=1614265330,
+    )
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("status", [301, 400, 404, 410, 429, 500, 503])
+def test_a_channel_that_is_down_gets_the_message_when_it_is_back(receiver: Receiver, status: int) -> None:
+    receiver.status = status
+    check(BLOCKED, minute=0)
+    assert len(mail.outbox) == 1, "the other channels don't wait for it"
+    assert {path for path, _, _ in receiver.got} == {"/slack", "/hook"}
+    message = TroubleMessage.objects.get(channel="webhook")
+    assert str(status) in message.problem
+    assert receiver.url not in message.problem
+    receiver.status = 200
+    receiver.got.clear()
+    check(BLOCKED, minute=0.25)
+    assert receiver.got == [], "not before its time"
+    check(BLOCKED, minute=1)
+    check(BLOCKED, minute=2)
+    assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
+
+
+def test_a_resolved_message_waits_for_the_message_before_it(receiver: Receiver) -> None:
+    receiver.status = 500
+    for minute, seen in enumerate(([BLOCKED], [], [])):
+        check(*seen, minute=minute)
+    assert {event["type"] for event in receiver.events()} == {"trouble.opened"}
+    receiver.status = 200
+    receiver.got.clear()
+    check(minute=60)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
+
+
+def test_a_message_that_no_attempt_of_a_day_could_send_is_given_up(receiver: Receiver) -> None:
+    receiver.status = 500
+    for hour in range(30):
+        check(BLOCKED, minute=hour * 61)
+    assert TroubleMessage.objects.get(channel="webhook").given_up_at is not None
+    receiver.got.clear()
+    check(BLOCKED, minute=31 * 61)
+    assert receiver.got == []
+
+
+def test_a_worker_that_stopped_between_sending_and_noting_leads_to_the_same_message_again(
+    receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ALERT_EMAILS, settings.ALERT_SLACK_URL = [], ""
+
+    def stop(*args: object, **changes: object) -> None:
+        raise SystemExit
+
+    troubles.check([BLOCKED], at=START)
+    with monkeypatch.context() as patched:
+        patched.setattr("django.db.models.query.QuerySet.update", stop)
+        with pytest.raises(SystemExit):
+            alert_messages.send_due(seconds=20, at=START)
+    alert_messages.send_due(seconds=20, at=START + timedelta(seconds=30))
+    assert len(receiver.got) == 1, "its claim holds"
+    for minute in (1, 2):
+        alert_messages.send_due(seconds=20, at=START + timedelta(minutes=minute))
+    (_, first, body), (_, second, same_body) = receiver.got
+    assert first["webhook-id"] == second["webhook-id"]
+    assert body == same_body
+
+
+def test_an_e_mail_keeps_its_message_id(receiver: Receiver) -> None:
+    check(BLOCKED, minute=0)
+    message = TroubleMessage.objects.get(channel="email")
+    alert_messages.send(message)
+    first, second = mail.outbox
+    assert first.message()["Message-ID"] == second.message()["Message-ID"]
+
+
+def test_a_mail_server_that_is_away_is_tried_again(receiver: Receiver, settings: Settings) -> None:
+    settings.EMAIL_BACKEND, there = "django.core.mail.backends.smtp.EmailBackend", settings.EMAIL_BACKEND
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1
+    check(BLOCKED, minute=0)
+    assert "ConnectionRefusedError" in TroubleMessage.objects.get(channel="email").problem
+    settings.EMAIL_BACKEND = there
+    check(BLOCKED, minute=1)
+    assert len(mail.outbox) == 1
+
+
+# --- From the page Now ----------------------------------------------------------------------------------------
+
+
+def test_what_now_shows_is_what_messages_tell(receiver: Receiver, install: Install, viewer: Client) -> None:
+    Install.objects.update(enabled=False)
+    shown = {alert.what for alert in viewer.get(reverse("admin:index")).context["alerts"]}
+    tasks.check_troubles()
+    tasks.send_alerts()
+    assert {event["data"]["what"] for event in receiver.events()} == shown != set()
+
+
+def test_the_key_of_a_trouble_has_no_counts_or_times(install: Install) -> None:
+    def keys() -> set[str]:
+        return {front._seen(alert).key for alert in front.alerts(front.facts()) if alert.kind == "parked"}
+
+    Parked.objects.create(install=install, reason="no_identifier", parked_at=now())
+    before = keys()
+    Parked.objects.create(install=install, reason="no_identifier", parked_at=now(), detail="another")
+    assert keys() == before != set()
+
+
+def test_no_message_and_no_row_has_an_identifier(receiver: Receiver, install: Install, operator: Client) -> None:
+    """Neither one that ODP quotes, nor one that a person wrote as a reason."""
+    detail = f"fs_user_id '{PERSON}' is invalid"
+    Parked.objects.create(install=install, reason="refused_by_odp", identifier=PERSON, parked_at=now(), detail=detail)
+    Install.objects.update(
+        backoff_until_at=now() + timedelta(hours=1),
+        backoff_since_at=now(),
+        backoff_failures=1,
+        backoff_reason=f"400: the customer '{PERSON}' is wrong",
+    )
+    tasks.check_troubles()
+    tasks.send_alerts()
+    texts = [str(receiver.got), *(f"{letter.subject} {letter.body}" for letter in mail.outbox)]
+    texts += [str(list(model.objects.values())) for model in (Trouble, TroubleMessage)]
+    assert len(receiver.events()) >= 2
+    assert [text for text in texts if "anna" in text] == []
+
+
+def test_an_install_with_a_trouble_can_be_deleted() -> None:
+    install = Install(name="Mistake", odp_api_key="a.b", odp_host="http://127.0.0.1:9")
+    installs.create(install)
+    tasks.check_troubles()
+    assert Trouble.objects.filter(install=install).exists()
+    assert drafts.delete(install.pk)
+    assert {trouble.install for trouble in Trouble.objects.all()} == {None}
+
+
+# --- Settings and the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_tries_each_channel_and_says_what_came_of_it(
+    receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_command("send_test_alert")
+    assert capsys.readouterr().out.splitlines() == ["e-mail: accepted", "Slack: accepted", "webhook: accepted"]
+    assert [event["type"] for event in receiver.events()] == ["test"]
+    receiver.status = 403
+    with pytest.raises(SystemExit):
+        call_command("send_test_alert")
+    assert "webhook: ALERT_WEBHOOK_URL answered 403" in capsys.readouterr().out
+    receiver.got.clear()
+    alert_messages.send_due(seconds=5, at=now() + timedelta(hours=2))
+    assert receiver.got == []
+
+
+def test_the_command_needs_a_channel() -> None:
+    with pytest.raises(CommandError, match="No channel"):
+        call_command("send_test_alert")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALERT_WEBHOOK_SECRET", ""),
+        ("ALERT_WEBHOOK_SECRET", "whsec_short"),
+        ("ALERT_WEBHOOK_SECRET", "whsec_" + base64.b64encode(b"too short").decode()),
+        ("ALERT_QUIET_HOURS", "at night"),
+        ("ALERT_QUIET_HOURS", "22:00-27:00"),
+        ("ALERT_QUIET_HOURS", "22:00-07:00 Europe/Atlantis"),
+    ],
+)
+def test_unusable_settings_are_named_before_a_process_starts(
+    receiver: Receiver, settings: Settings, name: str, value: str
+) -> None:
+    assert checks.alert_channels_usable() == []
+    setattr(settings, name, value)
+    (error,) = checks.alert_channels_usable()
+    assert name in error.msg
