@@ -4,29 +4,33 @@ import base64
 import hashlib
 import hmac
 import json
+import smtplib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 from django.core import mail
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db import connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import checks, quiet_hours
-from audiences.delivery import drafts
+from audiences import checks, quiet_hours, redis_client
+from audiences.delivery import drafts, holds
 from audiences.front import troubles as front
 from audiences.models import Install, Parked, Trouble, TroubleMessage
 from audiences.operations import alert_messages, installs, troubles
 from audiences.operations.troubles import Seen
 from outgoing import webhooks
+from tests.delivering import make_audience
+from tests.threads import PATIENCE, eventually, together
 from workers import tasks
 
 pytestmark = pytest.mark.django_db
@@ -194,6 +198,39 @@ def test_without_a_channel_a_trouble_is_noted_and_told_once_there_is_one(setting
     assert len(mail.outbox) == 1
 
 
+def is_somebody_waiting() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        (found,) = cursor.fetchone()
+    return bool(found)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_known", [False, True])
+def test_two_checks_at_the_same_time_tell_a_trouble_once(
+    receiver: Receiver, settings: Settings, is_known: bool
+) -> None:
+    """Also one that is noted and was not told."""
+    begun = Event()
+    if is_known:
+        settings.ALERT_QUIET_HOURS = "11:30-12:30"
+        troubles.check([replace(BLOCKED, tone="held")], at=START)
+        assert not TroubleMessage.objects.exists()
+
+    def first() -> None:
+        with transaction.atomic():
+            troubles.check([BLOCKED], at=START)
+            begun.set()
+            eventually(is_somebody_waiting)
+
+    def second() -> None:
+        assert begun.wait(PATIENCE)
+        troubles.check([BLOCKED], at=START)
+
+    together(first, second)
+    assert Trouble.objects.count() == TroubleMessage.objects.filter(channel="webhook").count() == 1
+
+
 # --- Quiet hours and mute -------------------------------------------------------------------------------------
 
 
@@ -206,6 +243,25 @@ def test_in_quiet_hours_only_bad_troubles_are_told_and_the_others_after_them(
     assert [event["data"]["kind"] for event in receiver.events()] == ["blocked"]
     check(BLOCKED, held, minute=30)
     assert [event["data"]["kind"] for event in receiver.events()] == ["blocked", "paused"]
+
+
+def test_a_trouble_that_nobody_was_told_of_is_not_told_as_resolved(receiver: Receiver, settings: Settings) -> None:
+    settings.ALERT_QUIET_HOURS = "11:30-12:30"
+    for minute, seen in enumerate(([replace(BLOCKED, tone="held")], [], [])):
+        check(*seen, minute=minute)
+    check(minute=60)
+    assert Trouble.objects.get().resolved_at is not None
+    assert receiver.got == []
+
+
+def test_a_resolved_held_trouble_is_told_after_quiet_hours(receiver: Receiver, settings: Settings) -> None:
+    check(replace(BLOCKED, tone="held"), minute=0)
+    settings.ALERT_QUIET_HOURS = "11:30-12:30"
+    check(minute=1)
+    check(minute=2)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
+    check(minute=30)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +353,13 @@ def test_a_channel_that_is_down_gets_the_message_when_it_is_back(receiver: Recei
     assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
 
 
+def test_a_channel_that_fails_is_asked_once_in_a_run(receiver: Receiver) -> None:
+    receiver.status = 500
+    check(BLOCKED, replace(BLOCKED, kind="paused"), replace(BLOCKED, kind="parked"), minute=0)
+    assert sorted(path for path, _, _ in receiver.got) == ["/hook", "/slack"]
+    assert len(mail.outbox) == 3
+
+
 def test_a_resolved_message_waits_for_the_message_before_it(receiver: Receiver) -> None:
     receiver.status = 500
     for minute, seen in enumerate(([BLOCKED], [], [])):
@@ -348,11 +411,25 @@ def test_an_e_mail_keeps_its_message_id(receiver: Receiver) -> None:
     assert first.message()["Message-ID"] == second.message()["Message-ID"]
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (smtplib.SMTPAuthenticationError(535, b"no"), "the mail server rejects EMAIL_HOST_USER or EMAIL_HOST_PASSWORD"),
+        (smtplib.SMTPRecipientsRefused({PERSON: (550, b"no")}), "the mail server rejects the addresses"),
+        (smtplib.SMTPSenderRefused(550, b"no", PERSON), "the mail server answered 550"),
+        (smtplib.SMTPServerDisconnected("gone"), "the mail server broke off"),
+    ],
+)
+def test_why_a_mail_server_takes_no_mail_has_no_address(error: smtplib.SMTPException, words: str) -> None:
+    assert alert_messages.mail_problem(error) == words
+
+
 def test_a_mail_server_that_is_away_is_tried_again(receiver: Receiver, settings: Settings) -> None:
     settings.EMAIL_BACKEND, there = "django.core.mail.backends.smtp.EmailBackend", settings.EMAIL_BACKEND
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1
     check(BLOCKED, minute=0)
-    assert "ConnectionRefusedError" in TroubleMessage.objects.get(channel="email").problem
+    problem = TroubleMessage.objects.get(channel="email").problem
+    assert problem == "the mail server could not be reached: the host refuses connections"
     settings.EMAIL_BACKEND = there
     check(BLOCKED, minute=1)
     assert len(mail.outbox) == 1
@@ -367,6 +444,32 @@ def test_what_now_shows_is_what_messages_tell(receiver: Receiver, install: Insta
     tasks.check_troubles()
     tasks.send_alerts()
     assert {event["data"]["what"] for event in receiver.events()} == shown != set()
+
+
+def test_what_only_redis_knows_is_not_resolved_while_redis_is_away(
+    receiver: Receiver, install: Install, settings: Settings
+) -> None:
+    rejected = Seen(kind="rejected", what="3 calls to Shop rejected", path="/admin/", install=install.pk)
+    troubles.check([rejected, BLOCKED], at=now() - timedelta(minutes=10))
+    Trouble.objects.update(gone_at=now() - timedelta(minutes=5))
+    settings.REDIS_URL = "redis://127.0.0.1:1/0"
+    redis_client.client.cache_clear()
+    try:
+        tasks.check_troubles()
+    finally:
+        redis_client.client.cache_clear()
+    resolved = Trouble.objects.filter(resolved_at__isnull=False)
+    assert [trouble.kind for trouble in resolved] == ["blocked"]
+    assert Trouble.objects.filter(kind="redis", resolved_at=None).exists()
+
+
+def test_what_people_wrote_is_not_sent(receiver: Receiver, install: Install) -> None:
+    assert holds.pause(make_audience(install).lane, by="kim.lee", reason="Anna Miller asked for it")
+    tasks.check_troubles()
+    tasks.send_alerts()
+    assert "paused" in {event["data"]["kind"] for event in receiver.events()}
+    texts = [str(receiver.got), str(list(Trouble.objects.values())), *(str(letter.body) for letter in mail.outbox)]
+    assert [text for text in texts if "Miller" in text or "kim.lee" in text] == []
 
 
 def test_the_key_of_a_trouble_has_no_counts_or_times(install: Install) -> None:
@@ -395,6 +498,20 @@ def test_no_message_and_no_row_has_an_identifier(receiver: Receiver, install: In
     texts += [str(list(model.objects.values())) for model in (Trouble, TroubleMessage)]
     assert len(receiver.events()) >= 2
     assert [text for text in texts if "anna" in text] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("It doesn't answer, and can't be reached", "It doesn't answer, and can't be reached"),
+        (f"ODP doesn't know '{PERSON}'", "ODP doesn't know '•••'"),
+        ("ODP doesn't know 'kim' and can't take 'lee'", "ODP doesn't know '•••' and can't take '•••'"),
+    ],
+)
+def test_quotes_are_masked_and_apostrophes_stay(receiver: Receiver, said: str, told: str) -> None:
+    check(replace(BLOCKED, what=said, why=said), minute=0)
+    (event,) = receiver.events()
+    assert (event["data"]["what"], event["data"]["why"]) == (told, told)
 
 
 def test_an_install_with_a_trouble_can_be_deleted() -> None:

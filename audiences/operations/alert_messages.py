@@ -19,6 +19,7 @@ from django.utils.timezone import now
 
 from audiences.models import Trouble, TroubleMessage
 from outgoing import webhooks
+from outgoing.network_errors import words_for
 
 log = structlog.get_logger(__name__)
 
@@ -161,10 +162,23 @@ def _mail(message: TroubleMessage) -> str:
     )
     try:
         mail.send()
-    except (OSError, smtplib.SMTPException) as error:
-        # The server's own words may hold addresses.
-        return f"the mail server did not take it: {type(error).__name__}"
+    except OSError as error:
+        return mail_problem(error)
     return ""
+
+
+def mail_problem(error: OSError) -> str:
+    """Why a mail wasn't taken, without the server's own words, which may hold addresses."""
+    match error:
+        case smtplib.SMTPAuthenticationError():
+            return "the mail server rejects EMAIL_HOST_USER or EMAIL_HOST_PASSWORD"
+        case smtplib.SMTPRecipientsRefused():
+            return "the mail server rejects the addresses"
+        case smtplib.SMTPResponseException():
+            return f"the mail server answered {error.smtp_code}"
+        case smtplib.SMTPException():
+            return "the mail server broke off"
+    return words_for(error, server="the mail server", address="EMAIL_HOST")
 
 
 def _for_slack(message: TroubleMessage) -> str:

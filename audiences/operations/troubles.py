@@ -5,6 +5,7 @@ A trouble is told once, and once more when it turns from held to bad. It is reso
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,6 +21,8 @@ from odp import redact
 
 # Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
 RESOLVED_AFTER = timedelta(seconds=50)
+# An apostrophe that begins no quote, as in "doesn't": two of them would hide what is between them.
+_CONTRACTED = re.compile(r"(?<=[a-z])'(?=(?:t|s|re|ve|ll|d|m)\b)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,12 @@ def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime |
     with transaction.atomic():
         _open(found, at)
         # Checks that run at the same time wait here for each other, and read what the other one noted.
-        for trouble in Trouble.objects.select_for_update(of=("self",)).filter(resolved_at=None).order_by("pk"):
+        for trouble in (
+            Trouble.objects.select_related("install")
+            .select_for_update(of=("self",))
+            .filter(resolved_at=None)
+            .order_by("pk")
+        ):
             if (one := found.get(trouble.key)) is not None:
                 _note(trouble, one, at)
                 _tell(trouble, at)
@@ -72,7 +80,11 @@ def _merged(seen: Iterable[Seen]) -> dict[str, Seen]:
 def _for_all(ones: list[Seen]) -> Seen:
     first = next((one for one in ones if one.tone == "bad"), ones[0])
     more = f", and {len(ones) - 1} more like it" if len(ones) > 1 else ""
-    return Seen(**{**vars(first), "what": redact.words(first.what) + more, "why": redact.words(first.why)})
+    return Seen(**{**vars(first), "what": _masked(first.what) + more, "why": _masked(first.why)})
+
+
+def _masked(text: str) -> str:
+    return redact.words(_CONTRACTED.sub("’", text)).replace("’", "'")
 
 
 def _open(found: dict[str, Seen], at: datetime) -> None:
