@@ -207,5 +207,6 @@ def test_each_audience_of_the_install_and_each_lane_is_read_once(
 
 
 def test_the_sweep_reads_each_lane_once(few: dict[str, Cost], many: dict[str, Cost]) -> None:
-    assert many["sweep"].read <= 2 * ALL + few["sweep"].read
+    # With other statistics, PostgreSQL reads the audiences of one install once more.
+    assert many["sweep"].read <= 2 * ALL + MANY + few["sweep"].read
     assert many["sweep"].returned == few["sweep"].returned
