@@ -229,7 +229,7 @@ def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
 
 def test_a_making_that_goes_well_says_nothing_of_deliveries(odp: ThreadedSandbox, shop: Install) -> None:
     new_audience(shop)
-    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503"))
+    backoff.apply(shop, Answer(Outcome.RETRY_LATER, "503", retry_after=600))
     assert provision.provision_one(shop.pk) is False, "nothing goes to an account in backoff"
     backoff_runs_out(shop)
     assert provision.provision_one(shop.pk) is True
