@@ -1,4 +1,4 @@
-"""Hours in which only bad troubles are told: ``ALERT_QUIET_HOURS``, such as ``22:00-07:00 Europe/Berlin``."""
+"""Hours in which only bad troubles are notified: ``ALERT_QUIET_HOURS``, such as ``22:00-07:00 Europe/Berlin``."""
 
 import re
 from datetime import UTC, datetime, time, timedelta
@@ -8,7 +8,7 @@ _FORM = re.compile(r"(\d{1,2}:\d\d)-(\d{1,2}:\d\d)(?:\s+(\S+))?")
 
 
 def end_of(setting: str, at: datetime) -> datetime | None:
-    """When the quiet hours end in which ``at`` is; None outside of them. Raises ``ValueError`` for a wrong setting."""
+    """The end of the quiet hours around ``at``; None outside of them. Raises ``ValueError`` for a wrong setting."""
     if not setting.strip():
         return None
     starts, ends, zone = _read(setting)

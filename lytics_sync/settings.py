@@ -149,7 +149,7 @@ ALERT_SLACK_URL = env.text("ALERT_SLACK_URL", "")
 ALERT_WEBHOOK_URL = env.text("ALERT_WEBHOOK_URL", "")
 # The secret of ALERT_WEBHOOK_URL: base64 of 24 to 64 random bytes, after whsec_.
 ALERT_WEBHOOK_SECRET = env.text("ALERT_WEBHOOK_SECRET", "")
-# Hours in which only bad troubles are told, such as 22:00-07:00 Europe/Berlin; without a zone they are UTC.
+# Hours in which only bad troubles are notified, such as 22:00-07:00 Europe/Berlin; without a zone they are UTC.
 ALERT_QUIET_HOURS = env.text("ALERT_QUIET_HOURS", "")
 # The mail server's host name.
 EMAIL_HOST = env.text("EMAIL_HOST", "localhost")

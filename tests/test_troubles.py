@@ -1,4 +1,4 @@
-"""Messages about troubles: what is told, when, once, to which channel, and without personal data."""
+"""Messages about troubles: which are sent, when, how often, to which channel, and without personal data."""
 
 import base64
 import hashlib
@@ -101,10 +101,10 @@ def check(*seen: Seen, minute: float, unknown: tuple[str, ...] = ()) -> None:
     alert_messages.send_due(seconds=20, at=at)
 
 
-# --- What is told ---------------------------------------------------------------------------------------------
+# --- Which messages are sent ----------------------------------------------------------------------------------
 
 
-def test_a_new_trouble_is_told_once_to_each_channel_with_a_link(receiver: Receiver) -> None:
+def test_each_channel_gets_one_message_with_a_link_about_a_new_trouble(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     (text,), (event,), (letter,) = receiver.texts(), receiver.events(), mail.outbox
     assert text.startswith("*Trouble:* lytics_gold is blocked (Shop)")
@@ -116,14 +116,14 @@ def test_a_new_trouble_is_told_once_to_each_channel_with_a_link(receiver: Receiv
     assert "https://sync.example.org/admin/" in str(letter.body)
 
 
-def test_an_unchanged_trouble_is_not_told_again(receiver: Receiver) -> None:
+def test_an_unchanged_trouble_causes_no_second_message(receiver: Receiver) -> None:
     for minute in range(5):
         check(replace(BLOCKED, what=f"{minute} audiences are blocked"), minute=minute)
     assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
     assert Trouble.objects.get().what == "4 audiences are blocked"
 
 
-def test_a_trouble_that_is_gone_for_two_checks_is_told_as_resolved(receiver: Receiver) -> None:
+def test_a_trouble_that_two_checks_do_not_find_is_resolved(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     check(minute=1)
     assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
@@ -137,7 +137,7 @@ def test_a_trouble_that_is_gone_for_two_checks_is_told_as_resolved(receiver: Rec
     assert Trouble.objects.get().resolved_at == START + timedelta(minutes=2)
 
 
-def test_a_flapping_trouble_is_told_once(receiver: Receiver) -> None:
+def test_a_flapping_trouble_causes_one_message(receiver: Receiver) -> None:
     for minute in range(0, 10, 2):
         check(BLOCKED, minute=minute)
         check(minute=minute + 1)
@@ -151,7 +151,7 @@ def test_checks_that_queued_up_do_not_resolve_a_trouble_at_once(receiver: Receiv
     assert Trouble.objects.get().resolved_at is None
 
 
-def test_a_trouble_that_returns_after_it_was_resolved_is_told_as_new(receiver: Receiver) -> None:
+def test_a_resolved_trouble_that_returns_causes_a_new_message(receiver: Receiver) -> None:
     for minute, seen in enumerate(([BLOCKED], [], [], [BLOCKED])):
         check(*seen, minute=minute)
     assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved", "trouble.opened"]
@@ -171,26 +171,26 @@ def test_another_cause_kind_or_install_is_another_message(receiver: Receiver, in
     assert len(receiver.events()) == len({event["data"]["key"] for event in receiver.events()}) == 4
 
 
-def test_a_held_trouble_that_becomes_bad_is_told_once_more(receiver: Receiver) -> None:
+def test_a_held_trouble_that_becomes_bad_causes_a_second_message(receiver: Receiver) -> None:
     for minute, tone in enumerate(("held", "bad", "held", "bad")):
         check(replace(BLOCKED, tone=tone), minute=minute)
     assert [event["data"]["tone"] for event in receiver.events()] == ["held", "bad"]
 
 
-def test_a_trouble_of_a_kind_that_is_not_known_now_is_not_resolved(receiver: Receiver) -> None:
+def test_a_trouble_of_an_unknown_kind_is_not_resolved(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     for minute in (1, 2, 3):
         check(minute=minute, unknown=("blocked",))
     assert Trouble.objects.get().resolved_at is None
 
 
-def test_a_check_that_runs_twice_tells_a_trouble_once(receiver: Receiver) -> None:
+def test_a_check_that_runs_twice_causes_one_message(receiver: Receiver) -> None:
     troubles.check([BLOCKED], at=START)
     troubles.check([BLOCKED], at=START)
     assert TroubleMessage.objects.filter(channel="webhook").count() == 1
 
 
-def test_without_a_channel_a_trouble_is_noted_and_told_once_there_is_one(settings: Settings) -> None:
+def test_a_channel_that_is_set_later_gets_messages_about_open_troubles(settings: Settings) -> None:
     troubles.check([BLOCKED], at=START)
     assert Trouble.objects.get().told_at is None
     settings.ALERT_EMAILS = ["oncall@example.org"]
@@ -207,10 +207,8 @@ def is_somebody_waiting() -> bool:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("is_known", [False, True])
-def test_two_checks_at_the_same_time_tell_a_trouble_once(
-    receiver: Receiver, settings: Settings, is_known: bool
-) -> None:
-    """Also one that is noted and was not told."""
+def test_two_concurrent_checks_cause_one_message(receiver: Receiver, settings: Settings, is_known: bool) -> None:
+    """Also about a trouble that is stored and has no message yet."""
     begun = Event()
     if is_known:
         settings.ALERT_QUIET_HOURS = "11:30-12:30"
@@ -234,7 +232,7 @@ def test_two_checks_at_the_same_time_tell_a_trouble_once(
 # --- Quiet hours and mute -------------------------------------------------------------------------------------
 
 
-def test_in_quiet_hours_only_bad_troubles_are_told_and_the_others_after_them(
+def test_in_quiet_hours_only_bad_troubles_cause_messages_and_the_others_afterwards(
     receiver: Receiver, settings: Settings
 ) -> None:
     settings.ALERT_QUIET_HOURS = "11:30-12:30"
@@ -245,7 +243,7 @@ def test_in_quiet_hours_only_bad_troubles_are_told_and_the_others_after_them(
     assert [event["data"]["kind"] for event in receiver.events()] == ["blocked", "paused"]
 
 
-def test_a_trouble_that_nobody_was_told_of_is_not_told_as_resolved(receiver: Receiver, settings: Settings) -> None:
+def test_a_trouble_without_a_message_causes_none_when_it_is_resolved(receiver: Receiver, settings: Settings) -> None:
     settings.ALERT_QUIET_HOURS = "11:30-12:30"
     for minute, seen in enumerate(([replace(BLOCKED, tone="held")], [], [])):
         check(*seen, minute=minute)
@@ -254,7 +252,7 @@ def test_a_trouble_that_nobody_was_told_of_is_not_told_as_resolved(receiver: Rec
     assert receiver.got == []
 
 
-def test_a_resolved_held_trouble_is_told_after_quiet_hours(receiver: Receiver, settings: Settings) -> None:
+def test_the_resolution_of_a_held_trouble_is_sent_after_quiet_hours(receiver: Receiver, settings: Settings) -> None:
     check(replace(BLOCKED, tone="held"), minute=0)
     settings.ALERT_QUIET_HOURS = "11:30-12:30"
     check(minute=1)
@@ -280,7 +278,7 @@ def test_quiet_hours_end(setting: str, at: str, ends: str | None) -> None:
     assert found == (datetime.fromisoformat(ends).replace(tzinfo=UTC) if ends else None)
 
 
-def test_a_muted_trouble_is_not_told_also_when_it_returns(receiver: Receiver, operator: Client) -> None:
+def test_a_muted_trouble_causes_no_message_even_when_it_returns(receiver: Receiver, operator: Client) -> None:
     troubles.check([replace(BLOCKED, tone="held")], at=START)
     TroubleMessage.objects.all().delete()
     trouble = Trouble.objects.get()
@@ -306,7 +304,7 @@ def test_the_list_has_current_and_past_troubles(receiver: Receiver, viewer: Clie
     for minute, seen in enumerate(([BLOCKED], [], [], [replace(BLOCKED, what="Now it is silver")])):
         check(*seen, minute=minute)
     url = reverse("admin:audiences_trouble_changelist")
-    shown = {words: viewer.get(f"{url}{words}").content.decode() for words in ("", "?stands=open", "?stands=resolved")}
+    shown = {words: viewer.get(f"{url}{words}").content.decode() for words in ("", "?state=open", "?state=resolved")}
     assert ["lytics_gold is blocked" in page for page in shown.values()] == [True, False, True]
     assert ["Now it is silver" in page for page in shown.values()] == [True, True, False]
     page = viewer.get(reverse("admin:audiences_trouble_change", args=[Trouble.objects.order_by("pk")[0].pk]))
@@ -324,7 +322,7 @@ def test_the_webhook_is_signed_by_the_standard_webhooks_specification(receiver: 
     assert headers["webhook-signature"] == f"v1,{expected}"
 
 
-def test_the_signature_is_that_of_the_specifications_example() -> None:
+def test_the_signature_equals_the_example_of_the_specification() -> None:
     """From the specification's reference libraries."""
     headers = webhooks.signed(
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -353,7 +351,7 @@ def test_a_channel_that_is_down_gets_the_message_when_it_is_back(receiver: Recei
     assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
 
 
-def test_a_channel_that_fails_is_asked_once_in_a_run(receiver: Receiver) -> None:
+def test_a_failing_channel_is_tried_once_in_a_run(receiver: Receiver) -> None:
     receiver.status = 500
     check(BLOCKED, replace(BLOCKED, kind="paused"), replace(BLOCKED, kind="parked"), minute=0)
     assert sorted(path for path, _, _ in receiver.got) == ["/hook", "/slack"]
@@ -371,7 +369,7 @@ def test_a_resolved_message_waits_for_the_message_before_it(receiver: Receiver) 
     assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
 
 
-def test_a_message_that_no_attempt_of_a_day_could_send_is_given_up(receiver: Receiver) -> None:
+def test_a_message_is_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
     receiver.status = 500
     for hour in range(30):
         check(BLOCKED, minute=hour * 61)
@@ -381,7 +379,7 @@ def test_a_message_that_no_attempt_of_a_day_could_send_is_given_up(receiver: Rec
     assert receiver.got == []
 
 
-def test_a_worker_that_stopped_between_sending_and_noting_leads_to_the_same_message_again(
+def test_a_message_is_sent_again_if_its_worker_stops_before_storing_that(
     receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ALERT_EMAILS, settings.ALERT_SLACK_URL = [], ""
@@ -420,11 +418,11 @@ def test_an_e_mail_keeps_its_message_id(receiver: Receiver) -> None:
         (smtplib.SMTPServerDisconnected("gone"), "the mail server broke off"),
     ],
 )
-def test_why_a_mail_server_takes_no_mail_has_no_address(error: smtplib.SMTPException, words: str) -> None:
+def test_the_reason_of_a_mail_server_has_no_address(error: smtplib.SMTPException, words: str) -> None:
     assert alert_messages.mail_problem(error) == words
 
 
-def test_a_mail_server_that_is_away_is_tried_again(receiver: Receiver, settings: Settings) -> None:
+def test_an_unreachable_mail_server_is_tried_again(receiver: Receiver, settings: Settings) -> None:
     settings.EMAIL_BACKEND, there = "django.core.mail.backends.smtp.EmailBackend", settings.EMAIL_BACKEND
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1
     check(BLOCKED, minute=0)
@@ -438,7 +436,7 @@ def test_a_mail_server_that_is_away_is_tried_again(receiver: Receiver, settings:
 # --- From the page Now ----------------------------------------------------------------------------------------
 
 
-def test_what_now_shows_is_what_messages_tell(receiver: Receiver, install: Install, viewer: Client) -> None:
+def test_now_and_messages_show_the_same_troubles(receiver: Receiver, install: Install, viewer: Client) -> None:
     Install.objects.update(enabled=False)
     shown = {alert.what for alert in viewer.get(reverse("admin:index")).context["alerts"]}
     tasks.check_troubles()
@@ -446,7 +444,7 @@ def test_what_now_shows_is_what_messages_tell(receiver: Receiver, install: Insta
     assert {event["data"]["what"] for event in receiver.events()} == shown != set()
 
 
-def test_what_only_redis_knows_is_not_resolved_while_redis_is_away(
+def test_troubles_known_from_redis_are_not_resolved_while_redis_is_away(
     receiver: Receiver, install: Install, settings: Settings
 ) -> None:
     rejected = Seen(kind="rejected", what="3 calls to Shop rejected", path="/admin/", install=install.pk)
@@ -463,7 +461,7 @@ def test_what_only_redis_knows_is_not_resolved_while_redis_is_away(
     assert Trouble.objects.filter(kind="redis", resolved_at=None).exists()
 
 
-def test_what_people_wrote_is_not_sent(receiver: Receiver, install: Install) -> None:
+def test_texts_that_people_wrote_are_not_sent(receiver: Receiver, install: Install) -> None:
     assert holds.pause(make_audience(install).lane, by="kim.lee", reason="Anna Miller asked for it")
     tasks.check_troubles()
     tasks.send_alerts()
@@ -501,17 +499,17 @@ def test_no_message_and_no_row_has_an_identifier(receiver: Receiver, install: In
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("given", "sent"),
     [
         ("It doesn't answer, and can't be reached", "It doesn't answer, and can't be reached"),
         (f"ODP doesn't know '{PERSON}'", "ODP doesn't know '•••'"),
         ("ODP doesn't know 'kim' and can't take 'lee'", "ODP doesn't know '•••' and can't take '•••'"),
     ],
 )
-def test_quotes_are_masked_and_apostrophes_stay(receiver: Receiver, said: str, told: str) -> None:
-    check(replace(BLOCKED, what=said, why=said), minute=0)
+def test_quotes_are_masked_and_apostrophes_stay(receiver: Receiver, given: str, sent: str) -> None:
+    check(replace(BLOCKED, what=given, why=given), minute=0)
     (event,) = receiver.events()
-    assert (event["data"]["what"], event["data"]["why"]) == (told, told)
+    assert (event["data"]["what"], event["data"]["why"]) == (sent, sent)
 
 
 def test_an_install_with_a_trouble_can_be_deleted() -> None:
@@ -526,7 +524,7 @@ def test_an_install_with_a_trouble_can_be_deleted() -> None:
 # --- Settings and the command ---------------------------------------------------------------------------------
 
 
-def test_the_command_tries_each_channel_and_says_what_came_of_it(
+def test_the_command_tries_each_channel_and_prints_the_result(
     receiver: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call_command("send_test_alert")

@@ -135,7 +135,7 @@ def roll_up() -> None:
 
 @shared_task(name="workers.tasks.check_troubles", ignore_result=True)
 def check_troubles() -> None:
-    """Note the troubles of the page Now, and queue messages about new and resolved ones."""
+    """Store the current troubles of the page Now, and queue messages about the new and the resolved ones."""
     troubles.check()
 
 

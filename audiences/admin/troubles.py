@@ -1,4 +1,4 @@
-"""Troubles that were noticed: current and past ones, when each was told and resolved, and the mute."""
+"""Troubles in the admin, current and past: when each was notified and resolved, and the button Mute."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from audiences.models import Trouble, TroubleMessage
 from audiences.operations import troubles
 
 HOURS = ((1, "1 hour"), (8, "8 hours"), (24, "1 day"), (168, "7 days"))
-# Messages on the page of a trouble.
+# The most messages that the page of a trouble lists.
 SHOWN = 20
 
 
@@ -46,8 +46,8 @@ class Mute(Verb[Trouble]):
 
     def consequence(self, trouble: Trouble) -> str:
         return (
-            "No message says that this trouble is new or became worse, also if it is resolved and comes back in that"
-            " time. Who was told of it already is told when it is resolved. The page Now shows it as before."
+            "No message is sent when this trouble gets worse, or is resolved and comes back. If a message about it was"
+            " sent before, its resolution is sent too. The page Now shows it as before."
         )
 
     def do(self, trouble: Trouble, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -63,15 +63,15 @@ class Unmute(Verb[Trouble]):
         return is_muted(trouble)
 
     def consequence(self, trouble: Trouble) -> str:
-        return "If the trouble lasts and was never told, it is told within a minute."
+        return "If the trouble lasts and no message about it was sent, one is sent within a minute."
 
     def do(self, trouble: Trouble, *, by: str, answers: dict[str, Any]) -> str | None:
         return "Unmuted." if troubles.unmute(trouble) else None
 
 
-class Stands(admin.SimpleListFilter):
+class OpenOrResolved(admin.SimpleListFilter):
     title = "state"
-    parameter_name = "stands"
+    parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [("open", "open"), ("resolved", "resolved")]
@@ -83,20 +83,20 @@ class Stands(admin.SimpleListFilter):
 @admin.register(Trouble)
 class TroubleAdmin(HistoryAdmin[Trouble]):
     verbs = (Mute(), Unmute())
-    empty_words = "No trouble was noticed. A worker looks every minute."
-    list_display = ("trouble", "pill", "install_link", "since", "told", "resolved")
-    list_filter = (Stands, "install")
+    empty_words = "No trouble was found. A worker checks every minute."
+    list_display = ("trouble", "pill", "install_link", "since", "notified", "resolved")
+    list_filter = (OpenOrResolved, "install")
     fields = (
         ("install_link", "tone"),
         "what",
         "why",
         "todo",
         ("since_at", "first_seen_at", "last_seen_at"),
-        ("told_at", "resolved_at"),
+        ("notified", "resolved_at"),
         ("muted_until", "muted_by"),
         "messages",
     )
-    readonly_fields = ("install_link", "messages")
+    readonly_fields = ("install_link", "notified", "messages")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Trouble]:
         return super().get_queryset(request).select_related("install")
@@ -118,7 +118,7 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
         return ago(trouble.since_at)
 
     @admin.display()
-    def told(self, trouble: Trouble) -> Any:
+    def notified(self, trouble: Trouble) -> Any:
         return ago(trouble.told_at)
 
     @admin.display()

@@ -1,4 +1,4 @@
-"""The troubles of the service: one definition for the front page and for messages (docs/alerts.md)."""
+"""The troubles of the service, defined once for the front page and for messages (docs/alerts.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def facts() -> Facts:
 
 
 def alerts(facts: Facts) -> list[Alert]:
-    """The most urgent ones first."""
+    """The alerts for these facts, most urgent first."""
     installs, rejections = facts.installs, facts.rejections or {}
     found = [
         *calls.unreadable_secret(readiness.encryption_problem()),
@@ -87,7 +87,7 @@ def alerts(facts: Facts) -> list[Alert]:
 
 
 def _unheard(pulse: Pulse) -> list[Alert]:
-    """Workers that answered within the last hour and weren't stopped."""
+    """Alerts for workers that sent heartbeats within the last hour, then fell silent, and weren't stopped."""
     others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
     silent_workers = [
         Alert(
@@ -106,9 +106,8 @@ def _unheard(pulse: Pulse) -> list[Alert]:
 
 
 def check() -> None:
-    """Note the troubles of this moment, so that new and resolved ones are told.
-
-    The troubles of a kind of which some aren't listed, or which Redis knew, aren't resolved because they are missing.
+    """Store the current troubles, and queue messages about the new and the resolved ones. Unlisted troubles stay open:
+    of a kind with more troubles than are listed, and of the kinds that only Redis knows while it doesn't respond.
     """
     known = facts()
     found = alerts(known)

@@ -1,4 +1,4 @@
-"""Troubles that were noticed, and the messages about them."""
+"""Troubles that checks have found, and the messages about them."""
 
 import uuid
 
@@ -27,9 +27,9 @@ class Trouble(models.Model):
     since_at = models.DateTimeField()
     first_seen_at = models.DateTimeField(default=now)
     last_seen_at = models.DateTimeField()
-    # The first check in a row that didn't find it.
+    # The time of the first of the consecutive checks that didn't find it.
     gone_at = models.DateTimeField(null=True)
-    # When messages about it were queued, and with which tone.
+    # When its last "opened" messages were queued, and the trouble's tone then.
     told_at = models.DateTimeField(null=True)
     told_tone = models.CharField(max_length=8, blank=True, default="")
     resolved_at = models.DateTimeField(null=True)
@@ -54,9 +54,9 @@ class Trouble(models.Model):
 
 
 class TroubleMessage(models.Model):
-    """One message for one channel, sent until the channel accepts it. Written by ``operations/alert_messages.py``.
+    """One message to one channel, sent until the channel accepts it. Written by ``operations/alert_messages.py``.
 
-    The receiver gets ``webhook_id`` with each attempt, so it can drop a message that it has got before.
+    The receiver gets ``webhook_id`` with each attempt, so it can drop a duplicate.
     """
 
     class Event(models.TextChoices):
@@ -79,7 +79,7 @@ class TroubleMessage(models.Model):
     tries = models.PositiveIntegerField(default=0)
     sent_at = models.DateTimeField(null=True)
     given_up_at = models.DateTimeField(null=True)
-    # Why the last attempt failed.
+    # The reason for the last failed attempt.
     problem = models.TextField(blank=True, default="")
 
     class Meta:

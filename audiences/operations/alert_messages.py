@@ -1,7 +1,7 @@
-"""Messages about troubles: queued with the change that they tell, and sent until their channel accepts them.
+"""Messages about troubles: queued together with the change of the trouble, sent until their channel accepts them.
 
-A message is claimed before it is sent and noted after it was accepted. A worker that stops in between leaves it to the
-next one, which sends it again with the same ``webhook_id``: each channel gets every message at least once.
+A worker claims a message before sending it and marks it sent afterwards. If the worker stops in between, another worker
+sends it again with the same ``webhook_id``: each channel gets every message at least once.
 """
 
 import json
@@ -26,16 +26,16 @@ log = structlog.get_logger(__name__)
 Channel, Kind = TroubleMessage.Channel, TroubleMessage.Event
 # Seconds for one request to a channel.
 SECONDS = 10.0
-# How long a claim lasts: a message whose worker stopped is sent again after it.
+# The duration of a claim. A message whose worker stopped is sent again afterwards.
 CLAIM = timedelta(seconds=60)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
-# An older message is no longer sent.
+# The age after which a message is given up.
 GIVE_UP_AFTER = timedelta(hours=24)
 _WORDS = {Kind.OPENED: "Trouble", Kind.RESOLVED: "Resolved", Kind.TEST: "Test"}
 
 
 def channels() -> list[TroubleMessage.Channel]:
-    """The channels that the settings name."""
+    """Return the channels that the settings configure."""
     named = {
         Channel.EMAIL: settings.ALERT_EMAILS,
         Channel.SLACK: settings.ALERT_SLACK_URL,
@@ -47,19 +47,19 @@ def channels() -> list[TroubleMessage.Channel]:
 def queue(
     trouble: Trouble, event: TroubleMessage.Event, *, at: datetime, not_before: datetime | None = None
 ) -> list[TroubleMessage]:
-    """One message for each channel, in the caller's transaction."""
+    """Queue one message for each channel, in the caller's transaction."""
     return _queue(trouble, event, content_of(trouble), at=at, due=not_before or at)
 
 
 def queue_test() -> list[TroubleMessage]:
     content = {
         "what": "This is a test alert",
-        "why": "Somebody ran send_test_alert. Nothing is wrong.",
+        "why": "A person ran send_test_alert. Nothing is wrong.",
         "todo": "",
         "tone": "held",
         "url": settings.PUBLIC_URL,
     }
-    # The command sends it; a worker only if the command was stopped.
+    # The command sends it. A worker sends it only if the command was stopped.
     return _queue(None, Kind.TEST, content, at=now(), due=now() + CLAIM)
 
 
@@ -87,7 +87,7 @@ def content_of(trouble: Trouble) -> dict[str, Any]:
 
 
 def send_due(*, seconds: float, at: datetime | None = None) -> int:
-    """Send what is due for some seconds. Returns how many were accepted. A channel that fails is left for this time."""
+    """Send due messages for some seconds. Returns the number accepted. A channel that fails is skipped in this run."""
     ends_at, failed, sent = time.monotonic() + seconds, set[str](), 0
     while time.monotonic() < ends_at and (message := _claim(at or now(), without=failed)) is not None:
         if send(message, at=at):
@@ -98,7 +98,7 @@ def send_due(*, seconds: float, at: datetime | None = None) -> int:
 
 
 def _claim(at: datetime, *, without: set[str]) -> TroubleMessage | None:
-    """The next message, for whose claim no other worker sends it. A channel gets those of one trouble in order."""
+    """Claim the next message, so that no other worker sends it. A channel gets the messages of one trouble in order."""
     open_ones = TroubleMessage.objects.filter(sent_at=None, given_up_at=None)
     earlier = open_ones.filter(trouble=OuterRef("trouble"), channel=OuterRef("channel"), pk__lt=OuterRef("pk"))
     due = open_ones.filter(~Exists(earlier), next_try_at__lte=at).exclude(channel__in=without)
@@ -112,7 +112,7 @@ def _claim(at: datetime, *, without: set[str]) -> TroubleMessage | None:
 
 
 def send(message: TroubleMessage, *, at: datetime | None = None, once: bool = False) -> bool:
-    """One attempt, and no other one if ``once``. Returns whether the channel accepted the message, and notes that."""
+    """Try to send the message, and store the result. Returns whether the channel accepted it. ``once``: never retry."""
     problem = _problem(message)
     at = at or now()
     changes: dict[str, Any] = {"problem": problem}
@@ -122,7 +122,7 @@ def send(message: TroubleMessage, *, at: datetime | None = None, once: bool = Fa
         changes["given_up_at"] = at
     else:
         changes["next_try_at"] = at + min(FIRST_PAUSE * 2 ** min(message.tries - 1, 10), LONGEST_PAUSE)
-    # A message that another worker sent after this claim ended stays as that one noted it.
+    # After this claim has ended, another worker may have sent the message; its result is kept.
     TroubleMessage.objects.filter(pk=message.pk, sent_at=None, given_up_at=None).update(**changes)
     message.problem = problem
     if problem:
@@ -168,7 +168,7 @@ def _mail(message: TroubleMessage) -> str:
 
 
 def mail_problem(error: OSError) -> str:
-    """Why a mail wasn't taken, without the server's own words, which may hold addresses."""
+    """The reason for a rejected mail, without the server's own text, which may contain addresses."""
     match error:
         case smtplib.SMTPAuthenticationError():
             return "the mail server rejects EMAIL_HOST_USER or EMAIL_HOST_PASSWORD"
@@ -188,5 +188,5 @@ def _for_slack(message: TroubleMessage) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Slack reads these three characters as markup."""
+    """Escape the three characters that Slack reads as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,7 +1,7 @@
-"""What became of each trouble: noticed, told, resolved, muted. ``front/troubles.py`` says which troubles there are.
+"""The life of each trouble: found, notified, resolved, muted. ``front/troubles.py`` defines the troubles.
 
-A trouble is told once, and once more when it turns from held to bad. It is resolved after two checks in a row, at least
-``RESOLVED_AFTER`` apart, that didn't find it; and whoever was told of it is told that.
+Channels are notified of a trouble once, and again when it turns from held to bad. A trouble is resolved after two
+checks in a row, at least ``RESOLVED_AFTER`` apart, didn't find it. Its resolution is sent if the trouble was.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from odp import redact
 
 # Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
 RESOLVED_AFTER = timedelta(seconds=50)
-# An apostrophe that begins no quote, as in "doesn't": two of them would hide what is between them.
+# An apostrophe within a word, as in "doesn't". Masking would take two of them for quotes and hide the text between.
 _CONTRACTED = re.compile(r"(?<=[a-z])'(?=(?:t|s|re|ve|ll|d|m)\b)")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One trouble as a check found it. ``path`` is that of the page with the button that mends it."""
+    """One trouble as a check found it. ``path`` leads to the page with the button that resolves it."""
 
     kind: str
     what: str
@@ -46,15 +46,15 @@ class Seen:
 
 
 def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime | None = None) -> None:
-    """Note what was found, resolve what is gone, and queue the messages, all in one transaction.
+    """Store the troubles found, resolve those no longer found, and queue their messages, in one transaction.
 
-    The troubles of the kinds in ``unknown`` may last although they weren't found.
+    Troubles of the kinds in ``unknown`` aren't resolved: this check couldn't look for them.
     """
     at = at or now()
     found = _merged(seen)
     with transaction.atomic():
         _open(found, at)
-        # Checks that run at the same time wait here for each other, and read what the other one noted.
+        # Concurrent checks wait for each other here, and each reads what the previous one stored.
         for trouble in (
             Trouble.objects.select_related("install")
             .select_for_update(of=("self",))
@@ -63,14 +63,14 @@ def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime |
         ):
             if (one := found.get(trouble.key)) is not None:
                 _note(trouble, one, at)
-                _tell(trouble, at)
+                _notify(trouble, at)
             elif trouble.kind not in unknown:
                 _miss(trouble, at)
             trouble.save()
 
 
 def _merged(seen: Iterable[Seen]) -> dict[str, Seen]:
-    """Troubles of one kind, install and cause are one; the first stands for all of them, with the worst tone."""
+    """Merge troubles of one kind, install and cause into one, preferably one with the tone "bad"."""
     alike: dict[str, list[Seen]] = {}
     for one in seen:
         alike.setdefault(one.key, []).append(one)
@@ -88,7 +88,7 @@ def _masked(text: str) -> str:
 
 
 def _open(found: dict[str, Seen], at: datetime) -> None:
-    """A mute outlasts the trouble: one that comes back within it stays muted."""
+    """Create the new troubles. A trouble that comes back while its mute lasts stays muted."""
     known = set(Trouble.objects.filter(resolved_at=None, key__in=found).values_list("key", flat=True))
     new = [one for key, one in found.items() if key not in known]
     muted = {
@@ -113,7 +113,7 @@ def _open(found: dict[str, Seen], at: datetime) -> None:
                 muted_by=before.muted_by if before else "",
             )
         )
-    # Another check may have opened the same one.
+    # A concurrent check may have created the same trouble.
     Trouble.objects.bulk_create(made, ignore_conflicts=True)
 
 
@@ -123,7 +123,7 @@ def _note(trouble: Trouble, one: Seen, at: datetime) -> None:
     trouble.last_seen_at, trouble.gone_at = at, None
 
 
-def _tell(trouble: Trouble, at: datetime) -> None:
+def _notify(trouble: Trouble, at: datetime) -> None:
     is_worse = trouble.tone == "bad" and trouble.told_tone != "bad"
     if trouble.told_at is not None and not is_worse:
         return
@@ -146,12 +146,12 @@ def _miss(trouble: Trouble, at: datetime) -> None:
 
 
 def mute(trouble: Trouble, *, hours: int, by: str) -> bool:
-    """Tell nothing new about it for some hours, also if it comes back meanwhile. False when it is resolved."""
+    """Send no new messages about the trouble for some hours, even if it comes back. False when it is resolved."""
     until = now() + timedelta(hours=hours)
     return bool(Trouble.objects.filter(pk=trouble.pk, resolved_at=None).update(muted_until=until, muted_by=by))
 
 
 def unmute(trouble: Trouble) -> bool:
-    """The next check tells it if it lasts and wasn't told."""
+    """End the mute. The next check sends a message if the trouble lasts and none was sent."""
     found = Trouble.objects.filter(key=trouble.key, muted_until__gt=now())
     return bool(found.update(muted_until=None, muted_by=""))
