@@ -289,9 +289,30 @@ def test_a_scan_that_ends_early_begins_again(gold: Audience, lytics: Lytics) -> 
     assert (done.scan_starts, done.scanned, done.differing) == (1, 60, 0)
 
 
+@pytest.mark.parametrize("field", [{}, {"_id": None}, {"_id": ""}, {"_id": {"no": "text"}}, {"email": "a@b.c"}])
+def test_a_scan_without_the_identifier_field_is_no_sign_that_everybody_left(
+    gold: Audience, lytics: Lytics, field: dict[str, Any]
+) -> None:
+    lytics.answer = lambda path, query: (
+        (200, {"data": [field] * 5, "total": 5, "_next": ""}) if path.endswith("/scan") else None
+    )
+    done = audit(gold)
+    assert "only 0 identifiers in the field _id" in done.problem
+    assert found(done) == {}
+    assert not resends.repair(done, by="kim", reason="drift")
+
+
 def test_what_is_no_identifier_in_a_call_is_none_in_a_scan(gold: Audience, lytics: Lytics) -> None:
     lytics.members += ["null", "0000", "x" * 5_000]
     assert audit(gold).differing == 0
+
+
+def test_a_query_that_odp_rejects_ends_the_audit_with_masked_words(odp: ThreadedSandbox, gold: Audience) -> None:
+    words = {"errors": [{"message": "the value 'kim@example.com' is wrong"}]}
+    odp.fault({"path": "/v3/graphql"}, {"status": 200, "body": words})
+    done = audit(gold)
+    assert done.problem.startswith("ODP could not be asked: GraphQL: the value")
+    assert "kim@example.com" not in done.problem
 
 
 def test_an_unreachable_side_is_asked_again_later(gold: Audience, lytics: Lytics) -> None:

@@ -10,6 +10,7 @@ from audiences.agreement.comparing import MOST, WORDS
 from audiences.agreement.steps import Ended, Step, Wait
 from audiences.delivery.odp_account import client_of
 from audiences.models import Audit, Difference, Lane, Twin
+from odp import redact
 from odp.graphql import FS, WEB, Customer, ask
 from odp.outcomes import Outcome
 
@@ -88,7 +89,7 @@ def _shown(audit: Audit, customers: Sequence[Customer]) -> list[bool | None] | N
         return [None if known is None else odp_id in known for known in found.qualified]
     if found.answer.outcome is Outcome.RETRY_LATER:
         return None
-    raise Ended(f"ODP could not be asked: {found.answer.reason}")
+    raise Ended(f"ODP could not be asked: {redact.words(found.answer.reason)}")
 
 
 def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list[tuple[Person, _Shown]] | None:

@@ -48,6 +48,7 @@ def step(audit: Audit) -> Step:
         "lytics_size": audit.lytics_size if page.total is None else page.total,
     }
     if page.is_last:
+        _check_named(audit, members_seen=audit.scanned + len(page.members), field=field)
         changes["phase"] = Audit.Phase.SETTLE
     return Step(changes, seconds=min(1 / settings.AUDIT_LYTICS_REQUESTS_PER_SECOND, Wait.LONG - 0.1))
 
@@ -55,6 +56,16 @@ def step(audit: Audit) -> Step:
 def _is_short(seen: int, total: int | None) -> bool:
     """Whether a scan ended long before the size that Lytics sends along. Some members move during a scan."""
     return total is not None and seen < total * 0.99 - 10
+
+
+def _check_named(audit: Audit, *, members_seen: int, field: str) -> None:
+    """End the audit if most members came without the identifier field: they would look like people who left."""
+    named = ScannedMember.objects.filter(audit=audit).count()
+    if named * 2 < members_seen:
+        raise Ended(
+            f"Lytics' scan has {members_seen:,} members, and only {named:,} identifiers in the field {field}."
+            " Check the identifier field of the install, and whether Lytics' API may show it."
+        )
 
 
 def _again(audit: Audit, why: str) -> Step:

@@ -4,7 +4,6 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from audiences.masked_answers import SaidField
 from audiences.models.audiences import Audience
 from audiences.models.installs import Install
 
@@ -37,10 +36,10 @@ class Audit(models.Model):
     asked_at = models.DateTimeField(default=now)
     started_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
-    # Why it ended without a result; empty when it has one.
-    problem = SaidField(blank=True, default="")
+    # Why it ended without a result; empty when it has one. Words of ODP are masked before they are stored.
+    problem = models.TextField(blank=True, default="")
     # A side that could not be asked, and why; the other side was.
-    note = SaidField(blank=True, default="")
+    note = models.TextField(blank=True, default="")
     phase = models.CharField(max_length=7, choices=Phase, default=Phase.SCAN)
     lease_until_at = models.DateTimeField(null=True)
     before_sequence = models.BigIntegerField(default=0)
@@ -112,7 +111,7 @@ class Difference(models.Model):
     audit = models.ForeignKey(Audit, on_delete=models.CASCADE, related_name="differences")
     identifier = models.TextField()
     kind = models.CharField(max_length=10, choices=Kind)
-    why = SaidField(blank=True, default="")
+    why = models.TextField(blank=True, default="")
     is_explained = models.BooleanField(default=False)
 
     class Meta:
