@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
@@ -214,6 +215,16 @@ def test_a_person_in_a_request_under_way_is_forgotten_after_it(shop: Install, go
     holds.give_back(lease)
     forgetting.go_on_all()
     assert rows_that_name(KIM) == []
+
+
+def test_items_that_no_key_opens_keep_nobody_from_being_forgotten(shop: Install, gold: Audience, settings: Any) -> None:
+    ingest.receive(shop, b"not json")
+    with_the_old_key = Parked.objects.get()
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    ingest.receive(shop, b"not json, about " + KIM.encode())
+    done = forget(shop)
+    assert done.counts["parked"] == 1
+    assert Parked.objects.get(pk=with_the_old_key.pk).raw is not None
 
 
 def test_one_request_per_person_at_a_time(shop: Install, gold: Audience) -> None:

@@ -7,12 +7,14 @@ ODP gets exits first, and the person is taken out once those are delivered. An e
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
 
@@ -141,6 +143,8 @@ def _odp_was_told(forgotten: Forgotten) -> bool:
 def _take_out(forgotten: Forgotten) -> None:
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     who = {"identifier": identifier, "install": install}
+    # Before the locks: it decrypts every parked item, and no delivery may wait for that.
+    parked = _parked_about(install, identifier)
     with transaction.atomic():
         if not Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).exists():
             return
@@ -161,7 +165,7 @@ def _take_out(forgotten: Forgotten) -> None:
         for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS, _MOVE_RETIREMENT_CURSORS):
             statement.run(**who)
         counts["deliveries"] = _out_of_requests(deliveries, identifier, forgotten.token)
-        counts["parked"] = _out_of_parked(install, identifier, forgotten)
+        counts["parked"] = _out_of_parked(parked, forgotten)
         Forgotten.objects.filter(pk=forgotten.pk).update(ended_at=now(), identifier="", counts=counts)
     forgotten.refresh_from_db()
     log.info("a customer was forgotten", install=forgotten.install.name, forgotten=forgotten.pk, **counts)
@@ -190,14 +194,28 @@ def _out_of_requests(delivery_ids: Sequence[int], identifier: str, token: str) -
     return changed
 
 
-def _out_of_parked(install_id: int, identifier: str, forgotten: Forgotten) -> int:
-    """Empty the items that name the person. An open one is closed: it can't be released any more."""
+def _parked_about(install_id: int, identifier: str) -> set[int]:
+    """The parked items that name the person. One that can't be decrypted with the present keys can't be searched."""
     named = set(Parked.objects.filter(install=install_id, identifier=identifier).values_list("pk", flat=True))
     inside = {json.dumps(identifier)[1:-1].encode(), identifier.encode()}
-    unread = Parked.objects.filter(install=install_id, raw__isnull=False).only("pk", "raw")
-    for parked in unread.order_by("pk").iterator(chunk_size=PIECE):
-        if parked.raw and any(spelling in decrypt(bytes(parked.raw)) for spelling in inside):
+    stored = Parked.objects.filter(install=install_id, raw__isnull=False).order_by("pk").only("pk", "raw")
+    unreadable = 0
+    for parked in stored.iterator(chunk_size=PIECE):
+        try:
+            raw = decrypt(bytes(parked.raw or b""))
+        except ImproperlyConfigured:
+            unreadable += 1
+            continue
+        if any(spelling in raw for spelling in inside):
             named.add(parked.pk)
-    rows = Parked.objects.filter(pk__in=named)
+    if unreadable:
+        log.warning("parked items can't be decrypted and were not searched", install=install_id, items=unreadable)
+    return named
+
+
+def _out_of_parked(named: Collection[int], forgotten: Forgotten) -> int:
+    """Empty these items and those that were parked meanwhile. An open one is closed: it can't be released any more."""
+    identifier = opened(forgotten.identifier)
+    rows = Parked.objects.filter(Q(pk__in=named) | Q(install=forgotten.install_id, identifier=identifier))
     rows.filter(closed_at=None).update(closed_at=now(), closed_by=forgotten.by, resolution=Parked.Resolution.DISCARDED)
     return rows.update(raw=None, detail="", identifier=forgotten.token)
