@@ -27,7 +27,7 @@ from audiences.models import (
     Run,
     Trial,
 )
-from audiences.operations import installs
+from audiences.operations import installs, twins
 from audiences.receiving import ingest, tokens
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS
@@ -265,6 +265,34 @@ def test_each_line_is_done_after_its_step(odp: ThreadedSandbox, shop: Install) -
     assert done() == ["key", "call", "identifier", "audience", "shown"]
     assert all(one.at for one in checklist.lines(shop))
     assert line(shop, "shown").is_done
+
+
+def test_each_line_shows_the_newest_evidence_with_its_age(odp: ThreadedSandbox, shop: Install) -> None:
+    check_key(shop)
+    ingest.receive(shop, body(message()))
+    drain_all(shop)
+    long_ago = now() - timedelta(days=9)
+    Receipt.objects.update(received_at=long_ago)
+    Install.objects.update(key_asked_at=long_ago)
+    Audience.objects.update(provisioned_at=long_ago)
+    ingest.receive(shop, body(message(who="lee")))
+    assert twins.look(shop.pk) == 1
+    end_trial(shop)
+    for name in ("key", "call", "audience", "shown"):
+        at = line(shop, name).at
+        assert at is not None
+        assert at > now() - timedelta(minutes=1), name
+    assert line(shop, "audience").state.why == "1 as this service made them"
+
+
+def test_an_audience_that_differs_in_odp_is_no_done_line(odp: ThreadedSandbox, shop: Install) -> None:
+    ingest.receive(shop, body(message()))
+    drain_all(shop)
+    assert word(shop, "audience") == "done"
+    odp.odp("DELETE", f"/v3/segments/{Audience.objects.get().odp_id}")
+    twins.look(shop.pk)
+    assert word(shop, "audience") == "failing"
+    assert "1 of 1 are not as this service made them" in words_of(shop, "audience")
 
 
 def test_the_last_line_shows_the_last_test_customer_that_ended(shop: Install) -> None:

@@ -90,7 +90,7 @@ def _more(line: checklist.Line) -> Any:
     """A way to the thing that the line is about."""
     if line.about is None:
         return ""
-    return link(line.about, "first call" if isinstance(line.about, Receipt) else line.about)
+    return link(line.about, "last call" if isinstance(line.about, Receipt) else line.about)
 
 
 def _hops(trial: Trial) -> list[Hop]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.conf import settings
-from django.db.models import F, Max, Model, OuterRef, QuerySet
+from django.db.models import Count, F, Max, Min, Model, OuterRef, Q, QuerySet
 
 from audiences.insight import evidence, heartbeats, probes, state, trials
 from audiences.insight.state import State
@@ -75,8 +75,10 @@ def _key(install: Install, audiences: QuerySet[Audience]) -> Line:
     asked_at = install.key_asked_at
     if asked_at and install.key_problem and (made_at is None or made_at < asked_at):
         return _failing(name, title, install.key_problem)
-    if asked_at or made_at:
-        return _done(name, title, asked_at or made_at)
+    # A test customer that ODP has shown was sent with the key, too.
+    accepted = [at for at in (asked_at, made_at, probes.proof_of(install).at) if at]
+    if accepted:
+        return _done(name, title, max(accepted))
     return _waiting(name, title, "ODP has not been asked.", "Press Check the key.")
 
 
@@ -89,10 +91,10 @@ def calls_of_lytics(install: Install | OuterRef) -> QuerySet[Receipt]:
 
 
 def _call(install: Install) -> Line:
-    name, title = "call", "First call from Lytics"
-    first = calls_of_lytics(install).order_by("id").first()
-    if first is not None:
-        return _done(name, title, first.received_at, about=first)
+    name, title = "call", "Calls from Lytics"
+    last = calls_of_lytics(install).order_by("-id").first()
+    if last is not None:
+        return _done(name, title, last.received_at, about=last)
     if not install.enabled:
         return _failing(
             name, title, "The install is off, so calls are answered 503; Lytics retries later.", "Enable it and save."
@@ -209,10 +211,19 @@ def _vuids(audiences: QuerySet[Audience]) -> list[Line]:
 
 
 def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
-    name, title = "audience", "First audience created in ODP"
-    first = audiences.filter(provisioned_at__isnull=False).order_by("provisioned_at").first()
+    name, title = "audience", "Audiences in ODP"
+    made = audiences.filter(provisioned_at__isnull=False).order_by("provisioned_at")
+    first = made.first()
     if first is not None:
-        return _done(name, title, first.provisioned_at, about=first)
+        looks = made.aggregate(
+            made=Count("pk"), oldest_at=Min("twin__looked_at"), differing=Count("pk", filter=Q(twin__finding__gt=""))
+        )
+        if looks["differing"]:
+            why = f"{looks['differing']:,} of {looks['made']:,} are not as this service made them."
+            return _failing(name, title, why, "Now names them and what to press.")
+        if looks["oldest_at"] is None:
+            return _done(name, title, first.provisioned_at, about=first)
+        return _done(name, title, looks["oldest_at"], f"{looks['made']:,} as this service made them")
     if not audiences.exists():
         return _waiting(name, title, "It is created with the first event.")
     return _held(name, title, install, audiences) or _waiting(name, title, "It is being created.")
