@@ -264,7 +264,9 @@ def test_odp_consent(odp: ThreadedSandbox, shop: Install, gold: Audience, monkey
 
 
 def test_odp_audiences(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
-    assert the(shop, "odp_audiences").evidence.endswith("1 were not looked at for a day.")
+    assert the(shop, "odp_audiences").evidence == "1 of 1 are as this service made them."
+    Audience.objects.update(provisioned_at=now() - timedelta(days=2))
+    assert the(shop, "odp_audiences").evidence.endswith("Not looked at for a day: 1.")
     twins.look(shop.pk)
     line = the(shop, "odp_audiences")
     assert (line.state, line.evidence) == ("good", "1 of 1 are as this service made them.")

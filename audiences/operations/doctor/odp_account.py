@@ -132,12 +132,13 @@ def odp_audiences(case: Case) -> Found:
     seen = dict.fromkeys(one.about for one in found)
     named = [next(one for one in found if one.about == about) for about in seen][:NAMED]
     looks = [twin.looked_at for one in made if (twin := _twin(one))]
-    stale = len(made) - sum(at > now() - LOOK_STALE for at in looks)
+    looked_or_made = [twin.looked_at if (twin := _twin(one)) else one.provisioned_at for one in made]
+    stale = sum(at is not None and at <= now() - LOOK_STALE for at in looked_or_made)
     words = f"{len(made) - len(seen):,} of {len(made):,} are as this service made them."
     at = min(looks, default=None)
     if stale:
         cure = "Set LOOK_MINUTES above 0 and start the worker and beat; paused audiences are not looked at."
-        return [*named, warning(f"{words} {stale:,} were not looked at for a day.", cure, at=at)]
+        return [*named, warning(f"{words} Not looked at for a day: {stale:,}.", cure, at=at)]
     return named or good(words, at=at)
 
 
