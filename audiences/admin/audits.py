@@ -124,11 +124,11 @@ class AuditAdmin(HistoryAdmin[Audit]):
         ("audience_link", "install_link"),
         ("mode", "by"),
         ("asked_at", "ended_at"),
-        ("sizes", "scanned", "scan_starts"),
-        ("compared_with_lytics", "compared_with_odp", "moving"),
-        ("differing", "note"),
+        "sizes",
+        "compared",
+        "note",
     )
-    readonly_fields = ("audience_link", "install_link", "sizes")
+    readonly_fields = ("audience_link", "install_link", "sizes", "compared")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Audit]:
         return super().get_queryset(request).select_related("install", "audience__lane", "audience__install")
@@ -160,6 +160,13 @@ class AuditAdmin(HistoryAdmin[Audit]):
     @admin.display(description="sizes")
     def sizes(self, audit: Audit) -> str:
         return words.sizes(audit)
+
+    @admin.display(description="people compared")
+    def compared(self, audit: Audit) -> str:
+        return (
+            f"{audit.compared_with_lytics:,} with Lytics, {audit.compared_with_odp:,} with ODP,"
+            f" {audit.moving:,} left out because an event came after the audit began"
+        )
 
     @admin.display(description="audience")
     def audience_link(self, audit: Audit) -> SafeString | str:

@@ -34,7 +34,7 @@ from audiences.admin.retire_verbs import RetireAll
 from audiences.admin.tokens import TokenAdmin
 from audiences.annotations import optional, required
 from audiences.delivery import drafts
-from audiences.insight import probes, state
+from audiences.insight import probes, state, trials
 from audiences.insight.probes import Proof
 from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
 from audiences.operations import installs, prefixes
@@ -133,13 +133,15 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Install]:
         lanes = Lane.objects.filter(audience__install=OuterRef("pk")).order_by().values("audience__install")
+        # The list of audiences leaves out that of the test customers, too.
+        of_lytics = lanes.exclude(audience__segment_id=trials.SEGMENT_ID)
         # One statement, and bounded: as a subquery, PostgreSQL may read every item of an install to count 10,000.
         parked = [When(pk=install, then=Value(rows)) for install, rows in parked_groups.by_install().items()]
         return (
             super()
             .get_queryset(request)
             .annotate(
-                audience_count=Subquery(lanes.annotate(n=Count("pk")).values("n")),
+                audience_count=Subquery(of_lytics.annotate(n=Count("pk")).values("n")),
                 backlog=Subquery(
                     lanes.annotate(n=Sum(F("audience__last_sequence") - F("delivered_sequence"))).values("n")
                 ),
@@ -292,7 +294,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         if proof.word == "none":
             return "—"
         return format_html(
-            '{}<span class="ls-why">{}</span>', pill(proof.state), ago(proof.at) if proof.at else "never"
+            '{} <span class="ls-note">{}</span>', pill(proof.state), ago(proof.at) if proof.at else "never"
         )
 
     @admin.display(description="last delivered", ordering=F("delivered_at").asc(nulls_first=True))
