@@ -1,4 +1,4 @@
-"""Forgetting a customer: out of every table, counts stay, and what comes later starts afresh."""
+"""Forgetting a customer: out of every table, counts stay, and a later event is stored as usual."""
 
 import io
 import json
@@ -92,7 +92,7 @@ def rows_that_name(text: str) -> list[str]:
 # --- out of every table --------------------------------------------------------------------------------------
 
 
-def test_the_person_stands_in_no_table_afterwards(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_no_table_has_the_person_afterwards(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": [KIM], "named": True, "message": f"no {KIM}"}})
     happen(gold, (KIM, "exit", 2))
     drain_all(shop)
@@ -148,12 +148,12 @@ def test_the_function_of_the_database_writes_nothing_but_a_token(gold: Audience)
 # --- ODP -----------------------------------------------------------------------------------------------------
 
 
-def test_odp_keeps_the_person_unless_it_is_told(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_odp_keeps_the_person_without_exits(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     forget(shop)
     assert odp.members("lytics_gold") == [KIM, "lee"]
 
 
-def test_if_asked_odp_gets_an_exit_first(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_with_exits_odp_gets_them_first(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     silver = make_audience(shop, "silver", provisioned=False)
     enter(silver, KIM)
     drain_all(shop)
@@ -169,7 +169,7 @@ def test_if_asked_odp_gets_an_exit_first(odp: ThreadedSandbox, shop: Install, go
     assert rows_that_name(KIM) == []
 
 
-def test_what_waits_and_what_is_sent_again_never_brings_the_person_back(
+def test_neither_waiting_nor_resent_events_bring_the_person_back(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     enter(gold, KIM, "ann", at=5)
@@ -184,7 +184,9 @@ def test_what_waits_and_what_is_sent_again_never_brings_the_person_back(
     assert audit.audit() == []
 
 
-def test_an_event_that_comes_later_starts_afresh(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_a_later_event_is_stored_like_that_of_a_new_customer(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
     forget(shop, tell_odp=False)
     enter(gold, KIM, at=9)
     drain_all(shop)
@@ -196,7 +198,7 @@ def test_an_event_that_comes_later_starts_afresh(odp: ThreadedSandbox, shop: Ins
 # --- proof, waiting, trying again ----------------------------------------------------------------------------
 
 
-def test_the_proof_says_that_it_was_done_and_not_to_whom(shop: Install, gold: Audience) -> None:
+def test_the_proof_does_not_reveal_the_person(shop: Install, gold: Audience) -> None:
     done = forget(shop, reason="request 7")
     assert (done.by, done.reason, done.identifier) == ("dpo", "request 7", "")
     assert forgetting.was_forgotten(KIM) == [done]
@@ -232,7 +234,7 @@ def test_one_request_per_person_at_a_time(shop: Install, gold: Audience) -> None
     assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is None
 
 
-def test_one_that_fails_keeps_no_other_from_being_forgotten(
+def test_a_failing_request_does_not_stop_the_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
@@ -260,7 +262,7 @@ def run(*words: str) -> str:
     return out.getvalue()
 
 
-def test_the_command_forgets_and_says_what_it_took_out(shop: Install, gold: Audience) -> None:
+def test_the_command_forgets_and_prints_the_counts(shop: Install, gold: Audience) -> None:
     said = run("forget", "Shop", KIM, "--yes", "--reason", "request 7")
     assert "events 1, deliveries 1, memberships 1" in said
     assert KIM not in said
@@ -270,7 +272,7 @@ def test_the_command_forgets_and_says_what_it_took_out(shop: Install, gold: Audi
 @pytest.mark.parametrize(
     ("words", "says"), [(["Nowhere", KIM], "no install 'Nowhere'"), (["Shop", ""], "The identifier is empty")]
 )
-def test_the_command_says_what_is_wrong(gold: Audience, words: list[str], says: str) -> None:
+def test_the_command_names_the_mistake(gold: Audience, words: list[str], says: str) -> None:
     with pytest.raises(CommandError, match=says):
         run("forget", "--yes", *words)
 
@@ -317,7 +319,7 @@ def test_the_page_of_a_customer_forgets_after_a_confirmation(shop: Install, gold
     assert "Forget</button>" not in found_by(boss)
 
 
-def test_the_page_of_a_customer_downloads_everything_held(shop: Install, gold: Audience, boss: Client) -> None:
+def test_the_page_of_a_customer_downloads_all_stored_data(shop: Install, gold: Audience, boss: Client) -> None:
     note = note_on(found_by(boss))
     answered = boss.post(reverse("find_customer"), {"note": note, "export": shop.pk})
     assert json.loads(answered.content) == json.loads(json.dumps(customer_export.export(shop, KIM)))

@@ -1,4 +1,4 @@
-"""On the page of a customer: forget this customer, or download everything that is held, in one install."""
+"""Two buttons on the page of a customer, per install: forget the customer, and download the customer's data."""
 
 import json
 
@@ -17,12 +17,12 @@ from audiences.operations import forgetting
 
 PERMISSION = "audiences.forget_customer"
 CONSEQUENCE = (
-    "The customer is taken out of the log, the ledger, parked items, requests and reports of {install}. Counts stay."
-    " This can't be undone. Without exits, ODP keeps the memberships that it has. What Lytics sends later starts"
-    " afresh."
+    "The customer is removed from the log, the ledger, parked items, requests and reports of {install}. Counts stay."
+    " This can't be undone. Without exits, ODP keeps the customer's memberships. If Lytics sends an event about the"
+    " customer later, this service stores it like that of a new customer."
 )
-BEGUN = "The customer is being forgotten. It takes some seconds, or until ODP has accepted the exits."
-UNDER_WAY = "This customer is on the way out already."
+BEGUN = "The customer is being forgotten. This takes some seconds; with exits, until ODP has accepted them."
+UNDER_WAY = "This customer is being forgotten already."
 
 
 class Ask(forms.Form):
@@ -32,7 +32,7 @@ class Ask(forms.Form):
     reason = forms.CharField(
         max_length=500,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
-        help_text="Kept with the proof. Don't name the person.",
+        help_text="Stored with the proof. Don't name the person.",
     )
 
 
@@ -41,7 +41,7 @@ def may(request: HttpRequest) -> bool:
 
 
 def forget(request: HttpRequest, identifier: str, install_id: str) -> HttpResponse:
-    """The confirmation, and with an answer to it the beginning."""
+    """Show the confirmation page or, when it was answered, start forgetting."""
     install = _install(request, install_id)
     form = Ask(request.POST if "reason" in request.POST else None)
     if not form.is_valid():
@@ -74,7 +74,7 @@ def forget(request: HttpRequest, identifier: str, install_id: str) -> HttpRespon
 
 
 def export(request: HttpRequest, identifier: str, install_id: str) -> HttpResponse:
-    """A JSON file; the download is recorded without the identifier."""
+    """Return the customer's data as a JSON file. The download is logged without the identifier."""
     install = _install(request, install_id)
     verbs.record(request, [install], "Downloaded everything about one customer.")
     content = json.dumps(customer_export.export(install, identifier), indent=2, ensure_ascii=False)

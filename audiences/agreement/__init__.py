@@ -1,1 +1,1 @@
-"""Whether Lytics, the ledger and ODP agree about who is a member, and what makes them agree again."""
+"""Audits and repairs: compare the members in Lytics, in the ledger and in ODP, and correct the differences."""

@@ -1,4 +1,4 @@
-"""The third pass: ask ODP about the people of the ledger, many with each request."""
+"""The third pass of an audit: ask ODP about the people in the ledger, many people per query."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from odp.graphql import FS, WEB, Customer, ask
 from odp.outcomes import Outcome
 
 SECONDS = 30.0
-# Seconds until ODP is asked again after it gave no answer.
+# Seconds before the next query after one without a response.
 AGAIN_SECONDS = 10.0
 UNKNOWN = "ODP doesn't know the customer: consent was withdrawn, or the profile was merged or deleted."
 CHANGED = "ODP has another value: another system wrote it, or ODP did not apply what it accepted."
@@ -33,7 +33,7 @@ class _Still(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """What ODP shows of a customer by each name: in the audience or not, None when it doesn't know the customer."""
+    """Whether ODP shows a customer in the audience, by each identifier; None when ODP doesn't know that identifier."""
 
     fs: bool | None
     web: bool | None
@@ -45,9 +45,9 @@ _STILL = _SQL.query("still", _Still._make)
 
 
 def step(audit: Audit) -> Step:
-    """Ask about the next people, and once more, by both names, about those who differ.
+    """Ask ODP about the next people, and ask again, by both identifiers, about the people who differ.
 
-    People about whom a later event has decided, or for whom one waits, are in motion and left out.
+    People with an event since the audit began, delivered or waiting, are in motion and left out.
     """
     cursor = Lane.objects.values_list("delivered_sequence", flat=True).get(pk=audit.audience_id)
     people = _NEXT.run(
@@ -80,7 +80,7 @@ def step(audit: Audit) -> Step:
 
 
 def _shown(audit: Audit, customers: Sequence[Customer]) -> list[bool | None] | None:
-    """For each customer whether ODP shows them in the audience; None instead of all when ODP gave no answer."""
+    """Whether ODP shows each customer in the audience, in order; None for the whole list when ODP didn't respond."""
     if not customers:
         return []
     odp_id = audit.audience.odp_id
@@ -93,7 +93,7 @@ def _shown(audit: Audit, customers: Sequence[Customer]) -> list[bool | None] | N
 
 
 def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list[tuple[Person, _Shown]] | None:
-    """Those who still differ when ODP is asked again by both names, and who are not in motion by now."""
+    """The people who still differ in a second query by both identifiers and aren't in motion now."""
     if not doubtful:
         return []
     both = _shown(audit, [(name, person.identifier) for person in doubtful for name in (FS, WEB)])
@@ -113,7 +113,7 @@ def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list
 
 
 def _store(audit: Audit, differing: Sequence[tuple[Person, _Shown]]) -> int:
-    """Store the differences. Returns how many people they add to those whom the comparison with Lytics found."""
+    """Store the differences. Returns the number of people among them who don't already differ from Lytics."""
     if not differing:
         return 0
     twin = Twin.objects.filter(pk=audit.audience_id).exclude(finding=Twin.Finding.NOTHING).first()

@@ -1,7 +1,7 @@
-"""Audits: asking for one, and going through its phases step by step. The writer of Audits.
+"""Audits: request one, and take its steps, phase by phase. The only writer of Audits.
 
 Each step is one request to Lytics or ODP, or one statement, and is stored before the next one begins. A worker holds a
-lease while it works. After its death another one goes on where it was.
+lease while it takes steps. If it dies, another worker continues after the last stored step.
 """
 
 import math
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 # Longer than any step.
 LEASE = timedelta(seconds=60)
-# Audits that are kept per audience, and how many differences of each.
+# The number of audits kept per audience.
 KEPT = 100
 SCHEDULE = "schedule"
 
@@ -42,9 +42,9 @@ _STEPS: dict[str, Callable[[Audit], Step]] = {
 
 
 def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float = 1.0) -> Audit | None:
-    """A new audit, handed to the workers. None while one of the audience is unfinished.
+    """Store a new audit and wake the workers. None while another audit of the audience is unfinished.
 
-    ``sample`` is the number of people about whom ODP is asked, with the mode of that name; or ``share`` says it.
+    ``sample`` is the number of people about whom ODP is asked in the mode SAMPLE; ``share`` gives it as a fraction.
     """
     if mode == Audit.Mode.SAMPLE and sample:
         known = Membership.objects.filter(audience=audience).count()
@@ -61,7 +61,7 @@ def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float
 
 
 def ask_due() -> int:
-    """Ask for the audits that the schedule wants: each audience that delivers, every ``AUDIT_HOURS``."""
+    """Request the audits that are due: one per delivering audience every ``AUDIT_HOURS``. Returns their number."""
     if not settings.AUDIT_HOURS:
         return 0
     since = now() - timedelta(hours=settings.AUDIT_HOURS)
@@ -79,7 +79,7 @@ def ask_due() -> int:
 
 
 def stop(audit: Audit, *, by: str) -> bool:
-    """End it without a result. False when it has ended already."""
+    """End the audit without a result. False when it has ended already."""
     stopped = Audit.objects.filter(pk=audit.pk, ended_at=None)
     done = bool(stopped.update(ended_at=now(), problem=f"Stopped by {by}.", lease_until_at=None))
     if done:
@@ -91,14 +91,14 @@ def stop(audit: Audit, *, by: str) -> bool:
 
 
 def due() -> list[int]:
-    """The installs that have an audit that nobody works on."""
+    """Return the installs with an unfinished audit that no worker has leased."""
     at = now()
     unfinished = Audit.objects.filter(Q(lease_until_at=None) | Q(lease_until_at__lte=at), ended_at=None)
     return list(unfinished.order_by().values_list("install_id", flat=True).distinct())
 
 
 def go_on(install_id: int, *, seconds: float) -> None:
-    """Work on the install's oldest unfinished audit for at most ``seconds``. One audit of an install at a time."""
+    """Take steps of the install's audits for at most ``seconds``. Only its oldest unfinished audit runs."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         audit = _lease(install_id)
@@ -124,7 +124,7 @@ def _lease(install_id: int) -> Audit | None:
 
 
 def run_to_end(audit: Audit) -> Audit:
-    """Take all steps of an audit in this process. Its lease keeps the workers from it."""
+    """Take all steps of an audit in this process. The lease keeps workers from taking them too."""
     Audit.objects.filter(pk=audit.pk).update(lease_until_at=now() + LEASE)
     leased = Audit.objects.select_related("install", "audience__lane").get(pk=audit.pk)
     try:
@@ -137,7 +137,7 @@ def run_to_end(audit: Audit) -> Audit:
 def run(audit: Audit, *, until: float = float("inf"), pause: Callable[[float], None] = time.sleep) -> bool:
     """Take the steps of an audit until it has ended, or ``time.monotonic`` passes ``until``.
 
-    Returns whether it waits for something. The audit's row is renewed after each step.
+    Returns True when the audit has to wait. Each step is stored in the audit's row, and renews the lease.
     """
     _begin(audit)
     while audit.ended_at is None:
@@ -179,7 +179,7 @@ def _begin(audit: Audit) -> None:
 
 
 def _store(audit: Audit, changes: dict[str, Any]) -> None:
-    """Store a step. An audit that was stopped meanwhile stays stopped."""
+    """Store a step. An audit that a person stopped during the step stays stopped."""
     for name, value in changes.items():
         setattr(audit, name, value)
     stored = Audit.objects.filter(pk=audit.pk, ended_at=None).update(**changes, lease_until_at=now() + LEASE)
@@ -197,7 +197,7 @@ def _finish(audit: Audit) -> None:
 
 
 def _end(audit: Audit, changes: dict[str, Any]) -> None:
-    """The audit has come to its end, with a result or a problem, and is the newest of its audience that has."""
+    """End the audit with a result or a problem, and mark it as the newest ended audit of its audience."""
     of_audience = Audit.objects.filter(audience=audit.audience_id)
     ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": True}
     with transaction.atomic():
@@ -211,7 +211,7 @@ def _end(audit: Audit, changes: dict[str, Any]) -> None:
 
 
 def confidence(audit: Audit) -> float:
-    """The upper bound of the share of people who differ in ODP, with 95 % confidence (Wilson score), from a sample."""
+    """The upper bound of the share of differing people in ODP: 95 % confidence, Wilson score, from the sample."""
     if audit.share >= 1 or not audit.compared_with_odp:
         return 0.0
     z, n = 1.645, audit.compared_with_odp

@@ -1,4 +1,4 @@
-"""The second pass: wait until what was under way has arrived, then compare Lytics' members with the ledger."""
+"""The second pass of an audit: wait for events under way, then compare Lytics' members with the ledger."""
 
 from datetime import timedelta
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from audiences import sql
 from audiences.agreement.steps import Step, Wait
 from audiences.models import Audience, Audit
 
-# Differences that are stored of each pass. All are counted.
+# The most differences stored per pass. All differences are counted.
 MOST = 10_000
 
 
@@ -31,9 +31,9 @@ WORDS = {
 
 
 def settle(audit: Audit) -> Step:
-    """Until the lane has delivered all that had come when the scan ended, and Lytics' calls had time to arrive.
+    """Wait until the lane has delivered the events up to the audit's beginning, and for ``AUDIT_SETTLE_SECONDS``.
 
-    ODP shows what it accepted within 90 s (documented), so ODP is asked after that time, too.
+    Lytics' calls arrive in that time, and ODP shows within 90 s what it accepted (documented).
     """
     at = now()
     since = audit.settled_since_at or at

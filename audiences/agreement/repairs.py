@@ -1,4 +1,4 @@
-"""What a repair by an audit would send: the same counts for the dry run, the confirmation and the repair itself."""
+"""The people whom a repair by an audit sends. The dry run, the confirmation and the repair use the same selection."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from lytics import times
 from lytics.facts import Fact, Kind
 
 _KIND = Difference.Kind
-# Differences that another event wouldn't end: what is parked needs a person first.
+# Differences of parked items. Sending these again would fail again; a person has to fix the cause first.
 _WAITING = Q(why=WORDS["refused"]) | Q(why__startswith="Parked: ")
 
 
 class Plan(NamedTuple):
-    """How many people a repair would let in or out by Lytics' word, and send to ODP as the ledger has them."""
+    """The number of people who would enter, leave, and be sent to ODP again as the ledger has them."""
 
     enter: int
     leave: int
     again: int
-    # People who differ and whom a repair leaves alone.
+    # People who differ and are not repaired.
     left_out: int
 
     @property
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 def plan(audit: Audit) -> Plan:
-    """The dry run. Reads at most the differences that are stored."""
+    """Return the counts of a repair (the dry run). Reads the stored differences only."""
     kinds: dict[str, str] = {}
     for identifier, kind in differences(audit).values_list("identifier", "kind"):
         if kinds.get(identifier) not in (_KIND.NOT_HERE, _KIND.NOT_IN_LYTICS):
@@ -42,21 +42,21 @@ def plan(audit: Audit) -> Plan:
 
 
 def needs_confirmation(audit: Audit) -> bool:
-    """Whether more people would change than ``REPAIR_PERCENT`` of those compared."""
+    """Whether a repair would change more than ``REPAIR_PERCENT`` of the people compared."""
     compared = max(audit.compared_with_lytics, audit.compared_with_odp)
     return plan(audit).people * 100 > compared * settings.REPAIR_PERCENT
 
 
 def differences(audit: Audit) -> QuerySet[Difference]:
-    """Those that a repair sends."""
+    """The differences that a repair sends."""
     return Difference.objects.filter(audit=audit).exclude(_WAITING)
 
 
 def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str, bool]:
-    """The next people to send, the last identifier, and whether that was the end.
+    """The facts of the next people to send, their last identifier, and whether these were the last people.
 
-    Lytics is the truth about members, as of the beginning of its scan: any newer event wins. Where only ODP differs,
-    the ledger's own state and time are sent.
+    For differences from Lytics, the facts have Lytics' state and the time at which its scan began, so any newer event
+    wins. For people who differ only in ODP, they have the ledger's state and time.
     """
     ordered = differences(audit).filter(identifier__gt=after).order_by("identifier")
     identifiers = list(ordered.values_list("identifier", flat=True).distinct()[:limit])

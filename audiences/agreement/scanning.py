@@ -1,4 +1,4 @@
-"""The first pass: store the identifiers of every member whom Lytics' scan names."""
+"""The first pass of an audit: store the identifiers of all members in Lytics' scan."""
 
 from django.conf import settings
 from django.utils.timezone import now
@@ -11,16 +11,16 @@ from lytics.api import members
 from lytics.api.outcomes import Outcome
 from lytics.identifiers import is_identifier
 
-# A scan whose token expired begins again, so often at most.
+# The most times that a scan is started. It starts again when its token has expired.
 STARTS = 5
-# Seconds until Lytics is asked again after it gave no answer.
+# Seconds before the next request after one without a response.
 AGAIN_SECONDS = 10.0
 NOT_CONNECTED = "Lytics was not asked, because the install has no Lytics API token."
 BY_NAME = "Lytics was not asked, because its calls name the audience by its slug alone."
 
 
 def step(audit: Audit) -> Step:
-    """Read one page. Without a token for Lytics' API the audit goes on with ODP."""
+    """Read one page. Without a Lytics API token, skip the scan: the audit continues with ODP."""
     client = lytics_account.client_of(audit.install)
     if client is None or audit.audience.segment_id.startswith(BY_SLUG):
         return Step({"phase": Audit.Phase.SETTLE, "note": BY_NAME if client else NOT_CONNECTED})
@@ -54,7 +54,7 @@ def step(audit: Audit) -> Step:
 
 
 def _is_short(seen: int, total: int | None) -> bool:
-    """Whether a scan ended long before the size that Lytics sends along. Some members move during a scan."""
+    """Whether a scan has far fewer members than its total. A small gap is normal: members move during a scan."""
     return total is not None and seen < total * 0.99 - 10
 
 
@@ -69,8 +69,8 @@ def _check_named(audit: Audit, *, members_seen: int, field: str) -> None:
 
 
 def _again(audit: Audit, why: str) -> Step:
-    """Begin the scan again: the members of half a scan would look like people who left."""
+    """Begin the scan again: members missing from a partial scan would look as if they had left."""
     if audit.scan_starts + 1 >= STARTS:
-        raise Ended(f"Lytics' scan came to no end {STARTS} times: {why}")
+        raise Ended(f"Lytics' scan did not finish in {STARTS} attempts: {why}")
     ScannedMember.objects.filter(audit=audit).delete()
     return Step({"scan_token": "", "scanned": 0, "scan_began_at": None, "scan_starts": audit.scan_starts + 1})

@@ -1,4 +1,4 @@
-"""The sizes of an audience: Lytics' own, the ledger's, and ODP's estimate. Two requests, and no person is asked for."""
+"""The sizes of an audience: Lytics' size, the ledger's count, and ODP's estimate. Two requests."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SECONDS = 10.0
 
 
 def of(audit: Audit) -> dict[str, Any]:
-    """The columns of an Audit. What a side doesn't say stays unknown."""
+    """The sizes as columns of the Audit; None where a side gives no size."""
     install = audit.install
     lytics_size = None
     lytics = lytics_account.client_of(install)

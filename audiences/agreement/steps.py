@@ -1,11 +1,11 @@
-"""What a step of an audit gives back."""
+"""The result of a step of an audit."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 
 class Ended(Exception):
-    """The audit can't go on; ``problem`` says why, for a person."""
+    """The audit can't continue. ``problem`` is the reason, in words for a person."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -13,14 +13,14 @@ class Ended(Exception):
 
 
 class Wait:
-    """Seconds from which on a worker does something else meanwhile."""
+    """From ``LONG`` seconds on, a worker leaves the audit and takes other work while it waits."""
 
     LONG = 5.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """Columns of the Audit to store, and the seconds from the step's beginning after which the next one may follow."""
+    """The columns of the Audit to store, and the least number of seconds from this step's start to the next step's."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0

@@ -1,16 +1,16 @@
-"""An audit's result in a sentence, the same on every page and in the command."""
+"""The result of an audit in one sentence, the same on each page and in the command."""
 
 from audiences.agreement.audits import confidence
 from audiences.models import Audit
 
 
 def people(audit: Audit) -> int:
-    """Everybody whom the audit compared, with either side."""
+    """The number of people compared, with Lytics or with ODP, whichever is larger."""
     return max(audit.compared_with_lytics, audit.compared_with_odp)
 
 
 def result(audit: Audit) -> str:
-    """What it found, or how far it is."""
+    """The finding of an ended audit, or the progress of a running one."""
     if audit.ended_at is None:
         return f"{audit.get_phase_display()}: {_so_far(audit)}"
     if audit.problem:
@@ -40,7 +40,7 @@ def _so_far(audit: Audit) -> str:
         of = f" of {audit.lytics_size:,}" if audit.lytics_size is not None else ""
         return f"{audit.scanned:,}{of} members read"
     if audit.phase == Audit.Phase.ODP:
-        return f"{audit.compared_with_odp:,} people asked for"
+        return f"ODP asked about {audit.compared_with_odp:,} people"
     return "nothing to count yet"
 
 

@@ -12,7 +12,7 @@ from lytics.facts import Kind
 
 # The values in the log. Compared for every event: an attribute of the enum costs several times as much.
 EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)
-# How the identifiers of people who were forgotten begin (``operations/forgetting.py``). Nothing of them is sent.
+# The prefix of the tokens that replace forgotten identifiers (``operations/forgetting.py``). They are never sent.
 FORGOTTEN = "lytics-sync-forgotten-"
 # Before every transition time there is.
 EARLIEST_NS = -(2**63)

@@ -1,4 +1,4 @@
-"""Everything that one install holds about one customer, for a request of access."""
+"""The personal data that one install stores about one customer, for a data subject access request."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,10 @@ from audiences.models import Difference, Event, Install, Membership, Parked, Pro
 
 
 def export(install: Install, identifier: str) -> dict[str, Any]:
-    """Plain values, ready for JSON. Times are ISO 8601 in UTC; a transition time is Lytics' own, in nanoseconds too."""
+    """Return values ready for JSON: times as ISO 8601 in UTC, Lytics' transition times in nanoseconds too."""
     of_install = {"audience__install": install}
     with transaction.atomic(), connection.cursor() as cursor:
-        # The planner underrates the index over identifiers.
+        # The planner underestimates the index on identifiers.
         cursor.execute("SET LOCAL enable_seqscan = off")
         events = Event.objects.filter(identifier=identifier, **of_install).select_related("audience")
         found = list(events.order_by("received_at", "audience_id", "sequence"))

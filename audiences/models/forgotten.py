@@ -1,4 +1,4 @@
-"""People who were forgotten: that it was done, by whom and when, without who it was."""
+"""The record that a customer was forgotten: by whom and when, without the identifier."""
 
 from django.db import models
 from django.db.models import Q
@@ -9,25 +9,25 @@ from audiences.models.installs import Install
 
 
 class Forgotten(models.Model):
-    """One person of one install, on the way out and afterwards. Written by ``operations/forgetting.py``.
+    """One customer of one install who is being forgotten or was forgotten. Written by ``operations/forgetting.py``.
 
-    ``digest`` is a keyed hash of the identifier: with the identifier in hand it proves that this was the person, and
-    without it it says nothing. ``identifier`` is kept, encrypted, only until the person is out.
+    ``digest`` is a keyed hash of the identifier: it proves whether a given identifier was forgotten, and doesn't reveal
+    it. ``identifier`` is kept, encrypted, only until the customer is forgotten.
     """
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="forgotten")
     digest = models.CharField(max_length=64)
     identifier = EncryptedTextField(blank=True, default="")
-    # What stands in the log in place of the identifier, so that numbers and counts stay.
+    # The text that replaces the identifier in the log, so that numbers and counts stay.
     token = models.CharField(max_length=64, unique=True)
     tell_odp = models.BooleanField(default=False)
-    # The exits that ODP gets first: their numbers by the ids of their audiences. None until they are appended.
+    # The numbers of the exits that ODP gets first, by audience id. None until the exits are appended.
     exits = models.JSONField(null=True)
     by = models.CharField(max_length=150)
     reason = models.TextField(blank=True, default="")
     asked_at = models.DateTimeField(default=now)
     ended_at = models.DateTimeField(null=True)
-    # How many rows of each table the person was taken out of.
+    # The number of rows changed or deleted per table.
     counts = models.JSONField(default=dict)
 
     class Meta:

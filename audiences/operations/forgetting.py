@@ -1,8 +1,8 @@
-"""Forgetting one person of one install: out of log, ledger, parked items, request bodies and reports.
+"""Forget one customer in one install: remove the identifier from log, ledger, parked items, request bodies and reports.
 
-The log keeps its numbers, and every count stays: in the events a random token stands in the place of the identifier.
-The fold sends no event with such a token, so neither a replay nor what still waits brings the person to ODP. If asked,
-ODP gets exits first, and the person is taken out once those are delivered. An event that comes later starts afresh.
+In the log a random token replaces the identifier, so event numbers and counts stay. The fold sends no event with such a
+token, so neither waiting events nor a replay brings the person back to ODP. With ``tell_odp``, ODP gets exits first,
+and the identifier is removed after their delivery. A later event from Lytics creates the customer again.
 """
 
 import json
@@ -30,12 +30,12 @@ from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 
-# Parked items are decrypted in pieces of this many.
+# The number of parked items decrypted at a time.
 PIECE = 200
 
 
 class BusyError(Exception):
-    """A worker holds a lane of the person; try again in some seconds."""
+    """A worker has leased a lane of the person. Try again in some seconds."""
 
 
 class _Event(NamedTuple):
@@ -68,7 +68,7 @@ _MOVE_RETIREMENT_CURSORS = _SQL.command("move_retirement_cursors")
 
 
 def digest(identifier: str) -> str:
-    """The proof: the same for the same identifier on this installation, and worthless without the identifier."""
+    """A keyed hash that proves whether a given identifier was forgotten, and doesn't reveal it."""
     return salted_hmac("audiences.forgotten", identifier, secret=settings.SECRET_KEY, algorithm="sha256").hexdigest()
 
 
@@ -77,7 +77,7 @@ def was_forgotten(identifier: str) -> list[Forgotten]:
 
 
 def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: str = "") -> Forgotten | None:
-    """Begin. ``go_on`` does the rest. None while the same person of the install is on the way out."""
+    """Store the request; ``go_on`` does the work. None while the customer is already being forgotten in the install."""
     forgotten = Forgotten(
         install=install,
         digest=digest(identifier),
@@ -96,7 +96,7 @@ def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: s
 
 
 def go_on_all() -> None:
-    """Go on with everybody who is on the way out. One who fails keeps no other from it."""
+    """Continue all unfinished requests. A failing one doesn't stop the others."""
     for forgotten in Forgotten.objects.filter(ended_at=None).select_related("install").order_by("pk"):
         try:
             go_on(forgotten)
@@ -107,15 +107,15 @@ def go_on_all() -> None:
 
 
 def go_on(forgotten: Forgotten) -> bool:
-    """Whether the person is out. False while ODP hasn't been told yet. Raises ``BusyError``."""
-    if forgotten.tell_odp and not _odp_was_told(forgotten):
+    """Return True when the person is forgotten, False while ODP has not accepted the exits. Raises ``BusyError``."""
+    if forgotten.tell_odp and not _odp_has_exits(forgotten):
         return False
     _take_out(forgotten)
     return True
 
 
-def _odp_was_told(forgotten: Forgotten) -> bool:
-    """Append an exit for each audience with the person as a member; then wait until the last is delivered."""
+def _odp_has_exits(forgotten: Forgotten) -> bool:
+    """Append an exit for each audience that the person is a member of. Returns True once all exits are delivered."""
     if forgotten.exits is None:
         identifier = opened(forgotten.identifier)
         with transaction.atomic():
@@ -172,7 +172,7 @@ def _take_out(forgotten: Forgotten) -> None:
 
 
 def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> None:
-    """Lock the lanes in the order in which every writer locks them. A lane with a request under way stays as it is."""
+    """Lock the lanes in the order that all writers use. Raises ``BusyError`` if one of them has a request under way."""
     ledger = Membership.objects.filter(identifier=identifier, audience__install=install_id)
     wanted = of_events | set(ledger.values_list("audience_id", flat=True))
     list(Lane.objects.select_for_update().filter(pk__in=wanted).order_by("pk"))
@@ -181,7 +181,7 @@ def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> None:
 
 
 def _out_of_requests(delivery_ids: Sequence[int], identifier: str, token: str) -> int:
-    """Replace the identifier in stored requests and in ODP's answers. Returns in how many it was."""
+    """Replace the identifier in stored requests and in ODP's answers. Returns the number of Deliveries changed."""
     changed = _CLEAR_ANSWERS.run(deliveries=delivery_ids, identifier=identifier, token=token).changed
     spellings = {json.dumps(identifier), json.dumps(identifier, ensure_ascii=False)}
     requests = Delivery.objects.filter(pk__in=delivery_ids, request__isnull=False)
@@ -195,7 +195,7 @@ def _out_of_requests(delivery_ids: Sequence[int], identifier: str, token: str) -
 
 
 def _parked_about(install_id: int, identifier: str) -> set[int]:
-    """The parked items that name the person. One that can't be decrypted with the present keys can't be searched."""
+    """The parked items that name the person. Items that the present keys can't decrypt are not searched."""
     named = set(Parked.objects.filter(install=install_id, identifier=identifier).values_list("pk", flat=True))
     inside = {json.dumps(identifier)[1:-1].encode(), identifier.encode()}
     stored = Parked.objects.filter(install=install_id, raw__isnull=False).order_by("pk").only("pk", "raw")
@@ -214,7 +214,7 @@ def _parked_about(install_id: int, identifier: str) -> set[int]:
 
 
 def _out_of_parked(named: Collection[int], forgotten: Forgotten) -> int:
-    """Empty these items and those that were parked meanwhile. An open one is closed: it can't be released any more."""
+    """Empty these items and those parked since, and close the open ones: they can't be released any more."""
     identifier = opened(forgotten.identifier)
     rows = Parked.objects.filter(Q(pk__in=named) | Q(install=forgotten.install_id, identifier=identifier))
     rows.filter(closed_at=None).update(closed_at=now(), closed_by=forgotten.by, resolution=Parked.Resolution.DISCARDED)

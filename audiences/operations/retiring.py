@@ -1,12 +1,13 @@
-"""Retiring audiences: their members leave them in ODP, then their real-time audiences are deleted there.
+"""Retiring audiences: their members get exits, then their real-time audiences are deleted in ODP.
 
-The exits go through the log and the lane, so they are in order with what Lytics sends. An exit has the time of the
-member's own last event, just later, so anything that Lytics says afterwards is newer. When few members are left, one
-transaction appends the last exits and marks where the log of the retired audience ends (``Lane.retired_sequence``).
-Events behind that mark are stored and held: only a person takes the audience back.
+The exits go through the log and the lane, so they are in order with Lytics' events. The time of an exit is just after
+that of the member's last event, so any later event from Lytics is newer. When few members are left, one transaction
+appends the last exits and marks the end of the audience's log (``Lane.retired_sequence``). Events after that end are
+stored and held until a person takes the audience back.
 
-Taking back appends an entry for each exit, just later than it, and lifts the mark. What Lytics said meanwhile is newer
-and decides. Each step is one transaction, so a crash neither repeats nor omits an exit. The only writer of Retirements.
+Taking back appends an entry for each exit, with a time just after it, and removes the mark. Events that Lytics sent
+after the exit are newer, so they win. Each step is one transaction, so a crash neither repeats nor omits an exit. The
+only writer of Retirements.
 """
 
 import time
@@ -29,15 +30,15 @@ from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 
-# Exits appended in one transaction. A larger chunk holds the audience's lock longer, and its calls wait for it.
+# Exits appended in one transaction. A larger chunk holds the audience's lock for longer, and calls wait for that lock.
 CHUNK = 2_000
-# Waiting events, and members, above which the last transaction isn't tried yet: it reads them all under the lock.
+# The most waiting events, and the most members, for the last transaction: it reads all of them under the lock.
 LAST = 5_000
 
 UNFINISHED = Q(ended_at=None, undone_at=None) | Q(undone_at__isnull=False, restored_at=None)
 
 
-# --- what a person asks for ----------------------------------------------------------------------------------
+# --- requests of a person ----------------------------------------------------------------------------------
 
 
 def retire(audience: Audience, *, by: str, reason: str) -> bool:
@@ -72,7 +73,7 @@ def to_retire(install: Install) -> Sequence[Audience]:
 def take_back(audience: Audience, *, by: str, reason: str) -> bool:
     """Stop retiring an audience, or use a retired one again. False when it isn't retired.
 
-    Held events are delivered, those whom the retirement took out enter again, and ODP gets the audience again.
+    Held events are delivered, customers who got an exit by the retirement enter again, and ODP gets the audience again.
     """
     with transaction.atomic():
         current = Retirement.objects.select_for_update().filter(audience=audience, undone_at=None).first()
@@ -89,16 +90,16 @@ def take_back(audience: Audience, *, by: str, reason: str) -> bool:
 
 
 def current(audience: Audience) -> Retirement | None:
-    """The retirement that the audience is in: under way, done, or being taken back."""
+    """The audience's current retirement: under way, done, or being taken back. None when the audience isn't retired."""
     return Retirement.objects.filter(audience=audience, restored_at=None).first()
 
 
-# --- what the workers do about it ----------------------------------------------------------------------------
+# --- steps of the workers ----------------------------------------------------------------------------
 
 
 def due() -> list[int]:
-    """The installs that have an unfinished retirement. One that is off delivers nothing, so it waits."""
-    # In two queries: PostgreSQL begins a joined one with all audiences.
+    """Return the installs with an unfinished retirement. A switched-off install delivers nothing, so it isn't due."""
+    # Two queries, because PostgreSQL would plan one joined query from all audiences.
     unfinished = list(Retirement.objects.filter(UNFINISHED).values_list("audience_id", flat=True))
     waiting = Audience.objects.filter(pk__in=unfinished, install__enabled=True).order_by()
     return list(waiting.values_list("install_id", flat=True).distinct()) if unfinished else []
@@ -116,7 +117,7 @@ def go_on(install_id: int, *, seconds: float, gate: Gate | None = None, gives_wa
 
 
 def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
-    """A failing retirement doesn't delay the others. Each sweep tries it again."""
+    """Advance one retirement. An exception is logged, so that it doesn't delay the others; each sweep tries again."""
     try:
         return advance(retirement_id, gate=gate)
     except Exception:
@@ -125,7 +126,7 @@ def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
 
 
 def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
-    """One step. False when there is none to do now: it is done, waits for deliveries, or is another worker's turn."""
+    """Take one step. False when there is none now: the retirement is done, waits, or is locked by another worker."""
     with transaction.atomic():
         unlocked = Retirement.objects.select_for_update(skip_locked=True, of=("self",))
         found = unlocked.filter(UNFINISHED, pk=retirement_id).select_related("audience__install", "audience__lane")
@@ -133,7 +134,7 @@ def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
         if retirement is None:
             return False
         if GuidedChange.objects.filter(install=retirement.audience.install_id, ended_at=None).exists():
-            return False  # it rewrites the same audiences, one after another
+            return False  # it changes the same audiences
         if retirement.undone_at is not None:
             return _restore(retirement)
         if retirement.emptied_at is None:
@@ -146,7 +147,7 @@ def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
 
 
 def _leave(retirement: Retirement, room: int) -> bool:
-    """A chunk of exits. False when all members by the ledger were passed."""
+    """Append a chunk of exits. False when none of the ledger's members is left."""
     audience = retirement.audience
     members = Membership.objects.filter(
         audience=audience, is_member=True, identifier__gt=retirement.after_identifier
@@ -164,9 +165,8 @@ def _leave(retirement: Retirement, room: int) -> bool:
 def _end_log(retirement: Retirement) -> bool:
     """Append the last exits and mark the end of the log. False when too much is still to be delivered.
 
-    With the audience locked no event is added, so the exits appended here meet everything before them: what the ledger
-    has, and what is in the log and not delivered yet. Lane first, then audience: the order of everything that locks
-    both.
+    With the audience locked no event is added, so these exits cover the ledger and all undelivered events. The lane is
+    locked before the audience, as in all code that locks both.
     """
     pk = retirement.audience_id
     lane = Lane.objects.select_for_update().get(pk=pk)
@@ -179,7 +179,7 @@ def _end_log(retirement: Retirement) -> bool:
         return _end_unmade(retirement, audience)
     if audience.last_sequence - lane.delivered_sequence > LAST:
         return False
-    if members[: LAST + 1].count() > LAST:  # most of them have entered since they were passed
+    if members[: LAST + 1].count() > LAST:  # many members have entered since their identifiers were passed: begin again
         _move(retirement, after_identifier="")
         return True
     step = mechanism_for(audience).time_step_ns
@@ -192,7 +192,7 @@ def _end_log(retirement: Retirement) -> bool:
 
 
 def _still_members(audience: Audience, *, after: int) -> list[Entry]:
-    """The deciding entry of each customer who is a member once all of the log is delivered."""
+    """The deciding entry of each customer who will be a member when the whole log is delivered."""
     events = Event.objects.filter(audience=audience, sequence__gt=after)
     entries = [
         Entry(event.sequence, event.identifier, event.kind, event.occurred_ns, event.forced)
@@ -206,7 +206,7 @@ def _still_members(audience: Audience, *, after: int) -> list[Entry]:
 
 
 def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
-    """Of an audience that ODP doesn't have: its waiting events stay where they are. False while it is being created."""
+    """End the log of an audience that ODP doesn't have. Returns False in any case: the next step isn't due now."""
     if audience.making_until_at is not None and audience.making_until_at > now():
         return False
     holds.end_log(audience.pk, audience.last_sequence)
@@ -216,7 +216,7 @@ def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
 
 
 def _remove(retirement: Retirement, gate: Gate | None) -> bool:
-    """Delete the real-time audience in ODP. Outside of a transaction, because it takes requests."""
+    """Delete the real-time audience in ODP. Runs outside a transaction, because it sends requests."""
     audience = retirement.audience
     left = unmaking.unmake(audience, gate=gate)
     if left is None:
@@ -231,7 +231,7 @@ def _remove(retirement: Retirement, gate: Gate | None) -> bool:
 
 
 def _restore(retirement: Retirement) -> bool:
-    """A chunk of entries, one for each exit that the retirement appended."""
+    """Append a chunk of entries, one for each exit that the retirement appended."""
     audience = retirement.audience
     room, _ = backlog.room(audience.install_id, audience.pk)
     if not room:

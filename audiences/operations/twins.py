@@ -1,10 +1,10 @@
-"""Looking at audiences in ODP on a schedule: whether field, list and real-time audience are as this service made them.
+"""Scheduled looks at audiences in ODP: whether field, list and real-time audience are as this service made them.
 
-A look writes nothing to ODP. What is missing is made again by the way that makes every audience, and the ledger is sent
-again where memberships went with it. What a person has changed is left alone and shown beside ours.
+A look writes nothing to ODP. Missing objects are created again like those of a new audience, and the ledger is sent
+again where memberships were lost. A definition that a person changed is left alone and shown beside ours.
 
-Each look of an install is one list request, which names the audiences that are gone, and reads of a few audiences,
-those first whose last look is the oldest.
+A look sends one list request, which shows the audiences that are gone, and then reads a few audiences, least recently
+read first.
 """
 
 import time
@@ -29,19 +29,19 @@ from outgoing.deadline import TooLateError
 
 log = structlog.get_logger(__name__)
 
-# Installs whose look may start at once, in one run of the schedule.
+# The most looks started in one run of the schedule.
 AT_ONCE = 5
-# Audiences that are read in one look. With 500 audiences and a look every 15 minutes, each is read every six hours;
-# a deleted one is found by the next look.
+# The most audiences read in one look for each of three reasons. With 500 audiences and a look every 15 minutes, each is
+# read every six hours; a deleted one is found by the next look.
 READ = 20
 # Seconds for all requests of one look.
 SECONDS = 20.0
-# Who asks for a resync after memberships were lost in ODP.
+# The name shown for resyncs after memberships were lost in ODP.
 BY = "schedule"
 
 
 def start_due() -> int:
-    """Have workers look at the installs whose last look is too old. Returns how many."""
+    """Wake workers for installs whose last look is older than ``LOOK_MINUTES``. Returns their number."""
     if not settings.LOOK_MINUTES:
         return 0
     at = now()
@@ -57,14 +57,14 @@ def start_due() -> int:
 
 
 def look(install_id: int, *, gate: Gate | None = None) -> int:
-    """Look at some audiences of an install. Returns for how many ODP said something, 0 when its time ran out."""
+    """Look at some audiences of an install. Returns the number that ODP responded for; 0 when the time ran out."""
     install = Install.objects.filter(pk=install_id, enabled=True, key_accepted_at__isnull=False).first()
     if install is None:
         return 0
     client = client_of(install, ends_at=time.monotonic() + SECONDS, gate=gate)
     try:
         return _look(install, client)
-    except TooLateError:  # the time is over, or the rate limit left none; the next look goes on
+    except TooLateError:  # no time left, also because of the rate limit; the next look continues
         return 0
 
 
@@ -84,10 +84,10 @@ def _look(install: Install, client: Client) -> int:
 
 
 def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audience]:
-    """The audiences that ODP's list doesn't name, those that differed before, and those whose last look is the oldest.
+    """The audiences missing in ODP's list, those that differed in their last look, and the least recently read ones.
 
-    The list only says what to read first, because nothing documents that it is complete. Audiences that are being
-    made, or that a person has stopped, are left out.
+    An audience that the list lacks is read before it counts as missing, because ODP doesn't document that the list is
+    complete. Audiences that are being created, or are paused, blocked or retired, are left out.
     """
     settled = Audience.objects.filter(
         install=install,
@@ -98,7 +98,7 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
         lane__blocked_at=None,
         lane__retired_sequence=None,
     ).select_related("install", "twin")
-    # A guided change reads and writes its audience in ODP itself.
+    # The audience of a guided change is left out: the change itself reads and writes it in ODP.
     settled = settled.exclude(
         pk__in=GuidedChange.objects.filter(ended_at=None, audience__isnull=False).values("audience")
     )
@@ -111,7 +111,7 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
 
 
 def _note(audience: Audience, seen: Look) -> None:
-    """Store what a look found, and have what is missing made again."""
+    """Store the result of a look, and have missing objects created again."""
     finding, problem = _finding(audience, seen)
     before = Twin.objects.filter(pk=audience.pk).first()
     is_same = before is not None and (before.finding, before.problem) == (finding, problem)
@@ -144,7 +144,7 @@ def _finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
 
 
 def _make_again(audience: Audience, seen: Look) -> None:
-    """A resync looks at the audience first, which makes what is missing; without lost members that alone suffices."""
+    """Have missing objects created again: by a resync if members were lost, otherwise by a check of the audience."""
     if Lane.objects.filter(pk=audience.pk, retired_sequence__isnull=False).exists():
         return
     reason = f"ODP no longer had {' and '.join(seen.missing)}"
@@ -154,16 +154,16 @@ def _make_again(audience: Audience, seen: Look) -> None:
 
 
 def of(audience: Audience) -> Twin | None:
-    """What the last look found. None when the audience was never looked at."""
+    """The result of the audience's last look; None before the first."""
     return Twin.objects.filter(pk=audience.pk).first()
 
 
 def forget(audience: Audience) -> None:
-    """A person has decided about what was found: the next look reads the audience first."""
+    """Delete the audience's result, because it is out of date: the next look reads the audience first."""
     Twin.objects.filter(pk=audience.pk).delete()
 
 
 def differing(limit: int) -> list[Twin]:
-    """What looks have found that isn't as it was made, those first that were found first."""
+    """The audiences that differ from what this service made, longest first."""
     found = Twin.objects.exclude(finding=Twin.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)
     return list(found.select_related("audience__install", "audience__lane").order_by("since_at")[:limit])

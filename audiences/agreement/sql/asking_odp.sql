@@ -1,9 +1,9 @@
 -- Choosing the people about whom ODP is asked.
 
 -- name: next_people
--- The next people of an audience's ledger in the order of their identifiers. Of a sample, those whose hash with the
--- audit's number is below the share: the same people after a restart. "is_moving" says that a later event has decided
--- about them since the audit began.
+-- The next people in an audience's ledger, in the order of their identifiers. A sample has the people whose hash with
+-- the audit's number is below the share, so it has the same people after a restart. "is_moving": an event that came
+-- after the audit began has decided the person's state.
 SELECT identifier, is_member, refused, sequence > %(before)s AS is_moving
 FROM audiences_membership
 WHERE audience_id = %(audience)s AND identifier > %(after)s
@@ -11,7 +11,7 @@ WHERE audience_id = %(audience)s AND identifier > %(after)s
 ORDER BY identifier LIMIT %(size)s
 
 -- name: still
--- Of these people, those of whom the ledger says the same as before, and for whom no event waits.
+-- The given people whose row in the ledger is unchanged, and who have no waiting event.
 SELECT held.identifier
 FROM audiences_membership AS held
 JOIN unnest(%(identifiers)s::text[], %(members)s::boolean[]) AS asked(identifier, is_member) USING (identifier)

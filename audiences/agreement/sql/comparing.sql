@@ -1,27 +1,26 @@
--- Comparing the members that Lytics' scan named with the ledger.
+-- Comparing the members in Lytics' scan with the ledger.
 
 -- name: compare
--- Stores the people on whom the two disagree, and gives how many people were compared, how many differ, and how many
--- were left out because they have an event since the audit began.
--- One statement, so that it sees one state of the ledger.
+-- Stores the people who differ, and gives the number of people compared, of people who differ, and of people left out
+-- because they have an event since the audit began. One statement, so that it sees one state of the ledger.
 WITH
--- Everybody who has an event since the audit began: Lytics may have changed its mind after the scan named them.
+-- The people with an event since the audit began. The scan may have read them before that event.
 moving AS MATERIALIZED (
     SELECT DISTINCT identifier FROM audiences_event
     WHERE audience_id = %(audience)s AND sequence > %(before)s
 ),
--- Everybody whom one of the two names.
+-- The people in the scan or in the ledger.
 everybody AS MATERIALIZED (
     SELECT identifier, scanned.audit_id IS NOT NULL AS in_lytics, held.identifier IS NOT NULL AS is_known,
         coalesce(held.is_member, false) AS is_member, coalesce(held.refused, false) AS refused
     FROM (SELECT * FROM audiences_scannedmember WHERE audit_id = %(audit)s) AS scanned
     FULL JOIN (SELECT * FROM audiences_membership WHERE audience_id = %(audience)s) AS held USING (identifier)
 ),
--- The same without those who are moving.
+-- The same without the people with an event since the audit began.
 compared AS MATERIALIZED (
     SELECT * FROM everybody WHERE NOT EXISTS (SELECT FROM moving WHERE moving.identifier = everybody.identifier)
 ),
--- The people on whom they disagree, each with the reason.
+-- The people who differ, each with the reason.
 differing AS (
     INSERT INTO audiences_difference (audit_id, identifier, kind, why, is_explained)
     SELECT %(audit)s, identifier, CASE WHEN in_lytics THEN 'not_here' ELSE 'not_lytics' END,

@@ -1,4 +1,4 @@
-"""Print everything that is held about one customer of one install."""
+"""Print the personal data of one customer in one install."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from audiences.models import Install
 
 
 class Command(BaseCommand):
-    help = "Print everything that is held about one customer of one install, as JSON."
+    help = "Print the personal data that one install stores about one customer, as JSON."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("install", help="the install's id or name")

@@ -1,4 +1,4 @@
-"""Forget one customer of one install."""
+"""Forget one customer in one install."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ WAIT_SECONDS = 120.0
 
 
 class Command(BaseCommand):
-    help = "Take one customer out of log, ledger, parked items, request bodies and reports. It can't be undone."
+    help = "Remove one customer from log, ledger, parked items, request bodies and reports. This can't be undone."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("install", help="the install's id or name")
@@ -38,11 +38,11 @@ class Command(BaseCommand):
             install, identifier, tell_odp=options["tell_odp"], by=getuser(), reason=options["reason"]
         )
         if asked is None:
-            raise CommandError("This customer is on the way out already. Beat goes on with it.")
+            raise CommandError("This customer is being forgotten already. The workers finish it.")
         until = time.monotonic() + WAIT_SECONDS
         while not _is_done(asked):
             if time.monotonic() > until:
-                raise CommandError("ODP has not taken the exits yet. Beat goes on with it; look at Now.")
+                raise CommandError("ODP has not accepted the exits yet. The workers finish it afterwards.")
             time.sleep(0.5)
         asked.refresh_from_db()
         taken = ", ".join(f"{name} {count:,}" for name, count in asked.counts.items() if count) or "nothing was stored"

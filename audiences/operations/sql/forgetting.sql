@@ -1,8 +1,9 @@
--- Taking one person out of the tables. All statements run in one transaction, after the lanes are locked.
+-- Removing one person from the tables. All statements run in one transaction, and change nothing before the lanes are
+-- locked.
 
 -- name: follow_index
--- Makes PostgreSQL find the events by the index over identifiers.
--- It underrates that index and would read the whole log.
+-- Makes PostgreSQL find the events by the index on identifiers. The planner underestimates that index and would read
+-- the whole log.
 SELECT set_config('enable_seqscan', 'off', true)
 
 -- name: events
@@ -26,14 +27,14 @@ JOIN audiences_run AS run ON run.audience_id = asked.audience_id AND run.first_s
 WHERE run.delivery_id IS NOT NULL
 
 -- name: clear_answers
--- Replaces the identifier in what ODP said about the given Deliveries.
+-- Replaces the identifier in ODP's answers to the given Deliveries.
 UPDATE audiences_delivery SET answer = replace(answer, %(identifier)s, %(token)s),
     reason = replace(reason, %(identifier)s, %(token)s)
 WHERE id = ANY(%(deliveries)s::bigint[])
     AND (position(%(identifier)s IN answer) > 0 OR position(%(identifier)s IN reason) > 0)
 
 -- name: clear_lanes
--- The same in the reasons of blocks and errors of the install's lanes.
+-- Replaces the identifier in the reasons of blocks and errors of the install's lanes.
 UPDATE audiences_lane AS lane SET block_reason = replace(block_reason, %(identifier)s, %(token)s),
     lifted_reason = replace(lifted_reason, %(identifier)s, %(token)s),
     fault_reason = replace(fault_reason, %(identifier)s, %(token)s)
@@ -42,39 +43,40 @@ WHERE audience.id = lane.audience_id AND audience.install_id = %(install)s
     AND position(%(identifier)s IN concat(block_reason, ' ', lifted_reason, ' ', fault_reason)) > 0
 
 -- name: take_out
--- Puts the token in the place of the identifier in the given events, and takes the person out of the ledger and out of
--- the numbers of members. Gives the numbers of rows. A function of the owner of the tables, because the role of the
--- processes can't change the log.
+-- Replaces the identifier by the token in the given events, and removes the person from the ledger and from the member
+-- counts. Gives the numbers of rows. The function belongs to the owner of the tables, because the role of the processes
+-- can't change the log.
 SELECT events, memberships
 FROM forget_customer(%(install)s, %(identifier)s, %(token)s, %(audiences)s::int[], %(sequences)s::bigint[])
 
 -- name: drop_profiles
--- Takes out the lists of identifiers that name the person, and the person's own.
+-- Deletes the profiles that are the person's own or have the identifier in their list.
 DELETE FROM audiences_profile AS profile USING audiences_audience AS audience
 WHERE audience.id = profile.audience_id AND audience.install_id = %(install)s
     AND (profile.profile = %(identifier)s OR profile.identifiers @> to_jsonb(%(identifier)s::text))
 
 -- name: drop_differences
--- Takes the person out of the reports of audits. Their counts stay.
+-- Deletes the person from the reports of audits. The counts stay.
 DELETE FROM audiences_difference AS difference USING audiences_audit AS audit
 WHERE audit.id = difference.audit_id AND audit.install_id = %(install)s AND difference.identifier = %(identifier)s
 
 -- name: drop_scanned
--- Takes the person out of a scan under way.
+-- Deletes the person from the members of a scan under way.
 DELETE FROM audiences_scannedmember AS scanned USING audiences_audit AS audit
 WHERE audit.id = scanned.audit_id AND audit.install_id = %(install)s AND scanned.identifier = %(identifier)s
 
 -- name: move_cursors
--- Cursors of resends that stand at the person go to the token. A resync that is under way may send some people twice.
+-- Replaces the identifier by the token where it is the cursor of a resend. A resync under way may send some people
+-- twice.
 UPDATE audiences_resend SET after_identifier = ''
 WHERE install_id = %(install)s AND after_identifier = %(identifier)s
 
 -- name: move_audit_cursors
--- The same for audits.
+-- Replaces the identifier where it is the cursor of an audit.
 UPDATE audiences_audit SET after_identifier = ''
 WHERE install_id = %(install)s AND after_identifier = %(identifier)s
 
 -- name: move_retirement_cursors
--- The same for retirements. One that is under way may send an exit twice.
+-- Replaces the identifier where it is the cursor of a retirement. A retirement under way may send an exit twice.
 UPDATE audiences_retirement AS retirement SET after_identifier = '' FROM audiences_audience AS audience
 WHERE audience.id = retirement.audience_id AND audience.install_id = %(install)s AND after_identifier = %(identifier)s
