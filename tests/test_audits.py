@@ -485,7 +485,9 @@ def test_the_command_prints_the_result_and_fails_where_sides_differ(gold: Audien
     code, text = run_command(gold.install.public_id, "--full")
     assert (code, "agreed on 6 of 6 people" in text) == (0, True)
     lytics.members.append("gus")
-    code, text = run_command(gold.install.name, "--full", "--json", "--people", "--audience", "gold")
+    code, text = run_command(
+        gold.install.name, "--full", "--json", "--people", "--audience", "gold", "--audience", "lytics_gold"
+    )
     (report,) = json.loads(text)["audits"]
     assert (code, report["differing"], report["people"][0]["identifier"]) == (1, 1, "gus")
 
@@ -493,7 +495,7 @@ def test_the_command_prints_the_result_and_fails_where_sides_differ(gold: Audien
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["nowhere"], "no install 'nowhere'"),
+        (["nowhere"], "No install is called 'nowhere'"),
         (["Shop", "--audience", "silver"], "no audience in ODP with the slug silver"),
         (["Shop", "--sample", "0"], "at least 1"),
     ],

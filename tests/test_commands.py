@@ -2,14 +2,16 @@
 
 import io
 import json
+import os
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandError
 from django.utils.timezone import now
 
 from audiences.delivery import holds
+from audiences.management import arguments
 from audiences.models import Audience, Install, Lane
 from tests.delivering import enter, make_audience, make_install
 
@@ -93,3 +95,67 @@ def test_audit_log_ends_well_or_with_a_list(gold: Audience) -> None:
 def test_a_paused_lane_names_who_paused_it(gold: Audience) -> None:
     holds.pause(Lane.objects.get(), by="kim", reason="campaign moved")
     assert "by kim: campaign moved" in run("lane_status")
+
+
+# --- what the commands share -----------------------------------------------------------------------------------
+
+
+OF_AN_INSTALL = {
+    "audit_audiences": [],
+    "change_mechanism": ["--to", "list"],
+    "connect": ["--dry-run"],
+    "doctor": [],
+    "export_customer": ["kim@example.com"],
+    "forget": ["kim@example.com", "--yes"],
+    "learn_account": ["--yes"],
+    "skip_backlog": ["--reason", "restored"],
+    "switch_install": ["--to", "off"],
+}
+
+
+def test_every_command_about_an_install_is_listed_here() -> None:
+    own = [name for name, app in get_commands().items() if app in ("audiences", "workers")]
+    parsers = {name: load_command_class(get_commands()[name], name).create_parser("manage.py", name) for name in own}
+    assert {name for name in own if "the install's id" in parsers[name].format_help()} == set(OF_AN_INSTALL)
+
+
+@pytest.mark.parametrize("command", OF_AN_INSTALL)
+def test_an_unknown_or_ambiguous_install_is_one_sentence_in_every_command(command: str) -> None:
+    twice = sorted(make_install(name="Twice").public_id for _ in range(2))
+    with pytest.raises(CommandError, match="No install is called 'Nowhere'"):
+        run(command, "Nowhere", *OF_AN_INSTALL[command])
+    with pytest.raises(CommandError, match="2 installs are called 'Twice'") as ambiguous:
+        run(command, "Twice", *OF_AN_INSTALL[command])
+    assert all(public_id in str(ambiguous.value) for public_id in twice)
+    assert Install.objects.filter(enabled=True).count() == 2
+
+
+def test_an_id_comes_before_a_name() -> None:
+    first = make_install(name="Shop")
+    make_install(name=first.public_id)
+    assert arguments.install_named(first.public_id) == first
+
+
+@pytest.mark.parametrize("command", ["export_customer", "forget"])
+def test_an_empty_identifier_is_rejected(command: str, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    for identifier in ("", "-"):
+        with pytest.raises(CommandError, match="The identifier is empty"):
+            run(command, gold.install.public_id, identifier)
+
+
+@pytest.mark.parametrize(("command", "words"), [("forget", ["a"]), ("learn_account", [])])
+def test_a_question_without_anybody_to_answer_is_one_sentence(
+    command: str, words: list[str], gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(CommandError, match="Nobody is there to answer"):
+        run(command, gold.install.public_id, *words)
+
+
+def test_a_container_without_a_user_name_can_run_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object) -> str:
+        raise KeyError("uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert arguments.who().startswith(f"uid {os.getuid()}@")

@@ -270,7 +270,7 @@ def test_the_command_forgets_and_prints_the_counts(shop: Install, gold: Audience
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(["Nowhere", KIM], "no install 'Nowhere'"), (["Shop", ""], "The identifier is empty")]
+    ("words", "says"), [(["Nowhere", KIM], "No install is called 'Nowhere'"), (["Shop", ""], "The identifier is empty")]
 )
 def test_the_command_names_the_mistake(gold: Audience, words: list[str], says: str) -> None:
     with pytest.raises(CommandError, match=says):

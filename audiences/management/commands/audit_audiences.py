@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Q
 
 from audiences.agreement import audits, words
+from audiences.management import arguments
 from audiences.models import Audience, Audit, Difference, Install
 
 WHO = "command audit_audiences"
@@ -15,8 +17,14 @@ class Command(BaseCommand):
     help = "Audit the audiences of an install now, one after the other. Exit code 1 when one differs or fails."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("install", help="the install's id or name")
-        parser.add_argument("--audience", action="append", default=[], metavar="SLUG", help="only this one; repeatable")
+        arguments.add_install(parser)
+        parser.add_argument(
+            "--audience",
+            action="append",
+            default=[],
+            metavar="SLUG",
+            help="only this one, by slug or ODP id; repeatable",
+        )
         how = parser.add_mutually_exclusive_group()
         how.add_argument("--full", action="store_true", help="every person, in Lytics and in ODP")
         how.add_argument("--sample", type=int, metavar="N", help="every member in Lytics, about N people in ODP")
@@ -28,7 +36,7 @@ class Command(BaseCommand):
             raise CommandError("--sample takes a number of at least 1.")
         mode = Audit.Mode.FULL if options["full"] else Audit.Mode.SAMPLE if options["sample"] else Audit.Mode.QUICK
         done = []
-        for audience in _audiences(_install(options["install"]), options["audience"]):
+        for audience in _audiences(arguments.install_named(options["install"]), options["audience"]):
             audit = audits.ask(audience, mode=mode, by=WHO, sample=options["sample"] or 0)
             if audit is None:
                 raise CommandError(f"An audit of {audience} is under way. Wait for it, or stop it in the admin.")
@@ -45,20 +53,13 @@ class Command(BaseCommand):
             raise SystemExit(1)
 
 
-def _install(named: str) -> Install:
-    found = Install.objects.filter(public_id=named).first() or Install.objects.filter(name=named).first()
-    if found is None:
-        raise CommandError(f"There is no install {named!r}.")
-    return found
-
-
 def _audiences(install: Install, slugs: list[str]) -> list[Audience]:
     made = Audience.objects.filter(install=install, provisioned_at__isnull=False).select_related("install", "lane")
     if slugs:
-        missing = set(slugs) - set(made.filter(latest_slug__in=slugs).values_list("latest_slug", flat=True))
-        if missing:
+        made = made.filter(Q(latest_slug__in=slugs) | Q(odp_id__in=slugs))
+        known = {name for audience in made for name in (audience.latest_slug, audience.odp_id)}
+        if missing := set(slugs) - known:
             raise CommandError(f"{install} has no audience in ODP with the slug {', '.join(sorted(missing))}.")
-        made = made.filter(latest_slug__in=slugs)
     return list(made.order_by("odp_id"))
 
 

@@ -1,14 +1,12 @@
 """Change an install to another mechanism, one audience after another, or show what that would do."""
 
-import getpass
 import json
-import socket
 from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audiences.management.commands import switch_install
+from audiences.management import arguments
 from audiences.models import Install
 from audiences.operations import changes
 from odp.mechanisms import MECHANISMS
@@ -21,7 +19,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        switch_install.add_install_arguments(parser)
+        arguments.add_installs(parser)
         parser.add_argument("--to", choices=list(MECHANISMS), help="the mechanism to change to")
         parser.add_argument("--reason", default="", help="why; shown to whoever looks at the change")
         parser.add_argument("--yes", action="store_true", help="begin it; without this, nothing is changed")
@@ -33,12 +31,11 @@ class Command(BaseCommand):
             raise CommandError("Name the mechanism with --to, or give --stop.")
         if options["yes"] and not options["reason"].strip():
             raise CommandError("--reason must say something.")
-        by = f"{getpass.getuser()}@{socket.gethostname()}"[:150]
+        by = arguments.who()
         reports = []
-        for pk, public_id, name in switch_install.chosen(options):
-            install = Install.objects.get(pk=pk)
+        for install in arguments.chosen_installs(options):
             told = _stop(install, by=by) if options["stop"] else _change(install, by=by, options=options)
-            reports.append({"install_id": public_id, "name": name, **told})
+            reports.append({"install_id": install.public_id, "name": install.name, **told})
         if options["json"]:
             self.stdout.write(json.dumps(reports))
             return

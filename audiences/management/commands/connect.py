@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audiences.management.commands.switch_install import chosen
+from audiences.management import arguments
 from audiences.models import Install
 from audiences.operations.connect import Report, by_hand, connect
 from audiences.operations.lytics_job import NotConnectedError
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("install", help="the install's id, as in its webhook URL, or its name")
+        arguments.add_install(parser)
         parser.add_argument("--audience", action="append", default=[], metavar="SLUG", help="an audience that joins")
         parser.add_argument("--remove", action="append", default=[], metavar="SLUG", help="an audience that leaves")
         parser.add_argument("--start", action="store_true", help="start the job; Lytics sends from then on")
@@ -28,9 +28,9 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        ((pk, public_id, _),) = chosen({"install": options["install"], "all": False})
-        install = Install.objects.get(pk=pk)
-        facts: dict[str, Any] = {"install_id": public_id, "dry_run": options["dry_run"], "problem": "", "by_hand": None}
+        install = arguments.install_named(options["install"])
+        facts: dict[str, Any] = {"install_id": install.public_id, "dry_run": options["dry_run"]}
+        facts |= {"problem": "", "by_hand": None}
         try:
             report = connect(
                 install,

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from audiences.management.commands.switch_install import add_install_arguments, chosen
+from audiences.management import arguments
 from audiences.models import Install
 from audiences.operations import doctor
 
@@ -16,21 +16,21 @@ class Command(BaseCommand):
     help = "Check everything that an install needs in ODP, in Lytics and here. Exit code 1 when something is bad."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_install_arguments(parser)
+        arguments.add_installs(parser)
         parser.add_argument("--json", action="store_true", help="one JSON object for programs")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        reports: list[tuple[str, str, list[doctor.Line]]] = []
-        for pk, public_id, name in chosen(options):
-            lines = doctor.examine(doctor.Case(Install.objects.get(pk=pk)))
-            reports.append((public_id, name, lines))
+        reports: list[tuple[Install, list[doctor.Line]]] = []
+        for install in arguments.chosen_installs(options):
+            lines = doctor.examine(doctor.Case(install))
+            reports.append((install, lines))
             if not options["json"]:
-                self._print(name, lines)
-        is_bad = any(line.state == "bad" for _, _, lines in reports for line in lines)
+                self._print(install.name, lines)
+        is_bad = any(line.state == "bad" for _, lines in reports for line in lines)
         if options["json"]:
             shown = [
-                {"install_id": public_id, "name": name, "lines": list(map(_fields, lines))}
-                for public_id, name, lines in reports
+                {"install_id": install.public_id, "name": install.name, "lines": list(map(_fields, lines))}
+                for install, lines in reports
             ]
             self.stdout.write(json.dumps({"bad": is_bad, "installs": shown}, default=str))
         if is_bad:

@@ -1,13 +1,11 @@
 """Forget one customer in one install."""
 
-import sys
 import time
-from getpass import getuser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audiences.models import Install
+from audiences.management import arguments
 from audiences.operations import forgetting
 from audiences.operations.forgetting import BusyError
 
@@ -18,24 +16,18 @@ class Command(BaseCommand):
     help = "Remove one customer from log, ledger, parked items, request bodies and reports. This can't be undone."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("install", help="the install's id or name")
-        parser.add_argument("identifier", help="the whole identifier; - reads it from the input")
+        arguments.add_install(parser)
+        arguments.add_identifier(parser)
         parser.add_argument("--tell-odp", action="store_true", help="send exits for all audiences first")
         parser.add_argument("--reason", default="", help="kept with the proof; don't name the person")
         parser.add_argument("--yes", action="store_true", help="don't ask")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        named = options["install"]
-        install = Install.objects.filter(public_id=named).first() or Install.objects.filter(name=named).first()
-        if install is None:
-            raise CommandError(f"There is no install {named!r}.")
-        identifier = sys.stdin.readline().strip() if options["identifier"] == "-" else options["identifier"]
-        if not identifier:
-            raise CommandError("The identifier is empty.")
-        if not options["yes"] and input("This can't be undone. Type forget to go on: ") != "forget":
+        install, identifier = arguments.install_named(options["install"]), arguments.identifier_in(options)
+        if not options["yes"] and arguments.asked("This can't be undone. Type forget to go on: ") != "forget":
             raise CommandError("Nothing was done.")
         asked = forgetting.ask(
-            install, identifier, tell_odp=options["tell_odp"], by=getuser(), reason=options["reason"]
+            install, identifier, tell_odp=options["tell_odp"], by=arguments.who(), reason=options["reason"]
         )
         if asked is None:
             raise CommandError("This customer is being forgotten already. The workers finish it.")

@@ -1,13 +1,11 @@
 """Leave out what waits to be sent, after a database was restored from a backup."""
 
-import getpass
 import json
-import socket
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audiences.management.commands import switch_install
+from audiences.management import arguments
 from audiences.operations import skips
 
 
@@ -18,7 +16,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        switch_install.add_install_arguments(parser)
+        arguments.add_installs(parser)
         parser.add_argument("--reason", required=True, help="why, for whoever reads the history")
         parser.add_argument("--yes", action="store_true", help="do it; without this, nothing is changed")
         parser.add_argument("--json", action="store_true")
@@ -26,17 +24,21 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if not options["reason"].strip():
             raise CommandError("--reason must say something.")
-        by = f"{getpass.getuser()}@{socket.gethostname()}"[:150]
+        by = arguments.who()
         reports = []
-        for pk, public_id, name in switch_install.chosen(options):
+        for install in arguments.chosen_installs(options):
             try:
-                found = skips.skip(pk, by=by, reason=options["reason"]) if options["yes"] else skips.backlog(pk)
+                found = (
+                    skips.skip(install.pk, by=by, reason=options["reason"])
+                    if options["yes"]
+                    else skips.backlog(install.pk)
+                )
             except skips.NotNowError as error:
-                raise CommandError(f"{name}: {error}") from error
+                raise CommandError(f"{install.name}: {error}") from error
             reports.append(
                 {
-                    "install_id": public_id,
-                    "name": name,
+                    "install_id": install.public_id,
+                    "name": install.name,
                     "skipped": options["yes"],
                     "events": found.total,
                     "audiences": dict(found.events),
@@ -47,12 +49,12 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(reports))
             return
         verb = "skipped" if options["yes"] else "would be skipped"
-        for install in reports:
+        for report in reports:
             self.stdout.write(
-                f"{install['name']}: {install['events']:,} events of {len(install['audiences'])} audiences {verb}, "
-                f"{install['stopped_resends']} unfinished resends {'stopped' if options['yes'] else 'would be stopped'}"
+                f"{report['name']}: {report['events']:,} events of {len(report['audiences'])} audiences {verb}, "
+                f"{report['stopped_resends']} unfinished resends {'stopped' if options['yes'] else 'would be stopped'}"
             )
-            for odp_id, events in install["audiences"].items():
+            for odp_id, events in report["audiences"].items():
                 self.stdout.write(f"  {odp_id}  {events:,}")
         if not options["yes"]:
             self.stdout.write("Nothing was changed. Add --yes to do it.")

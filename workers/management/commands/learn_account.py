@@ -23,7 +23,7 @@ from audiences.learning import cleaning, registry, report
 from audiences.learning.experiments import Found, NotAnswered, Setting, Stopped
 from audiences.learning.lab import CUSTOMER, FIELD, MARK, ROLES, Clock, Lab, Spacing
 from audiences.learning.reading import MOST_READ
-from audiences.management.commands import switch_install
+from audiences.management import arguments
 from audiences.models import Audience, Install
 from audiences.operations import installs
 from lytics.api.client import Client as LyticsClient
@@ -43,7 +43,7 @@ class Command(BaseCommand):
     clock = Clock()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("install", help="the install's id, as in its webhook URL, or its name")
+        arguments.add_install(parser)
         parser.add_argument("--yes", action="store_true", help="don't ask before the experiments")
         parser.add_argument(
             "--file", type=Path, default=Path("learned-account.json"), help="where to write the answers"
@@ -56,8 +56,7 @@ class Command(BaseCommand):
         parser.add_argument("--clean-up", action="store_true", help="only remove what a killed run has left")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        ((pk, *_),) = switch_install.chosen({**options, "all": False})
-        install = Install.objects.get(pk=pk)
+        install = arguments.install_named(options["install"])
         if not options["field"].startswith(FIELD):
             raise CommandError(f"--field begins with {FIELD}, so that everybody sees whose it is.")
         if not options["file"].absolute().parent.is_dir():
@@ -101,10 +100,7 @@ class Command(BaseCommand):
             raise CommandError("Nothing was sent.")
 
     def _asked(self, question: str) -> bool:
-        try:
-            return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
-            raise CommandError("Nobody is there to answer. Add --yes to agree.") from None
+        return arguments.asked(f"{question} [y/N] ").lower() in ("y", "yes")
 
     # --- experiments ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""What the commands share: how a person names an install or a customer, confirms, and is named in the history."""
+
+import getpass
+import os
+import socket
+import sys
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+from audiences.models import Install
+
+_INSTALL = "the install's id, as in its webhook URL, or its name"
+# Characters of the columns that say who did something.
+_LONGEST_NAME = 150
+
+
+def add_install(parser: CommandParser) -> None:
+    """One install, which ``install_named`` finds."""
+    parser.add_argument("install", help=_INSTALL)
+
+
+def add_installs(parser: CommandParser) -> None:
+    """One install or all of them, which ``chosen_installs`` finds."""
+    parser.add_argument("install", nargs="?", help=_INSTALL)
+    parser.add_argument("--all", action="store_true", help="every install")
+
+
+def install_named(named: str) -> Install:
+    """The install with this id or name. Raises ``CommandError``, also when several have the name."""
+    found = list(Install.objects.filter(public_id=named)) or list(Install.objects.filter(name=named).order_by("pk"))
+    if not found:
+        raise CommandError(f"No install is called {named!r}; lane_status --json lists names and ids.")
+    if len(found) > 1:
+        ids = ", ".join(install.public_id for install in found)
+        raise CommandError(f"{len(found)} installs are called {named!r}; name one by its id: {ids}.")
+    return found[0]
+
+
+def chosen_installs(options: dict[str, Any]) -> list[Install]:
+    """The installs of ``add_installs``. Raises ``CommandError``."""
+    if bool(options["install"]) == options["all"]:
+        raise CommandError("Name one install, or say --all.")
+    return list(Install.objects.order_by("pk")) if options["all"] else [install_named(options["install"])]
+
+
+def add_identifier(parser: CommandParser) -> None:
+    """The identifier of a customer, which ``identifier_in`` reads."""
+    parser.add_argument("identifier", help="the whole identifier; - reads it from the input")
+
+
+def identifier_in(options: dict[str, Any]) -> str:
+    """Raises ``CommandError`` for an empty one."""
+    given: str = options["identifier"]
+    identifier = sys.stdin.readline().strip() if given == "-" else given
+    if not identifier:
+        raise CommandError("The identifier is empty.")
+    return identifier
+
+
+def asked(question: str) -> str:
+    """What a person types. Raises ``CommandError`` when the input has ended, as in a scheduled job."""
+    try:
+        return input(question).strip()
+    except EOFError:
+        raise CommandError("Nobody is there to answer. Add --yes to agree.") from None
+
+
+def who() -> str:
+    """The person at the command line. A container may run under a number that no user has."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:_LONGEST_NAME]
