@@ -8,13 +8,14 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
+from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.delivery import claims, drafts, holds
 from audiences.insight import heartbeats
-from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Resend, Worker
-from audiences.operations import change_steps, changes, guards, resends, skips
+from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
+from audiences.operations import change_steps, changes, guards, resends, retiring, skips
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
@@ -75,6 +76,11 @@ def begin(shop: Install, to: str = "") -> GuidedChange:
     change = changes.begin(install, to=to or OTHER[install.mechanism], by="kim", reason="a test")
     assert change is not None
     return change
+
+
+def retire(audience: Audience) -> Retirement:
+    assert retiring.retire(audience, by="sam", reason="left the job")
+    return Retirement.objects.get(audience=audience, restored_at=None)
 
 
 def step(shop: Install) -> bool:
@@ -415,10 +421,19 @@ def test_a_held_audience_is_left_out_and_changed_by_a_later_change(
     assert odp.members("lytics_gold") == ["lee", "mia"]
 
 
-def test_a_retired_audience_is_left_out(odp: ThreadedSandbox, shop: Install, before: str) -> None:
+@pytest.mark.parametrize("state", ["its retirement has begun", "its log has an end", "it is being taken back"])
+def test_an_audience_with_a_retirement_is_left_out(
+    odp: ThreadedSandbox, shop: Install, before: str, state: str
+) -> None:
     gold = audience_with_members(shop)
     audience_with_members(shop, "silver")
-    Lane.objects.filter(pk=gold.pk).update(retired_sequence=gold.last_sequence)
+    retirement = retire(gold)
+    if state == "its log has an end":
+        while Lane.objects.get(pk=gold.pk).retired_sequence is None:
+            assert retiring.advance(retirement.pk)
+    elif state == "it is being taken back":
+        assert retiring.advance(retirement.pk)
+        assert retiring.take_back(gold, by="sam", reason="a test")
     plan = changes.plan(Install.objects.get(), to=OTHER[before])
     assert (plan.audiences, plan.left_out) == (1, 1)
     begin(shop)
@@ -426,6 +441,74 @@ def test_a_retired_audience_is_left_out(odp: ThreadedSandbox, shop: Install, bef
     assert (change.done, list(change.left_out)) == (1, ["lytics_gold"])
     assert "retired" in change.left_out["lytics_gold"]
     assert mechanism_in(gold) == before
+
+
+def test_a_retirement_goes_on_while_a_change_is_at_another_audience(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = audience_with_members(shop)
+    audience_with_members(shop, "silver")
+    begin(shop)
+    assert step(shop)
+    assert GuidedChange.objects.get().audience == gold
+    silver = Audience.objects.exclude(pk=gold.pk).get()
+    retirement = retire(silver)
+    for _ in range(MOST):
+        retiring.advance(retirement.pk)
+        drain_all(shop)
+    assert GuidedChange.objects.get().ended_at is None
+    assert Retirement.objects.get().ended_at is not None
+    assert segments(odp) == ["lytics_gold"]
+    change = finish(shop)
+    assert (change.done, list(change.left_out)) == (1, ["lytics_silver"])
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "stopped"])
+@pytest.mark.parametrize("begins_at", range(8))
+def test_a_retirement_that_begins_at_any_step_of_a_change_ends_after_it(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, begins_at: int, stopped: bool
+) -> None:
+    begin(shop)
+    for _ in range(begins_at):
+        step(shop)
+        work(shop)
+    retirement = retire(gold)
+    if stopped:
+        changes.stop(GuidedChange.objects.get(), by="kim")
+    for _ in range(MOST):
+        retiring.advance(retirement.pk)
+        step(shop)
+        work(shop)
+    assert GuidedChange.objects.get().ended_at is not None
+    assert Retirement.objects.get().ended_at is not None
+    assert not Membership.objects.filter(is_member=True).exists()
+    assert segments(odp) == []
+
+
+def test_a_retirement_that_began_with_the_choice_of_its_audience_is_seen_before_the_switch(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """Neither saw the other, because both were committed at the same time, and the retirement ended the log."""
+    begin(shop)
+    retirement = retire(gold)
+    retiring.advance(retirement.pk)
+    assert retiring.advance(retirement.pk)
+    assert Lane.objects.get(pk=gold.pk).retired_sequence is not None
+    GuidedChange.objects.update(phase=Phase.CHECK, audience=gold, was=gold.mechanism or gold.install.mechanism)
+    change = finish(shop)
+    assert list(change.left_out) == ["lytics_gold"]
+    assert retiring.advance(retirement.pk)
+    assert segments(odp) == []
+
+
+def test_the_front_page_says_that_a_retirement_waits_for_a_change(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, operator: Client
+) -> None:
+    begin(shop)
+    step(shop)
+    retire(gold)
+    assert (
+        "It waits: a change to another mechanism is at this audience."
+        in operator.get(reverse("admin:index")).content.decode()
+    )
 
 
 def test_an_audience_that_odp_does_not_show_is_brought_back(

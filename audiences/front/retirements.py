@@ -5,7 +5,7 @@ from django.db.models import F
 from audiences.admin.pages import count, list_url, url_of
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
 from audiences.insight import retirements, state
-from audiences.models import Audience, Lane, Retirement
+from audiences.models import Audience, GuidedChange, Lane, Retirement
 from audiences.operations import retiring
 
 WITH_EVENTS, UNDER_WAY = "retired_with_events", "retiring"
@@ -82,4 +82,6 @@ def _waits(audience: Audience) -> str:
         return f" It waits: {state.hold(audience)}."
     if audience.lane.blocked_at is not None:
         return f" It waits: the audience is blocked. {audience.lane.block_reason}"
+    if GuidedChange.objects.filter(audience=audience, ended_at=None).exists():
+        return " It waits: a change to another mechanism is at this audience."
     return " It waits: the audience is paused." if audience.lane.paused_at is not None else ""

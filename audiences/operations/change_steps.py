@@ -17,7 +17,7 @@ from audiences import naming
 from audiences.delivery import mechanism_switch
 from audiences.delivery.mechanism_switch import Leases
 from audiences.delivery.odp_account import mechanism_of
-from audiences.models import SKIPPED, Audience, Event, GuidedChange, Lane, Membership, Resend, Run
+from audiences.models import SKIPPED, Audience, Event, GuidedChange, Lane, Membership, Resend, Retirement, Run
 from audiences.operations import resends, twins
 from odp import definitions
 from odp.client import Client
@@ -67,8 +67,8 @@ def choose(change: GuidedChange) -> Step:
         return end()
     if change.stopped_by:
         return end(problem=f"Stopped by {change.stopped_by}.")
-    if why := _held(audience.lane):
-        return _leave_out(change, audience, f"It is {why}. Begin another change when that is over.")
+    if why := _retired(audience) or _held(audience.lane):
+        return _leave_out_for_now(change, audience, why)
     return to(
         Phase.CHECK,
         audience=audience,
@@ -83,12 +83,19 @@ def choose(change: GuidedChange) -> Step:
     )
 
 
+def _retired(audience: Audience) -> str:
+    is_current = Retirement.objects.filter(audience=audience, restored_at=None).exists()
+    return "retired, being retired or being taken back" if is_current else ""
+
+
 def _held(lane: Lane) -> str:
-    if lane.retired_sequence is not None:
-        return "retired, or being retired"
     if lane.blocked_at is not None:
         return f"blocked: {lane.block_reason}"
     return f"paused by {lane.paused_by}: {lane.pause_reason}" if lane.paused_at is not None else ""
+
+
+def _leave_out_for_now(change: GuidedChange, audience: Audience, why: str) -> Step:
+    return _leave_out(change, audience, f"It is {why}. Begin another change when that is over.")
 
 
 def _leave_out(change: GuidedChange, audience: Audience, why: str) -> Step:
@@ -122,6 +129,10 @@ def check(change: GuidedChange, client: Client) -> Step:
 def switch(change: GuidedChange) -> Step:
     """From the next lease on, the lane is delivered with the new mechanism. ODP's audience still shows the old one's
     members, so its definition is accepted until it is replaced."""
+    audience = _audience(change)
+    # A retirement that begins later finds this change with its audience, and waits for it.
+    if why := _retired(audience):
+        return _leave_out_for_now(change, audience, why)
     return _switch(change, to_=change.after, accepted=change.old_definition)
 
 

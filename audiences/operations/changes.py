@@ -20,7 +20,7 @@ from audiences import sessions
 from audiences.delivery import leases, mechanism_switch
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.insight import heartbeats
-from audiences.models import Audience, GuidedChange, Install
+from audiences.models import Audience, GuidedChange, Install, Retirement
 from audiences.operations import change_steps
 from audiences.operations.change_steps import Step
 from audiences.wake import wake_change
@@ -46,7 +46,8 @@ class Plan:
 
     problem: str
     audiences: int
-    # Those with a definition that a person accepted, blocked, paused or retired: they would be left as they are.
+    # Those with a definition that a person accepted, blocked, paused, retired or being retired: they would be left as
+    # they are.
     left_out: int
     members: int
     largest: int
@@ -61,7 +62,8 @@ class Plan:
 def plan(install: Install, *, to: str) -> Plan:
     """Counts only, and asks ODP nothing. People who left are in the ledger, too, and are sent beside the members."""
     stopped = Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)
-    held = stopped | Q(lane__retired_sequence__isnull=False) | ~Q(accepted_definition="")
+    retired = Q(pk__in=Retirement.objects.filter(restored_at=None).values("audience"))
+    held = stopped | retired | ~Q(accepted_definition="")
     counts = _with_another(install, to).aggregate(
         audiences=Count("pk"),
         left_out=Count("pk", filter=held),

@@ -133,8 +133,8 @@ def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
         retirement = found.first()
         if retirement is None:
             return False
-        if GuidedChange.objects.filter(install=retirement.audience.install_id, ended_at=None).exists():
-            return False  # it changes the same audiences
+        if GuidedChange.objects.filter(audience=retirement.audience_id, ended_at=None).exists():
+            return False  # the change rewrites this audience; it leaves out audiences whose retirement began before
         if retirement.undone_at is not None:
             return _restore(retirement)
         if retirement.emptied_at is None:
