@@ -4,6 +4,7 @@ It starts a PostgreSQL server in a temporary folder, fills the log like ingest, 
 docs/decisions/0019-find-customer.md: lookup, summarising, and ingest without the index, with it, and with a B-tree.
 """
 
+import json
 import os
 import random
 import secrets
@@ -42,6 +43,22 @@ RUNS = """
 INSERT INTO audiences_run (audience_id, first_sequence, last_sequence, sent, folded, opened_at, closed_at, outcome)
 SELECT audience.id, first, first + 24, 20, 5, now(), now(), 'delivered'
 FROM audiences_audience AS audience, generate_series(1, 1 + %s / 60, 25) AS first
+"""
+
+
+# A Delivery with a body of 500 items for each Run that has an event of the customer.
+DELIVERIES = """
+WITH run AS (
+    SELECT DISTINCT run.id FROM audiences_event AS event JOIN audiences_run AS run
+        ON run.audience_id = event.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+    WHERE event.identifier = %(customer)s
+), delivery AS (
+    INSERT INTO audiences_delivery (id, install_id, endpoint, opened_at, closed_at, outcome, items, bytes, request,
+        reason, answer, worker, version)
+    SELECT id, (SELECT id FROM audiences_install), '/v3/profiles', now(), now(), 'delivered', 500, 70000, %(body)s,
+        '', '', '', '' FROM run
+)
+UPDATE audiences_run SET delivery_id = run.id FROM run WHERE audiences_run.id = run.id
 """
 
 
@@ -95,9 +112,11 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
     from django.test import Client
     from django.urls import reverse
 
+    from audiences import request_bodies
     from audiences.delivery import holds
     from audiences.insight import customers, search_index
     from audiences.models import Audience, Install
+    from audiences.operations import forgetting
 
     call_command("migrate", verbosity=0)
     install = Install.objects.create(name="Bench", odp_api_key="x")
@@ -111,6 +130,12 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
     ask("UPDATE audiences_audience SET last_sequence = 1 + %s / 60", [events])
     ask(RUNS, [events])
     ask("UPDATE audiences_lane SET delivered_sequence = 1 + %s / 60", [events])
+    item = {"attributes": {"fs_user_id": MANY, "web_user_id": MANY, "lytics_s1": True}}
+    others = [{"attributes": {"fs_user_id": name, "web_user_id": name}} for name in map(secrets.token_hex, [16] * 499)]
+    body = request_bodies.pack(json.dumps([item, *others]).encode())
+    ask("SET enable_seqscan = off")
+    ask(DELIVERIES, {"customer": MANY, "body": body})
+    ask("RESET enable_seqscan")
     ask("ANALYZE audiences_run")
     size = "SELECT pg_relation_size('audiences_event') / 1e6, pg_relation_size('events_of_a_customer') / 1e6"
     print("{:,} events; the log has {:,.0f} MB, its index {:,.1f} MB".format(events, *ask(size)[0]))
@@ -131,6 +156,11 @@ def measure(events: int, fleet: Fleet, start_again: Callable[[], None], files: P
         warm = statistics.median(timed(partial(customers.customer_history, customer)) for _ in range(9))
         page = statistics.median(timed(partial(person.post, box, {"identifier": customer})) for _ in range(9))
         print(f"a customer with {name}: {warm:.0f} ms, the page {page:.0f} ms; {cold:.0f} ms with nothing in memory")
+
+    forgotten = forgetting.ask(install, MANY, tell_odp=False, by="bench")
+    assert forgotten is not None
+    print(f"forgetting a customer with 300 events: {timed(partial(forgetting.go_on, forgotten)):.0f} ms")
+    assert customers.customer_history(MANY).statuses == []
 
     receive("with the index")
     print(f"summarising {CALLS * PER_CALL:,} events and more: {timed(search_index.summarise):.0f} ms")

@@ -9,13 +9,14 @@ import pytest
 from cryptography.fernet import Fernet
 from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import holds
-from audiences.insight import customer_export
+from audiences.insight import customer_export, search_index
 from audiences.models import (
     Audience,
     Audit,
@@ -32,7 +33,7 @@ from audiences.models import (
 from audiences.operations import audit, forgetting, resends, retiring
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import assert_all_is_well, claim, drain_all, enter, happen, make_audience, make_install
+from tests.delivering import a_log, assert_all_is_well, claim, drain_all, enter, happen, make_audience, make_install
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -251,6 +252,31 @@ def test_a_failing_request_does_not_stop_the_others(
     monkeypatch.setattr(forgetting, "_take_out", fail_once)
     forgetting.go_on_all()
     assert Forgotten.objects.get(pk=second.pk).ended_at is not None
+
+
+@pytest.mark.parametrize("action", ["forget", "export"])
+def test_a_small_part_of_the_log_is_read_however_long_it_is(shop: Install, action: str) -> None:
+    """PostgreSQL would begin a joined query with all events of the install: half a minute with ten million."""
+    a_log(make_audience(shop), 300_000)
+    assert search_index.summarise() > 300
+    with CaptureQueriesContext(connection) as seen:
+        if action == "export":
+            assert len(customer_export.export(shop, "kim")["events"]) == 4
+        else:
+            asked = forgetting.ask(shop, "kim", tell_odp=False, by="dpo")
+            assert asked is not None
+            assert forgetting.go_on(asked)
+    searches = [one["sql"] for one in seen.captured_queries if "identifier" in one["sql"] and "'kim'" in one["sql"]]
+    of_the_log = [sql for sql in searches if "audiences_event" in sql and sql.startswith(("SELECT", "WITH"))]
+    assert len(of_the_log) == 1
+    with connection.cursor() as cursor, transaction.atomic():
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {of_the_log[0]}")
+        ((told,),) = cursor.fetchall()
+        cursor.execute("SELECT pg_relation_size('audiences_event') / current_setting('block_size')::int")
+        ((blocks,),) = cursor.fetchall()
+    plan = (told if isinstance(told, list) else json.loads(told))[0]["Plan"]
+    assert (plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]) / blocks < 0.2
 
 
 # --- the commands --------------------------------------------------------------------------------------------

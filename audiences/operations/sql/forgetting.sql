@@ -8,9 +8,14 @@ SELECT set_config('enable_seqscan', 'off', true)
 
 -- name: events
 -- The events of the person in the install: audience and number of each.
-SELECT event.audience_id, event.sequence
-FROM audiences_event AS event JOIN audiences_audience AS audience ON audience.id = event.audience_id
-WHERE event.identifier = %(identifier)s AND audience.install_id = %(install)s
+WITH
+-- The events in all installs. Materialized, because PostgreSQL would join first and read all events of the install.
+found AS MATERIALIZED (
+    SELECT audience_id, sequence FROM audiences_event WHERE identifier = %(identifier)s
+)
+SELECT found.audience_id, found.sequence
+FROM found JOIN audiences_audience AS audience ON audience.id = found.audience_id
+WHERE audience.install_id = %(install)s
 
 -- name: deliveries
 -- The Deliveries whose requests may name the person: those of all Runs that cover one of the given events.
