@@ -92,13 +92,17 @@ def test_a_deleted_audience_is_made_again_with_its_members(odp: ThreadedSandbox,
     assert found(gold) == ""
 
 
-def test_a_lost_field_is_made_again_and_its_members_are_sent_again(
-    odp: ThreadedSandbox, shop: Install, gold: Audience
-) -> None:
+def lose_field(odp: ThreadedSandbox) -> None:
     one = account(odp)
     del one.schema.fields["lytics_gold"]
     for customer in one.customers.by_number.values():
         customer.record.pop("lytics_gold", None)
+
+
+def test_a_lost_field_is_made_again_and_its_members_are_sent_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    lose_field(odp)
     look(shop)
     twin = Twin.objects.get(pk=gold.pk)
     assert "the customer field lytics_gold" in twin.problem
@@ -106,6 +110,29 @@ def test_a_lost_field_is_made_again_and_its_members_are_sent_again(
     assert (resync.kind, resync.by) == (Resend.Kind.RESYNC, "schedule")
     finish(shop)
     assert odp.members("lytics_gold") == ["kim", "lee"]
+
+
+def test_while_odp_creates_nothing_the_members_are_sent_again_once(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    odp.fault({"path": "/v3/schema", "method": "POST"}, {"status": 503})
+    lose_field(odp)
+    for _ in range(3):
+        twins.look(shop.pk)
+        finish(shop)
+    assert Audience.objects.get(pk=gold.pk).hold_failures > 0
+    assert Resend.objects.count() == 1
+
+
+def test_a_field_that_is_lost_again_before_the_next_look_gets_its_members_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """Two looks find the same, but ODP had the field in between, and lost its members with it once more."""
+    for _ in range(2):
+        lose_field(odp)
+        look(shop)
+        finish(shop)
+        assert odp.members("lytics_gold") == ["kim", "lee"]
 
 
 def test_a_lost_list_is_made_again_and_its_members_are_sent_again(odp: ThreadedSandbox) -> None:
