@@ -1,4 +1,4 @@
-"""Guided changes: an install gets another mechanism while events go on, and each customer ends right."""
+"""Guided changes: an install gets another mechanism while events come in, and each membership ends right."""
 
 import json
 from io import StringIO
@@ -37,7 +37,7 @@ SEGMENT = "/v3/segments/lytics_gold"
 NEWSLETTER = {"root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "newsletter"}}}}}
 LISTS, PROFILES = "/v3/lists/subscriptions", "/v3/profiles"
 OTHER = {"attribute": "list", "list": "attribute"}
-# More than there are, with every wait.
+# More steps than a change takes, waits included.
 MOST = 60
 
 
@@ -95,7 +95,7 @@ def step(shop: Install) -> bool:
 
 
 def work(shop: Install) -> None:
-    """All that the other tasks of the workers do."""
+    """Run the other tasks of the workers."""
     drain_all(shop)
     resends.go_on(shop.pk, seconds=5)
     drain_all(shop)
@@ -192,8 +192,8 @@ def test_an_audience_that_is_not_in_odp_yet_is_made_with_the_new_mechanism(
 
 # --- with live events ----------------------------------------------------------------------------------------
 
-# What the workers do with the events that come between two steps: deliver them before the next step, leave them until
-# after it, or have their request under way during it.
+# When workers deliver the events that come between two steps: before the next step, after it, or with a request under
+# way during it.
 DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
 MOVING = {"kim", "new", "pat"}
 # The number of further steps during which a request is under way.
@@ -207,7 +207,7 @@ def long_leases(settings: Settings) -> None:
 
 
 def send_events(gold: Audience, at: int) -> None:
-    """Kim leaves, somebody new comes, and Pat is back."""
+    """Kim leaves, a new customer enters, and Pat enters again."""
     happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
 
 
@@ -282,7 +282,7 @@ def test_a_stop_at_any_step_leaves_the_audience_whole(odp: ThreadedSandbox, mode
 
 
 def forget(shop: Install, gold: Audience, before: str) -> None:
-    """Take away all of an audience, so that a test begins again."""
+    """Delete everything about an audience, so that a test can begin again."""
     with connection.cursor() as cursor:
         for table in ("guidedchange", "again", "resend", "run", "delivery", "event", "membership", "twin", "lane"):
             cursor.execute(f"DELETE FROM audiences_{table}")
@@ -362,7 +362,7 @@ def test_a_request_under_way_whose_worker_is_gone_holds_the_change_for_its_lease
     assert odp.members("lytics_gold") == ["kim", "lee", "mia", "new"]
 
 
-# --- what stands in the way ----------------------------------------------------------------------------------
+# --- audiences that are not changed -------------------------------------------------------------------------
 
 
 def test_a_definition_that_a_person_wrote_is_left_as_it_is(odp: ThreadedSandbox, shop: Install, before: str) -> None:
@@ -527,7 +527,7 @@ def test_an_audience_that_odp_does_not_show_is_brought_back(
         assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
     odp.clear_faults()
     change = finish(shop)
-    assert "are not as the ledger has them" in change.problem
+    assert "differ between ODP and the ledger" in change.problem
     assert (mechanism_in(gold), definition(odp)) == (before, before)
     assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
     assert segments(odp) == ["lytics_gold"]
@@ -615,7 +615,7 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox) -> None:
     assert changes.begin(Install.objects.get(), to="attribute", by="kim", reason="a test") is None
 
 
-def test_a_change_goes_on_by_itself_until_it_has_to_wait(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_a_worker_takes_steps_until_the_change_has_to_wait(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     begin(shop)
     changes.go_on(shop.pk, seconds=30)
     change = GuidedChange.objects.get()

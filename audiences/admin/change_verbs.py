@@ -1,4 +1,4 @@
-"""Guided changes on the page of an install: what one would do, how far one is, the buttons that begin and stop one."""
+"""Guided changes on the page of an install: the progress of a change, and the buttons that begin and stop one."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from audiences.models import GuidedChange, Install
 from audiences.operations import changes
 from odp.mechanisms import MECHANISMS, Passthrough
 
-# Audiences left out that the page of an install shows with their reasons.
+# The most audiences that the page of an install lists as left out, with their reasons.
 SHOWN = 20
 
 
 def targets(install: Install) -> list[str]:
-    """The mechanisms that a change can lead to now."""
+    """The mechanisms to which a change can begin now."""
     if Passthrough.name == install.mechanism:
         return []
     return [name for name in MECHANISMS if name != Passthrough.name and not changes.problem_of(install, to=name)]

@@ -29,9 +29,9 @@ _SQL = sql.beside(
 # Seconds that an audience's deliveries wait for a requested check in ODP, because their field may be missing there.
 LOOK_SECONDS = 15
 
-# The number of audiences of one install that drains make at the same time. Each takes a worker's slot for as long as
-# ODP takes to respond, so with more of them an ODP API that hangs would delay deliveries. The task that only makes
-# audiences has threads for more of them: see workers/making.py.
+# The most audiences of one install that drains create at once. Each occupies a worker's slot until ODP responds, so
+# with more of them a hanging ODP API would delay deliveries. The task that only creates audiences has threads of its
+# own: see workers/making.py.
 MAKING_AT_ONCE = 2
 
 

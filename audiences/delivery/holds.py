@@ -102,19 +102,19 @@ def hold(lease: Lease, reason: str) -> None:
 
 
 def end_log(audience_id: int, sequence: int) -> None:
-    """Of an audience that is being retired: the last event that is delivered. Later ones are held."""
+    """Set the end of a retiring audience's log: later events than ``sequence`` are held."""
     Lane.objects.filter(pk=audience_id).update(retired_sequence=sequence)
 
 
 def retire(audience_id: int) -> None:
-    """The audience is gone from ODP. What held its lane before doesn't matter any more."""
+    """Mark the audience as retired, and clear earlier holds of its lane."""
     nothing = dict.fromkeys(("paused_at", "blocked_at", "lifted_since_at", "fault_since_at", "fault_until_at"))
     words = dict.fromkeys(("paused_by", "pause_reason", "block_reason", "lifted_reason", "fault_reason"), "")
     Lane.objects.filter(pk=audience_id).update(retired_at=Now(), **nothing, **words)
 
 
 def take_back(audience_id: int) -> None:
-    """The audience is used again: events that were held are delivered."""
+    """Clear the retirement, so that the held events are delivered."""
     Lane.objects.filter(pk=audience_id).update(retired_at=None, retired_sequence=None)
 
 

@@ -37,9 +37,8 @@ class GapError(Exception):
 
 
 class Work(NamedTuple):
-    """What an install has to do now: whether an audience may be made in ODP, and how many events may be claimed.
-
-    ``mechanism`` is that of the ready lane that was served longest ago.
+    """The work of an install now: whether an audience may be created in ODP, and the number of events that may be
+    claimed. ``mechanism`` is the mechanism of the least recently served ready lane.
     """
 
     install: Install
@@ -68,7 +67,7 @@ class Lease:
     more: bool
     # Whether ODP has rejected changes of this install that are still parked.
     has_rejections: bool
-    # That of all its lanes.
+    # The mechanism of all its lanes.
     mechanism: str
 
     @property
@@ -90,7 +89,7 @@ class Result:
 
 
 def capacity_of(install: Install, mechanism: str = "") -> int:
-    """The number of events that fill one request, by default of the install's own mechanism."""
+    """The number of events that fill one request of the mechanism; by default the install's."""
     per_change = MECHANISMS[mechanism or install.mechanism].items_per_change
     return max(1, min(install.batch_size, install.learned_batch_size or install.batch_size) // per_change)
 

@@ -1,7 +1,7 @@
-"""The mechanism of one audience: switching it while deliveries go on. The only writer of ``Audience.mechanism``.
+"""Switch the mechanism of an audience while deliveries continue. The only writer of ``Audience.mechanism``.
 
-A claim reads the mechanism under the lock on the install, and so does a switch. A lease that began before the switch
-writes with the mechanism before it, until it ends.
+Claims and switches read the mechanism under the install's lock. A lease that began before a switch keeps the previous
+mechanism until it ends.
 """
 
 import uuid
@@ -14,17 +14,17 @@ from audiences.models import Audience, Install, Lane
 
 
 class Leases(NamedTuple):
-    """The leases of an audience that were under way when it was switched: of its delivery, and of its making in ODP."""
+    """The leases of an audience at the time of its switch: of its delivery, and of its creation in ODP."""
 
     lane: uuid.UUID | None
     making: uuid.UUID | None
 
 
 def begin(install_id: int, *, to: str) -> None:
-    """Write new audiences with the mechanism ``to``; those there keep theirs. Inside a transaction."""
+    """Give new audiences the mechanism ``to``. Existing ones keep theirs. Runs inside the caller's transaction."""
     before = _lock(install_id)
     audiences = Audience.objects.filter(install=install_id)
-    # In the order in which calls lock several audiences, so that neither waits for the other.
+    # Lock audiences in the order that calls use, so that the two can't deadlock.
     list(audiences.select_for_update(no_key=True).order_by("pk").values_list("pk", flat=True))
     audiences.filter(mechanism="").update(mechanism=before)
     audiences.filter(mechanism=to).update(mechanism="")
@@ -32,7 +32,7 @@ def begin(install_id: int, *, to: str) -> None:
 
 
 def switch(audience: Audience, *, to: str, accepted: str) -> Leases:
-    """Write the audience with the mechanism ``to`` from the next lease on. Inside a transaction.
+    """Give the audience the mechanism ``to`` from the next lease on. Runs inside the caller's transaction.
 
     ``accepted`` is the digest of the definition that its real-time audience may keep; empty for ours alone.
     """
@@ -50,12 +50,12 @@ def switch(audience: Audience, *, to: str, accepted: str) -> Leases:
 
 
 def keep_ours(audience_id: int) -> None:
-    """Our own definition is there again: no other one is accepted any more."""
+    """Accept no definition but ours, because ODP has ours again."""
     Audience.objects.filter(pk=audience_id).update(accepted_definition="")
 
 
 def ended(audience_id: int, leases: Leases) -> bool:
-    """Whether these leases are over. One that has expired is taken away, so that its worker changes no row later."""
+    """Return whether both leases have ended. Expired leases are cleared first, so their workers can't write later."""
     holds.end_expired_leases([audience_id])
     audiences = Audience.objects.filter(pk=audience_id)
     audiences.filter(making_until_at__lte=Now()).update(making_token=None, making_until_at=None)
@@ -65,6 +65,6 @@ def ended(audience_id: int, leases: Leases) -> bool:
 
 
 def _lock(install_id: int) -> str:
-    """The install's mechanism, under the lock that claims take, too."""
+    """Lock the install's row, as claims do, and return its mechanism."""
     installs = Install.objects.select_for_update(no_key=True).filter(pk=install_id)
     return installs.values_list("mechanism", flat=True).get()

@@ -22,10 +22,8 @@ Gate = Callable[[Install, str, float], None]
 
 
 class Account(NamedTuple):
-    """What identifies an ODP account: the public part of its API keys, and its host.
-
-    A new secret leaves the public part as it is. An empty public part identifies no account: the key can't be
-    decrypted.
+    """The identity of an ODP account: the public part of its API keys, and its host. A new secret of a key doesn't
+    change the public part. An empty public part means unknown: the key can't be decrypted.
     """
 
     public_part: str
@@ -56,7 +54,7 @@ def client_of(install: Install, *, ends_at: float = float("inf"), gate: Gate | N
 
 
 def mechanism_of(install: Install, name: str = "") -> Mechanism:
-    """The mechanism with that name as the settings configure it; without a name, that of the install."""
+    """The mechanism ``name`` as the settings configure it; by default the install's."""
     return mechanism(name or install.mechanism, passthrough_definition=settings.ODP_PASSTHROUGH_DEFINITION)
 
 

@@ -84,13 +84,13 @@ def note_foreign(audience_id: int, definition: str) -> None:
 
 
 def replace(audience_id: int, definition: str) -> bool:
-    """A person wants ours in place of this definition in ODP. False when a different one was found there meanwhile."""
+    """Store that a person decided to replace this definition by ours. False when ODP now has a different one."""
     found = Audience.objects.filter(pk=audience_id, foreign_definition=definition).exclude(foreign_definition="")
     return bool(found.update(replaced_definition=definition, accepted_definition=""))
 
 
 def allow_retired_id(audience_id: int) -> None:
-    """A person has decided that it may have the ODP id of a retired audience of another install."""
+    """Store that a person decided to reuse the ODP id of another install's retired audience for this audience."""
     Audience.objects.filter(pk=audience_id).update(reuses_id_at=Now(), **NO_HOLD)
 
 
@@ -117,7 +117,7 @@ def use_id(audience_id: int, odp_id: str) -> None:
 
 
 def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | None:
-    """Claim the next audience to make. None when there is none, or ``at_once`` of the install are being made."""
+    """Claim the next audience to create. None when there is none, or ``at_once`` of the install are being created."""
     token = uuid.uuid4()
     with _given_back_in_trouble(token):
         with transaction.atomic():
@@ -152,7 +152,7 @@ def provision_one(
     at_once: int = claims.MAKING_AT_ONCE,
     on_more: Callable[[int], None] | None = None,
 ) -> bool:
-    """Make the next audience. False when none may be made now.
+    """Create the next audience in ODP. False when none may be created now.
 
     When further audiences wait, ``on_more`` is called before the requests to ODP; by default it wakes another worker.
     """

@@ -1,7 +1,7 @@
-"""One ODP id belongs to one audience of an ODP account, whichever of the account's installs has it.
+"""One ODP id belongs to one audience of an ODP account, across all installs that send to the account.
 
-Two installs may send to one account. If both had an audience under the same id, an exit in one install would take out
-customers whom the other has entered. So the second one isn't created in ODP: it is blocked, and a person gives it
+Two installs may send to one account. If both had an audience under the same id, an exit in one install would remove
+customers that the other one entered. So the second audience isn't created in ODP. It is blocked until a person gives it
 another id, or its install another prefix.
 """
 
@@ -17,8 +17,8 @@ from odp.outcomes import Answer, Outcome
 def conflict(audience: Audience) -> Answer | Refusal | None:
     """Why an audience may not be created in ODP under its id; None when nothing speaks against it.
 
-    Of two audiences that aren't in ODP yet, the older one gets the id. An ``Answer`` says to try again later: a younger
-    one is being created at this moment, by a worker that may not have seen the older one.
+    Of two audiences that aren't in ODP yet, the older one gets the id. An ``Answer`` means try again later: a worker is
+    creating the younger audience now, and may not have seen the older one.
     """
     if audience.segment_id == naming.TEST_SEGMENT_ID:
         return None
@@ -27,15 +27,15 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
             if audience.reuses_id_at is None:
                 return Refusal(
                     f"The ODP id {audience.odp_id} belonged to an audience of the install {other.install.name}, which"
-                    " was retired. What still uses that id would now get the customers of this one. Press Reuse the"
-                    " retired id if that is right, and Use another ODP id if not."
+                    " was retired. Campaigns and experiments that still use the id would get this audience's customers."
+                    " Press Reuse the retired id if that is right, and Use another ODP id if not."
                 )
             continue
         if other.provisioned_at is not None or other.pk < audience.pk:
             return Refusal(
                 f"The install {other.install.name} sends to the same ODP account and uses the ODP id"
-                f" {audience.odp_id} already. Under one id, an exit in one install would take out customers whom the"
-                " other has entered. Press Use another ODP id; or, while no audience of this install is in ODP, enter"
+                f" {audience.odp_id} already. With one id, an exit in one install would remove customers that the"
+                " other one entered. Press Use another ODP id; or, while no audience of this install is in ODP, enter"
                 " another prefix of ODP ids in its settings."
             )
         if other.making_until_at is not None and other.making_until_at > now():
@@ -44,17 +44,17 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
 
 
 def used_by(audience: Audience) -> Audience | None:
-    """An audience of another install that is in ODP under the same id."""
+    """The audience of another install that is in ODP under the same id."""
     return next((other for other in _same_id(audience) if other.provisioned_at is not None), None)
 
 
 def retired_before(audience: Audience) -> Audience | None:
-    """A retired audience of another install that had the same id."""
+    """The retired audience of another install that had the same id."""
     return next((other for other in _same_id(audience) if other.lane.retired_at is not None), None)
 
 
 def _same_id(audience: Audience) -> list[Audience]:
-    """The audiences under its id in other installs of its account, the oldest first."""
+    """The audiences with the same id in other installs of the account, oldest first."""
     installs = Install.objects.exclude(pk=audience.install_id)
     same = Audience.objects.filter(install__in=installs, odp_id=audience.odp_id).select_related("install", "lane")
     return [other for other in same.order_by("pk") if same_account(other.install, audience.install)]

@@ -1,6 +1,6 @@
-"""Unmaking: delete a retired audience's real-time audience in ODP. Its field or list stays, because others may use it.
+"""Delete a retired audience's real-time audience in ODP. Its field or list stays, because other audiences may use it.
 
-It takes the lease of the worker that would create the audience, so that the two never meet in ODP.
+It takes the lease for creating the audience, so that no worker creates the audience at the same time.
 """
 
 import time
@@ -21,10 +21,8 @@ from outgoing.deadline import TooLateError
 
 
 def unmake(audience: Audience, *, gate: Gate | None = None, seconds: float | None = None) -> str | None:
-    """Delete it, with requests that take ``seconds`` together at most.
-
-    Returns why it was left in ODP, and the empty text when it is gone. None when it is to be tried again later: ODP
-    doesn't answer, or another worker has the audience.
+    """Delete the audience in ODP, within ``seconds``. Returns "" when it is gone, and the reason when it was left in
+    ODP. None means try again later: ODP didn't respond, or another worker has the lease.
     """
     making = _lease(audience.pk)
     if making is None:
@@ -72,7 +70,7 @@ def _delete(audience: Audience, gate: Gate | None, seconds: float) -> str | Answ
 
 
 def _end(making: Making) -> bool:
-    """Store that ODP no longer has it. False when the lease was lost."""
+    """Store that ODP no longer has the audience. False when the lease was lost."""
     ended = Audience.objects.filter(pk=making.audience.pk, making_token=making.token)
     values = {"making_token": None, "making_until_at": None, "provisioned_at": None, "look_asked_at": None}
     definitions = dict.fromkeys(("foreign_definition", "accepted_definition", "replaced_definition"), "")

@@ -1,4 +1,4 @@
-"""Guided changes: how an install is brought from one setting to another while deliveries go on."""
+"""Guided changes: a setting of an install is changed in steps, while deliveries continue."""
 
 from django.db import models
 from django.db.models import Q
@@ -12,8 +12,8 @@ from audiences.models.installs import Install
 class GuidedChange(models.Model):
     """One guided change of an install, one audience after another. Written by ``operations/changes.py`` alone.
 
-    ``phase`` is the next step, and each step is stored before the next one begins, so any process may go on. The
-    columns from ``audience`` to ``upto_sequence`` are about the audience in work.
+    ``phase`` is the next step. Each step is stored before the next one begins, so any worker can continue. The columns
+    from ``audience`` to ``upto_sequence`` are about the current audience.
     """
 
     class Kind(models.TextChoices):
@@ -41,19 +41,19 @@ class GuidedChange(models.Model):
     reason = models.TextField()
     asked_at = models.DateTimeField(default=now)
     ended_at = models.DateTimeField(null=True)
-    # Who wants it to end before its time. The audience in work is first brought back to what it was.
+    # The person who stopped it. The current audience is changed back before the change ends.
     stopped_by = models.CharField(max_length=150, blank=True, default="")
-    # Why it ended before its time, or will once the audience in work is back.
+    # The reason for ending early; set before the current audience is changed back.
     problem = SaidField(blank=True, default="")
     phase = models.CharField(max_length=10, choices=Phase, default=Phase.CHOOSE)
     phase_since_at = models.DateTimeField(default=now)
-    # What the last step has to wait for; empty when it went on.
+    # What the change waits for; empty when it doesn't wait.
     waits_for = SaidField(blank=True, default="")
-    # When that is looked at again.
+    # The time of the next check.
     next_at = models.DateTimeField(null=True)
     lease_token = models.UUIDField(null=True)
     lease_until_at = models.DateTimeField(null=True)
-    # Audiences: all at the beginning, those done, and by ODP id those left as they are and why.
+    # The number of audiences at the beginning, the number done, and the reasons of those left as they are, by ODP id.
     total = models.PositiveIntegerField(default=0)
     done = models.PositiveIntegerField(default=0)
     left_out = models.JSONField(default=dict)
@@ -64,11 +64,11 @@ class GuidedChange(models.Model):
     is_returning = models.BooleanField(default=False)
     # Digest of the definition that ODP had of it.
     old_definition = models.CharField(max_length=64, blank=True, default="")
-    # The leases under way when its deliveries were switched.
+    # The leases that existed when its deliveries were switched.
     lane_token = models.UUIDField(null=True)
     making_token = models.UUIDField(null=True)
     resend_id = models.BigIntegerField(null=True)
-    # The last number of its log when deliveries were switched, and when all of the ledger was appended again.
+    # The last number of its log when deliveries were switched, and when the whole ledger was appended again.
     from_sequence = models.BigIntegerField(default=0)
     upto_sequence = models.BigIntegerField(default=0)
 

@@ -1,7 +1,7 @@
 """The steps of a guided change to another mechanism (docs/guided-changes.md).
 
-A step either asks ODP or writes to the tables, never both. What it returns is stored before the next step begins. Each
-step may be repeated after a crash: what it creates in ODP may be there already.
+A step either sends requests to ODP or writes to the tables, never both. Its result is stored before the next step
+begins. A step may be repeated after a crash, so the objects that it creates in ODP may exist already.
 """
 
 import random
@@ -30,15 +30,15 @@ Phase = GuidedChange.Phase
 
 # Seconds of one request to ODP.
 SECONDS = 8.0
-# Seconds until ODP is asked again, and until the end of a request under way is looked for again.
+# Seconds before the next request to ODP, and before the next check whether a request under way has ended.
 LATER, SOON = 5.0, 0.2
-# People of an audience who are verified in ODP before its definition is replaced.
+# The number of an audience's people who are verified in ODP before its definition is replaced.
 SAMPLE = 200
 
 
 @dataclass(frozen=True)
 class Step:
-    """Columns of the GuidedChange to store, and the seconds until the next step may follow."""
+    """The columns of the GuidedChange to store, and the seconds before the next step."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -56,11 +56,11 @@ def end(**changes: Any) -> Step:
     return to(Phase.CHOOSE, audience=None, ended_at=now(), **changes)
 
 
-# --- which audience ------------------------------------------------------------------------------------------
+# --- the audience --------------------------------------------------------------------------------------------
 
 
 def choose(change: GuidedChange) -> Step:
-    """The next audience with another mechanism than the install. Without one, the change is done."""
+    """Choose the next audience with another mechanism than the install's. When none is left, the change is done."""
     waiting = Audience.objects.filter(install=change.install_id).exclude(mechanism="").select_related("lane")
     audience = waiting.exclude(odp_id__in=list(change.left_out)).order_by("pk").first()
     if audience is None:
@@ -103,7 +103,7 @@ def _leave_out(change: GuidedChange, audience: Audience, why: str) -> Step:
 
 
 def check(change: GuidedChange, client: Client) -> Step:
-    """Make the field or list of the new mechanism. The real-time audience is read and stays as it is."""
+    """Create the field or list of the new mechanism. The real-time audience is only read."""
     audience = _audience(change)
     before, after = mechanism_of(change.install, change.was), _after(change)
     found = read_definition(client, audience.odp_id, seconds=SECONDS)
@@ -113,7 +113,8 @@ def check(change: GuidedChange, client: Client) -> Step:
         return _leave_out(change, audience, found.reason)
     ours = [each.definition(audience.odp_id) for each in (before, after)]
     if found is not None and not any(definitions.same(each, found) for each in ours):
-        why = f"ODP has a definition of its own: {definitions.in_words(found)}. Change it there by hand, or take ours."
+        theirs = definitions.in_words(found)
+        why = f"ODP has another definition: {theirs}. Change it there by hand, or press Take ours."
         return _leave_out(change, audience, why)
     problem = after.ensure_store(client, audience.odp_id, naming.label(audience.slug), seconds=SECONDS)
     if isinstance(problem, Answer):
@@ -123,7 +124,7 @@ def check(change: GuidedChange, client: Client) -> Step:
     return to(Phase.SWITCH, old_definition=definitions.digest(found) if found is not None else "")
 
 
-# --- its deliveries ------------------------------------------------------------------------------------------
+# --- deliveries ----------------------------------------------------------------------------------------------
 
 
 def switch(change: GuidedChange) -> Step:
@@ -158,7 +159,7 @@ def _await(audience: Audience, leases: Leases) -> Step:
 
 
 def await_lease(change: GuidedChange) -> Step:
-    """When no request of the mechanism before is under way, the ledger has all that it wrote, and is sent again."""
+    """Wait for requests with the previous mechanism. Then the ledger includes their results, and is sent again."""
     audience = _audience(change)
     if not mechanism_switch.ended(audience.pk, Leases(change.lane_token, change.making_token)):
         return wait("A request to ODP is under way.", seconds=SOON)
@@ -170,13 +171,13 @@ def await_lease(change: GuidedChange) -> Step:
 
 
 def resend(change: GuidedChange) -> Step:
-    """Until all of the ledger is in the log again, and the lane has delivered that.
+    """Wait until the whole ledger is in the log again and the lane has delivered it.
 
-    An audience that is brought back needs no verification: its events are delivered in order, whenever that is.
+    An audience that is changed back isn't verified, so its events in the log needn't be delivered before the next step.
     """
     assert change.resend_id is not None
     resync = Resend.objects.get(pk=change.resend_id)
-    # Read after the Resend: its last number has to include all that the Resend has appended.
+    # Read after the Resend, so that the audience's last number includes all events that the Resend appended.
     audience = _audience(change)
     if resync.ended_at is None:
         return wait(f"{resync.done:,} of {resync.total:,} people are in the log again.")
@@ -194,7 +195,7 @@ def resend(change: GuidedChange) -> Step:
 
 
 def _was_skipped(audience: Audience, after: int) -> bool:
-    """Whether an operator had events skipped that the change needs."""
+    """Whether an operator skipped events that the change needs."""
     return Run.objects.filter(audience=audience, outcome=SKIPPED, last_sequence__gt=after).exists()
 
 
@@ -209,11 +210,11 @@ def _hindrance(audience: Audience, lane: Lane) -> str:
     return f"The audience is on hold: {audience.hold_reason}" if audience.hold_failures else ""
 
 
-# --- its audience in ODP -------------------------------------------------------------------------------------
+# --- the audience in ODP -------------------------------------------------------------------------------------
 
 
 def prove(change: GuidedChange, client: Client) -> Step:
-    """Make a second real-time audience with the new definition, so that the first is replaced only when it is right."""
+    """Create a second real-time audience, to verify the new definition before the first audience gets it."""
     audience = _audience(change)
     definition = _after(change).definition(audience.odp_id)
     assert definition is not None
@@ -225,7 +226,7 @@ def prove(change: GuidedChange, client: Client) -> Step:
 
 
 def verify(change: GuidedChange, client: Client) -> Step:
-    """Ask ODP about a sample until it agrees with the ledger. ODP documents 90 s until it shows what it accepted."""
+    """Compare a sample in ODP with the ledger until both agree. ODP shows accepted writes within 90 s (documented)."""
     audience = _audience(change)
     sample = _sample(change)
     if not sample:
@@ -240,14 +241,14 @@ def verify(change: GuidedChange, client: Client) -> Step:
     differing = _unchanged(audience, _differing(sample, found.qualified, _proof_id(change), *old))
     if not differing:
         return to(Phase.REPLACE)
-    words = f"{len(differing)} of {len(sample)} people of a sample are not as the ledger has them in ODP"
+    words = f"{len(differing)} of {len(sample)} people in a sample differ between ODP and the ledger"
     if now() - change.phase_since_at > timedelta(seconds=settings.CHANGE_VERIFY_SECONDS):
         return _return(f"{words} after {settings.CHANGE_VERIFY_SECONDS:.0f} s.")
-    return wait(f"{words} yet.")
+    return wait(f"{words}.")
 
 
 def _sample(change: GuidedChange) -> Sequence[Membership]:
-    """People of the resent ledger, the same ones each time. Those whose state ODP rejected are left out."""
+    """A sample of the people in the resent ledger, the same each time, without those whose state ODP rejected."""
     first, last = change.from_sequence + 1, change.upto_sequence
     if last < first:
         return []
@@ -263,10 +264,10 @@ def _sample(change: GuidedChange) -> Sequence[Membership]:
 def _differing(
     sample: Sequence[Membership], qualified: Sequence[set[str] | None], new: str, old: str = ""
 ) -> list[Membership]:
-    """Those whom the new definition does not show as the ledger has them.
+    """The people in the sample whom the new definition doesn't show as the ledger has them.
 
-    A member whom the old definition does not show either, for example without consent, is no fault of the change. But
-    when the new definition shows no member at all, that excuses nobody.
+    A member whom the old definition doesn't show either, for example without consent, doesn't count as a difference.
+    If the new definition shows no member at all, such members count too.
     """
     names = [[known or set() for known in qualified[2 * nth : 2 * nth + 2]] for nth in range(len(sample))]
     is_shown = [{new in known for known in both} for both in names]
@@ -280,14 +281,14 @@ def _differing(
 
 
 def _unchanged(audience: Audience, rows: Sequence[Membership]) -> list[Membership]:
-    """Those of the rows that are still as they were read: a live event may have changed the others meanwhile."""
+    """The rows that didn't change since they were read. A live event may have changed the others."""
     again = Membership.objects.filter(audience=audience, identifier__in=[row.identifier for row in rows])
     now_held = {row.identifier: (row.is_member, row.sequence) for row in again}
     return [row for row in rows if now_held.get(row.identifier) == (row.is_member, row.sequence)]
 
 
 def replace(change: GuidedChange, client: Client) -> Step:
-    """ODP's audience shows the new mechanism's members from here on. A person's edit is never overwritten."""
+    """Replace the definition of ODP's audience by the new mechanism's, unless a person has edited it."""
     audience = _audience(change)
     problem = _after(change).ensure(
         client,
@@ -323,12 +324,12 @@ def _return(why: str) -> Step:
 
 # --- stopping ------------------------------------------------------------------------------------------------
 
-# Phases in which ODP's audience still has its old definition, and deliveries the new mechanism.
+# The phases in which deliveries use the new mechanism while ODP's audience has its old definition.
 _RETURNING = {Phase.AWAIT, Phase.RESEND, Phase.PROVE, Phase.VERIFY}
 
 
 def stop(change: GuidedChange) -> Step | None:
-    """What a stop does at this phase; None when the audience in work is brought to its end first."""
+    """The step that a stop takes now; None without a stop, or while the current audience is finished first."""
     if change.is_returning or not change.stopped_by:
         return None
     if change.phase in (Phase.CHECK, Phase.SWITCH):
@@ -349,7 +350,7 @@ def _after(change: GuidedChange) -> Mechanism:
 
 
 def _proof_id(change: GuidedChange) -> str:
-    """The id of the audience for the verification. Unique among all installs that share an ODP account."""
+    """The id of the second audience. It is unique among all installs of an ODP account."""
     return f"lytics_check_{change.install.public_id}_{change.audience_id}"
 
 

@@ -1,7 +1,7 @@
-"""Guided changes: what one would do, beginning and stopping one, and going through it step by step.
+"""Guided changes: plan (the dry run), begin and stop a change, and take its steps.
 
-The only writer of GuidedChanges. A worker holds a lease on one while it takes steps, and each step is stored before the
-next one begins. After the worker's death another one goes on where it was.
+The only writer of GuidedChanges. A worker holds a lease on a change while it takes steps, and each step is stored
+before the next one begins. If the worker dies, another worker continues after the last stored step.
 """
 
 import time
@@ -30,14 +30,14 @@ from outgoing.deadline import TooLateError
 
 log = structlog.get_logger(__name__)
 
-# Longer than any step: all requests of one end within SECONDS.
+# Longer than any step: all requests of a step end within SECONDS.
 LEASE = timedelta(seconds=60)
 SECONDS = 20.0
 # A wait of at least this many seconds is left to the next sweep.
 LONG = 2.0
 
 
-# --- what one would do ---------------------------------------------------------------------------------------
+# --- the dry run ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class Plan:
 
     problem: str
     audiences: int
-    # Those with a definition that a person accepted, blocked, paused, retired or being retired: they would be left as
-    # they are.
+    # Audiences that would be left as they are: blocked, paused, retired or being retired, or with a definition that a
+    # person accepted.
     left_out: int
     members: int
     largest: int
     requests: int
-    # Seconds that the requests take at least, altogether and for the largest audience; 0 without a rate limit.
+    # The least number of seconds for all requests, and for those of the largest audience; 0 without a rate limit.
     seconds: float
     largest_seconds: float
-    # What each audience has in ODP now and keeps there: the customer field or the list.
+    # What stays in ODP of the present mechanism: "the customer field" or "the list".
     stays: str
 
 
 def plan(install: Install, *, to: str) -> Plan:
-    """Counts only, and asks ODP nothing. People who left are in the ledger, too, and are sent beside the members."""
+    """Count the work of a change, without requests to ODP. Customers who left are sent too, and aren't counted."""
     stopped = Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)
     retired = Q(pk__in=Retirement.objects.filter(restored_at=None).values("audience"))
     held = stopped | retired | ~Q(accepted_definition="")
@@ -112,7 +112,7 @@ def problem_of(install: Install, *, to: str) -> str:
 
 
 def _with_another(install: Install, to: str) -> QuerySet[Audience]:
-    """The audiences that are written with another mechanism than this one."""
+    """The install's audiences with another mechanism than ``to``."""
     these = ["", to] if install.mechanism == to else [to]
     return Audience.objects.filter(install=install).exclude(mechanism__in=these)
 
@@ -125,9 +125,9 @@ def running(install: Install) -> GuidedChange | None:
 
 
 def begin(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | None:
-    """Begin a change to another mechanism, and hand it to the workers. None when one is under way or a problem came.
+    """Store a change to another mechanism, and wake the workers. None when a change can't begin now.
 
-    From here on, new audiences are made with the new mechanism. Those there are changed one after another.
+    From now on, new audiences get the new mechanism. Existing audiences are changed one after another.
     """
     if problem_of(install, to=to):
         return None
@@ -146,9 +146,9 @@ def begin(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | 
 
 
 def stop(change: GuidedChange, *, by: str) -> bool:
-    """Bring the audience in work back and end the change. False when it has ended, or was stopped already.
+    """Have the current audience changed back, and the change end. False when it has ended, or was stopped already.
 
-    Audiences that are done stay with the new mechanism, the others keep the old one.
+    Audiences that are done stay with the new mechanism; the others keep the old one.
     """
     unstopped = GuidedChange.objects.filter(pk=change.pk, ended_at=None, stopped_by="")
     done = bool(unstopped.update(stopped_by=by, next_at=None))
@@ -161,7 +161,7 @@ def stop(change: GuidedChange, *, by: str) -> bool:
 
 
 def due() -> list[int]:
-    """The installs that have a change whose next step may be taken, and that nobody works on."""
+    """Return the enabled installs with a change that is due and that no worker has leased."""
     return list(_free(now()).filter(install__enabled=True).values_list("install_id", flat=True))
 
 
@@ -179,7 +179,7 @@ def go_on(
     gives_way: Callable[[], bool] = bool,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Take steps of the install's change for at most ``seconds``, or until one has to wait longer."""
+    """Take steps of the install's change for at most ``seconds``, or until it has to wait for ``LONG`` or more."""
     until = time.monotonic() + seconds
     token = lease(install_id)
     if token is None:
@@ -197,7 +197,7 @@ def go_on(
 
 
 def lease(install_id: int) -> uuid.UUID | None:
-    """Take the install's change for some steps. None when another worker has it, or it has to wait."""
+    """Lease the install's change. None when another worker has leased it, or its next step isn't due."""
     at, token = now(), uuid.uuid4()
     leased = _free(at).filter(install=install_id).update(lease_token=token, lease_until_at=at + LEASE)
     return token if leased else None
@@ -205,12 +205,12 @@ def lease(install_id: int) -> uuid.UUID | None:
 
 def give_back(token: uuid.UUID) -> None:
     held = GuidedChange.objects.filter(lease_token=token)
-    # Later the lease is over anyway.
+    # After ``LEASE`` the lease has expired, so there is nothing left to release.
     sessions.when_back(lambda: held.update(lease_token=None, lease_until_at=None), seconds=LEASE.total_seconds())
 
 
 def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
-    """Take one step and store it. Returns the seconds until the next one; None when it has ended or is another's."""
+    """Take one step and store it. Returns the seconds until the next one; None when it ended or the lease is lost."""
     change = GuidedChange.objects.select_related("install").filter(lease_token=token, ended_at=None).first()
     if change is None:
         return None
@@ -236,7 +236,7 @@ def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | N
 
 
 def _store_step(change: GuidedChange, token: uuid.UUID) -> float | None:
-    """A step that writes to the tables, and its own storing, are one transaction."""
+    """Take a step that writes to the tables, and store its result, in one transaction."""
     with transaction.atomic():
         held = GuidedChange.objects.select_for_update(of=("self",)).select_related("install")
         locked = held.filter(pk=change.pk, lease_token=token, ended_at=None).first()
@@ -252,7 +252,7 @@ def _store(change: GuidedChange, token: uuid.UUID, result: Step) -> float | None
     changes: dict[str, Any] = {**result.changes, "lease_until_at": at + LEASE, "next_at": next_at}
     if changes.get("ended_at"):
         changes |= {"lease_token": None, "lease_until_at": None}
-    # The phase, so that a worker whose lease is over stores nothing over a later step.
+    # The phase is compared too, so that a worker with an expired lease doesn't overwrite a later step.
     held = GuidedChange.objects.filter(pk=change.pk, lease_token=token, phase=change.phase, ended_at=None)
     if not held.update(**changes):
         return None

@@ -1,8 +1,8 @@
 -- Which installs and lanes are ready, and leasing lanes.
 
 -- name: due_installs
--- The installs that have something to send or an audience to make, and are allowed to. Installs whose backoff has
--- ended come last, that of the longest wait first: few of them may hold a slot at once, so each gets its turn.
+-- The installs with events to send or an audience to create that may send now. Installs whose backoff has ended come
+-- last, the longest wait first: few of them may hold a slot at once, so each gets its turn.
 SELECT audience.install_id
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
@@ -15,10 +15,10 @@ GROUP BY audience.install_id, install.brake_until_at
 ORDER BY install.brake_until_at NULLS FIRST
 
 -- name: work_of_install
--- One row: the install, whether an audience of it may be made in ODP now, how many of its events may be claimed, and
--- the mechanism of the ready lane that was served longest ago.
--- One statement, because a worker asks this before each claim, and each round trip delays the delivery.
--- {{install_columns_but_key}}: decrypting odp_api_key is slow, and this caller doesn't need it.
+-- One row: the install, whether one of its audiences may be created in ODP now, the number of events that may be
+-- claimed, and the mechanism of the least recently served ready lane. One statement, because a worker asks this before
+-- each claim, and each round trip delays the delivery. {{install_columns_but_key}}: decrypting odp_api_key is slow, and
+-- this caller doesn't need it.
 SELECT lanes.unprovisioned, lanes.ready, coalesce(lanes.mechanism, install.mechanism), {{install_columns_but_key}}
 FROM audiences_install AS install CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE to_make) > 0
@@ -30,7 +30,8 @@ FROM audiences_install AS install CROSS JOIN LATERAL (
         SELECT lane.*, audience.making_until_at, {{last_to_send}} - lane.delivered_sequence AS behind,
             {{audience_is_made}} AS made, {{audience_is_to_make}} AS to_make, {{mechanism_of_audience}} AS mechanism
         FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-        -- Not install.id: with an unknown value PostgreSQL plans for an average install, and reads all lanes there are.
+        -- A parameter and not install.id: for a value unknown at planning time, PostgreSQL assumes an average install
+        -- and reads all lanes of all installs.
         WHERE audience.install_id = %(install)s
     ) AS lane
 ) AS lanes
@@ -48,8 +49,8 @@ SELECT EXISTS (
 FROM audiences_install AS install WHERE id = %(install)s AND {{install_may_send}} FOR NO KEY UPDATE
 
 -- name: claim_lanes
--- Leases lanes of one mechanism until one request is full, those first that were served longest ago. Gives the span of
--- each leased lane.
+-- Leases lanes of one mechanism, least recently served first, until one request is full. Gives the span of each leased
+-- lane.
 --
 -- Step 1  lane, ready: the lanes that have events to send and may be claimed.
 -- Step 2  chosen: the ready lanes that may share a request, with a running total of their events.
@@ -73,7 +74,7 @@ ready AS (
         CASE WHEN fault_since_at IS NOT NULL THEN audience_id END AS alone
     FROM lane WHERE made AND last > delivered_sequence AND {{lane_is_free}}
 ),
--- The lane of this mechanism that was served longest ago, and all that may share its request. "upto" is the running
+-- The least recently served lane of the mechanism, and the lanes that may share its request. "upto" is the running
 -- total of events.
 chosen AS (
     SELECT audience_id, odp_id, cursor, last,

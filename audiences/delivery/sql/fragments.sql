@@ -15,13 +15,13 @@ audience.provisioned_at IS NOT NULL AND (audience.look_asked_at IS NULL OR audie
     OR audience.look_asked_at <= clock_timestamp() - make_interval(secs => %(look_seconds)s))
 
 -- fragment: last_to_send
--- The number of the audience's last event that may be sent. Events of a retired audience are held behind its end.
--- least() ignores NULL.
+-- The number of the audience's last event that may be sent. Later events of a retired audience are held. least()
+-- ignores NULL.
 least(audience.last_sequence, lane.retired_sequence)
 
 -- fragment: audience_is_to_make
--- The audience has to be made in ODP now: it has events or somebody asked for a look, it isn't retired, no worker is
--- making it, and its pause after a failure is over.
+-- The audience has to be created or checked in ODP now: it has events or a check was requested, it isn't retired, no
+-- worker is creating it, and its backoff has ended.
 (audience.provisioned_at IS NULL AND least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
     OR audience.look_asked_at IS NOT NULL)
 AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
@@ -29,7 +29,7 @@ AND (audience.hold_until_at IS NULL OR audience.hold_until_at <= clock_timestamp
 AND (audience.making_until_at IS NULL OR audience.making_until_at <= clock_timestamp())
 
 -- fragment: mechanism_of_audience
--- The mechanism that its memberships are written with: the install's, unless a guided change has left it with another.
+-- The mechanism of the audience: the install's, unless a guided change has left the audience with another one.
 coalesce(nullif(audience.mechanism, ''), install.mechanism)
 
 -- fragment: install_may_send

@@ -17,7 +17,7 @@ UPDATE audiences_delivery SET affirmed_at = clock_timestamp() WHERE id = (
 -- name: overtaken_changes
 -- The ledger's present state of each customer in a Delivery for whom ODP has accepted a newer change since. If ODP
 -- applies the Delivery late, it replaces that newer change. Audiences that are retired or being retired are left out:
--- their log has an end, and what is behind it is a question to a person.
+-- events after the end of their log wait for a person.
 SELECT DISTINCT ON (held.audience_id, held.identifier)
     held.audience_id, held.identifier, held.is_member, held.occurred_ns, run.delivery_id
 FROM audiences_run AS run
