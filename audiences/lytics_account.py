@@ -27,7 +27,7 @@ def client_with(token: str, *, permission: Permission | None = None, ends_at: fl
 
 
 def client_of(install: Install, *, ends_at: float = float("inf")) -> Client | None:
-    """None for an install without a token. Raises ``ImproperlyConfigured`` when its token can't be decrypted."""
+    """The client of Lytics' API; None without a token. Raises ``ImproperlyConfigured`` if it can't be decrypted."""
     account = LyticsAccount.objects.filter(install=install).first()
     return client_with(opened(account.api_token), ends_at=ends_at) if account else None
 
@@ -46,21 +46,21 @@ def has_token(install: Install) -> bool:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to change Lytics for an install. It ends also without a release, so that a killed run blocks nobody."""
+    """The right to change Lytics for an install. It expires, so that a killed run doesn't block later runs."""
 
     install_id: int
     until: datetime
 
 
 def lease(install: Install, *, until: datetime) -> Lease | None:
-    """None while another run holds the lease, or without a token."""
+    """Take the lease. None while another run holds it, or without a token."""
     is_free = Q(connecting_until_at=None) | Q(connecting_until_at__lte=now())
     won = LyticsAccount.objects.filter(is_free, install=install).update(connecting_until_at=until)
     return Lease(install.pk, until) if won else None
 
 
 def release(held: Lease) -> None:
-    """Nothing happens when the lease has ended and another run holds it."""
+    """Release the lease, unless it has expired and another run holds it now."""
     mine = LyticsAccount.objects.filter(install_id=held.install_id, connecting_until_at=held.until)
     mine.update(connecting_until_at=None)
 

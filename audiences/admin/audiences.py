@@ -75,7 +75,7 @@ class AudienceState(admin.SimpleListFilter):
                 return queryset.filter(lane__retired_sequence__isnull=False)
             case "test":
                 return queryset.filter(segment_id=trials.SEGMENT_ID)
-        # Without a filter or a search, the audience of the test customers is no audience of Lytics.
+        # Without a filter or a search, the list leaves out the audience of the test customers.
         return queryset if request.GET.get("q") else queryset.exclude(segment_id=trials.SEGMENT_ID)
 
 

@@ -1,4 +1,4 @@
-"""Audits: what they found, person by person, and the repair that makes the sides agree."""
+"""The pages of audits: the differences person by person, and the buttons Audit, Stop and Repair."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ from audiences.insight.state import State
 from audiences.models import Audience, Audit, Difference
 from audiences.operations import resends
 
-# Differences on the page of an audit, and audits in the drawing of an audience.
+# The most differences on the page of an audit, and the most audits in the chart of an audience.
 SHOWN, DRAWN = 200, 40
-# The drawing: the width of an audit, the height of the tallest bar and of the lowest.
+# The chart: the width of a bar, and the heights of the tallest and the lowest bar.
 SLOT, HEIGHT, LOW = 20, 60, 3
 
 
@@ -178,7 +178,7 @@ class AuditAdmin(HistoryAdmin[Audit]):
 
 
 def section(audience: Audience) -> dict[str, Any]:
-    """For the page of an audience: the newest audit, and the differences of each one over time."""
+    """The audits of an audience for its page: the newest one, and a chart with the differences of each."""
     newest = list(Audit.objects.filter(audience=audience).order_by("-id")[:DRAWN])
     ended = [one for one in reversed(newest) if one.ended_at and not one.problem and one.mode != Audit.Mode.QUICK]
     most = max((one.differing for one in ended), default=0)
@@ -194,7 +194,7 @@ def section(audience: Audience) -> dict[str, Any]:
 
 
 def _bar(audit: Audit, place: int, most: int) -> dict[str, Any]:
-    """One audit in the drawing. An audit without differences has a low bar, so that it is seen too."""
+    """The bar of one audit in the chart. An audit without differences has a low bar, so that it is visible."""
     height = max(LOW, round(HEIGHT * audit.differing / most)) if audit.differing else LOW
     return {
         "title": words.result(audit),

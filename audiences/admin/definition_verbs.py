@@ -1,4 +1,4 @@
-"""What a person can do about a definition in ODP that this service didn't write: accept it, or take ours."""
+"""The buttons for a definition in ODP that this service didn't write: accept it, or replace it by ours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +68,7 @@ class TakeOurs(Verb[Audience]):
 
 
 def _definitions(audience: Audience) -> str:
-    """The two definitions in words: the last look's, or the reason of the block."""
+    """Both definitions in words, from the last look or from the reason of the block."""
     if audience.lane.blocked_at is not None:
         return audience.lane.block_reason
     twin = twins.of(audience)

@@ -1,7 +1,7 @@
 """The page of the doctor: all checks of one install, run when the page is opened and not with any other page.
 
-The page itself shows at once and asks for the lines, because the checks may take up to a minute. Without scripts, a
-link runs them.
+The page opens at once and then loads the lines, because the checks may take up to a minute. Without JavaScript, a link
+runs them.
 """
 
 from typing import Any
@@ -18,7 +18,8 @@ from audiences.insight.state import State
 from audiences.models import Install
 from audiences.operations import doctor
 
-# The checks make calls to ODP, Lytics and the public address, so reading the install isn't enough.
+# The permission to view an install isn't enough, because the checks send requests to ODP, Lytics and the public
+# address.
 PERMISSION = "audiences.test_install"
 
 
@@ -51,7 +52,7 @@ def urls(admin: OperatorAdmin[Install]) -> list[URLPattern]:
 
 
 def look(install: Install) -> dict[str, Any]:
-    """Run the checks. Lines come by group, in each group those first that need a person."""
+    """Run the checks. Returns the lines by group, in each group the most urgent first."""
     lines = doctor.examine(doctor.Case(install))
     groups = []
     for group in doctor.GROUPS:

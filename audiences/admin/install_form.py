@@ -1,4 +1,4 @@
-"""The form of an install: what a change is refused for, and which consequences a person has to confirm."""
+"""The form of an install: validation of changes, and consequences that a person has to confirm."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class InstallForm(_ModelForm):
     )
 
     understood = forms.BooleanField(label="I have read what this change does", required=False)
-    # What the row was when the page was opened.
+    # The fingerprint of the row when the page was opened.
     opened = forms.CharField(widget=forms.HiddenInput, required=False)
 
     class Meta:
@@ -50,7 +50,7 @@ class InstallForm(_ModelForm):
                 else "Stored. Leave this empty to keep it, or enter another one."
             )
             self.fields["odp_api_key"].widget.attrs["placeholder"] = "•" * 24
-            # Compared with the entered key: the stored key is never part of the form.
+            # The entered key is compared with the stored key, which is never part of the form.
             self.initial["odp_api_key"] = ""
         else:
             self.fields["odp_api_key"].required = True
@@ -69,7 +69,7 @@ class InstallForm(_ModelForm):
         return [name for name in super().changed_data if name not in kept]
 
     def _post_clean(self) -> None:
-        """Runs when the fields are set on the instance: errors, and the consequences to confirm."""
+        """Add errors and the consequences to confirm. Runs after the fields are set on the instance."""
         super()._post_clean()  # type: ignore[misc]  # Django's own hook
         if self.before is not None and self.data.get("opened", "") != _fingerprint(self.before):
             self.add_error(None, verbs.STALE)
@@ -84,7 +84,7 @@ class InstallForm(_ModelForm):
 
 
 def _fingerprint(install: Install | None) -> str:
-    """Of what people can change; the columns of the workers change all day."""
+    """A digest of the fields that people can change. Columns that workers write change often, so they are left out."""
     if install is None:
         return ""
     values = [getattr(install, name) for name in EDITABLE]

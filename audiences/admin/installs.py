@@ -42,7 +42,7 @@ from audiences.receiving import backlog, tokens
 from audiences.wake import wake
 from odp.regions import host_of
 
-# A change of these has ODP asked again, and lets an install on hold try at once.
+# A change of one of these fields resets the install's key check, and ends its backoff.
 CONNECTION = {"odp_api_key", "odp_host", "region"}
 
 
@@ -55,7 +55,7 @@ def _parked(install: Install) -> str:
     return up_to_bound(optional(install, "parked_count", int) or 0)
 
 
-# The buttons at the top of the page. That of the test customer is beside the check list.
+# The buttons at the top of the page. The button for a test customer is beside the check list.
 HEAD_VERBS = (RetryNow(), TryFullBatches(), CheckKey(), NewToken(), *change_verbs.VERBS, RetireAll(), Delete())
 
 
@@ -135,7 +135,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         lanes = Lane.objects.filter(audience__install=OuterRef("pk")).order_by().values("audience__install")
         # The list of audiences leaves out that of the test customers, too.
         of_lytics = lanes.exclude(audience__segment_id=trials.SEGMENT_ID)
-        # One statement, and bounded: as a subquery, PostgreSQL may read every item of an install to count 10,000.
+        # One bounded statement. With a subquery, PostgreSQL may read every item of an install to count 10,000.
         parked = [When(pk=install, then=Value(rows)) for install, rows in parked_groups.by_install().items()]
         return (
             super()
@@ -159,7 +159,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         )
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """The list, with the proofs of its page read at once."""
+        """Return the list, with the proofs of its page's installs read in one go."""
         found = super().get_changelist_instance(request)
         proofs = probes.proofs(found.result_list)
         for install in found.result_list:
@@ -184,7 +184,7 @@ class InstallAdmin(OperatorAdmin[Install]):
     # --- saving ----------------------------------------------------------------------------------------------
 
     def save_model(self, request: HttpRequest, obj: Install, form: Any, change: bool) -> None:
-        """Only what the form changed: the columns of the backoff belong to the workers."""
+        """Save only the fields that the form changed, because workers write the columns of the backoff."""
         if not change:
             token = installs.create(obj)
             request.session["revealed_token"] = token.pk
@@ -289,7 +289,7 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     @admin.display(description="shown in ODP")
     def proven(self, install: Install) -> SafeString | str:
-        """What the last test customer proved, and the age of the last proof."""
+        """The result of the last test customer, and the age of the last proof."""
         proof = required(install, "proof", Proof)
         if proof.word == "none":
             return "—"

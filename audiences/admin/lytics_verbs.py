@@ -60,7 +60,7 @@ class RemoveApiToken(Verb[Install]):
 
     def consequence(self, install: Install) -> str:
         return (
-            f"{install} forgets its Lytics API token. Events go on as before; audits against Lytics and changes of the"
+            f"The Lytics API token of {install} is deleted. Events continue; audits against Lytics and changes of the"
             " job are not possible without it. Revoke the token in Lytics as well."
         )
 
@@ -70,7 +70,7 @@ class RemoveApiToken(Verb[Install]):
 
 
 class OfJob(Verb[Install]):
-    """A button whose page shows what Lytics has. Lytics is read once for each request, by ``pressed``."""
+    """A button whose page shows the state in Lytics. ``pressed`` reads it once per request."""
 
     permission = "audiences.change_install"
 
@@ -89,7 +89,7 @@ class OfJob(Verb[Install]):
         return STALE if lytics_account.has_token(instance) else "This install has no Lytics API token."
 
     def seen(self, install: Install) -> str:
-        """Not the state of a started job, which changes by the minute."""
+        """The compared state of the job. It excludes the state of a started job, which changes every minute."""
         job = self.found.job
         return repr((job.job_id, self.found.is_started, sorted(job.config.items(), key=str))) if job else ""
 
@@ -170,7 +170,7 @@ LYTICS_VERBS: tuple[Verb[Install], ...] = (SetApiToken(), Connect(), StartJob(),
 
 
 def differing(found: Found) -> str:
-    """The settings of the job that a person changed, in words."""
+    """The job's settings that differ from ours, in words."""
     if found.job is None:
         return ""
     words = "; ".join(f"{one.label} is {one.theirs} instead of {one.ours} ({one.why})" for one in found.differences)

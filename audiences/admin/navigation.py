@@ -25,7 +25,8 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
 
     live = request.user.has_perms(["audiences.view_receipt", "audiences.view_delivery"])
     deliveries = reverse("admin:audiences_delivery_changelist")
-    # In the order of the index of open items, and not exists(): that one may read the closed ones first.
+    # Ordered like the index of open items, so that PostgreSQL reads one open item. For exists(), it might scan closed
+    # items first.
     waiting = Parked.objects.filter(closed_at=None).order_by("install_id", "reason").values_list("pk").first()
     return [
         {

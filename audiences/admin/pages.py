@@ -119,7 +119,7 @@ class SafeList:
 
 
 class WithHistory:
-    """The page of one thing's history, in pages: a thing may have as many entries as the whole log."""
+    """The history of one object, paginated, because an object may have as many entries as the whole log."""
 
     def get_paginator(self, request: HttpRequest, queryset: Any, per_page: int, *args: Any, **kwargs: Any) -> Any:
         if queryset.model is LogEntry:

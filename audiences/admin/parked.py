@@ -358,7 +358,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
 
 def _upto(request: HttpRequest) -> int:
-    """The newest item that the person was asked about; any number before the question."""
+    """The id of the newest item in the question to the person; before the question, no limit."""
     sent = request.POST.get("upto", "")
     return int(sent[:18]) if sent.isdecimal() else ANY_NUMBER
 

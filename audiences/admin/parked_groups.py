@@ -55,7 +55,7 @@ def found() -> list[Group]:
 
 
 def counted(install: int, reason: str, *, upto: int = ANY_NUMBER) -> Counted:
-    """The open items of one group, up to an item."""
+    """Count the open items of one group, up to the item with this id."""
     with index_order():
         group = _GROUP.run(install=install, reason=reason, upto=upto, bound=COUNTED).one()
     return group or Counted(0, None)

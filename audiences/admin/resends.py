@@ -21,8 +21,8 @@ from odp.outcomes import Outcome
 
 # Ended ones that a page shows beside those under way; there is a list of all.
 PAST_SHOWN = 10
-# Recent deliveries whose duration estimates that of the next ones, and the newest ones examined to find them. A search
-# for delivered ones would read all that failed since.
+# The number of recent successful deliveries from which durations are estimated, and the most deliveries read to find
+# them. An unbounded search would read all failed deliveries since.
 MEASURED, EXAMINED = 20, 500
 
 

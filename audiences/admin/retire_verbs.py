@@ -1,4 +1,4 @@
-"""Taking audiences out of ODP and back: retire, retire all of an install, take back, reuse a retired id."""
+"""The buttons Retire, Retire all audiences, Take back, and Reuse the retired id."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from audiences.models import Audience, Install
 from audiences.operations import other_id, retiring
 from odp.mechanisms import MECHANISMS
 
-# Audiences that a dialog names; it says how many more there are.
+# The most audiences that a dialog names; it gives the number of the others.
 NAMED = 10
 
 
 def _in_odp(install: Install) -> str:
-    """What a retirement does in ODP, whichever audience it is."""
+    """The effects of a retirement in ODP, in words that fit each audience of the install."""
     kept = MECHANISMS[install.mechanism].keeps
     return (
-        "Then the real-time audience is deleted in ODP, and campaigns and experiments that use it find nobody any"
-        f" more. {kept} Nobody gets its ODP id without a question. History, log and ledger stay here. Events that"
-        " Lytics still sends are stored and held, and the front page asks what to do with them."
+        "Then the real-time audience is deleted in ODP, and campaigns and experiments that use it find no"
+        f" customers any more. {kept} Its ODP id isn't reused without a question. History, log and ledger stay here."
+        " Events that Lytics still sends are stored and held, and the front page asks what to do with them."
     )
 
 
 class Retire(Verb[Audience]):
-    """For an audience that left the Lytics job or was deleted in Lytics."""
+    """Retire an audience that left the Lytics job or was deleted in Lytics."""
 
     name, label, icon, permission = "retire", "Retire", "inventory_2", "audiences.retire_audience"
     form = AskReason
@@ -82,7 +82,7 @@ class TakeBack(Verb[Audience]):
 
 
 class ReuseId(Verb[Audience]):
-    """Of an audience that is blocked because a retired audience of another install had its ODP id."""
+    """Unblock an audience whose ODP id belonged to a retired audience of another install."""
 
     name, label, icon, permission = "reuse-id", "Reuse the retired id", "recycling", "audiences.unblock_audience"
 
@@ -108,7 +108,7 @@ class ReuseId(Verb[Audience]):
 
 
 class RetireAll(Verb[Install]):
-    """For an install that is no longer used: before its job is stopped for good and its key revoked."""
+    """Retire all audiences of an install that is no longer used, before its API key is revoked."""
 
     name, label, icon, permission = "retire-all", "Retire all audiences", "inventory_2", "audiences.retire_audience"
     form = AskReason

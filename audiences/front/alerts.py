@@ -19,7 +19,7 @@ from audiences.models import Install
 # At most this many items of one kind are listed; a page lists all of them.
 ALERTS_LISTED = 10
 
-# The buttons that a person may press. They depend on the person's permissions, and the trouble itself doesn't.
+# The buttons that the person may press. They depend on the person's permissions; the trouble itself doesn't.
 Offer = Callable[[HttpRequest], list[Button]]
 
 
@@ -47,11 +47,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Alert:
-    """A trouble in words. ``tone`` as a State's; ``todo`` says what mends it when a button alone doesn't.
-
-    ``kind``, ``install`` and ``cause`` stay the same while the trouble lasts: no counts and no times. ``message`` is
-    the reason as messages carry it, where ``why`` names a person, quotes one, or gives an address. ``is_rest`` is
-    true for the line that stands for all troubles of a kind that aren't listed.
+    """A trouble in words. ``tone`` is like a State's; ``todo`` is the remedy, where a button isn't enough. ``kind``,
+    ``install`` and ``cause`` identify the trouble, so they contain no counts or times. ``message`` replaces ``why`` in
+    messages where ``why`` names or quotes a person or gives an address. ``is_rest`` is true for the line that
+    represents all unlisted troubles of a kind.
     """
 
     kind: str
@@ -80,7 +79,7 @@ def page(model: Any) -> OperatorAdmin[Any]:
 
 
 def buttons(instance: Model, *names: str, back: str = "", known_offered: bool = False) -> Offer:
-    """The buttons of these names on the page of ``instance``. Afterwards the person is back at ``back``, or here."""
+    """The buttons with these names from the page of ``instance``. They return to ``back``, or to the front page."""
     return lambda request: verbs.buttons(
         page(type(instance)),
         request,

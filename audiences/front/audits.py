@@ -1,4 +1,4 @@
-"""Front page alerts for audiences on which the newest audit found differences, or had no result."""
+"""Front page alerts for audiences whose newest audit found differences or had no result."""
 
 from django.db.models import Q
 

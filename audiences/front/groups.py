@@ -1,7 +1,7 @@
 """Blocked audiences by cause and audiences on hold by reason: PostgreSQL counts the groups, and the largest are read.
 
-PostgreSQL groups by the stored reason. What people are shown has parts of it masked, so two of its groups can be the
-same reason; those are merged here.
+PostgreSQL groups by the stored reason. The reason that people see is partly masked, so two groups can show the same
+reason; they are merged here.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -17,7 +17,7 @@ READ = 50
 
 
 class Counted(NamedTuple):
-    """One group as PostgreSQL finds it; ``groups`` and ``all_lanes`` are of all groups, and the same in each row."""
+    """One group as PostgreSQL returns it. ``groups`` and ``all_lanes`` are totals, repeated in each row."""
 
     audience_id: int
     lanes: int
@@ -28,7 +28,7 @@ class Counted(NamedTuple):
 
 @dataclass
 class Group:
-    """Audiences of one install for which the same is the matter, and which of them it is the matter for longest."""
+    """Audiences of one install with the same reason. ``first`` has had it longest."""
 
     first: Lane
     lanes: int = 0
@@ -50,14 +50,14 @@ _ON_HOLD = _SQL.query("audiences_on_hold", Counted._make)
 
 
 def blocked_by_cause() -> Groups:
-    """Largest group first. Without audiences that a person has set aside."""
+    """The blocked audiences by cause, without those that a person has set aside; largest group first."""
     found = _merged(_BLOCKED.run(read=READ).all(), blocked.cause)
     found.read.sort(key=lambda group: -group.lanes)
     return found
 
 
 def on_hold_by_reason() -> Groups:
-    """Audiences that can't be created or checked in ODP, and aren't blocked or paused; longest on hold first."""
+    """The audiences that can't be created or checked in ODP, without blocked and paused ones; longest on hold first."""
     return _merged(
         _ON_HOLD.run(read=READ).all(),
         lambda lane: (lane.audience.provisioned_at is None, lane.audience.hold_reason),

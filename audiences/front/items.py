@@ -173,7 +173,7 @@ def audiences_with_errors() -> list[Alert]:
 
 
 def _first(lanes: QuerySet[Lane]) -> tuple[list[Lane], int]:
-    """The lanes that are listed, and the number of all."""
+    """The listed lanes, and the number of all lanes."""
     found = list(lanes.select_related("audience__install")[: ALERTS_LISTED + 1])
     return found[:ALERTS_LISTED], lanes.count() if len(found) > ALERTS_LISTED else len(found)
 

@@ -1,4 +1,4 @@
-"""The front page about probes: whether ODP shows what was sent, and since when it doesn't."""
+"""Probes on the front page: whether ODP shows what was sent, and since when it doesn't."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
 
 
 def not_proven(installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
-    """Installs whose test customer failed. An install on hold has its own alert, with the same cause."""
+    """Alerts for installs whose test customer failed, except installs on hold, which have an alert already."""
     failing = [
         (install, proofs[install.pk])
         for install in installs

@@ -16,7 +16,7 @@ def alerts() -> list[Alert]:
 
 
 def _with_events() -> list[Alert]:
-    """The question that an event of a retired audience asks."""
+    """Alerts for retired audiences with held events: a person decides about these events."""
     lanes = Lane.objects.filter(retired_at__isnull=False, audience__last_sequence__gt=F("retired_sequence"))
     found = list(lanes.select_related("audience__install").order_by("retired_at")[: ALERTS_LISTED + 1])
     total = lanes.count() if len(found) > ALERTS_LISTED else len(found)
@@ -75,7 +75,7 @@ def _moving(retirement: Retirement) -> Alert:
 
 
 def _waits(audience: Audience) -> str:
-    """What a retirement waits for that a person can change."""
+    """What a retirement waits for, where a person can change that."""
     if not audience.install.enabled:
         return " It waits: the install is off."
     if audience.hold_failures:

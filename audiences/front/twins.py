@@ -11,8 +11,8 @@ _TITLES = {
     Twin.Finding.WRONG: "can't be used in ODP",
 }
 _TODO = {
-    Twin.Finding.MISSING: "It is made again, and its memberships are sent again where they were lost. If it was deleted"
-    " on purpose, pause it. Looks no longer touch it then.",
+    Twin.Finding.MISSING: "It is created again, and its memberships are sent again where they were lost. If it was"
+    " deleted on purpose, pause it: looks skip paused audiences.",
     Twin.Finding.CHANGED: "Take ours writes our definition again. Accept definition keeps the one in ODP.",
     Twin.Finding.WRONG: "Correct in ODP what the reason names. The next look sees it.",
 }

@@ -1,8 +1,9 @@
-"""Connecting an install in Lytics: the authorization and the webhook job are made, changed and started by its API.
+"""Connect an install in Lytics: create, change and start the webhook job and its authorization over Lytics' API.
 
-The job is made held, so that a person sees it before anything is sent. A run can be repeated at any time: it reads what
-is there and makes what is missing. One run at a time holds the lease of the ``LyticsAccount``. A run that ends without
-a response to a request that writes keeps the lease, so that Lytics has finished before another run looks again.
+A new job is held, so that a person sees it before Lytics sends events. A run can be repeated at any time: it reads the
+present state and creates what is missing. One run at a time holds the lease of the ``LyticsAccount``. If a writing
+request gets no response, the run keeps its lease until it expires, so that Lytics has finished the request before
+another run reads the state.
 """
 
 import time
@@ -40,15 +41,15 @@ from lytics.api.webhook_settings import DifferentSetting, WebhookSettings
 
 log = structlog.get_logger(__name__)
 
-# Seconds for all requests of a run, and of its lease. The difference is what Lytics has at least to finish a request
-# without a response.
+# Seconds for all requests of a run, and for its lease. Lytics has at least the difference to finish a request that got
+# no response.
 SECONDS = 60.0
 LEASE_SECONDS = 150.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do. ``auth_id`` is empty when the authorization has to be made."""
+    """The changes that a run makes in Lytics. ``auth_id`` is empty when the authorization has to be created."""
 
     found: Found
     added: tuple[Audience, ...]
@@ -78,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """``steps`` were done, or would be in a dry run."""
+    """The result of a run. ``steps`` were done or, in a dry run, would be done."""
 
     found: Found
     steps: tuple[str, ...]
@@ -108,7 +109,7 @@ def connect(
     dry_run: bool = False,
     seconds: float = SECONDS,
 ) -> Report:
-    """Bring the job to what is asked for. ``add`` and ``remove`` are slugs or ids of Lytics' audiences.
+    """Add and remove audiences of the job, and start it. ``add`` and ``remove`` are slugs or ids of Lytics' audiences.
 
     Raises ``NotConnectedError``.
     """
@@ -130,7 +131,7 @@ def connect(
 
 
 def client_of(install: Install, *, seconds: float = SECONDS) -> Client:
-    """Raises ``NotConnectedError`` without a token, or with one that can't be decrypted."""
+    """The client of Lytics' API. Raises ``NotConnectedError`` without a token, or if it can't be decrypted."""
     try:
         client = lytics_account.client_of(install, ends_at=time.monotonic() + seconds)
     except ImproperlyConfigured as problem:
@@ -141,9 +142,9 @@ def client_of(install: Install, *, seconds: float = SECONDS) -> Client:
 
 
 def by_hand(install: Install, *, audiences: str, dry_run: bool = False) -> dict[str, list[tuple[str, str]]]:
-    """What a person enters in Lytics, page by page, when no API token can do it. It contains the webhook token.
+    """What to enter in Lytics by hand, page by page. It contains the webhook token.
 
-    Without a webhook token that goes on being valid, one is made, except in a dry run.
+    If the install has no webhook token without an end, one is created, except in a dry run.
     """
     settings = WebhookSettings(
         webhook_url=installs.webhook_url(install),
@@ -151,7 +152,7 @@ def by_hand(install: Install, *, audiences: str, dry_run: bool = False) -> dict[
         needs_lytics_id=install.forget_missing_identifiers,
     )
     if dry_run and not _lasting(install):
-        raise NotConnectedError("This install has no webhook token that goes on being valid. This would make one.")
+        raise NotConnectedError("This install has no webhook token without an end. A run would create one.")
     token = _token(install)
     return {
         "Jobs, Create New, Webhook, Audience Triggers Webhook": [("Label", job_name(install))],
@@ -198,9 +199,9 @@ def _plan(install: Install, found: Found, *, add: Sequence[str], remove: Sequenc
 
 
 def _authorization_for(install: Install, found: Found) -> tuple[bool, str]:
-    """Whether the job needs an authorization of ours, and one in Lytics that sends a token that goes on being valid.
+    """Whether the job needs an authorization of ours, and the id of a usable one in Lytics; empty when it has none.
 
-    An authorization that a person made is left in the job: what it sends can't be read.
+    A job keeps the authorization that a person created: which token it sends can't be read.
     """
     in_job = found.job.auth_ids if found.job else ()
     if found.authorizations is None:
@@ -221,7 +222,7 @@ def _authorization_for(install: Install, found: Found) -> tuple[bool, str]:
 
 
 def _is_uncertain(answer: Answer) -> bool:
-    """Whether the request may have been carried out although Lytics didn't confirm it."""
+    """Whether Lytics may have carried out the request without confirming it."""
     return answer.outcome is Outcome.RETRY_LATER and answer.sent and not answer.is_rate_limited
 
 
@@ -263,7 +264,7 @@ def _make_job(client: Client, install: Install, plan: Plan, auth_id: str) -> Job
 
 
 def _change_job(client: Client, install: Install, plan: Plan, known: Job, auth_id: str) -> Job:
-    """Read the whole job again, change what was asked for, and write it back; what a person changed stays."""
+    """Read the whole job again, change its audiences and authorization, and write it back. Other settings stay."""
     read = job(client, known.job_id)
     if read.item is None:
         raise rejected("show the job", read.answer)
@@ -310,7 +311,7 @@ def _start(client: Client, found: Found, known: Job) -> Job:
 
 
 def _token(install: Install) -> Token:
-    """The newest webhook token that goes on being valid, or a new one."""
+    """The newest webhook token without an end, or a new token."""
     if lasting := _lasting(install):
         return lasting[0]
     try:

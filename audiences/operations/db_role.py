@@ -52,7 +52,7 @@ def grant(role: str) -> dict[str, str]:
         for table, words in rights.items():
             cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
             cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(words), sql.Identifier(table), name))
-        # What only the owner of the log may do, as functions that do nothing else.
+        # Functions for changes that only the owner of the log may make; each does one thing.
         for function in ("summarise_events", "forget_customer"):
             granted = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}")
             cursor.execute(granted.format(sql.Identifier(function), name))

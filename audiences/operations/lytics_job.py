@@ -1,7 +1,7 @@
-"""What Lytics has of an install: the webhook job that calls it, its authorization, and the audiences to choose from.
+"""The state of an install in Lytics: the webhook job that calls it, its authorization, and Lytics' audiences.
 
-The job is found by our webhook URL and by its name, the authorization by its label, so nothing of Lytics is stored here
-and a second job or authorization is never made. Reads only.
+The job is found by our webhook URL and by its name, the authorization by its label, so no id of Lytics is stored here,
+and no second job or authorization is created. Only reads.
 """
 
 import re
@@ -31,7 +31,7 @@ MARK_LENGTH = 8
 
 
 class NotConnectedError(Exception):
-    """Nothing more was done in Lytics, and why. ``by_hand``: another try won't help, and a person can do it."""
+    """The reason why a run stopped. ``by_hand``: a retry won't help, but a person can do it in Lytics."""
 
     def __init__(self, words: str, *, by_hand: bool = False) -> None:
         super().__init__(words)
@@ -40,12 +40,15 @@ class NotConnectedError(Exception):
 
 
 class UnansweredError(NotConnectedError):
-    """A request that writes has no response and no visible effect: Lytics may still carry it out."""
+    """A writing request got no response and has no visible effect yet. Lytics may still carry it out."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """``authorizations`` is None when Lytics doesn't list them to this API token; ``note`` is about the identifier."""
+    """The state read from Lytics; ``note`` is about the identifier field.
+
+    ``authorizations`` is None when the API token may not list them.
+    """
 
     settings: WebhookSettings
     audiences: tuple[Audience, ...]
@@ -72,13 +75,13 @@ class Found:
         return list({known[name].segment_id: known[name] for name in names}.values())
 
     def in_job(self) -> list[tuple[str, Audience | None]]:
-        """The audiences of the job by id; None for one that Lytics doesn't list any more."""
+        """The job's audiences by id; None for an audience that Lytics no longer lists."""
         known = {audience.segment_id: audience for audience in self.audiences}
         return [(segment_id, known.get(segment_id)) for segment_id in (self.job.segment_ids if self.job else ())]
 
 
 def look(client: Client, install: Install) -> Found:
-    """Three or four requests. Raises ``NotConnectedError`` when Lytics doesn't show what is needed to decide."""
+    """Read the state with three or four requests. Raises ``NotConnectedError`` when Lytics doesn't show enough."""
     known = _read(audiences(client), "the audiences")
     listed = _read(jobs(client, with_deleted=True), "the jobs")
     job = _job_of(install, listed)
@@ -96,7 +99,7 @@ def look(client: Client, install: Install) -> Found:
 
 
 def rejected(what: str, answer: Answer) -> NotConnectedError:
-    """The reason as a person can act on it."""
+    """The exception for a rejected request, with a reason that a person can act on."""
     if answer.outcome is Outcome.UNAUTHORISED:
         words = f"Lytics doesn't allow this API token to {what} ({answer.reason})."
         return NotConnectedError(words, by_hand=True)
@@ -110,7 +113,10 @@ def rejected(what: str, answer: Answer) -> NotConnectedError:
 
 @dataclass(frozen=True)
 class TokenCheck:
-    """``is_rejected``: Lytics knows no such token. ``is_complete``: it may read all that ``connect`` reads."""
+    """The result of checking an API token. ``is_rejected``: Lytics doesn't know the token.
+
+    ``is_complete``: the token may read all that ``connect`` reads.
+    """
 
     is_rejected: bool
     is_complete: bool
@@ -118,7 +124,7 @@ class TokenCheck:
 
 
 def check_token(client: Client) -> TokenCheck:
-    """Three reads. Whether the token may also create can't be known without creating something."""
+    """Check the token with three reads. Only creating something would show whether the token may create."""
     listed = audiences(client)
     if not listed.answer.is_ok:
         is_rejected = listed.answer.outcome is Outcome.UNAUTHORISED
@@ -142,7 +148,7 @@ def mark_of(token: Token) -> str:
 
 
 def mark_in(label: str, install: Install) -> str:
-    """The mark of the token that an authorization of this install sends; empty for any other authorization."""
+    """The token mark in the label of an authorization of this install; empty for other authorizations."""
     found = re.search(rf"\({re.escape(install.public_id)}, token ([0-9a-f]+)\)$", label.strip())
     return found[1] if found else ""
 
@@ -154,7 +160,7 @@ def _read(listed: Many[Thing], what: str) -> Many[Thing]:
 
 
 def _job_of(install: Install, listed: Many[Job]) -> Job | None:
-    """By URL and name, or by URL alone when a person made the job, or by name alone when a person changed the URL."""
+    """Find the job by URL and name, else by URL alone, else by name alone: a person may have created or edited it."""
     url, mark = installs.webhook_url(install), f"({install.public_id})"
     alive = [job for job in listed.items if job.state not in GONE]
     calling = [job for job in alive if is_same_url(text(job.config, "webhook_url"), url)]
@@ -176,7 +182,7 @@ def _job_of(install: Install, listed: Many[Job]) -> Job | None:
 
 
 def _identifier(client: Client, install: Install, known: tuple[Audience, ...]) -> tuple[bool, str]:
-    """Whether the identifier field holds a list, by the first members of the largest audience; and a note."""
+    """Whether the identifier field holds a list, read from the first members of the largest audience; and a note."""
     field = install.identifier_field
     if field == LYTICS_ID:
         return False, ""

@@ -29,7 +29,7 @@ def problem_of(audience: Audience, odp_id: str) -> str:
 
 
 def reuse(audience: Audience) -> bool:
-    """A person decides that the audience may have the ODP id of a retired one. False when it isn't blocked."""
+    """Let the audience have the ODP id of a retired audience, by a person's decision. False when it isn't blocked."""
     with transaction.atomic():
         done = holds.unblock(audience.lane)
         if done:

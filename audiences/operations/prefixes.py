@@ -1,4 +1,4 @@
-"""Another prefix of ODP ids for an install. Only audiences that aren't in ODP yet change: an id in ODP stays."""
+"""Give an install another prefix of ODP ids. Only audiences that aren't in ODP yet get new ids; ids in ODP stay."""
 
 from django.db import transaction
 
@@ -10,10 +10,10 @@ from audiences.wake import wake
 def apply(install: Install, *, before: str) -> int:
     """Give audiences that aren't in ODP yet ids under the stored prefix, and unblock them. Returns how many.
 
-    An audience whose new id is taken keeps its own, and so does a retired one, whose id was in ODP.
+    An audience whose new id is taken keeps its id. So does a retired audience, whose id was in ODP.
     """
     with transaction.atomic():
-        # With this lock no audience is created meanwhile (``receiving/audience_lookup.py``).
+        # While this lock is held, calls create no audience (``receiving/audience_lookup.py``).
         prefix = Install.objects.select_for_update(no_key=True).get(pk=install.pk).odp_prefix
         lanes = Lane.objects.select_for_update(of=("self",)).select_related("audience")
         unmade = lanes.filter(audience__install=install, audience__provisioned_at=None, retired_sequence=None)

@@ -125,13 +125,13 @@ def release_all(
 
 
 def may_repair(audit: Audit) -> bool:
-    """Whether the audit is the audience's newest that ended, and found something that a repair can end."""
+    """Whether the audit is the audience's newest ended audit, and found differences that a repair can correct."""
     newest = Audit.objects.filter(audience=audit.audience_id, ended_at__isnull=False).first()
     return newest is not None and newest.pk == audit.pk and repairs.plan(audit).people > 0
 
 
 def repair(audit: Audit, *, by: str, reason: str) -> bool:
-    """Append what ends the differences that an audit found, and audit again afterwards.
+    """Append the events that correct the differences of an audit, and audit again afterwards.
 
     False while another repair of the audience is unfinished, or when the audit isn't the audience's newest.
     """
@@ -152,7 +152,7 @@ def repair(audit: Audit, *, by: str, reason: str) -> bool:
 
 def _ask(asked: Resend) -> bool:
     if Lane.objects.filter(pk=asked.audience_id, retired_sequence__isnull=False).exists():
-        return False  # it would add events behind the end of the log (``retiring``), where they are held
+        return False  # it would append events after the end of the log (``retiring``), where they are held
     try:
         with transaction.atomic():
             asked.save(force_insert=True)
@@ -281,9 +281,9 @@ def _leave(resend: Resend, limit: int) -> Step:
 
 
 def _repair(resend: Resend, limit: int) -> Step:
-    """The next people of the audit. The last chunk asks for another audit, which has to be clean."""
+    """Append the events of the audit's next people. The last chunk requests another audit, to verify the repair."""
     audit = Audit.objects.filter(pk=resend.upto).select_related("audience").first()
-    if audit is None:  # older than the audits that are kept
+    if audit is None:  # the audit was deleted: only the newest are kept
         return Step(after_identifier=resend.after_identifier, over=True)
     facts, last, is_over = repairs.facts(audit, after=resend.after_identifier, limit=limit)
     _append(resend, list(facts))

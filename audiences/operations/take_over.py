@@ -33,7 +33,7 @@ _UNDECIDED = sql.beside(__file__).query("undecided_pairs", Pair._make)
 def undecided_pairs(limit: int) -> tuple[list[tuple[Audience, Audience]], int]:
     """Audiences with the slug of an older audience of their install, for which no person has chosen yet.
 
-    The first of them, each with the older audience, and the number of all: two queries for any number of pairs.
+    Returns the first pairs (audience, older audience) and the number of all pairs, with two queries in total.
     """
     pairs = _UNDECIDED.run(limit=limit).all()
     if not pairs:

@@ -1,8 +1,8 @@
 -- Open parked items by install and reason, each counted up to "bound".
 --
--- These statements run inside index_order(). The install and the reason are part of each order, and their conditions
--- compare rows, so that only the index parked_and_open has the order. With equalities, PostgreSQL may walk the index by
--- number through the closed items.
+-- These statements run inside index_order(). They sort by install and reason and compare rows in their conditions, so
+-- that only the index parked_and_open provides the order. With equalities, PostgreSQL may scan the index by id, closed
+-- items included.
 
 -- name: groups
 -- One row per install and reason with open items: their number, "bound" at most, and the oldest and newest of them.
@@ -45,7 +45,7 @@ CROSS JOIN LATERAL (
 ORDER BY counted.rows DESC, found.install_id, found.reason
 
 -- name: group
--- The open items of one group up to a number: how many, "bound" at most, and the newest; NULL if there are none.
+-- The open items of one group up to an id: their number, at most "bound", and the newest one; NULL if there are none.
 SELECT count(*) AS rows, max(id) AS newest FROM (
     SELECT id FROM audiences_parked
     WHERE closed_at IS NULL AND (install_id, reason) >= (%(install)s, %(reason)s)
@@ -54,7 +54,7 @@ SELECT count(*) AS rows, max(id) AS newest FROM (
 ) AS items
 
 -- name: by_install
--- One row per install with open items: their number, "bound" at most.
+-- One row per install with open items: their number, at most "bound".
 WITH RECURSIVE
 -- Jumps from install to install in the index parked_and_open.
 found AS (

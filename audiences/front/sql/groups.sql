@@ -1,9 +1,8 @@
--- Audiences that don't deliver, grouped by install and reason. Each statement gives the audience that has been in this
--- state longest, the number of audiences and of waiting events of the group, and in each row the number of all groups
--- and of all audiences.
+-- Audiences that don't deliver, grouped by install and reason. Each row has the audience that has been in this state
+-- longest, the group's numbers of audiences and of waiting events, and the numbers of all groups and of all audiences.
 
 -- name: blocked_audiences
--- Blocked audiences that no person has set aside since, by cause: the largest groups first.
+-- Blocked audiences that no person has set aside, by cause, the largest groups first.
 WITH
 -- The blocked audiences, each with the cause of its block: the reason without the audience's own names, the longest of
 -- them first, so that one fault in ODP is one cause.
@@ -25,8 +24,7 @@ SELECT (array_agg(audience_id ORDER BY since, audience_id))[1] AS audience_id, c
 FROM stopped GROUP BY install_id, words ORDER BY lanes DESC, min(since) LIMIT %(read)s
 
 -- name: audiences_on_hold
--- Audiences that can't be created or checked in ODP and are not blocked or paused, by reason: the longest on hold
--- first.
+-- Audiences that can't be created or checked in ODP and are not blocked or paused, by reason, longest on hold first.
 SELECT (array_agg(audience.id ORDER BY audience.hold_since_at, audience.id))[1] AS audience_id, count(*) AS lanes,
     sum(audience.last_sequence - lane.delivered_sequence)::bigint AS waiting, count(*) OVER () AS groups,
     (sum(count(*)) OVER ())::bigint AS all_lanes

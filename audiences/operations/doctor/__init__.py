@@ -1,7 +1,7 @@
-"""The doctor: every precondition and every silent cause of failure that both vendors' contracts name, checked live.
+"""The doctor: live checks of all preconditions and silent causes of failure that the two vendors' contracts name.
 
 Each check is one small function in a registry; ``docs/doctor.md`` lists them. The order of these imports is the order
-of the lines: what needs no network first, what takes longest last.
+of the lines: checks without network first, the slowest checks last.
 """
 
 # isort: off

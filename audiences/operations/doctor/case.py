@@ -1,4 +1,4 @@
-"""What the checks of one examination share: the clients of both accounts, and what each was asked once."""
+"""Data that the checks of one examination share: the clients of both accounts, and their responses, each read once."""
 
 import time
 from functools import cached_property
@@ -32,7 +32,7 @@ NO_TOKEN_CURE = "Press Lytics API token on the install's page. Everything else w
 
 
 class NotCheckedError(Exception):
-    """A check has nothing to look at. ``evidence`` says why, ``cure`` what would let it look."""
+    """A check can't run. ``evidence`` is the reason, and ``cure`` makes the check possible."""
 
     def __init__(self, evidence: str, cure: str = "") -> None:
         super().__init__(evidence)
@@ -40,7 +40,7 @@ class NotCheckedError(Exception):
 
 
 class Case:
-    """One examination of one install. Requests are made when a check asks, and their answers are kept."""
+    """One examination of one install. Data is requested when a check first needs it, and kept for later checks."""
 
     def __init__(self, install: Install, *, seconds: float = SECONDS) -> None:
         self.install = install
@@ -82,7 +82,7 @@ class Case:
 
     @cached_property
     def webhook_jobs(self) -> tuple[Job, ...]:
-        """All webhook jobs of the account, also completed and deleted ones."""
+        """All webhook jobs of the account, including completed and deleted ones."""
         found = lytics_jobs.jobs(self.lytics, with_deleted=True)
         _must_be_ok(found.answer, "The list of jobs")
         return found.items
@@ -102,7 +102,7 @@ class Case:
 
     @cached_property
     def lytics_audiences(self) -> dict[str, LyticsAudience]:
-        """By segment id."""
+        """The audiences in Lytics, by segment id."""
         found = lytics_audiences.audiences(self.lytics)
         _must_be_ok(found.answer, "The list of audiences")
         return {one.segment_id: one for one in found.items}
@@ -133,7 +133,7 @@ class Case:
 
     @cached_property
     def audiences(self) -> tuple[Audience, ...]:
-        """Without the audience of the test customers."""
+        """The install's audiences without the audience of the test customers."""
         return tuple(Audience.objects.filter(install=self.install).exclude(segment_id=trials.SEGMENT_ID))
 
 

@@ -1,4 +1,4 @@
-"""Checks of the Lytics job that calls an install: state, address, header, method, and what it leaves out silently."""
+"""Checks of the Lytics job that calls an install: state, address, header, method, and silently omitted events."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,11 +17,11 @@ from lytics.api.jobs import Job
 from lytics.api.reading import count, flag, text, texts
 
 LYTICS = "Lytics"
-# Without a call for this long, a person should look whether that is usual.
+# The time without a call after which a person should check whether that is usual.
 QUIET = timedelta(hours=24)
-# Events that Lytics omitted longer ago than this are a warning only.
+# The age from which omitted events are only a warning.
 OMITTED_RECENTLY = timedelta(days=7)
-# Seconds that a batch may wait; Optimizely recommends 3 and Lytics' default is 5.
+# The longest wait of a batch in seconds that is good. Optimizely recommends 3, and Lytics' default is 5.
 LONG_WAIT_SECONDS = 30
 # Statuses with which this service asks for another try; Lytics must not give up on them.
 RETRIED = {401, 405, 408, 429, *range(500, 600)}
@@ -91,7 +91,7 @@ def _state(job: Job) -> Finding:
     if job.state == "unknown":
         return unknown(f"Lytics does not say in which state {job.name} is.", "Look at the job in Lytics.")
     cure = (
-        "Look at its log for the cause, then resume or restart it in Lytics. What changed meanwhile may be lost:"
+        "Look at its log for the cause, then resume or restart it in Lytics. Changes since it stopped may be lost:"
         " audit its audiences afterwards."
     )
     return bad(f"{job.name} is in the state {job.state}.", cure, at=job.updated_at)

@@ -1,4 +1,4 @@
-"""What the audits found: whether the members of each audience are the same on all sides."""
+"""The check of members: whether the newest audits found the same members on all sides."""
 
 from datetime import timedelta
 

@@ -22,13 +22,13 @@ from odp.regions import HOSTS, region_of
 
 ODP = "ODP"
 REGIONS = {"us": "United States", "eu": "Europe", "au": "Asia-Pacific"}
-# Audiences that one examination names, and those that it reads in ODP because ODP's list lacks them.
+# The most audiences that a line names, and the most that are read in ODP because ODP's list lacks them.
 NAMED, READ = 20, 5
 # An audience is looked at every six hours at the default interval; see operations/twins.py.
 LOOK_STALE = timedelta(hours=24)
 # ODP documents 90 seconds until a write shows.
 SETTLED = timedelta(seconds=120)
-# Rows of the ledger that are read to find one member, per audience, and the number of audiences.
+# The most rows of the ledger that are read per audience to find one member, and the most audiences tried.
 MEMBERS_READ, AUDIENCES_READ = 100, 5
 KEY_CURE = "Copy the private key again from ODP, Settings > APIs > Private, and enter it on the install's page."
 
@@ -62,7 +62,7 @@ def odp_region(case: Case) -> Found:
     here = next(region for region, host in HOSTS.items() if host == case.host)
     if is_accepted and here != of_key:
         words = f"ODP accepts the key in {REGIONS[here]}, and by its form it is of {REGIONS[of_key]}."
-        return warning(words, "Set the ODP region to Detect from the key, unless Optimizely has told you otherwise.")
+        return warning(words, "Set the ODP region to Detect from the key, unless Optimizely told you to choose one.")
     if is_accepted:
         return good(f"The key is of {REGIONS[here]}, and ODP accepts it there.")
     if case.segments.outcome is not Outcome.UNAUTHORISED:  # type: ignore[union-attr]
@@ -147,7 +147,7 @@ def _twin(audience: Audience) -> Twin | None:
 
 
 def _gone(case: Case, lacking: list[Audience]) -> Iterator[Finding]:
-    """Audiences that ODP's list lacks and that it doesn't have either: nothing documents that the list is complete."""
+    """Audiences missing in ODP. Each is also read, because ODP doesn't document that its list is complete."""
     for audience in lacking[:READ]:
         found = mechanism_of(case.install, audience.mechanism).look(
             case.odp, audience.odp_id, seconds=REQUEST_SECONDS, accepted=audience.accepted_definition
@@ -211,7 +211,7 @@ def _largest(install: Install) -> list[Audience]:
 
 
 def _settled_member(audience: Audience) -> Membership | None:
-    """One of the first hundred customers of the ledger, a bounded read, whose entry ODP accepted some time ago."""
+    """A member among the first hundred rows of an audience's ledger (a bounded read) whose entry isn't recent."""
     latest = times.from_moment(now() - SETTLED)
     rows = Membership.objects.filter(audience=audience).order_by("identifier")[:MEMBERS_READ]
     return next((row for row in rows if row.is_member and not row.rejected and row.occurred_ns < latest), None)

@@ -1,7 +1,7 @@
 """Checks of PUBLIC_URL from outside: a call is made to it as Lytics makes one, and none of these calls is stored.
 
-This process may be inside a network from which the public address can't be reached although Lytics can; so when
-Lytics has called lately, not reaching it is a warning only.
+This process may be inside a network from which the public address can't be reached although Lytics can; so if Lytics
+has called lately, an unreachable address is only a warning.
 """
 
 import socket
@@ -52,7 +52,7 @@ def _call(case: Case, *, query: str = "", size: int = 0, seconds: float = REQUES
 
 
 def _echo(answer: Answer) -> dict[str, Any]:
-    """What this service says about the call; empty when something else answered."""
+    """This service's description of the call; empty when another server answered."""
     is_ours = answer.status == 200 and isinstance(answer.json, dict) and answer.json.get("check") is True
     return answer.json if is_ours else {}
 

@@ -1,7 +1,7 @@
-"""The checks of the doctor: what a check returns, and the registry that lists all checks in the order of the page.
+"""The registry of the doctor's checks, in the order of the page, and the result that a check returns.
 
-A check is a function of a ``Case``. It is asked live, writes nothing, and returns one ``Finding`` or several. What it
-raises becomes a line too, so one broken check hides no other.
+A check is a function of a ``Case``. It runs live, writes nothing, and returns one or more ``Finding``s. An exception
+becomes a line too, so a broken check doesn't hide the others.
 """
 
 import time
@@ -20,7 +20,7 @@ from outgoing.deadline import TooLateError
 log = structlog.get_logger(__name__)
 
 Word = Literal["good", "warning", "bad", "unknown"]
-# From the one that needs a person most.
+# The states, most urgent first.
 WORDS: tuple[Word, ...] = ("bad", "warning", "unknown", "good")
 GROUPS = ("This service", "ODP", "Lytics", "Public address")
 NO_TIME = "The checks before it took all the time that there is for one examination."
@@ -28,7 +28,7 @@ NO_TIME = "The checks before it took all the time that there is for one examinat
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. ``at`` is when the evidence is from; None stands for the moment of the check.
+    """The finding of a check. ``at`` is the time of the evidence; None means the time of the check.
 
     ``about`` names the audience or job when a check returns several findings.
     """
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the result. ``at`` is None when nothing is known."""
+    """One line of the result. ``at`` is None when there is no evidence."""
 
     check: str
     title: str
@@ -63,7 +63,7 @@ Found = Finding | Sequence[Finding]
 
 @dataclass(frozen=True)
 class Check:
-    """``what`` is the first paragraph of the function's docstring: it stands in docs/doctor.md."""
+    """A registered check. ``what`` is the first paragraph of the function's docstring, which docs/doctor.md shows."""
 
     name: str
     title: str
@@ -116,7 +116,7 @@ def examine(case: Case, checks: Iterable[Check] | None = None) -> list[Line]:
 
 
 def merged(lines: Sequence[Line]) -> list[Line]:
-    """For people: neighbours that say the same become one line with all their titles."""
+    """Merge neighbouring lines with the same text into one line with all their titles, for people."""
     found: list[Line] = []
     for line in lines:
         last = found[-1] if found else None

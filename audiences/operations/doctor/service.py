@@ -22,15 +22,15 @@ from audiences.redis_client import client
 
 OURS = "This service"
 START = "Start the worker and beat processes, or look at their logs."
-# The schedule notes its run every ten seconds.
+# The schedule stores the time of its run every ten seconds.
 SCHEDULE_LATE_SECONDS = 60
-# A difference of clocks that is worth a look, and one that makes times of events wrong.
+# The differences between clocks, in seconds, from which the check is a warning, and bad.
 CLOCK_WARNING_SECONDS, CLOCK_BAD_SECONDS = 2.0, 30.0
-# Free parts of a disk.
+# The free shares of a disk below which the check is a warning, and bad.
 DISK_WARNING, DISK_BAD = 0.15, 0.05
-# A part of DATABASE_HIGH_WATER_BYTES.
+# The share of DATABASE_HIGH_WATER_BYTES from which the check is a warning.
 DATABASE_WARNING = 0.8
-# A daily backup may take two hours; after three days nobody looks at it.
+# The ages of the newest backup from which the check is a warning (a daily backup may take two hours), and bad.
 BACKUP_WARNING, BACKUP_BAD = timedelta(hours=26), timedelta(days=3)
 
 

@@ -1,9 +1,9 @@
 -- Audiences that were recreated in Lytics.
 
 -- name: undecided_pairs
--- Audiences with the slug of an older audience of their install, for which no person has chosen yet, oldest first: each
--- with the newest of those older ones, and in each row the number of all. Each audience is read twice, however many
--- there are: with a look-up for each, PostgreSQL would read all audiences of the install for each of them.
+-- Audiences with the slug of an older audience of their install, before a person has decided, oldest first. Each row
+-- has the audience, the newest older audience, and the number of all rows. Each audience is read twice in total; with a
+-- subquery per audience, PostgreSQL would read all audiences of the install for each of them.
 WITH
 -- Slugs that several audiences of an install have.
 shared AS MATERIALIZED (
