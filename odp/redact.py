@@ -1,16 +1,18 @@
 """Mask customers in ODP's messages, which may quote them, before the messages are stored, shown or logged."""
 
+import html
 import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from odp import quoted
+
 _WITHIN = r"[^\s'\"<>()\[\]{},;]"
+_PART = rf"(?:{_WITHIN}|(?<=\w)['’](?=\w))"
 # Anchored to the beginning of a word: matched from each of its letters, a long word would take seconds.
-_EMAIL = re.compile(rf"(?<!{_WITHIN}){_WITHIN}+(?:@|%40){_WITHIN}+", re.IGNORECASE)
-# Text in quotes: a value to mask, unless it is the name of a field, an audience or a part of a request.
-_QUOTED = re.compile(r"""(['"`])((?:(?!\1).){1,300})(\1)|([‘“«])([^’”»]{1,300})([’”»])""")
+_EMAIL = re.compile(rf"(?<!{_WITHIN})(?!(?<=\w['’])\w){_PART}+(?:@|%40){_PART}+", re.IGNORECASE)
 _WORD = re.compile(
     r"lytics_\w*|id|vuid|email|phone|type|action|identifiers|attributes|customers|profiles|segments|list|lists|event"
     r"|enter|exit|invalids|message|status|title|detail|boolean|string|number|true|false|null"
@@ -23,12 +25,11 @@ _SHORTEST = 3
 
 def words(text: str) -> str:
     """``text`` with e-mail addresses and quoted values masked. Names of fields and audiences stay."""
-    return _EMAIL.sub(HIDDEN, _QUOTED.sub(_masked, text))
-
-
-def _masked(match: re.Match[str]) -> str:
-    before, value, after = (part for part in match.groups() if part is not None)
-    return match[0] if _NAME.fullmatch(value) else f"{before}{HIDDEN}{after}"
+    kept, place = [], 0
+    for start, end in quoted.values(text, is_name=_NAME.fullmatch):
+        kept.append(text[place:start])
+        place = end
+    return _EMAIL.sub(HIDDEN, HIDDEN.join([*kept, text[place:]]))
 
 
 def values_of(body: bytes | None) -> Sequence[str]:
@@ -42,8 +43,17 @@ def values_of(body: bytes | None) -> Sequence[str]:
 def values_in(part: Any) -> Sequence[str]:
     """``values_of`` for a request that is parsed already."""
     found = set(_values(part))
-    found |= {quote(value, safe="", errors="replace") for value in found}
+    found |= {spelled for value in found for spelled in _spellings(value)}
     return sorted((value for value in found if len(value) >= _SHORTEST and not _WORD.fullmatch(value)), key=len)[::-1]
+
+
+def _spellings(value: str) -> Iterator[str]:
+    """``value`` as a response may spell it: in a URL, JSON, HTML, or with its apostrophes escaped."""
+    yield quote(value, safe="", errors="replace")
+    yield json.dumps(value)[1:-1]
+    yield from (html.escape(value), html.escape(value, quote=False))
+    if "'" in value:
+        yield from (value.replace("'", escaped) for escaped in ("\\'", "''", "’"))
 
 
 def _values(part: Any) -> Iterator[str]:

@@ -5,7 +5,6 @@ checks in a row, at least ``RESOLVED_AFTER`` apart, didn't find it. Its resoluti
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,8 +20,6 @@ from odp import redact
 
 # Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
 RESOLVED_AFTER = timedelta(seconds=50)
-# An apostrophe within a word, as in "doesn't". Masking would take two of them for quotes and hide the text between.
-_CONTRACTED = re.compile(r"(?<=[a-z])'(?=(?:t|s|re|ve|ll|d|m)\b)")
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,7 @@ def _merged(seen: Iterable[Seen]) -> dict[str, Seen]:
 def _for_all(ones: list[Seen]) -> Seen:
     first = next((one for one in ones if one.tone == "bad"), ones[0])
     more = f", and {len(ones) - 1} more like it" if len(ones) > 1 else ""
-    return Seen(**{**vars(first), "what": _masked(first.what) + more, "why": _masked(first.why)})
-
-
-def _masked(text: str) -> str:
-    return redact.words(_CONTRACTED.sub("’", text)).replace("’", "'")
+    return Seen(**{**vars(first), "what": redact.words(first.what) + more, "why": redact.words(first.why)})
 
 
 def _open(found: dict[str, Seen], at: datetime) -> None:
