@@ -1,5 +1,6 @@
 """The doctor's checks of the Lytics job and its audiences, against the sandbox Lytics API over real HTTP."""
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,9 +14,11 @@ from pytest_django.fixtures import Settings
 from audiences import lytics_account
 from audiences.models import Install, Receipt, Token
 from audiences.operations import doctor, installs
+from audiences.operations.connect import connect
 from audiences.operations.doctor.lytics_audiences import shortest_window
 from audiences.operations.lytics_job import authorization_label, job_name
 from audiences.receiving import ingest
+from lytics.api.webhook_settings import LABELS, DifferentSetting, Harm, WebhookSettings
 from sandbox.lytics.account import Account
 from sandbox.lytics.api.endpoints import Api
 from sandbox.lytics.api.server import LyticsServer
@@ -92,6 +95,12 @@ def tell_audience(server: LyticsServer, **fields: Any) -> None:
     server.faults.add({"when": {"path": "/v2/segment"}, "then": {"status": 200, "body": {"data": [told]}}})
 
 
+def add_member(server: LyticsServer, fields: dict[str, Any]) -> None:
+    account = server.api.account
+    account.write("INSERT OR REPLACE INTO profile VALUES ('p1', ?)", json.dumps(fields))
+    account.write("INSERT INTO membership VALUES (?, 'p1', 0)", GOLD)
+
+
 # --- calls ---------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +173,16 @@ def test_lytics_state_names_a_job_that_calls_this_server_at_another_path(shop: I
     assert "has this install's name, and another URL" in the(shop, "lytics_state").evidence
 
 
+def test_a_completed_job_is_gone(shop: Install, job: Job) -> None:
+    job(status="completed")
+    line = the(shop, "lytics_state")
+    assert (line.state, line.evidence, "Make the job again" in line.cure) == (
+        "bad",
+        "The job Sync job is completed.",
+        True,
+    )
+
+
 def test_a_rejected_api_token_is_named_and_other_lines_stay(shop: Install, job: Job) -> None:
     job()
     lytics_account.set_token(shop, "expired")
@@ -180,6 +199,8 @@ def test_lytics_url(shop: Install, job: Job, settings: Settings) -> None:
     line = the(shop, "lytics_url")
     assert (line.state, "old.example.com" in line.evidence) == ("warning", True)
     assert "secret" not in line.evidence
+    job(webhook_url=installs.webhook_url(shop).replace("sync.example.com", "Sync.Example.com:443"))
+    assert states(shop, "lytics_url") == ["good"]
 
 
 def test_lytics_header(shop: Install, job: Job, server: LyticsServer) -> None:
@@ -274,6 +295,48 @@ def test_lytics_fields(shop: Install, job: Job) -> None:
     assert "Lytics ID (_id)" in the(shop, "lytics_fields").cure
     job(user_fields=["_uids", "_id", "segment_events"])
     assert "Fields to Trigger" in the(shop, "lytics_fields").cure
+
+
+@pytest.mark.parametrize(("field", "value"), [("_id", "kim"), ("email", "kim@example.com"), ("_uids", ["kim", "k"])])
+def test_a_job_that_connect_made_is_good_in_every_line_about_its_settings(
+    shop: Install, server: LyticsServer, field: str, value: str | list[str]
+) -> None:
+    Install.objects.update(identifier_field=field)
+    shop.refresh_from_db()
+    add_member(server, {field: value})
+    connect(shop, add=["gold"], start=True)
+    found = doctor.examine(doctor.Case(shop), [doctor.CHECKS[name] for name in doctor.lytics_job.SETTINGS])
+    assert [(line.check, line.evidence) for line in found if line.state != "good"] == []
+    assert len(found) == len(doctor.lytics_job.SETTINGS)
+
+
+def test_each_setting_that_connect_compares_is_in_one_line() -> None:
+    """Lines of their own: the URL, and whether the audiences exist."""
+    compared = [key for keys in doctor.lytics_job.SETTINGS.values() for key in keys]
+    assert sorted(compared) == sorted(set(LABELS) - {"webhook_url"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "state"), [(Harm.NONE, "good"), (Harm.RISK, "warning"), (Harm.LOSS, "bad"), (Harm.SILENCE, "bad")]
+)
+def test_a_setting_that_differs_is_as_bad_as_its_harm(
+    shop: Install, job: Job, harm: Harm, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job()
+    found = DifferentSetting("HTTPMethod", "http_method", "POST", "PUT", "This is why.", harm)
+    monkeypatch.setattr(WebhookSettings, "differences", lambda wanted, config: [found])
+    line = the(shop, "lytics_method")
+    assert (line.state, "HTTPMethod of Sync job is PUT instead of POST." in line.evidence) == (state, True)
+
+
+def test_whether_the_field_is_a_list_stays_open_without_members(shop: Install, job: Job, server: LyticsServer) -> None:
+    Install.objects.update(identifier_field="email")
+    job(user_fields=["email", "segment_events"])
+    assert [line.state for line in lines(shop, "lytics_fields")] == ["good", "unknown"]
+    assert "No audience has members yet" in lines(shop, "lytics_fields")[1].evidence
+    add_member(server, {"email": ["kim@example.com", "k@example.com"]})
+    line = the(shop, "lytics_fields")
+    assert (line.state, "set Fields to Trigger to email" in line.cure) == ("bad", True)
 
 
 def test_lytics_limits(shop: Install, job: Job) -> None:
@@ -373,6 +436,8 @@ def test_lytics_other_writers(shop: Install, job: Job) -> None:
     assert (line.state, line.about) == ("bad", "Sync native")
     job("native", workflow="optimizely_odp_export", segment_ids=["other"])
     assert states(shop, "lytics_other_writers") == ["warning"]
+    job("native", workflow="optimizely_odp_export", status="fault-1")
+    assert states(shop, "lytics_other_writers") == ["bad"], "Lytics retries after a fault"
     job("native", workflow="optimizely_odp_export", status="paused")
     assert states(shop, "lytics_other_writers") == ["good"]
     job("mail", workflow="mailchimp_export", name="Modpod emails")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lytics.api.webhook_settings import WebhookSettings, is_same_url
+from lytics.api.webhook_settings import Harm, WebhookSettings, is_same_url
 
 OURS = WebhookSettings(webhook_url="https://sync.example/webhooks/lytics/a1", identifier_field="_uids", holds_list=True)
 CONFIG = OURS.config(["a" * 32])
@@ -76,6 +76,29 @@ def test_a_job_without_settings_lacks_what_lytics_would_default_otherwise() -> N
         *("webhook_url", "withbackfill", "user_fields", "field_changes"),
         *("batch_requests", "batch_size", "batch_flush_duration", "worker_count"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "harm"),
+    [
+        ({"http_method": "PUT"}, Harm.NONE),
+        ({"batch_size": 1000}, Harm.NONE),
+        ({"batch_size": 299}, Harm.RISK),
+        ({"batch_flush_duration": 2}, Harm.NONE),
+        ({"batch_flush_duration": None}, Harm.RISK),
+        ({"worker_count": None}, Harm.RISK),
+        ({"do_not_retry": [400, 404]}, Harm.NONE),
+        ({"do_not_retry": "400, 503"}, Harm.LOSS),
+        ({"user_fields": ["_uids"]}, Harm.RISK),
+        ({"user_fields": ["segment_events"]}, Harm.LOSS),
+        ({"quiet_time_of_day": "22:00"}, Harm.RISK),
+        ({"quiet_period": 8, "drop_events_during_quiet_window": True}, Harm.LOSS),
+        ({"drop_events_during_quiet_window": True}, Harm.NONE),
+        ({"http_method": "DELETE"}, Harm.SILENCE),
+    ],
+)
+def test_a_difference_says_what_it_does(changes: dict[str, Any], harm: Harm) -> None:
+    assert {difference.harm for difference in OURS.differences({**CONFIG, **changes})} == {harm}
 
 
 def test_a_long_value_is_shown_shortened() -> None:

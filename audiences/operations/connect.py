@@ -30,6 +30,7 @@ from audiences.operations.lytics_job import (
     mark_in,
     mark_of,
     rejected,
+    settings_of,
 )
 from audiences.receiving import tokens
 from lytics.api.audiences import Audience
@@ -37,7 +38,7 @@ from lytics.api.authorizations import authorizations, create_authorization
 from lytics.api.client import Client
 from lytics.api.jobs import Job, bounce, create_job, job, replace_job, resume
 from lytics.api.outcomes import Answer, Outcome
-from lytics.api.webhook_settings import DifferentSetting, WebhookSettings
+from lytics.api.webhook_settings import DifferentSetting
 
 log = structlog.get_logger(__name__)
 
@@ -146,11 +147,6 @@ def by_hand(install: Install, *, audiences: str, dry_run: bool = False) -> dict[
 
     If the install has no webhook token without an end, one is created, except in a dry run.
     """
-    settings = WebhookSettings(
-        webhook_url=installs.webhook_url(install),
-        identifier_field=install.identifier_field,
-        needs_lytics_id=install.forget_missing_identifiers,
-    )
     if dry_run and not _lasting(install):
         raise NotConnectedError("This install has no webhook token without an end. A run would create one.")
     token = _token(install)
@@ -160,7 +156,7 @@ def by_hand(install: Install, *, audiences: str, dry_run: bool = False) -> dict[
             ("Label", authorization_label(install, token)),
             ("Request header", f"Authorization: {_authorization(token)}"),
         ],
-        "Configuration": settings.in_words(audiences),
+        "Configuration": settings_of(install).in_words(audiences),
     }
 
 

@@ -5,7 +5,7 @@ and no second job or authorization is created. Only reads.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,8 +22,6 @@ from lytics.api.webhook_settings import LYTICS_ID, DifferentSetting, WebhookSett
 
 Thing = TypeVar("Thing")
 
-GONE = {"deleted", "deleting", "completed"}
-STARTED = {"running", "sleeping", "initializing"}
 # Characters of the install's name in a label; Lytics documents 64 for names of audiences, and none for these.
 NAME_LENGTH = 30
 # Characters of a token's digest in the label of its authorization: they distinguish tokens and don't reveal them.
@@ -62,7 +60,7 @@ class Found:
 
     @property
     def is_started(self) -> bool:
-        return self.job is not None and (self.job.state in STARTED or self.job.faults > 0)
+        return self.job is not None and self.job.is_active
 
     def chosen(self, names: Iterable[str]) -> list[Audience]:
         """The audiences with these slugs or ids. Raises ``NotConnectedError`` for an unknown one."""
@@ -88,14 +86,19 @@ def look(client: Client, install: Install) -> Found:
     auths = authorizations(client)
     if not auths.answer.is_ok and auths.answer.outcome is Outcome.RETRY_LATER:
         raise rejected("list the authorizations", auths.answer)
-    holds_list, note = _identifier(client, install, known.items)
-    settings = WebhookSettings(
+    holds_list, note = identifier_holds_list(client, install, known.items)
+    settings = settings_of(install, holds_list=holds_list)
+    return Found(settings, known.items, job, auths.items if auths.answer.is_ok and not auths.unreadable else None, note)
+
+
+def settings_of(install: Install, *, holds_list: bool = False) -> WebhookSettings:
+    """The settings of a right job. An install that forgets missing identifiers says itself that its field is a list."""
+    return WebhookSettings(
         webhook_url=installs.webhook_url(install),
         identifier_field=install.identifier_field,
-        holds_list=holds_list,
+        holds_list=holds_list or install.forget_missing_identifiers,
         needs_lytics_id=install.forget_missing_identifiers,
     )
-    return Found(settings, known.items, job, auths.items if auths.answer.is_ok and not auths.unreadable else None, note)
 
 
 def rejected(what: str, answer: Answer) -> NotConnectedError:
@@ -162,7 +165,7 @@ def _read(listed: Many[Thing], what: str) -> Many[Thing]:
 def _job_of(install: Install, listed: Many[Job]) -> Job | None:
     """Find the job by URL and name, else by URL alone, else by name alone: a person may have created or edited it."""
     url, mark = installs.webhook_url(install), f"({install.public_id})"
-    alive = [job for job in listed.items if job.state not in GONE]
+    alive = [job for job in listed.items if not job.is_gone]
     calling = [job for job in alive if is_same_url(text(job.config, "webhook_url"), url)]
     named = [job for job in alive if job.name.endswith(mark)]
     for group in ([job for job in calling if job in named], calling, named):
@@ -181,19 +184,19 @@ def _job_of(install: Install, listed: Many[Job]) -> Job | None:
     return None
 
 
-def _identifier(client: Client, install: Install, known: tuple[Audience, ...]) -> tuple[bool, str]:
+def identifier_holds_list(client: Client, install: Install, known: Sequence[Audience]) -> tuple[bool, str]:
     """Whether the identifier field holds a list, read from the first members of the largest audience; and a note."""
     field = install.identifier_field
     if field == LYTICS_ID:
         return False, ""
     largest = max((audience for audience in known if audience.size), key=lambda one: one.size or 0, default=None)
     if largest is None:
-        return install.forget_missing_identifiers, f"No audience has members yet, so {field} could not be looked at."
+        return False, f"No audience has members yet, so {field} could not be looked at."
     page = next(scan(client, largest.segment_id, fields=[field]))
     if not page.answer.is_ok:
-        return install.forget_missing_identifiers, f"Members could not be read: {page.answer.reason}."
+        return False, f"Members could not be read: {page.answer.reason}."
     values = [member.fields[field] for member in page.members if member.fields.get(field) not in (None, "", [])]
-    holds_list = install.forget_missing_identifiers or any(isinstance(value, list) for value in values)
+    holds_list = any(isinstance(value, list) for value in values)
     if not values:
         return holds_list, f"Of the first {len(page.members)} members of {largest.slug} in Lytics, none has {field}."
     return holds_list, ""

@@ -13,6 +13,8 @@ from lytics.api.reading import Fields, Many, One, count, flag, many, mapping, mo
 # Documented in the body of a request. One page of the API reference spells the path ``webhook-triggers``.
 WEBHOOK = "webhook_triggers"
 _FAULT = re.compile(r"fault-?(\d+)?")
+_ACTIVE = {"running", "sleeping", "initializing"}
+_GONE = {"deleted", "deleting", "completed"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Job:
         """The number of errors in a row; 0 when the state isn't a fault."""
         found = _FAULT.match(self.state)
         return int(found[1] or 1) if found else 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it sends, or will without a person's help: Lytics retries after a fault."""
+        return self.state in _ACTIVE or self.faults > 0
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it will never send again."""
+        return self.state in _GONE
 
     @property
     def segment_ids(self) -> tuple[str, ...]:

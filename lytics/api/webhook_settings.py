@@ -1,5 +1,7 @@
 """The settings of a webhook job: those that we ask for, in Lytics' API and in words, and how a job differs from them.
 
+This is the only definition of a right job: ``connect`` makes jobs by it, and ``connect`` and the doctor compare by it.
+
 The names of the settings, their defaults and the values of ``audience_events`` are documented. Optimizely recommends
 the batch size, its seconds and the calls at once.
 """
@@ -7,6 +9,7 @@ the batch size, its seconds and the calls at once.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,20 +18,40 @@ from lytics.api.reading import Fields, count, flag, text, texts
 BATCH_SIZE, BATCH_SECONDS, CALLS_AT_ONCE = 300, 3, 20
 LYTICS_ID = "_id"
 SEGMENT_EVENTS = "segment_events"
+# Documented: what Lytics uses when a job doesn't have the setting.
+_DEFAULTS = {"batch_size": 10, "batch_flush_duration": 5, "worker_count": 5}
+# The statuses with which the webhook asks for another try.
+_RETRIED = {401, 405, 408, 429, *range(500, 600)}
 # Characters of a setting that are shown; a person compares it with Lytics' page.
 SHOWN = 120
 
 
+class Harm(IntEnum):
+    """What a setting that isn't ours does to the sync."""
+
+    NONE = 0
+    # Events arrive late or in many calls, or could be missing.
+    RISK = 1
+    # Events are lost, or members are wrong.
+    LOSS = 2
+    # No event arrives.
+    SILENCE = 3
+
+
 @dataclass(frozen=True)
 class DifferentSetting:
-    """A setting of the job that isn't ours. ``prevents_start``: with it, no event would arrive here."""
+    """A setting of the job that isn't ours."""
 
     label: str
     key: str
     ours: str
     theirs: str
     why: str
-    prevents_start: bool = False
+    harm: Harm
+
+    @property
+    def prevents_start(self) -> bool:
+        return self.harm is Harm.SILENCE
 
 
 @dataclass(frozen=True)
@@ -82,9 +105,9 @@ class WebhookSettings:
     def differences(self, config: Fields) -> list[DifferentSetting]:
         """Every setting of a job that isn't ours. Settings without an effect on the sync aren't compared."""
         return [
-            DifferentSetting(rule.label, rule.key, rule.ours(self), _shown(config, rule.key), rule.why, prevents)
+            DifferentSetting(rule.label, rule.key, rule.ours(self), _shown(config, rule.key), rule.why, harm)
             for rule in _RULES
-            if (prevents := rule.compare(self, config)) is not None
+            if (harm := rule.compare(self, config)) is not None
         ]
 
 
@@ -111,51 +134,96 @@ def _shown(config: Fields, key: str) -> str:
     return f"{words[:SHOWN]}…" if len(words) > SHOWN else words
 
 
+Compare = Callable[[WebhookSettings, Fields], Harm | None]
+
+
 @dataclass(frozen=True)
 class _Rule:
-    """``compare`` returns None when the job is as we ask, else whether the difference prevents the start."""
+    """``compare`` returns None when the job is as we ask, else what the difference does."""
 
     label: str
     key: str
     ours: Callable[[WebhookSettings], str]
-    compare: Callable[[WebhookSettings, Fields], bool | None]
+    compare: Compare
     why: str
 
 
-def _url(wanted: WebhookSettings, config: Fields) -> bool | None:
-    return None if is_same_url(text(config, "webhook_url"), wanted.webhook_url) else True
+def _url(wanted: WebhookSettings, config: Fields) -> Harm | None:
+    return None if is_same_url(text(config, "webhook_url"), wanted.webhook_url) else Harm.SILENCE
 
 
-def _method(wanted: WebhookSettings, config: Fields) -> bool | None:
+def _method(wanted: WebhookSettings, config: Fields) -> Harm | None:
     method = text(config, "http_method").upper() or "POST"
-    return None if method == "POST" else method not in ("PUT", "PATCH")
+    if method == "POST":
+        return None
+    return Harm.NONE if method in ("PUT", "PATCH") else Harm.SILENCE
 
 
-def _events(wanted: WebhookSettings, config: Fields) -> bool | None:
-    return False if text(config, "audience_events").lower() in ("enters_only", "exits_only") else None
+def _events(wanted: WebhookSettings, config: Fields) -> Harm | None:
+    return Harm.LOSS if text(config, "audience_events").lower() in ("enters_only", "exits_only") else None
 
 
-def _exported(wanted: WebhookSettings, config: Fields) -> bool | None:
-    """No chosen field means all of them."""
-    chosen = texts(config, "user_fields")
-    return None if set(wanted.export_fields) <= set(chosen) else False
+def _exported(wanted: WebhookSettings, config: Fields) -> Harm | None:
+    """No chosen field means all of them. Whether ``segment_events`` comes without being chosen is unknown."""
+    lacking = set(wanted.export_fields) - set(chosen := texts(config, "user_fields"))
+    if not lacking:
+        return None
+    return Harm.LOSS if chosen and lacking != {SEGMENT_EVENTS} else Harm.RISK
 
 
-def _triggers(wanted: WebhookSettings, config: Fields) -> bool | None:
+def _triggers(wanted: WebhookSettings, config: Fields) -> Harm | None:
     is_missing = wanted.holds_list and wanted.identifier_field not in texts(config, "field_changes")
-    return False if is_missing else None
+    return Harm.LOSS if is_missing else None
 
 
-def _on(key: str) -> Callable[[WebhookSettings, Fields], bool | None]:
-    return lambda wanted, config: None if flag(config, key) else False
+def _on(key: str) -> Compare:
+    return lambda wanted, config: None if flag(config, key) else Harm.RISK
 
 
-def _number(key: str, ours: int) -> Callable[[WebhookSettings, Fields], bool | None]:
-    return lambda wanted, config: None if count(config, key) == ours else False
+def _number(key: str, ours: int, *, is_most: bool = False) -> Compare:
+    """``is_most``: larger numbers are worse than ours; otherwise smaller ones are."""
+
+    def compare(wanted: WebhookSettings, config: Fields) -> Harm | None:
+        theirs = count(config, key) or _DEFAULTS[key]
+        if theirs == ours:
+            return None
+        return Harm.RISK if (theirs > ours) == is_most else Harm.NONE
+
+    return compare
 
 
-def _empty(key: str) -> Callable[[WebhookSettings, Fields], bool | None]:
-    return lambda wanted, config: False if config.get(key) not in (None, "", 0, "0", False, [], {}, "false") else None
+def _is_set(config: Fields, key: str) -> bool:
+    return config.get(key) not in (None, "", 0, "0", False, [], {}, "false")
+
+
+def _empty(key: str) -> Compare:
+    return lambda wanted, config: Harm.LOSS if _is_set(config, key) else None
+
+
+def _not_retried(wanted: WebhookSettings, config: Fields) -> Harm | None:
+    if not _is_set(config, "do_not_retry"):
+        return None
+    listed = config["do_not_retry"]
+    parts = map(str, listed) if isinstance(listed, list) else str(listed).replace(",", " ").split()
+    return Harm.LOSS if _RETRIED & {int(part) for part in parts if part.isdecimal()} else Harm.NONE
+
+
+def _quiet(key: str) -> Compare:
+    """A window delays events, and drops them with the other setting."""
+
+    def compare(wanted: WebhookSettings, config: Fields) -> Harm | None:
+        if not _is_set(config, key):
+            return None
+        return Harm.LOSS if flag(config, "drop_events_during_quiet_window") else Harm.RISK
+
+    return compare
+
+
+def _dropped(wanted: WebhookSettings, config: Fields) -> Harm | None:
+    if not _is_set(config, "drop_events_during_quiet_window"):
+        return None
+    has_window = _is_set(config, "quiet_time_of_day") or _is_set(config, "quiet_period")
+    return Harm.LOSS if has_window else Harm.NONE
 
 
 def _always(words: str) -> Callable[[WebhookSettings], str]:
@@ -177,7 +245,7 @@ _RULES = (
     _Rule(
         "Export Fields",
         "user_fields",
-        lambda wanted: ", ".join(wanted.export_fields),
+        lambda wanted: ", ".join("Lytics ID (_id)" if name == LYTICS_ID else name for name in wanted.export_fields),
         _exported,
         "A message without the identifier or segment_events is parked; without any choice, calls hold whole profiles.",
     ),
@@ -200,7 +268,7 @@ _RULES = (
         "Batch Send Duration",
         "batch_flush_duration",
         _always(str(BATCH_SECONDS)),
-        _number("batch_flush_duration", BATCH_SECONDS),
+        _number("batch_flush_duration", BATCH_SECONDS, is_most=True),
         "It is the delay in seconds of a batch that isn't full; 3 is recommended.",
     ),
     _Rule(
@@ -214,17 +282,20 @@ _RULES = (
         "Do not retry for HTTP Status",
         "do_not_retry",
         _always("empty"),
-        _empty("do_not_retry"),
+        _not_retried,
         "After each of these statuses Lytics drops a whole batch.",
     ),
     _Rule("Template", "template_id", _always("none"), _empty("template_id"), "It replaces the layout that is read."),
     _Rule("User limit", "user_limit", _always("none"), _empty("user_limit"), _DROPS),
-    _Rule("Quiet window", "quiet_time_of_day", _always("none"), _empty("quiet_time_of_day"), _DROPS),
+    _Rule("Quiet window", "quiet_time_of_day", _always("none"), _quiet("quiet_time_of_day"), _DROPS),
+    _Rule("Length of the quiet window", "quiet_period", _always("none"), _quiet("quiet_period"), _DROPS),
     _Rule(
         "Drop events in the quiet window",
         "drop_events_during_quiet_window",
         _always("off"),
-        _empty("drop_events_during_quiet_window"),
+        _dropped,
         _DROPS,
     ),
 )
+# The labels of Lytics' page by key, for all settings that are compared.
+LABELS = {rule.key: rule.label for rule in _RULES}

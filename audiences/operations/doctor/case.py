@@ -9,7 +9,7 @@ from audiences.delivery import odp_account
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import trials
 from audiences.models import Audience, Install
-from audiences.operations import installs
+from audiences.operations import installs, lytics_job
 from lytics.api import audiences as lytics_audiences
 from lytics.api import authorizations as lytics_authorizations
 from lytics.api import jobs as lytics_jobs
@@ -89,8 +89,8 @@ class Case:
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
-        """The webhook jobs that call this install and are not deleted. Raises ``NotCheckedError`` without any."""
-        ours = tuple(job for job in self.jobs_of_install if job.state not in ("deleted", "deleting"))
+        """The webhook jobs that call this install and aren't gone. Raises ``NotCheckedError`` without any."""
+        ours = tuple(job for job in self.jobs_of_install if not job.is_gone)
         if not ours:
             raise NotCheckedError("No webhook job of the Lytics account calls this install.")
         return ours
@@ -106,6 +106,11 @@ class Case:
         found = lytics_audiences.audiences(self.lytics)
         _must_be_ok(found.answer, "The list of audiences")
         return {one.segment_id: one for one in found.items}
+
+    @cached_property
+    def holds_list(self) -> tuple[bool, str]:
+        """Whether the identifier field holds a list, by members in Lytics, and why that isn't known."""
+        return lytics_job.identifier_holds_list(self.lytics, self.install, tuple(self.lytics_audiences.values()))
 
     @cached_property
     def authorizations(self) -> dict[str, Authorization]:

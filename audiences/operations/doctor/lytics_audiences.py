@@ -19,7 +19,6 @@ _WINDOW = re.compile(r"\bnow\s*([-+])\s*(\d+)\s*([a-zA-Z]+)")
 _ODP = re.compile(r"optimizely|zaius|data.?platform|(?:^|[^a-z])odp(?:[^a-z]|$)", re.IGNORECASE)
 # Hosts of Optimizely Connect Platform, where Optimizely's own Lytics app runs.
 _HOSTED_APP = re.compile(r"(?:^|\.)(?:zaius\.app|ocp\.optimizely\.com)$")
-ACTIVE = ("running", "sleeping", "initializing")
 
 
 def _names(audiences: list[Audience]) -> str:
@@ -101,7 +100,7 @@ def lytics_other_writers(case: Case) -> Found:
     this install. Two writers overwrite each other.
     """
     found = [*map(_second, _doubles(case)), *(_hosted(job, case) for job in case.webhook_jobs if _is_hosted(job))]
-    exports = [job for job in case.other_exports() if job.state in ACTIVE and _ODP.search(f"{job.workflow} {job.name}")]
+    exports = [job for job in case.other_exports() if job.is_active and _ODP.search(f"{job.workflow} {job.name}")]
     for job in exports:
         cure = "Pause that job in Lytics, or have it write fields with another prefix than lytics_."
         words = f"{job.name} ({job.workflow}) writes to ODP too, by default fields of the same names as ours."
@@ -111,7 +110,7 @@ def lytics_other_writers(case: Case) -> Found:
 
 
 def _is_hosted(job: Job) -> bool:
-    return job.state in ACTIVE and bool(_HOSTED_APP.search(urlsplit(url_of(job)).hostname or ""))
+    return job.is_active and bool(_HOSTED_APP.search(urlsplit(url_of(job)).hostname or ""))
 
 
 def _hosted(job: Job, case: Case) -> Finding:
@@ -128,9 +127,9 @@ def _doubles(case: Case) -> list[Job]:
     seen: set[str] = set()
     doubles = []
     for job in case.jobs:
-        if job.state in ACTIVE and seen & set(job.segment_ids):
+        if job.is_active and seen & set(job.segment_ids):
             doubles.append(job)
-        if job.state in ACTIVE:
+        if job.is_active:
             seen |= set(job.segment_ids)
     return doubles
 

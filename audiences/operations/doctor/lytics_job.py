@@ -10,21 +10,27 @@ from audiences.insight import checklist, evidence
 from audiences.operations import installs
 from audiences.operations.doctor.case import Case, NotCheckedError, url_of
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, unknown, warning
-from audiences.operations.lytics_job import mark_in, mark_of
+from audiences.operations.lytics_job import mark_in, mark_of, settings_of
 from audiences.receiving import tokens
 from lytics.api.authorizations import HEADERS
 from lytics.api.jobs import Job
-from lytics.api.reading import count, flag, text, texts
+from lytics.api.reading import text, texts
+from lytics.api.webhook_settings import LABELS, SEGMENT_EVENTS, Harm, WebhookSettings, is_same_url
 
 LYTICS = "Lytics"
 # The time without a call after which a person should check whether that is usual.
 QUIET = timedelta(hours=24)
 # The age from which omitted events are only a warning.
 OMITTED_RECENTLY = timedelta(days=7)
-# The longest wait of a batch in seconds that is good. Optimizely recommends 3, and Lytics' default is 5.
-LONG_WAIT_SECONDS = 30
-# Statuses with which this service asks for another try; Lytics must not give up on them.
-RETRIED = {401, 405, 408, 429, *range(500, 600)}
+# The settings of the job that each check compares with ours; the URL and the audiences have checks of their own.
+SETTINGS = {
+    "lytics_method": ("http_method",),
+    "lytics_triggers": ("audience_events", "withbackfill", "template_id"),
+    "lytics_batches": ("batch_requests", "batch_size", "batch_flush_duration", "worker_count"),
+    "lytics_fields": ("user_fields", "field_changes"),
+    "lytics_limits": ("user_limit", "quiet_time_of_day", "quiet_period", "drop_events_during_quiet_window"),
+    "lytics_retries": ("do_not_retry",),
+}
 NO_MESSAGE = "No message has come."
 JOB_PAGE = "In Lytics, on the job's Configuration page"
 
@@ -79,13 +85,15 @@ def lytics_state(case: Case) -> Found:
         return of_each(case.jobs, _state)
     except NotCheckedError:
         gone = case.jobs_of_install[0]
-        return bad(f"The job {gone.name} was deleted.", "Make the job again, with Existing Users.", at=gone.updated_at)
+        return bad(
+            f"The job {gone.name} is {gone.state}.", "Make the job again, with Existing Users.", at=gone.updated_at
+        )
 
 
 def _state(job: Job) -> Finding:
     if job.state == "running":
         return good(f"{job.name} runs.")
-    if job.state in ("initializing", "sleeping", "completed") or (0 < job.faults < 3):
+    if job.state in ("initializing", "sleeping") or (0 < job.faults < 3):
         cure = "Check again in some minutes. A job sleeps after a Retry-After and after errors; its log says why."
         return warning(f"{job.name} is in the state {job.state}.", cure, at=job.updated_at)
     if job.state == "unknown":
@@ -106,7 +114,7 @@ def lytics_url(case: Case) -> Found:
         url = urlsplit(url_of(job))
         shown = f"{url.scheme}://{url.netloc}{url.path}"
         cure = f"{JOB_PAGE}, set Webhook URL to {ours.geturl()}."
-        if (url.scheme, url.netloc) == (ours.scheme, ours.netloc):
+        if is_same_url(shown, ours.geturl()):
             return good(f"{job.name} calls {shown}.")
         words = f"{job.name} calls {shown}; by PUBLIC_URL, the address is {ours.scheme}://{ours.netloc}."
         return warning(words, f"{cure} If both lead here, correct PUBLIC_URL.")
@@ -151,125 +159,73 @@ def lytics_header(case: Case) -> Found:
     return of_each(case.jobs, look)
 
 
+def _compared(case: Case, name: str, wanted: WebhookSettings, *, also_exported: tuple[str, ...] = ()) -> Found:
+    """Compare the settings of a check with ours. ``also_exported`` counts as chosen under Export Fields."""
+    keys = SETTINGS[name]
+
+    def look(job: Job) -> Finding:
+        chosen = texts(job.config, "user_fields")
+        config = {**job.config, "user_fields": [*chosen, *also_exported]} if chosen and also_exported else job.config
+        found = [one for one in wanted.differences(config) if one.key in keys]
+        words = [f"{one.label} of {job.name} is {one.theirs} instead of {one.ours}." for one in found]
+        harm = max((one.harm for one in found), default=Harm.NONE)
+        if harm is Harm.NONE:
+            labels = ", ".join(LABELS[key] for key in keys)
+            return good(" ".join([f"{job.name} is right in {labels}.", *(f"{one} It works." for one in words)]))
+        harmful = [(one, said) for one, said in zip(found, words, strict=True) if one.harm]
+        evidence = " ".join(f"{said} {one.why}" for one, said in harmful)
+        cure = f"{JOB_PAGE}, set {', and '.join(f'{one.label} to {one.ours}' for one, _ in harmful)}."
+        return warning(evidence, cure) if harm is Harm.RISK else bad(evidence, f"{cure} Then audit its audiences.")
+
+    return of_each(case.jobs, look)
+
+
 @check(LYTICS, "HTTP method")
 def lytics_method(case: Case) -> Found:
     """Whether the job sends its messages by POST, PUT or PATCH; GET and DELETE are answered 405."""
-
-    def look(job: Job) -> Finding:
-        method = (text(job.config, "http_method") or "POST").upper()
-        if method in ("POST", "PUT", "PATCH"):
-            return good(f"{job.name} uses {method}.")
-        return bad(f"{job.name} uses {method}, which is answered 405.", f"{JOB_PAGE}, set HTTPMethod to POST.")
-
-    return of_each(case.jobs, look)
+    return _compared(case, "lytics_method", settings_of(case.install))
 
 
 @check(LYTICS, "Entries and exits")
 def lytics_triggers(case: Case) -> Found:
     """Whether the job sends entries and exits, in Lytics' own format, and those who were members before it was made."""
-
-    def look(job: Job) -> Finding:
-        only = text(job.config, "audience_events").lower()
-        if text(job.config, "template_id"):
-            cure = f"{JOB_PAGE}, choose no template."
-            return bad(f"{job.name} has a template, so its calls can have any content.", cure)
-        if "exits_only" in only or "enters_only" in only:
-            words = f"{job.name} sends {'exits' if 'exits' in only else 'entries'} only, so members stay wrong in ODP."
-            return bad(words, f"{JOB_PAGE}, choose entries and exits under Audience Trigger Events.")
-        if not flag(job.config, "withbackfill"):
-            cure = f"{JOB_PAGE}, choose Existing Users, and audit its audiences."
-            return warning(f"{job.name} does not send those who were members before it was made.", cure)
-        return good(f"{job.name} sends entries, exits and existing users, without a template.")
-
-    return of_each(case.jobs, look)
+    return _compared(case, "lytics_triggers", settings_of(case.install))
 
 
 @check(LYTICS, "Batches")
 def lytics_batches(case: Case) -> Found:
-    """Whether the job sends batches, and how long a batch waits. Optimizely recommends 300 events, 3 s and 20 calls."""
-
-    def look(job: Job) -> Finding:
-        cure = f"{JOB_PAGE}, choose Batch Events, Batch Size 300, Batch Send Duration 3, Simultaneous Calls 20."
-        size, wait = count(job.config, "batch_size") or 10, count(job.config, "batch_flush_duration") or 5
-        calls = count(job.config, "worker_count") or 5
-        if not flag(job.config, "batch_requests") or size == 1:
-            return warning(f"{job.name} makes one call per event, which limits how many it sends.", cure)
-        words = f"{job.name} sends up to {size:,} events a call, waits {wait:,} s for a batch, {calls} calls at once."
-        if wait > LONG_WAIT_SECONDS:
-            return warning(f"{words} Every change arrives that much later.", cure)
-        if size * calls < 100:
-            return warning(f"{words} A change of a large audience takes long so.", cure)
-        return good(words)
-
-    return of_each(case.jobs, look)
+    """Whether batches are as large and as quick as Optimizely recommends, or better: 300 events, 3 s and 20 calls."""
+    return _compared(case, "lytics_batches", settings_of(case.install))
 
 
 @check(LYTICS, "Exported fields")
 def lytics_fields(case: Case) -> Found:
-    """Whether the job exports the identifier field and ``segment_events``, and not the whole profile."""
+    """Whether the job exports the identifier field and ``segment_events``, and not the whole profile. Members in Lytics
+    show whether the field holds a list: then it has to be chosen under Fields to Trigger too.
+    """
+    jobs, (holds_list, note) = case.jobs, case.holds_list
+    # Whether segment_events comes without being chosen is not documented, so messages that have it count.
+    also = (SEGMENT_EVENTS,) if evidence.of(case.install).found else ()
+    wanted = settings_of(case.install, holds_list=holds_list)
+    found = _compared(case, "lytics_fields", wanted, also_exported=also)
     field = case.install.identifier_field
-
-    def look(job: Job) -> Finding:
-        fields = set(texts(job.config, "user_fields"))
-        if not fields:
-            cure = f"{JOB_PAGE}, choose {_exported(field)} and segment_events under Export Fields."
-            return warning(f"{job.name} exports whole profiles: large calls, and data that is not needed.", cure)
-        wanted = {field} | ({"_id"} if case.install.forget_missing_identifiers else set())
-        if lacking := sorted(wanted - fields):
-            cure = f"{JOB_PAGE}, add {' and '.join(map(_exported, lacking))} to Export Fields."
-            return bad(f"{job.name} does not export {' and '.join(lacking)}.", cure)
-        if field != "_id" and field not in texts(job.config, "field_changes"):
-            cure = f"{JOB_PAGE}, add {field} to Fields to Trigger, if it holds a list."
-            words = f"{job.name} does not tell when {field} changes. A new value in a list would not come."
-            return warning(words, cure)
-        seen = evidence.of(case.install)
-        if "segment_events" not in fields and not seen.found:
-            cure = f"{JOB_PAGE}, add segment_events to Export Fields: whether it comes without is not documented."
-            return warning(f"{job.name} does not export segment_events, and no message has come with it.", cure)
-        return good(f"{job.name} exports {', '.join(sorted(fields))}.")
-
-    return of_each(case.jobs, look)
-
-
-def _exported(field: str) -> str:
-    return "Lytics ID (_id)" if field == "_id" else field
+    if note and not wanted.holds_list and not all(field in texts(job.config, "field_changes") for job in jobs):
+        cure = f"{JOB_PAGE}, choose {field} under Fields to Trigger, if it holds a list."
+        unsure = unknown(f"Whether {field} holds a list is not known. {note}", cure)
+        return [*([found] if isinstance(found, Finding) else found), unsure]
+    return found
 
 
 @check(LYTICS, "Limits and quiet windows")
 def lytics_limits(case: Case) -> Found:
     """Whether the job caps the number of users or rests at times. Both send less than happens, without an error."""
-
-    def look(job: Job) -> Finding:
-        limit = count(job.config, "user_limit") or 0
-        if limit:
-            period = text(job.config, "user_limit_frequency") or "period"
-            words = f"{job.name} sends at most {limit:,} users per {period}."
-            return bad(f"{words} The others never come.", f"{JOB_PAGE}, set the user limit to 0.")
-        has_window = text(job.config, "quiet_time_of_day") or count(job.config, "quiet_period")
-        cure = f"{JOB_PAGE}, remove the quiet window."
-        if has_window and flag(job.config, "drop_events_during_quiet_window"):
-            return bad(f"{job.name} has a quiet window and drops what happens in it.", cure)
-        if has_window:
-            return warning(f"{job.name} has a quiet window; changes in it arrive after its end.", cure)
-        return good(f"{job.name} has no user limit and no quiet window.")
-
-    return of_each(case.jobs, look)
+    return _compared(case, "lytics_limits", settings_of(case.install))
 
 
 @check(LYTICS, "Statuses that are not retried")
 def lytics_retries(case: Case) -> Found:
     """Whether the job gives up after responses that ask it to come again. It then loses the whole batch."""
-
-    def look(job: Job) -> Finding:
-        listed = job.config.get("do_not_retry")
-        parts = listed if isinstance(listed, list) else str(listed or "").replace(",", " ").split()
-        statuses = sorted({int(part) for part in map(str, parts) if part.isdecimal()})
-        if lost := [status for status in statuses if status in RETRIED]:
-            words = f"{job.name} does not retry after {', '.join(map(str, lost))}."
-            return bad(words, f"{JOB_PAGE}, empty Do not retry for HTTP Status.")
-        return good(f"{job.name} retries after every response that asks for it.")
-
-    return of_each(case.jobs, look)
+    return _compared(case, "lytics_retries", settings_of(case.install))
 
 
 @check(LYTICS, "Omitted events")
