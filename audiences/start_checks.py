@@ -44,5 +44,7 @@ def refuse(reason: str, *, code: int = REFUSED) -> NoReturn:
     if os.environ.get("LOG_FORMAT") == "json":
         at = datetime.now(UTC).isoformat()
         line = json.dumps({"timestamp": at, "level": "critical", "logger": __name__, "event": line})
-    print(line, file=sys.stderr, flush=True)
+    # In one write with its line end: the processes of one service share this file.
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
     sys.exit(code)

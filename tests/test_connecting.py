@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -450,6 +451,19 @@ def hops_of(sent: Trial) -> Hops:
 
 def hows(hops: Hops) -> list[tuple[str, str, str]]:
     return [hop[:3] for hop in hops]
+
+
+def test_an_install_deleted_on_the_way_ends_its_test_customer_without_a_fault(
+    shop: Install, reachable: LiveServer, clock: Clock
+) -> None:
+    def delete() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE audiences_install CASCADE")
+
+    clock.meanwhile = delete
+    assert trials.start(shop, by="kim")
+    trial.walk(shop.pk, pause=clock.pause)
+    assert not Trial.objects.exists()
 
 
 ALL_DONE = [(leg, hop, "done") for leg, names in trials.LEGS.items() for hop in names]

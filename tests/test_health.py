@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -19,7 +20,7 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import readiness, redis_client
+from audiences import readiness, redis_client, start_checks
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
@@ -256,6 +257,17 @@ def test_each_process_refuses_bad_settings_in_one_sentence(
         assert {line["level"] for line in refusals} == {"critical"}
     assert words in ended.stderr
     assert "Not started: " in ended.stderr
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_refusal_is_one_write_because_processes_share_the_file(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Mock()
+    monkeypatch.setenv("LOG_FORMAT", form)
+    monkeypatch.setattr("sys.stderr", shared)
+    with pytest.raises(SystemExit):
+        start_checks.refuse("no key")
+    ((line,),) = [call.args for call in shared.write.call_args_list]
+    assert line.endswith("\n")
 
 
 # --- Now ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import errors, sql
+from redis import Redis
 
 from local.processes import Fleet, Program, free_port
 from local.stack import Memory, Stack, manage
@@ -36,11 +37,12 @@ class Site:
         self.folder = folder
         self.server = _renamed(server or os.environ["DATABASE_URL"], "postgres")  # there is always one of that name
         self.database = f"browser_{secrets.token_hex(4)}"
+        self.redis = _renamed(os.environ["REDIS_URL"], "1")
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         own = {
             "DATABASE_URL": _renamed(self.server, self.database),
-            "REDIS_URL": _renamed(os.environ["REDIS_URL"], "1"),
+            "REDIS_URL": self.redis,
             "PORT": str(port),
             **settings,
         }
@@ -60,7 +62,7 @@ class Site:
             server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.database)))
 
     def forget(self) -> None:
-        """Empty the tables that a test can have filled; accounts and roles stay."""
+        """Empty the tables that a test can have filled, and forget failed tasks; accounts and roles stay."""
         with psycopg.connect(_renamed(self.server, self.database), autocommit=True) as server:
             rows = server.execute(
                 "SELECT tablename FROM pg_tables WHERE tablename ~ '^(audiences_|django_session|django_admin_log)'"
@@ -69,10 +71,15 @@ class Site:
             for _ in range(3):
                 try:
                     server.execute(sql.SQL("TRUNCATE {}").format(tables))
-                    return
+                    break
                 except errors.DeadlockDetected:  # the sweep was looking into two of them
                     continue
-        raise AssertionError("the tables are never free")
+            else:
+                raise AssertionError("the tables are never free")
+        # Tasks that failed because their rows were gone would be shown to the next test.
+        with Redis.from_url(self.redis) as redis:
+            for key in redis.scan_iter("lytics-sync:failed:*"):
+                redis.delete(key)
 
     def is_called(
         self, url: str, authorization: str, *, events: int = 60, audiences: int = 2, seed: int = 7
