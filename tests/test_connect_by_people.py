@@ -111,7 +111,7 @@ def test_without_an_api_token_the_command_prints_what_to_enter(field: str) -> No
 def test_a_dry_run_without_any_token_makes_none_and_says_so() -> None:
     lytics_account.set_token(make_shop(), "")
     Token.objects.all().delete()
-    with pytest.raises(CommandError, match="This would make one"):
+    with pytest.raises(CommandError, match="A run would create one"):
         run("Shop", "--dry-run")
     assert not Token.objects.exists()
     with pytest.raises(CommandError, match="no Lytics API token"):

@@ -200,9 +200,7 @@ def lytics_batches(case: Case) -> Found:
 
 @check(LYTICS, "Exported fields")
 def lytics_fields(case: Case) -> Found:
-    """Whether the job exports the identifier field and ``segment_events``, and not the whole profile. Members in Lytics
-    show whether the field holds a list: then it has to be chosen under Fields to Trigger too.
-    """
+    """Whether the job exports ``segment_events`` and the identifier field. A field of lists must also trigger it."""
     jobs, (holds_list, note) = case.jobs, case.holds_list
     # Whether segment_events comes without being chosen is not documented, so messages that have it count.
     also = (SEGMENT_EVENTS,) if evidence.of(case.install).found else ()
