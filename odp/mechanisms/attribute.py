@@ -9,13 +9,13 @@ from odp import definitions, paths
 from odp.client import Client
 from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
-from odp.mechanisms.segments import ensure_segment, look_at_segment, remove_segment
+from odp.mechanisms.stored import Stored
 from odp.outcomes import Answer, Outcome
 
 _FIELDS = "/v3/schema/objects/customers/fields"
 
 
-class Attribute:
+class Attribute(Stored):
     """``lytics_<slug>: true|false`` on the customer. All changes of one customer share an item."""
 
     name = "attribute"
@@ -54,30 +54,14 @@ class Attribute:
     def ensure_store(self, client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
         return _ensure_field(client, odp_id, label, seconds=seconds)
 
-    def ensure(
-        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
-    ) -> Answer | Refusal | None:
-        failed = self.ensure_store(client, odp_id, label, seconds=seconds)
-        return failed or ensure_segment(
-            client, odp_id, label, self.definition(odp_id), seconds=seconds, accepted=accepted, replaced=replaced
-        )
-
-    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
+    def look_at_store(self, client: Client, odp_id: str, *, seconds: float) -> Answer | Look:
         found = _read_type(client, odp_id, seconds=seconds)
         if isinstance(found, Answer):
             return found
         if found is None:
-            field = Look(missing=(f"the customer field {odp_id}",), lost_members=True)
-        else:
-            wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
-            field = Look(problem=wrong.reason if wrong else "")
-        return look_at_segment(client, odp_id, self.definition(odp_id), field, seconds=seconds, accepted=accepted)
-
-    def remove(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Refusal | None:
-        ours = self.definition(odp_id)
-        return remove_segment(
-            client, odp_id, lambda found: definitions.same(ours, found), seconds=seconds, accepted=accepted
-        )
+            return Look(missing=(f"the customer field {odp_id}",), lost_members=True)
+        wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
+        return Look(problem=wrong.reason if wrong else "")
 
 
 def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:

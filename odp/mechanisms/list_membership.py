@@ -9,11 +9,11 @@ from odp import definitions, paths
 from odp.client import Client
 from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
-from odp.mechanisms.segments import ensure_segment, look_at_segment, remove_segment
+from odp.mechanisms.stored import Stored
 from odp.outcomes import Answer, Outcome
 
 
-class ListMembership:
+class ListMembership(Stored):
     """A subscription to the list ``lytics_<slug>``: one item per customer and audience."""
 
     name = "list"
@@ -46,28 +46,13 @@ class ListMembership:
     def ensure_store(self, client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:
         return _ensure_list(client, odp_id, seconds=seconds)
 
-    def ensure(
-        self, client: Client, odp_id: str, label: str, *, seconds: float, accepted: str = "", replaced: str = ""
-    ) -> Answer | Refusal | None:
-        failed = self.ensure_store(client, odp_id, label, seconds=seconds)
-        return failed or ensure_segment(
-            client, odp_id, label, self.definition(odp_id), seconds=seconds, accepted=accepted, replaced=replaced
-        )
-
-    def look(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Look:
+    def look_at_store(self, client: Client, odp_id: str, *, seconds: float) -> Answer | Look:
         found = _read_lists(client, odp_id, seconds=seconds)
         if isinstance(found, Answer):
             return found
-        before = Look(problem=found.reason) if isinstance(found, Refusal) else Look()
         if found is None:
-            before = Look(missing=(f"the list {odp_id}",), lost_members=True)
-        return look_at_segment(client, odp_id, self.definition(odp_id), before, seconds=seconds, accepted=accepted)
-
-    def remove(self, client: Client, odp_id: str, *, seconds: float, accepted: str = "") -> Answer | Refusal | None:
-        ours = self.definition(odp_id)
-        return remove_segment(
-            client, odp_id, lambda found: definitions.same(ours, found), seconds=seconds, accepted=accepted
-        )
+            return Look(missing=(f"the list {odp_id}",), lost_members=True)
+        return Look(problem=found.reason if isinstance(found, Refusal) else "")
 
 
 def _ensure_list(client: Client, odp_id: str, *, seconds: float) -> Answer | Refusal | None:
