@@ -15,16 +15,22 @@ from audiences.operations import twins
 from audiences.wake import wake
 
 
-class AcceptDefinition(Verb[Audience]):
-    """Accept a definition in ODP that this service didn't write."""
+class _Decision(Verb[Audience]):
+    """A decision about the definition found in ODP. A change of that definition makes the button's page outdated."""
 
-    name, label, icon, permission = "accept", "Accept definition", "fact_check", "audiences.unblock_audience"
+    permission = "audiences.unblock_audience"
 
     def offered(self, audience: Audience) -> bool:
         return bool(audience.foreign_definition)
 
     def seen(self, audience: Audience) -> str:
         return f"{audience.foreign_definition} {audience.lane.blocked_at}"
+
+
+class AcceptDefinition(_Decision):
+    """Accept a definition in ODP that this service didn't write."""
+
+    name, label, icon = "accept", "Accept definition", "fact_check"
 
     def consequence(self, audience: Audience) -> str:
         return (
@@ -41,16 +47,10 @@ class AcceptDefinition(Verb[Audience]):
         )
 
 
-class TakeOurs(Verb[Audience]):
+class TakeOurs(_Decision):
     """Replace a definition in ODP that this service didn't write by its own."""
 
-    name, label, icon, permission = "take-ours", "Take ours", "published_with_changes", "audiences.unblock_audience"
-
-    def offered(self, audience: Audience) -> bool:
-        return bool(audience.foreign_definition)
-
-    def seen(self, audience: Audience) -> str:
-        return f"{audience.foreign_definition} {audience.lane.blocked_at}"
+    name, label, icon = "take-ours", "Take ours", "published_with_changes"
 
     def consequence(self, audience: Audience) -> str:
         return (
