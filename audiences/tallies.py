@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 import redis
 import structlog
 
-from audiences.background import Background
 from audiences.redis_client import client
+from audiences.redis_sender import RedisSender
 
 log = structlog.get_logger(__name__)
 
-# Seconds between two sendings, and before the next try when Redis didn't take one.
-SENT_EVERY = 1.0
-TRIED_EVERY = 5.0
 KEY = "lytics-sync:tallies"
 # The value of the label install for calls that no install of ours has authenticated.
 UNKNOWN = "unknown"
@@ -123,44 +120,32 @@ ALL = (
 class Sums:
     """The sums that this process hasn't sent yet."""
 
-    def __init__(self, *, sends_alone: bool = True) -> None:
+    def __init__(self, *, is_automatic: bool = True) -> None:
         self._lock = threading.Lock()
         self._sums = defaultdict[str, float](float)
-        self._sends_alone = sends_alone
-        self._background = Background("tallies", self._send_or_wait)
-        self._redis_is_down = False
+        self.sender = RedisSender(
+            "tallies", self._attempt, failure="the sums for metrics can't be sent", is_automatic=is_automatic
+        )
 
     def add(self, parts: Mapping[str, float]) -> None:
+        self._keep(parts)
+        self.sender.ring()
+
+    def _keep(self, parts: Mapping[str, float]) -> None:
         with self._lock:
             for name, amount in parts.items():
                 self._sums[name] += amount
-        if self._sends_alone:
-            self._background.ring()
 
-    def _send_or_wait(self) -> float:
-        if self.send():
-            return SENT_EVERY
-        self._background.ring()
-        return TRIED_EVERY
-
-    def send(self) -> bool:
-        """False when Redis didn't take the sums; they are kept for the next time."""
+    def _attempt(self) -> None:
         with self._lock:
             sums, self._sums = self._sums, defaultdict[str, float](float)
         try:
             with client().pipeline(transaction=True) as pipe:
                 increment(pipe, sums)
                 pipe.execute()
-        except redis.RedisError as error:
-            if not self._redis_is_down:
-                log.warning("the sums for metrics can't be sent", error=str(error))
-            self._redis_is_down = True
-            with self._lock:
-                for name, amount in sums.items():
-                    self._sums[name] += amount
-            return False
-        self._redis_is_down = False
-        return True
+        except redis.RedisError:
+            self._keep(sums)
+            raise
 
 
 _sums = Sums()

@@ -129,8 +129,8 @@ def _deleted(tables: list[str]) -> bool:
 @pytest.fixture(autouse=True)
 def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
-    monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(sends_by_itself=False))
-    monkeypatch.setattr(tallies, "_sums", tallies.Sums(sends_alone=False))
+    monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(is_automatic=False))
+    monkeypatch.setattr(tallies, "_sums", tallies.Sums(is_automatic=False))
     monkeypatch.setattr(invalid_tokens, "_this_minute", invalid_tokens._Minute())
     # The count restarts with each minute of the clock, also when a minute ends during a test.
     monkeypatch.setattr(invalid_tokens, "_minute", lambda: 0)

@@ -50,7 +50,7 @@ def call(install: Install | None, authorization: str = "wrong", **extra: Any) ->
 
 def page(client: Client) -> Any:
     """The front page, after the counts of rejected calls were sent to Redis."""
-    rejected_calls._counter.send()
+    rejected_calls._counter.sender.send()
     shown = client.get(reverse("admin:index"))
     assert shown.status_code == 200
     return shown
@@ -129,7 +129,7 @@ def test_calls_older_than_an_hour_are_not_counted(
 
 def test_counts_of_rejected_calls_expire(install: Install, broker: Any) -> None:
     call(install)
-    rejected_calls._counter.send()
+    rejected_calls._counter.sender.send()
     keys = broker.keys(f"{rejected_calls._PREFIX}*")
     assert len(keys) == 2
     assert all(0 < broker.ttl(key) <= rejected_calls.KEPT_SECONDS for key in keys)
@@ -150,11 +150,11 @@ def test_counts_that_redis_rejected_are_sent_again(install: Install, settings: S
     settings.REDIS_URL = nobody_there
     redis_client.client.cache_clear()
     call(install)
-    assert not rejected_calls._counter.send()
+    assert not rejected_calls._counter.sender.send()
     call(install)
     settings.REDIS_URL = alive
     redis_client.client.cache_clear()
-    assert rejected_calls._counter.send()
+    assert rejected_calls._counter.sender.send()
     assert (rejected_calls.last_hour([install.public_id]) or {})[install.public_id].count == 2
 
 
@@ -172,9 +172,9 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
     monkeypatch.setattr(rejected_calls, "_write", write)
     call(install)
     assert stuck.wait(30)
-    sender = counter._background.thread
+    sender = counter.sender.thread
     assert [call(install) for _ in range(20)] == [401] * 20
-    assert counter._background.thread is sender
+    assert counter.sender.thread is sender
     go_on.set()
 
 

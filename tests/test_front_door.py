@@ -266,7 +266,7 @@ def test_people_keep_their_pages(install: Install) -> None:
 def test_the_front_page_shows_unreadable_requests(install: Install) -> None:
     Client().post("/webhooks/lytics/x", b"[]", "application/json", headers={"Host": "<b>example.com"})
     Client().get(f"/webhooks/lytics/{install.public_id}")
-    rejected_calls._counter.send()
+    rejected_calls._counter.sender.send()
     alerts = someone("viewer").get(reverse("admin:index")).context["alerts"]
     told = {one.what: str(one.why) for one in alerts}
     assert "ALLOWED_HOSTS" in told["1 request could not be read and got 503"]

@@ -56,7 +56,7 @@ def answer(**headers: str) -> Any:
 
 def scrape() -> dict[str, dict[frozenset[tuple[str, str]], float]]:
     """Each sample by its name and labels, after this process has sent its sums."""
-    assert tallies._sums.send()
+    assert tallies._sums.sender.send()
     return read(answer())
 
 
@@ -285,11 +285,11 @@ def test_invented_addresses_and_methods_make_no_series(install: Install) -> None
 
 
 def test_the_totals_are_those_of_all_processes(install: Install) -> None:
-    processes = [Sums(sends_alone=False) for _ in range(3)]
+    processes = [Sums(is_automatic=False) for _ in range(3)]
     for number, process in enumerate(processes):
         process.add({tallies.SWEEPS.field(()): number + 1, tallies.ODP_SECONDS.field((install.public_id,), "sum"): 0.5})
-        assert process.send()
-        assert process.send(), "nothing is sent twice"
+        assert process.sender.send()
+        assert process.sender.send(), "nothing is sent twice"
     found = scrape()
     assert value(found, "sweeps_total") == 6
     assert value(found, "odp_request_duration_seconds_sum", install=install.public_id) == 1.5
@@ -323,7 +323,7 @@ def test_sums_that_redis_did_not_take_are_kept(
     there, settings.REDIS_URL = settings.REDIS_URL, nobody_there
     redis_client.client.cache_clear()
     tallies.SWEEPS.add()
-    assert not tallies._sums.send()
+    assert not tallies._sums.sender.send()
     tallies.SWEEPS.add()
     settings.REDIS_URL = there
     redis_client.client.cache_clear()

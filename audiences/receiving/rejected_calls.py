@@ -17,8 +17,8 @@ import redis
 import structlog
 
 from audiences import tallies
-from audiences.background import Background
 from audiences.redis_client import client
+from audiences.redis_sender import RedisSender
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +30,6 @@ UNREADABLE = "unreadable"
 WRONG_METHOD = "wrong-method"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
-# Seconds between two sendings of counts, and before the next try when Redis didn't take them.
-SENT_EVERY = 1.0
-TRIED_EVERY = 5.0
 _PREFIX = "lytics-sync:refused"
 
 
@@ -60,14 +57,14 @@ class _Counter:
     Its memory is bounded by installs and minutes, for any number of callers and any outage of Redis.
     """
 
-    def __init__(self, *, sends_by_itself: bool = True) -> None:
-        self._sends_by_itself = sends_by_itself
+    def __init__(self, *, is_automatic: bool = True) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[int, str]] = Counter()
         self._first: dict[str, float] = {}
         self._newest: dict[str, _Call] = {}
-        self._background = Background("rejected-calls", self._send_or_keep)
-        self._redis_is_down = False
+        self.sender = RedisSender(
+            "rejected-calls", self._attempt, failure="rejected calls can't be counted", is_automatic=is_automatic
+        )
 
     def note(self, caller: str, source: str | None, what: str) -> None:
         at = time.time()
@@ -75,31 +72,18 @@ class _Counter:
             self._counts[int(at // 60), caller] += 1
             self._first.setdefault(caller, at)
             self._newest[caller] = _Call(at, source or "", what)
-        if self._sends_by_itself:
-            self._background.ring()
+        self.sender.ring()
 
-    def _send_or_keep(self) -> float:
-        if self.send():
-            return SENT_EVERY
-        self._background.ring()
-        return TRIED_EVERY
-
-    def send(self) -> bool:
-        """Send the counts. False when Redis didn't accept them; they are then kept for the next time."""
+    def _attempt(self) -> None:
         with self._lock:
             counts, self._counts = self._counts, Counter()
             first, self._first = self._first, {}
             newest, self._newest = self._newest, {}
         try:
             _write(counts, first, newest)
-        except redis.RedisError as error:
-            if not self._redis_is_down:
-                log.warning("rejected calls can't be counted", error=str(error))
-            self._redis_is_down = True
+        except redis.RedisError:
             self._keep(counts, first, newest)
-            return False
-        self._redis_is_down = False
-        return True
+            raise
 
     def _keep(
         self, counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]
