@@ -1,59 +1,29 @@
 """The doctor's checks of the public address: through a real nginx to a real web process, and with real certificates."""
 
-import os
-import shutil
-import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.models import Event, Install, Parked, Receipt, Token
 from audiences.operations.doctor import CHECKS, Case, examine, public_address
 from audiences.receiving import checked_calls, ingest
-from local.processes import free_port, listens
+from local.processes import free_port
 from odp import client as http
+from tests.certificates import self_signed, tls_server
 from tests.messages import body, message
+from tests.nginx import Nginx, needs_nginx
 from tests.test_doctor import states, the
-from tests.threads import eventually
 from tests.web import Web, web_of_a_module
 from tests.wire import ScriptedServer, answer, say
 
 pytestmark = pytest.mark.django_db(transaction=True)
 web = web_of_a_module(BEHIND_PROXY="0")
 
-NGINX = os.environ.get("NGINX") or shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="there is no nginx on PATH, and NGINX names none")
-CONFIG = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-{user}
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ {location} }}
-    }}
-}}
-"""
 Proxy = Callable[[str], None]
 
 
@@ -67,24 +37,18 @@ def shop(install: Install, web: Web, settings: Settings) -> Install:
 @pytest.fixture
 def proxy(shop: Install, web: Web, settings: Settings, tmp_path: Path) -> Iterator[Proxy]:
     """Put an nginx with these lines in front; PUBLIC_URL is its address then."""
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[Nginx] = []
 
     def start(location: str) -> None:
-        folder, port = tmp_path / str(len(running)), free_port()
+        folder = tmp_path / str(len(running))
         folder.mkdir()
-        config, user = folder / "nginx.conf", "user root root;" if os.geteuid() == 0 else ""
         location = location.format(service=f"http://127.0.0.1:{web.port}")
-        config.write_text(CONFIG.format(folder=folder, port=port, user=user, location=location), encoding="utf-8")
-        assert NGINX
-        command = [NGINX, "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
-        running.append(subprocess.Popen(command))
-        eventually(lambda: listens(port))
-        settings.PUBLIC_URL = f"http://127.0.0.1:{port}"
+        running.append(Nginx(folder, f"location / {{ {location} }}"))
+        settings.PUBLIC_URL = f"http://127.0.0.1:{running[-1].port}"
 
     yield start
-    for process in running:
-        process.terminate()
-        process.wait()
+    for nginx in running:
+        nginx.stop()
 
 
 def both(install: Install, *names: str) -> dict[str, str]:
@@ -159,28 +123,6 @@ def test_a_proxy_that_takes_the_token_away_is_named(shop: Install, proxy: Proxy)
 # --- certificates --------------------------------------------------------------------------------------------
 
 
-def certificate(folder: Path, *, days: float) -> Path:
-    """A self-signed certificate for localhost, with its key."""
-    key, at = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(at - timedelta(days=90))
-        .not_valid_after(at + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, SHA256())
-    )
-    file = folder / f"{days}.pem"
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    file.write_bytes(made.public_bytes(Encoding.PEM) + private)
-    return file
-
-
 @pytest.mark.parametrize(
     ("days", "state", "words"),
     [(60, "good", "in 59 days"), (10, "warning", "in 9 days"), (3, "bad", "in 2 days"), (-1, "bad", "expired")],
@@ -194,11 +136,9 @@ def test_public_certificate(
     state: str,
     words: str,
 ) -> None:
-    file = certificate(tmp_path, days=days)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
+    file = self_signed(tmp_path, days=days)
     monkeypatch.setattr(http, "TRUSTED", str(file))
-    with ScriptedServer(say(answer()), tls=context) as server:
+    with ScriptedServer(say(answer()), tls=tls_server(file)) as server:
         settings.PUBLIC_URL = server.url.replace("127.0.0.1", "localhost")
         line = the(install, "public_certificate")
         assert (line.state, words in line.evidence) == (state, True), line.evidence
