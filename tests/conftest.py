@@ -18,7 +18,7 @@ from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import invalid_tokens, rejected_calls
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import sandbox
+from tests.delivering import make_install, sandbox
 from tests.lytics_api import Lytics
 from tests.people import someone
 
@@ -173,6 +173,12 @@ def install(db: None) -> Install:
 def odp() -> Iterator[ThreadedSandbox]:
     with sandbox() as running:
         yield running
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, db: None) -> Install:
+    """An install that delivers to the sandbox ODP."""
+    return make_install(odp)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from pytest_django.fixtures import Settings
+
 from audiences import lytics_account
 from audiences.models import Install
 from audiences.operations import installs
@@ -28,12 +30,13 @@ def tell_story(account: Account, field: str = "_id", **more: Any) -> None:
 
 
 @contextmanager
-def sandbox_lytics(folder: Path) -> Iterator[LyticsServer]:
-    """A sandbox Lytics API whose four audiences have members."""
+def sandbox_lytics(folder: Path, settings: Settings) -> Iterator[LyticsServer]:
+    """A sandbox Lytics API whose four audiences have members; this service calls it."""
     account = Account(folder / "lytics.sqlite3")
     tell_story(account)
     with LyticsServer("127.0.0.1", 0, Api(account, token=TOKEN, switches=Switches())) as running:
         Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        settings.LYTICS_API_URL = running.url
         yield running
         running.shutdown()
 

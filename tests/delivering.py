@@ -8,11 +8,12 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from audiences.delivery import claims, holds, leases, reading, request_records, settling
+from audiences.delivery import claims, drafts, holds, leases, reading, request_records, settling
 from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Parked, Run
 from audiences.operations import audit
 from audiences.receiving import ingest
 from lytics.facts import Fact, Kind
+from odp.outcomes import Outcome
 from sandbox.odp.testing import ControlledSandbox, ThreadedSandbox
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options
 from workers import drain
@@ -36,6 +37,13 @@ def make_install(odp: ControlledSandbox | None = None, **values: Any) -> Install
     return Install.objects.create(**{**usual, "requests_per_second": 0, **values})
 
 
+def make_checked_install(odp: ControlledSandbox, **values: Any) -> Install:
+    """An install whose ODP key has been accepted."""
+    made = make_install(odp, **values)
+    drafts.note_key(made.pk, problem="")
+    return Install.objects.get(pk=made.pk)
+
+
 def make_audience(install: Install, slug: str = "gold", *, provisioned: bool = True) -> Audience:
     made = Audience.objects.create(
         install=install,
@@ -49,6 +57,14 @@ def make_audience(install: Install, slug: str = "gold", *, provisioned: bool = T
     return made
 
 
+def make_delivered(install: Install, *identifiers: str, at: int = 1) -> Audience:
+    """An audience that ODP has, with these members."""
+    made = make_audience(install, provisioned=False)
+    enter(made, *identifiers, at=at)
+    drain_all(install)
+    return Audience.objects.select_related("install").get(pk=made.pk)
+
+
 def happen(audience: Audience, *happenings: Happening, forced: bool = False) -> None:
     """Events are accepted, as a webhook call would."""
     facts = [Fact("", "", identifier, Kind[what.upper()], occurred_ns) for identifier, what, occurred_ns in happenings]
@@ -58,6 +74,22 @@ def happen(audience: Audience, *happenings: Happening, forced: bool = False) -> 
 
 def enter(audience: Audience, *identifiers: str, at: int = 1) -> None:
     happen(audience, *((identifier, "enter", at) for identifier in identifiers))
+
+
+def short_deadline(settings: Any) -> None:
+    """Requests to ODP are given up after 0.3 s, and reconciled at once."""
+    settings.DELIVERY_DEADLINE_SECONDS = 0.3
+    settings.RECONCILE_AFTER_SECONDS = 0
+
+
+def give_up(odp: ThreadedSandbox, install: Install, *, applied_after: float) -> Delivery:
+    """The next request is given up at its deadline, and ODP applies it after this number of seconds."""
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"delay_seconds": applied_after})
+    assert drain.turn(install.pk)
+    given_up = Delivery.objects.latest("pk")
+    assert given_up.outcome == Outcome.RETRY_LATER
+    backoff_runs_out(install)
+    return given_up
 
 
 def a_log(audience: Audience, events: int) -> None:

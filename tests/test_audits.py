@@ -15,13 +15,13 @@ from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
 from audiences.agreement import asking_odp, audits, repairs
-from audiences.delivery import drafts, holds
+from audiences.delivery import holds
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
 from audiences.operations import resends
 from lytics import times
 from odp import graphql
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, enter, happen, make_audience, make_install
+from tests.delivering import drain_all, enter, happen, make_audience, make_checked_install, make_install
 from tests.lytics_api import Lytics
 from tests.people import someone
 from tests.test_admin import press
@@ -40,10 +40,9 @@ def quick(settings: Settings) -> None:
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox, lytics: Lytics) -> Install:
-    made = make_install(odp)
-    drafts.note_key(made.pk, problem="")
+    made = make_checked_install(odp)
     lytics_account.set_token(made, "api-token")
-    return Install.objects.get(pk=made.pk)
+    return made
 
 
 @pytest.fixture

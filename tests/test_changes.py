@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import claims, drafts, holds
+from audiences.delivery import claims, holds
 from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
 from audiences.operations import change_steps, changes, guards, resends, retiring, skips
@@ -25,7 +25,7 @@ from tests.delivering import (
     lane_of,
     lease_runs_out,
     make_audience,
-    make_install,
+    make_checked_install,
 )
 from tests.test_admin import press
 from workers import drain
@@ -48,13 +48,7 @@ def before(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox, before: str) -> Install:
-    return connected(odp, before)
-
-
-def connected(odp: ThreadedSandbox, mechanism: str = "attribute") -> Install:
-    made = make_install(odp, mechanism=mechanism)
-    drafts.note_key(made.pk, problem="")
-    return Install.objects.get(pk=made.pk)
+    return make_checked_install(odp, mechanism=before)
 
 
 def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
@@ -263,7 +257,7 @@ def test_events_between_any_two_steps_end_right(odp: ThreadedSandbox, shop: Inst
 def test_a_stop_at_any_step_leaves_the_audience_whole(odp: ThreadedSandbox, mode: str) -> None:
     """With events at the stop and two steps later, when the audience is being brought back."""
     before = "attribute"
-    shop = connected(odp, before)
+    shop = make_checked_install(odp, mechanism=before)
     for stop_at in range(14):
         for events_at in (stop_at, stop_at + 2):
             odp.reset()
@@ -580,7 +574,7 @@ def test_a_request_holds_lanes_of_one_mechanism_only(odp: ThreadedSandbox, shop:
 
 
 def test_the_dry_run_counts_and_asks_odp_nothing(odp: ThreadedSandbox) -> None:
-    shop = connected(odp)
+    shop = make_checked_install(odp)
     Install.objects.update(requests_per_second=10, batch_size=2)
     shop = Install.objects.get()
     audience_with_members(shop)
@@ -600,7 +594,7 @@ def everything_but_changes() -> Any:
 
 
 def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox) -> None:
-    shop = connected(odp)
+    shop = make_checked_install(odp)
     assert "already" in changes.problem_of(shop, to="list")
     audience_with_members(shop)
     assert changes.problem_of(shop, to="list") == ""
@@ -635,7 +629,7 @@ def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_of_an_install_begins_shows_and_stops_a_change(odp: ThreadedSandbox, operator: Client) -> None:
-    shop = connected(odp)
+    shop = make_checked_install(odp)
     gold = audience_with_members(shop)
     page = press(operator, "change-mechanism", shop, mechanism="list", reason="a test")
     assert "1 audience with 3 members" in page
@@ -659,7 +653,7 @@ def test_the_page_of_an_install_begins_shows_and_stops_a_change(odp: ThreadedSan
 
 
 def test_a_viewer_neither_begins_nor_stops_a_change(odp: ThreadedSandbox, viewer: Client) -> None:
-    shop = connected(odp)
+    shop = make_checked_install(odp)
     audience_with_members(shop)
     assert viewer.get(f"/admin/audiences/install/{shop.pk}/change-mechanism/").status_code == 403
     begin(shop)
@@ -667,7 +661,7 @@ def test_a_viewer_neither_begins_nor_stops_a_change(odp: ThreadedSandbox, viewer
 
 
 def test_the_form_with_its_locked_mechanism_leads_to_the_change(odp: ThreadedSandbox) -> None:
-    shop = connected(odp)
+    shop = make_checked_install(odp)
     audience_with_members(shop)
     for name, words in (("list", "Press Change mechanism"), ("passthrough", "Connect a new install")):
         other = Install.objects.get()
@@ -676,7 +670,7 @@ def test_the_form_with_its_locked_mechanism_leads_to_the_change(odp: ThreadedSan
 
 
 def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox) -> None:
-    shop = connected(odp)
+    shop = make_checked_install(odp)
     audience_with_members(shop)
 
     def command(*arguments: str) -> Any:

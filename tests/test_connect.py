@@ -44,8 +44,7 @@ JOBS, AUTHS, ONE_JOB = "/v2/job", "/v2/auth", "/v2/job/webhook_triggers/"
 
 @pytest.fixture
 def lytics(tmp_path: Path, settings: Settings) -> Iterator[LyticsServer]:
-    with sandbox_lytics(tmp_path) as running:
-        settings.LYTICS_API_URL = running.url
+    with sandbox_lytics(tmp_path, settings) as running:
         yield running
 
 

@@ -32,8 +32,7 @@ CHOICES = ("lytics-token", "no-lytics-token", "connect", "start-job")
 
 @pytest.fixture
 def lytics(tmp_path: Path, settings: Settings) -> Iterator[LyticsServer]:
-    with sandbox_lytics(tmp_path) as running:
-        settings.LYTICS_API_URL = running.url
+    with sandbox_lytics(tmp_path, settings) as running:
         yield running
 
 

@@ -11,18 +11,12 @@ from django.urls import reverse
 from audiences.delivery import holds
 from audiences.insight import customers
 from audiences.models import Audience, Event, Install, Membership
-from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, enter, lane_of, make_audience, make_install
+from tests.delivering import drain_all, enter, lane_of, make_audience
 from tests.people import someone
 
 pytestmark = pytest.mark.django_db
 
 WHO = "Anna.Maria@example.com"
-
-
-@pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
 
 
 @pytest.fixture

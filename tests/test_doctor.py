@@ -22,7 +22,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.agreement import audits
-from audiences.delivery import drafts, holds
+from audiences.delivery import holds
 from audiences.insight import heartbeats, schedule, stalled_work, trials
 from audiences.models import Audience, Audit, Event, FutureTime, Install, Membership, Twin, Worker
 from audiences.operations import doctor, twins
@@ -31,7 +31,7 @@ from audiences.operations.doctor.registry import NO_TIME, Check
 from audiences.receiving import backlog, disk_usage, tokens
 from sandbox.odp.testing import ThreadedSandbox
 from tests import doctor_page
-from tests.delivering import drain_all, enter, make_audience, make_install
+from tests.delivering import drain_all, make_audience, make_checked_install, make_delivered, make_install
 from workers import tasks, trial
 
 pytestmark = pytest.mark.django_db
@@ -39,18 +39,14 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox) -> Install:
-    made = make_install(odp)
+    made = make_checked_install(odp)
     tokens.create(made)
-    drafts.note_key(made.pk, problem="")
-    return Install.objects.get(pk=made.pk)
+    return made
 
 
 @pytest.fixture
-def gold(odp: ThreadedSandbox, shop: Install) -> Audience:
-    made = make_audience(shop, provisioned=False)
-    enter(made, "kim", "lee")
-    drain_all(shop)
-    return Audience.objects.get(pk=made.pk)
+def gold(shop: Install) -> Audience:
+    return make_delivered(shop, "kim", "lee")
 
 
 def lines(install: Install, name: str) -> list[doctor.Line]:

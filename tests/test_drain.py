@@ -58,11 +58,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
-
-
-@pytest.fixture
 def gold(shop: Install) -> Audience:
     return make_audience(shop, "gold", provisioned=False)
 

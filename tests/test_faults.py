@@ -20,7 +20,6 @@ from tests.delivering import (
     enter,
     lane_of,
     make_audience,
-    make_install,
     runs_of,
     step_of,
     time_passes,
@@ -31,11 +30,6 @@ from tests.test_admin import press
 pytestmark = pytest.mark.django_db(transaction=True)
 
 NAMES = ("gold", "silver", "bronze")
-
-
-@pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
 
 
 @pytest.fixture

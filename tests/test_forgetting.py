@@ -33,7 +33,17 @@ from audiences.models import (
 from audiences.operations import audit, forgetting, resends, retiring
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import a_log, assert_all_is_well, claim, drain_all, enter, happen, make_audience, make_install
+from tests.delivering import (
+    a_log,
+    assert_all_is_well,
+    claim,
+    drain_all,
+    enter,
+    happen,
+    make_audience,
+    make_delivered,
+    make_install,
+)
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -42,16 +52,8 @@ KIM = "kim@example.com"
 
 
 @pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
-
-
-@pytest.fixture
 def gold(shop: Install) -> Audience:
-    made = make_audience(shop, provisioned=False)
-    enter(made, KIM, "lee")
-    drain_all(shop)
-    return Audience.objects.select_related("install").get(pk=made.pk)
+    return make_delivered(shop, KIM, "lee")
 
 
 def forget(shop: Install, **options: Any) -> Forgotten:

@@ -18,7 +18,7 @@ from audiences.operations import audit
 from audiences.receiving import ingest
 from lytics import times
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import assert_all_is_well, drain_all, enter, happen, make_audience, make_install
+from tests.delivering import assert_all_is_well, drain_all, enter, happen, make_audience
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,11 +31,6 @@ def at(**ahead: float) -> str:
 def receive(install: Install, event: str, told: Any, *, message_at: Any = None) -> None:
     meta = {"object": "user", "subscription_id": "job-7", "timestamp": message_at or at(seconds=-1)}
     ingest.receive(install, body(message(transition(event, at=told), meta=meta)))
-
-
-@pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
 
 
 FUTURE_NS = times.nanoseconds("2199-01-01T00:00:00Z")

@@ -15,7 +15,6 @@ from psycopg import sql
 from audiences import sessions
 from audiences.delivery import claims, leases, provision, settling
 from audiences.models import Audience, Install
-from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
     claim,
@@ -24,17 +23,11 @@ from tests.delivering import (
     lane_of,
     lease_runs_out,
     make_audience,
-    make_install,
     step_of,
 )
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.delivering import (
     lane_of,
     lease_runs_out,
     make_audience,
+    make_delivered,
     make_install,
     numbered,
 )
@@ -30,16 +31,9 @@ REASON = "its field is a string there"
 
 
 @pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
-
-
-@pytest.fixture
 def gold(shop: Install) -> Audience:
     """An audience that has delivered, is blocked now, and has new events."""
-    made = make_audience(shop, provisioned=False)
-    enter(made, *numbered(7))
-    drain_all(shop)
+    made = make_delivered(shop, *numbered(7))
     holds.block_audience(made.pk, REASON)
     enter(made, "late")
     return made

@@ -16,7 +16,7 @@ from audiences.insight import checklist, probes, trials
 from audiences.models import Audience, Install, Membership, Trial
 from audiences.receiving import tokens
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import NOWHERE, drain_all, make_audience, make_install
+from tests.delivering import NOWHERE, drain_all, make_audience, make_checked_install, make_install
 from tests.people import someone
 from workers import tasks, trial
 
@@ -25,11 +25,10 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox) -> Install:
-    made = make_install(odp)
+    made = make_checked_install(odp)
     tokens.create(made)
-    drafts.note_key(made.pk, problem="")
     make_audience(made)
-    return Install.objects.get(pk=made.pk)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -47,11 +47,6 @@ SECOND = 10**9
 FIELDS = "/v3/schema/objects/customers/fields"
 
 
-@pytest.fixture
-def shop(odp: ThreadedSandbox, db: None) -> Install:
-    return make_install(odp)
-
-
 def new_audience(install: Install, slug: str = "gold") -> Audience:
     """One with an event, that ODP knows nothing of."""
     audience = make_audience(install, slug, provisioned=False)

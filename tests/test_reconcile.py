@@ -16,14 +16,16 @@ from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
-    backoff_runs_out,
     claim,
     drain_all,
     enter,
+    give_up,
     happen,
     lease_runs_out,
     make_audience,
+    make_delivered,
     make_install,
+    short_deadline,
     writes,
 )
 from tests.threads import PATIENCE, start
@@ -34,26 +36,20 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox, settings: Any) -> Install:
-    settings.DELIVERY_DEADLINE_SECONDS = 0.3
-    settings.RECONCILE_AFTER_SECONDS = 0
+    short_deadline(settings)
     return make_install(odp)
 
 
 @pytest.fixture
 def gold(shop: Install) -> Audience:
-    """An audience that is there in ODP."""
-    audience = make_audience(shop, "gold", provisioned=False)
-    enter(audience, "somebody")
+    return make_delivered(shop, "somebody")
+
+
+def supersede(odp: ThreadedSandbox, shop: Install, gold: Audience, *, applied_after: float = 0.5) -> None:
+    """Anna's entry is given up and applied late; her exit, which is newer, is delivered."""
+    give_up(odp, shop, applied_after=applied_after)
+    happen(gold, ("anna", "exit", 20))
     drain_all(shop)
-    return audience
-
-
-def give_up(odp: ThreadedSandbox, install: Install, *, applied_after: float) -> None:
-    """The next request is given up at its deadline; ODP applies it ``applied_after`` seconds all the same."""
-    odp.fault({"path": "/v3/profiles", "times": 1}, {"delay_seconds": applied_after})
-    assert drain.turn(install.pk)
-    assert Delivery.objects.latest("pk").outcome == Outcome.RETRY_LATER
-    backoff_runs_out(install)
 
 
 def members(odp: ThreadedSandbox) -> list[str]:
@@ -70,9 +66,7 @@ def until(odp: ThreadedSandbox, expected: list[str]) -> None:
 
 def test_it_corrects_the_effect_of_a_request_applied_late(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", "ben", at=10)
-    give_up(odp, shop, applied_after=1.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold, applied_after=1.5)
     assert members(odp) == ["ben", "somebody"]
 
     until(odp, ["anna", "ben", "somebody"])  # wrong, although each response was a success
@@ -89,9 +83,7 @@ def test_it_waits_until_odp_is_done_with_the_request(
     odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Any
 ) -> None:
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
     settings.RECONCILE_AFTER_SECONDS = 300
     assert reconcile_now() == 0
     Delivery.objects.update(closed_at=now() - timedelta(seconds=301))
@@ -123,9 +115,7 @@ def test_it_reconciles_a_request_whose_worker_died(odp: ThreadedSandbox, shop: I
 
 def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
     assert reconcile_now() == 1
     drain_all(shop)
     assert reconcile_now() == 0
@@ -134,9 +124,7 @@ def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) ->
 
 def test_it_leaves_a_rejected_change_parked(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
     Membership.objects.filter(identifier="anna").update(rejected=True)
     assert reconcile_now() == 0
 
@@ -145,9 +133,7 @@ def test_a_crash_before_the_commit_leaves_it_to_be_done(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
 
     def crash(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
@@ -164,9 +150,7 @@ def test_two_workers_share_the_work(
 ) -> None:
     """The second one looks while the first has marked the Delivery and not committed: it neither waits nor repeats."""
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
     append, counts = ingest.append, []
 
     def looked_at_meanwhile(*args: Any, **kwargs: Any) -> Any:
@@ -195,9 +179,7 @@ def test_a_change_without_new_state_does_not_hide_it(odp: ThreadedSandbox, shop:
 
 def test_a_newer_change_that_arrives_meanwhile_wins(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
     enter(gold, "anna", at=30)
     assert reconcile_now() == 1
     drain_all(shop)
@@ -263,9 +245,7 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     enter(gold, "anna", at=10)
-    give_up(odp, shop, applied_after=0.5)
-    happen(gold, ("anna", "exit", 20))
-    drain_all(shop)
+    supersede(odp, shop, gold)
     with transaction.atomic():
         (delivery,) = unconfirmed.doubtful(seconds=0)
         assert len(unconfirmed.overtaken(delivery)) == 1

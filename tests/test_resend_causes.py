@@ -17,28 +17,22 @@ from audiences.models import Again, Audience, Delivery, Event, Install, Minute, 
 from audiences.operations import resends
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import resend_causes
-from odp.outcomes import Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import backoff_runs_out, drain_all, enter, happen, lane_of, make_audience, make_install
+from tests.delivering import drain_all, enter, give_up, happen, lane_of, make_delivered, make_install, short_deadline
 from tests.people import someone
-from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox, settings: Any) -> Install:
-    settings.DELIVERY_DEADLINE_SECONDS = 0.3
-    settings.RECONCILE_AFTER_SECONDS = 0
+    short_deadline(settings)
     return make_install(odp)
 
 
 @pytest.fixture
 def gold(shop: Install) -> Audience:
-    audience = make_audience(shop, "gold", provisioned=False)
-    enter(audience, "anna", "ben", at=5)
-    drain_all(shop)
-    return audience
+    return make_delivered(shop, "anna", "ben", at=5)
 
 
 def cause_of(run: Run) -> str:
@@ -79,11 +73,7 @@ def test_events_resent_for_an_unanswered_delivery_name_that_delivery(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     enter(gold, "dora", at=10)
-    odp.fault({"path": "/v3/profiles", "times": 1}, {"delay_seconds": 1.0})
-    assert drain.turn(shop.pk)
-    unanswered = Delivery.objects.latest("pk")
-    assert unanswered.outcome == Outcome.RETRY_LATER
-    backoff_runs_out(shop)
+    unanswered = give_up(odp, shop, applied_after=1.0)
     happen(gold, ("dora", "exit", 20))
     drain_all(shop)
     assert reconcile() == 1

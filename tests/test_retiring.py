@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.admin.pages import OperatorAdmin
-from audiences.delivery import drafts, holds, provision, unmaking
+from audiences.delivery import holds, provision, unmaking
 from audiences.front.alerts import page as admin_page
 from audiences.insight import probes, stalled_work, state, trials
 from audiences.models import Audience, Install, Lane, Membership, Retirement, Run, Twin
@@ -30,6 +30,7 @@ from tests.delivering import (
     lane_of,
     ledger_of,
     make_audience,
+    make_checked_install,
     make_install,
     making_runs_out,
     numbered,
@@ -47,9 +48,7 @@ MECHANISM_NAMES = [name for name in MECHANISMS if name != "passthrough"]
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox) -> Install:
-    made = make_install(odp)
-    drafts.note_key(made.pk, problem="")
-    return made
+    return make_checked_install(odp)
 
 
 @pytest.fixture

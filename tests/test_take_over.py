@@ -17,17 +17,12 @@ from audiences.models import Audience, Delivery, Install, Membership, Resend, Ru
 from audiences.operations import resends, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, lease_runs_out, make_install
+from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, lease_runs_out
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 OLD, NEW = "a" * 32, "b" * 32
-
-
-@pytest.fixture
-def shop(odp: ThreadedSandbox) -> Install:
-    return make_install(odp)
 
 
 _seconds = count()

@@ -15,7 +15,7 @@ from audiences.models import Audience, Install, Lane, Resend, Twin
 from audiences.operations import resends, twins
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, enter, make_audience, make_install
+from tests.delivering import drain_all, enter, make_audience, make_checked_install, make_delivered, make_install
 from tests.test_admin import press
 
 pytestmark = pytest.mark.django_db
@@ -26,18 +26,14 @@ SEGMENT = "/v3/segments/lytics_gold"
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox) -> Install:
-    made = make_install(odp)
-    drafts.note_key(made.pk, problem="")
-    return Install.objects.get(pk=made.pk)
+    return make_checked_install(odp)
 
 
 @pytest.fixture
 def gold(odp: ThreadedSandbox, shop: Install) -> Audience:
-    made = make_audience(shop, provisioned=False)
-    enter(made, "kim", "lee")
-    drain_all(shop)
+    made = make_delivered(shop, "kim", "lee")
     assert odp.members("lytics_gold") == ["kim", "lee"]
-    return Audience.objects.get(pk=made.pk)
+    return made
 
 
 def account(odp: ThreadedSandbox) -> Any:
