@@ -265,50 +265,52 @@ def test_a_call_in_a_transaction_of_its_caller_is_given_to_no_other_thread(group
     assert Audience.objects.get(segment_id="s2").last_sequence == 1
 
 
-def test_a_group_has_a_largest_size_and_keeps_the_order() -> None:
-    stored: list[list[str]] = []
-    held, go = threading.Event(), threading.Event()
+class HeldStore:
+    """Stores items, but not before ``go``. With ``error`` it raises that instead."""
 
-    def store(items: Sequence[str]) -> list[str]:
-        stored.append([*items])
-        held.set()
-        assert go.wait(PATIENCE)
+    def __init__(self, *, largest: int, error: Exception | None = None) -> None:
+        self.stored: list[list[str]] = []
+        self.commits: GroupCommit[str, str] = GroupCommit(self._store, largest=largest)
+        self._error = error
+        self._held, self._go = threading.Event(), threading.Event()
+
+    def _store(self, items: Sequence[str]) -> list[str]:
+        self.stored.append([*items])
+        self._held.set()
+        assert self._go.wait(PATIENCE)
+        if self._error is not None:
+            raise self._error
         return [*items]
 
-    commits: GroupCommit[str, str] = GroupCommit(store, largest=10)
-    calls = start(lambda: commits.store(1, "first", size=1))
-    assert held.wait(PATIENCE)
-    for number, (item, size) in enumerate([("a", 6), ("b", 4), ("c", 1), ("large", 99), ("d", 1)], start=1):
-        calls += start(partial(commits.store, 1, item, size=size))
-        eventually(partial(_are_waiting, commits, 1, number))
-    go.set()
+    def calls(self, *waiting: tuple[str, int]) -> list["Future[str]"]:
+        """The call "first", which is being stored, and one call per item and size, which wait for it in this order."""
+        calls = start(lambda: self.commits.store(1, "first", size=1))
+        assert self._held.wait(PATIENCE)
+        for number, (item, size) in enumerate(waiting, start=1):
+            calls += start(partial(self.commits.store, 1, item, size=size))
+            eventually(partial(_are_waiting, self.commits, 1, number))
+        self._go.set()
+        return calls
+
+
+def test_a_group_has_a_largest_size_and_keeps_the_order() -> None:
+    store = HeldStore(largest=10)
+    calls = store.calls(("a", 6), ("b", 4), ("c", 1), ("large", 99), ("d", 1))
     assert [call.result(PATIENCE) for call in calls] == ["first", "a", "b", "c", "large", "d"]
-    assert stored == [["first"], ["a", "b"], ["c"], ["large"], ["d"]]
-    assert commits._waiting == {}
+    assert store.stored == [["first"], ["a", "b"], ["c"], ["large"], ["d"]]
+    assert store.commits._waiting == {}
 
 
 def test_without_an_answer_of_postgresql_those_who_wait_fail_with_the_leader() -> None:
     """Each group would wait as long again, and the last caller longer than a job waits for a response."""
-    stored: list[list[str]] = []
-    held, go = threading.Event(), threading.Event()
-
-    def store(items: Sequence[str]) -> list[str]:
-        stored.append([*items])
-        held.set()
-        assert go.wait(PATIENCE)
-        raise OperationalError("no answer") from sessions.NoAnswerError()
-
-    commits: GroupCommit[str, str] = GroupCommit(store, largest=1)
-    calls = start(lambda: commits.store(1, "first", size=1))
-    assert held.wait(PATIENCE)
-    for number, item in enumerate("abc", start=1):
-        calls += start(partial(commits.store, 1, item, size=1))
-        eventually(partial(_are_waiting, commits, 1, number))
-    go.set()
+    lost = OperationalError("no answer")
+    lost.__cause__ = sessions.NoAnswerError()
+    store = HeldStore(largest=1, error=lost)
+    calls = store.calls(("a", 1), ("b", 1), ("c", 1))
     errors = [type(call.exception(PATIENCE)) for call in calls]
     assert errors == [OperationalError, GroupLostError, GroupLostError, GroupLostError]
-    assert stored == [["first"]]
-    assert commits._waiting == {}
+    assert store.stored == [["first"]]
+    assert store.commits._waiting == {}
 
 
 def test_calls_of_another_install_do_not_wait_for_the_leader() -> None:
