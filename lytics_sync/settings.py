@@ -96,8 +96,9 @@ SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
 BACKOFF_FIRST_SECONDS = env.seconds("BACKOFF_FIRST_SECONDS", 0.5)
 # The longest backoff in seconds after ODP could not take a request.
 BACKOFF_LONGEST_SECONDS = env.seconds("BACKOFF_LONGEST_SECONDS", 60)
-# The interval in seconds at which a rejected ODP key, or a host that does not respond as ODP, is tried again.
-PROBE_SECONDS = env.seconds("PROBE_SECONDS", 30)
+# The fixed backoff in seconds after a failure that a person has to correct: ODP rejects the key, a host does not
+# respond as ODP, or this service has an error.
+BACKOFF_FIXED_SECONDS = env.seconds("BACKOFF_FIXED_SECONDS", 30)
 # The longest Retry-After of ODP that is obeyed, in seconds.
 ODP_LONGEST_RETRY_AFTER_SECONDS = env.seconds("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
 # Whether a 2xx of ODP without a body counts as delivered. ODP documents a body, and a proxy may answer so.

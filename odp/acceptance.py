@@ -32,7 +32,7 @@ class Objection(NamedTuple):
 
     outcome: Outcome
     reason: str
-    slow_probe: bool
+    fixed_backoff: bool
 
 
 def objection(

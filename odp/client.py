@@ -149,11 +149,11 @@ class Client:
         if status == 404 and path == LIST_SUBSCRIPTIONS and isinstance(body, dict):
             outcome = Outcome.REJECTED  # the one write that ODP itself answers with 404: the list is gone
         reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
-        slow_probe = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
+        fixed_backoff = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
         if outcome is Outcome.DELIVERED and (
             found := objection(path, status, body, text, is_html=is_html, empty_is_accepted=self.empty_is_accepted)
         ):
-            outcome, reason, slow_probe = found
+            outcome, reason, fixed_backoff = found
         return Answer(
             outcome=outcome,
             reason=reason,
@@ -161,7 +161,7 @@ class Client:
             named=named_items(body) if outcome is Outcome.REJECTED else {},
             retry_after=retry_after_seconds(response.headers.get("Retry-After"), longest=self.longest_retry_after),
             too_large=status == TOO_LARGE,
-            slow_probe=slow_probe,
+            fixed_backoff=fixed_backoff,
             seconds=seconds,
             text=text[:EXCERPT],
             json=body,

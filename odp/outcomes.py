@@ -53,8 +53,8 @@ def outcome_of(status: int) -> Outcome:
 class Answer:
     """The result of one request. ``named`` maps positions of items in the request to ODP's messages about them.
 
-    ``slow_probe`` means that retrying soon is pointless: the key is rejected, or the server is not ODP. ``seconds`` is
-    the duration from the first byte sent, or from the beginning when none was sent.
+    ``fixed_backoff`` is true for a failure that only a person can correct: the key is rejected, or the server is not
+    ODP. ``seconds`` is the duration from the first byte sent, or from the beginning when none was sent.
     """
 
     outcome: Outcome
@@ -63,7 +63,7 @@ class Answer:
     named: dict[int, str] = field(default_factory=dict)
     retry_after: float | None = None
     too_large: bool = False
-    slow_probe: bool = False
+    fixed_backoff: bool = False
     # False when no byte of the request was sent, so that ODP can't have applied it.
     sent: bool = True
     seconds: float = 0.0

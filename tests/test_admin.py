@@ -127,7 +127,7 @@ def test_a_button_of_a_page_that_renews_itself_opens_its_dialog(operator: Client
 
 def test_the_front_page_shows_each_alert(viewer: Client, install: Install, lane: Lane) -> None:
     Lane.objects.update(blocked_at=now(), block_reason="The customer field has type string")
-    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, fixed_backoff=True))
     page = viewer.get(reverse("admin:index")).content.decode()
     assert "The customer field has type string" in page
     assert "403: Forbidden" in page
@@ -161,7 +161,7 @@ def test_work_resumed_a_moment_ago_is_not_stuck(operator: Client, audience: Audi
 
 def test_a_rejected_key_is_distinguished_from_a_server_that_is_down(viewer: Client, install: Install) -> None:
     """Also when no delivery was ever made, because already the audience could not be made in ODP."""
-    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, fixed_backoff=True))
     assert "Enter an API key that ODP accepts" in viewer.get(reverse("admin:index")).content.decode()
     backoff.release(install)
     backoff.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))

@@ -16,12 +16,12 @@ from tests.delivering import backoff_runs_out, enter, make_audience, make_instal
 from tests.threads import Gate, together
 
 BUSY = Answer(Outcome.RETRY_LATER, "503: busy", status=503)
-FORBIDDEN = Answer(Outcome.UNAUTHORISED, "403: Forbidden", status=403, slow_probe=True)
+FORBIDDEN = Answer(Outcome.UNAUTHORISED, "403: Forbidden", status=403, fixed_backoff=True)
 
 
 @pytest.fixture(autouse=True)
 def pauses(settings: Settings) -> None:
-    settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS, settings.PROBE_SECONDS = 0.5, 60, 30
+    settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS, settings.BACKOFF_FIXED_SECONDS = 0.5, 60, 30
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_it_never_waits_shorter_than_odp_asks(dice: Any, asked: float, longest: 
 @pytest.mark.parametrize(("asked", "seconds"), [(None, 30), (5.0, 30), (90.0, 90)])
 def test_a_failure_that_needs_a_person_is_retried_slowly(asked: float | None, seconds: float) -> None:
     for failures in (0, 9):
-        answer = Answer(Outcome.UNAUTHORISED, "403", slow_probe=True, retry_after=asked)
+        answer = Answer(Outcome.UNAUTHORISED, "403", fixed_backoff=True, retry_after=asked)
         assert backoff.pause_seconds(failures=failures, answer=answer) == seconds
 
 

@@ -100,7 +100,7 @@ def test_which_rate_limit_a_path_counts_against() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "outcome", "slow_probe"),
+    ("status", "outcome", "fixed_backoff"),
     [
         (200, Outcome.DELIVERED, False),
         (202, Outcome.DELIVERED, False),
@@ -114,10 +114,12 @@ def test_which_rate_limit_a_path_counts_against() -> None:
         (503, Outcome.RETRY_LATER, False),
     ],
 )
-def test_a_status_becomes_an_outcome(server: ScriptedServer, status: int, outcome: Outcome, slow_probe: bool) -> None:
+def test_a_status_becomes_an_outcome(
+    server: ScriptedServer, status: int, outcome: Outcome, fixed_backoff: bool
+) -> None:
     body = b'{"title":"Accepted"}' if status < 300 else b'{"message":"words"}'
     got = post(server, say(answer(status, body)))
-    assert (got.outcome, got.status, got.slow_probe) == (outcome, status, slow_probe)
+    assert (got.outcome, got.status, got.fixed_backoff) == (outcome, status, fixed_backoff)
     assert got.reason == ("" if outcome is Outcome.DELIVERED else f"{status}: words")
     assert got.too_large == (status == 413)
 
@@ -134,7 +136,7 @@ def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "outcome", "slow_probe"),
+    ("path", "body", "outcome", "fixed_backoff"),
     [
         (PROFILES, b"", Outcome.RETRY_LATER, True),
         (PROFILES, b"{}", Outcome.RETRY_LATER, True),
@@ -155,11 +157,11 @@ def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
     ],
 )
 def test_a_2xx_is_an_acceptance_only_as_odp_documents_it(
-    server: ScriptedServer, path: str, body: bytes, outcome: Outcome, slow_probe: bool
+    server: ScriptedServer, path: str, body: bytes, outcome: Outcome, fixed_backoff: bool
 ) -> None:
     server.script = say(answer(200, body, kind="text/plain"))
     got = client(server).call("POST", path, body=b"[]", seconds=LONG)
-    assert (got.outcome, got.slow_probe) == (outcome, slow_probe)
+    assert (got.outcome, got.fixed_backoff) == (outcome, fixed_backoff)
     assert bool(got.reason) == (outcome is not Outcome.DELIVERED)
 
 
@@ -254,7 +256,7 @@ def test_a_reason_says_something(server: ScriptedServer, status: int, body: byte
 
 def test_a_web_page_with_200_delivers_nothing(server: ScriptedServer) -> None:
     got = post(server, say(answer(200, b"<html>Welcome</html>", kind="Text/HTML; charset=utf-8")))
-    assert (got.outcome, got.slow_probe) == (Outcome.RETRY_LATER, True)
+    assert (got.outcome, got.fixed_backoff) == (Outcome.RETRY_LATER, True)
 
 
 @pytest.mark.parametrize("reason", [OUT_OF_TIME, NO_CONNECTION, *(reason for _, reason in network_errors._WORDS)])
@@ -273,20 +275,20 @@ def test_a_missing_list_is_a_rejection_and_any_other_404_a_wrong_host(server: Sc
     outcomes = {path: client(server).call("POST", path, body=b"[]", seconds=LONG) for path in (
         "/v3/lists/subscriptions", "/v3/lists", "/v3/profiles", "/v3/events",
     )}  # fmt: skip
-    assert [(got.outcome, got.slow_probe) for got in outcomes.values()] == [
+    assert [(got.outcome, got.fixed_backoff) for got in outcomes.values()] == [
         (Outcome.REJECTED, False),
         *[(Outcome.RETRY_LATER, True)] * 3,
     ]
     server.script = say(answer(404, b"<html>", kind="text/html"))
     got = client(server).call("POST", "/v3/lists/subscriptions", body=b"[]", seconds=LONG)
-    assert (got.outcome, got.slow_probe) == (Outcome.RETRY_LATER, True)
+    assert (got.outcome, got.fixed_backoff) == (Outcome.RETRY_LATER, True)
 
 
 def test_a_redirect_is_not_followed(server: ScriptedServer) -> None:
     with ScriptedServer(say(answer())) as elsewhere:
         for status in (301, 302, 303, 307, 308):
             got = post(server, say(answer(status, b"", f"Location: {elsewhere.url}/")))
-            assert (got.outcome, got.slow_probe, got.status) == (Outcome.RETRY_LATER, True, status)
+            assert (got.outcome, got.fixed_backoff, got.status) == (Outcome.RETRY_LATER, True, status)
         assert elsewhere.connections == 0
 
 
@@ -354,7 +356,7 @@ CUT = [
 @pytest.mark.parametrize("data", CUT, ids=range(len(CUT)))
 def test_half_a_response_is_not_a_response(server: ScriptedServer, data: bytes) -> None:
     got = post(server, say_and_close(data))
-    assert (got.outcome, got.status, got.slow_probe) == (Outcome.RETRY_LATER, None, False)
+    assert (got.outcome, got.status, got.fixed_backoff) == (Outcome.RETRY_LATER, None, False)
     assert got.reason.startswith("ODP could not be reached: ")
     assert_can_be_stored(got)
 

@@ -376,7 +376,7 @@ def test_a_block_a_pause_and_a_backoff_are_shown(odp: ThreadedSandbox, shop: Ins
     holds.pause(lane, by="kim", reason="not yet")
     assert "paused by kim: not yet" in words_of(shop, "audience")
     holds.resume(lane)
-    backoff.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(shop, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, fixed_backoff=True))
     for name in ("key", "audience"):
         assert "403: Forbidden" in words_of(shop, name)
         assert word(shop, name) == "failing"

@@ -758,7 +758,7 @@ def test_a_hole_in_the_log_blocks_the_lane_before_anything_is_sent(
 
 def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings: Any) -> None:
     """Four workers; late, repeated and reordered events; failures before and after ODP applied what it got."""
-    settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS, settings.PROBE_SECONDS = 0.01, 0.05, 0.05
+    settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS, settings.BACKOFF_FIXED_SECONDS = 0.01, 0.05, 0.05
     chance = random.Random(20)
     with ThreadedSandbox(Options(settings=UNLIMITED, shuffled=True, latency=(0, 0.01))) as odp:
         odp.fault({}, {"refuse_items": {"identifier_contains": "bad", "named": False}})

@@ -230,7 +230,7 @@ def test_a_database_over_its_mark_says_that_all_calls_are_answered_503(
 
 
 def test_a_rejected_key_links_to_the_field_of_the_key(operator: Client, viewer: Client, install: Install) -> None:
-    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, slow_probe=True))
+    backoff.apply(install, Answer(Outcome.UNAUTHORISED, "403: Forbidden", 403, fixed_backoff=True))
     told = alert(operator, "Shop is on hold: ODP rejects its API key")
     assert labels(told) == ["Enter a key", "Retry now", "Check the key"]
     opened = operator.get(told.buttons[0].url).content.decode()

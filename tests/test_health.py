@@ -233,7 +233,7 @@ def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, 
     [
         ("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"),
         ("DATABASE_URL", "mysql://h/db", "must start with postgres"),
-        ("BRAKE_FIRST_SECONDS", "1", "BRAKE_FIRST_SECONDS is now BACKOFF_FIRST_SECONDS"),
+        ("PROBE_SECONDS", "1", "PROBE_SECONDS is now BACKOFF_FIXED_SECONDS"),
     ],
 )
 def test_each_process_refuses_bad_settings_in_one_sentence(

@@ -302,7 +302,7 @@ def test_a_host_that_is_not_odp_is_retried_slowly_and_not_a_rejection() -> None:
         for how in (Attribute(), ListMembership(), Passthrough(DEFINITION)):
             problem = ensure(how, server)
             assert isinstance(problem, Answer)
-            assert (problem.outcome, problem.slow_probe) == (Outcome.RETRY_LATER, True)
+            assert (problem.outcome, problem.fixed_backoff) == (Outcome.RETRY_LATER, True)
 
 
 @pytest.mark.parametrize("found", [b"[]", b"null", b'"boolean"', b"{}", b'{"type": null}', b"not json"])
@@ -310,7 +310,7 @@ def test_an_unreadable_field_is_not_taken_for_boolean(found: bytes) -> None:
     with ScriptedServer(say(answer(200, found))) as server:
         problem = ensure(Attribute(), server)
     assert isinstance(problem, Answer)
-    assert (problem.outcome, problem.slow_probe) == (Outcome.RETRY_LATER, True)
+    assert (problem.outcome, problem.fixed_backoff) == (Outcome.RETRY_LATER, True)
     assert server.requests
     assert all(request.startswith(b"GET") for request in server.requests)
 

@@ -165,7 +165,7 @@ TROUBLE = {
 def test_a_failed_creation_puts_the_audience_on_hold_and_no_install(
     odp: ThreadedSandbox, shop: Install, settings: Settings, then: dict[str, Any]
 ) -> None:
-    settings.PROBE_SECONDS = settings.BACKOFF_FIRST_SECONDS = 600
+    settings.BACKOFF_FIXED_SECONDS = settings.BACKOFF_FIRST_SECONDS = 600
     audience = new_audience(shop)
     odp.fault({"path": "/v3/segments"}, then)
     drain_all(shop)
@@ -206,7 +206,7 @@ def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr("audiences.delivery.backoff.random.uniform", lambda low, high: high)
-    settings.PROBE_SECONDS = 1000
+    settings.BACKOFF_FIXED_SECONDS = 1000
     audience = new_audience(shop)
     pauses = []
     for status in (503, 503, 503, 403):
@@ -341,7 +341,7 @@ def test_a_check_is_requested_for_one_audience_only(made_ones: tuple[Audience, A
 def test_an_audience_that_can_not_be_checked_continues_delivering(
     odp: ThreadedSandbox, shop: Install, settings: Settings, made_ones: tuple[Audience, Audience], then: dict[str, Any]
 ) -> None:
-    settings.PROBE_SECONDS = settings.BACKOFF_FIRST_SECONDS = 600
+    settings.BACKOFF_FIXED_SECONDS = settings.BACKOFF_FIRST_SECONDS = 600
     gold, _ = made_ones
     odp.fault({"path": "/v3/segments"}, then)
     provision.look_again(gold.pk)

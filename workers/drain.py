@@ -70,7 +70,7 @@ def turn(install_id: int) -> bool:
     except Exception as error:
         if not sessions.is_database_error(error):  # else PostgreSQL is down, and the backoff can't be stored
             reason = _unexpected(error)
-            backoff.apply(work.install, Answer(Outcome.RETRY_LATER, reason, slow_probe=True, sent=False))
+            backoff.apply(work.install, Answer(Outcome.RETRY_LATER, reason, fixed_backoff=True, sent=False))
         raise
 
 

@@ -33,14 +33,14 @@ def apply(install: Install, answer: Answer) -> None:
     backed_off = _BACK_OFF.run(
         install=install.pk, failures=install.backoff_failures, seconds=seconds, reason=answer.reason
     ).one()
-    if backed_off and (backed_off.failures == 1 or answer.slow_probe):
+    if backed_off and (backed_off.failures == 1 or answer.fixed_backoff):
         log.warning("install on hold", install=install.name, seconds=round(seconds, 1), reason=answer.reason)
 
 
 def pause_seconds(*, failures: int, answer: Answer) -> float:
-    """Seconds to wait: PROBE_SECONDS if a person has to act, else a backoff with full jitter; at least Retry-After."""
-    if answer.slow_probe:
-        return max(settings.PROBE_SECONDS, answer.retry_after or 0.0)
+    """BACKOFF_FIXED_SECONDS if a person has to act, else exponential with full jitter; at least ODP's Retry-After."""
+    if answer.fixed_backoff:
+        return max(settings.BACKOFF_FIXED_SECONDS, answer.retry_after or 0.0)
     longest = min(settings.BACKOFF_LONGEST_SECONDS, settings.BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 30))
     return max(random.uniform(0, longest), answer.retry_after or 0.0)  # noqa: S311 — spreading load, not secrets
 

@@ -78,10 +78,10 @@ def give_back_token(token: uuid.UUID) -> None:
 def hold(lease: Lease, reason: str) -> None:
     """Release a lease after an unexpected error of this service.
 
-    Its lanes are then tried one by one: at once if the lease had several, after ``PROBE_SECONDS`` if it had one.
+    Its lanes are then tried one by one: at once if the lease had several, else after ``BACKOFF_FIXED_SECONDS``.
     """
     alone = len(lease.spans) == 1
-    pause = timedelta(seconds=settings.PROBE_SECONDS) if alone else timedelta(0)
+    pause = timedelta(seconds=settings.BACKOFF_FIXED_SECONDS) if alone else timedelta(0)
     held = Lane.objects.filter(lease_token=lease.token)
     values: dict[str, Any] = {
         "lease_token": None,
@@ -98,7 +98,9 @@ def hold(lease: Lease, reason: str) -> None:
 
     sessions.when_back(put_down, seconds=settings.LEASE_SECONDS)
     if alone:
-        log.warning("audience on hold", audience=lease.spans[0].odp_id, seconds=settings.PROBE_SECONDS, reason=reason)
+        log.warning(
+            "audience on hold", audience=lease.spans[0].odp_id, seconds=settings.BACKOFF_FIXED_SECONDS, reason=reason
+        )
 
 
 def end_log(audience_id: int, sequence: int) -> None:

@@ -188,7 +188,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
         first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
-        problem = Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), slow_probe=True)
+        problem = Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), fixed_backoff=True)
     if isinstance(problem, Answer):
         hold(making, problem)
     elif isinstance(problem, Refusal):

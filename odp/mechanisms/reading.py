@@ -27,7 +27,7 @@ def read(
     parsed = parse(answer.json)
     if parsed is None:
         reason = f"{name} could not be read: the {answer.status} response does not describe it"
-        return _retry_later(answer, reason, slow_probe=True)
+        return _retry_later(answer, reason, fixed_backoff=True)
     return parsed
 
 
@@ -41,8 +41,8 @@ def failure(answer: Answer, what_failed: str) -> Answer | Refusal | None:
 def not_shown(answer: Answer, name: str) -> Answer:
     """ODP confirmed the creation of an object, but a read afterwards doesn't find it."""
     reason = f"ODP answered {answer.status} to creating {name} and does not show it"
-    return _retry_later(answer, reason, slow_probe=False)
+    return _retry_later(answer, reason, fixed_backoff=False)
 
 
-def _retry_later(answer: Answer, reason: str, *, slow_probe: bool) -> Answer:
-    return replace(answer, outcome=Outcome.RETRY_LATER, reason=reason, slow_probe=slow_probe)
+def _retry_later(answer: Answer, reason: str, *, fixed_backoff: bool) -> Answer:
+    return replace(answer, outcome=Outcome.RETRY_LATER, reason=reason, fixed_backoff=fixed_backoff)

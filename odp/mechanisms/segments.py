@@ -102,7 +102,7 @@ def remove_segment(
 
 def _later(refusal: Refusal) -> Answer:
     """A rejected request that only a change in ODP can correct: it is tried again, slowly."""
-    return Answer(Outcome.RETRY_LATER, refusal.reason, slow_probe=True)
+    return Answer(Outcome.RETRY_LATER, refusal.reason, fixed_backoff=True)
 
 
 def foreign_definition(odp_id: str, found: Any, ours: str) -> Refusal:

@@ -31,7 +31,7 @@ USUAL = {
     "DRAIN_SECONDS": "5",
     "RECONCILE_AFTER_SECONDS": "10",
     "BACKOFF_LONGEST_SECONDS": "5",
-    "PROBE_SECONDS": "3",
+    "BACKOFF_FIXED_SECONDS": "3",
     "RETRY_AFTER_SECONDS": "1",
     # Test customers are in no stream, and the judge knows only the stream's.
     "PROBE_MINUTES": "0",

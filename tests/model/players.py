@@ -31,7 +31,7 @@ TIMES = {
     "DELIVERY_DEADLINE_SECONDS": 800,
     "BACKOFF_FIRST_SECONDS": 50,
     "BACKOFF_LONGEST_SECONDS": 400,
-    "PROBE_SECONDS": 400,
+    "BACKOFF_FIXED_SECONDS": 400,
     "RECONCILE_AFTER_SECONDS": 30_000,
 }
 LEASE_MARGIN = 100
@@ -238,7 +238,7 @@ class Odp:
 TROUBLES = {
     "500": Answer(Outcome.RETRY_LATER, "500: trouble", 500),
     "429": Answer(Outcome.RETRY_LATER, "429: slower", 429, retry_after=300.0),
-    "401": Answer(Outcome.UNAUTHORISED, "401: the key", 401, slow_probe=True),
+    "401": Answer(Outcome.UNAUTHORISED, "401: the key", 401, fixed_backoff=True),
     "applied and 503": Answer(Outcome.RETRY_LATER, "503: trouble", 503),
     "connection lost": Answer(Outcome.RETRY_LATER, "ODP could not be reached"),
 }
