@@ -4,11 +4,8 @@ import threading
 from collections.abc import Callable
 
 import redis
-import structlog
 
 from audiences.background import Background
-
-log = structlog.get_logger(__name__)
 
 # Seconds between two sendings, and before the next attempt after one that failed.
 SEND_INTERVAL_SECONDS = 1.0
@@ -18,13 +15,20 @@ RETRY_SECONDS = 5.0
 class RedisSender:
     """Calls ``attempt`` in a background thread after each ``ring``, until Redis has accepted the counts.
 
-    When Redis doesn't accept the counts, ``attempt`` keeps them for the next time and raises ``redis.RedisError``. The
-    first failure of an outage is logged with the words ``failure``. Without ``is_automatic``, only ``send`` sends.
+    When Redis doesn't accept the counts, ``attempt`` keeps them for the next time and raises ``redis.RedisError``.
+    ``report`` logs the first failure of an outage. Without ``is_automatic``, only ``send`` sends.
     """
 
-    def __init__(self, name: str, attempt: Callable[[], None], *, failure: str, is_automatic: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        attempt: Callable[[], None],
+        *,
+        report: Callable[[redis.RedisError], None],
+        is_automatic: bool = True,
+    ) -> None:
         self._attempt = attempt
-        self._failure = failure
+        self._report = report
         self._is_automatic = is_automatic
         self._background = Background(name, self._send_and_retry)
         self._redis_is_down = False
@@ -50,7 +54,7 @@ class RedisSender:
             self._attempt()
         except redis.RedisError as error:
             if not self._redis_is_down:
-                log.warning(self._failure, error=str(error))
+                self._report(error)
             self._redis_is_down = True
             return False
         self._redis_is_down = False

@@ -123,9 +123,7 @@ class Sums:
     def __init__(self, *, is_automatic: bool = True) -> None:
         self._lock = threading.Lock()
         self._sums = defaultdict[str, float](float)
-        self.sender = RedisSender(
-            "tallies", self._attempt, failure="the sums for metrics can't be sent", is_automatic=is_automatic
-        )
+        self.sender = RedisSender("tallies", self._attempt, report=_report, is_automatic=is_automatic)
 
     def add(self, parts: Mapping[str, float]) -> None:
         self._keep(parts)
@@ -146,6 +144,10 @@ class Sums:
         except redis.RedisError:
             self._keep(sums)
             raise
+
+
+def _report(error: redis.RedisError) -> None:
+    log.warning("the sums for metrics can't be sent", error=str(error))
 
 
 _sums = Sums()

@@ -62,9 +62,7 @@ class _Counter:
         self._counts: Counter[tuple[int, str]] = Counter()
         self._first: dict[str, float] = {}
         self._newest: dict[str, _Call] = {}
-        self.sender = RedisSender(
-            "rejected-calls", self._attempt, failure="rejected calls can't be counted", is_automatic=is_automatic
-        )
+        self.sender = RedisSender("rejected-calls", self._attempt, report=_report, is_automatic=is_automatic)
 
     def note(self, caller: str, source: str | None, what: str) -> None:
         at = time.time()
@@ -93,6 +91,10 @@ class _Counter:
             self._counts.update({key: count for key, count in counts.items() if key[0] > oldest})
             self._first = {**self._first, **first}
             self._newest = {**newest, **self._newest}
+
+
+def _report(error: redis.RedisError) -> None:
+    log.warning("rejected calls can't be counted", error=str(error))
 
 
 _counter = _Counter()
