@@ -65,6 +65,7 @@ WRITERS = {
     "LyticsAccount": {"audiences/lytics_account.py"},
     "Forgotten": {FORGETTING},
     "GuidedChange": {"audiences/operations/changes.py"},
+    "AudienceMove": {"audiences/operations/account_steps.py"},
 }
 WRITING = {
     "create",

@@ -15,7 +15,7 @@ from pytest_django.fixtures import Settings
 from audiences.delivery import claims, holds
 from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
-from audiences.operations import change_steps, changes, guards, resends, retiring, skips
+from audiences.operations import changes, guards, resends, retiring, skips, verification
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
@@ -622,7 +622,7 @@ def test_a_worker_takes_steps_until_the_change_has_to_wait(odp: ThreadedSandbox,
 @pytest.fixture(autouse=True)
 def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller than the audience, so that it is a sample."""
-    monkeypatch.setattr(change_steps, "SAMPLE", 3)
+    monkeypatch.setattr(verification, "SAMPLE", 3)
 
 
 # --- its page and its command --------------------------------------------------------------------------------

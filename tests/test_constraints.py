@@ -13,6 +13,7 @@ from django.utils.timezone import now
 from audiences.models import (
     Again,
     Audience,
+    AudienceMove,
     Audit,
     Delivery,
     Difference,
@@ -107,6 +108,14 @@ def a_change(**values: Any) -> None:
     GuidedChange.objects.create(**{**usual, "by": "kim", "reason": "why not", **values})
 
 
+def a_move() -> None:
+    if not GuidedChange.objects.exists():
+        a_change(kind="account")
+        an_audience("silver")
+    there = {"change": GuidedChange.objects.get(), "audience": Audience.objects.get(slug="silver")}
+    AudienceMove.objects.create(**there, odp_id="lytics_silver")
+
+
 def a_trouble(**values: Any) -> None:
     usual = {"key": "blocked/1/x", "kind": "blocked", "what": "gold is blocked", "since_at": now()}
     Trouble.objects.create(**{**usual, "last_seen_at": now(), **values})
@@ -192,6 +201,8 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
         lambda: a_change(phase="check"),
         lambda: a_change(audience=an_audience()),
     ],
+    "ended_change_keeps_no_key": [lambda: a_change(ended_at=now(), other_api_key="public.secret")],
+    "one_move_per_change": [lambda: twice(a_move)],
     "retired_lane_has_an_end": [lambda: lane(retired_at=now())],
     "one_retirement_per_audience": [lambda: twice(a_retirement)],
     "retirement_says_who_and_why": [lambda: a_retirement(by=""), lambda: a_retirement(reason="")],

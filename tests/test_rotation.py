@@ -14,7 +14,7 @@ from django.test import Client
 
 from audiences import encryption, lytics_account
 from audiences.encryption import EncryptedTextField, decrypt, opened
-from audiences.models import Forgotten, Install, LyticsAccount, Parked, Token
+from audiences.models import Forgotten, GuidedChange, Install, LyticsAccount, Parked, Token
 from audiences.operations import forgetting, installs, rotation
 from audiences.receiving import ingest
 from tests.delivering import make_install
@@ -32,6 +32,7 @@ def shop(settings: Any) -> Install:
     installs.create(made)
     lytics_account.set_token(made, "lytics-api-token")
     forgetting.ask(made, "kim", tell_odp=False, by="dpo")
+    GuidedChange.objects.create(install=made, kind="account", by="kim", reason="a test", other_api_key="another.key")
     ingest.receive(made, b"not json at all")
     settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
     return made
@@ -42,6 +43,7 @@ def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) 
     assert rotation.rotate() == {
         "audiences_install": 1,
         "audiences_forgotten": 1,
+        "audiences_guidedchange": 1,
         "audiences_lyticsaccount": 1,
         "audiences_token": 1,
         "audiences_parked": 1,
@@ -49,6 +51,7 @@ def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) 
     settings.FIELD_ENCRYPTION_KEYS = [NEW]
     assert LyticsAccount.objects.get().api_token == "lytics-api-token"
     assert Forgotten.objects.get().identifier == "kim"
+    assert GuidedChange.objects.get().other_api_key == "another.key"
     assert Install.objects.get().odp_api_key == "the-odp-key"
     assert Token.objects.get().secret == secret
     assert decrypt(bytes(Parked.objects.get().raw or b"")) == b"not json at all"

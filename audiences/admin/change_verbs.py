@@ -3,12 +3,19 @@
 from typing import Any
 
 from django import forms
-from unfold.widgets import UnfoldAdminSelectWidget
+from unfold.widgets import (
+    UnfoldAdminPasswordWidget,
+    UnfoldAdminRadioSelectWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextInputWidget,
+)
 
 from audiences.admin.pages import count, number
 from audiences.admin.verbs import AskReason, Verb
-from audiences.models import GuidedChange, Install
-from audiences.operations import changes
+from audiences.delivery import account_switch
+from audiences.delivery.account_switch import Connection
+from audiences.models import AudienceMove, GuidedChange, Install
+from audiences.operations import account_changes, changes
 from odp.mechanisms import MECHANISMS, Passthrough
 
 # The most audiences that the page of an install lists as left out, with their reasons.
@@ -76,6 +83,82 @@ def _dry_run(install: Install, to: str) -> str:
     )
 
 
+LEAVE, EMPTY = "leave", "empty"
+
+
+class AskAccount(AskReason):
+    region = forms.ChoiceField(
+        label="ODP region", required=False, choices=Install.Region.choices, widget=UnfoldAdminSelectWidget
+    )
+    odp_api_key = forms.CharField(
+        label="ODP private API key",
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text="Of the other account: in ODP under Settings > APIs > Private. Stored encrypted, never shown again.",
+    )
+    odp_host = forms.CharField(
+        label="ODP host",
+        required=False,
+        max_length=200,
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Only when it differs from the region's host, for example a sandbox.",
+    )
+    old = forms.ChoiceField(
+        label="The old account",
+        choices=[
+            (LEAVE, "Leave it as it is: its audiences keep their members and are no longer updated."),
+            (EMPTY, "Empty it after the switch: exits for all customers, then its real-time audiences are deleted."),
+        ],
+        initial=LEAVE,
+        widget=UnfoldAdminRadioSelectWidget,
+    )
+    field_order = ("region", "odp_api_key", "odp_host", "old", "reason")
+
+
+def _connection(answers: dict[str, Any]) -> Connection:
+    return Connection(answers["region"], answers["odp_host"].strip().rstrip("/"), answers["odp_api_key"].strip())
+
+
+class ChangeAccount(Verb[Install]):
+    """Begin a change to another ODP account. Its confirmation is the dry run."""
+
+    name, label, icon, permission = "change-account", "Change account", "move_up", "audiences.guide_change"
+    form = AskAccount
+
+    def offered(self, install: Install) -> bool:
+        return not changes.problem_of_account_now(install)
+
+    def seen(self, install: Install) -> str:
+        return f"{account_switch.name_of(install)}"
+
+    def consequence(self, install: Install) -> str:
+        plan = account_changes.plan(install)
+        least = f", at least {number(round(plan.seconds))} s" if plan.seconds else ""
+        accepted = (
+            f" {count(plan.accepted, 'audience')} with a definition that a person accepted"
+            f" {'gets' if plan.accepted == 1 else 'get'} this service's definition there."
+            if plan.accepted
+            else ""
+        )
+        return (
+            f"This install sends to {account_switch.name_of(install)}. {count(plan.audiences, 'audience')} with"
+            f" {count(plan.members, 'member')} will be made in the other account and filled from the ledger:"
+            f" {count(plan.requests, 'request')}{least}. A sample of each is verified there. Events from Lytics go on"
+            f" to the present account until {number(round(plan.waits_seconds))} s after the last copied member; then"
+            " the install is switched, and what changed in the meantime is sent to the other account."
+            f"{accepted} Customers whom ODP has as members from before this service are not in the ledger, so they are"
+            " not copied. Nobody is retired or forgotten until the change has ended."
+        )
+
+    def wrong(self, install: Install, answers: dict[str, Any]) -> str:
+        return changes.problem_of_account(install, _connection(answers))
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        change = changes.begin_account(
+            install, _connection(answers), empties=answers["old"] == EMPTY, by=by, reason=answers["reason"]
+        )
+        return f"The {change} has begun." if change else None
+
+
 class StopChange(Verb[Install]):
     name, label, icon, permission = "stop-change", "Stop the change", "stop_circle", "audiences.guide_change"
 
@@ -90,6 +173,8 @@ class StopChange(Verb[Install]):
     def consequence(self, install: Install) -> str:
         change = changes.running(install)
         assert change is not None
+        if change.kind == GuidedChange.Kind.ACCOUNT:
+            return _consequence_of_stop(change)
         now = (
             f" {change.audience} is brought back to what it was: its ledger is sent again with the mechanism before."
             " If its definition in ODP is being replaced already, it is finished first."
@@ -107,7 +192,19 @@ class StopChange(Verb[Install]):
         return f"The {change} is being stopped." if change and changes.stop(change, by=by) else None
 
 
-VERBS = (ChangeMechanism(), StopChange())
+def _consequence_of_stop(change: GuidedChange) -> str:
+    if change.switched_at is None:
+        return (
+            "The install keeps its account, and no event was missed there. What was made in the other account stays"
+            " there and is no longer updated; delete it in ODP, or begin another change to that account later."
+        )
+    return (
+        "The install is switched already. The members are completed in the new account first. Audiences in the old"
+        " account that aren't emptied yet stay there and are no longer updated."
+    )
+
+
+VERBS = (ChangeMechanism(), ChangeAccount(), StopChange())
 
 
 def card(install: Install) -> dict[str, Any] | None:
@@ -119,9 +216,24 @@ def card(install: Install) -> dict[str, Any] | None:
 
 
 def _words(change: GuidedChange) -> str:
-    done = f"{number(change.done)} of {count(change.total, 'audience')} done"
+    done = _progress(change)
     if change.ended_at is not None:
         return f"{done}. {change.problem}".strip()
     stopping = f" {change.stopped_by} stops it." if change.stopped_by else ""
     now = f" {change.audience}: {change.get_phase_display()}." if change.audience else ""
     return f"{done}.{stopping}{now} {change.waits_for}".strip()
+
+
+def _progress(change: GuidedChange) -> str:
+    if change.kind != GuidedChange.Kind.ACCOUNT:
+        return f"{number(change.done)} of {count(change.total, 'audience')} done"
+    stages = list(AudienceMove.objects.filter(change=change).values_list("stage", "rejected"))
+    copied = sum(stage != AudienceMove.Stage.COPY for stage, _ in stages)
+    rejected = sum(rejected for _, rejected in stages)
+    words = f"{number(copied)} of {count(max(change.total, len(stages)), 'audience')} copied"
+    if change.switched_at is not None:
+        words += f", {number(change.done)} complete in the new account"
+    if change.empties and change.done:
+        removed = sum(stage == AudienceMove.Stage.DONE for stage, _ in stages)
+        words += f", {number(removed)} emptied in the old one"
+    return f"{words}, {count(rejected, 'customer')} rejected by ODP" if rejected else words

@@ -53,6 +53,14 @@ def retired_before(audience: Audience) -> Audience | None:
     return next((other for other in _same_id(audience) if other.lane.retired_at is not None), None)
 
 
+def taken(install: Install) -> Audience | None:
+    """An audience of another install in the same account, in ODP under an id that an audience of this one has too."""
+    ids = Audience.objects.filter(install=install, lane__retired_at=None).exclude(segment_id=naming.TEST_SEGMENT_ID)
+    others = Audience.objects.filter(provisioned_at__isnull=False, odp_id__in=ids.values("odp_id"))
+    others = others.exclude(install=install.pk).select_related("install").order_by("pk")
+    return next((other for other in others if same_account(other.install, install)), None)
+
+
 def _same_id(audience: Audience) -> list[Audience]:
     """The audiences with the same id in other installs of the account, oldest first."""
     installs = Install.objects.exclude(pk=audience.install_id)

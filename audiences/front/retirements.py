@@ -3,6 +3,7 @@
 from django.db.models import F
 
 from audiences.admin.pages import count, list_url, url_of
+from audiences.delivery import account_switch
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
 from audiences.insight import retirements, state
 from audiences.models import Audience, GuidedChange, Lane, Retirement
@@ -84,4 +85,6 @@ def _waits(audience: Audience) -> str:
         return f" It waits: the audience is blocked. {audience.lane.block_reason}"
     if GuidedChange.objects.filter(audience=audience, ended_at=None).exists():
         return " It waits: a change to another mechanism is at this audience."
+    if account_switch.is_changing(audience.install_id):
+        return " It waits: the install is changing to another ODP account."
     return " It waits: the audience is paused." if audience.lane.paused_at is not None else ""

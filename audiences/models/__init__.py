@@ -7,7 +7,7 @@ show is derived from these facts (``insight/state.py``).
 
 from audiences.models.audiences import Audience, Lane, Membership, Profile
 from audiences.models.audits import Audit, Difference, ScannedMember
-from audiences.models.changes import GuidedChange
+from audiences.models.changes import AudienceMove, GuidedChange
 from audiences.models.deliveries import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Delivery, Run, Skip, rare
 from audiences.models.evidence import Minute, Trial, Worker
 from audiences.models.forgotten import Forgotten
@@ -27,6 +27,7 @@ __all__ = [
     "SLOW_MS",
     "Again",
     "Audience",
+    "AudienceMove",
     "Audit",
     "Delivery",
     "Difference",

@@ -4,9 +4,13 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audiences.encryption import EncryptedTextField
 from audiences.masked_answers import SaidField
 from audiences.models.audiences import Audience
 from audiences.models.installs import Install
+
+# The phases that are about the whole install.
+_WITHOUT_AUDIENCE = ("choose", "tell_apart", "move", "leases")
 
 
 class GuidedChange(models.Model):
@@ -18,6 +22,7 @@ class GuidedChange(models.Model):
 
     class Kind(models.TextChoices):
         MECHANISM = "mechanism", "another mechanism"
+        ACCOUNT = "account", "another ODP account"
 
     class Phase(models.TextChoices):
         CHOOSE = "choose", "choosing the next audience"
@@ -31,10 +36,19 @@ class GuidedChange(models.Model):
         REPLACE = "replace", "replacing the definition in ODP"
         CLEAN = "clean", "deleting the audience for the verification"
         FINISH = "finish", "finishing the audience"
+        # Of a change to another ODP account.
+        TELL_APART = "tell_apart", "making sure that the key belongs to another account"
+        MAKE = "make", "making the audience in the new account"
+        COPY = "copy", "sending the ledger to the new account"
+        MOVE = "move", "switching the install to the new account"
+        LEASES = "leases", "waiting for the requests to the old account"
+        CATCH_UP = "catch_up", "sending what changed while the ledger was copied"
+        EMPTY = "empty", "emptying the audience in the old account"
+        REMOVE = "remove", "deleting the audience in the old account"
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="changes")
     kind = models.CharField(max_length=10, choices=Kind)
-    # The values before and after: names of mechanisms.
+    # The values before and after: names of mechanisms, or ODP accounts as people know them.
     before = models.CharField(max_length=100)
     after = models.CharField(max_length=100)
     by = models.CharField(max_length=150)
@@ -72,6 +86,25 @@ class GuidedChange(models.Model):
     from_sequence = models.BigIntegerField(default=0)
     upto_sequence = models.BigIntegerField(default=0)
 
+    # Of a change to another ODP account. ``other_…`` is the account that the install doesn't send to: the new one
+    # before the switch, the old one after it. The key is cleared when the change ends.
+    other_region = models.CharField(max_length=2, blank=True, default="", db_default="")
+    other_host = models.CharField(max_length=200, blank=True, default="", db_default="")
+    other_api_key = EncryptedTextField(blank=True, default="", db_default="")
+    # Whether the audiences in the old account are emptied and deleted after the switch.
+    empties = models.BooleanField(default=False, db_default=False)
+    switched_at = models.DateTimeField(null=True)
+    # The leases of deliveries that existed at the switch.
+    lane_tokens = models.JSONField(null=True)
+    # The time of the last request that copied memberships.
+    copied_at = models.DateTimeField(null=True)
+    # The last customer sent of the current audience, the number of customers in the next request (0: as many as fit),
+    # the number that ODP rejected, and whether customers who have left are sent, too.
+    after_identifier = models.TextField(blank=True, default="", db_default="")
+    request_size = models.PositiveSmallIntegerField(default=0, db_default=0)
+    rejected = models.PositiveIntegerField(default=0, db_default=0)
+    sends_exits = models.BooleanField(default=False, db_default=False)
+
     class Meta:
         default_permissions = ("view",)
         permissions = [("guide_change", "Can begin and stop a guided change of an install")]
@@ -86,11 +119,41 @@ class GuidedChange(models.Model):
                 condition=Q(lease_token=None, lease_until_at=None)
                 | Q(lease_token__isnull=False, lease_until_at__isnull=False),
             ),
+            models.CheckConstraint(name="ended_change_keeps_no_key", condition=Q(ended_at=None) | Q(other_api_key="")),
             models.CheckConstraint(
                 name="change_in_work_has_an_audience",
-                condition=Q(phase="choose", audience=None) | (~Q(phase="choose") & Q(audience__isnull=False)),
+                condition=Q(phase__in=_WITHOUT_AUDIENCE, audience=None)
+                | (~Q(phase__in=_WITHOUT_AUDIENCE) & Q(audience__isnull=False)),
             ),
         ]
 
     def __str__(self) -> str:
         return f"change of {self.install} from {self.before} to {self.after}"
+
+
+class AudienceMove(models.Model):
+    """One audience of a change to another ODP account. Written by ``operations/account_steps.py`` alone."""
+
+    class Stage(models.TextChoices):
+        COPY = "copy", "to be copied"
+        VERIFY = "verify", "to be verified"
+        CATCH_UP = "catch_up", "verified"
+        EMPTY = "empty", "in the new account"
+        DONE = "done", "removed from the old account"
+
+    change = models.ForeignKey(GuidedChange, on_delete=models.PROTECT, related_name="moves")
+    audience = models.ForeignKey(Audience, on_delete=models.PROTECT, related_name="moves")
+    stage = models.CharField(max_length=10, choices=Stage, default=Stage.COPY)
+    # The ODP id under which it was copied. A person may give the audience another one meanwhile.
+    odp_id = models.CharField(max_length=540)
+    # The cursor of its lane before its ledger was copied: each later change of the ledger has a higher number.
+    from_sequence = models.BigIntegerField(default=0)
+    # The number of customers that the new account rejected.
+    rejected = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(name="one_move_per_change", fields=["change", "audience"])]
+
+    def __str__(self) -> str:
+        return f"{self.odp_id}: {self.get_stage_display()}"

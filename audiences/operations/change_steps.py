@@ -4,8 +4,7 @@ A step either sends requests to ODP or writes to the tables, never both. Its res
 begins. A step may be repeated after a crash, so the objects that it creates in ODP may exist already.
 """
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,12 +15,12 @@ from django.utils.timezone import now
 from audiences import naming
 from audiences.delivery import mechanism_switch
 from audiences.delivery.mechanism_switch import Leases
-from audiences.delivery.odp_account import mechanism_of
-from audiences.models import SKIPPED, Audience, Event, GuidedChange, Lane, Membership, Resend, Retirement, Run
-from audiences.operations import resends, twins
+from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.models import SKIPPED, Audience, GuidedChange, Lane, Resend, Retirement, Run
+from audiences.operations import resends, twins, verification
 from odp import definitions
 from odp.client import Client
-from odp.graphql import FS, WEB, ask
+from odp.graphql import ask
 from odp.mechanisms import Mechanism, Refusal
 from odp.mechanisms.segments import delete_segment, ensure_segment, read_definition
 from odp.outcomes import Answer, Outcome
@@ -32,8 +31,6 @@ Phase = GuidedChange.Phase
 SECONDS = 8.0
 # Seconds before the next request to ODP, and before the next check whether a request under way has ended.
 LATER, SOON = 5.0, 0.2
-# The number of an audience's people who are verified in ODP before its definition is replaced.
-SAMPLE = 200
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,10 @@ def to(phase: GuidedChange.Phase, **changes: Any) -> Step:
 
 def end(**changes: Any) -> Step:
     return to(Phase.CHOOSE, audience=None, ended_at=now(), **changes)
+
+
+def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
+    return client_of(change.install, ends_at=ends_at, gate=gate)
 
 
 # --- the audience --------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def resend(change: GuidedChange) -> Step:
     audience = _audience(change)
     if resync.ended_at is None:
         return wait(f"{resync.done:,} of {resync.total:,} people are in the log again.")
-    if resync.stopped_by or _was_skipped(audience, change.from_sequence):
+    if resync.stopped_by or was_skipped(audience, change.from_sequence):
         return _await(audience, Leases(None, None))
     if change.is_returning:
         return to(Phase.CLEAN)
@@ -194,7 +195,7 @@ def resend(change: GuidedChange) -> Step:
     return to(Phase.PROVE)
 
 
-def _was_skipped(audience: Audience, after: int) -> bool:
+def was_skipped(audience: Audience, after: int) -> bool:
     """Whether an operator skipped events that the change needs."""
     return Run.objects.filter(audience=audience, outcome=SKIPPED, last_sequence__gt=after).exists()
 
@@ -228,63 +229,24 @@ def prove(change: GuidedChange, client: Client) -> Step:
 def verify(change: GuidedChange, client: Client) -> Step:
     """Compare a sample in ODP with the ledger until both agree. ODP shows accepted writes within 90 s (documented)."""
     audience = _audience(change)
-    sample = _sample(change)
-    if not sample:
+    people = verification.sample(audience.pk, first=change.from_sequence + 1, last=change.upto_sequence, seed=change.pk)
+    if not people:
         return to(Phase.REPLACE)
-    customers = [(name, row.identifier) for row in sample for name in (FS, WEB)]
     old = [audience.odp_id] if change.old_definition else []
-    found = ask(client, customers=customers, odp_ids=[_proof_id(change), *old], seconds=SECONDS)
+    found = ask(client, customers=verification.names(people), odp_ids=[_proof_id(change), *old], seconds=SECONDS)
     if found.answer.outcome is Outcome.RETRY_LATER:
         return wait(found.answer.reason)
     if not found.succeeded:
         return _return(f"ODP could not be asked about a sample: {found.answer.reason}")
-    differing = _unchanged(audience, _differing(sample, found.qualified, _proof_id(change), *old))
+    differing = verification.unchanged(
+        audience, verification.differing(people, found.qualified, _proof_id(change), *old)
+    )
     if not differing:
         return to(Phase.REPLACE)
-    words = f"{len(differing)} of {len(sample)} people in a sample differ between ODP and the ledger"
+    words = f"{len(differing)} of {len(people)} people in a sample differ between ODP and the ledger"
     if now() - change.phase_since_at > timedelta(seconds=settings.CHANGE_VERIFY_SECONDS):
         return _return(f"{words} after {settings.CHANGE_VERIFY_SECONDS:.0f} s.")
     return wait(f"{words}.")
-
-
-def _sample(change: GuidedChange) -> Sequence[Membership]:
-    """A sample of the people in the resent ledger, the same each time, without those whose state ODP rejected."""
-    first, last = change.from_sequence + 1, change.upto_sequence
-    if last < first:
-        return []
-    chosen = random.Random(change.pk)  # noqa: S311 — a sample, no secret
-    numbers = range(first, last + 1)
-    picked = numbers if len(numbers) <= SAMPLE else chosen.sample(numbers, SAMPLE)
-    events = Event.objects.filter(audience=change.audience_id, sequence__in=list(picked))
-    people = set(events.values_list("identifier", flat=True))
-    rows = Membership.objects.filter(audience=change.audience_id, identifier__in=people, rejected=False)
-    return list(rows.order_by("identifier"))
-
-
-def _differing(
-    sample: Sequence[Membership], qualified: Sequence[set[str] | None], new: str, old: str = ""
-) -> list[Membership]:
-    """The people in the sample whom the new definition doesn't show as the ledger has them.
-
-    A member whom the old definition doesn't show either, for example without consent, doesn't count as a difference.
-    If the new definition shows no member at all, such members count too.
-    """
-    names = [[known or set() for known in qualified[2 * nth : 2 * nth + 2]] for nth in range(len(sample))]
-    is_shown = [{new in known for known in both} for both in names]
-    was_shown = [not old or all(old in known for known in both) for both in names]
-    some = any({True} == shown for shown in is_shown)
-    return [
-        row
-        for row, shown, before in zip(sample, is_shown, was_shown, strict=True)
-        if shown != {row.is_member} and (before or not row.is_member or not some)
-    ]
-
-
-def _unchanged(audience: Audience, rows: Sequence[Membership]) -> list[Membership]:
-    """The rows that didn't change since they were read. A live event may have changed the others."""
-    again = Membership.objects.filter(audience=audience, identifier__in=[row.identifier for row in rows])
-    now_held = {row.identifier: (row.is_member, row.sequence) for row in again}
-    return [row for row in rows if now_held.get(row.identifier) == (row.is_member, row.sequence)]
 
 
 def replace(change: GuidedChange, client: Client) -> Step:

@@ -17,11 +17,12 @@ from django.db.models import Count, Max, Q, QuerySet, Sum
 from django.utils.timezone import now
 
 from audiences import sessions
-from audiences.delivery import leases, mechanism_switch
-from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.delivery import account_switch, leases, mechanism_switch
+from audiences.delivery.account_switch import Connection
+from audiences.delivery.odp_account import Gate, mechanism_of
 from audiences.insight import heartbeats
 from audiences.models import Audience, GuidedChange, Install, Retirement
-from audiences.operations import change_steps
+from audiences.operations import account_changes, account_steps, change_steps
 from audiences.operations.change_steps import Step
 from audiences.wake import wake_change
 from odp.mechanisms import MECHANISMS, Passthrough
@@ -96,17 +97,22 @@ def problem_of(install: Install, *, to: str) -> str:
             "ODP does not document how a passthrough audience is made or where its members are stored, so there is no"
             " safe way to change to or from it. Connect a new install with the other mechanism instead."
         )
+    if not _with_another(install, to).exists():
+        return f"All audiences of this install have the mechanism {to} already."
+    return _not_now(install)
+
+
+def _not_now(install: Install) -> str:
+    """Why no guided change of the install can begin now; empty when one can."""
     if install.key_accepted_at is None:
         return "ODP has not accepted the install's API key yet."
     if running(install) is not None:
         return "Another change of this install is under way."
-    if not _with_another(install, to).exists():
-        return f"All audiences of this install have the mechanism {to} already."
     versions = {worker.version for worker in heartbeats.pulse().answering}
     if len(versions) > 1:
         return (
-            f"Workers of several versions are running ({', '.join(sorted(versions))}). An older one does not know that"
-            " audiences of one install may have different mechanisms. Finish the upgrade first."
+            f"Workers of several versions are running ({', '.join(sorted(versions))}). An older one does not know all"
+            " steps of a change. Finish the upgrade first."
         )
     return ""
 
@@ -145,10 +151,43 @@ def begin(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | 
     return change
 
 
-def stop(change: GuidedChange, *, by: str) -> bool:
-    """Have the current audience changed back, and the change end. False when it has ended, or was stopped already.
+def begin_account(install: Install, to: Connection, *, empties: bool, by: str, reason: str) -> GuidedChange | None:
+    """Store a change to another ODP account, and wake the workers. None when a change can't begin now.
 
-    Audiences that are done stay with the new mechanism; the others keep the old one.
+    With ``empties``, the audiences in the old account are emptied and deleted after the switch.
+    """
+    if problem_of_account(install, to):
+        return None
+    change = GuidedChange(kind=GuidedChange.Kind.ACCOUNT, install=install, phase=GuidedChange.Phase.TELL_APART)
+    change.before = account_switch.name_of(install)
+    change.after = account_switch.name_of(account_switch.connected(install, to))
+    change.other_region, change.other_host, change.other_api_key = to
+    change.empties, change.by, change.reason = empties, by, reason
+    change.total = Audience.objects.filter(install=install, provisioned_at__isnull=False).count()
+    try:
+        with transaction.atomic():
+            change.save(force_insert=True)
+            transaction.on_commit(lambda: wake_change(install.pk), robust=True)
+    except IntegrityError:
+        return None
+    return change
+
+
+def problem_of_account(install: Install, to: Connection) -> str:
+    """Why a change to this account can't begin now; empty when it can. Asks ODP whether it accepts the key."""
+    return problem_of_account_now(install) or account_changes.problem_of(install, to)
+
+
+def problem_of_account_now(install: Install) -> str:
+    """Why no change to another account can begin now, whichever it is; empty when one can."""
+    return _not_now(install) or account_changes.not_now(install)
+
+
+def stop(change: GuidedChange, *, by: str) -> bool:
+    """Have the change end as soon as nothing is left half done. False when it has ended, or was stopped already.
+
+    Another mechanism: the current audience is changed back; audiences that are done stay with the new mechanism.
+    Another account: nothing changes before the switch; after it, the members are completed in the new account.
     """
     unstopped = GuidedChange.objects.filter(pk=change.pk, ended_at=None, stopped_by="")
     done = bool(unstopped.update(stopped_by=by, next_at=None))
@@ -215,7 +254,8 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
     if change is None:
         return None
     try:
-        if change.phase in change_steps.ASKING and change_steps.stop(change) is None:
+        steps = _steps(change)
+        if change.phase in steps.ASKING and steps.stop(change) is None:
             return _ask(change, token, gate)
         return _store_step(change, token)
     except Exception as error:
@@ -226,10 +266,16 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
         return _store(change, token, change_steps.wait(readable(f"Unexpected error: {first_line}")))
 
 
+def _steps(change: GuidedChange) -> Any:
+    """The module with the steps of this kind of change."""
+    return account_steps if change.kind == GuidedChange.Kind.ACCOUNT else change_steps
+
+
 def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | None:
-    client = client_of(change.install, ends_at=time.monotonic() + SECONDS, gate=gate)
+    steps = _steps(change)
+    client = steps.client(change, ends_at=time.monotonic() + SECONDS, gate=gate)
     try:
-        result = change_steps.ASKING[change.phase](change, client)
+        result = steps.ASKING[change.phase](change, client)
     except TooLateError:
         result = change_steps.wait("The rate limit left no time for a request.")
     return _store(change, token, result)
@@ -242,7 +288,8 @@ def _store_step(change: GuidedChange, token: uuid.UUID) -> float | None:
         locked = held.filter(pk=change.pk, lease_token=token, ended_at=None).first()
         if locked is None:
             return None
-        result = change_steps.stop(locked) or change_steps.STORING[locked.phase](locked)
+        steps = _steps(locked)
+        result = steps.stop(locked) or steps.STORING[locked.phase](locked)
         return _store(locked, token, result)
 
 

@@ -19,7 +19,7 @@ from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
 
 from audiences import request_bodies, sql
-from audiences.delivery import holds
+from audiences.delivery import account_switch, holds
 from audiences.delivery.fold import FORGOTTEN
 from audiences.encryption import decrypt, opened
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked
@@ -107,7 +107,12 @@ def go_on_all() -> None:
 
 
 def go_on(forgotten: Forgotten) -> bool:
-    """Return True when the person is forgotten, False while ODP has not accepted the exits. Raises ``BusyError``."""
+    """Return True when the person is forgotten, False while ODP has not accepted the exits. Raises ``BusyError``.
+
+    A change to another ODP account copies the ledger, so the person is forgotten after it.
+    """
+    if account_switch.is_changing(forgotten.install_id):
+        return False
     if forgotten.tell_odp and not _odp_has_exits(forgotten):
         return False
     _take_out(forgotten)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from django.db.models import Sum
 from django.utils.timezone import now
 
+from audiences.delivery import account_switch
 from audiences.delivery.odp_account import account_of, same_account
 from audiences.insight import evidence, trials
 from audiences.models import Audience, Install, Receipt
@@ -18,6 +19,7 @@ from odp.mechanisms import Passthrough
 from odp.outcomes import Outcome
 
 SECONDS = 5.0
+_WAY_OUT = "Press Change account at the top of this page: it copies the members before it switches."
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ def made(install: Install) -> int:
 
 def refusals(before: Install, after: Install) -> dict[str, str]:
     """Why a change is refused, by field; empty when nothing speaks against it."""
+    ours, theirs = account_of(before), account_of(after)
+    if ours != theirs and account_switch.is_changing(before.pk):
+        return {"odp_api_key": "A change to another ODP account is under way. Stop it first, or wait for its end."}
     number = made(before)
     if not number:
         return {}
@@ -56,14 +61,13 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
             f"{audiences} in ODP under the prefix {before.odp_prefix}, and an id in ODP never changes. For one audience"
             " that is blocked, press Use another ODP id on its page."
         )
-    ours, theirs = account_of(before), account_of(after)
     if ours.host != theirs.host:
         found["odp_host"] = (
-            f"{audiences} in the account at {ours.host}. Another account has none of them and none of their"
-            " members. Connect a new install instead."
+            f"{audiences} in the account at {ours.host}. Another account has none of them and none of their members."
+            f" {_WAY_OUT}"
         )
     elif ours.public_part != theirs.public_part and (problem := _another_account(before, after)):
-        found["odp_api_key"] = f"{problem} {audiences} in the present account. Connect a new install for another one."
+        found["odp_api_key"] = f"{problem} {audiences} in the present account. {_WAY_OUT}"
     return found
 
 

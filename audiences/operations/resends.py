@@ -68,17 +68,17 @@ def replay(audience: Audience, stretch: Stretch, *, start: datetime, end: dateti
     )
 
 
-def resync(audience: Audience, *, by: str, reason: str) -> bool:
-    """Append the audience's whole ledger again. False while another resync is unfinished.
+def resync(audience: Audience, *, by: str, reason: str, since: int = 0) -> bool:
+    """Append the audience's ledger again: the rows whose deciding event has a number above ``since``, by default all.
+    False while another resync is unfinished.
 
     The ledger may change during the resync without harm: a chunk reads delivered state, and newer events are in the
     log. If a newer event is delivered first, the fold drops our older copy; if it is later, it is delivered later. The
     audience is checked in ODP first, and created again if it is missing.
     """
-    held = Membership.objects.filter(audience=audience).count()
-    resend = Resend(
-        kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, total=held, by=by, reason=reason
-    )
+    held = Membership.objects.filter(audience=audience, sequence__gt=since).count()
+    resend = Resend(kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, by=by, reason=reason)
+    resend.upto, resend.total = since, held
     with transaction.atomic():
         asked = _ask(resend)
         if asked:
@@ -258,9 +258,10 @@ def _resync(resend: Resend, limit: int) -> Step:
     ledger = Membership.objects.filter(audience_id=resend.audience_id, identifier__gt=resend.after_identifier)
     held = list(ledger.order_by("identifier")[:limit])
     kinds = {True: Kind.ENTER, False: Kind.EXIT}
-    _append(resend, [Fact("", "", row.identifier, kinds[row.is_member], row.occurred_ns) for row in held])
+    wanted = [row for row in held if row.sequence > resend.upto]
+    _append(resend, [Fact("", "", row.identifier, kinds[row.is_member], row.occurred_ns) for row in wanted])
     last = held[-1].identifier if held else resend.after_identifier
-    return Step(done=len(held), after_identifier=last, over=len(held) < limit)
+    return Step(done=len(wanted), after_identifier=last, over=len(held) < limit)
 
 
 def _leave(resend: Resend, limit: int) -> Step:

@@ -19,7 +19,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences.delivery import fold, holds, provision, unmaking
+from audiences.delivery import account_switch, fold, holds, provision, unmaking
 from audiences.delivery.fold import Entry
 from audiences.delivery.odp_account import Gate, mechanism_for
 from audiences.models import Again, Audience, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
@@ -135,6 +135,8 @@ def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
             return False
         if GuidedChange.objects.filter(audience=retirement.audience_id, ended_at=None).exists():
             return False  # the change rewrites this audience; it leaves out audiences whose retirement began before
+        if account_switch.is_changing(retirement.audience.install_id):
+            return False  # exits have to reach the account that the audience is deleted in
         if retirement.undone_at is not None:
             return _restore(retirement)
         if retirement.emptied_at is None:

@@ -17,6 +17,7 @@ from audiences.encryption import decrypt, encrypt
 COLUMNS = (
     ("audiences_install", "odp_api_key"),
     ("audiences_forgotten", "identifier"),
+    ("audiences_guidedchange", "other_api_key"),
     ("audiences_lyticsaccount", "api_token"),
     ("audiences_token", "secret"),
     ("audiences_parked", "raw"),

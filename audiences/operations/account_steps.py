@@ -1,0 +1,398 @@
+"""The steps of a guided change to another ODP account (docs/guided-changes.md).
+
+Before the switch, deliveries use the old account, and the ledger is copied to the new one. At the switch, each change
+of the ledger that is newer than its copy is known by its number; it is sent again through the log. The only writer of
+AudienceMoves.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models import F, QuerySet
+from django.utils.timezone import now
+
+from audiences import naming
+from audiences.delivery import account_switch, leases, shared_ids
+from audiences.delivery.account_switch import Connection
+from audiences.delivery.fold import FORGOTTEN
+from audiences.delivery.odp_account import Gate, client_of, mechanism_for
+from audiences.models import Audience, AudienceMove, GuidedChange, Install, Membership, Resend
+from audiences.operations import resends, twins, verification
+from audiences.operations.change_steps import LATER, SECONDS, SOON, Step, to, wait, was_skipped
+from odp.client import Client
+from odp.graphql import ask
+from odp.mechanisms import Change, Mechanism, encode
+from odp.mechanisms.segments import delete_segment, ensure_segment, read_definition
+from odp.outcomes import Answer, Outcome
+
+Phase = GuidedChange.Phase
+Stage = AudienceMove.Stage
+
+# If ODP rejects more customers of one audience than this, the cause isn't the customers, and the change ends.
+MOST_REJECTED = 100
+
+
+def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
+    """The client of the account that the install doesn't use: the new one before the switch, the old one after it."""
+    return client_of(other(change), ends_at=ends_at, gate=gate)
+
+
+def other(change: GuidedChange) -> Install:
+    """The install as it would be with the other account."""
+    return account_switch.connected(change.install, _connection(change))
+
+
+def _connection(change: GuidedChange) -> Connection:
+    return Connection(change.other_region, change.other_host, change.other_api_key)
+
+
+def _end(**changes: Any) -> Step:
+    """The end of the change. The key of the other account and the last customer's identifier are no longer stored."""
+    return to(Phase.CHOOSE, audience=None, ended_at=now(), other_api_key="", after_identifier="", **changes)
+
+
+def _give_up(change: GuidedChange, why: str) -> Step:
+    account = "still sends to the old account" if change.switched_at is None else "sends to the new account"
+    return _end(problem=f"{why.rstrip('.')}. The install {account}.")
+
+
+# --- the account ---------------------------------------------------------------------------------------------
+
+
+def tell_apart(change: GuidedChange, client: Client) -> Step:
+    """Make a real-time audience in the old account, and look for it in the new one: two keys may be of one account."""
+    old = client_of(change.install, ends_at=client.ends_at)
+    audience = Audience.objects.filter(install=change.install, provisioned_at__isnull=False).order_by("pk").first()
+    definition = audience and mechanism_for(audience).definition(audience.odp_id)
+    if not definition:
+        return to(Phase.CHOOSE)
+    marker = f"lytics_check_{change.install.public_id}_account"
+    label = "Lytics - check of a change, deleted afterwards"
+    problem = ensure_segment(old, marker, label, definition, seconds=SECONDS, accepted="")
+    if isinstance(problem, Answer) and problem.outcome is Outcome.UNAUTHORISED and not change.empties:
+        return to(Phase.CHOOSE)  # the old key is revoked: nothing will be emptied, so it may be one account
+    if isinstance(problem, Answer):
+        return wait(f"The old account: {problem.reason}")
+    if problem is not None:
+        return _give_up(change, problem.reason)
+    found = read_definition(client, marker, seconds=SECONDS)
+    deleted = delete_segment(old, marker, seconds=SECONDS)
+    if (answer := next((each for each in (found, deleted) if isinstance(each, Answer)), None)) is not None:
+        return wait(answer.reason)
+    if found is not None:
+        return _give_up(change, "The new key belongs to the same ODP account. Enter it in the form of the install.")
+    return to(Phase.CHOOSE)
+
+
+def move(change: GuidedChange) -> Step:
+    """Switch the install, once every audience is in the new account and no request that copied can be applied late."""
+    install = account_switch.lock(change.install_id)
+    if _to_copy(change).exists():
+        return to(Phase.CHOOSE)
+    if change.copied_at and (seconds := _seconds_until(change.copied_at)) > 0:
+        why = f"A request that copied members may be applied late, so the switch waits {seconds:.0f} s."
+        return wait(why, seconds=min(seconds, LATER))
+    if (taken := shared_ids.taken(other(change))) is not None:
+        return _give_up(
+            change, f"The install {taken.install.name} uses the ODP id {taken.odp_id} in the new account already."
+        )
+    copied = set(_copied(change).values_list("audience_id", flat=True))
+    for audience in Audience.objects.filter(install=install, lane__retired_sequence=None).exclude(pk__in=copied):
+        _note(change, audience, stage=Stage.CATCH_UP, upto=0)  # its whole ledger is sent after the switch
+    was = account_switch.connection_of(install)
+    tokens = account_switch.switch(install, _connection(change), copied=copied)
+    return to(
+        Phase.LEASES,
+        switched_at=now(),
+        lane_tokens=tokens,
+        other_region=was.region,
+        other_host=was.host,
+        other_api_key=was.api_key,
+    )
+
+
+def _seconds_until(moment: datetime) -> float:
+    """Seconds until ODP has applied a request of that moment, or never will."""
+    over = moment + timedelta(seconds=settings.RECONCILE_AFTER_SECONDS)
+    return (over - now()).total_seconds()
+
+
+def leases_end(change: GuidedChange) -> Step:
+    """Wait for requests to the old account. Then the ledger includes their results."""
+    if not account_switch.ended(change.install, change.lane_tokens or []):
+        return wait("A request to the old account is under way.", seconds=SOON)
+    return to(Phase.CHOOSE)
+
+
+# --- the next audience ---------------------------------------------------------------------------------------
+
+
+def choose(change: GuidedChange) -> Step:
+    return _choose_before(change) if change.switched_at is None else _choose_after(change)
+
+
+def _choose_before(change: GuidedChange) -> Step:
+    audience = _to_copy(change).select_related("install", "lane").order_by("pk").first()
+    if audience is not None:
+        return _begin(change, audience)
+    unverified = _next(change, Stage.VERIFY)
+    if unverified is not None:
+        return to(Phase.VERIFY, audience=unverified.audience, from_sequence=unverified.from_sequence)
+    return to(Phase.MOVE, audience=None)
+
+
+def _begin(change: GuidedChange, audience: Audience) -> Step:
+    audience.install = other(change)
+    conflict = shared_ids.conflict(audience)
+    if conflict is not None:
+        return _give_up(change, f"{audience.odp_id}: {conflict.reason}")
+    # Before the ledger is read: whatever changes in it later has a higher number.
+    upto = audience.lane.delivered_sequence
+    _note(change, audience, stage=Stage.COPY, upto=upto)
+    return to(Phase.MAKE, audience=audience, from_sequence=upto, **_from_the_beginning())
+
+
+def _note(change: GuidedChange, audience: Audience, *, stage: AudienceMove.Stage, upto: int) -> None:
+    AudienceMove.objects.update_or_create(
+        change=change,
+        audience=audience,
+        defaults={"odp_id": audience.odp_id, "stage": stage, "from_sequence": upto, "rejected": 0},
+    )
+
+
+def _from_the_beginning() -> dict[str, Any]:
+    return {"after_identifier": "", "request_size": 0, "rejected": 0, "sends_exits": False}
+
+
+def _choose_after(change: GuidedChange) -> Step:
+    waiting = _next(change, Stage.CATCH_UP)
+    if waiting is not None:
+        from_sequence = waiting.from_sequence
+        return to(Phase.CATCH_UP, audience=waiting.audience, from_sequence=from_sequence, resend_id=None)
+    full = _next(change, Stage.EMPTY)
+    if not change.empties or full is None:
+        return _end()
+    if change.stopped_by:
+        return _end(problem=f"Stopped by {change.stopped_by} before all audiences in the old account were emptied.")
+    assert change.switched_at is not None
+    if (seconds := _seconds_until(change.switched_at)) > 0:
+        why = f"The last request to the old account may be applied late: {seconds:.0f} s before it is emptied."
+        return wait(why, seconds=min(seconds, LATER))
+    return to(Phase.EMPTY, audience=full.audience, **_from_the_beginning())
+
+
+def _to_copy(change: GuidedChange) -> QuerySet[Audience]:
+    """The audiences in the old account that aren't copied under their ODP id. Retired ones have no members."""
+    there = Audience.objects.filter(install=change.install_id, provisioned_at__isnull=False)
+    return there.filter(lane__retired_sequence=None).exclude(pk__in=_copied(change).values("audience"))
+
+
+def _copied(change: GuidedChange) -> QuerySet[AudienceMove]:
+    return _moves(change).filter(odp_id=F("audience__odp_id")).exclude(stage=Stage.COPY)
+
+
+def _moves(change: GuidedChange) -> QuerySet[AudienceMove]:
+    return AudienceMove.objects.filter(change=change)
+
+
+def _next(change: GuidedChange, stage: AudienceMove.Stage) -> AudienceMove | None:
+    return _moves(change).filter(stage=stage).select_related("audience").order_by("pk").first()
+
+
+_NEXT_STAGE = {Stage.COPY: Stage.VERIFY, Stage.VERIFY: Stage.CATCH_UP, Stage.CATCH_UP: Stage.EMPTY}
+
+
+def finish(change: GuidedChange) -> Step:
+    """The audience has gone through a stage."""
+    done = _moves(change).get(audience=change.audience_id)
+    stage = Stage(done.stage)
+    changes = {"rejected": change.rejected} if stage is Stage.COPY else {}
+    _moves(change).filter(pk=done.pk).update(stage=_NEXT_STAGE.get(stage, Stage.DONE), **changes)
+    if stage is Stage.CATCH_UP:
+        twins.forget(_audience(change))
+    there = _moves(change).filter(stage__in=(Stage.EMPTY, Stage.DONE)).count()
+    return to(Phase.CHOOSE, audience=None, done=there)
+
+
+# --- before the switch ---------------------------------------------------------------------------------------
+
+
+def make(change: GuidedChange, client: Client) -> Step:
+    """Create the audience in the new account. If its field or list was there before, it may have members of an earlier
+    time, so customers who have left are sent, too."""
+    audience = _audience(change)
+    mechanism, accepted = mechanism_for(audience), audience.accepted_definition
+    seen = mechanism.look(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
+    if isinstance(seen, Answer):
+        return wait(seen.reason)
+    label = naming.label(audience.slug)
+    problem = mechanism.ensure(client, audience.odp_id, label, seconds=SECONDS, accepted=accepted)
+    if isinstance(problem, Answer):
+        return wait(problem.reason)
+    if problem is not None:
+        return _give_up(change, f"In the new account: {problem.reason}")
+    return to(Phase.COPY, sends_exits=not seen.lost_members)
+
+
+def copy(change: GuidedChange, client: Client) -> Step:
+    """Send the next people of the ledger to the new account."""
+    rows = _next_rows(change)
+    if not rows:
+        return to(Phase.FINISH)
+    wanted = [row for row in rows if not row.rejected and (row.is_member or change.sends_exits)]
+    states = [(row, row.is_member) for row in wanted]
+    return _send(change, client, rows, states)
+
+
+def _next_rows(change: GuidedChange) -> list[Membership]:
+    audience = _audience(change)
+    fitting = leases.capacity_of(audience.install, audience.mechanism)
+    size = min(change.request_size or fitting, fitting)
+    ledger = Membership.objects.filter(audience=audience, identifier__gt=change.after_identifier)
+    return list(ledger.order_by("identifier")[:size])
+
+
+def _send(
+    change: GuidedChange,
+    client: Client,
+    rows: Sequence[Membership],
+    states: Sequence[tuple[Membership, bool]],
+) -> Step:
+    """Send the states in one request, and go on after the last row. If ODP rejects them, the next request is half."""
+    audience = _audience(change)
+    items = _items(mechanism_for(audience), audience, states)
+    on = {"after_identifier": rows[-1].identifier, "request_size": min(2 * len(rows), 500), "waits_for": ""}
+    if not items:
+        return Step(on)
+    answer = client.call("POST", mechanism_for(audience).path, body=encode(items), seconds=SECONDS)
+    sent = {"copied_at": now()} if change.phase == Phase.COPY else {}
+    if answer.outcome is Outcome.DELIVERED:
+        return Step({**on, **sent})
+    if answer.outcome is not Outcome.REJECTED:
+        return Step({"waits_for": answer.reason, **sent}, max(LATER, answer.retry_after or 0.0))
+    if len(rows) > 1:
+        return Step({"request_size": len(rows) // 2, **sent})
+    if change.rejected >= MOST_REJECTED:
+        return _give_up(change, f"ODP rejects too many customers of {audience.odp_id}: {answer.reason}.")
+    return Step({**on, "rejected": change.rejected + 1, **sent})
+
+
+def _items(mechanism: Mechanism, audience: Audience, states: Sequence[tuple[Membership, bool]]) -> list[dict[str, Any]]:
+    found = [
+        Change(audience.pk, audience.odp_id, row.identifier, is_member, row.occurred_ns, row.sequence)
+        for row, is_member in states
+        if not row.identifier.startswith(FORGOTTEN)
+    ]
+    return [item for group in mechanism.groups(found) for item in mechanism.items(group)]
+
+
+def verify(change: GuidedChange, client: Client) -> Step:
+    """Compare a sample in the new account with the ledger until both agree. ODP shows writes within 90 s (documented).
+
+    People whose state changed since the copy are left out: the new account gets that after the switch.
+    """
+    audience = _audience(change)
+    upto = change.from_sequence
+    people = verification.sample(audience.pk, first=1, last=upto, seed=change.pk)
+    people = [row for row in people if row.sequence <= upto]
+    if not people:
+        return to(Phase.FINISH)
+    found = ask(client, customers=verification.names(people), odp_ids=[audience.odp_id], seconds=SECONDS)
+    if found.answer.outcome is Outcome.RETRY_LATER:
+        return wait(found.answer.reason)
+    if not found.succeeded:
+        return _give_up(change, f"The new account could not be asked about a sample: {found.answer.reason}.")
+    differing = verification.differing(people, found.qualified, audience.odp_id)
+    if len(differing) < sum(row.is_member for row in people):
+        old = client_of(change.install, ends_at=client.ends_at)
+        differing = verification.without_hidden(old, audience.odp_id, differing, seconds=SECONDS)
+    differing = verification.unchanged(audience, differing)
+    if not differing:
+        return to(Phase.FINISH)
+    words = f"{len(differing)} of {len(people)} people in a sample differ between the new account and the ledger"
+    if now() - change.phase_since_at > timedelta(seconds=settings.CHANGE_VERIFY_SECONDS):
+        return _give_up(change, f"{audience.odp_id}: {words} after {settings.CHANGE_VERIFY_SECONDS:.0f} s.")
+    return wait(f"{words}.")
+
+
+# --- after the switch ----------------------------------------------------------------------------------------
+
+
+def catch_up(change: GuidedChange) -> Step:
+    """Send again what changed since the copy, because it may have gone to the old account. Newer events win."""
+    audience = _audience(change)
+    if audience.lane.retired_sequence is not None:
+        return to(Phase.FINISH)
+    if change.resend_id is None:
+        reason = f"change to the account {change.after}: {change.reason}"
+        if not resends.resync(audience, by=change.by, reason=reason, since=change.from_sequence):
+            return wait("Another resync of the audience is unfinished.")
+        asked = Resend.objects.get(audience=audience, kind=Resend.Kind.RESYNC, ended_at=None)
+        return Step({"resend_id": asked.pk, "upto_sequence": audience.last_sequence, "waits_for": ""})
+    resync = Resend.objects.get(pk=change.resend_id)
+    if resync.ended_at is None:
+        return wait(f"{resync.done:,} of {resync.total:,} people are in the log again.")
+    if resync.stopped_by or was_skipped(audience, change.upto_sequence):
+        return Step({"resend_id": None})
+    return to(Phase.FINISH)
+
+
+def empty(change: GuidedChange, client: Client) -> Step:
+    """Send exits of the ledger's people to the old account, also of those who have left: their exit may have gone to
+    the new account alone."""
+    rows = _next_rows(change)
+    if not rows:
+        return to(Phase.REMOVE)
+    return _send(change, client, rows, [(row, False) for row in rows])
+
+
+def remove(change: GuidedChange, client: Client) -> Step:
+    audience = _audience(change)
+    accepted = audience.accepted_definition
+    problem = mechanism_for(audience).remove(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
+    if isinstance(problem, Answer):
+        return wait(problem.reason)
+    left = {} if problem is None else {"left_out": {**change.left_out, audience.odp_id: problem.reason}}
+    return to(Phase.FINISH, **left)
+
+
+# --- stopping ------------------------------------------------------------------------------------------------
+
+_OF_OLD_ACCOUNT = {Phase.EMPTY, Phase.REMOVE}
+
+
+def stop(change: GuidedChange) -> Step | None:
+    """The step that a stop takes now; None without a stop, or while the switch is finished first."""
+    if not change.stopped_by:
+        return None
+    if change.switched_at is None:
+        return _give_up(change, f"Stopped by {change.stopped_by}.")
+    if change.phase in _OF_OLD_ACCOUNT:
+        return _end(problem=f"Stopped by {change.stopped_by} before all audiences in the old account were emptied.")
+    return None
+
+
+def _audience(change: GuidedChange) -> Audience:
+    """The current audience, with the ODP id under which it was copied."""
+    found = _moves(change).select_related("audience__install", "audience__lane").get(audience=change.audience_id)
+    found.audience.odp_id = found.odp_id
+    return found.audience
+
+
+STORING: dict[str, Callable[[GuidedChange], Step]] = {
+    Phase.CHOOSE: choose,
+    Phase.MOVE: move,
+    Phase.LEASES: leases_end,
+    Phase.CATCH_UP: catch_up,
+    Phase.FINISH: finish,
+}
+ASKING: dict[str, Callable[[GuidedChange, Client], Step]] = {
+    Phase.TELL_APART: tell_apart,
+    Phase.MAKE: make,
+    Phase.COPY: copy,
+    Phase.VERIFY: verify,
+    Phase.EMPTY: empty,
+    Phase.REMOVE: remove,
+}

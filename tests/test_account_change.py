@@ -1,0 +1,620 @@
+"""Guided changes to another ODP account: while events come in, and each membership ends right in the new account."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences.delivery import claims, drafts, holds, provision
+from audiences.delivery.account_switch import Connection
+from audiences.delivery.leases import LeaseLostError
+from audiences.models import (
+    Audience,
+    AudienceMove,
+    Forgotten,
+    GuidedChange,
+    Install,
+    Membership,
+    Retirement,
+)
+from audiences.operations import (
+    account_changes,
+    account_steps,
+    changes,
+    forgetting,
+    guards,
+    resends,
+    retiring,
+    skips,
+    verification,
+)
+from sandbox.odp.testing import ThreadedSandbox
+from sandbox.odp.world import Options
+from tests.delivering import (
+    UNLIMITED,
+    assert_all_is_well,
+    drain_all,
+    enter,
+    happen,
+    lane_of,
+    lease_runs_out,
+    make_audience,
+    make_install,
+)
+from tests.test_admin import hidden, press
+from workers import drain
+
+pytestmark = pytest.mark.django_db
+
+Phase = GuidedChange.Phase
+# More steps than a change takes, waits included.
+MOST = 80
+KEY = "another.account"
+# When workers deliver the events that come between two steps: before the next step, after it, or with a request under
+# way during it.
+DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
+# The number of further steps during which a request is under way.
+LASTS = 3
+
+
+@pytest.fixture
+def new() -> Iterator[ThreadedSandbox]:
+    """The other account: at another host, with another key."""
+    with ThreadedSandbox(Options(private_key=KEY, settings=UNLIMITED)) as other:
+        yield other
+
+
+@pytest.fixture(params=["attribute", "list"])
+def mechanism(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, mechanism: str) -> Install:
+    made = make_install(odp, mechanism=mechanism)
+    drafts.note_key(made.pk, problem="")
+    return Install.objects.get(pk=made.pk)
+
+
+@pytest.fixture
+def gold(shop: Install) -> Audience:
+    return audience_with_members(shop)
+
+
+def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
+    """Kim, Lee and Mia are members; Pat has left."""
+    made = make_audience(shop, slug, provisioned=False)
+    enter(made, "kim", "lee", "mia", "pat")
+    happen(made, ("pat", "exit", 5))
+    drain_all(shop)
+    return Audience.objects.get(pk=made.pk)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lease is over before a test says so, requests hold two customers, and nothing is applied late."""
+    settings.LEASE_SECONDS = 300
+    settings.RECONCILE_AFTER_SECONDS = 0
+    monkeypatch.setattr(verification, "SAMPLE", 3)
+
+
+@pytest.fixture(autouse=True)
+def small_requests(shop: Install) -> None:
+    Install.objects.filter(pk=shop.pk).update(batch_size=2)
+
+
+def target(new: ThreadedSandbox) -> Connection:
+    return Connection("", new.url, KEY)
+
+
+def begin(shop: Install, new: ThreadedSandbox, *, empties: bool = False) -> GuidedChange:
+    install = Install.objects.get(pk=shop.pk)
+    change = changes.begin_account(install, target(new), empties=empties, by="kim", reason="a test")
+    assert change is not None, changes.problem_of_account(install, target(new))
+    return change
+
+
+def step(shop: Install) -> bool:
+    """One step, as if the waiting time were over. Whether the change goes on."""
+    GuidedChange.objects.update(next_at=None)
+    token = changes.lease(shop.pk)
+    if token is None:
+        return False
+    changes.step(token)
+    changes.give_back(token)
+    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
+
+
+def work(shop: Install) -> None:
+    """Run the other tasks of the workers."""
+    drain_all(shop)
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def finish(shop: Install) -> GuidedChange:
+    for _ in range(MOST):
+        if not step(shop):
+            work(shop)
+            return GuidedChange.objects.filter(install=shop).latest("pk")
+        work(shop)
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+def until(shop: Install, phase: str) -> None:
+    for _ in range(MOST):
+        if GuidedChange.objects.latest("pk").phase == phase:
+            return
+        step(shop)
+        work(shop)
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+def segments(odp: ThreadedSandbox) -> list[str]:
+    return sorted(odp.odp("GET", "/v3/segments")[1]["segment_ids"])
+
+
+def members(odp: ThreadedSandbox, slug: str = "gold") -> list[str]:
+    found = odp.members(f"lytics_{slug}")
+    assert found == odp.members(f"lytics_{slug}", "web_user_id")
+    return found
+
+
+# --- the change itself ---------------------------------------------------------------------------------------
+
+
+def test_all_audiences_are_copied_before_the_switch(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
+    gold, silver = audience_with_members(shop), audience_with_members(shop, "silver")
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    for slug in ("gold", "silver"):
+        assert members(new, slug) == members(odp, slug) == ["kim", "lee", "mia"]
+    assert Install.objects.get().odp_host == odp.url
+    change = finish(shop)
+    assert (change.problem, change.done, change.total) == ("", 2, 2)
+    assert change.other_api_key == ""
+    install = Install.objects.get()
+    assert (install.odp_host, install.odp_api_key) == (new.url, KEY)
+    happen(gold, ("kim", "exit", 9), ("new", "enter", 9))
+    drain_all(shop)
+    assert members(new) == ["lee", "mia", "new"]
+    assert members(odp) == ["kim", "lee", "mia"], "the old account is left as it was"
+    assert segments(odp) == segments(new) == ["lytics_gold", "lytics_silver"]
+    assert_all_is_well(gold, silver)
+
+
+# --- with live events ----------------------------------------------------------------------------------------
+
+
+def send_events(gold: Audience, at: int) -> None:
+    """Kim leaves, a new customer enters, and Pat enters again."""
+    happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
+
+
+AFTER = ["lee", "mia", "new", "pat"]
+BEFORE = ["kim", "lee", "mia"]
+
+
+def steps_of_a_change(
+    shop: Install, new: ThreadedSandbox, gold: Audience, *, events_at: int, mode: str, stop_at: int = -1
+) -> int:
+    """Go through a change, with events after ``events_at`` steps and a stop after ``stop_at``. Returns the steps."""
+    begin(shop, new, empties=True)
+    lease = None
+    for number in range(MOST):
+        if number == stop_at:
+            changes.stop(GuidedChange.objects.get(ended_at=None), by="lee")
+        if number == events_at:
+            send_events(gold, at=100)
+            if mode == UNDER_WAY:
+                lease = claims.claim(shop.pk)
+        if mode == DELIVERED or number != events_at:
+            work(shop)
+        goes_on = step(shop)
+        if lease is not None and (number == events_at + LASTS or not goes_on):
+            drain.deliver(lease)
+            lease = None
+        if not goes_on:
+            break
+    else:
+        raise AssertionError(GuidedChange.objects.values().latest("pk"))
+    work(shop)
+    return number
+
+
+@pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])
+def test_events_between_any_two_steps_are_in_the_new_account(
+    odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox, mode: str
+) -> None:
+    number, steps = 0, 1
+    while number <= steps:
+        gold = audience_with_members(shop)
+        steps = steps_of_a_change(shop, new, gold, events_at=number, mode=mode)
+        assert GuidedChange.objects.latest("pk").problem == ""
+        if number > steps:
+            break
+        assert members(new) == AFTER, (number, mode)
+        assert segments(new) == ["lytics_gold"]
+        assert segments(odp) == [], "the old account is emptied"
+        assert is_empty(odp), (number, mode)
+        assert_all_is_well(gold)
+        forget(odp, shop, new)
+        number += 1
+    assert steps > 12
+
+
+def is_empty(odp: ThreadedSandbox) -> bool:
+    """Whether field or list of the audience has no member any more, read without its real-time audience."""
+    people = [odp.customer(name) for name in ("kim", "lee", "mia", "new", "pat")]
+    return not any(
+        one["lists"].get("lytics_gold") or one["attributes"].get("lytics_gold") in (True, "true") for one in people
+    )
+
+
+@pytest.mark.parametrize("mode", [DELIVERED, UNDER_WAY])
+def test_a_stop_at_any_step_leaves_one_account_whole(
+    odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox, mode: str
+) -> None:
+    """Before the switch everything is as if nothing had been begun; after it, the new account is completed."""
+    number, steps = 0, 1
+    while number <= steps:
+        for events_at in (number, number + 1):
+            gold = audience_with_members(shop)
+            steps = steps_of_a_change(shop, new, gold, events_at=events_at, mode=mode, stop_at=number)
+            change = GuidedChange.objects.latest("pk")
+            used = new if change.switched_at else odp
+            assert Install.objects.get().odp_host == used.url, number
+            assert members(used) == (AFTER if events_at <= steps else BEFORE), (number, events_at, mode)
+            assert change.other_api_key == ""
+            assert_all_is_well(gold)
+            forget(odp, shop, new)
+        number += 1
+
+
+def forget(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
+    """Delete everything about the audience, so that a test can begin again."""
+    odp.reset()
+    new.reset()
+    with connection.cursor() as cursor:
+        tables = ("audiencemove", "guidedchange", "again", "resend", "run", "delivery", "event", "membership", "twin")
+        for table in (*tables, "lane"):
+            cursor.execute(f"DELETE FROM audiences_{table}")
+    Audience.objects.all().delete()
+    Install.objects.filter(pk=shop.pk).update(odp_host=shop.odp_host, odp_api_key=shop.odp_api_key)
+
+
+# --- crashes -------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("when", ["before storing", "after storing"])
+def test_a_worker_that_dies_at_any_step_is_replaced(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: Any, when: str
+) -> None:
+    """Each step is tried once by a worker that dies at its end, and then by another one. Events come in between."""
+    begin(shop, new, empties=True)
+    store = changes._store
+    dead = {"yes": False}
+
+    def die(*args: Any, **kwargs: Any) -> float | None:
+        if not dead["yes"]:
+            return store(*args, **kwargs)
+        if when == "after storing":
+            store(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(changes, "_store", die)
+    for number in range(MOST):
+        dead["yes"] = True
+        token = changes.lease(shop.pk)
+        assert token is not None
+        with pytest.raises(Killed):
+            changes.step(token)
+        dead["yes"] = False
+        happen(gold, (f"person{number}", "enter", 200 + number), ("kim", "exit" if number % 2 else "enter", number))
+        GuidedChange.objects.update(lease_until_at=now(), next_at=None)
+        work(shop)
+        if not step(shop):
+            break
+        work(shop)
+    work(shop)
+    change = GuidedChange.objects.get()
+    assert (change.problem, change.done) == ("", 1)
+    ledger = Membership.objects.filter(audience=gold, is_member=True).values_list("identifier", flat=True)
+    assert members(new) == sorted(ledger)
+    assert len(ledger) > 10
+    assert segments(odp) == []
+    assert_all_is_well(gold)
+
+
+def test_a_worker_with_the_old_client_whose_lease_is_over_loses_nothing(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """It sends to the old account after the switch, and its events go to the new account, too."""
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    send_events(gold, at=100)
+    late = claims.claim(shop.pk)
+    assert late is not None
+    step(shop)
+    for _ in range(3):
+        step(shop)
+        assert GuidedChange.objects.get().phase == Phase.LEASES
+    lease_runs_out(gold)
+    step(shop)
+    assert GuidedChange.objects.get().phase == Phase.CHOOSE
+    with pytest.raises(LeaseLostError):
+        drain.deliver(late)
+    assert finish(shop).problem == ""
+    assert members(new) == AFTER
+    assert_all_is_well(gold)
+
+
+def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch(
+    shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
+) -> None:
+    settings.RECONCILE_AFTER_SECONDS = 300
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    for _ in range(3):
+        step(shop)
+    change = GuidedChange.objects.get()
+    assert (change.phase, change.switched_at) == (Phase.MOVE, None)
+    assert "may be applied late" in change.waits_for
+    assert change.copied_at is not None
+    GuidedChange.objects.update(copied_at=change.copied_at - timedelta(seconds=301))
+    assert finish(shop).problem == ""
+
+
+# --- audiences that aren't as usual --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", ["paused", "blocked"])
+def test_a_held_audience_is_copied_and_stays_held(
+    shop: Install, gold: Audience, new: ThreadedSandbox, held: str
+) -> None:
+    lane = lane_of(gold)
+    if held == "paused":
+        holds.pause(lane, by="kim", reason="a test")
+    else:
+        holds.block_audience(gold.pk, "a test")
+    send_events(gold, at=100)
+    begin(shop, new)
+    assert finish(shop).problem == ""
+    assert members(new) == BEFORE
+    holds.resume(lane)
+    holds.unblock(lane)
+    work(shop)
+    assert members(new) == AFTER
+    assert_all_is_well(gold)
+
+
+@pytest.mark.parametrize("phase", [Phase.COPY, Phase.MOVE, Phase.CATCH_UP])
+def test_an_audience_that_is_new_during_the_change_is_in_the_new_account(
+    shop: Install, gold: Audience, new: ThreadedSandbox, phase: str
+) -> None:
+    begin(shop, new)
+    until(shop, phase)
+    silver = audience_with_members(shop, "silver")
+    assert finish(shop).problem == ""
+    assert members(new) == members(new, "silver") == BEFORE
+    assert_all_is_well(gold, silver)
+
+
+def test_an_audience_that_is_being_made_at_the_switch_is_made_in_the_new_account(
+    shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """The worker that makes it in the old account comes back after the switch."""
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    silver = make_audience(shop, "silver", provisioned=False)
+    enter(silver, "kim")
+    making = provision.claim(shop.pk)
+    assert making is not None
+    step(shop)
+    assert GuidedChange.objects.get().switched_at is not None
+    provision._make(making, None)
+    assert finish(shop).problem == ""
+    assert members(new, "silver") == ["kim"]
+
+
+def test_an_audience_with_another_odp_id_since_its_copy_is_copied_again(
+    shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    provision.use_id(gold.pk, "lytics_gold_two")
+    assert resends.resync(gold, by="kim", reason="a test")
+    work(shop)
+    assert finish(shop).problem == ""
+    assert new.members("lytics_gold_two") == BEFORE
+
+
+def test_members_of_an_earlier_time_in_the_other_account_leave(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """The install moves away and back. Kim left in the meantime, and the old account was left as it was."""
+    begin(shop, new)
+    assert finish(shop).problem == ""
+    happen(gold, ("kim", "exit", 9))
+    drain_all(shop)
+    assert members(odp) == BEFORE
+    back = Connection("", odp.url, odp.private_key)
+    assert changes.begin_account(Install.objects.get(), back, empties=True, by="kim", reason="back")
+    assert finish(shop).problem == ""
+    assert members(odp) == ["lee", "mia"]
+    assert segments(new) == []
+
+
+def test_customers_that_the_new_account_rejects_are_counted(
+    shop: Install, gold: Audience, new: ThreadedSandbox, mechanism: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/v3/profiles" if mechanism == "attribute" else "/v3/lists/subscriptions"
+    answer = {"status": 400, "body": {"title": "Bad Request", "detail": {"message": "no"}}}
+    new.fault({"path": path, "body_contains": "lee"}, answer)
+    begin(shop, new)
+    until(shop, Phase.VERIFY)
+    assert AudienceMove.objects.get().rejected == 1
+    assert members(new) == ["kim", "mia"]
+    new.clear_faults()
+    new.fault({"path": path}, answer)
+    monkeypatch.setattr(account_steps, "MOST_REJECTED", 1)
+    changes.stop(GuidedChange.objects.get(), by="kim")
+    finish(shop)
+    begin(shop, new)
+    assert "rejects too many customers" in finish(shop).problem
+    assert Install.objects.get().odp_host == shop.odp_host
+
+
+def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+    """Kim's exit went to the old account after the copy, and a skip ends the resync that sends it again."""
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    happen(gold, ("kim", "exit", 9))
+    work(shop)
+    until(shop, Phase.CATCH_UP)
+    step(shop)
+    resends.go_on(shop.pk, seconds=5)
+    Install.objects.update(enabled=False)
+    skips.skip(shop.pk, by="kim", reason="a test")
+    Install.objects.update(enabled=True)
+    assert finish(shop).problem == ""
+    assert members(new) == ["lee", "mia"]
+
+
+# --- what doesn't go on meanwhile ----------------------------------------------------------------------------
+
+
+def test_a_retirement_and_a_forgetting_wait_for_the_end(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+    audience_with_members(shop, "silver")
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    assert not retiring.advance(Retirement.objects.get().pk)
+    assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    forgetting.go_on_all()
+    assert finish(shop).problem == ""
+    for _ in range(4):
+        forgetting.go_on_all()
+        retiring.advance(Retirement.objects.get().pk)
+        work(shop)
+    assert Forgotten.objects.get().ended_at is not None
+    assert Retirement.objects.get().ended_at is not None
+    assert segments(new) == ["lytics_silver"]
+    assert members(new, "silver") == ["lee", "mia"]
+
+
+def test_the_form_refuses_another_key_meanwhile(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+    begin(shop, new)
+    after = Install.objects.get()
+    after.odp_api_key = "third.key"
+    assert "under way" in guards.refusals(shop, after)["odp_api_key"]
+
+
+# --- what begins a change, and what doesn't ------------------------------------------------------------------
+
+
+def test_another_key_of_the_same_account_is_found_out(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    """Emptying the old account would empty the new one. Another name of the host stands for another key."""
+    same = Connection("", odp.url.replace("127.0.0.1", "localhost"), odp.private_key)
+    assert changes.begin_account(Install.objects.get(), same, empties=True, by="kim", reason="a test")
+    change = finish(shop)
+    assert "the same ODP account" in change.problem
+    assert members(odp) == BEFORE
+    assert segments(odp) == ["lytics_gold"]
+    assert Install.objects.get().odp_host == odp.url
+
+
+def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
+    def why(to: Connection) -> str:
+        return changes.problem_of_account(Install.objects.get(pk=shop.pk), to)
+
+    assert "can be entered in its form" in why(target(new))
+    audience_with_members(shop)
+    assert why(target(new)) == ""
+    assert "has already" in why(Connection("", odp.url, odp.private_key.partition(".")[0] + ".rotated"))
+    assert "could not be used" in why(Connection("", new.url, "unknown.key"))
+    assert "blanks" in why(Connection("", new.url, "two words"))
+    assert "ODP host" in why(Connection("", "ftp://x", KEY))
+    other = make_install(new, odp_api_key=KEY, name="Other")
+    make_audience(other)
+    assert "The install Other uses the ODP id lytics_gold" in why(target(new))
+    Audience.objects.filter(install=other).update(odp_id="lytics_other")
+    assert forgetting.ask(Install.objects.get(pk=shop.pk), "kim", tell_odp=False, by="dpo")
+    assert "being forgotten" in why(target(new))
+    forgetting.go_on_all()
+    begin(shop, new)
+    assert "under way" in why(target(new))
+
+
+def test_an_account_that_shows_nobody_is_not_switched_to(
+    shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
+) -> None:
+    """ODP accepts all writes and shows no member, as without consent."""
+    settings.CHANGE_VERIFY_SECONDS = 0.001
+    for path in ("/v3/profiles", "/v3/lists/subscriptions"):
+        body = {"title": "Accepted", "status": 202, "timestamp": "2026-01-01T00:00:00Z"}
+        new.fault({"path": path, "method": "POST"}, {"status": 202, "body": body})
+    begin(shop, new)
+    change = finish(shop)
+    assert "differ between the new account and the ledger" in change.problem
+    assert "still sends to the old account" in change.problem
+    assert Install.objects.get().odp_host == shop.odp_host
+
+
+def test_the_dry_run_counts_and_asks_odp_nothing(odp: ThreadedSandbox, shop: Install) -> None:
+    Install.objects.update(requests_per_second=10)
+    audience_with_members(shop)
+    since = len(odp.requests())
+    plan = account_changes.plan(Install.objects.get())
+    assert (plan.audiences, plan.members, plan.requests, plan.seconds) == (1, 3, 2, 0.2)
+    assert len(odp.requests()) == since
+
+
+# --- its page ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_an_install_begins_shows_and_stops_a_change(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, operator: Client
+) -> None:
+    answers = {"odp_api_key": KEY, "odp_host": f"{new.url}/", "old": "empty", "reason": "a test"}
+    page = press(operator, "change-account", shop, **answers)
+    assert "1 audience with 3 members" in page
+    change = GuidedChange.objects.get()
+    assert (change.empties, change.by, change.reason, change.other_host) == (True, "operator", "a test", new.url)
+    until(shop, Phase.MOVE)
+    opened = operator.get(f"/admin/audiences/install/{shop.pk}/change/").content.decode()
+    assert "Change under way" in opened
+    assert "1 of 1 audience copied" in opened
+    assert KEY not in opened
+    press(operator, "stop-change", shop)
+    assert "Stopped by operator" in finish(shop).problem
+    assert Install.objects.get().odp_host == odp.url
+
+
+def test_a_wrong_key_is_refused_on_the_page(
+    shop: Install, gold: Audience, new: ThreadedSandbox, operator: Client
+) -> None:
+    address = f"/admin/audiences/install/{shop.pk}/change-account/"
+    asked = hidden(operator.get(address).content.decode())
+    answers = {"odp_api_key": "unknown.key", "odp_host": new.url, "old": "leave", "reason": "x"}
+    assert "could not be used" in operator.post(address, {**asked, **answers}).content.decode()
+    assert not GuidedChange.objects.exists()
+
+
+def test_a_viewer_does_not_begin_a_change(shop: Install, gold: Audience, viewer: Client) -> None:
+    assert viewer.get(f"/admin/audiences/install/{shop.pk}/change-account/").status_code == 403
+
+
+def test_the_form_with_its_locked_account_leads_to_the_change(shop: Install, gold: Audience) -> None:
+    other = Install.objects.get()
+    other.odp_host = "http://127.0.0.1:9"
+    assert "Press Change account" in guards.refusals(shop, other)["odp_host"]
