@@ -18,7 +18,7 @@ def source(request: HttpRequest) -> str | None:
     return address.neighbourhood(address.of(request))
 
 
-class Limits(AxesDatabaseHandler):  # type: ignore[misc]
+class Limits(AxesDatabaseHandler):  # type: ignore[misc] # axes has no types
     """django-axes has one limit for everything it counts. The limit per address has to be higher: offices share one."""
 
     def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
@@ -30,7 +30,7 @@ class Limits(AxesDatabaseHandler):  # type: ignore[misc]
 
 def _address_is_over_limit(request: HttpRequest) -> bool:
     limit: int = settings.LOGIN_ADDRESS_FAILURE_LIMIT
-    where: str | None = request.axes_ip_address  # type: ignore[attr-defined]
+    where: str | None = request.axes_ip_address  # type: ignore[attr-defined] # axes sets it
     if not limit or where is None:  # behind a Unix socket every caller would share the missing address
         return False
     recent = AccessAttempt.objects.filter(ip_address=where, attempt_time__gte=get_cool_off_threshold(request))

@@ -65,7 +65,7 @@ def cursor() -> CursorWrapper:
     connection.ensure_connection()
     with connection.wrap_database_errors:
         plain = _Cursor(connection.connection)
-    wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]
+    wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined] # private, and not in the stubs
     return wrapped
 
 

@@ -169,7 +169,7 @@ class Total:
 def totals() -> dict[str, dict[tuple[str, ...], Total]] | None:
     """By name and label values; of a histogram, ``value`` is the sum. None when Redis doesn't respond."""
     try:
-        found: dict[bytes, bytes] = client().hgetall(KEY)  # type: ignore[assignment]
+        found: dict[bytes, bytes] = client().hgetall(KEY)  # type: ignore[assignment] # redis-py types both clients in one
     except redis.RedisError as error:
         log.info("Redis does not give the sums for metrics", error=str(error))
         return None

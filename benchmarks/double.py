@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
         path = request.split(b" ", 2)[1].decode()
         if path.startswith("/double/"):
             if path.startswith(FORGET):
-                self.seen.__init__()  # type: ignore[misc]
+                self.seen.__init__()  # type: ignore[misc] # empties it in place
             self.answer(json.dumps(self.seen.told(with_calls=path.endswith("?calls"))).encode(), b"200 OK")
             return
         calls = self.seen.note(self.began, request) if path.startswith("/v3/profiles") else Counter()

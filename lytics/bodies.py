@@ -50,7 +50,9 @@ def _split_documents(text: bytes) -> Pieces:
     """Split several documents, such as one per line, or a document that a surplus bracket ends early."""
     documents, rest, position = [], [], 0
     while position < len(text):
-        stray = _STRAY.match(text, position)[0]  # type: ignore[index] # it matches everywhere
+        match = _STRAY.match(text, position)
+        assert match is not None, "the pattern matches everywhere"
+        stray = match[0]
         if stray.strip(b" \t\r\n,"):
             rest.append(stray.strip())
         position += len(stray)

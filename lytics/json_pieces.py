@@ -138,13 +138,14 @@ def find_end(text: bytes, position: int, *, commas: bool = True) -> int:
     depth = 0
     while depth <= _DEPTH_AT_MOST:
         match = (_TO_SEPARATOR if commas and not depth else _TO_BRACKET).match(text, position)
-        token, position = match[1], match.end()  # type: ignore[index, union-attr] # the pattern matches everywhere
+        assert match is not None, "the pattern matches everywhere"
+        token, position = match[1], match.end()
         if token in (b"", b'"'):  # the end of the text, or a string that nothing closes
             raise UnclosedError(cut_off=True)
         if token[:1] in b"[{":
             depth += len(token)
         elif token == b"," or len(token) > depth:
-            return match.start(1) + (0 if token == b"," else depth)  # type: ignore[union-attr]
+            return match.start(1) + (0 if token == b"," else depth)
         else:
             depth -= len(token)
     raise UnclosedError(cut_off=False)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from types import GenericAlias
 from typing import Any
 
 import msgspec
@@ -71,7 +72,8 @@ PROFILE_FIELD = "_id"
 def layout_of(identifier_field: str) -> Layout:
     data, message = _structs(identifier_field, Raw, Raw(b""))
     _, plain = _structs(identifier_field, str, "")
-    return Layout(data, *(msgspec.json.Decoder(kind) for kind in (message, list[message], list[plain])))  # type: ignore[valid-type]
+    batches = (GenericAlias(list, (message,)), GenericAlias(list, (plain,)))
+    return Layout(data, *(msgspec.json.Decoder(kind) for kind in (message, *batches)))
 
 
 def _structs(identifier_field: str, kind: Any, absent: Any) -> tuple[Any, Any]:

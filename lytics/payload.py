@@ -5,7 +5,7 @@ list), each message in Lytics' own layout or as a CloudEvent. docs/lytics-wire.m
 facts. Each message is read independently: an unreadable message is parked with its reason, and the others become facts.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -44,6 +44,8 @@ from lytics.messages import (
     read_transition,
 )
 from lytics.reasons import UnreadableError
+
+V = TypeVar("V")
 
 
 def parse(
@@ -242,7 +244,7 @@ class _Parser:
     def _transitions(self, value: Any) -> list[Transition] | None:
         # In a message that was cut by its brackets, the segment events are mostly without a flaw.
         if isinstance(value, bytes) and (typed := _decode(value, TRANSITIONS)) is not None:
-            return typed  # type: ignore[no-any-return]
+            return typed
         value = read_value(value)
         if is_absent(value):
             return None
@@ -361,7 +363,7 @@ class _Parser:
         return list(unique)
 
 
-def _decode(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+def _decode(text: bytes, decoder: msgspec.json.Decoder[V]) -> V | None:
     """Decode ``text``; None if it has another layout or isn't JSON."""
     try:
         return decoder.decode(text)

@@ -143,7 +143,7 @@ def configure_structlog() -> None:
     )
 
 
-class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+class GunicornLogger(Logger):  # type: ignore[misc] # gunicorn has no types
     """gunicorn's own lines in our format."""
 
     def setup(self, cfg: Any) -> None:

@@ -44,7 +44,7 @@ _LIVE = (
 )
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         # Connections in the poller that gunicorn doesn't know of: each waits for a header, or for its caller to close.

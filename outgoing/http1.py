@@ -29,7 +29,7 @@ class Response(HTTPResponse):
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MOST_INTERIM_ANSWERS):
-            version, status, reason = super()._read_status()  # type: ignore[misc]
+            version, status, reason = super()._read_status()  # type: ignore[misc] # private, and not in the stubs
             if status == SWITCHING_PROTOCOLS:
                 raise HTTPException("unrequested switch of protocols")
             if status >= 200:
@@ -42,7 +42,7 @@ class Response(HTTPResponse):
             # On the plain socket, below TLS. The pool sees a closed connection and opens a new one.
             with suppress(OSError):
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        super()._close_conn()  # type: ignore[misc]
+        super()._close_conn()  # type: ignore[misc] # private, and not in the stubs
 
     def _is_followed(self) -> bool:
         """Whether data was received behind the response. Checked here: the response takes its buffer with it."""

@@ -61,7 +61,7 @@ def hidden(page: str) -> dict[str, str]:
     return {name[1]: value[1] for name, value in pairs if name and value}
 
 
-def press(client: Client, verb: str, thing: Any, **answers: str) -> str:
+def press(client: Client, verb: str, thing: Any, **answers: str | list[str]) -> str:
     """Open a button's confirmation page and press it. Returns the text of the page."""
     asked = client.get(url(verb, thing))
     assert asked.status_code == 200, asked.status_code

@@ -221,7 +221,7 @@ def test_a_viewer_can_not_reach_lytics(lytics: LyticsServer, shop: Install, view
 def test_an_operator_chooses_audiences_looks_at_the_job_and_starts_it(
     lytics: LyticsServer, shop: Install, operator: Client
 ) -> None:
-    asked = press(operator, "connect", shop, segment_ids=[VIP.segment_id, CART.segment_id])  # type: ignore[arg-type]
+    asked = press(operator, "connect", shop, segment_ids=[VIP.segment_id, CART.segment_id])
     assert VIP.slug in asked
     assert the_job(lytics)["status"] == "paused"
     assert set(the_job(lytics)["config"]["segment_ids"]) == {VIP.segment_id, CART.segment_id}
@@ -237,9 +237,9 @@ def test_an_operator_chooses_audiences_looks_at_the_job_and_starts_it(
 def test_deselected_audiences_leave_and_unlisted_ones_stay(
     lytics: LyticsServer, shop: Install, operator: Client
 ) -> None:
-    press(operator, "connect", shop, segment_ids=[VIP.segment_id])  # type: ignore[arg-type]
+    press(operator, "connect", shop, segment_ids=[VIP.segment_id])
     edit(lytics, the_job(lytics), config={"segment_ids": [VIP.segment_id, "unlisted"], "batch_size": 50})
-    asked = press(operator, "connect", shop, segment_ids=[CART.segment_id])  # type: ignore[arg-type]
+    asked = press(operator, "connect", shop, segment_ids=[CART.segment_id])
     assert "Batch Size is 50 instead of 300" in asked
     config = the_job(lytics)["config"]
     assert (config["segment_ids"], config["batch_size"]) == (["unlisted", CART.segment_id], 50)
@@ -248,7 +248,7 @@ def test_deselected_audiences_leave_and_unlisted_ones_stay(
 def test_a_job_that_changed_after_the_page_was_opened_is_left_alone(
     lytics: LyticsServer, shop: Install, operator: Client
 ) -> None:
-    press(operator, "connect", shop, segment_ids=[VIP.segment_id])  # type: ignore[arg-type]
+    press(operator, "connect", shop, segment_ids=[VIP.segment_id])
     for verb, answers in (("connect", {"segment_ids": [CART.segment_id]}), ("start-job", {})):
         asked = operator.get(url(verb, shop)).content.decode()
         edit(lytics, the_job(lytics), config={"batch_size": the_job(lytics)["config"]["batch_size"] + 1})
@@ -276,7 +276,7 @@ def test_a_page_says_why_lytics_can_not_be_read(
 
 def test_a_press_that_lytics_rejects_says_so(lytics: LyticsServer, shop: Install, operator: Client) -> None:
     fault(lytics, "/v2/job", {"status": 400, "body": {"errors": [{"message": "too many active exports"}]}})
-    press(operator, "connect", shop, segment_ids=[VIP.segment_id])  # type: ignore[arg-type]
+    press(operator, "connect", shop, segment_ids=[VIP.segment_id])
     assert "too many active exports" in messages_of(operator, shop)
     assert made_jobs(lytics) == []
 

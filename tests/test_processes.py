@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,10 @@ def fleet(tmp_path: Path, clock: Clock) -> Iterator[Fleet]:
     fleet.stop()
 
 
+def _is_replaced(child: Child, process: object) -> bool:
+    return child.process not in (None, process)
+
+
 def pauses(fleet: Fleet, clock: Clock, *command: str, kill: signal.Signals | None = None) -> list[float]:
     """How long the runner waits after each end of such a program."""
     fleet.start(Program(name="some", command=command))
@@ -53,7 +58,7 @@ def pauses(fleet: Fleet, clock: Clock, *command: str, kill: signal.Signals | Non
             process.send_signal(kill)
         process.wait()
         ended_at = clock.now
-        assert fleet.wait(lambda was=process: child.process not in (None, was), seconds=100)  # type: ignore[misc]
+        assert fleet.wait(partial(_is_replaced, child, process), seconds=100)
         found.append(clock.now - ended_at)
     return found
 

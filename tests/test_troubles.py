@@ -166,8 +166,12 @@ def test_troubles_of_one_cause_are_one_message(receiver: Receiver) -> None:
 
 
 def test_another_cause_kind_or_install_is_another_message(receiver: Receiver, install: Install) -> None:
-    other_ones = [{"cause": "no such list"}, {"kind": "paused"}, {"install": install.pk}]
-    check(BLOCKED, *(replace(BLOCKED, **changes) for changes in other_ones), minute=0)  # type: ignore[arg-type]
+    others = [
+        replace(BLOCKED, cause="no such list"),
+        replace(BLOCKED, kind="paused"),
+        replace(BLOCKED, install=install.pk),
+    ]
+    check(BLOCKED, *others, minute=0)
     assert len(receiver.events()) == len({event["data"]["key"] for event in receiver.events()}) == 4
 
 

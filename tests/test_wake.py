@@ -73,7 +73,9 @@ def test_several_hints_for_one_install_are_one_until_a_worker_acknowledges_it(br
     assert sorted(args for _, args in hints(broker)) == [[7], [7], [8]]
 
 
-def test_hints_that_come_while_one_is_being_sent_are_sent_after_it(waker: wake._Waker) -> None:
+def test_hints_that_come_while_one_is_being_sent_are_sent_after_it(
+    waker: wake._Waker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sending, go_on, sent = threading.Event(), threading.Event(), []
 
     def send(install_id: int) -> None:
@@ -81,7 +83,7 @@ def test_hints_that_come_while_one_is_being_sent_are_sent_after_it(waker: wake._
         go_on.wait(30)
         sent.append(install_id)
 
-    waker._send = send  # type: ignore[method-assign]
+    monkeypatch.setattr(waker, "_send", send)
     wake.wake(1)
     sending.wait(30)
     for _ in range(9):

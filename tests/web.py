@@ -70,7 +70,7 @@ class Web:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         caller.request(method, path, body=body, headers=sent, encode_chunked=hasattr(body, "__next__"))
         answer = caller.getresponse()
-        answer.read = _kept(answer.read())  # type: ignore[method-assign]
+        answer.read = _kept(answer.read())  # type: ignore[method-assign] # may be read after the connection is closed
         caller.close()
         return answer
 

@@ -92,7 +92,7 @@ def _use_django_logging(**kwargs: object) -> None:
 
     logging.config.dictConfig(settings.LOGGING)
     # Celery's signal handlers write plain text there. Python allows None: a process may have no stdout.
-    sys.__stdout__ = None  # type: ignore[misc]
+    sys.__stdout__ = None  # type: ignore[misc] # a Final in the stubs
 
 
 @worker_shutting_down.connect

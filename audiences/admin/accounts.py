@@ -87,7 +87,7 @@ class UserForm(_UserForm):
         _choose(self, self.instance)
 
 
-class NewUserForm(UserCreationForm):  # type: ignore[misc]  # untyped
+class NewUserForm(UserCreationForm):  # type: ignore[misc] # unfold has no types
     role = RoleChoice()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

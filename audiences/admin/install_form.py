@@ -70,7 +70,7 @@ class InstallForm(_ModelForm):
 
     def _post_clean(self) -> None:
         """Add errors and the consequences to confirm. Runs after the fields are set on the instance."""
-        super()._post_clean()  # type: ignore[misc]  # Django's own hook
+        super()._post_clean()  # type: ignore[misc] # Django's hook, which the stubs lack
         if self.before is not None and self.data.get("opened", "") != _fingerprint(self.before):
             self.add_error(None, verbs.STALE)
         if self.errors:

@@ -201,7 +201,7 @@ class InstallAdmin(OperatorAdmin[Install]):
             drafts.forget(obj.pk)
             found = check_key(obj)
             obj.refresh_from_db(fields=["key_accepted_at", "key_asked_at", "key_problem"])
-            request.key_found = found  # type: ignore[attr-defined]
+            request.key_found = found  # type: ignore[attr-defined] # for the verbs of this request
             if found.works:
                 deliver_now(obj)
         if change and "enabled" in form.changed_data and obj.enabled:

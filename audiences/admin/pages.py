@@ -29,6 +29,10 @@ from audiences.models import Receipt
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as UnfoldModelAdmin
     from django.contrib.admin.views.main import ChangeList
+
+    _Mixin = UnfoldModelAdmin
+    _Paginator = Paginator[Any]
+    _PageOfRows = Page[Any]
 else:
     from unfold.admin import ModelAdmin as _ModelAdmin
     from unfold.views import ChangeList
@@ -36,6 +40,12 @@ else:
     class UnfoldModelAdmin(_ModelAdmin):
         def __class_getitem__(cls, _: Any) -> type:
             return cls
+
+    class _Mixin:
+        def __class_getitem__(cls, _: Any) -> type:
+            return cls
+
+    _Paginator, _PageOfRows = Paginator, Page
 
 
 M = TypeVar("M", bound=Model)
@@ -45,12 +55,13 @@ LAST_PAGE = 500
 
 
 # unfold's header looks for this class name before it shows a count.
-class InfinitePaginator(Paginator):  # type: ignore[type-arg]
+class InfinitePaginator(_Paginator):
     """A paginator without a full count: one row more than the page size shows whether there is another page.
 
     Its rows are counted up to 10,000, for people. Pages are numbered without that count.
     """
 
+    object_list: QuerySet[Any]
     template_name = "audiences/pagination.html"
     more = False
     # A quicker count of the same rows, for lists that need one; and whether the list leaves rows out.
@@ -73,8 +84,7 @@ class InfinitePaginator(Paginator):  # type: ignore[type-arg]
         """Sorted like the list, so that the same index is read, without the rows themselves where it can be."""
         if self.quick_count is not None:
             return self.quick_count()
-        rows: Any = self.object_list
-        return int(rows[:COUNTED].count())
+        return self.object_list[:COUNTED].count()
 
     @property
     def total_in_words(self) -> str:
@@ -88,46 +98,48 @@ class CountedPaginator(InfinitePaginator):
 
     @cached_property
     def total(self) -> int:
-        return int(self.object_list.count())  # type: ignore[attr-defined]
+        return self.object_list.count()
 
     @property
     def total_in_words(self) -> str:
         return f"{self.total:,} in all"
 
 
-class _Page(Page):  # type: ignore[type-arg]
+class _Page(_PageOfRows):
     """A page that knows by one row whether another follows."""
 
+    paginator: InfinitePaginator
+
     def has_next(self) -> bool:
-        return bool(self.paginator.more)  # type: ignore[attr-defined]
+        return self.paginator.more
 
 
-class SafeList:
+class SafeList(_Mixin[M]):
     """A list that no text in its address can make fail: what makes no sense leads to the list as a whole."""
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
         """Filters and what links of these pages use. Others, such as a range, reach PostgreSQL unchecked."""
         is_known = "__" not in lookup or lookup.endswith(("__exact", "__isnull"))
-        return is_known and super().lookup_allowed(lookup, value, request)  # type: ignore[misc]
+        return is_known and super().lookup_allowed(lookup, value, request)
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """Raises ``IncorrectLookupParameters`` for all values that the tables can't be asked for, such as NUL."""
         try:
-            return super().get_changelist_instance(request)  # type: ignore[misc]
+            return super().get_changelist_instance(request)
         except (ValueError, TypeError, DataError) as error:
             raise IncorrectLookupParameters(error) from error
 
 
-class WithHistory:
+class WithHistory(_Mixin[M]):
     """The history of one object, paginated, because an object may have as many entries as the whole log."""
 
     def get_paginator(self, request: HttpRequest, queryset: Any, per_page: int, *args: Any, **kwargs: Any) -> Any:
         if queryset.model is LogEntry:
             return InfinitePaginator(queryset, per_page, *args, **kwargs)
-        return super().get_paginator(request, queryset, per_page, *args, **kwargs)  # type: ignore[misc]
+        return super().get_paginator(request, queryset, per_page, *args, **kwargs)
 
 
-class WithButtons:
+class WithButtons(_Mixin[M]):
     """The page of one thing with its verbs as buttons, and with ``page_context``."""
 
     def may_press(self, request: HttpRequest, instance: Any) -> bool:
@@ -151,10 +163,10 @@ class WithButtons:
         if instance:
             buttons = verbs.buttons(page, request, instance) if self.may_press(request, instance) else []
             context = {"buttons": buttons, **self.page_context(request, instance)}
-        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})  # type: ignore[misc]
+        return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
 
-class OperatorAdmin(WithButtons, WithHistory, SafeList, UnfoldModelAdmin[M]):
+class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmin[M]):
     """A page of the operator's. Nothing can be deleted on any of them."""
 
     paginator = InfinitePaginator
@@ -208,7 +220,8 @@ class HistoryList(ChangeList):
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
         ordering = super().get_ordering(request, queryset)
-        field = self.model_admin.time_field  # type: ignore[attr-defined]
+        assert isinstance(self.model_admin, OperatorAdmin)
+        field = self.model_admin.time_field
         if ordering and ordering[0] in ("id", "-id") and field and hour_of(request.GET.get(HOUR)):
             way = "-" if ordering[0] == "-id" else ""
             return [f"{way}{field}", f"{way}id"]

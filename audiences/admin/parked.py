@@ -148,7 +148,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         return super().changelist_view(request, context)
 
     def page_context(self, request: HttpRequest, parked: Parked) -> dict[str, Any]:
-        request.unmasked = request.session.pop("unmasked", None)  # type: ignore[attr-defined]
+        request.unmasked = request.session.pop("unmasked", None)  # type: ignore[attr-defined] # for get_object
         return {}
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Parked | None:

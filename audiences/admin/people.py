@@ -38,7 +38,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PeopleAdmin(WithButtons, WithHistory, SafeList, UnfoldUserAdmin):
+class PeopleAdmin(WithButtons[User], WithHistory[User], SafeList[User], UnfoldUserAdmin):
     list_display = ("username", "roles", "is_active", "last_login")
     list_filter = ("is_active",)
     fieldsets = (
@@ -104,7 +104,7 @@ class PeopleAdmin(WithButtons, WithHistory, SafeList, UnfoldUserAdmin):
 
 
 @admin.register(Group)
-class RoleAdmin(WithHistory, SafeList, UnfoldGroupAdmin):
+class RoleAdmin(WithHistory[Group], SafeList[Group], UnfoldGroupAdmin):
     form = RoleForm
     filter_horizontal = ()
     readonly_fields = ("may",)

@@ -68,7 +68,7 @@ class _Errors(DatabaseErrorWrapper):
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    Database = _Database()  # type: ignore[assignment]
+    Database = _Database()  # type: ignore[assignment] # stands in for the module
     # The SQLSTATE with which the last session was lost, or "closed". A caller that reads it clears it first.
     lost = ""
     # Whether a transaction was committed since a caller set this to False.
@@ -117,4 +117,4 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def _commit(self) -> None:
         self.committed = True
-        super()._commit()  # type: ignore[misc]
+        super()._commit()  # type: ignore[misc] # private, and not in the stubs

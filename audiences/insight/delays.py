@@ -41,7 +41,7 @@ def add_up(*, at: datetime | None = None) -> None:
     end = ((at or now()) - SETTLED).replace(second=0, microsecond=0)
     try:
         with client().pipeline(transaction=True) as pipe:
-            pipe.watch(MARK)  # type: ignore[no-untyped-call]
+            pipe.watch(MARK)  # type: ignore[no-untyped-call] # redis-py has no types here
             mark = pipe.get(MARK)
             newest = datetime.fromtimestamp(int(mark), UTC) if mark else end - timedelta(minutes=1)
             start = max(newest, end - WINDOW)

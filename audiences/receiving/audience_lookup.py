@@ -69,7 +69,7 @@ def by_name(facts: Iterable[Fact]) -> FactsByName:
         if (some := facts_by_name.get(name)) is None:
             some = facts_by_name[Name(*name)] = []
         some.append(fact)
-    return facts_by_name  # type: ignore[return-value]
+    return facts_by_name  # type: ignore[return-value] # each stored key is a Name
 
 
 def wanted_names(facts_by_name: FactsByName) -> dict[str, Name]:

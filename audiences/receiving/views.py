@@ -159,7 +159,7 @@ class _AnsweringView(APIView):
     def finalize_response(self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any) -> Response:
         if response.status_code == 429:
             # Neither reading what they send nor a line in the log for each: that is what a flood would cost us.
-            response._has_been_logged = True  # type: ignore[attr-defined]
+            response._has_been_logged = True  # type: ignore[attr-defined] # Django's own flag
         elif response.status_code != 200:
             body.discard(request)
         return super().finalize_response(request, cast(Response, response), *args, **kwargs)

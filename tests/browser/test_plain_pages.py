@@ -1,6 +1,7 @@
 """Pages without a session follow the theme too: that of the browser, or the one that the admin's switch has stored."""
 
 import re
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -26,9 +27,9 @@ def brightness(page: Page, name: str) -> float:
     ],
 )
 def test_an_error_page_is_as_dark_as_the_admin(
-    site: Site, browser: Browser, browser_prefers: str, stored: str | None, is_dark: bool
+    site: Site, browser: Browser, browser_prefers: Literal["light", "dark"], stored: str | None, is_dark: bool
 ) -> None:
-    context = browser.new_context(base_url=site.url, color_scheme=browser_prefers)  # type: ignore[arg-type]
+    context = browser.new_context(base_url=site.url, color_scheme=browser_prefers)
     try:
         if stored is not None:
             context.add_init_script(f"localStorage.setItem('adminTheme', '{stored}')")

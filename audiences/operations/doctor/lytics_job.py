@@ -9,7 +9,7 @@ from django.utils.timezone import now
 from audiences.insight import checklist, evidence
 from audiences.operations import installs
 from audiences.operations.doctor.case import Case, NotCheckedError, url_of
-from audiences.operations.doctor.registry import Finding, Found, bad, check, good, unknown, warning
+from audiences.operations.doctor.registry import Finding, Found, Word, bad, check, good, unknown, warning
 from audiences.operations.lytics_job import mark_in, mark_of, settings_of
 from audiences.receiving import tokens
 from lytics.api.authorizations import HEADERS
@@ -61,9 +61,9 @@ def lytics_calls(case: Case) -> Found:
 @check(LYTICS, "Customer identifier in messages")
 def lytics_identifier(case: Case) -> Found:
     """Whether the newest messages have the identifier field, and whether the identifiers look like device ids."""
-    words = {"done": "good", "waiting": "unknown", "failing": "bad"}
+    words: dict[str, Word] = {"done": "good", "waiting": "unknown", "failing": "bad"}
     return [
-        Finding(words[line.state.word], line.state.why or NO_MESSAGE, line.todo, line.at)  # type: ignore[arg-type]
+        Finding(words[line.state.word], line.state.why or NO_MESSAGE, line.todo, line.at)
         for line in checklist.lines(case.install)
         if line.name in ("identifier", "vuid")
     ]

@@ -55,7 +55,8 @@ def odp_region(case: Case) -> Found:
     """Whether the region or host of the install is that of its API key. A wrong one accepts nothing."""
     key, chosen = case.api_key, case.install.region
     of_key = region_of(key)
-    is_accepted = not isinstance(case.segments, Answer)
+    answer = case.segments if isinstance(case.segments, Answer) else None
+    is_accepted = answer is None
     if case.install.odp_host and case.host not in HOSTS.values():
         words = f"The install has a host of its own, {case.host}, which is none of ODP's regions."
         return good(f"{words} It accepts the key.") if is_accepted else unknown(f"{words} It did not accept the key.")
@@ -63,9 +64,9 @@ def odp_region(case: Case) -> Found:
     if is_accepted and here != of_key:
         words = f"ODP accepts the key in {REGIONS[here]}, and by its form it is of {REGIONS[of_key]}."
         return warning(words, "Set the ODP region to Detect from the key, unless Optimizely told you to choose one.")
-    if is_accepted:
+    if answer is None:
         return good(f"The key is of {REGIONS[here]}, and ODP accepts it there.")
-    if case.segments.outcome is not Outcome.UNAUTHORISED:  # type: ignore[union-attr]
+    if answer.outcome is not Outcome.UNAUTHORISED:
         return unknown("ODP could not be asked.", "Look at the line about the API key.")
     for region, host in HOSTS.items():
         if region != here and _is_accepted(case, host):

@@ -27,18 +27,18 @@ def bend_clock(seconds: float) -> None:
             return issubclass(subclass, real)
 
     class Bent(real, metaclass=Meta):
-        def __new__(cls, *args: object, **kwargs: object) -> real:  # type: ignore[misc]
-            return real(*args, **kwargs)  # type: ignore[arg-type]  # noqa: DTZ001
+        def __new__(cls, *args: object, **kwargs: object) -> real:  # type: ignore[misc] # another type than Bent
+            return real(*args, **kwargs)  # type: ignore[arg-type] # passed on as they are  # noqa: DTZ001
 
         @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> real:  # type: ignore[override]
+        def now(cls, tz: datetime.tzinfo | None = None) -> real:  # type: ignore[override] # not Bent
             return real.now(tz) + datetime.timedelta(seconds=seconds)
 
         @classmethod
-        def utcnow(cls) -> real:  # type: ignore[override]
+        def utcnow(cls) -> real:  # type: ignore[override] # not Bent
             return real.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(seconds=seconds)
 
-    datetime.datetime = Bent  # type: ignore[misc]
+    datetime.datetime = Bent  # type: ignore[misc] # replaced on purpose
 
 
 class _Patcher(importlib.abc.MetaPathFinder):
@@ -63,7 +63,7 @@ class _Patcher(importlib.abc.MetaPathFinder):
 
             twins.spoil(self.twin, module)
 
-        loader.exec_module = load_and_break  # type: ignore[method-assign]
+        loader.exec_module = load_and_break  # type: ignore[method-assign] # replaced on purpose
         return spec
 
 
