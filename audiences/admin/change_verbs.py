@@ -105,13 +105,19 @@ class AskAccount(AskReason):
     old = forms.ChoiceField(
         label="The old account",
         choices=[
-            (LEAVE, "Leave it as it is: its audiences keep their members and are no longer updated."),
-            (EMPTY, "Empty it after the switch: exits for all customers, then its real-time audiences are deleted."),
+            (LEAVE, "Leave it as it is"),
+            (EMPTY, "Empty it after the switch"),
         ],
+        help_text="Left as it is, its audiences keep their members and are no longer updated. To empty it, exits are"
+        " sent for all customers, and then its real-time audiences are deleted.",
         initial=LEAVE,
         widget=UnfoldAdminRadioSelectWidget,
     )
     field_order = ("region", "odp_api_key", "odp_host", "old", "reason")
+
+    def __init__(self, answers: Any = None) -> None:
+        # The page behind the dialog has fields of the same names.
+        super().__init__(answers, auto_id="other_%s")
 
 
 def _connection(answers: dict[str, Any]) -> Connection:
@@ -132,7 +138,7 @@ class ChangeAccount(Verb[Install]):
 
     def consequence(self, install: Install) -> str:
         plan = account_changes.plan(install)
-        least = f", at least {number(round(plan.seconds))} s" if plan.seconds else ""
+        least = f", at least {number(round(plan.seconds))} s" if plan.seconds >= 1 else ""
         accepted = (
             f" {count(plan.accepted, 'audience')} with a definition that a person accepted"
             f" {'gets' if plan.accepted == 1 else 'get'} this service's definition there."
