@@ -79,8 +79,7 @@ WEBHOOK_SECONDS = Tally(
 WEBHOOK_BYTES = Tally("lytics_sync_webhook_body_bytes_total", "Bytes of the bodies that were read.", ("install",))
 REJECTED_CALLS = Tally(
     "lytics_sync_rejected_calls_total",
-    "Calls rejected for their token, or as unreadable. The install is “unknown” for other URLs, “unreadable” for"
-    " invalid requests and “wrong-method” for those answered 405.",
+    "Calls rejected for their token, or as unreadable. The install may be “unknown”, “unreadable” or “wrong-method”.",
     ("install",),
 )
 ODP_REQUESTS = Tally(
@@ -99,8 +98,7 @@ RATE_LIMIT_SECONDS = Tally(
 )
 DELAY_SECONDS = Tally(
     "lytics_sync_delivery_delay_seconds",
-    "From the call that brought an event to the response of ODP, of each delivered event. Computed once a minute from"
-    " the Runs that have ended, at most 200 of them per install and minute.",
+    "From the call that brought an event to ODP's response; computed from at most 200 Runs per install and minute.",
     ("install",),
     _DELAY,
 )

@@ -65,8 +65,8 @@ WEBHOOK_READ_SECONDS = env.seconds("WEBHOOK_READ_SECONDS", 60)
 DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)
 # The Retry-After of a 503, in seconds.
 RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30)
-# The longest random Retry-After, from one second on, after a short failure: PostgreSQL restarts, a deadlock, no free
-# connection. One response stops a whole Lytics job for that long.
+# The longest random Retry-After, in seconds, after a short failure of PostgreSQL, such as a restart or a deadlock.
+# The shortest is one second. One response stops a whole Lytics job for that long.
 RETRY_SOON_SECONDS = env.integer("RETRY_SOON_SECONDS", 3)
 # Calls with a wrong token per address, minute and web process after which such calls get a 429; 0 for no limit.
 # Callers with a valid token are never counted.
@@ -96,8 +96,8 @@ SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
 BACKOFF_FIRST_SECONDS = env.seconds("BACKOFF_FIRST_SECONDS", 0.5)
 # The longest backoff in seconds after ODP could not take a request.
 BACKOFF_LONGEST_SECONDS = env.seconds("BACKOFF_LONGEST_SECONDS", 60)
-# The fixed backoff in seconds after a failure that a person has to correct: ODP rejects the key, a host does not
-# respond as ODP, or this service has an error.
+# The fixed backoff in seconds after a failure that a person has to correct, such as a key that ODP rejects. Others
+# are a host that does not respond as ODP, and an error of this service.
 BACKOFF_FIXED_SECONDS = env.seconds("BACKOFF_FIXED_SECONDS", 30)
 # The longest Retry-After of ODP that is obeyed, in seconds.
 ODP_LONGEST_RETRY_AFTER_SECONDS = env.seconds("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
@@ -222,8 +222,8 @@ DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5)
 DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60)
 # The address of PostgreSQL, as libpq reads it.
 DATABASES = {"default": _database(env.text("DATABASE_URL"))}
-# The path of database backups as this process sees it, with * and ? for parts of it; the doctor shows the age of the
-# newest file. Empty: it doesn't know.
+# The path of database backups as this process sees it; * and ? are wildcards. The doctor shows the age of the newest
+# file. When it is empty, the doctor says that the age is unknown.
 BACKUP_FILE = env.text("BACKUP_FILE", "")
 # The address of Redis, which carries hints only.
 REDIS_URL = env.text("REDIS_URL")
@@ -254,8 +254,8 @@ CELERY_WORKER_DIRECT = True
 # The interval in seconds at which a worker sends itself a heartbeat. A worker that received none for 4.5 intervals is
 # not ready.
 HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
-# The interval in minutes at which each install sends a test customer to ODP and asks ODP whether it shows it; 0 for
-# never. After a failure and after a changed connection the next one follows sooner.
+# The interval in minutes at which each install tests with a customer whether ODP shows what is sent; 0 for never.
+# After a failure and after a changed connection the next one follows sooner.
 PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
 # The interval in minutes at which audiences in ODP are compared with what this service made; 0 for never. Each time,
 # one request lists all audiences of the account, and the definitions of some are read.

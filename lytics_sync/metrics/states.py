@@ -62,8 +62,7 @@ OLDEST = State(
 )
 OLDEST_DELIVERABLE = State(
     "lytics_sync_oldest_deliverable_seconds",
-    "The age of the oldest waiting event of audiences that aren't blocked, paused, failing or on hold; 0 without one,"
-    " and while the install is switched off or on hold. The number to scale workers by.",
+    "The age of the oldest event that workers could deliver now; 0 without one. The number to scale workers by.",
     ("install",),
 )
 IN_FLIGHT = State("lytics_sync_odp_requests_in_flight", "Deliveries to ODP under way.", ("install",))
@@ -73,8 +72,7 @@ IN_FLIGHT_LIMIT = State(
 AUDIENCES = State("lytics_sync_audiences", "Audiences.", ("install",))
 STOPPED = State(
     "lytics_sync_audiences_stopped",
-    "Audiences that deliver nothing: blocked by a rejection of ODP, paused or set aside by a person, failing with an"
-    " error of this service, or on hold because ODP can't create them.",
+    "Audiences that deliver nothing: blocked, paused, set aside, failing, or on hold because ODP can't create them.",
     ("install", "state"),
 )
 MEMBERS = State("lytics_sync_members", "Members of all audiences, as ODP has accepted them.", ("install",))

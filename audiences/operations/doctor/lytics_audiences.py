@@ -58,9 +58,8 @@ def lytics_left(case: Case) -> Found:
 
 @check(LYTICS, "Changed definitions")
 def lytics_changed(case: Case) -> Found:
-    """Whether audiences were changed after the job was made. Lytics documents that a new job is needed then; that the
-    time of an audience's update is the time of its definition is inferred.
-    """
+    """Whether audiences were changed after the job was made. Lytics documents that a new job is needed then."""
+    # The time of an audience's update is taken for the time of its definition, which is inferred.
     changed = {
         segment_id: audience
         for job in case.jobs
@@ -96,9 +95,7 @@ def shortest_window(definition: str) -> float:
 
 @check(LYTICS, "Other jobs that write to ODP")
 def lytics_other_writers(case: Case) -> Found:
-    """Whether the Lytics account also has its own export to ODP, Optimizely's hosted Lytics app, or a second job for
-    this install. Two writers overwrite each other.
-    """
+    """Whether another job, export or hosted app of the Lytics account writes to ODP, and so overwrites memberships."""
     found = [*map(_second, _doubles(case)), *(_hosted(job, case) for job in case.webhook_jobs if _is_hosted(job))]
     exports = [job for job in case.other_exports() if job.is_active and _ODP.search(f"{job.workflow} {job.name}")]
     for job in exports:

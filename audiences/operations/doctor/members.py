@@ -16,9 +16,7 @@ CURE = "Press Audit on the page of an audience."
 
 @check(ODP, "Members on both sides")
 def odp_members(case: Case) -> Found:
-    """Whether the newest audit of each audience found the same members in Lytics, here and in ODP. Nothing is compared
-    now: an audit takes longer.
-    """
+    """Whether the newest audit of each audience found the same members in Lytics, here and in ODP. Starts no audit."""
     newest = Audit.objects.filter(install=case.install, is_newest=True).select_related("audience")
     audits = {audit.audience_id: audit for audit in newest}
     differing = [audit for audit in audits.values() if audit.problem or audit.differing]

@@ -100,9 +100,7 @@ def odp_rights(case: Case) -> Found:
 
 @check(ODP, "Consent, by the test customer")
 def odp_consent(case: Case) -> Found:
-    """Whether ODP shows the test customer that it accepted. With the Api app's consent opted out, or a customer deleted
-    for compliance, ODP accepts writes and shows nothing.
-    """
+    """Whether ODP shows the test customer that it accepted. With consent opted out, it shows nothing."""
     proof = probes.proof_of(case.install)
     if proof.word == "none":
         return unknown("No test customer has been sent.", "Press Send a test customer on the install's page.")
@@ -116,9 +114,7 @@ def odp_consent(case: Case) -> Found:
 
 @check(ODP, "Audiences in ODP")
 def odp_audiences(case: Case) -> Found:
-    """Whether each audience is in ODP as this service made it: asked for in ODP's list now, and as the last look at its
-    field, list and definition found it.
-    """
+    """Whether ODP's list has each audience now, and whether the last look found it as this service made it."""
     there = case.segments
     made = list(
         Audience.objects.filter(install=case.install, provisioned_at__isnull=False)
@@ -182,9 +178,7 @@ def _blocked(made: list[Audience]) -> Iterator[Finding]:
 
 @check(ODP, "One customer by both identifiers")
 def odp_customer(case: Case) -> Found:
-    """Whether ODP shows one customer of the ledger in their audience by ``fs_user_id`` and by ``web_user_id``, and how
-    long the query takes. The customer is not named.
-    """
+    """Whether ODP shows one customer of the ledger, who isn't named, in their audience by both identifiers."""
     for audience in _largest(case.install):
         member = _settled_member(audience)
         if member is None:

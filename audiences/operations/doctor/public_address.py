@@ -111,9 +111,7 @@ def public_query(case: Case) -> Found:
 
 @check(PUBLIC, "Body limit")
 def public_body(case: Case) -> Found:
-    """Whether a call of 16 MB arrives whole. Lytics gives a batch up for good after 413, which proxies answer above
-    1 MB by default.
-    """
+    """Whether a call of 16 MB arrives whole. Proxies answer 413 above 1 MB by default, and Lytics never retries it."""
     _must_be_reached(case)
     size = min(LARGE_BODY_BYTES, settings.WEBHOOK_BODY_LIMIT)
     answer = _call(case, size=size, seconds=LARGE_BODY_SECONDS)
