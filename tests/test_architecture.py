@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,16 +92,17 @@ def tree(source: str) -> ast.Module:
     return ast.parse((ROOT / source).read_text(encoding="utf-8"))
 
 
-def imported(module: ast.Module) -> set[str]:
+@cache
+def imported(source: str) -> frozenset[str]:
     """The top-level packages that a module imports, wherever in it."""
     names: set[str] = set()
-    for node in ast.walk(module):
+    for node in ast.walk(tree(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
             names.add(node.module or "")
-    return {name.split(".")[0] for name in names}
+    return frozenset(name.split(".")[0] for name in names)
 
 
 # --- Imports --------------------------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ def imported(module: ast.Module) -> set[str]:
 @pytest.mark.parametrize("source", SOURCES)
 def test_imports_run_one_way(source: str) -> None:
     package = source.split("/")[0]
-    ours = imported(tree(source)) & OURS - {package}
+    ours = imported(source) & OURS - {package}
     if package == "sandbox":
         assert ours == set(), "the sandbox stands for other people's servers and knows nothing of ours"
     else:
@@ -140,12 +142,12 @@ def test_rooms_of_audiences_import_one_way(source: str) -> None:
     "source", [source for source in SOURCES if source.startswith(("lytics/", "odp/", "outgoing/"))]
 )
 def test_the_wire_packages_import_no_models(source: str) -> None:
-    assert not imported(tree(source)) & {"django", "rest_framework", "celery"}
+    assert not imported(source) & {"django", "rest_framework", "celery"}
 
 
 def test_celery_is_imported_only_where_messages_are_sent_and_received() -> None:
-    assert {source for source in SOURCES if "celery" in imported(tree(source))} <= CELERY
-    assert "celery" not in imported(tree("workers/drain.py"))
+    assert {source for source in SOURCES if "celery" in imported(source)} <= CELERY
+    assert "celery" not in imported("workers/drain.py")
 
 
 def test_the_domain_names_tasks_that_the_workers_have() -> None:
@@ -215,6 +217,12 @@ def written_in_sql_file(source: str) -> Iterator[str]:
         yield from written_by(re.sub(r"\{\{(\w+)\}\}", lambda found: fragments.get(found[1], ""), statements))
 
 
+@cache
+def written_by_module(source: str) -> frozenset[str]:
+    """The models that a module writes, in its own code or by its ``.sql`` file."""
+    return frozenset((*written(tree(source)), *written_in_sql_file(source)))
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -239,7 +247,7 @@ def test_the_detector_does_not_flag_reads(code: str) -> None:
 @pytest.mark.parametrize("model", WRITERS)
 def test_each_fact_has_one_writer(model: str) -> None:
     ours = [source for source in SOURCES if not source.startswith("sandbox/")]
-    writers = {source for source in ours if model in {*written(tree(source)), *written_in_sql_file(source)}}
+    writers = {source for source in ours if model in written_by_module(source)}
     assert writers == WRITERS[model]
 
 
