@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 from cryptography.fernet import Fernet
 
@@ -31,6 +32,8 @@ HOUSE = Path(__file__).parents[1]
 CACHE = HOUSE / ".pytest_cache" / "postgres"
 # What pytest-django calls the database of the tests: Django's prefix before the usual name.
 TEST_DATABASE = f"test_{embedded.NAME}"
+# A copy of it that nobody connects to, so that PostgreSQL can copy it in turn. Servers of others have none.
+TEMPLATE = "migrated"
 
 _undo = ExitStack()
 # And not only in pytest_unconfigure: pytest doesn't get there when a conftest can't be imported.
@@ -112,6 +115,8 @@ def migrated() -> Path:
         done = subprocess.run(migrate, env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(f"The migrations failed: {done.stderr[-2000:]}")
+        with psycopg.connect(f"{url.rpartition('/')[0]}/postgres", autocommit=True) as server:
+            server.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE {TEST_DATABASE}")
         fleet.stop()
         for old in CACHE.iterdir():
             if old.name != Path(name).name and not old.name.startswith("new-"):

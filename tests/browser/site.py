@@ -16,6 +16,7 @@ from redis import Redis
 
 from local.processes import Fleet, Program, free_port
 from local.stack import Memory, Stack, manage
+from tests.servers import TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "long enough for anyone"
@@ -25,9 +26,11 @@ PREPARE = f"""
 from django.core.management import call_command
 call_command("migrate", interactive=False, verbosity=0)
 call_command("collectstatic", interactive=False, verbosity=0)
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Group, User
+password = make_password({PASSWORD!r})
 for role in {ROLES!r}:
-    User.objects.create_user(role, password={PASSWORD!r}, is_staff=True).groups.add(Group.objects.get(name=role))
+    User.objects.create(username=role, password=password, is_staff=True).groups.add(Group.objects.get(name=role))
 """
 
 
@@ -51,7 +54,9 @@ class Site:
 
     def start(self, *more: Program) -> None:
         with psycopg.connect(self.server, autocommit=True) as server:
-            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.database)))
+            has_template = server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone()
+            names = (sql.Identifier(name) for name in (self.database, TEMPLATE if has_template else "template1"))
+            server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
         self._run(manage("shell", "--no-imports", "--command", PREPARE))
         worker, *_ = self.stack.workers()
         self.fleet.start(self.stack.web(), worker, self.stack.beat(), *more)
