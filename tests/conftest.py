@@ -77,6 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """The imported modules and the collected tests are kept until the end, so the garbage collector skips them."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

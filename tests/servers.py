@@ -9,6 +9,7 @@ kept in ``.pytest_cache`` and every later process starts on a copy of it.
 """
 
 import atexit
+import gc
 import hashlib
 import os
 import secrets
@@ -60,8 +61,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
     }
     if in_parallel:  # this process only hands out tests; those that run them start servers of their own
         migrated()
-    elif not only_looking:
-        _start_servers(folder)
+    else:
+        gc.disable()  # hardly any of what is imported and collected becomes garbage; tests/conftest.py enables it again
+        if not only_looking:
+            _start_servers(folder)
     return (yield)
 
 
