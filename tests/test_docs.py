@@ -168,12 +168,12 @@ def test_every_table_is_in_the_glossary() -> None:
     assert {model.__name__ for model in apps.get_app_config("audiences").get_models()} == named
 
 
-# --- what Lytics is answered ----------------------------------------------------------------------------------
+# --- responses to Lytics --------------------------------------------------------------------------------------
 
 
 def answers_on_the_page() -> dict[str, str]:
     """The first and the second column of the table."""
-    table = WEBHOOK.read_text(encoding="utf-8").partition("## What Lytics is answered")[2].partition("\n## ")[0]
+    table = WEBHOOK.read_text(encoding="utf-8").partition("## Responses to Lytics")[2].partition("\n## ")[0]
     rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("|")][2:]
     return {call.strip(): answer.strip() for call, answer in rows}
 
@@ -216,7 +216,7 @@ def switched_off(install: Install, settings: Settings, monkeypatch: pytest.Monke
     return call(install)
 
 
-def from_a_stranger_who_tries_often(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
+def with_many_wrong_tokens(install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Answer:
     settings.BAD_TOKENS_PER_MINUTE = 1
     call(install, token=False)
     assert call(install).status_code == 200
@@ -225,15 +225,15 @@ def from_a_stranger_who_tries_often(install: Install, settings: Settings, monkey
 
 # The words by which the page names a call, and how to make it.
 CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
-    "the mix of good and parked items": lambda install, *_: call(install, body(message(), "no message")),
+    "any mix of good and parked items": lambda install, *_: call(install, body(message(), "no message")),
     "an empty array": lambda install, *_: call(install, b"[]"),
-    "repeats": lambda install, *_: call(install, body(message(), message())),
+    "a repeated call": lambda install, *_: call(install, body(message(), message())),
     "not JSON": lambda install, *_: call(install, b"<html>"),
     "not the layout": lambda install, *_: call(install, b'{"user": 1}'),
     "bad or missing token": lambda install, *_: call(install, token=False),
     "unknown install": lambda install, *_: call(install, path="/webhooks/lytics/0000"),
     "to any other URL": lambda install, *_: call(install, path="/webhook/other"),
-    "of those from one address": from_a_stranger_who_tries_often,
+    "from one address": with_many_wrong_tokens,
     "GET": lambda install, *_: call(install, method="GET"),
     "DELETE": lambda install, *_: call(install, method="DELETE"),
     "other methods": lambda install, *_: call(install, method="OPTIONS"),
@@ -241,7 +241,7 @@ CALLS: dict[str, Callable[[Install, Settings, pytest.MonkeyPatch], Answer]] = {
     "database down": without_a_database,
     "over the high-water mark": over_the_high_water_mark,
     "switched off": switched_off,
-    "a host that is not ours": lambda install, *_: call(install, host="elsewhere.example"),
+    "a host that isn't in `ALLOWED_HOSTS`": lambda install, *_: call(install, host="elsewhere.example"),
 }
 
 
