@@ -185,3 +185,17 @@ def alert_channels_usable(**kwargs: object) -> list[CheckMessage]:
     if settings.EMAIL_USE_TLS and settings.EMAIL_USE_SSL:
         errors.append(Error("Only one of EMAIL_USE_TLS and EMAIL_USE_SSL can be on.", id="audiences.E018"))
     return errors
+
+
+# Days that a retention may have: a hundred years. With more, PostgreSQL's calendar ends.
+LONGEST_RETENTION = 36_500
+
+
+@register()
+def retention_is_possible(**kwargs: object) -> list[CheckMessage]:
+    names = [name for name in dir(settings) if name.endswith("_KEEP_DAYS")]
+    return [
+        Error(f"{name} must be from 0 to {LONGEST_RETENTION:,}.", hint="0 keeps the rows.", id="audiences.E019")
+        for name in names
+        if not 0 <= getattr(settings, name) <= LONGEST_RETENTION
+    ]

@@ -4,18 +4,14 @@ The first sentence of the comment above each ``env.…`` call is its description
 writes that page.
 """
 
-import re
 import ssl
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-import psycopg
-from django.core.exceptions import ImproperlyConfigured
 from django.urls import reverse_lazy
-from psycopg.conninfo import conninfo_to_dict
 
 from lytics.identifiers import placeholder
-from lytics_sync import admin_theme, env, logs
+from lytics_sync import admin_theme, database_url, env, logs
 from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 env.refuse_former_names()
@@ -140,6 +136,25 @@ AUDIT_SETTLE_SECONDS = env.number("AUDIT_SETTLE_SECONDS", 120)
 # A repair that changes more than this percentage of the people compared needs a person's confirmation.
 REPAIR_PERCENT = env.number("REPAIR_PERCENT", 1)
 
+# --- Retention -----------------------------------------------------------------------------------------------
+
+# Days that calls stay; 0 keeps them. What keeps a row longer is in docs/retention.md, here and below.
+RECEIPTS_KEEP_DAYS = env.integer("RECEIPTS_KEEP_DAYS", 90)
+# Days that the bodies of requests to ODP stay; 0 keeps them as long as their deliveries.
+REQUESTS_KEEP_DAYS = env.integer("REQUESTS_KEEP_DAYS", 14)
+# Days that deliveries stay; 0 keeps them.
+DELIVERIES_KEEP_DAYS = env.integer("DELIVERIES_KEEP_DAYS", 90)
+# Days that runs, the sync history, stay; 0 keeps them. A run stays at least as long as its delivery.
+RUNS_KEEP_DAYS = env.integer("RUNS_KEEP_DAYS", 90)
+# Days that parked items stay after they were closed; 0 keeps them. Open items always stay.
+PARKED_KEEP_DAYS = env.integer("PARKED_KEEP_DAYS", 90)
+# Days that audits and their differences stay; 0 keeps them. The newest audit of each audience always stays.
+AUDITS_KEEP_DAYS = env.integer("AUDITS_KEEP_DAYS", 90)
+# Days that resolved troubles and their messages stay; 0 keeps them.
+TROUBLES_KEEP_DAYS = env.integer("TROUBLES_KEEP_DAYS", 90)
+# Days that the counts per minute stay, from which charts are drawn; 0 keeps them.
+STATISTICS_KEEP_DAYS = env.integer("STATISTICS_KEEP_DAYS", 7)
+
 # --- Alerts --------------------------------------------------------------------------------------------------
 
 # Addresses that get an e-mail for each new and each resolved trouble of the page Now.
@@ -170,58 +185,15 @@ EMAIL_TIMEOUT = 10
 
 # --- Servers -------------------------------------------------------------------------------------------------
 
-
-def _database(url: str) -> dict[str, object]:
-    """A URL as libpq reads it: several hosts, IPv6, sockets, and any of libpq's options behind the question mark."""
-    if not url.startswith(("postgres://", "postgresql://")):
-        raise ImproperlyConfigured("DATABASE_URL must start with postgres:// — PostgreSQL is the one engine.")
-    try:
-        options = conninfo_to_dict(url)
-    except psycopg.Error as error:
-        raise ImproperlyConfigured(f"DATABASE_URL can't be read: {_without_password(url, str(error))}.") from None
-    own = {django: str(options.pop(libpq, "") or "") for django, libpq in _OF_DJANGO.items()}
-    return {
-        "ENGINE": "audiences.database",
-        **own,
-        # Web threads keep their connection, and so do workers (workers/app.py).
-        "CONN_MAX_AGE": None,
-        # The backend notices without a round trip that a session was closed.
-        "CONN_HEALTH_CHECKS": False,
-        # Django reads choices with cursors that outlive a transaction; behind PgBouncer the next fetch uses another
-        # session. No code here needs such cursors: long results are read in pages.
-        "DISABLE_SERVER_SIDE_CURSORS": True,
-        "OPTIONS": {
-            # For each host. A lost network is noticed after 10 to 20 s instead of after minutes. None of these is sent
-            # to the server, so PgBouncer doesn't mind them.
-            "connect_timeout": 3,
-            "tcp_user_timeout": 10_000,
-            "keepalives_idle": 5,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "application_name": "lytics-sync",
-            # Whether statements are prepared; off behind a transaction pool that cannot keep prepared statements.
-            # Django would switch them off for the whole connection. Its own statements are never prepared.
-            "prepare_threshold": 5 if env.flag("PREPARED_STATEMENTS", True) else None,
-            **options,
-        },
-    }
-
-
-_OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-
-
-def _without_password(url: str, words: str) -> str:
-    """libpq's complaint without what it quotes: that may be the password, or a part of it."""
-    return re.sub(r'"[^"]*"', "…", words.strip().replace(url, "…"))
-
-
 # How many seconds one database round trip of a web process may take before its session is closed; 0 for no limit. A
 # call is allowed one more second per megabyte of its body. Commands and migrations have no limit.
 DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5)
 # How many seconds one database round trip of a worker may take before its session is closed; 0 for no limit.
 DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60)
+# Whether statements are prepared; off behind a transaction pool that cannot keep prepared statements.
+PREPARED_STATEMENTS = env.flag("PREPARED_STATEMENTS", True)
 # The address of PostgreSQL, as libpq reads it.
-DATABASES = {"default": _database(env.text("DATABASE_URL"))}
+DATABASES = {"default": database_url.read(env.text("DATABASE_URL"), prepared=PREPARED_STATEMENTS)}
 # The path of database backups as this process sees it; * and ? are wildcards. The doctor shows the age of the newest
 # file. When it is empty, the doctor says that the age is unknown.
 BACKUP_FILE = env.text("BACKUP_FILE", "")
@@ -277,6 +249,7 @@ CELERY_BEAT_SCHEDULE = {
         "summarise": SUMMARISE_SECONDS,
         "roll_up": 60,
         "clear_sessions": 86_400,
+        "prune": 30,
         "probe": 15,
         "look_at_twins": 15,
         "ask_audits": 5,

@@ -35,6 +35,8 @@ ROOMS = {
 
 # Takes one person out of all tables.
 FORGETTING = "audiences/operations/forgetting.py"
+# Deletes rows that are older than their retention.
+PRUNING = "audiences/operations/pruning.py"
 # Who may write which table; migrations and tests aside.
 WRITERS = {
     "Event": {"audiences/receiving/ingest.py", "audiences/receiving/plain_calls.py"},
@@ -45,7 +47,7 @@ WRITERS = {
     | {FORGETTING},
     "Run": {f"audiences/delivery/{name}.py" for name in ("request_records", "settling", "skipping")},
     "Delivery": {f"audiences/delivery/{name}.py" for name in ("request_records", "skipping", "unconfirmed")}
-    | {FORGETTING},
+    | {FORGETTING, PRUNING},
     "Membership": {"audiences/delivery/settling.py"},
     "Token": {"audiences/receiving/tokens.py"},
     # A skip stops unfinished Resends in the transaction that moves the cursors.
@@ -60,11 +62,13 @@ WRITERS = {
     "Trouble": {"audiences/operations/troubles.py"},
     "TroubleMessage": {"audiences/operations/alert_messages.py"},
     "Twin": {"audiences/operations/twins.py"},
-    "Audit": {"audiences/agreement/audits.py", FORGETTING},
+    "Audit": {"audiences/agreement/audits.py", FORGETTING, PRUNING},
     "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},
-    "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py", FORGETTING},
+    "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py", FORGETTING, PRUNING},
     "LyticsAccount": {"audiences/lytics_account.py"},
     "Forgotten": {FORGETTING},
+    "Pruning": {PRUNING},
+    "Horizon": {PRUNING},
     "GuidedChange": {"audiences/operations/changes.py"},
     "AudienceMove": {"audiences/operations/account_steps.py"},
 }

@@ -70,6 +70,14 @@ def test_a_token_for_metrics_is_empty_or_long(settings: Settings, length: int, c
     assert found() == codes
 
 
+@pytest.mark.parametrize(
+    ("days", "codes"), [(0, set()), (36_500, set()), (36_501, {"audiences.E019"}), (-1, {"audiences.E019"})]
+)
+def test_days_of_retention(settings: Settings, days: int, codes: set[str]) -> None:
+    settings.RUNS_KEEP_DAYS = days
+    assert found() == codes
+
+
 @pytest.mark.parametrize(("first", "longest", "codes"), [(5, 5, set()), (5, 4.9, {"audiences.E006"})])
 def test_the_backoff_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
     settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS = first, longest

@@ -14,7 +14,7 @@ from django.db import connection
 from django.test import Client
 
 from audiences.models import Event, Install
-from lytics_sync import settings
+from lytics_sync import database_url
 from tests.messages import body, message
 from tests.threads import start, together
 from tests.web import Web
@@ -167,14 +167,13 @@ def test_a_frozen_database_costs_seconds_and_liveness_needs_no_thread(
     ],
 )
 def test_a_database_url_is_read_as_libpq_reads_it(url: str, expected: dict[str, str]) -> None:
-    found = settings._database(url)
+    found = database_url.read(url, prepared=True)
     assert {name: found[name] for name in expected} == expected
 
 
 def test_options_of_libpq_replace_the_defaults() -> None:
-    options: Any = settings._database(
-        "postgres://u@h1,h2/db?target_session_attrs=read-write&tcp_user_timeout=500&sslmode=verify-full"
-    )["OPTIONS"]
+    url = "postgres://u@h1,h2/db?target_session_attrs=read-write&tcp_user_timeout=500&sslmode=verify-full"
+    options: Any = database_url.read(url, prepared=True)["OPTIONS"]
     assert options["target_session_attrs"] == "read-write"
     assert (options["tcp_user_timeout"], options["sslmode"], options["keepalives_idle"]) == ("500", "verify-full", 5)
 
@@ -184,7 +183,7 @@ def test_options_of_libpq_replace_the_defaults() -> None:
 )
 def test_an_invalid_database_url_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(ImproperlyConfigured) as refusal:
-        settings._database(url)
+        database_url.read(url, prepared=True)
     assert "heim" not in str(refusal.value)
 
 

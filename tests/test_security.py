@@ -12,16 +12,17 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
-from django.db import ProgrammingError, connection, transaction
+from django.db import DatabaseError, ProgrammingError, connection, transaction
 from django.test import Client
 from django.urls import reverse
+from django.utils.timezone import now
 
 from audiences import checks, lytics_account, odp_hosts
 from audiences.agreement import audits
 from audiences.delivery import drafts
 from audiences.insight import search_index, trials
-from audiences.models import Audience, Install, Token, Worker
-from audiences.operations import db_role, forgetting, installs, twins
+from audiences.models import Audience, Install, Token, Trouble, Worker
+from audiences.operations import db_role, forgetting, installs, pruning, twins
 from audiences.receiving import ingest
 from local.processes import Fleet, free_port
 from local.stack import Memory, Stack
@@ -435,6 +436,22 @@ def test_the_role_can_delete_no_history(bridge: str, statement: str) -> None:
             cursor.execute(statement)
 
 
+def test_the_role_deletes_old_history_by_a_function_and_nothing_recent(bridge: str) -> None:
+    at = now()
+    usual = {"kind": "blocked", "what": "w", "tone": "bad", "path": "/", "since_at": at, "last_seen_at": at}
+    old, recent, lasting = (Trouble.objects.create(key=key, **usual) for key in ("old", "recent", "lasting"))
+    Trouble.objects.filter(pk=old.pk).update(resolved_at=at - timedelta(days=200))
+    Trouble.objects.filter(pk=recent.pk).update(resolved_at=at)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET ROLE {bridge}")
+        assert pruning.prune(pause=lambda seconds: None) == 1
+        cursor.execute("SELECT prune_rows('troubles', %s)", [[recent.pk, lasting.pk]])
+        assert cursor.fetchone() == (0,)
+        with pytest.raises(DatabaseError, match="case not found"), transaction.atomic():
+            cursor.execute("SELECT prune_rows('events', '{}')")
+    assert set(Trouble.objects.all()) == {recent, lasting}
+
+
 @pytest.mark.parametrize("owns_the_database", [True, False])
 def test_a_caller_who_can_not_revoke_temporary_is_told_who_can(bridge: str, owns_the_database: bool) -> None:
     """The tables may have another owner than the database."""
@@ -451,6 +468,7 @@ def test_a_caller_who_can_not_revoke_temporary_is_told_who_can(bridge: str, owns
             cursor.execute("ALTER SCHEMA public OWNER TO tables_owner")
             cursor.execute("ALTER FUNCTION summarise_events OWNER TO tables_owner")
             cursor.execute("ALTER FUNCTION forget_customer OWNER TO tables_owner")
+            cursor.execute("ALTER FUNCTION prune_rows OWNER TO tables_owner")
             if owns_the_database:
                 cursor.execute(f"ALTER DATABASE {database} OWNER TO tables_owner")
             cursor.execute("SET ROLE tables_owner")

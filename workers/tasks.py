@@ -9,7 +9,7 @@ from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.front import troubles
 from audiences.insight import delays, probes, rollup, schedule, search_index, trials
-from audiences.operations import alert_messages, changes, forgetting, resends, retiring, twins
+from audiences.operations import alert_messages, changes, forgetting, pruning, resends, retiring, twins
 from audiences.operations import reconcile as reconciling
 from workers import drain as draining
 from workers import heartbeat_monitor, making, pace, slots, trial
@@ -149,3 +149,9 @@ def send_alerts() -> None:
 def clear_sessions() -> None:
     """Delete expired login sessions; Django doesn't do that automatically."""
     call_command("clearsessions")
+
+
+@shared_task(name="workers.tasks.prune", ignore_result=True)
+def prune() -> None:
+    """Delete some of the rows that are older than their retention."""
+    pruning.prune()

@@ -114,6 +114,7 @@ class Stop(Verb[Audit]):
 
 @admin.register(Audit)
 class AuditAdmin(HistoryAdmin[Audit]):
+    pruned_as = "audits"
     verbs = (Repair(), Stop())
     empty_words = "No audit yet. Press Audit on the page of an audience."
     list_display = ("audit", "pill", "mode", "asked", "by", "audience_link", "install_link")

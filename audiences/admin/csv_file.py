@@ -15,6 +15,8 @@ from django.http import HttpRequest, HttpResponseNotAllowed, HttpResponseRedirec
 from django.http.response import HttpResponseBase
 from django.utils.timezone import now
 
+from audiences.insight import horizons
+
 if TYPE_CHECKING:
     from audiences.admin.pages import OperatorAdmin
 
@@ -42,7 +44,9 @@ def download(admin: "OperatorAdmin[Any]", request: HttpRequest) -> HttpResponseB
     # Newest first however the page is sorted: pieces continue by id, or by time and id.
     newest_first = admin.get_ordering(request) if admin.time_field else ("-pk",)
     queryset = changelist.get_queryset(request).order_by(*newest_first)
-    name = f"{admin.opts.verbose_name_plural}-{now():%Y-%m-%dT%H%M%SZ}.csv".replace(" ", "-")
+    first = horizons.day(admin.pruned_as)
+    since = f"from-{first}-until-" if first else ""
+    name = f"{admin.opts.verbose_name_plural}-{since}{now():%Y-%m-%dT%H%M%SZ}.csv".replace(" ", "-")
     return StreamingHttpResponse(
         lines(admin.csv_columns, queryset, time_field=_sorted_by(queryset), finish=admin.csv_piece),
         content_type="text/csv; charset=utf-8",

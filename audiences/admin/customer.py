@@ -27,7 +27,7 @@ from audiences.admin.pages import OperatorAdmin, count, list_url, mask, pill, ur
 from audiences.admin.parked_groups import Group
 from audiences.delivery import odp_account
 from audiences.delivery.leases import REJECTED_BY_ODP
-from audiences.insight import customers, state
+from audiences.insight import customers, horizons, state
 from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus, Place
 from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
@@ -180,6 +180,7 @@ def _page(request: HttpRequest, **context: Any) -> HttpResponse:
             **admin.site.each_context(request),
             "title": "Find a customer",
             "may_forget": forgetting.may(request),
+            "horizons": [text for text in map(horizons.words, ("runs",)) if text],
             "fields": sorted(set(Install.objects.values_list("identifier_field", flat=True))),
             **context,
         },

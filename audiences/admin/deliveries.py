@@ -16,7 +16,7 @@ from audiences.admin.filters import BecauseOf, ByAudience, Hour, OutcomeFilter, 
 from audiences.admin.masks import mask_items, written
 from audiences.admin.pages import NumberedHistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
 from audiences.admin.verbs import Verb
-from audiences.insight import state, trace
+from audiences.insight import horizons, state, trace
 from audiences.models import Delivery, Receipt, Run
 from audiences.receiving import resend_causes
 from odp.client import headers_of_a_write
@@ -62,6 +62,7 @@ class Reveal(Verb[Delivery]):
 
 @admin.register(Delivery)
 class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
+    pruned_as = "deliveries"
     verbs = (Reveal(),)
     empty_words = "Nothing has been sent to ODP yet."
     list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "because", "install_link")
@@ -142,6 +143,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
             "items": items,
             "cut": body is not None and len(body.encode()) < delivery.bytes,
             "unmasked": unmasked,
+            "horizon": "" if body else horizons.words("requests"),
             "reason": masked_answers.reason(delivery),
             "body": "" if items is None else pretty(items if unmasked else mask_items(items)),
             "answer": pretty_text(

@@ -22,7 +22,7 @@ from django.utils.timezone import now
 
 from audiences.admin import csv_file, verbs
 from audiences.admin.filters import COUNTED, HOUR, PER_PAGE, hour_of
-from audiences.insight import trials
+from audiences.insight import horizons, trials
 from audiences.insight.state import State
 from audiences.models import Receipt
 
@@ -186,6 +186,8 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
     csv_columns: csv_file.Columns = ()
     # The time field by which the hour filter groups rows; see filters.
     time_field = ""
+    # The kind of old rows that are deleted from this list; see operations/pruning.py.
+    pruned_as = ""
     # In this order at the top of a thing's page; see verbs.py.
     verbs: tuple["verbs.Verb[M]", ...] = ()
 
@@ -202,7 +204,8 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Titled with its name, and not with "Select … to change"."""
         title = self.title or capfirst(self.opts.verbose_name_plural)
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+        context = {"title": title, "horizon": horizons.words(self.pruned_as), **(extra_context or {})}
+        return super().changelist_view(request, context)
 
     def get_urls(self) -> list[Any]:
         own = verbs.urls(self)

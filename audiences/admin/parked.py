@@ -89,6 +89,7 @@ class Reason(admin.SimpleListFilter):
 
 @admin.register(Parked)
 class ParkedAdmin(HistoryAdmin[Parked]):
+    pruned_as = "parked"
     verbs = (Release(), Discard(), Reveal())
     actions = ("release_selected", "discard_selected")
     empty_words = "Nothing is parked."

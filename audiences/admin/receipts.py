@@ -35,6 +35,7 @@ class Verdict(admin.SimpleListFilter):
 
 @admin.register(Receipt)
 class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
+    pruned_as = "receipts"
     empty_words = "No call from Lytics yet."
     list_display = (
         "call",

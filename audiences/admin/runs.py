@@ -25,7 +25,7 @@ from audiences.admin.filters import (
     named,
 )
 from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, mask, number, pill
-from audiences.insight import state
+from audiences.insight import horizons, state
 from audiences.models import Delivery, Parked, Run
 from audiences.receiving import resend_causes
 from odp.mechanisms import membership_in
@@ -36,6 +36,7 @@ SHOWN = 20
 
 @admin.register(Run)
 class RunAdmin(NumberedHistoryAdmin[Run]):
+    pruned_as = "runs"
     empty_words = "Nothing has been sent to ODP yet."
     list_display = (
         "run",
@@ -168,6 +169,7 @@ def sent_of(run: Run, delivery: Delivery) -> dict[str, Any]:
         "run": run,
         "delivery": delivery,
         "kept": kept,
+        "horizon": "" if kept else horizons.words("requests"),
         "count": len(changes),
         "changes": [(mask(identifier), is_member) for identifier, is_member in changes[:SHOWN]],
         "more": max(0, len(changes) - SHOWN),

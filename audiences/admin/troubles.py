@@ -82,6 +82,7 @@ class OpenOrResolved(admin.SimpleListFilter):
 
 @admin.register(Trouble)
 class TroubleAdmin(HistoryAdmin[Trouble]):
+    pruned_as = "troubles"
     verbs = (Mute(), Unmute())
     empty_words = "No trouble was found. A worker checks every minute."
     list_display = ("trouble", "pill", "install_link", "since", "notified", "resolved")

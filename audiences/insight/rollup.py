@@ -6,6 +6,7 @@ Computing a minute again gives the same result, so no progress has to be stored.
 
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db.models import Max
 from django.utils.timezone import now
 
@@ -20,7 +21,6 @@ PIECE = timedelta(minutes=30)
 AGAIN = timedelta(minutes=3)
 # Runs sampled per minute for the delay of their first and last event.
 SAMPLED_RUNS = 200
-KEPT = timedelta(days=7)
 
 _STORE = sql.beside(__file__).command("store_minutes")
 
@@ -33,7 +33,8 @@ def roll_up(*, at: datetime | None = None) -> None:
     while start < end:
         add_up(start, min(start + PIECE, end))
         start += PIECE
-    Minute.objects.filter(minute__lt=end - KEPT).delete()
+    if settings.STATISTICS_KEEP_DAYS > 0:
+        Minute.objects.filter(minute__lt=end - timedelta(days=settings.STATISTICS_KEEP_DAYS)).delete()
 
 
 def add_up(start: datetime, end: datetime) -> None:

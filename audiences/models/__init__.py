@@ -15,6 +15,7 @@ from audiences.models.installs import Install, LyticsAccount, Pace, Token, new_p
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
 from audiences.models.resends import Again, Resend
+from audiences.models.retention import Horizon, Pruning
 from audiences.models.retirements import Retirement
 from audiences.models.troubles import Trouble, TroubleMessage
 from audiences.models.twins import Twin
@@ -35,6 +36,7 @@ __all__ = [
     "Forgotten",
     "FutureTime",
     "GuidedChange",
+    "Horizon",
     "Install",
     "Lane",
     "LyticsAccount",
@@ -43,6 +45,7 @@ __all__ = [
     "Pace",
     "Parked",
     "Profile",
+    "Pruning",
     "Receipt",
     "Resend",
     "Retirement",

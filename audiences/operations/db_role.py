@@ -1,7 +1,8 @@
 """The database rights of web, workers and beat when they don't log in as the owner of the tables.
 
 The owner runs the migrations. The processes' role reads and writes rows and can't alter tables. It can only append to
-the log and can't delete history, so a compromised process can't either.
+the log and can't delete recent history, so a compromised process can't either. Old history it deletes through a
+function of the owner.
 """
 
 from django.apps import apps
@@ -53,7 +54,7 @@ def grant(role: str) -> dict[str, str]:
             cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
             cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(words), sql.Identifier(table), name))
         # Functions for changes that only the owner of the log may make; each does one thing.
-        for function in ("summarise_events", "forget_customer"):
+        for function in ("summarise_events", "forget_customer", "prune_rows"):
             granted = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}")
             cursor.execute(granted.format(sql.Identifier(function), name))
     return rights

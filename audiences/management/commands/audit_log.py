@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from audiences.insight import horizons
 from audiences.operations import audit
 
 
@@ -20,8 +21,14 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         findings = audit.audit()
+        deleted = [words for words in map(horizons.words, ("runs",)) if words]
         if options["json"]:
-            report = {"clean": not findings, "checked": list(audit.TRUTHS), "findings": list(map(asdict, findings))}
+            report = {
+                "clean": not findings,
+                "checked": list(audit.TRUTHS),
+                "findings": list(map(asdict, findings)),
+                "horizons": deleted,
+            }
             self.stdout.write(json.dumps(report))
         else:
             for finding in findings:
@@ -29,5 +36,7 @@ class Command(BaseCommand):
             for truth in audit.TRUTHS:
                 if truth not in {finding.truth for finding in findings}:
                     self.stdout.write(f"holds: {truth}")
+            for words in deleted:
+                self.stdout.write(f"checked from there on: {words}")
         if findings:
             sys.exit(1)

@@ -68,7 +68,8 @@ GROUP BY audience.id, lane.audience_id
 HAVING lane.member_count <> count(held.identifier)
 
 -- name: history
--- Lanes with a number up to the cursor that no Run with a known outcome covers.
+-- Lanes with a number up to the cursor that no Run with a known outcome covers. Runs up to the
+-- horizon may be deleted.
 WITH
 -- The numbers of each audience that such Runs cover.
 covered AS (
@@ -80,8 +81,9 @@ SELECT audience.odp_id AS audience,
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
 LEFT JOIN covered ON covered.audience_id = lane.audience_id
-WHERE lane.delivered_sequence > 0
-    AND NOT coalesce(covered.numbers @> int8range(1, lane.delivered_sequence, '[]'), false)
+LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = lane.audience_id
+WHERE lane.delivered_sequence > coalesce(horizon.runs_to, 0) AND NOT coalesce(
+    covered.numbers @> int8range(coalesce(horizon.runs_to, 0) + 1, lane.delivered_sequence, '[]'), false)
 
 -- name: rejected
 -- Customers with an open parked item that ODP rejected, whose ledger row doesn't say so.

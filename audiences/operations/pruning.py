@@ -1,0 +1,140 @@
+"""Prune: delete rows that are older than their retention, in small steps. The only writer of Pruning and Horizon.
+
+A step is one transaction over at most ``ROWS`` rows, with its progress. A process that dies in one loses that step, and
+the next run goes on. No step waits for a row that something else has locked, and none locks a row that a call, a claim
+or a settle needs: what it deletes is closed and older than a day. See docs/retention.md.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q
+
+from audiences import sql
+from audiences.models import Pruning
+
+log = structlog.get_logger(__name__)
+
+# Rows that one step looks at.
+ROWS = 1_000
+# The longest run, in seconds. Half of it is pauses.
+SECONDS = 10.0
+
+
+class Moment(NamedTuple):
+    at: datetime
+
+
+class Waiting(NamedTuple):
+    install_id: int
+    received_at: datetime
+
+
+class Step(NamedTuple):
+    """The result of one step; ``position`` is None when it looked at no row."""
+
+    pruned: int
+    position: int | None
+    is_done: bool
+
+
+_SQL = sql.beside(__file__)
+_HORIZON = _SQL.query("horizon", Moment._make)
+_WAITING = _SQL.query("oldest_waiting", Waiting._make)
+
+_REQUESTS = _SQL.query("requests", Step._make)
+_PARKED = _SQL.query("parked", Step._make)
+_DELIVERIES = _SQL.query("deliveries", Step._make)
+_RUNS = _SQL.query("runs", Step._make)
+_RECEIPTS = _SQL.query("receipts", Step._make)
+_DIFFERENCES = _SQL.query("differences", Step._make)
+_AUDITS = _SQL.query("audits", Step._make)
+_MESSAGES = _SQL.query("messages", Step._make)
+_TROUBLES = _SQL.query("troubles", Step._make)
+
+# The setting of each kind of rows, in an order that deletes what refers to a row before the row.
+KINDS = {
+    "requests": "REQUESTS_KEEP_DAYS",
+    "parked": "PARKED_KEEP_DAYS",
+    "deliveries": "DELIVERIES_KEEP_DAYS",
+    "runs": "RUNS_KEEP_DAYS",
+    "receipts": "RECEIPTS_KEEP_DAYS",
+    "differences": "AUDITS_KEEP_DAYS",
+    "audits": "AUDITS_KEEP_DAYS",
+    "messages": "TROUBLES_KEEP_DAYS",
+    "troubles": "TROUBLES_KEEP_DAYS",
+}
+# Their passes continue after the last one, because rows that are done stay in the table.
+CONTINUED = {"requests"}
+_STATEMENTS = {
+    statement.name: statement
+    for statement in (
+        *(_REQUESTS, _PARKED, _DELIVERIES, _RUNS, _RECEIPTS),
+        *(_DIFFERENCES, _AUDITS, _MESSAGES, _TROUBLES),
+    )
+}
+
+
+def prune(*, seconds: float = SECONDS, pause: Callable[[float], None] = time.sleep) -> int:
+    """Take steps for at most ``seconds``, one of each kind in turn. Returns the number of rows deleted."""
+    until = time.monotonic() + seconds
+    open_kinds = {kind: _needs(kind) for kind in KINDS if _begin(kind)}
+    pruned = 0
+    while open_kinds:
+        for kind, needs in list(open_kinds.items()):
+            began = time.monotonic()
+            if began >= until:
+                open_kinds.clear()
+                break
+            step = _step(kind, needs)
+            if step is None or step.is_done:
+                del open_kinds[kind]
+            pruned += step.pruned if step else 0
+            pause(time.monotonic() - began)
+    if pruned:
+        log.info("old rows deleted", rows=pruned)
+    return pruned
+
+
+def _needs(kind: str) -> dict[str, Any]:
+    """What a kind's statement needs besides the progress. Read once per run: with each step it would read all lanes."""
+    if kind != "receipts":
+        return {}
+    waiting = _WAITING.run(horizon=Pruning.objects.get(kind=kind).horizon_at).all()
+    return {"installs": [one.install_id for one in waiting], "waiting": [one.received_at for one in waiting]}
+
+
+def _begin(kind: str) -> bool:
+    """Begin a pass if the horizon has moved. Returns whether there is anything left to do."""
+    days: int = getattr(settings, KINDS[kind])
+    if days <= 0:
+        return False
+    horizon = _HORIZON.run(days=days).one()
+    assert horizon is not None
+    Pruning.objects.get_or_create(kind=kind)
+    moved = Pruning.objects.filter(Q(horizon_at=None) | Q(horizon_at__lt=horizon.at), kind=kind)
+    start: dict[str, Any] = {} if kind in CONTINUED else {"position": 0, "sequence": 0}
+    moved.update(horizon_at=horizon.at, is_done=False, **start)
+    # The horizon is later than the setting says when somebody has raised it since.
+    return Pruning.objects.filter(kind=kind, is_done=False, horizon_at__lte=horizon.at).exists()
+
+
+def _step(kind: str, needs: dict[str, Any]) -> Step | None:
+    """One transaction; None when another process is at this kind."""
+    with transaction.atomic():
+        row = Pruning.objects.select_for_update(skip_locked=True).filter(kind=kind, is_done=False).first()
+        if row is None:
+            return None
+        step = _STATEMENTS[kind].run(after=row.position, rows=ROWS, horizon=row.horizon_at, **needs).one()
+        assert step is not None
+        Pruning.objects.filter(kind=kind).update(
+            position=row.position if step.position is None else step.position,
+            is_done=step.is_done,
+            pruned=F("pruned") + step.pruned,
+        )
+    return step

@@ -1,0 +1,16 @@
+-- Conditions that several statements of pruning.sql share.
+
+-- fragment: run_is_needed
+-- The Run has events that aren't delivered, or it is the newest of its lane: a claim takes at least its events. A Run
+-- of skipped events stays as long as these, because it alone says that they were skipped.
+(run.last_sequence > lane.delivered_sequence
+    OR NOT EXISTS (SELECT FROM audiences_run AS newer WHERE newer.audience_id = run.audience_id AND newer.id > run.id)
+    OR run.outcome = 'skipped' AND run.last_sequence > coalesce(
+        (SELECT events_to FROM audiences_horizon AS horizon WHERE horizon.audience_id = run.audience_id), 0))
+
+-- fragment: audit_is_old
+-- The audit has ended before the horizon, isn't the newest of its audience, and no repair works on it.
+(audit.ended_at < %(horizon)s AND NOT audit.is_newest AND NOT EXISTS (
+    SELECT FROM audiences_resend AS repair
+    WHERE repair.audience_id = audit.audience_id AND repair.kind = 'repair' AND repair.ended_at IS NULL
+        AND repair.upto = audit.id))

@@ -1,0 +1,227 @@
+-- Deleting old rows, in steps. Each statement looks at the next rows after an id and deletes those that are from before
+-- the horizon and that nothing needs. It gives the last id done, the number of rows deleted, and whether the pass is
+-- done: no row that it looked at is from before the horizon. Ids follow the time closely enough for that. The primary
+-- key serves the search, and SKIP LOCKED leaves a row that is in use to the next pass.
+
+-- name: horizon
+-- The beginning of the day, UTC, the given number of days ago: a time by the database's clock.
+SELECT date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - make_interval(days => %(days)s) AS at
+
+-- name: oldest_waiting
+-- The installs with undelivered events from before the horizon, and when the oldest of these was received. Events
+-- behind the end of a retired audience's log don't count.
+SELECT audience.install_id, min(event.received_at) AS received_at
+FROM audiences_lane AS lane
+JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+CROSS JOIN LATERAL (
+    SELECT received_at FROM audiences_event
+    WHERE audience_id = lane.audience_id AND sequence = lane.delivered_sequence + 1 LIMIT 1
+) AS event
+WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
+    AND event.received_at < %(horizon)s
+GROUP BY audience.install_id
+
+-- name: receipts
+-- Calls without parked items, from before the oldest undelivered event of their install. Five minutes of slack, because
+-- event numbers follow the time of receipt only approximately.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, received_at FROM audiences_receipt WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT receipt.id FROM looked JOIN audiences_receipt AS receipt ON receipt.id = looked.id
+    WHERE receipt.received_at < %(horizon)s
+        AND NOT EXISTS (SELECT FROM audiences_parked AS parked WHERE parked.receipt_id = receipt.id)
+        AND NOT EXISTS (
+            SELECT FROM unnest(%(installs)s::bigint[], %(waiting)s::timestamptz[]) AS waits(install_id, received_at)
+            WHERE waits.install_id = receipt.install_id
+                AND receipt.received_at >= waits.received_at - interval '5 minutes'
+        )
+    FOR UPDATE OF receipt SKIP LOCKED
+),
+-- Their deletion.
+gone AS (SELECT prune_rows('receipts', (SELECT array_agg(id) FROM chosen)) AS pruned)
+SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(received_at >= %(horizon)s), true) AS is_done
+FROM looked
+
+-- name: requests
+-- Bodies of requests. The passes continue where the one before ended, so a body whose row is locked now isn't passed:
+-- the last id done is the one before it.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, opened_at, request IS NOT NULL AND opened_at < %(horizon)s AS is_old
+    FROM audiences_delivery WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT delivery.id FROM looked JOIN audiences_delivery AS delivery ON delivery.id = looked.id
+    WHERE looked.is_old FOR UPDATE OF delivery SKIP LOCKED
+),
+-- Their bodies are deleted.
+gone AS (
+    UPDATE audiences_delivery AS delivery SET request = NULL FROM chosen WHERE delivery.id = chosen.id RETURNING 1
+)
+SELECT (SELECT count(*) FROM gone) AS pruned,
+    coalesce(min(id) FILTER (WHERE stays) - 1, max(id) FILTER (WHERE opened_at < %(horizon)s)) AS position,
+    coalesce(bool_or(stays) OR bool_and(opened_at >= %(horizon)s), true) AS is_done
+FROM (
+    SELECT looked.*, is_old AND NOT EXISTS (SELECT FROM chosen WHERE chosen.id = looked.id) AS stays FROM looked
+) AS done
+
+-- name: deliveries
+-- Closed Deliveries with a final response or reconciled, that no parked item and no needed Run refers to.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, opened_at FROM audiences_delivery WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT delivery.id FROM looked JOIN audiences_delivery AS delivery ON delivery.id = looked.id
+    WHERE delivery.closed_at < %(horizon)s
+        AND (delivery.affirmed_at IS NOT NULL OR delivery.outcome NOT IN ('unknown', 'retry_later'))
+        AND NOT EXISTS (SELECT FROM audiences_parked AS parked WHERE parked.delivery_id = delivery.id)
+        AND NOT EXISTS (
+            SELECT FROM audiences_run AS run JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id
+            WHERE run.delivery_id = delivery.id AND {{run_is_needed}}
+        )
+    FOR UPDATE OF delivery SKIP LOCKED
+),
+-- Their deletion.
+gone AS (SELECT prune_rows('deliveries', (SELECT array_agg(id) FROM chosen)) AS pruned)
+SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(opened_at >= %(horizon)s), true) AS is_done
+FROM looked
+
+-- name: runs
+-- Closed Runs that aren't needed and have no Delivery any more. Stores for each audience up to which number they were.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, opened_at FROM audiences_run WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT run.id, run.audience_id, run.last_sequence FROM looked JOIN audiences_run AS run ON run.id = looked.id
+    JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id
+    WHERE run.closed_at < %(horizon)s AND NOT {{run_is_needed}}
+        AND NOT EXISTS (SELECT FROM audiences_delivery AS delivery WHERE delivery.id = run.delivery_id)
+    FOR UPDATE OF run SKIP LOCKED
+),
+-- Their deletion.
+gone AS (SELECT prune_rows('runs', (SELECT array_agg(id) FROM chosen)) AS pruned),
+-- The numbers up to which Runs are deleted.
+moved AS (
+    INSERT INTO audiences_horizon AS horizon (audience_id, runs_to)
+    SELECT audience_id, max(last_sequence) FROM chosen GROUP BY audience_id ORDER BY audience_id
+    ON CONFLICT (audience_id) DO UPDATE SET runs_to = greatest(horizon.runs_to, excluded.runs_to)
+)
+SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(opened_at >= %(horizon)s), true) AS is_done
+FROM looked
+
+-- name: parked
+-- Closed parked items. A change that ODP rejected stays as long as its event, whose fate only the item tells.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, parked_at FROM audiences_parked WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT parked.id FROM looked JOIN audiences_parked AS parked ON parked.id = looked.id
+    WHERE parked.closed_at < %(horizon)s AND NOT EXISTS (
+        SELECT FROM audiences_event AS event
+        WHERE event.audience_id = parked.audience_id AND event.sequence = parked.sequence
+    )
+    FOR UPDATE OF parked SKIP LOCKED
+),
+-- Their deletion.
+gone AS (SELECT prune_rows('parked', (SELECT array_agg(id) FROM chosen)) AS pruned)
+SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(parked_at >= %(horizon)s), true) AS is_done
+FROM looked
+
+-- name: differences
+-- Differences of old audits.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, audit_id FROM audiences_difference WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT difference.id FROM looked JOIN audiences_difference AS difference ON difference.id = looked.id
+    JOIN audiences_audit AS audit ON audit.id = looked.audit_id
+    WHERE {{audit_is_old}} FOR UPDATE OF difference SKIP LOCKED
+),
+-- Their deletion.
+gone AS (DELETE FROM audiences_difference AS difference USING chosen WHERE difference.id = chosen.id RETURNING 1)
+SELECT (SELECT count(*) FROM gone) AS pruned, max(looked.id) AS position,
+    coalesce(bool_and(audit.asked_at >= %(horizon)s), true) AS is_done
+FROM looked JOIN audiences_audit AS audit ON audit.id = looked.audit_id
+
+-- name: audits
+-- Old audits without differences.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, asked_at FROM audiences_audit WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT audit.id FROM looked JOIN audiences_audit AS audit ON audit.id = looked.id
+    WHERE {{audit_is_old}}
+        AND NOT EXISTS (SELECT FROM audiences_difference AS difference WHERE difference.audit_id = audit.id)
+    FOR UPDATE OF audit SKIP LOCKED
+),
+-- Their deletion.
+gone AS (DELETE FROM audiences_audit AS audit USING chosen WHERE audit.id = chosen.id RETURNING 1)
+SELECT (SELECT count(*) FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(asked_at >= %(horizon)s), true) AS is_done
+FROM looked
+
+-- name: messages
+-- Messages that were sent or given up, of resolved troubles or of none.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, created_at FROM audiences_troublemessage WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT message.id FROM looked JOIN audiences_troublemessage AS message ON message.id = looked.id
+    LEFT JOIN audiences_trouble AS trouble ON trouble.id = message.trouble_id
+    WHERE coalesce(message.sent_at, message.given_up_at) < %(horizon)s
+        AND (trouble.id IS NULL OR trouble.resolved_at < %(horizon)s)
+    FOR UPDATE OF message SKIP LOCKED
+),
+-- Their deletion.
+gone AS (SELECT prune_rows('messages', (SELECT array_agg(id) FROM chosen)) AS pruned)
+SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(created_at >= %(horizon)s), true) AS is_done
+FROM looked
+
+-- name: troubles
+-- Resolved troubles without messages.
+WITH
+-- The next rows, by id.
+looked AS MATERIALIZED (
+    SELECT id, first_seen_at FROM audiences_trouble WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+),
+-- Those of them that are old and that nothing needs.
+chosen AS MATERIALIZED (
+    SELECT trouble.id FROM looked JOIN audiences_trouble AS trouble ON trouble.id = looked.id
+    WHERE trouble.resolved_at < %(horizon)s
+        AND NOT EXISTS (SELECT FROM audiences_troublemessage AS message WHERE message.trouble_id = trouble.id)
+    FOR UPDATE OF trouble SKIP LOCKED
+),
+-- Their deletion.
+gone AS (SELECT prune_rows('troubles', (SELECT array_agg(id) FROM chosen)) AS pruned)
+SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
+    coalesce(bool_and(first_seen_at >= %(horizon)s), true) AS is_done
+FROM looked

@@ -1,0 +1,50 @@
+"""``DATABASE_URL`` as Django's settings of the database."""
+
+import re
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from psycopg.conninfo import conninfo_to_dict
+
+
+def read(url: str, *, prepared: bool) -> dict[str, object]:
+    """A URL as libpq reads it: several hosts, IPv6, sockets, and any of libpq's options behind the question mark."""
+    if not url.startswith(("postgres://", "postgresql://")):
+        raise ImproperlyConfigured("DATABASE_URL must start with postgres:// — PostgreSQL is the one engine.")
+    try:
+        options = conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise ImproperlyConfigured(f"DATABASE_URL can't be read: {_without_password(url, str(error))}.") from None
+    own = {django: str(options.pop(libpq, "") or "") for django, libpq in _OF_DJANGO.items()}
+    return {
+        "ENGINE": "audiences.database",
+        **own,
+        # Web threads keep their connection, and so do workers (workers/app.py).
+        "CONN_MAX_AGE": None,
+        # The backend notices without a round trip that a session was closed.
+        "CONN_HEALTH_CHECKS": False,
+        # Django reads choices with cursors that outlive a transaction; behind PgBouncer the next fetch uses another
+        # session. No code here needs such cursors: long results are read in pages.
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+        "OPTIONS": {
+            # For each host. A lost network is noticed after 10 to 20 s instead of after minutes. None of these is sent
+            # to the server, so PgBouncer doesn't mind them.
+            "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "application_name": "lytics-sync",
+            # Django would switch them off for the whole connection. Its own statements are never prepared.
+            "prepare_threshold": 5 if prepared else None,
+            **options,
+        },
+    }
+
+
+_OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+
+
+def _without_password(url: str, words: str) -> str:
+    """libpq's complaint without what it quotes: that may be the password, or a part of it."""
+    return re.sub(r'"[^"]*"', "…", words.strip().replace(url, "…"))
