@@ -102,7 +102,8 @@ class House:
             admin.execute(f"ALTER DATABASE {TEST_DATABASE} RENAME TO {embedded.NAME}")
 
     def _start_programs(self) -> None:
-        self.manage("migrate", "--noinput", "--verbosity", "0")
+        if "CLUSTER" not in os.environ:
+            self.manage("migrate", "--noinput", "--verbosity", "0")
         workers = [replace(worker, env=self._bent(worker.name)) for worker in self.stack.workers(self.workers)]
         self.fleet.start(self.stack.web(), *workers, self.stack.beat())
         if not self.wait(lambda: self.stack.answers("/health/ready"), seconds=30):
