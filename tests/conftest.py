@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from threading import Thread
+from typing import Any
 
 import django.conf
 import pytest
@@ -12,6 +13,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test import Client, TransactionTestCase
 from hypothesis import settings
 from pytest_django.fixtures import Settings
+from xdist.scheduler import LoadFileScheduling
 
 from audiences import redis_client, tallies
 from audiences.models import Install
@@ -45,31 +47,52 @@ WRITTEN_BY_MIGRATIONS = (
 # which takes 70 ms of CPU for a handful of rows; DELETE takes 2 ms. Above it, TRUNCATE also ends the bloat.
 DELETED_BYTES = 1 << 20
 
+BROWSER = "browser/"
 
-# The files with the longest duration, longest first. A test process runs whole files in this order; a long file
-# started last would keep one process busy while the others are idle.
+# The files with the longest duration, and those of the browser together, longest first. A test process runs whole files
+# in this order; a long file started last would keep one process busy while the others are idle.
 LONGEST_FIRST = (
+    BROWSER,
     "test_chaos.py",
     "test_rights.py",
-    "test_local_runner.py",
-    "test_bench.py",
-    "browser/test_access.py",
-    "browser/test_mending.py",
+    "test_changes.py",
     "test_database_sessions.py",
-    "test_million.py",
-    "test_slow_senders.py",
-    "test_pgbouncer.py",
-    "browser/test_connecting.py",
+    "test_local_runner.py",
     "test_database_errors.py",
-    "test_front_door.py",
+    "test_slow_senders.py",
+    "test_million.py",
+    "test_pgbouncer.py",
+    "test_bench.py",
+    "test_connections.py",
+    "test_history.py",
+    "test_learn_account.py",
+    "test_heartbeat_monitor.py",
     "test_overload.py",
+    "test_health.py",
+    "test_front_door.py",
+    "test_redis_tls.py",
+    "test_resend.py",
+    "test_provision.py",
+    "test_drain.py",
+    "test_sandbox_lytics.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files to each test process, and all files of the browser to one: they share a site and a Chromium."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduling = LoadFileScheduling(config, log)
+    of_file = scheduling._split_scope
+    scheduling._split_scope = lambda nodeid: BROWSER if nodeid.startswith(f"tests/{BROWSER}") else of_file(nodeid)
+    return scheduling
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
-        file = item.nodeid.partition("::")[0].removeprefix("tests/")
-        return LONGEST_FIRST.index(file) if file in LONGEST_FIRST else len(LONGEST_FIRST)
+        file = item.nodeid.removeprefix("tests/")
+        return next((at for at, name in enumerate(LONGEST_FIRST) if file.startswith(name)), len(LONGEST_FIRST))
 
     items.sort(key=place)
 
