@@ -1,1 +1,1 @@
-"""HTTP requests that we make, to whichever server: one deadline each, strict responses, errors in words."""
+"""HTTP requests of this service: one deadline per request, strict reading of responses, errors in words."""

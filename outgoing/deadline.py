@@ -1,12 +1,12 @@
 """One deadline for a whole HTTP request: connecting, sending, and every byte of the response.
 
-The timeouts of ``requests`` limit each socket operation, so a server that sends a byte a second holds a request for
-ever, and a request that outlives the lease of its lane could overtake the next request. Here a timer shuts down the
+The timeouts of ``requests`` limit each socket operation, so a server that sends a byte a second never ends a request,
+and a request that outlives the lease of its lane could overtake the next request. Here a timer shuts down the
 connection when time is up. A connection that is still being opened can't be shut down; so when it opens too late,
 the request fails before a byte is sent.
 
-The rate limiter's permission is requested right before the first byte too. Requested earlier, it would be followed by
-the time for connecting, and requests would arrive unevenly spaced.
+The rate limiter's permission is requested right before the first byte too. If it were requested before connecting, the
+varying time for connecting would make requests arrive unevenly spaced.
 """
 
 import socket
@@ -161,7 +161,7 @@ class _Guarded(HTTPConnection):
     """urllib3's connection that checks the deadline after connecting and before each piece is sent."""
 
     response_class = Response
-    # Whether it has carried a response. If so it was kept alive, and the server may have closed it since.
+    # Whether this connection has carried a response. Then it was kept alive, and the server may have closed it since.
     _has_answered = False
 
     def connect(self) -> None:

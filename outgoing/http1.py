@@ -45,7 +45,7 @@ class Response(HTTPResponse):
         super()._close_conn()  # type: ignore[misc] # private, and not in the stubs
 
     def _is_followed(self) -> bool:
-        """Whether data was received behind the response. Checked here: the response takes its buffer with it."""
+        """Whether data was received behind the response. Only the response can check it, as it keeps the buffer."""
         seconds = self._socket.gettimeout()
         self._socket.settimeout(0)
         try:

@@ -1,4 +1,4 @@
-"""Reasons for a person when no response came: one table from exceptions of Python and its libraries to text."""
+"""Reasons for a person when there is no response: one table from exceptions of Python and its libraries to text."""
 
 import socket
 import ssl
@@ -33,7 +33,7 @@ def words_for(error: BaseException, *, server: str = "ODP", address: str = "the 
 
 
 def elsewhere(words: str) -> str:
-    """``words_for`` an error of a server other than ODP, to put behind the server's name."""
+    """The reason for an error of a server other than ODP, to be written after the server's name."""
     words = words.removeprefix(_UNREACHED.format(server="ODP")).partition(". ")[0]
     return "its address is not valid" if "ODP host" in words else words.replace("ODP", "it")
 

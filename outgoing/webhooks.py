@@ -40,7 +40,7 @@ def signed(webhook_id: str, body: bytes, *, secret: str, at: int) -> dict[str, s
 
 
 def post(url: str, body: bytes, *, name: str, seconds: float, headers: Mapping[str, str] | None = None) -> str:
-    """Returns why the receiver didn't accept it; empty after a 2xx. ``name`` stands for the URL, which may be secret.
+    """Return why the receiver didn't accept it; empty after a 2xx. ``name`` replaces the URL, which may be secret.
 
     A redirect isn't followed, and nothing of the response's body is read.
     """

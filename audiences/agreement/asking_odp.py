@@ -15,7 +15,7 @@ from odp.graphql import FS, WEB, Customer, ask
 from odp.outcomes import Outcome
 
 SECONDS = 30.0
-# Seconds before the next query after one without a response.
+# Seconds before the next query after a query without a response.
 AGAIN_SECONDS = 10.0
 UNKNOWN = "ODP doesn't know the customer: consent was withdrawn, or the profile was merged or deleted."
 CHANGED = "ODP has another value: another system wrote it, or ODP did not apply what it accepted."
@@ -47,7 +47,7 @@ _STILL = _SQL.query("still", _Still._make)
 def step(audit: Audit) -> Step:
     """Ask ODP about the next people, and ask again, by both identifiers, about the people who differ.
 
-    People with an event since the audit began, delivered or waiting, are in motion and left out.
+    People with an event since the audit began, delivered or waiting, are left out: their state may be changing.
     """
     cursor = Lane.objects.values_list("delivered_sequence", flat=True).get(pk=audit.audience_id)
     people = _NEXT.run(
@@ -93,7 +93,7 @@ def _shown(audit: Audit, customers: Sequence[Customer]) -> list[bool | None] | N
 
 
 def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list[tuple[Person, _Shown]] | None:
-    """The people who still differ in a second query by both identifiers and aren't in motion now."""
+    """The people who still differ in a second query by both identifiers and have no newer event."""
     if not doubtful:
         return []
     both = _shown(audit, [(name, person.identifier) for person in doubtful for name in (FS, WEB)])

@@ -1,4 +1,4 @@
-"""Audits: request one, and take its steps, phase by phase. The only writer of Audits.
+"""Audits: request an audit, and take its steps, phase by phase. The only writer of Audits.
 
 Each step is one request to Lytics or ODP, or one statement, and is stored before the next one begins. A worker holds a
 lease while it takes steps. If it dies, another worker continues after the last stored step.
@@ -38,7 +38,7 @@ _STEPS: dict[str, Callable[[Audit], Step]] = {
 }
 
 
-# --- asking for one ------------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------------------
 
 
 def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float = 1.0) -> Audit | None:
@@ -87,7 +87,7 @@ def stop(audit: Audit, *, by: str) -> bool:
     return done
 
 
-# --- going on ------------------------------------------------------------------------------------------------
+# --- steps ---------------------------------------------------------------------------------------------------
 
 
 def due() -> list[int]:

@@ -12,7 +12,7 @@ from lytics import times
 from lytics.facts import Fact, Kind
 
 _KIND = Difference.Kind
-# Differences of parked items. Sending these again would fail again; a person has to fix the cause first.
+# Differences of parked items. ODP would reject them again until a person fixes the cause.
 _WAITING = Q(why=WORDS["refused"]) | Q(why__startswith="Parked: ")
 
 

@@ -13,7 +13,7 @@ from lytics.identifiers import is_identifier
 
 # The most times that a scan is started. It starts again when its token has expired.
 STARTS = 5
-# Seconds before the next request after one without a response.
+# Seconds before the next request after a request without a response.
 AGAIN_SECONDS = 10.0
 NOT_CONNECTED = "Lytics was not asked, because the install has no Lytics API token."
 BY_NAME = "Lytics was not asked, because its calls name the audience by its slug alone."
@@ -54,12 +54,12 @@ def step(audit: Audit) -> Step:
 
 
 def _is_short(seen: int, total: int | None) -> bool:
-    """Whether a scan has far fewer members than its total. A small gap is normal: members move during a scan."""
+    """Whether a scan has far fewer members than its total. A small gap is normal: members change during a scan."""
     return total is not None and seen < total * 0.99 - 10
 
 
 def _check_named(audit: Audit, *, members_seen: int, field: str) -> None:
-    """End the audit if most members came without the identifier field: they would look like people who left."""
+    """End the audit if most members lack the identifier field, because they would look like people who left."""
     named = ScannedMember.objects.filter(audit=audit).count()
     if named * 2 < members_seen:
         raise Ended(

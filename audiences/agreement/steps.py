@@ -13,7 +13,7 @@ class Ended(Exception):
 
 
 class Wait:
-    """From ``LONG`` seconds on, a worker leaves the audit and takes other work while it waits."""
+    """A wait. If it is ``LONG`` seconds or longer, the worker takes other work meanwhile."""
 
     LONG = 5.0
 

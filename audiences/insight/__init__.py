@@ -1,1 +1,1 @@
-"""What people are shown: states, histories, totals, and checks of the whole path."""
+"""The data of pages and commands: states, histories, totals, and tests of the whole path."""

@@ -10,7 +10,7 @@ from audiences.receiving.backlog import CAN_NOT_BE_MADE, HELD
 
 
 class Backlog(NamedTuple):
-    """Waiting events of one install, and when the oldest was received; ``free`` without those of held audiences."""
+    """Waiting events of one install, and when the oldest was received; ``free`` leaves out held audiences."""
 
     waiting: int = 0
     oldest_at: datetime | None = None

@@ -1,7 +1,7 @@
-"""Whether a pair of accounts is connected: five lines or six, each done, waiting, or failing with what to do.
+"""The check list: whether a pair of accounts is connected, in five or six lines with the cure of what fails.
 
-Read from facts that are there anyway, over a few rows. The last line is about the test customer; the others are about
-Lytics and its customers, and test customers count for nothing there.
+Each line is done, waiting or failing, and is derived from a few stored rows. Only the last line is about test
+customers; the other lines ignore them.
 """
 
 import re
@@ -19,7 +19,7 @@ from lytics import reasons
 
 # The number of newest identifiers whose form is checked.
 IDENTIFIERS = 300
-# 32 hexadecimal characters without dashes, as ODP makes them; or as mobile SDKs write them, with a prefix.
+# 32 hexadecimal characters without dashes, as ODP creates them, or with the prefix that mobile SDKs write.
 VUID = re.compile(r"[0-9a-f]{32}|vuid_[0-9a-z]{27}", re.IGNORECASE)
 
 
@@ -75,7 +75,7 @@ def _key(install: Install, audiences: QuerySet[Audience]) -> Line:
     asked_at = install.key_asked_at
     if asked_at and install.key_problem and (made_at is None or made_at < asked_at):
         return _failing(name, title, install.key_problem)
-    # A test customer that ODP has shown was sent with the key, too.
+    # A test customer that ODP has shown was sent with the key, so ODP accepted it.
     accepted = [at for at in (asked_at, made_at, probes.proof_of(install).at) if at]
     if accepted:
         return _done(name, title, max(accepted))
@@ -86,7 +86,7 @@ def _key(install: Install, audiences: QuerySet[Audience]) -> Line:
 
 
 def calls_of_lytics(install: Install | OuterRef) -> QuerySet[Receipt]:
-    """Newest first; a test customer's calls are ours."""
+    """Newest first, without the calls of test customers, which this service makes."""
     return Receipt.objects.filter(install=install).exclude(job=trials.JOB)
 
 
@@ -118,7 +118,7 @@ def _call(install: Install) -> Line:
 
 
 def _identifier(install: Install) -> Line:
-    """By what the newest messages show, and never by what an earlier identifier field has found."""
+    """Judged by the newest messages only, because earlier ones may have been read by another identifier field."""
     field = install.identifier_field
     name, title = "identifier", f"Customer identifier {field} found"
     seen = evidence.of(install)
@@ -230,7 +230,7 @@ def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
 
 
 def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]) -> Line | None:
-    """What keeps all of the install's audiences from ODP."""
+    """The reason why no audience of the install can be created in ODP."""
     if not install.enabled:
         return _failing(name, title, "The install is off.", "Enable it and save.")
     if install.backoff_until_at is not None:
@@ -261,7 +261,7 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
 
 
 def _shown(install: Install) -> Line:
-    """What the last completed test customer proved, whether a person or the schedule sent it."""
+    """The result of the last completed test customer, sent by a person or by the schedule."""
     name, title = "shown", "Test customer shown in ODP (GraphQL)"
     proof = probes.proof_of(install)
     if proof.word == "none":

@@ -30,7 +30,7 @@ from odp.outcomes import Outcome
 # have decided a shown one.
 SHOWN = 100
 READ = 2_000
-# Attempts shown for one event. A bisection makes about a dozen; a backoff may last for days.
+# Attempts shown for one event. A bisection makes about a dozen attempts, a backoff of days makes many more.
 ATTEMPTS = 20
 
 # The largest number of spellings of one identifier that are all looked up.
@@ -49,7 +49,7 @@ class End(Enum):
     DELIVERED = auto()
     FOLDED = auto()
     PARKED = auto()
-    # A person skipped it; its run says who and why.
+    # A person skipped it; its run has the name and the reason.
     SKIPPED = auto()
 
 
@@ -58,9 +58,9 @@ class EventStatus:
     """The status of one event. Its audience and lane are fetched with it.
 
     ``attempts`` are runs, newest first: those that delivered the event, those that tried to, and for a folded event
-    those that may have delivered it before a newer one arrived, because a request without a complete response leaves
-    open which changes ODP applied. ``decided_by`` is the event that a folded event lost to: the event itself when it
-    changed nothing, None when the log no longer has it.
+    those that may have delivered it before a newer event arrived, because after a request without a complete response
+    nobody knows which changes ODP applied. ``decided_by`` is the event that decided in place of a folded event: the
+    event itself when it changed nothing, None when the log no longer has it.
     """
 
     event: Event
@@ -69,7 +69,7 @@ class EventStatus:
     decided_by: Event | None = None
     parked: Parked | None = None
     holds: bool = False
-    # The transition time that Lytics sent, when it was too far in the future to be believed.
+    # The transition time that Lytics sent, when it was ignored because it was too far in the future.
     claimed_ns: int | None = None
 
 
@@ -127,12 +127,12 @@ def customer_history(identifier: str, *, install_id: int | None = None, before: 
 
 
 def of_event(audience_id: int, sequence: int) -> str | None:
-    """The identifier of an event: a URL that holds the event's number doesn't expose the person."""
+    """The identifier of an event. URLs contain the event's number, so that they don't expose the person."""
     return Event.objects.filter(pk=(audience_id, sequence)).values_list("identifier", flat=True).first()
 
 
 def variants(identifier: str) -> list[str]:
-    """Spellings with other letter case that the ledger has a row for."""
+    """Spellings of the identifier in other letter case for which the ledger has a row."""
     others = _spellings(identifier) - {identifier}
     known = Membership.objects.filter(audience_id__in=list(_audiences(None)), identifier__in=others)
     return sorted(known.values_list("identifier", flat=True).distinct())
@@ -157,13 +157,13 @@ def _spellings(identifier: str) -> set[str]:
 
 
 def _audiences(install_id: int | None) -> dict[int, Audience]:
-    """Read before the events: if a cursor moves in between, an event is shown as *waiting* a moment too long."""
+    """Read before the events, so that a cursor that moves meanwhile only shows an event as *waiting* for too long."""
     rows = Audience.objects.select_related("install", "lane").order_by("install__name", "install_id", "odp_id")
     return {row.pk: row for row in (rows.filter(install=install_id) if install_id else rows)}
 
 
 def _events(identifier: str, before: Place | None) -> list[Event]:
-    """Newest first. Without ``enable_seqscan = off`` the planner underrates the BRIN index and scans the whole log."""
+    """Newest first. Without ``enable_seqscan = off`` the planner scans the whole log instead of the BRIN index."""
     wanted = Event.objects.filter(identifier=identifier).order_by("-received_at", "-audience_id", "-sequence")
     if before is not None:
         at, audience, sequence = before

@@ -1,6 +1,6 @@
-"""Which fields of the newest messages named a customer: read from stored calls and parked items, a bounded number.
+"""Which profile fields of the newest messages identify a customer, by a bounded number of calls and parked items.
 
-Only calls since the identifier field was last changed count: older ones were read by another field.
+Only calls since the last change of the identifier field count, because older calls were read by another field.
 """
 
 from collections import Counter
@@ -13,13 +13,13 @@ from lytics import reasons
 
 # Newest messages that are examined, and the maximum of calls and of parked items read to find them.
 MESSAGES, CALLS, ITEMS = 300, 100, 100
-# Fields named beside the identifier field.
+# The most other fields that are named.
 FIELDS = 8
-# The field is missing or empty. Such items are kept whole, so another field of theirs can be read instead.
+# The field is missing or empty. Such items are stored completely, so that another field can be read instead.
 WITHOUT = (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER)
 # A value of the field is no identifier. If the field holds a list, another value may be one.
 UNFIT = (reasons.PLACEHOLDER, reasons.UNREADABLE_IDENTIFIER, reasons.IDENTIFIER_TOO_LONG)
-# The message was set aside before anybody looked for an identifier.
+# The message was parked before its identifier was read.
 UNREAD = (
     reasons.NOT_JSON,
     reasons.PACKED_BODY,
@@ -32,7 +32,7 @@ UNREAD = (
 )
 
 
-# A part of the message couldn't be read. If something of the call was queued, the rest of the message was.
+# A part of the message couldn't be read. If the call has queued events, the rest of the message was read.
 IN_PART = (reasons.UNREADABLE_MESSAGE,)
 
 
@@ -52,7 +52,7 @@ class Evidence:
 
     @property
     def told_of_others(self) -> str:
-        """Each other field and in how many of the messages without the identifier field it came."""
+        """Each other field, with the number of messages without the identifier field that have it."""
         if not self.others:
             return ""
         counts = ", ".join(f"{name} in {many:,}" for name, many in self.others.most_common(FIELDS))
@@ -60,7 +60,7 @@ class Evidence:
 
 
 def of(install: Install) -> Evidence:
-    """What the newest calls of Lytics show."""
+    """The evidence of Lytics' newest calls."""
     calls = _calls(install)
     messages = sum(max(0, call.messages - _unread(call)) for call in calls)
     found = sum(map(_found, calls))
@@ -73,7 +73,7 @@ def of(install: Install) -> Evidence:
 
 
 def candidates(install_id: int, reason: str) -> list[str]:
-    """Fields that came with the newest items that are parked for a reason, the most frequent ones first."""
+    """Fields of the newest items that are parked for a reason, the most frequent ones first."""
     items = Parked.objects.filter(install_id=install_id, reason=reason, closed_at=None).order_by("-id")
     seen: Counter[str] = Counter()
     for detail in items.values_list("detail", flat=True)[:ITEMS]:
@@ -88,10 +88,10 @@ def fields_seen(detail: str) -> list[str]:
 
 
 def _calls(install: Install) -> list[Receipt]:
-    """Newest first, as many as hold ``MESSAGES`` messages."""
+    """The newest calls, newest first, until they have ``MESSAGES`` messages."""
     newest = Receipt.objects.filter(install=install).exclude(job=trials.JOB).order_by("-id")[:CALLS]
     taken, messages = [], 0
-    # In Python: as a condition it would make PostgreSQL read all older calls in search of a hundred newer ones.
+    # Filtered in Python: with a condition PostgreSQL would read all older calls to find a hundred.
     for call in newest:
         if install.identifier_since_at is not None and call.received_at < install.identifier_since_at:
             break
@@ -112,7 +112,7 @@ def _items(install: Install, calls: list[Receipt]) -> list[str]:
 
 
 def _found(call: Receipt) -> int:
-    """Messages of a call that named a customer; when nothing of it was queued, unfit values were all there was."""
+    """The messages of a call that named a customer. If none of its events was queued, all values were unfit."""
     without = _unread(call) + _count(call, WITHOUT) + (0 if call.queued else _count(call, UNFIT))
     return max(0, call.messages - without)
 

@@ -1,4 +1,4 @@
-"""Which tasks failed lately, and whether Redis takes writes: for the front page. Kept in Redis for some minutes."""
+"""Recently failed tasks, and whether Redis accepts writes, for the front page. Kept in Redis for five minutes."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
 
-# A failure is no longer shown after this long without another one of the same task.
+# Seconds after which a failure is no longer shown, unless the task fails again.
 KEPT_SECONDS = 300
 WORDS = 200
-# Every task of the workers, which the domain knows by name only; a test compares.
+# The names of all tasks of the workers, which this package can't import; a test compares them.
 TASKS = tuple(
     f"workers.tasks.{name}"
     for name in (
@@ -42,7 +42,7 @@ TASKS = tuple(
 )
 # PostgreSQL and Python quote values, and values may be identifiers of customers.
 _QUOTED = re.compile(r"\"[^\"]*\"(?=\s*$)|'[^']*'|(?<=: )\"[^\"]*\"")
-# What Redis answers to a write that it refuses, by the first word, and what that means.
+# The first word of Redis' error for a rejected write, and what it means.
 _REFUSALS = {
     redis.exceptions.OutOfMemoryError: "Redis refuses writes: its memory is full",
     redis.exceptions.ReadOnlyError: "Redis refuses writes: it is a read-only replica",
@@ -83,7 +83,7 @@ def first_line(error: BaseException) -> str:
 
 
 def recent() -> list[Failure]:
-    """The tasks that failed within ``KEPT_SECONDS``; none when Redis can't be asked."""
+    """The tasks that failed within ``KEPT_SECONDS``; none when Redis is unavailable."""
     names = sorted(TASKS)
     try:
         with client().pipeline(transaction=False) as pipe:

@@ -1,6 +1,6 @@
-"""Memberships that still have a transition time ahead of the clock: only older versions stored such times.
+"""Memberships with a transition time ahead of the clock. Only earlier versions of this service stored such times.
 
-The customer's next real event decides in spite of it (``fold.disbelieve``). Until then *Now* counts them.
+The customer's next real event decides in spite of this time (``fold.disbelieve``). Until then *Now* counts them.
 """
 
 from datetime import datetime
@@ -10,7 +10,7 @@ from audiences import sql
 from audiences.delivery.leases import latest_ns
 from lytics import times
 
-# Counted up to this number: *Now* asks with each view.
+# Counted up to this number, because *Now* counts them on each view.
 COUNTED = 10_000
 
 
@@ -32,7 +32,7 @@ _STORED = sql.beside(__file__).query("stored_future_times", Row._make)
 
 
 def stored() -> Stored | None:
-    """How many memberships have a time ahead of the clock, the furthest of them, and when the first one came."""
+    """The number of memberships with a time ahead of the clock, the furthest time, and when the first one arrived."""
     row = _STORED.run(latest_ns=latest_ns(), counted=COUNTED).one()
     if row is None or row.furthest_ns is None or row.since is None:
         return None

@@ -13,9 +13,9 @@ from django.utils.timezone import now
 from audiences import sql
 from audiences.models import Worker
 
-# A killed worker leaves its row; it is deleted after this time.
+# The time after which the row of a killed worker is deleted.
 FORGOTTEN_AFTER = timedelta(hours=1)
-# In heartbeats; see workers/heartbeat_monitor.py for the worker's own, shorter patience.
+# Missed heartbeats before a worker counts as silent. The worker itself exits earlier: workers/heartbeat_monitor.py.
 MISSED = 6
 
 _NOTE = sql.beside(__file__).command("note_heartbeat")

@@ -1,7 +1,7 @@
-"""Probes: test customers that each install sends on a schedule, and what the last ones have proved.
+"""Probes: test customers that each install sends on a schedule, and the proof of the newest ones.
 
-A probe is a Trial that no person has started. What a page shows as proven comes from the newest Trial that ended,
-whether it was a probe or not: ODP showed the customer in the audience, and later no longer.
+A probe is a Trial that no person has started. The proof on a page is the newest Trial that ended, a probe or not, in
+which ODP showed the customer in the audience and later no longer.
 """
 
 from collections.abc import Iterable
@@ -20,25 +20,25 @@ from audiences.models import Audience, Install, Lane, Trial
 
 log = structlog.get_logger(__name__)
 
-# Probes under way at once, over all installs. A probe occupies a thread of a worker while it waits for ODP, at most
-# some minutes; the other threads deliver.
+# The most probes under way at once, over all installs. A probe occupies a thread of a worker for at most some minutes
+# while it waits for ODP; the other threads deliver.
 AT_ONCE = 5
-# After a failed probe the next one follows sooner.
+# The time from a failed probe to the next one.
 AFTER_FAILURE = timedelta(minutes=2)
-# A new probe of an install starts at the earliest this long after the last one: its entry is dated back by seconds.
+# The shortest time between two probes of an install, because the entry of a probe is dated back by seconds.
 REST = timedelta(seconds=15)
-# The number of probes that are kept per install: two days of them at the default interval.
+# The number of probes kept per install: those of two days at the default interval.
 KEPT = 200
-# Who started it, as pages show it.
+# The name that pages show as the person who started a probe.
 BY = "schedule"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the newest test customer of an install says. ``at`` is the last time that ODP showed what was sent.
+    """The result of an install's newest test customer. ``at`` is the last time that ODP showed what was sent.
 
-    ``word`` is *proven*, *failing*, *overdue* (nothing was tried for two intervals), or *none* (nothing was tried yet).
-    ``why`` has the likely cause and the cure where it failed.
+    ``word`` is *proven*, *failing*, *overdue* (none was sent for two intervals), or *none* (none was ever sent).
+    ``why`` has the likely cause and the cure of a failure.
     """
 
     word: Literal["proven", "failing", "overdue", "none"]
@@ -56,12 +56,12 @@ class Proof:
 
 
 def interval() -> timedelta:
-    """Zero when probes are switched off."""
+    """The interval between probes; zero when they are switched off."""
     return timedelta(minutes=settings.PROBE_MINUTES)
 
 
 def start_due() -> int:
-    """Start the probes that are due, those first whose last one is the oldest. Returns how many were started."""
+    """Start the probes that are due, the install with the oldest probe first. Returns the number of started probes."""
     if not interval():
         return 0
     free = AT_ONCE - Trial.objects.filter(closed_at=None, is_probe=True).count()
@@ -76,7 +76,7 @@ def start_due() -> int:
 def _due() -> list[Install]:
     """Installs that have audiences, whose key ODP has accepted, and whose last Trial is too old.
 
-    A changed connection is probed at once: saving it has ODP asked about the key, which sets ``key_asked_at``.
+    A changed connection is probed at once: saving it checks the key with ODP, which sets ``key_asked_at``.
     """
     at = now()
     last = Trial.objects.filter(install=OuterRef("pk")).order_by("-id")
@@ -111,8 +111,8 @@ def _with_retired_audience() -> "QuerySet[Lane, int]":
 def _customer(install: Install) -> str:
     """One customer for all probes of an install, so that ODP doesn't get a profile with each.
 
-    An entry proves something only if ODP showed the customer outside before. After a probe that didn't end so, the next
-    one has a new customer.
+    An entry is a proof only if ODP showed the customer outside of the audience before. So after a failed probe the next
+    probe has a new customer.
     """
     last = Trial.objects.filter(install=install, is_probe=True, closed_at__isnull=False).first()
     name = f"lytics-sync-probe-{install.public_id}"
@@ -121,7 +121,7 @@ def _customer(install: Install) -> str:
     return last.identifier if state.of_trial(last).word == "done" else f"{name}-{last.pk}"
 
 
-# --- what they have proved -----------------------------------------------------------------------------------
+# --- proofs --------------------------------------------------------------------------------------------------
 
 
 def proof_of(install: Install) -> Proof:
@@ -129,7 +129,7 @@ def proof_of(install: Install) -> Proof:
 
 
 def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
-    """By install id, in three queries."""
+    """The proof of each install, by install id, in three queries."""
     wanted = {install.pk: install for install in installs}
     retired = set(_with_retired_audience())
     ended = Trial.objects.filter(install__in=wanted, closed_at__isnull=False)
@@ -156,6 +156,6 @@ def _proof(install: Install, newest: Trial | None, proven: Trial | None) -> Proo
 
 
 def why_failed(trial: Trial) -> str:
-    """The words of the step that failed, which name the likely cause and the cure."""
+    """The reason of the failed step, with the likely cause and the cure."""
     failed = (str(hop["words"]) for hop in trial.hops if hop["how"] == trials.FAILED)
     return next(failed, state.of_trial(trial).why)

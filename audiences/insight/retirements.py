@@ -1,10 +1,10 @@
-"""What people are told about an audience that was retired, is being retired, or was taken back."""
+"""Texts about an audience that was retired, is being retired, or was taken back."""
 
 from audiences.models import Audience, Retirement
 
 
 def words(audience: Audience) -> list[str]:
-    """For its own page: its newest retirement; nothing when there was none, or it was taken back completely."""
+    """The newest retirement, for the audience's page; empty without one, or when it was taken back completely."""
     retirement = Retirement.objects.filter(audience=audience).order_by("-pk").first()
     return [] if retirement is None or retirement.restored_at is not None else [_sentence(retirement)]
 
@@ -22,7 +22,7 @@ def _sentence(retirement: Retirement) -> str:
 
 
 def step(retirement: Retirement) -> str:
-    """How far a retirement is that isn't done."""
+    """The progress of an unfinished retirement."""
     if retirement.emptied_at is None:
         total = max(retirement.total, retirement.done)
         return f"{retirement.done:,} of {total:,} exits are queued; then its real-time audience is deleted in ODP."

@@ -15,7 +15,7 @@ from audiences.models import Minute
 
 # After an outage of beat or all workers, missed minutes are computed back to this age: the length of the longest chart.
 WINDOW = timedelta(hours=24)
-# Computed in one statement.
+# The part of a time range that is computed in one statement.
 PIECE = timedelta(minutes=30)
 # Minutes before the newest that are computed again, because a call of that minute may commit after it has ended.
 AGAIN = timedelta(minutes=3)

@@ -1,6 +1,6 @@
-"""When a task of the schedule last ran: the sign that beat sends tasks and a worker takes them.
+"""The time at which a task of the schedule last ran, which shows that beat sends tasks and a worker runs them.
 
-Kept in Redis, because it is worth nothing after a restart. Redis measures the age, so no clock has to agree with it.
+It is kept in Redis, because it is useless after a restart. Redis measures the age, so clocks need not agree.
 """
 
 import redis
@@ -15,7 +15,7 @@ KEPT_SECONDS = 86_400
 
 
 def note() -> None:
-    """A task of the schedule has run."""
+    """Store that a task of the schedule runs now."""
     try:
         client().set(KEY, 1, ex=KEPT_SECONDS)
     except redis.RedisError as error:

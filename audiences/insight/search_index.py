@@ -1,4 +1,4 @@
-"""The index that finds a customer in the log, kept up to date."""
+"""Summarises new parts of the log in the BRIN index that finds a customer."""
 
 import structlog
 from django.db import OperationalError, ProgrammingError, connection, transaction
@@ -14,7 +14,7 @@ OPEN_BLOCKS = 64
 def summarise() -> int:
     """Summarise the closed BRIN ranges of the log; returns their number. The rest is searched without the index.
 
-    It gives way to vacuum: a range can't be summarised during a vacuum of the log, and waiting for the lock longer
+    Vacuum has priority: a range can't be summarised during a vacuum of the log, and waiting for the lock longer
     than ``deadlock_timeout`` would cancel the vacuum.
     """
     try:

@@ -1,4 +1,4 @@
-"""Audiences of one install whose different slugs become the same ODP id, so that one of them carries a suffix.
+"""Audiences of one install whose different slugs give the same ODP id, so that one of them has a suffix.
 
 Emoji and letters outside a–z are dropped from the id, so two such slugs get similar ids in ODP, where an id never
 changes.
@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet
 from audiences import naming, sql
 from audiences.models import Audience
 
-# Audiences with a suffix that are compared at once, newest first.
+# The most audiences with a suffix that are compared, newest first.
 COMPARED = 200
 
 
@@ -23,7 +23,7 @@ _SUFFIXED = sql.beside(__file__).query("audiences_with_suffix", Suffixed._make)
 
 
 def twins(audience: Audience) -> list[Audience]:
-    """Others of its install with another slug that becomes the same id."""
+    """Other audiences of the install with another slug that gives the same id."""
     prefix = audience.install.odp_prefix
     plain = naming.odp_id(audience.slug, prefix=prefix)
     near = Audience.objects.filter(Q(odp_id=plain) | Q(odp_id__startswith=f"{plain}_"), install=audience.install_id)
@@ -57,7 +57,7 @@ def _fetched(audiences: QuerySet[Audience]) -> QuerySet[Audience]:
 
 
 def warnings(audience: Audience) -> list[str]:
-    """For its own page: that its id says little, or is nearly another one's."""
+    """Warnings for the audience's page: its id is hard to read, or similar to the id of another audience."""
     texts = []
     if naming.is_nearly_empty(audience.slug):
         texts.append(

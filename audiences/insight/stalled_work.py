@@ -1,4 +1,4 @@
-"""Whether deliverable work moves, judged by deliveries and not by heartbeats."""
+"""Whether deliverable work progresses, judged by deliveries and not by heartbeats."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from audiences.delivery import backoff, provision
 
 
 class Waiting(NamedTuple):
-    """An install whose ready work doesn't move: its name, the time of the last progress, and the reason if known."""
+    """An install without progress of ready work: its name, the time of the last progress, and the reason if known."""
 
     name: str
     since: datetime
@@ -25,7 +25,7 @@ _FAULTY = _SQL.query("faulty_audience", Waiting._make)
 
 @dataclass(frozen=True)
 class Stuck:
-    """An install whose ready work doesn't move, and since when; ``why`` if an error of this service is known.
+    """An install without progress of ready work, and since when; ``why`` if an error of this service is known.
 
     ``in_part`` is true when only some of its audiences are affected.
     """
@@ -37,7 +37,7 @@ class Stuck:
 
     @property
     def words(self) -> str:
-        """For anybody: without the name of an install."""
+        """The problem for a public page, without the name of an install."""
         return f"ready work has not moved since {self.since:%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -1,4 +1,4 @@
-"""What people are shown of a lane and an install: derived from the facts in the rows, here and nowhere else."""
+"""The states that people see of lanes, installs and events. Only this module derives them from the stored rows."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -27,7 +27,7 @@ from lytics import times
 from odp.graphql import MembershipAnswer
 from odp.outcomes import Outcome, outcome_of
 
-# How a word is coloured: all is well, under way, held by a person or for a while, in trouble. Others stay grey.
+# The colour of a word: good, under way, held by a person or for some time, bad. Other words are grey.
 _TONES = {
     "good": (
         "active",
@@ -66,13 +66,13 @@ _TONES = {
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
 
-# What becomes of a draft's calls.
+# The text about calls of an install whose key isn't accepted yet.
 DRAFT = "Calls from Lytics are accepted and stored; they are sent to ODP once it accepts the key."
 
 
 @dataclass(frozen=True)
 class State:
-    """A word, and until when or why. ``trouble`` says whether a person has to do something."""
+    """A word with its reason and its end. ``trouble`` is true when a person has to act."""
 
     word: str
     why: str = ""
@@ -105,7 +105,7 @@ def hold_of_install(install: Install) -> str:
 
 
 def remedy(install: Install) -> str:
-    """What a person can do about a backoff."""
+    """The remedy for a backoff, in words for a person."""
     if needs_key(install):
         return "Enter an API key that ODP accepts and save. Delivery continues at once."
     if install.backoff_reason.startswith(backoff.UNEXPECTED):
@@ -119,7 +119,7 @@ def needs_key(install: Install) -> bool:
 
 
 def rejects_key(reason: str) -> bool:
-    """The reason of a failure begins with ODP's status where there was one."""
+    """Whether the reason means a rejected key: it begins with the status of ODP's response, if there was a response."""
     status = reason.partition(":")[0]
     return status.isdecimal() and outcome_of(int(status)) is Outcome.UNAUTHORISED
 
@@ -158,17 +158,17 @@ def of_lane(lane: Lane) -> State:
 
 
 def blocked_since(lane: Lane) -> datetime | None:
-    """When the block began: before the Unblock that changed nothing, if the same one came back."""
+    """When the block began. If the same block came back after *Unblock*, it began before that."""
     return lane.lifted_since_at or lane.blocked_at if lane.blocked_at is not None else None
 
 
 def is_set_aside(lane: Lane) -> bool:
-    """Whether a person has paused it since it was blocked last, and so knows of the block."""
+    """Whether a person has paused the lane since its last block, and so knows of the block."""
     return lane.blocked_at is not None and lane.paused_at is not None and lane.paused_at >= lane.blocked_at
 
 
 def hold(audience: Audience) -> str:
-    """Why its making waits, since when and until when."""
+    """Why the creation of the audience waits, since when and until when."""
     return (
         f"{audience.hold_reason} — {audience.hold_failures} in a row"
         f" since {audience.hold_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {audience.hold_until_at:%H:%M:%S} UTC"
@@ -176,7 +176,7 @@ def hold(audience: Audience) -> str:
 
 
 def fault(lane: Lane) -> str:
-    """Which error of this service holds a lane, since when and until when."""
+    """The error of this service that holds a lane, since when and until when."""
     return (
         f"{lane.fault_reason} — since {lane.fault_since_at:%Y-%m-%d %H:%M:%S} UTC,"
         f" next try at {lane.fault_until_at:%H:%M:%S} UTC"
@@ -184,7 +184,7 @@ def fault(lane: Lane) -> str:
 
 
 def remedy_of_hold(audience: Audience) -> str:
-    """What a person can do about an audience that can't be made. It comes from the API that makes audiences."""
+    """The remedy for an audience that ODP's API for creating audiences fails to create."""
     if rejects_key(audience.hold_reason):
         return (
             "The API key may not create audiences in ODP: enter the account's private key on the install's page."
@@ -213,7 +213,7 @@ def of_parked(parked: Parked) -> State:
 
 
 def of_event(status: EventStatus) -> State:
-    """What became of an event, and why."""
+    """The result of an event, and the reason."""
     became = _end_of(status)
     if status.claimed_ns is None:
         return became
@@ -282,7 +282,7 @@ def _refusal(event: Event, parked: Parked) -> str:
 
 
 def of_membership(membership: MembershipStatus) -> State:
-    """In or out, by the ledger."""
+    """Whether the customer is a member by the ledger."""
     if membership.held is None:
         return State("out", "nothing was delivered yet" if membership.waiting else "no events")
     if membership.held.rejected:
@@ -291,7 +291,7 @@ def of_membership(membership: MembershipStatus) -> State:
 
 
 def of_answer(membership: MembershipStatus, answer: MembershipAnswer) -> State:
-    """In or out, by what ODP answers."""
+    """Whether the customer is a member by ODP's answer."""
     odp_id = membership.audience.odp_id
     if answer.is_in(odp_id):
         return State("in")
@@ -302,7 +302,7 @@ def of_answer(membership: MembershipStatus, answer: MembershipAnswer) -> State:
 
 
 def of_difference(membership: MembershipStatus, answer: MembershipAnswer) -> State | None:
-    """What ODP says and the ledger doesn't, and what to do about it; None when they agree."""
+    """The difference between ODP and the ledger, with the remedy; None when they agree."""
     ours, theirs = of_membership(membership).word, of_answer(membership, answer).word
     if ours == theirs:
         return None
@@ -332,7 +332,7 @@ def of_resend(resend: Resend) -> State:
             return State("stopped", f"by {resend.stopped_by}, {resend.ended_at:%Y-%m-%d %H:%M} UTC")
         return State("done", f"{resend.ended_at:%Y-%m-%d %H:%M} UTC")
     _, waits_for = room(resend.install_id, resend.audience_id)
-    # That its lane is full is how it keeps pace with delivery; that the lane doesn't move is worth another word.
+    # A full lane is normal, because it limits the resend to the speed of delivery. A lane that doesn't move is not.
     moves = resend.audience is not None and of_lane(resend.audience.lane).word in ("sending", "waiting")
     return State("waiting" if waits_for and not moves else "under way", waits_for)
 

@@ -1,4 +1,4 @@
-"""From a webhook call to the requests that carried its events to ODP, and back."""
+"""Finds the Deliveries that carried the events of a call, and the calls whose events a Delivery carried."""
 
 from datetime import timedelta
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from audiences import sql
 from audiences.models import Delivery, Receipt
 
-# A call's events usually leave within a second. Runs opened later than this after a call are not looked through.
+# Runs that were opened later than this after a call are not searched. Events usually leave within a second.
 WITHIN = timedelta(minutes=10)
 RUNS = 500
 SHOWN = 20

@@ -1,7 +1,7 @@
-"""The test customer: an invented customer that enters a separate audience over the whole path and leaves it again.
+"""Test customers: each enters a separate audience over the whole path and leaves it again. The only writer of Trials.
 
-The only writer of Trials. ``workers/trial.py`` runs the steps; this module holds the facts: the call that is made, the
-steps that are done, and the exit that ends each trial, also a failed one.
+``workers/trial.py`` runs the steps. This module makes the calls, stores the steps that are done, and sends the exit
+that ends each trial, also a failed one.
 """
 
 import secrets
@@ -25,29 +25,29 @@ log = structlog.get_logger(__name__)
 # Its audience in Lytics' words; in ODP it is lytics_sync_test, if the install has the default prefix.
 SEGMENT_ID = naming.TEST_SEGMENT_ID
 SLUG = "sync_test"
-# The Lytics job that its calls name, so that no page takes them for Lytics' own.
+# The name of the Lytics job in its calls, by which pages tell them from Lytics' calls.
 JOB = "lytics-sync-test"
-# Longer than any hop takes to come or to be given up: from then on its worker is gone.
+# Longer than any step takes. After this time without a step, the worker of the test customer has died.
 SILENT_AFTER = timedelta(seconds=150)
 
 Leg = Literal["in", "out"]
 IN: Leg = "in"
 OUT: Leg = "out"
-# In this order: the call is made, its event is stored, the audience is made in ODP, a worker claims the event,
-# ODP takes it, ODP answers over GraphQL that it is so.
+# The steps in their order: the call is made, its event is stored, the audience is created in ODP, a worker claims the
+# event, ODP accepts it, ODP shows it over GraphQL.
 CALLED, STORED, MADE, CLAIMED, TAKEN, SHOWN = "called", "stored", "made", "claimed", "taken", "shown"
 LEGS: dict[Leg, tuple[str, ...]] = {
     "in": (CALLED, STORED, MADE, CLAIMED, TAKEN, SHOWN),
     "out": (CALLED, STORED, CLAIMED, TAKEN, SHOWN),
 }
-# How a hop ended: as it should; in another way, so that the rest could be tried; not at all.
+# The result of a step: as expected; done in another way, so that the next steps could be tested; failed.
 DONE, AROUND, FAILED = "done", "around", "failed"
 
 
 def start(install: Install, *, by: str, identifier: str = "") -> Trial | None:
-    """A new test customer, handed to the workers. None when one is on its way already.
+    """Start a test customer. None when another one is under way, or when its audience is retired.
 
-    With an ``identifier`` it is a probe of the schedule. None too when its audience is retired.
+    With an ``identifier`` it is a probe of the schedule.
     """
     if is_retired(install):
         return None
@@ -88,7 +88,7 @@ def latest(install: Install) -> Trial | None:
 
 
 def begin(install_id: int) -> Trial | None:
-    """Take the install's waiting test customer. None when another worker has."""
+    """Take the install's waiting test customer. None when another worker has taken it."""
     waiting = Trial.objects.filter(install=install_id, closed_at=None, begun_at=None)
     if not waiting.update(begun_at=now(), moved_at=now()):
         return None
@@ -116,7 +116,7 @@ def give_up_silent(install: Install | None = None) -> None:
 
 
 def _send_out(trial: Trial) -> None:
-    """A trial that can't be closed doesn't keep the others from being closed."""
+    """Close a trial. An error is logged, so that the other trials are still closed."""
     try:
         send_straight_in(trial, OUT)
     except Exception as error:
@@ -129,9 +129,9 @@ def _send_out(trial: Trial) -> None:
 
 
 def call(trial: Trial, leg: Leg) -> bytes:
-    """The body of the call that lets the customer in or out, as Lytics would make it for this install.
+    """The body of the call with the customer's entry or exit, as Lytics would send it for this install.
 
-    The entry is dated back: an exit within the same second would tie with it where ODP orders by seconds.
+    The entry is dated back, because ODP may order by seconds and an exit in the same second would tie with it.
     """
     install, kind = trial.install, Kind.ENTER if leg == IN else Kind.EXIT
     at = times.text(times.from_moment(now() - timedelta(seconds=5 if leg == IN else 0)))
@@ -149,11 +149,11 @@ def call(trial: Trial, leg: Leg) -> bytes:
 
 
 def send_straight_in(trial: Trial, leg: Leg) -> None:
-    """Store the call without going over the network."""
+    """Store the call directly, without an HTTP request."""
     ingest.receive(trial.install, call(trial, leg))
 
 
-# --- what became of them -------------------------------------------------------------------------------------
+# --- their events --------------------------------------------------------------------------------------------
 
 
 def audience_of(install: Install) -> Audience | None:

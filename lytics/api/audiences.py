@@ -11,7 +11,7 @@ from lytics.api.reading import Fields, Many, One, count, flag, many, moment, one
 class Audience:
     """One audience. Documented fields: id, name, slug_name, size, table, kind, invalid, is_public, segment_ql, updated.
 
-    ``size`` is None when Lytics sends none. How old a size may be is unknown. ``definition`` is the FilterQL of the
+    ``size`` is None when Lytics sends no size. The age of a size is unknown. ``definition`` is the FilterQL of the
     audience; that ``updated_at`` moves when it changes is inferred.
     """
 
@@ -30,7 +30,7 @@ class Audience:
 
 
 def audiences(client: Client) -> Many[Audience]:
-    """All audiences of people, with sizes. Lytics documents no paging here, and at most 500 audiences an account."""
+    """All audiences of people, with sizes. Lytics documents no paging here, and at most 500 audiences per account."""
     answer = client.get("v2", "segment", query={"table": "user", "kind": "segment", "sizes": "true"})
     return many(answer, _audience, name="list of audiences")
 

@@ -1,4 +1,4 @@
-"""Authorizations: the credentials of a job, in our case the header that each webhook call carries."""
+"""Authorizations: the credentials of a job, here the header of each webhook call."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +25,10 @@ def authorizations(client: Client) -> Many[Authorization]:
 
 
 def create_authorization(client: Client, *, label: str, header: str) -> One[Authorization]:
-    """Make an authorization whose jobs send ``Authorization: header``.
+    """Create an authorization whose jobs send ``Authorization: header``.
 
     Documented: the type, the field ``webhook_request_headers`` with a header in each line, and the label. Unknown: the
-    body around them, so a flat object is sent. After an answer without a response, look before making another.
+    body around them, so a flat object is sent. After a request without a response, read the list before creating one.
     """
     content: dict[str, Any] = {"label": label, "webhook_request_headers": f"Authorization: {header}"}
     answer = client.post("v2", "auth", HEADERS, content=content, hidden=[header, *header.split()])

@@ -1,4 +1,4 @@
-"""HTTP client for Lytics' API: one request in, one ``Answer`` out. It never retries, and raises for no response."""
+"""HTTP client for Lytics' API: each request gives one ``Answer``. It never retries, and never raises for a response."""
 
 import json
 import logging
@@ -17,11 +17,11 @@ from outgoing.network_errors import words_for
 
 log = logging.getLogger(__name__)
 
-# Documented. Regions have no hosts of their own, as far as the vendor's pages say.
+# Documented. The vendor's pages name no separate hosts for regions.
 DEFAULT_URL = "https://api.lytics.io"
 DEFAULT_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
-# Bytes read of a response. A page of 100 members with two fields has 20 KB; one of whole profiles can have 100 MB.
+# The most bytes read of a response. A page of 100 members has 20 KB with two fields, and up to 100 MB with all.
 ANSWER_BYTES = 16_000_000
 USER_AGENT = "lytics-sync/0.1"
 OUT_OF_TIME = "Lytics sent no complete response in time"
@@ -29,9 +29,9 @@ NO_CONNECTION = "No connection to Lytics could be opened in time"
 TOO_LARGE = f"the response is larger than {ANSWER_BYTES // 1_000_000} MB. Ask for fewer fields"
 UNUSABLE = "The Lytics API token is empty, or has characters that a token can't have"
 
-# The certificate authorities to trust: True for the usual ones, or the path of a file.
+# The trusted certificate authorities: True for the default ones, or the path of a file.
 TRUSTED: bool | str = True
-# Called right before a request's first byte. It returns when the request may start: the rate limiter of the caller.
+# The rate limiter of the caller: called right before a request's first byte, it returns when the request may start.
 Permission = Callable[[], None]
 Query = Mapping[str, str]
 
@@ -39,7 +39,7 @@ _thread = threading.local()
 
 
 class Digits(float):
-    """A number with a fraction or an exponent, and its own digits: as an identifier, 12345.0 is not a float."""
+    """A number with a fraction or an exponent that keeps its digits, because it may be an identifier."""
 
     text: str
 
@@ -52,7 +52,7 @@ class Digits(float):
 class Client:
     """One Lytics account, by its API token.
 
-    The token goes out in the ``Authorization`` header without ``Bearer`` (documented), and never in a URL: Lytics also
+    The token is sent in the ``Authorization`` header without ``Bearer`` (documented), and never in a URL: Lytics also
     accepts it there, and URLs are logged. ``account_id`` chooses among the accounts of a token (documented, optional).
     """
 
@@ -149,7 +149,7 @@ def _adapter() -> DeadlineAdapter:
 
 
 def _target(path: Sequence[str]) -> str | None:
-    """The path of a URL; None when a part can't be one. An empty id would ask for the whole list instead."""
+    """The path of a URL; None when a part isn't valid in a path. An empty id would request the whole list instead."""
     if not all(part.strip() and part.strip(".") for part in path):
         return None
     try:
@@ -159,7 +159,7 @@ def _target(path: Sequence[str]) -> str | None:
 
 
 def _content(response: requests.Response) -> bytes:
-    """At most one byte more than is read; empty when the Content-Encoding is wrong."""
+    """The body, cut one byte above ``ANSWER_BYTES``; empty when its Content-Encoding is wrong."""
     try:
         content: bytes = response.raw.read(ANSWER_BYTES + 1, decode_content=True)
     except urllib3.exceptions.DecodeError:

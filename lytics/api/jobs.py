@@ -44,12 +44,12 @@ class Job:
 
     @property
     def is_active(self) -> bool:
-        """Whether it sends, or will without a person's help: Lytics retries after a fault."""
+        """Whether the job sends, or will send without a person's help: Lytics retries after a fault."""
         return self.state in _ACTIVE or self.faults > 0
 
     @property
     def is_gone(self) -> bool:
-        """Whether it will never send again."""
+        """Whether the job will never send again."""
         return self.state in _GONE
 
     @property
@@ -90,7 +90,7 @@ def job(client: Client, job_id: str) -> One[Job]:
 
 
 def job_logs(client: Client, job_id: str) -> Many[JobLog]:
-    """The log of a job since it was made, oldest entry first (documented: sorted by time)."""
+    """The log of a job since its creation, oldest entry first (documented: sorted by time)."""
     answer = client.get("v2", "job", job_id, "logs", query={"include_errors": "true"})
     return many(answer, _job_log, name="log of a job")
 
@@ -98,10 +98,10 @@ def job_logs(client: Client, job_id: str) -> Many[JobLog]:
 def create_job(
     client: Client, *, name: str, auth_ids: Sequence[str], config: Mapping[str, Any], workflow: str = WEBHOOK
 ) -> One[Job]:
-    """Make a job that doesn't run yet: without ``run_job=false`` it starts at once (documented).
+    """Create a job that doesn't run yet: without ``run_job=false`` it starts at once (documented).
 
-    How a held job starts is unknown; ``resume`` is the likely way. Ten integrations an hour may be made, and 200
-    exports may be active (documented). After an answer without a response, look for the job before making another.
+    How a held job starts is unknown; ``resume`` is the likely way. Ten integrations an hour may be created, and
+    200 exports may be active (documented). After a request without a response, look for the job before creating one.
     """
     content = {"name": name, "workflow": workflow, "auth_ids": list(auth_ids), "config": dict(config)}
     return one(client.post("v2", "job", query={"run_job": "false"}, content=content), _job, name="job")
@@ -115,10 +115,10 @@ def replace_job(
     name: str | None = None,
     auth_ids: Sequence[str] | None = None,
 ) -> One[Job]:
-    """Write ``known`` back with another ``config``, and with other authorizations where some are given.
+    """Write ``known`` back with another ``config``, and with ``auth_ids`` if they are given.
 
-    Documented: it isn't a merge. What the request leaves out is reset, so the whole job goes back as it was read, also
-    the fields that we don't know.
+    Documented: the request replaces the job, and resets settings that it leaves out. So the whole job is written back
+    as it was read, with unknown fields.
     """
     content = {**known.fields, "config": dict(config), "name": known.name if name is None else name}
     content |= {} if auth_ids is None else {"auth_ids": list(auth_ids)}

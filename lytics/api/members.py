@@ -22,7 +22,7 @@ class Member:
     fields: Fields = field(repr=False)
 
     def identifiers(self, name: str) -> tuple[str, ...]:
-        """The identifiers in one field: texts trimmed, numbers by their own digits, each once. See the webhook's."""
+        """The identifiers in one field, each once, read as in webhook calls: trimmed, numbers by their digits."""
         value = self.fields.get(name)
         found = map(_identifier, value if isinstance(value, list) else [value])
         return tuple(dict.fromkeys(identifier for identifier in found if identifier))
@@ -30,10 +30,10 @@ class Member:
 
 @dataclass(frozen=True)
 class MemberPage:
-    """One page. ``token`` is the one that it was asked for with, ``next_token`` that of the next, empty at the end.
+    """One page. ``token`` is the token of its request, ``next_token`` that of the next page, empty at the end.
 
-    ``total`` is the size that Lytics sends along (documented). That it is the size at this moment, and not at the
-    beginning of the scan, is unknown. ``is_expired`` says that the scan has to begin again, without a token.
+    ``total`` is the size in the response (documented). Whether it is the current size or that at the beginning of the
+    scan is unknown. ``is_expired`` means that the scan has to start again, without a token.
     """
 
     answer: Answer
@@ -46,19 +46,19 @@ class MemberPage:
 
     @property
     def is_last(self) -> bool:
-        """Whether the scan ended here with everything read. An empty ``_next`` ends it (documented)."""
+        """Whether this page ends the scan, with all members read. An empty ``_next`` ends it (documented)."""
         return self.answer.is_ok and not self.next_token
 
 
 def scan(
     client: Client, segment_id: str, *, fields: Sequence[str], token: str = "", page_size: int = LARGEST_PAGE
 ) -> Iterator[MemberPage]:
-    """Yield the pages of an audience, from the one of ``token`` on, or from the first.
+    """Yield the pages of an audience, beginning with that of ``token``, or with the first.
 
-    It ends after the last page, or after a page whose ``answer`` is not OK: resume with the ``token`` of that page, or
-    begin again if it ``is_expired``. A token must be recent (documented); how long it lives and what an old one is
-    answered are unknown, so each rejection of a request with a token counts as expired. Members that enter or leave
-    during the scan may be in it or not (unknown); so may a member twice.
+    The last page ends it, and so does a page whose ``answer`` is not OK: resume with the ``token`` of that page, or
+    start again if it ``is_expired``. A token must be recent (documented). Its lifetime and the response to an old token
+    are unknown, so each rejection of a request with a token counts as expired. Whether the scan has members who enter
+    or leave meanwhile is unknown; a member may be in it twice.
     """
     while True:
         page = _page(client, segment_id, fields=fields, token=token, page_size=page_size)
@@ -85,7 +85,7 @@ def _page(client: Client, segment_id: str, *, fields: Sequence[str], token: str,
         reason = f"{answer.status}: the scan does not advance, because the next page is this one"
         return MemberPage(replace(answer, outcome=Outcome.REJECTED, reason=reason), token, is_expired=True)
     members = tuple(Member(part) for part in data if isinstance(part, dict))
-    # The page holds the members now; the body beside it would double the memory of a caller that keeps pages.
+    # Without the body, which would double the memory of a caller that keeps pages.
     return MemberPage(
         replace(answer, json=None), token, members, len(data) - len(members), count(body, "total"), next_token
     )

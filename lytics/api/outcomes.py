@@ -1,8 +1,8 @@
-"""What a response of Lytics' API means: both error styles, and responses that don't come from Lytics.
+"""The outcome of a response of Lytics' API: both error styles, and responses that don't come from Lytics.
 
 Documented: ``/v2`` errors are ``{"errors": [{"message"}]}``, ``/api`` errors ``{"message"}``, and a 401 always has the
-second style. A 429 has no helpful headers. A 200 can say "Not Found". Unknown: how an error that neither style
-describes looks, so every 4xx without words is still a rejection.
+second style. A 429 has no helpful headers. A 200 can say "Not Found". The layout of other
+errors is unknown, so every 4xx without a message is a rejection too.
 """
 
 import re
@@ -17,9 +17,9 @@ from outgoing.retry_after import retry_after_seconds
 class Outcome(StrEnum):
     OK = "ok"
     NOT_FOUND = "not_found"
-    # The request can't succeed as it is.
+    # The same request will never succeed.
     REJECTED = "rejected"
-    # The token is wrong, has ended, or lacks a right.
+    # The token is wrong, has expired, or lacks a right.
     UNAUTHORISED = "unauthorised"
     # The same request may succeed later: 429, 5xx, no response, or another server responded.
     RETRY_LATER = "retry_later"
@@ -29,8 +29,8 @@ class Outcome(StrEnum):
 class Answer:
     """The result of one request.
 
-    ``sent`` is False when no byte of it was sent. A write that was sent and has no response may have been applied, so
-    read before you repeat it. ``json`` may hold people and secrets and is left out of ``repr``.
+    ``sent`` is False when no byte of the request was sent. A write without a response may have been applied, so read
+    before repeating it. ``json`` may hold people and secrets and is left out of ``repr``.
     """
 
     outcome: Outcome
@@ -65,9 +65,9 @@ _BY_STATUS = {
     425: Outcome.RETRY_LATER,
     TOO_MANY: Outcome.RETRY_LATER,
 }
-# Characters kept of a message of Lytics: a sentence or two for a person, not a page.
+# The most characters kept of an error message: enough for two sentences.
 LONGEST_WORDS = 500
-# Masked text of fewer characters would blot out parts of words.
+# Shorter values aren't masked, because masking them would remove parts of words.
 _SHORTEST_HIDDEN = 3
 HIDDEN = "•••"
 _EMAIL = re.compile(r"[^\s'\"<>(){},;]+(?:@|%40)[^\s'\"<>(){},;]+", re.IGNORECASE)
@@ -88,7 +88,7 @@ def answer_to(
     outcome, status, problem = _outcome(status, body, is_empty=not text.strip(), may_be_empty=may_be_empty)
     words = _error_words(body) or problem
     if outcome is Outcome.NOT_FOUND and not isinstance(body, dict):
-        # Lytics answers a missing thing in JSON. A plain 404 comes from a server at another address.
+        # Lytics answers 404 in JSON for a missing object. A 404 without JSON comes from another server.
         outcome, words = Outcome.RETRY_LATER, ""
     if not words:
         page = "the response is a web page, not from Lytics"
@@ -107,7 +107,7 @@ def _outcome(status: int, body: Any, *, is_empty: bool, may_be_empty: bool) -> t
     if 200 <= status < 300:
         inner = body.get("status") if isinstance(body, dict) else None
         if isinstance(inner, int) and 400 <= inner < 600:
-            status = inner  # the gateway's status and the API's own differ; the API knows better
+            status = inner  # the API's status is used where the gateway's differs
         elif isinstance(body, dict) and isinstance(body.get("errors"), list) and body["errors"]:
             return Outcome.REJECTED, status, ""
         elif isinstance(body, dict) and _says_not_found(body):

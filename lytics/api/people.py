@@ -1,4 +1,4 @@
-"""One person: which audiences Lytics has the person in."""
+"""One person and their audiences in Lytics."""
 
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +27,7 @@ class Person:
 
 
 def person(client: Client, field_name: str, value: str) -> One[Person]:
-    """The person with this identifier. One who doesn't exist is NOT_FOUND: Lytics answers 200 and says "Not Found"."""
+    """The person with this identifier. NOT_FOUND when Lytics answers 200 with the message "Not Found"."""
     query = {"segments": "true", "allsegments": "true"}
     answer = client.get("api", "entity", "user", field_name, value, query=query, hidden=[value])
     found = one(answer, _person, name="profile")

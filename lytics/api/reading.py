@@ -13,7 +13,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Many(Generic[Thing]):
-    """A list that Lytics answered. ``unreadable`` counts its elements that aren't objects with an id."""
+    """A list in a response. ``unreadable`` is the number of elements that aren't objects with an id."""
 
     answer: Answer
     items: tuple[Thing, ...] = ()
@@ -22,7 +22,7 @@ class Many(Generic[Thing]):
 
 @dataclass(frozen=True)
 class One(Generic[Thing]):
-    """One thing that Lytics answered; None unless ``answer.is_ok``."""
+    """One object in a response; None unless ``answer.is_ok``."""
 
     answer: Answer
     item: Thing | None = None

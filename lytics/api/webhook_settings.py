@@ -1,6 +1,6 @@
-"""The settings of a webhook job: those that we ask for, in Lytics' API and in words, and how a job differs from them.
+"""Our settings of a webhook job, for Lytics' API and in words, and the differences of an existing job.
 
-This is the only definition of a right job: ``connect`` makes jobs by it, and ``connect`` and the doctor compare by it.
+This module alone defines a correct job: ``connect`` creates jobs by it, and ``connect`` and the doctor compare by it.
 
 The names of the settings, their defaults and the values of ``audience_events`` are documented. Optimizely recommends
 the batch size, its seconds and the calls at once.
@@ -18,16 +18,16 @@ from lytics.api.reading import Fields, count, flag, text, texts
 BATCH_SIZE, BATCH_SECONDS, CALLS_AT_ONCE = 300, 3, 20
 LYTICS_ID = "_id"
 SEGMENT_EVENTS = "segment_events"
-# Documented: what Lytics uses when a job doesn't have the setting.
+# The documented values that Lytics uses when a job doesn't have the setting.
 _DEFAULTS = {"batch_size": 10, "batch_flush_duration": 5, "worker_count": 5}
-# The statuses with which the webhook asks for another try.
+# The statuses after which Lytics has to retry.
 _RETRIED = {401, 405, 408, 429, *range(500, 600)}
-# Characters of a setting that are shown; a person compares it with Lytics' page.
+# The most characters of a setting that are shown; a person compares them with Lytics' page.
 SHOWN = 120
 
 
 class Harm(IntEnum):
-    """What a setting that isn't ours does to the sync."""
+    """The effect of a different setting on the sync."""
 
     NONE = 0
     # Events arrive late or in many calls, or could be missing.
@@ -40,7 +40,7 @@ class Harm(IntEnum):
 
 @dataclass(frozen=True)
 class DifferentSetting:
-    """A setting of the job that isn't ours."""
+    """A setting of the job that differs from ours."""
 
     label: str
     key: str
@@ -69,7 +69,7 @@ class WebhookSettings:
         return tuple(dict.fromkeys((self.identifier_field, *also, SEGMENT_EVENTS)))
 
     def config(self, segment_ids: Sequence[str]) -> dict[str, Any]:
-        """The ``config`` of a new job. Enters and exits are Lytics' default, under no name of their own."""
+        """The ``config`` of a new job. Enters and exits are Lytics' default, so no setting names them."""
         return {
             "webhook_url": self.webhook_url,
             "http_method": "POST",
@@ -84,7 +84,7 @@ class WebhookSettings:
         }
 
     def in_words(self, audiences: str) -> list[tuple[str, str]]:
-        """What a person enters on the Configuration page, under Lytics' labels."""
+        """The labels of Lytics' Configuration page, with the value to enter for each."""
         is_lytics_id = self.identifier_field == LYTICS_ID
         triggers = "none" if is_lytics_id else f"{self.identifier_field} if it holds a list, otherwise none"
         exported = ("Lytics ID" if name == LYTICS_ID else name for name in self.export_fields)
@@ -103,7 +103,7 @@ class WebhookSettings:
         ]
 
     def differences(self, config: Fields) -> list[DifferentSetting]:
-        """Every setting of a job that isn't ours. Settings without an effect on the sync aren't compared."""
+        """Every setting of a job that differs from ours. Settings without an effect on the sync aren't compared."""
         return [
             DifferentSetting(rule.label, rule.key, rule.ours(self), _shown(config, rule.key), rule.why, harm)
             for rule in _RULES
@@ -112,7 +112,7 @@ class WebhookSettings:
 
 
 def is_same_url(one: str, other: str) -> bool:
-    """Whether both lead to the same place: case of the host, default ports and a last slash aside."""
+    """Whether both URLs are the same, ignoring the case of the host, default ports and a final slash."""
     return _place(one) == _place(other)
 
 
@@ -139,7 +139,7 @@ Compare = Callable[[WebhookSettings, Fields], Harm | None]
 
 @dataclass(frozen=True)
 class _Rule:
-    """``compare`` returns None when the job is as we ask, else what the difference does."""
+    """``compare`` returns the effect of a difference, or None when the job has our setting."""
 
     label: str
     key: str
@@ -181,7 +181,7 @@ def _on(key: str) -> Compare:
 
 
 def _number(key: str, ours: int, *, is_most: bool = False) -> Compare:
-    """``is_most``: larger numbers are worse than ours; otherwise smaller ones are."""
+    """With ``is_most`` larger numbers than ours are harmful, otherwise smaller ones."""
 
     def compare(wanted: WebhookSettings, config: Fields) -> Harm | None:
         theirs = count(config, key) or _DEFAULTS[key]
@@ -209,7 +209,7 @@ def _not_retried(wanted: WebhookSettings, config: Fields) -> Harm | None:
 
 
 def _quiet(key: str) -> Compare:
-    """A window delays events, and drops them with the other setting."""
+    """A quiet window delays events, or drops them, which depends on another setting."""
 
     def compare(wanted: WebhookSettings, config: Fields) -> Harm | None:
         if not _is_set(config, key):
