@@ -43,6 +43,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_install_start-job": ("change_install",),
     "audiences_install_change-mechanism": ("guide_change",),
     "audiences_install_change-account": ("guide_change",),
+    "audiences_install_change-identifier": ("guide_change",),
     "audiences_install_stop-change": ("guide_change",),
     "audiences_trouble_mute": ("mute_trouble",),
     "audiences_trouble_unmute": ("mute_trouble",),

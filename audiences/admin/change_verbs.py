@@ -14,8 +14,9 @@ from audiences.admin.pages import count, number
 from audiences.admin.verbs import AskReason, Verb
 from audiences.delivery import account_switch
 from audiences.delivery.account_switch import Connection
+from audiences.insight import evidence
 from audiences.models import AudienceMove, GuidedChange, Install
-from audiences.operations import account_changes, changes
+from audiences.operations import account_changes, changes, identifier_changes
 from odp.mechanisms import MECHANISMS, Passthrough
 
 # The most audiences that the page of an install lists as left out, with their reasons.
@@ -165,6 +166,71 @@ class ChangeAccount(Verb[Install]):
         return f"The {change} has begun." if change else None
 
 
+class AskField(AskReason):
+    identifier_field = forms.CharField(
+        label="The new identifier field",
+        max_length=100,
+        widget=UnfoldAdminTextInputWidget,
+        validators=Install._meta.get_field("identifier_field").validators,
+        help_text="Select it under Export Fields of the Lytics job first, and an array under Fields to Trigger, too.",
+    )
+    field_order = ("identifier_field", "reason")
+
+    def __init__(self, answers: Any = None) -> None:
+        # The page behind the dialog has a field of the same name.
+        super().__init__(answers, auto_id="other_%s")
+
+
+class ChangeIdentifier(Verb[Install]):
+    """Begin a change to another identifier field. Its confirmation has the evidence and the dry run."""
+
+    name, label, icon, permission = "change-identifier", "Change identifier", "badge", "audiences.guide_change"
+    form = AskField
+
+    def offered(self, install: Install) -> bool:
+        return not changes.problem_of_identifier(install)
+
+    def seen(self, install: Install) -> str:
+        return install.identifier_field
+
+    def consequence(self, install: Install) -> str:
+        plan = identifier_changes.plan(install)
+        return (
+            f"{_evidence(install)} {count(plan.members, 'membership')} in {count(plan.audiences, 'audience')} are known"
+            f" by {install.identifier_field}. First every call is read by the new field; messages without it are"
+            " parked. Then each audience is compared with all its members in Lytics, and the differences are sent:"
+            f" members enter under the new field and leave under {install.identifier_field}. Until then an audience has"
+            " both. Members without the new field leave. Each audience is compared once more at its end."
+        )
+
+    def wrong(self, install: Install, answers: dict[str, Any]) -> str:
+        if answers["identifier_field"] == install.identifier_field:
+            return "The install has this field already."
+        return changes.problem_of_identifier(install) or identifier_changes.problem_of(
+            install, answers["identifier_field"]
+        )
+
+    def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
+        change = changes.begin_identifier(install, to=answers["identifier_field"], by=by, reason=answers["reason"])
+        return f"The {change} has begun." if change else None
+
+
+def _evidence(install: Install) -> str:
+    """What a sample of Lytics' members says about each field."""
+    found = identifier_changes.evidence(install)
+    if found.problem:
+        return found.problem
+    fields = "; ".join(
+        f"{each.name} in {number(each.found)}"
+        + (f", as an array in {number(each.arrays)}" if each.arrays else "")
+        + f", {number(each.different)} different"
+        + (f", {number(each.shared)} members share one" if each.shared else "")
+        for each in found.candidates
+    )
+    of_messages = evidence.of(install).told_of_others
+    return f"Of {count(found.sample, 'member')} read from Lytics: {fields or 'no other field'}. {of_messages}".strip()
+
+
 class StopChange(Verb[Install]):
     name, label, icon, permission = "stop-change", "Stop the change", "stop_circle", "audiences.guide_change"
 
@@ -181,6 +247,13 @@ class StopChange(Verb[Install]):
         assert change is not None
         if change.kind == GuidedChange.Kind.ACCOUNT:
             return _consequence_of_stop(change)
+        if change.kind == GuidedChange.Kind.IDENTIFIER:
+            return (
+                f"The audience in work is finished. In the others, customers known by {change.before} stay members. A"
+                " change back, or Audit and Repair on the page of each audience, makes them agree with Lytics."
+                if change.switched_at
+                else "Nothing has changed yet, and nothing will."
+            )
         now = (
             f" {change.audience} is brought back to what it was: its ledger is sent again with the mechanism before."
             " If its definition in ODP is being replaced already, it is finished first."
@@ -210,7 +283,7 @@ def _consequence_of_stop(change: GuidedChange) -> str:
     )
 
 
-VERBS = (ChangeMechanism(), ChangeAccount(), StopChange())
+VERBS = (ChangeMechanism(), ChangeAccount(), ChangeIdentifier(), StopChange())
 
 
 def card(install: Install) -> dict[str, Any] | None:

@@ -41,15 +41,16 @@ _STEPS: dict[str, Callable[[Audit], Step]] = {
 # --- requests ------------------------------------------------------------------------------------------------
 
 
-def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float = 1.0) -> Audit | None:
+def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float = 1.0, most: int = 0) -> Audit | None:
     """Store a new audit and wake the workers. None while another audit of the audience is unfinished.
 
     ``sample`` is the number of people about whom ODP is asked in the mode SAMPLE; ``share`` gives it as a fraction.
+    ``most`` is the most differences with Lytics that are stored, if more than usual.
     """
     if mode == Audit.Mode.SAMPLE and sample:
         known = Membership.objects.filter(audience=audience).count()
         share = min(1.0, max(1, sample) / max(1, known))
-    audit = Audit(install_id=audience.install_id, audience=audience, mode=mode, share=share, by=by)
+    audit = Audit(install_id=audience.install_id, audience=audience, mode=mode, share=share, by=by, most=most)
     try:
         with transaction.atomic():
             audit.save(force_insert=True)

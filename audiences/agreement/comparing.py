@@ -47,7 +47,7 @@ def settle(audit: Audit) -> Step:
 
 def compare(audit: Audit) -> Step:
     found = _COMPARE.run(
-        audit=audit.pk, audience=audit.audience_id, before=audit.before_sequence, most=MOST, **WORDS
+        audit=audit.pk, audience=audit.audience_id, before=audit.before_sequence, most=audit.most or MOST, **WORDS
     ).one()
     assert found is not None
     return Step(

@@ -32,6 +32,8 @@ class Audit(models.Model):
     mode = models.CharField(max_length=6, choices=Mode)
     # The share of people about whom ODP is asked: 1 for every person.
     share = models.FloatField(default=1.0)
+    # The most differences with Lytics that are stored; 0 for the usual number (``comparing.MOST``).
+    most = models.PositiveIntegerField(default=0, db_default=0)
     by = models.CharField(max_length=150)
     asked_at = models.DateTimeField(default=now)
     started_at = models.DateTimeField(null=True)

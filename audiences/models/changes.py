@@ -10,7 +10,7 @@ from audiences.models.audiences import Audience
 from audiences.models.installs import Install
 
 # The phases that are about the whole install.
-_WITHOUT_AUDIENCE = ("choose", "tell_apart", "move", "leases")
+_WITHOUT_AUDIENCE = ("choose", "tell_apart", "move", "leases", "read_by", "calls")
 
 
 class GuidedChange(models.Model):
@@ -23,6 +23,7 @@ class GuidedChange(models.Model):
     class Kind(models.TextChoices):
         MECHANISM = "mechanism", "another mechanism"
         ACCOUNT = "account", "another ODP account"
+        IDENTIFIER = "identifier", "another identifier field"
 
     class Phase(models.TextChoices):
         CHOOSE = "choose", "choosing the next audience"
@@ -45,10 +46,15 @@ class GuidedChange(models.Model):
         CATCH_UP = "catch_up", "sending what changed while the ledger was copied"
         EMPTY = "empty", "emptying the audience in the old account"
         REMOVE = "remove", "deleting the audience in the old account"
+        # Of a change to another identifier field.
+        READ_BY = "read_by", "switching the identifier field"
+        CALLS = "calls", "waiting for the calls that were read by the old field"
+        AUDIT = "audit", "comparing with the members in Lytics"
+        REPAIR = "repair", "sending the differences"
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="changes")
     kind = models.CharField(max_length=10, choices=Kind)
-    # The values before and after: names of mechanisms, or ODP accounts as people know them.
+    # The values before and after: names of mechanisms or fields, or ODP accounts as people know them.
     before = models.CharField(max_length=100)
     after = models.CharField(max_length=100)
     by = models.CharField(max_length=150)
@@ -104,6 +110,12 @@ class GuidedChange(models.Model):
     request_size = models.PositiveSmallIntegerField(default=0, db_default=0)
     rejected = models.PositiveIntegerField(default=0, db_default=0)
     sends_exits = models.BooleanField(default=False, db_default=False)
+
+    # Of a change to another identifier field: the audit of the current audience, the number of its repairs, and the
+    # last audience that is done.
+    audit_id = models.BigIntegerField(null=True)
+    repairs = models.PositiveSmallIntegerField(default=0, db_default=0)
+    last_audience_id = models.BigIntegerField(default=0, db_default=0)
 
     class Meta:
         default_permissions = ("view",)

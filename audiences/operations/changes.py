@@ -22,7 +22,7 @@ from audiences.delivery.account_switch import Connection
 from audiences.delivery.odp_account import Gate, mechanism_of
 from audiences.insight import heartbeats
 from audiences.models import Audience, GuidedChange, Install, Retirement
-from audiences.operations import account_changes, account_steps, change_steps
+from audiences.operations import account_changes, account_steps, change_steps, identifier_changes, identifier_steps
 from audiences.operations.change_steps import Step
 from audiences.wake import wake_change
 from odp.mechanisms import MECHANISMS, Passthrough
@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 # Longer than any step: all requests of a step end within SECONDS.
 LEASE = timedelta(seconds=60)
 SECONDS = 20.0
+Kind = GuidedChange.Kind
 # A wait of at least this many seconds is left to the next sweep.
 LONG = 2.0
 
@@ -164,13 +165,7 @@ def begin_account(install: Install, to: Connection, *, empties: bool, by: str, r
     change.other_region, change.other_host, change.other_api_key = to
     change.empties, change.by, change.reason = empties, by, reason
     change.total = Audience.objects.filter(install=install, provisioned_at__isnull=False).count()
-    try:
-        with transaction.atomic():
-            change.save(force_insert=True)
-            transaction.on_commit(lambda: wake_change(install.pk), robust=True)
-    except IntegrityError:
-        return None
-    return change
+    return change if _store_new(change) else None
 
 
 def problem_of_account(install: Install, to: Connection) -> str:
@@ -181,6 +176,31 @@ def problem_of_account(install: Install, to: Connection) -> str:
 def problem_of_account_now(install: Install) -> str:
     """Why no change to another account can begin now, whichever it is; empty when one can."""
     return _not_now(install) or account_changes.not_now(install)
+
+
+def begin_identifier(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | None:
+    """Store a change to another identifier field, and wake the workers. None when a change can't begin now."""
+    if problem_of_identifier(install) or install.identifier_field == to:
+        return None
+    change = GuidedChange(kind=Kind.IDENTIFIER, install=install, before=install.identifier_field, after=to)
+    change.by, change.reason, change.total = by, reason, identifier_changes.audiences(install).count()
+    return change if _store_new(change) else None
+
+
+def problem_of_identifier(install: Install) -> str:
+    """Why no change to another identifier field can begin now; empty when one can."""
+    return _not_now(install) or identifier_changes.not_now(install)
+
+
+def _store_new(change: GuidedChange) -> bool:
+    install_id = change.install_id
+    try:
+        with transaction.atomic():
+            change.save(force_insert=True)
+            transaction.on_commit(lambda: wake_change(install_id), robust=True)
+    except IntegrityError:
+        return False
+    return True
 
 
 def stop(change: GuidedChange, *, by: str) -> bool:
@@ -268,7 +288,7 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
 
 def _steps(change: GuidedChange) -> Any:
     """The module with the steps of this kind of change."""
-    return account_steps if change.kind == GuidedChange.Kind.ACCOUNT else change_steps
+    return {Kind.ACCOUNT: account_steps, Kind.IDENTIFIER: identifier_steps}.get(Kind(change.kind), change_steps)
 
 
 def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | None:

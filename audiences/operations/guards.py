@@ -82,7 +82,9 @@ def questions(before: Install | None, after: Install) -> list[Question]:
                 "identifier_field",
                 f"{read:,} events were read with {before.identifier_field} in the last hour. {_seen(before, after)}"
                 f" From now on every event is read with {after.identifier_field}; messages without it are parked."
-                f" Customers known by {before.identifier_field} stay members until an exit names them.",
+                f" Exits come by {after.identifier_field}, too, so customers known by {before.identifier_field} stay"
+                " members in ODP. Press Change identifier at the top of this page instead, which replaces them; it"
+                " needs a Lytics API token.",
             )
         )
     other = _beside(after)

@@ -1,0 +1,145 @@
+"""The dry run of a guided change to another identifier field: what Lytics' members say about each field, and what
+speaks against a change. Its steps: ``identifier_steps``."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.db.models import Q, QuerySet, Sum
+
+from audiences import lytics_account
+from audiences.insight import trials
+from audiences.models import Audience, Install, Resend, Retirement
+from audiences.operations import retiring
+from audiences.receiving.audience_lookup import BY_SLUG
+from lytics.api import members
+from lytics.identifiers import is_identifier
+
+# The most members of an audience: each of them differs twice, and a person can look through the differences.
+MOST_MEMBERS = 100_000
+# The most fields shown.
+FIELDS = 8
+# Seconds for the request to Lytics.
+SECONDS = 10.0
+# Fields that name no customer.
+NOT_FIELDS = {"segment_events", "_created", "_modified", "segments", "_segments"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the sample says about one field."""
+
+    name: str
+    # The members who have the field, those in which it is an array, and the different identifiers in it.
+    found: int
+    arrays: int
+    different: int
+    # The members who share an identifier with another member of the sample.
+    shared: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """``problem`` says why Lytics could not be asked; empty when it could."""
+
+    problem: str
+    sample: int = 0
+    candidates: Sequence[Candidate] = ()
+
+    def of(self, field: str) -> Candidate | None:
+        return next((each for each in self.candidates if each.name == field), None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    audiences: int
+    members: int
+
+
+def audiences(install: Install) -> QuerySet[Audience]:
+    """The audiences whose members are replaced: all in ODP, without retired ones and that of the test customers."""
+    made = Audience.objects.filter(install=install, provisioned_at__isnull=False, lane__retired_sequence=None)
+    return made.exclude(segment_id=trials.SEGMENT_ID)
+
+
+def plan(install: Install) -> Plan:
+    counted = audiences(install)
+    return Plan(counted.count(), counted.aggregate(members=Sum("lane__member_count"))["members"] or 0)
+
+
+def not_now(install: Install) -> str:
+    """Why the install can't change to any other field now; empty when it can."""
+    if not audiences(install).exists():
+        return "No audience of this install is in ODP, so another field can be entered in its form."
+    if not lytics_account.has_token(install):
+        return (
+            f"The members in ODP are known by {install.identifier_field}, and only Lytics knows their values of another"
+            " field. Without a Lytics API token they could neither leave nor enter, so enter one first."
+        )
+    if by_name := audiences(install).filter(segment_id__startswith=BY_SLUG).first():
+        return f"Lytics' calls name {by_name.odp_id} by its slug alone, so Lytics can't be asked for its members."
+    large = audiences(install).filter(lane__member_count__gt=MOST_MEMBERS).first()
+    if large is not None:
+        return (
+            f"{large.odp_id} has more than {MOST_MEMBERS:,} members. Connect a second install with the other field and"
+            " a prefix of its own, have Lytics send all members to it, and then retire the audiences of this one."
+        )
+    held = audiences(install).filter(Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)).first()
+    if held is not None:
+        return f"{held.odp_id} is paused or blocked, so nothing about it could be verified. Resume or retire it first."
+    if Retirement.objects.filter(retiring.UNFINISHED, audience__install=install).exists():
+        return "An audience of this install is being retired or taken back. Begin when that is over."
+    if Resend.objects.filter(install=install, kind=Resend.Kind.REPAIR, ended_at=None).exists():
+        return "A repair of this install is under way. Begin when that is over."
+    return ""
+
+
+def problem_of(install: Install, field: str) -> str:
+    """Why this field can't become the identifier field, by a sample of Lytics; empty when it can."""
+    found = evidence(install)
+    if found.problem:
+        return found.problem
+    candidate = found.of(field)
+    if candidate is None or candidate.found * 2 < found.sample:
+        return (
+            f"{candidate.found if candidate else 0} of {found.sample} members in Lytics have {field}. All others would"
+            " leave their audiences."
+        )
+    return ""
+
+
+def evidence(install: Install) -> Evidence:
+    """Read one page of the largest audience's members with all fields. This service keeps no fields of messages."""
+    client = lytics_account.client_of(install, ends_at=time.monotonic() + SECONDS)
+    largest = audiences(install).order_by("-lane__member_count", "pk").first()
+    if client is None or largest is None:
+        return Evidence(not_now(install))
+    page = next(members.scan(client, largest.segment_id, fields=[]))
+    if not page.answer.is_ok:
+        return Evidence(f"Lytics did not show members of {largest.odp_id}: {page.answer.reason}")
+    if not page.members:
+        return Evidence(f"Lytics shows no member of {largest.odp_id}.")
+    names = {name for member in page.members for name in member.fields} - NOT_FIELDS - {install.identifier_field}
+    found = [_candidate(name, page.members) for name in names]
+    usable = [each for each in found if each.found]
+    usable.sort(key=lambda each: (each.shared - each.found, each.name))
+    return Evidence("", len(page.members), usable[:FIELDS])
+
+
+def _candidate(name: str, sample: Sequence[members.Member]) -> Candidate:
+    named: list[list[str]] = [
+        [each for each in member.identifiers(name) if is_identifier(each, settings.PLACEHOLDER_IDENTIFIERS)]
+        for member in sample
+    ]
+    holders: dict[str, int] = {}
+    for identifiers in named:
+        for identifier in identifiers:
+            holders[identifier] = holders.get(identifier, 0) + 1
+    return Candidate(
+        name,
+        found=sum(map(bool, named)),
+        arrays=sum(isinstance(member.fields.get(name), list) for member in sample),
+        different=len(holders),
+        shared=sum(any(holders[each] > 1 for each in identifiers) for identifiers in named),
+    )

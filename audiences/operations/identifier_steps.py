@@ -1,0 +1,165 @@
+"""The steps of a guided change to another identifier field (docs/guided-changes.md).
+
+From the switch on, calls are read by the new field. Nobody but Lytics knows which customer has which value of it, so
+each audience is then compared with Lytics' scan by an audit, and the differences are sent by a repair: customers enter
+under the new field and leave under the old one. No step sends a request to ODP.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences.agreement import audits, words
+from audiences.delivery import account_switch
+from audiences.delivery.odp_account import Gate
+from audiences.models import Audience, Audit, GuidedChange, Install, Resend
+from audiences.operations import identifier_changes, resends, verification
+from audiences.operations.change_steps import Step, to, wait
+from odp.client import Client
+
+Phase = GuidedChange.Phase
+
+# Seconds in which a call is stored once its body is read.
+STORED_SECONDS = 60.0
+# The most repairs of one audience. The second one is for events whose time was ahead of the clock.
+REPAIRS = 3
+
+
+def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
+    raise NotImplementedError("no step of this change sends a request to ODP")
+
+
+def _end(**changes: Any) -> Step:
+    return to(Phase.CHOOSE, audience=None, ended_at=now(), **changes)
+
+
+def _give_up(change: GuidedChange, why: str) -> Step:
+    return _end(problem=f"{why.rstrip('.')}. {_state(change)}")
+
+
+def _state(change: GuidedChange) -> str:
+    if change.switched_at is None:
+        return f"The install still reads {change.before}."
+    return (
+        f"The install reads {change.after}. In audiences that are not done, customers known by {change.before} stay"
+        " members until an audit and its repair."
+    )
+
+
+def choose(change: GuidedChange) -> Step:
+    if change.switched_at is None:
+        return to(Phase.READ_BY)
+    waiting = identifier_changes.audiences(change.install).filter(pk__gt=change.last_audience_id)
+    audience = waiting.order_by("pk").first()
+    if audience is None:
+        return _end()
+    if change.stopped_by:
+        return _give_up(change, f"Stopped by {change.stopped_by}")
+    return to(Phase.AUDIT, audience=audience, audit_id=None, resend_id=None, repairs=0)
+
+
+def read_by(change: GuidedChange) -> Step:
+    """Switch the field, unless somebody has changed it meanwhile."""
+    install = account_switch.lock(change.install_id)
+    if install.identifier_field != change.before:
+        return _end(problem=f"Somebody changed the identifier field to {install.identifier_field}.")
+    Install.objects.filter(pk=install.pk).update(identifier_field=change.after, identifier_since_at=now())
+    return to(Phase.CALLS, switched_at=now())
+
+
+def calls_end(change: GuidedChange) -> Step:
+    seconds = (_all_read_by_new(change) - now()).total_seconds()
+    if seconds > 0:
+        return wait(f"Calls that were read by {change.before} are stored for another {seconds:.0f} s at most.")
+    return to(Phase.CHOOSE)
+
+
+def _all_read_by_new(change: GuidedChange) -> datetime:
+    """The moment from which no call that was read by the old field is stored any more."""
+    assert change.switched_at is not None
+    return change.switched_at + timedelta(seconds=settings.WEBHOOK_READ_SECONDS + STORED_SECONDS)
+
+
+def audit(change: GuidedChange) -> Step:
+    """Have the audience compared with Lytics. When both agree, it is done."""
+    audience = _audience(change)
+    if change.audit_id is None:
+        return _ask(change, audience)
+    found = Audit.objects.filter(pk=change.audit_id).first()
+    if found is None:
+        return Step({"audit_id": None})
+    if found.ended_at is None:
+        return wait(f"{words.result(found)}.")
+    if found.problem or found.scan_began_at is None:
+        return _give_up(change, f"{audience.odp_id}: {found.problem or found.note}")
+    if not found.differing:
+        return _done(change)
+    if change.repairs >= REPAIRS:
+        return _give_up(change, f"{audience.odp_id}: {found.differing:,} people differ after {REPAIRS} repairs")
+    return to(Phase.REPAIR, resend_id=None)
+
+
+def _ask(change: GuidedChange, audience: Audience) -> Step:
+    """Request an audit, or take one that was requested when all calls were read by the new field already."""
+    asked = audits.ask(
+        audience,
+        mode=Audit.Mode.SAMPLE,
+        by=change.by,
+        sample=verification.SAMPLE,
+        most=2 * identifier_changes.MOST_MEMBERS,
+    )
+    if asked is None:
+        others = Audit.objects.filter(audience=audience, ended_at=None, asked_at__gte=_all_read_by_new(change))
+        asked = others.exclude(mode=Audit.Mode.QUICK).first()
+    return wait("Another audit of the audience is unfinished.") if asked is None else Step({"audit_id": asked.pk})
+
+
+def repair(change: GuidedChange) -> Step:
+    """Have the differences sent. The repair requests another audit at its end."""
+    audience = _audience(change)
+    if change.resend_id is None:
+        assert change.audit_id is not None
+        found = Audit.objects.select_related("audience__lane").get(pk=change.audit_id)
+        if resends.repair(found, by=change.by, reason=f"identifier field {change.after}: {change.reason}"):
+            asked = Resend.objects.get(audience=audience, kind=Resend.Kind.REPAIR, ended_at=None)
+            return Step({"resend_id": asked.pk, "repairs": change.repairs + 1, "waits_for": ""})
+        if Resend.objects.filter(audience=audience, kind=Resend.Kind.REPAIR, ended_at=None).exists():
+            return wait("Another repair of the audience is unfinished.")
+        if found.is_newest:  # nothing that a repair can correct
+            why = f"{found.differing:,} people differ, because their changes are parked."
+            return _done(change, left_out={**change.left_out, audience.odp_id: why})
+        return to(Phase.AUDIT, audit_id=None)
+    sent = Resend.objects.get(pk=change.resend_id)
+    if sent.ended_at is None:
+        return wait(f"{sent.done:,} of {sent.total:,} people are in the log.")
+    return to(Phase.AUDIT, audit_id=None)
+
+
+def _done(change: GuidedChange, **changes: Any) -> Step:
+    last = change.audience_id
+    return to(Phase.CHOOSE, audience=None, last_audience_id=last, done=change.done + 1, **changes)
+
+
+def stop(change: GuidedChange) -> Step | None:
+    """The step that a stop takes now; None without a stop, or while the current audience is finished first."""
+    if change.stopped_by and change.switched_at is None:
+        return _give_up(change, f"Stopped by {change.stopped_by}")
+    return None
+
+
+def _audience(change: GuidedChange) -> Audience:
+    assert change.audience_id is not None
+    return Audience.objects.select_related("install", "lane").get(pk=change.audience_id)
+
+
+STORING: dict[str, Callable[[GuidedChange], Step]] = {
+    Phase.CHOOSE: choose,
+    Phase.READ_BY: read_by,
+    Phase.CALLS: calls_end,
+    Phase.AUDIT: audit,
+    Phase.REPAIR: repair,
+}
+ASKING: dict[str, Callable[[GuidedChange, Client], Step]] = {}

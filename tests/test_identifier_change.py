@@ -1,0 +1,321 @@
+"""Guided changes to another identifier field: all members leave under the old one and enter under the new one."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils.timezone import now
+from pytest_django.fixtures import Settings
+
+from audiences import lytics_account
+from audiences.agreement import audits
+from audiences.delivery import drafts, holds
+from audiences.models import Audience, Audit, GuidedChange, Install
+from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends
+from audiences.receiving import ingest
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import drain_all, lane_of, make_install
+from tests.lytics_api import Lytics
+from tests.messages import body, message, transition
+from tests.test_admin import hidden, press
+
+pytestmark = pytest.mark.django_db
+
+Phase = GuidedChange.Phase
+# More steps than a change takes, waits included.
+MOST = 60
+AUDIENCE = "lytics_gold_club"
+
+
+def mail(who: str) -> str:
+    return f"{who}@example.com"
+
+
+class People:
+    """The audience in Lytics: each member has a Lytics ID and an address; calls and scans come from here."""
+
+    def __init__(self, lytics: Lytics) -> None:
+        self.members: dict[str, dict[str, Any]] = {}
+        lytics.answer = self.answer
+
+    def answer(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any] | None:
+        if not path.endswith("/scan"):
+            return None
+        data = list(self.members.values())
+        return 200, {"data": data, "total": len(data), "_next": ""}
+
+    def moves(self, shop: Install, who: str, event: str) -> None:
+        """The person enters or leaves in Lytics, and Lytics calls."""
+        profile = {"_id": who, "email": mail(who)}
+        if event == "enter":
+            self.members[who] = profile
+        else:
+            self.members.pop(who, None)
+        sent = message(transition(event, at=now().isoformat()), who=who)
+        sent["data"]["email"] = mail(who)
+        ingest.receive(Install.objects.get(pk=shop.pk), body(sent))
+
+
+@pytest.fixture
+def people(lytics: Lytics) -> People:
+    return People(lytics)
+
+
+@pytest.fixture
+def shop(odp: ThreadedSandbox, people: People, settings: Settings) -> Install:
+    """Kim, Lee and Mia are members, known by the Lytics ID."""
+    settings.AUDIT_SETTLE_SECONDS = 0
+    settings.AUDIT_LYTICS_REQUESTS_PER_SECOND = settings.AUDIT_ODP_REQUESTS_PER_SECOND = 1_000
+    settings.WEBHOOK_READ_SECONDS = -identifier_steps.STORED_SECONDS
+    made = make_install(odp)
+    drafts.note_key(made.pk, problem="")
+    lytics_account.set_token(made, "api-token")
+    for who in ("kim", "lee", "mia", "pat"):
+        people.moves(made, who, "enter")
+    people.moves(made, "pat", "exit")
+    drain_all(made)
+    assert odp.members(AUDIENCE) == ["kim", "lee", "mia"]
+    return Install.objects.get()
+
+
+def begin(shop: Install, to: str = "email") -> GuidedChange:
+    change = changes.begin_identifier(Install.objects.get(pk=shop.pk), to=to, by="kim", reason="a test")
+    assert change is not None, changes.problem_of_identifier(shop)
+    return change
+
+
+def step(shop: Install) -> bool:
+    """One step, as if the waiting time were over. Whether the change goes on."""
+    GuidedChange.objects.update(next_at=None)
+    token = changes.lease(shop.pk)
+    if token is None:
+        return False
+    changes.step(token)
+    changes.give_back(token)
+    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
+
+
+def work(shop: Install) -> None:
+    """Run the other tasks of the workers."""
+    for _ in range(2):
+        drain_all(shop)
+        resends.go_on(shop.pk, seconds=5)
+        audits.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def finish(shop: Install) -> GuidedChange:
+    for _ in range(MOST):
+        goes_on = step(shop)
+        work(shop)
+        if not goes_on:
+            return GuidedChange.objects.filter(install=shop).latest("pk")
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+def until(shop: Install, phase: str) -> None:
+    for _ in range(MOST):
+        if GuidedChange.objects.latest("pk").phase == phase:
+            return
+        step(shop)
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+# --- the change itself ---------------------------------------------------------------------------------------
+
+
+def test_all_members_leave_under_the_old_field_and_enter_under_the_new_one(odp: ThreadedSandbox, shop: Install) -> None:
+    begin(shop)
+    change = finish(shop)
+    assert (change.problem, change.done, change.total, change.left_out) == ("", 1, 1, {})
+    assert Install.objects.get().identifier_field == "email"
+    assert odp.members(AUDIENCE) == odp.members(AUDIENCE, "web_user_id") == [mail("kim"), mail("lee"), mail("mia")]
+    newest = Audit.objects.first()
+    assert newest is not None
+    assert newest.differing == 0
+
+
+def test_events_between_any_two_steps_end_right(odp: ThreadedSandbox, people: People, shop: Install) -> None:
+    """At each step one customer enters and another one leaves in Lytics."""
+    begin(shop)
+    for number in range(MOST):
+        people.moves(shop, f"new{number}", "enter")
+        if number:
+            people.moves(shop, f"new{number - 1}", "exit")
+        if not step(shop):
+            break
+        work(shop)
+    people.moves(shop, "kim", "exit")
+    work(shop)
+    assert GuidedChange.objects.get().problem == ""
+    assert odp.members(AUDIENCE) == sorted(map(mail, people.members))
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("when", ["before storing", "after storing"])
+def test_a_worker_that_dies_at_any_step_is_replaced(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    begin(shop)
+    store = changes._store
+    dead = {"yes": False}
+
+    def die(*args: Any, **kwargs: Any) -> float | None:
+        if not dead["yes"]:
+            return store(*args, **kwargs)
+        if when == "after storing":
+            store(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(changes, "_store", die)
+    for _ in range(MOST):
+        dead["yes"] = True
+        token = changes.lease(shop.pk)
+        if token is None:
+            break
+        with pytest.raises(Killed):
+            changes.step(token)
+        dead["yes"] = False
+        changes.give_back(token)
+        GuidedChange.objects.update(next_at=None)
+        work(shop)
+        if not step(shop):
+            break
+        work(shop)
+    change = GuidedChange.objects.get()
+    assert (change.problem, change.done) == ("", 1)
+    assert change.ended_at is not None
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_no_audit_begins_while_calls_may_come_that_were_read_by_the_old_field(
+    shop: Install, settings: Settings
+) -> None:
+    settings.WEBHOOK_READ_SECONDS = 60
+    begin(shop)
+    until(shop, Phase.CALLS)
+    for _ in range(3):
+        step(shop)
+    change = GuidedChange.objects.get()
+    assert change.phase == Phase.CALLS
+    assert "read by _id" in change.waits_for
+    assert not Audit.objects.exists()
+
+
+def test_an_audit_from_before_the_switch_is_not_used(odp: ThreadedSandbox, shop: Install, settings: Settings) -> None:
+    """Its scan may have read the members by the old field."""
+    settings.WEBHOOK_READ_SECONDS = -identifier_steps.STORED_SECONDS
+    audience = Audience.objects.get()
+    old = audits.ask(audience, mode=Audit.Mode.FULL, by="schedule")
+    assert old is not None
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    step(shop)
+    change = GuidedChange.objects.get()
+    assert (change.audit_id, change.waits_for) == (None, "Another audit of the audience is unfinished.")
+    assert finish(shop).problem == ""
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_a_stop_before_the_switch_changes_nothing_and_after_it_finishes_the_audience(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    changes.stop(begin(shop), by="lee")
+    assert "still reads _id" in finish(shop).problem
+    assert Install.objects.get().identifier_field == "_id"
+    change = begin(shop)
+    until(shop, Phase.AUDIT)
+    changes.stop(change, by="lee")
+    assert finish(shop).done == 1
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_a_change_and_the_change_back_end_where_they_began(odp: ThreadedSandbox, shop: Install) -> None:
+    begin(shop)
+    assert finish(shop).problem == ""
+    begin(shop, "_id")
+    assert finish(shop).problem == ""
+    assert odp.members(AUDIENCE) == ["kim", "lee", "mia"]
+
+
+def test_lytics_that_rejects_the_scan_ends_the_change_with_its_reason(
+    shop: Install, people: People, lytics: Lytics
+) -> None:
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    lytics.answer = lambda path, query: (403, {"status": 403, "message": "no"}) if path.endswith("/scan") else None
+    change = finish(shop)
+    assert "Lytics rejects the scan" in change.problem
+    assert "customers known by _id stay members" in change.problem
+
+
+# --- the evidence, and what begins a change ------------------------------------------------------------------
+
+
+def test_the_evidence_says_how_many_have_each_field_and_whether_it_names_one_person(
+    shop: Install, people: People
+) -> None:
+    people.members["kim"] |= {"plan": "free", "phones": ["1", "2"], "email": [mail("kim"), "k@example.com"]}
+    people.members["lee"] |= {"plan": "free"}
+    del people.members["mia"]["email"]
+    found = identifier_changes.evidence(shop)
+    assert found.sample == 3
+    email = found.of("email")
+    plan = found.of("plan")
+    assert email is not None
+    assert plan is not None
+    assert (email.found, email.arrays, email.different, email.shared) == (2, 1, 3, 0)
+    assert (plan.found, plan.arrays, plan.different, plan.shared) == (2, 0, 1, 2)
+    assert found.of("_id") is None, "it is the present field"
+    assert found.candidates[-1].name == "plan", "a field that several share comes last"
+
+
+def test_a_change_is_refused_with_its_reason(shop: Install) -> None:
+    def why() -> str:
+        return changes.problem_of_identifier(Install.objects.get())
+
+    assert why() == ""
+    holds.pause(lane_of(Audience.objects.get()), by="kim", reason="a test")
+    assert "paused or blocked" in why()
+    holds.resume(lane_of(Audience.objects.get()))
+    lytics_account.set_token(shop, "")
+    assert "only Lytics knows their values" in why()
+    lytics_account.set_token(shop, "api-token")
+    assert "0 of 3 members in Lytics have user_id" in identifier_changes.problem_of(shop, "user_id")
+    assert identifier_changes.problem_of(shop, "email") == ""
+    begin(shop)
+    assert "under way" in why()
+
+
+def test_a_large_audience_is_refused_with_a_way_out(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identifier_changes, "MOST_MEMBERS", 2)
+    assert "Connect a second install" in changes.problem_of_identifier(shop)
+
+
+def test_the_page_of_an_install_shows_the_evidence_and_begins_a_change(shop: Install, operator: Client) -> None:
+    address = f"/admin/audiences/install/{shop.pk}/change-identifier/"
+    asked = operator.get(address).content.decode()
+    answers = {**hidden(asked), "identifier_field": "user_id", "reason": "a test"}
+    assert "0 of 3 members in Lytics have user_id" in operator.post(address, answers).content.decode()
+    page = press(operator, "change-identifier", shop, identifier_field="email", reason="a test")
+    assert "Of 3 members read from Lytics: email in 3, 3 different." in page
+    assert "3 memberships in 1 audience are known by _id" in page
+    change = GuidedChange.objects.get()
+    assert (change.before, change.after, change.by) == ("_id", "email", "operator")
+    until(shop, Phase.AUDIT)
+    opened = operator.get(f"/admin/audiences/install/{shop.pk}/change/").content.decode()
+    assert "comparing with the members in Lytics" in opened
+
+
+def test_a_viewer_does_not_begin_a_change(shop: Install, viewer: Client) -> None:
+    assert viewer.get(f"/admin/audiences/install/{shop.pk}/change-identifier/").status_code == 403
+
+
+def test_the_form_leads_to_the_change(shop: Install) -> None:
+    after = Install.objects.get()
+    after.identifier_field = "email"
+    (question,) = guards.questions(shop, after)
+    assert "Press Change identifier" in question.consequence
