@@ -47,6 +47,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_install_stop-change": ("guide_change",),
     "audiences_trouble_mute": ("mute_trouble",),
     "audiences_trouble_unmute": ("mute_trouble",),
+    "audiences_trouble_test": ("mute_trouble",),
     "audiences_token_reveal": ("reveal_token",),
     "audiences_token_rotate": ("rotate_token",),
     "audiences_token_name": ("rotate_token",),
@@ -145,7 +146,13 @@ def _path(names: tuple[str, ...], pattern: URLPattern) -> str:
 def _value(name: str, names: tuple[str, ...]) -> Any:
     if name in ("pk", "object_id", "id") and len(names) > 2:
         return _first(names[1]).pk
-    others = {"app_label": "audiences", "reason": "no_identifier", "content_type_id": 1, "object_id": 1}
+    others = {
+        "app_label": "audiences",
+        "reason": "no_identifier",
+        "channel": "email",
+        "content_type_id": 1,
+        "object_id": 1,
+    }
     return others[name] if name in others else _first("audiences/install/").pk
 
 

@@ -525,7 +525,7 @@ def test_an_install_with_a_trouble_can_be_deleted() -> None:
     assert {trouble.install for trouble in Trouble.objects.all()} == {None}
 
 
-# --- Settings and the command ---------------------------------------------------------------------------------
+# --- Tests of channels, and settings ---------------------------------------------------------------------------------
 
 
 def test_the_command_tries_each_channel_and_prints_the_result(
@@ -541,6 +541,57 @@ def test_the_command_tries_each_channel_and_prints_the_result(
     receiver.got.clear()
     alert_messages.send_due(seconds=5, at=now() + timedelta(hours=2))
     assert receiver.got == []
+
+
+def test_the_button_queues_a_test_of_its_channel_and_the_list_shows_the_result(
+    receiver: Receiver, operator: Client
+) -> None:
+    page, button = (
+        reverse("admin:audiences_trouble_changelist"),
+        reverse("admin:audiences_trouble_test", args=["slack"]),
+    )
+    assert button in operator.get(page).content.decode()
+    asked = operator.get(button).content.decode()
+    assert "One test message is sent by Slack" in asked
+    assert not TroubleMessage.objects.exists()
+    operator.post(button)
+    assert receiver.got == []
+    assert "to be sent" in operator.get(page).content.decode()
+    tasks.send_alerts()
+    assert receiver.texts() == [
+        "*Test:* This is a test alert\nA person asked for it. Nothing is wrong.\n<https://sync.example.org|Open>"
+    ]
+    assert [where for where, _, _ in receiver.got] == ["/slack"]
+    assert "delivered" in operator.get(page).content.decode()
+
+
+def test_a_rejected_test_is_shown_with_its_reason_and_not_tried_again(receiver: Receiver, operator: Client) -> None:
+    receiver.status = 403
+    operator.post(reverse("admin:audiences_trouble_test", args=["webhook"]))
+    tasks.send_alerts()
+    alert_messages.send_due(seconds=5, at=now() + timedelta(hours=2))
+    assert len(receiver.got) == 1
+    shown = operator.get(reverse("admin:audiences_trouble_changelist")).content.decode()
+    assert "ALERT_WEBHOOK_URL answered 403" in shown
+
+
+def test_a_channel_that_is_not_set_has_no_button_and_sends_nothing(operator: Client) -> None:
+    page, button = (
+        reverse("admin:audiences_trouble_changelist"),
+        reverse("admin:audiences_trouble_test", args=["email"]),
+    )
+    assert "No channel for messages is set" in operator.get(page).content.decode()
+    assert button not in operator.get(page).content.decode()
+    operator.post(button)
+    assert not TroubleMessage.objects.exists()
+
+
+def test_a_viewer_sees_the_channels_without_their_buttons(receiver: Receiver, viewer: Client) -> None:
+    button = reverse("admin:audiences_trouble_test", args=["slack"])
+    shown = viewer.get(reverse("admin:audiences_trouble_changelist")).content.decode()
+    assert "not tested" in shown
+    assert button not in shown
+    assert viewer.post(button).status_code == 403
 
 
 def test_the_command_needs_a_channel() -> None:

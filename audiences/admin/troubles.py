@@ -10,6 +10,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminSelectWidget
 
+from audiences.admin import alert_channels
 from audiences.admin.pages import HistoryAdmin, ago, count, link, pill
 from audiences.admin.verbs import NoQuestion, Verb
 from audiences.insight.state import State
@@ -87,6 +88,7 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
     empty_words = "No trouble was found. A worker checks every minute."
     list_display = ("trouble", "pill", "install_link", "since", "notified", "resolved")
     list_filter = (OpenOrResolved, "install")
+    list_before_template = "audiences/alert_channels.html"
     fields = (
         ("install_link", "tone"),
         "what",
@@ -98,6 +100,12 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
         "messages",
     )
     readonly_fields = ("install_link", "notified", "messages")
+
+    def get_urls(self) -> list[Any]:
+        return [alert_channels.url(self), *super().get_urls()]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        return super().changelist_view(request, {"channels": alert_channels.tested(), **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Trouble]:
         return super().get_queryset(request).select_related("install")
@@ -129,12 +137,4 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
     @admin.display(description="messages")
     def messages(self, trouble: Trouble) -> str:
         found = TroubleMessage.objects.filter(trouble=trouble)[:SHOWN]
-        return "; ".join(f"{message}: {_end_of(message)}" for message in found) or "none"
-
-
-def _end_of(message: TroubleMessage) -> str:
-    if message.sent_at is not None:
-        return f"sent {message.sent_at:%Y-%m-%d %H:%M:%S} UTC"
-    if message.given_up_at is not None:
-        return f"given up. {message.problem}"
-    return f"to be sent. {message.problem}".rstrip()
+        return "; ".join(f"{message}: {alert_channels.end_of(message).why}" for message in found) or "none"

@@ -7,6 +7,7 @@ sends it again with the same ``webhook_id``: each channel gets every message at 
 import json
 import smtplib
 import time
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,27 +49,36 @@ def queue(
     trouble: Trouble, event: TroubleMessage.Event, *, at: datetime, not_before: datetime | None = None
 ) -> list[TroubleMessage]:
     """Queue one message for each channel, in the caller's transaction."""
-    return _queue(trouble, event, content_of(trouble), at=at, due=not_before or at)
+    return _queue(trouble, event, content_of(trouble), at=at, due=not_before or at, to=channels())
 
 
-def queue_test() -> list[TroubleMessage]:
+def queue_test(
+    only: Collection[TroubleMessage.Channel] | None = None, *, delay: timedelta = timedelta()
+) -> list[TroubleMessage]:
+    """Queue a test message for each channel, or for those in ``only``. Workers send it after ``delay``."""
     content = {
         "what": "This is a test alert",
-        "why": "A person ran send_test_alert. Nothing is wrong.",
+        "why": "A person asked for it. Nothing is wrong.",
         "todo": "",
         "tone": "held",
         "url": settings.PUBLIC_URL,
     }
-    # The command sends it. A worker sends it only if the command was stopped.
-    return _queue(None, Kind.TEST, content, at=now(), due=now() + CLAIM)
+    at = now()
+    return _queue(None, Kind.TEST, content, at=at, due=at + delay, to=channels() if only is None else only)
 
 
 def _queue(
-    trouble: Trouble | None, event: TroubleMessage.Event, content: dict[str, Any], *, at: datetime, due: datetime
+    trouble: Trouble | None,
+    event: TroubleMessage.Event,
+    content: dict[str, Any],
+    *,
+    at: datetime,
+    due: datetime,
+    to: Collection[TroubleMessage.Channel],
 ) -> list[TroubleMessage]:
     return TroubleMessage.objects.bulk_create(
         TroubleMessage(trouble=trouble, event=event, channel=channel, content=content, created_at=at, next_try_at=due)
-        for channel in channels()
+        for channel in to
     )
 
 
@@ -111,14 +121,14 @@ def _claim(at: datetime, *, without: set[str]) -> TroubleMessage | None:
     return message
 
 
-def send(message: TroubleMessage, *, at: datetime | None = None, once: bool = False) -> bool:
-    """Try to send the message, and store the result. Returns whether the channel accepted it. ``once``: never retry."""
+def send(message: TroubleMessage, *, at: datetime | None = None) -> bool:
+    """Try to send the message, and store the result. Returns whether the channel accepted it. Tests aren't retried."""
     problem = _problem(message)
     at = at or now()
     changes: dict[str, Any] = {"problem": problem}
     if not problem:
         changes["sent_at"] = at
-    elif once or at - message.created_at >= GIVE_UP_AFTER:
+    elif message.event == Kind.TEST or at - message.created_at >= GIVE_UP_AFTER:
         changes["given_up_at"] = at
     else:
         changes["next_try_at"] = at + min(FIRST_PAUSE * 2 ** min(message.tries - 1, 10), LONGEST_PAUSE)

@@ -11,12 +11,13 @@ class Command(BaseCommand):
     help = "Send a test alert to each channel that the settings name, now. Exit code 1 when one doesn't accept it."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        queued = alert_messages.queue_test()
+        # This command sends them. A worker sends those that are left if the command is stopped.
+        queued = alert_messages.queue_test(delay=alert_messages.CLAIM)
         if not queued:
             raise CommandError("No channel is set: ALERT_EMAILS, ALERT_SLACK_URL or ALERT_WEBHOOK_URL.")
         failed = 0
         for message in queued:
-            is_accepted = alert_messages.send(message, once=True)
+            is_accepted = alert_messages.send(message)
             failed += not is_accepted
             words = "accepted" if is_accepted else message.problem
             self.stdout.write(f"{message.get_channel_display()}: {words}")
