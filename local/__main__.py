@@ -1,8 +1,8 @@
-"""The local runner: ``python -m local run``, ``demo`` or ``up``, which make calls.
+"""The local runner: ``python -m local run``, ``demo`` or ``up``, started by the make targets of the same names.
 
-``run``   the whole stack and an ODP sandbox, a stream of sample events through it, then up until Ctrl-C
-``demo``  the same, but it stops after the stream, and succeeds only if every audience is equal in ODP
-``up``    the stack alone, for a real pair of accounts
+``run``   starts the whole stack with a sandbox ODP, sends a sample stream, and runs until Ctrl-C
+``demo``  does the same, but ends after the stream, with success only if every audience is equal in ODP
+``up``    starts the stack alone, for a real pair of accounts
 """
 
 import argparse
@@ -21,17 +21,17 @@ from urllib.parse import urlsplit
 
 from local import launch
 from local.processes import AskedToStop, Fleet, Program, StackError, last_words
-from local.stack import BYTES_TO_GO_ON, Stack, manage, python
+from local.stack import BYTES_WHILE_RUNNING, Stack, manage, python
 from lytics_sync import env
 
 ADMIN = "admin"
-# What the sandbox's Lytics API accepts.
+# The API token that the sandbox's Lytics API accepts.
 LYTICS_TOKEN = "sandbox-lytics-token"  # noqa: S105 - of the sandbox
-# The account that the sandbox has without being asked.
+# The API key of the account that the sandbox has by default.
 SANDBOX_KEY = "sandbox-public.sandbox-private"
-# How long nothing may be delivered before the showcase gives up waiting.
+# Seconds without progress after which the showcase stops waiting for deliveries.
 STALLED_SECONDS = 60
-# How long ODP may take to show what it has accepted.
+# The most seconds that ODP may take to show what it has accepted.
 VISIBLE_SECONDS = 30
 
 
@@ -48,16 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     except StackError as trouble:
         print(trouble, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before anything was started
+    except KeyboardInterrupt:  # before any process was started
         return 130
     except OSError as error:
-        # Usually the disk has filled up since the check at the start.
+        # The usual cause is a disk that became full after the check at the start.
         print(f"{error.strerror or error}: {error.filename or env.data_dir()}.", file=sys.stderr)
         return 1
 
 
 def _follow_make() -> None:
-    """Stop when make does. A killed make would otherwise leave a stack that no Ctrl-C reaches."""
+    """Stop when make ends, because Ctrl-C doesn't reach the stack of a killed make."""
     if os.environ.get("MAKELEVEL"):
         launch.die_with(os.getppid(), signal.SIGTERM)
 
@@ -83,7 +83,7 @@ def _run(stack: Stack, mode: str) -> int:
         (stack.folder / "run" / "runner.pid").unlink(missing_ok=True)
 
 
-# --- Bringing it up ------------------------------------------------------------------------------------------
+# --- Starting ------------------------------------------------------------------------------------------------
 
 
 def _bring_up(stack: Stack, fleet: Fleet, *, with_sandbox: bool) -> None:
@@ -124,7 +124,7 @@ def _sandbox_url(stack: Stack) -> str:
 
 
 def _must(fleet: Fleet, program: Program) -> str:
-    """What ``program`` printed; ``Trouble`` when it failed."""
+    """Run ``program`` and return its output. Raises ``StackError`` when it fails."""
     code, output = fleet.run(program)
     if code:
         log = fleet.logs / f"{program.name}.log"
@@ -152,11 +152,11 @@ def _tell_how_to_connect(stack: Stack) -> None:
     say(f"  {elsewhere}.venv/bin/python manage.py create_install NAME --odp-api-key PRIVATE_KEY")
 
 
-# --- Showing it ----------------------------------------------------------------------------------------------
+# --- Showcase ------------------------------------------------------------------------------------------------
 
 
 def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
-    """Send a stream as Lytics would and compare audience by audience what ODP then answers."""
+    """Send a stream as Lytics would, and compare each audience with ODP afterwards."""
     install = _demo_install(stack, fleet)
     webhook = stack.public_url + urlsplit(install["webhook_url"]).path
     tell("Webhook URL", webhook)
@@ -175,7 +175,7 @@ def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
 
 
 def _demo_install(stack: Stack, fleet: Fleet) -> dict[str, Any]:
-    """The install made at first use, or now. One made in another database is not there in this one."""
+    """The stored install of the demo, or a new one if this database doesn't have it."""
     database = os.environ.get("DATABASE_URL") or "embedded"
     known: dict[str, Any] = json.loads(stack.memory.values.get("DEMO_INSTALL", "{}"))
     if known.get("database") == database:
@@ -209,8 +209,8 @@ def _send_stream(stack: Stack, fleet: Fleet, *, webhook: str, authorization: str
     with Bar() as bar:
 
         def show(log: Path) -> None:
-            # With a full disk everything waits, the sender too, and never gives up; a person has to hear of it.
-            stack.check_room(BYTES_TO_GO_ON)
+            # With a full disk every process waits without an error, the sender too, so a person is informed here.
+            stack.check_room(BYTES_WHILE_RUNNING)
             if reported := _last_report(log):
                 bar.show(reported["sent"], reported["total"])
 
@@ -228,7 +228,7 @@ def _number(name: str, default: int) -> int:
 
 
 def _last_report(log: Path) -> dict[str, Any] | None:
-    """How far the sender is, by its last whole line."""
+    """The progress of the sender, by the last complete line of its log."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     try:
         report: dict[str, Any] = json.loads(lines[-2])
@@ -238,16 +238,16 @@ def _last_report(log: Path) -> dict[str, Any] | None:
 
 
 def _wait_until_delivered(stack: Stack, fleet: Fleet) -> Path:
-    """Wait for an empty backlog, or until it no longer falls; the file with the last status of the lanes."""
+    """Wait until the backlog is empty or no longer falls. Returns the file with the last status of the lanes."""
     say("Delivering to ODP")
     file = fleet.folder / "lanes.json"
     file.unlink(missing_ok=True)
     most, least, stalled_at = 0, float("inf"), time.monotonic() + STALLED_SECONDS
     with Bar() as bar:
         while True:
-            stack.check_room(BYTES_TO_GO_ON)
+            stack.check_room(BYTES_WHILE_RUNNING)
             code, status = fleet.run(manage("lane_status", "--json"))
-            if code == 0:  # otherwise PostgreSQL has just been killed, say, and comes back
+            if code == 0:  # otherwise PostgreSQL may be restarting
                 file.write_text(status, encoding="utf-8")
                 backlog = json.loads(status)["backlog"]
                 most = max(most, backlog)
@@ -278,7 +278,7 @@ def _compare(stack: Stack, fleet: Fleet, *, memberships: Path, lanes: Path) -> b
     return code == 0
 
 
-# --- What people see -----------------------------------------------------------------------------------------
+# --- Output --------------------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
@@ -296,7 +296,7 @@ def tell(name: str, value: str) -> None:
 
 
 class Bar:
-    """How far something is: redrawn in place on a terminal, a line per quarter elsewhere."""
+    """A progress bar: redrawn in place on a terminal; elsewhere one line for each quarter."""
 
     WIDTH = 30
 

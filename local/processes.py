@@ -1,7 +1,7 @@
 """The processes of one stack: started in order, kept running, stopped in reverse order.
 
-Everything happens in the main thread, in steps of a twentieth of a second. The kernel ties a child's life to the
-*thread* that started it (see ``launch``), so a thread per child would be a trap.
+The main thread does all work, in steps of a twentieth of a second. The kernel ends a child with the *thread* that
+started it (see ``launch``), so no child may be started by a thread that ends.
 """
 
 import os
@@ -26,17 +26,17 @@ STEP_SECONDS = 0.05
 QUICK_SECONDS = 10
 # Signals that mean a program crashed. Every other signal was sent by another process.
 FAULTS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
-# The pauses before a child is started again: the first well within a second, then twice as long each time.
+# The pauses before a child is restarted: the first one, then twice as long each time, up to the longest.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30
-# A log longer than this is put aside at the next start, in place of the one put aside before.
+# A longer log is renamed at the next start, and replaces the log that was renamed before.
 LOG_BYTES = 50 * 1024 * 1024
-# Quick exits of a child that are each reported; the next one names its log file, and further ones aren't reported.
-QUICK_ENDS_TOLD = 3
+# The number of quick exits of a child that are reported. The next report names its log file; later ones are left out.
+QUICK_EXITS_REPORTED = 3
 
 
 class StackError(Exception):
-    """What stops the local stack and needs a person; its text is the one sentence they read."""
+    """A problem that stops the local stack and needs a person. Its text is printed."""
 
 
 class AskedToStop(Exception):
@@ -50,14 +50,14 @@ class Program:
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    # Asked with the process id, again and again, until it says yes.
+    # Called with the process id, repeatedly, until it returns True.
     ready: Callable[[int], bool] = lambda _pid: True
     stop_signal: signal.Signals = signal.SIGTERM
-    # How long it may take over stopping before it is killed.
+    # Seconds that the program gets to stop before it is killed.
     patience: float = 3
-    # What the kernel sends it when the runner is gone.
+    # The signal that the kernel sends it when the runner has ended.
     orphan_signal: signal.Signals = signal.SIGKILL
-    # As whom it runs (see ``launch``).
+    # The identity under which it runs (see ``launch``).
     identity: str = "same"
 
 
@@ -103,7 +103,7 @@ class Fleet:
         self.stops_asked = 0
 
     def listen_to_signals(self) -> None:
-        """Let Ctrl-C, SIGTERM and a closed terminal end the next wait; a second one hurries the stopping."""
+        """Make Ctrl-C, SIGTERM and a closed terminal end the next wait; a second signal shortens the stopping."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
 
@@ -111,7 +111,7 @@ class Fleet:
         self.stops_asked += 1
 
     def start(self, *programs: Program, seconds: float = 60) -> None:
-        """Start ``programs`` together and return when all of them are ready; ``Trouble`` when one isn't in time."""
+        """Start ``programs`` together and return when all are ready. Raises ``StackError`` when one isn't in time."""
         group: list[Child] = []
         self.groups.append(group)
         for program in programs:
@@ -130,7 +130,7 @@ class Fleet:
                 self._step(besides=group)
 
     def wait(self, condition: Callable[[], bool], *, seconds: float = float("inf")) -> bool:
-        """Keep the children running until ``condition`` holds, or for ``seconds``; say whether it does."""
+        """Keep the children running until ``condition`` holds, or for ``seconds``. Returns whether it holds."""
         until = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > until:
@@ -144,9 +144,9 @@ class Fleet:
             self._step()
 
     def run(self, program: Program, *, each: Callable[[Path], None] = lambda _log: None) -> tuple[int, str]:
-        """Run ``program`` to its end beside the children; its exit code and what it wrote to stdout.
+        """Run ``program`` to its end beside the children. Returns its exit code and its stdout.
 
-        ``each`` is called with the log of its stderr in every step, to show how far it is.
+        Every step calls ``each`` with the log of its stderr, to show the progress.
         """
         log = self.logs / f"{program.name}.log"
         with tempfile.TemporaryFile(dir=self.runs) as output:
@@ -192,9 +192,9 @@ class Fleet:
     def _tell_of_end(self, child: Child, code: int) -> None:
         name, why = child.program.name, last_words(child.log, since=child.log_start)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} ({why})"
-        if child.quick_ends < QUICK_ENDS_TOLD:
+        if child.quick_ends < QUICK_EXITS_REPORTED:
             self.tell(f"{name} {how}; it is started again.")
-        elif child.quick_ends == QUICK_ENDS_TOLD:
+        elif child.quick_ends == QUICK_EXITS_REPORTED:
             self.tell(f"{name} {how} again, and is tried at growing intervals; more is in {child.log}.")
 
     def stop(self) -> None:
@@ -220,7 +220,7 @@ class Fleet:
 def _spawn(program: Program, *, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]) -> Process:
     """Start a program in a new session: Ctrl-C then reaches only the runner, which stops the programs in order."""
     launch = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(program.orphan_signal))]
-    # The child inherits the mask, and launch.py lets interrupts through once they end it as any other signal does.
+    # The child inherits this mask. launch.py unblocks the signal once an interrupt would end the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(  # noqa: S603 — the commands are the runner's own
@@ -241,7 +241,7 @@ def ended_by_itself(code: int) -> bool:
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """Why a program ended, according to its log."""
+    """The reason why a program ended, by its log."""
     return reason(log.read_bytes()[since:].decode(errors="replace"))
 
 
@@ -253,7 +253,7 @@ def reason(log_text: str) -> str:
 
 
 def _kill(child: Child) -> None:
-    """Kill the child and what it started in its session. It is ours and not yet waited for, so the id is its own."""
+    """Kill the child and its session. The child isn't reaped yet, so no other process can have its id."""
     assert child.process is not None
     with suppress(ProcessLookupError):
         os.killpg(child.process.pid, signal.SIGKILL)
@@ -287,10 +287,10 @@ def is_alive(pid: int) -> bool:
 
 
 def belongs_to(pid: int, folder: Path) -> bool:
-    """Whether ``pid`` is a live process of the stack in ``folder``: a number in an old file may be anybody's by now."""
+    """Whether ``pid`` is a live process of the stack in ``folder``. Another program may have an id from an old file."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone, not ours to ask about, or not Linux
+    except OSError:  # ended, another user's, or not Linux
         return False
     return f"DATA_DIR={folder}".encode() in environment
 
@@ -309,7 +309,7 @@ def free_port() -> int:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether we could listen on ``port`` now."""
+    """Whether this process could listen on ``port`` now."""
     with socket.socket() as probe:
         # SO_REUSEADDR, as servers set it: a port with connections in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

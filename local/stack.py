@@ -1,4 +1,4 @@
-"""What the local stack is made of: its folder, what it remembers there, its ports, and its programs."""
+"""The local stack: its folder, its stored secrets and ports, and its programs."""
 
 import fcntl
 import os
@@ -24,11 +24,11 @@ from local import embedded, launch
 from local.processes import Program, StackError, belongs_to, free_port, is_free, listens, read_pid, write_pid
 from lytics_sync import env
 
-# An empty PostgreSQL with its first write-ahead logs, and room for what the stream brings.
+# The free space that a start needs: an empty PostgreSQL with its write-ahead log, and the events of the stream.
 BYTES_NEEDED = 300 << 20
-# With less than two segments of write-ahead log, PostgreSQL is about to stop.
-BYTES_TO_GO_ON = 32 << 20
-# A killed runner's children need about this long to be gone.
+# The least free space while running: with less than two segments of write-ahead log, PostgreSQL soon stops.
+BYTES_WHILE_RUNNING = 32 << 20
+# Seconds in which the children of a killed runner end.
 LEFTOVER_SECONDS = 15
 WORKERS = ("worker-1", "worker-2")
 WEB_THREADS = ("--workers", "2", "--threads", "10")
@@ -37,7 +37,7 @@ WORKER_SLOTS = "12"
 
 @dataclass(kw_only=True)
 class Memory:
-    """``local.env`` in the data directory: secrets and ports made at first use (see ``env``, which reads it)."""
+    """``local.env`` in the data directory: secrets and ports generated at first use (see ``env``, which reads it)."""
 
     file: Path
     values: dict[str, str] = field(default_factory=lambda: dict(env._local_file()))
@@ -87,13 +87,13 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every child gets beside what it reads in ``local.env``."""
+        """The environment of every child, in addition to ``local.env``."""
         return {**os.environ, "DATA_DIR": str(self.folder), "PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
 
-    # --- Before anything is started --------------------------------------------------------------------------
+    # --- Before the start ------------------------------------------------------------------------------------
 
     def claim_folder(self) -> IO[str]:
-        """Make the folder, and hold it until the returned lock is closed or this process ends, however it ends."""
+        """Create the folder and lock it, until the returned lock is closed or this process ends in any way."""
         runs = self.folder / "run"
         try:
             if not self.folder.exists():
@@ -120,7 +120,7 @@ class Stack:
         return lock
 
     def _clear_leftovers(self, runs: Path) -> None:
-        """Wait for processes that a killed runner left behind, and end them; other programs are left alone."""
+        """Wait for processes of a killed runner, and end them. Other programs aren't touched."""
         files = list(runs.glob("*.pid"))
         until = time.monotonic() + LEFTOVER_SECONDS
         while left := [pid for file in files if (pid := read_pid(file)) and belongs_to(pid, self.folder)]:
@@ -149,11 +149,11 @@ class Stack:
     def make_secrets(self) -> None:
         self.memory.get_or_make("SECRET_KEY", lambda: secrets.token_urlsafe(50))
         self.memory.get_or_make("FIELD_ENCRYPTION_KEYS", lambda: Fernet.generate_key().decode())
-        # So that a command in a second terminal prints the addresses of this stack.
+        # Stored, so that a command in a second terminal prints the addresses of this stack.
         self.memory.keep(PORT=str(self.port))
 
     def sandbox_port(self) -> int:
-        """The same one every time: the demo install's ODP host names it."""
+        """The stored port, which never changes, because the ODP host of the demo install contains it."""
         port = int(self.memory.get_or_make("SANDBOX_PORT", lambda: str(free_port())))
         if not is_free(port):
             raise StackError(
@@ -179,7 +179,7 @@ class Stack:
         return embedded.redis(folder=self.folder / "redis", port=port, password=password)
 
     def _port_and_password(self, name: str, url: Callable[..., str]) -> tuple[int, str]:
-        """The remembered values. The password is stored in the data directory; a port that is taken is replaced."""
+        """The stored port and password. A port that another program uses is replaced."""
         known = urlsplit(self.memory.values.get(name, ""))
         port, password = known.port, known.password or secrets.token_urlsafe(24)
         if port is None or not is_free(port):
@@ -198,7 +198,7 @@ class Stack:
         embedded.create_database(port=known.port, password=known.password)
 
     def check_servers(self) -> None:
-        """That the servers named in the environment answer; the embedded ones do by now."""
+        """Check that the servers named in the environment respond. The embedded servers are ready at this point."""
         try:
             psycopg.connect(self.database_url, connect_timeout=5).close()
         except psycopg.Error as error:
@@ -222,17 +222,17 @@ class Stack:
             "--bind": f"{self.host}:{self.port}",
             "--worker-class": "lytics_sync.web_worker.Worker",
             "--logger-class": "lytics_sync.logs.GunicornLogger",
-            # Longer than a sender's pause between two calls; the default of 2 s cuts connections under it.
+            # Longer than a sender's pause between two calls; gunicorn's default of 2 s would close the connection.
             "--keep-alive": "75",
             "--graceful-timeout": "5",
-            # Memory where there is some: gunicorn touches a file here to show that a worker lives.
+            # In memory if possible: gunicorn's workers touch a file here to show that they are alive.
             "--worker-tmp-dir": "/dev/shm" if Path("/dev/shm").is_dir() else str(self.folder),  # noqa: S108
         }
         return Program(
             name="web",
             command=[
                 *python("-m", "gunicorn", "lytics_sync.wsgi:application", *WEB_THREADS),
-                # It would lie in the home directory.
+                # Its socket would be in the home directory.
                 "--no-control-socket",
                 *(word for option in options.items() for word in option),
             ],
@@ -277,7 +277,7 @@ class Stack:
 
     @property
     def lytics_state(self) -> Path:
-        """What the sandbox's sender and its Lytics API share."""
+        """The state file that the sandbox's sender and its Lytics API share."""
         return self.folder / "lytics.sqlite3"
 
     def sandbox_lytics(self) -> Program:
