@@ -249,7 +249,7 @@ def reason(log_text: str) -> str:
     """The relevant line of a log: PostgreSQL's FATAL line, or else the last line."""
     lines = [line.strip() for line in log_text.splitlines() if line.strip()]
     fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
-    return (fatal or lines or ["it said nothing"])[-1]
+    return (fatal or lines or ["it printed nothing"])[-1]
 
 
 def _kill(child: Child) -> None:

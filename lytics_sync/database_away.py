@@ -17,7 +17,7 @@ RELOAD_SECONDS = 5
 # Seconds without such a response after which the next one counts as a new outage and is logged.
 QUIET_SECONDS = 60.0
 
-_told_at = -QUIET_SECONDS
+_logged_at = -QUIET_SECONDS
 
 
 class DatabaseAway(HttpResponse):
@@ -41,7 +41,7 @@ def server_error(request: HttpRequest) -> HttpResponseBase:
 
 def note(response: DatabaseAway) -> None:
     """One log line for an outage, however many pages it costs."""
-    global _told_at
-    before, _told_at = _told_at, time.monotonic()
-    if _told_at - before >= QUIET_SECONDS:
+    global _logged_at
+    before, _logged_at = _logged_at, time.monotonic()
+    if _logged_at - before >= QUIET_SECONDS:
         log.error("PostgreSQL does not answer; pages are answered 503", error=response.words)

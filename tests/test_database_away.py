@@ -18,7 +18,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A logged-in person whose requests find no database."""
     client = someone("admin")
     client.raise_request_exception = False
-    monkeypatch.setattr(database_away, "_told_at", -database_away.QUIET_SECONDS)
+    monkeypatch.setattr(database_away, "_logged_at", -database_away.QUIET_SECONDS)
     accept_connections(False)
     end_session()
     try:

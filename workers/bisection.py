@@ -22,8 +22,8 @@ from odp.outcomes import Answer, Outcome
 
 Group = tuple[Change, ...]
 
-# Rejected changes of one audience, none accepted, after which the audience is blocked although ODP rejected the probe
-# too: the whole ODP account is then set up differently than expected, and one correction there mends all of them.
+# The number of rejected changes of one audience, with none accepted, after which the audience is blocked although ODP
+# rejected the probe too. Then the ODP account differs from what we expect, and one correction there helps all changes.
 BLOCK_AFTER = 50
 # The same where the mechanism has no probe.
 BLOCK_AFTER_WITHOUT_CONTROL = 3

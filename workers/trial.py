@@ -199,14 +199,14 @@ class _Leg:
         covering = runs.filter(first_sequence__lte=self.event.sequence).select_related("delivery", "audience")
         return covering.order_by("-id").first()
 
-    # --- why one doesn't come --------------------------------------------------------------------------------
+    # --- steps that fail -------------------------------------------------------------------------------------
 
     def _hopeless(self) -> Seen | None:
-        """What no waiting mends."""
+        """A failure that doesn't end by waiting."""
         lane = self._lane()
         if lane.blocked_at is not None:
             return Seen(
-                FAILED, f"The audience is blocked: {lane.block_reason} Mend in ODP what that names, then Unblock."
+                FAILED, f"The audience is blocked: {lane.block_reason} Fix its cause in ODP, then press Unblock."
             )
         if lane.paused_at is not None:
             return Seen(FAILED, f"The audience is paused by {lane.paused_by}: {lane.pause_reason}. Resume it.")

@@ -227,7 +227,7 @@ def _evidence(install: Install) -> str:
         + (f", {number(each.shared)} members share one" if each.shared else "")
         for each in found.candidates
     )
-    of_messages = evidence.of(install).told_of_others
+    of_messages = evidence.of(install).other_fields_in_words
     return f"Of {count(found.sample, 'member')} read from Lytics: {fields or 'no other field'}. {of_messages}".strip()
 
 

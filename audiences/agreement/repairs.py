@@ -61,14 +61,14 @@ def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str,
     ordered = differences(audit).filter(identifier__gt=after).order_by("identifier")
     identifiers = list(ordered.values_list("identifier", flat=True).distinct()[:limit])
     by_lytics = differences(audit).filter(identifier__in=identifiers, kind__in=(_KIND.NOT_HERE, _KIND.NOT_IN_LYTICS))
-    said = dict(by_lytics.values_list("identifier", "kind"))
+    kinds = dict(by_lytics.values_list("identifier", "kind"))
     ledger = Membership.objects.filter(audience=audit.audience_id, identifier__in=identifiers)
     held = {row.identifier: row for row in ledger}
     found = []
     for identifier in identifiers:
-        if identifier in said:
+        if identifier in kinds:
             assert audit.scan_began_at is not None
-            kind = Kind.ENTER if said[identifier] == _KIND.NOT_HERE else Kind.EXIT
+            kind = Kind.ENTER if kinds[identifier] == _KIND.NOT_HERE else Kind.EXIT
             found.append(Fact("", "", identifier, kind, times.from_moment(audit.scan_began_at)))
         elif identifier in held:
             row = held[identifier]

@@ -40,7 +40,7 @@ def rejected_number(installs: list[Any], found: dict[str, RejectedCalls] | None)
 
 
 def without_redis(problem: str) -> list[Alert]:
-    """``problem`` is what Redis, or its client, said to a write."""
+    """``problem`` is the error of Redis, or of its client, for a write."""
     if not problem:
         return []
     return [
@@ -167,10 +167,10 @@ def _rejected_of(install: Any, one: RejectedCalls) -> Alert:
         )
     if not live:
         todo = "There is no live token. Make a new one, show it, and put its header into the Lytics job."
-        mend = buttons(install, "new-token", back=url_of(install))
+        remedy = buttons(install, "new-token", back=url_of(install))
     else:
         todo = "Show the authorization header and copy it into the authorization of the Lytics job again."
-        mend = partial(_show_header, live[0], url_of(install))
+        remedy = partial(_show_header, live[0], url_of(install))
     return Alert(
         REJECTED,
         what,
@@ -178,7 +178,7 @@ def _rejected_of(install: Any, one: RejectedCalls) -> Alert:
         one.since_at,
         url_of(install),
         todo=todo,
-        offers=(mend, way_to(install, "webhook-url", "Install instructions", "menu_book")),
+        offers=(remedy, way_to(install, "webhook-url", "Install instructions", "menu_book")),
         install=install.pk,
         message="Lytics sends these calls again for about two hours.",
     )

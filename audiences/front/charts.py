@@ -189,7 +189,7 @@ def _throughput(points: list[Point], hours: int) -> Chart:
         lines=lines,
         heights=[(100 - 50 * half, _rate(top * half / 2)) for half in range(3)],
         times=_times(points, hours),
-        columns=_columns(points, _told_counts),
+        columns=_columns(points, _counts_in_words),
         headings=("from (UTC)", "received", "of them delivered", "earlier backlog", "sent again", "parked"),
         rows=[(f"{point.at:%H:%M}", *map(number, _counts(point))) for point in reversed(points) if any(_counts(point))],
     )
@@ -199,7 +199,7 @@ def _counts(point: Point) -> list[int]:
     return [getattr(point, name) for name in COUNTS]
 
 
-def _told_counts(point: Point) -> str:
+def _counts_in_words(point: Point) -> str:
     text = f"{number(point.received)} received, {number(point.delivered)} of them delivered"
     text += f", {number(point.earlier)} of an earlier backlog delivered" if point.earlier else ""
     text += f", {number(point.again)} sent again" if point.again else ""
@@ -233,13 +233,13 @@ def _delay(points: list[Point], hours: int) -> Chart:
         ],
         heights=[(100 - 100 * (height(line) or 0), words) for line, words in DELAYS.items() if low <= line <= high],
         times=_times(points, hours),
-        columns=_columns(points, _told_delays),
+        columns=_columns(points, _delays_in_words),
         headings=("from (UTC)", "half within", "99 of 100 within"),
         rows=[(f"{point.at:%H:%M}", delay(point.p50), delay(point.p99)) for point in reversed(timed)],
     )
 
 
-def _told_delays(point: Point) -> str:
+def _delays_in_words(point: Point) -> str:
     return (
         "nothing was sent"
         if point.p50 is None

@@ -51,7 +51,7 @@ def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
 
 
 # What a person may do about a block.
-MENDS = ("unblock", "accept", "take-ours", "reuse-id", "other-id", "set-aside")
+REMEDIES = ("unblock", "accept", "take-ours", "reuse-id", "other-id", "set-aside")
 
 
 def blocked_audiences(found: Groups) -> list[Alert]:
@@ -68,12 +68,12 @@ def _blocked_alike(group: Group) -> Alert:
     waiting = count(group.waiting, "event")
     listed = list_url(Audience, state="blocked", install__id__exact=install.pk)
     if alone:
-        mend = buttons(first.audience, *MENDS)
+        remedy = buttons(first.audience, *REMEDIES)
     else:
         url = reverse("admin:audiences_audience_unblock_cause", args=[first.pk])
         label = f"Unblock all {number(group.lanes)} of this cause"
         back = urlencode({"next": reverse("admin:index")})
-        mend = link("audiences.unblock_audience", label, "lock_open", f"{url}?{back}")
+        remedy = link("audiences.unblock_audience", label, "lock_open", f"{url}?{back}")
     who = f"{first.audience} is" if alone else f"{count(group.lanes, 'audience')} are"
     return Alert(
         "blocked",
@@ -86,7 +86,7 @@ def _blocked_alike(group: Group) -> Alert:
             "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
             " What can't be fixed there gets another ODP id, or is set aside."
         ),
-        offers=(mend,),
+        offers=(remedy,),
         install=install.pk,
         cause=blocked.cause(first),
     )

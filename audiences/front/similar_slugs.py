@@ -21,7 +21,7 @@ def alerts() -> list[Alert]:
             url_of(audience),
             tone="held",
             todo="An id in ODP never changes. For a better one, create the audience anew in Lytics under a slug with"
-            " letters from a to z. If whoever uses them in ODP knows them apart, press Keep both.",
+            " letters from a to z. If the people who use them in ODP can distinguish them, press Keep both.",
             offers=(buttons(audience, "keep-both", known_offered=True),),
             install=audience.install_id,
         )

@@ -17,7 +17,7 @@ _TODO = {
     Twin.Finding.WRONG: "Correct in ODP what the reason names. The next look sees it.",
 }
 KIND = "twin"
-MENDS = ("take-ours", "accept", "pause")
+REMEDIES = ("take-ours", "accept", "pause")
 
 
 def alerts() -> list[Alert]:
@@ -39,7 +39,7 @@ def _alert(twin: Twin) -> Alert:
         url_of(audience),
         "held" if finding is Twin.Finding.MISSING else "bad",
         todo=_TODO[finding],
-        offers=(buttons(audience, *MENDS),),
+        offers=(buttons(audience, *REMEDIES),),
         install=audience.install_id,
         cause=finding,
     )

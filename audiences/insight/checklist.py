@@ -122,7 +122,7 @@ def _identifier(install: Install) -> Line:
     field = install.identifier_field
     name, title = "identifier", f"Customer identifier {field} found"
     seen = evidence.of(install)
-    summary = f"{field} in {seen.found:,} of the last {count_of(seen.messages)}. {seen.told_of_others}".strip()
+    summary = f"{field} in {seen.found:,} of the last {count_of(seen.messages)}. {seen.other_fields_in_words}".strip()
     if seen.found * 2 >= seen.messages > 0:
         return _done(name, title, seen.newest_at, summary)
     if seen.found:
@@ -177,7 +177,7 @@ def _parked(install: Install, name: str, title: str, reason: str, call: Receipt,
             else f"Calls arrive without it: {field} is looked for in data, and there "
         )
         + (f"came {seen}." if seen else "is no other field either.")
-        + f" {field} in 0 of the last {count_of(read.messages)}. {read.told_of_others}".rstrip(),
+        + f" {field} in 0 of the last {count_of(read.messages)}. {read.other_fields_in_words}".rstrip(),
         _another_field(field),
         item,
     )

@@ -51,7 +51,7 @@ class Evidence:
     looked: int = 0
 
     @property
-    def told_of_others(self) -> str:
+    def other_fields_in_words(self) -> str:
         """Each other field, with the number of messages without the identifier field that have it."""
         if not self.others:
             return ""

@@ -217,7 +217,8 @@ def of_event(status: EventStatus) -> State:
     became = _end_of(status)
     if status.claimed_ns is None:
         return became
-    note = f"Lytics said {times.moment(status.claimed_ns):%Y-%m-%d %H:%M}, which was ahead of the clock and is ignored"
+    claimed = f"{times.moment(status.claimed_ns):%Y-%m-%d %H:%M}"
+    note = f"Lytics sent the time {claimed}, which was ahead of the clock and is ignored"
     return replace(became, why=f"{became.why}; {note}" if became.why else note)
 
 

@@ -9,10 +9,10 @@ from audiences.models.installs import Install
 
 
 class Audit(models.Model):
-    """One comparison of one audience. Written in ``audiences/agreement/``, step by step, so that any process may go on.
+    """One comparison of one audience. Written in ``audiences/agreement/``, step by step, so that any worker can go on.
 
-    ``before_sequence`` is the last number of the audience's log when the audit began: whoever has a later event is in
-    motion and not compared. ``scan_token`` and ``after_identifier`` say how far the two passes are.
+    ``before_sequence`` is the last number of the audience's log when the audit began: people with a later event are
+    in motion and not compared. ``scan_token`` and ``after_identifier`` are the progress of the two passes.
     """
 
     class Mode(models.TextChoices):

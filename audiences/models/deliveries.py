@@ -35,9 +35,9 @@ def rare(name: str, condition: Q, *, of: str) -> list[models.Index]:
 
 
 class Delivery(models.Model):
-    """One request to ODP and what came back. It is stored open before the request starts."""
+    """One request to ODP and its response. It is stored as open before the request starts."""
 
-    # Set by ``said.mask_reasons`` for a whole list at once.
+    # Set by ``masked_answers.mask_reasons`` for a whole list at once.
     masked_reason: str | None = None
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="deliveries", db_index=False)

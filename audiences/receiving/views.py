@@ -239,17 +239,17 @@ def is_for_lytics(request: HttpRequest) -> bool:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
-    """What Django itself refuses with a 400, a wrong Host above all: for Lytics it becomes 503."""
+    """Answer 503 where Django would answer 400, such as for an unknown Host: Lytics never retries a 400."""
     if not is_for_lytics(request):
         return defaults.bad_request(request, exception)
     words = "The request could not be read."
     if isinstance(exception, DisallowedHost):
         words = "This service is not set up for this host name."
-    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what=_told_of(request, exception))
+    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what=_reason_of(request, exception))
     return JsonResponse({"detail": words}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
 
 
-def _told_of(request: HttpRequest, exception: Exception) -> str:
+def _reason_of(request: HttpRequest, exception: Exception) -> str:
     if not isinstance(exception, DisallowedHost):
         return "a request that is refused before it is read, such as one with a bad header or cookie"
     host = request.META.get("HTTP_HOST") or request.META.get("SERVER_NAME", "")

@@ -1,4 +1,4 @@
-"""``GET /metrics``, for whoever has METRICS_TOKEN; 404 while that is empty."""
+"""``GET /metrics``, for callers with METRICS_TOKEN; 404 while that setting is empty."""
 
 import hmac
 

@@ -45,7 +45,7 @@ def _add_story(group: argparse._ArgumentGroup) -> None:
     add("--start", type=moment, default=START, metavar="TIME", help="when it begins: RFC 3339 or `now` (2026-01-05)")
     add("--slugs", choices=("plain", "awkward"), default="plain", help="awkward: upper case, hyphens, dots")
     add("--identifier-field", default="_id", metavar="NAME", help="(_id)")
-    add("--array-identifiers", action="store_true", help="the field is a list that grows, told by `change`")
+    add("--array-identifiers", action="store_true", help="the field is a list that grows, reported by `change`")
     add("--numeric-identifiers", action="store_true", help="one customer in twenty is a number beyond 2^53")
     add("--full-profiles", action="store_true", help="every field of the profile comes along")
     add("--cloudevents", action="store_true", help="CloudEvents envelopes")

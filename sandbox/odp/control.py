@@ -28,7 +28,7 @@ def answer_control(world: World, request: Request) -> Answer:
         return in_json(400, {"error": str(wrong)})
 
 
-def _told(request: Request) -> dict[str, Any]:
+def _json_object(request: Request) -> dict[str, Any]:
     if request.body and not isinstance(request.parsed, dict):
         raise ValueError("the body must be a JSON object")
     return request.parsed if request.parsed is not NOT_JSON else {}
@@ -46,7 +46,7 @@ def ready(world: World, request: Request, rest: str) -> Any:
 
 
 def add_fault(world: World, request: Request, rest: str) -> Any:
-    return {"id": world.faults.add(_told(request)).number}
+    return {"id": world.faults.add(_json_object(request)).number}
 
 
 def list_faults(world: World, request: Request, rest: str) -> Any:
@@ -145,13 +145,13 @@ def show_memberships(world: World, request: Request, rest: str) -> Any:
 
 
 def reset(world: World, request: Request, rest: str) -> Any:
-    world.reset(keep_schema=_told(request).get("keep_schema", False) is True)
+    world.reset(keep_schema=_json_object(request).get("keep_schema", False) is True)
     return {}
 
 
 def move_clock(world: World, request: Request, rest: str) -> Any:
-    world.clock.advance(float(_told(request).get("advance_seconds", 0)))
-    if _told(request).get("apply_pending"):
+    world.clock.advance(float(_json_object(request).get("advance_seconds", 0)))
+    if _json_object(request).get("apply_pending"):
         world.visibility.apply_all()
     world.visibility.nudge()
     return {"now": world.clock.stamp(), "epoch_seconds": world.clock.now(), "pending_writes": len(world.visibility)}
@@ -159,16 +159,16 @@ def move_clock(world: World, request: Request, rest: str) -> Any:
 
 def add_account(world: World, request: Request, rest: str) -> Any:
     """Create the account if it doesn't exist, and change its settings."""
-    told = _told(request)
-    unknown = set(told) - {"private_key", "region", "consent", "passthrough", "rates", "assumptions"}
+    given = _json_object(request)
+    unknown = set(given) - {"private_key", "region", "consent", "passthrough", "rates", "assumptions"}
     if unknown:
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
-    key = str(told.get("private_key") or world.options.private_key)
+    key = str(given.get("private_key") or world.options.private_key)
     if not all(key.partition(".")):
         raise ValueError("private_key is <public>.<secret>")
-    if (region := told.get("region", region_of(key))) != region_of(key):
+    if (region := given.get("region", region_of(key))) != region_of(key):
         raise ValueError(f"region {region!r} needs a public key that says so; there are {', '.join(REGIONS)}")
-    settings = {name: value for name, value in told.items() if name not in ("private_key", "region")}
+    settings = {name: value for name, value in given.items() if name not in ("private_key", "region")}
     with world.lock:
         account = world.accounts.named(key.partition(".")[0])
         if account is None or account.private != key:
@@ -178,18 +178,18 @@ def add_account(world: World, request: Request, rest: str) -> Any:
 
 
 def revoke_key(world: World, request: Request, rest: str) -> Any:
-    key = str(_told(request)["key"])
+    key = str(_json_object(request)["key"])
     account = _account(world, key.partition(".")[0])
     if key not in (account.private, account.public):
         raise LookupError("no such key")
-    grace = _told(request).get("after_seconds", account.assumptions.revoked_key_seconds)
+    grace = _json_object(request).get("after_seconds", account.assumptions.revoked_key_seconds)
     with world.lock:
         world.change("revoked", account, {key: world.clock.now() + float(grace)})
     return {"account": account.public, "refused_after_seconds": float(grace)}
 
 
 def restore_key(world: World, request: Request, rest: str) -> Any:
-    key = str(_told(request)["key"])
+    key = str(_json_object(request)["key"])
     account = _account(world, key.partition(".")[0])
     with world.lock:
         world.change("revoked", account, {key: float(10**12)})

@@ -21,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         arguments.add_installs(parser)
         parser.add_argument("--to", choices=list(MECHANISMS), help="the mechanism to change to")
-        parser.add_argument("--reason", default="", help="why; shown to whoever looks at the change")
+        parser.add_argument("--reason", default="", help="why; shown on the page of the install")
         parser.add_argument("--yes", action="store_true", help="begin it; without this, nothing is changed")
         parser.add_argument("--stop", action="store_true", help="stop the change that is under way")
         parser.add_argument("--json", action="store_true")
@@ -34,8 +34,8 @@ class Command(BaseCommand):
         by = arguments.who()
         reports = []
         for install in arguments.chosen_installs(options):
-            told = _stop(install, by=by) if options["stop"] else _change(install, by=by, options=options)
-            reports.append({"install_id": install.public_id, "name": install.name, **told})
+            report = _stop(install, by=by) if options["stop"] else _change(install, by=by, options=options)
+            reports.append({"install_id": install.public_id, "name": install.name, **report})
         if options["json"]:
             self.stdout.write(json.dumps(reports))
             return

@@ -17,7 +17,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         arguments.add_installs(parser)
-        parser.add_argument("--reason", required=True, help="why, for whoever reads the history")
+        parser.add_argument("--reason", required=True, help="why; kept in the history")
         parser.add_argument("--yes", action="store_true", help="do it; without this, nothing is changed")
         parser.add_argument("--json", action="store_true")
 

@@ -172,8 +172,8 @@ def _compared(case: Case, name: str, wanted: WebhookSettings, *, also_exported: 
         if harm is Harm.NONE:
             labels = ", ".join(LABELS[key] for key in keys)
             return good(" ".join([f"{job.name} is right in {labels}.", *(f"{one} It works." for one in words)]))
-        harmful = [(one, said) for one, said in zip(found, words, strict=True) if one.harm]
-        evidence = " ".join(f"{said} {one.why}" for one, said in harmful)
+        harmful = [(one, what) for one, what in zip(found, words, strict=True) if one.harm]
+        evidence = " ".join(f"{what} {one.why}" for one, what in harmful)
         cure = f"{JOB_PAGE}, set {', and '.join(f'{one.label} to {one.ours}' for one, _ in harmful)}."
         return warning(evidence, cure) if harm is Harm.RISK else bad(evidence, f"{cure} Then audit its audiences.")
 

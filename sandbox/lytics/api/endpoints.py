@@ -157,14 +157,14 @@ def show_identity(api: Api, query: dict[str, str], body: bytes, name: str, value
 # Jobs and authorizations
 
 
-def _told(api: Api, body: bytes) -> dict[str, Any]:
+def _json_object(api: Api, body: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(body)
+        given = json.loads(body)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        given = None
+    if not isinstance(given, dict):
         raise Refused(api.error(400, "/v2/", "the body must be a JSON object"))
-    return told
+    return given
 
 
 def _job(api: Api, name: str) -> dict[str, Any]:
@@ -209,8 +209,8 @@ def show_logs(api: Api, query: dict[str, str], body: bytes, name: str) -> Answer
 
 
 def create_job(api: Api, query: dict[str, str], body: bytes, workflow: str | None = None) -> Answer:
-    told = _told(api, body)
-    job = {"description": "", "hidden": False, **told, "workflow": workflow or told.get("workflow", "")}
+    given = _json_object(api, body)
+    job = {"description": "", "hidden": False, **given, "workflow": workflow or given.get("workflow", "")}
     config = job.get("config")
     if not isinstance(config, dict) or not job.get("name") or job["workflow"] != "webhook_triggers":
         raise Refused(api.error(400, "/v2/", "name, workflow and config are needed"))
@@ -232,11 +232,11 @@ def create_job(api: Api, query: dict[str, str], body: bytes, workflow: str | Non
 
 
 def replace_job(api: Api, query: dict[str, str], body: bytes, workflow: str, name: str) -> Answer:
-    known, told = _job(api, name), _told(api, body)
+    known, given = _job(api, name), _json_object(api, body)
     if known["workflow"] != workflow:
         raise Refused(api.error(404, "/v2/", "job not found"))
     # Documented: no merge. What isn't sent is reset; what only Lytics may set stays.
-    job = {"description": "", "hidden": False, "config": {}, "auth_ids": known["auth_ids"], **told}
+    job = {"description": "", "hidden": False, "config": {}, "auth_ids": known["auth_ids"], **given}
     job |= {own: known[own] for own in ("id", "status", "created", "workflow")}
     _save(api, "job", job)
     _note(api, job["id"], "Job updated")
@@ -263,13 +263,13 @@ def list_auths(api: Api, query: dict[str, str], body: bytes) -> Answer:
 
 
 def create_auth(api: Api, query: dict[str, str], body: bytes, kind: str) -> Answer:
-    told = _told(api, body)
+    given = _json_object(api, body)
     # The documentation doesn't show the body around the fields, so both ways are taken.
-    told |= told.pop("config", {}) if isinstance(told.get("config", {}), dict) else {}
-    if kind != "header_param_auth" or not told.get("webhook_request_headers"):
+    given |= given.pop("config", {}) if isinstance(given.get("config", {}), dict) else {}
+    if kind != "header_param_auth" or not given.get("webhook_request_headers"):
         raise Refused(api.error(400, "/v2/", "only header_param_auth with webhook_request_headers is modelled"))
     _within_the_hour(api)
-    auth = {**told, "id": secrets.token_hex(16), "type": kind}
+    auth = {**given, "id": secrets.token_hex(16), "type": kind}
     _save(api, "auth", auth)
     return v2(_shown(api, auth), 201)
 

@@ -76,37 +76,37 @@ class Handler(BaseHTTPRequestHandler):
         except (ValueError, TypeError, KeyError, LookupError) as wrong:
             return in_json(400, {"error": str(wrong)})
 
-    def _controlled(self, name: str, told: dict[str, Any]) -> Any:
+    def _controlled(self, name: str, given: dict[str, Any]) -> Any:
         api = self.server.api
         match (self.command, name):
             case ("GET", "ready"):
                 return {"ready": True, "pid": os.getpid()}
             case ("POST", "faults"):
-                return {"id": self.server.faults.add({**told, "when": {"path": "/", **told.get("when", {})}}).number}
+                return {"id": self.server.faults.add({**given, "when": {"path": "/", **given.get("when", {})}}).number}
             case ("GET", "faults"):
                 return {"faults": self.server.faults.all()}
             case ("DELETE", "faults"):
                 self.server.faults.clear()
             case ("POST", "switches"):
-                for switch, value in told.items():
+                for switch, value in given.items():
                     api.switches.change(switch, value)
             case ("POST", "clock"):
-                api.clock_ahead += float(told["advance_seconds"])
+                api.clock_ahead += float(given["advance_seconds"])
             case ("POST", "members"):
-                self._move(told)
+                self._move(given)
             case _:
                 raise LookupError(f"no control {self.command} {PREFIX}{name}")
         return {}
 
-    def _move(self, told: dict[str, Any]) -> None:
+    def _move(self, given: dict[str, Any]) -> None:
         """Change who is in an audience without an event, so that both ends differ."""
         api = self.server.api
-        row = api.account.audience(str(told["audience"]))
-        person = api.account.person(str(told.get("field", "_id")), str(told["identifier"]))
+        row = api.account.audience(str(given["audience"]))
+        person = api.account.person(str(given.get("field", "_id")), str(given["identifier"]))
         if row is None or person is None:
             raise LookupError("no such audience or person")
         at = int(api.now() * 1_000_000_000)
-        api.account.move(row[0], person[0], is_member=bool(told["member"]), at=at)
+        api.account.move(row[0], person[0], is_member=bool(given["member"]), at=at)
 
     def _hang_up(self) -> None:
         self.close_connection = True

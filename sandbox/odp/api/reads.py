@@ -29,8 +29,8 @@ def get_subscriptions(world: World, caller: Caller, request: Request) -> Answer:
     ]
     asked = {kind: value for kind, value in request.query.items() if kind in caller.account.schema.identifiers}
     opted_in = caller.account.consent == "opted_in"
-    told = {"customer": asked, "opted_in": opted_in, "explicit_opt_in": False, "subscriptions": subscriptions}
-    return read_answer(caller.account, told)
+    body = {"customer": asked, "opted_in": opted_in, "explicit_opt_in": False, "subscriptions": subscriptions}
+    return read_answer(caller.account, body)
 
 
 def _customer_asked_for(world: World, caller: Caller, request: Request) -> Customer:
@@ -57,8 +57,8 @@ def get_lists(world: World, caller: Caller, request: Request) -> Answer:
 
 def get_object(world: World, caller: Caller, request: Request) -> Answer:
     fields = [each.as_json() for each in caller.account.schema.fields.values()]
-    told = {"name": "customers", "display_name": "Customers", "alias": "customer", "fields": fields, "relations": []}
-    return read_answer(caller.account, told)
+    body = {"name": "customers", "display_name": "Customers", "alias": "customer", "fields": fields, "relations": []}
+    return read_answer(caller.account, body)
 
 
 def get_fields(world: World, caller: Caller, request: Request) -> Answer:

@@ -60,8 +60,8 @@ class Fault:
 
     @property
     def message(self) -> str:
-        told = self.then.get("refuse_items", self.then).get("message")
-        return str(told or f"refused by fault {self.number}")
+        message = self.then.get("refuse_items", self.then).get("message")
+        return str(message or f"refused by fault {self.number}")
 
     def picks(self, item: Any) -> bool:
         """Whether an item has one of the scripted identifiers, or the scripted field, list or audience."""
