@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo up test coverage check audit migrations lock images chaos comeback fuzz bench bench-quick pictures drawings settings metrics clean installed installed-dev
+.PHONY: help run demo up test coverage check audit migrations lock images chaos comeback soak fuzz bench bench-quick pictures drawings settings metrics clean installed installed-dev
 
 help:
 	@echo 'make run       the whole stack, an ODP sandbox and sample events; stays up until Ctrl-C'
@@ -29,6 +29,7 @@ help:
 	@echo 'make coverage  the test suite with its line coverage, which is shown and not enforced (ARGS as for make test)'
 	@echo 'make chaos     kills processes under load, then compares the result (EVENTS, KILLS, SEED)'
 	@echo 'make comeback  measures the time to the next delivery after each kind of kill'
+	@echo 'make soak      a steady rate for MINUTES (120), and whether anything grows (RATE, AUDIENCES, SEED)'
 	@echo 'make fuzz      malformed calls and the models of delivery, for longer (SECONDS=300, SEED, EXAMPLES=500)'
 	@echo 'make bench     all benchmarks, about an hour; writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
 	@echo 'make bench-quick  compares the ratios with the stored ones; under two minutes'
@@ -90,6 +91,10 @@ chaos: installed-dev
 comeback: installed-dev
 	@exec $(PY) -m tests.chaos --obedient --within 10 --gap 12 --times 20 --events $(or $(EVENTS),1950000) \
 		--faults postgres_restarted,postgres,postgres_twice,web,web_worker,worker,beat,broker $(ARGS)
+
+# MINUTES, RATE, AUDIENCES and SEED are read from the environment, as above. An hour or more replaces docs/soak.md.
+soak: installed-dev
+	@exec $(PY) -m tests.soak $(ARGS)
 
 # SECONDS are for bodies and requests, half of them each; the models have EXAMPLES, which take some minutes more. A SEED repeats.
 fuzz: installed-dev

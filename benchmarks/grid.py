@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import svg
 from benchmarks.house import House
 from benchmarks.load import Load
 from benchmarks.results import Against, Line, Results
@@ -134,7 +135,7 @@ def _empty_view(house: House) -> Iterator[str]:
 
 # --- The picture ---------------------------------------------------------------------------------------------
 
-ROW, LEFT, WIDTH, BAR = 46, 150, 560, 15
+ROW, LEFT, WIDTH = 46, 150, 560
 
 
 def draw(found: Results, *, to: Path = PICTURE) -> None:
@@ -145,31 +146,21 @@ def draw(found: Results, *, to: Path = PICTURE) -> None:
         return
     most = max(max(values[shape.limit], values[shape.stored]) for shape in shapes)
     rows = [
-        _text(0, 16, "events over audiences"),
-        _text(LEFT, 16, "events/s"),
-        *(_bar(LEFT + 90, 5, 24, "#b8c4d0") + _text(LEFT + 120, 16, "bare limit"),),
-        *(_bar(LEFT + 220, 5, 24, "#2f6fb0") + _text(LEFT + 250, 16, "stored"),),
+        svg.text(0, 16, "events over audiences"),
+        svg.text(LEFT, 16, "events/s"),
+        *(svg.bar(LEFT + 90, 5, 24, "#b8c4d0") + svg.text(LEFT + 120, 16, "bare limit"),),
+        *(svg.bar(LEFT + 220, 5, 24, "#2f6fb0") + svg.text(LEFT + 250, 16, "stored"),),
     ]
     for number, shape in enumerate(shapes):
         top = 34 + number * ROW
-        rows.append(_text(0, top + 20, shape.title))
-        for name, at, colour in ((shape.limit, top, "#b8c4d0"), (shape.stored, top + BAR + 1, "#2f6fb0")):
+        rows.append(svg.text(0, top + 20, shape.title))
+        for name, at, colour in ((shape.limit, top, "#b8c4d0"), (shape.stored, top + svg.BAR + 1, "#2f6fb0")):
             width = max(1, round(WIDTH * values[name] / most))
-            rows += [_bar(LEFT, at, width, colour), _text(LEFT + width + 6, at + 12, f"{values[name]:,.0f}")]
-    height = 34 + len(shapes) * ROW
-    body = "\n".join(rows)
-    to.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 80} {height}" role="img"\n'
-        'font-family="system-ui, sans-serif" font-size="13" fill="#1d2733">\n'
-        "<title>Events stored per second, by the shape of a call, beside the bare limit</title>\n"
-        f'<rect width="100%" height="100%" fill="#ffffff"/>\n{body}\n</svg>\n',
-        encoding="utf-8",
+            rows += [svg.bar(LEFT, at, width, colour), svg.text(LEFT + width + 6, at + 12, f"{values[name]:,.0f}")]
+    picture = svg.picture(
+        rows,
+        width=LEFT + WIDTH + 80,
+        height=34 + len(shapes) * ROW,
+        title="Events stored per second, by the shape of a call, beside the bare limit",
     )
-
-
-def _text(x: int, y: int, words: str) -> str:
-    return f'<text x="{x}" y="{y}">{words}</text>'
-
-
-def _bar(x: int, y: int, width: int, colour: str) -> str:
-    return f'<rect x="{x}" y="{y}" width="{width}" height="{BAR}" fill="{colour}"/>'
+    to.write_text(picture, encoding="utf-8")

@@ -34,7 +34,10 @@ HOOK = Path(__file__).parent / "hook"
 class House:
     """Everything that runs. All of it is started, stepped and killed from the main thread (see ``processes``)."""
 
-    def __init__(self, *, folder: Path, settings: dict[str, str], workers: int, twin: str = "") -> None:
+    def __init__(
+        self, *, folder: Path, settings: dict[str, str], workers: int, twin: str = "", is_plain: bool = False
+    ) -> None:
+        """``is_plain``: nothing but faults disturbs the processes (no relays, no wrong clock), and Lytics' API runs."""
         self.folder = folder
         self.workers = tuple(f"worker-{number + 1}" for number in range(workers))
         self.settings = settings
@@ -42,6 +45,7 @@ class House:
             folder=folder, port=free_port(), host="127.0.0.1", memory=Memory(file=folder / "local.env", values={})
         )
         self.twin = twin
+        self.is_plain = is_plain
         self.notes: list[str] = []
         self._undo = ExitStack()
 
@@ -83,12 +87,18 @@ class House:
             self._rename_database()
         self.stack.create_database()
         self.database_url, self.broker_url = (self.stack.memory.values[n] for n in ("DATABASE_URL", "REDIS_URL"))
+        if self.is_plain:
+            self.fleet.start(self.stack.sandbox_lytics())
+        else:
+            self._start_relays()
+        unlimited = ("--rate-profiles", "0", "--rate-lists", "0", "--latency", "0.005-0.05")
+        self.odp = self._undo.enter_context(RunningSandbox(*unlimited))
+
+    def _start_relays(self) -> None:
         self.database, self.broker = Relay(self.database_url), Relay(self.broker_url)
         for relay in (self.database, self.broker):
             self._undo.callback(relay.close)
         self.fleet.env = {**self.fleet.env, "REDIS_URL": self.broker.url}
-        unlimited = ("--rate-profiles", "0", "--rate-lists", "0", "--latency", "0.005-0.05")
-        self.odp = self._undo.enter_context(RunningSandbox(*unlimited))
 
     def _copy(self, cluster: Path) -> None:
         """Begin with a copy of ``cluster``, a stopped one with every migration (tests/servers.py keeps it)."""
@@ -110,6 +120,8 @@ class House:
             raise StackError(f"web is not ready; see {self.folder / 'log' / 'web.log'}")
 
     def _bent(self, worker: str) -> dict[str, str]:
+        if self.is_plain:
+            return {}
         relayed = {"DATABASE_URL": self.database.url} if worker == RELAYED else {}
         return {**relayed, **({"CHAOS_CLOCK": str(AHEAD_SECONDS)} if worker == self.workers[-1] else {})}
 

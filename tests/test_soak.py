@@ -1,0 +1,83 @@
+"""The soak on a small scale, and the rule that judges its curves."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from django.conf import settings
+
+from tests.servers import migrated
+from tests.soak import page
+from tests.soak.curves import Curve, judge
+
+
+def a_curve(value: Callable[[float], float], *, floor: float = 0, is_judged: bool = True) -> Curve:
+    """One point every ten seconds of two hours."""
+    points = [(nth / 6, value(nth / 6)) for nth in range(720)]
+    return Curve(picture="memory", name="web", unit="MiB", points=points, floor=floor, is_judged=is_judged)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_flat"),
+    [
+        (lambda minute: 100, True),
+        (lambda minute: 100 + minute / 10, True),  # 9 MiB in 90 minutes
+        (lambda minute: 100 + minute / 4, False),  # 22 MiB
+        (lambda minute: min(minute, 30), True),  # grows only before the judged part
+        (lambda minute: 200 - minute, True),  # falls
+        (lambda minute: 10_000 if 48 < minute < 49 else 100, True),  # the seconds of a restart
+        (lambda minute: 100 + minute % 3, True),  # a saw tooth, as of autovacuum
+        (lambda minute: 50 * (minute > 75) + 100, False),  # a step that stays
+    ],
+)
+def test_a_curve_is_flat_unless_it_rises_over_the_judged_part(value: Callable[[float], float], is_flat: bool) -> None:
+    assert judge(a_curve(value), minutes=120).is_flat is is_flat
+
+
+def test_growth_below_the_resolution_of_a_curve_and_curves_that_are_only_drawn_are_flat() -> None:
+    assert not judge(a_curve(lambda minute: minute / 40), minutes=120).is_flat
+    assert judge(a_curve(lambda minute: minute / 40, floor=8), minutes=120).is_flat
+    assert judge(a_curve(lambda minute: minute, is_judged=False), minutes=120).is_flat
+
+
+def test_a_curve_without_points_in_the_judged_part_is_not_called_flat() -> None:
+    curve = Curve(picture="delay", name="p99", unit="ms", points=[(1, 5.0), (2, 5.0)], floor=100)
+    assert not judge(curve, minutes=120).is_flat
+
+
+def test_a_small_run_compares_all_memberships_and_changes_no_page() -> None:
+    before = page.PAGE.read_text(encoding="utf-8")
+    own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "MINUTES", "RATE", "AUDIENCES", "SEED")
+    words = ("--minutes", "0.5", "--rate", "60", "--audiences", "4", "--customers", "200", "--every", "1")
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.soak", *words],
+        env={**{name: value for name, value in os.environ.items() if name not in own}, "CLUSTER": str(migrated())},
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = ran.stdout[-6000:] + ran.stderr[-3000:]
+    assert "memberships.\nAll were equal.\n" in ran.stdout, said
+    assert ran.returncode == 0, said
+    assert "rolling deploy" in ran.stdout, said
+    assert "PostgreSQL restarted" in ran.stdout, said
+    # Each curve has points.
+    assert "too few samples" not in ran.stdout, said
+    assert page.PAGE.read_text(encoding="utf-8") == before
+
+
+def test_a_picture_has_a_line_for_each_curve_and_a_mark_for_each_event(tmp_path: Path) -> None:
+    drawn = page.draw(
+        [a_curve(lambda minute: minute), a_curve(lambda minute: 3)],
+        minutes=120,
+        marks=[(30, "judged from here"), (48, "rolling <deploy>")],
+    )
+    tree = ElementTree.fromstring(drawn)  # noqa: S314 — our own
+    lines = [one for one in tree.iter("{http://www.w3.org/2000/svg}polyline") if len(one.attrib["points"].split()) > 2]
+    assert len(lines) == 2
+    assert "rolling <deploy>" in [one.text for one in tree.iter("{http://www.w3.org/2000/svg}text")]
