@@ -187,6 +187,19 @@ def alert_channels_usable(**kwargs: object) -> list[CheckMessage]:
     return errors
 
 
+@register()
+def log_outlives_its_history(**kwargs: object) -> list[CheckMessage]:
+    """An event stays as long as its run, and a run as long as its delivery; so more days for these would win."""
+    days = settings.EVENTS_KEEP_DAYS
+    longest = max(settings.RUNS_KEEP_DAYS, settings.DELIVERIES_KEEP_DAYS)
+    if not days or (settings.RUNS_KEEP_DAYS and settings.DELIVERIES_KEEP_DAYS and days >= longest):
+        return []
+    hint = "Events stay as long as their runs, and these as long as their deliveries. 0 keeps all three."
+    return [
+        Error("EVENTS_KEEP_DAYS is less than RUNS_KEEP_DAYS or DELIVERIES_KEEP_DAYS.", hint=hint, id="audiences.E020")
+    ]
+
+
 # Days that a retention may have: a hundred years. With more, PostgreSQL's calendar ends.
 LONGEST_RETENTION = 36_500
 

@@ -154,6 +154,8 @@ AUDITS_KEEP_DAYS = env.integer("AUDITS_KEEP_DAYS", 90)
 TROUBLES_KEEP_DAYS = env.integer("TROUBLES_KEEP_DAYS", 90)
 # Days that the counts per minute stay, from which charts are drawn; 0 keeps them.
 STATISTICS_KEEP_DAYS = env.integer("STATISTICS_KEEP_DAYS", 7)
+# Days that events, the log, stay; 0 keeps them. An event stays at least as long as its run.
+EVENTS_KEEP_DAYS = env.integer("EVENTS_KEEP_DAYS", 0)
 
 # --- Alerts --------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,24 @@ def test_days_of_retention(settings: Settings, days: int, codes: set[str]) -> No
     assert found() == codes
 
 
+@pytest.mark.parametrize(
+    ("events", "runs", "deliveries", "codes"),
+    [
+        (0, 0, 0, set()),
+        (90, 90, 90, set()),
+        (89, 90, 1, {"audiences.E020"}),
+        (89, 1, 90, {"audiences.E020"}),
+        (90, 0, 90, {"audiences.E020"}),
+        (90, 90, 0, {"audiences.E020"}),
+    ],
+)
+def test_the_log_outlives_its_history(
+    settings: Settings, events: int, runs: int, deliveries: int, codes: set[str]
+) -> None:
+    settings.EVENTS_KEEP_DAYS, settings.RUNS_KEEP_DAYS, settings.DELIVERIES_KEEP_DAYS = events, runs, deliveries
+    assert found() == codes
+
+
 @pytest.mark.parametrize(("first", "longest", "codes"), [(5, 5, set()), (5, 4.9, {"audiences.E006"})])
 def test_the_backoff_grows(settings: Settings, first: float, longest: float, codes: set[str]) -> None:
     settings.BACKOFF_FIRST_SECONDS, settings.BACKOFF_LONGEST_SECONDS = first, longest

@@ -447,6 +447,8 @@ def test_the_role_deletes_old_history_by_a_function_and_nothing_recent(bridge: s
         assert pruning.prune(pause=lambda seconds: None) == 1
         cursor.execute("SELECT prune_rows('troubles', %s)", [[recent.pk, lasting.pk]])
         assert cursor.fetchone() == (0,)
+        cursor.execute("SELECT pruned FROM prune_events(1, 0, 9, now() - interval '2 days')")
+        assert cursor.fetchone() == (0,)
         with pytest.raises(DatabaseError, match="case not found"), transaction.atomic():
             cursor.execute("SELECT prune_rows('events', '{}')")
     assert set(Trouble.objects.all()) == {recent, lasting}
@@ -469,6 +471,7 @@ def test_a_caller_who_can_not_revoke_temporary_is_told_who_can(bridge: str, owns
             cursor.execute("ALTER FUNCTION summarise_events OWNER TO tables_owner")
             cursor.execute("ALTER FUNCTION forget_customer OWNER TO tables_owner")
             cursor.execute("ALTER FUNCTION prune_rows OWNER TO tables_owner")
+            cursor.execute("ALTER FUNCTION prune_events OWNER TO tables_owner")
             if owns_the_database:
                 cursor.execute(f"ALTER DATABASE {database} OWNER TO tables_owner")
             cursor.execute("SET ROLE tables_owner")

@@ -12,6 +12,7 @@ from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, number
 from audiences.admin.resends import SendAgain, when
+from audiences.insight import horizons
 from audiences.models import Audience, Resend
 from audiences.operations import resends
 from audiences.receiving import log_range
@@ -46,6 +47,13 @@ class AskSpan(forms.Form):
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         help_text="Shown to the next person who opens this page.",
     )
+
+    def clean_start(self) -> datetime:
+        start: datetime = self.cleaned_data["start"]
+        first = horizons.day("events")
+        if first and start.date() < first:
+            raise forms.ValidationError(f"{horizons.words('events')} A replay can't begin before that day.")
+        return start
 
     def clean_end(self) -> datetime:
         end: datetime = self.cleaned_data["end"]

@@ -14,6 +14,7 @@ _NAMES = {
     "runs": ("Runs", "RUNS_KEEP_DAYS"),
     "parked": ("Items closed", "PARKED_KEEP_DAYS"),
     "audits": ("Audits", "AUDITS_KEEP_DAYS"),
+    "events": ("Events", "EVENTS_KEEP_DAYS"),
     "troubles": ("Troubles resolved", "TROUBLES_KEEP_DAYS"),
 }
 

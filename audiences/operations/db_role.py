@@ -54,7 +54,7 @@ def grant(role: str) -> dict[str, str]:
             cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
             cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(words), sql.Identifier(table), name))
         # Functions for changes that only the owner of the log may make; each does one thing.
-        for function in ("summarise_events", "forget_customer", "prune_rows"):
+        for function in ("summarise_events", "forget_customer", "prune_rows", "prune_events"):
             granted = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}")
             cursor.execute(granted.format(sql.Identifier(function), name))
     return rights

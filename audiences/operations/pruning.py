@@ -16,7 +16,7 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from audiences import sql
-from audiences.models import Pruning
+from audiences.models import Audience, Pruning
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +52,7 @@ _PARKED = _SQL.query("parked", Step._make)
 _DELIVERIES = _SQL.query("deliveries", Step._make)
 _RUNS = _SQL.query("runs", Step._make)
 _RECEIPTS = _SQL.query("receipts", Step._make)
+_EVENTS = _SQL.query("events", Step._make)
 _DIFFERENCES = _SQL.query("differences", Step._make)
 _AUDITS = _SQL.query("audits", Step._make)
 _MESSAGES = _SQL.query("messages", Step._make)
@@ -64,6 +65,7 @@ KINDS = {
     "deliveries": "DELIVERIES_KEEP_DAYS",
     "runs": "RUNS_KEEP_DAYS",
     "receipts": "RECEIPTS_KEEP_DAYS",
+    "events": "EVENTS_KEEP_DAYS",
     "differences": "AUDITS_KEEP_DAYS",
     "audits": "AUDITS_KEEP_DAYS",
     "messages": "TROUBLES_KEEP_DAYS",
@@ -130,11 +132,26 @@ def _step(kind: str, needs: dict[str, Any]) -> Step | None:
         row = Pruning.objects.select_for_update(skip_locked=True).filter(kind=kind, is_done=False).first()
         if row is None:
             return None
+        if kind == "events":
+            return _step_of_events(row)
         step = _STATEMENTS[kind].run(after=row.position, rows=ROWS, horizon=row.horizon_at, **needs).one()
         assert step is not None
-        Pruning.objects.filter(kind=kind).update(
-            position=row.position if step.position is None else step.position,
-            is_done=step.is_done,
-            pruned=F("pruned") + step.pruned,
-        )
+        position = row.position if step.position is None else step.position
+        return _store(row, step, position=position)
+
+
+def _step_of_events(row: Pruning) -> Step:
+    """Go on with the audience after the last one done. The pass is done when there is none."""
+    audience = Audience.objects.filter(pk__gt=row.position).order_by("pk").values_list("pk", flat=True).first()
+    if audience is None:
+        return _store(row, Step(0, None, is_done=True))
+    step = _EVENTS.run(audience=audience, after=row.sequence, rows=ROWS, horizon=row.horizon_at).one()
+    assert step is not None
+    place = {"position": audience, "sequence": 0} if step.is_done else {"sequence": step.position}
+    return _store(row, step._replace(is_done=False), **place)
+
+
+def _store(row: Pruning, step: Step, **place: int | None) -> Step:
+    """Store the progress, in the transaction of the step."""
+    Pruning.objects.filter(pk=row.pk).update(is_done=step.is_done, pruned=F("pruned") + step.pruned, **place)
     return step

@@ -8,10 +8,11 @@ are checked one by one.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.db.models import QuerySet
 
-from audiences.models import Event
+from audiences.models import Event, Horizon
 
 # How far ``received_at`` may decrease from one number to a later one, because a call waited for locks or clocks differ.
 # With a larger decrease, a replay could miss events at the ends of its span.
@@ -35,18 +36,20 @@ def events_between(audience_id: int, first: int, last: int, start: datetime, end
 
 
 def find(audience_id: int, start: datetime, end: datetime, *, upto: int) -> Stretch:
-    """Where the events of a span of time are, among those numbered up to ``upto``."""
-    first, sure_from = (_bisect(audience_id, start + slack, upto) for slack in (-SLACK, SLACK))
-    sure_to, beyond = (_bisect(audience_id, end + slack, upto) for slack in (-SLACK, SLACK))
+    """Where the events of a span of time are, among those numbered up to ``upto`` and above the horizon."""
+    pruned_to = Horizon.objects.filter(audience=audience_id).values_list("events_to", flat=True).first() or 0
+    search = partial(_bisect, audience_id, pruned_to + 1, max(upto, pruned_to))
+    first, sure_from = (search(start + slack) for slack in (-SLACK, SLACK))
+    sure_to, beyond = (search(end + slack) for slack in (-SLACK, SLACK))
     edges = [(first, sure_from - 1), (sure_to, beyond - 1)] if sure_from < sure_to else [(first, beyond - 1)]
     at_edges = sum(events_between(audience_id, *edge, start, end).count() for edge in edges)
     # No number is missing between two that are there, so these need no counting.
     return Stretch(first, beyond - 1, at_edges + max(0, sure_to - sure_from))
 
 
-def _bisect(audience_id: int, at: datetime, upto: int) -> int:
+def _bisect(audience_id: int, first: int, upto: int, at: datetime) -> int:
     """A number received at ``at`` or later whose predecessor was received before it. Pruned events count as before."""
-    low, high = 1, upto + 1
+    low, high = first, upto + 1
     while low < high:
         middle = (low + high) // 2
         events = Event.objects.filter(audience_id=audience_id, sequence=middle)

@@ -2,26 +2,35 @@
 -- ODP id of the audience and the values found.
 
 -- name: gaps
--- Audiences whose events are not numbered from 1 to the last number without a gap.
+-- Audiences whose events are not numbered from 1 to the last number without a gap. Those up to the horizon may be
+-- deleted.
 SELECT audience.odp_id AS audience, concat(count(*), ' events from ', min(event.sequence), ' to ', max(event.sequence),
     ', last number ', audience.last_sequence) AS seen
-FROM audiences_audience AS audience JOIN audiences_event AS event ON event.audience_id = audience.id
-GROUP BY audience.id
+FROM audiences_audience AS audience
+LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = audience.id
+JOIN audiences_event AS event ON event.audience_id = audience.id AND event.sequence > coalesce(horizon.events_to, 0)
+GROUP BY audience.id, horizon.audience_id
 HAVING max(event.sequence) <> audience.last_sequence
     OR count(*) <> max(event.sequence) - min(event.sequence) + 1
-    OR min(event.sequence) <> 1
+    OR min(event.sequence) <> coalesce(horizon.events_to, 0) + 1
 UNION ALL
 SELECT audience.odp_id, concat('no events, last number ', audience.last_sequence)
 FROM audiences_audience AS audience
-WHERE audience.last_sequence > 0
-    AND NOT EXISTS (SELECT FROM audiences_event AS event WHERE event.audience_id = audience.id)
+LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = audience.id
+WHERE audience.last_sequence > coalesce(horizon.events_to, 0) AND NOT EXISTS (
+    SELECT FROM audiences_event AS event
+    WHERE event.audience_id = audience.id AND event.sequence > coalesce(horizon.events_to, 0)
+)
 
 -- name: cursors
--- Lanes whose cursor is past the last event of the log.
+-- Lanes whose cursor is past the last event of the log, or whose horizon is past the cursor.
 SELECT audience.odp_id AS audience,
-    concat('cursor ', lane.delivered_sequence, ', last number ', audience.last_sequence) AS seen
+    concat('cursor ', lane.delivered_sequence, ', last number ', audience.last_sequence,
+        ', events deleted up to ', horizon.events_to, ', runs up to ', horizon.runs_to) AS seen
 FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = audience.id
 WHERE lane.delivered_sequence > audience.last_sequence
+    OR greatest(horizon.events_to, horizon.runs_to) > lane.delivered_sequence
 
 -- name: ledger
 -- Customers whose ledger row is not the fold of their delivered events.

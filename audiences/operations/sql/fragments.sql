@@ -8,6 +8,10 @@
     OR run.outcome = 'skipped' AND run.last_sequence > coalesce(
         (SELECT events_to FROM audiences_horizon AS horizon WHERE horizon.audience_id = run.audience_id), 0))
 
+-- fragment: delivery_is_empty
+-- The Delivery has no body and no words of ODP, so it names nobody.
+(delivery.request IS NULL AND delivery.answer = '' AND delivery.reason = '')
+
 -- fragment: audit_is_old
 -- The audit has ended before the horizon, isn't the newest of its audience, and no repair works on it.
 (audit.ended_at < %(horizon)s AND NOT audit.is_newest AND NOT EXISTS (

@@ -73,7 +73,9 @@ FROM (
 ) AS done
 
 -- name: deliveries
--- Closed Deliveries with a final response or reconciled, that no parked item and no needed Run refers to.
+-- Closed Deliveries with a final response or reconciled. One that a parked item or a needed Run refers to stays without
+-- its body and ODP's words: a Run stays as long as its Delivery has either of these, because whoever forgets a customer
+-- finds them by the Run, and events stay as long as their Run.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
@@ -81,24 +83,29 @@ looked AS MATERIALIZED (
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
-    SELECT delivery.id FROM looked JOIN audiences_delivery AS delivery ON delivery.id = looked.id
-    WHERE delivery.closed_at < %(horizon)s
-        AND (delivery.affirmed_at IS NOT NULL OR delivery.outcome NOT IN ('unknown', 'retry_later'))
-        AND NOT EXISTS (SELECT FROM audiences_parked AS parked WHERE parked.delivery_id = delivery.id)
-        AND NOT EXISTS (
+    SELECT delivery.id,
+        EXISTS (SELECT FROM audiences_parked AS parked WHERE parked.delivery_id = delivery.id) OR EXISTS (
             SELECT FROM audiences_run AS run JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id
             WHERE run.delivery_id = delivery.id AND {{run_is_needed}}
-        )
+        ) AS stays
+    FROM looked JOIN audiences_delivery AS delivery ON delivery.id = looked.id
+    WHERE delivery.closed_at < %(horizon)s
+        AND (delivery.affirmed_at IS NOT NULL OR delivery.outcome NOT IN ('unknown', 'retry_later'))
     FOR UPDATE OF delivery SKIP LOCKED
 ),
+-- The Deliveries that stay, without their contents.
+emptied AS (
+    UPDATE audiences_delivery AS delivery SET request = NULL, answer = '', reason = ''
+    FROM chosen WHERE delivery.id = chosen.id AND chosen.stays AND NOT {{delivery_is_empty}}
+),
 -- Their deletion.
-gone AS (SELECT prune_rows('deliveries', (SELECT array_agg(id) FROM chosen)) AS pruned)
+gone AS (SELECT prune_rows('deliveries', (SELECT array_agg(id) FROM chosen WHERE NOT stays)) AS pruned)
 SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
     coalesce(bool_and(opened_at >= %(horizon)s), true) AS is_done
 FROM looked
 
 -- name: runs
--- Closed Runs that aren't needed and have no Delivery any more. Stores for each audience up to which number they were.
+-- Closed Runs that aren't needed and whose Delivery is gone or empty. Stores for each audience up to which number.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
@@ -109,7 +116,11 @@ chosen AS MATERIALIZED (
     SELECT run.id, run.audience_id, run.last_sequence FROM looked JOIN audiences_run AS run ON run.id = looked.id
     JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id
     WHERE run.closed_at < %(horizon)s AND NOT {{run_is_needed}}
-        AND NOT EXISTS (SELECT FROM audiences_delivery AS delivery WHERE delivery.id = run.delivery_id)
+        AND NOT EXISTS (
+            SELECT FROM audiences_delivery AS delivery
+            WHERE delivery.id = run.delivery_id AND (delivery.closed_at IS NULL OR NOT {{delivery_is_empty}}
+                OR delivery.affirmed_at IS NULL AND delivery.outcome IN ('unknown', 'retry_later'))
+        )
     FOR UPDATE OF run SKIP LOCKED
 ),
 -- Their deletion.
@@ -145,6 +156,11 @@ gone AS (SELECT prune_rows('parked', (SELECT array_agg(id) FROM chosen)) AS prun
 SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
     coalesce(bool_and(parked_at >= %(horizon)s), true) AS is_done
 FROM looked
+
+-- name: events
+-- Events of one audience. The function belongs to the owner of the tables, because the role of the processes can't
+-- delete from the log, and holds the rules.
+SELECT pruned, reached AS position, is_done FROM prune_events(%(audience)s, %(after)s, %(rows)s, %(horizon)s)
 
 -- name: differences
 -- Differences of old audits.
