@@ -110,6 +110,6 @@ class Person:
     def _look_again(self, holds: Callable[[], Any], at_last: Callable[[], None]) -> None:
         until = time.monotonic() + PATIENCE / 1000
         while not holds() and time.monotonic() < until:
-            self.page.wait_for_timeout(200)
+            self.page.wait_for_timeout(500)
             self.page.reload()
         at_last()
