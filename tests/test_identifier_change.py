@@ -1,5 +1,6 @@
 """Guided changes to another identifier field: all members leave under the old one and enter under the new one."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -44,14 +45,14 @@ class People:
         data = list(self.members.values())
         return 200, {"data": data, "total": len(data), "_next": ""}
 
-    def moves(self, shop: Install, who: str, event: str) -> None:
+    def moves(self, shop: Install, who: str, event: str, *, ahead: timedelta = timedelta(0)) -> None:
         """The person enters or leaves in Lytics, and Lytics calls."""
         profile = {"_id": who, "email": mail(who)}
         if event == "enter":
             self.members[who] = profile
         else:
             self.members.pop(who, None)
-        sent = message(transition(event, at=now().isoformat()), who=who)
+        sent = message(transition(event, at=(now() + ahead).isoformat()), who=who)
         sent["data"]["email"] = mail(who)
         ingest.receive(Install.objects.get(pk=shop.pk), body(sent))
 
@@ -233,6 +234,19 @@ def test_a_stop_before_the_switch_changes_nothing_and_after_it_finishes_the_audi
     assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
 
 
+def test_an_audience_that_a_repair_did_not_mend_is_not_done(
+    odp: ThreadedSandbox, people: People, shop: Install
+) -> None:
+    """The clock of Lytics is ahead: Kim's entry by the old field seems newer than the scan."""
+    people.moves(shop, "kim", "enter", ahead=timedelta(seconds=200))
+    drain_all(shop)
+    begin(shop)
+    change = finish(shop)
+    assert "1 person differs after 3 repairs" in change.problem
+    assert "stay members until an audit and its repair" in change.problem
+    assert odp.members(AUDIENCE) == ["kim", mail("kim"), mail("lee"), mail("mia")]
+
+
 def test_a_change_and_the_change_back_end_where_they_began(odp: ThreadedSandbox, shop: Install) -> None:
     begin(shop)
     assert finish(shop).problem == ""
@@ -273,7 +287,7 @@ def test_the_evidence_says_how_many_have_each_field_and_whether_it_names_one_per
     assert found.candidates[-1].name == "plan", "a field that several share comes last"
 
 
-def test_a_change_is_refused_with_its_reason(shop: Install) -> None:
+def test_a_change_is_refused_with_its_reason(shop: Install, people: People) -> None:
     def why() -> str:
         return changes.problem_of_identifier(Install.objects.get())
 
@@ -286,6 +300,10 @@ def test_a_change_is_refused_with_its_reason(shop: Install) -> None:
     lytics_account.set_token(shop, "api-token")
     assert "0 of 3 members in Lytics have user_id" in identifier_changes.problem_of(shop, "user_id")
     assert identifier_changes.problem_of(shop, "email") == ""
+    email = people.members["kim"].pop("email")
+    del people.members["lee"]["email"]
+    assert "1 of 3 members in Lytics have email" in identifier_changes.problem_of(shop, "email")
+    people.members["kim"]["email"] = email
     begin(shop)
     assert "under way" in why()
 

@@ -98,7 +98,7 @@ def audit(change: GuidedChange) -> Step:
     if not found.differing:
         return _done(change)
     if change.repairs >= REPAIRS:
-        return _give_up(change, f"{audience.odp_id}: {found.differing:,} people differ after {REPAIRS} repairs")
+        return _give_up(change, f"{audience.odp_id}: {_people(found.differing)} after {REPAIRS} repairs")
     return to(Phase.REPAIR, resend_id=None)
 
 
@@ -129,13 +129,17 @@ def repair(change: GuidedChange) -> Step:
         if Resend.objects.filter(audience=audience, kind=Resend.Kind.REPAIR, ended_at=None).exists():
             return wait("Another repair of the audience is unfinished.")
         if found.is_newest:  # nothing that a repair can correct
-            why = f"{found.differing:,} people differ, because their changes are parked."
+            why = f"{_people(found.differing)}, because of changes that are parked."
             return _done(change, left_out={**change.left_out, audience.odp_id: why})
         return to(Phase.AUDIT, audit_id=None)
     sent = Resend.objects.get(pk=change.resend_id)
     if sent.ended_at is None:
         return wait(f"{sent.done:,} of {sent.total:,} people are in the log.")
     return to(Phase.AUDIT, audit_id=None)
+
+
+def _people(differing: int) -> str:
+    return "1 person differs" if differing == 1 else f"{differing:,} people differ"
 
 
 def _done(change: GuidedChange, **changes: Any) -> Step:
