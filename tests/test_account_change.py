@@ -1,10 +1,13 @@
 """Guided changes to another ODP account: while events come in, and each membership ends right in the new account."""
 
+import io
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 from django.utils.timezone import now
@@ -20,6 +23,7 @@ from audiences.models import (
     GuidedChange,
     Install,
     Membership,
+    Pace,
     Retirement,
 )
 from audiences.operations import (
@@ -47,7 +51,7 @@ from tests.delivering import (
     make_install,
 )
 from tests.test_admin import hidden, press
-from workers import drain
+from workers import drain, pace
 
 pytestmark = pytest.mark.django_db
 
@@ -374,6 +378,41 @@ def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch
     assert finish(shop).problem == ""
 
 
+def test_an_install_moves_away_from_an_account_that_is_gone(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """Its install is on hold, and events wait. The copy doesn't wait for the end of the backoff."""
+    odp.fault({}, {"status": 503, "body": {"message": "gone"}})
+    send_events(gold, at=100)
+    drain_all(shop)
+    Install.objects.filter(pk=shop.pk).update(requests_per_second=1000)
+    assert Install.objects.get().backoff_until_at is not None
+    begin(shop, new)
+    token = None
+    while GuidedChange.objects.get().phase != Phase.MOVE:
+        GuidedChange.objects.update(next_at=None)
+        token = changes.lease(shop.pk)
+        assert token is not None
+        changes.step(token, gate=pace.pass_gate)
+        changes.give_back(token)
+    assert members(new) == BEFORE
+    assert finish(shop).problem == ""
+    assert members(new) == AFTER
+    assert_all_is_well(gold)
+
+
+def test_the_other_account_gets_no_more_requests_than_the_install_may_send(
+    shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    begin(shop, new)
+    until(shop, Phase.COPY)
+    Install.objects.update(requests_per_second=10)
+    token = changes.lease(shop.pk)
+    assert token is not None
+    assert changes.step(token) == 0.1
+    assert not Pace.objects.exists(), "the deliveries to the old account are as fast as before"
+
+
 # --- audiences that aren't as usual --------------------------------------------------------------------------
 
 
@@ -621,3 +660,28 @@ def test_the_form_with_its_locked_account_leads_to_the_change(shop: Install, gol
     other = Install.objects.get()
     other.odp_host = "http://127.0.0.1:9"
     assert "Press Change account" in guards.refusals(shop, other)["odp_host"]
+
+
+def test_the_command_shows_begins_and_stops_a_change(
+    shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(*arguments: str, key: str = KEY) -> Any:
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{key}\n"))
+        said = io.StringIO()
+        call_command("change_account", shop.public_id, "--json", *arguments, stdout=said)
+        return json.loads(said.getvalue())
+
+    shown = command()
+    assert (shown["begun"], shown["problem"], shown["audiences"], shown["members"]) == (False, "", 1, 3)
+    yes = ("--odp-host", new.url, "--yes", "--reason", "a test")
+    with pytest.raises(CommandError, match="could not be used"):
+        command(*yes, key="unknown.key")
+    with pytest.raises(CommandError, match="must say something"):
+        command("--yes")
+    assert command(*yes, "--empty-old")["begun"]
+    assert GuidedChange.objects.get().empties
+    with pytest.raises(CommandError, match="under way"):
+        command(*yes)
+    assert command("--stop")["stopped"]
+    with pytest.raises(CommandError, match="No change"):
+        command("--stop")

@@ -13,7 +13,9 @@ from audiences.encryption import Unreadable
 from audiences.models import Audience, Forgotten, GuidedChange, Install, Retirement
 from audiences.operations import retiring
 from odp import segments
-from odp.mechanisms import Passthrough
+from odp.client import Client
+from odp.mechanisms import Passthrough, Refusal
+from odp.mechanisms.segments import delete_segment, ensure_segment, read_definition
 from odp.outcomes import Answer
 
 SECONDS = 5.0
@@ -99,6 +101,26 @@ def _of_account(install: Install, other: Install) -> str:
             " exit in one install would remove customers that the other one entered."
         )
     return ""
+
+
+def is_one_account(install: Install, old: Client, new: Client, *, seconds: float) -> bool | Answer | Refusal:
+    """Make a real-time audience with the old key, look for it with the new one, and delete it.
+
+    An ``Answer`` when one of the two didn't say. If it dies here, the next call finds the audience and deletes it.
+    """
+    audience = _made(install).order_by("pk").first()
+    definition = audience and mechanism_for(audience).definition(audience.odp_id)
+    if not definition:
+        return False
+    marker = f"lytics_check_{install.public_id}_account"
+    label = "Lytics - check of a change, deleted afterwards"
+    problem = ensure_segment(old, marker, label, definition, seconds=seconds, accepted="")
+    if problem is not None:
+        return problem
+    found = read_definition(new, marker, seconds=seconds)
+    deleted = delete_segment(old, marker, seconds=seconds)
+    answers = [each for each in (found, deleted) if isinstance(each, Answer)]
+    return answers[0] if answers else found is not None
 
 
 def _made(install: Install) -> QuerySet[Audience]:

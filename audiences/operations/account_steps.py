@@ -19,12 +19,11 @@ from audiences.delivery.account_switch import Connection
 from audiences.delivery.fold import FORGOTTEN
 from audiences.delivery.odp_account import Gate, client_of, mechanism_for
 from audiences.models import Audience, AudienceMove, GuidedChange, Install, Membership, Resend
-from audiences.operations import resends, twins, verification
+from audiences.operations import account_changes, resends, twins, verification
 from audiences.operations.change_steps import LATER, SECONDS, SOON, Step, to, wait, was_skipped
 from odp.client import Client
 from odp.graphql import ask
-from odp.mechanisms import Change, Mechanism, encode
-from odp.mechanisms.segments import delete_segment, ensure_segment, read_definition
+from odp.mechanisms import Change, Mechanism, Refusal, encode
 from odp.outcomes import Answer, Outcome
 
 Phase = GuidedChange.Phase
@@ -35,8 +34,11 @@ MOST_REJECTED = 100
 
 
 def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
-    """The client of the account that the install doesn't use: the new one before the switch, the old one after it."""
-    return client_of(other(change), ends_at=ends_at, gate=gate)
+    """The client of the account that the install doesn't use: the new one before the switch, the old one after it.
+
+    The gate counts the requests of deliveries, which go to the account in use, so it isn't used (``_pause``).
+    """
+    return client_of(other(change), ends_at=ends_at)
 
 
 def other(change: GuidedChange) -> Install:
@@ -62,26 +64,17 @@ def _give_up(change: GuidedChange, why: str) -> Step:
 
 
 def tell_apart(change: GuidedChange, client: Client) -> Step:
-    """Make a real-time audience in the old account, and look for it in the new one: two keys may be of one account."""
+    """Find out whether both keys belong to one account: emptying the old account would empty the new one.
+
+    If the old account doesn't answer and won't be emptied, the change goes on: in one account it changes no member.
+    """
     old = client_of(change.install, ends_at=client.ends_at)
-    audience = Audience.objects.filter(install=change.install, provisioned_at__isnull=False).order_by("pk").first()
-    definition = audience and mechanism_for(audience).definition(audience.odp_id)
-    if not definition:
-        return to(Phase.CHOOSE)
-    marker = f"lytics_check_{change.install.public_id}_account"
-    label = "Lytics - check of a change, deleted afterwards"
-    problem = ensure_segment(old, marker, label, definition, seconds=SECONDS, accepted="")
-    if isinstance(problem, Answer) and problem.outcome is Outcome.UNAUTHORISED and not change.empties:
-        return to(Phase.CHOOSE)  # the old key is revoked: nothing will be emptied, so it may be one account
-    if isinstance(problem, Answer):
-        return wait(f"The old account: {problem.reason}")
-    if problem is not None:
-        return _give_up(change, problem.reason)
-    found = read_definition(client, marker, seconds=SECONDS)
-    deleted = delete_segment(old, marker, seconds=SECONDS)
-    if (answer := next((each for each in (found, deleted) if isinstance(each, Answer)), None)) is not None:
-        return wait(answer.reason)
-    if found is not None:
+    found = account_changes.is_one_account(change.install, old, client, seconds=SECONDS)
+    if isinstance(found, Answer):
+        return wait(found.reason) if change.empties else to(Phase.CHOOSE)
+    if isinstance(found, Refusal):
+        return _give_up(change, found.reason)
+    if found:
         return _give_up(change, "The new key belongs to the same ODP account. Enter it in the form of the install.")
     return to(Phase.CHOOSE)
 
@@ -269,14 +262,20 @@ def _send(
     answer = client.call("POST", mechanism_for(audience).path, body=encode(items), seconds=SECONDS)
     sent = {"copied_at": now()} if change.phase == Phase.COPY else {}
     if answer.outcome is Outcome.DELIVERED:
-        return Step({**on, **sent})
+        return Step({**on, **sent}, _pause(audience))
     if answer.outcome is not Outcome.REJECTED:
         return Step({"waits_for": answer.reason, **sent}, max(LATER, answer.retry_after or 0.0))
     if len(rows) > 1:
-        return Step({"request_size": len(rows) // 2, **sent})
+        return Step({"request_size": len(rows) // 2, **sent}, _pause(audience))
     if change.rejected >= MOST_REJECTED:
         return _give_up(change, f"ODP rejects too many customers of {audience.odp_id}: {answer.reason}.")
-    return Step({**on, "rejected": change.rejected + 1, **sent})
+    return Step({**on, "rejected": change.rejected + 1, **sent}, _pause(audience))
+
+
+def _pause(audience: Audience) -> float:
+    """Seconds after a request, so that the other account gets no more requests a second than the install may send."""
+    rate = audience.install.requests_per_second if mechanism_for(audience).rate_limit else 0
+    return 1 / rate if rate else 0.0
 
 
 def _items(mechanism: Mechanism, audience: Audience, states: Sequence[tuple[Membership, bool]]) -> list[dict[str, Any]]:
