@@ -37,16 +37,18 @@ class Assumptions:
     too_many_items: str = _guess("400", "413", says="The status for more than 500 items.")
     max_body_bytes: float = _number(10_000_000, says="Bodies above this get a 413.")
     rate_limiter: str = _guess(
-        "bucket", "window", says="A token bucket of one second's worth, or strictly that many in any one second."
+        "bucket",
+        "window",
+        says="A token bucket with the requests of one second, or a strict maximum in each one-second window.",
     )
-    retry_after: str = _guess("off", "on", says="Whether a 429 for going too fast carries `Retry-After`.")
+    retry_after: str = _guess("off", "on", says="Whether a 429 for too many requests has `Retry-After`.")
     consent_effect: str = _guess(
         "lists",
         "everything",
         says="Under an opted-out Api app: list members never qualify, or no write has any effect.",
     )
     list_identifiers: str = _guess(
-        "any", "messaging", says="Subscribing takes any identifier, or only messaging ones such as `email`."
+        "any", "messaging", says="Subscribing accepts any identifier, or only messaging identifiers such as `email`."
     )
     list_created_body: str = _guess(
         "created", "flat", says="A new list is answered as `{created: {...}}`, or as the bare object."
@@ -67,7 +69,7 @@ class Assumptions:
     )
     event_action: str = _guess("optional", "required", says="Whether an event without `action` is refused.")
     segment_errors: str = _guess(
-        "grpc", "titled", says="Segment errors look like `{code, message, details}`, or like everybody else's."
+        "grpc", "titled", says="Segment errors have the layout `{code, message, details}`, or that of all other errors."
     )
     segment_post_existing: str = _guess(
         "refuse", "replace", says="`POST /v3/segments/{id}` for an id that exists is a 400, or replaces it."
@@ -86,10 +88,12 @@ class Assumptions:
         "null", "error", says="The public key reads a field without `public_read` as null, or gets an error."
     )
     read_status: str = _guess("200", "202", says="The status of successful reads outside segments and GraphQL.")
-    field_delay_seconds: float = _number(0, says="How long a new customer field takes until profiles may use it.")
-    field_limit: float = _number(0, says="Most custom fields an account may have; 0 for no limit.")
-    segment_limit: float = _number(0, says="Most real-time segments an account may have; 0 for no limit.")
-    revoked_key_seconds: float = _number(0, says="How long a revoked private key goes on working (ODP says 12 hours).")
+    field_delay_seconds: float = _number(0, says="Seconds after which profiles may use a new customer field.")
+    field_limit: float = _number(0, says="The most custom fields of an account; 0 for no limit.")
+    segment_limit: float = _number(0, says="The most real-time segments of an account; 0 for no limit.")
+    revoked_key_seconds: float = _number(
+        0, says="How many seconds a revoked private key still works (ODP documents 12 hours)."
+    )
 
     def change(self, name: str, value: object) -> None:
         """Set one switch. The ValueError for a wrong name or value lists the allowed ones."""
