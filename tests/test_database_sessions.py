@@ -17,7 +17,7 @@ from audiences.models import Event, Install
 from lytics_sync import database_url
 from tests.messages import body, message
 from tests.threads import start, together
-from tests.web import Web
+from tests.web import Web, web_of_a_module
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -50,11 +50,7 @@ def read_only() -> Iterator[None]:
             admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
 
 
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    started = Web(tmp_path)
-    yield started
-    started.stop()
+web = web_of_a_module()
 
 
 def cookie() -> str:
@@ -136,21 +132,15 @@ def test_a_form_is_saved_once_in_a_new_session_when_its_own_was_read_only(web: W
 
 
 @pytest.mark.parametrize("calls", [1, THREADS * 3])
-def test_a_frozen_database_costs_seconds_and_liveness_needs_no_thread(
-    tmp_path: Path, install: Install, calls: int
-) -> None:
-    web = Web(tmp_path)
-    try:
-        call = caller(web, install)
-        assert set(together(*[lambda: call("warm")] * THREADS)) == {200}
-        with web.database.frozen():
-            busy = start(*[lambda: call("frozen")] * calls)
-            # Long before any thread is free again.
-            assert [status_within(web, 3, "GET", "/health/live") for _ in range(5)] == [200] * 5
-            assert {future.result() for future in busy} == {503}
-        assert [call(f"thawed-{number}") for number in range(10)] == [200] * 10
-    finally:
-        web.stop()
+def test_a_frozen_database_costs_seconds_and_liveness_needs_no_thread(web: Web, install: Install, calls: int) -> None:
+    call = caller(web, install)
+    assert set(together(*[lambda: call("warm")] * THREADS)) == {200}
+    with web.database.frozen():
+        busy = start(*[lambda: call("frozen")] * calls)
+        # Long before any thread is free again.
+        assert [status_within(web, 3, "GET", "/health/live") for _ in range(5)] == [200] * 5
+        assert {future.result() for future in busy} == {503}
+    assert [call(f"thawed-{number}") for number in range(10)] == [200] * 10
 
 
 # --- DATABASE_URL ---------------------------------------------------------------------------------------------
