@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker", "empty_to
 
 TOKEN = "a token for the metrics"
 # Every label; each has values of a fixed set, or one per install.
-LABELS = {"install", "name", "code", "outcome", "reason", "state", "task", "version", "le"}
+LABELS = {"install", "kind", "name", "code", "outcome", "reason", "state", "task", "version", "le"}
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_info")
 
 

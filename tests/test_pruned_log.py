@@ -25,6 +25,7 @@ from audiences.models import (
     FutureTime,
     GuidedChange,
     Horizon,
+    Install,
     Lane,
     Membership,
     Parked,
@@ -33,7 +34,7 @@ from audiences.models import (
     Retirement,
     Run,
 )
-from audiences.operations import parked_items, pruning, resends
+from audiences.operations import parked_items, pruning, resends, skips
 from audiences.receiving import log_range
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -304,6 +305,25 @@ def test_zero_days_keep_the_log(gold: Audience, settings: Settings) -> None:
 def test_events_of_the_last_day_can_not_be_pruned_at_all(gold: Audience) -> None:
     with connection.cursor() as cursor, pytest.raises(DatabaseError, match="last day"), transaction.atomic():
         cursor.execute("SELECT prune_events(%s, 0, 9, now() - interval '23 hours')", [gold.pk])
+
+
+def test_skipped_events_are_pruned_with_the_run_that_says_so(gold: Audience) -> None:
+    happen(gold, ("a", "exit", 8), ("c", "enter", 8))
+    switched_off = Install.objects.filter(pk=gold.install_id)
+    switched_off.update(enabled=False)
+    skips.skip(gold.install_id, by="kim", reason="restored")
+    switched_off.update(enabled=True)
+    assert Run.objects.filter(outcome="skipped").count() == 1
+    age(gold)
+    prune()
+    assert broken_truths() == []
+    enter(gold, "d", at=9)
+    drain_all(gold.install)
+    age(gold)
+    prune_wholly()
+    assert numbers(gold) == [3, 4, 7]
+    assert not Run.objects.filter(outcome="skipped").exists()
+    assert_all_is_well(gold)
 
 
 # --- What knows the horizon ----------------------------------------------------------------------------------

@@ -476,3 +476,19 @@ def test_pages_show_a_run_whose_delivery_is_deleted(odp: ThreadedSandbox, settin
     ):
         assert client.get(url).status_code == 200
     assert client.post(reverse("find_customer"), {"identifier": "a"}, follow=True).status_code == 200
+
+
+def test_metrics_count_the_deleted_rows(settings: Settings) -> None:
+    settings.METRICS_TOKEN = "a token for the metrics"
+    settings.RUNS_KEEP_DAYS = 0
+    install = make_install()
+    for _ in range(3):
+        delivery_of(install)
+    days_pass()
+    prune()
+    Pruning.objects.filter(kind="parked").update(is_done=False)
+    page = Client(headers={"Authorization": f"Bearer {settings.METRICS_TOKEN}"}).get("/metrics").content.decode()
+    assert 'lytics_sync_pruned_rows_total{kind="deliveries"} 3.0' in page
+    assert 'lytics_sync_prune_pending{kind="deliveries"} 0.0' in page
+    assert 'lytics_sync_prune_pending{kind="parked"} 1.0' in page
+    assert '{kind="runs"}' not in page

@@ -18,7 +18,7 @@ from audiences.admin.filters import COUNTED
 from audiences.admin.pages import last_call
 from audiences.admin.parked_groups import found as parked_groups
 from audiences.insight import backlogs, heartbeats, probes, stalled_work
-from audiences.models import Audit, Delivery, Install, Lane
+from audiences.models import Audit, Delivery, Install, Lane, Pruning
 from audiences.receiving import backlog, disk_usage
 
 # Seconds after which no further query is begun. With the limit of one query, DATABASE_WEB_SECONDS, a scrape ends before
@@ -108,12 +108,21 @@ STUCK = State(
     "lytics_sync_work_stuck", "1 when ready work has not moved for WORK_STUCK_SECONDS, as /health/workers says."
 )
 DATABASE_BYTES = State("lytics_sync_database_bytes", "The size of the database.")
+PRUNED = State(
+    "lytics_sync_pruned_rows_total",
+    "Rows deleted because of their age, and request bodies deleted from rows that stay.",
+    ("kind",),
+    "counter",
+)
+PRUNE_PENDING = State(
+    "lytics_sync_prune_pending", "1 while rows of this kind may be left to delete today, 0 after that.", ("kind",)
+)
 DATABASE_LIMIT = State("lytics_sync_database_high_water_bytes", "DATABASE_HIGH_WATER_BYTES; 0 for no limit.")
 
 ALL = (
     *(INFO, ENABLED, ON_HOLD, LAST_CALL, LOGGED, SETTLED, WAITING, DELIVERABLE, HIGH_WATER, OLDEST, OLDEST_DELIVERABLE),
     *(IN_FLIGHT, IN_FLIGHT_LIMIT, AUDIENCES, STOPPED, MEMBERS, PARKED, PROBE, PROBE_AT, AUDITS),
-    *(WORKERS, HEARTBEAT, WORKED, STUCK, DATABASE_BYTES, DATABASE_LIMIT),
+    *(WORKERS, HEARTBEAT, WORKED, STUCK, DATABASE_BYTES, DATABASE_LIMIT, PRUNED, PRUNE_PENDING),
 )
 
 _STOPPED = {
@@ -241,3 +250,6 @@ def _workers(samples: Samples) -> None:
 def _database(samples: Samples) -> None:
     samples.put(DATABASE_BYTES, disk_usage.used())
     samples.put(DATABASE_LIMIT, settings.DATABASE_HIGH_WATER_BYTES)
+    for row in Pruning.objects.all():
+        samples.put(PRUNED, row.pruned, row.kind)
+        samples.put(PRUNE_PENDING, not row.is_done, row.kind)
