@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import Subquery
@@ -10,10 +11,10 @@ from django.utils.html import strip_tags
 from audiences import readiness
 from audiences.admin.pages import last_call, list_url
 from audiences.admin.parked_groups import groups
-from audiences.front import audits, calls, items, proofs, retirements, similar_slugs, twins
+from audiences.front import audits, calls, items, proofs, retirements, silence, similar_slugs, twins
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
 from audiences.front.groups import Groups, blocked_by_cause
-from audiences.insight import backlogs, failures, heartbeats, probes, stalled_work
+from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, stalled_work
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.insight.probes import Proof
@@ -36,6 +37,8 @@ class Facts:
     stuck: stalled_work.Stuck | None
     rejections: dict[str, RejectedCalls] | None
     proofs: Mapping[int, Proof]
+    # The pause between calls beyond which an install's sender is silent, where it is known.
+    pauses: Mapping[int, timedelta]
 
 
 def facts() -> Facts:
@@ -49,6 +52,7 @@ def facts() -> Facts:
         stuck=stalled_work.stuck(),
         rejections=rejected_calls.last_hour(install.public_id for install in installs),
         proofs=probes.proofs(installs),
+        pauses=rhythm.limits(installs),
     )
 
 
@@ -66,6 +70,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *calls.wrong_tokens(installs, rejections),
         *calls.over_the_mark(installs, facts.waiting),
         *calls.over_the_disk_mark(installs),
+        *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections),
         *calls.switched_off(installs),
         *calls.drafts(installs),
         *items.blocked_audiences(facts.blocked),
@@ -108,7 +113,10 @@ def _unheard(pulse: Pulse) -> list[Alert]:
 def check() -> None:
     """Store the current troubles, and queue messages about the new and the resolved ones. Unlisted troubles stay open:
     of a kind with more troubles than are listed, and of the kinds that only Redis knows while it doesn't respond.
+
+    The rhythm of the calls is learned from the calls since the last check.
     """
+    rhythm.learn()
     known = facts()
     found = alerts(known)
     unknown = {alert.kind for alert in found if alert.is_rest}

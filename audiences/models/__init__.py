@@ -9,7 +9,7 @@ from audiences.models.audiences import Audience, Lane, Membership, Profile
 from audiences.models.audits import Audit, Difference, ScannedMember
 from audiences.models.changes import AudienceMove, GuidedChange
 from audiences.models.deliveries import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Delivery, Run, Skip, rare
-from audiences.models.evidence import Minute, Trial, Worker
+from audiences.models.evidence import Minute, Rhythm, Trial, Worker
 from audiences.models.forgotten import Forgotten
 from audiences.models.installs import Install, LyticsAccount, Pace, Token, new_public_id
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
@@ -49,6 +49,7 @@ __all__ = [
     "Receipt",
     "Resend",
     "Retirement",
+    "Rhythm",
     "Run",
     "ScannedMember",
     "Skip",

@@ -33,6 +33,26 @@ class Minute(models.Model):
         return f"{self.minute:%Y-%m-%d %H:%M} of {self.install}"
 
 
+class Rhythm(models.Model):
+    """How long the calls of an install usually pause. Written by ``insight/rhythm.py``.
+
+    ``pauses`` has by day (UTC) the longest pause in seconds that ended on it. ``receipt`` is the newest call read.
+    """
+
+    install = models.OneToOneField(Install, on_delete=models.CASCADE, related_name="rhythm")
+    # When learning began: at the first call, or later.
+    since_at = models.DateTimeField(null=True)
+    called_at = models.DateTimeField(null=True)
+    receipt = models.BigIntegerField(default=0)
+    pauses = models.JSONField(default=dict)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"rhythm of {self.install}"
+
+
 class Worker(models.Model):
     """A worker process that has proved that work reaches it. Written by ``audiences/insight/heartbeats.py``."""
 

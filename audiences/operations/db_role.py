@@ -16,6 +16,7 @@ DELETABLE_TABLES = {
     "audiences_pace",
     "audiences_profile",
     "audiences_minute",
+    "audiences_rhythm",
     "audiences_twin",
     # Old reports, and the members of a scan that was compared.
     "audiences_audit",

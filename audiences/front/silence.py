@@ -1,0 +1,55 @@
+"""Front page alerts about senders that are quiet for longer than is usual for them."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences.admin.pages import list_url, span, url_of
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
+from audiences.insight import rhythm
+from audiences.insight.backlogs import Backlog
+from audiences.models import Install
+from audiences.receiving import disk_usage
+from audiences.receiving.rejected_calls import RejectedCalls
+
+KIND = "silent"
+
+
+def silent_senders(
+    installs: list[Any],
+    limits: Mapping[int, timedelta],
+    waiting: Mapping[int, Backlog],
+    rejections: Mapping[str, RejectedCalls],
+) -> list[Alert]:
+    """Installs that are on and got no call for longer than their limit, except those whose calls are rejected."""
+    if disk_usage.is_too_full():
+        return []
+    silent = [
+        install
+        for install in installs
+        if install.enabled
+        and install.pk in limits
+        and install.called_at is not None
+        and now() - install.called_at > limits[install.pk]
+        and install.public_id not in rejections
+        and waiting.get(install.pk, Backlog()).free <= settings.BACKLOG_HIGH_WATER
+    ]
+    shown = [
+        Alert(
+            KIND,
+            f"{install}: Lytics has been silent for {span(now() - install.called_at)}",
+            f"The usual pauses between two calls are shorter than {span(limits[install.pk] / rhythm.TIMES)}."
+            " Audiences in ODP no longer change.",
+            install.called_at,
+            url_of(install),
+            todo="Look in Lytics whether the job of this webhook runs, and restart it if it failed. If nothing has"
+            " changed in its audiences, mute this; it ends with the next call.",
+            offers=(way_to(install, "webhook-url", "Install instructions", "menu_book"),),
+            install=install.pk,
+        )
+        for install in silent[:ALERTS_LISTED]
+    ]
+    return shown + and_more(KIND, len(silent), "silent senders", list_url(Install))

@@ -1,0 +1,87 @@
+"""The rhythm of each install's calls: how long Lytics is usually quiet, and when it is quiet for too long.
+
+The longest pause of each day is stored while calls come. Minutes can't tell it, because they count test customers too.
+The only writer of Rhythms.
+"""
+
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
+
+from django.db.models import OuterRef, Subquery
+from django.utils.timezone import now
+
+from audiences import sql
+from audiences.insight import trials
+from audiences.models import Install, Receipt, Rhythm
+
+# The days before the newest call whose longest pause counts.
+WINDOW = timedelta(days=14)
+# The time over which calls must have come before a limit is known: shorter, and a quiet weekend would be news.
+LEARNED_AFTER = timedelta(days=7)
+# A pause is too long beyond this many times the longest one, and never below ``SHORTEST``.
+TIMES, SHORTEST = 3, timedelta(hours=1)
+# Calls of an install that one pass reads. Later passes read the others.
+CALLS = 20_000
+
+
+class Pause(NamedTuple):
+    install_id: int
+    day: date
+    seconds: float
+    receipt: int
+    first_at: datetime
+    called_at: datetime
+
+
+_NEW = sql.beside(__file__).query("new_pauses", Pause._make)
+
+
+def learn(*, at: datetime | None = None) -> None:
+    """Add the calls since the last pass to the Rhythms. A new Rhythm begins with the newest call."""
+    _begin(at or now())
+    rhythms = {rhythm.install_id: rhythm for rhythm in Rhythm.objects.all()}
+    changed = {}
+    for pause in _NEW.run(trial=trials.JOB, calls=CALLS).all():
+        rhythm = rhythms[pause.install_id]
+        day = pause.day.isoformat()
+        rhythm.pauses[day] = max(rhythm.pauses.get(day, 0.0), pause.seconds)
+        rhythm.receipt = max(rhythm.receipt, pause.receipt)
+        rhythm.called_at = max(rhythm.called_at or pause.called_at, pause.called_at)
+        rhythm.since_at = rhythm.since_at or pause.first_at
+        oldest = (rhythm.called_at - WINDOW).date().isoformat()
+        rhythm.pauses = {known: seconds for known, seconds in rhythm.pauses.items() if known >= oldest}
+        changed[rhythm.pk] = rhythm
+    Rhythm.objects.bulk_update(changed.values(), ["pauses", "receipt", "called_at", "since_at"])
+
+
+def _begin(at: datetime) -> None:
+    newest = Receipt.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
+    newest = newest.exclude(job=trials.JOB).order_by("install_id", "-id")
+    installs = Install.objects.filter(rhythm=None).annotate(newest_id=Subquery(newest.values("pk")[:1]))
+    calls = {
+        install_id: Receipt.objects.get(pk=newest_id) if newest_id else None
+        for install_id, newest_id in installs.values_list("pk", "newest_id")
+    }
+    rhythms = [
+        Rhythm(install_id=install_id, receipt=call.pk, called_at=call.received_at, since_at=at)
+        if call is not None
+        else Rhythm(install_id=install_id)
+        for install_id, call in calls.items()
+    ]
+    Rhythm.objects.bulk_create(rhythms, ignore_conflicts=True)
+
+
+def limits(installs: Iterable[Install]) -> dict[int, timedelta]:
+    """By install id, the pause beyond which the sender counts as silent; only of installs whose rhythm is known."""
+    return {
+        rhythm.install_id: limit
+        for rhythm in Rhythm.objects.filter(install__in=[install.pk for install in installs])
+        if (limit := _limit(rhythm)) is not None
+    }
+
+
+def _limit(rhythm: Rhythm) -> timedelta | None:
+    if rhythm.since_at is None or rhythm.called_at is None or rhythm.called_at - rhythm.since_at < LEARNED_AFTER:
+        return None
+    return max(SHORTEST, TIMES * timedelta(seconds=max(rhythm.pauses.values(), default=0.0)))

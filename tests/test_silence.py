@@ -1,0 +1,179 @@
+"""Senders that are silent for longer than is usual for them: what is learned from calls, and what Now shows."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils.timezone import now
+
+from audiences.front import silence
+from audiences.front import troubles as front
+from audiences.insight import rhythm, trials
+from audiences.models import Install, Receipt, Rhythm
+from audiences.receiving import rejected_calls
+from tests.delivering import make_install
+
+pytestmark = pytest.mark.django_db
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+# A Monday.
+START = datetime(2026, 11, 2, tzinfo=UTC)
+
+
+def call(install: Install, at: datetime, *, job: str = "job") -> None:
+    Receipt.objects.create(
+        install=install, received_at=at, source="127.0.0.1", job=job, bytes=1, messages=1, queued=1, parked=0, skipped=0
+    )
+
+
+def calls(install: Install, *moments: datetime) -> None:
+    for at in moments:
+        call(install, at)
+
+
+def every(pause: timedelta, *, start: datetime, end: datetime) -> Iterator[datetime]:
+    while start < end:
+        yield start
+        start += pause
+
+
+def limit(install: Install) -> timedelta | None:
+    return rhythm.limits([install]).get(install.pk)
+
+
+def a_sender(install: Install, *, last: datetime, pause: timedelta = timedelta(minutes=30), days: int = 10) -> None:
+    """Learned from calls with one pause between them, up to ``last``."""
+    rhythm.learn(at=last - days * DAY)
+    calls(install, *every(pause, start=last - days * DAY, end=last), last)
+    rhythm.learn(at=last)
+
+
+def kinds() -> set[str]:
+    return {alert.kind for alert in front.alerts(front.facts())}
+
+
+# --- What is learned ------------------------------------------------------------------------------------------
+
+
+def test_the_limit_is_three_times_the_longest_pause_and_at_least_an_hour(install: Install) -> None:
+    a_sender(install, last=START, pause=timedelta(minutes=5))
+    assert limit(install) == HOUR
+    calls(install, START + timedelta(minutes=90))
+    rhythm.learn()
+    assert limit(install) == timedelta(minutes=270)
+
+
+def test_an_install_without_a_week_of_calls_has_no_limit(install: Install) -> None:
+    assert limit(install) is None
+    rhythm.learn(at=START)
+    assert limit(install) is None
+    calls(install, *every(HOUR, start=START, end=START + 6 * DAY))
+    rhythm.learn()
+    assert limit(install) is None
+    calls(install, *every(HOUR, start=START + 6 * DAY, end=START + 7 * DAY + HOUR))
+    rhythm.learn()
+    assert limit(install) == 3 * HOUR
+
+
+def test_calls_before_the_first_pass_are_not_read(install: Install) -> None:
+    """Which may be millions. Their newest is where the first pause begins."""
+    calls(install, START - 30 * DAY, START - HOUR)
+    rhythm.learn(at=START)
+    assert limit(install) is None
+    calls(install, *every(HOUR, start=START, end=START + 8 * DAY))
+    rhythm.learn()
+    assert limit(install) == 3 * HOUR
+
+
+def test_a_sender_of_working_days_is_not_silent_at_the_weekend(install: Install) -> None:
+    """Two weeks of calls every ten minutes from Monday to Friday, nine to five."""
+    rhythm.learn(at=START)
+    for day in (0, 1, 2, 3, 4, 7, 8, 9, 10, 11):
+        morning = START + day * DAY + 9 * HOUR
+        calls(install, *every(timedelta(minutes=10), start=morning, end=morning + 8 * HOUR))
+        rhythm.learn()
+        # Until the first weekend is over, nothing is known.
+        assert (limit(install) is None) == (day < 7)
+    known = limit(install)
+    assert known is not None
+    assert known > 3 * 63 * HOUR
+
+
+def test_a_pause_counts_for_two_weeks(install: Install) -> None:
+    a_sender(install, last=START)
+    calls(install, START + 10 * HOUR)
+    rhythm.learn()
+    assert limit(install) == 30 * HOUR
+    calls(install, *every(HOUR, start=START + 11 * HOUR, end=START + 16 * DAY))
+    rhythm.learn()
+    assert limit(install) == 3 * HOUR
+
+
+def test_test_customers_do_not_count_as_calls(install: Install) -> None:
+    a_sender(install, last=START, pause=2 * HOUR)
+    call(install, START + HOUR, job=trials.JOB)
+    calls(install, START + 4 * HOUR)
+    rhythm.learn()
+    assert limit(install) == 12 * HOUR
+
+
+def test_a_pass_reads_a_bounded_number_of_calls_and_the_next_one_goes_on(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rhythm, "CALLS", 10)
+    rhythm.learn(at=START)
+    calls(install, *every(12 * HOUR, start=START, end=START + 8 * DAY))
+    rhythm.learn()
+    assert limit(install) is None
+    rhythm.learn()
+    assert limit(install) == 36 * HOUR
+
+
+def test_a_second_pass_changes_nothing(install: Install) -> None:
+    a_sender(install, last=START)
+    before = Rhythm.objects.values().get()
+    rhythm.learn()
+    assert Rhythm.objects.values().get() == before
+
+
+def test_each_install_has_its_own_rhythm(install: Install) -> None:
+    other = make_install(name="Other")
+    for one, pause in ((install, HOUR), (other, 5 * HOUR)):
+        a_sender(one, last=START, pause=pause)
+    assert rhythm.limits([install, other]) == {install.pk: 3 * HOUR, other.pk: 15 * HOUR}
+
+
+# --- What Now shows -------------------------------------------------------------------------------------------
+
+
+def test_now_names_a_sender_that_is_silent_for_too_long(install: Install, viewer: Client) -> None:
+    a_sender(install, last=now() - timedelta(minutes=89))
+    assert silence.KIND not in kinds()
+    Receipt.objects.all().delete()
+    a_sender(install, last=now() - 5 * HOUR)
+    assert silence.KIND in kinds()
+    shown = viewer.get(reverse("admin:index")).content.decode()
+    assert "Lytics has been silent for 5 h" in shown
+
+
+def test_a_call_ends_the_silence(install: Install) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    call(install, now())
+    assert silence.KIND not in kinds()
+
+
+def test_an_install_that_is_off_or_rejects_calls_is_not_called_silent(install: Install, broker: Any) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    rejected_calls.note(install.public_id, "203.0.113.7")
+    rejected_calls._counter.sender.send()
+    assert silence.KIND not in kinds()
+    Install.objects.update(enabled=False)
+    assert silence.KIND not in kinds()
+
+
+def test_the_check_learns(install: Install) -> None:
+    front.check()
+    assert Rhythm.objects.filter(install=install).exists()
