@@ -273,7 +273,7 @@ def test_the_evidence_says_how_many_have_each_field_and_whether_it_names_one_per
     shop: Install, people: People
 ) -> None:
     people.members["kim"] |= {"plan": "free", "phones": ["1", "2"], "email": [mail("kim"), "k@example.com"]}
-    people.members["lee"] |= {"plan": "free"}
+    people.members["lee"] |= {"plan": "free", "email": mail("lee"), "phones": []}
     del people.members["mia"]["email"]
     found = identifier_changes.evidence(shop)
     assert found.sample == 3
@@ -282,6 +282,9 @@ def test_the_evidence_says_how_many_have_each_field_and_whether_it_names_one_per
     assert email is not None
     assert plan is not None
     assert (email.found, email.arrays, email.different, email.shared) == (2, 1, 3, 0)
+    phones = found.of("phones")
+    assert phones is not None
+    assert (phones.found, phones.arrays) == (1, 1), "an empty array names nobody"
     assert (plan.found, plan.arrays, plan.different, plan.shared) == (2, 0, 1, 2)
     assert found.of("_id") is None, "it is the present field"
     assert found.candidates[-1].name == "plan", "a field that several share comes last"
@@ -337,3 +340,5 @@ def test_the_form_leads_to_the_change(shop: Install) -> None:
     after.identifier_field = "email"
     (question,) = guards.questions(shop, after)
     assert "Press Change identifier" in question.consequence
+    begin(shop)
+    assert "under way" in guards.refusals(shop, after)["identifier_field"]

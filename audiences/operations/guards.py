@@ -13,7 +13,7 @@ from django.utils.timezone import now
 from audiences.delivery import account_switch
 from audiences.delivery.odp_account import account_of, same_account
 from audiences.insight import evidence, trials
-from audiences.models import Audience, Install, Receipt
+from audiences.models import Audience, GuidedChange, Install, Receipt
 from odp.client import Client
 from odp.mechanisms import Passthrough
 from odp.outcomes import Outcome
@@ -41,6 +41,9 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     ours, theirs = account_of(before), account_of(after)
     if ours != theirs and account_switch.is_changing(before.pk):
         return {"odp_api_key": "A change to another ODP account is under way. Stop it first, or wait for its end."}
+    if before.identifier_field != after.identifier_field and _is_replaced(before):
+        why = "A change to another identifier field is under way. Stop it first, or wait for its end."
+        return {"identifier_field": why}
     number = made(before)
     if not number:
         return {}
@@ -69,6 +72,12 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     elif ours.public_part != theirs.public_part and (problem := _another_account(before, after)):
         found["odp_api_key"] = f"{problem} {audiences} in the present account. {_WAY_OUT}"
     return found
+
+
+def _is_replaced(install: Install) -> bool:
+    """Whether the members are being replaced by another identifier field."""
+    unfinished = GuidedChange.objects.filter(kind=GuidedChange.Kind.IDENTIFIER, ended_at=None)
+    return unfinished.filter(install=install).exists()
 
 
 def questions(before: Install | None, after: Install) -> list[Question]:

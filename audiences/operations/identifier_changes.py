@@ -139,7 +139,10 @@ def _candidate(name: str, sample: Sequence[members.Member]) -> Candidate:
     return Candidate(
         name,
         found=sum(map(bool, named)),
-        arrays=sum(isinstance(member.fields.get(name), list) for member in sample),
+        arrays=sum(
+            isinstance(member.fields.get(name), list) and bool(identifiers)
+            for member, identifiers in zip(sample, named, strict=True)
+        ),
         different=len(holders),
         shared=sum(any(holders[each] > 1 for each in identifiers) for identifiers in named),
     )
