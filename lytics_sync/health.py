@@ -24,7 +24,7 @@ def ready(request: HttpRequest) -> JsonResponse:
 
 
 def workers(request: HttpRequest) -> JsonResponse:
-    """200 when a worker's heartbeat has arrived lately and no deliverable work stands still."""
+    """200 when a worker's heartbeat has arrived within a minute and deliverable work progresses."""
     try:
         pulse, stuck = sessions.read(lambda: (heartbeats.pulse(), stalled_work.stuck()))
     except Error as error:

@@ -76,7 +76,7 @@ def with_encoded_query(line: bytes) -> bytes:
     """A request line with blanks and bytes of a webhook's query percent-encoded; any other line as it is.
 
     Proxies and job forms send such queries, and the query means nothing here. A blank anywhere else could hide another
-    request line, so gunicorn goes on refusing it.
+    request line, so gunicorn still rejects it.
     """
     match = _ODD_QUERY.fullmatch(line)
     if match is None or b"HTTP/" in match[2]:

@@ -69,7 +69,7 @@ RETRY_SOON_SECONDS = env.integer("RETRY_SOON_SECONDS", 3)
 BAD_TOKENS_PER_MINUTE = env.integer("BAD_TOKENS_PER_MINUTE", 60)
 # Whether a proxy of ours is in front, so that its X-Forwarded-Proto and X-Forwarded-For are trusted.
 BEHIND_PROXY = env.flag("BEHIND_PROXY", False)
-# The number of our proxies one behind the other: that many last entries of X-Forwarded-For are trusted.
+# The number of our proxies one behind the other, and so of the trusted last entries of X-Forwarded-For.
 TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 1)
 
 # --- Delivering ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ _FAULTS: dict[type[Exception], str] = {
     errors.LimitRequestLine: "a URL longer than 4,094 bytes",
     errors.InvalidRequestLine: "a first line that is not one of HTTP",
     errors.LimitRequestHeaders: "too many headers, or one longer than 8,190 bytes",
-    errors.ObsoleteFolding: "a header that goes on in a second line",
+    errors.ObsoleteFolding: "a header that continues in a second line",
     errors.InvalidHeaderName: "a header name with a character that may not be in it",
     errors.InvalidHeader: "a header with a character that may not be in it, or two that contradict each other",
     errors.UnsupportedTransferCoding: "a transfer coding other than chunked",

@@ -70,7 +70,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         """Pause after a connection that adds to those of the last second, so that another process takes the next.
 
         Otherwise one process can get all callers that connect at the same time, and keep them as long as they send.
-        Callers that connect anew for each call aren't slowed down: their connections replace others.
+        Callers that open a connection for each call aren't slowed down: their connections replace others.
         """
         super().accept(listener)
         if self.nr_conns > self._most_conns:

@@ -165,7 +165,7 @@ def test_a_rejected_key_is_distinguished_from_a_server_that_is_down(viewer: Clie
     assert "Enter an API key that ODP accepts" in viewer.get(reverse("admin:index")).content.decode()
     backoff.release(install)
     backoff.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
-    assert "continues by itself" in viewer.get(reverse("admin:index")).content.decode()
+    assert "continues automatically" in viewer.get(reverse("admin:index")).content.decode()
 
 
 def test_a_page_of_events_is_never_counted(

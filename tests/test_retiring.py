@@ -500,7 +500,7 @@ def test_a_new_segment_of_the_slug_gets_another_id_and_a_question(gold: Audience
     ingest.receive(gold.install, body(message()))
     new = Audience.objects.exclude(pk=gold.pk).select_related("install", "lane").get()
     assert new.odp_id != "lytics_gold_club"
-    assert alerts(boss, "gold_club was made anew in Lytics")
+    assert alerts(boss, "gold_club was recreated in Lytics")
 
 
 def test_the_id_of_a_retired_audience_can_be_taken_over(odp: ThreadedSandbox, gold: Audience) -> None:

@@ -72,7 +72,7 @@ def test_ids_that_differ_by_more_are_not_reported(operator: Client, shop: Instal
 def test_a_segment_recreated_under_one_slug_is_reported_once_as_recreated(operator: Client, shop: Install) -> None:
     for segment in ("s1", "s2"):
         ingest.receive(shop, json.dumps([message(transition(segment=segment, slug="🎉🎉"))]).encode())
-    assert len([what for what in now_page(operator) if "made anew" in what]) == 1
+    assert len([what for what in now_page(operator) if "was recreated" in what]) == 1
     assert not [what for what in now_page(operator) if "suffix" in what]
 
 

@@ -73,12 +73,12 @@ def press(client: Client, verb: str, audience: Audience, **answers: str) -> Any:
 
 def alerts(client: Client) -> list[str]:
     page = client.get(reverse("admin:index"))
-    return [one.what for one in page.context["alerts"] if "made anew" in one.what]
+    return [one.what for one in page.context["alerts"] if "was recreated" in one.what]
 
 
 def test_it_is_reported_until_an_operator_keeps_both(operator: Client, both: tuple[Audience, Audience]) -> None:
     _, new = both
-    assert alerts(operator) == ["gold was made anew in Lytics (Shop)"]
+    assert alerts(operator) == ["gold was recreated in Lytics (Shop)"]
     press(operator, "keep-both", new)
     assert alerts(operator) == []
     assert {audience.odp_id for audience in Audience.objects.all()} == {"lytics_gold", new.odp_id}
@@ -202,7 +202,7 @@ def test_all_recreated_audiences_are_counted(operator: Client, shop: Install) ->
             slug = f"slug_{number}"
             event = transition("enter", segment=f"{segment}-{number}", slug=slug, at=at())
             ingest.receive(shop, body(message(event, who="kim")))
-    assert "3 more audiences made anew" in operator.get("/admin/").content.decode()
+    assert "3 more recreated audiences" in operator.get("/admin/").content.decode()
 
 
 def test_the_front_page_needs_no_more_queries_for_ten_recreated_audiences(operator: Client, shop: Install) -> None:
@@ -213,7 +213,7 @@ def test_the_front_page_needs_no_more_queries_for_ten_recreated_audiences(operat
                 ingest.receive(shop, body(message(event, who="kim")))
         operator.get("/admin/")
         with CaptureQueriesContext(connection) as seen:
-            found = [one for one in operator.get("/admin/").context["alerts"] if "was made anew" in one.what]
+            found = [one for one in operator.get("/admin/").context["alerts"] if "was recreated" in one.what]
         assert [len(one.buttons) for one in found] == [2] * upto
         return len(seen)
 

@@ -170,7 +170,7 @@ class Unlock(Verb[User]):
     def consequence(self, user: User) -> str:
         return (
             f"{user.username} is locked after too many wrong passwords from {', '.join(locked_from(user))}. The"
-            " lock ends by itself after 15 minutes; this ends it now. The password stays as it is."
+            " lock ends automatically after 15 minutes; this ends it now. The password stays as it is."
         )
 
     def do(self, user: User, *, by: str, answers: dict[str, Any]) -> str | None:

@@ -223,7 +223,7 @@ class RetryNow(Verb[Audience]):
             )
         if audience.lane.fault_since_at is not None:
             return (
-                f"{audience} is delivered now, alone. If this service fails again, the next try follows by itself."
+                f"{audience} is delivered now, alone. After another failure the next attempt follows automatically."
                 f" Other audiences are not affected. Last error: {audience.lane.fault_reason}"
             )
         return (

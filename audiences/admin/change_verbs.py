@@ -263,7 +263,7 @@ class StopChange(Verb[Install]):
         return (
             f"{count(change.done, 'audience')} of {number(change.total)} {'is' if change.done == 1 else 'are'} done and"
             f" stay with the new mechanism; the others keep the old one.{now} Nothing is lost. Another change can"
-            " go on, or back, later."
+            " go on or go back later."
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:

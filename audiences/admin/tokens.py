@@ -121,7 +121,7 @@ class Revoke(Verb[Token]):
             "It is the only live one: nothing gets in then."
             if other is None
             else f"The other live token ({tokens.ending(other)}) {_used(other)}"
-            + (": put its header into the Lytics job first." if other.last_used_at is None else " and goes on working.")
+            + (": put its header into the Lytics job first." if other.last_used_at is None else " and still works.")
         )
         return (
             f"Lytics used this token ({tokens.ending(token)}) {_last(token)}. Calls with it are answered 401 from now"

@@ -50,7 +50,7 @@ def without_redis(problem: str) -> list[Alert]:
             "Nothing is delivered meanwhile. Calls are still stored and accepted, and nothing is lost.",
             None,
             list_url(Audience, state="behind"),
-            todo="Start Redis, correct REDIS_URL, or fix what it says. Delivery then continues by itself.",
+            todo="Start Redis, correct REDIS_URL, or fix the error that it reports. Delivery then continues.",
         )
     ]
 
@@ -204,7 +204,7 @@ def over_the_mark(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[A
                     "backlog",
                     f"Calls to {install} are answered 503: {number(backlog.free)} events wait",
                     f"That is more than BACKLOG_HIGH_WATER, {number(settings.BACKLOG_HIGH_WATER)}."
-                    " Lytics retries by itself and is accepted again when fewer wait. Nothing is lost.",
+                    " Lytics retries automatically and is accepted again when fewer wait. Nothing is lost.",
                     backlog.oldest_free_at,
                     list_url(Audience, state="behind", install__id__exact=install.pk),
                     todo="Fix what holds them up, as the other items here say. If there are none, more arrives than ODP"
@@ -224,7 +224,7 @@ def over_the_disk_mark(installs: list[Any]) -> list[Alert]:
             "disk",
             f"All calls are answered 503: the database has {filesizeformat(disk_usage.used())}",
             f"That is more than DATABASE_HIGH_WATER_BYTES, {filesizeformat(settings.DATABASE_HIGH_WATER_BYTES)}. What"
-            " waits still goes to ODP; Lytics retries by itself and is accepted below that limit. Nothing is lost.",
+            " waits still goes to ODP; Lytics retries automatically and is accepted below that limit. Nothing is lost.",
             None,
             list_url(Install),
             todo="Give PostgreSQL a larger disk, then raise DATABASE_HIGH_WATER_BYTES and restart the web processes.",

@@ -92,7 +92,7 @@ def _blocked_alike(group: Group) -> Alert:
     )
 
 
-def audiences_made_anew() -> list[Alert]:
+def recreated_audiences() -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     shown_alerts = []
     pairs, total = take_over.undecided_pairs(ALERTS_LISTED)
@@ -100,18 +100,18 @@ def audiences_made_anew() -> list[Alert]:
         shown_alerts.append(
             Alert(
                 "made_anew",
-                f"{audience.latest_slug} was made anew in Lytics ({audience.install})",
+                f"{audience.latest_slug} was recreated in Lytics ({audience.install})",
                 f"Segment {audience.segment_id} has the slug of {old}, which is segment {old.segment_id}. It goes to"
                 f" ODP as {audience}, beside the old one.",
                 audience.created_at,
                 url_of(audience),
                 tone="held",
-                todo="Keep both, or let the new one take over the old one's ODP id, so that what uses it goes on.",
+                todo="Keep both, or give the new one the ODP id of the old one, so that its uses in ODP still work.",
                 offers=(buttons(audience, "keep-both", "take-over", known_offered=True),),
                 install=audience.install_id,
             )
         )
-    return shown_alerts + and_more("made_anew", total, "audiences made anew", list_url(Audience))
+    return shown_alerts + and_more("made_anew", total, "recreated audiences", list_url(Audience))
 
 
 def creations_on_hold() -> list[Alert]:

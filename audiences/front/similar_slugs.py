@@ -20,7 +20,7 @@ def alerts() -> list[Alert]:
             audience.created_at,
             url_of(audience),
             tone="held",
-            todo="An id in ODP never changes. For a better one, create the audience anew in Lytics under a slug with"
+            todo="An id in ODP never changes. For a better one, create the audience again in Lytics under a slug with"
             " letters from a to z. If the people who use them in ODP can distinguish them, press Keep both.",
             offers=(buttons(audience, "keep-both", known_offered=True),),
             install=audience.install_id,

@@ -77,7 +77,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *twins.alerts(),
         *audits.alerts(),
         *retirements.alerts(),
-        *items.audiences_made_anew(),
+        *items.recreated_audiences(),
         *similar_slugs.alerts(),
         *items.creations_on_hold(),
         *items.audiences_with_errors(),

@@ -109,8 +109,8 @@ def remedy(install: Install) -> str:
     if needs_key(install):
         return "Enter an API key that ODP accepts and save. Delivery continues at once."
     if install.backoff_reason.startswith(backoff.UNEXPECTED):
-        return "This is an error of Lytics Sync, and is tried again by itself. The worker's log has its traceback."
-    return "Delivery continues by itself when ODP answers. Check the install's ODP host and ODP's status page."
+        return "This is an error of Lytics Sync, and is retried automatically. The worker's log has its traceback."
+    return "Delivery continues automatically when ODP answers. Check the install's ODP host and ODP's status page."
 
 
 def needs_key(install: Install) -> bool:
@@ -190,7 +190,7 @@ def remedy_of_hold(audience: Audience) -> str:
             "The API key may not create audiences in ODP: enter the account's private key on the install's page."
             " Waiting events are sent at the next try."
         )
-    return "It is tried again by itself. Other audiences are not affected."
+    return "It is retried automatically. Other audiences are not affected."
 
 
 def of_request(record: Delivery | Run) -> State:
@@ -274,7 +274,7 @@ def _moot(event: Event, by: Event | None) -> str:
 
 def _refusal(event: Event, parked: Parked) -> str:
     newer = (
-        f"; a newer refusal, of event {parked.sequence:,}, stands in its place"
+        f"; a newer rejection, of event {parked.sequence:,}, replaces it"
         if (parked.sequence is not None and parked.sequence != event.sequence)
         else ""
     )

@@ -2,7 +2,7 @@
 
 One thread, the leader, stores the calls of the group in one transaction; the threads of the other calls wait for it.
 Locks, round trips and the flush of the WAL are then paid once per group. A call never waits for others to come: with
-nobody before it, it leads a group of its own at once. See docs/decisions/0032-group-commit.md.
+nobody before it, it leads a separate group at once. See docs/decisions/0032-group-commit.md.
 """
 
 import threading
@@ -40,7 +40,7 @@ class _Place(Generic[Item, Result]):
 class GroupCommit(Generic[Item, Result]):
     """``store`` stores a group, all of it or nothing, and gives one result per item; None when nothing was stored.
 
-    ``largest`` limits the sum of the sizes in a group. A larger item is a group of its own.
+    ``largest`` limits the sum of the sizes in a group. A larger item is a separate group.
     """
 
     def __init__(self, store: Callable[[Sequence[Item]], Sequence[Result] | None], *, largest: int) -> None:

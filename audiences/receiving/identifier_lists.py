@@ -45,7 +45,7 @@ _WRITE = _SQL.command("write_lists")
 def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
     """Exits for identifiers that are gone from their profile's list; ``facts`` and the result are by audience id.
 
-    A fact without an identifier stands for an empty list. The caller holds the locks of the audiences, so that two
+    A fact without an identifier means an empty list. The caller holds the locks of the audiences, so that two
     calls about one profile don't overlap.
     """
     listings: dict[tuple[int, str, int, bool], set[str]] = {}

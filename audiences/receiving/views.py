@@ -194,7 +194,7 @@ class WebhookView(_AnsweringView):
             return Response(checked)
         tallies.WEBHOOK_BYTES.add(self.install_label, amount=len(content))
         source = address.of(request)
-        # A caller whose body always takes longer than the limit would be asked to come back for ever.
+        # A caller whose body always takes longer than the limit would retry for ever.
         with sessions.allow_more(len(content) / 1_000_000):
             received = sessions.store(lambda: _receive(caller, content, source=source, encoding=encoding))
         if received is None:

@@ -1,4 +1,4 @@
-"""All metrics as families of prometheus_client, made anew for each scrape."""
+"""All metrics as families of prometheus_client, created for each scrape."""
 
 import time
 from collections.abc import Iterator, Mapping

@@ -86,7 +86,7 @@ SETTLED = State(
     "lytics_sync_events_settled_total", "Events delivered, folded, parked or skipped.", ("install",), "counter"
 )
 PARKED = State(
-    "lytics_sync_parked_items", f"Open parked items; {COUNTED:,} stands for that many or more.", ("install", "reason")
+    "lytics_sync_parked_items", f"Open parked items; {COUNTED:,} means that there may be more.", ("install", "reason")
 )
 PROBE = State(
     "lytics_sync_probe_success",

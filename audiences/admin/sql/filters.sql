@@ -19,7 +19,7 @@ CROSS JOIN LATERAL (
 WHERE audience.install_id = %(install)s
 
 -- name: count_runs
--- The number of Runs of an install, "bound" at most. It ends as soon as it has found that many.
+-- The number of Runs of an install, "bound" at most. The search ends at this number.
 SELECT count(*) AS rows FROM (
     SELECT FROM audiences_audience AS audience
     CROSS JOIN LATERAL (

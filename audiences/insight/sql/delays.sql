@@ -14,7 +14,7 @@ placed AS (
     JOIN audiences_install AS install ON install.id = audience.install_id
     WHERE run.closed_at >= %(start)s AND run.closed_at < %(end)s AND run.outcome = 'delivered' AND run.sent > 0
 ),
--- At most "sampled" Runs of each install and minute, evenly spaced. Each stands for the Runs that are left out.
+-- At most "sampled" Runs of each install and minute, evenly spaced. Each also represents Runs that are left out.
 sample AS (
     SELECT *, many / (count(*) OVER (PARTITION BY public_id, date_trunc('minute', closed_at)))::float AS stands_for
     FROM placed WHERE place %% ((many + %(sampled)s - 1) / %(sampled)s) = 0

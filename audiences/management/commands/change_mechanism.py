@@ -15,7 +15,7 @@ from odp.mechanisms import MECHANISMS
 class Command(BaseCommand):
     help = (
         "Show what a change of an install to another mechanism would do and, with --yes, begin it. The workers do it "
-        "while events go on; see docs/guided-changes.md."
+        "while events are delivered; see docs/guided-changes.md."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -1,4 +1,4 @@
-"""Every lane: where it stands, what it waits for, and why."""
+"""The state of every lane, with its reason and its backlog."""
 
 import json
 from typing import Any

@@ -86,7 +86,7 @@ def workers(case: Case) -> Found:
     if others:
         cure = "Finish the upgrade: all processes should be of one version."
         return warning(f"{running}; one is of version {others[0]}, this process of {settings.VERSION}.", cure, at=last)
-    return good(f"{running}, and no ready work stands still.", at=last)
+    return good(f"{running}, and all ready work progresses.", at=last)
 
 
 @check(OURS, "Schedule (beat)")

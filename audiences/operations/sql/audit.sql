@@ -86,7 +86,7 @@ covered AS (
     FROM audiences_run AS run WHERE run.outcome IN ('delivered', 'refused', 'skipped') GROUP BY run.audience_id
 )
 SELECT audience.odp_id AS audience,
-    concat('runs cover ', covered.numbers, ', the cursor stands at ', lane.delivered_sequence) AS seen
+    concat('runs cover ', covered.numbers, ', the cursor is at ', lane.delivered_sequence) AS seen
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
 LEFT JOIN covered ON covered.audience_id = lane.audience_id

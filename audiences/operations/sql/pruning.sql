@@ -74,7 +74,7 @@ FROM (
 
 -- name: deliveries
 -- Closed Deliveries with a final response or reconciled. One that a parked item or a needed Run refers to stays without
--- its body and ODP's words: a Run stays as long as its Delivery has either of these, because whoever forgets a customer
+-- its body and ODP's words: a Run stays as long as its Delivery has either of these, because forgetting a customer
 -- finds them by the Run, and events stay as long as their Run.
 WITH
 -- The next rows, by id.

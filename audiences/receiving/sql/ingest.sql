@@ -3,7 +3,7 @@
 -- name: store
 -- Stores events that name their audiences by id, with the Receipt of their call or without one.
 WITH
--- One row: whoever stores these events has checked that they may be stored.
+-- One row: the caller has checked that these events may be stored.
 allowed AS (
     SELECT 1
 ),
