@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.insight import horizons, rollup
+from audiences.insight import horizons, rollup, trials
 from audiences.models import (
     Audience,
     Audit,
@@ -191,9 +191,23 @@ def test_a_call_stays_with_its_parked_items_and_its_undelivered_events(
     assert not Receipt.objects.filter(pk=delivered.pk).exists()
     drain_all(install)
     days_pass()
+    receive(install, message())
     prune()
-    assert set(Receipt.objects.all()) == {with_open}
+    assert set(Receipt.objects.all()) == {with_open, Receipt.objects.latest("pk")}
     assert Parked.objects.count() == 1
+
+
+def test_the_last_call_of_an_install_stays() -> None:
+    one, other = make_install(), make_install(name="Other")
+    receive(one, message())
+    last = [receive(one, message()), receive(other, message())]
+    receive(one, message())
+    Receipt.objects.filter(pk=Receipt.objects.latest("pk").pk).update(job=trials.JOB)
+    Lane.objects.update(delivered_sequence=9)
+    Audience.objects.update(last_sequence=9)
+    days_pass()
+    prune()
+    assert list(Receipt.objects.order_by("pk")) == last
 
 
 def test_a_rejected_change_stays_as_long_as_its_event() -> None:
@@ -256,6 +270,7 @@ def test_zero_days_keep_the_rows(setting: str, settings: Settings) -> None:
     for name in pruning.KINDS.values():
         setattr(settings, name, 90 if name == setting else 0)
     receive(install, message(who=None))
+    receive(install)
     Parked.objects.update(closed_at=now(), resolution="discarded", receipt=None)
     run_of(audience, 1, None)
     run_of(audience, 2, None)

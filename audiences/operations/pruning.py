@@ -16,6 +16,7 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from audiences import sql
+from audiences.insight import trials
 from audiences.models import Audience, Pruning
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,10 @@ class Waiting(NamedTuple):
     received_at: datetime
 
 
+class LastCall(NamedTuple):
+    id: int
+
+
 class Step(NamedTuple):
     """The result of one step; ``position`` is None when it looked at no row."""
 
@@ -47,6 +52,7 @@ _SQL = sql.beside(__file__)
 _HORIZON = _SQL.query("horizon", Moment._make)
 _WAITING = _SQL.query("oldest_waiting", Waiting._make)
 
+_LAST_CALLS = _SQL.query("last_calls", LastCall._make)
 _REQUESTS = _SQL.query("requests", Step._make)
 _PARKED = _SQL.query("parked", Step._make)
 _DELIVERIES = _SQL.query("deliveries", Step._make)
@@ -108,7 +114,11 @@ def _needs(kind: str) -> dict[str, Any]:
     if kind != "receipts":
         return {}
     waiting = _WAITING.run(horizon=Pruning.objects.get(kind=kind).horizon_at).all()
-    return {"installs": [one.install_id for one in waiting], "waiting": [one.received_at for one in waiting]}
+    return {
+        "installs": [one.install_id for one in waiting],
+        "waiting": [one.received_at for one in waiting],
+        "last_calls": [one.id for one in _LAST_CALLS.run(test_job=trials.JOB).all()],
+    }
 
 
 def _begin(kind: str) -> bool:

@@ -21,9 +21,20 @@ WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequ
     AND event.received_at < %(horizon)s
 GROUP BY audience.install_id
 
+-- name: last_calls
+-- The newest call of each install, without those of test customers. The install is part of the order and its condition
+-- is a range, so that PostgreSQL uses the index by install.
+SELECT last.id
+FROM audiences_install AS install
+CROSS JOIN LATERAL (
+    SELECT id FROM audiences_receipt AS receipt
+    WHERE receipt.install_id >= install.id AND receipt.install_id <= install.id AND receipt.job <> %(test_job)s
+    ORDER BY receipt.install_id, receipt.id DESC LIMIT 1
+) AS last
+
 -- name: receipts
--- Calls without parked items, from before the oldest undelivered event of their install. Five minutes of slack, because
--- event numbers follow the time of receipt only approximately.
+-- Calls without parked items, from before the oldest undelivered event of their install, and not the last one of it.
+-- Five minutes of slack, because event numbers follow the time of receipt only approximately.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
@@ -32,7 +43,7 @@ looked AS MATERIALIZED (
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
     SELECT receipt.id FROM looked JOIN audiences_receipt AS receipt ON receipt.id = looked.id
-    WHERE receipt.received_at < %(horizon)s
+    WHERE receipt.received_at < %(horizon)s AND receipt.id <> ALL(%(last_calls)s::bigint[])
         AND NOT EXISTS (SELECT FROM audiences_parked AS parked WHERE parked.receipt_id = receipt.id)
         AND NOT EXISTS (
             SELECT FROM unnest(%(installs)s::bigint[], %(waiting)s::timestamptz[]) AS waits(install_id, received_at)
