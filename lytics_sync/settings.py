@@ -255,6 +255,7 @@ CELERY_BEAT_SCHEDULE = {
         "probe": 15,
         "look_at_twins": 15,
         "ask_audits": 5,
+        "look_at_certificate": 600,
         "check_troubles": 60,
         "send_alerts": 10,
     }.items()

@@ -9,6 +9,7 @@ import pytest
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
+from audiences.insight import certificate
 from audiences.models import Event, Install, Parked, Receipt, Token
 from audiences.operations.doctor import CHECKS, Case, examine, public_address
 from audiences.receiving import checked_calls, ingest
@@ -150,7 +151,7 @@ def test_public_certificate(
 def test_public_certificate_of_a_silent_server_ends_in_time(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(public_address, "CERTIFICATE_SECONDS", 0.3)
+    monkeypatch.setattr(certificate, "SECONDS", 0.3)
     with ScriptedServer(say(b"")) as server:
         settings.PUBLIC_URL = server.url.replace("http://", "https://")
         began = time.monotonic()

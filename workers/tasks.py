@@ -8,7 +8,7 @@ from audiences import tallies, wake
 from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.front import troubles
-from audiences.insight import delays, probes, rollup, schedule, search_index, trials
+from audiences.insight import certificate, delays, probes, rollup, schedule, search_index, trials
 from audiences.operations import alert_messages, changes, forgetting, pruning, resends, retiring, twins
 from audiences.operations import reconcile as reconciling
 from workers import drain as draining
@@ -131,6 +131,12 @@ def roll_up() -> None:
     """Compute the Minutes that have ended, and the delays for metrics."""
     rollup.roll_up()
     delays.add_up()
+
+
+@shared_task(name="workers.tasks.look_at_certificate", ignore_result=True)
+def look_at_certificate() -> None:
+    """Ask the public address for its certificate."""
+    certificate.look()
 
 
 @shared_task(name="workers.tasks.check_troubles", ignore_result=True)

@@ -11,11 +11,13 @@ from django.utils.html import strip_tags
 from audiences import readiness
 from audiences.admin.pages import last_call, list_url
 from audiences.admin.parked_groups import groups
-from audiences.front import audits, calls, items, proofs, retirements, silence, similar_slugs, twins
+from audiences.front import audits, calls, certificate, items, proofs, retirements, silence, similar_slugs, twins
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
 from audiences.front.groups import Groups, blocked_by_cause
 from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, stalled_work
+from audiences.insight import certificate as certificates
 from audiences.insight.backlogs import Backlog
+from audiences.insight.certificate import Certificate
 from audiences.insight.heartbeats import Pulse
 from audiences.insight.probes import Proof
 from audiences.models import Audience, Install
@@ -39,10 +41,12 @@ class Facts:
     proofs: Mapping[int, Proof]
     # The pause between calls beyond which an install's sender is silent, where it is known.
     pauses: Mapping[int, timedelta]
+    certificate: Certificate | None
 
 
 def facts() -> Facts:
     installs = list(Install.objects.annotate(called_at=Subquery(last_call())))
+    rejections = rejected_calls.last_hour(install.public_id for install in installs)
     return Facts(
         installs=installs,
         waiting=backlogs.by_install(),
@@ -50,9 +54,11 @@ def facts() -> Facts:
         parked=groups(),
         pulse=heartbeats.pulse(),
         stuck=stalled_work.stuck(),
-        rejections=rejected_calls.last_hour(install.public_id for install in installs),
+        rejections=rejections,
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),
+        # A Redis that doesn't answer is waited for once.
+        certificate=None if rejections is None else certificates.known(),
     )
 
 
@@ -73,6 +79,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections),
         *calls.switched_off(installs),
         *calls.drafts(installs),
+        *certificate.alerts(facts.certificate),
         *items.blocked_audiences(facts.blocked),
         *twins.alerts(),
         *audits.alerts(),
@@ -121,7 +128,7 @@ def check() -> None:
     found = alerts(known)
     unknown = {alert.kind for alert in found if alert.is_rest}
     if known.rejections is None:
-        unknown |= calls.OF_REDIS
+        unknown |= {*calls.OF_REDIS, certificate.KIND}
     troubles.check([_seen(alert) for alert in found], unknown=unknown)
 
 

@@ -36,6 +36,7 @@ TASKS = tuple(
         "summarise",
         "roll_up",
         "clear_sessions",
+        "look_at_certificate",
         "check_troubles",
         "send_alerts",
     )

@@ -4,23 +4,19 @@ This process may be inside a network from which the public address can't be reac
 has called lately, an unreachable address is only a warning.
 """
 
-import socket
-import ssl
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.utils.timezone import now
 
-from audiences.insight import checklist
+from audiences.insight import certificate, checklist
 from audiences.odp_hosts import is_local
 from audiences.operations import installs
 from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
 from audiences.operations.doctor.registry import Found, bad, check, good, unknown, warning
 from audiences.receiving import checked_calls, tokens
-from odp import client as http
 from odp.client import Client
 from odp.outcomes import Answer
 from outgoing.network_errors import elsewhere, words_for
@@ -33,8 +29,6 @@ LARGE_BODY_SECONDS = 20.0
 QUERY = "check=a%2Fb%26c+d&empty="
 # A call of Lytics within this time proves that the address works.
 CALLED_LATELY = timedelta(hours=1)
-CERTIFICATE_SECONDS = 5.0
-CERTIFICATE_WARNING, CERTIFICATE_BAD = timedelta(days=21), timedelta(days=7)
 PROXY = "the proxy or firewall in front of this service"
 
 
@@ -134,31 +128,16 @@ def _said(answer: Answer) -> str:
 @check(PUBLIC, "Certificate")
 def public_certificate(case: Case) -> Found:
     """Whether the certificate of the public address is trusted, and when it ends."""
-    parts = urlsplit(settings.PUBLIC_URL)
-    if parts.scheme != "https":
-        return unknown("PUBLIC_URL isn't https, so there is no certificate.", "Lytics calls https only.")
-    cure = "Renew the certificate, and see why it wasn't renewed automatically."
-    seconds = min(CERTIFICATE_SECONDS, case.ends_at - time.monotonic())
     try:
-        ends = _end_of_certificate(parts.hostname or "", parts.port or 443, seconds=seconds)
-    except ssl.SSLCertVerificationError as error:
-        return bad(f"The certificate is not trusted: {error.verify_message}.", cure)
+        found = certificate.ask(seconds=min(certificate.SECONDS, case.ends_at - time.monotonic()))
     except OSError as error:
         words = words_for(error, server="The address", address="PUBLIC_URL")
         return unknown(f"{words}.", "Look at the line about the address from outside.")
-    left = ends - now()
-    words = f"The certificate ends on {ends:%Y-%m-%d}, in {left.days:,} days."
-    if left < CERTIFICATE_BAD:
-        return bad(words, cure)
-    return warning(words, cure) if left < CERTIFICATE_WARNING else good(words)
-
-
-def _end_of_certificate(host: str, port: int, *, seconds: float) -> datetime:
-    """When the certificate that the host shows ends. Raises ``OSError``."""
-    context = ssl.create_default_context(cafile=http.TRUSTED if isinstance(http.TRUSTED, str) else None)
-    with (
-        socket.create_connection((host, port), timeout=max(0.1, seconds)) as connection,
-        context.wrap_socket(connection, server_hostname=host) as secured,
-    ):
-        shown = secured.getpeercert() or {}
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC)
+    if found is None:
+        return unknown("PUBLIC_URL isn't https, so there is no certificate.", "Lytics calls https only.")
+    match found.word:
+        case "good":
+            return good(found.words)
+        case "warning":
+            return warning(found.words, certificate.CURE)
+    return bad(found.words, certificate.CURE)

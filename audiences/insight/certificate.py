@@ -1,0 +1,96 @@
+"""The certificate of the public address: when it ends, and whether it is trusted.
+
+A task of the schedule asks the address and keeps the result in Redis, because a page must not wait for a connection.
+The doctor asks anew.
+"""
+
+import json
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from urllib.parse import urlsplit
+
+import redis
+import structlog
+from django.conf import settings
+from django.utils.timezone import now
+
+from audiences.redis_client import client
+from odp import client as http
+
+log = structlog.get_logger(__name__)
+
+SECONDS = 5.0
+WARNING, BAD = timedelta(days=21), timedelta(days=7)
+KEY = "lytics-sync:certificate"
+# The age after which a result is dropped, when the address can't be reached from here any more.
+KEPT = timedelta(days=2)
+CURE = "Renew the certificate, and see why it wasn't renewed automatically."
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """``problem`` says why it isn't trusted; then its end is unknown."""
+
+    ends_at: datetime | None = None
+    problem: str = ""
+
+    @property
+    def word(self) -> Literal["good", "warning", "bad"]:
+        if self.ends_at is None:
+            return "bad"
+        left = self.ends_at - now()
+        return "bad" if left < BAD else "warning" if left < WARNING else "good"
+
+    @property
+    def words(self) -> str:
+        if self.ends_at is None:
+            return f"The certificate is not trusted: {self.problem}."
+        return f"The certificate ends on {self.ends_at:%Y-%m-%d}, in {(self.ends_at - now()).days:,} days."
+
+
+def ask(*, seconds: float) -> Certificate | None:
+    """The certificate that PUBLIC_URL shows; None when it isn't https. Raises ``OSError`` when it can't be reached."""
+    parts = urlsplit(settings.PUBLIC_URL)
+    if parts.scheme != "https":
+        return None
+    context = ssl.create_default_context(cafile=http.TRUSTED if isinstance(http.TRUSTED, str) else None)
+    host, port = parts.hostname or "", parts.port or 443
+    try:
+        with (
+            socket.create_connection((host, port), timeout=max(0.1, seconds)) as connection,
+            context.wrap_socket(connection, server_hostname=host) as secured,
+        ):
+            shown = secured.getpeercert() or {}
+    except ssl.SSLCertVerificationError as error:
+        return Certificate(problem=error.verify_message)
+    return Certificate(datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC))
+
+
+def look() -> None:
+    """Ask the address, and store the result. An address that can't be reached from here says nothing new."""
+    try:
+        found = ask(seconds=SECONDS)
+    except OSError as error:
+        log.info("the certificate of the public address can't be read from here", error=type(error).__name__)
+        return
+    if found is None:
+        client().delete(KEY)
+        return
+    ends = found.ends_at.isoformat() if found.ends_at else None
+    stored = json.dumps({"url": settings.PUBLIC_URL, "ends_at": ends, "problem": found.problem})
+    client().set(KEY, stored, ex=KEPT)
+
+
+def known() -> Certificate | None:
+    """The newest result for this PUBLIC_URL; None when there is none, or Redis doesn't answer."""
+    try:
+        stored = client().get(KEY)
+    except redis.RedisError:
+        return None
+    found = json.loads(stored) if stored else {}
+    if found.get("url") != settings.PUBLIC_URL:
+        return None
+    return Certificate(datetime.fromisoformat(found["ends_at"]) if found["ends_at"] else None, found["problem"])

@@ -1,0 +1,74 @@
+"""The certificate of the public address on Now and in alerts: known to a task, and not asked for by a page."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from pytest_django.fixtures import Settings
+
+from audiences.front import troubles as front
+from audiences.insight import certificate
+from audiences.models import Trouble
+from audiences.receiving import rejected_calls
+from odp import client as http
+from tests.certificates import self_signed, tls_server
+from tests.wire import ScriptedServer, answer, say
+from workers import tasks
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
+
+
+def alerts() -> list[Any]:
+    return [alert for alert in front.alerts(front.facts()) if alert.kind == "certificate"]
+
+
+@pytest.mark.parametrize(
+    ("days", "tone", "words"),
+    [(60, None, ""), (10, "held", "in 9 days"), (3, "bad", "in 2 days"), (-1, "bad", "expired")],
+)
+def test_now_says_when_the_certificate_ends(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    viewer: Client,
+    days: int,
+    tone: str | None,
+    words: str,
+) -> None:
+    file = self_signed(tmp_path, days=days)
+    monkeypatch.setattr(http, "TRUSTED", str(file))
+    with ScriptedServer(say(answer()), tls=tls_server(file)) as server:
+        settings.PUBLIC_URL = server.url.replace("127.0.0.1", "localhost")
+        assert alerts() == []
+        tasks.look_at_certificate()
+    # The server is gone: the page reads what the task has stored.
+    found = alerts()
+    assert [alert.tone for alert in found] == ([tone] if tone else [])
+    assert all(words in alert.why for alert in found)
+    shown = viewer.get(reverse("admin:index")).content.decode()
+    assert ("The certificate of localhost" in shown) == bool(tone)
+    # An address that can't be reached from here says nothing new.
+    tasks.look_at_certificate()
+    assert len(alerts()) == len(found)
+    settings.PUBLIC_URL = "https://other.example.com"
+    assert alerts() == []
+
+
+def test_an_address_without_https_has_no_certificate(settings: Settings, broker: Any) -> None:
+    broker.set(certificate.KEY, "{}")
+    settings.PUBLIC_URL = "http://sync.example.com"
+    tasks.look_at_certificate()
+    assert broker.get(certificate.KEY) is None
+    assert alerts() == []
+
+
+def test_the_trouble_is_not_resolved_while_redis_is_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "known", lambda: certificate.Certificate(problem="self-signed certificate"))
+    front.check()
+    assert Trouble.objects.filter(kind="certificate", resolved_at=None).exists()
+    monkeypatch.setattr(rejected_calls, "last_hour", lambda public_ids: None)
+    for _ in range(3):
+        front.check()
+    assert Trouble.objects.filter(kind="certificate", resolved_at=None, gone_at=None).exists()
