@@ -12,8 +12,8 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
-from audiences.models import Install, Receipt, Token
-from audiences.operations import doctor, installs
+from audiences.models import Audience, Install, Receipt, Token
+from audiences.operations import doctor, installs, retiring
 from audiences.operations.connect import connect
 from audiences.operations.doctor.lytics_audiences import shortest_window
 from audiences.operations.lytics_job import authorization_label, job_name
@@ -387,12 +387,73 @@ def test_lytics_audiences(shop: Install, job: Job, server: LyticsServer) -> None
     assert "do not exist: gone" in lines(shop, "lytics_audiences")[0].evidence
 
 
-def test_lytics_left(shop: Install, job: Job) -> None:
+def make_left(shop: Install, slug: str = "silver") -> Audience:
+    """An audience of some days ago, which no job sends."""
+    made = make_audience(shop, slug)
+    Audience.objects.filter(pk=made.pk).update(created_at=now() - timedelta(days=2))
+    return made
+
+
+def test_lytics_left(shop: Install, job: Job, server: LyticsServer) -> None:
     job()
     assert states(shop, "lytics_left") == ["good"]
-    make_audience(shop, "silver")
+    make_left(shop)
+    server.api.account.write("INSERT INTO audience (segment_id, slug) VALUES ('segment-silver', 'silver')")
     line = the(shop, "lytics_left")
     assert (line.state, ": silver." in line.evidence) == ("warning", True)
+    assert "Choose audiences, or press Retire" in line.cure
+
+
+def test_lytics_left_names_an_audience_that_lytics_deleted(shop: Install, job: Job) -> None:
+    job()
+    make_left(shop)
+    line = the(shop, "lytics_left")
+    assert (line.state, "silver (deleted in Lytics)" in line.evidence) == ("warning", True)
+    assert line.cure.startswith("Press Retire")
+
+
+def test_an_audience_that_was_just_made_has_not_left(shop: Install, job: Job) -> None:
+    """Its first call may have come after the jobs were read."""
+    job()
+    make_audience(shop, "silver")
+    assert states(shop, "lytics_left") == ["good"]
+
+
+def test_a_retired_audience_has_not_left(shop: Install, job: Job) -> None:
+    job()
+    silver = make_left(shop)
+    assert retiring.retire(silver, by="kim", reason="no longer used")
+    assert states(shop, "lytics_left") == ["good"]
+
+
+def test_an_audience_that_calls_name_by_its_slug_is_found_in_the_job(shop: Install, job: Job) -> None:
+    job()
+    gold = Audience.objects.get(slug="gold")
+    Audience.objects.filter(pk=gold.pk).update(segment_id="slug:gold", created_at=now() - timedelta(days=2))
+    assert states(shop, "lytics_left") == ["good"]
+
+
+@pytest.mark.parametrize("unreadable", [{"name": "without an id"}, {"id": "other", "workflow": "webhook_triggers"}])
+def test_a_partial_list_of_jobs_is_no_evidence_that_an_audience_left(
+    shop: Install, job: Job, server: LyticsServer, unreadable: dict[str, Any]
+) -> None:
+    job_id = job()
+    make_left(shop)
+    listed = [server.api.account.thing("job", job_id), unreadable]
+    server.faults.add({"when": {"path": "/v2/job"}, "then": {"status": 200, "body": {"data": listed}}})
+    line = the(shop, "lytics_left")
+    assert (line.state, "can't be read" in line.evidence) == ("unknown", True)
+
+
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_a_failed_response_about_an_audience_is_no_evidence_that_it_was_deleted(
+    shop: Install, job: Job, server: LyticsServer, status: int
+) -> None:
+    job()
+    make_left(shop)
+    server.faults.add({"when": {"path": "/v2/segment/segment-silver"}, "then": {"status": status}})
+    line = the(shop, "lytics_left")
+    assert (line.state, "deleted" in line.evidence) == ("unknown", False)
 
 
 def test_lytics_changed(shop: Install, job: Job, server: LyticsServer) -> None:

@@ -8,7 +8,7 @@ from audiences import lytics_account
 from audiences.delivery import odp_account
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import trials
-from audiences.models import Audience, Install
+from audiences.models import Audience, Install, Retirement
 from audiences.operations import installs, lytics_job
 from lytics.api import audiences as lytics_audiences
 from lytics.api import authorizations as lytics_authorizations
@@ -19,6 +19,7 @@ from lytics.api.client import Client as LyticsClient
 from lytics.api.jobs import Job, JobLog
 from lytics.api.outcomes import Answer as LyticsAnswer
 from lytics.api.outcomes import Outcome
+from lytics.api.reading import Many
 from odp import segments
 from odp.client import Client
 from odp.outcomes import Answer
@@ -83,9 +84,18 @@ class Case:
     @cached_property
     def webhook_jobs(self) -> tuple[Job, ...]:
         """All webhook jobs of the account, including completed and deleted ones."""
+        return self._listed_jobs.items
+
+    @property
+    def unreadable_jobs(self) -> int:
+        """The number of jobs without a readable id or settings. This install's job may be among them."""
+        return self._listed_jobs.unreadable + sum(not job.is_gone and not job.config for job in self.webhook_jobs)
+
+    @cached_property
+    def _listed_jobs(self) -> Many[Job]:
         found = lytics_jobs.jobs(self.lytics, with_deleted=True)
         _must_be_ok(found.answer, "The list of jobs")
-        return found.items
+        return found
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
@@ -106,6 +116,16 @@ class Case:
         found = lytics_audiences.audiences(self.lytics)
         _must_be_ok(found.answer, "The list of audiences")
         return {one.segment_id: one for one in found.items}
+
+    def is_deleted_in_lytics(self, segment_id: str) -> bool:
+        """Whether Lytics has no such audience. The list alone is no proof: Lytics doesn't document it as complete."""
+        if segment_id in self.lytics_audiences:
+            return False
+        found = lytics_audiences.audience(self.lytics, segment_id)
+        if found.answer.outcome is Outcome.NOT_FOUND:
+            return True
+        _must_be_ok(found.answer, "An audience")
+        return False
 
     @cached_property
     def holds_list(self) -> tuple[bool, str]:
@@ -140,6 +160,12 @@ class Case:
     def audiences(self) -> tuple[Audience, ...]:
         """The install's audiences without the audience of the test customers."""
         return tuple(Audience.objects.filter(install=self.install).exclude(segment_id=trials.SEGMENT_ID))
+
+    @cached_property
+    def unretired(self) -> tuple[Audience, ...]:
+        """The audiences that are neither retired nor being retired."""
+        retired = set(Retirement.objects.filter(audience__install=self.install, undone_at=None).values_list("audience"))
+        return tuple(audience for audience in self.audiences if (audience.pk,) not in retired)
 
 
 def url_of(job: Job) -> str:

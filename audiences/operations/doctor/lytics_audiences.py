@@ -1,17 +1,24 @@
 """Checks of the audiences that Lytics sends, and of other jobs that write to the same ODP account."""
 
 import re
+from datetime import timedelta
 from urllib.parse import urlsplit
 
-from audiences.operations.doctor.case import Case, url_of
+from django.utils.timezone import now
+
+from audiences.models import Audience as OurAudience
+from audiences.operations.doctor.case import Case, NotCheckedError, url_of
 from audiences.operations.doctor.lytics_job import LYTICS
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, warning
+from audiences.receiving.audience_lookup import BY_SLUG
 from lytics.api.audiences import Audience
 from lytics.api.jobs import Job
 
 # Lytics documents that a webhook needs time windows of at least this length.
 SHORTEST_WINDOW_MINUTES = 30
 NAMED = 5
+# The age from which an audience can count as left: the jobs may have been read before its first call came.
+NEW = timedelta(minutes=10)
 # Minutes of a unit of FilterQL's date arithmetic, as in now-15m. Longer units are never too short.
 _UNITS = {"s": 1 / 60, "m": 1, "h": 60}
 _WINDOW = re.compile(r"\bnow\s*([-+])\s*(\d+)\s*([a-zA-Z]+)")
@@ -46,14 +53,38 @@ def lytics_audiences(case: Case) -> Found:
 
 @check(LYTICS, "Audiences that left the job")
 def lytics_left(case: Case) -> Found:
-    """Whether a job still sends each audience that this install has from Lytics. Others keep their last members."""
+    """Whether a job still sends each audience of this install, and Lytics still has it. Retired audiences are left out.
+
+    A partial list of jobs is no evidence.
+    """
     exported = case.exported
-    left = [audience for audience in case.audiences if audience.segment_id not in exported]
+    if case.unreadable_jobs:
+        raise NotCheckedError(f"Webhook jobs that can't be read, maybe also this install's: {case.unreadable_jobs:,}.")
+    slugs = {audience.slug for audience in _exported(case)}
+    settled = [audience for audience in case.unretired if audience.created_at < now() - NEW]
+    left = [
+        audience
+        for audience in settled
+        if audience.segment_id not in exported and audience.segment_id.removeprefix(BY_SLUG) not in slugs
+    ]
     if not left:
         return good("A job sends every audience of this install.")
-    named = ", ".join(audience.latest_slug for audience in left[:NAMED])
-    cure = "Add them to the job again, with Existing Users; or empty or delete them in ODP."
-    return warning(f"No job sends {len(left):,} audiences any more: {named}. ODP keeps their last members.", cure)
+    # Each missing audience costs a request, so only the named ones are looked up.
+    named = left[:NAMED]
+    deleted = {audience.pk for audience in named if _is_deleted(case, audience)}
+    words = ", ".join(
+        f"{audience.latest_slug} (deleted in Lytics)" if audience.pk in deleted else audience.latest_slug
+        for audience in named
+    )
+    more = f" and {len(left) - NAMED:,} more" if len(left) > NAMED else ""
+    back = "" if len(deleted) == len(left) else "Add them to the job again with Choose audiences, or "
+    retire = f"{'p' if back else 'P'}ress Retire on the audience's page, which empties and deletes it in ODP."
+    evidence = f"No job sends {len(left):,} audiences any more: {words}{more}. Their members stay in ODP as they are."
+    return warning(evidence, back + retire)
+
+
+def _is_deleted(case: Case, audience: OurAudience) -> bool:
+    return not audience.segment_id.startswith(BY_SLUG) and case.is_deleted_in_lytics(audience.segment_id)
 
 
 @check(LYTICS, "Changed definitions")
