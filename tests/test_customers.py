@@ -231,7 +231,7 @@ def test_a_second_rejection_leaves_the_first_rejected_and_older_events_delivered
     parked_items.discard([Parked.objects.get().pk], by="sam")
     told = words()
     assert [word for word, _ in told] == ["delivered", "discarded", "discarded"]
-    assert "a newer refusal, of event 3" in told[1][1]
+    assert "a newer rejection, of event 3" in told[1][1]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -39,6 +39,7 @@ TASKS = tuple(
         "look_at_certificate",
         "check_troubles",
         "send_alerts",
+        "prune",
     )
 )
 # PostgreSQL and Python quote values, and values may be identifiers of customers.
