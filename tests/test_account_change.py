@@ -19,6 +19,7 @@ from audiences.delivery.leases import LeaseLostError
 from audiences.models import (
     Audience,
     AudienceMove,
+    Event,
     Forgotten,
     GuidedChange,
     Install,
@@ -597,10 +598,13 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox, shop: Install
     assert "under way" in why(target(new))
 
 
+@pytest.mark.parametrize("has_log", [True, False], ids=["", "old events are deleted"])
 def test_an_account_that_shows_nobody_is_not_switched_to(
-    shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
+    shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings, has_log: bool
 ) -> None:
     """ODP accepts all writes and shows no member, as without consent."""
+    if not has_log:
+        Event.objects.all().delete()
     settings.CHANGE_VERIFY_SECONDS = 0.001
     for path in ("/v3/profiles", "/v3/lists/subscriptions"):
         body = {"title": "Accepted", "status": 202, "timestamp": "2026-01-01T00:00:00Z"}

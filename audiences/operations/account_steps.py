@@ -293,9 +293,7 @@ def verify(change: GuidedChange, client: Client) -> Step:
     People whose state changed since the copy are left out: the new account gets that after the switch.
     """
     audience = _audience(change)
-    upto = change.from_sequence
-    people = verification.sample(audience.pk, first=1, last=upto, seed=change.pk)
-    people = [row for row in people if row.sequence <= upto]
+    people = verification.of_ledger(audience.pk, upto=change.from_sequence, seed=change.pk)
     if not people:
         return to(Phase.FINISH)
     found = ask(client, customers=verification.names(people), odp_ids=[audience.odp_id], seconds=SECONDS)

@@ -25,6 +25,19 @@ def sample(audience_id: int, *, first: int, last: int, seed: int) -> Sequence[Me
     return list(rows.order_by("identifier"))
 
 
+def of_ledger(audience_id: int, *, upto: int, seed: int) -> Sequence[Membership]:
+    """A sample of the people whose state is decided by an event up to ``upto``.
+
+    Old events may be deleted (docs/retention.md), so the ledger's first people fill the sample up.
+    """
+    people = {row.identifier: row for row in sample(audience_id, first=1, last=upto, seed=seed) if row.sequence <= upto}
+    ledger = Membership.objects.filter(audience=audience_id, rejected=False, sequence__lte=upto).order_by("identifier")
+    for row in ledger[:SAMPLE] if len(people) < SAMPLE else ():
+        if len(people) < SAMPLE:
+            people.setdefault(row.identifier, row)
+    return [people[identifier] for identifier in sorted(people)]
+
+
 def names(people: Sequence[Membership]) -> list[Customer]:
     """Both names of each person: the results of one query have two entries for each."""
     return [(name, row.identifier) for row in people for name in (FS, WEB)]
