@@ -198,6 +198,7 @@ def test_a_new_install_gets_its_token_and_shows_the_values_to_paste(operator: Cl
             "batch_size": "500",
             "requests_per_second": "10",
             "max_in_flight": "20",
+            "delay_limit_minutes": "15",
             "region": "",
         },
         follow=True,

@@ -41,6 +41,7 @@ def typed(**values: str) -> dict[str, str]:
         "batch_size": "500",
         "requests_per_second": "10",
         "max_in_flight": "20",
+        "delay_limit_minutes": "15",
         **values,
     }
 

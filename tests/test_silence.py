@@ -1,4 +1,4 @@
-"""Senders that are silent for longer than is usual for them: what is learned from calls, and what Now shows."""
+"""Senders that are silent, and events that wait, beyond the limits of their install."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,12 +9,13 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.front import silence
+from audiences.delivery import drafts
+from audiences.front import delays, silence
 from audiences.front import troubles as front
 from audiences.insight import rhythm, trials
-from audiences.models import Install, Receipt, Rhythm
+from audiences.models import Event, Install, Lane, Receipt, Rhythm
 from audiences.receiving import rejected_calls
-from tests.delivering import make_install
+from tests.delivering import enter, make_audience, make_install
 
 pytestmark = pytest.mark.django_db
 
@@ -177,3 +178,71 @@ def test_an_install_that_is_off_or_rejects_calls_is_not_called_silent(install: I
 def test_the_check_learns(install: Install) -> None:
     front.check()
     assert Rhythm.objects.filter(install=install).exists()
+
+
+# --- Limits that a person sets --------------------------------------------------------------------------------
+
+
+def test_a_person_can_set_the_limit_or_switch_it_off(install: Install) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    Install.objects.update(silence_limit_hours=6)
+    assert silence.KIND not in kinds()
+    Install.objects.update(silence_limit_hours=4)
+    assert "the limit of the install: 4 h" in next(
+        alert.why for alert in front.alerts(front.facts()) if alert.kind == silence.KIND
+    )
+    Rhythm.objects.all().delete()
+    assert silence.KIND in kinds()
+    Install.objects.update(silence_limit_hours=0)
+    assert silence.KIND not in kinds()
+
+
+def late(install: Install) -> bool:
+    return delays.KIND in {alert.kind for alert in front.alerts(front.facts()) if alert.install == install.pk}
+
+
+def test_now_names_an_install_whose_events_wait_beyond_its_limit(install: Install) -> None:
+    audience = make_audience(install)
+    enter(audience, "anna")
+    drafts.note_key(install.pk, problem="")
+    Event.objects.update(received_at=now() - timedelta(minutes=14))
+    assert not late(install)
+    Event.objects.update(received_at=now() - timedelta(minutes=16))
+    assert late(install)
+    Install.objects.update(delay_limit_minutes=20)
+    assert not late(install)
+    Install.objects.update(delay_limit_minutes=0)
+    Event.objects.update(received_at=now() - 5 * DAY)
+    assert not late(install)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"enabled": False},
+        {"key_accepted_at": None},
+        {
+            "backoff_since_at": START,
+            "backoff_until_at": START,
+            "backoff_failures": 1,
+            "backoff_reason": "503: away",
+        },
+    ],
+)
+def test_an_install_that_has_another_trouble_is_not_called_late(install: Install, values: dict[str, Any]) -> None:
+    audience = make_audience(install)
+    enter(audience, "anna")
+    drafts.note_key(install.pk, problem="")
+    Event.objects.update(received_at=now() - HOUR)
+    assert late(install)
+    Install.objects.update(**values)
+    assert not late(install)
+
+
+def test_events_of_a_paused_audience_are_not_late(install: Install) -> None:
+    audience = make_audience(install)
+    enter(audience, "anna")
+    drafts.note_key(install.pk, problem="")
+    Event.objects.update(received_at=now() - HOUR)
+    Lane.objects.update(paused_at=now(), paused_by="kim", pause_reason="later")
+    assert not late(install)

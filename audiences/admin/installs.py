@@ -124,6 +124,8 @@ class InstallAdmin(OperatorAdmin[Install]):
                     "batch_size",
                     "requests_per_second",
                     "max_in_flight",
+                    "delay_limit_minutes",
+                    "silence_limit_hours",
                 ),
                 "classes": ("collapse",),
                 "description": "The defaults fit most accounts.",

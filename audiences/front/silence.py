@@ -9,7 +9,6 @@ from django.utils.timezone import now
 
 from audiences.admin.pages import list_url, span, url_of
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
-from audiences.insight import rhythm
 from audiences.insight.backlogs import Backlog
 from audiences.models import Install
 from audiences.receiving import disk_usage
@@ -41,8 +40,7 @@ def silent_senders(
         Alert(
             KIND,
             f"{install}: Lytics has been silent for {span(now() - install.called_at)}",
-            f"The usual pauses between two calls are shorter than {span(limits[install.pk] / rhythm.TIMES)}."
-            " Audiences in ODP no longer change.",
+            f"{_limit(install, limits[install.pk])} Audiences in ODP no longer change.",
             install.called_at,
             url_of(install),
             todo="Look in Lytics whether the job of this webhook runs, and restart it if it failed. If nothing has"
@@ -53,3 +51,8 @@ def silent_senders(
         for install in silent[:ALERTS_LISTED]
     ]
     return shown + and_more(KIND, len(silent), "silent senders", list_url(Install))
+
+
+def _limit(install: Install, limit: timedelta) -> str:
+    of = "" if install.silence_limit_hours is not None else ", learned from its calls"
+    return f"That is more than the limit of the install{of}: {span(limit)}."

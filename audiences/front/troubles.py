@@ -11,7 +11,18 @@ from django.utils.html import strip_tags
 from audiences import readiness
 from audiences.admin.pages import last_call, list_url
 from audiences.admin.parked_groups import groups
-from audiences.front import audits, calls, certificate, items, proofs, retirements, silence, similar_slugs, twins
+from audiences.front import (
+    audits,
+    calls,
+    certificate,
+    delays,
+    items,
+    proofs,
+    retirements,
+    silence,
+    similar_slugs,
+    twins,
+)
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
 from audiences.front.groups import Groups, blocked_by_cause
 from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, stalled_work
@@ -76,6 +87,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *calls.wrong_tokens(installs, rejections),
         *calls.over_the_mark(installs, facts.waiting),
         *calls.over_the_disk_mark(installs),
+        *delays.late_events(installs, facts.waiting, without=_standing_still(facts.stuck)),
         *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections),
         *calls.switched_off(installs),
         *calls.drafts(installs),
@@ -96,6 +108,11 @@ def alerts(facts: Facts) -> list[Alert]:
     ]
     found.sort(key=lambda alert: alert.tone != "bad")
     return found
+
+
+def _standing_still(stuck: stalled_work.Stuck | None) -> str:
+    """The install whose work stands still, which is another trouble."""
+    return str(stuck.install) if stuck is not None and not stuck.in_part else ""
 
 
 def _unheard(pulse: Pulse) -> list[Alert]:

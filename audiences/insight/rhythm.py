@@ -4,7 +4,7 @@ The longest pause of each day is stored while calls come. Minutes can't tell it,
 The only writer of Rhythms.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
@@ -72,13 +72,17 @@ def _begin(at: datetime) -> None:
     Rhythm.objects.bulk_create(rhythms, ignore_conflicts=True)
 
 
-def limits(installs: Iterable[Install]) -> dict[int, timedelta]:
-    """By install id, the pause beyond which the sender counts as silent; only of installs whose rhythm is known."""
-    return {
-        rhythm.install_id: limit
-        for rhythm in Rhythm.objects.filter(install__in=[install.pk for install in installs])
-        if (limit := _limit(rhythm)) is not None
-    }
+def limits(installs: Sequence[Install]) -> dict[int, timedelta]:
+    """By install id, the pause beyond which the sender counts as silent; installs without a limit are left out.
+
+    It is the limit that a person set, or else the learned one.
+    """
+    found = {rhythm.install_id: _limit(rhythm) for rhythm in Rhythm.objects.filter(install__in=installs)}
+    for install in installs:
+        if install.silence_limit_hours is not None:
+            hours = install.silence_limit_hours
+            found[install.pk] = timedelta(hours=hours) if hours else None
+    return {pk: limit for pk, limit in found.items() if limit is not None}
 
 
 def _limit(rhythm: Rhythm) -> timedelta | None:

@@ -80,6 +80,17 @@ class Install(models.Model):
     max_in_flight = models.PositiveSmallIntegerField(
         default=20, validators=[MinValueValidator(1)], help_text="Requests in progress at once, across all workers."
     )
+    delay_limit_minutes = models.PositiveSmallIntegerField(
+        default=15,
+        db_default=15,
+        help_text="Now and alerts say when an event that can be sent waits longer. 0 means never.",
+    )
+    silence_limit_hours = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        help_text="Now and alerts say when Lytics is silent for longer. 0 means never. Leave it empty to have the limit"
+        " learned from the calls.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
     # When ODP first accepted its API key; None is a draft. Written by ``audiences/delivery/drafts.py``.
     key_accepted_at = models.DateTimeField(null=True, editable=False)
