@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, F, Max, Min, QuerySet
+from django.db.models import Count, F, Max, Min, QuerySet, Window
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
@@ -13,6 +13,7 @@ from audiences.admin import blocked
 from audiences.admin.filters import COUNTED
 from audiences.admin.pages import count, list_url, number, span, up_to_bound, url_of
 from audiences.admin.parked_verbs import Release
+from audiences.annotations import required
 from audiences.front.alerts import ALERTS_LISTED, Alert, Offer, and_more, buttons, link, way_to
 from audiences.front.groups import Group, Groups, on_hold_by_reason
 from audiences.insight import future_times, state
@@ -173,9 +174,10 @@ def audiences_with_errors() -> list[Alert]:
 
 
 def _first(lanes: QuerySet[Lane]) -> tuple[list[Lane], int]:
-    """The listed lanes, and the number of all lanes."""
-    found = list(lanes.select_related("audience__install")[: ALERTS_LISTED + 1])
-    return found[:ALERTS_LISTED], lanes.count() if len(found) > ALERTS_LISTED else len(found)
+    """The listed lanes, and the number of all lanes, in one query."""
+    counted = lanes.select_related("audience__install").annotate(total=Window(Count("*")))
+    found: list[Lane] = [*counted[:ALERTS_LISTED]]
+    return found, required(found[0], "total", int) if found else 0
 
 
 def _sentence(words: str) -> str:
