@@ -288,7 +288,7 @@ def test_a_muted_trouble_causes_no_message_even_when_it_returns(receiver: Receiv
     trouble = Trouble.objects.get()
     url = reverse("admin:audiences_trouble_mute", args=[trouble.pk])
     page = operator.get(url)
-    operator.post(url, {"seen": page.context["hidden"]["seen"], "hours": "168"})
+    operator.post(url, {"seen": page.context["hidden"]["seen"], "hours": "168", "reason": "ODP repairs it"})
     trouble.refresh_from_db()
     assert trouble.muted_by == "operator"
     begin = (now() - START).total_seconds() / 60
@@ -297,7 +297,7 @@ def test_a_muted_trouble_causes_no_message_even_when_it_returns(receiver: Receiv
     assert [event["type"] for event in receiver.events()] == ["trouble.resolved"]
     newest = Trouble.objects.order_by("pk").last()
     assert newest is not None
-    assert newest.muted_by == "operator"
+    assert (newest.muted_by, newest.mute_reason) == ("operator", "ODP repairs it")
     url = reverse("admin:audiences_trouble_unmute", args=[newest.pk])
     operator.post(url, {"seen": operator.get(url).context["hidden"]["seen"]})
     check(BLOCKED, minute=begin + 5)
@@ -446,6 +446,20 @@ def test_now_and_messages_show_the_same_troubles(receiver: Receiver, install: In
     tasks.check_troubles()
     tasks.send_alerts()
     assert {event["data"]["what"] for event in receiver.events()} == shown != set()
+
+
+def test_now_shows_who_muted_a_trouble_until_when_and_why(install: Install, operator: Client) -> None:
+    Install.objects.update(enabled=False)
+    tasks.check_troubles()
+    trouble = Trouble.objects.get(kind="switched_off")
+    mute = reverse("admin:audiences_trouble_mute", args=[trouble.pk])
+    assert mute in operator.get(reverse("admin:index")).content.decode()
+    assert troubles.mute(trouble, hours=8, by="kim", reason="The shop is closed until Monday")
+    page = operator.get(reverse("admin:index")).content.decode()
+    assert "Muted by kim until" in page
+    assert "The shop is closed until Monday" in page
+    assert mute not in page
+    assert reverse("admin:audiences_trouble_unmute", args=[trouble.pk]) in page
 
 
 def test_troubles_known_from_redis_are_not_resolved_while_redis_is_away(

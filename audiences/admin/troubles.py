@@ -12,7 +12,7 @@ from unfold.widgets import UnfoldAdminSelectWidget
 
 from audiences.admin import alert_channels
 from audiences.admin.pages import HistoryAdmin, ago, count, link, pill
-from audiences.admin.verbs import NoQuestion, Verb
+from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.insight.state import State
 from audiences.models import Trouble, TroubleMessage
 from audiences.operations import troubles
@@ -26,15 +26,20 @@ def is_muted(trouble: Trouble) -> bool:
     return trouble.muted_until is not None and trouble.muted_until > now()
 
 
+def mute_in_words(trouble: Trouble) -> str:
+    reason = f": {trouble.mute_reason}" if trouble.mute_reason else ""
+    return f"by {trouble.muted_by} until {trouble.muted_until:%Y-%m-%d %H:%M} UTC{reason}"
+
+
 def state_of(trouble: Trouble) -> State:
     if trouble.resolved_at is not None:
         return State("resolved", f"at {trouble.resolved_at:%Y-%m-%d %H:%M} UTC")
     if is_muted(trouble):
-        return State("muted", f"by {trouble.muted_by} until {trouble.muted_until:%Y-%m-%d %H:%M} UTC")
+        return State("muted", mute_in_words(trouble))
     return State("bad" if trouble.tone == "bad" else "warning", trouble.why, alert=True)
 
 
-class AskHours(forms.Form):
+class AskHours(AskReason):
     hours = forms.TypedChoiceField(label="For", choices=HOURS, coerce=int, initial=8, widget=UnfoldAdminSelectWidget)
 
 
@@ -48,12 +53,13 @@ class Mute(Verb[Trouble]):
     def consequence(self, trouble: Trouble) -> str:
         return (
             "No message is sent when this trouble gets worse, or is resolved and comes back. If a message about it was"
-            " sent before, its resolution is sent too. The page Now shows it as before."
+            " sent before, its resolution is sent too. The page Now shows it with your name and reason."
         )
 
     def do(self, trouble: Trouble, *, by: str, answers: dict[str, Any]) -> str | None:
         hours = answers["hours"]
-        return f"Muted for {count(hours, 'hour')}." if troubles.mute(trouble, hours=hours, by=by) else None
+        is_muted = troubles.mute(trouble, hours=hours, by=by, reason=answers["reason"])
+        return f"Muted for {count(hours, 'hour')}." if is_muted else None
 
 
 class Unmute(Verb[Trouble]):
@@ -96,7 +102,7 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
         "todo",
         ("since_at", "first_seen_at", "last_seen_at"),
         ("notified", "resolved_at"),
-        ("muted_until", "muted_by"),
+        ("muted_until", "muted_by", "mute_reason"),
         "messages",
     )
     readonly_fields = ("install_link", "notified", "messages")

@@ -13,8 +13,9 @@ from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, ago, url_of
+from audiences.admin.troubles import is_muted, mute_in_words
 from audiences.admin.verbs import Button
-from audiences.models import Install
+from audiences.models import Install, Trouble
 
 # At most this many items of one kind are listed; a page lists all of them.
 ALERTS_LISTED = 10
@@ -43,6 +44,7 @@ class Shown:
     tone: str
     todo: str
     buttons: list[Button]
+    muted: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ class Alert:
     message: str | None = None
     is_rest: bool = False
 
-    def shown(self, request: HttpRequest) -> Shown:
-        buttons = [button for offer in self.offers for button in offer(request)]
+    def shown(self, request: HttpRequest, trouble: Trouble | None) -> Shown:
+        """With the mute of ``trouble``, the stored trouble of this alert, once a check has stored it."""
+        offers = (*self.offers, buttons(trouble, "mute", "unmute")) if trouble else self.offers
         since = ago(self.since) if self.since else ""
-        return Shown(self.what, self.why, since, self.url, self.tone, self.todo, buttons)
+        muted = f"Muted {mute_in_words(trouble)}" if trouble and is_muted(trouble) else ""
+        pressed = [button for offer in offers for button in offer(request)]
+        return Shown(self.what, self.why, since, self.url, self.tone, self.todo, pressed, muted)
 
 
 def page(model: Any) -> OperatorAdmin[Any]:

@@ -38,7 +38,7 @@ def front(request: HttpRequest) -> dict[str, Any]:
             _workers(facts.pulse, is_stuck=facts.stuck is not None),
             proof_number(facts.installs, facts.proofs),
         ],
-        "alerts": [alert.shown(request) for alert in troubles.alerts(facts)],
+        "alerts": [alert.shown(request, known) for alert, known in troubles.stored(troubles.alerts(facts))],
     }
 
 

@@ -31,7 +31,7 @@ from audiences.insight.backlogs import Backlog
 from audiences.insight.certificate import Certificate
 from audiences.insight.heartbeats import Pulse
 from audiences.insight.probes import Proof
-from audiences.models import Audience, Install
+from audiences.models import Audience, Install, Trouble
 from audiences.operations import troubles
 from audiences.operations.troubles import Seen
 from audiences.receiving import rejected_calls
@@ -113,6 +113,13 @@ def alerts(facts: Facts) -> list[Alert]:
 def _standing_still(stuck: stalled_work.Stuck | None) -> str:
     """The install whose work stands still, which is another trouble."""
     return str(stuck.install) if stuck is not None and not stuck.in_part else ""
+
+
+def stored(found: list[Alert]) -> list[tuple[Alert, Trouble | None]]:
+    """Each alert with its stored trouble, which several alerts of one install and cause share."""
+    keys = [_seen(alert).key for alert in found]
+    known = {trouble.key: trouble for trouble in Trouble.objects.filter(resolved_at=None, key__in=keys)}
+    return [(alert, known.get(key)) for alert, key in zip(found, keys, strict=True)]
 
 
 def _unheard(pulse: Pulse) -> list[Alert]:

@@ -35,6 +35,7 @@ class Trouble(models.Model):
     resolved_at = models.DateTimeField(null=True)
     muted_until = models.DateTimeField(null=True)
     muted_by = models.CharField(max_length=150, blank=True, default="")
+    mute_reason = models.TextField(blank=True, default="", db_default="")
 
     class Meta:
         ordering = ["-id"]

@@ -104,6 +104,7 @@ def _open(found: dict[str, Seen], at: datetime) -> None:
                 last_seen_at=at,
                 muted_until=before.muted_until if before else None,
                 muted_by=before.muted_by if before else "",
+                mute_reason=before.mute_reason if before else "",
             )
         )
     # A concurrent check may have created the same trouble.
@@ -138,13 +139,14 @@ def _miss(trouble: Trouble, at: datetime) -> None:
             alert_messages.queue(trouble, TroubleMessage.Event.RESOLVED, at=at, not_before=quiet_until)
 
 
-def mute(trouble: Trouble, *, hours: int, by: str) -> bool:
+def mute(trouble: Trouble, *, hours: int, by: str, reason: str = "") -> bool:
     """Send no new messages about the trouble for some hours, even if it comes back. False when it is resolved."""
     until = now() + timedelta(hours=hours)
-    return bool(Trouble.objects.filter(pk=trouble.pk, resolved_at=None).update(muted_until=until, muted_by=by))
+    found = Trouble.objects.filter(pk=trouble.pk, resolved_at=None)
+    return bool(found.update(muted_until=until, muted_by=by, mute_reason=reason))
 
 
 def unmute(trouble: Trouble) -> bool:
     """End the mute. The next check sends a message if the trouble lasts and none was sent."""
     found = Trouble.objects.filter(key=trouble.key, muted_until__gt=now())
-    return bool(found.update(muted_until=None, muted_by=""))
+    return bool(found.update(muted_until=None, muted_by="", mute_reason=""))
