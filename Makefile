@@ -31,7 +31,7 @@ help:
 	@echo 'make comeback  measures the time to the next delivery after each kind of kill'
 	@echo 'make soak      a steady rate for MINUTES (120), and whether anything grows (RATE, AUDIENCES, SEED)'
 	@echo 'make fuzz      malformed calls and the models of delivery, for longer (SECONDS=300, SEED, EXAMPLES=500)'
-	@echo 'make bench     all benchmarks, about an hour; writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS)'
+	@echo 'make bench     all benchmarks, about an hour; writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS, MEMBERS)'
 	@echo 'make bench-quick  compares the ratios with the stored ones; under two minutes'
 	@echo 'make check     format, lint, types, migrations, system checks'
 	@echo 'make migrations  writes the migration for a change of the models'
@@ -101,7 +101,7 @@ fuzz: installed-dev
 	@FUZZ_SECONDS=$$(( $(or $(filter-out 0,$(SECONDS)),300) / 2 )) MODEL_EXAMPLES=$(or $(EXAMPLES),200) exec $(PY) -m pytest -rP \
 		tests/test_fuzz.py tests/test_protocol_model.py tests/test_state_machine.py $(ARGS)
 
-# SCALE, ROUNDS, ONLY and WRITE are read from the environment, as above.
+# SCALE, ROUNDS, ONLY, WRITE and MEMBERS are read from the environment, as above.
 bench: installed
 	@exec $(PY) -m benchmarks $(ARGS)
 

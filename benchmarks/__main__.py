@@ -4,6 +4,7 @@ make bench                            over an hour on two cores; writes docs/ben
 make bench SCALE=0.01                 a smoke run: shows that it works; its figures mean nothing
 make bench ONLY=ingest,drain          these scenarios only; prints, writes nothing
 make bench ONLY=ingest,drain WRITE=1  these scenarios as in a full run; replaces their figures in the page
+make bench ONLY=audit MEMBERS=20000   an audit with live traffic beside it; 1,000,000 members need a quiet hour
 make bench-quick                      the ratios that code changes move, compared with the kept ones
 """
 
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import grid, many_installs, results, saturated  # noqa: F401 — importing them registers their scenarios
+from benchmarks import audit, grid, many_installs, results, saturated  # noqa: F401 — importing them registers their scenarios
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure

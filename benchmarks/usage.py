@@ -42,3 +42,17 @@ def pss_mib(pid: int) -> float:
         if found := re.search(r"^Pss:\s+(\d+) kB", said, re.MULTILINE):
             total += int(found[1])
     return total / 1024
+
+
+def largest_rss_mib(pid: int) -> float:
+    """The resident set size in MiB of the largest process among a process and its descendants."""
+    return max(map(_rss_mib, family(pid)), default=0.0)
+
+
+def _rss_mib(pid: int) -> float:
+    try:
+        said = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    found = re.search(r"^VmRSS:\s+(\d+) kB", said, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
