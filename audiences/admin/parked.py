@@ -145,7 +145,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         sent_again = section(request, past=3, kind__exact=Resend.Kind.RELEASE.value)
-        context = {"groups": groups(), "sent_again": sent_again, **(extra_context or {})}
+        context = {"groups": groups(sent_again["unfinished"]), "sent_again": sent_again, **(extra_context or {})}
         return super().changelist_view(request, context)
 
     def page_context(self, request: HttpRequest, parked: Parked) -> dict[str, Any]:

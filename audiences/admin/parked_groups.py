@@ -83,8 +83,9 @@ def items(count: int) -> str:
     return f"{up_to_bound(count)} item{'' if count == 1 else 's'}"
 
 
-def groups() -> list[dict[str, Any]]:
-    going = set(unfinished().values_list("install", "parked_reason"))
+def groups(releases: Iterable[Resend] | None = None) -> list[dict[str, Any]]:
+    """The groups for a page. ``releases`` are the unfinished ones, if the caller has them already."""
+    going = {(one.install_id, one.parked_reason) for one in (unfinished() if releases is None else releases)}
     return [
         {
             **group._asdict(),

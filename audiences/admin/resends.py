@@ -138,7 +138,7 @@ def section(request: HttpRequest, *, past: int = PAST_SHOWN, **wanted: Any) -> d
     ended = list(rows.filter(ended_at__isnull=False)[:past])
     return {
         "lines": list(_lines(request, [*unfinished, *ended])),
-        "going": bool(unfinished),
+        "unfinished": unfinished,
         "url": list_url(Resend, **wanted),
     }
 
