@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from django.db.models import Exists
 from django.http import HttpRequest
 from django.utils.timezone import now
 
@@ -116,9 +117,11 @@ def charts(request: HttpRequest) -> dict[str, Any]:
 
 def _nothing(hours: int) -> str:
     # By the key, and not exists(): that one starts to read the table wherever it likes.
-    if not Receipt.objects.values_list("pk").first():
+    receipt = Receipt.objects.values_list("pk", Exists(Minute.objects.all())).first()
+    if receipt is None:
         return "Nothing has come from Lytics yet. The charts begin with the first call."
-    if not Minute.objects.exists():
+    _, has_minutes = receipt
+    if not has_minutes:
         return "The charts appear in two minutes. They need the beat process."
     return f"Nothing was received or delivered in the last {_hours(hours)}."
 
