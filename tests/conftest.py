@@ -16,6 +16,7 @@ from pytest_django.fixtures import Settings
 from xdist.scheduler import LoadFileScheduling
 
 from audiences import redis_client, tallies
+from audiences.insight import failures
 from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import invalid_tokens, rejected_calls
@@ -161,17 +162,24 @@ def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def viewer(db: None) -> Client:
+def no_failed_tasks() -> None:
+    """Redis keeps the failed tasks of earlier tests for minutes, and *Now* shows them."""
+    with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
+        connected.delete(*map(failures._key, failures.TASKS))
+
+
+@pytest.fixture
+def viewer(db: None, no_failed_tasks: None) -> Client:
     return someone("viewer")
 
 
 @pytest.fixture
-def operator(db: None) -> Client:
+def operator(db: None, no_failed_tasks: None) -> Client:
     return someone("operator")
 
 
 @pytest.fixture
-def boss(db: None) -> Client:
+def boss(db: None, no_failed_tasks: None) -> Client:
     return someone("admin")
 
 

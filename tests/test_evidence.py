@@ -86,6 +86,7 @@ def change_field(client: Client, install: Install, field: str) -> None:
         "batch_size": "500",
         "requests_per_second": "0",
         "max_in_flight": "20",
+        "delay_limit_minutes": "15",
         "understood": "on",
     }
     client.post(url("change", install), {**hidden(page), **typed})

@@ -20,7 +20,7 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import readiness, redis_client, start_checks
+from audiences import readiness, start_checks
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
@@ -273,14 +273,7 @@ def test_a_refusal_is_one_write_because_processes_share_the_file(form: str, monk
 # --- Now ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_failures() -> Iterator[None]:
-    yield
-    for key in redis_client.client().scan_iter("lytics-sync:failed:*"):
-        redis_client.client().delete(key)
-
-
-def test_now_names_a_failing_task_with_its_first_line(no_failures: None, boss: Client) -> None:
+def test_now_names_a_failing_task_with_its_first_line(boss: Client) -> None:
     failures.note("workers.tasks.roll_up", ValueError('no column "line_at": "kim@example.com"\nDETAIL: kim'))
     failures.note("workers.tasks.roll_up", ValueError("key 'kim@example.com' exists"))
     page = boss.get("/admin/").content.decode()
