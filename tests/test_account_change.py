@@ -10,7 +10,6 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
-from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.delivery import claims, drafts, holds, provision
@@ -40,6 +39,7 @@ from audiences.operations import (
 )
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import Options
+from tests import guided
 from tests.delivering import (
     UNLIMITED,
     assert_all_is_well,
@@ -51,14 +51,13 @@ from tests.delivering import (
     make_audience,
     make_install,
 )
+from tests.guided import MOST, audience_with_members, segments, step, steps_with_deaths, work
 from tests.test_admin import hidden, press
 from workers import drain, pace
 
 pytestmark = pytest.mark.django_db
 
 Phase = GuidedChange.Phase
-# More steps than a change takes, waits included.
-MOST = 80
 KEY = "another.account"
 # When workers deliver the events that come between two steps: before the next step, after it, or with a request under
 # way during it.
@@ -91,15 +90,6 @@ def gold(shop: Install) -> Audience:
     return audience_with_members(shop)
 
 
-def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
-    """Kim, Lee and Mia are members; Pat has left."""
-    made = make_audience(shop, slug, provisioned=False)
-    enter(made, "kim", "lee", "mia", "pat")
-    happen(made, ("pat", "exit", 5))
-    drain_all(shop)
-    return Audience.objects.get(pk=made.pk)
-
-
 @pytest.fixture(autouse=True)
 def short_waits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """No lease is over before a test says so, requests hold two customers, and nothing is applied late."""
@@ -124,24 +114,6 @@ def begin(shop: Install, new: ThreadedSandbox, *, empties: bool = False) -> Guid
     return change
 
 
-def step(shop: Install) -> bool:
-    """One step, as if the waiting time were over. Whether the change goes on."""
-    GuidedChange.objects.update(next_at=None)
-    token = changes.lease(shop.pk)
-    if token is None:
-        return False
-    changes.step(token)
-    changes.give_back(token)
-    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
-
-
-def work(shop: Install) -> None:
-    """Run the other tasks of the workers."""
-    drain_all(shop)
-    resends.go_on(shop.pk, seconds=5)
-    drain_all(shop)
-
-
 def finish(shop: Install) -> GuidedChange:
     for _ in range(MOST):
         if not step(shop):
@@ -158,10 +130,6 @@ def until(shop: Install, phase: str) -> None:
         step(shop)
         work(shop)
     raise AssertionError(GuidedChange.objects.values().latest("pk"))
-
-
-def segments(odp: ThreadedSandbox) -> list[str]:
-    return sorted(odp.odp("GET", "/v3/segments")[1]["segment_ids"])
 
 
 def members(odp: ThreadedSandbox, slug: str = "gold") -> list[str]:
@@ -296,40 +264,14 @@ def forget(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
 # --- crashes -------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-@pytest.mark.parametrize("when", ["before storing", "after storing"])
+@pytest.mark.parametrize("when", guided.DEATHS)
 def test_a_worker_that_dies_at_any_step_is_replaced(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: Any, when: str
 ) -> None:
-    """Each step is tried once by a worker that dies at its end, and then by another one. Events come in between."""
+    """Events come in between."""
     begin(shop, new, empties=True)
-    store = changes._store
-    dead = {"yes": False}
-
-    def die(*args: Any, **kwargs: Any) -> float | None:
-        if not dead["yes"]:
-            return store(*args, **kwargs)
-        if when == "after storing":
-            store(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(changes, "_store", die)
-    for number in range(MOST):
-        dead["yes"] = True
-        token = changes.lease(shop.pk)
-        assert token is not None
-        with pytest.raises(Killed):
-            changes.step(token)
-        dead["yes"] = False
+    for number in steps_with_deaths(shop, monkeypatch, when):
         happen(gold, (f"person{number}", "enter", 200 + number), ("kim", "exit" if number % 2 else "enter", number))
-        GuidedChange.objects.update(lease_until_at=now(), next_at=None)
-        work(shop)
-        if not step(shop):
-            break
-        work(shop)
     work(shop)
     change = GuidedChange.objects.get()
     assert (change.problem, change.done) == ("", 1)

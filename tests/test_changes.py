@@ -18,6 +18,7 @@ from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
 from audiences.operations import changes, guards, resends, retiring, skips, verification
 from sandbox.odp.testing import ThreadedSandbox
+from tests import guided
 from tests.delivering import (
     assert_all_is_well,
     drain_all,
@@ -28,6 +29,7 @@ from tests.delivering import (
     make_audience,
     make_checked_install,
 )
+from tests.guided import MOST, audience_with_members, segments, step, steps_with_deaths, work
 from tests.test_admin import press
 from workers import drain
 
@@ -38,8 +40,6 @@ SEGMENT = "/v3/segments/lytics_gold"
 NEWSLETTER = {"root_condition": {"customer_condition": {"customer_filter": {"is_list_member": {"list": "newsletter"}}}}}
 LISTS, PROFILES = "/v3/lists/subscriptions", "/v3/profiles"
 OTHER = {"attribute": "list", "list": "attribute"}
-# More steps than a change takes, waits included.
-MOST = 60
 
 
 @pytest.fixture(params=["attribute", "list"])
@@ -50,15 +50,6 @@ def before(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def shop(odp: ThreadedSandbox, before: str) -> Install:
     return make_checked_install(odp, mechanism=before)
-
-
-def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
-    """Kim, Lee and Mia are members; Pat has left."""
-    made = make_audience(shop, slug, provisioned=False)
-    enter(made, "kim", "lee", "mia", "pat")
-    happen(made, ("pat", "exit", 5))
-    drain_all(shop)
-    return Audience.objects.get(pk=made.pk)
 
 
 @pytest.fixture
@@ -76,24 +67,6 @@ def begin(shop: Install, to: str = "") -> GuidedChange:
 def retire(audience: Audience) -> Retirement:
     assert retiring.retire(audience, by="sam", reason="left the job")
     return Retirement.objects.get(audience=audience, restored_at=None)
-
-
-def step(shop: Install) -> bool:
-    """One step, as if the waiting time were over. Whether the change goes on."""
-    GuidedChange.objects.update(next_at=None)
-    token = changes.lease(shop.pk)
-    if token is None:
-        return False
-    changes.step(token)
-    changes.give_back(token)
-    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
-
-
-def work(shop: Install) -> None:
-    """Run the other tasks of the workers."""
-    drain_all(shop)
-    resends.go_on(shop.pk, seconds=5)
-    drain_all(shop)
 
 
 def finish(shop: Install) -> GuidedChange:
@@ -114,10 +87,6 @@ def definition(odp: ThreadedSandbox, slug: str = "gold") -> str:
     """Which mechanism's definition the audience has in ODP."""
     found = str(odp.odp("GET", f"/v3/segments/lytics_{slug}")[1]["definition"])
     return "list" if "is_list_member" in found else "attribute"
-
-
-def segments(odp: ThreadedSandbox) -> list[str]:
-    return sorted(odp.odp("GET", "/v3/segments")[1]["segment_ids"])
 
 
 # --- the change itself ---------------------------------------------------------------------------------------
@@ -291,40 +260,13 @@ def forget(shop: Install, gold: Audience, before: str) -> None:
 # --- crashes -------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-@pytest.mark.parametrize("when", ["before storing", "after storing"])
+@pytest.mark.parametrize("when", guided.DEATHS)
 def test_a_worker_that_dies_at_any_step_is_replaced(
     odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """Each step is tried once by a worker that dies at its end, and then by another one."""
     begin(shop)
-    store = changes._store
-    dead = {"yes": False}
-
-    def die(*args: Any, **kwargs: Any) -> float | None:
-        if not dead["yes"]:
-            return store(*args, **kwargs)
-        if when == "after storing":
-            store(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(changes, "_store", die)
-    for _ in range(MOST):
-        dead["yes"] = True
-        token = changes.lease(shop.pk)
-        assert token is not None
-        with pytest.raises(Killed):
-            changes.step(token)
-        assert changes.lease(shop.pk) is None, "the dead worker's lease holds"
-        dead["yes"] = False
-        GuidedChange.objects.update(lease_until_at=now(), next_at=None)
-        work(shop)
-        if not step(shop):
-            break
-        work(shop)
+    for _ in steps_with_deaths(shop, monkeypatch, when):
+        pass
     assert GuidedChange.objects.get().problem == ""
     assert GuidedChange.objects.get().done == 1
     assert odp.members("lytics_gold") == ["kim", "lee", "mia"]

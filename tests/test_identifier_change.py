@@ -15,7 +15,9 @@ from audiences.models import Audience, Audit, GuidedChange, Install
 from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
+from tests import guided
 from tests.delivering import drain_all, lane_of, make_install
+from tests.guided import MOST, step, steps_with_deaths
 from tests.lytics_api import Lytics
 from tests.messages import body, message, transition
 from tests.test_admin import hidden, press
@@ -23,8 +25,6 @@ from tests.test_admin import hidden, press
 pytestmark = pytest.mark.django_db
 
 Phase = GuidedChange.Phase
-# More steps than a change takes, waits included.
-MOST = 60
 AUDIENCE = "lytics_gold_club"
 
 
@@ -85,17 +85,6 @@ def begin(shop: Install, to: str = "email") -> GuidedChange:
     return change
 
 
-def step(shop: Install) -> bool:
-    """One step, as if the waiting time were over. Whether the change goes on."""
-    GuidedChange.objects.update(next_at=None)
-    token = changes.lease(shop.pk)
-    if token is None:
-        return False
-    changes.step(token)
-    changes.give_back(token)
-    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
-
-
 def work(shop: Install) -> None:
     """Run the other tasks of the workers."""
     for _ in range(2):
@@ -152,40 +141,13 @@ def test_events_between_any_two_steps_end_right(odp: ThreadedSandbox, people: Pe
     assert odp.members(AUDIENCE) == sorted(map(mail, people.members))
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-@pytest.mark.parametrize("when", ["before storing", "after storing"])
+@pytest.mark.parametrize("when", guided.DEATHS)
 def test_a_worker_that_dies_at_any_step_is_replaced(
     odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     begin(shop)
-    store = changes._store
-    dead = {"yes": False}
-
-    def die(*args: Any, **kwargs: Any) -> float | None:
-        if not dead["yes"]:
-            return store(*args, **kwargs)
-        if when == "after storing":
-            store(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(changes, "_store", die)
-    for _ in range(MOST):
-        dead["yes"] = True
-        token = changes.lease(shop.pk)
-        if token is None:
-            break
-        with pytest.raises(Killed):
-            changes.step(token)
-        dead["yes"] = False
-        changes.give_back(token)
-        GuidedChange.objects.update(next_at=None)
-        work(shop)
-        if not step(shop):
-            break
-        work(shop)
+    for _ in steps_with_deaths(shop, monkeypatch, when, work=work):
+        pass
     change = GuidedChange.objects.get()
     assert (change.problem, change.done) == ("", 1)
     assert change.ended_at is not None

@@ -1,0 +1,85 @@
+"""Guided changes one step at a time, and workers that die in them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.utils.timezone import now
+
+from audiences.models import Audience, GuidedChange, Install
+from audiences.operations import changes, resends
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import drain_all, enter, happen, make_audience
+
+# More steps than a change takes, waits included.
+MOST = 80
+# Where a worker dies in a step.
+DEATHS = ("before storing", "after storing")
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
+    """Kim, Lee and Mia are members; Pat has left."""
+    made = make_audience(shop, slug, provisioned=False)
+    enter(made, "kim", "lee", "mia", "pat")
+    happen(made, ("pat", "exit", 5))
+    drain_all(shop)
+    return Audience.objects.get(pk=made.pk)
+
+
+def step(shop: Install) -> bool:
+    """One step, as if the waiting time were over. Whether the change goes on."""
+    GuidedChange.objects.update(next_at=None)
+    token = changes.lease(shop.pk)
+    if token is None:
+        return False
+    changes.step(token)
+    changes.give_back(token)
+    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
+
+
+def work(shop: Install) -> None:
+    """Run the other tasks of the workers."""
+    drain_all(shop)
+    resends.go_on(shop.pk, seconds=5)
+    drain_all(shop)
+
+
+def steps_with_deaths(
+    shop: Install, monkeypatch: pytest.MonkeyPatch, when: str, *, work: Callable[[Install], None] = work
+) -> Iterator[int]:
+    """Try each step once by a worker that dies at its end, and then by another one. Yields after each death."""
+    store = changes._store
+    is_dying = False
+
+    def store_or_die(*args: Any, **kwargs: Any) -> float | None:
+        if not is_dying:
+            return store(*args, **kwargs)
+        if when == "after storing":
+            store(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(changes, "_store", store_or_die)
+    for number in range(MOST):
+        token = changes.lease(shop.pk)
+        assert token is not None
+        is_dying = True
+        with pytest.raises(Killed):
+            changes.step(token)
+        assert changes.lease(shop.pk) is None, "the dead worker's lease holds"
+        is_dying = False
+        yield number
+        GuidedChange.objects.update(lease_until_at=now(), next_at=None)
+        work(shop)
+        goes_on = step(shop)
+        work(shop)
+        if not goes_on:
+            return
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+def segments(odp: ThreadedSandbox) -> list[str]:
+    return sorted(odp.odp("GET", "/v3/segments")[1]["segment_ids"])
