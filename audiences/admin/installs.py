@@ -4,17 +4,18 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, Value, When
+from django.db.models import Case, F, QuerySet, Subquery, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from audiences.admin import change_verbs, connecting, doctor, last_delivered, parked_groups, verbs
+from audiences.admin import change_verbs, connecting, doctor, lane_counts, last_delivered, parked_groups, verbs
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.install_form import InstallForm
 from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
+from audiences.admin.lane_counts import LaneCounts
 from audiences.admin.lytics_verbs import LYTICS_VERBS
 from audiences.admin.odp_live import check_key
 from audiences.admin.pages import (
@@ -34,11 +35,11 @@ from audiences.admin.retire_verbs import RetireAll
 from audiences.admin.tokens import TokenAdmin
 from audiences.annotations import optional, required
 from audiences.delivery import drafts
-from audiences.insight import probes, state, trials
+from audiences.insight import probes, state
 from audiences.insight.probes import Proof
-from audiences.models import Audience, Delivery, Install, Lane, Parked, Receipt, Token
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Token
 from audiences.operations import installs, prefixes
-from audiences.receiving import backlog, tokens
+from audiences.receiving import tokens
 from audiences.wake import wake
 from odp.regions import host_of
 
@@ -46,9 +47,8 @@ from odp.regions import host_of
 CONNECTION = {"odp_api_key", "odp_host", "region"}
 
 
-def _total(install: Install, name: str) -> str:
-    """A number that the query of the page adds; NULL where there are no rows to count."""
-    return number(optional(install, name, int) or 0)
+def _counts(install: Install) -> LaneCounts:
+    return required(install, "counts", LaneCounts)
 
 
 def _parked(install: Install) -> str:
@@ -134,38 +134,25 @@ class InstallAdmin(OperatorAdmin[Install]):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Install]:
-        lanes = Lane.objects.filter(audience__install=OuterRef("pk")).order_by().values("audience__install")
-        # The list of audiences leaves out that of the test customers, too.
-        of_lytics = lanes.exclude(audience__segment_id=trials.SEGMENT_ID)
         # One bounded statement. With a subquery, PostgreSQL may read every item of an install to count 10,000.
         parked = [When(pk=install, then=Value(rows)) for install, rows in parked_groups.by_install().items()]
         return (
             super()
             .get_queryset(request)
+            .alias(**lane_counts.for_ordering())
             .annotate(
-                audience_count=Subquery(of_lytics.annotate(n=Count("pk")).values("n")),
-                backlog=Subquery(
-                    lanes.annotate(n=Sum(F("audience__last_sequence") - F("delivered_sequence"))).values("n")
-                ),
                 parked_count=Case(*parked, default=Value(0)),
-                blocked=Subquery(lanes.filter(backlog.BLOCKED).annotate(n=Count("pk")).values("n")),
-                on_hold=Subquery(
-                    lanes.filter(Q(audience__hold_failures__gt=0) | backlog.FAULTY, blocked_at=None)
-                    .annotate(n=Count("pk"))
-                    .values("n")
-                ),
-                paused=Subquery(lanes.filter(paused_at__isnull=False).annotate(n=Count("pk")).values("n")),
                 called_at=Subquery(last_call()),
                 delivered_at=last_delivered.of_install(),
             )
         )
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Return the list, with the proofs of its page's installs read in one go."""
+        """Return the list, with the counts and proofs of its page's installs read in one go."""
         found = super().get_changelist_instance(request)
-        proofs = probes.proofs(found.result_list)
+        counts, proofs = lane_counts.of_installs(found.result_list), probes.proofs(found.result_list)
         for install in found.result_list:
-            install.proof = proofs[install.pk]
+            install.counts, install.proof = counts[install.pk], proofs[install.pk]
         return found
 
     def get_fieldsets(self, request: HttpRequest, obj: Install | None = None) -> Any:
@@ -229,6 +216,7 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     def page_context(self, request: HttpRequest, install: Install) -> dict[str, Any]:
         revealed = request.session.pop("revealed_token", None)
+        counts = lane_counts.of_installs([install])[install.pk]
         token_admin = self.admin_site.get_model_admin(Token)
         assert isinstance(token_admin, TokenAdmin)
         return {
@@ -258,14 +246,14 @@ class InstallAdmin(OperatorAdmin[Install]):
             ],
             "can_see_tokens": request.user.has_perm("audiences.view_token"),
             "links": [
-                ("Audiences", _total(install, "audience_count"), list_url(Audience, install__id__exact=install.pk)),
+                ("Audiences", number(counts.audiences), list_url(Audience, install__id__exact=install.pk)),
                 ("Parked", _parked(install), list_url(Parked, install__id__exact=install.pk)),
                 ("Calls", "", list_url(Receipt, install__id__exact=install.pk)),
                 ("Deliveries", "", list_url(Delivery, install__id__exact=install.pk)),
                 *doctor.links(request, install),
             ],
             "smaller": count(install.learned_batch_size, "item") if install.learned_batch_size else "",
-            "backlog": _total(install, "backlog"),
+            "backlog": number(counts.backlog),
         }
 
     # --- how it is written -----------------------------------------------------------------------------------
@@ -273,11 +261,16 @@ class InstallAdmin(OperatorAdmin[Install]):
     @admin.display(description="held audiences", ordering=F("blocked").asc(nulls_first=True))
     def held(self, install: Install) -> SafeString | str:
         """How many are blocked, on hold or paused, each with the way to them."""
-        counts = (("blocked", "blocked", "blocked"), ("on hold", "on_hold", "hold"), ("paused", "paused", "paused"))
+        counts = _counts(install)
+        held = (
+            ("blocked", counts.blocked, "blocked"),
+            ("on hold", counts.on_hold, "hold"),
+            ("paused", counts.paused, "paused"),
+        )
         links = [
             (list_url(Audience, state=value, install__id__exact=install.pk), f"{many:,} {words}")
-            for words, name, value in counts
-            if (many := getattr(install, name))
+            for words, many, value in held
+            if many
         ]
         return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', links) or "none"
 
@@ -305,11 +298,11 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     @admin.display(description="audiences", ordering=F("audience_count").asc(nulls_first=True))
     def audiences_(self, install: Install) -> str:
-        return _total(install, "audience_count")
+        return number(_counts(install).audiences)
 
     @admin.display(description="backlog", ordering=F("backlog").asc(nulls_first=True))
     def waiting(self, install: Install) -> str:
-        return _total(install, "backlog")
+        return number(_counts(install).backlog)
 
     @admin.display(description="parked", ordering=F("parked_count").asc(nulls_first=True))
     def parked_(self, install: Install) -> str:
