@@ -26,7 +26,7 @@ REQUESTS_PER_SECOND, ITEMS = 10, 500
 LANES, QUEUED = 200, 1_000_000
 # Events per second of in and out at once, and the factor by which more are sent: the measured time goes from the first
 # call to the last settle, which is longer than the sending.
-BOTH, AND_MORE = 20_000, 1.02
+BOTH, AND_MORE = 24_000, 1.02
 # Duration of the smallest run of a scenario, mostly for starting processes.
 LEAST_SECONDS = 10
 
