@@ -26,6 +26,7 @@ from audiences.receiving import disk_usage, ingest, rejected_calls, tokens
 from odp.outcomes import Answer, Outcome
 from tests.delivering import make_audience
 from tests.messages import body, message, transition
+from tests.test_admin import url
 from tests.threads import eventually
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
@@ -520,6 +521,20 @@ def test_how_much_is_shown_can_be_chosen(viewer: Client, install: Install) -> No
         shown = viewer.get(reverse("admin:index"), {"hours": hours})
         assert bool(shown.context["charts"]) == some
         assert shown.context["hours"] == (int(hours) if hours in ("1", "24") else 6)
+
+
+def test_the_charts_of_one_install_are_on_its_page(viewer: Client, install: Install) -> None:
+    other = Install.objects.create(name="Other", odp_api_key="k")
+    happened(install, 10, received=305, delivered=300, delay_p50_ms=100, delay_p99_ms=200)
+    happened(other, 10, received=107, delivered=100, delay_p50_ms=500, delay_p99_ms=9_000)
+    address = f"{reverse('admin:index')}?install={other.public_id}"
+    assert address in viewer.get(url("change", other)).content.decode()
+    part = viewer.get(address, headers={"HX-Target": "front-charts"})
+    assert "107 events received, 100 of them delivered" in part.content.decode()
+    assert "of Other" in part.content.decode()
+    assert f"?hours=24&amp;install={other.public_id}" in part.content.decode()
+    assert "alerts" not in part.context  # Now isn't read for a part of another page
+    assert "412 events received" in viewer.get(f"{reverse('admin:index')}?install=none").content.decode()
 
 
 def test_installs_are_shown_together(install: Install) -> None:

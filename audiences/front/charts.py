@@ -1,4 +1,4 @@
-"""The front page's charts as SVG: they need no script and don't flicker when the page refreshes.
+"""The charts of the front page and of an install as SVG: they need no script and don't flicker when they refresh.
 
 The SVG holds only shapes and is stretched to the available width; the texts around it are HTML and keep their size.
 """
@@ -15,7 +15,7 @@ from django.utils.timezone import now
 
 from audiences import sql
 from audiences.admin.pages import number
-from audiences.models import Minute, Receipt
+from audiences.models import Install, Minute, Receipt
 
 # Hours shown: minutes in one point of the line, minutes between two words below it.
 RANGES = {1: (1, 15), 6: (5, 60), 24: (15, 240)}
@@ -105,11 +105,19 @@ class Chart:
 
 
 def charts(request: HttpRequest) -> dict[str, Any]:
-    """The two charts, or the text shown instead."""
+    """The two charts, of all installs or of one, or the text shown instead."""
     asked = request.GET.get("hours", "")
     hours = int(asked) if asked.isdecimal() and int(asked) in RANGES else USUAL
-    points = read(hours=hours)
-    shown: dict[str, Any] = {"hours": hours, "ranges": list(RANGES), "charts": []}
+    chosen = request.GET.get("install", "")
+    install = Install.objects.filter(public_id=chosen).first() if chosen else None
+    points = read(hours=hours, install=install)
+    shown: dict[str, Any] = {
+        "hours": hours,
+        "ranges": list(RANGES),
+        "charts": [],
+        "install": install,
+        "of_install": f"&install={install.public_id}" if install else "",
+    }
     if any(any(_counts(point)) for point in points):
         return {**shown, "charts": [_throughput(points, hours), _delay(points, hours)]}
     return {**shown, "empty": _nothing(hours)}
@@ -130,13 +138,14 @@ def _hours(hours: int) -> str:
     return "hour" if hours == 1 else f"{hours} hours"
 
 
-def read(*, hours: int, at: datetime | None = None) -> list[Point]:
-    """The points of the last hours, oldest first, with those in which nothing happened."""
+def read(*, hours: int, install: Install | None = None, at: datetime | None = None) -> list[Point]:
+    """The points of the last hours, oldest first, with those in which nothing happened; of one install or of all."""
     step = RANGES[hours][0]
     end = (at or now()).replace(second=0, microsecond=0) - NOT_YET
     start = _floor(end - timedelta(hours=hours), step)
-    counted = {row.at: row for row in _POINTS.run(step=step, start=start, end=end).all()}
-    arrivals = {(row.at, row.is_earlier): row.events for row in _ARRIVALS.run(step=step, start=start, end=end).all()}
+    asked = {"step": step, "start": start, "end": end, "install": install and install.pk}
+    counted = {row.at: row for row in _POINTS.run(**asked).all()}
+    arrivals = {(row.at, row.is_earlier): row.events for row in _ARRIVALS.run(**asked).all()}
     points = []
     while start < end:
         minutes = min(step, (end - start) // timedelta(minutes=1))

@@ -24,9 +24,11 @@ NEEDED = ("audiences.view_install", "audiences.view_audience", "audiences.view_p
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     if not all(request.user.has_perm(name) for name in NEEDED):
         return {**context, "title": "Now", "no_role": True}
-    shown = {**context, "title": "Now", **front(request)}
-    # The first part refreshes often, the charts rarely.
-    return shown if request.headers.get("HX-Target") == "front-now" else {**shown, **charts(request)}
+    # The first part refreshes often, the charts rarely; the page of an install has its own charts.
+    part = request.headers.get("HX-Target")
+    now_ = {} if part == "front-charts" else front(request)
+    history = {} if part == "front-now" else charts(request)
+    return {**context, "title": "Now", **now_, **history}
 
 
 def front(request: HttpRequest) -> dict[str, Any]:

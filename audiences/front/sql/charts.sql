@@ -1,4 +1,4 @@
--- The figures of the front page's charts, from the Minutes of all installs.
+-- The figures of the charts, from the Minutes of one install, or of all where the parameter "install" is NULL.
 
 -- name: points
 -- Events received, parked, delivered and sent again, and the delays, by point of "step" minutes. The median of
@@ -7,7 +7,9 @@ SELECT date_bin(make_interval(mins => %(step)s), minute, 'epoch') AS at,
     sum(received)::bigint AS received, sum(parked)::bigint AS parked, sum(delivered)::bigint AS delivered,
     (sum(delay_p50_ms * delivered) / nullif(sum(delivered) FILTER (WHERE delay_p50_ms IS NOT NULL), 0))::float AS p50,
     max(delay_p99_ms)::float AS p99, sum(again)::bigint AS again
-FROM audiences_minute WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1
+FROM audiences_minute
+WHERE minute >= %(start)s AND minute < %(end)s AND (%(install)s::bigint IS NULL OR install_id = %(install)s)
+GROUP BY 1
 
 -- name: arrivals
 -- Delivered events by point of their arrival. Events from before the chart are an earlier backlog, counted at the point
@@ -19,4 +21,5 @@ FROM audiences_minute CROSS JOIN LATERAL (
         coalesce(arrived, jsonb_build_object(extract(epoch FROM minute)::bigint, delivered))
     )
 ) AS arrival
-WHERE minute >= %(start)s AND minute < %(end)s GROUP BY 1, 2
+WHERE minute >= %(start)s AND minute < %(end)s AND (%(install)s::bigint IS NULL OR install_id = %(install)s)
+GROUP BY 1, 2
