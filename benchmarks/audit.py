@@ -77,7 +77,8 @@ def audit(bench: Bench) -> None:
         Program(name="sandbox-lytics", command=lytics_command, ready=lambda _pid: listens(lytics)),
     )
     before = dict(house.settings)
-    house.settings |= {"LYTICS_API_URL": f"http://127.0.0.1:{lytics}", "AUDIT_SETTLE_SECONDS": "10"}
+    house.settings |= {"LYTICS_API_URL": f"http://127.0.0.1:{lytics}"}
+    house.settings |= {"AUDIT_SCAN_DELAY_SECONDS": "5", "AUDIT_SETTLE_SECONDS": "10"}
     try:
         with house.running(*sandboxes), house.bridge():
             _measure(bench, members, f"http://127.0.0.1:{odp}")

@@ -131,6 +131,8 @@ AUDIT_LYTICS_REQUESTS_PER_SECOND = env.seconds("AUDIT_LYTICS_REQUESTS_PER_SECOND
 AUDIT_ODP_REQUESTS_PER_SECOND = env.seconds("AUDIT_ODP_REQUESTS_PER_SECOND", 2)
 # The number of customers in one query.
 AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000)
+# How many seconds an audit waits before it reads Lytics, whose API may lag behind its calls (not documented).
+AUDIT_SCAN_DELAY_SECONDS = env.number("AUDIT_SCAN_DELAY_SECONDS", 30)
 # How many seconds an audit waits for calls under way, and for ODP to show what it accepted (90 documented).
 AUDIT_SETTLE_SECONDS = env.number("AUDIT_SETTLE_SECONDS", 120)
 # A repair that changes more than this percentage of the people compared needs a person's confirmation.

@@ -1,5 +1,7 @@
 """The first pass of an audit: store the identifiers of all members in Lytics' scan."""
 
+from datetime import timedelta
+
 from django.conf import settings
 from django.utils.timezone import now
 
@@ -24,6 +26,8 @@ def step(audit: Audit) -> Step:
     client = lytics_account.client_of(audit.install)
     if client is None or audit.audience.segment_id.startswith(BY_SLUG):
         return Step({"phase": Audit.Phase.SETTLE, "note": BY_NAME if client else NOT_CONNECTED})
+    if audit.scan_began_at is None and not _shows_earlier_calls(audit):
+        return Step(seconds=Wait.LONG)
     began_at = audit.scan_began_at or now()
     field = audit.install.identifier_field
     pages = members.scan(client, audit.audience.segment_id, fields=[field], token=audit.scan_token)
@@ -51,6 +55,16 @@ def step(audit: Audit) -> Step:
         _check_named(audit, members_seen=audit.scanned + len(page.members), field=field)
         changes["phase"] = Audit.Phase.SETTLE
     return Step(changes, seconds=min(1 / settings.AUDIT_LYTICS_REQUESTS_PER_SECOND, Wait.LONG - 0.1))
+
+
+def _shows_earlier_calls(audit: Audit) -> bool:
+    """Whether Lytics' API has had time to show the transitions that it sent before the audit began.
+
+    People with later events aren't compared. Somebody whose exit was received just before, and whom Lytics still lists,
+    would look like a difference. How far Lytics' API lags behind its calls isn't documented.
+    """
+    assert audit.started_at is not None
+    return now() - audit.started_at >= timedelta(seconds=settings.AUDIT_SCAN_DELAY_SECONDS)
 
 
 def _is_short(seen: int, total: int | None) -> bool:
