@@ -1,7 +1,7 @@
 """A small API of Lytics for tests: the members of one audience, and any answer that a test wants instead."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +14,8 @@ class Lytics:
 
     def __init__(self) -> None:
         self.members: list[str] = []
+        # The audience's size at each page of a scan, where it isn't the number of members.
+        self.sizes: Sequence[int] = ()
         self.asked: list[str] = []
         self.answer: Callable[[str, dict[str, list[str]]], tuple[int, Any] | None] = lambda path, query: None
         outer = self
@@ -47,5 +49,6 @@ class Lytics:
             start = int(query.get("start", ["0"])[0])
             page = self.members[start : start + PAGE]
             upcoming = str(start + PAGE) if start + PAGE < len(self.members) else ""
-            return 200, {"data": [{"_id": who} for who in page], "total": len(self.members), "_next": upcoming}
+            total = self.sizes[start // PAGE] if self.sizes else len(self.members)
+            return 200, {"data": [{"_id": who} for who in page], "total": total, "_next": upcoming}
         return 200, {"data": {"id": "segment-gold", "slug_name": "gold", "size": len(self.members)}}

@@ -114,6 +114,15 @@ def test_transitions_that_lytics_does_not_show_yet_are_no_differences(
     assert (done.problem, done.compared_with_lytics, done.differing) == ("", 7, 0)
 
 
+@pytest.mark.parametrize("sizes", [(5, 400, 900), (900, 400, 5)])
+def test_an_audience_that_grows_or_shrinks_during_the_scan_is_compared(
+    gold: Audience, lytics: Lytics, sizes: tuple[int, int, int]
+) -> None:
+    lytics.sizes = sizes
+    done = audit(gold)
+    assert (done.problem, done.scan_starts, done.lytics_size, done.differing) == ("", 0, 5, 0)
+
+
 def test_a_quick_audit_compares_sizes_and_asks_for_no_person(
     odp: ThreadedSandbox, gold: Audience, lytics: Lytics
 ) -> None:

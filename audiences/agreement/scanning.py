@@ -38,8 +38,9 @@ def step(audit: Audit) -> Step:
         if page.answer.outcome is Outcome.RETRY_LATER:
             return Step(seconds=AGAIN_SECONDS)
         raise Ended(f"Lytics rejects the scan: {page.answer.reason}")
-    if page.is_last and _is_short(audit.scanned + len(page.members), page.total):
-        return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {page.total:,} members")
+    total = _least(page.total, audit.lytics_size if audit.scan_began_at else None)
+    if page.is_last and _is_short(audit.scanned + len(page.members), total):
+        return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {total:,} members")
     named = {identifier for member in page.members for identifier in member.identifiers(field)}
     found = {identifier for identifier in named if is_identifier(identifier, settings.PLACEHOLDER_IDENTIFIERS)}
     ScannedMember.objects.bulk_create(
@@ -49,7 +50,7 @@ def step(audit: Audit) -> Step:
         "scan_began_at": began_at,
         "scan_token": page.next_token,
         "scanned": audit.scanned + len(page.members),
-        "lytics_size": audit.lytics_size if page.total is None else page.total,
+        "lytics_size": audit.lytics_size if total is None else total,
     }
     if page.is_last:
         _check_named(audit, members_seen=audit.scanned + len(page.members), field=field)
@@ -65,6 +66,11 @@ def _shows_earlier_calls(audit: Audit) -> bool:
     """
     assert audit.started_at is not None
     return now() - audit.started_at >= timedelta(seconds=settings.AUDIT_SCAN_DELAY_SECONDS)
+
+
+def _least(total: int | None, before: int | None) -> int | None:
+    """The least total of a scan so far: people who enter during it may be on none of its pages, and aren't compared."""
+    return before if total is None else min(total, total if before is None else before)
 
 
 def _is_short(seen: int, total: int | None) -> bool:
