@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from audiences.delivery import drafts
 from audiences.insight import state, trials
 from audiences.models import Audience, Event, Install, Token
-from audiences.operations import db_role, installs
+from audiences.operations import db_role, forgetting, installs
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY
@@ -178,7 +178,11 @@ def has_an_audience(install: Install) -> None:
     make_audience(install)
 
 
-@pytest.mark.parametrize("used", [called, called_in_vain, parked, tried_out, has_an_audience])
+def forgot_a_customer(install: Install) -> None:
+    assert forgetting.ask(install, "lee", tell_odp=False, by="kim")
+
+
+@pytest.mark.parametrize("used", [called, called_in_vain, parked, tried_out, has_an_audience, forgot_a_customer])
 def test_an_install_with_dependent_rows_is_kept_and_the_reason_is_shown(
     boss: Client, mistake: Install, used: Any
 ) -> None:

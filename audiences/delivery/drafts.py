@@ -4,13 +4,25 @@ A draft takes calls and stores them like any other install; its events are sent 
 writer of ``Install.key_accepted_at``, ``key_asked_at`` and ``key_problem``, and the only place that deletes an install.
 """
 
+from typing import Any
+
 from django.db import ProgrammingError, transaction
+from django.db.models import PROTECT
 from django.db.models.functions import Now
 
-from audiences.models import Audience, Delivery, Install, Parked, Receipt, Trial
+from audiences.models import Audience, Delivery, Forgotten, Install, Parked, Receipt, Trial
 
 # PostgreSQL's code for a right that the role of the process doesn't have.
 _NO_RIGHT = "42501"
+# Why rows of these kinds keep their install.
+_REASONS = {
+    Audience: "It has audiences and events.",
+    Receipt: "It has received calls.",
+    Parked: "It has received calls.",
+    Trial: "A test customer was sent with it.",
+    Delivery: "A test customer was sent with it.",
+    Forgotten: "A customer was forgotten in it, and the record of that is kept.",
+}
 
 
 class NotGrantedError(Exception):
@@ -43,18 +55,18 @@ def missing(install: Install) -> str:
 
 
 def undeletable(install: Install) -> str:
-    """Why an install can't be deleted; empty when nothing of Lytics or ODP hangs on it."""
-    if Audience.objects.filter(install=install).exists():
-        return "It has audiences and events, and the log is never deleted. Switch it off instead."
-    if Receipt.objects.filter(install=install).exists() or Parked.objects.filter(install=install).exists():
-        return "It has received calls, and calls are never deleted. Switch it off instead."
-    if Trial.objects.filter(install=install).exists() or Delivery.objects.filter(install=install).exists():
-        return "A test customer was sent with it, and deliveries are never deleted. Switch it off instead."
+    """Why an install can't be deleted; empty when all rows that refer to it would be deleted with it."""
+    protecting = [each.related_model for each in Install._meta.related_objects if each.on_delete is PROTECT]
+    models: list[Any] = [*_REASONS, *protecting]
+    for model in models:
+        if model._default_manager.filter(install=install).exists():
+            why = _REASONS.get(model) or f"It has {model._meta.verbose_name_plural}."
+            return f"{why} Switch it off instead."
     return ""
 
 
 def delete(install_id: int) -> bool:
-    """Delete an install with its tokens. False when it is gone, or something hangs on it by now.
+    """Delete an install with its tokens. False when it is gone, or can't be deleted any more.
 
     A call that arrives meanwhile waits for the row's lock and then finds no install: it is answered 503 or 401, and
     nothing of it is stored.
