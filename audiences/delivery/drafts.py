@@ -4,12 +4,14 @@ A draft takes calls and stores them like any other install; its events are sent 
 writer of ``Install.key_accepted_at``, ``key_asked_at`` and ``key_problem``, and the only place that deletes an install.
 """
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from django.db import ProgrammingError, transaction
 from django.db.models import PROTECT
 from django.db.models.functions import Now
 
+from audiences import sql
 from audiences.models import Audience, Delivery, Forgotten, Install, Parked, Receipt, Trial
 
 # PostgreSQL's code for a right that the role of the process doesn't have.
@@ -23,6 +25,13 @@ _REASONS = {
     Delivery: "A test customer was sent with it.",
     Forgotten: "A customer was forgotten in it, and the record of that is kept.",
 }
+
+
+class Kept(NamedTuple):
+    install_id: int
+
+
+_KEEP = sql.beside(__file__).query("keep_installs", Kept._make)
 
 
 class NotGrantedError(Exception):
@@ -63,6 +72,14 @@ def undeletable(install: Install) -> str:
             why = _REASONS.get(model) or f"It has {model._meta.verbose_name_plural}."
             return f"{why} Switch it off instead."
     return ""
+
+
+def keep(install_ids: Collection[int]) -> set[int]:
+    """Keep installs from being deleted until the transaction ends. Returns the ids of those that still exist.
+
+    A task that has read an install and stores a row that refers to it calls this first.
+    """
+    return {row.install_id for row in _KEEP.run(installs=list(install_ids)).all()} if install_ids else set()
 
 
 def delete(install_id: int) -> bool:

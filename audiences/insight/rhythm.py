@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
+from django.db import transaction
 from django.db.models import OuterRef, Subquery
 from django.utils.timezone import now
 
 from audiences import sql
+from audiences.delivery import drafts
 from audiences.insight import trials
 from audiences.models import Install, Receipt, Rhythm
 
@@ -63,13 +65,16 @@ def _begin(at: datetime) -> None:
         install_id: Receipt.objects.get(pk=newest_id) if newest_id else None
         for install_id, newest_id in installs.values_list("pk", "newest_id")
     }
-    rhythms = [
-        Rhythm(install_id=install_id, receipt=call.pk, called_at=call.received_at, since_at=at)
-        if call is not None
-        else Rhythm(install_id=install_id)
-        for install_id, call in calls.items()
-    ]
-    Rhythm.objects.bulk_create(rhythms, ignore_conflicts=True)
+    with transaction.atomic():
+        kept = drafts.keep(calls)
+        rhythms = [
+            Rhythm(install_id=install_id, receipt=call.pk, called_at=call.received_at, since_at=at)
+            if call is not None
+            else Rhythm(install_id=install_id)
+            for install_id, call in calls.items()
+            if install_id in kept
+        ]
+        Rhythm.objects.bulk_create(rhythms, ignore_conflicts=True)
 
 
 def limits(installs: Sequence[Install]) -> dict[int, timedelta]:

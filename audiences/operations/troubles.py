@@ -14,6 +14,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from audiences import quiet_hours
+from audiences.delivery import drafts
 from audiences.models import Trouble, TroubleMessage
 from audiences.operations import alert_messages
 from odp import redact
@@ -81,9 +82,13 @@ def _for_all(ones: list[Seen]) -> Seen:
 
 
 def _open(found: dict[str, Seen], at: datetime) -> None:
-    """Create the new troubles. A trouble that comes back while its mute lasts stays muted."""
+    """Create the new troubles, without those of installs deleted since the check began. A trouble that comes back while
+    its mute lasts stays muted.
+    """
     known = set(Trouble.objects.filter(resolved_at=None, key__in=found).values_list("key", flat=True))
     new = [one for key, one in found.items() if key not in known]
+    kept = drafts.keep({one.install for one in new if one.install is not None})
+    new = [one for one in new if one.install is None or one.install in kept]
     muted = {
         trouble.key: trouble
         for trouble in Trouble.objects.filter(key__in=[one.key for one in new], muted_until__gt=at).order_by("pk")
