@@ -1,4 +1,4 @@
-"""Sends to Redis what a process has counted, so that no response waits for Redis."""
+"""Sends the counts of a process to Redis in the background, so that no response waits for Redis."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import redis
 
 from audiences.background import Background
 
-# Seconds between two sendings, and before the next attempt after one that failed.
+# Seconds between two attempts, and after a failed attempt.
 SEND_INTERVAL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 
@@ -38,7 +38,7 @@ class RedisSender:
         return self._background.thread
 
     def ring(self) -> None:
-        """Returns at once."""
+        """Have the counts sent soon. Returns at once."""
         if self._is_automatic:
             self._background.ring()
 

@@ -44,7 +44,7 @@ def refuse(reason: str, *, code: int = REFUSED) -> NoReturn:
     if os.environ.get("LOG_FORMAT") == "json":
         at = datetime.now(UTC).isoformat()
         line = json.dumps({"timestamp": at, "level": "critical", "logger": __name__, "event": line})
-    # In one write with its line end: the processes of one service share this file.
+    # One write for the text and its line end, because the processes of a service share this file.
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
     sys.exit(code)

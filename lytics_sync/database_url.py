@@ -46,5 +46,5 @@ _OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": 
 
 
 def _without_password(url: str, words: str) -> str:
-    """libpq's complaint without what it quotes: that may be the password, or a part of it."""
+    """libpq's error message without its quotations, because these may contain the password."""
     return re.sub(r'"[^"]*"', "…", words.strip().replace(url, "…"))

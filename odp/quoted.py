@@ -16,9 +16,9 @@ _SINGLE = rf"[{_SINGLES}]|&(?:apos|lsquo|rsquo|#0*39|#x0*27);|\\u00(?:27|60)|\\u
 _DOUBLE = rf"[{_DOUBLES}]|&(?:quot|ldquo|rdquo|laquo|raquo|#0*34|#x0*22);|\\u0022|\\u201[cd]"
 # Marks that follow each other directly count as one: a mark doubled to escape it, or an empty value.
 _MARK = re.compile(rf"(?P<escape>\\*)(?:(?P<single>(?:{_SINGLE})+)|(?P<double>(?:{_DOUBLE})+))", re.IGNORECASE)
-# What a mark begins with. Most texts have none of these characters, which this finds 70 times as fast as ``_MARK``.
+# The first character of a mark. Most texts have no such character, which this finds 70 times as fast as ``_MARK``.
 _BEGINNING = re.compile(rf"[{_SINGLES}{_DOUBLES}&\\]")
-# What follows the apostrophe of a contraction or a possessive, as in "doesn't".
+# The letters after the apostrophe of a contraction or a possessive, as in "doesn't".
 _CONTRACTION = re.compile(r"(?:t|s|re|ve|ll|d|m)\b")
 # Python writes b'…' for bytes and u'…' for text.
 _STRING_PREFIX = re.compile(r"(?<!\w)[bfru]{1,2}\Z", re.IGNORECASE)

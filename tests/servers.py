@@ -31,9 +31,9 @@ from local.processes import Fleet, StackError, free_port, is_alive
 PREFIX = "lytics-sync-tests-"
 HOUSE = Path(__file__).parents[1]
 CACHE = HOUSE / ".pytest_cache" / "postgres"
-# What pytest-django calls the database of the tests: Django's prefix before the usual name.
+# The name that pytest-django gives the database of the tests: Django's prefix before the usual name.
 TEST_DATABASE = f"test_{embedded.NAME}"
-# A copy of it that nobody connects to, so that PostgreSQL can copy it in turn. Servers of others have none.
+# A copy of this database without connections, so that PostgreSQL can copy it. A server given from outside has none.
 TEMPLATE = "migrated"
 
 _undo = ExitStack()

@@ -508,7 +508,7 @@ def test_the_form_refuses_another_key_meanwhile(shop: Install, gold: Audience, n
 
 
 def test_another_key_of_the_same_account_is_found_out(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
-    """Emptying the old account would empty the new one. Another name of the host stands for another key."""
+    """Emptying the old account would empty the new one. Here the host has another name, and not the key."""
     same = Connection("", odp.url.replace("127.0.0.1", "localhost"), odp.private_key)
     assert changes.begin_account(Install.objects.get(), same, empties=True, by="kim", reason="a test")
     change = finish(shop)

@@ -149,7 +149,7 @@ def withdrawn_consent(pair: Pair) -> dict[str, tuple[str, str]]:
 
 
 def a_profile_merged_in_lytics(pair: Pair) -> dict[str, tuple[str, str]]:
-    """Its identifier is another one afterwards, and no exit is sent for the one that it had."""
+    """The profile has another identifier afterwards, and Lytics sends no exit for the old identifier."""
     pair.lytics.members = ["ann2", *MEMBERS[1:]]
     exit_missing = (Kind.NOT_IN_LYTICS, WORDS["exit_not_sent"])
     return {"ann": exit_missing, "ann2": (Kind.NOT_HERE, WORDS["never_sent"])}

@@ -80,7 +80,7 @@ def test_an_install_without_a_week_of_calls_has_no_limit(install: Install) -> No
 
 
 def test_calls_before_the_first_pass_are_not_read(install: Install) -> None:
-    """Which may be millions. Their newest is where the first pause begins."""
+    """There may be millions of these calls. Only the newest is read: the first pause begins with it."""
     calls(install, START - 30 * DAY, START - HOUR)
     rhythm.learn(at=START)
     assert limit(install) is None

@@ -1,4 +1,4 @@
-"""The channels for alerts above the list of troubles: the last test of each, and the button for another one."""
+"""The channels for alerts above the list of troubles: the last test of each channel, and its button *Send a test*."""
 
 from dataclasses import dataclass
 

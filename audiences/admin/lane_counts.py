@@ -1,4 +1,4 @@
-"""What the lanes of installs add up to: read in one query for the installs of a page."""
+"""Counts of audiences and events by install, read in one query for all installs of a page."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from audiences.models import Install, Lane
 from audiences.receiving import backlog
 
 _WAITING = Sum(F("audience__last_sequence") - F("delivered_sequence"))
-# The list of audiences leaves out that of the test customers, too.
+# The list of audiences leaves out the audience of the test customers, so the count does too.
 _OF_LYTICS = ~Q(audience__segment_id=trials.SEGMENT_ID)
 _ON_HOLD = Q(Q(audience__hold_failures__gt=0) | backlog.FAULTY, blocked_at=None)
 
@@ -26,7 +26,7 @@ class LaneCounts(NamedTuple):
 
 
 def of_installs(installs: Collection[Install]) -> dict[int, LaneCounts]:
-    """By install id. An install without audiences has zeros."""
+    """The counts by install id. An install without audiences has zeros."""
     rows = _by_install(Lane.objects.filter(audience__install__in=[install.pk for install in installs])).annotate(
         audiences=Count("pk", filter=_OF_LYTICS),
         backlog=_WAITING,
@@ -39,7 +39,7 @@ def of_installs(installs: Collection[Install]) -> dict[int, LaneCounts]:
 
 
 def for_ordering() -> dict[str, Subquery]:
-    """Aliases to order a list of installs by. A list that isn't ordered by one of them doesn't evaluate it."""
+    """Aliases for ordering a list of installs. PostgreSQL computes an alias only for a list that is ordered by it."""
     lanes = _by_install(Lane.objects.filter(audience__install=OuterRef("pk")))
     return {
         "audience_count": Subquery(lanes.filter(_OF_LYTICS).annotate(n=Count("pk")).values("n")),

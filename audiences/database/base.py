@@ -68,7 +68,7 @@ class _Errors(DatabaseErrorWrapper):
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    Database = _Database()  # type: ignore[assignment] # stands in for the module
+    Database = _Database()  # type: ignore[assignment] # typed as a module, but only its attributes are used
     # The SQLSTATE with which the last session was lost, or "closed". A caller that reads it clears it first.
     lost = ""
     # Whether a transaction was committed since a caller set this to False.

@@ -54,7 +54,7 @@ def retired_before(audience: Audience) -> Audience | None:
 
 
 def taken(install: Install) -> Audience | None:
-    """An audience of another install in the same account, in ODP under an id that an audience of this one has too."""
+    """An audience in ODP of another install with the same account, whose ODP id is also in use in ``install``."""
     ids = Audience.objects.filter(install=install, lane__retired_at=None).exclude(segment_id=naming.TEST_SEGMENT_ID)
     others = Audience.objects.filter(provisioned_at__isnull=False, odp_id__in=ids.values("odp_id"))
     others = others.exclude(install=install.pk).select_related("install").order_by("pk")

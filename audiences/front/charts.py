@@ -124,7 +124,7 @@ def charts(request: HttpRequest) -> dict[str, Any]:
 
 
 def _nothing(hours: int) -> str:
-    # By the key, and not exists(): that one starts to read the table wherever it likes.
+    # Ordered by the key, so that the index is read. With exists(), PostgreSQL may scan the table.
     receipt = Receipt.objects.values_list("pk", Exists(Minute.objects.all())).first()
     if receipt is None:
         return "Nothing has come from Lytics yet. The charts begin with the first call."

@@ -18,8 +18,8 @@ KIND = "delay"
 def late_events(installs: list[Any], waiting: Mapping[int, Backlog], *, without: str = "") -> list[Alert]:
     """Installs with an event that can be sent and waits for too long.
 
-    Installs that are off, drafts, on hold, or above the high-water mark have an alert with the cause already, and so
-    has the one that is named ``without``.
+    Installs that are off, drafts, on hold, or above the high-water mark have an alert with the cause already. So does
+    the install with the name ``without``.
     """
     late = [
         (install, now() - backlog.oldest_free_at)

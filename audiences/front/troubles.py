@@ -68,7 +68,7 @@ def facts() -> Facts:
         rejections=rejections,
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),
-        # A Redis that doesn't answer is waited for once.
+        # When Redis doesn't respond, this check waits for its timeout only once.
         certificate=None if rejections is None else certificates.known(),
     )
 
@@ -87,7 +87,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *calls.wrong_tokens(installs, rejections),
         *calls.over_the_mark(installs, facts.waiting),
         *calls.over_the_disk_mark(installs),
-        *delays.late_events(installs, facts.waiting, without=_standing_still(facts.stuck)),
+        *delays.late_events(installs, facts.waiting, without=_stuck_install(facts.stuck)),
         *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections),
         *calls.switched_off(installs),
         *calls.drafts(installs),
@@ -110,8 +110,8 @@ def alerts(facts: Facts) -> list[Alert]:
     return found
 
 
-def _standing_still(stuck: stalled_work.Stuck | None) -> str:
-    """The install whose work stands still, which is another trouble."""
+def _stuck_install(stuck: stalled_work.Stuck | None) -> str:
+    """The name of the install without any progress of ready work, which has its own alert; empty if there is none."""
     return str(stuck.install) if stuck is not None and not stuck.in_part else ""
 
 

@@ -1,7 +1,7 @@
-"""The check list: whether a pair of accounts is connected, in five or six lines with the cure of what fails.
+"""The check list of an install: five or six lines, which show whether its two accounts are connected.
 
-Each line is done, waiting or failing, and is derived from a few stored rows. Only the last line is about test
-customers; the other lines ignore them.
+Each line is done, waiting or failing, and is derived from a few stored rows. A failing line names the cure.
+Only the last line is about test customers; the other lines ignore them.
 """
 
 import re

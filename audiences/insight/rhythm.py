@@ -23,7 +23,7 @@ WINDOW = timedelta(days=14)
 LEARNED_AFTER = timedelta(days=7)
 # A pause is too long beyond this many times the longest one, and never below ``SHORTEST``.
 TIMES, SHORTEST = 3, timedelta(hours=1)
-# Calls of an install that one pass reads. Later passes read the others.
+# The most calls of an install that one pass reads. Later passes read further calls.
 CALLS = 20_000
 
 

@@ -1,4 +1,4 @@
-"""Audiences of one install whose different slugs give the same ODP id, so that one of them has a suffix.
+"""Finds audiences of one install whose slugs give the same ODP id. Later ones get a suffix to their id.
 
 Emoji and letters outside a–z are dropped from the id, so two such slugs get similar ids in ODP, where an id never
 changes.

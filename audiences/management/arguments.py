@@ -1,4 +1,4 @@
-"""What the commands share: how a person names an install or a customer, confirms, and is named in the history."""
+"""The common arguments and prompts of commands: an install, a customer, a confirmation, and the person's name."""
 
 import getpass
 import os

@@ -21,7 +21,7 @@ from audiences.models import Audience, Pruning
 
 log = structlog.get_logger(__name__)
 
-# Rows that one step looks at.
+# The most rows that one step reads.
 ROWS = 1_000
 # The longest run, in seconds. Half of it is pauses.
 SECONDS = 10.0

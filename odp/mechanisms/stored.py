@@ -10,7 +10,7 @@ from odp.outcomes import Answer
 
 
 class Stored:
-    """What these mechanisms have in common. A subclass defines the object, and the real-time audience over it."""
+    """The methods that these mechanisms share. A subclass defines the object, and the real-time audience over it."""
 
     def definition(self, odp_id: str) -> dict[str, Any]:
         raise NotImplementedError

@@ -27,13 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     add("--customers", type=int, default=50_000, help="few enough for all memberships to exist before the judged part")
     add("--seed", type=int, default=int(os.environ.get("SEED") or 1))
     add("--every", type=float, default=10.0, help="seconds between two samples")
-    told = parser.parse_args(arguments)
-    if min(told.minutes, told.rate, told.audiences, told.customers, told.every) <= 0:
+    options = parser.parse_args(arguments)
+    if min(options.minutes, options.rate, options.audiences, options.customers, options.every) <= 0:
         parser.error("MINUTES, RATE, AUDIENCES, the customers and the seconds between samples are above 0")
     stand_alone()
-    say(f"{told.minutes:g} minutes at {told.rate:,} events/s over {told.audiences} audiences, seed {told.seed}")
+    load = f"{options.rate:,} events/s over {options.audiences} audiences"
+    say(f"{options.minutes:g} minutes at {load}, seed {options.seed}")
     try:
-        report = run(Options(**vars(told), say=say))
+        report = run(Options(**vars(options), say=say))
     except AskedToStop:
         return 130
     except StackError as trouble:

@@ -1,4 +1,4 @@
-"""What a soak has shown: the table on the terminal, and docs/soak.md with its pictures."""
+"""The result of a soak: the table on the terminal, and docs/soak.md with its pictures."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -19,7 +19,7 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 760, 240, 70, 34, 30, 20
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Markdown."""
+    """The lines of the result, in Markdown."""
     options, last = report.options, report.samples[-1]
     over = f"{options.audiences} audiences and {options.customers:,} customers"
     yield f"{options.minutes:g} minutes at {options.rate:,} events/s over {over}; {last.events:,} events were stored."

@@ -34,7 +34,7 @@ _TOKEN = (
     "from audiences.lytics_account import set_token; from audiences.models import Install;"
     f" set_token(Install.objects.get(name={NAME!r}), {DEFAULT_TOKEN!r})"
 )
-# The workers take its steps.
+# Requests the audit; the workers carry it out.
 _AUDIT = (
     "from audiences.agreement import audits; from audiences.models import Audience;"
     " [audits.ask(one, mode='sample', by={who!r}, sample={sample})"
@@ -73,13 +73,13 @@ class Report:
     options: Options
     samples: list[Sample]
     verdicts: list[Verdict]
-    # What happened, with the minute.
+    # The minute and the name of each deploy and restart.
     happened: list[tuple[float, str]]
     # The audits with a result, those without one, and those under way.
     audits: tuple[int, int, int]
     # The probes that succeeded, and those that failed.
     probes: tuple[int, int]
-    # What was lost, and memberships that differ.
+    # Undelivered events, differing memberships, and audits that found differences.
     broken: list[str]
     memberships: int
 

@@ -23,7 +23,7 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="SLUG",
-            help="only this one, by slug or ODP id; repeatable",
+            help="audit only this audience (slug or ODP id); repeatable",
         )
         how = parser.add_mutually_exclusive_group()
         how.add_argument("--full", action="store_true", help="every person, in Lytics and in ODP")

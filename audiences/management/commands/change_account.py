@@ -25,7 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--region", choices=[value for value in Install.Region.values if value], default="")
         parser.add_argument("--odp-host", default="", help="only when it differs from the region's host")
         parser.add_argument("--empty-old", action="store_true", help="empty the old account after the switch")
-        parser.add_argument("--reason", default="", help="why; shown to whoever looks at the change")
+        parser.add_argument("--reason", default="", help="the reason, shown with the change")
         parser.add_argument("--yes", action="store_true", help="begin it; without this, nothing is changed")
         parser.add_argument("--stop", action="store_true", help="stop the change that is under way")
         parser.add_argument("--json", action="store_true")

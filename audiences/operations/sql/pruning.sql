@@ -33,7 +33,7 @@ CROSS JOIN LATERAL (
 ) AS last
 
 -- name: receipts
--- Calls without parked items, from before the oldest undelivered event of their install, and not the last one of it.
+-- Calls without parked items that came before the oldest undelivered event of their install, without its last call.
 -- Five minutes of slack, because event numbers follow the time of receipt only approximately.
 WITH
 -- The next rows, by id.
