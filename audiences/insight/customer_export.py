@@ -1,4 +1,4 @@
-"""The personal data that one install stores about one customer, for a data subject access request."""
+"""Export the personal data of one customer of an install, to answer a data subject access request."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,6 +1,7 @@
-"""Which profile fields of the newest messages identify a customer, by a bounded number of calls and parked items.
+"""Which profile fields the newest messages have, and whether the identifier field is one of them.
 
-Only calls since the last change of the identifier field count, because older calls were read by another field.
+It reads a bounded number of calls and parked items. Only calls since the last change of the identifier field count,
+because older calls were read by another field.
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from audiences.insight import trials
 from audiences.models import Install, Parked, Receipt
 from lytics import reasons
 
-# Newest messages that are examined, and the maximum of calls and of parked items read to find them.
+# The number of newest messages to examine, and the most calls and parked items to read for them.
 MESSAGES, CALLS, ITEMS = 300, 100, 100
 # The most other fields that are named.
 FIELDS = 8
@@ -112,7 +113,11 @@ def _items(install: Install, calls: list[Receipt]) -> list[str]:
 
 
 def _found(call: Receipt) -> int:
-    """The messages of a call that named a customer. If none of its events was queued, all values were unfit."""
+    """The number of a call's messages that name a customer.
+
+    A message with an unfit value is counted if the call has queued events, because the field may hold a list with a fit
+    value beside it.
+    """
     without = _unread(call) + _count(call, WITHOUT) + (0 if call.queued else _count(call, UNFIT))
     return max(0, call.messages - without)
 

@@ -1,4 +1,4 @@
-"""The ages from which rows are deleted, in words: for pages that show less than there once was."""
+"""From which age old rows are deleted, in words, for everything that shows the younger rows alone."""
 
 from datetime import date
 

@@ -1,7 +1,7 @@
 """The rhythm of each install's calls: how long Lytics is usually quiet, and when it is quiet for too long.
 
-The longest pause of each day is stored while calls come. Minutes can't tell it, because they count test customers too.
-The only writer of Rhythms.
+Each pass adds the calls since the last one to the longest pause of their day. Rows of Minute don't show the pauses,
+because they count calls of test customers too. The only writer of Rhythms.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from audiences.delivery import drafts
 from audiences.insight import trials
 from audiences.models import Install, Receipt, Rhythm
 
-# The days before the newest call whose longest pause counts.
+# The time before the newest call over which the longest pause is taken.
 WINDOW = timedelta(days=14)
-# The time over which calls must have come before a limit is known: shorter, and a quiet weekend would be news.
+# The time over which calls must have come before a limit is learned. After less, a quiet weekend would be reported.
 LEARNED_AFTER = timedelta(days=7)
-# A pause is too long beyond this many times the longest one, and never below ``SHORTEST``.
+# The limit is this many times the longest pause, and at least ``SHORTEST``.
 TIMES, SHORTEST = 3, timedelta(hours=1)
-# The most calls of an install that one pass reads. Later passes read further calls.
+# The most calls of one install that a pass reads. The next pass continues after them.
 CALLS = 20_000
 
 

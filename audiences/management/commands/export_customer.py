@@ -10,7 +10,7 @@ from audiences.management import arguments
 
 
 class Command(BaseCommand):
-    help = "Print the personal data that one install stores about one customer, as JSON."
+    help = "Print the personal data of one customer of an install, as JSON."
 
     def add_arguments(self, parser: CommandParser) -> None:
         arguments.add_install(parser)
