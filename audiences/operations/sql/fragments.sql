@@ -1,4 +1,9 @@
--- Conditions that several statements of pruning.sql share.
+-- Parts that several statements of pruning.sql share. {{name}} inserts one.
+
+-- fragment: how_far
+-- The progress of a step that looked at rows with the time "at": the last id, and whether the pass is done. It is done
+-- when no row is from before the horizon, because ids follow the time closely enough.
+max(id) AS position, coalesce(bool_and(at >= %(horizon)s), true) AS is_done FROM looked
 
 -- fragment: run_is_needed
 -- The Run has events that aren't delivered, or it is the newest of its lane: a claim takes at least its events. A Run

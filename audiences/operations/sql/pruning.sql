@@ -1,7 +1,6 @@
 -- Deleting old rows, in steps. Each statement looks at the next rows after an id and deletes those that are from before
--- the horizon and that nothing needs. It gives the last id done, the number of rows deleted, and whether the pass is
--- done: no row that it looked at is from before the horizon. Ids follow the time closely enough for that. The primary
--- key serves the search, and SKIP LOCKED leaves a row that is in use to the next pass.
+-- the horizon and that nothing needs. It gives the number of rows deleted, the last id done, and whether the pass is
+-- done. The primary key serves the search, and SKIP LOCKED leaves a row that is in use to the next pass.
 
 -- name: horizon
 -- The beginning of the day, UTC, the given number of days ago: a time by the database's clock.
@@ -38,7 +37,7 @@ CROSS JOIN LATERAL (
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, received_at FROM audiences_receipt WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, received_at AS at FROM audiences_receipt WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -54,9 +53,7 @@ chosen AS MATERIALIZED (
 ),
 -- Their deletion.
 gone AS (SELECT prune_rows('receipts', (SELECT array_agg(id) FROM chosen)) AS pruned)
-SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(received_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: requests
 -- Bodies of requests. The passes continue where the one before ended, so a body whose row is locked now isn't passed:
@@ -90,7 +87,7 @@ FROM (
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, opened_at FROM audiences_delivery WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, opened_at AS at FROM audiences_delivery WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -111,16 +108,14 @@ emptied AS (
 ),
 -- Their deletion.
 gone AS (SELECT prune_rows('deliveries', (SELECT array_agg(id) FROM chosen WHERE NOT stays)) AS pruned)
-SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(opened_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: runs
 -- Closed Runs that aren't needed and whose Delivery is gone or empty. Stores for each audience up to which number.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, opened_at FROM audiences_run WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, opened_at AS at FROM audiences_run WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -142,16 +137,14 @@ moved AS (
     SELECT audience_id, max(last_sequence) FROM chosen GROUP BY audience_id ORDER BY audience_id
     ON CONFLICT (audience_id) DO UPDATE SET runs_to = greatest(horizon.runs_to, excluded.runs_to)
 )
-SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(opened_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: parked
 -- Closed parked items. A change that ODP rejected stays as long as its event, whose fate only the item tells.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, parked_at FROM audiences_parked WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, parked_at AS at FROM audiences_parked WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -164,9 +157,7 @@ chosen AS MATERIALIZED (
 ),
 -- Their deletion.
 gone AS (SELECT prune_rows('parked', (SELECT array_agg(id) FROM chosen)) AS pruned)
-SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(parked_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: events
 -- Events of one audience. The function belongs to the owner of the tables, because the role of the processes can't
@@ -178,7 +169,9 @@ SELECT pruned, reached AS position, is_done FROM prune_events(%(audience)s, %(af
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, audit_id FROM audiences_difference WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT difference.id, difference.audit_id, audit.asked_at AS at
+    FROM audiences_difference AS difference JOIN audiences_audit AS audit ON audit.id = difference.audit_id
+    WHERE difference.id > %(after)s ORDER BY difference.id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -188,16 +181,14 @@ chosen AS MATERIALIZED (
 ),
 -- Their deletion.
 gone AS (DELETE FROM audiences_difference AS difference USING chosen WHERE difference.id = chosen.id RETURNING 1)
-SELECT (SELECT count(*) FROM gone) AS pruned, max(looked.id) AS position,
-    coalesce(bool_and(audit.asked_at >= %(horizon)s), true) AS is_done
-FROM looked JOIN audiences_audit AS audit ON audit.id = looked.audit_id
+SELECT (SELECT count(*) FROM gone) AS pruned, {{how_far}}
 
 -- name: audits
 -- Old audits without differences.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, asked_at FROM audiences_audit WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, asked_at AS at FROM audiences_audit WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -208,16 +199,14 @@ chosen AS MATERIALIZED (
 ),
 -- Their deletion.
 gone AS (DELETE FROM audiences_audit AS audit USING chosen WHERE audit.id = chosen.id RETURNING 1)
-SELECT (SELECT count(*) FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(asked_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT count(*) FROM gone) AS pruned, {{how_far}}
 
 -- name: messages
 -- Messages that were sent or given up, of resolved troubles or of none.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, created_at FROM audiences_troublemessage WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, created_at AS at FROM audiences_troublemessage WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -229,16 +218,14 @@ chosen AS MATERIALIZED (
 ),
 -- Their deletion.
 gone AS (SELECT prune_rows('messages', (SELECT array_agg(id) FROM chosen)) AS pruned)
-SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(created_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: troubles
 -- Resolved troubles without messages.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
-    SELECT id, first_seen_at FROM audiences_trouble WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
+    SELECT id, first_seen_at AS at FROM audiences_trouble WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
 -- Those of them that are old and that nothing needs.
 chosen AS MATERIALIZED (
@@ -249,6 +236,4 @@ chosen AS MATERIALIZED (
 ),
 -- Their deletion.
 gone AS (SELECT prune_rows('troubles', (SELECT array_agg(id) FROM chosen)) AS pruned)
-SELECT (SELECT pruned FROM gone) AS pruned, max(id) AS position,
-    coalesce(bool_and(first_seen_at >= %(horizon)s), true) AS is_done
-FROM looked
+SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
