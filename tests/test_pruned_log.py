@@ -64,6 +64,15 @@ UPDATE audiences_parked SET parked_at = parked_at - interval '100 days', closed_
     WHERE install_id = ANY(%(installs)s);
 """
 
+MANY_EVENTS = """
+INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)
+SELECT %(audience)s, number, 'u' || number, 1, number, now() - interval '100 days', false
+FROM generate_series(5, %(last)s) AS number;
+UPDATE audiences_lane SET delivered_sequence = %(last)s WHERE audience_id = %(audience)s;
+UPDATE audiences_audience SET last_sequence = %(last)s WHERE id = %(audience)s;
+DELETE FROM audiences_run WHERE audience_id = %(audience)s;
+"""
+
 
 @pytest.fixture(autouse=True)
 def kept_90_days(settings: Settings) -> None:
@@ -305,6 +314,19 @@ def test_zero_days_keep_the_log(gold: Audience, settings: Settings) -> None:
 def test_events_of_the_last_day_can_not_be_pruned_at_all(gold: Audience) -> None:
     with connection.cursor() as cursor, pytest.raises(DatabaseError, match="last day"), transaction.atomic():
         cursor.execute("SELECT prune_events(%s, 0, 9, now() - interval '23 hours')", [gold.pk])
+
+
+def test_a_step_reads_its_own_events_alone_in_a_log_without_statistics(gold: Audience) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(MANY_EVENTS, {"audience": gold.pk, "last": 100_000})
+        cursor.execute("SELECT pg_stat_get_xact_tuples_fetched('audiences_event'::regclass)")
+        (before,) = cursor.fetchone()
+        for after in (0, 100):
+            cursor.execute("SELECT prune_events(%s, %s, 100, now() - interval '90 days')", [gold.pk, after])
+        cursor.execute("SELECT pg_stat_get_xact_tuples_fetched('audiences_event'::regclass)")
+        (read,) = cursor.fetchone()
+    assert numbers(gold)[:3] == [3, 4, 201]
+    assert read - before < 2_000
 
 
 def test_skipped_events_are_pruned_with_the_run_that_says_so(gold: Audience) -> None:
