@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.insight import customers
+from audiences.insight import customer_export, customers
 from audiences.insight.customers import End
 from audiences.models import (
     Again,
@@ -394,6 +394,14 @@ def test_a_replay_from_before_the_horizon_is_rejected_with_the_date(gold: Audien
     url = reverse("admin:audiences_audience_replay", args=[gold.pk])
     values = {"start": "2020-01-01T00:00", "end": f"{now():%Y-%m-%dT%H:%M}", "reason": "why"}
     assert "are deleted after 90 days. A replay can" in client.post(url, values).content.decode()
+
+
+def test_an_export_of_a_customer_says_from_which_age_rows_are_deleted(gold: Audience) -> None:
+    assert customer_export.export(gold.install, "b")["horizons"] == []
+    prune_wholly()
+    said = customer_export.export(gold.install, "b")["horizons"]
+    assert [text.partition(" before ")[0] for text in said] == ["Events", "Items closed", "Audits"]
+    assert all(text.endswith("are deleted after 90 days.") for text in said)
 
 
 def test_a_customer_is_shown_with_the_horizon(gold: Audience) -> None:

@@ -180,7 +180,7 @@ def _page(request: HttpRequest, **context: Any) -> HttpResponse:
             **admin.site.each_context(request),
             "title": "Find a customer",
             "may_forget": forgetting.may(request),
-            "horizons": [text for text in map(horizons.words, ("events", "runs")) if text],
+            "horizons": horizons.all_words("events", "runs"),
             "fields": sorted(set(Install.objects.values_list("identifier_field", flat=True))),
             **context,
         },

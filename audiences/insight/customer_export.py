@@ -6,6 +6,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from audiences.encryption import decrypt
+from audiences.insight import horizons
 from audiences.models import Audience, Difference, Event, Install, Membership, Parked, Profile
 
 
@@ -21,6 +22,8 @@ def export(install: Install, identifier: str) -> dict[str, Any]:
     return {
         "install": install.name,
         "identifier": identifier,
+        # Older rows may have been deleted, so the export says from which age.
+        "horizons": horizons.all_words("events", "parked", "audits"),
         "memberships": [
             {
                 "audience": row.audience.odp_id,

@@ -36,3 +36,8 @@ def words(kind: str) -> str:
     days: int = getattr(settings, setting)
     how = f"are deleted after {days:,} day{'' if days == 1 else 's'}" if days > 0 else "were deleted"
     return f"{name} before {first.day} {first:%B %Y} {how}."
+
+
+def all_words(*kinds: str) -> list[str]:
+    """The sentences of those of ``kinds`` that have a horizon."""
+    return [text for text in map(words, kinds) if text]

@@ -21,7 +21,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         findings = audit.audit()
-        deleted = [words for words in map(horizons.words, ("events", "runs")) if words]
+        deleted = horizons.all_words("events", "runs")
         if options["json"]:
             report = {
                 "clean": not findings,
