@@ -14,7 +14,7 @@ from django.utils.timezone import now
 
 from audiences.delivery import drafts
 from audiences.insight import state, trials
-from audiences.models import Audience, Event, Install, Token
+from audiences.models import Audience, Event, GuidedChange, Install, Token
 from audiences.operations import db_role, forgetting, installs
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
@@ -182,7 +182,15 @@ def forgot_a_customer(install: Install) -> None:
     assert forgetting.ask(install, "lee", tell_odp=False, by="kim")
 
 
-@pytest.mark.parametrize("used", [called, called_in_vain, parked, tried_out, has_an_audience, forgot_a_customer])
+def was_changed(install: Install) -> None:
+    GuidedChange.objects.create(
+        install=install, kind="mechanism", before="attribute", after="list", by="kim", reason="why"
+    )
+
+
+@pytest.mark.parametrize(
+    "used", [called, called_in_vain, parked, tried_out, has_an_audience, forgot_a_customer, was_changed]
+)
 def test_an_install_with_dependent_rows_is_kept_and_the_reason_is_shown(
     boss: Client, mistake: Install, used: Any
 ) -> None:
@@ -197,6 +205,25 @@ def test_an_install_with_dependent_rows_is_kept_and_the_reason_is_shown(
     shown = boss.get(url("change", mistake)).content.decode()
     assert url("remove", mistake) not in shown
     assert why.replace("'", "&#x27;") in shown
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_install_to_which_a_table_of_the_next_version_refers_is_kept(boss: Client, mistake: Install) -> None:
+    page = boss.get(url("remove", mistake)).content.decode()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE of_next_version"
+            " (install_id bigint REFERENCES audiences_install (id) DEFERRABLE INITIALLY DEFERRED)"
+        )
+        cursor.execute("INSERT INTO of_next_version VALUES (%s)", [mistake.pk])
+    try:
+        answered = boss.post(url("remove", mistake), hidden(page), follow=True)
+        assert [message.level_tag for message in answered.context["messages"]] == ["warning"]
+        assert Install.objects.filter(pk=mistake.pk).exists()
+        assert Token.objects.exists()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE of_next_version")
 
 
 def without_asking(install: Install) -> None:
