@@ -14,7 +14,7 @@ from django.utils.timezone import now
 
 from audiences.delivery import drafts
 from audiences.insight import state, trials
-from audiences.models import Audience, Event, GuidedChange, Install, Token
+from audiences.models import Audience, Event, GuidedChange, Install, Rhythm, Token
 from audiences.operations import db_role, forgetting, installs
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
@@ -330,3 +330,11 @@ def test_a_key_that_could_not_be_checked_is_no_success(boss: Client) -> None:
     shown = boss.post(address, {"seen": boss.get(address).context["hidden"]["seen"]}, follow=True)
     (only,) = shown.context["messages"]
     assert (only.level_tag, "could not be" in only.message) == ("warning", True)
+
+
+def test_a_version_that_does_not_know_rhythms_deletes_an_install_that_has_one(mistake: Install) -> None:
+    Rhythm.objects.create(install=mistake)
+    without_asking(mistake)
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    assert not Rhythm.objects.exists()
