@@ -6,15 +6,22 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
+from audiences.delivery import claims
 from audiences.models import Audience, GuidedChange, Install
 from audiences.operations import changes, resends
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, happen, make_audience
+from workers import drain
 
 # More steps than a change takes, waits included.
 MOST = 80
 # Where a worker dies in a step.
 DEATHS = ("before storing", "after storing")
+# When workers deliver the events that come between two steps: before the next step, after it, or with a request under
+# way during it.
+DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
+# The number of further steps during which a request is under way.
+LASTS = 3
 
 
 class Killed(BaseException):
@@ -46,6 +53,35 @@ def work(shop: Install) -> None:
     drain_all(shop)
     resends.go_on(shop.pk, seconds=5)
     drain_all(shop)
+
+
+def send_events(gold: Audience, at: int) -> None:
+    """Kim leaves, a new customer enters, and Pat enters again."""
+    happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
+
+
+def steps_with_events(shop: Install, gold: Audience, *, events_at: int, mode: str, stop_at: int = -1) -> Iterator[int]:
+    """Take all steps of a change, with events after ``events_at`` steps and a stop after ``stop_at``. Yields the number
+    of steps before each one."""
+    lease = None
+    for number in range(MOST):
+        if number == stop_at:
+            changes.stop(GuidedChange.objects.get(ended_at=None), by="lee")
+        if number == events_at:
+            send_events(gold, at=100)
+            if mode == UNDER_WAY:
+                lease = claims.claim(shop.pk)
+        if mode == DELIVERED or number != events_at:
+            work(shop)
+        goes_on = step(shop)
+        if lease is not None and (number == events_at + LASTS or not goes_on):
+            drain.deliver(lease)
+            lease = None
+        yield number
+        if not goes_on:
+            work(shop)
+            return
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
 
 
 def steps_with_deaths(

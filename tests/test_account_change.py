@@ -51,7 +51,18 @@ from tests.delivering import (
     make_audience,
     make_install,
 )
-from tests.guided import MOST, audience_with_members, segments, step, steps_with_deaths, work
+from tests.guided import (
+    DELIVERED,
+    MOST,
+    UNDER_WAY,
+    WAITING,
+    audience_with_members,
+    segments,
+    send_events,
+    step,
+    steps_with_deaths,
+    work,
+)
 from tests.test_admin import hidden, press
 from workers import drain, pace
 
@@ -59,11 +70,6 @@ pytestmark = pytest.mark.django_db
 
 Phase = GuidedChange.Phase
 KEY = "another.account"
-# When workers deliver the events that come between two steps: before the next step, after it, or with a request under
-# way during it.
-DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
-# The number of further steps during which a request is under way.
-LASTS = 3
 
 
 @pytest.fixture
@@ -164,11 +170,6 @@ def test_all_audiences_are_copied_before_the_switch(odp: ThreadedSandbox, shop: 
 # --- with live events ----------------------------------------------------------------------------------------
 
 
-def send_events(gold: Audience, at: int) -> None:
-    """Kim leaves, a new customer enters, and Pat enters again."""
-    happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
-
-
 AFTER = ["lee", "mia", "new", "pat"]
 BEFORE = ["kim", "lee", "mia"]
 
@@ -178,26 +179,7 @@ def steps_of_a_change(
 ) -> int:
     """Go through a change, with events after ``events_at`` steps and a stop after ``stop_at``. Returns the steps."""
     begin(shop, new, empties=True)
-    lease = None
-    for number in range(MOST):
-        if number == stop_at:
-            changes.stop(GuidedChange.objects.get(ended_at=None), by="lee")
-        if number == events_at:
-            send_events(gold, at=100)
-            if mode == UNDER_WAY:
-                lease = claims.claim(shop.pk)
-        if mode == DELIVERED or number != events_at:
-            work(shop)
-        goes_on = step(shop)
-        if lease is not None and (number == events_at + LASTS or not goes_on):
-            drain.deliver(lease)
-            lease = None
-        if not goes_on:
-            break
-    else:
-        raise AssertionError(GuidedChange.objects.values().latest("pk"))
-    work(shop)
-    return number
+    return max(guided.steps_with_events(shop, gold, events_at=events_at, mode=mode, stop_at=stop_at))
 
 
 @pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])

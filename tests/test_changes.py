@@ -29,9 +29,18 @@ from tests.delivering import (
     make_audience,
     make_checked_install,
 )
-from tests.guided import MOST, audience_with_members, segments, step, steps_with_deaths, work
+from tests.guided import (
+    DELIVERED,
+    MOST,
+    UNDER_WAY,
+    WAITING,
+    audience_with_members,
+    segments,
+    step,
+    steps_with_deaths,
+    work,
+)
 from tests.test_admin import press
-from workers import drain
 
 pytestmark = pytest.mark.django_db
 
@@ -156,23 +165,13 @@ def test_an_audience_that_is_not_in_odp_yet_is_made_with_the_new_mechanism(
 
 # --- with live events ----------------------------------------------------------------------------------------
 
-# When workers deliver the events that come between two steps: before the next step, after it, or with a request under
-# way during it.
-DELIVERED, WAITING, UNDER_WAY = "delivered", "waiting", "under way"
 MOVING = {"kim", "new", "pat"}
-# The number of further steps during which a request is under way.
-LASTS = 3
 
 
 @pytest.fixture(autouse=True)
 def long_leases(settings: Settings) -> None:
     """No lease is over before a test says so."""
     settings.LEASE_SECONDS = 300
-
-
-def send_events(gold: Audience, at: int) -> None:
-    """Kim leaves, a new customer enters, and Pat enters again."""
-    happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
 
 
 def steps_of_a_change(
@@ -183,25 +182,10 @@ def steps_of_a_change(
     Customers without events have to be as they were in ODP's audience at each moment.
     """
     begin(shop)
-    lease = None
-    for number in range(MOST):
-        if number == stop_at:
-            changes.stop(GuidedChange.objects.get(ended_at=None), by="lee")
-        if number == events_at:
-            send_events(gold, at=100)
-            if mode == UNDER_WAY:
-                lease = claims.claim(shop.pk)
-        if mode == DELIVERED or number != events_at:
-            work(shop)
-        goes_on = step(shop)
-        if lease is not None and (number == events_at + LASTS or not goes_on):
-            drain.deliver(lease)
-            lease = None
+    for number in guided.steps_with_events(shop, gold, events_at=events_at, mode=mode, stop_at=stop_at):
         assert set(odp.members("lytics_gold")) - MOVING == {"lee", "mia"}
-        if not goes_on:
-            break
-    work(shop)
-    return number
+        taken = number
+    return taken
 
 
 @pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])
