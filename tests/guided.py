@@ -38,7 +38,7 @@ def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
 
 
 def step(shop: Install) -> bool:
-    """One step, as if the waiting time were over. Whether the change goes on."""
+    """Take one step, as if the waiting time were over. Returns whether the change continues."""
     GuidedChange.objects.update(next_at=None)
     token = changes.lease(shop.pk)
     if token is None:

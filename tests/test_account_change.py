@@ -454,7 +454,7 @@ def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Aud
     assert members(new) == ["lee", "mia"]
 
 
-# --- what doesn't go on meanwhile ----------------------------------------------------------------------------
+# --- what waits for the end of a change ----------------------------------------------------------------------
 
 
 def test_a_retirement_and_a_forgetting_wait_for_the_end(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
@@ -479,7 +479,7 @@ def test_a_retirement_and_a_forgetting_wait_for_the_end(shop: Install, gold: Aud
     assert members(new, "silver") == ["lee", "mia"]
 
 
-def test_the_form_refuses_another_key_meanwhile(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+def test_the_form_refuses_another_key_during_a_change(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
     begin(shop, new)
     after = Install.objects.get()
     after.odp_api_key = "third.key"
@@ -523,7 +523,7 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox, shop: Install
 
 
 @pytest.mark.parametrize("has_log", [True, False], ids=["", "old events are deleted"])
-def test_an_account_that_shows_nobody_is_not_switched_to(
+def test_an_account_that_shows_no_member_is_not_switched_to(
     shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings, has_log: bool
 ) -> None:
     """ODP accepts all writes and shows no member, as without consent."""

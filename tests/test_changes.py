@@ -604,9 +604,9 @@ def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox) -> No
     audience_with_members(shop)
 
     def command(*arguments: str) -> Any:
-        told = StringIO()
-        call_command("change_mechanism", shop.public_id, "--json", *arguments, stdout=told)
-        return json.loads(told.getvalue())[0]
+        printed = StringIO()
+        call_command("change_mechanism", shop.public_id, "--json", *arguments, stdout=printed)
+        return json.loads(printed.getvalue())[0]
 
     shown = command("--to", "list")
     assert (shown["begun"], shown["audiences"], shown["members"]) == (False, 1, 3)

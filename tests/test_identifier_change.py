@@ -246,7 +246,7 @@ def test_the_evidence_says_how_many_have_each_field_and_whether_it_names_one_per
     assert (email.found, email.arrays, email.different, email.shared) == (2, 1, 3, 0)
     phones = found.of("phones")
     assert phones is not None
-    assert (phones.found, phones.arrays) == (1, 1), "an empty array names nobody"
+    assert (phones.found, phones.arrays) == (1, 1), "an empty array names no person"
     assert (plan.found, plan.arrays, plan.different, plan.shared) == (2, 0, 1, 2)
     assert found.of("_id") is None, "it is the present field"
     assert found.candidates[-1].name == "plan", "a field that several share comes last"

@@ -79,8 +79,8 @@ def _dry_run(install: Install, to: str) -> str:
         f" changed, one after another. Their ledgers are sent again: {count(plan.requests, 'request')}{least}, and more"
         f" for customers who have left.{left_out} While the ledger of an audience is sent, ODP shows it as it was"
         f" when that began{longest}; then a sample is verified in ODP, and only then its definition is replaced. Events"
-        f" from Lytics go on throughout. {plan.stays.capitalize()} of each audience stays in ODP and is no longer"
-        " written."
+        f" from Lytics are delivered throughout. {plan.stays.capitalize()} of each audience stays in ODP and is no"
+        " longer written."
     )
 
 
@@ -149,11 +149,11 @@ class ChangeAccount(Verb[Install]):
         return (
             f"This install sends to {account_switch.name_of(install)}. {count(plan.audiences, 'audience')} with"
             f" {count(plan.members, 'member')} will be made in the other account and filled from the ledger:"
-            f" {count(plan.requests, 'request')}{least}. A sample of each is verified there. Events from Lytics go on"
-            f" to the present account until {number(round(plan.waits_seconds))} s after the last copied member; then"
-            " the install is switched, and what changed in the meantime is sent to the other account."
+            f" {count(plan.requests, 'request')}{least}. A sample of each is verified there. Events from Lytics are"
+            f" sent to the present account until {number(round(plan.waits_seconds))} s after the last copied member."
+            " Then the install is switched, and what changed in the meantime is sent to the other account."
             f"{accepted} Customers whom ODP has as members from before this service are not in the ledger, so they are"
-            " not copied. Nobody is retired or forgotten until the change has ended."
+            " not copied. Retirements and requests to forget a customer wait until the change has ended."
         )
 
     def wrong(self, install: Install, answers: dict[str, Any]) -> str:
@@ -263,7 +263,7 @@ class StopChange(Verb[Install]):
         return (
             f"{count(change.done, 'audience')} of {number(change.total)} {'is' if change.done == 1 else 'are'} done and"
             f" stay with the new mechanism; the others keep the old one.{now} Nothing is lost. Another change can"
-            " go on or go back later."
+            " continue or go back later."
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:

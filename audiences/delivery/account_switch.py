@@ -42,7 +42,7 @@ def name_of(install: Install) -> str:
 
 
 def is_changing(install_id: int) -> bool:
-    """Whether a change to another account is unfinished. Until it has ended, nobody is retired or forgotten."""
+    """Whether the install is changing to another ODP account. Retiring and forgetting wait until it has ended."""
     unfinished = GuidedChange.objects.filter(kind=GuidedChange.Kind.ACCOUNT, ended_at=None)
     return unfinished.filter(install=install_id).exists()
 

@@ -15,7 +15,7 @@ from odp.outcomes import Answer, Outcome
 
 
 def conflict(audience: Audience) -> Answer | Refusal | None:
-    """Why an audience may not be created in ODP under its id; None when nothing speaks against it.
+    """Why an audience may not be created in ODP under its id; None when it may.
 
     Of two audiences that aren't in ODP yet, the older one gets the id. An ``Answer`` means try again later: a worker is
     creating the younger audience now, and may not have seen the older one.

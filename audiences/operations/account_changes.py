@@ -1,4 +1,7 @@
-"""The dry run of a guided change to another ODP account, and what speaks against one. Its steps: ``account_steps``."""
+"""The dry run of a guided change to another ODP account, and the reasons not to begin one.
+
+The module ``account_steps`` has the steps.
+"""
 
 from dataclasses import dataclass
 
@@ -106,7 +109,8 @@ def _of_account(install: Install, other: Install) -> str:
 def is_one_account(install: Install, old: Client, new: Client, *, seconds: float) -> bool | Answer | Refusal:
     """Make a real-time audience with the old key, look for it with the new one, and delete it.
 
-    An ``Answer`` when one of the two didn't say. If it dies here, the next call finds the audience and deletes it.
+    An ``Answer`` when one of the two accounts didn't say. If the worker dies before the deletion, the next call
+    finds the audience and deletes it.
     """
     audience = _made(install).order_by("pk").first()
     definition = audience and mechanism_for(audience).definition(audience.odp_id)

@@ -66,7 +66,7 @@ def _give_up(change: GuidedChange, why: str) -> Step:
 def tell_apart(change: GuidedChange, client: Client) -> Step:
     """Find out whether both keys belong to one account: emptying the old account would empty the new one.
 
-    If the old account doesn't answer and won't be emptied, the change goes on: in one account it changes no member.
+    If the old account doesn't answer and won't be emptied, the change continues: in one account it changes no member.
     """
     old = client_of(change.install, ends_at=client.ends_at)
     found = account_changes.is_one_account(change.install, old, client, seconds=SECONDS)
@@ -198,7 +198,7 @@ _NEXT_STAGE = {Stage.COPY: Stage.VERIFY, Stage.VERIFY: Stage.CATCH_UP, Stage.CAT
 
 
 def finish(change: GuidedChange) -> Step:
-    """The audience has gone through a stage."""
+    """Store that the current stage of the audience is done, and choose what comes next."""
     done = _moves(change).get(audience=change.audience_id)
     stage = Stage(done.stage)
     changes = {"rejected": change.rejected} if stage is Stage.COPY else {}
@@ -253,7 +253,7 @@ def _send(
     rows: Sequence[Membership],
     states: Sequence[tuple[Membership, bool]],
 ) -> Step:
-    """Send the states in one request, and go on after the last row. If ODP rejects them, the next request is half."""
+    """Send the states in one request, and continue after the last row. If ODP rejects it, the next one has half."""
     audience = _audience(change)
     items = _items(mechanism_for(audience), audience, states)
     on = {"after_identifier": rows[-1].identifier, "request_size": min(2 * len(rows), 500), "waits_for": ""}
@@ -318,7 +318,8 @@ def verify(change: GuidedChange, client: Client) -> Step:
 
 
 def catch_up(change: GuidedChange) -> Step:
-    """Send again what changed since the copy, because it may have gone to the old account. Newer events win."""
+    """Send the rows of the ledger that changed since the copy again, because their requests may have gone to the old
+    account. Newer events win."""
     audience = _audience(change)
     if audience.lane.retired_sequence is not None:
         return to(Phase.FINISH)

@@ -129,8 +129,8 @@ def check(change: GuidedChange, client: Client) -> Step:
 
 
 def switch(change: GuidedChange) -> Step:
-    """From the next lease on, the lane is delivered with the new mechanism. ODP's audience still shows the old one's
-    members, so its definition is accepted until it is replaced."""
+    """Deliver the lane with the new mechanism, beginning with its next lease. ODP's audience still shows the members
+    of the old mechanism, so its definition is accepted until it is replaced."""
     audience = _audience(change)
     # A retirement that begins later finds this change with its audience, and waits for it.
     if why := _retired(audience):

@@ -134,7 +134,7 @@ def running(install: Install) -> GuidedChange | None:
 def begin(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | None:
     """Store a change to another mechanism, and wake the workers. None when a change can't begin now.
 
-    From now on, new audiences get the new mechanism. Existing audiences are changed one after another.
+    New audiences get the new mechanism at once. Existing audiences are changed one after another.
     """
     if problem_of(install, to=to):
         return None

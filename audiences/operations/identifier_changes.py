@@ -1,5 +1,8 @@
-"""The dry run of a guided change to another identifier field: what Lytics' members say about each field, and what
-speaks against a change. Its steps: ``identifier_steps``."""
+"""The dry run of a guided change to another identifier field: what Lytics' members say about each field, and the
+reasons not to begin a change.
+
+The module ``identifier_steps`` has the steps.
+"""
 
 import time
 from collections.abc import Sequence

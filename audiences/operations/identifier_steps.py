@@ -1,8 +1,8 @@
 """The steps of a guided change to another identifier field (docs/guided-changes.md).
 
-From the switch on, calls are read by the new field. Nobody but Lytics knows which customer has which value of it, so
-each audience is then compared with Lytics' scan by an audit, and the differences are sent by a repair: customers enter
-under the new field and leave under the old one. No step sends a request to ODP.
+After the switch, calls are read by the new field. Only Lytics knows each customer's value of that field. Therefore an
+audit compares each audience with Lytics' scan, and a repair sends the differences: customers enter under the new field
+and leave under the old one. No step sends a request to ODP.
 """
 
 from collections.abc import Callable
@@ -62,10 +62,10 @@ def choose(change: GuidedChange) -> Step:
 
 
 def read_by(change: GuidedChange) -> Step:
-    """Switch the field, unless somebody has changed it meanwhile."""
+    """Switch the install to the new field. If a person has changed the field since the change began, end the change."""
     install = account_switch.lock(change.install_id)
     if install.identifier_field != change.before:
-        return _end(problem=f"Somebody changed the identifier field to {install.identifier_field}.")
+        return _end(problem=f"A person changed the identifier field to {install.identifier_field} during the change.")
     Install.objects.filter(pk=install.pk).update(identifier_field=change.after, identifier_since_at=now())
     return to(Phase.CALLS, switched_at=now())
 
@@ -118,7 +118,7 @@ def _ask(change: GuidedChange, audience: Audience) -> Step:
 
 
 def repair(change: GuidedChange) -> Step:
-    """Have the differences sent. The repair requests another audit at its end."""
+    """Have the differences sent. The last step of the repair requests another audit."""
     audience = _audience(change)
     if change.resend_id is None:
         assert change.audit_id is not None
