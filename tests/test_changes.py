@@ -16,7 +16,7 @@ from pytest_django.fixtures import Settings
 from audiences.delivery import claims, holds
 from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
-from audiences.operations import changes, guards, resends, retiring, skips, verification
+from audiences.operations import changes, forgetting, guards, resends, retiring, skips, verification
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
 from tests.delivering import (
@@ -284,6 +284,74 @@ def test_a_request_under_way_whose_worker_is_gone_holds_the_change_for_its_lease
     lease_runs_out(gold)
     assert finish(shop).problem == ""
     assert odp.members("lytics_gold") == ["kim", "lee", "mia", "new"]
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["brought back", "done, and changed back"])
+def test_a_customer_who_is_forgotten_during_a_change_is_no_member_afterwards(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, stopped: bool
+) -> None:
+    """The previous field or list has the customer as a member, and the ledger no longer knows the customer."""
+    change = begin(shop)
+    while GuidedChange.objects.get().phase != Phase.VERIFY:
+        step(shop)
+        work(shop)
+    forget_customer(shop, "kim")
+    if stopped:
+        changes.stop(change, by="lee")
+    finish(shop)
+    if not stopped:
+        begin(shop)
+        assert finish(shop).problem == ""
+    work(shop)
+    assert odp.members("lytics_gold") == ["lee", "mia"]
+
+
+@pytest.mark.parametrize("has_left", [False, True], ids=["a member", "no longer a member"])
+def test_a_customer_who_is_forgotten_after_a_change_is_no_member_after_the_change_back(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, has_left: bool
+) -> None:
+    begin(shop)
+    assert finish(shop).problem == ""
+    silver = audience_with_members(shop, "silver")
+    if has_left:
+        happen(gold, ("kim", "exit", 9))
+        drain_all(shop)
+    forget_customer(shop, "kim")
+    begin(shop)
+    assert finish(shop).problem == ""
+    work(shop)
+    assert odp.members("lytics_gold") == odp.members("lytics_silver") == ["lee", "mia"]
+    assert_all_is_well(gold, silver)
+
+
+def test_a_customer_stays_until_the_previous_field_or_list_has_the_exits(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, before: str
+) -> None:
+    """ODP doesn't answer, or the install is off."""
+    begin(shop)
+    assert finish(shop).problem == ""
+    odp.fault({"path": LISTS if before == "list" else PROFILES}, {"status": 503, "body": {"message": "down"}})
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    assert not forgetting.go_on(asked)
+    drain_all(shop)
+    assert odp.members("lytics_gold") == ["lee", "mia"]
+    assert not forgetting.go_on(asked)
+    odp.clear_faults()
+    Install.objects.update(enabled=False)
+    assert not forgetting.go_on(asked)
+    assert Membership.objects.filter(identifier="kim").exists()
+    Install.objects.update(enabled=True)
+    assert forgetting.go_on(asked)
+    assert not Membership.objects.filter(identifier="kim").exists()
+
+
+def forget_customer(shop: Install, identifier: str) -> None:
+    asked = forgetting.ask(shop, identifier, tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.go_on(asked)
+    work(shop)
+    assert forgetting.go_on(asked)
 
 
 # --- audiences that are not changed -------------------------------------------------------------------------

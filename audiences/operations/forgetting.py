@@ -23,6 +23,7 @@ from audiences.delivery import account_switch, holds
 from audiences.delivery.fold import FORGOTTEN
 from audiences.encryption import decrypt, opened
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked
+from audiences.operations import former_stores
 from audiences.receiving import ingest
 from audiences.wake import wake
 from lytics import times
@@ -114,6 +115,8 @@ def go_on(forgotten: Forgotten) -> bool:
     if account_switch.is_changing(forgotten.install_id):
         return False
     if forgotten.tell_odp and not _odp_has_exits(forgotten):
+        return False
+    if forgotten.tell_odp and not former_stores.have_exits(forgotten.install_id, opened(forgotten.identifier)):
         return False
     _take_out(forgotten)
     return True
