@@ -390,6 +390,42 @@ def test_an_audience_that_is_being_made_at_the_switch_is_made_in_the_new_account
     assert members(new, "silver") == ["kim"]
 
 
+def test_an_audience_that_the_old_account_never_had_is_not_emptied_there(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wasn't made in the old account before the switch, so ODP would reject each of its exits."""
+    monkeypatch.setattr(account_steps, "MOST_REJECTED", 0)
+    begin(shop, new, empties=True)
+    until(shop, Phase.MOVE)
+    silver = make_audience(shop, "silver", provisioned=False)
+    enter(silver, "kim", "zoe")
+    step(shop)
+    assert GuidedChange.objects.get().switched_at is not None
+    change = finish(shop)
+    assert (change.problem, change.left_out, change.done) == ("", {}, 2)
+    assert members(new, "silver") == ["kim", "zoe"]
+    assert segments(odp) == []
+
+
+@pytest.mark.parametrize("phase", [Phase.CHOOSE, Phase.EMPTY, Phase.REMOVE])
+def test_an_audience_in_the_old_account_that_another_install_uses_now_is_not_emptied(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, phase: str
+) -> None:
+    """After the switch its ODP id is free in the old account, so another install may make its audience there."""
+    begin(shop, new, empties=True)
+    until(shop, Phase.LEASES)
+    until(shop, phase)
+    other = make_install(odp, name="Other", mechanism=shop.mechanism)
+    drafts.note_key(other.pk, problem="")
+    theirs = audience_with_members(other)
+    change = finish(shop)
+    assert change.problem == ""
+    assert "The install Other uses" in change.left_out["lytics_gold"]
+    assert (members(odp), segments(odp)) == (BEFORE, ["lytics_gold"])
+    assert members(new) == BEFORE
+    assert_all_is_well(gold, theirs)
+
+
 def test_an_audience_with_another_odp_id_since_its_copy_is_copied_again(
     shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
@@ -436,6 +472,32 @@ def test_customers_that_the_new_account_rejects_are_counted(
     begin(shop, new)
     assert "rejects too many customers" in finish(shop).problem
     assert Install.objects.get().odp_host == shop.odp_host
+
+
+@pytest.mark.parametrize("rejected", ["lee", "e"], ids=["one", "all"])
+def test_an_account_that_rejects_some_members_is_switched_to_and_one_that_rejects_all_is_not(
+    odp: ThreadedSandbox,
+    shop: Install,
+    gold: Audience,
+    new: ThreadedSandbox,
+    mechanism: str,
+    settings: Settings,
+    rejected: str,
+) -> None:
+    """The sample has all members, and the old account shows them."""
+    settings.CHANGE_VERIFY_SECONDS = 0
+    path = "/v3/profiles" if mechanism == "attribute" else "/v3/lists/subscriptions"
+    answer = {"status": 400, "body": {"title": "Bad Request", "detail": {"message": "no"}}}
+    new.fault({"path": path, "body_contains": rejected}, answer)
+    begin(shop, new)
+    change = finish(shop)
+    if rejected == "lee":
+        assert change.problem == ""
+        assert AudienceMove.objects.get().rejected == 1
+        assert members(new) == ["kim", "mia"]
+    else:
+        assert "people in a sample differ" in change.problem
+        assert Install.objects.get().odp_host == odp.url
 
 
 def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
@@ -520,6 +582,23 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox, shop: Install
     forgetting.go_on_all()
     begin(shop, new)
     assert "under way" in why(target(new))
+
+
+def test_no_install_changes_to_an_account_that_another_one_is_emptying(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """Both have audiences of the same ODP ids, so the exits of one would remove the members of the other."""
+    with ThreadedSandbox(Options(private_key="third.account", settings=UNLIMITED)) as third:
+        other = make_install(third, name="Other", odp_api_key="third.account")
+        drafts.note_key(other.pk, problem="")
+        audience_with_members(Install.objects.get(pk=other.pk))
+        begin(shop, new, empties=True)
+        until(shop, Phase.EMPTY)
+        to_old = Connection("", odp.url, odp.private_key)
+        other = Install.objects.get(pk=other.pk)
+        assert "is changing to or from this account" in changes.problem_of_account(other, to_old)
+        assert finish(shop).problem == ""
+        assert changes.problem_of_account(other, to_old) == ""
 
 
 @pytest.mark.parametrize("has_log", [True, False], ids=["", "old events are deleted"])

@@ -90,11 +90,11 @@ def _of_entered(to: Connection) -> str:
 def _of_account(install: Install, other: Install) -> str:
     if same_account(install, other):
         return "This is the account that the install has already. Enter its new key in the form of the install."
-    changes = GuidedChange.objects.filter(kind=GuidedChange.Kind.ACCOUNT, ended_at=None, switched_at=None)
+    changes = GuidedChange.objects.filter(kind=GuidedChange.Kind.ACCOUNT, ended_at=None)
     for change in changes.exclude(install=install).select_related("install"):
         connection = Connection(change.other_region, change.other_host, change.other_api_key)
         if same_account(account_switch.connected(change.install, connection), other):
-            return f"The install {change.install} is changing to this account now. Begin when that is over."
+            return f"The install {change.install} is changing to or from this account now. Begin when that is over."
     found = segments.ids(client_of(other), seconds=SECONDS)
     if isinstance(found, Answer):
         return f"{account_switch.name_of(other)} could not be used. {found.reason or 'It has no list of audiences.'}"

@@ -302,11 +302,14 @@ def verify(change: GuidedChange, client: Client) -> Step:
     if not found.succeeded:
         return _give_up(change, f"The new account could not be asked about a sample: {found.answer.reason}.")
     differing = verification.differing(people, found.qualified, audience.odp_id)
-    if len(differing) < sum(row.is_member for row in people):
+    shows_some = len(differing) < sum(row.is_member for row in people)
+    if shows_some:
         old = client_of(change.install, ends_at=client.ends_at)
         differing = verification.without_hidden(old, audience.odp_id, differing, seconds=SECONDS)
     differing = verification.unchanged(audience, differing)
-    if not differing:
+    # Customers whom the new account rejected differ for good.
+    rejected = _moves(change).get(audience=audience).rejected if shows_some else 0
+    if len(differing) <= rejected:
         return to(Phase.FINISH)
     words = f"{len(differing)} of {len(people)} people in a sample differ between the new account and the ledger"
     if now() - change.phase_since_at > timedelta(seconds=settings.CHANGE_VERIFY_SECONDS):
@@ -340,20 +343,43 @@ def catch_up(change: GuidedChange) -> Step:
 def empty(change: GuidedChange, client: Client) -> Step:
     """Send exits of the ledger's people to the old account, also of those who have left: their exit may have gone to
     the new account alone."""
+    audience = _audience(change)
+    if why := _use_by_another(change):
+        return _leave(change, audience, why)
+    if not change.after_identifier:
+        accepted = audience.accepted_definition
+        seen = mechanism_for(audience).look(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
+        if isinstance(seen, Answer):
+            return wait(seen.reason)
+        if seen.lost_members:  # it was never made there
+            return to(Phase.FINISH)
     rows = _next_rows(change)
     if not rows:
         return to(Phase.REMOVE)
     return _send(change, client, rows, [(row, False) for row in rows])
 
 
+def _use_by_another(change: GuidedChange) -> str:
+    """Why the audience in the old account isn't this install's any more: after the switch, its ODP id is free there."""
+    audience = _audience(change)
+    audience.install = other(change)
+    user = shared_ids.used_by(audience)
+    return f"The install {user.install.name} uses this ODP id in the old account now." if user else ""
+
+
+def _leave(change: GuidedChange, audience: Audience, why: str) -> Step:
+    return to(Phase.FINISH, left_out={**change.left_out, audience.odp_id: why})
+
+
 def remove(change: GuidedChange, client: Client) -> Step:
     audience = _audience(change)
+    if why := _use_by_another(change):
+        return _leave(change, audience, why)
     accepted = audience.accepted_definition
     problem = mechanism_for(audience).remove(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
     if isinstance(problem, Answer):
         return wait(problem.reason)
-    left = {} if problem is None else {"left_out": {**change.left_out, audience.odp_id: problem.reason}}
-    return to(Phase.FINISH, **left)
+    return to(Phase.FINISH) if problem is None else _leave(change, audience, problem.reason)
 
 
 # --- stopping ------------------------------------------------------------------------------------------------
