@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -87,6 +88,25 @@ def test_calls_before_the_first_pass_are_not_read(install: Install) -> None:
     calls(install, *every(HOUR, start=START, end=START + 8 * DAY))
     rhythm.learn()
     assert limit(install) == 3 * HOUR
+
+
+def test_an_install_that_a_concurrent_pass_has_begun_is_left_to_the_next_pass(install: Install) -> None:
+    rhythm.learn(at=START)
+    calls(install, *every(HOUR, start=START, end=START + 8 * DAY))
+    others: list[Install] = []
+
+    def concurrent_pass(execute: Any, statement: str, params: Any, many: bool, context: Any) -> Any:
+        if "FROM paused" in statement and not others:
+            others.append(make_install(name="New"))
+            Rhythm.objects.create(install=others[0])
+            call(others[0], START + 8 * DAY)
+        return execute(statement, params, many, context)
+
+    with connection.execute_wrapper(concurrent_pass):
+        rhythm.learn()
+    assert limit(install) == 3 * HOUR
+    rhythm.learn()
+    assert Rhythm.objects.get(install=others[0]).called_at == START + 8 * DAY
 
 
 def test_a_sender_of_working_days_is_not_silent_at_the_weekend(install: Install) -> None:

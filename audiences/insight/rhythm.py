@@ -45,7 +45,9 @@ def learn(*, at: datetime | None = None) -> None:
     rhythms = {rhythm.install_id: rhythm for rhythm in Rhythm.objects.all()}
     changed = {}
     for pause in _NEW.run(trial=trials.JOB, calls=CALLS).all():
-        rhythm = rhythms[pause.install_id]
+        rhythm = rhythms.get(pause.install_id)
+        if rhythm is None:  # a concurrent pass has created it since, and the next pass reads these calls
+            continue
         day = pause.day.isoformat()
         rhythm.pauses[day] = max(rhythm.pauses.get(day, 0.0), pause.seconds)
         rhythm.receipt = max(rhythm.receipt, pause.receipt)
