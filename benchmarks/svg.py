@@ -1,4 +1,4 @@
-"""The parts of the pictures that measurements draw."""
+"""The SVG elements of the pictures of benchmarks and soaks."""
 
 from collections.abc import Iterable, Sequence
 

@@ -27,8 +27,8 @@ def read(url: str, *, prepared: bool) -> dict[str, object]:
         # session. No code here needs such cursors: long results are read in pages.
         "DISABLE_SERVER_SIDE_CURSORS": True,
         "OPTIONS": {
-            # For each host. A lost network is noticed after 10 to 20 s instead of after minutes. None of these is sent
-            # to the server, so PgBouncer doesn't mind them.
+            # For each host. A lost network is noticed after 10 to 20 s instead of after minutes. These options
+            # aren't sent to the server, so PgBouncer accepts them.
             "connect_timeout": 3,
             "tcp_user_timeout": 10_000,
             "keepalives_idle": 5,

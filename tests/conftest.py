@@ -84,7 +84,7 @@ LONGEST_FIRST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files to each test process, and all files of the browser to one: they share a site and a Chromium."""
+    """Give each test process whole files, and one process all files of the browser, which share a site."""
     if config.getoption("dist") != "loadfile":
         return None
     scheduling = LoadFileScheduling(config, log)

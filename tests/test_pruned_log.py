@@ -80,7 +80,7 @@ def kept_90_days(settings: Settings) -> None:
 
 
 def age(*audiences: Audience) -> None:
-    """What these audiences have in the tables happened 100 days earlier."""
+    """Date all rows of these audiences back by 100 days."""
     with connection.cursor() as cursor:
         values = {"audiences": [one.pk for one in audiences], "installs": [one.install_id for one in audiences]}
         cursor.execute(AGE, values)

@@ -26,7 +26,7 @@ class Tested:
 
 
 def tested() -> list[Tested]:
-    # Tests have no trouble, and are found by its index.
+    # The messages of tests have no trouble, so the index of that column finds them.
     tests = TroubleMessage.objects.filter(trouble=None, event=TroubleMessage.Event.TEST)
     return [
         Tested(channel.label, end_of(tests.filter(channel=channel).first()), reverse(f"admin:{URL}", args=[channel]))

@@ -148,7 +148,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         )
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Return the list, with the counts and proofs of its page's installs read in one go."""
+        """Return the list, with the counts and proofs of the installs on its page."""
         found = super().get_changelist_instance(request)
         counts, proofs = lane_counts.of_installs(found.result_list), probes.proofs(found.result_list)
         for install in found.result_list:

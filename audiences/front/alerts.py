@@ -69,7 +69,7 @@ class Alert:
     is_rest: bool = False
 
     def shown(self, request: HttpRequest, trouble: Trouble | None) -> Shown:
-        """With the mute of ``trouble``, the stored trouble of this alert, once a check has stored it."""
+        """The alert for the page. ``trouble`` is its stored trouble with the mute; None until a check has stored it."""
         offers = (*self.offers, buttons(trouble, "mute", "unmute")) if trouble else self.offers
         since = ago(self.since) if self.since else ""
         muted = f"Muted {mute_in_words(trouble)}" if trouble and is_muted(trouble) else ""

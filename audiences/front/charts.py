@@ -139,7 +139,7 @@ def _hours(hours: int) -> str:
 
 
 def read(*, hours: int, install: Install | None = None, at: datetime | None = None) -> list[Point]:
-    """The points of the last hours, oldest first, with those in which nothing happened; of one install or of all."""
+    """The points of the last hours of one install or of all, oldest first. Points without events are included."""
     step = RANGES[hours][0]
     end = (at or now()).replace(second=0, microsecond=0) - NOT_YET
     start = _floor(end - timedelta(hours=hours), step)

@@ -16,7 +16,7 @@ KIND = "delay"
 
 
 def late_events(installs: list[Any], waiting: Mapping[int, Backlog], *, without: str = "") -> list[Alert]:
-    """Installs with an event that can be sent and waits for too long.
+    """Alerts for installs with an event that could be sent and has waited for too long.
 
     Installs that are off, drafts, on hold, or above the high-water mark have an alert with the cause already. So does
     the install with the name ``without``.

@@ -76,7 +76,7 @@ def _moving(retirement: Retirement) -> Alert:
 
 
 def _waits(audience: Audience) -> str:
-    """What a retirement waits for, where a person can change that."""
+    """The reason for which a retirement waits, if a person can remove it; empty otherwise."""
     if not audience.install.enabled:
         return " It waits: the install is off."
     if audience.hold_failures:

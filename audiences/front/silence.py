@@ -23,7 +23,7 @@ def silent_senders(
     waiting: Mapping[int, Backlog],
     rejections: Mapping[str, RejectedCalls],
 ) -> list[Alert]:
-    """Installs that are on and got no call for longer than their limit, except those whose calls are rejected."""
+    """Alerts for enabled installs without a call for longer than their limit, except installs with rejected calls."""
     if disk_usage.is_too_full():
         return []
     silent = [

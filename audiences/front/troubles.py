@@ -50,7 +50,7 @@ class Facts:
     stuck: stalled_work.Stuck | None
     rejections: dict[str, RejectedCalls] | None
     proofs: Mapping[int, Proof]
-    # The pause between calls beyond which an install's sender is silent, where it is known.
+    # By install id, the longest pause between calls before its sender counts as silent, if there is a limit.
     pauses: Mapping[int, timedelta]
     certificate: Certificate | None
 

@@ -6,7 +6,7 @@ from django.conf import settings
 
 from audiences.models import Pruning
 
-# What a page calls the rows of each kind, and the setting of their days.
+# The name of each kind of rows on pages, and the setting of its days.
 _NAMES = {
     "receipts": ("Calls", "RECEIPTS_KEEP_DAYS"),
     "requests": ("Request bodies", "REQUESTS_KEEP_DAYS"),

@@ -50,7 +50,7 @@ def add_identifier(parser: CommandParser) -> None:
 
 
 def identifier_in(options: dict[str, Any]) -> str:
-    """Raises ``CommandError`` for an empty one."""
+    """The identifier from the arguments or the input. Raises ``CommandError`` when it is empty."""
     given: str = options["identifier"]
     identifier = sys.stdin.readline().strip() if given == "-" else given
     if not identifier:
@@ -59,7 +59,7 @@ def identifier_in(options: dict[str, Any]) -> str:
 
 
 def asked(question: str) -> str:
-    """What a person types. Raises ``CommandError`` when the input has ended, as in a scheduled job."""
+    """The person's answer to a question. Raises ``CommandError`` when the input has ended, as in a scheduled job."""
     try:
         return input(question).strip()
     except EOFError:

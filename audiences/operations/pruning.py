@@ -110,7 +110,7 @@ def prune(*, seconds: float = SECONDS, pause: Callable[[float], None] = time.sle
 
 
 def _needs(kind: str) -> dict[str, Any]:
-    """What a kind's statement needs besides the progress. Read once per run: with each step it would read all lanes."""
+    """Further parameters of a kind's statement. They are read once per run, because each reading reads all lanes."""
     if kind != "receipts":
         return {}
     waiting = _WAITING.run(horizon=Pruning.objects.get(kind=kind).horizon_at).all()

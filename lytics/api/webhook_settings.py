@@ -181,7 +181,7 @@ def _on(key: str) -> Compare:
 
 
 def _number(key: str, ours: int, *, is_most: bool = False) -> Compare:
-    """With ``is_most`` larger numbers than ours are harmful, otherwise smaller ones."""
+    """Compare a number. With ``is_most``, numbers larger than ours are harmful, otherwise smaller numbers."""
 
     def compare(wanted: WebhookSettings, config: Fields) -> Harm | None:
         theirs = count(config, key) or _DEFAULTS[key]

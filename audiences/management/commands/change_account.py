@@ -59,7 +59,7 @@ def _done(install: Install, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key() -> str:
-    """The key, not from the command line, where other users of the machine could read it."""
+    """The API key from a prompt or the input. Other users of the machine could read it on the command line."""
     return (getpass("API key of the other account: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
 
 
