@@ -8,14 +8,26 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from html.entities import html5
 from itertools import islice
 from typing import NamedTuple
 
-_SINGLES, _DOUBLES = "'‘’‚‛‹›`´′＇", '"“”„‟«»″＂「」『』'
-_SINGLE = rf"[{_SINGLES}]|&(?:apos|lsquo|rsquo|#0*39|#x0*27);|\\u00(?:27|60)|\\u201[89]"
-_DOUBLE = rf"[{_DOUBLES}]|&(?:quot|ldquo|rdquo|laquo|raquo|#0*34|#x0*22);|\\u0022|\\u201[cd]"
-# Marks that follow each other directly count as one: a mark doubled to escape it, or an empty value.
-_MARK = re.compile(rf"(?P<escape>\\*)(?:(?P<single>(?:{_SINGLE})+)|(?P<double>(?:{_DOUBLE})+))", re.IGNORECASE)
+_SINGLES, _DOUBLES = "'‘’‚‛‹›`´′＇❛❜", '"“”„‟«»″＂「」『』❝❞〝〞'
+
+
+def _spellings(marks: str) -> str:
+    """A pattern for each of ``marks``: the character, or as HTML, JSON or Python escape it."""
+    names = "|".join(name for name, character in html5.items() if character in marks and name.endswith(";"))
+    decimal, short, long = ("|".join(f"{ord(mark):{form}}" for mark in marks) for form in ("d", "x", "04x"))
+    return rf"[{marks}]|&(?:{names}|#0*(?:{decimal});|#x0*(?:{short});)|\\u(?:{long})|\\x(?:{short})"
+
+
+# Marks that follow each other directly count as one: a mark doubled to escape it, or an empty value. Only the first of
+# several backslashes begins a search, so that a text of them takes no quadratic time.
+_MARK = re.compile(
+    rf"(?<!\\)(?P<escape>\\*)(?:(?P<single>(?:{_spellings(_SINGLES)})+)|(?P<double>(?:{_spellings(_DOUBLES)})+))",
+    re.IGNORECASE,
+)
 # The first character of a mark. Most texts have no such character, which this finds 70 times as fast as ``_MARK``.
 _BEGINNING = re.compile(rf"[{_SINGLES}{_DOUBLES}&\\]")
 # The letters after the apostrophe of a contraction or a possessive, as in "doesn't".

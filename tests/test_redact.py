@@ -8,12 +8,18 @@ import pytest
 from odp import redact
 from odp.redact import HIDDEN
 
-PAIRS = ["''", '""', "``", "`'", "´´", "‘’", "’’", "‚‘", "“”", "””", "„“", "«»", "»«", "‹›", "「」", "＂＂"]
+PAIRS = ["''", '""', "``", "`'", "´´", "‘’", "’’", "‚‘", "“”", "””", "„“", "«»", "»«", "‹›", "「」", "＂＂", "❝❞", "❛❜"]
 INSIDE = "'\"’“ ,\\.-(:"
 ENTITIES = [
     *(("&#39;", "&#39;"), ("&#039;", "&#039;"), ("&#x27;", "&#X27;"), ("&apos;", "&apos;"), ("&lsquo;", "&rsquo;")),
     *(("&quot;", "&quot;"), ("&#34;", "&#34;"), ("&ldquo;", "&rdquo;"), ("&laquo;", "&raquo;")),
     *(("\\'", "\\'"), ('\\"', '\\"'), ("\\u0027", "\\u0027"), ("\\u0022", "\\u0022"), ("\\u201c", "\\u201D")),
+    *(("\\x27", "\\x27"), ("&sbquo;", "&lsquo;"), ("&bdquo;", "&ldquo;"), ("&lsaquo;", "&rsaquo;")),
+]
+NUMBERED = [
+    (form.format(ord(before)), form.format(ord(after)))
+    for before, after in map(tuple, PAIRS)
+    for form in ("&#{};", "&#x{:X};", "\\u{:04x}")
 ]
 
 
@@ -32,7 +38,7 @@ def test_no_part_of_a_quoted_value_is_left(pair: str) -> None:
     assert [one for one in said if not is_masked(one)] == []
 
 
-@pytest.mark.parametrize(("before", "after"), [*map(tuple, PAIRS), *ENTITIES])
+@pytest.mark.parametrize(("before", "after"), [*map(tuple, PAIRS), *ENTITIES, *NUMBERED])
 @pytest.mark.parametrize("value", ["o'brien", "zaphod o'brien", "o’brien", "o\\'brien", "o''brien", "o&#39;brien"])
 def test_a_value_with_an_apostrophe_is_masked_and_the_words_around_it_stay(before: str, after: str, value: str) -> None:
     said = f"It can't find {before}{value}{after}, which isn't in {before}fs_user_id{after}"
