@@ -32,9 +32,6 @@ settings.load_profile("patient")
 # The production hasher is slow on purpose, and hundreds of tests make accounts.
 django.conf.settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-# A double of Lytics shows at once what it sent.
-django.conf.settings.AUDIT_SCAN_DELAY_SECONDS = 0
-
 # WhiteNoise reads this folder for each test client, 6 ms each; only processes that a test starts serve its files.
 django.conf.settings.STATIC_ROOT = None
 
@@ -222,6 +219,7 @@ def lytics(settings: Settings) -> Iterator[Lytics]:
     thread = Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     settings.LYTICS_API_URL = made.url
+    settings.AUDIT_SCAN_DELAY_SECONDS = 0  # it shows at once what it sent
     yield made
     made.server.shutdown()
     made.server.server_close()
