@@ -28,7 +28,7 @@ from audiences.models import (
 )
 from audiences.operations import (
     account_changes,
-    account_steps,
+    account_requests,
     changes,
     forgetting,
     guards,
@@ -394,7 +394,7 @@ def test_an_audience_that_the_old_account_never_had_is_not_emptied_there(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wasn't made in the old account before the switch, so ODP would reject each of its exits."""
-    monkeypatch.setattr(account_steps, "MOST_REJECTED", 0)
+    monkeypatch.setattr(account_requests, "MOST_REJECTED", 0)
     begin(shop, new, empties=True)
     until(shop, Phase.MOVE)
     silver = make_audience(shop, "silver", provisioned=False)
@@ -466,7 +466,7 @@ def test_customers_that_the_new_account_rejects_are_counted(
     assert members(new) == ["kim", "mia"]
     new.clear_faults()
     new.fault({"path": path}, answer)
-    monkeypatch.setattr(account_steps, "MOST_REJECTED", 1)
+    monkeypatch.setattr(account_requests, "MOST_REJECTED", 1)
     changes.stop(GuidedChange.objects.get(), by="kim")
     finish(shop)
     begin(shop, new)

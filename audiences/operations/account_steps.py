@@ -14,29 +14,25 @@ from django.db.models import F, QuerySet
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.delivery import account_switch, leases, shared_ids
+from audiences.delivery import account_switch, shared_ids
 from audiences.delivery.account_switch import Connection
-from audiences.delivery.fold import FORGOTTEN
 from audiences.delivery.odp_account import Gate, client_of, mechanism_for
 from audiences.models import Audience, AudienceMove, GuidedChange, Install, Membership, Resend
-from audiences.operations import account_changes, resends, twins, verification
+from audiences.operations import account_changes, account_requests, resends, twins, verification
 from audiences.operations.change_steps import LATER, SECONDS, SOON, Step, to, wait, was_skipped
 from odp.client import Client
 from odp.graphql import ask
-from odp.mechanisms import Change, Mechanism, Refusal, encode
+from odp.mechanisms import Refusal
 from odp.outcomes import Answer, Outcome
 
 Phase = GuidedChange.Phase
 Stage = AudienceMove.Stage
 
-# If ODP rejects more customers of one audience than this, the cause isn't the customers, and the change ends.
-MOST_REJECTED = 100
-
 
 def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
     """The client of the account that the install doesn't use: the new one before the switch, the old one after it.
 
-    The gate counts the requests of deliveries, which go to the account in use, so it isn't used (``_pause``).
+    The gate counts the requests of deliveries, which go to the account in use, so it isn't used (``account_requests``).
     """
     return client_of(other(change), ends_at=ends_at)
 
@@ -231,20 +227,12 @@ def make(change: GuidedChange, client: Client) -> Step:
 
 def copy(change: GuidedChange, client: Client) -> Step:
     """Send the next people of the ledger to the new account."""
-    rows = _next_rows(change)
+    rows = account_requests.next_rows(change, _audience(change))
     if not rows:
         return to(Phase.FINISH)
     wanted = [row for row in rows if not row.rejected and (row.is_member or change.sends_exits)]
     states = [(row, row.is_member) for row in wanted]
     return _send(change, client, rows, states)
-
-
-def _next_rows(change: GuidedChange) -> list[Membership]:
-    audience = _audience(change)
-    fitting = leases.capacity_of(audience.install, audience.mechanism)
-    size = min(change.request_size or fitting, fitting)
-    ledger = Membership.objects.filter(audience=audience, identifier__gt=change.after_identifier)
-    return list(ledger.order_by("identifier")[:size])
 
 
 def _send(
@@ -253,38 +241,8 @@ def _send(
     rows: Sequence[Membership],
     states: Sequence[tuple[Membership, bool]],
 ) -> Step:
-    """Send the states in one request, and continue after the last row. If ODP rejects it, the next one has half."""
-    audience = _audience(change)
-    items = _items(mechanism_for(audience), audience, states)
-    on = {"after_identifier": rows[-1].identifier, "request_size": min(2 * len(rows), 500), "waits_for": ""}
-    if not items:
-        return Step(on)
-    answer = client.call("POST", mechanism_for(audience).path, body=encode(items), seconds=SECONDS)
-    sent = {"copied_at": now()} if change.phase == Phase.COPY else {}
-    if answer.outcome is Outcome.DELIVERED:
-        return Step({**on, **sent}, _pause(audience))
-    if answer.outcome is not Outcome.REJECTED:
-        return Step({"waits_for": answer.reason, **sent}, max(LATER, answer.retry_after or 0.0))
-    if len(rows) > 1:
-        return Step({"request_size": len(rows) // 2, **sent}, _pause(audience))
-    if change.rejected >= MOST_REJECTED:
-        return _give_up(change, f"ODP rejects too many customers of {audience.odp_id}: {answer.reason}.")
-    return Step({**on, "rejected": change.rejected + 1, **sent}, _pause(audience))
-
-
-def _pause(audience: Audience) -> float:
-    """Seconds after a request, so that the other account gets no more requests a second than the install may send."""
-    rate = audience.install.requests_per_second if mechanism_for(audience).rate_limit else 0
-    return 1 / rate if rate else 0.0
-
-
-def _items(mechanism: Mechanism, audience: Audience, states: Sequence[tuple[Membership, bool]]) -> list[dict[str, Any]]:
-    found = [
-        Change(audience.pk, audience.odp_id, row.identifier, is_member, row.occurred_ns, row.sequence)
-        for row, is_member in states
-        if not row.identifier.startswith(FORGOTTEN)
-    ]
-    return [item for group in mechanism.groups(found) for item in mechanism.items(group)]
+    step = account_requests.send(change, client, _audience(change), rows, states)
+    return _give_up(change, step.reason) if isinstance(step, Refusal) else step
 
 
 def verify(change: GuidedChange, client: Client) -> Step:
@@ -353,7 +311,7 @@ def empty(change: GuidedChange, client: Client) -> Step:
             return wait(seen.reason)
         if seen.lost_members:  # it was never made there
             return to(Phase.FINISH)
-    rows = _next_rows(change)
+    rows = account_requests.next_rows(change, _audience(change))
     if not rows:
         return to(Phase.REMOVE)
     return _send(change, client, rows, [(row, False) for row in rows])
