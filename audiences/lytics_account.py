@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.conf import settings
-from django.db.models import Q
+from django.db import transaction
+from django.db.models import F, Q
 from django.utils.timezone import now
 
 from audiences.encryption import opened
@@ -35,9 +36,31 @@ def client_of(install: Install, *, ends_at: float = float("inf")) -> Client | No
 def set_token(install: Install, token: str) -> None:
     """Store the token; an empty one removes it."""
     if token:
-        LyticsAccount.objects.update_or_create(install=install, defaults={"api_token": token, "changed_at": now()})
+        stored = {"api_token": token, "changed_at": now(), "job_looked_at": None}
+        LyticsAccount.objects.update_or_create(install=install, defaults=stored)
     else:
         LyticsAccount.objects.filter(install=install).delete()
+
+
+def take_job_look(*, before: datetime) -> int | None:
+    """The install whose jobs were looked at least recently, if that was before this time; it counts as looked at now.
+
+    Installs that are off, drafts, and installs without an API token are left out.
+    """
+    may_ask = Q(install__enabled=True, install__key_accepted_at__isnull=False)
+    is_due = Q(job_looked_at=None) | Q(job_looked_at__lte=before)
+    oldest_first = F("job_looked_at").asc(nulls_first=True)
+    with transaction.atomic():
+        unlocked = LyticsAccount.objects.select_for_update(skip_locked=True, of=("self",))
+        due = unlocked.filter(may_ask, is_due).order_by(oldest_first, "pk").only("install_id").first()
+        if due is not None:
+            LyticsAccount.objects.filter(pk=due.pk).update(job_looked_at=now())
+    return due.install_id if due else None
+
+
+def look_again(install: Install) -> None:
+    """Have the next run of the schedule look at the install's jobs, because they were changed."""
+    LyticsAccount.objects.filter(install=install).update(job_looked_at=None)
 
 
 def has_token(install: Install) -> bool:

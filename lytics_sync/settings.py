@@ -233,8 +233,8 @@ HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
 # The interval in minutes at which each install tests with a customer whether ODP shows what is sent; 0 for never.
 # After a failure and after a changed connection the next one follows sooner.
 PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
-# The interval in minutes at which audiences in ODP are compared with what this service made; 0 for never. Each time,
-# one request lists all audiences of the account, and the definitions of some are read.
+# The interval in minutes of looks at audiences in ODP and at the audiences of Lytics jobs; 0 for never. Each time, one
+# request lists all audiences of the account in ODP, and the definitions of some are read.
 LOOK_MINUTES = env.number("LOOK_MINUTES", 15)
 # How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
@@ -256,6 +256,7 @@ CELERY_BEAT_SCHEDULE = {
         "prune": 30,
         "probe": 15,
         "look_at_twins": 15,
+        "look_at_jobs": 60,
         "ask_audits": 5,
         "look_at_certificate": 600,
         "check_troubles": 60,

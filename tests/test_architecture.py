@@ -62,6 +62,7 @@ WRITERS = {
     "Trouble": {"audiences/operations/troubles.py"},
     "TroubleMessage": {"audiences/operations/alert_messages.py"},
     "Twin": {"audiences/operations/twins.py"},
+    "JobPresence": {"audiences/operations/job_looks.py"},
     "Audit": {"audiences/agreement/audits.py", FORGETTING, PRUNING},
     "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},
     "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py", FORGETTING, PRUNING},

@@ -31,6 +31,7 @@ TASKS_OF_ALL: list[Any] = [
     tasks.reconcile,
     tasks.probe,
     tasks.look_at_twins,
+    tasks.look_at_jobs,
     tasks.ask_audits,
     tasks.summarise,
     tasks.check_troubles,

@@ -9,7 +9,7 @@ from audiences.agreement import audits
 from audiences.delivery import claims
 from audiences.front import troubles
 from audiences.insight import certificate, delays, probes, rollup, schedule, search_index, trials
-from audiences.operations import alert_messages, changes, forgetting, pruning, resends, retiring, twins
+from audiences.operations import alert_messages, changes, forgetting, job_looks, pruning, resends, retiring, twins
 from audiences.operations import reconcile as reconciling
 from workers import drain as draining
 from workers import heartbeat_monitor, making, pace, slots, trial
@@ -86,6 +86,12 @@ def probe() -> None:
 def look_at_twins() -> None:
     """Send the installs whose audiences in ODP are to be looked at to the workers."""
     twins.start_due()
+
+
+@shared_task(name="workers.tasks.look_at_jobs", ignore_result=True)
+def look_at_jobs() -> None:
+    """Look which audiences the Lytics jobs of the installs that are due still send."""
+    job_looks.look_at_due(seconds=settings.DRAIN_SECONDS)
 
 
 @shared_task(name="workers.tasks.look", ignore_result=True)

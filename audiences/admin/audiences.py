@@ -35,7 +35,7 @@ from audiences.admin.runs_chart import chart
 from audiences.annotations import optional
 from audiences.insight import retirements, similar_slugs, state, trials
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
-from audiences.operations import twins
+from audiences.operations import job_looks, twins
 from audiences.receiving import backlog, resend_causes
 
 RUNS_SHOWN = 50
@@ -53,6 +53,7 @@ class AudienceState(admin.SimpleListFilter):
             ("behind", "With a backlog"),
             ("idle", "Up to date"),
             ("differs", "Different in ODP"),
+            ("left", "Left the Lytics job"),
             ("retired", "Retired"),
             ("test", "Of test customers"),
         ]
@@ -71,6 +72,8 @@ class AudienceState(admin.SimpleListFilter):
                 return queryset.filter(last_sequence=F("lane__delivered_sequence"))
             case "differs":
                 return queryset.filter(twin__isnull=False).exclude(twin__finding="")
+            case "left":
+                return queryset.filter(pk__in=job_looks.gone().values("pk"))
             case "retired":
                 return queryset.filter(lane__retired_sequence__isnull=False)
             case "test":
@@ -215,6 +218,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
                 "accepted": number(audience.last_sequence),
             },
             "twin": twins.of(audience),
+            "presence": job_looks.of(audience),
             "audits": audits.section(audience),
             "warnings": [
                 *retirements.words(audience),

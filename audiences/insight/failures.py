@@ -29,6 +29,7 @@ TASKS = tuple(
         "try_out",
         "probe",
         "look_at_twins",
+        "look_at_jobs",
         "look",
         "audit",
         "ask_audits",

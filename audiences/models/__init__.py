@@ -12,6 +12,7 @@ from audiences.models.deliveries import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Deli
 from audiences.models.evidence import Minute, Rhythm, Trial, Worker
 from audiences.models.forgotten import Forgotten
 from audiences.models.installs import Install, LyticsAccount, Pace, Token, new_public_id
+from audiences.models.job_presences import JobPresence
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
 from audiences.models.resends import Again, Resend
@@ -38,6 +39,7 @@ __all__ = [
     "GuidedChange",
     "Horizon",
     "Install",
+    "JobPresence",
     "Lane",
     "LyticsAccount",
     "Membership",

@@ -152,6 +152,8 @@ class LyticsAccount(models.Model):
     changed_at = models.DateTimeField(default=now)
     # The end of the lease of the run that changes Lytics for this install; see ``audiences/operations/connect.py``.
     connecting_until_at = models.DateTimeField(null=True)
+    # When the schedule last looked which audiences its jobs contain; see ``audiences/operations/job_looks.py``.
+    job_looked_at = models.DateTimeField(null=True)
 
     class Meta:
         default_permissions = ()

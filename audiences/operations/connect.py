@@ -173,6 +173,7 @@ def _run(client: Client, install: Install, *, add: Sequence[str], remove: Sequen
     found = replace(plan.found, job=known)
     if plan.starts and known is not None and not found.is_started:
         found = replace(found, job=_start(client, found, known))
+    lytics_account.look_again(install)
     log.info("connected in lytics", install=install.public_id, steps=plan.steps)
     return Report(found, tuple(plan.steps), _notes(install, plan))
 

@@ -56,6 +56,12 @@ class Job:
     def segment_ids(self) -> tuple[str, ...]:
         return texts(self.config, "segment_ids")
 
+    @property
+    def shows_audiences(self) -> bool:
+        """Whether all audiences of the job are readable. They are a required setting, so an empty list says nothing."""
+        listed = self.config.get("segment_ids")
+        return bool(self.segment_ids) and isinstance(listed, list) and len(self.segment_ids) == len(listed)
+
 
 @dataclass(frozen=True)
 class JobLog:

@@ -137,6 +137,11 @@ class Account:
         size = "(SELECT count(*) FROM membership AS m WHERE m.segment_id = audience.segment_id AND rank % 2 = 0)"
         self.write(f"UPDATE audience SET size = {size} WHERE segment_id = ?", segment_id)  # noqa: S608 - our own text
 
+    def delete_audience(self, segment_id: str) -> None:
+        """Delete an audience as a person does in Lytics: jobs still name it, and no exit is sent."""
+        self.write("DELETE FROM membership WHERE segment_id = ?", segment_id)
+        self.write("DELETE FROM audience WHERE segment_id = ?", segment_id)
+
     def things(self, kind: str) -> list[dict[str, Any]]:
         return [json.loads(body) for (body,) in self.rows("SELECT body FROM thing WHERE kind = ? ORDER BY rowid", kind)]
 

@@ -4,6 +4,8 @@ import time
 from functools import cached_property
 from urllib.parse import urlsplit
 
+from django.core.exceptions import ImproperlyConfigured
+
 from audiences import lytics_account
 from audiences.delivery import odp_account
 from audiences.encryption import UNREADABLE, Unreadable
@@ -75,7 +77,13 @@ class Case:
 
     @cached_property
     def lytics(self) -> LyticsClient:
-        client = lytics_account.client_of(self.install, ends_at=self.ends_at)
+        try:
+            client = lytics_account.client_of(self.install, ends_at=self.ends_at)
+        except ImproperlyConfigured as problem:
+            cure = "Put the old encryption key back into FIELD_ENCRYPTION_KEYS, or enter the API token again."
+            raise NotCheckedError(
+                f"The stored Lytics API token {UNREADABLE}, so Lytics was not asked.", cure
+            ) from problem
         if client is None:
             raise NotCheckedError(NO_TOKEN, NO_TOKEN_CURE)
         client.seconds = min(client.seconds, REQUEST_SECONDS)

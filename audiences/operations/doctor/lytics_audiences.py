@@ -7,9 +7,10 @@ from urllib.parse import urlsplit
 from django.utils.timezone import now
 
 from audiences.models import Audience as OurAudience
-from audiences.operations.doctor.case import Case, NotCheckedError, url_of
+from audiences.operations.doctor.case import Case, url_of
 from audiences.operations.doctor.lytics_job import LYTICS
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, warning
+from audiences.operations.job_contents import contents
 from audiences.receiving.audience_lookup import BY_SLUG
 from lytics.api.audiences import Audience
 from lytics.api.jobs import Job
@@ -57,16 +58,9 @@ def lytics_left(case: Case) -> Found:
 
     A partial list of jobs is no evidence.
     """
-    exported = case.exported
-    if case.unreadable_jobs:
-        raise NotCheckedError(f"Webhook jobs that can't be read, maybe also this install's: {case.unreadable_jobs:,}.")
-    slugs = {audience.slug for audience in _exported(case)}
+    found = contents(case)
     settled = [audience for audience in case.unretired if audience.created_at < now() - NEW]
-    left = [
-        audience
-        for audience in settled
-        if audience.segment_id not in exported and audience.segment_id.removeprefix(BY_SLUG) not in slugs
-    ]
+    left = [audience for audience in settled if not found.may_be_sent(audience)]
     if not left:
         return good("A job sends every audience of this install.")
     # Each missing audience costs a request, so only the named ones are looked up.

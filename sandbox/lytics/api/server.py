@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl
 
+from sandbox.lytics.account import Row
 from sandbox.lytics.api.endpoints import Api
 from sandbox.odp.wire.answers import Answer, html, in_json
 from sandbox.odp.wire.faults import Faults
@@ -94,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
                 api.clock_ahead += float(given["advance_seconds"])
             case ("POST", "members"):
                 self._move(given)
+            case ("DELETE", "audiences"):
+                api.account.delete_audience(self._audience(given)[0])
             case _:
                 raise LookupError(f"no control {self.command} {PREFIX}{name}")
         return {}
@@ -101,12 +104,17 @@ class Handler(BaseHTTPRequestHandler):
     def _move(self, given: dict[str, Any]) -> None:
         """Change who is in an audience without an event, so that both ends differ."""
         api = self.server.api
-        row = api.account.audience(str(given["audience"]))
         person = api.account.person(str(given.get("field", "_id")), str(given["identifier"]))
-        if row is None or person is None:
-            raise LookupError("no such audience or person")
+        if person is None:
+            raise LookupError("no such person")
         at = int(api.now() * 1_000_000_000)
-        api.account.move(row[0], person[0], is_member=bool(given["member"]), at=at)
+        api.account.move(self._audience(given)[0], person[0], is_member=bool(given["member"]), at=at)
+
+    def _audience(self, given: dict[str, Any]) -> Row:
+        row = self.server.api.account.audience(str(given["audience"]))
+        if row is None:
+            raise LookupError("no such audience")
+        return row
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -1,0 +1,40 @@
+"""Front page alerts for audiences that left the Lytics job or were deleted in Lytics."""
+
+from audiences.admin.pages import count, list_url, url_of
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
+from audiences.models import Audience, JobPresence
+from audiences.operations import job_looks
+
+KIND = "left_job"
+
+
+def alerts() -> list[Alert]:
+    gone = job_looks.gone()
+    found = list(gone[: ALERTS_LISTED + 1])
+    total = gone.count() if len(found) > ALERTS_LISTED else len(found)
+    listed = [_alert(presence) for presence in found[:ALERTS_LISTED]]
+    return listed + and_more(KIND, total, "audiences that left the Lytics job", list_url(Audience, state="left"))
+
+
+def _alert(presence: JobPresence) -> Alert:
+    audience, install = presence.audience, presence.audience.install
+    if presence.is_deleted:
+        what, why = "was deleted in Lytics", "Lytics no longer has it."
+        todo = "Retire empties it in ODP and deletes it there."
+    else:
+        what, why = "left the Lytics job", "No job in Lytics sends it to this install any more."
+        todo = "Choose audiences adds it to the job again. Or Retire empties it in ODP and deletes it there."
+    members = count(audience.lane.member_count, "member")
+    return Alert(
+        KIND,
+        f"{audience} {what} ({install})",
+        f"{why} The job was last seen with it at {presence.seen_at:%Y-%m-%d %H:%M} UTC. Until somebody decides, ODP"
+        f" keeps its {members} as they are.",
+        presence.gone_at,
+        url_of(audience),
+        tone="held",
+        todo=todo,
+        offers=(*([] if presence.is_deleted else [buttons(install, "connect")]), buttons(audience, "retire")),
+        install=install.pk,
+        cause=audience.segment_id,
+    )
