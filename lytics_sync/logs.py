@@ -24,6 +24,8 @@ REPEATING = (
     *("celery.beat", "celery.worker.consumer.consumer", "kombu.connection", "kombu.mixins"),
     # A host name that ALLOWED_HOSTS lacks: the caller's doing, and anybody can call.
     "django.security.DisallowedHost",
+    # A collector of traces that is slow or away.
+    *("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal"),
 )
 
 # PostgreSQL quotes rows behind these words, and rows hold customers' identifiers. A quoted value may span lines.

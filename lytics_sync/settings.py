@@ -240,6 +240,10 @@ LOOK_MINUTES = env.number("LOOK_MINUTES", 15)
 WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
 # The bearer token for GET /metrics, which Prometheus scrapes; without it that page is a 404.
 METRICS_TOKEN = env.text("METRICS_TOKEN", "")
+# Whether traces are sent to an OpenTelemetry collector (otlp) or not (none).
+OTEL_TRACES_EXPORTER = env.one_of("OTEL_TRACES_EXPORTER", ("none", "otlp"), "none")
+# Whether requests to ODP have the header traceparent; ODP doesn't document what it does with it.
+ODP_TRACEPARENT = env.flag("ODP_TRACEPARENT", False)
 # The port on which a worker serves GET /health/ready; 0 for none.
 WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
 # Seconds after which a worker drops an unread message. Celery compares the sender's clock with the worker's, so this

@@ -25,7 +25,7 @@ import structlog
 from django.conf import settings
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from audiences import start_checks
+from audiences import start_checks, tracing
 from lytics_sync import unreadable, warm_up
 from lytics_sync.request_socket import RequestSocket
 
@@ -64,7 +64,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         # In a thread of the pool, because each thread has its own database connection.
         wait([self.tpool.submit(warm_up.rehearse_a_call)], timeout=warm_up.SECONDS)
         gc.freeze()  # what is loaded now is never garbage: full collections need not scan all of Django
-        super().run()
+        try:
+            super().run()
+        finally:
+            tracing.stop()
 
     def accept(self, listener: socket.socket) -> None:
         """Pause after a connection that adds to those of the last second, so that another process takes the next.

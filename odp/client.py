@@ -99,11 +99,12 @@ class Client:
         body: bytes | None = None,
         seconds: float,
         start_before: float = float("inf"),
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Make one request. It ends at most ``seconds`` after its first byte, whatever the server does.
 
         ``start_before`` is the moment of ``time.monotonic`` after which no byte may be sent; ``TooLateError`` is raised
-        when that moment passes before the rate limiter lets the request start.
+        when that moment passes before the rate limiter lets the request start. ``headers`` are added to this request.
         """
         started = time.monotonic()
         start_before = min(start_before, self.ends_at)
@@ -114,12 +115,14 @@ class Client:
             raise TooLateError
         # A connection that isn't open by the time the request must have started counts as unreachable.
         connect_seconds = min(CONNECT_SECONDS, seconds, start_before - started)
-        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        sent = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        if headers:
+            sent = {**sent, **headers}
         permission = self.permission and partial(self.permission, path, start_before)
         with deadline(seconds=seconds, start_before=start_before, ends_at=self.ends_at, permission=permission) as limit:
             try:
                 with _adapter().send(
-                    requests.Request(method, self.host + path, headers=headers, data=body).prepare(),
+                    requests.Request(method, self.host + path, headers=sent, data=body).prepare(),
                     timeout=(connect_seconds, seconds + SPARE_SECONDS),
                     verify=TRUSTED,
                     stream=True,

@@ -1,5 +1,7 @@
 """The system checks: what must hold between settings, refused by name when it doesn't."""
 
+import sys
+
 import pytest
 from cryptography.fernet import Fernet
 from django.core.checks import Tags, run_checks
@@ -19,6 +21,34 @@ def found(*, deploy: bool = False) -> set[str]:
 
 def test_the_defaults_pass() -> None:
     assert found(deploy=True) == set()
+
+
+@pytest.mark.parametrize(
+    ("exporter", "protocol", "codes"),
+    [
+        ("none", "grpc", set()),
+        ("otlp", "", set()),
+        ("otlp", "http/protobuf", set()),
+        ("otlp", "grpc", {"audiences.E022"}),
+        ("otlp", "http/json", {"audiences.E022"}),
+    ],
+)
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
+def test_traces_are_sent_by_http(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, variable: str, exporter: str, protocol: str, codes: set[str]
+) -> None:
+    settings.OTEL_TRACES_EXPORTER = exporter
+    monkeypatch.setenv(variable, protocol)
+    assert found() == codes
+
+
+@pytest.mark.parametrize(("exporter", "codes"), [("none", set()), ("otlp", {"audiences.E021"})])
+def test_traces_need_their_packages(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, exporter: str, codes: set[str]
+) -> None:
+    settings.OTEL_TRACES_EXPORTER = exporter
+    monkeypatch.setitem(sys.modules, "audiences.span_export", None)
+    assert found() == codes
 
 
 @pytest.mark.parametrize(("deadline", "lease", "codes"), [(8, 10, set()), (8, 9.9, {"audiences.E001"})])

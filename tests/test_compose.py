@@ -22,7 +22,9 @@ from lytics_sync.env import PROJECT_DIR
 IMAGES = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}
 # A setting of Grafana: its section and its name.
 GRAFANA = re.compile(r"GF_[A-Z]+_[A-Z_]+")
-COMPOSE = {"POSTGRES_PASSWORD", "BIND", "PORT"}
+COMPOSE = {"POSTGRES_PASSWORD", "BIND", "PORT", "REQUIREMENTS"}
+# Read by the OpenTelemetry SDK itself.
+SDK = {"OTEL_EXPORTER_OTLP_ENDPOINT"}
 RUNNER = {"DATA_DIR", "PORT", "HOST"}
 # Options that say where, and so differ between a container and a laptop.
 PLACES = {"--bind", "--worker-tmp-dir", "--hostname", "--schedule", "--port", "--host", "--state"}
@@ -116,7 +118,7 @@ def test_every_required_setting_reaches_every_process() -> None:
 
 
 def test_the_example_has_every_setting_and_nothing_else() -> None:
-    assert set(example()) == read_by_settings() | COMPOSE | RUNNER
+    assert set(example()) == read_by_settings() | COMPOSE | RUNNER | SDK
 
 
 def test_the_example_file_has_the_default_settings() -> None:
@@ -195,11 +197,15 @@ def test_the_sandbox_is_given_no_secret() -> None:
 # --- Installed packages ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+def listed_in(name: str) -> str:
+    """A list of packages with the lists that it includes."""
+    text = (PROJECT_DIR / name).read_text(encoding="utf-8")
+    return text + "".join(map(listed_in, re.findall(r"^-r (\S+)$", text, re.M)))
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-tracing", "requirements-dev"])
 def test_the_lock_has_every_pinned_package_and_hashes_for_each(name: str) -> None:
-    listed = re.findall(
-        r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+)", (PROJECT_DIR / f"{name}.txt").read_text(encoding="utf-8"), re.M
-    )
+    listed = re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+)", listed_in(f"{name}.txt"), re.M)
     lock = (PROJECT_DIR / f"{name}.lock").read_text(encoding="utf-8")
     entries = re.findall(r"^([\w.-]+)==([^\s\\]+)[^\n]*\\\n((?:    --hash=\S+(?: \\)?\n)+)", lock, re.M)
     locked = {package.lower(): version for package, version, _ in entries}
@@ -208,6 +214,22 @@ def test_the_lock_has_every_pinned_package_and_hashes_for_each(name: str) -> Non
         package.lower(): version for package, version in listed
     }
     assert len(entries) == len(re.findall(r"^[\w.-]+==", lock, re.M))
+
+
+def test_the_packages_for_traces_change_no_other_package() -> None:
+    without, with_traces = (
+        set(re.findall(r"^[\w.-]+==\S+", (PROJECT_DIR / name).read_text(encoding="utf-8"), re.M))
+        for name in ("requirements.lock", "requirements-tracing.lock")
+    )
+    assert without < with_traces
+
+
+def test_the_image_has_the_packages_for_traces_only_on_request() -> None:
+    text = (PROJECT_DIR / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^ARG REQUIREMENTS=(.*)$", text, re.M) == ["requirements.lock"]
+    build = compose()["services"]["web"]["build"]
+    assert build == {"context": ".", "args": {"REQUIREMENTS": "${REQUIREMENTS:-requirements.lock}"}}
+    assert (example()["REQUIREMENTS"], settings.OTEL_TRACES_EXPORTER) == ("requirements.lock", "none")
 
 
 def test_the_image_installs_the_locked_packages_only() -> None:

@@ -10,6 +10,7 @@ from django.core.management import get_commands
 from django.db import OperationalError
 from django.http.response import HttpResponseBase
 from django.test import Client
+from opentelemetry.sdk import environment_variables
 from pytest_django.fixtures import Settings
 
 from audiences.delivery.leases import REJECTED_BY_ODP
@@ -119,12 +120,15 @@ def test_every_page_about_adding_fits_on_a_screen_and_is_in_the_index_and_in_con
 
 @every_page
 def test_every_setting_named_in_code_can_be_set(page: Path) -> None:
-    """Or it is a constant of ours: a page may send its reader to one. The changelog names former settings too."""
+    """Or it is a constant of ours: a page may send its reader to one. The changelog names former settings too.
+
+    Those of the OpenTelemetry SDK begin with OTEL_.
+    """
     can_be_set = re.findall(r"^(?:# )?([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
     constants = re.findall(r"^([A-Z_]+) = ", sources(*PACKAGES), re.MULTILINE)
     named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", page.read_text(encoding="utf-8")))
     former = env.RENAMED if page.name == "CHANGELOG.md" else ()
-    assert named - {*can_be_set, *constants, *former} == set()
+    assert named - {*can_be_set, *constants, *former, *vars(environment_variables)} == set()
 
 
 def test_every_test_named_on_a_page_exists() -> None:
@@ -306,7 +310,7 @@ def test_the_operators_page_lists_every_reason_and_no_other() -> None:
 # --- dependencies ---------------------------------------------------------------------------------------------
 
 
-REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+REQUIREMENTS = ("requirements.txt", "requirements-tracing.txt", "requirements-dev.txt")
 
 
 @pytest.mark.parametrize("file", REQUIREMENTS)

@@ -136,6 +136,8 @@ def _start_heart(sender: Any, **kwargs: object) -> None:
 
 @worker_shutdown.connect
 def _stop_heart(**kwargs: object) -> None:
+    from audiences import tracing
     from workers import heartbeat_monitor
 
     heartbeat_monitor.stop()
+    tracing.stop()

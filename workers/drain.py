@@ -6,13 +6,14 @@ tables hold when the process dies there.
 
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import NotSupportedError, ProgrammingError
 
-from audiences import sessions, tallies
+from audiences import sessions, tallies, tracing
 from audiences.delivery import (
     backoff,
     claims,
@@ -33,6 +34,9 @@ from odp.outcomes import Answer, Outcome, readable
 from outgoing.deadline import TooLateError
 from workers import pace, slots
 from workers.bisection import Bisection, Part
+
+if TYPE_CHECKING:
+    from workers.delivery_spans import DeliverySpans
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +110,7 @@ def _make_one(install_id: int) -> bool:
 
 def _deliver_or_give_back(lease: Lease) -> None:
     try:
-        deliver(lease)
+        _deliver_with_spans(lease)
     except LeaseLostError:
         log.warning("lease lost; another worker has the lanes", lanes=len(lease.spans))
         tallies.LEASES_LOST.add(lease.install.public_id)
@@ -119,7 +123,17 @@ def _deliver_or_give_back(lease: Lease) -> None:
         holds.hold(lease, _unexpected(error))
 
 
-def deliver(lease: Lease) -> None:
+def _deliver_with_spans(lease: Lease) -> None:
+    if not tracing.is_on():
+        deliver(lease)
+        return
+    from workers import delivery_spans
+
+    with delivery_spans.recording(lease) as spans:
+        deliver(lease, spans)
+
+
+def deliver(lease: Lease, spans: "DeliverySpans | None" = None) -> None:
     """Fold the claimed events, send the deciding ones, settle. Raises ``LeaseLostError``."""
     try:
         entries, ledger = reading.read(lease)
@@ -127,7 +141,7 @@ def deliver(lease: Lease) -> None:
         holds.block(lease, str(gap))
         return
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
-    sender = _Sender(lease, {audience: len(events) for audience, events in entries.items()})
+    sender = _Sender(lease, {audience: len(events) for audience, events in entries.items()}, spans)
     bisection = sender.bisect(_changes(lease, folded))
     bisection.run(sender.send)
     sender.conclude(bisection)
@@ -146,8 +160,9 @@ def _changes(lease: Lease, folded: Mapping[int, Folded]) -> list[Change]:
 class _Sender:
     """The requests made under one lease: each planted as an open Delivery before it starts."""
 
-    def __init__(self, lease: Lease, events: Mapping[int, int]) -> None:
+    def __init__(self, lease: Lease, events: Mapping[int, int], spans: "DeliverySpans | None" = None) -> None:
         self.lease = lease
+        self.spans = spans
         self.events = events
         self.mechanism: Mechanism = odp_account.mechanism_of(lease.install, lease.mechanism)
         self.client: Client = odp_account.client_of(lease.install, gate=pace.pass_gate)
@@ -178,6 +193,7 @@ class _Sender:
         opened_at = time.monotonic()
         self.delivery_id, self.answer = self._plant(part, items=len(items), body=body), None
         start_before = opened_at + settings.LEASE_SECONDS - settings.DELIVERY_DEADLINE_SECONDS - LEASE_MARGIN
+        span = self.spans and self.spans.start_request()
         try:
             self.answer = self.client.call(
                 "POST",
@@ -185,10 +201,13 @@ class _Sender:
                 body=body,
                 seconds=settings.DELIVERY_DEADLINE_SECONDS,
                 start_before=start_before,
+                headers={"traceparent": span.traceparent} if span and settings.ODP_TRACEPARENT else None,
             )
             slots.note_request(self.lease.install.pk, self.answer.seconds)
             tallies.ODP_REQUESTS.add(self.lease.install.public_id, self.answer.outcome.value)
             tallies.ODP_SECONDS.observe(self.answer.seconds, self.lease.install.public_id)
+            if self.spans and span:
+                self.spans.end_request(span, self.client.host, self.mechanism.path, self.delivery_id, self.answer)
         except TooLateError:
             self.answer = TOO_LATE
         log.info(

@@ -27,8 +27,14 @@ class Read(NamedTuple):
     held_rejected: bool
 
 
+class ReceiptOfEvents(NamedTuple):
+    receipt_id: int
+
+
 # Not prepared: a plan that was made while the log was small would be kept when the log is large.
-_READ = sql.beside(__file__).query("read_events", Read._make)
+_SQL = sql.beside(__file__)
+_READ = _SQL.query("read_events", Read._make)
+_READ_RECEIPTS = _SQL.query("read_receipts", ReceiptOfEvents._make)
 
 
 def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
@@ -52,6 +58,11 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
         if len(entries[span.audience_id]) != span.last - span.first + 1:
             raise GapError(f"{span.odp_id}: events {span.first}–{span.last} are not all there")
     return entries, ledger
+
+
+def receipts(lease: Lease) -> list[int]:
+    """The calls that brought the claimed events, by their Receipts. Only tracing asks for them."""
+    return [row.receipt_id for row in _READ_RECEIPTS.run(**columns(lease.spans)._asdict()).all()]
 
 
 def rejected_customers(lease: Lease, identifiers: Iterable[str]) -> set[str]:

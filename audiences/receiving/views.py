@@ -25,9 +25,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from audiences import address, sessions, tallies
+from audiences import address, sessions, tallies, tracing
 from audiences.models import Install
-from audiences.receiving import backlog, body, checked_calls, disk_usage, ingest, invalid_tokens, rejected_calls, tokens
+from audiences.receiving import (
+    backlog,
+    body,
+    call_spans,
+    checked_calls,
+    disk_usage,
+    ingest,
+    invalid_tokens,
+    rejected_calls,
+    tokens,
+)
 from audiences.receiving.authentication import Caller, TokenAuthentication
 from audiences.receiving.call_values import Received
 
@@ -148,12 +158,25 @@ class _AnsweringView(APIView):
     content_negotiation_class = JSONOnly
     # The label of the metrics, once the caller is known.
     install_label = tallies.UNKNOWN
+    # What was stored, for a trace.
+    storing: call_spans.Storing | None = None
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         began = time.monotonic()
         response = super().dispatch(request, *args, **kwargs)
         tallies.WEBHOOK_REQUESTS.add(self.install_label, str(response.status_code))
         tallies.WEBHOOK_SECONDS.observe(time.monotonic() - began, self.install_label)
+        # Calls without a valid token have no span: a flood of them must stay cheap.
+        if tracing.is_on() and self.install_label != tallies.UNKNOWN:
+            with tracing.harmless():
+                call_spans.record(
+                    method=request.method or "",
+                    headers=request.headers,
+                    public_id=self.install_label,
+                    status=response.status_code,
+                    began=began,
+                    storing=self.storing,
+                )
         return response
 
     def finalize_response(self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any) -> Response:
@@ -195,10 +218,12 @@ class WebhookView(_AnsweringView):
         tallies.WEBHOOK_BYTES.add(self.install_label, amount=len(content))
         source = address.of(request)
         # A caller whose body always takes longer than the limit would retry for ever.
+        began = time.monotonic()
         with sessions.allow_more(len(content) / 1_000_000):
             received = sessions.store(lambda: _receive(caller, content, source=source, encoding=encoding))
         if received is None:
             return answer_outage(caller.install, SWITCHED_OFF)
+        self.storing = call_spans.Storing(received, began, time.monotonic())
         tokens.note_use(caller.token, source=source)
         log.info("call stored", install=caller.install.name, receipt=received.receipt, events=received.queued)
         return _stored(received)

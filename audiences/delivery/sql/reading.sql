@@ -15,3 +15,16 @@ LEFT JOIN LATERAL (
     SELECT * FROM audiences_membership AS held
     WHERE held.audience_id = event.audience_id AND held.identifier = event.identifier LIMIT 1
 ) AS held ON true
+
+-- name: read_receipts
+-- The Receipts of the events of the given spans, in the order of their calls.
+SELECT DISTINCT event.receipt_id
+FROM unnest(%(audiences)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS span(audience_id, first, last)
+CROSS JOIN LATERAL (
+    -- The LIMIT forces an index look-up, as in read_events.
+    SELECT receipt_id FROM audiences_event AS event
+    WHERE event.audience_id = span.audience_id AND event.sequence BETWEEN span.first AND span.last
+    ORDER BY event.sequence LIMIT span.last - span.first + 1
+) AS event
+WHERE event.receipt_id IS NOT NULL
+ORDER BY event.receipt_id

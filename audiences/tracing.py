@@ -1,0 +1,84 @@
+"""Traces of calls, from Lytics to ODP's answer, for an OpenTelemetry collector (docs/tracing.md). Off by default.
+
+The ids of a call's trace are derived from its Receipt. So a worker finds the trace of an event, although nothing is
+stored for it. OpenTelemetry is an optional package: ``span_export`` imports it, and is loaded when tracing is on.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+from django.conf import settings
+
+if TYPE_CHECKING:
+    from audiences.span_export import SpanExport
+
+log = structlog.get_logger(__name__)
+
+# How long a process that ends waits for the export of its last spans.
+STOP_SECONDS = 2.0
+
+
+class Context(NamedTuple):
+    """A span, as others refer to it."""
+
+    trace_id: int
+    span_id: int
+    sampled: bool = True
+
+    @property
+    def traceparent(self) -> str:
+        """The header of the W3C's Trace Context."""
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
+
+
+def of_receipt(public_id: str, receipt: int) -> Context:
+    """The span that stores a call, by the public id of the install and the id of the call's Receipt."""
+    digest = blake2b(f"{public_id}/{receipt}".encode(), digest_size=24).digest()
+    return Context(int.from_bytes(digest[:16], "big"), int.from_bytes(digest[16:], "big"))
+
+
+def nanoseconds(moment: float) -> int:
+    """A moment of ``time.monotonic`` as nanoseconds since the epoch."""
+    return time.time_ns() - round((time.monotonic() - moment) * 1e9)
+
+
+_lock = threading.Lock()
+_export: "SpanExport | None" = None
+_has_failed = False
+
+
+def is_on() -> bool:
+    return settings.OTEL_TRACES_EXPORTER == "otlp" and not _has_failed
+
+
+def export() -> "SpanExport":
+    """The export of this process, which is made at the first use: a forked process has its own."""
+    global _export
+    with _lock:
+        if _export is None:
+            from audiences import span_export
+
+            _export = span_export.SpanExport()
+    return _export
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """An error of tracing fails no call and no delivery. It ends tracing in this process, so it is logged once."""
+    global _has_failed
+    try:
+        yield
+    except Exception:
+        log.exception("tracing failed, and is off until this process starts again")
+        _has_failed = True
+
+
+def stop() -> None:
+    """Send the last spans, for ``STOP_SECONDS`` at most."""
+    if _export is not None:
+        _export.stop(STOP_SECONDS)
