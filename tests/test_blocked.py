@@ -8,7 +8,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audiences.front import groups
+from audiences.front import groups, lines
 from audiences.front.alerts import ALERTS_LISTED
 from audiences.models import Audience, Delivery, Install, Lane, Receipt, Run
 from tests.delivering import make_audience
@@ -30,8 +30,8 @@ def three(install: Install) -> list[Audience]:
     return made
 
 
-def told(client: Client) -> list[Any]:
-    return [one for one in client.get(reverse("admin:index")).context["alerts"] if "blocked" in one.what]
+def told(client: Client, address: str = "/admin/") -> list[Any]:
+    return [one for one in client.get(address).context["alerts"] if "blocked" in one.what]
 
 
 def test_audiences_blocked_by_one_cause_are_one_alert_whose_button_unblocks_each(
@@ -67,7 +67,7 @@ def test_of_many_causes_the_most_frequent_are_listed_and_the_others_counted(view
         audience = make_audience(install, f"club_{number}")
         why = "the field is gone" if number % 13 == 0 else f"cause {number}"
         Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason=why)
-    shown = told(viewer)
+    shown = told(viewer, lines.url_of_all(""))
     causes = 1 + groups.READ + 15 - 5
     assert shown[0].what == "5 audiences are blocked (Shop)"
     assert len(shown) == ALERTS_LISTED + 1

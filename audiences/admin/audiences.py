@@ -13,7 +13,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audiences import masked_answers
-from audiences.admin import audits, blocked, last_delivered, verbs
+from audiences.admin import audits, blocked, last_delivered, together, verbs
+from audiences.admin.alike import RESYNC_ALIKE, RETRY_ALIKE
 from audiences.admin.audience_verbs import (
     KeepBoth,
     Pause,
@@ -148,9 +149,10 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         )
 
     def get_urls(self) -> list[Any]:
-        together = verbs.view(self, partial(blocked.of_cause, self))
+        of_cause = verbs.view(self, partial(blocked.of_cause, self))
         return [
-            path("<int:pk>/unblock-cause/", together, name="audiences_audience_unblock_cause"),
+            path("<int:pk>/unblock-cause/", of_cause, name="audiences_audience_unblock_cause"),
+            *together.urls(self, RETRY_ALIKE, RESYNC_ALIKE),
             *super().get_urls(),
         ]
 

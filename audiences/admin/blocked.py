@@ -1,22 +1,17 @@
 """Blocked audiences grouped by cause, with one button that unblocks a group."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 
-from audiences.admin import verbs
-from audiences.admin.pages import count, list_url, number
+from audiences.admin import together, verbs
+from audiences.admin.pages import list_url, number
 from audiences.insight import state
 from audiences.models import Audience, Lane
 
 if TYPE_CHECKING:
     from audiences.admin.audiences import AudienceAdmin
-
-# Audiences named in a dialog; it says how many more there are.
-NAMED = 10
 
 
 def cause(lane: Lane) -> str:
@@ -48,38 +43,21 @@ def unblock(
 ) -> HttpResponse:
     """Ask, and then unblock each as its own button would, with an entry in the history of each."""
     verb = next(verb for verb in admin.verbs if verb.name == "unblock")
-    if not request.user.has_perm(verb.permission):
-        raise PermissionDenied
     audiences = list(admin.get_queryset(request).filter(pk__in=ids, lane__blocked_at__isnull=False).order_by("pk"))
-    version_tag = _version_tag(audiences)
-    if not audiences or ("seen" in request.POST and request.POST["seen"] != version_tag):
-        return verbs.go(request, back, warning=verbs.STALE)
-    if "seen" in request.POST:
-        by = request.user.get_username()
-        done = [audience for audience in audiences if verb.do(audience, by=by, answers={})]
-        verbs.record(request, done, f"Unblocked, with {len(done) - 1} others.")
-        return verbs.go(request, back, success=f"Unblocked {count(len(done), 'audience')}. They are tried again now.")
     waiting = sum(state.backlog(audience.lane) for audience in audiences)
-    more = f" and {number(len(audiences) - NAMED)} more" if len(audiences) > NAMED else ""
-    names = ", ".join(str(audience) for audience in audiences[:NAMED])
     reasons = dict.fromkeys(cause(audience.lane) for audience in audiences)
-    return verbs.confirmation(
-        request,
+    return together.press(
         admin,
-        title=f"Unblock {count(len(audiences), 'audience')}",
-        label=f"Unblock {number(len(audiences))}",
+        verb,
+        request,
+        audiences,
+        what="audience",
+        past="Unblocked",
         consequence=(
-            f"What {names}{more} need in ODP is checked, and created where it is missing."
+            f"What {together.names(audiences)} need in ODP is checked, and created where it is missing."
             f" Then the {number(waiting)} waiting events are sent again. Unless the cause is fixed"
             f" in ODP they will be blocked again, for the same reason: {'; '.join([*reasons][:3])}"
         ),
-        hidden={"seen": version_tag, "next": back, **(hidden or {})},
-        selected=[audience.pk for audience in audiences] if hidden else [],
         back=back,
-        opts=admin.opts,
+        hidden=hidden,
     )
-
-
-def _version_tag(audiences: Sequence[Audience]) -> str:
-    facts = ",".join(f"{audience.pk} {audience.lane.blocked_at}" for audience in audiences)
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib.admin.models import DELETION
+from django.db.models.functions import Lower
 from django.http import HttpRequest, HttpResponse
 
 from audiences.admin import verbs
@@ -14,9 +15,11 @@ from audiences.admin.pages import (
     number,
     url_of,
 )
+from audiences.admin.together import Together
 from audiences.admin.tokens import AskName
 from audiences.admin.verbs import STALE, Verb
 from audiences.delivery import backoff, drafts, provision
+from audiences.insight import state
 from audiences.models import Install
 from audiences.receiving import tokens
 from audiences.wake import wake
@@ -65,6 +68,25 @@ class RetryNow(Verb[Install]):
         provision.try_now(install_id=install.pk)
         wake(install.pk)
         return f"Trying {install} again now."
+
+
+def _on_hold(_: Install) -> list[Install]:
+    """The installs that wait for ODP, without those whose key ODP rejects: a retry doesn't help them."""
+    held = Install.objects.filter(backoff_until_at__isnull=False).order_by(Lower("name"), "pk")
+    return [install for install in held if not state.needs_key(install)]
+
+
+RETRY_ALIKE = Together(
+    RetryNow(),
+    "retry-alike",
+    "install",
+    "Retried",
+    _on_hold,
+    lambda _, names: (
+        f"One request is sent to ODP now for each of {names}. Where ODP accepts it, delivery continues; the others back"
+        " off again. Nothing is lost."
+    ),
+)
 
 
 class TryFullBatches(Verb[Install]):

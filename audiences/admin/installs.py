@@ -11,10 +11,28 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from audiences.admin import change_verbs, connecting, doctor, lane_counts, last_delivered, parked_groups, verbs
+from audiences.admin import (
+    change_verbs,
+    connecting,
+    doctor,
+    lane_counts,
+    last_delivered,
+    parked_groups,
+    together,
+    verbs,
+)
 from audiences.admin.connecting import SendTestCustomer
 from audiences.admin.install_form import InstallForm
-from audiences.admin.install_verbs import CheckKey, Delete, NewToken, RetryNow, TryFullBatches, deliver_now, saved
+from audiences.admin.install_verbs import (
+    RETRY_ALIKE,
+    CheckKey,
+    Delete,
+    NewToken,
+    RetryNow,
+    TryFullBatches,
+    deliver_now,
+    saved,
+)
 from audiences.admin.lane_counts import LaneCounts
 from audiences.admin.lytics_verbs import LYTICS_VERBS
 from audiences.admin.odp_live import check_key
@@ -168,7 +186,7 @@ class InstallAdmin(OperatorAdmin[Install]):
         ]
 
     def get_urls(self) -> list[Any]:
-        return [*connecting.urls(self), *doctor.urls(self), *super().get_urls()]
+        return [*connecting.urls(self), *doctor.urls(self), *together.urls(self, RETRY_ALIKE), *super().get_urls()]
 
     # --- saving ----------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Troubles in the admin, current and past: when each was notified and resolved, and the button Mute."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from django import forms
@@ -10,8 +12,9 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from audiences.admin import alert_channels
+from audiences.admin import alert_channels, together
 from audiences.admin.pages import HistoryAdmin, ago, count, link, pill
+from audiences.admin.together import Together
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.insight.state import State
 from audiences.models import Trouble, TroubleMessage
@@ -76,6 +79,25 @@ class Unmute(Verb[Trouble]):
         return "Unmuted." if troubles.unmute(trouble) else None
 
 
+def _open_like(trouble: Trouble, *, of_cause: bool) -> list[Trouble]:
+    """The open troubles of the same kind, or of the same kind and cause, that nobody has muted."""
+    found = Trouble.objects.filter(resolved_at=None, kind=trouble.kind).order_by("pk")
+    if of_cause:  # the last part of a key is the digest of the cause
+        found = found.filter(key__endswith=trouble.key.rpartition("/")[2])
+    return [one for one in found if not is_muted(one)]
+
+
+def _muted(of: Sequence[Trouble], names: str) -> str:
+    return (
+        f"No message is sent when one of these troubles gets worse, or is resolved and comes back: {names}. The page"
+        " Now shows each with your name and reason."
+    )
+
+
+def _together(name: str, *, of_cause: bool) -> Together[Trouble]:
+    return Together(Mute(), name, "trouble", "Muted", partial(_open_like, of_cause=of_cause), _muted)
+
+
 class OpenOrResolved(admin.SimpleListFilter):
     title = "state"
     parameter_name = "state"
@@ -108,7 +130,8 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
     readonly_fields = ("install_link", "notified", "messages")
 
     def get_urls(self) -> list[Any]:
-        return [alert_channels.url(self), *super().get_urls()]
+        mute = (_together("mute-cause", of_cause=True), _together("mute-kind", of_cause=False))
+        return [alert_channels.url(self), *together.urls(self, *mute), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return super().changelist_view(request, {"channels": alert_channels.tested(), **(extra_context or {})})

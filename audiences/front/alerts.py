@@ -1,6 +1,6 @@
 """What the front page is made of: numbers, and troubles with the buttons that end them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -45,6 +45,23 @@ class Shown:
     todo: str
     buttons: list[Button]
     muted: str = ""
+    # For a line of several troubles: each of them, up to a limit, with the way to the others.
+    unfolded: Sequence["Shown"] = ()
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """A button for all things with the same cause. ``scope`` identifies them, and ``label`` has their number."""
+
+    scope: Hashable
+    permission: str
+    label: str
+    icon: str
+    url: str
+
+    @property
+    def offer(self) -> Offer:
+        return link(self.permission, self.label, self.icon, self.url)
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,8 @@ class Alert:
     """A trouble in words. ``tone`` is like a State's; ``todo`` is the remedy, where a button isn't enough. ``kind``,
     ``install`` and ``cause`` identify the trouble, so they contain no counts or times. ``message`` replaces ``why`` in
     messages where ``why`` names or quotes a person or gives an address. ``is_rest`` is true for the line that
-    represents all unlisted troubles of a kind.
+    represents all unlisted troubles of a kind. ``many`` is the number of things that have this trouble, and ``bulk``
+    the button for all that have its cause.
     """
 
     kind: str
@@ -67,10 +85,13 @@ class Alert:
     cause: str = ""
     message: str | None = None
     is_rest: bool = False
+    many: int = 1
+    bulk: Bulk | None = None
 
     def shown(self, request: HttpRequest, trouble: Trouble | None) -> Shown:
         """The alert for the page. ``trouble`` is its stored trouble with the mute; None until a check has stored it."""
-        offers = (*self.offers, buttons(trouble, "mute", "unmute")) if trouble else self.offers
+        offers = [*self.offers, *([self.bulk.offer] if self.bulk and self.many > 1 else [])]
+        offers += [buttons(trouble, "mute", "unmute")] if trouble else []
         since = ago(self.since) if self.since else ""
         muted = f"Muted {mute_in_words(trouble)}" if trouble and is_muted(trouble) else ""
         pressed = [button for offer in offers for button in offer(request)]
@@ -111,10 +132,7 @@ def link(permission: str, label: str, icon: str, url: str) -> Offer:
     return lambda request: [Button(label, icon, url)] if request.user.has_perm(permission) else []
 
 
-def and_more(kind: str, many: int, what: str, url: str) -> list[Alert]:
+def and_more(kind: str, many: int, what: str, url: str, *, tone: str = "bad") -> list[Alert]:
     """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural."""
-    return [rest(kind, f"{many - ALERTS_LISTED:,} more {what}", url)] if many > ALERTS_LISTED else []
-
-
-def rest(kind: str, what: str, url: str) -> Alert:
-    return Alert(kind, what, "", None, url, is_rest=True)
+    rest = many - ALERTS_LISTED
+    return [Alert(kind, f"{rest:,} more {what}", "", None, url, tone, is_rest=True, many=rest)] if rest > 0 else []

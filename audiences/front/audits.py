@@ -1,10 +1,11 @@
 """Front page alerts for audiences whose newest audit found differences or had no result."""
 
-from django.db.models import Q
+from django.db.models import Count, Q, Window
 
 from audiences.admin.pages import list_url, url_of
 from audiences.agreement import words
-from audiences.front.alerts import ALERTS_LISTED, Alert, buttons, rest
+from audiences.annotations import required
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
 from audiences.models import Audit
 
 KIND = "audit"
@@ -12,11 +13,10 @@ KIND = "audit"
 
 def alerts() -> list[Alert]:
     bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem=""), is_newest=True)
-    found = list(bad.select_related("audience__install", "install").order_by("-id")[: ALERTS_LISTED + 1])
-    listed = [_alert(audit) for audit in found[:ALERTS_LISTED]]
-    if len(found) > ALERTS_LISTED:
-        listed.append(rest(KIND, "Further audiences differ", list_url(Audit)))
-    return listed
+    counted = bad.select_related("audience__install", "install").annotate(total=Window(Count("*")))
+    found = list(counted.order_by("-id")[:ALERTS_LISTED])
+    total = required(found[0], "total", int) if found else 0
+    return [*map(_alert, found), *and_more(KIND, total, "audits with differences or no result", list_url(Audit))]
 
 
 def _alert(audit: Audit) -> Alert:

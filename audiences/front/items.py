@@ -9,12 +9,12 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences.admin import blocked
+from audiences.admin import blocked, together
 from audiences.admin.filters import COUNTED
 from audiences.admin.pages import count, list_url, number, span, up_to_bound, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.annotations import required
-from audiences.front.alerts import ALERTS_LISTED, Alert, Offer, and_more, buttons, link, way_to
+from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, Offer, and_more, buttons, link, way_to
 from audiences.front.groups import Group, Groups, on_hold_by_reason
 from audiences.insight import future_times, state
 from audiences.insight.backlogs import Backlog
@@ -27,6 +27,9 @@ from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
 
 def installs_on_hold(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
+    held = [install for install in installs if install.backoff_until_at is not None]
+    retried = [install for install in held if not state.needs_key(install)]
+    retry_all = _retry_all(retried[0], len(retried)) if retried else None
     return [
         Alert(
             "on_hold",
@@ -41,10 +44,15 @@ def installs_on_hold(installs: list[Any], waiting: Mapping[int, Backlog]) -> lis
             ),
             install=install.pk,
             cause="key" if state.needs_key(install) else "",
+            bulk=None if state.needs_key(install) else retry_all,
         )
-        for install in installs
-        if install.backoff_until_at is not None
+        for install in held
     ]
+
+
+def _retry_all(first: Install | Audience, many: int) -> Bulk:
+    url = together.url(first, "retry-alike")
+    return Bulk(url, "audiences.retry_install", f"Retry all {number(many)} now", "refresh", url)
 
 
 def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
@@ -68,13 +76,8 @@ def _blocked_alike(group: Group) -> Alert:
     install = first.audience.install
     waiting = count(group.waiting, "event")
     listed = list_url(Audience, state="blocked", install__id__exact=install.pk)
-    if alone:
-        remedy = buttons(first.audience, *REMEDIES)
-    else:
-        url = reverse("admin:audiences_audience_unblock_cause", args=[first.pk])
-        label = f"Unblock all {number(group.lanes)} of this cause"
-        back = urlencode({"next": reverse("admin:index")})
-        remedy = link("audiences.unblock_audience", label, "lock_open", f"{url}?{back}")
+    url = together.url(first.audience, "unblock_cause")
+    unblock_all = f"Unblock all {number(group.lanes)} of this cause"
     who = f"{first.audience} is" if alone else f"{count(group.lanes, 'audience')} are"
     return Alert(
         "blocked",
@@ -87,9 +90,11 @@ def _blocked_alike(group: Group) -> Alert:
             "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
             " What can't be fixed there gets another ODP id, or is set aside."
         ),
-        offers=(remedy,),
+        offers=(buttons(first.audience, *REMEDIES),) if alone else (),
         install=install.pk,
         cause=blocked.cause(first),
+        many=group.lanes,
+        bulk=None if alone else Bulk(url, "audiences.unblock_audience", unblock_all, "lock_open", url),
     )
 
 
@@ -112,7 +117,7 @@ def recreated_audiences() -> list[Alert]:
                 install=audience.install_id,
             )
         )
-    return shown_alerts + and_more("made_anew", total, "recreated audiences", list_url(Audience))
+    return shown_alerts + and_more("made_anew", total, "recreated audiences", list_url(Audience), tone="held")
 
 
 def creations_on_hold() -> list[Alert]:
@@ -143,6 +148,8 @@ def creations_on_hold() -> list[Alert]:
                 ),
                 install=first.install_id,
                 cause=f"{is_new} {first.hold_reason.partition(':')[0]}",
+                many=group.lanes,
+                bulk=None if alone or state.rejects_key(first.hold_reason) else _retry_all(first, group.lanes),
             )
         )
     return shown_alerts + and_more(
@@ -154,7 +161,12 @@ def audiences_with_errors() -> list[Alert]:
     """Audiences that an unexpected error of this service holds."""
     faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
-    lanes, total = _first(faulty.order_by("fault_since_at"))
+    alike = Window(Count("*"), partition_by=[F("fault_reason")])
+    lanes, total = _first(faulty.annotate(alike=alike).order_by("fault_since_at"))
+    retry_all: dict[str, Bulk] = {}
+    for lane in lanes:
+        bulk = _retry_all(lane.audience, required(lane, "alike", int))
+        retry_all.setdefault(lane.fault_reason, bulk)
     shown_alerts = [
         Alert(
             "error",
@@ -167,6 +179,7 @@ def audiences_with_errors() -> list[Alert]:
             offers=(buttons(lane.audience, "retry"),),
             install=lane.audience.install_id,
             cause=lane.fault_reason,
+            bulk=retry_all[lane.fault_reason],
         )
         for lane in lanes
     ]
@@ -200,7 +213,7 @@ def paused_audiences() -> list[Alert]:
         )
         for lane in lanes
     ]
-    return shown_alerts + and_more("paused", total, "paused audiences", list_url(Audience, state="paused"))
+    return shown_alerts + and_more("paused", total, "paused audiences", list_url(Audience, state="paused"), tone="held")
 
 
 def parked_groups(parked: list[dict[str, Any]]) -> list[Alert]:

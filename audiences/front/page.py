@@ -9,7 +9,7 @@ from django.utils.timezone import now
 
 from audiences.admin.pages import count, list_url, number, span
 from audiences.admin.parked_groups import sum_in_words
-from audiences.front import calls, troubles
+from audiences.front import calls, lines, troubles
 from audiences.front.alerts import Number
 from audiences.front.charts import charts
 from audiences.front.proofs import proof_number
@@ -33,6 +33,8 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def front(request: HttpRequest) -> dict[str, Any]:
     facts = troubles.facts()
+    known = troubles.stored(troubles.alerts(facts))
+    listed = lines.listed(known, request, of_install="") if request.GET.get(lines.ALL) else None
     return {
         "numbers": [
             *_numbers(facts.installs, facts.waiting, facts.blocked.lanes, facts.parked),
@@ -40,7 +42,8 @@ def front(request: HttpRequest) -> dict[str, Any]:
             _workers(facts.pulse, is_stuck=facts.stuck is not None),
             proof_number(facts.installs, facts.proofs),
         ],
-        "alerts": [alert.shown(request, known) for alert, known in troubles.stored(troubles.alerts(facts))],
+        "listed": listed,
+        "alerts": listed.alerts if listed else lines.lines(known, request, of_install=""),
     }
 
 

@@ -1,8 +1,9 @@
 """Front page alerts for audiences that are being retired, and for retired ones that get events again."""
 
-from django.db.models import F
+from django.db.models import Count, F, Window
 
 from audiences.admin.pages import count, list_url, url_of
+from audiences.annotations import required
 from audiences.delivery import account_switch
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
 from audiences.insight import retirements, state
@@ -19,8 +20,9 @@ def alerts() -> list[Alert]:
 def _with_events() -> list[Alert]:
     """Alerts for retired audiences with held events: a person decides about these events."""
     lanes = Lane.objects.filter(retired_at__isnull=False, audience__last_sequence__gt=F("retired_sequence"))
-    found = list(lanes.select_related("audience__install").order_by("retired_at")[: ALERTS_LISTED + 1])
-    total = lanes.count() if len(found) > ALERTS_LISTED else len(found)
+    counted = lanes.select_related("audience__install").annotate(total=Window(Count("*")))
+    found = list(counted.order_by("retired_at")[:ALERTS_LISTED])
+    total = required(found[0], "total", int) if found else 0
     listed = [
         Alert(
             WITH_EVENTS,
@@ -34,18 +36,22 @@ def _with_events() -> list[Alert]:
             offers=(buttons(lane.audience, "take-back"),),
             install=lane.audience.install_id,
         )
-        for lane in found[:ALERTS_LISTED]
+        for lane in found
     ]
-    return listed + and_more(WITH_EVENTS, total, "retired audiences with events", list_url(Audience, state="retired"))
+    return listed + and_more(
+        WITH_EVENTS, total, "retired audiences with events", list_url(Audience, state="retired"), tone="held"
+    )
 
 
 def _under_way() -> list[Alert]:
     unfinished = Retirement.objects.filter(retiring.UNFINISHED)
-    rows = unfinished.select_related("audience__install", "audience__lane").order_by("pk")
-    found = list(rows[: ALERTS_LISTED + 1])
-    total = unfinished.count() if len(found) > ALERTS_LISTED else len(found)
-    listed = [_moving(retirement) for retirement in found[:ALERTS_LISTED]]
-    return listed + and_more(UNDER_WAY, total, "retirements under way", list_url(Audience, state="retired"))
+    rows = unfinished.select_related("audience__install", "audience__lane").annotate(under_way=Window(Count("*")))
+    found = list(rows.order_by("pk")[:ALERTS_LISTED])
+    total = required(found[0], "under_way", int) if found else 0
+    listed = [_moving(retirement) for retirement in found]
+    return listed + and_more(
+        UNDER_WAY, total, "retirements under way", list_url(Audience, state="retired"), tone="held"
+    )
 
 
 def _moving(retirement: Retirement) -> Alert:

@@ -27,4 +27,6 @@ def alerts() -> list[Alert]:
         )
         for audience, holder in pairs[:ALERTS_LISTED]
     ]
-    return listed + and_more(KIND, len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience))
+    return listed + and_more(
+        KIND, len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience), tone="held"
+    )

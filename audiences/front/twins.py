@@ -1,7 +1,9 @@
 """Front page alerts for audiences that ODP no longer has as this service made them."""
 
-from audiences.admin.pages import list_url, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, buttons, rest
+from audiences.admin import together
+from audiences.admin.pages import list_url, number, url_of
+from audiences.annotations import required
+from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, and_more, buttons
 from audiences.models import Audience, Twin
 from audiences.operations import twins
 
@@ -21,11 +23,9 @@ REMEDIES = ("take-ours", "accept", "pause")
 
 
 def alerts() -> list[Alert]:
-    found = twins.differing(ALERTS_LISTED + 1)
-    listed = [_alert(twin) for twin in found[:ALERTS_LISTED]]
-    if len(found) > ALERTS_LISTED:
-        listed.append(rest(KIND, "Further audiences differ in ODP", list_url(Audience, state="differs")))
-    return listed
+    found = twins.differing(ALERTS_LISTED)
+    total = required(found[0], "total", int) if found else 0
+    return [*map(_alert, found), *and_more(KIND, total, "audiences differ in ODP", list_url(Audience, state="differs"))]
 
 
 def _alert(twin: Twin) -> Alert:
@@ -42,4 +42,11 @@ def _alert(twin: Twin) -> Alert:
         offers=(buttons(audience, *REMEDIES),),
         install=audience.install_id,
         cause=finding,
+        bulk=_resync_all(twin) if finding is Twin.Finding.MISSING else None,
     )
+
+
+def _resync_all(twin: Twin) -> Bulk:
+    label = f"Resync all {number(required(twin, 'alike', int))}"
+    scope = (twin.audience.install_id, twin.finding)
+    return Bulk(scope, "audiences.resync_audience", label, "cloud_upload", together.url(twin.audience, "resync-alike"))

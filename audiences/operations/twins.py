@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 from django.conf import settings
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Window
 from django.utils.timezone import now
 
 from audiences.delivery import provision
@@ -164,6 +164,20 @@ def forget(audience: Audience) -> None:
 
 
 def differing(limit: int) -> list[Twin]:
-    """The audiences that differ from what this service made, longest first."""
-    found = Twin.objects.exclude(finding=Twin.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)
+    """The audiences that differ from what this service made, longest first.
+
+    Each has ``total``, the number of all, and ``alike``, the number of those of its install with the same finding.
+    """
+    alike = Window(Count("*"), partition_by=[F("audience__install"), F("finding")])
+    found = _differing().annotate(total=Window(Count("*")), alike=alike)
     return list(found.select_related("audience__install", "audience__lane").order_by("since_at")[:limit])
+
+
+def alike(twin: Twin) -> list[Audience]:
+    """The audiences of the same install that differ in the same way."""
+    found = _differing().filter(audience__install=twin.audience.install_id, finding=twin.finding)
+    return [one.audience for one in found.select_related("audience__install", "audience__lane").order_by("pk")]
+
+
+def _differing() -> QuerySet[Twin]:
+    return Twin.objects.exclude(finding=Twin.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)

@@ -1,0 +1,126 @@
+"""One button for several things: it names them and their number, asks, and does to each what its own button does."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.http import urlencode
+
+from audiences.admin import verbs
+from audiences.admin.pages import count, list_url, number
+from audiences.admin.verbs import Verb
+
+if TYPE_CHECKING:
+    from audiences.admin.pages import OperatorAdmin
+
+M = TypeVar("M", bound=Model)
+
+# Things named in a dialog; it says how many more there are.
+NAMED = 10
+
+
+@dataclass(frozen=True)
+class Together(Generic[M]):
+    """A verb for all things that are like one of them.
+
+    ``alike`` returns the things of the same trouble, for the one whose number is in the URL. ``what`` is the singular
+    of the things, ``past`` what was done to them. ``consequence`` says what happens, given them and their names.
+    """
+
+    verb: Verb[M]
+    name: str
+    what: str
+    past: str
+    alike: Callable[[M], Sequence[M]]
+    consequence: Callable[[Sequence[M], str], str]
+
+
+def urls(admin: "OperatorAdmin[M]", *offered: Together[M]) -> list[URLPattern]:
+    def page(together: Together[M], request: HttpRequest, pk: int) -> HttpResponse:
+        if not request.user.has_perm(together.verb.permission):
+            raise PermissionDenied
+        first = admin.get_queryset(request).filter(pk=pk).first()
+        if first is None:
+            raise Http404
+        things = together.alike(first)
+        return press(
+            admin,
+            together.verb,
+            request,
+            things,
+            what=together.what,
+            past=together.past,
+            consequence=together.consequence(things, names(things)),
+            back=verbs.way_back(request, list_url(admin.model)),
+        )
+
+    return [
+        path(f"<int:pk>/{one.name}/", verbs.view(admin, partial(page, one)), name=_name(admin.model, one.name))
+        for one in offered
+    ]
+
+
+def url(thing: Model, name: str) -> str:
+    """The address of the button for all that are like ``thing``. It returns to the page Now."""
+    address = reverse(f"admin:{_name(type(thing), name)}", args=[thing.pk])
+    return f"{address}?{urlencode({'next': reverse('admin:index')})}"
+
+
+def _name(model: type[Model], name: str) -> str:
+    return f"{model._meta.app_label}_{model._meta.model_name}_{name}"
+
+
+def names(things: Sequence[Model]) -> str:
+    more = f" and {number(len(things) - NAMED)} more" if len(things) > NAMED else ""
+    return ", ".join(str(thing) for thing in things[:NAMED]) + more
+
+
+def press(
+    admin: "OperatorAdmin[Any]",
+    verb: Verb[Any],
+    request: HttpRequest,
+    things: Sequence[Any],
+    *,
+    what: str,
+    past: str,
+    consequence: str,
+    back: str,
+    hidden: dict[str, Any] | None = None,
+) -> HttpResponse:
+    """GET states the consequence, POST does it to each, with an entry in the history of each.
+
+    ``hidden`` are the fields of a list's action, if this is one.
+    """
+    if not request.user.has_perm(verb.permission):
+        raise PermissionDenied
+    facts = ",".join(f"{thing.pk} {verb.seen(thing)}" for thing in things)
+    version_tag = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    is_answer = "seen" in request.POST
+    form = verb.form(request.POST if is_answer else None)
+    if not things or (is_answer and request.POST["seen"] != version_tag):
+        return verbs.go(request, back, warning=verbs.STALE)
+    if is_answer and form.is_valid():
+        by = request.user.get_username()
+        done = [thing for thing in things if verb.do(thing, by=by, answers=form.cleaned_data)]
+        reason = form.cleaned_data.get("reason")
+        with_others = f"{past}, with {len(done) - 1} others."
+        verbs.record(request, done, f"{with_others} Reason: {reason}" if reason else with_others)
+        return verbs.go(request, back, success=f"{past}: {count(len(done), what)}.")
+    return verbs.confirmation(
+        request,
+        admin,
+        title=f"{verb.label}: {count(len(things), what)}",
+        label=f"{verb.label} ({number(len(things))})",
+        consequence=consequence,
+        form=form,
+        hidden={"seen": version_tag, "next": back, **(hidden or {})},
+        selected=[thing.pk for thing in things] if hidden else [],
+        back=back,
+        opts=admin.opts,
+    )

@@ -1,0 +1,205 @@
+"""The page Now has at most ten lines, however many troubles there are, and leads to each of them."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+from django.utils.timezone import now
+
+from audiences.delivery import holds
+from audiences.front import lines, troubles
+from audiences.front.alerts import Alert
+from audiences.models import Audience, Install, Lane, Resend, Trouble, Twin
+from tests import many
+from tests.delivering import make_audience
+from tests.test_admin import hidden
+from workers import tasks
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
+
+NOW = "/admin/"
+
+
+def shown(client: Client, address: str = NOW) -> list[Any]:
+    found: list[Any] = client.get(address).context["alerts"]
+    return found
+
+
+def line(client: Client, words: str) -> Any:
+    (found,) = [one for one in shown(client) if words in one.what]
+    return found
+
+
+def button(line: Any, words: str) -> Any:
+    (found,) = [one for one in line.buttons if words in one.label]
+    return found
+
+
+def press(client: Client, address: str, **answers: Any) -> str:
+    """Answer the confirmation of a button, and return the page after it."""
+    asked = client.get(address).content.decode()
+    return client.post(address, {**hidden(asked), **answers}, follow=True).content.decode()
+
+
+def on_hold(count: int, reason: str = "503: down") -> list[Install]:
+    at = now()
+    return Install.objects.bulk_create(
+        Install(
+            name=f"On hold {number:02}",
+            odp_api_key="public.private",
+            odp_host="http://127.0.0.1:9",
+            key_accepted_at=at,
+            backoff_since_at=at - timedelta(minutes=number),
+            backoff_until_at=at + timedelta(hours=1),
+            backoff_failures=3,
+            backoff_reason=reason,
+        )
+        for number in range(count)
+    )
+
+
+def test_twenty_troubles_in_fifty_installs_are_at_most_ten_lines_worst_first(viewer: Client) -> None:
+    many.fill(50, 20)
+    tones = [one.tone for one in shown(viewer)]
+    assert 3 <= len(tones) <= lines.LINES
+    assert tones == sorted(tones, key=["bad", "held", ""].index)
+    total = sum(alert.many for alert in troubles.alerts(troubles.facts()))
+    assert total > 10 * lines.LINES
+
+
+def test_every_trouble_is_on_a_page_of_the_list_of_all(viewer: Client) -> None:
+    many.fill(50, 20)
+    address, seen = lines.url_of_all(""), []
+    while address:
+        page = viewer.get(address)
+        seen += [one.what for one in page.context["alerts"]]
+        assert len(page.context["alerts"]) <= lines.PER_PAGE
+        address = page.context["listed"].following
+    assert sorted(seen) == sorted(alert.what for alert in troubles.alerts(troubles.facts()))
+    assert len(seen) > 2 * lines.PER_PAGE
+
+
+def test_more_kinds_than_lines_lead_to_the_rest_with_their_number() -> None:
+    found = [(Alert(f"kind {number}", f"trouble {number}", "", None, NOW), None) for number in range(14)]
+    request = type("Request", (), {"user": None, "GET": {}})()
+    made = lines.lines(found, request, of_install="")
+    assert len(made) == lines.LINES
+    assert made[-1].what == f"And {14 - lines.LINES + 1} more"
+    assert made[-1].url == lines.url_of_all("")
+
+
+def test_installs_on_hold_share_a_line_that_unfolds_to_each_and_retries_those_that_a_retry_helps(
+    operator: Client, viewer: Client
+) -> None:
+    held = on_hold(lines.UNFOLDED + 4)
+    on_hold(1, "401: the key is wrong")
+    found = line(operator, "14 installs are on hold")
+    assert [one.what for one in found.unfolded[:-1]] == [f"{one} is on hold" for one in held[: lines.UNFOLDED]]
+    assert found.unfolded[-1].url == lines.url_of_all("", kind="on_hold")
+    assert found.buttons[0].label == "Retry all 14 now"
+    assert line(viewer, "14 installs are on hold").buttons == []
+    address = found.buttons[0].url
+    assert "Retry now: 14 installs" in operator.get(address).content.decode()
+    assert viewer.get(address).status_code == viewer.post(address).status_code == 403
+    assert Install.objects.filter(backoff_until_at__isnull=False).count() == 15
+    assert "Retried: 14 installs." in press(operator, address)
+    assert [one.backoff_reason for one in Install.objects.filter(backoff_until_at__isnull=False)] == [
+        "401: the key is wrong"
+    ]
+    assert LogEntry.objects.filter(change_message="Retried, with 13 others.").count() == 14
+
+
+def test_a_retry_of_all_does_nothing_when_another_install_is_on_hold_by_then(operator: Client) -> None:
+    (first, *_) = on_hold(11)
+    address = button(line(operator, "11 installs are on hold"), "Retry all").url
+    asked = hidden(operator.get(address).content.decode())
+    Install.objects.filter(pk=first.pk).update(backoff_since_at=now())
+    assert "changed after the page was loaded" in operator.post(address, asked, follow=True).content.decode()
+    assert Install.objects.filter(backoff_until_at__isnull=False).count() == 11
+
+
+def test_troubles_of_one_cause_are_muted_together_with_a_reason(operator: Client, viewer: Client) -> None:
+    on_hold(12)
+    on_hold(2, "401: the key is wrong")
+    tasks.check_troubles()
+    address = button(line(operator, "12 installs are on hold"), "Mute all 12").url
+    assert viewer.post(address).status_code == 403
+    press(operator, address, hours=8, reason="ODP has maintenance")
+    muted = Trouble.objects.filter(muted_until__gt=now())
+    assert {(one.kind, one.mute_reason, one.muted_by) for one in muted} == {
+        ("on_hold", "ODP has maintenance", "operator")
+    }
+    assert muted.count() == 12
+    assert "ODP has maintenance" in line(operator, "12 installs are on hold").muted
+    assert [bool(one.muted) for one in shown(operator)] == sorted(bool(one.muted) for one in shown(operator))
+
+
+def test_muting_needs_a_reason_also_for_many(operator: Client) -> None:
+    on_hold(12)
+    tasks.check_troubles()
+    press(operator, button(line(operator, "12 installs are on hold"), "Mute all 12").url, hours=8, reason="")
+    assert not Trouble.objects.filter(muted_until__isnull=False).exists()
+
+
+def test_a_muted_trouble_and_others_of_its_kind_are_two_lines(operator: Client) -> None:
+    on_hold(13)
+    tasks.check_troubles()
+    Trouble.objects.filter(pk__in=Trouble.objects.filter(kind="on_hold").values("pk")[:2]).update(
+        muted_until=now() + timedelta(hours=1), muted_by="kim", mute_reason="known"
+    )
+    on_hold_lines = [one.what for one in shown(operator) if "on hold" in one.what]
+    assert on_hold_lines == ["11 installs are on hold", "2 installs are on hold"]
+
+
+def test_audiences_that_one_reason_keeps_from_being_created_are_retried_together(
+    operator: Client, viewer: Client, install: Install
+) -> None:
+    for number in range(12):
+        make_audience(install, f"club_{number}")
+    other = make_audience(install, "other")
+    held = {"hold_since_at": now(), "hold_until_at": now() + timedelta(hours=1), "hold_failures": 2}
+    Audience.objects.update(provisioned_at=None, hold_reason="503: down", **held)
+    Audience.objects.filter(pk=other.pk).update(hold_reason="409: taken")
+    address = button(line(operator, "12 audiences of Shop can't be created"), "Retry all 12 now").url
+    assert viewer.post(address).status_code == 403
+    assert "Retried: 12 audiences." in press(operator, address)
+    waiting = Audience.objects.filter(hold_until_at__gt=now())
+    assert [audience.odp_id for audience in waiting] == [other.odp_id]
+
+
+def test_audiences_held_by_one_error_are_retried_together(operator: Client, install: Install) -> None:
+    for number in range(15):
+        audience = make_audience(install, f"club_{number}")
+        Audience.objects.filter(pk=audience.pk).update(last_sequence=1)
+        at = now() + timedelta(hours=1)
+        reason = "KeyError" if number else "TypeError"
+        Lane.objects.filter(pk=audience.pk).update(fault_since_at=now(), fault_until_at=at, fault_reason=reason)
+    address = button(line(operator, "audiences can't be delivered"), "Retry all 14 now")
+    assert "Retried: 14 audiences." in press(operator, address.url)
+    assert [lane.fault_reason for lane in Lane.objects.filter(fault_until_at__gt=now())] == ["TypeError"]
+
+
+def test_audiences_missing_in_odp_are_resynced_together_with_a_reason(operator: Client, install: Install) -> None:
+    for number in range(12):
+        audience = make_audience(install, f"club_{number}")
+        finding = Twin.Finding.MISSING if number else Twin.Finding.CHANGED
+        Twin.objects.create(
+            audience=audience, looked_at=now(), since_at=now(), finding=finding, problem="ODP no longer has it."
+        )
+    found = [one for one in shown(operator) if any("Resync all 11" in button.label for button in one.buttons)]
+    assert len(found) == 1
+    address = button(found[0], "Resync all 11").url
+    press(operator, address, reason="")
+    assert not Resend.objects.exists()
+    press(operator, address, reason="The prefix was deleted by mistake")
+    assert Resend.objects.filter(kind="resync", reason="The prefix was deleted by mistake").count() == 11
+
+
+def test_a_line_counts_the_troubles_of_its_kind_that_are_not_listed(viewer: Client, install: Install) -> None:
+    for number in range(13):
+        assert holds.pause(make_audience(install, f"club_{number}").lane, by="kim", reason="The campaign is over.")
+    found = line(viewer, "paused or set aside")
+    assert (found.what, found.tone) == ("13 audiences are paused or set aside", "held")
+    assert found.unfolded[-1].what == "All 13"
