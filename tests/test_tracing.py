@@ -374,6 +374,28 @@ def test_one_trace_goes_through_the_real_web_process_and_worker(
     assert collector.services == {"ours"}
 
 
+def test_the_real_processes_end_although_the_collector_answers_nothing(
+    tmp_path: Path, shop: Install, odp: ThreadedSandbox, collector: Collector
+) -> None:
+    collector.answers.clear()
+    web = Web(tmp_path, OTEL_TRACES_EXPORTER="otlp", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    try:
+        memory = Memory(file=tmp_path / "local.env", values={})
+        stack = Stack(folder=tmp_path, port=web.port, host="127.0.0.1", memory=memory)
+        web.fleet.start(*stack.workers(["worker-1"]))
+        token = shop.tokens.get().secret
+        answer = web.call("POST", f"/webhooks/lytics/{shop.public_id}", body(message(who=PERSON)), Authorization=token)
+        eventually(lambda: len(odp.members(Audience.objects.get().odp_id)) == 2)
+        processes = [child.process for group in web.fleet.groups for child in group]
+    finally:
+        web.stop()
+    assert answer.status == 200
+    assert collector.has_asked.is_set()
+    assert collector.spans == []
+    # Neither was killed for taking too long.
+    assert [process.poll() for process in processes if process] == [0, 0]
+
+
 @pytest.mark.parametrize("program", ["web", "worker", "beat"])
 def test_each_process_refuses_to_start_without_the_packages(tmp_path: Path, program: str) -> None:
     package = tmp_path / "opentelemetry"
