@@ -65,7 +65,11 @@ WRITERS = {
     "JobPresence": {"audiences/operations/job_looks.py"},
     "Audit": {"audiences/agreement/audits.py", FORGETTING, PRUNING},
     "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},
-    "Difference": {"audiences/agreement/asking_odp.py", "audiences/agreement/comparing.py", FORGETTING, PRUNING},
+    "Difference": {
+        *(f"audiences/agreement/{name}.py" for name in ("array_identifiers", "asking_odp", "comparing")),
+        FORGETTING,
+        PRUNING,
+    },
     "LyticsAccount": {"audiences/lytics_account.py"},
     "Forgotten": {FORGETTING},
     "Pruning": {PRUNING},

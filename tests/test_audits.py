@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
-from audiences.agreement import asking_odp, audits, repairs
+from audiences.agreement import asking_odp, audits, repairs, words
 from audiences.delivery import holds
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
 from audiences.operations import resends
@@ -134,6 +134,17 @@ def test_a_quick_audit_compares_sizes_and_asks_for_no_person(
     assert done.odp_low <= 5 <= done.odp_high
     assert not any("scan" in target for target in lytics.asked)
     assert (done.compared_with_lytics, done.compared_with_odp) == (0, 0)
+
+
+def test_members_whom_only_odp_has_are_counted_by_its_estimate(odp: ThreadedSandbox, gold: Audience) -> None:
+    assert words.odp_above_ledger(audit(gold, Audit.Mode.QUICK)) == 0
+    for number in range(100):
+        set_in_odp(odp, f"stranger-{number}", True)
+    done = audit(gold, Audit.Mode.QUICK)
+    assert done.odp_low is not None
+    assert words.odp_above_ledger(done) == done.odp_low - 5 > 50
+    assert f"at least {done.odp_low - 5} more than here" in words.result(done)
+    assert found(audit(gold)) == {}
 
 
 # --- drift ---------------------------------------------------------------------------------------------------

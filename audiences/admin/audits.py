@@ -127,9 +127,10 @@ class AuditAdmin(HistoryAdmin[Audit]):
         ("asked_at", "ended_at"),
         "sizes",
         "compared",
+        "array_identifiers",
         "note",
     )
-    readonly_fields = ("audience_link", "install_link", "sizes", "compared")
+    readonly_fields = ("audience_link", "install_link", "sizes", "compared", "array_identifiers")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Audit]:
         return super().get_queryset(request).select_related("install", "audience__lane", "audience__install")
@@ -168,6 +169,10 @@ class AuditAdmin(HistoryAdmin[Audit]):
             f"{audit.compared_with_lytics:,} with Lytics, {audit.compared_with_odp:,} with ODP,"
             f" {audit.moving:,} left out because an event came after the audit began"
         )
+
+    @admin.display(description="array identifiers")
+    def array_identifiers(self, audit: Audit) -> str:
+        return words.arrays(audit) or "the identifier field held no list"
 
     @admin.display(description="audience")
     def audience_link(self, audit: Audit) -> SafeString | str:

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from audiences import sql
+from audiences.agreement import array_identifiers
 from audiences.agreement.steps import Step, Wait
 from audiences.models import Audience, Audit
 
@@ -56,5 +57,8 @@ def compare(audit: Audit) -> Step:
             "compared_with_lytics": found.compared,
             "differing": found.differing,
             "moving": found.moving,
+            **array_identifiers.explain(
+                audit, entry_not_sent=WORDS["entry_not_sent"], exit_not_sent=WORDS["exit_not_sent"]
+            ),
         }
     )

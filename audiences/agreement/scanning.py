@@ -10,7 +10,9 @@ from audiences.agreement.steps import Ended, Step, Wait
 from audiences.models import Audit, ScannedMember
 from audiences.receiving.audience_lookup import BY_SLUG
 from lytics.api import members
+from lytics.api.members import Member
 from lytics.api.outcomes import Outcome
+from lytics.api.webhook_settings import LYTICS_ID
 from lytics.identifiers import is_identifier
 
 # The most times that a scan is started. It starts again when its token has expired.
@@ -30,7 +32,8 @@ def step(audit: Audit) -> Step:
         return Step(seconds=Wait.LONG)
     began_at = audit.scan_began_at or now()
     field = audit.install.identifier_field
-    pages = members.scan(client, audit.audience.segment_id, fields=[field], token=audit.scan_token)
+    fields = [field] if field == LYTICS_ID else [field, LYTICS_ID]
+    pages = members.scan(client, audit.audience.segment_id, fields=fields, token=audit.scan_token)
     page = next(pages)
     if page.is_expired:
         return _again(audit, page.answer.reason)
@@ -41,10 +44,15 @@ def step(audit: Audit) -> Step:
     total = _least(page.total, audit.lytics_size if audit.scan_began_at else None)
     if page.is_last and _is_short(audit.scanned + len(page.members), total):
         return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {total:,} members")
-    named = {identifier for member in page.members for identifier in member.identifiers(field)}
-    found = {identifier for identifier in named if is_identifier(identifier, settings.PLACEHOLDER_IDENTIFIERS)}
+    profiles = {
+        identifier: _profile(member) if member.holds_list(field) else ""
+        for member in page.members
+        for identifier in member.identifiers(field)
+        if is_identifier(identifier, settings.PLACEHOLDER_IDENTIFIERS)
+    }
     ScannedMember.objects.bulk_create(
-        [ScannedMember(audit=audit, identifier=identifier) for identifier in found], ignore_conflicts=True
+        [ScannedMember(audit=audit, identifier=one, profile=profile) for one, profile in profiles.items()],
+        ignore_conflicts=True,
     )
     changes = {
         "scan_began_at": began_at,
@@ -52,10 +60,18 @@ def step(audit: Audit) -> Step:
         "scanned": audit.scanned + len(page.members),
         "lytics_size": audit.lytics_size if total is None else total,
     }
+    if any(member.holds_list(field) for member in page.members):
+        changes["array_option"] = "on" if audit.install.forget_missing_identifiers else "off"
     if page.is_last:
         _check_named(audit, members_seen=audit.scanned + len(page.members), field=field)
         changes["phase"] = Audit.Phase.SETTLE
     return Step(changes, seconds=min(1 / settings.AUDIT_LYTICS_REQUESTS_PER_SECOND, Wait.LONG - 0.1))
+
+
+def _profile(member: Member) -> str:
+    """The Lytics ID, if it can be stored."""
+    found = next(iter(member.identifiers(LYTICS_ID)), "")
+    return found if is_identifier(found, settings.PLACEHOLDER_IDENTIFIERS) else ""
 
 
 def _shows_earlier_calls(audit: Audit) -> bool:

@@ -1,5 +1,6 @@
 """The result of an audit in one sentence, the same on each page and in the command."""
 
+from audiences.agreement.array_identifiers import MOST
 from audiences.agreement.audits import confidence
 from audiences.models import Audit
 
@@ -28,11 +29,39 @@ def result(audit: Audit) -> str:
     return found
 
 
+def arrays(audit: Audit) -> str:
+    """How many people are wrong because the identifier field holds lists; empty if no member's field held one."""
+    if not audit.array_option:
+        return ""
+    wrong = audit.left_list + audit.merged
+    return (
+        f"{'at least ' if has_more(audit) else ''}{wrong:,} of {audit.compared_with_lytics:,} people are"
+        f" wrong because of array identifiers: {audit.left_list:,} left their profile's list, {audit.merged:,} are of"
+        f" merged profiles (forget missing identifiers was {audit.array_option})"
+    )
+
+
+def has_more(audit: Audit) -> bool:
+    """Whether there are more differences than those whose reasons were looked for."""
+    return audit.differing > MOST
+
+
 def sizes(audit: Audit) -> str:
     odp = "unknown" if audit.odp_low is None else f"{audit.odp_low:,} to {audit.odp_high:,}"
-    return (
+    found = (
         f"Lytics {_number(audit.lytics_size)}, this service {_number(audit.ledger_size)} members, ODP estimates {odp}"
     )
+    if above := odp_above_ledger(audit):
+        found += f": at least {above:,} more than here, whom an audit can't name"
+    return found
+
+
+def odp_above_ledger(audit: Audit) -> int | None:
+    """By how many members ODP's low estimate exceeds the ledger; None when ODP gave no estimate.
+
+    No call of ODP is known that lists an audience's members, so people who were never in the ledger show only here.
+    """
+    return None if audit.odp_low is None or audit.ledger_size is None else max(0, audit.odp_low - audit.ledger_size)
 
 
 def _so_far(audit: Audit) -> str:

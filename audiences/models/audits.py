@@ -63,6 +63,11 @@ class Audit(models.Model):
     moving = models.BigIntegerField(default=0)
     differing = models.BigIntegerField(default=0)
     explained = models.BigIntegerField(default=0)
+    # Whether the option to forget missing identifiers was on or off, if the identifier field held lists; else empty.
+    # And the people among those who differ for whom a shortened list or a merged profile is known to be the reason.
+    array_option = models.CharField(max_length=3, blank=True, default="", db_default="")
+    left_list = models.BigIntegerField(default=0, db_default=0)
+    merged = models.BigIntegerField(default=0, db_default=0)
     # The last one of its audience that came to its end.
     is_newest = models.BooleanField(default=False)
 
@@ -92,6 +97,8 @@ class ScannedMember(models.Model):
     pk = models.CompositePrimaryKey("audit_id", "identifier")
     audit = models.ForeignKey(Audit, on_delete=models.CASCADE, db_constraint=False, db_index=False)
     identifier = models.TextField()
+    # The Lytics ID of the profile, if the identifier comes from a list; else empty.
+    profile = models.TextField(blank=True, default="", db_default="")
 
     class Meta:
         default_permissions = ()

@@ -21,6 +21,9 @@ class Member:
 
     fields: Fields = field(repr=False)
 
+    def holds_list(self, name: str) -> bool:
+        return isinstance(self.fields.get(name), list)
+
     def identifiers(self, name: str) -> tuple[str, ...]:
         """The identifiers in one field, each once, read as in webhook calls: trimmed, numbers by their digits."""
         value = self.fields.get(name)

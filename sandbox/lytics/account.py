@@ -137,6 +137,33 @@ class Account:
         size = "(SELECT count(*) FROM membership AS m WHERE m.segment_id = audience.segment_id AND rank % 2 = 0)"
         self.write(f"UPDATE audience SET size = {size} WHERE segment_id = ?", segment_id)  # noqa: S608 - our own text
 
+    def change_profile(self, person: str, fields: dict[str, Any], identifier_field: str) -> None:
+        """Change fields of a profile without an event, such as a list that loses a value."""
+        data = {**self._data(person), **fields}
+        value = data.get(identifier_field)
+        names = [str(one) for one in (value if isinstance(value, list) else [value])]
+        with self._database as database:
+            database.execute("UPDATE profile SET data = ? WHERE profile_id = ?", (json.dumps(data), person))
+            database.execute("DELETE FROM identifier WHERE name = ? AND profile_id = ?", (identifier_field, person))
+            database.executemany(
+                "INSERT OR REPLACE INTO identifier VALUES (?, ?, ?)", [(identifier_field, one, person) for one in names]
+            )
+
+    def merge_profiles(self, lost: str, kept: str, identifier_field: str) -> None:
+        """Make one profile part of another without an event: its list and its memberships go to that one."""
+        inside = self.rows("SELECT segment_id, rank FROM membership WHERE profile_id = ? AND rank % 2 = 0", lost)
+        both = [one for person in (kept, lost) for one in self._data(person)[identifier_field]]
+        with self._database as database:
+            database.executemany(MOVE, [(segment_id, kept, rank) for segment_id, rank in inside])
+            database.executemany(MOVE, [(segment_id, lost, rank + 1) for segment_id, rank in inside])
+            database.execute("DELETE FROM identifier WHERE profile_id = ?", (lost,))
+            database.execute("DELETE FROM profile WHERE profile_id = ?", (lost,))
+        self.change_profile(kept, {identifier_field: list(dict.fromkeys(both))}, identifier_field)
+
+    def _data(self, person: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.rows("SELECT data FROM profile WHERE profile_id = ?", person)[0][0])
+        return found
+
     def delete_audience(self, segment_id: str) -> None:
         """Delete an audience as a person does in Lytics: jobs still name it, and no exit is sent."""
         self.write("DELETE FROM membership WHERE segment_id = ?", segment_id)

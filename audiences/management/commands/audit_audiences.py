@@ -44,6 +44,8 @@ class Command(BaseCommand):
             done.append(finished)
             if not options["json"]:
                 self.stdout.write(f"{audience}: {words.result(finished)}{_note(finished)}")
+                if arrays := words.arrays(finished):
+                    self.stdout.write(f"  {arrays}")
                 for line in _people(finished) if options["people"] else []:
                     self.stdout.write(f"  {line['identifier']}: {line['kind']}. {line['why']}")
         if options["json"]:
@@ -79,13 +81,28 @@ def _report(audit: Audit, *, with_people: bool) -> dict[str, Any]:
         "lytics_size": audit.lytics_size,
         "ledger_size": audit.ledger_size,
         "odp_estimate": None if audit.odp_low is None else [audit.odp_low, audit.odp_high],
+        "odp_above_ledger": words.odp_above_ledger(audit),
         "compared_with_lytics": audit.compared_with_lytics,
         "compared_with_odp": audit.compared_with_odp,
         "in_motion": audit.moving,
         "differing": audit.differing,
         "explained": audit.explained,
+        "array_identifiers": _arrays(audit),
     }
     return {**report, "people": _people(audit)} if with_people else report
+
+
+def _arrays(audit: Audit) -> dict[str, Any] | None:
+    if not audit.array_option:
+        return None
+    return {
+        "forget_missing_identifiers": audit.array_option == "on",
+        "people": audit.compared_with_lytics,
+        "wrong": audit.left_list + audit.merged,
+        "left_list": audit.left_list,
+        "merged_profiles": audit.merged,
+        "is_at_least": words.has_more(audit),
+    }
 
 
 def _people(audit: Audit) -> list[dict[str, str]]:

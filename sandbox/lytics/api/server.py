@@ -95,6 +95,11 @@ class Handler(BaseHTTPRequestHandler):
                 api.clock_ahead += float(given["advance_seconds"])
             case ("POST", "members"):
                 self._move(given)
+            case ("POST", "profiles"):
+                api.account.change_profile(self._person(given), dict(given["set"]), str(given["field"]))
+            case ("POST", "merge"):
+                kept = self._person({**given, "identifier": given["into"]})
+                api.account.merge_profiles(self._person(given), kept, str(given["field"]))
             case ("DELETE", "audiences"):
                 api.account.delete_audience(self._audience(given)[0])
             case _:
@@ -104,11 +109,14 @@ class Handler(BaseHTTPRequestHandler):
     def _move(self, given: dict[str, Any]) -> None:
         """Change who is in an audience without an event, so that both ends differ."""
         api = self.server.api
-        person = api.account.person(str(given.get("field", "_id")), str(given["identifier"]))
+        at = int(api.now() * 1_000_000_000)
+        api.account.move(self._audience(given)[0], self._person(given), is_member=bool(given["member"]), at=at)
+
+    def _person(self, given: dict[str, Any]) -> str:
+        person = self.server.api.account.person(str(given.get("field", "_id")), str(given["identifier"]))
         if person is None:
             raise LookupError("no such person")
-        at = int(api.now() * 1_000_000_000)
-        api.account.move(self._audience(given)[0], person[0], is_member=bool(given["member"]), at=at)
+        return person[0]
 
     def _audience(self, given: dict[str, Any]) -> Row:
         row = self.server.api.account.audience(str(given["audience"]))
