@@ -21,6 +21,7 @@ from audiences.models import (
     Forgotten,
     GuidedChange,
     Install,
+    JobPresence,
     Lane,
     Membership,
     Minute,
@@ -190,6 +191,9 @@ BROKEN: dict[str, list[Callable[[], Any]]] = {
     "twin_finding_says_what": [
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), finding="missing", since_at=now()),
         lambda: Twin.objects.create(audience=an_audience(), looked_at=now(), problem="gone"),
+    ],
+    "deleted_audience_is_gone": [
+        lambda: JobPresence.objects.create(audience=an_audience(), seen_at=now(), job_id="job", is_deleted=True)
     ],
     "one_open_trouble_per_key": [lambda: twice(a_trouble)],
     "mute_says_who": [lambda: a_trouble(muted_until=now()), lambda: a_trouble(muted_by="kim")],
