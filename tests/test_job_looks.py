@@ -143,6 +143,15 @@ def test_a_new_trouble_for_each_audience(lytics: LyticsServer, shop: Install, vi
     assert Trouble.objects.filter(kind="left_job", resolved_at=None, install=shop).count() == 2
 
 
+def test_many_audiences_that_left_are_one_line(lytics: LyticsServer, shop: Install, boss: Client) -> None:
+    add_job(lytics, shop)
+    for number in range(12):
+        left = make_audience(shop, f"old-{number}")
+        JobPresence.objects.create(audience=left, seen_at=now(), job_id="job-0", gone_at=now())
+    told = alert(boss, "12 audiences left the Lytics job or were deleted in Lytics")
+    assert (told.tone, len(told.unfolded)) == ("held", 11)
+
+
 # --- what is no evidence ------------------------------------------------------------------------------------------
 
 

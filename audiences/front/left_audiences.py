@@ -1,6 +1,9 @@
 """Front page alerts for audiences that left the Lytics job or were deleted in Lytics."""
 
+from django.db.models import Count, Window
+
 from audiences.admin.pages import count, list_url, url_of
+from audiences.annotations import required
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
 from audiences.models import Audience, JobPresence
 from audiences.operations import job_looks
@@ -9,11 +12,12 @@ KIND = "left_job"
 
 
 def alerts() -> list[Alert]:
-    gone = job_looks.gone()
-    found = list(gone[: ALERTS_LISTED + 1])
-    total = gone.count() if len(found) > ALERTS_LISTED else len(found)
-    listed = [_alert(presence) for presence in found[:ALERTS_LISTED]]
-    return listed + and_more(KIND, total, "audiences that left the Lytics job", list_url(Audience, state="left"))
+    found = list(job_looks.gone().annotate(total=Window(Count("*")))[:ALERTS_LISTED])
+    total = required(found[0], "total", int) if found else 0
+    return [
+        *map(_alert, found),
+        *and_more(KIND, total, "audiences left the Lytics job", list_url(Audience, state="left"), tone="held"),
+    ]
 
 
 def _alert(presence: JobPresence) -> Alert:

@@ -43,6 +43,7 @@ WORDS = {
     "blocked": "{} audiences are blocked",
     "twin": "{} audiences are not in ODP as this service made them",
     "audit": "{} audits found differences or have no result",
+    "left_job": "{} audiences left the Lytics job or were deleted in Lytics",
     "retired_with_events": "{} retired audiences get events",
     "retiring": "{} audiences are being retired or taken back",
     "made_anew": "{} audiences were recreated in Lytics",
