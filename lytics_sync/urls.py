@@ -5,7 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import path
 
-from audiences.admin import customer
+from audiences.admin import customer, search
 from audiences.receiving.views import bad_request
 from lytics_sync import database_away, health, webhook_urls
 from lytics_sync.metrics.view import metrics
@@ -18,6 +18,7 @@ def front(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("", front),
     path("admin/find-customer/", admin.site.admin_view(customer.find), name="find_customer"),
+    path("admin/search-everything/", admin.site.admin_view(search.find), name="search_everything"),
     path("admin/", admin.site.urls),
     path("health/live", health.live),
     path("health/ready", health.ready),

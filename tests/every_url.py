@@ -19,7 +19,7 @@ Needs = tuple[tuple[str, ...], ...]
 # Open to every logged-in user, and without data of the tables; the tests check the responses.
 OPEN = {
     *("index", "app_list", "login", "logout", "password_change", "password_change_done", "jsi18n"),
-    *("search", "autocomplete", "view_on_site"),
+    *("search", "search_everything", "autocomplete", "view_on_site"),
     # Django's redirect from a thing's number to its page, and from an address without its last slash.
     None,
 }
@@ -140,8 +140,8 @@ def _patterns(found: Any, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
 
 
 def _path(names: tuple[str, ...], pattern: URLPattern) -> str:
-    if pattern.name == "find_customer":
-        return reverse("find_customer")
+    if pattern.name in ("find_customer", "search_everything"):
+        return reverse(pattern.name)
     if pattern.name is None:
         return "/" + "".join(names).replace("<path:object_id>", "1").split("(")[0]
     regex: re.Pattern[str] = pattern.pattern.regex

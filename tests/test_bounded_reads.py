@@ -143,7 +143,8 @@ def too_much(client: Client, visits: list[tuple[str, dict[str, str] | None]], *,
 
 
 def searches() -> list[tuple[str, dict[str, str] | None]]:
-    return [(reverse("find_customer"), {"identifier": who}) for who in ("nobody", "customer-7")]
+    boxes = ((reverse("find_customer"), "identifier"), (reverse("search_everything"), "text"))
+    return [(box, {name: who}) for box, name in boxes for who in ("nobody", "customer-7", "7")]
 
 
 def test_no_page_reads_more_of_a_log_than_a_bounded_number_of_rows(boss: Client) -> None:

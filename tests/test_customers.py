@@ -435,7 +435,7 @@ def test_finding_customers_needs_the_permission() -> None:
 def test_the_page_is_in_the_sidebar_and_asks_for_an_identifier(viewer: Client) -> None:
     assert PAGE in viewer.get(reverse("admin:index")).content.decode()
     page = viewer.get(PAGE).content.decode()
-    (form,) = re.findall(r'<form[^>]*role="search"[^>]*>', page)
+    (form,) = re.findall(rf'<form[^>]*action="{PAGE}"[^>]*role="search"[^>]*>', page)
     assert 'method="post"' in form
     assert 'name="identifier"' in page
 

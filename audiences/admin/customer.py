@@ -123,7 +123,7 @@ def find(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         return _page(request, form=form)
     identifier = form.cleaned_data["identifier"]
-    _write_down(request, identifier)
+    write_down(request, identifier)
     return _answer(request, identifier)
 
 
@@ -136,7 +136,7 @@ def _shared(request: HttpRequest, event: str) -> HttpResponse:
         identifier = customers.of_event(*place) if place[0] < 2**31 and place[1] < 2**63 else None
     if identifier is None:
         return _page(request, form=Search(), lost=True)
-    _write_down(request, identifier)
+    write_down(request, identifier)
     return _answer(request, identifier)
 
 
@@ -202,7 +202,7 @@ def _never() -> Any:
 # --- Record of searches ---------------------------------------------------------------------------------------
 
 
-def _write_down(request: HttpRequest, identifier: str) -> None:
+def write_down(request: HttpRequest, identifier: str) -> None:
     user = cast(User, request.user)
     LogEntry.objects.create(
         user_id=user.pk,

@@ -17,11 +17,12 @@ import structlog
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
+from django.db.models.functions import Lower
 
 from audiences import sql
 from audiences.annotations import required
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
-from audiences.models import SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
+from audiences.models import SKIPPED, Audience, Event, FutureTime, Install, Membership, Parked, Run
 from lytics import times
 from lytics.facts import Kind
 from odp.outcomes import Outcome
@@ -38,7 +39,15 @@ SPELLINGS = 256
 
 log = structlog.get_logger(__name__)
 
-_ATTEMPTS = sql.beside(__file__).for_models("runs_of_events")
+_SQL = sql.beside(__file__)
+_ATTEMPTS = _SQL.for_models("runs_of_events")
+
+
+class OfInstall(NamedTuple):
+    install: int
+
+
+_INSTALLS = _SQL.query("installs_with_membership", OfInstall._make)
 
 
 class End(Enum):
@@ -124,6 +133,14 @@ def customer_history(identifier: str, *, install_id: int | None = None, before: 
         statuses=shown,
         older=Place(last.received_at, last.audience_id, last.sequence) if last else None,
     )
+
+
+def installs_with(identifier: str) -> list[Install]:
+    """The installs whose ledger or log has this customer, by name."""
+    audiences = {event.audience_id for event in _events(identifier, None)}
+    installs = {row.install for row in _INSTALLS.run(identifier=identifier).all()}
+    found = Install.objects.filter(Q(pk__in=installs) | Q(audiences__in=audiences)).distinct()
+    return list(found.order_by(Lower("name"), "pk"))
 
 
 def of_event(audience_id: int, sequence: int) -> str | None:
