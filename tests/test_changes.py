@@ -188,9 +188,12 @@ def steps_of_a_change(
     return taken
 
 
-@pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])
-def test_events_between_any_two_steps_end_right(odp: ThreadedSandbox, shop: Install, before: str, mode: str) -> None:
-    number, steps = 0, 1
+@pytest.mark.parametrize(("mode", "first"), [(DELIVERED, 0), (WAITING, 1), (UNDER_WAY, 0)])
+def test_events_between_any_two_steps_end_right(
+    odp: ThreadedSandbox, shop: Install, before: str, mode: str, first: int
+) -> None:
+    """Each mechanism takes every other place, so that each mode is tried at each place."""
+    number, steps = first if before == "attribute" else 1 - first, 2
     while number <= steps:
         odp.reset()
         gold = audience_with_members(shop, "gold")
@@ -203,7 +206,7 @@ def test_events_between_any_two_steps_end_right(odp: ThreadedSandbox, shop: Inst
         assert segments(odp) == ["lytics_gold"]
         assert_all_is_well(gold)
         forget(shop, gold, before)
-        number += 1
+        number += 2
     assert steps > 8
 
 
@@ -467,10 +470,12 @@ def test_a_retirement_that_begins_at_any_step_of_a_change_ends_after_it(
         changes.stop(GuidedChange.objects.get(), by="kim")
     for _ in range(MOST):
         retiring.advance(retirement.pk)
-        step(shop)
+        goes_on = step(shop)
         work(shop)
-    assert GuidedChange.objects.get().ended_at is not None
-    assert Retirement.objects.get().ended_at is not None
+        if not goes_on and Retirement.objects.get().ended_at is not None:
+            break
+    else:
+        pytest.fail("the change or the retirement goes on")
     assert not Membership.objects.filter(is_member=True).exists()
     assert segments(odp) == []
 
