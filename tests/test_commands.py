@@ -103,6 +103,7 @@ def test_a_paused_lane_names_who_paused_it(gold: Audience) -> None:
 OF_AN_INSTALL = {
     "audit_audiences": [],
     "change_account": [],
+    "change_identifier": ["--to", "email"],
     "change_mechanism": ["--to", "list"],
     "connect": ["--dry-run"],
     "doctor": [],

@@ -94,6 +94,7 @@ def test_without_an_audience_in_odp_everything_may_change(operator: Client, odp:
 def test_another_identifier_field_asks_first_with_its_number(operator: Client, shop: Install) -> None:
     said = save(operator, shop, opened(operator, shop), identifier_field="user_id")
     assert "1 events were read with _id in the last hour" in said
+    assert "At present it can&#x27;t: The members in ODP are known by _id" in said
     assert Install.objects.get().identifier_field == "_id"
     save(operator, shop, opened(operator, shop), identifier_field="user_id", understood="on")
     assert Install.objects.get().identifier_field == "user_id"

@@ -1,9 +1,13 @@
 """Guided changes to another identifier field: all members leave under the old one and enter under the new one."""
 
+import io
+import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
 from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
@@ -300,7 +304,40 @@ def test_a_viewer_does_not_begin_a_change(shop: Install, viewer: Client) -> None
 def test_the_form_leads_to_the_change(shop: Install) -> None:
     after = Install.objects.get()
     after.identifier_field = "email"
-    (question,) = guards.questions(shop, after)
-    assert "Press Change identifier" in question.consequence
+    assert "Press Change identifier" in guards.refusals(shop, after)["identifier_field"]
     begin(shop)
     assert "under way" in guards.refusals(shop, after)["identifier_field"]
+
+
+def command(shop: Install, *words: str) -> Any:
+    said = io.StringIO()
+    call_command("change_identifier", shop.public_id, *words, "--json", stdout=said)
+    return json.loads(said.getvalue())
+
+
+def test_the_command_shows_what_each_field_has_and_begins_and_stops_a_change(shop: Install) -> None:
+    shown = command(shop, "--to", "email")
+    assert (shown["begun"], shown["problem"], shown["members"]) == (False, "", 3)
+    assert [(each["name"], each["found"]) for each in shown["fields"]] == [("email", 3)]
+    assert not GuidedChange.objects.exists()
+    assert command(shop, "--to", "email", "--yes", "--reason", "a test")["begun"]
+    assert (GuidedChange.objects.get().after, GuidedChange.objects.get().reason) == ("email", "a test")
+    assert command(shop, "--stop")["stopped"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--to", "user_id", "--yes", "--reason", "a test"], "0 of 3 members in Lytics have user_id"),
+        (["--to", "email", "--yes"], "--reason must say something"),
+        (["--to", "_id"], "has this field already"),
+        (["--to", "a b"], "--to: "),
+        (["--yes", "--reason", "a test"], "Name the field with --to"),
+        (["--to", "email", "--stop"], "Give either --to or --stop"),
+        (["--stop"], "No change is under way"),
+    ],
+)
+def test_the_command_begins_no_change_that_can_not_be_made(shop: Install, words: list[str], why: str) -> None:
+    with pytest.raises(CommandError, match=why):
+        command(shop, *words)
+    assert not GuidedChange.objects.exists()

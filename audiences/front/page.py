@@ -26,9 +26,9 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         return {**context, "title": "Now", "no_role": True}
     # The first part refreshes often, the charts rarely; the page of an install has its own charts.
     part = request.headers.get("HX-Target")
-    now_ = {} if part == "front-charts" else front(request)
+    present = {} if part == "front-charts" else front(request)
     history = {} if part == "front-now" else charts(request)
-    return {**context, "title": "Now", **now_, **history}
+    return {**context, "title": "Now", **present, **history}
 
 
 def front(request: HttpRequest) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from audiences.delivery import account_switch
 from audiences.delivery.odp_account import account_of, same_account
 from audiences.insight import evidence, trials
 from audiences.models import Audience, GuidedChange, Install, Receipt
+from audiences.operations import changes
 from odp.client import Client
 from odp.mechanisms import Passthrough
 from odp.outcomes import Outcome
@@ -47,8 +48,13 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     number = made(before)
     if not number:
         return {}
-    audiences = f"{number} audience{'' if number == 1 else 's'} of this install {'is' if number == 1 else 'are'}"
     found = {}
+    if before.identifier_field != after.identifier_field and not changes.problem_of_identifier(before):
+        found["identifier_field"] = (
+            "Press Change identifier at the top of this page: it replaces the members in ODP, which are known by"
+            f" {before.identifier_field}. This form would leave them there for ever."
+        )
+    audiences = f"{number} audience{'' if number == 1 else 's'} of this install {'is' if number == 1 else 'are'}"
     if before.mechanism != after.mechanism:
         is_guided = Passthrough.name not in (before.mechanism, after.mechanism)
         found["mechanism"] = (
@@ -92,8 +98,8 @@ def questions(before: Install | None, after: Install) -> list[Question]:
                 f"{read:,} events were read with {before.identifier_field} in the last hour. {_seen(before, after)}"
                 f" From now on every event is read with {after.identifier_field}; messages without it are parked."
                 f" Exits come by {after.identifier_field}, too, so customers known by {before.identifier_field} stay"
-                " members in ODP. Press Change identifier at the top of this page instead, which replaces them; it"
-                " needs a Lytics API token.",
+                " members in ODP. Change identifier at the top of this page replaces them. At present it can't:"
+                f" {changes.problem_of_identifier(before)}",
             )
         )
     other = _beside(after)

@@ -1,0 +1,41 @@
+"""What the commands of guided changes share: options, the stop, and the reason."""
+
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+from audiences.management import arguments
+from audiences.models import Install
+from audiences.operations import changes
+
+NOTHING_CHANGED = "Nothing was changed. Add --yes to begin it."
+
+
+def add_options(parser: CommandParser) -> None:
+    parser.add_argument("--reason", default="", help="the reason, shown with the change")
+    parser.add_argument("--yes", action="store_true", help="begin it; without this, nothing is changed")
+    parser.add_argument("--stop", action="store_true", help="stop the change that is under way")
+    parser.add_argument("--json", action="store_true")
+
+
+def reason_in(options: dict[str, Any]) -> str:
+    """The reason. Raises ``CommandError`` when it is empty."""
+    reason: str = options["reason"].strip()
+    if not reason:
+        raise CommandError("--reason must say something.")
+    return reason
+
+
+def begun(install: Install, problem: str, change: object) -> dict[str, Any]:
+    """The report of a begun change. Raises ``CommandError`` when none was stored."""
+    if problem or not change:
+        raise CommandError(f"{install}: {problem or 'Another change of this install is under way.'}")
+    return {"begun": True}
+
+
+def stop(install: Install) -> dict[str, Any]:
+    """Stop the change of an install. Raises ``CommandError`` when there is none to stop."""
+    change = changes.running(install)
+    if change is None or not changes.stop(change, by=arguments.who()):
+        raise CommandError(f"{install}: No change is under way that could be stopped.")
+    return {"stopped": True, "done": change.done, "total": change.total}
