@@ -375,6 +375,15 @@ def test_a_minute_has_its_received_and_delivered_events(install: Install) -> Non
     assert minutes() == [(1, 7, 1, 3, 1000, 1000), (0, 100, 0, 1, 1000, 1000)]
 
 
+def test_a_minute_has_the_changes_that_odp_accepted_of_all_attempts(install: Install) -> None:
+    audience = make_audience(install)
+    delivered(audience, 1, 500, at=NOON - timedelta(seconds=30), sent=120)
+    delivered(audience, 1, 500, at=NOON - timedelta(seconds=20), sent=80)
+    delivered(audience, 501, 600, at=NOON - timedelta(seconds=10), sent=100, outcome=Outcome.RETRY_LATER)
+    rollup.roll_up(at=NOON)
+    assert Minute.objects.values_list("delivered", "sent").get() == (500, 200)
+
+
 def test_rolling_up_again_is_idempotent_and_includes_late_commits(install: Install) -> None:
     received(install, NOON - MINUTE, queued=5)
     for _ in range(2):

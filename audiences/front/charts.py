@@ -19,6 +19,8 @@ from audiences.models import Install, Minute, Receipt
 
 # Hours shown: minutes in one point of the line, minutes between two words below it.
 RANGES = {1: (1, 15), 6: (5, 60), 24: (15, 240)}
+# For one install alone: the minutes of all installs are too many to add up for a page.
+WEEK = {168: (120, 1440)}
 USUAL = 6
 # A minute is rolled up at most one minute after its end; newer minutes would look like a drop to zero.
 NOT_YET = timedelta(minutes=1)
@@ -106,14 +108,12 @@ class Chart:
 
 def charts(request: HttpRequest) -> dict[str, Any]:
     """The two charts, of all installs or of one, or the text shown instead."""
-    asked = request.GET.get("hours", "")
-    hours = int(asked) if asked.isdecimal() and int(asked) in RANGES else USUAL
-    chosen = request.GET.get("install", "")
-    install = Install.objects.filter(public_id=chosen).first() if chosen else None
+    install = chosen_install(request)
+    hours = chosen_hours(request, install)
     points = read(hours=hours, install=install)
     shown: dict[str, Any] = {
         "hours": hours,
-        "ranges": list(RANGES),
+        "ranges": ranges(install),
         "charts": [],
         "install": install,
         "of_install": f"&install={install.public_id}" if install else "",
@@ -121,6 +121,21 @@ def charts(request: HttpRequest) -> dict[str, Any]:
     if any(any(_counts(point)) for point in points):
         return {**shown, "charts": [_throughput(points, hours), _delay(points, hours)]}
     return {**shown, "empty": _nothing(hours)}
+
+
+def chosen_install(request: HttpRequest) -> Install | None:
+    chosen = request.GET.get("install", "")
+    return Install.objects.filter(public_id=chosen).first() if chosen.isalnum() else None
+
+
+def chosen_hours(request: HttpRequest, install: Install | None) -> int:
+    asked = request.GET.get("hours", "")
+    return next((hours for hours, _ in ranges(install) if asked == str(hours)), USUAL)
+
+
+def ranges(install: Install | None) -> list[tuple[int, str]]:
+    """The hours that can be chosen, with their words."""
+    return [*((hours, f"{hours} h") for hours in RANGES), *((hours, "7 days") for hours in WEEK if install)]
 
 
 def _nothing(hours: int) -> str:
@@ -135,12 +150,17 @@ def _nothing(hours: int) -> str:
 
 
 def _hours(hours: int) -> str:
-    return "hour" if hours == 1 else f"{hours} hours"
+    return "hour" if hours == 1 else "7 days" if hours in WEEK else f"{hours} hours"
+
+
+def _clock(at: datetime, hours: int) -> str:
+    """A time on the axis or in the table, with its day where the chart is longer than a day."""
+    return f"{at:%H:%M}" if hours in RANGES else f"{at:%d %b}" if not at.hour else f"{at:%d %b %H:%M}"
 
 
 def read(*, hours: int, install: Install | None = None, at: datetime | None = None) -> list[Point]:
     """The points of the last hours of one install or of all, oldest first. Points without events are included."""
-    step = RANGES[hours][0]
+    step = (RANGES | WEEK)[hours][0]
     end = (at or now()).replace(second=0, microsecond=0) - NOT_YET
     start = _floor(end - timedelta(hours=hours), step)
     asked = {"step": step, "start": start, "end": end, "install": install and install.pk}
@@ -201,9 +221,11 @@ def _throughput(points: list[Point], hours: int) -> Chart:
         lines=lines,
         heights=[(100 - 50 * half, _rate(top * half / 2)) for half in range(3)],
         times=_times(points, hours),
-        columns=_columns(points, _counts_in_words),
+        columns=_columns(points, hours, _counts_in_words),
         headings=("from (UTC)", "received", "of them delivered", "earlier backlog", "sent again", "parked"),
-        rows=[(f"{point.at:%H:%M}", *map(number, _counts(point))) for point in reversed(points) if any(_counts(point))],
+        rows=[
+            (_clock(point.at, hours), *map(number, _counts(point))) for point in reversed(points) if any(_counts(point))
+        ],
     )
 
 
@@ -245,9 +267,9 @@ def _delay(points: list[Point], hours: int) -> Chart:
         ],
         heights=[(100 - 100 * (height(line) or 0), words) for line, words in DELAYS.items() if low <= line <= high],
         times=_times(points, hours),
-        columns=_columns(points, _delays_in_words),
+        columns=_columns(points, hours, _delays_in_words),
         headings=("from (UTC)", "half within", "99 of 100 within"),
-        rows=[(f"{point.at:%H:%M}", delay(point.p50), delay(point.p99)) for point in reversed(timed)],
+        rows=[(_clock(point.at, hours), delay(point.p50), delay(point.p99)) for point in reversed(timed)],
     )
 
 
@@ -318,15 +340,17 @@ def _through(points: Iterable[tuple[float, float]]) -> str:
 
 
 def _times(points: list[Point], hours: int) -> list[tuple[float, str]]:
-    between = RANGES[hours][1]
+    between = (RANGES | WEEK)[hours][1]
     return [
-        (100 * place / len(points), f"{point.at:%H:%M}")
+        (100 * place / len(points), _clock(point.at, hours))
         for place, point in enumerate(points)
         if (point.at.hour * 60 + point.at.minute) % between == 0
     ]
 
 
-def _columns(points: list[Point], words: Callable[[Point], str]) -> list[tuple[float, float, str]]:
+def _columns(points: list[Point], hours: int, words: Callable[[Point], str]) -> list[tuple[float, float, str]]:
     """Invisible shapes with the tooltips."""
     width = 100 / len(points)
-    return [(place * width, width, f"{point.at:%H:%M} UTC: {words(point)}") for place, point in enumerate(points)]
+    return [
+        (place * width, width, f"{_clock(point.at, hours)} UTC: {words(point)}") for place, point in enumerate(points)
+    ]

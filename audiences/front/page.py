@@ -11,8 +11,10 @@ from audiences.admin.pages import count, list_url, number, span
 from audiences.admin.parked_groups import sum_in_words
 from audiences.front import calls, lines, troubles
 from audiences.front.alerts import Number
-from audiences.front.charts import charts
+from audiences.front.charts import charts, chosen_hours, chosen_install, ranges
+from audiences.front.funnel import funnel
 from audiences.front.proofs import proof_number
+from audiences.front.troubles import Facts
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Install, Parked
@@ -32,19 +34,30 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 
 def front(request: HttpRequest) -> dict[str, Any]:
-    facts = troubles.facts()
-    known = troubles.stored(troubles.alerts(facts))
-    listed = lines.listed(known, request, of_install="") if request.GET.get(lines.ALL) else None
-    return {
-        "numbers": [
-            *_numbers(facts.installs, facts.waiting, facts.blocked.lanes, facts.parked),
-            calls.rejected_number(facts.installs, facts.rejections),
-            _workers(facts.pulse, is_stuck=facts.stuck is not None),
-            proof_number(facts.installs, facts.proofs),
-        ],
+    """The numbers and troubles of all installs; or the funnel and the troubles of one install."""
+    facts, install = troubles.facts(), chosen_install(request)
+    found = [alert for alert in troubles.alerts(facts) if install is None or alert.install == install.pk]
+    known, of_install = troubles.stored(found), install.public_id if install else ""
+    listed = lines.listed(known, request, of_install=of_install) if request.GET.get(lines.ALL) else None
+    shown: dict[str, Any] = {
         "listed": listed,
-        "alerts": listed.alerts if listed else lines.lines(known, request, of_install=""),
+        "alerts": listed.alerts if listed else lines.lines(known, request, of_install=of_install),
+        "now_of": install,
     }
+    if install is None:
+        return {**shown, "numbers": _all_numbers(facts)}
+    hours = chosen_hours(request, install)
+    numbers = funnel(install, hours, facts.proofs)
+    return {**shown, "numbers": numbers, "funnel_hours": hours, "funnel_ranges": ranges(install)}
+
+
+def _all_numbers(facts: Facts) -> list[Number]:
+    return [
+        *_numbers(facts.installs, facts.waiting, facts.blocked.lanes, facts.parked),
+        calls.rejected_number(facts.installs, facts.rejections),
+        _workers(facts.pulse, is_stuck=facts.stuck is not None),
+        proof_number(facts.installs, facts.proofs),
+    ]
 
 
 def _numbers(

@@ -20,6 +20,9 @@ class Minute(models.Model):
     delivered = models.BigIntegerField()
     # Delivered because something was sent again; not counted as delivered a second time.
     again = models.BigIntegerField(default=0, db_default=0)
+    # Changes that ODP accepted for ``delivered`` and ``again``; the other events were folded. None in rows of an older
+    # version.
+    sent = models.BigIntegerField(null=True)
     # Delivered events by the minute of their arrival (seconds since the epoch). None in rows of an older version.
     arrived = models.JSONField(null=True)
     # From the call that brought an event to ODP's answer. None when nothing was sent.

@@ -71,6 +71,10 @@ went AS (
     ) AS arrived
     FROM by_arrival GROUP BY 1, 2
 ),
+-- The changes that ODP accepted, by install and minute.
+changed AS (
+    SELECT install_id, minute, sum(sent) AS sent FROM gone GROUP BY 1, 2
+),
 -- Step 3: the Runs that sent something, numbered within their install and minute.
 placed AS (
     SELECT *, row_number() OVER (PARTITION BY install_id, minute ORDER BY id) AS place,
@@ -102,10 +106,12 @@ took AS (
     FROM ranked GROUP BY 1, 2
 )
 INSERT INTO audiences_minute
-    (install_id, minute, received, parked, delivered, again, arrived, delay_p50_ms, delay_p99_ms)
+    (install_id, minute, received, parked, delivered, again, sent, arrived, delay_p50_ms, delay_p99_ms)
 SELECT install_id, minute, coalesce(received, 0), coalesce(parked, 0), coalesce(delivered, 0), coalesce(again, 0),
-    coalesce(arrived, '{}'), p50, p99
-FROM came FULL JOIN went USING (install_id, minute) LEFT JOIN took USING (install_id, minute)
+    coalesce(sent, 0), coalesce(arrived, '{}'), p50, p99
+FROM came FULL JOIN went USING (install_id, minute) LEFT JOIN changed USING (install_id, minute)
+    LEFT JOIN took USING (install_id, minute)
 ON CONFLICT (minute, install_id) DO UPDATE SET
     received = excluded.received, parked = excluded.parked, delivered = excluded.delivered, again = excluded.again,
-    arrived = excluded.arrived, delay_p50_ms = excluded.delay_p50_ms, delay_p99_ms = excluded.delay_p99_ms
+    sent = excluded.sent, arrived = excluded.arrived,
+    delay_p50_ms = excluded.delay_p50_ms, delay_p99_ms = excluded.delay_p99_ms

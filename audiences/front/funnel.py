@@ -1,0 +1,75 @@
+"""How far the events of one install came in the last hours or days: received, parked, folded, delivered, confirmed.
+
+ODP doesn't report when it has applied a change. An event counts as confirmed when ODP has shown a test customer of the
+install since the event was delivered.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from django.utils.timezone import now
+
+from audiences import sql
+from audiences.admin.pages import count, list_url, number, span, url_of
+from audiences.front import charts
+from audiences.front.alerts import Number
+from audiences.insight.probes import Proof
+from audiences.models import Delivery, Install, Parked, Receipt, Run
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+class Progress(NamedTuple):
+    went: int
+    folded: int | None
+    confirmed: int
+
+
+_PROGRESS = sql.beside(__file__).query("progress", Progress._make)
+
+
+def funnel(install: Install, hours: int, proofs: Mapping[int, Proof]) -> list[Number]:
+    """The steps in their order, each with the way to the list of its rows."""
+    points, proof = charts.read(hours=hours, install=install), proofs[install.pk]
+    total = {name: sum(getattr(point, name) for point in points) for name in charts.COUNTS}
+    end = points[-1].at + timedelta(minutes=points[-1].minutes)
+    progress = _PROGRESS.run(install=install.pk, start=points[0].at, end=end, proven=proof.at or _NEVER).one()
+    assert progress is not None  # an aggregate has one row
+    of_install = {"install__id__exact": install.pk}
+    left = total["received"] - total["delivered"]
+    earlier = f", and {number(total['earlier'])} of an earlier backlog" if total["earlier"] else ""
+    again = f", {number(total['again'])} sent again" if total["again"] else ""
+    return [
+        Number("received", number(total["received"]), list_url(Receipt, **of_install), True, "events in calls"),
+        Number(
+            "parked",
+            number(total["parked"]),
+            list_url(Parked, **of_install),
+            not total["parked"],
+            "items without a place in the log",
+        ),
+        Number(
+            "folded",
+            number(progress.folded),
+            list_url(Run, install=install.pk),
+            True,
+            f"of {count(progress.went, 'event')} delivered in this time: no change in ODP was needed",
+        ),
+        Number(
+            "delivered",
+            number(total["delivered"]),
+            list_url(Delivery, **of_install),
+            not left,
+            f"of those received, {number(left)} not yet{earlier}{again}",
+        ),
+        Number(
+            "confirmed",
+            number(progress.confirmed),
+            f"{url_of(install)}#connecting",
+            not proof.is_bad,
+            f"delivered before ODP last showed a test customer, {span(now() - proof.at)} ago"
+            if proof.at
+            else "ODP has shown no test customer",
+        ),
+    ]

@@ -1,0 +1,121 @@
+"""The page of one install: how far its events came, and its troubles by the definition of the page Now."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils.timezone import now
+
+from audiences.delivery import holds
+from audiences.front import charts, funnel
+from audiences.insight.probes import Proof
+from audiences.models import Install, Minute
+from tests.delivering import make_audience
+from tests.test_admin import url
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
+
+NOW = "/admin/"
+
+
+@pytest.fixture
+def other(db: None) -> Install:
+    return Install.objects.create(name="Other", odp_api_key="k", key_accepted_at=now())
+
+
+def happened(install: Install, minutes_ago: int, **values: Any) -> None:
+    minute = now().replace(second=0, microsecond=0) - timedelta(minutes=minutes_ago)
+    fixed = {"received": 0, "parked": 0, "delivered": 0, **values}
+    Minute.objects.create(install=install, minute=minute, **fixed)
+
+
+def steps(install: Install, hours: int = 6, proof: Proof | None = None) -> dict[str, Any]:
+    found = funnel.funnel(install, hours, {install.pk: proof or Proof("none")})
+    assert [step.label for step in found] == ["received", "parked", "folded", "delivered", "confirmed"]
+    return {step.label: step for step in found}
+
+
+def test_the_steps_count_the_events_of_this_install_in_this_time(install: Install, other: Install) -> None:
+    happened(install, 30, received=100, parked=7, delivered=80, sent=50)
+    happened(install, 90, received=1_000, delivered=1_000, sent=1_000)
+    happened(other, 30, received=9, parked=9, delivered=9, sent=9)
+    found = steps(install, hours=1)
+    assert {label: step.value for label, step in found.items()} == {
+        "received": "100",
+        "parked": "7",
+        "folded": "30",
+        "delivered": "80",
+        "confirmed": "0",
+    }
+    assert "20 not yet" in found["delivered"].note
+    assert (found["parked"].well, found["delivered"].well) == (False, False)
+    assert steps(install, hours=6)["received"].value == "1,100"
+
+
+def test_events_count_as_confirmed_once_odp_showed_a_later_test_customer(install: Install) -> None:
+    happened(install, 40, received=10, delivered=10, sent=10)
+    happened(install, 20, received=5, delivered=5, sent=5)
+    shown = Proof("proven", at=now() - timedelta(minutes=30))
+    assert steps(install, proof=shown)["confirmed"].value == "10"
+    assert "30 min ago" in steps(install, proof=shown)["confirmed"].note
+    assert steps(install, proof=Proof("failing", at=shown.at))["confirmed"].well is False
+
+
+def test_delivered_never_exceeds_received(install: Install) -> None:
+    long_ago = int((now() - timedelta(days=2)).timestamp()) // 60 * 60
+    happened(install, 10, received=5, delivered=305, sent=305, arrived={str(long_ago): 300})
+    found = steps(install)
+    assert (found["received"].value, found["delivered"].value) == ("5", "0")
+    assert "300 of an earlier backlog" in found["delivered"].note
+
+
+def test_minutes_of_an_older_version_have_no_folded_events(install: Install) -> None:
+    happened(install, 10, received=5, delivered=5)
+    assert steps(install)["folded"].value == "—"
+
+
+def test_the_page_of_an_install_loads_its_steps_and_its_troubles_alone(
+    operator: Client, install: Install, other: Install
+) -> None:
+    for name, of in (("mine", install), ("theirs", other)):
+        assert holds.pause(make_audience(of, name).lane, by="kim", reason="The campaign is over.")
+    address = f"{NOW}?install={other.public_id}"
+    assert f'hx-get="{address}"' in operator.get(url("change", other)).content.decode()
+    part = operator.get(address, headers={"HX-Target": "front-now"})
+    text = part.content.decode()
+    assert "lytics_theirs is paused" in text
+    assert "lytics_mine" not in text
+    assert part.context["numbers"][0].label == "received"
+    everywhere = {one.what for one in operator.get(NOW).context["alerts"]}
+    assert {one.what for one in part.context["alerts"]} < everywhere
+
+
+def test_all_troubles_of_one_install_have_pages_of_their_own(viewer: Client, install: Install, other: Install) -> None:
+    for number in range(12):
+        assert holds.pause(make_audience(other, f"club_{number}").lane, by="kim", reason="The campaign is over.")
+    lines = viewer.get(f"{NOW}?install={other.public_id}").context["alerts"]
+    (line,) = [one for one in lines if "paused or set aside" in one.what]
+    shown = viewer.get(line.url)
+    assert all("paused" in one.what for one in shown.context["alerts"])
+    assert shown.context["now_of"] == other
+
+
+@pytest.mark.parametrize(("hours", "chosen"), [("1", 1), ("24", 24), ("168", 168), ("7", 6), ("x", 6), ("", 6)])
+def test_the_time_can_be_chosen_up_to_a_week(viewer: Client, install: Install, hours: str, chosen: int) -> None:
+    shown = viewer.get(NOW, {"install": install.public_id, "hours": hours})
+    assert shown.context["funnel_hours"] == shown.context["hours"] == chosen
+
+
+def test_a_week_is_for_one_install_and_names_days(viewer: Client, install: Install) -> None:
+    happened(install, 3_000, received=5, delivered=5, sent=5, delay_p50_ms=1, delay_p99_ms=2)
+    assert steps(install, hours=168)["received"].value == "5"
+    at = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    points = charts.read(hours=168, install=install, at=at)
+    assert [words for _, words in charts._times(points, 168)] == [f"{day:02} Feb" for day in range(23, 29)] + ["01 Mar"]
+    assert viewer.get(NOW, {"hours": "168"}).context["hours"] == 6
+
+
+def test_an_unknown_install_is_the_page_of_all(viewer: Client, install: Install) -> None:
+    for unknown in ("nobody", "\x00", "é"):
+        assert viewer.get(NOW, {"install": unknown}).context["now_of"] is None
