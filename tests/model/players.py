@@ -7,7 +7,7 @@ of the workers reads from ``time.monotonic``. Only one thread runs at a time, so
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,6 +258,7 @@ class FakeClient:
         body: bytes | None = None,
         seconds: float,
         start_before: float = float("inf"),
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         worker, odp = Worker.here(), self.odp
         assert worker is not None
