@@ -86,6 +86,10 @@ class Site:
             for key in redis.scan_iter("lytics-sync:failed:*"):
                 redis.delete(key)
 
+    def execute(self, code: str) -> None:
+        """Run Python in a process with the settings of the site."""
+        self._run(manage("shell", "--no-imports", "--command", code))
+
     def is_called(
         self, url: str, authorization: str, *, events: int = 60, audiences: int = 2, seed: int = 7
     ) -> dict[str, list[str]]:
