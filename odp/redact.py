@@ -43,11 +43,11 @@ def values_of(body: bytes | None) -> Sequence[str]:
 def values_in(part: Any) -> Sequence[str]:
     """``values_of`` for a request that is parsed already."""
     found = set(_values(part))
-    found |= {spelled for value in found for spelled in _spellings(value)}
+    found |= {spelled for value in found for spelled in spellings(value)}
     return sorted((value for value in found if len(value) >= _SHORTEST and not _WORD.fullmatch(value)), key=len)[::-1]
 
 
-def _spellings(value: str) -> Iterator[str]:
+def spellings(value: str) -> Iterator[str]:
     """``value`` as a response may spell it: in a URL, JSON, HTML, or with its apostrophes escaped."""
     yield quote(value, safe="", errors="replace")
     yield json.dumps(value)[1:-1]

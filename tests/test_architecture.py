@@ -61,10 +61,10 @@ WRITERS = {
     "Trial": {"audiences/insight/trials.py"},
     "Trouble": {"audiences/operations/troubles.py"},
     "TroubleMessage": {"audiences/operations/alert_messages.py"},
-    "Twin": {"audiences/operations/twins.py"},
+    "Twin": {"audiences/operations/twins.py", FORGETTING},
     "JobPresence": {"audiences/operations/job_looks.py"},
     "Audit": {"audiences/agreement/audits.py", FORGETTING, PRUNING},
-    "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py"},
+    "ScannedMember": {"audiences/agreement/audits.py", "audiences/agreement/scanning.py", FORGETTING},
     "Difference": {
         *(f"audiences/agreement/{name}.py" for name in ("array_identifiers", "asking_odp", "comparing")),
         FORGETTING,
@@ -74,7 +74,7 @@ WRITERS = {
     "Forgotten": {FORGETTING},
     "Pruning": {PRUNING},
     "Horizon": {PRUNING},
-    "GuidedChange": {"audiences/operations/changes.py"},
+    "GuidedChange": {"audiences/operations/changes.py", FORGETTING},
     "AudienceMove": {"audiences/operations/account_steps.py"},
 }
 WRITING = {
@@ -213,7 +213,7 @@ def written(module: ast.Module) -> Iterator[str]:
 def written_by(statement: str) -> Iterator[str]:
     """The models whose tables a statement writes."""
     for table in re.findall(r"(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|TRUNCATE|COPY)\s+audiences_(\w+)", statement):
-        yield table.title()
+        yield {model.lower(): model for model in WRITERS}.get(table, table)
 
 
 def written_in_sql_file(source: str) -> Iterator[str]:

@@ -5,16 +5,15 @@ token, so neither waiting events nor a replay brings the person back to ODP. Wit
 and the identifier is removed after their delivery. A later event from Lytics creates the customer again.
 """
 
-import json
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
 
@@ -23,7 +22,7 @@ from audiences.delivery import account_switch, holds
 from audiences.delivery.fold import FORGOTTEN
 from audiences.encryption import decrypt, opened
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked
-from audiences.operations import former_stores
+from audiences.operations import forgotten_texts, former_stores
 from audiences.receiving import ingest
 from audiences.wake import wake
 from lytics import times
@@ -42,6 +41,17 @@ class BusyError(Exception):
 class _Event(NamedTuple):
     audience_id: int
     sequence: int
+    occurred_ns: int
+
+
+class _Progress(NamedTuple):
+    """The number up to which a lane is delivered, and the last one that may be sent if the audience is retired."""
+
+    delivered: int
+    end: int | None
+
+    def has_to_send(self, sequence: int) -> bool:
+        return self.delivered < sequence <= (sequence if self.end is None else self.end)
 
 
 class _Id(NamedTuple):
@@ -60,6 +70,10 @@ _DELIVERIES = _SQL.query("deliveries", _Id._make)
 _TAKE_OUT = _SQL.query("take_out", _TakenOut._make)
 _CLEAR_ANSWERS = _SQL.command("clear_answers")
 _CLEAR_LANES = _SQL.command("clear_lanes")
+_CLEAR_AUDIENCES = _SQL.command("clear_audiences")
+_CLEAR_INSTALL = _SQL.command("clear_install")
+_CLEAR_CHANGES = _SQL.command("clear_changes")
+_CLEAR_TWINS = _SQL.command("clear_twins")
 _DROP_PROFILES = _SQL.command("drop_profiles")
 _DROP_DIFFERENCES = _SQL.command("drop_differences")
 _DROP_SCANNED = _SQL.command("drop_scanned")
@@ -118,52 +132,86 @@ def go_on(forgotten: Forgotten) -> bool:
         return False
     if forgotten.tell_odp and not former_stores.have_exits(forgotten.install_id, opened(forgotten.identifier)):
         return False
-    _take_out(forgotten)
-    return True
+    return _take_out(forgotten)
 
 
 def _odp_has_exits(forgotten: Forgotten) -> bool:
-    """Append an exit for each audience that the person is a member of. Returns True once all exits are delivered."""
+    """Append an exit for each audience that ODP may have the person in. Returns True once all exits are delivered."""
     if forgotten.exits is None:
-        identifier = opened(forgotten.identifier)
         with transaction.atomic():
             row = Forgotten.objects.select_for_update().get(pk=forgotten.pk)
             if row.exits is None:
-                members = Membership.objects.filter(
-                    identifier=identifier, is_member=True, audience__install=forgotten.install_id
-                )
-                at = times.from_moment(now())
-                facts = {
-                    held.audience_id: [Fact("", "", identifier, Kind.EXIT, max(at, held.occurred_ns))]
-                    for held in members.order_by("audience_id")
-                }
-                ingest.append(facts, received_at=now(), forced=True)
-                last = Audience.objects.filter(pk__in=facts).values_list("pk", "last_sequence")
-                row.exits = {str(pk): sequence for pk, sequence in last}
+                row.exits = _append_exits(row)
                 row.save(update_fields=["exits"])
         forgotten.exits = row.exits
         wake(forgotten.install_id)
     assert forgotten.exits is not None
-    delivered = dict(Lane.objects.filter(pk__in=map(int, forgotten.exits)).values_list("pk", "delivered_sequence"))
-    return all(delivered.get(int(pk), 0) >= sequence for pk, sequence in forgotten.exits.items())
+    progress = _progress(map(int, forgotten.exits))
+    return not any(progress[int(pk)].has_to_send(sequence) for pk, sequence in forgotten.exits.items())
 
 
-def _take_out(forgotten: Forgotten) -> None:
+def _progress(audience_ids: Iterable[int]) -> dict[int, _Progress]:
+    lanes = Lane.objects.filter(pk__in=list(audience_ids)).values_list("pk", "delivered_sequence", "retired_sequence")
+    return {pk: _Progress(delivered, end) for pk, delivered, end in lanes}
+
+
+def _append_exits(forgotten: Forgotten) -> dict[str, int]:
+    """Append exits behind all entries, and return the numbers up to which the log has to be delivered, by audience.
+
+    A waiting entry needs an exit, too: the request under way may have it, or an earlier one without a response. An
+    audience that is being retired gets exits of all members by that.
+    """
+    identifier, install = opened(forgotten.identifier), forgotten.install_id
+    _FOLLOW_INDEX.run()
+    events = _EVENTS.run(identifier=identifier, install=install).all()
+    latest = dict(_members(forgotten).values_list("audience_id", "occurred_ns"))
+    progress = _progress({*latest, *(event.audience_id for event in events)})
+    for event in events:
+        if progress[event.audience_id].has_to_send(event.sequence):
+            latest[event.audience_id] = max(event.occurred_ns, latest.get(event.audience_id, event.occurred_ns))
+    latest = {pk: at for pk, at in latest.items() if progress[pk].end is None}
+    at = times.from_moment(now())
+    facts = {pk: [Fact("", "", identifier, Kind.EXIT, max(at, latest[pk]))] for pk in sorted(latest)}
+    ingest.append(facts, received_at=now(), forced=True)
+    last = Audience.objects.filter(pk__in=facts).values_list("pk", "last_sequence")
+    return {str(pk): sequence for pk, sequence in last}
+
+
+def _members(forgotten: Forgotten) -> QuerySet[Membership]:
+    return Membership.objects.filter(
+        identifier=opened(forgotten.identifier), is_member=True, audience__install=forgotten.install_id
+    )
+
+
+def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Mapping[int, _Progress]) -> bool:
+    """Whether ODP may have the person since the exits: an event was delivered or came after them."""
+    is_waiting = any(progress[event.audience_id].has_to_send(event.sequence) for event in events)
+    return is_waiting or _members(forgotten).filter(rejected=False).exists()
+
+
+def _take_out(forgotten: Forgotten) -> bool:
+    """Remove the person. Returns False, and changes nothing, if ODP needs further exits first."""
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     who = {"identifier": identifier, "install": install}
     # Before the locks: it decrypts every parked item, and no delivery may wait for that.
     parked = _parked_about(install, identifier)
     with transaction.atomic():
         if not Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).exists():
-            return
+            return True
         _FOLLOW_INDEX.run()
         events = _EVENTS.run(**who).all()
-        _lock_lanes(install, {event.audience_id for event in events}, identifier)
+        progress = _lock_lanes(install, {event.audience_id for event in events}, identifier)
+        if forgotten.tell_odp and _has_come_back(forgotten, events, progress):
+            forgotten.exits = None
+            forgotten.save(update_fields=["exits"])
+            return False
         places = {
             "audiences": [event.audience_id for event in events],
             "sequences": [event.sequence for event in events],
         }
-        _CLEAR_LANES.run(**who, token=forgotten.token)
+        said = {"pattern": forgotten_texts.pattern(identifier), "token": forgotten.token}
+        for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
+            statement.run(install=install, **said)
         deliveries = [row.id for row in _DELIVERIES.run(**places).all()]
         taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
         assert taken_out is not None
@@ -172,32 +220,35 @@ def _take_out(forgotten: Forgotten) -> None:
         counts["differences"] = _DROP_DIFFERENCES.run(**who).changed
         for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS, _MOVE_RETIREMENT_CURSORS):
             statement.run(**who)
-        counts["deliveries"] = _out_of_requests(deliveries, identifier, forgotten.token)
+        counts["deliveries"] = _out_of_deliveries(deliveries, identifier, forgotten.token)
         counts["parked"] = _out_of_parked(parked, forgotten)
         Forgotten.objects.filter(pk=forgotten.pk).update(ended_at=now(), identifier="", counts=counts)
     forgotten.refresh_from_db()
     log.info("a customer was forgotten", install=forgotten.install.name, forgotten=forgotten.pk, **counts)
+    return True
 
 
-def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> None:
-    """Lock the lanes in the order that all writers use. Raises ``BusyError`` if one of them has a request under way."""
+def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> dict[int, _Progress]:
+    """Lock the lanes in the order that all writers use, and return the progress of each.
+
+    Raises ``BusyError`` if one of them has a request under way.
+    """
     ledger = Membership.objects.filter(identifier=identifier, audience__install=install_id)
     wanted = of_events | set(ledger.values_list("audience_id", flat=True))
     list(Lane.objects.select_for_update().filter(pk__in=wanted).order_by("pk"))
     if not holds.end_expired_leases(sorted(wanted)):
         raise BusyError
+    return _progress(wanted)
 
 
-def _out_of_requests(delivery_ids: Sequence[int], identifier: str, token: str) -> int:
+def _out_of_deliveries(delivery_ids: Sequence[int], identifier: str, token: str) -> int:
     """Replace the identifier in stored requests and in ODP's answers. Returns the number of Deliveries changed."""
-    changed = _CLEAR_ANSWERS.run(deliveries=delivery_ids, identifier=identifier, token=token).changed
-    spellings = {json.dumps(identifier), json.dumps(identifier, ensure_ascii=False)}
+    said = forgotten_texts.pattern(identifier)
+    changed = _CLEAR_ANSWERS.run(deliveries=delivery_ids, pattern=said, token=token).changed
     requests = Delivery.objects.filter(pk__in=delivery_ids, request__isnull=False)
     for pk, packed in requests.values_list("pk", "request"):
-        body = cleared = request_bodies.unpack(bytes(packed or b""))
-        for spelling in spellings:
-            cleared = cleared.replace(spelling, json.dumps(token))
-        if cleared != body:
+        body = request_bodies.unpack(bytes(packed or b""))
+        if (cleared := forgotten_texts.out_of_request(body, identifier, token)) != body:
             changed += Delivery.objects.filter(pk=pk).update(request=request_bodies.pack(cleared.encode()))
     return changed
 
@@ -205,7 +256,6 @@ def _out_of_requests(delivery_ids: Sequence[int], identifier: str, token: str) -
 def _parked_about(install_id: int, identifier: str) -> set[int]:
     """The parked items that name the person. Items that the present keys can't decrypt are not searched."""
     named = set(Parked.objects.filter(install=install_id, identifier=identifier).values_list("pk", flat=True))
-    inside = {json.dumps(identifier)[1:-1].encode(), identifier.encode()}
     stored = Parked.objects.filter(install=install_id, raw__isnull=False).order_by("pk").only("pk", "raw")
     unreadable = 0
     for parked in stored.iterator(chunk_size=PIECE):
@@ -214,7 +264,7 @@ def _parked_about(install_id: int, identifier: str) -> set[int]:
         except ImproperlyConfigured:
             unreadable += 1
             continue
-        if any(spelling in raw for spelling in inside):
+        if forgotten_texts.names(raw, identifier):
             named.add(parked.pk)
     if unreadable:
         log.warning("parked items can't be decrypted and were not searched", install=install_id, items=unreadable)

@@ -7,13 +7,13 @@
 SELECT set_config('enable_seqscan', 'off', true)
 
 -- name: events
--- The events of the person in the install: audience and number of each.
+-- The events of the person in the install: audience, number and transition time of each.
 WITH
 -- The events in all installs. Materialized, because PostgreSQL would join first and read all events of the install.
 found AS MATERIALIZED (
-    SELECT audience_id, sequence FROM audiences_event WHERE identifier = %(identifier)s
+    SELECT audience_id, sequence, occurred_ns FROM audiences_event WHERE identifier = %(identifier)s
 )
-SELECT found.audience_id, found.sequence
+SELECT found.audience_id, found.sequence, found.occurred_ns
 FROM found JOIN audiences_audience AS audience ON audience.id = found.audience_id
 WHERE audience.install_id = %(install)s
 
@@ -33,19 +33,40 @@ WHERE run.delivery_id IS NOT NULL
 
 -- name: clear_answers
 -- Replaces the identifier in ODP's answers to the given Deliveries.
-UPDATE audiences_delivery SET answer = replace(answer, %(identifier)s, %(token)s),
-    reason = replace(reason, %(identifier)s, %(token)s)
-WHERE id = ANY(%(deliveries)s::bigint[])
-    AND (position(%(identifier)s IN answer) > 0 OR position(%(identifier)s IN reason) > 0)
+UPDATE audiences_delivery SET answer = regexp_replace(answer, %(pattern)s, %(token)s, 'gi'),
+    reason = regexp_replace(reason, %(pattern)s, %(token)s, 'gi')
+WHERE id = ANY(%(deliveries)s::bigint[]) AND concat(answer, ' ', reason) ~* %(pattern)s
 
 -- name: clear_lanes
 -- Replaces the identifier in the reasons of blocks and errors of the install's lanes.
-UPDATE audiences_lane AS lane SET block_reason = replace(block_reason, %(identifier)s, %(token)s),
-    lifted_reason = replace(lifted_reason, %(identifier)s, %(token)s),
-    fault_reason = replace(fault_reason, %(identifier)s, %(token)s)
+UPDATE audiences_lane AS lane SET block_reason = regexp_replace(block_reason, %(pattern)s, %(token)s, 'gi'),
+    lifted_reason = regexp_replace(lifted_reason, %(pattern)s, %(token)s, 'gi'),
+    fault_reason = regexp_replace(fault_reason, %(pattern)s, %(token)s, 'gi')
 FROM audiences_audience AS audience
 WHERE audience.id = lane.audience_id AND audience.install_id = %(install)s
-    AND position(%(identifier)s IN concat(block_reason, ' ', lifted_reason, ' ', fault_reason)) > 0
+    AND concat(block_reason, ' ', lifted_reason, ' ', fault_reason) ~* %(pattern)s
+
+-- name: clear_audiences
+-- Replaces the identifier in the reasons for which ODP didn't create the install's audiences.
+UPDATE audiences_audience SET hold_reason = regexp_replace(hold_reason, %(pattern)s, %(token)s, 'gi')
+WHERE install_id = %(install)s AND hold_reason ~* %(pattern)s
+
+-- name: clear_install
+-- Replaces the identifier in the reason of the install's backoff.
+UPDATE audiences_install SET brake_reason = regexp_replace(brake_reason, %(pattern)s, %(token)s, 'gi')
+WHERE id = %(install)s AND brake_reason ~* %(pattern)s
+
+-- name: clear_changes
+-- Replaces the identifier in the reasons for which guided changes of the install waited or ended.
+UPDATE audiences_guidedchange SET problem = regexp_replace(problem, %(pattern)s, %(token)s, 'gi'),
+    waits_for = regexp_replace(waits_for, %(pattern)s, %(token)s, 'gi')
+WHERE install_id = %(install)s AND concat(problem, ' ', waits_for) ~* %(pattern)s
+
+-- name: clear_twins
+-- Replaces the identifier in the reasons for which looks at the install's audiences in ODP failed.
+UPDATE audiences_twin AS twin SET problem = regexp_replace(problem, %(pattern)s, %(token)s, 'gi')
+FROM audiences_audience AS audience
+WHERE audience.id = twin.audience_id AND audience.install_id = %(install)s AND problem ~* %(pattern)s
 
 -- name: take_out
 -- Replaces the identifier by the token in the given events, and removes the person from the ledger and from the member

@@ -1,0 +1,209 @@
+"""Forgetting finds a person however the identifier is spelled, and touches nothing of other people."""
+
+import json
+from typing import Any
+
+import pytest
+from django.utils.timezone import now
+
+from audiences import request_bodies
+from audiences.delivery import holds
+from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked
+from audiences.operations import forgetting, retiring
+from audiences.receiving import ingest
+from lytics import times
+from odp import redact
+from sandbox.odp.testing import ThreadedSandbox
+from tests.delivering import claim, drain_all, enter, happen, make_delivered
+from tests.messages import body, message, transition
+from tests.test_forgetting import rows_that_name
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def forget(install: Install, identifier: str, *, tell_odp: bool = False) -> None:
+    asked = forgetting.ask(install, identifier, tell_odp=tell_odp, by="dpo")
+    assert asked is not None
+    assert forgetting.go_on(asked)
+
+
+def without_field(who: Any) -> dict[str, Any]:
+    """A message without the identifier field, so that it is parked whole."""
+    one = message(transition(slug="gold"), who="x")
+    del one["data"]["_id"]
+    one["data"]["email"] = who
+    return one
+
+
+SPELLINGS = [
+    "ünal@example.com",
+    'o\'neil "x" <a&b>@example.com',
+    "kim\\lee",
+    "a/b+c@example.com",
+    "名前" * 80,
+    "k" * 500,
+]
+
+
+@pytest.mark.parametrize(
+    ("identifier", "others"),
+    [
+        ("42", [{"age": 4242}, "142@example.com", "42nd"]),
+        ("kim", ["kimberly@example.com", "kim@example.com", "joakim"]),
+        ("e", ["lee"]),
+        ("gold", ["lee"]),
+        ("enter", ["lee"]),
+        ("data", ["lee"]),
+        ("1", [{"n": 1.5}, "1a", [11]]),
+    ],
+)
+def test_items_of_other_people_stay_open(shop: Install, identifier: str, others: list[Any]) -> None:
+    ingest.receive(shop, body(*(without_field(other) for other in others)))
+    ingest.receive(shop, body(without_field(identifier)))
+    before = dict(Parked.objects.values_list("pk", "raw"))
+    assert len(before) == len(others) + 1
+
+    forget(shop, identifier)
+
+    kept = Parked.objects.filter(closed_at=None)
+    assert kept.count() == len(others)
+    assert all(bytes(parked.raw or b"") == bytes(before[parked.pk] or b"") for parked in kept)
+
+
+def test_a_name_without_a_boundary_is_found_in_a_body_that_is_no_json(shop: Install) -> None:
+    ingest.receive(shop, b"kim;lee;ann")
+    ingest.receive(shop, b"kimberly;lee")
+    forget(shop, "kim")
+    assert Parked.objects.filter(closed_at=None).count() == 1
+
+
+@pytest.mark.parametrize("identifier", SPELLINGS)
+@pytest.mark.parametrize("escaped", [True, False])
+def test_an_item_is_found_however_json_spells_it(shop: Install, identifier: str, escaped: bool) -> None:
+    spelled = json.dumps([without_field(identifier)], ensure_ascii=escaped)
+    if escaped:
+        spelled = spelled.replace("\\u00fc", "\\u00FC").replace("/", "\\/")
+    ingest.receive(shop, spelled.encode())
+    ingest.receive(shop, json.dumps([without_field({"ids": [identifier], "n": 1})]).encode())
+    assert Parked.objects.filter(closed_at=None).count() == 2
+    forget(shop, identifier)
+    assert Parked.objects.filter(closed_at=None).count() == 0
+    assert Parked.objects.filter(raw__isnull=False).count() == 0
+
+
+def test_an_identifier_that_is_a_number_in_the_item_is_found(shop: Install) -> None:
+    ingest.receive(shop, body(without_field(42)))
+    forget(shop, "42")
+    assert Parked.objects.get().raw is None
+
+
+def test_a_name_of_a_field_of_an_item_can_be_the_person(shop: Install) -> None:
+    ingest.receive(shop, body(without_field({"kim@example.com": True})))
+    forget(shop, "kim@example.com")
+    assert Parked.objects.get().raw is None
+
+
+@pytest.mark.parametrize("identifier", SPELLINGS)
+def test_answers_and_reasons_lose_the_person_however_odp_spells_it(
+    odp: ThreadedSandbox, shop: Install, identifier: str
+) -> None:
+    gold = make_delivered(shop, identifier, "lee")
+    spelled = list(redact.values_in([identifier]))
+    Delivery.objects.update(answer=f"no {' and '.join(spelled)}", reason=f"bad {spelled[0]} {spelled[-1]}")
+    since = {"fault_since_at": now(), "fault_until_at": now()}
+    Lane.objects.filter(pk=gold.pk).update(fault_reason=" ".join(spelled), **since)
+    Audience.objects.filter(pk=gold.pk).update(
+        hold_since_at=now(), hold_until_at=now(), hold_failures=1, hold_reason=" ".join(spelled)
+    )
+    forget(shop, identifier)
+    delivery, lane = Delivery.objects.get(), Lane.objects.get(pk=gold.pk)
+    for text in (delivery.answer, delivery.reason, lane.fault_reason):
+        assert not any(one in text for one in spelled), text
+    assert [name for one in spelled for name in rows_that_name(one)] == []
+
+
+def test_a_short_identifier_leaves_other_words_in_answers_alone(odp: ThreadedSandbox, shop: Install) -> None:
+    make_delivered(shop, "a", "lee")
+    Delivery.objects.update(answer="an answer about a and lee")
+    forget(shop, "a")
+    answer = Delivery.objects.get().answer
+    assert answer.startswith("an answer about lytics-sync-forgotten-")
+    assert answer.endswith(" and lee")
+
+
+# --- exits and requests under way ----------------------------------------------------------------------------
+
+
+def finish(install: Install) -> None:
+    for _ in range(4):
+        drain_all(install)
+        forgetting.go_on_all()
+
+
+def test_an_entry_under_way_when_exits_are_asked_for_gets_its_exit(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = make_delivered(shop, "lee")
+    enter(gold, "kim")
+    lease = claim(shop)
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.go_on_all()
+    holds.give_back(lease)
+    drain_all(shop)
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert odp.members("lytics_gold") == ["lee"]
+    assert rows_that_name("kim") == []
+
+
+def test_an_entry_that_comes_before_the_exit_is_delivered_gets_its_exit(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = make_delivered(shop, "kim", "lee")
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    assert not forgetting.go_on(asked)
+    happen(gold, ("kim", "enter", times.from_moment(now())))
+    drain_all(shop)
+    assert Membership.objects.get(identifier="kim").is_member
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert odp.members("lytics_gold") == ["lee"]
+
+
+def test_a_waiting_entry_gets_its_exit(odp: ThreadedSandbox, shop: Install) -> None:
+    """ODP may have the entry already, from a request without an answer."""
+    gold: Audience = make_delivered(shop, "lee")
+    enter(gold, "kim")
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    assert not forgetting.go_on(asked)
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert odp.members("lytics_gold") == ["lee"]
+
+
+def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = make_delivered(shop, "kim", "lee")
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.go_on_all()
+    for _ in range(4):
+        retiring.go_on(shop.pk, seconds=5)
+        drain_all(shop)
+    enter(gold, "kim", at=9)
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert rows_that_name("kim") == []
+
+
+def test_an_identifier_that_the_end_of_a_kept_request_cuts_off_is_removed(odp: ThreadedSandbox, shop: Install) -> None:
+    make_delivered(shop, "kim@example.com", "lee")
+    body = '[{"fs_user_id": "lee"}, {"fs_user_id": "'
+    filling = "x" * (request_bodies.KEPT_BYTES - len(body) - len("kim@exam"))
+    Delivery.objects.update(request=request_bodies.pack(f"{filling}{body}kim@example.com".encode()))
+    forget(shop, "kim@example.com")
+    kept = request_bodies.unpack(bytes(Delivery.objects.get().request or b""))
+    assert kept.endswith('"lee"}, {"fs_user_id": ')
