@@ -41,7 +41,7 @@ def step(audit: Audit) -> Step:
         if page.answer.outcome is Outcome.RETRY_LATER:
             return Step(seconds=AGAIN_SECONDS)
         raise Ended(f"Lytics rejects the scan: {page.answer.reason}")
-    total = _least(page.total, audit.lytics_size if audit.scan_began_at else None)
+    total = _least(page.total, audit.lytics_size if audit.scan_began_at or page.total is None else None)
     if page.is_last and _is_short(audit.scanned + len(page.members), total):
         return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {total:,} members")
     profiles = {
@@ -91,7 +91,7 @@ def _least(total: int | None, before: int | None) -> int | None:
 
 def _is_short(seen: int, total: int | None) -> bool:
     """Whether a scan has far fewer members than its total. A small gap is normal: members change during a scan."""
-    return total is not None and seen < total * 0.99 - 10
+    return total is not None and seen < total * 0.99 - min(10, total / 5)
 
 
 def _check_named(audit: Audit, *, members_seen: int, field: str) -> None:
