@@ -19,7 +19,7 @@ from django.utils.timezone import now
 from audiences.agreement import asking_odp, comparing, scanning, sizes
 from audiences.agreement.steps import Ended, Step, Wait
 from audiences.models import Audience, Audit, Difference, Membership, ScannedMember
-from audiences.wake import wake_audit
+from audiences.wake import wake_audit, wake_look
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +99,7 @@ def due() -> list[int]:
 
 
 def go_on(install_id: int, *, seconds: float) -> None:
-    """Take steps of the install's audits for at most ``seconds``. Only its oldest unfinished audit runs."""
+    """Take steps of the install's audits for at most ``seconds``. One audit of an install runs at a time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         audit = _lease(install_id)
@@ -114,7 +114,11 @@ def go_on(install_id: int, *, seconds: float) -> None:
 
 
 def _lease(install_id: int) -> Audit | None:
-    oldest = Audit.objects.filter(install=install_id, ended_at=None).order_by("pk").first()
+    """The oldest unfinished audit. One that waits for a person to resume or unblock the audience comes after others."""
+    unfinished = Audit.objects.filter(install=install_id, ended_at=None).order_by("pk")
+    stopped = Q(audience__lane__paused_at__isnull=False) | Q(audience__lane__blocked_at__isnull=False)
+    stopped |= Q(audience__lane__fault_since_at__isnull=False) | Q(audience__provisioned_at=None)
+    oldest = unfinished.exclude(stopped, phase=Phase.SETTLE).first() or unfinished.first()
     if oldest is None:
         return None
     at = now()
@@ -195,6 +199,8 @@ def _finish(audit: Audit) -> None:
     explained = differences.values("identifier").distinct().count()
     _end(audit, {"phase": Phase.DONE, "explained": explained})
     log.info("audit done", audience=audit.audience.odp_id, audit=audit.pk, differing=audit.differing)
+    if audit.differing:  # a look shows on Now whether the audience in ODP is the reason
+        wake_look(audit.install_id)
 
 
 def _end(audit: Audit, changes: dict[str, Any]) -> None:

@@ -70,7 +70,14 @@ def _so_far(audit: Audit) -> str:
         return f"{audit.scanned:,}{of} members read"
     if audit.phase == Audit.Phase.ODP:
         return f"ODP asked about {audit.compared_with_odp:,} people"
+    if audit.phase == Audit.Phase.SETTLE and (stop := _stop(audit)):
+        return f"the audience is {stop}, and its events wait until a person changes that"
     return "nothing to count yet"
+
+
+def _stop(audit: Audit) -> str:
+    lane = audit.audience.lane
+    return "paused" if lane.paused_at else "blocked" if lane.blocked_at else ""
 
 
 def _number(value: int | None) -> str:
