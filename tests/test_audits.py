@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
-from audiences.agreement import asking_odp, audits, repairs, words
+from audiences.agreement import asking_odp, audits, odp_reasons, repairs, words
 from audiences.delivery import holds
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
 from audiences.operations import resends
@@ -167,7 +167,7 @@ def test_each_kind_of_difference_is_found_named_and_explained(
     assert why(done, "gus").startswith("Lytics never sent this customer")
     assert why(done, "fay") == "Lytics has not sent the entry."
     assert why(done, "dan") == "Lytics has not sent the exit."
-    assert why(done, "ann") == asking_odp.CHANGED
+    assert why(done, "ann") == odp_reasons.CHANGED
 
 
 def test_a_customer_whom_odp_still_shows_is_found(odp: ThreadedSandbox, gold: Audience) -> None:
@@ -185,7 +185,7 @@ def test_withdrawn_consent_makes_the_customers_unknown_to_odp(
     lytics.members.append("zoe")
     done = audit(gold)
     assert found(done)["zoe"] == Kind.NOT_IN_ODP
-    assert why(done, "zoe") == asking_odp.UNKNOWN
+    assert why(done, "zoe") == odp_reasons.UNKNOWN
 
 
 def test_a_rejected_customer_is_explained_by_the_parked_item(

@@ -7,7 +7,7 @@ import pytest
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
-from audiences.agreement import asking_odp, audits
+from audiences.agreement import audits, odp_reasons
 from audiences.agreement.comparing import WORDS
 from audiences.models import Audience, Audit, Difference, Install, Membership
 from audiences.operations import resends, twins
@@ -118,15 +118,15 @@ def an_omitted_batch(pair: Pair) -> dict[str, tuple[str, str]]:
 
 def a_hand_edited_field(pair: Pair) -> dict[str, tuple[str, str]]:
     pair.write_in_odp(False, fs="ann")
-    return {"ann": (Kind.NOT_IN_ODP, asking_odp.CHANGED)}
+    return {"ann": (Kind.NOT_IN_ODP, odp_reasons.CHANGED)}
 
 
 def a_second_writer(pair: Pair) -> dict[str, tuple[str, str]]:
     """Another export has an older audience: without Ann and Bob, and with Fay."""
     for identifier, value in (("ann", False), ("bob", False), ("fay", True)):
         pair.write_in_odp(value, fs=identifier)
-    missing = (Kind.NOT_IN_ODP, asking_odp.CHANGED)
-    return {"ann": missing, "bob": missing, "fay": (Kind.STILL_IN_ODP, asking_odp.CHANGED)}
+    missing = (Kind.NOT_IN_ODP, odp_reasons.CHANGED)
+    return {"ann": missing, "bob": missing, "fay": (Kind.STILL_IN_ODP, odp_reasons.CHANGED)}
 
 
 def swallowed_writes(pair: Pair) -> dict[str, tuple[str, str]]:
@@ -135,7 +135,7 @@ def swallowed_writes(pair: Pair) -> dict[str, tuple[str, str]]:
     pair.change("exit", "ann", at=3)
     work(pair)
     pair.odp.clear_faults()
-    return {"gus": (Kind.NOT_IN_ODP, asking_odp.UNKNOWN), "ann": (Kind.STILL_IN_ODP, asking_odp.CHANGED)}
+    return {"gus": (Kind.NOT_IN_ODP, odp_reasons.UNKNOWN), "ann": (Kind.STILL_IN_ODP, odp_reasons.CHANGED)}
 
 
 def withdrawn_consent(pair: Pair) -> dict[str, tuple[str, str]]:
@@ -145,7 +145,7 @@ def withdrawn_consent(pair: Pair) -> dict[str, tuple[str, str]]:
     pair.change("enter", "gus", at=3)
     work(pair)
     pair.odp.settings(consent="opted_in")
-    return {"gus": (Kind.NOT_IN_ODP, asking_odp.UNKNOWN)}
+    return {"gus": (Kind.NOT_IN_ODP, odp_reasons.UNKNOWN)}
 
 
 def a_profile_merged_in_lytics(pair: Pair) -> dict[str, tuple[str, str]]:
@@ -158,7 +158,7 @@ def a_profile_merged_in_lytics(pair: Pair) -> dict[str, tuple[str, str]]:
 def a_profile_merged_in_odp(pair: Pair) -> dict[str, tuple[str, str]]:
     """Two members become one customer, whose field another system has reset."""
     pair.write_in_odp(False, fs="ann", web="bob")
-    missing = (Kind.NOT_IN_ODP, asking_odp.CHANGED)
+    missing = (Kind.NOT_IN_ODP, odp_reasons.CHANGED)
     return {"ann": missing, "bob": missing}
 
 

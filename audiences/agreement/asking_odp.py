@@ -6,19 +6,21 @@ from typing import NamedTuple
 from django.conf import settings
 
 from audiences import sql
+from audiences.agreement import odp_reasons
 from audiences.agreement.comparing import MOST, WORDS
+from audiences.agreement.odp_reasons import CHANGED, SPLIT, UNKNOWN
 from audiences.agreement.steps import Ended, Step, Wait
 from audiences.delivery.odp_account import client_of
-from audiences.models import Audit, Difference, Lane, Twin
+from audiences.models import Audit, Difference, Lane
 from odp import redact
-from odp.graphql import FS, WEB, Customer, ask
+from odp.graphql import FS, WEB, ask
 from odp.outcomes import Outcome
 
 SECONDS = 30.0
+# The most people whose profiles are read to find a reason.
+READ = 1_000
 # Seconds before the next query after a query without a response.
 AGAIN_SECONDS = 10.0
-UNKNOWN = "ODP doesn't know the customer: consent was withdrawn, or the profile was merged or deleted."
-CHANGED = "ODP has another value: another system wrote it, or ODP did not apply what it accepted."
 
 
 class Person(NamedTuple):
@@ -38,6 +40,9 @@ class _Shown(NamedTuple):
     fs: bool | None
     web: bool | None
 
+    def differs(self, person: Person) -> bool:
+        return {bool(self.fs), bool(self.web)} != {person.is_member}
+
 
 _SQL = sql.beside(__file__)
 _NEXT = _SQL.query("next_people", Person._make)
@@ -45,8 +50,9 @@ _STILL = _SQL.query("still", _Still._make)
 
 
 def step(audit: Audit) -> Step:
-    """Ask ODP about the next people, and ask again, by both identifiers, about the people who differ.
+    """Ask ODP about the next people by both identifiers, and ask again about those who differ.
 
+    The two identifiers may be on different profiles in ODP, and each of its products reads one of them.
     People with an event since the audit began, delivered or waiting, are left out: their state may be changing.
     """
     cursor = Lane.objects.values_list("delivered_sequence", flat=True).get(pk=audit.audience_id)
@@ -59,12 +65,13 @@ def step(audit: Audit) -> Step:
         size=settings.AUDIT_CUSTOMERS_PER_REQUEST,
     ).all()
     if not people:
+        _explain(audit)
         return Step({"phase": Audit.Phase.DONE})
     asked = [person for person in people if not person.is_moving]
-    shown = _shown(audit, [(FS, person.identifier) for person in asked])
+    shown = _shown(audit, asked)
     if shown is None:
         return Step(seconds=AGAIN_SECONDS)
-    doubtful = [person for person, found in zip(asked, shown, strict=True) if bool(found) != person.is_member]
+    doubtful = [person for person, seen in zip(asked, shown, strict=True) if seen.differs(person)]
     differing = _differing(audit, doubtful, cursor=cursor)
     if differing is None:
         return Step(seconds=AGAIN_SECONDS)
@@ -79,27 +86,26 @@ def step(audit: Audit) -> Step:
     )
 
 
-def _shown(audit: Audit, customers: Sequence[Customer]) -> list[bool | None] | None:
-    """Whether ODP shows each customer in the audience, in order; None for the whole list when ODP didn't respond."""
-    if not customers:
+def _shown(audit: Audit, people: Sequence[Person]) -> list[_Shown] | None:
+    """Whether ODP shows each person in the audience, in order; None for the whole list when ODP didn't respond."""
+    if not people:
         return []
+    customers = [(name, person.identifier) for person in people for name in (FS, WEB)]
     odp_id = audit.audience.odp_id
     found = ask(client_of(audit.install), customers=customers, odp_ids=[odp_id], seconds=SECONDS)
     if found.succeeded:
-        return [None if known is None else odp_id in known for known in found.qualified]
+        both = [None if known is None else odp_id in known for known in found.qualified]
+        return list(map(_Shown, both[::2], both[1::2]))
     if found.answer.outcome is Outcome.RETRY_LATER:
         return None
     raise Ended(f"ODP could not be asked: {redact.words(found.answer.reason)}")
 
 
 def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list[tuple[Person, _Shown]] | None:
-    """The people who still differ in a second query by both identifiers and have no newer event."""
-    if not doubtful:
-        return []
-    both = _shown(audit, [(name, person.identifier) for person in doubtful for name in (FS, WEB)])
-    if both is None:
+    """The people who still differ in a second query and have no newer event."""
+    shown = _shown(audit, doubtful)
+    if shown is None:
         return None
-    shown = {person.identifier: _Shown(*both[2 * place : 2 * place + 2]) for place, person in enumerate(doubtful)}
     still = _STILL.run(
         audience=audit.audience_id,
         identifiers=[person.identifier for person in doubtful],
@@ -108,36 +114,48 @@ def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list
         cursor=cursor,
     ).all()
     settled = {row.identifier for row in still}
-    found = [(person, shown[person.identifier]) for person in doubtful if person.identifier in settled]
-    return [(person, seen) for person, seen in found if {bool(seen.fs), bool(seen.web)} != {person.is_member}]
+    found = zip(doubtful, shown, strict=True)
+    return [(person, seen) for person, seen in found if person.identifier in settled and seen.differs(person)]
 
 
 def _store(audit: Audit, differing: Sequence[tuple[Person, _Shown]]) -> int:
     """Store the differences. Returns the number of people among them who don't already differ from Lytics."""
     if not differing:
         return 0
-    twin = Twin.objects.filter(pk=audit.audience_id).exclude(finding=Twin.Finding.NOTHING).first()
     identifiers = [person.identifier for person, _ in differing]
     known = Difference.objects.filter(audit=audit, identifier__in=identifiers)
     before = set(known.values_list("identifier", flat=True))
     if Difference.objects.filter(audit=audit).count() < MOST:
         Difference.objects.bulk_create(
-            [_difference(audit, person, seen, twin) for person, seen in differing], ignore_conflicts=True
+            [_difference(audit, person, seen) for person, seen in differing], ignore_conflicts=True
         )
     return len(differing) - len(before)
 
 
-def _difference(audit: Audit, person: Person, seen: _Shown, twin: Twin | None) -> Difference:
-    if seen.fs != seen.web and None not in seen:
+def _difference(audit: Audit, person: Person, seen: _Shown) -> Difference:
+    if bool(seen.fs) != bool(seen.web):
         kind = Difference.Kind.HALF_IN_ODP
     else:
         kind = Difference.Kind.NOT_IN_ODP if person.is_member else Difference.Kind.STILL_IN_ODP
-    if twin is not None:
-        why = twin.problem
-    elif person.refused:
+    if person.refused:
         why = WORDS["refused"]
     elif seen.fs is None and seen.web is None:
         why = UNKNOWN
+    elif kind == Difference.Kind.HALF_IN_ODP:
+        why = SPLIT
     else:
         why = CHANGED
     return Difference(audit=audit, identifier=person.identifier, kind=kind, why=why, is_explained=why != CHANGED)
+
+
+def _explain(audit: Audit) -> None:
+    """Replace the reason CHANGED of the audit's differences by one that ODP shows, if there is one."""
+    unexplained = Difference.objects.filter(audit=audit, why=CHANGED)
+    if not unexplained.exists():
+        return
+    if why := odp_reasons.of_audience(audit.audience, seconds=SECONDS):
+        unexplained.update(why=why, is_explained=True)
+        return
+    people = list(unexplained.order_by("id").values_list("identifier", flat=True)[:READ])
+    merged = odp_reasons.merged(audit.audience, people, seconds=SECONDS)
+    unexplained.filter(identifier__in=merged).update(why=odp_reasons.MERGED, is_explained=True)

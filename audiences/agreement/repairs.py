@@ -7,13 +7,16 @@ from django.conf import settings
 from django.db.models import Q, QuerySet
 
 from audiences.agreement.comparing import WORDS
+from audiences.agreement.odp_reasons import MERGED
+from audiences.delivery.leases import latest_ns
 from audiences.models import Audit, Difference, Membership
 from lytics import times
 from lytics.facts import Fact, Kind
 
 _KIND = Difference.Kind
-# Differences of parked items. ODP would reject them again until a person fixes the cause.
-_WAITING = Q(why=WORDS["refused"]) | Q(why__startswith="Parked: ")
+# Differences of parked items, which ODP would reject again until a person fixes the cause. And differences of merged
+# profiles, because sending the state of one person changes that of another.
+_WAITING = Q(why__in=(WORDS["refused"], MERGED)) | Q(why__startswith="Parked: ")
 
 
 class Plan(NamedTuple):
@@ -58,6 +61,7 @@ def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str,
     For differences from Lytics, the facts have Lytics' state and the time at which its scan began, so any newer event
     wins. For people who differ only in ODP, they have the ledger's state and time.
     """
+    began_ns = times.from_moment(audit.scan_began_at) if audit.scan_began_at else 0
     ordered = differences(audit).filter(identifier__gt=after).order_by("identifier")
     identifiers = list(ordered.values_list("identifier", flat=True).distinct()[:limit])
     by_lytics = differences(audit).filter(identifier__in=identifiers, kind__in=(_KIND.NOT_HERE, _KIND.NOT_IN_LYTICS))
@@ -69,8 +73,18 @@ def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str,
         if identifier in kinds:
             assert audit.scan_began_at is not None
             kind = Kind.ENTER if kinds[identifier] == _KIND.NOT_HERE else Kind.EXIT
-            found.append(Fact("", "", identifier, kind, times.from_moment(audit.scan_began_at)))
+            found.append(Fact("", "", identifier, kind, _after(began_ns, held.get(identifier), audit)))
         elif identifier in held:
             row = held[identifier]
             found.append(Fact("", "", identifier, Kind.ENTER if row.is_member else Kind.EXIT, row.occurred_ns))
     return found, identifiers[-1] if identifiers else after, len(identifiers) < limit
+
+
+def _after(began_ns: int, row: Membership | None, audit: Audit) -> int:
+    """The time of Lytics' scan, or a moment after an event that was here before the scan.
+
+    The clock of Lytics may be ahead of ours. Then such an event has a time after the scan, and would win over it.
+    """
+    if row is None or row.sequence > audit.before_sequence or row.occurred_ns >= latest_ns():
+        return began_ns
+    return max(began_ns, row.occurred_ns + 1)

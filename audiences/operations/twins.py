@@ -16,9 +16,10 @@ from django.conf import settings
 from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Window
 from django.utils.timezone import now
 
+from audiences.agreement import odp_reasons
 from audiences.delivery import provision
 from audiences.delivery.odp_account import Gate, client_of, mechanism_for
-from audiences.models import Audience, GuidedChange, Install, Lane, Twin
+from audiences.models import Audience, Audit, GuidedChange, Install, Lane, Twin
 from audiences.operations import resends
 from audiences.wake import wake, wake_look
 from odp import segments
@@ -31,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 # The most looks started in one run of the schedule.
 AT_ONCE = 5
-# The most audiences read in one look for each of three reasons. With 500 audiences and a look every 15 minutes, each is
+# The most audiences read in one look for each of four reasons. With 500 audiences and a look every 15 minutes, each is
 # read every six hours; a deleted one is found by the next look.
 READ = 20
 # Seconds for all requests of one look.
@@ -84,7 +85,8 @@ def _look(install: Install, client: Client) -> int:
 
 
 def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audience]:
-    """The audiences missing in ODP's list, those that differed in their last look, and the least recently read ones.
+    """The audiences missing in ODP's list, those whose last look or audit found a difference, and the least recently
+    read ones.
 
     An audience that the list lacks is read before it counts as missing, because ODP doesn't document that the list is
     complete. Audiences that are being created, or are paused, blocked or retired, are left out.
@@ -106,13 +108,14 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
     ids = settled.values_list("pk", "odp_id")
     gone = [] if isinstance(there, Answer) else [pk for pk, odp_id in ids if odp_id not in there]
     found = Q(twin__isnull=False) & ~Q(twin__finding=Twin.Finding.NOTHING)
-    chosen = [*by_age.filter(pk__in=gone)[:READ], *by_age.filter(found)[:READ], *by_age[:READ]]
+    differ = Q(pk__in=Audit.objects.filter(is_newest=True, differing__gt=0).values("audience"))
+    chosen = [audience for part in (Q(pk__in=gone), found, differ, Q()) for audience in by_age.filter(part)[:READ]]
     return list({audience.pk: audience for audience in chosen}.values())
 
 
 def _note(audience: Audience, seen: Look) -> None:
     """Store the result of a look, and have missing objects created again."""
-    finding, problem = _finding(audience, seen)
+    finding, problem = odp_reasons.finding(audience, seen)
     before = Twin.objects.filter(pk=audience.pk).first()
     is_same = before is not None and (before.finding, before.problem) == (finding, problem)
     Twin.objects.update_or_create(
@@ -131,16 +134,6 @@ def _note(audience: Audience, seen: Look) -> None:
         log.warning("an audience is not as it was made in ODP", audience=audience.odp_id, finding=finding)
     if finding == Twin.Finding.MISSING:
         _make_again(audience, seen)
-
-
-def _finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
-    if seen.problem:
-        return Twin.Finding.WRONG, seen.problem
-    if seen.missing:
-        return Twin.Finding.MISSING, f"ODP no longer has {' and '.join(seen.missing)}."
-    if seen.definition:
-        return Twin.Finding.CHANGED, f"The definition of {audience.odp_id} was changed in ODP."
-    return Twin.Finding.NOTHING, ""
 
 
 def _make_again(audience: Audience, seen: Look) -> None:

@@ -1,0 +1,62 @@
+"""The reasons of the differences in ODP that the membership query leaves open. They are looked for once per audit.
+
+The audience in ODP comes first: without its field, or with another definition, it explains everybody. Otherwise ODP is
+asked whether a customer who differs also has the identifier of somebody else, which a merge of profiles leads to.
+"""
+
+from collections.abc import Sequence
+
+from audiences.delivery.odp_account import client_of, mechanism_for
+from audiences.models import Audience, Membership, Twin
+from odp.mechanisms import Look
+from odp.outcomes import Answer
+from odp.profiles import names_of
+
+UNKNOWN = "ODP doesn't know the customer: consent was withdrawn, or the profile was merged or deleted."
+CHANGED = "ODP has another value: another system wrote it, or ODP did not apply what it accepted."
+SPLIT = "The two identifiers are not on one profile in ODP: another system moved one of them."
+ACCEPTED = "ODP's audience has a definition that a person accepted in place of ours."
+MERGED = (
+    "Merged profile in ODP: the customer also has the identifier of a person with the other state, and ODP has one"
+    " state for both. The one who was sent last decides."
+)
+# People whose profiles are read with one query.
+AT_ONCE = 100
+
+
+def finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
+    """What a look at an audience in ODP found, with a sentence for a person."""
+    if seen.problem:
+        return Twin.Finding.WRONG, seen.problem
+    if seen.missing:
+        return Twin.Finding.MISSING, f"ODP no longer has {' and '.join(seen.missing)}."
+    if seen.definition:
+        return Twin.Finding.CHANGED, f"The definition of {audience.odp_id} was changed in ODP."
+    return Twin.Finding.NOTHING, ""
+
+
+def of_audience(audience: Audience, *, seconds: float) -> str:
+    """What is wrong with the audience in ODP now, or in the last look if ODP doesn't respond; empty if nothing is."""
+    accepted = audience.accepted_definition
+    client = client_of(audience.install)
+    seen = mechanism_for(audience).look(client, audience.odp_id, seconds=seconds, accepted=accepted)
+    if isinstance(seen, Answer):
+        twin = Twin.objects.filter(pk=audience.pk).exclude(finding=Twin.Finding.NOTHING).first()
+        return str(twin.problem) if twin else ""
+    return finding(audience, seen)[1] or (ACCEPTED if accepted else "")
+
+
+def merged(audience: Audience, people: Sequence[str], *, seconds: float) -> list[str]:
+    """Those whose profile in ODP has another identifier too, of a person with the other state in the ledger."""
+    client = client_of(audience.install)
+    names: dict[str, set[str]] = {}
+    for start in range(0, len(people), AT_ONCE):
+        names |= names_of(client, people[start : start + AT_ONCE], seconds=seconds)
+    wanted = {*names, *(name for found in names.values() for name in found)}
+    ledger = Membership.objects.filter(audience=audience, identifier__in=wanted)
+    states = dict(ledger.values_list("identifier", "is_member"))
+    return [
+        person
+        for person, found in names.items()
+        if any(states.get(name, states.get(person)) != states.get(person) for name in found)
+    ]
