@@ -243,6 +243,22 @@ def test_an_event_that_waits_keeps_a_person_out_of_the_comparison_with_odp(
     assert found(finish(asked)) == {}
 
 
+def test_an_audit_whose_time_is_up_goes_on_at_once_and_one_that_waits_does_not(
+    gold: Audience, lytics: Lytics, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.AUDIT_LYTICS_REQUESTS_PER_SECOND = 2  # of three pages, so the time is up before the last
+    woken: list[int] = []
+    holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="later")
+    enter(gold, "zoe", at=3)
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    monkeypatch.setattr(audits, "wake_audit", woken.append)
+    audits.go_on(gold.install_id, seconds=0.4)
+    assert (Audit.objects.get(pk=asked.pk).phase, woken) == ("scan", [gold.install_id])
+    audits.go_on(gold.install_id, seconds=30)
+    assert (Audit.objects.get(pk=asked.pk).phase, woken) == ("settle", [gold.install_id])
+
+
 def test_the_audit_waits_until_the_lane_has_delivered(gold: Audience) -> None:
     holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="later")
     enter(gold, "zoe", at=3)

@@ -99,7 +99,10 @@ def due() -> list[int]:
 
 
 def go_on(install_id: int, *, seconds: float) -> None:
-    """Take steps of the install's audits for at most ``seconds``. One audit of an install runs at a time."""
+    """Take steps of the install's audits for at most ``seconds``, then have a worker take the next ones.
+
+    One audit of an install runs at a time.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         audit = _lease(install_id)
@@ -111,6 +114,7 @@ def go_on(install_id: int, *, seconds: float) -> None:
             Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
         if waits:
             return
+    wake_audit(install_id)
 
 
 def _lease(install_id: int) -> Audit | None:
