@@ -127,8 +127,8 @@ AUDIT_MODE = env.text("AUDIT_MODE", "sample")
 AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000)
 # Requests per second of an audit to Lytics' API. A page has 100 members.
 AUDIT_LYTICS_REQUESTS_PER_SECOND = env.seconds("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20)
-# Queries per second of an audit to ODP. ODP documents ten requests a second for writes, and nothing for queries.
-AUDIT_ODP_REQUESTS_PER_SECOND = env.seconds("AUDIT_ODP_REQUESTS_PER_SECOND", 2)
+# Queries per second of an audit to ODP, which documents a limit of 500. Large queries cost it more than small ones.
+AUDIT_ODP_REQUESTS_PER_SECOND = env.seconds("AUDIT_ODP_REQUESTS_PER_SECOND", 4)
 # The number of customers in one query.
 AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000)
 # How many seconds an audit waits before it reads Lytics, whose API may lag behind its calls (not documented).
