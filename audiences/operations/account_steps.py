@@ -16,7 +16,7 @@ from django.utils.timezone import now
 from audiences import naming
 from audiences.delivery import account_switch, shared_ids
 from audiences.delivery.account_switch import Connection
-from audiences.delivery.odp_account import Gate, client_of, mechanism_for
+from audiences.delivery.odp_account import client_of, mechanism_for
 from audiences.models import Audience, AudienceMove, GuidedChange, Install, Membership, Resend
 from audiences.operations import account_changes, account_requests, resends, twins, verification
 from audiences.operations.change_steps import LATER, SECONDS, SOON, Step, to, wait, was_skipped
@@ -29,16 +29,8 @@ Phase = GuidedChange.Phase
 Stage = AudienceMove.Stage
 
 
-def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
-    """The client of the account that the install doesn't use: the new one before the switch, the old one after it.
-
-    The gate counts the requests of deliveries, which go to the account in use, so it isn't used (``account_requests``).
-    """
-    return client_of(other(change), ends_at=ends_at)
-
-
 def other(change: GuidedChange) -> Install:
-    """The install as it would be with the other account."""
+    """The install as it would be with the account that it doesn't use: before the switch the new one, then the old."""
     return account_switch.connected(change.install, _connection(change))
 
 

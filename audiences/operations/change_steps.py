@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from audiences import naming
 from audiences.delivery import mechanism_switch
 from audiences.delivery.mechanism_switch import Leases
-from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.delivery.odp_account import mechanism_of
 from audiences.models import SKIPPED, Audience, GuidedChange, Lane, Resend, Retirement, Run
 from audiences.operations import resends, twins, verification
 from odp import definitions
@@ -51,10 +51,6 @@ def to(phase: GuidedChange.Phase, **changes: Any) -> Step:
 
 def end(**changes: Any) -> Step:
     return to(Phase.CHOOSE, audience=None, ended_at=now(), **changes)
-
-
-def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
-    return client_of(change.install, ends_at=ends_at, gate=gate)
 
 
 # --- the audience --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from django.db import IntegrityError, transaction
@@ -19,12 +19,13 @@ from django.utils.timezone import now
 from audiences import sessions
 from audiences.delivery import account_switch, leases, mechanism_switch
 from audiences.delivery.account_switch import Connection
-from audiences.delivery.odp_account import Gate, mechanism_of
+from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.insight import heartbeats
 from audiences.models import Audience, GuidedChange, Install, Retirement
 from audiences.operations import account_changes, account_steps, change_steps, identifier_changes, identifier_steps
 from audiences.operations.change_steps import Step
 from audiences.wake import wake_change
+from odp.client import Client
 from odp.mechanisms import MECHANISMS, Passthrough
 from odp.outcomes import readable
 from outgoing.deadline import TooLateError
@@ -34,9 +35,27 @@ log = structlog.get_logger(__name__)
 # Longer than any step: all requests of a step end within SECONDS.
 LEASE = timedelta(seconds=60)
 SECONDS = 20.0
-Kind = GuidedChange.Kind
 # A wait of at least this many seconds is left to the next sweep.
 LONG = 2.0
+Kind = GuidedChange.Kind
+
+
+class Steps(Protocol):
+    """A module with the steps of one kind of change, by phase: those that write to the tables, and those that send
+    requests to ODP. ``stop`` is the step that a stop takes now; None without one.
+    """
+
+    STORING: dict[str, Callable[[GuidedChange], Step]]
+    ASKING: dict[str, Callable[[GuidedChange, Client], Step]]
+
+    def stop(self, change: GuidedChange) -> Step | None: ...
+
+
+STEPS: dict[str, Steps] = {
+    Kind.MECHANISM: change_steps,
+    Kind.ACCOUNT: account_steps,
+    Kind.IDENTIFIER: identifier_steps,
+}
 
 
 # --- the dry run ---------------------------------------------------------------------------------------------
@@ -138,7 +157,7 @@ def begin(install: Install, *, to: str, by: str, reason: str) -> GuidedChange | 
     """
     if problem_of(install, to=to):
         return None
-    change = GuidedChange(kind=GuidedChange.Kind.MECHANISM, install=install, before=install.mechanism, after=to)
+    change = GuidedChange(kind=Kind.MECHANISM, install=install, before=install.mechanism, after=to)
     change.by, change.reason = by, reason
     try:
         with transaction.atomic():
@@ -159,7 +178,7 @@ def begin_account(install: Install, to: Connection, *, empties: bool, by: str, r
     """
     if problem_of_account(install, to):
         return None
-    change = GuidedChange(kind=GuidedChange.Kind.ACCOUNT, install=install, phase=GuidedChange.Phase.TELL_APART)
+    change = GuidedChange(kind=Kind.ACCOUNT, install=install, phase=GuidedChange.Phase.TELL_APART)
     change.before = account_switch.name_of(install)
     change.after = account_switch.name_of(account_switch.connected(install, to))
     change.other_region, change.other_host, change.other_api_key = to
@@ -274,7 +293,7 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
     if change is None:
         return None
     try:
-        steps = _steps(change)
+        steps = STEPS[change.kind]
         if change.phase in steps.ASKING and steps.stop(change) is None:
             return _ask(change, token, gate)
         return _store_step(change, token)
@@ -286,16 +305,15 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
         return _store(change, token, change_steps.wait(readable(f"Unexpected error: {first_line}")))
 
 
-def _steps(change: GuidedChange) -> Any:
-    """The module with the steps of this kind of change."""
-    return {Kind.ACCOUNT: account_steps, Kind.IDENTIFIER: identifier_steps}.get(Kind(change.kind), change_steps)
-
-
 def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | None:
-    steps = _steps(change)
-    client = steps.client(change, ends_at=time.monotonic() + SECONDS, gate=gate)
+    ends_at = time.monotonic() + SECONDS
+    if change.kind == Kind.ACCOUNT:
+        # The gate counts the requests to the account in use, so it doesn't count these.
+        client = client_of(account_steps.other(change), ends_at=ends_at)
+    else:
+        client = client_of(change.install, ends_at=ends_at, gate=gate)
     try:
-        result = steps.ASKING[change.phase](change, client)
+        result = STEPS[change.kind].ASKING[change.phase](change, client)
     except TooLateError:
         result = change_steps.wait("The rate limit left no time for a request.")
     return _store(change, token, result)
@@ -308,7 +326,7 @@ def _store_step(change: GuidedChange, token: uuid.UUID) -> float | None:
         locked = held.filter(pk=change.pk, lease_token=token, ended_at=None).first()
         if locked is None:
             return None
-        steps = _steps(locked)
+        steps = STEPS[locked.kind]
         result = steps.stop(locked) or steps.STORING[locked.phase](locked)
         return _store(locked, token, result)
 

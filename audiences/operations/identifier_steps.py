@@ -14,7 +14,6 @@ from django.utils.timezone import now
 
 from audiences.agreement import audits, words
 from audiences.delivery import account_switch
-from audiences.delivery.odp_account import Gate
 from audiences.models import Audience, Audit, GuidedChange, Install, Resend
 from audiences.operations import identifier_changes, resends, verification
 from audiences.operations.change_steps import Step, to, wait
@@ -26,10 +25,6 @@ Phase = GuidedChange.Phase
 STORED_SECONDS = 60.0
 # The most repairs of one audience. The second one is for events whose time was ahead of the clock.
 REPAIRS = 3
-
-
-def client(change: GuidedChange, *, ends_at: float, gate: Gate | None) -> Client:
-    raise NotImplementedError("no step of this change sends a request to ODP")
 
 
 def _end(**changes: Any) -> Step:
