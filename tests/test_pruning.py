@@ -263,11 +263,11 @@ def test_resolved_troubles_go_with_their_messages_once_these_have_ended() -> Non
     assert {message.trouble for message in TroubleMessage.objects.all()} == {lasting, queued}
 
 
-@pytest.mark.parametrize("setting", sorted({*pruning.KINDS.values()} - {"EVENTS_KEEP_DAYS"}))
+@pytest.mark.parametrize("setting", sorted({*horizons.KINDS.values()} - {"EVENTS_KEEP_DAYS"}))
 def test_zero_days_keep_the_rows(setting: str, settings: Settings) -> None:
     install = make_install()
     audience = make_audience(install)
-    for name in pruning.KINDS.values():
+    for name in horizons.KINDS.values():
         setattr(settings, name, 90 if name == setting else 0)
     receive(install, message(who=None))
     receive(install)
@@ -283,7 +283,7 @@ def test_zero_days_keep_the_rows(setting: str, settings: Settings) -> None:
     )
     days_pass()
     assert prune() == 1
-    kinds = {kind for kind, name in pruning.KINDS.items() if name == setting}
+    kinds = {kind for kind, name in horizons.KINDS.items() if name == setting}
     assert {row.kind for row in Pruning.objects.all()} == kinds
     assert sum(row.pruned for row in Pruning.objects.all()) == 1
 

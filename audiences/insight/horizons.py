@@ -1,4 +1,4 @@
-"""From which age old rows are deleted, in words, for everything that shows the younger rows alone."""
+"""Sentences about deleted old rows, for pages and exports that show only the newer ones."""
 
 from datetime import date
 
@@ -6,16 +6,25 @@ from django.conf import settings
 
 from audiences.models import Pruning
 
-# The name of each kind of rows on pages, and the setting of its days.
+# The setting with the days of each kind of rows. Rows are deleted in this order: those that refer to a row before it.
+KINDS = {
+    "requests": "REQUESTS_KEEP_DAYS",
+    "parked": "PARKED_KEEP_DAYS",
+    "deliveries": "DELIVERIES_KEEP_DAYS",
+    "runs": "RUNS_KEEP_DAYS",
+    "receipts": "RECEIPTS_KEEP_DAYS",
+    "events": "EVENTS_KEEP_DAYS",
+    "differences": "AUDITS_KEEP_DAYS",
+    "audits": "AUDITS_KEEP_DAYS",
+    "messages": "TROUBLES_KEEP_DAYS",
+    "troubles": "TROUBLES_KEEP_DAYS",
+}
+# The names on pages that differ from the kind.
 _NAMES = {
-    "receipts": ("Calls", "RECEIPTS_KEEP_DAYS"),
-    "requests": ("Request bodies", "REQUESTS_KEEP_DAYS"),
-    "deliveries": ("Deliveries", "DELIVERIES_KEEP_DAYS"),
-    "runs": ("Runs", "RUNS_KEEP_DAYS"),
-    "parked": ("Items closed", "PARKED_KEEP_DAYS"),
-    "audits": ("Audits", "AUDITS_KEEP_DAYS"),
-    "events": ("Events", "EVENTS_KEEP_DAYS"),
-    "troubles": ("Troubles resolved", "TROUBLES_KEEP_DAYS"),
+    "receipts": "Calls",
+    "requests": "Request bodies",
+    "parked": "Items closed",
+    "troubles": "Troubles resolved",
 }
 
 
@@ -32,10 +41,9 @@ def words(kind: str) -> str:
     first = day(kind)
     if first is None:
         return ""
-    name, setting = _NAMES[kind]
-    days: int = getattr(settings, setting)
+    days: int = getattr(settings, KINDS[kind])
     how = f"are deleted after {days:,} day{'' if days == 1 else 's'}" if days > 0 else "were deleted"
-    return f"{name} before {first.day} {first:%B %Y} {how}."
+    return f"{_NAMES.get(kind, kind.capitalize())} before {first.day} {first:%B %Y} {how}."
 
 
 def all_words(*kinds: str) -> list[str]:

@@ -17,6 +17,7 @@ from django.db.models import F, Q
 
 from audiences import sql
 from audiences.insight import trials
+from audiences.insight.horizons import KINDS
 from audiences.models import Audience, Pruning
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,6 @@ class Step(NamedTuple):
 _SQL = sql.beside(__file__)
 _HORIZON = _SQL.query("horizon", Moment._make)
 _WAITING = _SQL.query("oldest_waiting", Waiting._make)
-
 _LAST_CALLS = _SQL.query("last_calls", LastCall._make)
 _REQUESTS = _SQL.query("requests", Step._make)
 _PARKED = _SQL.query("parked", Step._make)
@@ -63,22 +63,6 @@ _DIFFERENCES = _SQL.query("differences", Step._make)
 _AUDITS = _SQL.query("audits", Step._make)
 _MESSAGES = _SQL.query("messages", Step._make)
 _TROUBLES = _SQL.query("troubles", Step._make)
-
-# The setting of each kind of rows, in an order that deletes what refers to a row before the row.
-KINDS = {
-    "requests": "REQUESTS_KEEP_DAYS",
-    "parked": "PARKED_KEEP_DAYS",
-    "deliveries": "DELIVERIES_KEEP_DAYS",
-    "runs": "RUNS_KEEP_DAYS",
-    "receipts": "RECEIPTS_KEEP_DAYS",
-    "events": "EVENTS_KEEP_DAYS",
-    "differences": "AUDITS_KEEP_DAYS",
-    "audits": "AUDITS_KEEP_DAYS",
-    "messages": "TROUBLES_KEEP_DAYS",
-    "troubles": "TROUBLES_KEEP_DAYS",
-}
-# Their passes continue after the last one, because rows that are done stay in the table.
-CONTINUED = {"requests"}
 _STATEMENTS = {
     statement.name: statement
     for statement in (
@@ -86,6 +70,9 @@ _STATEMENTS = {
         *(_DIFFERENCES, _AUDITS, _MESSAGES, _TROUBLES),
     )
 }
+
+# The kinds whose pass begins where the one before ended, because their rows stay in the table.
+CONTINUED = {"requests"}
 
 
 def prune(*, seconds: float = SECONDS, pause: Callable[[float], None] = time.sleep) -> int:
@@ -137,7 +124,7 @@ def _begin(kind: str) -> bool:
 
 
 def _step(kind: str, needs: dict[str, Any]) -> Step | None:
-    """One transaction; None when another process is at this kind."""
+    """Take one step, in one transaction. None when another process has this kind."""
     with transaction.atomic():
         row = Pruning.objects.select_for_update(skip_locked=True).filter(kind=kind, is_done=False).first()
         if row is None:
@@ -151,7 +138,7 @@ def _step(kind: str, needs: dict[str, Any]) -> Step | None:
 
 
 def _step_of_events(row: Pruning) -> Step:
-    """Go on with the audience after the last one done. The pass is done when there is none."""
+    """Delete events of the audience after the last one done. The pass is done when there is none."""
     audience = Audience.objects.filter(pk__gt=row.position).order_by("pk").values_list("pk", flat=True).first()
     if audience is None:
         return _store(row, Step(0, None, is_done=True))
