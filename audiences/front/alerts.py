@@ -3,10 +3,10 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib import admin
-from django.db.models import Model
+from django.db.models import Count, Model, QuerySet, Window
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.safestring import SafeString
@@ -15,7 +15,10 @@ from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, ago, url_of
 from audiences.admin.troubles import is_muted, mute_in_words
 from audiences.admin.verbs import Button
+from audiences.annotations import required
 from audiences.models import Install, Trouble
+
+M = TypeVar("M", bound=Model)
 
 # At most this many items of one kind are listed; a page lists all of them.
 ALERTS_LISTED = 10
@@ -130,6 +133,12 @@ def way_to(install: Install, at: str, label: str, icon: str) -> Offer:
 def link(permission: str, label: str, icon: str, url: str) -> Offer:
     """A button to a page that asks, for people with the permission."""
     return lambda request: [Button(label, icon, url)] if request.user.has_perm(permission) else []
+
+
+def listed_rows(rows: QuerySet[M]) -> tuple[list[M], int]:
+    """The rows that the page lists, and the number of all rows, in one query."""
+    found = list(rows.annotate(all_rows=Window(Count("*")))[:ALERTS_LISTED])
+    return found, required(found[0], "all_rows", int) if found else 0
 
 
 def and_more(kind: str, many: int, what: str, url: str, *, tone: str = "bad") -> list[Alert]:

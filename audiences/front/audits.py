@@ -1,11 +1,10 @@
 """Front page alerts for audiences whose newest audit found differences or had no result."""
 
-from django.db.models import Count, Q, Window
+from django.db.models import Q
 
 from audiences.admin.pages import list_url, url_of
 from audiences.agreement import words
-from audiences.annotations import required
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
+from audiences.front.alerts import Alert, and_more, buttons, listed_rows
 from audiences.models import Audit
 
 KIND = "audit"
@@ -13,9 +12,7 @@ KIND = "audit"
 
 def alerts() -> list[Alert]:
     bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem=""), is_newest=True)
-    counted = bad.select_related("audience__install", "install").annotate(total=Window(Count("*")))
-    found = list(counted.order_by("-id")[:ALERTS_LISTED])
-    total = required(found[0], "total", int) if found else 0
+    found, total = listed_rows(bad.select_related("audience__install", "install").order_by("-id"))
     return [*map(_alert, found), *and_more(KIND, total, "audits with differences or no result", list_url(Audit))]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, F, Max, Min, QuerySet, Window
+from django.db.models import Count, F, Max, Min, Window
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
@@ -14,7 +14,7 @@ from audiences.admin.filters import COUNTED
 from audiences.admin.pages import count, list_url, number, span, up_to_bound, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.annotations import required
-from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, Offer, and_more, buttons, link, way_to
+from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, Offer, and_more, buttons, link, listed_rows, way_to
 from audiences.front.groups import Group, Groups, on_hold_by_reason
 from audiences.insight import future_times, state
 from audiences.insight.backlogs import Backlog
@@ -75,7 +75,7 @@ def _blocked_alike(group: Group) -> Alert:
     first, alone = group.first, group.lanes == 1
     install = first.audience.install
     waiting = count(group.waiting, "event")
-    listed = list_url(Audience, state="blocked", install__id__exact=install.pk)
+    url_of_all = list_url(Audience, state="blocked", install__id__exact=install.pk)
     url = together.url(first.audience, "unblock_cause")
     unblock_all = f"Unblock all {number(group.lanes)} of this cause"
     who = f"{first.audience} is" if alone else f"{count(group.lanes, 'audience')} are"
@@ -85,7 +85,7 @@ def _blocked_alike(group: Group) -> Alert:
         f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
         f" {waiting} waiting. Other audiences are not affected.",
         state.blocked_since(first),
-        url_of(first.audience) if alone else listed,
+        url_of(first.audience) if alone else url_of_all,
         todo=(
             "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
             " What can't be fixed there gets another ODP id, or is set aside."
@@ -162,7 +162,9 @@ def audiences_with_errors() -> list[Alert]:
     faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     alike = Window(Count("*"), partition_by=[F("fault_reason")])
-    lanes, total = _first(faulty.annotate(alike=alike).order_by("fault_since_at"))
+    lanes, total = listed_rows(
+        faulty.select_related("audience__install").annotate(alike=alike).order_by("fault_since_at")
+    )
     retry_all: dict[str, Bulk] = {}
     for lane in lanes:
         bulk = _retry_all(lane.audience, required(lane, "alike", int))
@@ -186,19 +188,13 @@ def audiences_with_errors() -> list[Alert]:
     return shown_alerts + and_more("error", total, "audiences on hold", list_url(Audience, state="hold"))
 
 
-def _first(lanes: QuerySet[Lane]) -> tuple[list[Lane], int]:
-    """The listed lanes, and the number of all lanes, in one query."""
-    counted = lanes.select_related("audience__install").annotate(total=Window(Count("*")))
-    found: list[Lane] = [*counted[:ALERTS_LISTED]]
-    return found, required(found[0], "total", int) if found else 0
-
-
 def _sentence(words: str) -> str:
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 def paused_audiences() -> list[Alert]:
-    lanes, total = _first(Lane.objects.filter(backlog.PAUSED).order_by("-paused_at"))
+    paused = Lane.objects.filter(backlog.PAUSED).select_related("audience__install")
+    lanes, total = listed_rows(paused.order_by("-paused_at"))
     shown_alerts = [
         Alert(
             "paused",

@@ -1,10 +1,7 @@
 """Front page alerts for audiences that left the Lytics job or were deleted in Lytics."""
 
-from django.db.models import Count, Window
-
 from audiences.admin.pages import count, list_url, url_of
-from audiences.annotations import required
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
+from audiences.front.alerts import Alert, and_more, buttons, listed_rows
 from audiences.models import Audience, JobPresence
 from audiences.operations import job_looks
 
@@ -12,8 +9,7 @@ KIND = "left_job"
 
 
 def alerts() -> list[Alert]:
-    found = list(job_looks.gone().annotate(total=Window(Count("*")))[:ALERTS_LISTED])
-    total = required(found[0], "total", int) if found else 0
+    found, total = listed_rows(job_looks.gone())
     return [
         *map(_alert, found),
         *and_more(KIND, total, "audiences left the Lytics job", list_url(Audience, state="left"), tone="held"),

@@ -1,11 +1,10 @@
 """Front page alerts for audiences that are being retired, and for retired ones that get events again."""
 
-from django.db.models import Count, F, Window
+from django.db.models import F
 
 from audiences.admin.pages import count, list_url, url_of
-from audiences.annotations import required
 from audiences.delivery import account_switch
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
+from audiences.front.alerts import Alert, and_more, buttons, listed_rows
 from audiences.insight import retirements, state
 from audiences.models import Audience, GuidedChange, Lane, Retirement
 from audiences.operations import retiring
@@ -20,10 +19,8 @@ def alerts() -> list[Alert]:
 def _with_events() -> list[Alert]:
     """Alerts for retired audiences with held events: a person decides about these events."""
     lanes = Lane.objects.filter(retired_at__isnull=False, audience__last_sequence__gt=F("retired_sequence"))
-    counted = lanes.select_related("audience__install").annotate(total=Window(Count("*")))
-    found = list(counted.order_by("retired_at")[:ALERTS_LISTED])
-    total = required(found[0], "total", int) if found else 0
-    listed = [
+    found, total = listed_rows(lanes.select_related("audience__install").order_by("retired_at"))
+    shown = [
         Alert(
             WITH_EVENTS,
             f"{lane.audience} is retired and gets events ({lane.audience.install})",
@@ -38,20 +35,16 @@ def _with_events() -> list[Alert]:
         )
         for lane in found
     ]
-    return listed + and_more(
+    return shown + and_more(
         WITH_EVENTS, total, "retired audiences with events", list_url(Audience, state="retired"), tone="held"
     )
 
 
 def _under_way() -> list[Alert]:
     unfinished = Retirement.objects.filter(retiring.UNFINISHED)
-    rows = unfinished.select_related("audience__install", "audience__lane").annotate(under_way=Window(Count("*")))
-    found = list(rows.order_by("pk")[:ALERTS_LISTED])
-    total = required(found[0], "under_way", int) if found else 0
-    listed = [_moving(retirement) for retirement in found]
-    return listed + and_more(
-        UNDER_WAY, total, "retirements under way", list_url(Audience, state="retired"), tone="held"
-    )
+    found, total = listed_rows(unfinished.select_related("audience__install", "audience__lane").order_by("pk"))
+    url = list_url(Audience, state="retired")
+    return [*map(_moving, found), *and_more(UNDER_WAY, total, "retirements under way", url, tone="held")]
 
 
 def _moving(retirement: Retirement) -> Alert:

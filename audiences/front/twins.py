@@ -3,7 +3,7 @@
 from audiences.admin import together
 from audiences.admin.pages import list_url, number, url_of
 from audiences.annotations import required
-from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, and_more, buttons
+from audiences.front.alerts import Alert, Bulk, and_more, buttons, listed_rows
 from audiences.models import Audience, Twin
 from audiences.operations import twins
 
@@ -23,8 +23,7 @@ REMEDIES = ("take-ours", "accept", "pause")
 
 
 def alerts() -> list[Alert]:
-    found = twins.differing(ALERTS_LISTED)
-    total = required(found[0], "total", int) if found else 0
+    found, total = listed_rows(twins.differing())
     return [*map(_alert, found), *and_more(KIND, total, "audiences differ in ODP", list_url(Audience, state="differs"))]
 
 

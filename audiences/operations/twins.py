@@ -156,14 +156,13 @@ def forget(audience: Audience) -> None:
     Twin.objects.filter(pk=audience.pk).delete()
 
 
-def differing(limit: int) -> list[Twin]:
-    """The audiences that differ from what this service made, longest first.
-
-    Each has ``total``, the number of all, and ``alike``, the number of those of its install with the same finding.
+def differing() -> QuerySet[Twin]:
+    """The audiences that differ from what this service made, longest first. ``alike`` is the number of audiences of the
+    same install with the same finding.
     """
     alike = Window(Count("*"), partition_by=[F("audience__install"), F("finding")])
-    found = _differing().annotate(total=Window(Count("*")), alike=alike)
-    return list(found.select_related("audience__install", "audience__lane").order_by("since_at")[:limit])
+    found = _differing().annotate(alike=alike)
+    return found.select_related("audience__install", "audience__lane").order_by("since_at")
 
 
 def alike(twin: Twin) -> list[Audience]:
