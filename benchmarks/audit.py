@@ -22,8 +22,10 @@ from sandbox.odp.world import DEFAULT_PRIVATE_KEY
 MEMBERS, LIVE_EVENTS_PER_SECOND = 20_000, 2_000
 TOKEN = "sandbox-lytics-token"  # noqa: S105 — of the sandbox
 BESIDE = "end to end beside an audit"
-# Seconds of live traffic in one load. Seconds after which delivery or audit is given up: per 1,000 members, at least.
-PART, SECONDS_PER_THOUSAND, LEAST_SECONDS = 10, 6, 300
+# Seconds of live traffic in one load.
+PART = 10
+# The most seconds for the delivery, and for the audit, per 1,000 members; and their lowest value.
+SECONDS_PER_THOUSAND, LEAST_SECONDS = 6, 300
 
 _CREATE = """
 from audiences import lytics_account

@@ -1,7 +1,7 @@
 """Text in quotes: where each quoted value begins and ends, although apostrophes, quotes and escapes may be inside it.
 
 The characters beside a quotation mark say whether it opens or closes a value. An ambiguous value ends at the later
-mark, and a value that nothing closes ends with the text: rather too much is masked than a part of a value left.
+mark, and a value that nothing closes ends with the text. So more than a value may be masked, but never less.
 """
 
 import re

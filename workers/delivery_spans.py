@@ -1,7 +1,7 @@
-"""The spans of a delivery: one in the trace of each call whose events it settles, and the requests to ODP below one.
+"""The spans of a delivery: one in the trace of each call whose events it settles, and one for each request to ODP.
 
-The requests are in the trace of the first call. The delivery in that trace links to the other calls, and the
-deliveries in their traces link to it.
+The requests are in the trace of the first call. The delivery's span in that trace links to the other calls, and its
+spans in their traces link to it.
 """
 
 import time
@@ -18,7 +18,7 @@ from audiences.span_export import Kind, SpanExport
 from audiences.tracing import Context
 from odp.outcomes import Answer, Outcome
 
-# The words for an exception. Its own may quote a customer.
+# The error of a span after an exception, whose own message may quote a customer.
 UNEXPECTED = "Not delivered; the log of the worker says more."
 # The most calls whose traces get a span of one delivery.
 MOST_CALLS = 64
@@ -35,7 +35,7 @@ class _Request(NamedTuple):
 
 
 class DeliverySpans:
-    """What is recorded when the delivery of a lease has ended."""
+    """Collects the requests of one delivery, and records its spans at the end."""
 
     def __init__(self, lease: Lease, receipts: Sequence[int], export: SpanExport) -> None:
         self._lease, self._export = lease, export
@@ -51,11 +51,12 @@ class DeliverySpans:
         return self._export.new(self._deliveries[0].trace_id) if self._deliveries else None
 
     def end_request(self, context: Context, host: str, path: str, delivery_id: int, answer: Answer) -> None:
-        """``answer.seconds`` counts from the first byte, so waiting for the rate limit is not in the span."""
+        """Add a request. Its span begins with the first byte, so it doesn't include waiting for the rate limit."""
         ended = time.monotonic()
         self._requests.append(_Request(context, host, path, delivery_id, answer, ended - answer.seconds, ended))
 
     def record(self, error: str | None) -> None:
+        """Record all spans. ``error`` is None unless the delivery raised; then the last request's outcome counts."""
         for request in self._requests:
             self._record_request(request)
         if error is None and self._requests and self._requests[-1].answer.outcome is not Outcome.DELIVERED:
@@ -100,7 +101,7 @@ class DeliverySpans:
             parent=self._deliveries[0],
             kind=Kind.CLIENT,
             attributes=attributes,
-            # ODP's own words may be about customers. Those of a request without a response are ours.
+            # A reason from ODP may quote customers, so it is left out. Without a response, the reason is our own text.
             error=None if answer.outcome is Outcome.DELIVERED else "" if answer.status else answer.reason,
         )
 

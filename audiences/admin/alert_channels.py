@@ -18,7 +18,7 @@ URL = "audiences_trouble_test"
 
 @dataclass(frozen=True)
 class Tested:
-    """A channel of the settings, and the end of its last test."""
+    """A channel of the settings, with the result of its last test. ``url`` is the button that sends a test."""
 
     label: str
     state: State
@@ -26,6 +26,7 @@ class Tested:
 
 
 def tested() -> list[Tested]:
+    """All channels of the settings, with the results of their last tests."""
     # The messages of tests have no trouble, so the index of that column finds them.
     tests = TroubleMessage.objects.filter(trouble=None, event=TroubleMessage.Event.TEST)
     return [
@@ -35,6 +36,7 @@ def tested() -> list[Tested]:
 
 
 def end_of(message: TroubleMessage | None) -> State:
+    """The state of a message: sent, given up, or to be sent. Without a message, "not tested"."""
     if message is None:
         return State("not tested")
     if message.sent_at is not None:

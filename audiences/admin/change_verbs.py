@@ -135,7 +135,7 @@ class ChangeAccount(Verb[Install]):
         return not changes.problem_of_account_now(install)
 
     def seen(self, install: Install) -> str:
-        return f"{account_switch.name_of(install)}"
+        return account_switch.name_of(install)
 
     def consequence(self, install: Install) -> str:
         plan = account_changes.plan(install)
@@ -216,7 +216,7 @@ class ChangeIdentifier(Verb[Install]):
 
 
 def _evidence(install: Install) -> str:
-    """What a sample of Lytics' members says about each field."""
+    """The fields in a sample of Lytics' members, in words."""
     found = identifier_changes.evidence(install)
     if found.problem:
         return found.problem
@@ -249,10 +249,11 @@ class StopChange(Verb[Install]):
             return _consequence_of_stop(change)
         if change.kind == GuidedChange.Kind.IDENTIFIER:
             return (
-                f"The audience in work is finished. In the others, customers known by {change.before} stay members. A"
-                " change back, or Audit and Repair on the page of each audience, makes them agree with Lytics."
+                "The current audience is finished first. In the others, customers known by"
+                f" {change.before} stay members. A change back, or Audit and Repair on the page of each audience, makes"
+                " them agree with Lytics."
                 if change.switched_at
-                else "Nothing has changed yet, and nothing will."
+                else "No call was read by the new field yet, so nothing changes."
             )
         now = (
             f" {change.audience} is brought back to what it was: its ledger is sent again with the mechanism before."

@@ -186,7 +186,7 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
     csv_columns: csv_file.Columns = ()
     # The time field by which the hour filter groups rows; see filters.
     time_field = ""
-    # The kind of old rows that are deleted from this list; see operations/pruning.py.
+    # The kind in ``horizons.KINDS`` whose old rows are deleted from this list; empty when none are.
     pruned_as = ""
     # In this order at the top of a thing's page; see verbs.py.
     verbs: tuple["verbs.Verb[M]", ...] = ()

@@ -24,10 +24,10 @@ from audiences.insight import customers
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run
 from lytics.facts import IDENTIFIER_BYTES
 
-# Results listed of each kind; the list of the kind has the others.
+# The most results shown of each kind. The list of that kind has the others.
 SHOWN = 10
 
-# A number, alone or after the word that pages put before it.
+# A number, alone or after the name of its kind, as pages write it: "delivery 1,234".
 _NUMBER = re.compile(r"(?:(call|delivery|run|parked)\s+)?#?([0-9][0-9,]{0,24})", re.IGNORECASE)
 _NUMBERED: Sequence[tuple[str, type[Model]]] = (
     ("call", Receipt),
@@ -51,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Kind:
-    """The results of one kind. ``more`` is the address of the list that has further ones, if there are any."""
+    """The results of one kind. ``more`` is the address of its list if that has further results; else empty."""
 
     title: str
     results: list[Result]
@@ -59,6 +59,7 @@ class Kind:
 
 
 def find(request: HttpRequest) -> HttpResponse:
+    """The page of results for the text that was posted; the empty form for a GET."""
     request.current_app = admin.site.name
     form = Search(request.POST if request.method == "POST" else None)
     text = form.cleaned_data["text"] if form.is_valid() else ""
@@ -103,7 +104,7 @@ def _note(row: Any) -> str:
 
 
 def _person(request: HttpRequest, text: str) -> list[Install] | None:
-    """The installs that have a customer with this identifier, for people who may find customers."""
+    """The installs that have a customer with this identifier; None for people who may not find customers."""
     if not request.user.has_perm(customer.PERMISSION):
         return None
     found = customers.installs_with(text)

@@ -1,4 +1,4 @@
-"""One button for several things: it names them and their number, asks, and does to each what its own button does."""
+"""One button for several objects: it shows their names and number, asks, and presses the button of each."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model)
 
-# Things named in a dialog; it says how many more there are.
+# The most objects that a dialog names; it gives the number of the others.
 NAMED = 10
 
 
 @dataclass(frozen=True)
 class Together(Generic[M]):
-    """A verb for all things that are like one of them.
+    """A verb for all objects with the same trouble.
 
-    ``alike`` returns the things of the same trouble, for the one whose number is in the URL. ``what`` is the singular
-    of the things, ``past`` what was done to them. ``consequence`` says what happens, given them and their names.
+    ``alike`` returns these objects for the one whose id is in the URL. ``what`` is their kind in the singular, ``past``
+    the verb's past participle. ``consequence`` returns the text of the dialog, given the objects and their names.
     """
 
     verb: Verb[M]
@@ -67,7 +67,7 @@ def urls(admin: "OperatorAdmin[M]", *offered: Together[M]) -> list[URLPattern]:
 
 
 def url(thing: Model, name: str) -> str:
-    """The address of the button for all that are like ``thing``. It returns to the page Now."""
+    """The address of the button for ``thing`` and all objects with its trouble. It returns to the page Now."""
     address = reverse(f"admin:{_name(type(thing), name)}", args=[thing.pk])
     return f"{address}?{urlencode({'next': reverse('admin:index')})}"
 
@@ -93,9 +93,9 @@ def press(
     back: str,
     hidden: dict[str, Any] | None = None,
 ) -> HttpResponse:
-    """GET states the consequence, POST does it to each, with an entry in the history of each.
+    """GET shows the consequence, POST presses the verb of each object, with an entry in the history of each.
 
-    ``hidden`` are the fields of a list's action, if this is one.
+    ``hidden`` are the form fields of the list action that selected the objects; None for a button.
     """
     if not request.user.has_perm(verb.permission):
         raise PermissionDenied

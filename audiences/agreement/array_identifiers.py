@@ -12,7 +12,7 @@ WORDS = {
     "left_list": "The identifier left its profile's list, and the profile is still a member.",
     "merged": "Merged profile: the identifier moved to another profile, or its profile became part of another one.",
 }
-# The most differences that are looked at.
+# The most differences whose reason is searched for.
 MOST = 10_000
 # Lytics documents at most this number of identifiers for a profile.
 LONGEST_LIST = 50
@@ -21,10 +21,10 @@ _EXPLAIN = sql.beside(__file__).command("explain")
 
 
 def explain(audit: Audit, *, entry_not_sent: str, exit_not_sent: str) -> dict[str, int]:
-    """Name the stored differences that come from lists, and return their numbers as columns of the audit.
+    """Store the reason of differences that come from lists, and return the numbers of both reasons as audit columns.
 
-    The two reasons are those that it may replace. The numbers are counted anew, so that a repeated step of a killed
-    audit returns the same.
+    Only the two given reasons are replaced. All differences are counted, so that a repeated step of a killed audit
+    returns the same numbers.
     """
     if not audit.array_option:
         return {}

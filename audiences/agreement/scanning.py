@@ -69,7 +69,7 @@ def step(audit: Audit) -> Step:
 
 
 def _profile(member: Member) -> str:
-    """The Lytics ID, if it can be stored."""
+    """The Lytics ID of the member; empty if it isn't a usable identifier."""
     found = next(iter(member.identifiers(LYTICS_ID)), "")
     return found if is_identifier(found, settings.PLACEHOLDER_IDENTIFIERS) else ""
 
@@ -85,7 +85,7 @@ def _shows_earlier_calls(audit: Audit) -> bool:
 
 
 def _least(total: int | None, before: int | None) -> int | None:
-    """The least total of a scan so far: people who enter during it may be on none of its pages, and aren't compared."""
+    """The smallest total of a scan so far. People who enter during the scan raise the total, but may be on no page."""
     return before if total is None else min(total, total if before is None else before)
 
 

@@ -57,9 +57,10 @@ def sizes(audit: Audit) -> str:
 
 
 def odp_above_ledger(audit: Audit) -> int | None:
-    """By how many members ODP's low estimate exceeds the ledger; None when ODP gave no estimate.
+    """The number of members by which ODP's low estimate exceeds the ledger; None when ODP gave no estimate.
 
-    No call of ODP is known that lists an audience's members, so people who were never in the ledger show only here.
+    No API of ODP is known that lists an audience's members, so only this number shows people who were never in the
+    ledger.
     """
     return None if audit.odp_low is None or audit.ledger_size is None else max(0, audit.odp_low - audit.ledger_size)
 

@@ -1,4 +1,4 @@
-"""Front page alerts about events that wait for longer than the limit of their install."""
+"""Front page alerts about events that wait for longer than their install's limit."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -16,10 +16,10 @@ KIND = "delay"
 
 
 def late_events(installs: list[Any], waiting: Mapping[int, Backlog], *, without: str = "") -> list[Alert]:
-    """Alerts for installs with an event that could be sent and has waited for too long.
+    """Alerts for installs with an event that could be sent and has waited for longer than the limit.
 
-    Installs that are off, drafts, on hold, or above the high-water mark have an alert with the cause already. So does
-    the install with the name ``without``.
+    Left out are installs that have an alert with the cause already: those that are off, drafts, on hold or above the
+    high-water mark, and the install with the name ``without``.
     """
     late = [
         (install, now() - backlog.oldest_free_at)

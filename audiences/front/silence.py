@@ -1,4 +1,4 @@
-"""Front page alerts about senders that are quiet for longer than is usual for them."""
+"""Front page alerts about installs that Lytics hasn't called for longer than usual."""
 
 from collections.abc import Mapping
 from datetime import timedelta

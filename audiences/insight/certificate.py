@@ -1,7 +1,7 @@
 """The certificate of the public address: when it ends, and whether it is trusted.
 
-A task of the schedule asks the address and keeps the result in Redis, because a page must not wait for a connection.
-The doctor asks anew.
+A scheduled task connects to the address and stores the result in Redis, because a page must not wait for a connection.
+The doctor connects itself.
 """
 
 import json
@@ -22,17 +22,19 @@ from odp import client as http
 
 log = structlog.get_logger(__name__)
 
+# Seconds for the connection.
 SECONDS = 5.0
+# The time before the end of the certificate from which its state is a warning, and bad.
 WARNING, BAD = timedelta(days=21), timedelta(days=7)
 KEY = "lytics-sync:certificate"
 # The age after which a result is dropped, when the address can't be reached from here any more.
 KEPT = timedelta(days=2)
-CURE = "Renew the certificate, and see why it wasn't renewed automatically."
+CURE = "Renew the certificate, and find out why it wasn't renewed automatically."
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """``problem`` says why it isn't trusted; then its end is unknown."""
+    """A certificate. ``problem`` is the reason why it isn't trusted; its end is unknown then."""
 
     ends_at: datetime | None = None
     problem: str = ""
@@ -70,7 +72,7 @@ def ask(*, seconds: float) -> Certificate | None:
 
 
 def look() -> None:
-    """Ask the address, and store the result. An address that can't be reached from here says nothing new."""
+    """Store the certificate of the address. If this process can't reach the address, the stored result stays."""
     try:
         found = ask(seconds=SECONDS)
     except OSError as error:

@@ -19,7 +19,7 @@ from audiences.models import Install, Receipt, Rhythm
 
 # The time before the newest call over which the longest pause is taken.
 WINDOW = timedelta(days=14)
-# The time over which calls must have come before a limit is learned. After less, a quiet weekend would be reported.
+# The least time between the first and the newest call for a limit. With less, a quiet weekend would be reported.
 LEARNED_AFTER = timedelta(days=7)
 # The limit is this many times the longest pause, and at least ``SHORTEST``.
 TIMES, SHORTEST = 3, timedelta(hours=1)

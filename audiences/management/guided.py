@@ -1,4 +1,4 @@
-"""What the commands of guided changes share: options, the stop, and the reason."""
+"""The options and reports that the commands of guided changes share."""
 
 from typing import Any
 

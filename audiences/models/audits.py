@@ -9,10 +9,10 @@ from audiences.models.installs import Install
 
 
 class Audit(models.Model):
-    """One comparison of one audience. Written in ``audiences/agreement/``, step by step, so that any worker can go on.
+    """One audit of one audience. Written in ``audiences/agreement/``, step by step, so that any worker can continue.
 
-    ``before_sequence`` is the last number of the audience's log when the audit began: people with a later event are
-    in motion and not compared. ``scan_token`` and ``after_identifier`` are the progress of the two passes.
+    ``before_sequence`` is the last number of the audience's log when the audit began. People with a later event aren't
+    compared. ``scan_token`` and ``after_identifier`` are the progress of the two passes.
     """
 
     class Mode(models.TextChoices):
@@ -64,7 +64,7 @@ class Audit(models.Model):
     differing = models.BigIntegerField(default=0)
     explained = models.BigIntegerField(default=0)
     # Whether the option to forget missing identifiers was on or off, if the identifier field held lists; else empty.
-    # And the people among those who differ for whom a shortened list or a merged profile is known to be the reason.
+    # Then the numbers of people who differ because a list became shorter, and because profiles were merged.
     array_option = models.CharField(max_length=3, blank=True, default="", db_default="")
     left_list = models.BigIntegerField(default=0, db_default=0)
     merged = models.BigIntegerField(default=0, db_default=0)

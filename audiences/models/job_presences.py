@@ -1,4 +1,4 @@
-"""What the Lytics job has of each audience, as the last look found it."""
+"""Whether a Lytics job still sends each audience, by the last look at the jobs."""
 
 from django.db import models
 from django.db.models import Q
@@ -14,18 +14,18 @@ class JobPresence(models.Model):
     """
 
     audience = models.OneToOneField(Audience, on_delete=models.CASCADE, primary_key=True, related_name="job_presence")
-    # The last look that saw it in a job, and that job.
+    # The time of the last look that found the audience in a job, and the id of that job.
     seen_at = models.DateTimeField()
     job_id = models.TextField()
-    # Since when looks have found that no job sends it any more, or that Lytics has deleted it.
+    # The time since which looks find that no job sends the audience, or that Lytics has deleted it.
     gone_at = models.DateTimeField(null=True)
     is_deleted = models.BooleanField(default=False, db_default=False)
-    # When Lytics was last asked whether it has deleted it, because its list of audiences lacked it.
+    # The last time that Lytics was asked whether it has deleted the audience, which its list lacks.
     asked_at = models.DateTimeField(null=True)
 
     class Meta:
         default_permissions = ()
-        # For the front page. Few audiences are gone; the others aren't indexed.
+        # For the front page, which reads only audiences that are gone. These are few.
         indexes = [models.Index(fields=["gone_at"], condition=Q(gone_at__isnull=False), name="gone_from_job")]
         constraints = [
             models.CheckConstraint(

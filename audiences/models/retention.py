@@ -1,4 +1,4 @@
-"""Retention: how far old rows are deleted. Written by ``operations/pruning.py`` alone."""
+"""The progress of deleting old rows. Written by ``operations/pruning.py`` alone."""
 
 from django.db import models
 
@@ -18,7 +18,7 @@ class Pruning(models.Model):
     position = models.BigIntegerField(default=0)
     sequence = models.BigIntegerField(default=0)
     is_done = models.BooleanField(default=False)
-    # Rows deleted since the beginning; of request bodies, rows emptied.
+    # The number of rows deleted in all passes; for request bodies, the number of rows emptied.
     pruned = models.BigIntegerField(default=0)
 
     class Meta:
@@ -29,9 +29,9 @@ class Pruning(models.Model):
 
 
 class Horizon(models.Model):
-    """Up to which number of an audience's log events and Runs were deleted. Of both, some up to there are kept.
+    """The numbers of an audience's log up to which events and Runs were deleted, except those that are still needed.
 
-    Not in the audience's row, which calls lock, nor in the lane's, which deliveries lock.
+    These columns aren't in the audience's row, which calls lock, or in the lane's row, which deliveries lock.
     """
 
     audience = models.OneToOneField(

@@ -21,12 +21,13 @@ from odp.mechanisms import Passthrough, Refusal
 from odp.mechanisms.segments import delete_segment, ensure_segment, read_definition
 from odp.outcomes import Answer
 
+# Seconds for each request to ODP.
 SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The dry run of a change to another account, whichever it is."""
+    """The dry run of a change to any other account."""
 
     audiences: int
     members: int
@@ -94,7 +95,7 @@ def _of_account(install: Install, other: Install) -> str:
     for change in changes.exclude(install=install).select_related("install"):
         connection = Connection(change.other_region, change.other_host, change.other_api_key)
         if same_account(account_switch.connected(change.install, connection), other):
-            return f"The install {change.install} is changing to or from this account now. Begin when that is over."
+            return f"The install {change.install} is changing to or from this account. Begin when that has ended."
     found = segments.ids(client_of(other), seconds=SECONDS)
     if isinstance(found, Answer):
         return f"{account_switch.name_of(other)} could not be used. {found.reason or 'It has no list of audiences.'}"
@@ -109,8 +110,8 @@ def _of_account(install: Install, other: Install) -> str:
 def is_one_account(install: Install, old: Client, new: Client, *, seconds: float) -> bool | Answer | Refusal:
     """Make a real-time audience with the old key, look for it with the new one, and delete it.
 
-    An ``Answer`` when one of the two accounts didn't say. If the worker dies before the deletion, the next call
-    finds the audience and deletes it.
+    Returns an ``Answer`` when an account gave no usable response, and a ``Refusal`` when the old one rejects the
+    audience. If the worker dies before the deletion, the next call finds the audience and deletes it.
     """
     audience = _made(install).order_by("pk").first()
     definition = audience and mechanism_for(audience).definition(audience.odp_id)

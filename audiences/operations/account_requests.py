@@ -35,7 +35,7 @@ def send(
 ) -> Step | Refusal:
     """Send the states in one request, and continue after the last row. If ODP rejects it, the next one has half.
 
-    A Refusal says that ODP rejects too many customers of the audience.
+    Returns a Refusal when ODP rejects too many customers of the audience.
     """
     items = _items(mechanism_for(audience), audience, states)
     on = {"after_identifier": rows[-1].identifier, "request_size": min(2 * len(rows), 500), "waits_for": ""}

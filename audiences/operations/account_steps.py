@@ -54,7 +54,8 @@ def _give_up(change: GuidedChange, why: str) -> Step:
 def tell_apart(change: GuidedChange, client: Client) -> Step:
     """Find out whether both keys belong to one account: emptying the old account would empty the new one.
 
-    If the old account doesn't answer and won't be emptied, the change continues: in one account it changes no member.
+    If the old account doesn't answer and isn't to be emptied, the change continues: within one account, a copy changes
+    no member.
     """
     old = client_of(change.install, ends_at=client.ends_at)
     found = account_changes.is_one_account(change.install, old, client, seconds=SECONDS)
@@ -68,7 +69,7 @@ def tell_apart(change: GuidedChange, client: Client) -> Step:
 
 
 def move(change: GuidedChange) -> Step:
-    """Switch the install, once every audience is in the new account and no request that copied can be applied late."""
+    """Switch the install, once all audiences are in the new account and ODP can't apply a copying request late."""
     install = account_switch.lock(change.install_id)
     if _to_copy(change).exists():
         return to(Phase.CHOOSE)
@@ -95,13 +96,13 @@ def move(change: GuidedChange) -> Step:
 
 
 def _seconds_until(moment: datetime) -> float:
-    """Seconds until ODP has applied a request of that moment, or never will."""
+    """The seconds until ODP can no longer apply a request of that moment."""
     over = moment + timedelta(seconds=settings.RECONCILE_AFTER_SECONDS)
     return (over - now()).total_seconds()
 
 
 def leases_end(change: GuidedChange) -> Step:
-    """Wait for requests to the old account. Then the ledger includes their results."""
+    """Wait for the end of requests to the old account. Then the ledger includes their results."""
     if not account_switch.ended(change.install, change.lane_tokens or []):
         return wait("A request to the old account is under way.", seconds=SOON)
     return to(Phase.CHOOSE)
@@ -129,7 +130,7 @@ def _begin(change: GuidedChange, audience: Audience) -> Step:
     conflict = shared_ids.conflict(audience)
     if conflict is not None:
         return _give_up(change, f"{audience.odp_id}: {conflict.reason}")
-    # Before the ledger is read: whatever changes in it later has a higher number.
+    # Read before the ledger, so that each later change of the ledger has a higher number.
     upto = audience.lane.delivered_sequence
     _note(change, audience, stage=Stage.COPY, upto=upto)
     return to(Phase.MAKE, audience=audience, from_sequence=upto, **_from_the_beginning())
@@ -201,8 +202,8 @@ def finish(change: GuidedChange) -> Step:
 
 
 def make(change: GuidedChange, client: Client) -> Step:
-    """Create the audience in the new account. If its field or list was there before, it may have members of an earlier
-    time, so customers who have left are sent, too."""
+    """Create the audience in the new account. If its field or list exists there already, it may have earlier members,
+    so exits are sent too."""
     audience = _audience(change)
     mechanism, accepted = mechanism_for(audience), audience.accepted_definition
     seen = mechanism.look(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
@@ -240,7 +241,7 @@ def _send(
 def verify(change: GuidedChange, client: Client) -> Step:
     """Compare a sample in the new account with the ledger until both agree. ODP shows writes within 90 s (documented).
 
-    People whose state changed since the copy are left out: the new account gets that after the switch.
+    People whose state changed since the copy are left out: their changes are sent after the switch.
     """
     audience = _audience(change)
     people = verification.of_ledger(audience.pk, upto=change.from_sequence, seed=change.pk)
@@ -257,7 +258,7 @@ def verify(change: GuidedChange, client: Client) -> Step:
         old = client_of(change.install, ends_at=client.ends_at)
         differing = verification.without_hidden(old, audience.odp_id, differing, seconds=SECONDS)
     differing = verification.unchanged(audience, differing)
-    # Customers whom the new account rejected differ for good.
+    # Customers whom the new account rejected always differ.
     rejected = _moves(change).get(audience=audience).rejected if shows_some else 0
     if len(differing) <= rejected:
         return to(Phase.FINISH)
@@ -291,8 +292,8 @@ def catch_up(change: GuidedChange) -> Step:
 
 
 def empty(change: GuidedChange, client: Client) -> Step:
-    """Send exits of the ledger's people to the old account, also of those who have left: their exit may have gone to
-    the new account alone."""
+    """Send exits for all people of the ledger to the old account. Those who have left get one too, because their exit
+    may have been sent only to the new account."""
     audience = _audience(change)
     if why := _use_by_another(change):
         return _leave(change, audience, why)
@@ -301,7 +302,7 @@ def empty(change: GuidedChange, client: Client) -> Step:
         seen = mechanism_for(audience).look(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
         if isinstance(seen, Answer):
             return wait(seen.reason)
-        if seen.lost_members:  # it was never made there
+        if seen.lost_members:  # the old account has no field or list of this audience
             return to(Phase.FINISH)
     rows = account_requests.next_rows(change, _audience(change))
     if not rows:
@@ -310,7 +311,8 @@ def empty(change: GuidedChange, client: Client) -> Step:
 
 
 def _use_by_another(change: GuidedChange) -> str:
-    """Why the audience in the old account isn't this install's any more: after the switch, its ODP id is free there."""
+    """The install that uses the audience's ODP id in the old account now, in words; empty without one. After the
+    switch, another install may take the id there."""
     audience = _audience(change)
     audience.install = other(change)
     user = shared_ids.used_by(audience)

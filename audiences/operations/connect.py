@@ -145,10 +145,10 @@ def client_of(install: Install, *, seconds: float = SECONDS) -> Client:
 def by_hand(install: Install, *, audiences: str, dry_run: bool = False) -> dict[str, list[tuple[str, str]]]:
     """What to enter in Lytics by hand, page by page. It contains the webhook token.
 
-    If the install has no webhook token without an end, one is created, except in a dry run.
+    If the install has no permanent webhook token, one is created, except in a dry run.
     """
     if dry_run and not _lasting(install):
-        raise NotConnectedError("This install has no webhook token without an end. A run would create one.")
+        raise NotConnectedError("This install has no permanent webhook token. A run would create one.")
     token = _token(install)
     return {
         "Jobs, Create New, Webhook, Audience Triggers Webhook": [("Label", job_name(install))],
@@ -308,7 +308,7 @@ def _start(client: Client, found: Found, known: Job) -> Job:
 
 
 def _token(install: Install) -> Token:
-    """The newest webhook token without an end, or a new token."""
+    """The newest webhook token that never expires, or a new token."""
     if lasting := _lasting(install):
         return lasting[0]
     try:

@@ -1,8 +1,8 @@
 """The database rights of web, workers and beat when they don't log in as the owner of the tables.
 
 The owner runs the migrations. The processes' role reads and writes rows and can't alter tables. It can only append to
-the log and can't delete recent history, so a compromised process can't either. Old history it deletes through a
-function of the owner.
+the log and can't delete recent history, so a compromised process can't either. It deletes old history through
+functions of the owner.
 """
 
 from django.apps import apps

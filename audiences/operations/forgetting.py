@@ -130,7 +130,7 @@ def go_on(forgotten: Forgotten) -> bool:
         return False
     if forgotten.tell_odp and not _odp_has_exits(forgotten):
         return False
-    if forgotten.tell_odp and not former_stores.have_exits(forgotten.install_id, opened(forgotten.identifier)):
+    if forgotten.tell_odp and not former_stores.send_exits(forgotten.install_id, opened(forgotten.identifier)):
         return False
     return _take_out(forgotten)
 

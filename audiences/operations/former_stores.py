@@ -13,11 +13,11 @@ from odp.outcomes import Outcome
 SECONDS = 8.0
 
 
-def have_exits(install_id: int, identifier: str) -> bool:
-    """Send an exit for each audience of the customer by each mechanism that the audience doesn't use now. Returns
-    False when ODP accepted not all of them; the next call sends all again.
+def send_exits(install_id: int, identifier: str) -> bool:
+    """Send an exit for each audience of the customer by each mechanism that the audience doesn't use now.
 
-    A rejected exit counts as accepted, because ODP rejects it where the audience never had the field or list.
+    Returns False when an exit got no final response; the next call sends all of them again. A rejected exit counts as
+    accepted, because ODP rejects it where the audience never had the field or list.
     """
     install = Install.objects.get(pk=install_id)
     changed = GuidedChange.objects.filter(install=install, kind=GuidedChange.Kind.MECHANISM)

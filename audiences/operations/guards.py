@@ -20,7 +20,7 @@ from odp.mechanisms import Passthrough
 from odp.outcomes import Outcome
 
 SECONDS = 5.0
-_WAY_OUT = "Press Change account at the top of this page: it copies the members before it switches."
+_CHANGE_ACCOUNT = "Press Change account at the top of this page: it copies the members before it switches."
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def made(install: Install) -> int:
 
 
 def refusals(before: Install, after: Install) -> dict[str, str]:
-    """Why a change is refused, by field; empty when nothing speaks against it."""
+    """Why a change is refused, by field; empty when it is allowed."""
     ours, theirs = account_of(before), account_of(after)
     if ours != theirs and account_switch.is_changing(before.pk):
         return {"odp_api_key": "A change to another ODP account is under way. Stop it first, or wait for its end."}
@@ -52,7 +52,7 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     if before.identifier_field != after.identifier_field and not changes.problem_of_identifier(before):
         found["identifier_field"] = (
             "Press Change identifier at the top of this page: it replaces the members in ODP, which are known by"
-            f" {before.identifier_field}. This form would leave them there for ever."
+            f" {before.identifier_field}. This form would leave them there."
         )
     audiences = f"{number} audience{'' if number == 1 else 's'} of this install {'is' if number == 1 else 'are'}"
     if before.mechanism != after.mechanism:
@@ -73,15 +73,15 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     if ours.host != theirs.host:
         found["odp_host"] = (
             f"{audiences} in the account at {ours.host}. Another account has none of them and none of their members."
-            f" {_WAY_OUT}"
+            f" {_CHANGE_ACCOUNT}"
         )
     elif ours.public_part != theirs.public_part and (problem := _another_account(before, after)):
-        found["odp_api_key"] = f"{problem} {audiences} in the present account. {_WAY_OUT}"
+        found["odp_api_key"] = f"{problem} {audiences} in the present account. {_CHANGE_ACCOUNT}"
     return found
 
 
 def _is_replaced(install: Install) -> bool:
-    """Whether the members are being replaced by another identifier field."""
+    """Whether a guided change is replacing the install's identifier field."""
     unfinished = GuidedChange.objects.filter(kind=GuidedChange.Kind.IDENTIFIER, ended_at=None)
     return unfinished.filter(install=install).exists()
 

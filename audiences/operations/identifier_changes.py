@@ -19,11 +19,11 @@ from audiences.receiving.audience_lookup import BY_SLUG
 from lytics.api import members
 from lytics.identifiers import is_identifier
 
-# The most members of an audience: each of them differs twice, and a person can look through the differences.
+# The most members of an audience that can be changed. Each member is two differences, which the audit has to store.
 MOST_MEMBERS = 100_000
-# The most fields shown.
+# The most fields in the evidence.
 FIELDS = 8
-# Seconds for the request to Lytics.
+# Seconds for the request to Lytics that reads the sample.
 SECONDS = 10.0
 # Fields that name no customer.
 NOT_FIELDS = {"segment_events", "_created", "_modified", "segments", "_segments"}
@@ -31,20 +31,20 @@ NOT_FIELDS = {"segment_events", "_created", "_modified", "segments", "_segments"
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the sample says about one field."""
+    """A field that could become the identifier field, with numbers of the sample: members who have it, members in whom
+    it is an array, different identifiers, and members who share an identifier with another member.
+    """
 
     name: str
-    # The members who have the field, those in which it is an array, and the different identifiers in it.
     found: int
     arrays: int
     different: int
-    # The members who share an identifier with another member of the sample.
     shared: int
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """``problem`` says why Lytics could not be asked; empty when it could."""
+    """A sample of Lytics' members. ``problem`` is the reason when it could not be read; else empty."""
 
     problem: str
     sample: int = 0
@@ -56,12 +56,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Plan:
+    """The dry run of a change to another identifier field."""
+
     audiences: int
     members: int
 
 
 def audiences(install: Install) -> QuerySet[Audience]:
-    """The audiences whose members are replaced: all in ODP, without retired ones and that of the test customers."""
+    """The audiences whose members are replaced: those in ODP, except retired ones and the test customers' audience."""
     made = Audience.objects.filter(install=install, provisioned_at__isnull=False, lane__retired_sequence=None)
     return made.exclude(segment_id=trials.SEGMENT_ID)
 
@@ -72,7 +74,7 @@ def plan(install: Install) -> Plan:
 
 
 def not_now(install: Install) -> str:
-    """Why the install can't change to any other field now; empty when it can."""
+    """Why the install can't change its identifier field now; empty when it can."""
     if not audiences(install).exists():
         return "No audience of this install is in ODP, so another field can be entered in its form."
     if not lytics_account.has_token(install):
@@ -90,7 +92,7 @@ def not_now(install: Install) -> str:
         )
     held = audiences(install).filter(Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)).first()
     if held is not None:
-        return f"{held.odp_id} is paused or blocked, so nothing about it could be verified. Resume or retire it first."
+        return f"{held.odp_id} is paused or blocked, so its members could not be verified. Resume or retire it first."
     if Retirement.objects.filter(retiring.UNFINISHED, audience__install=install).exists():
         return "An audience of this install is being retired or taken back. Begin when that is over."
     if Resend.objects.filter(install=install, kind=Resend.Kind.REPAIR, ended_at=None).exists():
@@ -99,7 +101,7 @@ def not_now(install: Install) -> str:
 
 
 def problem_of(install: Install, field: str) -> str:
-    """Why this field can't become the identifier field, by a sample of Lytics; empty when it can."""
+    """Why this field can't become the identifier field, by a sample of Lytics' members; empty when it can."""
     found = evidence(install)
     if found.problem:
         return found.problem
@@ -113,7 +115,7 @@ def problem_of(install: Install, field: str) -> str:
 
 
 def evidence(install: Install) -> Evidence:
-    """Read one page of the largest audience's members with all fields. This service keeps no fields of messages."""
+    """Read a sample from Lytics: one page of the largest audience, with all fields. This service stores no fields."""
     client = lytics_account.client_of(install, ends_at=time.monotonic() + SECONDS)
     largest = audiences(install).order_by("-lane__member_count", "pk").first()
     if client is None or largest is None:

@@ -21,7 +21,7 @@ from odp.client import Client
 
 Phase = GuidedChange.Phase
 
-# Seconds in which a call is stored once its body is read.
+# The most seconds from reading the body of a call to storing it.
 STORED_SECONDS = 60.0
 # The most repairs of one audience. The second one is for events whose time was ahead of the clock.
 REPAIRS = 3
@@ -56,7 +56,7 @@ def choose(change: GuidedChange) -> Step:
     return to(Phase.AUDIT, audience=audience, audit_id=None, resend_id=None, repairs=0)
 
 
-def read_by(change: GuidedChange) -> Step:
+def switch_field(change: GuidedChange) -> Step:
     """Switch the install to the new field. If a person has changed the field since the change began, end the change."""
     install = account_switch.lock(change.install_id)
     if install.identifier_field != change.before:
@@ -65,7 +65,8 @@ def read_by(change: GuidedChange) -> Step:
     return to(Phase.CALLS, switched_at=now())
 
 
-def calls_end(change: GuidedChange) -> Step:
+def await_calls(change: GuidedChange) -> Step:
+    """Wait until each call that was read by the old field is stored."""
     seconds = (_all_read_by_new(change) - now()).total_seconds()
     if seconds > 0:
         return wait(f"Calls that were read by {change.before} are stored for another {seconds:.0f} s at most.")
@@ -79,7 +80,7 @@ def _all_read_by_new(change: GuidedChange) -> datetime:
 
 
 def audit(change: GuidedChange) -> Step:
-    """Have the audience compared with Lytics. When both agree, it is done."""
+    """Have an audit compare the audience with Lytics. Without a difference, the audience is done."""
     audience = _audience(change)
     if change.audit_id is None:
         return _ask(change, audience)
@@ -98,7 +99,7 @@ def audit(change: GuidedChange) -> Step:
 
 
 def _ask(change: GuidedChange, audience: Audience) -> Step:
-    """Request an audit, or take one that was requested when all calls were read by the new field already."""
+    """Request an audit, or use another one that was requested after the last call was read by the old field."""
     asked = audits.ask(
         audience,
         mode=Audit.Mode.SAMPLE,
@@ -123,7 +124,7 @@ def repair(change: GuidedChange) -> Step:
             return Step({"resend_id": asked.pk, "repairs": change.repairs + 1, "waits_for": ""})
         if Resend.objects.filter(audience=audience, kind=Resend.Kind.REPAIR, ended_at=None).exists():
             return wait("Another repair of the audience is unfinished.")
-        if found.is_newest:  # nothing that a repair can correct
+        if found.is_newest:  # a repair can't correct the rest
             why = f"{_people(found.differing)}, because of changes that are parked."
             return _done(change, left_out={**change.left_out, audience.odp_id: why})
         return to(Phase.AUDIT, audit_id=None)
@@ -156,8 +157,8 @@ def _audience(change: GuidedChange) -> Audience:
 
 STORING: dict[str, Callable[[GuidedChange], Step]] = {
     Phase.CHOOSE: choose,
-    Phase.READ_BY: read_by,
-    Phase.CALLS: calls_end,
+    Phase.READ_BY: switch_field,
+    Phase.CALLS: await_calls,
     Phase.AUDIT: audit,
     Phase.REPAIR: repair,
 }

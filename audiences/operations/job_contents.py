@@ -1,4 +1,4 @@
-"""Which of an install's audiences its Lytics jobs still send: one definition for the doctor and the scheduled look."""
+"""The audiences that the Lytics jobs of an install send, as the doctor and the scheduled look read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

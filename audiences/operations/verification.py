@@ -12,8 +12,8 @@ SAMPLE = 200
 
 
 def sample(audience_id: int, *, first: int, last: int, seed: int) -> Sequence[Membership]:
-    """A sample of the people with events from ``first`` to ``last``, the same each time for a ``seed``, without those
-    whose state ODP rejected."""
+    """A sample of the people with events from ``first`` to ``last``, without those whose state ODP rejected. A ``seed``
+    gives the same sample each time."""
     if last < first:
         return []
     numbers = range(first, last + 1)
@@ -32,14 +32,15 @@ def of_ledger(audience_id: int, *, upto: int, seed: int) -> Sequence[Membership]
     """
     people = {row.identifier: row for row in sample(audience_id, first=1, last=upto, seed=seed) if row.sequence <= upto}
     ledger = Membership.objects.filter(audience=audience_id, rejected=False, sequence__lte=upto).order_by("identifier")
-    for row in ledger[:SAMPLE] if len(people) < SAMPLE else ():
-        if len(people) < SAMPLE:
-            people.setdefault(row.identifier, row)
+    if len(people) < SAMPLE:
+        first = {row.identifier: row for row in ledger[:SAMPLE]}
+        lacking = [identifier for identifier in first if identifier not in people][: SAMPLE - len(people)]
+        people |= {identifier: first[identifier] for identifier in lacking}
     return [people[identifier] for identifier in sorted(people)]
 
 
 def names(people: Sequence[Membership]) -> list[Customer]:
-    """Both names of each person: the results of one query have two entries for each."""
+    """Both identifiers of each person, so each person has two entries in the result of a query."""
     return [(name, row.identifier) for row in people for name in (FS, WEB)]
 
 

@@ -1,4 +1,4 @@
-"""The spans of a webhook call: the call itself, and below it the storing, from which deliveries go on.
+"""The spans of a webhook call: the call itself, and the storing of its events, which is the parent of deliveries.
 
 A caller that sends ``traceparent`` gets the span of the call in its own trace. Storing then begins a trace of its own,
 because its trace id is derived from the Receipt, and the two spans link to each other.
@@ -15,7 +15,7 @@ ROUTE = "/webhooks/lytics/{public_id}"
 
 
 class Storing(NamedTuple):
-    """What was stored, and the moments of ``time.monotonic`` at which that began and ended."""
+    """The stored call, and the times (``time.monotonic``) at which storing began and ended."""
 
     received: Received
     began: float
@@ -25,7 +25,7 @@ class Storing(NamedTuple):
 def record(
     *, method: str, headers: Mapping[str, str], public_id: str, status: int, began: float, storing: Storing | None
 ) -> None:
-    """Record a call that has been answered. ``began`` is a moment of ``time.monotonic``."""
+    """Record the spans of an answered call. ``began`` is a time of ``time.monotonic``."""
     from audiences.span_export import Kind
 
     export, caller = tracing.export(), tracing.export().of_caller(headers)

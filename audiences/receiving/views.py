@@ -158,7 +158,7 @@ class _AnsweringView(APIView):
     content_negotiation_class = JSONOnly
     # The label of the metrics, once the caller is known.
     install_label = tallies.UNKNOWN
-    # What was stored, for a trace.
+    # The stored call, for its trace.
     storing: call_spans.Storing | None = None
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:

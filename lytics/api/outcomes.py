@@ -1,8 +1,8 @@
 """The outcome of a response of Lytics' API: both error styles, and responses that don't come from Lytics.
 
 Documented: ``/v2`` errors are ``{"errors": [{"message"}]}``, ``/api`` errors ``{"message"}``, and a 401 always has the
-second style. A 429 has no helpful headers. A 200 can say "Not Found". The layout of other
-errors is unknown, so every 4xx without a message is a rejection too.
+second style. A 429 has no helpful headers. A 200 can say "Not Found". The layout of other errors is unknown, so every
+4xx without a message is a rejection too.
 """
 
 import re

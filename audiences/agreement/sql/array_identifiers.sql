@@ -1,9 +1,9 @@
--- Naming the differences that come from identifier fields that hold lists.
+-- Reasons of differences that come from identifier fields with lists.
 
 -- name: explain
 -- Gives differences with Lytics the reason "left_list" or "merged". A difference for which neither is known keeps its
--- reason. The differences are given as arrays, because the planner knows the lengths of arrays, and would take the rows
--- that were just stored for one.
+-- reason. The differences are given as arrays, because the planner knows the lengths of arrays; of the rows that were
+-- just stored, it would expect only one.
 WITH
 -- The people who differ: members here who aren't in Lytics, or the reverse.
 differing AS MATERIALIZED (

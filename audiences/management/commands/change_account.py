@@ -17,7 +17,7 @@ from audiences.operations import account_changes, changes
 class Command(BaseCommand):
     help = (
         "Show what a change of an install to another ODP account would do and, with --yes, begin it. The workers do it "
-        "while events go on; see docs/guided-changes.md. The new API key is read from standard input."
+        "while events are delivered; see docs/guided-changes.md. The new API key is read from standard input."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -2,7 +2,7 @@
 -- ODP id of the audience and the values found.
 
 -- name: gaps
--- Audiences whose events are not numbered from 1 to the last number without a gap. Those up to the horizon may be
+-- Audiences whose events are not numbered from 1 to the last number without a gap. Events up to the horizon may be
 -- deleted.
 SELECT audience.odp_id AS audience, concat(count(*), ' events from ', min(event.sequence), ' to ', max(event.sequence),
     ', last number ', audience.last_sequence) AS seen
@@ -77,8 +77,7 @@ GROUP BY audience.id, lane.audience_id
 HAVING lane.member_count <> count(held.identifier)
 
 -- name: history
--- Lanes with a number up to the cursor that no Run with a known outcome covers. Runs up to the
--- horizon may be deleted.
+-- Lanes with a number up to the cursor that no Run with a known outcome covers. Runs up to the horizon may be deleted.
 WITH
 -- The numbers of each audience that such Runs cover.
 covered AS (
