@@ -6,15 +6,15 @@
 max(id) AS position, coalesce(bool_and(at >= %(horizon)s), true) AS is_done FROM looked
 
 -- fragment: run_is_needed
--- The Run has events that aren't delivered, or it is the newest of its lane: a claim takes at least its events. A Run
--- of skipped events stays as long as these, because it alone says that they were skipped.
+-- The Run has undelivered events, or it is the newest Run of its lane, whose events a claim takes at least. A Run of
+-- skipped events is needed as long as these events, because only the Run says that they were skipped.
 (run.last_sequence > lane.delivered_sequence
     OR NOT EXISTS (SELECT FROM audiences_run AS newer WHERE newer.audience_id = run.audience_id AND newer.id > run.id)
     OR run.outcome = 'skipped' AND run.last_sequence > coalesce(
         (SELECT events_to FROM audiences_horizon AS horizon WHERE horizon.audience_id = run.audience_id), 0))
 
 -- fragment: delivery_is_empty
--- The Delivery has no body and no words of ODP, so it names nobody.
+-- The Delivery has no body and no text of ODP, so it names no customer.
 (delivery.request IS NULL AND delivery.answer = '' AND delivery.reason = '')
 
 -- fragment: audit_is_old

@@ -1,14 +1,14 @@
--- Deleting old rows, in steps. Each statement looks at the next rows after an id and deletes those that are from before
--- the horizon and that nothing needs. It gives the number of rows deleted, the last id done, and whether the pass is
--- done. The primary key serves the search, and SKIP LOCKED leaves a row that is in use to the next pass.
+-- Deleting old rows, in steps. Each statement reads the next rows after an id, by the primary key, and deletes those
+-- that are older than the horizon and not needed. It gives the number of rows deleted, the last id done, and whether
+-- the pass is done. SKIP LOCKED leaves a row that is in use to the next pass.
 
 -- name: horizon
--- The beginning of the day, UTC, the given number of days ago: a time by the database's clock.
+-- The beginning of the day in UTC, the given number of days ago, by the database's clock.
 SELECT date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - make_interval(days => %(days)s) AS at
 
 -- name: oldest_waiting
--- The installs with undelivered events from before the horizon, and when the oldest of these was received. Events
--- behind the end of a retired audience's log don't count.
+-- The installs with undelivered events from before the horizon, and the time at which the oldest one was received.
+-- Events after the end of a retired audience's log don't count.
 SELECT audience.install_id, min(event.received_at) AS received_at
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
@@ -21,8 +21,8 @@ WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequ
 GROUP BY audience.install_id
 
 -- name: last_calls
--- The newest call of each install, without those of test customers. The install is part of the order and its condition
--- is a range, so that PostgreSQL uses the index by install.
+-- The newest call of each install, without calls of test customers. The statement sorts by install and compares it by a
+-- range, so that PostgreSQL uses the index by install.
 SELECT last.id
 FROM audiences_install AS install
 CROSS JOIN LATERAL (
@@ -32,14 +32,14 @@ CROSS JOIN LATERAL (
 ) AS last
 
 -- name: receipts
--- Calls without parked items that came before the oldest undelivered event of their install, without its last call.
--- Five minutes of slack, because event numbers follow the time of receipt only approximately.
+-- Calls without parked items, received before the oldest undelivered event of their install, except its last call. The
+-- limit has five minutes of slack, because event numbers follow the time of receipt only approximately.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
     SELECT id, received_at AS at FROM audiences_receipt WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT receipt.id FROM looked JOIN audiences_receipt AS receipt ON receipt.id = looked.id
     WHERE receipt.received_at < %(horizon)s AND receipt.id <> ALL(%(last_calls)s::bigint[])
@@ -51,25 +51,25 @@ chosen AS MATERIALIZED (
         )
     FOR UPDATE OF receipt SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (SELECT prune_rows('receipts', (SELECT array_agg(id) FROM chosen)) AS pruned)
 SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: requests
--- Bodies of requests. The passes continue where the one before ended, so a body whose row is locked now isn't passed:
--- the last id done is the one before it.
+-- Bodies of requests. Each pass continues where the previous one ended, so a step ends before a body whose row is
+-- locked: the last id done is the one before it.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
     SELECT id, opened_at, request IS NOT NULL AND opened_at < %(horizon)s AS is_old
     FROM audiences_delivery WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT delivery.id FROM looked JOIN audiences_delivery AS delivery ON delivery.id = looked.id
     WHERE looked.is_old FOR UPDATE OF delivery SKIP LOCKED
 ),
--- Their bodies are deleted.
+-- The deletion of the bodies of the chosen rows.
 gone AS (
     UPDATE audiences_delivery AS delivery SET request = NULL FROM chosen WHERE delivery.id = chosen.id RETURNING 1
 )
@@ -81,15 +81,15 @@ FROM (
 ) AS done
 
 -- name: deliveries
--- Closed Deliveries with a final response or reconciled. One that a parked item or a needed Run refers to stays without
--- its body and ODP's words: a Run stays as long as its Delivery has either of these, because forgetting a customer
--- finds them by the Run, and events stay as long as their Run.
+-- Closed Deliveries with a final response or reconciled. A Delivery to which a parked item or a needed Run refers stays
+-- without its body and ODP's response. A Run stays as long as its Delivery has either of these, because forgetting a
+-- customer finds them by the Run, and events stay as long as their Run.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
     SELECT id, opened_at AS at FROM audiences_delivery WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT delivery.id,
         EXISTS (SELECT FROM audiences_parked AS parked WHERE parked.delivery_id = delivery.id) OR EXISTS (
@@ -106,18 +106,18 @@ emptied AS (
     UPDATE audiences_delivery AS delivery SET request = NULL, answer = '', reason = ''
     FROM chosen WHERE delivery.id = chosen.id AND chosen.stays AND NOT {{delivery_is_empty}}
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (SELECT prune_rows('deliveries', (SELECT array_agg(id) FROM chosen WHERE NOT stays)) AS pruned)
 SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: runs
--- Closed Runs that aren't needed and whose Delivery is gone or empty. Stores for each audience up to which number.
+-- Closed Runs that aren't needed and whose Delivery is deleted or empty. Stores the last number deleted per audience.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
     SELECT id, opened_at AS at FROM audiences_run WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT run.id, run.audience_id, run.last_sequence FROM looked JOIN audiences_run AS run ON run.id = looked.id
     JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id
@@ -129,7 +129,7 @@ chosen AS MATERIALIZED (
         )
     FOR UPDATE OF run SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (SELECT prune_rows('runs', (SELECT array_agg(id) FROM chosen)) AS pruned),
 -- The numbers up to which Runs are deleted.
 moved AS (
@@ -140,13 +140,14 @@ moved AS (
 SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: parked
--- Closed parked items. A change that ODP rejected stays as long as its event, whose fate only the item tells.
+-- Closed parked items. The item of a change that ODP rejected stays as long as its event, because only the item has the
+-- result of the event.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
     SELECT id, parked_at AS at FROM audiences_parked WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT parked.id FROM looked JOIN audiences_parked AS parked ON parked.id = looked.id
     WHERE parked.closed_at < %(horizon)s AND NOT EXISTS (
@@ -155,13 +156,13 @@ chosen AS MATERIALIZED (
     )
     FOR UPDATE OF parked SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (SELECT prune_rows('parked', (SELECT array_agg(id) FROM chosen)) AS pruned)
 SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
 -- name: events
--- Events of one audience. The function belongs to the owner of the tables, because the role of the processes can't
--- delete from the log, and holds the rules.
+-- Events of one audience. The function has the conditions. It belongs to the owner of the tables, because the role of
+-- the processes can't delete from the log.
 SELECT pruned, reached AS position, is_done FROM prune_events(%(audience)s, %(after)s, %(rows)s, %(horizon)s)
 
 -- name: differences
@@ -173,13 +174,13 @@ looked AS MATERIALIZED (
     FROM audiences_difference AS difference JOIN audiences_audit AS audit ON audit.id = difference.audit_id
     WHERE difference.id > %(after)s ORDER BY difference.id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT difference.id FROM looked JOIN audiences_difference AS difference ON difference.id = looked.id
     JOIN audiences_audit AS audit ON audit.id = looked.audit_id
     WHERE {{audit_is_old}} FOR UPDATE OF difference SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (DELETE FROM audiences_difference AS difference USING chosen WHERE difference.id = chosen.id RETURNING 1)
 SELECT (SELECT count(*) FROM gone) AS pruned, {{how_far}}
 
@@ -190,25 +191,25 @@ WITH
 looked AS MATERIALIZED (
     SELECT id, asked_at AS at FROM audiences_audit WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT audit.id FROM looked JOIN audiences_audit AS audit ON audit.id = looked.id
     WHERE {{audit_is_old}}
         AND NOT EXISTS (SELECT FROM audiences_difference AS difference WHERE difference.audit_id = audit.id)
     FOR UPDATE OF audit SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (DELETE FROM audiences_audit AS audit USING chosen WHERE audit.id = chosen.id RETURNING 1)
 SELECT (SELECT count(*) FROM gone) AS pruned, {{how_far}}
 
 -- name: messages
--- Messages that were sent or given up, of resolved troubles or of none.
+-- Messages that were sent or given up, of resolved troubles, and of tests.
 WITH
 -- The next rows, by id.
 looked AS MATERIALIZED (
     SELECT id, created_at AS at FROM audiences_troublemessage WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT message.id FROM looked JOIN audiences_troublemessage AS message ON message.id = looked.id
     LEFT JOIN audiences_trouble AS trouble ON trouble.id = message.trouble_id
@@ -216,7 +217,7 @@ chosen AS MATERIALIZED (
         AND (trouble.id IS NULL OR trouble.resolved_at < %(horizon)s)
     FOR UPDATE OF message SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (SELECT prune_rows('messages', (SELECT array_agg(id) FROM chosen)) AS pruned)
 SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
 
@@ -227,13 +228,13 @@ WITH
 looked AS MATERIALIZED (
     SELECT id, first_seen_at AS at FROM audiences_trouble WHERE id > %(after)s ORDER BY id LIMIT %(rows)s
 ),
--- Those of them that are old and that nothing needs.
+-- The rows among them that are old and not needed.
 chosen AS MATERIALIZED (
     SELECT trouble.id FROM looked JOIN audiences_trouble AS trouble ON trouble.id = looked.id
     WHERE trouble.resolved_at < %(horizon)s
         AND NOT EXISTS (SELECT FROM audiences_troublemessage AS message WHERE message.trouble_id = trouble.id)
     FOR UPDATE OF trouble SKIP LOCKED
 ),
--- Their deletion.
+-- The deletion of the chosen rows.
 gone AS (SELECT prune_rows('troubles', (SELECT array_agg(id) FROM chosen)) AS pruned)
 SELECT (SELECT pruned FROM gone) AS pruned, {{how_far}}
