@@ -1,5 +1,6 @@
 """The first pass of an audit: store the identifiers of all members in Lytics' scan."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
@@ -44,16 +45,7 @@ def step(audit: Audit) -> Step:
     total = _least(page.total, audit.lytics_size if audit.scan_began_at or page.total is None else None)
     if page.is_last and _is_short(audit.scanned + len(page.members), total):
         return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {total:,} members")
-    profiles = {
-        identifier: _profile(member) if member.holds_list(field) else ""
-        for member in page.members
-        for identifier in member.identifiers(field)
-        if is_identifier(identifier, settings.PLACEHOLDER_IDENTIFIERS)
-    }
-    ScannedMember.objects.bulk_create(
-        [ScannedMember(audit=audit, identifier=one, profile=profile) for one, profile in profiles.items()],
-        ignore_conflicts=True,
-    )
+    _store(audit, page.members, field)
     changes = {
         "scan_began_at": began_at,
         "scan_token": page.next_token,
@@ -66,6 +58,20 @@ def step(audit: Audit) -> Step:
         _check_named(audit, members_seen=audit.scanned + len(page.members), field=field)
         changes["phase"] = Audit.Phase.SETTLE
     return Step(changes, seconds=min(1 / settings.AUDIT_LYTICS_REQUESTS_PER_SECOND, Wait.LONG - 0.1))
+
+
+def _store(audit: Audit, found: Sequence[Member], field: str) -> None:
+    """Store the identifiers of the members on a page, each with the profile whose list has it."""
+    profiles = {
+        identifier: _profile(member) if member.holds_list(field) else ""
+        for member in found
+        for identifier in member.identifiers(field)
+        if is_identifier(identifier, settings.PLACEHOLDER_IDENTIFIERS)
+    }
+    ScannedMember.objects.bulk_create(
+        [ScannedMember(audit=audit, identifier=one, profile=profile) for one, profile in profiles.items()],
+        ignore_conflicts=True,
+    )
 
 
 def _profile(member: Member) -> str:

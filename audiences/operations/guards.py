@@ -39,12 +39,8 @@ def made(install: Install) -> int:
 
 def refusals(before: Install, after: Install) -> dict[str, str]:
     """Why a change is refused, by field; empty when it is allowed."""
-    ours, theirs = account_of(before), account_of(after)
-    if ours != theirs and account_switch.is_changing(before.pk):
-        return {"odp_api_key": "A change to another ODP account is under way. Stop it first, or wait for its end."}
-    if before.identifier_field != after.identifier_field and _is_replaced(before):
-        why = "A change to another identifier field is under way. Stop it first, or wait for its end."
-        return {"identifier_field": why}
+    if conflict := _conflict(before, after):
+        return conflict
     number = made(before)
     if not number:
         return {}
@@ -58,7 +54,7 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     if before.mechanism != after.mechanism:
         is_guided = Passthrough.name not in (before.mechanism, after.mechanism)
         found["mechanism"] = (
-            f"{audiences} made with the present mechanism, and would keep looking at what that wrote."
+            f"{audiences} defined over the data of the present mechanism, and would not see the data of another one."
             + (
                 " Press Change mechanism at the top of this page: it changes one audience after another."
                 if is_guided
@@ -70,6 +66,7 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
             f"{audiences} in ODP under the prefix {before.odp_prefix}, and an id in ODP never changes. For one audience"
             " that is blocked, press Use another ODP id on its page."
         )
+    ours, theirs = account_of(before), account_of(after)
     if ours.host != theirs.host:
         found["odp_host"] = (
             f"{audiences} in the account at {ours.host}. Another account has none of them and none of their members."
@@ -78,6 +75,16 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     elif ours.public_part != theirs.public_part and (problem := _another_account(before, after)):
         found["odp_api_key"] = f"{problem} {audiences} in the present account. {_CHANGE_ACCOUNT}"
     return found
+
+
+def _conflict(before: Install, after: Install) -> dict[str, str]:
+    """Why a guided change under way doesn't allow the change, by field."""
+    if account_of(before) != account_of(after) and account_switch.is_changing(before.pk):
+        return {"odp_api_key": "A change to another ODP account is under way. Stop it first, or wait for its end."}
+    if before.identifier_field != after.identifier_field and _is_replaced(before):
+        why = "A change to another identifier field is under way. Stop it first, or wait for its end."
+        return {"identifier_field": why}
+    return {}
 
 
 def _is_replaced(install: Install) -> bool:
