@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from pytest_django.fixtures import Settings
@@ -13,12 +12,11 @@ from audiences.models import Install
 from audiences.operations import installs
 from audiences.receiving import tokens
 from sandbox.lytics.account import Account
-from sandbox.lytics.api.endpoints import Api
 from sandbox.lytics.api.server import LyticsServer
-from sandbox.lytics.api.switches import Switches
 from sandbox.lytics.stream import Plan, Stream
 from tests.delivering import make_install
-from tests.test_sandbox_lytics_api import EVERY_AUDIENCE, TOKEN, control
+from tests.lytics_sandbox import TOKEN, serving
+from tests.test_sandbox_lytics_api import EVERY_AUDIENCE, control
 
 VIP, CART, THIRD, _ = EVERY_AUDIENCE
 
@@ -34,11 +32,9 @@ def sandbox_lytics(folder: Path, settings: Settings) -> Iterator[LyticsServer]:
     """A sandbox Lytics API whose four audiences have members; this service calls it."""
     account = Account(folder / "lytics.sqlite3")
     tell_story(account)
-    with LyticsServer("127.0.0.1", 0, Api(account, token=TOKEN, switches=Switches())) as running:
-        Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with serving(account) as running:
         settings.LYTICS_API_URL = running.url
         yield running
-        running.shutdown()
 
 
 def make_shop() -> Install:

@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,13 +17,12 @@ from audiences.models import Audience, Audit, Difference, Install
 from audiences.operations import resends, skips
 from audiences.receiving import ingest
 from sandbox.lytics.account import Account
-from sandbox.lytics.api.endpoints import Api
 from sandbox.lytics.api.server import LyticsServer
-from sandbox.lytics.api.switches import Switches
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, make_checked_install
+from tests.lytics_sandbox import TOKEN, serving
 from tests.test_admin import url
-from tests.test_sandbox_lytics_api import TOKEN, control
+from tests.test_sandbox_lytics_api import control
 
 pytestmark = pytest.mark.django_db
 
@@ -74,12 +72,9 @@ class Pair(NamedTuple):
 
 @pytest.fixture
 def lytics(tmp_path: Path, settings: Settings) -> Iterator[LyticsServer]:
-    api = Api(Account(tmp_path / "lytics.sqlite3"), token=TOKEN, switches=Switches())
-    with LyticsServer("127.0.0.1", 0, api) as running:
-        Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with serving(Account(tmp_path / "lytics.sqlite3")) as running:
         settings.LYTICS_API_URL = running.url
         yield running
-        running.shutdown()
 
 
 @pytest.fixture

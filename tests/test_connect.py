@@ -34,7 +34,8 @@ from tests.connecting import (
     the_job,
 )
 from tests.delivering import make_install
-from tests.test_sandbox_lytics_api import EVERY_AUDIENCE, TOKEN, control
+from tests.lytics_sandbox import TOKEN
+from tests.test_sandbox_lytics_api import EVERY_AUDIENCE, control
 from tests.threads import together
 
 pytestmark = pytest.mark.django_db

@@ -22,8 +22,8 @@ from audiences.models import Install, LyticsAccount, Token
 from audiences.receiving import tokens
 from sandbox.lytics.api.server import LyticsServer
 from tests.connecting import CART, VIP, add_job, edit, fault, made_auths, made_jobs, make_shop, sandbox_lytics, the_job
+from tests.lytics_sandbox import TOKEN
 from tests.test_admin import hidden, press, url
-from tests.test_sandbox_lytics_api import TOKEN
 
 pytestmark = pytest.mark.django_db
 

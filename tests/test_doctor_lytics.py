@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,16 +19,14 @@ from audiences.operations.lytics_job import authorization_label, job_name
 from audiences.receiving import ingest
 from lytics.api.webhook_settings import LABELS, DifferentSetting, Harm, WebhookSettings
 from sandbox.lytics.account import Account
-from sandbox.lytics.api.endpoints import Api
 from sandbox.lytics.api.server import LyticsServer
-from sandbox.lytics.api.switches import Switches
 from tests.delivering import make_audience
+from tests.lytics_sandbox import TOKEN, serving
 from tests.messages import body, message, transition
 from tests.test_doctor import lines, states, the
 
 pytestmark = pytest.mark.django_db
 
-TOKEN = "sandbox-lytics-token"
 GOLD = "segment-gold"
 GOOD = {
     "segment_ids": [GOLD],
@@ -46,10 +43,8 @@ GOOD = {
 def server(tmp_path: Path) -> Iterator[LyticsServer]:
     account = Account(tmp_path / "lytics.sqlite3")
     account.write("INSERT INTO audience (segment_id, slug) VALUES (?, ?)", GOLD, "gold")
-    with LyticsServer("127.0.0.1", 0, Api(account, token=TOKEN, switches=Switches())) as running:
-        Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with serving(account) as running:
         yield running
-        running.shutdown()
 
 
 @pytest.fixture

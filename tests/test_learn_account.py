@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -30,15 +29,13 @@ from lytics.api.client import Client as LyticsClient
 from lytics.api.jobs import create_job
 from odp.client import Client
 from sandbox.lytics.account import Account as LyticsAccount
-from sandbox.lytics.api.endpoints import Api
-from sandbox.lytics.api.server import LyticsServer
-from sandbox.lytics.api.switches import Switches
 from sandbox.lytics.audiences import audiences as some_audiences
 from sandbox.lytics.stream import Plan, Stream
 from sandbox.odp.account.assumptions import Assumptions
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import Options
 from tests.delivering import UNLIMITED, make_audience, make_install
+from tests.lytics_sandbox import serving
 from workers.management.commands import learn_account
 
 pytestmark = pytest.mark.django_db
@@ -237,11 +234,10 @@ def test_the_job_is_described_without_its_texts(
     if token == "stored":
         lytics_account.set_token(install, LYTICS_TOKEN)
     words = {"stored": [], "given": ["--lytics-token", LYTICS_TOKEN], "typed": ["--lytics-token", "-"]}[token]
-    api = Api(LyticsAccount(tmp_path / "lytics.sqlite3"), token=LYTICS_TOKEN, switches=Switches())
+    account = LyticsAccount(tmp_path / "lytics.sqlite3")
     plan = Plan(events=10, audiences=some_audiences(how_many=2, seed=3), seed=3, customers=5)
-    list(api.account.recorded(Stream(plan), "_id"))
-    with LyticsServer("127.0.0.1", 0, api) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    list(account.recorded(Stream(plan), "_id"))
+    with serving(account, token=LYTICS_TOKEN) as server:
         settings.LYTICS_API_URL = server.url
         client = LyticsClient(token=LYTICS_TOKEN, url=server.url)
         auth = create_authorization(client, label="Sync", header="Bearer lysync_secret").item
@@ -255,7 +251,6 @@ def test_the_job_is_described_without_its_texts(
         }
         assert create_job(client, name="Secret name", auth_ids=[auth.auth_id], config=config).item
         learn(file, *words)
-        server.shutdown()
     found, text = answers(file), file.read_text()
     assert (found["job_of_install"], found["audience_sizes"]) == ("found", "all")
     assert (found["missing_audience"], found["missing_person"]) == ("404", "200")

@@ -6,7 +6,6 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,15 +18,14 @@ from lytics.api.members import MemberPage, scan
 from lytics.api.outcomes import Outcome
 from lytics.api.people import person
 from sandbox.lytics.account import Account
-from sandbox.lytics.api.endpoints import Api
 from sandbox.lytics.api.server import LyticsServer
 from sandbox.lytics.api.switches import CHOICES, Switches
 from sandbox.lytics.audiences import audiences as some_audiences
 from sandbox.lytics.model import Memberships
 from sandbox.lytics.stream import Plan, Stream
+from tests.lytics_sandbox import TOKEN, serving
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKEN = "sandbox-lytics-token"
 EVERY_AUDIENCE = some_audiences(how_many=4, seed=3)
 VIP = EVERY_AUDIENCE[0].segment_id
 
@@ -44,10 +42,8 @@ def told(account: Account, **more: Any) -> Memberships:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LyticsServer]:
     account = Account(tmp_path / "lytics.sqlite3")
-    with LyticsServer("127.0.0.1", 0, Api(account, token=TOKEN, switches=Switches())) as running:
-        Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with serving(account) as running:
         yield running
-        running.shutdown()
 
 
 def client(server: LyticsServer, token: str = TOKEN) -> Client:
