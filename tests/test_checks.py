@@ -103,7 +103,7 @@ def test_a_token_for_metrics_is_empty_or_long(settings: Settings, length: int, c
 @pytest.mark.parametrize(
     ("days", "codes"), [(0, set()), (36_500, set()), (36_501, {"audiences.E019"}), (-1, {"audiences.E019"})]
 )
-def test_days_of_retention(settings: Settings, days: int, codes: set[str]) -> None:
+def test_days_of_retention_are_checked(settings: Settings, days: int, codes: set[str]) -> None:
     settings.RUNS_KEEP_DAYS = days
     assert found() == codes
 

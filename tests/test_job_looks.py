@@ -131,7 +131,7 @@ def test_without_a_token_or_with_the_install_off_nothing_is_shown(
     assert [*job_looks.gone()] == []
 
 
-def test_a_new_trouble_for_each_audience(lytics: LyticsServer, shop: Install, vip: Audience) -> None:
+def test_each_audience_that_left_is_a_separate_trouble(lytics: LyticsServer, shop: Install, vip: Audience) -> None:
     """A muted one doesn't hide the next."""
     sent(shop, CART)
     sent(shop, THIRD)

@@ -436,7 +436,6 @@ def test_two_workers_do_not_wait_for_each_other() -> None:
     Pruning.objects.get_or_create(kind="deliveries")
     with transaction.atomic():
         Pruning.objects.select_for_update().get(kind="deliveries")
-        Pruning.objects.filter(kind="deliveries").exists()
         assert in_another_session(lambda: pruning._step("deliveries", {}) is None)
     prune()
     assert not Delivery.objects.exists()
@@ -445,7 +444,7 @@ def test_two_workers_do_not_wait_for_each_other() -> None:
 # --- What pages say ------------------------------------------------------------------------------------------
 
 
-def test_the_words_for_a_horizon(settings: Settings) -> None:
+def test_a_horizon_is_one_sentence_with_its_date_and_days(settings: Settings) -> None:
     assert horizons.words("receipts") == ""
     Pruning.objects.create(kind="receipts", horizon_at=datetime.fromisoformat("2026-08-30T00:00:00+00:00"))
     assert horizons.words("receipts") == "Calls before 30 August 2026 are deleted after 90 days."

@@ -140,7 +140,7 @@ def test_further_audiences_are_on_their_list(viewer: Client, install: Install) -
 
 
 @pytest.mark.parametrize("text", ["", "\x00", "x" * 300, "{{ 1 }}", "'; --", "<script>"])
-def test_odd_texts_get_a_page(viewer: Client, gold: Audience, text: str) -> None:
+def test_a_text_with_markup_or_odd_characters_gets_a_page(viewer: Client, gold: Audience, text: str) -> None:
     page = viewer.post(BOX, {"text": text})
     assert page.status_code == 200
     assert "<script>" not in page.content.decode().partition("<main")[2]

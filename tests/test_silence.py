@@ -153,7 +153,7 @@ def test_a_pass_reads_a_bounded_number_of_calls_and_the_next_one_goes_on(
     assert limit(install) == 36 * HOUR
 
 
-def test_a_second_pass_changes_nothing(install: Install) -> None:
+def test_a_pass_without_new_calls_changes_nothing(install: Install) -> None:
     a_sender(install, last=START)
     before = Rhythm.objects.values().get()
     rhythm.learn()
@@ -195,7 +195,7 @@ def test_an_install_that_is_off_or_rejects_calls_is_not_called_silent(install: I
     assert silence.KIND not in kinds()
 
 
-def test_the_check_learns(install: Install) -> None:
+def test_the_check_of_troubles_learns_the_rhythm(install: Install) -> None:
     front.check()
     assert Rhythm.objects.filter(install=install).exists()
 
