@@ -208,12 +208,12 @@ def alert_channels_usable(**kwargs: object) -> list[CheckMessage]:
 
 @register()
 def log_outlives_its_history(**kwargs: object) -> list[CheckMessage]:
-    """An event stays as long as its run, and a run as long as its delivery; so more days for these would win."""
+    """An event stays as long as its run, and a run as long as its delivery, so fewer days for events have no effect."""
     days = settings.EVENTS_KEEP_DAYS
     longest = max(settings.RUNS_KEEP_DAYS, settings.DELIVERIES_KEEP_DAYS)
     if not days or (settings.RUNS_KEEP_DAYS and settings.DELIVERIES_KEEP_DAYS and days >= longest):
         return []
-    hint = "Events stay as long as their runs, and these as long as their deliveries. 0 keeps all three."
+    hint = "Set it to at least both of them. With 0 it keeps all events, and has to while one of them is 0."
     return [
         Error("EVENTS_KEEP_DAYS is less than RUNS_KEEP_DAYS or DELIVERIES_KEEP_DAYS.", hint=hint, id="audiences.E020")
     ]

@@ -43,9 +43,10 @@ def set_token(install: Install, token: str) -> None:
 
 
 def take_job_look(*, before: datetime) -> int | None:
-    """The install whose jobs were looked at least recently, if that was before this time; it counts as looked at now.
+    """Store that the install with the oldest look at its jobs is looked at now, if that look was before this time.
 
-    Installs that are off, drafts, and installs without an API token are left out.
+    Returns the install's id; None if no look is due. Installs that are off, drafts, and installs without an API token
+    are left out.
     """
     may_ask = Q(install__enabled=True, install__key_accepted_at__isnull=False)
     is_due = Q(job_looked_at=None) | Q(job_looked_at__lte=before)

@@ -59,6 +59,8 @@ def _below(parent: Context | None) -> Surroundings:
 
 
 class SpanExport:
+    """Creates spans that have ended already, and sends them to the collector in the background."""
+
     def __init__(self) -> None:
         self._ids, self._random = _Ids(), RandomIdGenerator()
         resource = Resource.create({SERVICE_VERSION: settings.VERSION})
@@ -70,11 +72,11 @@ class SpanExport:
         self._tracer = self._provider.get_tracer("lytics_sync", settings.VERSION)
 
     def new(self, trace_id: int | None = None) -> Context:
-        """A span that is recorded later, in the given trace or in a new one."""
+        """The ids of a span that is recorded later, in the given trace or in a new one."""
         return Context(trace_id or self._random.generate_trace_id(), self._random.generate_span_id())
 
     def is_sampled(self, context: Context) -> bool:
-        """Whether the trace that begins with this span is recorded. Every process decides alike."""
+        """Whether the trace that begins with this span is recorded. All processes decide in the same way."""
         result = self._provider.sampler.should_sample(Surroundings(), context.trace_id, "")
         return result.decision is Decision.RECORD_AND_SAMPLE
 

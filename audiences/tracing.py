@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# How long a process that ends waits for the export of its last spans.
+# The most seconds that an ending process waits for the export of its last spans.
 STOP_SECONDS = 2.0
 
 
 class Context(NamedTuple):
-    """A span, as others refer to it."""
+    """The ids of a span, by which other spans refer to it."""
 
     trace_id: int
     span_id: int
@@ -57,7 +57,7 @@ def is_on() -> bool:
 
 
 def export() -> "SpanExport":
-    """The export of this process, which is made at the first use: a forked process has its own."""
+    """The export of this process. It is created at the first use, because a forked process needs its own."""
     global _export
     with _lock:
         if _export is None:
@@ -69,7 +69,7 @@ def export() -> "SpanExport":
 
 @contextmanager
 def harmless() -> Iterator[None]:
-    """An error of tracing fails no call and no delivery. It ends tracing in this process, so it is logged once."""
+    """Keep errors of tracing from calls and deliveries. The first error is logged, and ends tracing in this process."""
     global _has_failed
     try:
         yield

@@ -140,7 +140,7 @@ REPAIR_PERCENT = env.number("REPAIR_PERCENT", 1)
 
 # --- Retention -----------------------------------------------------------------------------------------------
 
-# Days that calls stay; 0 keeps them. What keeps a row longer is in docs/retention.md, here and below.
+# Days that calls stay; 0 keeps them. docs/retention.md lists the rows of each kind that stay longer.
 RECEIPTS_KEEP_DAYS = env.integer("RECEIPTS_KEEP_DAYS", 90)
 # Days that the bodies of requests to ODP stay; 0 keeps them as long as their deliveries.
 REQUESTS_KEEP_DAYS = env.integer("REQUESTS_KEEP_DAYS", 14)
