@@ -1,10 +1,14 @@
-"""Many installs with many audiences, whose states are spread as in a service in use."""
+"""Many installs with many audiences, whose states are spread as in a service in use, and the pages that show them."""
 
 from datetime import timedelta
 
 from django.db import connection
+from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.admin.audiences import AudienceAdmin
+from audiences.admin.installs import InstallAdmin
+from audiences.front import lines
 from audiences.models import Audience, Install, Lane, Parked
 
 CAUSES = ("field 'tier' is a number", "list_id 'vip' is not a list", "the account has no free field")
@@ -80,3 +84,47 @@ def _lane(audience: Audience, place: int) -> Lane:
         lane.fault_since_at = lane.fault_until_at = now()
         lane.fault_reason = "KeyError"
     return lane
+
+
+# --- The pages that list or count them ------------------------------------------------------------------------
+
+OTHER_LISTS = ("parked", "receipt", "run", "delivery", "resend", "audit", "trouble", "token")
+STATES = ("behind", "blocked", "hold", "paused")
+
+
+def addresses() -> list[str]:
+    """Every page that lists or counts installs or audiences, with each order and filter."""
+    install, audience = Install.objects.earliest("pk"), Audience.objects.earliest("pk")
+    installs = reverse("admin:audiences_install_changelist")
+    audiences = reverse("admin:audiences_audience_changelist")
+    orders = [
+        f"{page}?o=-{place}"
+        for page, shown in ((installs, InstallAdmin.list_display), (audiences, AudienceAdmin.list_display))
+        for place in range(1, len(shown) + 1)
+    ]
+    return [
+        reverse("admin:index"),
+        lines.url_of_all(""),
+        lines.url_of_all("", kind="paused"),
+        f"{reverse('admin:index')}?install={install.public_id}",
+        f"{reverse('admin:index')}?install={install.public_id}&hours=168",
+        reverse("admin:audiences_live"),
+        reverse("find_customer"),
+        installs,
+        f"{installs}?q=Shop",
+        audiences,
+        f"{audiences}?q=segment",
+        f"{audiences}?install__id__exact={install.pk}",
+        *(f"{audiences}?state={state}" for state in STATES),
+        *(f"{audiences}?state={state}&install__id__exact={install.pk}" for state in STATES),
+        *orders,
+        *(reverse(f"admin:audiences_{name}_changelist") for name in OTHER_LISTS),
+        reverse("admin:audiences_install_change", args=[install.pk]),
+        reverse("admin:audiences_audience_change", args=[audience.pk]),
+    ]
+
+
+def searches() -> list[tuple[str, dict[str, str]]]:
+    """The searches of the search box and of *Find a customer*, as POSTs."""
+    found = [(reverse("search_everything"), {"text": text}) for text in ("Shop 0", "segment", "12", "nobody", "kim")]
+    return [*found, *((reverse("find_customer"), {"identifier": who}) for who in ("nobody", "kim"))]
