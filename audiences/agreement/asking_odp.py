@@ -8,9 +8,9 @@ from django.conf import settings
 from audiences import sql
 from audiences.agreement import odp_reasons
 from audiences.agreement.comparing import MOST, WORDS
-from audiences.agreement.odp_reasons import CHANGED, SPLIT, UNKNOWN
+from audiences.agreement.odp_reasons import CHANGED, GUESSES, NOT_IN_LIST, SPLIT, UNKNOWN
 from audiences.agreement.steps import Ended, Step, Wait
-from audiences.delivery.odp_account import client_of
+from audiences.delivery.odp_account import client_of, mechanism_for
 from audiences.models import Audit, Difference, Lane
 from odp import redact
 from odp.graphql import FS, WEB, ask
@@ -143,14 +143,16 @@ def _difference(audit: Audit, person: Person, seen: _Shown) -> Difference:
         why = UNKNOWN
     elif kind == Difference.Kind.HALF_IN_ODP:
         why = SPLIT
+    elif person.is_member and mechanism_for(audit.audience).name == "list":
+        why = NOT_IN_LIST
     else:
         why = CHANGED
-    return Difference(audit=audit, identifier=person.identifier, kind=kind, why=why, is_explained=why != CHANGED)
+    return Difference(audit=audit, identifier=person.identifier, kind=kind, why=why, is_explained=why not in GUESSES)
 
 
 def _explain(audit: Audit) -> None:
-    """Replace the reason CHANGED of the audit's differences by one that ODP shows, if there is one."""
-    unexplained = Difference.objects.filter(audit=audit, why=CHANGED)
+    """Replace the guesses among the reasons of the audit's differences by what ODP shows, if it shows more."""
+    unexplained = Difference.objects.filter(audit=audit, why__in=GUESSES)
     if not unexplained.exists():
         return
     if why := odp_reasons.of_audience(audit.audience, seconds=SECONDS):

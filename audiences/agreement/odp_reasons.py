@@ -14,12 +14,15 @@ from odp.profiles import names_of
 
 UNKNOWN = "ODP doesn't know the customer: consent was withdrawn, or the profile was merged or deleted."
 CHANGED = "ODP has another value: another system wrote it, or ODP did not apply what it accepted."
+NOT_IN_LIST = "ODP doesn't show the list membership: consent was withdrawn, or another system ended it."
 SPLIT = "The two identifiers are not on one profile in ODP: another system moved one of them."
 ACCEPTED = "ODP's audience has a definition that a person accepted in place of ours."
 MERGED = (
     "Merged profile in ODP: the customer also has the identifier of a person with the other state, and ODP has one"
     " state for both. The one who was sent last decides."
 )
+# Reasons that are a guess, until ODP shows another one.
+GUESSES = (CHANGED, NOT_IN_LIST)
 # People whose profiles are read with one query.
 AT_ONCE = 100
 

@@ -9,6 +9,7 @@ from django.db.models import Q, QuerySet
 from audiences.agreement.comparing import WORDS
 from audiences.agreement.odp_reasons import MERGED
 from audiences.delivery.leases import latest_ns
+from audiences.delivery.odp_account import mechanism_for
 from audiences.models import Audit, Difference, Membership
 from lytics import times
 from lytics.facts import Fact, Kind
@@ -59,9 +60,11 @@ def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str,
     """The facts of the next people to send, their last identifier, and whether these were the last people.
 
     For differences from Lytics, the facts have Lytics' state and the time at which its scan began, so any newer event
-    wins. For people who differ only in ODP, they have the ledger's state and time.
+    wins. For people who differ only in ODP, they have the ledger's state and time. If ODP itself orders by time, as it
+    does for passthrough audiences, the time of the scan is needed to win over another system's event.
     """
     began_ns = times.from_moment(audit.scan_began_at) if audit.scan_began_at else 0
+    is_ordered = mechanism_for(audit.audience).time_step_ns > 1
     ordered = differences(audit).filter(identifier__gt=after).order_by("identifier")
     identifiers = list(ordered.values_list("identifier", flat=True).distinct()[:limit])
     by_lytics = differences(audit).filter(identifier__in=identifiers, kind__in=(_KIND.NOT_HERE, _KIND.NOT_IN_LYTICS))
@@ -76,7 +79,9 @@ def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str,
             found.append(Fact("", "", identifier, kind, _after(began_ns, held.get(identifier), audit)))
         elif identifier in held:
             row = held[identifier]
-            found.append(Fact("", "", identifier, Kind.ENTER if row.is_member else Kind.EXIT, row.occurred_ns))
+            was_compared = row.sequence <= audit.before_sequence
+            time_ns = max(began_ns, row.occurred_ns) if is_ordered and was_compared else row.occurred_ns
+            found.append(Fact("", "", identifier, Kind.ENTER if row.is_member else Kind.EXIT, time_ns))
     return found, identifiers[-1] if identifiers else after, len(identifiers) < limit
 
 
