@@ -29,7 +29,7 @@ def state_of(audit: Audit) -> State:
         return State("under way", words.result(audit))
     if audit.problem:
         return State("failing", audit.problem, alert=True)
-    if audit.differing:
+    if audit.differing or audit.only_in_odp:
         return State("differs", words.result(audit), alert=True)
     return State("done", words.result(audit))
 

@@ -201,7 +201,7 @@ def _store(audit: Audit, changes: dict[str, Any]) -> None:
 def _finish(audit: Audit) -> None:
     differences = Difference.objects.filter(audit=audit, is_explained=True)
     explained = differences.values("identifier").distinct().count()
-    _end(audit, {"phase": Phase.DONE, "explained": explained})
+    _end(audit, {"phase": Phase.DONE, "explained": explained, "only_in_odp": sizes.only_in_odp(audit)})
     log.info("audit done", audience=audit.audience.odp_id, audit=audit.pk, differing=audit.differing)
     if audit.differing:  # a look shows on Now whether the audience in ODP is the reason
         wake_look(audit.install_id)

@@ -1,5 +1,6 @@
 """The result of an audit in one sentence, the same on each page and in the command."""
 
+from audiences.agreement import sizes as sizes_of_sides
 from audiences.agreement.array_identifiers import MOST
 from audiences.agreement.audits import confidence
 from audiences.models import Audit
@@ -23,6 +24,8 @@ def result(audit: Audit) -> str:
     found = f"agreed on {agreed:,} of {everybody:,} people at {audit.ended_at:%Y-%m-%d %H:%M} UTC"
     if audit.differing:
         found += f"; {audit.explained:,} of {audit.differing:,} explained below"
+    if audit.only_in_odp:
+        found += f"; ODP estimates at least {audit.only_in_odp:,} more members, who were never here"
     if audit.share < 1:
         found += f". ODP was asked about {audit.compared_with_odp:,}: with 95 % confidence fewer than"
         found += f" {confidence(audit) * 100:.2g} % of the people differ there"
@@ -62,7 +65,7 @@ def odp_above_ledger(audit: Audit) -> int | None:
     No API of ODP is known that lists an audience's members, so only this number shows people who were never in the
     ledger.
     """
-    return None if audit.odp_low is None or audit.ledger_size is None else max(0, audit.odp_low - audit.ledger_size)
+    return sizes_of_sides.above_ledger(audit.odp_low, audit.ledger_size)
 
 
 def _so_far(audit: Audit) -> str:

@@ -11,22 +11,37 @@ KIND = "audit"
 
 
 def alerts() -> list[Alert]:
-    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem=""), is_newest=True)
+    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0), is_newest=True)
     found, total = listed_rows(bad.select_related("audience__install", "install").order_by("-id"))
     return [*map(_alert, found), *and_more(KIND, total, "audits with differences or no result", list_url(Audit))]
 
 
 def _alert(audit: Audit) -> Alert:
     what = "could not be audited" if audit.problem else "differs between Lytics, this service and ODP"
+    is_estimate = not audit.problem and not audit.differing
+    if is_estimate:
+        what = "may have members in ODP who were never here"
     return Alert(
         KIND,
         f"{audit.audience} {what} ({audit.install})",
         f"The last audit {words.result(audit)}." if not audit.problem else audit.problem,
         audit.ended_at,
         url_of(audit),
-        "held" if audit.problem else "bad",
-        todo="Look at the people and the reasons, then press Repair." if not audit.problem else "Audit it again.",
+        "held" if audit.problem or is_estimate else "bad",
+        todo=_todo(audit, is_estimate=is_estimate),
         offers=(buttons(audit, "repair"),),
         install=audit.install_id,
-        cause="problem" if audit.problem else "differs",
+        cause="problem" if audit.problem else "only in ODP" if is_estimate else "differs",
     )
+
+
+def _todo(audit: Audit, *, is_estimate: bool) -> str:
+    if audit.problem:
+        return "Audit it again."
+    if is_estimate:
+        return (
+            "An audit can't name them. See whether another system writes the field or list of the audience, and stop"
+            " it. Then press Change mechanism on the install's page: the new list or field has only the members that"
+            " this service knows."
+        )
+    return "Look at the people and the reasons, then press Repair."

@@ -56,6 +56,8 @@ class Audit(models.Model):
     ledger_size = models.BigIntegerField(null=True)
     odp_low = models.BigIntegerField(null=True)
     odp_high = models.BigIntegerField(null=True)
+    # By how many ODP's low estimate exceeded the ledger before and after the audit, beyond the events meanwhile.
+    only_in_odp = models.BigIntegerField(default=0, db_default=0)
     # People compared with Lytics and with ODP, and those of them who differ.
     scanned = models.BigIntegerField(default=0)
     compared_with_lytics = models.BigIntegerField(default=0)
@@ -78,7 +80,9 @@ class Audit(models.Model):
             models.Index(fields=["audience", "-id"], name="audits_of_an_audience"),
             models.Index(fields=["install", "-id"], name="audits_of_an_install"),
             models.Index(
-                fields=["-id"], condition=Q(is_newest=True) & (Q(differing__gt=0) | ~Q(problem="")), name="bad_audits"
+                fields=["-id"],
+                condition=Q(is_newest=True) & (Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0)),
+                name="audits_to_act_on",
             ),
         ]
         constraints = [

@@ -51,7 +51,7 @@ class Command(BaseCommand):
         if options["json"]:
             reports = [_report(audit, with_people=options["people"]) for audit in done]
             self.stdout.write(json.dumps({"audits": reports}, default=str))
-        if any(audit.differing or audit.problem for audit in done):
+        if any(audit.differing or audit.problem or audit.only_in_odp for audit in done):
             raise SystemExit(1)
 
 
@@ -82,6 +82,7 @@ def _report(audit: Audit, *, with_people: bool) -> dict[str, Any]:
         "ledger_size": audit.ledger_size,
         "odp_estimate": None if audit.odp_low is None else [audit.odp_low, audit.odp_high],
         "odp_above_ledger": words.odp_above_ledger(audit),
+        "only_in_odp": audit.only_in_odp,
         "compared_with_lytics": audit.compared_with_lytics,
         "compared_with_odp": audit.compared_with_odp,
         "in_motion": audit.moving,

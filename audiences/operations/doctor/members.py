@@ -19,11 +19,11 @@ def odp_members(case: Case) -> Found:
     """Whether the newest audit of each audience found the same members in Lytics, here and in ODP. Starts no audit."""
     newest = Audit.objects.filter(install=case.install, is_newest=True).select_related("audience")
     audits = {audit.audience_id: audit for audit in newest}
-    differing = [audit for audit in audits.values() if audit.problem or audit.differing]
+    differing = [audit for audit in audits.values() if audit.problem or audit.differing or audit.only_in_odp]
     if differing:
-        cure = "Open its newest audit under Audits, and press Repair there."
+        cure = "Open its newest audit under Audits, and press Repair there. Now says what to do about estimates."
         return [
-            (warning if audit.problem else bad)(
+            (bad if audit.differing and not audit.problem else warning)(
                 f"{words.result(audit)}.", cure, at=audit.ended_at, about=str(audit.audience)
             )
             for audit in differing[:NAMED]
