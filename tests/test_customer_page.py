@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from audiences.delivery import holds
-from audiences.insight import customers
+from audiences.insight import customer_records
 from audiences.models import Audience, Event, Install, Membership
 from tests.delivering import drain_all, enter, lane_of, make_audience
 from tests.people import someone
@@ -128,10 +128,10 @@ def test_a_spelling_that_differs_in_case_only_is_offered(
     viewer: Client, gold: Audience, known: str, asked: str
 ) -> None:
     Membership.objects.create(audience=gold, identifier=known, is_member=True, occurred_ns=1, sequence=1)
-    assert customers.variants(asked) == [known]
+    assert customer_records.variants(asked) == [known]
     assert f"There is a customer <code>{known}</code>" in find(viewer, asked)
 
 
 @pytest.mark.parametrize("identifier", ["a.b" * 80, "-" * 256, "A-" * 100, "x" * 256])
 def test_the_spellings_of_any_identifier_are_few(identifier: str) -> None:
-    assert len(customers._spellings(identifier)) <= 4 * customers.SPELLINGS
+    assert len(customer_records._spellings(identifier)) <= 4 * customer_records.SPELLINGS

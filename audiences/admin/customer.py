@@ -27,8 +27,9 @@ from audiences.admin.pages import OperatorAdmin, count, list_url, mask, pill, ur
 from audiences.admin.parked_groups import Group
 from audiences.delivery import odp_account
 from audiences.delivery.leases import REJECTED_BY_ODP
-from audiences.insight import customers, horizons, state
-from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus, Place
+from audiences.insight import customer_records, customers, horizons, state
+from audiences.insight.customer_records import Place
+from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus
 from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
 from audiences.receiving import resend_causes
@@ -156,7 +157,9 @@ def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
         customer_history = customers.customer_history(identifier, install_id=install_id)
         part = next(iter(_parts(request, customer_history, ask=install_id)), None)
         return TemplateResponse(request, "audiences/customer_standings.html", {"part": part, "note": note})
-    customer_history = customers.customer_history(identifier, before=_place(request.POST.get("before", "")))
+    customer_history = customers.customer_history(
+        identifier, ask=install_id, before=_place(request.POST.get("before", ""))
+    )
     return _page(
         request,
         form=Search(initial={"identifier": identifier}),
@@ -244,7 +247,7 @@ def _parts(request: HttpRequest, customer_history: CustomerHistory, *, ask: int 
         if memberships or statuses or answer is not None:
             rows = [_row(request, membership, answer) for membership in memberships]
             happenings = [_happening(f, causes.get((f.event.audience_id, f.event.sequence), "")) for f in statuses]
-            parts.append(Part(install, rows, len(audiences) - len(rows), happenings, answer))
+            parts.append(Part(install, rows, customer_history.totals[pk] - len(rows), happenings, answer))
     return parts
 
 
@@ -306,7 +309,7 @@ def _nobody(identifier: str) -> dict[str, Any]:
         if group.reason != REJECTED_BY_ODP:
             unread.setdefault((group.install_name, group.install), []).append(group)
     return {
-        "variants": customers.variants(identifier),
+        "variants": customer_records.variants(identifier),
         "installs": Install.objects.order_by("name"),
         "aside": [_unread(groups) for _, groups in sorted(unread.items())],
     }

@@ -20,7 +20,7 @@ from django.utils.http import urlencode
 
 from audiences.admin import customer
 from audiences.admin.pages import list_url, url_of
-from audiences.insight import customers
+from audiences.insight import customer_records
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Run
 from lytics.facts import IDENTIFIER_BYTES
 
@@ -107,7 +107,7 @@ def _person(request: HttpRequest, text: str) -> list[Install] | None:
     """The installs that have a customer with this identifier; None for people who may not find customers."""
     if not request.user.has_perm(customer.PERMISSION):
         return None
-    found = customers.installs_with(text)
+    found = customer_records.installs_with(text)
     if found:
         customer.write_down(request, text)
     return found

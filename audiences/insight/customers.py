@@ -4,25 +4,22 @@ An event stores no status. It is derived from the cursor of its lane, the run th
 fold, which is repeated over the events of this customer.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
-from itertools import dropwhile, groupby, product
-from math import prod
-from typing import NamedTuple
+from itertools import dropwhile, groupby
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
-from django.db.models import Q
-from django.db.models.functions import Lower
+from django.db.models import Count, Q
 
 from audiences import sql
 from audiences.annotations import required
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, precedence
-from audiences.models import SKIPPED, Audience, Event, FutureTime, Install, Membership, Parked, Run
+from audiences.insight import customer_records
+from audiences.insight.customer_records import Place
+from audiences.models import SKIPPED, Audience, Event, FutureTime, Membership, Parked, Run
 from lytics import times
 from lytics.facts import Kind
 from odp.outcomes import Outcome
@@ -30,24 +27,13 @@ from odp.outcomes import Outcome
 # The number of events on one page, and the number read for it. More are read than shown, because an older event may
 # have decided a shown one.
 SHOWN = 100
-READ = 2_000
 # Attempts shown for one event. A bisection makes about a dozen attempts, a backoff of days makes many more.
 ATTEMPTS = 20
-
-# The largest number of spellings of one identifier that are all looked up.
-SPELLINGS = 256
 
 log = structlog.get_logger(__name__)
 
 _SQL = sql.beside(__file__)
 _ATTEMPTS = _SQL.for_models("runs_of_events")
-
-
-class OfInstall(NamedTuple):
-    install: int
-
-
-_INSTALLS = _SQL.query("installs_with_membership", OfInstall._make)
 
 
 class End(Enum):
@@ -96,29 +82,29 @@ class MembershipStatus:
         return self.held is not None and self.held.is_member
 
 
-class Place(NamedTuple):
-    """Where a page of events ends, newest first."""
-
-    received_at: datetime
-    audience_id: int
-    sequence: int
-
-
 @dataclass(frozen=True)
 class CustomerHistory:
-    """``memberships`` has a row for each audience with any record of this customer."""
+    """``memberships`` has a row for each audience with any record of this customer. ``audiences`` are those audiences,
+    and all of an install that ODP is asked for; ``totals`` are the numbers of audiences of the installs of these.
+    """
 
     identifier: str
     audiences: Mapping[int, Audience]
+    totals: Mapping[int, int]
     memberships: Sequence[MembershipStatus]
     statuses: Sequence[EventStatus]
     older: Place | None
 
 
-def customer_history(identifier: str, *, install_id: int | None = None, before: Place | None = None) -> CustomerHistory:
-    """Every record of a customer, in one install or in all. The number of queries doesn't depend on the customer."""
-    audiences = _audiences(install_id)
-    events = [event for event in _events(identifier, before) if event.audience_id in audiences]
+def customer_history(
+    identifier: str, *, install_id: int | None = None, ask: int | None = None, before: Place | None = None
+) -> CustomerHistory:
+    """Every record of a customer, in one install or in all. The number of queries doesn't depend on the customer.
+
+    ``ask`` is an install of which all audiences are needed, because ODP is asked for them.
+    """
+    audiences = _audiences_of_install(install_id) if install_id else _audiences(identifier, ask, before)
+    events = [event for event in customer_records.events(identifier, before) if event.audience_id in audiences]
     for event in events:
         event.audience = audiences[event.audience_id]
     parked = _parked(identifier, audiences)
@@ -129,18 +115,11 @@ def customer_history(identifier: str, *, install_id: int | None = None, before: 
     return CustomerHistory(
         identifier=identifier,
         audiences=audiences,
+        totals=_totals(audiences.values()),
         memberships=_membership_statuses(audiences, ledger, statuses.values(), parked),
         statuses=shown,
         older=Place(last.received_at, last.audience_id, last.sequence) if last else None,
     )
-
-
-def installs_with(identifier: str) -> list[Install]:
-    """The installs whose ledger or log has this customer, by name."""
-    audiences = {event.audience_id for event in _events(identifier, None)}
-    installs = {row.install for row in _INSTALLS.run(identifier=identifier).all()}
-    found = Install.objects.filter(Q(pk__in=installs) | Q(audiences__in=audiences)).distinct()
-    return list(found.order_by(Lower("name"), "pk"))
 
 
 def of_event(audience_id: int, sequence: int) -> str | None:
@@ -148,50 +127,33 @@ def of_event(audience_id: int, sequence: int) -> str | None:
     return Event.objects.filter(pk=(audience_id, sequence)).values_list("identifier", flat=True).first()
 
 
-def variants(identifier: str) -> list[str]:
-    """Spellings of the identifier in other letter case for which the ledger has a row."""
-    others = _spellings(identifier) - {identifier}
-    known = Membership.objects.filter(audience_id__in=list(_audiences(None)), identifier__in=others)
-    return sorted(known.values_list("identifier", flat=True).distinct())
-
-
-def _spellings(identifier: str) -> set[str]:
-    """The identifier in other letter case, as a whole and word by word; at most about ``SPELLINGS``.
-
-    There is no case-insensitive index: it would slow down receiving more than this hint is worth.
-    """
-    spellings = {identifier.lower(), identifier.upper(), identifier.title(), identifier.capitalize()}
-    words = re.split(r"([\W_]+)", identifier)
-    ways = [list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize()))) for word in words]
-    if prod(map(len, ways)) <= SPELLINGS:
-        return spellings | {"".join(way) for way in product(*ways)}
-    for place, others in enumerate(ways[:SPELLINGS]):
-        spellings |= {"".join((*words[:place], other, *words[place + 1 :])) for other in others}
-    return spellings
-
-
 # --- Queries -------------------------------------------------------------------------------------------------
 
 
-def _audiences(install_id: int | None) -> dict[int, Audience]:
-    """Read before the events, so that a cursor that moves meanwhile only shows an event as *waiting* for too long."""
+def _audiences_of_install(install_id: int) -> dict[int, Audience]:
+    return _rows(Q(install=install_id))
+
+
+def _audiences(identifier: str, ask: int | None, before: Place | None) -> dict[int, Audience]:
+    """The audiences with a record of the customer, and those of the install ``ask``.
+
+    An installation has many thousands of audiences, and a customer is in a few, so the events are read for their
+    audiences first. The audiences are read before the events that are shown, so that a cursor that moves meanwhile only
+    shows an event as *waiting* for too long.
+    """
+    return _rows(Q(pk__in=customer_records.audiences_with(identifier, before)) | Q(install=ask))
+
+
+def _rows(wanted: Q) -> dict[int, Audience]:
     rows = Audience.objects.select_related("install", "lane").order_by("install__name", "install_id", "odp_id")
-    return {row.pk: row for row in (rows.filter(install=install_id) if install_id else rows)}
+    return {row.pk: row for row in rows.filter(wanted)}
 
 
-def _events(identifier: str, before: Place | None) -> list[Event]:
-    """Newest first. Without ``enable_seqscan = off`` the planner scans the whole log instead of the BRIN index."""
-    wanted = Event.objects.filter(identifier=identifier).order_by("-received_at", "-audience_id", "-sequence")
-    if before is not None:
-        at, audience, sequence = before
-        wanted = wanted.filter(
-            Q(received_at__lt=at)
-            | Q(received_at=at, audience_id__lt=audience)
-            | Q(received_at=at, audience_id=audience, sequence__lt=sequence)
-        )
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL enable_seqscan = off")
-        return list(wanted[:READ])
+def _totals(audiences: Iterable[Audience]) -> dict[int, int]:
+    """The number of all audiences by install, for the installs of these."""
+    installs = {audience.install_id for audience in audiences}
+    counted = Audience.objects.filter(install__in=installs).order_by().values_list("install").annotate(Count("pk"))
+    return dict(counted)
 
 
 def _ledger(identifier: str, audiences: Iterable[int]) -> dict[int, Membership]:

@@ -18,13 +18,3 @@ CROSS JOIN LATERAL (
         AND last_sequence >= asked.sequence
     ORDER BY id DESC LIMIT %(attempts)s
 ) AS run
-
--- name: installs_with_membership
--- The installs whose ledger has a row for an identifier.
--- One index lookup per audience. The LIMIT never drops rows; it keeps PostgreSQL from scanning the ledger.
-SELECT DISTINCT audience.install_id AS install FROM audiences_audience AS audience
-CROSS JOIN LATERAL (
-    SELECT FROM audiences_membership
-    WHERE audience_id = audience.id AND identifier = %(identifier)s
-    LIMIT 1
-) AS membership
