@@ -199,6 +199,7 @@ def test_a_new_install_gets_its_token_and_shows_the_values_to_paste(operator: Cl
             "requests_per_second": "10",
             "max_in_flight": "20",
             "delay_limit_minutes": "15",
+            "parked_limit_per_hour": "100",
             "region": "",
         },
         follow=True,

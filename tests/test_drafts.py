@@ -42,6 +42,7 @@ def typed(**values: str) -> dict[str, str]:
         "requests_per_second": "10",
         "max_in_flight": "20",
         "delay_limit_minutes": "15",
+        "parked_limit_per_hour": "100",
         **values,
     }
 

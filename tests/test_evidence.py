@@ -87,6 +87,7 @@ def change_field(client: Client, install: Install, field: str) -> None:
         "requests_per_second": "0",
         "max_in_flight": "20",
         "delay_limit_minutes": "15",
+        "parked_limit_per_hour": "100",
         "understood": "on",
     }
     client.post(url("change", install), {**hidden(page), **typed})

@@ -123,6 +123,7 @@ def test_a_second_install_on_one_account_asks_first(operator: Client, shop: Inst
         "requests_per_second": 10,
         "max_in_flight": 20,
         "delay_limit_minutes": 15,
+        "parked_limit_per_hour": 100,
     }
     said = operator.post(address, form).content.decode()
     assert "The install Shop sends to this ODP account already" in said

@@ -29,7 +29,7 @@ from audiences.models import Install, Parked, Trouble, TroubleMessage
 from audiences.operations import alert_messages, installs, troubles
 from audiences.operations.troubles import Seen
 from outgoing import webhooks
-from tests.delivering import make_audience
+from tests.delivering import NOWHERE, make_audience
 from tests.threads import PATIENCE, eventually, together
 from workers import tasks
 
@@ -631,3 +631,85 @@ def test_unusable_settings_are_named_before_a_process_starts(
     setattr(settings, name, value)
     (error,) = checks.alert_channels_usable()
     assert name in error.msg
+
+
+# --- Many troubles at once ------------------------------------------------------------------------------------
+
+
+def many_installs(count: int, **values: Any) -> None:
+    Install.objects.bulk_create(
+        Install(name=f"Shop {place}", odp_host=NOWHERE, odp_api_key="x", **values) for place in range(count)
+    )
+
+
+ON_HOLD = {"backoff_failures": 1, "backoff_reason": "429"}
+
+
+@pytest.mark.parametrize("kind", ["on_hold", "switched_off", "no_call", "parked", "parked_growth"])
+def test_messages_name_at_most_ten_troubles_of_a_kind(receiver: Receiver, db: None, kind: str) -> None:
+    at = now()
+    match kind:
+        case "on_hold":
+            many_installs(14, key_accepted_at=at, backoff_until_at=at, backoff_since_at=at, **ON_HOLD)
+        case "switched_off":
+            many_installs(14, enabled=False)
+        case "no_call":
+            many_installs(14, key_accepted_at=at)
+        case _:
+            many_installs(14, key_accepted_at=at, parked_limit_per_hour=1)
+            Parked.objects.bulk_create(
+                Parked(install=install, reason="no_identifier", parked_at=at)
+                for install in [*Install.objects.all()] * 2
+            )
+    tasks.check_troubles()
+    tasks.send_alerts()
+    sent = [event["data"]["what"] for event in receiver.events() if event["data"]["kind"] == kind]
+    assert len(sent) == 11
+    assert len([what for what in sent if "4 more " in what]) == 1
+    tasks.check_troubles()
+    assert len({message.trouble_id for message in TroubleMessage.objects.filter(trouble__kind=kind)}) == 11
+
+
+def test_a_trouble_that_is_no_longer_among_the_first_ten_is_not_resolved(receiver: Receiver, db: None) -> None:
+    """Groups of parked items are listed by their number."""
+    many_installs(12, key_accepted_at=now())
+    installs = list(Install.objects.order_by("pk"))
+
+    def park(some: list[Install]) -> None:
+        Parked.objects.bulk_create(
+            Parked(install=install, reason="no_identifier", parked_at=now()) for install in some for _ in range(3)
+        )
+
+    park(installs[:10])
+    front.check()
+    park(installs[2:])
+    for _ in range(3):
+        Trouble.objects.update(gone_at=now() - timedelta(minutes=2))
+        front.check()
+    assert not Trouble.objects.filter(kind="parked").exclude(resolved_at=None).exists()
+
+
+def test_when_a_named_trouble_is_resolved_another_one_is_named(receiver: Receiver, db: None) -> None:
+    many_installs(12, enabled=False)
+    front.check()
+    told = Trouble.objects.filter(kind="switched_off", install__isnull=False).exclude(told_at=None)
+    first = list(told.order_by("pk").values_list("install", flat=True))
+    Install.objects.filter(pk=first[0]).update(enabled=True)
+    for _ in range(3):
+        Trouble.objects.exclude(gone_at=None).update(gone_at=now() - timedelta(minutes=2))
+        front.check()
+    named = set(told.filter(resolved_at=None).values_list("install", flat=True))
+    assert len(named) == 10
+    assert named > set(first[1:])
+
+
+@pytest.mark.parametrize(("limit", "items", "minutes_ago", "is_found"), [
+    (3, 4, 0, True), (3, 3, 0, False), (0, 9, 0, False), (3, 9, 61, False), (10_000, 9, 0, False),
+])  # fmt: skip
+def test_many_new_parked_items_are_a_trouble(
+    receiver: Receiver, install: Install, limit: int, items: int, minutes_ago: int, is_found: bool
+) -> None:
+    Install.objects.update(parked_limit_per_hour=limit)
+    at = now() - timedelta(minutes=minutes_ago)
+    Parked.objects.bulk_create(Parked(install=install, reason="no_identifier", parked_at=at) for _ in range(items))
+    assert [alert.kind for alert in front.alerts(front.facts())].count("parked_growth") == is_found

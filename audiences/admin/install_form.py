@@ -14,7 +14,7 @@ from audiences.operations import guards
 EDITABLE = (
     *("name", "region", "odp_api_key", "identifier_field", "mechanism", "enabled", "odp_host", "odp_prefix"),
     *("allow_top_level_identifier", "forget_missing_identifiers", "batch_size", "requests_per_second", "max_in_flight"),
-    *("delay_limit_minutes", "silence_limit_hours"),
+    *("delay_limit_minutes", "silence_limit_hours", "parked_limit_per_hour"),
 )
 
 

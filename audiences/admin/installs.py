@@ -144,6 +144,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                     "max_in_flight",
                     "delay_limit_minutes",
                     "silence_limit_hours",
+                    "parked_limit_per_hour",
                 ),
                 "classes": ("collapse",),
                 "description": "The defaults fit most accounts.",

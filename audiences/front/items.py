@@ -238,7 +238,7 @@ def parked_groups(parked: list[dict[str, Any]]) -> list[Alert]:
             message="",
         )
         for group in shown
-    ]
+    ] + and_more("parked", len(parked), "groups of parked items", list_url(Parked))
 
 
 def _field_of(group: dict[str, Any]) -> Offer:

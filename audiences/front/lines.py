@@ -51,6 +51,7 @@ WORDS = {
     "creation": "{} audiences can't be created or checked in ODP",
     "error": "{} audiences can't be delivered",
     "parked": "{} groups of parked items",
+    "parked_growth": "{} installs: many items were parked within an hour",
     "paused": "{} audiences are paused or set aside",
     "no_call": "{} installs have had no call yet",
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Subquery
@@ -18,6 +18,8 @@ from audiences.front import (
     delays,
     items,
     left_audiences,
+    lines,
+    parked_growth,
     proofs,
     retirements,
     silence,
@@ -28,6 +30,7 @@ from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
 from audiences.front.groups import Groups, blocked_by_cause
 from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, stalled_work
 from audiences.insight import certificate as certificates
+from audiences.insight import parked_growth as growth
 from audiences.insight.backlogs import Backlog
 from audiences.insight.certificate import Certificate
 from audiences.insight.heartbeats import Pulse
@@ -54,6 +57,8 @@ class Facts:
     # By install id, the longest pause between calls before its sender counts as silent, if there is a limit.
     pauses: Mapping[int, timedelta]
     certificate: Certificate | None
+    # By install id, since when too many items are parked.
+    growing: Mapping[int, datetime]
 
 
 def facts() -> Facts:
@@ -71,6 +76,7 @@ def facts() -> Facts:
         pauses=rhythm.limits(installs),
         # When Redis doesn't respond, this check waits for its timeout only once.
         certificate=None if rejections is None else certificates.known(),
+        growing=growth.by_install(),
     )
 
 
@@ -102,6 +108,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *similar_slugs.alerts(),
         *items.creations_on_hold(),
         *items.audiences_with_errors(),
+        *parked_growth.growing(installs, facts.growing),
         *items.parked_groups(facts.parked),
         *items.paused_audiences(),
         *items.ignored_times(),
@@ -155,14 +162,35 @@ def check() -> None:
     unknown = {alert.kind for alert in found if alert.is_rest}
     if known.rejections is None:
         unknown |= {*calls.OF_REDIS, certificate.KIND}
-    troubles.check([_seen(alert) for alert in found], unknown=unknown)
+    troubles.check([_seen(alert) for alert in [*found, *_rests(found)]], unknown=unknown)
+
+
+def _rests(found: list[Alert]) -> list[Alert]:
+    """An alert for each kind of which all troubles are listed and messages don't name all."""
+    keys: dict[str, set[str]] = {}
+    for alert in found:
+        keys.setdefault(alert.kind, set()).add(_seen(alert).key)
+    listed_in_part = {alert.kind for alert in found if alert.is_rest}
+    many = {kind: len(some) for kind, some in keys.items() if len(some) > troubles.NAMED and kind not in listed_in_part}
+    return [
+        Alert(
+            kind,
+            lines.WORDS.get(kind, "{} troubles").format(f"{count - troubles.NAMED:,} more"),
+            "",
+            None,
+            lines.url_of_all("", kind=kind),
+            "bad" if any(alert.tone == "bad" for alert in found if alert.kind == kind) else "held",
+            is_rest=True,
+        )
+        for kind, count in many.items()
+    ]
 
 
 def _seen(alert: Alert) -> Seen:
     return Seen(
         kind=alert.kind,
         install=alert.install,
-        cause="all others" if alert.is_rest else alert.cause,
+        cause=troubles.REST if alert.is_rest else alert.cause,
         what=alert.what,
         why=strip_tags(alert.why if alert.message is None else alert.message),
         todo=alert.todo,

@@ -91,6 +91,12 @@ class Install(models.Model):
         help_text="Now and alerts say when Lytics is silent for longer. 0 means never. Leave it empty to have the limit"
         " learned from the calls.",
     )
+    parked_limit_per_hour = models.PositiveSmallIntegerField(
+        default=100,
+        db_default=100,
+        validators=[MaxValueValidator(10_000)],
+        help_text="Now and alerts say when more items are parked within an hour. 0 means never.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
     # When ODP first accepted its API key; None is a draft. Written by ``audiences/delivery/drafts.py``.
     key_accepted_at = models.DateTimeField(null=True, editable=False)

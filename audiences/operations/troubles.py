@@ -5,6 +5,7 @@ checks in a row, at least ``RESOLVED_AFTER`` apart, didn't find it. Its resoluti
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,6 +22,9 @@ from odp import redact
 
 # Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
 RESOLVED_AFTER = timedelta(seconds=50)
+# Messages name at most this many troubles of a kind at once. A trouble with the cause ``REST`` is about all others.
+NAMED = 10
+REST = "all others"
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,18 @@ def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime |
     with transaction.atomic():
         _open(found, at)
         # Concurrent checks wait for each other here, and each reads what the previous one stored.
-        for trouble in (
+        unresolved = list(
             Trouble.objects.select_related("install")
             .select_for_update(of=("self",))
             .filter(resolved_at=None)
             .order_by("pk")
-        ):
+        )
+        named = Counter(trouble.kind for trouble in unresolved if trouble.told_at and not _is_rest(trouble))
+        for trouble in unresolved:
             if (one := found.get(trouble.key)) is not None:
                 _note(trouble, one, at)
-                _notify(trouble, at)
+                if trouble.told_at or _is_rest(trouble) or named[trouble.kind] < NAMED:
+                    named[trouble.kind] += _notify(trouble, at) and not _is_rest(trouble)
             elif trouble.kind not in unknown:
                 _miss(trouble, at)
             trouble.save()
@@ -122,16 +129,23 @@ def _note(trouble: Trouble, one: Seen, at: datetime) -> None:
     trouble.last_seen_at, trouble.gone_at = at, None
 
 
-def _notify(trouble: Trouble, at: datetime) -> None:
-    is_worse = trouble.tone == "bad" and trouble.told_tone != "bad"
-    if trouble.told_at is not None and not is_worse:
-        return
+def _is_rest(trouble: Trouble) -> bool:
+    return trouble.key == Seen(kind=trouble.kind, what="", path="", cause=REST).key
+
+
+def _notify(trouble: Trouble, at: datetime) -> bool:
+    """Queue messages if it is time for them. Returns whether these are the first about the trouble."""
+    is_new, is_worse = trouble.told_at is None, trouble.tone == "bad" and trouble.told_tone != "bad"
+    if not is_new and not is_worse:
+        return False
     if trouble.muted_until is not None and trouble.muted_until > at:
-        return
+        return False
     if trouble.tone != "bad" and quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) is not None:
-        return
-    if alert_messages.queue(trouble, TroubleMessage.Event.OPENED, at=at):
-        trouble.told_at, trouble.told_tone = at, trouble.tone
+        return False
+    if not alert_messages.queue(trouble, TroubleMessage.Event.OPENED, at=at):
+        return False
+    trouble.told_at, trouble.told_tone = at, trouble.tone
+    return is_new
 
 
 def _miss(trouble: Trouble, at: datetime) -> None:
