@@ -52,7 +52,7 @@ def test_the_mechanism_of_an_install_with_audiences_is_locked_with_the_reason(
     operator: Client, shop: Install, mechanism: str
 ) -> None:
     said = save(operator, shop, opened(operator, shop), mechanism=mechanism, understood="on")
-    assert "1 audience of this install is made with the present mechanism" in said
+    assert "1 audience of this install is defined over the data of the present mechanism" in said
     assert Install.objects.get().mechanism == "attribute"
 
 
