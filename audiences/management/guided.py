@@ -1,8 +1,9 @@
 """The options and reports that the commands of guided changes share."""
 
+import json
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser, OutputWrapper
 
 from audiences.management import arguments
 from audiences.models import Install
@@ -31,6 +32,17 @@ def begun(install: Install, problem: str, change: object) -> dict[str, Any]:
     if problem or not change:
         raise CommandError(f"{install}: {problem or 'Another change of this install is under way.'}")
     return {"begun": True}
+
+
+def write(out: OutputWrapper, report: dict[str, Any], options: dict[str, Any]) -> None:
+    """Write a report as JSON or as lines, and say when nothing was changed."""
+    if options["json"]:
+        out.write(json.dumps(report))
+        return
+    for key, value in report.items():
+        out.write(f"{key.replace('_', ' ')}: {value}")
+    if not options["yes"] and not options["stop"]:
+        out.write(NOTHING_CHANGED)
 
 
 def stop(install: Install) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Move an install to another ODP account, or show what that would do."""
 
-import json
 import sys
 from dataclasses import asdict
 from getpass import getpass
@@ -30,13 +29,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         install = arguments.install_named(options["install"])
         report = {"install_id": install.public_id, "name": install.name, **_done(install, options)}
-        if options["json"]:
-            self.stdout.write(json.dumps(report))
-            return
-        for key, value in report.items():
-            self.stdout.write(f"{key.replace('_', ' ')}: {value}")
-        if not options["yes"] and not options["stop"]:
-            self.stdout.write(guided.NOTHING_CHANGED)
+        guided.write(self.stdout, report, options)
 
 
 def _done(install: Install, options: dict[str, Any]) -> dict[str, Any]:

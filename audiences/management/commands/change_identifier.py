@@ -1,6 +1,5 @@
 """Change an install to another identifier field, or show what that would do and what Lytics' members have."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +14,7 @@ from audiences.operations import changes, identifier_changes
 class Command(BaseCommand):
     help = (
         "Show what a change of an install to another identifier field would do, with what a sample of its members in "
-        "Lytics has in each field, and, with --yes, begin it. The workers do it while events go on; see "
+        "Lytics has in each field, and, with --yes, begin it. The workers do it while events are delivered; see "
         "docs/guided-changes.md. It needs a Lytics API token."
     )
 
@@ -27,15 +26,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         install = arguments.install_named(options["install"])
         report = {"install_id": install.public_id, "name": install.name, **_done(install, options)}
-        if options["json"]:
-            self.stdout.write(json.dumps(report))
-            return
-        for field in report.pop("fields", ()):
-            self.stdout.write(f"field: {_in_words(field)}")
-        for key, value in report.items():
-            self.stdout.write(f"{key.replace('_', ' ')}: {value}")
-        if not options["yes"] and not options["stop"]:
-            self.stdout.write(guided.NOTHING_CHANGED)
+        if not options["json"]:
+            for field in report.pop("fields", ()):
+                self.stdout.write(f"field: {_in_words(field)}")
+        guided.write(self.stdout, report, options)
 
 
 def _done(install: Install, options: dict[str, Any]) -> dict[str, Any]:
