@@ -35,6 +35,7 @@ _NUMBERED: Sequence[tuple[str, type[Model]]] = (
     ("run", Run),
     ("parked", Parked),
 )
+# The largest id that a column can have.
 LARGEST = 2**63 - 1
 
 

@@ -1,7 +1,7 @@
-"""The reasons of the differences in ODP that the membership query leaves open. They are looked for once per audit.
+"""Reasons of differences in ODP that the membership query doesn't show. They are searched for once per audit.
 
-The audience in ODP comes first: without its field, or with another definition, it explains everybody. Otherwise ODP is
-asked whether a customer who differs also has the identifier of somebody else, which a merge of profiles leads to.
+The audience in ODP is checked first: a missing field or another definition explains all differences. Otherwise ODP is
+asked for the other identifiers of each customer who differs, because a merged profile has those of several people.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ MERGED = (
 )
 # Reasons that are a guess, until ODP shows another one.
 GUESSES = (CHANGED, NOT_IN_LIST)
-# People whose profiles are read with one query.
+# The number of people whose profiles one query reads.
 AT_ONCE = 100
 
 
 def finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
-    """What a look at an audience in ODP found, with a sentence for a person."""
+    """The finding of a look at an audience in ODP, and its reason in a sentence; empty without a finding."""
     if seen.problem:
         return Twin.Finding.WRONG, seen.problem
     if seen.missing:
@@ -39,7 +39,7 @@ def finding(audience: Audience, seen: Look) -> tuple[Twin.Finding, str]:
 
 
 def of_audience(audience: Audience, *, seconds: float) -> str:
-    """What is wrong with the audience in ODP now, or in the last look if ODP doesn't respond; empty if nothing is."""
+    """Why the audience in ODP differs from ours now, or in the last look if ODP doesn't respond; else empty."""
     accepted = audience.accepted_definition
     client = client_of(audience.install)
     seen = mechanism_for(audience).look(client, audience.odp_id, seconds=seconds, accepted=accepted)
@@ -50,7 +50,7 @@ def of_audience(audience: Audience, *, seconds: float) -> str:
 
 
 def merged(audience: Audience, people: Sequence[str], *, seconds: float) -> list[str]:
-    """Those whose profile in ODP has another identifier too, of a person with the other state in the ledger."""
+    """The people whose profile in ODP also has the identifier of a person with the other state in the ledger."""
     client = client_of(audience.install)
     names: dict[str, set[str]] = {}
     for start in range(0, len(people), AT_ONCE):

@@ -156,10 +156,10 @@ def _progress(audience_ids: Iterable[int]) -> dict[int, _Progress]:
 
 
 def _append_exits(forgotten: Forgotten) -> dict[str, int]:
-    """Append exits behind all entries, and return the numbers up to which the log has to be delivered, by audience.
+    """Append exits after all entries. Returns the number up to which the log has to be delivered, by audience id.
 
-    A waiting entry needs an exit, too: the request under way may have it, or an earlier one without a response. An
-    audience that is being retired gets exits of all members by that.
+    A waiting entry needs an exit too, because a request under way, or one without a response, may have sent it. An
+    audience that is being retired needs none: its members get exits by the retirement.
     """
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     _FOLLOW_INDEX.run()
@@ -184,7 +184,7 @@ def _members(forgotten: Forgotten) -> QuerySet[Membership]:
 
 
 def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Mapping[int, _Progress]) -> bool:
-    """Whether ODP may have the person since the exits: an event was delivered or came after them."""
+    """Whether ODP may have the person again, because an event after the exits was delivered or is waiting."""
     is_waiting = any(progress[event.audience_id].has_to_send(event.sequence) for event in events)
     return is_waiting or _members(forgotten).filter(rejected=False).exists()
 
@@ -209,9 +209,9 @@ def _take_out(forgotten: Forgotten) -> bool:
             "audiences": [event.audience_id for event in events],
             "sequences": [event.sequence for event in events],
         }
-        said = {"pattern": forgotten_texts.pattern(identifier), "token": forgotten.token}
+        replaced = {"pattern": forgotten_texts.pattern(identifier), "token": forgotten.token}
         for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
-            statement.run(install=install, **said)
+            statement.run(install=install, **replaced)
         deliveries = [row.id for row in _DELIVERIES.run(**places).all()]
         taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
         assert taken_out is not None

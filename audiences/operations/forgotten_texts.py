@@ -1,4 +1,4 @@
-"""Finding one customer's identifier in texts that aren't columns of it: ODP's words, requests and parked items."""
+"""Finds the identifier of a customer in stored texts: ODP's responses, requests to ODP, and parked items."""
 
 import json
 import re
@@ -15,8 +15,9 @@ _STRUCTURE_IN_DATA = {"segment_events"}
 
 
 def names(raw: bytes, identifier: str) -> bool:
-    """Whether a parked item names the customer: in one of its values, or anywhere if it isn't JSON. The identifier has
-    to be a word of its own, because an item of ``kimberly`` isn't about ``kim``.
+    """Whether a parked item names the customer: in one of its values, or anywhere if it isn't JSON.
+
+    Only the whole identifier counts, because an item of ``kimberly`` isn't about ``kim``.
     """
     text = as_utf8(raw).decode(errors="replace")
     try:
@@ -27,7 +28,7 @@ def names(raw: bytes, identifier: str) -> bool:
 
 
 def _as_a_word(spellings: Iterable[str]) -> re.Pattern[str]:
-    """Not a part of a longer identifier, such as an e-mail address."""
+    """A pattern for the spellings as a whole identifier, and not as a part of a longer one, such as an address."""
     return re.compile(rf"(?<![\w@+-])(?<!\w\.)(?:{_any_of(spellings)})(?![\w@+-]|\.\w)", re.IGNORECASE)
 
 
@@ -68,12 +69,14 @@ def _inside(item: Any) -> Iterator[str]:
 
 
 def pattern(identifier: str) -> str:
-    """A regular expression, for PostgreSQL, of the identifier as ODP's words may spell it."""
+    """A regular expression for PostgreSQL: the identifier as a response of ODP may spell it."""
     return rf"(?<!\w)(?:{_any_of(_spellings(identifier))})(?!\w)"
 
 
 def out_of_request(body: str, identifier: str, token: str) -> str:
-    """The body without the identifier, also where only its beginning was kept, because the stored body ends there."""
+    """The body with the token in place of the identifier. If the stored body ends within the identifier, its beginning
+    is removed.
+    """
     for spelling in {json.dumps(identifier), json.dumps(identifier, ensure_ascii=False)}:
         body = body.replace(spelling, json.dumps(token))
         if len(body.encode()) >= request_bodies.KEPT_BYTES - 4:
