@@ -37,7 +37,7 @@ class GuidedChange(models.Model):
         REPLACE = "replace", "replacing the definition in ODP"
         CLEAN = "clean", "deleting the audience for the verification"
         FINISH = "finish", "finishing the audience"
-        # Of a change to another ODP account.
+        # Phases of a change to another ODP account.
         TELL_APART = "tell_apart", "making sure that the key belongs to another account"
         MAKE = "make", "making the audience in the new account"
         COPY = "copy", "sending the ledger to the new account"
@@ -46,7 +46,7 @@ class GuidedChange(models.Model):
         CATCH_UP = "catch_up", "sending what changed while the ledger was copied"
         EMPTY = "empty", "emptying the audience in the old account"
         REMOVE = "remove", "deleting the audience in the old account"
-        # Of a change to another identifier field.
+        # Phases of a change to another identifier field.
         READ_BY = "read_by", "switching the identifier field"
         CALLS = "calls", "waiting for the calls that were read by the old field"
         AUDIT = "audit", "comparing with the members in Lytics"
@@ -92,8 +92,8 @@ class GuidedChange(models.Model):
     from_sequence = models.BigIntegerField(default=0)
     upto_sequence = models.BigIntegerField(default=0)
 
-    # Of a change to another ODP account. ``other_…`` is the account that the install doesn't send to: the new one
-    # before the switch, the old one after it. The key is cleared when the change ends.
+    # Columns of a change to another ODP account. ``other_…`` is the account that the install doesn't send to: the new
+    # one before the switch, the old one after it. The key is cleared when the change ends.
     other_region = models.CharField(max_length=2, blank=True, default="", db_default="")
     other_host = models.CharField(max_length=200, blank=True, default="", db_default="")
     other_api_key = EncryptedTextField(blank=True, default="", db_default="")
@@ -111,8 +111,8 @@ class GuidedChange(models.Model):
     rejected = models.PositiveIntegerField(default=0, db_default=0)
     sends_exits = models.BooleanField(default=False, db_default=False)
 
-    # Of a change to another identifier field: the audit of the current audience, the number of its repairs, and the
-    # last audience that is done.
+    # Columns of a change to another identifier field: the audit of the current audience, the number of its repairs, and
+    # the last audience that is done.
     audit_id = models.BigIntegerField(null=True)
     repairs = models.PositiveSmallIntegerField(default=0, db_default=0)
     last_audience_id = models.BigIntegerField(default=0, db_default=0)
