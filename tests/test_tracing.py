@@ -347,6 +347,17 @@ def test_only_one_module_imports_the_optional_packages() -> None:
 # --- the real processes ---------------------------------------------------------------------------------------
 
 
+def deliver_a_call(web: Web, folder: Path, shop: Install, odp: ThreadedSandbox) -> int:
+    """Start a worker beside ``web``, make a call, and wait for its delivery. Returns the id of the Receipt."""
+    stack = Stack(folder=folder, port=web.port, host="127.0.0.1", memory=Memory(file=folder / "local.env", values={}))
+    web.fleet.start(*stack.workers(["worker-1"]))
+    token = shop.tokens.get().secret
+    answer = web.call("POST", f"/webhooks/lytics/{shop.public_id}", body(message(who=PERSON)), Authorization=token)
+    assert answer.status == 200
+    eventually(lambda: len(odp.members(Audience.objects.get().odp_id)) == 2)
+    return int(answer.headers["X-Receipt"])
+
+
 def test_one_trace_goes_through_the_real_web_process_and_worker(
     tmp_path: Path, shop: Install, odp: ThreadedSandbox, collector: Collector
 ) -> None:
@@ -359,18 +370,11 @@ def test_one_trace_goes_through_the_real_web_process_and_worker(
         OTEL_SERVICE_NAME="ours",
     )
     try:
-        memory = Memory(file=tmp_path / "local.env", values={})
-        stack = Stack(folder=tmp_path, port=web.port, host="127.0.0.1", memory=memory)
-        web.fleet.start(*stack.workers(["worker-1"]))
-        token = shop.tokens.get().secret
-        answer = web.call("POST", f"/webhooks/lytics/{shop.public_id}", body(message(who=PERSON)), Authorization=token)
-        assert answer.status == 200
-        eventually(lambda: len(odp.members(Audience.objects.get().odp_id)) == 2)
+        receipt = deliver_a_call(web, tmp_path, shop, odp)
         assert collector.spans == []
     finally:
         web.stop()
-    spans = of_call(collector, int(answer.headers["X-Receipt"]))
-    assert_goes_from_call_to_answer(spans, f"POST {Delivery.objects.latest('pk').endpoint}")
+    assert_goes_from_call_to_answer(of_call(collector, receipt), f"POST {Delivery.objects.latest('pk').endpoint}")
     assert collector.services == {"ours"}
 
 
@@ -380,16 +384,10 @@ def test_the_real_processes_end_although_the_collector_answers_nothing(
     collector.answers.clear()
     web = Web(tmp_path, OTEL_TRACES_EXPORTER="otlp", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     try:
-        memory = Memory(file=tmp_path / "local.env", values={})
-        stack = Stack(folder=tmp_path, port=web.port, host="127.0.0.1", memory=memory)
-        web.fleet.start(*stack.workers(["worker-1"]))
-        token = shop.tokens.get().secret
-        answer = web.call("POST", f"/webhooks/lytics/{shop.public_id}", body(message(who=PERSON)), Authorization=token)
-        eventually(lambda: len(odp.members(Audience.objects.get().odp_id)) == 2)
+        deliver_a_call(web, tmp_path, shop, odp)
         processes = [child.process for group in web.fleet.groups for child in group]
     finally:
         web.stop()
-    assert answer.status == 200
     assert collector.has_asked.is_set()
     assert collector.spans == []
     # Neither was killed for taking too long.
