@@ -12,10 +12,10 @@ from odp.paths import GRAPHQL
 
 
 def names_of(client: Client, identifiers: Sequence[str], *, seconds: float) -> dict[str, set[str]]:
-    """The identifiers that ODP gives for each customer, beside the one by which it was asked.
+    """The other identifiers on the profile of each customer in ODP, by the identifier in the query.
 
-    ODP documents identifiers as fields of a customer, and not which of several values it gives; the newest is assumed.
-    Customers about whom ODP says nothing are left out, all of them when it can't be asked this way.
+    ODP documents identifiers as fields of a customer, but not which of several values it returns; the newest is
+    assumed. Customers without another identifier are left out. The result is empty if ODP didn't answer the query.
     """
     customers = [(name, identifier) for identifier in identifiers for name in (FS, WEB)]
     declared = ", ".join(f"$p{nth}: String" for nth in range(len(customers)))

@@ -1,4 +1,4 @@
-"""How far the events of one install came in the last hours or days: received, parked, folded, delivered, confirmed.
+"""The steps of an install's events in the last hours or days: received, parked, folded, delivered, confirmed.
 
 ODP doesn't report when it has applied a change. An event counts as confirmed when ODP has shown a test customer of the
 install since the event was delivered.
@@ -30,7 +30,7 @@ _PROGRESS = sql.beside(__file__).query("progress", Progress._make)
 
 
 def funnel(install: Install, hours: int, proofs: Mapping[int, Proof]) -> list[Number]:
-    """The steps in their order, each with the way to the list of its rows."""
+    """The number of events in each step, in order, with a link to the list of its rows."""
     points, proof = charts.read(hours=hours, install=install), proofs[install.pk]
     total = {name: sum(getattr(point, name) for point in points) for name in charts.COUNTS}
     end = points[-1].at + timedelta(minutes=points[-1].minutes)

@@ -1,8 +1,8 @@
--- How far the events of one install came, from its Minutes.
+-- The steps of an install's events, from its Minutes.
 
 -- name: progress
--- Events delivered in a range of time ("went"), those of them that were folded, so that ODP needed no change, and those
--- delivered before the time "proven". "folded" is NULL if only an older version counted them.
+-- The numbers of events delivered in a range of time ("went"), of folded events among them, which needed no change in
+-- ODP, and of those delivered before the time "proven". "folded" is NULL if only an older version counted the minutes.
 SELECT coalesce(sum(delivered + again), 0)::bigint AS went,
     sum(greatest(delivered + again - sent, 0)) FILTER (WHERE sent IS NOT NULL)::bigint AS folded,
     coalesce(sum(delivered + again) FILTER (WHERE minute + interval '1 minute' <= %(proven)s), 0)::bigint AS confirmed
