@@ -23,7 +23,7 @@ Phase = GuidedChange.Phase
 
 # The most seconds from reading the body of a call to storing it.
 STORED_SECONDS = 60.0
-# The most repairs of one audience. The second one is for events whose time was ahead of the clock.
+# The most repairs of one audience. If a difference remains, a person has to look at it.
 REPAIRS = 3
 
 
