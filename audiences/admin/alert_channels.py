@@ -47,6 +47,8 @@ def end_of(message: TroubleMessage | None) -> State:
 
 
 def url(admin: OperatorAdmin[Trouble]) -> URLPattern:
+    """The page of the button *Send a test*, one per channel."""
+
     def view(request: HttpRequest, channel: str) -> HttpResponse:
         """GET states the consequence, POST queues the test."""
         if not request.user.has_perm(PERMISSION):

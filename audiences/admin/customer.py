@@ -206,6 +206,7 @@ def _never() -> Any:
 
 
 def write_down(request: HttpRequest, identifier: str) -> None:
+    """Record a search for a customer in *Who did what*, with the identifier masked."""
     user = cast(User, request.user)
     LogEntry.objects.create(
         user_id=user.pk,

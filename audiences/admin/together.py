@@ -42,6 +42,8 @@ class Together(Generic[M]):
 
 
 def urls(admin: "OperatorAdmin[M]", *offered: Together[M]) -> list[URLPattern]:
+    """The pages of these buttons, one per object: ``<id>/<name>/``."""
+
     def page(together: Together[M], request: HttpRequest, pk: int) -> HttpResponse:
         if not request.user.has_perm(together.verb.permission):
             raise PermissionDenied
@@ -77,6 +79,7 @@ def _name(model: type[Model], name: str) -> str:
 
 
 def names(things: Sequence[Model]) -> str:
+    """The names of the first objects, and the number of the others."""
     more = f" and {number(len(things) - NAMED)} more" if len(things) > NAMED else ""
     return ", ".join(str(thing) for thing in things[:NAMED]) + more
 

@@ -84,6 +84,7 @@ class Listed:
 
 
 def listed(known: Iterable[Known], request: HttpRequest, *, of_install: str) -> Listed:
+    """The page of the list that the request asks for, with the parameters ``kind`` and ``p``."""
     kind, asked = request.GET.get("kind", ""), request.GET.get("p", "")
     chosen = [one for one in _worst_first(known) if kind in ("", one[0].kind)]
     pages = max(1, -(-len(chosen) // PER_PAGE))

@@ -112,6 +112,7 @@ def leases_end(change: GuidedChange) -> Step:
 
 
 def choose(change: GuidedChange) -> Step:
+    """Choose the next audience and its next phase. When none is left, the install is switched, or the change ends."""
     return _choose_before(change) if change.switched_at is None else _choose_after(change)
 
 
@@ -324,6 +325,7 @@ def _leave(change: GuidedChange, audience: Audience, why: str) -> Step:
 
 
 def remove(change: GuidedChange, client: Client) -> Step:
+    """Delete the emptied audience in the old account, or leave it there with the reason."""
     audience = _audience(change)
     if why := _use_by_another(change):
         return _leave(change, audience, why)

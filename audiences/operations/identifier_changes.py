@@ -69,6 +69,7 @@ def audiences(install: Install) -> QuerySet[Audience]:
 
 
 def plan(install: Install) -> Plan:
+    """Count the audiences and memberships of a change, without requests to Lytics or ODP."""
     counted = audiences(install)
     return Plan(counted.count(), counted.aggregate(members=Sum("lane__member_count"))["members"] or 0)
 

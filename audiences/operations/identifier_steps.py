@@ -45,6 +45,7 @@ def _state(change: GuidedChange) -> str:
 
 
 def choose(change: GuidedChange) -> Step:
+    """Choose the next audience. When none is left, the change is done."""
     if change.switched_at is None:
         return to(Phase.READ_BY)
     waiting = identifier_changes.audiences(change.install).filter(pk__gt=change.last_audience_id)
