@@ -203,3 +203,11 @@ def test_a_line_counts_the_troubles_of_its_kind_that_are_not_listed(viewer: Clie
     found = line(viewer, "paused or set aside")
     assert (found.what, found.tone) == ("13 audiences are paused or set aside", "held")
     assert found.unfolded[-1].what == "All 13"
+
+
+def test_a_line_of_groups_counts_all_audiences_and_all_groups(viewer: Client) -> None:
+    many.fill(50, 20)
+    facts = troubles.facts()
+    blocked = [alert.many for alert in troubles.alerts(facts) if alert.kind == "blocked"]
+    assert sum(blocked) == facts.blocked.lanes > 30
+    assert "50 groups of parked items" in {one.what for one in shown(viewer)}

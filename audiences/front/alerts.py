@@ -141,7 +141,13 @@ def listed_rows(rows: QuerySet[M]) -> tuple[list[M], int]:
     return found, required(found[0], "all_rows", int) if found else 0
 
 
-def and_more(kind: str, many: int, what: str, url: str, *, tone: str = "bad") -> list[Alert]:
-    """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural."""
+def and_more(kind: str, many: int, what: str, url: str, *, tone: str = "bad", things: int | None = None) -> list[Alert]:
+    """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural. ``things`` is the number
+    of things in the unlisted objects, where these are groups.
+    """
     rest = many - ALERTS_LISTED
-    return [Alert(kind, f"{rest:,} more {what}", "", None, url, tone, is_rest=True, many=rest)] if rest > 0 else []
+    return (
+        [Alert(kind, f"{rest:,} more {what}", "", None, url, tone, is_rest=True, many=things or rest)]
+        if rest > 0
+        else []
+    )

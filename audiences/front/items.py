@@ -67,8 +67,16 @@ def blocked_audiences(found: Groups) -> list[Alert]:
     """One alert for each cause, for any number of audiences that it blocks."""
     shown_alerts = [_blocked_alike(group) for group in found.read[:ALERTS_LISTED]]
     return shown_alerts + and_more(
-        "blocked", found.count, "reasons for blocked audiences", list_url(Audience, state="blocked")
+        "blocked",
+        found.count,
+        "reasons for blocked audiences",
+        list_url(Audience, state="blocked"),
+        things=_unlisted(found),
     )
+
+
+def _unlisted(found: Groups) -> int:
+    return found.lanes - sum(group.lanes for group in found.read[:ALERTS_LISTED])
 
 
 def _blocked_alike(group: Group) -> Alert:
@@ -153,7 +161,11 @@ def creations_on_hold() -> list[Alert]:
             )
         )
     return shown_alerts + and_more(
-        "creation", found.count, "reasons for audiences on hold", list_url(Audience, state="hold")
+        "creation",
+        found.count,
+        "reasons for audiences on hold",
+        list_url(Audience, state="hold"),
+        things=_unlisted(found),
     )
 
 
