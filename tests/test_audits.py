@@ -379,6 +379,22 @@ def test_an_unreachable_side_is_asked_again_later(gold: Audience, lytics: Lytics
     assert finish(asked).differing == 0
 
 
+@pytest.mark.parametrize("side", ["Lytics", "ODP"])
+def test_a_side_that_does_not_respond_for_a_day_ends_the_audit(
+    odp: ThreadedSandbox, gold: Audience, lytics: Lytics, side: str
+) -> None:
+    """Until then the page shows the result before it, and the install's other audits wait."""
+    if side == "Lytics":
+        lytics.answer = lambda path, query: (503, {"message": "busy"}) if path.endswith("/scan") else None
+    else:
+        odp.fault({"path": "/v3/graphql"}, {"status": 503})
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    audits.go_on(gold.install_id, seconds=30)
+    Audit.objects.update(started_at=now() - timedelta(days=1))
+    assert finish(asked).problem == f"{side} did not respond until 1 day after the audit began."
+
+
 # --- a sample ------------------------------------------------------------------------------------------------
 
 

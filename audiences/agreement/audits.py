@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 # Longer than any step.
 LEASE = timedelta(seconds=60)
+# The age from which an audit ends when a side doesn't respond, because the install's other audits wait for it, and the
+# page still shows the result before it.
+GIVE_UP = timedelta(days=1)
 # The number of audits kept per audience.
 KEPT = 100
 SCHEDULE = "schedule"
@@ -166,7 +169,11 @@ def run(audit: Audit, *, until: float = float("inf"), pause: Callable[[float], N
 
 def _step(audit: Audit) -> Step:
     try:
-        return _STEPS[audit.phase](audit)
+        result = _STEPS[audit.phase](audit)
+        if not result.changes and audit.started_at is not None and now() - audit.started_at >= GIVE_UP:
+            side = "Lytics" if audit.phase == Phase.SCAN else "ODP"
+            raise Ended(f"{side} did not respond until {GIVE_UP.days} day after the audit began.")
+        return result
     except Ended as ended:
         log.warning("an audit ended without a result", audience=audit.audience.odp_id, reason=ended.problem)
         _end(audit, {"problem": ended.problem})
