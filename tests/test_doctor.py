@@ -273,6 +273,19 @@ def test_odp_audiences(odp: ThreadedSandbox, shop: Install, gold: Audience) -> N
     assert {request["method"] for request in odp.requests()[before + 1 :]} == {"GET"}, "it writes nothing"
 
 
+def test_odp_unknown(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    """A backup was restored that doesn't have an audience which was made later."""
+    assert the(shop, "odp_unknown").state == "good"
+    definition = odp.odp("GET", "/v3/segments/lytics_gold")[1]["definition"]
+    for odp_id in ("lytics_silver", "lytics_check_1", "vip"):
+        made = {"description": odp_id, "metadata": {"display_name": odp_id}, "definition": definition}
+        assert odp.odp("POST", f"/v3/segments/{odp_id}", made)[0] == 201
+    line = the(shop, "odp_unknown")
+    assert (line.state, line.evidence) == ("warning", "ODP has lytics_silver, which this service doesn't know.")
+    odp.fault({"path": "/v3/segments"}, {"status": 503})
+    assert the(shop, "odp_unknown").state == "unknown"
+
+
 def test_odp_audiences_that_a_look_or_a_block_names(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     twins.look(shop.pk)
     found = {"finding": "changed", "problem": "The definition was changed.", "since_at": now()}

@@ -24,6 +24,8 @@ ODP = "ODP"
 REGIONS = {"us": "United States", "eu": "Europe", "au": "Asia-Pacific"}
 # The most audiences that a line names, and the most that are read in ODP because ODP's list lacks them.
 NAMED, READ = 20, 5
+# Audiences that guided changes and learn_account make for a short time.
+OWN = ("lytics_check_", "lytics_sync_learn")
 # An audience is looked at every six hours at the default interval; see operations/twins.py.
 LOOK_STALE = timedelta(hours=24)
 # ODP documents 90 seconds until a write shows.
@@ -174,6 +176,24 @@ def _blocked(made: list[Audience]) -> Iterator[Finding]:
             cure = "Correct in ODP what this names, then press Unblock on its page."
             words = f"Blocked: {audience.lane.block_reason}"
             yield bad(words, cure, at=audience.lane.blocked_at, about=audience.odp_id)
+
+
+@check(ODP, "Unknown audiences in ODP")
+def odp_unknown(case: Case) -> Found:
+    """Whether ODP has audiences with the install's prefix that no audience here uses, as after a restored backup."""
+    there, prefix = case.segments, case.install.odp_prefix
+    if isinstance(there, Answer):
+        raise NotCheckedError("ODP did not list its audiences.", "Look at the line about the API key.")
+    ours = {odp_id for odp_id in there if odp_id.startswith(prefix) and not odp_id.startswith(OWN)}
+    lacking = sorted(ours - set(Audience.objects.filter(odp_id__in=ours).values_list("odp_id", flat=True)))
+    if not lacking:
+        return good(f"This service knows each audience in ODP whose id begins with {prefix}.")
+    cure = (
+        "After a restored backup, have Lytics send the existing users of these audiences again, and audit them."
+        " Otherwise another system makes them: give the install another prefix, or delete in ODP what nobody uses."
+    )
+    more = f" and {len(lacking) - NAMED:,} more" if len(lacking) > NAMED else ""
+    return warning(f"ODP has {', '.join(lacking[:NAMED])}{more}, which this service doesn't know.", cure)
 
 
 @check(ODP, "One customer by both identifiers")
