@@ -4,10 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.db import connection, transaction
+from django.db.models import Q
 
 from audiences.encryption import decrypt
-from audiences.insight import horizons
-from audiences.models import Audience, Difference, Event, Install, Membership, Parked, Profile
+from audiences.insight import customer_texts, horizons
+from audiences.models import (
+    Audience,
+    Delivery,
+    Difference,
+    Event,
+    Install,
+    Membership,
+    Parked,
+    Profile,
+    ScannedMember,
+)
 
 
 def export(install: Install, identifier: str) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def export(install: Install, identifier: str) -> dict[str, Any]:
         "install": install.name,
         "identifier": identifier,
         # Older rows may have been deleted, so the export says from which age.
-        "horizons": horizons.all_words("events", "parked", "audits"),
+        "horizons": horizons.all_words("events", "requests", "deliveries", "parked", "audits"),
         "memberships": [
             {
                 "audience": row.audience.odp_id,
@@ -45,10 +56,23 @@ def export(install: Install, identifier: str) -> dict[str, Any]:
             }
             for event in found
         ],
+        "requests": list(_requests(found, identifier)),
         "parked": list(_parked(install, identifier)),
         "profiles": [
-            {"audience": row.audience.odp_id, "profile": row.profile, "identifiers": row.identifiers}
-            for row in Profile.objects.filter(profile=identifier, **of_install).select_related("audience")
+            {
+                "audience": row.audience.odp_id,
+                "profile": row.profile,
+                "identifiers": row.identifiers if row.profile == identifier else [identifier],
+            }
+            for row in Profile.objects.filter(
+                Q(profile=identifier) | Q(identifiers__contains=[identifier]), **of_install
+            ).select_related("audience")
+        ],
+        "scanned": [
+            {"audit": row.audit_id, "audience": row.audit.audience.odp_id, "profile": row.profile}
+            for row in ScannedMember.objects.filter(identifier=identifier, audit__install=install).select_related(
+                "audit__audience"
+            )
         ],
         "differences": [
             {
@@ -64,12 +88,33 @@ def export(install: Install, identifier: str) -> dict[str, Any]:
     }
 
 
+def _requests(events: list[Event], identifier: str) -> Iterator[dict[str, Any]]:
+    """The requests to ODP about the customer. ODP's response isn't part of it, because it may quote other people."""
+    deliveries = customer_texts.deliveries_covering(
+        audiences=[event.audience_id for event in events], sequences=[event.sequence for event in events]
+    )
+    for row in Delivery.objects.filter(pk__in=deliveries).order_by("pk").iterator(chunk_size=customer_texts.PIECE):
+        items = customer_texts.items_about(bytes(row.request) if row.request else None, identifier)
+        if items or not row.request:
+            yield {
+                "delivery": row.pk,
+                "at": row.opened_at.isoformat(),
+                "outcome": row.get_outcome_display(),
+                "items": items,
+            }
+
+
 def _parked(install: Install, identifier: str) -> Iterator[dict[str, Any]]:
-    for row in Parked.objects.filter(install=install, identifier=identifier).order_by("pk"):
+    named = customer_texts.parked_about(install.pk, identifier)
+    for row in Parked.objects.filter(pk__in=named).select_related("audience").order_by("pk"):
+        raw = decrypt(bytes(row.raw)) if row.raw else b""
         yield {
             "parked": row.pk,
+            "audience": row.audience.odp_id if row.audience else None,
             "reason": row.reason,
+            # ODP's words about a rejected change; the detail of other items may quote anybody.
+            "detail": row.detail if row.identifier == identifier else "",
             "parked_at": row.parked_at.isoformat(),
             "state": row.get_resolution_display(),
-            "item": decrypt(bytes(row.raw)).decode(errors="replace") if row.raw else None,
+            "item": raw.decode(errors="replace") if customer_texts.of_one_person(raw) else None,
         }

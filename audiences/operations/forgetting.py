@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import structlog
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.crypto import salted_hmac
@@ -20,18 +19,16 @@ from django.utils.timezone import now
 from audiences import request_bodies, sql
 from audiences.delivery import account_switch, holds
 from audiences.delivery.fold import FORGOTTEN
-from audiences.encryption import decrypt, opened
+from audiences.encryption import opened
+from audiences.insight import customer_texts
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked
-from audiences.operations import forgotten_texts, former_stores
+from audiences.operations import former_stores
 from audiences.receiving import ingest
 from audiences.wake import wake
 from lytics import times
 from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
-
-# The number of parked items decrypted at a time.
-PIECE = 200
 
 
 class BusyError(Exception):
@@ -54,10 +51,6 @@ class _Progress(NamedTuple):
         return self.delivered < sequence <= (sequence if self.end is None else self.end)
 
 
-class _Id(NamedTuple):
-    id: int
-
-
 class _TakenOut(NamedTuple):
     events: int
     memberships: int
@@ -66,7 +59,6 @@ class _TakenOut(NamedTuple):
 _SQL = sql.beside(__file__)
 _FOLLOW_INDEX = _SQL.command("follow_index")
 _EVENTS = _SQL.query("events", _Event._make)
-_DELIVERIES = _SQL.query("deliveries", _Id._make)
 _TAKE_OUT = _SQL.query("take_out", _TakenOut._make)
 _CLEAR_ANSWERS = _SQL.command("clear_answers")
 _CLEAR_LANES = _SQL.command("clear_lanes")
@@ -194,7 +186,7 @@ def _take_out(forgotten: Forgotten) -> bool:
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     who = {"identifier": identifier, "install": install}
     # Before the locks: it decrypts every parked item, and no delivery may wait for that.
-    parked = _parked_about(install, identifier)
+    parked = customer_texts.parked_about(install, identifier)
     with transaction.atomic():
         if not Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).exists():
             return True
@@ -209,10 +201,10 @@ def _take_out(forgotten: Forgotten) -> bool:
             "audiences": [event.audience_id for event in events],
             "sequences": [event.sequence for event in events],
         }
-        replaced = {"pattern": forgotten_texts.pattern(identifier), "token": forgotten.token}
+        replaced = {"pattern": customer_texts.pattern(identifier), "token": forgotten.token}
         for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
             statement.run(install=install, **replaced)
-        deliveries = [row.id for row in _DELIVERIES.run(**places).all()]
+        deliveries = customer_texts.deliveries_covering(**places)
         taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
         assert taken_out is not None
         counts = taken_out._asdict()
@@ -243,32 +235,14 @@ def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> dict[i
 
 def _out_of_deliveries(delivery_ids: Sequence[int], identifier: str, token: str) -> int:
     """Replace the identifier in stored requests and in ODP's answers. Returns the number of Deliveries changed."""
-    said = forgotten_texts.pattern(identifier)
+    said = customer_texts.pattern(identifier)
     changed = _CLEAR_ANSWERS.run(deliveries=delivery_ids, pattern=said, token=token).changed
     requests = Delivery.objects.filter(pk__in=delivery_ids, request__isnull=False)
     for pk, packed in requests.values_list("pk", "request"):
         body = request_bodies.unpack(bytes(packed or b""))
-        if (cleared := forgotten_texts.out_of_request(body, identifier, token)) != body:
+        if (cleared := customer_texts.out_of_request(body, identifier, token)) != body:
             changed += Delivery.objects.filter(pk=pk).update(request=request_bodies.pack(cleared.encode()))
     return changed
-
-
-def _parked_about(install_id: int, identifier: str) -> set[int]:
-    """The parked items that name the person. Items that the present keys can't decrypt are not searched."""
-    named = set(Parked.objects.filter(install=install_id, identifier=identifier).values_list("pk", flat=True))
-    stored = Parked.objects.filter(install=install_id, raw__isnull=False).order_by("pk").only("pk", "raw")
-    unreadable = 0
-    for parked in stored.iterator(chunk_size=PIECE):
-        try:
-            raw = decrypt(bytes(parked.raw or b""))
-        except ImproperlyConfigured:
-            unreadable += 1
-            continue
-        if forgotten_texts.names(raw, identifier):
-            named.add(parked.pk)
-    if unreadable:
-        log.warning("parked items can't be decrypted and were not searched", install=install_id, items=unreadable)
-    return named
 
 
 def _out_of_parked(named: Collection[int], forgotten: Forgotten) -> int:

@@ -17,20 +17,6 @@ SELECT found.audience_id, found.sequence, found.occurred_ns
 FROM found JOIN audiences_audience AS audience ON audience.id = found.audience_id
 WHERE audience.install_id = %(install)s
 
--- name: deliveries
--- The Deliveries whose requests may name the person: those of all Runs that cover one of the given events.
--- Attempts begin at the cursor, and the cursor never moves back. So these Runs have the nearest start at or below.
-SELECT DISTINCT run.delivery_id AS id
-FROM unnest(%(audiences)s::int[], %(sequences)s::bigint[]) AS asked(audience_id, sequence)
-CROSS JOIN LATERAL (
-    SELECT first_sequence FROM audiences_run
-    WHERE audience_id = asked.audience_id AND first_sequence <= asked.sequence
-    ORDER BY first_sequence DESC LIMIT 1
-) AS nearest
-JOIN audiences_run AS run ON run.audience_id = asked.audience_id AND run.first_sequence = nearest.first_sequence
-    AND run.last_sequence >= asked.sequence
-WHERE run.delivery_id IS NOT NULL
-
 -- name: clear_answers
 -- Replaces the identifier in ODP's answers to the given Deliveries.
 UPDATE audiences_delivery SET answer = regexp_replace(answer, %(pattern)s, %(token)s, 'gi'),

@@ -2,16 +2,56 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from audiences import request_bodies
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+
+from audiences import request_bodies, sql
+from audiences.encryption import decrypt
+from audiences.models import Parked
 from lytics.bodies import as_utf8
 from odp import redact
+
+log = structlog.get_logger(__name__)
+
+
+class _Id(NamedTuple):
+    id: int
+
+
+_DELIVERIES = sql.beside(__file__).query("deliveries", _Id._make)
+
+# The number of parked items decrypted at a time.
+PIECE = 200
 
 # Parts of a message that describe its structure and name no customer.
 _STRUCTURE = {"meta", "type", "specversion", "id"}
 _STRUCTURE_IN_DATA = {"segment_events"}
+
+
+def deliveries_covering(*, audiences: Sequence[int], sequences: Sequence[int]) -> list[int]:
+    """The ids of the Deliveries whose requests may name the customer of these events."""
+    return [row.id for row in _DELIVERIES.run(audiences=audiences, sequences=sequences).all()]
+
+
+def parked_about(install_id: int, identifier: str) -> set[int]:
+    """The parked items that name the person. Items that the present keys can't decrypt are not searched."""
+    named = set(Parked.objects.filter(install=install_id, identifier=identifier).values_list("pk", flat=True))
+    stored = Parked.objects.filter(install=install_id, raw__isnull=False).order_by("pk").only("pk", "raw")
+    unreadable = 0
+    for parked in stored.iterator(chunk_size=PIECE):
+        try:
+            raw = decrypt(bytes(parked.raw or b""))
+        except ImproperlyConfigured:
+            unreadable += 1
+            continue
+        if names(raw, identifier):
+            named.add(parked.pk)
+    if unreadable:
+        log.warning("parked items can't be decrypted and were not searched", install=install_id, items=unreadable)
+    return named
 
 
 def names(raw: bytes, identifier: str) -> bool:
@@ -83,3 +123,18 @@ def out_of_request(body: str, identifier: str, token: str) -> str:
             cut = next((size for size in range(len(spelling) - 1, 1, -1) if body.endswith(spelling[:size])), 0)
             body = body[: len(body) - cut]
     return body
+
+
+def of_one_person(raw: bytes) -> bool:
+    """Whether a parked item is one message, and so about one person. Other items may name several."""
+    try:
+        item = json.loads(as_utf8(raw))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(item, dict) and isinstance(item.get("data"), dict)
+
+
+def items_about(packed: bytes | None, identifier: str) -> list[Any]:
+    """The items of a stored request that are about the customer. Each item is about one."""
+    kept = request_bodies.items(request_bodies.unpack(packed)) if packed else []
+    return [item for item in kept if identifier in _inside(item)]
