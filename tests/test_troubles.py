@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Event, Thread
 from typing import Any
 
@@ -435,6 +436,61 @@ def test_an_unreachable_mail_server_is_tried_again(receiver: Receiver, settings:
     settings.EMAIL_BACKEND = there
     check(BLOCKED, minute=1)
     assert len(mail.outbox) == 1
+
+
+class _MailHandler(StreamRequestHandler):
+    """Accepts every command and letter."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 mail\r\n")
+        is_letter = False
+        for line in self.rfile:
+            is_letter = line[:4] == b"data" or (is_letter and line != b".\r\n")
+            if not is_letter or line[:4] == b"data":
+                self.wfile.write(b"354 go on\r\n" if is_letter else b"250 ok\r\n")
+
+
+@pytest.fixture
+def mail_server() -> Iterator[int]:
+    """The port of a mail server."""
+    with ThreadingTCPServer(("127.0.0.1", 0), _MailHandler) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_mail_server_gets_the_message(receiver: Receiver, mail_server: int, settings: Settings) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mail_server
+    check(BLOCKED, minute=0)
+    assert TroubleMessage.objects.get(channel="email").sent_at is not None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ALERT_EMAILS": [f"ops@{'ä' * 70}.com"]},
+        {"ALERT_EMAILS": ["ops@example.com\nBcc: kim@example.com"]},
+        {"EMAIL_HOST": "a" * 70},
+        {"EMAIL_HOST": ".."},
+        {"DEFAULT_FROM_EMAIL": "ops@example.com\nBcc: kim@example.com"},
+    ],
+)
+def test_an_unusable_mail_setting_is_a_reason_and_delays_no_other_channel(
+    receiver: Receiver, mail_server: int, settings: Settings, values: dict[str, Any]
+) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mail_server
+    for name, value in values.items():
+        setattr(settings, name, value)
+    troubles.check([BLOCKED], at=now() - timedelta(days=2))
+    TroubleMessage.objects.update(next_try_at=now())
+    tasks.send_alerts()
+    letter = TroubleMessage.objects.get(channel="email")
+    assert letter.problem == "ALERT_EMAILS, DEFAULT_FROM_EMAIL or EMAIL_HOST can't be used"
+    assert letter.given_up_at is not None
+    assert not TroubleMessage.objects.exclude(channel="email").filter(sent_at=None).exists()
 
 
 # --- From the page Now ----------------------------------------------------------------------------------------

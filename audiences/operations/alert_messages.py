@@ -174,6 +174,8 @@ def _mail(message: TroubleMessage) -> str:
         mail.send()
     except OSError as error:
         return mail_problem(error)
+    except ValueError:  # an address, or a host name, that no mail can have
+        return "ALERT_EMAILS, DEFAULT_FROM_EMAIL or EMAIL_HOST can't be used"
     return ""
 
 
