@@ -335,6 +335,14 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     audit()
     line = the(shop, "odp_members")
     assert (line.state, line.about, "1 of 2 people" in line.evidence) == ("bad", "lytics_gold", True)
+    assert "press Repair" in line.cure
+    Audit.objects.update(differing=0, only_in_odp=2)
+    line = the(shop, "odp_members")
+    assert (line.state, "at least 2 more members" in line.evidence) == ("warning", True)
+    assert "press Change mechanism" in line.cure
+    Audit.objects.update(problem="Lytics rejects the scan.")
+    line = the(shop, "odp_members")
+    assert (line.state, line.cure) == ("warning", "Press Audit on the page of an audience.")
 
 
 def test_odp_other_install(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:

@@ -21,10 +21,9 @@ def odp_members(case: Case) -> Found:
     audits = {audit.audience_id: audit for audit in newest}
     differing = [audit for audit in audits.values() if audit.problem or audit.differing or audit.only_in_odp]
     if differing:
-        cure = "Open its newest audit under Audits, and press Repair there. Now says what to do about estimates."
         return [
             (bad if audit.differing and not audit.problem else warning)(
-                f"{words.result(audit)}.", cure, at=audit.ended_at, about=str(audit.audience)
+                f"{words.result(audit)}.", _cure(audit), at=audit.ended_at, about=str(audit.audience)
             )
             for audit in differing[:NAMED]
         ]
@@ -38,3 +37,11 @@ def odp_members(case: Case) -> Found:
     if len(audited) < len(made) or stale:
         return warning(found, f"{CURE} The schedule audits each audience every AUDIT_HOURS hours.", at=at)
     return good(found, at=at)
+
+
+def _cure(audit: Audit) -> str:
+    if audit.problem:
+        return CURE
+    if audit.differing:
+        return "Open its newest audit under Audits, and press Repair there."
+    return "Stop the other system that writes to ODP, then press Change mechanism on the install's page."
