@@ -107,12 +107,12 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             conn.data_ready = True
             super().enqueue_req(conn)
 
-    def _wait(self, conn: TConn, go_on: Callable[[TConn], None]) -> None:
-        """Call ``go_on`` when the caller sends something or closes."""
+    def _wait(self, conn: TConn, then: Callable[[TConn], None]) -> None:
+        """Call ``then`` when the caller sends something or closes."""
 
         def resume(_sock: socket.socket) -> None:
             self._forget(conn)
-            go_on(conn)
+            then(conn)
 
         self._waiting.add(conn)
         self.poller.register(conn.sock, EVENT_READ, resume)

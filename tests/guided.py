@@ -51,7 +51,7 @@ def step(shop: Install) -> bool:
 def work(shop: Install) -> None:
     """Run the other tasks of the workers."""
     drain_all(shop)
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     drain_all(shop)
 
 

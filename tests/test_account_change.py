@@ -509,7 +509,7 @@ def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Aud
     work(shop)
     until(shop, Phase.CATCH_UP)
     step(shop)
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
     Install.objects.update(enabled=True)
@@ -528,12 +528,12 @@ def test_a_retirement_and_a_forgetting_wait_for_the_end(shop: Install, gold: Aud
     assert not retiring.advance(Retirement.objects.get().pk)
     assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     for _ in range(3):
-        forgetting.go_on_all()
+        forgetting.advance_all()
         work(shop)
     assert Membership.objects.filter(audience=gold, identifier="kim", is_member=True).exists()
     assert finish(shop).problem == ""
     for _ in range(4):
-        forgetting.go_on_all()
+        forgetting.advance_all()
         retiring.advance(Retirement.objects.get().pk)
         work(shop)
     assert Forgotten.objects.get().ended_at is not None
@@ -580,7 +580,7 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox, shop: Install
     Audience.objects.filter(install=other).update(odp_id="lytics_other")
     assert forgetting.ask(Install.objects.get(pk=shop.pk), "kim", tell_odp=False, by="dpo")
     assert "being forgotten" in why(target(new))
-    forgetting.go_on_all()
+    forgetting.advance_all()
     begin(shop, new)
     assert "under way" in why(target(new))
 

@@ -65,7 +65,7 @@ class Pair(NamedTuple):
 
     def repair(self, done: Audit) -> Audit:
         assert resends.repair(done, by="kim", reason="drift")
-        resends.go_on(self.shop.pk, seconds=5)
+        resends.advance_all(self.shop.pk, seconds=5)
         drain_all(self.shop)
         return audits.run_to_end(Audit.objects.latest("pk"))
 

@@ -64,7 +64,7 @@ def audit(audience: Audience, mode: str = Audit.Mode.FULL, **options: Any) -> Au
 
 
 def finish(asked: Audit) -> Audit:
-    audits.go_on(asked.install_id, seconds=30)
+    audits.advance_all(asked.install_id, seconds=30)
     done = Audit.objects.get(pk=asked.pk)
     assert done.ended_at is not None
     return done
@@ -106,7 +106,7 @@ def test_transitions_that_lytics_does_not_show_yet_are_no_differences(
     lytics.asked.clear()
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.go_on(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=30)
     assert not any("scan" in target for target in lytics.asked)
     lytics.members = ["bob", "cyd", "dan", "eve", "gus"]
     Audit.objects.update(started_at=now() - timedelta(seconds=31))
@@ -253,9 +253,9 @@ def test_an_audit_whose_time_is_up_goes_on_at_once_and_one_that_waits_does_not(
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
     monkeypatch.setattr(audits, "wake_audit", woken.append)
-    audits.go_on(gold.install_id, seconds=0.4)
+    audits.advance_all(gold.install_id, seconds=0.4)
     assert (Audit.objects.get(pk=asked.pk).phase, woken) == ("scan", [gold.install_id])
-    audits.go_on(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=30)
     assert (Audit.objects.get(pk=asked.pk).phase, woken) == ("settle", [gold.install_id])
 
 
@@ -264,7 +264,7 @@ def test_the_audit_waits_until_the_lane_has_delivered(gold: Audience) -> None:
     enter(gold, "zoe", at=3)
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.go_on(gold.install_id, seconds=5)
+    audits.advance_all(gold.install_id, seconds=5)
     assert Audit.objects.get(pk=asked.pk).phase == "settle"
     holds.resume(Lane.objects.get(pk=gold.pk))
     drain_all(gold.install)
@@ -295,7 +295,7 @@ def test_a_killed_audit_goes_on_where_it_was(gold: Audience, lytics: Lytics, mon
     lytics.asked.clear()
     for _ in range(3):
         with pytest.raises(Killed):
-            audits.go_on(gold.install_id, seconds=30)
+            audits.advance_all(gold.install_id, seconds=30)
     done = finish(asked)
     assert (done.differing, done.compared_with_lytics, done.scanned) == (0, 6, 5)
     scans = [parse_qs(urlsplit(target).query).get("start", [""])[0] for target in lytics.asked if "scan" in target]
@@ -373,7 +373,7 @@ def test_an_unreachable_side_is_asked_again_later(gold: Audience, lytics: Lytics
     lytics.answer = lambda path, query: (503, {"message": "busy"})
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.go_on(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=30)
     assert Audit.objects.get(pk=asked.pk).ended_at is None
     lytics.answer = lambda path, query: None
     assert finish(asked).differing == 0
@@ -390,7 +390,7 @@ def test_a_side_that_does_not_respond_for_a_day_ends_the_audit(
         odp.fault({"path": "/v3/graphql"}, {"status": 503})
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.go_on(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=30)
     Audit.objects.update(started_at=now() - timedelta(days=1))
     assert finish(asked).problem == f"{side} did not respond until 1 day after the audit began."
 
@@ -412,7 +412,7 @@ def test_a_sample_asks_odp_about_some_and_the_same_ones_after_a_restart(gold: Au
 
 def repair(done: Audit) -> Audit:
     assert resends.repair(done, by="kim", reason="drift")
-    resends.go_on(done.install_id, seconds=5)
+    resends.advance_all(done.install_id, seconds=5)
     drain_all(done.install)
     after = Audit.objects.filter(audience=done.audience).latest("id")
     assert after.by == f"repair of audit {done.pk}"
@@ -440,7 +440,7 @@ def test_anything_newer_than_the_scan_wins_over_a_repair(gold: Audience, lytics:
     happen(gold, ("gus", "exit", times.from_moment(done.scan_began_at) + 1))
     drain_all(gold.install)
     assert resends.repair(done, by="kim", reason="drift")
-    resends.go_on(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=5)
     drain_all(gold.install)
     assert not Membership.objects.get(audience=gold, identifier="gus").is_member
 
@@ -533,7 +533,7 @@ def test_audit_and_repair_are_buttons(odp: ThreadedSandbox, gold: Audience, lyti
     done = finish(Audit.objects.get())
     asked = press(operator, "repair", done, reason="drift")
     assert "1 enter and 0 leave" in asked
-    resends.go_on(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=5)
     drain_all(gold.install)
     assert "gus" in odp.members("lytics_gold")
     after = finish(Audit.objects.latest("id"))

@@ -336,25 +336,25 @@ def test_a_customer_stays_until_the_previous_field_or_list_has_the_exits(
     odp.fault({"path": LISTS if before == "list" else PROFILES}, {"status": 503, "body": {"message": "down"}})
     asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     assert asked is not None
-    assert not forgetting.go_on(asked)
+    assert not forgetting.advance(asked)
     drain_all(shop)
     assert odp.members("lytics_gold") == ["lee", "mia"]
-    assert not forgetting.go_on(asked)
+    assert not forgetting.advance(asked)
     odp.clear_faults()
     Install.objects.update(enabled=False)
-    assert not forgetting.go_on(asked)
+    assert not forgetting.advance(asked)
     assert Membership.objects.filter(identifier="kim").exists()
     Install.objects.update(enabled=True)
-    assert forgetting.go_on(asked)
+    assert forgetting.advance(asked)
     assert not Membership.objects.filter(identifier="kim").exists()
 
 
 def forget_customer(shop: Install, identifier: str) -> None:
     asked = forgetting.ask(shop, identifier, tell_odp=True, by="dpo")
     assert asked is not None
-    forgetting.go_on(asked)
+    forgetting.advance(asked)
     work(shop)
-    assert forgetting.go_on(asked)
+    assert forgetting.advance(asked)
 
 
 # --- audiences that are not changed -------------------------------------------------------------------------
@@ -547,7 +547,7 @@ def test_skipped_events_of_the_ledger_are_sent_again(odp: ThreadedSandbox, shop:
     begin(shop)
     while GuidedChange.objects.get().phase != Phase.RESEND:
         step(shop)
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     step(shop)
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
@@ -614,7 +614,7 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox) -> None:
 
 def test_a_worker_takes_steps_until_the_change_has_to_wait(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     begin(shop)
-    changes.go_on(shop.pk, seconds=30)
+    changes.advance(shop.pk, seconds=30)
     change = GuidedChange.objects.get()
     assert (change.phase, change.lease_token) == (Phase.RESEND, None)
     assert changes.due() == [], "it waits for the resend"

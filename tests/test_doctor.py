@@ -324,7 +324,7 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
 
     def audit() -> None:
         assert audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
-        audits.go_on(shop.pk, seconds=30)
+        audits.advance_all(shop.pk, seconds=30)
 
     assert states(shop, "odp_members") == ["unknown"]
     audit()

@@ -67,7 +67,7 @@ def audit(pair: Pair) -> Audit:
 
 
 def finish(asked: Audit) -> Audit:
-    audits.go_on(asked.install_id, seconds=30)
+    audits.advance_all(asked.install_id, seconds=30)
     done = Audit.objects.get(pk=asked.pk)
     assert (done.problem, done.note, done.phase) == ("", "", "done")
     return done
@@ -87,7 +87,7 @@ def repair(pair: Pair, done: Audit) -> Audit:
 
 def work(pair: Pair) -> None:
     drain_all(Install.objects.get(pk=pair.shop.pk))
-    resends.go_on(pair.shop.pk, seconds=5)
+    resends.advance_all(pair.shop.pk, seconds=5)
     drain_all(Install.objects.get(pk=pair.shop.pk))
 
 

@@ -143,7 +143,7 @@ def test_a_scan_that_ends_early_is_no_sign_that_a_small_audience_was_left(
     pair.lytics.answer = lambda path, query: (200, page) if path.endswith("/scan") else None
     asked = audits.ask(pair.gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.go_on(pair.shop.pk, seconds=30)
+    audits.advance_all(pair.shop.pk, seconds=30)
     done = Audit.objects.get(pk=asked.pk)
     assert "did not finish in 5 attempts" in done.problem
     assert named(done) == {}
@@ -202,7 +202,7 @@ def test_an_audience_that_waits_for_a_person_keeps_no_other_audit_waiting(
     happen(other, ("zoe", "exit", 9))
     waiting = audits.ask(other, mode=Audit.Mode.FULL, by="kim")
     assert waiting is not None
-    audits.go_on(pair.shop.pk, seconds=30)
+    audits.advance_all(pair.shop.pk, seconds=30)
     assert Audit.objects.get(pk=waiting.pk).phase == Audit.Phase.SETTLE
     done = audit(pair)
     assert (done.differing, done.phase) == (0, Audit.Phase.DONE)

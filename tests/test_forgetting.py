@@ -61,7 +61,7 @@ def gold(shop: Install) -> Audience:
 def forget(shop: Install, **options: Any) -> Forgotten:
     asked = forgetting.ask(shop, KIM, **{"tell_odp": False, "by": "dpo", **options})
     assert asked is not None
-    assert forgetting.go_on(asked)
+    assert forgetting.advance(asked)
     return Forgotten.objects.get(pk=asked.pk)
 
 
@@ -164,11 +164,11 @@ def test_with_exits_odp_gets_them_first(odp: ThreadedSandbox, shop: Install, gol
     drain_all(shop)
     asked = forgetting.ask(shop, KIM, tell_odp=True, by="dpo")
     assert asked is not None
-    assert not forgetting.go_on(asked)
-    assert not forgetting.go_on(asked), "ODP has not been told yet"
+    assert not forgetting.advance(asked)
+    assert not forgetting.advance(asked), "ODP has not been told yet"
     assert Event.objects.filter(identifier=KIM).count() == 4
     drain_all(shop)
-    forgetting.go_on_all()
+    forgetting.advance_all()
     assert odp.members("lytics_gold") == ["lee"]
     assert odp.members("lytics_silver") == []
     assert rows_that_name(KIM) == []
@@ -182,7 +182,7 @@ def test_neither_waiting_nor_resent_events_bring_the_person_back(
     drain_all(shop)
     assert odp.members("lytics_gold") == ["ann", KIM, "lee"]
     assert resends.resync(gold, by="kim", reason="try")
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     drain_all(shop)
     written = [request for request in odp.requests(bodies=True) if request["method"] == "POST"]
     assert not any("lytics-sync-forgotten-" in str(request.get("body")) for request in written)
@@ -216,11 +216,11 @@ def test_a_person_in_a_request_under_way_is_forgotten_after_it(shop: Install, go
     asked = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
     assert asked is not None
     with pytest.raises(forgetting.BusyError):
-        forgetting.go_on(asked)
-    forgetting.go_on_all()
+        forgetting.advance(asked)
+    forgetting.advance_all()
     assert Event.objects.filter(identifier=KIM).exists()
     holds.give_back(lease)
-    forgetting.go_on_all()
+    forgetting.advance_all()
     assert rows_that_name(KIM) == []
 
 
@@ -254,7 +254,7 @@ def test_a_failing_request_does_not_stop_the_others(
         real(forgotten)
 
     monkeypatch.setattr(forgetting, "_take_out", fail_once)
-    forgetting.go_on_all()
+    forgetting.advance_all()
     assert Forgotten.objects.get(pk=second.pk).ended_at is not None
 
 
@@ -269,7 +269,7 @@ def test_a_small_part_of_the_log_is_read_however_long_it_is(shop: Install, actio
         else:
             asked = forgetting.ask(shop, "kim", tell_odp=False, by="dpo")
             assert asked is not None
-            assert forgetting.go_on(asked)
+            assert forgetting.advance(asked)
     searches = [one["sql"] for one in seen.captured_queries if "identifier" in one["sql"] and "'kim'" in one["sql"]]
     of_the_log = [sql for sql in searches if "audiences_event" in sql and sql.startswith(("SELECT", "WITH"))]
     assert len(of_the_log) == 1
@@ -343,7 +343,7 @@ def test_the_page_of_a_customer_forgets_after_a_confirmation(shop: Install, gold
     assert "can&#x27;t be undone" in asked
     assert not Forgotten.objects.exists()
     boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk, "reason": "request 7"})
-    forgetting.go_on_all()
+    forgetting.advance_all()
     assert Forgotten.objects.get().ended_at is not None
     assert rows_that_name(KIM) == []
     assert "Forget</button>" not in found_by(boss)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def forget(install: Install, identifier: str, *, tell_odp: bool = False) -> None:
     asked = forgetting.ask(install, identifier, tell_odp=tell_odp, by="dpo")
     assert asked is not None
-    assert forgetting.go_on(asked)
+    assert forgetting.advance(asked)
 
 
 def without_field(who: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_a_short_identifier_leaves_other_words_in_answers_alone(odp: ThreadedSan
 def finish(install: Install) -> None:
     for _ in range(4):
         drain_all(install)
-        forgetting.go_on_all()
+        forgetting.advance_all()
 
 
 def test_an_entry_under_way_when_exits_are_asked_for_gets_its_exit(odp: ThreadedSandbox, shop: Install) -> None:
@@ -146,7 +146,7 @@ def test_an_entry_under_way_when_exits_are_asked_for_gets_its_exit(odp: Threaded
     lease = claim(shop)
     asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     assert asked is not None
-    forgetting.go_on_all()
+    forgetting.advance_all()
     holds.give_back(lease)
     drain_all(shop)
     finish(shop)
@@ -160,7 +160,7 @@ def test_an_entry_that_comes_before_the_exit_is_delivered_gets_its_exit(odp: Thr
     gold = make_delivered(shop, "kim", "lee")
     asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     assert asked is not None
-    assert not forgetting.go_on(asked)
+    assert not forgetting.advance(asked)
     happen(gold, ("kim", "enter", times.from_moment(now())))
     drain_all(shop)
     assert Membership.objects.get(identifier="kim").is_member
@@ -176,7 +176,7 @@ def test_a_waiting_entry_gets_its_exit(odp: ThreadedSandbox, shop: Install) -> N
     enter(gold, "kim")
     asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     assert asked is not None
-    assert not forgetting.go_on(asked)
+    assert not forgetting.advance(asked)
     finish(shop)
     asked.refresh_from_db()
     assert asked.ended_at is not None
@@ -188,9 +188,9 @@ def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, sh
     assert retiring.retire(gold, by="sam", reason="left the job")
     asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     assert asked is not None
-    forgetting.go_on_all()
+    forgetting.advance_all()
     for _ in range(4):
-        retiring.go_on(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=5)
         drain_all(shop)
     enter(gold, "kim", at=9)
     finish(shop)

@@ -260,7 +260,7 @@ def test_missing_identifiers_list_the_received_fields_and_release_all_returns_he
     answered = operator.post(told.buttons[1].url, pairs)
     assert answered["Location"] == reverse("admin:index")
     assert "Being released now" in alert(operator, "parked").todo
-    resends.go_on(install.pk, seconds=5)
+    resends.advance_all(install.pk, seconds=5)
     assert alert(operator, "parked") is None
     assert Event.objects.get().identifier == "kim@example.com"
 

@@ -93,8 +93,8 @@ def work(shop: Install) -> None:
     """Run the other tasks of the workers."""
     for _ in range(2):
         drain_all(shop)
-        resends.go_on(shop.pk, seconds=5)
-        audits.go_on(shop.pk, seconds=5)
+        resends.advance_all(shop.pk, seconds=5)
+        audits.advance_all(shop.pk, seconds=5)
     drain_all(shop)
 
 

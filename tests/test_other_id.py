@@ -41,7 +41,7 @@ def gold(shop: Install) -> Audience:
 
 def send_again(shop: Install) -> None:
     drain_all(shop)
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     drain_all(shop)
 
 

@@ -121,7 +121,7 @@ def test_sent_events_are_resent_searched_counted_and_audited(shop: Install, odp:
     assert resends.resync(gold, by="boss", reason="to see")
     stretch = log_range.find(gold.pk, *hour, upto=gold.last_sequence)
     assert resends.replay(gold, stretch, start=hour[0], end=hour[1], by="boss", reason="to see")
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     drain_all(shop)
     reconcile.reconcile()
     search_index.summarise()

@@ -402,7 +402,7 @@ def test_resync_creates_again_what_was_deleted_in_odp(odp: ThreadedSandbox, sett
     drain_all(shop)
     assert odp.odp("GET", "/v3/segments/lytics_gold")[0] == 404
     assert resends.resync(gold, by="kim", reason="it was deleted")
-    resends.go_on(shop.pk, seconds=10)
+    resends.advance_all(shop.pk, seconds=10)
     drain_all(shop)
     assert odp.odp("GET", "/v3/segments/lytics_gold")[0] == 200
     assert odp.members("lytics_gold") == ["kim", "lee"]
@@ -444,7 +444,7 @@ def test_a_definition_that_a_person_changed_in_odp_is_noticed(
     odp.odp("PUT", "/v3/segments/lytics_gold", {"description": "x", "metadata": {}, "definition": definition})
     if how == "resync":
         assert resends.resync(gold, by="kim", reason="to look")
-        resends.go_on(shop.pk, seconds=10)
+        resends.advance_all(shop.pk, seconds=10)
     else:
         holds.block_audience(gold.pk, "something else")
         press(operator, "unblock", gold)

@@ -117,7 +117,7 @@ def what_happens(audience: Audience, chance: random.Random, round_: int) -> None
 
 def resync(audience: Audience) -> None:
     assert resends.resync(Audience.objects.get(pk=audience.pk), by="kim", reason="why")
-    resends.go_on(audience.install_id, seconds=60)
+    resends.advance_all(audience.install_id, seconds=60)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -62,7 +62,7 @@ def test_all_of_a_reason_are_read_by_the_field_chosen(operator: Client, shop: In
     answered = operator.post(group(shop), {**hidden(asked), "read_by": "email"}, follow=True)
     assert "Read by the field email." in answered.content.decode()
     assert Resend.objects.get().identifier_field == "email"
-    resends.go_on(shop.pk, seconds=30)
+    resends.advance_all(shop.pk, seconds=30)
     drain_all(shop)
     assert identifiers() == ["alex@example.com", "kim@example.com"]
     assert Membership.objects.filter(is_member=True).count() == 2
@@ -73,7 +73,7 @@ def test_all_of_a_reason_are_read_by_the_field_chosen(operator: Client, shop: In
 def test_an_item_without_the_chosen_field_stays_parked(operator: Client, shop: Install) -> None:
     asked = operator.get(group(shop)).content.decode()
     operator.post(group(shop), {**hidden(asked), "read_by": "_uids"})
-    resends.go_on(shop.pk, seconds=30)
+    resends.advance_all(shop.pk, seconds=30)
     assert identifiers() == ["u-1"]
     assert Parked.objects.filter(closed_at=None).count() == 1
     assert Resend.objects.get().stayed == 1

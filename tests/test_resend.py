@@ -109,8 +109,8 @@ def ask_release(install: Install, reason: str = "no_identifier") -> Resend:
     return Resend.objects.latest("pk")
 
 
-def go_on(install: Install) -> None:
-    resends.go_on(install.pk, seconds=60)
+def advance(install: Install) -> None:
+    resends.advance_all(install.pk, seconds=60)
 
 
 def again(resend: Resend) -> Resend:
@@ -142,7 +142,7 @@ def test_a_resync_appends_the_whole_ledger(
     )
     asked = ask_resync(gold)
     assert forced(gold) == [], "a button does nothing but ask"
-    go_on(shop)
+    advance(shop)
     rows = Event.objects.values_list("identifier", "kind", "occurred_ns", "forced")
     assert sorted(rows) == sorted((who, EXIT if nth % 2 else ENTER, nth, True) for nth, who in enumerate(names))
     done = again(asked)
@@ -152,7 +152,7 @@ def test_a_resync_appends_the_whole_ledger(
 
 def test_an_empty_ledger_is_resynced_with_nothing(shop: Install, gold: Audience) -> None:
     asked = ask_resync(gold)
-    go_on(shop)
+    advance(shop)
     assert (again(asked).done, Event.objects.count()) == (0, 0)
     assert again(asked).ended_at is not None
 
@@ -172,7 +172,7 @@ def test_a_change_between_two_chunks_of_a_resync_wins(monkeypatch: pytest.Monkey
         drain_all(shop)
         resends.advance(asked.pk)
         happen(gold, ("u0001", "exit", 6), ("u0005", "exit", 6))
-        go_on(shop)
+        advance(shop)
         drain_all(shop)
         assert again(asked).ended_at is not None
         assert odp.members("lytics_gold") == ["new", "u0002", "u0003"]
@@ -189,7 +189,7 @@ def test_a_replay_appends_the_events_of_its_span_again_at_their_old_times(
     monkeypatch.setattr(resends, "CHUNK", chunk)
     accepted(gold, *seconds(0, 10, 20, 30, 40))
     asked = ask_replay(gold, *seconds(10, 40))
-    go_on(shop)
+    advance(shop)
     rows = Event.objects.filter(forced=True).order_by("sequence").values_list("identifier", "occurred_ns")
     assert list(rows) == [("u0001", 1), ("u0002", 2), ("u0003", 3)]
     assert (again(asked).total, again(asked).done) == (3, 3)
@@ -203,7 +203,7 @@ def test_a_replay_up_to_the_present_does_not_replay_itself(
     accepted(gold, *[now() - timedelta(seconds=9)] * 5)
     ask_replay(gold, now() - timedelta(hours=1), now() + timedelta(hours=1))
     enter(gold, "late")
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == numbered(5)
 
 
@@ -227,7 +227,7 @@ def test_a_replay_is_exact_where_events_were_not_received_in_the_order_of_their_
         assert not [who for who in expected if not stretch.first - 1 <= int(who[1:]) <= stretch.last - 1]
     if expected:
         ask_replay(gold, begins, ends)
-        go_on(shop)
+        advance(shop)
     assert forced(gold) == expected
 
 
@@ -260,7 +260,7 @@ def test_numbers_that_were_pruned_are_before_every_span(shop: Install, gold: Aud
     Event.objects.filter(sequence__lte=2).delete()
     assert log_range.find(gold.pk, *seconds(-100, 100), upto=4).events == 2
     ask_replay(gold, *seconds(-100, 100))
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == ["u0002", "u0003"]
 
 
@@ -274,7 +274,7 @@ def test_a_replay_of_events_in_delivery_sends_them_twice_and_changes_nothing() -
         ask_replay(gold, now() - timedelta(hours=1), now() + timedelta(hours=1))
         for _ in range(3):
             drain.turn(shop.pk)
-        go_on(shop)
+        advance(shop)
         happen(gold, ("u0002", "exit", 3))
         drain_all(shop)
         assert odp.members("lytics_gold") == ["u0000", "u0003", "u0004", "u0005"]
@@ -294,7 +294,7 @@ def test_a_release_reads_each_item_again_with_the_present_settings(shop: Install
     Install.objects.update(identifier_field="user_id")
     asked = ask_release(shop)
     without_identifier(Install.objects.get(), "")
-    go_on(shop)
+    advance(shop)
     assert set(Event.objects.values_list("identifier", "forced")) == {("kim", False), ("lee", False)}
     assert (again(asked).total, again(asked).done, again(asked).stayed) == (3, 2, 1)
     released = Parked.objects.filter(resolution="released")
@@ -311,7 +311,7 @@ def test_a_release_covers_its_own_reason_and_install_only(shop: Install) -> None
     Install.objects.update(identifier_field="user_id")
     last = Parked.objects.latest("pk").pk
     assert resends.release_all(shop, "no_identifier", upto=last, total=1, by="ada")
-    go_on(shop)
+    advance(shop)
     assert set(Resend.objects.values_list("done", "stayed")) == {(1, 0)}
     still = Parked.objects.filter(closed_at=None).values_list("install__name", "reason")
     assert sorted(still) == [("Other", "no_identifier"), ("Other", "not_json"), ("Shop", "not_json")]
@@ -327,9 +327,9 @@ def test_a_lost_database_session_counts_no_item_as_unreadable(shop: Install, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(parked_items, "_close", gone)
-        go_on(shop)
+        advance(shop)
     assert (again(asked).done, again(asked).stayed) == (0, 0)
-    go_on(shop)
+    advance(shop)
     assert (again(asked).done, again(asked).stayed) == (2, 0)
 
 
@@ -348,7 +348,7 @@ def test_an_item_that_fails_stays_parked_and_later_items_continue(
 
     monkeypatch.setattr(parked_items, "_close", fails)
     asked = ask_release(shop)
-    go_on(shop)
+    advance(shop)
     assert set(Event.objects.values_list("identifier", flat=True)) == {"lee", "mo"}
     assert (again(asked).done, again(asked).stayed) == (2, 1)
     assert list(Parked.objects.filter(closed_at=None)) == [first]
@@ -419,7 +419,7 @@ def slowly(*args):
     time.sleep(0.02)
     real(*args)
 resends._move = slowly
-resends.go_on(int(sys.argv[1]), seconds=60)
+resends.advance_all(int(sys.argv[1]), seconds=60)
 """
 
 
@@ -447,7 +447,7 @@ def test_a_worker_killed_with_9_costs_a_chunk_that_the_next_one_does(
         # PostgreSQL notices that its client is gone, and rolls back.
         eventually(lambda: resends.advance(asked.pk))
     assert again(asked).ended_at is None
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == people
     assert again(asked).done == Audience.objects.get(pk=gold.pk).last_sequence == len(people)
 
@@ -479,7 +479,7 @@ def test_many_workers_do_each_chunk_once_and_in_order(
 
     def work() -> None:
         while again(asked).ended_at is None:
-            resends.go_on(shop.pk, seconds=0)
+            resends.advance_all(shop.pk, seconds=0)
 
     together(work, work, work, work)
     assert forced(gold) == people
@@ -491,7 +491,7 @@ def test_two_operators_who_press_at_once_start_one_resend(shop: Install, gold: A
     in_the_ledger(gold, "kim")
     pressed = together(*[lambda: resends.resync(gold, by="ada", reason="why not")] * 4)
     assert sorted(pressed) == [False, False, False, True]
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == ["kim"]
     assert resends.resync(gold, by="ada", reason="once more")
 
@@ -512,7 +512,7 @@ def test_a_failing_resend_is_shown_and_does_not_delay_others(
 
     monkeypatch.setattr(resends, "_resync", fails)
     monkeypatch.setattr(resends.log, "exception", lambda words, **more: told.append((words, more["resend"])))
-    go_on(shop)
+    advance(shop)
     assert again(good).ended_at is not None
     assert (again(bad).ended_at, set(told)) == (None, {("a resend failed", bad.pk)})
 
@@ -527,7 +527,7 @@ def test_a_stopped_one_appends_nothing_more(shop: Install, gold: Audience, monke
     resends.advance(asked.pk)
     assert resends.stop(asked, by="bob")
     assert not resends.stop(asked, by="a third")
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == numbered(2)
     assert (again(asked).done, state.of_resend(again(asked)).word, again(asked).stopped_by) == (2, "stopped", "bob")
     assert resends.due() == []
@@ -547,7 +547,7 @@ def test_stopping_during_a_chunk_waits_for_that_chunk(
         (stopped,) = start(lambda: resends.stop(asked, by="bob"))
         eventually(lambda: waiting_for_a_lock() >= 2)
     assert (chunk.result(PATIENCE), stopped.result(PATIENCE)) == (True, True)
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == numbered(2)
     assert again(asked).done == 2
 
@@ -567,7 +567,7 @@ def test_a_resend_runs_ahead_of_its_lane_by_a_bounded_number_of_events(
     monkeypatch.setattr(backlog, "AHEAD", 5)
     in_the_ledger(gold, *numbered(20))
     asked = ask_resync(gold)
-    go_on(shop)
+    advance(shop)
     assert len(forced(gold)) == 6
     assert state.of_resend(again(asked)).word == "under way"
     assert "6 events of this audience are yet to be delivered" in state.of_resend(again(asked)).why
@@ -578,7 +578,7 @@ def test_a_resend_runs_ahead_of_its_lane_by_a_bounded_number_of_events(
     delivered(gold)
     assert state.of_resend(again(asked)).word == "under way"
     for _ in range(4):
-        go_on(shop)
+        advance(shop)
         delivered(gold)
     assert forced(gold) == numbered(20)
 
@@ -589,14 +589,14 @@ def test_it_keeps_half_of_the_high_water_mark_for_lytics(shop: Install, gold: Au
     enter(silver, *numbered(7))
     in_the_ledger(gold, *numbered(12))
     asked = ask_resync(gold)
-    go_on(shop)
+    advance(shop)
     assert (len(forced(gold)), backlog.of(shop.pk)) == (3, 10)
     assert "high-water mark" in state.of_resend(again(asked)).why
     delivered(silver)
-    go_on(shop)
+    advance(shop)
     assert (len(forced(gold)), backlog.of(shop.pk)) == (10, 10)
     delivered(gold)
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == numbered(12)
 
 
@@ -606,10 +606,10 @@ def test_a_release_waits_for_the_mark_as_well(shop: Install, gold: Audience, set
     asked = ask_release(shop)
     settings.BACKLOG_HIGH_WATER = 2
     enter(gold, "lee")
-    go_on(shop)
+    advance(shop)
     assert Parked.objects.filter(closed_at=None).exists()
     delivered(gold)
-    go_on(shop)
+    advance(shop)
     assert again(asked).done == 1
 
 
@@ -637,7 +637,7 @@ def test_a_task_that_ran_out_of_time_enqueues_the_next(
     monkeypatch.setattr(resends, "CHUNK", 1)
     in_the_ledger(gold, *numbered(3))
     ask_resync(gold)
-    resends.go_on(shop.pk, seconds=0)
+    resends.advance_all(shop.pk, seconds=0)
     assert (forced(gold), woken) == (numbered(1), [("resend", shop.pk)])
 
 
@@ -737,7 +737,7 @@ def test_a_stop_that_comes_too_late_does_nothing(
     in_the_ledger(gold, "kim")
     resync = ask_resync(gold)
     asked = operator.get(url("stop-resync", resync)).content.decode()
-    go_on(shop)
+    advance(shop)
     assert "nothing was done" in told(operator, url("stop-resync", resync), hidden(asked))
     assert again(resync).stopped_by == ""
 
@@ -783,7 +783,7 @@ def test_a_replay_shows_its_exact_numbers_before_it_is_confirmed(
     assert "Replaying 5 events" in told(operator, url("replay", gold), hidden(foreseen))
     resend = Resend.objects.get()
     assert (resend.total, resend.by, resend.reason) == (5, "operator", "ODP lost an hour")
-    go_on(shop)
+    advance(shop)
     assert forced(gold) == ["u0001", "u0002", "u0003", "u0004", "u0001"]
     assert "replay of 2026-03-02 09:01 – 2026-03-02 09:02 UTC" in page(operator, gold)
     history = operator.get(reverse("admin:audiences_audience_history", args=[gold.pk])).content.decode()

@@ -41,7 +41,7 @@ def cause_of(run: Run) -> str:
 
 def resync(shop: Install, gold: Audience) -> None:
     assert resends.resync(gold, by="kim", reason="why not")
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
 
 
 def test_events_from_lytics_have_no_other_cause(shop: Install, gold: Audience) -> None:

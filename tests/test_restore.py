@@ -264,7 +264,7 @@ def test_an_audit_and_a_repair_after_a_restore_make_both_ends_equal(
     assert found is not None
     assert audits.run_to_end(found).differing == 3
     assert resends.repair(Audit.objects.get(pk=found.pk), by="kim", reason="restored")
-    resends.go_on(restored.install_id, seconds=5)
+    resends.advance_all(restored.install_id, seconds=5)
     drain_all(restored.install)
 
     again = Audit.objects.latest("pk")

@@ -280,7 +280,7 @@ def test_a_resend_of_the_audience_ends_before_its_log_does(gold: Audience) -> No
     assert resends.resync(gold, by="sam", reason="x")
     drain_all(gold.install)
     assert not retiring.advance(retirement.pk)
-    resends.go_on(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=5)
     steps(gold)
     assert word(gold) == "retired"
     assert lane_of(gold).member_count == 0
@@ -647,6 +647,6 @@ def test_a_retirement_that_fails_does_not_delay_the_others(
         append(audience, *args)
 
     monkeypatch.setattr(retiring, "_append", fails)
-    retiring.go_on(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=5)
     assert word(silver) == "retired"
     assert Retirement.objects.get(audience=gold).done == 0

@@ -386,7 +386,7 @@ def test_the_role_can_look_audit_and_forget(bridge: str, lytics: Lytics, setting
             assert audits.run_to_end(asked).differing == 1
         asked_to_forget = forgetting.ask(shop, "anna", tell_odp=False, by="dpo")
         assert asked_to_forget is not None
-        assert forgetting.go_on(asked_to_forget)
+        assert forgetting.advance(asked_to_forget)
         trials.drop_old_probes(shop, keep=0)
         lytics_account.set_token(shop, "")
         assert_all_is_well(gold)

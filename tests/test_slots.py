@@ -167,8 +167,8 @@ def test_a_task_beyond_the_share_of_its_install_ends_at_once(task: str, monkeypa
     monkeypatch.setattr(wake, "heard", lambda *args: None)
     monkeypatch.setattr(drain, "drain", run)
     monkeypatch.setattr(making, "make", run)
-    monkeypatch.setattr(resends, "go_on", run)
-    monkeypatch.setattr(retiring, "go_on", lambda *args, **kwargs: None)
+    monkeypatch.setattr(resends, "advance_all", run)
+    monkeypatch.setattr(retiring, "advance_all", lambda *args, **kwargs: None)
     slots.share_out(12)
     with ExitStack() as stack:
         hold(stack, HANGING, 9)

@@ -65,7 +65,7 @@ def both(shop: Install) -> tuple[Audience, Audience]:
 
 def send_all(shop: Install) -> None:
     drain_all(shop)
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     drain_all(shop)
 
 
@@ -119,7 +119,7 @@ def test_a_customer_who_enters_during_the_take_over_is_a_member(
     assert take_over.take_over(new, old, by="sam", reason="x")
     if when == "between":
         told(shop, NEW, "enter", "max")
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     if when == "after":
         told(shop, NEW, "enter", "max")
     send_all(shop)

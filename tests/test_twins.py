@@ -47,7 +47,7 @@ def look(shop: Install) -> None:
 def finish(shop: Install) -> None:
     """Let the workers do what the look has asked for."""
     drain_all(shop)
-    resends.go_on(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=5)
     drain_all(shop)
 
 

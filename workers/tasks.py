@@ -40,8 +40,10 @@ def resend(install_id: int) -> None:
     wake.heard(install_id, wake.RESEND)
     with slots.slot(install_id, drains=False) as free:
         if free:
-            resends.go_on(install_id, seconds=settings.DRAIN_SECONDS, gives_way=slots.gives_way)
-            retiring.go_on(install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way)
+            resends.advance_all(install_id, seconds=settings.DRAIN_SECONDS, gives_way=slots.gives_way)
+            retiring.advance_all(
+                install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way
+            )
 
 
 @shared_task(name="workers.tasks.sweep", ignore_result=True)
@@ -103,16 +105,16 @@ def look(install_id: int) -> None:
 
 @shared_task(name="workers.tasks.audit", ignore_result=True)
 def audit(install_id: int) -> None:
-    """Go on with the oldest audit of one install."""
+    """Take the next steps of an audit of one install."""
     wake.heard(install_id, wake.AUDIT)
-    audits.go_on(install_id, seconds=settings.DRAIN_SECONDS)
+    audits.advance_all(install_id, seconds=settings.DRAIN_SECONDS)
 
 
 @shared_task(name="workers.tasks.ask_audits", ignore_result=True)
 def ask_audits() -> None:
-    """Ask for the audits that the schedule wants, wake the installs that have unfinished ones, and go on forgetting."""
+    """Continue forgetting, ask for the audits that are due, and wake the installs that have unfinished ones."""
+    forgetting.advance_all()
     audits.ask_due()
-    forgetting.go_on_all()
     for install_id in audits.due():
         wake.wake_audit(install_id)
 
@@ -123,7 +125,7 @@ def change(install_id: int) -> None:
     wake.heard(install_id, wake.CHANGE)
     with slots.slot(install_id, drains=False) as free:
         if free:
-            changes.go_on(install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way)
+            changes.advance(install_id, seconds=settings.DRAIN_SECONDS, gate=pace.pass_gate, gives_way=slots.gives_way)
 
 
 @shared_task(name="workers.tasks.summarise", ignore_result=True)

@@ -101,7 +101,7 @@ def due() -> list[int]:
     return list(unfinished.order_by().values_list("install_id", flat=True).distinct())
 
 
-def go_on(install_id: int, *, seconds: float) -> None:
+def advance_all(install_id: int, *, seconds: float) -> None:
     """Take steps of the install's audits for at most ``seconds``, then have a worker take the next ones.
 
     One audit of an install runs at a time.

@@ -249,7 +249,7 @@ def _free(at: datetime) -> QuerySet[GuidedChange]:
     return GuidedChange.objects.filter(no_lease, no_wait, ended_at=None)
 
 
-def go_on(
+def advance(
     install_id: int,
     *,
     seconds: float,

@@ -84,7 +84,7 @@ def was_forgotten(identifier: str) -> list[Forgotten]:
 
 
 def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: str = "") -> Forgotten | None:
-    """Store the request; ``go_on`` does the work. None while the customer is already being forgotten in the install."""
+    """Store the request for ``advance``. None while the customer is already being forgotten in the install."""
     forgotten = Forgotten(
         install=install,
         digest=digest(identifier),
@@ -102,18 +102,18 @@ def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: s
     return forgotten
 
 
-def go_on_all() -> None:
+def advance_all() -> None:
     """Continue all unfinished requests. A failing one doesn't stop the others."""
     for forgotten in Forgotten.objects.filter(ended_at=None).select_related("install").order_by("pk"):
         try:
-            go_on(forgotten)
+            advance(forgotten)
         except BusyError:
             continue
         except Exception:
             log.exception("a customer could not be forgotten", install=forgotten.install.name, forgotten=forgotten.pk)
 
 
-def go_on(forgotten: Forgotten) -> bool:
+def advance(forgotten: Forgotten) -> bool:
     """Return True when the person is forgotten, False while ODP has not accepted the exits. Raises ``BusyError``.
 
     A change to another ODP account copies the ledger, so the person is forgotten after it.

@@ -177,7 +177,7 @@ def due() -> list[int]:
     return list(Resend.objects.filter(ended_at=None).order_by().values_list("install_id", flat=True).distinct())
 
 
-def go_on(install_id: int, *, seconds: float, gives_way: Callable[[], bool] = bool) -> None:
+def advance_all(install_id: int, *, seconds: float, gives_way: Callable[[], bool] = bool) -> None:
     """Advance the install's unfinished Resends in turn, one chunk each, for at most ``seconds`` or until others wait
     for the slot."""
     until = time.monotonic() + seconds

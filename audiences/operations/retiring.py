@@ -105,7 +105,9 @@ def due() -> list[int]:
     return list(waiting.values_list("install_id", flat=True).distinct()) if unfinished else []
 
 
-def go_on(install_id: int, *, seconds: float, gate: Gate | None = None, gives_way: Callable[[], bool] = bool) -> None:
+def advance_all(
+    install_id: int, *, seconds: float, gate: Gate | None = None, gives_way: Callable[[], bool] = bool
+) -> None:
     """Advance the install's unfinished retirements in turn, one step each, for at most ``seconds`` or until others wait
     for the slot."""
     until = time.monotonic() + seconds

@@ -292,7 +292,7 @@ class Bridge(RuleBasedStateMachine):
             for lane in Lane.objects.filter(blocked_at__isnull=False):
                 holds.unblock(lane)
             parked_items.release(Parked.objects.filter(closed_at=None).values_list("pk", flat=True), by="kim")
-            resends.go_on(self.install.pk, seconds=60)
+            resends.advance_all(self.install.pk, seconds=60)
             for which in range(len(self.workers)):
                 tasks.sweep()
                 self.work(which, 200)

@@ -43,6 +43,6 @@ class Command(BaseCommand):
 
 def _is_done(asked: Any) -> bool:
     try:
-        return forgetting.go_on(asked)
+        return forgetting.advance(asked)
     except BusyError:
         return False
