@@ -49,6 +49,19 @@ def test_a_deleted_audience_is_named_by_the_audit_itself(pair: Pair) -> None:  #
     agree(pair)
 
 
+def test_a_deleted_audience_is_named_where_odp_rejects_queries_about_it(pair: Pair) -> None:  # noqa: F811
+    pair.odp.assume(unknown_segment="error")
+    pair.odp.odp("DELETE", SEGMENT)
+    asked = audits.ask(pair.gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    audits.go_on(pair.shop.pk, seconds=30)
+    assert Audit.objects.get(pk=asked.pk).problem.startswith("ODP no longer has the audience lytics_gold.")
+    twins.look(pair.shop.pk)
+    work(pair)
+    assert audit(pair).differing == 0
+    agree(pair)
+
+
 def test_a_changed_definition_is_named_by_the_audit_itself(pair: Pair) -> None:  # noqa: F811
     change_definition(pair)
     done = audit(pair)

@@ -98,7 +98,8 @@ def _shown(audit: Audit, people: Sequence[Person]) -> list[_Shown] | None:
         return list(map(_Shown, both[::2], both[1::2]))
     if found.answer.outcome is Outcome.RETRY_LATER:
         return None
-    raise Ended(f"ODP could not be asked: {redact.words(found.answer.reason)}")
+    why = odp_reasons.of_audience(audit.audience, seconds=SECONDS)
+    raise Ended(f"{why} ODP could not be asked: {redact.words(found.answer.reason)}".strip())
 
 
 def _differing(audit: Audit, doubtful: Sequence[Person], *, cursor: int) -> list[tuple[Person, _Shown]] | None:

@@ -177,6 +177,7 @@ def _step(audit: Audit) -> Step:
     except Ended as ended:
         log.warning("an audit ended without a result", audience=audit.audience.odp_id, reason=ended.problem)
         _end(audit, {"problem": ended.problem})
+        wake_look(audit.install_id)
         return Step()
 
 
@@ -210,7 +211,7 @@ def _finish(audit: Audit) -> None:
     explained = differences.values("identifier").distinct().count()
     _end(audit, {"phase": Phase.DONE, "explained": explained, "only_in_odp": sizes.only_in_odp(audit)})
     log.info("audit done", audience=audit.audience.odp_id, audit=audit.pk, differing=audit.differing)
-    if audit.differing:  # a look shows on Now whether the audience in ODP is the reason
+    if audit.differing:  # a look shows on Now whether the audience in ODP is the reason, as after a rejected query
         wake_look(audit.install_id)
 
 

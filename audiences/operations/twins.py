@@ -108,7 +108,8 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
     ids = settled.values_list("pk", "odp_id")
     gone = [] if isinstance(there, Answer) else [pk for pk, odp_id in ids if odp_id not in there]
     found = Q(twin__isnull=False) & ~Q(twin__finding=Twin.Finding.NOTHING)
-    differ = Q(pk__in=Audit.objects.filter(is_newest=True, differing__gt=0).values("audience"))
+    newest = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem=""), is_newest=True)
+    differ = Q(pk__in=newest.values("audience"))
     chosen = [audience for part in (Q(pk__in=gone), found, differ, Q()) for audience in by_age.filter(part)[:READ]]
     return list({audience.pk: audience for audience in chosen}.values())
 
