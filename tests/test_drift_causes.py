@@ -54,7 +54,7 @@ def test_a_deleted_audience_is_named_where_odp_rejects_queries_about_it(pair: Pa
     pair.odp.odp("DELETE", SEGMENT)
     asked = audits.ask(pair.gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.go_on(pair.shop.pk, seconds=30)
+    audits.advance_all(pair.shop.pk, seconds=30)
     assert Audit.objects.get(pk=asked.pk).problem.startswith("ODP no longer has the audience lytics_gold.")
     twins.look(pair.shop.pk)
     work(pair)
