@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.utils.timezone import now
@@ -12,6 +13,7 @@ from audiences.models import Audience, Delivery, Install, Lane, Membership, Park
 from audiences.operations import forgetting, retiring
 from audiences.receiving import ingest
 from lytics import times
+from lytics.facts import IDENTIFIER_BYTES
 from odp import redact
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import claim, drain_all, enter, happen, make_delivered
@@ -207,3 +209,14 @@ def test_an_identifier_that_the_end_of_a_kept_request_cuts_off_is_removed(odp: T
     forget(shop, "kim@example.com")
     kept = request_bodies.unpack(bytes(Delivery.objects.get().request or b""))
     assert kept.endswith('"lee"}, {"fs_user_id": ')
+
+
+@pytest.mark.parametrize("letter", ["名", "'", "é", "k", ".", "\\", "\n", "🙂"])
+def test_the_longest_identifier_is_forgotten(odp: ThreadedSandbox, shop: Install, letter: str) -> None:
+    longest = letter * (IDENTIFIER_BYTES // len(letter.encode()))
+    make_delivered(shop, longest, "lee")
+    Delivery.objects.update(answer=f"no {longest}, and no {quote(longest)}")
+    forget(shop, longest)
+    answers = "".join(Delivery.objects.values_list("answer", flat=True))
+    assert longest not in answers
+    assert quote(longest) not in answers
