@@ -162,3 +162,11 @@ def test_no_page_reads_more_of_a_log_than_a_bounded_number_of_rows(boss: Client)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
     assert too_much(boss, [*((address, None) for address in addresses()), *searches()]) == ""
+
+
+def test_the_list_of_deliveries_reads_few_runs_when_the_newest_deliveries_have_none(boss: Client) -> None:
+    """Runs are kept longer than deliveries, and a statement per delivery would walk all of them by their id."""
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE audiences_run SET delivery_id = CASE WHEN id % 2 = 0 THEN 1000001 + id % 40 END")
+        cursor.execute("ANALYZE audiences_run")
+    assert too_much(boss, [(listed("delivery"), None)]) == ""

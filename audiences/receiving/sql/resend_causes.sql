@@ -16,9 +16,12 @@ ORDER BY run.id, near.last_sequence
 
 -- name: runs_of_deliveries
 -- The first Runs of each given Delivery, "runs" of each at most.
+-- A range and no equality: with an equality, PostgreSQL may read all Runs in the order of their ids, once for each
+-- Delivery without Runs.
 SELECT near.* FROM unnest(%(deliveries)s::bigint[]) AS wanted(id)
 CROSS JOIN LATERAL (
-    SELECT * FROM audiences_run WHERE delivery_id = wanted.id ORDER BY id LIMIT %(runs)s
+    SELECT * FROM audiences_run WHERE delivery_id >= wanted.id AND delivery_id <= wanted.id
+    ORDER BY delivery_id, id LIMIT %(runs)s
 ) AS near
 
 -- name: ranges_of_events
