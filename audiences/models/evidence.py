@@ -31,6 +31,8 @@ class Minute(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(name="one_row_per_minute", fields=["minute", "install"])]
+        # The page of one install reads up to a week of its minutes.
+        indexes = [models.Index(name="minutes_of_an_install", fields=["install", "minute"])]
 
     def __str__(self) -> str:
         return f"{self.minute:%Y-%m-%d %H:%M} of {self.install}"
