@@ -6,7 +6,9 @@
 SELECT install.id AS install, item.parked_at AS since_at
 FROM audiences_install AS install
 CROSS JOIN LATERAL (
-    SELECT parked_at FROM audiences_parked WHERE install_id = install.id
-    ORDER BY id DESC OFFSET install.parked_limit_per_hour LIMIT 1
+    -- A range and no equality: with an equality, PostgreSQL may read all items in the order of their ids, once for each
+    -- install with few items.
+    SELECT parked_at FROM audiences_parked WHERE install_id >= install.id AND install_id <= install.id
+    ORDER BY install_id, id DESC OFFSET install.parked_limit_per_hour LIMIT 1
 ) AS item
 WHERE install.parked_limit_per_hour > 0 AND item.parked_at > now() - interval '1 hour'
