@@ -4,7 +4,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 
 from audiences.delivery import holds
@@ -31,7 +33,7 @@ def happened(install: Install, minutes_ago: int, **values: Any) -> None:
 
 
 def steps(install: Install, hours: int = 6, proof: Proof | None = None) -> dict[str, Any]:
-    found = funnel.funnel(install, hours, {install.pk: proof or Proof("none")})
+    found = funnel.funnel(install, charts.read(hours=hours, install=install), {install.pk: proof or Proof("none")})
     assert [step.label for step in found] == ["received", "parked", "folded", "delivered", "confirmed"]
     return {step.label: step for step in found}
 
@@ -104,7 +106,15 @@ def test_all_troubles_of_one_install_have_pages_of_their_own(viewer: Client, ins
 @pytest.mark.parametrize(("hours", "chosen"), [("1", 1), ("24", 24), ("168", 168), ("7", 6), ("x", 6), ("", 6)])
 def test_the_time_can_be_chosen_up_to_a_week(viewer: Client, install: Install, hours: str, chosen: int) -> None:
     shown = viewer.get(NOW, {"install": install.public_id, "hours": hours})
-    assert shown.context["funnel_hours"] == shown.context["hours"] == chosen
+    assert shown.context["hours"] == chosen
+
+
+def test_the_minutes_are_read_once_for_the_steps_and_the_charts(viewer: Client, install: Install) -> None:
+    """The figures by point, the arrivals, and the progress."""
+    happened(install, 30, received=100, delivered=80, sent=50)
+    with CaptureQueriesContext(connection) as seen:
+        viewer.get(NOW, {"install": install.public_id})
+    assert len([one for one in seen.captured_queries if "FROM audiences_minute" in one["sql"]]) == 3
 
 
 def test_a_week_is_for_one_install_and_names_days(viewer: Client, install: Install) -> None:

@@ -106,14 +106,9 @@ class Chart:
     rows: list[Sequence[str]] = field(default_factory=list)
 
 
-def charts(request: HttpRequest) -> dict[str, Any]:
+def charts(install: Install | None, hours: int, points: list[Point]) -> dict[str, Any]:
     """The two charts, of all installs or of one, or the text shown instead."""
-    install = chosen_install(request)
-    hours = chosen_hours(request, install)
-    points = read(hours=hours, install=install)
     shown: dict[str, Any] = {
-        "hours": hours,
-        "ranges": ranges(install),
         "charts": [],
         "install": install,
         "of_install": f"&install={install.public_id}" if install else "",

@@ -4,7 +4,7 @@ ODP doesn't report when it has applied a change. An event counts as confirmed wh
 install since the event was delivered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -29,9 +29,11 @@ class Progress(NamedTuple):
 _PROGRESS = sql.beside(__file__).query("progress", Progress._make)
 
 
-def funnel(install: Install, hours: int, proofs: Mapping[int, Proof]) -> list[Number]:
-    """The number of events in each step, in order, with a link to the list of its rows."""
-    points, proof = charts.read(hours=hours, install=install), proofs[install.pk]
+def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int, Proof]) -> list[Number]:
+    """The number of events in each step, in order, with a link to the list of its rows. ``points`` are those of the
+    charts.
+    """
+    proof = proofs[install.pk]
     total = {name: sum(getattr(point, name) for point in points) for name in charts.COUNTS}
     end = points[-1].at + timedelta(minutes=points[-1].minutes)
     progress = _PROGRESS.run(install=install.pk, start=points[0].at, end=end, proven=proof.at or _NEVER).one()

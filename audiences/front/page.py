@@ -11,7 +11,7 @@ from audiences.admin.pages import count, list_url, number, span
 from audiences.admin.parked_groups import sum_in_words
 from audiences.front import calls, lines, troubles
 from audiences.front.alerts import Number
-from audiences.front.charts import charts, chosen_hours, chosen_install, ranges
+from audiences.front.charts import Point, charts, chosen_hours, chosen_install, ranges, read
 from audiences.front.funnel import funnel
 from audiences.front.proofs import proof_number
 from audiences.front.troubles import Facts
@@ -28,27 +28,27 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         return {**context, "title": "Now", "no_role": True}
     # The first part refreshes often, the charts rarely; the page of an install has its own charts.
     part = request.headers.get("HX-Target")
-    present = {} if part == "front-charts" else front(request)
-    history = {} if part == "front-now" else charts(request)
-    return {**context, "title": "Now", **present, **history}
+    install = chosen_install(request)
+    hours = chosen_hours(request, install)
+    # Read once: the steps of an install's events and the charts show the same minutes.
+    points = [] if part == "front-now" and install is None else read(hours=hours, install=install)
+    present = {} if part == "front-charts" else front(request, install, points)
+    history = {} if part == "front-now" else charts(install, hours, points)
+    return {**context, "title": "Now", "hours": hours, "ranges": ranges(install), **present, **history}
 
 
-def front(request: HttpRequest) -> dict[str, Any]:
+def front(request: HttpRequest, install: Install | None, points: list[Point]) -> dict[str, Any]:
     """The numbers and troubles of all installs; or the funnel and the troubles of one install."""
-    facts, install = troubles.facts(), chosen_install(request)
+    facts = troubles.facts()
     found = [alert for alert in troubles.alerts(facts) if install is None or alert.install == install.pk]
     known, of_install = troubles.stored(found), install.public_id if install else ""
     listed = lines.listed(known, request, of_install=of_install) if request.GET.get(lines.ALL) else None
-    shown: dict[str, Any] = {
+    return {
         "listed": listed,
         "alerts": listed.alerts if listed else lines.lines(known, request, of_install=of_install),
         "now_of": install,
+        "numbers": funnel(install, points, facts.proofs) if install else _all_numbers(facts),
     }
-    if install is None:
-        return {**shown, "numbers": _all_numbers(facts)}
-    hours = chosen_hours(request, install)
-    numbers = funnel(install, hours, facts.proofs)
-    return {**shown, "numbers": numbers, "funnel_hours": hours, "funnel_ranges": ranges(install)}
 
 
 def _all_numbers(facts: Facts) -> list[Number]:
