@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db.models import F, Min, OuterRef, Q, Subquery, Sum
+from django.db.models import BooleanField, ExpressionWrapper, F, Min, OuterRef, Q, Subquery, Sum
 
 from audiences.models import Event, Lane
 from audiences.receiving.backlog import CAN_NOT_BE_MADE, HELD
@@ -21,18 +21,23 @@ class Backlog(NamedTuple):
 def by_install() -> dict[int, Backlog]:
     """By install id, without installs that have no waiting events."""
     head = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("delivered_sequence") + 1)
-    behind = F("audience__last_sequence") - F("delivered_sequence")
-    is_free = ~Q(HELD | CAN_NOT_BE_MADE)
+    # Grouped by free and held, because two minima of a subquery in one row would look up each event twice.
     rows = (
         Lane.objects.filter(audience__last_sequence__gt=F("delivered_sequence"))
-        .annotate(head_at=Subquery(head.values("received_at")[:1]))
-        .values("audience__install_id")
         .annotate(
-            waiting=Sum(behind),
-            oldest_at=Min("head_at"),
-            free=Sum(behind, filter=is_free, default=0),
-            oldest_free_at=Min("head_at", filter=is_free),
+            head_at=Subquery(head.values("received_at")[:1]),
+            is_free=ExpressionWrapper(~Q(HELD | CAN_NOT_BE_MADE), output_field=BooleanField()),
         )
-        .values_list("audience__install_id", "waiting", "oldest_at", "free", "oldest_free_at")
+        .values("audience__install_id", "is_free")
+        .annotate(waiting=Sum(F("audience__last_sequence") - F("delivered_sequence")), oldest_at=Min("head_at"))
+        .values_list("audience__install_id", "is_free", "waiting", "oldest_at")
     )
-    return {install_id: Backlog(*values) for install_id, *values in rows}
+    found: dict[int, Backlog] = {}
+    for install_id, is_free, waiting, oldest_at in rows:
+        other = found.get(install_id, Backlog())
+        times = [at for at in (other.oldest_at, oldest_at) if at is not None]
+        total = other._replace(waiting=other.waiting + waiting, oldest_at=min(times, default=None))
+        if is_free:
+            total = total._replace(free=other.free + waiting, oldest_free_at=oldest_at)
+        found[install_id] = total
+    return found
