@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import audit, grid, many_installs, pages, results, saturated  # noqa: F401 — importing them registers their scenarios
+from benchmarks import audit, grid, many_installs, pages, results, saturated, standing  # noqa: F401 — importing them registers their scenarios
 from benchmarks.house import House
 from benchmarks.results import Results
 from benchmarks.scenarios import SCENARIOS, Bench, Scenario, estimate, lines, measure
