@@ -400,7 +400,8 @@ def test_an_export_of_a_customer_says_from_which_age_rows_are_deleted(gold: Audi
     assert customer_export.export(gold.install, "b")["horizons"] == []
     prune_wholly()
     said = customer_export.export(gold.install, "b")["horizons"]
-    assert [text.partition(" before ")[0] for text in said] == ["Events", "Items closed", "Audits"]
+    kinds = [text.partition(" before ")[0] for text in said]
+    assert kinds == ["Events", "Request bodies", "Deliveries", "Items closed", "Audits"]
     assert all(text.endswith("are deleted after 90 days.") for text in said)
 
 
