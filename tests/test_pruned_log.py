@@ -1,6 +1,7 @@
 """A pruned log: it gives the same deliveries as a full one, and an event stays while something needs it."""
 
 import random
+import re
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -402,7 +403,7 @@ def test_an_export_of_a_customer_says_from_which_age_rows_are_deleted(gold: Audi
     said = customer_export.export(gold.install, "b")["horizons"]
     kinds = [text.partition(" before ")[0] for text in said]
     assert kinds == ["Events", "Request bodies", "Deliveries", "Items closed", "Audits"]
-    assert all(text.endswith("are deleted after 90 days.") for text in said)
+    assert all(re.search(r" are deleted after \d+ days\.$", text) for text in said)
 
 
 def test_a_customer_is_shown_with_the_horizon(gold: Audience) -> None:

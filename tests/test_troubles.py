@@ -197,7 +197,7 @@ def test_a_check_that_runs_twice_causes_one_message(receiver: Receiver) -> None:
 
 def test_a_channel_that_is_set_later_gets_messages_about_open_troubles(settings: Settings) -> None:
     troubles.check([BLOCKED], at=START)
-    assert Trouble.objects.get().told_at is None
+    assert Trouble.objects.get().notified_at is None
     settings.ALERT_EMAILS = ["oncall@example.org"]
     check(BLOCKED, minute=1)
     assert len(mail.outbox) == 1
@@ -748,7 +748,7 @@ def test_a_trouble_that_is_no_longer_among_the_first_ten_is_not_resolved(receive
 def test_when_a_named_trouble_is_resolved_another_one_is_named(receiver: Receiver, db: None) -> None:
     many_installs(12, enabled=False)
     front.check()
-    told = Trouble.objects.filter(kind="switched_off", install__isnull=False).exclude(told_at=None)
+    told = Trouble.objects.filter(kind="switched_off", install__isnull=False).exclude(notified_at=None)
     first = list(told.order_by("pk").values_list("install", flat=True))
     Install.objects.filter(pk=first[0]).update(enabled=True)
     for _ in range(3):

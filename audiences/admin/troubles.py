@@ -157,7 +157,7 @@ class TroubleAdmin(HistoryAdmin[Trouble]):
 
     @admin.display()
     def notified(self, trouble: Trouble) -> Any:
-        return ago(trouble.told_at)
+        return ago(trouble.notified_at)
 
     @admin.display()
     def resolved(self, trouble: Trouble) -> Any:

@@ -30,8 +30,8 @@ class Trouble(models.Model):
     # The time of the first of the consecutive checks that didn't find it.
     gone_at = models.DateTimeField(null=True)
     # When its last "opened" messages were queued, and the trouble's tone then.
-    told_at = models.DateTimeField(null=True)
-    told_tone = models.CharField(max_length=8, blank=True, default="")
+    notified_at = models.DateTimeField(null=True, db_column="told_at")
+    notified_tone = models.CharField(max_length=8, blank=True, default="", db_column="told_tone")
     resolved_at = models.DateTimeField(null=True)
     muted_until = models.DateTimeField(null=True)
     muted_by = models.CharField(max_length=150, blank=True, default="")

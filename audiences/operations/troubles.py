@@ -63,11 +63,11 @@ def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime |
             .filter(resolved_at=None)
             .order_by("pk")
         )
-        named = Counter(trouble.kind for trouble in unresolved if trouble.told_at and not _is_rest(trouble))
+        named = Counter(trouble.kind for trouble in unresolved if trouble.notified_at and not _is_rest(trouble))
         for trouble in unresolved:
             if (one := found.get(trouble.key)) is not None:
                 _note(trouble, one, at)
-                if trouble.told_at or _is_rest(trouble) or named[trouble.kind] < NAMED:
+                if trouble.notified_at or _is_rest(trouble) or named[trouble.kind] < NAMED:
                     named[trouble.kind] += _notify(trouble, at) and not _is_rest(trouble)
             elif trouble.kind not in unknown:
                 _miss(trouble, at)
@@ -135,7 +135,7 @@ def _is_rest(trouble: Trouble) -> bool:
 
 def _notify(trouble: Trouble, at: datetime) -> bool:
     """Queue messages if it is time for them. Returns whether these are the first about the trouble."""
-    is_new, is_worse = trouble.told_at is None, trouble.tone == "bad" and trouble.told_tone != "bad"
+    is_new, is_worse = trouble.notified_at is None, trouble.tone == "bad" and trouble.notified_tone != "bad"
     if not is_new and not is_worse:
         return False
     if trouble.muted_until is not None and trouble.muted_until > at:
@@ -144,7 +144,7 @@ def _notify(trouble: Trouble, at: datetime) -> bool:
         return False
     if not alert_messages.queue(trouble, TroubleMessage.Event.OPENED, at=at):
         return False
-    trouble.told_at, trouble.told_tone = at, trouble.tone
+    trouble.notified_at, trouble.notified_tone = at, trouble.tone
     return is_new
 
 
@@ -153,8 +153,8 @@ def _miss(trouble: Trouble, at: datetime) -> None:
         trouble.gone_at = at
     elif at - trouble.gone_at >= RESOLVED_AFTER:
         trouble.resolved_at = at
-        if trouble.told_at is not None:
-            quiet_until = quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) if trouble.told_tone != "bad" else None
+        if trouble.notified_at is not None:
+            quiet_until = quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) if trouble.notified_tone != "bad" else None
             alert_messages.queue(trouble, TroubleMessage.Event.RESOLVED, at=at, not_before=quiet_until)
 
 
