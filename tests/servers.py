@@ -118,6 +118,12 @@ def migrated() -> Path:
         done = subprocess.run(migrate, env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(f"The migrations failed: {done.stderr[-2000:]}")
+        with psycopg.connect(env["DATABASE_URL"], autocommit=True) as server:
+            # So that each test has numbers of five digits, not only those after a test with many rows.
+            server.execute(
+                "SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, 12345) FROM pg_sequences"
+                " WHERE sequencename LIKE 'audiences_%'"
+            )
         with psycopg.connect(f"{url.rpartition('/')[0]}/postgres", autocommit=True) as server:
             server.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE {TEST_DATABASE}")
         fleet.stop()

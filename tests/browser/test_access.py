@@ -42,15 +42,18 @@ def troubled(running: Site, browser: Browser) -> Iterator[Person]:
 
 
 def pages_of(person: Person) -> Iterator[str]:
-    """The front page, every list, and of each the page of its first row."""
-    yield from ("/admin/", "/admin/audiences/install/add/", "/admin/audiences/audience/1/resync/")
+    """The front page, every list, of each the page of its first row, and the dialog of an audience."""
+    yield from ("/admin/", "/admin/audiences/install/add/")
     for name in LISTS:
         path = f"/admin/{name}/"
         yield path
         person.go(path)
         first = person.page.locator("#result_list tbody a[href*='/change/']").first
         if first.count():
-            yield first.get_attribute("href") or path
+            page = first.get_attribute("href") or path
+            yield page
+            if name == "audiences/audience":
+                yield page.replace("/change/", "/resync/").partition("?")[0]
 
 
 def test_nothing_keeps_anybody_from_using_a_page(troubled: Person) -> None:
