@@ -185,6 +185,14 @@ def test_the_counting_thread_sends_without_a_request(install: Install, monkeypat
     assert eventually(lambda: rejected_calls.last_hour([install.public_id]))
 
 
+def test_what_no_test_customer_has_shown_yet_is_not_green(viewer: Client, install: Install) -> None:
+    shown = number(viewer, "ODP shows what is sent")
+    assert (shown.value, shown.well) == ("none yet", None)
+    assert "ls-number ls-well" in viewer.get("/admin/").content.decode()
+    of_install = viewer.get("/admin/", {"install": install.public_id}).content.decode()
+    assert re.search(r'class="ls-number"[^>]*>\s*<span>confirmed', of_install)
+
+
 # --- Calls answered 503 ---------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,8 @@ class Number:
     label: str
     value: str
     url: str
-    well: bool
+    # None when it isn't measured yet, or doesn't say whether something is well.
+    well: bool | None
     note: str = ""
 
 

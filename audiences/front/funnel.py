@@ -43,7 +43,7 @@ def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int
     earlier = f", and {number(total['earlier'])} of an earlier backlog" if total["earlier"] else ""
     again = f", {number(total['again'])} sent again" if total["again"] else ""
     return [
-        Number("received", number(total["received"]), list_url(Receipt, **of_install), True, "events in calls"),
+        Number("received", number(total["received"]), list_url(Receipt, **of_install), None, "events in calls"),
         Number(
             "parked",
             number(total["parked"]),
@@ -55,7 +55,7 @@ def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int
             "folded",
             number(progress.folded),
             list_url(Run, install=install.pk),
-            True,
+            None,
             f"of {count(progress.went, 'event')} delivered in this time: no change in ODP was needed",
         ),
         Number(
@@ -69,7 +69,7 @@ def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int
             "confirmed",
             number(progress.confirmed),
             f"{url_of(install)}#connecting",
-            not proof.is_bad,
+            not proof.is_bad if proof.at or proof.is_bad else None,
             f"delivered before ODP last showed a test customer, {span(now() - proof.at)} ago"
             if proof.at
             else "ODP has shown no test customer",

@@ -24,7 +24,8 @@ def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
     else:
         value = f"{span(now() - min(times))} ago"
         note = f"{bad} of {len(tried)} failing" if bad else f"all {len(tried)}" if len(tried) > 1 else "test customer"
-    return Number("ODP shows what is sent", value, list_url(Install), not bad, note)
+    well = not bad if times or bad else None
+    return Number("ODP shows what is sent", value, list_url(Install), well, note)
 
 
 def not_proven(installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
