@@ -66,6 +66,7 @@ def test_a_small_run_compares_all_memberships_and_changes_no_page() -> None:
     assert ran.returncode == 0, said
     assert "rolling deploy" in ran.stdout, said
     assert "PostgreSQL restarted" in ran.stdout, said
+    assert "Of 1,800 old events, 1,800 were pruned." in ran.stdout, said
     # Each curve has points.
     assert "too few samples" not in ran.stdout, said
     assert page.PAGE.read_text(encoding="utf-8") == before

@@ -101,7 +101,7 @@ def _tables(samples: Sequence[Sample]) -> Iterator[Curve]:
         (one.seconds / 60, sum(_size(one, of_log=True, index=index) for index in (False, True)) / MIB)
         for one in samples
     ]
-    # Without pruning it grows with the number of events.
+    # It grows with the number of events, once the old log is pruned and its space is used again.
     yield Curve(picture="log-size", name="the whole log", unit="MiB", points=whole, floor=0, is_judged=False)
     yield Curve(
         picture="dead",

@@ -26,6 +26,7 @@ def lines(report: Report) -> Iterator[str]:
     with_result, without, under_way = report.audits
     yield f"Audits: {with_result} with a result, {without} without one, {under_way} under way at the end."
     yield f"Probes: {report.probes[0]} succeeded, {report.probes[1]} failed."
+    yield f"Of {report.old_events[0]:,} old events, {report.old_events[1]:,} were pruned."
     yield f"At the end, ODP was asked about each of {report.memberships:,} memberships."
     yield f"{'; '.join(report.broken) or 'All were equal'}."
     yield ""

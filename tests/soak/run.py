@@ -13,6 +13,7 @@ from local.stack import python
 from sandbox.lytics.api.__main__ import DEFAULT_TOKEN
 from tests.chaos import faults
 from tests.chaos.house import House, Install
+from tests.soak import old_log
 from tests.soak.curves import Verdict, curves, judge
 from tests.soak.samples import Sample, take
 
@@ -27,8 +28,10 @@ AUDIT_SAMPLE = 100
 BATCH = 300
 # Seconds until all events are delivered, and until ODP shows what it accepted.
 DRAIN_SECONDS, VISIBLE_SECONDS = 300, 30
+# Seconds after the stream until the old log is pruned. Beat starts a run every 30 seconds.
+PRUNE_SECONDS = 120
 NAME = "soak"
-SETTINGS = {"PROBE_MINUTES": "1", "LOOK_MINUTES": "1", "AUDIT_HOURS": "1"}
+SETTINGS = {"PROBE_MINUTES": "1", "LOOK_MINUTES": "1", "AUDIT_HOURS": "1", **old_log.SETTINGS}
 WHO = "soak"
 _TOKEN = (
     "from audiences.lytics_account import set_token; from audiences.models import Install;"
@@ -79,6 +82,8 @@ class Report:
     audits: tuple[int, int, int]
     # The probes that succeeded, and those that failed.
     probes: tuple[int, int]
+    # The events of the old log, and those of them that were pruned.
+    old_events: tuple[int, int]
     # Undelivered events, differing memberships, and audits that found differences.
     broken: list[str]
     memberships: int
@@ -129,6 +134,7 @@ class _Run:
         options = self.options
         install = self.house.connect(NAME)
         self.house.manage("shell", "--no-imports", "-c", _TOKEN)
+        old = old_log.OldLog(self.house, events=round(60 * options.rate * options.minutes))
         memberships = self.house.folder / "memberships.json"
         self.began = time.monotonic()
         self._sample()
@@ -137,6 +143,8 @@ class _Run:
             raise StackError(f"the sender ended with code {code}: {said[-300:]}")
         sent_minutes = self._minute
         self._drain()
+        if not self.house.wait(lambda: old.pruned() >= old.events, seconds=PRUNE_SECONDS):
+            self.broken.append(f"{old.events - old.pruned():,} old events were not pruned")
         return Report(
             options=options,
             samples=self.samples,
@@ -144,6 +152,7 @@ class _Run:
             happened=self.happened,
             audits=self._audits(),
             probes=self._probes(),
+            old_events=(old.events, old.pruned()),
             memberships=self._compare(memberships),
             broken=self.broken,
         )

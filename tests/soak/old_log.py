@@ -1,0 +1,60 @@
+"""An old log that is pruned during a soak: the delivered events of a second install, all received 100 days ago."""
+
+from tests.chaos.house import House
+
+NAME = "old"
+# Of the log alone. Each other setting has its default, which is lower than the age of these rows.
+SETTINGS = {"EVENTS_KEEP_DAYS": "90"}
+AUDIENCES = 20
+EVENTS_PER_CALL = 300
+
+# Switched off, so that the bridge doesn't look for its audiences in ODP.
+_SWITCH_OFF = "UPDATE audiences_install SET enabled = false WHERE name = %s RETURNING id"
+_AUDIENCES = """
+INSERT INTO audiences_audience (install_id, segment_id, slug, latest_slug, odp_id, last_sequence, created_at,
+    provisioned_at)
+SELECT %s, 'old' || n, 'old_' || n, 'old_' || n, 'lytics_old_' || n, %s, now() - interval '100 days',
+    now() - interval '100 days'
+FROM generate_series(1, %s) AS n RETURNING id
+"""
+_LANES = """
+INSERT INTO audiences_lane (audience_id, delivered_sequence, member_count, paused_by, pause_reason, block_reason)
+SELECT id, last_sequence, 0, '', '', '' FROM audiences_audience WHERE id = ANY(%s) RETURNING audience_id
+"""
+_CALLS = """
+WITH made AS (INSERT INTO audiences_receipt (install_id, received_at, job, bytes, messages, queued, parked, skipped,
+    parked_reasons)
+SELECT %s, now() - interval '100 days', 'old', 100000, %s, %s, 0, 0, '{}' FROM generate_series(1, %s) RETURNING 1)
+SELECT count(*) FROM made
+"""
+_EVENTS = """
+WITH made AS (INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)
+SELECT audience, n, md5(n::text || audience), n %% 2, 1772442900000000000 + n, now() - interval '100 days', false
+FROM generate_series(%s::bigint, %s::bigint) AS n CROSS JOIN unnest(%s) AS audience RETURNING 1)
+SELECT count(*) FROM made
+"""
+# Events per audience and statement, so that no transaction takes minutes.
+_AT_ONCE = 10_000
+# A pass may have ended before these rows existed, and the next one would begin tomorrow.
+_NEW_PASS = "WITH gone AS (DELETE FROM audiences_pruning RETURNING 1) SELECT count(*) FROM gone"
+_PRUNED = "SELECT coalesce(max(pruned), 0)::bigint FROM audiences_pruning WHERE kind = 'events'"
+
+
+class OldLog:
+    def __init__(self, house: House, *, events: int) -> None:
+        """Fill the log with about ``events`` events."""
+        self._house = house
+        house.connect(NAME)
+        install = house.sql(_SWITCH_OFF, NAME)[0][0]
+        each = max(1, events // AUDIENCES)
+        self.events = each * AUDIENCES
+        ids = [one for (one,) in house.sql(_AUDIENCES, install, each, AUDIENCES)]
+        house.sql(_LANES, ids)
+        house.sql(_CALLS, install, EVENTS_PER_CALL, EVENTS_PER_CALL, -(-self.events // EVENTS_PER_CALL))
+        for first in range(1, each + 1, _AT_ONCE):
+            house.sql(_EVENTS, first, min(each, first + _AT_ONCE - 1), ids)
+        house.sql(_NEW_PASS)
+
+    def pruned(self) -> int:
+        """The number of its events that have been deleted."""
+        return int(self._house.sql(_PRUNED)[0][0])
