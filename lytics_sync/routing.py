@@ -1,9 +1,14 @@
-"""Health checks and metrics answer for every Host, and requests that may come from Lytics have URLs without a 404."""
+"""Requests that need no session, account or page: health checks, metrics and the calls of Lytics.
+
+They are answered here. The middleware that follows in the settings is for pages: a call has a token and no cookie.
+"""
 
 from collections.abc import Callable
 
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.template.response import SimpleTemplateResponse
+from django.urls import resolve
 
 from audiences.receiving.views import is_for_lytics
 from lytics_sync import health
@@ -19,18 +24,22 @@ CALL_URLS = "lytics_sync.webhook_urls"
 Handler = Callable[[HttpRequest], HttpResponseBase]
 
 
-def is_call(request: HttpRequest) -> bool:
-    """Whether ``routing`` took the request for a call of Lytics."""
-    return getattr(request, "urlconf", None) == CALL_URLS
-
-
 def routing(get_response: Handler) -> Handler:
     def middleware(request: HttpRequest) -> HttpResponseBase:
         if request.path_info in FOR_EVERY_HOST and request.method in ("GET", "HEAD"):
-            # Before CommonMiddleware, which rejects hosts outside ALLOWED_HOSTS.
             return FOR_EVERY_HOST[request.path_info](request)
-        if is_for_lytics(request):
-            request.urlconf = CALL_URLS
-        return get_response(request)
+        return answer_call(request) if is_for_lytics(request) else get_response(request)
 
     return middleware
+
+
+def answer_call(request: HttpRequest) -> HttpResponse:
+    """Raises ``DisallowedHost`` for a host outside ALLOWED_HOSTS, which ``views.bad_request`` answers."""
+    request.get_host()
+    match = resolve(request.path_info, urlconf=CALL_URLS)
+    response: HttpResponse = match.func(request, *match.args, **match.kwargs)
+    if isinstance(response, SimpleTemplateResponse):
+        response.render()
+    # Without it the web server would send the body in chunks.
+    response.headers.setdefault("Content-Length", str(len(response.content)))
+    return response

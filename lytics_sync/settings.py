@@ -289,15 +289,16 @@ MIDDLEWARE = [
     "lytics_sync.once_more.once_more",
     "django.middleware.security.SecurityMiddleware",
     "lytics_sync.security.content_security_policy",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    # Calls of Lytics are answered here; what follows is for pages.
     "lytics_sync.routing.routing",
     "lytics_sync.security.without_nul",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "lytics_sync.for_people.Sessions",
+    "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
-    "lytics_sync.for_people.Accounts",
-    "lytics_sync.for_people.Messages",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesBackend", "django.contrib.auth.backends.ModelBackend"]
