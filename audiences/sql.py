@@ -87,7 +87,7 @@ class Statement(Generic[Row]):
         return RawSQL(_PARAMETER.sub("%s", self.text), parameters, output_field)  # noqa: S611 — no user's text
 
     def replace(self, old: str, new: str) -> "Statement[Row]":
-        """The statement with another text, for mutation tests and benchmarks. ``old`` must be in the present text."""
+        """The statement with another text, such as another table. ``old`` must be in the present text."""
         if old not in self.text:
             raise ValueError(f"the statement {self.name} does not contain {old!r}")
         return replace(self, text=self.text.replace(old, new))

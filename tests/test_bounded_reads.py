@@ -125,6 +125,8 @@ def addresses() -> list[str]:
         "resend": ("kind__exact=resync", f"install__id__exact={install}"),
     }
     queries = [f"{listed(model)}?{query}" for model, asked in lists.items() for query in asked]
+    periods = ("since=2000-01-01", "until=2000-01-01", "since=2000-01-01&until=2100-01-01")
+    queries += [f"{listed(model)}?{period}" for model in (*lists, "audit") if model != "install" for period in periods]
     found = [url.path for url in every_url.urls() if not str(url.name).endswith(WHOLE) and url.name != "logout"]
     return [*found, *queries, "/metrics"]
 

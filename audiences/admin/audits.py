@@ -12,6 +12,7 @@ from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidge
 from audiences.admin import verbs
 from audiences.admin.customer import PERMISSION as FIND_CUSTOMER
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, mask, number, pill_and_why, url_of
+from audiences.admin.periods import ByPeriod
 from audiences.admin.verbs import AskReason, Verb
 from audiences.agreement import audits, repairs, words
 from audiences.insight.state import State
@@ -119,7 +120,8 @@ class AuditAdmin(HistoryAdmin[Audit]):
     empty_words = "No audit yet. Press Audit on the page of an audience."
     list_display = ("audit", "pill", "mode", "asked", "by", "audience_link", "install_link")
     sortable_by = ("asked",)
-    list_filter = ("mode", "install")
+    list_filter = (ByPeriod, "mode", "install")
+    time_field = "asked_at"
     change_form_template = "audiences/audit.html"
     fields = (
         ("audience_link", "install_link"),

@@ -12,9 +12,10 @@ from django.utils.safestring import SafeString
 
 from audiences import masked_answers, request_bodies
 from audiences.admin import live
-from audiences.admin.filters import BecauseOf, ByAudience, Hour, OutcomeFilter, SlowerThan
+from audiences.admin.filters import BecauseOf, ByAudience, OutcomeFilter, SlowerThan
 from audiences.admin.masks import mask_items, written
 from audiences.admin.pages import NumberedHistoryAdmin, ago, count, link, number, numbered, pill_and_why, size
+from audiences.admin.periods import ByPeriod
 from audiences.admin.verbs import Verb
 from audiences.insight import horizons, state, trace
 from audiences.models import Delivery, Receipt, Run
@@ -67,7 +68,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
     empty_words = "Nothing has been sent to ODP yet."
     list_display = ("delivery", "pill", "items_", "size", "latency", "status_", "opened", "because", "install_link")
     sortable_by = ("delivery", "opened")
-    list_filter = (OutcomeFilter, ByAudience, SlowerThan, "install", BecauseOf, Hour)
+    list_filter = (OutcomeFilter, ByPeriod, ByAudience, SlowerThan, "install", BecauseOf)
     time_field = "opened_at"
     csv_columns = (
         ("delivery", "pk"),
@@ -110,7 +111,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
     def get_paginator(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         paginator: Any = super().get_paginator(request, *args, **kwargs)
         if ByAudience.alone(request):
-            paginator.quick_count = partial(ByAudience.count_deliveries, request)
+            paginator.quick_count = partial(ByAudience.count, request, Delivery)
         return paginator
 
     def csv_piece(self, rows: list[list[Any]]) -> None:

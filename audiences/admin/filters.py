@@ -1,16 +1,17 @@
 """What the lists of the sync history can be narrowed by. Each has an index: a search that finds nothing ends too."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.utils.timezone import now
 
 from audiences import naming, sql
+from audiences.admin import periods
+from audiences.admin.periods import SINCE, UNTIL
+from audiences.index_order import index_order
 from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience, Delivery, Install, Run
 from audiences.receiving import resend_causes
 from odp.outcomes import Outcome
@@ -18,7 +19,7 @@ from odp.outcomes import Outcome
 PER_PAGE = 50
 # Lists count their rows up to 10,000. They read this number of rows at most to count.
 COUNTED = 10_001
-OUTCOME, AUDIENCE, HOUR = "outcome", "audience", "hour"
+OUTCOME, AUDIENCE = "outcome", "audience"
 
 
 def ended(queryset: QuerySet[Any], how: str | None) -> QuerySet[Any]:
@@ -95,31 +96,6 @@ class SlowerThan(admin.SimpleListFilter):
         return queryset.filter(latency_ms__gt=chosen[0]) if chosen else queryset
 
 
-class Hour(admin.SimpleListFilter):
-    """An hour of the last day; ``?hour=2026-01-31T14`` works for any other. It is of the admin's ``time_field``.
-
-    Sorted by that time as well (``HistoryAdmin.get_ordering``): by number PostgreSQL would walk back to a distant hour.
-    """
-
-    title = "hour (UTC)"
-    parameter_name = HOUR
-    FORM = "%Y-%m-%dT%H"
-
-    def __init__(self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any) -> None:
-        self.field = model_admin.time_field
-        super().__init__(request, params, model, model_admin)
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        hours = [now() - timedelta(hours=back) for back in range(24)]
-        return [(f"{hour:{self.FORM}}", f"{hour:%a %H:00}") for hour in hours]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        start = hour_of(self.value())
-        if start is None:
-            return queryset
-        return queryset.filter(**{f"{self.field}__gte": start, f"{self.field}__lt": start + timedelta(hours=1)})
-
-
 def is_oldest_first(request: HttpRequest, model_admin: Any) -> bool:
     """Whether a list whose columns sort by number has its oldest rows first. Django ignores any other column."""
     for part in request.GET.get(ORDER_VAR, "").split("."):
@@ -134,13 +110,6 @@ def rows_up_to_page(request: HttpRequest) -> int:
     """The rows of a list up to the page that was requested, and one more, which shows that another page follows."""
     page = request.GET.get(PAGE_VAR, "")
     return (int(page[:4]) if page.isdecimal() else 1) * PER_PAGE + 1
-
-
-def hour_of(text: str | None) -> datetime | None:
-    try:
-        return datetime.strptime(f"{text} +0000", f"{Hour.FORM} %z")
-    except ValueError:
-        return None
 
 
 def named(name: str) -> list[int]:
@@ -184,31 +153,54 @@ class ByAudience(TypedFilter):
         super().__init__(request, params, model, model_admin)
 
     @classmethod
-    def alone(cls, request: HttpRequest) -> bool:
-        """Whether a list is narrowed by this and by nothing else."""
+    def alone(cls, request: HttpRequest, *others: str) -> bool:
+        """Whether a list is narrowed by this, and by nothing else but a period, or these others."""
         typed = request.GET.get(cls.parameter_name, "").strip()
-        return bool(typed) and set(request.GET) <= {cls.parameter_name, PAGE_VAR, ORDER_VAR}
+        return bool(typed) and set(request.GET) <= {cls.parameter_name, SINCE, UNTIL, PAGE_VAR, ORDER_VAR, *others}
 
     @classmethod
-    def count_deliveries(cls, request: HttpRequest) -> int:
-        """The bounded count of the deliveries of an audience: each has one run of it."""
+    def count(cls, request: HttpRequest, model: type[Any]) -> int:
+        """The bounded count of the runs or deliveries of an audience: each delivery has one run of it."""
+        runs = periods.of_address(_sent(model), request, "opened_at")
         audiences = named(request.GET[cls.parameter_name].strip())
-        return Run.objects.filter(audience__in=audiences, delivery__isnull=False).order_by("-id")[:COUNTED].count()
-
-    def meant(self) -> list[int]:
-        return named((self.value() or "").strip())
+        with index_order():
+            return min(COUNTED, sum(_of_audience(runs, one)[:COUNTED].count() for one in audiences))
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if not (self.value() or "").strip():
+        typed, model = (self.value() or "").strip(), queryset.model
+        if not typed:
             return queryset
-        if queryset.model is Run:
-            return queryset.filter(audience__in=self.meant())
-        runs = ended(Run.objects.filter(audience__in=self.meant(), delivery__isnull=False), request.GET.get(OUTCOME))
+        audiences = named(typed)
         # A part of the runs is enough for a page and its count only if nothing else narrows them.
-        if request.method != "POST" and set(request.GET) <= {AUDIENCE, OUTCOME, PAGE_VAR, ORDER_VAR}:
-            order = "id" if self.oldest_first else "-id"
-            runs = runs.order_by(order)[: max(COUNTED, rows_up_to_page(request))]
-        return queryset.filter(pk__in=runs.values("delivery_id"))
+        if request.method == "POST" or not self.alone(request, OUTCOME):
+            if model is Run:
+                return queryset.filter(audience__in=audiences)
+            runs = ended(_sent(model).filter(audience__in=audiences), request.GET.get(OUTCOME))
+            return queryset.filter(pk__in=periods.of_address(runs, request, "opened_at").values("delivery_id"))
+        # A delivery and its runs are opened at the same time.
+        runs = periods.of_address(ended(_sent(model), request.GET.get(OUTCOME)), request, "opened_at")
+        # Its outcome is counted by the list itself.
+        bound = rows_up_to_page(request) if self.alone(request) else max(COUNTED, rows_up_to_page(request))
+        found = Q(pk__in=())
+        for one in audiences:
+            part = _of_audience(runs, one, oldest_first=self.oldest_first)[:bound]
+            found |= Q(pk__in=part.values("pk" if model is Run else "delivery_id"))
+        return queryset.filter(found)
+
+
+def _sent(model: type[Any]) -> QuerySet[Run]:
+    """The runs for a list of this model: for one of deliveries, those that have one."""
+    return Run.objects.all() if model is Run else Run.objects.filter(delivery__isnull=False)
+
+
+def _of_audience(runs: QuerySet[Run], audience: int, *, oldest_first: bool = False) -> QuerySet[Run]:
+    """Those of an audience, in the order of the index by audience.
+
+    The audience is part of the order and its condition is a range, so that PostgreSQL has to use that index. With an
+    equality it may walk the primary key through the runs that all other audiences have in a period.
+    """
+    order = ("-audience_id", "id") if oldest_first else ("audience_id", "-id")
+    return runs.filter(audience_id__gte=audience, audience_id__lte=audience).order_by(*order)
 
 
 _SQL = sql.beside(__file__)
@@ -224,15 +216,30 @@ _COUNT_RUNS = _SQL.query("count_runs", Counted._make)
 
 
 def is_only_by_install(request: HttpRequest) -> bool:
-    """Whether a page of runs is narrowed by their install and by nothing else."""
-    value = request.GET.get(InstallOfRun.parameter_name, "")
-    return value.isdecimal() and set(request.GET) <= {InstallOfRun.parameter_name, PAGE_VAR, ORDER_VAR}
+    """Whether a page of runs is narrowed by their install, and by nothing else but a period."""
+    value, known = request.GET.get(InstallOfRun.parameter_name, ""), {InstallOfRun.parameter_name, SINCE, UNTIL}
+    return value.isdecimal() and set(request.GET) <= known | {PAGE_VAR, ORDER_VAR} and periods.is_valid(request)
 
 
-def count_runs(install: int) -> int:
-    """The bounded count of the runs of an install."""
-    found = _COUNT_RUNS.run(install=install, bound=COUNTED).one()
+def count_runs(request: HttpRequest) -> int:
+    """The bounded count of the runs of an install, for an address that ``is_only_by_install``."""
+    install = int(request.GET[InstallOfRun.parameter_name])
+    with index_order():
+        found = _COUNT_RUNS.run(install=install, bound=COUNTED, **_period_of_runs(request)).one()
     return found.rows if found else 0
+
+
+def _period_of_runs(request: HttpRequest) -> dict[str, Any]:
+    """The period as parameters of the statements about runs."""
+    period = periods.asked(request)
+    numbers = period.numbers(Run, "opened_at")
+    return {
+        "is_everything": period.is_everything,
+        "first": numbers.start,
+        "beyond": numbers.stop,
+        "start": period.start,
+        "end": period.end,
+    }
 
 
 class InstallOfRun(admin.SimpleListFilter):
@@ -256,4 +263,5 @@ class InstallOfRun(admin.SimpleListFilter):
         if request.method == "POST" or not is_only_by_install(request):
             return queryset.filter(audience__install=int(value))
         statement = _OLDEST_RUNS if self.oldest_first else _NEWEST_RUNS
-        return queryset.filter(pk__in=statement.subquery(runs=rows_up_to_page(request), install=int(value)))
+        runs = statement.subquery(runs=rows_up_to_page(request), install=int(value), **_period_of_runs(request))
+        return queryset.filter(pk__in=runs)

@@ -1,6 +1,6 @@
 """What *Who did what* can be narrowed by. People write its rows, so there are few enough to read without an index."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC
 from typing import Any
 
 from django.contrib import admin
@@ -10,8 +10,6 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.text import capfirst
 from django.utils.timezone import now
-
-from audiences.admin.filters import TypedFilter
 
 # What the pages write into the history when something is shown unmasked, or a file is made.
 REVEALED = Q(change_message__contains="hown") & Q(change_message__contains="this once.")
@@ -53,35 +51,6 @@ class Thing(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
         value = self.value() or ""
         return queryset.filter(content_type=int(value[:9])) if value.isdecimal() else queryset
-
-
-class Since(TypedFilter):
-    """A box for the first day."""
-
-    title = "first day (UTC)"
-    parameter_name = "since"
-    placeholder, no_choice = "2026-01-31", "Any day"
-
-    def day(self) -> datetime | None:
-        try:
-            return datetime.strptime((self.value() or "").strip(), "%Y-%m-%d").replace(tzinfo=UTC)
-        except ValueError:
-            return None
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
-        day = self.day()
-        return queryset.filter(action_time__gte=day) if day else queryset
-
-
-class Until(Since):
-    """A box for the last day, which is shown whole."""
-
-    title = "last day (UTC)"
-    parameter_name = "until"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[LogEntry]) -> QuerySet[LogEntry]:
-        day = self.day()
-        return queryset.filter(action_time__lt=day + timedelta(days=1)) if day and day.year < 9999 else queryset
 
 
 def seen_this_month() -> str:

@@ -21,21 +21,19 @@ from django.utils.text import capfirst
 from django.utils.timezone import now
 
 from audiences.admin import csv_file, verbs
-from audiences.admin.filters import COUNTED, HOUR, PER_PAGE, hour_of
+from audiences.admin.filters import COUNTED, PER_PAGE
 from audiences.insight import horizons, trials
 from audiences.insight.state import State
 from audiences.models import Receipt
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as UnfoldModelAdmin
-    from django.contrib.admin.views.main import ChangeList
 
     _Mixin = UnfoldModelAdmin
     _Paginator = Paginator[Any]
     _PageOfRows = Page[Any]
 else:
     from unfold.admin import ModelAdmin as _ModelAdmin
-    from unfold.views import ChangeList
 
     class UnfoldModelAdmin(_ModelAdmin):
         def __class_getitem__(cls, _: Any) -> type:
@@ -193,7 +191,7 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
     empty_words = ""
     # The columns of its CSV file, if it has one; see csv_file.
     csv_columns: csv_file.Columns = ()
-    # The time field by which the hour filter groups rows; see filters.
+    # The time by which ``ByPeriod`` narrows the list.
     time_field = ""
     # The kind in ``horizons.KINDS`` whose old rows are deleted from this list; empty when none are.
     pruned_as = ""
@@ -227,32 +225,12 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
         """May change the rows of a piece of the CSV file before they are written."""
 
 
-class HistoryList(ChangeList):
-    """A list of history. Its sortable columns sort by number, which every filter has an index for, except an hour's."""
-
-    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        ordering = super().get_ordering(request, queryset)
-        assert isinstance(self.model_admin, OperatorAdmin)
-        field = self.model_admin.time_field
-        if ordering and ordering[0] in ("id", "-id") and field and hour_of(request.GET.get(HOUR)):
-            way = "-" if ordering[0] == "-id" else ""
-            return [f"{way}{field}", f"{way}id"]
-        return ordering
-
-
 class HistoryAdmin(OperatorAdmin[M]):
     """Rows that are never edited, newest first unless sorted otherwise."""
 
     ordering = ("-id",)
     sortable_by: ClassVar[tuple[str, ...]] = ()
     change_list_template = "audiences/history.html"
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return HistoryList
-
-    def get_ordering(self, request: HttpRequest) -> Any:
-        """An hour is found by its time. By number alone PostgreSQL would walk from the newest row back to it."""
-        return (f"-{self.time_field}", "-id") if self.time_field and hour_of(request.GET.get(HOUR)) else self.ordering
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -34,6 +34,7 @@ from audiences.admin.pages import (
 from audiences.admin.parked_groups import ANY_NUMBER, counted, groups, items, unfinished
 from audiences.admin.parked_reasons import ALL_HINTS, STAYED, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
+from audiences.admin.periods import ByPeriod
 from audiences.admin.resends import section, under_way
 from audiences.admin.verbs import AskReason, NoQuestion
 from audiences.encryption import UNREADABLE, decrypt
@@ -95,7 +96,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
     empty_words = "Nothing is parked."
     list_display = ("item", "why", "detail_", "who", "parked_", "pill", "install_link")
     sortable_by = ("item", "parked_")
-    list_filter = (Resolution, Reason, "install")
+    list_filter = (Resolution, ByPeriod, Reason, "install")
+    time_field = "parked_at"
     list_select_related = ("install", "audience")
     list_before_template = "audiences/parked_groups.html"
     fields = (
@@ -109,15 +111,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         "raw_",
     )
     readonly_fields = (
-        "install_link",
-        "pill",
-        "why",
-        "hint_",
-        "audience_link",
-        "who",
-        "receipt_link",
-        "delivery_link",
-        "raw_",
+        *("install_link", "pill", "why", "hint_", "audience_link", "who", "receipt_link", "delivery_link", "raw_"),
     )
 
     def has_release_permission(self, request: HttpRequest) -> bool:

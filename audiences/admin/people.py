@@ -11,8 +11,9 @@ from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
 from audiences.admin.accounts import NewUserForm, RoleForm, Unlock, UserForm, give_role, grantable, sentence
-from audiences.admin.log_filters import Action, Since, Thing, Until, seen_this_month
+from audiences.admin.log_filters import Action, Thing, seen_this_month
 from audiences.admin.pages import HistoryAdmin, SafeList, WithButtons, WithHistory, ago
+from audiences.admin.periods import ByPeriod
 
 if TYPE_CHECKING:
     from django.contrib.auth.admin import GroupAdmin as UnfoldGroupAdmin
@@ -134,7 +135,8 @@ class LogEntryAdmin(HistoryAdmin[LogEntry]):
     title = "Who did what"
     list_display = ("when", "user", "thing", "what")
     sortable_by = ("when",)
-    list_filter = ("user", Action, Thing, Since, Until)
+    list_filter = (ByPeriod, "user", Action, Thing)
+    time_field = "action_time"
     search_fields = ("object_repr", "change_message", "user__username")
     search_help_text = "Part of a thing's name, of what was done or of a user's name"
     list_before_template = "audiences/log_links.html"

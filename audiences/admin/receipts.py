@@ -8,8 +8,8 @@ from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from audiences.admin.filters import Hour
 from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, number, numbered, pill, size
+from audiences.admin.periods import ByPeriod
 from audiences.insight import state, trace
 from audiences.models import Delivery, Install, Parked, Receipt
 from lytics.reasons import HINTS
@@ -50,7 +50,7 @@ class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
         "install_link",
     )
     sortable_by = ("call", "received")
-    list_filter = (Verdict, "install", Hour)
+    list_filter = (Verdict, ByPeriod, "install")
     # By the primary key, or by the index of calls by install: a part of a name would read the whole table.
     search_fields = ("pk",)
     search_help_text = "A call's number, as in its X-Receipt header, or the whole name of an install"

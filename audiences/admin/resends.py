@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, number, pill_and_why, shortened, span
+from audiences.admin.periods import ByPeriod
 from audiences.admin.verbs import Verb
 from audiences.delivery import leases
 from audiences.insight import state
@@ -63,7 +64,8 @@ class ResendAdmin(HistoryAdmin[Resend]):
     empty_words = "Nothing has been sent again yet."
     list_display = ("resend", "pill", "progress_", "asked", "by", "why", "install_link")
     sortable_by = ("asked",)
-    list_filter = ("kind", "install")
+    list_filter = (ByPeriod, "kind", "install")
+    time_field = "asked_at"
     fields = (
         ("kind", "pill"),
         ("install_link", "audience_link"),

@@ -17,7 +17,6 @@ from audiences.admin.deliveries import DeliverySection
 from audiences.admin.filters import (
     BecauseOf,
     ByAudience,
-    Hour,
     InstallOfRun,
     OutcomeFilter,
     count_runs,
@@ -25,6 +24,7 @@ from audiences.admin.filters import (
     named,
 )
 from audiences.admin.pages import NumberedHistoryAdmin, ago, link, list_url, mask, number, pill
+from audiences.admin.periods import ByPeriod
 from audiences.insight import horizons, state
 from audiences.models import Delivery, Parked, Run
 from audiences.receiving import resend_causes
@@ -51,7 +51,7 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
         "install_link",
     )
     sortable_by = ("opened",)
-    list_filter = (OutcomeFilter, ByAudience, InstallOfRun, BecauseOf, Hour)
+    list_filter = (OutcomeFilter, ByPeriod, ByAudience, InstallOfRun, BecauseOf)
     # By the primary key, or by the index of runs by audience: a part of a name would read the whole table.
     search_fields = ("pk",)
     search_help_text = "A run's number, or an audience's slug or ODP id"
@@ -105,7 +105,9 @@ class RunAdmin(NumberedHistoryAdmin[Run]):
     def get_paginator(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         paginator: Any = super().get_paginator(request, *args, **kwargs)
         if is_only_by_install(request):
-            paginator.quick_count = partial(count_runs, int(request.GET[InstallOfRun.parameter_name]))
+            paginator.quick_count = partial(count_runs, request)
+        elif ByAudience.alone(request):
+            paginator.quick_count = partial(ByAudience.count, request, Run)
         return paginator
 
     def rows_named(self, rows: QuerySet[Run], name: str) -> QuerySet[Run]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
@@ -14,6 +14,7 @@ from unfold.widgets import UnfoldAdminSelectWidget
 
 from audiences.admin import alert_channels, together
 from audiences.admin.pages import HistoryAdmin, ago, count, link, pill
+from audiences.admin.periods import ByPeriod
 from audiences.admin.together import Together
 from audiences.admin.verbs import AskReason, NoQuestion, Verb
 from audiences.insight.state import State
@@ -109,13 +110,25 @@ class OpenOrResolved(admin.SimpleListFilter):
         return queryset.filter(resolved_at__isnull=self.value() == "open") if self.value() else queryset
 
 
+class WasOpen(ByPeriod):
+    """By a period in which the trouble was open, not only found: the ones beside it explain each other."""
+
+    title = "time open (UTC)"
+
+    def narrowed(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """All rows are read: a trouble may have been open long before the period, and there are few."""
+        still = Q(resolved_at=None) | Q(resolved_at__gt=self.period.start)
+        return rows.filter(still, since_at__lt=self.period.end)
+
+
 @admin.register(Trouble)
 class TroubleAdmin(HistoryAdmin[Trouble]):
     pruned_as = "troubles"
     verbs = (Mute(), Unmute())
     empty_words = "No trouble was found. A worker checks every minute."
     list_display = ("trouble", "pill", "install_link", "since", "notified", "resolved")
-    list_filter = (OpenOrResolved, "install")
+    list_filter = (OpenOrResolved, WasOpen, "install")
+    time_field = "since_at"
     list_before_template = "audiences/alert_channels.html"
     fields = (
         ("install_link", "tone"),

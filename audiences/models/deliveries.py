@@ -70,7 +70,6 @@ class Delivery(models.Model):
                 condition=Q(reconciled_at=None, outcome__in=[Outcome.UNKNOWN.value, Outcome.RETRY_LATER.value]),
                 name="deliveries_to_affirm",
             ),
-            models.Index(fields=["opened_at"], name="deliveries_by_hour"),
             *rare("failed_deliveries", FAILED, of="install"),
             models.Index(fields=["outcome", "-id"], condition=FAILED, name="failed_deliveries_by_outcome"),
             *(index for ms in SLOW_MS for index in rare(f"slow_{ms}", Q(latency_ms__gt=ms), of="install")),
@@ -132,7 +131,6 @@ class Run(models.Model):
             models.Index(fields=["audience", "-id"], name="runs_of_an_audience"),
             models.Index(fields=["audience", "first_sequence", "id"], name="runs_by_first_event"),
             BrinIndex(fields=["closed_at"], name="runs_by_time", pages_per_range=16, autosummarize=True),
-            # BRIN, unlike the indexes of deliveries and receipts: there may be as many runs as events.
             BrinIndex(fields=["opened_at"], pages_per_range=32, autosummarize=True, name="runs_by_hour"),
             *rare("failed_runs", FAILED, of="audience"),
             models.Index(fields=["outcome", "-id"], condition=FAILED, name="failed_runs_by_outcome"),

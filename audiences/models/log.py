@@ -36,7 +36,6 @@ class Receipt(models.Model):
         indexes = [
             models.Index(fields=["install", "-id"], name="receipts_of_an_install"),
             BrinIndex(fields=["received_at"], name="receipts_by_time", pages_per_range=16, autosummarize=True),
-            models.Index(fields=["received_at"], name="receipts_by_hour"),
             *rare("parked_receipts", Q(parked__gt=0), of="install"),
             *rare("empty_receipts", Q(queued=0), of="install"),
         ]
