@@ -60,6 +60,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "audiences_audience_resume": ("resume_audience",),
     "audiences_audience_unblock": ("unblock_audience",),
     "audiences_audience_unblock_cause": ("unblock_audience",),
+    "audiences_audience_unblock_everywhere": ("unblock_audience",),
     "audiences_audience_accept": ("unblock_audience",),
     "audiences_audience_take-ours": ("unblock_audience",),
     "audiences_audience_other-id": ("unblock_audience",),

@@ -8,6 +8,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.admin import blocked
 from audiences.front import groups, lines
 from audiences.front.alerts import ALERTS_LISTED
 from audiences.models import Audience, Delivery, Install, Lane, Receipt, Run
@@ -202,3 +203,113 @@ def test_no_list_shows_the_bound_of_its_pages_as_a_count(viewer: Client, three: 
     assert "<title>" in shown
     assert "results" not in shown.partition("</h1>")[0]
     assert "Show all" not in shown
+
+
+# --- One cause in several installs ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def everywhere() -> list[Install]:
+    """Six installs, each on hold, so that the page has more troubles than lines; in five the same cause blocks one or
+    two audiences, and in the last another one does.
+    """
+    made = []
+    for number in range(6):
+        install = Install.objects.create(name=f"Shop {number}", odp_api_key="k", odp_host="http://127.0.0.1:9")
+        accepted(install)
+        Install.objects.filter(pk=install.pk).update(
+            backoff_since_at=now(), backoff_until_at=now(), backoff_failures=1, backoff_reason=f"reason {number}"
+        )
+        made.append(install)
+        for slug in ("gold", "tin")[: 1 + number % 2]:
+            audience = make_audience(install, slug)
+            why = "something else" if number == 5 else f"field '{audience.odp_id}' must be a boolean"
+            Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason=why)
+    return made
+
+
+def of_all_installs(client: Client) -> Any:
+    (line,) = [one for one in told(client) if one.what.startswith("7 audiences")]
+    return line
+
+
+def test_one_button_unblocks_what_a_cause_blocks_in_all_installs(
+    operator: Client, viewer: Client, everywhere: list[Install]
+) -> None:
+    assert of_all_installs(viewer).buttons == []
+    (button,) = [one for one in of_all_installs(operator).buttons if one.label.startswith("Unblock")]
+    assert button.label == "Unblock all 7 of this cause"
+    asked = operator.get(button.url).content.decode()
+    assert "Unblock (7)" in asked
+    assert "Shop 0: 1, Shop 1: 2, Shop 2: 1, Shop 3: 2, Shop 4: 1" in asked
+    assert viewer.get(button.url).status_code == 403
+    assert viewer.post(button.url, hidden(asked)).status_code == 403
+    assert Lane.objects.filter(blocked_at__isnull=False).count() == 9
+    page = operator.post(button.url, hidden(asked), follow=True)
+    assert "Unblocked: 7 audiences." in page.content.decode()
+    assert {lane.audience.install.name for lane in Lane.objects.filter(blocked_at__isnull=False)} == {"Shop 5"}
+    logged = LogEntry.objects.filter(change_message="Unblocked, with 6 others.")
+    unblocked = Lane.objects.filter(blocked_at=None).values_list("pk", flat=True)
+    assert {entry.object_id for entry in logged} == {str(pk) for pk in unblocked}
+
+
+def test_a_line_of_several_causes_has_no_button_for_one_of_them(operator: Client, everywhere: list[Install]) -> None:
+    for number, lane in enumerate(Lane.objects.filter(blocked_at__isnull=False)):
+        Lane.objects.filter(pk=lane.pk).update(block_reason=f"cause {number % 3}")
+    for line in told(operator):
+        labels = [button.label for button in line.buttons if button.label.startswith("Unblock all")]
+        if line.what.startswith("9 audiences"):
+            assert labels == []
+        for label in labels:
+            assert label.split()[2] == line.what.split()[0], line.what
+
+
+def test_what_became_blocked_since_the_question_makes_it_stale(operator: Client, everywhere: list[Install]) -> None:
+    (button,) = [one for one in of_all_installs(operator).buttons if one.label.startswith("Unblock")]
+    asked = operator.get(button.url).content.decode()
+    more = make_audience(everywhere[0], "silver")
+    Lane.objects.filter(pk=more.pk).update(blocked_at=now(), block_reason=f"field '{more.odp_id}' must be a boolean")
+    answer = operator.post(button.url, hidden(asked), follow=True).content.decode()
+    assert "changed after the page was loaded" in answer
+    assert Lane.objects.filter(blocked_at__isnull=False).count() == 10
+
+
+def test_the_dialog_names_ten_installs_and_counts_the_others(operator: Client) -> None:
+    for number in range(13):
+        install = Install.objects.create(name=f"Shop {number:02}", odp_api_key="k")
+        accepted(install)
+        audience = make_audience(install, "gold")
+        Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason="the field is gone")
+    buttons = [button for one in told(operator) for button in one.buttons if button.label.startswith("Unblock all")]
+    assert [button.label for button in buttons] == ["Unblock all 13 of this cause"]
+    asked = operator.get(buttons[0].url).content.decode()
+    assert "Shop 09: 1 and 3 more installs" in asked
+
+
+def test_a_number_that_was_not_counted_is_not_on_the_button(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL returns the largest groups only, and others may have the same cause."""
+    monkeypatch.setattr(groups, "READ", 11)
+    for number in range(13):
+        install = Install.objects.create(name=f"Shop {number:02}", odp_api_key="k")
+        accepted(install)
+        audience = make_audience(install, "gold")
+        Lane.objects.filter(pk=audience.pk).update(blocked_at=now(), block_reason="the field is gone")
+    (button,) = [button for one in told(operator) for button in one.buttons if button.label.startswith("Unblock all")]
+    assert button.label == "Unblock all of this cause"
+    assert "Unblock (13)" in operator.get(button.url).content.decode()
+
+
+def test_one_press_unblocks_a_bounded_number_and_says_how_many_are_left(
+    operator: Client, everywhere: list[Install], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "AT_ONCE", 5)
+    url = reverse("admin:audiences_audience_unblock_everywhere", args=[Lane.objects.order_by("pk")[0].pk])
+    for expected, left in ((5, "2 more audiences of this cause are left for the next time."), (2, "")):
+        asked = operator.get(url).content.decode()
+        assert f"Unblock ({expected})" in asked
+        assert left in asked
+        operator.post(url, hidden(asked))
+        still = Lane.objects.filter(blocked_at__isnull=False, block_reason__contains="boolean").order_by("pk")
+        assert still.count() == 7 - 5 - (2 if not left else 0)
+        if still:
+            url = reverse("admin:audiences_audience_unblock_everywhere", args=[still[0].pk])

@@ -150,8 +150,10 @@ class AudienceAdmin(OperatorAdmin[Audience]):
 
     def get_urls(self) -> list[Any]:
         of_cause = verbs.view(self, partial(blocked.of_cause, self))
+        everywhere = verbs.view(self, partial(blocked.of_cause, self, everywhere=True))
         return [
             path("<int:pk>/unblock-cause/", of_cause, name="audiences_audience_unblock_cause"),
+            path("<int:pk>/unblock-everywhere/", everywhere, name="audiences_audience_unblock_everywhere"),
             *together.urls(self, RETRY_ALIKE, RESYNC_ALIKE),
             *super().get_urls(),
         ]

@@ -74,7 +74,7 @@ class Alert:
     ``install`` and ``cause`` identify the trouble, so they contain no counts or times. ``message`` replaces ``why`` in
     messages where ``why`` names or quotes a person or gives an address. ``is_rest`` is true for the line that
     represents all unlisted troubles of a kind. ``many`` is the number of things that have this trouble, and ``bulk``
-    the button for all that have its cause.
+    the button for all that have its cause; ``wider`` is one for the same cause in all installs, if ``bulk`` is not.
     """
 
     kind: str
@@ -91,6 +91,7 @@ class Alert:
     is_rest: bool = False
     many: int = 1
     bulk: Bulk | None = None
+    wider: Bulk | None = None
 
     def shown(self, request: HttpRequest, trouble: Trouble | None) -> Shown:
         """The alert for the page. ``trouble`` is its stored trouble with the mute; None until a check has stored it."""

@@ -65,7 +65,10 @@ REMEDIES = ("unblock", "accept", "take-ours", "reuse-id", "other-id", "set-aside
 
 def blocked_audiences(found: Groups) -> list[Alert]:
     """One alert for each cause, for any number of audiences that it blocks."""
-    shown_alerts = [_blocked_alike(group) for group in found.read[:ALERTS_LISTED]]
+    everywhere = _unblock_everywhere(found)
+    shown_alerts = [
+        _blocked_alike(group, everywhere.get(blocked.cause(group.first))) for group in found.read[:ALERTS_LISTED]
+    ]
     return shown_alerts + and_more(
         "blocked",
         found.count,
@@ -79,13 +82,33 @@ def _unlisted(found: Groups) -> int:
     return found.lanes - sum(group.lanes for group in found.read[:ALERTS_LISTED])
 
 
-def _blocked_alike(group: Group) -> Alert:
+def _unblock_everywhere(found: Groups) -> dict[str, Bulk]:
+    """For each cause in several installs, the button for all of them."""
+    alike: dict[str, list[Group]] = {}
+    for group in found.read:
+        alike.setdefault(blocked.cause(group.first), []).append(group)
+    is_whole = len(found.read) == found.count
+    return {
+        cause: _unblock_all(
+            some[0].first, "unblock_everywhere", sum(group.lanes for group in some) if is_whole else None
+        )
+        for cause, some in alike.items()
+        if len(some) > 1
+    }
+
+
+def _unblock_all(first: Lane, name: str, many: int | None) -> Bulk:
+    """``many`` is None where only the dialog counts them."""
+    url = together.url(first.audience, name)
+    label = "Unblock all of this cause" if many is None else f"Unblock all {number(many)} of this cause"
+    return Bulk(url, "audiences.unblock_audience", label, "lock_open", url)
+
+
+def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
     first, alone = group.first, group.lanes == 1
     install = first.audience.install
     waiting = count(group.waiting, "event")
     url_of_all = list_url(Audience, state="blocked", install__id__exact=install.pk)
-    url = together.url(first.audience, "unblock_cause")
-    unblock_all = f"Unblock all {number(group.lanes)} of this cause"
     who = f"{first.audience} is" if alone else f"{count(group.lanes, 'audience')} are"
     return Alert(
         "blocked",
@@ -102,7 +125,8 @@ def _blocked_alike(group: Group) -> Alert:
         install=install.pk,
         cause=blocked.cause(first),
         many=group.lanes,
-        bulk=None if alone else Bulk(url, "audiences.unblock_audience", unblock_all, "lock_open", url),
+        bulk=None if alone else _unblock_all(first, "unblock_cause", group.lanes),
+        wider=everywhere,
     )
 
 
