@@ -1,5 +1,7 @@
 """``GET /metrics``: who may read it, that its numbers are right with several processes, and what it costs."""
 
+import ast
+import importlib
 import re
 import socket
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+from django.conf import settings as django_settings
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
@@ -18,8 +21,23 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
 from audiences import redis_client, tallies
+from audiences.front import lines, troubles
 from audiences.insight import delays, failures, heartbeats, trials
-from audiences.models import Audience, Audit, Delivery, Event, Install, Lane, Parked, Receipt, Run, Trial, Worker
+from audiences.models import (
+    Audience,
+    Audit,
+    Delivery,
+    Event,
+    Install,
+    Lane,
+    Parked,
+    Receipt,
+    Run,
+    Trial,
+    Trouble,
+    Worker,
+)
+from audiences.operations import troubles as stored_troubles
 from audiences.receiving import disk_usage
 from audiences.tallies import Sums, Tally
 from lytics_sync.metrics import collector, states
@@ -36,7 +54,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker", "empty_to
 
 TOKEN = "a token for the metrics"
 # Every label; each has values of a fixed set, or one per install.
-LABELS = {"install", "kind", "name", "code", "outcome", "reason", "state", "task", "version", "le"}
+LABELS = {"install", "kind", "name", "code", "outcome", "reason", "severity", "state", "task", "version", "le"}
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_info")
 
 
@@ -230,6 +248,57 @@ def test_audiences_with_a_bad_newest_audit_are_counted(install: Install) -> None
     found = scrape()
     assert value(found, "audit_findings", install=install.public_id, state="differing") == 2
     assert value(found, "audit_findings", install=install.public_id, state="failed") == 1
+
+
+def test_open_troubles_are_those_of_the_front_page(install: Install, viewer: Client) -> None:
+    other = make_install(name="Other")
+    at = now()
+    Install.objects.update(key_accepted_at=at)
+    for number, audience in enumerate(make_audience(install, slug) for slug in ("gold", "tin")):
+        Lane.objects.filter(pk=audience.pk).update(blocked_at=at, block_reason=f"cause {number}")
+    Lane.objects.filter(pk=make_audience(other, "gold").pk).update(paused_at=at, paused_by="kim", pause_reason="why")
+
+    def troubles_found() -> dict[tuple[str, ...], float]:
+        places = ("install", "kind", "severity", "state")
+        rows = scrape().get("lytics_sync_troubles", {})
+        return {tuple(dict(labels)[name] for name in places): many for labels, many in rows.items()}
+
+    assert troubles_found() == {}
+    troubles.check()
+    shown = {(alert.kind, alert.tone) for alert in troubles.alerts(troubles.facts())}
+    found = troubles_found()
+    assert {(kind, severity == "bad") for _, kind, severity, _ in found} == {
+        (kind, tone == "bad") for kind, tone in shown
+    }
+    assert found[install.public_id, "blocked", "bad", "open"] == 2
+    assert found[other.public_id, "paused", "warning", "open"] == 1
+    muted = Trouble.objects.filter(kind="blocked")[0]
+    assert stored_troubles.mute(muted, hours=1, by="kim", reason="known")
+    found = troubles_found()
+    assert (
+        found[install.public_id, "blocked", "bad", "open"],
+        found[install.public_id, "blocked", "bad", "muted"],
+    ) == (1, 1)
+    Lane.objects.update(blocked_at=None, block_reason="")
+    troubles.check()
+    stored_troubles.check([], at=at + timedelta(minutes=5))
+    assert [kind for _, kind, _, _ in troubles_found() if kind == "blocked"] == []
+
+
+def test_kinds_of_troubles_are_a_fixed_list() -> None:
+    """They are labels. A kind that depends on a name or a text would make a series of each."""
+    kinds: set[str] = set()
+    for file in (django_settings.BASE_DIR / "audiences" / "front").glob("*.py"):
+        module = importlib.import_module(f"audiences.front.{file.stem}")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Alert":
+                first = node.args[0]
+                if isinstance(first, ast.Name) and first.id == "kind":  # of a helper, for the rest of a kind
+                    continue
+                assert isinstance(first, (ast.Constant, ast.Name)), f"{file.stem}: {ast.unparse(first)}"
+                kinds.add(str(first.value if isinstance(first, ast.Constant) else getattr(module, first.id)))
+    assert kinds >= set(lines.WORDS)
+    assert all(re.fullmatch(r"[a-z_]{1,20}", kind) for kind in kinds)
 
 
 def test_workers_are_counted_by_whether_their_heartbeats_arrive(install: Install) -> None:

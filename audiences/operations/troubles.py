@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import BooleanField, Count, ExpressionWrapper, Q, Value
+from django.db.models.functions import Coalesce
 from django.utils.timezone import now
 
 from audiences import quiet_hours
@@ -156,6 +159,28 @@ def _miss(trouble: Trouble, at: datetime) -> None:
         if trouble.notified_at is not None:
             quiet_until = quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) if trouble.notified_tone != "bad" else None
             alert_messages.queue(trouble, TroubleMessage.Event.RESOLVED, at=at, not_before=quiet_until)
+
+
+class Counted(NamedTuple):
+    """Open troubles of one kind and install. ``install`` is its public id, empty for a trouble of none."""
+
+    install: str
+    kind: str
+    is_bad: bool
+    is_muted: bool
+    troubles: int
+
+
+def counted() -> list[Counted]:
+    """The open troubles, as the newest check stored them."""
+    words = {"is_bad": Q(tone="bad"), "is_muted": Q(muted_until__isnull=False, muted_until__gt=now())}
+    rows = (
+        Trouble.objects.filter(resolved_at=None)
+        .order_by()
+        .values(**{name: ExpressionWrapper(condition, BooleanField()) for name, condition in words.items()})
+        .values_list(Coalesce("install__public_id", Value("")), "kind", *words, Count("pk"))
+    )
+    return [Counted._make(row) for row in rows]
 
 
 def mute(trouble: Trouble, *, hours: int, by: str, reason: str = "") -> bool:

@@ -19,6 +19,7 @@ from audiences.admin.pages import last_call
 from audiences.admin.parked_groups import found as parked_groups
 from audiences.insight import backlogs, heartbeats, probes, stalled_work
 from audiences.models import Audit, Delivery, Install, Lane, Pruning
+from audiences.operations import troubles
 from audiences.receiving import backlog, disk_usage
 
 # Seconds after which no further query is begun. With the limit of one query, DATABASE_WEB_SECONDS, a scrape ends before
@@ -101,6 +102,11 @@ AUDITS = State(
     "Audiences whose newest audit found people that differ between Lytics, this service and ODP, or has no result.",
     ("install", "state"),
 )
+TROUBLES = State(
+    "lytics_sync_troubles",
+    "Open troubles of the page Now, as each minute's check stores them; unlisted ones count as one a kind.",
+    ("install", "kind", "severity", "state"),
+)
 WORKERS = State("lytics_sync_workers", "Workers whose heartbeats arrive, and those that fell silent.", ("state",))
 HEARTBEAT = State("lytics_sync_worker_last_heartbeat_timestamp_seconds", "The newest heartbeat of any worker.")
 WORKED = State("lytics_sync_worker_last_work_timestamp_seconds", "When a worker last delivered or made something.")
@@ -121,7 +127,7 @@ DATABASE_LIMIT = State("lytics_sync_database_high_water_bytes", "DATABASE_HIGH_W
 
 ALL = (
     *(INFO, ENABLED, ON_HOLD, LAST_CALL, LOGGED, SETTLED, WAITING, DELIVERABLE, HIGH_WATER, OLDEST, OLDEST_DELIVERABLE),
-    *(IN_FLIGHT, IN_FLIGHT_LIMIT, AUDIENCES, STOPPED, MEMBERS, PARKED, PROBE, PROBE_AT, AUDITS),
+    *(IN_FLIGHT, IN_FLIGHT_LIMIT, AUDIENCES, STOPPED, MEMBERS, PARKED, PROBE, PROBE_AT, AUDITS, TROUBLES),
     *(WORKERS, HEARTBEAT, WORKED, STUCK, DATABASE_BYTES, DATABASE_LIMIT, PRUNED, PRUNE_PENDING),
 )
 
@@ -151,7 +157,18 @@ def read() -> Samples:
     """Raises ``django.db.Error`` when PostgreSQL doesn't respond in time."""
     until = time.monotonic() + SECONDS
     samples = Samples(list(Install.objects.defer("odp_api_key").annotate(called_at=Subquery(last_call()))))
-    for put in (_installs, _backlogs, _in_flight, _audiences, _parked, _probes, _audits, _workers, _database):
+    for put in (
+        _installs,
+        _backlogs,
+        _in_flight,
+        _audiences,
+        _parked,
+        _probes,
+        _audits,
+        _troubles,
+        _workers,
+        _database,
+    ):
         if time.monotonic() > until:
             raise OperationalError(f"the states were not read within {SECONDS:g} s")
         put(samples)
@@ -235,6 +252,12 @@ def _audits(samples: Samples) -> None:
     for install in samples.installs:
         for state in counts:
             samples.put(AUDITS, found.get(install.pk, {}).get(state, 0), install.public_id, state)
+
+
+def _troubles(samples: Samples) -> None:
+    for install, kind, is_bad, is_muted, many in troubles.counted():
+        severity, state = "bad" if is_bad else "warning", "muted" if is_muted else "open"
+        samples.put(TROUBLES, many, install, kind, severity, state)
 
 
 def _workers(samples: Samples) -> None:
