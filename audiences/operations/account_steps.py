@@ -6,6 +6,7 @@ AudienceMoves.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy as copy_of
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -117,7 +118,7 @@ def choose(change: GuidedChange) -> Step:
 
 
 def _choose_before(change: GuidedChange) -> Step:
-    audience = _to_copy(change).select_related("install", "lane").order_by("pk").first()
+    audience = _to_copy(change).select_related("lane").order_by("pk").first()
     if audience is not None:
         return _begin(change, audience)
     unverified = _next(change, Stage.VERIFY)
@@ -221,21 +222,23 @@ def make(change: GuidedChange, client: Client) -> Step:
 
 def copy(change: GuidedChange, client: Client) -> Step:
     """Send the next people of the ledger to the new account."""
-    rows = account_requests.next_rows(change, _audience(change))
+    audience = _audience(change)
+    rows = account_requests.next_rows(change, audience)
     if not rows:
         return to(Phase.FINISH)
     wanted = [row for row in rows if not row.rejected and (row.is_member or change.sends_exits)]
     states = [(row, row.is_member) for row in wanted]
-    return _send(change, client, rows, states)
+    return _send(change, client, audience, rows, states)
 
 
 def _send(
     change: GuidedChange,
     client: Client,
+    audience: Audience,
     rows: Sequence[Membership],
     states: Sequence[tuple[Membership, bool]],
 ) -> Step:
-    step = account_requests.send(change, client, _audience(change), rows, states)
+    step = account_requests.send(change, client, audience, rows, states)
     return _give_up(change, step.reason) if isinstance(step, Refusal) else step
 
 
@@ -296,7 +299,7 @@ def empty(change: GuidedChange, client: Client) -> Step:
     """Send exits for all people of the ledger to the old account. Those who have left get one too, because their exit
     may have been sent only to the new account."""
     audience = _audience(change)
-    if why := _use_by_another(change):
+    if why := _use_by_another(change, audience):
         return _leave(change, audience, why)
     if not change.after_identifier:
         accepted = audience.accepted_definition
@@ -305,18 +308,18 @@ def empty(change: GuidedChange, client: Client) -> Step:
             return wait(seen.reason)
         if seen.lost_members:  # the old account has no field or list of this audience
             return to(Phase.FINISH)
-    rows = account_requests.next_rows(change, _audience(change))
+    rows = account_requests.next_rows(change, audience)
     if not rows:
         return to(Phase.REMOVE)
-    return _send(change, client, rows, [(row, False) for row in rows])
+    return _send(change, client, audience, rows, [(row, False) for row in rows])
 
 
-def _use_by_another(change: GuidedChange) -> str:
+def _use_by_another(change: GuidedChange, audience: Audience) -> str:
     """The install that uses the audience's ODP id in the old account now, in words; empty without one. After the
     switch, another install may take the id there."""
-    audience = _audience(change)
-    audience.install = other(change)
-    user = shared_ids.used_by(audience)
+    there = copy_of(audience)
+    there.install = other(change)
+    user = shared_ids.used_by(there)
     return f"The install {user.install.name} uses this ODP id in the old account now." if user else ""
 
 
@@ -327,7 +330,7 @@ def _leave(change: GuidedChange, audience: Audience, why: str) -> Step:
 def remove(change: GuidedChange, client: Client) -> Step:
     """Delete the emptied audience in the old account, or leave it there with the reason."""
     audience = _audience(change)
-    if why := _use_by_another(change):
+    if why := _use_by_another(change, audience):
         return _leave(change, audience, why)
     accepted = audience.accepted_definition
     problem = mechanism_for(audience).remove(client, audience.odp_id, seconds=SECONDS, accepted=accepted)
@@ -354,8 +357,8 @@ def stop(change: GuidedChange) -> Step | None:
 
 def _audience(change: GuidedChange) -> Audience:
     """The current audience, with the ODP id under which it was copied."""
-    found = _moves(change).select_related("audience__install", "audience__lane").get(audience=change.audience_id)
-    found.audience.odp_id = found.odp_id
+    found = _moves(change).select_related("audience__lane").get(audience=change.audience_id)
+    found.audience.odp_id, found.audience.install = found.odp_id, change.install
     return found.audience
 
 

@@ -131,15 +131,14 @@ def switch(change: GuidedChange) -> Step:
     # A retirement that begins later finds this change with its audience, and waits for it.
     if why := _retired(audience):
         return _leave_out_for_now(change, audience, why)
-    return _switch(change, to_=change.after, accepted=change.old_definition)
+    return _switch(audience, to_=change.after, accepted=change.old_definition)
 
 
 def back(change: GuidedChange) -> Step:
-    return _switch(change, to_=change.was, accepted="")
+    return _switch(_audience(change), to_=change.was, accepted="")
 
 
-def _switch(change: GuidedChange, *, to_: str, accepted: str) -> Step:
-    audience = _audience(change)
+def _switch(audience: Audience, *, to_: str, accepted: str) -> Step:
     leases = mechanism_switch.switch(audience, to=to_, accepted=accepted)
     return _await(audience, leases)
 
@@ -300,7 +299,9 @@ def stop(change: GuidedChange) -> Step | None:
 
 def _audience(change: GuidedChange) -> Audience:
     assert change.audience_id is not None
-    return Audience.objects.select_related("install", "lane").get(pk=change.audience_id)
+    audience = Audience.objects.select_related("lane").get(pk=change.audience_id)
+    audience.install = change.install
+    return audience
 
 
 def _after(change: GuidedChange) -> Mechanism:

@@ -289,16 +289,22 @@ def give_back(token: uuid.UUID) -> None:
 
 def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
     """Take one step and store it. Returns the seconds until the next one; None when it ended or the lease is lost."""
-    change = GuidedChange.objects.select_related("install").filter(lease_token=token, ended_at=None).first()
-    if change is None:
-        return None
+    change = None
     try:
-        steps = STEPS[change.kind]
-        if change.phase in steps.ASKING and steps.stop(change) is None:
-            return _ask(change, token, gate)
-        return _store_step(change, token)
+        with transaction.atomic():
+            held = GuidedChange.objects.select_for_update(of=("self",)).select_related("install")
+            change = held.filter(lease_token=token, ended_at=None).first()
+            if change is None:
+                return None
+            steps = STEPS[change.kind]
+            result = steps.stop(change)
+            if result is None and change.phase in steps.STORING:
+                result = steps.STORING[change.phase](change)
+            if result is not None:
+                return _store(change, token, result)
+        return _ask(change, token, gate)
     except Exception as error:
-        if sessions.is_database_error(error):
+        if change is None or sessions.is_database_error(error):
             raise
         log.exception("a step of a change failed", install=change.install.name, phase=change.phase)
         first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
@@ -317,18 +323,6 @@ def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | N
     except TooLateError:
         result = change_steps.wait("The rate limit left no time for a request.")
     return _store(change, token, result)
-
-
-def _store_step(change: GuidedChange, token: uuid.UUID) -> float | None:
-    """Take a step that writes to the tables, and store its result, in one transaction."""
-    with transaction.atomic():
-        held = GuidedChange.objects.select_for_update(of=("self",)).select_related("install")
-        locked = held.filter(pk=change.pk, lease_token=token, ended_at=None).first()
-        if locked is None:
-            return None
-        steps = STEPS[locked.kind]
-        result = steps.stop(locked) or steps.STORING[locked.phase](locked)
-        return _store(locked, token, result)
 
 
 def _store(change: GuidedChange, token: uuid.UUID, result: Step) -> float | None:
