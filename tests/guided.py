@@ -1,13 +1,15 @@
 """Guided changes one step at a time, and workers that die in them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils.timezone import now
 
 from audiences.delivery import claims
-from audiences.models import Audience, GuidedChange, Install
+from audiences.models import Audience, GuidedChange, Install, Resend
 from audiences.operations import changes, resends
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, happen, make_audience
@@ -39,20 +41,22 @@ def audience_with_members(shop: Install, slug: str = "gold") -> Audience:
 
 def step(shop: Install) -> bool:
     """Take one step, as if the waiting time were over. Returns whether the change continues."""
-    GuidedChange.objects.update(next_at=None)
     token = changes.lease(shop.pk)
     if token is None:
+        GuidedChange.objects.update(next_at=None)
+        token = changes.lease(shop.pk)
+    if token is None or changes.step(token) is None:
         return False
-    changes.step(token)
     changes.give_back(token)
-    return GuidedChange.objects.filter(install=shop, ended_at=None).exists()
+    return True
 
 
 def work(shop: Install) -> None:
     """Run the other tasks of the workers."""
     drain_all(shop)
-    resends.advance_all(shop.pk, seconds=5)
-    drain_all(shop)
+    if Resend.objects.filter(install=shop, ended_at=None).exists():
+        resends.advance_all(shop.pk, seconds=5)
+        drain_all(shop)
 
 
 def send_events(gold: Audience, at: int) -> None:
@@ -60,9 +64,30 @@ def send_events(gold: Audience, at: int) -> None:
     happen(gold, ("kim", "exit", at), ("new", "enter", at), ("pat", "enter", at))
 
 
+def places(shop: Install) -> Iterator[int]:
+    """Take all steps of a change. Yields the number of steps before each one."""
+    for number in range(MOST):
+        yield number
+        work(shop)
+        if not step(shop):
+            return
+    raise AssertionError(GuidedChange.objects.values().latest("pk"))
+
+
+@contextmanager
+def undone(*odps: ThreadedSandbox) -> Iterator[None]:
+    """At the end of the block, undo what it did to the tables and to ODP. So a walk tries several continuations of one
+    place without taking the steps before the place again."""
+    with ExitStack() as stack, transaction.atomic():
+        for odp in odps:
+            stack.enter_context(odp.undone())
+        yield
+        transaction.set_rollback(True)
+
+
 def steps_with_events(shop: Install, gold: Audience, *, events_at: int, mode: str, stop_at: int = -1) -> Iterator[int]:
-    """Take all steps of a change, with events after ``events_at`` steps and a stop after ``stop_at``. Yields the number
-    of steps before each one."""
+    """Take the remaining steps of a change, with events after ``events_at`` steps and a stop after ``stop_at``. Yields
+    the number of steps before each one."""
     lease = None
     for number in range(MOST):
         if number == stop_at:

@@ -1,6 +1,7 @@
 """Guided changes to another ODP account: while events come in, and each membership ends right in the new account."""
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
 from django.test import Client
 from pytest_django.fixtures import Settings
 
@@ -174,34 +174,28 @@ AFTER = ["lee", "mia", "new", "pat"]
 BEFORE = ["kim", "lee", "mia"]
 
 
-def steps_of_a_change(
-    shop: Install, new: ThreadedSandbox, gold: Audience, *, events_at: int, mode: str, stop_at: int = -1
-) -> int:
-    """Go through a change, with events after ``events_at`` steps and a stop after ``stop_at``. Returns the steps."""
-    begin(shop, new, empties=True)
+def steps_with_events(shop: Install, gold: Audience, *, mode: str, events_at: int = 0, stop_at: int = -1) -> int:
+    """Take the remaining steps of a change. Returns the number of the last one."""
     return max(guided.steps_with_events(shop, gold, events_at=events_at, mode=mode, stop_at=stop_at))
 
 
-@pytest.mark.parametrize(("mode", "first"), [(DELIVERED, 0), (WAITING, 1), (UNDER_WAY, 0)])
 def test_events_between_any_two_steps_are_in_the_new_account(
-    odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox, mechanism: str, mode: str, first: int
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, mechanism: str
 ) -> None:
     """Each mechanism takes every other place, so that each mode is tried at each place."""
-    number, steps = first if mechanism == "attribute" else 1 - first, 2
-    while number <= steps:
-        gold = audience_with_members(shop)
-        steps = steps_of_a_change(shop, new, gold, events_at=number, mode=mode)
-        assert GuidedChange.objects.latest("pk").problem == ""
-        if number > steps:
-            break
-        assert members(new) == AFTER, (number, mode)
-        assert segments(new) == ["lytics_gold"]
-        assert segments(odp) == [], "the old account is emptied"
-        assert is_empty(odp), (number, mode)
-        assert_all_is_well(gold)
-        forget(odp, shop, new)
-        number += 2
-    assert steps > 12
+    begin(shop, new, empties=True)
+    for number in guided.places(shop):
+        is_first = (number % 2 == 0) is (mechanism == "attribute")
+        for mode in (DELIVERED, UNDER_WAY) if is_first else (WAITING,):
+            with guided.undone(odp, new):
+                steps_with_events(shop, gold, mode=mode)
+                assert GuidedChange.objects.get().problem == ""
+                assert members(new) == AFTER, (number, mode)
+                assert segments(new) == ["lytics_gold"]
+                assert segments(odp) == [], "the old account is emptied"
+                assert is_empty(odp), (number, mode)
+                assert_all_is_well(gold)
+    assert number > 12
 
 
 def is_empty(odp: ThreadedSandbox) -> bool:
@@ -212,36 +206,30 @@ def is_empty(odp: ThreadedSandbox) -> bool:
     )
 
 
-@pytest.mark.parametrize("mode", [DELIVERED, UNDER_WAY])
 def test_a_stop_at_any_step_leaves_one_account_whole(
-    odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox, mode: str
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, mechanism: str
 ) -> None:
-    """Before the switch everything is as if nothing had been begun; after it, the new account is completed."""
-    number, steps = 0, 1
-    while number <= steps:
-        for events_at in (number, number + 1):
-            gold = audience_with_members(shop)
-            steps = steps_of_a_change(shop, new, gold, events_at=events_at, mode=mode, stop_at=number)
-            change = GuidedChange.objects.latest("pk")
-            used = new if change.switched_at else odp
-            assert Install.objects.get().odp_host == used.url, number
-            assert members(used) == (AFTER if events_at <= steps else BEFORE), (number, events_at, mode)
-            assert change.other_api_key == ""
-            assert_all_is_well(gold)
-            forget(odp, shop, new)
-        number += 1
+    """Before the switch everything is as if nothing had been begun; after it, the new account is completed.
 
-
-def forget(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
-    """Delete everything about the audience, so that a test can begin again."""
-    odp.reset()
-    new.reset()
-    with connection.cursor() as cursor:
-        tables = ("audiencemove", "guidedchange", "again", "resend", "run", "delivery", "event", "membership", "twin")
-        for table in (*tables, "lane"):
-            cursor.execute(f"DELETE FROM audiences_{table}")
-    Audience.objects.all().delete()
-    Install.objects.filter(pk=shop.pk).update(odp_host=shop.odp_host, odp_api_key=shop.odp_api_key)
+    Each mechanism takes every other place.
+    """
+    begin(shop, new, empties=True)
+    used_after_stops = set()
+    for number in guided.places(shop):
+        if (number % 2 == 0) is not (mechanism == "attribute"):
+            continue
+        for events_at, mode in itertools.product((0, 1), (DELIVERED, UNDER_WAY)):
+            with guided.undone(odp, new):
+                here = (number, events_at, mode)
+                last = steps_with_events(shop, gold, mode=mode, events_at=events_at, stop_at=0)
+                change = GuidedChange.objects.get()
+                used = new if change.switched_at else odp
+                used_after_stops.add(used)
+                assert Install.objects.get().odp_host == used.url, here
+                assert members(used) == (AFTER if events_at <= last else BEFORE), here
+                assert change.other_api_key == ""
+                assert_all_is_well(gold)
+    assert used_after_stops == {odp, new}
 
 
 # --- crashes -------------------------------------------------------------------------------------------------

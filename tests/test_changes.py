@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -174,74 +173,56 @@ def long_leases(settings: Settings) -> None:
     settings.LEASE_SECONDS = 300
 
 
-def steps_of_a_change(
-    odp: ThreadedSandbox, shop: Install, gold: Audience, *, events_at: int, mode: str, stop_at: int
+def steps_with_events(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, *, mode: str, events_at: int = 0, stop_at: int = -1
 ) -> int:
-    """Go through a change, with events after ``events_at`` steps and a stop after ``stop_at``. Returns the steps.
+    """Take the remaining steps of a change. Returns the number of the last one.
 
     Customers without events have to be as they were in ODP's audience at each moment.
     """
-    begin(shop)
     for number in guided.steps_with_events(shop, gold, events_at=events_at, mode=mode, stop_at=stop_at):
         assert set(odp.members("lytics_gold")) - MOVING == {"lee", "mia"}
-        taken = number
-    return taken
+        last = number
+    return last
 
 
-@pytest.mark.parametrize(("mode", "first"), [(DELIVERED, 0), (WAITING, 1), (UNDER_WAY, 0)])
 def test_events_between_any_two_steps_end_right(
-    odp: ThreadedSandbox, shop: Install, before: str, mode: str, first: int
+    odp: ThreadedSandbox, shop: Install, gold: Audience, before: str
 ) -> None:
     """Each mechanism takes every other place, so that each mode is tried at each place."""
-    number, steps = first if before == "attribute" else 1 - first, 2
-    while number <= steps:
-        odp.reset()
-        gold = audience_with_members(shop, "gold")
-        steps = steps_of_a_change(odp, shop, gold, events_at=number, mode=mode, stop_at=-1)
-        if number <= steps:
-            assert odp.members("lytics_gold") == ["lee", "mia", "new", "pat"], (number, mode)
-            assert odp.members("lytics_gold", "web_user_id") == ["lee", "mia", "new", "pat"], (number, mode)
-        assert definition(odp) == mechanism_in(gold)
-        assert GuidedChange.objects.latest("pk").problem == ""
-        assert segments(odp) == ["lytics_gold"]
-        assert_all_is_well(gold)
-        forget(shop, gold, before)
-        number += 2
-    assert steps > 8
+    begin(shop)
+    for number in guided.places(shop):
+        is_first = (number % 2 == 0) is (before == "attribute")
+        for mode in (DELIVERED, UNDER_WAY) if is_first else (WAITING,):
+            with guided.undone(odp):
+                steps_with_events(odp, shop, gold, mode=mode)
+                assert odp.members("lytics_gold") == ["lee", "mia", "new", "pat"], (number, mode)
+                assert odp.members("lytics_gold", "web_user_id") == ["lee", "mia", "new", "pat"], (number, mode)
+                assert definition(odp) == OTHER[before] == mechanism_in(gold)
+                assert GuidedChange.objects.get().problem == ""
+                assert segments(odp) == ["lytics_gold"]
+                assert_all_is_well(gold)
+    assert number > 8
 
 
-@pytest.mark.parametrize("mode", [DELIVERED, WAITING, UNDER_WAY])
-def test_a_stop_at_any_step_leaves_the_audience_whole(odp: ThreadedSandbox, mode: str) -> None:
+@pytest.mark.parametrize("before", ["attribute"], indirect=True)
+def test_a_stop_at_any_step_leaves_the_audience_whole(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     """With events at the stop and two steps later, when the audience is being brought back."""
-    before = "attribute"
-    shop = make_checked_install(odp, mechanism=before)
-    for stop_at in itertools.count():
-        for events_at in (stop_at, stop_at + 2):
-            odp.reset()
-            gold = audience_with_members(shop, "gold")
-            steps = steps_of_a_change(odp, shop, gold, events_at=events_at, mode=mode, stop_at=stop_at)
-            here = (stop_at, events_at, mode)
-            expected = ["lee", "mia", "new", "pat"] if 0 <= events_at <= steps else ["kim", "lee", "mia"]
-            assert odp.members("lytics_gold") == expected, here
-            assert definition(odp) == mechanism_in(gold), here
-            change = GuidedChange.objects.latest("pk")
-            assert change.problem == ("" if change.done else "Stopped by lee."), here
-            assert Audience.objects.get().accepted_definition == "", here
-            assert segments(odp) == ["lytics_gold"], here
-            assert_all_is_well(gold)
-            forget(shop, gold, before)
-        if steps < stop_at:
-            break  # the change had ended before the stop, and so it would before each later one
-    assert stop_at > 8
-
-
-def forget(shop: Install, gold: Audience, before: str) -> None:
-    """Delete everything about an audience, so that a test can begin again."""
-    with connection.cursor() as cursor:
-        for table in ("guidedchange", "again", "resend", "run", "delivery", "event", "membership", "twin", "lane"):
-            cursor.execute(f"DELETE FROM audiences_{table}")
-    Audience.objects.all().delete()
-    Install.objects.filter(pk=shop.pk).update(mechanism=before)
+    begin(shop)
+    for number in guided.places(shop):
+        for events_at, mode in itertools.product((0, 2), (DELIVERED, WAITING, UNDER_WAY)):
+            with guided.undone(odp):
+                here = (number, events_at, mode)
+                last = steps_with_events(odp, shop, gold, mode=mode, events_at=events_at, stop_at=0)
+                expected = ["lee", "mia", "new", "pat"] if events_at <= last else ["kim", "lee", "mia"]
+                assert odp.members("lytics_gold") == expected, here
+                assert definition(odp) == mechanism_in(gold), here
+                change = GuidedChange.objects.get()
+                assert change.problem == ("" if change.done else "Stopped by lee."), here
+                assert Audience.objects.get().accepted_definition == "", here
+                assert segments(odp) == ["lytics_gold"], here
+                assert_all_is_well(gold)
+    assert number > 8
 
 
 # --- crashes -------------------------------------------------------------------------------------------------
@@ -456,28 +437,30 @@ def test_a_retirement_goes_on_while_a_change_is_at_another_audience(odp: Threade
     assert (change.done, list(change.left_out)) == (1, ["lytics_silver"])
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["", "stopped"])
-@pytest.mark.parametrize("begins_at", range(8))
 def test_a_retirement_that_begins_at_any_step_of_a_change_ends_after_it(
-    odp: ThreadedSandbox, shop: Install, gold: Audience, begins_at: int, stopped: bool
+    odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     begin(shop)
-    for _ in range(begins_at):
-        step(shop)
+    for _ in itertools.islice(guided.places(shop), 8):
         work(shop)
-    retirement = retire(gold)
-    if stopped:
-        changes.stop(GuidedChange.objects.get(), by="kim")
+        for stopped in (False, True):
+            with guided.undone(odp):
+                retirement = retire(gold)
+                if stopped:
+                    changes.stop(GuidedChange.objects.get(), by="kim")
+                finish_with(shop, retirement)
+                assert not Membership.objects.filter(is_member=True).exists()
+                assert segments(odp) == []
+
+
+def finish_with(shop: Install, retirement: Retirement) -> None:
     for _ in range(MOST):
         retiring.advance(retirement.pk)
         goes_on = step(shop)
         work(shop)
         if not goes_on and Retirement.objects.get().ended_at is not None:
-            break
-    else:
-        pytest.fail("the change or the retirement goes on")
-    assert not Membership.objects.filter(is_member=True).exists()
-    assert segments(odp) == []
+            return
+    pytest.fail("the change or the retirement goes on")
 
 
 def test_a_retirement_that_began_with_the_choice_of_its_audience_is_seen_before_the_switch(

@@ -1,16 +1,20 @@
 """For tests: a sandbox in a separate process, or on a thread of this process."""
 
+import copy
 import json
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+from sandbox.odp.account.changes import CHANGES, changes_of
 from sandbox.odp.server import SandboxServer
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options, World
 
@@ -155,6 +159,22 @@ class ThreadedSandbox(ControlledSandbox):
     def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """At the end of the block, give each account the state that it had at the beginning. Requests stay recorded."""
+        with self.world.lock:
+            saved = [(account, copy.deepcopy([*changes_of(account)])) for account in self.world.accounts]
+        try:
+            yield
+        finally:
+            with self.world.lock:
+                self.world.visibility.forget_all()
+                for account, changes in saved:
+                    account.forget_everything()
+                    account.built_graphql = None  # the new schema may have the id and the version of the one before
+                    for kind, payload in changes:
+                        CHANGES[kind](account, payload, self.world.clock.now())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
