@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from django.db import connection
+from django.db.models import Model
 from django.urls import reverse
 from django.utils.timezone import now
 
@@ -29,17 +30,42 @@ def fill(installs: int, audiences: int) -> None:
         )
         for number in range(there, installs)
     )
-    made = []
-    for install in Install.objects.order_by("pk"):
-        first = install.audiences.count()
-        made += [_audience(install, number) for number in range(first, audiences)]
-    Audience.objects.bulk_create(made, batch_size=2_000)
-    Lane.objects.bulk_create([_lane(audience, place) for place, audience in enumerate(made)], batch_size=2_000)
+    first = Install.objects.earliest("pk")
+    made = [_audience(first, number) for number in range(first.audiences.count(), audiences)]
+    Audience.objects.bulk_create(made)
+    Lane.objects.bulk_create([_lane(audience, place) for place, audience in enumerate(made)])
+    _copy_audiences(first)
     Parked.objects.bulk_create(
         Parked(install=install, reason="no_identifier") for install in Install.objects.all() for _ in range(3)
     )
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
+
+
+def _copy_audiences(first: Install) -> None:
+    """Give the other installs the audiences of the first one that they don't have."""
+    audience = ", ".join(column for column in _columns(Audience) if column not in ("id", "install_id"))
+    lane = ", ".join(column for column in _columns(Lane) if column != "audience_id")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO audiences_audience (install_id, {audience})"
+            f" SELECT other.id, {audience} FROM audiences_audience AS its"
+            " CROSS JOIN (SELECT id FROM audiences_install WHERE id <> %(first)s) AS other"
+            " WHERE its.install_id = %(first)s AND NOT EXISTS (SELECT FROM audiences_audience AS same"
+            " WHERE same.install_id = other.id AND same.segment_id = its.segment_id)",
+            {"first": first.pk},
+        )
+        cursor.execute(
+            f"INSERT INTO audiences_lane (audience_id, {lane}) SELECT theirs.id, {lane}"
+            " FROM audiences_lane JOIN audiences_audience AS its ON its.id = audience_id AND its.install_id = %s"
+            " JOIN (SELECT id, segment_id FROM audiences_audience) AS theirs ON theirs.segment_id = its.segment_id"
+            " WHERE NOT EXISTS (SELECT FROM audiences_lane AS present WHERE present.audience_id = theirs.id)",
+            [first.pk],
+        )
+
+
+def _columns(model: type[Model]) -> list[str]:
+    return [field.column for field in model._meta.concrete_fields if field.column]
 
 
 def _backoff(number: int) -> dict[str, object]:
