@@ -59,7 +59,7 @@ class Pair(NamedTuple):
         audience = Audience.objects.select_related("install").get(install=self.shop)
         asked = audits.ask(audience, mode=Audit.Mode.FULL, by="kim")
         assert asked is not None
-        done = audits.run_to_end(asked)
+        done = next(audits.finish([asked]))
         assert (done.problem, done.note) == ("", "")
         return done
 
@@ -67,7 +67,7 @@ class Pair(NamedTuple):
         assert resends.repair(done, by="kim", reason="drift")
         resends.advance_all(self.shop.pk, seconds=5)
         drain_all(self.shop)
-        return audits.run_to_end(Audit.objects.latest("pk"))
+        return next(audits.finish([Audit.objects.latest("pk")]))
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def audit(audience: Audience, mode: str = Audit.Mode.FULL, **options: Any) -> Au
 
 
 def finish(asked: Audit) -> Audit:
+    Audit.objects.update(next_at=None)  # as if its waits were over
     audits.advance_all(asked.install_id, seconds=30)
     done = Audit.objects.get(pk=asked.pk)
     assert done.ended_at is not None
@@ -313,6 +314,66 @@ def test_a_worker_that_holds_an_audit_keeps_others_from_it(gold: Audience) -> No
     assert audits._lease(gold.install_id) is not None
 
 
+# --- several audits of an install ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(gold: Audience, lytics: Lytics, settings: Settings) -> list[Audience]:
+    """Three audiences, whose audits wait for an hour."""
+    settings.AUDIT_SETTLE_SECONDS = 3600
+    others = []
+    for name in ("silver", "bronze"):
+        others.append(make_audience(gold.install, name, provisioned=False))
+        enter(others[-1], "ann")
+    drain_all(gold.install)
+    return [gold, *others]
+
+
+def ask_all(some: list[Audience], *, by: str = audits.SCHEDULE) -> list[Audit]:
+    asked = [audits.ask(one, mode=Audit.Mode.FULL, by=by) for one in some]
+    return [audit for audit in asked if audit is not None]
+
+
+def test_while_an_audit_waits_the_others_take_their_steps(many: list[Audience], settings: Settings) -> None:
+    asked = ask_all(many)
+    audits.advance_all(many[0].install_id, seconds=30)
+    assert [audit.phase for audit in Audit.objects.order_by("pk")] == ["settle"] * 3
+    assert audits.due() == []
+    settings.AUDIT_SETTLE_SECONDS = 0
+    Audit.objects.update(next_at=now())
+    assert audits.due() == [many[0].install_id]
+    audits.advance_all(many[0].install_id, seconds=30)
+    assert Audit.objects.filter(pk__in=[audit.pk for audit in asked], phase="done").count() == 3
+
+
+def test_an_audit_that_a_person_asks_for_comes_before_those_of_the_schedule(
+    many: list[Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "UNDER_WAY", 1)
+    ask_all(many[:2])
+    [by_kim] = ask_all(many[2:], by="kim")
+    first = audits._lease(many[0].install_id)
+    assert first is not None
+    assert first.pk == by_kim.pk
+    Audit.objects.update(lease_until_at=None)
+    audits.advance_all(many[0].install_id, seconds=30)
+    # The one of kim counts, so none of the schedule has begun.
+    assert [audit.phase for audit in Audit.objects.order_by("pk")] == ["scan", "scan", "settle"]
+    assert Audit.objects.filter(started_at=None).count() == 2
+
+
+def test_an_audit_that_waits_for_a_person_takes_no_place_of_the_schedule(
+    many: list[Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "UNDER_WAY", 1)
+    ask_all(many)
+    audits.advance_all(many[0].install_id, seconds=30)
+    assert Audit.objects.filter(started_at=None).count() == 2
+    holds.pause(Lane.objects.get(pk=many[0].pk), by="kim", reason="later")
+    audits.advance_all(many[0].install_id, seconds=30)
+    assert Audit.objects.filter(started_at=None).count() == 1
+
+
 def test_an_expired_scan_begins_again(gold: Audience, lytics: Lytics) -> None:
     expired = iter([True])
     lytics.answer = lambda path, query: (
@@ -560,6 +621,22 @@ def test_the_command_prints_the_result_and_fails_where_sides_differ(gold: Audien
     )
     (report,) = json.loads(text)["audits"]
     assert (code, report["differing"], report["people"][0]["identifier"]) == (1, 1, "gus")
+
+
+def test_the_command_lets_the_waits_of_all_audits_overlap(many: list[Audience], settings: Settings) -> None:
+    settings.AUDIT_SETTLE_SECONDS = 1
+    _, text = run_command("Shop", "--full")
+    assert len(text.splitlines()) == 3
+    last_start = max(audit.started_at for audit in Audit.objects.all() if audit.started_at)
+    first_end = min(audit.ended_at for audit in Audit.objects.all() if audit.ended_at)
+    assert last_start < first_end
+
+
+def test_the_command_requests_no_audit_if_one_is_under_way(many: list[Audience]) -> None:
+    ask_all(many[2:])
+    with pytest.raises(CommandError, match=r"An audit of .* is under way"):
+        call_command("audit_audiences", "Shop", "--full")
+    assert Audit.objects.count() == 1
 
 
 @pytest.mark.parametrize(

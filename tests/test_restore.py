@@ -262,13 +262,13 @@ def test_an_audit_and_a_repair_after_a_restore_make_both_ends_equal(
     restored = Audience.objects.select_related("install").get()
     found = audits.ask(restored, mode="full", by="kim")
     assert found is not None
-    assert audits.run_to_end(found).differing == 3
+    assert next(audits.finish([found])).differing == 3
     assert resends.repair(Audit.objects.get(pk=found.pk), by="kim", reason="restored")
     resends.advance_all(restored.install_id, seconds=5)
     drain_all(restored.install)
 
     again = Audit.objects.latest("pk")
-    assert audits.run_to_end(again).differing == 0
+    assert next(audits.finish([again])).differing == 0
     assert odp.members("lytics_gold") == ["joins", "returns"]
     assert audit.audit() == []
 

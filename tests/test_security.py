@@ -383,7 +383,7 @@ def test_the_role_can_look_audit_and_forget(bridge: str, lytics: Lytics, setting
         for _ in range(2):
             asked = audits.ask(Audience.objects.get(pk=gold.pk), mode="full", by="kim")
             assert asked is not None
-            assert audits.run_to_end(asked).differing == 1
+            assert next(audits.finish([asked])).differing == 1
         asked_to_forget = forgetting.ask(shop, "anna", tell_odp=False, by="dpo")
         assert asked_to_forget is not None
         assert forgetting.advance(asked_to_forget)

@@ -6,14 +6,14 @@ lease while it takes steps. If it dies, another worker continues after the last 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from typing import Any
 
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Case, Q, When
 from django.utils.timezone import now
 
 from audiences.agreement import asking_odp, comparing, scanning, sizes
@@ -25,9 +25,11 @@ log = structlog.get_logger(__name__)
 
 # Longer than any step.
 LEASE = timedelta(seconds=60)
-# The age from which an audit ends when a side doesn't respond, because the install's other audits wait for it, and the
-# page still shows the result before it.
+# The age from which an audit ends when a side doesn't respond. The page still shows the result before it.
 GIVE_UP = timedelta(days=1)
+# The most audits of the schedule that are under way in an install. They mostly wait. With more of them, each would wait
+# longer for its next step, and people whose events come meanwhile aren't compared.
+UNDER_WAY = 20
 # The number of audits kept per audience.
 KEPT = 100
 SCHEDULE = "schedule"
@@ -95,16 +97,16 @@ def stop(audit: Audit, *, by: str) -> bool:
 
 
 def due() -> list[int]:
-    """Return the installs with an unfinished audit that no worker has leased."""
-    at = now()
-    unfinished = Audit.objects.filter(Q(lease_until_at=None) | Q(lease_until_at__lte=at), ended_at=None)
-    return list(unfinished.order_by().values_list("install_id", flat=True).distinct())
+    """Return the installs with an unfinished audit that no worker has leased, and whose next step is due."""
+    ready = Audit.objects.filter(_no_lease(), _no_wait(), ended_at=None)
+    return list(ready.order_by().values_list("install_id", flat=True).distinct())
 
 
 def advance_all(install_id: int, *, seconds: float) -> None:
     """Take steps of the install's audits for at most ``seconds``, then have a worker take the next ones.
 
-    One audit of an install runs at a time.
+    While one audit waits, others take steps. One process at a time takes the steps of an install, so that their
+    requests stay within the rates of the settings.
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -112,59 +114,79 @@ def advance_all(install_id: int, *, seconds: float) -> None:
         if audit is None:
             return
         try:
-            waits = run(audit, until=until)
+            run(audit, until=until)
         finally:
             Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
-        if waits:
-            return
     wake_audit(install_id)
 
 
+def finish(asked: Collection[Audit]) -> Iterator[Audit]:
+    """Take the steps of audits in this process, beside the workers. Yields each audit when it has ended."""
+    unfinished = {audit.pk for audit in asked}
+    installs = {audit.install_id for audit in asked}
+    while unfinished:
+        for install_id in installs:
+            advance_all(install_id, seconds=1.0)
+        ended = Audit.objects.filter(pk__in=unfinished, ended_at__isnull=False)
+        for audit in ended.select_related("install", "audience__lane").order_by("ended_at"):
+            unfinished.remove(audit.pk)
+            yield audit
+        if unfinished:
+            time.sleep(0.1)
+
+
 def _lease(install_id: int) -> Audit | None:
-    """The oldest unfinished audit. One that waits for a person to resume or unblock the audience comes after others."""
-    unfinished = Audit.objects.filter(install=install_id, ended_at=None).order_by("pk")
-    stopped = Q(audience__lane__paused_at__isnull=False) | Q(audience__lane__blocked_at__isnull=False)
-    stopped |= Q(audience__lane__fault_since_at__isnull=False) | Q(audience__provisioned_at=None)
-    oldest = unfinished.exclude(stopped, phase=Phase.SETTLE).first() or unfinished.first()
-    if oldest is None:
-        return None
-    at = now()
-    free = Audit.objects.filter(Q(lease_until_at=None) | Q(lease_until_at__lte=at), pk=oldest.pk, ended_at=None)
-    if not free.update(lease_until_at=at + LEASE):
-        return None
-    return Audit.objects.select_related("install", "audience__lane").get(pk=oldest.pk)
+    """Lease the install's next audit whose step is due: those that a person asked for first, then by age.
+
+    None when there is none, or when another process takes the install's steps.
+    """
+    unfinished = Audit.objects.filter(install=install_id, ended_at=None)
+    with transaction.atomic():
+        # The row of the oldest one is the lock under which the leases of an install are read and written.
+        if not unfinished.select_for_update().order_by("pk")[:1] or unfinished.exclude(_no_lease()).exists():
+            return None
+        ready = unfinished.filter(_no_wait())
+        if unfinished.filter(started_at__isnull=False).exclude(_STOPPED).count() >= UNDER_WAY:
+            ready = ready.exclude(by=SCHEDULE, started_at=None)
+        of_schedule = Case(When(by=SCHEDULE, then=1), default=0)
+        chosen = ready.order_by(of_schedule, "pk").values_list("pk", flat=True).first()
+        if chosen is None:
+            return None
+        Audit.objects.filter(pk=chosen).update(lease_until_at=now() + LEASE)
+    return Audit.objects.select_related("install", "audience__lane").get(pk=chosen)
 
 
-def run_to_end(audit: Audit) -> Audit:
-    """Take all steps of an audit in this process. The lease keeps workers from taking them too."""
-    Audit.objects.filter(pk=audit.pk).update(lease_until_at=now() + LEASE)
-    leased = Audit.objects.select_related("install", "audience__lane").get(pk=audit.pk)
-    try:
-        run(leased)
-    finally:
-        Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
-    return leased
+def _no_lease() -> Q:
+    return Q(lease_until_at=None) | Q(lease_until_at__lte=now())
 
 
-def run(audit: Audit, *, until: float = float("inf"), pause: Callable[[float], None] = time.sleep) -> bool:
-    """Take the steps of an audit until it has ended, or ``time.monotonic`` passes ``until``.
+def _no_wait() -> Q:
+    return Q(next_at=None) | Q(next_at__lte=now())
 
-    Returns True when the audit has to wait. Each step is stored in the audit's row, and renews the lease.
+
+# Audits that wait for a person to resume or unblock the audience, or for an error of ours to end.
+_STOPPED = Q(phase=Audit.Phase.SETTLE) & (
+    Q(audience__lane__paused_at__isnull=False)
+    | Q(audience__lane__blocked_at__isnull=False)
+    | Q(audience__lane__fault_since_at__isnull=False)
+    | Q(audience__provisioned_at=None)
+)
+
+
+def run(audit: Audit, *, until: float) -> None:
+    """Take the steps of an audit until it ends or has to wait, or ``time.monotonic`` passes ``until``.
+
+    Each step is stored in the audit's row, and renews the lease.
     """
     _begin(audit)
-    while audit.ended_at is None:
-        if time.monotonic() >= until:
-            return False
+    while audit.ended_at is None and time.monotonic() < until:
         began = time.monotonic()
         result = _step(audit)
-        _store(audit, result.changes)
         if result.seconds >= Wait.LONG:
-            if until == float("inf"):
-                pause(min(result.seconds, 1.0))
-                continue
-            return True
-        pause(max(0.0, result.seconds - (time.monotonic() - began)))
-    return False
+            _store(audit, {**result.changes, "next_at": now() + timedelta(seconds=result.seconds)})
+            return
+        _store(audit, result.changes)
+        time.sleep(max(0.0, result.seconds - (time.monotonic() - began)))
 
 
 def _step(audit: Audit) -> Step:

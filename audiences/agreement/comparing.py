@@ -40,8 +40,9 @@ def settle(audit: Audit) -> Step:
     since = audit.settled_since_at or at
     audience = Audience.objects.select_related("lane").get(pk=audit.audience_id)
     is_behind = audience.lane.delivered_sequence < audit.before_sequence
-    if is_behind or at - since < timedelta(seconds=settings.AUDIT_SETTLE_SECONDS):
-        return Step({"settled_since_at": since}, seconds=Wait.LONG)
+    left = timedelta(seconds=settings.AUDIT_SETTLE_SECONDS) - (at - since)
+    if is_behind or left > timedelta(0):
+        return Step({"settled_since_at": since}, seconds=max(Wait.LONG, left.total_seconds()))
     phase = Audit.Phase.COMPARE if audit.scan_began_at else Audit.Phase.ODP
     return Step({"phase": phase, "settled_since_at": since})
 

@@ -29,8 +29,8 @@ def step(audit: Audit) -> Step:
     client = lytics_account.client_of(audit.install)
     if client is None or audit.audience.segment_id.startswith(BY_SLUG):
         return Step({"phase": Audit.Phase.SETTLE, "note": BY_NAME if client else NOT_CONNECTED})
-    if audit.scan_began_at is None and not _shows_earlier_calls(audit):
-        return Step(seconds=Wait.LONG)
+    if audit.scan_began_at is None and (left := _seconds_until_calls_show(audit)) > 0:
+        return Step(seconds=max(Wait.LONG, left))
     began_at = audit.scan_began_at or now()
     field = audit.install.identifier_field
     fields = [field] if field == LYTICS_ID else [field, LYTICS_ID]
@@ -80,14 +80,15 @@ def _profile(member: Member) -> str:
     return found if is_identifier(found, settings.PLACEHOLDER_IDENTIFIERS) else ""
 
 
-def _shows_earlier_calls(audit: Audit) -> bool:
-    """Whether Lytics' API has had time to show the transitions that it sent before the audit began.
+def _seconds_until_calls_show(audit: Audit) -> float:
+    """Seconds until Lytics' API has had time to show the transitions that it sent before the audit began.
 
     People with later events aren't compared. Somebody whose exit was received just before, and whom Lytics still lists,
     would look like a difference. How far Lytics' API lags behind its calls isn't documented.
     """
     assert audit.started_at is not None
-    return now() - audit.started_at >= timedelta(seconds=settings.AUDIT_SCAN_DELAY_SECONDS)
+    shown_at = audit.started_at + timedelta(seconds=settings.AUDIT_SCAN_DELAY_SECONDS)
+    return (shown_at - now()).total_seconds()
 
 
 def _least(total: int | None, before: int | None) -> int | None:

@@ -44,6 +44,8 @@ class Audit(models.Model):
     note = models.TextField(blank=True, default="")
     phase = models.CharField(max_length=7, choices=Phase, default=Phase.SCAN)
     lease_until_at = models.DateTimeField(null=True)
+    # No step is taken before this time.
+    next_at = models.DateTimeField(null=True)
     before_sequence = models.BigIntegerField(default=0)
     # When Lytics' scan began: the time of the truth that it gives.
     scan_began_at = models.DateTimeField(null=True)

@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.db.models import Q
 
 from audiences.agreement import audits, words
@@ -14,7 +16,7 @@ WHO = "command audit_audiences"
 
 
 class Command(BaseCommand):
-    help = "Audit the audiences of an install now, one after the other. Exit code 1 when one differs or fails."
+    help = "Audit the audiences of an install now. Exit code 1 when one differs or fails."
 
     def add_arguments(self, parser: CommandParser) -> None:
         arguments.add_install(parser)
@@ -35,24 +37,37 @@ class Command(BaseCommand):
         if options["sample"] is not None and options["sample"] < 1:
             raise CommandError("--sample takes a number of at least 1.")
         mode = Audit.Mode.FULL if options["full"] else Audit.Mode.SAMPLE if options["sample"] else Audit.Mode.QUICK
+        asked = _ask(options, mode)
+        if mode != Audit.Mode.QUICK:
+            least = settings.AUDIT_SCAN_DELAY_SECONDS + settings.AUDIT_SETTLE_SECONDS
+            self.stderr.write(f"{len(asked)} audits; each waits {least:g} s for calls and deliveries under way.")
         done = []
-        for audience in _audiences(arguments.install_named(options["install"]), options["audience"]):
-            audit = audits.ask(audience, mode=mode, by=WHO, sample=options["sample"] or 0)
-            if audit is None:
-                raise CommandError(f"An audit of {audience} is under way. Wait for it, or stop it in the admin.")
-            finished = audits.run_to_end(audit)
+        for finished in audits.finish(asked):
             done.append(finished)
             if not options["json"]:
-                self.stdout.write(f"{audience}: {words.result(finished)}{_note(finished)}")
+                self.stdout.write(f"{finished.audience}: {words.result(finished)}{_note(finished)}")
                 if arrays := words.arrays(finished):
                     self.stdout.write(f"  {arrays}")
                 for line in _people(finished) if options["people"] else []:
                     self.stdout.write(f"  {line['identifier']}: {line['kind']}. {line['why']}")
         if options["json"]:
+            done.sort(key=lambda audit: audit.pk)
             reports = [_report(audit, with_people=options["people"]) for audit in done]
             self.stdout.write(json.dumps({"audits": reports}, default=str))
         if any(audit.differing or audit.problem or audit.only_in_odp for audit in done):
             raise SystemExit(1)
+
+
+@transaction.atomic
+def _ask(options: dict[str, Any], mode: str) -> list[Audit]:
+    """Request an audit of each audience, or none of them."""
+    asked = []
+    for audience in _audiences(arguments.install_named(options["install"]), options["audience"]):
+        audit = audits.ask(audience, mode=mode, by=WHO, sample=options["sample"] or 0)
+        if audit is None:
+            raise CommandError(f"An audit of {audience} is under way. Wait for it, or stop it in the admin.")
+        asked.append(audit)
+    return asked
 
 
 def _audiences(install: Install, slugs: list[str]) -> list[Audience]:
