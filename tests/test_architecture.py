@@ -72,6 +72,7 @@ WRITERS = {
     },
     "LyticsAccount": {"audiences/lytics_account.py"},
     "Forgotten": {FORGETTING},
+    "LogPart": {"audiences/operations/parts.py"},
     "Pruning": {PRUNING},
     "Horizon": {PRUNING},
     "GuidedChange": {"audiences/operations/changes.py", FORGETTING},

@@ -29,7 +29,7 @@ ROWS = 40_000
 # A page reads a few bounded counts of a log, and an entry for each row that it shows.
 BOUND = 3 * COUNTED + 3_000
 LOGS = (
-    *("audiences_event", "audiences_receipt", "audiences_delivery", "audiences_run", "audiences_parked"),
+    *("audiences_event_1", "audiences_receipt", "audiences_delivery", "audiences_run", "audiences_parked"),
     *("audiences_again", "audiences_resend", "audiences_futuretime", "django_admin_log"),
 )
 WHOLE = ("_csv",)

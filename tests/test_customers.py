@@ -324,7 +324,7 @@ def plan_of_the_search() -> dict[str, Any]:
     assert 1 <= len(searches) <= 2
     names, share = [], 0.0
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_relation_size('audiences_event') / current_setting('block_size')::int")
+        cursor.execute("SELECT pg_relation_size('audiences_event_1') / current_setting('block_size')::int")
         (blocks,) = cursor.fetchone() or (0,)
         for search in searches:
             cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {search}")
@@ -344,7 +344,7 @@ def test_a_search_reads_a_small_part_of_the_log(install: Install) -> None:
     a_log(make_audience(install), 300_000)
     assert search_index.summarise() > 300
     plan = plan_of_the_search()
-    assert {"Bitmap Index Scan", "events_of_a_customer"} <= set(plan["names"])
+    assert {"Bitmap Index Scan", "audiences_event_1_identifier_idx"} <= set(plan["names"])
     assert "Seq Scan" not in plan["names"]
     assert plan["share"] < 0.2
 
@@ -367,7 +367,7 @@ def test_the_end_of_the_log_that_is_still_filled_is_left_open(install: Install) 
     assert first > 0
     assert search_index.summarise() == 0
     with connection.cursor() as cursor:
-        cursor.execute("SELECT brin_summarize_new_values('events_of_a_customer')")
+        cursor.execute("SELECT brin_summarize_new_values('audiences_event_1_identifier_idx')")
         (left,) = cursor.fetchone() or (0,)
     assert search_index.OPEN_BLOCKS / 8 <= left <= search_index.OPEN_BLOCKS / 8 + 1
 
@@ -379,7 +379,7 @@ def test_summarising_gives_way_to_a_vacuum(shop: Install, gold: Audience) -> Non
     with psycopg.connect(
         host=own["HOST"], port=own["PORT"], user=own["USER"], password=own["PASSWORD"], dbname=own["NAME"]
     ) as vacuum:
-        vacuum.execute("LOCK TABLE audiences_event IN SHARE UPDATE EXCLUSIVE MODE")
+        vacuum.execute("LOCK TABLE audiences_event_1 IN SHARE UPDATE EXCLUSIVE MODE")
         assert search_index.summarise() == 0
     assert search_index.summarise() > 0
 

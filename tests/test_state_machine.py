@@ -109,7 +109,7 @@ def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
     for module, name in ((ingest, "_STORE"), (plain_calls, "_STORE_NAMED")):
         statement = getattr(module, name)
         before, _, rest = statement.text.partition("numbered AS (")
-        _, found, after = rest.partition("before\n)")
+        _, found, after = rest.partition("AS before, audience.part\n)")
         assert found
         patched.setattr(module, name, replace(statement, text=f"{before} numbered AS ({numbered}) {after}"))
     patched.setattr(audience_lookup, "_LOCK", audience_lookup._LOCK.replace("FOR NO KEY UPDATE", ""))
@@ -118,7 +118,7 @@ def _number_by(patched: pytest.MonkeyPatch, numbered: str) -> None:
 
 def numbering_without_the_lock(patched: pytest.MonkeyPatch) -> None:
     """The last number is read, and then written."""
-    read = "SELECT id, number, last_sequence AS before FROM audiences_audience JOIN grown USING (id)"
+    read = "SELECT id, number, last_sequence AS before, part FROM audiences_audience JOIN grown USING (id)"
     write = "UPDATE audiences_audience AS a SET last_sequence = before + 1 FROM numbered WHERE a.id = numbered.id"
     _number_by(patched, f"{read}), written AS ({write}")
 
@@ -127,7 +127,7 @@ def cursor_over_ids(patched: pytest.MonkeyPatch) -> None:
     """Numbers come from a serial, and a lane ends where its last visible event is."""
     with connection.cursor() as cursor:
         cursor.execute("DROP SEQUENCE IF EXISTS serial; CREATE SEQUENCE serial")
-    drawn = "SELECT id, number, nextval('serial') - 1 AS before FROM grown"
+    drawn = "SELECT id, number, nextval('serial') - 1 AS before, 1 AS part FROM grown"
     _number_by(patched, drawn)
     for module, statement in ((claims, "_DUE"), (claims, "_WORK"), (claims, "_CLAIM"), (provision, "_CLAIM")):
         patched.setattr(module, statement, getattr(module, statement).replace("audience.last_sequence", _KNOWN))

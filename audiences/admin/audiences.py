@@ -136,7 +136,11 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Audience]:
-        head = Event.objects.filter(audience=OuterRef("pk"), sequence=OuterRef("lane__delivered_sequence") + 1)
+        head = Event.objects.filter(
+            audience=OuterRef("pk"),
+            sequence=OuterRef("lane__delivered_sequence") + 1,
+            part__range=(OuterRef("waiting_part"), OuterRef("part")),
+        )
         return (
             super()
             .get_queryset(request)

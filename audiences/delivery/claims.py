@@ -51,6 +51,8 @@ class Claimed(NamedTuple):
     odp_id: str
     first: int
     last: int
+    low: int
+    high: int
     more: bool
     has_abandoned: bool
 
@@ -130,7 +132,7 @@ def _claim(install_id: int, capacity: int, mechanism: str, token: uuid.UUID) -> 
     if locked is None:  # a backoff ended between the two statements, so this claim ran without the lock
         give_back_token(token)
         return None
-    spans = tuple(Span(lane.audience_id, lane.odp_id, lane.first, lane.last) for lane in claimed)
+    spans = tuple(Span(lane.audience_id, lane.odp_id, lane.first, lane.last, lane.low, lane.high) for lane in claimed)
     more = any(lane.more for lane in claimed)  # the same in each row
     lease = Lease(token, locked.install, spans, more=more, has_rejections=locked.has_rejections, mechanism=mechanism)
     if any(lane.has_abandoned for lane in claimed):

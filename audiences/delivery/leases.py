@@ -49,12 +49,14 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """The next events of one lane: sequences ``first`` to ``last``, both included."""
+    """The next events of one lane: sequences ``first`` to ``last``, in the parts of the log ``low`` to ``high``."""
 
     audience_id: int
     odp_id: str
     first: int
     last: int
+    low: int
+    high: int
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,11 @@ class Backlog(NamedTuple):
 
 def by_install() -> dict[int, Backlog]:
     """By install id, without installs that have no waiting events."""
-    head = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("delivered_sequence") + 1)
+    head = Event.objects.filter(
+        audience=OuterRef("audience"),
+        sequence=OuterRef("delivered_sequence") + 1,
+        part__range=(OuterRef("audience__waiting_part"), OuterRef("audience__part")),
+    )
     # Grouped by free and held, because two minima of a subquery in one row would look up each event twice.
     rows = (
         Lane.objects.filter(audience__last_sequence__gt=F("delivered_sequence"))

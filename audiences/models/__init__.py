@@ -15,6 +15,7 @@ from audiences.models.installs import Install, LyticsAccount, Pace, Token, new_p
 from audiences.models.job_presences import JobPresence
 from audiences.models.log import BLOCKS_PER_RANGE, Event, FutureTime, Receipt
 from audiences.models.parked import Parked
+from audiences.models.parts import LogPart
 from audiences.models.resends import Again, Resend
 from audiences.models.retention import Horizon, Pruning
 from audiences.models.retirements import Retirement
@@ -41,6 +42,7 @@ __all__ = [
     "Install",
     "JobPresence",
     "Lane",
+    "LogPart",
     "LyticsAccount",
     "Membership",
     "Minute",

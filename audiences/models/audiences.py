@@ -9,6 +9,7 @@ from django.utils.timezone import now
 from audiences import naming
 from audiences.masked_answers import SaidField
 from audiences.models.installs import Install
+from audiences.models.parts import FIRST, NewestPart
 from lytics import times
 from odp import mechanisms
 
@@ -24,6 +25,12 @@ class Audience(models.Model):
     latest_slug = models.CharField(max_length=512)
     odp_id = models.CharField("ODP id", max_length=540)
     last_sequence = models.BigIntegerField(default=0)
+    # The part of the log that its new events go to, and the last number before that part. No waiting event is in a part
+    # before ``waiting_part``. Written by ``operations/parts.py``, under the lock on this row. No foreign key: each call
+    # updates this row, and would pay for the check.
+    part = models.IntegerField(db_default=NewestPart())
+    part_after = models.BigIntegerField(default=0, db_default=0)
+    waiting_part = models.IntegerField(default=FIRST, db_default=FIRST)
     created_at = models.DateTimeField(default=now)
     # When all that it needs in ODP was last seen there.
     provisioned_at = models.DateTimeField(null=True)

@@ -10,6 +10,7 @@ from django.utils.timezone import now
 from audiences.models.audiences import Audience
 from audiences.models.deliveries import rare
 from audiences.models.installs import Install
+from audiences.models.parts import FIRST
 from lytics import times
 
 # Of the log, for finding a customer in it: fewer make the index slower to read, more make each hit longer.
@@ -64,6 +65,7 @@ class Event(models.Model):
         ENTER = 1, "enter"
         CHANGE = 2, "change"
 
+    # The key of each part. That no two parts have the same number follows from the audience's lock (docs/lanes.md).
     pk = models.CompositePrimaryKey("audience_id", "sequence")
     audience = models.ForeignKey(Audience, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
     sequence = models.BigIntegerField()
@@ -75,6 +77,8 @@ class Event(models.Model):
     # Send even when the ledger already agrees: set by release, replay and resync.
     forced = models.BooleanField(default=False)
     receipt = models.ForeignKey(Receipt, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    # The partition of the table: the part of its audience when it was stored.
+    part = models.IntegerField(default=FIRST, db_default=FIRST)
 
     class Meta:
         constraints = [

@@ -32,6 +32,11 @@ DELETABLE_TABLES = {
 }
 APPEND_ONLY = {"audiences_event", "django_admin_log"}
 READ_ONLY = {"django_migrations", "django_content_type", "auth_permission"}
+# Functions for changes that only the owner of the log may make; each does one thing.
+FUNCTIONS = (
+    *("summarise_events", "forget_customer", "prune_rows", "prune_events"),
+    *("add_part", "analyze_log", "drop_part"),
+)
 
 
 def grant(role: str) -> dict[str, str]:
@@ -54,8 +59,7 @@ def grant(role: str) -> dict[str, str]:
         for table, words in rights.items():
             cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(table), name))
             cursor.execute(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(words), sql.Identifier(table), name))
-        # Functions for changes that only the owner of the log may make; each does one thing.
-        for function in ("summarise_events", "forget_customer", "prune_rows", "prune_events"):
+        for function in FUNCTIONS:
             granted = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}")
             cursor.execute(granted.format(sql.Identifier(function), name))
     return rights

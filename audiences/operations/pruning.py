@@ -19,6 +19,7 @@ from audiences import sql
 from audiences.insight import trials
 from audiences.insight.horizons import KINDS
 from audiences.models import Audience, Pruning
+from audiences.operations import parts
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +79,7 @@ CONTINUED = {"requests"}
 def prune(*, seconds: float = SECONDS, pause: Callable[[float], None] = time.sleep) -> int:
     """Take steps for at most ``seconds``, one of each kind in turn. Returns the number of rows deleted."""
     until = time.monotonic() + seconds
+    parts.advance(pause=pause)
     open_kinds = {kind: _needs(kind) for kind in KINDS if _begin(kind)}
     pruned = 0
     while open_kinds:
@@ -124,7 +126,7 @@ def _begin(kind: str) -> bool:
 
 
 def _step(kind: str, needs: dict[str, Any]) -> Step | None:
-    """Take one step, in one transaction. None when another process has this kind."""
+    """Take one step, in one transaction. None when another process has this kind, or the log is in use."""
     with transaction.atomic():
         row = Pruning.objects.select_for_update(skip_locked=True).filter(kind=kind, is_done=False).first()
         if row is None:
@@ -137,11 +139,16 @@ def _step(kind: str, needs: dict[str, Any]) -> Step | None:
         return _store(row, step, position=position)
 
 
-def _step_of_events(row: Pruning) -> Step:
-    """Delete events of the audience after the last one done. The pass is done when there is none."""
+def _step_of_events(row: Pruning) -> Step | None:
+    """Delete events of the audience after the last one done. A pass ends with the parts that nothing needs any more."""
     audience = Audience.objects.filter(pk__gt=row.position).order_by("pk").values_list("pk", flat=True).first()
     if audience is None:
-        return _store(row, Step(0, None, is_done=True))
+        assert row.horizon_at is not None
+        try:
+            dropped = parts.drop_one(row.horizon_at)
+        except parts.LockedError:
+            return None
+        return _store(row, Step(dropped or 0, None, is_done=dropped is None))
     step = _EVENTS.run(audience=audience, after=row.sequence, rows=ROWS, horizon=row.horizon_at).one()
     assert step is not None
     place = {"position": audience, "sequence": 0} if step.is_done else {"sequence": step.position}

@@ -62,7 +62,7 @@ WITH
 -- All lanes of the install. Materialized, because the steps below read it several times.
 lane AS MATERIALIZED (
     SELECT lane.*, audience.odp_id, {{last_to_send}} AS last, {{audience_is_made}} AS made,
-        {{mechanism_of_audience}} AS mechanism
+        {{mechanism_of_audience}} AS mechanism, audience.waiting_part AS low, audience.part AS high
     FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     JOIN audiences_install AS install ON install.id = audience.install_id
     WHERE audience.install_id = %(install)s
@@ -70,14 +70,14 @@ lane AS MATERIALIZED (
 -- Lanes with events to send. A lane whose last delivery ended in an unexpected error of this service has its own
 -- value of "alone": it is claimed without other lanes, so that the error affects no other lane.
 ready AS (
-    SELECT audience_id, odp_id, delivered_sequence AS cursor, last, last_served_at, mechanism,
+    SELECT audience_id, odp_id, delivered_sequence AS cursor, last, last_served_at, mechanism, low, high,
         CASE WHEN fault_since_at IS NOT NULL THEN audience_id END AS alone
     FROM lane WHERE made AND last > delivered_sequence AND {{lane_is_free}}
 ),
 -- The least recently served lane of the mechanism, and the lanes that may share its request. "upto" is the running
 -- total of events.
 chosen AS (
-    SELECT audience_id, odp_id, cursor, last,
+    SELECT audience_id, odp_id, cursor, last, low, high,
         (sum(last - cursor) OVER (ORDER BY last_served_at NULLS FIRST, audience_id))::bigint AS upto
     FROM ready WHERE mechanism = %(mechanism)s AND alone IS NOT DISTINCT FROM (
         SELECT alone FROM ready WHERE mechanism = %(mechanism)s
@@ -94,7 +94,7 @@ room AS (
 -- held fewer events of a lane, it would fold to an older state than ODP has. So a lane is claimed at least as far as
 -- its last Run went, or not at all; the first lane always has enough room.
 packed AS (
-    SELECT audience_id, odp_id, cursor, least(last, cursor + room) AS last, capacity
+    SELECT audience_id, odp_id, cursor, least(last, cursor + room) AS last, capacity, low, high
     FROM (
         SELECT chosen.*, capacity, capacity - (upto - (last - cursor)) AS room FROM chosen, room WHERE requests > 0
     ) AS fitting
@@ -109,7 +109,7 @@ UPDATE audiences_lane AS lane SET
     last_served_at = clock_timestamp()
 FROM packed
 WHERE lane.audience_id = packed.audience_id AND lane.delivered_sequence = packed.cursor AND {{lane_is_free}}
-RETURNING packed.audience_id, packed.odp_id, packed.cursor + 1 AS first, packed.last,
+RETURNING packed.audience_id, packed.odp_id, packed.cursor + 1 AS first, packed.last, packed.low, packed.high,
     -- more: other events were ready and did not fit.
     (SELECT sum(last - cursor) FROM ready) > (SELECT least(max(upto), packed.capacity) FROM chosen) AS more,
     -- has_abandoned: a worker that died left a Run of this lane open, or a Delivery of the install for a whole lease.

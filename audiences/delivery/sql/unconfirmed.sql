@@ -21,8 +21,12 @@ UPDATE audiences_delivery SET affirmed_at = clock_timestamp() WHERE id = (
 SELECT DISTINCT ON (held.audience_id, held.identifier)
     held.audience_id, held.identifier, held.is_member, held.occurred_ns, run.delivery_id
 FROM audiences_run AS run
-JOIN audiences_event AS event
-    ON event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+-- The LIMIT never drops rows. It forces index look-ups.
+CROSS JOIN LATERAL (
+    SELECT * FROM audiences_event AS event
+    WHERE event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+    ORDER BY event.sequence LIMIT run.last_sequence - run.first_sequence + 1
+) AS event
 JOIN audiences_lane AS lane ON lane.audience_id = run.audience_id AND lane.retired_sequence IS NULL
 JOIN audiences_membership AS held
     ON held.audience_id = event.audience_id AND held.identifier = event.identifier

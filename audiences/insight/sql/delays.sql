@@ -5,9 +5,10 @@
 -- holds delays below the first of "bounds". One statement, because no event leaves PostgreSQL.
 -- The lookups of events are scalar subqueries: unlike a join, they can't be planned as a scan of the whole log.
 WITH
--- The delivered Runs, numbered within their install and minute.
+-- The delivered Runs, numbered within their install and minute. No event of a Run is in a part of the log before "low".
 placed AS (
     SELECT install.public_id, run.audience_id, run.first_sequence, run.last_sequence, run.closed_at,
+        CASE WHEN run.first_sequence > audience.part_after THEN audience.part ELSE 0 END AS low,
         row_number() OVER (PARTITION BY install.id, date_trunc('minute', run.closed_at) ORDER BY run.id) AS place,
         count(*) OVER (PARTITION BY install.id, date_trunc('minute', run.closed_at)) AS many
     FROM audiences_run AS run JOIN audiences_audience AS audience ON audience.id = run.audience_id
@@ -26,6 +27,7 @@ timed AS (
         extract(epoch FROM closed_at - (
             SELECT received_at FROM audiences_event AS event
             WHERE event.audience_id = sample.audience_id AND event.sequence = edge.sequence
+                AND event.part >= low
         ))::float AS seconds
     FROM sample CROSS JOIN LATERAL (VALUES (first_sequence), (last_sequence)) AS edge(sequence)
 )

@@ -18,16 +18,18 @@ came AS (
     FROM audiences_receipt WHERE received_at >= %(start)s AND received_at < %(end)s
     GROUP BY 1, 2
 ),
--- Step 2: the delivered Runs. Materialized, because step 3 reads them too.
+-- Step 2: the delivered Runs. Materialized, because step 3 reads them too. No event of a Run is in a part of the log
+-- before "low".
 gone AS MATERIALIZED (
     SELECT audience.install_id, date_trunc('minute', run.closed_at) AS minute, run.id, run.audience_id,
-        run.first_sequence, run.last_sequence, run.sent, run.closed_at
+        run.first_sequence, run.last_sequence, run.sent, run.closed_at,
+        CASE WHEN run.first_sequence > audience.part_after THEN audience.part ELSE 0 END AS low
     FROM audiences_run AS run JOIN audiences_audience AS audience ON audience.id = run.audience_id
     WHERE run.closed_at >= %(start)s AND run.closed_at < %(end)s AND run.outcome = 'delivered'
 ),
 -- The numbers that the Runs of an audience cover in a minute.
 span AS (
-    SELECT install_id, minute, audience_id, min(first_sequence) AS first, max(last_sequence) AS last
+    SELECT install_id, minute, audience_id, min(first_sequence) AS first, max(last_sequence) AS last, min(low) AS low
     FROM gone GROUP BY install_id, minute, audience_id
 ),
 -- The spans and their halves, each with the minutes in which its first and last event arrived. An event that the log no
@@ -35,16 +37,20 @@ span AS (
 part AS (
     SELECT span.*,
         coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
-            WHERE event.audience_id = span.audience_id AND event.sequence = first)), minute) AS came_first,
+            WHERE event.audience_id = span.audience_id AND event.sequence = first
+                AND event.part >= low)), minute) AS came_first,
         coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
-            WHERE event.audience_id = span.audience_id AND event.sequence = last)), minute) AS came_last
+            WHERE event.audience_id = span.audience_id AND event.sequence = last
+                AND event.part >= low)), minute) AS came_last
     FROM span
     UNION ALL
-    SELECT install_id, minute, audience_id, half.first, half.last,
+    SELECT install_id, minute, audience_id, half.first, half.last, low,
         coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
-            WHERE event.audience_id = part.audience_id AND event.sequence = half.first)), minute),
+            WHERE event.audience_id = part.audience_id AND event.sequence = half.first
+                AND event.part >= low)), minute),
         coalesce(date_trunc('minute', (SELECT received_at FROM audiences_event AS event
-            WHERE event.audience_id = part.audience_id AND event.sequence = half.last)), minute)
+            WHERE event.audience_id = part.audience_id AND event.sequence = half.last
+                AND event.part >= low)), minute)
     FROM part CROSS JOIN LATERAL (
         VALUES (part.first, (part.first + part.last) / 2), ((part.first + part.last) / 2 + 1, part.last)
     ) AS half(first, last)
@@ -88,6 +94,7 @@ timed AS (
         1000 * extract(epoch FROM closed_at - (
             SELECT received_at FROM audiences_event AS event
             WHERE event.audience_id = placed.audience_id AND event.sequence = edge.sequence
+                AND event.part >= low
         )) AS ms
     FROM placed CROSS JOIN LATERAL (VALUES (first_sequence), (last_sequence)) AS edge(sequence)
     WHERE place %% ((many + %(sampled)s - 1) / %(sampled)s) = 0

@@ -15,7 +15,8 @@ waiting AS (
         CASE WHEN audience.provisioned_at IS NULL THEN audience.hold_until_at END AS hold_until_at,
         CASE WHEN install.brake_reason LIKE %(unexpected)s THEN NULL ELSE install.brake_until_at END AS held_until,
         (SELECT received_at FROM audiences_event AS event
-            WHERE event.audience_id = audience.id AND event.sequence = lane.delivered_sequence + 1) AS head_at
+            WHERE event.audience_id = audience.id AND event.sequence = lane.delivered_sequence + 1
+                AND event.part BETWEEN audience.waiting_part AND audience.part) AS head_at
     FROM audiences_lane AS lane
     JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     JOIN audiences_install AS install ON install.id = audience.install_id

@@ -11,18 +11,24 @@ FROM (
         AND run.opened_at BETWEEN %(opened_from)s AND %(opened_to)s
     ORDER BY run.opened_at LIMIT %(runs)s
 ) AS run
-WHERE EXISTS (
+-- The LIMIT forces an index look-up for each Run. Otherwise PostgreSQL may read the Runs once for each part of the log.
+CROSS JOIN LATERAL (
     SELECT 1 FROM audiences_event AS event
     WHERE event.audience_id = run.audience_id AND event.receipt_id = %(receipt)s
         AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
-)
+    LIMIT 1
+) AS brought
 ORDER BY run.delivery_id LIMIT %(shown)s
 
 -- name: receipts_of_delivery
 -- Calls that brought the events of a Delivery, oldest first.
 SELECT DISTINCT event.receipt_id
 FROM audiences_run AS run
-JOIN audiences_event AS event ON event.audience_id = run.audience_id
-    AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+-- The LIMIT never drops rows. It forces index look-ups.
+CROSS JOIN LATERAL (
+    SELECT * FROM audiences_event AS event
+    WHERE event.audience_id = run.audience_id AND event.sequence BETWEEN run.first_sequence AND run.last_sequence
+    ORDER BY event.sequence LIMIT run.last_sequence - run.first_sequence + 1
+) AS event
 WHERE run.delivery_id = %(delivery)s AND event.receipt_id IS NOT NULL
 ORDER BY event.receipt_id LIMIT %(shown)s

@@ -3,24 +3,42 @@
 
 -- name: gaps
 -- Audiences whose events are not numbered from 1 to the last number without a gap. Events up to the horizon may be
--- deleted.
-SELECT audience.odp_id AS audience, concat(count(*), ' events from ', min(event.sequence), ' to ', max(event.sequence),
-    ', last number ', audience.last_sequence) AS seen
+-- deleted. A number is unique in each part of the log; in all of it, if no part begins before the one before it ends.
+WITH
+-- The numbers of each audience in each part. Part 0 has the oldest: events that survived their part.
+part AS (
+    SELECT event.audience_id, event.part, count(*) AS events, min(event.sequence) AS first, max(event.sequence) AS last
+    FROM audiences_event AS event
+    LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = event.audience_id
+    WHERE event.sequence > coalesce(horizon.events_to, 0)
+    GROUP BY event.audience_id, event.part
+),
+-- The same by audience. "disorder" is the first number that isn't behind those of the parts before.
+numbers AS (
+    SELECT audience_id, sum(events) AS events, min(first) AS first, max(last) AS last, min(first) FILTER (
+        WHERE first <= before) AS disorder
+    FROM (
+        SELECT *, max(last) OVER (
+            PARTITION BY audience_id ORDER BY part ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM part
+    ) AS part
+    GROUP BY audience_id
+)
+SELECT audience.odp_id AS audience, concat(numbers.events, ' events from ', numbers.first, ' to ', numbers.last,
+    ', last number ', audience.last_sequence, ', not in order of the parts: ' || numbers.disorder) AS seen
 FROM audiences_audience AS audience
 LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = audience.id
-JOIN audiences_event AS event ON event.audience_id = audience.id AND event.sequence > coalesce(horizon.events_to, 0)
-GROUP BY audience.id, horizon.audience_id
-HAVING max(event.sequence) <> audience.last_sequence
-    OR count(*) <> max(event.sequence) - min(event.sequence) + 1
-    OR min(event.sequence) <> coalesce(horizon.events_to, 0) + 1
+JOIN numbers ON numbers.audience_id = audience.id
+WHERE numbers.last <> audience.last_sequence
+    OR numbers.events <> numbers.last - numbers.first + 1
+    OR numbers.first <> coalesce(horizon.events_to, 0) + 1
+    OR numbers.disorder IS NOT NULL
 UNION ALL
 SELECT audience.odp_id, concat('no events, last number ', audience.last_sequence)
 FROM audiences_audience AS audience
 LEFT JOIN audiences_horizon AS horizon ON horizon.audience_id = audience.id
-WHERE audience.last_sequence > coalesce(horizon.events_to, 0) AND NOT EXISTS (
-    SELECT FROM audiences_event AS event
-    WHERE event.audience_id = audience.id AND event.sequence > coalesce(horizon.events_to, 0)
-)
+WHERE audience.last_sequence > coalesce(horizon.events_to, 0)
+    AND audience.id NOT IN (SELECT audience_id FROM numbers)
 
 -- name: cursors
 -- Lanes whose cursor is past the last event of the log, or whose horizon is past the cursor.

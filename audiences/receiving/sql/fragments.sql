@@ -23,17 +23,19 @@ receipt AS (
     ORDER BY call.number
     RETURNING id
 ),
--- Takes the numbers: an event's number is its place in the arrays plus "before" of its audience.
+-- Takes the numbers: an event's number is its place in the arrays plus "before" of its audience. Its part of the log is
+-- the audience's, which doesn't change while the audience is locked.
 numbered AS (
     UPDATE audiences_audience AS audience SET last_sequence = audience.last_sequence + grown.by
     FROM grown, complete WHERE audience.id = grown.id
-    RETURNING audience.id, grown.number, audience.last_sequence - grown.by - grown.ahead AS before
+    RETURNING audience.id, grown.number, audience.last_sequence - grown.by - grown.ahead AS before, audience.part
 ),
 -- The events, in ascending order of their keys per audience: descending order makes the B-tree split pages in half.
 stored AS (
-    INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id)
+    INSERT INTO audiences_event
+        (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced, receipt_id, part)
     SELECT numbered.id, before + place, identifier, kind, occurred_ns, (%(received)s::timestamptz[])[call], %(forced)s,
-        coalesce(receipts.ids[call], %(receipt_id)s::bigint)
+        coalesce(receipts.ids[call], %(receipt_id)s::bigint), numbered.part
     FROM unnest(
         %(numbers)s::int[], %(identifiers)s::text[], %(kinds)s::smallint[], %(moments)s::bigint[], %(calls)s::int[]
     ) WITH ORDINALITY AS fact(number, identifier, kind, occurred_ns, call, place)
