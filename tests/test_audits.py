@@ -359,7 +359,8 @@ def test_an_audit_that_a_person_asks_for_comes_before_those_of_the_schedule(
     audits.advance_all(many[0].install_id, seconds=30)
     # The one of kim counts, so none of the schedule has begun.
     assert [audit.phase for audit in Audit.objects.order_by("pk")] == ["scan", "scan", "settle"]
-    assert Audit.objects.filter(started_at=None).count() == 2
+    waiting = Audit.objects.filter(started_at=None)
+    assert [words.result(audit) for audit in waiting] == ["waiting for its turn among the audits of this install"] * 2
 
 
 def test_an_audit_that_waits_for_a_person_takes_no_place_of_the_schedule(

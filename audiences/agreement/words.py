@@ -13,6 +13,8 @@ def people(audit: Audit) -> int:
 
 def result(audit: Audit) -> str:
     """The finding of an ended audit, or the progress of a running one."""
+    if audit.started_at is None and audit.ended_at is None:
+        return "waiting for its turn among the audits of this install"
     if audit.ended_at is None:
         return f"{audit.get_phase_display()}: {_so_far(audit)}"
     if audit.problem:
