@@ -90,12 +90,12 @@ def curves(samples: Sequence[Sample]) -> Iterator[Curve]:
 
 
 def _tables(samples: Sequence[Sample]) -> Iterator[Curve]:
-    """The tables of the log by bytes per stored event, the others by their size."""
-    stored = [one for one in samples if one.events]
+    """The tables of the log by bytes per event that is in it, the others by their size."""
+    stored = [one for one in samples if one.events > one.pruned]
     for what, index in (("tables", False), ("indexes", True)):
         sizes = [(one.seconds / 60, _size(one, of_log=False, index=index) / MIB) for one in samples]
         yield Curve(picture="sizes", name=f"{what}, without the log", unit="MiB", points=sizes, floor=4)
-        each = [(one.seconds / 60, _size(one, of_log=True, index=index) / one.events) for one in stored]
+        each = [(one.seconds / 60, _size(one, of_log=True, index=index) / (one.events - one.pruned)) for one in stored]
         yield Curve(picture="log", name=f"{what} of the log per event", unit="bytes", points=each, floor=10)
     whole = [
         (one.seconds / 60, sum(_size(one, of_log=True, index=index) for index in (False, True)) / MIB)

@@ -1,4 +1,7 @@
-"""An old log that is pruned during a soak: the delivered events of a second install, all received 100 days ago."""
+"""An old log that is pruned during a soak: the delivered events of a second install, all received 100 days ago.
+
+They are in parts of their own, which are dropped as soon as the install's audiences have moved to the newest part.
+"""
 
 from tests.chaos.house import House
 
@@ -6,6 +9,7 @@ NAME = "old"
 # Of the log alone. Each other setting has its default, which is lower than the age of these rows.
 SETTINGS = {"EVENTS_KEEP_DAYS": "90"}
 AUDIENCES = 20
+PARTS = 4
 EVENTS_PER_CALL = 300
 
 # Switched off, so that the bridge doesn't look for its audiences in ODP.
@@ -28,11 +32,24 @@ SELECT %s, now() - interval '100 days', 'old', 100000, %s, %s, 0, 0, '{}' FROM g
 SELECT count(*) FROM made
 """
 _EVENTS = """
-WITH made AS (INSERT INTO audiences_event (audience_id, sequence, identifier, kind, occurred_ns, received_at, forced)
-SELECT audience, n, md5(n::text || audience), n %% 2, 1772442900000000000 + n, now() - interval '100 days', false
+WITH made AS (INSERT INTO audiences_event (audience_id, sequence, part, identifier, kind, occurred_ns, received_at,
+    forced)
+SELECT audience, n, newest_part(), md5(n::text || audience), n %% 2, 1772442900000000000 + n,
+    now() - interval '100 days', false
 FROM generate_series(%s::bigint, %s::bigint) AS n CROSS JOIN unnest(%s) AS audience RETURNING 1)
 SELECT count(*) FROM made
 """
+# The audiences move to the part that is open, as the service would have moved them.
+_MOVE = """
+UPDATE audiences_audience SET part = newest_part(), waiting_part = newest_part(), part_after = %s
+WHERE id = ANY(%s) RETURNING id
+"""
+# Both run in each place: beat may have created the next part already.
+_NEXT_PART = "SELECT add_part()"
+_OPEN = """
+UPDATE audiences_logpart SET opened_at = now() - interval '95 days' WHERE opened_at IS NULL RETURNING number
+"""
+_CLOSE_FIRST = "UPDATE audiences_logpart SET opened_at = now() - interval '100 days' RETURNING number"
 # Events per audience and statement, so that no transaction takes minutes.
 _AT_ONCE = 10_000
 # A pass may have ended before these rows existed, and the next one would begin tomorrow.
@@ -46,14 +63,23 @@ class OldLog:
         self._house = house
         house.connect(NAME)
         install = house.sql(_SWITCH_OFF, NAME)[0][0]
-        each = max(1, events // AUDIENCES)
+        each = max(PARTS, events // AUDIENCES)
         self.events = each * AUDIENCES
-        ids = [one for (one,) in house.sql(_AUDIENCES, install, each, AUDIENCES)]
-        house.sql(_LANES, ids)
+        self._audiences = [one for (one,) in house.sql(_AUDIENCES, install, each, AUDIENCES)]
+        house.sql(_LANES, self._audiences)
         house.sql(_CALLS, install, EVENTS_PER_CALL, EVENTS_PER_CALL, -(-self.events // EVENTS_PER_CALL))
-        for first in range(1, each + 1, _AT_ONCE):
-            house.sql(_EVENTS, first, min(each, first + _AT_ONCE - 1), ids)
+        house.sql(_CLOSE_FIRST)
+        for part in range(PARTS):
+            self._fill_part(each * part // PARTS + 1, each * (part + 1) // PARTS)
         house.sql(_NEW_PASS)
+
+    def _fill_part(self, first: int, last: int) -> None:
+        """Store the events with these numbers of each audience, and open the next part."""
+        for begin in range(first, last + 1, _AT_ONCE):
+            self._house.sql(_EVENTS, begin, min(last, begin + _AT_ONCE - 1), self._audiences)
+        self._house.sql(_NEXT_PART)
+        self._house.sql(_OPEN)
+        self._house.sql(_MOVE, last, self._audiences)
 
     def pruned(self) -> int:
         """The number of its events that have been deleted."""

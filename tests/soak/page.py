@@ -8,7 +8,7 @@ from benchmarks.results import hardware
 from lytics_sync import env
 from tests.chaos.table import today
 from tests.soak.curves import WARM_SHARE, Curve
-from tests.soak.run import Report
+from tests.soak.run import DIFFER, Report
 
 PAGE = env.PROJECT_DIR / "docs" / "soak.md"
 PICTURES = env.PROJECT_DIR / "docs" / "pictures"
@@ -28,7 +28,9 @@ def lines(report: Report) -> Iterator[str]:
     yield f"Probes: {report.probes[0]} succeeded, {report.probes[1]} failed."
     yield f"Of {report.old_events[0]:,} old events, {report.old_events[1]:,} were pruned."
     yield f"At the end, ODP was asked about each of {report.memberships:,} memberships."
-    yield f"{'; '.join(report.broken) or 'All were equal'}."
+    differing = [words for words in report.broken if words.startswith(DIFFER)]
+    yield f"{'; '.join(differing) or 'All were equal'}."
+    yield from (f"{words}." for words in report.broken if words not in differing)
     yield ""
     yield "| curve | mean | growth over the judged part | |\n|---|--:|--:|---|"
     for verdict in report.verdicts:
@@ -72,11 +74,14 @@ def draw(some: Sequence[Curve], *, minutes: float, marks: Sequence[tuple[float, 
 
     parts = [svg.line([(LEFT, y(0)), (WIDTH - RIGHT, y(0))], "#8896a5", width=1)]
     for share in (0, 0.5, 1):
-        parts.append(svg.text(LEFT - 6, round(y(share * most)) + 4, f"{share * most:,.4g}", anchor="end"))
-        parts.append(svg.text(round(x(share * minutes)), HEIGHT - 10, f"{share * minutes:.0f} min", anchor="middle"))
-    for minute, words in marks:
+        value = f"{share * most:,.0f}" if most >= 1_000 else f"{share * most:,.4g}"
+        parts.append(svg.text(LEFT - 6, round(y(share * most)) + 4, value, anchor="end"))
+        anchor = "end" if share == 1 else "middle"
+        parts.append(svg.text(round(x(share * minutes)), HEIGHT - 10, f"{share * minutes:.0f} min", anchor=anchor))
+    for number, (minute, words) in enumerate(marks):
         parts.append(svg.line([(x(minute), TOP - 6), (x(minute), y(0))], "#b8c4d0", width=1, dashed=True))
-        parts.append(svg.text(round(x(minute)) + 3, HEIGHT - BOTTOM - 4, escape(words)))
+        # In two heights, because a label can be longer than the distance to the next mark.
+        parts.append(svg.text(round(x(minute)) + 3, HEIGHT - BOTTOM - 4 - 14 * (number % 2), escape(words)))
     at = LEFT
     for number, curve in enumerate(some):
         colour, words = COLOURS[number % len(COLOURS)], f"{curve.name}{f', {curve.unit}' if curve.unit else ''}"

@@ -31,6 +31,7 @@ DRAIN_SECONDS, VISIBLE_SECONDS = 300, 30
 # Seconds after the stream until the old log is pruned. Beat starts a run every 30 seconds.
 PRUNE_SECONDS = 120
 NAME = "soak"
+DIFFER = "memberships differ"
 SETTINGS = {"PROBE_MINUTES": "1", "LOOK_MINUTES": "1", "AUDIT_HOURS": "1", **old_log.SETTINGS}
 WHO = "soak"
 _TOKEN = (
@@ -254,5 +255,5 @@ class _Run:
         rows = [line for line in table.splitlines() if line.endswith((" yes", " NO"))]
         if code:
             differing = [line for line in table.splitlines() if ": ODP lacks " in line or ": only ODP has " in line]
-            self.broken.append(f"memberships differ: {'; '.join(differing[:5]) or 'ODP could not be asked'}")
+            self.broken.append(f"{DIFFER}: {'; '.join(differing[:5]) or 'ODP could not be asked'}")
         return sum(int(row.split()[1].replace(",", "")) for row in rows)

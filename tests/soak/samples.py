@@ -15,7 +15,8 @@ SELECT clock_timestamp(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn,
     (SELECT coalesce(sum(last_sequence), 0)::bigint FROM audiences_audience),
     (SELECT coalesce(sum(audience.last_sequence - lane.delivered_sequence), 0)::bigint
      FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id),
-    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
+    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
+    (SELECT coalesce(max(pruned), 0)::bigint FROM audiences_pruning WHERE kind = 'events')
 """
 # A partition counts with its table.
 _TABLES = """
@@ -51,6 +52,7 @@ class Sample:
     at: datetime
     wal_bytes: int
     events: int
+    pruned: int
     backlog: int
     connections: int
     tables: Mapping[str, Table]
@@ -62,7 +64,7 @@ class Sample:
 
 
 def take(house: House, *, began: float, last: Sample | None) -> Sample:
-    at, wal, events, backlog, connections = house.sql(_NOW)[0]
+    at, wal, events, backlog, connections, pruned = house.sql(_NOW)[0]
     p50, p99 = house.sql(_DELAYS, last.at, at)[0][0] if last else (None, None)
     tables = {name: Table(*map(int, sizes)) for name, *sizes in house.sql(_TABLES)}
     return Sample(
@@ -70,6 +72,7 @@ def take(house: House, *, began: float, last: Sample | None) -> Sample:
         at=at,
         wal_bytes=int(wal),
         events=events,
+        pruned=pruned,
         backlog=backlog,
         connections=connections,
         tables=tables,
