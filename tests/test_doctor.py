@@ -24,8 +24,19 @@ from pytest_django.fixtures import Settings
 from audiences.agreement import audits
 from audiences.delivery import holds
 from audiences.insight import heartbeats, schedule, stalled_work, trials
-from audiences.models import Audience, Audit, Event, FutureTime, Install, Membership, Twin, Worker
-from audiences.operations import doctor, twins
+from audiences.models import (
+    Audience,
+    Audit,
+    Event,
+    FutureTime,
+    Install,
+    LogPart,
+    Membership,
+    Pruning,
+    Twin,
+    Worker,
+)
+from audiences.operations import doctor, parts, pruning, twins
 from audiences.operations.doctor import service
 from audiences.operations.doctor.registry import NO_TIME, Check
 from audiences.receiving import backlog, disk_usage, tokens
@@ -180,6 +191,39 @@ def test_backup(shop: Install, settings: Settings, tmp_path: Path) -> None:
         assert line.age_seconds == pytest.approx(hours * 3_600, abs=60)
     os.utime(tmp_path / "new.dump", times=(time.time(), time.time() - 30 * 3_600))
     assert states(shop, "backup") == ["warning"]
+
+
+def test_retention(shop: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "kept completely" in the(shop, "retention").evidence
+    settings.EVENTS_KEEP_DAYS = 90
+    pruning.prune(seconds=5)
+    assert (states(shop, "retention"), "after 90 days" in the(shop, "retention").evidence) == (["good"], True)
+    # A part that was closed long ago, and one that events may still have to leave.
+    LogPart.objects.filter(number=1).update(opened_at=now() - timedelta(days=110))
+    LogPart.objects.filter(number=2).update(opened_at=now() - timedelta(days=98))
+    assert states(shop, "retention") == ["good"]
+    LogPart.objects.filter(number=2).update(opened_at=now() - timedelta(days=100))
+    line = the(shop, "retention")
+    assert (line.state, line.evidence.partition(" old parts")[0]) == ("warning", "1")
+    monkeypatch.setattr(parts, "has_parts", lambda: False)
+    assert "partition_log" in the(shop, "retention").cure
+    assert states(shop, "retention") == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "is_done", "state"),
+    [(1, False, "good"), (13, False, "warning"), (13, True, "good"), (35, True, "good"), (37, True, "warning")],
+)
+def test_deleting_old_rows_late_is_a_warning(
+    shop: Install, settings: Settings, hours: int, is_done: bool, state: str
+) -> None:
+    """``hours`` since the horizon of the calls moved."""
+    days = timedelta(days=settings.RECEIPTS_KEEP_DAYS)
+    horizon = now() - timedelta(hours=hours) - days
+    Pruning.objects.create(kind="receipts", horizon_at=horizon, is_done=is_done)
+    line = the(shop, "retention")
+    assert line.state == state
+    assert ("receipts" in line.evidence) is (state == "warning")
 
 
 # --- ODP -----------------------------------------------------------------------------------------------------

@@ -101,6 +101,11 @@ def advance(*, pause: Callable[[float], None] = time.sleep) -> None:
     _each(_CAUGHT_UP, _FOLLOW, newest.number, pause)
 
 
+def closed(horizon: datetime) -> list[int]:
+    """The numbers of the parts that were closed before ``horizon`` and not dropped, oldest first."""
+    return [part.number for part in _CLOSED.run(horizon=horizon).all() if part.number is not None]
+
+
 def drop_one(horizon: datetime) -> int | None:
     """Drop the oldest part from before ``horizon`` that nothing needs. Returns the number of its events, or None.
 
@@ -109,12 +114,12 @@ def drop_one(horizon: datetime) -> int | None:
     """
     if not has_parts():
         return None
-    for part in _CLOSED.run(horizon=horizon).all():
-        done = _drop(part.number, horizon)
+    for number in closed(horizon):
+        done = _drop(number, horizon)
         if done.reason is None:
-            log.info("a part of the log was dropped", part=part.number, events=done.dropped)
+            log.info("a part of the log was dropped", part=number, events=done.dropped)
             return done.dropped
-        log.info("an old part of the log stays", part=part.number, reason=done.reason)
+        log.info("an old part of the log stays", part=number, reason=done.reason)
     return None
 
 
@@ -135,7 +140,7 @@ def _add() -> None:
             raise
 
 
-def _drop(number: int | None, horizon: datetime) -> Dropped:
+def _drop(number: int, horizon: datetime) -> Dropped:
     try:
         with sessions.allow_more(DROP_SECONDS), transaction.atomic():
             _wait_shortly()

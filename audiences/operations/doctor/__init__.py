@@ -6,6 +6,7 @@ of the lines: checks without network first, the slowest checks last.
 
 # isort: off
 from audiences.operations.doctor import service
+from audiences.operations.doctor import retention
 from audiences.operations.doctor import odp_account
 from audiences.operations.doctor import members
 from audiences.operations.doctor import public_address
@@ -31,5 +32,6 @@ __all__ = [
     "merged",
     "odp_account",
     "public_address",
+    "retention",
     "service",
 ]
