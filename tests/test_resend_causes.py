@@ -168,8 +168,8 @@ def test_runs_of_an_install_are_found_beside_every_other_filter(shop: Install, g
             outcome="delivered") for _ in range(60)
     )  # fmt: skip
     person = someone("viewer")
-    hour = f"{wanted.opened_at:%Y-%m-%dT%H}"
-    queries: list[dict[str, str]] = [{"because": "resync"}, {"q": str(wanted.pk)}, {"because": "resync", "hour": hour}]
+    period = {"since": f"{wanted.opened_at:%Y-%m-%dT%H:00}", "until": f"{now() + timedelta(hours=1):%Y-%m-%dT%H:%M}"}
+    queries: list[dict[str, str]] = [{"because": "resync"}, {"q": str(wanted.pk)}, {"because": "resync", **period}]
     for query in queries:
         found = person.get("/admin/audiences/run/", {"install": str(shop.pk), **query}).context["cl"].result_list
         assert [run.pk for run in found] == [wanted.pk], query

@@ -71,6 +71,7 @@ class Site:
         with psycopg.connect(_renamed(self.server, self.database), autocommit=True) as server:
             rows = server.execute(
                 "SELECT tablename FROM pg_tables WHERE tablename ~ '^(audiences_|django_session|django_admin_log)'"
+                " AND tablename <> 'audiences_logpart'"
             )
             tables = sql.SQL(", ").join(sql.Identifier(name) for (name,) in rows)
             for _ in range(3):
