@@ -357,7 +357,7 @@ def test_an_audit_that_a_person_asks_for_comes_before_those_of_the_schedule(
     assert first.pk == by_kim.pk
     Audit.objects.update(lease_until_at=None)
     audits.advance_all(many[0].install_id, seconds=30)
-    # The one of kim counts, so none of the schedule has begun.
+    # Kim's audit counts towards the limit of one, so no audit of the schedule has begun.
     assert [audit.phase for audit in Audit.objects.order_by("pk")] == ["scan", "scan", "settle"]
     waiting = Audit.objects.filter(started_at=None)
     assert [words.result(audit) for audit in waiting] == ["waiting for its turn among the audits of this install"] * 2

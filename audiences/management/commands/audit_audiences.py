@@ -60,7 +60,7 @@ class Command(BaseCommand):
 
 @transaction.atomic
 def _ask(options: dict[str, Any], mode: str) -> list[Audit]:
-    """Request an audit of each audience, or none of them."""
+    """Request an audit of each audience. If one has an unfinished audit, request none and raise ``CommandError``."""
     asked = []
     for audience in _audiences(arguments.install_named(options["install"]), options["audience"]):
         audit = audits.ask(audience, mode=mode, by=WHO, sample=options["sample"] or 0)
