@@ -204,7 +204,7 @@ def test_retention(shop: Install, settings: Settings, monkeypatch: pytest.Monkey
     assert states(shop, "retention") == ["good"]
     LogPart.objects.filter(number=2).update(opened_at=now() - timedelta(days=100))
     line = the(shop, "retention")
-    assert (line.state, line.evidence.partition(" old parts")[0]) == ("warning", "1")
+    assert (line.state, line.evidence.partition(", because")[0]) == ("warning", "An old part of the log stays")
     monkeypatch.setattr(parts, "has_parts", lambda: False)
     assert "partition_log" in the(shop, "retention").cure
     assert states(shop, "retention") == ["warning"]
@@ -223,7 +223,7 @@ def test_deleting_old_rows_late_is_a_warning(
     Pruning.objects.create(kind="receipts", horizon_at=horizon, is_done=is_done)
     line = the(shop, "retention")
     assert line.state == state
-    assert ("receipts" in line.evidence) is (state == "warning")
+    assert (line.evidence == "Deleting old rows is late: calls.") is (state == "warning")
 
 
 # --- ODP -----------------------------------------------------------------------------------------------------

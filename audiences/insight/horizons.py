@@ -43,7 +43,11 @@ def words(kind: str) -> str:
         return ""
     days: int = getattr(settings, KINDS[kind])
     how = f"are deleted after {days:,} day{'' if days == 1 else 's'}" if days > 0 else "were deleted"
-    return f"{_NAMES.get(kind, kind.capitalize())} before {first.day} {first:%B %Y} {how}."
+    return f"{name(kind)} before {first.day} {first:%B %Y} {how}."
+
+
+def name(kind: str) -> str:
+    return _NAMES.get(kind, kind.capitalize())
 
 
 def all_words(*kinds: str) -> list[str]:
