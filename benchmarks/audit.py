@@ -63,7 +63,7 @@ _RESULT = (
     line("peak memory (RSS) of a worker's process during an audit", "MiB", better="less"),
     line(f"{BESIDE}, p50", "ms", better="less"),
     line(f"{BESIDE}, p99", "ms", better="less"),
-    seconds=240,
+    seconds=400,
     once=True,
 )
 def audit(bench: Bench) -> None:
@@ -80,7 +80,6 @@ def audit(bench: Bench) -> None:
     )
     before = dict(house.settings)
     house.settings |= {"LYTICS_API_URL": f"http://127.0.0.1:{lytics}"}
-    house.settings |= {"AUDIT_SCAN_DELAY_SECONDS": "5", "AUDIT_SETTLE_SECONDS": "10"}
     try:
         with house.running(*sandboxes), house.bridge():
             _measure(bench, members, f"http://127.0.0.1:{odp}")
@@ -133,7 +132,7 @@ def _measure(bench: Bench, members: int, odp: str) -> None:
     if not house.wait(lambda: _came(bench, stamps) >= len(stamps) * load.batch, seconds=60):
         raise StackError("after 60 seconds some live events had not reached ODP")
     bench.note(
-        f"The audit: {members:,} members, {rate:,} live events/s, 10 s of waiting for events under way included."
+        f"The audit: {members:,} members, {rate:,} live events/s, the default waits for events under way included."
     )
     bench.record("audit", seconds / 60)
     bench.record("peak memory (RSS) of a worker's process during an audit", peak)
