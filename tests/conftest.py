@@ -18,8 +18,7 @@ from xdist.scheduler import LoadFileScheduling
 from audiences import redis_client, tallies
 from audiences.insight import failures
 from audiences.models import Install
-from audiences.operations import installs
-from audiences.receiving import invalid_tokens, rejected_calls
+from audiences.receiving import invalid_tokens, rejected_calls, tokens
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import make_install, sandbox
 from tests.lytics_api import Lytics
@@ -200,8 +199,8 @@ def broker() -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def install(db: None) -> Install:
-    made = Install(name="Shop", odp_api_key="odp-key", odp_host="http://127.0.0.1:9")
-    installs.create(made)
+    made = Install.objects.create(name="Shop", odp_api_key="odp-key", odp_host="http://127.0.0.1:9")
+    tokens.create(made)
     return made
 
 
