@@ -56,30 +56,35 @@ def text(name: str, default: str | None = None) -> str:
     return default
 
 
-def integer(name: str, default: int) -> int:
-    """The setting ``name`` as a whole number (``ImproperlyConfigured`` when it is none)."""
+def integer(name: str, default: int, *, least: int = 0) -> int:
+    """The setting ``name`` as a whole number of ``least`` or more (``ImproperlyConfigured`` otherwise)."""
     value = text(name, str(default))
     try:
-        return int(value)
+        read = int(value)
     except ValueError as error:
         raise ImproperlyConfigured(f"{name} must be a whole number, not {value!r}.") from error
+    if read < least:
+        raise ImproperlyConfigured(f"{name} must be {least} or more, not {value!r}.")
+    return read
 
 
-def seconds(name: str, default: float) -> float:
-    """The setting ``name`` as seconds, more than zero (``ImproperlyConfigured`` otherwise)."""
+def number(name: str, default: float, *, is_positive: bool = False) -> float:
+    """The setting ``name`` as a number, zero allowed (``ImproperlyConfigured`` otherwise). Its unit is in its name."""
     value = text(name, str(default))
     try:
-        number = float(value)
+        read = float(value)
     except ValueError as error:
-        raise ImproperlyConfigured(f"{name} must be a number of seconds, not {value!r}.") from error
-    if not 0 < number < float("inf"):
-        raise ImproperlyConfigured(f"{name} must be more than zero seconds, not {value!r}.")
-    return number
+        raise ImproperlyConfigured(f"{name} must be a number, not {value!r}.") from error
+    if not 0 <= read < float("inf") or (is_positive and not read):
+        raise ImproperlyConfigured(
+            f"{name} must be {'more than zero' if is_positive else 'zero or more'}, not {value!r}."
+        )
+    return read
 
 
-def number(name: str, default: float) -> float:
-    """The setting ``name`` as a number of seconds, zero allowed (``ImproperlyConfigured`` otherwise)."""
-    return 0.0 if text(name, str(default)).strip("0.") == "" else seconds(name, default)
+def positive(name: str, default: float) -> float:
+    """The setting ``name`` as a number above zero (``ImproperlyConfigured`` otherwise). Its unit is in its name."""
+    return number(name, default, is_positive=True)
 
 
 def flag(name: str, default: bool) -> bool:

@@ -29,7 +29,7 @@ SECRET_KEY_FALLBACKS = env.words("SECRET_KEY_FALLBACKS", "")
 # Keys that encrypt ODP keys, tokens and parked items in the database, newest first; older ones only decrypt.
 FIELD_ENCRYPTION_KEYS = env.words("FIELD_ENCRYPTION_KEYS")
 # The port that the default of PUBLIC_URL names; the local runner and compose serve the web process there.
-PORT = env.integer("PORT", 8000)
+PORT = env.integer("PORT", 8000, least=1)
 # The address at which Lytics and people reach this service; the webhook URLs shown start with it.
 PUBLIC_URL = env.text("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
 # Host names under which this service may be called; calls to any other are refused.
@@ -44,7 +44,7 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
 WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
 # How many seconds a transition's time may be ahead of this service's clock. A later time would win over every real
 # event until then, so it is ignored: the message's own time counts, else the time of the call.
-CLOCK_TOLERANCE_SECONDS = env.seconds("CLOCK_TOLERANCE_SECONDS", 300)
+CLOCK_TOLERANCE_SECONDS = env.positive("CLOCK_TOLERANCE_SECONDS", 300)
 _NOBODY = (
     "null,(null),<null>,[null],nil,<nil>,none,undefined,nan,infinity,n/a,unknown,anonymous,(not set),notset,not_set,"
     "[object object],[object undefined],[object null],\\n"
@@ -56,7 +56,7 @@ PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDEN
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
 # How many seconds the body of a call may take to arrive; a longer one gets a 503. The same limit holds for a
 # caller that reads nothing of its response.
-WEBHOOK_READ_SECONDS = env.seconds("WEBHOOK_READ_SECONDS", 60)
+WEBHOOK_READ_SECONDS = env.positive("WEBHOOK_READ_SECONDS", 60)
 # The size of the database in bytes above which calls get a 503 until it falls again; 0 for no limit.
 DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)
 # The Retry-After of a 503, in seconds.
@@ -75,28 +75,28 @@ TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 1)
 # --- Delivering ----------------------------------------------------------------------------------------------
 
 # How many seconds one request to ODP may take, from connecting to the last byte of the response.
-DELIVERY_DEADLINE_SECONDS = env.seconds("DELIVERY_DEADLINE_SECONDS", 8)
+DELIVERY_DEADLINE_SECONDS = env.positive("DELIVERY_DEADLINE_SECONDS", 8)
 # How many seconds a claim on a lane lasts; one audience waits that long after its worker was killed. It must be longer
 # than the deadline, which a system check ensures.
-LEASE_SECONDS = env.seconds("LEASE_SECONDS", 11)
+LEASE_SECONDS = env.positive("LEASE_SECONDS", 11)
 # How many seconds one drain task works at most. While other tasks wait for a slot it ends after one request.
-DRAIN_SECONDS = env.seconds("DRAIN_SECONDS", 5)
+DRAIN_SECONDS = env.positive("DRAIN_SECONDS", 5)
 # The interval in seconds at which a sweep looks for waiting events whose hint was lost.
-SWEEP_SECONDS = env.seconds("SWEEP_SECONDS", 1)
+SWEEP_SECONDS = env.positive("SWEEP_SECONDS", 1)
 # How many seconds ODP gets to apply a request that timed out, before its customers are reconciled. Customers for
 # whom something newer was sent in the meantime are sent again.
-RECONCILE_AFTER_SECONDS = env.seconds("RECONCILE_AFTER_SECONDS", 300)
+RECONCILE_AFTER_SECONDS = env.positive("RECONCILE_AFTER_SECONDS", 300)
 # The interval in seconds at which new events are summarised for the search for one customer.
-SUMMARISE_SECONDS = env.seconds("SUMMARISE_SECONDS", 30)
+SUMMARISE_SECONDS = env.positive("SUMMARISE_SECONDS", 30)
 # The first backoff in seconds after ODP could not take a request; it doubles from there.
-BACKOFF_FIRST_SECONDS = env.seconds("BACKOFF_FIRST_SECONDS", 0.5)
+BACKOFF_FIRST_SECONDS = env.positive("BACKOFF_FIRST_SECONDS", 0.5)
 # The longest backoff in seconds after ODP could not take a request.
-BACKOFF_LONGEST_SECONDS = env.seconds("BACKOFF_LONGEST_SECONDS", 60)
+BACKOFF_LONGEST_SECONDS = env.positive("BACKOFF_LONGEST_SECONDS", 60)
 # The fixed backoff in seconds after a failure that a person has to correct, such as a key that ODP rejects. Others
 # are a host that does not respond as ODP, and an error of this service.
-BACKOFF_FIXED_SECONDS = env.seconds("BACKOFF_FIXED_SECONDS", 30)
+BACKOFF_FIXED_SECONDS = env.positive("BACKOFF_FIXED_SECONDS", 30)
 # The longest Retry-After of ODP that is obeyed, in seconds.
-ODP_LONGEST_RETRY_AFTER_SECONDS = env.seconds("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
+ODP_LONGEST_RETRY_AFTER_SECONDS = env.positive("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
 # Whether a 2xx of ODP without a body counts as delivered. ODP documents a body, and a proxy may answer so.
 ODP_EMPTY_IS_ACCEPTED = env.flag("ODP_EMPTY_IS_ACCEPTED", False)
 
@@ -108,29 +108,29 @@ ALLOWED_ODP_HOSTS = env.words("ALLOWED_ODP_HOSTS", "")
 
 # How many seconds a guided change waits until ODP shows a sample by the new definition. After that, the
 # audience is brought back and the change ends.
-CHANGE_VERIFY_SECONDS = env.seconds("CHANGE_VERIFY_SECONDS", 600)
+CHANGE_VERIFY_SECONDS = env.positive("CHANGE_VERIFY_SECONDS", 600)
 
 # --- Lytics' API ---------------------------------------------------------------------------------------------
 
 # The base URL of Lytics' API.
 LYTICS_API_URL = env.text("LYTICS_API_URL", "https://api.lytics.io")
 # The deadline of one request to Lytics' API, in seconds.
-LYTICS_API_SECONDS = env.seconds("LYTICS_API_SECONDS", 30)
+LYTICS_API_SECONDS = env.positive("LYTICS_API_SECONDS", 30)
 
 # --- Audits --------------------------------------------------------------------------------------------------
 
 # The interval in hours at which each audience is compared in Lytics, here and in ODP; 0 for only when asked.
 AUDIT_HOURS = env.integer("AUDIT_HOURS", 24)
 # How the schedule audits: quick (sizes), sample, or full (every person).
-AUDIT_MODE = env.text("AUDIT_MODE", "sample")
+AUDIT_MODE = env.one_of("AUDIT_MODE", ("quick", "sample", "full"), "sample")
 # The number of people about whom ODP is asked in a sample.
-AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000)
+AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000, least=1)
 # Requests per second of an audit to Lytics' API. A page has 100 members.
-AUDIT_LYTICS_REQUESTS_PER_SECOND = env.seconds("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20)
+AUDIT_LYTICS_REQUESTS_PER_SECOND = env.positive("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20)
 # Queries per second of an audit to ODP, which documents a limit of 500. Large queries cost it more than small ones.
-AUDIT_ODP_REQUESTS_PER_SECOND = env.seconds("AUDIT_ODP_REQUESTS_PER_SECOND", 4)
+AUDIT_ODP_REQUESTS_PER_SECOND = env.positive("AUDIT_ODP_REQUESTS_PER_SECOND", 4)
 # The number of customers in one query.
-AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000)
+AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000, least=1)
 # How many seconds an audit waits before it reads Lytics, whose API may lag behind its calls (not documented).
 AUDIT_SCAN_DELAY_SECONDS = env.number("AUDIT_SCAN_DELAY_SECONDS", 30)
 # How many seconds an audit waits for calls under way, and for ODP to show what it accepted (90 documented).
@@ -174,7 +174,7 @@ ALERT_QUIET_HOURS = env.text("ALERT_QUIET_HOURS", "")
 # The mail server's host name.
 EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
 # The mail server's port.
-EMAIL_PORT = env.integer("EMAIL_PORT", 25)
+EMAIL_PORT = env.integer("EMAIL_PORT", 25, least=1)
 # The user name for the mail server; without one there is no login.
 EMAIL_HOST_USER = env.text("EMAIL_HOST_USER", "")
 # The password for the mail server.
@@ -229,7 +229,7 @@ CELERY_TASK_DEFAULT_QUEUE = "drain"
 CELERY_WORKER_DIRECT = True
 # The interval in seconds at which a worker sends itself a heartbeat. A worker that received none for 4.5 intervals is
 # not ready.
-HEARTBEAT_SECONDS = env.seconds("HEARTBEAT_SECONDS", 10)
+HEARTBEAT_SECONDS = env.positive("HEARTBEAT_SECONDS", 10)
 # The interval in minutes at which each install tests with a customer whether ODP shows what is sent; 0 for never.
 # After a failure and after a changed connection the next one follows sooner.
 PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
@@ -237,7 +237,7 @@ PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
 # request lists all audiences of the account in ODP, and the definitions of some are read.
 LOOK_MINUTES = env.number("LOOK_MINUTES", 15)
 # How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
-WORK_STUCK_SECONDS = env.seconds("WORK_STUCK_SECONDS", 60)
+WORK_STUCK_SECONDS = env.positive("WORK_STUCK_SECONDS", 60)
 # The bearer token for GET /metrics, which Prometheus scrapes; without it that page is a 404.
 METRICS_TOKEN = env.text("METRICS_TOKEN", "")
 # Whether traces are sent to an OpenTelemetry collector (otlp) or not (none).
@@ -345,7 +345,7 @@ SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 
 # Wrong passwords for one account from one address after which its login is locked for 15 minutes.
-AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10)
+AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10, least=1)
 # Wrong passwords from one address, over all accounts, after which every login from there is locked; 0 for no limit.
 LOGIN_ADDRESS_FAILURE_LIMIT = env.integer("LOGIN_ADDRESS_FAILURE_LIMIT", 50)
 AXES_HANDLER = "audiences.logins.Limits"

@@ -20,8 +20,8 @@ KINDS = {
     "text": "text",
     "words": "list, with commas",
     "integer": "whole number",
-    "seconds": "seconds, more than 0",
-    "number": "seconds, 0 allowed",
+    "positive": "number, more than 0",
+    "number": "number, 0 allowed",
     "flag": "yes or no",
     "json_object": "JSON object",
 }

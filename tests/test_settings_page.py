@@ -1,11 +1,13 @@
 """docs/settings.md says what the settings are."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from audiences.models import Audit
 from lytics_sync import env
 from tests import settings_page
 
@@ -91,3 +93,32 @@ def test_every_renamed_setting_has_its_current_name_on_the_page() -> None:
     names = {setting.name for setting in settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))}
     assert set(env.RENAMED.values()) <= names
     assert not set(env.RENAMED) & names
+
+
+# Why an unusable value is refused. A value that only fails when it is used would fail long after the start.
+UNUSABLE = {
+    ("AUDIT_MODE", "monthly"): "AUDIT_MODE must be one of quick, sample, full, not 'monthly'.",
+    ("AUDIT_HOURS", "-24"): "AUDIT_HOURS must be 0 or more, not '-24'.",
+    ("AUDIT_SAMPLE", "0"): "AUDIT_SAMPLE must be 1 or more, not '0'.",
+    ("AUDIT_CUSTOMERS_PER_REQUEST", "0"): "AUDIT_CUSTOMERS_PER_REQUEST must be 1 or more, not '0'.",
+    ("LOGIN_FAILURE_LIMIT", "0"): "LOGIN_FAILURE_LIMIT must be 1 or more, not '0'.",
+    ("BACKLOG_HIGH_WATER", "many"): "BACKLOG_HIGH_WATER must be a whole number, not 'many'.",
+    ("REPAIR_PERCENT", "-1"): "REPAIR_PERCENT must be zero or more, not '-1'.",
+    ("REPAIR_PERCENT", "one"): "REPAIR_PERCENT must be a number, not 'one'.",
+    ("AUDIT_ODP_REQUESTS_PER_SECOND", "0"): "AUDIT_ODP_REQUESTS_PER_SECOND must be more than zero, not '0'.",
+    ("LEASE_SECONDS", "nan"): "LEASE_SECONDS must be more than zero, not 'nan'.",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), UNUSABLE)
+def test_an_unusable_value_is_refused_in_one_sentence(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ImproperlyConfigured) as refused:
+        runpy.run_path(str(settings_page.SETTINGS))
+    assert str(refused.value) == UNUSABLE[name, value]
+
+
+def test_the_schedule_has_the_modes_of_audits() -> None:
+    found = settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))
+    (kind,) = [setting.kind for setting in found if setting.name == "AUDIT_MODE"]
+    assert kind == f"one of {', '.join(Audit.Mode.values)}"
