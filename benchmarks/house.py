@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import psycopg
 from benchmarks import usage
 from benchmarks.double import Double
 from benchmarks.load import Load, Report
-from local.processes import Child, Fleet, Program, StackError, free_port, last_words, listens
+from local.processes import STOP_SIGNALS, Child, Fleet, Program, StackError, free_port, last_words, listens
 from local.stack import Memory, Stack, manage, python
 from lytics_sync import env
 
@@ -104,13 +105,21 @@ class House:
             undo.enter_context(self.stack.claim_folder())
             self.stack.make_secrets()
             undo.callback(lambda: self.servers.stop())
+            self.listen_to_signals()
             self._start_servers()
             yield self
 
     def _fleet(self) -> Fleet:
-        made = Fleet(folder=self.folder, env={**self.stack.environment, **self.settings}, tell=self.tell)
-        made.listen_to_signals()
-        return made
+        return Fleet(folder=self.folder, env={**self.stack.environment, **self.settings}, tell=self.tell)
+
+    def listen_to_signals(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._ask_to_stop)
+
+    def _ask_to_stop(self, *_: object) -> None:
+        """Whichever fleet waits, its next step ends."""
+        for fleet in self.fleets:
+            fleet.ask_to_stop()
 
     def restart_servers(self) -> None:
         """Restart them, so that their memory and caches are empty."""

@@ -20,6 +20,7 @@ from typing import IO, NoReturn
 
 Process = subprocess.Popen[bytes]
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAUNCH = Path(__file__).with_name("launch.py")
 STEP_SECONDS = 0.05
 # A program that fails sooner than this after its start, in seconds, counts as not started.
@@ -104,10 +105,10 @@ class Fleet:
 
     def listen_to_signals(self) -> None:
         """Make Ctrl-C, SIGTERM and a closed terminal end the next wait; a second signal shortens the stopping."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._ask_to_stop)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.ask_to_stop)
 
-    def _ask_to_stop(self, *_: object) -> None:
+    def ask_to_stop(self, *_: object) -> None:
         self.stops_asked += 1
 
     def start(self, *programs: Program, seconds: float = 60) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from benchmarks.load import PLACE, Load, batches
 from benchmarks.results import Against, Line, Results
 from benchmarks.scenarios import SCENARIOS, Scenario, estimate, lines
 from benchmarks.sender import _read_answer, body
-from local.processes import free_port, listens
+from local.processes import STOP_SIGNALS, AskedToStop, Fleet, free_port, listens
 from lytics.times import nanoseconds
+from tests.threads import PATIENCE
 
 OWN = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "SCALE", "ROUNDS", "ONLY", "WRITE")
 
@@ -50,6 +52,23 @@ def test_a_scenario_that_is_not_there_is_one_sentence() -> None:
     ran = run("benchmarks", "--only", "everything")
     assert ran.returncode == 2
     assert "ONLY any of ingest, acknowledged" in ran.stderr
+
+
+def test_a_signal_ends_the_wait_of_any_fleet(tmp_path: Path) -> None:
+    """A scenario waits in the fleet of the servers, and starts its processes in others."""
+    house = House(tmp_path, print)
+    house.servers = Fleet(folder=tmp_path, env={}, tell=print)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        house.listen_to_signals()
+        house.fleets = [house.servers]
+        with house.running():
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(AskedToStop):
+                house.rest(PATIENCE)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_double_counts_items_and_knows_the_calls_they_came_by() -> None:
