@@ -144,6 +144,8 @@ installed-dev:
 # install(list, what that makes ready): one sentence for each thing that people are known to lack.
 define install
 fail() { echo "$$*" >&2; exit 1; }; \
+for place in $(VENV) .; do test ! -e $$place -o -w $$place || \
+	fail "$$PWD/$$place can't be written to: the disk is read-only, or another user owns it. Use a checkout of your own."; done; \
 if ! $(PY) -c '$(NEW_ENOUGH)' 2>/dev/null || ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	for python in $(PYTHONS); do "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null && break || python=; done; \
 	test "$$python" || fail 'Python 3.11 or newer is needed, and none of these is: $(PYTHONS). Name one with PYTHON=/path/to/python.'; \

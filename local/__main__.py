@@ -6,6 +6,7 @@
 """
 
 import argparse
+import io
 import json
 import os
 import secrets
@@ -39,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     parser.add_argument("mode", choices=["run", "demo", "up"])
     mode = parser.parse_args(arguments).mode
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale may lack the tick and the bar
     try:
         _follow_make()
         stack = Stack.here()

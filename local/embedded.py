@@ -28,6 +28,8 @@ HOST = "127.0.0.1"
 NAME = "lytics_sync"
 # Users that run PostgreSQL in place of root where user namespaces are forbidden.
 STAND_INS = ("postgres", "nobody")
+# initdb starts ``postgres`` by a shell, with its path in double quotes.
+READ_BY_A_SHELL = frozenset('$`"\\')
 
 
 def postgres_url(*, port: int, password: str) -> str:
@@ -189,6 +191,11 @@ def _initdb(*, folder: Path, binaries: Path, password: str, durable: bool) -> No
     finally:
         password_file.unlink()
     if made.returncode != 0:
+        if READ_BY_A_SHELL.intersection(str(binaries)):
+            raise StackError(
+                f"PostgreSQL's initdb can't run in {binaries}: a shell that it starts reads one of the characters "
+                '$ ` " \\ in this path; move the checkout, or set DATABASE_URL.'
+            )
         raise StackError(f"initdb could not make a PostgreSQL in {new}: {reason(made.stderr)}")
     new.rename(folder)
 
@@ -229,7 +236,7 @@ def redis(*, folder: Path, port: int, password: str) -> Program:
         "bind": HOST,
         "port": str(port),
         "requirepass": password,
-        "dir": f'"{folder}"',
+        "dir": _quoted(folder),
         "save": '""',
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
@@ -247,6 +254,12 @@ def redis(*, folder: Path, port: int, password: str) -> Program:
         ready=lambda _pid: _redis_is_ready(port=port, password=password),
         orphan_signal=signal.SIGTERM,
     )
+
+
+def _quoted(path: Path) -> str:
+    """``path`` as a word of a Redis configuration file."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def _redis_binary() -> Path:

@@ -311,14 +311,19 @@ def free_port() -> int:
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether this process could listen on ``port`` now."""
-    with socket.socket() as probe:
-        # SO_REUSEADDR, as servers set it: a port with connections in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    return listening_error(port, host) is None
+
+
+def listening_error(port: int, host: str) -> OSError | None:
+    """Why this process can't listen on ``port`` now: another program does, a missing right, no such address."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            # SO_REUSEADDR, as servers set it: a port with connections in TIME_WAIT is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+    except OSError as error:
+        return error
+    return None
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

@@ -1,5 +1,6 @@
 """The local stack: its folder, its stored secrets and ports, and its programs."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -21,7 +22,17 @@ import redis
 from cryptography.fernet import Fernet
 
 from local import embedded, launch
-from local.processes import Program, StackError, belongs_to, free_port, is_free, listens, read_pid, write_pid
+from local.processes import (
+    Program,
+    StackError,
+    belongs_to,
+    free_port,
+    is_free,
+    listening_error,
+    listens,
+    read_pid,
+    write_pid,
+)
 from lytics_sync import env
 
 # The free space that a start needs: an empty PostgreSQL with its write-ahead log, and the events of the stream.
@@ -33,6 +44,8 @@ LEFTOVER_SECONDS = 15
 WORKERS = ("worker-1", "worker-2")
 WEB_THREADS = ("--workers", "2", "--threads", "10")
 WORKER_SLOTS = "12"
+# What ALLOWED_HOSTS has by default. An address in HOST is added to it.
+ALLOWED_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(kw_only=True)
@@ -83,12 +96,21 @@ class Stack:
 
     @property
     def public_url(self) -> str:
-        return (os.environ.get("PUBLIC_URL") or f"http://127.0.0.1:{self.port}").rstrip("/")
+        return (os.environ.get("PUBLIC_URL") or f"http://{_in_url(self._address)}:{self.port}").rstrip("/")
+
+    @property
+    def _address(self) -> str:
+        """The address at which this machine reaches the web process."""
+        return {"0.0.0.0": embedded.HOST, "::": "::1"}.get(self.host, self.host)  # noqa: S104
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of every child, in addition to ``local.env``."""
-        return {**os.environ, "DATA_DIR": str(self.folder), "PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
+        ours = {"DATA_DIR": str(self.folder), "PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
+        if _in_url(self._address) not in ALLOWED_HOSTS and not os.environ.get("ALLOWED_HOSTS"):
+            public = urlsplit(self.public_url).hostname or ""
+            ours["ALLOWED_HOSTS"] = ",".join({*ALLOWED_HOSTS, _in_url(self._address), _in_url(public)})
+        return {**os.environ, **ours}
 
     # --- Before the start ------------------------------------------------------------------------------------
 
@@ -140,11 +162,16 @@ class Stack:
             )
 
     def check_port(self) -> None:
-        if not is_free(self.port, self.host):
-            raise StackError(
-                f"Port {self.port} on {self.host} is in use by another program; choose another one, "
-                f"for example with PORT={free_port()}."
-            )
+        error = listening_error(self.port, self.host)
+        if error is None:
+            return
+        if error.errno == errno.EADDRINUSE:
+            reason = f"Port {self.port} on {self.host} is in use by another program"
+        elif error.errno == errno.EACCES:
+            reason = f"Port {self.port} needs more rights than this user has"
+        else:
+            raise StackError(f"HOST must be an address of this machine, not {self.host!r}: {error.strerror}.")
+        raise StackError(f"{reason}; choose another one, for example with PORT={free_port()}.")
 
     def make_secrets(self) -> None:
         self.memory.get_or_make("SECRET_KEY", lambda: secrets.token_urlsafe(50))
@@ -219,7 +246,7 @@ class Stack:
 
     def web(self) -> Program:
         options = {
-            "--bind": f"{self.host}:{self.port}",
+            "--bind": f"{_in_url(self.host)}:{self.port}",
             "--worker-class": "lytics_sync.web_worker.Worker",
             "--logger-class": "lytics_sync.logs.GunicornLogger",
             # Longer than a sender's pause between two calls; gunicorn's default of 2 s would close the connection.
@@ -244,7 +271,7 @@ class Stack:
 
     def answers(self, path: str) -> bool:
         """Whether the web process answers 200 to ``path``."""
-        connection = HTTPConnection("127.0.0.1" if self.host == "0.0.0.0" else self.host, self.port, timeout=3)  # noqa: S104
+        connection = HTTPConnection(self._address, self.port, timeout=3)
         try:
             connection.request("GET", path)
             return connection.getresponse().status == 200
@@ -301,6 +328,10 @@ class Stack:
             ready=lambda _pid: listens(port),
             orphan_signal=signal.SIGTERM,
         )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def python(*words: str) -> list[str]:

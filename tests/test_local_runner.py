@@ -1,7 +1,10 @@
 """The local runner: a whole stack on free ports is started, damaged, killed and started again."""
 
+import errno
+import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from local import embedded, stack
+from local.__main__ import done, main
 from local.processes import StackError, belongs_to, free_port, is_free, read_pid
 from lytics_sync.env import PROJECT_DIR
 
@@ -253,6 +257,70 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
         here.check_room()
 
 
+def stack_at(host: str, folder: Path) -> stack.Stack:
+    return stack.Stack(folder=folder, port=free_port(), host=host, memory=stack.Memory(file=folder / "x", values={}))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
+def test_a_host_that_is_no_address_of_this_machine_is_one_sentence(tmp_path: Path, host: str) -> None:
+    with pytest.raises(StackError, match=rf"^HOST must be an address of this machine, not '{host}': .+\.$"):
+        stack_at(host, tmp_path).check_port()
+
+
+def test_a_port_that_needs_rights_is_not_said_to_be_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "listening_error", lambda *_: PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(StackError, match="needs more rights than this user has; choose another one"):
+        stack_at("127.0.0.1", tmp_path).check_port()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1"),
+        ("0.0.0.0", "http://127.0.0.1"),  # noqa: S104
+        ("::", "http://[::1]"),
+        ("::1", "http://[::1]"),
+        ("192.0.2.1", "http://192.0.2.1"),
+    ],
+)
+def test_the_web_process_is_called_at_the_address_where_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, url: str
+) -> None:
+    monkeypatch.delenv("PUBLIC_URL", raising=False)
+    monkeypatch.delenv("ALLOWED_HOSTS", raising=False)
+    here = stack_at(host, tmp_path)
+    assert here.public_url == f"{url}:{here.port}"
+    allowed = here.environment.get("ALLOWED_HOSTS", ",".join(stack.ALLOWED_HOSTS)).split(",")
+    assert url.removeprefix("http://") in allowed
+
+
+def test_a_folder_with_quotes_and_backslashes_is_one_word_of_the_redis_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / r'a "b" \ c'
+    embedded.redis(folder=folder, port=1, password="")
+    lines = (folder / "server.conf").read_text(encoding="utf-8").splitlines()
+    assert [shlex.split(line) for line in lines if line.startswith("dir ")] == [["dir", str(folder)]]
+
+
+def test_a_checkout_in_which_initdb_can_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr='program "postgres" was not found')
+    monkeypatch.setattr(embedded, "_postgres_binaries", lambda: Path("/home/kim/$work/bin"))
+    monkeypatch.setattr(embedded, "_identity", lambda **_: "same")
+    monkeypatch.setattr(embedded, "_run_as", lambda *_: failed)
+    with pytest.raises(StackError, match=r"initdb can't run in /home/kim/\$work/bin: .*; move the checkout"):
+        embedded.postgres(folder=tmp_path / "postgres", port=1, password="")
+
+
+def test_a_locale_without_the_tick_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "file"))
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["up"]) == 1
+    done("up")
+    assert written.getvalue() == b"  ? up\n"
+
+
 def test_a_platform_without_binaries_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -285,6 +353,17 @@ def test_a_python_that_is_too_old_is_one_sentence(tmp_path: Path) -> None:
     made = make(tmp_path, "run", f"PYTHON={old}")
     assert made.returncode != 0
     assert made.stderr.startswith(f"Python 3.11 or newer is needed, and none of these is: {old}.")
+
+
+def test_a_folder_that_can_not_be_written_to_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(PROJECT_DIR / "Makefile", tmp_path)
+    tmp_path.chmod(0o555)
+    monkeypatch.chdir(tmp_path)
+    # Root may write everywhere. The folder's parents are closed to others, and the folder is already entered.
+    identity = "same" if os.geteuid() else "65534:65534"
+    made = embedded._run_as(identity, [shutil.which("make") or "make", "run"])
+    assert made.returncode != 0
+    assert "/. can't be written to: the disk is read-only, or another user owns it." in made.stderr.splitlines()[0]
 
 
 def test_every_target_is_in_the_help() -> None:
