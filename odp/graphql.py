@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from odp import redact
 from odp.client import Client
 from odp.outcomes import Answer, Outcome, readable
 from odp.paths import GRAPHQL
@@ -91,7 +92,8 @@ def ask(client: Client, *, customers: Sequence[Customer], odp_ids: Sequence[str]
         elapsed += answer.seconds
         answer = replace(_checked(answer, len(customers)), seconds=elapsed)
         if answer.outcome is not Outcome.DELIVERED:
-            return CustomersAnswer(answer)
+            named = redact.values_in([identifier for _, identifier in customers])
+            return CustomersAnswer(replace(answer, reason=redact.without(answer.reason, named)))
         page = [_qualified((answer.json["data"] or {}).get(f"c{nth}")) for nth in range(len(customers))]
         qualified = [_joined(*pair) for pair in zip(qualified, page, strict=True)] if qualified else page
     return CustomersAnswer(answer, qualified)

@@ -113,6 +113,14 @@ def test_an_audience_unknown_to_odp_may_be_an_error(odp: ThreadedSandbox) -> Non
     assert "unknown audience lytics_nothing" in found.answer.reason
 
 
+def test_a_customer_whom_an_error_names_without_quotes_is_masked() -> None:
+    """Reasons go to the pages and into messages about troubles."""
+    body = {"errors": [{"message": "Customer ann-7 is not allowed, nor is gold"}]}
+    with ScriptedServer(say(answer(200, json.dumps(body).encode()))) as server:
+        found = who(server, "ann-7", "lytics_gold")
+    assert found.answer.reason == "GraphQL: Customer ••• is not allowed, nor is gold"
+
+
 GONE = {"extensions": {"classification": "InvalidIdentifierException"}, "message": "could not resolve"}
 EDGES = {"audiences": {"edges": [{"node": {"name": "lytics_gold", "state": "not_qualified"}}]}}
 
