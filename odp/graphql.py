@@ -18,6 +18,8 @@ from odp.paths import GRAPHQL
 FS, WEB = "fs_user_id", "web_user_id"
 # ODP pages hold at most 1,000 audiences. It documents neither the default page size nor how many ids a query may name.
 AUDIENCES_PER_QUERY = 100
+# The largest estimate that is read: PostgreSQL can't store a larger one.
+LARGEST = 2**63 - 1
 # ODP reports an unknown customer as an error with this code, in older responses with this classification.
 _UNKNOWN = {"INVALID_IDENTIFIER_EXCEPTION", "InvalidIdentifierException"}
 
@@ -115,7 +117,7 @@ def population(client: Client, *, odp_id: str, seconds: float) -> tuple[int, int
         found = found.get(name) if isinstance(found, dict) else None
     bounds = [found.get(f"estimated_{side}_bound") for side in ("lower", "upper")] if isinstance(found, dict) else []
     match bounds:
-        case [int(low), int(high)]:
+        case [int(low), int(high)] if 0 <= low <= high <= LARGEST:
             return low, high
     return None
 

@@ -4,11 +4,13 @@ import io
 import json
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -16,6 +18,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
 from audiences.agreement import asking_odp, audits, odp_reasons, repairs, words
+from audiences.agreement.steps import Step
 from audiences.delivery import holds
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
 from audiences.operations import resends
@@ -146,6 +149,16 @@ def test_members_whom_only_odp_has_are_counted_by_its_estimate(odp: ThreadedSand
     assert words.odp_above_ledger(done) == done.odp_low - 5 > 50
     assert f"at least {done.odp_low - 5} more than here" in words.result(done)
     assert found(audit(gold)) == {}
+
+
+@pytest.mark.parametrize(("low", "high"), [(2**63, 2**63), (-5, 5), (9, 5)])
+def test_an_impossible_estimate_is_none(odp: ThreadedSandbox, gold: Audience, low: int, high: int) -> None:
+    """PostgreSQL can't store the first."""
+    estimate = {"estimated_lower_bound": low, "estimated_upper_bound": high}
+    body = {"data": {"audience": {"population_estimate": estimate}}}
+    odp.fault({"path": "/v3/graphql", "body_contains": "population_estimate"}, {"status": 200, "body": body})
+    done = audit(gold)
+    assert (done.problem, done.differing, done.odp_low, done.only_in_odp) == ("", 0, None, 0)
 
 
 # --- drift ---------------------------------------------------------------------------------------------------
@@ -344,6 +357,34 @@ def test_while_an_audit_waits_the_others_take_their_steps(many: list[Audience], 
     assert audits.due() == [many[0].install_id]
     audits.advance_all(many[0].install_id, seconds=30)
     assert Audit.objects.filter(pk__in=[audit.pk for audit in asked], phase="done").count() == 3
+
+
+def test_an_audit_that_fails_ends_and_keeps_no_other_waiting(
+    many: list[Audience], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.AUDIT_SETTLE_SECONDS = 0
+    real = audits._step
+
+    def step(audit: Audit) -> Step:
+        if audit.audience_id == many[0].pk:
+            raise ValueError("ann")
+        return real(audit)
+
+    monkeypatch.setattr(audits, "_step", step)
+    first, *others = ask_all(many)
+    assert [finish(one).problem for one in others] == ["", ""]
+    failed = Audit.objects.get(pk=first.pk)
+    assert failed.problem == "Unexpected error of this service (ValueError). The log of a worker has its traceback."
+
+
+def test_an_audit_goes_on_when_postgresql_is_back(gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    with monkeypatch.context() as away:
+        away.setattr(audits, "_step", Mock(side_effect=OperationalError))
+        with pytest.raises(OperationalError):
+            audits.advance_all(gold.install_id, seconds=30)
+    assert finish(asked).problem == ""
 
 
 def test_an_audit_that_a_person_asks_for_comes_before_those_of_the_schedule(

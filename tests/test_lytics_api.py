@@ -314,7 +314,11 @@ def test_audiences_have_their_sizes(server: ScriptedServer) -> None:
 
 @pytest.mark.parametrize(
     ("size", "read"),
-    [(0, 0), (12.0, 12), ("12", 12), (-1, None), (1.5, None), (True, None), (None, None), ("many", None), ([3], None)],
+    [
+        *((0, 0), (12.0, 12), ("12", 12), (-1, None), (1.5, None), (True, None), (None, None)),
+        *(("many", None), ([3], None)),
+        *((2**63 - 1, 2**63 - 1), (2**63, None), (1e300, None)),
+    ],
 )
 def test_a_size_is_a_whole_number_or_unknown(server: ScriptedServer, size: Any, read: int | None) -> None:
     server.script = say(of({"data": {**AUDIENCE, "size": size}}))

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
 from django.db.models import Case, Q, When
 from django.utils.timezone import now
 
@@ -33,6 +33,7 @@ UNDER_WAY = 20
 # The number of audits kept per audience.
 KEPT = 100
 SCHEDULE = "schedule"
+FAILED = "Unexpected error of this service ({}). The log of a worker has its traceback."
 
 Phase = Audit.Phase
 _STEPS: dict[str, Callable[[Audit], Step]] = {
@@ -115,6 +116,12 @@ def advance_all(install_id: int, *, seconds: float) -> None:
             return
         try:
             run(audit, until=until)
+        except (OperationalError, InterfaceError):  # PostgreSQL is away: the audit continues when it is back
+            raise
+        except Exception as error:
+            # Otherwise the step would be tried for ever, and no other audit of the install would take one.
+            log.exception("an audit failed", audience=audit.audience.odp_id, audit=audit.pk)
+            _end(audit, {"problem": FAILED.format(type(error).__name__)})
         finally:
             Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
     wake_audit(install_id)

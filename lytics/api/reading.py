@@ -9,6 +9,8 @@ from lytics.api.outcomes import Answer, Outcome
 
 Thing = TypeVar("Thing")
 Fields = Mapping[str, Any]
+# The largest count that is read: PostgreSQL can't store a larger one.
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def text(fields: Fields, *names: str) -> str:
 
 
 def count(fields: Fields, name: str) -> int | None:
-    """A whole number of zero or more, also when it is written as 12.0 or as text."""
+    """A whole number from zero to ``LARGEST``, also when it is written as 12.0 or as text."""
     value = fields.get(name)
     if isinstance(value, bool):
         return None
@@ -76,7 +78,7 @@ def count(fields: Fields, name: str) -> int | None:
         value = int(value) if value.isascii() and value.isdecimal() and len(value) < 20 else None
     if isinstance(value, float):
         value = int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if isinstance(value, int) and 0 <= value <= LARGEST else None
 
 
 def flag(fields: Fields, name: str) -> bool:
