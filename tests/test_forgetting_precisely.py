@@ -57,6 +57,7 @@ SPELLINGS = [
         ("enter", ["lee"]),
         ("data", ["lee"]),
         ("1", [{"n": 1.5}, "1a", [11]]),
+        ("Jose", ["Jose\u0301", {"name": "Jose\u0301 Lee"}]),
     ],
 )
 def test_items_of_other_people_stay_open(shop: Install, identifier: str, others: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,13 @@ def names(raw: bytes, identifier: str) -> bool:
         texts, wanted = [*_values(json.loads(text))], _as_a_word([identifier])
     except (ValueError, RecursionError):
         texts, wanted = [text], _as_a_word(_spellings(identifier))
-    return any(wanted.search(value) for value in texts)
+    return any(_is_whole(found) for value in texts for found in wanted.finditer(value))
+
+
+def _is_whole(found: re.Match[str]) -> bool:
+    """Whether no combining mark stands beside the match: "José" with a separate accent is not "Jose"."""
+    beside = found.string[max(0, found.start() - 1) : found.start()] + found.string[found.end() : found.end() + 1]
+    return not any(unicodedata.category(character).startswith("M") for character in beside)
 
 
 def _as_a_word(spellings: Iterable[str]) -> re.Pattern[str]:
