@@ -112,6 +112,17 @@ def test_a_part_is_created_ahead_and_opened_when_it_is_due(gold: Audience) -> No
     assert_all_is_well(gold)
 
 
+def test_a_part_that_was_opened_by_a_clock_ahead_is_no_longer_open_than_others(gold: Audience) -> None:
+    next_part()
+    days_pass(-300)
+    advance()
+    assert newest() == 2
+    days_pass()
+    advance()
+    assert newest() == 3
+    assert parts.closed(now() + timedelta(seconds=1)) == [1, 2]
+
+
 def test_no_default_partition_is_needed(gold: Audience) -> None:
     """Without beat, and so without a next part, the present one takes all events."""
     days_pass(1000)

@@ -383,6 +383,15 @@ def test_more_days_than_before_delete_nothing(settings: Settings) -> None:
     assert Delivery.objects.count() == 1
 
 
+def test_a_clock_that_was_ahead_stops_no_later_pass() -> None:
+    prune()
+    Pruning.objects.update(horizon_at=now() + timedelta(days=200))
+    long_ago = now() - timedelta(days=100)
+    delivery_of(make_install(), opened_at=long_ago, closed_at=long_ago)
+    assert prune() == 1
+    assert not Delivery.objects.exists()
+
+
 def in_another_session(work: Callable[[], Any]) -> Any:
     found: list[Any] = []
 

@@ -59,6 +59,7 @@ class LockedError(Exception):
 
 _SQL = sql.beside(__file__)
 _HAS_PARTS = _SQL.query("has_parts", HasParts._make)
+_CORRECT = _SQL.command("correct")
 _NEWEST = _SQL.query("newest", Newest._make)
 _ADD = _SQL.query("add", Number._make)
 _ANALYZE = _SQL.command("analyze")
@@ -91,6 +92,7 @@ def advance(*, pause: Callable[[float], None] = time.sleep) -> None:
     _ANALYZE.run()
     if days() == 0:
         return
+    _CORRECT.run()
     newest = _newest()
     if newest.is_due and newest.next is not None:
         _OPEN.run(number=newest.next)

@@ -14,6 +14,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
+from django.db.models.functions import Now
 
 from audiences import sql
 from audiences.insight import trials
@@ -118,7 +119,9 @@ def _begin(kind: str) -> bool:
     horizon = _HORIZON.run(days=days).one()
     assert horizon is not None
     Pruning.objects.get_or_create(kind=kind)
-    moved = Pruning.objects.filter(Q(horizon_at=None) | Q(horizon_at__lt=horizon.at), kind=kind)
+    # A horizon in the future is that of a clock that was ahead: no pass would begin until then.
+    is_wrong = Q(horizon_at=None) | Q(horizon_at__gt=Now())
+    moved = Pruning.objects.filter(is_wrong | Q(horizon_at__lt=horizon.at), kind=kind)
     start: dict[str, Any] = {} if kind in CONTINUED else {"position": 0, "sequence": 0}
     moved.update(horizon_at=horizon.at, is_done=False, **start)
     # The horizon is later than the setting says when somebody has raised it since.

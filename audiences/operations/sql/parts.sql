@@ -4,6 +4,11 @@
 -- Whether the log has parts. Until "partition_log" it is one table.
 SELECT relkind = 'p' AS has_parts FROM pg_class WHERE oid = to_regclass('audiences_event')
 
+-- name: correct
+-- Corrects the times of parts that were opened while the clock was ahead: the next part would be opened, and theirs
+-- dropped, that much later.
+UPDATE audiences_logpart SET opened_at = clock_timestamp() WHERE opened_at > clock_timestamp()
+
 -- name: newest
 -- The part that new events go to, the next one if it is created, and whether it is time to open the next one.
 SELECT newest.number, next.number AS next,
