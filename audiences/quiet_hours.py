@@ -12,12 +12,14 @@ def end_of(setting: str, at: datetime) -> datetime | None:
     if not setting.strip():
         return None
     starts, ends, zone = _read(setting)
-    local = at.astimezone(zone)
-    for day in (local.date() - timedelta(days=1), local.date()):
-        begin = datetime.combine(day, starts, zone)
-        end = datetime.combine(day if ends > starts else day + timedelta(days=1), ends, zone)
-        if begin <= local < end:
-            return end.astimezone(UTC)
+    today = at.astimezone(zone).date()
+    for day in (today - timedelta(days=1), today):
+        # Compared in UTC: between two local times of one zone, Python takes an hour that a change of the clocks repeats
+        # for one hour.
+        begin = datetime.combine(day, starts, zone).astimezone(UTC)
+        end = datetime.combine(day if ends > starts else day + timedelta(days=1), ends, zone).astimezone(UTC)
+        if begin <= at < end:
+            return end
     return None
 
 

@@ -186,6 +186,7 @@ EMAIL_USE_SSL = env.flag("EMAIL_USE_SSL", False)
 # The sender of e-mails.
 DEFAULT_FROM_EMAIL = env.text("DEFAULT_FROM_EMAIL", "lytics-sync@localhost")
 EMAIL_TIMEOUT = 10
+EMAIL_BACKEND = "audiences.operations.mail_backend.EmailBackend"
 
 # --- Servers -------------------------------------------------------------------------------------------------
 

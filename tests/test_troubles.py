@@ -6,6 +6,7 @@ import hmac
 import json
 import smtplib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +28,7 @@ from audiences import checks, quiet_hours, redis_client
 from audiences.delivery import drafts, holds
 from audiences.front import troubles as front
 from audiences.models import Install, Parked, Trouble, TroubleMessage
-from audiences.operations import alert_messages, installs, troubles
+from audiences.operations import alert_messages, installs, mail_backend, troubles
 from audiences.operations.troubles import Seen
 from outgoing import webhooks
 from tests.delivering import NOWHERE, make_audience
@@ -40,6 +41,7 @@ SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PERSON = "anna.maria@example.com"
 BLOCKED = Seen(kind="blocked", what="lytics_gold is blocked (Shop)", path="/admin/", cause="no such field")
 START = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+SMTP = "audiences.operations.mail_backend.EmailBackend"
 
 
 class Receiver(ThreadingHTTPServer):
@@ -276,6 +278,12 @@ def test_the_resolution_of_a_held_trouble_is_sent_after_quiet_hours(receiver: Re
         ("22:00-07:00", "2026-11-29T07:00", None),
         ("22:00-07:00 Europe/Berlin", "2026-11-28T21:30", "2026-11-29T06:00"),
         ("9:00-17:00", "2026-11-28T12:00", "2026-11-28T17:00"),
+        # The hour from 02:00 comes twice, or not at all.
+        ("22:00-02:30 Europe/Berlin", "2026-10-25T00:10", "2026-10-25T00:30"),
+        ("22:00-02:30 Europe/Berlin", "2026-10-25T01:10", None),
+        ("02:30-07:00 Europe/Berlin", "2026-10-25T01:10", "2026-10-25T06:00"),
+        ("22:00-02:30 Europe/Berlin", "2026-03-29T01:40", None),
+        ("02:30-07:00 Europe/Berlin", "2026-03-29T01:40", "2026-03-29T05:00"),
     ],
 )
 def test_quiet_hours_end(setting: str, at: str, ends: str | None) -> None:
@@ -428,7 +436,7 @@ def test_the_reason_of_a_mail_server_has_no_address(error: smtplib.SMTPException
 
 
 def test_an_unreachable_mail_server_is_tried_again(receiver: Receiver, settings: Settings) -> None:
-    settings.EMAIL_BACKEND, there = "django.core.mail.backends.smtp.EmailBackend", settings.EMAIL_BACKEND
+    settings.EMAIL_BACKEND, there = SMTP, settings.EMAIL_BACKEND
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1
     check(BLOCKED, minute=0)
     problem = TroubleMessage.objects.get(channel="email").problem
@@ -461,10 +469,38 @@ def mail_server() -> Iterator[int]:
 
 
 def test_a_mail_server_gets_the_message(receiver: Receiver, mail_server: int, settings: Settings) -> None:
-    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_BACKEND = SMTP
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mail_server
     check(BLOCKED, minute=0)
     assert TroubleMessage.objects.get(channel="email").sent_at is not None
+
+
+class _DrippingHandler(StreamRequestHandler):
+    """Sends a byte of its greeting now and then, until the client has enough."""
+
+    def handle(self) -> None:
+        wait = Event()
+        with suppress(OSError):
+            while not wait.wait(0.02):
+                self.wfile.write(b"2")
+
+
+def test_a_mail_server_that_drips_holds_a_worker_until_the_deadline(
+    receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes within EMAIL_TIMEOUT, so that no timeout of the socket ends the connection."""
+    monkeypatch.setattr(mail_backend, "SECONDS", 0.2)
+    settings.EMAIL_BACKEND = SMTP
+    with ThreadingTCPServer(("127.0.0.1", 0), _DrippingHandler) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", server.server_address[1]
+        check(BLOCKED, minute=0)
+        server.shutdown()
+    assert TroubleMessage.objects.get(channel="email").problem == (
+        "the mail server could not be reached: it did not respond in time"
+    )
+    assert len(receiver.texts()) == len(receiver.events()) == 1
 
 
 @pytest.mark.parametrize(
@@ -480,7 +516,7 @@ def test_a_mail_server_gets_the_message(receiver: Receiver, mail_server: int, se
 def test_an_unusable_mail_setting_is_a_reason_and_delays_no_other_channel(
     receiver: Receiver, mail_server: int, settings: Settings, values: dict[str, Any]
 ) -> None:
-    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_BACKEND = SMTP
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mail_server
     for name, value in values.items():
         setattr(settings, name, value)
@@ -702,7 +738,8 @@ ON_HOLD = {"backoff_failures": 1, "backoff_reason": "429"}
 
 
 @pytest.mark.parametrize("kind", ["on_hold", "switched_off", "no_call", "parked", "parked_growth"])
-def test_messages_name_at_most_ten_troubles_of_a_kind(receiver: Receiver, db: None, kind: str) -> None:
+def test_messages_name_at_most_ten_troubles_of_a_kind(receiver: Receiver, settings: Settings, kind: str) -> None:
+    settings.DRAIN_SECONDS = PATIENCE
     at = now()
     match kind:
         case "on_hold":

@@ -1,0 +1,60 @@
+"""Send e-mail with one deadline for the whole conversation with the mail server.
+
+``EMAIL_TIMEOUT`` limits each socket operation, so a server that drips would hold a worker for hours.
+"""
+
+import smtplib
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+
+from django.core.mail.backends import smtp
+
+# Seconds until the connection is shut down. Below the claim of a message, or another worker would send it meanwhile.
+SECONDS = 30.0
+
+
+class _Limited(smtplib.SMTP):
+    _timer: threading.Timer | None = None
+    _is_over = False
+
+    def connect(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        self._timer = threading.Timer(SECONDS, self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+        return super().connect(*args, **kwargs)
+
+    def getreply(self) -> tuple[int, bytes]:
+        try:
+            reply = super().getreply()
+        except smtplib.SMTPException:
+            if not self._is_over:
+                raise
+        if self._is_over:  # the reply ends where the connection was shut down
+            self.close()
+            raise TimeoutError
+        return reply
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().close()
+
+    def _cut(self) -> None:
+        self._is_over = True
+        if (sock := self.sock) is not None:
+            # On the plain socket, because the worker may be reading through the TLS layer. An OSError means that the
+            # connection has just ended.
+            with suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class _LimitedWithTLS(_Limited, smtplib.SMTP_SSL):
+    pass
+
+
+class EmailBackend(smtp.EmailBackend):
+    @property
+    def connection_class(self) -> type[smtplib.SMTP]:
+        return _LimitedWithTLS if self.use_ssl else _Limited
