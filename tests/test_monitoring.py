@@ -1,7 +1,10 @@
 """The rules for Prometheus and the dashboard of Grafana name metrics that exist, with labels that they have."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +15,9 @@ from django.conf import settings
 from audiences.tallies import Tally
 from lytics_sync.metrics import collector
 from tests.test_compose import compose
+
+_PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(_PROMTOOL is None, reason="there is no promtool on PATH, and PROMTOOL names none")
 
 ROOT = settings.BASE_DIR
 PROMETHEUS = ROOT / "monitoring" / "prometheus"
@@ -99,6 +105,22 @@ def test_every_alert_says_what_is_the_matter_and_how_urgent_it_is() -> None:
         assert alert["annotations"]["description"].endswith(".")
 
 
+@needs_promtool
+@pytest.mark.parametrize(
+    "command", [["check", "rules", "alerts.yml", "recording.yml"], ["test", "rules", "alerts_test.yml"]]
+)
+def test_prometheus_accepts_the_rules_and_each_fires_when_it_should(command: list[str]) -> None:
+    assert _PROMTOOL is not None
+    done = subprocess.run([_PROMTOOL, *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_tests_of_the_rules_name_each_alert_and_only_metrics_that_exist() -> None:
+    text = (PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'alertname="(\w+)"', text)) == sorted(alert["alert"] for alert in rules("alerts.yml"))
+    assert set(NAME.findall(text)) <= set(samples())
+
+
 def test_a_recorded_metric_is_used_and_says_by_what_it_is_grouped() -> None:
     used = "".join(str(expression.values[0]) for expression in expressions())
     for rule in rules("recording.yml"):
@@ -125,7 +147,7 @@ def test_each_dashboard_has_panels_with_places_of_their_own_and_an_expression_ea
 
 def test_prometheus_reads_the_rules_and_scrapes_the_web_process_with_the_token() -> None:
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-    assert {*config["rule_files"], "prometheus.yml"} == {file.name for file in PROMETHEUS.iterdir()}
+    assert {*config["rule_files"], "prometheus.yml", "alerts_test.yml"} == {file.name for file in PROMETHEUS.iterdir()}
     (job,) = config["scrape_configs"]
     service = compose()["services"]["prometheus"]
     assert f">{job['authorization']['credentials_file']} " in service["entrypoint"][2]
