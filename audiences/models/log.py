@@ -13,12 +13,13 @@ from audiences.models.installs import Install
 from audiences.models.parts import FIRST
 from lytics import times
 
-# Of the log, for finding a customer in it: fewer make the index slower to read, more make each hit longer.
+# Blocks of the log in one range of the BRIN index. With fewer blocks the index is larger and takes longer to read;
+# with more, each range that may have the customer takes longer.
 BLOCKS_PER_RANGE = 8
 
 
 class Receipt(models.Model):
-    """One webhook call as it arrived, with its counts. The verdict is read from them."""
+    """One webhook call as it arrived, with its counts. ``verdict`` is derived from the counts."""
 
     install = models.ForeignKey(Install, on_delete=models.PROTECT, related_name="receipts", db_index=False)
     received_at = models.DateTimeField(default=now)
@@ -56,8 +57,8 @@ class Event(models.Model):
 
     Created by ``ingest`` and ``plain_calls`` alone.
 
-    The two foreign keys are not checked row by row: the insert joins the audience rows that it has just locked,
-    and 300 look-ups a call would double what a call costs.
+    PostgreSQL doesn't check the two foreign keys: the insert joins the audience rows that it has just locked, and the
+    look-ups for the 300 events of a call would double its cost.
     """
 
     class Kind(models.IntegerChoices):
@@ -71,7 +72,7 @@ class Event(models.Model):
     sequence = models.BigIntegerField()
     identifier = models.TextField()
     kind = models.SmallIntegerField(choices=Kind)
-    # Nanoseconds since the epoch on Lytics' clock: microseconds would make ties that Lytics did not.
+    # Nanoseconds since the epoch on Lytics' clock. In microseconds, different times could become equal.
     occurred_ns = models.BigIntegerField()
     received_at = models.DateTimeField()
     # Send even when the ledger already agrees: set by release, replay and resync.
@@ -85,8 +86,8 @@ class Event(models.Model):
             models.CheckConstraint(name="event_sequence_starts_at_one", condition=Q(sequence__gte=1)),
             models.CheckConstraint(name="event_kind_is_known", condition=Q(kind__in=[0, 1, 2])),
         ]
-        # For finding one customer, at next to no cost for receiving (docs/decisions/0019-find-customer.md). Ranges are
-        # summarised by ``customers.summarise`` alone: done while rows still come in, it costs each of them a page.
+        # For finding one customer (docs/decisions/0019-find-customer.md). Only ``search_index.summarise`` summarises
+        # ranges. An insert into a summarised range would update the filter of the range, a page for each row.
         indexes = [
             BrinIndex(
                 name="events_of_a_customer",
