@@ -143,7 +143,7 @@ class RoleForm(_GroupForm):
         )
 
     def clean_permissions(self) -> list[Permission]:
-        """What the form doesn't show stays as it is."""
+        """Keep the permissions that the form doesn't show."""
         chosen = list(self.cleaned_data["permissions"])
         if self.instance.pk:
             chosen += self.instance.permissions.exclude(pk__in=grantable().values("pk"))

@@ -21,7 +21,7 @@ from audiences.operations import resends
 
 # The most differences on the page of an audit, and the most audits in the chart of an audience.
 SHOWN, DRAWN = 200, 40
-# The chart: the width of a bar, and the heights of the tallest and the lowest bar.
+# The chart, in units of the SVG: the width of a bar with its gap, and the heights of the tallest and the lowest bar.
 SLOT, HEIGHT, LOW = 20, 60, 3
 
 

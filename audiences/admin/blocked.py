@@ -27,7 +27,7 @@ def cause(lane: Lane) -> str:
 
 
 def of_cause(admin: "AudienceAdmin", request: HttpRequest, pk: int, *, everywhere: bool = False) -> HttpResponse:
-    """All that are blocked for the cause of this one, in its install or in all, unless a person has set them aside."""
+    """Unblock all audiences with the cause of this one, in its install or everywhere, except those set aside."""
     lanes = list(Lane.objects.filter(blocked_at__isnull=False).select_related("audience__install").order_by("pk"))
     first = next((lane for lane in lanes if lane.pk == pk), None)
     some = [
@@ -44,7 +44,7 @@ def of_cause(admin: "AudienceAdmin", request: HttpRequest, pk: int, *, everywher
 def unblock(
     admin: "AudienceAdmin", request: HttpRequest, ids: Sequence[int], *, back: str, hidden: dict[str, Any] | None = None
 ) -> HttpResponse:
-    """Ask, and then unblock each as its own button would, with an entry in the history of each. At most ``AT_ONCE``."""
+    """Show the confirmation or, by POST, press *Unblock* for each audience, at most ``AT_ONCE``."""
     left = len(ids) - AT_ONCE
     later = f". {count(left, 'more audience')} of this cause are left for the next time." if left > 0 else ""
     verb = next(verb for verb in admin.verbs if verb.name == "unblock")

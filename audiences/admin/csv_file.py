@@ -1,4 +1,4 @@
-"""A list as a CSV file: the rows that its filters leave, all of them, in pieces that never grow with the table."""
+"""Download all rows of a filtered list as a CSV file. They are read in pieces of a fixed number of rows."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 # Rows read at a time: the number of rows that a download holds in memory.
 ROWS = 2_000
-# What a spreadsheet would take for a formula, or for the way to one.
+# A spreadsheet reads a cell that begins with one of these as a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-# Heading, and where the value comes from.
+# For each column, its heading and the field of the model.
 Columns = Sequence[tuple[str, str]]
 Finish = Callable[[list[list[Any]]], None]
 
 
 def download(admin: "OperatorAdmin[Any]", request: HttpRequest) -> HttpResponseBase:
-    """The list as its address narrows it. By POST, because it leaves a line in the history."""
+    """Download the filtered list. Only by POST, because the download is recorded in the history."""
     if request.method != "POST":
         return HttpResponseNotAllowed(["POST"])
     if not admin.has_view_permission(request):
@@ -41,10 +41,10 @@ def download(admin: "OperatorAdmin[Any]", request: HttpRequest) -> HttpResponseB
     except IncorrectLookupParameters:
         return HttpResponseRedirect("..")
     if any(getattr(spec, "error", "") for spec in changelist.filter_specs):
-        # The list says what is wrong with its address.
+        # The page of the list shows the error in its address.
         return HttpResponseRedirect(f"..{changelist.get_query_string()}")
     _note(request, admin, request.META.get("QUERY_STRING", ""))
-    # Newest first however the page is sorted: pieces continue by id.
+    # Newest first in any case, because each piece continues after the last id.
     queryset = changelist.get_queryset(request).order_by("-pk")
     first = horizons.day(admin.pruned_as)
     since = f"from-{first}-until-" if first else ""
@@ -68,7 +68,7 @@ def _note(request: HttpRequest, admin: "OperatorAdmin[Any]", filters: str) -> No
 
 
 class _Line:
-    """A file for the CSV writer that keeps nothing."""
+    """A file for the CSV writer that returns each line and stores nothing."""
 
     def write(self, text: str) -> str:
         return text
@@ -100,6 +100,7 @@ def _pieces(queryset: QuerySet[Any], sources: Sequence[str]) -> Iterator[list[li
 
 
 def cell(value: Any) -> Any:
+    """The value as written: a time as ISO 8601, a possible formula behind an apostrophe, None as an empty cell."""
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, str) and value.startswith(FORMULA):

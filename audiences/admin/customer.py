@@ -38,7 +38,7 @@ from lytics.facts import IDENTIFIER_BYTES
 from odp.graphql import MembershipAnswer, audiences_of
 
 PERMISSION = "audiences.find_customer"
-# ODP may be slow or gone; the person waits for this part of the page alone, and no longer than that.
+# The most seconds to wait for ODP. Only the part of the page with ODP's answer waits.
 ODP_SECONDS = 5.0
 # Seconds that the note of a search is valid: a working day with an open page.
 NOTE_SECONDS = 12 * 3600

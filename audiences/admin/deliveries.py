@@ -27,7 +27,7 @@ HIDDEN = "•" * 12
 
 
 class DeliverySection:
-    """What a row of the runs unfolds to."""
+    """The delivery that a row of the list of runs unfolds to."""
 
     def __init__(self, request: HttpRequest, run: Run) -> None:
         self.request, self.run = request, run
@@ -105,7 +105,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
         return [live.url(self), *super().get_urls()]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
-        """Without what went out: it is long, and read on the page of one delivery alone."""
+        """Leave out the request body: it is long, and only the page of one delivery shows it."""
         return super().get_queryset(request).defer("request", "answer")
 
     def get_paginator(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +199,7 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
 
 
 def pretty(items: list[Any]) -> str:
-    """An item a line: 500 of them, indented, would be 3,000 lines."""
+    """One item per line: 500 indented items would have 3,000 lines."""
     return "[\n" + ",\n".join(f"  {written(item)}" for item in items) + "\n]"
 
 

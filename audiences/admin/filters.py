@@ -1,4 +1,4 @@
-"""What the lists of the sync history can be narrowed by. Each has an index: a search that finds nothing ends too."""
+"""Filters of the lists of the sync history. Each filter has an index, so a search without results ends quickly, too."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ OUTCOME, AUDIENCE = "outcome", "audience"
 
 
 def ended(queryset: QuerySet[Any], how: str | None) -> QuerySet[Any]:
-    """The deliveries, or the runs, that ended so."""
+    """The deliveries or runs with this outcome, or with one of the words *open* and *failed*."""
     match how:
         case None:
             return queryset
@@ -53,9 +53,9 @@ class OutcomeFilter(admin.SimpleListFilter):
 
 
 class BecauseOf(admin.SimpleListFilter):
-    """By what caused a run or a delivery. A page shows the newest of a cause, and a download (POST) all of them.
+    """A filter by the cause of a run or a delivery. A page shows the newest rows of a cause, a download (POST) all.
 
-    There is no choice of what Lytics caused: that is nearly all of it, and the list without a filter.
+    Calls of Lytics are not a choice: they cause nearly all rows, and the unfiltered list shows them.
     """
 
     title = "because of"
@@ -83,7 +83,7 @@ class BecauseOf(admin.SimpleListFilter):
 
 
 class SlowerThan(admin.SimpleListFilter):
-    """Only the lengths that have an index of their own: any other might read the whole table and find nothing."""
+    """A filter by duration. Only thresholds with a partial index are choices; others could read the whole table."""
 
     title = "latency"
     parameter_name = "slower"
@@ -113,7 +113,7 @@ def rows_up_to_page(request: HttpRequest) -> int:
 
 
 def named(name: str) -> list[int]:
-    """The audiences of that name, one per install at most: few, and looked up among the audiences alone."""
+    """The audiences with this name, at most one per install."""
     found = Q(odp_id=name) | Q(odp_id=naming.odp_id(name)) | Q(latest_slug=name)
     return list(Audience.objects.filter(found).order_by().values_list("pk", flat=True))
 

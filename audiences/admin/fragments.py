@@ -23,7 +23,7 @@ def masked_ends(first: str, last: str) -> tuple[str, str]:
     """The beginning and the end of one text."""
     if not first.lstrip().startswith(("{", "[")):
         return "This is not JSON.", ""
-    # The end may begin within a string: what reads more names is right.
+    # The end may begin inside a string, so it is read in both ways. The one with more names is right.
     within, between = _masked(f'"{last}'), _masked(last)
     return _masked(first), max(within, between, key=lambda shown: len(_NAME.findall(shown)))
 

@@ -42,7 +42,7 @@ def saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpRes
 
 
 def deliver_now(install: Install) -> None:
-    """ODP accepts the key: what waits is tried at once."""
+    """End the holds of the install and its audiences, and wake the workers, because ODP accepts the key."""
     backoff.release(install)
     provision.try_now(install_id=install.pk)
     wake(install.pk)
@@ -149,7 +149,7 @@ class Delete(Verb[Install]):
         return f"{install} can't be deleted. {drafts.undeletable(install)}" if drafts.undeletable(install) else STALE
 
     def pressed(self, admin: OperatorAdmin[Install], request: HttpRequest, pk: int) -> HttpResponse:
-        """As any verb, but there is no page to go back to afterwards."""
+        """As any verb, but return to the list, because the page of the install is gone."""
         install, back = verbs.approach(admin, self, request, pk)
         if (
             request.method != "POST"

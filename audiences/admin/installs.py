@@ -86,9 +86,9 @@ class InstallAdmin(OperatorAdmin[Install]):
         *("name_", "pill", "proven", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered", "host"),
     )
     paginator = CountedPaginator
-    # A table of a few rows, so all that is counted may sort it.
+    # The table has few rows, so that every column with a count can sort it.
     sortable_by = ("name_", "held", "audiences_", "waiting", "parked_", "last_call", "last_delivered")
-    # Case aside, or acme would come after Volkswagen.
+    # Ignoring case: otherwise acme would come after Volkswagen.
     ordering = (Lower("name"), "id")
     search_fields = ("name",)
     search_help_text = "Part of a name"
@@ -222,12 +222,12 @@ class InstallAdmin(OperatorAdmin[Install]):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
-        """One way to save: the page that it leads to is this one."""
+        """With one button to save, which leads back to this page."""
         one = {"show_save_and_add_another": False, "show_save_and_continue": False}
         return super().changeform_view(request, object_id, form_url, {**one, **(extra_context or {})})
 
     def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
-        """To its own page, where the rest of the connecting is."""
+        """Lead to the page of the new install, which has the next steps of connecting."""
         return saved(request, obj, after=" Continue with the install instructions below.")
 
     def response_change(self, request: HttpRequest, obj: Install) -> Any:
@@ -279,7 +279,7 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     @admin.display(description="held audiences", ordering=F("blocked").asc(nulls_first=True))
     def held(self, install: Install) -> SafeString | str:
-        """How many are blocked, on hold or paused, each with the way to them."""
+        """The numbers of blocked, held and paused audiences, each with a link to the list of these."""
         counts = _counts(install)
         held = (
             ("blocked", counts.blocked, "blocked"),

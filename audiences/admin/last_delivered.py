@@ -16,7 +16,7 @@ NEWEST_DELIVERIES = 500
 
 
 def of_audience(audience: Any, delivered_sequence: Any) -> QuerySet[Run, Any]:
-    """Of the audience and delivered sequence of an outer query.
+    """The time of the last success of an audience; both arguments are columns of an outer query.
 
     Runs that failed since the last success begin after the delivered sequence, so the index by first event skips them.
     The audience is in the order and its condition is a range, so that PostgreSQL uses no other index.
@@ -27,7 +27,7 @@ def of_audience(audience: Any, delivered_sequence: Any) -> QuerySet[Run, Any]:
 
 
 def of_install() -> Coalesce:
-    """Of the install that an outer query is about. PostgreSQL asks its audiences only if the first answer is none."""
+    """The time of the last success of the outer query's install, by its newest deliveries or else by its audiences."""
     mine = Delivery.objects.filter(install_id__gte=OuterRef("pk"), install_id__lte=OuterRef("pk"))
     mine = mine.order_by("install_id", "-id")
     oldest = Delivery.objects.filter(install_id__gte=OuterRef(OuterRef("pk")), install_id__lte=OuterRef(OuterRef("pk")))

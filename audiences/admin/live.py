@@ -1,6 +1,6 @@
 """Live: the newest calls and deliveries, side by side. The page asks for itself again every two seconds.
 
-Cheap enough to be left open: the newest rows of two tables by their number, and nothing that belongs to them.
+The page may stay open, because it only reads the newest rows of two tables by primary key.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What *Who did what* can be narrowed by. People write its rows, so there are few enough to read without an index."""
+"""Filters of *Who did what*. They need no index: only actions of people add rows, so there are few."""
 
 from datetime import UTC
 from typing import Any
@@ -38,7 +38,7 @@ class Action(admin.SimpleListFilter):
 
 
 class Thing(admin.SimpleListFilter):
-    """By the kind of thing; one thing has its own history, and the search box finds it by name."""
+    """A filter by the kind of object. The search box finds an object by name; its history has a page."""
 
     title = "thing"
     parameter_name = "thing"

@@ -1,4 +1,4 @@
-"""Personal data out of an item before it is shown: the layout stays readable, the person is not recognisable."""
+"""Mask personal data in an item before it is shown. Its layout stays readable."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def masked(raw: str) -> str:
 
 
 def written(item: Any, *, indent: int | None = None) -> str:
-    """As JSON for a page: half a character, which JSON can escape and UTF-8 can't hold, stays escaped."""
+    """The item as JSON for a page. A lone surrogate stays escaped, because UTF-8 can't encode it."""
     return json.dumps(item, indent=indent, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
@@ -64,7 +64,7 @@ def _mask(item: Any) -> Any:
 
 
 def mask_items(item: Any) -> Any:
-    """A request with the identifiers masked, recognisable for those who know them."""
+    """The items of a request with each identifier masked to its first and last two characters."""
     if isinstance(item, dict):
         return {key: value if key in PLAIN_FIELDS else mask_items(value) for key, value in item.items()}
     if isinstance(item, list):

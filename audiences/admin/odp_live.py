@@ -1,4 +1,4 @@
-"""What ODP says when a person asks: whether a key works."""
+"""Ask ODP whether it accepts an API key, when a person presses *Check the key* or saves an install."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class KeyCheck:
 
 
 def check_key(install: Install) -> KeyCheck:
-    """Whether ODP takes the install's key: works, refused, unreachable or wrong region, in words that are kept."""
+    """Ask ODP whether it accepts the install's key, and store the result: why it doesn't, or that it does."""
     found = _check(install)
     drafts.note_key(install.pk, problem="" if found.works else found.words)
     return found

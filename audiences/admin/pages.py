@@ -48,7 +48,7 @@ else:
 
 M = TypeVar("M", bound=Model)
 
-# Beyond it a list is no way to find anything, and each further page costs PostgreSQL the rows before it.
+# The last page of a list. PostgreSQL reads all rows before a page, and people filter instead of reading 500 pages.
 LAST_PAGE = 500
 
 
@@ -82,7 +82,7 @@ class InfinitePaginator(_Paginator):
 
     @cached_property
     def total(self) -> int:
-        """Sorted like the list, so that the same index is read, without the rows themselves where it can be."""
+        """The number of rows, at most ``COUNTED``, in the order of the list, so that PostgreSQL uses the same index."""
         if self.quick_count is not None:
             return self.quick_count()
         return self.object_list[:COUNTED].count()
@@ -122,15 +122,15 @@ class _Page(_PageOfRows):
 
 
 class SafeList(_Mixin[M]):
-    """A list that no text in its address can make fail: what makes no sense leads to the list as a whole."""
+    """A list whose address can't cause a server error: invalid parameters redirect to the list without filters."""
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
-        """Filters and what links of these pages use. Others, such as a range, reach PostgreSQL unchecked."""
+        """Allow the look-ups that filters and links use. Others, such as ranges, reach PostgreSQL unchecked."""
         is_known = "__" not in lookup or lookup.endswith(("__exact", "__isnull"))
         return is_known and super().lookup_allowed(lookup, value, request)
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Raises ``IncorrectLookupParameters`` for all values that the tables can't be asked for, such as NUL."""
+        """Raises ``IncorrectLookupParameters`` for each value that PostgreSQL can't look up, such as NUL."""
         try:
             return super().get_changelist_instance(request)
         except (ValueError, TypeError, DataError) as error:
@@ -154,7 +154,7 @@ class WithButtons(_Mixin[M]):
         return True
 
     def page_context(self, request: HttpRequest, instance: Any) -> dict[str, Any]:
-        """What the templates of one thing's page need beside the thing."""
+        """Values for the templates of one object's page, beside the object."""
         return {}
 
     def changeform_view(
@@ -202,14 +202,14 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
         return False
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """The theme shows ``result_count`` beside the title if it isn't the full one; here it is a bound, no count."""
+        """Hide the theme's count beside the title: here ``result_count`` is a bound and not a count."""
         changelist = super().get_changelist_instance(request)
         changelist.full_result_count = changelist.result_count
         changelist.paginator.is_cut = any(getattr(spec, "note", "") for spec in changelist.filter_specs)
         return changelist
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
-        """Titled with its name, and not with "Select … to change"."""
+        """The title is the name of the list instead of Django's "Select … to change"."""
         title = self.title or capfirst(self.opts.verbose_name_plural)
         context = {"title": title, "horizon": horizons.words(self.pruned_as), **(extra_context or {})}
         return super().changelist_view(request, context)
@@ -324,7 +324,7 @@ def size(count: int) -> str:
 
 
 def ago(at: datetime | None) -> SafeString | str:
-    """How long since, with the moment itself in the title."""
+    """The time since or until ``at``, with the time itself as a tooltip."""
     if at is None:
         return "—"
     return format_html(
@@ -336,7 +336,7 @@ def ago(at: datetime | None) -> SafeString | str:
 
 
 def span(length: timedelta) -> str:
-    """A length of time in the one unit that people would choose."""
+    """A duration in years, days, hours, minutes or seconds: the largest unit of which it has two or more."""
     seconds = length.total_seconds()
     for unit, of_seconds in (("years", 31_536_000), ("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * of_seconds:
@@ -345,7 +345,7 @@ def span(length: timedelta) -> str:
 
 
 def mask(identifier: str) -> str:
-    """Enough to recognise what one knows already, too little to learn who it is."""
+    """The first and last two characters, or the first one of a short identifier."""
     if len(identifier) <= 6:
         return identifier[:1] + "•" * 5 if identifier else ""
     return f"{identifier[:2]}•••{identifier[-2:]}"

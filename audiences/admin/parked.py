@@ -1,4 +1,4 @@
-"""Parked: what needs a person, by reason, with what to do about it and the buttons that do it."""
+"""Parked items by reason, with the remedy for each reason and its buttons."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ _PART = "SELECT substring(raw FROM %(first)s FOR %(length)s) FROM audiences_park
 
 
 class Resolution(admin.SimpleListFilter):
-    """Open ones unless asked for others: the page is a list of things to do."""
+    """A filter by result. By default the list has the open items, which need a person."""
 
     title = "result"
     parameter_name = "resolution"
@@ -121,7 +121,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         return request.user.has_perm(Discard.permission)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Parked]:
-        """Without the items themselves: a page of the list could have gigabytes of them."""
+        """Leave out the column with the item: the items of one page can have gigabytes."""
         return super().get_queryset(request).defer("raw")
 
     def get_urls(self) -> list[Any]:
@@ -147,7 +147,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         return {}
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Parked | None:
-        """With a note of whether this person, this once, sees it unmasked; the columns are given nothing else."""
+        """The item. ``is_unmasked`` says whether this request shows it unmasked: columns get the item alone."""
         parked = super().get_object(request, object_id, from_field)
         if parked is not None:
             parked.is_unmasked = getattr(request, "unmasked", None) == parked.pk
@@ -200,7 +200,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         )
 
     def _done(self, request: HttpRequest, items: list[Parked], *, verb: str, reason: str, back: str) -> HttpResponse:
-        """Do it to the ticked items. The history of each item says what became of that item."""
+        """Release or discard the ticked items, and record the result in the history of each."""
         ids, by = [item.pk for item in items], request.user.get_username()
         if verb == "Discard":
             done = parked_items.discard_each(ids, by=by)
@@ -220,7 +220,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         return verbs.go(request, back, warning=message) if stayed else verbs.go(request, back, success=message)
 
     def release_group(self, request: HttpRequest, install: int, reason: str) -> HttpResponse:
-        """All of one reason, up to the newest that was there when the person was asked."""
+        """Release all items of one reason, up to the newest one at the time of the confirmation page."""
         if not self.has_release_permission(request):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))
@@ -260,7 +260,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         )
 
     def discard_group(self, request: HttpRequest, install: int, reason: str) -> HttpResponse:
-        """All of one reason, up to the newest that was there when the person was asked."""
+        """Discard all items of one reason, up to the newest one at the time of the confirmation page."""
         if not self.has_discard_permission(request):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))

@@ -1,4 +1,4 @@
-"""What waits in Parked by install and reason, counted up to 10,000 each."""
+"""Open parked items by install and reason, each group counted up to 10,000."""
 
 from collections.abc import Iterable
 from datetime import datetime

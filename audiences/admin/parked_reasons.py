@@ -24,7 +24,7 @@ def hint(reason: str) -> str:
 
 
 def can_be_released(reason: str) -> bool:
-    """Whether a release can find anything else than before. A reason that another version gave may well."""
+    """Whether a release can have another result than before. It may, for a reason that only another version knows."""
     return reason in RELEASABLE or reason == REJECTED_BY_ODP or reason not in ALL_HINTS
 
 

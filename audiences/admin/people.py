@@ -63,7 +63,7 @@ class PeopleAdmin(WithButtons[User], WithHistory[User], SafeList[User], UnfoldUs
         return [*verbs.urls(cast(Any, self)), *super().get_urls()]
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
-        """Who may only look sees the roles as text: a select is part of the form."""
+        """For a person who may only view accounts the roles are text, because a select is part of the form."""
         if obj is None or self.has_change_permission(request, obj):
             return super().get_fieldsets(request, obj)
         return [
@@ -83,7 +83,7 @@ class PeopleAdmin(WithButtons[User], WithHistory[User], SafeList[User], UnfoldUs
         return super().has_change_permission(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        """An account is switched off; what it did keeps its name."""
+        """Accounts are switched off instead of deleted, so that the history keeps their names."""
         return False
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:

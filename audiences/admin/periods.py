@@ -72,7 +72,7 @@ def _number_at(model: type[Model], field: str, at: datetime) -> int:
 
 
 class NotAPeriodError(ValueError):
-    """What was asked for is no period. Its text says why, for the person who asked."""
+    """The address of the list has no valid period. The text is the reason, for the person who typed it."""
 
 
 def asked(request: HttpRequest) -> Period:
@@ -112,7 +112,7 @@ def is_valid(request: HttpRequest) -> bool:
 
 
 def of_address(rows: QuerySet[M], request: HttpRequest, field: str) -> QuerySet[M]:
-    """Those of the rows that are in the period of the address; none if that is no period."""
+    """The rows in the period of the address; none if the period isn't valid."""
     try:
         return asked(request).of(rows, field)
     except NotAPeriodError:
@@ -124,7 +124,7 @@ class ByPeriod(admin.ListFilter):
 
     title = "time (UTC)"
     template = "audiences/period_filter.html"
-    # Why the list is empty, if what was asked for is no period.
+    # Why the list is empty, if its period isn't valid.
     error = ""
     period = Period()
 

@@ -1,4 +1,4 @@
-"""Replay: two questions before anything is sent. Which span of time; and then, with the numbers, whether to."""
+"""Replay in two steps: the person chooses the time range, and then confirms the number of events in it."""
 
 from datetime import datetime, timedelta
 from functools import partial

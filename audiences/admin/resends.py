@@ -20,7 +20,7 @@ from audiences.models import Audience, Delivery, Install, Resend
 from audiences.operations import resends
 from odp.outcomes import Outcome
 
-# Ended ones that a page shows beside those under way; there is a list of all.
+# The number of ended Resends that a page shows beside the unfinished ones.
 PAST_SHOWN = 10
 # The number of recent successful deliveries from which durations are estimated, and the most deliveries read to find
 # them. An unbounded search would read all failed deliveries since.
@@ -28,7 +28,7 @@ MEASURED, EXAMINED = 20, 500
 
 
 class Stop(Verb[Resend]):
-    """One for each kind, with the permission of the button that began it."""
+    """The button that stops a Resend of one kind, with the permission of the button that began it."""
 
     label, icon = "Stop", "stop_circle"
 
@@ -114,7 +114,7 @@ class ResendAdmin(HistoryAdmin[Resend]):
 
 
 def progress(resend: Resend) -> str:
-    """How far it is. The total was counted when it was asked for; a ledger may have grown since."""
+    """The progress. The total was counted when the Resend was requested; the ledger may have grown since."""
     total = max(resend.total, resend.done)
     if resend.kind != Resend.Kind.RELEASE:
         return f"{number(resend.done)} of {number(total)} queued again"
@@ -179,7 +179,7 @@ class SendAgain(Verb[Audience]):
 
 
 def under_way(resend: Resend) -> str:
-    """To who presses again."""
+    """The message for a person who presses the button while a Resend of this kind is unfinished."""
     what = resend.get_kind_display()
     return f"A {what} is already running: {progress(resend)}. Nothing was started; stop that one first."
 

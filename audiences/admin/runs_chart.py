@@ -54,7 +54,7 @@ def chart(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 def _bar(run: Run, x: float, slot: float, most: int) -> Bar:
     def tall(count: int) -> float:
-        # Also a single event among thousands is to be seen.
+        # A single event among thousands has to be visible, too.
         return max(1.5, count / most * (HEIGHT - TOP)) if count else 0.0
 
     of_run, sent, folded, latency = state.of_request(run), tall(run.sent), tall(run.folded), _latency(run)

@@ -33,7 +33,7 @@ STALE = "This changed after the page was loaded, so nothing was done. The page n
 
 
 class NoQuestion(forms.Form):
-    """For a verb that only wants a yes."""
+    """The form of a verb that only needs a confirmation."""
 
 
 class AskReason(forms.Form):
@@ -62,7 +62,7 @@ class Verb(Generic[M]):
         return True
 
     def seen(self, instance: M) -> str:
-        """The facts that the person decides on."""
+        """The facts on which the person decides, as text: the version tag of the confirmation page."""
         return ""
 
     def consequence(self, instance: M) -> str:
@@ -73,7 +73,7 @@ class Verb(Generic[M]):
         return self.form(answers)
 
     def wrong(self, instance: M, answers: dict[str, Any]) -> str:
-        """What speaks against the answers, beyond what the form knows; empty when nothing does."""
+        """An error in the answers that the form can't find; empty without one."""
         return ""
 
     def do(self, instance: M, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -84,7 +84,7 @@ class Verb(Generic[M]):
         """What the next page has to know."""
 
     def too_late(self, instance: M) -> str:
-        """What to say when it is no longer offered, or the facts are others."""
+        """The message when the verb isn't offered any more, or its facts have changed."""
         return STALE
 
     def pressed(self, admin: "OperatorAdmin[M]", request: HttpRequest, pk: int) -> HttpResponse:

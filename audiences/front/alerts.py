@@ -1,4 +1,4 @@
-"""What the front page is made of: numbers, and troubles with the buttons that end them."""
+"""The parts of the front page: numbers, and troubles with the buttons that end them."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Shown:
     todo: str
     buttons: list[Button]
     muted: str = ""
-    # For a line of several troubles: each of them, up to a limit, with the way to the others.
+    # For a line of several troubles: the first ones, up to a limit, and a link to the others.
     unfolded: Sequence["Shown"] = ()
 
 

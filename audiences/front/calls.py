@@ -71,7 +71,7 @@ def failing_tasks(found: list[failures.Failure]) -> list[Alert]:
 
 
 def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Alert]:
-    if stuck is None or stuck.in_part:  # which audiences those are, another line says
+    if stuck is None or stuck.in_part:  # another line names these audiences
         return []
     return [
         Alert(

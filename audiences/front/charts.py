@@ -17,14 +17,14 @@ from audiences import sql
 from audiences.admin.pages import number
 from audiences.models import Install, Minute, Receipt
 
-# Hours shown: minutes in one point of the line, minutes between two words below it.
+# By the hours shown: the minutes of one point, and the minutes between two labels of the time axis.
 RANGES = {1: (1, 15), 6: (5, 60), 24: (15, 240)}
-# For one install alone: the minutes of all installs are too many to add up for a page.
+# Only for the chart of one install: the minutes of all installs would take a page too long to add up.
 WEEK = {168: (120, 1440)}
 USUAL = 6
 # A minute is rolled up at most one minute after its end; newer minutes would look like a drop to zero.
 NOT_YET = timedelta(minutes=1)
-# Where a line of the scale may be, in milliseconds.
+# The possible lines of the scale of delays, by milliseconds.
 DELAYS = {
     10: "10 ms",
     100: "0.1 s",
@@ -181,7 +181,7 @@ def _floor(at: datetime, minutes: int) -> datetime:
 COUNTS = ("received", "delivered", "earlier", "again", "parked")
 
 
-# --- the two of them -----------------------------------------------------------------------------------------
+# --- the two charts -----------------------------------------------------------------------------------------
 
 
 def _throughput(points: list[Point], hours: int) -> Chart:
@@ -201,7 +201,7 @@ def _throughput(points: list[Point], hours: int) -> Chart:
         "parked": ("parked", "bad"),
     }.items():
         if totals[name]:
-            some = [rate or None for rate in rates(name)]  # or it would lie over the others as a line at nothing
+            some = [rate or None for rate in rates(name)]  # None for 0: a line at zero would cover the others
             lines.append(Line(words, style, number(totals[name]), _path(some)))
     beside = "".join(
         f", {number(totals[name])} {words}"
@@ -277,7 +277,7 @@ def _delays_in_words(point: Point) -> str:
 
 
 def delay(ms: float | None) -> str:
-    """In the one unit that people would choose, to two digits."""
+    """Milliseconds as text with two digits, in the largest unit of which there is one or more."""
     if ms is None:
         return "—"
     for unit, of_ms in (("h", 3_600_000), ("min", 60_000), ("s", 1_000)):

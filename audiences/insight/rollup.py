@@ -13,8 +13,8 @@ from django.utils.timezone import now
 from audiences import sql
 from audiences.models import Minute
 
-# After an outage of beat or all workers, missed minutes are computed back to this age: the longest chart of all installs
-# together.
+# After an outage of beat or all workers, missed minutes are computed back to this age: that of the longest chart of all
+# installs together.
 WINDOW = timedelta(hours=24)
 # The part of a time range that is computed in one statement.
 PIECE = timedelta(minutes=30)
