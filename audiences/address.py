@@ -1,4 +1,4 @@
-"""Where a call came from: its connection's other end or, behind proxies of ours, what they say about it."""
+"""The address of a caller: the other end of its connection or, behind trusted proxies, the one that they report."""
 
 from ipaddress import IPv6Address, ip_address, ip_network
 
@@ -8,7 +8,7 @@ from rest_framework.request import Request
 
 
 def of(request: HttpRequest | Request) -> str | None:
-    """The caller's address as PostgreSQL knows them; None behind a Unix socket.
+    """The caller's address in a form that PostgreSQL accepts; None behind a Unix socket.
 
     Each trusted proxy appends the address of its client to ``X-Forwarded-For``. So only the last entries are true, one
     for each trusted proxy; earlier entries can be forged by the client and are ignored.
@@ -22,7 +22,7 @@ def of(request: HttpRequest | Request) -> str | None:
 
 
 def neighbourhood(source: str | None) -> str | None:
-    """Where callers are counted: an IPv4 address, or the first of an IPv6 /64, from which one caller may pick any."""
+    """The address under which a caller is counted: for IPv6 the first one of its /64, of which it may use each."""
     known = ip_address(source) if source else None
     if isinstance(known, IPv6Address):
         return str(known.ipv4_mapped or ip_network((int(known), 64), strict=False).network_address)
@@ -32,7 +32,7 @@ def neighbourhood(source: str | None) -> str | None:
 def _known(text: str) -> str | None:
     for candidate in (text, _without_port(text)):
         try:
-            # Without its zone, which means something on that machine alone and nothing to PostgreSQL.
+            # Without its zone, which only has a meaning on one machine. PostgreSQL rejects it.
             return str(ip_address(candidate)).partition("%")[0]
         except ValueError:
             continue

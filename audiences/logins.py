@@ -14,7 +14,7 @@ from audiences import address
 
 
 def source(request: HttpRequest) -> str | None:
-    """Where a login is counted: the caller's address, or the first of its IPv6 network."""
+    """The address under which a login is counted: the caller's, or for IPv6 the first one of its /64."""
     return address.neighbourhood(address.of(request))
 
 
@@ -22,7 +22,7 @@ class Limits(AxesDatabaseHandler):  # type: ignore[misc] # axes has no types
     """django-axes has one limit for everything it counts. The limit per address has to be higher: offices share one."""
 
     def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
-        """What axes compares with its limit: raised to that limit where the address has reached its own."""
+        """The number that axes compares with its limit: at least that limit, if the address has reached its own."""
         failures: int = super().get_failures(request, credentials)
         limit: int = get_failure_limit(request, credentials)
         return max(failures, limit) if _address_is_over_limit(request) else failures

@@ -39,14 +39,14 @@ class SaidField(_TextField):
 
 
 def reason(delivery: "Delivery") -> str:
-    """Why it ended as it did, also without the customers of its request: ODP may name them without quotes."""
+    """The reason of a Delivery's outcome, with the customers of its request masked: ODP may name them unquoted."""
     if delivery.masked_reason is not None:
         return delivery.masked_reason
     return redact.without(delivery.reason, _values(delivery.request)) if delivery.reason else ""
 
 
 def mask_reasons(deliveries: Iterable["Delivery"]) -> None:
-    """Mask the reasons of a list in place, with one query per ``AT_ONCE`` of them; ``reason`` then asks for nothing."""
+    """Mask the reasons of a list, with one query per ``AT_ONCE`` of them. ``reason`` then needs no query."""
     listed = list(deliveries)
     shown = reasons({delivery.pk: delivery.reason for delivery in listed})
     for delivery in listed:

@@ -44,7 +44,7 @@ def is_allowed(name: str) -> bool:
 
 
 def _is_link_local(name: str) -> bool:
-    """Where clouds answer with a machine's credentials: nothing to try ODP with, on any machine."""
+    """Whether clouds serve a machine's credentials at the host: it is link-local, or Google's metadata server."""
     try:
         address = ip_address(name.partition("%")[0])
     except ValueError:

@@ -81,7 +81,7 @@ def pipeline() -> Iterator[None]:
 
 
 def copy(statement: str, rows: Iterable[str]) -> None:
-    """Rows as the text that COPY takes: PostgreSQL writes them into its log by the page."""
+    """Insert rows in COPY's text format. PostgreSQL then writes its WAL by the page instead of by the row."""
     with connection.wrap_database_errors, connection.cursor() as copying, copying.copy(statement) as stream:
         stream.write("".join(rows))
 
@@ -98,12 +98,12 @@ def numbers(values: Iterable[int]) -> str:
 
 
 def repeated(values: Iterable[tuple[int, int]]) -> str:
-    """The same of numbers that follow each other several times: pairs of a number and how many times."""
+    """A PostgreSQL array as text, of repeated numbers, given as pairs of a number and its count."""
     return "{" + "".join([f"{number}," * times for number, times in values])[:-1] + "}"
 
 
 def texts(values: Iterable[str]) -> str:
-    """The same of texts, any of them."""
+    """A PostgreSQL array as text, of any texts."""
     some = list(values)
     joined = '","'.join(some)
     if "\\" in joined or joined.count('"') != 2 * (len(some) - 1):

@@ -1,4 +1,4 @@
-"""Whether this process could do its work: the schema fits, the database takes writes, stored secrets open."""
+"""Whether this process can work: the schema fits, the database takes writes, stored secrets can be decrypted."""
 
 from functools import cache
 from typing import NamedTuple
@@ -86,7 +86,7 @@ def _expected() -> frozenset[tuple[str, str]]:
 
 
 def _lacking_columns() -> str:
-    """The first column of a model of ours that the database doesn't have: a migration that was edited later."""
+    """The first column of our models that the database lacks, as after a migration that was edited later."""
     there = set(_COLUMNS.run().all())
     wanted = [
         (model._meta.db_table, field.column)
@@ -98,12 +98,12 @@ def _lacking_columns() -> str:
 
 
 def _secrets_closed() -> str:
-    """Without the name of an install: anybody may ask for health."""
+    """The problem of stored secrets, without the name of an install, because anybody can request the health page."""
     return f"a stored secret {UNREADABLE}" if encryption_problem() else ""
 
 
 def encryption_problem() -> str:
-    """The first stored secret that none of FIELD_ENCRYPTION_KEYS opens."""
+    """The problem of the first stored secret that none of FIELD_ENCRYPTION_KEYS decrypts; empty without one."""
     for whose, hidden in _SECRETS.run().all():
         if hidden and hidden not in _opened:
             try:

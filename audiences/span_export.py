@@ -1,7 +1,7 @@
 """Spans for a collector: the one module that imports OpenTelemetry. Importing it fails without the optional packages.
 
 The SDK reads the environment variables whose names begin with OTEL_. Spans wait in a bounded queue for a thread of the
-SDK; when the queue is full, they are dropped. So a collector that is slow or away delays nothing.
+SDK; when the queue is full, they are dropped. So a collector that is slow or unreachable delays nothing.
 """
 
 import threading

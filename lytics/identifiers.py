@@ -64,6 +64,7 @@ def as_whole_number(number: str) -> str:
 
 
 def refusal_reason(identifier: str) -> str | None:
+    """The parked reason for an identifier that can't be stored; None for one that can."""
     kept = storable(identifier)
     if kept is None:
         return reasons.UNREADABLE_IDENTIFIER
@@ -92,7 +93,10 @@ def storable(text: str) -> bytes | None:
 
 
 def audience_names(came_id: str | int | None, came_slug: str | int | None) -> tuple[str, str]:
-    """Segment id and slug; at least one is not blank. A slug that can't be stored is dropped if there is an id."""
+    """Segment id and slug; at least one is not blank. A slug that can't be stored is dropped if there is an id.
+
+    Raises ``UnreadableError`` when neither can be stored.
+    """
     segment_id, slug = as_name(came_id), as_name(came_slug)
     if not segment_id and not slug:
         raise UnreadableError(reasons.NO_AUDIENCE)

@@ -242,7 +242,7 @@ class _Parser:
         )
 
     def _transitions(self, value: Any) -> list[Transition] | None:
-        # In a message that was cut by its brackets, the segment events are mostly without a flaw.
+        # In a message that is read field by field, the list of segment events itself is mostly valid.
         if isinstance(value, bytes) and (typed := _decode(value, TRANSITIONS)) is not None:
             return typed
         value = read_value(value)

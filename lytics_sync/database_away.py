@@ -40,7 +40,7 @@ def server_error(request: HttpRequest) -> HttpResponseBase:
 
 
 def note(response: DatabaseAway) -> None:
-    """One log line for an outage, however many pages it costs."""
+    """Log the outage once, for any number of pages."""
     global _logged_at
     before, _logged_at = _logged_at, time.monotonic()
     if _logged_at - before >= QUIET_SECONDS:

@@ -33,7 +33,7 @@ def data_dir() -> Path:
 def _local_file() -> dict[str, str]:
     try:
         text = (data_dir() / "local.env").read_text(encoding="utf-8")
-    except OSError:  # no local stack here, or not ours to read: the environment has to say everything
+    except OSError:  # no local stack here, or its file isn't readable: all settings come from the environment
         return {}
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     return {name.strip(): value.strip() for name, value in pairs}

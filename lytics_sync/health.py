@@ -1,4 +1,4 @@
-"""For load balancers and people: is this process alive, could it take a call now, and does what may go out go out."""
+"""Health for load balancers and people: whether the process lives, can store a call, and deliveries progress."""
 
 from django.db.utils import Error
 from django.http import HttpRequest, JsonResponse

@@ -22,9 +22,9 @@ FORMATS: tuple[str, ...] = ("text", "json")
 REPEAT_SECONDS = 60.0
 REPEATING = (
     *("celery.beat", "celery.worker.consumer.consumer", "kombu.connection", "kombu.mixins"),
-    # A host name that ALLOWED_HOSTS lacks: the caller's doing, and anybody can call.
+    # A host name that ALLOWED_HOSTS lacks. Anybody can cause such lines.
     "django.security.DisallowedHost",
-    # A collector of traces that is slow or away.
+    # A collector of traces that is slow or unreachable.
     *("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal"),
 )
 

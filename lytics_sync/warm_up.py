@@ -1,4 +1,4 @@
-"""What a web process does before its first call, so that the first call is as quick as the next."""
+"""The warm-up of a web process, so that its first call is as quick as the next."""
 
 import structlog
 from django.db import connection
@@ -6,12 +6,12 @@ from django.urls import resolve
 
 log = structlog.get_logger(__name__)
 
-# The longest wait for a database that doesn't respond.
+# The most seconds to wait for a database that doesn't respond.
 SECONDS = 6.0
 
 
 def rehearse_a_call() -> None:
-    """Load the URLs, open this thread's connection and prepare its statements, as far as the database responds."""
+    """Load the URLs, open this thread's connection and prepare its statements, if the database responds."""
     from audiences.receiving import backlog, ingest, tokens
 
     try:
@@ -19,6 +19,6 @@ def rehearse_a_call() -> None:
         tokens.authenticate(public_id="", authorization="")
         backlog.is_too_high(0)
         ingest.rehearse()
-    except Exception as error:  # noqa: BLE001 — the first call is slower then, and no worse
+    except Exception as error:  # noqa: BLE001 — only the first call is slower then
         log.warning("not warmed up", reason=f"{type(error).__name__}: {error}")
         connection.close()

@@ -4,7 +4,7 @@ gunicorn's own worker waits in a thread, without limit, for the rest of a header
 caller to close: twenty slow callers would stop both processes. Here
 
 1. the poller reads the header, and gives the connection to a thread when the header is complete;
-2. the thread waits for the whole body at most ``WEBHOOK_READ_SECONDS``, and as long for the caller to take the answer;
+2. the thread waits at most ``WEBHOOK_READ_SECONDS`` for the body, and as long for the caller to read the response;
 3. after its last answer a connection goes back to the poller, which waits for the caller to close it;
 4. a process that accepts one connection more than before pauses for a millisecond, so that callers that connect at the
    same time are spread over the web processes.

@@ -79,7 +79,7 @@ def test_public_url_where_nothing_or_something_else_answers(shop: Install, setti
     with ScriptedServer(say(answer(200, b'{"queued": 1}'))) as other:
         settings.PUBLIC_URL = other.url
         line = the(shop, "public_url")
-        assert (line.state, "something else" in line.evidence) == ("bad", True)
+        assert (line.state, "another server" in line.evidence) == ("bad", True)
         for status, words in ((401, "did not arrive"), (413, "in front of this service")):
             other.script = say(answer(status, b"{}"))
             line = the(shop, "public_url")

@@ -472,7 +472,7 @@ def test_a_rejection_is_logged_once_and_again_after_calls_were_accepted(
     install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    monkeypatch.setattr(views, "_answer_outage", {})
+    monkeypatch.setattr(views, "_rejected_at", {})
     monkeypatch.setattr(views.log, "warning", lambda words, **more: told.append((words, *more.values())))
     settings.BACKLOG_HIGH_WATER = -1
     monkeypatch.setattr(backlog, "FRESH_SECONDS", 0.0)

@@ -59,7 +59,7 @@ def _name_task_in_log(sender: Any, task_id: str, **kwargs: object) -> None:
 
 @task_failure.connect
 def _note_failure(sender: Any, exception: BaseException, **kwargs: object) -> None:
-    """For the front page."""
+    """Count the failure for the front page."""
     from audiences.insight import failures
 
     failures.note(str(sender.name), exception)
@@ -67,7 +67,7 @@ def _note_failure(sender: Any, exception: BaseException, **kwargs: object) -> No
 
 @task_failure.connect
 def _leave_connection(**kwargs: object) -> None:
-    """What failed may be a statement that was prepared before a migration: a new connection has none of those."""
+    """Close the connection after a failure, because its prepared statements may be from before a migration."""
     from django.db import connection
 
     connection.close()

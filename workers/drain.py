@@ -104,7 +104,7 @@ def _make_or_deliver(work: leases.Work) -> bool:
 
 
 def _make_one(install_id: int) -> bool:
-    slots.allow_another(install_id)  # what has to be delivered meanwhile doesn't wait for the creation
+    slots.allow_another(install_id)  # deliveries that become ready meanwhile don't wait for the creation
     return provision.provision_one(install_id, gate=pace.pass_gate)
 
 
@@ -158,7 +158,7 @@ def _changes(lease: Lease, folded: Mapping[int, Folded]) -> list[Change]:
 
 
 class _Sender:
-    """The requests made under one lease: each planted as an open Delivery before it starts."""
+    """The requests made under one lease. Each is stored as an open Delivery before it starts."""
 
     def __init__(self, lease: Lease, events: Mapping[int, int], spans: "DeliverySpans | None" = None) -> None:
         self.lease = lease
@@ -182,7 +182,7 @@ class _Sender:
         )
 
     def send(self, part: Part) -> Answer:
-        """Make one request. What came back for the one before is written down first."""
+        """Send one request. The response to the previous one is stored first."""
         if self.delivery_id is not None and self.answer is not None:
             request_records.close_delivery(self.delivery_id, self.answer)
             pace.jump_line(self.lease.install, self.mechanism.rate_limit)

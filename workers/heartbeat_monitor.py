@@ -21,8 +21,8 @@ from audiences.insight import heartbeats, stalled_work
 
 log = structlog.get_logger(__name__)
 
-# Missed heartbeats after which a worker counts as silent. A busy slot can delay one by about 13 s; 4.5 × 10 s (the
-# default interval) leaves a factor of three.
+# Missed heartbeats after which this worker isn't ready, and may exit. A busy slot can delay one by about 13 s;
+# 4.5 × 10 s (the default interval) leaves a factor of three. Pages call a worker silent later: insight/heartbeats.py.
 MISSED = 4.5
 # Heartbeats that the broker must have accepted since the last arrival before the worker exits.
 SENT_IN_VAIN = 3
@@ -116,7 +116,7 @@ def _serve(monitor: HeartbeatMonitor, port: int) -> None:
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
 
 
-# --- The monitor of this process------------------------------------------------------------------------------
+# --- The monitor of this process ------------------------------------------------------------------------------
 
 _own: HeartbeatMonitor | None = None
 

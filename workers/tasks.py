@@ -74,7 +74,7 @@ def heartbeat(worker: str) -> None:
 
 @shared_task(name="workers.tasks.try_out", ignore_result=True)
 def try_out(install_id: int) -> None:
-    """See an install's test customer through the whole path."""
+    """Run an install's waiting test customer."""
     trial.walk(install_id)
 
 
@@ -86,13 +86,13 @@ def probe() -> None:
 
 @shared_task(name="workers.tasks.look_at_twins", ignore_result=True)
 def look_at_twins() -> None:
-    """Send the installs whose audiences in ODP are to be looked at to the workers."""
+    """Wake workers for the installs whose audiences in ODP are due for a look."""
     twins.start_due()
 
 
 @shared_task(name="workers.tasks.look_at_jobs", ignore_result=True)
 def look_at_jobs() -> None:
-    """Look which audiences the Lytics jobs of the installs that are due still send."""
+    """Look at the Lytics jobs of the installs that are due: which audiences they still send."""
     job_looks.look_at_due(seconds=settings.DRAIN_SECONDS)
 
 
@@ -130,7 +130,7 @@ def change(install_id: int) -> None:
 
 @shared_task(name="workers.tasks.summarise", ignore_result=True)
 def summarise() -> None:
-    """Keep the log quick to search for one customer."""
+    """Summarise new blocks of the log in the index that finds a customer."""
     search_index.summarise()
 
 

@@ -1,4 +1,4 @@
-"""The test customer on its way: its call is made as Lytics makes one, each hop is waited for. Imports no Celery.
+"""Run a test customer: make its calls as Lytics does, and wait for each step. Imports no Celery.
 
 What it passes are the facts that every event leaves behind; nothing on the path knows that this one is a test.
 """
@@ -54,7 +54,7 @@ Look = Callable[[], Seen | None]
 
 
 def walk(install_id: int, *, pause: Callable[[float], None] = time.sleep) -> None:
-    """See the install's waiting test customer in and out again. ``pause`` passes the time between two looks."""
+    """Let the install's waiting test customer enter and leave. ``pause`` sleeps for the seconds between two checks."""
     trial = trials.begin(install_id)
     if trial is None:
         return
@@ -71,7 +71,7 @@ def walk(install_id: int, *, pause: Callable[[float], None] = time.sleep) -> Non
 
 
 class _Leg:
-    """One way, in or out. ``entered`` is what became of the way in: None before it, False when it broke off."""
+    """The entry or the exit. ``entered`` is the result of the entry: None before it, False when a step failed."""
 
     def __init__(self, trial: Trial, leg: Leg, pause: Callable[[float], None], *, entered: bool | None = None) -> None:
         self.trial, self.leg, self.pause, self.entered = trial, leg, pause, entered
@@ -83,7 +83,7 @@ class _Leg:
         self.silence = ""
 
     def walk(self) -> bool:
-        """Whether every hop came."""
+        """Go through the steps. Returns whether all succeeded."""
         if self.entered is False:
             return self._follow()
         return all(hop() for hop in self._hops())
@@ -101,7 +101,7 @@ class _Leg:
         return [hops[name] for name in trials.LEGS[self.leg]]
 
     def _follow(self) -> bool:
-        """The way in broke off: the exit is stored behind it, so that the customer ends outside."""
+        """Store the exit after a failed entry, so that the customer isn't left in the audience. Returns False."""
         trials.send_straight_in(self.trial, OUT)
         self._note(CALLED, AROUND, "Stored behind the entry, so that the customer ends outside the audience.")
         return False
@@ -122,7 +122,7 @@ class _Leg:
     # --- the hops --------------------------------------------------------------------------------------------
 
     def _call(self) -> bool:
-        """Over the network, to the address that Lytics calls; when that can't be reached from here, straight in."""
+        """Call the address that Lytics calls. If that fails, store the call directly, to test the other steps."""
         body = trials.call(self.trial, self.leg)
         problem, words = _post(self.trial.install, body)
         if not problem:
@@ -131,8 +131,8 @@ class _Leg:
         return self._note(
             CALLED,
             AROUND,
-            f"{problem} The call went straight in instead, so that the rest is tried all the same; whether Lytics"
-            " gets through, its first call will tell.",
+            f"{problem} The call was stored directly instead, so that the other steps are tested. Whether Lytics"
+            " reaches this service, its first call will show.",
         )
 
     def _stored(self) -> Seen | None:

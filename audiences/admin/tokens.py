@@ -132,7 +132,7 @@ class Revoke(Verb[Token]):
         )
 
     def seen(self, token: Token) -> str:
-        """Whether the token has been used: after its first use the person decides about another case."""
+        """The live tokens, and whether each has been used: after a first use the decision is another one."""
         return repr([(other.pk, other.last_used_at is None) for other in tokens.live(token.install)])
 
     def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:

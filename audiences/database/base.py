@@ -1,4 +1,4 @@
-"""Django's PostgreSQL backend with sessions that end when they are of no use, and round trips that end in time."""
+"""Django's PostgreSQL backend that closes unusable sessions and limits the time of each round trip."""
 
 import select
 import threading
@@ -14,7 +14,7 @@ from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 
 from audiences import sessions
 
-# How long to try to have an abandoned statement cancelled in the server.
+# The most seconds for asking the server to cancel an abandoned statement.
 _CANCEL_SECONDS = 2.0
 
 
@@ -49,7 +49,7 @@ def _cancel(cancel: Any) -> None:
 
 
 class _Database:
-    """The module ``psycopg`` as Django's backend uses it, with connections of ours."""
+    """The module ``psycopg`` as Django's backend uses it, except that ``connect`` makes a ``_Connection``."""
 
     connect = staticmethod(_Connection.connect)
 
@@ -83,7 +83,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         super().ensure_connection()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """Django calls it around each request, where a failing new connection has no view to answer for it."""
+        """Django calls this around each request. It opens no session: there, no view could answer for a failure."""
         self._close_if_hung_up()
         super().close_if_unusable_or_obsolete()
 

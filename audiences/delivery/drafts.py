@@ -51,7 +51,10 @@ def note_key(install_id: int, *, problem: str) -> None:
 
 
 def forget(install_id: int) -> None:
-    """The account may be another one now. An install with audiences in ODP keeps its account, so it is no draft."""
+    """Forget whether ODP accepts the key, because the account may have changed.
+
+    An install with audiences in ODP can't change its account here, so it doesn't become a draft.
+    """
     Install.objects.filter(pk=install_id).update(key_asked_at=None, key_problem="")
     made = Audience.objects.filter(install=install_id, provisioned_at__isnull=False)
     if not made.exists():

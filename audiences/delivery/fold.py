@@ -14,7 +14,7 @@ from lytics.facts import Kind
 EXIT, ENTER, CHANGE = int(Kind.EXIT), int(Kind.ENTER), int(Kind.CHANGE)
 # The prefix of the tokens that replace forgotten identifiers (``operations/forgetting.py``). They are never sent.
 FORGOTTEN = "lytics-sync-forgotten-"
-# Before every transition time there is.
+# A time before each transition time.
 EARLIEST_NS = -(2**63)
 
 
@@ -38,17 +38,17 @@ class Held(NamedTuple):
 
 @dataclass
 class Folded:
-    """One run, folded. ``send`` has to go to ODP; ``affirmed`` is newer than the ledger and changes nothing in ODP."""
+    """One run, folded. ``send`` has to go to ODP; ``unchanged`` is newer than the ledger and changes nothing in ODP."""
 
     send: list[Entry] = field(default_factory=list)
     unchanged: list[Entry] = field(default_factory=list)
 
 
 def disbelieve(entries: Sequence[Entry], ahead: Container[int], ledger: Mapping[str, Held]) -> list[Entry]:
-    """``entries``, with those numbered in ``ahead`` before every real one of the same customer.
+    """``entries``; those numbered in ``ahead`` get ``EARLIEST_NS`` if another event or the ledger has their customer.
 
-    Older versions stored times ahead of the clock. Such an event decides only where nothing else is known; the ledger
-    has ``EARLIEST_NS`` in the place of a time of that kind.
+    Older versions stored times ahead of the clock. Such an event decides only where nothing else is known. In
+    ``ledger``, such a time is ``EARLIEST_NS`` already.
     """
     real = {entry.identifier for entry in entries if entry.sequence not in ahead}
     real |= {identifier for identifier, held in ledger.items() if held.occurred_ns != EARLIEST_NS}

@@ -65,13 +65,13 @@ def block_audience(audience_id: int, reason: str) -> bool:
 
 
 def give_back(lease: Lease) -> None:
-    """Return a lease with nothing done, once PostgreSQL is there. Quietly nothing, when it was lost."""
+    """Release a lease without a result, as soon as PostgreSQL responds. Does nothing when the lease was lost."""
     give_back_token(lease.token)
 
 
 def give_back_token(token: uuid.UUID) -> None:
     held = Lane.objects.filter(lease_token=token)
-    # Later the lease is over anyway.
+    # After LEASE_SECONDS the lease has expired.
     sessions.when_back(lambda: held.update(lease_token=None, lease_expires_at=None), seconds=settings.LEASE_SECONDS)
 
 
@@ -121,7 +121,7 @@ def take_back(audience_id: int) -> None:
 
 
 def try_now(lane: Lane) -> bool:
-    """Let a lane that an error of ours holds be tried at once. False when none does."""
+    """Have a lane tried at once that an error of this service holds. False when no error holds it."""
     return bool(Lane.objects.filter(pk=lane.pk, fault_since_at__isnull=False).update(fault_until_at=Now()))
 
 

@@ -184,7 +184,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
         give_back(making.token)
         return False
     except Exception as error:  # an error of this service holds only this audience, too
-        if sessions.is_database_error(error):  # PostgreSQL is away, so the error can't be stored
+        if sessions.is_database_error(error):  # PostgreSQL is unreachable, so the error can't be stored
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
         first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"

@@ -53,8 +53,8 @@ class EventStatus:
     """The status of one event. Its audience and lane are fetched with it.
 
     ``attempts`` are runs, newest first: those that delivered the event, those that tried to, and for a folded event
-    those that may have delivered it before a newer event arrived, because after a request without a complete response
-    nobody knows which changes ODP applied. ``decided_by`` is the event that decided in place of a folded event: the
+    those that may have delivered it before a newer event arrived: without a complete response it is unknown which
+    changes of a request ODP applied. ``decided_by`` is the event that decided in place of a folded event: the
     event itself when it changed nothing, None when the log no longer has it.
     """
 

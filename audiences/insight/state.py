@@ -72,7 +72,7 @@ DRAFT = "Calls from Lytics are accepted and stored; they are sent to ODP once it
 
 @dataclass(frozen=True)
 class State:
-    """A word with its reason and its end. ``trouble`` is true when a person has to act."""
+    """A word with its reason and its end. ``alert`` is true when a person has to act."""
 
     word: str
     why: str = ""

@@ -18,7 +18,7 @@ class NotAnswered(Exception):
 
 
 class Stopped(Exception):
-    """No further experiment makes sense, for example because ODP is away; the message says why."""
+    """No further experiment makes sense, for example because ODP is unreachable; the message says why."""
 
 
 class Setting(NamedTuple):

@@ -16,7 +16,7 @@ from odp.client import Client
 from odp.mechanisms import limit_of
 from odp.outcomes import Answer
 
-# The description of each object that experiments make: what carries another one isn't theirs.
+# The description of each object that experiments make. An object with another description isn't theirs.
 MARK = "Lytics Sync - learn_account"
 CUSTOMER = "lytics-sync-learn"
 FIELD = "lytics_sync_learn"
@@ -212,7 +212,7 @@ class Lab:
 
 
 def checked(answer: Answer) -> Answer:
-    """The answer, unless it says that ODP is away, too busy, or rejects the key: then nothing more is tried."""
+    """The answer. Raises ``Stopped`` when ODP is unreachable or too busy, or rejects the key."""
     if answer.status is None:
         raise Stopped(answer.reason)
     if answer.status in (401, 403, 429) or answer.status >= 500:

@@ -1,4 +1,4 @@
-"""What no constraint can hold, because it spans rows: no gap in the log, no cursor ahead of it, the ledger its fold."""
+"""Invariants that span rows, so no constraint holds them: no gap in the log, no cursor past it, the ledger its fold."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def violations(truth: str) -> list[Violation]:
 
 
 def audit() -> list[Finding]:
-    """Check every truth on one snapshot of the database; an empty list when all hold. Reads the whole log."""
+    """Check all invariants on one snapshot of the database; an empty list when all hold. Reads the whole log."""
     findings: list[Finding] = []
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -24,7 +24,7 @@ DELETABLE_TABLES = {
     "audiences_scannedmember",
     # Old probes.
     "audiences_trial",
-    # Of a mistaken install alone (delivery/drafts.py): the foreign keys of calls and audiences hold every other one.
+    # An install that was made by mistake (delivery/drafts.py). Foreign keys of calls and audiences protect the others.
     "audiences_install",
     "audiences_token",
     # The API token of an install, which a person removes.

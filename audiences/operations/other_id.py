@@ -17,7 +17,7 @@ _FORM = re.compile(r"lytics_[a-z0-9_]+")
 
 
 def problem_of(audience: Audience, odp_id: str) -> str:
-    """Why the audience can't have that id, in words; empty when nothing speaks against it."""
+    """Why the audience can't have that id; empty when it can."""
     if not _FORM.fullmatch(odp_id) or len(odp_id) > LONGEST:
         return f"An ODP id is lytics_ and small letters, digits and underscores, {LONGEST} characters at most."
     if odp_id == audience.odp_id:

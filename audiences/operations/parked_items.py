@@ -57,7 +57,7 @@ def release_one(parked_id: int, *, by: str, identifier_field: str = "") -> bool 
 
 
 def discard(parked_ids: Iterable[int], *, by: str) -> int:
-    """Give parked items up; the rows stay, with who did it. Returns how many."""
+    """Discard parked items. The rows stay, with the person's name. Returns the number discarded."""
     return len(discard_each(parked_ids, by=by))
 
 
@@ -78,7 +78,7 @@ def waiting(install_id: int, reason: str) -> QuerySet[Parked]:
 
 
 def discard_all(install_id: int, reason: str, *, upto: int, by: str) -> int:
-    """Give up every open item of a reason, up to one id; the rows stay, with who did it. Returns how many."""
+    """Discard all open items of a reason, up to one id. Returns the number discarded."""
     items = waiting(install_id, reason).filter(pk__lte=upto)
     return items.update(closed_at=now(), closed_by=by, resolution=Parked.Resolution.DISCARDED)
 
@@ -99,7 +99,7 @@ def _append_again(parked: Parked) -> bool:
 
 
 def _read_again(parked: Parked, identifier_field: str) -> bool:
-    """Whether everything in the item could be read this time; what could, is in the log either way."""
+    """Read the item again. Returns whether all of it could be read; the readable part is in the log in any case."""
     try:
         raw = decrypt(bytes(parked.raw or b""))
     except ImproperlyConfigured as error:

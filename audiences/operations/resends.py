@@ -49,8 +49,8 @@ class Step:
 def replay(audience: Audience, stretch: Stretch, *, start: datetime, end: datetime, by: str, reason: str) -> bool:
     """Have the events that were received in a span of time appended again. False while another replay is unfinished.
 
-    The stretch ends where the log ended when it was found: beyond, we would replay our own replay. Events of it that
-    have not been delivered yet are sent twice, which is harmless.
+    ``stretch`` ends at the end of the log when it was found, so a replay never reads its own copies. Its events that
+    haven't been delivered yet are sent twice, which is harmless.
     """
     return _ask(
         Resend(
@@ -165,7 +165,7 @@ def _ask(asked: Resend) -> bool:
 
 
 def stop(resend: Resend, *, by: str) -> bool:
-    """Stop it after the current chunk. Events already appended are still sent. False when it had ended already."""
+    """Stop a Resend after the current chunk. Appended events are still sent. False when it had ended already."""
     return bool(Resend.objects.filter(pk=resend.pk, ended_at=None).update(ended_at=Now(), stopped_by=by))
 
 
@@ -198,7 +198,7 @@ def _try_to_advance(resend_id: int) -> bool:
 
 
 def advance(resend_id: int) -> bool:
-    """One chunk, in one transaction. False when there is none to do now: ended, no room, or another worker's turn."""
+    """Do one chunk, in one transaction. False when there is none to do now: it has ended, waits, or is locked."""
     with transaction.atomic():
         # The worker that holds the row does the next chunk; waiting for it would only block a second worker.
         unlocked = Resend.objects.select_for_update(skip_locked=True)
@@ -300,7 +300,7 @@ def _append(resend: Resend, facts: list[Fact]) -> None:
 
 
 def _release(resend: Resend) -> Step:
-    """One item. Several in one transaction would lock audiences in an order of their own."""
+    """Release one item per transaction: with several, two transactions could lock audiences in different orders."""
     waiting = Parked.objects.filter(install_id=resend.install_id, reason=resend.parked_reason, closed_at=None)
     upcoming = waiting.filter(pk__gt=resend.after, pk__lte=resend.upto).order_by("pk")
     parked_id = upcoming.values_list("pk", flat=True).first()

@@ -42,7 +42,7 @@ class Encrypted(NamedTuple):
 
 
 def rotate() -> dict[str, int]:
-    """Encrypt everything with the first key that isn't yet. Returns how many rows of each table were written.
+    """Encrypt each value with the first key, if another key encrypted it. Returns the number of rows by table.
 
     Raises ``ImproperlyConfigured`` at a row that none of the keys opens. It can be stopped and started again.
     """

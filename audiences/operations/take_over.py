@@ -45,7 +45,7 @@ def undecided_pairs(limit: int) -> tuple[list[tuple[Audience, Audience]], int]:
 
 
 def older(audience: Audience) -> Audience | None:
-    """The one before it that has its slug."""
+    """The newest older audience of the install with the same slug."""
     same = Audience.objects.filter(install=audience.install_id, latest_slug=audience.latest_slug, pk__lt=audience.pk)
     return same.select_related("lane", "install").order_by("-pk").first()
 
@@ -56,7 +56,7 @@ def keep_both(audience: Audience) -> bool:
 
 
 def problem_of(old: Audience) -> str:
-    """Why the old one's id can't be taken over now, in words; empty when nothing speaks against it."""
+    """Why the old audience's id can't be taken over now; empty when it can."""
     quiet = timedelta(seconds=RECONCILE_PERIODS * settings.RECONCILE_AFTER_SECONDS)
     if old.lane.retired_sequence is not None and old.lane.retired_at is None:
         return f"{old} is being retired. Wait until that is done, or take it back first."

@@ -12,26 +12,26 @@ from rest_framework.request import Request
 from lytics.bodies import as_utf8
 
 _CHUNK = 1 << 16
-# Small, because what follows the end of a packed file is copied once per file.
+# Bytes decompressed at a time. Small, because zlib copies the rest of the piece at the end of each compressed file.
 _PACKED_CHUNK = 1 << 12
 # An unwanted body is read up to this many times the limit; a caller that sends more may lose the response.
 _DISCARDED = 4
-# Seconds spent on it, because the caller may be unauthenticated and occupies a thread.
+# The most seconds for reading an unwanted body: the caller may be unauthenticated, and occupies a thread.
 _DISCARD_SECONDS = 5.0
 # For zlib: the header is gzip's or zlib's.
 _EITHER_HEADER = zlib.MAX_WBITS | 32
 
 
 class TooLargeError(Exception):
-    """More bytes than ``WEBHOOK_BODY_LIMIT``, as sent or unpacked."""
+    """The body has more bytes than ``WEBHOOK_BODY_LIMIT``, as sent or decompressed."""
 
 
 class MalformedError(Exception):
-    """It is not framed as HTTP says: chunks that make no sense, for example."""
+    """The body isn't framed as HTTP requires; for example, its chunks are invalid."""
 
 
 class TooSlowError(Exception):
-    """It had not all come within ``WEBHOOK_READ_SECONDS``."""
+    """The body took longer than ``WEBHOOK_READ_SECONDS`` to arrive."""
 
 
 class Body(NamedTuple):
@@ -42,11 +42,11 @@ class Body(NamedTuple):
 
 
 def read(request: Request) -> Body:
-    """The body, unpacked when it is gzip or deflate.
+    """The body, decompressed when it is gzip or deflate.
 
     Raises ``TooLargeError``, ``TooSlowError``, ``MalformedError`` and ``UnreadablePostError``.
 
-    What claims to be packed and can't be unpacked comes back as it was sent: the parser parks it.
+    A body that can't be decompressed is returned as it was sent, and the parser parks it.
     """
     body = _raw(request)
     encoding = str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower()
@@ -81,7 +81,7 @@ def _is_chunked(request: Request) -> bool:
 
 
 def _stream(request: Request) -> Any:
-    # Django reads as much as Content-Length says, so nothing at all of a chunked body; the server has the end of it.
+    # Django reads Content-Length bytes, so nothing of a chunked body. gunicorn's stream ends where the body ends.
     return request.META["wsgi.input"] if _is_chunked(request) else request._request
 
 
@@ -99,7 +99,7 @@ def _raw(request: Request) -> bytes:
         if size > limit:
             raise TooLargeError
     if size < announced:
-        # A connection that ends early reads like the end of the body. Half a call is no call: it will come again.
+        # A connection that ends early reads like the end of the body. Nothing is stored; Lytics sends the call again.
         raise UnreadablePostError(f"{size} of {announced} bytes came")
     return content.getvalue()
 
@@ -107,7 +107,7 @@ def _raw(request: Request) -> bytes:
 def _next_piece(stream: Any, size: int) -> bytes:
     try:
         return bytes(stream.read(size))
-    except Exception as error:  # of the server's own kinds too
+    except Exception as error:  # gunicorn raises exceptions of its own
         if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
             raise TooSlowError from error
         if isinstance(error, OSError):

@@ -15,7 +15,7 @@ from lytics.facts import NAME_BYTES, Fact, Reading
 
 
 class Stored(NamedTuple):
-    """The ids of the Receipts in the order of their calls, or None, and the number of events."""
+    """The number of stored events, and the ids of the Receipts in the order of their calls; None without Receipts."""
 
     receipts: list[int] | None
     events: int
@@ -23,7 +23,7 @@ class Stored(NamedTuple):
 
 @dataclass
 class Received:
-    """The answer to one call: messages, events stored, items parked and why, values that were no identifiers.
+    """The response to one call: the numbers of messages, stored events, parked items and skipped identifier values.
 
     ``receipt`` is the id of its Receipt.
     """

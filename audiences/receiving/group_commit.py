@@ -1,8 +1,8 @@
 """Group commit: calls that arrive while a transaction of this process runs are stored together by the next one.
 
 One thread, the leader, stores the calls of the group in one transaction; the threads of the other calls wait for it.
-Locks, round trips and the flush of the WAL are then paid once per group. A call never waits for others to come: with
-nobody before it, it leads a separate group at once. See docs/decisions/0032-group-commit.md.
+Locks, round trips and the flush of the WAL are then paid once per group. A call never waits for others to come: if
+no transaction runs, it is stored at once. See docs/decisions/0032-group-commit.md.
 """
 
 import threading
@@ -38,7 +38,7 @@ class _Place(Generic[Item, Result]):
 
 
 class GroupCommit(Generic[Item, Result]):
-    """``store`` stores a group, all of it or nothing, and gives one result per item; None when nothing was stored.
+    """``store`` stores a group as a whole and returns one result per item; None when nothing was stored.
 
     ``largest`` limits the sum of the sizes in a group. A larger item is a separate group.
     """
@@ -50,9 +50,10 @@ class GroupCommit(Generic[Item, Result]):
         self._waiting: dict[int, deque[_Place[Item, Result]]] = {}
 
     def store(self, key: int, item: Item, *, size: int) -> Result | None:
-        """Store ``item`` with others of its key. None: it isn't stored, and has to be stored in another way.
+        """Store ``item`` with others of its key. None when it isn't stored, and has to be stored in another way.
 
-        An error of a group is the error of none of its items in particular, so each gets None and tries alone.
+        An error of a group of several items gives None for each of them, because any of them may have caused it.
+        When the group may have been committed, the leader raises the error itself, and the others ``GroupLostError``.
         """
         place: _Place[Item, Result] = _Place(item, size)
         with self._lock:

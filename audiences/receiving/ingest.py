@@ -82,7 +82,7 @@ def _wake_for(received: Received, install: Install) -> None:
 
 
 def rehearse() -> None:
-    """All that a plain call does, for an install that isn't there: nothing comes of it but a quicker next one."""
+    """Do what storing a plain call does, for an install that doesn't exist: it only prepares the statements."""
     nobody, at = Install(pk=0), now()
     word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
     body = b"[%s]" % messages.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
@@ -130,10 +130,10 @@ def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call
 def read_again(
     install: Install, raw: bytes, *, receipt_id: int | None, at: datetime, identifier_field: str = ""
 ) -> bool:
-    """Read an item that was parked at ``at`` once more, inside a transaction. Whether nothing of it is left aside.
+    """Read an item that was parked at ``at`` again, inside a transaction. Returns whether all of it became events.
 
-    With an ``identifier_field`` this item alone is read by that field. Its values are then compared with no earlier
-    list of the profile: they are values of another field, and would make all earlier ones leave.
+    With an ``identifier_field`` this item alone is read by that field. Its values are then not compared with earlier
+    lists of the profile: these have values of another field, which would all leave.
     """
     if identifier_field and identifier_field != install.identifier_field:
         install = copy.copy(install)
@@ -188,10 +188,10 @@ def append(
     receipt_id: int | None = None,
     forced: bool = False,
 ) -> int | None:
-    """Add facts to the log, by the ids of their audiences, each audience's numbered in the order given.
+    """Add facts to the log, by the ids of their audiences; each audience's facts are numbered in the given order.
 
-    All or nothing, also outside a transaction. With a ``receipt`` that is stored too, and its id returned; else the
-    events belong to the one with ``receipt_id``, or to none.
+    Stores all of them or raises, also outside a transaction. A ``receipt`` is stored too, and its id returned; without
+    one the events belong to the Receipt ``receipt_id``, or to none.
     """
     events = sum(map(len, facts.values()))
     if not events and receipt is None:

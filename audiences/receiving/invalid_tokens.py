@@ -48,7 +48,7 @@ def _minute() -> int:
 
 
 def refusal(request: Request, install: Install | None, *, words: str) -> APIException:
-    """What a caller without a right token is answered; ``install`` when the URL is one of ours."""
+    """The response to a caller without a valid token. ``install`` is None when no install has the URL."""
     source = address.of(request)
     rejected_calls.note(install.public_id if install else rejected_calls.UNKNOWN, source)
     allowed: int = settings.BAD_TOKENS_PER_MINUTE

@@ -17,7 +17,7 @@ FROM STDIN (FORMAT BINARY)
 
 
 def park(install: Install, receipt_id: int, at: datetime, aside: Iterable[ItemToPark]) -> None:
-    """In a stream: as an insert, a large body would be in memory several times, and twice as long for being in hex."""
+    """Store items by COPY. An INSERT would hold a large body in memory several times, in hex at twice its size."""
     with connection.cursor() as cursor, cursor.copy(_COPY_PARKED) as copy:
         copy.set_types(["bigint", "bigint", "varchar", "text", "bytea", "timestamptz", "text", "varchar", "varchar"])
         for item in aside:
@@ -27,7 +27,7 @@ def park(install: Install, receipt_id: int, at: datetime, aside: Iterable[ItemTo
 
 
 def _kept(install: Install, item: ItemToPark) -> bytes:
-    """Profiles aren't stored; but without an identifier, any field may be the right one, so the item keeps all."""
+    """The bytes to store: without the profile, unless the identifier is missing, because any field may have it."""
     if item.reason in (reasons.NO_IDENTIFIER, reasons.UNUSABLE_IDENTIFIER):
         return item.raw
     return messages.envelope(item.raw, identifier_field=install.identifier_field)

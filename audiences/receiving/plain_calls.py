@@ -49,7 +49,7 @@ def store(install: Install, reading: Reading, facts_by_name: FactsByName, call: 
     if reading.to_park or install.forget_missing_identifiers or reading.claims:
         return None
     if not all(segment_id for segment_id, _ in facts_by_name):
-        # A slug alone is looked up in another way. Tried here, it would send its whole group the longer way.
+        # An audience named by slug alone needs another look-up. Here it would keep its whole group from being stored.
         return None
     received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
     plain = _Plain(facts_by_name, call_values.receipt_of(reading, call, received), install, call.token_id)

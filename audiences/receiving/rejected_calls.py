@@ -35,7 +35,7 @@ _PREFIX = "lytics-sync:refused"
 
 @dataclass(frozen=True)
 class RejectedCalls:
-    """How many in the last hour; ``since`` when there was no hour without one; the newest of them."""
+    """Rejected calls of one caller: the number in the last hour, since when no hour was without one, and the newest."""
 
     count: int
     since_at: datetime
@@ -101,7 +101,7 @@ _counter = _Counter()
 
 
 def note(caller: str, source: str | None, *, what: str = "") -> None:
-    """A call to ``who`` was rejected: an install's public id or a name from above, and in ``what`` words.
+    """Count a rejected call. ``caller`` is an install's public id or a name from above, ``what`` describes the call.
 
     Returns at once and never raises.
     """

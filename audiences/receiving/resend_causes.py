@@ -1,4 +1,4 @@
-"""What had events sent again: the ranges of the log that this service appended, each with its cause. Writes Agains.
+"""Why events were sent again: the ranges of the log that this service appended, with causes. Writes Agains.
 
 An Event that Lytics' call brought has no range. Ranges are written with the events, in one transaction, where something
 is sent again; receiving a call writes none and reads none.
@@ -35,10 +35,11 @@ _RUNS_OF_A_CAUSE = _SQL.query("runs_of_cause", Found._make)
 
 
 def note(appended: Mapping[int, Sequence[tuple[int, int | None]]], cause: str, *, resend_id: int | None = None) -> None:
-    """Keep why the newest events of these audiences were appended.
+    """Store the cause of the newest events of these audiences.
 
-    Per audience, in the order of the log: how many, and the delivery that had them sent again. The caller holds the
-    locks of the audiences since it appended them, so the log ends with them.
+    ``appended`` has for each audience the ranges in the order of the log: the number of events, and the Delivery that
+    was the reason for them. The caller has held the locks of the audiences since it appended the events, so the log
+    ends with them.
     """
     last = dict(Audience.objects.filter(pk__in=appended).values_list("pk", "last_sequence"))
     ranges = []

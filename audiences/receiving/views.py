@@ -60,7 +60,7 @@ _DISK_FULL = "53100"
 def _is_temporary(error: Exception) -> bool:
     """A restart or failover of PostgreSQL, a deadlock, a lock timeout, no free connection, a call that broke off.
 
-    A full disk waits for a person, and so does an error of ours.
+    A full disk and an error of this service last until a person acts.
     """
     if isinstance(error, (UnreadablePostError, InterfaceError)):
         return True
@@ -71,7 +71,7 @@ def _is_temporary(error: Exception) -> bool:
 
 
 # When this process last rejected calls of an install with 503, per install and reason.
-_answer_outage: dict[tuple[int, str], float] = {}
+_rejected_at: dict[tuple[int, str], float] = {}
 # After this many seconds without a 503 the outage has ended; the next 503 begins another, which is logged again.
 OUTAGE_ENDS_SECONDS = 300.0
 
@@ -79,9 +79,9 @@ OUTAGE_ENDS_SECONDS = 300.0
 def answer_outage(install: Install, detail: str) -> Response:
     """An outage: every call of an install gets 503. Its beginning is logged once, not each response."""
     key, at = (install.pk, detail), time.monotonic()
-    if at - _answer_outage.get(key, -OUTAGE_ENDS_SECONDS) >= OUTAGE_ENDS_SECONDS:
+    if at - _rejected_at.get(key, -OUTAGE_ENDS_SECONDS) >= OUTAGE_ENDS_SECONDS:
         log.warning("calls are answered 503", install=install.name, reason=detail)
-    _answer_outage[key] = at
+    _rejected_at[key] = at
     return come_back_later(detail)
 
 
@@ -138,12 +138,12 @@ def _unread(request: Request, install: Install, error: Exception) -> Response:
         too_slow = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
         return come_back_later(too_slow, soon=True)
     log.warning("call could not be read", install=install.name, reason=str(error))
-    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what="a body whose chunks make no sense")
+    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what="a body with invalid chunks")
     return come_back_later("The body could not be read.")
 
 
 class JSONOnly(BaseContentNegotiation):
-    """The answer is JSON, whatever the caller says it accepts: a 406 would be one more reason to lose a call."""
+    """Respond in JSON, whatever the caller accepts: with a 406 the call could be lost."""
 
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
@@ -153,7 +153,7 @@ class JSONOnly(BaseContentNegotiation):
 
 
 class _AnsweringView(APIView):
-    """A view whose answer gets through, whatever it was sent."""
+    """A view that responds to each request, also to one whose body can't be read."""
 
     content_negotiation_class = JSONOnly
     # The label of the metrics, once the caller is known.
@@ -181,7 +181,7 @@ class _AnsweringView(APIView):
 
     def finalize_response(self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any) -> Response:
         if response.status_code == 429:
-            # Neither reading what they send nor a line in the log for each: that is what a flood would cost us.
+            # The body isn't read, and no line is logged: a flood of such calls must stay cheap.
             response._has_been_logged = True  # type: ignore[attr-defined] # Django's own flag
         elif response.status_code != 200:
             body.discard(request)
@@ -189,7 +189,7 @@ class _AnsweringView(APIView):
 
 
 class WebhookView(_AnsweringView):
-    """``POST /webhooks/lytics/<install public id>``; PUT and PATCH are taken alike, a job can be set to them."""
+    """``POST /webhooks/lytics/<install public id>``. PUT and PATCH do the same, because a Lytics job can use them."""
 
     authentication_classes = [TokenAuthentication]
     http_method_names = ["post", "put", "patch"]
@@ -232,7 +232,7 @@ class WebhookView(_AnsweringView):
     patch = post
 
     def handle_exception(self, exc: Exception) -> Response:
-        """Whatever goes wrong is no reason for Lytics to drop a batch: it is asked to come again."""
+        """Answer 503 for any other exception, so that Lytics sends the batch again instead of dropping it."""
         if isinstance(exc, (AuthenticationFailed, MethodNotAllowed, Throttled)):
             return super().handle_exception(exc)
         if isinstance(exc, UnreadablePostError):
@@ -243,7 +243,7 @@ class WebhookView(_AnsweringView):
 
 
 class UnknownWebhookView(_AnsweringView):
-    """Any other URL that is written to: 401, as for an unknown install, because Lytics never tries again after 404."""
+    """Writing requests to any other URL: 401, as for an unknown install, because Lytics never retries after 404."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         raise invalid_tokens.refusal(request, None, words="There is no webhook at this URL.")
@@ -253,7 +253,7 @@ class UnknownWebhookView(_AnsweringView):
 
 
 def is_for_lytics(request: HttpRequest) -> bool:
-    """Whether the caller may be Lytics: all below /webhooks/, and whatever would change something outside the admin.
+    """Whether the caller may be Lytics: each request below /webhooks/, and each writing request outside the admin.
 
     A job whose URL is off by a letter must not be answered 404, nor be led to a login page that answers 200.
     """

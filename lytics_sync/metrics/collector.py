@@ -25,7 +25,7 @@ DATABASE_UP = State(
     "lytics_sync_database_up", "1 when PostgreSQL responded in time; with 0, all that is read from it is absent."
 )
 REDIS_UP = State("lytics_sync_redis_up", "1 when Redis responded; with 0, the totals that it holds are absent.")
-SCRAPE_SECONDS = State("lytics_sync_scrape_duration_seconds", "How long it took to read all of this.")
+SCRAPE_SECONDS = State("lytics_sync_scrape_duration_seconds", "Seconds that this scrape took to read the metrics.")
 
 OWN = (BUILD, DATABASE_UP, REDIS_UP, SCRAPE_SECONDS)
 ALL: tuple[State | Tally, ...] = (*OWN, *states.ALL, *tallies.ALL)

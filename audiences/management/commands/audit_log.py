@@ -1,4 +1,4 @@
-"""Check the truths that span rows; exit 1 with a list when one is broken."""
+"""Check the invariants that span rows; exit 1 with a list when one is violated."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Make a log from before the parts the first part, so that old events can be dropped with their partition."""
+"""Convert a log of one table: the table becomes the first part, and old events can be dropped with their part."""
 
 from typing import Any
 

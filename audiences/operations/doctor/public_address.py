@@ -78,8 +78,8 @@ def public_url(case: Case) -> Found:
 def _hint(answer: Answer) -> str:
     words = answer.json.get("detail") if isinstance(answer.json, dict) else None
     return {
-        200: ", and not as this service does: something else, or another version of it, answers there",
-        401: ": the token did not arrive. Something takes the Authorization header away, or another server answers",
+        200: ", but not as this service answers: another server, or another version of this service, is there",
+        401: ": the token did not arrive. A proxy takes the Authorization header away, or another server answers",
         503: f": {words or 'the service is not ready'}",
     }.get(answer.status or 0, ": something in front of this service answers")
 

@@ -1,4 +1,4 @@
--- Making a log from before the parts the first part: see docs/retention.md.
+-- Converting a log of one table: the table becomes the first part. See docs/retention.md.
 
 -- name: progress
 -- The log as it is: whether it has parts, PostgreSQL's estimate of its events, its size with indexes, and whether the
@@ -10,11 +10,11 @@ LEFT JOIN pg_constraint AS checked ON checked.conrelid = log.oid AND checked.con
 WHERE log.oid = to_regclass('audiences_event')
 
 -- name: add_check
--- Says of later events that they are in the first part. It reads no row, and locks the log for an instant.
+-- Constrains new events to the first part. It reads no row, and locks the log for an instant.
 ALTER TABLE audiences_event ADD CONSTRAINT event_is_in_first_part CHECK (part = 1) NOT VALID
 
 -- name: validate
--- Reads the log to say the same of all events. Calls, claims and settles go on meanwhile.
+-- Validates the constraint for all stored events, which reads the log. Calls, claims and settles continue meanwhile.
 ALTER TABLE audiences_event VALIDATE CONSTRAINT event_is_in_first_part
 
 -- name: make_first_part
