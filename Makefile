@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make run`. It takes Python ≥ 3.11 and make, and changes nothing outside this folder.
 
 # Another Python: make run PYTHON=/usr/bin/python3.13. Otherwise the first of PYTHONS that is new enough.
-PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 VENV := .venv
 PY := $(VENV)/bin/python
