@@ -22,6 +22,7 @@ from lytics.api.jobs import Job, bounce, create_job, job, job_logs, jobs, pause,
 from lytics.api.members import MemberPage, scan
 from lytics.api.outcomes import Answer, Outcome, answer_to
 from lytics.api.people import person
+from tests.test_webhook_settings import OURS
 from tests.wire import Script, ScriptedServer, answer, reset, say, say_and_close
 
 TOKEN = "at.c0ffee-very-secret"
@@ -414,6 +415,11 @@ def test_trouble_of_another_kind_keeps_the_token(server: ScriptedServer, status:
     assert (page.is_expired, page.token) == (False, "t1")
 
 
+def test_a_token_with_half_a_character_ends_in_an_answer(server: ScriptedServer) -> None:
+    pages(server, a_page("a", after="t\ud800"), (400, {"message": "no such token"}))
+    assert [page.is_expired for page in walk(server)] == [False, True]
+
+
 def test_a_scan_that_goes_round_in_a_circle_ends(server: ScriptedServer) -> None:
     pages(server, a_page("a", after="t1"), a_page("b", after="t1"))
     found = walk(server)
@@ -499,12 +505,24 @@ def the_job(server: ScriptedServer, **changed: Any) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("status", "faults"), [("running", 0), ("fault-7", 7), ("Fault", 1), ("failed", 0), (None, 0), ("brand new", 0)]
+    ("status", "faults"),
+    [
+        *(("running", 0), ("fault-7", 7), ("Fault", 1), ("failed", 0), (None, 0), ("brand new", 0)),
+        (f"fault-{'9' * 5000}", 999_999_999),
+    ],
 )
 def test_a_job_in_error_says_how_often(server: ScriptedServer, status: Any, faults: int) -> None:
     found = the_job(server, status=status)
     assert (found.faults, found.state) == (faults, str(status or "unknown").lower())
     assert found.segment_ids == (SEGMENT,)
+
+
+def test_texts_can_be_shown_and_stored(server: ScriptedServer) -> None:
+    odd = {"webhook_url": "cut \ud83d", "segment_ids": ["nul \x00"]}
+    found = the_job(server, name="To \ud83d\x00ODP", status="\x00", config=odd)
+    assert (found.name, found.state, found.segment_ids) == ("To ?ODP", "unknown", ("nul ",))
+    assert found.fields["config"] == odd, "a job is written back as it was read"
+    assert "cut ?" in [each.theirs for each in OURS.differences(found.config)]
 
 
 def test_jobs_are_listed_by_workflow_and_with_the_deleted_ones_on_request(server: ScriptedServer) -> None:

@@ -89,6 +89,7 @@ def test_a_job_without_settings_lacks_what_lytics_would_default_otherwise() -> N
         ({"worker_count": None}, Harm.RISK),
         ({"do_not_retry": [400, 404]}, Harm.NONE),
         ({"do_not_retry": "400, 503"}, Harm.LOSS),
+        ({"do_not_retry": "9" * 5000}, Harm.NONE),
         ({"user_fields": ["_uids"]}, Harm.RISK),
         ({"user_fields": ["segment_events"]}, Harm.LOSS),
         ({"quiet_time_of_day": "22:00"}, Harm.RISK),

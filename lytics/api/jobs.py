@@ -12,7 +12,7 @@ from lytics.api.reading import Fields, Many, One, count, flag, many, mapping, mo
 
 # Documented in the body of a request. One page of the API reference spells the path ``webhook-triggers``.
 WEBHOOK = "webhook_triggers"
-_FAULT = re.compile(r"fault-?(\d+)?")
+_FAULT = re.compile(r"fault-?(\d{1,9})?")
 _ACTIVE = {"running", "sleeping", "initializing"}
 _GONE = {"deleted", "deleting", "completed"}
 

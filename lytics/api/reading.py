@@ -62,8 +62,8 @@ def text(fields: Fields, *names: str) -> str:
     """The first of ``names`` that holds text, or a number as text."""
     for name in names:
         value = fields.get(name)
-        if isinstance(value, str) and value.strip():
-            return value.strip()
+        if isinstance(value, str) and (whole := storable(value).strip()):
+            return whole
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
     return ""
@@ -96,7 +96,12 @@ def moment(fields: Fields, *names: str) -> datetime | None:
 
 def texts(fields: Fields, name: str) -> tuple[str, ...]:
     value = fields.get(name)
-    return tuple(part for part in value if isinstance(part, str)) if isinstance(value, list) else ()
+    return tuple(storable(part) for part in value if isinstance(part, str)) if isinstance(value, list) else ()
+
+
+def storable(value: str) -> str:
+    """``value`` as PostgreSQL, a URL and a page can hold it: without NUL, and with "?" for half a character."""
+    return value.replace("\x00", "").encode(errors="replace").decode()
 
 
 def mapping(fields: Fields, name: str) -> Fields:

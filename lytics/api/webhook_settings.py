@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-from lytics.api.reading import Fields, count, flag, text, texts
+from lytics.api.reading import Fields, count, flag, storable, text, texts
 
 BATCH_SIZE, BATCH_SECONDS, CALLS_AT_ONCE = 300, 3, 20
 LYTICS_ID = "_id"
@@ -130,7 +130,7 @@ def _shown(config: Fields, key: str) -> str:
     if key not in config:
         return "not set"
     value = config[key]
-    words = value if isinstance(value, str) else json.dumps(value, default=str)
+    words = storable(value) if isinstance(value, str) else json.dumps(value, default=str)
     return f"{words[:SHOWN]}…" if len(words) > SHOWN else words
 
 
@@ -205,7 +205,7 @@ def _not_retried(wanted: WebhookSettings, config: Fields) -> Harm | None:
         return None
     listed = config["do_not_retry"]
     parts = map(str, listed) if isinstance(listed, list) else str(listed).replace(",", " ").split()
-    return Harm.LOSS if _RETRIED & {int(part) for part in parts if part.isdecimal()} else Harm.NONE
+    return Harm.LOSS if _RETRIED & {int(part) for part in parts if part.isdecimal() and len(part) == 3} else Harm.NONE
 
 
 def _quiet(key: str) -> Compare:
