@@ -11,14 +11,16 @@ from audiences import request_bodies
 from audiences.delivery import holds
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked
 from audiences.operations import forgetting, retiring
+from audiences.operations.reconcile import reconcile
 from audiences.receiving import ingest
 from lytics import times
 from lytics.facts import IDENTIFIER_BYTES
 from odp import redact
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import claim, drain_all, enter, happen, make_delivered
+from tests.delivering import backoff_runs_out, claim, drain_all, enter, happen, make_delivered
 from tests.messages import body, message, transition
 from tests.test_forgetting import rows_that_name
+from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -184,6 +186,33 @@ def test_a_waiting_entry_gets_its_exit(odp: ThreadedSandbox, shop: Install) -> N
     asked.refresh_from_db()
     assert asked.ended_at is not None
     assert odp.members("lytics_gold") == ["lee"]
+
+
+@pytest.mark.parametrize("outcome", ["unknown", "retry_later"])
+def test_a_request_that_odp_may_apply_late_is_reconciled_first(
+    odp: ThreadedSandbox, shop: Install, settings: Any, outcome: str
+) -> None:
+    """Applied after the exit, it brings the person back; the ledger has to know by then that the person has left."""
+    settings.RECONCILE_AFTER_SECONDS = 0
+    gold = make_delivered(shop, "lee")
+    enter(gold, "kim")
+    odp.fault({"path": "/v3/profiles", "times": 1}, {"status": 503})
+    assert drain.turn(shop.pk)
+    late = Delivery.objects.latest("pk")
+    Delivery.objects.filter(pk=late.pk).update(outcome=outcome)
+    backoff_runs_out(shop)
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is None
+    assert odp.members("lytics_gold") == ["lee"]
+    assert reconcile() == 1
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert odp.members("lytics_gold") == ["lee"]
+    assert rows_that_name("kim") == []
 
 
 def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:

@@ -21,7 +21,10 @@ CONSEQUENCE = (
     " This can't be undone. Without exits, ODP keeps the customer's memberships. If Lytics sends an event about the"
     " customer later, this service stores it like that of a new customer."
 )
-BEGUN = "The customer is being forgotten. This takes some seconds; with exits, until ODP has accepted them."
+BEGUN = (
+    "The customer is being forgotten. This takes some seconds; with exits, until ODP has accepted them, and some"
+    " minutes if an earlier request got no response."
+)
 UNDER_WAY = "This customer is being forgotten already."
 
 

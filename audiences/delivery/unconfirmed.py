@@ -1,8 +1,13 @@
 """Finding requests without a final response, which ODP may have applied, and their changes that are outdated."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
+from django.db.models import Q
+
 from audiences import sql
+from audiences.models import Delivery
+from odp.outcomes import Outcome
 
 
 class Unreconciled(NamedTuple):
@@ -28,6 +33,12 @@ _OVERTAKEN = _SQL.query("overtaken_changes", Overtaken._make)
 def doubtful(*, seconds: float) -> list[int]:
     """Deliveries without a final response that closed at least ``seconds`` ago and aren't reconciled, oldest first."""
     return [row.id for row in _DOUBTFUL.run(seconds=seconds).all()]
+
+
+def may_be_applied(delivery_ids: Collection[int]) -> bool:
+    """Whether ODP may still apply one of these Deliveries: it has no final response, and isn't reconciled."""
+    unanswered = Q(closed_at=None) | Q(outcome__in=[Outcome.UNKNOWN, Outcome.RETRY_LATER])
+    return Delivery.objects.filter(unanswered, pk__in=delivery_ids, reconciled_at=None).exists()
 
 
 def overtaken(delivery_id: int) -> list[Overtaken]:

@@ -2,7 +2,9 @@
 
 In the log a random token replaces the identifier, so event numbers and counts stay. The fold sends no event with such a
 token, so neither waiting events nor a replay brings the person back to ODP. With ``tell_odp``, ODP gets exits first,
-and the identifier is removed after their delivery. A later event from Lytics creates the customer again.
+and the identifier is removed after their delivery, and after all requests that may name the person are reconciled: ODP
+may apply one of them late, and then only the ledger knows that the person has left. A later event from Lytics creates
+the customer again.
 """
 
 import secrets
@@ -17,7 +19,7 @@ from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
 
 from audiences import request_bodies, sql
-from audiences.delivery import account_switch, holds
+from audiences.delivery import account_switch, holds, unconfirmed
 from audiences.delivery.fold import FORGOTTEN
 from audiences.encryption import opened
 from audiences.insight import customer_texts
@@ -182,7 +184,7 @@ def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Map
 
 
 def _take_out(forgotten: Forgotten) -> bool:
-    """Remove the person. Returns False, and changes nothing, if ODP needs further exits first."""
+    """Remove the person. Returns False, and changes nothing, if ODP needs further exits first, or may need them."""
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     who = {"identifier": identifier, "install": install}
     # Before the locks: it decrypts every parked item, and no delivery may wait for that.
@@ -201,10 +203,12 @@ def _take_out(forgotten: Forgotten) -> bool:
             "audiences": [event.audience_id for event in events],
             "sequences": [event.sequence for event in events],
         }
+        deliveries = customer_texts.deliveries_covering(**places)
+        if forgotten.tell_odp and unconfirmed.may_be_applied(deliveries):
+            return False
         replaced = {"pattern": customer_texts.pattern(identifier), "token": forgotten.token}
         for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
             statement.run(install=install, **replaced)
-        deliveries = customer_texts.deliveries_covering(**places)
         taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
         assert taken_out is not None
         counts = taken_out._asdict()

@@ -34,7 +34,9 @@ class Command(BaseCommand):
         until = time.monotonic() + WAIT_SECONDS
         while not _is_done(asked):
             if time.monotonic() > until:
-                raise CommandError("ODP has not accepted the exits yet. The workers finish it afterwards.")
+                raise CommandError(
+                    "ODP has not accepted the exits yet, or may still apply an earlier request. The workers finish it."
+                )
             time.sleep(0.5)
         asked.refresh_from_db()
         taken = ", ".join(f"{name} {count:,}" for name, count in asked.counts.items() if count) or "nothing was stored"
