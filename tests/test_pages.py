@@ -99,3 +99,8 @@ def test_a_keyboard_gets_past_the_menu_with_one_key(admin: Client) -> None:
         first = re.search(r"<body.*?<a [^>]*>([^<]*)", told, re.DOTALL)
         assert first is not None, title
         assert (first[1], 'id="content"' in told) == ("Skip to the content", True), title
+
+
+def test_an_entry_in_the_history_counts_the_other_things() -> None:
+    texts = [verbs.with_others("Released", things) for things in (1, 2, 3)]
+    assert texts == ["Released.", "Released, with 1 other.", "Released, with 2 others."]

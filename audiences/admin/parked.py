@@ -205,7 +205,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if verb == "Discard":
             done = parked_items.discard_each(ids, by=by)
             discarded = [item for item in items if item.pk in done]
-            verbs.record(request, discarded, f"Discarded, with {len(discarded) - 1} others. Reason: {reason}")
+            verbs.record(request, discarded, f"{verbs.with_others('Discarded', len(discarded))} Reason: {reason}")
             message = f"Discarded {number(len(discarded))}."
             if closed := len(items) - len(discarded):
                 message += f" {count(closed, 'item')} had been released or discarded before."
@@ -214,7 +214,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         results = parked_items.release_each(ids, by=by)
         released = [item for item in items if results[item.pk]]
         stayed = [item for item in items if results[item.pk] is False]
-        verbs.record(request, released, f"Released, with {len(released) - 1} others.")
+        verbs.record(request, released, verbs.with_others("Released", len(released)))
         verbs.record(request, stayed, STAYED)
         message = released_and_stayed(len(released), len(stayed))
         return verbs.go(request, back, warning=message) if stayed else verbs.go(request, back, success=message)

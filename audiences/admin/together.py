@@ -112,8 +112,8 @@ def press(
         by = request.user.get_username()
         done = [thing for thing in things if verb.do(thing, by=by, answers=form.cleaned_data)]
         reason = form.cleaned_data.get("reason")
-        with_others = f"{past}, with {len(done) - 1} others."
-        verbs.record(request, done, f"{with_others} Reason: {reason}" if reason else with_others)
+        message = verbs.with_others(past, len(done))
+        verbs.record(request, done, f"{message} Reason: {reason}" if reason else message)
         return verbs.go(request, back, success=f"{past}: {count(len(done), what)}.")
     return verbs.confirmation(
         request,

@@ -227,6 +227,12 @@ def go(request: HttpRequest, to: str, *, success: str = "", warning: str = "") -
     return HttpResponseRedirect(to)
 
 
+def with_others(past: str, things: int) -> str:
+    """The entry in the history of each of several things, such as "Released, with 2 others."; ``past`` says what."""
+    others = things - 1
+    return f"{past}, with {others} {'other' if others == 1 else 'others'}." if others > 0 else f"{past}."
+
+
 def record(request: HttpRequest, instances: Sequence[Model], what: str, *, flag: int = CHANGE) -> None:
     """Who did what, in the history of each thing. ``flag`` is the kind of action, as Django names it."""
     user = cast(User, request.user)
