@@ -102,52 +102,58 @@ def unreadable_secret(problem: str) -> list[Alert]:
     ]
 
 
-def wrong_tokens(installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
-    found_alerts = [
+def rejected(installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
+    """Alerts for the rejected calls of each install, of unknown URLs, of requests that can't be read, and for 405."""
+    of_installs = [
         _rejected_of(install, found[install.public_id]) for install in installs if install.public_id in found
     ]
-    if (stray := found.get(rejected_calls.UNKNOWN)) is not None:
-        found_alerts.append(
-            Alert(
-                UNKNOWN_URL,
-                f"{count(stray.count, 'call')} rejected: no install has the URL that was called",
-                _last_of(stray),
-                stray.since_at,
-                list_url(Install),
-                "held",
-                todo="If a Lytics job of yours calls from there, copy the webhook URL from its install's page into it"
-                " again. Otherwise it came from somebody else, and nothing was let in.",
-                message="",
-            )
-        )
-    if (unreadable := found.get(rejected_calls.UNREADABLE)) is not None:
-        found_alerts.append(
-            Alert(
-                UNREADABLE,
-                f"{count(unreadable.count, 'request')} could not be read and got 503",
-                format_html("The last had {}. {}", unreadable.what or "an unknown fault", _last_of(unreadable)),
-                unreadable.since_at,
-                list_url(Install),
-                "held",
-                todo="If it came from Lytics or a proxy of yours, correct the webhook URL or the headers there: neither"
-                " may hold blanks or special characters. Lytics tries again, and no batch is lost.",
-                message=f"The last had {unreadable.what or 'an unknown fault'}.",
-            )
-        )
-    if (wrong := found.get(rejected_calls.WRONG_METHOD)) is not None:
-        found_alerts.append(
-            Alert(
-                WRONG_METHOD,
-                f"{count(wrong.count, 'call')} got 405: the method is not POST",
-                format_html("The last was {}. {}", wrong.what, _last_of(wrong, "Nothing of such a call is stored.")),
-                wrong.since_at,
-                list_url(Install),
-                "held",
-                todo="If it is a Lytics job of yours, set its method to POST. Otherwise it came from somebody else.",
-                message=f"The last was {wrong.what}. Nothing of such a call is stored.",
-            )
-        )
-    return found_alerts
+    kinds = {
+        rejected_calls.UNKNOWN: _to_unknown_url,
+        rejected_calls.UNREADABLE: _unreadable,
+        rejected_calls.WRONG_METHOD: _by_wrong_method,
+    }
+    return of_installs + [alert_of(found[name]) for name, alert_of in kinds.items() if name in found]
+
+
+def _to_unknown_url(calls: RejectedCalls) -> Alert:
+    return Alert(
+        UNKNOWN_URL,
+        f"{count(calls.count, 'call')} rejected: no install has the URL that was called",
+        _last_of(calls),
+        calls.since_at,
+        list_url(Install),
+        "held",
+        todo="If a Lytics job of yours calls from there, copy the webhook URL from its install's page into it"
+        " again. Otherwise it came from somebody else, and nothing was let in.",
+        message="",
+    )
+
+
+def _unreadable(calls: RejectedCalls) -> Alert:
+    return Alert(
+        UNREADABLE,
+        f"{count(calls.count, 'request')} could not be read and got 503",
+        format_html("The last had {}. {}", calls.what or "an unknown fault", _last_of(calls)),
+        calls.since_at,
+        list_url(Install),
+        "held",
+        todo="If it came from Lytics or a proxy of yours, correct the webhook URL or the headers there: neither"
+        " may hold blanks or special characters. Lytics tries again, and no batch is lost.",
+        message=f"The last had {calls.what or 'an unknown fault'}.",
+    )
+
+
+def _by_wrong_method(calls: RejectedCalls) -> Alert:
+    return Alert(
+        WRONG_METHOD,
+        f"{count(calls.count, 'call')} got 405: the method is not POST",
+        format_html("The last was {}. {}", calls.what, _last_of(calls, "Nothing of such a call is stored.")),
+        calls.since_at,
+        list_url(Install),
+        "held",
+        todo="If it is a Lytics job of yours, set its method to POST. Otherwise it came from somebody else.",
+        message=f"The last was {calls.what}. Nothing of such a call is stored.",
+    )
 
 
 def _rejected_of(install: Any, one: RejectedCalls) -> Alert:

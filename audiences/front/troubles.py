@@ -92,7 +92,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *_unheard(facts.pulse),
         *items.installs_on_hold(installs, facts.waiting),
         *proofs.not_proven(installs, facts.proofs),
-        *calls.wrong_tokens(installs, rejections),
+        *calls.rejected(installs, rejections),
         *calls.over_the_mark(installs, facts.waiting),
         *calls.over_the_disk_mark(installs),
         *delays.late_events(installs, facts.waiting, without=_stuck_install(facts.stuck)),
