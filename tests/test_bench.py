@@ -335,3 +335,19 @@ def test_the_picture_of_the_grid_has_two_bars_for_each_measured_shape(tmp_path: 
     assert picture.count("300 over 200<") == 1
     grid.draw(Results(lines()), to=tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
+def test_the_figures_of_a_page_are_the_measured_ones(page: str) -> None:
+    kept = json.loads((settings.BASE_DIR / "docs/benchmarks.json").read_text(encoding="utf-8"))["measured"]
+    measured = {
+        name: statistics.median(values)
+        for scenario in kept.values()
+        for name, values in scenario["values"].items()
+        if name in ("ingest", "drain")
+    }
+    text = " ".join((settings.BASE_DIR / page).read_text(encoding="utf-8").split())
+    said = re.search(r"Two (?:CPU )?cores that do everything receive ([\d,]+) events/s .*? deliver ([\d,]+)/s", text)
+    assert said
+    figures = [int(figure.replace(",", "")) for figure in said.groups()]
+    assert figures == pytest.approx([measured["ingest"], measured["drain"]], rel=0.1)
