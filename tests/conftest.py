@@ -156,7 +156,7 @@ def _deleted(tables: list[str]) -> bool:
 
 @pytest.fixture(autouse=True)
 def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process counts of strangers belongs to one test; it goes to Redis only when a test sends it."""
+    """Begin each test without rejected calls counted in this process. They go to Redis only when a test sends them."""
     monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(is_automatic=False))
     monkeypatch.setattr(tallies, "_sums", tallies.Sums(is_automatic=False))
     monkeypatch.setattr(invalid_tokens, "_this_minute", invalid_tokens._Minute())

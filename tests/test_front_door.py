@@ -41,7 +41,7 @@ def request(
 
 
 def answers(web: Web, install: Install, raw: bytes) -> bytes:
-    """All that comes back until the connection is closed."""
+    """All bytes received until the connection is closed."""
     token = install.tokens.get().secret.encode()
     raw = raw.replace(HOOK, f"/webhooks/lytics/{install.public_id}".encode()).replace(TOKEN, token)
     said = b""

@@ -1,4 +1,4 @@
-"""Anything may be sent to the webhook. Odd bodies and requests are tried for some seconds; some are tried by every run.
+"""Random bodies and requests to the webhook, for some seconds; some cases are tried by every run.
 
 ``make fuzz`` tries for longer. What breaks a promise is kept in tests/corpus, where it is tried again by every run.
 """

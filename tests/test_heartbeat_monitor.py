@@ -1,4 +1,4 @@
-"""A worker that is alive and hears nothing shows it, and ends itself when it will never hear anything again."""
+"""A worker that receives no messages isn't ready, and exits when it can't receive any again."""
 
 import json
 import os
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class RunningWorker:
-    """A worker as it is really run, with relays before its servers and a quick heart."""
+    """A worker as it is really run, with relays before its servers and frequent heartbeats."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.database, self.broker = Relay(os.environ["DATABASE_URL"]), Relay(os.environ["REDIS_URL"])

@@ -20,7 +20,7 @@ OBSTACLES = Path(__file__).with_name("access.js").read_text(encoding="utf-8")
 
 
 class Person:
-    """Keeps what a page should never do: ask another host, or complain on the console."""
+    """Records what a page should never do: send a request to another host, or log an error on the console."""
 
     def __init__(self, browser: Browser, url: str, **look: Any) -> None:
         self.url = url
@@ -62,7 +62,7 @@ class Person:
         assert answer.ok, f"{path}: {answer.status}"
 
     def follow(self, link: str) -> None:
-        """By the side of the page, where all pages are listed."""
+        """Open a page by its link in the sidebar."""
         self.page.locator("#nav-sidebar").get_by_role("link").filter(has_text=link).click()
 
     def opens(self, button: str, *, beside: str = "") -> Locator:

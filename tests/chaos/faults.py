@@ -26,9 +26,9 @@ SMALL_FILE, WAL_SEGMENT = 1 << 20, 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """``is_kill``: something dies and has to be replaced. ``seconds``: about how long it takes.
+    """``is_kill``: a process dies and has to be replaced. ``seconds``: about how long the fault takes.
 
-    A death that takes any has waited until what died is there again.
+    A kill with ``seconds`` above zero waits until the process is back.
     """
 
     label: str
@@ -77,7 +77,7 @@ def zombie(house: House, dice: Random) -> None:
 
 
 def deploy(house: House, dice: Random) -> None:
-    """Old and new side by side, and the migration runs meanwhile."""
+    """Replace the processes one by one, so that old and new ones run side by side, and migrate meanwhile."""
     house.kill("worker-1", signal.SIGTERM)
     house.manage("migrate", "--noinput", "--verbosity", "0", patience=20)
     for name in (*house.workers[1:], "web", "beat"):
@@ -95,7 +95,7 @@ def terminate_backend(house: House, dice: Random) -> None:
 
 
 def kill_backend(house: House, dice: Random) -> None:
-    """PostgreSQL takes that for damage to its shared memory: it throws everybody out and recovers."""
+    """Kill one backend of PostgreSQL. It assumes damaged shared memory, ends all sessions and recovers."""
     if backends := house.sql(_BACKENDS):
         with suppress(ProcessLookupError):
             os.kill(dice.choice(backends)[0], signal.SIGKILL)
@@ -106,7 +106,7 @@ def kill_postgres(house: House, dice: Random) -> None:
 
 
 def kill_postgres_twice(house: House, dice: Random) -> None:
-    """Once more as soon as it recovers from the first death."""
+    """Kill PostgreSQL, and again as soon as it recovers from the first kill."""
     first = house.kill("postgres")
     house.wait(lambda: house.pid("postgres") != first and "redo starts" in house.said("postgres"), seconds=60)
     house.wait_for_database(instead_of=house.kill("postgres"))
@@ -166,7 +166,7 @@ def _limit_files(pids: list[int], limits: tuple[int, int]) -> None:
 
 
 def kill_broker(house: House, dice: Random) -> None:
-    """It keeps nothing on disk: all that was in it is gone."""
+    """Kill the broker, which stores nothing on disk: all messages are lost."""
     house.kill("redis")
 
 

@@ -32,7 +32,7 @@ HOOK = Path(__file__).parent / "hook"
 
 
 class House:
-    """Everything that runs. All of it is started, stepped and killed from the main thread (see ``processes``)."""
+    """All processes of the run. The main thread starts, supervises and kills them (see ``processes``)."""
 
     def __init__(
         self, *, folder: Path, settings: dict[str, str], workers: int, twin: str = "", is_plain: bool = False
@@ -171,7 +171,7 @@ class House:
         return child.process.pid
 
     def said(self, name: str) -> str:
-        """What a program has written into its log since it was started last."""
+        """The log of a program since its last start."""
         child = self.child(name)
         return child.log.read_bytes()[child.log_start :].decode(errors="replace")
 

@@ -1,4 +1,4 @@
-"""One run: bring the house up, send the stream, strike by schedule, strike once more at the end, wait, judge."""
+"""One run: start the processes, send the stream, cause the faults of the schedule, wait for the end, and judge."""
 
 import secrets
 import shutil
@@ -22,7 +22,7 @@ from tests.chaos.wire import Wire
 
 # How each pair of accounts writes, and its requests per second (0: as fast as it goes).
 INSTALLS = (("shop", "attribute", 0), ("paced", "attribute", 10), ("lists", "list", 0), ("club", "attribute", 0))
-# What stops PostgreSQL as a whole, and empties the table of the pace with it.
+# The faults that stop PostgreSQL as a whole, and so empty the unlogged table of the rate limit.
 CRASHES = {"backend", "postgres", "postgres_twice", "disk"}
 # The settings of a run: as delivered, but for what a person would be waited for.
 USUAL = {
@@ -61,7 +61,7 @@ class Options:
     # How much faster than Lytics the sender tries again where no answer came; Retry-After is always obeyed.
     retry_scale: float = RETRY_SCALE
     twin: str = ""
-    # How long nothing may move at the end before the run counts as stuck.
+    # Seconds without progress at the end after which the run counts as stuck.
     stuck_seconds: float = 90
     say: Callable[[str], None] = print
 
@@ -171,7 +171,7 @@ class _Run:
         """Kill every worker at once and flush the broker: only the tables know the remaining work."""
         for name in self.house.workers:
             self.house.kill(name)
-        with suppress(redis.RedisError):  # a broker that is away is empty when it is back
+        with suppress(redis.RedisError):  # a broker that is down is empty after its start
             self.house.flush_broker()
 
     # --- the end ---------------------------------------------------------------------------------------------

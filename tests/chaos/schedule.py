@@ -1,4 +1,4 @@
-"""What happens when: drawn from the seed before the run begins, so that the same seed strikes in the same order."""
+"""The order of the faults, drawn from the seed before the run begins, so that a seed always gives the same order."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run has shown, as a table for people: the same on the terminal and in docs/chaos.md."""
+"""The results of a run as a table for people: the same on the terminal and in docs/chaos.md."""
 
 import os
 import platform
@@ -34,7 +34,7 @@ class Measured:
         return min(closed) - since
 
     def since_it_was_back(self, strike: Strike) -> float | None:
-        """The same from the moment on at which the fault was over: no delivery can come while PostgreSQL is away."""
+        """The same from the end of the fault, because nothing is delivered while PostgreSQL is down."""
         recovery = self.recovery(strike)
         return None if recovery is None else max(0.0, strike.since_at + recovery - strike.ended_at)
 

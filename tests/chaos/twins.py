@@ -1,4 +1,4 @@
-"""Broken twins of the bridge: each gives up the one thing that keeps a promise. The judge has to catch every one."""
+"""Mutations of the bridge: each removes the one thing that keeps a promise. The judge has to detect each of them."""
 
 import os
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-// What unfold's templates leave out for whoever hears a page, or has no mouse.
+// Roles, names and keys that unfold's templates lack, for people with a screen reader or without a mouse.
 (() => {
   const ICON = ".material-symbols-outlined";
-  // Where an icon is all there is: what it does, in words.
+  // The names of controls that show only an icon.
   const NAMES = { sync_alt: "Now", dock_to_right: "Sidebar", close: "Close", search: "Search", unfold_more: "Account", more_horiz: "More", filter_list: "Filters" };
   const NATIVE = "a[href], button, input, select, textarea, summary";
 
@@ -18,14 +18,14 @@
   };
 
   const mend = (part) => {
-    // What is pressed though it is no button: reached by Tab, and pressed by Enter or the space bar.
+    // Elements with a click handler that aren't buttons: Tab reaches them, and Enter or the space bar presses them.
     for (const place of part.querySelectorAll("[x-on\\:click]:not([role]):not([tabindex])")) {
       if (place.matches(`${NATIVE}, a, label, h2`) || place.querySelector(NATIVE)) continue;
       place.setAttribute("role", "button");
       place.tabIndex = 0;
     }
     part.querySelectorAll("a[href], button, [role=button]").forEach(name);
-    // The name of an icon is read aloud otherwise.
+    // Otherwise a screen reader reads the name of the icon.
     for (const icon of part.querySelectorAll(`${ICON}:not([role])`)) icon.setAttribute("aria-hidden", "true");
     for (const field of part.querySelectorAll("input[placeholder]")) {
       if (![...(field.labels ?? [])].some(words) && !field.hasAttribute("aria-label")) field.setAttribute("aria-label", field.placeholder);
@@ -33,7 +33,7 @@
   };
 
   document.addEventListener("DOMContentLoaded", () => mend(document));
-  // Django makes the boxes to choose from several in one go then.
+  // Django builds its boxes for several choices at this event.
   window.addEventListener("load", () => setTimeout(() => mend(document)));
   document.addEventListener("htmx:load", (event) => mend(event.detail.elt));
   document.addEventListener("keydown", (event) => {

@@ -6,7 +6,7 @@
     setTimeout(() => { said.textContent = "Copy"; }, 2000);
   };
 
-  // navigator.clipboard is there on https and localhost only.
+  // navigator.clipboard exists on https and localhost only.
   const copy = async (field) => {
     if (navigator.clipboard && window.isSecureContext) {
       try {
@@ -37,7 +37,7 @@
     if (event.target.closest(".ls-button")) opener = event.target;
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
-    // Logged out meanwhile, or not allowed: that page is shown, not a part of it.
+    // The person was logged out, or may not do it: show the whole page of the response.
     const { target, xhr } = event.detail;
     const wanted = { "modal-content": 'id="dialog"', connecting: 'id="connecting"' }[target && target.id];
     if (wanted && !xhr.responseText.includes(wanted)) {
@@ -47,7 +47,7 @@
   });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.target.id !== "modal-content") return;
-    // Enter alone must not do what can't be undone.
+    // Enter must not press a button whose effect can't be undone.
     const field = event.target.querySelector("textarea, select, input:not([type=hidden])");
     const first = field || event.target.querySelector(".ls-danger") ? field || event.target.querySelector(".ls-answers a") : event.target.querySelector("button");
     if (first) setTimeout(() => first.focus(), 50);

@@ -1,4 +1,4 @@
-// The page Live asks for itself again every two seconds, unless it is paused or nobody looks at it.
+// The page Live reloads its lists every two seconds, unless it is paused or in the background.
 (() => {
   const frame = document.getElementById("live");
   const said = document.getElementById("live-said");
@@ -7,14 +7,14 @@
   let paused = false;
   let asking = false;
 
-  // Written only when it changes: it is read aloud.
+  // Written only when it changes, because screen readers read each change.
   const say = (what) => {
     if (said.textContent === said.dataset[what]) return;
     said.textContent = said.dataset[what];
     said.classList.toggle("ls-lost", what === "lost");
   };
 
-  // Whoever is at a row with the keyboard stays there when its list is drawn anew.
+  // The row with the keyboard focus keeps it when its list is replaced.
   const draw = (text) => {
     const focused = frame.contains(document.activeElement) ? document.activeElement.dataset.row : null;
     const known = new Set([...frame.querySelectorAll("[data-row]")].map((row) => row.dataset.row));

@@ -1,4 +1,4 @@
-// The theme that the admin's switch has stored; "auto" and nothing stored leave the choice to the browser.
+// Apply the theme that the switch of the admin has stored. With "auto", or nothing stored, the browser chooses.
 (() => {
   let theme = "";
   try {
