@@ -1,6 +1,7 @@
 """Forgetting finds a person however the identifier is spelled, and touches nothing of other people."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ from django.utils.timezone import now
 from audiences import request_bodies
 from audiences.delivery import holds
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked
-from audiences.operations import forgetting, retiring
+from audiences.operations import forgetting, parked_items, retiring
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import ingest
 from lytics import times
@@ -213,6 +214,24 @@ def test_a_request_that_odp_may_apply_late_is_reconciled_first(
     assert asked.ended_at is not None
     assert odp.members("lytics_gold") == ["lee"]
     assert rows_that_name("kim") == []
+
+
+@pytest.mark.parametrize("act", [parked_items.release, parked_items.discard])
+def test_a_rejected_exit_waits_for_a_person(odp: ThreadedSandbox, shop: Install, act: Callable[..., Any]) -> None:
+    make_delivered(shop, "kim", "lee")
+    rejection = {"title": "Bad Request", "status": 400, "detail": {"invalids": [{"event": 0, "message": "not now"}]}}
+    odp.fault({"path": "/v3/profiles"}, {"status": 400, "body": json.dumps(rejection)})
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is None
+    odp.clear_faults()
+    act([Parked.objects.get(closed_at=None).pk], by="dpo")
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert odp.members("lytics_gold") == (["lee"] if act is parked_items.release else ["kim", "lee"])
 
 
 def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:

@@ -23,7 +23,7 @@ CONSEQUENCE = (
 )
 BEGUN = (
     "The customer is being forgotten. This takes some seconds; with exits, until ODP has accepted them, and some"
-    " minutes if an earlier request got no response."
+    " minutes if an earlier request got no response. An exit that ODP rejects is parked; release or discard it."
 )
 UNDER_WAY = "This customer is being forgotten already."
 

@@ -21,6 +21,7 @@ from django.utils.timezone import now
 from audiences import request_bodies, sql
 from audiences.delivery import account_switch, holds, unconfirmed
 from audiences.delivery.fold import FORGOTTEN
+from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.encryption import opened
 from audiences.insight import customer_texts
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked
@@ -183,6 +184,12 @@ def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Map
     return is_waiting or _members(forgotten).filter(rejected=False).exists()
 
 
+def _is_rejected(forgotten: Forgotten) -> bool:
+    """Whether ODP rejected a change of the person. A person releases or discards the parked item."""
+    who = {"install": forgotten.install_id, "identifier": opened(forgotten.identifier)}
+    return Parked.objects.filter(**who, reason=REJECTED_BY_ODP, closed_at=None).exists()
+
+
 def _take_out(forgotten: Forgotten) -> bool:
     """Remove the person. Returns False, and changes nothing, if ODP needs further exits first, or may need them."""
     identifier, install = opened(forgotten.identifier), forgotten.install_id
@@ -204,7 +211,7 @@ def _take_out(forgotten: Forgotten) -> bool:
             "sequences": [event.sequence for event in events],
         }
         deliveries = customer_texts.deliveries_covering(**places)
-        if forgotten.tell_odp and unconfirmed.may_be_applied(deliveries):
+        if forgotten.tell_odp and (unconfirmed.may_be_applied(deliveries) or _is_rejected(forgotten)):
             return False
         replaced = {"pattern": customer_texts.pattern(identifier), "token": forgotten.token}
         for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):

@@ -36,6 +36,7 @@ class Command(BaseCommand):
             if time.monotonic() > until:
                 raise CommandError(
                     "ODP has not accepted the exits yet, or may still apply an earlier request. The workers finish it."
+                    " If ODP rejected one, it is parked: release or discard it."
                 )
             time.sleep(0.5)
         asked.refresh_from_db()
