@@ -48,7 +48,12 @@ def values_in(part: Any) -> Sequence[str]:
 
 
 def spellings(value: str) -> Iterator[str]:
-    """``value`` as a response may spell it: in a URL, JSON, HTML, or with its apostrophes escaped."""
+    """``value`` as a response may spell it: in a URL, JSON, HTML, or with its apostrophes escaped. And as ``words``
+    leaves it, which masks only the address in "Kim Lee <kim@example.com>".
+    """
+    masked = words(value)
+    if masked != value and len(re.findall(r"\w", masked)) >= _SHORTEST:
+        yield masked
     yield quote(value, safe="", errors="replace")
     yield json.dumps(value)[1:-1]
     yield from (html.escape(value), html.escape(value, quote=False))

@@ -88,3 +88,9 @@ def test_a_value_of_the_request_is_masked_however_a_response_escapes_it(value: s
     values = redact.values_in({"identifier": value})
     for spelled in (value, json.dumps(value)[1:-1], value.replace("'", "\\'"), value.replace("'", "''")):
         assert redact.without(f"{spelled} has no profile", values) == f"{HIDDEN} has no profile"
+
+
+def test_a_value_of_which_words_masks_a_part_is_masked_whole() -> None:
+    value = "Kim Lee <kim@example.com>"
+    said = redact.words(f"customer {value} is not allowed")
+    assert redact.without(said, redact.values_in([value])) == "customer ••• is not allowed"
