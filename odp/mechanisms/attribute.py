@@ -102,6 +102,5 @@ def _check_type(odp_id: str, found: str) -> Refusal | None:
     if found.lower() == "boolean":
         return None
     return Refusal(
-        f"The customer field {odp_id} is there with type {found}, not boolean."
-        " Remove or rename what uses it in ODP, then press Unblock."
+        f"The customer field {odp_id} is there with type {found}, not boolean. Remove or rename what uses it in ODP."
     )
