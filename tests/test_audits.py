@@ -16,8 +16,8 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import lytics_account
-from audiences.agreement import asking_odp, audits, odp_reasons, repairs, words
+from audiences import lytics_account, naming
+from audiences.agreement import asking_odp, audits, odp_reasons, repairs, scanning, words
 from audiences.agreement.steps import Step
 from audiences.delivery import holds
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
@@ -425,6 +425,20 @@ def test_an_expired_scan_begins_again(gold: Audience, lytics: Lytics) -> None:
     assert (done.scan_starts, done.scanned, done.differing) == (1, 5, 0)
 
 
+def test_a_scan_in_a_circle_ends(gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page has the token of another one, so none is the last."""
+    monkeypatch.setattr(scanning, "LOOK_EVERY", 5)
+
+    def answer(path: str, query: dict[str, list[str]]) -> tuple[int, Any] | None:
+        token = "even" if query.get("start") == ["odd"] else "odd"
+        page = {"data": [{"_id": "ann"}], "total": 5, "_next": token}
+        return (200, page) if path.endswith("/scan") else None
+
+    lytics.answer = answer
+    done = audit(gold)
+    assert done.problem == "Lytics' scan did not finish in 5 attempts: it gives the same members again and again"
+
+
 def test_a_scan_that_lytics_rejects_ends_the_audit_with_the_reason(gold: Audience, lytics: Lytics) -> None:
     lytics.answer = lambda path, query: (403, {"message": "no right to scan"}) if path.endswith("/scan") else None
     done = audit(gold)
@@ -574,6 +588,32 @@ def test_the_schedule_audits_each_audience_once_a_day(gold: Audience) -> None:
     Audience.objects.update(provisioned_at=times.moment(times.from_moment(now()) - 2 * 86_400 * times.SECOND))
     assert audits.ask_due() == 1
     assert audits.ask_due() == 0
+
+
+@pytest.fixture
+def tests_alone(gold: Audience, lytics: Lytics) -> Audience:
+    """The audience of the test customers, which Lytics doesn't have, and a retired one that Lytics has no more."""
+    retired = make_audience(gold.install, "retired", provisioned=False)
+    tests = make_audience(gold.install, "sync_test", provisioned=False)
+    enter(retired, "ann")
+    enter(tests, "test-1")
+    drain_all(gold.install)
+    Audience.objects.filter(pk=tests.pk).update(segment_id=naming.TEST_SEGMENT_ID)
+    Lane.objects.filter(pk=retired.pk).update(retired_sequence=1)
+    lytics.answer = lambda path, query: None if "gold" in path else (404, {"message": "segment not found"})
+    return Audience.objects.get(pk=tests.pk)
+
+
+def test_lytics_is_not_asked_about_the_audience_of_the_test_customers(tests_alone: Audience) -> None:
+    """Its audit failed each day, and stood on Now for ever."""
+    done = audit(tests_alone)
+    assert (done.problem, done.differing, done.compared_with_odp) == ("", 0, 1)
+    assert done.note == scanning.OF_TESTS
+
+
+def test_the_command_audits_the_audiences_that_lytics_sends(tests_alone: Audience) -> None:
+    code, text = run_command("Shop", "--full")
+    assert (code, [line.partition(":")[0] for line in text.splitlines()]) == (0, ["lytics_gold"])
 
 
 def test_one_audit_of_an_audience_at_a_time(gold: Audience) -> None:

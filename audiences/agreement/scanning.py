@@ -6,9 +6,9 @@ from datetime import timedelta
 from django.conf import settings
 from django.utils.timezone import now
 
-from audiences import lytics_account
+from audiences import lytics_account, naming
 from audiences.agreement.steps import Ended, Step, Wait
-from audiences.models import Audit, ScannedMember
+from audiences.models import Audience, Audit, ScannedMember
 from audiences.receiving.audience_lookup import BY_SLUG
 from lytics.api import members
 from lytics.api.members import Member
@@ -18,17 +18,20 @@ from lytics.identifiers import is_identifier
 
 # The most times that a scan is started. It starts again when its token has expired.
 STARTS = 5
+# The members after which a scan is checked for members that it gave before.
+LOOK_EVERY = 10_000
 # Seconds before the next request after a request without a response.
 AGAIN_SECONDS = 10.0
 NOT_CONNECTED = "Lytics was not asked, because the install has no Lytics API token."
 BY_NAME = "Lytics was not asked, because its calls name the audience by its slug alone."
+OF_TESTS = "Lytics was not asked, because this service made the audience, for its test customers."
 
 
 def step(audit: Audit) -> Step:
     """Read one page. Without a Lytics API token, skip the scan: the audit continues with ODP."""
     client = lytics_account.client_of(audit.install)
-    if client is None or audit.audience.segment_id.startswith(BY_SLUG):
-        return Step({"phase": Audit.Phase.SETTLE, "note": BY_NAME if client else NOT_CONNECTED})
+    if client is None or (unknown := _unknown_to_lytics(audit.audience)):
+        return Step({"phase": Audit.Phase.SETTLE, "note": unknown if client else NOT_CONNECTED})
     if audit.scan_began_at is None and (left := _seconds_until_calls_show(audit)) > 0:
         return Step(seconds=max(Wait.LONG, left))
     began_at = audit.scan_began_at or now()
@@ -46,6 +49,8 @@ def step(audit: Audit) -> Step:
     if page.is_last and _is_short(audit.scanned + len(page.members), total):
         return _again(audit, f"it ended after {audit.scanned + len(page.members):,} of {total:,} members")
     _store(audit, page.members, field)
+    if not page.is_last and _repeats(audit, page.members, field):
+        return _again(audit, "it gives the same members again and again")
     changes = {
         "scan_began_at": began_at,
         "scan_token": page.next_token,
@@ -58,6 +63,13 @@ def step(audit: Audit) -> Step:
         _check_named(audit, members_seen=audit.scanned + len(page.members), field=field)
         changes["phase"] = Audit.Phase.SETTLE
     return Step(changes, seconds=min(1 / settings.AUDIT_LYTICS_REQUESTS_PER_SECOND, Wait.LONG - 0.1))
+
+
+def _unknown_to_lytics(audience: Audience) -> str:
+    """Why Lytics can't be asked about an audience; empty if it can."""
+    if audience.segment_id == naming.TEST_SEGMENT_ID:
+        return OF_TESTS
+    return BY_NAME if audience.segment_id.startswith(BY_SLUG) else ""
 
 
 def _store(audit: Audit, found: Sequence[Member], field: str) -> None:
@@ -99,6 +111,17 @@ def _least(total: int | None, before: int | None) -> int | None:
 def _is_short(seen: int, total: int | None) -> bool:
     """Whether a scan has far fewer members than its total. A small gap is normal: members change during a scan."""
     return total is not None and seen < total * 0.99 - min(10, total / 5)
+
+
+def _repeats(audit: Audit, found: Sequence[Member], field: str) -> bool:
+    """Whether most members of the scan were in it before, which is counted after each ``LOOK_EVERY`` of them.
+
+    A scan may give a member twice, and where the field is missing, no member has an identifier to count.
+    """
+    seen = audit.scanned + len(found)
+    if seen // LOOK_EVERY == audit.scanned // LOOK_EVERY or not all(member.identifiers(field) for member in found):
+        return False
+    return ScannedMember.objects.filter(audit=audit).count() * 2 < seen
 
 
 def _check_named(audit: Audit, *, members_seen: int, field: str) -> None:

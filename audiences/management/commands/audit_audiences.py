@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.db.models import Q
 
+from audiences import naming
 from audiences.agreement import audits, words
 from audiences.management import arguments
 from audiences.models import Audience, Audit, Difference, Install
@@ -71,12 +72,15 @@ def _ask(options: dict[str, Any], mode: str) -> list[Audit]:
 
 
 def _audiences(install: Install, slugs: list[str]) -> list[Audience]:
+    """The named audiences; without names all of Lytics, except retired ones, whom Lytics may no longer have."""
     made = Audience.objects.filter(install=install, provisioned_at__isnull=False).select_related("install", "lane")
     if slugs:
         made = made.filter(Q(latest_slug__in=slugs) | Q(odp_id__in=slugs))
         known = {name for audience in made for name in (audience.latest_slug, audience.odp_id)}
         if missing := set(slugs) - known:
             raise CommandError(f"{install} has no audience in ODP with the slug {', '.join(sorted(missing))}.")
+    else:
+        made = made.filter(lane__retired_sequence=None).exclude(segment_id=naming.TEST_SEGMENT_ID)
     return list(made.order_by("odp_id"))
 
 
