@@ -368,7 +368,9 @@ class TestTheCalls:
         ]
         assert sum(later < sooner for sooner, later in pairwise(times)) > 10
 
-    def test_no_more_is_held_back_than_the_longest_delay(self) -> None:
+    @pytest.mark.parametrize(("rate", "longest"), [(None, LONGEST_DELAY), (10, 20), (0.01, 1), (1000, LONGEST_DELAY)])
+    def test_no_more_is_held_back_than_the_longest_delay(self, rate: float | None, longest: int) -> None:
+        """With a rate, the longest delay is 20 s."""
         made = 0
 
         def counted() -> Iterator[Message]:
@@ -377,10 +379,9 @@ class TestTheCalls:
                 made += 1
                 yield one
 
-        handed_out = 0
-        for call in calls(counted(), batch=1, late=1, repeat=0, seed=3):
-            handed_out += len(json.loads(call.body)["data"]["segment_events"]) > 0
-            assert made - handed_out <= LONGEST_DELAY + 1
+        stream = calls(counted(), batch=10, late=1, repeat=0, seed=3, rate=rate)
+        held = [made - 10 * handed_out for handed_out, _ in enumerate(stream, start=1)]
+        assert max(held) <= 10 * (longest + 1)
 
     def test_a_batch_of_one_is_still_an_array_and_batch_one_sends_objects(self) -> None:
         last = list(calls(Stream(plan(events=1)), batch=300, late=0, repeat=0, seed=3))[-1]

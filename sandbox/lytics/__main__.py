@@ -71,7 +71,14 @@ def send(messages: Iterable[Message], options: argparse.Namespace, job: Job, pro
         progress.advance(0 if call.repeated else call.events)
 
     sender = Sender(url=options.url, authorization=options.authorization, job=job, timeout=options.timeout, done=done)
-    stream = calls(messages, batch=options.batch, late=options.late, repeat=options.repeat, seed=options.seed)
+    stream = calls(
+        messages,
+        batch=options.batch,
+        late=options.late,
+        repeat=options.repeat,
+        seed=options.seed,
+        rate=options.rate,
+    )
     try:
         sender.send(stream, callers=options.callers, rate=options.rate)
     finally:

@@ -12,6 +12,9 @@ Message = dict[str, Any]
 
 # The most calls that overtake a late or repeated call. It also limits the calls held in memory.
 LONGEST_DELAY = 60
+# The most seconds that a call is late at a given rate: Lytics' API shows a transition when it is made, so the audits of
+# the bridge would take a call that comes minutes later for a missing one.
+LATE_SECONDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +25,16 @@ class Call:
     repeated: bool = False
 
 
-def calls(messages: Iterable[Message], *, batch: int, late: float, repeat: float, seed: int) -> Iterator[Call]:
+def calls(
+    messages: Iterable[Message], *, batch: int, late: float, repeat: float, seed: int, rate: float | None = None
+) -> Iterator[Call]:
     random = Random(f"{seed}/calls")
+    longest_delay = min(LONGEST_DELAY, max(1, int(LATE_SECONDS * rate / batch))) if rate else LONGEST_DELAY
     held: list[tuple[int, int, Call]] = []
     ticket = count()
 
     def hold(call: Call) -> None:
-        heapq.heappush(held, (number + random.randint(1, LONGEST_DELAY), next(ticket), call))
+        heapq.heappush(held, (number + random.randint(1, longest_delay), next(ticket), call))
 
     for number, some in enumerate(_batches(messages, batch)):
         while held and held[0][0] <= number:
