@@ -147,6 +147,17 @@ def test_a_flapping_trouble_causes_one_message(receiver: Receiver) -> None:
     assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
 
 
+def test_a_trouble_that_flaps_slowly_causes_few_messages(receiver: Receiver) -> None:
+    """It is there for three minutes, and gone for three minutes, for an hour."""
+    for minute in range(60):
+        check(*([BLOCKED] if minute % 6 < 3 else []), minute=minute)
+    assert [event["type"].partition(".")[2] for event in receiver.events()] == ["opened", "resolved", "opened"]
+    for minute in range(60, 76):
+        check(minute=minute)
+    assert receiver.events()[-1]["type"] == "trouble.resolved"
+    assert len(receiver.events()) == 4
+
+
 def test_checks_that_queued_up_do_not_resolve_a_trouble_at_once(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     for second in range(5):

@@ -25,6 +25,9 @@ from odp import redact
 
 # Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
 RESOLVED_AFTER = timedelta(seconds=50)
+# A trouble that comes back within this time is resolved later than others. Otherwise one that comes and goes every few
+# minutes would cause two messages each time.
+FLAPPING, FLAPPING_RESOLVED_AFTER = timedelta(hours=1), timedelta(minutes=15)
 # Messages name at most this many troubles of a kind at once. A trouble with the cause ``REST`` is about all others.
 NAMED = 10
 REST = "all others"
@@ -154,11 +157,17 @@ def _notify(trouble: Trouble, at: datetime) -> bool:
 def _miss(trouble: Trouble, at: datetime) -> None:
     if trouble.gone_at is None:
         trouble.gone_at = at
-    elif at - trouble.gone_at >= RESOLVED_AFTER:
+    elif at - trouble.gone_at >= (FLAPPING_RESOLVED_AFTER if _is_flapping(trouble) else RESOLVED_AFTER):
         trouble.resolved_at = at
         if trouble.notified_at is not None:
             quiet_until = quiet_hours.end_of(settings.ALERT_QUIET_HOURS, at) if trouble.notified_tone != "bad" else None
             alert_messages.queue(trouble, TroubleMessage.Event.RESOLVED, at=at, not_before=quiet_until)
+
+
+def _is_flapping(trouble: Trouble) -> bool:
+    """Whether it came back soon after it was resolved."""
+    since = trouble.first_seen_at - FLAPPING
+    return Trouble.objects.filter(key=trouble.key, resolved_at__gt=since).exists()
 
 
 class Counted(NamedTuple):
