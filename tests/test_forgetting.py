@@ -206,8 +206,27 @@ def test_a_later_event_is_stored_like_that_of_a_new_customer(
 def test_the_proof_does_not_reveal_the_person(shop: Install, gold: Audience) -> None:
     done = forget(shop, reason="request 7")
     assert (done.by, done.reason, done.identifier) == ("dpo", "request 7", "")
-    assert forgetting.was_forgotten(KIM) == [done]
-    assert forgetting.was_forgotten("lee") == []
+    (proof,) = forgetting.proofs(KIM)
+    assert proof.startswith("This customer was forgotten in Shop on ")
+    assert proof.endswith(f" UTC (number {done.pk}).")
+    assert forgetting.proofs("lee") == forgetting.proofs(KIM, install=make_install()) == []
+
+
+def test_the_proof_is_on_the_page_of_the_customer_and_in_the_command(
+    shop: Install, gold: Audience, boss: Client
+) -> None:
+    with pytest.raises(CommandError, match=r"This customer was not forgotten in Shop\."):
+        call_command("forget", "Shop", KIM, "--check")
+    asked = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
+    assert asked is not None
+    assert "is being forgotten in Shop" in boss.post(reverse("find_customer"), {"identifier": KIM}).content.decode()
+    assert forgetting.advance(asked)
+    out = io.StringIO()
+    call_command("forget", "Shop", KIM, "--check", stdout=out)
+    shown = boss.post(reverse("find_customer"), {"identifier": KIM}).content.decode()
+    assert out.getvalue().strip() in shown
+    assert "was forgotten in Shop" in out.getvalue()
+    assert "forgotten" not in boss.post(reverse("find_customer"), {"identifier": "lee"}).content.decode()
 
 
 def test_a_person_in_a_request_under_way_is_forgotten_after_it(shop: Install, gold: Audience) -> None:

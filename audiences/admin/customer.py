@@ -32,6 +32,7 @@ from audiences.insight.customer_records import Place
 from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus
 from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
+from audiences.operations.forgetting import proofs
 from audiences.receiving import resend_causes
 from lytics import reasons
 from lytics.facts import IDENTIFIER_BYTES
@@ -166,6 +167,7 @@ def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
         customer_history=customer_history,
         parts=_parts(request, customer_history, ask=install_id),
         note=note,
+        forgotten=proofs(identifier),
         share=_share(customer_history),
         is_older="before" in request.POST,
         older=json.dumps([customer_history.older.received_at.isoformat(), *customer_history.older[1:]])

@@ -9,6 +9,7 @@ the customer again.
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC
 from typing import NamedTuple
 
 import structlog
@@ -82,8 +83,18 @@ def digest(identifier: str) -> str:
     return salted_hmac("audiences.forgotten", identifier, secret=settings.SECRET_KEY, algorithm="sha256").hexdigest()
 
 
-def was_forgotten(identifier: str) -> list[Forgotten]:
-    return list(Forgotten.objects.filter(digest=digest(identifier)).select_related("install"))
+def proofs(identifier: str, **chosen: Install) -> list[str]:
+    """A sentence for each request to forget this customer, newest first; with ``install``, for those of one install."""
+    found = Forgotten.objects.filter(digest=digest(identifier), **chosen).select_related("install")
+    return [_proof(one) for one in found]
+
+
+def _proof(one: Forgotten) -> str:
+    at = (one.ended_at or one.asked_at).astimezone(UTC)
+    when = f"{at.day} {at:%B %Y} at {at:%H:%M} UTC (number {one.pk})."
+    if one.ended_at is None:
+        return f"This customer is being forgotten in {one.install}, asked on {when}"
+    return f"This customer was forgotten in {one.install} on {when}"
 
 
 def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: str = "") -> Forgotten | None:

@@ -20,10 +20,17 @@ class Command(BaseCommand):
         arguments.add_identifier(parser)
         parser.add_argument("--tell-odp", action="store_true", help="send exits for all audiences first")
         parser.add_argument("--reason", default="", help="kept with the proof; don't name the person")
+        parser.add_argument("--check", action="store_true", help="only say whether and when the customer was forgotten")
         parser.add_argument("--yes", action="store_true", help="don't ask")
 
     def handle(self, *args: Any, **options: Any) -> None:
         install, identifier = arguments.install_named(options["install"]), arguments.identifier_in(options)
+        if options["check"]:
+            proofs = forgetting.proofs(identifier, install=install)
+            if not proofs:
+                raise CommandError(f"This customer was not forgotten in {install}.")
+            self.stdout.write("\n".join(proofs))
+            return
         if not options["yes"] and arguments.asked("This can't be undone. Type forget to go on: ") != "forget":
             raise CommandError("Nothing was done.")
         asked = forgetting.ask(
