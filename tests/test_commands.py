@@ -139,11 +139,21 @@ def test_an_id_comes_before_a_name() -> None:
 
 
 @pytest.mark.parametrize("command", ["export_customer", "forget"])
-def test_an_empty_identifier_is_rejected(command: str, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("identifier", "says"), [("", "is empty"), ("-", "is empty"), (" ", "is empty"), ("\udcff", "is not UTF-8")]
+)
+def test_an_unusable_identifier_is_rejected(
+    command: str, identifier: str, says: str, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    for identifier in ("", "-"):
-        with pytest.raises(CommandError, match="The identifier is empty"):
-            run(command, gold.install.public_id, identifier)
+    with pytest.raises(CommandError, match=says):
+        run(command, gold.install.public_id, identifier)
+
+
+def test_blanks_around_an_identifier_keep_nobody_from_being_forgotten(gold: Audience) -> None:
+    """Those in calls are trimmed too."""
+    enter(gold, "kim")
+    assert "events 1" in run("forget", gold.install.public_id, " kim\t", "--yes")
 
 
 @pytest.mark.parametrize(("command", "words"), [("forget", ["a"]), ("learn_account", [])])

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from audiences.models import Install
+from lytics.identifiers import storable
 
 _INSTALL = "the install's id, as in its webhook URL, or its name"
 # Characters of the columns that say who did something.
@@ -50,11 +51,13 @@ def add_identifier(parser: CommandParser) -> None:
 
 
 def identifier_in(options: dict[str, Any]) -> str:
-    """The identifier from the arguments or the input. Raises ``CommandError`` when it is empty."""
+    """The identifier from the arguments or the input, trimmed like those in calls. Raises ``CommandError``."""
     given: str = options["identifier"]
-    identifier = sys.stdin.readline().strip() if given == "-" else given
+    identifier = (sys.stdin.readline() if given == "-" else given).strip()
     if not identifier:
         raise CommandError("The identifier is empty.")
+    if storable(identifier) is None:
+        raise CommandError("The identifier is not UTF-8.")
     return identifier
 
 
