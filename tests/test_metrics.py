@@ -244,10 +244,12 @@ def test_audiences_with_a_bad_newest_audit_are_counted(install: Install) -> None
     audit("differs", is_newest=True, differing=3)
     audit("also-differs", is_newest=True, differing=1)
     audit("older", is_newest=False, differing=3)
-    audit("failed", is_newest=True, problem="Lytics rejects the token")
+    audit("failed", is_newest=True, problem="Lytics rejects the token", only_in_odp=2)
+    audit("both", is_newest=True, differing=1, only_in_odp=2)
+    audit("strangers", is_newest=True, only_in_odp=2)
     found = scrape()
-    assert value(found, "audit_findings", install=install.public_id, state="differing") == 2
-    assert value(found, "audit_findings", install=install.public_id, state="failed") == 1
+    states = {"differing": 3, "failed": 1, "only_odp": 1}
+    assert {state: value(found, "audit_findings", install=install.public_id, state=state) for state in states} == states
 
 
 def test_open_troubles_are_those_of_the_front_page(install: Install, viewer: Client) -> None:

@@ -99,7 +99,7 @@ PROBE_AT = State(
 )
 AUDITS = State(
     "lytics_sync_audit_findings",
-    "Audiences whose newest audit found people that differ between Lytics, this service and ODP, or has no result.",
+    "Audiences whose newest audit found people that differ, found members whom only ODP has, or has no result.",
     ("install", "state"),
 )
 TROUBLES = State(
@@ -246,8 +246,14 @@ def _probes(samples: Samples) -> None:
 
 
 def _audits(samples: Samples) -> None:
-    counts = {"differing": Count("pk", filter=Q(problem="")), "failed": Count("pk", filter=~Q(problem=""))}
-    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem=""), is_newest=True).order_by()
+    # "differing" is the last, because the other conditions would read this count in place of the column.
+    states = {
+        "only_odp": Q(problem="", differing=0, only_in_odp__gt=0),
+        "failed": ~Q(problem=""),
+        "differing": Q(problem="", differing__gt=0),
+    }
+    counts = {name: Count("pk", filter=condition) for name, condition in states.items()}
+    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0), is_newest=True).order_by()
     found: dict[int, Any] = {row["install_id"]: row for row in bad.values("install_id").annotate(**counts)}
     for install in samples.installs:
         for state in counts:
