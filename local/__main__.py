@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.core.exceptions import ImproperlyConfigured
+
 from local import launch
 from local.processes import AskedToStop, Fleet, Program, StackError, last_words
 from local.stack import BYTES_WHILE_RUNNING, Stack, manage, python
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.chdir(env.PROJECT_DIR)
         with stack.claim_folder():
             return _run(stack, mode)
-    except StackError as trouble:
+    except (StackError, ImproperlyConfigured) as trouble:
         print(trouble, file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before any process was started
@@ -180,7 +182,10 @@ def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
 def _demo_install(stack: Stack, fleet: Fleet) -> dict[str, Any]:
     """The stored install of the demo, or a new one if this database doesn't have it."""
     database = os.environ.get("DATABASE_URL") or "embedded"
-    known: dict[str, Any] = json.loads(stack.memory.values.get("DEMO_INSTALL", "{}"))
+    try:
+        known: dict[str, Any] = json.loads(stack.memory.values.get("DEMO_INSTALL", "{}"))
+    except ValueError:
+        raise StackError(env.damaged("DEMO_INSTALL is no JSON")) from None
     if known.get("database") == database:
         return known
     made = _must(

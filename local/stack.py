@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import psycopg
 import redis
@@ -69,6 +69,15 @@ class Memory:
         if self.values.pop(name, None) is not None:
             self.keep()
 
+    def address(self, name: str) -> SplitResult:
+        """The stored address ``name``, or an empty one."""
+        try:
+            url = urlsplit(self.values.get(name, ""))
+            url.port  # noqa: B018 — reading it is what finds a wrong one
+        except ValueError:
+            raise StackError(env.damaged(f"{name} is no address")) from None
+        return url
+
     def get_or_make(self, name: str, make: Callable[[], str]) -> str:
         if name not in self.values:
             self.keep(**{name: make()})
@@ -102,6 +111,15 @@ class Stack:
     def _address(self) -> str:
         """The address at which this machine reaches the web process."""
         return {"0.0.0.0": embedded.HOST, "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
+    @property
+    def postgres_folder(self) -> Path:
+        return self.folder / "postgres"
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether PostgreSQL is the embedded one."""
+        return not os.environ.get("DATABASE_URL")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -174,6 +192,8 @@ class Stack:
         raise StackError(f"{reason}; choose another one, for example with PORT={free_port()}.")
 
     def make_secrets(self) -> None:
+        if "DATABASE_URL" not in self.memory.values and self.postgres_folder.exists() and self.is_embedded:
+            raise StackError(env.damaged(f"it has no DATABASE_URL, and {self.postgres_folder} exists"))
         self.memory.get_or_make("SECRET_KEY", lambda: secrets.token_urlsafe(50))
         self.memory.get_or_make("FIELD_ENCRYPTION_KEYS", lambda: Fernet.generate_key().decode())
         # Stored, so that a command in a second terminal prints the addresses of this stack.
@@ -181,7 +201,10 @@ class Stack:
 
     def sandbox_port(self) -> int:
         """The stored port, which never changes, because the ODP host of the demo install contains it."""
-        port = int(self.memory.get_or_make("SANDBOX_PORT", lambda: str(free_port())))
+        known = self.memory.get_or_make("SANDBOX_PORT", lambda: str(free_port()))
+        if not known.isdecimal():
+            raise StackError(env.damaged("SANDBOX_PORT is no number"))
+        port = int(known)
         if not is_free(port):
             raise StackError(
                 f"Port {port}, which the demo install knows as its ODP sandbox, is in use by another program; "
@@ -193,10 +216,10 @@ class Stack:
 
     def postgres(self) -> Program | None:
         """The embedded PostgreSQL, or None where ``DATABASE_URL`` names another."""
-        if os.environ.get("DATABASE_URL"):
+        if not self.is_embedded:
             return None
         port, password = self._port_and_password("DATABASE_URL", embedded.postgres_url)
-        return embedded.postgres(folder=self.folder / "postgres", port=port, password=password)
+        return embedded.postgres(folder=self.postgres_folder, port=port, password=password)
 
     def redis(self) -> Program | None:
         """The embedded Redis-compatible server, or None where ``REDIS_URL`` names another."""
@@ -207,7 +230,7 @@ class Stack:
 
     def _port_and_password(self, name: str, url: Callable[..., str]) -> tuple[int, str]:
         """The stored port and password. A port that another program uses is replaced."""
-        known = urlsplit(self.memory.values.get(name, ""))
+        known = self.memory.address(name)
         port, password = known.port, known.password or secrets.token_urlsafe(24)
         if port is None or not is_free(port):
             port = free_port()
@@ -219,10 +242,13 @@ class Stack:
         return os.environ.get("DATABASE_URL") or self.memory.values["DATABASE_URL"]
 
     def create_database(self) -> None:
-        known = urlsplit(self.memory.values["DATABASE_URL"])
+        known = self.memory.address("DATABASE_URL")
         assert known.port is not None
         assert known.password is not None
-        embedded.create_database(port=known.port, password=known.password)
+        try:
+            embedded.create_database(port=known.port, password=known.password)
+        except psycopg.Error as error:
+            raise StackError(f"The embedded PostgreSQL can't be used: {_first_line(error)}") from error
 
     def check_servers(self) -> None:
         """Check that the servers named in the environment respond. The embedded servers are ready at this point."""
@@ -309,7 +335,7 @@ class Stack:
 
     def sandbox_lytics(self) -> Program:
         """Lytics' API of the sandbox. ``LYTICS_API_URL`` is kept, so that every process of the stack calls it."""
-        known = urlsplit(self.memory.values.get("LYTICS_API_URL", "")).port
+        known = self.memory.address("LYTICS_API_URL").port
         port = known if known and is_free(known) else free_port()
         self.memory.keep(LYTICS_API_URL=f"http://127.0.0.1:{port}")
         return Program(

@@ -29,12 +29,22 @@ def data_dir() -> Path:
     return Path(os.environ.get("DATA_DIR") or PROJECT_DIR / ".data").expanduser().absolute()
 
 
+def damaged(what: str) -> str:
+    """Tell a person that the local stack's own file is damaged."""
+    return (
+        f"{data_dir() / 'local.env'} is damaged: {what}. Only it has the encryption key and the passwords of the data"
+        " beside it. Put it back from a backup, or start afresh with another DATA_DIR."
+    )
+
+
 @cache
 def _local_file() -> dict[str, str]:
     try:
         text = (data_dir() / "local.env").read_text(encoding="utf-8")
     except OSError:  # no local stack here, or its file isn't readable: all settings come from the environment
         return {}
+    except UnicodeDecodeError:
+        raise ImproperlyConfigured(damaged("it is no text")) from None
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     return {name.strip(): value.strip() for name, value in pairs}
 

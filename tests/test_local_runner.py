@@ -258,7 +258,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def stack_at(host: str, folder: Path) -> stack.Stack:
-    return stack.Stack(folder=folder, port=free_port(), host=host, memory=stack.Memory(file=folder / "x", values={}))
+    memory = stack.Memory(file=folder / "local.env", values={})
+    return stack.Stack(folder=folder, port=free_port(), host=host, memory=memory)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
@@ -276,11 +277,8 @@ def test_a_port_that_needs_rights_is_not_said_to_be_in_use(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("host", "url"),
     [
-        ("127.0.0.1", "http://127.0.0.1"),
-        ("0.0.0.0", "http://127.0.0.1"),  # noqa: S104
-        ("::", "http://[::1]"),
-        ("::1", "http://[::1]"),
-        ("192.0.2.1", "http://192.0.2.1"),
+        *(("127.0.0.1", "http://127.0.0.1"), ("::1", "http://[::1]"), ("::", "http://[::1]")),
+        *(("0.0.0.0", "http://127.0.0.1"), ("192.0.2.1", "http://192.0.2.1")),  # noqa: S104
     ],
 )
 def test_the_web_process_is_called_at_the_address_where_it_listens(
@@ -292,6 +290,35 @@ def test_the_web_process_is_called_at_the_address_where_it_listens(
     assert here.public_url == f"{url}:{here.port}"
     allowed = here.environment.get("ALLOWED_HOSTS", ",".join(stack.ALLOWED_HOSTS)).split(",")
     assert url.removeprefix("http://") in allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("DATABASE_URL", "postgres://x:y@127.0.0.1:many/z", "no address"),
+        ("REDIS_URL", "redis://:y@127.0.0.1:99999/0", "no address"),
+        ("LYTICS_API_URL", "http://[::1", "no address"),
+        ("SANDBOX_PORT", "many", "no number"),
+    ],
+)
+def test_a_damaged_file_of_secrets_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str
+) -> None:
+    for server in ("DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(server, raising=False)
+    monkeypatch.setattr(embedded, "postgres", lambda **_: None)
+    here = stack_at("127.0.0.1", tmp_path)
+    here.memory.values[name] = value
+    with pytest.raises(StackError, match=rf"local\.env is damaged: {name} is {what}\. .* start afresh"):
+        [step() for step in (here.postgres, here.redis, here.sandbox_lytics, here.sandbox)]
+
+
+def test_no_new_secrets_are_made_beside_old_data(tmp_path: Path) -> None:
+    (tmp_path / "postgres").mkdir()
+    assert f"it has no DATABASE_URL, and {tmp_path}/postgres exists" in refused(Runner(folder=tmp_path))
+    assert not (tmp_path / "local.env").exists()
+    (tmp_path / "local.env").write_bytes(b"\xff\xfe")
+    assert refused(Runner(folder=tmp_path)).startswith(f"{tmp_path}/local.env is damaged: it is no text. Only it has")
 
 
 def test_a_folder_with_quotes_and_backslashes_is_one_word_of_the_redis_configuration(tmp_path: Path) -> None:
