@@ -203,6 +203,17 @@ def test_a_lane_is_claimed_again_up_to_the_same_number_or_not_at_all(shop: Insta
     assert spans(claim(shop, capacity=4)) == {"lytics_a": (1, 3)}
 
 
+def test_a_lane_is_claimed_again_up_to_the_same_number_when_less_fits_by_now(shop: Install) -> None:
+    """A person made the requests smaller, or ODP rejected a large one, after a request that may have been applied."""
+    ready(shop, "a", events=8)
+    deliver(claim(shop, capacity=6), stop=tuple(numbered(6)))
+    ready(shop, "b", events=1)
+    Lane.objects.filter(audience__slug="b").update(last_served_at=now())
+    lease = claim(shop, capacity=2)
+    assert spans(lease) == {"lytics_a": (1, 6)}
+    assert lease.more
+
+
 def test_a_deep_lane_is_claimed_in_parts_that_fit(shop: Install) -> None:
     ready(shop, "deep", events=25)
     taken = []

@@ -92,15 +92,14 @@ room AS (
 ),
 -- The lanes that fit, the last one possibly in part. A failed request may have been applied by ODP. If the next one
 -- held fewer events of a lane, it would fold to an older state than ODP has. So a lane is claimed at least as far as
--- its last Run went, or not at all; the first lane always has enough room.
+-- its last Run went, or not at all. The first lane is claimed as far even if less fits into a request by now.
 packed AS (
-    SELECT audience_id, odp_id, cursor, least(last, cursor + room) AS last, capacity, low, high
+    SELECT audience_id, odp_id, cursor, least(last, CASE WHEN room = capacity
+        THEN greatest(cursor + room, {{end_of_last_run}}) ELSE cursor + room END) AS last, capacity, low, high
     FROM (
         SELECT chosen.*, capacity, capacity - (upto - (last - cursor)) AS room FROM chosen, room WHERE requests > 0
     ) AS fitting
-    WHERE room > 0 AND (room = capacity OR cursor + room >= last OR cursor + room >= coalesce(
-        (SELECT run.last_sequence FROM audiences_run AS run WHERE run.audience_id = fitting.audience_id
-            ORDER BY run.id DESC LIMIT 1), 0))
+    WHERE room > 0 AND (room = capacity OR cursor + room >= last OR cursor + room >= {{end_of_last_run}})
 )
 -- A lane whose cursor a late settle has moved since it was read stays for the next claim.
 UPDATE audiences_lane AS lane SET

@@ -19,6 +19,11 @@ audience.provisioned_at IS NOT NULL AND (audience.look_asked_at IS NULL OR audie
 -- ignores NULL.
 least(audience.last_sequence, lane.retired_sequence)
 
+-- fragment: end_of_last_run
+-- The last number of the newest Run of the lane "fitting"; 0 without one.
+coalesce((SELECT run.last_sequence FROM audiences_run AS run WHERE run.audience_id = fitting.audience_id
+    ORDER BY run.id DESC LIMIT 1), 0)
+
 -- fragment: audience_is_to_make
 -- The audience has to be created or checked in ODP now: it has events or a check was requested, it isn't retired, no
 -- worker is creating it, and its backoff has ended.
