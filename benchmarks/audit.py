@@ -63,7 +63,7 @@ _RESULT = (
     line("peak memory (RSS) of a worker's process during an audit", "MiB", better="less"),
     line(f"{BESIDE}, p50", "ms", better="less"),
     line(f"{BESIDE}, p99", "ms", better="less"),
-    seconds=400,
+    seconds=280,
     once=True,
 )
 def audit(bench: Bench) -> None:

@@ -83,7 +83,20 @@ class Authority:
         today = datetime.now(UTC)
         builder = x509.CertificateBuilder(self._name, subject, key, x509.random_serial_number())
         builder = builder.not_valid_before(today - timedelta(days=1)).not_valid_after(today + timedelta(days=1))
-        return builder.add_extension(extension, critical=True).sign(self._key, SHA256())
+        builder = builder.add_extension(extension, critical=True)
+        # From Python 3.13 on, OpenSSL checks all that RFC 5280 asks for: which key signs, and that it may.
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(signer, critical=False)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        is_authority = isinstance(extension, x509.BasicConstraints)
+        return builder.add_extension(_usage(signs=is_authority), critical=True).sign(self._key, SHA256())
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    rest = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only"), False
+    )
+    return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, crl_sign=signs, decipher_only=False, **rest)
 
 
 @contextmanager

@@ -392,7 +392,7 @@ def test_a_request_without_a_final_answer_asks_no_question_of_a_retired_audience
     odp.fault({"path": "/v3/profiles", "times": 1}, {"close": "after"})
     enter(gold, "ann", at=3 * DAY)
     drain_all(gold.install)
-    Install.objects.update(backoff_until_at=now())
+    Install.objects.exclude(backoff_until_at=None).update(backoff_until_at=now())
     retired(gold)
     reconcile.reconcile()
     assert read(gold).last_sequence == lane_of(gold).retired_sequence
