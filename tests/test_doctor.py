@@ -212,7 +212,7 @@ def test_retention(shop: Install, settings: Settings, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("hours", "is_done", "state"),
-    [(1, False, "good"), (13, False, "warning"), (13, True, "good"), (35, True, "good"), (37, True, "warning")],
+    [(1, False, "good"), (35, False, "good"), (37, False, "warning"), (35, True, "good"), (37, True, "warning")],
 )
 def test_deleting_old_rows_late_is_a_warning(
     shop: Install, settings: Settings, hours: int, is_done: bool, state: str

@@ -11,7 +11,9 @@ from audiences.insight.horizons import KINDS, name
 from audiences.models import Pruning
 from audiences.operations import parts
 
-# A pass begins at midnight in UTC, when the horizon moves, and usually takes minutes.
+# A pass begins at midnight in UTC, when the horizon moves, and usually takes minutes. After a setting was lowered it
+# begins at any time of the day and takes longer. So a pass is late when the next one has been due for twelve hours.
+DAY = timedelta(days=1)
 PASS_LATE = timedelta(hours=12)
 # Events that something needs leave a part two days after the horizon has passed it, and waiting ones after a week.
 PART_LATE = timedelta(days=9)
@@ -22,7 +24,7 @@ HELD_CURE = "Look for audiences that have been blocked or paused for long, and f
 
 @dataclass(frozen=True)
 class Overdue:
-    """``kinds`` are those whose pass is late, ``since_at`` when the first of these passes was due, and ``parts`` the
+    """``kinds`` are those whose pass is late, ``since_at`` when the first of the next passes was due, and ``parts`` the
     number of old parts of the log that something holds back.
     """
 
@@ -41,11 +43,11 @@ def overdue() -> Overdue:
 
 
 def _due_at(row: Pruning) -> datetime | None:
-    """When the unfinished pass of a kind was due, or the next one; None while nothing of this kind is deleted."""
+    """When the pass after the present one is due; None while nothing of this kind is deleted."""
     kept: int = getattr(settings, KINDS.get(row.kind, ""), 0)
     if row.horizon_at is None or kept <= 0:
         return None
-    return row.horizon_at + timedelta(days=kept + row.is_done)
+    return row.horizon_at + timedelta(days=kept) + DAY
 
 
 def late(kinds: Iterable[str]) -> str:
