@@ -4,13 +4,12 @@ import io
 import json
 from datetime import timedelta
 from typing import Any
-from unittest.mock import Mock
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
-from django.db import OperationalError
+from django.db import Error, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -377,12 +376,22 @@ def test_an_audit_that_fails_ends_and_keeps_no_other_waiting(
     assert failed.problem == "Unexpected error of this service (ValueError). The log of a worker has its traceback."
 
 
-def test_an_audit_goes_on_when_postgresql_is_back(gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+# The others of ``test_database_errors`` end the session too, and the transaction of a test with it.
+@pytest.mark.parametrize("state", ["0A000", "26000", "40P01", "53100", "XX000"])
+def test_an_audit_goes_on_after_an_error_of_postgresql(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    with monkeypatch.context() as away:
-        away.setattr(audits, "_step", Mock(side_effect=OperationalError))
-        with pytest.raises(OperationalError):
+
+    def fail(_: Audit) -> Step:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
+        raise AssertionError
+
+    with monkeypatch.context() as failing:
+        failing.setattr(audits, "_step", fail)
+        with pytest.raises(Error):
             audits.advance_all(gold.install_id, seconds=30)
     assert finish(asked).problem == ""
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Case, Q, When
 from django.utils.timezone import now
 
+from audiences import sessions
 from audiences.agreement import asking_odp, comparing, scanning, sizes
 from audiences.agreement.steps import Ended, Step, Wait
 from audiences.models import Audience, Audit, Difference, Membership, ScannedMember
@@ -116,9 +117,9 @@ def advance_all(install_id: int, *, seconds: float) -> None:
             return
         try:
             run(audit, until=until)
-        except (OperationalError, InterfaceError):  # PostgreSQL is away: the audit continues when it is back
-            raise
         except Exception as error:
+            if sessions.is_database_error(error):  # the audit continues when PostgreSQL is well again
+                raise
             # Otherwise the step would be tried for ever, and no other audit of the install would take one.
             log.exception("an audit failed", audience=audit.audience.odp_id, audit=audit.pk)
             _end(audit, {"problem": FAILED.format(type(error).__name__)})
