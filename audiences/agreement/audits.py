@@ -34,7 +34,7 @@ UNDER_WAY = 20
 # The number of audits kept per audience.
 KEPT = 100
 SCHEDULE = "schedule"
-FAILED = "Unexpected error of this service ({}). The log of a worker has its traceback."
+FAILED = "Unexpected error of this service. The log of a worker has its traceback."
 
 Phase = Audit.Phase
 _STEPS: dict[str, Callable[[Audit], Step]] = {
@@ -122,7 +122,7 @@ def advance_all(install_id: int, *, seconds: float) -> None:
                 raise
             # Otherwise the step would be tried for ever, and no other audit of the install would take one.
             log.exception("an audit failed", audience=audit.audience.odp_id, audit=audit.pk)
-            _end(audit, {"problem": FAILED.format(type(error).__name__)})
+            _end(audit, {"problem": FAILED})
         finally:
             Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
     wake_audit(install_id)
