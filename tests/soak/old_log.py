@@ -54,7 +54,7 @@ _CLOSE_FIRST = "UPDATE audiences_logpart SET opened_at = now() - interval '100 d
 _AT_ONCE = 10_000
 # A pass may have ended before these rows existed, and the next one would begin tomorrow.
 _NEW_PASS = "WITH gone AS (DELETE FROM audiences_pruning RETURNING 1) SELECT count(*) FROM gone"
-_PRUNED = "SELECT coalesce(max(pruned), 0)::bigint FROM audiences_pruning WHERE kind = 'events'"
+_LEFT = "SELECT count(*) FROM audiences_event WHERE audience_id = ANY(%s)"
 
 
 class OldLog:
@@ -82,5 +82,5 @@ class OldLog:
         self._house.sql(_MOVE, last, self._audiences)
 
     def pruned(self) -> int:
-        """The number of its events that have been deleted."""
-        return int(self._house.sql(_PRUNED)[0][0])
+        """The number of its events that have been deleted. Some are while it is filled, before the new pass."""
+        return self.events - int(self._house.sql(_LEFT, self._audiences)[0][0])
