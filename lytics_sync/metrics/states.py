@@ -246,18 +246,17 @@ def _probes(samples: Samples) -> None:
 
 
 def _audits(samples: Samples) -> None:
-    # "differing" is the last, because the other conditions would read this count in place of the column.
     states = {
+        "differing": Q(problem="", differing__gt=0),
         "only_odp": Q(problem="", differing=0, only_in_odp__gt=0),
         "failed": ~Q(problem=""),
-        "differing": Q(problem="", differing__gt=0),
     }
-    counts = {name: Count("pk", filter=condition) for name, condition in states.items()}
+    counts = {f"{state}_audits": Count("pk", filter=condition) for state, condition in states.items()}
     bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0), is_newest=True).order_by()
     found: dict[int, Any] = {row["install_id"]: row for row in bad.values("install_id").annotate(**counts)}
     for install in samples.installs:
-        for state in counts:
-            samples.put(AUDITS, found.get(install.pk, {}).get(state, 0), install.public_id, state)
+        for state in states:
+            samples.put(AUDITS, found.get(install.pk, {}).get(f"{state}_audits", 0), install.public_id, state)
 
 
 def _troubles(samples: Samples) -> None:
