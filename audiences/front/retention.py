@@ -13,9 +13,9 @@ def alerts() -> list[Alert]:
     behind = list_url(Audience, state="behind")
     alerts = []
     if found.kinds:
-        what = overdue.late(found.kinds).rstrip(".")
+        what = overdue.late(found.kinds)
         alerts.append(Alert(KIND, what, why, found.since_at, behind, "held", todo=overdue.LATE_CURE, cause="late"))
     if found.parts:
-        what = overdue.held(found.parts).rstrip(".")
+        what = overdue.held(found.parts)
         alerts.append(Alert(KIND, what, why, None, behind, "held", todo=overdue.HELD_CURE, cause="parts"))
     return alerts

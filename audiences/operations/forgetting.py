@@ -83,10 +83,10 @@ def digest(identifier: str) -> str:
     return salted_hmac("audiences.forgotten", identifier, secret=settings.SECRET_KEY, algorithm="sha256").hexdigest()
 
 
-def proofs(identifier: str, **chosen: Install) -> list[str]:
-    """A sentence for each request to forget this customer, newest first; with ``install``, for those of one install."""
-    found = Forgotten.objects.filter(digest=digest(identifier), **chosen).select_related("install")
-    return [_proof(one) for one in found]
+def proofs(identifier: str, *, install: Install | None = None) -> list[str]:
+    """A sentence for each request to forget this customer, newest first. ``install`` narrows them to one install."""
+    found = Forgotten.objects.filter(digest=digest(identifier)).select_related("install")
+    return [_proof(one) for one in (found if install is None else found.filter(install=install))]
 
 
 def _proof(one: Forgotten) -> str:

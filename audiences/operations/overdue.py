@@ -51,9 +51,9 @@ def _due_at(row: Pruning) -> datetime | None:
 
 
 def late(kinds: Iterable[str]) -> str:
-    return f"Deleting old rows is late: {', '.join(name(kind).lower() for kind in kinds)}."
+    return f"Deleting old rows is late: {', '.join(name(kind).lower() for kind in kinds)}"
 
 
 def held(many: int) -> str:
     how_many = f"{many} old parts of the log stay" if many > 1 else "An old part of the log stays"
-    return f"{how_many}, because something needs {'their' if many > 1 else 'its'} events."
+    return f"{how_many}, because something needs {'their' if many > 1 else 'its'} events"

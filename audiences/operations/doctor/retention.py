@@ -13,12 +13,12 @@ def retention(case: Case) -> Found:
     """How long events stay, and whether old rows are deleted as fast as they become old."""
     days, found = settings.EVENTS_KEEP_DAYS, overdue.overdue()
     if found.kinds:
-        return warning(overdue.late(found.kinds), overdue.LATE_CURE)
+        return warning(f"{overdue.late(found.kinds)}.", overdue.LATE_CURE)
     if days <= 0:
         return good("The log is kept completely, because EVENTS_KEEP_DAYS is 0. Other old rows are deleted on time.")
     if not parts.has_parts():
         cure = f"Run partition_log, see {overdue.PAGE}. Old events are then dropped at once."
         return warning("Old events are deleted row by row, because the log is one table.", cure)
     if found.parts:
-        return warning(overdue.held(found.parts), overdue.HELD_CURE)
+        return warning(f"{overdue.held(found.parts)}.", overdue.HELD_CURE)
     return good(f"Events are deleted after {days:,} days. Old rows are deleted on time.")
