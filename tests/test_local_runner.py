@@ -21,6 +21,7 @@ from local import embedded, stack
 from local.__main__ import done, main
 from local.processes import StackError, belongs_to, free_port, is_free, read_pid
 from lytics_sync.env import PROJECT_DIR
+from tests import settings_page
 
 NAMES = {"runner", "postgres", "redis", "web", "worker-1", "worker-2", "beat", "sandbox", "sandbox-lytics"}
 # What tests.servers has set for Django under test; the runner is to find a bare environment.
@@ -290,6 +291,12 @@ def test_the_web_process_is_called_at_the_address_where_it_listens(
     assert here.public_url == f"{url}:{here.port}"
     allowed = here.environment.get("ALLOWED_HOSTS", ",".join(stack.ALLOWED_HOSTS)).split(",")
     assert url.removeprefix("http://") in allowed
+
+
+def test_the_local_runner_knows_the_default_of_allowed_hosts() -> None:
+    settings = settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))
+    (default,) = [setting.default for setting in settings if setting.name == "ALLOWED_HOSTS"]
+    assert default.strip("`").startswith(",".join(stack.ALLOWED_HOSTS))
 
 
 @pytest.mark.parametrize(
