@@ -1,4 +1,4 @@
-"""The address of a caller: the other end of its connection or, behind trusted proxies, the one that they report."""
+"""The IP address of a caller: the connection's peer or, behind trusted proxies, the address in X-Forwarded-For."""
 
 from ipaddress import IPv6Address, ip_address, ip_network
 

@@ -103,7 +103,7 @@ def _secrets_closed() -> str:
 
 
 def encryption_problem() -> str:
-    """The problem of the first stored secret that none of FIELD_ENCRYPTION_KEYS decrypts; empty without one."""
+    """Describe the first stored secret that no key in FIELD_ENCRYPTION_KEYS decrypts. Empty if all can be decrypted."""
     for whose, hidden in _SECRETS.run().all():
         if hidden and hidden not in _opened:
             try:

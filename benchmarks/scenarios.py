@@ -307,7 +307,7 @@ def paced(bench: Bench) -> None:
     f"in and out at once, {BOTH:,}/s for a minute, every customer new",
     Needs.STACK,
     line("in and out", "events/s", Against(LIMIT, 0.08), better="more"),
-    line("backlog that has grown, of what came in", "of 1", better="less"),
+    line("growth of the backlog, divided by the events received", "of 1", better="less"),
     line(f"end to end at {BOTH:,}/s, p50", "ms", better="less"),
     line(f"end to end at {BOTH:,}/s, p99", "ms", better="less", bar=500),
     line("WAL of an event, in and out", "bytes", better="less"),
@@ -333,7 +333,7 @@ def in_and_out(bench: Bench) -> None:
     bench.record("in and out", events / (time.monotonic() - max(began, report.began)))
     middle = len(waiting) // 2
     early, late = (statistics.mean(half) if half else 0.0 for half in (waiting[:middle], waiting[middle:]))
-    bench.record("backlog that has grown, of what came in", max(0.0, late - early) / events)
+    bench.record("growth of the backlog, divided by the events received", max(0.0, late - early) / events)
     _end_to_end(bench, f"end to end at {BOTH:,}/s", report)
     bench.record("WAL of an event, in and out", (bench.house.wal_bytes() - written) / events)
     _cpu(bench, before, bench.house.cpu_seconds(), events)

@@ -64,7 +64,7 @@ def as_whole_number(number: str) -> str:
 
 
 def refusal_reason(identifier: str) -> str | None:
-    """The parked reason for an identifier that can't be stored; None for one that can."""
+    """The reason to park an event with this identifier. None if the identifier can be stored."""
     kept = storable(identifier)
     if kept is None:
         return reasons.UNREADABLE_IDENTIFIER

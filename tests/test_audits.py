@@ -601,7 +601,7 @@ def test_the_schedule_audits_each_audience_once_a_day(gold: Audience) -> None:
 
 @pytest.fixture
 def tests_alone(gold: Audience, lytics: Lytics) -> Audience:
-    """The audience of the test customers, which Lytics doesn't have, and a retired one that Lytics has no more."""
+    """Lytics doesn't have the audience of the test customers, and may not have a retired audience."""
     retired = make_audience(gold.install, "retired", provisioned=False)
     tests = make_audience(gold.install, "sync_test", provisioned=False)
     enter(retired, "ann")

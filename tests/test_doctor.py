@@ -198,7 +198,7 @@ def test_retention(shop: Install, settings: Settings, monkeypatch: pytest.Monkey
     settings.EVENTS_KEEP_DAYS = 90
     pruning.prune(seconds=5)
     assert (states(shop, "retention"), "after 90 days" in the(shop, "retention").evidence) == (["good"], True)
-    # A part that was closed long ago, and one that events may still have to leave.
+    # Part 1 closed 98 days ago. Until 99 days, events may still be moved out of it.
     LogPart.objects.filter(number=1).update(opened_at=now() - timedelta(days=110))
     LogPart.objects.filter(number=2).update(opened_at=now() - timedelta(days=98))
     assert states(shop, "retention") == ["good"]

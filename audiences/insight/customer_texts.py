@@ -69,7 +69,7 @@ def names(raw: bytes, identifier: str) -> bool:
 
 
 def _is_whole(found: re.Match[str]) -> bool:
-    """Whether no combining mark stands beside the match: "José" with a separate accent is not "Jose"."""
+    """Whether no combining mark is next to the match. Decomposed Unicode spells "José" as "Jose" and an accent."""
     beside = found.string[max(0, found.start() - 1) : found.start()] + found.string[found.end() : found.end() + 1]
     return not any(unicodedata.category(character).startswith("M") for character in beside)
 

@@ -25,8 +25,8 @@ from odp import redact
 
 # Beat checks every 60 s. Checks that queued up while no worker ran follow each other at once.
 RESOLVED_AFTER = timedelta(seconds=50)
-# A trouble that comes back within this time is resolved later than others. Otherwise one that comes and goes every few
-# minutes would cause two messages each time.
+# A trouble is flapping if it returned within ``FLAPPING`` after it was resolved. Each resolution and each return sends
+# a message, so a flapping trouble is resolved only when it has been gone for ``FLAPPING_RESOLVED_AFTER``.
 FLAPPING, FLAPPING_RESOLVED_AFTER = timedelta(hours=1), timedelta(minutes=15)
 # Messages name at most this many troubles of a kind at once. A trouble with the cause ``REST`` is about all others.
 NAMED = 10
@@ -165,7 +165,7 @@ def _miss(trouble: Trouble, at: datetime) -> None:
 
 
 def _is_flapping(trouble: Trouble) -> bool:
-    """Whether it came back soon after it was resolved."""
+    """Whether the trouble was resolved in the last hour before it was found."""
     since = trouble.first_seen_at - FLAPPING
     return Trouble.objects.filter(key=trouble.key, resolved_at__gt=since).exists()
 
