@@ -25,7 +25,6 @@ from tests.delivering import (
     make_audience,
     make_delivered,
     make_install,
-    short_deadline,
     writes,
 )
 from tests.threads import PATIENCE, start
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox, settings: Any) -> Install:
-    short_deadline(settings)
+    settings.RECONCILE_AFTER_SECONDS = 0
     return make_install(odp)
 
 

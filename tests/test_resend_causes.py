@@ -18,7 +18,7 @@ from audiences.operations import resends
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import resend_causes
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, enter, give_up, happen, lane_of, make_delivered, make_install, short_deadline
+from tests.delivering import drain_all, enter, give_up, happen, lane_of, make_delivered, make_install
 from tests.people import someone
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def shop(odp: ThreadedSandbox, settings: Any) -> Install:
-    short_deadline(settings)
+    settings.RECONCILE_AFTER_SECONDS = 0
     return make_install(odp)
 
 
