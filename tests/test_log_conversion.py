@@ -17,12 +17,20 @@ from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, drain_all, enter, make_delivered, make_install
 from tests.messages import body, message
-from tests.test_parts import days_pass, next_part, only_the_first_part, parts_of, sql, tables
+from tests.test_parts import (
+    days_pass,
+    next_part,
+    only_the_first_part,
+    parts_of,
+    patience_with_autovacuum,
+    sql,
+    tables,
+)
 from tests.test_pruned_log import age, numbers, prune_wholly
 
 pytestmark = pytest.mark.django_db
 
-__all__ = ["only_the_first_part"]
+__all__ = ["only_the_first_part", "patience_with_autovacuum"]
 
 # The log as one table, as it was before the parts.
 ONE_TABLE = """
