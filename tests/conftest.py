@@ -35,6 +35,9 @@ django.conf.settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5Passwor
 # WhiteNoise reads this folder for each test client, 6 ms each; only processes that a test starts serve its files.
 django.conf.settings.STATIC_ROOT = None
 
+# The test customer and the doctor call this address. At the default, a developer's own stack may listen.
+django.conf.settings.PUBLIC_URL = "http://127.0.0.1:9"
+
 # Rows that migrations wrote and every test relies on, among them the roles and the first part of the log.
 WRITTEN_BY_MIGRATIONS = (
     "django_migrations",

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandError
 from django.utils.timezone import now
@@ -34,7 +35,7 @@ def test_create_install_prints_the_values_for_lytics() -> None:
     token = install.tokens.get()
     assert facts == {
         "install_id": install.public_id,
-        "webhook_url": f"http://127.0.0.1:8000/webhooks/lytics/{install.public_id}",
+        "webhook_url": f"{settings.PUBLIC_URL}/webhooks/lytics/{install.public_id}",
         "authorization": f"Bearer {token.secret}",
         "authorization_header": f"Authorization: Bearer {token.secret}",
     }
