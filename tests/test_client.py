@@ -424,17 +424,21 @@ came_to_an_end = threading.Event()
 
 
 @pytest.fixture(autouse=True)
-def nothing_came_to_an_end() -> None:
-    came_to_an_end.clear()
+def an_end_of_its_own() -> None:
+    """A new event for each test: a server of an earlier one may still read what the kernel kept for it."""
+    global came_to_an_end
+    came_to_an_end = threading.Event()
 
 
 def drip(data: bytes, *, pieces: int = 100) -> Script:
+    ended = came_to_an_end
+
     def script(connection: socket.socket) -> None:
         size = -(-len(data) // pieces)
         for start in range(0, len(data), size):
             connection.sendall(data[start : start + size])
             time.sleep(SHORT / 10)
-        came_to_an_end.set()
+        ended.set()
 
     return script
 
@@ -466,6 +470,8 @@ def test_a_server_that_reads_the_body_too_slowly_is_cut_off() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
+        ended = came_to_an_end
+
         def read_slowly() -> None:
             connection, _ = listener.accept()
             with connection:
@@ -474,7 +480,7 @@ def test_a_server_that_reads_the_body_too_slowly_is_cut_off() -> None:
                     got += piece
                     time.sleep(SHORT / 20)
                 if len(got) >= whole:
-                    came_to_an_end.set()
+                    ended.set()
                 connection.sendall(answer())
 
         threading.Thread(target=read_slowly, daemon=True).start()
