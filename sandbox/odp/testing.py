@@ -9,13 +9,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 from sandbox.odp.account.changes import CHANGES, changes_of
+from sandbox.odp.control import answer_control
 from sandbox.odp.server import SandboxServer
+from sandbox.odp.wire.request import Request
 from sandbox.odp.world import DEFAULT_PRIVATE_KEY, Options, World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +162,16 @@ class ThreadedSandbox(ControlledSandbox):
     def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
+
+    def _ask(self, path: str, body: Any, method: str | None, headers: dict[str, str]) -> Any:
+        """The control's answer without a connection, which would take 2 ms of CPU. ODP's endpoints have one."""
+        data = b"" if body is None else json.dumps(body).encode()
+        request = Request.from_head(method or ("POST" if data else "GET"), path, headers)
+        request.take_body(data)
+        answer = answer_control(self.world, request)
+        if answer.status != HTTPStatus.OK:
+            raise ValueError(f"{path}: {answer.status} {answer.body.decode()}")
+        return json.loads(answer.body)
 
     @contextmanager
     def undone(self) -> Iterator[None]:
