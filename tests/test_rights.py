@@ -474,7 +474,7 @@ def test_no_text_in_an_address_makes_a_page_fail(shop: Install, odd: str, rf: Re
                 continue
             request = rf.get(address, {name: odd})
             request.user, request.session = boss, person.session
-            request._messages = FallbackStorage(request)  # type: ignore[attr-defined]
+            request._messages = FallbackStorage(request)  # type: ignore[attr-defined] # as its middleware does
             assert page.changelist_view(request).status_code < 500, (page, name)
     paths: dict[str, tuple[str, ...]] = {"/admin/audiences/run/": ("e", "next", "unknown", "delivery__id__exact")}
     paths |= dict.fromkeys(
