@@ -1,10 +1,21 @@
 """No page or search needs more queries with 50 installs of 500 audiences than with 2 installs of 5."""
 
+import pytest
+from django.contrib import admin
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from tests import many
+
+# More rows than with few audiences, so that a query for each row is noticed, and few enough to be rendered quickly.
+ROWS_OF_A_PAGE = 20
+
+
+@pytest.fixture(autouse=True)
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shown in admin.site._registry.values():
+        monkeypatch.setattr(shown, "list_per_page", ROWS_OF_A_PAGE)
 
 
 def queries(client: Client, address: str, posted: dict[str, str] | None = None) -> int:
