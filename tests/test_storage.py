@@ -12,19 +12,31 @@ OFTEN_CHANGED = {
 }
 
 
-@pytest.mark.django_db
-@pytest.mark.parametrize("table", OFTEN_CHANGED)
-def test_pages_have_room_for_new_versions_and_are_vacuumed_early(table: str) -> None:
+def options_of(table: str) -> dict[str, float]:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT option_name, option_value::float FROM pg_class, pg_options_to_table(reloptions)"
             " WHERE oid = %s::regclass",
             [table],
         )
-        options = dict(cursor.fetchall())
+        return dict(cursor.fetchall())
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("table", OFTEN_CHANGED)
+def test_pages_have_room_for_new_versions_and_are_vacuumed_early(table: str) -> None:
+    options = options_of(table)
     assert options["fillfactor"] <= 10
     assert (options["autovacuum_vacuum_scale_factor"], options["autovacuum_vacuum_cost_delay"]) == (0, 0)
     assert options["autovacuum_vacuum_threshold"] <= 1000
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("table", ["audiences_run", "audiences_delivery"])
+def test_tables_that_grow_are_vacuumed_after_a_number_of_rows_and_not_after_a_share(table: str) -> None:
+    options = options_of(table)
+    assert options["autovacuum_vacuum_scale_factor"] == 0
+    assert options["autovacuum_vacuum_threshold"] <= 50_000
 
 
 @pytest.mark.django_db
