@@ -21,6 +21,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
 from audiences.learning import experiments, registry
+from audiences.learning import lab as laboratory
 from audiences.learning.lab import Clock, Lab, Spacing
 from audiences.models import Install
 from audiences.operations import installs
@@ -100,6 +101,12 @@ def clock(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> MovedClock:
     moved = MovedClock(odp)
     monkeypatch.setattr(learn_account.Command, "clock", moved)
     return moved
+
+
+@pytest.fixture(autouse=True)
+def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for an effect that never comes would take 40 to 60 requests, and a run has several of these waits."""
+    monkeypatch.setattr(laboratory, "LOOK_SECONDS", 2.0)
 
 
 @pytest.fixture
