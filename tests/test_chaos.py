@@ -37,20 +37,23 @@ def test_nothing_is_lost_or_reordered_whichever_process_is_killed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("twin", "promise", "faults"),
+    ("twin", "promise", "faults", "flags"),
     [
-        ("fold_by_arrival", "memberships at ODP are the fold of what was accepted", "beat"),
+        ("fold_by_arrival", "memberships at ODP are the fold of what was accepted", "beat", ()),
         # Or, on a busy machine, what comes of that first.
         (
             "claim_ignoring_leases",
             "(no lane was in two requests at once|no customer went back to an older state)",
             "odp_slow",
+            # It sends the same customers again and again, so nothing that comes later proves more.
+            ("--events", "2000", "--stuck", "3"),
         ),
     ],
 )
-def test_the_judge_catches_a_bridge_that_breaks_a_promise(twin: str, promise: str, faults: str) -> None:
-    run = chaos(
-        "--events", "3000", "--audiences", "2", "--gap", "0.5", "--faults", faults, "--twin", twin, "--stuck", "6"
-    )
+def test_the_judge_catches_a_bridge_that_breaks_a_promise(
+    twin: str, promise: str, faults: str, flags: tuple[str, ...]
+) -> None:
+    small = ("--events", "1000", "--audiences", "2", "--gap", "0.5", "--stuck", "6")
+    run = chaos(*small, "--faults", faults, "--twin", twin, *flags)
     assert run.returncode == 1, run.stdout[-6000:] + run.stderr[-3000:]
     assert re.search(f"BROKEN: {promise}", run.stdout)
