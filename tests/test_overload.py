@@ -4,7 +4,7 @@ import gzip
 import os
 import random
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,29 +57,27 @@ def test_ten_times_as_many_callers_as_recommended_all_wait_their_turn(web: Web, 
     assert Receipt.objects.count() == CALLERS * CALLS
 
 
-LARGE = 24 << 20
-# Five times the body, and something for the process's other threads. Measured: 4 times at most, for 60 MB.
-MEGABYTES = 150
+LARGE = 12 << 20
+# Five times the body, and something for the process's other threads. Measured: 72 at most.
+MEGABYTES = 90
+ONE = single(message())
+# Made when it is sent.
+LARGE_BODIES: dict[str, Callable[[], bytes]] = {
+    "nothing that can be read": lambda: random.Random(7).randbytes(LARGE),
+    "little that is packed and much when it is not": lambda: gzip.compress(bytes(LARGE), 1),
+    "millions of messages": lambda: b"[" + b"1," * (LARGE // 2) + b"1]",
+    "10,000 messages, each to be parked": lambda: b"[" + b",".join([b'"%s"' % (b"x" * 1000)] * 10_000) + b"]",
+    "identifiers of a megabyte": lambda: b"[" + b",".join([ONE.replace(b"kim", b"k" * (1 << 20))] * 11) + b"]",
+    "brackets": lambda: b"[" * LARGE,
+    "objects in objects": lambda: b'{"a":' * (LARGE // 5),
+    "one profile": lambda: ONE.replace(b'"_id"', b'"x": "%s", "_id"' % (b"y" * LARGE)),
+    "100,000 customers": lambda: single(message(who=[str(number) for number in range(100_000)])),
+}
 
 
-def large_bodies() -> dict[str, bytes]:
-    one = single(message())
-    return {
-        "nothing that can be read": random.Random(7).randbytes(LARGE),
-        "little that is packed and much when it is not": gzip.compress(bytes(LARGE)),
-        "millions of messages": b"[" + b"1," * (LARGE // 2) + b"1]",
-        "20,000 messages, each to be parked": b"[" + b",".join([b'"%s"' % (b"x" * 1000)] * 20_000) + b"]",
-        "identifiers of a megabyte": b"[" + b",".join([one.replace(b"kim", b"k" * (1 << 20))] * 22) + b"]",
-        "brackets": b"[" * LARGE,
-        "objects in objects": b'{"a":' * (LARGE // 5),
-        "one profile": one.replace(b'"_id"', b'"x": "%s", "_id"' % (b"y" * LARGE)),
-        "100,000 customers": single(message(who=[str(number) for number in range(100_000)])),
-    }
-
-
-@pytest.mark.parametrize("what", large_bodies())
+@pytest.mark.parametrize("what", LARGE_BODIES)
 def test_a_large_body_uses_a_small_multiple_of_its_size(web: Web, install: Install, what: str) -> None:
-    content = large_bodies()[what]
+    content = LARGE_BODIES[what]()
     before = web.forget_peaks()
     line = web.http(timeout=120)
     line.request("POST", url(install), content, {"Authorization": install.tokens.get().secret})
