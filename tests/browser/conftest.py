@@ -48,9 +48,18 @@ def odp() -> Iterator[ThreadedSandbox]:
         yield running
 
 
-@pytest.fixture
-def operator(site: Site, browser: Browser) -> Iterator[Person]:
-    person = Person(browser, site.url)
-    person.log_in("operator")
+@pytest.fixture(scope="package")
+def warm(running: Site, browser: Browser) -> Iterator[Person]:
+    """With the scripts, styles and fonts of the pages in the browser's cache; loading them takes 1 s of CPU."""
+    person = Person(browser, running.url)
     yield person
     person.leave()
+
+
+@pytest.fixture
+def operator(site: Site, warm: Person) -> Iterator[Person]:
+    warm.page.goto("about:blank")
+    warm.context.clear_cookies()
+    warm.log_in("operator")
+    yield warm
+    warm.was_well()

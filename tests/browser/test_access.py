@@ -42,25 +42,27 @@ def troubled(running: Site, browser: Browser) -> Iterator[Person]:
 
 
 def pages_of(person: Person) -> Iterator[str]:
-    """The front page, every list, of each the page of its first row, and the dialog of an audience."""
-    yield from ("/admin/", "/admin/audiences/install/add/")
-    for name in LISTS:
-        path = f"/admin/{name}/"
-        yield path
+    """Open the front page, every list, of each the page of its first row, and the dialog of an audience."""
+
+    def opened(path: str) -> str:
         person.go(path)
+        person.page.wait_for_load_state("networkidle")
+        return path
+
+    yield from map(opened, ("/admin/", "/admin/audiences/install/add/"))
+    for name in LISTS:
+        yield opened(f"/admin/{name}/")
         first = person.page.locator("#result_list tbody a[href*='/change/']").first
         if first.count():
-            page = first.get_attribute("href") or path
-            yield page
+            page = str(first.get_attribute("href"))
+            yield opened(page)
             if name == "audiences/audience":
-                yield page.replace("/change/", "/resync/").partition("?")[0]
+                yield opened(page.replace("/change/", "/resync/").partition("?")[0])
 
 
 def test_nothing_keeps_anybody_from_using_a_page(troubled: Person) -> None:
     page, obstacles = troubled.page, {}
-    for path in list(pages_of(troubled)):
-        troubled.go(path)
-        page.wait_for_load_state("networkidle")
+    for path in pages_of(troubled):
         obstacles[path, "light"] = troubled.obstacles()
         page.evaluate("document.documentElement.classList.add('dark')")
         obstacles[path, "dark"] = troubled.obstacles()

@@ -86,21 +86,22 @@ def reader(running: Site, browser: Browser) -> Iterator[Person]:
     running.forget()
 
 
-def pages(person: Person) -> list[str]:
-    found = ["/admin/", "/admin/?troubles=all", "/admin/find-customer/", "/admin/audiences/delivery/live/"]
-    for name in LISTS:
-        path = f"/admin/audiences/{name}/"
+def pages_of(person: Person) -> Iterator[str]:
+    """Open each page: the plain ones, the lists, and of each list the pages of its rows."""
+    ahead = ["/admin/", "/admin/?troubles=all", "/admin/find-customer/", "/admin/audiences/delivery/live/"]
+    ahead += [f"/admin/audiences/{name}/" for name in LISTS]
+    for path in ahead:
         person.go(path)
+        person.page.wait_for_load_state("networkidle")
+        yield path
         rows = person.page.locator("#result_list tbody a[href*='/change/']")
-        found += [path, *{str(row.get_attribute("href")).partition("?")[0] for row in rows.all()}]
-    return sorted(set(found))
+        pages = {str(row.get_attribute("href")).partition("?")[0] for row in rows.all()}
+        ahead += sorted(pages.difference(ahead))
 
 
 def test_a_long_name_stays_in_its_place(reader: Person) -> None:
     page, found = reader.page, []
-    for path in pages(reader):
-        reader.go(path)
-        page.wait_for_load_state("networkidle")
+    for path in pages_of(reader):
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
             found += [f"{path} at {width} px: {what}" for what in page.evaluate(OUTSIDE)]
