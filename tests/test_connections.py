@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.db import connection
+from pytest_django.plugin import DjangoDbBlocker
 
 from audiences.models import Event, Install, Receipt, Worker
 from audiences.operations import db_role
@@ -59,11 +60,13 @@ class Account:
             cursor.execute(statement)
 
 
-@pytest.fixture
-def account(transactional_db: None) -> Iterator[Account]:
-    made = Account()
+@pytest.fixture(scope="module")
+def account(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[Account]:
+    with django_db_blocker.unblock():
+        made = Account()
     yield made
-    made.drop()
+    with django_db_blocker.unblock():
+        made.drop()
 
 
 def test_calls_come_back_until_there_are_connections_again(install: Install, account: Account, tmp_path: Path) -> None:
@@ -108,14 +111,19 @@ def a_longer_name() -> Iterator[None]:
         alter(length)
 
 
-def test_a_migration_stops_no_web_process(install: Install, tmp_path: Path) -> None:
+def test_each_web_process_is_warm_before_its_first_call_and_no_migration_stops_it(
+    install: Install, account: Account, tmp_path: Path
+) -> None:
     token, where = install.tokens.get().secret, f"/webhooks/lytics/{install.public_id}"
-    web = Web(tmp_path)
+    web = Web(tmp_path, DATABASE_URL=account.url)
 
     def call(who: str) -> int:
         return int(web.call("POST", where, body(message(who=who)), Authorization=token).status)
 
     try:
+        eventually(lambda: account.has_run("%grown AS MATERIALIZED%") == len(web.workers()) == 2)
+        assert "not warmed up" not in web.log.read_text(encoding="utf-8")
+        assert not Receipt.objects.exists()
         assert {call(who) for who in numbered(CALLS)} == {200}
         with a_longer_name():
             assert {call(who) for who in numbered(CALLS)} == {200}
@@ -123,61 +131,52 @@ def test_a_migration_stops_no_web_process(install: Install, tmp_path: Path) -> N
         web.stop()
 
 
-def test_each_web_process_is_warm_before_its_first_call(account: Account, tmp_path: Path) -> None:
-    web = Web(tmp_path, DATABASE_URL=account.url)
-    try:
-        eventually(lambda: account.has_run("%grown AS MATERIALIZED%") == len(web.workers()) == 2)
-        assert "not warmed up" not in web.log.read_text(encoding="utf-8")
-    finally:
-        web.stop()
-    assert not Receipt.objects.exists()
-
-
-@contextmanager
-def a_worker(folder: Path, account: Account) -> Iterator[Fleet]:
-    """And beat. Both are still running at the end of it."""
-    settings = {"DATABASE_URL": account.url, "SWEEP_SECONDS": "0.1"}
+@pytest.fixture(scope="module")
+def started(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    settings, folder = {"DATABASE_URL": account.url, "SWEEP_SECONDS": "0.1"}, tmp_path_factory.mktemp("worker")
     fleet = Fleet(folder=folder, env={**os.environ, **settings}, tell=print)
     stack = Stack(folder=folder, port=0, host="127.0.0.1", memory=Memory(file=folder / "env", values={}))
-    try:
-        fleet.start(*stack.workers(["worker-1"]), stack.beat())
-        eventually(Worker.objects.exists)
-        yield fleet
-        assert not any(child.has_ended() or child.quick_ends for group in fleet.groups for child in group)
-    finally:
-        fleet.stop()
+    fleet.start(*stack.workers(["worker-1"]), stack.beat())
+    yield fleet
+    fleet.stop()
+
+
+@pytest.fixture
+def fleet(transactional_db: None, started: Fleet) -> Iterator[Fleet]:
+    """A worker and beat. Both are still running at the end of the test."""
+    eventually(Worker.objects.exists)
+    yield started
+    assert not any(child.has_ended() or child.quick_ends for group in started.groups for child in group)
 
 
 def said(fleet: Fleet, words: str) -> bool:
     return words in (fleet.logs / "worker-1.log").read_text(encoding="utf-8")
 
 
-def test_a_worker_without_a_connection_delivers_once_there_is_one(account: Account, tmp_path: Path) -> None:
+def test_a_worker_without_a_connection_delivers_once_there_is_one(fleet: Fleet, account: Account) -> None:
     with sandbox() as odp:
         gold = make_audience(make_install(odp), provisioned=False)
-        with a_worker(tmp_path, account) as fleet:
-            account.may_have(0)
-            account.loses_all()
-            enter(gold, *numbered(9))
-            eventually(lambda: said(fleet, "too many connections"))
-            assert odp.requests() == []
-            account.may_have(-1)
-            eventually(lambda: cursor_of(gold) == 9)
-            assert odp.members("lytics_gold") == numbered(9)
+        account.may_have(0)
+        account.loses_all()
+        enter(gold, *numbered(9))
+        eventually(lambda: said(fleet, "too many connections"))
+        assert odp.requests() == []
+        account.may_have(-1)
+        eventually(lambda: cursor_of(gold) == 9)
+        assert odp.members("lytics_gold") == numbered(9)
         assert_all_is_well(gold)
 
 
-def test_a_migration_stops_no_worker(account: Account, tmp_path: Path) -> None:
+def test_a_migration_stops_no_worker(fleet: Fleet) -> None:
     with sandbox() as odp:
         gold = make_audience(make_install(odp), provisioned=False)
-        with a_worker(tmp_path, account) as fleet:
-            # Until a thread that had prepared its statements before the table was changed uses them.
-            for is_changed in [False, True] * 50:
-                with a_longer_name() if is_changed else nullcontext():
-                    enter(gold, *numbered(1))
-                    eventually(lambda: cursor_of(gold) == Event.objects.count())
-                if said(fleet, "cached plan must not change"):
-                    break
-            else:
-                pytest.fail("no session had its statements prepared")
+        # Until a thread that had prepared its statements before the table was changed uses them.
+        for is_changed in [False, True] * 50:
+            with a_longer_name() if is_changed else nullcontext():
+                enter(gold, *numbered(1))
+                eventually(lambda: cursor_of(gold) == Event.objects.count())
+            if said(fleet, "cached plan must not change"):
+                break
+        else:
+            pytest.fail("no session had its statements prepared")
         assert_all_is_well(gold)
