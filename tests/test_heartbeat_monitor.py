@@ -19,6 +19,7 @@ from django.db import connection
 from django.test import Client
 from django.utils.timezone import now
 from kombu import Connection
+from pytest_django.plugin import DjangoDbBlocker
 
 from audiences.insight import heartbeats
 from audiences.models import Worker
@@ -68,27 +69,12 @@ class RunningWorker:
         self.broker.close()
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[RunningWorker]:
-    running = RunningWorker(tmp_path)
-    yield running
-    running.stop()
-
-
-def test_a_worker_that_work_reaches_is_ready_and_in_the_table(worker: RunningWorker) -> None:
-    eventually(lambda: worker.health() == (200, "") and Worker.objects.exists())
-    (row,) = Worker.objects.all()
-    assert row.name.startswith("worker-1@")
-    first = row.beat_at
-    eventually(lambda: Worker.objects.get().beat_at > first)
-
-
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_each_line_of_a_worker_that_shuts_down_is_in_the_log_format(tmp_path: Path, how: signal.Signals) -> None:
     # Celery warns users who are root, as in a container that runs these tests, before there is a log.
     running = RunningWorker(tmp_path, LOG_FORMAT="json", PYTHONWARNINGS="ignore")
     try:
-        eventually(lambda: Worker.objects.exists())
+        eventually(lambda: running.health() == (200, ""))
         assert running.child.process is not None
         running.child.process.send_signal(how)
         eventually(running.child.has_ended)
@@ -97,33 +83,6 @@ def test_each_line_of_a_worker_that_shuts_down_is_in_the_log_format(tmp_path: Pa
     log = (tmp_path / "log" / "worker-1.log").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in log.splitlines()]
     assert how.name in {line.get("signal") for line in lines if line["event"] == "worker shutting down"}
-
-
-def test_a_worker_whose_broker_is_frozen_is_not_ready_and_recovers(worker: RunningWorker) -> None:
-    eventually(lambda: Worker.objects.exists())
-    with worker.broker.frozen():
-        eventually(lambda: worker.health()[0] == 503)
-        assert "no message from the broker" in worker.health()[1]
-        assert not worker.child.has_ended()
-    eventually(lambda: worker.health()[0] == 200)
-
-
-def test_a_worker_that_nothing_can_reach_any_more_ends_itself(worker: RunningWorker) -> None:
-    """A half-open connection: heartbeats sent over a new connection arrive, but the worker never receives them."""
-    eventually(lambda: Worker.objects.exists())
-    worker.broker.leave_half_open()
-    eventually(worker.child.has_ended)
-    assert worker.child.process is not None
-    assert worker.child.process.poll() == 1
-
-
-def test_a_worker_without_a_database_is_not_ready_and_stays(worker: RunningWorker) -> None:
-    eventually(lambda: Worker.objects.exists())
-    with worker.database.cut():
-        eventually(lambda: worker.health()[0] == 503)
-        assert "database" in worker.health()[1]
-        assert not worker.child.has_ended()
-    eventually(lambda: worker.health()[0] == 200)
 
 
 def test_a_heartbeat_goes_into_the_queue_of_its_worker_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,3 +235,51 @@ def test_a_heartbeat_of_another_worker_proves_nothing(monkeypatch: pytest.Monkey
     assert heard == []
     heartbeat_monitor.heard("me")
     assert heard == ["mine"]
+
+
+# --- One worker for all of these; the last test ends it -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worker(
+    django_db_setup: None, django_db_blocker: DjangoDbBlocker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningWorker]:
+    with django_db_blocker.unblock():
+        running = RunningWorker(tmp_path_factory.mktemp("worker"))
+    yield running
+    running.stop()
+
+
+def test_a_worker_that_work_reaches_is_ready_and_in_the_table(worker: RunningWorker) -> None:
+    eventually(lambda: worker.health() == (200, "") and Worker.objects.exists())
+    (row,) = Worker.objects.all()
+    assert row.name.startswith("worker-1@")
+    first = row.beat_at
+    eventually(lambda: Worker.objects.get().beat_at > first)
+
+
+def test_a_worker_whose_broker_is_frozen_is_not_ready_and_recovers(worker: RunningWorker) -> None:
+    eventually(lambda: Worker.objects.exists())
+    with worker.broker.frozen():
+        eventually(lambda: worker.health()[0] == 503)
+        assert "no message from the broker" in worker.health()[1]
+        assert not worker.child.has_ended()
+    eventually(lambda: worker.health()[0] == 200)
+
+
+def test_a_worker_without_a_database_is_not_ready_and_stays(worker: RunningWorker) -> None:
+    eventually(lambda: Worker.objects.exists())
+    with worker.database.cut():
+        eventually(lambda: worker.health()[0] == 503)
+        assert "database" in worker.health()[1]
+        assert not worker.child.has_ended()
+    eventually(lambda: worker.health()[0] == 200)
+
+
+def test_a_worker_that_nothing_can_reach_any_more_ends_itself(worker: RunningWorker) -> None:
+    """A half-open connection: heartbeats sent over a new connection arrive, but the worker never receives them."""
+    eventually(lambda: Worker.objects.exists())
+    worker.broker.leave_half_open()
+    eventually(worker.child.has_ended)
+    assert worker.child.process is not None
+    assert worker.child.process.poll() == 1
