@@ -64,7 +64,8 @@ class Account:
     consents: dict[tuple[str, str], dict[str, Any]] = field(init=False)
     objects: dict[str, dict[str, Any]] = field(init=False)
     revoked: dict[str, float] = field(default_factory=dict)
-    built_graphql: object = None
+    # A version of the schema, and the executable GraphQL schema of it.
+    built_graphql: tuple[object, object] | None = None
 
     def __post_init__(self) -> None:
         self.forget_everything()

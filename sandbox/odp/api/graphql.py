@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from graphql import (
@@ -28,13 +29,13 @@ from graphql import (
 from sandbox.odp.account.accounts import Account, Caller, Segment
 from sandbox.odp.account.customers import Customer
 from sandbox.odp.account.membership import population, qualifies
-from sandbox.odp.account.schema import Field
 from sandbox.odp.wire.answers import Answer, in_json
 from sandbox.odp.wire.request import Request
 from sandbox.odp.world import World
 
 LARGEST_PAGE = 1000
 DOCUMENTS_KEPT = 500
+SCHEMAS_KEPT = 50
 Info = GraphQLResolveInfo[Caller]
 OWN_FIELDS = ("audiences", "list_member")
 
@@ -50,9 +51,8 @@ class Found:
 
 @dataclass(slots=True)
 class Built:
-    """The executable schema of one account at one version, with a cache of validated queries."""
+    """An executable schema with a cache of validated queries. Accounts with the same customer fields share it."""
 
-    version: tuple[Any, ...]
     schema: GraphQLSchema
     documents: dict[str, DocumentNode | list[GraphQLError]] = field(default_factory=dict)
 
@@ -112,17 +112,31 @@ def _classified(error: GraphQLError, classification: str) -> GraphQLError:
 
 def _schema_of(account: Account) -> Built:
     version = (id(account.schema), account.schema.version, account.assumptions.graphql_scalars)
-    built = account.built_graphql
-    if not isinstance(built, Built) or built.version != version:
-        built = account.built_graphql = Built(version, _build(account))
-    return built
+    if account.built_graphql is None or account.built_graphql[0] != version:
+        account.built_graphql = (
+            version,
+            _built(
+                tuple((each.name, each.type, each.public_read) for each in account.schema.fields.values()),
+                tuple(account.schema.identifiers),
+                account.assumptions.graphql_scalars == "typed",
+            ),
+        )
+    found = account.built_graphql[1]
+    assert isinstance(found, Built)
+    return found
 
 
-def _build(account: Account) -> GraphQLSchema:
+@lru_cache(SCHEMAS_KEPT)
+def _built(fields: tuple[tuple[str, str, bool], ...], identifiers: tuple[str, ...], typed: bool) -> Built:
     audience = GraphQLObjectType("Audience", _audience_fields)
     connection = _connection(audience)
-    customer = GraphQLObjectType("Customer", {**_attribute_fields(account), **_membership_fields(connection)})
-    by = {kind: GraphQLArgument(GraphQLString) for kind in (*account.schema.identifiers, "zaius_id")}
+    attributes = {
+        name: GraphQLField(_scalar(kind) if typed else GraphQLString, resolve=_attribute(name, public_read))
+        for name, kind, public_read in fields
+        if name not in OWN_FIELDS
+    }
+    customer = GraphQLObjectType("Customer", {**attributes, **_membership_fields(connection)})
+    by = {kind: GraphQLArgument(GraphQLString) for kind in (*identifiers, "zaius_id")}
     query = {
         "customer": GraphQLField(customer, args=by, resolve=_find_customer),
         "audiences": GraphQLField(connection, args=_paging(), resolve=_all_audiences),
@@ -130,7 +144,7 @@ def _build(account: Account) -> GraphQLSchema:
             audience, args={"name": GraphQLArgument(GraphQLNonNull(GraphQLString))}, resolve=_one_audience
         ),
     }
-    return GraphQLSchema(GraphQLObjectType("Query", query))
+    return Built(GraphQLSchema(GraphQLObjectType("Query", query)))
 
 
 def _paging() -> dict[str, GraphQLArgument]:
@@ -175,34 +189,26 @@ def _membership_fields(connection: GraphQLObjectType) -> dict[str, GraphQLField]
     }
 
 
-def _attribute_fields(account: Account) -> dict[str, GraphQLField]:
-    typed = account.assumptions.graphql_scalars == "typed"
-    shown = (each for each in account.schema.fields.values() if each.name not in OWN_FIELDS)
-    return {each.name: GraphQLField(_scalar(each, typed), resolve=_attribute(each)) for each in shown}
-
-
-def _scalar(of: Field, typed: bool) -> GraphQLOutputType:
-    if not typed:
-        return GraphQLString
+def _scalar(kind: str) -> GraphQLOutputType:
     by_type: dict[str, GraphQLOutputType] = {
         "boolean": GraphQLBoolean,
         "number": GraphQLFloat,
         "timestamp": GraphQLFloat,
         "vector": GraphQLList(GraphQLFloat),
     }
-    return by_type.get(of.type, GraphQLString)
+    return by_type.get(kind, GraphQLString)
 
 
-def _attribute(of: Field) -> Callable[[Found, Info], Any]:
+def _attribute(name: str, public_read: bool) -> Callable[[Found, Info], Any]:
     def resolve(found: Found, info: Info) -> Any:
         caller = info.context
-        if not caller.is_private and not of.public_read:
+        if not caller.is_private and not public_read:
             if caller.account.assumptions.private_fields == "null":
                 return None
-            raise GraphQLError(f"field {of.name} is not readable with a public key")
+            raise GraphQLError(f"field {name} is not readable with a public key")
         if found.customer is None:
             return None
-        value = found.customer.zaius_id if of.name == "zaius_id" else found.customer.record.get(of.name)
+        value = found.customer.zaius_id if name == "zaius_id" else found.customer.record.get(name)
         as_text = caller.account.assumptions.graphql_scalars == "strings" and value is not None
         return str(value).lower() if as_text and isinstance(value, bool) else str(value) if as_text else value
 
