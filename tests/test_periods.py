@@ -208,7 +208,7 @@ def test_a_row_whose_clock_was_behind_is_found_within_the_slack(viewer: Client, 
     assert ids(viewer, "delivery", since="2026-01-31T10:04", until="2026-01-31T10:05") == [ahead.pk]
 
 
-@pytest.mark.parametrize("kept", [(), (1,), (500,), (1, 500, 501, 900), tuple(range(1, 60)), (3, 4, 5, 10**12)])
+@pytest.mark.parametrize("kept", [(), (1,), (500,), (1, 500, 501, 900), tuple(range(1, 20)), (3, 4, 5, 10**12)])
 def test_the_numbers_of_a_period_are_found_whatever_is_missing_between_them(
     shop: Install, kept: tuple[int, ...]
 ) -> None:
