@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.test import Client as DjangoClient
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
@@ -16,8 +17,10 @@ from audiences.admin.audience_verbs import Unblock
 from audiences.admin.definition_verbs import AcceptDefinition
 from audiences.delivery import backoff, claims, holds, provision
 from audiences.insight import state
-from audiences.models import Audience, Delivery, Install, Parked
+from audiences.models import Audience, Delivery, Install, Lane, Parked
 from audiences.operations import parked_items, resends
+from audiences.receiving import ingest
+from lytics.facts import Fact, Kind
 from odp.mechanisms import Attribute
 from odp.outcomes import Answer, Outcome
 from outgoing.deadline import TooLateError
@@ -273,12 +276,14 @@ def test_an_hour_without_the_schema_api_does_not_delay_existing_audiences(
         settings.DELIVERY_DEADLINE_SECONDS = 0.5 if "delay_seconds" in then else settings.DELIVERY_DEADLINE_SECONDS
     for round_ in range(HOUR // step):
         before = len(writes(odp))
-        for audience in known:
-            enter(audience, f"u{round_}")
+        with transaction.atomic():
+            facts = [Fact("", "", f"u{round_}", Kind.ENTER, 1)]
+            ingest.append({audience.pk: facts for audience in known}, received_at=now())
         with monkeypatched_deadline(settings):
             assert drain.turn(shop.pk) is True
         assert len(writes(odp)) == before + 1
-        assert {lane_of(audience).delivered_sequence for audience in known} == {round_ + 1}
+        delivered = Lane.objects.filter(audience__in=known).values_list("delivered_sequence", flat=True)
+        assert set(delivered) == {round_ + 1}
         drain_all(shop)
         assert Install.objects.get().backoff_failures == 0
         time_passes(step)
