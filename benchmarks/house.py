@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -21,6 +21,9 @@ from benchmarks.load import Load, Report
 from local.processes import STOP_SIGNALS, Child, Fleet, Program, StackError, free_port, last_words, listens
 from local.stack import Memory, Stack, manage, python
 from lytics_sync import env
+
+if TYPE_CHECKING:
+    from tests.servers import Migrated
 
 ODP_DELAY_SECONDS = 0.05
 # Seconds without progress after which a drain counts as stopped.
@@ -130,15 +133,27 @@ class House:
     def _start_servers(self) -> None:
         self.servers = self._fleet()
         self.fleets.append(self.servers)
+        migrated = self._migrated()
         postgres, broker = self.stack.postgres(), self.stack.redis()
         assert postgres is not None
         assert broker is not None
         self.servers.start(postgres, broker)
+        if migrated:
+            migrated.name_database()
         self.stack.create_database()
         self.double = self._start_double("double", ODP_DELAY_SECONDS)
         self.null = self._start_double("null-server", 0)
-        self.manage("migrate", "--noinput", "--verbosity", "0")
+        if not migrated:
+            self.manage("migrate", "--noinput", "--verbosity", "0")
         self.install = self._connect()
+
+    def _migrated(self) -> "Migrated | None":
+        """The tests of the benchmarks begin with a database that has every migration."""
+        if "CLUSTER" not in os.environ or (self.folder / "postgres").exists():
+            return None
+        from tests.servers import Migrated
+
+        return Migrated.given(self.stack)
 
     def _start_double(self, name: str, delay: float) -> Double:
         port = free_port()

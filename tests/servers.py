@@ -29,6 +29,7 @@ from psycopg import sql
 
 from local import embedded
 from local.processes import Fleet, StackError, free_port, is_alive
+from local.stack import Stack
 
 PREFIX = "lytics-sync-tests-"
 HOUSE = Path(__file__).parents[1]
@@ -145,6 +146,27 @@ def _make_logins_cheap(server: "psycopg.Connection[Any]", password: str) -> None
     server.execute("SELECT set_config(name, '1', false) FROM pg_settings WHERE name = 'scram_iterations'")
     role, secret = sql.Identifier(embedded.NAME), sql.Literal(password)
     server.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, secret))
+
+
+class Migrated:
+    """A stack whose PostgreSQL begins with a copy of the cluster that ``CLUSTER`` names."""
+
+    def __init__(self, cluster: Path, stack: Stack) -> None:
+        self._stack = stack
+        shutil.copytree(cluster / "data", stack.folder / "postgres", symlinks=True)
+        password = (cluster / "password").read_text(encoding="ascii")
+        stack.memory.keep(DATABASE_URL=embedded.postgres_url(port=free_port(), password=password))
+
+    @classmethod
+    def given(cls, stack: Stack) -> "Migrated | None":
+        cluster = os.environ.get("CLUSTER")
+        return cls(Path(cluster), stack) if cluster else None
+
+    def name_database(self) -> None:
+        """As soon as PostgreSQL runs."""
+        server = self._stack.memory.values["DATABASE_URL"].rpartition("/")[0]
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as admin:
+            admin.execute(f"ALTER DATABASE {TEST_DATABASE} RENAME TO {embedded.NAME}")
 
 
 def _state_of_migrations() -> str:

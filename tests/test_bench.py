@@ -26,6 +26,7 @@ from benchmarks.scenarios import SCENARIOS, Scenario, estimate, lines
 from benchmarks.sender import _read_answer, body
 from local.processes import STOP_SIGNALS, AskedToStop, Fleet, free_port, listens
 from lytics.times import nanoseconds
+from tests.servers import migrated
 from tests.threads import PATIENCE
 
 OWN = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "SCALE", "ROUNDS", "ONLY", "WRITE")
@@ -33,7 +34,7 @@ OWN = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "MAKELEVEL", "SCAL
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
     """In a separate process with separate servers."""
-    environment = {name: value for name, value in os.environ.items() if name not in OWN}
+    environment = {name: value for name, value in os.environ.items() if name not in OWN} | {"CLUSTER": str(migrated())}
     command = [sys.executable, "-m", *words]
     return subprocess.run(command, env=environment, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False)
 

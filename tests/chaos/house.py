@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +14,12 @@ from urllib.parse import urlsplit
 import psycopg
 import redis
 
-from local import embedded
 from local.processes import Child, Fleet, StackError, free_port, last_words
 from local.stack import Memory, Stack, manage
 from lytics_sync import env
 from sandbox.odp.testing import RunningSandbox
+from tests import servers
 from tests.relay import Relay
-from tests.servers import TEST_DATABASE
 
 # The second worker reaches PostgreSQL through a relay; the last one's clock is a minute ahead, all along.
 RELAYED = "worker-2"
@@ -75,16 +73,14 @@ class House:
         return {**self.stack.environment, "PYTHONPATH": paths, **self.settings, **twin}
 
     def _start_servers(self) -> None:
-        cluster = os.environ.get("CLUSTER")
-        if cluster:
-            self._copy(Path(cluster))
+        migrated = servers.Migrated.given(self.stack)
         postgres, broker = self.stack.postgres(), self.stack.redis()
         assert postgres is not None
         assert broker is not None
         few = ("-c", f"max_connections={MAX_CONNECTIONS}")
         self.fleet.start(replace(postgres, command=[*postgres.command, *few]), broker)
-        if cluster:
-            self._rename_database()
+        if migrated:
+            migrated.name_database()
         self.stack.create_database()
         self.database_url, self.broker_url = (self.stack.memory.values[n] for n in ("DATABASE_URL", "REDIS_URL"))
         if self.is_plain:
@@ -99,17 +95,6 @@ class House:
         for relay in (self.database, self.broker):
             self._undo.callback(relay.close)
         self.fleet.env = {**self.fleet.env, "REDIS_URL": self.broker.url}
-
-    def _copy(self, cluster: Path) -> None:
-        """Begin with a copy of ``cluster``, a stopped one with every migration (tests/servers.py keeps it)."""
-        shutil.copytree(cluster / "data", self.folder / "postgres", symlinks=True)
-        password = (cluster / "password").read_text(encoding="ascii")
-        self.stack.memory.keep(DATABASE_URL=embedded.postgres_url(port=free_port(), password=password))
-
-    def _rename_database(self) -> None:
-        server = self.stack.memory.values["DATABASE_URL"].rpartition("/")[0]
-        with psycopg.connect(f"{server}/postgres", autocommit=True) as admin:
-            admin.execute(f"ALTER DATABASE {TEST_DATABASE} RENAME TO {embedded.NAME}")
 
     def _start_programs(self) -> None:
         if "CLUSTER" not in os.environ:
