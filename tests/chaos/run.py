@@ -133,14 +133,14 @@ class _Run:
         share = options.events // len(installs)
         self.sources = [
             Source(
-                house.connect(name, mechanism=mechanism, requests_per_second=pace),
+                install,
                 events=share,
                 how_many=options.audiences // len(installs) + (nth < options.audiences % len(installs)),
                 seed=options.seed * 10 + nth,
                 rate=share / expected,
                 retry_scale=options.retry_scale,
             )
-            for nth, (name, mechanism, pace) in enumerate(installs)
+            for nth, install in enumerate(house.connect(*installs))
         ]
 
     def report(self) -> Report:

@@ -59,9 +59,8 @@ _LEFT = "SELECT count(*) FROM audiences_event WHERE audience_id = ANY(%s)"
 
 class OldLog:
     def __init__(self, house: House, *, events: int) -> None:
-        """Fill the log with about ``events`` events."""
+        """Fill the log of the install ``NAME`` with about ``events`` events."""
         self._house = house
-        house.connect(NAME)
         install = house.sql(_SWITCH_OFF, NAME)[0][0]
         each = max(PARTS, events // AUDIENCES)
         self.events = each * AUDIENCES

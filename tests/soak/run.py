@@ -133,8 +133,8 @@ class _Run:
 
     def report(self) -> Report:
         options = self.options
-        install = self.house.connect(NAME)
-        self.house.manage("shell", "--no-imports", "-c", _TOKEN)
+        installs = (NAME, "attribute", 0), (old_log.NAME, "attribute", 0)
+        install, _ = self.house.connect(*installs, then=_TOKEN)
         old = old_log.OldLog(self.house, events=round(60 * options.rate * options.minutes))
         memberships = self.house.folder / "memberships.json"
         self.began = time.monotonic()
