@@ -23,6 +23,25 @@ def connect(person: Person, odp: ControlledSandbox) -> tuple[str, str]:
     return person.copies("Webhook URL"), person.copies("Authorization header")
 
 
+# Fills in and sends the form without drawing a page.
+CONNECT = """
+async ([key, host]) => {
+  const read = async (answer) => new DOMParser().parseFromString(await answer.text(), "text/html");
+  const path = "/admin/audiences/install/add/";
+  const form = new FormData((await read(await fetch(path))).querySelector("#install_form"));
+  for (const [name, value] of Object.entries({ name: "Shop", odp_api_key: key, odp_host: host })) form.set(name, value);
+  const page = await read(await fetch(path, { method: "POST", body: form }));
+  return ["webhook-url", "authorization-header"].map((id) => page.getElementById(id).value);
+}
+"""
+
+
+def connected(person: Person, odp: ControlledSandbox) -> tuple[str, str]:
+    """``connect`` for scenes that begin later; three pages less take 1.5 s of CPU less."""
+    url, header = person.page.evaluate(CONNECT, [odp.private_key, odp.url])
+    return url, header
+
+
 def call(url: str, header: str, *messages: Any) -> None:
     """One call of the webhook job."""
     name, _, value = header.partition(": ")

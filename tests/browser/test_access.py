@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.browser.person import Person
 from tests.browser.site import Site
-from tests.browser.steps import call, connect, make_field_of_another_type
+from tests.browser.steps import call, connected, make_field_of_another_type
 from tests.delivering import sandbox
 from tests.messages import message, transition
 
@@ -23,7 +23,7 @@ def troubled(running: Site, browser: Browser) -> Iterator[Person]:
     with sandbox() as odp:
         person = Person(browser, running.url, reduced_motion="reduce")
         person.log_in("admin")
-        url, header = connect(person, odp)
+        url, header = connected(person, odp)
         make_field_of_another_type(odp, "lytics_sale")
         call(url, header, message(), message(who=None), message(transition(segment="s2", slug="sale")))
         person.follow("Audiences")

@@ -5,7 +5,7 @@ from playwright.sync_api import expect
 from sandbox.odp.testing import ThreadedSandbox
 from tests.browser.person import Person
 from tests.browser.site import Site
-from tests.browser.steps import call, connect
+from tests.browser.steps import call, connected
 from tests.messages import message, transition
 
 
@@ -15,7 +15,7 @@ def find(person: Person, identifier: str) -> None:
 
 
 def test_a_customer_is_found_and_odp_is_queried_beside(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
-    url, header = connect(operator, odp)
+    url, header = connected(operator, odp)
     call(url, header, message(who="kim"), message(transition("exit", at="2026-03-02T09:16:00Z"), who="lee"))
     operator.follow("Audiences")
     operator.becomes("up to date", of="lytics_gold_club")

@@ -5,7 +5,7 @@ import re
 from sandbox.odp.testing import ThreadedSandbox
 from tests.browser.person import Person
 from tests.browser.site import Site
-from tests.browser.steps import call, connect, make_field_of_another_type
+from tests.browser.steps import call, connected, make_field_of_another_type
 from tests.delivering import UNLIMITED
 from tests.messages import message
 
@@ -13,7 +13,7 @@ AUDIENCE = "lytics_gold_club"
 
 
 def test_a_revoked_key_is_replaced_and_delivery_continues(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
-    url, header = connect(operator, odp)
+    url, header = connected(operator, odp)
     operator.follow("Now")
     odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
     odp.control("/sandbox/accounts", {"private_key": "other.secret", **UNLIMITED})
@@ -31,7 +31,7 @@ def test_a_revoked_key_is_replaced_and_delivery_continues(operator: Person, site
 
 
 def test_a_blocked_audience_is_unblocked_in_the_dialog(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
-    url, header = connect(operator, odp)
+    url, header = connected(operator, odp)
     operator.follow("Now")
     make_field_of_another_type(odp, AUDIENCE)
     call(url, header, message(who="kim"))
@@ -45,7 +45,7 @@ def test_a_blocked_audience_is_unblocked_in_the_dialog(operator: Person, site: S
 
 
 def test_items_without_their_identifier_are_released(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
-    url, header = connect(operator, odp)
+    url, header = connected(operator, odp)
     operator.follow("Now")
     call(url, header, *(message(who=f"{name}@example.com", field="email") for name in ("kim", "lee", "sam")))
     operator.finds("3 parked: no identifier")
