@@ -103,8 +103,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The imported modules and the collected tests are kept until the end, so the garbage collector skips them."""
+    """The imported modules and the collected tests are kept until the end, so the garbage collector skips them.
+
+    It runs after 20,000 new objects and not after 700, which takes 5 % of the CPU in tests that render pages.
+    """
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 
