@@ -226,19 +226,22 @@ def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, 
 # --- start ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("program", ["web", "worker", "beat"])
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"),
-        ("DATABASE_URL", "mysql://h/db", "must start with postgres"),
-        ("PROBE_SECONDS", "1", "PROBE_SECONDS is now BACKOFF_FIXED_SECONDS"),
-    ],
-)
+PROGRAMS = ("web", "worker", "beat")
+BAD_SETTINGS = [
+    ("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"),
+    ("DATABASE_URL", "mysql://h/db", "must start with postgres"),
+    ("PROBE_SECONDS", "1", "PROBE_SECONDS is now BACKOFF_FIXED_SECONDS"),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("name", "value", "words"), BAD_SETTINGS)
 def test_each_process_refuses_bad_settings_in_one_sentence(
-    tmp_path: Any, program: str, name: str, value: str, words: str, form: str
+    tmp_path: Any, program: str, name: str, value: str, words: str
 ) -> None:
+    """Each process and each setting is tried with both log formats."""
+    place = PROGRAMS.index(program) + BAD_SETTINGS.index((name, value, words))
+    form = "json" if place % 2 else "text"
     stack = Stack(folder=tmp_path, port=0, host="127.0.0.1", memory=Memory(file=tmp_path / "env", values={}))
     programs: dict[str, Program] = {"web": stack.web(), "worker": next(iter(stack.workers())), "beat": stack.beat()}
     chosen = programs[program]
