@@ -89,6 +89,7 @@ class Person:
     def copies(self, what: str) -> str:
         """Press the copy button beside a field; returns the clipboard."""
         box = self.page.locator(".ls-copy", has=self.page.get_by_label(what))
+        self.page.wait_for_load_state()  # before its scripts are loaded, a press does nothing
         box.get_by_role("button").click()
         expect(box.get_by_role("button")).to_have_text(re.compile("Copied"))
         text: str = self.page.evaluate("navigator.clipboard.readText()")
