@@ -413,14 +413,34 @@ def test_an_audit_that_a_person_asks_for_comes_before_those_of_the_schedule(
     assert [words.result(audit) for audit in waiting] == ["waiting for its turn among the audits of this install"] * 2
 
 
-def test_an_audit_that_waits_for_a_person_takes_no_place_of_the_schedule(
+def test_an_audit_that_a_person_asks_for_does_not_wait_for_those_of_the_schedule(
     many: list[Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "UNDER_WAY", 1)
+    ask_all(many[:2])
+    audits.advance_all(many[0].install_id, seconds=30)
+    assert audits._lease(many[0].install_id) is None
+    [by_kim] = ask_all(many[2:], by="kim")
+    assert audits._lease(many[0].install_id) == by_kim
+
+
+STOPPED: list[tuple[type[Lane | Audience], dict[str, Any]]] = [
+    (Lane, {"paused_at": now(), "paused_by": "kim", "pause_reason": "later"}),
+    (Lane, {"blocked_at": now(), "block_reason": "ODP has another field of this name."}),
+    (Lane, {"fault_since_at": now(), "fault_until_at": now(), "fault_reason": "An error of ours."}),
+    (Audience, {"provisioned_at": None}),
+]
+
+
+@pytest.mark.parametrize(("model", "stopped"), STOPPED, ids=["paused", "blocked", "failing", "not made"])
+def test_an_audit_that_waits_for_its_audience_takes_no_place_of_the_schedule(
+    many: list[Audience], monkeypatch: pytest.MonkeyPatch, model: type[Lane | Audience], stopped: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(audits, "UNDER_WAY", 1)
     ask_all(many)
     audits.advance_all(many[0].install_id, seconds=30)
     assert Audit.objects.filter(started_at=None).count() == 2
-    holds.pause(Lane.objects.get(pk=many[0].pk), by="kim", reason="later")
+    model._default_manager.filter(pk=many[0].pk).update(**stopped)
     audits.advance_all(many[0].install_id, seconds=30)
     assert Audit.objects.filter(started_at=None).count() == 1
 
@@ -590,12 +610,32 @@ def test_a_clean_audit_offers_no_repair(gold: Audience) -> None:
     assert not resends.repair(audit(gold), by="kim", reason="drift")
 
 
+def test_the_audience_in_odp_is_looked_at_after_an_audit_that_found_something_or_failed(
+    gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(audits, "wake_look", looks.append)
+    audit(gold)
+    assert looks == []
+    lytics.members = ["ann", "bob", "cyd", "dan"]
+    assert audit(gold).differing == 1
+    assert len(looks) == 1
+    lytics.answer = lambda path, query: (404, {"message": "segment not found"})
+    assert audit(gold).problem
+    assert looks == [gold.install_id] * 2
+
+
 # --- when ----------------------------------------------------------------------------------------------------
 
 
 def test_the_schedule_audits_each_audience_once_a_day(gold: Audience) -> None:
     Audience.objects.update(provisioned_at=times.moment(times.from_moment(now()) - 2 * 86_400 * times.SECOND))
     assert audits.ask_due() == 1
+    assert audits.ask_due() == 0
+
+
+def test_the_schedule_leaves_a_new_audience_alone_for_a_day(gold: Audience) -> None:
+    """Lytics may not have sent all its members yet."""
     assert audits.ask_due() == 0
 
 

@@ -26,6 +26,9 @@ def test_a_late_pass_is_a_trouble_until_it_has_ended(viewer: Client, settings: S
     (trouble,) = Trouble.objects.all()
     assert (trouble.kind, trouble.tone) == ("retention", "held")
     assert abs(trouble.since_at - (now() - timedelta(hours=13))) < timedelta(minutes=1)
+    days, settings.RECEIPTS_KEEP_DAYS = settings.RECEIPTS_KEEP_DAYS, 0
+    assert on_now(viewer) == [], "no call is to be deleted"
+    settings.RECEIPTS_KEEP_DAYS = days
     # A setting that was lowered in the afternoon begins a pass for the horizon of this midnight.
     Pruning.objects.update(horizon_at=horizon + timedelta(hours=15))
     assert on_now(viewer) == []

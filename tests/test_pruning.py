@@ -28,6 +28,7 @@ from audiences.models import (
     Receipt,
     Resend,
     Run,
+    Skip,
     Trouble,
     TroubleMessage,
 )
@@ -172,6 +173,30 @@ def test_a_run_stays_as_long_as_its_delivery(settings: Settings) -> None:
     days_pass()
     prune()
     assert sorted(Run.objects.values_list("first_sequence", flat=True)) == [1, 2, 4]
+    settings.DELIVERIES_KEEP_DAYS = 90
+    days_pass()
+    prune()
+    assert Run.objects.get().first_sequence == 4
+    # The horizon never goes back, or an audit of the log would miss Run 3.
+    assert Horizon.objects.get().runs_to == 3
+
+
+def test_a_run_of_skipped_events_stays_as_long_as_they_do(settings: Settings) -> None:
+    settings.EVENTS_KEEP_DAYS = 0
+    install = make_install()
+    audience = make_audience(install)
+    skip = Skip.objects.create(install=install, by="kim", reason="a restored backup")
+    run_of(audience, 1, None, outcome="skipped", sent=0, skip=skip)
+    run_of(audience, 2, None)
+    run_of(audience, 3, None)
+    Lane.objects.update(delivered_sequence=3)
+    days_pass()
+    prune()
+    assert sorted(Run.objects.values_list("first_sequence", flat=True)) == [1, 3]
+    Horizon.objects.update(events_to=1)
+    days_pass()
+    prune()
+    assert Run.objects.get().first_sequence == 3
 
 
 def test_a_call_stays_with_its_parked_items_and_its_undelivered_events(
@@ -195,6 +220,19 @@ def test_a_call_stays_with_its_parked_items_and_its_undelivered_events(
     prune()
     assert set(Receipt.objects.all()) == {with_open, Receipt.objects.latest("pk")}
     assert Parked.objects.count() == 1
+
+
+def test_events_after_the_end_of_a_retired_audience_keep_no_call(odp: ThreadedSandbox) -> None:
+    install = make_install(odp)
+    receive(install, message())
+    drain_all(install)
+    Lane.objects.update(retired_sequence=1)
+    receive(install, message())
+    days_pass()
+    last = receive(install, message(who=None))
+    prune()
+    assert Lane.objects.get().delivered_sequence < Audience.objects.get().last_sequence
+    assert list(Receipt.objects.all()) == [last]
 
 
 def test_the_last_call_of_an_install_stays() -> None:
@@ -376,7 +414,7 @@ def test_more_days_than_before_delete_nothing(settings: Settings) -> None:
     days_pass(50)
     prune()
     settings.DELIVERIES_KEEP_DAYS = 365
-    Pruning.objects.update(is_done=False)
+    Pruning.objects.update(is_done=False, position=0)
     with connection.cursor() as cursor:
         cursor.execute(TIMES, {"by": "100 days"})
     prune()
