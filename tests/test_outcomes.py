@@ -171,6 +171,11 @@ def test_the_most_telling_sentence_is_shown(body: Any, words: str) -> None:
     assert error_words(body, "  the text itself\n") == words
 
 
+def test_a_body_of_which_a_tenth_is_binary_is_not_shown() -> None:
+    assert error_words(None, "GIF89a \ufffd\x01 a picture") == ""
+    assert error_words(None, "Le code postal est erron\ufffd, et la rue aussi") != ""
+
+
 json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
@@ -191,3 +196,7 @@ def test_any_body_is_read_without_a_fault_and_its_words_can_be_stored(body: Any,
 
 def test_stored_reasons_keep_all_storable_characters() -> None:
     assert readable("a\x00b\ud800c é") == "ab?c é"
+
+
+def test_a_long_sentence_is_cut() -> None:
+    assert error_words({"message": "x" * (LONGEST_WORDS + 1)}, "") == "x" * LONGEST_WORDS
