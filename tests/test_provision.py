@@ -324,6 +324,18 @@ def test_the_sweep_finds_one_to_be_made_and_none_that_is_on_hold(odp: ThreadedSa
     assert not provision.try_now(install_id=shop.pk, audience_id=audience.pk + 1)
 
 
+def test_the_audience_of_a_paused_lane_is_not_made_until_a_person_resumes_it(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    audience = new_audience(shop)
+    holds.pause(lane_of(audience), by="anna", reason="not yet")
+    assert claims.due() == []
+    assert provision.provision_one(shop.pk) is False
+    assert odp.requests() == []
+    holds.resume(lane_of(audience))
+    assert provision.provision_one(shop.pk) is True
+
+
 # --- Looking again --------------------------------------------------------------------------------------------
 
 
