@@ -653,7 +653,9 @@ def test_a_look_up_that_took_too_long_sends_nothing_and_counts_as_no_connection(
         return look_up(*args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up_slowly)
-    assert_cut(client(server).call("GET", "/", seconds=LONG, start_before=start_before), NO_CONNECTION)
+    got = client(server).call("GET", "/", seconds=LONG, start_before=start_before)
+    assert_cut(got, NO_CONNECTION)
+    assert not got.sent
     assert server.bytes_received == 0
 
 
