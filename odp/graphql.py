@@ -54,18 +54,6 @@ class MembershipAnswer:
     answer: Answer
     by_name: dict[str, set[str] | None] = field(default_factory=dict)
 
-    @property
-    def qualified(self) -> set[str] | None:
-        """The audiences that both products see; those of one name when ODP knows only that. None: the query failed."""
-        if not self.by_name:
-            return None
-        known = [found for found in self.by_name.values() if found is not None]
-        return set.intersection(*known) if known else set()
-
-    @property
-    def known(self) -> bool:
-        return any(found is not None for found in self.by_name.values())
-
     def is_in(self, odp_id: str) -> bool:
         """Whether the customer is in the audience under every name, so that both products personalise."""
         return bool(self.by_name) and all(odp_id in (found or ()) for found in self.by_name.values())
