@@ -147,6 +147,7 @@ def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
         (PROFILES, b'{"title":"Accepted","status":202,"error":"quota"}', Outcome.RETRY_LATER, True),
         (PROFILES, b'{"title":"Bad Request","status":400}', Outcome.REJECTED, False),
         (PROFILES, b'{"title":"Forbidden","status":403}', Outcome.UNAUTHORISED, True),
+        (PROFILES, b'{"status":302}', Outcome.RETRY_LATER, True),
         (PROFILES, b'{"title":"Unavailable","status":503}', Outcome.RETRY_LATER, False),
         (PROFILES, b'{"title":"Accepted","status":202}', Outcome.DELIVERED, False),
         ("/v3/events", b"OK", Outcome.RETRY_LATER, True),

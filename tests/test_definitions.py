@@ -59,6 +59,7 @@ def test_another_way_of_writing_ours_is_ours(found: Any) -> None:
         over(
             {"combination": {"conjunction": "AND", "conditions": [PATH, {"path_reference": {"value": "customer.vip"}}]}}
         ),
+        over({"combination": {"conjunction": "AND", "conditions": [PATH], "is_negated": True}}),
         over({"is_missing": {"source": PATH}}),
         {"passthrough": {"audience_id": FIELD}},
         {**OURS, "collections": [{"name": "orders"}]},
