@@ -211,7 +211,7 @@ def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
     monkeypatch.setattr("audiences.delivery.backoff.random.uniform", lambda low, high: high)
     settings.BACKOFF_FIXED_SECONDS = 1000
     audience = new_audience(shop)
-    pauses = []
+    pauses, since = [], set()
     for status in (503, 503, 503, 403):
         odp.clear_faults()
         odp.fault({"path": "/v3/segments"}, {"status": status})
@@ -221,6 +221,8 @@ def test_its_pauses_grow_and_a_rejected_key_is_probed_slowly(
         audience.refresh_from_db()
         assert audience.hold_until_at is not None
         pauses.append(round((audience.hold_until_at - now()).total_seconds(), 0))
+        since.add(audience.hold_since_at)
+    assert len(since) == 1, "on hold since the first failure"
     first = settings.BACKOFF_FIRST_SECONDS
     assert pauses == [round(first), round(2 * first), round(4 * first), 1000]
 
@@ -310,6 +312,16 @@ def test_the_audience_with_the_fewest_failures_is_tried_next(odp: ThreadedSandbo
     hold_runs_out(shop)
     assert provision.provision_one(shop.pk) is True
     assert (is_provisioned(first), is_provisioned(second)) == (False, True)
+
+
+def test_fewer_failures_count_more_than_a_longer_wait(odp: ThreadedSandbox, shop: Install) -> None:
+    often, once = new_audience(shop, "often"), new_audience(shop, "once")
+    held = {"hold_reason": "503", "hold_since_at": now() - timedelta(hours=1)}
+    for audience, failures, minutes in ((often, 9, 2), (once, 1, 1)):
+        until = now() - timedelta(minutes=minutes)
+        Audience.objects.filter(pk=audience.pk).update(hold_failures=failures, hold_until_at=until, **held)
+    assert provision.provision_one(shop.pk) is True
+    assert (is_provisioned(often), is_provisioned(once)) == (False, True)
 
 
 def test_the_sweep_finds_one_to_be_made_and_none_that_is_on_hold(odp: ThreadedSandbox, shop: Install) -> None:
@@ -467,6 +479,17 @@ def test_a_definition_that_a_person_changed_in_odp_is_noticed(
         press(operator, "unblock", gold)
     drain_all(shop)
     assert "ODP has member of the list newsletter" in lane_of(gold).block_reason
+
+
+def test_a_decision_to_replace_a_definition_outlives_another_refusal(odp: ThreadedSandbox, shop: Install) -> None:
+    """The field has another type; once that is corrected, nobody has to decide again."""
+    gold = new_audience(shop)
+    odp.odp("POST", FIELDS, {"name": "lytics_gold", "display_name": "Other", "type": "string"})
+    Audience.objects.filter(pk=gold.pk).update(replaced_definition="a digest")
+    drain_all(shop)
+    gold.refresh_from_db()
+    assert lane_of(gold).blocked_at is not None
+    assert gold.replaced_definition == "a digest"
 
 
 def test_exactly_one_foreign_definition_is_accepted(odp: ThreadedSandbox, shop: Install) -> None:

@@ -91,6 +91,12 @@ def test_skipped_events_are_never_sent_and_stay_in_the_log_with_who_and_why(
     assert_all_is_well(gold)
 
 
+def test_a_skip_of_nothing_is_not_recorded(gold: Audience) -> None:
+    switch_off(gold.install)
+    assert [skips.skip(gold.install_id, by="me", reason="restored").total for _ in range(2)] == [3, 0]
+    assert Skip.objects.count() == 1
+
+
 def test_later_events_are_delivered_after_a_skip(gold: Audience, odp: ThreadedSandbox) -> None:
     switch_off(gold.install)
     skips.skip(gold.install_id, by="me", reason="restored")
