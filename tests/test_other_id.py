@@ -140,6 +140,15 @@ def test_a_worker_that_was_creating_the_old_id_has_created_nothing(
     assert odp.members("lytics_gold_2") == sorted([*numbered(7), "late"])
 
 
+def test_decisions_about_the_old_id_are_not_made_about_the_new_one(gold: Audience) -> None:
+    provision.allow_retired_id(gold.pk)
+    Audience.objects.update(foreign_definition="a", accepted_definition="b", replaced_definition="c")
+    assert other_id.use(gold, "lytics_gold_2", by="kim", reason="x")
+    gold.refresh_from_db()
+    assert gold.reuses_id_at is None
+    assert (gold.foreign_definition, gold.accepted_definition, gold.replaced_definition) == ("", "", "")
+
+
 def test_an_audience_that_never_delivered_needs_no_resync(odp: ThreadedSandbox, shop: Install) -> None:
     made = make_audience(shop, provisioned=False)
     enter(made, "kim")

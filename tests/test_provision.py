@@ -492,6 +492,15 @@ def test_a_decision_to_replace_a_definition_outlives_another_refusal(odp: Thread
     assert gold.replaced_definition == "a digest"
 
 
+def test_a_decision_to_replace_a_definition_takes_back_an_earlier_acceptance(shop: Install) -> None:
+    gold = make_audience(shop)
+    Audience.objects.update(accepted_definition="earlier", foreign_definition="present")
+    assert not provision.replace(gold.pk, "earlier")
+    assert provision.replace(gold.pk, "present")
+    gold.refresh_from_db()
+    assert (gold.replaced_definition, gold.accepted_definition) == ("present", "")
+
+
 def test_exactly_one_foreign_definition_is_accepted(odp: ThreadedSandbox, shop: Install) -> None:
     gold = new_audience(shop)
     odp.odp("POST", "/v3/lists", {"name": "newsletter"})
@@ -504,6 +513,8 @@ def test_exactly_one_foreign_definition_is_accepted(odp: ThreadedSandbox, shop: 
     assert not provision.accept(gold.pk, "")
     assert not provision.accept(gold.pk, "another")
     assert provision.accept(gold.pk, gold.foreign_definition)
+    assert not provision.accept(gold.pk, "")
+    assert Audience.objects.get().accepted_definition == gold.foreign_definition
     holds.unblock(lane_of(gold))
     drain_all(shop)
     assert_all_is_well(gold)
