@@ -200,6 +200,20 @@ def test_a_pause_of_the_new_one_stays(shop: Install, both: tuple[Audience, Audie
     assert lane_of(new).pause_reason == "a campaign"
 
 
+def test_a_pause_of_the_old_one_says_from_then_on_who_has_its_id(
+    shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    old, new = both
+    holds.pause(old.lane, by="ada", reason="a campaign")
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    assert lane_of(old).pause_reason == f"Segment {NEW} took over its ODP id lytics_gold. x"
+
+
+def test_only_an_older_audience_is_taken_over(both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    assert (take_over.older(new), take_over.older(old)) == (old, None)
+
+
 def test_all_recreated_audiences_are_counted(operator: Client, shop: Install) -> None:
     for number in range(13):
         for segment in ("old", "new"):
