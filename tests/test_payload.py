@@ -370,6 +370,12 @@ def test_missing_segment_events_are_parked_with_the_fields_seen(events: Any) -> 
     assert "Export Fields" in reasons.HINTS[reasons.NO_SEGMENT_EVENTS]
 
 
+def test_of_many_fields_the_first_twenty_are_named() -> None:
+    one = {"data": {f"field_{number:02}": 1 for number in range(21)}}
+    (parked,) = read(single(one)).to_park
+    assert parked.detail.endswith("field_18, field_19, …")
+
+
 def test_missing_segment_events_are_reported_in_a_malformed_message_too() -> None:
     one = {"data": {"_id": "kim", "segment_events": None}, "meta": "odd"}
     assert why(read(single(one))) == [reasons.NO_SEGMENT_EVENTS]

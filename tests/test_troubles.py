@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import smtplib
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -355,6 +356,12 @@ def test_the_signature_equals_the_example_of_the_specification() -> None:
         at=1614265330,
     )
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_receiver_that_does_not_respond_is_named_with_the_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert webhooks.post(url, b"{}", name="The hook", seconds=0.05) == "The hook did not respond within 0.05 s"
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 410, 429, 500, 503])
