@@ -674,6 +674,34 @@ def test_one_audit_of_an_audience_at_a_time(gold: Audience) -> None:
     assert audits.ask(gold, mode=Audit.Mode.QUICK, by="kim") is not None
 
 
+def test_an_audit_that_is_stopped_while_it_waits_keeps_no_member_of_its_scan(
+    gold: Audience, settings: Settings
+) -> None:
+    settings.AUDIT_SETTLE_SECONDS = 3600
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    audits.advance_all(gold.install_id, seconds=30)
+    assert ScannedMember.objects.count() == 5
+    assert audits.stop(asked, by="kim")
+    assert not ScannedMember.objects.exists()
+
+
+def test_an_audit_that_is_stopped_while_it_reads_a_page_does_not_keep_the_page(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    store = scanning._store
+
+    def store_late(*page: Any) -> None:
+        assert audits.stop(asked, by="kim")
+        store(*page)
+
+    monkeypatch.setattr(scanning, "_store", store_late)
+    assert finish(asked).problem == "Stopped by kim."
+    assert not ScannedMember.objects.exists()
+
+
 @pytest.mark.parametrize("mechanism", ["attribute", "list"])
 def test_audits_work_with_each_mechanism(odp: ThreadedSandbox, lytics: Lytics, mechanism: str) -> None:
     shop = make_install(odp, mechanism=mechanism)
