@@ -290,6 +290,18 @@ def test_a_customer_who_is_forgotten_during_a_change_is_no_member_afterwards(
     assert odp.members("lytics_gold") == ["lee", "mia"]
 
 
+def test_a_customer_who_is_forgotten_before_a_change_back_reaches_the_audience_is_no_member_afterwards(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    for _ in range(2):
+        begin(shop)
+        assert finish(shop).problem == ""
+    begin(shop)
+    forget_customer(shop, "kim")
+    assert finish(shop).problem == ""
+    assert odp.members("lytics_gold") == ["lee", "mia"]
+
+
 @pytest.mark.parametrize("has_left", [False, True], ids=["a member", "no longer a member"])
 def test_a_customer_who_is_forgotten_after_a_change_is_no_member_after_the_change_back(
     odp: ThreadedSandbox, shop: Install, gold: Audience, has_left: bool

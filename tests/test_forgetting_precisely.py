@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ from django.utils.timezone import now
 
 from audiences import request_bodies
 from audiences.delivery import holds
+from audiences.insight import customer_texts
 from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked
 from audiences.operations import forgetting, parked_items, retiring
 from audiences.operations.reconcile import reconcile
@@ -232,6 +234,40 @@ def test_a_rejected_exit_waits_for_a_person(odp: ThreadedSandbox, shop: Install,
     asked.refresh_from_db()
     assert asked.ended_at is not None
     assert odp.members("lytics_gold") == (["lee"] if act is parked_items.release else ["kim", "lee"])
+
+
+def test_a_customer_whose_entry_has_a_time_ahead_of_our_clock_is_no_member_in_odp(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    in_a_minute = times.from_moment(now() + timedelta(minutes=1))
+    make_delivered(shop, "kim", "lee", at=in_a_minute)
+    assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    finish(shop)
+    assert rows_that_name("kim") == []
+    assert odp.members("lytics_gold") == ["lee"]
+
+
+def test_a_customer_of_a_retiring_audience_gets_no_event_after_its_end(odp: ThreadedSandbox, shop: Install) -> None:
+    """It would be reported as an event of a retired audience."""
+    gold = make_delivered(shop, "kim", "lee")
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    for _ in range(2):
+        retiring.advance_all(shop.pk, seconds=5)
+    end = Lane.objects.get().retired_sequence
+    assert Membership.objects.filter(identifier="kim", is_member=True).exists()
+    assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    forgetting.advance_all()
+    assert Audience.objects.get().last_sequence == end
+
+
+def test_an_item_that_is_parked_after_the_search_is_emptied_too(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search decrypts all items, and ODP may reject a change of the person meanwhile."""
+    gold = make_delivered(shop, "kim", "lee")
+    monkeypatch.setattr(customer_texts, "parked_about", lambda *about: set())
+    Parked.objects.create(install=shop, audience=gold, reason="refused_by_odp", sequence=1, identifier="kim")
+    forget(shop, "kim")
+    assert rows_that_name("kim") == []
+    assert Parked.objects.get().closed_at is not None
 
 
 def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:
