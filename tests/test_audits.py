@@ -176,7 +176,7 @@ def test_each_kind_of_difference_is_found_named_and_explained(
         "fay": Kind.NOT_HERE,
         "ann": Kind.NOT_IN_ODP,
     }
-    assert done.differing == 5
+    assert (done.differing, done.explained) == (5, 4)
     assert why(done, "gus").startswith("Lytics never sent this customer")
     assert why(done, "fay") == "Lytics has not sent the entry."
     assert why(done, "dan") == "Lytics has not sent the exit."
@@ -487,6 +487,24 @@ def test_a_scan_that_ends_early_begins_again(gold: Audience, lytics: Lytics) -> 
     )
     done = audit(gold)
     assert (done.scan_starts, done.scanned, done.differing) == (1, 60, 0)
+
+
+def test_a_scan_of_a_small_audience_that_ends_early_begins_again(gold: Audience, lytics: Lytics) -> None:
+    early = iter([True])
+    lytics.answer = lambda path, query: (
+        (200, {"data": [], "total": 5, "_next": ""}) if path.endswith("/scan") and next(early, False) else None
+    )
+    done = audit(gold)
+    assert (done.scan_starts, done.scanned, done.differing) == (1, 5, 0)
+
+
+def test_the_size_of_a_scan_replaces_the_one_of_the_audience_which_may_be_old(gold: Audience, lytics: Lytics) -> None:
+    lytics.answer = lambda path, query: (
+        None if path.endswith("/scan") else (200, {"data": {"id": "segment-gold", "slug_name": "gold", "size": 2}})
+    )
+    assert audit(gold, Audit.Mode.QUICK).lytics_size == 2
+    done = audit(gold)
+    assert (done.problem, done.lytics_size) == ("", 5)
 
 
 @pytest.mark.parametrize("field", [{}, {"_id": None}, {"_id": ""}, {"_id": {"no": "text"}}, {"email": "a@b.c"}])

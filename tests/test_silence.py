@@ -128,7 +128,10 @@ def test_a_pause_counts_for_two_weeks(install: Install) -> None:
     calls(install, START + 10 * HOUR)
     rhythm.learn()
     assert limit(install) == 30 * HOUR
-    calls(install, *every(HOUR, start=START + 11 * HOUR, end=START + 16 * DAY))
+    calls(install, START + 11 * HOUR)
+    rhythm.learn()
+    assert limit(install) == 30 * HOUR, "a shorter pause of the same day doesn't replace it"
+    calls(install, *every(HOUR, start=START + 12 * HOUR, end=START + 16 * DAY))
     rhythm.learn()
     assert limit(install) == 3 * HOUR
 
