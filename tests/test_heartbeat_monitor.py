@@ -139,6 +139,18 @@ def test_it_does_not_exit_before_the_broker_accepted_several_unanswered_heartbea
     assert ended == [1]
 
 
+def test_heartbeats_that_a_busy_slot_delays_do_not_end_it(clock: Clock) -> None:
+    ended: list[int] = []
+    monitor = HeartbeatMonitor("w", send=lambda: None, every=10, end=ended.append)
+    for _ in range(4):
+        clock.time += 10
+        monitor.beat()
+    assert ended == []
+    clock.time += 10
+    monitor.beat()
+    assert ended == [1]
+
+
 def test_an_arrived_heartbeat_resets_the_count(clock: Clock) -> None:
     ended: list[int] = []
     monitor = HeartbeatMonitor("w", send=lambda: None, every=10, end=ended.append)

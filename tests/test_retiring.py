@@ -242,6 +242,7 @@ def test_events_after_its_end_are_held(odp: ThreadedSandbox, gold: Audience) -> 
     retirement = retire(gold)
     while Retirement.objects.get(pk=retirement.pk).emptied_at is None:
         retiring.advance(retirement.pk)
+    assert not resends.resync(gold, by="sam", reason="x"), "its events would be held"
     enter(gold, "ann", at=4 * DAY)  # before its exits are delivered
     steps(gold)
     enter(gold, "zoe", at=5 * DAY)
