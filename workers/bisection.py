@@ -193,7 +193,6 @@ class Bisection:
             return
         for change in rejected:
             del self.rejected[change]
-            self._eliminated.pop(change, None)
         self._accept([(rejected[0],)])
         yield from self._deliver(_one_by_one(rejected[1:]))
 
