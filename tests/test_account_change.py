@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import claims, drafts, holds, provision
+from audiences.delivery import account_switch, backoff, claims, drafts, holds, provision
 from audiences.delivery.account_switch import Connection
 from audiences.delivery.leases import LeaseLostError
 from audiences.models import (
@@ -37,6 +38,7 @@ from audiences.operations import (
     skips,
     verification,
 )
+from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import Options
 from tests import guided
@@ -290,6 +292,20 @@ def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch
     assert change.copied_at is not None
     GuidedChange.objects.update(copied_at=change.copied_at - timedelta(seconds=301))
     assert finish(shop).problem == ""
+
+
+def test_nothing_that_was_known_of_the_old_account_delays_the_new_one(odp: ThreadedSandbox, shop: Install) -> None:
+    copied, other = make_audience(shop), make_audience(shop, "other")
+    Audience.objects.update(hold_failures=3, hold_reason="503", hold_since_at=now(), hold_until_at=now())
+    Install.objects.update(twins_looked_at=now())
+    backoff.apply(shop, Answer(Outcome.UNAUTHORISED, "403", fixed_backoff=True))
+    account_switch.switch(account_switch.lock(shop.pk), Connection("us", odp.url, KEY), copied={copied.pk})
+    install = Install.objects.get()
+    assert (install.twins_looked_at, install.backoff_until_at, install.odp_api_key) == (None, None, KEY)
+    copied.refresh_from_db()
+    other.refresh_from_db()
+    assert (copied.hold_until_at, copied.hold_failures) == (None, 0)
+    assert (copied.provisioned_at is None, other.provisioned_at is None) == (False, True)
 
 
 def test_an_install_moves_away_from_an_account_that_is_gone(

@@ -234,6 +234,20 @@ def _no_limit() -> Iterator[None]:
     sessions.silence.ends()
 
 
+@pytest.mark.usefixtures("groups")
+def test_a_call_of_a_lost_group_gives_its_session_up(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
+    """PostgreSQL may be frozen, and the next statement of this session would wait for it."""
+
+    def lose(*_: object, **__: object) -> None:
+        raise GroupLostError
+
+    monkeypatch.setattr(GroupCommit, "store", lose)
+    connection.ensure_connection()
+    with pytest.raises(GroupLostError):
+        receive(install, known("a"))
+    assert connection.connection is None
+
+
 @pytest.mark.usefixtures("groups", "_no_limit")
 @pytest.mark.parametrize("fate", [_terminated, _without_answer, _ended])
 def test_when_the_leader_is_lost_its_whole_group_is_told_so(
