@@ -196,6 +196,9 @@ def test_a_deletion_that_fails_is_tried_again_and_shown(
     assert "It waits:" in alert.why
     assert word(gold) == "retiring"
     odp.clear_faults()
+    Audience.objects.update(hold_until_at=now() + timedelta(minutes=1))
+    steps(gold)
+    assert Retirement.objects.get(pk=retirement.pk).ended_at is None, "its next try is not due"
     hold_runs_out(gold.install)
     steps(gold)
     assert Retirement.objects.get(pk=retirement.pk).ended_at is not None
@@ -273,6 +276,19 @@ def test_too_many_waiting_events_let_the_end_wait(gold: Audience, monkeypatch: p
     steps(gold)
     assert word(gold) == "retired"
     assert lane_of(gold).member_count == 0
+
+
+def test_an_audience_that_a_worker_makes_now_is_not_retired_before_that_ends(shop: Install) -> None:
+    new = make_audience(shop, provisioned=False)
+    enter(new, "kim")
+    assert provision.claim(shop.pk)
+    retirement = retire(new)
+    ended = []
+    for _ in range(2):
+        retiring.advance(retirement.pk)
+        ended.append(Retirement.objects.get(pk=retirement.pk).ended_at is not None)
+        making_runs_out(new)
+    assert ended == [False, True]
 
 
 def test_a_resend_of_the_audience_ends_before_its_log_does(gold: Audience) -> None:
