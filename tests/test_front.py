@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
@@ -177,6 +178,23 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
     assert [call(install) for _ in range(20)] == [401] * 20
     assert counter.sender.thread is sender
     go_on.set()
+
+
+def test_during_an_outage_of_redis_an_hour_of_counts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = rejected_calls._Counter(is_automatic=False)
+
+    def write(*_: Any) -> None:
+        counter.note("shop", "192.0.2.2", "")
+        raise redis.RedisError
+
+    monkeypatch.setattr(rejected_calls, "_write", write)
+    counter.note("shop", "192.0.2.1", "")
+    counter._counts[int(time.time() // 60) - rejected_calls.MINUTES, "shop"] = 7
+    first_at = counter._first["shop"]
+    with pytest.raises(redis.RedisError):
+        counter._attempt()
+    assert sum(counter._counts.values()) == 2
+    assert (counter._first["shop"], counter._newest["shop"].source) == (first_at, "192.0.2.2")
 
 
 def test_the_counting_thread_sends_without_a_request(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
