@@ -202,6 +202,13 @@ def test_a_2xx_that_says_that_it_succeeded_is_an_acceptance(server: ScriptedServ
     assert post(server, say(answer(202, json.dumps(body).encode()))).outcome is Outcome.DELIVERED
 
 
+def test_only_a_write_of_memberships_may_be_accepted_without_a_body(server: ScriptedServer) -> None:
+    server.script = say(answer(200, b""))
+    asking = Client(host=server.url, api_key="k", empty_is_accepted=True)
+    got = [asking.call("POST", path, body=b"[]", seconds=LONG) for path in (PROFILES, "/v3/segments/x", "/v3/graphql")]
+    assert [one.outcome for one in got] == [Outcome.DELIVERED, Outcome.RETRY_LATER, Outcome.RETRY_LATER]
+
+
 def test_items_named_in_a_2xx_are_rejected(server: ScriptedServer) -> None:
     body = json.dumps({"title": "Accepted", "status": 202, "detail": {"invalids": [{"event": 1, "message": "bad"}]}})
     got = post(server, say(answer(202, body.encode())))
