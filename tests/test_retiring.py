@@ -278,6 +278,11 @@ def test_too_many_waiting_events_let_the_end_wait(gold: Audience, monkeypatch: p
     assert lane_of(gold).member_count == 0
 
 
+def test_an_audience_that_was_taken_back_meanwhile_is_not_deleted(odp: ThreadedSandbox, gold: Audience) -> None:
+    assert unmaking.unmake(gold) is None
+    assert is_in_odp(odp)
+
+
 def test_an_audience_that_a_worker_makes_now_is_not_retired_before_that_ends(shop: Install) -> None:
     new = make_audience(shop, provisioned=False)
     enter(new, "kim")
