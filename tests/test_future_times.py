@@ -140,7 +140,8 @@ def test_the_front_page_counts_stored_future_times_until_real_events_correct_the
 ) -> None:
     """Whether its event is a day old or years: only the stored time counts."""
     gold = make_audience(shop, provisioned=False)
-    happen(gold, ("kim", "enter", FUTURE_NS), ("lee", "exit", FUTURE_NS), ("sam", "enter", times.from_moment(now())))
+    happen(gold, ("kim", "exit", FUTURE_NS - 1), ("kim", "enter", FUTURE_NS), ("lee", "exit", FUTURE_NS))
+    happen(gold, ("sam", "enter", times.from_moment(now())))
     Event.objects.update(received_at=now() - timedelta(days=400))
     drain_all(shop)
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import redis
 from cryptography.fernet import Fernet
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
@@ -24,7 +25,7 @@ from audiences import readiness, start_checks
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
-from audiences.models import Audience, Event, Install, Lane
+from audiences.models import Audience, Delivery, Event, Install, Lane
 from local.processes import Program
 from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
@@ -139,7 +140,13 @@ def _held(**values: Any) -> dict[str, Any]:
     return {"since_at": now() - timedelta(hours=1), "until_at": now() + timedelta(hours=1), "failures": 9, **values}
 
 
-@pytest.mark.parametrize("how", ["off", "in backoff", "backoff just ended", "paused", "blocked", "on hold", "fresh"])
+HELD = [
+    *("off", "in backoff", "backoff just ended", "paused", "blocked", "on hold", "hold just ended", "fresh"),
+    *("a button was just pressed", "a request just ended"),
+]
+
+
+@pytest.mark.parametrize("how", HELD)
 def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) -> None:
     lanes, installs, held = Lane.objects.all(), Install.objects.all(), _held(reason="503: busy")
     match how:
@@ -156,15 +163,63 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
             lanes.update(blocked_at=now(), block_reason="x")
         case "on hold":
             Audience.objects.update(provisioned_at=None, **{f"hold_{name}": value for name, value in held.items()})
+        case "hold just ended":
+            held["until_at"] = now()
+            Audience.objects.update(provisioned_at=None, **{f"hold_{name}": value for name, value in held.items()})
         case "fresh":
             Event.objects.update(received_at=now())
+        case "a button was just pressed":
+            LogEntry.objects.create(user=User.objects.create(username="boss"), action_flag=CHANGE)
+        case "a request just ended":
+            delivery_that("delivered")
     assert status() == (200, "answering")
+
+
+def delivery_that(outcome: str) -> None:
+    Delivery.objects.create(
+        install=Install.objects.get(),
+        endpoint="/v3/profiles",
+        items=1,
+        bytes=2,
+        worker="w",
+        version="0",
+        outcome=outcome,
+        opened_at=now(),
+        closed_at=now(),
+    )
+
+
+@pytest.mark.parametrize("outcome", ["unknown", "retry_later"])
+def test_a_request_without_a_final_response_is_no_progress(waiting: Audience, outcome: str) -> None:
+    delivery_that(outcome)
+    assert status() == (503, "stuck")
 
 
 def test_a_backoff_for_our_own_error_does_not_excuse_stuck_work(waiting: Audience) -> None:
     held = _held(reason=f"{backoff.UNEXPECTED}KeyError")
     Install.objects.update(**{f"backoff_{name}": value for name, value in held.items()})
     assert status() == (503, "stuck")
+
+
+@pytest.mark.parametrize(
+    ("held", "is_stuck"), [("", True), ("off", False), ("paused", False), ("blocked", False), ("delivered", False)]
+)
+def test_an_audience_that_fails_for_our_own_error_is_red_while_others_progress(
+    waiting: Audience, held: str, is_stuck: bool
+) -> None:
+    lanes, since = Lane.objects.all(), now() - timedelta(minutes=2)
+    lanes.update(fault_since_at=since, fault_until_at=now(), fault_reason="KeyError")
+    delivery_that("delivered")
+    match held:
+        case "off":
+            Install.objects.update(enabled=False)
+        case "paused":
+            lanes.update(paused_at=now(), paused_by="boss", pause_reason="x")
+        case "blocked":
+            lanes.update(blocked_at=now(), block_reason="x")
+        case "delivered":
+            lanes.update(delivered_sequence=1)
+    assert status() == ((503, "stuck") if is_stuck else (200, "answering"))
 
 
 def test_with_a_wrong_key_workers_are_red(settings: Settings) -> None:

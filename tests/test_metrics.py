@@ -186,9 +186,11 @@ def test_no_worker_is_asked_for_by_an_install_that_delivers_nothing(install: Ins
 
 
 def test_stopped_audiences_are_counted_by_state(install: Install) -> None:
-    blocked, failing, new = (make_audience(install, slug) for slug in ("gold", "silver", "bronze"))
+    blocked, new = (make_audience(install, slug) for slug in ("gold", "silver"))
+    make_audience(install, "bronze")
+    Lane.objects.update(fault_since_at=now(), fault_until_at=now(), fault_reason="ours")
     Lane.objects.filter(audience=blocked).update(blocked_at=now(), block_reason="no")
-    Lane.objects.filter(audience=failing).update(fault_since_at=now(), fault_until_at=now(), fault_reason="ours")
+    Lane.objects.filter(audience=new).update(fault_since_at=None, fault_until_at=None, fault_reason="")
     held = {"hold_since_at": now(), "hold_until_at": now(), "hold_failures": 1, "hold_reason": "no"}
     Audience.objects.filter(pk=new.pk).update(provisioned_at=None, **held)
     found = scrape()
@@ -281,6 +283,8 @@ def test_open_troubles_are_those_of_the_front_page(install: Install, viewer: Cli
         found[install.public_id, "blocked", "bad", "open"],
         found[install.public_id, "blocked", "bad", "muted"],
     ) == (1, 1)
+    Trouble.objects.filter(pk=muted.pk).update(muted_until=now())
+    assert troubles_found()[install.public_id, "blocked", "bad", "open"] == 2
     Lane.objects.update(blocked_at=None, block_reason="")
     troubles.check()
     stored_troubles.check([], at=at + timedelta(minutes=5))
