@@ -108,6 +108,22 @@ def check(*seen: Seen, minute: float, unknown: tuple[str, ...] = ()) -> None:
 # --- Which messages are sent ----------------------------------------------------------------------------------
 
 
+def test_the_result_of_another_worker_is_kept(receiver: Receiver) -> None:
+    """This worker was slower than its claim, and another one has sent the message."""
+    [message] = alert_messages.queue_test([TroubleMessage.Channel.SLACK])
+    TroubleMessage.objects.update(sent_at=START)
+    receiver.status = 500
+    assert not alert_messages.send(message)
+    kept = TroubleMessage.objects.get()
+    assert (kept.sent_at, kept.problem, kept.given_up_at) == (START, "", None)
+
+
+def test_a_message_that_failed_lets_others_of_its_channel_go_first(receiver: Receiver) -> None:
+    failed, new = (alert_messages.queue_test([TroubleMessage.Channel.SLACK])[0] for _ in range(2))
+    TroubleMessage.objects.filter(pk=failed.pk).update(tries=3, next_try_at=START)
+    assert alert_messages._claim(now(), without=set()) == new
+
+
 def test_each_channel_gets_one_message_with_a_link_about_a_new_trouble(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     (text,), (event,), (letter,) = receiver.texts(), receiver.events(), mail.outbox
@@ -323,6 +339,10 @@ def test_a_muted_trouble_causes_no_message_even_when_it_returns(receiver: Receiv
     operator.post(url, {"seen": operator.get(url).context["hidden"]["seen"]})
     check(BLOCKED, minute=begin + 5)
     assert [event["type"] for event in receiver.events()] == ["trouble.resolved", "trouble.opened"]
+    # The mute of the trouble before it has ended, too.
+    for minute, found in ((6, []), (30, []), (31, [BLOCKED])):
+        check(*found, minute=begin + minute)
+    assert [event["type"] for event in receiver.events()][2:] == ["trouble.resolved", "trouble.opened"]
 
 
 def test_the_list_has_current_and_past_troubles(receiver: Receiver, viewer: Client) -> None:
