@@ -507,6 +507,13 @@ def test_the_size_of_a_scan_replaces_the_one_of_the_audience_which_may_be_old(go
     assert (done.problem, done.lytics_size) == ("", 5)
 
 
+def test_a_few_members_without_the_identifier_field_are_left_out(gold: Audience, lytics: Lytics) -> None:
+    page = {"data": [*({"_id": who} for who in lytics.members), {"email": "a@b.c"}], "total": 6, "_next": ""}
+    lytics.answer = lambda path, query: (200, page) if path.endswith("/scan") else None
+    done = audit(gold)
+    assert (done.problem, done.scanned, done.differing) == ("", 6, 0)
+
+
 @pytest.mark.parametrize("field", [{}, {"_id": None}, {"_id": ""}, {"_id": {"no": "text"}}, {"email": "a@b.c"}])
 def test_a_scan_without_the_identifier_field_is_no_sign_that_everybody_left(
     gold: Audience, lytics: Lytics, field: dict[str, Any]

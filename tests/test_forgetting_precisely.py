@@ -264,7 +264,9 @@ def test_an_item_that_is_parked_after_the_search_is_emptied_too(shop: Install, m
     """The search decrypts all items, and ODP may reject a change of the person meanwhile."""
     gold = make_delivered(shop, "kim", "lee")
     monkeypatch.setattr(customer_texts, "parked_about", lambda *about: set())
-    Parked.objects.create(install=shop, audience=gold, reason="refused_by_odp", sequence=1, identifier="kim")
+    Parked.objects.create(
+        install=shop, audience=gold, reason="refused_by_odp", sequence=1, identifier="kim", detail="ODP rejects kim."
+    )
     forget(shop, "kim")
     assert rows_that_name("kim") == []
     assert Parked.objects.get().closed_at is not None
