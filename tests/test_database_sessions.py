@@ -11,10 +11,13 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
-from django.test import Client
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, RequestFactory
 
 from audiences.models import Event, Install
+from audiences.sessions import READ_ONLY
 from lytics_sync import database_url
+from lytics_sync.once_more import once_more
 from tests.messages import body, message
 from tests.threads import start, together
 from tests.web import Web, web_of_a_module
@@ -131,6 +134,36 @@ def test_a_form_is_saved_once_in_a_new_session_when_its_own_was_read_only(web: W
         cursor.execute("SELECT count(*) FROM auth_group WHERE name = 'Watchers'")
         assert cursor.fetchone() == (1,)
         cursor.execute("DELETE FROM auth_group WHERE name = 'Watchers'")
+
+
+@pytest.mark.parametrize(
+    ("method", "lost", "status", "stored", "times"),
+    [
+        ("GET", "57P01", 500, True, 2),
+        ("GET", "57P01", 404, False, 1),
+        ("GET", "", 500, False, 1),
+        ("POST", READ_ONLY, 500, False, 2),
+        ("POST", READ_ONLY, 500, True, 1),
+        ("POST", READ_ONLY, 302, False, 1),
+        ("POST", "57P01", 500, False, 1),
+    ],
+)
+def test_a_request_is_repeated_once_where_its_session_was_lost_and_it_stored_nothing(
+    method: str, lost: str, status: int, stored: bool, times: int
+) -> None:
+    asked = []
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        asked.append(request)
+        session: Any = connection
+        session.lost = lost
+        if stored:
+            with connection.cursor() as cursor:
+                cursor.execute("UPDATE auth_group SET name = name")
+        return HttpResponse(status=status)
+
+    assert once_more(answer)(RequestFactory().generic(method, "/admin/")).status_code == status
+    assert len(asked) == times
 
 
 @pytest.mark.parametrize("calls", [1, THREADS * 3])

@@ -10,8 +10,8 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import backoff, drafts, holds
-from audiences.models import Audience, Install, Lane, Resend, Twin
+from audiences.delivery import backoff, drafts
+from audiences.models import Audience, Audit, Install, Lane, Resend, Twin
 from audiences.operations import resends, twins
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
@@ -293,13 +293,41 @@ def test_installs_that_may_not_ask_are_not_looked_at(
     assert twins.start_due() == 0
 
 
-def test_an_audience_that_a_person_stopped_is_not_made_again(
-    odp: ThreadedSandbox, shop: Install, gold: Audience
+HOLD = {"hold_since_at": now(), "hold_until_at": now(), "hold_failures": 1, "hold_reason": "503: busy"}
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (Lane, {"paused_at": now(), "paused_by": "kim", "pause_reason": "deleted on purpose"}),
+        (Lane, {"blocked_at": now(), "block_reason": "It is another system's."}),
+        (Lane, {"retired_sequence": 2}),
+        (Audience, {"look_asked_at": now()}),
+        (Audience, HOLD),
+    ],
+    ids=["paused", "blocked", "retired", "checked already", "on hold"],
+)
+def test_an_audience_that_is_stopped_or_being_made_is_not_looked_at(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, model: type[Lane | Audience], values: dict[str, Any]
 ) -> None:
-    holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="deleted on purpose")
+    model._default_manager.filter(pk=gold.pk).update(**values)
     odp.odp("DELETE", SEGMENT)
     assert twins.look(shop.pk) == 0
     assert not Twin.objects.exists()
+
+
+def test_an_audience_whose_newest_audit_found_nothing_is_read_in_its_turn(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twins, "READ", 1)
+    silver = make_audience(shop, "silver")
+    Twin.objects.create(audience=gold, looked_at=now())
+    usual = {"install": shop, "audience": gold, "mode": "full", "by": "kim", "ended_at": now()}
+    Audit.objects.create(**usual, differing=1)
+    Audit.objects.create(**usual, is_newest=True)
+    assert list(twins._chosen(shop, frozenset({"lytics_gold", "lytics_silver"}))) == [silver]
+    Audit.objects.filter(is_newest=True).update(differing=1)
+    assert list(twins._chosen(shop, frozenset({"lytics_gold", "lytics_silver"}))) == [gold, silver]
 
 
 def test_a_look_asks_little(odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: Any) -> None:
