@@ -278,6 +278,29 @@ def test_too_many_waiting_events_let_the_end_wait(gold: Audience, monkeypatch: p
     assert lane_of(gold).member_count == 0
 
 
+def test_those_who_left_by_it_enter_again_chunk_by_chunk(
+    odp: ThreadedSandbox, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retired(gold)
+    monkeypatch.setattr(retiring, "CHUNK", 1)
+    assert retiring.take_back(gold, by="sam", reason="x")
+    steps(gold)
+    assert members(odp) == ["kim", "lee"]
+
+
+def test_an_unexpected_error_of_a_deletion_releases_the_audience(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no such mechanism")
+
+    monkeypatch.setattr(unmaking, "_delete", fail)
+    holds.end_log(gold.pk, gold.last_sequence)
+    with pytest.raises(ValueError, match="no such mechanism"):
+        unmaking.unmake(gold)
+    assert read(gold).making_token is None
+
+
 def test_an_audience_that_was_taken_back_meanwhile_is_not_deleted(odp: ThreadedSandbox, gold: Audience) -> None:
     assert unmaking.unmake(gold) is None
     assert is_in_odp(odp)
