@@ -145,6 +145,7 @@ def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
         (PROFILES, b"Service is under maintenance", Outcome.RETRY_LATER, True),
         (PROFILES, b'{"status":"ok"}', Outcome.RETRY_LATER, True),
         (PROFILES, b'{"title":"Accepted","status":202,"error":"quota"}', Outcome.RETRY_LATER, True),
+        (PROFILES, b'{"title":"Accepted","status":202,"errors":["bad"]}', Outcome.REJECTED, False),
         (PROFILES, b'{"title":"Bad Request","status":400}', Outcome.REJECTED, False),
         (PROFILES, b'{"title":"Forbidden","status":403}', Outcome.UNAUTHORISED, True),
         (PROFILES, b'{"status":302}', Outcome.RETRY_LATER, True),
