@@ -15,12 +15,13 @@ from pytest_django.fixtures import Settings
 from audiences import lytics_account
 from audiences.agreement import audits
 from audiences.delivery import drafts, holds
+from audiences.insight import trials
 from audiences.models import Audience, Audit, GuidedChange, Install
 from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
-from tests.delivering import drain_all, lane_of, make_install
+from tests.delivering import drain_all, lane_of, make_audience, make_install
 from tests.guided import MOST, step, steps_with_deaths
 from tests.lytics_api import Lytics
 from tests.messages import body, message, transition
@@ -352,3 +353,10 @@ def test_the_command_begins_no_change_that_can_not_be_made(shop: Install, words:
     with pytest.raises(CommandError, match=why):
         command(shop, *words)
     assert not GuidedChange.objects.exists()
+
+
+def test_the_audience_of_the_test_customers_is_not_changed(shop: Install) -> None:
+    before = set(identifier_changes.audiences(shop))
+    of_tests = make_audience(shop, "test")
+    Audience.objects.filter(pk=of_tests.pk).update(segment_id=trials.SEGMENT_ID)
+    assert set(identifier_changes.audiences(shop)) == before
