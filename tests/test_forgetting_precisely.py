@@ -12,7 +12,7 @@ from django.utils.timezone import now
 from audiences import request_bodies
 from audiences.delivery import holds
 from audiences.insight import customer_texts
-from audiences.models import Audience, Delivery, Install, Lane, Membership, Parked
+from audiences.models import Audience, Delivery, Forgotten, GuidedChange, Install, Lane, Membership, Parked
 from audiences.operations import forgetting, parked_items, retiring
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import ingest
@@ -123,6 +123,9 @@ def test_answers_and_reasons_lose_the_person_however_odp_spells_it(
     Audience.objects.filter(pk=gold.pk).update(
         hold_since_at=now(), hold_until_at=now(), hold_failures=1, hold_reason=" ".join(spelled)
     )
+    texts = dict.fromkeys(("problem", "waits_for"), " ".join(spelled))
+    usual = {"kind": "mechanism", "before": "attribute", "after": "list", "by": "sam", "reason": "a test"}
+    GuidedChange.objects.create(install=shop, **usual, **texts)
     forget(shop, identifier)
     delivery, lane = Delivery.objects.get(), Lane.objects.get(pk=gold.pk)
     for text in (delivery.answer, delivery.reason, lane.fault_reason):
@@ -270,6 +273,20 @@ def test_an_item_that_is_parked_after_the_search_is_emptied_too(shop: Install, m
     forget(shop, "kim")
     assert rows_that_name("kim") == []
     assert Parked.objects.get().closed_at is not None
+
+
+def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [forgetting.ask(shop, who, tell_odp=False, by="dpo") for who in ("kim", "lee")]
+    advance = forgetting.advance
+
+    def advance_all_but_the_first(one: Forgotten) -> bool:
+        if one == asked[0]:
+            raise forgetting.BusyError
+        return advance(one)
+
+    monkeypatch.setattr(forgetting, "advance", advance_all_but_the_first)
+    forgetting.advance_all()
+    assert Forgotten.objects.get(ended_at=None) == asked[0]
 
 
 def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:

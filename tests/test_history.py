@@ -19,7 +19,7 @@ from django.utils.timezone import now
 from audiences import masked_answers, request_bodies
 from audiences.admin import csv_file, filters, pages
 from audiences.admin.runs_chart import chart
-from audiences.models import Audience, Delivery, Install, Parked, Receipt, Resend, Run, Token
+from audiences.models import Audience, Delivery, Install, Parked, Receipt, Resend, Run, Skip, Token
 from odp.client import Client as Odp
 from odp.mechanisms import MECHANISMS, Attribute, Change, Mechanism, encode, membership_in
 from tests.delivering import drain_all, enter, happen, make_audience, make_install, sandbox
@@ -260,9 +260,12 @@ def test_runs_are_narrowed_by_outcome_audience_and_install(viewer: Client, shop:
     silver = make_audience(other, "silver")
     good, bad = run(gold, delivery(shop)), run(silver, delivery(other, outcome="unknown"))
     old = run(gold, None, 2, opened_at=now() - timedelta(days=40))
+    skip = Skip.objects.create(install=shop, by="kim", reason="a restored backup")
+    skipped = run(gold, None, 3, outcome="skipped", skip=skip)
     assert ids(viewer, "run", outcome="failed") == [bad.pk]
-    assert ids(viewer, "run", audience="gold") == [old.pk, good.pk]
-    assert ids(viewer, "run", install=shop.pk) == [old.pk, good.pk]
+    assert ids(viewer, "run", outcome="skipped") == [skipped.pk]
+    assert ids(viewer, "run", audience="gold") == [skipped.pk, old.pk, good.pk]
+    assert ids(viewer, "run", install=shop.pk) == [skipped.pk, old.pk, good.pk]
     assert ids(viewer, "run", install=other.pk, outcome="failed") == [bad.pk]
 
 

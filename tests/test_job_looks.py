@@ -16,6 +16,8 @@ from audiences.front import troubles
 from audiences.models import Audience, Install, JobPresence, LyticsAccount, Trouble
 from audiences.operations import job_looks, retiring
 from audiences.operations.connect import connect
+from audiences.operations.job_contents import Contents
+from audiences.receiving.audience_lookup import BY_SLUG
 from sandbox.lytics.api.server import LyticsServer
 from sandbox.lytics.audiences import Audience as LyticsAudience
 from tests.connecting import CART, THIRD, VIP, add_job, edit, fault, make_shop, sandbox_lytics, the_job
@@ -400,3 +402,10 @@ def test_the_list_and_the_page_of_the_audience_show_it(
     assert "no job sends it any more" in viewer.get(url_of("change", vip)).content.decode()
     listed = viewer.get("/admin/audiences/audience/?state=left")
     assert [one.pk for one in listed.context["cl"].result_list] == [vip.pk]
+
+
+def test_only_a_slug_may_be_that_of_an_audience_that_lytics_does_not_list() -> None:
+    partial, complete = (Contents(frozenset({"job"}), names_all, {"known": "job"}) for names_all in (False, True))
+    known, other, by_slug = (Audience(segment_id=name) for name in ("known", "other", f"{BY_SLUG}gold"))
+    assert [partial.may_be_sent(one) for one in (known, other, by_slug)] == [True, False, True]
+    assert [complete.may_be_sent(one) for one in (known, other, by_slug)] == [True, False, False]

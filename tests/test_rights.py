@@ -372,10 +372,11 @@ def test_profile_fields_with_the_names_of_the_layout_are_masked() -> None:
     names = ("type", "event", "object", "change", "slug", "meta", "segment_events", "enter", "exit", "segment_id")
     one = message(profile=dict.fromkeys(names, SECRETIVE), source=SECRETIVE)
     one["data"] |= {name: {"x": SECRETIVE} for name in names if name != "segment_events"}
-    one["data"]["nested"] = {"meta": {"type": SECRETIVE}, "segment_events": [SECRETIVE]}
+    one["data"]["nested"] = {"meta": {"type": SECRETIVE}, "segment_events": [SECRETIVE], "phone": 491771234567}
     for raw in (json.dumps(one), json.dumps([one])):
         shown = masks.masked(raw)
         assert SECRETIVE not in shown
+        assert "491771234567" not in shown
         assert '"gold_club"' in shown
         assert '"job-7"' in shown
 
