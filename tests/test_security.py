@@ -13,11 +13,12 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, ProgrammingError, connection, transaction
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences import checks, lytics_account, odp_hosts
+from audiences.admin import verbs
 from audiences.agreement import audits
 from audiences.delivery import drafts
 from audiences.insight import search_index, trials
@@ -498,3 +499,10 @@ def test_every_table_has_its_rights(db: None) -> None:
     known = {table for _, table in db_role._tables()}
     assert known >= db_role.DELETABLE_TABLES | db_role.APPEND_ONLY | db_role.READ_ONLY - {"django_migrations"}
     assert Token._meta.db_table in known
+
+
+@pytest.mark.parametrize("place", ["https://evil.example/", "//evil.example/", "javascript:alert(1)", "/admin/live/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_button_leads_back_to_no_other_site(place: str, method: str) -> None:
+    request = getattr(RequestFactory(), method.lower())("/admin/", {"next": place})
+    assert verbs.way_back(request, "/admin/own/") == ("/admin/live/" if place == "/admin/live/" else "/admin/own/")

@@ -195,6 +195,9 @@ def test_a_changed_definition_is_shown_and_deliveries_continue(
     change_definition(odp)
     look(shop)
     assert found(gold) == "changed"
+    since = Twin.objects.get().since_at
+    look(shop)
+    assert Twin.objects.get().since_at == since
     page = boss.get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
     assert "member of the list newsletter" in page
     assert "customer.lytics_gold = true" in page
