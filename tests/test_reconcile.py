@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences.delivery import request_records, unconfirmed
+from audiences.delivery import holds, request_records, unconfirmed
 from audiences.models import Audience, Delivery, Event, Install, Membership
 from audiences.operations.reconcile import reconcile as reconcile_now
 from audiences.receiving import ingest
@@ -76,6 +76,15 @@ def test_it_corrects_the_effect_of_a_request_applied_late(odp: ThreadedSandbox, 
     assert members(odp) == ["ben", "somebody"]
     assert [item["attributes"]["lytics_gold"] for item in writes(odp)[before]] == [False]
     assert_all_is_well(gold)
+
+
+def test_nothing_is_appended_after_the_end_of_a_retiring_log(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    enter(gold, "anna", at=10)
+    supersede(odp, shop, gold)
+    holds.end_log(gold.pk, Audience.objects.get(pk=gold.pk).last_sequence)
+    assert reconcile_now() == 0
 
 
 def test_it_waits_until_odp_is_done_with_the_request(

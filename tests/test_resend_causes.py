@@ -49,6 +49,11 @@ def test_events_from_lytics_have_no_other_cause(shop: Install, gold: Audience) -
     assert not Again.objects.exists()
 
 
+def test_of_a_log_only_the_resent_events_have_a_cause(shop: Install, gold: Audience) -> None:
+    resync(shop, gold)
+    assert {sequence for _, sequence in resend_causes.causes_of_events(Event.objects.all())} == {3, 4}
+
+
 def test_a_resync_is_named_with_its_number_on_the_run_and_on_its_delivery(shop: Install, gold: Audience) -> None:
     resync(shop, gold)
     drain_all(shop)
