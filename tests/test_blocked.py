@@ -313,3 +313,11 @@ def test_one_press_unblocks_a_bounded_number_and_says_how_many_are_left(
         assert still.count() == 7 - 5 - (2 if not left else 0)
         if still:
             url = reverse("admin:audiences_audience_unblock_everywhere", args=[still[0].pk])
+
+
+def test_reasons_that_are_masked_to_the_same_words_are_one_group(install: Install) -> None:
+    for slug, who in (("gold", "kim@example.com"), ("silver", "lee@example.com")):
+        lane = Lane.objects.filter(pk=make_audience(install, slug).pk)
+        lane.update(blocked_at=now(), block_reason=f"ODP has no profile of {who}")
+    found = groups.blocked_by_cause()
+    assert (found.count, found.lanes, [group.lanes for group in found.read]) == (1, 2, [2])

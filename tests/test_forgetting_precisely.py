@@ -12,7 +12,19 @@ from django.utils.timezone import now
 from audiences import request_bodies
 from audiences.delivery import holds
 from audiences.insight import customer_texts
-from audiences.models import Audience, Delivery, Forgotten, GuidedChange, Install, Lane, Membership, Parked
+from audiences.models import (
+    Audience,
+    Audit,
+    Delivery,
+    Difference,
+    Forgotten,
+    GuidedChange,
+    Install,
+    Lane,
+    Membership,
+    Parked,
+    ScannedMember,
+)
 from audiences.operations import forgetting, parked_items, retiring
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import ingest
@@ -20,7 +32,16 @@ from lytics import times
 from lytics.facts import IDENTIFIER_BYTES
 from odp import redact
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import backoff_runs_out, claim, drain_all, enter, happen, make_delivered
+from tests.delivering import (
+    backoff_runs_out,
+    claim,
+    drain_all,
+    enter,
+    happen,
+    make_audience,
+    make_delivered,
+    make_install,
+)
 from tests.messages import body, message, transition
 from tests.test_forgetting import rows_that_name
 from workers import drain
@@ -273,6 +294,21 @@ def test_an_item_that_is_parked_after_the_search_is_emptied_too(shop: Install, m
     forget(shop, "kim")
     assert rows_that_name("kim") == []
     assert Parked.objects.get().closed_at is not None
+
+
+def test_nothing_of_another_install_is_changed(odp: ThreadedSandbox, shop: Install) -> None:
+    make_delivered(shop, "kim")
+    other = make_install(odp, name="Other")
+    silver = make_audience(other, "silver", provisioned=False)
+    enter(silver, "kim")
+    drain_all(other)
+    report = Audit.objects.create(install=other, audience=silver, mode="full", by="sam", after_identifier="kim")
+    Difference.objects.create(audit=report, identifier="kim", kind="not_here", why="")
+    ScannedMember.objects.create(audit=report, identifier="kim")
+    forget(shop, "kim")
+    assert Audit.objects.get().after_identifier == "kim"
+    kept = [model._default_manager.get().identifier for model in (Difference, ScannedMember, Membership)]
+    assert kept == ["kim"] * 3
 
 
 def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
