@@ -89,8 +89,11 @@ def test_the_tolerance_is_a_setting(shop: Install, settings: Any) -> None:
     assert Event.objects.get().occurred_ns == times.nanoseconds(told)
 
 
-def test_the_event_shows_the_time_that_was_sent(shop: Install) -> None:
-    """Also in the middle of a call, where neighbours have good times."""
+@pytest.mark.parametrize("is_known", [False, True])
+def test_the_event_shows_the_time_that_was_sent(shop: Install, is_known: bool) -> None:
+    """Also in the middle of a call, where neighbours have good times, and for an audience with earlier calls."""
+    if is_known:
+        ingest.receive(shop, body(message(who="z")))
     future = transition(at="2199-01-01T00:00:00Z")
     messages = [message(who="a"), message(future, who="b"), message(who="c"), message(future, who=["d", "e"])]
     ingest.receive(shop, body(*messages))

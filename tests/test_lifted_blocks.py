@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from audiences.delivery import claims, holds, leases
+from audiences.delivery import claims, holds, leases, settling
 from audiences.insight import state
 from audiences.models import Audience, Lane
 from audiences.receiving import backlog
@@ -71,6 +71,16 @@ def test_the_same_block_keeps_its_beginning(operator: Client, gold: Audience, ag
     again(gold, "field has the wrong type")
     assert age(gold) >= EARLIER
     assert "3 h ago" in operator.get("/admin/").content.decode()
+
+
+def test_a_try_that_delivers_nothing_keeps_the_beginning_of_the_block(operator: Client, gold: Audience) -> None:
+    blocked(gold, "field has the wrong type")
+    grows_older(gold)
+    press(operator, "unblock", gold)
+    lease = claimed(gold)
+    settling.settle(lease, [leases.Result(lease.spans[0], complete=False)], {gold.pk: {}})
+    blocked(gold, "field has the wrong type")
+    assert age(gold) >= EARLIER
 
 
 @pytest.mark.parametrize("again", [by_a_delivery, by_its_making])
