@@ -30,6 +30,7 @@ from audiences.models import (
 from audiences.operations import (
     account_changes,
     account_requests,
+    account_steps,
     changes,
     forgetting,
     guards,
@@ -292,6 +293,62 @@ def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch
     assert change.copied_at is not None
     GuidedChange.objects.update(copied_at=change.copied_at - timedelta(seconds=301))
     assert finish(shop).problem == ""
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_the_last_request_to_the_old_account_may_be_applied_late_so_its_emptying_waits(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
+) -> None:
+    begin(shop, new, empties=True)
+    until(shop, Phase.LEASES)
+    settings.RECONCILE_AFTER_SECONDS = 300
+    for _ in range(10):
+        step(shop)
+        work(shop)
+    change = GuidedChange.objects.get()
+    assert "The last request to the old account may be applied late" in change.waits_for
+    assert (members(odp), members(new)) == (BEFORE, BEFORE)
+    assert change.switched_at is not None
+    GuidedChange.objects.update(switched_at=change.switched_at - timedelta(seconds=301))
+    assert finish(shop).problem == ""
+    assert segments(odp) == []
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_accounts_that_are_down_delay_each_step_that_sends_requests(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """Without a response, a step neither continues nor ends the change."""
+    begin(shop, new, empties=True)
+    waited = []
+    for _ in guided.places(shop):
+        phase = GuidedChange.objects.get().phase
+        if phase in account_steps.ASKING and phase not in waited:
+            for account in (odp, new):
+                account.fault({}, {"status": 503, "body": {"message": "down"}})
+            step(shop)
+            for account in (odp, new):
+                account.clear_faults()
+            change = GuidedChange.objects.get()
+            assert (change.phase, change.ended_at, bool(change.waits_for)) == (phase, None, True)
+            waited.append(phase)
+    assert set(waited) == set(account_steps.ASKING)
+    assert GuidedChange.objects.get().problem == ""
+    assert (segments(odp), members(new)) == ([], BEFORE)
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
+    shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    begin(shop, new)
+    new.fault({"path": "/v3/profiles", "method": "POST"}, {"status": 202, "body": {"status": 202}})
+    until(shop, Phase.VERIFY)
+    new.clear_faults()
+    step(shop)
+    change = GuidedChange.objects.get()
+    assert (change.phase, change.ended_at) == (Phase.VERIFY, None)
+    assert "people in a sample differ between the new account and the ledger" in change.waits_for
 
 
 def test_nothing_that_was_known_of_the_old_account_delays_the_new_one(odp: ThreadedSandbox, shop: Install) -> None:

@@ -15,7 +15,7 @@ from pytest_django.fixtures import Settings
 from audiences.delivery import claims, holds
 from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
-from audiences.operations import changes, forgetting, guards, resends, retiring, skips, verification
+from audiences.operations import change_steps, changes, forgetting, guards, resends, retiring, skips, verification
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
 from tests.delivering import (
@@ -525,16 +525,40 @@ def test_an_audience_that_odp_does_not_show_is_brought_back(
     assert segments(odp) == ["lytics_gold"]
 
 
-def test_odp_that_is_down_delays_the_change(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+def test_odp_that_is_down_delays_each_step_that_sends_requests(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """Without a response, a step neither continues nor returns to the previous mechanism."""
     begin(shop)
-    fault = {"status": 503, "body": {"message": "down"}}
-    odp.fault({}, fault)
-    for _ in range(4):
+    waited = []
+    for _ in guided.places(shop):
+        phase = GuidedChange.objects.get().phase
+        if phase in change_steps.ASKING and phase not in waited:
+            odp.fault({}, {"status": 503, "body": {"message": "down"}})
+            step(shop)
+            odp.clear_faults()
+            change = GuidedChange.objects.get()
+            assert (change.phase, change.is_returning, bool(change.waits_for)) == (phase, False, True)
+            waited.append(phase)
+    assert set(waited) == set(change_steps.ASKING)
+    assert GuidedChange.objects.get().problem == ""
+    assert segments(odp) == ["lytics_gold"], "the audience of the verification is deleted"
+
+
+@pytest.mark.parametrize("before", ["list"], indirect=True)
+def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    begin(shop)
+    odp.fault({"path": PROFILES, "method": "POST"}, {"status": 202, "body": {"status": 202}})
+    while GuidedChange.objects.get().phase != Phase.VERIFY:
         step(shop)
-    change = GuidedChange.objects.get()
-    assert (change.phase, bool(change.waits_for)) == (Phase.CHECK, True)
+        work(shop)
     odp.clear_faults()
-    assert finish(shop).problem == ""
+    step(shop)
+    change = GuidedChange.objects.get()
+    assert (change.phase, change.is_returning) == (Phase.VERIFY, False)
+    assert "people in a sample differ between ODP and the ledger" in change.waits_for
 
 
 def test_skipped_events_of_the_ledger_are_sent_again(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
