@@ -244,6 +244,54 @@ def test_lytics_that_rejects_the_scan_ends_the_change_with_its_reason(
     assert "customers known by _id stay members" in change.problem
 
 
+def test_an_audit_that_did_not_read_lytics_ends_the_change(shop: Install) -> None:
+    """It compared the ledger with ODP, and says nothing about the new field."""
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    lytics_account.set_token(shop, "")
+    change = finish(shop)
+    assert "Lytics was not asked, because the install has no Lytics API token" in change.problem
+    assert "customers known by _id stay members" in change.problem
+    assert change.done == 0
+
+
+@pytest.mark.parametrize("mode", Audit.Mode)
+def test_another_audit_since_the_switch_is_used_if_it_compares_people(shop: Install, mode: str) -> None:
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    other = audits.ask(Audience.objects.get(), mode=mode, by="sam")
+    assert other is not None
+    step(shop)
+    assert GuidedChange.objects.get().audit_id == (None if mode == Audit.Mode.QUICK else other.pk)
+
+
+def until_repair(shop: Install) -> Audit:
+    begin(shop)
+    while GuidedChange.objects.get().phase != Phase.REPAIR:
+        step(shop)
+        work(shop)
+    return Audit.objects.get()
+
+
+def test_a_newer_audit_than_that_of_the_change_is_followed_by_another_one(odp: ThreadedSandbox, shop: Install) -> None:
+    until_repair(shop)
+    assert audits.ask(Audience.objects.get(), mode=Audit.Mode.FULL, by="sam")
+    work(shop)
+    change = finish(shop)
+    assert (change.problem, change.left_out, change.done) == ("", {}, 1)
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_the_change_waits_for_the_repair_of_a_person(odp: ThreadedSandbox, shop: Install) -> None:
+    assert resends.repair(until_repair(shop), by="sam", reason="a test")
+    step(shop)
+    assert GuidedChange.objects.get().waits_for == "Another repair of the audience is unfinished."
+    work(shop)
+    change = finish(shop)
+    assert (change.problem, change.left_out, change.done) == ("", {}, 1)
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
 # --- the evidence, and what begins a change ------------------------------------------------------------------
 
 
