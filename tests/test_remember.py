@@ -123,6 +123,29 @@ def test_the_order_of_arrival_makes_no_difference(install: Install, order: tuple
     assert members() == ({"a"} if last == "change" else set())
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_late_exit_takes_no_identifier_from_a_profile_that_gained_it(
+    install: Install, order: tuple[int, ...]
+) -> None:
+    told = [
+        message("exit", T1, ["a", "b"]),
+        message("enter", T2, ["b"], profile="p-2"),
+        message("enter", T3, ["a"]),
+    ]
+    for position in order:
+        tell(install, told[position])
+    assert members() == {"a", "b"}
+
+
+@pytest.mark.parametrize("first", ["change", "exit"])
+def test_an_exit_wins_over_a_list_of_the_same_moment(install: Install, first: str) -> None:
+    tell(install, message("enter", T1, ["a"]))
+    told = {"change": message("change", T2, ["a", "b"]), "exit": message("exit", T2, ["a"])}
+    tell(install, told.pop(first))
+    tell(install, *told.values())
+    assert members() == set()
+
+
 def test_lists_of_one_call_follow_each_other(install: Install) -> None:
     tell(install, message("enter", T1, ["a", "b"]), message("change", T2, ["b"]), message("change", T1, ["a", "z"]))
     assert members() == {"b"}
