@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.utils.timezone import now
 
 from audiences.delivery import holds, request_records, unconfirmed
@@ -247,6 +247,21 @@ def test_a_failing_delivery_does_not_delay_others_and_is_tried_again(
     assert reconcile_now() == 1
     drain_all(shop)
     assert_all_is_well(gold)
+
+
+def test_a_database_that_is_away_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the database's, so no delivery is blamed in the log, and the next one isn't tried."""
+    tried = []
+
+    def overtaken(delivery_id: int) -> Any:
+        tried.append(delivery_id)
+        raise OperationalError("the server is gone")
+
+    monkeypatch.setattr(unconfirmed, "doubtful", lambda *, seconds: [1, 2])
+    monkeypatch.setattr(unconfirmed, "overtaken", overtaken)
+    with pytest.raises(OperationalError):
+        reconcile_now()
+    assert tried == [1]
 
 
 def test_a_request_that_another_worker_looks_at_is_left_to_it(
