@@ -769,7 +769,7 @@ def test_a_second_rejection_of_a_customer_updates_the_parked_item(shop: Install)
     audience = make_audience(shop)
     for at in (1, 2, 3):
         enter(audience, "lee", at=at)
-        deliver(claim(shop), refuse=("lee",), words=f"not him, {at}")
+        deliver(claim(shop), refuse=("lee",), words=f"not\x00 him, {at}")
     assert parked() == [("lytics_gold", "lee", "")]
     (item,) = audience.parked.all()
     assert (item.sequence, item.detail, item.delivery_id) == (3, "not him, 3", Delivery.objects.latest("pk").pk)
