@@ -25,7 +25,9 @@ from audiences.models import (
     Install,
     Membership,
     Pace,
+    Resend,
     Retirement,
+    Twin,
 )
 from audiences.operations import (
     account_changes,
@@ -319,6 +321,7 @@ def test_accounts_that_are_down_delay_each_step_that_sends_requests(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
     """Without a response, a step neither continues nor ends the change."""
+    Twin.objects.create(audience=gold, looked_at=now())
     begin(shop, new, empties=True)
     waited = []
     for _ in guided.places(shop):
@@ -335,6 +338,7 @@ def test_accounts_that_are_down_delay_each_step_that_sends_requests(
     assert set(waited) == set(account_steps.ASKING)
     assert GuidedChange.objects.get().problem == ""
     assert (segments(odp), members(new)) == ([], BEFORE)
+    assert not Twin.objects.exists(), "what a look found in the old account is out of date"
 
 
 @pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
@@ -476,6 +480,7 @@ def test_an_audience_in_the_old_account_that_another_install_uses_now_is_not_emp
     """After the switch its ODP id is free in the old account, so another install may make its audience there."""
     begin(shop, new, empties=True)
     until(shop, Phase.LEASES)
+    GuidedChange.objects.update(left_out={"lytics_earlier": "a reason"})
     until(shop, phase)
     other = make_install(odp, name="Other", mechanism=shop.mechanism)
     drafts.note_key(other.pk, problem="")
@@ -483,6 +488,7 @@ def test_an_audience_in_the_old_account_that_another_install_uses_now_is_not_emp
     change = finish(shop)
     assert change.problem == ""
     assert "The install Other uses" in change.left_out["lytics_gold"]
+    assert change.left_out["lytics_earlier"] == "a reason"
     assert (members(odp), segments(odp)) == (BEFORE, ["lytics_gold"])
     assert members(new) == BEFORE
     assert_all_is_well(gold, theirs)
@@ -562,6 +568,22 @@ def test_an_account_that_rejects_some_members_is_switched_to_and_one_that_reject
         assert Install.objects.get().odp_host == odp.url
 
 
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_members_whom_neither_account_shows_do_not_prevent_the_switch(
+    odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox, settings: Settings
+) -> None:
+    """ODP accepts Lee's state and shows nothing of it, as without consent. Each request holds one customer."""
+    settings.CHANGE_VERIFY_SECONDS = 0
+    Install.objects.update(batch_size=1)
+    for account in (odp, new):
+        account.fault({"path": "/v3/profiles", "body_contains": "lee"}, {"status": 202, "body": {"status": 202}})
+    audience_with_members(Install.objects.get())
+    assert members(odp) == ["kim", "mia"]
+    begin(shop, new)
+    assert finish(shop).problem == ""
+    assert members(new) == ["kim", "mia"]
+
+
 def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
     """Kim's exit went to the old account after the copy, and a skip ends the resync that sends it again."""
     begin(shop, new)
@@ -574,6 +596,19 @@ def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Aud
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
     Install.objects.update(enabled=True)
+    assert finish(shop).problem == ""
+    assert members(new) == ["lee", "mia"]
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_a_resync_that_a_person_stops_is_begun_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    happen(gold, ("kim", "exit", 9))
+    work(shop)
+    until(shop, Phase.CATCH_UP)
+    step(shop)
+    assert resends.stop(Resend.objects.get(), by="sam")
     assert finish(shop).problem == ""
     assert members(new) == ["lee", "mia"]
 

@@ -14,7 +14,18 @@ from pytest_django.fixtures import Settings
 
 from audiences.delivery import claims, holds
 from audiences.insight import heartbeats
-from audiences.models import Audience, Delivery, GuidedChange, Install, Lane, Membership, Resend, Retirement, Worker
+from audiences.models import (
+    Audience,
+    Delivery,
+    GuidedChange,
+    Install,
+    Lane,
+    Membership,
+    Resend,
+    Retirement,
+    Twin,
+    Worker,
+)
 from audiences.operations import change_steps, changes, forgetting, guards, resends, retiring, skips, verification
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
@@ -529,6 +540,7 @@ def test_odp_that_is_down_delays_each_step_that_sends_requests(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:
     """Without a response, a step neither continues nor returns to the previous mechanism."""
+    Twin.objects.create(audience=gold, looked_at=now())
     begin(shop)
     waited = []
     for _ in guided.places(shop):
@@ -543,6 +555,7 @@ def test_odp_that_is_down_delays_each_step_that_sends_requests(
     assert set(waited) == set(change_steps.ASKING)
     assert GuidedChange.objects.get().problem == ""
     assert segments(odp) == ["lytics_gold"], "the audience of the verification is deleted"
+    assert not Twin.objects.exists(), "what a look found before the change is out of date"
 
 
 @pytest.mark.parametrize("before", ["list"], indirect=True)
@@ -571,6 +584,16 @@ def test_skipped_events_of_the_ledger_are_sent_again(odp: ThreadedSandbox, shop:
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
     Install.objects.update(enabled=True)
+    assert finish(shop).problem == ""
+    assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
+
+
+@pytest.mark.parametrize("before", ["list"], indirect=True)
+def test_a_resync_that_a_person_stops_is_begun_again(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    begin(shop)
+    while GuidedChange.objects.get().phase != Phase.RESEND:
+        step(shop)
+    assert resends.stop(Resend.objects.get(), by="sam")
     assert finish(shop).problem == ""
     assert odp.members("lytics_gold") == ["kim", "lee", "mia"]
 
