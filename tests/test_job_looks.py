@@ -16,6 +16,7 @@ from audiences.front import troubles
 from audiences.models import Audience, Install, JobPresence, LyticsAccount, Trouble
 from audiences.operations import job_looks, retiring
 from audiences.operations.connect import connect
+from audiences.operations.doctor.case import Case
 from audiences.operations.job_contents import Contents
 from audiences.receiving.audience_lookup import BY_SLUG
 from sandbox.lytics.api.server import LyticsServer
@@ -328,9 +329,8 @@ def test_a_look_asks_little_and_once_per_interval(
     assert len(asked) == 4
 
 
-def test_of_many_deleted_audiences_a_look_asks_about_a_few(
-    lytics: LyticsServer, shop: Install, vip: Audience, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def send_twelve(lytics: LyticsServer, shop: Install) -> list[str]:
+    """Twelve more audiences in the job, which a look has seen."""
     ids = [f"id-{number}" for number in range(12)]
     for segment_id in ids:
         lytics.api.account.write("INSERT INTO audience (segment_id, slug) VALUES (?, ?)", segment_id, segment_id)
@@ -338,6 +338,32 @@ def test_of_many_deleted_audiences_a_look_asks_about_a_few(
         Audience.objects.filter(pk=made.pk).update(segment_id=segment_id)
     edit(lytics, the_job(lytics), config={"segment_ids": [*BOTH, *ids]})
     assert gone(shop) == []
+    return ids
+
+
+def test_looks_take_turns_in_asking_about_audiences_that_the_list_lacks(
+    lytics: LyticsServer, shop: Install, vip: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that Lytics deleted would never be asked about, behind five that its list left out."""
+    ids = send_twelve(lytics, shop)
+    for segment_id in ids:
+        lytics.api.account.delete_audience(segment_id)
+    asked = []
+
+    def has_it(case: Case, segment_id: str) -> bool:
+        asked.append(segment_id)
+        return False
+
+    monkeypatch.setattr(Case, "is_deleted_in_lytics", has_it)
+    for _ in range(3):
+        assert gone(shop) == []
+    assert (set(asked), len(asked)) == (set(ids), 3 * job_looks.ASKED)
+
+
+def test_of_many_deleted_audiences_a_look_asks_about_a_few(
+    lytics: LyticsServer, shop: Install, vip: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = send_twelve(lytics, shop)
     for segment_id in ids:
         lytics.api.account.delete_audience(segment_id)
     asked = requests(lytics, monkeypatch)
