@@ -208,6 +208,19 @@ def test_profiles_that_entered_at_one_time_in_one_call_are_not_taken_for_one(pai
 
 
 @pytest.mark.parametrize("forget", [False])
+def test_more_identifiers_at_one_time_than_a_list_can_have_are_of_several_profiles(
+    pair: Pair, forget: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if only one of these profiles is still in the audience."""
+    monkeypatch.setattr(array_identifiers, "LONGEST_LIST", 3)
+    people = {"c1": "cyd", "d1": "dan", "e1": "eve", "f1": "fay"}
+    pair.tell(*(said("enter", profile, T3, uid) for uid, profile in people.items()))
+    for uid in ("c1", "d1", "e1"):
+        control(pair.lytics, "members", {"audience": "gold", "field": "_uids", "identifier": uid, "member": False})
+    assert named(pair.audit()) == dict.fromkeys(("c1", "d1", "e1"), EXIT_NOT_SENT)
+
+
+@pytest.mark.parametrize("forget", [False])
 def test_a_field_with_single_values_has_no_numbers_of_lists(pair: Pair, forget: bool) -> None:
     for profile in ("ann", "bob"):
         single = {**said("enter", profile, T3), "id": profile}

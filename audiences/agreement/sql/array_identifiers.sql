@@ -21,14 +21,14 @@ deciding AS MATERIALIZED (
         ON event.audience_id = %(audience)s AND event.sequence = held.sequence AND event.receipt_id IS NOT NULL
 ),
 -- Members in Lytics who left here although the newest list of their profile has the identifier: an exit of another
--- profile, or the shorter list of another profile, was newer.
+-- profile, or the shorter list of another profile, was newer. The list of a profile that left is empty.
 lost AS (
     SELECT deciding.id
     FROM deciding
     JOIN audiences_scannedmember AS scanned
         ON scanned.audit_id = %(audit)s AND scanned.identifier = deciding.identifier
     JOIN audiences_profile AS known ON known.audience_id = %(audience)s AND known.profile = scanned.profile
-    WHERE NOT deciding.is_member AND NOT known.has_left AND known.occurred_ns <= deciding.occurred_ns
+    WHERE NOT deciding.is_member AND known.occurred_ns <= deciding.occurred_ns
         AND known.identifiers @> to_jsonb(deciding.identifier)
 ),
 -- Members here who aren't in Lytics' scan, and the profile whose newest list has the identifier.
@@ -37,7 +37,7 @@ listed AS MATERIALIZED (
     FROM audiences_profile AS known
     CROSS JOIN LATERAL jsonb_array_elements_text(known.identifiers) AS one(identifier)
     JOIN differing ON differing.identifier = one.identifier
-    WHERE known.audience_id = %(audience)s AND NOT known.has_left AND differing.is_member
+    WHERE known.audience_id = %(audience)s AND differing.is_member
 ),
 -- The profile is still a member, without the identifier.
 shortened AS (
