@@ -1,6 +1,7 @@
 """Senders that are silent, and events that wait, beyond the limits of their install."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,13 +10,15 @@ from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
+from pytest_django.fixtures import Settings
 
 from audiences.delivery import drafts
 from audiences.front import delays, silence
 from audiences.front import troubles as front
 from audiences.insight import rhythm, trials
+from audiences.insight.stalled_work import Stuck
 from audiences.models import Event, Install, Lane, Receipt, Rhythm
-from audiences.receiving import rejected_calls
+from audiences.receiving import disk_usage, rejected_calls
 from tests.delivering import enter, make_audience, make_install
 
 pytestmark = pytest.mark.django_db
@@ -269,3 +272,35 @@ def test_events_of_a_paused_audience_are_not_late(install: Install) -> None:
     Event.objects.update(received_at=now() - HOUR)
     Lane.objects.update(paused_at=now(), paused_by="kim", pause_reason="later")
     assert not late(install)
+
+
+def test_an_install_whose_calls_are_answered_503_is_neither_silent_nor_late(
+    install: Install, settings: Settings
+) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    enter(make_audience(install), "anna")
+    drafts.note_key(install.pk, problem="")
+    Event.objects.update(received_at=now() - HOUR)
+    assert {silence.KIND, delays.KIND} <= kinds()
+    settings.BACKLOG_HIGH_WATER = 0
+    assert "backlog" in kinds()
+    assert not {silence.KIND, delays.KIND} & kinds()
+
+
+def test_nobody_is_called_silent_while_the_database_is_too_large_for_calls(
+    install: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    monkeypatch.setattr(disk_usage, "_read", None)
+    settings.DATABASE_HIGH_WATER_BYTES = 1024
+    assert silence.KIND not in kinds()
+
+
+@pytest.mark.parametrize("in_part", [False, True])
+def test_an_install_whose_work_stands_still_is_late_only_if_a_part_of_it_does(install: Install, in_part: bool) -> None:
+    """Its alert says both, unless it is about some audiences."""
+    enter(make_audience(install), "anna")
+    drafts.note_key(install.pk, problem="")
+    Event.objects.update(received_at=now() - HOUR)
+    facts = replace(front.facts(), stuck=Stuck(str(install), now(), "", in_part))
+    assert (delays.KIND in {alert.kind for alert in front.alerts(facts)}) is in_part
