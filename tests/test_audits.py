@@ -18,7 +18,7 @@ from pytest_django.fixtures import Settings
 from audiences import lytics_account, naming
 from audiences.agreement import asking_odp, audits, odp_reasons, repairs, scanning, words
 from audiences.agreement.steps import Step
-from audiences.delivery import holds
+from audiences.delivery import holds, leases
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
 from audiences.operations import resends
 from lytics import times
@@ -622,6 +622,27 @@ def test_a_repair_that_changes_many_needs_a_confirmation(gold: Audience, lytics:
     assert repairs.needs_confirmation(done)
     settings.REPAIR_PERCENT = 20
     assert not repairs.needs_confirmation(done)
+    done.compared_with_lytics = 0  # as without an API token
+    assert not repairs.needs_confirmation(done)
+
+
+def test_a_repair_is_later_than_what_was_here_before_the_scan_unless_that_is_in_the_future() -> None:
+    audit, believed, future = Audit(before_sequence=5), leases.latest_ns() - times.SECOND, 2**62
+    known = [(5, believed), (6, believed), (5, future)]
+    rows = [Membership(sequence=sequence, occurred_ns=at) for sequence, at in known]
+    assert [repairs._after(1, row, audit) for row in rows] == [believed + 1, 1, 1]
+
+
+@pytest.mark.parametrize("sequence", [1, 2])
+def test_a_repair_of_a_passthrough_audience_moves_the_time_only_of_what_was_compared(sequence: int) -> None:
+    """A state that came later keeps its time: an event between both may still be on its way."""
+    shop = make_install(mechanism="passthrough")
+    gold, began = make_audience(shop), now()
+    done = Audit.objects.create(install=shop, audience=gold, before_sequence=1, scan_began_at=began)
+    Membership.objects.create(audience=gold, identifier="ann", is_member=True, sequence=sequence, occurred_ns=7)
+    Difference.objects.create(audit=done, identifier="ann", kind=Kind.NOT_IN_ODP)
+    ((fact,), _, _) = repairs.facts(done, after="", limit=9)
+    assert fact.occurred_ns == (times.from_moment(began) if sequence == 1 else 7)
 
 
 def test_only_the_newest_audit_can_be_repaired(gold: Audience, lytics: Lytics) -> None:
