@@ -1,6 +1,8 @@
 """Drift in ODP with each mechanism, and members whom only ODP has."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -12,7 +14,7 @@ from audiences.agreement import odp_reasons, sizes, words
 from audiences.models import Audit, Difference, Install, Membership
 from audiences.operations import changes
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, happen, make_checked_install, make_delivered
+from tests.delivering import drain_all, happen, make_audience, make_checked_install, make_delivered
 from tests.lytics_api import Lytics
 from tests.test_changes import finish
 from tests.test_drift import MEMBERS, Pair, agree, audit, named, repair, work
@@ -139,3 +141,29 @@ def test_an_entry_during_the_audit_is_no_member_whom_only_odp_has(
 
     monkeypatch.setattr(sizes, "_estimate", estimate)
     assert audit(attribute).only_in_odp == (0 if is_sent else 1)
+
+
+def test_events_since_the_audit_began_are_taken_off_what_odp_had_more_before(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = make_audience(install)
+    done = Audit(audience_id=gold.pk, mode=Audit.Mode.FULL, odp_low=7, ledger_size=5, moving=1)
+    monkeypatch.setattr(sizes, "_estimate", lambda _: (9, 9))
+    assert sizes.only_in_odp(done) == 1
+
+
+def test_only_a_person_of_the_ledger_with_the_other_state_makes_a_merged_profile(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = make_audience(install)
+    for sequence, who in enumerate(("ann", "bob", "cyd", "dan")):
+        held = {"identifier": who, "is_member": who != "bob", "sequence": sequence, "occurred_ns": 1}
+        Membership.objects.create(audience=gold, **held)
+    names = {"ann": {"unknown"}, "cyd": {"dan"}, "dan": {"bob", "dan"}}
+
+    def names_of(_: Any, people: Sequence[str], *, seconds: float) -> dict[str, set[str]]:
+        return {person: names[person] for person in people}
+
+    monkeypatch.setattr(odp_reasons, "AT_ONCE", 2)
+    monkeypatch.setattr(odp_reasons, "names_of", names_of)
+    assert odp_reasons.merged(gold, [*names], seconds=1) == ["dan"]

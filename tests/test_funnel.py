@@ -62,6 +62,15 @@ def test_events_count_as_confirmed_once_odp_showed_a_later_test_customer(install
     assert steps(install, proof=shown)["confirmed"].value == "10"
     assert "30 min ago" in steps(install, proof=shown)["confirmed"].note
     assert steps(install, proof=Proof("failing", at=shown.at))["confirmed"].well is False
+    assert steps(install)["confirmed"].well is None
+
+
+def test_a_minute_is_confirmed_by_what_odp_showed_after_its_end(install: Install) -> None:
+    happened(install, 20, received=5, delivered=5, sent=5)
+    minute = Minute.objects.get().minute
+    for seconds, confirmed in ((30, "0"), (60, "5")):
+        shown = Proof("proven", at=minute + timedelta(seconds=seconds))
+        assert steps(install, proof=shown)["confirmed"].value == confirmed
 
 
 def test_delivered_never_exceeds_received(install: Install) -> None:
