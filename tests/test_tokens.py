@@ -70,8 +70,10 @@ def test_a_token_may_be_ended_at_a_chosen_time(install: Install) -> None:
 
 def test_an_expired_token_leaves_its_place(install: Install) -> None:
     old = install.tokens.get()
-    tokens.create(install)
+    second = tokens.create(install)
+    assert tokens.live(install) == [second, old]
     tokens.revoke(old, at=now() - timedelta(seconds=1))
+    assert tokens.live(install) == [second]
     assert opens(install, tokens.create(install).secret)
     assert not opens(install, old.secret)
 
