@@ -355,6 +355,20 @@ def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
     assert "people in a sample differ between the new account and the ledger" in change.waits_for
 
 
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_a_copying_request_without_a_response_may_be_applied_late_and_is_sent_when_the_account_says(
+    shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    begin(shop, new)
+    until(shop, Phase.COPY)
+    new.fault({}, {"status": 503, "headers": {"Retry-After": "30"}, "body": {"message": "down"}})
+    GuidedChange.objects.update(next_at=None)
+    token = changes.lease(shop.pk)
+    assert token is not None
+    assert changes.step(token) == 30
+    assert GuidedChange.objects.get().copied_at is not None
+
+
 def test_nothing_that_was_known_of_the_old_account_delays_the_new_one(odp: ThreadedSandbox, shop: Install) -> None:
     copied, other = make_audience(shop), make_audience(shop, "other")
     Audience.objects.update(hold_failures=3, hold_reason="503", hold_since_at=now(), hold_until_at=now())
@@ -657,6 +671,18 @@ def test_another_key_of_the_same_account_is_found_out(odp: ThreadedSandbox, shop
     assert members(odp) == BEFORE
     assert segments(odp) == ["lytics_gold"]
     assert Install.objects.get().odp_host == odp.url
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_accounts_that_can_not_be_told_apart_end_the_change(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    odp.fault({"method": "PUT"}, {"status": 400, "body": {"title": "no more audiences"}})
+    begin(shop, new, empties=True)
+    change = finish(shop)
+    assert "no more audiences" in change.problem
+    assert "still sends to the old account" in change.problem
+    assert segments(new) == []
 
 
 def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
