@@ -170,6 +170,13 @@ def test_another_prefix_is_a_way_out_for_all_blocked_audiences_at_once(
     assert (read(first.pk).odp_id, read(silver.pk).odp_id) == ("lytics_gold", "lytics_silver")
 
 
+def test_an_id_without_the_former_prefix_stays() -> None:
+    shop = make_install(odp_prefix="lytics_eu_")
+    gold = make_audience(shop, provisioned=False)
+    Audience.objects.update(odp_id="vip")
+    assert (prefixes.apply(shop, before="lytics_"), read(gold.pk).odp_id) == (0, "vip")
+
+
 def test_new_audiences_get_the_prefix_of_their_install(odp: ThreadedSandbox) -> None:
     shop = make_install(odp, odp_prefix="lytics_eu_")
     ingest.receive(shop, body(message()))

@@ -25,7 +25,6 @@ def apply(install: Install, *, before: str) -> int:
             if lane.audience.odp_id.startswith(before) and odp_id not in taken:
                 provision.use_id(lane.pk, odp_id)
                 holds.unblock(lane)
-                taken.add(odp_id)
                 renamed += 1
         transaction.on_commit(lambda: wake(install.pk), robust=True)
     return renamed
