@@ -359,6 +359,10 @@ def test_odp_customer(odp: ThreadedSandbox, shop: Install, gold: Audience) -> No
     assert (line.state, "only by fs_user_id" in line.evidence) == ("bad", True)
     odp.fault({"path": "/v3/graphql"}, {"status": 500})
     assert "failed" in the(shop, "odp_customer").evidence
+    Membership.objects.update(rejected=True)
+    assert states(shop, "odp_customer") == ["unknown"], "ODP never got what it rejected"
+    Membership.objects.update(rejected=False, occurred_ns=time.time_ns())
+    assert states(shop, "odp_customer") == ["unknown"], "ODP may not show it yet"
     Membership.objects.all().delete()
     assert states(shop, "odp_customer") == ["unknown"]
 
@@ -373,8 +377,12 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     assert states(shop, "odp_members") == ["unknown"]
     audit()
     assert states(shop, "odp_members") == ["good"]
+    silver = make_audience(shop, "silver")
+    assert states(shop, "odp_members") == ["warning"], "one of two was never audited"
     Audit.objects.update(ended_at=now() - timedelta(days=9))
+    Audit.objects.create(install=shop, audience=silver, is_newest=True, ended_at=now())
     assert states(shop, "odp_members") == ["warning"]
+    Audit.objects.filter(audience=silver).delete()
     odp.odp("POST", "/v3/profiles", [{"attributes": {"fs_user_id": "kim", "lytics_gold": False}}])
     audit()
     line = the(shop, "odp_members")
