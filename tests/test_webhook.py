@@ -1,6 +1,7 @@
 """The webhook through its real URL: the responses to Lytics, and the rows stored by then."""
 
 import gzip
+import io
 import json
 import socket
 import time
@@ -525,6 +526,25 @@ def test_a_body_over_the_limit_asks_to_come_back(install: Install, settings: Set
     assert is_later(send(install, body(message()).ljust(1001)))
     assert is_later(send(install, b"x" * 5000))
     assert Receipt.objects.count() == 1
+
+
+@pytest.mark.parametrize("public_id", ["", "nobody"])
+def test_an_endless_body_is_read_within_a_bound(install: Install, settings: Settings, public_id: str) -> None:
+    """The rest of a body is read so that the caller sees the response. The caller may be anybody."""
+    settings.WEBHOOK_BODY_LIMIT = 1000
+    install.public_id = public_id or install.public_id
+    sizes: list[int] = []
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size is not None
+            sizes.append(size)
+            return b" " * size if len(sizes) < 100 else b""
+
+    chunked: dict[str, Any] = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": Endless()}
+    answer = send(install, b"", **chunked)
+    assert answer.status_code == (401 if public_id else 503)
+    assert sizes == ([] if public_id else [1001]) + [1 << 16]
 
 
 def test_a_body_over_the_limit_when_unpacked_asks_to_come_back(install: Install, settings: Settings) -> None:
