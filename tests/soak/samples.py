@@ -18,12 +18,13 @@ SELECT clock_timestamp(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn,
     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
     (SELECT coalesce(max(pruned), 0)::bigint FROM audiences_pruning WHERE kind = 'events')
 """
-# A partition counts with its table.
+# A partition counts with its table. The size of one that is dropped meanwhile is NULL.
 _TABLES = """
 SELECT coalesce(pg_partition_root(class.oid), class.oid)::regclass::text, sum(pg_table_size(class.oid))::bigint,
-    sum(pg_indexes_size(class.oid))::bigint, coalesce(sum(stat.n_dead_tup), 0)::bigint
+    coalesce(sum(pg_indexes_size(class.oid)), 0)::bigint, coalesce(sum(stat.n_dead_tup), 0)::bigint
 FROM pg_class AS class LEFT JOIN pg_stat_user_tables AS stat ON stat.relid = class.oid
-WHERE class.relkind = 'r' AND class.relnamespace = 'public'::regnamespace GROUP BY 1
+WHERE class.relkind = 'r' AND class.relnamespace = 'public'::regnamespace
+GROUP BY 1 HAVING sum(pg_table_size(class.oid)) IS NOT NULL
 """
 # The delay of a Run is that of its first event, which has waited longest.
 _DELAYS = """
