@@ -482,7 +482,7 @@ def test_a_definition_that_a_person_changed_in_odp_is_noticed(
 
 
 def test_a_decision_to_replace_a_definition_outlives_another_refusal(odp: ThreadedSandbox, shop: Install) -> None:
-    """The field has another type; once that is corrected, nobody has to decide again."""
+    """A field of another type blocks the audience. The decision is still stored when the type has been corrected."""
     gold = new_audience(shop)
     odp.odp("POST", FIELDS, {"name": "lytics_gold", "display_name": "Other", "type": "string"})
     Audience.objects.filter(pk=gold.pk).update(replaced_definition="a digest")

@@ -18,7 +18,7 @@ SELECT clock_timestamp(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn,
     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
     (SELECT coalesce(max(pruned), 0)::bigint FROM audiences_pruning WHERE kind = 'events')
 """
-# A partition counts with its table. The size of one that is dropped meanwhile is NULL.
+# The sizes of partitions are added to those of their table. PostgreSQL gives NULL for a partition that it just dropped.
 _TABLES = """
 SELECT coalesce(pg_partition_root(class.oid), class.oid)::regclass::text, sum(pg_table_size(class.oid))::bigint,
     coalesce(sum(pg_indexes_size(class.oid)), 0)::bigint, coalesce(sum(stat.n_dead_tup), 0)::bigint
