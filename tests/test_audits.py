@@ -732,15 +732,20 @@ def test_an_audit_that_is_stopped_while_it_waits_keeps_no_member_of_its_scan(
     assert not ScannedMember.objects.exists()
 
 
-def test_an_audit_that_is_stopped_while_it_reads_a_page_does_not_keep_the_page(
-    gold: Audience, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", [Audit.Mode.FULL, Audit.Mode.SAMPLE])
+@pytest.mark.parametrize("ended_by", ["a person", "another worker"])
+def test_an_audit_that_ends_while_it_reads_a_page_does_not_keep_the_page(
+    gold: Audience, mode: str, ended_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    asked = audits.ask(gold, mode=mode, by="kim")
     assert asked is not None
     store = scanning._store
 
     def store_late(*page: Any) -> None:
-        assert audits.stop(asked, by="kim")
+        if ended_by == "a person":
+            assert audits.stop(asked, by="kim")
+        else:
+            audits._end(Audit.objects.get(pk=asked.pk), {"problem": "Stopped by kim."})
         store(*page)
 
     monkeypatch.setattr(scanning, "_store", store_late)
