@@ -598,14 +598,19 @@ def test_members_whom_neither_account_shows_do_not_prevent_the_switch(
     assert members(new) == ["kim", "mia"]
 
 
-def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
-    """Kim's exit went to the old account after the copy, and a skip ends the resync that sends it again."""
+def leave_before_the_resync(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+    """Kim's exit goes to the old account after the copy, and the resync that sends it again has begun."""
     begin(shop, new)
     until(shop, Phase.MOVE)
     happen(gold, ("kim", "exit", 9))
     work(shop)
     until(shop, Phase.CATCH_UP)
     step(shop)
+
+
+def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
+    """A skip ends the resync."""
+    leave_before_the_resync(shop, gold, new)
     resends.advance_all(shop.pk, seconds=5)
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
@@ -616,12 +621,7 @@ def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Aud
 
 @pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_resync_that_a_person_stops_is_begun_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
-    begin(shop, new)
-    until(shop, Phase.MOVE)
-    happen(gold, ("kim", "exit", 9))
-    work(shop)
-    until(shop, Phase.CATCH_UP)
-    step(shop)
+    leave_before_the_resync(shop, gold, new)
     assert resends.stop(Resend.objects.get(), by="sam")
     assert finish(shop).problem == ""
     assert members(new) == ["lee", "mia"]

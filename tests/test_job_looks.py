@@ -341,13 +341,19 @@ def send_twelve(lytics: LyticsServer, shop: Install) -> list[str]:
     return ids
 
 
-def test_looks_take_turns_in_asking_about_audiences_that_the_list_lacks(
-    lytics: LyticsServer, shop: Install, vip: Audience, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else one that Lytics deleted would never be asked about, behind five that its list left out."""
+def delete_twelve(lytics: LyticsServer, shop: Install) -> list[str]:
+    """Twelve audiences that the job sends and Lytics no longer has."""
     ids = send_twelve(lytics, shop)
     for segment_id in ids:
         lytics.api.account.delete_audience(segment_id)
+    return ids
+
+
+def test_looks_take_turns_in_asking_about_audiences_that_the_list_lacks(
+    lytics: LyticsServer, shop: Install, vip: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look asks about five audiences. The next look asks about others, so each is asked about in the end."""
+    ids = delete_twelve(lytics, shop)
     asked = []
 
     def has_it(case: Case, segment_id: str) -> bool:
@@ -363,9 +369,7 @@ def test_looks_take_turns_in_asking_about_audiences_that_the_list_lacks(
 def test_of_many_deleted_audiences_a_look_asks_about_a_few(
     lytics: LyticsServer, shop: Install, vip: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = send_twelve(lytics, shop)
-    for segment_id in ids:
-        lytics.api.account.delete_audience(segment_id)
+    ids = delete_twelve(lytics, shop)
     asked = requests(lytics, monkeypatch)
     assert len(gone(shop)) == job_looks.ASKED
     assert len(asked) == 2 + job_looks.ASKED
