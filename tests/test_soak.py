@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +14,8 @@ from django.conf import settings
 
 from tests.servers import migrated
 from tests.soak import page
-from tests.soak.curves import Curve, judge
+from tests.soak.curves import Curve, curves, judge
+from tests.soak.samples import OLD_PARTS, Sample, Table
 
 
 def a_curve(value: Callable[[float], float], *, floor: float = 0, is_judged: bool = True) -> Curve:
@@ -47,6 +50,60 @@ def test_growth_below_the_resolution_of_a_curve_and_curves_that_are_only_drawn_a
 def test_a_curve_without_points_in_the_judged_part_is_not_called_flat() -> None:
     curve = Curve(picture="delay", name="p99", unit="ms", points=[(1, 5.0), (2, 5.0)], floor=100)
     assert not judge(curve, minutes=120).is_flat
+
+
+def test_memory_is_not_judged_for_a_quarter_of_the_run_after_a_restart() -> None:
+    def fills_caches(minute: float) -> float:
+        return 100 + min(30, minute - 60 if minute >= 60 else minute)
+
+    def leaks(minute: float) -> float:
+        return 100 + minute % 60
+
+    assert judge(a_curve(fills_caches), minutes=120).mean < 130
+    filled = judge(replace(a_curve(fills_caches), restarts=[60]), minutes=120)
+    assert (filled.mean, filled.growth) == (130, 0)
+    assert not judge(replace(a_curve(leaks), restarts=[70]), minutes=120).is_flat
+
+
+def a_sample(seconds: float, *, events: int, old_events: int, index_bytes_per_event: int) -> Sample:
+    """A sample of a run with an old log of 10,000 events, of which ``old_events`` are left."""
+    return Sample(
+        seconds=seconds,
+        at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds),
+        wal_bytes=0,
+        events=10_000 + events,
+        backlog=0,
+        connections=0,
+        tables={
+            "audiences_event": Table(100 * events, index_bytes_per_event * events, 0),
+            OLD_PARTS: Table(100 * old_events, 10 * old_events, 0),
+            "audiences_person": Table(7, 7, 0),
+        },
+        memory={"web": 100},
+        logs={},
+        p50=None,
+        p99=None,
+    )
+
+
+@pytest.mark.parametrize(("first", "last", "is_flat"), [(50, 50, True), (50, 60, True), (50, 80, False)])
+def test_the_log_is_judged_by_the_bytes_of_each_event_that_was_sent(first: int, last: int, is_flat: bool) -> None:
+    samples = []
+    for minute in range(121):
+        each = first + round((last - first) * minute / 120)
+        left = 10_000 if minute < 60 else 0
+        samples.append(a_sample(minute * 60, events=1_000 * minute, old_events=left, index_bytes_per_event=each))
+    found = {curve.name: curve for curve in curves(samples, restarts=[])}
+
+    indexes = judge(found["indexes of the log per event"], minutes=120)
+    assert indexes.is_flat is is_flat
+    assert indexes.mean == pytest.approx(first + (last - first) * 0.625, abs=1)
+    # Neither the other tables nor the old parts are counted as the log's; the whole log has all of the latter.
+    assert judge(found["tables of the log per event"], minutes=120).mean == 100
+    assert {value for _, value in found["tables, without the log"].points} == {7 / 2**20}
+    assert found["the whole log"].points[59][1] * 2**20 == pytest.approx(
+        59_000 * (100 + samples[59].tables["audiences_event"].index_bytes / 59_000) + 10_000 * 110
+    )
 
 
 def test_a_small_run_compares_all_memberships_and_changes_no_page() -> None:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from tests.soak.samples import LOG, Sample
+from tests.soak.samples import LOG, OLD_PARTS, Sample
 
-# The judged part begins after this share of the run: the second half hour of two hours.
+# The judged part begins after this share of the run: the second half hour of two hours. Memory isn't judged for as long
+# after each restart either, because new processes and sessions fill their caches first.
 WARM_SHARE = 0.25
 # The growth over the judged part that is allowed, as a share of the curve's mean there.
 GROWTH_ALLOWED = 0.1
@@ -23,7 +24,10 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points are minutes and values. Growth below ``floor``, in the curve's unit, counts as flat."""
+    """Points are minutes and values. Growth below ``floor``, in the curve's unit, counts as flat.
+
+    ``restarts`` are the minutes of the restarts after which the curve isn't judged for a while.
+    """
 
     picture: str
     name: str
@@ -31,6 +35,7 @@ class Curve:
     points: Points
     floor: float
     is_judged: bool = True
+    restarts: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,12 @@ class Verdict:
 
 
 def judge(curve: Curve, *, minutes: float) -> Verdict:
-    points = [point for point in curve.points if minutes * WARM_SHARE <= point[0] <= minutes]
+    warm = minutes * WARM_SHARE
+    points = [
+        (minute, value)
+        for minute, value in curve.points
+        if warm <= minute <= minutes and not any(restart <= minute < restart + warm for restart in curve.restarts)
+    ]
     if len(points) < 3:
         return Verdict(curve, 0.0, None)
     slope = statistics.median(
@@ -58,11 +68,11 @@ def judge(curve: Curve, *, minutes: float) -> Verdict:
     return Verdict(curve, statistics.fmean(value for _, value in points), slope * (points[-1][0] - points[0][0]))
 
 
-def curves(samples: Sequence[Sample]) -> Iterator[Curve]:
+def curves(samples: Sequence[Sample], *, restarts: Sequence[float]) -> Iterator[Curve]:
     last = samples[-1]
     for kind in last.memory:
         points = [(one.seconds / 60, one.memory[kind]) for one in samples if kind in one.memory]
-        yield Curve(picture="memory", name=kind, unit="MiB", points=points, floor=8)
+        yield Curve(picture="memory", name=kind, unit="MiB", points=points, floor=8, restarts=restarts)
     yield Curve(
         picture="connections",
         name="connections to PostgreSQL",
@@ -90,31 +100,37 @@ def curves(samples: Sequence[Sample]) -> Iterator[Curve]:
 
 
 def _tables(samples: Sequence[Sample]) -> Iterator[Curve]:
-    """The tables of the log by bytes per event that is in it, the others by their size."""
-    stored = [one for one in samples if one.events > one.pruned]
+    """The tables of the log by bytes per event that was sent, the others by their size."""
+    sent = [(one, events) for one in samples if (events := one.events - samples[0].events) > 0]
     for what, index in (("tables", False), ("indexes", True)):
         sizes = [(one.seconds / 60, _size(one, of_log=False, index=index) / MIB) for one in samples]
         yield Curve(picture="sizes", name=f"{what}, without the log", unit="MiB", points=sizes, floor=4)
-        each = [(one.seconds / 60, _size(one, of_log=True, index=index) / (one.events - one.pruned)) for one in stored]
+        each = [(one.seconds / 60, _size(one, of_log=True, index=index) / events) for one, events in sent]
         yield Curve(picture="log", name=f"{what} of the log per event", unit="bytes", points=each, floor=10)
+    # It falls with each old part that is dropped, and grows with the number of events.
     whole = [
-        (one.seconds / 60, sum(_size(one, of_log=True, index=index) for index in (False, True)) / MIB)
+        (one.seconds / 60, sum(t.table_bytes + t.index_bytes for name, t in one.tables.items() if _is_log(name)) / MIB)
         for one in samples
     ]
-    # It grows with the number of events, once the old log is pruned and its space is used again.
     yield Curve(picture="log-size", name="the whole log", unit="MiB", points=whole, floor=0, is_judged=False)
     yield Curve(
         picture="dead",
         name="dead rows",
         unit="rows",
         points=[(one.seconds / 60, sum(table.dead_rows for table in one.tables.values())) for one in samples],
-        floor=5_000,
+        # The height of a saw tooth: Runs are vacuumed when this many are dead.
+        floor=50_000,
     )
 
 
 def _size(one: Sample, *, of_log: bool, index: bool) -> int:
-    tables = [table for name, table in one.tables.items() if (name in LOG) == of_log]
+    """Without the old parts, whose events have fewer indexes, and which are dropped in the judged part."""
+    tables = [table for name, table in one.tables.items() if (name in LOG if of_log else not _is_log(name))]
     return sum(table.index_bytes if index else table.table_bytes for table in tables)
+
+
+def _is_log(name: str) -> bool:
+    return name in (*LOG, OLD_PARTS)
 
 
 def _between(samples: Sequence[Sample], counts: Sequence[float], *, per_event: bool) -> Points:

@@ -54,6 +54,8 @@ _CLOSE_FIRST = "UPDATE audiences_logpart SET opened_at = now() - interval '100 d
 _AT_ONCE = 10_000
 # A pass may have ended before these rows existed, and the next one would begin tomorrow.
 _NEW_PASS = "WITH gone AS (DELETE FROM audiences_pruning RETURNING 1) SELECT count(*) FROM gone"
+# A part is partition audiences_event_N of the log.
+_PART_TABLES = "SELECT 'audiences_event_' || number FROM audiences_logpart WHERE number < newest_part()"
 _LEFT = "SELECT count(*) FROM audiences_event WHERE audience_id = ANY(%s)"
 
 
@@ -70,6 +72,7 @@ class OldLog:
         house.sql(_CLOSE_FIRST)
         for part in range(PARTS):
             self._fill_part(each * part // PARTS + 1, each * (part + 1) // PARTS)
+        self.part_tables = [table for (table,) in house.sql(_PART_TABLES)]
         house.sql(_NEW_PASS)
 
     def _fill_part(self, first: int, last: int) -> None:

@@ -20,9 +20,9 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM, RIGHT = 760, 240, 70, 34, 30, 20
 
 def lines(report: Report) -> Iterator[str]:
     """The lines of the result, in Markdown."""
-    options, last = report.options, report.samples[-1]
+    options, stored = report.options, report.samples[-1].events - report.samples[0].events
     over = f"{options.audiences} audiences and {options.customers:,} customers"
-    yield f"{options.minutes:g} minutes at {options.rate:,} events/s over {over}; {last.events:,} events were stored."
+    yield f"{options.minutes:g} minutes at {options.rate:,} events/s over {over}; {stored:,} events were stored."
     with_result, without, under_way = report.audits
     yield f"Audits: {with_result} with a result, {without} without one, {under_way} under way at the end."
     yield f"Probes: {report.probes[0]} succeeded, {report.probes[1]} failed."

@@ -18,7 +18,7 @@ from tests.soak.curves import Verdict, curves, judge
 from tests.soak.samples import Sample, take
 
 # The moments of the deploy and of PostgreSQL's restart, as shares of the run; both are in the judged part.
-DEPLOY_SHARE, RESTART_SHARE = 0.4, 0.65
+DEPLOY_SHARE, RESTART_SHARE = 0.35, 0.5
 # A shorter run only shows that everything works.
 JUDGED_MINUTES = 60
 # Minutes between two audits of one audience each.
@@ -116,6 +116,7 @@ class _Run:
         self.happened: list[tuple[float, str]] = []
         self.audits_asked = 0
         self.broken: list[str] = []
+        self._old_parts: list[str] = []
         seconds = 60 * options.minutes
         self._due: list[tuple[float, Callable[[], None]]] = sorted(
             [
@@ -137,6 +138,7 @@ class _Run:
         install, _ = self.house.connect(*installs, then=_TOKEN)
         old = old_log.OldLog(self.house, events=round(60 * options.rate * options.minutes))
         memberships = self.house.folder / "memberships.json"
+        self._old_parts = old.part_tables
         self.began = time.monotonic()
         self._sample()
         code, said = self.house.fleet.run(self._sender(install, memberships), each=lambda _log: self._tick())
@@ -146,10 +148,11 @@ class _Run:
         self._drain()
         if not self.house.wait(lambda: old.pruned() >= old.events, seconds=PRUNE_SECONDS):
             self.broken.append(f"{old.events - old.pruned():,} old events were not pruned")
+        restarts = [minute for minute, _ in self.happened]
         return Report(
             options=options,
             samples=self.samples,
-            verdicts=[judge(curve, minutes=sent_minutes) for curve in curves(self.samples)],
+            verdicts=[judge(curve, minutes=sent_minutes) for curve in curves(self.samples, restarts=restarts)],
             happened=self.happened,
             audits=self._audits(),
             probes=self._probes(),
@@ -194,7 +197,7 @@ class _Run:
 
     def _sample(self) -> None:
         last = self.samples[-1] if self.samples else None
-        self.samples.append(take(self.house, began=self.began, last=last))
+        self.samples.append(take(self.house, began=self.began, last=last, old_parts=self._old_parts))
         if last is None or int(self.samples[-1].seconds / 60) > int(last.seconds / 60):
             one = self.samples[-1]
             delay = "–" if one.p99 is None else f"{one.p99:.2f} s"

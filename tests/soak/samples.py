@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,13 +15,16 @@ SELECT clock_timestamp(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn,
     (SELECT coalesce(sum(last_sequence), 0)::bigint FROM audiences_audience),
     (SELECT coalesce(sum(audience.last_sequence - lane.delivered_sequence), 0)::bigint
      FROM audiences_lane AS lane JOIN audiences_audience AS audience ON audience.id = lane.audience_id),
-    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
-    (SELECT coalesce(max(pruned), 0)::bigint FROM audiences_pruning WHERE kind = 'events')
+    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
 """
-# The sizes of partitions are added to those of their table. PostgreSQL gives NULL for a partition that it just dropped.
-_TABLES = """
-SELECT coalesce(pg_partition_root(class.oid), class.oid)::regclass::text, sum(pg_table_size(class.oid))::bigint,
-    coalesce(sum(pg_indexes_size(class.oid)), 0)::bigint, coalesce(sum(stat.n_dead_tup), 0)::bigint
+OLD_PARTS = "old parts"
+# The sizes of partitions are added to those of their table, except the parts of the old log, which have their own sum.
+# PostgreSQL gives NULL for a partition that it just dropped.
+_TABLES = f"""
+SELECT CASE WHEN class.relname = ANY(%s) THEN '{OLD_PARTS}'
+        ELSE coalesce(pg_partition_root(class.oid), class.oid)::regclass::text END,
+    sum(pg_table_size(class.oid))::bigint, coalesce(sum(pg_indexes_size(class.oid)), 0)::bigint,
+    coalesce(sum(stat.n_dead_tup), 0)::bigint
 FROM pg_class AS class LEFT JOIN pg_stat_user_tables AS stat ON stat.relid = class.oid
 WHERE class.relkind = 'r' AND class.relnamespace = 'public'::regnamespace
 GROUP BY 1 HAVING sum(pg_table_size(class.oid)) IS NOT NULL
@@ -53,7 +56,6 @@ class Sample:
     at: datetime
     wal_bytes: int
     events: int
-    pruned: int
     backlog: int
     connections: int
     tables: Mapping[str, Table]
@@ -64,16 +66,16 @@ class Sample:
     p99: float | None
 
 
-def take(house: House, *, began: float, last: Sample | None) -> Sample:
-    at, wal, events, backlog, connections, pruned = house.sql(_NOW)[0]
+def take(house: House, *, began: float, last: Sample | None, old_parts: Sequence[str]) -> Sample:
+    """``old_parts`` are the tables of the old log's parts."""
+    at, wal, events, backlog, connections = house.sql(_NOW)[0]
     p50, p99 = house.sql(_DELAYS, last.at, at)[0][0] if last else (None, None)
-    tables = {name: Table(*map(int, sizes)) for name, *sizes in house.sql(_TABLES)}
+    tables = {name: Table(*map(int, sizes)) for name, *sizes in house.sql(_TABLES, list(old_parts))}
     return Sample(
         seconds=time.monotonic() - began,
         at=at,
         wal_bytes=int(wal),
         events=events,
-        pruned=pruned,
         backlog=backlog,
         connections=connections,
         tables=tables,
