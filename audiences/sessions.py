@@ -16,6 +16,7 @@ from django.db import Error, InterfaceError, InternalError, OperationalError, co
 Result = TypeVar("Result")
 
 READ_ONLY = "25006"
+LOCK_TIMEOUT = "55P03"
 # Besides these, class 08 (connection exceptions) and errors that libpq raises itself, which have no SQLSTATE.
 _ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
 # Errors that a new session may solve: a prepared statement or cursor of the old session is gone or predates a

@@ -9,19 +9,31 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, OperationalError, connection, transaction
+from structlog.testing import capture_logs
 
 from audiences import sessions
 from audiences.models import Audience, Event, Install, Receipt
-from audiences.receiving import plain_calls, views
+from audiences.receiving import ingest, plain_calls, views
 from audiences.receiving.call_values import Received
 from audiences.receiving.group_commit import GroupCommit, GroupLostError
 from audiences.receiving.ingest import receive
 from tests.messages import body, message, transition
+from tests.test_webhook import send
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 Store = Callable[[Sequence[Any]], Any]
+
+
+SILVER = body(message(transition(segment="s2", slug="silver")))
+
+
+@contextmanager
+def locked(segment_id: str) -> Iterator[None]:
+    with transaction.atomic():
+        Audience.objects.select_for_update(no_key=True).get(segment_id=segment_id)
+        yield
 
 
 class Groups:
@@ -65,7 +77,7 @@ def receipt_of(answer: Received) -> Receipt:
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch, install: Install) -> Groups:
     receive(install, known("warm"))
-    receive(install, body(message(transition(segment="s2", slug="silver"))))
+    receive(install, SILVER)
     return Groups(monkeypatch, plain_calls._store)
 
 
@@ -142,10 +154,8 @@ def test_a_call_that_cannot_be_stored_fails_alone(groups: Groups, install: Insta
 
 
 def test_a_call_whose_audience_is_locked_waits_alone(groups: Groups, install: Install) -> None:
-    silver = body(message(transition(segment="s2", slug="silver")))
-    with transaction.atomic():
-        Audience.objects.select_for_update(no_key=True).get(segment_id="s2")
-        calls = groups.of(install, known("a"), silver, known("b"))
+    with locked("s2"):
+        calls = groups.of(install, known("a"), SILVER, known("b"))
         assert calls[2].result(PATIENCE).queued == 1
         eventually(lambda: waiting_for_a_lock() == 1)
         # Neither does it hold back those who come after it.
@@ -153,6 +163,69 @@ def test_a_call_whose_audience_is_locked_waits_alone(groups: Groups, install: In
         assert after.result(PATIENCE).queued == 1
         assert not calls[1].done()
     assert calls[1].result(PATIENCE).queued == 1
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call waits briefly for a lock, also one that has a place."""
+    for module, name in (
+        (plain_calls, "GROUP_LOCK_MILLISECONDS"),
+        (ingest, "LOCK_MILLISECONDS"),
+        (ingest, "SHORT_LOCK_MILLISECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 50)
+    monkeypatch.setattr(ingest, "_few_until", 0.0)
+
+
+@pytest.mark.usefixtures("limits")
+def test_after_a_call_waited_in_vain_for_a_lock_few_wait_long(
+    groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would occupy all threads of the process, and calls of other audiences and installs would find none."""
+    groups._go.set()
+    with locked("s2"):
+        (first,) = start(partial(receive, install, SILVER))
+        assert sessions.state_of(first.exception(PATIENCE) or SystemExit()) == "55P03"
+        monkeypatch.setattr(ingest, "LOCK_MILLISECONDS", round(1000 * PATIENCE))
+        calls = start(*[partial(receive, install, SILVER)] * 8)
+        eventually(lambda: sum(call.done() for call in calls) == 8 - ingest.WAITING_AT_MOST)
+        assert receive(install, known("a")).queued == 1
+    errors = [error for call in calls if (error := call.exception(PATIENCE))]
+    assert [sessions.state_of(error) for error in errors] == ["55P03"] * (8 - ingest.WAITING_AT_MOST)
+    assert Audience.objects.get(segment_id="s2").last_sequence == 1 + ingest.WAITING_AT_MOST
+    # Each has given its place back.
+    places = [ingest._places.acquire(blocking=False) for _ in range(ingest.WAITING_AT_MOST)]
+    assert all(places)
+    ingest._places.release(len(places))
+
+
+@pytest.mark.usefixtures("limits")
+def test_calls_that_wait_for_each_other_all_wait_long(
+    groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups._go.set()
+    monkeypatch.setattr(ingest, "LOCK_MILLISECONDS", round(1000 * PATIENCE))
+    with locked("s2"):
+        calls = start(*[partial(receive, install, SILVER)] * 8)
+        eventually(lambda: waiting_for_a_lock() == 8)
+    assert [call.result(PATIENCE).queued for call in calls] == [1] * 8
+
+
+@pytest.mark.usefixtures("limits")
+def test_lytics_is_asked_to_come_back_soon_for_an_audience_that_stays_locked(
+    groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_rejected_at", {})
+    groups._go.set()
+    assert send(install, SILVER).status_code == 200
+    groups.sizes.clear()
+    with locked("s2"), capture_logs() as lines:
+        answers = [start(partial(send, install, SILVER))[0].result(PATIENCE) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert all(1 <= int(answer.headers["Retry-After"]) <= 3 for answer in answers)
+    # Each is tried once with others and once alone; one line says so, without a traceback.
+    assert groups.sizes == [1, 1]
+    assert [(line["log_level"], line["event"]) for line in lines] == [("warning", "calls are answered 503")]
 
 
 @pytest.mark.parametrize("planning", ["", "-c enable_indexscan=off -c enable_bitmapscan=off", "-c enable_sort=off"])
@@ -171,8 +244,7 @@ def test_the_first_lock_of_a_group_already_has_its_limit(
 
     monkeypatch.setitem(connection.settings_dict["OPTIONS"], "options", planning)
     monkeypatch.setattr(groups.commits, "_store", store)
-    with transaction.atomic():
-        Audience.objects.select_for_update(no_key=True).get(segment_id="s1")
+    with locked("s1"):
         (call,) = start(lambda: receive(install, known("a")))
         eventually(lambda: errors)
     assert call.result(PATIENCE).queued == 1
@@ -272,7 +344,7 @@ def test_a_call_in_a_transaction_of_its_caller_is_given_to_no_other_thread(group
     (first,) = start(lambda: receive(install, known("a")))
     assert groups._held.wait(PATIENCE)
     with transaction.atomic():
-        assert receive(install, body(message(transition(segment="s2", slug="silver")))).queued == 1
+        assert receive(install, SILVER).queued == 1
         transaction.set_rollback(True)
     groups._go.set()
     first.result(PATIENCE)

@@ -17,12 +17,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-# SQLSTATE of a lock timeout. The calls behind the leader wait for it, so its group leaves the queue.
-_LOCK_TIMEOUT = "55P03"
-
-
 class GroupLostError(Exception):
     """The leader lost its database session, so it is unknown whether the group was committed."""
+
+
+class GroupLockedError(Exception):
+    """A lock timeout: another transaction locks an audience of the group. Nothing of it was stored."""
 
 
 @dataclass(slots=True)
@@ -35,6 +35,7 @@ class _Place(Generic[Item, Result]):
     leads: bool = False
     result: Result | None = None
     error: BaseException | None = None
+    is_locked: bool = False
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -54,6 +55,7 @@ class GroupCommit(Generic[Item, Result]):
 
         An error of a group of several items gives None for each of them, because any of them may have caused it.
         When the group may have been committed, the leader raises the error itself, and the others ``GroupLostError``.
+        After a lock timeout the group leaves the queue, and each of its calls raises ``GroupLockedError``.
         """
         place: _Place[Item, Result] = _Place(item, size)
         with self._lock:
@@ -65,12 +67,14 @@ class GroupCommit(Generic[Item, Result]):
         if not place.leads:
             place.turn.wait()
         if place.leads:
-            return self._lead(key, place)
-        if place.error is not None:
+            self._lead(key, place)
+        elif place.error is not None:
             raise GroupLostError(str(place.error)) from place.error
+        if place.is_locked:
+            raise GroupLockedError
         return place.result
 
-    def _lead(self, key: int, place: _Place[Item, Result]) -> Result | None:
+    def _lead(self, key: int, place: _Place[Item, Result]) -> None:
         group = self._take(key, place)
         try:
             results = self._store([one.item for one in group])
@@ -78,8 +82,10 @@ class GroupCommit(Generic[Item, Result]):
                 for one, result in zip(group, results, strict=True):
                     one.result = result
         except BaseException as error:
-            is_own = len(group) == 1 and sessions.state_of(error) != _LOCK_TIMEOUT
-            if is_own or _may_be_stored(error):
+            is_locked = sessions.state_of(error) == sessions.LOCK_TIMEOUT
+            for one in group:
+                one.is_locked = is_locked
+            if (len(group) == 1 and not is_locked) or _may_be_stored(error):
                 for one in group:
                     one.error = error
                 if isinstance(error.__cause__, sessions.NoAnswerError):
@@ -89,7 +95,6 @@ class GroupCommit(Generic[Item, Result]):
             self._hand_over(key)
             for one in group[1:]:
                 one.turn.set()
-        return place.result
 
     def _take(self, key: int, place: _Place[Item, Result]) -> list[_Place[Item, Result]]:
         group, size = [place], place.size

@@ -7,21 +7,25 @@ isn't visible yet.
 """
 
 import copy
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils.timezone import now
 
-from audiences import prepared_statements, sql
+from audiences import prepared_statements, sessions, sql
 from audiences.models import Again, Audience, FutureTime, Install
 from audiences.receiving import audience_lookup, call_values, identifier_lists, parking, plain_calls, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
 from audiences.receiving.call_values import Call, NewReceipt, Received, Stored
+from audiences.receiving.group_commit import GroupLockedError
 from audiences.wake import wake
 from lytics import bodies, messages, payload, reasons, times
 from lytics.facts import Fact, ItemToPark, Reading
@@ -30,23 +34,65 @@ log = structlog.get_logger(__name__)
 
 _SQL = sql.beside(__file__)
 _STORE = _SQL.query("store", Stored._make, prepared=True)
+_LIMIT_LOCK_WAIT = _SQL.command("limit_lock_wait", prepared=True)
 
 
-def receive(install: Install, body: bytes, *, source: str | None = None, encoding: str = "") -> Received:
+# How many milliseconds a call that is stored alone waits for each lock of PostgreSQL. When a call has waited in vain,
+# only WAITING_AT_MOST calls of the process wait as long in the next AGAIN_SECONDS, and the others for
+# SHORT_LOCK_MILLISECONDS: a process has ten threads, and an audience that stays locked must not occupy them all.
+LOCK_MILLISECONDS = 3_000
+SHORT_LOCK_MILLISECONDS = 500
+WAITING_AT_MOST = 3
+AGAIN_SECONDS = 30.0
+_places = threading.BoundedSemaphore(WAITING_AT_MOST)
+# Until this moment of time.monotonic().
+_few_until = 0.0
+
+
+def receive(
+    install: Install, body: bytes, *, source: str | None = None, encoding: str = "", alone: bool = False
+) -> Received:
     """Store one call. When this returns, PostgreSQL has committed all of it; when it raises, none of it.
 
-    ``encoding`` is the Content-Encoding that the body still has.
+    ``encoding`` is the Content-Encoding that the body still has. ``alone`` stores it without others. Raises
+    ``OperationalError`` with SQLSTATE 55P03 when an audience of the call stays locked by another transaction.
     """
     received_at = now()
     reading = bodies.name_encoding(_read(install, body, received_at), encoding)
     facts_by_name = audience_lookup.by_name(reading.facts)
     call = Call(len(body), source, received_at)
-    received = plain_calls.store(install, reading, facts_by_name, call)
+    received = None
+    if not alone:
+        with suppress(GroupLockedError):
+            received = plain_calls.store(install, reading, facts_by_name, call)
     if received is None:
-        with transaction.atomic():
+        with _limited_lock_wait():
             received = _record(install, reading, facts_by_name, call)
     _wake_for(received, install)
     return received
+
+
+@contextmanager
+def _limited_lock_wait() -> Iterator[None]:
+    """A transaction that waits for each lock for a limited time. Inside another transaction, the limit of that one."""
+    if connection.in_atomic_block:
+        with transaction.atomic():
+            yield
+        return
+    global _few_until
+    has_place = _places.acquire(blocking=False)
+    is_patient = has_place or time.monotonic() >= _few_until
+    try:
+        with transaction.atomic():
+            _LIMIT_LOCK_WAIT.run(milliseconds=LOCK_MILLISECONDS if is_patient else SHORT_LOCK_MILLISECONDS)
+            yield
+    except OperationalError as error:
+        if is_patient and sessions.state_of(error) == sessions.LOCK_TIMEOUT:
+            _few_until = time.monotonic() + AGAIN_SECONDS
+        raise
+    finally:
+        if has_place:
+            _places.release()
 
 
 def receive_unchecked(
@@ -55,6 +101,7 @@ def receive_unchecked(
     """The same for a caller whose token wasn't looked up for this call.
 
     None, and nothing is stored, unless the call is plain, the token is live and the install has the same settings.
+    Raises ``GroupLockedError`` when an audience is locked; the call then has to be stored alone.
     """
     received_at = now()
     reading = bodies.name_encoding(_read(install, body, received_at), encoding)

@@ -24,8 +24,9 @@ _STORE_NAMED = _SQL.query("store_named", Stored._make, prepared=True)
 
 # The most events that a group of calls has. More would make each of its calls wait longer than it saves.
 GROUP_EVENTS = 5_000
-# How long a group waits for a lock, in milliseconds; then its calls are stored one by one. Two groups of two processes
-# wait for each other for less. With no limit, one locked audience would stop all calls of its install.
+# How long a group waits for a lock, in milliseconds; then each of its calls is stored alone, by ``ingest.receive``. Two
+# groups of two processes wait for each other for less. With no limit, one locked audience would stop all calls of its
+# install.
 GROUP_LOCK_MILLISECONDS = 500
 
 
@@ -44,7 +45,8 @@ class _Plain(NamedTuple):
 def store(install: Install, reading: Reading, facts_by_name: FactsByName, call: Call) -> Received | None:
     """Store a plain call, whose audiences all exist under the names it uses, in one round trip.
 
-    None for any other call, of which nothing is stored here.
+    None for any other call, of which nothing is stored here. Raises ``GroupLockedError`` when another transaction locks
+    an audience of this call or of one that was to be stored with it.
     """
     if reading.to_park or install.forget_missing_identifiers or reading.claims:
         return None

@@ -40,6 +40,7 @@ from audiences.receiving import (
 )
 from audiences.receiving.authentication import Caller, TokenAuthentication
 from audiences.receiving.call_values import Received
+from audiences.receiving.group_commit import GroupLockedError
 
 log = structlog.get_logger(__name__)
 
@@ -76,16 +77,17 @@ _rejected_at: dict[tuple[int, str], float] = {}
 OUTAGE_ENDS_SECONDS = 300.0
 
 
-def answer_outage(install: Install, detail: str) -> Response:
-    """An outage: every call of an install gets 503. Its beginning is logged once, not each response."""
+def answer_outage(install: Install, detail: str, *, soon: bool = False) -> Response:
+    """An outage: many calls of an install get 503. Its beginning is logged once, not each response."""
     key, at = (install.pk, detail), time.monotonic()
     if at - _rejected_at.get(key, -OUTAGE_ENDS_SECONDS) >= OUTAGE_ENDS_SECONDS:
         log.warning("calls are answered 503", install=install.name, reason=detail)
     _rejected_at[key] = at
-    return come_back_later(detail)
+    return come_back_later(detail, soon=soon)
 
 
 SWITCHED_OFF = "This install is switched off."
+LOCKED = "Another transaction locks an audience of this call."
 
 
 def _reason_to_wait(install: Install) -> str:
@@ -100,14 +102,18 @@ def _reason_to_wait(install: Install) -> str:
 def _receive(caller: Caller, content: bytes, *, source: str | None, encoding: str) -> Received | None:
     """Store the call; None when the install was switched off. A remembered caller is looked up if need be."""
     received: Received | None = None
+    is_locked = False
     if caller.is_remembered:
-        received = ingest.receive_unchecked(
-            caller.install, content, token_id=caller.token.pk, source=source, encoding=encoding
-        )
+        try:
+            received = ingest.receive_unchecked(
+                caller.install, content, token_id=caller.token.pk, source=source, encoding=encoding
+            )
+        except GroupLockedError:
+            is_locked = True
         if received is None and not caller.look_up().enabled:
             return None
     if received is None:
-        received = ingest.receive(caller.install, content, source=source, encoding=encoding)
+        received = ingest.receive(caller.install, content, source=source, encoding=encoding, alone=is_locked)
         # Only plain calls can be stored for a remembered caller; those with flaws would be read twice.
         if received.parked or caller.install.forget_missing_identifiers:
             caller.forget()
@@ -219,8 +225,13 @@ class WebhookView(_AnsweringView):
         source = address.of(request)
         # A caller whose body always takes longer than the limit would retry for ever.
         began = time.monotonic()
-        with sessions.allow_more(len(content) / 1_000_000):
-            received = sessions.store(lambda: _receive(caller, content, source=source, encoding=encoding))
+        try:
+            with sessions.allow_more(len(content) / 1_000_000):
+                received = sessions.store(lambda: _receive(caller, content, source=source, encoding=encoding))
+        except OperationalError as error:
+            if sessions.state_of(error) != sessions.LOCK_TIMEOUT:
+                raise
+            return answer_outage(caller.install, LOCKED, soon=True)
         if received is None:
             return answer_outage(caller.install, SWITCHED_OFF)
         self.storing = call_spans.Storing(received, began, time.monotonic())
