@@ -1,5 +1,6 @@
 """Changes to an install that would lose members silently are locked or need a confirmation of the consequence."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -8,15 +9,19 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import backoff
-from audiences.models import Audience, Install, Token
+from audiences.insight import trials
+from audiences.models import Audience, GuidedChange, Install, Receipt, Token
 from audiences.operations import guards, installs
 from audiences.receiving import ingest, tokens
+from odp.definitions import field_is_true, over
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import UNLIMITED, drain_all, make_audience
+from tests.delivering import UNLIMITED, drain_all, make_audience, make_install
 from tests.messages import body, message
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+FIELD = {"name": "x", "display_name": "x", "type": "boolean"}
 
 
 @pytest.fixture
@@ -191,10 +196,120 @@ def test_tokens_are_distinguished_by_their_last_characters(operator: Client, sho
     assert f"…{one.secret[-4:]}" in text
 
 
-def test_one_place_decides_also_without_a_form(shop: Install) -> None:
-    after = Install.objects.get()
-    after.mechanism = "list"
-    assert set(guards.refusals(shop, after)) == {"mechanism"}
-    assert guards.refusals(shop, Install.objects.get()) == {}
+# --- without a form -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(transactional_db: None) -> Install:
+    """An install whose ODP doesn't answer, with an audience in ODP."""
+    install = make_install()
+    make_audience(install)
+    return install
+
+
+def changed(install: Install, **values: Any) -> Install:
+    after = Install.objects.get(pk=install.pk)
+    for name, value in values.items():
+        setattr(after, name, value)
+    return after
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mechanism": "list"},
+        {"odp_prefix": "lytics_eu_"},
+        {"odp_host": "http://127.0.0.1:8"},
+        {"odp_api_key": "another.account"},
+    ],
+)
+def test_one_place_decides_also_without_a_form(made: Install, change: dict[str, str]) -> None:
+    assert set(guards.refusals(made, changed(made, **change))) == set(change)
+    assert guards.refusals(made, changed(made)) == {}
+    Audience.objects.update(segment_id=trials.SEGMENT_ID)
+    assert guards.refusals(made, changed(made, **change)) == {}
+    Audience.objects.update(segment_id="s1", provisioned_at=None)
+    assert guards.refusals(made, changed(made, **change)) == {}
+
+
+@pytest.mark.parametrize(("before", "after"), [("passthrough", "list"), ("list", "passthrough")])
+def test_passthrough_is_left_and_chosen_with_a_new_install_only(made: Install, before: str, after: str) -> None:
+    made.mechanism = before
+    assert "Connect a new install" in guards.refusals(made, changed(made, mechanism=after))["mechanism"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (GuidedChange.Kind.ACCOUNT, "odp_api_key"),
+        (GuidedChange.Kind.IDENTIFIER, "identifier_field"),
+    ],
+)
+def test_a_guided_change_locks_only_its_own_field_and_only_until_it_ends(made: Install, kind: str, field: str) -> None:
     Audience.objects.update(provisioned_at=None)
-    assert guards.refusals(shop, after) == {}
+    other, fields = make_install(name="Other"), {"odp_api_key": "another.account", "identifier_field": "email"}
+
+    def locked(install: Install) -> set[str]:
+        return {name for name in fields if guards.refusals(install, changed(install, **{name: fields[name]}))}
+
+    begun = GuidedChange.objects.create(install=made, kind=kind, by="kim", reason="a test")
+    assert (locked(made), locked(other)) == ({field}, set())
+    assert guards.refusals(made, changed(made, batch_size=7)) == {}
+    GuidedChange.objects.filter(pk=begun.pk).update(ended_at=now())
+    assert locked(made) == set()
+
+
+def test_the_events_of_the_last_hour_of_this_install_are_counted(made: Install) -> None:
+    for install, queued, minutes in ((made, 5, 59), (made, 70, 61), (make_install(name="Other"), 900, 1)):
+        at = now() - timedelta(minutes=minutes)
+        Receipt.objects.create(install=install, received_at=at, queued=queued, bytes=1, messages=1, parked=0, skipped=0)
+    (question,) = guards.questions(made, changed(made, identifier_field="email"))
+    assert question.consequence.startswith("5 events were read")
+    assert "email was in" not in question.consequence
+    Audience.objects.update(provisioned_at=None)
+    assert guards.questions(made, changed(made, identifier_field="email")) == []
+
+
+def test_only_a_change_to_the_account_of_another_install_with_the_same_prefix_asks_first(made: Install) -> None:
+    other = make_install(name="Other", odp_api_key="another.account")
+    (question,) = guards.questions(made, changed(made, odp_api_key="another.key"))
+    assert "The install Other sends to this ODP account already" in question.consequence
+    assert guards.questions(made, changed(made, odp_api_key="third.key")) == []
+    assert guards.questions(made, changed(made, odp_api_key="another.key", odp_prefix="lytics_eu_")) == []
+    Install.objects.filter(pk=other.pk).update(odp_api_key=made.odp_api_key)
+    assert guards.questions(made, changed(made, batch_size=7)) == []
+
+
+def make_segment(odp: ThreadedSandbox, odp_id: str, *, key: str) -> None:
+    odp.odp("POST", "/v3/schema/objects/customers/fields", FIELD, key=key)
+    segment = {"description": "", "metadata": {"display_name": odp_id}, "definition": over(field_is_true("x"))}
+    assert odp.odp("PUT", f"/v3/segments/{odp_id}", segment, key=key)[0] < 300
+
+
+def test_a_key_with_another_public_part_belongs_to_the_account_that_has_the_audiences_of_lytics(
+    odp: ThreadedSandbox, transactional_db: None
+) -> None:
+    """The audience of the test customer may be in every account."""
+    made = make_install(odp)
+    test_customers = make_audience(made, "sync_test")
+    Audience.objects.filter(pk=test_customers.pk).update(segment_id=trials.SEGMENT_ID)
+    make_audience(made, "new", provisioned=False)
+    make_audience(make_install(name="Other"), "of_another_install")
+    make_audience(made, "gold")
+    odp.control("/sandbox/accounts", {"private_key": "another.account", **UNLIMITED})
+    after, names = changed(made, odp_api_key="another.account"), ("sync_test", "new", "of_another_install", "gold")
+    for name in names:
+        assert "is not there" in guards.refusals(made, after)["odp_api_key"], name
+        make_segment(odp, f"lytics_{name}", key="another.account")
+    assert "it has lytics_gold too" in guards.refusals(made, after)["odp_api_key"]
+    for name in names:
+        make_segment(odp, f"lytics_{name}", key=odp.private_key)
+    assert guards.refusals(made, after) == {}
+
+
+def test_a_revoked_key_needs_no_proof_that_the_new_one_has_all_its_audiences(
+    odp: ThreadedSandbox, transactional_db: None
+) -> None:
+    made = make_install(odp, odp_api_key="revoked.key")
+    make_segment(odp, make_audience(made).odp_id, key=odp.private_key)
+    assert guards.refusals(made, changed(made, odp_api_key=odp.private_key)) == {}

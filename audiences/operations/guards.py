@@ -7,17 +7,18 @@ part, before the dot, and by whether the account holds our audiences.
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Sum
+from django.db.models import QuerySet, Sum
 from django.utils.timezone import now
 
 from audiences.delivery import account_switch
-from audiences.delivery.odp_account import account_of, same_account
+from audiences.delivery.odp_account import account_of, client_of, same_account
 from audiences.insight import evidence, trials
 from audiences.models import Audience, GuidedChange, Install, Receipt
 from audiences.operations import changes
+from odp import segments
 from odp.client import Client
 from odp.mechanisms import Passthrough
-from odp.outcomes import Outcome
+from odp.outcomes import Answer, Outcome
 
 SECONDS = 5.0
 _CHANGE_ACCOUNT = "Press Change account at the top of this page: it copies the members before it switches."
@@ -33,8 +34,13 @@ class Question:
 
 def made(install: Install) -> int:
     """How many audiences of an install are in ODP; the test customers' doesn't count."""
+    return _made(install).count()
+
+
+def _made(install: Install) -> QuerySet[Audience]:
+    """The audiences of Lytics in ODP. The test customers' is left out: it may be in any account."""
     audiences = Audience.objects.filter(install=install, provisioned_at__isnull=False)
-    return audiences.exclude(segment_id=trials.SEGMENT_ID).count()
+    return audiences.exclude(segment_id=trials.SEGMENT_ID)
 
 
 def refusals(before: Install, after: Install) -> dict[str, str]:
@@ -139,12 +145,22 @@ def _beside(install: Install) -> Install | None:
 
 def _another_account(before: Install, after: Install) -> str:
     """Why a key with another public part counts as another account's; empty when the account has our audience."""
-    audience = Audience.objects.filter(install=before, provisioned_at__isnull=False).order_by("pk").first()
+    audience = _made(before).order_by("pk").first()
     assert audience is not None
     client = Client(host=account_of(after).host, api_key=after.odp_api_key)
     answer = client.call("GET", f"/v3/segments/{audience.odp_id}", seconds=SECONDS)
     if answer.outcome is Outcome.DELIVERED:
-        return ""
+        if not account_of(before).public_part or not _show_different_audiences(client_of(before), client):
+            return ""
+        return f"This key belongs to another ODP account: it has {audience.odp_id} too, and otherwise other audiences."
     if answer.status == 404:
         return f"This key belongs to another ODP account: {audience.odp_id} is not there."
     return f"Whether this key belongs to the same ODP account could not be checked: {answer.reason}."
+
+
+def _show_different_audiences(one: Client, other: Client) -> bool:
+    """Two accounts may have an audience of one id, such as one for tests. False if a key, such as a revoked one, shows
+    no list.
+    """
+    ids, other_ids = segments.ids(one, seconds=SECONDS), segments.ids(other, seconds=SECONDS)
+    return not isinstance(ids, Answer) and not isinstance(other_ids, Answer) and ids != other_ids
