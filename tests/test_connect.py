@@ -1,7 +1,9 @@
 """``connect`` against the sandbox Lytics API: one job and one authorization, whatever happens to requests."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,9 @@ from audiences.models import Install, LyticsAccount, Token
 from audiences.operations import connect as connecting
 from audiences.operations import installs
 from audiences.operations.connect import LEASE_SECONDS, Report, connect
-from audiences.operations.lytics_job import NotConnectedError, UnansweredError
+from audiences.operations.lytics_job import NotConnectedError, UnansweredError, look
 from audiences.receiving import tokens
+from lytics.api.authorizations import create_authorization
 from sandbox.lytics.api.server import LyticsServer
 from tests.connecting import (
     CART,
@@ -33,7 +36,7 @@ from tests.connecting import (
     tell_story,
     the_job,
 )
-from tests.delivering import make_install
+from tests.delivering import NOWHERE, make_install
 from tests.lytics_sandbox import TOKEN
 from tests.test_sandbox_lytics_api import EVERY_AUDIENCE, control
 from tests.threads import together
@@ -66,7 +69,7 @@ def slugs(report: Report) -> list[str]:
 
 
 def test_the_job_is_made_held_with_the_recommended_settings(lytics: LyticsServer, shop: Install) -> None:
-    report = connect(shop, add=[VIP.slug, CART.segment_id])
+    report = connect(shop, add=[VIP.slug, VIP.segment_id, CART.segment_id])
     job, (auth,) = the_job(lytics), made_auths(lytics)
     assert job["config"] == {
         "webhook_url": installs.webhook_url(shop),
@@ -83,7 +86,7 @@ def test_the_job_is_made_held_with_the_recommended_settings(lytics: LyticsServer
     header = auth["webhook_request_headers"].removeprefix("Authorization: ")
     assert tokens.authenticate(public_id=shop.public_id, authorization=header)[1] is not None
     assert slugs(report) == [VIP.slug, CART.slug]
-    assert (report.found.differences, report.found.is_started) == ([], False)
+    assert (report.found.differences, report.found.is_started, report.notes) == ([], False, ())
 
 
 def test_a_run_is_repeated_without_a_second_job_or_authorization(lytics: LyticsServer, shop: Install) -> None:
@@ -115,6 +118,12 @@ def test_a_failed_job_is_restarted_and_any_other_resumed(
     assert lytics.api.account.logs(the_job(lytics)["id"])[-1]["message"] == f"Job: {verb}"
 
 
+def test_a_job_with_other_settings_is_started_if_its_events_would_arrive(lytics: LyticsServer, shop: Install) -> None:
+    connect(shop, add=[VIP.slug])
+    edit(lytics, the_job(lytics), config={"batch_size": 100})
+    assert connect(shop, start=True).found.is_started
+
+
 @pytest.mark.parametrize("state", ["running", "sleeping", "fault-3", "initializing"])
 def test_a_job_that_is_started_already_is_left_alone(lytics: LyticsServer, shop: Install, state: str) -> None:
     connect(shop, add=[VIP.slug])
@@ -142,7 +151,8 @@ def test_a_killed_job_is_gone_and_another_is_made_with_the_same_authorization(
 ) -> None:
     connect(shop, add=[VIP.slug])
     edit(lytics, the_job(lytics), status="deleted")
-    connect(shop, add=[CART.slug])
+    report = connect(shop, add=[CART.slug])
+    assert report.steps == (f"Make the job with {CART.slug}, held",)
     assert [job["status"] for job in made_jobs(lytics)] == ["deleted", "paused"]
     assert len(made_auths(lytics)) == 1
 
@@ -239,6 +249,50 @@ def test_a_change_that_was_lost_is_reported_and_made_by_the_next_run(
     assert slugs(connect(shop, add=[CART.slug])) == [VIP.slug, CART.slug]
 
 
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_a_change_that_lytics_confirms_and_does_not_make_is_reported(
+    lytics: LyticsServer, shop: Install, is_rotated: bool
+) -> None:
+    connect(shop, add=[VIP.slug, CART.slug])
+    before = the_job(lytics)
+    if is_rotated:
+        rotate(shop)
+        leaving, confirmed = [], before
+    else:
+        leaving, confirmed = [CART.slug], {**before, "config": {**before["config"], "segment_ids": [VIP.segment_id]}}
+    fault(lytics, ONE_JOB, {"status": 200, "body": {"data": confirmed}}, method="PUT")
+    with pytest.raises(NotConnectedError, match="shows other audiences or authorizations"):
+        connect(shop, remove=leaving)
+    assert the_job(lytics) == before
+
+
+def test_a_request_that_could_not_be_sent_ends_the_run_at_once(
+    lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = lytics_account.client_with(TOKEN)
+    nowhere.url = NOWHERE
+    monkeypatch.setattr(
+        connecting, "create_authorization", lambda client, **more: create_authorization(nowhere, **more)
+    )
+    with pytest.raises(NotConnectedError, match="could not be asked"):
+        connect(shop, add=[VIP.slug])
+    assert lytics_account.leased_until(shop) is None
+
+
+def test_a_job_without_a_response_is_not_made_again_when_the_jobs_can_not_be_read(
+    lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(lytics, JOBS, {"close": "after"})
+    during(monkeypatch, "create_job", lambda: fault(lytics, JOBS, {"status": 500}, method="GET"), after=True)
+    with pytest.raises(UnansweredError):
+        connect(shop, add=[VIP.slug])
+    with pytest.raises(NotConnectedError, match="Another run"):
+        connect(shop, add=[VIP.slug])
+    end_lease()
+    connect(shop, add=[VIP.slug])
+    assert len(made_jobs(lytics)) == 1
+
+
 @pytest.mark.parametrize("then", LOST)
 def test_a_start_without_a_response_is_read_back(lytics: LyticsServer, shop: Install, then: dict[str, Any]) -> None:
     connect(shop, add=[VIP.slug])
@@ -319,8 +373,9 @@ def test_a_run_after_a_killed_one_makes_what_is_missing(
     assert (len(made_jobs(lytics)), len(made_auths(lytics))) == (1, 1)
 
 
-def test_the_lease_outlasts_every_request_of_a_run() -> None:
+def test_the_lease_outlasts_every_request_of_a_run(shop: Install) -> None:
     assert LEASE_SECONDS >= connecting.SECONDS + 60
+    assert 50 < connecting.client_of(shop).ends_at - time.monotonic() <= connecting.SECONDS
 
 
 def test_a_run_whose_lease_has_ended_does_not_release_that_of_another(shop: Install) -> None:
@@ -348,6 +403,56 @@ def test_audiences_join_and_leave_and_everything_else_in_the_job_stays(lytics: L
     assert any("stay in ODP" in note for note in report.notes)
 
 
+def test_an_audience_leaves_without_another_one_joining(lytics: LyticsServer, shop: Install) -> None:
+    connect(shop, add=[VIP.slug, CART.slug])
+    assert slugs(connect(shop, remove=[CART.slug])) == [VIP.slug]
+    assert the_job(lytics)["config"]["segment_ids"] == [VIP.segment_id]
+    assert connect(shop, remove=[CART.slug]).steps == ()
+
+
+@pytest.mark.parametrize("shown", [[7, VIP.segment_id], [{"id": VIP.segment_id}], None, []], ids=str)
+def test_a_job_whose_audiences_are_not_all_shown_is_left_alone(lytics: LyticsServer, shop: Install, shown: Any) -> None:
+    """Writing back only the audiences that can be read would remove the others from the job."""
+    connect(shop, add=[VIP.slug])
+    edit(lytics, the_job(lytics), config={"segment_ids": shown})
+    before = the_job(lytics)
+    with pytest.raises(NotConnectedError, match="does not show all audiences") as problem:
+        connect(shop, add=[CART.slug])
+    assert problem.value.by_hand
+    assert the_job(lytics) == before
+    assert lytics_account.leased_until(shop) is None
+
+
+def test_an_audience_that_lytics_calls_invalid_does_not_join_and_may_stay(
+    lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(shop, add=[VIP.slug])
+
+    def invalid(*args: Any) -> Any:
+        found = look(*args)
+        return replace(found, audiences=tuple(replace(audience, is_invalid=True) for audience in found.audiences))
+
+    monkeypatch.setattr(connecting, "look", invalid)
+    assert connect(shop, add=[VIP.slug]).steps == ()
+    with pytest.raises(NotConnectedError, match="invalid"):
+        connect(shop, add=[CART.slug])
+    assert the_job(lytics)["config"]["segment_ids"] == [VIP.segment_id]
+
+
+def test_after_a_run_the_jobs_are_looked_at_again(lytics: LyticsServer, shop: Install) -> None:
+    LyticsAccount.objects.update(job_looked_at=now())
+    connect(shop, dry_run=True)
+    assert LyticsAccount.objects.get().job_looked_at
+    connect(shop, add=[VIP.slug])
+    assert LyticsAccount.objects.get().job_looked_at is None
+
+
+def test_with_another_api_token_the_jobs_are_looked_at_again(shop: Install) -> None:
+    LyticsAccount.objects.update(job_looked_at=now())
+    lytics_account.set_token(shop, TOKEN)
+    assert LyticsAccount.objects.get().job_looked_at is None
+
+
 def test_what_a_person_changes_between_reading_and_writing_stays(
     lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +464,37 @@ def test_what_a_person_changes_between_reading_and_writing_stays(
     job = the_job(lytics)
     assert job["config"]["segment_ids"] == [*ids, CART.segment_id]
     assert (job["config"]["batch_size"], job["description"]) == (77, "new")
+
+
+def test_what_a_person_did_in_the_meantime_is_not_done_again(
+    lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(shop, add=[VIP.slug])
+    ids = [VIP.segment_id, CART.segment_id]
+    change = partial(edit, lytics, the_job(lytics), config={"segment_ids": ids}, status="running")
+    during(monkeypatch, "look", change, after=True)
+    assert connect(shop, add=[CART.slug, THIRD.slug], start=True).found.is_started
+    job = the_job(lytics)
+    assert job["config"]["segment_ids"] == [*ids, THIRD.segment_id]
+    assert not any("resume" in entry["message"] for entry in lytics.api.account.logs(job["id"]))
+
+
+def test_the_last_audience_can_not_leave_after_a_person_removed_the_others(
+    lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(shop, add=[VIP.slug, CART.slug])
+    change = partial(edit, lytics, the_job(lytics), config={"segment_ids": [VIP.segment_id]})
+    during(monkeypatch, "look", change, after=True)
+    with pytest.raises(NotConnectedError, match="no audience would be left"):
+        connect(shop, remove=[VIP.slug])
+    assert the_job(lytics)["config"]["segment_ids"] == [VIP.segment_id]
+
+
+def test_a_job_that_calls_us_comes_before_one_with_our_name_alone(lytics: LyticsServer, shop: Install) -> None:
+    elsewhere = {"webhook_url": "https://elsewhere.example", "segment_ids": [THIRD.segment_id]}
+    add_job(lytics, shop, name=f"Shop's ({shop.public_id})", config=elsewhere)
+    add_job(lytics, shop)
+    assert slugs(connect(shop, dry_run=True)) == [VIP.slug]
 
 
 def test_the_only_job_that_calls_us_is_ours_also_when_a_person_made_it(lytics: LyticsServer, shop: Install) -> None:
@@ -425,13 +561,29 @@ def test_an_impossible_choice_changes_nothing(lytics: LyticsServer, shop: Instal
 # --- tokens --------------------------------------------------------------------------------------------------
 
 
+def rotate(shop: Install) -> None:
+    tokens.revoke(Token.objects.get(), at=now() + timedelta(days=1))
+    tokens.create(shop)
+
+
+@pytest.mark.parametrize("then", NOT_DONE)
+def test_the_authorization_of_a_former_token_is_not_taken_for_a_new_one(
+    lytics: LyticsServer, shop: Install, then: dict[str, Any]
+) -> None:
+    connect(shop, add=[VIP.slug])
+    before = the_job(lytics)
+    rotate(shop)
+    fault(lytics, AUTHS, then)
+    with pytest.raises(UnansweredError):
+        connect(shop)
+    assert the_job(lytics) == before
+
+
 def test_a_rotated_webhook_token_gets_an_authorization_of_its_own(lytics: LyticsServer, shop: Install) -> None:
     connect(shop, add=[VIP.slug])
     edit(lytics, the_job(lytics), auth_ids=["by-hand", *the_job(lytics)["auth_ids"]])
-    old = Token.objects.get()
-    tokens.revoke(old, at=now() + timedelta(days=1))
-    tokens.create(shop)
-    connect(shop)
+    rotate(shop)
+    assert any("former authorization" in note for note in connect(shop).notes)
     first, second = made_auths(lytics)
     assert the_job(lytics)["auth_ids"] == ["by-hand", second["id"]]
     assert first["webhook_request_headers"] != second["webhook_request_headers"]

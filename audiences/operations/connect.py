@@ -266,6 +266,9 @@ def _change_job(client: Client, install: Install, plan: Plan, known: Job, auth_i
     if read.item is None:
         raise rejected("show the job", read.answer)
     fresh, leaving = read.item, {audience.segment_id for audience in plan.removed}
+    if not fresh.shows_audiences:
+        words = f"Lytics does not show all audiences of the job {fresh.name}, so a change here could remove some."
+        raise NotConnectedError(f"{words} Change it in Lytics.", by_hand=True)
     segment_ids = [segment_id for segment_id in fresh.segment_ids if segment_id not in leaving]
     segment_ids += [audience.segment_id for audience in plan.added if audience.segment_id not in segment_ids]
     if not segment_ids:
