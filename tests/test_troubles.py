@@ -382,6 +382,13 @@ def test_a_receiver_that_does_not_respond_is_named_with_the_limit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert webhooks.post(url, b"{}", name="The hook", seconds=0.05) == "The hook did not respond within 0.05 s"
+    refused = webhooks.post(url, b"{}", name="The hook", seconds=9)
+    assert refused == "The hook could not be reached: the host refuses connections"
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_a_secret_of_any_size_in_the_specification_is_used(size: int) -> None:
+    assert webhooks.key_of("whsec_" + base64.b64encode(bytes(size)).decode()) == bytes(size)
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 410, 429, 500, 503])
@@ -749,6 +756,8 @@ def test_the_command_needs_a_channel() -> None:
         ("ALERT_WEBHOOK_SECRET", ""),
         ("ALERT_WEBHOOK_SECRET", "whsec_short"),
         ("ALERT_WEBHOOK_SECRET", "whsec_" + base64.b64encode(b"too short").decode()),
+        ("ALERT_WEBHOOK_SECRET", "whsec_" + base64.b64encode(bytes(65)).decode()),
+        ("ALERT_WEBHOOK_SECRET", "whsec_!" + base64.b64encode(bytes(32)).decode()),
         ("ALERT_QUIET_HOURS", "at night"),
         ("ALERT_QUIET_HOURS", "22:00-27:00"),
         ("ALERT_QUIET_HOURS", "22:00-07:00 Europe/Atlantis"),
