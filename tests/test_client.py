@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from odp.client import ANSWER_BYTES, EXCERPT, NO_CONNECTION, OUT_OF_TIME, Client
 from odp.mechanisms import limit_of
 from odp.outcomes import Answer, Outcome
 from outgoing import network_errors
-from outgoing.deadline import TooLateError, _Watch
+from outgoing.deadline import TooLateError, _Watch, deadline
 from tests.certificates import self_signed, tls_server
 from tests.threads import PATIENCE, eventually
 from tests.wire import Script, ScriptedServer, answer, reset, say, say_and_close
@@ -592,6 +593,16 @@ def test_the_watch_thread_is_restarted_after_a_fork() -> None:
     assert call.was_cut.wait(PATIENCE)
 
 
+def test_a_call_whose_connection_is_closed_already_is_cut_without_an_error() -> None:
+    """An exception would end the watch thread before it has cut the other calls."""
+    call: Any
+    with socket.socket() as closed, deadline(seconds=LONG) as call:
+        closed.close()
+        call._connection = SimpleNamespace(sock=closed)
+        call.cut()
+    assert call.passed
+
+
 def test_several_calls_have_one_end_together(server: ScriptedServer) -> None:
     together = Client(host=server.url, api_key="k", ends_at=time.monotonic() + 4 * SHORT)
     assert together.call("GET", "/", seconds=LONG).outcome is Outcome.DELIVERED
@@ -662,7 +673,8 @@ def test_a_look_up_that_took_too_long_sends_nothing_and_counts_as_no_connection(
         return look_up(*args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up_slowly)
-    got = client(server).call("GET", "/", seconds=LONG, start_before=start_before)
+    asking = Client(host=server.url, api_key="k", permission=lambda path, until: pytest.fail("asked too late"))
+    got = asking.call("GET", "/", seconds=LONG, start_before=start_before)
     assert_cut(got, NO_CONNECTION)
     assert not got.sent
     assert server.bytes_received == 0
