@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db.models import BinaryField
 from django.test import Client
+from django.utils.timezone import now
 
 from audiences import encryption, lytics_account
 from audiences.encryption import EncryptedTextField, decrypt, opened
@@ -34,6 +35,9 @@ def shop(settings: Any) -> Install:
     forgetting.ask(made, "kim", tell_odp=False, by="dpo")
     GuidedChange.objects.create(install=made, kind="account", by="kim", reason="a test", other_api_key="another.key")
     ingest.receive(made, b"not json at all")
+    # Rows without a secret: a change of another kind, and a change that ODP rejected.
+    GuidedChange.objects.create(install=made, kind="mechanism", by="kim", reason="a test", ended_at=now())
+    Parked.objects.create(install=made, reason="refused_by_odp")
     settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
     return made
 
@@ -51,10 +55,10 @@ def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) 
     settings.FIELD_ENCRYPTION_KEYS = [NEW]
     assert LyticsAccount.objects.get().api_token == "lytics-api-token"
     assert Forgotten.objects.get().identifier == "kim"
-    assert GuidedChange.objects.get().other_api_key == "another.key"
+    assert GuidedChange.objects.get(kind="account").other_api_key == "another.key"
     assert Install.objects.get().odp_api_key == "the-odp-key"
     assert Token.objects.get().secret == secret
-    assert decrypt(bytes(Parked.objects.get().raw or b"")) == b"not json at all"
+    assert decrypt(bytes(Parked.objects.get(raw__isnull=False).raw or b"")) == b"not json at all"
 
 
 def test_before_it_the_old_key_is_needed(shop: Install, settings: Any) -> None:
@@ -120,9 +124,10 @@ def test_the_command_reports_its_result(shop: Install, capsys: pytest.CaptureFix
 def test_encryption_in_pieces_equals_that_of_fernet(size: int, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clear = os.urandom(size)
     monkeypatch.setattr(encryption, "PIECE", 100)
+    settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
     token = encryption.encrypt(clear)
-    assert Fernet(settings.FIELD_ENCRYPTION_KEYS[0]).decrypt(token) == clear
-    assert len(token) == len(Fernet(settings.FIELD_ENCRYPTION_KEYS[0]).encrypt(clear))
+    assert Fernet(NEW).decrypt(token) == clear
+    assert len(token) == len(Fernet(NEW).encrypt(clear))
 
 
 def test_no_encrypted_column_is_forgotten() -> None:

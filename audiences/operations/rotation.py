@@ -26,10 +26,8 @@ COLUMNS = (
 AT_ONCE = 100
 
 # These two are written in Python, because the table and the column differ.
-# The next values of a column that are encrypted, by id.
-_SOME = SQL(
-    "SELECT id, {column} FROM {table} WHERE id > %(after)s AND {column} IS NOT NULL ORDER BY id LIMIT %(at_once)s"
-)
+# The next values of a column that are encrypted, by id. An empty one is stored as it is.
+_SOME = SQL("SELECT id, {column} FROM {table} WHERE id > %(after)s AND {column} <> '' ORDER BY id LIMIT %(at_once)s")
 # Replaces a value, unless another process has changed it since it was read.
 _ANEW = SQL("UPDATE {table} SET {column} = %(again)s WHERE id = %(id)s AND {column} = %(hidden)s")
 
@@ -62,7 +60,7 @@ def _rotate(table: str, column: str) -> int:
             for row in rows:
                 after = row.id
                 stored = row.hidden.encode() if isinstance(row.hidden, str) else row.hidden
-                if not stored or _opens(newest, stored):
+                if _opens(newest, stored):
                     continue
                 again = encrypt(decrypt(stored))
                 value = again.decode() if isinstance(row.hidden, str) else again
