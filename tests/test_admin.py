@@ -12,11 +12,12 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.admin.tokens import Rotate
 from audiences.delivery import backoff, claims, holds, provision, request_records
 from audiences.insight import heartbeats
 from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs, parked_items, resends
-from audiences.receiving import ingest
+from audiences.receiving import ingest, tokens
 from odp.outcomes import Answer, Outcome
 from tests.people import someone
 
@@ -373,6 +374,21 @@ def test_rotating_lets_the_old_token_live_on_for_a_while(operator: Client, insta
     assert install.tokens.filter(revoked_at=None).count() == 2
     assert old.expires_at is not None
     assert old.expires_at > now() + timedelta(hours=23)
+
+
+def test_a_token_that_ends_is_not_rotated_and_is_shown_until_then(operator: Client, install: Install) -> None:
+    token = install.tokens.get()
+    for ends_at, status in ((now() + timedelta(hours=1), 200), (now() - timedelta(seconds=1), 302)):
+        tokens.revoke(token, at=ends_at)
+        assert operator.get(url("reveal", token)).status_code == status
+        assert operator.get(url("rotate", token)).status_code == 302
+
+
+def test_a_token_whose_successor_finds_no_place_does_not_end(install: Install) -> None:
+    token = install.tokens.get()
+    tokens.create(install)
+    assert Rotate().do(token, by="kim", answers={"hours": 1}) is None
+    assert Token.objects.get(pk=token.pk).expires_at is None
 
 
 # --- every button, by the wrong person, and on a stale page ---------------------------------------------------

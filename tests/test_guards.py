@@ -170,8 +170,12 @@ def test_revoking_says_which_token_lytics_uses(operator: Client, shop: Install) 
     asked = revoke_page(operator, used)
     assert f"Lytics used this token (…{used.secret[-4:]}) 0 s ago" in asked
     assert f"The other live token (…{fresh.secret[-4:]}) has never been used" in asked
-    assert "has never been used. Calls with it" in revoke_page(operator, fresh)
+    asked_of_fresh = revoke_page(operator, fresh)
+    assert "has never been used. Calls with it" in asked_of_fresh
+    assert f"The other live token (…{used.secret[-4:]}) was last used" in asked_of_fresh
     assert used.secret not in asked
+    tokens.revoke(fresh)
+    assert "It is the only live one: nothing gets in then." in revoke_page(operator, used)
 
 
 def test_a_token_used_since_the_dialog_is_asked_about_again(operator: Client, shop: Install) -> None:

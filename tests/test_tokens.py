@@ -205,7 +205,7 @@ def test_calls_are_accepted_even_when_the_encryption_key_is_lost(install: Instal
 
 
 def test_the_last_use_is_written_down_once_and_not_with_every_call(install: Install) -> None:
-    token = install.tokens.get()
+    token, other = install.tokens.get(), tokens.create(install)
     with CaptureQueriesContext(connection) as queries:
         for _ in range(5):
             tokens.note_use(token, source="192.0.2.7")
@@ -213,6 +213,7 @@ def test_the_last_use_is_written_down_once_and_not_with_every_call(install: Inst
     token.refresh_from_db()
     assert token.last_used_at is not None
     assert token.last_used_from == "192.0.2.7"
+    assert not Token.objects.get(pk=other.pk).last_used_at, "it decides which of the two can be revoked"
 
 
 def test_the_last_use_is_written_down_again_after_a_while(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
