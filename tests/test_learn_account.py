@@ -363,6 +363,14 @@ def test_the_file_has_no_secret_and_no_identifier_even_if_odp_quotes_them(
     assert "title: text" in text
 
 
+@pytest.mark.parametrize(
+    "name", ["jane@example.com", "jane doe", "jane-doe", "jane\n", "Zoë", "4711", "8e1f", "x" * 41, "lytics_vip", ""]
+)
+def test_a_name_that_may_be_of_a_person_or_an_audience_is_left_out(name: str) -> None:
+    assert experiments.shape({name: [name, 1]}) == "{?: [text | number]}"
+    assert experiments.shape({"user_2": name}) == "{user_2: text}"
+
+
 # --- nothing is left behind -----------------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from audiences.learning.lab import Lab
 
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+# A name with the prefix of audiences in ODP may name one of them.
+_PLAIN_NAME = re.compile(r"(?!lytics_)[A-Za-z_][A-Za-z0-9_]{0,39}")
 _DEEPEST = 5
 
 
@@ -73,5 +74,5 @@ def shape(value: Any, depth: int = 0) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A name of a field in JSON, unless it could be something else, such as an e-mail address."""
+    """A name of a field in JSON, unless it could be something else, such as an e-mail address or an audience."""
     return name if _PLAIN_NAME.fullmatch(name) else "?"
