@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
@@ -19,6 +20,7 @@ from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, R
 from audiences.operations import installs, parked_items, resends
 from audiences.receiving import ingest, tokens
 from odp.outcomes import Answer, Outcome
+from tests.delivering import make_install
 from tests.people import someone
 
 pytestmark = pytest.mark.django_db
@@ -328,19 +330,25 @@ def test_a_raw_item_is_masked_until_revealed(operator: Client, boss: Client, ins
     page = reverse("admin:audiences_parked_change", args=[parked.pk])
     assert "kim@example.com" not in boss.get(page).content.decode()
     assert operator.get(url("reveal", parked)).status_code == 403
+    boss.get(url("reveal", parked))
+    assert "kim@example.com" not in boss.get(page).content.decode(), "the question alone isn't logged"
     press(boss, "reveal", parked)
     assert "kim@example.com" in boss.get(page).content.decode()
+    assert "kim@example.com" not in boss.get(page).content.decode()
+    other = Parked.objects.create(install=install, reason=parked.reason, raw=parked.raw)
+    press(boss, "reveal", other)
     assert "kim@example.com" not in boss.get(page).content.decode()
 
 
 def test_tokens_are_made_revealed_rotated_and_revoked(operator: Client, install: Install) -> None:
     first = install.tokens.get()
     press(operator, "new-token", install)
-    assert install.tokens.filter(revoked_at=None).count() == 2
+    second = install.tokens.get(revoked_at=None, slot=2)
     assert operator.get(url("new-token", install)).status_code == 302  # there can't be three
     press(operator, "reveal", first)
     page = operator.get(reverse("admin:audiences_install_change", args=[install.pk])).content.decode()
     assert first.secret in page
+    assert second.secret not in page
     press(operator, "revoke", first)
     first.refresh_from_db()
     assert first.revoked_at is not None
@@ -422,6 +430,13 @@ def test_a_viewer_presses_nothing(viewer: Client, install: Install, audience: Au
     assert viewer.post(url(verb, things[kind]), {"reason": "mine"}).status_code == 403
 
 
+def test_a_viewer_is_offered_no_button(viewer: Client, operator: Client, install: Install, audience: Audience) -> None:
+    assert url("pause", audience) in operator.get(url("change", audience)).content.decode()
+    for thing in (audience, install, install.tokens.get(), Parked.objects.get()):
+        page = viewer.get(url("change", thing)).content.decode()
+        assert [verb for kind, verb in BUTTONS if kind == thing._meta.model_name and url(verb, thing) in page] == []
+
+
 def test_no_button_works_without_its_csrf_token(install: Install, audience: Audience) -> None:
     person = someone("operator")
     person.handler.enforce_csrf_checks = True
@@ -488,19 +503,35 @@ def test_items_that_parsing_again_can_not_help_are_not_offered_for_release(opera
 
 
 def test_all_of_a_reason_are_discarded_at_once_with_a_reason(boss: Client, install: Install) -> None:
-    for _ in range(3):
-        ingest.receive(install, b"not json")
+    other = make_install(name="Other")
+    for shop in (other, install, install, install):
+        ingest.receive(shop, b"not json")
     address = group_url("discard", install, "not_json")
     asked = boss.get(address).content.decode()
     assert "3 items will be discarded: they never reach ODP" in asked
     boss.post(address, {**hidden(asked), "reason": ""})
-    assert Parked.objects.filter(closed_at=None, reason="not_json").count() == 3
+    assert install.parked.filter(closed_at=None, reason="not_json").count() == 3
     ingest.receive(install, b"not json either")  # one more since the person was asked
     boss.post(address, {**hidden(asked), "reason": "a test"})
     assert Parked.objects.filter(reason="not_json", resolution="discarded", closed_by="admin").count() == 3
-    assert Parked.objects.filter(closed_at=None).count() == 2
+    assert install.parked.filter(closed_at=None).count() == 2
     boss.post(address, {**hidden(asked), "reason": "pressed twice"})
-    assert Parked.objects.filter(closed_at=None).count() == 2
+    assert install.parked.filter(closed_at=None).count() == 2
+    assert other.parked.filter(closed_at=None).count() == 1
+    assert LogEntry.objects.get().change_message == "Discarded 3 items parked for not json. Reason: a test"
+
+
+def test_a_group_that_changed_since_the_question_is_not_discarded(boss: Client, install: Install) -> None:
+    for _ in range(2):
+        ingest.receive(install, b"not json")
+    address = group_url("discard", install, "not_json")
+    asked = boss.get(address).content.decode()
+    items = Parked.objects.filter(reason="not_json").order_by("pk")
+    parked_items.discard([items[0].pk], by="somebody else")
+    boss.post(address, {**hidden(asked), "reason": "a test"})
+    assert [item.closed_by for item in items.all()] == ["somebody else", ""]
+    boss.post(address, {**hidden(boss.get(address).content.decode()), "reason": "a test"})
+    assert [item.closed_by for item in items.all()] == ["somebody else", "admin"]
 
 
 def test_discarding_all_of_a_reason_needs_the_permission(operator: Client, install: Install) -> None:

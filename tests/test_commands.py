@@ -172,3 +172,5 @@ def test_a_container_without_a_user_name_can_run_commands(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("getpass.getuser", nobody)
     assert arguments.who().startswith(f"uid {os.getuid()}@")
+    monkeypatch.setattr("getpass.getuser", lambda: "x" * 200)
+    assert len(arguments.who()) == 150, "the length of the columns"

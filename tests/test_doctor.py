@@ -108,7 +108,9 @@ def test_workers(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     assert states(shop, "workers") == ["bad"]
     heartbeats.note("one", worked_seconds_ago=1)
     assert states(shop, "workers") == ["good"]
-    Worker.objects.create(name="two", version="0", beat_at=now() - timedelta(minutes=30))
+    Worker.objects.update(name="two", version="0", beat_at=now() - timedelta(minutes=30))
+    assert states(shop, "workers") == ["bad"], "the only worker is silent"
+    heartbeats.note("one", worked_seconds_ago=1)
     line = the(shop, "workers")
     assert (line.state, "1 silent: two" in line.evidence) == ("warning", True)
     Worker.objects.filter(name="two").update(beat_at=now())

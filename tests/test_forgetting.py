@@ -219,6 +219,8 @@ def test_the_proof_is_on_the_page_of_the_customer_and_in_the_command(
         call_command("forget", "Shop", KIM, "--check")
     asked = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
     assert asked is not None
+    with pytest.raises(CommandError, match="not forgotten in Other"):
+        call_command("forget", make_install(name="Other").public_id, KIM, "--check")
     assert "is being forgotten in Shop" in boss.post(reverse("find_customer"), {"identifier": KIM}).content.decode()
     assert forgetting.advance(asked)
     out = io.StringIO()
@@ -318,6 +320,28 @@ def test_the_command_forgets_and_prints_the_counts(shop: Install, gold: Audience
     assert "events 1, deliveries 1, memberships 1" in said
     assert KIM not in said
     assert rows_that_name(KIM) == []
+
+
+def test_the_command_asks_and_takes_one_word_for_a_yes(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for typed in ("", "no", "yes"):
+        monkeypatch.setattr("builtins.input", lambda _, typed=typed: typed)
+        with pytest.raises(CommandError, match="Nothing was done"):
+            run("forget", "Shop", KIM)
+    assert rows_that_name(KIM) != []
+    monkeypatch.setattr("builtins.input", lambda _: "forget")
+    assert "events 1" in run("forget", "Shop", KIM)
+
+
+def test_the_command_has_exits_sent_first(shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiences.management.commands.forget.WAIT_SECONDS", -1)
+    with pytest.raises(CommandError, match="ODP has not accepted the exits yet"):
+        run("forget", "Shop", KIM, "--yes", "--tell-odp", "--reason", "request 7")
+    asked = Forgotten.objects.get()
+    assert (asked.tell_odp, asked.ended_at, asked.reason) == (True, None, "request 7")
+    with pytest.raises(CommandError, match="is being forgotten already"):
+        run("forget", "Shop", KIM, "--yes")
 
 
 @pytest.mark.parametrize(

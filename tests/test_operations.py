@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
+from pytest_django.fixtures import Settings
 
-from audiences.models import Event, Install, Parked, Receipt
+from audiences.models import Event, Install, Parked, Profile, Receipt
 from audiences.operations import parked_items
 from audiences.receiving import ingest
 from audiences.receiving.ingest import receive
@@ -67,6 +69,15 @@ def test_an_item_that_still_can_not_be_read_stays(install: Install) -> None:
     assert log() == []
 
 
+def test_an_item_that_no_key_opens_stays(install: Install, settings: Settings) -> None:
+    receive(install, body(message(who="kim", field="user_id")))
+    correct(install, identifier_field="user_id")
+    keys, settings.FIELD_ENCRYPTION_KEYS = settings.FIELD_ENCRYPTION_KEYS, [Fernet.generate_key().decode()]
+    assert release_all() == (0, 1)
+    settings.FIELD_ENCRYPTION_KEYS = keys
+    assert release_all() == (1, 0)
+
+
 def test_releasing_twice_appends_once(install: Install) -> None:
     receive(install, body(message(field="user_id")))
     correct(install, identifier_field="user_id")
@@ -118,6 +129,18 @@ def test_an_id_without_a_slug_is_released_once_the_slug_is_known(install: Instal
         ("kim", EXIT, AT_NS + 1, False),
         ("lee", CHANGE, AT_NS + 4_250_000_000, False),
     ]
+
+
+def test_an_id_without_a_slug_keeps_its_profile_for_the_release(install: Install) -> None:
+    """Without it, an identifier that a later list lacks would stay in the audience."""
+    correct(install, identifier_field="_uids", forget_missing_identifiers=True)
+    install.refresh_from_db()
+    listed = message(transition(slug=None), who=["kim", "lee"], field="_uids")
+    listed["data"]["_id"] = "profile-1"
+    receive(install, body(listed))
+    receive(install, body(message(who="mo", field="_uids")))
+    assert release_all() == (2, 0)
+    assert list(Profile.objects.values_list("profile", "identifiers")) == [("profile-1", ["kim", "lee"])]
 
 
 def test_the_readable_part_of_an_item_is_released_even_if_the_rest_stays(install: Install) -> None:

@@ -6,6 +6,7 @@ from django.test import Client
 from django.urls import reverse
 
 from audiences.models import Install, Parked
+from audiences.operations import parked_items
 from audiences.receiving.ingest import receive
 from tests.messages import body, message
 
@@ -35,6 +36,16 @@ def test_ticked_items_that_stay_parked_are_not_recorded_as_released(operator: Cl
     assert history_of(released).startswith("Released")
     assert history_of(stayed).startswith("Not released")
     assert [item.resolution for item in Parked.objects.order_by("pk")] == ["released", ""]
+
+
+def test_ticked_items_of_which_one_was_closed_since_are_left_alone(operator: Client, items: list[Parked]) -> None:
+    ticked = {"action": "release_selected", "_selected_action": [item.pk for item in items]}
+    asked = operator.post(LIST, ticked)
+    for item in items:
+        parked_items.discard([item.pk], by="somebody else")
+        page = operator.post(f"{LIST}?resolution=all", {**ticked, **asked.context["hidden"]}, follow=True)
+        assert ["nothing was done" in str(told) for told in page.context["messages"]] == [True]
+    assert not LogEntry.objects.exists()
 
 
 def test_one_item_that_stays_parked_is_not_recorded_as_released(operator: Client, items: list[Parked]) -> None:

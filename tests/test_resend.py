@@ -879,6 +879,7 @@ def test_a_group_that_changed_since_the_confirmation_page_is_not_released(
 def test_a_viewer_releases_no_group(viewer: Client, shop: Install) -> None:
     without_identifier(shop, "kim")
     group = reverse("admin:audiences_parked_release_group", args=[shop.pk, "no_identifier"])
+    assert group not in viewer.get(reverse("admin:audiences_parked_changelist")).content.decode()
     assert viewer.get(group).status_code == 403
     assert viewer.post(group, {"seen": "1-1", "upto": "1"}).status_code == 403
 

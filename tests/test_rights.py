@@ -27,7 +27,7 @@ from audiences.encryption import encrypt
 from audiences.models import Audience, Audit, Delivery, Install, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs, troubles
 from audiences.operations.troubles import Seen
-from audiences.receiving import ingest
+from audiences.receiving import ingest, tokens
 from lytics_sync import settings as the_settings
 from odp import redact
 from odp.client import Client as OdpClient
@@ -184,6 +184,15 @@ def test_every_url_answers_an_account_with_exactly_its_permissions(visitor: tupl
             if answer.status_code not in (200, 302):
                 closed_ones.append(f"{url.path}: {answer.status_code}")
     assert closed_ones == []
+
+
+def test_the_page_of_an_install_lists_its_tokens_for_people_who_may_see_tokens(visitor: tuple[User, Client]) -> None:
+    user, client = visitor
+    shop = Install.objects.get()
+    ending, page = tokens.ending(shop.tokens.get()), reverse("admin:audiences_install_change", args=[shop.pk])
+    for needs in (("audiences.view_install",),), (("audiences.view_install",), ("audiences.view_token",)):
+        user.user_permissions.set(every_url.permissions(only=needs))
+        assert (ending in client.get(page).content.decode()) is (len(needs) == 2)
 
 
 def test_a_url_without_permissions_reveals_nothing(visitor: tuple[User, Client]) -> None:

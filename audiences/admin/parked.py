@@ -265,15 +265,14 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             raise PermissionDenied
         back = verbs.way_back(request, list_url(Parked))
         confirmed = "seen" in request.POST
-        asked_upto = _upto(request)
-        total, newest = counted(install, reason, upto=asked_upto)
-        upto = asked_upto if asked_upto != ANY_NUMBER else newest or 0
-        if not total or (confirmed and request.POST["seen"] != f"{total}-{upto}"):
+        total, newest = counted(install, reason, upto=_upto(request))
+        seen = f"{total}-{newest}"
+        if newest is None or (confirmed and request.POST["seen"] != seen):
             return verbs.go(request, back, warning=verbs.STALE)
         asked = AskReason(request.POST if confirmed else None)
         if confirmed and asked.is_valid():
             by = request.user.get_username()
-            done = parked_items.discard_all(install, reason, upto=upto, by=by)
+            done = parked_items.discard_all(install, reason, upto=newest, by=by)
             message = f"Discarded {count(done, 'item')} parked for {words(reason)}."
             owner = Install.objects.get(pk=install)
             verbs.record(request, [owner], f"{message} Reason: {asked.cleaned_data['reason']}")
@@ -286,7 +285,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             danger=True,
             consequence=f"{items(total)} will be discarded: they never reach ODP and can't be released any more.",
             form=asked,
-            hidden={"seen": f"{total}-{upto}", "upto": upto},
+            hidden={"seen": seen, "upto": newest},
             back=back,
         )
 
