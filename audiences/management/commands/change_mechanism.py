@@ -26,8 +26,6 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["to"]) == options["stop"]:
             raise CommandError("Name the mechanism with --to, or give --stop.")
-        if options["yes"]:
-            guided.reason_in(options)
         reports = []
         for install in arguments.chosen_installs(options):
             report = guided.stop(install) if options["stop"] else _change(install, options)
