@@ -466,6 +466,14 @@ def test_a_parked_item_that_went_meanwhile_is_left_alone(boss: Client, install: 
     assert parked.closed_by == "somebody else"
 
 
+def test_a_button_that_finds_nothing_left_to_do_is_not_recorded(
+    boss: Client, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parked_items, "discard", lambda *_, **__: 0)
+    press(boss, "discard", Parked.objects.get(), reason="x")
+    assert not LogEntry.objects.exists()
+
+
 def test_actions_are_recorded_in_the_history(operator: Client, audience: Audience) -> None:
     press(operator, "pause", audience, reason="Campaign moved")
     history = operator.get(reverse("admin:audiences_audience_history", args=[audience.pk]))

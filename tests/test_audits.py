@@ -823,14 +823,29 @@ def run_command(*words: str) -> tuple[int, str]:
 
 
 def test_the_command_prints_the_result_and_fails_where_sides_differ(gold: Audience, lytics: Lytics) -> None:
+    other = make_audience(make_install(name="Other"), "silver")
+    Audience.objects.filter(pk=other.pk).update(provisioned_at=now())
     code, text = run_command(gold.install.public_id, "--full")
-    assert (code, "agreed on 6 of 6 people" in text) == (0, True)
+    assert (code, "agreed on 6 of 6 people" in text, len(text.splitlines())) == (0, True, 1)
     lytics.members.append("gus")
     code, text = run_command(
         gold.install.name, "--full", "--json", "--people", "--audience", "gold", "--audience", "lytics_gold"
     )
     (report,) = json.loads(text)["audits"]
     assert (code, report["differing"], report["people"][0]["identifier"]) == (1, 1, "gus")
+    assert "people" not in json.loads(run_command(gold.install.name, "--json")[1])["audits"][0]
+
+
+@pytest.mark.parametrize("found", [{"problem": "ODP is away."}, {"only_in_odp": 3}], ids=str)
+def test_the_command_fails_without_a_person_who_differs_too(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]
+) -> None:
+    def finish(asked: list[Audit]) -> list[Audit]:
+        vars(asked[0]).update(found, ended_at=now())
+        return asked
+
+    monkeypatch.setattr(audits, "finish", finish)
+    assert run_command("Shop")[0] == 1
 
 
 def test_the_command_lets_the_waits_of_all_audits_overlap(many: list[Audience], settings: Settings) -> None:
@@ -843,7 +858,7 @@ def test_the_command_lets_the_waits_of_all_audits_overlap(many: list[Audience], 
 
 
 def test_the_command_requests_no_audit_if_one_is_under_way(many: list[Audience]) -> None:
-    ask_all(many[2:])
+    ask_all(sorted(many, key=lambda audience: audience.odp_id)[2:])
     with pytest.raises(CommandError, match=r"An audit of .* is under way"):
         call_command("audit_audiences", "Shop", "--full")
     assert Audit.objects.count() == 1

@@ -714,7 +714,7 @@ def test_the_form_with_its_locked_mechanism_leads_to_the_change(odp: ThreadedSan
         assert words in guards.refusals(shop, other)["mechanism"]
 
 
-def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox) -> None:
+def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = make_checked_install(odp)
     audience_with_members(shop)
 
@@ -726,6 +726,12 @@ def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox) -> No
     shown = command("--to", "list")
     assert (shown["begun"], shown["audiences"], shown["members"]) == (False, 1, 3)
     assert not GuidedChange.objects.exists()
+    with pytest.raises(CommandError, match="or give --stop"):
+        command("--to", "list", "--stop")
+    with monkeypatch.context() as patch:
+        patch.setattr(changes, "begin", lambda *_, **__: None)  # another person was quicker
+        with pytest.raises(CommandError, match="Another change"):
+            command("--to", "list", "--yes", "--reason", "a test")
     assert command("--to", "list", "--yes", "--reason", "a test")["begun"]
     assert GuidedChange.objects.get().reason == "a test"
     with pytest.raises(CommandError, match="under way"):

@@ -343,6 +343,13 @@ def test_the_command_has_exits_sent_first(shop: Install, gold: Audience, monkeyp
     with pytest.raises(CommandError, match="is being forgotten already"):
         run("forget", "Shop", KIM, "--yes")
 
+    def busy(_: Forgotten) -> bool:
+        raise forgetting.BusyError
+
+    monkeypatch.setattr(forgetting, "advance", busy)
+    with pytest.raises(CommandError, match="The workers finish it"):
+        run("forget", "Shop", "lee", "--yes")
+
 
 @pytest.mark.parametrize(
     ("words", "says"), [(["Nowhere", KIM], "No install is called 'Nowhere'"), (["Shop", ""], "The identifier is empty")]
@@ -390,6 +397,7 @@ def test_the_page_of_a_customer_forgets_after_a_confirmation(shop: Install, gold
     boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk, "reason": "request 7"})
     forgetting.advance_all()
     assert Forgotten.objects.get().ended_at is not None
+    assert LogEntry.objects.filter(change_message="Asked to forget a customer. Reason: request 7").count() == 1
     assert rows_that_name(KIM) == []
     assert "Forget</button>" not in found_by(boss)
 

@@ -16,6 +16,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.core import mail
 from django.core.management import call_command
 from django.core.management.base import CommandError
@@ -706,6 +707,7 @@ def test_the_button_queues_a_test_of_its_channel_and_the_list_shows_the_result(
     assert "One test message is sent by Slack" in asked
     assert not TroubleMessage.objects.exists()
     operator.post(button)
+    assert LogEntry.objects.get().change_message == "Asked for a test message."
     assert receiver.got == []
     assert "to be sent" in operator.get(page).content.decode()
     tasks.send_alerts()
