@@ -803,7 +803,7 @@ def test_the_command_shows_begins_and_stops_a_change(
 
     shown = command()
     assert (shown["begun"], shown["problem"], shown["audiences"], shown["members"]) == (False, "", 1, 3)
-    yes = ("--odp-host", new.url, "--yes", "--reason", "a test")
+    yes = ("--odp-host", new.url, "--region", "eu", "--yes", "--reason", "a test")
     with pytest.raises(CommandError, match="could not be used"):
         command(*yes, key="unknown.key")
     with pytest.raises(CommandError, match="must say something"):
@@ -811,7 +811,8 @@ def test_the_command_shows_begins_and_stops_a_change(
     for words in ((), ("--empty-old",)):
         GuidedChange.objects.all().delete()
         assert command(*yes, *words)["begun"]
-        assert GuidedChange.objects.latest("pk").empties is bool(words)
+        change = GuidedChange.objects.get()
+        assert (change.empties, change.other_region, change.other_host) == (bool(words), "eu", new.url)
     with pytest.raises(CommandError, match="under way"):
         command(*yes)
     assert command("--stop")["stopped"]

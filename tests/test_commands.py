@@ -43,10 +43,22 @@ def test_create_install_prints_the_values_for_lytics() -> None:
 
 
 def test_create_install_accepts_what_the_admin_accepts() -> None:
-    words = ["--identifier-field", "_uids", "--mechanism", "list", "--batch-size", "100", "--requests-per-second", "5"]
+    words = [
+        "--identifier-field",
+        "_uids",
+        "--mechanism",
+        "list",
+        "--batch-size",
+        "100",
+        "--requests-per-second",
+        "5",
+        "--region",
+        "eu",
+    ]
     text = run("create_install", "Shop", "--odp-api-key", "k", *words)
     install = Install.objects.get()
     assert (install.identifier_field, install.mechanism, install.batch_size) == ("_uids", "list", 100)
+    assert (install.requests_per_second, install.region) == (5, "eu")
     assert "Authorization: Bearer lysync_" in text
 
 
