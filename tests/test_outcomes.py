@@ -1,9 +1,14 @@
 """What an answer of ODP means: the table of statuses, the words in its errors, and when to come back."""
 
+import http.client
+import socket
+import ssl
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import requests
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +21,7 @@ from odp.outcomes import (
     outcome_of,
     readable,
 )
+from outgoing.network_errors import elsewhere, words_for
 from outgoing.retry_after import LONGEST_RETRY_AFTER, retry_after_seconds
 
 RETRY, REFUSED = Outcome.RETRY_LATER, Outcome.REJECTED
@@ -101,6 +107,42 @@ def test_how_long_a_retry_after_is_believed_is_the_callers_choice() -> None:
 def test_no_retry_after_makes_us_wait_for_ever_or_fail(header: str) -> None:
     seconds = retry_after_seconds(header)
     assert seconds is None or 0 <= seconds <= LONGEST_RETRY_AFTER
+
+
+# --- Without a response ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(), "its host name could not be resolved. Check the ODP host of this install and the DNS"),
+        (ssl.SSLCertVerificationError(), "its certificate is not trusted"),
+        (ssl.SSLError(), "the encrypted connection (TLS) failed"),
+        (ConnectionRefusedError(), "the host refuses connections"),
+        (http.client.RemoteDisconnected(""), "it closed the connection without a response"),
+        (ConnectionResetError(), "the connection broke off"),
+        (TimeoutError(), "it did not respond in time"),
+        (urllib3.exceptions.TimeoutError(), "it did not respond in time"),
+        (urllib3.exceptions.IncompleteRead(1, 2), "its response ended early"),
+        (http.client.BadStatusLine("SSH-2.0"), "its response is not HTTP"),
+        (urllib3.exceptions.ProtocolError(), "its response ended early"),
+        (OSError(), "the network has no route to its host"),
+        (requests.exceptions.InvalidURL(), "the ODP host of this install is not a valid address"),
+        (ValueError(), "the ODP host of this install is not a valid address"),
+        (LookupError(), "its response is not readable"),
+    ],
+    ids=repr,
+)
+def test_the_innermost_cause_of_an_error_names_the_reason(error: Exception, words: str) -> None:
+    outer = requests.ConnectionError()
+    outer.__context__ = error
+    assert words_for(outer).startswith(f"ODP could not be reached: {words}")
+
+
+def test_a_reason_about_another_server_names_neither_odp_nor_its_settings() -> None:
+    assert elsewhere(words_for(socket.gaierror())) == "its host name could not be resolved"
+    assert elsewhere(words_for(ValueError())) == "its address is not valid"
+    assert elsewhere("ODP sent no complete response in time") == "it sent no complete response in time"
 
 
 # --- The words in an error -----------------------------------------------------------------------------------
