@@ -679,6 +679,15 @@ def test_a_field_that_holds_no_identifier_is_not_called_missing(who: Any, seen: 
     assert "kim@example.com" not in reading.to_park[0].detail
 
 
+def test_an_empty_list_is_parked_unless_it_may_empty_a_profile() -> None:
+    one = message(who=[], field="uids")
+    one["data"]["_id"] = "p9"
+    reading = read(single(one), field="uids")
+    assert (reading.emptied, why(reading)) == ([], [reasons.UNUSABLE_IDENTIFIER])
+    reading = read(single(one), field="uids", empty_lists=True)
+    assert (reading.emptied, why(reading)) == ([structs.replace(fact(""), profile="p9")], [])
+
+
 def test_a_message_without_the_identifier_field_names_the_fields_that_came() -> None:
     one = message()
     del one["data"]["_id"]
