@@ -299,6 +299,10 @@ def test_a_job_that_replaces_another_one_decides(lytics: LyticsServer, shop: Ins
     assert gone(shop) == []
     edit(lytics, second, config={"segment_ids": [CART.segment_id]})
     assert gone(shop) == [VIP.slug]
+    since = JobPresence.objects.get().gone_at
+    JobPresence.objects.update(job_id="no longer listed")
+    assert gone(shop) == [VIP.slug], "it has left, and nothing says that it is back"
+    assert JobPresence.objects.get().gone_at == since
 
 
 # --- the schedule -------------------------------------------------------------------------------------------------
