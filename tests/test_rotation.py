@@ -44,7 +44,7 @@ def shop(settings: Any) -> Install:
 
 def test_afterwards_the_old_key_is_needed_no_more(shop: Install, settings: Any) -> None:
     secret = Token.objects.get().secret
-    assert rotation.rotate() == {
+    assert {table: result.written for table, result in rotation.rotate().items()} == {
         "audiences_install": 1,
         "audiences_forgotten": 1,
         "audiences_guidedchange": 1,
@@ -83,7 +83,7 @@ def test_calls_are_accepted_before_and_after(shop: Install, settings: Any) -> No
 
 def test_a_second_time_there_is_nothing_to_do(shop: Install) -> None:
     rotation.rotate()
-    assert sum(rotation.rotate().values()) == 0
+    assert not any(any(result) for result in rotation.rotate().values())
 
 
 def test_a_concurrent_change_wins(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_concurrent_change_wins(shop: Install, monkeypatch: pytest.MonkeyPatch
         return decrypt(hidden)
 
     monkeypatch.setattr(rotation, "decrypt", changed)
-    assert rotation.rotate()["audiences_install"] == 0
+    assert rotation.rotate()["audiences_install"].written == 0
     assert Install.objects.get().odp_api_key == "another-key"
 
 
@@ -104,13 +104,32 @@ def test_it_goes_through_more_rows_than_it_holds_at_once(
         make_install(name=f"Shop {number}")
     settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
     monkeypatch.setattr(rotation, "AT_ONCE", 3)
-    assert rotation.rotate()["audiences_install"] == 8
+    assert rotation.rotate()["audiences_install"].written == 8
 
 
-def test_it_stops_at_a_secret_that_no_key_opens(shop: Install, settings: Any) -> None:
-    settings.FIELD_ENCRYPTION_KEYS = [NEW]
-    with pytest.raises(ImproperlyConfigured, match="no key that decrypts"):
-        rotation.rotate()
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_secret_that_no_key_opens_is_named_and_keeps_no_other_from_being_rotated(
+    shop: Install, settings: Any, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    ingest.receive(shop, b"not json either")
+    settings.FIELD_ENCRYPTION_KEYS = [NEW, OLD]
+    lost = Parked.objects.latest("pk")
+    ingest.receive(shop, b"nor this")
+    before = bytes(Parked.objects.get(pk=lost.pk).raw or b"")
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode(), NEW, OLD]
+    with pytest.raises(SystemExit) as ended:
+        call_command("rotate_secrets", *words)
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    if words:
+        assert json.loads(said)["unreadable"] == {"audiences_parked": [lost.pk]}
+        assert json.loads(said)["audiences_parked"] == 2
+    else:
+        assert "audiences_parked: 2 encrypted anew" in said
+        assert f"audiences_parked: 1 that no key in FIELD_ENCRYPTION_KEYS opens: id {lost.pk}\n" in said
+        assert "Everything" not in said
+    assert bytes(Parked.objects.get(pk=lost.pk).raw or b"") == before
 
 
 def test_the_command_reports_its_result(shop: Install, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from psycopg.sql import SQL, Identifier
 
@@ -39,16 +40,24 @@ class Encrypted(NamedTuple):
     hidden: str | bytes
 
 
-def rotate() -> dict[str, int]:
-    """Encrypt each value with the first key, if another key encrypted it. Returns the number of rows by table.
+class Rotated(NamedTuple):
+    """How many values were encrypted again, and the ids of those that no key opens. These stay as they are."""
 
-    Raises ``ImproperlyConfigured`` at a row that none of the keys opens. It can be stopped and started again.
+    written: int
+    unreadable: list[int]
+
+
+def rotate() -> dict[str, Rotated]:
+    """Encrypt each value with the first key, if another key encrypted it. Returns the result by table.
+
+    It can be stopped and started again.
     """
     return {table: _rotate(table, column) for table, column in COLUMNS}
 
 
-def _rotate(table: str, column: str) -> int:
+def _rotate(table: str, column: str) -> Rotated:
     newest, written, after = Fernet(settings.FIELD_ENCRYPTION_KEYS[0]), 0, 0
+    unreadable: list[int] = []
     names = {"table": Identifier(table), "column": Identifier(column)}
     some, rewrite = _SOME.format(**names), _ANEW.format(**names)
     with connection.cursor() as cursor:
@@ -56,13 +65,17 @@ def _rotate(table: str, column: str) -> int:
             cursor.execute(some, {"after": after, "at_once": AT_ONCE})
             rows = [Encrypted(pk, hidden) for pk, hidden in cursor.fetchall()]
             if not rows:
-                return written
+                return Rotated(written, unreadable)
             for row in rows:
                 after = row.id
                 stored = row.hidden.encode() if isinstance(row.hidden, str) else row.hidden
                 if _opens(newest, stored):
                     continue
-                again = encrypt(decrypt(stored))
+                try:
+                    again = encrypt(decrypt(stored))
+                except ImproperlyConfigured:
+                    unreadable.append(row.id)
+                    continue
                 value = again.decode() if isinstance(row.hidden, str) else again
                 cursor.execute(rewrite, {"id": row.id, "hidden": row.hidden, "again": value})
                 written += cursor.rowcount
