@@ -1,5 +1,7 @@
 """Split a body into the bytes of its messages, or give the reason: it is compressed, cut off or not JSON."""
 
+import codecs
+import json
 import re
 from itertools import chain, islice
 from typing import NamedTuple
@@ -23,13 +25,16 @@ class Pieces(NamedTuple):
 
 
 def as_utf8(body: bytes) -> bytes:
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if body.startswith(mark):
-            try:
-                return body[3:] if encoding == "utf-8" else body.decode(encoding).encode()
-            except UnicodeDecodeError:
-                return body  # characters are never replaced: that would change an identifier
-    return body
+    """The body in UTF-8. It may come as UTF-16 or UTF-32, with a byte order mark or without."""
+    encoding = json.detect_encoding(body)
+    if encoding in ("utf-8", "utf-8-sig"):
+        return body.removeprefix(codecs.BOM_UTF8)
+    try:
+        # Half an emoji passes: it may be in an unused field. Characters are never replaced: that would change an
+        # identifier.
+        return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return body
 
 
 def split(text: bytes) -> Pieces:
@@ -53,7 +58,7 @@ def _split_documents(text: bytes) -> Pieces:
         match = _STRAY.match(text, position)
         assert match is not None, "the pattern matches everywhere"
         stray = match[0]
-        if stray.strip(b" \t\r\n,"):
+        if stray.strip(LEADING + b","):
             rest.append(stray.strip())
         position += len(stray)
         try:
@@ -74,8 +79,10 @@ def _split_documents(text: bytes) -> Pieces:
     return Pieces(messages, b"".join(rest).strip())
 
 
-# Between documents: blanks, commas and closing brackets.
-_STRAY = re.compile(rb"[\]},\s]*")
+# Between documents: blanks, byte order marks, commas and closing brackets.
+_STRAY = re.compile(rb"(?:[\]},\s]++|\xef\xbb\xbf)*+")
+# What may begin a body before its first bracket.
+LEADING = b" \t\n\r\v\f" + codecs.BOM_UTF8
 
 
 def _document_end(text: bytes, start: int = 0) -> int:

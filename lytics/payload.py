@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from lytics import reasons, times
-from lytics.bodies import as_utf8, is_typed_array, raw_fields, split
+from lytics.bodies import LEADING, as_utf8, is_typed_array, raw_fields, split
 from lytics.facts import FACTS_AT_MOST, IDENTIFIER_BYTES, Fact, ItemToPark, Kind, Reading
 from lytics.identifiers import (
     FILLING,
@@ -120,7 +120,7 @@ class _Parser:
         self.names: dict[tuple[str | int | None, str | int | None, str | None], tuple[str, str, Kind]] = {}
 
     def parse(self, body: bytes) -> Reading:
-        text = as_utf8(body).rstrip(b"\x00 \t\r\n").lstrip()
+        text = as_utf8(body).rstrip(b"\x00 \t\r\n").lstrip(LEADING)
         items = _Items(text)
         self.is_plain_body = has_only_plain_texts(text)
         try:

@@ -43,9 +43,9 @@ HINTS: dict[str, str] = {
         " Lytics was answered 200, so have the job send existing users again."
     ),
     TEXT_AFTER_JSON: (
-        "Text or a bracket follows the end of the JSON. Every complete message of the call was read; this is"
+        "Text or a bracket follows the end of the JSON. Every complete message before it was read; this is"
         " what remained. Look for a proxy between Lytics and this service that changes or joins requests. If this"
-        " holds part of a message, have the job send existing users again."
+        " holds a message or a part of one, have the job send existing users again."
     ),
     NOT_A_MESSAGE: "This element is not a JSON object, so it names no customer and no audience.",
     UNREADABLE_MESSAGE: "This message is not laid out as an audience trigger. No template may be chosen for the job.",
@@ -81,8 +81,8 @@ HINTS: dict[str, str] = {
         " audience. If it is a customer after all, take it out of PLACEHOLDER_IDENTIFIERS and release this."
     ),
     UNREADABLE_IDENTIFIER: (
-        "The identifier holds half a character, such as a cut emoji, or a NUL character. PostgreSQL and ODP keep"
-        " neither. Correct it in Lytics."
+        "The identifier holds bytes that are not UTF-8, half a character such as a cut emoji, or a NUL character."
+        " PostgreSQL and ODP keep none of them. Correct it in Lytics."
     ),
     IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",
     TOO_MANY_EVENTS: (

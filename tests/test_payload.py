@@ -125,10 +125,25 @@ def test_an_empty_batch_holds_nothing() -> None:
         single(message(who="zoë")).decode().encode("utf-16"),
         b"\xfe\xff" + single(message(who="zoë")).decode().encode("utf-16-be"),
         b"\xef\xbb\xbf" + body(message(who="zoë")),
+        b"\xef\xbb\xbf" * 2 + body(message(who="zoë")),
+        b"\n\xef\xbb\xbf " + single(message(who="zoë")),
+        *(single(message(who="zoë")).decode().encode(name) for name in ("utf-32", "utf-16-le", "utf-16-be")),
+        *(body(message(who="zoë")).decode().encode(name) for name in ("utf-32-le", "utf-32-be")),
     ],
 )
-def test_a_body_with_a_byte_order_mark_is_read(encoded: bytes) -> None:
-    assert read(encoded).facts == [fact("zoë")]
+def test_a_body_in_any_encoding_of_unicode_is_read(encoded: bytes) -> None:
+    reading = read(encoded)
+    assert (reading.messages, reading.facts) == (1, [fact("zoë")])
+
+
+def test_each_of_several_documents_may_have_a_byte_order_mark() -> None:
+    reading = read(b"\n".join(b"\xef\xbb\xbf" + single(message(who=who)) for who in ("kim", "lee")))
+    assert (reading.facts, reading.to_park) == ([fact(), fact("lee")], [])
+
+
+def test_half_an_emoji_in_an_unused_field_of_a_utf_16_body_costs_nothing() -> None:
+    raw = single(message()).replace(b'"data"', '"x": "ë", "data"'.encode(), 1).decode().encode("utf-16")
+    assert read(raw.replace("ë".encode("utf-16-le"), b"\x3d\xd8")).facts == [fact()]
 
 
 # --- Not a message ---------------------------------------------------------------------------------------------
@@ -250,7 +265,7 @@ def test_several_documents_share_the_message_limit_of_one(monkeypatch: pytest.Mo
 
 def test_invalid_utf_16_is_parked_and_not_replaced() -> None:
     reading = read(single(message(who="zoë")).decode().encode("utf-16").replace("ë".encode("utf-16-le"), b"\x00\xd8"))
-    assert (reading.facts, why(reading)) == ([], [reasons.NOT_JSON])
+    assert (reading.facts, why(reading)) == ([], [reasons.UNREADABLE_IDENTIFIER])
 
 
 @pytest.mark.parametrize("raw", [b"null", b"true", b"12", b'"text"', b" -1.5e3 "])
