@@ -1,5 +1,6 @@
 """One message in the layout of Lytics: structs, reading parts one by one, checking its origin, and encoding it."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from types import GenericAlias
@@ -11,7 +12,7 @@ from msgspec import Raw
 from lytics import reasons
 from lytics.bodies import raw_fields
 from lytics.facts import Kind
-from lytics.identifiers import storable
+from lytics.identifiers import as_name, storable
 from lytics.json_pieces import read_as, read_fields, read_value
 from lytics.reasons import UnreadableError
 
@@ -95,6 +96,7 @@ _KINDS_OF_VALUE = (
     (list, b"[", "a list without a usable value"),
     (str, b'"', "a blank text"),
 )
+_NUMBER = re.compile(rb"-?\d[\d.eE+-]*")
 
 
 def kind_of_value(value: Any) -> str:
@@ -104,6 +106,8 @@ def kind_of_value(value: Any) -> str:
     for kind, start, name in _KINDS_OF_VALUE:
         if isinstance(value, kind) or (isinstance(value, bytes) and value.startswith(start)):
             return name
+    if isinstance(value, bytes) and _NUMBER.fullmatch(value):
+        return "a number"
     return "null" if value is None else "not a JSON value"
 
 
@@ -119,21 +123,36 @@ def read_meta(value: Any) -> Meta | None:
     )
 
 
-def read_transition(value: Any) -> Transition | None:
-    """Read a segment event field by field; a field that is flawed or has another type becomes None."""
+def read_transition(value: Any) -> Transition:
+    """Read a segment event field by field. A time that is flawed or has another type becomes the name of that type.
+
+    Raises ``UnreadableError`` for a name or an event of another type: it is there, so it must not count as missing.
+    """
     fields = read_fields(value)
     if fields is None:
-        return None
-    segment_id = as_text_or_integer(fields.get("id"))
-    if segment_id is None and not is_absent(read_value(fields.get("id"))):
-        return None  # with the slug alone it could match another audience
-    return Transition(
-        id=segment_id,
-        event=as_text(fields.get("event")),
-        slug=as_text_or_integer(fields.get("slug")),
+        raise UnreadableError(reasons.UNREADABLE_MESSAGE, "a segment event is malformed")
+    segment_id, slug, event = (read_value(fields.get(name)) for name in ("id", "slug", "event"))
+    read = Transition(
+        id=as_text_or_integer(segment_id),
+        event=as_text(event),
+        slug=as_text_or_integer(slug),
         enter=as_time(fields.get("enter")),
         exit=as_time(fields.get("exit")),
     )
+    if read.event is None and not is_absent(event):
+        raise UnreadableError(reasons.UNKNOWN_EVENT, f"the event is {_flaw_of(event)}")
+    if read.id is None and not is_absent(segment_id):  # with the slug alone it could match another audience
+        raise UnreadableError(reasons.UNREADABLE_MESSAGE, f"the id of a segment event is {_flaw_of(segment_id)}")
+    if read.slug is None and not is_absent(slug) and not as_name(read.id):
+        raise UnreadableError(reasons.NO_AUDIENCE, f"the slug is {_flaw_of(slug)}")
+    return read
+
+
+def _flaw_of(value: Any) -> str:
+    """Describe a value that should be a text for an operator."""
+    if isinstance(value, str) or (isinstance(value, bytes) and value.startswith(b'"')):
+        return "a text with half a character"
+    return kind_of_value(value).removesuffix(" without a usable value")
 
 
 def as_text(value: Any) -> str | None:
@@ -161,7 +180,7 @@ def is_absent(value: Any) -> bool:
 
 
 def check_origin(meta: Meta | None) -> None:
-    if meta is not None and meta.object is not None and meta.object != "user":
+    if meta is not None and meta.object and meta.object.strip().lower() not in ("", "user"):
         raise UnreadableError(reasons.NOT_A_USER_EVENT, f"meta.object is {meta.object[:40]!r}")
 
 

@@ -253,11 +253,10 @@ class _Parser:
             raise UnreadableError(reasons.UNREADABLE_MESSAGE, "segment_events is not a list")
         transitions = []
         for element in elements:
-            transition = read_transition(element)
-            if transition is None:
-                self._note(UnreadableError(reasons.UNREADABLE_MESSAGE, "a segment event is malformed"))
-            else:
-                transitions.append(transition)
+            try:
+                transitions.append(read_transition(element))
+            except UnreadableError as problem:
+                self._note(problem)
         return transitions
 
     def _unfold(self, message: Message, items: "_Items", index: int) -> None:

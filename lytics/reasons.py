@@ -57,7 +57,7 @@ HINTS: dict[str, str] = {
         "The message says nothing about an audience. In the Lytics job, add segment_events to Export Fields."
     ),
     UNKNOWN_EVENT: "Unknown event type. Lytics should send enter, exit or change.",
-    NO_AUDIENCE: "The transition names no audience: it has neither a segment id nor a slug.",
+    NO_AUDIENCE: "The transition names no audience: it has neither a usable segment id nor a usable slug.",
     UNKNOWN_SLUG: (
         "The transition names its audience by id only and no earlier call contained that audience's slug."
         " Release it once another event of the audience has arrived."

@@ -454,8 +454,33 @@ def test_segment_events_that_are_no_list_are_not_called_missing() -> None:
 def test_only_malformed_segment_events_are_parked_as_one_item() -> None:
     reading = read(single(message(transition(segment={}), transition(segment=["x"]))))
     assert [(item.reason, item.detail) for item in reading.to_park] == [
-        (reasons.UNREADABLE_MESSAGE, "a segment event is malformed (and 1 more)")
+        (reasons.UNREADABLE_MESSAGE, "the id of a segment event is an object (and 1 more)")
     ]
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason", "detail"),
+    [
+        ({"event": 1}, reasons.UNKNOWN_EVENT, "the event is a number"),
+        ({"event": ["enter"]}, reasons.UNKNOWN_EVENT, "the event is a list"),
+        ({"event": "\ud800"}, reasons.UNKNOWN_EVENT, "the event is a text with half a character"),
+        ({"event": None}, reasons.UNKNOWN_EVENT, "the event is missing"),
+        ({"id": 7.5}, reasons.UNREADABLE_MESSAGE, "the id of a segment event is a number"),
+        ({"id": " ", "slug": True}, reasons.NO_AUDIENCE, "the slug is true"),
+        ({"id": None, "slug": {}}, reasons.NO_AUDIENCE, "the slug is an object"),
+        ({"id": None, "slug": None}, reasons.NO_AUDIENCE, ""),
+    ],
+)
+def test_a_name_of_another_type_is_not_called_missing(odd: dict[str, Any], reason: str, detail: str) -> None:
+    reading = read(json.dumps(message(transition() | odd)).encode())
+    assert [(item.reason, item.detail) for item in reading.to_park] == [(reason, detail)]
+
+
+@pytest.mark.parametrize("kind", ["User", " user ", ""])
+def test_the_object_of_a_message_is_compared_without_case_and_blanks(kind: str) -> None:
+    one = message()
+    one["meta"]["object"] = kind
+    assert read(single(one)).facts == [fact()]
 
 
 def test_a_malformed_segment_event_does_not_take_its_neighbours() -> None:
