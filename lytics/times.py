@@ -52,7 +52,13 @@ def nanoseconds(text: str) -> int:
     if match is None:
         raise ValueError(f"not an RFC 3339 time: {quoted(text)}")
     whole, fraction, offset = match.groups(default="")
-    value = (_seconds(whole) - _offset_seconds(offset)) * SECOND + int(fraction[:9].ljust(9, "0"))
+    try:
+        seconds = _seconds(whole) - _offset_seconds(offset)
+    except ValueError:
+        raise ValueError(f"not an RFC 3339 time: {quoted(text)}") from None
+    if whole.endswith(":60") and seconds % 86_400:
+        raise ValueError(f"a leap second that is not the last second of a day: {quoted(text)}")
+    value = seconds * SECOND + int(fraction[:9].ljust(9, "0"))
     if value < -_LIMIT:
         raise ValueError(f"out of range: {quoted(text)}")
     return min(value, _LIMIT - 1)  # later than the column holds is in the future either way
@@ -94,9 +100,10 @@ def _hour(text: str) -> int | None:
 
 
 def _seconds(whole: str) -> int:
-    """Seconds since the epoch, for a date and time without fraction."""
-    since = datetime.fromisoformat(whole.upper()) - _EPOCH
-    return since.days * 86_400 + since.seconds
+    """Seconds since the epoch, for a date and time without fraction. A leap second is the next second."""
+    is_leap = whole.endswith(":60")
+    since = datetime.fromisoformat((whole[:-2] + "59" if is_leap else whole).upper()) - _EPOCH
+    return since.days * 86_400 + since.seconds + is_leap
 
 
 def _offset_seconds(offset: str | None) -> int:
