@@ -6,16 +6,24 @@ object of the documented shape that reports no failure. The responses to writes 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from odp.outcomes import Outcome, error_words, named_items, not_odp, outcome_of
+from odp.outcomes import Outcome, error_words, named_items, not_odp, outcome_of, readable
 from odp.paths import GRAPHQL, LIST_SUBSCRIPTIONS, MEMBERSHIP_WRITES
 
 _TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= status < 300)
 # Fields that report failure or success, at the top of a response body or in its ``detail``.
 _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "rejected")
+# The same in responses to writes of memberships, at any depth: compared without case, and without other characters than
+# letters, as in ``failed_count``.
+_FAILURE = re.compile(
+    r"(?:(?:num|number|total|count)(?:of)?)?(?:items|records|events|profiles)?"
+    r"(?:errors?|fail(?:ed|ures?)|invalids?|reject(?:ed|ions?)|unprocessed|dropped|ignored|skipped)"
+    r"(?:items|records|events|profiles)?(?:count|total)?"
+)
+_NO_LETTERS = re.compile(r"[^a-z]+")
 _SUCCESSES = ("success", "ok", "accepted")
 # Fields that may report a failure as a word. Read in responses to writes of memberships only: an audience or a field
 # that is read back may have a state of its own.
@@ -52,18 +60,24 @@ def objection(
     if path == GRAPHQL:
         is_graphql = "data" in body or "errors" in body
         return None if is_graphql else _not_from_odp(UNKNOWN_JSON, error_words(body, text))
-    parts, words = _parts(body), error_words(body, text)
-    inner = max((number for part in parts if (number := _number(part.get("status"))) is not None), default=None)
-    if inner is not None and inner >= 300:
+    is_write = path in MEMBERSHIP_WRITES
+    parts = list(_objects(body)) if is_write else _top(body)
+    worst = max(parts, key=_status)
+    words = error_words(worst if worst is not body and _status(worst) >= 300 else body, text)
+    if (inner := _status(worst)) >= 300:
         outcome = outcome_of(inner)
         slow = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(inner))
         return Objection(outcome, f"{inner}: {words} (in a {status} response)", slow)
-    if named_items(body) or any(isinstance(value, list) for value in _failures(parts)):
+    failures = _failures(parts, is_failure=_is_failure_of_write if is_write else _is_failure_of_read)
+    if failures and words.lower() in _TITLES:
+        named = (f"{name} {value}" if isinstance(value, int) else name for name, value in failures.items())
+        words = readable(", ".join(named))
+    if named_items(body) or any(isinstance(value, list) for value in failures.values()):
         return Objection(Outcome.REJECTED, f"{status}: ODP rejected part of the request: {words}", False)
-    has_failed = path in MEMBERSHIP_WRITES and any(_is_failed(part.get(name)) for part in parts for name in _STATES)
-    if has_failed or _failures(parts) or any(_is_no(part.get(name)) for part in parts for name in _SUCCESSES):
+    has_failed = is_write and any(_is_failed(part.get(name)) for part in parts for name in _STATES)
+    if has_failed or failures or any(_is_no(part.get(name)) for part in parts for name in _SUCCESSES):
         return Objection(Outcome.RETRY_LATER, f"{status}: the response reports a failure: {words}", True)
-    if path in MEMBERSHIP_WRITES and not _is_documented(path, body, inner):
+    if is_write and not _is_documented(path, body, max(map(_status, _top(body)))):
         return _not_from_odp(UNKNOWN_JSON, words)
     return None
 
@@ -73,23 +87,55 @@ def _not_from_odp(kind: str, words: str = "") -> Objection:
     return Objection(Outcome.RETRY_LATER, f"The ODP host sent {kind}, which is not a response of ODP{quoted}", True)
 
 
-def _is_documented(path: str, body: Mapping[str, Any], inner: int | None) -> bool:
+# The objection to a body whose Content-Encoding is wrong, also where an empty one is accepted.
+NOT_UNPACKED = _not_from_odp("a body that can't be unpacked")
+
+
+def _is_documented(path: str, body: Mapping[str, Any], inner: int) -> bool:
     if path == LIST_SUBSCRIPTIONS and isinstance(body.get("updates"), list):
         return bool(body["updates"])
     title = body.get("title")
     if title is None:
-        return inner is not None and inner >= 200
-    return isinstance(title, str) and title.lower() in _TITLES and (inner is None or inner >= 200)
+        return inner >= 200
+    return isinstance(title, str) and title.lower() in _TITLES and not 0 <= inner < 200
 
 
-def _parts(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _top(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The body, and its ``detail`` if that is an object: both may report a failure."""
     detail = body.get("detail")
     return [body, detail] if isinstance(detail, dict) else [body]
 
 
-def _failures(parts: Iterable[Mapping[str, Any]]) -> list[Any]:
-    return [part[name] for part in parts for name in _FAILURES if part.get(name)]
+def _objects(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The body and every object inside it, such as the result of each item."""
+    left: list[Any] = [body]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield value
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+
+
+def _status(part: Mapping[str, Any]) -> int:
+    """The status that it has as a number, or -1."""
+    number = _number(part.get("status"))
+    return -1 if number is None else max(number, 0)
+
+
+def _failures(parts: Iterable[Mapping[str, Any]], *, is_failure: Callable[[str, Any], bool]) -> dict[str, Any]:
+    """The fields that report a failure, and their values."""
+    return {name: value for part in parts for name, value in part.items() if value and is_failure(name, value)}
+
+
+def _is_failure_of_read(name: str, value: Any) -> bool:
+    return name in _FAILURES
+
+
+def _is_failure_of_write(name: str, value: Any) -> bool:
+    is_named = _FAILURE.fullmatch(_NO_LETTERS.sub("", name.lower())) is not None
+    return is_named or (name == "detail" and isinstance(value, list))
 
 
 def _is_no(value: Any) -> bool:

@@ -14,7 +14,7 @@ import requests
 import urllib3
 
 from odp import redact
-from odp.acceptance import objection
+from odp.acceptance import NOT_UNPACKED, objection
 from odp.outcomes import (
     TOO_LARGE,
     Answer,
@@ -143,9 +143,9 @@ class Client:
         answer = self._answer(path, response, content, seconds=elapsed)
         return _without_customers(answer, body) if path in ABOUT_CUSTOMERS else answer
 
-    def _answer(self, path: str, response: requests.Response, content: bytes, *, seconds: float) -> Answer:
+    def _answer(self, path: str, response: requests.Response, content: bytes | None, *, seconds: float) -> Answer:
         # JSON is UTF-8, whatever the header says. PostgreSQL can't store a NUL.
-        text = content.decode(errors="replace").replace("\x00", "")
+        text = (content or b"").decode(errors="replace").replace("\x00", "")
         is_html = "html" in response.headers.get("Content-Type", "").lower()
         body = _json(text)
         status, outcome = response.status_code, outcome_of(response.status_code)
@@ -154,7 +154,9 @@ class Client:
         reason = "" if outcome is Outcome.DELIVERED else _reason(status, body, text, is_html=is_html)
         fixed_backoff = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(status))
         if outcome is Outcome.DELIVERED and (
-            found := objection(path, status, body, text, is_html=is_html, empty_is_accepted=self.empty_is_accepted)
+            found := NOT_UNPACKED
+            if content is None
+            else objection(path, status, body, text, is_html=is_html, empty_is_accepted=self.empty_is_accepted)
         ):
             outcome, reason, fixed_backoff = found
         return Answer(
@@ -180,12 +182,12 @@ def _without_customers(answer: Answer, body: bytes | None) -> Answer:
     return replace(answer, reason=redact.without(answer.reason, values), named=named)
 
 
-def _content(response: requests.Response) -> bytes:
-    """The beginning of the body; empty when its Content-Encoding is wrong."""
+def _content(response: requests.Response) -> bytes | None:
+    """The beginning of the body; None when it can't be unpacked as its Content-Encoding says."""
     try:
         content: bytes = response.raw.read(ANSWER_BYTES, decode_content=True)
     except urllib3.exceptions.DecodeError:
-        return b""
+        return None
     return content
 
 

@@ -197,6 +197,37 @@ def test_however_a_2xx_says_that_it_failed_it_is_no_acceptance(
 
 
 @pytest.mark.parametrize(
+    ("more", "outcome", "words"),
+    [
+        ({"failed_count": 2}, Outcome.RETRY_LATER, "failed_count 2"),
+        ({"numErrors": 1}, Outcome.RETRY_LATER, "numErrors 1"),
+        ({"Errors": {"0": "x"}}, Outcome.RETRY_LATER, "Errors"),
+        ({"rejected\x00": 1}, Outcome.RETRY_LATER, "rejected 1"),
+        ({"results": [{"ok": True}, {"ok": False}]}, Outcome.RETRY_LATER, "failure"),
+        ({"results": [{"status": 202}, {"status": 503, "message": "busy"}]}, Outcome.RETRY_LATER, "503: busy"),
+        ({"results": [{"status": 202}, {"status": 400, "message": "no such"}]}, Outcome.REJECTED, "400: no such"),
+        ({"failedRecords": [{"index": 0}]}, Outcome.REJECTED, "failedRecords"),
+        ({"detail": [{"event": 0}]}, Outcome.REJECTED, "detail"),
+        ({"updates": [{"list_id": "x", "errors": ["no"]}]}, Outcome.REJECTED, "errors"),
+    ],
+    ids=str,
+)
+def test_a_2xx_that_reports_the_failure_of_an_item_is_no_acceptance(
+    server: ScriptedServer, more: dict[str, Any], outcome: Outcome, words: str
+) -> None:
+    body = json.dumps({"title": "Accepted", "status": 202, **more}).encode()
+    for path in (PROFILES, "/v3/lists/subscriptions"):
+        server.script = say(answer(202, body))
+        got = client(server).call("POST", path, body=b"[]", seconds=LONG)
+        assert (got.outcome, words in got.reason) == (outcome, True)
+
+
+def test_a_definition_that_is_read_may_contain_any_field(server: ScriptedServer) -> None:
+    server.script = say(answer(200, b'{"skipped": 1, "definition": {"status": 500, "error": "x", "ok": false}}'))
+    assert client(server).call("GET", "/v3/segments/x", seconds=LONG).outcome is Outcome.DELIVERED
+
+
+@pytest.mark.parametrize(
     "more", [{"status": "202"}, {"success": True}, {"success": "true"}, {"status": "accepted"}, {"errors": []}], ids=str
 )
 def test_a_2xx_that_says_that_it_succeeded_is_an_acceptance(server: ScriptedServer, more: dict[str, Any]) -> None:
@@ -209,6 +240,13 @@ def test_only_a_write_of_memberships_may_be_accepted_without_a_body(server: Scri
     asking = Client(host=server.url, api_key="k", empty_is_accepted=True)
     got = [asking.call("POST", path, body=b"[]", seconds=LONG) for path in (PROFILES, "/v3/segments/x", "/v3/graphql")]
     assert [one.outcome for one in got] == [Outcome.DELIVERED, Outcome.RETRY_LATER, Outcome.RETRY_LATER]
+
+
+def test_a_body_that_can_not_be_unpacked_is_not_accepted_as_an_empty_one(server: ScriptedServer) -> None:
+    server.script = say(answer(200, b"oops", "Content-Encoding: gzip"))
+    asking = Client(host=server.url, api_key="k", empty_is_accepted=True)
+    got = asking.call("POST", PROFILES, body=b"[]", seconds=LONG)
+    assert (got.outcome, got.fixed_backoff, "unpacked" in got.reason) == (Outcome.RETRY_LATER, True, True)
 
 
 def test_items_named_in_a_2xx_are_rejected(server: ScriptedServer) -> None:
