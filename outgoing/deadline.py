@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from typing import Any
 
 from requests.adapters import HTTPAdapter
@@ -181,10 +182,27 @@ class _Guarded(HTTPConnection):
         return super().getresponse()
 
     def renew_if_stale(self) -> None:
-        """Reconnect when the server closed the connection, or sent data, while we waited for permission."""
-        if self._has_answered and not self.is_connected:
+        """Reconnect when the server closed the connection, or sent data, while we waited for permission.
+
+        On a new connection, data before the request is a fault of the server, as is a greeting of another protocol. It
+        would be taken for the response.
+        """
+        if not self._has_answered:
+            if self._has_sent_data():
+                raise HTTPException("data before the request")
+        elif not self.is_connected:
             self.sock.close()
             self.connect()
+
+    def _has_sent_data(self) -> bool:
+        seconds = self.sock.gettimeout()
+        self.sock.settimeout(0)
+        try:
+            return bool(self.sock.recv(1))
+        except OSError:  # none yet; over TLS maybe session tickets, which are no data
+            return False
+        finally:
+            self.sock.settimeout(seconds)
 
 
 class _HTTPS(_Guarded, HTTPSConnection):

@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from http.client import HTTPException, RemoteDisconnected
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 
 import requests
 import urllib3
@@ -19,12 +19,15 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionError, "the connection broke off"),
     (TimeoutError, "it did not respond in time"),
     (urllib3.exceptions.TimeoutError, "it did not respond in time"),
-    (urllib3.exceptions.IncompleteRead, "its response ended early"),
+    (IncompleteRead, "its response ended early"),
     (HTTPException, "its response is not HTTP"),
     (urllib3.exceptions.ProtocolError, "its response ended early"),
     (OSError, "the network has no route to its host"),
 )
 _NO_ADDRESS = "{address} is not a valid address"
+_ADDRESS_ERRORS = (requests.RequestException, urllib3.exceptions.LocationValueError, UnicodeError)
+# These say whether the response or the address is at fault. Their cause doesn't: a ValueError about a number.
+_COMPLETE = (HTTPException, urllib3.exceptions.LocationValueError)
 
 
 def words_for(error: BaseException, *, server: str = "ODP", address: str = "the ODP host of this install") -> str:
@@ -39,9 +42,8 @@ def elsewhere(words: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    while (inner := error.__cause__ or error.__context__) is not None:
+    while not isinstance(error, _COMPLETE) and (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    if isinstance(error, requests.RequestException):  # also an OSError, so before the table
+    if isinstance(error, _ADDRESS_ERRORS):  # some are also an OSError, so before the table
         return _NO_ADDRESS
-    found = next((words for kind, words in _WORDS if isinstance(error, kind)), None)
-    return found or (_NO_ADDRESS if isinstance(error, ValueError) else "its response is not readable")
+    return next((words for kind, words in _WORDS if isinstance(error, kind)), "its response is not readable")

@@ -281,6 +281,24 @@ def test_an_answer_that_comes_while_permission_is_waited_for_is_nobodys(server: 
     assert server.connections == 2
 
 
+def test_an_answer_that_comes_before_the_first_request_of_a_connection_is_nobodys(server: ScriptedServer) -> None:
+    def permission(path: str, until: float) -> None:
+        server.was_reached()
+        server._open[0].sendall(answer())
+
+    got = Client(host=server.url, api_key="k", permission=permission).call("POST", PROFILES, body=b"[]", seconds=LONG)
+    assert (got.outcome, got.sent) == (Outcome.RETRY_LATER, False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"HTTP/1.1 abc Words\r\n\r\n", b"HTTP/1.1 202 A\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n0\r\n\r\n"],
+)
+def test_a_number_that_is_none_in_a_response_is_not_blamed_on_the_address(server: ScriptedServer, data: bytes) -> None:
+    got = post(server, say(data))
+    assert (got.outcome, "address" in got.reason) == (Outcome.RETRY_LATER, False)
+
+
 def test_another_protocol_is_no_answer(server: ScriptedServer) -> None:
     got = post(server, say(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n"))
     assert (got.outcome, got.status) == (Outcome.RETRY_LATER, None)
