@@ -6,6 +6,10 @@ import sys
 
 
 def main() -> None:
+    try:
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError:  # PostgreSQL can't store or compare it
+        sys.exit("An argument is not UTF-8.")
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
     from django.core.management import execute_from_command_line
 

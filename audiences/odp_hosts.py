@@ -59,4 +59,8 @@ def _is_link_local(name: str) -> bool:
 
 def problem_of_key(key: str) -> str:
     """A key goes into a header line, so nothing may be in it that could end the line."""
-    return "" if key.isascii() and key.isprintable() and " " not in key else "An API key has no blanks in it."
+    return (
+        ""
+        if key.isascii() and key.isprintable() and " " not in key
+        else "An API key has only ASCII characters, and no blanks in it."
+    )

@@ -11,6 +11,7 @@ from django.core.management import call_command, get_commands, load_command_clas
 from django.core.management.base import CommandError
 from django.utils.timezone import now
 
+import manage
 from audiences.delivery import holds
 from audiences.management import arguments
 from audiences.models import Audience, Install, Lane
@@ -60,6 +61,11 @@ def test_create_install_accepts_what_the_admin_accepts() -> None:
     assert (install.identifier_field, install.mechanism, install.batch_size) == ("_uids", "list", 100)
     assert (install.requests_per_second, install.region) == (5, "eu")
     assert "Authorization: Bearer lysync_" in text
+
+
+def test_an_install_needs_more_than_a_blank_name() -> None:
+    with pytest.raises(CommandError, match="name"):
+        run("create_install", " ", "--odp-api-key", "k")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,56 @@ def test_a_question_without_anybody_to_answer_is_one_sentence(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(CommandError, match="Nobody is there to answer"):
         run(command, gold.install.public_id, *words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("create_install", ["Shop", "--odp-api-key", "-"]),
+        ("export_customer", ["{id}", "-"]),
+        ("forget", ["{id}", "-"]),
+        ("change_account", ["{id}", "--yes", "--reason", "moved"]),
+        ("learn_account", ["{id}", "--lytics-token", "-"]),
+    ],
+)
+@pytest.mark.parametrize(("given", "says"), [(b"\xff\xfe\n", "not UTF-8"), (b"", r"empty|blank|key yet")])
+def test_an_input_that_is_no_text_is_one_sentence(
+    command: str, words: list[str], given: bytes, says: str, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+    with pytest.raises(CommandError, match=says):
+        run(command, *(word.format(id=gold.install.public_id) for word in words))
+
+
+def test_an_argument_that_is_no_text_is_one_sentence_in_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["manage.py", "switch_install", "\udcff", "--to", "off"])
+    with pytest.raises(SystemExit, match="not UTF-8"):
+        manage.main()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--patience", seconds] for seconds in ("0", "-1", "nan", "inf")),
+        *(["--file", str(settings.BASE_DIR)], ["--file", ""], ["--file", "/no/such/folder"]),
+        *(["--field", "lytics_sync_learn x"], ["--field", "other"]),
+    ],
+    ids=str,
+)
+def test_learn_account_rejects_an_unusable_argument_before_it_begins(words: list[str], gold: Audience) -> None:
+    with pytest.raises(CommandError, match=r"--field|--patience|folder|can't be written"):
+        run("learn_account", gold.install.public_id, "--yes", *words)
+
+
+def test_stopping_a_change_needs_no_reason(gold: Audience) -> None:
+    with pytest.raises(CommandError, match="No change is under way"):
+        run("change_mechanism", gold.install.public_id, "--stop", "--yes")
+
+
+@pytest.mark.parametrize("role", ["public", "", settings.DATABASES["default"]["USER"]])
+def test_the_rights_of_the_processes_are_given_to_no_owner_and_not_to_everybody(role: str) -> None:
+    with pytest.raises(CommandError, match=r"another role|not all roles"):
+        run("grant_role", role)
 
 
 def test_a_container_without_a_user_name_can_run_commands(monkeypatch: pytest.MonkeyPatch) -> None:

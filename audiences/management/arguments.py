@@ -53,12 +53,23 @@ def add_identifier(parser: CommandParser) -> None:
 def identifier_in(options: dict[str, Any]) -> str:
     """The identifier from the arguments or the input, trimmed like those in calls. Raises ``CommandError``."""
     given: str = options["identifier"]
-    identifier = (sys.stdin.readline() if given == "-" else given).strip()
+    identifier = input_line() if given == "-" else given.strip()
     if not identifier:
         raise CommandError("The identifier is empty.")
     if storable(identifier) is None:
         raise CommandError("The identifier is not UTF-8.")
     return identifier
+
+
+def input_line(prompt: str = "") -> str:
+    """The next line of the input, trimmed. With a ``prompt`` a person types it unseen. Raises ``CommandError``."""
+    try:
+        is_typed = prompt and sys.stdin.isatty()
+        return (getpass.getpass(prompt) if is_typed else sys.stdin.readline()).strip()
+    except UnicodeDecodeError:
+        raise CommandError("The input is not UTF-8.") from None
+    except EOFError:
+        raise CommandError("Nothing was entered.") from None
 
 
 def asked(question: str) -> str:

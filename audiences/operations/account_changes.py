@@ -54,7 +54,7 @@ def plan(install: Install) -> Plan:
         audiences=len(counted),
         members=sum(audience.members for audience in counted),
         requests=requests,
-        seconds=seconds,
+        seconds=round(seconds, 1),
         waits_seconds=settings.RECONCILE_AFTER_SECONDS,
         accepted=audiences.exclude(accepted_definition="").count(),
     )

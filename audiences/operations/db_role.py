@@ -39,6 +39,18 @@ FUNCTIONS = (
 )
 
 
+def problem_of(role: str) -> str:
+    """Why the role can't be the one of the processes; empty when it may be."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'audiences_event'")
+        owners = cursor.fetchall()
+    if (role,) in owners:
+        return f"{role} owns the tables, and would lose rights that migrate needs. Name another role for the processes."
+    if role in ("", "public"):  # to PostgreSQL, public is no role but all of them
+        return "Name the role of the processes, not all roles."
+    return ""
+
+
 def grant(role: str) -> dict[str, str]:
     """Grant the role the rights that the processes need and revoke all others. Returns the rights by table.
 

@@ -1,8 +1,6 @@
 """Move an install to another ODP account, or show what that would do."""
 
-import sys
 from dataclasses import asdict
-from getpass import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -39,13 +37,10 @@ def _done(install: Install, options: dict[str, Any]) -> dict[str, Any]:
     if not options["yes"]:
         return {"begun": False, "problem": changes.problem_of_account_now(install), **plan}
     by, reason = arguments.who(), guided.reason_in(options)
-    to = Connection(options["region"], options["odp_host"].rstrip("/"), _key())
+    # On the command line, other users of the machine could read the key.
+    key = arguments.input_line("API key of the other account: ")
+    to = Connection(options["region"], options["odp_host"].rstrip("/"), key)
     problem = changes.problem_of_account(install, to)
     empties = options["empty_old"]
     change = None if problem else changes.begin_account(install, to, empties=empties, by=by, reason=reason)
     return {**guided.begun(install, problem, change), **plan}
-
-
-def _key() -> str:
-    """The API key from a prompt or the input. Other users of the machine could read it on the command line."""
-    return (getpass("API key of the other account: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()

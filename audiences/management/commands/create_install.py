@@ -1,14 +1,13 @@
 """Connect a Lytics account to an ODP account and print what to paste into Lytics."""
 
 import json
-import sys
-from getpass import getpass
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audiences import naming
+from audiences.management import arguments
 from audiences.models import Install
 from audiences.operations import installs
 from odp.mechanisms import MECHANISMS
@@ -34,10 +33,12 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        key = options["odp_api_key"]
+        key = arguments.input_line("ODP private API key: ") if key == "-" else key
         install = Install(
-            name=options["name"],
+            name=options["name"].strip(),
             odp_host=options["odp_host"].rstrip("/"),
-            odp_api_key=_asked_for() if options["odp_api_key"] == "-" else options["odp_api_key"],
+            odp_api_key=key,
             region=options["region"],
             identifier_field=options["identifier_field"],
             mechanism=options["mechanism"],
@@ -61,8 +62,3 @@ class Command(BaseCommand):
         self.stdout.write(f"Install     {facts['install_id']} ({install.name})")
         self.stdout.write(f"Webhook URL {facts['webhook_url']}")
         self.stdout.write(f"Header      {facts['authorization_header']}")
-
-
-def _asked_for() -> str:
-    """The key from a person who types it unseen, or from a pipe."""
-    return (getpass("ODP private API key: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()

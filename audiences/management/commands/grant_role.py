@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
 from django.db.utils import ProgrammingError
 
-from audiences.operations.db_role import grant, may_make_temporary_tables
+from audiences.operations.db_role import grant, may_make_temporary_tables, problem_of
 
 
 class Command(BaseCommand):
@@ -16,6 +16,8 @@ class Command(BaseCommand):
         parser.add_argument("role", help="made beforehand: CREATE ROLE name LOGIN PASSWORD '…'")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if problem := problem_of(options["role"]):
+            raise CommandError(problem)
         try:
             rights = grant(options["role"])
         except ProgrammingError as error:

@@ -1,11 +1,13 @@
 """Ask an ODP account, by small experiments, what ODP doesn't document."""
 
+import math
+import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from getpass import getpass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,10 +59,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         install = arguments.install_named(options["install"])
-        if not options["field"].startswith(FIELD):
-            raise CommandError(f"--field begins with {FIELD}, so that everybody sees whose it is.")
-        if not options["file"].absolute().parent.is_dir():
-            raise CommandError(f"There is no folder {options['file'].parent} for the file.")
+        _check(options)
         lab = self._lab(install, options)
         taken = Audience.objects.filter(odp_id__in=lab.segments).first()
         if taken is not None:
@@ -162,6 +161,22 @@ class Command(BaseCommand):
         self.stdout.write(f"\nSet: {setting.line}")
 
 
+def _check(options: dict[str, Any]) -> None:
+    """Raise ``CommandError`` for an argument that would spoil the run only after minutes of experiments."""
+    file: Path = options["file"].absolute()
+    if not re.fullmatch(rf"{FIELD}[a-z0-9_]*", options["field"]):
+        raise CommandError(
+            f"--field begins with {FIELD}, so that everybody sees whose it is, and goes on with small letters, digits"
+            " and underscores."
+        )
+    if not file.parent.is_dir():
+        raise CommandError(f"There is no folder {file.parent} for the file.")
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise CommandError(f"{file} can't be written.")
+    if not 0 < options["patience"] < math.inf:
+        raise CommandError("--patience takes a number of seconds above 0.")
+
+
 def _gate(spacing: Spacing, install: Install, path: str, until: float) -> None:
     """Below a tenth of ODP's limits, and inside the rate limit that the install shares with its deliveries."""
     spacing.wait(path)
@@ -173,7 +188,10 @@ def _gate(spacing: Spacing, install: Install, path: str, until: float) -> None:
 
 def _lytics(install: Install, token: str) -> LyticsClient | None:
     """The client with a token for this run, or with that of the install."""
-    token = getpass("Lytics API token: ").strip() if token == "-" else token  # noqa: S105 - a dash asks for it
+    if token == "-":  # noqa: S105 - a dash asks for it
+        token = arguments.input_line("Lytics API token: ")
+        if not token:
+            raise CommandError("The Lytics API token is empty.")
     return lytics_account.client_with(token) if token else lytics_account.client_of(install)
 
 
