@@ -507,13 +507,24 @@ def test_older_events_are_a_press_away(
     assert LogEntry.objects.count() == 1
 
 
-@pytest.mark.parametrize("before", ["", "[]", '["x", 1, 2]', '["2026-01-01", "x", null]', "{", "[null, 1, 1]"])
+@pytest.mark.parametrize(
+    "before",
+    ["", "[]", '["x", 1, 2]', '["2026-01-01", "x", null]', "{", "[null, 1, 1]"]
+    + [f'["2026-01-01T00:00:00Z", {odd}]' for odd in ("1e999, 1", "1e99, 1", "1, 1e99", "-1, 1")],
+)
 def test_an_invalid_page_position_starts_at_the_newest_event(
     viewer: Client, shop: Install, gold: Audience, before: str
 ) -> None:
     enter(gold, "kim")
     told = {"note": note_of(look(viewer)), "before": before}
     assert "lytics_gold" in viewer.post(PAGE, told).content.decode()
+
+
+def test_a_number_of_thousands_of_digits_names_no_install(boss: Client, shop: Install, gold: Audience) -> None:
+    enter(gold, "kim")
+    note = note_of(look(boss))
+    answers = [boss.post(PAGE, {"note": note, name: "9" * 5_000}) for name in ("ask", "forget", "export")]
+    assert [answer.status_code for answer in answers] == [200, 404, 404]
 
 
 @pytest.mark.parametrize("identifier", ["", "   ", "x\x00y", "x" * 300])

@@ -797,6 +797,14 @@ def test_a_replay_shows_its_exact_numbers_before_it_is_confirmed(
         (span_of(120, 60), "This must be later than the start."),
         ({**span_of(0, 60), "reason": ""}, "This field is required."),
         ({**span_of(0, 60), "start": "yesterday"}, "Enter a valid date/time."),
+        (
+            {"start": "9999-12-31T23:58", "end": "9999-12-31T23:59", "reason": "x"},
+            "Nothing of lytics_gold was received",
+        ),
+        (
+            {"start": "0001-01-01T00:00", "end": "1999-01-01T00:00", "reason": "x"},
+            "Nothing of lytics_gold was received",
+        ),
     ],
 )
 def test_a_replay_of_no_events_is_rejected_with_a_reason(

@@ -135,7 +135,7 @@ def _shared(request: HttpRequest, event: str) -> HttpResponse:
     identifier = None
     if audience.isascii() and sequence.isascii() and audience.isdigit() and sequence.isdigit():
         place = int(audience[:20]), int(sequence[:20])
-        identifier = customers.of_event(*place) if place[0] < 2**31 and place[1] < 2**63 else None
+        identifier = customers.of_event(*place) if _may_exist(*place) else None
     if identifier is None:
         return _page(request, form=Search(), lost=True)
     write_down(request, identifier)
@@ -152,7 +152,7 @@ def _share(customer_history: CustomerHistory) -> str:
 
 def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
     ask = request.POST.get("ask", "")
-    install_id = int(ask) if ask.isdecimal() else None
+    install_id = int(ask[:18]) if ask.isdecimal() else None
     note = _note(request, identifier)
     if install_id is not None and request.headers.get("HX-Request"):
         customer_history = customers.customer_history(identifier, install_id=install_id)
@@ -195,9 +195,15 @@ def _page(request: HttpRequest, **context: Any) -> HttpResponse:
 def _place(text: str) -> Place | None:
     try:
         at, audience_id, sequence = json.loads(text)
-        return Place(forms.DateTimeField().to_python(at) or _never(), int(audience_id), int(sequence))
-    except (ValueError, TypeError, forms.ValidationError):
+        place = Place(forms.DateTimeField().to_python(at) or _never(), int(audience_id), int(sequence))
+    except (ValueError, TypeError, OverflowError, RecursionError, forms.ValidationError):
         return None
+    return place if _may_exist(place.audience_id, place.sequence) else None
+
+
+def _may_exist(audience_id: int, sequence: int) -> bool:
+    """Whether both numbers fit into their columns."""
+    return 0 <= audience_id < 2**31 and 0 <= sequence < 2**63
 
 
 def _never() -> Any:

@@ -88,7 +88,7 @@ def export(request: HttpRequest, identifier: str, install_id: str) -> HttpRespon
 def _install(request: HttpRequest, install_id: str) -> Install:
     if not may(request):
         raise PermissionDenied
-    install = Install.objects.filter(pk=install_id).first() if install_id.isdecimal() else None
+    install = Install.objects.filter(pk=int(install_id[:18])).first() if install_id.isdecimal() else None
     if install is None:
         raise Http404
     return install

@@ -95,11 +95,16 @@ def _parsed(text: str) -> tuple[datetime, datetime]:
             start = datetime.strptime(text.replace(" ", "T", 1), layout).replace(tzinfo=UTC)
         except ValueError:
             continue
-        start = min(max(start, EARLIEST), LATEST)
+        start = within_bounds(start)
         return start, start + length
     raise NotAPeriodError(
         f"“{text[:40]}” is not a time. Write 2026-01-31T14:30, or 2026-01-31 for a whole day, in UTC."
     )
+
+
+def within_bounds(at: datetime) -> datetime:
+    """The nearest time to which minutes can be added, and from which they can be subtracted."""
+    return min(max(at, EARLIEST), LATEST)
 
 
 def is_valid(request: HttpRequest) -> bool:

@@ -11,6 +11,7 @@ from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
 
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, number
+from audiences.admin.periods import within_bounds
 from audiences.admin.resends import SendAgain, when
 from audiences.insight import horizons
 from audiences.models import Audience, Resend
@@ -53,13 +54,13 @@ class AskSpan(forms.Form):
         first = horizons.day("events")
         if first and start.date() < first:
             raise forms.ValidationError(f"{horizons.words('events')} A replay can't begin before that day.")
-        return start
+        return within_bounds(start)
 
     def clean_end(self) -> datetime:
         end: datetime = self.cleaned_data["end"]
         if "start" in self.cleaned_data and end <= self.cleaned_data["start"]:
             raise forms.ValidationError("This must be later than the start.")
-        return end
+        return within_bounds(end)
 
 
 class Replay(SendAgain):
@@ -82,7 +83,7 @@ class Replay(SendAgain):
         if request.method != "POST" or not form.is_valid():
             return ask(consequence=self.consequence(audience), form=form, label="Count the events")
         asked, upto = form.cleaned_data, request.POST.get("upto", "")
-        end_of_log = min(int(upto), audience.last_sequence) if upto.isdecimal() else audience.last_sequence
+        end_of_log = min(int(upto[:18]), audience.last_sequence) if upto.isdecimal() else audience.last_sequence
         stretch = log_range.find(audience.pk, asked["start"], asked["end"], upto=end_of_log)
         if "seen" not in request.POST:
             if not stretch.events:
