@@ -205,6 +205,8 @@ PACKED = {
     "two gzip files": gzip.compress(body(message())[:40]) + gzip.compress(body(message())[40:]),
     "many gzip files": b"".join(gzip.compress(bytes([byte])) for byte in body(message())),
     "padded gzip": gzip.compress(body(message())) + b"\0" * 9000,
+    "gzip in gzip": gzip.compress(gzip.compress(body(message()))),
+    "deflate in gzip in gzip": gzip.compress(gzip.compress(zlib.compress(body(message())))),
     "gzip of nothing before the rest": gzip.compress(b"") + gzip.compress(body(message())),
 }
 
@@ -213,6 +215,11 @@ PACKED = {
 @pytest.mark.parametrize("told", ["gzip", "deflate", " GZIP ", "x-gzip"])
 def test_a_packed_body_is_unpacked(install: Install, name: str, told: str) -> None:
     assert counts(send(install, PACKED[name], HTTP_CONTENT_ENCODING=told)) == (1, 1, 0, 0, {})
+
+
+def test_a_body_that_is_packed_too_often_is_parked_as_packed(install: Install) -> None:
+    often = gzip.compress(gzip.compress(PACKED["gzip in gzip"]))
+    assert counts(send(install, often)) == (1, 0, 1, 0, {reasons.PACKED_BODY: 1})
 
 
 def test_gzip_is_detected_without_a_content_encoding(install: Install) -> None:

@@ -18,6 +18,8 @@ _PACKED_CHUNK = 1 << 12
 _DISCARDED = 4
 # The most seconds for reading an unwanted body: the caller may be unauthenticated, and occupies a thread.
 _DISCARD_SECONDS = 5.0
+# The most compressions of one body: a sender and a proxy may both compress.
+_LAYERS = 3
 # For zlib: the header is gzip's or zlib's.
 _EITHER_HEADER = zlib.MAX_WBITS | 32
 
@@ -57,8 +59,17 @@ def read(request: Request) -> Body:
             bare = _unpacked(body, -zlib.MAX_WBITS)
             unpacked = bare if as_utf8(bare).lstrip()[:1] in (b"[", b"{") else body
         if unpacked is not body:
-            return Body(unpacked, "")
+            return Body(_inner(unpacked), "")
     return Body(body, encoding)
+
+
+def _inner(content: bytes) -> bytes:
+    """Unpack what was compressed more than once. JSON begins with none of the first bytes of gzip and zlib."""
+    for _ in range(_LAYERS - 1):
+        if not content.startswith((b"\x1f\x8b", b"\x78")):
+            break
+        content = _unpacked(content, _EITHER_HEADER)
+    return content
 
 
 def discard(request: Request) -> None:
