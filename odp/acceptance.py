@@ -29,6 +29,8 @@ _SUCCESSES = ("success", "ok", "accepted")
 # that is read back may have a state of its own.
 _STATES = ("status", "state", "result", "outcome")
 _NO = frozenset({"false", "no", "0"})
+# A text in a field for failures that reports none.
+_NO_FAILURE = _NO | {"", "none", "null"}
 _FAILED = re.compile(
     r"(?:partial(?:ly)?\W*)?(?:fail|error|reject|refus|den(?:y|ied)|invalid|unsuccessful)", re.IGNORECASE
 )
@@ -70,9 +72,9 @@ def objection(
         return Objection(outcome, f"{inner}: {words} (in a {status} response)", slow)
     failures = _failures(parts, is_failure=_is_failure_of_write if is_write else _is_failure_of_read)
     if failures and words.lower() in _TITLES:
-        named = (f"{name} {value}" if isinstance(value, int) else name for name, value in failures.items())
+        named = (f"{name} {value}" if isinstance(value, int) else name for name, value in failures)
         words = readable(", ".join(named))
-    if named_items(body) or any(isinstance(value, list) for value in failures.values()):
+    if named_items(body) or any(isinstance(value, list) for _, value in failures):
         return Objection(Outcome.REJECTED, f"{status}: ODP rejected part of the request: {words}", False)
     has_failed = is_write and any(_is_failed(part.get(name)) for part in parts for name in _STATES)
     if has_failed or failures or any(_is_no(part.get(name)) for part in parts for name in _SUCCESSES):
@@ -124,9 +126,14 @@ def _status(part: Mapping[str, Any]) -> int:
     return -1 if number is None else max(number, 0)
 
 
-def _failures(parts: Iterable[Mapping[str, Any]], *, is_failure: Callable[[str, Any], bool]) -> dict[str, Any]:
-    """The fields that report a failure, and their values."""
-    return {name: value for part in parts for name, value in part.items() if value and is_failure(name, value)}
+def _failures(parts: Iterable[Mapping[str, Any]], *, is_failure: Callable[[str, Any], bool]) -> list[tuple[str, Any]]:
+    """The fields that report a failure, and their values. A name may occur in several parts."""
+    return [
+        (name, value)
+        for part in parts
+        for name, value in part.items()
+        if value and is_failure(name, value) and not (isinstance(value, str) and value.strip().lower() in _NO_FAILURE)
+    ]
 
 
 def _is_failure_of_read(name: str, value: Any) -> bool:

@@ -209,6 +209,7 @@ def test_however_a_2xx_says_that_it_failed_it_is_no_acceptance(
         ({"failedRecords": [{"index": 0}]}, Outcome.REJECTED, "failedRecords"),
         ({"detail": [{"event": 0}]}, Outcome.REJECTED, "detail"),
         ({"updates": [{"list_id": "x", "errors": ["no"]}]}, Outcome.REJECTED, "errors"),
+        ({"results": [{"errors": "no"}, {"errors": ["no"]}, {"errors": "such"}]}, Outcome.REJECTED, "errors"),
     ],
     ids=str,
 )
@@ -228,7 +229,16 @@ def test_a_definition_that_is_read_may_contain_any_field(server: ScriptedServer)
 
 
 @pytest.mark.parametrize(
-    "more", [{"status": "202"}, {"success": True}, {"success": "true"}, {"status": "accepted"}, {"errors": []}], ids=str
+    "more",
+    [
+        {"status": "202"},
+        {"success": True},
+        {"success": "true"},
+        {"status": "accepted"},
+        {"errors": [], "failed": False, "rejected": {}},
+        {"failed_count": "0", "Errors": None, "skipped": 0, "summary": {"failed": " No", "error": "none"}},
+    ],
+    ids=str,
 )
 def test_a_2xx_that_says_that_it_succeeded_is_an_acceptance(server: ScriptedServer, more: dict[str, Any]) -> None:
     body = {"title": "Accepted", "status": 202, **more}
