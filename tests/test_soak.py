@@ -15,6 +15,7 @@ from django.conf import settings
 from tests.servers import migrated
 from tests.soak import page
 from tests.soak.curves import Curve, curves, judge
+from tests.soak.run import Options, Report
 from tests.soak.samples import OLD_PARTS, Sample, Table
 
 
@@ -139,3 +140,25 @@ def test_a_picture_has_a_line_for_each_curve_and_a_mark_for_each_event(tmp_path:
     lines = [one for one in tree.iter("{http://www.w3.org/2000/svg}polyline") if len(one.attrib["points"].split()) > 2]
     assert len(lines) == 2
     assert "rolling <deploy>" in [one.text for one in tree.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "sent_minutes", "is_overloaded"), [(120, 120.9, False), (120, 123.5, True), (0.5, 0.9, False)]
+)
+def test_a_machine_that_is_too_busy_for_the_rate_is_told(
+    minutes: float, sent_minutes: float, is_overloaded: bool
+) -> None:
+    options = Options(minutes=minutes, rate=1, audiences=1, customers=1, seed=1)
+    report = Report(
+        options=options,
+        sent_minutes=sent_minutes,
+        samples=[],
+        verdicts=[],
+        happened=[],
+        audits=(0, 0, 0),
+        probes=(0, 0),
+        old_events=(0, 0),
+        broken=[],
+        memberships=0,
+    )
+    assert report.is_overloaded is is_overloaded

@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     say("\n".join(page.findings(report)) or "Nothing grows, and nothing is missing.")
     if report.is_trial:
         say("This was a trial: the growth in so short a time means nothing, and nothing is written.")
+    elif report.is_overloaded:
+        say(f"The sender took {report.sent_minutes:.1f} minutes: this machine was too busy. Nothing is written.")
     else:
         page.write(report)
         say(f"Written: {page.PAGE.relative_to(env.PROJECT_DIR)}")

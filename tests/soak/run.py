@@ -21,6 +21,9 @@ from tests.soak.samples import Sample, take
 DEPLOY_SHARE, RESTART_SHARE = 0.35, 0.5
 # A shorter run only shows that everything works.
 JUDGED_MINUTES = 60
+# The most that the sender may take, as a multiple of the minutes. If it takes longer, the machine had no time for this
+# rate, and delays, sessions and batches follow its load.
+LATE_SENDER = 1.02
 # Minutes between two audits of one audience each.
 AUDIT_MINUTES = 5
 AUDIT_SAMPLE = 100
@@ -75,6 +78,8 @@ class Options:
 @dataclass(kw_only=True)
 class Report:
     options: Options
+    # How long the sender took.
+    sent_minutes: float
     samples: list[Sample]
     verdicts: list[Verdict]
     # The minute and the name of each deploy and restart.
@@ -91,12 +96,19 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        return not self.broken and (self.is_trial or all(verdict.is_flat for verdict in self.verdicts))
+        if self.broken or self.is_overloaded:
+            return False
+        return self.is_trial or all(verdict.is_flat for verdict in self.verdicts)
 
     @property
     def is_trial(self) -> bool:
         """Whether the run was too short to say anything about growth."""
         return self.options.minutes < JUDGED_MINUTES
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether the machine was too busy for the rate, so that the curves say nothing about growth."""
+        return not self.is_trial and self.sent_minutes > LATE_SENDER * self.options.minutes
 
 
 def run(options: Options) -> Report:
@@ -151,6 +163,7 @@ class _Run:
         restarts = [minute for minute, _ in self.happened]
         return Report(
             options=options,
+            sent_minutes=sent_minutes,
             samples=self.samples,
             verdicts=[judge(curve, minutes=sent_minutes) for curve in curves(self.samples, restarts=restarts)],
             happened=self.happened,
