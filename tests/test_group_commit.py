@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DatabaseError, OperationalError, connection, transaction
 from structlog.testing import capture_logs
@@ -15,7 +16,7 @@ from audiences import sessions
 from audiences.models import Audience, Event, Install, Receipt
 from audiences.receiving import ingest, plain_calls, views
 from audiences.receiving.call_values import Received
-from audiences.receiving.group_commit import GroupCommit, GroupLostError
+from audiences.receiving.group_commit import GroupCommit, GroupLockedError, GroupLostError
 from audiences.receiving.ingest import receive
 from tests.messages import body, message, transition
 from tests.test_webhook import send
@@ -200,6 +201,26 @@ def test_after_a_call_waited_in_vain_for_a_lock_few_wait_long(
 
 
 @pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize(
+    ("places", "few_until", "cause"),
+    [(1, 0.0, psycopg.errors.DeadlockDetected()), (0, float("inf"), psycopg.errors.LockNotAvailable())],
+    ids=["another error", "a short wait"],
+)
+def test_only_a_long_wait_in_vain_makes_few_calls_wait_long(
+    install: Install, monkeypatch: pytest.MonkeyPatch, places: int, few_until: float, cause: Exception
+) -> None:
+    def record(*_: Any) -> Received:
+        raise OperationalError from cause
+
+    monkeypatch.setattr(ingest, "_record", record)
+    monkeypatch.setattr(ingest, "_places", threading.BoundedSemaphore(places))
+    monkeypatch.setattr(ingest, "_few_until", few_until)
+    with pytest.raises(OperationalError):
+        receive(install, SILVER)
+    assert ingest._few_until == few_until
+
+
+@pytest.mark.usefixtures("limits")
 def test_calls_that_wait_for_each_other_all_wait_long(
     groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +288,7 @@ def test_the_limit_ends_with_the_group_and_does_not_replace_that_of_a_transactio
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '1234ms'")
         receive(install, known("d"))
+        receive(install, SILVER)  # is stored alone, because it makes an audience
         assert _lock_timeout() == "1234ms"
     assert _lock_timeout() == "0"
     assert people() == ["a", "b", "c", "d"]
@@ -397,6 +419,14 @@ def test_without_an_answer_of_postgresql_those_who_wait_fail_with_the_leader() -
     assert errors == [OperationalError, GroupLostError, GroupLostError, GroupLostError]
     assert store.stored == [["first"]]
     assert store.commits._waiting == {}
+
+
+def test_after_a_lock_timeout_every_call_of_the_group_is_told_so() -> None:
+    """Each is then stored alone at once, and doesn't wait for the lock in another group before."""
+    locked = OperationalError("lock timeout")
+    locked.__cause__ = psycopg.errors.LockNotAvailable()
+    calls = HeldStore(largest=9, error=locked).calls(("a", 1), ("b", 1))
+    assert [type(call.exception(PATIENCE)) for call in calls] == [GroupLockedError] * 3
 
 
 def test_calls_of_another_install_do_not_wait_for_the_leader() -> None:

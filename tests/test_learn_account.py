@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
-from audiences.learning import experiments, registry
+from audiences.learning import experiments, registry, report
 from audiences.learning import lab as laboratory
 from audiences.learning.lab import Clock, Lab, Spacing
 from audiences.models import Install
@@ -363,6 +364,13 @@ def test_the_file_has_no_secret_and_no_identifier_even_if_odp_quotes_them(
     assert "title: text" in text
 
 
+def test_a_secret_that_is_part_of_another_leaves_no_rest_of_it(file: Path) -> None:
+    found = experiments.Found(next(iter(registry.QUESTIONS)), "of gold_club_vip", "")
+    names = ("gold_club", "gold_club_vip", "club")
+    report.write(file, [found], at=now(), about={"account": "a"}, secrets=names)
+    assert json.loads(file.read_text())["answers"][0]["answer"] == "of •••"
+
+
 @pytest.mark.parametrize(
     "name", ["jane@example.com", "jane doe", "jane-doe", "jane\n", "Zoë", "4711", "8e1f", "x" * 41, "lytics_vip", ""]
 )
@@ -511,7 +519,16 @@ def test_an_audience_of_somebody_else_is_never_touched(odp: ThreadedSandbox, ins
 def test_an_audience_of_the_install_with_the_same_id_stops_it(
     odp: ThreadedSandbox, install: Install, file: Path
 ) -> None:
-    make_audience(install, "sync_learn")
-    with pytest.raises(CommandError, match="is the audience of sync_learn"):
-        learn(file)
+    audience = make_audience(install, "sync_learn")
+    for odp_id in (FIELD, f"{FIELD}_list"):
+        audience.odp_id = odp_id
+        audience.save()
+        with pytest.raises(CommandError, match=f"^{odp_id} is the audience of sync_learn"):
+            learn(file)
     assert odp.requests() == []
+
+
+def test_it_stops_when_the_deliveries_leave_no_room(install: Install) -> None:
+    install.requests_per_second = 10
+    with pytest.raises(experiments.Stopped, match="on hold"):
+        learn_account._gate(Spacing(Clock()), install, "/v3/profiles", 0.0)
