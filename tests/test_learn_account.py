@@ -238,7 +238,7 @@ def test_audiences_of_this_service_tell_nothing_about_the_hosted_app(
 def test_the_job_is_described_without_its_texts(
     install: Install, file: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
-    monkeypatch.setattr(learn_account, "getpass", lambda _: LYTICS_TOKEN)
+    monkeypatch.setattr("audiences.management.arguments.input_line", lambda _: LYTICS_TOKEN)
     if token == "stored":
         lytics_account.set_token(install, LYTICS_TOKEN)
     words = {"stored": [], "given": ["--lytics-token", LYTICS_TOKEN], "typed": ["--lytics-token", "-"]}[token]
