@@ -378,6 +378,9 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
 
     assert states(shop, "odp_members") == ["unknown"]
     audit()
+    other = make_install(odp, name="Other")
+    Audit.objects.create(install=other, audience=make_audience(other), is_newest=True, ended_at=now(), differing=1)
+    Audit.objects.create(install=shop, audience=gold, is_newest=False, ended_at=now(), differing=1)
     assert states(shop, "odp_members") == ["good"]
     silver = make_audience(shop, "silver")
     assert states(shop, "odp_members") == ["warning"], "one of two was never audited"
@@ -394,7 +397,7 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     line = the(shop, "odp_members")
     assert (line.state, "at least 2 more members" in line.evidence) == ("warning", True)
     assert "press Change mechanism" in line.cure
-    Audit.objects.update(problem="Lytics rejects the scan.")
+    Audit.objects.update(problem="Lytics rejects the scan.", only_in_odp=0)
     line = the(shop, "odp_members")
     assert (line.state, line.cure) == ("warning", "Press Audit on the page of an audience.")
 

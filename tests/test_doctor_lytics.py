@@ -16,7 +16,7 @@ from audiences.operations import doctor, installs, retiring
 from audiences.operations.connect import connect
 from audiences.operations.doctor.lytics_audiences import shortest_window
 from audiences.operations.lytics_job import authorization_label, job_name
-from audiences.receiving import ingest
+from audiences.receiving import ingest, tokens
 from lytics.api.webhook_settings import LABELS, DifferentSetting, Harm, WebhookSettings
 from sandbox.lytics.account import Account
 from sandbox.lytics.api.server import LyticsServer
@@ -202,8 +202,11 @@ def test_lytics_header(shop: Install, job: Job, server: LyticsServer) -> None:
     job()
     assert states(shop, "lytics_header") == ["unknown"], "Lytics hides the header, and nothing was called"
     Token.objects.update(last_used_at=now() - timedelta(minutes=3))
+    older = tokens.create(shop, name="older")
+    Token.objects.filter(pk=older.pk).update(last_used_at=now() - timedelta(days=2))
     line = the(shop, "lytics_header")
     assert (line.state, round(line.age_seconds or 0, -2)) == ("good", 200)
+    older.delete()
     server.api.switches.change("auth_secrets", "shown")
     assert "sends a live token" in the(shop, "lytics_header").evidence
     other = {"id": "auth", "type": "header_param_auth", "webhook_request_headers": "Authorization: another"}
@@ -397,6 +400,10 @@ def test_lytics_left(shop: Install, job: Job, server: LyticsServer) -> None:
     line = the(shop, "lytics_left")
     assert (line.state, ": silver." in line.evidence) == ("warning", True)
     assert "Choose audiences, or press Retire" in line.cure
+    make_left(shop, "bronze")
+    line = the(shop, "lytics_left")
+    assert "bronze (deleted in Lytics)" in line.evidence
+    assert "Choose audiences, or press Retire" in line.cure
 
 
 def test_lytics_left_names_an_audience_that_lytics_deleted(shop: Install, job: Job) -> None:
@@ -462,7 +469,7 @@ def test_lytics_changed(shop: Install, job: Job, server: LyticsServer) -> None:
 
 def test_lytics_windows(shop: Install, job: Job, server: LyticsServer) -> None:
     job()
-    tell_audience(server, segment_ql='FILTER last_active > "now-1h" FROM user')
+    tell_audience(server, segment_ql='FILTER last_active > "now-30m" FROM user')
     assert states(shop, "lytics_windows") == ["good"]
     tell_audience(server, segment_ql='FILTER AND (last_active > "now-7d", clicked > "now-15m") FROM user')
     line = the(shop, "lytics_windows")
@@ -490,6 +497,9 @@ def test_lytics_other_writers(shop: Install, job: Job) -> None:
     job("native", workflow="optimizely_odp_export", segment_ids=[GOLD])
     line = the(shop, "lytics_other_writers")
     assert (line.state, line.about) == ("bad", "Sync native")
+    Install.objects.update(mechanism="list")
+    assert states(shop, "lytics_other_writers") == ["warning"], "a list has another name than the field"
+    Install.objects.update(mechanism="attribute")
     job("native", workflow="optimizely_odp_export", segment_ids=["other"])
     assert states(shop, "lytics_other_writers") == ["warning"]
     job("native", workflow="optimizely_odp_export", status="fault-1")
@@ -498,10 +508,16 @@ def test_lytics_other_writers(shop: Install, job: Job) -> None:
     assert states(shop, "lytics_other_writers") == ["good"]
     job("mail", workflow="mailchimp_export", name="Modpod emails")
     assert states(shop, "lytics_other_writers") == ["good"]
-    job("hosted", webhook_url="https://function.zaius.app/lytics/sync/1-2-3")
+    hosted = {"webhook_url": "https://function.zaius.app/lytics/sync/1-2-3"}
+    job("hosted", status="paused", **hosted)
+    assert states(shop, "lytics_other_writers") == ["good"]
+    job("hosted", **hosted)
     line = the(shop, "lytics_other_writers")
     assert (line.state, "1 of them are ours" in line.evidence) == ("bad", True)
-    job("hosted", status="deleted")
+    job("hosted", status="paused")
+    assert states(shop, "lytics_other_writers") == ["good"]
     job("twice")
     line = the(shop, "lytics_other_writers")
     assert (line.state, line.about) == ("warning", "Sync twice")
+    job(status="paused")
+    assert states(shop, "lytics_other_writers") == ["good"]

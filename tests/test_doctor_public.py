@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,14 @@ def test_public_url_where_nothing_or_something_else_answers(shop: Install, setti
     assert both(shop, "public_body", "public_query")["public_body"].startswith("unknown")
     ingest.receive(shop, body(message()))
     assert states(shop, "public_url") == ["warning"], "Lytics reaches it"
+    Receipt.objects.update(received_at=now() - timedelta(hours=2))
+    assert states(shop, "public_url") == ["bad"]
     with ScriptedServer(say(answer(200, b'{"queued": 1}'))) as other:
         settings.PUBLIC_URL = other.url
         line = the(shop, "public_url")
         assert (line.state, "another server" in line.evidence) == ("bad", True)
+        other.script = say(answer(200, b'{"check": true, "bytes": 5}'))
+        assert both(shop, "public_body")["public_body"].endswith("5 bytes arrived.")
         for status, words in ((401, "did not arrive"), (413, "in front of this service")):
             other.script = say(answer(status, b"{}"))
             line = the(shop, "public_url")
