@@ -65,8 +65,9 @@ def objection(
     is_write = path in MEMBERSHIP_WRITES
     parts = list(_objects(body)) if is_write else _top(body)
     worst = max(parts, key=_status)
-    words = error_words(worst if worst is not body and _status(worst) >= 300 else body, text)
-    if (inner := _status(worst)) >= 300:
+    inner = _status(worst)
+    words = error_words(worst if inner >= 300 else body, text)
+    if inner >= 300:
         outcome = outcome_of(inner)
         slow = outcome is Outcome.UNAUTHORISED or (outcome is Outcome.RETRY_LATER and not_odp(inner))
         return Objection(outcome, f"{inner}: {words} (in a {status} response)", slow)

@@ -146,6 +146,12 @@ def test_half_an_emoji_in_an_unused_field_of_a_utf_16_body_costs_nothing() -> No
     assert read(raw.replace("ë".encode("utf-16-le"), b"\x3d\xd8")).facts == [fact()]
 
 
+def test_half_an_emoji_in_an_identifier_of_a_utf_16_body_is_not_replaced() -> None:
+    raw = single(message(who="zoë")).decode().encode("utf-16")
+    reading = read(raw.replace("ë".encode("utf-16-le"), b"\x3d\xd8"))
+    assert (reading.facts, why(reading)) == ([], [reasons.UNREADABLE_IDENTIFIER])
+
+
 # --- Not a message ---------------------------------------------------------------------------------------------
 
 
@@ -465,10 +471,12 @@ def test_only_malformed_segment_events_are_parked_as_one_item() -> None:
         ({"event": ["enter"]}, reasons.UNKNOWN_EVENT, "the event is a list"),
         ({"event": "\ud800"}, reasons.UNKNOWN_EVENT, "the event is a text with half a character"),
         ({"event": None}, reasons.UNKNOWN_EVENT, "the event is missing"),
+        ({"event": None, "slug": True}, reasons.UNKNOWN_EVENT, "the event is missing"),
         ({"id": 7.5}, reasons.UNREADABLE_MESSAGE, "the id of a segment event is a number"),
         ({"id": " ", "slug": True}, reasons.NO_AUDIENCE, "the slug is true"),
         ({"id": None, "slug": {}}, reasons.NO_AUDIENCE, "the slug is an object"),
         ({"id": None, "slug": None}, reasons.NO_AUDIENCE, ""),
+        ({"id": None, "slug": None, "enter": []}, reasons.NO_AUDIENCE, ""),
     ],
 )
 def test_a_name_of_another_type_is_not_called_missing(odd: dict[str, Any], reason: str, detail: str) -> None:
@@ -476,7 +484,7 @@ def test_a_name_of_another_type_is_not_called_missing(odd: dict[str, Any], reaso
     assert [(item.reason, item.detail) for item in reading.to_park] == [(reason, detail)]
 
 
-@pytest.mark.parametrize("kind", ["User", " user ", ""])
+@pytest.mark.parametrize("kind", ["User", " user ", "", " "])
 def test_the_object_of_a_message_is_compared_without_case_and_blanks(kind: str) -> None:
     one = message()
     one["meta"]["object"] = kind
