@@ -144,8 +144,8 @@ class Client:
         return _without_customers(answer, body) if path in ABOUT_CUSTOMERS else answer
 
     def _answer(self, path: str, response: requests.Response, content: bytes | None, *, seconds: float) -> Answer:
-        # JSON is UTF-8, whatever the header says. PostgreSQL can't store a NUL.
-        text = (content or b"").decode(errors="replace").replace("\x00", "")
+        # JSON is UTF-8, whatever the header says, maybe with a byte order mark. PostgreSQL can't store a NUL.
+        text = (content or b"").decode("utf-8-sig", errors="replace").replace("\x00", "")
         is_html = "html" in response.headers.get("Content-Type", "").lower()
         body = _json(text)
         status, outcome = response.status_code, outcome_of(response.status_code)

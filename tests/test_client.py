@@ -157,6 +157,7 @@ def test_items_are_named_only_in_rejections(server: ScriptedServer) -> None:
         (PROFILES, b'{"results":[{"status":202}]}', Outcome.RETRY_LATER, True),
         (PROFILES, b'{"detail":{"status":202}}', Outcome.DELIVERED, False),
         (PROFILES, b'{"title":"Accepted","status":202}', Outcome.DELIVERED, False),
+        (PROFILES, b'\xef\xbb\xbf{"title":"Accepted","status":202}', Outcome.DELIVERED, False),
         ("/v3/events", b"OK", Outcome.RETRY_LATER, True),
         ("/v3/lists/subscriptions", b'{"updates":[{"list_id":"x"}]}', Outcome.DELIVERED, False),
         ("/v3/lists/subscriptions", b'{"updates":[]}', Outcome.RETRY_LATER, True),
