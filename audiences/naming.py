@@ -1,6 +1,7 @@
 """From a Lytics slug to the id and the name of its ODP twin."""
 
 import re
+import unicodedata
 from collections.abc import Container
 
 # What the ODP ids of an install begin with, unless it has a prefix of its own (``Install.odp_prefix``).
@@ -8,6 +9,9 @@ PREFIX = "lytics_"
 # The audience of the test customers in Lytics' words. Its customers have names of their own, so several installs of one
 # ODP account may share its ODP id.
 TEST_SEGMENT_ID = "lytics-sync-test"
+NOT_ONE_LINE = "A name has no line breaks or other control characters."
+# The characters that turn the direction of writing, as Unicode calls them.
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def odp_id(slug: str, *, prefix: str = PREFIX) -> str:
@@ -43,6 +47,13 @@ def free_odp_id(slug: str, segment_id: str, taken: Container[str], *, prefix: st
     while f"{plain}_{suffix}_{number}" in taken:
         number += 1
     return f"{plain}_{suffix}_{number}"
+
+
+def is_one_line(name: str) -> bool:
+    """Whether a name has no line break, no control character and none that turns the direction of writing."""
+    return not any(
+        unicodedata.category(sign) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(sign) in _TURNS for sign in name
+    )
 
 
 def label(slug: str) -> str:

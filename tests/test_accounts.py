@@ -7,6 +7,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
+from django.urls import reverse
 
 from audiences.admin.accounts import grantable, sentence
 from tests.people import someone
@@ -79,6 +80,21 @@ def test_an_account_with_several_roles_keeps_them_until_another_choice(boss: Cli
 def test_a_role_that_is_not_there_changes_nothing(boss: Client, vera: User) -> None:
     assert "Select a valid choice" in boss.post(url("change", vera), typed(role="emperor")).content.decode()
     assert roles(vera) == ["viewer"]
+
+
+def test_an_outdated_page_neither_unlocks_a_person_nor_restores_a_permission(admin_client: Client, vera: User) -> None:
+    group = Group.objects.get(name="viewer")
+    pages = [reverse("admin:auth_user_change", args=[vera.pk]), reverse("admin:auth_group_change", args=[group.pk])]
+    opened = [admin_client.get(page).context["adminform"].form.initial["opened"] for page in pages]
+    User.objects.filter(pk=vera.pk).update(is_active=False)
+    lost = group.permissions.all()[0]
+    group.permissions.remove(lost)
+    answers = {"username": "vera", "is_active": "on", "is_staff": "on", "opened": opened[0]}
+    rights = {"name": "viewer", "permissions": [lost.pk], "opened": opened[1]}
+    for page, answer in zip(pages, (answers, rights), strict=True):
+        assert "Open it again" in admin_client.post(page, answer).content.decode()
+    assert not User.objects.get(pk=vera.pk).is_active
+    assert lost not in group.permissions.all()
 
 
 def test_a_new_person_gets_a_role_in_one_step(boss: Client) -> None:

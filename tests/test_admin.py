@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -455,6 +456,16 @@ def test_a_stale_page_does_nothing(operator: Client, audience: Audience, lane: L
     operator.post(url("resume", audience), hidden(asked))
     lane.refresh_from_db()
     assert lane.paused_by == "a third"
+
+
+def test_names_have_no_line_breaks_or_control_characters(operator: Client, install: Install) -> None:
+    for name in ("a\nb", "a\x1b[31m", "a\u202eb", "a\u2028b"):
+        token = install.tokens.get()
+        asked = hidden(operator.get(url("name", token)).content.decode())
+        said = operator.post(url("name", token), {**asked, "token_name": name}).content.decode()
+        assert "control characters" in said
+        with pytest.raises(ValidationError, match="control characters"):
+            installs.create(Install(name=name, odp_api_key=KEY))
 
 
 def test_a_parked_item_that_went_meanwhile_is_left_alone(boss: Client, install: Install) -> None:

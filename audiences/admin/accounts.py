@@ -16,14 +16,12 @@ from unfold.forms import UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget
 
 from audiences.admin import verbs
+from audiences.admin.opened import AsOpened, one_line
 from audiences.admin.verbs import Verb
 
 if TYPE_CHECKING:
-    _UserForm = forms.ModelForm[User]
-    _GroupForm = forms.ModelForm[Group]
     _Choices = forms.ModelMultipleChoiceField[Permission]
 else:
-    _UserForm = _GroupForm = forms.ModelForm
     _Choices = forms.ModelMultipleChoiceField
 
 # Value of the role select for a user who has several roles.
@@ -68,7 +66,7 @@ def give_role(user: User, role: str) -> None:
         user.groups.set(Group.objects.filter(name=role))
 
 
-class UserForm(_UserForm):
+class UserForm(AsOpened):
     role = RoleChoice()
 
     class Meta:
@@ -85,6 +83,10 @@ class UserForm(_UserForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _choose(self, self.instance)
+
+    def facts(self) -> Any:
+        values = [getattr(self.instance, name) for name in UserForm.Meta.fields]
+        return [*values, sorted(self.instance.groups.values_list("pk", flat=True))]
 
 
 class NewUserForm(UserCreationForm):  # type: ignore[misc] # unfold has no types
@@ -128,7 +130,7 @@ class Rights(_Choices):
         return sentence(obj)
 
 
-class RoleForm(_GroupForm):
+class RoleForm(AsOpened):
     class Meta:
         model = Group
         fields = ("name", "permissions")
@@ -141,6 +143,12 @@ class RoleForm(_GroupForm):
             required=False,
             widget=UnfoldAdminCheckboxSelectMultipleWidget,
         )
+
+    def facts(self) -> Any:
+        return self.instance.name, sorted(self.instance.permissions.values_list("pk", flat=True))
+
+    def clean_name(self) -> str:
+        return one_line(self.cleaned_data["name"])
 
     def clean_permissions(self) -> list[Permission]:
         """Keep the permissions that the form doesn't show."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Rows read at a time: the number of rows that a download holds in memory.
 ROWS = 2_000
 # A spreadsheet reads a cell that begins with one of these as a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 # For each column, its heading and the field of the model.
 Columns = Sequence[tuple[str, str]]

@@ -7,6 +7,7 @@ from django import forms
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from audiences.admin import verbs
+from audiences.admin.opened import one_line
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.models import Install
 from audiences.operations import guards
@@ -57,6 +58,9 @@ class InstallForm(_ModelForm):
             self.fields["odp_api_key"].required = True
         if "odp_prefix" in self.fields:
             self.fields["odp_prefix"].required = False
+
+    def clean_name(self) -> str:
+        return one_line(self.cleaned_data["name"])
 
     def clean_odp_api_key(self) -> str:
         return self.cleaned_data["odp_api_key"].strip() or self.instance.odp_api_key

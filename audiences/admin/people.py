@@ -1,5 +1,6 @@
 """Who may do what, and who did what."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin
@@ -45,7 +46,7 @@ class PeopleAdmin(WithButtons[User], WithHistory[User], SafeList[User], UnfoldUs
     fieldsets = (
         (None, {"fields": ("username", "password_")}),
         ("Person", {"fields": ("first_name", "last_name", "email")}),
-        ("Access", {"fields": ("role", "is_active", "is_staff")}),
+        ("Access", {"fields": ("role", "is_active", "is_staff", "opened")}),
     )
     readonly_fields = ("password_",)
     add_fieldsets = ((None, {"fields": ("username", "role", "password1", "password2")}),)
@@ -67,8 +68,7 @@ class PeopleAdmin(WithButtons[User], WithHistory[User], SafeList[User], UnfoldUs
         if obj is None or self.has_change_permission(request, obj):
             return super().get_fieldsets(request, obj)
         return [
-            (name, {**options, "fields": tuple("roles" if field == "role" else field for field in options["fields"])})
-            for name, options in self.fieldsets or ()
+            (name, {**options, "fields": tuple(_as_text(options["fields"]))}) for name, options in self.fieldsets or ()
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> Any:
@@ -104,6 +104,10 @@ class PeopleAdmin(WithButtons[User], WithHistory[User], SafeList[User], UnfoldUs
         return "everything" if user.is_superuser else ", ".join(group.name for group in user.groups.all()) or "none"
 
 
+def _as_text(fields: Iterable[Any]) -> list[Any]:
+    return ["roles" if field == "role" else field for field in fields if field != "opened"]
+
+
 @admin.register(Group)
 class RoleAdmin(WithHistory[Group], SafeList[Group], UnfoldGroupAdmin):
     form = RoleForm
@@ -112,7 +116,7 @@ class RoleAdmin(WithHistory[Group], SafeList[Group], UnfoldGroupAdmin):
 
     def get_fields(self, request: HttpRequest, obj: Group | None = None) -> Any:
         changes = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
-        return ("name", "permissions") if changes else ("name", "may")
+        return ("name", "permissions", "opened") if changes else ("name", "may")
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest | None = None, **kwargs: Any) -> Any:
         """The form has its own field for permissions, with plain names."""

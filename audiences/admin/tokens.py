@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
+from audiences.admin.opened import one_line
 from audiences.admin.pages import HistoryAdmin, link, pill_and_why, span
 from audiences.admin.verbs import Verb
 from audiences.insight import state
@@ -46,6 +47,9 @@ class AskName(forms.Form):
         widget=UnfoldAdminTextInputWidget(attrs={"autofocus": True}),
         help_text="What it is for, such as the name of the Lytics job that sends it. Can be left empty.",
     )
+
+    def clean_token_name(self) -> str:
+        return one_line(self.cleaned_data["token_name"])
 
 
 class Reveal(Verb[Token]):

@@ -1,9 +1,11 @@
 """Making an install, and what its owner pastes into Lytics."""
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.urls import reverse
 
+from audiences import naming
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.models import Install, Token
 from audiences.receiving import tokens
@@ -12,6 +14,8 @@ from audiences.receiving import tokens
 def create(install: Install) -> Token:
     """Validate and store a new install together with its first token. Raises ``ValidationError``."""
     install.full_clean()
+    if not naming.is_one_line(install.name):
+        raise ValidationError({"name": [naming.NOT_ONE_LINE]})
     with transaction.atomic():
         install.save(force_insert=True)
         return tokens.create(install)
