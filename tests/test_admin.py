@@ -17,7 +17,7 @@ from django.utils.timezone import now
 from audiences.admin.tokens import Rotate
 from audiences.delivery import backoff, claims, holds, provision, request_records
 from audiences.insight import heartbeats
-from audiences.models import Audience, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
+from audiences.models import Audience, Audit, Delivery, Event, Install, Lane, Parked, Receipt, Resend, Run, Token
 from audiences.operations import installs, parked_items, resends
 from audiences.receiving import ingest, tokens
 from odp.outcomes import Answer, Outcome
@@ -456,6 +456,58 @@ def test_a_stale_page_does_nothing(operator: Client, audience: Audience, lane: L
     operator.post(url("resume", audience), hidden(asked))
     lane.refresh_from_db()
     assert lane.paused_by == "a third"
+
+
+@pytest.mark.parametrize(
+    ("kind", "verb", "answers"),
+    [
+        ("audience", "resync", {"reason": "x"}),
+        ("audience", "replay", {"start": "2026-01-01T00:00", "end": "2999-01-01T00:00", "reason": "x"}),
+        ("audience", "audit", {"mode": "full", "sample": "9"}),
+        ("audience", "pause", {"reason": "x"}),
+        ("install", "new-token", {"token_name": "x"}),
+        ("token", "name", {"token_name": "x"}),
+    ],
+)
+def test_the_same_page_pressed_twice_acts_once(
+    operator: Client, install: Install, audience: Audience, kind: str, verb: str, answers: dict[str, str]
+) -> None:
+    """Also when the first press has ended, or was undone, before the second one."""
+    thing = {"audience": audience, "install": install, "token": install.tokens.get()}[kind]
+    Audience.objects.update(provisioned_at=now())
+    if verb == "new-token":
+        install.tokens.update(revoked_at=now())
+    asked = operator.post(url(verb, thing), answers) if verb == "replay" else operator.get(url(verb, thing))
+    for _ in range(2):
+        operator.post(url(verb, thing), {**answers, **hidden(asked.content.decode())})
+        Resend.objects.update(ended_at=now())
+        Audit.objects.update(ended_at=now())
+        Lane.objects.update(paused_at=None, paused_by="", pause_reason="")
+    assert LogEntry.objects.count() == 1
+
+
+def test_a_button_for_several_that_finds_nothing_left_to_do_says_so(
+    operator: Client, audience: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds.block_audience(audience.pk, "gone")
+    monkeypatch.setattr(holds, "unblock", lambda *_: False)
+    address = reverse("admin:audiences_audience_unblock_cause", args=[audience.pk])
+    done = operator.post(address, hidden(operator.get(address).content.decode()), follow=True).content.decode()
+    assert "so nothing was done" in done
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.parametrize("model", ["parked", "audience"])
+def test_a_selection_that_has_no_numbers_selects_nothing(boss: Client, install: Install, model: str) -> None:
+    action = {"parked": "discard_selected", "audience": "unblock_selected"}[model]
+    page = reverse(f"admin:audiences_{model}_changelist")
+    assert boss.post(page, {"action": action, "_selected_action": "x"}).status_code == 302
+
+
+def test_a_dialog_returns_to_any_address_of_this_site(operator: Client, install: Install) -> None:
+    asked = {"next": "/admin/\n\u0436", "seen": "x"}
+    answer = operator.post(url("check", install), asked, HTTP_HX_REQUEST="true")
+    assert answer["HX-Redirect"] == "/admin/%0A%D0%B6"
 
 
 def test_names_have_no_line_breaks_or_control_characters(operator: Client, install: Install) -> None:

@@ -34,6 +34,7 @@ from audiences.operations import alert_messages, installs, mail_backend, trouble
 from audiences.operations.troubles import Seen
 from outgoing import webhooks
 from tests.delivering import NOWHERE, make_audience
+from tests.test_admin import hidden
 from tests.threads import PATIENCE, eventually, together
 from workers import tasks
 
@@ -706,7 +707,8 @@ def test_the_button_queues_a_test_of_its_channel_and_the_list_shows_the_result(
     asked = operator.get(button).content.decode()
     assert "One test message is sent by Slack" in asked
     assert not TroubleMessage.objects.exists()
-    operator.post(button)
+    for _ in range(2):  # a double click
+        operator.post(button, hidden(asked))
     assert LogEntry.objects.get().change_message == "Asked for a test message."
     assert receiver.got == []
     assert "to be sent" in operator.get(page).content.decode()
@@ -720,7 +722,7 @@ def test_the_button_queues_a_test_of_its_channel_and_the_list_shows_the_result(
 
 def test_a_rejected_test_is_shown_with_its_reason_and_not_tried_again(receiver: Receiver, operator: Client) -> None:
     receiver.status = 403
-    operator.post(reverse("admin:audiences_trouble_test", args=["webhook"]))
+    operator.post(reverse("admin:audiences_trouble_test", args=["webhook"]), {"seen": "None"})
     tasks.send_alerts()
     alert_messages.send_due(seconds=5, at=now() + timedelta(hours=2))
     assert len(receiver.got) == 1

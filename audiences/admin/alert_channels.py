@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path, reverse
 
@@ -27,12 +28,15 @@ class Tested:
 
 def tested() -> list[Tested]:
     """All channels of the settings, with the results of their last tests."""
-    # The messages of tests have no trouble, so the index of that column finds them.
-    tests = TroubleMessage.objects.filter(trouble=None, event=TroubleMessage.Event.TEST)
     return [
-        Tested(channel.label, end_of(tests.filter(channel=channel).first()), reverse(f"admin:{URL}", args=[channel]))
+        Tested(channel.label, end_of(_tests().filter(channel=channel).first()), reverse(f"admin:{URL}", args=[channel]))
         for channel in alert_messages.channels()
     ]
+
+
+def _tests() -> QuerySet[TroubleMessage]:
+    # The messages of tests have no trouble, so the index of that column finds them.
+    return TroubleMessage.objects.filter(trouble=None, event=TroubleMessage.Event.TEST)
 
 
 def end_of(message: TroubleMessage | None) -> State:
@@ -57,6 +61,9 @@ def url(admin: OperatorAdmin[Trouble]) -> URLPattern:
         chosen = next((one for one in alert_messages.channels() if one == channel), None)
         if chosen is None:
             return verbs.go(request, back, warning="The settings don't name this channel, so nothing was sent.")
+        latest = _tests().filter(channel=chosen).values_list("pk", flat=True).first()
+        if request.method == "POST" and request.POST.get("seen") != str(latest):
+            return verbs.go(request, back, warning=verbs.STALE)
         if request.method == "POST":
             (message,) = alert_messages.queue_test([chosen])
             verbs.record(request, [message], "Asked for a test message.")
@@ -68,6 +75,7 @@ def url(admin: OperatorAdmin[Trouble]) -> URLPattern:
             title=f"Test: {chosen.label}",
             label="Send a test",
             consequence=f"One test message is sent by {chosen.label}, to all its receivers. It isn't tried again.",
+            hidden={"seen": latest},
             back=back,
             opts=admin.opts,
         )

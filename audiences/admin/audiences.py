@@ -212,7 +212,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         runs = Run.objects.filter(audience=audience).select_related("delivery", "skip").defer("delivery__request")
         runs = runs.order_by("-id")
         if before.isdecimal():
-            runs = runs.filter(pk__lt=int(before))
+            runs = runs.filter(pk__lt=int(before[:18]))
         page = list(runs[: RUNS_SHOWN + 1])
         masked_answers.mask_reasons(run.delivery for run in page if run.delivery)
         caused = resend_causes.causes(page)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib.admin import ShowFacets
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.paginator import Page, Paginator
@@ -220,6 +221,12 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
             download = verbs.view(self, partial(csv_file.download, self))
             own.append(path("csv/", download, name=f"audiences_{self.opts.model_name}_csv"))
         return [*own, *super().get_urls()]
+
+    def response_action(self, request: HttpRequest, queryset: QuerySet[M], *args: Any, **kwargs: Any) -> Any:
+        """A selection that isn't of this list, such as letters for a number, is answered as an outdated page."""
+        if not all(pk.isdecimal() for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)):
+            return verbs.go(request, request.get_full_path(), warning=verbs.STALE)
+        return super().response_action(request, queryset, *args, **kwargs)
 
     def csv_piece(self, rows: list[list[Any]]) -> None:
         """May change the rows of a piece of the CSV file before they are written."""

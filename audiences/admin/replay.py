@@ -90,9 +90,9 @@ class Replay(SendAgain):
                 form.add_error("end", f"Nothing of {audience} was received in this time range.")
                 return ask(consequence=self.consequence(audience), form=form, label="Count the events")
             hidden = {name: request.POST[name] for name in form.fields}
-            seen = {"upto": end_of_log, "seen": _version_tag(stretch)}
+            seen = {"upto": end_of_log, "seen": _version_tag(audience, stretch)}
             return ask(consequence=_foreseen(audience, stretch, asked), label=self.label, hidden={**hidden, **seen})
-        if request.POST["seen"] != _version_tag(stretch) or not resends.replay(
+        if request.POST["seen"] != _version_tag(audience, stretch) or not resends.replay(
             audience,
             stretch,
             start=asked["start"],
@@ -129,8 +129,9 @@ def _ask(
     )
 
 
-def _version_tag(stretch: Stretch) -> str:
-    return f"{stretch.first}-{stretch.last}-{stretch.events}"
+def _version_tag(audience: Audience, stretch: Stretch) -> str:
+    entry = verbs.newest_entries([audience]).get(str(audience.pk))
+    return f"{stretch.first}-{stretch.last}-{stretch.events}-{entry}"
 
 
 def _span(asked: dict[str, Any]) -> str:

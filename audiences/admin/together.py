@@ -1,6 +1,5 @@
 """One button for several objects: it shows their names and number, asks, and presses the button of each."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,8 +101,7 @@ def press(
     """
     if not request.user.has_perm(verb.permission):
         raise PermissionDenied
-    facts = ",".join(f"{thing.pk} {verb.seen(thing)}" for thing in things)
-    version_tag = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    version_tag = verbs.version_tag(verb, things)
     is_answer = "seen" in request.POST
     form = verb.form(request.POST if is_answer else None)
     if not things or (is_answer and request.POST["seen"] != version_tag):
@@ -111,6 +109,8 @@ def press(
     if is_answer and form.is_valid():
         by = request.user.get_username()
         done = [thing for thing in things if verb.do(thing, by=by, answers=form.cleaned_data)]
+        if not done:
+            return verbs.go(request, back, warning=verbs.STALE)
         reason = form.cleaned_data.get("reason")
         message = verbs.with_others(past, len(done))
         verbs.record(request, done, f"{message} Reason: {reason}" if reason else message)

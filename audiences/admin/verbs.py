@@ -1,7 +1,8 @@
 """The buttons. Each is a Verb: a permission, a page that states the consequence, a POST, and an entry in the history.
 
 The confirmation is a separate page, part of which unfold's dialog shows, so that it also works without scripts. It
-carries a version tag of the data shown. If the data has changed since, the button does nothing and says so.
+carries a version tag of the data shown and of the object's history. If either has changed since, the button does
+nothing and says so: a second press of the same page does nothing either.
 """
 
 import hashlib
@@ -16,11 +17,12 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model
+from django.db.models import Max, Model
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from unfold.widgets import UnfoldAdminTextareaWidget
 
@@ -91,7 +93,23 @@ class Verb(Generic[M]):
         return press(admin, self, request, pk)
 
     def version_tag(self, instance: M) -> str:
-        return hashlib.sha256(self.seen(instance).encode()).hexdigest()[:16]
+        return version_tag(self, [instance])
+
+
+def version_tag(verb: Verb[M], instances: Sequence[M]) -> str:
+    """A digest of the facts of each object, and of its newest entry in *Who did what*."""
+    newest = newest_entries(instances)
+    facts = ",".join(f"{each.pk} {verb.seen(each)} {newest.get(str(each.pk))}" for each in instances)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def newest_entries(instances: Sequence[Model]) -> dict[str | None, int]:
+    """The id of the newest entry in the history of each object that has one, by the object's id."""
+    if not instances:
+        return {}
+    kind = ContentType.objects.get_for_model(instances[0])
+    entries = LogEntry.objects.filter(content_type=kind, object_id__in=[str(each.pk) for each in instances])
+    return dict(entries.order_by().values_list("object_id").annotate(Max("pk")))
 
 
 @dataclass(frozen=True)
@@ -223,7 +241,7 @@ def go(request: HttpRequest, to: str, *, success: str = "", warning: str = "") -
         messages.warning(request, warning)
     if request.headers.get("HX-Request"):
         # A redirect would be followed into the dialog.
-        return HttpResponse(headers={"HX-Redirect": to})
+        return HttpResponse(headers={"HX-Redirect": iri_to_uri(to)})
     return HttpResponseRedirect(to)
 
 
