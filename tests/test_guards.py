@@ -141,7 +141,7 @@ def test_a_stale_form_changes_nothing(operator: Client, shop: Install) -> None:
     form = opened(operator, shop)
     Install.objects.update(enabled=False, batch_size=100)  # a concurrent change
     said = save(operator, shop, form, name="Renamed")
-    assert "This changed after the page was loaded" in said
+    assert "so nothing was saved. Open it again" in said
     again = Install.objects.get()
     assert (again.name, again.enabled, again.batch_size) == ("Shop", False, 100)
 

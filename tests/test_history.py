@@ -448,7 +448,7 @@ def test_a_download_needs_the_permission(shop: Install, client: Client) -> None:
     assert User.objects.count() == 1
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1"])
 def test_no_cell_is_a_formula(viewer: Client, shop: Install, text: str) -> None:
     delivery(shop, reason=text, outcome="refused")
     (row,) = rows_of(viewer.post(address("delivery_csv")))

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from audiences.admin import verbs
-from audiences.admin.opened import one_line
+from audiences.admin.opened import OUTDATED, one_line
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.models import Install
 from audiences.operations import guards
@@ -77,7 +76,7 @@ class InstallForm(_ModelForm):
         """Add errors and the consequences to confirm. Runs after the fields are set on the instance."""
         super()._post_clean()  # type: ignore[misc] # Django's hook, which the stubs lack
         if self.before is not None and self.data.get("opened", "") != _fingerprint(self.before):
-            self.add_error(None, verbs.STALE)
+            self.add_error(None, OUTDATED)
         if self.errors:
             return
         if self.before is not None:
