@@ -128,7 +128,9 @@ def test_no_retry_after_makes_us_wait_for_ever_or_fail(header: str) -> None:
         (urllib3.exceptions.ProtocolError(), "its response ended early"),
         (OSError(), "the network has no route to its host"),
         (requests.exceptions.InvalidURL(), "the ODP host of this install is not a valid address"),
-        (ValueError(), "the ODP host of this install is not a valid address"),
+        (urllib3.exceptions.LocationParseError("x"), "the ODP host of this install is not a valid address"),
+        (UnicodeError(), "the ODP host of this install is not a valid address"),
+        (ValueError(), "its response is not readable"),
         (LookupError(), "its response is not readable"),
     ],
     ids=repr,
@@ -141,7 +143,7 @@ def test_the_innermost_cause_of_an_error_names_the_reason(error: Exception, word
 
 def test_a_reason_about_another_server_names_neither_odp_nor_its_settings() -> None:
     assert elsewhere(words_for(socket.gaierror())) == "its host name could not be resolved"
-    assert elsewhere(words_for(ValueError())) == "its address is not valid"
+    assert elsewhere(words_for(UnicodeError())) == "its address is not valid"
     assert elsewhere("ODP sent no complete response in time") == "it sent no complete response in time"
 
 
