@@ -168,7 +168,7 @@ def test_a_call_whose_audience_is_locked_waits_alone(groups: Groups, install: In
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call waits briefly for a lock, also one that has a place."""
+    """Limits of 50 ms for each wait for a lock."""
     for module, name in (
         (plain_calls, "GROUP_LOCK_MILLISECONDS"),
         (ingest, "LOCK_MILLISECONDS"),

@@ -1,4 +1,4 @@
-"""What forms check: that nobody saved another change after the page was opened, and that a name is one line."""
+"""Two checks of forms: nobody saved a change after the page was opened, and a name is a single line."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any

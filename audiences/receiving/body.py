@@ -64,7 +64,7 @@ def read(request: Request) -> Body:
 
 
 def _inner(content: bytes) -> bytes:
-    """Unpack what was compressed more than once. JSON begins with none of the first bytes of gzip and zlib."""
+    """Unpack a body that was compressed more than once. No JSON begins with the first bytes of gzip or zlib."""
     for _ in range(_LAYERS - 1):
         if not content.startswith((b"\x1f\x8b", b"\x78")):
             break

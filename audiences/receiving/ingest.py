@@ -74,7 +74,7 @@ def receive(
 
 @contextmanager
 def _limited_lock_wait() -> Iterator[None]:
-    """A transaction that waits for each lock for a limited time. Inside another transaction, the limit of that one."""
+    """A transaction with a limited wait for each lock. Inside another transaction, the limit of that one applies."""
     if connection.in_atomic_block:
         with transaction.atomic():
             yield
