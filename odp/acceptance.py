@@ -19,8 +19,8 @@ _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "re
 # The same in responses to writes of memberships, at any depth: compared without case, and without other characters than
 # letters, as in ``failed_count``.
 _FAILURE = re.compile(
-    r"(?:(?:num|number|total|count)(?:of)?)?(?:items|records|events|profiles)?"
-    r"(?:errors?|fail(?:ed|ures?)|invalids?|reject(?:ed|ions?)|unprocessed|dropped|ignored|skipped)"
+    r"(?:has|any|partial|(?:num|number|total|count)(?:of)?)?(?:items|records|events|profiles)?"
+    r"(?:errors?|fail(?:ed|ures?)|invalids?|reject(?:ed|ions?)|unprocessed|unsuccessful|dropped|ignored|skipped)"
     r"(?:items|records|events|profiles)?(?:count|total)?"
 )
 _NO_LETTERS = re.compile(r"[^a-z]+")

@@ -207,6 +207,9 @@ def test_however_a_2xx_says_that_it_failed_it_is_no_acceptance(
     [
         ({"failed_count": 2}, Outcome.RETRY_LATER, "failed_count 2"),
         ({"numErrors": 1}, Outcome.RETRY_LATER, "numErrors 1"),
+        ({"hasErrors": True}, Outcome.RETRY_LATER, "hasErrors"),
+        ({"partial_failure": "yes"}, Outcome.RETRY_LATER, "partial_failure"),
+        ({"unsuccessful": 3}, Outcome.RETRY_LATER, "unsuccessful 3"),
         ({"Errors": {"0": "x"}}, Outcome.RETRY_LATER, "Errors"),
         ({"rejected\x00": 1}, Outcome.RETRY_LATER, "rejected 1"),
         ({"results": [{"ok": True}, {"ok": False}]}, Outcome.RETRY_LATER, "failure"),

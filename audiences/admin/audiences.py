@@ -29,6 +29,7 @@ from audiences.admin.audience_verbs import (
 from audiences.admin.audits import AuditNow
 from audiences.admin.definition_verbs import AcceptDefinition, TakeOurs
 from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, link, list_url, number, pill_and_why
+from audiences.admin.parameters import whole_number
 from audiences.admin.replay import Replay
 from audiences.admin.resends import section
 from audiences.admin.retire_verbs import Retire, ReuseId, TakeBack
@@ -211,8 +212,8 @@ class AudienceAdmin(OperatorAdmin[Audience]):
         before = request.GET.get("before", "")
         runs = Run.objects.filter(audience=audience).select_related("delivery", "skip").defer("delivery__request")
         runs = runs.order_by("-id")
-        if before.isdecimal():
-            runs = runs.filter(pk__lt=int(before[:18]))
+        if (number_before := whole_number(before)) is not None:
+            runs = runs.filter(pk__lt=number_before)
         page = list(runs[: RUNS_SHOWN + 1])
         masked_answers.mask_reasons(run.delivery for run in page if run.delivery)
         caused = resend_causes.causes(page)

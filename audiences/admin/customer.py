@@ -24,6 +24,7 @@ from django.utils.safestring import SafeString
 
 from audiences.admin import forgetting, parked_groups, verbs
 from audiences.admin.pages import OperatorAdmin, count, list_url, mask, pill, url_of
+from audiences.admin.parameters import whole_number
 from audiences.admin.parked_groups import Group
 from audiences.delivery import odp_account
 from audiences.delivery.leases import REJECTED_BY_ODP
@@ -152,7 +153,7 @@ def _share(customer_history: CustomerHistory) -> str:
 
 def _answer(request: HttpRequest, identifier: str) -> HttpResponse:
     ask = request.POST.get("ask", "")
-    install_id = int(ask[:18]) if ask.isdecimal() else None
+    install_id = whole_number(ask)
     note = _note(request, identifier)
     if install_id is not None and request.headers.get("HX-Request"):
         customer_history = customers.customer_history(identifier, install_id=install_id)

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from audiences import naming, sql
 from audiences.admin import periods
+from audiences.admin.parameters import whole_number
 from audiences.admin.periods import SINCE, UNTIL
 from audiences.index_order import index_order
 from audiences.models import FAILED, OUTCOMES, SKIPPED, SLOW_MS, Again, Audience, Delivery, Install, Run
@@ -223,7 +224,7 @@ def is_only_by_install(request: HttpRequest) -> bool:
 
 def count_runs(request: HttpRequest) -> int:
     """The bounded count of the runs of an install, for an address that ``is_only_by_install``."""
-    install = int(request.GET[InstallOfRun.parameter_name])
+    install = whole_number(request.GET[InstallOfRun.parameter_name])
     with index_order():
         found = _COUNT_RUNS.run(install=install, bound=COUNTED, **_period_of_runs(request)).one()
     return found.rows if found else 0
@@ -256,12 +257,12 @@ class InstallOfRun(admin.SimpleListFilter):
         return [(str(pk), name) for pk, name in Install.objects.values_list("pk", "name")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Run]) -> QuerySet[Run]:
-        value = self.value() or ""
-        if not value.isdecimal():
+        install = whole_number(self.value() or "")
+        if install is None:
             return queryset
         # The newest runs of each audience are enough for a page only if nothing else narrows them.
         if request.method == "POST" or not is_only_by_install(request):
-            return queryset.filter(audience__install=int(value))
+            return queryset.filter(audience__install=install)
         statement = _OLDEST_RUNS if self.oldest_first else _NEWEST_RUNS
-        runs = statement.subquery(runs=rows_up_to_page(request), install=int(value), **_period_of_runs(request))
+        runs = statement.subquery(runs=rows_up_to_page(request), install=install, **_period_of_runs(request))
         return queryset.filter(pk__in=runs)

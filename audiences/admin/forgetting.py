@@ -11,6 +11,7 @@ from django.urls import reverse
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldBooleanWidget
 
 from audiences.admin import verbs
+from audiences.admin.parameters import whole_number
 from audiences.insight import customer_export
 from audiences.models import Install
 from audiences.operations import forgetting
@@ -88,7 +89,8 @@ def export(request: HttpRequest, identifier: str, install_id: str) -> HttpRespon
 def _install(request: HttpRequest, install_id: str) -> Install:
     if not may(request):
         raise PermissionDenied
-    install = Install.objects.filter(pk=int(install_id[:18])).first() if install_id.isdecimal() else None
+    number = whole_number(install_id)
+    install = None if number is None else Install.objects.filter(pk=number).first()
     if install is None:
         raise Http404
     return install

@@ -23,6 +23,7 @@ from django.utils.timezone import now
 
 from audiences.admin import csv_file, verbs
 from audiences.admin.filters import COUNTED, PER_PAGE
+from audiences.admin.parameters import DIGITS, whole_number
 from audiences.insight import horizons, trials
 from audiences.insight.state import State
 from audiences.models import Receipt
@@ -224,7 +225,7 @@ class OperatorAdmin(WithButtons[M], WithHistory[M], SafeList[M], UnfoldModelAdmi
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[M], *args: Any, **kwargs: Any) -> Any:
         """A selection that isn't of this list, such as letters for a number, is answered as an outdated page."""
-        if not all(pk.isdecimal() for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)):
+        if not all(pk.isdecimal() and len(pk) <= DIGITS for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)):
             return verbs.go(request, request.get_full_path(), warning=verbs.STALE)
         return super().response_action(request, queryset, *args, **kwargs)
 
@@ -258,9 +259,8 @@ class NumberedHistoryAdmin(HistoryAdmin[M]):
         term = search_term.strip()
         if not term:
             return queryset, False
-        digits = term.replace(",", "")
-        if digits.isdecimal():
-            return queryset.filter(pk=int(digits[:18])), False
+        if (number_sought := whole_number(term.replace(",", ""))) is not None:
+            return queryset.filter(pk=number_sought), False
         return self.rows_named(queryset, term), False
 
 

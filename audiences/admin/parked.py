@@ -31,6 +31,7 @@ from audiences.admin.pages import (
     size,
     up_to_bound,
 )
+from audiences.admin.parameters import whole_number
 from audiences.admin.parked_groups import ANY_NUMBER, counted, groups, items, unfinished
 from audiences.admin.parked_reasons import ALL_HINTS, STAYED, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
@@ -353,8 +354,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
 def _upto(request: HttpRequest) -> int:
     """The id of the newest item in the question to the person; before the question, no limit."""
-    sent = request.POST.get("upto", "")
-    return int(sent[:18]) if sent.isdecimal() else ANY_NUMBER
+    sent = whole_number(request.POST.get("upto", ""))
+    return ANY_NUMBER if sent is None else sent
 
 
 def _stored_bytes(parked: Parked) -> int | None:

@@ -11,6 +11,7 @@ from unfold.widgets import DATETIME_CLASSES, UnfoldAdminTextareaWidget
 
 from audiences.admin import verbs
 from audiences.admin.pages import OperatorAdmin, count, number
+from audiences.admin.parameters import whole_number
 from audiences.admin.periods import within_bounds
 from audiences.admin.resends import SendAgain, when
 from audiences.insight import horizons
@@ -82,8 +83,8 @@ class Replay(SendAgain):
         ask = partial(_ask, admin, self, request, audience, back=back)
         if request.method != "POST" or not form.is_valid():
             return ask(consequence=self.consequence(audience), form=form, label="Count the events")
-        asked, upto = form.cleaned_data, request.POST.get("upto", "")
-        end_of_log = min(int(upto[:18]), audience.last_sequence) if upto.isdecimal() else audience.last_sequence
+        asked, upto = form.cleaned_data, whole_number(request.POST.get("upto", ""))
+        end_of_log = audience.last_sequence if upto is None else min(upto, audience.last_sequence)
         stretch = log_range.find(audience.pk, asked["start"], asked["end"], upto=end_of_log)
         if "seen" not in request.POST:
             if not stretch.events:
