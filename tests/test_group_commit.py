@@ -249,6 +249,27 @@ def test_lytics_is_asked_to_come_back_soon_for_an_audience_that_stays_locked(
     assert [(line["log_level"], line["event"]) for line in lines] == [("warning", "calls are answered 503")]
 
 
+@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "LOCK TABLE audiences_receipt IN SHARE MODE",
+        "LOCK TABLE audiences_event IN ACCESS EXCLUSIVE MODE",
+        "SELECT FROM audiences_install FOR UPDATE",
+    ],
+)
+def test_no_other_lock_makes_a_call_wait_without_limit(
+    groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    monkeypatch.setattr(views, "_rejected_at", {})
+    groups._go.set()
+    new = body(message(transition(segment="new", slug="new")))
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(lock)
+        answers = [start(partial(send, install, content))[0].result(PATIENCE) for content in (SILVER, new)]
+    assert [answer.status_code for answer in answers] == [503, 503]
+
+
 @pytest.mark.parametrize("planning", ["", "-c enable_indexscan=off -c enable_bitmapscan=off", "-c enable_sort=off"])
 def test_the_first_lock_of_a_group_already_has_its_limit(
     groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch, planning: str

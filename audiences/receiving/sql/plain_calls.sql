@@ -4,13 +4,15 @@
 -- Locks the audiences that calls name, in ascending order of id, so that two transactions that share audiences cannot
 -- deadlock. A separate statement before store_named: one that locks and updates can see a stale version of a row.
 WITH
--- Limits the wait for each lock of this transaction, in milliseconds; with NULL, the present limit stays. Rows are
--- locked after the join, in any plan, so the limit holds for the first one too.
+-- Limits the wait for each lock of this transaction, in milliseconds; with NULL, the present limit stays. As a
+-- condition without a column it is evaluated first, in any plan: so the limit holds for the first row, and when there
+-- is no row, for the table that the next statement may wait for.
 lock_wait AS MATERIALIZED (
-    SELECT set_config('lock_timeout', coalesce(%(lock_milliseconds)s, current_setting('lock_timeout')), true)
+    SELECT set_config('lock_timeout', coalesce(%(lock_milliseconds)s, current_setting('lock_timeout')), true) AS limit
 )
-SELECT audience.id FROM audiences_audience AS audience CROSS JOIN lock_wait
+SELECT audience.id FROM audiences_audience AS audience
 WHERE audience.install_id = %(install)s AND audience.segment_id = ANY(%(segments)s::text[])
+    AND (SELECT lock_wait.limit FROM lock_wait) IS NOT NULL
 ORDER BY audience.id FOR NO KEY UPDATE OF audience
 
 -- name: store_named
