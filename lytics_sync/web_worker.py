@@ -6,8 +6,8 @@ caller to close: twenty slow callers would stop both processes. Here
 1. the poller reads the header, and gives the connection to a thread when the header is complete;
 2. the thread waits at most ``WEBHOOK_READ_SECONDS`` for the body, and as long for the caller to read the response;
 3. after its last answer a connection goes back to the poller, which waits for the caller to close it;
-4. a process that accepts one connection more than before pauses for a millisecond, so that callers that connect at the
-   same time are spread over the web processes.
+4. a process that has more connections than another leaves a new one to that for some milliseconds. Callers keep their
+   connections, and a process uses one core: with 14 of 20 callers it is the limit while the other one is idle.
 
 The poller itself answers ``GET /health/live``: all threads may be waiting for a database that doesn't respond.
 tests/test_web_worker.py lists the parts of gunicorn that this needs, and fails when a new version changes one.
@@ -27,6 +27,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from audiences import start_checks, tracing
 from lytics_sync import unreadable, warm_up
+from lytics_sync.connection_counts import ConnectionCounts
 from lytics_sync.request_socket import RequestSocket
 
 log = structlog.get_logger(__name__)
@@ -35,13 +36,15 @@ log = structlog.get_logger(__name__)
 HEADER_SECONDS = 20.0
 # Lingering close: closing a connection with unread data sends RST, and the caller can lose the last response.
 _LINGER_SECONDS = 2.0
-# Long enough for an idle process to wake up and accept a connection.
+# A process that leaves a new connection to another looks again after this pause, for as long as its patience.
 ACCEPT_PAUSE_SECONDS = 0.001
+ACCEPT_PATIENCE_SECONDS = 0.02
 _LIVE_BODY = b'{"status": "alive"}'
 _LIVE = (
     b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_LIVE_BODY), _LIVE_BODY)
 )
+_counts = ConnectionCounts()
 
 
 class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
@@ -51,8 +54,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         self._waiting: set[TConn] = set()
         # The moment of time.monotonic() from which this process accepts connections again.
         self._accept_again_at = 0.0
-        # The most connections at a time in the last second, and the moment at which that second ends.
-        self._most_conns, self._second_ends_at = 0, 0.0
+        # When this process began to leave a connection to another, and when it last did so.
+        self._yields_since, self._yielded_at = 0.0, 0.0
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -70,16 +73,27 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             tracing.stop()
 
     def accept(self, listener: socket.socket) -> None:
-        """Pause after a connection that adds to those of the last second, so that another process takes the next.
-
-        Otherwise one process can get all callers that connect at the same time, and keep them as long as they send.
-        Callers that open a connection for each call aren't slowed down: their connections replace others.
-        """
-        super().accept(listener)
-        if self.nr_conns > self._most_conns:
-            self._most_conns = self.nr_conns
-            self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_SECONDS
+        """Accept a connection, unless another process has fewer and takes it."""
+        moment = time.monotonic()
+        if self._yields(moment):
+            self._accept_again_at = moment + ACCEPT_PAUSE_SECONDS
             self.set_accept_enabled(False)
+            return
+        super().accept(listener)
+        _counts.tell(self.age, self.nr_conns, at=moment)
+
+    def _yields(self, moment: float) -> bool:
+        """Whether the connection is left to another process. One that doesn't come for it has no time."""
+        fewest = _counts.fewest_elsewhere(self.age, at=moment)
+        if fewest is None or self.nr_conns <= fewest:
+            return False
+        if moment - self._yielded_at > ACCEPT_PATIENCE_SECONDS:
+            # Another connection than the last time.
+            self._yields_since = moment
+        if moment - self._yields_since > ACCEPT_PATIENCE_SECONDS:
+            return False
+        self._yielded_at = moment
+        return True
 
     def set_accept_enabled(self, enabled: bool) -> None:
         if not enabled or time.monotonic() >= self._accept_again_at:
@@ -125,8 +139,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         """The main loop calls this in each round, at least once a second."""
         super().notify()
         moment = time.monotonic()
-        if moment >= self._second_ends_at:
-            self._most_conns, self._second_ends_at = self.nr_conns, moment + 1.0
+        if self.alive:
+            _counts.tell(self.age, self.nr_conns, at=moment)
+        else:
+            _counts.leave(self.age)
         for conn in [conn for conn in self._waiting if conn.sock.wait_until < moment]:
             self._forget(conn)
             self._close(conn)

@@ -2,10 +2,13 @@
 
 import ast
 import inspect
+import os
 import selectors
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ from gunicorn.config import Config
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from lytics_sync import web_worker
+from benchmarks import usage
+from lytics_sync import connection_counts, web_worker
+from lytics_sync.connection_counts import ConnectionCounts
 from lytics_sync.env import PROJECT_DIR
-from tests.web import logger_of
+from tests.threads import eventually
+from tests.web import Web, logger_of
 
 SOURCE = Path(str(web_worker.__file__)).read_text(encoding="utf-8")
 # What Worker overrides, with the parameters that gunicorn passes.
@@ -33,9 +39,9 @@ OVERRIDDEN = {
     "handle_error": ["self", "req", "client", "addr", "exc"],
 }
 # What Worker reads of gunicorn's worker and of its connections.
-OF_A_WORKER = {"tpool", "poller", "nr_conns"}
+OF_A_WORKER = {"age", "alive", "tpool", "poller", "nr_conns"}
 # The attributes that Worker adds.
-OWN = {"_waiting", "_accept_again_at", "_most_conns", "_second_ends_at"}
+OWN = {"_waiting", "_accept_again_at", "_yields_since", "_yielded_at"}
 OF_A_CONNECTION = {"sock", "parser", "data_ready", "close"}
 
 
@@ -81,7 +87,7 @@ def test_a_certificate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Accepting:
-    """A worker that listens, whose pause after a connection ends when a test says so."""
+    """Worker 1, which listens, beside another process whose connections a test tells it of."""
 
     def __init__(self, undo: ExitStack) -> None:
         self.undo = undo
@@ -92,20 +98,27 @@ class Accepting:
         self.worker.poller = undo.enter_context(selectors.DefaultSelector())
         self.worker.set_accept_enabled(True)
 
-    def connect(self) -> None:
+    def other(self, connections: int, *, seconds_ago: float = 0.0) -> None:
+        web_worker._counts.tell(2, connections, at=time.monotonic() - seconds_ago)
+
+    def connect(self) -> bool:
+        """A caller connects. Whether this process takes it, instead of leaving it to the other one."""
         self.undo.enter_context(socket.create_connection(self.listener.getsockname()))
+        return self._accepts()
+
+    def _accepts(self) -> bool:
+        before = self.worker.nr_conns
         self.worker.accept(self.listener)
+        return bool(self.worker.nr_conns > before)
 
-    def close(self) -> None:
-        conn = next(iter(self.worker._waiting))
-        self.worker._forget(conn)
-        self.worker._close(conn)
-
-    def end_pause(self) -> None:
+    def look_again(self) -> bool:
+        """The end of a pause: the main loop listens again, and finds that the connection is still there."""
+        assert not self.listens()
         self.worker._accept_again_at = 0.0
-        self.worker.set_accept_enabled(True)
+        assert self.listens()
+        return self._accepts()
 
-    def accepts(self) -> bool:
+    def listens(self) -> bool:
         """After gunicorn's main loop asks for it, as it does in each round."""
         self.worker.set_accept_enabled(True)
         return self.listener in {key.fileobj for key in self.worker.poller.get_map().values()}
@@ -114,33 +127,99 @@ class Accepting:
 @pytest.fixture
 def accepting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accepting]:
     monkeypatch.setattr(web_worker, "ACCEPT_PAUSE_SECONDS", 3_600.0)
+    monkeypatch.setattr(web_worker, "ACCEPT_PATIENCE_SECONDS", 3_600.0)
+    monkeypatch.setattr(web_worker, "_counts", ConnectionCounts())
     with ExitStack() as undo:
         yield Accepting(undo)
 
 
-def test_after_a_connection_that_adds_to_its_own_a_process_leaves_the_next_to_others(accepting: Accepting) -> None:
-    for _ in range(3):
-        accepting.connect()
-        assert not accepting.accepts()
-        accepting.end_pause()
-        assert accepting.accepts()
+def test_a_process_alone_takes_every_connection(accepting: Accepting) -> None:
+    assert all(accepting.connect() for _ in range(5))
 
 
-def test_a_connection_that_replaces_another_causes_no_pause(accepting: Accepting) -> None:
-    for _ in range(2):
-        accepting.connect()
-        accepting.end_pause()
-    for _ in range(3):
-        accepting.close()
-        accepting.connect()
-        assert accepting.accepts()
+def test_a_process_with_more_connections_leaves_a_new_one_to_the_other(accepting: Accepting) -> None:
+    accepting.other(1)
+    assert accepting.connect()
+    assert accepting.connect()
+    assert not accepting.connect()
+    assert not accepting.look_again()
+    accepting.other(2)
+    assert accepting.look_again()
 
 
-def test_connections_of_an_earlier_second_do_not_count(accepting: Accepting) -> None:
+def test_the_process_with_the_fewest_connections_decides(accepting: Accepting) -> None:
     accepting.connect()
-    accepting.close()
-    accepting.end_pause()
-    accepting.worker._second_ends_at = 0.0
+    accepting.other(9)
+    web_worker._counts.tell(3, 0, at=time.monotonic())
+    assert not accepting.connect()
+
+
+def test_a_connection_that_nobody_takes_is_accepted_after_a_while(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process may be busy, or stopped a moment ago."""
+    accepting.connect()
+    accepting.other(0)
+    assert not accepting.connect()
+    began, accepting.worker._yields_since = accepting.worker._yields_since, 0.0
+    assert began > 0
+    assert accepting.look_again()
+    # Patience begins again with each connection.
+    monkeypatch.setattr(web_worker, "ACCEPT_PATIENCE_SECONDS", 0.01)
+    time.sleep(0.02)
+    assert not accepting.connect()
+
+
+@pytest.mark.parametrize("ended", ["without news", "stopping"])
+def test_a_process_that_has_ended_gets_no_connection(accepting: Accepting, ended: str) -> None:
+    accepting.connect()
+    accepting.other(0, seconds_ago=connection_counts.STALE_SECONDS + 0.1 if ended == "without news" else 0)
+    if ended == "stopping":
+        web_worker._counts.leave(2)
+    assert accepting.connect()
+
+
+def test_a_process_tells_the_others_of_connections_that_come_and_go(accepting: Accepting) -> None:
+    def told() -> int | None:
+        return web_worker._counts.fewest_elsewhere(2, at=time.monotonic())
+
+    assert told() is None
+    accepting.connect()
+    accepting.connect()
+    assert told() == 2
+    conn = next(iter(accepting.worker._waiting))
+    accepting.worker._forget(conn)
+    accepting.worker._close(conn)
     accepting.worker.notify()
-    accepting.connect()
-    assert not accepting.accepts()
+    assert told() == 1
+    accepting.worker.alive = False
+    accepting.worker.notify()
+    assert told() is None
+
+
+def test_callers_are_spread_evenly_over_real_processes(tmp_path: Path, db: None) -> None:
+    """One process would otherwise be the limit while the other one is idle."""
+    web = Web(tmp_path)
+    try:
+        (process,) = (child.process for group in web.fleet.groups for child in group)
+        assert process
+        processes = usage.family(process.pid)[1:]
+        before = [sockets(pid) for pid in processes]
+        with ExitStack() as undo:
+            for place in range(1, 31):
+                undo.enter_context(web.raw())
+                eventually(partial(_have, processes, sum(before) + place))
+            found = sorted(sockets(pid) - known for pid, known in zip(processes, before, strict=True))
+        # A process that gets no CPU time for longer than the other one's patience misses a connection.
+        assert found[0] >= 13, found
+    finally:
+        web.stop()
+
+
+def _have(processes: list[int], some: int) -> bool:
+    return sum(map(sockets, processes)) == some
+
+
+def sockets(pid: int) -> int:
+    """The open sockets of a process."""
+    return sum(os.readlink(file).startswith("socket:") for file in Path(f"/proc/{pid}/fd").iterdir())
