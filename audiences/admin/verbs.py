@@ -17,7 +17,8 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
-from django.db.models import Max, Model
+from django.db.models import CharField, Model, OuterRef, Subquery
+from django.db.models.functions import Cast
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -108,8 +109,14 @@ def newest_entries(instances: Sequence[Model]) -> dict[str | None, int]:
     if not instances:
         return {}
     kind = ContentType.objects.get_for_model(instances[0])
-    entries = LogEntry.objects.filter(content_type=kind, object_id__in=[str(each.pk) for each in instances])
-    return dict(entries.order_by().values_list("object_id").annotate(Max("pk")))
+    entries = LogEntry.objects.filter(content_type=kind, object_id=Cast(OuterRef("pk"), CharField()))
+    # Each is found by the index of the histories, without reading the older ones.
+    newest = type(instances[0])._base_manager.filter(pk__in=[each.pk for each in instances]).order_by()
+    return {
+        str(pk): entry
+        for pk, entry in newest.values_list("pk", Subquery(entries.order_by("-action_time").values("pk")[:1]))
+        if entry is not None
+    }
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD = "rejected", "unknown_url", "un
 OF_REDIS = frozenset({REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task"})
 # Installs named in one item; it says how many more there are.
 NAMED = 10
+# The most entries of an install's history that are searched for the last change of *enabled*.
+NEWEST_ENTRIES = 1_000
 
 
 def rejected_number(installs: list[Any], found: dict[str, RejectedCalls] | None) -> Number:
@@ -285,5 +287,6 @@ def drafts(installs: list[Any]) -> list[Alert]:
 def _switched(install: Install) -> LogEntry | None:
     """The last change of *enabled* made in the admin; changes made elsewhere aren't recorded."""
     kind = ContentType.objects.get_for_model(Install)
-    changes = LogEntry.objects.filter(content_type=kind, object_id=str(install.pk), change_message__contains="Enabled")
-    return changes.select_related("user").order_by("-pk").first()
+    entries = LogEntry.objects.filter(content_type=kind, object_id=str(install.pk)).order_by("-action_time")
+    newest = entries.select_related("user")[:NEWEST_ENTRIES]
+    return next((entry for entry in newest if "Enabled" in entry.change_message), None)
