@@ -6,7 +6,7 @@ stored for it. OpenTelemetry is an optional package: ``span_export`` imports it,
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,9 +42,14 @@ def of_receipt(public_id: str, receipt: int) -> Context:
     return Context(int.from_bytes(digest[:16], "big"), int.from_bytes(digest[16:], "big"))
 
 
-def nanoseconds(moment: float) -> int:
-    """A moment of ``time.monotonic`` as nanoseconds since the epoch."""
-    return time.time_ns() - round((time.monotonic() - moment) * 1e9)
+def clock() -> Callable[[float], int]:
+    """A function that gives a moment of ``time.monotonic`` as nanoseconds since the epoch.
+
+    Spans that are recorded together share one: between two looks at the clocks a thread can lose the processor, and a
+    span would begin before its parent.
+    """
+    start_ns = time.time_ns() - time.monotonic_ns()
+    return lambda moment: start_ns + round(moment * 1e9)
 
 
 _lock = threading.Lock()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,30 @@ def test_one_trace_goes_from_the_call_to_the_answer_of_odp(on: None, shop: Insta
     assert spans[odp_span].attributes["lytics_sync.delivery"] == delivery.pk
     assert not any(span.failed for span in spans.values())
     assert collector.services == {"lytics-sync"}
+
+
+class Preempted:
+    """``time`` as a thread sees it that loses the processor for a millisecond more after each look at the clock."""
+
+    def __init__(self) -> None:
+        self.lost_ns = 0
+
+    def time_ns(self) -> int:
+        self.lost_ns += 1_000_000
+        return time.time_ns() - self.lost_ns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def test_no_span_begins_before_its_parent_when_a_thread_loses_the_processor(
+    on: None, shop: Install, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "time", Preempted())
+    receipt = call(shop, PERSON)
+    drain_all(shop)
+    tracing.stop()
+    assert_goes_from_call_to_answer(of_call(collector, receipt), f"POST {Delivery.objects.latest('pk').endpoint}")
 
 
 def test_a_request_of_many_calls_is_linked_with_each(on: None, shop: Install, collector: Collector) -> None:

@@ -5,7 +5,7 @@ spans in their traces link to it.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
@@ -57,16 +57,17 @@ class DeliverySpans:
 
     def record(self, error: str | None) -> None:
         """Record all spans. ``error`` is None unless the delivery raised; then the last request's outcome counts."""
+        nanoseconds = tracing.clock()
         for request in self._requests:
-            self._record_request(request)
+            self._record_request(request, nanoseconds)
         if error is None and self._requests and self._requests[-1].answer.outcome is not Outcome.DELIVERED:
             error = self._requests[-1].answer.outcome.value
-        end = time.time_ns()
+        end = nanoseconds(time.monotonic())
         for place, (call, delivery) in enumerate(zip(self._calls, self._deliveries, strict=True)):
             self._export.record(
                 "deliver",
                 delivery,
-                start=tracing.nanoseconds(self._began),
+                start=nanoseconds(self._began),
                 end=end,
                 parent=call,
                 kind=Kind.CONSUMER,
@@ -81,7 +82,7 @@ class DeliverySpans:
                 error=error,
             )
 
-    def _record_request(self, request: _Request) -> None:
+    def _record_request(self, request: _Request, nanoseconds: Callable[[float], int]) -> None:
         answer = request.answer
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",
@@ -96,8 +97,8 @@ class DeliverySpans:
         self._export.record(
             f"POST {request.path}",
             request.context,
-            start=tracing.nanoseconds(request.began),
-            end=tracing.nanoseconds(request.ended),
+            start=nanoseconds(request.began),
+            end=nanoseconds(request.ended),
             parent=self._deliveries[0],
             kind=Kind.CLIENT,
             attributes=attributes,

@@ -28,7 +28,8 @@ def record(
     """Record the spans of an answered call. ``began`` is a time of ``time.monotonic``."""
     from audiences.span_export import Kind
 
-    export, caller = tracing.export(), tracing.export().of_caller(headers)
+    export, nanoseconds = tracing.export(), tracing.clock()
+    caller = export.of_caller(headers)
     receipt = storing and storing.received.receipt
     stored = tracing.of_receipt(public_id, receipt) if receipt else None
     of_install: dict[str, str | int] = {"lytics_sync.install": public_id}
@@ -37,8 +38,8 @@ def record(
     call = export.record(
         f"{method} {ROUTE}",
         export.new(trace_of_call and trace_of_call.trace_id),
-        start=tracing.nanoseconds(began),
-        end=time.time_ns(),
+        start=nanoseconds(began),
+        end=nanoseconds(time.monotonic()),
         parent=caller,
         kind=Kind.SERVER,
         links=[stored] if caller and stored else [],
@@ -54,8 +55,8 @@ def record(
         export.record(
             "store call",
             stored,
-            start=tracing.nanoseconds(storing.began),
-            end=tracing.nanoseconds(storing.ended),
+            start=nanoseconds(storing.began),
+            end=nanoseconds(storing.ended),
             parent=None if caller else call,
             links=[call] if caller else [],
             attributes={
