@@ -56,6 +56,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         self._accept_again_at = 0.0
         # When this process began to leave a connection to another, and when it last did so.
         self._yields_since, self._yielded_at = 0.0, 0.0
+        # The most connections at a time in the last second, and the moment at which that second ends.
+        self._most_conns, self._second_ends_at = 0, 0.0
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -80,10 +82,16 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             self.set_accept_enabled(False)
             return
         super().accept(listener)
+        self._most_conns = max(self._most_conns, self.nr_conns)
         _counts.tell(self.age, self.nr_conns, at=moment)
 
     def _yields(self, moment: float) -> bool:
-        """Whether the connection is left to another process. One that doesn't come for it has no time."""
+        """Whether the connection is left to another process. One that doesn't come for it has no time.
+
+        Callers that open a connection for each call aren't held up: their connections replace others.
+        """
+        if self.nr_conns < self._most_conns:
+            return False
         fewest = _counts.fewest_elsewhere(self.age, at=moment)
         if fewest is None or self.nr_conns <= fewest:
             return False
@@ -139,6 +147,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         """The main loop calls this in each round, at least once a second."""
         super().notify()
         moment = time.monotonic()
+        if moment >= self._second_ends_at:
+            self._most_conns, self._second_ends_at = self.nr_conns, moment + 1.0
         if self.alive:
             _counts.tell(self.age, self.nr_conns, at=moment)
         else:

@@ -41,7 +41,7 @@ OVERRIDDEN = {
 # What Worker reads of gunicorn's worker and of its connections.
 OF_A_WORKER = {"age", "alive", "tpool", "poller", "nr_conns"}
 # The attributes that Worker adds.
-OWN = {"_waiting", "_accept_again_at", "_yields_since", "_yielded_at"}
+OWN = {"_waiting", "_accept_again_at", "_yields_since", "_yielded_at", "_most_conns", "_second_ends_at"}
 OF_A_CONNECTION = {"sock", "parser", "data_ready", "close"}
 
 
@@ -111,6 +111,11 @@ class Accepting:
         self.worker.accept(self.listener)
         return bool(self.worker.nr_conns > before)
 
+    def close(self) -> None:
+        conn = next(iter(self.worker._waiting))
+        self.worker._forget(conn)
+        self.worker._close(conn)
+
     def look_again(self) -> bool:
         """The end of a pause: the main loop listens again, and finds that the connection is still there."""
         assert not self.listens()
@@ -145,6 +150,19 @@ def test_a_process_with_more_connections_leaves_a_new_one_to_the_other(accepting
     assert not accepting.look_again()
     accepting.other(2)
     assert accepting.look_again()
+
+
+def test_callers_that_open_a_connection_for_each_call_are_not_held_up(accepting: Accepting) -> None:
+    accepting.connect()
+    accepting.connect()
+    accepting.other(0)
+    accepting.close()
+    assert accepting.connect()
+    # Connections of an earlier second don't count.
+    accepting.close()
+    accepting.worker._second_ends_at = 0.0
+    accepting.worker.notify()
+    assert not accepting.connect()
 
 
 def test_the_process_with_the_fewest_connections_decides(accepting: Accepting) -> None:
@@ -187,9 +205,7 @@ def test_a_process_tells_the_others_of_connections_that_come_and_go(accepting: A
     accepting.connect()
     accepting.connect()
     assert told() == 2
-    conn = next(iter(accepting.worker._waiting))
-    accepting.worker._forget(conn)
-    accepting.worker._close(conn)
+    accepting.close()
     accepting.worker.notify()
     assert told() == 1
     accepting.worker.alive = False
