@@ -30,7 +30,7 @@ help:
 	@echo 'make chaos     kills processes under load, then compares the result (EVENTS, KILLS, SEED)'
 	@echo 'make comeback  measures the time to the next delivery after each kind of kill'
 	@echo 'make soak      a steady rate for MINUTES (120), and whether anything grows (RATE, AUDIENCES, SEED)'
-	@echo 'make fuzz      malformed calls and the models of delivery, for longer (SECONDS=300, SEED, EXAMPLES=500)'
+	@echo 'make fuzz      malformed calls and the models of delivery, for longer (SECONDS=300, SEED, EXAMPLES=200)'
 	@echo 'make bench     all benchmarks, about an hour; writes docs/benchmarks.md (ONLY, WRITE=1, SCALE, ROUNDS, MEMBERS)'
 	@echo 'make bench-quick  compares the ratios with the stored ones; under two minutes'
 	@echo 'make check     format, lint, types, migrations, system checks'
