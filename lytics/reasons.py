@@ -47,17 +47,30 @@ HINTS: dict[str, str] = {
         " what remained. Look for a proxy between Lytics and this service that changes or joins requests. If this"
         " holds a message or a part of one, have the job send existing users again."
     ),
-    NOT_A_MESSAGE: "This element is not a JSON object, so it names no customer and no audience.",
-    UNREADABLE_MESSAGE: "This message is not laid out as an audience trigger. No template may be chosen for the job.",
+    NOT_A_MESSAGE: (
+        "This element is not a JSON object, so it names no customer and no audience. Check that the Lytics job is an"
+        " Audience Triggers Webhook and that no template is chosen for it, then discard the items."
+    ),
+    UNREADABLE_MESSAGE: (
+        "This message doesn't have the layout of an audience trigger. Check that no template is chosen for the Lytics"
+        " job, and have it send existing users again."
+    ),
     NOT_A_USER_EVENT: (
         "This message comes from a stream job, not from an Audience Triggers Webhook job."
         " Point that job elsewhere, or recreate it with the right job type."
     ),
     NO_SEGMENT_EVENTS: (
-        "The message says nothing about an audience. In the Lytics job, add segment_events to Export Fields."
+        "The message names no audience. In the Lytics job, add segment_events to Export Fields and have the job send"
+        " existing users again; then discard the items."
     ),
-    UNKNOWN_EVENT: "Unknown event type. Lytics should send enter, exit or change.",
-    NO_AUDIENCE: "The transition names no audience: it has neither a usable segment id nor a usable slug.",
+    UNKNOWN_EVENT: (
+        "The event is none of enter, exit and change. Correct the Lytics job, have it send existing users again, and"
+        " discard the items."
+    ),
+    NO_AUDIENCE: (
+        "The transition names no audience: it has neither a usable segment id nor a usable slug. Correct the Lytics"
+        " job, have it send existing users again, and discard the items."
+    ),
     UNKNOWN_SLUG: (
         "The transition names its audience by id only and no earlier call contained that audience's slug."
         " Release it once another event of the audience has arrived."
@@ -70,28 +83,32 @@ HINTS: dict[str, str] = {
         "The identifier field is missing. Add it to Export Fields of the Lytics job."
         " If one of the fields that did come identifies these customers, release the items and choose that field: only"
         " they are read by it. To read all later calls by another field, enter it in the install. Otherwise have the"
-        " job send existing users again and discard this."
+        " job send existing users again and discard the items."
     ),
     UNUSABLE_IDENTIFIER: (
         "The identifier field is there and holds no identifier: it is blank, null, true, false or an object."
-        " Correct the field in Lytics, or release this and choose another field that came with it."
+        " Correct the field in Lytics, or release the items and choose another field that came with it."
     ),
     PLACEHOLDER: (
         "The identifier is a placeholder, such as null, undefined or zeros. As a customer it would be in every"
-        " audience. If it is a customer after all, take it out of PLACEHOLDER_IDENTIFIERS and release this."
+        " audience, so discard the items. If it is a customer after all, remove it from PLACEHOLDER_IDENTIFIERS and"
+        " release the items."
     ),
     UNREADABLE_IDENTIFIER: (
         "The identifier holds bytes that are not UTF-8, half a character such as a cut emoji, or a NUL character."
-        " PostgreSQL and ODP keep none of them. Correct it in Lytics."
+        " PostgreSQL and ODP can't store them. Correct the identifier in Lytics, then discard the items."
     ),
-    IDENTIFIER_TOO_LONG: "The identifier is longer than 256 bytes, the longest that Lytics documents.",
+    IDENTIFIER_TOO_LONG: (
+        "The identifier is longer than 256 bytes, the longest that Lytics documents. Correct the field in Lytics, then"
+        " discard the items."
+    ),
     TOO_MANY_EVENTS: (
-        "One call may become 500,000 events at the most, and the identifiers of this message times its audiences"
-        " would have exceeded that. Release it to have it read alone."
+        "A call gives at most 500,000 events, one for each identifier of a message in each of its audiences. This"
+        " message would have exceeded that. Release it to have it read alone."
     ),
     TOO_MANY_MESSAGES: (
         "The call holds more than 100,000 messages; Lytics documents 1,000 at the most. Nothing of it was read."
-        " Set Batch Size in the Lytics job to 300."
+        " Set Batch Size in the Lytics job to 300, have the job send existing users again, and discard the items."
     ),
 }
 
