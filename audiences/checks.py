@@ -142,7 +142,7 @@ def no_sandbox_in_production(*, databases: Sequence[str] | None = None, **kwargs
         return []
     return [
         Caution(
-            f"The install {install.name} sends to {install.odp_host}, and PUBLIC_URL says that this is no trial.",
+            f"The install {install.name} sends to {install.odp_host}, which is this machine, but PUBLIC_URL is not.",
             hint="Empty its ODP host, or switch the install off.",
             id="audiences.W007",
         )

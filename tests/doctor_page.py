@@ -25,7 +25,7 @@ needs the permission *Can send a test customer*, which operators have. Nothing e
   members are wrong. *unknown*: it could not be seen; the line says what would make it visible.
 - The checks ask ODP, Lytics and the public address now and write nothing there. A call to the public address carries
   a body that this service has signed, and the webhook answers it without storing it.
-- All checks of one install end within a minute; what there was no time for is *unknown*. A check that fails is a line.
+- All checks of one install end within a minute; a check that gets no time is *unknown*. An error in a check is a line.
 - The lines about the Lytics job need an API token of the Lytics account. All else works without one.
 - With JSON, the output is `{"bad": …, "installs": [{"install_id", "name", "lines": [{"check", "title", "group",
   "state", "evidence", "cure", "at", "about", "age_seconds"}]}]}`.

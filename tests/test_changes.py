@@ -509,7 +509,7 @@ def test_the_front_page_says_that_a_retirement_waits_for_a_change(
     step(shop)
     retire(gold)
     assert (
-        "It waits: a change to another mechanism is at this audience."
+        "It waits: a change to another mechanism is working on this audience."
         in operator.get(reverse("admin:index")).content.decode()
     )
 

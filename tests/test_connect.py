@@ -135,7 +135,7 @@ def test_a_job_that_is_started_already_is_left_alone(lytics: LyticsServer, shop:
 def test_a_dry_run_writes_nothing(lytics: LyticsServer, shop: Install) -> None:
     Token.objects.all().delete()
     report = connect(shop, add=[VIP.slug], start=True, dry_run=True)
-    assert [step.split()[0] for step in report.steps] == ["Make", "Make", "Start"]
+    assert [step.split()[0] for step in report.steps] == ["Create", "Create", "Start"]
     assert (made_jobs(lytics), made_auths(lytics), Token.objects.count()) == ([], [], 0)
     assert lytics_account.leased_until(shop) is None
 
@@ -152,7 +152,7 @@ def test_a_killed_job_is_gone_and_another_is_made_with_the_same_authorization(
     connect(shop, add=[VIP.slug])
     edit(lytics, the_job(lytics), status="deleted")
     report = connect(shop, add=[CART.slug])
-    assert report.steps == (f"Make the job with {CART.slug}, held",)
+    assert report.steps == (f"Create the job with {CART.slug}, held",)
     assert [job["status"] for job in made_jobs(lytics)] == ["deleted", "paused"]
     assert len(made_auths(lytics)) == 1
 

@@ -283,7 +283,7 @@ def test_each_line_shows_the_newest_evidence_with_its_age(odp: ThreadedSandbox, 
         at = line(shop, name).at
         assert at is not None
         assert at > now() - timedelta(minutes=1), name
-    assert line(shop, "audience").state.why == "1 as this service made them"
+    assert line(shop, "audience").state.why == "1 as this service created them"
 
 
 def test_an_audience_that_differs_in_odp_is_no_done_line(odp: ThreadedSandbox, shop: Install) -> None:
@@ -293,7 +293,7 @@ def test_an_audience_that_differs_in_odp_is_no_done_line(odp: ThreadedSandbox, s
     odp.odp("DELETE", f"/v3/segments/{Audience.objects.get().odp_id}")
     twins.look(shop.pk)
     assert word(shop, "audience") == "failing"
-    assert "1 of 1 are not as this service made them" in words_of(shop, "audience")
+    assert "1 of 1 are not as this service created them" in words_of(shop, "audience")
 
 
 def test_the_last_line_shows_the_last_test_customer_that_ended(shop: Install) -> None:
@@ -543,7 +543,7 @@ def test_an_unexpected_response_of_a_proxy_is_reported(
     settings.PUBLIC_URL = odp.url
     (_, _, how, words), *_ = send(shop)
     assert how == "around"
-    assert "answered 404: something in front of this service answers" in words
+    assert "answered 404: a proxy or another server in front of this service answers" in words
 
 
 def test_a_missing_live_token_is_reported(shop: Install, reachable: LiveServer, send: Send) -> None:
@@ -732,10 +732,10 @@ def test_a_test_customer_that_no_worker_takes_is_reported_and_closed(shop: Insta
     sent = trials.start(shop, by="kim")
     assert sent is not None
     Trial.objects.update(started_at=now() - timedelta(seconds=20))
-    assert "No worker has taken it yet" in page(someone("viewer"), shop)
+    assert "No worker has taken the test customer yet" in page(someone("viewer"), shop)
     Trial.objects.update(moved_at=now() - trials.SILENT_AFTER)
     trials.give_up_silent()
-    assert state.of_trial(Trial.objects.get()).why == "No worker took it."
+    assert state.of_trial(Trial.objects.get()).why == "No worker took the test customer."
     assert not Event.objects.exists()
 
 

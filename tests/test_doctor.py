@@ -306,12 +306,12 @@ def test_odp_consent(odp: ThreadedSandbox, shop: Install, gold: Audience, monkey
 
 
 def test_odp_audiences(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
-    assert the(shop, "odp_audiences").evidence == "1 of 1 are as this service made them."
+    assert the(shop, "odp_audiences").evidence == "1 of 1 are as this service created them."
     Audience.objects.update(provisioned_at=now() - timedelta(days=2))
     assert the(shop, "odp_audiences").evidence.endswith("Not looked at for a day: 1.")
     twins.look(shop.pk)
     line = the(shop, "odp_audiences")
-    assert (line.state, line.evidence) == ("good", "1 of 1 are as this service made them.")
+    assert (line.state, line.evidence) == ("good", "1 of 1 are as this service created them.")
     before = len(odp.requests())
     odp.odp("DELETE", "/v3/segments/lytics_gold")
     line = the(shop, "odp_audiences")

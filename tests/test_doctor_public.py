@@ -123,7 +123,7 @@ def test_public_body(shop: Install, proxy: Proxy) -> None:
 @needs_nginx
 def test_a_proxy_that_takes_the_token_away_is_named(shop: Install, proxy: Proxy) -> None:
     proxy('proxy_pass {service}; proxy_set_header Host $host; proxy_set_header Authorization "";')
-    assert "takes the Authorization header away" in both(shop)["public_url"]
+    assert "removes the Authorization header" in both(shop)["public_url"]
 
 
 # --- certificates --------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_revoking_says_which_token_lytics_uses(operator: Client, shop: Install) 
     assert f"The other live token (…{used.secret[-4:]}) was last used" in asked_of_fresh
     assert used.secret not in asked
     tokens.revoke(fresh)
-    assert "It is the only live one: nothing gets in then." in revoke_page(operator, used)
+    assert "It is the only live token, so every call is answered 401 then." in revoke_page(operator, used)
 
 
 def test_a_token_used_since_the_dialog_is_asked_about_again(operator: Client, shop: Install) -> None:

@@ -85,7 +85,7 @@ def test_an_audience_that_left_the_job_is_on_the_front_page_until_it_is_back(
     assert gone(shop) == [VIP.slug]
     told = alert(boss, "left the Lytics job (Shop)")
     assert (told.tone, str(vip) in told.what, f"{seen:%Y-%m-%d %H:%M} UTC" in told.why) == ("held", True, True)
-    assert "Choose audiences adds it to the job again" in told.todo
+    assert "Press Choose audiences to add it to the job again" in told.todo
     assert labels(told)[:2] == ["Choose audiences", "Retire"]
     edit(lytics, the_job(lytics), config={"segment_ids": BOTH})
     assert gone(shop) == []

@@ -207,8 +207,8 @@ def wrong_host(odp: ThreadedSandbox) -> None:
 @pytest.mark.parametrize(
     ("trouble", "cause", "cure"),
     [
-        (withdraw_consent, "does not show it", "Opted In"),
-        (swallow, "does not show it", "Opted In"),
+        (withdraw_consent, "doesn't show it", "Opted In"),
+        (swallow, "doesn't show it", "Opted In"),
         (show_no_exit, "still shows the customer", "Resync"),
         (revoke_key, "on hold: 403", "Enter an API key"),
         (break_reading, "ODP could not be asked", "500"),
@@ -237,13 +237,13 @@ def test_a_failure_turns_the_pages_red_with_cause_and_age(shop: Install, run: Ru
     run(shop, meanwhile=lambda: None)
     front = boss.get(reverse("admin:index")).content.decode()
     assert f"{shop}: ODP doesn&#x27;t show what is sent" in front
-    assert "No worker has taken it" in front
+    assert "No worker has taken the event" in front
     assert "It last showed it 20 min ago." in front
     listed = boss.get(reverse("admin:audiences_install_changelist")).content.decode()
     assert ">failing</span>" in listed
     line = next(one for one in checklist.lines(shop) if one.name == "shown")
     assert line.state.alert
-    assert "No worker has taken it" in line.state.why
+    assert "No worker has taken the event" in line.state.why
 
 
 def test_without_probes_for_two_intervals_the_proof_is_overdue(shop: Install, run: Run, boss: Client) -> None:

@@ -156,7 +156,7 @@ def test_it_waits_while_the_old_one_was_sent_just_now(
     enter(old, "late")
     drain_all(shop)
     assert refused(new, old)
-    assert "is it really replaced?" in press(operator, "take-over", new).content.decode()
+    assert "so it may still be in use" in press(operator, "take-over", new).content.decode()
 
 
 def test_it_waits_for_a_request_of_the_new_one(shop: Install, both: tuple[Audience, Audience]) -> None:

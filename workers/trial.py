@@ -31,15 +31,15 @@ GRAPHQL_SECONDS = 5.0
 # Seconds until ODP must show what it accepted in a probe: its documented bound. A person waits shorter.
 SHOWN_SECONDS = 90.0
 
-NO_WORKER = "No worker has taken it. Start the worker and beat processes, or look at their logs."
+NO_WORKER = "No worker has taken the event. Start the worker and beat processes, or look at their logs."
 NOT_SHOWN = (
-    "ODP took it and does not show it. It shows most within ten seconds and documents 90 as the bound, so send another"
-    " test customer in a minute. If that one isn't shown either: in ODP, under Settings > App Consent Settings, set the"
-    " Api app to Opted In; and see whether the audience {odp_id} was there before, with another definition."
+    "ODP accepted the entry and doesn't show it. ODP shows most changes within ten seconds and documents 90 s as the"
+    " limit, so send another test customer in a minute. If ODP doesn't show that one either: in ODP, under Settings >"
+    " App Consent Settings, set the Api app to Opted In, and check the definition of the audience {odp_id}."
 )
 STILL_SHOWN = (
-    "ODP took the exit and still shows the customer in the audience. Ask again in a minute; if that stays, use Resync"
-    " on the page of {odp_id}."
+    "ODP accepted the exit and still shows the customer in the audience. Send another test customer in a minute. If ODP"
+    " shows that one too after its exit, press Resync on the page of {odp_id}."
 )
 
 
@@ -131,8 +131,8 @@ class _Leg:
         return self._note(
             CALLED,
             AROUND,
-            f"{problem} The call was stored directly instead, so that the other steps are tested. Whether Lytics"
-            " reaches this service, its first call will show.",
+            f"{problem} The call was stored directly instead, so that the other steps are tested. Lytics' first call"
+            " will show whether Lytics reaches this service.",
         )
 
     def _stored(self) -> Seen | None:
@@ -150,7 +150,7 @@ class _Leg:
         if audience.provisioned_at is None:
             return self._hopeless()
         new = audience.provisioned_at >= self.trial.started_at
-        return Seen(DONE, f"{audience.odp_id} is made" if new else f"{audience.odp_id} was there already")
+        return Seen(DONE, f"{audience.odp_id} was created" if new else f"{audience.odp_id} existed already")
 
     def _claimed(self) -> Seen | None:
         run = self._run()
@@ -234,7 +234,7 @@ class _Leg:
             return f"The audience is on hold: {state.fault(lane)}."
         leased_until = (lane.lease_expires_at, lane.audience.making_until_at)
         if any(moment is not None and moment > now() for moment in leased_until):
-            return "A worker has it, and ODP has not answered yet."
+            return "A worker has claimed the event, and ODP has not responded yet."
         return NO_WORKER
 
     def _not_shown(self) -> str:
@@ -249,7 +249,7 @@ def _post(install: Install, body: bytes) -> tuple[str, str]:
     url = installs.webhook_url(install)
     live = tokens.live(install)
     if not live:
-        return "There is no live token, so Lytics' calls are answered 401: make one with New token.", ""
+        return "There is no live token, so Lytics' calls are answered 401. Press New token.", ""
     headers = {"Authorization": installs.authorization(live[0])}
     caller = Client(host=url, api_key="", headers=headers)
     answer = caller.call("POST", "", body=body, seconds=CALL_SECONDS)
@@ -262,8 +262,8 @@ def _post(install: Install, body: bytes) -> tuple[str, str]:
 
 def _hint(status: int) -> str:
     return {
-        200: ", and not as this service does: something else answers there",
-        401: ": the token did not get through. Something in front takes the Authorization header away, or another"
-        " installation answers there",
+        200: ", but not as this service answers: another server is there",
+        401: ": the token did not arrive. A proxy removes the Authorization header, or another installation of this"
+        " service is there",
         503: ": Lytics would retry later",
-    }.get(status, ": something in front of this service answers")
+    }.get(status, ": a proxy or another server in front of this service answers")

@@ -52,7 +52,7 @@ class SetAside(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         return (
-            f"The front page lists {audience} under paused, with your reason, instead of under blocked. Its"
+            f"Now lists {audience} under paused, with your reason, instead of under blocked. Its"
             f" {number(state.backlog(audience.lane))} waiting events stay, and new ones are accepted. Resume and then"
             " Unblock it to have them sent."
         )
@@ -166,7 +166,7 @@ class KeepBoth(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         return (
             f"{audience} and {self._other(audience)} stay two audiences in ODP, each with the members of its own"
-            " segment. The front page does not ask again."
+            " segment. Now does not ask again."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -219,7 +219,7 @@ class RetryNow(Verb[Audience]):
         if audience.hold_failures:
             return (
                 f"Creating what {audience} needs in ODP is tried now. If that fails, it backs off again."
-                f" Other audiences are not affected. Last answer: {audience.hold_reason}"
+                f" Other audiences are not affected. Last response: {audience.hold_reason}"
             )
         if audience.lane.fault_since_at is not None:
             return (

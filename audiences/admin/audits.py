@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -81,14 +82,15 @@ class Repair(Verb[Audit]):
     def consequence(self, audit: Audit) -> str:
         plan = repairs.plan(audit)
         many = (
-            f" That is more than the usual {words.people(audit):,} people allow. Be sure that the audit is right."
+            f" That is more than {settings.REPAIR_PERCENT:g} % of the {words.people(audit):,} people compared."
+            " Look at the differences first: if the audit is wrong, so is the repair."
             if repairs.needs_confirmation(audit)
             else ""
         )
         left = f" {count(plan.left_out, 'person')} can't be repaired and stay." if plan.left_out else ""
         return (
             f"{number(plan.enter)} enter and {number(plan.leave)} leave as Lytics had them when its scan began, and"
-            f" {number(plan.again)} are sent to ODP again as this service has them.{left} Anything newer wins. Another"
+            f" {number(plan.again)} are sent to ODP again as this service has them.{left} Newer events win. Another"
             f" audit follows.{many}"
         )
 

@@ -148,7 +148,7 @@ class ChangeAccount(Verb[Install]):
         )
         return (
             f"This install sends to {account_switch.name_of(install)}. {count(plan.audiences, 'audience')} with"
-            f" {count(plan.members, 'member')} will be made in the other account and filled from the ledger:"
+            f" {count(plan.members, 'member')} will be created in the other account and filled from the ledger:"
             f" {count(plan.requests, 'request')}{least}. A sample of each is verified there. Events from Lytics are"
             f" sent to the present account until {number(round(plan.waits_seconds))} s after the last copied member."
             " Then the install is switched, and what changed in the meantime is sent to the other account."
@@ -275,7 +275,7 @@ class StopChange(Verb[Install]):
 def _consequence_of_stop(change: GuidedChange) -> str:
     if change.switched_at is None:
         return (
-            "The install keeps its account, and no event was missed there. What was made in the other account stays"
+            "The install keeps its account, and no event was missed there. What was created in the other account stays"
             " there and is no longer updated; delete it in ODP, or begin another change to that account later."
         )
     return (

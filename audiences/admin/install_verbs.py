@@ -60,7 +60,7 @@ class RetryNow(Verb[Install]):
     def consequence(self, install: Install) -> str:
         return (
             f"One request is sent to ODP now. If ODP accepts it, delivery continues; if not, it"
-            f" backs off again. Nothing is lost. Last answer: {install.backoff_reason}"
+            f" backs off again. Nothing is lost. Last response: {install.backoff_reason}"
         )
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
@@ -174,7 +174,7 @@ class NewToken(Verb[Install]):
         return len(tokens.live(install)) < 2
 
     def consequence(self, install: Install) -> str:
-        return "A second token is made. Both work until one is revoked; there can't be more than two."
+        return "A second token is created. Both work until one is revoked; there can't be more than two."
 
     def do(self, install: Install, *, by: str, answers: dict[str, Any]) -> str | None:
         try:

@@ -25,8 +25,8 @@ class AskApiToken(forms.Form):
         label="Lytics API token",
         max_length=500,
         widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "off", "spellcheck": "false", "autofocus": True}),
-        help_text="Made in Lytics under Access Tokens, with roles that may read audiences and profiles and manage jobs"
-        " and authorizations. Choose no expiry, or enter another in time. Stored encrypted and never shown again.",
+        help_text="Create it in Lytics under Access Tokens, with roles that may read audiences and profiles and manage"
+        " jobs and authorizations. Choose no expiry, or enter another in time. Stored encrypted and never shown again.",
     )
 
 
@@ -37,7 +37,7 @@ class SetApiToken(Verb[Install]):
     def consequence(self, install: Install) -> str:
         stored = " It replaces the stored one." if lytics_account.has_token(install) else ""
         return (
-            "With an API token this service can make the authorization and the webhook job in Lytics, and compare"
+            "With an API token this service can create the authorization and the webhook job in Lytics, and compare"
             f" members. Everything else works without. Lytics is asked whether it accepts the token.{stored}"
         )
 
@@ -111,14 +111,14 @@ class Connect(OfJob):
         job = self.found.job
         if job is None:
             return (
-                "The authorization with this install's webhook token and one job for all audiences are made in Lytics,"
-                " with the settings of the Install Instructions. The job is held: Lytics sends nothing before you press"
-                f" Start the job. {self.found.note}"
+                "The authorization with this install's webhook token and one job for all audiences are created in"
+                " Lytics, with the settings of the Install Instructions. The job is held: Lytics sends nothing before"
+                f" you press Start the job. {self.found.note}"
             )
         return (
             f"{job.name} is {job.state}. Audiences that you select join it, and audiences that you deselect leave it;"
-            " everything else in the job stays as it is, also what a person changed. Members of an audience that leaves"
-            f" stay in ODP. {differing(self.found)} {self.found.note}"
+            " everything else in the job stays as it is, including changes that a person made. Members of an audience"
+            f" that leaves stay in ODP. {differing(self.found)} {self.found.note}"
         )
 
     def asks(self, instance: Install, answers: Any) -> forms.Form:

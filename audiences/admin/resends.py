@@ -181,7 +181,7 @@ class SendAgain(Verb[Audience]):
 def under_way(resend: Resend) -> str:
     """The message for a person who presses the button while a Resend of this kind is unfinished."""
     what = resend.get_kind_display()
-    return f"A {what} is already running: {progress(resend)}. Nothing was started; stop that one first."
+    return f"A {what} is already running: {progress(resend)}. Nothing was started. Stop it first, or wait for its end."
 
 
 def when(audience: Audience, events: int) -> str:

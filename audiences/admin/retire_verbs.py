@@ -21,7 +21,7 @@ def _in_odp(install: Install) -> str:
     return (
         "Then the real-time audience is deleted in ODP, and campaigns and experiments that use it find no"
         f" customers any more. {kept} Its ODP id isn't reused without a question. History, log and ledger stay here."
-        " Events that Lytics still sends are stored and held, and the front page asks what to do with them."
+        " Events that Lytics still sends are stored and held, and Now asks what to do with them."
     )
 
 
@@ -47,8 +47,8 @@ class Retire(Verb[Audience]):
             )
         return (
             f"{count(members, 'member')} of {audience} leave it in ODP: each gets an exit, in order with what Lytics"
-            f" sends. {when(audience, members)} {_in_odp(audience.install)} Take back stops it at any time, and enters"
-            " those again who were taken out."
+            f" sends. {when(audience, members)} {_in_odp(audience.install)} Take back stops it at any time; then"
+            " the members who were taken out enter again."
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:

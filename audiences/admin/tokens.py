@@ -122,7 +122,7 @@ class Revoke(Verb[Token]):
     def consequence(self, token: Token) -> str:
         other = next((other for other in tokens.live(token.install) if other.pk != token.pk), None)
         left = (
-            "It is the only live one: nothing gets in then."
+            "It is the only live token, so every call is answered 401 then."
             if other is None
             else f"The other live token ({tokens.ending(other)}) {_used(other)}"
             + (": put its header into the Lytics job first." if other.last_used_at is None else " and still works.")

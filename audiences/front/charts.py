@@ -236,7 +236,7 @@ def _counts_in_words(point: Point) -> str:
 
 
 def _delay(points: list[Point], hours: int) -> Chart:
-    title, unit = "Time from Lytics' call to ODP's answer", "logarithmic scale"
+    title, unit = "Time from Lytics' call to ODP's response", "logarithmic scale"
     timed = [point for point in points if point.p50 is not None and point.p99 is not None]
     if not timed:
         return Chart(title, "", f"Nothing was sent to ODP in the last {_hours(hours)}.")

@@ -119,7 +119,7 @@ def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
         url_of(first.audience) if alone else url_of_all,
         todo=(
             "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
-            " What can't be fixed there gets another ODP id, or is set aside."
+            " If it can't be fixed there, press Use another ODP id or Set aside."
         ),
         offers=(buttons(first.audience, *REMEDIES),) if alone else (),
         install=install.pk,
@@ -144,7 +144,7 @@ def recreated_audiences() -> list[Alert]:
                 audience.created_at,
                 url_of(audience),
                 tone="held",
-                todo="Keep both, or give the new one the ODP id of the old one, so that its uses in ODP still work.",
+                todo="Press Keep both. Or press Take over the old id: campaigns that use it then get the new audience.",
                 offers=(buttons(audience, "keep-both", "take-over", known_offered=True),),
                 install=audience.install_id,
             )
@@ -241,7 +241,7 @@ def paused_audiences() -> list[Alert]:
             tone="held",
             offers=(buttons(lane.audience, "resume"),),
             install=lane.audience.install_id,
-            message="A person did that, and gave a reason.",
+            message="The page Now shows who did this, and why.",
         )
         for lane in lanes
     ]

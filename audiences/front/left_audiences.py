@@ -20,10 +20,13 @@ def _alert(presence: JobPresence) -> Alert:
     audience, install = presence.audience, presence.audience.install
     if presence.is_deleted:
         what, why = "was deleted in Lytics", "Lytics no longer has it."
-        todo = "Retire empties it in ODP and deletes it there."
+        todo = "Press Retire: its members leave it in ODP, and it is deleted there."
     else:
         what, why = "left the Lytics job", "No job in Lytics sends it to this install any more."
-        todo = "Choose audiences adds it to the job again. Or Retire empties it in ODP and deletes it there."
+        todo = (
+            "Press Choose audiences to add it to the job again. Or press Retire: its members leave it in ODP, and it is"
+            " deleted there."
+        )
     members = count(audience.lane.member_count, "member")
     return Alert(
         KIND,

@@ -41,7 +41,7 @@ WORDS = {
     "silent": "{} installs: Lytics is silent",
     "switched_off": "{} installs are switched off",
     "blocked": "{} audiences are blocked",
-    "twin": "{} audiences are not in ODP as this service made them",
+    "twin": "{} audiences are not in ODP as this service created them",
     "audit": "{} audits found differences or have no result",
     "left_job": "{} audiences left the Lytics job or were deleted in Lytics",
     "retired_with_events": "{} retired audiences get events",

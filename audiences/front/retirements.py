@@ -59,7 +59,7 @@ def _moving(retirement: Retirement) -> Alert:
             tone="held",
             install=audience.install_id,
             cause="back",
-            message="A person did that, and gave a reason.",
+            message="The page Now shows who did this, and why.",
         )
     return Alert(
         UNDER_WAY,
@@ -83,7 +83,7 @@ def _waits(audience: Audience) -> str:
     if audience.lane.blocked_at is not None:
         return f" It waits: the audience is blocked. {audience.lane.block_reason}"
     if GuidedChange.objects.filter(audience=audience, ended_at=None).exists():
-        return " It waits: a change to another mechanism is at this audience."
+        return " It waits: a change to another mechanism is working on this audience."
     if account_switch.is_changing(audience.install_id):
         return " It waits: the install is changing to another ODP account."
     return " It waits: the audience is paused." if audience.lane.paused_at is not None else ""

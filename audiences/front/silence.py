@@ -44,7 +44,7 @@ def silent_senders(
             install.called_at,
             url_of(install),
             todo="Look in Lytics whether the job of this webhook runs, and restart it if it failed. If nothing has"
-            " changed in its audiences, mute this; it ends with the next call.",
+            " changed in its audiences, press Mute; this ends with the next call.",
             offers=(way_to(install, "webhook-url", "Install instructions", "menu_book"),),
             install=install.pk,
         )

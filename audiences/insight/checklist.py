@@ -198,8 +198,8 @@ def _vuids(audiences: QuerySet[Audience]) -> list[Line]:
             "vuid",
             "Identifiers look like VUIDs",
             f"{alike} of the newest {len(identifiers)} identifiers of {busiest} look like device ids of ODP (VUIDs)."
-            " Optimizely's SDKs ask for those as vuid. This service writes fs_user_id and web_user_id, so nobody"
-            " would be found by them.",
+            " Optimizely's SDKs query device ids as vuid. This service writes fs_user_id and web_user_id, so the SDKs"
+            " would find nobody.",
             "Export the Lytics field with the user id that your SDKs send, and enter it as the customer profile"
             " identifier field name below.",
             busiest,
@@ -219,11 +219,11 @@ def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
             made=Count("pk"), oldest_at=Min("twin__looked_at"), differing=Count("pk", filter=Q(twin__finding__gt=""))
         )
         if looks["differing"]:
-            why = f"{looks['differing']:,} of {looks['made']:,} are not as this service made them."
+            why = f"{looks['differing']:,} of {looks['made']:,} are not as this service created them."
             return _failing(name, title, why, "Now names them and what to press.")
         if looks["oldest_at"] is None:
             return _done(name, title, first.provisioned_at, about=first)
-        return _done(name, title, looks["oldest_at"], f"{looks['made']:,} as this service made them")
+        return _done(name, title, looks["oldest_at"], f"{looks['made']:,} as this service created them")
     if not audiences.exists():
         return _waiting(name, title, "It is created with the first event.")
     return _held(name, title, install, audiences) or _waiting(name, title, "It is being created.")

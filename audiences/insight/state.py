@@ -252,7 +252,7 @@ def _what_it_waits_for(status: EventStatus) -> str:
     words = {
         "waiting": "for a worker",
         "sending": "for the request that is under way",
-        "to be created": "to be created",
+        "to be created": "for its audience to be created in ODP",
     }
     cause = words.get(state.word) or f"the audience is {state.word}: {state.why}".removesuffix(": ")
     tried = next((f"; last try: {of_request(run).word}" for run in status.attempts if run.closed_at), "")
@@ -299,7 +299,7 @@ def of_answer(membership: MembershipStatus, answer: MembershipAnswer) -> State:
     if answer.is_out(odp_id):
         return State("out")
     known = " and ".join(name for name, found in answer.by_name.items() if odp_id in (found or ()))
-    return State("in part", f"as {known} only: the products get different answers")
+    return State("in part", f"by {known} only, so Optimizely's products get different answers")
 
 
 def of_difference(membership: MembershipStatus, answer: MembershipAnswer) -> State | None:
@@ -353,12 +353,13 @@ def of_trial(trial: Trial) -> State:
         return State("failing", alert=True)
     if trial.closed_at is None:
         waits = trial.begun_at is None and (now() - trial.started_at).total_seconds() > 10
-        return State("waiting", "No worker has taken it yet: check that worker and beat run." if waits else "")
+        why = "No worker has taken the test customer yet. Check that worker and beat run." if waits else ""
+        return State("waiting", why)
     last = trial.hops[-1] if trial.hops else {}
     if (last.get("leg"), last.get("hop")) == ("out", "shown"):
         return State("done")
     why = "Its worker stopped halfway. The test customer was removed from the audience."
-    return State("given up", why if trial.begun_at else "No worker took it.", alert=True)
+    return State("given up", why if trial.begun_at else "No worker took the test customer.", alert=True)
 
 
 def backlog(lane: Lane) -> int:

@@ -67,10 +67,10 @@ class Plan:
     def steps(self) -> list[str]:
         known = self.found.job
         made = (
-            ["Make the authorization with the webhook token"] if self.needs_authorization and not self.auth_id else []
+            ["Create the authorization with the webhook token"] if self.needs_authorization and not self.auth_id else []
         )
         if known is None:
-            made += [f"Make the job with {_slugs(self.added)}, held"] if self.added else []
+            made += [f"Create the job with {_slugs(self.added)}, held"] if self.added else []
         else:
             made += ["Use this install's valid webhook token in the job"] if self.needs_authorization else []
             made += [f"Add {_slugs(self.added)} to the job"] if self.added else []

@@ -107,7 +107,9 @@ def rejected(what: str, answer: Answer) -> NotConnectedError:
         words = f"Lytics doesn't allow this API token to {what} ({answer.reason})."
         return NotConnectedError(words, by_hand=True)
     if answer.is_rate_limited:
-        later = "It allows ten new integrations an hour, and limits requests. Try again later; nothing is made twice."
+        later = (
+            "It allows ten new integrations an hour, and limits requests. Try again later; nothing is created twice."
+        )
         return NotConnectedError(f"Lytics is limiting requests and did not {what} ({answer.reason}). {later}")
     if answer.outcome is Outcome.RETRY_LATER:
         return NotConnectedError(f"Lytics could not be asked to {what}: {answer.reason}. Try again later.")

@@ -61,9 +61,12 @@ def problem_of(old: Audience) -> str:
     if old.lane.retired_sequence is not None and old.lane.retired_at is None:
         return f"{old} is being retired. Wait until that is done, or take it back first."
     if old.last_sequence > old.lane.delivered_sequence and old.lane.retired_at is None:
-        return f"{old} still has events to deliver, and who is a member of it is known only then."
+        return f"{old} still has events to deliver. Wait for that: its members are known only then."
     if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():
-        return f"{old} was sent to ODP within the last {quiet.total_seconds() / 60:.0f} minutes: is it really replaced?"
+        return (
+            f"{old} was sent to ODP within the last {quiet.total_seconds() / 60:.0f} minutes, so it may still be in"
+            " use. Wait that long, or press Keep both."
+        )
     return ""
 
 

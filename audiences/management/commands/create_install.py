@@ -29,7 +29,7 @@ class Command(BaseCommand):
         parser.add_argument("--mechanism", default="attribute", choices=list(MECHANISMS))
         parser.add_argument("--odp-prefix", default=naming.PREFIX, help="the beginning of its audiences' ODP ids")
         parser.add_argument("--batch-size", type=int, default=500, help="items in one request to ODP, at most 500")
-        parser.add_argument("--requests-per-second", type=int, default=10, help="0 turns the pace off")
+        parser.add_argument("--requests-per-second", type=int, default=10, help="0 turns the rate limit off")
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:

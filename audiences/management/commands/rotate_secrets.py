@@ -12,7 +12,7 @@ SHOWN = 20
 
 
 class Command(BaseCommand):
-    help = "Encrypt what is stored with the first of FIELD_ENCRYPTION_KEYS, so that the others can be taken away."
+    help = "Encrypt what is stored with the first of FIELD_ENCRYPTION_KEYS, so that the other keys can be removed."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true")
@@ -28,8 +28,8 @@ class Command(BaseCommand):
                 self.stdout.write(f"{table}: {result.written:,} encrypted anew")
             for table, ids in unreadable.items():
                 shown = ", ".join(map(str, ids[:SHOWN])) + (" and so on" if len(ids) > SHOWN else "")
-                self.stdout.write(f"{table}: {len(ids):,} that no key in FIELD_ENCRYPTION_KEYS opens: id {shown}")
+                self.stdout.write(f"{table}: {len(ids):,} that no key in FIELD_ENCRYPTION_KEYS decrypts: id {shown}")
         if unreadable:
             raise SystemExit(1)
         if not options["json"]:
-            self.stdout.write("Everything opens with the first key now.")
+            self.stdout.write("The first key decrypts everything now.")

@@ -44,7 +44,7 @@ def lytics_audiences(case: Case) -> Found:
     lost = sorted(case.exported - set(case.lytics_audiences))
     found: list[Finding] = []
     if lost:
-        cure = "Remove them from the job. Their members stay in ODP until the audience is emptied there."
+        cure = "Remove them from the job. Their members stay in ODP until you press Retire on the page of the audience."
         found.append(bad(f"{len(lost):,} audiences of the job do not exist: {', '.join(lost[:NAMED])}.", cure))
     if broken := [audience for audience in _exported(case) if audience.is_invalid]:
         why = f" ({broken[0].invalid_reason})" if broken[0].invalid_reason else ""
@@ -72,7 +72,10 @@ def lytics_left(case: Case) -> Found:
     )
     more = f" and {len(left) - NAMED:,} more" if len(left) > NAMED else ""
     back = "" if len(deleted) == len(left) else "Add them to the job again with Choose audiences, or "
-    retire = f"{'p' if back else 'P'}ress Retire on the audience's page, which empties and deletes it in ODP."
+    retire = (
+        f"{'p' if back else 'P'}ress Retire on the audience's page: its members leave it in ODP, and it is deleted"
+        " there."
+    )
     evidence = f"No job sends {len(left):,} audiences any more: {words}{more}. Their members stay in ODP as they are."
     return warning(evidence, back + retire)
 

@@ -89,8 +89,8 @@ def odp_rights(case: Case) -> Found:
     if name == "passthrough":
         if not settings.ODP_PASSTHROUGH_DEFINITION:
             cure = "Ask Optimizely for the body of a passthrough audience, and set ODP_PASSTHROUGH_DEFINITION to it."
-            return warning("Without a definition to write, each audience has to be made in ODP by hand.", cure)
-        return unknown("Whether ODP has enabled passthrough audiences shows with the first audience that it makes.")
+            return warning("Without a definition to write, each audience has to be created in ODP by hand.", cure)
+        return unknown("Only the first audience will show whether ODP has enabled passthrough audiences.")
     path, what = (LISTS, "lists") if name == "list" else (CUSTOMERS, "customer fields")
     answer = case.odp.call("GET", path, seconds=REQUEST_SECONDS)
     if answer.outcome is Outcome.DELIVERED:
@@ -116,7 +116,7 @@ def odp_consent(case: Case) -> Found:
 
 @check(ODP, "Audiences in ODP")
 def odp_audiences(case: Case) -> Found:
-    """Whether ODP's list has each audience now, and whether the last look found it as this service made it."""
+    """Whether ODP's list has each audience now, and whether the last look found it as this service created it."""
     there = case.segments
     made = list(
         Audience.objects.filter(install=case.install, provisioned_at__isnull=False)
@@ -124,7 +124,7 @@ def odp_audiences(case: Case) -> Found:
         .order_by(F("twin__looked_at").asc(nulls_first=True), "pk")
     )
     if not made:
-        return unknown("No audience has been made in ODP yet.", "It is made with the first event from Lytics.")
+        return unknown("No audience has been created in ODP yet.", "It is created with the first event from Lytics.")
     if isinstance(there, Answer):
         raise NotCheckedError("ODP did not list its audiences.", "Look at the line about the API key.")
     found = [*_gone(case, [one for one in made if one.odp_id not in there]), *_looked(made), *_blocked(made)]
@@ -133,7 +133,7 @@ def odp_audiences(case: Case) -> Found:
     looks = [twin.looked_at for one in made if (twin := _twin(one))]
     looked_or_made = [twin.looked_at if (twin := _twin(one)) else one.provisioned_at for one in made]
     stale = sum(at is not None and at <= now() - LOOK_STALE for at in looked_or_made)
-    words = f"{len(made) - len(seen):,} of {len(made):,} are as this service made them."
+    words = f"{len(made) - len(seen):,} of {len(made):,} are as this service created them."
     at = min(looks, default=None)
     if stale:
         cure = "Set LOOK_MINUTES above 0 and start the worker and beat; paused audiences are not looked at."
@@ -152,13 +152,13 @@ def _gone(case: Case, lacking: list[Audience]) -> Iterator[Finding]:
             case.odp, audience.odp_id, seconds=REQUEST_SECONDS, accepted=audience.accepted_definition
         )
         if not isinstance(found, Answer) and found.missing:
-            cure = "The next look makes it again, with a resync where members were lost. Resync does so at once."
+            cure = "The next look creates it again, with a resync where members were lost. Resync does so at once."
             yield bad(f"ODP has no {' and no '.join(found.missing)}.", cure, about=audience.odp_id)
 
 
 def _looked(made: list[Audience]) -> Iterator[Finding]:
     cures = {
-        Twin.Finding.MISSING: "It is being made again. If this stays, press Unblock or Resync on its page.",
+        Twin.Finding.MISSING: "It is being created again. If this stays, press Unblock or Resync on its page.",
         Twin.Finding.CHANGED: "On its page, press Take ours or Accept definition.",
         Twin.Finding.WRONG: "Correct in ODP what this names, then press Unblock on its page.",
     }

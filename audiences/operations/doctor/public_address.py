@@ -79,9 +79,9 @@ def _hint(answer: Answer) -> str:
     words = answer.json.get("detail") if isinstance(answer.json, dict) else None
     return {
         200: ", but not as this service answers: another server, or another version of this service, is there",
-        401: ": the token did not arrive. A proxy takes the Authorization header away, or another server answers",
+        401: ": the token did not arrive. A proxy removes the Authorization header, or another server answers",
         503: f": {words or 'the service is not ready'}",
-    }.get(answer.status or 0, ": something in front of this service answers")
+    }.get(answer.status or 0, ": a proxy or another server in front of this service answers")
 
 
 def _must_be_reached(case: Case) -> None:

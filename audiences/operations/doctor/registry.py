@@ -23,7 +23,7 @@ Word = Literal["good", "warning", "bad", "unknown"]
 # The states, most urgent first.
 WORDS: tuple[Word, ...] = ("bad", "warning", "unknown", "good")
 GROUPS = ("This service", "ODP", "Lytics", "Public address")
-NO_TIME = "The checks before it took all the time that there is for one examination."
+NO_TIME = "The earlier checks took all the time of this examination. Check again."
 
 
 @dataclass(frozen=True)

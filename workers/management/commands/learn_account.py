@@ -54,7 +54,7 @@ class Command(BaseCommand):
         parser.add_argument("--lists", action="store_true", help="also make a list, which can't be deleted again")
         parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for an effect at most")
         parser.add_argument("--apply", action="store_true", help="store the settings of the install that follow")
-        parser.add_argument("--lytics-token", default="", help="instead of the install's; - asks for it unseen")
+        parser.add_argument("--lytics-token", default="", help="instead of the install's; - prompts for it")
         parser.add_argument("--clean-up", action="store_true", help="only remove what a killed run has left")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -120,7 +120,7 @@ class Command(BaseCommand):
         finally:
             if answers:
                 kept = report.write(file, answers, at=now(), about=_about(install), secrets=_secrets(lab, install))
-                self.stdout.write(f"\nThe answers are in {file}. It has no secrets and no people; you can share it.")
+                self.stdout.write(f"\nThe answers are in {file}. It has no secrets or personal data; you can share it.")
                 if kept:
                     self.stdout.write(f"It keeps the answers of an earlier run to: {', '.join(kept)}")
         self.stdout.write("")
