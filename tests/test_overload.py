@@ -33,6 +33,8 @@ def url(install: Install) -> str:
 
 def test_ten_times_as_many_callers_as_recommended_all_wait_their_turn(web: Web, install: Install) -> None:
     token = install.tokens.get().secret
+    # Makes the audience: on a very slow machine, calls that wait too long for that get 503.
+    assert web.call("POST", url(install), body(message()), Authorization=token).status == 200
 
     def caller(number: int) -> list[int]:
         """Each call on its own kept-alive connection; calls without a free thread wait and aren't rejected."""
@@ -49,12 +51,12 @@ def test_ten_times_as_many_callers_as_recommended_all_wait_their_turn(web: Web, 
     futures = start(*[lambda number=number: caller(number) for number in range(CALLERS)])
     assert [future.result(240) for future in futures] == [[200] * CALLS] * CALLERS
     events = list(Event.objects.order_by("sequence").values_list("sequence", "identifier"))
-    assert [sequence for sequence, _ in events] == list(range(1, CALLERS * CALLS * MESSAGES + 1))
+    assert [sequence for sequence, _ in events] == list(range(1, CALLERS * CALLS * MESSAGES + 2))
     places = {identifier: sequence for sequence, identifier in events}
     for number in range(CALLERS):
         own = [places[f"c{number}-{turn}-{place}"] for turn in range(CALLS) for place in range(MESSAGES)]
         assert own == sorted(own)
-    assert Receipt.objects.count() == CALLERS * CALLS
+    assert Receipt.objects.count() == CALLERS * CALLS + 1
 
 
 LARGE = 12 << 20
