@@ -39,7 +39,7 @@ def headline(page: str) -> str:
 def test_an_event_that_waits_behind_a_block_is_counted_in_the_headline(viewer: Client, gold: Audience) -> None:
     enter(gold, WHO)
     holds.block_audience(gold.pk, "field has the wrong type")
-    assert headline(find(viewer, WHO)) == "In no audience, by our count; 1 event waits behind a block"
+    assert headline(find(viewer, WHO)) == "In no audience, by the ledger; 1 event waits behind a block"
 
 
 def test_work_that_waits_for_another_cause_is_counted_apart(viewer: Client, shop: Install, gold: Audience) -> None:
@@ -51,13 +51,13 @@ def test_work_that_waits_for_another_cause_is_counted_apart(viewer: Client, shop
         enter(audience, WHO, at=2)
     holds.pause(lane_of(silver), by="kim", reason="a test")
     told = headline(find(viewer, WHO))
-    assert told.endswith("by our count; 2 events wait in a paused audience, 2 events wait to be delivered")
+    assert told.endswith("by the ledger; 2 events wait in a paused audience, 2 events wait to be delivered")
 
 
 def test_nothing_is_said_of_waiting_when_nothing_waits(viewer: Client, shop: Install, gold: Audience) -> None:
     enter(gold, WHO)
     drain_all(shop)
-    assert headline(find(viewer, WHO)) == "In 1 of 1 audiences, by our count"
+    assert headline(find(viewer, WHO)) == "In 1 of 1 audiences, by the ledger"
 
 
 # --- an address to share -------------------------------------------------------------------------------------

@@ -585,7 +585,7 @@ def test_a_difference_is_one_line_with_the_button_that_corrects_it(odp: Threaded
     in_odp(odp, "kim", "lytics_gold", False)
     for client, may in ((viewer, False), (operator, True)):
         told = ask(client, install, look(client))
-        assert "ODP: not a member. Ours: member" in text(told)
+        assert "ODP: not a member. Ledger: member" in text(told)
         assert ("/resync/" in told) is may
 
 
@@ -600,12 +600,12 @@ def test_a_difference_that_waits_or_is_parked_says_so(odp: ThreadedSandbox, db: 
     drain_all(install)
     odp.clear_faults()
     told = ask(operator, install, look(operator))
-    assert "ODP: member. Ours: not a member. ODP rejected this change, and it is parked" in text(told)
+    assert "ODP: member. Ledger: not a member. ODP rejected this change, and it is parked" in text(told)
     assert "/release/" in told
     in_odp(odp, "lee", "lytics_gold", False)
     happen(gold, ("lee", "enter", 3))
     told = ask(operator, install, look(operator, "lee"))
-    assert "ODP: not a member. Ours: member. Waiting events: 1." in text(told)
+    assert "ODP: not a member. Ledger: member. Waiting events: 1." in text(told)
     assert "/resync/" not in told
 
 
@@ -617,7 +617,7 @@ def test_a_customer_who_is_a_member_only_in_odp_is_reported(viewer: Client, odp:
     drain_all(install)
     in_odp(odp, "kim", "lytics_silver", True)
     told = text(ask(viewer, install, look(viewer)))
-    assert "ODP: member. Ours: not a member. The customer was added in ODP by something else" in told
+    assert "ODP: member. Ledger: not a member. Another system added the customer in ODP" in told
 
 
 def test_odp_can_be_queried_about_an_unknown_customer(viewer: Client, odp: ThreadedSandbox, db: None) -> None:
@@ -627,7 +627,7 @@ def test_odp_can_be_queried_about_an_unknown_customer(viewer: Client, odp: Threa
     drain_all(install)
     in_odp(odp, "lee", "lytics_gold", True)
     told = {"note": note_of(look(viewer, "lee")), "ask": str(install.pk)}
-    assert "ODP: member. Ours: not a member" in text(viewer.post(PAGE, told).content.decode())
+    assert "ODP: member. Ledger: not a member" in text(viewer.post(PAGE, told).content.decode())
     stranger = {"note": note_of(look(viewer, "max")), "ask": str(install.pk)}
     assert "ODP doesn't know this customer" in text(viewer.post(PAGE, stranger).content.decode())
 

@@ -24,7 +24,7 @@ _OPEN = _SQL.query("open_delivery", Opened._make, prepared=True)
 _CLOSE = _SQL.command("close_delivery", prepared=True)
 
 
-def close_abandoned(lease: Lease, reason: str = "The worker was gone before the answer; sent again.") -> None:
+def close_abandoned(lease: Lease, reason: str = "The worker was gone before the response; sent again.") -> None:
     """Close Runs and Deliveries that a worker which died or was too late left open on these lanes, as unknown.
 
     A request about a customer without an audience has a Delivery and no Run. Its age says that it is abandoned, because

@@ -250,7 +250,7 @@ def switched_off(installs: list[Any]) -> list[Alert]:
             switched.action_time if switched else None,
             url_of(install),
             "held",
-            todo="To start it again: open it, switch Enabled on, save.",
+            todo="To start it again, open it, switch Enabled on and save.",
             offers=(way_to(install, "id_enabled", "Open the install", "toggle_on"),),
             install=install.pk,
             message="Calls are answered 503, so Lytics retries later; nothing is sent to ODP.",

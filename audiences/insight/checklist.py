@@ -97,7 +97,10 @@ def _call(install: Install) -> Line:
         return _done(name, title, last.received_at, about=last)
     if not install.enabled:
         return _failing(
-            name, title, "The install is off, so calls are answered 503; Lytics retries later.", "Enable it and save."
+            name,
+            title,
+            "The install is off, so calls are answered 503; Lytics retries later.",
+            "Switch Enabled on and save.",
         )
     if not tokens.live(install):
         return _failing(name, title, "There is no live token, so every call is answered 401.", "Press New token.")
@@ -232,7 +235,7 @@ def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
 def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]) -> Line | None:
     """The reason why no audience of the install can be created in ODP."""
     if not install.enabled:
-        return _failing(name, title, "The install is off.", "Enable it and save.")
+        return _failing(name, title, "The install is off.", "Switch Enabled on and save.")
     if install.backoff_until_at is not None:
         return _failing(name, title, f"The install is on hold: {install.backoff_reason}", state.remedy(install))
     lanes = Lane.objects.filter(audience__in=audiences).select_related("audience").order_by("audience")

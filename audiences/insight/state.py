@@ -307,18 +307,18 @@ def of_difference(membership: MembershipStatus, answer: MembershipAnswer) -> Sta
     ours, theirs = of_membership(membership).word, of_answer(membership, answer).word
     if ours == theirs:
         return None
-    both = f"ODP: {_membership(theirs)}. Ours: {_membership(ours)}."
+    both = f"ODP: {_membership(theirs)}. Ledger: {_membership(ours)}."
     if membership.waiting:
         return State("differs", f"{both} Waiting events: {membership.waiting:,}. Look again when they are delivered.")
     if membership.held is None:
         return State(
-            "differs", f"{both} The customer was added in ODP by something else, or before this service was connected."
+            "differs", f"{both} Another system added the customer in ODP, now or before this service was connected."
         )
     if membership.parked is not None:
         return State("differs", f"{both} ODP rejected this change, and it is parked.", alert=True)
     return State(
         "differs",
-        f"{both} This is normal for a minute after delivery; otherwise resync the audience.",
+        f"{both} This is normal for a minute after a delivery. If it lasts, press Resync.",
         alert=True,
     )
 

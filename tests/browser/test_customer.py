@@ -22,11 +22,11 @@ def test_a_customer_is_found_and_odp_is_queried_beside(operator: Person, site: S
 
     operator.follow("Find a customer")
     find(operator, "kim")
-    operator.sees("In 1 of 1 audiences, by our count; ODP agrees")
+    operator.sees("In 1 of 1 audiences, by the ledger; ODP agrees")
     operator.sees("current")
     assert "kim" not in operator.page.url
     find(operator, "lee")
-    operator.sees("In no audience, by our count; ODP agrees")
+    operator.sees("In no audience, by the ledger; ODP agrees")
     find(operator, "sam")
     operator.sees("No customer found for sam")
 

@@ -48,11 +48,13 @@ def database(case: Case) -> Found:
 def install(case: Case) -> Found:
     """Whether the install is switched on and its backlog is below the limit above which calls get a 503."""
     if not case.install.enabled:
-        return bad("The install is switched off, so calls are answered 503.", "Enable it on its page.")
+        return bad(
+            "The install is switched off, so calls are answered 503.", "Switch Enabled on, on the install's page."
+        )
     if backlog.is_too_high(case.install.pk):
         return bad(
             "Too many events wait for ODP, so calls are answered 503.",
-            "Look at what keeps deliveries back on Now. Calls are accepted again when the backlog falls.",
+            "See on Now what holds deliveries up. Calls are accepted again when the backlog falls.",
         )
     return good("The install is switched on and accepts calls.")
 
@@ -80,7 +82,7 @@ def workers(case: Case) -> Found:
     last = max(one.beat_at for one in pulse.answering)
     running = f"{len(pulse.answering)} answering"
     if pulse.silent:
-        cure = "Nothing, if they were stopped: a killed worker is forgotten after an hour. Else look at their logs."
+        cure = "If you stopped them, do nothing: a stopped worker is forgotten after an hour. Else look at their logs."
         return warning(f"{running}, {len(pulse.silent)} silent: {pulse.silent[0].name}.", cure, at=last)
     others = sorted({one.version for one in pulse.answering} - {settings.VERSION})
     if others:
