@@ -269,6 +269,15 @@ def test_runs_are_narrowed_by_outcome_audience_and_install(viewer: Client, shop:
     assert ids(viewer, "run", install=other.pk, outcome="failed") == [bad.pk]
 
 
+def test_a_run_without_a_delivery_says_why_nothing_was_sent(viewer: Client, shop: Install, gold: Audience) -> None:
+    run(gold, None, 1, sent=0, folded=1)
+    skip = Skip.objects.create(install=shop, by="kim", reason="a restored backup")
+    run(gold, None, 2, sent=0, outcome="skipped", skip=skip)
+    for page in (page_of(viewer, gold), viewer.get(reverse("admin:audiences_run_changelist")).content.decode()):
+        assert page.count("Nothing was sent: all events were folded.") == 1
+        assert page.count("Nothing was sent: skipped by kim: a restored backup") == 1
+
+
 def test_all_runs_of_an_install_are_reached_page_by_page(viewer: Client, shop: Install, gold: Audience) -> None:
     of_others = make_audience(make_install(name="Other"))
     mine = []

@@ -34,7 +34,7 @@ class DeliverySection:
 
     def render(self) -> str:
         delivery = self.run.delivery
-        state_of = state.of_request(delivery) if delivery else None
+        state_of = state.of_request(delivery or self.run)
         return render_to_string(
             "audiences/delivery_of_run.html",
             {"run": self.run, "delivery": delivery, "state": state_of},
