@@ -55,6 +55,20 @@ def test_audiences_blocked_by_one_cause_are_one_alert_whose_button_unblocks_each
     assert {entry.object_id for entry in logged} == {str(audience.pk) for audience in three}
 
 
+@pytest.mark.parametrize(
+    ("why", "todo"),
+    [
+        ("400: the name is taken", "press Unblock. Waiting events"),
+        ("lytics_gold: events 3–5 are not all there", "Keep the audience blocked"),
+        ("The ODP id is used already. Press Use another ODP id.", "Do what the reason says."),
+    ],
+)
+def test_an_alert_says_what_to_do_about_the_block(viewer: Client, install: Install, why: str, todo: str) -> None:
+    gold = make_audience(install, "gold")
+    Lane.objects.filter(pk=gold.pk).update(blocked_at=now(), block_reason=why)
+    assert todo in told(viewer)[0].todo
+
+
 def test_causes_that_differ_only_in_masked_words_are_one_alert(viewer: Client, install: Install) -> None:
     for number in range(3):
         audience = make_audience(install, f"club_{number}")

@@ -238,7 +238,7 @@ def test_a_failure_turns_the_pages_red_with_cause_and_age(shop: Install, run: Ru
     front = boss.get(reverse("admin:index")).content.decode()
     assert f"{shop}: ODP doesn&#x27;t show what is sent" in front
     assert "No worker has taken the event" in front
-    assert "It last showed it 20 min ago." in front
+    assert "ODP last showed a test customer 20 min ago." in front
     listed = boss.get(reverse("admin:audiences_install_changelist")).content.decode()
     assert ">failing</span>" in listed
     line = next(one for one in checklist.lines(shop) if one.name == "shown")

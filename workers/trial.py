@@ -11,7 +11,7 @@ import structlog
 from django.utils.timezone import now
 
 from audiences.delivery import odp_account
-from audiences.insight import state, trials
+from audiences.insight import blocks, state, trials
 from audiences.insight.trials import AROUND, CALLED, CLAIMED, DONE, FAILED, IN, MADE, OUT, SHOWN, STORED, TAKEN, Leg
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt, Run, Trial
 from audiences.operations import installs
@@ -205,9 +205,7 @@ class _Leg:
         """A failure that doesn't end by waiting."""
         lane = self._lane()
         if lane.blocked_at is not None:
-            return Seen(
-                FAILED, f"The audience is blocked: {lane.block_reason} Fix its cause in ODP, then press Unblock."
-            )
+            return Seen(FAILED, f"The audience is blocked: {lane.block_reason} {blocks.remedy(lane)}")
         if lane.paused_at is not None:
             return Seen(FAILED, f"The audience is paused by {lane.paused_by}: {lane.pause_reason}. Resume it.")
         install = lane.audience.install

@@ -28,6 +28,10 @@ REJECTED_BY_ODP = "refused_by_odp"
 Ledger = dict[int, dict[str, Held]]
 
 
+# The end of the reason for which a ``GapError`` blocks a lane.
+GAP = "are not all there"
+
+
 class LeaseLostError(Exception):
     """Another worker may have claimed these lanes, so this worker must stop."""
 

@@ -8,7 +8,7 @@ import structlog
 
 from audiences import prepared_statements, sql
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve
-from audiences.delivery.leases import REJECTED_BY_ODP, GapError, Lease, Ledger, Span, columns, latest_ns
+from audiences.delivery.leases import GAP, REJECTED_BY_ODP, GapError, Lease, Ledger, Span, columns, latest_ns
 from audiences.models import Membership, Parked
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
         entries[audience_id] = disbelieve(entries[audience_id], numbers, ledger[audience_id])
     for span in spans:
         if len(entries[span.audience_id]) != span.last - span.first + 1:
-            raise GapError(f"{span.odp_id}: events {span.first}–{span.last} are not all there")
+            raise GapError(f"{span.odp_id}: events {span.first}–{span.last} {GAP}")
     return entries, ledger
 
 

@@ -16,7 +16,7 @@ from audiences.admin.parked_verbs import Release
 from audiences.annotations import required
 from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, Offer, and_more, buttons, link, listed_rows, way_to
 from audiences.front.groups import Group, Groups, on_hold_by_reason
-from audiences.insight import future_times, state
+from audiences.insight import blocks, future_times, state
 from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
@@ -117,10 +117,7 @@ def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
         f" {waiting} waiting. Other audiences are not affected.",
         state.blocked_since(first),
         url_of(first.audience) if alone else url_of_all,
-        todo=(
-            "Fix the cause in ODP, then press Unblock. Waiting events are sent in order."
-            " If it can't be fixed there, press Use another ODP id or Set aside."
-        ),
+        todo=blocks.remedy(first),
         offers=(buttons(first.audience, *REMEDIES),) if alone else (),
         install=install.pk,
         cause=blocked.cause(first),

@@ -11,7 +11,7 @@ from audiences.insight.probes import Proof
 from audiences.models import Install
 
 KIND = "probe"
-NEVER = "It has never shown it."
+NEVER = "ODP has never shown a test customer."
 
 
 def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
@@ -41,7 +41,7 @@ def not_proven(installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
             f"{install}: ODP doesn't show what is sent"
             if proof.word == "failing"
             else f"{install}: whether ODP shows what is sent is unknown",
-            f"{proof.why} {f'It last showed it {span(now() - proof.at)} ago.' if proof.at else NEVER}",
+            f"{proof.why} {f'ODP last showed a test customer {span(now() - proof.at)} ago.' if proof.at else NEVER}",
             proof.since,
             f"{url_of(install)}#connecting",
             todo="Correct the cause, then send a test customer.",

@@ -11,7 +11,7 @@ from datetime import datetime
 from django.conf import settings
 from django.db.models import Count, F, Max, Min, Model, OuterRef, Q, QuerySet
 
-from audiences.insight import evidence, heartbeats, probes, state, trials
+from audiences.insight import blocks, evidence, heartbeats, probes, state, trials
 from audiences.insight.state import State
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
 from audiences.receiving import tokens
@@ -243,7 +243,7 @@ def _held(name: str, title: str, install: Install, audiences: QuerySet[Audience]
     if not free.exists():
         lane = lanes.order_by(F("blocked_at").asc(nulls_last=True)).first()
         if lane and lane.blocked_at:
-            todo = "Fix the cause in ODP, then press Unblock on the audience's page."
+            todo = blocks.remedy(lane, where=" on the audience's page")
             return _failing(name, title, f"{lane.audience} is blocked: {lane.block_reason}", todo, lane.audience)
         if lane:
             why = f"{lane.audience} is paused by {lane.paused_by}: {lane.pause_reason}"

@@ -9,7 +9,7 @@ from django.utils.timezone import now
 
 from audiences.delivery.odp_account import mechanism_of, same_account
 from audiences.encryption import UNREADABLE, Unreadable
-from audiences.insight import probes
+from audiences.insight import blocks, probes
 from audiences.models import Audience, Install, Membership, Twin
 from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, unknown, warning
@@ -173,7 +173,7 @@ def _looked(made: list[Audience]) -> Iterator[Finding]:
 def _blocked(made: list[Audience]) -> Iterator[Finding]:
     for audience in made:
         if audience.lane.blocked_at:
-            cure = "Correct in ODP what this names, then press Unblock on its page."
+            cure = blocks.remedy(audience.lane, where=" on its page")
             words = f"Blocked: {audience.lane.block_reason}"
             yield bad(words, cure, at=audience.lane.blocked_at, about=audience.odp_id)
 
