@@ -109,7 +109,7 @@ class Name(Verb[Token]):
     def do(self, token: Token, *, by: str, answers: dict[str, Any]) -> str | None:
         token.name = answers["token_name"]
         token.save(update_fields=["name"])
-        return f"Called {token}."
+        return f"Named {token}."
 
 
 class Revoke(Verb[Token]):
