@@ -782,6 +782,9 @@ def test_the_page_of_an_audit_names_people_sides_and_reasons(
     front = boss.get(reverse("admin:index")).content.decode()
     assert "lytics_gold differs between Lytics, this service and ODP" in front
     assert "gus-of-lytics" not in front
+    Lane.objects.update(retired_sequence=1)
+    front = boss.get(reverse("admin:index")).content.decode()
+    assert "differs between" not in front, "a retired audience can't be audited again"
     of_audience = boss.get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
     assert "agreed on 5 of 7 people" in of_audience
 

@@ -249,6 +249,8 @@ def test_audiences_with_a_bad_newest_audit_are_counted(install: Install) -> None
     audit("failed", is_newest=True, problem="Lytics rejects the token", only_in_odp=2)
     audit("both", is_newest=True, differing=1, only_in_odp=2)
     audit("strangers", is_newest=True, only_in_odp=2)
+    audit("retired", is_newest=True, differing=1)
+    Lane.objects.filter(audience__slug="retired").update(retired_sequence=1)
     found = scrape()
     states = {"differing": 3, "failed": 1, "only_odp": 1}
     assert {state: value(found, "audit_findings", install=install.public_id, state=state) for state in states} == states

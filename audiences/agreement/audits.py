@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Case, Q, When
+from django.db.models import Case, Q, QuerySet, When
 from django.utils.timezone import now
 
 from audiences import sessions
@@ -36,6 +36,9 @@ KEPT = 100
 SCHEDULE = "schedule"
 FAILED = "Unexpected error of this service. The log of a worker has its traceback."
 
+# A retired audience isn't audited again, so nobody can act on its last result.
+NOT_RETIRED = Q(audience__lane__retired_sequence=None)
+
 Phase = Audit.Phase
 _STEPS: dict[str, Callable[[Audit], Step]] = {
     Phase.SCAN: scanning.step,
@@ -43,6 +46,12 @@ _STEPS: dict[str, Callable[[Audit], Step]] = {
     Phase.COMPARE: comparing.compare,
     Phase.ODP: asking_odp.step,
 }
+
+
+def to_act_on() -> QuerySet[Audit]:
+    """The newest audits that found differences or have no result."""
+    found = Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0)
+    return Audit.objects.filter(found, NOT_RETIRED, is_newest=True)
 
 
 # --- requests ------------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """Front page alerts for audiences whose newest audit found differences or had no result."""
 
-from django.db.models import Q
-
 from audiences.admin.pages import list_url, url_of
-from audiences.agreement import words
+from audiences.agreement import audits, words
 from audiences.front.alerts import Alert, and_more, buttons, listed_rows
 from audiences.models import Audit
 
@@ -11,8 +9,7 @@ KIND = "audit"
 
 
 def alerts() -> list[Alert]:
-    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0), is_newest=True)
-    found, total = listed_rows(bad.select_related("audience__install", "install").order_by("-id"))
+    found, total = listed_rows(audits.to_act_on().select_related("audience__install", "install").order_by("-id"))
     return [*map(_alert, found), *and_more(KIND, total, "audits with differences or no result", list_url(Audit))]
 
 

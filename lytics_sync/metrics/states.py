@@ -17,8 +17,9 @@ from django.utils.timezone import now
 from audiences.admin.filters import COUNTED
 from audiences.admin.pages import last_call
 from audiences.admin.parked_groups import found as parked_groups
+from audiences.agreement import audits
 from audiences.insight import backlogs, heartbeats, probes, stalled_work
-from audiences.models import Audit, Delivery, Install, Lane, Pruning
+from audiences.models import Delivery, Install, Lane, Pruning
 from audiences.operations import troubles
 from audiences.receiving import backlog, disk_usage
 
@@ -252,7 +253,7 @@ def _audits(samples: Samples) -> None:
         "failed": ~Q(problem=""),
     }
     counts = {f"{state}_audits": Count("pk", filter=condition) for state, condition in states.items()}
-    bad = Audit.objects.filter(Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0), is_newest=True).order_by()
+    bad = audits.to_act_on().order_by()
     found: dict[int, Any] = {row["install_id"]: row for row in bad.values("install_id").annotate(**counts)}
     for install in samples.installs:
         for state in states:
