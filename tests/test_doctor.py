@@ -37,7 +37,7 @@ from audiences.models import (
     Worker,
 )
 from audiences.operations import doctor, parts, pruning, twins
-from audiences.operations.doctor import service
+from audiences.operations.doctor import registry, service
 from audiences.operations.doctor.registry import NO_TIME, Check
 from audiences.receiving import backlog, disk_usage, tokens
 from sandbox.odp.testing import ThreadedSandbox
@@ -338,10 +338,9 @@ def test_odp_audiences_that_a_look_or_a_block_names(odp: ThreadedSandbox, shop: 
     Twin.objects.update(**found)
     line = the(shop, "odp_audiences")
     assert (line.state, line.evidence) == ("warning", "The definition was changed.")
-    Twin.objects.update(finding="", problem="", since_at=None)
     holds.block_audience(gold.pk, "wrong type")
     line = the(shop, "odp_audiences")
-    assert (line.state, line.evidence) == ("bad", "Blocked: wrong type")
+    assert (line.state, line.evidence) == ("bad", "Blocked: wrong type"), "which is worse"
 
 
 def test_odp_audiences_without_any(shop: Install) -> None:
@@ -387,6 +386,8 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     Audit.objects.update(ended_at=now() - timedelta(days=9))
     Audit.objects.create(install=shop, audience=silver, is_newest=True, ended_at=now())
     assert states(shop, "odp_members") == ["warning"]
+    settings.AUDIT_HOURS = 0
+    assert states(shop, "odp_members") == ["good"], "no schedule, so no audit is late"
     Audit.objects.filter(audience=silver).delete()
     odp.odp("POST", "/v3/profiles", [{"attributes": {"fs_user_id": "kim", "lytics_gold": False}}])
     audit()
@@ -397,9 +398,12 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     line = the(shop, "odp_members")
     assert (line.state, "at least 2 more members" in line.evidence) == ("warning", True)
     assert "press Change mechanism" in line.cure
-    Audit.objects.update(problem="Lytics rejects the scan.", only_in_odp=0)
+    Audit.objects.update(problem="Lytics rejects the scan.", only_in_odp=0, differing=1)
     line = the(shop, "odp_members")
     assert (line.state, line.cure) == ("warning", "Press Audit on the page of an audience.")
+    gold.lane.retired_sequence = 1
+    gold.lane.save()
+    assert states(shop, "odp_members") == ["unknown"], "a retired audience can't be audited again"
 
 
 def test_odp_other_install(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
@@ -410,6 +414,15 @@ def test_odp_other_install(odp: ThreadedSandbox, shop: Install, gold: Audience) 
     make_audience(other)
     line = the(shop, "odp_other_install")
     assert (line.state, "lytics_gold" in line.evidence) == ("bad", True)
+
+
+def test_the_most_urgent_findings_are_named_and_the_others_counted() -> None:
+    found = [registry.warning("Changed.", "", about=about) for about in ("one", "two", "three")]
+    found += [registry.bad("Blocked.", "", about=about) for about in ("three", "four")]
+    named = registry.most_urgent(found, 2)
+    assert [(one.state, one.about) for one in named] == [("bad", "three"), ("bad", "four"), ("warning", "")]
+    assert named[-1].evidence == "2 more audiences have a finding."
+    assert [one.about for one in registry.most_urgent(found, 4)] == ["three", "four", "one", "two"]
 
 
 # --- the examination -----------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from audiences.agreement import words
+from audiences.agreement.audits import NOT_RETIRED
 from audiences.models import Audit
 from audiences.operations.doctor.case import Case
 from audiences.operations.doctor.odp_account import NAMED, ODP
-from audiences.operations.doctor.registry import Found, bad, check, good, unknown, warning
+from audiences.operations.doctor.registry import Finding, Found, bad, check, good, most_urgent, unknown, warning
 
 CURE = "Press Audit on the page of an audience."
 
@@ -17,16 +18,11 @@ CURE = "Press Audit on the page of an audience."
 @check(ODP, "Members on both sides")
 def odp_members(case: Case) -> Found:
     """Whether the newest audit of each audience found the same members in Lytics, here and in ODP. Starts no audit."""
-    newest = Audit.objects.filter(install=case.install, is_newest=True).select_related("audience")
+    newest = Audit.objects.filter(NOT_RETIRED, install=case.install, is_newest=True).select_related("audience")
     audits = {audit.audience_id: audit for audit in newest}
     differing = [audit for audit in audits.values() if audit.problem or audit.differing or audit.only_in_odp]
     if differing:
-        return [
-            (bad if audit.differing and not audit.problem else warning)(
-                f"{words.result(audit)}.", _cure(audit), at=audit.ended_at, about=str(audit.audience)
-            )
-            for audit in differing[:NAMED]
-        ]
+        return most_urgent(map(_finding, differing), NAMED)
     made = [audience for audience in case.audiences if audience.provisioned_at]
     audited = [audits[audience.pk] for audience in made if audience.pk in audits]
     if not audited:
@@ -37,6 +33,11 @@ def odp_members(case: Case) -> Found:
     if len(audited) < len(made) or stale:
         return warning(found, f"{CURE} The schedule audits each audience every AUDIT_HOURS hours.", at=at)
     return good(found, at=at)
+
+
+def _finding(audit: Audit) -> Finding:
+    make = bad if audit.differing and not audit.problem else warning
+    return make(f"{words.result(audit)}.", _cure(audit), at=audit.ended_at, about=str(audit.audience))
 
 
 def _cure(audit: Audit) -> str:

@@ -12,7 +12,7 @@ from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import blocks, probes
 from audiences.models import Audience, Install, Membership, Twin
 from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
-from audiences.operations.doctor.registry import Finding, Found, bad, check, good, unknown, warning
+from audiences.operations.doctor.registry import Finding, Found, bad, check, good, most_urgent, unknown, warning
 from lytics import times
 from odp.client import Client
 from odp.graphql import audiences_of
@@ -128,12 +128,11 @@ def odp_audiences(case: Case) -> Found:
     if isinstance(there, Answer):
         raise NotCheckedError("ODP did not list its audiences.", "Look at the line about the API key.")
     found = [*_gone(case, [one for one in made if one.odp_id not in there]), *_looked(made), *_blocked(made)]
-    seen = dict.fromkeys(one.about for one in found)
-    named = [next(one for one in found if one.about == about) for about in seen][:NAMED]
+    named = most_urgent(found, NAMED)
     looks = [twin.looked_at for one in made if (twin := _twin(one))]
     looked_or_made = [twin.looked_at if (twin := _twin(one)) else one.provisioned_at for one in made]
     stale = sum(at is not None and at <= now() - LOOK_STALE for at in looked_or_made)
-    words = f"{len(made) - len(seen):,} of {len(made):,} are as this service created them."
+    words = f"{len(made) - len({one.about for one in found}):,} of {len(made):,} are as this service created them."
     at = min(looks, default=None)
     if stale:
         cure = "Set LOOK_MINUTES above 0 and start the worker and beat; paused audiences are not looked at."

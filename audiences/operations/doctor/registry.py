@@ -104,6 +104,18 @@ def unknown(evidence: str, cure: str = "", *, about: str = "") -> Finding:
     return Finding("unknown", evidence, cure, about=about)
 
 
+def most_urgent(found: Iterable[Finding], most: int) -> list[Finding]:
+    """The most urgent finding of each audience, for at most ``most`` of them, and a line about the number of others."""
+    by_audience: dict[str, Finding] = {}
+    for one in sorted(found, key=lambda one: WORDS.index(one.state)):
+        by_audience.setdefault(one.about, one)
+    shown, others = list(by_audience.values())[:most], list(by_audience.values())[most:]
+    if others:
+        words = f"{len(others):,} more audiences have a finding."
+        shown.append(Finding(others[0].state, words, "Correct those above, then check again."))
+    return shown
+
+
 def examine(case: Case, checks: Iterable[Check] | None = None) -> list[Line]:
     """Run all checks, one after the other, until the time of the case is over."""
     lines = []
