@@ -736,6 +736,11 @@ def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox, monke
     assert GuidedChange.objects.get().reason == "a test"
     with pytest.raises(CommandError, match="under way"):
         command("--to", "list", "--yes", "--reason", "a test")
-    assert command("--stop")["stopped"]
+    make_checked_install(odp, name="Unchanged")
+    printed = StringIO()
+    with pytest.raises(CommandError, match=r"^Unchanged: No change is under way"):
+        call_command("change_mechanism", "--all", "--stop", "--json", stdout=printed)
+    (stopped,) = json.loads(printed.getvalue())
+    assert (stopped["install_id"], stopped["stopped"]) == (shop.public_id, True)
     with pytest.raises(CommandError, match="No change"):
         command("--stop")

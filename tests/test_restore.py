@@ -123,6 +123,20 @@ def test_an_active_install_is_not_skipped(gold: Audience) -> None:
     assert cursor_of(gold) == 2
 
 
+def test_an_install_that_can_not_be_skipped_keeps_no_other_from_being_skipped_and_reported(gold: Audience) -> None:
+    switch_off(gold.install)
+    Install.objects.filter(pk=make_install(name="Later").pk).update(enabled=False)
+    make_install(name="Active")
+    said = io.StringIO()
+    with pytest.raises(CommandError, match=r"^Active: The install is active\. [^\n]*$"):
+        call_command("skip_backlog", "--all", "--reason", "restored", "--yes", stdout=said)
+    assert said.getvalue().splitlines() == [
+        "Shop: 3 events of 1 audiences skipped, 0 unfinished resends stopped",
+        "  lytics_gold  3",
+        "Later: 0 events of 0 audiences skipped, 0 unfinished resends stopped",
+    ]
+
+
 def test_a_lane_that_a_worker_holds_is_not_skipped(gold: Audience) -> None:
     claim(gold.install)
     switch_off(gold.install)

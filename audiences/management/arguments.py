@@ -4,12 +4,15 @@ import getpass
 import os
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from django.core.management.base import CommandError, CommandParser
 
 from audiences.models import Install
 from lytics.identifiers import storable
+
+Report = TypeVar("Report")
 
 _INSTALL = "the install's id, as in its webhook URL, or its name"
 # Characters of the columns that say who did something.
@@ -43,6 +46,20 @@ def chosen_installs(options: dict[str, Any]) -> list[Install]:
     if bool(options["install"]) == options["all"]:
         raise CommandError("Name one install, or say --all.")
     return list(Install.objects.order_by("pk")) if options["all"] else [install_named(options["install"])]
+
+
+def of_each_install(options: dict[str, Any], act: Callable[[Install], Report]) -> tuple[list[Report], list[str]]:
+    """The result of ``act`` for each chosen install, and the messages of the ``CommandError``s that it raised.
+
+    With --all, an error about one install doesn't keep the others from being changed and reported.
+    """
+    reports, problems = [], []
+    for install in chosen_installs(options):
+        try:
+            reports.append(act(install))
+        except CommandError as error:
+            problems.append(str(error))
+    return reports, list(dict.fromkeys(problems))
 
 
 def add_identifier(parser: CommandParser) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -26,10 +27,13 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["to"]) == options["stop"]:
             raise CommandError("Name the mechanism with --to, or give --stop.")
-        reports = []
-        for install in arguments.chosen_installs(options):
-            report = guided.stop(install) if options["stop"] else _change(install, options)
-            reports.append({"install_id": install.public_id, "name": install.name, **report})
+        reports, problems = arguments.of_each_install(options, partial(_report, options=options))
+        if reports or not problems:
+            self._print(reports, options)
+        if problems:
+            raise CommandError("\n".join(problems))
+
+    def _print(self, reports: list[dict[str, Any]], options: dict[str, Any]) -> None:
         if options["json"]:
             self.stdout.write(json.dumps(reports))
             return
@@ -39,6 +43,11 @@ class Command(BaseCommand):
                 self.stdout.write(f"  {key.replace('_', ' ')}: {value}")
         if not options["yes"] and not options["stop"]:
             self.stdout.write(guided.NOTHING_CHANGED)
+
+
+def _report(install: Install, *, options: dict[str, Any]) -> dict[str, Any]:
+    report = guided.stop(install) if options["stop"] else _change(install, options)
+    return {"install_id": install.public_id, "name": install.name, **report}
 
 
 def _change(install: Install, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Leave out what waits to be sent, after a database was restored from a backup."""
 
 import json
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audiences.management import arguments
+from audiences.models import Install
 from audiences.operations import skips
 
 
@@ -24,27 +26,13 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if not options["reason"].strip():
             raise CommandError("--reason must say something.")
-        by = arguments.who()
-        reports = []
-        for install in arguments.chosen_installs(options):
-            try:
-                found = (
-                    skips.skip(install.pk, by=by, reason=options["reason"])
-                    if options["yes"]
-                    else skips.backlog(install.pk)
-                )
-            except skips.NotNowError as error:
-                raise CommandError(f"{install.name}: {error}") from error
-            reports.append(
-                {
-                    "install_id": install.public_id,
-                    "name": install.name,
-                    "skipped": options["yes"],
-                    "events": found.total,
-                    "audiences": dict(found.events),
-                    "stopped_resends": found.resends,
-                }
-            )
+        reports, problems = arguments.of_each_install(options, partial(_skip, options=options))
+        if reports or not problems:
+            self._print(reports, options)
+        if problems:
+            raise CommandError("\n".join(problems))
+
+    def _print(self, reports: list[dict[str, Any]], options: dict[str, Any]) -> None:
         if options["json"]:
             self.stdout.write(json.dumps(reports))
             return
@@ -58,3 +46,22 @@ class Command(BaseCommand):
                 self.stdout.write(f"  {odp_id}  {events:,}")
         if not options["yes"]:
             self.stdout.write("Nothing was changed. Add --yes to do it.")
+
+
+def _skip(install: Install, *, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found = (
+            skips.skip(install.pk, by=arguments.who(), reason=options["reason"])
+            if options["yes"]
+            else skips.backlog(install.pk)
+        )
+    except skips.NotNowError as error:
+        raise CommandError(f"{install.name}: {error}") from error
+    return {
+        "install_id": install.public_id,
+        "name": install.name,
+        "skipped": options["yes"],
+        "events": found.total,
+        "audiences": dict(found.events),
+        "stopped_resends": found.resends,
+    }
