@@ -21,7 +21,7 @@ from tests.messages import body, message
 from tests.nginx import Nginx, needs_nginx
 from tests.test_doctor import states, the
 from tests.web import Web, web_of_a_module
-from tests.wire import ScriptedServer, answer, say
+from tests.wire import Script, ScriptedServer, answer, reset, say
 
 pytestmark = pytest.mark.django_db(transaction=True)
 web = web_of_a_module(BEHIND_PROXY="0")
@@ -79,6 +79,8 @@ def test_public_url_where_nothing_or_something_else_answers(shop: Install, setti
     assert states(shop, "public_url") == ["warning"], "Lytics reaches it"
     Receipt.objects.update(received_at=now() - timedelta(hours=2))
     assert states(shop, "public_url") == ["bad"]
+    ingest.receive(shop, body(message()))
+    assert states(shop, "public_url") == ["warning"]
     with ScriptedServer(say(answer(200, b'{"queued": 1}'))) as other:
         settings.PUBLIC_URL = other.url
         line = the(shop, "public_url")
@@ -89,6 +91,27 @@ def test_public_url_where_nothing_or_something_else_answers(shop: Install, setti
             other.script = say(answer(status, b"{}"))
             line = the(shop, "public_url")
             assert (line.state, f"answered {status}" in line.evidence, words in line.evidence) == ("bad", True, True)
+        other.script = say(answer(503, b'{"detail": "Redis is full."}'))
+        assert the(shop, "public_url").evidence.endswith("answered 503: Redis is full.")
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "words"),
+    [
+        (say(answer(404)), 20.0, "bad: A call of 2 MB was answered 404. Lytics drops such a batch."),
+        (say(answer(502)), 20.0, "bad: A call of 2 MB was answered 502."),
+        (reset, 20.0, "bad: A call of 2 MB was answered not at all: the connection broke off."),
+        (say(b""), 0.3, "unknown: A call of 2 MB was not answered within 0 s."),
+    ],
+)
+def test_a_large_call_that_does_not_arrive(
+    shop: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch, script: Script, seconds: float, words: str
+) -> None:
+    monkeypatch.setattr(public_address, "LARGE_BODY_SECONDS", seconds)
+    scripts = iter([say(answer(200, b'{"check": true}')), script])
+    with ScriptedServer(lambda connection: next(scripts)(connection)) as other:
+        settings.PUBLIC_URL = other.url
+        assert both(shop, "public_body")["public_body"] == words
 
 
 def test_nothing_of_the_checks_is_stored(shop: Install) -> None:

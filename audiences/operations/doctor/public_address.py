@@ -80,7 +80,7 @@ def _hint(answer: Answer) -> str:
     return {
         200: ", but not as this service answers: another server, or another version of this service, is there",
         401: ": the token did not arrive. A proxy removes the Authorization header, or another server answers",
-        503: f": {words or 'the service is not ready'}",
+        503: f": {str(words or 'the service is not ready').removesuffix('.')}",
     }.get(answer.status or 0, ": a proxy or another server in front of this service answers")
 
 
