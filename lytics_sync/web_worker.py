@@ -14,6 +14,7 @@ tests/test_web_worker.py lists the parts of gunicorn that this needs, and fails 
 """
 
 import gc
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         # The moment of time.monotonic() from which this process accepts connections again.
         self._accept_again_at = 0.0
         # When this process began to leave a connection to another, and when it last did so.
-        self._yields_since, self._yielded_at = 0.0, 0.0
+        self._yields_since, self._yielded_at = -math.inf, -math.inf
         # The most connections at a time in the last second, and the moment at which that second ends.
         self._most_conns, self._second_ends_at = 0, 0.0
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import os
 import selectors
 import socket
@@ -179,7 +180,7 @@ def test_a_connection_that_nobody_takes_is_accepted_after_a_while(
     accepting.connect()
     accepting.other(0)
     assert not accepting.connect()
-    began, accepting.worker._yields_since = accepting.worker._yields_since, 0.0
+    began, accepting.worker._yields_since = accepting.worker._yields_since, -math.inf
     assert began > 0
     assert accepting.look_again()
     # Patience begins again with each connection.
@@ -195,6 +196,42 @@ def test_a_process_that_has_ended_gets_no_connection(accepting: Accepting, ended
     if ended == "stopping":
         web_worker._counts.leave(2)
     assert accepting.connect()
+
+
+def test_the_main_loop_waits_no_longer_than_a_pause(accepting: Accepting, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(ThreadWorker, "wait_for_and_dispatch_events", lambda worker, timeout: waits.append(timeout))
+    accepting.connect()
+    accepting.other(0)
+    accepting.worker.wait_for_and_dispatch_events(timeout=9_000.0)
+    assert not accepting.connect()
+    for timeout in (9_000.0, 1.0):
+        accepting.worker.wait_for_and_dispatch_events(timeout=timeout)
+    assert waits == [9_000.0, pytest.approx(3_600, abs=60), 1.0]
+
+
+def test_a_process_whose_number_is_above_the_slots_counts_too(accepting: Accepting) -> None:
+    """gunicorn gives each process that it starts the next number."""
+    accepting.worker.age += connection_counts.SLOTS
+    accepting.connect()
+    assert web_worker._counts.fewest_elsewhere(2, at=time.monotonic()) == 1
+
+
+def test_a_connection_without_a_whole_header_or_of_a_caller_who_never_closes_is_closed(accepting: Accepting) -> None:
+    worker = accepting.worker
+    for _ in range(2):
+        accepting.connect()
+    incomplete, answered = worker._waiting
+    worker._forget(answered)
+    worker._close_gently(answered)
+    seconds = [conn.sock.wait_until - time.monotonic() for conn in (incomplete, answered)]
+    assert seconds == [pytest.approx(20, abs=1), pytest.approx(2, abs=1)]
+    worker.notify()
+    assert (worker._waiting, worker.nr_conns) == ({incomplete, answered}, 2)
+    for left, conn in ((1, incomplete), (0, answered)):
+        conn.sock.wait_until = time.monotonic()
+        worker.notify()
+        assert (len(worker._waiting), worker.nr_conns) == (left, left)
 
 
 def test_a_process_tells_the_others_of_connections_that_come_and_go(accepting: Accepting) -> None:
