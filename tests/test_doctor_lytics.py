@@ -90,10 +90,10 @@ def tell_audience(server: LyticsServer, **fields: Any) -> None:
     server.faults.add({"when": {"path": "/v2/segment"}, "then": {"status": 200, "body": {"data": [told]}}})
 
 
-def add_member(server: LyticsServer, fields: dict[str, Any]) -> None:
+def add_member(server: LyticsServer, fields: dict[str, Any], *, who: str = "p1", segment_id: str = GOLD) -> None:
     account = server.api.account
-    account.write("INSERT OR REPLACE INTO profile VALUES ('p1', ?)", json.dumps(fields))
-    account.write("INSERT INTO membership VALUES (?, 'p1', 0)", GOLD)
+    account.write("INSERT OR REPLACE INTO profile VALUES (?, ?)", who, json.dumps(fields))
+    account.write("INSERT INTO membership VALUES (?, ?, 0)", segment_id, who)
 
 
 # --- calls ---------------------------------------------------------------------------------------------------
@@ -107,6 +107,8 @@ def test_lytics_calls(shop: Install) -> None:
     line = the(shop, "lytics_calls")
     assert line.state == "warning"
     assert line.age_seconds == pytest.approx(30 * 3_600, abs=60)
+    ingest.receive(shop, body(message()))
+    assert states(shop, "lytics_calls") == ["good"]
 
 
 def test_lytics_identifier(shop: Install) -> None:
@@ -146,10 +148,10 @@ def test_a_job_is_examined_with_few_requests(shop: Install, job: Job, server: Ly
     [
         ("running", "good"),
         ("sleeping", "warning"),
-        ("fault-1", "warning"),
+        ("fault-2", "warning"),
+        ("fault-3", "bad"),
         ("paused", "bad"),
         ("failed", "bad"),
-        ("fault-9", "bad"),
         ("deleted", "bad"),
         ("", "unknown"),
     ],
@@ -206,7 +208,6 @@ def test_lytics_header(shop: Install, job: Job, server: LyticsServer) -> None:
     Token.objects.filter(pk=older.pk).update(last_used_at=now() - timedelta(days=2))
     line = the(shop, "lytics_header")
     assert (line.state, round(line.age_seconds or 0, -2)) == ("good", 200)
-    older.delete()
     server.api.switches.change("auth_secrets", "shown")
     assert "sends a live token" in the(shop, "lytics_header").evidence
     other = {"id": "auth", "type": "header_param_auth", "webhook_request_headers": "Authorization: another"}
@@ -215,13 +216,14 @@ def test_lytics_header(shop: Install, job: Job, server: LyticsServer) -> None:
     assert (line.state, "another" in line.evidence) == ("bad", False)
     server.api.account.put("auth", {"id": "auth", "type": "oauth2"}, made_at=0)
     assert states(shop, "lytics_header") == ["warning"]
-    (token,) = shop.tokens.all()
+    token = shop.tokens.exclude(pk=older.pk).get()
     label = authorization_label(shop, token)
     server.api.account.put("auth", {"id": "auth", "type": "header_param_auth", "label": label}, made_at=0)
     assert states(shop, "lytics_header") == ["good"]
     ended = label.replace(token.digest[:8], "0" * 8)
     server.api.account.put("auth", {"id": "auth", "type": "header_param_auth", "label": ended}, made_at=0)
     assert "a token that has ended" in the(shop, "lytics_header").evidence
+    older.delete()
     for auth_ids in (["gone"], []):
         job(auth_ids=auth_ids)
         assert states(shop, "lytics_header") == ["bad"]
@@ -327,14 +329,42 @@ def test_a_setting_that_differs_is_as_bad_as_its_harm(
     assert (line.state, "HTTPMethod of Sync job is PUT instead of POST." in line.evidence) == (state, True)
 
 
+def test_the_most_harmful_setting_decides_and_the_cure_names_no_harmless_one(
+    shop: Install, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job()
+    harms = {"A": Harm.NONE, "B": Harm.LOSS, "C": Harm.RISK}
+    found = [DifferentSetting(label, "http_method", "POST", "PUT", "", harm) for label, harm in harms.items()]
+    monkeypatch.setattr(WebhookSettings, "differences", lambda wanted, config: found)
+    line = the(shop, "lytics_method")
+    assert (line.state, "set B to POST, and C to POST." in line.cure) == ("bad", True)
+
+
 def test_whether_the_field_is_a_list_stays_open_without_members(shop: Install, job: Job, server: LyticsServer) -> None:
     Install.objects.update(identifier_field="email")
     job(user_fields=["email", "segment_events"])
     assert [line.state for line in lines(shop, "lytics_fields")] == ["good", "unknown"]
     assert "No audience has members yet" in lines(shop, "lytics_fields")[1].evidence
+    job("second", user_fields=["email", "segment_events"], field_changes=["email"])
+    assert "unknown" in states(shop, "lytics_fields"), "one of two jobs is not triggered by the field"
+    job("second", status="deleted")
     add_member(server, {"email": ["kim@example.com", "k@example.com"]})
+    server.faults.add({"when": {"path": f"/api/segment/{GOLD}/scan", "times": 1}, "then": {"status": 403}})
+    assert "Members could not be read: 403" in lines(shop, "lytics_fields")[1].evidence
     line = the(shop, "lytics_fields")
     assert (line.state, "set Fields to Trigger to email" in line.cure) == ("bad", True)
+
+
+def test_one_list_among_the_members_of_the_largest_audience_makes_the_field_a_list(
+    shop: Install, job: Job, server: LyticsServer
+) -> None:
+    Install.objects.update(identifier_field="email")
+    job(user_fields=["email", "segment_events"])
+    server.api.account.write("INSERT INTO audience (segment_id, slug) VALUES ('segment-silver', 'silver')")
+    add_member(server, {"email": ["kim@example.com", "k@example.com"]})
+    for segment_id in (GOLD, "segment-silver"):
+        add_member(server, {"email": "lee@example.com"}, who="p2", segment_id=segment_id)
+    assert "set Fields to Trigger to email" in the(shop, "lytics_fields").cure
 
 
 def test_lytics_limits(shop: Install, job: Job) -> None:
@@ -412,6 +442,22 @@ def test_lytics_left_names_an_audience_that_lytics_deleted(shop: Install, job: J
     line = the(shop, "lytics_left")
     assert (line.state, "silver (deleted in Lytics)" in line.evidence) == ("warning", True)
     assert line.cure.startswith("Press Retire")
+
+
+def test_lytics_left_names_five_audiences_and_the_cure_is_for_all(shop: Install, job: Job) -> None:
+    job()
+    for slug in range(6):
+        make_left(shop, f"left {slug}")
+    line = the(shop, "lytics_left")
+    assert "No job sends 6 audiences any more: " in line.evidence
+    assert " and 1 more. " in line.evidence
+    assert "Choose audiences, or press Retire" in line.cure, "whether Lytics deleted the sixth was not asked"
+
+
+def test_an_audience_known_by_its_slug_alone_is_not_called_deleted(shop: Install, job: Job) -> None:
+    job()
+    Audience.objects.filter(pk=make_left(shop).pk).update(segment_id="slug:silver")
+    assert ": silver. " in the(shop, "lytics_left").evidence
 
 
 def test_an_audience_that_was_just_made_has_not_left(shop: Install, job: Job) -> None:
@@ -511,6 +557,8 @@ def test_lytics_other_writers(shop: Install, job: Job) -> None:
     hosted = {"webhook_url": "https://function.zaius.app/lytics/sync/1-2-3"}
     job("hosted", status="paused", **hosted)
     assert states(shop, "lytics_other_writers") == ["good"]
+    job("hosted", segment_ids=["other"], **hosted)
+    assert states(shop, "lytics_other_writers") == ["warning"]
     job("hosted", **hosted)
     line = the(shop, "lytics_other_writers")
     assert (line.state, "1 of them are ours" in line.evidence) == ("bad", True)
