@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
@@ -181,6 +182,12 @@ def test_an_identifier_that_no_member_has_is_reported(lytics: LyticsServer, shop
     Install.objects.update(identifier_field="customer_number")
     (note,) = connect(Install.objects.get(), add=[VIP.slug], dry_run=True).notes
     assert "none has customer_number" in note
+
+
+def test_an_install_that_is_off_is_reported(lytics: LyticsServer, shop: Install) -> None:
+    Install.objects.update(enabled=False)
+    (note,) = connect(Install.objects.get(), add=[VIP.slug], dry_run=True).notes
+    assert "answered 503 until it is on" in note
 
 
 # --- requests without a response --------------------------------------------------------------------------------
@@ -376,6 +383,7 @@ def test_a_run_after_a_killed_one_makes_what_is_missing(
 def test_the_lease_outlasts_every_request_of_a_run(shop: Install) -> None:
     assert LEASE_SECONDS >= connecting.SECONDS + 60
     assert 50 < connecting.client_of(shop).ends_at - time.monotonic() <= connecting.SECONDS
+    assert connecting.client_of(shop, seconds=20).ends_at - time.monotonic() <= 20
 
 
 def test_a_run_whose_lease_has_ended_does_not_release_that_of_another(shop: Install) -> None:
@@ -401,6 +409,13 @@ def test_audiences_join_and_leave_and_everything_else_in_the_job_stays(lytics: L
     assert slugs(report) == ["gone", CART.slug, THIRD.slug]
     assert [(one.key, one.theirs) for one in report.found.differences] == [("batch_size", "100")]
     assert any("stay in ODP" in note for note in report.notes)
+
+
+def test_another_audience_takes_the_place_of_the_only_one(lytics: LyticsServer, shop: Install) -> None:
+    connect(shop, add=[VIP.slug])
+    report = connect(shop, add=[CART.slug], remove=[VIP.slug])
+    assert slugs(report) == [CART.slug]
+    assert report.steps == (f"Add {CART.slug} to the job", f"Remove {VIP.slug} from the job")
 
 
 def test_an_audience_leaves_without_another_one_joining(lytics: LyticsServer, shop: Install) -> None:
@@ -499,6 +514,7 @@ def test_a_job_that_calls_us_comes_before_one_with_our_name_alone(lytics: Lytics
 
 def test_the_only_job_that_calls_us_is_ours_also_when_a_person_made_it(lytics: LyticsServer, shop: Install) -> None:
     job = add_job(lytics, shop)
+    edit(lytics, job, config={"webhook_url": f"{installs.webhook_url(shop)}/"})
     report = connect(shop, add=[CART.slug])
     assert the_job(lytics)["auth_ids"] == job["auth_ids"]
     assert slugs(report) == [VIP.slug, CART.slug]
@@ -596,6 +612,26 @@ def test_without_a_webhook_token_one_is_made(lytics: LyticsServer, shop: Install
     assert [token.name for token in tokens.live(shop)] == ["Lytics job"]
 
 
+def test_the_newest_webhook_token_is_given(lytics: LyticsServer, shop: Install) -> None:
+    newest = tokens.create(shop)
+    connect(shop, add=[VIP.slug])
+    (auth,) = made_auths(lytics)
+    assert str(newest.secret) in auth["webhook_request_headers"]
+
+
+@pytest.mark.parametrize(
+    ("column", "says"), [("lyticsaccount SET api_token", "Lytics API token"), ("token SET secret", "webhook token")]
+)
+def test_a_secret_of_another_encryption_key_is_named(
+    lytics: LyticsServer, shop: Install, column: str, says: str
+) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE audiences_{column} = 'of another key'")
+    with pytest.raises(NotConnectedError, match=f"{says}.* can't be used"):
+        connect(Install.objects.get(), add=[VIP.slug])
+    assert made_auths(lytics) == []
+
+
 def test_no_secret_is_in_a_report_or_a_log(
     lytics: LyticsServer, shop: Install, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -658,6 +694,13 @@ def test_a_job_is_changed_without_the_right_to_list_authorizations(lytics: Lytic
     connect(shop, add=[VIP.slug])
     fault(lytics, AUTHS, {"status": 403}, method="GET")
     assert slugs(connect(shop, add=[CART.slug])) == [VIP.slug, CART.slug]
+
+
+def test_authorizations_that_can_not_be_read_may_be_ours(lytics: LyticsServer, shop: Install) -> None:
+    fault(lytics, AUTHS, {"status": 200, "body": {"data": [{"label": "without an id"}]}}, method="GET")
+    with pytest.raises(NotConnectedError, match="doesn't list authorizations"):
+        connect(shop, add=[VIP.slug])
+    assert made_auths(lytics) == []
 
 
 def test_jobs_that_can_not_be_read_may_be_ours(lytics: LyticsServer, shop: Install) -> None:
