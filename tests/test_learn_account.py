@@ -38,6 +38,7 @@ from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import Options
 from tests.delivering import UNLIMITED, make_audience, make_install
 from tests.lytics_sandbox import serving
+from workers import pace
 from workers.management.commands import learn_account
 
 pytestmark = pytest.mark.django_db
@@ -309,6 +310,17 @@ def test_a_small_body_limit_lowers_the_batch_size_only_with_a_yes(
     assert 120 <= install.batch_size <= 142
 
 
+@pytest.mark.parametrize(("typed", "size"), [("y", 130), ("n", 500)])
+def test_a_person_is_asked_about_each_setting_of_the_install(
+    install: Install, monkeypatch: pytest.MonkeyPatch, typed: str, size: int
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: typed)
+    found = experiments.Found("max_body_bytes", "100000", "", experiments.Setting("install", "batch_size", "130"))
+    learn_account.Command(stdout=io.StringIO())._settings(install, [found], apply=False, may_ask=True)
+    install.refresh_from_db()
+    assert install.batch_size == size
+
+
 # --- consent, pace and secrets --------------------------------------------------------------------------------
 
 
@@ -319,8 +331,9 @@ def test_nothing_is_sent_without_a_yes(
     monkeypatch.setattr("builtins.input", lambda _: typed)
     said = io.StringIO()
     with pytest.raises(CommandError, match="Nothing was sent"):
-        call_command("learn_account", "Shop", "--file", str(file), stdout=said)
+        call_command("learn_account", "Shop", "--lists", "--file", str(file), stdout=said)
     assert f"customer field {FIELD}" in said.getvalue()
+    assert f"the list {FIELD}, which ODP can't delete again" in said.getvalue()
     assert odp.requests() == []
     assert not file.exists()
 
@@ -353,13 +366,15 @@ def test_the_file_has_no_secret_and_no_identifier_even_if_odp_quotes_them(
         "learnprivate": customer,
         customer: "learnpublic.learnprivate",
         "title": install.public_id,
+        install.name: 1,
         "jane@example.com": 1,
     }
     odp.fault({"path": "/v3/profiles", "method": "POST", "body_contains": "good1"}, {"status": 400, "body": quoted})
     odp.fault({"path": f"/v3/segments/{FIELD}_none"}, {"status": 404, "body": {install.public_id: 1}})
     learn(file, "--lists")
     text = file.read_text()
-    for secret in ("learnpublic", "learnprivate", install.public_id, odp.url, "lytics-sync-learn-", "jane"):
+    names = ("learnpublic", "learnprivate", install.public_id, install.name, odp.url, "lytics-sync-learn-", "jane")
+    for secret in names:
         assert secret not in text
     assert "title: text" in text
 
@@ -437,7 +452,7 @@ def test_what_a_killed_run_left_is_removed_and_the_next_run_answers_everything(
 def test_a_second_run_keeps_answers_that_only_the_first_could_find(
     odp: ThreadedSandbox, install: Install, file: Path
 ) -> None:
-    learn(file)
+    assert f"Left in ODP, which can't delete it: the customer field {FIELD}\n" in learn(file)
     first = answers(file)
     said = learn(file)
     assert "answers of an earlier run to: unknown_field" in said
@@ -532,3 +547,10 @@ def test_it_stops_when_the_deliveries_leave_no_room(install: Install) -> None:
     install.requests_per_second = 10
     with pytest.raises(experiments.Stopped, match="on hold"):
         learn_account._gate(Spacing(Clock()), install, "/v3/profiles", 0.0)
+
+
+def test_it_waits_a_minute_for_room(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(pace, "pass_gate", lambda install, path, until: waits.append(until - time.monotonic()))
+    learn_account._gate(Spacing(Clock()), install, "/v3/profiles", float("inf"))
+    assert waits == [pytest.approx(60, abs=5)]

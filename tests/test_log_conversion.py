@@ -4,10 +4,13 @@ from collections.abc import Callable
 from threading import Event as Flag
 from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.core.management import call_command
+from django.core.management.base import CommandError
 from django.db import connections
+from django.db.utils import ProgrammingError
 from pytest_django.fixtures import Settings
 
 from audiences.insight import search_index
@@ -123,6 +126,14 @@ def test_the_command_shows_what_is_to_do_and_does_it(gold: Audience, capsys: pyt
     assert parts.has_parts()
     call_command("partition_log", "--yes")
     assert "Nothing is left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [log_conversion.LockedError("in use"), ProgrammingError("must be owner of table")])
+def test_the_command_reports_in_one_sentence_why_it_stops(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(log_conversion, "progress", lambda: log_conversion.Progress(False, 1, 1, None))
+    monkeypatch.setattr(log_conversion, "convert", Mock(side_effect=error))
+    with pytest.raises(CommandError, match=str(error)):
+        call_command("partition_log", "--yes")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -687,6 +687,8 @@ def test_the_command_tries_each_channel_and_prints_the_result(
     call_command("send_test_alert")
     assert capsys.readouterr().out.splitlines() == ["e-mail: accepted", "Slack: accepted", "webhook: accepted"]
     assert [event["type"] for event in receiver.events()] == ["test"]
+    delays = {message.next_try_at - message.created_at for message in TroubleMessage.objects.all()}
+    assert delays == {alert_messages.CLAIM}, "a worker sends none meanwhile"
     receiver.status = 403
     with pytest.raises(SystemExit):
         call_command("send_test_alert")
@@ -694,6 +696,16 @@ def test_the_command_tries_each_channel_and_prints_the_result(
     receiver.got.clear()
     alert_messages.send_due(seconds=5, at=now() + timedelta(hours=2))
     assert receiver.got == []
+
+
+def test_the_command_fails_when_any_channel_does(
+    receiver: Receiver, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.ALERT_SLACK_URL = NOWHERE
+    with pytest.raises(SystemExit) as ended:
+        call_command("send_test_alert")
+    accepted = [line.endswith(": accepted") for line in capsys.readouterr().out.splitlines()]
+    assert (ended.value.code, accepted) == (1, [True, False, True])
 
 
 def test_the_button_queues_a_test_of_its_channel_and_the_list_shows_the_result(
