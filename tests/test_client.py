@@ -284,6 +284,12 @@ def test_an_interim_answer_is_not_the_answer(server: ScriptedServer, status: int
     assert server.connections == 1
 
 
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 101 Switching\r\n\r\n", b"HTTP/1.1 102 Wait\r\n\r\n" * 50])
+def test_another_protocol_and_endless_interim_answers_make_no_answer(server: ScriptedServer, interim: bytes) -> None:
+    got = post(server, say(interim + answer()))
+    assert (got.outcome, got.status) == (Outcome.RETRY_LATER, None)
+
+
 def test_an_answer_behind_the_answer_is_nobodys(server: ScriptedServer) -> None:
     assert post(server, say(answer() + answer(400))).outcome is Outcome.DELIVERED
     assert post(server, say(answer())).outcome is Outcome.DELIVERED
