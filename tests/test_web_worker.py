@@ -257,22 +257,40 @@ def test_callers_are_spread_evenly_over_real_processes(tmp_path: Path, db: None)
         (process,) = (child.process for group in web.fleet.groups for child in group)
         assert process
         processes = usage.family(process.pid)[1:]
-        before = [sockets(pid) for pid in processes]
+        for pid in processes:  # until each of them listens
+            eventually(partial(_accepts, web, processes, pid))
         with ExitStack() as undo:
             for place in range(1, 31):
                 undo.enter_context(web.raw())
-                eventually(partial(_have, processes, sum(before) + place))
-            found = sorted(sockets(pid) - known for pid, known in zip(processes, before, strict=True))
+                eventually(partial(_have, processes, web.port, place))
+            found = sorted(connections(pid, web.port) for pid in processes)
         # A process that gets no CPU time for longer than the other one's patience misses a connection.
         assert found[0] >= 13, found
     finally:
         web.stop()
 
 
-def _have(processes: list[int], some: int) -> bool:
-    return sum(map(sockets, processes)) == some
+def _accepts(web: Web, processes: list[int], pid: int) -> bool:
+    with web.raw():
+        eventually(partial(_have, processes, web.port, 1))
+        return bool(connections(pid, web.port))
 
 
-def sockets(pid: int) -> int:
-    """The open sockets of a process."""
-    return sum(os.readlink(file).startswith("socket:") for file in Path(f"/proc/{pid}/fd").iterdir())
+def _have(processes: list[int], port: int, some: int) -> bool:
+    return sum(connections(pid, port) for pid in processes) == some
+
+
+def connections(pid: int, port: int) -> int:
+    """The connections to a port that a process has accepted and whose callers haven't closed."""
+    ends = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
+    inodes = {end[9] for end in ends if end[1].endswith(f":{port:04X}") and end[3] == "01"}
+    return sum(
+        _name(file).removeprefix("socket:[").removesuffix("]") in inodes for file in Path(f"/proc/{pid}/fd").iterdir()
+    )
+
+
+def _name(file: Path) -> str:
+    try:
+        return os.readlink(file)
+    except FileNotFoundError:  # closed meanwhile
+        return ""
