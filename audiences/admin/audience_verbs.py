@@ -76,7 +76,7 @@ class Resume(Verb[Audience]):
         sent = (
             "It is shown as blocked again. Nothing is sent until you also press Unblock."
             if lane.blocked_at
-            else f"The {number(state.backlog(lane))} waiting events are sent to ODP now, in order."
+            else f"The {number(state.backlog(lane))} waiting events are then sent to ODP in order."
         )
         return f"{sent} {lane.paused_by} paused it: {lane.pause_reason}"
 
