@@ -208,8 +208,8 @@ def test_an_audience_set_aside_delivers_only_after_both_buttons_and_each_says_so
         return str(operator.get(reverse(f"admin:audiences_audience_{verb}", args=[gold.pk])).context["consequence"])
 
     assert "until you also press Unblock" in consequence("resume")
-    assert "sent to ODP now" not in consequence("resume")
+    assert "then sent to ODP" not in consequence("resume")
     assert "once it is resumed" in consequence("unblock")
     shown = press(operator, "unblock", gold).content.decode()
     assert "It stays paused until it is resumed." in shown
-    assert "sent to ODP now" in consequence("resume")
+    assert "then sent to ODP" in consequence("resume")
