@@ -497,7 +497,7 @@ def test_a_terminated_run_cleans_up_and_writes_what_it_knows(
             time.sleep(0)
 
     monkeypatch.setattr(clock, "sleep", sleep)
-    with pytest.raises(CommandError, match=r"Interrupted.*cleaned up"):
+    with pytest.raises(CommandError, match=r"^Interrupted\. ODP is cleaned up\.$"):
         learn(file)
     assert answers(file)["segment_errors"] == "grpc"
     assert_clean(odp)

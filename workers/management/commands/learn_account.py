@@ -116,7 +116,7 @@ class Command(BaseCommand):
         except (Stopped, NotAnswered) as reason:
             raise CommandError(f"The experiments didn't begin. {reason}") from None
         except KeyboardInterrupt:
-            raise CommandError("; ".join(["Interrupted.", *(lab.problems or ["ODP is cleaned up."])])) from None
+            raise CommandError(f"Interrupted. {'; '.join(lab.problems) or 'ODP is cleaned up.'}") from None
         finally:
             if answers:
                 kept = report.write(file, answers, at=now(), about=_about(install), secrets=_secrets(lab, install))
