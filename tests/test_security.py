@@ -23,7 +23,7 @@ from audiences.agreement import audits
 from audiences.delivery import drafts
 from audiences.insight import search_index, trials
 from audiences.models import Audience, Install, Token, Trouble, Worker
-from audiences.operations import db_role, forgetting, installs, pruning, twins
+from audiences.operations import db_role, forgetting, installs, pruning, skips, twins
 from audiences.receiving import ingest
 from local.processes import Fleet, free_port
 from local.stack import Memory, Stack
@@ -362,6 +362,8 @@ def test_the_role_can_do_all_that_the_processes_do(bridge: str) -> None:
         assert odp.members("lytics_gold") == ["anna", "ben"]
         assert_all_is_well(gold)
         Worker.objects.all().delete()
+        Install.objects.update(enabled=False)
+        assert skips.skip(shop.pk, by="kim", reason="restored").total == 0
 
 
 def test_the_role_can_look_audit_and_forget(bridge: str, lytics: Lytics, settings: Any) -> None:

@@ -25,11 +25,12 @@ def leased(install_id: int) -> bool:
     return held.exists()
 
 
-def skip(install_id: int, *, skip_id: int) -> list[Skipped]:
-    """Move every cursor to the end of its log without sending. Called inside a transaction.
-
-    Requests that were in flight or had failed stay as they are: nothing is sent again because of them.
-    """
+def end_requests(install_id: int) -> None:
+    """Requests that were in flight or had failed stay as they are: nothing is sent again because of them."""
     _CLOSE_OPEN.run(install=install_id)
     _SKIP_RECONCILING.run(install=install_id)
+
+
+def skip(install_id: int, *, skip_id: int) -> list[Skipped]:
+    """Move every cursor to the end of its log without sending. Called inside a transaction, after ``end_requests``."""
     return _SKIP.run(install=install_id, skip=skip_id).all()

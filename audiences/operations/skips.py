@@ -55,9 +55,11 @@ def skip(install_id: int, *, by: str, reason: str) -> Backlog:
             raise NotNowError("A worker still holds audiences of this install. Stop the workers, or wait 15 seconds.")
         resends = Resend.objects.filter(install=install_id, ended_at=None)
         stopped = resends.update(ended_at=Now(), stopped_by=by)
-        made = Skip.objects.create(install_id=install_id, by=by, reason=reason)
-        skipped = Backlog(skipping.skip(install_id, skip_id=made.pk), stopped)
-        if not skipped.total:
-            made.delete()
+        skipping.end_requests(install_id)
+        with transaction.atomic():
+            made = Skip.objects.create(install_id=install_id, by=by, reason=reason)
+            skipped = Backlog(skipping.skip(install_id, skip_id=made.pk), stopped)
+            # Taken back and not deleted: the role of the processes deletes no history.
+            transaction.set_rollback(not skipped.total)
     log.warning("backlog skipped", install=install_id, events=skipped.total, audiences=len(skipped.events), by=by)
     return skipped
