@@ -366,6 +366,30 @@ def test_the_role_can_do_all_that_the_processes_do(bridge: str) -> None:
         assert skips.skip(shop.pk, by="kim", reason="restored").total == 0
 
 
+def test_the_role_gets_exactly_its_rights_also_if_it_had_others(bridge: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"GRANT ALL ON audiences_event, auth_permission, django_migrations TO {bridge}")
+        cursor.execute(f"GRANT CREATE ON SCHEMA public TO {bridge}")
+        db_role.grant(bridge)
+        cursor.execute("SELECT has_schema_privilege(%s, 'public', 'CREATE')", [bridge])
+        assert cursor.fetchone() == (False,)
+        cursor.execute(
+            "SELECT table_name, string_agg(privilege_type, ' ' ORDER BY privilege_type)"
+            " FROM information_schema.role_table_grants WHERE grantee = %s GROUP BY 1",
+            [bridge],
+        )
+        rights = dict(cursor.fetchall())
+        assert rights["audiences_event"] == "INSERT SELECT"
+        assert rights["auth_permission"] == rights["django_content_type"] == rights["django_migrations"] == "SELECT"
+        assert rights["auth_user_groups"] == "DELETE INSERT SELECT UPDATE"
+        cursor.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+            " AND NOT has_function_privilege(%s, oid, 'EXECUTE') ORDER BY 1",
+            [bridge],
+        )
+        assert cursor.fetchall() == [("make_part",), ("partition_log",)]
+
+
 def test_the_role_can_look_audit_and_forget(bridge: str, lytics: Lytics, settings: Any) -> None:
     """These delete rows: old probes and reports, scanned members, one customer."""
     settings.AUDIT_SETTLE_SECONDS = 0
