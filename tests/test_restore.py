@@ -125,8 +125,8 @@ def test_an_active_install_is_not_skipped(gold: Audience) -> None:
 
 def test_an_install_that_can_not_be_skipped_keeps_no_other_from_being_skipped_and_reported(gold: Audience) -> None:
     switch_off(gold.install)
-    Install.objects.filter(pk=make_install(name="Later").pk).update(enabled=False)
     make_install(name="Active")
+    Install.objects.filter(pk=make_install(name="Later").pk).update(enabled=False)
     said = io.StringIO()
     with pytest.raises(CommandError, match=r"^Active: The install is active\. [^\n]*$"):
         call_command("skip_backlog", "--all", "--reason", "restored", "--yes", stdout=said)
