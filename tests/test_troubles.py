@@ -308,6 +308,8 @@ def test_the_resolution_of_a_held_trouble_is_sent_after_quiet_hours(receiver: Re
         ("22:00-07:00", "2026-11-29T07:00", None),
         ("22:00-07:00 Europe/Berlin", "2026-11-28T21:30", "2026-11-29T06:00"),
         ("9:00-17:00", "2026-11-28T12:00", "2026-11-28T17:00"),
+        ("0:00-9:00 Asia/Tokyo", "2026-11-28T15:30", "2026-11-29T00:00"),
+        ("0:00-0:00", "2026-11-28T12:00", "2026-11-29T00:00"),
         # The hour from 02:00 comes twice, or not at all.
         ("22:00-02:30 Europe/Berlin", "2026-10-25T00:10", "2026-10-25T00:30"),
         ("22:00-02:30 Europe/Berlin", "2026-10-25T01:10", None),
