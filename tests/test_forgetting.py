@@ -330,7 +330,7 @@ def test_the_command_asks_and_takes_one_word_for_a_yes(
         with pytest.raises(CommandError, match="Nothing was done"):
             run("forget", "Shop", KIM)
     assert rows_that_name(KIM) != []
-    monkeypatch.setattr("builtins.input", lambda _: "forget")
+    monkeypatch.setattr("builtins.input", lambda _: "forget ")
     assert "events 1" in run("forget", "Shop", KIM)
 
 

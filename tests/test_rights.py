@@ -21,6 +21,7 @@ from audiences import odp_hosts
 from audiences.admin import masks
 from audiences.admin import parked as parked_pages
 from audiences.admin.pages import mask
+from audiences.admin.parameters import whole_number
 from audiences.admin.periods import ByPeriod
 from audiences.admin.verbs import way_back
 from audiences.encryption import encrypt
@@ -470,6 +471,13 @@ def read_names(page: Any) -> Iterator[tuple[Any, str]]:
             yield from (((ByPeriod, name), name) for name in ("since", "until"))
         else:
             yield narrowed, narrowed.parameter_name
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("", None), ("-1", None), ("²", None), ("12", 12), ("9" * 5_000, 10**18 - 1)]
+)
+def test_a_number_is_read_from_digits_and_fits_into_a_column(text: str, number: int | None) -> None:
+    assert whole_number(text) == number
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:12])

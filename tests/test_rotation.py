@@ -15,6 +15,7 @@ from django.utils.timezone import now
 
 from audiences import encryption, lytics_account
 from audiences.encryption import EncryptedTextField, decrypt, opened
+from audiences.management.commands import rotate_secrets
 from audiences.models import Forgotten, GuidedChange, Install, LyticsAccount, Parked, Token
 from audiences.operations import forgetting, installs, rotation
 from audiences.receiving import ingest
@@ -130,6 +131,17 @@ def test_a_secret_that_no_key_opens_is_named_and_keeps_no_other_from_being_rotat
         assert f"audiences_parked: 1 that no key in FIELD_ENCRYPTION_KEYS decrypts: id {lost.pk}\n" in said
         assert "Everything" not in said
     assert bytes(Parked.objects.get(pk=lost.pk).raw or b"") == before
+
+
+@pytest.mark.parametrize(("many", "ends"), [(20, ", 20\n"), (21, ", 20 and so on\n")])
+def test_a_list_that_is_cut_off_says_so(
+    many: int, ends: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"audiences_parked": rotation.Rotated(0, list(range(1, many + 1)))}
+    monkeypatch.setattr(rotate_secrets, "rotate", lambda: found)
+    with pytest.raises(SystemExit):
+        call_command("rotate_secrets")
+    assert capsys.readouterr().out.endswith(ends)
 
 
 def test_the_command_reports_its_result(shop: Install, capsys: pytest.CaptureFixture[str]) -> None:
