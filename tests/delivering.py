@@ -239,6 +239,11 @@ def claim(install: Install, **options: Any) -> leases.Lease:
     return lease
 
 
+def block_all(lease: leases.Lease, reason: str) -> None:
+    """Block all lanes of a lease."""
+    holds.block(lease, dict.fromkeys(lease.audience_ids, reason))
+
+
 def step_of(name: str) -> ModuleType:
     """The module of ``audiences/delivery`` that has the step ``name``."""
     (module,) = (

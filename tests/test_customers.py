@@ -27,7 +27,18 @@ from audiences.receiving import ingest
 from lytics.facts import Kind
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import a_log, claim, deliveries, drain_all, enter, happen, lane_of, make_audience, make_install
+from tests.delivering import (
+    a_log,
+    block_all,
+    claim,
+    deliveries,
+    drain_all,
+    enter,
+    happen,
+    lane_of,
+    make_audience,
+    make_install,
+)
 from tests.people import someone
 
 DELIVERED = Answer(Outcome.DELIVERED, status=202)
@@ -111,7 +122,7 @@ def test_a_waiting_event_says_how_the_last_try_ended(shop: Install, gold: Audien
     enter(gold, "kim")
     step(shop, stop=True)
     assert words() == [("waiting", "for a worker; last try: retry later")]
-    holds.block(claim(shop), "wrong type")
+    block_all(claim(shop), "wrong type")
     assert words() == [("waiting", "the audience is blocked: wrong type; last try: retry later")]
 
 

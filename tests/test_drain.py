@@ -43,6 +43,7 @@ from tests.delivering import (
     lease_runs_out,
     ledger_of,
     make_audience,
+    make_delivered,
     make_install,
     making_runs_out,
     numbered,
@@ -755,6 +756,16 @@ def test_a_hole_in_the_log_blocks_the_lane_before_anything_is_sent(
 
 
 # --- everything at once ------------------------------------------------------------------------------------------
+
+
+def test_a_hole_in_the_log_of_one_lane_holds_no_other_lane(odp: ThreadedSandbox, shop: Install) -> None:
+    gold, vip = make_delivered(shop, "kim"), make_audience(shop, "vip")
+    enter(gold, "a", "b")
+    enter(vip, "a", "b")
+    Event.objects.filter(audience=vip, sequence=1).delete()
+    drain_all(shop)
+    assert (lane_of(gold).block_reason, cursor_of(gold)) == ("", 3)
+    assert lane_of(vip).block_reason == "lytics_vip: events 1–2 are not all there"
 
 
 def test_after_every_kind_of_trouble_at_once_odp_holds_what_lytics_said(settings: Any) -> None:

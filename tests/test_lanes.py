@@ -18,6 +18,7 @@ from audiences.models import Audience, Delivery, Event, Install, Lane, Run
 from audiences.receiving import ingest
 from odp.outcomes import Answer, Outcome
 from tests.delivering import (
+    block_all,
     broken_truths,
     claim,
     cursor_of,
@@ -491,7 +492,7 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     with pytest.raises(LeaseLostError):
         open_one(late)
     with pytest.raises(LeaseLostError):
-        holds.block(late, "no use")
+        block_all(late, "no use")
     request_records.close_delivery(delivery, DELIVERED)
     request_records.close_abandoned(late)
     holds.hold(late, "an error of ours")
@@ -863,7 +864,7 @@ def test_the_ledger_never_goes_back_even_for_a_worker_that_should_not_be(shop: I
 
 def test_blocking_holds_the_lane_with_its_reason_and_keeps_its_events(shop: Install) -> None:
     audience, other = ready(shop, "a", events=3), ready(shop, "b")
-    holds.block(claim(shop, capacity=3), "field\x00 gone")
+    block_all(claim(shop, capacity=3), "field\x00 gone")
     lane = lane_of(audience)
     assert (lane.block_reason, lane.blocked_at is not None) == ("field gone", True)
     assert (lane.delivered_sequence, lane.lease_token) == (0, None)

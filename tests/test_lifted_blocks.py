@@ -12,7 +12,7 @@ from audiences.insight import state
 from audiences.models import Audience, Lane
 from audiences.receiving import backlog
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, enter, lane_of, make_audience, make_install
+from tests.delivering import block_all, drain_all, enter, lane_of, make_audience, make_install
 from tests.test_admin import press
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +38,7 @@ def claimed(audience: Audience) -> leases.Lease:
 def blocked(audience: Audience, reason: str) -> None:
     """By a delivery that ODP rejected as a whole."""
     lease = claimed(audience)
-    holds.block(lease, reason)
+    block_all(lease, reason)
 
 
 def grows_older(audience: Audience) -> None:
@@ -136,7 +136,7 @@ def test_a_block_that_returns_is_shown_to_the_operator_who_paused_the_audience(
     lease = claimed(gold)
     assert holds.pause(lane_of(gold), by="sam", reason="campaign moved")
     if by_delivery:
-        holds.block(lease, "field has the wrong type")
+        block_all(lease, "field has the wrong type")
     else:
         by_its_making(gold, "field has the wrong type")
     assert age(gold) >= EARLIER

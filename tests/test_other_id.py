@@ -14,6 +14,7 @@ from audiences.operations import other_id, resends
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
+    block_all,
     claim,
     drain_all,
     enter,
@@ -114,7 +115,7 @@ def test_a_lease_that_a_dead_worker_left_behind_holds_nothing_up(shop: Install, 
     assert other_id.use(gold, "lytics_gold_2", by="sam", reason="x")
     assert (lane_of(gold).blocked_at, lane_of(gold).lease_token) == (None, None)
     with pytest.raises(LeaseLostError):
-        holds.block(late, "ODP rejected it under its old id")
+        block_all(late, "ODP rejected it under its old id")
 
 
 def test_nothing_is_changed_while_it_is_being_resynced(gold: Audience) -> None:

@@ -18,7 +18,7 @@ from audiences.models import Audience, Delivery, Install, Membership, Resend, Ru
 from audiences.operations import resends, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import assert_all_is_well, claim, drain_all, enter, lane_of, lease_runs_out
+from tests.delivering import assert_all_is_well, block_all, claim, drain_all, enter, lane_of, lease_runs_out
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -177,7 +177,7 @@ def test_it_does_not_wait_for_a_lease_that_a_dead_worker_left_behind(
     lease_runs_out(new)
     assert take_over.take_over(new, old, by="sam", reason="x")
     with pytest.raises(LeaseLostError):
-        holds.block(late, "ODP rejected it under its old id")
+        block_all(late, "ODP rejected it under its old id")
 
 
 def test_it_waits_for_a_resync(both: tuple[Audience, Audience]) -> None:

@@ -138,7 +138,7 @@ def deliver(lease: Lease, spans: "DeliverySpans | None" = None) -> None:
     try:
         entries, ledger = reading.read(lease)
     except GapError as gap:
-        holds.block(lease, str(gap))
+        holds.block(lease, gap.reasons)
         return
     folded = {audience: fold(events, ledger[audience]) for audience, events in entries.items()}
     sender = _Sender(lease, {audience: len(events) for audience, events in entries.items()}, spans)

@@ -1,7 +1,7 @@
 """Holds on lanes and their end: pauses, blocks, unexpected errors, released leases."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -44,11 +44,11 @@ def resume(lane: Lane) -> bool:
     )
 
 
-def block(lease: Lease, reason: str) -> None:
-    """Give a lease back with its lanes blocked: ODP takes nothing of these audiences until a person acts."""
+def block(lease: Lease, reasons: Mapping[int, str]) -> None:
+    """Give a lease back with some of its lanes blocked until a person acts: those with a reason, by audience id."""
     settling.settle(
         lease,
-        [Result(span, complete=False, block_reason=reason) for span in lease.spans],
+        [Result(span, complete=False, block_reason=reasons.get(span.audience_id, "")) for span in lease.spans],
         {span.audience_id: {} for span in lease.spans},
     )
 

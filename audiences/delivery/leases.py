@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,7 +37,14 @@ class LeaseLostError(Exception):
 
 
 class GapError(Exception):
-    """Numbers are missing in the log of a lane. Numbering makes that impossible, so it is a bug or a damaged table."""
+    """Numbers are missing in the log of lanes. Numbering makes that impossible, so it is a bug or a damaged table.
+
+    ``reasons`` has a sentence for each such lane, by audience id.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = reasons
 
 
 class Work(NamedTuple):

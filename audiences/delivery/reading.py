@@ -61,9 +61,13 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
             ledger[row.audience_id][row.identifier] = Held(row.held_is_member, held_ns, row.held_rejected)
     for audience_id, numbers in ahead.items():
         entries[audience_id] = disbelieve(entries[audience_id], numbers, ledger[audience_id])
-    for span in spans:
-        if len(entries[span.audience_id]) != span.last - span.first + 1:
-            raise GapError(f"{span.odp_id}: events {span.first}–{span.last} {GAP}")
+    gaps = {
+        span.audience_id: f"{span.odp_id}: events {span.first}–{span.last} {GAP}"
+        for span in spans
+        if len(entries[span.audience_id]) != span.last - span.first + 1
+    }
+    if gaps:
+        raise GapError(gaps)
     return entries, ledger
 
 
