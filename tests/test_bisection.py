@@ -250,6 +250,13 @@ def test_an_audience_is_not_blocked_if_odp_stops_rejecting_its_customers(count: 
     assert bisection.blocked == {}
 
 
+def test_two_audiences_that_odp_stops_rejecting_at_once_are_both_delivered() -> None:
+    """Sending the rest of the first audience again decides about the second one, too."""
+    bisection, first = bisection_of([*singles(2, 1), *singles(2, 2)]), Destination(bad_lanes=[1, 2], names="all")
+    carry_out(bisection, lambda part: DELIVERED if first.asked else first(part))
+    assert (len(bisection.accepted), bisection.rejected, bisection.blocked) == (4, {}, {})
+
+
 def test_the_second_rejection_tests_the_audience() -> None:
     destination, bisection = Destination(bad_lanes=[1]), bisection_of(singles(20))
     refused_before_probe = []

@@ -173,6 +173,8 @@ class Bisection:
             if self._is_certain(change) and not self._accepted_of[change.lane]:
                 certain.setdefault(change.lane, []).append(change)
         for lane, rejected in certain.items():
+            if any(change not in self.rejected for change in rejected):
+                continue  # decided meanwhile, when the rest of an audience before it was sent again
             if len(rejected) == 1 and (not at_the_end or self._was_taken(lane)):
                 continue
             has_probe = self._has_control(rejected[0])
