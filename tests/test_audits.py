@@ -315,6 +315,14 @@ def test_a_killed_audit_goes_on_where_it_was(gold: Audience, lytics: Lytics, mon
     assert scans == ["", "2", "4"], "no page was read twice"
 
 
+def test_differences_of_a_step_whose_worker_died_are_counted(odp: ThreadedSandbox, gold: Audience) -> None:
+    set_in_odp(odp, "ann", False)
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    Difference.objects.create(audit=asked, identifier="ann", kind=Kind.NOT_IN_ODP)
+    assert finish(asked).differing == 1
+
+
 def test_a_worker_that_holds_an_audit_keeps_others_from_it(gold: Audience) -> None:
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
@@ -685,6 +693,17 @@ def test_the_schedule_leaves_a_new_audience_alone_for_a_day(gold: Audience) -> N
     assert audits.ask_due() == 0
 
 
+def test_audits_that_wait_for_long_keep_the_schedule_from_no_other_audience(
+    many: list[Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "ASKED", 2)
+    days_ago = now() - timedelta(days=2)
+    Audience.objects.update(provisioned_at=days_ago)
+    assert audits.ask_due() == 2
+    Audit.objects.update(asked_at=days_ago)
+    assert audits.ask_due() == 1
+
+
 @pytest.fixture
 def tests_alone(gold: Audience, lytics: Lytics) -> Audience:
     """Lytics doesn't have the audience of the test customers, and may not have a retired audience."""
@@ -751,6 +770,16 @@ def test_an_audit_that_ends_while_it_reads_a_page_does_not_keep_the_page(
     monkeypatch.setattr(scanning, "_store", store_late)
     assert finish(asked).problem == "Stopped by kim."
     assert not ScannedMember.objects.exists()
+
+
+def test_an_audit_that_fails_after_a_person_has_stopped_it_leaves_the_newest_result(gold: Audience) -> None:
+    newest = audit(gold)
+    stopped = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert stopped is not None
+    assert audits.stop(stopped, by="kim")
+    audits._end(stopped, {"problem": audits.FAILED})
+    assert Audit.objects.get(is_newest=True) == newest
+    assert Audit.objects.get(pk=stopped.pk).problem == "Stopped by kim."
 
 
 @pytest.mark.parametrize("mechanism", ["attribute", "list"])

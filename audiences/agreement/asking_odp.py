@@ -124,7 +124,9 @@ def _store(audit: Audit, differing: Sequence[tuple[Person, _Shown]]) -> int:
     if not differing:
         return 0
     identifiers = [person.identifier for person, _ in differing]
-    known = Difference.objects.filter(audit=audit, identifier__in=identifiers)
+    # Not those of this pass: a worker that died may have stored them without their count.
+    with_lytics = (Difference.Kind.NOT_HERE, Difference.Kind.NOT_IN_LYTICS)
+    known = Difference.objects.filter(audit=audit, identifier__in=identifiers, kind__in=with_lytics)
     before = set(known.values_list("identifier", flat=True))
     if Difference.objects.filter(audit=audit).count() < MOST:
         Difference.objects.bulk_create(

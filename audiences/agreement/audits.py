@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Case, Q, QuerySet, When
+from django.db.models import Case, Exists, OuterRef, Q, QuerySet, When
 from django.utils.timezone import now
 
 from audiences import sessions
@@ -33,6 +33,8 @@ GIVE_UP = timedelta(days=1)
 UNDER_WAY = 20
 # The number of audits kept per audience.
 KEPT = 100
+# The most audits that the schedule requests in one run.
+ASKED = 20
 SCHEDULE = "schedule"
 FAILED = "Unexpected error of this service. The log of a worker has its traceback."
 
@@ -88,9 +90,11 @@ def ask_due() -> int:
         install__enabled=True,
         lane__paused_at=None,
         lane__retired_sequence=None,
-    ).exclude(audits__asked_at__gt=since)
+    )
+    # An unfinished audit may wait for days. It must not take the place of another audience's.
+    kept = Audit.objects.filter(Q(ended_at=None) | Q(asked_at__gt=since), audience=OuterRef("pk"))
     asked = 0
-    for audience in audiences.select_related("install").order_by("pk")[:20]:
+    for audience in audiences.exclude(Exists(kept)).select_related("install").order_by("pk")[:ASKED]:
         asked += ask(audience, mode=settings.AUDIT_MODE, by=SCHEDULE, sample=settings.AUDIT_SAMPLE) is not None
     return asked
 
@@ -260,8 +264,8 @@ def _end(audit: Audit, changes: dict[str, Any]) -> None:
     of_audience = Audit.objects.filter(audience=audit.audience_id)
     ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": True}
     with transaction.atomic():
-        of_audience.filter(is_newest=True).update(is_newest=False)
-        Audit.objects.filter(pk=audit.pk, ended_at=None).update(**ended)
+        if Audit.objects.filter(pk=audit.pk, ended_at=None).update(**ended):  # else a person has stopped it
+            of_audience.filter(is_newest=True).exclude(pk=audit.pk).update(is_newest=False)
     for name, value in ended.items():
         setattr(audit, name, value)
     ScannedMember.objects.filter(audit=audit).delete()
