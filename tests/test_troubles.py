@@ -6,6 +6,7 @@ import hmac
 import json
 import smtplib
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -138,6 +139,18 @@ def test_each_channel_gets_one_message_with_a_link_about_a_new_trouble(receiver:
     assert "https://sync.example.org/admin/" in str(letter.body)
 
 
+def test_a_message_says_where_since_when_why_and_what_to_do(receiver: Receiver, install: Install) -> None:
+    words = {"what": "R&D <gold>\nis blocked", "why": "No such field.", "todo": "Press Unblock."}
+    hour_ago = START - timedelta(hours=1)
+    check(replace(BLOCKED, install=install.pk, since_at=hour_ago, **words), minute=0)
+    (text,), (event,), (letter,) = receiver.texts(), receiver.events(), mail.outbox
+    assert text.startswith("*Trouble:* R&amp;D &lt;gold&gt;\nis blocked\nNo such field.\nPress Unblock.\n")
+    assert {name: event["data"][name] for name in words} == words
+    assert (event["data"]["install"], event["data"]["since"]) == (str(install), hour_ago.isoformat())
+    assert letter.subject == "[Lytics Sync] Trouble: R&D <gold> is blocked"
+    assert str(letter.body).split("\n\n")[1:3] == ["No such field.", "Press Unblock."]
+
+
 def test_an_unchanged_trouble_causes_no_second_message(receiver: Receiver) -> None:
     for minute in range(5):
         check(replace(BLOCKED, what=f"{minute} audiences are blocked"), minute=minute)
@@ -196,6 +209,8 @@ def test_troubles_of_one_cause_are_one_message(receiver: Receiver) -> None:
     check(BLOCKED, *others, minute=0)
     (event,) = receiver.events()
     assert event["data"]["what"] == "lytics_gold is blocked (Shop), and 2 more like it"
+    check(*(replace(BLOCKED, kind="twin", tone=tone) for tone in ("held", "bad")), minute=1)
+    assert receiver.events()[-1]["data"]["tone"] == "bad"
 
 
 def test_another_cause_kind_or_install_is_another_message(receiver: Receiver, install: Install) -> None:
@@ -332,6 +347,8 @@ def test_a_muted_trouble_causes_no_message_even_when_it_returns(receiver: Receiv
     operator.post(url, {"seen": page.context["hidden"]["seen"], "hours": "168", "reason": "ODP repairs it"})
     trouble.refresh_from_db()
     assert trouble.muted_by == "operator"
+    assert trouble.muted_until is not None
+    assert trouble.muted_until > now() + timedelta(hours=167)
     begin = (now() - START).total_seconds() / 60
     for step, seen in enumerate(([BLOCKED], [], [], [BLOCKED])):
         check(*seen, minute=begin + step)
@@ -369,6 +386,8 @@ def test_the_webhook_is_signed_by_the_standard_webhooks_specification(receiver: 
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     expected = base64.b64encode(hmac.new(bytes(range(32)), signed, hashlib.sha256).digest()).decode()
     assert headers["webhook-signature"] == f"v1,{expected}"
+    assert abs(time.time() - int(headers["webhook-timestamp"])) < 60, "the attempt's; receivers reject an old one"
+    assert headers["content-type"] == "application/json"
 
 
 def test_the_signature_equals_the_example_of_the_specification() -> None:
@@ -411,6 +430,16 @@ def test_a_channel_that_is_down_gets_the_message_when_it_is_back(receiver: Recei
     check(BLOCKED, minute=1)
     check(BLOCKED, minute=2)
     assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
+
+
+@pytest.mark.parametrize(("tries", "pause"), [(1, 30), (2, 60), (7, 1920), (8, 3600), (2_000, 3600)])
+def test_the_pause_after_a_failure_doubles_up_to_an_hour(receiver: Receiver, tries: int, pause: int) -> None:
+    troubles.check([BLOCKED], at=START)
+    message = TroubleMessage.objects.get(channel="slack")
+    message.tries, receiver.status = tries, 500
+    assert not alert_messages.send(message, at=START)
+    message.refresh_from_db()
+    assert message.next_try_at == START + timedelta(seconds=pause)
 
 
 def test_a_failing_channel_is_tried_once_in_a_run(receiver: Receiver) -> None:
@@ -773,7 +802,7 @@ def test_the_command_needs_a_channel() -> None:
     [
         ("ALERT_WEBHOOK_SECRET", ""),
         ("ALERT_WEBHOOK_SECRET", "whsec_short"),
-        ("ALERT_WEBHOOK_SECRET", "whsec_" + base64.b64encode(b"too short").decode()),
+        ("ALERT_WEBHOOK_SECRET", "whsec_" + base64.b64encode(bytes(23)).decode()),
         ("ALERT_WEBHOOK_SECRET", "whsec_" + base64.b64encode(bytes(65)).decode()),
         ("ALERT_WEBHOOK_SECRET", "whsec_!" + base64.b64encode(bytes(32)).decode()),
         ("ALERT_QUIET_HOURS", "at night"),
