@@ -5,10 +5,10 @@ import json
 import pytest
 
 from audiences.insight import customer_export
-from audiences.models import Audience, Audit, Delivery, Install, Parked, Profile, ScannedMember
+from audiences.models import Audience, Audit, Delivery, Difference, Install, Membership, Parked, Profile, ScannedMember
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, happen, make_delivered
+from tests.delivering import drain_all, enter, happen, make_audience, make_delivered, make_install
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,6 +32,24 @@ def test_requests_and_responses_are_exported_without_other_people(shop: Install,
     assert request["outcome"] == "delivered"
     assert [KIM in json.dumps(item) for item in request["items"]] == [True]
     assert LEE not in exported(shop)
+    Delivery.objects.update(request=None)
+    assert [one["items"] for one in customer_export.export(shop, KIM)["requests"]] == [[]], "its body is deleted"
+
+
+def test_nothing_of_another_install_is_exported(shop: Install, gold: Audience) -> None:
+    before = exported(shop)
+    other = make_install(name="Other")
+    silver = make_audience(other, "silver")
+    enter(silver, KIM)
+    Membership.objects.create(audience=silver, identifier=KIM, is_member=True, occurred_ns=1, sequence=1)
+    Profile.objects.create(audience=silver, profile=KIM, identifiers=[KIM], occurred_ns=1, has_left=False)
+    report = Audit.objects.create(install=other, audience=silver, mode="full", by="sam")
+    Difference.objects.create(audit=report, identifier=KIM, kind="not_here", why="")
+    ScannedMember.objects.create(audit=report, identifier=KIM)
+    Parked.objects.create(install=other, identifier=KIM, reason="refused_by_odp")
+    assert exported(shop) == before
+    theirs = customer_export.export(other, KIM)
+    assert all(theirs[kind] for kind in ("events", "memberships", "profiles", "differences"))
 
 
 def test_parked_items_that_name_the_customer_are_exported(shop: Install, gold: Audience) -> None:

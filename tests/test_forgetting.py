@@ -15,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.admin import forgetting as forgetting_pages
 from audiences.delivery import holds
 from audiences.insight import customer_export, search_index
 from audiences.models import (
@@ -260,6 +261,15 @@ def test_one_request_per_person_at_a_time(shop: Install, gold: Audience) -> None
     assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is None
 
 
+def test_a_second_worker_does_not_forget_again(shop: Install, gold: Audience) -> None:
+    first = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
+    second = Forgotten.objects.get()
+    assert first is not None
+    assert forgetting.advance(first)
+    assert forgetting.advance(second)
+    assert Forgotten.objects.get().counts["events"] == 1
+
+
 def test_a_failing_request_does_not_stop_the_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,10 +401,13 @@ def note_on(page: str) -> str:
 
 def test_the_page_of_a_customer_forgets_after_a_confirmation(shop: Install, gold: Audience, boss: Client) -> None:
     note = note_on(found_by(boss))
-    asked = boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk}).content.decode()
-    assert "can&#x27;t be undone" in asked
+    asked = boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk})
+    assert "can&#x27;t be undone" in asked.content.decode()
+    assert asked.context["form"]["tell_odp"].value() is True, "without exits ODP keeps the person"
     assert not Forgotten.objects.exists()
-    boss.post(reverse("find_customer"), {"note": note, "forget": shop.pk, "reason": "request 7"})
+    answer = {"note": note, "forget": shop.pk, "reason": "request 7"}
+    told = [boss.post(reverse("find_customer"), answer, follow=True).content.decode() for _ in range(2)]
+    assert [forgetting_pages.UNDER_WAY in page for page in told] == [False, True]
     forgetting.advance_all()
     assert Forgotten.objects.get().ended_at is not None
     assert LogEntry.objects.filter(change_message="Asked to forget a customer. Reason: request 7").count() == 1

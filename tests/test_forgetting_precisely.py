@@ -23,7 +23,9 @@ from audiences.models import (
     Lane,
     Membership,
     Parked,
+    Profile,
     ScannedMember,
+    Twin,
 )
 from audiences.operations import forgetting, parked_items, retiring
 from audiences.operations.reconcile import reconcile
@@ -139,8 +141,14 @@ def test_answers_and_reasons_lose_the_person_however_odp_spells_it(
     gold = make_delivered(shop, identifier, "lee")
     spelled = list(redact.values_in([identifier]))
     Delivery.objects.update(answer=f"no {' and '.join(spelled)}", reason=f"bad {spelled[0]} {spelled[-1]}")
-    since = {"fault_since_at": now(), "fault_until_at": now()}
-    Lane.objects.filter(pk=gold.pk).update(fault_reason=" ".join(spelled), **since)
+    at = now()
+    reasons = dict.fromkeys(("fault_reason", "block_reason", "lifted_reason"), " ".join(spelled))
+    since = dict.fromkeys(("fault_since_at", "fault_until_at", "blocked_at", "lifted_since_at"), at)
+    Lane.objects.filter(pk=gold.pk).update(**reasons, **since)
+    backoff = {"backoff_since_at": at, "backoff_until_at": at, "backoff_failures": 1}
+    Install.objects.update(backoff_reason=" ".join(spelled), **backoff)
+    Twin.objects.create(audience=gold, looked_at=at, finding="wrong", problem=" ".join(spelled), since_at=at)
+    Profile.objects.create(audience=gold, profile="p", occurred_ns=1, has_left=False, identifiers=["lee", identifier])
     Audience.objects.filter(pk=gold.pk).update(
         hold_since_at=now(), hold_until_at=now(), hold_failures=1, hold_reason=" ".join(spelled)
     )
@@ -305,7 +313,9 @@ def test_nothing_of_another_install_is_changed(odp: ThreadedSandbox, shop: Insta
     report = Audit.objects.create(install=other, audience=silver, mode="full", by="sam", after_identifier="kim")
     Difference.objects.create(audit=report, identifier="kim", kind="not_here", why="")
     ScannedMember.objects.create(audit=report, identifier="kim")
+    Profile.objects.create(audience=silver, profile="kim", occurred_ns=1, has_left=False, identifiers=["kim"])
     forget(shop, "kim")
+    assert Profile.objects.exists()
     assert Audit.objects.get().after_identifier == "kim"
     kept = [model._default_manager.get().identifier for model in (Difference, ScannedMember, Membership)]
     assert kept == ["kim"] * 3
