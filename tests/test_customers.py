@@ -16,12 +16,13 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.admin import customer
 from audiences.delivery import backoff, holds, leases, reading, request_records, settling
 from audiences.delivery.fold import fold
 from audiences.delivery.leases import Ledger, Result
 from audiences.insight import customer_records, customers, search_index, state
 from audiences.insight.customers import End, EventStatus, customer_history
-from audiences.models import Audience, Delivery, Event, Install, Membership, Parked
+from audiences.models import Audience, Delivery, Event, Install, Membership, Parked, Run
 from audiences.operations import parked_items
 from audiences.receiving import ingest
 from lytics.facts import Kind
@@ -216,7 +217,9 @@ def test_a_rejected_event_is_parked_until_a_person_releases_it(shop: Install, go
     enter(gold, "kim")
     step(shop, refuse=True)
     assert words() == [("parked", "ODP rejected it: not her")]
+    assert customer_history("kim").memberships[0].parked == Parked.objects.get()
     parked_items.release([Parked.objects.get().pk], by="sam")
+    assert customer_history("kim").memberships[0].parked is None
     step(shop)
     told = words()
     assert [word for word, _ in told] == ["released", "delivered"]
@@ -412,15 +415,18 @@ def test_a_search_needs_as_many_queries_for_many_events_as_for_one(
 def test_all_events_are_there_page_by_page(shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(customers, "SHOWN", 7)
     monkeypatch.setattr(customer_records, "READ", 11)
-    happen(gold, *(("kim", "enter", at) for at in range(1, 31)))
-    seen: list[int] = []
+    silver = make_audience(shop, "silver")
+    for audience in (gold, silver):
+        happen(audience, *(("kim", "enter", at) for at in range(1, 16)))
+    Event.objects.update(received_at=now())  # as with one call about several audiences
+    seen: list[tuple[int, int]] = []
     page = customer_history("kim")
     while True:
-        seen += [status.event.sequence for status in page.statuses]
+        seen += [(status.event.audience_id, status.event.sequence) for status in page.statuses]
         if page.older is None:
             break
         page = customer_history("kim", before=page.older)
-    assert seen == list(range(30, 0, -1))
+    assert seen == [(audience.pk, number) for audience in (silver, gold) for number in range(15, 0, -1)]
 
 
 # --- the page -------------------------------------------------------------------------------------------------
@@ -455,6 +461,12 @@ def test_finding_customers_needs_the_permission() -> None:
     assert "Find a customer" not in person.get(reverse("admin:index")).content.decode()
     assert Client().post(PAGE, {"identifier": "kim"})["Location"].startswith("/admin/login/")
     assert not LogEntry.objects.exists()
+
+
+def test_the_other_audiences_of_the_install_are_counted(viewer: Client, shop: Install, gold: Audience) -> None:
+    make_audience(shop, "silver")
+    enter(gold, "kim")
+    assert "No events for the other 1 audience of this install" in look(viewer)
 
 
 @pytest.mark.django_db
@@ -493,11 +505,14 @@ def test_no_address_has_an_identifier_in_it(viewer: Client, shop: Install, gold:
     assert viewer.get(PAGE, {"identifier": "kimberley"}).content.decode().count("kimberley") == 0
 
 
-def test_a_note_is_valid_only_for_the_person_it_was_made_for(viewer: Client, shop: Install, gold: Audience) -> None:
+def test_a_note_is_valid_only_for_the_person_it_was_made_for_and_for_a_day(
+    viewer: Client, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
     enter(gold, "kim")
     note = note_of(look(viewer))
     stranger = someone("operator")
-    for client, told in ((viewer, note[:-2] + "xx"), (stranger, note)):
+    for client, told, seconds in ((viewer, note[:-2] + "xx", 9), (stranger, note, 9), (viewer, note, -1)):
+        monkeypatch.setattr(customer, "NOTE_SECONDS", seconds)
         page = client.post(PAGE, {"note": told, "ask": str(shop.pk)}, headers={"HX-Request": "true"}).content.decode()
         assert "lytics_gold" not in page
     assert LogEntry.objects.count() == 1
@@ -550,6 +565,7 @@ def test_an_unknown_customer_gets_advice(viewer: Client, install: Install) -> No
     data = {"email": "kim@example.com", "segment_events": [{"id": "a", "slug": "gold", "event": "enter"}]}
     ingest.receive(install, json.dumps({"data": data, "meta": {"object": "user"}}).encode())
     make_audience(install)
+    Parked.objects.create(install=install, reason="refused_by_odp")
     told = text(look(viewer))
     assert "No customer found for kim" in told
     assert "Shop identifies customers by their Lytics field _id" in told
@@ -668,6 +684,14 @@ def test_an_audience_that_is_not_in_odp_yet_is_no_difference(viewer: Client, odp
     told = text(ask(viewer, install, look(viewer)))
     assert "not there yet" in told
     assert "ODP: not a member" not in told
+
+
+@pytest.mark.django_db
+def test_the_newest_deliveries_of_an_event_are_named_and_the_others_counted(gold: Audience) -> None:
+    event = Event(audience=Audience.objects.select_related("lane").get(), sequence=1, received_at=now())
+    runs = tuple(Run(delivery_id=number) for number in range(1, 6))
+    shown = customer._happening(EventStatus(event, End.DELIVERED, runs), "")
+    assert (shown.deliveries, shown.more) == ([5, 4, 3], 2)
 
 
 @pytest.mark.django_db
