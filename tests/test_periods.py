@@ -183,6 +183,7 @@ def test_other_filters_and_the_order_stay_in_the_address_of_the_boxes(viewer: Cl
     boxes = text[text.index("ls-period") : text.index("</form>", text.index("ls-period"))]
     assert '<input type="hidden" name="outcome" value="failed">' in boxes
     assert '<input type="hidden" name="o" value="6">' in boxes
+    assert boxes.count('name="since"') == 1
     assert 'href="?o=6&amp;outcome=failed">Any time</a>' in boxes
 
 

@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.insight import customer_export, customers
+from audiences.insight import customer_export, customers, horizons
 from audiences.insight.customers import End
 from audiences.models import (
     Again,
@@ -395,6 +395,8 @@ def test_a_replay_from_before_the_horizon_is_rejected_with_the_date(gold: Audien
     url = reverse("admin:audiences_audience_replay", args=[gold.pk])
     values = {"start": "2020-01-01T00:00", "end": f"{now():%Y-%m-%dT%H:%M}", "reason": "why"}
     assert "are deleted after 90 days. A replay can" in client.post(url, values).content.decode()
+    values["start"] = f"{horizons.day('events')}T00:00"
+    assert "A replay can" not in client.post(url, values).content.decode(), "that day is kept"
 
 
 def test_an_export_of_a_customer_says_from_which_age_rows_are_deleted(gold: Audience) -> None:
