@@ -24,6 +24,7 @@ from audiences.models import (
     Difference,
     Event,
     Forgotten,
+    GuidedChange,
     Install,
     Lane,
     Membership,
@@ -33,6 +34,8 @@ from audiences.models import (
 )
 from audiences.operations import audit, forgetting, resends, retiring
 from audiences.receiving import ingest
+from odp.client import Client as OdpClient
+from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     a_log,
@@ -287,6 +290,32 @@ def test_a_failing_request_does_not_stop_the_others(
     monkeypatch.setattr(forgetting, "_take_out", fail_once)
     forgetting.advance_all()
     assert Forgotten.objects.get(pk=second.pk).ended_at is not None
+
+
+def test_an_account_that_does_not_answer_is_asked_once_in_a_run(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request takes 8 s, and nobody else's customers are forgotten meanwhile."""
+    GuidedChange.objects.create(
+        install=shop, kind="mechanism", before="list", after="attribute", by="sam", reason="x", ended_at=now()
+    )
+    asked: list[str] = []
+
+    def silent(client: OdpClient, method: str, path: str, **options: Any) -> Answer:
+        asked.append(path)
+        if len(asked) < 9:
+            forgetting.advance_all()  # the next run begins
+        return Answer(Outcome.RETRY_LATER, "no response")
+
+    for who in (KIM, "lee"):
+        forgetting.ask(shop, who, tell_odp=True, by="dpo")
+    forgetting.advance_all()
+    drain_all(shop)
+    forgetting.ask(make_install(name="Other"), KIM, tell_odp=False, by="dpo")
+    monkeypatch.setattr(OdpClient, "call", silent)
+    forgetting.advance_all()
+    assert len(asked) == 1
+    assert Forgotten.objects.filter(ended_at__isnull=False).get().install.name == "Other"
 
 
 @pytest.mark.parametrize("action", ["forget", "export"])

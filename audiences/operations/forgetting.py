@@ -8,6 +8,7 @@ the customer again.
 """
 
 import secrets
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import NamedTuple
@@ -33,6 +34,8 @@ from lytics import times
 from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
+
+_alone = threading.Lock()
 
 
 class BusyError(Exception):
@@ -117,12 +120,30 @@ def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: s
 
 
 def advance_all() -> None:
-    """Continue all unfinished requests. A failing one doesn't stop the others."""
+    """Continue all unfinished requests. A failing one doesn't stop the others.
+
+    An ODP account that doesn't answer is asked once in a run, and a process has one run at a time, because such a
+    request takes seconds.
+    """
+    if not _alone.acquire(blocking=False):
+        return
+    try:
+        _advance_all()
+    finally:
+        _alone.release()
+
+
+def _advance_all() -> None:
+    silent: set[int] = set()
     for forgotten in Forgotten.objects.filter(ended_at=None).select_related("install").order_by("pk"):
+        if forgotten.install_id in silent:
+            continue
         try:
-            advance(forgotten)
+            _advance(forgotten)
         except BusyError:
             continue
+        except former_stores.SilentError:
+            silent.add(forgotten.install_id)
         except Exception:
             log.exception("a customer could not be forgotten", install=forgotten.install.name, forgotten=forgotten.pk)
 
@@ -132,6 +153,13 @@ def advance(forgotten: Forgotten) -> bool:
 
     A change to another ODP account copies the ledger, so the person is forgotten after it.
     """
+    try:
+        return _advance(forgotten)
+    except former_stores.SilentError:
+        return False
+
+
+def _advance(forgotten: Forgotten) -> bool:
     if account_switch.is_changing(forgotten.install_id):
         return False
     if forgotten.tell_odp and not _odp_has_exits(forgotten):

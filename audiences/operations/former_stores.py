@@ -13,11 +13,15 @@ from odp.outcomes import Outcome
 SECONDS = 8.0
 
 
+class SilentError(Exception):
+    """An exit got no final response. The next call sends all exits of the customer again."""
+
+
 def send_exits(install_id: int, identifier: str) -> bool:
     """Send an exit for each audience of the customer by each mechanism that the audience doesn't use now.
 
-    Returns False when an exit got no final response; the next call sends all of them again. A rejected exit counts as
-    accepted, because ODP rejects it where the audience never had the field or list.
+    Returns False when the install is switched off, and raises ``SilentError``. A rejected exit counts as accepted,
+    because ODP rejects it where the audience never had the field or list.
     """
     install = Install.objects.get(pk=install_id)
     changed = GuidedChange.objects.filter(install=install, kind=GuidedChange.Kind.MECHANISM)
@@ -34,5 +38,5 @@ def send_exits(install_id: int, identifier: str) -> bool:
             left = Change(audience.pk, audience.odp_id, identifier, False, row.occurred_ns, row.sequence)
             answer = client.call("POST", mechanism.path, body=encode(mechanism.items((left,))), seconds=SECONDS)
             if answer.outcome not in (Outcome.DELIVERED, Outcome.REJECTED):
-                return False
+                raise SilentError
     return True
