@@ -9,6 +9,7 @@ from celery.signals import celeryd_after_setup
 from celery.worker import state
 
 from audiences import wake
+from audiences.agreement import audits
 from audiences.operations import resends, retiring
 from workers import app, drain, making, slots, tasks
 
@@ -24,6 +25,7 @@ def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(slots, "_denied", set())
     yield
     assert not slots._held, "every slot was given back"
+    assert not slots._beside, "also those of audits"
     assert not slots._newest, "no drain is the newest any more"
     assert not slots._leaving, "no thread is leaving any more"
 
@@ -149,6 +151,32 @@ def test_a_released_slot_is_available_again() -> None:
             assert free
         with pytest.raises(ZeroDivisionError), slots.slot(HANGING):
             raise ZeroDivisionError
+
+
+def test_audits_take_a_quarter_of_the_slots_at_most_and_not_the_last_one() -> None:
+    slots.share_out(12)
+    with ExitStack() as stack:
+        assert [stack.enter_context(slots.beside()) for _ in range(4)] == [True, True, True, False]
+        assert hold(stack, HANGING, 7) == [True] * 6 + [False], "three of twelve are the reserve"
+    with ExitStack() as stack:
+        hold(stack, HANGING, 9)
+        assert [stack.enter_context(slots.beside()) for _ in range(3)] == [True, True, False]
+        assert hold(stack, WELL, 1) == [True]
+    slots.share_out(1)
+    with slots.beside() as free:
+        assert free
+
+
+def test_an_audit_without_a_slot_is_left_to_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lytics hangs: each audit would keep a thread for 30 s, and no event would be delivered."""
+    ran: list[int] = []
+    monkeypatch.setattr(wake, "heard", lambda *args: None)
+    monkeypatch.setattr(audits, "advance_all", lambda install_id, **_: ran.append(install_id))
+    slots.share_out(4)
+    with slots.beside():
+        tasks.audit(HANGING)
+    tasks.audit(WELL)
+    assert ran == [WELL]
 
 
 def test_without_a_worker_around_them_tasks_are_not_counted_off() -> None:

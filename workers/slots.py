@@ -1,13 +1,14 @@
 """The slots of a worker process, and how installs share them. Imports no Celery.
 
 An ODP account that hangs holds the slot of each request until the request's deadline. Four rules keep slots for the
-other installs:
+other installs, and a fifth one for tasks that deliver nothing:
 
 - Reserve: the last quarter of the slots goes to installs that hold none.
 - Growth: a further drain of an install starts only after a request of the install has ended since its newest drain
   started. So an account that begins to hang keeps the slots that it has, and gets no others.
 - Slow installs: those whose last request took longer than ``SLOW_SECONDS`` hold one slot of the reserve together.
 - Turns: while messages wait because all slots are taken, as many tasks as messages wait end after their request.
+- Audits: a quarter of the slots at most, and not the last free one, because Lytics or ODP may hang for many installs.
 """
 
 import threading
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 
 # One slot of this number is in the reserve.
 RESERVE_ONE_IN = 4
+# Of so many slots, tasks that deliver nothing hold one together.
+BESIDE_ONE_IN = 4
 # A healthy ODP responds in a fraction of this.
 SLOW_SECONDS = 2.0
 
@@ -28,6 +31,8 @@ _newest = dict[int, int]()
 _denied = set[int]()
 # The installs whose last request in this process was slow.
 _slow = set[int]()
+# The number of tasks that run and deliver nothing.
+_beside = 0
 # The threads whose task ends because messages wait.
 _leaving = set[int]()
 # Without a worker around it, in a test or a command, there is no limit.
@@ -66,10 +71,28 @@ def slot(install_id: int, *, drains: bool = True) -> Iterator[bool]:
                     del _held[install_id]
 
 
+@contextmanager
+def beside() -> Iterator[bool]:
+    """Whether a task may run that asks Lytics or ODP and delivers nothing. If not, a later message does its work."""
+    global _beside
+    with _lock:
+        granted = _slots is None or (_beside < max(1, _slots // BESIDE_ONE_IN) and _free(_slots) > min(1, _slots - 1))
+        _beside += granted
+    try:
+        yield granted
+    finally:
+        with _lock:
+            _beside -= granted
+
+
+def _free(slots: int) -> int:
+    return slots - _held.total() - _beside
+
+
 def _may_have(install_id: int, *, drains: bool) -> bool:
     if _slots is None:
         return True
-    is_plenty = _slots - _held.total() > _reserve(_slots)
+    is_plenty = _free(_slots) > _reserve(_slots)
     if _held[install_id]:
         return is_plenty and not (drains and install_id in _newest)
     return is_plenty or install_id not in _slow or _slow.isdisjoint(_held)

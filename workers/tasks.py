@@ -107,7 +107,9 @@ def look(install_id: int) -> None:
 def audit(install_id: int) -> None:
     """Take the next steps of an audit of one install."""
     wake.heard(install_id, wake.AUDIT)
-    audits.advance_all(install_id, seconds=settings.DRAIN_SECONDS)
+    with slots.beside() as free:
+        if free:
+            audits.advance_all(install_id, seconds=settings.DRAIN_SECONDS)
 
 
 @shared_task(name="workers.tasks.ask_audits", ignore_result=True)
