@@ -3,6 +3,7 @@
 Each step runs as a worker would run it, so that other things can happen between two steps.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -38,6 +39,7 @@ from tests.delivering import (
 )
 from tests.messages import body, message
 from tests.test_twins import change_definition
+from tests.threads import Gate, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -317,6 +319,40 @@ def test_an_audience_that_a_worker_makes_now_is_not_retired_before_that_ends(sho
         ended.append(Retirement.objects.get(pk=retirement.pk).ended_at is not None)
         making_runs_out(new)
     assert ended == [False, True]
+
+
+def test_an_audience_that_is_retired_while_a_worker_claims_its_creation_is_not_made(shop: Install) -> None:
+    new = make_audience(shop, provisioned=False)
+    enter(new, "kim")
+    retirement = retire(new)
+    assert claim_behind(shop, lambda: retiring.advance(retirement.pk)) is None
+    assert word(new) == "retired"
+    assert read(new).making_token is None
+
+
+def test_a_deletion_is_not_joined_by_the_creation_that_somebody_asked_for(gold: Audience) -> None:
+    Lane.objects.filter(pk=gold.pk).update(retired_sequence=99)
+    provision.look_again(gold.pk)
+    assert claim_behind(gold.install, lambda: unmaking._lease(gold.pk)) is None
+
+
+def claim_behind(install: Install, change: Callable[[], object]) -> provision.Making | None:
+    """Claim the creation of an audience, in a statement that began before ``change`` was committed."""
+    changed = Gate(2)
+
+    def commit_late() -> None:
+        with transaction.atomic():
+            changed.after(change)()
+            eventually(waiting_for_a_lock)
+
+    def claim() -> provision.Making | None:
+        changed.after(lambda: None)()
+        return provision.claim(install.pk)
+
+    committed, claimed = start(commit_late, claim)
+    committed.result(30)
+    found: provision.Making | None = claimed.result(30)
+    return found
 
 
 def test_a_resend_of_the_audience_ends_before_its_log_does(gold: Audience) -> None:

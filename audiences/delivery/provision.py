@@ -130,7 +130,10 @@ def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | 
             ).one()
         if chosen is None:
             return None
-        audience = Audience.objects.select_related("install").get(pk=chosen.audience_id)
+        audience = Audience.objects.select_related("install", "lane").get(pk=chosen.audience_id)
+        if audience.lane.retired_at is not None:  # retired after the statement above had chosen it
+            give_back(token)
+            return None
         return Making(audience, token, more=chosen.more)
 
 

@@ -26,6 +26,8 @@ chosen AS (
 UPDATE audiences_audience AS audience SET
     making_token = %(token)s, making_until_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
 FROM chosen WHERE audience.id = chosen.id
+    -- A deletion in ODP may have taken the lease since the audience was chosen.
+    AND (audience.making_until_at IS NULL OR audience.making_until_at <= clock_timestamp())
 RETURNING audience.id AS audience_id, (SELECT count(*) FROM waiting) > 1 AS more
 
 -- name: hold_audience
