@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,7 +17,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account, naming
-from audiences.agreement import asking_odp, audits, odp_reasons, repairs, scanning, words
+from audiences.agreement import asking_odp, audits, comparing, odp_reasons, repairs, scanning, words
 from audiences.agreement.steps import Step
 from audiences.delivery import holds, leases
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
@@ -780,6 +781,37 @@ def test_an_audit_that_fails_after_a_person_has_stopped_it_leaves_the_newest_res
     audits._end(stopped, {"problem": audits.FAILED})
     assert Audit.objects.get(is_newest=True) == newest
     assert Audit.objects.get(pk=stopped.pk).problem == "Stopped by kim."
+
+
+def compare_after(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Let something happen right before the comparison with Lytics."""
+
+    def late(audit: Audit) -> Step:
+        change()
+        return comparing.compare(audit)
+
+    monkeypatch.setitem(audits._STEPS, Audit.Phase.COMPARE, late)
+
+
+def test_an_audit_that_ends_before_its_comparison_stores_no_difference(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scan is deleted, so everybody would look like a person who left, and a repair would have them leave."""
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    compare_after(monkeypatch, lambda: audits.stop(asked, by="kim"))
+    assert finish(asked).problem == "Stopped by kim."
+    assert not Difference.objects.exists()
+
+
+def test_a_worker_that_wakes_up_late_changes_no_later_step(gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker has compared with Lytics and goes on with ODP."""
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    row = Audit.objects.filter(pk=asked.pk)
+    compare_after(monkeypatch, lambda: row.update(phase=Audit.Phase.ODP, differing=7, compared_with_lytics=8))
+    done = finish(asked)
+    assert (done.differing, done.compared_with_lytics, done.compared_with_odp) == (7, 8, 6)
 
 
 @pytest.mark.parametrize("mechanism", ["attribute", "list"])

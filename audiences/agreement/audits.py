@@ -239,13 +239,18 @@ def _begin(audit: Audit) -> None:
 
 
 def _store(audit: Audit, changes: dict[str, Any]) -> None:
-    """Store a step. An audit that a person stopped during the step stays stopped, without the page that it has read."""
+    """Store a step. An audit that a person stopped during the step stays stopped, without the page that it has read.
+
+    The phase is compared too, so that a worker with an expired lease doesn't overwrite a later step.
+    """
+    unchanged = Audit.objects.filter(pk=audit.pk, phase=audit.phase, ended_at=None)
+    stored = unchanged.update(**changes, lease_until_at=now() + LEASE)
     for name, value in changes.items():
         setattr(audit, name, value)
-    stored = Audit.objects.filter(pk=audit.pk, ended_at=None).update(**changes, lease_until_at=now() + LEASE)
     if not stored:
         audit.ended_at = audit.ended_at or now()
-        ScannedMember.objects.filter(audit=audit).delete()
+        if not Audit.objects.filter(pk=audit.pk, ended_at=None).exists():
+            ScannedMember.objects.filter(audit=audit).delete()
     elif audit.phase == Phase.DONE and audit.ended_at is None:
         _finish(audit)
 

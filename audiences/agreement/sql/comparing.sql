@@ -3,7 +3,12 @@
 -- name: compare
 -- Stores the people who differ, and gives the number of people compared, of people who differ, and of people left out
 -- because they have an event since the audit began. One statement, so that it sees one state of the ledger.
+-- Nobody is compared when the audit isn't in this phase any more: its scan is deleted when it ends.
 WITH
+-- One row, if the audit is in this phase.
+going AS MATERIALIZED (
+    SELECT 1 FROM audiences_audit WHERE id = %(audit)s AND ended_at IS NULL AND phase = 'compare'
+),
 -- The people with an event since the audit began. The scan may have read them before that event.
 moving AS MATERIALIZED (
     SELECT DISTINCT identifier FROM audiences_event
@@ -18,7 +23,8 @@ everybody AS MATERIALIZED (
 ),
 -- The same without the people with an event since the audit began.
 compared AS MATERIALIZED (
-    SELECT * FROM everybody WHERE NOT EXISTS (SELECT FROM moving WHERE moving.identifier = everybody.identifier)
+    SELECT * FROM everybody WHERE EXISTS (SELECT FROM going)
+        AND NOT EXISTS (SELECT FROM moving WHERE moving.identifier = everybody.identifier)
 ),
 -- The people who differ, each with the reason.
 differing AS (
