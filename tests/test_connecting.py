@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -30,6 +30,7 @@ from audiences.models import (
 )
 from audiences.operations import installs, twins
 from audiences.receiving import ingest, tokens
+from lytics.facts import Kind
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS
 from sandbox.odp.testing import ThreadedSandbox
@@ -725,6 +726,26 @@ def test_a_test_customer_that_can_not_be_sent_out_keeps_no_other_from_being_clos
     monkeypatch.setattr(trials, "send_straight_in", fails_once)
     trials.give_up_silent()
     assert sorted(sent) == sorted([shop.pk, other.pk])
+    assert not Trial.objects.filter(closed_at=None).exists()
+
+
+def test_a_test_customer_whose_exit_was_not_stored_for_the_database_is_closed_by_the_next_sweep(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trials.start(shop, by="kim") is not None
+    assert trials.begin(shop.pk) is not None
+    Trial.objects.update(moved_at=now() - trials.SILENT_AFTER)
+
+    def away(trial: Trial, leg: trials.Leg) -> None:
+        raise OperationalError("PostgreSQL shuts down")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(trials, "send_straight_in", away)
+        with pytest.raises(OperationalError):
+            trials.give_up_silent()
+    assert not Event.objects.exists()
+    trials.give_up_silent()
+    assert Event.objects.get().kind == Kind.EXIT
     assert not Trial.objects.filter(closed_at=None).exists()
 
 

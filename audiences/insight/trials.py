@@ -109,16 +109,18 @@ def give_up_silent(install: Install | None = None) -> None:
     """Close trials whose worker has died or that no worker has started, and send the exit of their customers."""
     silent = Trial.objects.filter(closed_at=None, moved_at__lte=now() - SILENT_AFTER)
     for trial in silent.filter(**({"install": install} if install else {})).select_related("install"):
-        if Trial.objects.filter(pk=trial.pk, closed_at=None).update(closed_at=Now()):
-            log.warning("test customer given up", install=trial.install.name, customer=trial.identifier)
-            if trial.begun_at:
-                _send_out(trial)
+        with transaction.atomic():
+            if Trial.objects.filter(pk=trial.pk, closed_at=None).update(closed_at=Now()):
+                log.warning("test customer given up", install=trial.install.name, customer=trial.identifier)
+                if trial.begun_at:
+                    _send_out(trial)
 
 
 def _send_out(trial: Trial) -> None:
     """Close a trial. An error is logged, so that the other trials are still closed."""
     try:
-        send_straight_in(trial, OUT)
+        with transaction.atomic():
+            send_straight_in(trial, OUT)
     except Exception as error:
         if sessions.is_database_error(error):
             raise
