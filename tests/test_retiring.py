@@ -602,9 +602,13 @@ def test_the_id_of_a_retired_audience_can_be_taken_over(odp: ThreadedSandbox, go
 
 def test_an_audience_that_is_being_retired_keeps_its_id_until_it_is_done(gold: Audience) -> None:
     retirement = retire(gold)
+    assert "is being retired" in take_over.problem_of(read(gold))
     while Retirement.objects.get(pk=retirement.pk).emptied_at is None:
         retiring.advance(retirement.pk)
     assert "is being retired" in take_over.problem_of(read(gold))
+    assert retiring.take_back(gold, by="sam", reason="x")
+    drain_all(gold.install)
+    assert "is being retired or taken back" in take_over.problem_of(read(gold))
 
 
 def test_another_install_of_the_account_is_asked_before_it_reuses_a_retired_id(

@@ -13,8 +13,8 @@ from django.utils.timezone import now
 
 from audiences import sql
 from audiences.delivery import holds, provision
-from audiences.models import Audience, Lane, Run
-from audiences.operations import resends
+from audiences.models import Audience, Lane, Retirement, Run
+from audiences.operations import resends, retiring
 from audiences.wake import wake
 
 # ODP may apply an abandoned request late; after this many reconcile periods it is certainly done.
@@ -58,8 +58,8 @@ def keep_both(audience: Audience) -> bool:
 def problem_of(old: Audience) -> str:
     """Why the old audience's id can't be taken over now; empty when it can."""
     quiet = timedelta(seconds=RECONCILE_PERIODS * settings.RECONCILE_AFTER_SECONDS)
-    if old.lane.retired_sequence is not None and old.lane.retired_at is None:
-        return f"{old} is being retired. Wait until that is done, or take it back first."
+    if Retirement.objects.filter(retiring.UNFINISHED, audience=old).exists():
+        return f"{old} is being retired or taken back. Wait until that is done."
     if old.last_sequence > old.lane.delivered_sequence and old.lane.retired_at is None:
         return f"{old} still has events to deliver. Wait for that: its members are known only then."
     if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():
