@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
+from audiences.admin import change_verbs
 from audiences.delivery import claims, holds
 from audiences.insight import heartbeats
 from audiences.models import (
@@ -662,6 +663,24 @@ def test_a_worker_takes_steps_until_the_change_has_to_wait(odp: ThreadedSandbox,
     assert changes.due() == [], "it waits for the resend"
     GuidedChange.objects.update(next_at=now())
     assert changes.due() == [shop.pk]
+
+
+def test_a_change_waits_while_the_install_is_switched_off(shop: Install, gold: Audience) -> None:
+    change = begin(shop)
+    token = changes.lease(shop.pk)
+    assert token is not None
+    Install.objects.update(enabled=False)
+    assert changes.step(token) is None, "it was switched off between two steps"
+    changes.give_back(token)
+    changes.stop(change, by="sam")
+    changes.advance(shop.pk, seconds=30)
+    change.refresh_from_db()
+    assert (change.phase, change.ended_at) == (Phase.CHOOSE, None)
+    card = change_verbs.card(shop)
+    assert card is not None
+    assert card["words"].endswith("sam stops it. The install is switched off.")
+    Install.objects.update(enabled=True)
+    assert finish(shop).problem == "Stopped by sam."
 
 
 @pytest.fixture(autouse=True)

@@ -716,6 +716,8 @@ def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
     assert retiring.due() == [gold.install_id]
     Install.objects.update(enabled=False)
     assert retiring.due() == []
+    retiring.advance_all(gold.install_id, seconds=5)
+    assert Retirement.objects.get().done == 0, "a resend may wake the worker"
 
 
 def test_a_retirement_that_fails_does_not_delay_the_others(

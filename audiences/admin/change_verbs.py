@@ -289,7 +289,7 @@ VERBS = (ChangeMechanism(), ChangeAccount(), ChangeIdentifier(), StopChange())
 
 def card(install: Install) -> dict[str, Any] | None:
     """The newest change, for the page of the install."""
-    change = GuidedChange.objects.filter(install=install).select_related("audience").first()
+    change = GuidedChange.objects.filter(install=install).select_related("audience", "install").first()
     if change is None:
         return None
     return {"change": change, "words": _words(change), "left_out": sorted(change.left_out.items())[:SHOWN]}
@@ -301,7 +301,8 @@ def _words(change: GuidedChange) -> str:
         return f"{done}. {change.problem}".strip()
     stopping = f" {change.stopped_by} stops it." if change.stopped_by else ""
     now = f" {change.audience}: {change.get_phase_display()}." if change.audience else ""
-    return f"{done}.{stopping}{now} {change.waits_for}".strip()
+    waits_for = change.waits_for if change.install.enabled else "The install is switched off."
+    return f"{done}.{stopping}{now} {waits_for}".strip()
 
 
 def _progress(change: GuidedChange) -> str:

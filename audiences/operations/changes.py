@@ -240,13 +240,15 @@ def stop(change: GuidedChange, *, by: str) -> bool:
 
 def due() -> list[int]:
     """Return the enabled installs with a change that is due and that no worker has leased."""
-    return list(_free(now()).filter(install__enabled=True).values_list("install_id", flat=True))
+    return list(_free(now()).values_list("install_id", flat=True))
 
 
 def _free(at: datetime) -> QuerySet[GuidedChange]:
     no_lease = Q(lease_until_at=None) | Q(lease_until_at__lte=at)
     no_wait = Q(next_at=None) | Q(next_at__lte=at)
-    return GuidedChange.objects.filter(no_lease, no_wait, ended_at=None)
+    # A subquery instead of a join: an update over a join would not compare the lease again after waiting for the row.
+    enabled = Install.objects.filter(enabled=True)
+    return GuidedChange.objects.filter(no_lease, no_wait, ended_at=None, install__in=enabled)
 
 
 def advance(
@@ -275,7 +277,8 @@ def advance(
 
 
 def lease(install_id: int) -> uuid.UUID | None:
-    """Lease the install's change. None when another worker has leased it, or its next step isn't due."""
+    """Lease the install's change. None when another worker has leased it, its next step isn't due, or the
+    install is switched off."""
     at, token = now(), uuid.uuid4()
     leased = _free(at).filter(install=install_id).update(lease_token=token, lease_until_at=at + LEASE)
     return token if leased else None
@@ -288,12 +291,13 @@ def give_back(token: uuid.UUID) -> None:
 
 
 def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
-    """Take one step and store it. Returns the seconds until the next one; None when it ended or the lease is lost."""
+    """Take one step and store it. Returns the seconds until the next one; None when it ended, the lease is lost, or a
+    person has switched the install off."""
     change = None
     try:
         with transaction.atomic():
             held = GuidedChange.objects.select_for_update(of=("self",)).select_related("install")
-            change = held.filter(lease_token=token, ended_at=None).first()
+            change = held.filter(lease_token=token, ended_at=None, install__enabled=True).first()
             if change is None:
                 return None
             steps = STEPS[change.kind]
