@@ -150,9 +150,11 @@ def test_the_backlog_and_its_age_are_those_of_each_install(install: Install) -> 
     enter(paused, "kim", "lee")
     Event.objects.filter(audience=moving).update(received_at=now() - timedelta(seconds=50))
     Event.objects.filter(audience=paused).update(received_at=now() - timedelta(seconds=900))
-    Lane.objects.filter(audience=paused).update(paused_at=now(), paused_by="kim", pause_reason="why")
+    Lane.objects.filter(audience=paused).update(paused_at=now(), paused_by="kim", pause_reason="why", member_count=7)
     found = scrape()
     assert value(found, "backlog_events", install=install.public_id) == 3
+    ratio = value(found, "backlog_high_water_ratio", install=install.public_id)
+    assert ratio == 1 / django_settings.BACKLOG_HIGH_WATER, "of the deliverable events"
     assert value(found, "backlog_deliverable_events", install=install.public_id) == 1
     assert value(found, "backlog_events", install=other.public_id) == 0
     oldest = value(found, "oldest_undelivered_seconds", install=install.public_id)
@@ -165,6 +167,8 @@ def test_the_backlog_and_its_age_are_those_of_each_install(install: Install) -> 
     assert value(found, "audiences_stopped", install=install.public_id, state="paused") == 1
     assert value(found, "audiences", install=install.public_id) == 2
     assert value(found, "events_logged_total", install=install.public_id) == 3
+    assert value(found, "events_settled_total", install=install.public_id) == 0
+    assert value(found, "members", install=install.public_id) == 7
 
 
 @pytest.mark.parametrize("stopped", [{"enabled": False}, {"on hold": True}])
@@ -215,9 +219,10 @@ def test_a_request_under_way_is_counted_until_it_ends(install: Install) -> None:
     values = {"install": install, "endpoint": "/v3/profiles", "opened_at": now(), "items": 1, "bytes": 9}
     Delivery.objects.create(**values)
     Delivery.objects.create(**values, closed_at=now(), outcome="delivered")
+    Install.objects.update(max_in_flight=7)
     found = scrape()
     assert value(found, "odp_requests_in_flight", install=install.public_id) == 1
-    assert value(found, "odp_requests_in_flight_limit", install=install.public_id) == install.max_in_flight
+    assert value(found, "odp_requests_in_flight_limit", install=install.public_id) == 7
 
 
 def test_a_probe_says_whether_odp_showed_the_test_customer(install: Install) -> None:
@@ -314,12 +319,22 @@ def test_workers_are_counted_by_whether_their_heartbeats_arrive(install: Install
     assert value(found, "workers", state="answering") == 0
     assert value(found, "worker_last_heartbeat_timestamp_seconds") is None
     heartbeats.note("one", worked_seconds_ago=3)
-    heartbeats.note("two", worked_seconds_ago=None)
+    heartbeats.note("two", worked_seconds_ago=9_000)
     Worker.objects.filter(name="two").update(beat_at=now() - timedelta(minutes=10))
     found = scrape()
     assert value(found, "workers", state="answering") == 1
     assert value(found, "workers", state="silent") == 1
     assert value(found, "worker_last_heartbeat_timestamp_seconds") == pytest.approx(now().timestamp(), abs=600)
+    assert value(found, "worker_last_work_timestamp_seconds") == pytest.approx(now().timestamp(), abs=600)
+    Worker.objects.update(beat_at=now() - timedelta(minutes=10))
+    assert value(scrape(), "worker_last_heartbeat_timestamp_seconds") is not None, "of silent workers, too"
+
+
+def test_the_size_of_the_database_and_its_limit_are_there(install: Install, settings: Settings) -> None:
+    settings.DATABASE_HIGH_WATER_BYTES = 7
+    found = scrape()
+    assert value(found, "database_high_water_bytes") == 7
+    assert (value(found, "database_bytes") or 0) > 7
 
 
 def test_ready_work_that_does_not_move_is_shown(install: Install, settings: Settings) -> None:

@@ -167,7 +167,8 @@ def test_a_run_stays_as_long_as_its_delivery(settings: Settings) -> None:
     install = make_install()
     audience = make_audience(install)
     for number in (1, 2, 3):
-        run_of(audience, number, delivery_of(install, answer="words") if number < 3 else None)
+        said = {"answer" if number == 1 else "reason": "words"}
+        run_of(audience, number, delivery_of(install, **said) if number < 3 else None)
     run_of(audience, 4, None)
     Lane.objects.update(delivered_sequence=4)
     days_pass()
