@@ -25,7 +25,7 @@ from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Rec
 from audiences.operations import resends
 from audiences.receiving import disk_usage, ingest, rejected_calls, tokens
 from odp.outcomes import Answer, Outcome
-from tests.delivering import make_audience
+from tests.delivering import enter, make_audience, make_install
 from tests.messages import body, message, transition
 from tests.test_admin import url
 from tests.threads import eventually
@@ -286,6 +286,7 @@ def test_missing_identifiers_list_the_received_fields_and_release_all_returns_he
     answered = operator.post(told.buttons[1].url, pairs)
     assert answered["Location"] == reverse("admin:index")
     assert "Being released now" in alert(operator, "parked").todo
+    assert labels(alert(operator, "parked")) == ["Identifier field"]
     resends.advance_all(install.pk, seconds=5)
     assert alert(operator, "parked") is None
     assert Event.objects.get().identifier == "kim@example.com"
@@ -632,6 +633,16 @@ def test_the_front_page_asks_a_bounded_number_of_times(
         page(viewer)
 
 
+def test_the_oldest_event_of_all_installs_is_shown(viewer: Client, install: Install) -> None:
+    assert (number(viewer, "oldest undelivered").value, number(viewer, "oldest undelivered").well) == ("none", True)
+    for shop, minutes in ((install, 15), (make_install(name="Other"), 2)):
+        audience = make_audience(shop)
+        enter(audience, "kim")
+        Event.objects.filter(audience=audience).update(received_at=now() - timedelta(minutes=minutes))
+    oldest = number(viewer, "oldest undelivered")
+    assert (oldest.value, oldest.well, oldest.note) == ("15 min", False, "2 events waiting")
+
+
 # --- Workers --------------------------------------------------------------------------------------------------
 
 
@@ -641,6 +652,7 @@ def beat(name: str, *, seconds_ago: float = 0) -> None:
 
 
 def test_the_workers_that_answer_are_counted(viewer: Client) -> None:
+    assert (number(viewer, "workers answering").value, number(viewer, "workers answering").well) == ("none yet", True)
     beat("worker-1@here")
     beat("worker-2@here")
     page = viewer.get(reverse("admin:index"))
@@ -654,6 +666,7 @@ def test_a_worker_that_was_killed_is_named_until_it_is_back(viewer: Client) -> N
     page = viewer.get(reverse("admin:index")).content.decode()
     assert "The worker worker-2@here is silent" in page
     assert "Still answering: 1." in page
+    assert alert(viewer, "worker-2@here is silent").tone == "held"
     beat("worker-2@here")
     assert "is silent" not in viewer.get(reverse("admin:index")).content.decode()
 
@@ -663,3 +676,4 @@ def test_a_fleet_that_is_gone_is_bad_though_nothing_waits(viewer: Client) -> Non
     page = viewer.get(reverse("admin:index")).content.decode()
     assert "No other worker answers" in page
     assert "<strong>silent</strong>" in page
+    assert alert(viewer, "worker-1@here is silent").tone == "bad"

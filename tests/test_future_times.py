@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.delivery import leases
+from audiences.front import items
 from audiences.insight import customers, future_times, state
 from audiences.models import Audience, Event, FutureTime, Install, Membership
 from audiences.operations import audit
@@ -113,6 +114,11 @@ def test_find_a_customer_and_the_front_page_say_so(shop: Install, admin_client: 
     page = admin_client.get(reverse("admin:index")).content.decode()
     assert "1 transition time was ahead of the clock" in page
     assert "173 years" in page or "172 years" in page
+    yesterday = now() - timedelta(hours=23)
+    FutureTime.objects.update(received_at=yesterday)
+    receive(shop, "exit", "2199-01-01T00:00:00Z")
+    (told,) = items.ignored_times()
+    assert (told.what, told.since) == ("2 transition times were ahead of the clock", yesterday)
 
 
 # --- what older versions stored --------------------------------------------------------------------------------

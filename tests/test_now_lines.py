@@ -8,12 +8,13 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.utils.timezone import now
 
+from audiences.admin.pages import ago
 from audiences.delivery import holds
 from audiences.front import lines, troubles
 from audiences.front.alerts import Alert
 from audiences.models import Audience, Install, Lane, Resend, Trouble, Twin
 from tests import many
-from tests.delivering import make_audience
+from tests.delivering import enter, make_audience
 from tests.test_admin import hidden
 from workers import tasks
 
@@ -99,6 +100,7 @@ def test_installs_on_hold_share_a_line_that_unfolds_to_each_and_retries_those_th
     assert [one.what for one in found.unfolded[:-1]] == [f"{one} is on hold" for one in held[: lines.UNFOLDED]]
     assert found.unfolded[-1].url == lines.url_of_all("", kind="on_hold")
     assert found.buttons[0].label == "Retry all 14 now"
+    assert found.since == ago(held[-1].backoff_since_at), "the first of them"
     assert line(viewer, "14 installs are on hold").buttons == []
     address = found.buttons[0].url
     assert "Retry now: 14 installs" in operator.get(address).content.decode()
@@ -213,3 +215,19 @@ def test_a_line_of_groups_counts_all_audiences_and_all_groups(viewer: Client) ->
     blocked = [alert.many for alert in troubles.alerts(facts) if alert.kind == "blocked"]
     assert sum(blocked) == facts.blocked.lanes > 30
     assert "50 groups of parked items" in {one.what for one in shown(viewer)}
+
+
+def test_a_line_counts_the_audiences_of_unlisted_groups(install: Install) -> None:
+    for number in range(24):
+        lane = make_audience(install, f"club_{number}").lane
+        Lane.objects.filter(pk=lane.pk).update(blocked_at=now(), block_reason=f"cause {number // 2}")
+    blocked = [alert.many for alert in troubles.alerts(troubles.facts()) if alert.kind == "blocked"]
+    assert blocked == [2] * 10 + [4]
+
+
+def test_a_blocked_audience_with_an_error_is_one_trouble(install: Install) -> None:
+    enter(make_audience(install), "kim")
+    reasons = {"fault_until_at": now() + timedelta(hours=1), "fault_reason": "ours", "block_reason": "no such field"}
+    Lane.objects.update(blocked_at=now(), fault_since_at=now(), **reasons)
+    found = {alert.kind for alert in troubles.alerts(troubles.facts())}
+    assert {"blocked", "error"} & found == {"blocked"}

@@ -12,7 +12,9 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.delivery import drafts
+from audiences.front import proofs
 from audiences.insight import checklist, probes, trials
+from audiences.insight.probes import Proof
 from audiences.models import Audience, Install, Membership, Trial
 from audiences.receiving import tokens
 from sandbox.odp.testing import ThreadedSandbox
@@ -266,6 +268,13 @@ def test_the_installs_list_reads_all_proofs_with_a_fixed_number_of_queries(
         make_install(odp)
     with django_assert_max_num_queries(len(one)):
         assert boss.get(url).status_code == 200
+
+
+def test_now_has_the_oldest_proof_and_names_no_install_on_hold_twice() -> None:
+    first, held = Install(pk=1, name="Shop"), Install(pk=2, name="Held", backoff_until_at=now())
+    known = {1: Proof("proven", now() - timedelta(minutes=1)), 2: Proof("failing", now() - timedelta(hours=2))}
+    assert proofs.proof_number([first, held], known).value == "2 h ago"
+    assert proofs.not_proven([first, held], known) == []
 
 
 def test_the_audience_of_the_probes_is_not_among_the_audiences_of_lytics(shop: Install, run: Run) -> None:
