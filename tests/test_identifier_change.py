@@ -16,8 +16,8 @@ from audiences import lytics_account
 from audiences.agreement import audits
 from audiences.delivery import drafts, holds
 from audiences.insight import trials
-from audiences.models import Audience, Audit, GuidedChange, Install
-from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends
+from audiences.models import Audience, Audit, GuidedChange, Install, Retirement
+from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends, retiring
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
@@ -280,6 +280,20 @@ def test_a_newer_audit_than_that_of_the_change_is_followed_by_another_one(odp: T
     change = finish(shop)
     assert (change.problem, change.left_out, change.done) == ("", {}, 1)
     assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_an_audience_that_is_taken_back_is_changed_afterwards(odp: ThreadedSandbox, shop: Install) -> None:
+    begin(shop)
+    gold = Audience.objects.get()
+    assert retiring.retire(gold, by="sam", reason="a test")
+    assert retiring.advance(Retirement.objects.get().pk), "its members get exits"
+    assert retiring.take_back(gold, by="sam", reason="a test")
+    for _ in range(4):
+        step(shop)
+    assert GuidedChange.objects.get().waits_for == f"{AUDIENCE} is being retired or taken back."
+    retiring.advance_all(shop.pk, seconds=5)
+    assert finish(shop).problem == ""
+    assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia")]
 
 
 def test_the_change_waits_for_the_repair_of_a_person(odp: ThreadedSandbox, shop: Install) -> None:

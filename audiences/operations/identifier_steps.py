@@ -14,8 +14,8 @@ from django.utils.timezone import now
 
 from audiences.agreement import audits, words
 from audiences.delivery import account_switch
-from audiences.models import Audience, Audit, GuidedChange, Install, Resend
-from audiences.operations import identifier_changes, resends, verification
+from audiences.models import Audience, Audit, GuidedChange, Install, Resend, Retirement
+from audiences.operations import identifier_changes, resends, retiring, verification
 from audiences.operations.change_steps import Step, to, wait
 from odp.client import Client
 
@@ -54,6 +54,10 @@ def choose(change: GuidedChange) -> Step:
         return _end()
     if change.stopped_by:
         return _give_up(change, f"Stopped by {change.stopped_by}")
+    # A retirement waits for the change of its audience. If it then entered the members again, whom a person takes back,
+    # it would do so under the old field, after the audit.
+    if Retirement.objects.filter(retiring.UNFINISHED, audience=audience).exists():
+        return wait(f"{audience.odp_id} is being retired or taken back.")
     return to(Phase.AUDIT, audience=audience, audit_id=None, resend_id=None, repairs=0)
 
 
