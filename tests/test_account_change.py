@@ -724,6 +724,21 @@ def test_no_install_changes_to_an_account_that_another_one_is_emptying(
         assert changes.problem_of_account(other, to_old) == ""
 
 
+def test_of_two_changes_to_one_account_that_began_at_once_only_one_goes_on(
+    shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was checked before the other one was stored."""
+    with ThreadedSandbox(Options(private_key="third.account", settings=UNLIMITED)) as third:
+        other = make_install(third, name="Other", odp_api_key="third.account")
+        drafts.note_key(other.pk, problem="")
+        audience_with_members(Install.objects.get(pk=other.pk))
+        begin(shop, new)
+        monkeypatch.setattr(account_changes, "problem_of", lambda install, to: "")
+        begin(other, new)
+        assert finish(other).problem.startswith(f"The install {shop} is changing to or from this account.")
+        assert finish(shop).problem == ""
+
+
 @pytest.mark.parametrize("has_log", [True, False], ids=["", "old events are deleted"])
 def test_an_account_that_shows_no_member_is_not_switched_to(
     shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings, has_log: bool

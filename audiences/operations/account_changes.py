@@ -91,11 +91,8 @@ def _of_entered(to: Connection) -> str:
 def _of_account(install: Install, other: Install) -> str:
     if same_account(install, other):
         return "This is the account that the install has already. Enter its new key in the form of the install."
-    changes = GuidedChange.objects.filter(kind=GuidedChange.Kind.ACCOUNT, ended_at=None)
-    for change in changes.exclude(install=install).select_related("install"):
-        connection = Connection(change.other_region, change.other_host, change.other_api_key)
-        if same_account(account_switch.connected(change.install, connection), other):
-            return f"The install {change.install} is changing to or from this account. Begin when that has ended."
+    if why := rival(other):
+        return f"{why} Begin when that has ended."
     found = segments.ids(client_of(other), seconds=SECONDS)
     if isinstance(found, Answer):
         return f"{account_switch.name_of(other)} could not be used. {found.reason or 'It has no list of audiences.'}"
@@ -104,6 +101,16 @@ def _of_account(install: Install, other: Install) -> str:
             f"The install {taken.install.name} uses the ODP id {taken.odp_id} in that account already. With one id, an"
             " exit in one install would remove customers that the other one entered."
         )
+    return ""
+
+
+def rival(other: Install) -> str:
+    """Which install is changing to or from the account that an install would have; empty when no other one is."""
+    changes = GuidedChange.objects.filter(kind=GuidedChange.Kind.ACCOUNT, ended_at=None)
+    for change in changes.exclude(install=other.pk).select_related("install"):
+        connection = Connection(change.other_region, change.other_host, change.other_api_key)
+        if same_account(account_switch.connected(change.install, connection), other):
+            return f"The install {change.install} is changing to or from this account."
     return ""
 
 

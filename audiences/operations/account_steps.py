@@ -58,6 +58,8 @@ def tell_apart(change: GuidedChange, client: Client) -> Step:
     If the old account doesn't answer and isn't to be emptied, the change continues: within one account, a copy changes
     no member.
     """
+    if why := account_changes.rival(other(change)):  # both began at once, and neither saw the other
+        return _give_up(change, why)
     old = client_of(change.install, ends_at=client.ends_at)
     found = account_changes.is_one_account(change.install, old, client, seconds=SECONDS)
     if isinstance(found, Answer):
