@@ -711,6 +711,14 @@ def test_all_audiences_of_an_install_are_retired_with_one_button(
     assert retiring.due() == []
 
 
+def test_no_resend_begins_while_a_retirement_ends_the_log(gold: Audience) -> None:
+    with transaction.atomic():
+        holds.end_log(gold.pk, 9)
+        (asked,) = start(lambda: resends.resync(gold, by="sam", reason="x"))
+        eventually(lambda: waiting_for_a_lock() or asked.done())
+    assert not asked.result(30)
+
+
 def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
     retire(gold)
     assert retiring.due() == [gold.install_id]

@@ -151,10 +151,12 @@ def repair(audit: Audit, *, by: str, reason: str) -> bool:
 
 
 def _ask(asked: Resend) -> bool:
-    if Lane.objects.filter(pk=asked.audience_id, retired_sequence__isnull=False).exists():
-        return False  # it would append events after the end of the log (``retiring``), where they are held
     try:
         with transaction.atomic():
+            # Locked, because a retirement ends the log under this lock when no Resend of the audience is unfinished.
+            lane = Lane.objects.select_for_update(no_key=True).filter(pk=asked.audience_id).first()
+            if lane is not None and lane.retired_sequence is not None:
+                return False  # it would append events after the end of the log (``retiring``), where they are held
             asked.save(force_insert=True)
             transaction.on_commit(lambda: wake_resend(asked.install_id), robust=True)
     except IntegrityError as error:
