@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from datetime import timedelta
 from io import StringIO
 from typing import Any
 
@@ -663,6 +664,16 @@ def test_a_worker_takes_steps_until_the_change_has_to_wait(odp: ThreadedSandbox,
     assert changes.due() == [], "it waits for the resend"
     GuidedChange.objects.update(next_at=now())
     assert changes.due() == [shop.pk]
+
+
+def test_a_clock_that_was_set_back_delays_no_change(shop: Install, gold: Audience) -> None:
+    begin(shop)
+    assert changes.lease(shop.pk)
+    assert changes.lease(shop.pk) is None
+    tomorrow = now() + timedelta(days=1)
+    GuidedChange.objects.update(lease_until_at=tomorrow, next_at=tomorrow)
+    assert changes.due() == [shop.pk]
+    assert changes.lease(shop.pk)
 
 
 def test_a_change_waits_while_the_install_is_switched_off(shop: Install, gold: Audience) -> None:

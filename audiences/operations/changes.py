@@ -8,13 +8,13 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol
 
 import structlog
 from django.db import IntegrityError, transaction
 from django.db.models import Count, Max, Q, QuerySet, Sum
-from django.utils.timezone import now
+from django.db.models.functions import Now
 
 from audiences import sessions
 from audiences.delivery import account_switch, leases, mechanism_switch
@@ -29,6 +29,7 @@ from odp.client import Client
 from odp.mechanisms import MECHANISMS, Passthrough
 from odp.outcomes import readable
 from outgoing.deadline import TooLateError
+from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +38,8 @@ LEASE = timedelta(seconds=60)
 SECONDS = 20.0
 # A wait of at least this many seconds is left to the next sweep.
 LONG = 2.0
+# A wait or a lease that ends much later than any was written before PostgreSQL's clock was set back, and is ignored.
+FURTHEST = timedelta(seconds=2 * LONGEST_RETRY_AFTER)
 Kind = GuidedChange.Kind
 
 
@@ -240,12 +243,12 @@ def stop(change: GuidedChange, *, by: str) -> bool:
 
 def due() -> list[int]:
     """Return the enabled installs with a change that is due and that no worker has leased."""
-    return list(_free(now()).values_list("install_id", flat=True))
+    return list(_free().values_list("install_id", flat=True))
 
 
-def _free(at: datetime) -> QuerySet[GuidedChange]:
-    no_lease = Q(lease_until_at=None) | Q(lease_until_at__lte=at)
-    no_wait = Q(next_at=None) | Q(next_at__lte=at)
+def _free() -> QuerySet[GuidedChange]:
+    no_lease = Q(lease_until_at=None) | Q(lease_until_at__lte=Now()) | Q(lease_until_at__gt=Now() + 2 * LEASE)
+    no_wait = Q(next_at=None) | Q(next_at__lte=Now()) | Q(next_at__gt=Now() + FURTHEST)
     # A subquery instead of a join: an update over a join would not compare the lease again after waiting for the row.
     enabled = Install.objects.filter(enabled=True)
     return GuidedChange.objects.filter(no_lease, no_wait, ended_at=None, install__in=enabled)
@@ -279,8 +282,8 @@ def advance(
 def lease(install_id: int) -> uuid.UUID | None:
     """Lease the install's change. None when another worker has leased it, its next step isn't due, or the
     install is switched off."""
-    at, token = now(), uuid.uuid4()
-    leased = _free(at).filter(install=install_id).update(lease_token=token, lease_until_at=at + LEASE)
+    token = uuid.uuid4()
+    leased = _free().filter(install=install_id).update(lease_token=token, lease_until_at=Now() + LEASE)
     return token if leased else None
 
 
@@ -330,9 +333,8 @@ def _ask(change: GuidedChange, token: uuid.UUID, gate: Gate | None) -> float | N
 
 
 def _store(change: GuidedChange, token: uuid.UUID, result: Step) -> float | None:
-    at = now()
-    next_at = at + timedelta(seconds=result.seconds) if result.seconds >= LONG else None
-    changes: dict[str, Any] = {**result.changes, "lease_until_at": at + LEASE, "next_at": next_at}
+    next_at = Now() + timedelta(seconds=result.seconds) if result.seconds >= LONG else None
+    changes: dict[str, Any] = {**result.changes, "lease_until_at": Now() + LEASE, "next_at": next_at}
     if changes.get("ended_at"):
         changes |= {"lease_token": None, "lease_until_at": None}
     # The phase is compared too, so that a worker with an expired lease doesn't overwrite a later step.
