@@ -143,7 +143,7 @@ def test_a_picture_has_a_line_for_each_curve_and_a_mark_for_each_event(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "sent_minutes", "is_overloaded"), [(120, 120.9, False), (120, 123.5, True), (0.5, 0.9, False)]
+    ("minutes", "sent_minutes", "is_overloaded"), [(120, 123.8, False), (120, 126.5, True), (0.5, 0.9, False)]
 )
 def test_a_machine_that_is_too_busy_for_the_rate_is_told(
     minutes: float, sent_minutes: float, is_overloaded: bool

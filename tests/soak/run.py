@@ -21,9 +21,9 @@ from tests.soak.samples import Sample, take
 DEPLOY_SHARE, RESTART_SHARE = 0.35, 0.5
 # A shorter run only shows that everything works.
 JUDGED_MINUTES = 60
-# The most that the sender may take, as a multiple of the minutes. If it takes longer, the machine had no time for this
-# rate, and delays, sessions and batches follow its load.
-LATE_SENDER = 1.02
+# The most that the sender may take, as a multiple of the minutes. The calls that it sends twice take it 3 % longer. If
+# it takes longer still, the machine had no time for this rate, and delays, sessions and batches follow its load.
+LATE_SENDER = 1.05
 # Minutes between two audits of one audience each.
 AUDIT_MINUTES = 5
 AUDIT_SAMPLE = 100
