@@ -323,14 +323,14 @@ def test_nothing_of_another_install_is_changed(odp: ThreadedSandbox, shop: Insta
 
 def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [forgetting.ask(shop, who, tell_odp=False, by="dpo") for who in ("kim", "lee")]
-    advance = forgetting.advance
+    advance = forgetting._advance
 
     def advance_all_but_the_first(one: Forgotten) -> bool:
         if one == asked[0]:
             raise forgetting.BusyError
         return advance(one)
 
-    monkeypatch.setattr(forgetting, "advance", advance_all_but_the_first)
+    monkeypatch.setattr(forgetting, "_advance", advance_all_but_the_first)
     forgetting.advance_all()
     assert Forgotten.objects.get(ended_at=None) == asked[0]
 
