@@ -87,9 +87,10 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         _counts.tell(self.age, self.nr_conns, at=moment)
 
     def _yields(self, moment: float) -> bool:
-        """Whether the connection is left to another process. One that doesn't come for it has no time.
+        """Whether this process leaves the connection to another one.
 
-        Callers that open a connection for each call aren't held up: their connections replace others.
+        It accepts the connection itself if the other process is too busy to accept it in time. It also accepts a
+        connection that replaces one of the last second, so that callers that connect for each call don't wait.
         """
         if self.nr_conns < self._most_conns:
             return False

@@ -421,7 +421,7 @@ def test_the_most_urgent_findings_are_named_and_the_others_counted() -> None:
     found += [registry.bad("Blocked.", "", about=about) for about in ("three", "four")]
     named = registry.most_urgent(found, 2)
     assert [(one.state, one.about) for one in named] == [("bad", "three"), ("bad", "four"), ("warning", "")]
-    assert named[-1].evidence == "2 more audiences have a finding."
+    assert named[-1].evidence == "Audiences with a finding that are not named: 2."
     assert [one.about for one in registry.most_urgent(found, 4)] == ["three", "four", "one", "two"]
 
 

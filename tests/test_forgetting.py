@@ -295,7 +295,7 @@ def test_a_failing_request_does_not_stop_the_others(
 def test_an_account_that_does_not_answer_is_asked_once_in_a_run(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request takes 8 s, and nobody else's customers are forgotten meanwhile."""
+    """A request that gets no response takes 8 s, during which no other customer is forgotten."""
     GuidedChange.objects.create(
         install=shop, kind="mechanism", before="list", after="attribute", by="sam", reason="x", ended_at=now()
     )

@@ -88,7 +88,7 @@ def test_a_certificate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Accepting:
-    """Worker 1, which listens, beside another process whose connections a test tells it of."""
+    """A worker that listens. A test sets how many connections the other process has."""
 
     def __init__(self, undo: ExitStack) -> None:
         self.undo = undo

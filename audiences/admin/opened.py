@@ -1,4 +1,4 @@
-"""Two checks of forms: nobody saved a change after the page was opened, and a name is a single line."""
+"""Checks of forms: an outdated page saves nothing, and a name contains no line breaks."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any

@@ -38,7 +38,7 @@ ASKED = 20
 SCHEDULE = "schedule"
 FAILED = "Unexpected error of this service. The log of a worker has its traceback."
 
-# A retired audience isn't audited again, so nobody can act on its last result.
+# Retired audiences are not audited again, so their last results are no troubles.
 NOT_RETIRED = Q(audience__lane__retired_sequence=None)
 
 Phase = Audit.Phase

@@ -48,10 +48,13 @@ def chosen_installs(options: dict[str, Any]) -> list[Install]:
     return list(Install.objects.order_by("pk")) if options["all"] else [install_named(options["install"])]
 
 
-def of_each_install(options: dict[str, Any], act: Callable[[Install], Report]) -> tuple[list[Report], list[str]]:
-    """The result of ``act`` for each chosen install, and the messages of the ``CommandError``s that it raised.
+def report_each_install(
+    options: dict[str, Any], act: Callable[[Install], Report], show: Callable[[list[Report]], None]
+) -> None:
+    """Call ``act`` for each chosen install, and ``show`` with its results.
 
-    With --all, an error about one install doesn't keep the others from being changed and reported.
+    A ``CommandError`` about one install doesn't keep the others from being changed and reported. One ``CommandError``
+    with all messages is raised at the end.
     """
     reports, problems = [], []
     for install in chosen_installs(options):
@@ -59,7 +62,10 @@ def of_each_install(options: dict[str, Any], act: Callable[[Install], Report]) -
             reports.append(act(install))
         except CommandError as error:
             problems.append(str(error))
-    return reports, list(dict.fromkeys(problems))
+    if reports or not problems:
+        show(reports)
+    if problems:
+        raise CommandError("\n".join(dict.fromkeys(problems)))
 
 
 def add_identifier(parser: CommandParser) -> None:

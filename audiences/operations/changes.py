@@ -280,8 +280,10 @@ def advance(
 
 
 def lease(install_id: int) -> uuid.UUID | None:
-    """Lease the install's change. None when another worker has leased it, its next step isn't due, or the
-    install is switched off."""
+    """Lease the install's change. Returns None when another worker has leased it or no step is due.
+
+    No step is due while the install is switched off.
+    """
     token = uuid.uuid4()
     leased = _free().filter(install=install_id).update(lease_token=token, lease_until_at=Now() + LEASE)
     return token if leased else None
@@ -294,8 +296,10 @@ def give_back(token: uuid.UUID) -> None:
 
 
 def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
-    """Take one step and store it. Returns the seconds until the next one; None when it ended, the lease is lost, or a
-    person has switched the install off."""
+    """Take one step and store it. Returns the seconds until the next one.
+
+    Returns None when the change has ended, the lease is lost, or the install is switched off.
+    """
     change = None
     try:
         with transaction.atomic():

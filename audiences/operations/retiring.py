@@ -128,8 +128,10 @@ def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
 
 
 def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
-    """Take one step. False when there is none now: the retirement is done, waits, or is locked by another worker, or
-    the install is switched off."""
+    """Take one step. Returns False when there is none now.
+
+    The retirement is done, waits, or is locked by another worker, or the install is switched off.
+    """
     with transaction.atomic():
         unlocked = Retirement.objects.select_for_update(skip_locked=True, of=("self",))
         found = unlocked.filter(UNFINISHED, pk=retirement_id, audience__install__enabled=True)

@@ -74,7 +74,7 @@ def receive(
 
 @contextmanager
 def _limited_lock_wait() -> Iterator[None]:
-    """A transaction with a limited wait for each lock. Inside another transaction, the limit of that one applies."""
+    """Begin a transaction that limits the wait for each lock. Inside another transaction, its limit stays."""
     if connection.in_atomic_block:
         with transaction.atomic():
             yield

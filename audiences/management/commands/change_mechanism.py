@@ -27,13 +27,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["to"]) == options["stop"]:
             raise CommandError("Name the mechanism with --to, or give --stop.")
-        reports, problems = arguments.of_each_install(options, partial(_report, options=options))
-        if reports or not problems:
-            self._print(reports, options)
-        if problems:
-            raise CommandError("\n".join(problems))
+        arguments.report_each_install(
+            options, act=partial(_report, options=options), show=partial(self._print, options=options)
+        )
 
-    def _print(self, reports: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    def _print(self, reports: list[dict[str, Any]], *, options: dict[str, Any]) -> None:
         if options["json"]:
             self.stdout.write(json.dumps(reports))
             return

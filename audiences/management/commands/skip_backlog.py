@@ -26,13 +26,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if not options["reason"].strip():
             raise CommandError("--reason must say something.")
-        reports, problems = arguments.of_each_install(options, partial(_skip, options=options))
-        if reports or not problems:
-            self._print(reports, options)
-        if problems:
-            raise CommandError("\n".join(problems))
+        arguments.report_each_install(
+            options, act=partial(_skip, options=options), show=partial(self._print, options=options)
+        )
 
-    def _print(self, reports: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    def _print(self, reports: list[dict[str, Any]], *, options: dict[str, Any]) -> None:
         if options["json"]:
             self.stdout.write(json.dumps(reports))
             return

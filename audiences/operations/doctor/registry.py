@@ -111,7 +111,7 @@ def most_urgent(found: Iterable[Finding], most: int) -> list[Finding]:
         by_audience.setdefault(one.about, one)
     shown, others = list(by_audience.values())[:most], list(by_audience.values())[most:]
     if others:
-        words = f"{len(others):,} more audiences have a finding."
+        words = f"Audiences with a finding that are not named: {len(others):,}."
         shown.append(Finding(others[0].state, words, "Correct those above, then check again."))
     return shown
 
