@@ -369,6 +369,25 @@ def test_a_copying_request_without_a_response_may_be_applied_late_and_is_sent_wh
     assert GuidedChange.objects.get().copied_at is not None
 
 
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_a_stop_during_a_request_does_not_wait_as_long_as_the_account_says(
+    shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(shop, new)
+    until(shop, Phase.COPY)
+    new.fault({}, {"status": 503, "headers": {"Retry-After": "3600"}, "body": {"message": "down"}})
+    send = account_requests.send
+
+    def stopped_meanwhile(*args: Any) -> Any:
+        assert changes.stop(GuidedChange.objects.get(), by="lee")
+        return send(*args)
+
+    monkeypatch.setattr(account_requests, "send", stopped_meanwhile)
+    GuidedChange.objects.update(next_at=None)
+    changes.advance(shop.pk, seconds=5)
+    assert GuidedChange.objects.get().problem == "Stopped by lee. The install still sends to the old account."
+
+
 def test_nothing_that_was_known_of_the_old_account_delays_the_new_one(odp: ThreadedSandbox, shop: Install) -> None:
     copied, other = make_audience(shop), make_audience(shop, "other")
     Audience.objects.update(hold_failures=3, hold_reason="503", hold_since_at=now(), hold_until_at=now())

@@ -343,8 +343,12 @@ def _store(change: GuidedChange, token: uuid.UUID, result: Step) -> float | None
         changes |= {"lease_token": None, "lease_until_at": None}
     # The phase is compared too, so that a worker with an expired lease doesn't overwrite a later step.
     held = GuidedChange.objects.filter(pk=change.pk, lease_token=token, phase=change.phase, ended_at=None)
-    if not held.update(**changes):
-        return None
+    seconds = result.seconds
+    if not held.filter(stopped_by=change.stopped_by).update(**changes):
+        # A person has stopped the change during this step. The stop takes its step now, whatever this one waits for.
+        seconds = 0.0
+        if not held.update(**changes | {"next_at": None}):
+            return None
     if "phase" in changes:
         log.info("change", install=change.install.name, phase=changes["phase"], audience=str(change.audience_id))
-    return None if changes.get("ended_at") else result.seconds
+    return None if changes.get("ended_at") else seconds
