@@ -290,7 +290,7 @@ def test_those_who_left_by_it_enter_again_chunk_by_chunk(
     assert members(odp) == ["kim", "lee"]
 
 
-def test_an_unexpected_error_of_a_deletion_releases_the_audience(
+def test_an_unexpected_error_of_a_deletion_puts_the_audience_on_hold(
     gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -298,9 +298,12 @@ def test_an_unexpected_error_of_a_deletion_releases_the_audience(
 
     monkeypatch.setattr(unmaking, "_delete", fail)
     holds.end_log(gold.pk, gold.last_sequence)
-    with pytest.raises(ValueError, match="no such mechanism"):
-        unmaking.unmake(gold)
-    assert read(gold).making_token is None
+    assert unmaking.unmake(gold) is None
+    held = read(gold)
+    assert held.making_token is None
+    assert held.hold_reason == "Unexpected error: no such mechanism"
+    assert held.hold_until_at is not None
+    assert held.hold_until_at > now()
 
 
 def test_an_audience_that_was_taken_back_meanwhile_is_not_deleted(odp: ThreadedSandbox, gold: Audience) -> None:
@@ -400,7 +403,7 @@ def test_a_worker_that_died_before_or_after_the_deletion_is_followed_by_another(
         retiring.advance(retirement.pk)
     drain_all(gold.install)
     with monkeypatch.context() as patched:  # its lease outlives it, as after kill -9
-        patched.setattr(unmaking, "_end", lambda making: False)
+        patched.setattr(unmaking, "end", lambda making: False)
         retiring.advance(retirement.pk)
     assert not is_in_odp(odp)
     assert not retiring.advance(retirement.pk)
@@ -410,12 +413,13 @@ def test_a_worker_that_died_before_or_after_the_deletion_is_followed_by_another(
     assert Retirement.objects.get(pk=retirement.pk).ended_at is not None
 
 
-def test_a_worker_that_died_after_the_deletion_was_stored_is_followed_by_another(
-    gold: Audience, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_died_after_the_deletion_loses_no_word_about_what_is_left(
+    odp: ThreadedSandbox, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(audience: Audience) -> None:
         raise RuntimeError("killed")
 
+    make_audience(make_install(odp, name="Twin"))
     retirement = retire(gold)
     with monkeypatch.context() as patched:
         patched.setattr(twins, "forget", dies)
@@ -423,8 +427,10 @@ def test_a_worker_that_died_after_the_deletion_was_stored_is_followed_by_another
             steps(gold)
     assert Retirement.objects.get(pk=retirement.pk).ended_at is None
     assert lane_of(gold).retired_at is None
+    making_runs_out(gold)
     steps(gold)
     assert word(gold) == "retired"
+    assert "uses the real-time audience lytics_gold too" in Retirement.objects.get(pk=retirement.pk).left_in_odp
 
 
 def test_another_worker_s_turn_is_left_to_it(gold: Audience) -> None:

@@ -190,8 +190,7 @@ def _make(making: Making, gate: Gate | None) -> bool:
         if sessions.is_database_error(error):  # PostgreSQL is unreachable, so the error can't be stored
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
-        first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
-        problem = Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), fixed_backoff=True)
+        problem = unexpected(error)
     if isinstance(problem, Answer):
         hold(making, problem)
     elif isinstance(problem, Refusal):
@@ -199,6 +198,12 @@ def _make(making: Making, gate: Gate | None) -> bool:
     elif _end(making, made=True):
         log.info("audience ready in ODP", audience=audience.odp_id)
     return True
+
+
+def unexpected(error: Exception) -> Answer:
+    """An error of this service, as the reason to hold an audience."""
+    first_line = next(iter(str(error).splitlines()), "") or "the log of the worker says more"
+    return Answer(Outcome.RETRY_LATER, readable(UNEXPECTED + first_line), fixed_backoff=True)
 
 
 def give_back(token: uuid.UUID) -> None:

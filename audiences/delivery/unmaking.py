@@ -6,11 +6,14 @@ It takes the lease for creating the audience, so that no worker creates the audi
 import time
 import uuid
 from datetime import timedelta
+from typing import NamedTuple
 
+import structlog
 from django.conf import settings
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from audiences import sessions
 from audiences.delivery import provision, shared_ids
 from audiences.delivery.odp_account import Gate, client_of, mechanism_for
 from audiences.delivery.provision import Making
@@ -19,10 +22,19 @@ from odp.mechanisms import Refusal
 from odp.outcomes import Answer
 from outgoing.deadline import TooLateError
 
+log = structlog.get_logger(__name__)
 
-def unmake(audience: Audience, *, gate: Gate | None = None, seconds: float | None = None) -> str | None:
-    """Delete the audience in ODP, within ``seconds``. Returns "" when it is gone, and the reason when it was left in
-    ODP. None means try again later: ODP didn't respond, or another worker has the lease.
+
+class Unmade(NamedTuple):
+    """What a deletion in ODP led to, not yet stored. ``left`` is "" when the audience is gone, else why it was left."""
+
+    making: Making
+    left: str
+
+
+def unmake(audience: Audience, *, gate: Gate | None = None, seconds: float | None = None) -> Unmade | None:
+    """Delete the audience in ODP, within ``seconds``. ``end`` stores it. None means try again later: ODP didn't
+    respond, an unexpected error occurred, or another worker has the lease.
     """
     making = _lease(audience.pk)
     if making is None:
@@ -32,13 +44,16 @@ def unmake(audience: Audience, *, gate: Gate | None = None, seconds: float | Non
     except TooLateError:  # the rate limit left no time for it
         provision.give_back(making.token)
         return None
-    except Exception:
-        provision.give_back(making.token)
-        raise
+    except Exception as error:
+        if sessions.is_database_error(error):  # the error can't be stored
+            provision.give_back(making.token)
+            raise
+        log.exception("deleting an audience failed", audience=making.audience.odp_id)
+        result = provision.unexpected(error)
     if isinstance(result, Answer):
         provision.hold(making, result)
         return None
-    return result if _end(making) else None
+    return Unmade(making, result)
 
 
 def _lease(audience_id: int) -> Making | None:
@@ -69,8 +84,11 @@ def _delete(audience: Audience, gate: Gate | None, seconds: float) -> str | Answ
     return found.reason if isinstance(found, Refusal) else found or ""
 
 
-def _end(making: Making) -> bool:
-    """Store that ODP no longer has the audience. False when the lease was lost."""
+def end(making: Making) -> bool:
+    """Store that ODP no longer has the audience. False when the lease was lost.
+
+    Runs in the transaction that stores what was left in ODP: the next try would no longer find that out.
+    """
     ended = Audience.objects.filter(pk=making.audience.pk, making_token=making.token)
     values = {"making_token": None, "making_until_at": None, "provisioned_at": None, "look_asked_at": None}
     definitions = dict.fromkeys(("foreign_definition", "accepted_definition", "replaced_definition"), "")

@@ -225,15 +225,21 @@ def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
 def _remove(retirement: Retirement, gate: Gate | None) -> bool:
     """Delete the real-time audience in ODP. Runs outside a transaction, because it sends requests."""
     audience = retirement.audience
-    left = unmaking.unmake(audience, gate=gate)
-    if left is None:
+    unmade = unmaking.unmake(audience, gate=gate)
+    if unmade is None:
         return False
     with transaction.atomic():
+        # Rows are locked in the order of ``take_back``: the retirement, the lane, the audience.
         still = Retirement.objects.filter(pk=retirement.pk, undone_at=None)
-        if still.update(ended_at=Now(), left_in_odp=left):
+        is_retired = bool(still.update(ended_at=Now(), left_in_odp=unmade.left))
+        if is_retired:
             holds.retire(audience.pk)
             twins.forget(audience)
-            log.info("audience retired", audience=audience.odp_id, left_in_odp=left)
+        if not unmaking.end(unmade.making):
+            transaction.set_rollback(True)
+            return False
+    if is_retired:
+        log.info("audience retired", audience=audience.odp_id, left_in_odp=unmade.left)
     return True
 
 
