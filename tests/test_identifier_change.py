@@ -9,6 +9,7 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.test import Client
+from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
@@ -16,7 +17,7 @@ from audiences import lytics_account
 from audiences.agreement import audits
 from audiences.delivery import drafts, holds
 from audiences.insight import trials
-from audiences.models import Audience, Audit, GuidedChange, Install, Retirement
+from audiences.models import Audience, Audit, GuidedChange, Install, Membership, Retirement
 from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends, retiring
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
@@ -293,6 +294,28 @@ def test_an_audience_that_is_taken_back_is_changed_afterwards(odp: ThreadedSandb
     assert GuidedChange.objects.get().waits_for == f"{AUDIENCE} is being retired or taken back."
     retiring.advance_all(shop.pk, seconds=5)
     assert finish(shop).problem == ""
+    assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia")]
+
+
+def test_an_audience_that_was_retired_before_the_switch_comes_back_by_an_audit_and_its_repair(
+    odp: ThreadedSandbox, shop: Install, operator: Client
+) -> None:
+    gold = Audience.objects.get()
+    assert retiring.retire(gold, by="sam", reason="a test")
+    for _ in range(4):
+        retiring.advance_all(shop.pk, seconds=5)
+        drain_all(shop)
+    assert lane_of(gold).retired_at is not None
+    Install.objects.update(identifier_field="email", identifier_since_at=now())
+    page = operator.get(reverse("admin:audiences_audience_take-back", args=[gold.pk])).content.decode()
+    assert "do not enter again, because they are known by the identifier field of before" in page
+    assert retiring.take_back(gold, by="sam", reason="a test")
+    retiring.advance_all(shop.pk, seconds=5)
+    work(shop)
+    audit = Audit.objects.get()
+    assert not Membership.objects.filter(is_member=True).exists()
+    assert resends.repair(audit, by="sam", reason="a test")
+    work(shop)
     assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia")]
 
 

@@ -69,12 +69,18 @@ class TakeBack(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         current = retiring.current(audience)
         assert current is not None
-        held = state.held_behind_end(audience.lane)
+        held, taken_out = number(state.held_behind_end(audience.lane)), count(current.done, "customer")
+        if retiring.knows_by_former_field(current):
+            enter = (
+                f"do not enter again, because they are known by the identifier field of before. An audit compares"
+                f" {audience} with Lytics; its Repair enters them by {audience.install.identifier_field}"
+            )
+        else:
+            enter = "enter again, unless Lytics has sent something newer about them"
         return (
             f"{audience} is used again. ODP gets its real-time audience again if it was deleted. Those whom the"
-            f" retirement took out, {count(current.done, 'customer')}, enter again, unless Lytics has sent something"
-            f" newer about them; the {number(held)} held events are delivered. {current.by} retired it:"
-            f" {current.reason}"
+            f" retirement took out, {taken_out}, {enter}; the {held} held events are delivered. {current.by} retired"
+            f" it: {current.reason}"
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:

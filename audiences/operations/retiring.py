@@ -14,15 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 
 import structlog
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
+from audiences.agreement import audits
 from audiences.delivery import account_switch, fold, holds, provision, unmaking
 from audiences.delivery.fold import Entry
 from audiences.delivery.odp_account import Gate, mechanism_for
-from audiences.models import Again, Audience, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
+from audiences.models import Again, Audience, Audit, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
 from audiences.operations import twins
 from audiences.receiving import audience_lookup, backlog, ingest, resend_causes
 from audiences.wake import wake, wake_resend
@@ -243,8 +245,18 @@ def _remove(retirement: Retirement, gate: Gate | None) -> bool:
     return True
 
 
+def knows_by_former_field(retirement: Retirement) -> bool:
+    """Whether the install has got another identifier field since the retirement began."""
+    since = retirement.audience.install.identifier_since_at
+    return since is not None and retirement.asked_at < since
+
+
 def _restore(retirement: Retirement) -> bool:
-    """Append a chunk of entries, one for each exit that the retirement appended."""
+    """Append a chunk of entries, one for each exit that the retirement appended.
+
+    Customers who left before the install got another identifier field don't enter: they are known by the former field,
+    and only Lytics knows their values of the new one. An audit finds them, and its repair enters them.
+    """
     audience = retirement.audience
     room, _ = backlog.room(audience.install_id, audience.pk)
     if not room:
@@ -255,12 +267,19 @@ def _restore(retirement: Retirement) -> bool:
     found = ranges.order_by("last_sequence").first()
     if found is None:
         _move(retirement, restored_at=Now())
+        if knows_by_former_field(retirement):
+            audits.ask(audience, mode=Audit.Mode.SAMPLE, by=retirement.undone_by, sample=settings.AUDIT_SAMPLE)
         return False
     first = max(found.first_sequence, retirement.restored_sequence + 1)
     last = min(found.last_sequence, first + min(CHUNK, room) - 1)
     exits = Event.objects.filter(audience=audience, sequence__gte=first, sequence__lte=last).order_by("sequence")
     step = mechanism_for(audience).time_step_ns
-    entries = [Fact("", "", event.identifier, Kind.ENTER, event.occurred_ns + step) for event in exits]
+    since = audience.install.identifier_since_at
+    entries = [
+        Fact("", "", event.identifier, Kind.ENTER, event.occurred_ns + step)
+        for event in exits
+        if since is None or event.received_at >= since
+    ]
     _append(audience, entries, Again.Cause.RESTORE)
     _move(retirement, restored_sequence=last)
     return True
