@@ -2,7 +2,7 @@
 
 One install and one audience have 40,000 rows in each log. Every URL of the admin is opened, dialogs included, and
 PostgreSQL's own counters say how many table rows and index entries were read. Pages that count parked items are also
-opened before ANALYZE, as in the minutes after a burst, when PostgreSQL's estimates are those of an empty table.
+opened before ANALYZE, as in the minutes after a burst, when PostgreSQL's estimates are those of a small table.
 
 Left out: downloads, which have every row; and the search by words in *Who did what*, which reads all that people did.
 """
@@ -160,7 +160,13 @@ def test_no_page_reads_more_of_a_log_than_a_bounded_number_of_rows(boss: Client)
         reverse("admin:audiences_parked_release_group", args=group),
         reverse("admin:audiences_parked_discard_group", args=group),
     ]
-    assert too_much(boss, [*((address, None) for address in counted), *searches()], logs=("audiences_parked",)) == ""
+    visits = [*((address, None) for address in counted), *searches()]
+    assert too_much(boss, visits, logs=("audiences_parked",)) == ""
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+        # As after a burst into a table of which all items were deleted.
+        cursor.execute("UPDATE pg_class SET reltuples = 3 WHERE relname = 'audiences_parked'")
+    assert too_much(boss, visits, logs=("audiences_parked",)) == ""
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
     assert too_much(boss, [*((address, None) for address in addresses()), *searches()]) == ""
@@ -173,5 +179,5 @@ def test_the_list_of_deliveries_reads_few_runs_when_the_newest_deliveries_have_n
     """Runs are kept longer than deliveries, and a statement per delivery would walk all of them by their id."""
     with connection.cursor() as cursor:
         cursor.execute("UPDATE audiences_run SET delivery_id = CASE WHEN id % 2 = 0 THEN 1000001 + id % 40 END")
-        cursor.execute("ANALYZE audiences_run")
+        cursor.execute("ANALYZE")
     assert too_much(boss, [(listed("delivery"), None)]) == ""

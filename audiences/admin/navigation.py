@@ -6,6 +6,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from audiences.admin import customer
+from audiences.index_order import index_order
 from audiences.models import Parked
 
 
@@ -27,7 +28,8 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
     deliveries = reverse("admin:audiences_delivery_changelist")
     # Ordered like the index of open items, so that PostgreSQL reads one open item. For exists(), it might scan closed
     # items first.
-    waiting = Parked.objects.filter(closed_at=None).order_by("install_id", "reason").values_list("pk").first()
+    with index_order():
+        waiting = Parked.objects.filter(closed_at=None).order_by("install_id", "reason").values_list("pk").first()
     return [
         {
             "items": [

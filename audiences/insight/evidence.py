@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from audiences.index_order import index_order
 from audiences.insight import trials
 from audiences.models import Install, Parked, Receipt
 from lytics import reasons
@@ -75,9 +76,13 @@ def of(install: Install) -> Evidence:
 
 def candidates(install_id: int, reason: str) -> list[str]:
     """Fields of the newest items that are parked for a reason, the most frequent ones first."""
-    items = Parked.objects.filter(install_id=install_id, reason=reason, closed_at=None).order_by("-id")
+    # Ordered like the index of open items. With equalities PostgreSQL may walk another index, through closed items.
+    items = Parked.objects.filter(install_id__gte=install_id, install_id__lte=install_id, closed_at=None)
+    items = items.filter(reason__gte=reason, reason__lte=reason).order_by("install_id", "reason", "-id")
     seen: Counter[str] = Counter()
-    for detail in items.values_list("detail", flat=True)[:ITEMS]:
+    with index_order():
+        details = [*items.values_list("detail", flat=True)[:ITEMS]]
+    for detail in details:
         seen.update(name for name in fields_seen(detail) if name != "segment_events")
     return [name for name, _ in seen.most_common()]
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from audiences import sql
+from audiences.index_order import index_order
 
 
 class Growing(NamedTuple):
@@ -18,4 +19,5 @@ _GROWING = sql.beside(__file__).query("growing", Growing._make)
 
 def by_install() -> dict[int, datetime]:
     """By install id, without installs within their limit."""
-    return dict(_GROWING.run().all())
+    with index_order():
+        return dict(_GROWING.run().all())
