@@ -89,6 +89,7 @@ class Client:
         self.permission = permission
         self.longest_retry_after = longest_retry_after
         self.empty_is_accepted = empty_is_accepted
+        self._api_key = api_key
         self._headers = {name: value for name, value in _headers(api_key).items() if value} | dict(headers or {})
 
     def call(
@@ -146,6 +147,7 @@ class Client:
     def _answer(self, path: str, response: requests.Response, content: bytes | None, *, seconds: float) -> Answer:
         # JSON is UTF-8, whatever the header says, maybe with a byte order mark. PostgreSQL can't store a NUL.
         text = (content or b"").decode("utf-8-sig", errors="replace").replace("\x00", "")
+        text = redact.without_key(text, self._api_key)
         is_html = "html" in response.headers.get("Content-Type", "").lower()
         body = _json(text)
         status, outcome = response.status_code, outcome_of(response.status_code)

@@ -21,6 +21,8 @@ _NAME = re.compile(rf"{_WORD.pattern}|[a-z]+_user_id|[a-z]+_id")
 HIDDEN = "•••"
 # Characters. Shorter values of a request are not masked: they occur in too many sentences by chance.
 _SHORTEST = 3
+# The same for an API key: ODP's are longer, and a shorter text may be a part of a word.
+_SHORTEST_KEY = 8
 
 
 def words(text: str) -> str:
@@ -76,4 +78,12 @@ def without(text: str, values: Sequence[str]) -> str:
     for value in values:
         if value in text:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", HIDDEN, text)
+    return text
+
+
+def without_key(text: str, api_key: str) -> str:
+    """``text`` without the API key, or its private part alone, which a gateway may quote in an error."""
+    for secret in (api_key, api_key.partition(".")[2]):
+        if len(secret) >= _SHORTEST_KEY:
+            text = text.replace(secret, HIDDEN)
     return text

@@ -346,6 +346,15 @@ def test_a_reason_says_something(server: ScriptedServer, status: int, body: byte
     assert any(map(str.isalpha, words))
 
 
+def test_a_response_that_quotes_the_key_does_not_spread_it(server: ScriptedServer) -> None:
+    """Reasons are logged and sent to alert channels, and the beginning of a response is shown with its Delivery."""
+    said = b'{"message":"The key public.secret-of-42 is unknown","detail":{"x-api-key":"public.secret-of-42"}}'
+    server.script = say(answer(403, said))
+    got = Client(host=server.url, api_key="public.secret-of-42").call("GET", PROFILES, seconds=LONG)
+    assert got.reason == "403: The key ••• is unknown"
+    assert "secret-of-42" not in f"{got.text}{got.json}"
+
+
 def test_a_web_page_with_200_delivers_nothing(server: ScriptedServer) -> None:
     got = post(server, say(answer(200, b"<html>Welcome</html>", kind="Text/HTML; charset=utf-8")))
     assert (got.outcome, got.fixed_backoff) == (Outcome.RETRY_LATER, True)
