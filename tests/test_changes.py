@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import uuid
 from datetime import timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -53,6 +55,7 @@ from tests.guided import (
     work,
 )
 from tests.test_admin import press
+from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db
 
@@ -281,6 +284,23 @@ def test_a_request_under_way_whose_worker_is_gone_holds_the_change_for_its_lease
     lease_runs_out(gold)
     assert finish(shop).problem == ""
     assert odp.members("lytics_gold") == ["kim", "lee", "mia", "new"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("before", ["list"], indirect=True)
+def test_a_change_locks_the_lane_before_the_audience(shop: Install, gold: Audience) -> None:
+    """Otherwise it could deadlock with a retirement, which locks the lane first."""
+    begin(shop)
+    while GuidedChange.objects.get().phase != Phase.AWAIT:
+        step(shop)
+    Audience.objects.update(making_token=uuid.uuid4(), making_until_at=now())  # the lease of a dead worker
+    with transaction.atomic():
+        Lane.objects.select_for_update().get()
+        (stepping,) = start(lambda: step(shop))
+        eventually(waiting_for_a_lock)
+        assert Audience.objects.select_for_update(nowait=True).get().making_token is not None
+    assert stepping.result(PATIENCE)
+    assert Audience.objects.get().making_token is None
 
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["brought back", "done, and changed back"])

@@ -55,7 +55,11 @@ def keep_ours(audience_id: int) -> None:
 
 
 def ended(audience_id: int, leases: Leases) -> bool:
-    """Return whether both leases have ended. Expired leases are cleared first, so their workers can't write later."""
+    """Return whether both leases have ended. Expired leases are cleared first, so their workers can't write later.
+
+    The lane is locked before the audience, as in all code that locks both. The caller may lock the lane later.
+    """
+    list(Lane.objects.select_for_update(no_key=True).filter(pk=audience_id))
     holds.end_expired_leases([audience_id])
     audiences = Audience.objects.filter(pk=audience_id)
     audiences.filter(making_until_at__lte=Now()).update(making_token=None, making_until_at=None)
