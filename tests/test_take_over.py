@@ -14,7 +14,7 @@ from django.urls import reverse
 from audiences.delivery import holds
 from audiences.delivery.leases import LeaseLostError
 from audiences.front import lines
-from audiences.models import Audience, Delivery, Install, Membership, Resend, Run
+from audiences.models import Audience, Delivery, GuidedChange, Install, Membership, Resend, Run
 from audiences.operations import resends, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
@@ -184,6 +184,17 @@ def test_it_waits_for_a_resync(both: tuple[Audience, Audience]) -> None:
     old, new = both
     assert resends.resync(new, by="sam", reason="x")
     assert refused(new, old)
+
+
+@pytest.mark.parametrize("kind", GuidedChange.Kind.values)
+def test_it_waits_for_a_guided_change(operator: Client, both: tuple[Audience, Audience], kind: str) -> None:
+    old, new = both
+    change = GuidedChange(install=old.install, kind=kind, before="a", after="b", by="kim", reason="x")
+    change.save()
+    assert refused(new, old)
+    assert "A guided change of the install is under way" in press(operator, "take-over", new).content.decode()
+    GuidedChange.objects.update(ended_at=change.asked_at)
+    assert take_over.problem_of(old) == ""
 
 
 def test_a_second_person_changes_nothing(both: tuple[Audience, Audience]) -> None:

@@ -13,7 +13,7 @@ from django.utils.timezone import now
 
 from audiences import sql
 from audiences.delivery import holds, provision
-from audiences.models import Audience, Lane, Retirement, Run
+from audiences.models import Audience, GuidedChange, Lane, Retirement, Run
 from audiences.operations import resends, retiring
 from audiences.wake import wake
 
@@ -60,6 +60,8 @@ def problem_of(old: Audience) -> str:
     quiet = timedelta(seconds=RECONCILE_PERIODS * settings.RECONCILE_AFTER_SECONDS)
     if Retirement.objects.filter(retiring.UNFINISHED, audience=old).exists():
         return f"{old} is being retired or taken back. Wait until that is done."
+    if GuidedChange.objects.filter(install=old.install_id, ended_at=None).exists():
+        return "A guided change of the install is under way and works with its audiences' ODP ids. Wait for its end."
     if old.last_sequence > old.lane.delivered_sequence and old.lane.retired_at is None:
         return f"{old} still has events to deliver. Wait for that: its members are known only then."
     if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():
