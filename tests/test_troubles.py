@@ -525,7 +525,7 @@ def test_an_unreachable_mail_server_is_tried_again(receiver: Receiver, settings:
 
 
 class _MailHandler(StreamRequestHandler):
-    """Accepts every command and letter."""
+    """Accepts every command and letter, and every address but those that begin with ``gone``."""
 
     def handle(self) -> None:
         self.wfile.write(b"220 mail\r\n")
@@ -533,7 +533,8 @@ class _MailHandler(StreamRequestHandler):
         for line in self.rfile:
             is_letter = line[:4] == b"data" or (is_letter and line != b".\r\n")
             if not is_letter or line[:4] == b"data":
-                self.wfile.write(b"354 go on\r\n" if is_letter else b"250 ok\r\n")
+                refused = b"550 nobody\r\n" if line.startswith(b"rcpt TO:<gone") else b"250 ok\r\n"
+                self.wfile.write(b"354 go on\r\n" if is_letter else refused)
 
 
 @pytest.fixture
@@ -551,6 +552,21 @@ def test_a_mail_server_gets_the_message(receiver: Receiver, mail_server: int, se
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mail_server
     check(BLOCKED, minute=0)
     assert TroubleMessage.objects.get(channel="email").sent_at is not None
+
+
+def test_an_address_that_the_mail_server_rejects_beside_others_is_reported_and_nobody_gets_two(
+    receiver: Receiver, mail_server: int, settings: Settings, operator: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.EMAIL_BACKEND = SMTP
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mail_server
+    settings.ALERT_EMAILS = ["oncall@example.org", "gone@example.org"]
+    problem = "the mail server rejects 1 of the 2 addresses in ALERT_EMAILS; the others got it"
+    with pytest.raises(SystemExit):
+        call_command("send_test_alert")
+    assert f"e-mail: {problem}" in capsys.readouterr().out
+    assert problem in operator.get(reverse("admin:audiences_trouble_changelist")).content.decode()
+    message = TroubleMessage.objects.get(channel="email")
+    assert (message.sent_at is not None, message.given_up_at, message.problem) == (True, None, problem)
 
 
 class _DrippingHandler(StreamRequestHandler):

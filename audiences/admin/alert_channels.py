@@ -40,11 +40,14 @@ def _tests() -> QuerySet[TroubleMessage]:
 
 
 def end_of(message: TroubleMessage | None) -> State:
-    """The state of a message: sent, given up, or to be sent. Without a message, "not tested"."""
+    """The state of a message: sent, perhaps in part, given up, or to be sent. Without a message, "not tested"."""
     if message is None:
         return State("not tested")
     if message.sent_at is not None:
-        return State("delivered", f"sent {message.sent_at:%Y-%m-%d %H:%M:%S} UTC")
+        sent = f"sent {message.sent_at:%Y-%m-%d %H:%M:%S} UTC"
+        return (
+            State("in part", f"{sent}. {message.problem}", alert=True) if message.problem else State("delivered", sent)
+        )
     if message.given_up_at is not None:
         return State("given up", f"given up {message.given_up_at:%Y-%m-%d %H:%M:%S} UTC. {message.problem}")
     return State("to be sent", f"to be sent. {message.problem}".rstrip())

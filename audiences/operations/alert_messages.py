@@ -9,7 +9,7 @@ import smtplib
 import time
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
@@ -19,10 +19,19 @@ from django.db.models import Exists, OuterRef
 from django.utils.timezone import now
 
 from audiences.models import Trouble, TroubleMessage
+from audiences.operations.mail_backend import PartlyRefusedError
 from outgoing import webhooks
 from outgoing.network_errors import words_for
 
 log = structlog.get_logger(__name__)
+
+
+class Result(NamedTuple):
+    """Whether the channel accepted the message, and what was wrong. An accepted e-mail may not reach all addresses."""
+
+    is_accepted: bool
+    problem: str = ""
+
 
 Channel, Kind = TroubleMessage.Channel, TroubleMessage.Event
 # Seconds for one request to a channel.
@@ -123,10 +132,10 @@ def _claim(at: datetime, *, without: set[str]) -> TroubleMessage | None:
 
 def send(message: TroubleMessage, *, at: datetime | None = None) -> bool:
     """Try to send the message, and store the result. Returns whether the channel accepted it. Tests aren't retried."""
-    problem = _problem(message)
+    result = _try(message)
     at = at or now()
-    changes: dict[str, Any] = {"problem": problem}
-    if not problem:
+    changes: dict[str, Any] = {"problem": result.problem}
+    if result.is_accepted:
         changes["sent_at"] = at
     elif message.event == Kind.TEST or at - message.created_at >= GIVE_UP_AFTER:
         changes["given_up_at"] = at
@@ -134,23 +143,30 @@ def send(message: TroubleMessage, *, at: datetime | None = None) -> bool:
         changes["next_try_at"] = at + min(FIRST_PAUSE * 2 ** min(message.tries - 1, 10), LONGEST_PAUSE)
     # After this claim has ended, another worker may have sent the message; its result is kept.
     TroubleMessage.objects.filter(pk=message.pk, sent_at=None, given_up_at=None).update(**changes)
-    message.problem = problem
-    if problem:
+    message.problem = result.problem
+    if not result.is_accepted:
         is_over = "given_up_at" in changes
-        log.warning("an alert could not be sent", channel=message.channel, reason=problem, given_up=is_over)
-    return not problem
+        log.warning("an alert could not be sent", channel=message.channel, reason=result.problem, given_up=is_over)
+    elif result.problem:
+        log.warning("an alert was not sent to all addresses", channel=message.channel, reason=result.problem)
+    return result.is_accepted
 
 
-def _problem(message: TroubleMessage) -> str:
-    """Send the message. Returns why its channel didn't accept it; empty when it did."""
+def _try(message: TroubleMessage) -> Result:
+    """Send the message."""
     if message.channel not in channels():
-        return "the settings no longer name this channel"
-    match message.channel:
-        case Channel.EMAIL:
-            return _mail(message)
-        case Channel.SLACK:
-            body = json.dumps({"text": _for_slack(message)}).encode()
-            return webhooks.post(settings.ALERT_SLACK_URL, body, name="ALERT_SLACK_URL", seconds=SECONDS)
+        return Result(False, "the settings no longer name this channel")
+    if message.channel == Channel.EMAIL:
+        return _mail(message)
+    problem = _post(message)
+    return Result(not problem, problem)
+
+
+def _post(message: TroubleMessage) -> str:
+    """Send the message to its webhook. Returns why that didn't accept it; empty when it did."""
+    if message.channel == Channel.SLACK:
+        body = json.dumps({"text": _for_slack(message)}).encode()
+        return webhooks.post(settings.ALERT_SLACK_URL, body, name="ALERT_SLACK_URL", seconds=SECONDS)
     event = {"type": message.event, "timestamp": message.created_at.isoformat(), "data": message.content}
     body, webhook_id = json.dumps(event).encode(), f"msg_{message.webhook_id.hex}"
     try:
@@ -160,7 +176,7 @@ def _problem(message: TroubleMessage) -> str:
     return webhooks.post(settings.ALERT_WEBHOOK_URL, body, headers=headers, name="ALERT_WEBHOOK_URL", seconds=SECONDS)
 
 
-def _mail(message: TroubleMessage) -> str:
+def _mail(message: TroubleMessage) -> Result:
     content = message.content
     subject = " ".join(f"[Lytics Sync] {_WORDS[Kind(message.event)]}: {content['what']}".split())
     lines = [content["what"], content["why"], content["todo"], content["url"]]
@@ -172,11 +188,15 @@ def _mail(message: TroubleMessage) -> str:
     )
     try:
         mail.send()
+    except PartlyRefusedError as error:
+        # It isn't sent again, because the other addresses would get it again and again.
+        many = f"{error.refused} of the {len(settings.ALERT_EMAILS)} addresses in ALERT_EMAILS"
+        return Result(True, f"the mail server rejects {many}; the others got it")
     except OSError as error:
-        return mail_problem(error)
+        return Result(False, mail_problem(error))
     except ValueError:  # an address, or a host name, that no mail can have
-        return "ALERT_EMAILS, DEFAULT_FROM_EMAIL or EMAIL_HOST can't be used"
-    return ""
+        return Result(False, "ALERT_EMAILS, DEFAULT_FROM_EMAIL or EMAIL_HOST can't be used")
+    return Result(True)
 
 
 def mail_problem(error: OSError) -> str:

@@ -15,6 +15,14 @@ from django.core.mail.backends import smtp
 SECONDS = 30.0
 
 
+class PartlyRefusedError(smtplib.SMTPException):
+    """The mail server accepted the mail for some of its addresses only. ``refused`` is the number of the others."""
+
+    def __init__(self, refused: int) -> None:
+        super().__init__(f"{refused} addresses were rejected")
+        self.refused = refused
+
+
 class _Limited(smtplib.SMTP):
     _timer: threading.Timer | None = None
     _is_over = False
@@ -35,6 +43,12 @@ class _Limited(smtplib.SMTP):
             self.close()
             raise TimeoutError
         return reply
+
+    def sendmail(self, *args: Any, **kwargs: Any) -> dict[str, tuple[int, bytes]]:
+        """Raises ``PartlyRefusedError``; Django would ignore the addresses that the server rejects beside others."""
+        if refused := super().sendmail(*args, **kwargs):
+            raise PartlyRefusedError(len(refused))
+        return refused
 
     def close(self) -> None:
         if self._timer is not None:

@@ -17,9 +17,8 @@ class Command(BaseCommand):
             raise CommandError("No channel is set: ALERT_EMAILS, ALERT_SLACK_URL or ALERT_WEBHOOK_URL.")
         failed = 0
         for message in queued:
-            is_accepted = alert_messages.send(message)
-            failed += not is_accepted
-            words = "accepted" if is_accepted else message.problem
-            self.stdout.write(f"{message.get_channel_display()}: {words}")
+            alert_messages.send(message)
+            failed += bool(message.problem)
+            self.stdout.write(f"{message.get_channel_display()}: {message.problem or 'accepted'}")
         if failed:
             raise SystemExit(1)
