@@ -460,14 +460,33 @@ def test_a_resolved_message_waits_for_the_message_before_it(receiver: Receiver) 
     assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
 
 
-def test_a_message_is_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
+def test_messages_about_a_resolved_trouble_are_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
     receiver.status = 500
-    for hour in range(30):
-        check(BLOCKED, minute=hour * 61)
-    assert TroubleMessage.objects.get(channel="webhook").given_up_at is not None
+    check(BLOCKED, minute=0)
+    for hour in range(60):
+        check(minute=hour * 61)
+    assert not TroubleMessage.objects.filter(channel="webhook", given_up_at=None).exists()
     receiver.got.clear()
-    check(BLOCKED, minute=31 * 61)
+    check(minute=61 * 61)
     assert receiver.got == []
+
+
+def test_a_channel_that_was_down_for_days_gets_the_messages_about_troubles_that_are_still_open(
+    receiver: Receiver, settings: Settings
+) -> None:
+    receiver.status = 500
+    for hour in range(0, 72, 2):
+        check(BLOCKED, minute=hour * 60)
+    receiver.status = 200
+    receiver.got.clear()
+    check(BLOCKED, minute=72 * 60)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
+    receiver.status = 500
+    check(BLOCKED, replace(BLOCKED, kind="paused"), minute=73 * 60)
+    settings.ALERT_WEBHOOK_URL = ""
+    check(BLOCKED, replace(BLOCKED, kind="paused"), minute=98 * 60)
+    assert TroubleMessage.objects.get(channel="webhook", sent_at=None).given_up_at is not None
+    assert TroubleMessage.objects.get(channel="slack", sent_at=None).given_up_at is None
 
 
 def test_a_message_is_sent_again_if_its_worker_stops_before_storing_that(
@@ -616,6 +635,7 @@ def test_an_unusable_mail_setting_is_a_reason_and_delays_no_other_channel(
         setattr(settings, name, value)
     troubles.check([BLOCKED], at=now() - timedelta(days=2))
     TroubleMessage.objects.update(next_try_at=now())
+    Trouble.objects.update(resolved_at=now())
     tasks.send_alerts()
     letter = TroubleMessage.objects.get(channel="email")
     assert letter.problem == "ALERT_EMAILS, DEFAULT_FROM_EMAIL or EMAIL_HOST can't be used"

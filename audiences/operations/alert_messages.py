@@ -39,7 +39,7 @@ SECONDS = 10.0
 # The duration of a claim. A message whose worker stopped is sent again afterwards.
 CLAIM = timedelta(seconds=60)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
-# The age after which a message is given up.
+# The age after which a message is given up. A message about an open trouble is tried on, at the longest pause.
 GIVE_UP_AFTER = timedelta(hours=24)
 _WORDS = {Kind.OPENED: "Trouble", Kind.RESOLVED: "Resolved", Kind.TEST: "Test"}
 
@@ -137,7 +137,7 @@ def send(message: TroubleMessage, *, at: datetime | None = None) -> bool:
     changes: dict[str, Any] = {"problem": result.problem}
     if result.is_accepted:
         changes["sent_at"] = at
-    elif message.event == Kind.TEST or at - message.created_at >= GIVE_UP_AFTER:
+    elif message.event == Kind.TEST or (at - message.created_at >= GIVE_UP_AFTER and not _is_needed(message)):
         changes["given_up_at"] = at
     else:
         changes["next_try_at"] = at + min(FIRST_PAUSE * 2 ** min(message.tries - 1, 10), LONGEST_PAUSE)
@@ -150,6 +150,13 @@ def send(message: TroubleMessage, *, at: datetime | None = None) -> bool:
     elif result.problem:
         log.warning("an alert was not sent to all addresses", channel=message.channel, reason=result.problem)
     return result.is_accepted
+
+
+def _is_needed(message: TroubleMessage) -> bool:
+    """Whether it says that a trouble has begun which is still open. No other message would say so later."""
+    if message.event != Kind.OPENED or message.channel not in channels():
+        return False
+    return Trouble.objects.filter(messages=message.pk, resolved_at=None).exists()
 
 
 def _try(message: TroubleMessage) -> Result:
