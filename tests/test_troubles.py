@@ -460,6 +460,35 @@ def test_a_resolved_message_waits_for_the_message_before_it(receiver: Receiver) 
     assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
 
 
+def test_a_failing_channel_is_a_trouble_that_the_others_report_until_it_is_back(
+    receiver: Receiver, settings: Settings, viewer: Client
+) -> None:
+    troubles.check([BLOCKED], at=now() - timedelta(hours=1))
+    settings.ALERT_SLACK_URL = NOWHERE
+
+    def look() -> set[str]:
+        """A minute passes, in which all messages are tried."""
+        Trouble.objects.exclude(gone_at=None).update(gone_at=now() - timedelta(hours=1))
+        tasks.check_troubles()
+        TroubleMessage.objects.update(next_try_at=now())
+        tasks.send_alerts()
+        return {alert.what for alert in viewer.get(reverse("admin:index")).context["alerts"]}
+
+    for _ in range(alert_messages.FAILING_AFTER - 1):
+        assert look() == set()
+    assert look() == {"Alerts by Slack fail"}
+    look()
+    assert [event["data"]["why"] for event in receiver.events() if event["data"]["kind"] == "channel"] == [
+        "ALERT_SLACK_URL could not be reached: the host refuses connections. Nobody is notified there."
+    ]
+    settings.ALERT_SLACK_URL = f"{receiver.url}/slack"
+    TroubleMessage.objects.filter(channel="slack").update(next_try_at=now())
+    tasks.send_alerts()
+    assert look() == set()
+    look()
+    assert Trouble.objects.get(kind="channel").resolved_at is not None
+
+
 def test_messages_about_a_resolved_trouble_are_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
     receiver.status = 500
     check(BLOCKED, minute=0)

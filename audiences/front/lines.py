@@ -40,6 +40,7 @@ WORDS = {
     "delay": "Events of {} installs wait for too long",
     "silent": "{} installs: Lytics is silent",
     "switched_off": "{} installs are switched off",
+    "channel": "{} channels for alerts fail",
     "blocked": "{} audiences are blocked",
     "twin": "{} audiences are not in ODP as this service created them",
     "audit": "{} audits found differences or have no result",

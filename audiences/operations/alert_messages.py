@@ -41,6 +41,8 @@ CLAIM = timedelta(seconds=60)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
 # The age after which a message is given up. A message about an open trouble is tried on, at the longest pause.
 GIVE_UP_AFTER = timedelta(hours=24)
+# The attempts after which a channel counts as failing: those of the first seven minutes.
+FAILING_AFTER = 5
 _WORDS = {Kind.OPENED: "Trouble", Kind.RESOLVED: "Resolved", Kind.TEST: "Test"}
 
 
@@ -157,6 +159,15 @@ def _is_needed(message: TroubleMessage) -> bool:
     if message.event != Kind.OPENED or message.channel not in channels():
         return False
     return Trouble.objects.filter(messages=message.pk, resolved_at=None).exists()
+
+
+def failing() -> list[TroubleMessage]:
+    """The oldest message of each channel that has rejected the news of a trouble ``FAILING_AFTER`` times."""
+    if not (named := channels()):
+        return []
+    waiting = TroubleMessage.objects.filter(sent_at=None, given_up_at=None, event=Kind.OPENED, channel__in=named)
+    failed = waiting.filter(tries__gte=FAILING_AFTER).exclude(problem="")
+    return list(failed.order_by("channel", "pk").distinct("channel"))
 
 
 def _try(message: TroubleMessage) -> Result:
