@@ -166,7 +166,7 @@ class _Parser:
                 came = transition.id, transition.slug, transition.event
                 segment_id, slug, kind = self.names.get(came) or self._named(*came)
                 named = (transition.exit, transition.enter, None)[kind] or meta.timestamp
-                if type(named) is not str or (occurred_ns := times.nanoseconds(named)) > self.latest_ns:
+                if type(named) is not str or not 0 < (occurred_ns := times.nanoseconds(named)) <= self.latest_ns:
                     break
                 facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
             else:
@@ -330,6 +330,8 @@ class _Parser:
                 if not self.released:
                     raise UnreadableError(reasons.UNREADABLE_TIME, str(error)) from error
                 continue
+            if not occurred_ns:
+                continue  # the beginning of 1970, which software writes for no time
             if occurred_ns <= self.latest_ns:
                 return occurred_ns, claimed_ns
             claimed_ns = claimed_ns or occurred_ns

@@ -542,9 +542,21 @@ def test_a_change_takes_the_time_of_its_message_even_if_it_carries_an_enter() ->
     assert read(single(message(change))).facts == [fact(kind=Kind.CHANGE, at=AT_NS + 4_250_000_000)]
 
 
-@pytest.mark.parametrize("missing", [None, "", "  ", "0001-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        None,
+        "",
+        "  ",
+        "0001-01-01T00:00:00Z",
+        "1970-01-01T00:00:00Z",
+        "1970-01-01T00:00:00.0Z",
+        "1969-12-31T17:00:00-07:00",
+    ],
+)
 def test_a_transition_without_a_time_uses_the_time_of_its_message(missing: str | None) -> None:
-    assert read(single(message(transition(at=missing)))).facts == [fact(at=AT_NS + 4_250_000_000)]
+    one = message(transition(at=missing))
+    assert read(single(one)).facts == read(body(one)).facts == [fact(at=AT_NS + 4_250_000_000)]
 
 
 def test_an_exit_with_only_an_enter_time_uses_the_time_of_its_message() -> None:
@@ -1106,6 +1118,7 @@ def test_the_quick_path_and_the_general_path_give_the_same_facts(field: str) -> 
         *("2026-03-02T09:15:00.123456789Z", "2026-03-02T09:15:00.5Z", "2026-03-02T09:15:00.1234567891Z", AT, "", None),
         *("2026-03-02T09:15:00.٣Z", "2026-03-02T09:15:00.5X", "2026-03-02T24:15:00.5Z", "2026-3-002T09:15:00.5Z"),
         *("1500-03-02T09:15:00.5Z", "1677-09-21T00:12:43.1Z", "1677-09-21T00:12:44.1Z", "0001-01-01T00:00:00Z"),
+        *("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.0Z"),
         *("2026-03-02T09:15:60.5Z", "2026-W10-1T09:15:00.5Z", "2026-03-02t09:15:00.5Z", "2026-03-02T09:15:00.Z"),
     ]
     transitions: list[list[Any]] = [[]] + [
