@@ -110,7 +110,8 @@ def note(caller: str, source: str | None, *, what: str = "") -> None:
 
 
 def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]) -> None:
-    with client().pipeline(transaction=False) as pipe:
+    # In a transaction, because the hash of a spell may expire between two commands: it would have no "since".
+    with client().pipeline(transaction=True) as pipe:
         for (minute, caller), count in counts.items():
             pipe.hincrby(_of_minute(minute), caller, count)
             pipe.expire(_of_minute(minute), KEPT_SECONDS)
@@ -145,7 +146,7 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
         if count and spell:
             found[caller] = RejectedCalls(
                 count,
-                _moment(spell[b"since"]),
+                _moment(spell.get(b"since", spell[b"at"])),
                 _moment(spell[b"at"]),
                 spell.get(b"source", b"").decode(),
                 spell.get(b"what", b"").decode(),
