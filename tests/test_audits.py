@@ -912,6 +912,12 @@ def test_the_command_fails_without_a_person_who_differs_too(
     assert run_command("Shop")[0] == 1
 
 
+def test_the_command_says_when_it_audits_nothing(db: None) -> None:
+    make_audience(make_install(name="New"), provisioned=False)
+    assert run_command("New") == (0, "New has no audience in ODP to audit.\n")
+    assert json.loads(run_command("New", "--json")[1]) == {"audits": []}
+
+
 def test_the_command_lets_the_waits_of_all_audits_overlap(many: list[Audience], settings: Settings) -> None:
     settings.AUDIT_SETTLE_SECONDS = 1
     _, text = run_command("Shop", "--full")

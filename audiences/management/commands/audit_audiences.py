@@ -51,6 +51,8 @@ class Command(BaseCommand):
                     self.stdout.write(f"  {arrays}")
                 for line in _people(finished) if options["people"] else []:
                     self.stdout.write(f"  {line['identifier']}: {line['kind']}. {line['why']}")
+        if not asked and not options["json"]:
+            self.stdout.write(f"{options['install']} has no audience in ODP to audit.")
         if options["json"]:
             done.sort(key=lambda audit: audit.pk)
             reports = [_report(audit, with_people=options["people"]) for audit in done]
