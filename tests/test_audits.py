@@ -335,6 +335,69 @@ def test_a_worker_that_holds_an_audit_keeps_others_from_it(gold: Audience) -> No
     assert audits._lease(gold.install_id) is not None
 
 
+def test_an_install_that_is_off_lets_its_audits_wait(
+    gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(scanning, "_store", lambda *_: Install.objects.update(enabled=False))
+        audits.advance_all(gold.install_id, seconds=30)
+    assert Audit.objects.get().scanned == 2, "it was switched off during the first page"
+    assert audits.due() == []
+    audits.advance_all(gold.install_id, seconds=30)
+    assert Audit.objects.get().scanned == 2
+    assert words.result(Audit.objects.get()) == "waiting until the install is switched on"
+    with pytest.raises(CommandError, match="switched off"):
+        call_command("audit_audiences", "Shop")
+    Install.objects.update(enabled=True)
+    finish(asked)
+
+
+@pytest.mark.parametrize("column", ["lease_until_at", "next_at"])
+def test_a_clock_that_was_set_back_delays_no_audit(gold: Audience, column: str) -> None:
+    assert audits.ask(gold, mode=Audit.Mode.QUICK, by="kim") is not None
+    Audit.objects.update(**{column: now() + timedelta(days=1)})
+    assert audits.due() == [gold.install_id]
+    audits.advance_all(gold.install_id, seconds=30)
+    assert Audit.objects.get().ended_at is not None
+
+
+def test_the_clock_of_a_worker_shortens_neither_a_lease_nor_a_wait(
+    many: list[Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_all(many)
+    assert audits._lease(many[0].install_id) is not None
+    monkeypatch.setattr(audits, "now", lambda: now() + timedelta(hours=2))
+    assert audits._lease(many[0].install_id) is None
+    Audit.objects.update(lease_until_at=None, next_at=now() + timedelta(minutes=59))
+    assert audits.due() == []
+
+
+@pytest.mark.parametrize("result", ["a page", "an error", "a new scan"])
+def test_a_worker_whose_lease_is_over_changes_nothing_of_the_same_step(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch, result: str
+) -> None:
+    """Another worker has taken the audit over, in the same phase."""
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    ScannedMember.objects.create(audit=asked, identifier="ann")
+    then: dict[str, Any] = {}
+
+    def late(audit: Audit) -> Step:
+        Audit.objects.update(lease_until_at=now())
+        assert audits._lease(gold.install_id) is not None
+        then.update(Audit.objects.values().get())
+        if result == "an error":
+            raise ValueError("no")
+        return Step({"scanned": 7, "scan_token": "zoe"}, forgets_scan=result == "a new scan")
+
+    monkeypatch.setitem(audits._STEPS, Audit.Phase.SCAN, late)
+    audits.advance_all(gold.install_id, seconds=5)
+    assert Audit.objects.values().get() == then
+    assert ScannedMember.objects.exists()
+
+
 # --- several audits of an install ----------------------------------------------------------------------------
 
 

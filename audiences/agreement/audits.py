@@ -1,7 +1,9 @@
 """Audits: request an audit, and take its steps, phase by phase. The only writer of Audits.
 
 Each step is one request to Lytics or ODP, or one statement, and is stored before the next one begins. A worker holds a
-lease while it takes steps. If it dies, another worker continues after the last stored step.
+lease while it takes steps. If it dies, another worker continues after the last stored step. PostgreSQL's clock writes
+and compares leases and waits. The end of a lease is also its token: a worker whose lease another worker has taken over
+stores nothing.
 """
 
 import math
@@ -14,18 +16,21 @@ import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Case, Exists, OuterRef, Q, QuerySet, When
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import sessions
 from audiences.agreement import asking_odp, comparing, scanning, sizes
 from audiences.agreement.steps import Ended, Step, Wait
-from audiences.models import Audience, Audit, Difference, Membership, ScannedMember
+from audiences.models import Audience, Audit, Difference, Install, Membership, ScannedMember
 from audiences.wake import wake_audit, wake_look
 
 log = structlog.get_logger(__name__)
 
 # Longer than any step.
 LEASE = timedelta(seconds=60)
+# A lease that ends later than this was written before PostgreSQL's clock was set back, and is ignored.
+FURTHEST_LEASE = 2 * LEASE
 # The age from which an audit ends when a side doesn't respond. The page still shows the result before it.
 GIVE_UP = timedelta(days=1)
 # The most audits of the schedule that are under way in an install. They mostly wait. With more of them, each would wait
@@ -112,8 +117,8 @@ def stop(audit: Audit, *, by: str) -> bool:
 
 
 def due() -> list[int]:
-    """Return the installs with an unfinished audit that no worker has leased, and whose next step is due."""
-    ready = Audit.objects.filter(_no_lease(), _no_wait(), ended_at=None)
+    """Return the enabled installs with an unfinished audit that no worker has leased, and whose next step is due."""
+    ready = Audit.objects.filter(_no_lease(), _no_wait(), ended_at=None, install__enabled=True)
     return list(ready.order_by().values_list("install_id", flat=True).distinct())
 
 
@@ -137,7 +142,7 @@ def advance_all(install_id: int, *, seconds: float) -> None:
             log.exception("an audit failed", audience=audit.audience.odp_id, audit=audit.pk)
             _end(audit, {"problem": FAILED})
         finally:
-            Audit.objects.filter(pk=audit.pk).update(lease_until_at=None)
+            _held(audit).update(lease_until_at=None)
     wake_audit(install_id)
 
 
@@ -159,8 +164,10 @@ def finish(asked: Collection[Audit]) -> Iterator[Audit]:
 def _lease(install_id: int) -> Audit | None:
     """Lease the install's next audit whose step is due: those that a person asked for first, then by age.
 
-    None when there is none, or when another process takes the install's steps.
+    None when there is none, when another process takes the install's steps, or when the install is switched off.
     """
+    if not Install.objects.filter(pk=install_id, enabled=True).exists():
+        return None
     unfinished = Audit.objects.filter(install=install_id, ended_at=None)
     with transaction.atomic():
         # The row of the oldest one is the lock under which the leases of an install are read and written.
@@ -173,16 +180,23 @@ def _lease(install_id: int) -> Audit | None:
         chosen = ready.order_by(of_schedule, "pk").values_list("pk", flat=True).first()
         if chosen is None:
             return None
-        Audit.objects.filter(pk=chosen).update(lease_until_at=now() + LEASE)
+        Audit.objects.filter(pk=chosen).update(lease_until_at=Now() + LEASE)
     return Audit.objects.select_related("install", "audience__lane").get(pk=chosen)
 
 
 def _no_lease() -> Q:
-    return Q(lease_until_at=None) | Q(lease_until_at__lte=now())
+    return Q(lease_until_at=None) | Q(lease_until_at__lte=Now()) | Q(lease_until_at__gt=Now() + FURTHEST_LEASE)
 
 
 def _no_wait() -> Q:
-    return Q(next_at=None) | Q(next_at__lte=now())
+    longest = max(settings.AUDIT_SETTLE_SECONDS, settings.AUDIT_SCAN_DELAY_SECONDS, scanning.AGAIN_SECONDS)
+    furthest = Now() + timedelta(seconds=2 * longest)  # see FURTHEST_LEASE
+    return Q(next_at=None) | Q(next_at__lte=Now()) | Q(next_at__gt=furthest)
+
+
+def _held(audit: Audit) -> QuerySet[Audit]:
+    """The row of an unfinished audit, while this worker has its lease."""
+    return Audit.objects.filter(pk=audit.pk, ended_at=None, lease_until_at=audit.lease_until_at)
 
 
 # Audits that wait for a person to resume or unblock the audience, or for an error of ours to end.
@@ -197,16 +211,18 @@ _STOPPED = Q(phase=Audit.Phase.SETTLE) & (
 def run(audit: Audit, *, until: float) -> None:
     """Take the steps of an audit until it ends or has to wait, or ``time.monotonic`` passes ``until``.
 
-    Each step is stored in the audit's row, and renews the lease.
+    Each step is stored in the audit's row, and renews the lease. A switched-off install takes no step.
     """
     _begin(audit)
     while audit.ended_at is None and time.monotonic() < until:
         began = time.monotonic()
         result = _step(audit)
         if result.seconds >= Wait.LONG:
-            _store(audit, {**result.changes, "next_at": now() + timedelta(seconds=result.seconds)})
+            _store(audit, result, next_at=Now() + timedelta(seconds=result.seconds))
             return
-        _store(audit, result.changes)
+        _store(audit, result)
+        if not Install.objects.filter(pk=audit.install_id, enabled=True).exists():
+            return
         time.sleep(max(0.0, result.seconds - (time.monotonic() - began)))
 
 
@@ -228,31 +244,34 @@ def _begin(audit: Audit) -> None:
     if audit.started_at is None:
         _store(
             audit,
-            {
-                "started_at": now(),
-                "before_sequence": audit.audience.last_sequence,
-                **sizes.of(audit),
-            },
+            Step({"started_at": now(), "before_sequence": audit.audience.last_sequence, **sizes.of(audit)}),
         )
         if audit.mode == Audit.Mode.QUICK:
             _finish(audit)
 
 
-def _store(audit: Audit, changes: dict[str, Any]) -> None:
-    """Store a step. An audit that a person stopped during the step stays stopped, without the page that it has read.
-
-    The phase is compared too, so that a worker with an expired lease doesn't overwrite a later step.
+def _store(audit: Audit, step: Step, **wait: Any) -> None:
+    """Store a step, and renew the lease. An audit that a person stopped during the step stays stopped, without the page
+    that it has read. A worker whose lease is lost changes nothing; the phase is compared for one without a lease.
     """
-    unchanged = Audit.objects.filter(pk=audit.pk, phase=audit.phase, ended_at=None)
-    stored = unchanged.update(**changes, lease_until_at=now() + LEASE)
-    for name, value in changes.items():
+    with transaction.atomic():
+        stored = _held(audit).filter(phase=audit.phase).update(**step.changes, **wait, lease_until_at=Now() + LEASE)
+        if stored:
+            audit.lease_until_at = Audit.objects.values_list("lease_until_at", flat=True).get(pk=audit.pk)
+        if stored and step.forgets_scan:
+            ScannedMember.objects.filter(audit=audit).delete()
+    for name, value in step.changes.items():
         setattr(audit, name, value)
     if not stored:
         audit.ended_at = audit.ended_at or now()
-        if not Audit.objects.filter(pk=audit.pk, ended_at=None).exists():
-            ScannedMember.objects.filter(audit=audit).delete()
+        _forget_scan_if_ended(audit)
     elif audit.phase == Phase.DONE and audit.ended_at is None:
         _finish(audit)
+
+
+def _forget_scan_if_ended(audit: Audit) -> None:
+    if not Audit.objects.filter(pk=audit.pk, ended_at=None).exists():
+        ScannedMember.objects.filter(audit=audit).delete()
 
 
 def _finish(audit: Audit) -> None:
@@ -269,11 +288,11 @@ def _end(audit: Audit, changes: dict[str, Any]) -> None:
     of_audience = Audit.objects.filter(audience=audit.audience_id)
     ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": True}
     with transaction.atomic():
-        if Audit.objects.filter(pk=audit.pk, ended_at=None).update(**ended):  # else a person has stopped it
+        if _held(audit).update(**ended):  # else a person has stopped it, or another worker has the lease
             of_audience.filter(is_newest=True).exclude(pk=audit.pk).update(is_newest=False)
     for name, value in ended.items():
         setattr(audit, name, value)
-    ScannedMember.objects.filter(audit=audit).delete()
+    _forget_scan_if_ended(audit)
     kept = of_audience.order_by("-id").values("pk")[:KEPT]
     of_audience.filter(ended_at__isnull=False).exclude(pk__in=kept).delete()
 

@@ -138,5 +138,5 @@ def _again(audit: Audit, why: str) -> Step:
     """Begin the scan again: members missing from a partial scan would look as if they had left."""
     if audit.scan_starts + 1 >= STARTS:
         raise Ended(f"Lytics' scan did not finish in {STARTS} attempts: {why}")
-    ScannedMember.objects.filter(audit=audit).delete()
-    return Step({"scan_token": "", "scanned": 0, "scan_began_at": None, "scan_starts": audit.scan_starts + 1})
+    changes = {"scan_token": "", "scanned": 0, "scan_began_at": None, "scan_starts": audit.scan_starts + 1}
+    return Step(changes, forgets_scan=True)

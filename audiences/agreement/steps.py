@@ -20,7 +20,11 @@ class Wait:
 
 @dataclass(frozen=True)
 class Step:
-    """The columns of the Audit to store, and the least number of seconds from this step's start to the next step's."""
+    """The columns of the Audit to store, and the least number of seconds from this step's start to the next step's.
+
+    With ``forgets_scan``, the members of the scan so far are deleted in the transaction that stores the step.
+    """
 
     changes: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    forgets_scan: bool = False

@@ -13,6 +13,8 @@ def people(audit: Audit) -> int:
 
 def result(audit: Audit) -> str:
     """The finding of an ended audit, or the progress of a running one."""
+    if audit.ended_at is None and not audit.install.enabled:
+        return "waiting until the install is switched on"
     if audit.started_at is None and audit.ended_at is None:
         return "waiting for its turn among the audits of this install"
     if audit.ended_at is None:

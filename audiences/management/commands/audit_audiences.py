@@ -65,7 +65,10 @@ class Command(BaseCommand):
 def _ask(options: dict[str, Any], mode: str) -> list[Audit]:
     """Request an audit of each audience. If one has an unfinished audit, request none and raise ``CommandError``."""
     asked = []
-    for audience in _audiences(arguments.install_named(options["install"]), options["audience"]):
+    install = arguments.install_named(options["install"])
+    if not install.enabled:
+        raise CommandError(f"{install} is switched off, and its audits wait until it is on.")
+    for audience in _audiences(install, options["audience"]):
         audit = audits.ask(audience, mode=mode, by=WHO, sample=options["sample"] or 0)
         if audit is None:
             raise CommandError(f"An audit of {audience} is under way. Wait for it, or stop it in the admin.")
