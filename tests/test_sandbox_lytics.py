@@ -631,6 +631,32 @@ class TestTheCommand:
         assert complaint in ended.stderr.splitlines()[-1]
         assert "Traceback" not in ended.stderr
 
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--url", "http://[::1/x"],
+            ["--url", "http://x:99999/"],
+            *(["--dry-run", name, "inf"] for name in ("--rate", "--timeout", "--retry-scale")),
+            *(["--dry-run", "--start", day] for day in ("0001-01-01", "2300-01-01")),
+            *(["--dry-run", "--identifier-field", name] for name in ("segment_events", "")),
+            ["--dry-run", "--state", "one", "--memberships", "one"],
+        ],
+        ids=" ".join,
+    )
+    def test_what_would_end_in_a_traceback_or_in_nonsense_is_refused(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--events", "10"])
+        assert ended.value.code == 2
+        assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+    def test_a_state_that_is_another_file_is_reported(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        state = tmp_path / "notes.txt"
+        state.write_text("notes, and no database of SQLite")
+        assert main(["--dry-run", "--events", "10", "--state", str(state)]) == 1
+        assert capsys.readouterr().err.endswith("can't be used as --state: file is not a database\n")
+
     def test_a_dry_run_sends_nothing_and_prints_the_expected_result(self, tmp_path: Path) -> None:
         file = tmp_path / "memberships.json"
         ended = run("--dry-run", "--events", "500", "--audiences", "3", "--json", "--memberships", str(file))

@@ -1,6 +1,7 @@
 """The sandbox Lytics API, over real HTTP, through the product's own client: what it says is what was sent."""
 
 import json
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +19,7 @@ from lytics.api.members import MemberPage, scan
 from lytics.api.outcomes import Outcome
 from lytics.api.people import person
 from sandbox.lytics.account import Account
+from sandbox.lytics.api.__main__ import arguments, main
 from sandbox.lytics.api.server import LyticsServer
 from sandbox.lytics.api.switches import CHOICES, Switches
 from sandbox.lytics.audiences import audiences as some_audiences
@@ -243,10 +245,18 @@ def test_the_sender_and_the_api_are_processes_that_share_a_file(tmp_path: Path) 
     assert api.returncode == 0
 
 
+@pytest.mark.parametrize("words", [["--state", "no/such/folder/state"], ["--state", "state", "--port", "99999"]])
+def test_what_keeps_it_from_starting_is_one_sentence(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main(words) == 1
+    assert capsys.readouterr().err.startswith("The sandbox can't start: ")
+
+
 def test_the_readme_names_every_switch_and_flag() -> None:
     from dataclasses import fields
-
-    from sandbox.lytics.api.__main__ import arguments
 
     readme = (ROOT / "sandbox" / "README.md").read_text(encoding="utf-8")
     flags = [flag for action in arguments()._actions for flag in action.option_strings if flag.startswith("--")]

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.odp.__main__ import main
 from sandbox.odp.account.accounts import Account
 from sandbox.odp.account.assumptions import Assumptions
 from sandbox.odp.account.changes import CHANGES, changes_of
@@ -1443,6 +1445,13 @@ class TestProcess:
         with RunningSandbox() as odp, pytest.raises(RuntimeError, match="did not start"):
             RunningSandbox(port=odp.port).start()
         assert capfd.readouterr().err.startswith("The sandbox can't start: ")
+
+    def test_a_port_that_is_none_is_one_clear_sentence(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        assert main(["--port", "99999"]) == 1
+        assert capsys.readouterr().err.startswith("The sandbox can't start: ")
 
     def test_it_ends_with_its_parent_process(self) -> None:
         odp = RunningSandbox()

@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
 from time import monotonic
@@ -28,7 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     job = Job(retry_scale=options.retry_scale, notice=progress.notice)
     messages = watched(Stream(plan), expected)
     if options.state:
-        messages = Account(options.state).recorded(messages, plan.identifier_field)
+        try:
+            account = Account(options.state)
+        except sqlite3.Error as problem:
+            print(f"{options.state} can't be used as --state: {problem}", file=sys.stderr)
+            return 1
+        messages = account.recorded(messages, plan.identifier_field)
     began = monotonic()
     try:
         if options.dry_run:

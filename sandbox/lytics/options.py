@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from sandbox.lytics import clock
 from sandbox.lytics.stream import START
 
+# The largest rate, number of seconds and scale: the operating system can't wait for much longer.
+LARGEST = 1_000_000
+
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -44,7 +47,7 @@ def _add_story(group: argparse._ArgumentGroup) -> None:
     add("--seed", type=int, default=1, metavar="S", help="the same seed and counts tell the same story (1)")
     add("--start", type=moment, default=START, metavar="TIME", help="when it begins: RFC 3339 or `now` (2026-01-05)")
     add("--slugs", choices=("plain", "awkward"), default="plain", help="awkward: upper case, hyphens, dots")
-    add("--identifier-field", default="_id", metavar="NAME", help="(_id)")
+    add("--identifier-field", type=field_name, default="_id", metavar="NAME", help="(_id)")
     add("--array-identifiers", action="store_true", help="the field is a list that grows, reported by `change`")
     add("--numeric-identifiers", action="store_true", help="one customer in twenty is a number beyond 2^53")
     add("--full-profiles", action="store_true", help="every field of the profile comes along")
@@ -73,14 +76,21 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _problem(options: argparse.Namespace) -> str | None:
+    if options.state and options.memberships and options.state.absolute() == options.memberships.absolute():
+        return "--state and --memberships need a file each"
     if options.dry_run:
         return None
     if not options.url:
         return "--url is needed unless --dry-run is given"
-    address = urlsplit(options.url)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        return f"--url: {options.url!r} is not an http or https address"
-    return None
+    return None if _is_address(options.url) else f"--url: {options.url!r} is not an http or https address"
+
+
+def _is_address(url: str) -> bool:
+    try:
+        address = urlsplit(url)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # an IPv6 address without its bracket, or a port above 65535
+        return False
 
 
 def positive(text: str) -> int:
@@ -88,15 +98,20 @@ def positive(text: str) -> int:
 
 
 def above_zero(text: str) -> float:
-    return float(_checked(float(text) > 0, text, "is not above 0"))
+    return float(_checked(0 < float(text) <= LARGEST, text, f"is not above 0, or above {LARGEST:,}"))
 
 
 def not_negative(text: str) -> float:
-    return float(_checked(float(text) >= 0, text, "is negative"))
+    return float(_checked(0 <= float(text) <= LARGEST, text, f"is negative, or above {LARGEST:,}"))
 
 
 def share(text: str) -> float:
     return float(_checked(0 <= float(text) <= 1, text, "is not between 0 and 1"))
+
+
+def field_name(text: str) -> str:
+    """A field of a profile, apart from the one that every message has."""
+    return _checked(text.strip() != "" and text != "segment_events", text, "can't be the identifier field")
 
 
 def header_text(text: str) -> str:
@@ -119,6 +134,7 @@ def moment(text: str) -> int:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time") from None
+    _checked(1970 < when.year < 2262, text, "is not in the years from 1971 to 2261")
     return int(when.replace(tzinfo=when.tzinfo or UTC).timestamp()) * clock.SECOND
 
 

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ def options(given: argparse.Namespace) -> Options:
     )
 
 
-def main() -> int:
-    given = arguments().parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    given = arguments().parse_args(words)
     # Collect garbage rarely: customers are many, live long and form no cycles, so scanning them would dominate.
     gc.set_threshold(200_000, 20, 100)
     stop = threading.Event()
@@ -120,7 +121,7 @@ def main() -> int:
         # Bind the port before opening the state file: a second sandbox on the same port must not touch the file.
         server = SandboxServer(given.host, given.port, open_control=given.open_control)
         server.world = world = World(options(given))
-    except (OSError, Invalid) as problem:
+    except (OSError, OverflowError, Invalid) as problem:
         print(f"The sandbox can't start: {problem}", file=sys.stderr)
         return 1
     if given.until_stdin_closes:

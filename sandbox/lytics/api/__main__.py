@@ -2,8 +2,10 @@
 
 import argparse
 import signal
+import sqlite3
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.lytics.account import Account
@@ -24,8 +26,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    given = arguments().parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    given = arguments().parse_args(words)
     switches, stop = Switches(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -33,7 +35,7 @@ def main() -> int:
         for name, _, value in (text.partition("=") for text in given.assume):
             switches.change(name, value)
         server = LyticsServer(given.host, given.port, Api(Account(given.state), token=given.token, switches=switches))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, OverflowError, sqlite3.Error) as problem:
         print(f"The sandbox can't start: {problem}", file=sys.stderr)
         return 1
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
