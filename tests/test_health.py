@@ -14,9 +14,11 @@ import redis
 from cryptography.fernet import Fernet
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
+from django.db.models import Model
 from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
@@ -25,7 +27,7 @@ from audiences import readiness, start_checks
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
-from audiences.models import Audience, Delivery, Event, Install, Lane
+from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Trouble
 from local.processes import Program
 from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
@@ -169,10 +171,22 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
         case "fresh":
             Event.objects.update(received_at=now())
         case "a button was just pressed":
-            LogEntry.objects.create(user=User.objects.create(username="boss"), action_flag=CHANGE)
+            pressed(Install)
         case "a request just ended":
             delivery_that("delivered")
     assert status() == (200, "answering")
+
+
+def pressed(about: type[Model]) -> None:
+    kind = ContentType.objects.get_for_model(about)
+    LogEntry.objects.create(user=User.objects.create(username="boss"), action_flag=CHANGE, content_type=kind)
+
+
+@pytest.mark.parametrize("about", [Membership, Trouble, User])
+def test_a_search_or_a_mute_is_no_progress(waiting: Audience, about: type[Model]) -> None:
+    """Otherwise an office that looks up customers during an outage would keep it green."""
+    pressed(about)
+    assert status() == (503, "stuck")
 
 
 def delivery_that(outcome: str) -> None:

@@ -4,8 +4,8 @@
 -- An install with ready work and without progress for the given seconds, and the reason of its last backoff.
 -- Work is ready when the install is enabled and not in backoff, and the audience is not paused, blocked or on hold. A
 -- backoff for an error of this service doesn't excuse waiting work. Ready work moves when a request of the install gets
--- a response or one of its audiences is made in ODP. The time restarts when an operator presses a button, or when a
--- backoff or a hold ends.
+-- a response or one of its audiences is made in ODP. The time restarts when an operator presses a button of an
+-- install, an audience, a parked item or a resend, or when a backoff or a hold ends.
 -- One statement, because the installs and their work must be read at the same moment.
 WITH
 -- Lanes with events to send that no person, block, retirement or hold of the audience stops, and when their next event
@@ -31,6 +31,15 @@ ready AS (
         greatest(min(head_at), max(held_until), max(hold_until_at)) AS since, max(held_until) AS held_until
     FROM waiting GROUP BY id, name
 ),
+-- The buttons among the newest entries of "Who did what" that may change what is sent. Searches for customers are
+-- entries too, and may be nearly all of them, so the LIMIT bounds the search.
+pressed AS (
+    SELECT action_time FROM (
+        SELECT action_time, content_type_id FROM django_admin_log ORDER BY id DESC LIMIT 100
+    ) AS entry
+    JOIN django_content_type AS kind ON kind.id = entry.content_type_id
+    WHERE kind.app_label = 'audiences' AND kind.model IN ('install', 'audience', 'parked', 'resend')
+),
 -- Installs that are not in backoff, with the time of their last progress.
 moved AS (
     SELECT ready.*, greatest(since,
@@ -39,7 +48,7 @@ moved AS (
                 AND outcome NOT IN ('', 'unknown', 'retry_later')
             ORDER BY id DESC LIMIT 1) AS last),
         (SELECT max(provisioned_at) FROM audiences_audience AS audience WHERE audience.install_id = ready.id),
-        (SELECT action_time FROM django_admin_log ORDER BY id DESC LIMIT 1)) AS moved_at
+        (SELECT max(action_time) FROM pressed)) AS moved_at
     FROM ready WHERE held_until IS NULL OR held_until <= clock_timestamp()
 )
 SELECT name, moved_at AS since, reason FROM moved
