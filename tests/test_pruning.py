@@ -554,3 +554,6 @@ def test_metrics_count_the_deleted_rows(settings: Settings) -> None:
     assert 'lytics_sync_prune_pending{kind="deliveries"} 0.0' in page
     assert 'lytics_sync_prune_pending{kind="parked"} 1.0' in page
     assert '{kind="runs"}' not in page
+    settings.PARKED_KEEP_DAYS = 0
+    page = Client(headers={"Authorization": f"Bearer {settings.METRICS_TOKEN}"}).get("/metrics").content.decode()
+    assert 'lytics_sync_prune_pending{kind="parked"} 0.0' in page

@@ -19,6 +19,7 @@ from audiences.admin.pages import last_call
 from audiences.admin.parked_groups import found as parked_groups
 from audiences.agreement import audits
 from audiences.insight import backlogs, heartbeats, probes, stalled_work
+from audiences.insight.horizons import KINDS
 from audiences.models import Delivery, Install, Lane, Pruning
 from audiences.operations import troubles
 from audiences.receiving import backlog, disk_usage
@@ -281,4 +282,5 @@ def _database(samples: Samples) -> None:
     samples.put(DATABASE_LIMIT, settings.DATABASE_HIGH_WATER_BYTES)
     for row in Pruning.objects.all():
         samples.put(PRUNED, row.pruned, row.kind)
-        samples.put(PRUNE_PENDING, not row.is_done, row.kind)
+        is_kept = getattr(settings, KINDS.get(row.kind, ""), 0) <= 0
+        samples.put(PRUNE_PENDING, not row.is_done and not is_kept, row.kind)
