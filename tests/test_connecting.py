@@ -27,6 +27,7 @@ from audiences.models import (
     Receipt,
     Run,
     Trial,
+    Twin,
 )
 from audiences.operations import installs, twins
 from audiences.receiving import ingest, tokens
@@ -295,6 +296,25 @@ def test_an_audience_that_differs_in_odp_is_no_done_line(odp: ThreadedSandbox, s
     twins.look(shop.pk)
     assert word(shop, "audience") == "failing"
     assert "1 of 1 are not as this service created them" in words_of(shop, "audience")
+
+
+def test_an_audience_that_no_look_has_read_counts_from_its_creation(shop: Install) -> None:
+    """Looks skip paused audiences, so the look at another one says nothing about them."""
+    week_ago = now() - timedelta(days=7)
+    for name in ("gold", "silver"):
+        Audience.objects.filter(pk=make_audience(shop, name).pk).update(provisioned_at=week_ago)
+    Twin.objects.create(audience=Audience.objects.latest("pk"), looked_at=now())
+    assert line(shop, "audience").state.why == "2 as this service created them"
+    assert line(shop, "audience").at == week_ago
+
+
+def test_retired_test_customers_are_not_asked_for(shop: Install) -> None:
+    end_trial(shop)
+    audience = make_audience(shop, trials.SLUG)
+    Audience.objects.filter(pk=audience.pk).update(segment_id=trials.SEGMENT_ID)
+    Lane.objects.filter(pk=audience.pk).update(retired_sequence=0, retired_at=now())
+    assert "The audience of the test customers is retired" in words_of(shop, "shown")
+    assert "Press Send a test customer" not in words_of(shop, "shown")
 
 
 def test_the_last_line_shows_the_last_test_customer_that_ended(shop: Install) -> None:

@@ -16,6 +16,7 @@ import pytest
 import redis
 from django.core.management import call_command
 from django.db import connection
+from django.db.models import F
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -30,6 +31,7 @@ from audiences.models import (
     Event,
     FutureTime,
     Install,
+    Lane,
     LogPart,
     Membership,
     Pruning,
@@ -286,7 +288,7 @@ def test_odp_rights_of_passthrough(shop: Install, settings: Settings) -> None:
 
 def test_odp_consent(odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SHOWN_SECONDS", 0.5)
-    assert states(shop, "odp_consent") == ["unknown"]
+    assert the(shop, "odp_consent").evidence == "No test customer has been sent."
 
     def pause(seconds: float) -> None:
         drain_all(shop)
@@ -303,6 +305,9 @@ def test_odp_consent(odp: ThreadedSandbox, shop: Install, gold: Audience, monkey
     probe("two")
     line = the(shop, "odp_consent")
     assert (line.state, "Opted In" in line.evidence) == ("bad", True)
+    lane = Lane.objects.filter(audience__segment_id=trials.SEGMENT_ID)
+    lane.update(retired_sequence=F("delivered_sequence"), retired_at=now())
+    assert the(shop, "odp_consent").evidence == "The audience of the test customers is retired, so none is sent."
 
 
 def test_odp_audiences(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:

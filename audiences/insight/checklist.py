@@ -10,6 +10,7 @@ from datetime import datetime
 
 from django.conf import settings
 from django.db.models import Count, F, Max, Min, Model, OuterRef, Q, QuerySet
+from django.db.models.functions import Coalesce
 
 from audiences.insight import blocks, evidence, heartbeats, probes, state, trials
 from audiences.insight.state import State
@@ -219,12 +220,16 @@ def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
     first = made.first()
     if first is not None:
         looks = made.aggregate(
-            made=Count("pk"), oldest_at=Min("twin__looked_at"), differing=Count("pk", filter=Q(twin__finding__gt=""))
+            made=Count("pk"),
+            looked=Count("twin"),
+            # What no look has read is as new as its creation.
+            oldest_at=Min(Coalesce("twin__looked_at", "provisioned_at")),
+            differing=Count("pk", filter=Q(twin__finding__gt="")),
         )
         if looks["differing"]:
             why = f"{looks['differing']:,} of {looks['made']:,} are not as this service created them."
             return _failing(name, title, why, "Now names them and what to press.")
-        if looks["oldest_at"] is None:
+        if not looks["looked"]:
             return _done(name, title, first.provisioned_at, about=first)
         return _done(name, title, looks["oldest_at"], f"{looks['made']:,} as this service created them")
     if not audiences.exists():
@@ -267,6 +272,8 @@ def _shown(install: Install) -> Line:
     """The result of the last completed test customer, sent by a person or by the schedule."""
     name, title = "shown", "Test customer shown in ODP (GraphQL)"
     proof = probes.proof_of(install)
+    if proof.word == "none" and trials.is_retired(install):
+        return _waiting(name, title, probes.RETIRED, probes.RETIRED_CURE)
     if proof.word == "none":
         return _waiting(name, title, "No test customer has been sent yet.", "Press Send a test customer.")
     if not proof.is_bad:

@@ -31,6 +31,9 @@ REST = timedelta(seconds=15)
 KEPT = 200
 # The name that pages show as the person who started a probe.
 BY = "schedule"
+# Why an install has no proof and gets none, and the cure.
+RETIRED = "The audience of the test customers is retired, so none is sent."
+RETIRED_CURE = "Press Take back on its page."
 
 
 @dataclass(frozen=True)

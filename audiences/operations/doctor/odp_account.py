@@ -9,7 +9,7 @@ from django.utils.timezone import now
 
 from audiences.delivery.odp_account import mechanism_of, same_account
 from audiences.encryption import UNREADABLE, Unreadable
-from audiences.insight import blocks, probes
+from audiences.insight import blocks, probes, trials
 from audiences.models import Audience, Install, Membership, Twin
 from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, most_urgent, unknown, warning
@@ -104,6 +104,8 @@ def odp_rights(case: Case) -> Found:
 def odp_consent(case: Case) -> Found:
     """Whether ODP shows the test customer that it accepted. With consent opted out, it shows nothing."""
     proof = probes.proof_of(case.install)
+    if proof.word == "none" and trials.is_retired(case.install):
+        return unknown(probes.RETIRED, probes.RETIRED_CURE)
     if proof.word == "none":
         return unknown("No test customer has been sent.", "Press Send a test customer on the install's page.")
     if proof.word == "proven":
