@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import redis
-from django.db import connection
+from django.db import OperationalError, connection
+from django.http.request import UnreadablePostError
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -23,6 +24,7 @@ from audiences.front import charts
 from audiences.insight import heartbeats, rollup
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
 from audiences.operations import resends
+from audiences.receiving import body as body_of_call
 from audiences.receiving import disk_usage, ingest, rejected_calls, tokens
 from odp.outcomes import Answer, Outcome
 from tests.delivering import enter, make_audience, make_install
@@ -103,6 +105,43 @@ def test_a_call_that_gets_in_afterwards_calms_the_trouble(viewer: Client, instal
     assert call(install, install.tokens.get().secret) == 200
     told = alert(viewer, "1 call to Shop rejected")
     assert (told.tone, "valid token" in told.why) == ("held", True)
+
+
+def test_a_call_over_the_body_limit_is_a_trouble_until_calls_are_stored_again(
+    viewer: Client, install: Install, settings: Settings
+) -> None:
+    """Lytics sleeps as long as the 503 asks and repeats the same call, so nobody else's news come either."""
+    token, limit = install.tokens.get().secret, settings.WEBHOOK_BODY_LIMIT
+    settings.WEBHOOK_BODY_LIMIT = 10
+    assert (call(install, token), call(install, token)) == (503, 503)
+    told = alert(viewer, "2 calls to Shop got 503 and could not be stored")
+    assert (told.tone, "WEBHOOK_BODY_LIMIT, 10" in told.why, "Batch Size" in told.todo) == ("bad", True, True)
+    assert alert(viewer, "Shop has had no call yet") is None
+    settings.WEBHOOK_BODY_LIMIT = limit
+    assert call(install, token) == 200
+    assert alert(viewer, "2 calls to Shop got 503").tone == "held"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("a bug"), "an error of this service: ValueError"),
+        (body_of_call.TooSlowError(), "took longer than WEBHOOK_READ_SECONDS"),
+        (UnreadablePostError("it broke off"), None),
+        (OperationalError("PostgreSQL restarts"), None),
+    ],
+    ids=str,
+)
+def test_a_call_that_gets_503_for_long_is_a_trouble(
+    viewer: Client, install: Install, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str | None
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(body_of_call, "read", fail)
+    assert call(install, install.tokens.get().secret) == 503
+    told = alert(viewer, "1 call to Shop got 503")
+    assert told is None if words is None else words in told.why
 
 
 def test_calls_to_unknown_urls_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:

@@ -25,7 +25,8 @@ from audiences.receiving.rejected_calls import RejectedCalls
 
 # Kinds whose troubles are known only while Redis answers.
 REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD = "rejected", "unknown_url", "unreadable", "wrong_method"
-OF_REDIS = frozenset({REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task"})
+NOT_STORED = "not_stored"
+OF_REDIS = frozenset({REJECTED, NOT_STORED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task"})
 # Installs named in one item; it says how many more there are.
 NAMED = 10
 # The most entries of an install's history that are searched for the last change of *enabled*.
@@ -105,9 +106,14 @@ def unreadable_secret(problem: str) -> list[Alert]:
 
 
 def rejected(installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
-    """Alerts for the rejected calls of each install, of unknown URLs, of requests that can't be read, and for 405."""
+    """Alerts for the calls of each install that were not stored, for unknown URLs, unreadable requests, and 405."""
     of_installs = [
         _rejected_of(install, found[install.public_id]) for install in installs if install.public_id in found
+    ]
+    of_installs += [
+        _not_stored(install, found[name])
+        for install in installs
+        if (name := rejected_calls.not_stored(install.public_id)) in found
     ]
     kinds = {
         rejected_calls.UNKNOWN: _to_unknown_url,
@@ -115,6 +121,40 @@ def rejected(installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert
         rejected_calls.WRONG_METHOD: _by_wrong_method,
     }
     return of_installs + [alert_of(found[name]) for name, alert_of in kinds.items() if name in found]
+
+
+def _not_stored(install: Any, one: RejectedCalls) -> Alert:
+    """Lytics waits as long as the 503 asks and then repeats the same call, so the job may send nothing else."""
+    is_over = install.called_at is not None and install.called_at > one.last_at
+    cause, todo = {
+        rejected_calls.TOO_LARGE: (
+            f"The body of the last was over WEBHOOK_BODY_LIMIT, {filesizeformat(settings.WEBHOOK_BODY_LIMIT)}.",
+            "In the Lytics job, set Batch Size to 300 and choose few Export Fields; or raise WEBHOOK_BODY_LIMIT here,"
+            " and the limit of the proxy.",
+        ),
+        rejected_calls.TOO_SLOW: (
+            f"The body of the last took longer than WEBHOOK_READ_SECONDS, {settings.WEBHOOK_READ_SECONDS:g}.",
+            "Look at the network and the proxy between Lytics and this service, or raise WEBHOOK_READ_SECONDS.",
+        ),
+    }.get(
+        one.what,
+        (
+            f"The last ended in an error of this service: {one.what}.",
+            "Read the line “call not stored” in the log of the web process, and correct its cause.",
+        ),
+    )
+    more = "Calls have been stored since." if is_over else "Lytics repeats it, and its job may send nothing else."
+    return Alert(
+        NOT_STORED,
+        f"{count(one.count, 'call')} to {install} got 503 and could not be stored",
+        format_html("{} {}", cause, _last_of(one, more)),
+        one.since_at,
+        url_of(install),
+        "held" if is_over else "bad",
+        todo=todo,
+        install=install.pk,
+        message=f"{cause} {more}",
+    )
 
 
 def _to_unknown_url(calls: RejectedCalls) -> Alert:

@@ -21,7 +21,7 @@ from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
 from audiences.receiving import backlog
-from audiences.receiving.rejected_calls import RejectedCalls
+from audiences.receiving.rejected_calls import RejectedCalls, has_calls
 from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
@@ -336,5 +336,5 @@ def new_installs(installs: list[Any], rejections: dict[str, RejectedCalls]) -> l
             install=install.pk,
         )
         for install in installs
-        if install.enabled and install.called_at is None and install.public_id not in rejections
+        if install.enabled and install.called_at is None and not has_calls(install.public_id, rejections)
     ]

@@ -12,7 +12,7 @@ from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
 from audiences.insight.backlogs import Backlog
 from audiences.models import Install
 from audiences.receiving import disk_usage
-from audiences.receiving.rejected_calls import RejectedCalls
+from audiences.receiving.rejected_calls import RejectedCalls, has_calls
 
 KIND = "silent"
 
@@ -33,7 +33,7 @@ def silent_senders(
         and install.pk in limits
         and install.called_at is not None
         and now() - install.called_at > limits[install.pk]
-        and install.public_id not in rejections
+        and not has_calls(install.public_id, rejections)
         and waiting.get(install.pk, Backlog()).free <= settings.BACKLOG_HIGH_WATER
     ]
     shown = [

@@ -1,4 +1,5 @@
-"""Calls rejected for a wrong token or because they are unreadable, counted in Redis per minute and install.
+"""Calls that were not stored, counted in Redis per minute and install: rejected for a wrong token, unreadable, or
+answered 503 for a cause that lasts.
 
 The counts are kept for two hours, with the last address.
 
@@ -28,6 +29,8 @@ UNKNOWN = "unknown"
 UNREADABLE = "unreadable"
 # Webhook calls with a method such as GET, answered 405 without checking a token.
 WRONG_METHOD = "wrong-method"
+# Causes for which calls with a valid token are answered 503 until a person acts; any other one is an exception's name.
+TOO_LARGE, TOO_SLOW = "too-large", "too-slow"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
 _PREFIX = "lytics-sync:refused"
@@ -109,6 +112,16 @@ def note(caller: str, source: str | None, *, what: str = "") -> None:
     _counter.note(caller, source, what)
 
 
+def note_not_stored(public_id: str, source: str | None, *, cause: str) -> None:
+    """Count a call with a valid token that got 503. Returns at once and never raises."""
+    _counter.note(not_stored(public_id), source, cause)
+
+
+def not_stored(public_id: str) -> str:
+    """The name under which ``note_not_stored`` counts the calls of an install."""
+    return f"{public_id}/not-stored"
+
+
 def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], newest: Mapping[str, _Call]) -> None:
     # In a transaction, because the hash of a spell may expire between two commands: it would have no "since".
     with client().pipeline(transaction=True) as pipe:
@@ -123,11 +136,12 @@ def _write(counts: Mapping[tuple[int, str], int], first: Mapping[str, float], ne
 
 
 def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
-    """Rejected calls by install and the names above, without zero counts.
+    """Rejected calls by install, by ``not_stored`` of it, and by the names above; without zero counts.
 
     None when Redis is unavailable.
     """
-    names = [*public_ids, UNKNOWN, UNREADABLE, WRONG_METHOD]
+    installs = [*public_ids]
+    names = [*installs, *map(not_stored, installs), UNKNOWN, UNREADABLE, WRONG_METHOD]
     this = int(time.time() // 60)
     try:
         with client().pipeline(transaction=False) as pipe:
@@ -152,6 +166,11 @@ def last_hour(public_ids: Iterable[str]) -> dict[str, RejectedCalls] | None:
                 spell.get(b"what", b"").decode(),
             )
     return found
+
+
+def has_calls(public_id: str, found: Mapping[str, RejectedCalls]) -> bool:
+    """Whether ``last_hour`` found calls to an install: then its sender isn't silent."""
+    return public_id in found or not_stored(public_id) in found
 
 
 def _moment(seconds: bytes) -> datetime:

@@ -136,15 +136,18 @@ def _stored(received: Received) -> HttpResponse:
 
 
 def _unread(request: Request, install: Install, error: Exception) -> Response:
+    source = address.of(request)
     if isinstance(error, body.TooLargeError):
+        rejected_calls.note_not_stored(install.public_id, source, cause=rejected_calls.TOO_LARGE)
         log.error("call over the body limit", install=install.name, limit=settings.WEBHOOK_BODY_LIMIT)
         return come_back_later(f"The body is larger than {settings.WEBHOOK_BODY_LIMIT} bytes.")
     if isinstance(error, body.TooSlowError):
+        rejected_calls.note_not_stored(install.public_id, source, cause=rejected_calls.TOO_SLOW)
         log.warning("call too slow", install=install.name, seconds=settings.WEBHOOK_READ_SECONDS)
         too_slow = f"The body took longer than {settings.WEBHOOK_READ_SECONDS:g} seconds to come."
         return come_back_later(too_slow, soon=True)
     log.warning("call could not be read", install=install.name, reason=str(error))
-    rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what="a body with invalid chunks")
+    rejected_calls.note(rejected_calls.UNREADABLE, source, what="a body with invalid chunks")
     return come_back_later("The body could not be read.")
 
 
@@ -250,7 +253,11 @@ class WebhookView(_AnsweringView):
             log.info("a call broke off in the middle of its body", reason=str(exc))
         else:
             log.exception("call not stored", error=type(exc).__name__)
-        return come_back_later("The call could not be stored.", soon=_is_temporary(exc))
+        is_temporary = _is_temporary(exc)
+        if not is_temporary and self.install_label != tallies.UNKNOWN:
+            cause = type(exc.__cause__ or exc).__name__
+            rejected_calls.note_not_stored(self.install_label, address.of(self.request), cause=cause)
+        return come_back_later("The call could not be stored.", soon=is_temporary)
 
 
 class UnknownWebhookView(_AnsweringView):
