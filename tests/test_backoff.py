@@ -1,8 +1,9 @@
 """The backoff of an install: its length, what counts as one failure, and when it ends."""
 
 import random
+import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.delivery import backoff, claims, leases
-from audiences.models import Install
+from audiences.models import Audience, Install, Lane
 from odp.outcomes import Answer, Outcome
 from tests.delivering import backoff_runs_out, enter, make_audience, make_install
 from tests.threads import Gate, together
+from workers import tasks
 
 BUSY = Answer(Outcome.RETRY_LATER, "503: busy", status=503)
 FORBIDDEN = Answer(Outcome.UNAUTHORISED, "403: Forbidden", status=403, fixed_backoff=True)
@@ -187,6 +189,47 @@ def test_a_failure_after_a_release_counts_from_one_whenever_its_request_had_star
     backoff.release(shop)
     backoff.apply(late, BUSY)
     assert again(shop).backoff_failures == 1
+
+
+# --- A clock that was ahead -----------------------------------------------------------------------------------
+
+LEASES, WAITS = ("lease_expires_at", "making_until_at"), ("fault_until_at", "hold_until_at", "backoff_until_at")
+
+
+def times_of(install: Install) -> dict[str, Any]:
+    columns = ("lane__lease_expires_at", "lane__fault_until_at", "making_until_at", "hold_until_at")
+    found = Audience.objects.filter(install=install).values(*columns, "install__backoff_until_at").get()
+    return {name.rpartition("__")[2]: value for name, value in found.items()}
+
+
+def set_times(install: Install, at: datetime) -> None:
+    token = uuid.uuid4()
+    Install.objects.filter(pk=install.pk).update(
+        backoff_until_at=at, backoff_since_at=now(), backoff_failures=1, backoff_reason="503"
+    )
+    audiences = Audience.objects.filter(install=install)
+    audiences.update(making_until_at=at, making_token=token)
+    audiences.update(hold_until_at=at, hold_since_at=now(), hold_failures=1, hold_reason="503")
+    lanes = Lane.objects.filter(audience__in=audiences)
+    lanes.update(lease_expires_at=at, lease_token=token)
+    lanes.update(fault_until_at=at, fault_since_at=now(), fault_reason="a bug")
+
+
+def test_waits_of_a_clock_that_was_ahead_end_and_leases_last_as_long_as_a_new_one(
+    shop: Install, settings: Settings
+) -> None:
+    other = make_install(name="Other")
+    for install, ahead in ((shop, timedelta(hours=2)), (other, timedelta(minutes=59))):
+        make_audience(install)
+        set_times(install, now() + ahead)
+    before = times_of(other)
+    began = now()
+    tasks.reconcile()
+    corrected = times_of(shop)
+    assert all(began <= corrected[name] <= now() for name in WAITS)
+    lease = timedelta(seconds=settings.LEASE_SECONDS)
+    assert all(began + lease <= corrected[name] <= now() + lease for name in LEASES)
+    assert times_of(other) == before, "ODP may have asked for a wait of an hour"
 
 
 # --- Smaller requests -----------------------------------------------------------------------------------------

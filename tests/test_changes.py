@@ -696,6 +696,13 @@ def test_a_clock_that_was_set_back_delays_no_change(shop: Install, gold: Audienc
     assert changes.lease(shop.pk)
 
 
+def test_a_change_waits_as_long_as_odp_may_ask_for(shop: Install, gold: Audience, settings: Settings) -> None:
+    settings.ODP_LONGEST_RETRY_AFTER_SECONDS = 100_000
+    begin(shop)
+    GuidedChange.objects.update(next_at=now() + timedelta(days=1))
+    assert changes.due() == []
+
+
 def test_a_change_waits_while_the_install_is_switched_off(shop: Install, gold: Audience) -> None:
     change = begin(shop)
     token = changes.lease(shop.pk)

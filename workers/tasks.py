@@ -6,7 +6,7 @@ from django.core.management import call_command
 
 from audiences import tallies, wake
 from audiences.agreement import audits
-from audiences.delivery import claims
+from audiences.delivery import claims, clock
 from audiences.front import troubles
 from audiences.insight import certificate, delays, probes, rollup, schedule, search_index, trials
 from audiences.operations import alert_messages, changes, forgetting, job_looks, pruning, resends, retiring, twins
@@ -61,8 +61,12 @@ def sweep() -> None:
 
 @shared_task(name="workers.tasks.reconcile", ignore_result=True)
 def reconcile() -> None:
-    """Send the ledger's state again where ODP may have applied an abandoned request late. Also notes that beat runs."""
+    """Send the ledger's state again where ODP may have applied an abandoned request late.
+
+    Also notes that beat runs, and corrects the times of a clock that was ahead.
+    """
     schedule.note()
+    clock.correct()
     reconciling.reconcile()
 
 

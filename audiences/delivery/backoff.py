@@ -5,10 +5,12 @@ is not the fault of any event, so a backoff parks nothing and blocks nothing.
 """
 
 import random
+from datetime import timedelta
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
+from django.db.models.functions import Now
 
 from audiences import sql
 from audiences.models import Install
@@ -43,6 +45,23 @@ def pause_seconds(*, failures: int, answer: Answer) -> float:
         return max(settings.BACKOFF_FIXED_SECONDS, answer.retry_after or 0.0)
     longest = min(settings.BACKOFF_LONGEST_SECONDS, settings.BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 30))
     return max(random.uniform(0, longest), answer.retry_after or 0.0)  # noqa: S311 — spreading load, not secrets
+
+
+def longest_wait() -> timedelta:
+    """The longest wait or lease that this service sets."""
+    return timedelta(
+        seconds=max(
+            settings.ODP_LONGEST_RETRY_AFTER_SECONDS,
+            settings.BACKOFF_LONGEST_SECONDS,
+            settings.BACKOFF_FIXED_SECONDS,
+            settings.LEASE_SECONDS,
+        )
+    )
+
+
+def correct_times(furthest: timedelta) -> int:
+    """End backoffs that lie further ahead (``clock.py``). Returns their number."""
+    return Install.objects.filter(backoff_until_at__gt=Now() + furthest).update(backoff_until_at=Now())
 
 
 def release(install: Install) -> None:

@@ -136,6 +136,13 @@ def end_expired_leases(audience_ids: Iterable[int]) -> bool:
     return not lanes.filter(lease_token__isnull=False).exists()
 
 
+def correct_times(furthest: timedelta) -> int:
+    """Shorten leases and end pauses after an error that lie further ahead (``clock.py``). Returns their number."""
+    lease = timedelta(seconds=settings.LEASE_SECONDS)
+    leased = Lane.objects.filter(lease_expires_at__gt=Now() + furthest).update(lease_expires_at=Now() + lease)
+    return leased + Lane.objects.filter(fault_until_at__gt=Now() + furthest).update(fault_until_at=Now())
+
+
 def unblock(lane: Lane, *, idle: bool = False) -> bool:
     """Let a blocked lane try again. False when it wasn't blocked, or, with ``idle``, when a worker holds it.
 

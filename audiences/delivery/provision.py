@@ -72,6 +72,13 @@ def try_now(*, install_id: int, audience_id: int | None = None) -> bool:
     return bool(waiting.update(hold_until_at=Now()))
 
 
+def correct_times(furthest: timedelta) -> int:
+    """Shorten leases and end holds that lie further ahead (``clock.py``). Returns their number."""
+    lease = timedelta(seconds=settings.LEASE_SECONDS)
+    made = Audience.objects.filter(making_until_at__gt=Now() + furthest).update(making_until_at=Now() + lease)
+    return made + Audience.objects.filter(hold_until_at__gt=Now() + furthest).update(hold_until_at=Now())
+
+
 def accept(audience_id: int, definition: str) -> bool:
     """A person accepts the audience's definition in ODP. False when a different one was found there meanwhile."""
     found = Audience.objects.filter(pk=audience_id, foreign_definition=definition).exclude(foreign_definition="")

@@ -17,7 +17,7 @@ from django.db.models import Count, Max, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from audiences import sessions
-from audiences.delivery import account_switch, leases, mechanism_switch
+from audiences.delivery import account_switch, backoff, leases, mechanism_switch
 from audiences.delivery.account_switch import Connection
 from audiences.delivery.odp_account import Gate, client_of, mechanism_of
 from audiences.insight import heartbeats
@@ -29,7 +29,6 @@ from odp.client import Client
 from odp.mechanisms import MECHANISMS, Passthrough
 from odp.outcomes import readable
 from outgoing.deadline import TooLateError
-from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +37,6 @@ LEASE = timedelta(seconds=60)
 SECONDS = 20.0
 # A wait of at least this many seconds is left to the next sweep.
 LONG = 2.0
-# A wait or a lease that ends much later than any was written before PostgreSQL's clock was set back, and is ignored.
-FURTHEST = timedelta(seconds=2 * LONGEST_RETRY_AFTER)
 Kind = GuidedChange.Kind
 
 
@@ -247,8 +244,9 @@ def due() -> list[int]:
 
 
 def _free() -> QuerySet[GuidedChange]:
+    # A wait or a lease that ends later than any was written before PostgreSQL's clock was set back, and is ignored.
     no_lease = Q(lease_until_at=None) | Q(lease_until_at__lte=Now()) | Q(lease_until_at__gt=Now() + 2 * LEASE)
-    no_wait = Q(next_at=None) | Q(next_at__lte=Now()) | Q(next_at__gt=Now() + FURTHEST)
+    no_wait = Q(next_at=None) | Q(next_at__lte=Now()) | Q(next_at__gt=Now() + backoff.longest_wait())
     # A subquery instead of a join: an update over a join would not compare the lease again after waiting for the row.
     enabled = Install.objects.filter(enabled=True)
     return GuidedChange.objects.filter(no_lease, no_wait, ended_at=None, install__in=enabled)
