@@ -134,9 +134,11 @@ def _checked(answer: Answer, customers: int) -> Answer:
     if others:
         return replace(answer, outcome=Outcome.REJECTED, reason=f"GraphQL: {_message(others[0])}")
     named = data if isinstance(data, dict) else {}
-    # For a single unknown customer, ODP may leave out ``data``.
-    if not errors and any(not _has_edges(named.get(f"c{nth}")) for nth in range(customers)):
-        return replace(answer, outcome=Outcome.RETRY_LATER, reason="The response is not one of GraphQL")
+    # ODP may leave out ``data``, so the errors have to say of each customer without audiences that it is unknown.
+    lacking = sum(not _has_edges(named.get(f"c{nth}")) for nth in range(customers))
+    if lacking > len(errors):
+        reason = "The response says nothing about a customer" if errors else "The response is not one of GraphQL"
+        return replace(answer, outcome=Outcome.RETRY_LATER, reason=reason)
     return replace(answer, json={"data": named})
 
 

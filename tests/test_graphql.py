@@ -148,7 +148,11 @@ EDGES = {"audiences": {"edges": [{"node": {"name": "lytics_gold", "state": "not_
     [
         ({"data": {"c0": EDGES, "c1": EDGES}}, Outcome.DELIVERED, both(set())),
         ({"data": {"c0": None, "c1": None}, "errors": [GONE, GONE]}, Outcome.DELIVERED, both(None)),
-        ({"data": None, "errors": [GONE]}, Outcome.DELIVERED, both(None)),
+        ({"data": None, "errors": [GONE, GONE]}, Outcome.DELIVERED, both(None)),
+        ({"data": {"c0": EDGES}, "errors": [GONE]}, Outcome.DELIVERED, {"fs_user_id": set(), "web_user_id": None}),
+        # It says of one of two customers alone that ODP doesn't know it: the other may be a member.
+        ({"data": None, "errors": [GONE]}, Outcome.RETRY_LATER, {}),
+        ({"errors": [GONE]}, Outcome.RETRY_LATER, {}),
         ({"data": {"c0": None, "c1": None}}, Outcome.RETRY_LATER, {}),
         ({"data": {"c0": {"audiences": None}, "c1": EDGES}}, Outcome.RETRY_LATER, {}),
         ({"errors": [{"message": "boom"}]}, Outcome.REJECTED, {}),
