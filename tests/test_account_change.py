@@ -298,6 +298,34 @@ def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch
 
 
 @pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+@pytest.mark.parametrize("ahead", [timedelta(minutes=10), timedelta(minutes=-1)])
+def test_the_clock_of_a_worker_does_not_change_the_wait_before_the_switch(
+    shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings, monkeypatch: Any, ahead: timedelta
+) -> None:
+    settings.RECONCILE_AFTER_SECONDS = 300
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    monkeypatch.setattr(account_steps, "now", lambda: now() + ahead)
+    step(shop)
+    assert GuidedChange.objects.get().waits_for.endswith(("waits 299 s.", "waits 300 s."))
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_a_clock_that_was_set_back_begins_the_wait_before_the_switch_again(
+    shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
+) -> None:
+    settings.RECONCILE_AFTER_SECONDS = 300
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    GuidedChange.objects.update(copied_at=now() + timedelta(hours=5))
+    step(shop)
+    change = GuidedChange.objects.get()
+    assert change.waits_for.endswith("waits 300 s.")
+    assert change.copied_at is not None
+    assert change.copied_at <= now()
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_the_last_request_to_the_old_account_may_be_applied_late_so_its_emptying_waits(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
 ) -> None:

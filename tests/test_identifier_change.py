@@ -162,11 +162,12 @@ def test_a_worker_that_dies_at_any_step_is_replaced(
 
 
 def test_no_audit_begins_while_calls_may_come_that_were_read_by_the_old_field(
-    shop: Install, settings: Settings
+    shop: Install, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.WEBHOOK_READ_SECONDS = 60
     begin(shop)
     until(shop, Phase.CALLS)
+    monkeypatch.setattr(identifier_steps, "now", lambda: now() + timedelta(minutes=10))  # the clock of this worker
     for _ in range(3):
         step(shop)
     change = GuidedChange.objects.get()

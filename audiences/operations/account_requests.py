@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from django.utils.timezone import now
+from django.db.models.functions import Now
 
 from audiences.delivery import leases
 from audiences.delivery.fold import FORGOTTEN
@@ -42,7 +42,7 @@ def send(
     if not items:
         return Step(on)
     answer = client.call("POST", mechanism_for(audience).path, body=encode(items), seconds=SECONDS)
-    sent = {"copied_at": now()} if change.phase == GuidedChange.Phase.COPY else {}
+    sent = {"copied_at": Now()} if change.phase == GuidedChange.Phase.COPY else {}
     if answer.outcome is Outcome.DELIVERED:
         return Step({**on, **sent}, _pause(audience))
     if answer.outcome is not Outcome.REJECTED:

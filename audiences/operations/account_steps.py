@@ -7,11 +7,12 @@ AudienceMoves.
 
 from collections.abc import Callable, Sequence
 from copy import copy as copy_of
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db.models import F, QuerySet
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import naming
@@ -20,7 +21,7 @@ from audiences.delivery.account_switch import Connection
 from audiences.delivery.odp_account import client_of, mechanism_for
 from audiences.models import Audience, AudienceMove, GuidedChange, Install, Membership, Resend
 from audiences.operations import account_changes, account_requests, resends, twins, verification
-from audiences.operations.change_steps import LATER, SECONDS, SOON, Step, to, wait, was_skipped
+from audiences.operations.change_steps import SECONDS, SOON, Step, to, wait, wait_since, was_skipped
 from odp.client import Client
 from odp.graphql import ask
 from odp.mechanisms import Refusal
@@ -76,9 +77,9 @@ def move(change: GuidedChange) -> Step:
     install = account_switch.lock(change.install_id)
     if _to_copy(change).exists():
         return to(Phase.CHOOSE)
-    if change.copied_at and (seconds := _seconds_until(change.copied_at)) > 0:
-        why = f"A request that copied members may be applied late, so the switch waits {seconds:.0f} s."
-        return wait(why, seconds=min(seconds, LATER))
+    why = "A request that copied members may be applied late, so the switch waits {seconds}."
+    if change.copied_at and (late := _applied_late(change, "copied_at", why)):
+        return late
     if (taken := shared_ids.taken(other(change))) is not None:
         return _give_up(
             change, f"The install {taken.install.name} uses the ODP id {taken.odp_id} in the new account already."
@@ -90,7 +91,7 @@ def move(change: GuidedChange) -> Step:
     tokens = account_switch.switch(install, _connection(change), copied=copied)
     return to(
         Phase.LEASES,
-        switched_at=now(),
+        switched_at=Now(),
         lane_tokens=tokens,
         other_region=was.region,
         other_host=was.host,
@@ -98,10 +99,9 @@ def move(change: GuidedChange) -> Step:
     )
 
 
-def _seconds_until(moment: datetime) -> float:
-    """The seconds until ODP can no longer apply a request of that moment."""
-    over = moment + timedelta(seconds=settings.RECONCILE_AFTER_SECONDS)
-    return (over - now()).total_seconds()
+def _applied_late(change: GuidedChange, column: str, why: str) -> Step | None:
+    """A wait until ODP can no longer apply a request of the time in the column; None when it is over."""
+    return wait_since(change, column, seconds=settings.RECONCILE_AFTER_SECONDS, why=why)
 
 
 def leases_end(change: GuidedChange) -> Step:
@@ -162,10 +162,9 @@ def _choose_after(change: GuidedChange) -> Step:
         return _end()
     if change.stopped_by:
         return _end(problem=f"Stopped by {change.stopped_by} before all audiences in the old account were emptied.")
-    assert change.switched_at is not None
-    if (seconds := _seconds_until(change.switched_at)) > 0:
-        why = f"The last request to the old account may be applied late: {seconds:.0f} s before it is emptied."
-        return wait(why, seconds=min(seconds, LATER))
+    why = "The last request to the old account may be applied late: {seconds} before it is emptied."
+    if late := _applied_late(change, "switched_at", why):
+        return late
     return to(Phase.EMPTY, audience=full.audience, **_from_the_beginning())
 
 

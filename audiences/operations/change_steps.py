@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db.models import F
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import naming
@@ -43,6 +45,21 @@ class Step:
 
 def wait(why: str, *, seconds: float = LATER) -> Step:
     return Step({"waits_for": why}, seconds)
+
+
+def wait_since(change: GuidedChange, column: str, *, seconds: float, why: str) -> Step | None:
+    """A wait that ends ``seconds`` after the time in the column, by PostgreSQL's clock; None when it is over.
+
+    A time ahead of that clock was stored before the clock was set back. The wait then begins again. ``why`` may name
+    the remaining ``{seconds}``.
+    """
+    row = GuidedChange.objects.filter(pk=change.pk)
+    passed = row.annotate(passed=Now() - F(column)).values_list("passed", flat=True).get().total_seconds()
+    if passed >= seconds:
+        return None
+    again = {column: Now()} if passed < 0 else {}
+    left = seconds - max(passed, 0.0)
+    return Step({"waits_for": why.replace("{seconds}", f"{left:.0f} s"), **again}, min(left, LATER))
 
 
 def to(phase: GuidedChange.Phase, **changes: Any) -> Step:

@@ -10,13 +10,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences.agreement import audits, words
 from audiences.delivery import account_switch
 from audiences.models import Audience, Audit, GuidedChange, Install, Resend, Retirement
 from audiences.operations import identifier_changes, resends, retiring, verification
-from audiences.operations.change_steps import Step, to, wait
+from audiences.operations.change_steps import Step, to, wait, wait_since
 from odp.client import Client
 
 Phase = GuidedChange.Phase
@@ -67,21 +68,24 @@ def switch_field(change: GuidedChange) -> Step:
     if install.identifier_field != change.before:
         return _end(problem=f"A person changed the identifier field to {install.identifier_field} during the change.")
     Install.objects.filter(pk=install.pk).update(identifier_field=change.after, identifier_since_at=now())
-    return to(Phase.CALLS, switched_at=now())
+    return to(Phase.CALLS, switched_at=Now())
 
 
 def await_calls(change: GuidedChange) -> Step:
     """Wait until each call that was read by the old field is stored."""
-    seconds = (_all_read_by_new(change) - now()).total_seconds()
-    if seconds > 0:
-        return wait(f"Calls that were read by {change.before} are stored for another {seconds:.0f} s at most.")
-    return to(Phase.CHOOSE)
+    why = f"Calls that were read by {change.before} are stored for another {{seconds}} at most."
+    return wait_since(change, "switched_at", seconds=_longest_call(), why=why) or to(Phase.CHOOSE)
+
+
+def _longest_call() -> float:
+    """The most seconds from reading a call by an identifier field to storing it."""
+    return settings.WEBHOOK_READ_SECONDS + STORED_SECONDS
 
 
 def _all_read_by_new(change: GuidedChange) -> datetime:
     """The moment from which no call that was read by the old field is stored any more."""
     assert change.switched_at is not None
-    return change.switched_at + timedelta(seconds=settings.WEBHOOK_READ_SECONDS + STORED_SECONDS)
+    return change.switched_at + timedelta(seconds=_longest_call())
 
 
 def audit(change: GuidedChange) -> Step:
