@@ -102,7 +102,7 @@ class CountedPaginator(InfinitePaginator):
     def rows(self, start: int, end: int) -> list[Any]:
         """In two queries: PostgreSQL sorts the keys of all rows, and reads whole rows for one page."""
         keys = list(self.object_list.values_list("pk", flat=True)[start:end])
-        found = self.object_list.in_bulk(keys)
+        found = self.object_list.order_by().in_bulk(keys)
         return [found[key] for key in keys if key in found]
 
     @cached_property

@@ -25,7 +25,7 @@ def alerts() -> list[Alert]:
             offers=(buttons(audience, "keep-both", known_offered=True),),
             install=audience.install_id,
         )
-        for audience, holder in pairs[:ALERTS_LISTED]
+        for audience, holder in similar_slugs.read(pairs[:ALERTS_LISTED])
     ]
     return listed + and_more(
         KIND, len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience), tone="held"

@@ -6,7 +6,7 @@ changes.
 
 from typing import NamedTuple
 
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 
 from audiences import naming, sql
 from audiences.models import Audience
@@ -31,29 +31,35 @@ def twins(audience: Audience) -> list[Audience]:
     return [other for other in others if naming.odp_id(other.slug, prefix=prefix) == plain]
 
 
-def unnoticed() -> list[tuple[Audience, Audience]]:
-    """Pairs of an audience with a suffix in its ODP id and the audience without; confirmed pairs are left out."""
+def unnoticed() -> list[tuple[int, int]]:
+    """Pairs of an audience with a suffix in its ODP id and the audience without, as ids.
+
+    Pairs that a person confirmed are left out.
+    """
+    compared = Audience.objects.order_by("pk").only("install", "slug", "latest_slug", "odp_id", "install__odp_prefix")
     ids = [row.id for row in _SUFFIXED.run(compared=COMPARED).all()]
-    suffixed = [*_fetched(Audience.objects.filter(pk__in=ids))]
+    suffixed = [*compared.select_related("install").filter(pk__in=ids)]
     plain = {
         audience.pk: (audience.install_id, naming.odp_id(audience.slug, prefix=audience.install.odp_prefix))
         for audience in suffixed
     }
-    holders = Audience.objects.filter(
+    holders = compared.filter(
         install__in={install for install, _ in plain.values()}, odp_id__in={odp_id for _, odp_id in plain.values()}
     )
-    by_id = {(holder.install_id, holder.odp_id): holder for holder in _fetched(holders)}
+    by_id = {(holder.install_id, holder.odp_id): holder for holder in holders}
     found = []
     for audience in suffixed:
         holder = by_id.get(plain[audience.pk])
         # Two audiences with the same slug were recreated in Lytics: see audiences/operations/take_over.py.
         if holder is not None and holder.slug != audience.slug and holder.latest_slug != audience.latest_slug:
-            found.append((audience, holder))
+            found.append((audience.pk, holder.pk))
     return found
 
 
-def _fetched(audiences: QuerySet[Audience]) -> QuerySet[Audience]:
-    return audiences.select_related("install", "lane").order_by("pk")
+def read(pairs: list[tuple[int, int]]) -> list[tuple[Audience, Audience]]:
+    """The audiences of the pairs, without pairs of which one was deleted meanwhile."""
+    found = Audience.objects.select_related("install", "lane").in_bulk([pk for pair in pairs for pk in pair])
+    return [(found[pk], found[holder]) for pk, holder in pairs if pk in found and holder in found]
 
 
 def warnings(audience: Audience) -> list[str]:
