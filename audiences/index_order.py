@@ -8,7 +8,7 @@ for every group after a burst, until statistics are renewed.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from audiences import sql
 
@@ -20,8 +20,10 @@ _END = _SQL.command("choose_freely")
 @contextmanager
 def index_order() -> Iterator[None]:
     """A transaction whose sorted reads follow an index with that order, if there is one."""
-    with transaction.atomic():
+    is_outermost = not connection.in_atomic_block
+    with transaction.atomic(savepoint=False):
         _BEGIN.run()
         yield
-        # For a caller that is itself in a transaction: the settings would last until its end.
-        _END.run()
+        # In the transaction of the caller, the settings would last until its end.
+        if not is_outermost:
+            _END.run()
