@@ -371,12 +371,13 @@ def test_accounts_that_are_down_delay_each_step_that_sends_requests(
 
 @pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
-    shop: Install, gold: Audience, new: ThreadedSandbox
+    shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(shop, new)
     new.fault({"path": "/v3/profiles", "method": "POST"}, {"status": 202, "body": {"status": 202}})
     until(shop, Phase.VERIFY)
     new.clear_faults()
+    monkeypatch.setattr(account_steps, "now", lambda: now() + timedelta(days=1))  # the clock of another worker
     step(shop)
     change = GuidedChange.objects.get()
     assert (change.phase, change.ended_at) == (Phase.VERIFY, None)

@@ -582,7 +582,7 @@ def test_odp_that_is_down_delays_each_step_that_sends_requests(
 
 @pytest.mark.parametrize("before", ["list"], indirect=True)
 def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
-    odp: ThreadedSandbox, shop: Install, gold: Audience
+    odp: ThreadedSandbox, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(shop)
     odp.fault({"path": PROFILES, "method": "POST"}, {"status": 202, "body": {"status": 202}})
@@ -590,6 +590,7 @@ def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
         step(shop)
         work(shop)
     odp.clear_faults()
+    monkeypatch.setattr(change_steps, "now", lambda: now() + timedelta(days=1))  # the clock of another worker
     step(shop)
     change = GuidedChange.objects.get()
     assert (change.phase, change.is_returning) == (Phase.VERIFY, False)

@@ -7,7 +7,6 @@ AudienceMoves.
 
 from collections.abc import Callable, Sequence
 from copy import copy as copy_of
-from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
@@ -268,9 +267,9 @@ def verify(change: GuidedChange, client: Client) -> Step:
     if len(differing) <= rejected:
         return to(Phase.FINISH)
     words = f"{len(differing)} of {len(people)} people in a sample differ between the new account and the ledger"
-    if now() - change.phase_since_at > timedelta(seconds=settings.CHANGE_VERIFY_SECONDS):
-        return _give_up(change, f"{audience.odp_id}: {words} after {settings.CHANGE_VERIFY_SECONDS:.0f} s.")
-    return wait(f"{words}.")
+    longest = settings.CHANGE_VERIFY_SECONDS
+    again = wait_since(change, "phase_since_at", seconds=longest, why=f"{words}.")
+    return again or _give_up(change, f"{audience.odp_id}: {words} after {longest:.0f} s.")
 
 
 # --- after the switch ----------------------------------------------------------------------------------------
