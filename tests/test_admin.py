@@ -10,7 +10,9 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
@@ -591,6 +593,25 @@ def test_all_of_a_reason_are_discarded_at_once_with_a_reason(boss: Client, insta
     assert install.parked.filter(closed_at=None).count() == 2
     assert other.parked.filter(closed_at=None).count() == 1
     assert LogEntry.objects.get().change_message == "Discarded 3 items parked for not json. Reason: a test"
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(20.0, 0), (0.0, 3)])
+def test_a_large_group_is_discarded_in_pieces_while_there_is_time(
+    boss: Client, install: Install, monkeypatch: pytest.MonkeyPatch, seconds: float, left: int
+) -> None:
+    """A million items in one statement would take longer than DATABASE_WEB_SECONDS."""
+    monkeypatch.setattr(parked_items, "DISCARDED_AT_ONCE", 2)
+    monkeypatch.setattr(parked_items, "DISCARD_SECONDS", seconds)
+    for _ in range(5):
+        ingest.receive(install, b"not json")
+    address = group_url("discard", install, "not_json")
+    asked = boss.get(address).content.decode()
+    with CaptureQueriesContext(connection) as queries:
+        said = boss.post(address, {**hidden(asked), "reason": "a test"}, follow=True).content.decode()
+    assert install.parked.filter(reason="not_json", closed_at=None).count() == left
+    assert f"Discarded {5 - left} items parked for not json." in said
+    assert ("More are left: press Discard all again." in said) == bool(left)
+    assert len([one for one in queries if one["sql"].startswith('UPDATE "audiences_parked"')]) == (1 if left else 3)
 
 
 def test_a_group_that_changed_since_the_question_is_not_discarded(boss: Client, install: Install) -> None:

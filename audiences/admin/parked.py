@@ -277,6 +277,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             message = f"Discarded {count(done, 'item')} parked for {words(reason)}."
             owner = Install.objects.get(pk=install)
             verbs.record(request, [owner], f"{message} Reason: {asked.cleaned_data['reason']}")
+            if counted(install, reason, upto=newest).rows:
+                return verbs.go(request, back, warning=f"{message} More are left: press Discard all again.")
             return verbs.go(request, back, success=message)
         return verbs.confirmation(
             request,

@@ -1,5 +1,6 @@
 """What an operator does to parked items: release and discard. A release appends to the log; nothing in it is edited."""
 
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ from django.utils.timezone import now
 
 from audiences.delivery import provision
 from audiences.encryption import decrypt
+from audiences.index_order import index_order
 from audiences.models import Again, Event, Parked
 from audiences.receiving import ingest, resend_causes
 from audiences.wake import wake
@@ -19,6 +21,8 @@ from lytics.facts import Fact, Kind
 log = structlog.get_logger(__name__)
 
 LOOKED_AT_ONCE_IN = timedelta(minutes=1)
+# The items that one transaction discards, and the seconds that a person waits for all.
+DISCARDED_AT_ONCE, DISCARD_SECONDS = 10_000, 20.0
 
 
 def release(parked_ids: Iterable[int], *, by: str, identifier_field: str = "") -> tuple[int, int]:
@@ -78,9 +82,24 @@ def waiting(install_id: int, reason: str) -> QuerySet[Parked]:
 
 
 def discard_all(install_id: int, reason: str, *, upto: int, by: str) -> int:
-    """Discard all open items of a reason, up to one id. Returns the number discarded."""
-    items = waiting(install_id, reason).filter(pk__lte=upto)
-    return items.update(closed_at=now(), closed_by=by, resolution=Parked.Resolution.DISCARDED)
+    """Discard open items of a reason, up to one id, for ``DISCARD_SECONDS``. Returns the number discarded.
+
+    Each piece is a transaction of its own, because a million items take longer than DATABASE_WEB_SECONDS.
+    """
+    ends_at, discarded, below = time.monotonic() + DISCARD_SECONDS, 0, upto + 1
+    while True:
+        with index_order():
+            # Ordered like the index of open items.
+            ids = list(
+                Parked.objects.filter(install_id__gte=install_id, install_id__lte=install_id, closed_at=None)
+                .filter(reason__gte=reason, reason__lte=reason, pk__lt=below)
+                .order_by("install_id", "reason", "-id")
+                .values_list("pk", flat=True)[:DISCARDED_AT_ONCE]
+            )
+        discarded += len(discard_each(ids, by=by)) if ids else 0
+        if len(ids) < DISCARDED_AT_ONCE or time.monotonic() >= ends_at:
+            return discarded
+        below = ids[-1]
 
 
 def _close(parked: Parked, *, by: str, resolution: str) -> None:
