@@ -723,6 +723,15 @@ def test_texts_that_people_wrote_are_not_sent(receiver: Receiver, install: Insta
     assert [text for text in texts if "Miller" in text or "kim.lee" in text] == []
 
 
+def test_a_message_keeps_the_signs_of_a_text_that_look_like_a_tag(receiver: Receiver, install: Install) -> None:
+    Install.objects.update(name="Shop <EU>", key_accepted_at=None)
+    many_installs(1)
+    tasks.check_troubles()
+    tasks.send_alerts()
+    (why,) = [event["data"]["why"] for event in receiver.events() if event["data"]["kind"] == "drafts"]
+    assert "the API keys of Shop 0, Shop <EU> yet" in why
+
+
 def test_the_key_of_a_trouble_has_no_counts_or_times(install: Install) -> None:
     def keys() -> set[str]:
         return {front._seen(alert).key for alert in front.alerts(front.facts()) if alert.kind == "parked"}

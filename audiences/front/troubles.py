@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from html import unescape
 from typing import Any
 
 from django.db.models import Subquery
 from django.utils.html import strip_tags
+from django.utils.safestring import SafeString
 
 from audiences import readiness
 from audiences.admin.pages import last_call, list_url
@@ -196,9 +198,14 @@ def _seen(alert: Alert) -> Seen:
         install=alert.install,
         cause=troubles.REST if alert.is_rest else alert.cause,
         what=alert.what,
-        why=strip_tags(alert.why if alert.message is None else alert.message),
+        why=_plain(alert.why if alert.message is None else alert.message),
         todo=alert.todo,
         tone=alert.tone,
         since_at=alert.since,
         path=alert.url,
     )
+
+
+def _plain(text: str) -> str:
+    """HTML as text. A text that isn't HTML stays, because it may quote a name or a definition with "<"."""
+    return unescape(strip_tags(text)) if isinstance(text, SafeString) else text
