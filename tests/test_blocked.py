@@ -9,6 +9,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences.admin import blocked
+from audiences.delivery import holds
 from audiences.front import groups, lines
 from audiences.front.alerts import ALERTS_LISTED
 from audiences.models import Audience, Delivery, Install, Lane, Receipt, Run
@@ -152,6 +153,26 @@ def test_audiences_are_sorted_by_members_and_backlog_and_name(viewer: Client, th
 def test_unblocking_a_cause_needs_a_role(three: list[Audience]) -> None:
     url = reverse("admin:audiences_audience_unblock_cause", args=[three[0].pk])
     assert someone("", "nobody").post(url, {"seen": "x"}).status_code == 403
+
+
+def test_what_was_unblocked_before_an_error_is_in_the_history(
+    operator: Client, three: list[Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = reverse("admin:audiences_audience_unblock_cause", args=[three[0].pk])
+    asked = hidden(operator.get(url).content.decode())
+    unblock = holds.unblock
+
+    def fails_at_the_last(lane: Lane) -> bool:
+        if lane.pk == three[2].pk:
+            raise RuntimeError
+        return unblock(lane)
+
+    monkeypatch.setattr(holds, "unblock", fails_at_the_last)
+    with pytest.raises(RuntimeError):
+        operator.post(url, asked)
+    entries = LogEntry.objects.order_by("pk").values_list("object_id", "change_message")
+    assert list(entries) == [(str(one.pk), "Unblocked, with 1 other.") for one in three[:2]]
+    assert Lane.objects.filter(blocked_at=None).count() == 2
 
 
 def test_installs_are_sorted_by_blocked_audiences_and_show_the_last_delivery(

@@ -107,14 +107,10 @@ def press(
     if not things or (is_answer and request.POST["seen"] != version_tag):
         return verbs.go(request, back, warning=verbs.STALE)
     if is_answer and form.is_valid():
-        by = request.user.get_username()
-        done = [thing for thing in things if verb.do(thing, by=by, answers=form.cleaned_data)]
+        done = _press_each(verb, request, things, past=past, answers=form.cleaned_data)
         if not done:
             return verbs.go(request, back, warning=verbs.STALE)
-        reason = form.cleaned_data.get("reason")
-        message = verbs.with_others(past, len(done))
-        verbs.record(request, done, f"{message} Reason: {reason}" if reason else message)
-        return verbs.go(request, back, success=f"{past}: {count(len(done), what)}.")
+        return verbs.go(request, back, success=f"{past}: {count(done, what)}.")
     return verbs.confirmation(
         request,
         admin,
@@ -127,3 +123,20 @@ def press(
         back=back,
         opts=admin.opts,
     )
+
+
+def _press_each(
+    verb: Verb[Any], request: HttpRequest, things: Sequence[Any], *, past: str, answers: dict[str, Any]
+) -> int:
+    """Press the button of each. Returns the number done; they are recorded even if an error ends the work midway."""
+    done: list[Any] = []
+    try:
+        for thing in things:
+            if verb.do(thing, by=request.user.get_username(), answers=answers):
+                done.append(thing)
+    finally:
+        if done:
+            reason = answers.get("reason")
+            message = verbs.with_others(past, len(done))
+            verbs.record(request, done, f"{message} Reason: {reason}" if reason else message)
+    return len(done)
