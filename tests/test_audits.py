@@ -363,6 +363,23 @@ def test_a_clock_that_was_set_back_delays_no_audit(gold: Audience, column: str) 
     assert Audit.objects.get().ended_at is not None
 
 
+@pytest.mark.parametrize(
+    ("column", "setting"),
+    [("started_at", "AUDIT_SCAN_DELAY_SECONDS"), ("settled_since_at", "AUDIT_SETTLE_SECONDS")],
+)
+def test_after_a_clock_was_set_back_an_audit_waits_once_more(
+    gold: Audience, settings: Settings, column: str, setting: str
+) -> None:
+    setattr(settings, setting, 60)
+    assert audits.ask(gold, mode=Audit.Mode.FULL, by="kim") is not None
+    Audit.objects.update(**{column: now() + timedelta(hours=5)})
+    audits.advance_all(gold.install_id, seconds=30)
+    waiting = Audit.objects.get()
+    assert waiting.next_at is not None
+    assert timedelta(seconds=50) < waiting.next_at - now() <= timedelta(seconds=60)
+    assert getattr(waiting, column) <= now()
+
+
 def test_the_clock_of_a_worker_shortens_neither_a_lease_nor_a_wait(
     many: list[Audience], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def settle(audit: Audit) -> Step:
     Lytics' calls arrive in that time, and ODP shows within 90 s what it accepted (documented).
     """
     at = now()
-    since = audit.settled_since_at or at
+    since = min(audit.settled_since_at or at, at)  # a later time was stored before a clock was set back
     audience = Audience.objects.select_related("lane").get(pk=audit.audience_id)
     is_behind = audience.lane.delivered_sequence < audit.before_sequence
     left = timedelta(seconds=settings.AUDIT_SETTLE_SECONDS) - (at - since)

@@ -1,7 +1,6 @@
 """The first pass of an audit: store the identifiers of all members in Lytics' scan."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from django.conf import settings
 from django.utils.timezone import now
@@ -32,8 +31,8 @@ def step(audit: Audit) -> Step:
     client = lytics_account.client_of(audit.install)
     if client is None or (unknown := _unknown_to_lytics(audit.audience)):
         return Step({"phase": Audit.Phase.SETTLE, "note": unknown if client else NOT_CONNECTED})
-    if audit.scan_began_at is None and (left := _seconds_until_calls_show(audit)) > 0:
-        return Step(seconds=max(Wait.LONG, left))
+    if audit.scan_began_at is None and (wait := _until_calls_show(audit)):
+        return wait
     began_at = audit.scan_began_at or now()
     field = audit.install.identifier_field
     fields = [field] if field == LYTICS_ID else [field, LYTICS_ID]
@@ -92,15 +91,17 @@ def _profile(member: Member) -> str:
     return found if is_identifier(found, settings.PLACEHOLDER_IDENTIFIERS) else ""
 
 
-def _seconds_until_calls_show(audit: Audit) -> float:
-    """Seconds until Lytics' API has had time to show the transitions that it sent before the audit began.
+def _until_calls_show(audit: Audit) -> Step | None:
+    """A wait until Lytics' API has had time to show the transitions that it sent before the audit began.
 
     People with later events aren't compared. Somebody whose exit was received just before, and whom Lytics still lists,
     would look like a difference. How far Lytics' API lags behind its calls isn't documented.
     """
     assert audit.started_at is not None
-    shown_at = audit.started_at + timedelta(seconds=settings.AUDIT_SCAN_DELAY_SECONDS)
-    return (shown_at - now()).total_seconds()
+    at = now()
+    since = min(audit.started_at, at)  # a later time was stored before a clock was set back
+    left = settings.AUDIT_SCAN_DELAY_SECONDS - (at - since).total_seconds()
+    return Step({"started_at": since}, seconds=max(Wait.LONG, left)) if left > 0 else None
 
 
 def _least(total: int | None, before: int | None) -> int | None:
