@@ -16,9 +16,10 @@ from django.http.request import UnreadablePostError
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
+from psycopg.errors import LockNotAvailable
 from pytest_django.fixtures import Settings
 
-from audiences import redis_client
+from audiences import redis_client, sessions
 from audiences.delivery import backoff, holds
 from audiences.front import charts
 from audiences.insight import heartbeats, rollup
@@ -122,11 +123,18 @@ def test_a_call_over_the_body_limit_is_a_trouble_until_calls_are_stored_again(
     assert alert(viewer, "2 calls to Shop got 503").tone == "held"
 
 
+def locked() -> OperationalError:
+    error = OperationalError("canceling statement due to lock timeout")
+    error.__cause__ = LockNotAvailable()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (ValueError("a bug"), "an error of this service: ValueError"),
         (body_of_call.TooSlowError(), "took longer than WEBHOOK_READ_SECONDS"),
+        (locked(), "that another transaction locks"),
         (UnreadablePostError("it broke off"), None),
         (OperationalError("PostgreSQL restarts"), None),
     ],
@@ -135,10 +143,11 @@ def test_a_call_over_the_body_limit_is_a_trouble_until_calls_are_stored_again(
 def test_a_call_that_gets_503_for_long_is_a_trouble(
     viewer: Client, install: Install, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str | None
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(body_of_call, "read", fail)
+    module = ingest if sessions.state_of(error) else body_of_call
+    monkeypatch.setattr(module, "receive" if module is ingest else "read", fail)
     assert call(install, install.tokens.get().secret) == 503
     told = alert(viewer, "1 call to Shop got 503")
     assert told is None if words is None else words in told.why

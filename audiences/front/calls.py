@@ -136,6 +136,10 @@ def _not_stored(install: Any, one: RejectedCalls) -> Alert:
             f"The body of the last took longer than WEBHOOK_READ_SECONDS, {settings.WEBHOOK_READ_SECONDS:g}.",
             "Look at the network and the proxy between Lytics and this service, or raise WEBHOOK_READ_SECONDS.",
         ),
+        rejected_calls.LOCKED: (
+            "The last waited in vain for an audience that another transaction locks.",
+            "Nothing to do unless it goes on. Then find that transaction in pg_stat_activity, and end its session.",
+        ),
     }.get(
         one.what,
         (

@@ -234,6 +234,7 @@ class WebhookView(_AnsweringView):
         except OperationalError as error:
             if sessions.state_of(error) != sessions.LOCK_TIMEOUT:
                 raise
+            rejected_calls.note_not_stored(caller.install.public_id, source, cause=rejected_calls.LOCKED)
             return answer_outage(caller.install, LOCKED, soon=True)
         if received is None:
             return answer_outage(caller.install, SWITCHED_OFF)
