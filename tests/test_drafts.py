@@ -12,6 +12,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences.admin import installs as admin_installs
+from audiences.admin import odp_live
 from audiences.delivery import drafts
 from audiences.insight import state, trials
 from audiences.models import Audience, Event, GuidedChange, Install, Rhythm, Token
@@ -83,6 +85,27 @@ def test_accepting_the_key_shows_one_banner_and_activates_the_install(operator: 
     assert [level for level, _ in told] == ["success"]
     assert "ODP accepts the API key." in told[0][1]
     assert state.of_install(Install.objects.get()).word == "active"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_transaction_is_open_while_odp_is_asked_about_the_key(
+    boss: Client, odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep the row of the install locked, for which workers wait."""
+    check_key, are_open = odp_live.check_key, list[bool]()
+
+    def noted(install: Install) -> odp_live.KeyCheck:
+        are_open.append(connection.in_atomic_block)
+        return check_key(install)
+
+    monkeypatch.setattr(admin_installs, "check_key", noted)
+    saved(boss, odp_host=odp.url)
+    install = Install.objects.get()
+    page = boss.get(url("change", install))
+    other = typed(odp_host=odp.url, opened=page.context["adminform"].form.initial["opened"], odp_api_key="public.wrong")
+    answered = boss.post(url("change", install), other, follow=True)
+    assert are_open == [False, False]
+    assert "ODP rejects the API key" in "".join(map(str, answered.context["messages"]))
 
 
 def test_a_draft_keeps_its_calls_and_sends_them_once_the_key_is_accepted(

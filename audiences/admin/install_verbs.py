@@ -31,9 +31,8 @@ NOT_GRANTED = (
 )
 
 
-def saved(request: HttpRequest, install: Install, *, after: str = "") -> HttpResponse:
+def saved(request: HttpRequest, install: Install, found: KeyCheck | None, *, after: str = "") -> HttpResponse:
     """One message: what was saved and, if the key was checked, ODP's answer."""
-    found: KeyCheck | None = getattr(request, "key_found", None)
     if found is not None and not found.works:
         draft = " as a draft" if install.key_accepted_at is None else ""
         return verbs.go(request, url_of(install), warning=f"{install} is saved{draft}. {found.words}")

@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import Case, F, QuerySet, Subquery, Value, When
 from django.db.models.functions import Lower
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
@@ -35,7 +35,7 @@ from audiences.admin.install_verbs import (
 )
 from audiences.admin.lane_counts import LaneCounts
 from audiences.admin.lytics_verbs import LYTICS_VERBS
-from audiences.admin.odp_live import check_key
+from audiences.admin.odp_live import KeyCheck, check_key
 from audiences.admin.pages import (
     CountedPaginator,
     OperatorAdmin,
@@ -207,11 +207,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 prefixes.apply(obj, before=form.before.odp_prefix)
         if not change or CONNECTION.intersection(form.changed_data):
             drafts.forget(obj.pk)
-            found = check_key(obj)
-            obj.refresh_from_db(fields=["key_accepted_at", "key_asked_at", "key_problem"])
-            request.key_found = found  # type: ignore[attr-defined] # for the verbs of this request
-            if found.works:
-                deliver_now(obj)
+            request.asks_odp = True  # type: ignore[attr-defined] # for the end of this request
         if change and "enabled" in form.changed_data and obj.enabled:
             wake(obj.pk)
 
@@ -222,16 +218,32 @@ class InstallAdmin(OperatorAdmin[Install]):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
-        """With one button to save, which leads back to this page."""
+        """With one button to save, which leads back to this page. ODP is asked after the transaction that saves."""
         one = {"show_save_and_add_another": False, "show_save_and_continue": False}
-        return super().changeform_view(request, object_id, form_url, {**one, **(extra_context or {})})
+        response = super().changeform_view(request, object_id, form_url, {**one, **(extra_context or {})})
+        install: Install | None = getattr(request, "saved", None)
+        if install is None:
+            return response
+        after = "" if object_id else " Continue with the install instructions below."
+        return saved(request, install, self._key_check(request, install), after=after)
+
+    def _key_check(self, request: HttpRequest, install: Install) -> KeyCheck | None:
+        """ODP's response to the key, if the form has changed the connection."""
+        if not getattr(request, "asks_odp", False):
+            return None
+        found = check_key(install)
+        install.refresh_from_db(fields=["key_accepted_at", "key_asked_at", "key_problem"])
+        if found.works:
+            deliver_now(install)
+        return found
 
     def response_add(self, request: HttpRequest, obj: Install, post_url_continue: str | None = None) -> Any:
-        """Lead to the page of the new install, which has the next steps of connecting."""
-        return saved(request, obj, after=" Continue with the install instructions below.")
+        """``changeform_view`` answers: it leads to the install's page, which has the next steps of connecting."""
+        return self.response_change(request, obj)
 
     def response_change(self, request: HttpRequest, obj: Install) -> Any:
-        return saved(request, obj)
+        request.saved = obj  # type: ignore[attr-defined] # for the end of this request
+        return HttpResponse()
 
     def page_context(self, request: HttpRequest, install: Install) -> dict[str, Any]:
         revealed = request.session.pop("revealed_token", None)
