@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models import F
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -119,6 +120,19 @@ def test_find_a_customer_and_the_front_page_say_so(shop: Install, admin_client: 
     receive(shop, "exit", "2199-01-01T00:00:00Z")
     (told,) = items.ignored_times()
     assert (told.what, told.since) == ("2 transition times were ahead of the clock", yesterday)
+
+
+def test_how_far_ahead_a_time_was_is_measured_from_its_call(shop: Install) -> None:
+    """Later it is no longer ahead, and the number is what CLOCK_TOLERANCE_SECONDS is chosen by."""
+    at = now() + timedelta(minutes=10)
+    receive(shop, "enter", f"{at:%Y-%m-%dT%H:%M:%SZ}")
+    receive(shop, "enter", f"{at - timedelta(minutes=2):%Y-%m-%dT%H:%M:%SZ}")
+    hours = timedelta(hours=20)
+    FutureTime.objects.update(
+        received_at=F("received_at") - hours, claimed_ns=F("claimed_ns") - hours // timedelta(microseconds=1) * 1000
+    )
+    (told,) = items.ignored_times()
+    assert "the furthest by 10 min." in told.why
 
 
 # --- what older versions stored --------------------------------------------------------------------------------

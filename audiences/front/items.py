@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, F, Max, Min, Window
+from django.db.models import BigIntegerField, Count, F, Func, Max, Min, Window
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
@@ -22,8 +22,10 @@ from audiences.models import Audience, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
 from audiences.receiving import backlog
 from audiences.receiving.rejected_calls import RejectedCalls, has_calls
-from lytics import times
 from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
+
+# A timestamp as nanoseconds since 1970.
+_NANOSECONDS = "(extract(epoch FROM %(expressions)s) * 1000000000)::bigint"
 
 
 def installs_on_hold(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
@@ -282,10 +284,14 @@ def _field_of(group: dict[str, Any]) -> Offer:
 def ignored_times() -> list[Alert]:
     """Transition times of the last day that were not believed, with the largest lead."""
     recent = FutureTime.objects.filter(received_at__gte=now() - timedelta(days=1)).order_by("-received_at")
-    seen = recent[:COUNTED].aggregate(count=Count("sequence"), most=Max("claimed_ns"), first=Min("received_at"))
+    # Ahead of the call that brought the time, whose distance to now grows.
+    ahead_ns = F("claimed_ns") - Func(F("received_at"), template=_NANOSECONDS, output_field=BigIntegerField())
+    seen = recent.annotate(ahead_ns=ahead_ns)[:COUNTED].aggregate(
+        count=Count("sequence"), most=Max("ahead_ns"), first=Min("received_at")
+    )
     if not seen["count"]:
         return []
-    lead = span(times.moment(seen["most"]) - now())
+    lead = span(timedelta(microseconds=seen["most"] // 1000))
     of_newest = f" of the newest {number(COUNTED)}" if seen["count"] >= COUNTED else ""
     were = "time was" if seen["count"] == 1 else "times were"
     return [
