@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Event, Thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -29,6 +30,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import checks, quiet_hours, redis_client
 from audiences.delivery import drafts, holds
+from audiences.front import retention
 from audiences.front import troubles as front
 from audiences.models import Install, Parked, Trouble, TroubleMessage
 from audiences.operations import alert_messages, installs, mail_backend, troubles
@@ -712,6 +714,25 @@ def test_troubles_known_from_redis_are_not_resolved_while_redis_is_away(
     resolved = Trouble.objects.filter(resolved_at__isnull=False)
     assert [trouble.kind for trouble in resolved] == ["blocked"]
     assert Trouble.objects.filter(kind="redis", resolved_at=None).exists()
+
+
+def test_a_check_that_fails_is_reported_and_resolves_nothing(
+    receiver: Receiver, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one error would silence all alerts."""
+    troubles.check([BLOCKED], at=now() - timedelta(minutes=10))
+    Trouble.objects.update(gone_at=now() - timedelta(minutes=5))
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "alerts", Mock(side_effect=RuntimeError("no such kind")))
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                tasks.check_troubles()
+    tasks.send_alerts()
+    assert [(event["data"]["kind"], event["data"]["what"]) for event in receiver.events()][1:] == [
+        ("task", "The task check_troubles fails")
+    ]
+    assert "RuntimeError: no such kind" in receiver.events()[1]["data"]["why"]
+    assert not Trouble.objects.exclude(resolved_at=None).exists()
 
 
 def test_texts_that_people_wrote_are_not_sent(receiver: Receiver, install: Install) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import Subquery
 from django.utils.html import strip_tags
 from django.utils.safestring import SafeString
+from django.utils.timezone import now
 
 from audiences import readiness
 from audiences.admin.pages import last_call, list_url
@@ -162,13 +163,24 @@ def check() -> None:
 
     The rhythm of the calls is learned from the calls since the last check.
     """
-    rhythm.learn()
-    known = facts()
-    found = alerts(known)
+    try:
+        rhythm.learn()
+        known = facts()
+        found = alerts(known)
+    except Exception as error:
+        _report(error)
+        raise
     unknown = {alert.kind for alert in found if alert.is_rest}
     if known.rejections is None:
         unknown |= {*calls.OF_REDIS, certificate.KIND}
     troubles.check([_seen(alert) for alert in [*found, *_rests(found)]], unknown=unknown)
+
+
+def _report(error: Exception) -> None:
+    """Store and report that this check fails, because no other trouble is found meanwhile. The open ones stay open."""
+    failure = failures.Failure("check_troubles", failures.first_line(error), 1, now())
+    open_kinds = set(Trouble.objects.filter(resolved_at=None).values_list("kind", flat=True))
+    troubles.check([_seen(alert) for alert in calls.failing_tasks([failure])], unknown=open_kinds)
 
 
 def _rests(found: list[Alert]) -> list[Alert]:
