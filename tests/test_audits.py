@@ -285,6 +285,16 @@ def test_the_audit_waits_until_the_lane_has_delivered(gold: Audience) -> None:
     assert set(found(finish(asked))) == {"zoe"}
 
 
+def test_the_seconds_of_each_step_with_a_request_are_noted(gold: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="later")
+    enter(gold, "zoe", at=3)
+    noted: list[float] = []
+    audits.advance_all(gold.install_id, seconds=30, note_request=noted.append)
+    assert (Audit.objects.get().phase, len(noted)) == ("settle", 3), "three pages, and a step without a request"
+
+
 # --- interruptions -------------------------------------------------------------------------------------------
 
 

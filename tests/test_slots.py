@@ -1,6 +1,6 @@
 """The slots of a worker process are shared among installs: one whose ODP hangs leaves some to the others."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -22,6 +22,7 @@ def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(slots, "_slots", None)
     monkeypatch.setattr(slots, "_waiting", int)
     monkeypatch.setattr(slots, "_slow", set())
+    monkeypatch.setattr(slots, "_slow_audits", set())
     monkeypatch.setattr(slots, "_denied", set())
     yield
     assert not slots._held, "every slot was given back"
@@ -33,6 +34,10 @@ def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def hang(stack: ExitStack, install_id: int, count: int) -> list[bool]:
     """Start drains of the install, whose requests don't end."""
     return [stack.enter_context(slots.slot(install_id)) for _ in range(count)]
+
+
+def hold_beside(stack: ExitStack, install_ids: Iterable[int]) -> list[bool]:
+    return [stack.enter_context(slots.beside(install_id)) for install_id in install_ids]
 
 
 def hold(stack: ExitStack, install_id: int, count: int) -> list[bool]:
@@ -156,27 +161,46 @@ def test_a_released_slot_is_available_again() -> None:
 def test_audits_take_a_quarter_of_the_slots_at_most_and_not_the_last_one() -> None:
     slots.share_out(12)
     with ExitStack() as stack:
-        assert [stack.enter_context(slots.beside()) for _ in range(4)] == [True, True, True, False]
+        assert hold_beside(stack, range(4)) == [True, True, True, False]
         assert hold(stack, HANGING, 7) == [True] * 6 + [False], "three of twelve are the reserve"
     with ExitStack() as stack:
         hold(stack, HANGING, 9)
-        assert [stack.enter_context(slots.beside()) for _ in range(3)] == [True, True, False]
+        assert hold_beside(stack, range(3)) == [True, True, False]
         assert hold(stack, WELL, 1) == [True]
     slots.share_out(1)
-    with slots.beside() as free:
+    with slots.beside(WELL) as free:
         assert free
+
+
+def test_audits_of_slow_installs_leave_slots_to_those_of_the_others() -> None:
+    slots.share_out(12)
+    for install_id in (HANGING, ANOTHER):
+        slots.note_audit_request(install_id, 30)
+    with ExitStack() as stack:
+        assert hold_beside(stack, (HANGING, ANOTHER, WELL)) == [True, False, True]
+        slots.note_audit_request(HANGING, 0.1)
+        assert hold_beside(stack, (ANOTHER,)) == [True]
+    slots.share_out(4)
+    with ExitStack() as stack:
+        assert hold_beside(stack, (ANOTHER, WELL)) == [True, False], "the only slot of audits"
 
 
 def test_an_audit_without_a_slot_is_left_to_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lytics hangs: each audit would keep a thread for 30 s, and no event would be delivered."""
     ran: list[int] = []
     monkeypatch.setattr(wake, "heard", lambda *args: None)
-    monkeypatch.setattr(audits, "advance_all", lambda install_id, **_: ran.append(install_id))
+
+    def advance(install_id: int, *, note_request: Callable[[float], object], **_: object) -> None:
+        ran.append(install_id)
+        note_request(30)
+
+    monkeypatch.setattr(audits, "advance_all", advance)
     slots.share_out(4)
-    with slots.beside():
+    with slots.beside(WELL):
         tasks.audit(HANGING)
     tasks.audit(WELL)
     assert ran == [WELL]
+    assert slots._slow_audits == {WELL}
 
 
 def test_without_a_worker_around_them_tasks_are_not_counted_off() -> None:

@@ -9,6 +9,7 @@ other installs, and a fifth one for tasks that deliver nothing:
 - Slow installs: those whose last request took longer than ``SLOW_SECONDS`` hold one slot of the reserve together.
 - Turns: while messages wait because all slots are taken, as many tasks as messages wait end after their request.
 - Audits: a quarter of the slots at most, and not the last free one, because Lytics or ODP may hang for many installs.
+  Of that quarter, installs whose audits last waited longer than ``SLOW_SECONDS`` for a response hold one together.
 """
 
 import threading
@@ -31,8 +32,10 @@ _newest = dict[int, int]()
 _denied = set[int]()
 # The installs whose last request in this process was slow.
 _slow = set[int]()
-# The number of tasks that run and deliver nothing.
-_beside = 0
+# The running tasks of each install that deliver nothing.
+_beside = Counter[int]()
+# The installs whose last request of an audit in this process was slow.
+_slow_audits = set[int]()
 # The threads whose task ends because messages wait.
 _leaving = set[int]()
 # Without a worker around it, in a test or a command, there is no limit.
@@ -72,21 +75,32 @@ def slot(install_id: int, *, drains: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
-def beside() -> Iterator[bool]:
+def beside(install_id: int) -> Iterator[bool]:
     """Whether a task may run that asks Lytics or ODP and delivers nothing. If not, a later message does its work."""
-    global _beside
     with _lock:
-        granted = _slots is None or (_beside < max(1, _slots // BESIDE_ONE_IN) and _free(_slots) > min(1, _slots - 1))
-        _beside += granted
+        granted = _may_have_beside(install_id)
+        if granted:
+            _beside[install_id] += 1
     try:
         yield granted
     finally:
-        with _lock:
-            _beside -= granted
+        if granted:
+            with _lock:
+                _beside[install_id] -= 1
+                if not _beside[install_id]:
+                    del _beside[install_id]
+
+
+def _may_have_beside(install_id: int) -> bool:
+    if _slots is None:
+        return True
+    if _beside.total() >= max(1, _slots // BESIDE_ONE_IN) or _free(_slots) <= min(1, _slots - 1):
+        return False
+    return install_id not in _slow_audits or _slow_audits.isdisjoint(_beside)
 
 
 def _free(slots: int) -> int:
-    return slots - _held.total() - _beside
+    return slots - _held.total() - _beside.total()
 
 
 def _may_have(install_id: int, *, drains: bool) -> bool:
@@ -130,7 +144,17 @@ def note_request(install_id: int, seconds: float) -> None:
     """A request to the install's ODP account has ended, with a response or without."""
     with _lock:
         _newest.pop(install_id, None)
-        if seconds > SLOW_SECONDS:
-            _slow.add(install_id)
-        else:
-            _slow.discard(install_id)
+        _note_seconds(_slow, install_id, seconds)
+
+
+def note_audit_request(install_id: int, seconds: float) -> None:
+    """A request of an audit to Lytics or ODP has ended, with a response or without."""
+    with _lock:
+        _note_seconds(_slow_audits, install_id, seconds)
+
+
+def _note_seconds(slow: set[int], install_id: int, seconds: float) -> None:
+    if seconds > SLOW_SECONDS:
+        slow.add(install_id)
+    else:
+        slow.discard(install_id)

@@ -1,5 +1,7 @@
 """Celery's tasks: fetch, call, answer."""
 
+from functools import partial
+
 from celery import shared_task
 from django.conf import settings
 from django.core.management import call_command
@@ -111,9 +113,10 @@ def look(install_id: int) -> None:
 def audit(install_id: int) -> None:
     """Take the next steps of an audit of one install."""
     wake.heard(install_id, wake.AUDIT)
-    with slots.beside() as free:
+    with slots.beside(install_id) as free:
         if free:
-            audits.advance_all(install_id, seconds=settings.DRAIN_SECONDS)
+            note = partial(slots.note_audit_request, install_id)
+            audits.advance_all(install_id, seconds=settings.DRAIN_SECONDS, note_request=note)
 
 
 @shared_task(name="workers.tasks.ask_audits", ignore_result=True)

@@ -53,6 +53,8 @@ _STEPS: dict[str, Callable[[Audit], Step]] = {
     Phase.COMPARE: comparing.compare,
     Phase.ODP: asking_odp.step,
 }
+# The phases whose steps wait for a response of Lytics or ODP.
+_WITH_REQUESTS = {Phase.SCAN, Phase.ODP}
 
 
 def to_act_on() -> QuerySet[Audit]:
@@ -122,11 +124,11 @@ def due() -> list[int]:
     return list(ready.order_by().values_list("install_id", flat=True).distinct())
 
 
-def advance_all(install_id: int, *, seconds: float) -> None:
+def advance_all(install_id: int, *, seconds: float, note_request: Callable[[float], object] = float) -> None:
     """Take steps of the install's audits for at most ``seconds``, then have a worker take the next ones.
 
     While one audit waits, others take steps. One process at a time takes the steps of an install, so that their
-    requests stay within the rates of the settings.
+    requests stay within the rates of the settings. ``note_request`` gets the seconds of each step with a request.
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -134,7 +136,7 @@ def advance_all(install_id: int, *, seconds: float) -> None:
         if audit is None:
             return
         try:
-            run(audit, until=until)
+            run(audit, until=until, note_request=note_request)
         except Exception as error:
             if sessions.is_database_error(error):  # the audit continues when PostgreSQL is well again
                 raise
@@ -208,15 +210,17 @@ _STOPPED = Q(phase=Audit.Phase.SETTLE) & (
 )
 
 
-def run(audit: Audit, *, until: float) -> None:
+def run(audit: Audit, *, until: float, note_request: Callable[[float], object] = float) -> None:
     """Take the steps of an audit until it ends or has to wait, or ``time.monotonic`` passes ``until``.
 
     Each step is stored in the audit's row, and renews the lease. A switched-off install takes no step.
     """
     _begin(audit)
     while audit.ended_at is None and time.monotonic() < until:
-        began = time.monotonic()
+        began, has_request = time.monotonic(), audit.phase in _WITH_REQUESTS
         result = _step(audit)
+        if has_request:
+            note_request(time.monotonic() - began)
         if result.seconds >= Wait.LONG:
             _store(audit, result, next_at=Now() + timedelta(seconds=result.seconds))
             return
