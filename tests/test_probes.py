@@ -257,6 +257,17 @@ def test_without_probes_for_two_intervals_the_proof_is_overdue(shop: Install, ru
     assert "Start the worker and beat processes." in boss.get(reverse("admin:index")).content.decode()
 
 
+def test_a_proof_is_not_overdue_while_the_next_test_customer_is_under_way(shop: Install, run: Run) -> None:
+    """As after a maintenance, or when an install is switched on again: nothing has to be started."""
+    run(shop)
+    passed(600)
+    assert probes.start_due() == 1
+    assert proof(shop).word == "proven"
+    Trial.objects.filter(closed_at=None).update(moved_at=now() - trials.SILENT_AFTER)
+    trials.give_up_silent()
+    assert proof(shop).word == "failing"
+
+
 def test_the_installs_list_reads_all_proofs_with_a_fixed_number_of_queries(
     shop: Install, odp: ThreadedSandbox, run: Run, boss: Client, django_assert_max_num_queries: Any
 ) -> None:

@@ -40,8 +40,8 @@ RETIRED_CURE = "Press Take back on its page."
 class Proof:
     """The result of an install's newest test customer. ``at`` is the last time that ODP showed what was sent.
 
-    ``word`` is *proven*, *failing*, *overdue* (none was sent for two intervals), or *none* (none was ever sent).
-    ``why`` has the likely cause and the cure of a failure.
+    ``word`` is *proven*, *failing*, *overdue* (none was sent for two intervals, and none is under way), or *none* (none
+    was ever sent). ``why`` has the likely cause and the cure of a failure.
     """
 
     word: Literal["proven", "failing", "overdue", "none"]
@@ -132,7 +132,7 @@ def proof_of(install: Install) -> Proof:
 
 
 def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
-    """The proof of each install, by install id, in three queries."""
+    """The proof of each install, by install id, in four queries."""
     wanted = {install.pk: install for install in installs}
     retired = set(_with_retired_audience())
     ended = Trial.objects.filter(install__in=wanted, closed_at__isnull=False)
@@ -140,20 +140,24 @@ def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
     shown = ended.filter(hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}]).exclude(failed)
     newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
     proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
+    under_way = set(Trial.objects.filter(install__in=wanted, closed_at=None).values_list("install", flat=True))
     return {
-        pk: Proof("none") if pk in retired else _proof(install, newest.get(pk), proven.get(pk))
+        pk: Proof("none")
+        if pk in retired
+        else _proof(install, newest.get(pk), proven.get(pk), is_under_way=pk in under_way)
         for pk, install in wanted.items()
     }
 
 
-def _proof(install: Install, newest: Trial | None, proven: Trial | None) -> Proof:
+def _proof(install: Install, newest: Trial | None, proven: Trial | None, *, is_under_way: bool) -> Proof:
     if newest is None:
         return Proof("none")
     at = proven.closed_at if proven else None
     if newest != proven:
         return Proof("failing", at, why_failed(newest), newest.started_at)
     assert at is not None
-    if interval() and install.enabled and now() - at > 2 * interval() + AFTER_FAILURE:
+    is_late = interval() and install.enabled and now() - at > 2 * interval() + AFTER_FAILURE
+    if is_late and not is_under_way:
         return Proof("overdue", at, "No test customer was sent since. Start the worker and beat processes.", at)
     return Proof("proven", at)
 
