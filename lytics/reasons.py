@@ -60,8 +60,8 @@ HINTS: dict[str, str] = {
         " Point that job elsewhere, or recreate it with the right job type."
     ),
     NO_SEGMENT_EVENTS: (
-        "The message names no audience. In the Lytics job, add segment_events to Export Fields and have the job send"
-        " existing users again; then discard the items."
+        "The message names no audience. Unless segment_events came and is empty, add segment_events to Export Fields in"
+        " the Lytics job and have the job send existing users again. Then discard the items."
     ),
     UNKNOWN_EVENT: (
         "The event is none of enter, exit and change. Correct the Lytics job, have it send existing users again, and"
