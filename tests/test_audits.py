@@ -1002,6 +1002,16 @@ def test_the_command_fails_without_a_person_who_differs_too(
     assert run_command("Shop")[0] == 1
 
 
+def test_the_command_does_not_wait_for_an_install_that_is_switched_off(gold: Audience) -> None:
+    asked = ask_all([gold])
+    Install.objects.update(enabled=False)
+    assert list(audits.finish(asked)) == [], "no step is taken while the install is off"
+    Audit.objects.all().delete()
+    with pytest.raises(CommandError, match="Shop is switched off"):
+        call_command("audit_audiences", "Shop", "--full")
+    assert not Audit.objects.exists()
+
+
 def test_the_command_says_when_it_audits_nothing(db: None) -> None:
     make_audience(make_install(name="New"), provisioned=False)
     assert run_command("New") == (0, "New has no audience in ODP to audit.\n")

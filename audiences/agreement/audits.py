@@ -149,17 +149,22 @@ def advance_all(install_id: int, *, seconds: float, note_request: Callable[[floa
 
 
 def finish(asked: Collection[Audit]) -> Iterator[Audit]:
-    """Take the steps of audits in this process, beside the workers. Yields each audit when it has ended."""
+    """Take the steps of audits in this process, beside the workers. Yields each audit when it has ended.
+
+    Ends early when the install of all that are left is switched off or deleted: then no step is taken.
+    """
     unfinished = {audit.pk for audit in asked}
     installs = {audit.install_id for audit in asked}
-    while unfinished:
+    may_go_on = True
+    while unfinished and may_go_on:
+        may_go_on = Audit.objects.filter(pk__in=unfinished, ended_at=None, install__enabled=True).exists()
         for install_id in installs:
             advance_all(install_id, seconds=1.0)
         ended = Audit.objects.filter(pk__in=unfinished, ended_at__isnull=False)
         for audit in ended.select_related("install", "audience__lane").order_by("ended_at"):
             unfinished.remove(audit.pk)
             yield audit
-        if unfinished:
+        if unfinished and may_go_on:
             time.sleep(0.1)
 
 
