@@ -209,6 +209,18 @@ def test_an_argument_that_is_no_text_is_one_sentence_in_every_command(monkeypatc
         manage.main()
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("django.core.management.execute_from_command_line", wait)
+    with pytest.raises(SystemExit) as ended:
+        manage.main()
+    assert (ended.value.code, "Interrupted" in capsys.readouterr().err) == (130, True)
+
+
 @pytest.mark.parametrize(
     "words",
     [
