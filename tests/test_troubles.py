@@ -491,6 +491,20 @@ def test_a_failing_channel_is_a_trouble_that_the_others_report_until_it_is_back(
     assert Trouble.objects.get(kind="channel").resolved_at is not None
 
 
+def test_the_last_message_about_a_trouble_that_came_back_does_not_say_that_it_is_resolved(receiver: Receiver) -> None:
+    """The message of its resolution failed, and would be sent after the news that it is back."""
+    check(BLOCKED, minute=0)
+    receiver.status = 500
+    for minute in (1, 2):
+        check(minute=minute)
+    receiver.status = 200
+    receiver.got.clear()
+    for minute in (3, 4):
+        check(BLOCKED, minute=minute)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
+    assert [text.partition(":")[0] for text in receiver.texts()] == ["*Trouble"]
+
+
 def test_messages_about_a_resolved_trouble_are_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
     receiver.status = 500
     check(BLOCKED, minute=0)

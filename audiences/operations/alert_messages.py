@@ -60,6 +60,11 @@ def queue(
     trouble: Trouble, event: TroubleMessage.Event, *, at: datetime, not_before: datetime | None = None
 ) -> list[TroubleMessage]:
     """Queue one message for each channel, in the caller's transaction."""
+    if event == Kind.OPENED:
+        # A channel that was away would get them after this message, and they would be its last word.
+        open_ones = TroubleMessage.objects.filter(sent_at=None, given_up_at=None)
+        outdated = open_ones.filter(trouble__key=trouble.key, event=Kind.RESOLVED)
+        outdated.update(given_up_at=at, problem="the trouble came back before this message was sent")
     return _queue(trouble, event, content_of(trouble), at=at, due=not_before or at, to=channels())
 
 
