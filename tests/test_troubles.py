@@ -505,6 +505,18 @@ def test_the_last_message_about_a_trouble_that_came_back_does_not_say_that_it_is
     assert [text.partition(":")[0] for text in receiver.texts()] == ["*Trouble"]
 
 
+def test_the_news_that_a_trouble_got_worse_does_not_wait_for_an_older_message(receiver: Receiver) -> None:
+    receiver.status = 500
+    held = replace(BLOCKED, tone="held")
+    for minute in (0, 1, 2, 4, 8):
+        check(held, minute=minute)
+    receiver.status = 200
+    receiver.got.clear()
+    check(BLOCKED, minute=9)
+    check(BLOCKED, minute=60)
+    assert [event["data"]["tone"] for event in receiver.events()] == ["bad"]
+
+
 def test_messages_about_a_resolved_trouble_are_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
     receiver.status = 500
     check(BLOCKED, minute=0)

@@ -61,10 +61,11 @@ def queue(
 ) -> list[TroubleMessage]:
     """Queue one message for each channel, in the caller's transaction."""
     if event == Kind.OPENED:
-        # A channel that was away would get them after this message, and they would be its last word.
+        # A channel that was away would get the news of a return before the message that the trouble is resolved, and
+        # the news that it got worse would wait for the older one's next attempt.
         open_ones = TroubleMessage.objects.filter(sent_at=None, given_up_at=None)
-        outdated = open_ones.filter(trouble__key=trouble.key, event=Kind.RESOLVED)
-        outdated.update(given_up_at=at, problem="the trouble came back before this message was sent")
+        outdated = open_ones.filter(trouble__key=trouble.key, channel__in=channels())
+        outdated.update(given_up_at=at, problem="a newer message about the trouble replaces it")
     return _queue(trouble, event, content_of(trouble), at=at, due=not_before or at, to=channels())
 
 
