@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from types import GenericAlias
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw
@@ -54,15 +54,26 @@ class Message(msgspec.Struct, gc=False):
     source: str | None = None
 
 
+class Decoder(Protocol):
+    def decode(self, text: bytes, /) -> Any: ...
+
+
+class _NoDecoder:
+    """Rejects every text, so that each message is read field by field."""
+
+    def decode(self, text: bytes, /) -> Any:
+        raise msgspec.ValidationError
+
+
 @dataclass(frozen=True)
 class Layout:
     """The decoders for one identifier field: profile fields other than it are skipped, not built."""
 
     data: Any
-    message: msgspec.json.Decoder[Any]
-    batch: msgspec.json.Decoder[Any]
+    message: Decoder
+    batch: Decoder
     # A batch whose identifiers are texts, not lists or numbers.
-    plain: msgspec.json.Decoder[Any]
+    plain: Decoder
 
 
 # Profile field with the Lytics ID. If another field is the identifier, this one names the owner of that field's list.
@@ -71,7 +82,10 @@ PROFILE_FIELD = "_id"
 
 @lru_cache(maxsize=64)
 def layout_of(identifier_field: str) -> Layout:
-    data, message = _structs(identifier_field, Raw, Raw(b""))
+    try:
+        data, message = _structs(identifier_field, Raw, Raw(b""))
+    except ValueError:  # msgspec names no field with a quote, a backslash or a control character
+        return Layout(_structs("identifier", Raw, Raw(b""))[0], *[_NoDecoder()] * 3)
     _, plain = _structs(identifier_field, str, "")
     batches = (GenericAlias(list, (message,)), GenericAlias(list, (plain,)))
     return Layout(data, *(msgspec.json.Decoder(kind) for kind in (message, *batches)))

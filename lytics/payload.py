@@ -5,7 +5,7 @@ list), each message in Lytics' own layout or as a CloudEvent. docs/lytics-wire.m
 facts. Each message is read independently: an unreadable message is parked with its reason, and the others become facts.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -29,6 +29,7 @@ from lytics.messages import (
     KINDS,
     PROFILE_FIELD,
     TRANSITIONS,
+    Decoder,
     Layout,
     Message,
     Meta,
@@ -44,8 +45,6 @@ from lytics.messages import (
     read_transition,
 )
 from lytics.reasons import UnreadableError
-
-V = TypeVar("V")
 
 
 def parse(
@@ -243,7 +242,8 @@ class _Parser:
 
     def _transitions(self, value: Any) -> list[Transition] | None:
         # In a message that is read field by field, the list of segment events itself is mostly valid.
-        if isinstance(value, bytes) and (typed := _decode(value, TRANSITIONS)) is not None:
+        typed: list[Transition] | None = _decode(value, TRANSITIONS) if isinstance(value, bytes) else None
+        if typed is not None:
             return typed
         value = read_value(value)
         if is_absent(value):
@@ -364,7 +364,7 @@ class _Parser:
         return list(unique)
 
 
-def _decode(text: bytes, decoder: msgspec.json.Decoder[V]) -> V | None:
+def _decode(text: bytes, decoder: Decoder) -> Any:
     """Decode ``text``; None if it has another layout or isn't JSON."""
     try:
         return decoder.decode(text)

@@ -69,7 +69,11 @@ def test_an_install_needs_more_than_a_blank_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--batch-size", "501"], ["--odp-host", "nowhere"], ["--identifier-field", "two words"]]
+    "words",
+    [
+        *(["--batch-size", "501"], ["--odp-host", "nowhere"]),
+        *(["--identifier-field", field] for field in ("two words", '"email"', "a\\b")),
+    ],
 )
 def test_create_install_reports_errors_and_stores_nothing(words: list[str]) -> None:
     with pytest.raises(CommandError):

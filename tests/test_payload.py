@@ -625,6 +625,17 @@ def test_an_id_with_more_digits_than_python_converts_is_parked() -> None:
 # --- Identifiers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("field", ['"email"', "back\\slash", "bell\a"], ids=ascii)
+def test_an_identifier_field_that_no_decoder_can_name_is_read_like_any_other(field: str) -> None:
+    """It is mostly a field with quotes around its name, which no message has. Its calls must not all fail."""
+    there, other = message(field=field, who=["kim", 7]), message(field="email")
+    for raw in (body(there, other), single(there) + single(other)):
+        reading = read(raw, field=field)
+        assert (reading.messages, reading.facts, why(reading)) == (2, [fact(), fact("7")], [reasons.NO_IDENTIFIER])
+    assert read(b"[]", field=field) == Reading()
+    assert why(read(b"[1]", field=field)) == [reasons.NOT_A_MESSAGE]
+
+
 def test_the_identifier_field_may_hold_a_list() -> None:
     reading = read(
         single(message(who=["c1", "c2", " c2\n", "", "  ", None, True, ["c3"], {"c": 4}], field="_uids")), field="_uids"

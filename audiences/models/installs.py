@@ -142,7 +142,12 @@ class Install(models.Model):
     def clean(self) -> None:
         stored = isinstance(self.odp_api_key, Unreadable)
         key_problem = "" if stored else odp_hosts.problem_of_key(self.odp_api_key)
-        errors = {"odp_api_key": key_problem, "odp_host": odp_hosts.problem_of(self.odp_host)}
+        has_quotes = bool(set("\"'`\\") & set(self.identifier_field))
+        errors = {
+            "odp_api_key": key_problem,
+            "odp_host": odp_hosts.problem_of(self.odp_host),
+            "identifier_field": "Enter the field's name without quotes and backslashes." if has_quotes else "",
+        }
         if any(errors.values()):
             raise ValidationError({field: words for field, words in errors.items() if words})
 
