@@ -38,6 +38,24 @@ def test_ticked_items_that_stay_parked_are_not_recorded_as_released(operator: Cl
     assert [item.resolution for item in Parked.objects.order_by("pk")] == ["released", ""]
 
 
+def test_what_was_read_before_an_error_is_in_its_history(
+    operator: Client, items: list[Parked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticked = {"action": "release_selected", "_selected_action": [item.pk for item in items]}
+    asked = operator.post(LIST, ticked)
+    release_one, oldest = parked_items.release_one, items[0]
+
+    def fails_at_the_last(parked_id: int, *, by: str, identifier_field: str = "") -> bool | None:
+        if parked_id == oldest.pk:
+            raise RuntimeError
+        return release_one(parked_id, by=by, identifier_field=identifier_field)
+
+    monkeypatch.setattr(parked_items, "release_one", fails_at_the_last)
+    with pytest.raises(RuntimeError):
+        operator.post(LIST, {**ticked, **asked.context["hidden"]})
+    assert history_of(items[1]).startswith("Not released")
+
+
 def test_ticked_items_of_which_one_was_closed_since_are_left_alone(operator: Client, items: list[Parked]) -> None:
     ticked = {"action": "release_selected", "_selected_action": [item.pk for item in items]}
     asked = operator.post(LIST, ticked)

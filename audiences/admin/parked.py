@@ -212,11 +212,15 @@ class ParkedAdmin(HistoryAdmin[Parked]):
                 message += f" {count(closed, 'item')} had been released or discarded before."
                 return verbs.go(request, back, warning=message)
             return verbs.go(request, back, success=message)
-        results = parked_items.release_each(ids, by=by)
-        released = [item for item in items if results[item.pk]]
-        stayed = [item for item in items if results[item.pk] is False]
-        verbs.record(request, released, verbs.with_others("Released", len(released)))
-        verbs.record(request, stayed, STAYED)
+        results: dict[int, bool | None] = {}
+        try:
+            for pk in ids:
+                results[pk] = parked_items.release_one(pk, by=by)
+        finally:  # even if an error ends the work midway
+            released = [item for item in items if results.get(item.pk)]
+            stayed = [item for item in items if results.get(item.pk) is False]
+            verbs.record(request, released, verbs.with_others("Released", len(released)))
+            verbs.record(request, stayed, STAYED)
         message = released_and_stayed(len(released), len(stayed))
         return verbs.go(request, back, warning=message) if stayed else verbs.go(request, back, success=message)
 

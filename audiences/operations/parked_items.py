@@ -27,21 +27,15 @@ DISCARDED_AT_ONCE, DISCARD_SECONDS = 10_000, 20.0
 
 def release(parked_ids: Iterable[int], *, by: str, identifier_field: str = "") -> tuple[int, int]:
     """Release parked items. Returns the number released and the number that stay because they still can't be read."""
-    done = list(release_each(parked_ids, by=by, identifier_field=identifier_field).values())
+    done = [release_one(parked_id, by=by, identifier_field=identifier_field) for parked_id in parked_ids]
     return done.count(True), done.count(False)
-
-
-def release_each(parked_ids: Iterable[int], *, by: str, identifier_field: str = "") -> dict[int, bool | None]:
-    """Release parked items; the result of ``release_one`` for each.
-
-    An item of a call is parsed again with the install's current settings, or with another ``identifier_field``. A
-    change that ODP rejected is appended again with its old time, so that anything newer still wins.
-    """
-    return {parked_id: release_one(parked_id, by=by, identifier_field=identifier_field) for parked_id in parked_ids}
 
 
 def release_one(parked_id: int, *, by: str, identifier_field: str = "") -> bool | None:
     """True if the item was released, False if it still can't be read, None if it was released or discarded before.
+
+    An item of a call is parsed again with the install's current settings, or with another ``identifier_field``. A
+    change that ODP rejected is appended again with its old time, so that anything newer still wins.
 
     Each item has its own transaction, because two items could lock the same audiences in another order than a call."""
     with transaction.atomic():
