@@ -276,6 +276,25 @@ def test_a_disabled_install_names_who_disabled_it_and_links_to_the_switch(
     assert labels(alert(viewer, "Shop is switched off")) == []
 
 
+def test_of_a_disabled_install_nothing_is_said_to_be_tried_again(operator: Client, install: Install) -> None:
+    ingest.receive(install, body(message(), message(transition(slug="other", segment="s2"))))
+    backoff.apply(install, Answer(Outcome.RETRY_LATER, "ODP could not be reached: refused"))
+    on_hold()
+    Lane.objects.filter(audience__latest_slug="other").update(
+        fault_since_at=now(), fault_until_at=now(), fault_reason="ValueError"
+    )
+    held = ("Shop is on hold", "can't be created in ODP", "can't be delivered")
+    assert all(alert(operator, words) for words in held)
+    assert number(operator, "installs on hold").value == "1"
+    retry_all = [f"{reverse('admin:audiences_install_changelist')}{install.pk}/retry-alike/"]
+    retry_all += [f"{reverse('admin:audiences_audience_changelist')}{Lane.objects.latest('pk').pk}/retry-alike/"]
+    assert [operator.get(address).status_code for address in retry_all] == [200, 200]
+    Install.objects.update(enabled=False)
+    assert [alert(operator, words) for words in held] == [None, None, None]
+    assert number(operator, "installs on hold").value == "0"
+    assert [operator.get(address).status_code for address in retry_all] == [302, 302]
+
+
 def test_a_backlog_over_the_mark_says_that_calls_are_answered_503(
     viewer: Client, install: Install, settings: Settings
 ) -> None:

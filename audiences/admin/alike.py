@@ -14,7 +14,8 @@ def _held_like(audience: Audience) -> list[Audience]:
     """Audiences of the install that can't be created or checked for the same reason; or, of all installs, those held by
     the same error of this service.
     """
-    free = Audience.objects.filter(lane__blocked_at=None, lane__paused_at=None).select_related("install", "lane")
+    free = Audience.objects.filter(install__enabled=True, lane__blocked_at=None, lane__paused_at=None)
+    free = free.select_related("install", "lane")
     if audience.hold_failures:
         alike = free.filter(
             install=audience.install_id,

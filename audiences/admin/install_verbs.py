@@ -71,7 +71,7 @@ class RetryNow(Verb[Install]):
 
 def _on_hold(_: Install) -> list[Install]:
     """The installs that wait for ODP, without those whose key ODP rejects: a retry doesn't help them."""
-    held = Install.objects.filter(backoff_until_at__isnull=False).order_by(Lower("name"), "pk")
+    held = Install.objects.filter(enabled=True, backoff_until_at__isnull=False).order_by(Lower("name"), "pk")
     return [install for install in held if not state.needs_key(install)]
 
 

@@ -29,7 +29,8 @@ _NANOSECONDS = "(extract(epoch FROM %(expressions)s) * 1000000000)::bigint"
 
 
 def installs_on_hold(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
-    held = [install for install in installs if install.backoff_until_at is not None]
+    """Alerts for installs in backoff. For those that are off nothing is tried, and they have an alert of their own."""
+    held = [install for install in installs if state.is_on_hold(install)]
     retried = [install for install in held if not state.needs_key(install)]
     retry_all = _retry_all(retried[0], len(retried)) if retried else None
     return [
@@ -193,8 +194,8 @@ def creations_on_hold() -> list[Alert]:
 
 
 def audiences_with_errors() -> list[Alert]:
-    """Audiences that an unexpected error of this service holds."""
-    faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None)
+    """Audiences that an unexpected error of this service holds, of installs that are on."""
+    faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None, audience__install__enabled=True)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     alike = Window(Count("*"), partition_by=[F("fault_reason")])
     lanes, total = listed_rows(

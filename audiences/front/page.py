@@ -15,6 +15,7 @@ from audiences.front.charts import Point, charts, chosen_hours, chosen_install, 
 from audiences.front.funnel import funnel
 from audiences.front.proofs import proof_number
 from audiences.front.troubles import Facts
+from audiences.insight import state
 from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Install, Parked
@@ -65,7 +66,7 @@ def _numbers(
 ) -> list[Number]:
     heads = [backlog.oldest_at for backlog in waiting.values() if backlog.oldest_at]
     oldest = now() - min(heads) if heads else timedelta(0)
-    on_hold = sum(install.backoff_until_at is not None for install in installs)
+    on_hold = sum(map(state.is_on_hold, installs))
     events = sum(backlog.waiting for backlog in waiting.values())
     items = [group["count"] for group in parked]
     return [

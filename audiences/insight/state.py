@@ -94,6 +94,11 @@ def of_install(install: Install) -> State:
     return State("active")
 
 
+def is_on_hold(install: Install) -> bool:
+    """Whether requests wait for the end of the install's backoff. None are sent while the install is off."""
+    return install.enabled and install.backoff_until_at is not None
+
+
 def hold_of_install(install: Install) -> str:
     """Why an install is on hold, since when and until when; empty when it isn't."""
     if install.backoff_until_at is None:
