@@ -252,6 +252,26 @@ def test_accepting_the_changed_definition_ends_the_alert(
     assert "was changed in ODP" not in operator.get(reverse("admin:index")).content.decode()
 
 
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (Lane, {"paused_at": now(), "paused_by": "kim", "pause_reason": "deleted on purpose"}),
+        (Lane, {"retired_sequence": 2}),
+        (Install, {"enabled": False}),
+    ],
+    ids=["paused", "retired", "switched off"],
+)
+def test_an_audience_that_is_no_longer_looked_at_is_not_said_to_be_made_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, model: type[Lane | Install], values: dict[str, Any]
+) -> None:
+    odp.odp("DELETE", SEGMENT)
+    look(shop)
+    (twin,) = twins.differing()
+    assert twins.alike(twin) == [gold]
+    model._default_manager.update(**values)
+    assert (list(twins.differing()), twins.alike(twin)) == ([], [])
+
+
 def test_take_ours_also_lifts_a_block_for_a_foreign_definition(
     odp: ThreadedSandbox, shop: Install, operator: Client
 ) -> None:

@@ -173,4 +173,10 @@ def alike(twin: Twin) -> list[Audience]:
 
 
 def _differing() -> QuerySet[Twin]:
-    return Twin.objects.exclude(finding=Twin.Finding.NOTHING).exclude(audience__lane__blocked_at__isnull=False)
+    """Without audiences that no look reads: nothing would be created again, and the finding would never end."""
+    return Twin.objects.exclude(finding=Twin.Finding.NOTHING).filter(
+        audience__install__enabled=True,
+        audience__lane__paused_at=None,
+        audience__lane__blocked_at=None,
+        audience__lane__retired_sequence=None,
+    )
