@@ -35,6 +35,7 @@ from audiences.models import (
     LogPart,
     Membership,
     Pruning,
+    Run,
     Twin,
     Worker,
 )
@@ -353,6 +354,8 @@ def test_odp_audiences_without_any(shop: Install) -> None:
 
 
 def test_odp_customer(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    assert states(shop, "odp_customer") == ["unknown"], "delivered now, and ODP may not show an old entry yet"
+    Run.objects.update(closed_at=now() - timedelta(minutes=3))
     line = the(shop, "odp_customer")
     assert (line.state, "by fs_user_id and web_user_id (in " in line.evidence) == ("good", True)
     assert "kim" not in line.evidence
@@ -367,8 +370,11 @@ def test_odp_customer(odp: ThreadedSandbox, shop: Install, gold: Audience) -> No
     assert "failed" in the(shop, "odp_customer").evidence
     Membership.objects.update(rejected=True)
     assert states(shop, "odp_customer") == ["unknown"], "ODP never got what it rejected"
-    Membership.objects.update(rejected=False, occurred_ns=time.time_ns())
-    assert states(shop, "odp_customer") == ["unknown"], "ODP may not show it yet"
+    Membership.objects.update(rejected=False, sequence=F("sequence") + 9)
+    Audience.objects.update(last_sequence=F("last_sequence") + 9)
+    assert states(shop, "odp_customer") == ["unknown"], "sent again after the last run that has settled"
+    Run.objects.all().delete()
+    assert states(shop, "odp_customer") == ["bad"], "the runs of idle audiences are pruned"
     Membership.objects.all().delete()
     assert states(shop, "odp_customer") == ["unknown"]
 

@@ -10,10 +10,9 @@ from django.utils.timezone import now
 from audiences.delivery.odp_account import mechanism_of, same_account
 from audiences.encryption import UNREADABLE, Unreadable
 from audiences.insight import blocks, probes, trials
-from audiences.models import Audience, Install, Membership, Twin
+from audiences.models import Audience, Install, Membership, Run, Twin
 from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
 from audiences.operations.doctor.registry import Finding, Found, bad, check, good, most_urgent, unknown, warning
-from lytics import times
 from odp.client import Client
 from odp.graphql import audiences_of
 from odp.outcomes import Answer, Outcome
@@ -218,7 +217,7 @@ def odp_customer(case: Case) -> Found:
         )
         by = f"only by {names[0]}" if names else "under neither identifier"
         return bad(f"The ledger has a member of {audience}, whom ODP shows {by} ({took}).", cure)
-    return unknown("The ledger has no member whose entry is older than two minutes.", "Wait for events from Lytics.")
+    return unknown("No member was delivered more than two minutes ago.", "Wait for events from Lytics.")
 
 
 def _largest(install: Install) -> list[Audience]:
@@ -227,10 +226,18 @@ def _largest(install: Install) -> list[Audience]:
 
 
 def _settled_member(audience: Audience) -> Membership | None:
-    """A member among the first hundred rows of an audience's ledger (a bounded read) whose entry isn't recent."""
-    latest = times.from_moment(now() - SETTLED)
+    """A member among the first hundred rows of an audience's ledger (a bounded read) who wasn't delivered just now.
+
+    The time of an entry says nothing about that: Lytics also sends members who entered long ago.
+    """
+    newest = Run.objects.filter(audience=audience).order_by("-id")
+    settled = newest.filter(outcome=Outcome.DELIVERED, closed_at__lte=now() - SETTLED).first()
+    if settled is None and newest.exists():
+        return None
+    # Runs are pruned: an audience without any has delivered nothing for long.
+    latest = settled.last_sequence if settled else audience.last_sequence
     rows = Membership.objects.filter(audience=audience).order_by("identifier")[:MEMBERS_READ]
-    return next((row for row in rows if row.is_member and not row.rejected and row.occurred_ns < latest), None)
+    return next((row for row in rows if row.is_member and not row.rejected and row.sequence <= latest), None)
 
 
 @check(ODP, "Other installs on this ODP account")
