@@ -296,6 +296,8 @@ def test_an_audience_that_differs_in_odp_is_no_done_line(odp: ThreadedSandbox, s
     twins.look(shop.pk)
     assert word(shop, "audience") == "failing"
     assert "1 of 1 are not as this service created them" in words_of(shop, "audience")
+    Lane.objects.update(paused_at=now(), paused_by="kim", pause_reason="deleted on purpose")
+    assert "not as this service created them" not in words_of(shop, "audience"), "no look reads it, and Now is silent"
 
 
 def test_an_audience_that_no_look_has_read_counts_from_its_creation(shop: Install) -> None:

@@ -35,6 +35,7 @@ from audiences.models import (
     LogPart,
     Membership,
     Pruning,
+    Retirement,
     Run,
     Twin,
     Worker,
@@ -414,7 +415,10 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     assert (line.state, line.cure) == ("warning", "Press Audit on the page of an audience.")
     gold.lane.retired_sequence = 1
     gold.lane.save()
+    Retirement.objects.create(audience=gold, by="kim", reason="why", began_sequence=1, total=0)
     assert states(shop, "odp_members") == ["unknown"], "a retired audience can't be audited again"
+    Audit.objects.create(install=shop, audience=silver, is_newest=True, ended_at=now())
+    assert states(shop, "odp_members") == ["good"], "so none of it is missing"
 
 
 def test_odp_other_install(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:

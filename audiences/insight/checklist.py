@@ -219,19 +219,23 @@ def _made(install: Install, audiences: QuerySet[Audience]) -> Line:
     made = audiences.filter(provisioned_at__isnull=False).order_by("provisioned_at")
     first = made.first()
     if first is not None:
+        is_read = Q(lane__paused_at=None, lane__retired_sequence=None, install__enabled=True)
         looks = made.aggregate(
             made=Count("pk"),
             looked=Count("twin"),
             # What no look has read is as new as its creation.
             oldest_at=Min(Coalesce("twin__looked_at", "provisioned_at")),
             differing=Count("pk", filter=Q(twin__finding__gt="")),
+            # Now leaves out what no look reads any more.
+            on_now=Count("pk", filter=is_read & Q(twin__finding__gt="")),
         )
-        if looks["differing"]:
-            why = f"{looks['differing']:,} of {looks['made']:,} are not as this service created them."
+        if looks["on_now"]:
+            why = f"{looks['on_now']:,} of {looks['made']:,} are not as this service created them."
             return _failing(name, title, why, "Now names them and what to press.")
         if not looks["looked"]:
             return _done(name, title, first.provisioned_at, about=first)
-        return _done(name, title, looks["oldest_at"], f"{looks['made']:,} as this service created them")
+        right = looks["made"] - looks["differing"]
+        return _done(name, title, looks["oldest_at"], f"{right:,} as this service created them")
     if not audiences.exists():
         return _waiting(name, title, "It is created with the first event.")
     return _held(name, title, install, audiences) or _waiting(name, title, "It is being created.")

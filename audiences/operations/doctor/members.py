@@ -23,7 +23,7 @@ def odp_members(case: Case) -> Found:
     differing = [audit for audit in audits.values() if audit.problem or audit.differing or audit.only_in_odp]
     if differing:
         return most_urgent(map(_finding, differing), NAMED)
-    made = [audience for audience in case.audiences if audience.provisioned_at]
+    made = [audience for audience in case.unretired if audience.provisioned_at]
     audited = [audits[audience.pk] for audience in made if audience.pk in audits]
     if not audited:
         return unknown("No audience of this install was audited.", CURE)
