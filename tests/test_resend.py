@@ -14,11 +14,13 @@ import pytest
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences import wake
+from audiences import ledger_size, wake
+from audiences.admin.resends import progress
 from audiences.delivery import backoff, holds
 from audiences.insight import state
 from audiences.models import Audience, Event, Install, Lane, Membership, Parked, Resend
@@ -148,6 +150,33 @@ def test_a_resync_appends_the_whole_ledger(
     done = again(asked)
     assert (done.total, done.done, done.stopped_by) == (len(names), len(names), "")
     assert state.of_resend(done).word == "done"
+
+
+def test_the_size_of_a_large_ledger_is_estimated(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting ten million rows takes longer than DATABASE_WEB_SECONDS."""
+    monkeypatch.setattr(ledger_size, "COUNTED", 2)
+    in_the_ledger(gold, *numbered(5))
+    Lane.objects.filter(pk=gold.pk).update(member_count=400_000)
+    with CaptureQueriesContext(connection) as queries:
+        asked = ask_resync(gold)
+    assert all("LIMIT 2" in one["sql"] for one in queries if "COUNT(*)" in one["sql"])
+    assert asked.total == 400_000
+    assert progress(asked) == "0 of about 400,000 queued again"
+    advance(shop)
+    assert (again(asked).total, again(asked).done) == (5, 5)
+    assert progress(again(asked)) == "5 of 5 queued again"
+
+
+def test_the_estimate_of_newer_rows_is_at_most_the_number_of_newer_events(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_ledger(gold, *numbered(5))
+    Audience.objects.filter(pk=gold.pk).update(last_sequence=4)
+    assert [ledger_size.of(gold, since=since) for since in (0, 1)] == [5, 0]
+    monkeypatch.setattr(ledger_size, "COUNTED", 2)
+    assert [ledger_size.of(gold, since=since) for since in (1, 9)] == [3, 0]
 
 
 def test_an_empty_ledger_is_resynced_with_nothing(shop: Install, gold: Audience) -> None:

@@ -6,18 +6,23 @@ from django import forms
 from django.db import transaction
 from unfold.widgets import UnfoldAdminTextInputWidget
 
+from audiences import ledger_size
 from audiences.admin.pages import count, number
 from audiences.admin.resends import SendAgain, when
 from audiences.admin.verbs import AskReason, Verb
 from audiences.delivery import backoff, holds, provision
 from audiences.insight import similar_slugs, state
-from audiences.models import Audience, Membership, Resend
+from audiences.models import Audience, Resend
 from audiences.operations import other_id, resends, take_over
 from audiences.wake import wake
 
 
 def once_resumed(audience: Audience) -> str:
     return " once it is resumed, because it is paused too" if audience.lane.paused_at else ""
+
+
+def customers(held: int) -> str:
+    return f"{'about ' if held >= ledger_size.COUNTED else ''}{count(held, 'customer')}"
 
 
 class Pause(Verb[Audience]):
@@ -134,9 +139,9 @@ class UseOtherId(Verb[Audience]):
         return f"{audience.odp_id} {audience.lane.blocked_at}"
 
     def consequence(self, audience: Audience) -> str:
-        held = Membership.objects.filter(audience=audience).count()
+        held = ledger_size.of(audience)
         return (
-            f"A new audience is created in ODP and everybody known is sent to it: {count(held, 'customer')} and the"
+            f"A new audience is created in ODP and everybody known is sent to it: {customers(held)} and the"
             f" {number(state.backlog(audience.lane))} waiting events. {audience} keeps in ODP what it has there, and"
             " it is no longer updated. Change every campaign that uses it to the new id."
             f" The reason of the block: {audience.lane.block_reason}"
@@ -246,10 +251,10 @@ class Resync(SendAgain):
     form = AskReason
 
     def consequence(self, audience: Audience) -> str:
-        held = Membership.objects.filter(audience=audience).count()
+        held = ledger_size.of(audience)
         return (
             f"All memberships of {audience} are sent to ODP again, changed or not:"
-            f" {count(held, 'customer')}, {number(audience.lane.member_count)} of them as members and the rest as"
+            f" {customers(held)}, {number(audience.lane.member_count)} of them as members and the rest as"
             f" not. {when(audience, held)} New events continue meanwhile and win where they are newer."
         )
 

@@ -10,6 +10,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
+from audiences import ledger_size
 from audiences.admin import verbs
 from audiences.admin.pages import HistoryAdmin, ago, count, link, list_url, number, pill_and_why, shortened, span
 from audiences.admin.periods import ByPeriod
@@ -117,7 +118,8 @@ def progress(resend: Resend) -> str:
     """The progress. The total was counted when the Resend was requested; the ledger may have grown since."""
     total = max(resend.total, resend.done)
     if resend.kind != Resend.Kind.RELEASE:
-        return f"{number(resend.done)} of {number(total)} queued again"
+        is_estimate = resend.kind == Resend.Kind.RESYNC and not resend.ended_at and total >= ledger_size.COUNTED
+        return f"{number(resend.done)} of {'about ' if is_estimate else ''}{number(total)} queued again"
     stayed = f", {number(resend.stayed)} still can't be read" if resend.stayed else ""
     return f"{number(resend.done)} of {number(total)} released{stayed}"
 

@@ -19,10 +19,10 @@ from django.db.models import Case, Exists, OuterRef, Q, QuerySet, When
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import sessions
+from audiences import ledger_size, sessions
 from audiences.agreement import asking_odp, comparing, scanning, sizes
 from audiences.agreement.steps import Ended, Step, Wait
-from audiences.models import Audience, Audit, Difference, Install, Membership, ScannedMember
+from audiences.models import Audience, Audit, Difference, Install, ScannedMember
 from audiences.wake import wake_audit, wake_look
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,8 @@ UNDER_WAY = 20
 KEPT = 100
 # The most audits that the schedule requests in one run.
 ASKED = 20
+# The seconds that a person who stops an audit may wait for the deletion of its scan, beyond DATABASE_WEB_SECONDS.
+FORGET_SECONDS = 60.0
 SCHEDULE = "schedule"
 FAILED = "Unexpected error of this service. The log of a worker has its traceback."
 
@@ -73,8 +75,7 @@ def ask(audience: Audience, *, mode: str, by: str, sample: int = 0, share: float
     ``most`` is the most differences with Lytics that are stored, if more than usual.
     """
     if mode == Audit.Mode.SAMPLE and sample:
-        known = Membership.objects.filter(audience=audience).count()
-        share = min(1.0, max(1, sample) / max(1, known))
+        share = min(1.0, max(1, sample) / max(1, ledger_size.of(audience)))
     audit = Audit(install_id=audience.install_id, audience=audience, mode=mode, share=share, by=by, most=most)
     try:
         with transaction.atomic():
@@ -111,7 +112,8 @@ def stop(audit: Audit, *, by: str) -> bool:
     stopped = Audit.objects.filter(pk=audit.pk, ended_at=None)
     done = bool(stopped.update(ended_at=now(), problem=f"Stopped by {by}.", lease_until_at=None))
     if done:
-        ScannedMember.objects.filter(audit=audit).delete()
+        with sessions.allow_more(FORGET_SECONDS):
+            ScannedMember.objects.filter(audit=audit).delete()
     return done
 
 

@@ -16,7 +16,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import sessions
+from audiences import ledger_size, sessions
 from audiences.agreement import audits, repairs
 from audiences.delivery import provision
 from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend
@@ -76,9 +76,8 @@ def resync(audience: Audience, *, by: str, reason: str, since: int = 0) -> bool:
     log. If a newer event is delivered first, the fold drops our older copy; if it is later, it is delivered later. The
     audience is checked in ODP first, and created again if it is missing.
     """
-    held = Membership.objects.filter(audience=audience, sequence__gt=since).count()
     resend = Resend(kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, by=by, reason=reason)
-    resend.upto, resend.total = since, held
+    resend.upto, resend.total = since, ledger_size.of(audience, since=since)
     with transaction.atomic():
         asked = _ask(resend)
         if asked:
@@ -233,12 +232,15 @@ def _step(resend: Resend, limit: int) -> Step:
 
 
 def _move(resend: Resend, step: Step) -> None:
+    # The total of a resync may be an estimate.
+    counted = {"total": F("done") + step.done} if step.over and resend.kind == Resend.Kind.RESYNC else {}
     Resend.objects.filter(pk=resend.pk).update(
         done=F("done") + step.done,
         stayed=F("stayed") + step.stayed,
         after=step.after,
         after_identifier=step.after_identifier,
         ended_at=Now() if step.over else None,
+        **counted,
     )
 
 

@@ -52,7 +52,7 @@ def retire(audience: Audience, *, by: str, reason: str) -> bool:
                 by=by,
                 reason=reason,
                 began_sequence=Audience.objects.values_list("last_sequence", flat=True).get(pk=audience.pk),
-                total=Membership.objects.filter(audience=audience, is_member=True).count(),
+                total=Lane.objects.values_list("member_count", flat=True).get(pk=audience.pk),
             )
             transaction.on_commit(lambda: wake_resend(audience.install_id), robust=True)
     except IntegrityError as error:
