@@ -225,6 +225,15 @@ def test_a_line_counts_the_audiences_of_unlisted_groups(install: Install) -> Non
     assert blocked == [2] * 10 + [4]
 
 
+def test_a_line_of_several_causes_has_no_button_for_one_of_them(operator: Client, install: Install) -> None:
+    for number in range(14):
+        lane = make_audience(install, f"club_{number}").lane
+        Lane.objects.filter(pk=lane.pk).update(blocked_at=now(), block_reason=f"cause {min(number, 10)}")
+    found = line(operator, "14 audiences are blocked")
+    assert [one.label for one in found.buttons] == []
+    assert found.unfolded[0].buttons[0].label == "Unblock all 4 of this cause"
+
+
 def test_a_blocked_audience_with_an_error_is_one_trouble(install: Install) -> None:
     enter(make_audience(install), "kim")
     reasons = {"fault_until_at": now() + timedelta(hours=1), "fault_reason": "ours", "block_reason": "no such field"}

@@ -183,8 +183,9 @@ def _line(group: Sequence[Known], request: HttpRequest, of_install: str) -> Show
 
 def _offers(group: Sequence[Known]) -> list[Offer]:
     """The buttons for all troubles of a line: what ends their cause, if they have one cause, and Mute."""
-    bulks = {alert.bulk.scope: alert.bulk for alert, _ in group if alert.bulk}
-    wider = {alert.wider for alert, _ in group if not alert.is_rest}
+    listed = [alert for alert, _ in group if not alert.is_rest]
+    bulks = {alert.bulk.scope if alert.bulk else None: alert.bulk for alert in listed}
+    wider = {alert.wider for alert in listed}
     stored = {trouble.pk: trouble for _, trouble in group if trouble and not is_muted(trouble)}
     for_all = wider if len(wider) == 1 and None not in wider else bulks.values()
     offers = [bulk.offer for bulk in for_all if bulk and len(for_all) == 1]
