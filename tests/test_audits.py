@@ -975,6 +975,20 @@ def test_audit_and_repair_are_buttons(odp: ThreadedSandbox, gold: Audience, lyti
     assert "differs between" not in operator.get(reverse("admin:index")).content.decode()
 
 
+def test_an_audit_without_a_result_has_the_button_that_audits_again(gold: Audience, operator: Client) -> None:
+    failed = {"install": gold.install, "audience": gold, "is_newest": True, "ended_at": now()}
+    Audit.objects.create(**failed, mode="full", by="kim", problem="Lytics rejects the scan.")
+
+    def told() -> tuple[str, list[str]]:
+        alerts = operator.get(reverse("admin:index")).context["alerts"]
+        (found,) = [one for one in alerts if "could not be audited" in one.what]
+        return found.todo, [button.label for button in found.buttons]
+
+    assert told() == ("Press Audit.", ["Audit"])
+    press(operator, "audit", gold, mode="full", sample="1000")
+    assert told() == ("Another audit is under way, and replaces this result.", [])
+
+
 def run_command(*words: str) -> tuple[int, str]:
     out = io.StringIO()
     try:

@@ -1,7 +1,10 @@
 """Front page alerts for audiences whose newest audit found differences or had no result."""
 
+from django.db.models import Exists, OuterRef
+
 from audiences.admin.pages import list_url, url_of
 from audiences.agreement import audits, words
+from audiences.annotations import required
 from audiences.front.alerts import Alert, and_more, buttons, listed_rows
 from audiences.models import Audit
 
@@ -9,7 +12,9 @@ KIND = "audit"
 
 
 def alerts() -> list[Alert]:
-    found, total = listed_rows(audits.to_act_on().select_related("audience__install", "install").order_by("-id"))
+    unfinished = Exists(Audit.objects.filter(audience=OuterRef("audience"), ended_at=None))
+    newest = audits.to_act_on().annotate(is_audited_again=unfinished)
+    found, total = listed_rows(newest.select_related("audience__install", "audience__lane", "install").order_by("-id"))
     return [*map(_alert, found), *and_more(KIND, total, "audits with differences or no result", list_url(Audit))]
 
 
@@ -26,15 +31,17 @@ def _alert(audit: Audit) -> Alert:
         url_of(audit),
         "held" if audit.problem or is_estimate else "bad",
         todo=_todo(audit, is_estimate=is_estimate),
-        offers=(buttons(audit, "repair"),),
+        offers=(buttons(audit.audience, "audit") if audit.problem else buttons(audit, "repair"),),
         install=audit.install_id,
         cause="problem" if audit.problem else "only in ODP" if is_estimate else "differs",
     )
 
 
 def _todo(audit: Audit, *, is_estimate: bool) -> str:
+    if required(audit, "is_audited_again", bool):
+        return "Another audit is under way, and replaces this result."
     if audit.problem:
-        return "Audit it again."
+        return "Press Audit."
     if is_estimate:
         return (
             "An audit can't name them. See whether another system writes the field or list of the audience, and stop"
