@@ -3,9 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Container
+from itertools import chain, count
 
 # What the ODP ids of an install begin with, unless it has a prefix of its own (``Install.odp_prefix``).
 PREFIX = "lytics_"
+# Characters of the column. A prefix of 40 and a slug of 500 fit; a suffix after them does not.
+LONGEST_ODP_ID = 540
 # The audience of the test customers in Lytics' words. Its customers have names of their own, so several installs of one
 # ODP account may share its ODP id.
 TEST_SEGMENT_ID = "lytics-sync-test"
@@ -35,18 +38,18 @@ def shows(odp_id_of: str, slug: str) -> bool:
 
 
 def free_odp_id(slug: str, segment_id: str, taken: Container[str], *, prefix: str = PREFIX) -> str:
-    """The id for a new audience; when another segment has it already, with a suffix from the segment's own id."""
+    """The id for a new audience; when another segment has it already, with a suffix from the segment's own id.
+
+    An id that would be longer than its column has fewer characters of the slug.
+    """
     plain = odp_id(slug, prefix=prefix)
     if plain not in taken:
         return plain
     suffix = re.sub(r"[^a-z0-9]+", "", segment_id.lower()) or "x"
-    for length in range(min(6, len(suffix)), len(suffix) + 1):
-        if (candidate := f"{plain}_{suffix[:length]}") not in taken:
-            return candidate
-    number = 2
-    while f"{plain}_{suffix}_{number}" in taken:
-        number += 1
-    return f"{plain}_{suffix}_{number}"
+    lengths = range(min(6, len(suffix)), len(suffix) + 1)
+    endings = chain((f"_{suffix[:length]}" for length in lengths), (f"_{suffix}_{number}" for number in count(2)))
+    candidates = (plain[: LONGEST_ODP_ID - len(ending)] + ending for ending in endings)
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def is_one_line(name: str) -> bool:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiences import naming
+from audiences.models import Audience
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,16 @@ def test_as_many_segments_as_want_one_id_all_get_one_of_their_own(segment_id: st
     for _ in range(wanted):
         free = naming.free_odp_id("gold_club", segment_id, taken)
         assert re.fullmatch(r"lytics_[a-z0-9_]+", free)
+        assert free not in taken
+        taken.add(free)
+
+
+@pytest.mark.parametrize("segment_id", ["5D2A91c07e", "7" * 500, "x"])
+def test_an_id_with_a_suffix_is_as_long_as_its_column_at_most(segment_id: str) -> None:
+    taken: set[str] = set()
+    for _ in range(12):
+        free = naming.free_odp_id("g" * 500, segment_id, taken, prefix=f"lytics_{'e' * 32}_")
+        assert len(free) <= naming.LONGEST_ODP_ID == Audience._meta.get_field("odp_id").max_length
         assert free not in taken
         taken.add(free)
 

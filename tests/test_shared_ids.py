@@ -212,6 +212,13 @@ def test_a_form_that_does_not_name_the_prefix_keeps_it(operator: Client, odp: Th
     assert (again.name, again.odp_prefix) == ("Renamed", "lytics_eu_")
 
 
+def test_a_renamed_audience_whose_new_id_would_be_too_long_keeps_its_own(odp: ThreadedSandbox) -> None:
+    shop = make_install(odp, odp_prefix="lytics_eu_")
+    gold = make_audience(shop, provisioned=False)
+    Audience.objects.update(odp_id=f"lytics_{'g' * 533}")
+    assert (prefixes.apply(shop, before="lytics_"), len(read(gold.pk).odp_id)) == (0, 540)
+
+
 def test_a_renamed_audience_whose_new_id_is_taken_keeps_its_own(odp: ThreadedSandbox) -> None:
     shop = make_install(odp, odp_prefix="lytics_eu_")
     taken = make_audience(shop, "eu_gold")

@@ -23,7 +23,7 @@ class Audience(models.Model):
     segment_id = models.CharField(max_length=512)
     slug = models.CharField(max_length=512)
     latest_slug = models.CharField(max_length=512)
-    odp_id = models.CharField("ODP id", max_length=540)
+    odp_id = models.CharField("ODP id", max_length=naming.LONGEST_ODP_ID)
     last_sequence = models.BigIntegerField(default=0)
     # The part of the log that its new events go to, and the last number before that part. No waiting event is in a part
     # before ``waiting_part``. Written by ``operations/parts.py``, under the lock on this row. No foreign key: each call

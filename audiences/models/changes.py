@@ -4,6 +4,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audiences import naming
 from audiences.encryption import EncryptedTextField
 from audiences.masked_answers import SaidField
 from audiences.models.audiences import Audience
@@ -157,7 +158,7 @@ class AudienceMove(models.Model):
     audience = models.ForeignKey(Audience, on_delete=models.PROTECT, related_name="moves")
     stage = models.CharField(max_length=10, choices=Stage, default=Stage.COPY)
     # The ODP id under which it was copied. A person may give the audience another one meanwhile.
-    odp_id = models.CharField(max_length=540)
+    odp_id = models.CharField(max_length=naming.LONGEST_ODP_ID)
     # The cursor of its lane before its ledger was copied: each later change of the ledger has a higher number.
     from_sequence = models.BigIntegerField(default=0)
     # The number of customers that the new account rejected.

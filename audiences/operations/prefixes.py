@@ -2,6 +2,7 @@
 
 from django.db import transaction
 
+from audiences import naming
 from audiences.delivery import holds, provision
 from audiences.models import Audience, Install, Lane
 from audiences.wake import wake
@@ -10,7 +11,7 @@ from audiences.wake import wake
 def apply(install: Install, *, before: str) -> int:
     """Give audiences that aren't in ODP yet ids under the stored prefix, and unblock them. Returns how many.
 
-    An audience whose new id is taken keeps its id. So does a retired audience, whose id was in ODP.
+    An audience whose new id is taken or too long keeps its id. So does a retired audience, whose id was in ODP.
     """
     with transaction.atomic():
         # While this lock is held, calls create no audience (``receiving/audience_lookup.py``).
@@ -22,7 +23,8 @@ def apply(install: Install, *, before: str) -> int:
         renamed = 0
         for lane in waiting:
             odp_id = prefix + lane.audience.odp_id.removeprefix(before)
-            if lane.audience.odp_id.startswith(before) and odp_id not in taken:
+            fits = len(odp_id) <= naming.LONGEST_ODP_ID
+            if lane.audience.odp_id.startswith(before) and fits and odp_id not in taken:
                 provision.use_id(lane.pk, odp_id)
                 holds.unblock(lane)
                 renamed += 1
