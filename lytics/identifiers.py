@@ -37,14 +37,32 @@ def has_only_plain_texts(json: bytes) -> bool:
     return json.isascii() and b"\\" not in json
 
 
+# Blanks, and what Unicode calls Default_Ignorable_Code_Point: zero-width characters, soft hyphens, byte
+# order marks, fillers, variation selectors and tags. U+2800 is a Braille cell without dots.
+_UNSEEN = re.compile(
+    r"[\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+
+
+def trimmed(text: str) -> str:
+    """Without blanks at both ends; empty if it consists of invisible characters only."""
+    text = text.strip()
+    return "" if _UNSEEN.fullmatch(text) else text
+
+
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
 
 
 def as_identifier(value: Any) -> str:
-    """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty."""
+    """The identifier in one JSON value: text trimmed, a number by its own digits, anything else empty.
+
+    Text without a visible character is empty, too.
+    """
     value = read_value(value)
     if isinstance(value, str):
-        return value.strip()
+        return trimmed(value)
     if not isinstance(value, bytes):
         return ""
     if value.startswith(b'"'):
@@ -111,4 +129,4 @@ def _fits(name: str) -> bool:
 
 
 def as_name(value: str | int | None) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None else trimmed(str(value))

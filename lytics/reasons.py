@@ -86,8 +86,8 @@ HINTS: dict[str, str] = {
         " job send existing users again and discard the items."
     ),
     UNUSABLE_IDENTIFIER: (
-        "The identifier field is there and holds no identifier: it is blank, null, true, false or an object."
-        " Correct the field in Lytics, or release the items and choose another field that came with it."
+        "The identifier field is there and holds no identifier: it is blank or invisible, null, true, false or an"
+        " object. Correct the field in Lytics, or release the items and choose another field that came with it."
     ),
     PLACEHOLDER: (
         "The identifier is a placeholder, such as null, undefined or zeros. As a customer it would be in every"

@@ -447,7 +447,7 @@ def test_an_empty_audience_has_one_empty_page(server: ScriptedServer) -> None:
         ("12345.0", ("12345",)),
         ("1.2345e4", ("12345",)),
         ("0.5", ("0.5",)),
-        ('["a", "b", "a", "", null, true, {"x": 1}, 7]', ("a", "b", "7")),
+        ('["a", "b", "a", "", "\\u200b", null, true, {"x": 1}, 7]', ("a", "b", "7")),
         ("null", ()),
         ("true", ()),
         ('{"a": "b"}', ()),

@@ -735,6 +735,8 @@ def test_a_control_character_in_an_identifier_is_kept_also_without_an_escape() -
         ([], "a list"),
         ("", "a blank text"),
         ("  ", "a blank text"),
+        ("\u200b\u200d \ufeff", "a blank text"),
+        (["\xad", "\u2800\u3164\ufe0f"], "a list"),
         (None, "null"),
         (True, "true"),
         ({}, "an object"),
@@ -749,6 +751,11 @@ def test_a_field_that_holds_no_identifier_is_not_called_missing(who: Any, seen: 
     assert (reading.facts, why(reading)) == ([], [reasons.UNUSABLE_IDENTIFIER])
     assert f"'_id' is {seen}" in reading.to_park[0].detail
     assert "kim@example.com" not in reading.to_park[0].detail
+
+
+def test_an_identifier_keeps_its_invisible_characters_beside_visible_ones() -> None:
+    assert read(body(message(who="\u200bk\u00adim\ufeff"))).facts == [fact("\u200bk\u00adim\ufeff")]
+    assert why(read(body(message(transition(segment="\u200b", slug="\ufeff"))))) == [reasons.NO_AUDIENCE]
 
 
 def test_an_empty_list_is_parked_unless_it_may_empty_a_profile() -> None:

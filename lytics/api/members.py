@@ -7,7 +7,7 @@ from typing import Any
 from lytics.api.client import Client, Digits
 from lytics.api.outcomes import Answer, Outcome
 from lytics.api.reading import Fields, count, text
-from lytics.identifiers import as_whole_number
+from lytics.identifiers import as_whole_number, trimmed
 
 # Documented: 10 by default, 100 at most. A million members need 10,000 requests.
 LARGEST_PAGE = 100
@@ -96,7 +96,7 @@ def _page(client: Client, segment_id: str, *, fields: Sequence[str], token: str,
 
 def _identifier(value: Any) -> str:
     if isinstance(value, str):
-        return value.strip()
+        return trimmed(value)
     if isinstance(value, Digits):
         return as_whole_number(value.text)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
