@@ -104,7 +104,9 @@ HINTS: dict[str, str] = {
     ),
     TOO_MANY_EVENTS: (
         "A call gives at most 500,000 events, one for each identifier of a message in each of its audiences. This"
-        " message would have exceeded that. Release it to have it read alone."
+        " message would have exceeded that. Release it to have it read alone. If it stays parked, it exceeds the limit"
+        " alone, and no release helps: correct the identifier field in Lytics, which documents 50 identifiers of a"
+        " person at the most, have the job send existing users again, and discard the item."
     ),
     TOO_MANY_MESSAGES: (
         "The call holds more than 100,000 messages; Lytics documents 1,000 at the most. Nothing of it was read."

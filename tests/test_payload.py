@@ -974,6 +974,9 @@ def test_a_message_with_too_many_events_is_parked(monkeypatch: pytest.MonkeyPatc
         (reasons.TOO_MANY_EVENTS, "3 identifiers in 2 segment events")
     ]
     assert len(read(reading.to_park[0].raw).facts) == 6  # alone, the message is within the limit
+    monkeypatch.setattr(payload, "FACTS_AT_MOST", 5)
+    assert why(read(reading.to_park[0].raw, released=True)) == [reasons.TOO_MANY_EVENTS]
+    assert re.search("Release .* alone.* If it stays parked, .* discard", reasons.HINTS[reasons.TOO_MANY_EVENTS])
 
 
 def test_messages_with_too_many_events_together_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
