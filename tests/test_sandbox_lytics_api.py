@@ -1,5 +1,6 @@
 """The sandbox Lytics API, over real HTTP, through the product's own client: what it says is what was sent."""
 
+import base64
 import json
 import signal
 import subprocess
@@ -116,6 +117,14 @@ def test_a_scan_token_expires_and_the_scan_begins_again(server: LyticsServer, va
     assert everyone(walk(server)) == expected.members(VIP)
 
 
+@pytest.mark.parametrize("text", ["5", "null", "{}", '["x", 1]', f'["{VIP}", "", "soon"]', "[" * 100_000, "\xff"])
+def test_a_token_of_another_form_has_expired(server: LyticsServer, text: str) -> None:
+    told(server.api.account)
+    token = base64.urlsafe_b64encode(text.encode("latin-1")).decode()
+    answer = server.api.answer("GET", f"/api/segment/{VIP}/scan", {"start": token}, {"authorization": TOKEN}, b"")
+    assert answer.status == 400
+
+
 def test_an_old_token_may_end_the_scan_early_and_only_the_total_tells(server: LyticsServer) -> None:
     told(server.api.account)
     control(server, "switches", {"old_scan": "end", "scan_token_seconds": 0})
@@ -192,6 +201,7 @@ def test_a_job_is_made_held_started_changed_and_kept(server: LyticsServer) -> No
     [
         {"segment_ids": []},
         {"segment_ids": ["unknown"]},
+        {"segment_ids": 5},
         {"webhook_url": "http://sync.example"},
         {"webhook_url": ""},
     ],
@@ -203,6 +213,13 @@ def test_a_job_that_lytics_could_not_run_is_rejected(server: LyticsServer, chang
     assert auth is not None
     config = {"segment_ids": [VIP], "webhook_url": "https://sync.example/hook", **changed}
     assert create_job(api, name="x", auth_ids=[auth.auth_id], config=config).answer.outcome is Outcome.REJECTED
+
+
+def test_authorizations_that_are_no_list_are_rejected(server: LyticsServer) -> None:
+    told(server.api.account)
+    job = {"name": "x", "auth_ids": 5, "config": {"segment_ids": [VIP], "webhook_url": "https://sync.example/hook"}}
+    answer = client(server).post("v2", "job", "webhook_triggers", content=job)
+    assert answer.outcome is Outcome.REJECTED
 
 
 def test_ten_integrations_an_hour_may_be_made(server: LyticsServer) -> None:

@@ -126,10 +126,13 @@ def _token(segment_id: str, after: str, now: float) -> str:
 def _place(token: str, segment_id: str, oldest: float) -> str:
     """The last person of the page before; empty when the token is of another audience, too old, or no token."""
     try:
-        of, after, made_at = json.loads(base64.urlsafe_b64decode(token))
-    except ValueError:
+        place = json.loads(base64.urlsafe_b64decode(token))
+    except (ValueError, RecursionError):
         return ""
-    return str(after) if of == segment_id and made_at >= oldest else ""
+    match place:
+        case [str(of), str(after), float(made_at)] if of == segment_id and made_at >= oldest:
+            return after
+    return ""
 
 
 # People
@@ -160,11 +163,15 @@ def show_identity(api: Api, query: dict[str, str], body: bytes, name: str, value
 def _json_object(api: Api, body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         raise Refused(api.error(400, "/v2/", "the body must be a JSON object"))
     return given
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _job(api: Api, name: str) -> dict[str, Any]:
@@ -216,9 +223,9 @@ def create_job(api: Api, query: dict[str, str], body: bytes, workflow: str | Non
         raise Refused(api.error(400, "/v2/", "name, workflow and config are needed"))
     if not str(config.get("webhook_url", "")).startswith(("https://", "http://127.0.0.1")):
         raise Refused(api.error(400, "/v2/", "webhook_url must be https"))
-    if not config.get("segment_ids") or not all(api.account.audience(str(one)) for one in config["segment_ids"]):
+    if not all(api.account.audience(str(one)) for one in _listed(config.get("segment_ids")) or [""]):
         raise Refused(api.error(400, "/v2/", "segment_ids names no audience, or one that does not exist"))
-    if not all(api.account.thing("auth", str(one)) for one in job.get("auth_ids") or ["none"]):
+    if not all(api.account.thing("auth", str(one)) for one in _listed(job.get("auth_ids")) or [""]):
         raise Refused(api.error(400, "/v2/", "auth_ids names no authorization that exists"))
     _within_the_hour(api)
     active = [one for one in api.account.things("job") if one["status"] in ("running", "sleeping")]
