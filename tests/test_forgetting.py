@@ -390,6 +390,26 @@ def test_the_command_has_exits_sent_first(shop: Install, gold: Audience, monkeyp
         run("forget", "Shop", "lee", "--yes")
 
 
+def test_with_exits_an_install_that_is_off_forgets_when_it_is_on(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, boss: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Install.objects.update(enabled=False)
+    page = boss.post(reverse("find_customer"), {"note": note_on(found_by(boss)), "forget": shop.pk})
+    assert "The install is off: with exits" in page.content.decode()
+    monkeypatch.setattr("audiences.management.commands.forget.WAIT_SECONDS", 0)
+    with pytest.raises(CommandError, match=r"Shop is switched off\. .* when it is on again"):
+        run("forget", "Shop", KIM, "--yes", "--tell-odp")
+    drain_all(shop)
+    forgetting.advance_all()
+    assert (odp.members("lytics_gold"), Forgotten.objects.get().ended_at) == ([KIM, "lee"], None)
+    Install.objects.update(enabled=True)
+    drain_all(shop)
+    forgetting.advance_all()
+    assert (odp.members("lytics_gold"), rows_that_name(KIM)) == (["lee"], [])
+    Install.objects.update(enabled=False)
+    assert "Forgotten" in run("forget", "Shop", "lee", "--yes")  # without exits at once
+
+
 @pytest.mark.parametrize(
     ("words", "says"), [(["Nowhere", KIM], "No install is called 'Nowhere'"), (["Shop", ""], "The identifier is empty")]
 )

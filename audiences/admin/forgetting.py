@@ -22,6 +22,7 @@ CONSEQUENCE = (
     " This can't be undone. Without exits, ODP keeps the customer's memberships. If Lytics sends an event about the"
     " customer later, this service stores it like that of a new customer."
 )
+OFF = " The install is off: with exits, the customer is forgotten when it is on again and ODP has accepted them."
 BEGUN = (
     "The customer is being forgotten. This takes some seconds; with exits, until ODP has accepted them, and some"
     " minutes if an earlier request got no response. An exit that ODP rejects is parked; release or discard it."
@@ -57,7 +58,7 @@ def forget(request: HttpRequest, identifier: str, install_id: str) -> HttpRespon
                 "title": "Forget this customer",
                 "label": "Forget",
                 "danger": True,
-                "consequence": CONSEQUENCE.format(install=install),
+                "consequence": CONSEQUENCE.format(install=install) + ("" if install.enabled else OFF),
                 "form": form,
                 "hidden": {"note": request.POST["note"], "forget": str(install.pk)},
                 "action": reverse("find_customer"),

@@ -6,6 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audiences.management import arguments
+from audiences.models import Install
 from audiences.operations import forgetting
 from audiences.operations.forgetting import BusyError
 
@@ -40,6 +41,11 @@ class Command(BaseCommand):
             raise CommandError("This customer is being forgotten already. The workers finish it.")
         until = time.monotonic() + WAIT_SECONDS
         while not _is_done(asked):
+            if asked.tell_odp and not Install.objects.filter(pk=install.pk, enabled=True).exists():
+                raise CommandError(
+                    f"{install} is switched off. The request is stored: exits that ODP has not accepted yet are sent"
+                    " when it is on again, and the workers then forget the customer."
+                )
             if time.monotonic() > until:
                 raise CommandError(
                     "ODP has not accepted the exits yet, or may still apply an earlier request. The workers finish it."
