@@ -11,8 +11,8 @@ class Command(BaseCommand):
     help = "Send a test alert to each channel that the settings name, now. Exit code 1 when one doesn't accept it."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        # This command sends them. A worker sends those that are left if the command is stopped.
-        queued = alert_messages.queue_test(delay=alert_messages.CLAIM)
+        # This command sends them, one after another. A worker sends those that are left if the command is stopped.
+        queued = alert_messages.queue_test(delay=len(alert_messages.channels()) * alert_messages.CLAIM)
         if not queued:
             raise CommandError("No channel is set: ALERT_EMAILS, ALERT_SLACK_URL or ALERT_WEBHOOK_URL.")
         failed = 0
