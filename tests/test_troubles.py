@@ -655,11 +655,16 @@ class _DrippingHandler(StreamRequestHandler):
                 self.wfile.write(b"2")
 
 
+@pytest.mark.parametrize("is_connected", [True, False])
 def test_a_mail_server_that_drips_holds_a_worker_until_the_deadline(
-    receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch, is_connected: bool
 ) -> None:
     """Each byte comes within EMAIL_TIMEOUT, so that no timeout of the socket ends the connection."""
     monkeypatch.setattr(mail_backend, "SECONDS", 0.2)
+    if not is_connected:  # the deadline passes during a connect or a TLS handshake
+        monkeypatch.setattr(mail_backend._Limited, "_is_over", True)
+        monkeypatch.setattr(mail_backend._Limited, "_cut", lambda _: None)
+    began = time.monotonic()
     settings.EMAIL_BACKEND = SMTP
     with ThreadingTCPServer(("127.0.0.1", 0), _DrippingHandler) as server:
         server.daemon_threads = True
@@ -667,6 +672,7 @@ def test_a_mail_server_that_drips_holds_a_worker_until_the_deadline(
         settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", server.server_address[1]
         check(BLOCKED, minute=0)
         server.shutdown()
+    assert time.monotonic() - began < 30
     assert TroubleMessage.objects.get(channel="email").problem == (
         "the mail server could not be reached: it did not respond in time"
     )

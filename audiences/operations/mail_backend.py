@@ -34,15 +34,19 @@ class _Limited(smtplib.SMTP):
         return super().connect(*args, **kwargs)
 
     def getreply(self) -> tuple[int, bytes]:
+        self._end_if_over()  # during a connect or a TLS handshake, there is no connection to shut down
         try:
             reply = super().getreply()
         except smtplib.SMTPException:
             if not self._is_over:
                 raise
-        if self._is_over:  # the reply ends where the connection was shut down
+        self._end_if_over()  # the reply ends where the connection was shut down
+        return reply
+
+    def _end_if_over(self) -> None:
+        if self._is_over:
             self.close()
             raise TimeoutError
-        return reply
 
     def sendmail(self, *args: Any, **kwargs: Any) -> dict[str, tuple[int, bytes]]:
         """Raises ``PartlyRefusedError``; Django would ignore the addresses that the server rejects beside others."""
