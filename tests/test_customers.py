@@ -314,6 +314,17 @@ def test_statuses_of_several_audiences_and_installs_are_kept_apart(shop: Install
     assert [status.event.audience for status in customer_history("kim", install_id=other.pk).statuses] == [silver]
 
 
+def test_events_of_other_installs_do_not_count_against_the_events_that_are_read(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(customer_records, "READ", 2)
+    other = make_audience(make_install(name="Other"))
+    happen(gold, ("kim", "enter", 1), ("kim", "exit", 2))
+    happen(other, ("kim", "enter", 3), ("kim", "exit", 4))
+    (membership,) = customer_history("kim", install_id=shop.pk).memberships
+    assert (membership.audience, membership.waiting) == (gold, 2)
+
+
 def test_a_search_reads_the_audiences_that_have_the_customer_and_counts_the_others(
     shop: Install, gold: Audience
 ) -> None:

@@ -104,7 +104,8 @@ def customer_history(
     ``ask`` is an install of which all audiences are needed, because ODP is asked for them.
     """
     audiences = _audiences_of_install(install_id) if install_id else _audiences(identifier, ask, before)
-    events = [event for event in customer_records.events(identifier, before) if event.audience_id in audiences]
+    among = audiences if install_id else None
+    events = [event for event in customer_records.events(identifier, before, among) if event.audience_id in audiences]
     for event in events:
         event.audience = audiences[event.audience_id]
     parked = _parked(identifier, audiences)
