@@ -257,6 +257,18 @@ def test_without_probes_for_two_intervals_the_proof_is_overdue(shop: Install, ru
     assert "Start the worker and beat processes." in boss.get(reverse("admin:index")).content.decode()
 
 
+def test_an_overdue_proof_says_when_its_test_customer_waits_for_those_of_other_installs(
+    shop: Install, run: Run, odp: ThreadedSandbox
+) -> None:
+    run(shop)
+    passed(33)
+    other = Trial.objects.create(install=make_install(odp, name="Other"), identifier="x", is_probe=True)
+    assert (proof(shop).word, proof(shop).cure) == ("overdue", probes.WAITING_CURE)
+    assert proof(shop).why == f"{probes.WAITING} {probes.WAITING_CURE}"
+    Trial.objects.filter(pk=other.pk).update(moved_at=now() - trials.SILENT_AFTER)
+    assert proof(shop).cure == probes.STOPPED_CURE
+
+
 def test_a_proof_is_not_overdue_while_the_next_test_customer_is_under_way(shop: Install, run: Run) -> None:
     """As after a maintenance, or when an install is switched on again: nothing has to be started."""
     run(shop)

@@ -34,6 +34,10 @@ BY = "schedule"
 # Why an install has no proof and gets none, and the cure.
 RETIRED = "The audience of the test customers is retired, so none is sent."
 RETIRED_CURE = "Press Take back on its page."
+# Why a proof is overdue, and the cure.
+STOPPED, STOPPED_CURE = "No test customer was sent since.", "Start the worker and beat processes."
+WAITING = f"Its test customer waits for those of other installs: at most {AT_ONCE} are under way at once."
+WAITING_CURE = "Raise PROBE_MINUTES if this lasts."
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class Proof:
     """The result of an install's newest test customer. ``at`` is the last time that ODP showed what was sent.
 
     ``word`` is *proven*, *failing*, *overdue* (none was sent for two intervals, and none is under way), or *none* (none
-    was ever sent). ``why`` has the likely cause and the cure of a failure.
+    was ever sent). ``why`` has the likely cause and the cure. ``cure`` has the cure of *overdue* alone.
     """
 
     word: Literal["proven", "failing", "overdue", "none"]
     at: datetime | None = None
     why: str = ""
     since: datetime | None = None
+    cure: str = ""
 
     @property
     def is_bad(self) -> bool:
@@ -140,16 +145,21 @@ def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
     shown = ended.filter(hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}]).exclude(failed)
     newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
     proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
-    under_way = set(Trial.objects.filter(install__in=wanted, closed_at=None).values_list("install", flat=True))
+    unfinished = Trial.objects.filter(closed_at=None).values_list("install", "is_probe", "moved_at")
+    under_way = {install_id for install_id, _, _ in unfinished}
+    # A probe that moved lately shows that the worker and beat run.
+    others_run = any(is_probe and now() - moved_at < trials.SILENT_AFTER for _, is_probe, moved_at in unfinished)
     return {
         pk: Proof("none")
         if pk in retired
-        else _proof(install, newest.get(pk), proven.get(pk), is_under_way=pk in under_way)
+        else _proof(install, newest.get(pk), proven.get(pk), is_under_way=pk in under_way, others_run=others_run)
         for pk, install in wanted.items()
     }
 
 
-def _proof(install: Install, newest: Trial | None, proven: Trial | None, *, is_under_way: bool) -> Proof:
+def _proof(
+    install: Install, newest: Trial | None, proven: Trial | None, *, is_under_way: bool, others_run: bool
+) -> Proof:
     if newest is None:
         return Proof("none")
     at = proven.closed_at if proven else None
@@ -158,7 +168,8 @@ def _proof(install: Install, newest: Trial | None, proven: Trial | None, *, is_u
     assert at is not None
     is_late = interval() and install.enabled and now() - at > 2 * interval() + AFTER_FAILURE
     if is_late and not is_under_way:
-        return Proof("overdue", at, "No test customer was sent since. Start the worker and beat processes.", at)
+        why, cure = (WAITING, WAITING_CURE) if others_run else (STOPPED, STOPPED_CURE)
+        return Proof("overdue", at, f"{why} {cure}", at, cure)
     return Proof("proven", at)
 
 

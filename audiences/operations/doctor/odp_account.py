@@ -110,7 +110,8 @@ def odp_consent(case: Case) -> Found:
     if proof.word == "proven":
         return good("ODP showed the last test customer in its audience, and later no longer.", at=proof.at)
     if proof.word == "overdue":
-        return warning(f"No test customer was sent lately. {proof.why}", "Start the worker and beat.", at=proof.at)
+        why = proof.why.removesuffix(proof.cure).rstrip()
+        return warning(f"No test customer was sent lately. {why}", proof.cure, at=proof.at)
     cure = "Correct what this names, then press Send a test customer on the install's page."
     return bad(f"The last test customer failed. {proof.why}", cure, at=proof.since)
 
