@@ -32,7 +32,7 @@ from audiences.models import (
     Retirement,
     ScannedMember,
 )
-from audiences.operations import audit, forgetting, resends, retiring
+from audiences.operations import audit, forgetting, former_stores, resends, retiring
 from audiences.receiving import ingest
 from odp.client import Client as OdpClient
 from odp.outcomes import Answer, Outcome
@@ -316,6 +316,26 @@ def test_an_account_that_does_not_answer_is_asked_once_in_a_run(
     forgetting.advance_all()
     assert len(asked) == 1
     assert Forgotten.objects.filter(ended_at__isnull=False).get().install.name == "Other"
+
+
+def test_exits_for_an_earlier_mechanism_end_when_the_install_is_switched_off(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {"kind": "mechanism", "before": "list", "after": "attribute", "by": "sam", "reason": "x"}
+    GuidedChange.objects.create(install=shop, **usual, ended_at=now())
+    for audience in (gold, make_audience(shop, "silver")):
+        row = {"audience": audience, "identifier": "sue", "is_member": False}
+        Membership.objects.create(**row, occurred_ns=1, sequence=1)
+    asked: list[str] = []
+
+    def switch_off(client: OdpClient, method: str, path: str, **options: Any) -> Answer:
+        asked.append(path)
+        Install.objects.update(enabled=False)
+        return Answer(Outcome.DELIVERED, "")
+
+    monkeypatch.setattr(OdpClient, "call", switch_off)
+    assert [former_stores.send_exits(shop.pk, "sue") for _ in range(2)] == [False, False]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("action", ["forget", "export"])

@@ -29,11 +29,12 @@ def send_exits(install_id: int, identifier: str) -> bool:
     rows = Membership.objects.filter(identifier=identifier, audience__install=install).select_related("audience")
     if not used or not rows:
         return True
-    if not install.enabled:
-        return False
     client = client_of(install)
     for row in rows:
         for name in sorted(used - {row.audience.mechanism or install.mechanism}):
+            # Read before each request: there may be hundreds, and switching off ends them.
+            if not Install.objects.filter(pk=install_id, enabled=True).exists():
+                return False
             mechanism, audience = mechanism_of(install, name), row.audience
             left = Change(audience.pk, audience.odp_id, identifier, False, row.occurred_ns, row.sequence)
             answer = client.call("POST", mechanism.path, body=encode(mechanism.items((left,))), seconds=SECONDS)
