@@ -1,11 +1,13 @@
 """The certificate of the public address on Now and in alerts: known to a task, and not asked for by a page."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.front import troubles as front
@@ -54,6 +56,23 @@ def test_now_says_when_the_certificate_ends(
     assert len(alerts()) == len(found)
     settings.PUBLIC_URL = "https://other.example.com"
     assert alerts() == []
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "left", "word"),
+    [(90, 22, "good"), (90, 20, "warning"), (90, 6, "bad"), (45, 14, "good"), (45, 10, "warning"), (45, 3, "bad")],
+)
+def test_a_certificate_of_a_short_lifetime_is_renewed_later(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, lifetime: int, left: int, word: str
+) -> None:
+    ends_at = now() + timedelta(days=left)
+    shown = certificate.Certificate(ends_at, begins_at=ends_at - timedelta(days=lifetime))
+    monkeypatch.setattr(certificate, "ask", lambda **_: shown)
+    settings.PUBLIC_URL = "https://sync.example.com"
+    certificate.look()
+    known = certificate.known()
+    assert known == shown
+    assert known.word == word
 
 
 def test_an_address_without_https_has_no_certificate(settings: Settings, broker: Any) -> None:

@@ -24,8 +24,10 @@ log = structlog.get_logger(__name__)
 
 # Seconds for the connection.
 SECONDS = 5.0
-# The time before the end of the certificate from which its state is a warning, and bad.
+# The time before the end of the certificate from which its state is a warning, and bad; and the same as parts of its
+# lifetime, if that is shorter: a certificate of 45 or 6 days is usually renewed when a third of its lifetime is left.
 WARNING, BAD = timedelta(days=21), timedelta(days=7)
+WARNING_PART, BAD_PART = 4, 12
 KEY = "lytics-sync:certificate"
 # The age after which a result is dropped, when the address can't be reached from here any more.
 KEPT = timedelta(days=2)
@@ -38,13 +40,17 @@ class Certificate:
 
     ends_at: datetime | None = None
     problem: str = ""
+    # None for a result that an older version has stored.
+    begins_at: datetime | None = None
 
     @property
     def word(self) -> Literal["good", "warning", "bad"]:
         if self.ends_at is None:
             return "bad"
-        left = self.ends_at - now()
-        return "bad" if left < BAD else "warning" if left < WARNING else "good"
+        left, lifetime = self.ends_at - now(), self.ends_at - (self.begins_at or datetime.min.replace(tzinfo=UTC))
+        if left < min(BAD, lifetime / BAD_PART):
+            return "bad"
+        return "warning" if left < min(WARNING, lifetime / WARNING_PART) else "good"
 
     @property
     def words(self) -> str:
@@ -68,7 +74,10 @@ def ask(*, seconds: float) -> Certificate | None:
             shown = secured.getpeercert() or {}
     except ssl.SSLCertVerificationError as error:
         return Certificate(problem=error.verify_message)
-    return Certificate(datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC))
+    begins_at, ends_at = (
+        datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown[name])), UTC) for name in ("notBefore", "notAfter")
+    )
+    return Certificate(ends_at, begins_at=begins_at)
 
 
 def look() -> None:
@@ -81,8 +90,11 @@ def look() -> None:
     if found is None:
         client().delete(KEY)
         return
-    ends = found.ends_at.isoformat() if found.ends_at else None
-    stored = json.dumps({"url": settings.PUBLIC_URL, "ends_at": ends, "problem": found.problem})
+    times = {
+        name: at.isoformat() if at else None
+        for name, at in (("begins_at", found.begins_at), ("ends_at", found.ends_at))
+    }
+    stored = json.dumps({"url": settings.PUBLIC_URL, **times, "problem": found.problem})
     client().set(KEY, stored, ex=KEPT)
 
 
@@ -95,4 +107,7 @@ def known() -> Certificate | None:
     found = json.loads(stored) if stored else {}
     if found.get("url") != settings.PUBLIC_URL:
         return None
-    return Certificate(datetime.fromisoformat(found["ends_at"]) if found["ends_at"] else None, found["problem"])
+    begins_at, ends_at = (
+        datetime.fromisoformat(found[name]) if found.get(name) else None for name in ("begins_at", "ends_at")
+    )
+    return Certificate(ends_at, found["problem"], begins_at)
