@@ -60,7 +60,7 @@ def test_now_says_when_the_certificate_ends(
 
 @pytest.mark.parametrize(
     ("lifetime", "left", "word"),
-    [(90, 22, "good"), (90, 20, "warning"), (90, 6, "bad"), (45, 14, "good"), (45, 10, "warning"), (45, 3, "bad")],
+    [(90, 22, "good"), (90, 20, "warning"), (90, 6, "bad"), (45, 14, "good"), (45, 5, "warning"), (45, 3, "bad")],
 )
 def test_a_certificate_of_a_short_lifetime_is_renewed_later(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, lifetime: int, left: int, word: str
