@@ -6,6 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
@@ -199,6 +202,18 @@ def test_an_install_that_is_off_or_rejects_calls_is_not_called_silent(install: I
     assert silence.KIND not in kinds()
     Install.objects.update(enabled=False)
     assert silence.KIND not in kinds()
+
+
+def test_the_time_in_which_an_install_was_off_is_no_silence(install: Install, operator: Client) -> None:
+    a_sender(install, last=now() - 5 * DAY)
+    assert silence.KIND in kinds()
+    kind = ContentType.objects.get_for_model(Install)
+    entry = {"user": User.objects.get(username="operator"), "content_type": kind, "object_id": str(install.pk)}
+    on = LogEntry.objects.create(**entry, action_flag=CHANGE, change_message='[{"changed": {"fields": ["Enabled"]}}]')
+    assert silence.KIND not in kinds()
+    LogEntry.objects.filter(pk=on.pk).update(action_time=now() - 2 * HOUR)
+    (told,) = [alert for alert in front.alerts(front.facts()) if alert.kind == silence.KIND]
+    assert "silent for 2 h" in told.what
 
 
 def test_the_check_of_troubles_learns_the_rhythm(install: Install) -> None:

@@ -301,7 +301,7 @@ def switched_off(installs: list[Any]) -> list[Alert]:
         )
         for install in installs
         if not install.enabled
-        for switched in [_switched(install)]
+        for switched in [switched_at_last(install)]
     ]
 
 
@@ -328,7 +328,7 @@ def drafts(installs: list[Any]) -> list[Alert]:
     ]
 
 
-def _switched(install: Install) -> LogEntry | None:
+def switched_at_last(install: Install) -> LogEntry | None:
     """The last change of *enabled* made in the admin; changes made elsewhere aren't recorded."""
     kind = ContentType.objects.get_for_model(Install)
     entries = LogEntry.objects.filter(content_type=kind, object_id=str(install.pk)).order_by("-action_time")

@@ -1,7 +1,7 @@
 """Front page alerts about installs that Lytics hasn't called for longer than usual."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -9,6 +9,7 @@ from django.utils.timezone import now
 
 from audiences.admin.pages import list_url, span, url_of
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
+from audiences.front.calls import switched_at_last
 from audiences.insight.backlogs import Backlog
 from audiences.models import Install
 from audiences.receiving import disk_usage
@@ -23,10 +24,13 @@ def silent_senders(
     waiting: Mapping[int, Backlog],
     rejections: Mapping[str, RejectedCalls],
 ) -> list[Alert]:
-    """Alerts for enabled installs without a call for longer than their limit, except installs with rejected calls."""
+    """Alerts for enabled installs without a call for longer than their limit, except installs with rejected calls.
+
+    While an install was off, its calls were answered 503, so that time is no silence.
+    """
     if disk_usage.is_too_full():
         return []
-    silent = [
+    without_call = [
         install
         for install in installs
         if install.enabled
@@ -36,12 +40,14 @@ def silent_senders(
         and not has_calls(install.public_id, rejections)
         and waiting.get(install.pk, Backlog()).free <= settings.BACKLOG_HIGH_WATER
     ]
+    since = {install: _since(install) for install in without_call}
+    silent = [install for install in without_call if now() - since[install] > limits[install.pk]]
     shown = [
         Alert(
             KIND,
-            f"{install}: Lytics has been silent for {span(now() - install.called_at)}",
+            f"{install}: Lytics has been silent for {span(now() - since[install])}",
             f"{_limit(install, limits[install.pk])} Audiences in ODP no longer change.",
-            install.called_at,
+            since[install],
             url_of(install),
             todo="Look in Lytics whether the job of this webhook runs, and restart it if it failed. If nothing has"
             " changed in its audiences, press Mute; this ends with the next call.",
@@ -51,6 +57,13 @@ def silent_senders(
         for install in silent[:ALERTS_LISTED]
     ]
     return shown + and_more(KIND, len(silent), "silent senders", list_url(Install))
+
+
+def _since(install: Any) -> datetime:
+    """When the silence began: with the last call, or when a person switched the install on after it."""
+    switched = switched_at_last(install)
+    called_at: datetime = install.called_at
+    return max(called_at, switched.action_time) if switched else called_at
 
 
 def _limit(install: Install, limit: timedelta) -> str:
