@@ -326,6 +326,18 @@ def test_odp_audiences(odp: ThreadedSandbox, shop: Install, gold: Audience) -> N
     assert {request["method"] for request in odp.requests()[before + 1 :]} == {"GET"}, "it writes nothing"
 
 
+def test_odp_says_of_a_paused_audience_that_no_look_makes_it_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    Run.objects.update(closed_at=now() - timedelta(minutes=3))
+    odp.odp("DELETE", "/v3/segments/lytics_gold")
+    twins.look(shop.pk)
+    Lane.objects.update(paused_at=now(), paused_by="kim", pause_reason="deleted on purpose")
+    found = [one for one in lines(shop, "odp_audiences") if one.about]
+    assert [(one.state, one.cure.partition(",")[0]) for one in found] == [("warning", "It is paused")]
+    assert states(shop, "odp_customer") == ["unknown"], "ODP shows nobody in an audience that is gone"
+
+
 def test_odp_unknown(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     """A backup was restored that doesn't have an audience which was made later."""
     assert the(shop, "odp_unknown").state == "good"

@@ -31,6 +31,7 @@ LOOK_STALE = timedelta(hours=24)
 SETTLED = timedelta(seconds=120)
 # The most rows of the ledger that are read per audience to find one member, and the most audiences tried.
 MEMBERS_READ, AUDIENCES_READ = 100, 5
+PAUSED = "It is paused, so no look reads it or creates it again. Resume it on its page to have that done."
 KEY_CURE = "Copy the private key again from ODP, Settings > APIs > Private, and enter it on the install's page."
 
 
@@ -154,7 +155,8 @@ def _gone(case: Case, lacking: list[Audience]) -> Iterator[Finding]:
         )
         if not isinstance(found, Answer) and found.missing:
             cure = "The next look creates it again, with a resync where members were lost. Resync does so at once."
-            yield bad(f"ODP has no {' and no '.join(found.missing)}.", cure, about=audience.odp_id)
+            make, cure = (warning, PAUSED) if audience.lane.paused_at else (bad, cure)
+            yield make(f"ODP has no {' and no '.join(found.missing)}.", cure, about=audience.odp_id)
 
 
 def _looked(made: list[Audience]) -> Iterator[Finding]:
@@ -167,8 +169,9 @@ def _looked(made: list[Audience]) -> Iterator[Finding]:
         twin = _twin(audience)
         if twin and twin.finding:
             finding = Twin.Finding(twin.finding)
-            make = warning if finding is Twin.Finding.CHANGED else bad
-            yield make(str(twin.problem), cures[finding], at=twin.looked_at, about=audience.odp_id)
+            make, cure = warning if finding is Twin.Finding.CHANGED else bad, cures[finding]
+            make, cure = (warning, PAUSED) if audience.lane.paused_at else (make, cure)
+            yield make(str(twin.problem), cure, at=twin.looked_at, about=audience.odp_id)
 
 
 def _blocked(made: list[Audience]) -> Iterator[Finding]:
@@ -222,7 +225,9 @@ def odp_customer(case: Case) -> Found:
 
 
 def _largest(install: Install) -> list[Audience]:
+    """The largest audiences, without those that may be missing in ODP on purpose."""
     made = Audience.objects.filter(install=install, provisioned_at__isnull=False, lane__member_count__gt=0)
+    made = made.filter(lane__paused_at=None, lane__retired_sequence=None)
     return list(made.order_by("-lane__member_count", "pk")[:AUDIENCES_READ])
 
 
