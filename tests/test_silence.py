@@ -20,7 +20,7 @@ from audiences.front import delays, silence
 from audiences.front import troubles as front
 from audiences.insight import rhythm, trials
 from audiences.insight.stalled_work import Stuck
-from audiences.models import Event, Install, Lane, Receipt, Rhythm
+from audiences.models import Event, Install, Lane, Receipt, Rhythm, Trial
 from audiences.receiving import disk_usage, rejected_calls
 from tests.delivering import enter, make_audience, make_install
 
@@ -187,6 +187,44 @@ def test_now_names_a_sender_that_is_silent_for_too_long(install: Install, viewer
     assert silence.KIND in kinds()
     shown = viewer.get(reverse("admin:index")).content.decode()
     assert "Lytics has been silent for 5 h" in shown
+
+
+def probed(install: Install, *hours_ago: float) -> None:
+    for hours in hours_ago:
+        at = now() - hours * HOUR
+        values = {"started_at": at, "moved_at": at, "closed_at": now(), "is_probe": True}
+        Trial.objects.create(install=install, identifier="x", **values)
+
+
+@pytest.mark.parametrize(
+    ("hours_ago", "is_silent"),
+    [
+        ((5.1, 0.9, 0.6, 0.3), False),
+        ((5.1, 2.9, 2.6, 2.3, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5, 0.2), True),
+        ((9.0, 5.1, *(hours / 3 for hours in range(15))), True),
+        ((), True),
+    ],
+    ids=["until an hour ago", "until three hours ago", "before the last call", "unknown"],
+)
+def test_the_time_in_which_this_service_did_not_run_is_no_silence(
+    install: Install, hours_ago: tuple[float, ...], is_silent: bool
+) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    probed(install, *hours_ago)
+    assert (silence.KIND in kinds()) == is_silent
+
+
+@pytest.mark.parametrize("is_probed", [True, False])
+def test_nobody_is_called_silent_before_the_first_test_customer_after_an_outage(
+    install: Install, is_probed: bool, settings: Settings
+) -> None:
+    a_sender(install, last=now() - 5 * HOUR)
+    probed(install, 5.1)
+    make_audience(install)
+    Install.objects.update(key_accepted_at=now() if is_probed else None)
+    assert (silence.KIND not in kinds()) == is_probed
+    settings.PROBE_MINUTES = 0
+    assert silence.KIND in kinds()
 
 
 def test_a_call_ends_the_silence(install: Install) -> None:

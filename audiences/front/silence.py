@@ -1,6 +1,6 @@
 """Front page alerts about installs that Lytics hasn't called for longer than usual."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,12 +10,15 @@ from django.utils.timezone import now
 from audiences.admin.pages import list_url, span, url_of
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
 from audiences.front.calls import switched_at_last
+from audiences.insight import probes
 from audiences.insight.backlogs import Backlog
 from audiences.models import Install
 from audiences.receiving import disk_usage
 from audiences.receiving.rejected_calls import RejectedCalls, has_calls
 
 KIND = "silent"
+# A gap is found between two test customers, and the first one may have been sent before the last call.
+BEFORE = timedelta(days=1)
 
 
 def silent_senders(
@@ -26,7 +29,8 @@ def silent_senders(
 ) -> list[Alert]:
     """Alerts for enabled installs without a call for longer than their limit, except installs with rejected calls.
 
-    While an install was off, its calls were answered 503, so that time is no silence.
+    While an install was off, its calls were answered 503, so that time is no silence; nor is the time in which this
+    service didn't run.
     """
     if disk_usage.is_too_full():
         return []
@@ -41,7 +45,12 @@ def silent_senders(
         and waiting.get(install.pk, Backlog()).free <= settings.BACKLOG_HIGH_WATER
     ]
     since = {install: _since(install) for install in without_call}
-    silent = [install for install in without_call if now() - since[install] > limits[install.pk]]
+    gaps = probes.gaps(min(since.values()) - BEFORE) if since else []
+    silent = [
+        install
+        for install in without_call
+        if now() - since[install] - _within(gaps, since[install]) > limits[install.pk]
+    ]
     shown = [
         Alert(
             KIND,
@@ -64,6 +73,11 @@ def _since(install: Any) -> datetime:
     switched = switched_at_last(install)
     called_at: datetime = install.called_at
     return max(called_at, switched.action_time) if switched else called_at
+
+
+def _within(gaps: Sequence[tuple[datetime, datetime]], since: datetime) -> timedelta:
+    """The length of the gaps after ``since``."""
+    return sum((max(end - max(start, since), timedelta()) for start, end in gaps), timedelta())
 
 
 def _limit(install: Install, limit: timedelta) -> str:

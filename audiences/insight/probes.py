@@ -11,7 +11,8 @@ from typing import Literal
 
 import structlog
 from django.conf import settings
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Window
+from django.db.models.functions import Lag
 from django.utils.timezone import now
 
 from audiences.insight import state, trials
@@ -90,10 +91,8 @@ def _due() -> list[Install]:
     last = Trial.objects.filter(install=OuterRef("pk")).order_by("-id")
     proven = last.filter(closed_at__isnull=False, hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}])
     installs = (
-        Install.objects.filter(enabled=True, key_accepted_at__isnull=False)
-        .filter(Exists(Audience.objects.filter(install=OuterRef("pk"))))
+        _probed()
         .exclude(Exists(last.filter(closed_at=None)))
-        .exclude(pk__in=_with_retired_audience())
         .annotate(
             ended_at=Subquery(last.values("closed_at")[:1]),
             began_at=Subquery(last.values("started_at")[:1]),
@@ -108,6 +107,36 @@ def _due() -> list[Install]:
         | Q(ended_at__lte=at - min(interval(), AFTER_FAILURE)) & (Q(proven_id=None) | Q(proven_id__lt=F("last_id")))
     )
     return list(installs.filter(is_due).order_by(F("ended_at").asc(nulls_first=True), "pk"))
+
+
+def _probed() -> QuerySet[Install]:
+    return (
+        Install.objects.filter(enabled=True, key_accepted_at__isnull=False)
+        .filter(Exists(Audience.objects.filter(install=OuterRef("pk"))))
+        .exclude(pk__in=_with_retired_audience())
+    )
+
+
+def gaps(since: datetime) -> list[tuple[datetime, datetime]]:
+    """The times since then in which this service didn't run: no test customer was sent for longer than *overdue*.
+
+    Empty without probes. The last gap goes on until the next test customer is sent.
+    """
+    if not interval():
+        return []
+    sent = Trial.objects.filter(is_probe=True, started_at__gte=since).annotate(
+        before=Window(Lag("moved_at"), order_by=F("started_at").asc())
+    )
+    late = sent.filter(started_at__gt=F("before") + _overdue_after()).order_by("started_at")
+    found = list(late.values_list("before", "started_at"))
+    newest = sent.aggregate(at=Max("moved_at"))["at"]
+    if newest is not None and now() - newest > _overdue_after() and _probed().exists():
+        found.append((newest, now()))
+    return found
+
+
+def _overdue_after() -> timedelta:
+    return 2 * interval() + AFTER_FAILURE
 
 
 def _with_retired_audience() -> "QuerySet[Lane, int]":
@@ -166,7 +195,7 @@ def _proof(
     if newest != proven:
         return Proof("failing", at, why_failed(newest), newest.started_at)
     assert at is not None
-    is_late = interval() and install.enabled and now() - at > 2 * interval() + AFTER_FAILURE
+    is_late = interval() and install.enabled and now() - at > _overdue_after()
     if is_late and not is_under_way:
         why, cure = (WAITING, WAITING_CURE) if others_run else (STOPPED, STOPPED_CURE)
         return Proof("overdue", at, f"{why} {cure}", at, cure)
