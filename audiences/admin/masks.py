@@ -34,16 +34,18 @@ def _mask_message(item: Any) -> Any:
         return [_mask_message(value) for value in item]
     if not isinstance(item, dict):
         return _mask(item)
-    shown = {key: _layout(value) if key in PLAIN else _mask(value) for key, value in item.items()}
+    shown = {_name(key): _layout(value) if key in PLAIN else _mask(value) for key, value in item.items()}
     if isinstance(data := item.get("data"), dict):
-        shown["data"] = {key: _layout(value) if key in PLAIN_IN_DATA else _mask(value) for key, value in data.items()}
+        shown["data"] = {
+            _name(key): _layout(value) if key in PLAIN_IN_DATA else _mask(value) for key, value in data.items()
+        }
     return shown
 
 
 def _layout(item: Any) -> Any:
     """Show the known fields of a part that Lytics defines; any other field may hold personal data."""
     if isinstance(item, dict):
-        return {key: _plain(value) if key in PLAIN_NAMES else _mask(value) for key, value in item.items()}
+        return {_name(key): _plain(value) if key in PLAIN_NAMES else _mask(value) for key, value in item.items()}
     if isinstance(item, list):
         return [_layout(value) if isinstance(value, dict) else _mask(value) for value in item]
     return _plain(item)
@@ -52,12 +54,21 @@ def _layout(item: Any) -> Any:
 def _plain(item: Any) -> Any:
     if isinstance(item, dict | list):
         return _mask(item)
-    return item if not isinstance(item, str) or ("@" not in item and len(item) <= LONGEST_PLAIN) else HIDDEN
+    return item if not isinstance(item, str) or _is_plain(item) else HIDDEN
+
+
+def _is_plain(text: str) -> bool:
+    return "@" not in text and len(text) <= LONGEST_PLAIN
+
+
+def _name(text: str) -> str:
+    """A name of the layout. A map in a profile may have e-mail addresses or telephone numbers as names."""
+    return text if _is_plain(text) and any(map(str.isalpha, text)) else HIDDEN
 
 
 def _mask(item: Any) -> Any:
     if isinstance(item, dict):
-        return {key: _mask(value) for key, value in item.items()}
+        return {_name(key): _mask(value) for key, value in item.items()}
     if isinstance(item, list):
         return [_mask(value) for value in item]
     return HIDDEN if isinstance(item, str | int | float) and not isinstance(item, bool) else item
