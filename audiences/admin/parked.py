@@ -243,7 +243,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if request.method == "POST" and asked.is_valid():
             by, field = request.user.get_username(), str(asked.cleaned_data.get("read_by", ""))
             # The release reads all of them anyway, and shows how far it is.
-            everything = parked_items.waiting(install, reason).filter(pk__lte=newest).count()
+            everything = parked_items.count(install, reason, upto=newest)
             if not resends.release_all(owner, reason, upto=newest, total=everything, by=by, identifier_field=field):
                 return verbs.go(request, back, warning=verbs.STALE)
             message = (

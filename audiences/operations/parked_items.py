@@ -10,6 +10,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils.timezone import now
 
+from audiences import sessions
 from audiences.delivery import provision
 from audiences.encryption import decrypt
 from audiences.index_order import index_order
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 LOOKED_AT_ONCE_IN = timedelta(minutes=1)
 # The items that one transaction discards, and the seconds that a person waits for all.
 DISCARDED_AT_ONCE, DISCARD_SECONDS = 10_000, 20.0
+# The seconds that a person waits, beyond DATABASE_WEB_SECONDS, for the count of a group that is released.
+COUNT_SECONDS = 20.0
 
 
 def release(parked_ids: Iterable[int], *, by: str, identifier_field: str = "") -> tuple[int, int]:
@@ -73,6 +76,12 @@ def discard_each(parked_ids: Iterable[int], *, by: str) -> set[int]:
 def waiting(install_id: int, reason: str) -> QuerySet[Parked]:
     """The open items of an install that are parked for one reason."""
     return Parked.objects.filter(install_id=install_id, reason=reason, closed_at=None)
+
+
+def count(install_id: int, reason: str, *, upto: int) -> int:
+    """The number of open items of a reason, up to one id. Millions may take longer than DATABASE_WEB_SECONDS."""
+    with sessions.allow_more(COUNT_SECONDS):
+        return waiting(install_id, reason).filter(pk__lte=upto).count()
 
 
 def discard_all(install_id: int, reason: str, *, upto: int, by: str) -> int:
