@@ -33,6 +33,7 @@ from audiences.operations import (
     account_changes,
     account_requests,
     account_steps,
+    change_steps,
     changes,
     forgetting,
     guards,
@@ -292,6 +293,9 @@ def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch
     change = GuidedChange.objects.get()
     assert (change.phase, change.switched_at) == (Phase.MOVE, None)
     assert "may be applied late" in change.waits_for
+    waiting = change_steps.wait_since(change, "copied_at", seconds=300, why="")
+    assert waiting is not None
+    assert waiting.seconds == change_steps.LATER, "the page shows how many seconds are left"
     assert change.copied_at is not None
     GuidedChange.objects.update(copied_at=change.copied_at - timedelta(seconds=301))
     assert finish(shop).problem == ""

@@ -353,6 +353,9 @@ def test_a_response_that_quotes_the_key_does_not_spread_it(server: ScriptedServe
     got = Client(host=server.url, api_key="public.secret-of-42").call("GET", PROFILES, seconds=LONG)
     assert got.reason == "403: The key ••• is unknown"
     assert "secret-of-42" not in f"{got.text}{got.json}"
+    server.script = say(answer(403, b'{"message":"secret-of-42 is unknown"}'))
+    got = Client(host=server.url, api_key="public.secret-of-42").call("GET", PROFILES, seconds=LONG)
+    assert got.reason == "403: ••• is unknown"
 
 
 def test_a_web_page_with_200_delivers_nothing(server: ScriptedServer) -> None:

@@ -27,7 +27,7 @@ from audiences import readiness, start_checks
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
-from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Trouble
+from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Parked, Resend, Trouble
 from local.processes import Program
 from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
@@ -144,7 +144,7 @@ def _held(**values: Any) -> dict[str, Any]:
 
 HELD = [
     *("off", "in backoff", "backoff just ended", "paused", "blocked", "on hold", "hold just ended", "fresh"),
-    *("a button was just pressed", "a request just ended"),
+    "a request just ended",
 ]
 
 
@@ -170,8 +170,6 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
             Audience.objects.update(provisioned_at=None, **{f"hold_{name}": value for name, value in held.items()})
         case "fresh":
             Event.objects.update(received_at=now())
-        case "a button was just pressed":
-            pressed(Install)
         case "a request just ended":
             delivery_that("delivered")
     assert status() == (200, "answering")
@@ -180,6 +178,12 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
 def pressed(about: type[Model]) -> None:
     kind = ContentType.objects.get_for_model(about)
     LogEntry.objects.create(user=User.objects.create(username="boss"), action_flag=CHANGE, content_type=kind)
+
+
+@pytest.mark.parametrize("about", [Install, Audience, Parked, Resend])
+def test_a_button_about_what_is_sent_was_just_pressed(waiting: Audience, about: type[Model]) -> None:
+    pressed(about)
+    assert status() == (200, "answering")
 
 
 @pytest.mark.parametrize("about", [Membership, Trouble, User])

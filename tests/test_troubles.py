@@ -491,6 +491,20 @@ def test_a_failing_channel_is_a_trouble_that_the_others_report_until_it_is_back(
     assert Trouble.objects.get(kind="channel").resolved_at is not None
 
 
+@pytest.mark.parametrize(
+    ("event", "problem", "fails"),
+    [("trouble.opened", "500", True), ("trouble.opened", "", False), ("trouble.resolved", "500", False)],
+)
+def test_only_the_news_of_a_trouble_that_was_rejected_makes_a_channel_fail(
+    receiver: Receiver, event: str, problem: str, fails: bool
+) -> None:
+    """A worker that stops during each attempt stores no problem."""
+    TroubleMessage.objects.create(
+        event=event, channel="slack", content={}, created_at=START, next_try_at=START, tries=5, problem=problem
+    )
+    assert bool(alert_messages.failing()) is fails
+
+
 def test_the_last_message_about_a_trouble_that_came_back_does_not_say_that_it_is_resolved(receiver: Receiver) -> None:
     """The message of its resolution failed, and would be sent after the news that it is back."""
     check(BLOCKED, minute=0)
