@@ -438,6 +438,15 @@ def test_a_job_whose_audiences_are_not_all_shown_is_left_alone(lytics: LyticsSer
     assert lytics_account.leased_until(shop) is None
 
 
+def test_a_job_that_shows_no_audience_can_be_looked_at_and_started(lytics: LyticsServer, shop: Install) -> None:
+    connect(shop, add=[VIP.slug])
+    edit(lytics, the_job(lytics), config={"segment_ids": [{"id": VIP.segment_id}]})
+    assert connect(shop).steps == ()
+    assert connect(shop, start=True).found.is_started
+    with pytest.raises(NotConnectedError, match="does not show all audiences"):
+        connect(shop, remove=[VIP.slug], dry_run=True)
+
+
 def test_an_audience_that_lytics_calls_invalid_does_not_join_and_may_stay(
     lytics: LyticsServer, shop: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:

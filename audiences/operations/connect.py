@@ -182,12 +182,14 @@ def _plan(install: Install, found: Found, *, add: Sequence[str], remove: Sequenc
     chosen, leaving = found.chosen(add), found.chosen(remove)
     if both := {one.segment_id for one in chosen} & {one.segment_id for one in leaving}:
         raise NotConnectedError(f"{_slugs([one for one in chosen if one.segment_id in both])} can't join and leave.")
+    if found.job and (chosen or leaving):
+        _must_show_audiences(found.job)
     present = found.job.segment_ids if found.job else ()
     added = tuple(audience for audience in chosen if audience.segment_id not in present)
     removed = tuple(audience for audience in leaving if audience.segment_id in present)
     if invalid := [audience for audience in added if audience.is_invalid]:
         raise NotConnectedError(f"Lytics calls {_slugs(invalid)} invalid: {invalid[0].invalid_reason or 'no reason'}.")
-    if found.job and not added and {one.segment_id for one in removed} >= set(present):
+    if removed and not added and {one.segment_id for one in removed} >= set(present):
         raise NotConnectedError("A job needs an audience. To stop all of them, pause or delete the job in Lytics.")
     if found.job is None and not added and start:
         raise NotConnectedError("There is no job to start. Choose audiences first.")
@@ -266,9 +268,7 @@ def _change_job(client: Client, install: Install, plan: Plan, known: Job, auth_i
     if read.item is None:
         raise rejected("show the job", read.answer)
     fresh, leaving = read.item, {audience.segment_id for audience in plan.removed}
-    if not fresh.shows_audiences:
-        words = f"Lytics does not show all audiences of the job {fresh.name}, so a change here could remove some."
-        raise NotConnectedError(f"{words} Change it in Lytics.", by_hand=True)
+    _must_show_audiences(fresh)
     segment_ids = [segment_id for segment_id in fresh.segment_ids if segment_id not in leaving]
     segment_ids += [audience.segment_id for audience in plan.added if audience.segment_id not in segment_ids]
     if not segment_ids:
@@ -287,6 +287,12 @@ def _change_job(client: Client, install: Install, plan: Plan, known: Job, auth_i
     if written.item is None:
         raise _unanswered("change the job", written.answer)
     raise NotConnectedError("Lytics accepted the change of the job and shows other audiences or authorizations.")
+
+
+def _must_show_audiences(known: Job) -> None:
+    if not known.shows_audiences:
+        words = f"Lytics does not show all audiences of the job {known.name}, so a change here could remove some."
+        raise NotConnectedError(f"{words} Change it in Lytics.", by_hand=True)
 
 
 def _start(client: Client, found: Found, known: Job) -> Job:
