@@ -132,7 +132,7 @@ def locked() -> OperationalError:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("a bug"), "an error of this service: ValueError"),
+        (ValueError("a bug"), "ended in an error of this service."),
         (body_of_call.TooSlowError(), "took longer than WEBHOOK_READ_SECONDS"),
         (locked(), "that another transaction locks"),
         (UnreadablePostError("it broke off"), None),

@@ -143,7 +143,7 @@ def _not_stored(install: Any, one: RejectedCalls) -> Alert:
     }.get(
         one.what,
         (
-            f"The last ended in an error of this service: {one.what}.",
+            "The last ended in an error of this service.",
             "Read the line “call not stored” in the log of the web process, and correct its cause.",
         ),
     )

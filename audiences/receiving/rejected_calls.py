@@ -29,8 +29,8 @@ UNKNOWN = "unknown"
 UNREADABLE = "unreadable"
 # Webhook calls with a method such as GET, answered 405 without checking a token.
 WRONG_METHOD = "wrong-method"
-# Causes for which calls with a valid token are answered 503 until a person acts; any other one is an exception's name.
-TOO_LARGE, TOO_SLOW, LOCKED = "too-large", "too-slow", "locked"
+# Causes for which calls with a valid token are answered 503 until a person acts. FAILED: an error of this service.
+TOO_LARGE, TOO_SLOW, LOCKED, FAILED = "too-large", "too-slow", "locked", "failed"
 MINUTES = 60
 KEPT_SECONDS = 2 * 3600
 _PREFIX = "lytics-sync:refused"

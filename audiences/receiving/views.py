@@ -256,8 +256,8 @@ class WebhookView(_AnsweringView):
             log.exception("call not stored", error=type(exc).__name__)
         is_temporary = _is_temporary(exc)
         if not is_temporary and self.install_label != tallies.UNKNOWN:
-            cause = type(exc.__cause__ or exc).__name__
-            rejected_calls.note_not_stored(self.install_label, address.of(self.request), cause=cause)
+            source = address.of(self.request)
+            rejected_calls.note_not_stored(self.install_label, source, cause=rejected_calls.FAILED)
         return come_back_later("The call could not be stored.", soon=is_temporary)
 
 
