@@ -9,13 +9,22 @@ from tests.browser.site import Site
 from tests.browser.steps import call, connect
 from tests.delivering import UNLIMITED
 from tests.messages import message
+from tests.threads import eventually
 
 AUDIENCE = "lytics_gold_club"
+
+
+def has_both(odp: ThreadedSandbox) -> bool:
+    try:
+        return odp.members(AUDIENCE) == ["kim", "lee"]
+    except ValueError:  # the audience has not been created yet
+        return False
 
 
 def test_the_members_are_copied_to_another_account(operator: Person, site: Site, odp: ThreadedSandbox) -> None:
     url, header = connect(operator, odp)
     call(url, header, message(who="kim"), message(who="lee"))
+    eventually(lambda: has_both(odp))
     operator.finds("Change account")
     with ThreadedSandbox(Options(private_key="another.account", settings=UNLIMITED)) as new:
         dialog = operator.opens("Change account")
