@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
@@ -252,6 +253,34 @@ def test_the_time_in_which_an_install_was_off_is_no_silence(install: Install, op
     LogEntry.objects.filter(pk=on.pk).update(action_time=now() - 2 * HOUR)
     (told,) = [alert for alert in front.alerts(front.facts()) if alert.kind == silence.KIND]
     assert "silent for 2 h" in told.what
+
+
+def test_the_queries_about_installs_that_are_silent_off_or_rejected_do_not_grow_with_their_number(
+    operator: Client, broker: Any
+) -> None:
+    """All with a history, a wrong token, and calls that could not be stored."""
+    kind = ContentType.objects.get_for_model(Install)
+
+    def queries(more: int) -> int:
+        for number in range(more):
+            silent, off = (make_install(name=f"{what} {more} {number}") for what in ("silent", "off"))
+            Install.objects.filter(pk__in=(silent.pk, off.pk)).update(silence_limit_hours=1)
+            Install.objects.filter(pk=off.pk).update(enabled=False)
+            for shop in (silent, off):
+                call(shop, now() - 5 * HOUR)
+                entry = {"user": User.objects.get(username="operator"), "content_type": kind, "action_flag": CHANGE}
+                on = LogEntry.objects.create(**entry, object_id=str(shop.pk), change_message='{"fields": ["Enabled"]}')
+                LogEntry.objects.filter(pk=on.pk).update(action_time=now() - 3 * HOUR)
+            rejected_calls.note(off.public_id, "203.0.113.7")
+            rejected_calls.note_not_stored(off.public_id, "203.0.113.7", cause=rejected_calls.TOO_LARGE)
+        rejected_calls._counter.sender.send()
+        with CaptureQueriesContext(connection) as seen:
+            found = [alert.kind for alert in front.alerts(front.facts())]
+        assert {silence.KIND, "switched_off", "rejected", "not_stored"} <= set(found)
+        return len(seen)
+
+    queries(1)  # what is kept in memory is read
+    assert queries(1) == queries(7)
 
 
 def test_the_check_of_troubles_learns_the_rhythm(install: Install) -> None:

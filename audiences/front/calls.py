@@ -1,18 +1,19 @@
 """Front page alerts about calls that are rejected for their token or answered 503."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from audiences import sql
 from audiences.admin.pages import ago, count, list_url, number, url_of
 from audiences.admin.verbs import Button
 from audiences.front.alerts import Alert, Number, buttons, way_to
@@ -21,7 +22,7 @@ from audiences.insight.backlogs import Backlog
 from audiences.insight.heartbeats import Pulse
 from audiences.models import Audience, Install, Token
 from audiences.receiving import disk_usage, rejected_calls, tokens
-from audiences.receiving.rejected_calls import RejectedCalls
+from audiences.receiving.rejected_calls import RejectedCalls, has_calls
 
 # Kinds whose troubles are known only while Redis answers.
 REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD = "rejected", "unknown_url", "unreadable", "wrong_method"
@@ -33,11 +34,22 @@ NAMED = 10
 NEWEST_ENTRIES = 1_000
 
 
+class Switched(NamedTuple):
+    """When *enabled* of an install was changed in the admin, and by whom."""
+
+    install: int
+    at: datetime
+    by: str
+
+
+_SWITCHED_AT_LAST = sql.beside(__file__).query("switched_at_last", Switched._make)
+
+
 def rejected_number(installs: list[Any], found: dict[str, RejectedCalls] | None) -> Number:
     if found is None:
         return Number("rejected calls", "unknown", list_url(Install), False, "Redis does not answer")
     total = sum(one.count for one in found.values())
-    theirs = [install for install in installs if install.public_id in found]
+    theirs = [install for install in installs if has_calls(install.public_id, found)]
     url = url_of(theirs[0]) if len(theirs) == 1 else list_url(Install)
     return Number("rejected calls", number(total), url, not total, "in the last hour")
 
@@ -107,9 +119,9 @@ def unreadable_secret(problem: str) -> list[Alert]:
 
 def rejected(installs: list[Any], found: dict[str, RejectedCalls]) -> list[Alert]:
     """Alerts for the calls of each install that were not stored, for unknown URLs, unreadable requests, and 405."""
-    of_installs = [
-        _rejected_of(install, found[install.public_id]) for install in installs if install.public_id in found
-    ]
+    rejecting = [install for install in installs if install.public_id in found]
+    live = tokens.live_of(rejecting)
+    of_installs = [_rejected_of(install, found[install.public_id], live[install.pk]) for install in rejecting]
     of_installs += [
         _not_stored(install, found[name])
         for install in installs
@@ -202,9 +214,8 @@ def _by_wrong_method(calls: RejectedCalls) -> Alert:
     )
 
 
-def _rejected_of(install: Any, one: RejectedCalls) -> Alert:
+def _rejected_of(install: Any, one: RejectedCalls, live: list[Token]) -> Alert:
     what = f"{count(one.count, 'call')} to {install} rejected: the token is wrong, revoked or expired"
-    live = tokens.live(install)
     if install.called_at is not None and install.called_at > one.last_at:
         return Alert(
             REJECTED,
@@ -285,13 +296,15 @@ def over_the_disk_mark(installs: list[Any]) -> list[Alert]:
 
 
 def switched_off(installs: list[Any]) -> list[Alert]:
+    off = [install for install in installs if not install.enabled]
+    last = switched_at_last(off)
     return [
         Alert(
             "switched_off",
             f"{install} is switched off",
             "Calls are answered 503, so Lytics retries later; nothing is sent to ODP."
-            f"{f' {switched.user.get_username()} changed that last in the admin.' if switched else ''}",
-            switched.action_time if switched else None,
+            f"{f' {switched.by} changed that last in the admin.' if switched else ''}",
+            switched.at if switched else None,
             url_of(install),
             "held",
             todo="To start it again, open it, switch Enabled on and save.",
@@ -299,9 +312,8 @@ def switched_off(installs: list[Any]) -> list[Alert]:
             install=install.pk,
             message="Calls are answered 503, so Lytics retries later; nothing is sent to ODP.",
         )
-        for install in installs
-        if not install.enabled
-        for switched in [switched_at_last(install)]
+        for install in off
+        for switched in [last.get(install.pk)]
     ]
 
 
@@ -328,9 +340,11 @@ def drafts(installs: list[Any]) -> list[Alert]:
     ]
 
 
-def switched_at_last(install: Install) -> LogEntry | None:
-    """The last change of *enabled* made in the admin; changes made elsewhere aren't recorded."""
+def switched_at_last(installs: Collection[Install]) -> dict[int, Switched]:
+    """By install id, the last change of *enabled* made in the admin; changes made elsewhere aren't recorded."""
+    if not installs:
+        return {}
     kind = ContentType.objects.get_for_model(Install)
-    entries = LogEntry.objects.filter(content_type=kind, object_id=str(install.pk)).order_by("-action_time")
-    newest = entries.select_related("user")[:NEWEST_ENTRIES]
-    return next((entry for entry in newest if "Enabled" in entry.change_message), None)
+    ids = [install.pk for install in installs]
+    found = _SWITCHED_AT_LAST.run(installs=ids, kind=kind.pk, entries=NEWEST_ENTRIES).all()
+    return {switched.install: switched for switched in found}

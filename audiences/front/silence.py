@@ -9,7 +9,7 @@ from django.utils.timezone import now
 
 from audiences.admin.pages import list_url, span, url_of
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
-from audiences.front.calls import switched_at_last
+from audiences.front.calls import Switched, switched_at_last
 from audiences.insight import probes
 from audiences.insight.backlogs import Backlog
 from audiences.models import Install
@@ -44,7 +44,8 @@ def silent_senders(
         and not has_calls(install.public_id, rejections)
         and waiting.get(install.pk, Backlog()).free <= settings.BACKLOG_HIGH_WATER
     ]
-    since = {install: _since(install) for install in without_call}
+    switched = switched_at_last(without_call)
+    since = {install: _since(install, switched.get(install.pk)) for install in without_call}
     gaps = probes.gaps(min(since.values()) - BEFORE) if since else []
     silent = [
         install
@@ -68,11 +69,10 @@ def silent_senders(
     return shown + and_more(KIND, len(silent), "silent senders", list_url(Install))
 
 
-def _since(install: Any) -> datetime:
+def _since(install: Any, switched: Switched | None) -> datetime:
     """When the silence began: with the last call, or when a person switched the install on after it."""
-    switched = switched_at_last(install)
     called_at: datetime = install.called_at
-    return max(called_at, switched.action_time) if switched else called_at
+    return max(called_at, switched.at) if switched else called_at
 
 
 def _within(gaps: Sequence[tuple[datetime, datetime]], since: datetime) -> timedelta:
