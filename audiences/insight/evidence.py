@@ -76,12 +76,9 @@ def of(install: Install) -> Evidence:
 
 def candidates(install_id: int, reason: str) -> list[str]:
     """Fields of the newest items that are parked for a reason, the most frequent ones first."""
-    # Ordered like the index of open items. With equalities PostgreSQL may walk another index, through closed items.
-    items = Parked.objects.filter(install_id__gte=install_id, install_id__lte=install_id, closed_at=None)
-    items = items.filter(reason__gte=reason, reason__lte=reason).order_by("install_id", "reason", "-id")
     seen: Counter[str] = Counter()
     with index_order():
-        details = [*items.values_list("detail", flat=True)[:ITEMS]]
+        details = [*Parked.open_newest_first(install_id, reason).values_list("detail", flat=True)[:ITEMS]]
     for detail in details:
         seen.update(name for name in fields_seen(detail) if name != "segment_events")
     return [name for name, _ in seen.most_common()]

@@ -22,7 +22,7 @@ from lytics.facts import Fact, Kind
 log = structlog.get_logger(__name__)
 
 LOOKED_AT_ONCE_IN = timedelta(minutes=1)
-# The items that one transaction discards, and the seconds that a person waits for all.
+# *Discard all* discards this many items in one transaction, and begins no other transaction after these seconds.
 DISCARDED_AT_ONCE, DISCARD_SECONDS = 10_000, 20.0
 # The seconds that a person waits, beyond DATABASE_WEB_SECONDS, for the count of a group that is released.
 COUNT_SECONDS = 20.0
@@ -92,17 +92,12 @@ def discard_all(install_id: int, reason: str, *, upto: int, by: str) -> int:
     ends_at, discarded, below = time.monotonic() + DISCARD_SECONDS, 0, upto + 1
     while True:
         with index_order():
-            # Ordered like the index of open items.
-            ids = list(
-                Parked.objects.filter(install_id__gte=install_id, install_id__lte=install_id, closed_at=None)
-                .filter(reason__gte=reason, reason__lte=reason, pk__lt=below)
-                .order_by("install_id", "reason", "-id")
-                .values_list("pk", flat=True)[:DISCARDED_AT_ONCE]
-            )
+            items = Parked.open_newest_first(install_id, reason).filter(pk__lt=below)
+            ids = [*items.values_list("pk", flat=True)[:DISCARDED_AT_ONCE]]
         discarded += len(discard_each(ids, by=by)) if ids else 0
         if len(ids) < DISCARDED_AT_ONCE or time.monotonic() >= ends_at:
             return discarded
-        below = ids[-1]
+        below = ids[-1]  # the index still has entries of the items just discarded, and would be read through them
 
 
 def _close(parked: Parked, *, by: str, resolution: str) -> None:
