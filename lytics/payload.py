@@ -165,7 +165,8 @@ class _Parser:
                 came = transition.id, transition.slug, transition.event
                 segment_id, slug, kind = self.names.get(came) or self._named(*came)
                 named = (transition.exit, transition.enter, None)[kind] or meta.timestamp
-                if type(named) is not str or not 0 < (occurred_ns := times.nanoseconds(named)) <= self.latest_ns:
+                occurred_ns = times.nanoseconds(named) if type(named) is str else 0
+                if not times.EARLIEST <= occurred_ns <= self.latest_ns:
                     break
                 facts.append(Fact(segment_id, slug, identifier, kind, occurred_ns, profile))
             else:
@@ -330,8 +331,8 @@ class _Parser:
                 if not self.released:
                     raise UnreadableError(reasons.UNREADABLE_TIME, str(error)) from error
                 continue
-            if not occurred_ns:
-                continue  # the beginning of 1970, which software writes for no time
+            if occurred_ns < times.EARLIEST:
+                continue
             if occurred_ns <= self.latest_ns:
                 return occurred_ns, claimed_ns
             claimed_ns = claimed_ns or occurred_ns

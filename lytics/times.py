@@ -23,9 +23,11 @@ _NEVER = re.compile(
 _LIMIT = 2**63
 # A tolerance that accepts every time.
 NO_LIMIT = _LIMIT
+# The beginning of 2000, long before Lytics. Software writes an earlier time for no time: the beginning of 1970 in some
+# time zone, or of 1900.
+EARLIEST = 946_684_800 * SECOND
 # Units of a number since 1970: the smallest value, and the nanoseconds per unit. Each unit covers 1973 to 5138, so the
 # ranges don't overlap. A smaller number, or a time before 2000, is a date written as a number, or a mistake.
-_EARLIEST = 946_684_800 * SECOND
 _UNITS = ((10**17, 1), (10**14, 1_000), (10**11, 1_000_000), (10**8, SECOND))
 _NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:[eE][+]?\d{1,2})?", re.ASCII)
 
@@ -77,7 +79,7 @@ def read(value: str | int | float) -> int:
     for least, unit in _UNITS:
         if number >= least:
             nanoseconds_since_1970 = int(number * unit)
-            if _EARLIEST <= nanoseconds_since_1970 < _LIMIT:
+            if EARLIEST <= nanoseconds_since_1970 < _LIMIT:
                 return nanoseconds_since_1970
             break
     raise ValueError(f"no time since 2000 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
