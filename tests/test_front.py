@@ -111,7 +111,7 @@ def test_a_call_that_gets_in_afterwards_calms_the_trouble(viewer: Client, instal
 def test_a_call_over_the_body_limit_is_a_trouble_until_calls_are_stored_again(
     viewer: Client, install: Install, settings: Settings
 ) -> None:
-    """Lytics sleeps as long as the 503 asks and repeats the same call, so nobody else's news come either."""
+    """Lytics waits as long as the 503 asks and then repeats the same call. Its job sends nothing else meanwhile."""
     token, limit = install.tokens.get().secret, settings.WEBHOOK_BODY_LIMIT
     settings.WEBHOOK_BODY_LIMIT = 10
     assert (call(install, token), call(install, token)) == (503, 503)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 # One slot of this number is in the reserve.
 RESERVE_ONE_IN = 4
-# Of so many slots, tasks that deliver nothing hold one together.
+# One slot of this number may run a task that delivers nothing, such as an audit.
 BESIDE_ONE_IN = 4
 # A healthy ODP responds in a fraction of this.
 SLOW_SECONDS = 2.0

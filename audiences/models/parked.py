@@ -75,8 +75,8 @@ class Parked(models.Model):
     def open_newest_first(cls, install_id: int, reason: str) -> "models.QuerySet[Parked]":
         """The open items of an install that are parked for one reason, for a read inside ``index_order()``.
 
-        The order is that of the index parked_and_open. With equalities PostgreSQL may walk another index, through closed
-        items.
+        The order is that of the index parked_and_open. With equalities, PostgreSQL may read closed items by another
+        index.
         """
         found = cls.objects.filter(install_id__gte=install_id, install_id__lte=install_id, closed_at=None)
         return found.filter(reason__gte=reason, reason__lte=reason).order_by("install_id", "reason", "-id")

@@ -110,7 +110,7 @@ def share(text: str) -> float:
 
 
 def field_name(text: str) -> str:
-    """A field of a profile, apart from the one that every message has."""
+    """The name of a profile field that can be the identifier field: any but ``segment_events``."""
     return _checked(text.strip() != "" and text != "segment_events", text, "can't be the identifier field")
 
 
