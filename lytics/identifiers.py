@@ -14,11 +14,6 @@ from lytics.reasons import UnreadableError
 FILLING = "0-.{}"
 
 
-def placeholder(text: str) -> str:
-    """Normalise a placeholder for comparison: case-folded, without blanks."""
-    return "".join(text.casefold().split())
-
-
 @lru_cache(maxsize=64)
 def placeholder_beginnings(placeholders: frozenset[str]) -> frozenset[str]:
     """The first characters that a placeholder in plain text can have."""
@@ -50,6 +45,11 @@ def trimmed(text: str) -> str:
     """Without blanks at both ends; empty if it consists of invisible characters only."""
     text = text.strip()
     return "" if _UNSEEN.fullmatch(text) else text
+
+
+def placeholder(text: str) -> str:
+    """Normalise a placeholder for comparison: case-folded, without blanks and invisible characters."""
+    return _UNSEEN.sub("", text.casefold())
 
 
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
@@ -90,7 +90,10 @@ def refusal_reason(identifier: str) -> str | None:
 
 
 def is_placeholder(identifier: str, placeholders: frozenset[str]) -> bool:
-    """Whether it is in the list, ignoring case and blanks, or only zeros. Nothing is with an empty list."""
+    """Whether it is in the list, ignoring case, blanks and invisible characters, or only zeros.
+
+    Nothing is with an empty list.
+    """
     if not placeholders:
         return False
     bare = placeholder(identifier)

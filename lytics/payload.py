@@ -297,7 +297,7 @@ class _Parser:
         return "" if refusal_reason(profile) or self._is_nobody(profile) else profile
 
     def _is_nobody(self, identifier: str) -> bool:
-        """Whether ``identifier`` is a placeholder: in the list, ignoring case and blanks, or only zeros."""
+        """Whether ``identifier`` is a placeholder (``is_placeholder``)."""
         return is_placeholder(identifier, self.placeholders)
 
     def _transition(self, transition: Transition, message: Message) -> tuple[str, str, Kind, int, int]:

@@ -815,6 +815,7 @@ PLACEHOLDERS = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobj
         *("null", "NULL", " Null ", "undefined", "None", "NaN", "[object Object]", "N/A"),
         *("0", "000000", "00000000-0000-0000-0000-000000000000", 0, 0.0, "-0"),
         *("0.0", "0.000", "{00000000-0000-0000-0000-000000000000}", "n / a", "[object  Object]", "[objectObject]", "-"),
+        *("null\u200b", "\u200enull", "\ufeffundefined", "n\u00adone", "0\u200b", "\u2060-"),
     ],
 )
 def test_a_placeholder_is_no_customer(who: Any) -> None:
