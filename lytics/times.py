@@ -15,11 +15,12 @@ _HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3])", re.ASCII)
 _LAYOUT = re.compile(
     rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
 )
-# Go's zero time, as a date or as a number in seconds to nanoseconds; and zero.
+# Go's zero time, as a date or as a number in seconds to nanoseconds; a date of zeros, as databases write it; and zero.
 _NEVER = re.compile(
-    r"0001-01-01[Tt ]00:00:00(?:[.,]0+)?\s*(?:[Zz]|[+-]00:?00)?|-62135596800(?:000){0,3}(?:\.0+)?|-?0+(?:\.0+)?"
+    r"(?:0001-01-01|0000-0[01]-0[01])[Tt ]00:00:00(?:[.,]0+)?\s*(?:[Zz]|[+-]00:?00)?"
+    r"|-62135596800(?:000){0,3}(?:\.0+)?|-?0+(?:\.0+)?"
 )
-# The range of a signed 64-bit column. A time before 1677 is unreadable; a time after 2262 becomes the maximum.
+# The range of a signed 64-bit column, 1677 to 2262. A time outside of it becomes its first or last moment.
 _LIMIT = 2**63
 # A tolerance that accepts every time.
 NO_LIMIT = _LIMIT
@@ -27,7 +28,8 @@ NO_LIMIT = _LIMIT
 # time zone, or of 1900.
 EARLIEST = 946_684_800 * SECOND
 # Units of a number since 1970: the smallest value, and the nanoseconds per unit. Each unit covers 1973 to 5138, so the
-# ranges don't overlap. A smaller number, or a time before 2000, is a date written as a number, or a mistake.
+# ranges don't overlap. Another number, or a time before 2000, is a date written as a number, or a mistake.
+_LARGEST = 10**20
 _UNITS = ((10**17, 1), (10**14, 1_000), (10**11, 1_000_000), (10**8, SECOND))
 _NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:[eE][+]?\d{1,2})?", re.ASCII)
 
@@ -60,10 +62,11 @@ def nanoseconds(text: str) -> int:
         raise ValueError(f"not an RFC 3339 time: {quoted(text)}") from None
     if whole.endswith(":60") and seconds % 86_400:
         raise ValueError(f"a leap second that is not the last second of a day: {quoted(text)}")
-    value = seconds * SECOND + int(fraction[:9].ljust(9, "0"))
-    if value < -_LIMIT:
-        raise ValueError(f"out of range: {quoted(text)}")
-    return min(value, _LIMIT - 1)  # later than the column holds is in the future either way
+    return _within_column(seconds * SECOND + int(fraction[:9].ljust(9, "0")))
+
+
+def _within_column(value: int) -> int:
+    return max(-_LIMIT, min(value, _LIMIT - 1))
 
 
 def read(value: str | int | float) -> int:
@@ -77,10 +80,10 @@ def read(value: str | int | float) -> int:
         return nanoseconds(text)
     number = Decimal(text)
     for least, unit in _UNITS:
-        if number >= least:
+        if least <= number < _LARGEST:
             nanoseconds_since_1970 = int(number * unit)
-            if EARLIEST <= nanoseconds_since_1970 < _LIMIT:
-                return nanoseconds_since_1970
+            if nanoseconds_since_1970 >= EARLIEST:
+                return _within_column(nanoseconds_since_1970)
             break
     raise ValueError(f"no time since 2000 in seconds, milli-, micro- or nanoseconds: {text[:40]!r}")
 

@@ -45,6 +45,7 @@ AHEAD = [
     lambda: time.time() + 3600,
     lambda: str(round((time.time() + 3600) * 1000)),
     lambda: round((time.time() + 7200) * 1_000_000),
+    10_413_792_000,
 ]
 
 

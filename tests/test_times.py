@@ -34,7 +34,9 @@ NOON = 1_772_452_800 * times.SECOND  # 2026-03-02T12:00:00Z
         ("1969-12-31T23:59:59.999999999Z", -1),
         ("1677-09-21T00:12:43.145224192Z", -(2**63)),
         ("2262-04-11T23:47:16.854775807Z", 2**63 - 1),
-        # Later than the column holds: the last moment, which is ahead of every clock.
+        # Outside of what the column holds: its first or last moment, before or ahead of every call.
+        ("1677-09-21T00:12:43.145224191Z", -(2**63)),
+        ("0001-01-01T00:00:00+23:59", -(2**63)),
         ("2262-04-11T23:47:16.854775808Z", 2**63 - 1),
         ("9999-12-31T23:59:59Z", 2**63 - 1),
     ],
@@ -76,10 +78,10 @@ def test_it_cuts_digits_beyond_the_ninth_and_does_not_round() -> None:
         "2026-W10-1T12:00:00.5Z",
         "20260302T120:00:00.5Z",
         "1772452800",
-        "1677-09-21T00:12:43.145224191Z",
+        "0000-01-01T00:00:00Z",
     ],
 )
-def test_it_rejects_invalid_and_out_of_range_times(text: str) -> None:
+def test_it_rejects_invalid_times(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(text))):
         times.nanoseconds(text)
 
@@ -137,6 +139,10 @@ def test_no_text_makes_it_fail_in_another_way(text: str) -> None:
         (" 1772442900123456789 ", 1_772_442_900_123_456_789),
         (1.7724429e9, 1_772_442_900 * SECOND),
         ("1.7724429e12", 1_772_442_900 * SECOND),
+        (10_413_792_000, 2**63 - 1),
+        (99_999_999_999, 2**63 - 1),
+        ("10413792000000", 2**63 - 1),
+        (2**63, 2**63 - 1),
         ("2026-03-02T09:15:00Z", 1_772_442_900 * SECOND),
     ],
 )
@@ -145,10 +151,10 @@ def test_a_number_counts_in_the_unit_of_its_size(told: str | float, expected: in
 
 
 @pytest.mark.parametrize(
-    "told", [5, -1_772_442_900, "-5", 20_260_302, 99_999_999, 10**19, 1e40, "1e999", "12:00", "nan", "", "1e", True]
+    "told", [5, -1_772_442_900, "-5", 20_260_302, 99_999_999, 10**20, 1e40, "1e999", "12:00", "nan", "", "1e", True]
 )
 def test_a_number_that_is_no_time_is_unreadable(told: str | float) -> None:
-    with pytest.raises(ValueError, match=r"time|out of range"):
+    with pytest.raises(ValueError, match="time"):
         times.read(told)
 
 
@@ -156,6 +162,7 @@ def test_a_number_that_is_no_time_is_unreadable(told: str | float) -> None:
     "told",
     [
         *(None, "", "  ", "0", "0.0", "-0", 0, 0.0, -0.0, -62135596800, -62135596800000, "-62135596800"),
+        *("0000-00-00 00:00:00", "0000-01-01T00:00:00Z"),
         *("0001-01-01T00:00:00Z", "0001-01-01T00:00:00+00:00", "0001-01-01T00:00:00.000Z", "0001-01-01 00:00:00"),
     ],
 )
