@@ -14,6 +14,7 @@ import redis
 from django.db import OperationalError, connection
 from django.http.request import UnreadablePostError
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 from psycopg.errors import LockNotAvailable
@@ -599,23 +600,27 @@ def happened(install: Install, ago: int, **values: Any) -> None:
     Minute.objects.create(install=install, minute=minute, **{**usual, **values})
 
 
+def charts_of(viewer: Client) -> Any:
+    return viewer.get(reverse("admin:index"), headers={"HX-Target": "front-charts"})
+
+
 def test_before_the_first_call_a_text_replaces_the_charts(viewer: Client, install: Install) -> None:
-    shown = page(viewer)
+    shown = charts_of(viewer)
     assert shown.context["charts"] == []
     assert "The charts begin with the first call" in shown.content.decode()
     ingest.receive(install, body(message()))
-    assert "The charts appear in two minutes" in page(viewer).content.decode()
+    assert "The charts appear in two minutes" in charts_of(viewer).content.decode()
     happened(install, 600, received=1)
-    assert "Nothing was received or delivered in the last 6 hours" in page(viewer).content.decode()
+    assert "Nothing was received or delivered in the last 6 hours" in charts_of(viewer).content.decode()
 
 
 def test_the_charts_have_a_text_and_a_table_alternative(viewer: Client, install: Install) -> None:
     happened(install, 30, received=1200, parked=3, delivered=900, delay_p50_ms=400, delay_p99_ms=2_500)
-    throughput, delay = page(viewer).context["charts"]
+    throughput, delay = charts_of(viewer).context["charts"]
     assert throughput.summary == "In the last 6 hours: 1,200 events received, 900 of them delivered, 3 items parked."
     assert [row[1:] for row in throughput.rows] == [("1,200", "900", "0", "0", "3")]
     assert "half of the events were delivered within 400 ms and 99 of 100 within 2.5 s" in delay.summary
-    shown = page(viewer).content.decode()
+    shown = charts_of(viewer).content.decode()
     assert throughput.summary in shown
     assert shown.count('role="img"') == 2
 
@@ -639,7 +644,7 @@ def test_the_charts_of_one_install_are_on_its_page(viewer: Client, install: Inst
     assert "of Other" in part.content.decode()
     assert f"?hours=24&amp;install={other.public_id}" in part.content.decode()
     assert "alerts" not in part.context  # Now isn't read for a part of another page
-    assert "412 events received" in viewer.get(f"{reverse('admin:index')}?install=none").content.decode()
+    assert "412 events received" in viewer.get(f"{reverse('admin:index')}?install=none&hours=6").content.decode()
 
 
 def test_installs_are_shown_together(install: Install) -> None:
@@ -664,10 +669,16 @@ def test_the_end_is_not_drawn_before_it_is_added_up(install: Install) -> None:
     assert (points[-1].at, len(points)) == (NOON - 2 * MINUTE, 60)
 
 
-def test_the_part_that_renews_itself_often_leaves_the_charts_out(viewer: Client, install: Install) -> None:
+def test_the_troubles_do_not_wait_for_the_charts(viewer: Client, install: Install) -> None:
+    happened(install, 30, received=1200)
     assert "charts" not in viewer.get(reverse("admin:index"), headers={"HX-Target": "front-now"}).context
-    shown = page(viewer).content.decode()
-    assert shown.index('id="front-now"') < shown.index('id="front-history"')
+    with CaptureQueriesContext(connection) as captured:
+        shown = page(viewer).content.decode()
+    assert not any(Minute._meta.db_table in query["sql"] for query in captured)
+    charts = shown.partition('id="front-history"')[2]
+    assert 'hx-get="/admin/?hours=6" hx-trigger="load"' in charts
+    assert 'href="/admin/?hours=6#front-history"' in charts  # without scripts
+    assert 'role="img"' in viewer.get("/admin/?hours=6").content.decode()
 
 
 @pytest.mark.parametrize(

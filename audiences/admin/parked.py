@@ -32,7 +32,7 @@ from audiences.admin.pages import (
     up_to_bound,
 )
 from audiences.admin.parameters import whole_number
-from audiences.admin.parked_groups import ANY_NUMBER, counted, groups, items, unfinished
+from audiences.admin.parked_groups import ANY_NUMBER, counted, found, in_words, items, unfinished
 from audiences.admin.parked_reasons import ALL_HINTS, STAYED, can_be_released, hint, released_and_stayed, words
 from audiences.admin.parked_verbs import Discard, Release, Reveal, ask_field, read_by
 from audiences.admin.periods import ByPeriod
@@ -140,7 +140,8 @@ class ParkedAdmin(HistoryAdmin[Parked]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         sent_again = section(request, past=3, kind__exact=Resend.Kind.RELEASE.value)
-        context = {"groups": groups(sent_again["unfinished"]), "sent_again": sent_again, **(extra_context or {})}
+        groups = in_words(found(), sent_again["unfinished"])
+        context = {"groups": groups, "sent_again": sent_again, **(extra_context or {})}
         return super().changelist_view(request, context)
 
     def page_context(self, request: HttpRequest, parked: Parked) -> dict[str, Any]:

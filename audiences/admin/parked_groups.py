@@ -83,8 +83,8 @@ def items(count: int) -> str:
     return f"{up_to_bound(count)} item{'' if count == 1 else 's'}"
 
 
-def groups(releases: Iterable[Resend] | None = None) -> list[dict[str, Any]]:
-    """The groups for a page. ``releases`` are the unfinished ones, if the caller has them already."""
+def in_words(groups: Iterable[Group], releases: Iterable[Resend] | None = None) -> list[dict[str, Any]]:
+    """These groups for a page. ``releases`` are the unfinished ones, if the caller has them already."""
     going = {(one.install_id, one.parked_reason) for one in (unfinished() if releases is None else releases)}
     return [
         {
@@ -101,5 +101,5 @@ def groups(releases: Iterable[Resend] | None = None) -> list[dict[str, Any]]:
             "discard": reverse("admin:audiences_parked_discard_group", args=[group.install, group.reason]),
             "release": reverse("admin:audiences_parked_release_group", args=[group.install, group.reason]),
         }
-        for group in found()
+        for group in groups
     ]

@@ -1,6 +1,6 @@
 """Front page alerts about installs, audiences and parked items: the problem, since when, and the button to press."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from audiences.admin import blocked, together
+from audiences.admin import blocked, parked_groups, together
 from audiences.admin.filters import COUNTED
 from audiences.admin.pages import count, list_url, number, span, up_to_bound, url_of
 from audiences.admin.parked_verbs import Release
@@ -248,8 +248,8 @@ def paused_audiences() -> list[Alert]:
     return shown_alerts + and_more("paused", total, "paused audiences", list_url(Audience, state="paused"), tone="held")
 
 
-def parked_groups(parked: list[dict[str, Any]]) -> list[Alert]:
-    shown = parked[:ALERTS_LISTED]
+def parked_items(parked: Sequence[parked_groups.Group]) -> list[Alert]:
+    shown = parked_groups.in_words(parked[:ALERTS_LISTED])
     newest = Parked.objects.filter(pk__in=[group["newest"] for group in shown]).defer("raw")
     details = {parked.pk: parked.detail for parked in newest}
     back = urlencode({"next": reverse("admin:index")})

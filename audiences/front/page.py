@@ -1,6 +1,6 @@
 """The front page: numbers, and for each problem what it is, since when, and the button that corrects it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +8,7 @@ from django.http import HttpRequest
 from django.utils.timezone import now
 
 from audiences.admin.pages import count, list_url, number, span
-from audiences.admin.parked_groups import sum_in_words
+from audiences.admin.parked_groups import Group, sum_in_words
 from audiences.front import calls, lines, troubles
 from audiences.front.alerts import Number
 from audiences.front.charts import Point, charts, chosen_hours, chosen_install, ranges, read
@@ -31,11 +31,14 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     part = request.headers.get("HX-Target")
     install = chosen_install(request)
     hours = chosen_hours(request, install)
+    # The charts of all installs follow the page, unless their hours are chosen: the troubles must not wait for them.
+    has_charts = part != "front-now" and (part == "front-charts" or install is not None or "hours" in request.GET)
     # Read once: the steps of an install's events and the charts show the same minutes.
-    points = [] if part == "front-now" and install is None else read(hours=hours, install=install)
+    points = read(hours=hours, install=install) if has_charts or install else []
     present = {} if part == "front-charts" else front(request, install, points)
-    history = {} if part == "front-now" else charts(install, hours, points)
-    return {**context, "title": "Now", "hours": hours, "ranges": ranges(install), **present, **history}
+    history = charts(install, hours, points) if has_charts else {}
+    shared = {"title": "Now", "hours": hours, "ranges": ranges(install), "has_charts": has_charts}
+    return {**context, **shared, **present, **history}
 
 
 def front(request: HttpRequest, install: Install | None, points: list[Point]) -> dict[str, Any]:
@@ -62,13 +65,13 @@ def _all_numbers(facts: Facts) -> list[Number]:
 
 
 def _numbers(
-    installs: list[Any], waiting: Mapping[int, Backlog], blocked: int, parked: list[dict[str, Any]]
+    installs: list[Any], waiting: Mapping[int, Backlog], blocked: int, parked: Sequence[Group]
 ) -> list[Number]:
     heads = [backlog.oldest_at for backlog in waiting.values() if backlog.oldest_at]
     oldest = now() - min(heads) if heads else timedelta(0)
     on_hold = sum(map(state.is_on_hold, installs))
     events = sum(backlog.waiting for backlog in waiting.values())
-    items = [group["count"] for group in parked]
+    items = [group.rows for group in parked]
     return [
         Number(
             "oldest undelivered",

@@ -12,8 +12,8 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
 from audiences import readiness
+from audiences.admin import parked_groups
 from audiences.admin.pages import last_call, list_url
-from audiences.admin.parked_groups import groups
 from audiences.front import (
     audits,
     calls,
@@ -54,7 +54,7 @@ class Facts:
     installs: list[Any]
     waiting: Mapping[int, Backlog]
     blocked: Groups
-    parked: list[dict[str, Any]]
+    parked: list[parked_groups.Group]
     pulse: Pulse
     stuck: stalled_work.Stuck | None
     rejections: dict[str, RejectedCalls] | None
@@ -73,7 +73,7 @@ def facts() -> Facts:
         installs=installs,
         waiting=backlogs.by_install(),
         blocked=blocked_by_cause(),
-        parked=groups(),
+        parked=parked_groups.found(),
         pulse=heartbeats.pulse(),
         stuck=stalled_work.stuck(),
         rejections=rejections,
@@ -115,7 +115,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *items.creations_on_hold(),
         *items.audiences_with_errors(),
         *parked_growth.growing(installs, facts.growing),
-        *items.parked_groups(facts.parked),
+        *items.parked_items(facts.parked),
         *retention.alerts(),
         *items.paused_audiences(),
         *items.ignored_times(),

@@ -73,6 +73,11 @@ def test_nothing_keeps_anybody_from_using_a_page(troubled: Person) -> None:
     assert not told, "\n".join(told)
 
 
+def test_the_charts_follow_the_page(troubled: Person) -> None:
+    troubled.go("/admin/")
+    expect(troubled.page.locator("section#front-charts")).to_be_visible()
+
+
 def test_focus_goes_into_the_dialog_and_comes_back(troubled: Person) -> None:
     troubled.go("/admin/")
     opener = troubled.page.get_by_role("link", name="Unblock")
