@@ -24,10 +24,11 @@ from audiences.models import (
     Membership,
     Parked,
     Profile,
+    Run,
     ScannedMember,
     Twin,
 )
-from audiences.operations import forgetting, parked_items, retiring
+from audiences.operations import forgetting, parked_items, resends, retiring, skips, take_over
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import ingest
 from lytics import times
@@ -43,6 +44,7 @@ from tests.delivering import (
     make_audience,
     make_delivered,
     make_install,
+    writes,
 )
 from tests.messages import body, message, transition
 from tests.test_forgetting import rows_that_name
@@ -370,3 +372,55 @@ def test_the_longest_identifier_is_forgotten(odp: ThreadedSandbox, shop: Install
     answers = "".join(Delivery.objects.values_list("answer", flat=True))
     assert longest not in answers
     assert quote(longest) not in answers
+
+
+def test_a_skipped_exit_of_a_retired_audience_is_sent_to_its_field(odp: ThreadedSandbox, shop: Install) -> None:
+    """The field stays in ODP, and the audience is made on it again when it is taken back."""
+    gold = make_delivered(shop, "kim", "lee")
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    for _ in range(2):
+        retiring.advance_all(shop.pk, seconds=5)
+    Install.objects.update(enabled=False)
+    assert skips.skip(shop.pk, by="sam", reason="restored").total == 2
+    Install.objects.update(enabled=True)
+    retiring.advance_all(shop.pk, seconds=5)
+    forget(shop, "kim", tell_odp=True)
+    assert [item["attributes"]["lytics_gold"] for item in writes(odp)[-1]] == [False]
+
+
+def test_no_exit_is_sent_to_a_field_that_another_install_uses(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = make_delivered(shop, "kim")
+    Audience.objects.update(provisioned_at=None)
+    other = make_audience(make_install(odp, name="Other"))
+    sent = writes(odp)
+    forget(shop, "kim", tell_odp=True)
+    assert (other.odp_id, writes(odp)) == (gold.odp_id, sent)
+
+
+def test_an_audience_that_can_not_be_made_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:
+    odp.fault({"path": "/v3/segments/lytics_gold"}, {"status": 503})
+    make_delivered(shop, "kim")
+    forget(shop, "kim", tell_odp=True)
+    assert rows_that_name("kim") == []
+
+
+@pytest.mark.parametrize("has_left", [True, False])
+def test_a_take_over_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install, has_left: bool) -> None:
+    """The old audience stays paused, with its members in the ledger. They leave by the new audience's log."""
+    old = make_delivered(shop, "kim")
+    new = make_audience(shop, "new", provisioned=False)
+    enter(new, "lee")
+    drain_all(shop)
+    Run.objects.update(opened_at=now() - timedelta(hours=1))
+    assert take_over.take_over(new, old, by="sam", reason="made anew")
+    if has_left:
+        resends.advance_all(shop.pk, seconds=5)
+        finish(shop)
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.advance_all()
+    resends.advance_all(shop.pk, seconds=5)
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert odp.members("lytics_gold") == ["lee"]

@@ -26,7 +26,7 @@ from audiences.delivery.fold import FORGOTTEN
 from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.encryption import opened
 from audiences.insight import customer_texts
-from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked
+from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked, Resend
 from audiences.operations import former_stores
 from audiences.receiving import ingest
 from audiences.wake import wake
@@ -49,13 +49,16 @@ class _Event(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """The number up to which a lane is delivered, and the last one that may be sent if the audience is retired."""
+    """The number up to which a lane is delivered, the last one that may be sent if the audience is retired, and whether
+    ODP has the audience.
+    """
 
     delivered: int
     end: int | None
+    is_made: bool
 
     def has_to_send(self, sequence: int) -> bool:
-        return self.delivered < sequence <= (sequence if self.end is None else self.end)
+        return self.is_made and self.delivered < sequence <= (sequence if self.end is None else self.end)
 
 
 class _TakenOut(NamedTuple):
@@ -185,15 +188,17 @@ def _odp_has_exits(forgotten: Forgotten) -> bool:
 
 
 def _progress(audience_ids: Iterable[int]) -> dict[int, _Progress]:
-    lanes = Lane.objects.filter(pk__in=list(audience_ids)).values_list("pk", "delivered_sequence", "retired_sequence")
-    return {pk: _Progress(delivered, end) for pk, delivered, end in lanes}
+    lanes = Lane.objects.filter(pk__in=list(audience_ids))
+    rows = lanes.values_list("pk", "delivered_sequence", "retired_sequence", "audience__provisioned_at")
+    return {pk: _Progress(delivered, end, made_at is not None) for pk, delivered, end, made_at in rows}
 
 
 def _append_exits(forgotten: Forgotten) -> dict[str, int]:
     """Append exits after all entries. Returns the number up to which the log has to be delivered, by audience id.
 
     A waiting entry needs an exit too, because a request under way, or one without a response, may have sent it. An
-    audience that is being retired needs none: its members get exits by the retirement.
+    audience that is being retired needs none: its members get exits by the retirement. Neither does one that ODP
+    doesn't have: its exit might wait forever, as after a take-over, and ``former_stores`` sends one.
     """
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     _FOLLOW_INDEX.run()
@@ -203,7 +208,7 @@ def _append_exits(forgotten: Forgotten) -> dict[str, int]:
     for event in events:
         if progress[event.audience_id].has_to_send(event.sequence):
             latest[event.audience_id] = max(event.occurred_ns, latest.get(event.audience_id, event.occurred_ns))
-    latest = {pk: at for pk, at in latest.items() if progress[pk].end is None}
+    latest = {pk: at for pk, at in latest.items() if progress[pk].is_made and progress[pk].end is None}
     at = times.from_moment(now())
     facts = {pk: [Fact("", "", identifier, Kind.EXIT, max(at, latest[pk]))] for pk in sorted(latest)}
     ingest.append(facts, received_at=now(), forced=True)
@@ -220,7 +225,14 @@ def _members(forgotten: Forgotten) -> QuerySet[Membership]:
 def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Mapping[int, _Progress]) -> bool:
     """Whether ODP may have the person again, because an event after the exits was delivered or is waiting."""
     is_waiting = any(progress[event.audience_id].has_to_send(event.sequence) for event in events)
-    return is_waiting or _members(forgotten).filter(rejected=False).exists()
+    in_odp = _members(forgotten).filter(rejected=False, audience__provisioned_at__isnull=False)
+    return is_waiting or in_odp.exists()
+
+
+def _is_leaving(forgotten: Forgotten) -> bool:
+    """Whether an unfinished take-over is still to read the person from the ledger of the old audience."""
+    old = _members(forgotten).values("audience")
+    return Resend.objects.filter(kind=Resend.Kind.LEAVE, ended_at=None, upto__in=old).exists()
 
 
 def _is_rejected(forgotten: Forgotten) -> bool:
@@ -250,7 +262,9 @@ def _take_out(forgotten: Forgotten) -> bool:
             "sequences": [event.sequence for event in events],
         }
         deliveries = customer_texts.deliveries_covering(**places)
-        if forgotten.tell_odp and (unconfirmed.may_be_applied(deliveries) or _is_rejected(forgotten)):
+        if forgotten.tell_odp and (
+            unconfirmed.may_be_applied(deliveries) or _is_rejected(forgotten) or _is_leaving(forgotten)
+        ):
             return False
         replaced = {"pattern": customer_texts.pattern(identifier), "token": forgotten.token}
         for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
