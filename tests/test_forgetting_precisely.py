@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from django.db import transaction
 from django.utils.timezone import now
 
 from audiences import request_bodies
@@ -30,7 +31,7 @@ from audiences.models import (
 )
 from audiences.operations import forgetting, parked_items, resends, retiring, skips, take_over
 from audiences.operations.reconcile import reconcile
-from audiences.receiving import ingest
+from audiences.receiving import audience_lookup, ingest
 from lytics import times
 from lytics.facts import IDENTIFIER_BYTES
 from odp import redact
@@ -48,6 +49,7 @@ from tests.delivering import (
 )
 from tests.messages import body, message, transition
 from tests.test_forgetting import rows_that_name
+from tests.threads import PATIENCE, start
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -424,3 +426,17 @@ def test_a_take_over_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Ins
     asked.refresh_from_db()
     assert asked.ended_at is not None
     assert odp.members("lytics_gold") == ["lee"]
+
+
+def test_a_locked_audience_holds_up_forgetting_and_no_delivery(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = make_delivered(shop, "kim")
+    asked = forgetting.ask(shop, "kim", tell_odp=False, by="dpo")
+    assert asked is not None
+    monkeypatch.setattr(forgetting, "LOCK_MILLISECONDS", 10)
+    with transaction.atomic():
+        audience_lookup.lock([gold.pk])
+        (forgets,) = start(lambda: forgetting.advance(asked))
+        assert isinstance(forgets.exception(PATIENCE), forgetting.BusyError)
+    assert forgetting.advance(asked)

@@ -253,12 +253,12 @@ def test_a_database_that_is_away_ends_the_sweep(monkeypatch: pytest.MonkeyPatch)
     """The error is the database's, so no delivery is blamed in the log, and the next one isn't tried."""
     tried = []
 
-    def overtaken(delivery_id: int) -> Any:
+    def mark(delivery_id: int) -> bool:
         tried.append(delivery_id)
         raise OperationalError("the server is gone")
 
     monkeypatch.setattr(unconfirmed, "doubtful", lambda *, seconds: [1, 2])
-    monkeypatch.setattr(unconfirmed, "overtaken", overtaken)
+    monkeypatch.setattr(unconfirmed, "mark", mark)
     with pytest.raises(OperationalError):
         reconcile_now()
     assert tried == [1]
@@ -271,7 +271,7 @@ def test_a_request_that_another_worker_looks_at_is_left_to_it(
     supersede(odp, shop, gold)
     with transaction.atomic():
         (delivery,) = unconfirmed.doubtful(seconds=0)
-        assert len(unconfirmed.overtaken(delivery)) == 1
+        assert unconfirmed.mark(delivery)
         (other,) = start(reconcile_now)
         assert other.result(PATIENCE) == 0
 

@@ -41,12 +41,14 @@ def may_be_applied(delivery_ids: Collection[int]) -> bool:
     return Delivery.objects.filter(unanswered, pk__in=delivery_ids, reconciled_at=None).exists()
 
 
-def overtaken(delivery_id: int) -> list[Overtaken]:
-    """Mark a Delivery without a final response as reconciled. Nothing when another worker does so.
+def mark(delivery_id: int) -> bool:
+    """Mark a Delivery without a final response as reconciled, in the transaction that appends what it may replace.
 
-    Returns the present state of each customer of the Delivery for whom ODP has accepted a newer change since. Called
-    in the transaction that appends that state again.
+    False when another worker does so, or has done it.
     """
-    if not _MARK.run(delivery=delivery_id).changed:
-        return []
+    return bool(_MARK.run(delivery=delivery_id).changed)
+
+
+def overtaken(delivery_id: int) -> list[Overtaken]:
+    """The present state of each customer of the Delivery for whom ODP has accepted a newer change since."""
     return _OVERTAKEN.run(delivery=delivery_id).all()

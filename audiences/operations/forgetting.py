@@ -9,18 +9,19 @@ the customer again.
 
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
 
-from audiences import request_bodies, sql
+from audiences import request_bodies, sessions, sql
 from audiences.delivery import account_switch, holds, unconfirmed
 from audiences.delivery.fold import FORGOTTEN
 from audiences.delivery.leases import REJECTED_BY_ODP
@@ -28,18 +29,23 @@ from audiences.encryption import opened
 from audiences.insight import customer_texts
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked, Resend
 from audiences.operations import former_stores
-from audiences.receiving import ingest
+from audiences.receiving import audience_lookup, ingest
 from audiences.wake import wake
 from lytics import times
 from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
 
+# The longest wait for a lock, in milliseconds.
+LOCK_MILLISECONDS = 500
+
 _alone = threading.Lock()
 
 
 class BusyError(Exception):
-    """A worker has leased a lane of the person. Try again in some seconds."""
+    """A worker has leased a lane of the person, a row is locked, or an event of the person was stored meanwhile. Try
+    again in some seconds.
+    """
 
 
 class _Event(NamedTuple):
@@ -69,6 +75,8 @@ class _TakenOut(NamedTuple):
 _SQL = sql.beside(__file__)
 _FOLLOW_INDEX = _SQL.command("follow_index")
 _EVENTS = _SQL.query("events", _Event._make)
+_LATER = _SQL.query("later_events", _Event._make)
+_LIMIT_LOCK_WAIT = _SQL.command("limit_lock_wait")
 _TAKE_OUT = _SQL.query("take_out", _TakenOut._make)
 _CLEAR_ANSWERS = _SQL.command("clear_answers")
 _CLEAR_LANES = _SQL.command("clear_lanes")
@@ -247,10 +255,11 @@ def _take_out(forgotten: Forgotten) -> bool:
     who = {"identifier": identifier, "install": install}
     # Before the locks: it decrypts every parked item, and no delivery may wait for that.
     parked = customer_texts.parked_about(install, identifier)
-    with transaction.atomic():
+    with _limited_lock_wait():
         if not Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).exists():
             return True
         _FOLLOW_INDEX.run()
+        log_ends = _log_ends(install)
         events = _EVENTS.run(**who).all()
         progress = _lock_lanes(install, {event.audience_id for event in events}, identifier)
         if forgotten.tell_odp and _has_come_back(forgotten, events, progress):
@@ -266,9 +275,13 @@ def _take_out(forgotten: Forgotten) -> bool:
             unconfirmed.may_be_applied(deliveries) or _is_rejected(forgotten) or _is_leaving(forgotten)
         ):
             return False
-        replaced = {"pattern": customer_texts.pattern(identifier), "token": forgotten.token}
-        for statement in (_CLEAR_LANES, _CLEAR_AUDIENCES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
-            statement.run(install=install, **replaced)
+        changed = {"deliveries": _out_of_deliveries(deliveries, identifier, forgotten.token)}
+        changed["parked"] = _out_of_parked(parked, forgotten)
+        replaced = {"install": install, "pattern": customer_texts.pattern(identifier), "token": forgotten.token}
+        for statement in (_CLEAR_LANES, _CLEAR_INSTALL, _CLEAR_CHANGES, _CLEAR_TWINS):
+            statement.run(**replaced)
+        _lock_log(install, identifier, log_ends, found=set(events))
+        _CLEAR_AUDIENCES.run(**replaced)
         taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
         assert taken_out is not None
         counts = taken_out._asdict()
@@ -276,12 +289,24 @@ def _take_out(forgotten: Forgotten) -> bool:
         counts["differences"] = _DROP_DIFFERENCES.run(**who).changed
         for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS, _MOVE_RETIREMENT_CURSORS):
             statement.run(**who)
-        counts["deliveries"] = _out_of_deliveries(deliveries, identifier, forgotten.token)
-        counts["parked"] = _out_of_parked(parked, forgotten)
+        counts |= changed
         Forgotten.objects.filter(pk=forgotten.pk).update(ended_at=now(), identifier="", counts=counts)
     forgotten.refresh_from_db()
     log.info("a customer was forgotten", install=forgotten.install.name, forgotten=forgotten.pk, **counts)
     return True
+
+
+@contextmanager
+def _limited_lock_wait() -> Iterator[None]:
+    """Begin a transaction. Raises ``BusyError`` when a lock isn't free soon, because claims wait for its lanes."""
+    try:
+        with transaction.atomic():
+            _LIMIT_LOCK_WAIT.run(milliseconds=LOCK_MILLISECONDS)
+            yield
+    except OperationalError as error:
+        if sessions.state_of(error) != sessions.LOCK_TIMEOUT:
+            raise
+        raise BusyError from error
 
 
 def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> dict[int, _Progress]:
@@ -295,6 +320,28 @@ def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> dict[i
     if not holds.end_expired_leases(sorted(wanted)):
         raise BusyError
     return _progress(wanted)
+
+
+def _log_ends(install_id: int) -> dict[int, int]:
+    """The last number of each audience of the install."""
+    return dict(Audience.objects.filter(install=install_id).values_list("pk", "last_sequence"))
+
+
+def _lock_log(install_id: int, identifier: str, before: Mapping[int, int], *, found: set[_Event]) -> None:
+    """Keep events from being stored until the transaction ends. Raises ``BusyError`` if one of the person was stored
+    since ``before``, the ends of the log, and isn't in ``found``.
+
+    Whatever sends events again locks the audience first and reads them or the ledger then. So it has stored them by
+    now, or will read neither. Called last, because calls of the install wait from here on.
+    """
+    audience_lookup.lock(_log_ends(install_id))
+    grown = {pk: last for pk, last in _log_ends(install_id).items() if last > before.get(pk, 0)}
+    if not grown:
+        return
+    after = [before.get(pk, 0) for pk in grown]
+    later = _LATER.run(identifier=identifier, audiences=[*grown], after=after, last=[*grown.values()]).all()
+    if set(later) - found:
+        raise BusyError
 
 
 def _out_of_deliveries(delivery_ids: Sequence[int], identifier: str, token: str) -> int:

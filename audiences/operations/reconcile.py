@@ -13,8 +13,8 @@ from django.utils.timezone import now
 
 from audiences import sessions
 from audiences.delivery import unconfirmed
-from audiences.models import Again, Audience
-from audiences.receiving import ingest, resend_causes
+from audiences.models import Again, Audience, Run
+from audiences.receiving import audience_lookup, ingest, resend_causes
 from audiences.wake import wake
 from lytics.facts import Fact, Kind
 
@@ -42,6 +42,10 @@ def _reconcile(delivery_id: int) -> int:
     kinds = {True: Kind.ENTER, False: Kind.EXIT}
     facts: dict[int, list[Fact]] = {}
     with transaction.atomic():
+        if not unconfirmed.mark(delivery_id):
+            return 0
+        # Before the ledger is read: a customer who is forgotten in between would be appended again.
+        audience_lookup.lock(Run.objects.filter(delivery=delivery_id).values_list("audience_id", flat=True))
         memberships = unconfirmed.overtaken(delivery_id)
         for held in memberships:
             fact = Fact("", "", held.identifier, kinds[held.is_member], held.occurred_ns)

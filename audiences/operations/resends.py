@@ -21,7 +21,7 @@ from audiences.agreement import audits, repairs
 from audiences.delivery import provision
 from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend
 from audiences.operations import parked_items
-from audiences.receiving import backlog, ingest, log_range, resend_causes
+from audiences.receiving import audience_lookup, backlog, ingest, log_range, resend_causes
 from audiences.receiving.log_range import Stretch
 from audiences.wake import wake, wake_resend
 from lytics.facts import Fact, Kind
@@ -219,6 +219,9 @@ def advance(resend_id: int) -> bool:
 
 
 def _step(resend: Resend, limit: int) -> Step:
+    if resend.audience_id is not None:
+        # Before anything is read: a customer who is forgotten in between would be appended again.
+        audience_lookup.lock([resend.audience_id])
     match resend.kind:
         case Resend.Kind.REPLAY:
             return _replay(resend, limit)

@@ -161,9 +161,13 @@ def _leave(retirement: Retirement, room: int) -> bool:
     members = Membership.objects.filter(
         audience=audience, is_member=True, identifier__gt=retirement.after_identifier
     ).order_by("identifier")
+    if not members.exists():
+        return False
+    # Before they are read: a customer who is forgotten in between would be appended again.
+    audience_lookup.lock([audience.pk])
     rows = list(members[: min(CHUNK, room)])
     if not rows:
-        return False
+        return True
     step = mechanism_for(audience).time_step_ns
     exits = [Fact("", "", row.identifier, Kind.EXIT, row.occurred_ns + step) for row in rows]
     _append(audience, exits, Again.Cause.RETIRE)
@@ -272,6 +276,7 @@ def _restore(retirement: Retirement) -> bool:
         return False
     first = max(found.first_sequence, retirement.restored_sequence + 1)
     last = min(found.last_sequence, first + min(CHUNK, room) - 1)
+    audience_lookup.lock([audience.pk])  # as in ``_leave``
     exits = Event.objects.filter(audience=audience, sequence__gte=first, sequence__lte=last).order_by("sequence")
     step = mechanism_for(audience).time_step_ns
     since = audience.install.identifier_since_at

@@ -1,6 +1,10 @@
 -- Removing one person from the tables. All statements run in one transaction, and change nothing before the lanes are
 -- locked.
 
+-- name: limit_lock_wait
+-- Limits the wait for each lock of this transaction.
+SELECT set_config('lock_timeout', %(milliseconds)s::text, true)
+
 -- name: follow_index
 -- Makes PostgreSQL find the events by the index on identifiers. The planner underestimates that index and would read
 -- the whole log.
@@ -16,6 +20,18 @@ found AS MATERIALIZED (
 SELECT found.audience_id, found.sequence, found.occurred_ns
 FROM found JOIN audiences_audience AS audience ON audience.id = found.audience_id
 WHERE audience.install_id = %(install)s
+
+-- name: later_events
+-- The events of the person among the given ranges of numbers, one range for each audience.
+-- The LIMIT never drops rows. It forces index look-ups.
+SELECT event.audience_id, event.sequence, event.occurred_ns
+FROM unnest(%(audiences)s::int[], %(after)s::bigint[], %(last)s::bigint[]) AS range(audience_id, after, last)
+CROSS JOIN LATERAL (
+    SELECT * FROM audiences_event AS event
+    WHERE event.audience_id = range.audience_id AND event.sequence > range.after AND event.sequence <= range.last
+    ORDER BY event.sequence LIMIT range.last - range.after
+) AS event
+WHERE event.identifier = %(identifier)s
 
 -- name: clear_answers
 -- Replaces the identifier in ODP's answers to the given Deliveries.
