@@ -3,6 +3,7 @@
 import codecs
 import json
 import re
+from contextlib import suppress
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -18,10 +19,14 @@ COMMAS_UNCOUNTED = 5_000_000
 
 
 class Pieces(NamedTuple):
-    """``messages`` are the bytes of each message; ``rest`` is other text between and after the JSON documents."""
+    """``messages`` are the bytes of each message; ``rest`` is other text between and after the JSON documents.
+
+    With ``is_cut_off``, the body ends inside an array, and ``rest`` is what follows its last complete message.
+    """
 
     messages: list[bytes]
     rest: bytes = b""
+    is_cut_off: bool = False
 
 
 def as_utf8(body: bytes) -> bytes:
@@ -43,12 +48,37 @@ def split(text: bytes) -> Pieces:
         if text[:1] in (b"[", b"{"):
             return Pieces(_messages(text))
     except UnclosedError as error:
-        raise not_json(text, cut_off=error.cut_off) from None
+        messages, rest = _before_cut(text) if error.cut_off else ([], text)
+        if not messages:
+            raise not_json(text, cut_off=error.cut_off) from None
+        return Pieces(messages, rest, is_cut_off=True)
     except TextBehindError:
         return _split_documents(text)
     if read_as(text, Raw) is None:
         raise not_json(text)
     return Pieces([text])
+
+
+def _before_cut(text: bytes) -> tuple[list[bytes], bytes]:
+    """The complete messages of an array that is cut off, and the bytes behind them; no messages if none is readable."""
+    if not begins_array(text):
+        return [], text
+    messages, position = [], 1
+    with suppress(UnclosedError):
+        while True:
+            end = find_end(text, position)
+            messages.append(text[position:end].strip())
+            position = end + 1
+    rest = text[position:].strip()
+    with suppress(UnclosedError, UnreadableError):  # maybe only the last bracket is missing
+        if _document_end(rest) == len(rest):
+            messages, rest = [*messages, rest], b""
+    return (messages, rest) if any(map(_is_object, messages)) else ([], text)
+
+
+def _is_object(message: bytes) -> bool:
+    """Whether it is a readable object with members."""
+    return message.startswith(b"{") and bool(cut_members(message))
 
 
 def _split_documents(text: bytes) -> Pieces:
@@ -74,7 +104,7 @@ def _split_documents(text: bytes) -> Pieces:
     if len(messages) > MESSAGES_AT_MOST:
         raise _too_many()
     # Text with brackets but without a readable object, such as the output of a template, is not JSON.
-    if not any(cut_members(message) for message in messages if message.startswith(b"{")):
+    if not any(map(_is_object, messages)):
         raise not_json(text)
     return Pieces(messages, b"".join(rest).strip())
 

@@ -135,10 +135,11 @@ class _Parser:
                 pieces = split(text)
                 for raw in pieces.messages:
                     self._take(self._message(raw), _Items(raw, single=True), 0)
-                if pieces.rest:
+                if pieces.rest or pieces.is_cut_off:
                     self.reading.messages += 1
+                    reason = reasons.CUT_OFF_BODY if pieces.is_cut_off else reasons.TEXT_AFTER_JSON
                     detail = f"{len(pieces.rest)} bytes behind {len(pieces.messages)} messages"
-                    self.reading.to_park.append(ItemToPark(reasons.TEXT_AFTER_JSON, detail, pieces.rest))
+                    self.reading.to_park.append(ItemToPark(reason, detail, pieces.rest))
         except UnreadableError as problem:
             self.reading.messages = 1
             self.reading.to_park.append(ItemToPark(problem.reason, problem.detail, body))

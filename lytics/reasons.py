@@ -39,8 +39,9 @@ HINTS: dict[str, str] = {
         " Look for a proxy between Lytics and this service that compresses or shortens requests."
     ),
     CUT_OFF_BODY: (
-        "The body ends in the middle. Look for a proxy between Lytics and this service that shortens requests."
-        " Lytics was answered 200, so have the job send existing users again."
+        "The body ends in the middle. The complete messages of an array were read; this is what remained. Look for a"
+        " proxy between Lytics and this service that shortens requests. Lytics was answered 200, so have the job send"
+        " existing users again."
     ),
     TEXT_AFTER_JSON: (
         "Text or a bracket follows the end of the JSON. Every complete message before it was read; this is"

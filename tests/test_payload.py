@@ -176,9 +176,7 @@ def test_a_body_that_is_not_json_is_parked_as_one_item(raw: bytes) -> None:
     "raw",
     [
         b'{"data": {"_id": "kim"',
-        b"[" + single(message()),
         body(message())[:-30],
-        body(message(), message())[:300],
         single(message())[:-1],
         b'["' + b'\\"' * 50,
         b"[",
@@ -190,6 +188,24 @@ def test_a_body_without_its_last_bracket_is_parked_as_cut_off(raw: bytes) -> Non
     reading = read(raw)
     assert (reading.messages, reading.facts) == (1, [])
     assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.CUT_OFF_BODY, raw)]
+
+
+@pytest.mark.parametrize("flaw", [b"", b'"x": undefined, '])
+@pytest.mark.parametrize(
+    ("between", "rest"),
+    [
+        (b", ", single(message(who="lee"))[:-30]),
+        (b",", b'{"data": {"x": "a"b"}}]'),
+        (b",\n", b"x"),
+        (b",", b""),
+        (b"", b""),
+    ],
+)
+def test_the_messages_before_the_cut_of_an_array_are_read(flaw: bytes, between: bytes, rest: bytes) -> None:
+    first = single(message()).replace(b'"data"', flaw + b'"data"', 1)
+    reading = read(b"[" + first + between + rest)
+    assert (reading.messages, reading.facts) == (2, [fact()])
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.CUT_OFF_BODY, rest)]
 
 
 @pytest.mark.parametrize(
