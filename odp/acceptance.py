@@ -13,27 +13,34 @@ from typing import Any, NamedTuple
 from odp.outcomes import Outcome, error_words, named_items, not_odp, outcome_of, readable
 from odp.paths import GRAPHQL, LIST_SUBSCRIPTIONS, MEMBERSHIP_WRITES
 
-_TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= status < 300)
+_TITLES = frozenset(status.phrase.lower() for status in HTTPStatus if 200 <= status < 300 and status != 206)
 # Fields that report failure or success, at the top of a response body or in its ``detail``.
 _FAILURES = ("invalids", "invalid", "errors", "error", "failures", "failed", "rejected")
+_SUCCESSES = ("success", "ok", "accepted")
 # The same in responses to writes of memberships, at any depth: compared without case, and without other characters than
 # letters, as in ``failed_count``.
 _FAILURE = re.compile(
-    r"(?:has|any|partial|(?:num|number|total|count)(?:of)?)?(?:items|records|events|profiles)?"
-    r"(?:errors?|fail(?:ed|ures?)|invalids?|reject(?:ed|ions?)|unprocessed|unsuccessful|dropped|ignored|skipped)"
-    r"(?:items|records|events|profiles)?(?:count|total)?"
+    r"(?:has|any|partial|validation|(?:num|number|total|count)(?:of)?)?(?:items|records|events|profiles)?"
+    r"(?:errors?(?:code|message|reason)?|fail(?:ed|ures?)|invalids?|reject(?:ed|ions?)|(?:un|not)processed|unsuccessful"
+    r"|not(?:accepted|found)|missing|unknown|dropped|ignored|skipped|exceptions?|faults?|violations?|partial(?:success)?)"
+    r"(?:items|records|events|profiles|fields|identifiers)?(?:count|total)?"
 )
+_SUCCESS = re.compile(r"(?:is|was)?(?:success(?:ful)?|succeeded|ok|accepted|acknowledged|valid)(?:count)?")
 _NO_LETTERS = re.compile(r"[^a-z]+")
-_SUCCESSES = ("success", "ok", "accepted")
+# Fields other than ``status`` itself whose number may be a status, written like the above.
+_CODES = frozenset({"status", "code", "statuscode", "httpcode", "httpstatus", "httpstatuscode"})
 # Fields that may report a failure as a word. Read in responses to writes of memberships only: an audience or a field
 # that is read back may have a state of its own.
-_STATES = ("status", "state", "result", "outcome")
+_STATES = ("status", "state", "result", "outcome", "message", "detail")
 _NO = frozenset({"false", "no", "0"})
 # A text in a field for failures that reports none.
 _NO_FAILURE = _NO | {"", "none", "null"}
 _FAILED = re.compile(
-    r"(?:partial(?:ly)?\W*)?(?:fail|error|reject|refus|den(?:y|ied)|invalid|unsuccessful)", re.IGNORECASE
+    r"partial|fail|error|err\b|reject|refus|den(?:y|ied)|invalid|un(?:success|avail|processed)|not\W|nok\b|ko\b|abort"
+    r"|cancel|throttl|tim(?:e|ed)\W?out|maintenance|exception|busy|overload",
+    re.IGNORECASE,
 )
+_STATUS = re.compile(r"(?:HTTP\S*\s+)?(\d{3})(?!\S)", re.IGNORECASE)
 UNKNOWN_JSON = "JSON of an unknown shape"
 
 
@@ -77,8 +84,11 @@ def objection(
         words = readable(", ".join(named))
     if named_items(body) or any(isinstance(value, list) for _, value in failures):
         return Objection(Outcome.REJECTED, f"{status}: ODP rejected part of the request: {words}", False)
-    has_failed = is_write and any(_is_failed(part.get(name)) for part in parts for name in _STATES)
-    if has_failed or failures or any(_is_no(part.get(name)) for part in parts for name in _SUCCESSES):
+    is_success = _is_success_of_write if is_write else _SUCCESSES.__contains__
+    has_failed = any(_is_no(value) for part in parts for name, value in part.items() if is_success(name))
+    if is_write and any(_is_failed(part.get(name)) for part in parts for name in _STATES):
+        has_failed = True
+    if has_failed or failures:
         return Objection(Outcome.RETRY_LATER, f"{status}: the response reports a failure: {words}", True)
     if is_write and not _is_documented(path, body, max(map(_status, _top(body)))):
         return _not_from_odp(UNKNOWN_JSON, words)
@@ -95,11 +105,11 @@ NOT_UNPACKED = _not_from_odp("a body that can't be unpacked")
 
 
 def _is_documented(path: str, body: Mapping[str, Any], inner: int) -> bool:
-    if path == LIST_SUBSCRIPTIONS and isinstance(body.get("updates"), list):
-        return bool(body["updates"])
-    title = body.get("title")
+    title, updates = body.get("title"), body.get("updates") if path == LIST_SUBSCRIPTIONS else None
+    if updates == []:
+        return False
     if title is None:
-        return inner >= 200
+        return inner >= 200 or isinstance(updates, list)
     return isinstance(title, str) and title.lower() in _TITLES and not 0 <= inner < 200
 
 
@@ -122,9 +132,14 @@ def _objects(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _status(part: Mapping[str, Any]) -> int:
-    """The status that it has as a number, or -1."""
+    """The status that it has as a number, or -1. An error in another field for a status counts more."""
+    codes = (_number(value) for name, value in part.items() if _letters(name) in _CODES)
     number = _number(part.get("status"))
-    return -1 if number is None else max(number, 0)
+    return max([-1 if number is None else max(number, 0), *(code for code in codes if code and 300 <= code < 600)])
+
+
+def _letters(name: str) -> str:
+    return _NO_LETTERS.sub("", name.lower())
 
 
 def _failures(parts: Iterable[Mapping[str, Any]], *, is_failure: Callable[[str, Any], bool]) -> list[tuple[str, Any]]:
@@ -142,8 +157,11 @@ def _is_failure_of_read(name: str, value: Any) -> bool:
 
 
 def _is_failure_of_write(name: str, value: Any) -> bool:
-    is_named = _FAILURE.fullmatch(_NO_LETTERS.sub("", name.lower())) is not None
-    return is_named or (name == "detail" and isinstance(value, list))
+    return _FAILURE.fullmatch(_letters(name)) is not None or (name == "detail" and isinstance(value, list))
+
+
+def _is_success_of_write(name: str) -> bool:
+    return _SUCCESS.fullmatch(_letters(name)) is not None
 
 
 def _is_no(value: Any) -> bool:
@@ -155,9 +173,10 @@ def _is_failed(value: Any) -> bool:
 
 
 def _number(value: Any) -> int | None:
-    """A status as a whole number, also where it is written as a text or as 503.0."""
+    """A status as a whole number, also where it is written as 503.0 or as a text such as "503 Service Unavailable"."""
     if isinstance(value, str):
-        return int(value) if re.fullmatch(r"\d{3}", value) else None
+        found = _STATUS.match(value.strip())
+        return int(found[1]) if found else None
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -223,7 +223,15 @@ def _reason(status: int, body: Any, text: str, *, is_html: bool) -> str:
 
 
 def _json(text: str) -> Any:
+    """The body as JSON, or None. A name that occurs twice in an object makes the body ambiguous: it is no JSON then."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         return None
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(members)
+    if len(made) < len(members):
+        raise ValueError
+    return made
