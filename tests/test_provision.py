@@ -21,7 +21,7 @@ from audiences.models import Audience, Delivery, Install, Lane, Parked
 from audiences.operations import parked_items, resends
 from audiences.receiving import ingest
 from lytics.facts import Fact, Kind
-from odp.mechanisms import Attribute
+from odp.mechanisms import Attribute, Refusal
 from odp.outcomes import Answer, Outcome
 from outgoing.deadline import TooLateError
 from sandbox.odp.testing import ThreadedSandbox
@@ -186,21 +186,34 @@ def test_a_failed_creation_puts_the_audience_on_hold_and_no_install(
     assert_all_is_well(audience)
 
 
+def test_a_field_whose_type_can_not_be_stored_blocks_its_audience(odp: ThreadedSandbox, shop: Install) -> None:
+    odp.fault({"path": FIELDS}, {"status": 200, "body": r'{"type": "\ud83d\u0000"}'})
+    audience = new_audience(shop)
+    drain_all(shop)
+    assert "with type ?, not boolean" in lane_of(audience).block_reason
+    assert Install.objects.get().backoff_failures == 0
+
+
+@pytest.mark.parametrize(
+    "stored", [None, Refusal("half an emoji: \ud83d")], ids=["in making it", "in storing the result"]
+)
 def test_a_fault_of_ours_puts_that_audience_on_hold_and_no_other(
-    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, stored: Refusal | None
 ) -> None:
     ensure = Attribute.ensure
 
     def fails(self: Attribute, client: Any, odp_id: str, *args: Any, **kwargs: Any) -> Any:
-        if odp_id == "lytics_odd":
+        if odp_id != "lytics_odd":
+            return ensure(self, client, odp_id, *args, **kwargs)
+        if stored is None:
             raise KeyError("no such thing")
-        return ensure(self, client, odp_id, *args, **kwargs)
+        return stored
 
     monkeypatch.setattr(Attribute, "ensure", fails)
     odd, gold = new_audience(shop, "odd"), new_audience(shop)
     drain_all(shop)
     odd.refresh_from_db()
-    assert (odd.hold_failures, odd.hold_reason) == (1, "Unexpected error: '•••'")
+    assert (odd.hold_failures, odd.hold_reason.startswith("Unexpected error: '•••'")) == (1, True)
     assert Install.objects.get().backoff_failures == 0
     assert_all_is_well(gold)
 

@@ -198,13 +198,23 @@ def _make(making: Making, gate: Gate | None) -> bool:
             raise
         log.exception("making an audience failed", audience=audience.odp_id)
         problem = unexpected(error)
+    try:
+        _conclude(making, problem)
+    except Exception as error:  # such as a reason that can't be stored
+        if sessions.is_database_error(error):
+            raise
+        log.exception("making an audience failed", audience=audience.odp_id)
+        hold(making, unexpected(error))
+    return True
+
+
+def _conclude(making: Making, problem: Answer | Refusal | None) -> None:
     if isinstance(problem, Answer):
         hold(making, problem)
     elif isinstance(problem, Refusal):
         _refuse(making, problem)
     elif _end(making, made=True):
-        log.info("audience ready in ODP", audience=audience.odp_id)
-    return True
+        log.info("audience ready in ODP", audience=making.audience.odp_id)
 
 
 def unexpected(error: Exception) -> Answer:

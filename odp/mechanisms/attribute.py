@@ -10,7 +10,7 @@ from odp.client import Client
 from odp.mechanisms.base import Change, Look, Refusal, identifiers
 from odp.mechanisms.reading import not_shown, read
 from odp.mechanisms.stored import Stored
-from odp.outcomes import Answer, Outcome
+from odp.outcomes import Answer, Outcome, readable
 
 _FIELDS = "/v3/schema/objects/customers/fields"
 
@@ -102,5 +102,6 @@ def _check_type(odp_id: str, found: str) -> Refusal | None:
     if found.lower() == "boolean":
         return None
     return Refusal(
-        f"The customer field {odp_id} is there with type {found}, not boolean. Remove or rename what uses it in ODP."
+        f"The customer field {odp_id} is there with type {readable(found)}, not boolean. Remove or rename what uses it"
+        " in ODP."
     )
