@@ -27,12 +27,13 @@ from audiences.models import (
     Pruning,
     Receipt,
     Resend,
+    Retirement,
     Run,
     Skip,
     Trouble,
     TroubleMessage,
 )
-from audiences.operations import pruning
+from audiences.operations import pruning, retiring
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -229,6 +230,18 @@ def test_events_after_the_end_of_a_retired_audience_keep_no_call(odp: ThreadedSa
     drain_all(install)
     Lane.objects.update(retired_sequence=1)
     receive(install, message())
+    days_pass()
+    last = receive(install, message(who=None))
+    prune()
+    assert Lane.objects.get().delivered_sequence < Audience.objects.get().last_sequence
+    assert list(Receipt.objects.all()) == [last]
+
+
+def test_waiting_events_of_an_audience_that_was_retired_before_odp_had_it_keep_no_call() -> None:
+    install = make_install()
+    receive(install, message())
+    assert retiring.retire(Audience.objects.get(), by="sam", reason="rejected")
+    retiring.advance(Retirement.objects.get().pk)
     days_pass()
     last = receive(install, message(who=None))
     prune()

@@ -186,6 +186,18 @@ def test_an_audience_that_was_never_in_odp_is_retired_without_a_request(odp: Thr
     assert backlog.of(shop.pk) == 0
 
 
+def test_a_creation_that_failed_is_no_trouble_once_its_audience_is_retired(
+    odp: ThreadedSandbox, shop: Install, boss: Client
+) -> None:
+    odp.fault({"path": SEGMENT}, {"status": 503})
+    new = make_audience(shop, provisioned=False)
+    enter(new, "kim")
+    drain_all(shop)
+    assert alerts(boss, "can't be created")
+    retired(new)
+    assert not alerts(boss, "can't be created")
+
+
 def test_an_audience_deleted_in_odp_already_is_retired(odp: ThreadedSandbox, gold: Audience) -> None:
     odp.odp("DELETE", SEGMENT)
     assert retired(gold).left_in_odp == ""

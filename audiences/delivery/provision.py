@@ -120,6 +120,11 @@ def use_id(audience_id: int, odp_id: str) -> None:
     )
 
 
+def give_up(audience_id: int) -> None:
+    """End the tries to make an audience that is retired before ODP had it. Its failures are no trouble any more."""
+    Audience.objects.filter(pk=audience_id).update(making_token=None, making_until_at=None, **NO_HOLD)
+
+
 # --- what the workers do about it ----------------------------------------------------------------------------
 
 

@@ -224,6 +224,7 @@ def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
         return False
     holds.end_log(audience.pk, audience.last_sequence)
     holds.retire(audience.pk)
+    provision.give_up(audience.pk)
     _move(retirement, emptied_at=Now(), ended_at=Now())
     return False
 

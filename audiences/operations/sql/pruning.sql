@@ -8,7 +8,7 @@ SELECT date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - make_int
 
 -- name: oldest_waiting
 -- The installs with undelivered events from before the horizon, and the time at which the oldest one was received.
--- Events after the end of a retired audience's log don't count.
+-- Those of retired audiences don't count.
 SELECT audience.install_id, min(event.received_at) AS received_at
 FROM audiences_lane AS lane
 JOIN audiences_audience AS audience ON audience.id = lane.audience_id
@@ -16,7 +16,7 @@ CROSS JOIN LATERAL (
     SELECT received_at FROM audiences_event
     WHERE audience_id = lane.audience_id AND sequence = lane.delivered_sequence + 1 LIMIT 1
 ) AS event
-WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
+WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence AND lane.retired_at IS NULL
     AND event.received_at < %(horizon)s
 GROUP BY audience.install_id
 
