@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 import psycopg
-from django.db import Error, InterfaceError, InternalError, OperationalError, connection
+from django.db import Error, InterfaceError, InternalError, OperationalError, connection, transaction
 
 Result = TypeVar("Result")
 
@@ -24,6 +24,8 @@ _ENDS_SESSION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"
 _OF_SESSION = {"0A000", "26000", "34000", "3D000"}
 # Damaged data doesn't recover, so the page must name the audience that can't be delivered.
 _DAMAGE = {"XX001", "XX002"}
+# How long ``brief_lock_wait`` waits for a lock, in milliseconds. A call or a chunk of a resend holds one for less.
+LOCK_MILLISECONDS = 200
 # How long other threads wait for the one thread that asks whether PostgreSQL answers again.
 ASKING_SECONDS = 0.25
 # The pause between two tries of ``when_back``: nothing is delivered meanwhile.
@@ -35,6 +37,10 @@ _extra_seconds: ContextVar[float] = ContextVar("extra_seconds", default=0.0)
 
 class NoAnswerError(psycopg.OperationalError):
     """PostgreSQL did not answer in time. The session is closed; whether the statement took effect is unknown."""
+
+
+class LockedError(Exception):
+    """Another transaction holds a lock for longer than ``LOCK_MILLISECONDS``. Nothing was stored."""
 
 
 def bound(seconds: float) -> None:
@@ -88,6 +94,24 @@ def state_of(error: BaseException) -> str | None:
     """The SQLSTATE of psycopg's error, or of the one behind Django's."""
     cause = error if isinstance(error, psycopg.Error) else error.__cause__
     return cause.sqlstate if isinstance(cause, psycopg.Error) else None
+
+
+@contextmanager
+def brief_lock_wait() -> Iterator[None]:
+    """Begin a transaction that waits only briefly for each lock. Raises ``LockedError``.
+
+    For work in the background that locks an install or a lane and then an audience: claims wait for the first two. An
+    audience stays locked as long as, for example, a frozen web process has a transaction open.
+    """
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_MILLISECONDS)])
+            yield
+    except OperationalError as error:
+        if state_of(error) != LOCK_TIMEOUT:
+            raise
+        raise LockedError from error
 
 
 def store(work: Callable[[], Result]) -> Result:

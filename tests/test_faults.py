@@ -1,17 +1,20 @@
 """An unexpected error of this service holds only the affected audience, and ends without an operator."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.test import Client
 from django.utils.timezone import now
 
+from audiences import sessions
 from audiences.delivery import claims, holds, leases, provision
 from audiences.insight import heartbeats
-from audiences.models import Audience, Install, Lane
-from audiences.operations import skips
-from audiences.receiving import backlog
+from audiences.models import Audience, GuidedChange, Install, Lane, Retirement
+from audiences.operations import changes, retiring, skips
+from audiences.receiving import audience_lookup, backlog
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
@@ -26,6 +29,7 @@ from tests.delivering import (
     writes,
 )
 from tests.test_admin import press
+from tests.threads import eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -218,3 +222,45 @@ def test_health_stays_green_for_an_audience_that_odp_does_not_make(
     drain_all(shop)
     time_passes(61)
     assert health() == 200
+
+
+# --- an audience that another transaction locks ---------------------------------------------------------------
+
+
+def _make(gold: Audience) -> Callable[[], object]:
+    Audience.objects.filter(pk=gold.pk).update(provisioned_at=None)
+    return lambda: provision.claim(gold.install_id)
+
+
+def _retire(gold: Audience) -> Callable[[], object]:
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    return lambda: retiring.advance(Retirement.objects.get().pk)
+
+
+def _change(gold: Audience) -> Callable[[], object]:
+    what = {"kind": "mechanism", "before": "attribute", "after": "list", "was": "attribute", "phase": "switch"}
+    GuidedChange.objects.create(install=gold.install, audience=gold, by="sam", reason="lists", **what)
+    token = changes.lease(gold.install_id)
+    assert token is not None
+    return lambda: changes.step(token)
+
+
+@pytest.mark.parametrize("begin", [_make, _retire, _change])
+def test_work_that_waits_for_a_locked_audience_delays_no_delivery(
+    shop: Install, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Audience], Callable[[], object]]
+) -> None:
+    """A web process that is frozen in a transaction keeps an audience locked."""
+    monkeypatch.setattr(sessions, "LOCK_MILLISECONDS", 50)
+    gold, silver = make_audience(shop), make_audience(shop, "silver")
+    for audience in (gold, silver):
+        enter(audience, "kim")
+    work = begin(gold)
+    with transaction.atomic():
+        audience_lookup.lock([gold.pk])
+        (working,) = start(work)
+        eventually(lambda: working.done() or waiting_for_a_lock())
+        (claiming,) = start(lambda: claims.claim(shop.pk))
+        lease = claiming.result(5)
+        in_vain = working.result(5)
+    assert silver.pk in lease.audience_ids
+    assert work() != in_vain

@@ -10,7 +10,7 @@ import pytest
 from django.db import transaction
 from django.utils.timezone import now
 
-from audiences import request_bodies
+from audiences import request_bodies, sessions
 from audiences.delivery import holds
 from audiences.insight import customer_texts
 from audiences.models import (
@@ -434,7 +434,7 @@ def test_a_locked_audience_holds_up_forgetting_and_no_delivery(
     gold = make_delivered(shop, "kim")
     asked = forgetting.ask(shop, "kim", tell_odp=False, by="dpo")
     assert asked is not None
-    monkeypatch.setattr(forgetting, "LOCK_MILLISECONDS", 10)
+    monkeypatch.setattr(sessions, "LOCK_MILLISECONDS", 10)
     with transaction.atomic():
         audience_lookup.lock([gold.pk])
         (forgets,) = start(lambda: forgetting.advance(asked))

@@ -132,14 +132,10 @@ def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | 
     """Claim the next audience to create. None when there is none, or ``at_once`` of the install are being created."""
     token = uuid.uuid4()
     with _given_back_in_trouble(token):
-        with transaction.atomic():
-            _LOCK.run(install=install_id)
-            chosen = _CLAIM.run(
-                install=install_id,
-                token=token,
-                lease_seconds=settings.LEASE_SECONDS,
-                making_at_once=at_once,
-            ).one()
+        try:
+            chosen = _choose(install_id, token, at_once=at_once)
+        except sessions.LockedError:
+            chosen = _choose(install_id, token, at_once=at_once, skips_locked=True)
         if chosen is None:
             return None
         audience = Audience.objects.select_related("install", "lane").get(pk=chosen.audience_id)
@@ -147,6 +143,20 @@ def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | 
             give_back(token)
             return None
         return Making(audience, token, more=chosen.more)
+
+
+def _choose(install_id: int, token: uuid.UUID, *, at_once: int, skips_locked: bool = False) -> Chosen | None:
+    """Lease the next audience. Calls lock it again and again, so one that is locked is skipped only after a wait."""
+    with sessions.brief_lock_wait():
+        _LOCK.run(install=install_id)
+        claiming = _CLAIM.run(
+            install=install_id,
+            token=token,
+            lease_seconds=settings.LEASE_SECONDS,
+            making_at_once=at_once,
+            skips_locked=skips_locked,
+        )
+        return claiming.one()
 
 
 @contextmanager
@@ -245,11 +255,14 @@ def hold(making: Making, answer: Answer) -> None:
 def _refuse(making: Making, refusal: Refusal) -> None:
     """Block the lane: a person has to act. Unblocking locks the same rows in the same order, the lane's first."""
     audience = making.audience
-    with transaction.atomic():
-        newly = holds.block_audience(audience.pk, refusal.reason)
-        if not _end(making, made=False, foreign=refusal.definition):
-            transaction.set_rollback(True)  # the worker that makes it now gets the same response
-            return
+    try:
+        with sessions.brief_lock_wait():
+            newly = holds.block_audience(audience.pk, refusal.reason)
+            if not _end(making, made=False, foreign=refusal.definition):
+                transaction.set_rollback(True)  # the worker that makes it now gets the same response
+                return
+    except sessions.LockedError:
+        return  # the next try, after this lease, gets the same response
     if newly:
         log.error("blocked", audience=audience.odp_id, reason=refusal.reason)
 

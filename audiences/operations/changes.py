@@ -300,7 +300,7 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
     """
     change = None
     try:
-        with transaction.atomic():
+        with sessions.brief_lock_wait():
             held = GuidedChange.objects.select_for_update(of=("self",)).select_related("install")
             change = held.filter(lease_token=token, ended_at=None, install__enabled=True).first()
             if change is None:
@@ -312,6 +312,8 @@ def step(token: uuid.UUID, *, gate: Gate | None = None) -> float | None:
             if result is not None:
                 return _store(change, token, result)
         return _ask(change, token, gate)
+    except sessions.LockedError:
+        return None if change is None else _store(change, token, change_steps.wait("Another transaction locks a row."))
     except Exception as error:
         if change is None or sessions.is_database_error(error):
             raise

@@ -9,14 +9,13 @@ the customer again.
 
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, OperationalError, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.crypto import salted_hmac
 from django.utils.timezone import now
@@ -35,9 +34,6 @@ from lytics import times
 from lytics.facts import Fact, Kind
 
 log = structlog.get_logger(__name__)
-
-# The longest wait for a lock, in milliseconds.
-LOCK_MILLISECONDS = 500
 
 _alone = threading.Lock()
 
@@ -76,7 +72,6 @@ _SQL = sql.beside(__file__)
 _FOLLOW_INDEX = _SQL.command("follow_index")
 _EVENTS = _SQL.query("events", _Event._make)
 _LATER = _SQL.query("later_events", _Event._make)
-_LIMIT_LOCK_WAIT = _SQL.command("limit_lock_wait")
 _TAKE_OUT = _SQL.query("take_out", _TakenOut._make)
 _CLEAR_ANSWERS = _SQL.command("clear_answers")
 _CLEAR_LANES = _SQL.command("clear_lanes")
@@ -177,7 +172,10 @@ def _advance(forgotten: Forgotten) -> bool:
         return False
     if forgotten.tell_odp and not former_stores.send_exits(forgotten.install_id, opened(forgotten.identifier)):
         return False
-    return _take_out(forgotten)
+    try:
+        return _take_out(forgotten)
+    except sessions.LockedError as error:
+        raise BusyError from error
 
 
 def _odp_has_exits(forgotten: Forgotten) -> bool:
@@ -255,7 +253,7 @@ def _take_out(forgotten: Forgotten) -> bool:
     who = {"identifier": identifier, "install": install}
     # Before the locks: it decrypts every parked item, and no delivery may wait for that.
     parked = customer_texts.parked_about(install, identifier)
-    with _limited_lock_wait():
+    with sessions.brief_lock_wait():
         if not Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).exists():
             return True
         _FOLLOW_INDEX.run()
@@ -294,19 +292,6 @@ def _take_out(forgotten: Forgotten) -> bool:
     forgotten.refresh_from_db()
     log.info("a customer was forgotten", install=forgotten.install.name, forgotten=forgotten.pk, **counts)
     return True
-
-
-@contextmanager
-def _limited_lock_wait() -> Iterator[None]:
-    """Begin a transaction. Raises ``BusyError`` when a lock isn't free soon, because claims wait for its lanes."""
-    try:
-        with transaction.atomic():
-            _LIMIT_LOCK_WAIT.run(milliseconds=LOCK_MILLISECONDS)
-            yield
-    except OperationalError as error:
-        if sessions.state_of(error) != sessions.LOCK_TIMEOUT:
-            raise
-        raise BusyError from error
 
 
 def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> dict[int, _Progress]:

@@ -20,6 +20,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
+from audiences import sessions
 from audiences.agreement import audits
 from audiences.delivery import account_switch, fold, holds, provision, unmaking
 from audiences.delivery.fold import Entry
@@ -132,9 +133,17 @@ def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
 def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
     """Take one step. Returns False when there is none now.
 
-    The retirement is done, waits, or is locked by another worker, or the install is switched off.
+    The retirement is done, waits, or is locked by another worker, its audience is locked, or the install is switched
+    off.
     """
-    with transaction.atomic():
+    try:
+        return _advance(retirement_id, gate)
+    except sessions.LockedError:
+        return False
+
+
+def _advance(retirement_id: int, gate: Gate | None) -> bool:
+    with sessions.brief_lock_wait():
         unlocked = Retirement.objects.select_for_update(skip_locked=True, of=("self",))
         found = unlocked.filter(UNFINISHED, pk=retirement_id, audience__install__enabled=True)
         retirement = found.select_related("audience__install", "audience__lane").first()

@@ -21,7 +21,10 @@ waiting AS MATERIALIZED (
 ),
 -- The audience with the fewest failures, so that one that fails for hours doesn't take the place of a new one.
 chosen AS (
-    SELECT id FROM waiting ORDER BY hold_failures, hold_until_at NULLS FIRST, id LIMIT 1
+    SELECT id FROM waiting
+    WHERE NOT %(skips_locked)s::boolean OR id IN (
+        SELECT id FROM audiences_audience WHERE id IN (SELECT id FROM waiting) FOR NO KEY UPDATE SKIP LOCKED)
+    ORDER BY hold_failures, hold_until_at NULLS FIRST, id LIMIT 1
 )
 UPDATE audiences_audience AS audience SET
     making_token = %(token)s, making_until_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)

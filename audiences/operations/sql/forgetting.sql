@@ -1,10 +1,6 @@
 -- Removing one person from the tables. All statements run in one transaction, and change nothing before the lanes are
 -- locked.
 
--- name: limit_lock_wait
--- Limits the wait for each lock of this transaction.
-SELECT set_config('lock_timeout', %(milliseconds)s::text, true)
-
 -- name: follow_index
 -- Makes PostgreSQL find the events by the index on identifiers. The planner underestimates that index and would read
 -- the whole log.
