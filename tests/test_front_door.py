@@ -246,6 +246,11 @@ def test_a_post_to_an_unknown_path_is_answered_401(install: Install, method: str
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
 
 
+@pytest.mark.parametrize("path", ["/WEBHOOKS/lytics/x", "/Webhooks/Lytics/x", "/webhook/lytics/x", "/api/webhooks/x"])
+def test_a_job_set_to_get_whose_url_is_off_by_a_letter_is_answered_401(install: Install, path: str) -> None:
+    assert Client().get(path).status_code == Client().head(path).status_code == 401
+
+
 @pytest.mark.parametrize("path", [*ELSEWHERE, "/webhooks/lytics/x/"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 def test_gunicorn_passes_on_every_path(web: Web, install: Install, method: str, path: str) -> None:

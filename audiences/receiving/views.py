@@ -272,14 +272,14 @@ class UnknownWebhookView(_AnsweringView):
 
 
 def is_for_lytics(request: HttpRequest) -> bool:
-    """Whether the caller may be Lytics: each request below /webhooks/, and each writing request outside the admin.
+    """Whether the caller may be Lytics: outside the admin, each writing request and each path with "webhook" in it.
 
     A job whose URL is off by a letter must not be answered 404, nor be led to a login page that answers 200.
     """
     path = request.path_info
     if path.startswith("/admin/"):
         return False
-    return request.method not in ("GET", "HEAD", "OPTIONS") or path.lstrip("/").startswith("webhooks")
+    return request.method not in ("GET", "HEAD", "OPTIONS") or "webhook" in path.lower()
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
