@@ -19,7 +19,7 @@ import pytest
 
 from local import embedded, stack
 from local.__main__ import done, main
-from local.processes import StackError, belongs_to, free_port, is_free, read_pid
+from local.processes import StackError, belongs_to, free_port, is_free, read_pid, reason
 from lytics_sync.env import PROJECT_DIR
 from tests import settings_page
 
@@ -261,6 +261,12 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def stack_at(host: str, folder: Path) -> stack.Stack:
     memory = stack.Memory(file=folder / "local.env", values={})
     return stack.Stack(folder=folder, port=free_port(), host=host, memory=memory)
+
+
+def test_a_setting_that_is_refused_is_named_and_not_only_its_hint() -> None:
+    assert reason("ERRORS:\n?: (audiences.E015) METRICS_TOKEN is short.\n\tHINT: Empty switches it off.\n\n").endswith(
+        "METRICS_TOKEN is short."
+    )
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
