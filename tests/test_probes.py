@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import drafts
+from audiences.delivery import backoff, drafts
 from audiences.front import proofs
 from audiences.insight import checklist, probes, trials
 from audiences.insight.probes import Proof
@@ -255,6 +255,19 @@ def test_without_probes_for_two_intervals_the_proof_is_overdue(shop: Install, ru
     passed(2)
     assert proof(shop).word == "overdue"
     assert "Start the worker and beat processes." in boss.get(reverse("admin:index")).content.decode()
+
+
+def test_a_failure_by_a_hold_that_is_over_is_no_trouble(shop: Install, odp: ThreadedSandbox, run: Run) -> None:
+    """The next test customer follows within two minutes; until then the last proof counts."""
+    run(shop)
+    passed(40)
+    revoke_key(odp)
+    run(shop)
+    assert proof(shop).word == "failing"
+    backoff.release(shop)
+    assert proof(shop).word == "proven"
+    passed(33)
+    assert proof(shop).word == "overdue"
 
 
 def test_an_overdue_proof_says_when_its_test_customer_waits_for_those_of_other_installs(

@@ -212,7 +212,7 @@ class _Leg:
         if not install.enabled:
             return Seen(FAILED, "The install was switched off.")
         if install.backoff_until_at is not None and state.needs_key(install):
-            return Seen(FAILED, f"The install is on hold: {install.backoff_reason}. {state.remedy(install)}")
+            return Seen(FAILED, f"{trials.ON_HOLD}{install.backoff_reason}. {state.remedy(install)}")
         if state.rejects_key(lane.audience.hold_reason):
             return Seen(FAILED, self._on_hold(lane.audience))
         return None
@@ -225,7 +225,7 @@ class _Leg:
         lane = self._lane()
         install = lane.audience.install
         if install.backoff_until_at is not None:
-            return f"The install is on hold: {install.backoff_reason}. {state.remedy(install)}"
+            return f"{trials.ON_HOLD}{install.backoff_reason}. {state.remedy(install)}"
         if lane.audience.hold_failures:
             return self._on_hold(lane.audience)
         if lane.fault_since_at is not None:

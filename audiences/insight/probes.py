@@ -192,10 +192,13 @@ def _proof(
     if newest is None:
         return Proof("none")
     at = proven.closed_at if proven else None
-    if newest != proven:
+    # A failure by a hold that is over says nothing about what ODP shows; the next probe follows soon.
+    is_hold_over = install.backoff_until_at is None and trials.ON_HOLD in why_failed(newest)
+    if newest != proven and not (at and is_hold_over):
         return Proof("failing", at, why_failed(newest), newest.started_at)
     assert at is not None
-    is_late = interval() and install.enabled and now() - at > _overdue_after()
+    assert newest.closed_at is not None
+    is_late = interval() and install.enabled and now() - newest.closed_at > _overdue_after()
     if is_late and not is_under_way:
         why, cure = (WAITING, WAITING_CURE) if others_run else (STOPPED, STOPPED_CURE)
         return Proof("overdue", at, f"{why} {cure}", at, cure)

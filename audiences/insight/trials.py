@@ -42,6 +42,8 @@ LEGS: dict[Leg, tuple[str, ...]] = {
 }
 # The result of a step: as expected; done in another way, so that the next steps could be tested; failed.
 DONE, AROUND, FAILED = "done", "around", "failed"
+# Part of the words of a step that failed because its install was on hold.
+ON_HOLD = "The install is on hold: "
 
 
 def start(install: Install, *, by: str, identifier: str = "") -> Trial | None:
