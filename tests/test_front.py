@@ -284,7 +284,7 @@ def test_of_a_disabled_install_nothing_is_said_to_be_tried_again(operator: Clien
     Lane.objects.filter(audience__latest_slug="other").update(
         fault_since_at=now(), fault_until_at=now(), fault_reason="ValueError"
     )
-    held = ("Shop is on hold", "can't be created in ODP", "can't be delivered")
+    held = ("Shop is on hold", "can't be created in ODP (Shop)", "can't be delivered (Shop)")
     assert all(alert(operator, words) for words in held)
     assert number(operator, "installs on hold").value == "1"
     retry_all = [f"{reverse('admin:audiences_install_changelist')}{install.pk}/retry-alike/"]
@@ -378,7 +378,7 @@ def test_an_audience_that_can_not_be_made_says_why_and_when_and_has_a_button(
 ) -> None:
     ingest.receive(install, body(message()))
     on_hold()
-    told = alert(operator, "lytics_gold_club can't be created in ODP")
+    told = alert(operator, "lytics_gold_club can't be created in ODP (Shop)")
     assert "503: down — 2 in a row" in told.why
     assert "1 event waiting; nothing is lost" in told.why
     assert labels(told) == ["Retry now"]
@@ -390,7 +390,7 @@ def test_many_that_can_not_be_made_for_one_reason_are_one_line(operator: Client,
     items = [message(transition(slug=f"club_{number}", segment=f"s{number}")) for number in range(12)]
     ingest.receive(install, body(*items))
     on_hold("403: Forbidden")
-    told = alert(operator, "12 audiences of Shop can't be created in ODP")
+    told = alert(operator, "12 audiences can't be created in ODP (Shop)")
     assert "the account's private key" in told.todo
     assert labels(told) == ["Enter a key"]
     assert len([one for one in page(operator).context["alerts"] if "created in ODP" in one.what]) == 1

@@ -159,11 +159,11 @@ def creations_on_hold() -> list[Alert]:
     for group in found.read[:ALERTS_LISTED]:
         first, alone = group.first.audience, group.lanes == 1
         is_new = first.provisioned_at is None
-        who = str(first) if alone else f"{count(group.lanes, 'audience')} of {first.install}"
+        who = str(first) if alone else count(group.lanes, "audience")
         shown_alerts.append(
             Alert(
                 "creation",
-                f"{who} can't be {'created' if is_new else 'checked'} in ODP",
+                f"{who} can't be {'created' if is_new else 'checked'} in ODP ({first.install})",
                 f"{state.hold(first)}. "
                 + (f"{count(group.waiting, 'event')} waiting; nothing is lost." if is_new else "Deliveries continue."),
                 first.hold_since_at,
@@ -208,7 +208,7 @@ def audiences_with_errors() -> list[Alert]:
     shown_alerts = [
         Alert(
             "error",
-            f"{lane.audience} can't be delivered",
+            f"{lane.audience} can't be delivered ({lane.audience.install})",
             f"{state.fault(lane)}. {count(state.backlog(lane), 'event')} waiting; nothing is lost."
             " Other audiences are not affected.",
             lane.fault_since_at,

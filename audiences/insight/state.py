@@ -195,7 +195,7 @@ def remedy_of_hold(audience: Audience) -> str:
             "The API key may not create audiences in ODP: enter the account's private key on the install's page."
             " Waiting events are sent at the next try."
         )
-    return "It is retried automatically. Other audiences are not affected."
+    return "It is retried automatically, and delays no other audience."
 
 
 def of_request(record: Delivery | Run) -> State:
