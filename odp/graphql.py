@@ -54,6 +54,11 @@ class MembershipAnswer:
     answer: Answer
     by_name: dict[str, set[str] | None] = field(default_factory=dict)
 
+    @property
+    def known(self) -> bool:
+        """Whether ODP knows the customer, by any name."""
+        return any(found is not None for found in self.by_name.values())
+
     def is_in(self, odp_id: str) -> bool:
         """Whether the customer is in the audience under every name, so that both products personalise."""
         return bool(self.by_name) and all(odp_id in (found or ()) for found in self.by_name.values())

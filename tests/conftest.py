@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from threading import Thread
 from typing import Any
 
@@ -10,6 +11,7 @@ import django.conf
 import pytest
 import redis
 from django.db import IntegrityError, connection, transaction
+from django.template.base import Variable, VariableDoesNotExist
 from django.test import Client, TransactionTestCase
 from hypothesis import settings
 from pytest_django.fixtures import Settings
@@ -159,6 +161,34 @@ def _deleted(tables: list[str]) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+# What templates read of a dataclass or a named tuple that doesn't have it; a template takes it for false.
+MISSING: set[str] = set()
+
+
+def _note_missing(resolve: Any) -> Any:
+    def noting(self: Variable, context: Any) -> Any:
+        try:
+            return resolve(self, context)
+        except VariableDoesNotExist as missing:
+            holder = missing.params[1]
+            if is_dataclass(holder) or hasattr(holder, "_fields"):
+                MISSING.add(f"{self.var} in {context.template_name}: {type(holder).__name__} has no such field")
+            raise
+
+    return noting
+
+
+Variable._resolve_lookup = _note_missing(Variable._resolve_lookup)  # type: ignore[attr-defined] # not in the stubs
+
+
+@pytest.fixture(autouse=True)
+def templates_read_what_there_is() -> Iterator[None]:
+    yield
+    found = sorted(MISSING)
+    MISSING.clear()
+    assert found == []
 
 
 @pytest.fixture(autouse=True)

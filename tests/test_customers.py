@@ -665,7 +665,9 @@ def test_odp_can_be_queried_about_an_unknown_customer(viewer: Client, odp: Threa
     drain_all(install)
     in_odp(odp, "lee", "lytics_gold", True)
     told = {"note": note_of(look(viewer, "lee")), "ask": str(install.pk)}
-    assert "ODP: member. Ledger: not a member" in text(viewer.post(PAGE, told).content.decode())
+    page = text(viewer.post(PAGE, told).content.decode())
+    assert "ODP: member. Ledger: not a member" in page
+    assert "ODP doesn't know this customer" not in page
     stranger = {"note": note_of(look(viewer, "max")), "ask": str(install.pk)}
     assert "ODP doesn't know this customer" in text(viewer.post(PAGE, stranger).content.decode())
 
