@@ -166,7 +166,7 @@ def test_audiences_that_one_reason_keeps_from_being_created_are_retried_together
     held = {"hold_since_at": now(), "hold_until_at": now() + timedelta(hours=1), "hold_failures": 2}
     Audience.objects.update(provisioned_at=None, hold_reason="503: down", **held)
     Audience.objects.filter(pk=other.pk).update(hold_reason="409: taken")
-    address = button(line(operator, "12 audiences of Shop can't be created"), "Retry all 12 now").url
+    address = button(line(operator, "12 audiences can't be created"), "Retry all 12 now").url
     assert viewer.post(address).status_code == 403
     assert "Retried: 12 audiences." in press(operator, address)
     waiting = Audience.objects.filter(hold_until_at__gt=now())

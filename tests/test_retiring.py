@@ -717,6 +717,11 @@ def test_the_front_page_shows_how_far_a_retirement_is_and_what_it_waits_for(
     (alert,) = alerts(boss, "lytics_gold is being retired")
     assert "0 of 2 exits are queued" in alert.why
     assert "the audience is paused" in alert.why
+    Install.objects.update(
+        backoff_until_at=now(), backoff_since_at=now(), backoff_failures=1, backoff_reason="503: busy"
+    )
+    (alert,) = alerts(boss, "lytics_gold is being retired")
+    assert alert.why.endswith("It waits: the install is on hold. 503: busy.")
 
 
 def test_all_audiences_of_an_install_are_retired_with_one_button(

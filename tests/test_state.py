@@ -57,6 +57,11 @@ def test_an_audience_that_can_not_be_created_is_on_hold_and_says_until_when(gold
         "it can't be created in ODP: 503: busy — 3 in a row since 2026-07-01 12:00:00 UTC, next try at 13:00:00 UTC",
         alert=True,
     )
+    Install.objects.update(
+        backoff_until_at=now(), backoff_since_at=now(), backoff_failures=1, backoff_reason="503: busy"
+    )
+    assert state.hold(lane_of(gold).audience).endswith("next try when its install is no longer on hold")
+    Install.objects.update(backoff_until_at=None, backoff_since_at=None, backoff_failures=0, backoff_reason="")
     Audience.objects.update(provisioned_at=now())
     shown = state.of_lane(Lane.objects.select_related("audience__install").get(pk=gold.pk))
     assert shown.word == "waiting"

@@ -18,6 +18,7 @@ from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, Offer, and_more, 
 from audiences.front.groups import Group, Groups, on_hold_by_reason
 from audiences.insight import blocks, future_times, state
 from audiences.insight.backlogs import Backlog
+from audiences.insight.sentences import sentence
 from audiences.models import Audience, FutureTime, Install, Lane, Parked
 from audiences.operations import take_over
 from audiences.receiving import backlog
@@ -116,7 +117,7 @@ def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
     return Alert(
         "blocked",
         f"{who} blocked ({install})",
-        f"Reason: {_sentence(first.block_reason if alone else blocked.cause(first))}"
+        f"Reason: {sentence(first.block_reason if alone else blocked.cause(first))}"
         f" {waiting} waiting. Other audiences are not affected.",
         state.blocked_since(first),
         url_of(first.audience) if alone else url_of_all,
@@ -222,10 +223,6 @@ def audiences_with_errors() -> list[Alert]:
         for lane in lanes
     ]
     return shown_alerts + and_more("error", total, "audiences on hold", list_url(Audience, state="hold"))
-
-
-def _sentence(words: str) -> str:
-    return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 def paused_audiences() -> list[Alert]:

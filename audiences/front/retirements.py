@@ -6,6 +6,7 @@ from audiences.admin.pages import count, list_url, url_of
 from audiences.delivery import account_switch
 from audiences.front.alerts import Alert, and_more, buttons, listed_rows
 from audiences.insight import retirements, state
+from audiences.insight.sentences import sentence
 from audiences.models import Audience, GuidedChange, Lane, Retirement
 from audiences.operations import retiring
 
@@ -64,7 +65,7 @@ def _moving(retirement: Retirement) -> Alert:
     return Alert(
         UNDER_WAY,
         f"{audience} is being retired ({audience.install})",
-        f"by {retirement.by}: {retirement.reason} {retirements.step(retirement)}{_waits(audience)}",
+        f"by {retirement.by}: {sentence(retirement.reason)} {retirements.step(retirement)}{_waits(audience)}",
         retirement.asked_at,
         url_of(audience),
         tone="held",
@@ -78,6 +79,8 @@ def _waits(audience: Audience) -> str:
     """The reason for which a retirement waits, if a person can remove it; empty otherwise."""
     if not audience.install.enabled:
         return " It waits: the install is off."
+    if state.is_on_hold(audience.install):
+        return f" It waits: the install is on hold. {sentence(audience.install.backoff_reason)}"
     if audience.hold_failures:
         return f" It waits: {state.hold(audience)}."
     if audience.lane.blocked_at is not None:

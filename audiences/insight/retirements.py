@@ -1,5 +1,6 @@
 """Texts about an audience that was retired, is being retired, or was taken back."""
 
+from audiences.insight.sentences import sentence
 from audiences.models import Audience, Retirement
 
 
@@ -11,11 +12,9 @@ def words(audience: Audience) -> list[str]:
 
 def _sentence(retirement: Retirement) -> str:
     if retirement.undone_at is not None:
-        return (
-            f"{retirement.undone_by} took it back: {retirement.undone_reason} The members whom the retirement took out"
-            " are being entered again."
-        )
-    why = f"by {retirement.by}, {retirement.asked_at:%Y-%m-%d %H:%M} UTC: {retirement.reason}"
+        back = f"{retirement.undone_by} took it back: {sentence(retirement.undone_reason)}"
+        return f"{back} The members whom the retirement took out are being entered again."
+    why = f"by {retirement.by}, {retirement.asked_at:%Y-%m-%d %H:%M} UTC: {sentence(retirement.reason)}"
     if retirement.ended_at is not None:
         return f"Retired {why} {retirement.left_in_odp}".strip()
     return f"Being retired {why} {step(retirement)}"

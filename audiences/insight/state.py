@@ -8,6 +8,7 @@ from django.utils.timezone import now
 from audiences import masked_answers, naming
 from audiences.delivery import backoff
 from audiences.insight.customers import End, EventStatus, MembershipStatus, is_repeat
+from audiences.insight.sentences import sentence
 from audiences.models import (
     SKIPPED,
     Audience,
@@ -140,7 +141,7 @@ def of_lane(lane: Lane) -> State:
     if lane.retired_sequence is not None:
         return State("retiring", "its members leave, then it is deleted in ODP")
     if is_set_aside(lane):
-        return State("set aside", f"by {lane.paused_by}: {lane.pause_reason} Blocked: {lane.block_reason}")
+        return State("set aside", f"by {lane.paused_by}: {sentence(lane.pause_reason)} Blocked: {lane.block_reason}")
     if lane.blocked_at is not None:
         return State("blocked", lane.block_reason, alert=True)
     if lane.paused_at is not None:
@@ -173,11 +174,10 @@ def is_set_aside(lane: Lane) -> bool:
 
 
 def hold(audience: Audience) -> str:
-    """Why the creation of the audience waits, since when and until when."""
-    return (
-        f"{audience.hold_reason} — {audience.hold_failures} in a row"
-        f" since {audience.hold_since_at:%Y-%m-%d %H:%M:%S} UTC, next try at {audience.hold_until_at:%H:%M:%S} UTC"
-    )
+    """Why the creation of the audience waits, since when and until when. An install on hold tries nothing."""
+    since, until = f"{audience.hold_since_at:%Y-%m-%d %H:%M:%S} UTC", f"at {audience.hold_until_at:%H:%M:%S} UTC"
+    until = "when its install is no longer on hold" if is_on_hold(audience.install) else until
+    return f"{audience.hold_reason} — {audience.hold_failures} in a row since {since}, next try {until}"
 
 
 def fault(lane: Lane) -> str:
