@@ -646,12 +646,13 @@ def test_the_dry_run_counts_and_asks_odp_nothing(odp: ThreadedSandbox) -> None:
     Install.objects.update(requests_per_second=10, batch_size=2)
     shop = Install.objects.get()
     audience_with_members(shop)
+    audience_with_members(shop, "bronze")
     held = audience_with_members(shop, "silver")
     holds.pause(lane_of(held), by="kim", reason="a test")
     since, then = len(odp.requests()), everything_but_changes()
     plan = changes.plan(Install.objects.get(), to="list")
-    assert (plan.problem, plan.audiences, plan.left_out, plan.members, plan.largest) == ("", 1, 1, 3, 3)
-    assert (plan.requests, plan.seconds, plan.largest_seconds) == (2, 0.2, 0.2)
+    assert (plan.problem, plan.audiences, plan.left_out, plan.members, plan.largest) == ("", 2, 1, 6, 3)
+    assert (plan.requests, plan.seconds, plan.largest_seconds) == (4, 0.4, 0.2)
     assert plan.stays == "the customer field"
     assert len(odp.requests()) == since
     assert everything_but_changes() == then

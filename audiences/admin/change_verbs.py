@@ -72,8 +72,8 @@ def _dry_run(install: Install, to: str) -> str:
         if plan.left_out
         else ""
     )
-    least = f" and at least {number(round(plan.seconds))} s" if plan.seconds else ""
-    longest = f", at least {number(round(plan.largest_seconds))} s for the largest" if plan.largest_seconds else ""
+    least = f" and at least {number(round(plan.seconds))} s" if plan.seconds >= 1 else ""
+    longest = f", at least {number(round(plan.largest_seconds))} s for the largest" if plan.largest_seconds >= 1 else ""
     return (
         f"{MECHANISMS[to].label}: {count(plan.audiences, 'audience')} with {count(plan.members, 'member')} will be"
         f" changed, one after another. Their ledgers are sent again: {count(plan.requests, 'request')}{least}, and more"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import Count, Max, Q, QuerySet, Sum
+from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from audiences import sessions
@@ -85,18 +85,19 @@ def plan(install: Install, *, to: str) -> Plan:
     stopped = Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)
     retired = Q(pk__in=Retirement.objects.filter(restored_at=None).values("audience"))
     held = stopped | retired | ~Q(accepted_definition="")
+    per_request = leases.capacity_of(install, to)
     counts = _with_another(install, to).aggregate(
         audiences=Count("pk"),
         left_out=Count("pk", filter=held),
         members=Sum("lane__member_count", filter=~held),
         largest=Max("lane__member_count", filter=~held),
+        # Whole requests for each audience, because one is changed after another.
+        requests=Sum((F("lane__member_count") + (per_request - 1)) / per_request, filter=~held),
     )
     used = _with_another(install, to).order_by().values_list("mechanism", flat=True).distinct()
     names = {name or install.mechanism for name in used}
-    members, largest = counts["members"] or 0, counts["largest"] or 0
-    per_request = leases.capacity_of(install, to)
+    members, largest, requests = (counts[name] or 0 for name in ("members", "largest", "requests"))
     rate = install.requests_per_second if mechanism_of(install, to).rate_limit else 0
-    requests = -(-members // per_request)
     return Plan(
         problem=problem_of(install, to=to),
         audiences=counts["audiences"] - counts["left_out"],
