@@ -196,6 +196,11 @@ def test_a_creation_that_failed_is_no_trouble_once_its_audience_is_retired(
     assert alerts(boss, "can't be created")
     retired(new)
     assert not alerts(boss, "can't be created")
+    hour, reason = timedelta(hours=1), f"{provision.UNEXPECTED}KeyError"
+    held = {"hold_failures": 2, "hold_reason": reason, "hold_since_at": now() - hour, "hold_until_at": now() + hour}
+    Audience.objects.filter(pk=new.pk).update(**held)  # as an audience that a version before has retired
+    assert not alerts(boss, "can't be created")
+    assert stalled_work.stuck() is None
 
 
 def test_an_audience_deleted_in_odp_already_is_retired(odp: ThreadedSandbox, gold: Audience) -> None:

@@ -24,13 +24,14 @@ SELECT (array_agg(audience_id ORDER BY since, audience_id))[1] AS audience_id, c
 FROM stopped GROUP BY install_id, words ORDER BY lanes DESC, min(since) LIMIT %(read)s
 
 -- name: audiences_on_hold
--- Audiences that can't be created or checked in ODP and are not blocked or paused, by reason, longest on hold first.
--- While an install is off, none of its audiences is tried.
+-- Audiences that can't be created or checked in ODP and are not retired, blocked or paused, by reason, longest on hold
+-- first. While an install is off, none of its audiences is tried.
 SELECT (array_agg(audience.id ORDER BY audience.hold_since_at, audience.id))[1] AS audience_id, count(*) AS lanes,
     sum(audience.last_sequence - lane.delivered_sequence)::bigint AS waiting, count(*) OVER () AS groups,
     (sum(count(*)) OVER ())::bigint AS all_lanes
 FROM audiences_audience AS audience JOIN audiences_lane AS lane ON lane.audience_id = audience.id
 JOIN audiences_install AS install ON install.id = audience.install_id
-WHERE install.enabled AND audience.hold_failures > 0 AND lane.blocked_at IS NULL AND lane.paused_at IS NULL
+WHERE install.enabled AND audience.hold_failures > 0
+    AND lane.retired_at IS NULL AND lane.blocked_at IS NULL AND lane.paused_at IS NULL
 GROUP BY audience.install_id, audience.provisioned_at IS NULL, audience.hold_reason
 ORDER BY min(audience.hold_since_at) LIMIT %(read)s

@@ -57,7 +57,8 @@ ORDER BY moved_at LIMIT 1
 
 -- name: faulty_audience
 -- The install of an audience whose ready work has failed for the given seconds because of an error of this service, and
--- the error. Other audiences of the install may make progress. Errors of ODP, blocks and pauses don't count.
+-- the error. Other audiences of the install may make progress. Errors of ODP, blocks, pauses and retired audiences don't
+-- count.
 WITH
 -- Audiences whose deliveries fail, and audiences that can't be made, with the time of the first error.
 faulty AS (
@@ -70,7 +71,7 @@ faulty AS (
     FROM audiences_audience AS audience JOIN audiences_lane AS lane ON audience.id = lane.audience_id
     WHERE audience.hold_reason LIKE %(unexpected_making)s AND audience.provisioned_at IS NULL
         AND audience.last_sequence > lane.delivered_sequence
-        AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+        AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
 ),
 -- The same of installs that are on. The time doesn't count while ODP held the install in backoff.
 held AS (
