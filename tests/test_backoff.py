@@ -232,6 +232,16 @@ def test_waits_of_a_clock_that_was_ahead_end_and_leases_last_as_long_as_a_new_on
     assert times_of(other) == before, "ODP may have asked for a wait of an hour"
 
 
+LENGTHS = ("ODP_LONGEST_RETRY_AFTER_SECONDS", "BACKOFF_LONGEST_SECONDS", "BACKOFF_FIXED_SECONDS", "LEASE_SECONDS")
+
+
+@pytest.mark.parametrize("longest", LENGTHS)
+def test_the_longest_wait_is_that_of_any_setting(settings: Settings, longest: str) -> None:
+    for name in LENGTHS:
+        setattr(settings, name, 50 if name == longest else 5)
+    assert backoff.longest_wait() == timedelta(seconds=50)
+
+
 # --- Smaller requests -----------------------------------------------------------------------------------------
 
 

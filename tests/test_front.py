@@ -19,6 +19,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from psycopg.errors import LockNotAvailable
 from pytest_django.fixtures import Settings
+from structlog.testing import capture_logs
 
 from audiences import redis_client, sessions
 from audiences.delivery import backoff, holds
@@ -154,6 +155,25 @@ def test_a_call_that_gets_503_for_long_is_a_trouble(
     assert told is None if words is None else words in told.why
 
 
+def test_a_call_that_fails_before_its_install_is_known_is_counted_for_nobody(
+    install: Install, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "authenticate", lambda **_: 1 / 0)
+    assert call(install) == 503
+    rejected_calls._counter.sender.send()
+    assert not broker.keys(f"{rejected_calls._PREFIX}*")
+
+
+def test_a_call_that_broke_off_is_no_error_in_the_log(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks_off(_: Any) -> Any:
+        raise UnreadablePostError("it broke off")
+
+    monkeypatch.setattr(body_of_call, "read", breaks_off)
+    with capture_logs() as lines:
+        assert call(install, install.tokens.get().secret) == 503
+    assert [line["log_level"] for line in lines] == ["info"]
+
+
 def test_calls_to_unknown_urls_are_counted_together(viewer: Client, install: Install, broker: Any) -> None:
     for path in ("/webhooks/lytics/a", "/webhooks/lytics/b", "/webhooks/other", "/webhooks/"):
         assert Client().post(path, b"[]", "application/json").status_code == 401
@@ -184,6 +204,19 @@ def test_counts_of_rejected_calls_expire(install: Install, broker: Any) -> None:
     keys = broker.keys(f"{rejected_calls._PREFIX}*")
     assert len(keys) == 2
     assert all(0 < broker.ttl(key) <= rejected_calls.KEPT_SECONDS for key in keys)
+
+
+def test_a_spell_of_rejected_calls_may_be_gone_or_from_a_version_that_stored_less(
+    install: Install, broker: Any
+) -> None:
+    call(install)
+    rejected_calls._counter.sender.send()
+    spell = rejected_calls._spell(install.public_id)
+    broker.hdel(spell, "since", "source", "what")
+    told = (rejected_calls.last_hour([install.public_id]) or {})[install.public_id]
+    assert (told.count, told.since_at, told.source, told.what) == (1, told.last_at, "", "")
+    broker.delete(spell)  # evicted
+    assert rejected_calls.last_hour([install.public_id]) == {}
 
 
 def test_the_page_says_that_redis_is_unavailable(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -327,6 +327,19 @@ def test_an_unexpected_error_of_a_deletion_puts_the_audience_on_hold(
     assert held.hold_reason == "Unexpected error: no such mechanism"
     assert held.hold_until_at is not None
     assert held.hold_until_at > now()
+
+
+def test_a_deletion_is_given_up_at_once_when_its_session_is_lost(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*args: Any) -> Any:
+        raise OperationalError("the server closed the connection")
+
+    Lane.objects.filter(pk=gold.pk).update(retired_sequence=4)
+    monkeypatch.setattr(unmaking, "_delete", lost)
+    with pytest.raises(OperationalError):
+        unmaking.unmake(gold)
+    assert (read(gold).making_token, read(gold).hold_failures) == (None, 0)
 
 
 def test_an_audience_that_was_taken_back_meanwhile_is_not_deleted(odp: ThreadedSandbox, gold: Audience) -> None:
