@@ -44,7 +44,7 @@ def of_audience(audience: Audience, *, seconds: float) -> str:
     client = client_of(audience.install)
     seen = mechanism_for(audience).look(client, audience.odp_id, seconds=seconds, accepted=accepted)
     if isinstance(seen, Answer):
-        twin = Twin.objects.filter(pk=audience.pk).exclude(finding=Twin.Finding.NOTHING).first()
+        twin = Twin.objects.filter(pk=audience.pk).first()
         return str(twin.problem) if twin else ""
     return finding(audience, seen)[1] or (ACCEPTED if accepted else "")
 
