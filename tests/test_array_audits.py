@@ -199,6 +199,24 @@ def test_an_entry_that_a_skip_left_out_is_no_merge(pair: Pair, forget: bool) -> 
     assert named(done) == {"b1": (Kind.NOT_HERE, comparing.WORDS["entry_not_sent"])}
 
 
+@pytest.mark.parametrize("forget", [True])
+def test_an_exit_of_a_repair_is_no_merge(pair: Pair, forget: bool) -> None:
+    ann = {"audience": "gold", "field": "_uids", "identifier": "a1"}
+    control(pair.lytics, "members", {**ann, "member": False})
+    pair.repair(pair.audit())
+    control(pair.lytics, "members", {**ann, "member": True})
+    entry_not_sent = (Kind.NOT_HERE, comparing.WORDS["entry_not_sent"])
+    assert named(pair.audit()) == dict.fromkeys(("a1", "a2", "a3"), entry_not_sent)
+
+
+@pytest.mark.parametrize("forget", [False])
+def test_an_exit_at_the_time_of_an_entry_is_of_another_message(pair: Pair, forget: bool) -> None:
+    pair.tell(said("enter", "cyd", T3, "c1"), said("exit", "dan", T3, "d1"))
+    pair.tell(said("enter", "dan", T4, "d1"))
+    control(pair.lytics, "members", {"audience": "gold", "field": "_uids", "identifier": "c1", "member": False})
+    assert named(pair.audit()) == {"c1": EXIT_NOT_SENT}
+
+
 @pytest.mark.parametrize("forget", [False])
 def test_profiles_that_entered_at_one_time_in_one_call_are_not_taken_for_one(pair: Pair, forget: bool) -> None:
     """Without stored lists, which identifiers were in one message can't be told then."""

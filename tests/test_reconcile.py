@@ -124,7 +124,9 @@ def test_it_reconciles_a_request_whose_worker_died(odp: ThreadedSandbox, shop: I
 def test_it_does_so_once(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     enter(gold, "anna", at=10)
     supersede(odp, shop, gold)
+    (delivery,) = unconfirmed.doubtful(seconds=0)
     assert reconcile_now() == 1
+    assert not unconfirmed.mark(delivery), "a worker that found it too, and comes later"
     drain_all(shop)
     assert reconcile_now() == 0
     assert Event.objects.filter(identifier="anna", forced=True).count() == 1

@@ -64,6 +64,7 @@ def test_a_token_that_is_not_live_any_more_is_rejected_with_the_next_call(
     change()
     for _ in range(2):
         assert call(install, content, secret).status_code == 401
+        assert authentication._remembered == {}, "the body of its next call would be read before the token"
     assert Receipt.objects.count() == 2
 
 

@@ -149,6 +149,14 @@ def test_it_waits_for_the_deliveries_of_the_old_audience(shop: Install, both: tu
     assert refused(new, old)
 
 
+def test_it_does_not_wait_for_the_events_that_a_retirement_holds(both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    holds.end_log(old.pk, old.last_sequence)
+    holds.retire(old.pk)
+    enter(old, "late")
+    assert take_over.take_over(new, old, by="sam", reason="x")
+
+
 def test_it_waits_while_the_old_one_was_sent_just_now(
     operator: Client, shop: Install, both: tuple[Audience, Audience]
 ) -> None:
