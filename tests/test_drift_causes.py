@@ -131,6 +131,11 @@ def test_a_profile_of_a_member_and_of_somebody_who_left_is_named_and_not_repaire
     assert not resends.repair(done, by="kim", reason="drift")
 
 
+def test_an_identifier_of_nobody_in_the_ledger_is_no_merge(pair: Pair) -> None:  # noqa: F811
+    pair.write_in_odp(False, fs="ann", web="stranger")
+    assert named(audit(pair)) == {"ann": (Kind.NOT_IN_ODP, odp_reasons.CHANGED)}
+
+
 def test_odp_that_shows_no_identifiers_leaves_the_usual_reason(pair: Pair) -> None:  # noqa: F811
     pair.write_in_odp(False, fs="ann", web="fay")
     pair.odp.fault({"path": "/v3/graphql", "body_contains": "{ fs_user_id web_user_id }"}, {"status": 400})

@@ -224,6 +224,19 @@ def test_a_request_does_not_wait_for_a_start_after_its_deadline(shop: Install) -
 
 
 @pytest.mark.django_db
+def test_a_request_waits_for_a_later_start_only_until_its_deadline(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace.pass_gate(shop, PROFILES, FOR_EVER)
+    Pace.objects.update(gate_at=now() + timedelta(seconds=5))
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(TooLateError):
+        pace.pass_gate(shop, PROFILES, time.monotonic() + 0.05)
+    assert max(slept) <= 0.05
+
+
+@pytest.mark.django_db
 def test_a_request_that_waits_for_its_start_is_not_sent_during_a_backoff(shop: Install) -> None:
     pace.pass_gate(shop, PROFILES, FOR_EVER)
     backoff.apply(shop, Answer(Outcome.RETRY_LATER, "429", retry_after=30.0))
@@ -375,9 +388,11 @@ def stand_in_line(install: Install) -> float | None:
 
 @pytest.mark.django_db
 def test_a_further_request_of_a_lease_takes_a_place_from_later_leases(shop: Install) -> None:
+    shop.requests_per_second = 1
     assert pace.line_up(shop, "profiles")
     for _ in range(5):
         pace.jump_line(shop, "profiles")
+    assert Pace.objects.get().line_at > now() + timedelta(seconds=3), "each of them has a place"
     assert not pace.line_up(shop, "profiles")
 
 

@@ -128,10 +128,20 @@ def test_a_failed_probe_is_followed_sooner(shop: Install, run: Run) -> None:
     assert probes.start_due() == 1
 
 
+def test_a_probe_that_failed_on_its_way_in_and_ended_outside_is_followed_sooner(shop: Install, run: Run) -> None:
+    trials.note(run(shop), trials.IN, trials.SHOWN, trials.FAILED, "ODP didn't show it", ms=1)
+    passed(2.1)
+    assert probes.start_due() == 1
+
+
 def test_a_changed_connection_is_probed_at_once(shop: Install, run: Run) -> None:
     run(shop)
     passed(1)
     assert probes.start_due() == 0
+    Trial.objects.update(closed_at=now())
+    drafts.note_key(shop.pk, problem="")
+    assert probes.start_due() == 0, "its entry would be dated before the last exit"
+    passed(1)
     drafts.note_key(shop.pk, problem="")
     assert probes.start_due() == 1
 
@@ -145,6 +155,7 @@ def test_few_probes_are_under_way_at_once_and_the_oldest_proof_goes_first(shop: 
     trials.start(newest, by="kim")
     trials.close(Trial.objects.get(install=newest))
     passed(60)
+    trials.start(others[1], by="kim")  # it takes no place of theirs
     assert probes.start_due() == probes.AT_ONCE == 5
     assert not Trial.objects.filter(install=newest, closed_at=None).exists()
     assert probes.start_due() == 0
