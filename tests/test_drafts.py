@@ -303,6 +303,15 @@ def test_the_role_admin_may_delete_installs_and_no_other_role() -> None:
     assert [*held] == ["admin"]
 
 
+def test_another_key_makes_a_draft_only_of_an_install_without_audiences_in_odp() -> None:
+    delivering, new = make_install(name="delivering"), make_install(name="new")
+    make_audience(delivering)
+    Install.objects.update(key_accepted_at=now())
+    for install in (delivering, new):
+        drafts.forget(install.pk)
+    assert [*Install.objects.filter(key_accepted_at=None)] == [new]
+
+
 def test_an_install_accepted_before_this_version_is_not_a_draft() -> None:
     """The migration fills the column from what was known."""
     checked, made, neither = (make_install(name=name) for name in ("checked", "made", "neither"))

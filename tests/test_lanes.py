@@ -500,6 +500,17 @@ def test_nothing_a_worker_does_after_it_lost_its_lease_changes_a_row(shop: Insta
     assert everything() == before
 
 
+def test_an_error_of_ours_closes_the_request_at_once_and_keeps_its_beginning_when_it_repeats(shop: Install) -> None:
+    audience = ready(shop, "a")
+    open_one(lease := claim(shop))
+    holds.hold(lease, "an error of ours")
+    assert [*Delivery.objects.values_list("outcome", "reason")] == [("unknown", "an error of ours")]
+    since = lane_of(audience).fault_since_at
+    Lane.objects.update(fault_until_at=now())
+    holds.hold(claim(shop), "another one")
+    assert (lane_of(audience).fault_since_at, lane_of(audience).fault_reason) == (since, "another one")
+
+
 @pytest.mark.parametrize("late_step", ["closes what was left open", "fails"])
 def test_a_late_worker_does_not_close_the_request_of_the_next_one(shop: Install, late_step: str) -> None:
     taken, kept = ready(shop, "a"), ready(shop, "b")
@@ -869,7 +880,7 @@ def test_blocking_holds_the_lane_with_its_reason_and_keeps_its_events(shop: Inst
     assert (lane.block_reason, lane.blocked_at is not None) == ("field gone", True)
     assert (lane.delivered_sequence, lane.lease_token) == (0, None)
     assert lane_of(other).blocked_at is None
-    assert parked() == []
+    assert (parked(), runs_of(audience)) == ([], [])
 
 
 def test_a_settle_that_fails_half_way_has_changed_nothing(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:

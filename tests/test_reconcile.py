@@ -285,3 +285,15 @@ def test_a_request_that_was_never_sent_is_not_reconciled(shop: Install) -> None:
     request_records.close_delivery(opened.pk, drain.TOO_LATE)
     opened.refresh_from_db()
     assert (opened.outcome, opened.reconciled_at is not None) == (Outcome.RETRY_LATER, True)
+
+
+def test_a_request_may_be_applied_until_it_is_answered_or_reconciled(shop: Install) -> None:
+    opened = Delivery.objects.create(
+        install=shop, endpoint="/v3/profiles", outcome="", items=1, bytes=2, opened_at=now()
+    )
+    assert unconfirmed.may_be_applied([opened.pk]), "its worker has died, and nobody has closed it yet"
+    for outcome, may_be in ((Outcome.UNKNOWN, True), (Outcome.RETRY_LATER, True), (Outcome.DELIVERED, False)):
+        Delivery.objects.update(outcome=outcome, closed_at=now())
+        assert unconfirmed.may_be_applied([opened.pk]) == may_be
+    Delivery.objects.update(outcome=Outcome.UNKNOWN, reconciled_at=now())
+    assert not unconfirmed.may_be_applied([opened.pk])

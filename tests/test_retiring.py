@@ -178,11 +178,13 @@ def test_an_audience_that_was_never_in_odp_is_retired_without_a_request(odp: Thr
     new = make_audience(shop, provisioned=False)
     enter(new, "kim")
     holds.block_audience(new.pk, "its field is a string there")
+    holds.unblock(lane_of(new))
+    holds.block_audience(new.pk, "its field is a string there")
     before = len(odp.requests())
     retired(new)
     assert len(odp.requests()) == before
     assert word(new) == "retired"
-    assert lane_of(new).blocked_at is None
+    assert (lane_of(new).blocked_at, lane_of(new).lifted_since_at) == (None, None)
     assert backlog.of(shop.pk) == 0
 
 

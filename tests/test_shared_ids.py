@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.delivery import odp_account, provision, shared_ids
+from audiences.delivery import holds, odp_account, provision, shared_ids
 from audiences.encryption import Unreadable
 from audiences.insight import similar_slugs, state, trials
 from audiences.models import Audience, Install, Lane
@@ -133,6 +133,17 @@ def test_the_audience_of_the_test_customers_is_shared(odp: ThreadedSandbox) -> N
         drain_all(install)
     assert Lane.objects.filter(blocked_at=None, audience__odp_id="lytics_sync_test").count() == 2
     assert Audience.objects.filter(provisioned_at__isnull=False).count() == 2
+
+
+def test_only_ids_in_use_keep_an_install_from_an_account(first: Audience, second: Audience) -> None:
+    assert shared_ids.taken(second.install) == first
+    holds.end_log(second.pk, second.last_sequence)
+    holds.retire(second.pk)
+    assert shared_ids.taken(second.install) is None
+    test = {"segment_id": trials.SEGMENT_ID, "odp_id": "lytics_sync_test"}
+    Audience.objects.filter(pk__in=(first.pk, second.pk)).update(**test)
+    holds.take_back(second.pk)
+    assert shared_ids.taken(second.install) is None
 
 
 def test_another_id_is_a_way_out(operator: Client, odp: ThreadedSandbox, second: Audience) -> None:

@@ -1,6 +1,6 @@
 """The state of an audience, as every page shows it."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.utils.timezone import now
@@ -74,6 +74,13 @@ def test_a_state_that_needs_a_person_precedes_one_that_a_person_chose(gold: Audi
     assert word(gold) == "paused"
     holds.block_audience(gold.pk, "field gone")
     assert word(gold) == "blocked"
+    holds.set_aside(lane_of(gold), by="ada", reason="known")
+    assert word(gold) == "set aside"
+
+
+def test_a_block_of_a_clock_that_was_ahead_can_be_set_aside(gold: Audience) -> None:
+    holds.block_audience(gold.pk, "field gone")
+    Lane.objects.update(blocked_at=now() + timedelta(hours=1))
     holds.set_aside(lane_of(gold), by="ada", reason="known")
     assert word(gold) == "set aside"
 
