@@ -207,11 +207,12 @@ def test_a_lane_is_claimed_again_up_to_the_same_number_or_not_at_all(shop: Insta
 def test_a_lane_is_claimed_again_up_to_the_same_number_when_less_fits_by_now(shop: Install) -> None:
     """A person made the requests smaller, or ODP rejected a large one, after a request that may have been applied."""
     ready(shop, "a", events=8)
-    deliver(claim(shop, capacity=6), stop=tuple(numbered(6)))
+    deliver(claim(shop, capacity=1))
+    deliver(claim(shop, capacity=6), stop=tuple(numbered(8)))
     ready(shop, "b", events=1)
     Lane.objects.filter(audience__slug="b").update(last_served_at=now())
     lease = claim(shop, capacity=2)
-    assert spans(lease) == {"lytics_a": (1, 6)}
+    assert spans(lease) == {"lytics_a": (2, 7)}
     assert lease.more
 
 
