@@ -168,6 +168,14 @@ def test_a_definition_that_a_person_changed_is_left_in_odp_and_said(
     assert "was left in ODP" in page
 
 
+def test_an_audience_with_a_definition_that_a_person_accepted_is_deleted(odp: ThreadedSandbox, gold: Audience) -> None:
+    change_definition(odp)
+    twins.look(gold.install_id)
+    assert provision.accept(gold.pk, read(gold).foreign_definition)
+    assert retired(gold).left_in_odp == ""
+    assert not is_in_odp(odp)
+
+
 def test_an_audience_that_another_install_uses_too_stays_in_odp(odp: ThreadedSandbox, gold: Audience) -> None:
     make_audience(make_install(odp, name="Twin"))
     assert "The install Twin uses the real-time audience lytics_gold too" in retired(gold).left_in_odp
@@ -266,6 +274,28 @@ def test_an_exit_of_lytics_that_arrives_late_is_still_newer_than_the_entry(
     assert retiring.take_back(gold, by="sam", reason="back in the job")
     steps(gold)
     assert members(odp) == ["kim"]
+
+
+def test_a_call_during_the_last_step_comes_after_the_end_of_the_log(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retirement = retire(gold)
+    retiring.advance(retirement.pk)
+    enter(gold, "zoe", at=3 * DAY)
+    still_members = retiring._still_members
+    calls: list[Any] = []
+
+    def meanwhile(*args: Any, **kwargs: Any) -> Any:
+        calls.extend(start(lambda: enter(gold, "ann", at=4 * DAY)))
+        eventually(lambda: waiting_for_a_lock() or calls[0].done())
+        return still_members(*args, **kwargs)
+
+    monkeypatch.setattr(retiring, "_still_members", meanwhile)
+    assert retiring.advance(retirement.pk)
+    calls[0].result(30)
+    steps(gold)
+    assert {row[0] for row in ledger_of(gold).values()} == {False}
+    assert "ann" not in ledger_of(gold)
 
 
 def test_events_after_its_end_are_held(odp: ThreadedSandbox, gold: Audience) -> None:
