@@ -183,6 +183,22 @@ def test_a_run_stays_as_long_as_its_delivery(settings: Settings) -> None:
     assert Horizon.objects.get().runs_to == 3
 
 
+def test_a_run_stays_while_odp_may_still_apply_its_request() -> None:
+    """Its Delivery has no text, but only the Run says whom it was about."""
+    install = make_install()
+    audience = make_audience(install)
+    run_of(audience, 1, delivery_of(install, outcome="unknown"), outcome="unknown")
+    run_of(audience, 2, None)
+    Lane.objects.update(delivered_sequence=2)
+    days_pass()
+    prune()
+    assert Run.objects.count() == 2
+    Delivery.objects.update(reconciled_at=now())
+    days_pass()
+    prune()
+    assert Run.objects.get().first_sequence == 2
+
+
 def test_a_run_of_skipped_events_stays_as_long_as_they_do(settings: Settings) -> None:
     settings.EVENTS_KEEP_DAYS = 0
     install = make_install()
@@ -222,6 +238,17 @@ def test_a_call_stays_with_its_parked_items_and_its_undelivered_events(
     prune()
     assert set(Receipt.objects.all()) == {with_open, Receipt.objects.latest("pk")}
     assert Parked.objects.count() == 1
+
+
+def test_a_call_from_shortly_before_the_oldest_waiting_event_stays() -> None:
+    """Numbers follow the time of receipt only approximately: it may have brought a later number."""
+    install = make_install()
+    first = receive(install, message())
+    Receipt.objects.update(received_at=first.received_at - timedelta(minutes=4))
+    days_pass()
+    last = receive(install, message())
+    prune()
+    assert set(Receipt.objects.all()) == {first, last}
 
 
 def test_events_after_the_end_of_a_retired_audience_keep_no_call(odp: ThreadedSandbox) -> None:
