@@ -42,6 +42,7 @@ from audiences.operations import (
     skips,
     verification,
 )
+from audiences.receiving import backlog
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from sandbox.odp.world import Options
@@ -491,6 +492,28 @@ def test_a_held_audience_is_copied_and_stays_held(
     work(shop)
     assert members(new) == AFTER
     assert_all_is_well(gold)
+
+
+def test_a_held_audience_with_a_large_backlog_holds_up_no_other_audience(
+    shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of its ledger is appended before its backlog is smaller."""
+    monkeypatch.setattr(backlog, "AHEAD", 2)
+    silver = audience_with_members(shop, "silver")
+    begin(shop, new)
+    until(shop, Phase.MOVE)
+    lane = lane_of(gold)
+    holds.pause(lane, by="kim", reason="a test")
+    for audience in (gold, silver):
+        send_events(audience, at=100)
+    drain_all(shop)
+    assert finish(shop).problem == ""
+    assert (members(new), members(new, "silver")) == (BEFORE, AFTER)
+    holds.resume(lane)
+    for _ in range(3):
+        work(shop)
+    assert members(new) == AFTER
+    assert_all_is_well(gold, silver)
 
 
 @pytest.mark.parametrize("phase", [Phase.COPY, Phase.MOVE, Phase.CATCH_UP])

@@ -18,9 +18,10 @@ from audiences import naming
 from audiences.delivery import account_switch, shared_ids
 from audiences.delivery.account_switch import Connection
 from audiences.delivery.odp_account import client_of, mechanism_for
-from audiences.models import Audience, AudienceMove, GuidedChange, Install, Membership, Resend
+from audiences.models import Audience, AudienceMove, GuidedChange, Install, Lane, Membership, Resend
 from audiences.operations import account_changes, account_requests, resends, twins, verification
 from audiences.operations.change_steps import SECONDS, SOON, Step, to, wait, wait_since, was_skipped
+from audiences.receiving import backlog
 from odp.client import Client
 from odp.graphql import ask
 from odp.mechanisms import Refusal
@@ -277,7 +278,8 @@ def verify(change: GuidedChange, client: Client) -> Step:
 
 def catch_up(change: GuidedChange) -> Step:
     """Send the rows of the ledger that changed since the copy again, because their requests may have gone to the old
-    account. Newer events win."""
+    account. Newer events win. Of an audience that delivers nothing now, the resend goes on when it delivers again: it
+    may wait for room that long, and the other audiences and the end of the change don't wait for it."""
     audience = _audience(change)
     if audience.lane.retired_sequence is not None:
         return to(Phase.FINISH)
@@ -289,7 +291,9 @@ def catch_up(change: GuidedChange) -> Step:
         return Step({"resend_id": asked.pk, "upto_sequence": audience.last_sequence, "waits_for": ""})
     resync = Resend.objects.get(pk=change.resend_id)
     if resync.ended_at is None:
-        return wait(f"{resync.done:,} of {resync.total:,} people are in the log again.")
+        held = Lane.objects.filter(backlog.HELD | backlog.CAN_NOT_BE_MADE, pk=audience.pk)
+        waiting = f"{resync.done:,} of {resync.total:,} people are in the log again."
+        return to(Phase.FINISH) if held.exists() else wait(waiting)
     if resync.stopped_by or was_skipped(audience, change.upto_sequence):
         return Step({"resend_id": None})
     return to(Phase.FINISH)
