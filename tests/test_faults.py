@@ -10,7 +10,7 @@ from django.test import Client
 from django.utils.timezone import now
 
 from audiences import sessions
-from audiences.delivery import claims, holds, leases, provision
+from audiences.delivery import account_switch, claims, holds, leases, provision
 from audiences.insight import heartbeats
 from audiences.models import Audience, GuidedChange, Install, Lane, Retirement
 from audiences.operations import changes, retiring, skips
@@ -30,6 +30,7 @@ from tests.delivering import (
 )
 from tests.test_admin import press
 from tests.threads import eventually, start, waiting_for_a_lock
+from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -264,3 +265,14 @@ def test_work_that_waits_for_a_locked_audience_delays_no_delivery(
         in_vain = working.result(5)
     assert silver.pk in lease.audience_ids
     assert work() != in_vain
+
+
+def test_a_locked_install_is_not_put_on_hold(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No audience is created as long as another transaction locks the install."""
+    monkeypatch.setattr(sessions, "LOCK_MILLISECONDS", 10)
+    enter(make_audience(shop, provisioned=False), "kim")
+    with transaction.atomic():
+        account_switch.lock(shop.pk)
+        (turning,) = start(lambda: drain.turn(shop.pk))
+        assert turning.result(5) is False
+    assert Install.objects.get().backoff_failures == 0

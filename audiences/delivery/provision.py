@@ -7,7 +7,7 @@ created waits alone, because only failed deliveries start the backoff of an inst
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -132,10 +132,12 @@ def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | 
     """Claim the next audience to create. None when there is none, or ``at_once`` of the install are being created."""
     token = uuid.uuid4()
     with _given_back_in_trouble(token):
+        chosen = None
         try:
             chosen = _choose(install_id, token, at_once=at_once)
         except sessions.LockedError:
-            chosen = _choose(install_id, token, at_once=at_once, skips_locked=True)
+            with suppress(sessions.LockedError):  # the install itself is locked
+                chosen = _choose(install_id, token, at_once=at_once, skips_locked=True)
         if chosen is None:
             return None
         audience = Audience.objects.select_related("install", "lane").get(pk=chosen.audience_id)
