@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -66,8 +67,27 @@ def text(name: str, default: str | None = None) -> str:
     return default
 
 
-def integer(name: str, default: int, *, least: int = 0) -> int:
-    """The setting ``name`` as a whole number of ``least`` or more (``ImproperlyConfigured`` otherwise)."""
+def url(name: str, default: str) -> str:
+    """The setting ``name`` as an http or https URL, or empty if the default is (``ImproperlyConfigured`` otherwise).
+
+    The refusal doesn't quote it: the URLs of some channels are secrets.
+    """
+    value = text(name, default)
+    if value == default:
+        return value
+    try:
+        parts = urlsplit(value)
+        # ``port`` raises ``ValueError`` when it is no number or too large.
+        is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or any(character.isspace() for character in value):
+        raise ImproperlyConfigured(f"{name} must be a URL that begins with https:// or http:// and names a host.")
+    return value
+
+
+def integer(name: str, default: int, *, least: int = 0, most: int | None = None) -> int:
+    """The setting ``name`` as a whole number from ``least`` to ``most`` (``ImproperlyConfigured`` otherwise)."""
     value = text(name, str(default))
     try:
         read = int(value)
@@ -75,6 +95,8 @@ def integer(name: str, default: int, *, least: int = 0) -> int:
         raise ImproperlyConfigured(f"{name} must be a whole number, not {value!r}.") from error
     if read < least:
         raise ImproperlyConfigured(f"{name} must be {least} or more, not {value!r}.")
+    if most is not None and read > most:
+        raise ImproperlyConfigured(f"{name} must be {most} or less, not {value!r}.")
     return read
 
 

@@ -18,6 +18,7 @@ from gunicorn.glogging import Logger
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 FORMATS: tuple[str, ...] = ("text", "json")
+LEVELS: tuple[str, ...] = ("debug", "info", "warning", "error", "critical")
 # Some libraries write a line for each failed try or call. One line per this many seconds is enough.
 REPEAT_SECONDS = 60.0
 REPEATING = (
@@ -123,7 +124,7 @@ def config(*, form: str, level: str) -> dict[str, Any]:
         },
         "filters": {"now_and_then": {"()": NowAndThen}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "root": {"handlers": ["stderr"], "level": level},
+        "root": {"handlers": ["stderr"], "level": level.upper()},
         "loggers": {
             # Lines for every hint, several times a second. What matters of a delivery is in its own line.
             **{name: {"level": "WARNING"} for name in ("celery.app.trace", "celery.worker.strategy")},

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from django.urls import reverse_lazy
 
 from lytics.identifiers import placeholder
-from lytics_sync import admin_theme, database_url, env, logs
+from lytics_sync import admin_theme, database_url, env, logs, redis_url
 from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 env.refuse_former_names()
@@ -29,9 +29,9 @@ SECRET_KEY_FALLBACKS = env.words("SECRET_KEY_FALLBACKS", "")
 # Keys that encrypt ODP keys, tokens and parked items in the database, newest first; older ones only decrypt.
 FIELD_ENCRYPTION_KEYS = env.words("FIELD_ENCRYPTION_KEYS")
 # The port that the default of PUBLIC_URL names; the local runner and compose serve the web process there.
-PORT = env.integer("PORT", 8000, least=1)
+PORT = env.integer("PORT", 8000, least=1, most=65_535)
 # The address at which Lytics and people reach this service; the webhook URLs shown start with it.
-PUBLIC_URL = env.text("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
+PUBLIC_URL = env.url("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
 # Host names under which this service may be called; calls to any other are refused.
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{urlsplit(PUBLIC_URL).hostname or ''}")
 # Origins from which the forms of the admin may be sent.
@@ -113,7 +113,7 @@ CHANGE_VERIFY_SECONDS = env.positive("CHANGE_VERIFY_SECONDS", 600)
 # --- Lytics' API ---------------------------------------------------------------------------------------------
 
 # The base URL of Lytics' API.
-LYTICS_API_URL = env.text("LYTICS_API_URL", "https://api.lytics.io")
+LYTICS_API_URL = env.url("LYTICS_API_URL", "https://api.lytics.io")
 # The deadline of one request to Lytics' API, in seconds.
 LYTICS_API_SECONDS = env.positive("LYTICS_API_SECONDS", 30)
 
@@ -164,9 +164,9 @@ EVENTS_KEEP_DAYS = env.integer("EVENTS_KEEP_DAYS", 0)
 # Addresses that get an e-mail for each new and each resolved trouble of the page Now.
 ALERT_EMAILS = env.words("ALERT_EMAILS", "")
 # A webhook that takes Slack's JSON; its URL is a secret.
-ALERT_SLACK_URL = env.text("ALERT_SLACK_URL", "")
+ALERT_SLACK_URL = env.url("ALERT_SLACK_URL", "")
 # A webhook that gets JSON signed by the Standard Webhooks specification.
-ALERT_WEBHOOK_URL = env.text("ALERT_WEBHOOK_URL", "")
+ALERT_WEBHOOK_URL = env.url("ALERT_WEBHOOK_URL", "")
 # The secret of ALERT_WEBHOOK_URL: base64 of 24 to 64 random bytes, after whsec_.
 ALERT_WEBHOOK_SECRET = env.text("ALERT_WEBHOOK_SECRET", "")
 # Hours in which only bad troubles are notified, such as 22:00-07:00 Europe/Berlin; without a zone they are UTC.
@@ -174,7 +174,7 @@ ALERT_QUIET_HOURS = env.text("ALERT_QUIET_HOURS", "")
 # The mail server's host name.
 EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
 # The mail server's port.
-EMAIL_PORT = env.integer("EMAIL_PORT", 25, least=1)
+EMAIL_PORT = env.integer("EMAIL_PORT", 25, least=1, most=65_535)
 # The user name for the mail server; without one there is no login.
 EMAIL_HOST_USER = env.text("EMAIL_HOST_USER", "")
 # The password for the mail server.
@@ -203,7 +203,7 @@ DATABASES = {"default": database_url.read(env.text("DATABASE_URL"), prepared=PRE
 # file. When it is empty, the doctor says that the age is unknown.
 BACKUP_FILE = env.text("BACKUP_FILE", "")
 # The address of Redis, which carries hints only.
-REDIS_URL = env.text("REDIS_URL")
+REDIS_URL = redis_url.read(env.text("REDIS_URL"))
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
 # Celery carries hints only; everything that has to last is in PostgreSQL.
@@ -246,7 +246,7 @@ OTEL_TRACES_EXPORTER = env.one_of("OTEL_TRACES_EXPORTER", ("none", "otlp"), "non
 # Whether requests to ODP have the header traceparent; ODP doesn't document what it does with it.
 ODP_TRACEPARENT = env.flag("ODP_TRACEPARENT", False)
 # The port on which a worker serves GET /health/ready; 0 for none.
-WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0)
+WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0, most=65_535)
 # Seconds after which a worker drops an unread message. Celery compares the sender's clock with the worker's, so this
 # is also the largest allowed clock difference: a worker that is further ahead drops every message.
 HINT_EXPIRES_SECONDS = 600
@@ -374,6 +374,6 @@ UNFOLD = admin_theme.UNFOLD
 # lines of gunicorn and Celery (lytics_sync/logs.py).
 LOG_FORMAT = env.one_of("LOG_FORMAT", logs.FORMATS, "text")
 # The lowest level that is logged.
-LOG_LEVEL = env.text("LOG_LEVEL", "INFO")
+LOG_LEVEL = env.one_of("LOG_LEVEL", logs.LEVELS, "INFO")
 LOGGING = logs.config(form=LOG_FORMAT, level=LOG_LEVEL)
 logs.configure_structlog()

@@ -18,6 +18,7 @@ SETTINGS = ROOT / "lytics_sync" / "settings.py"
 
 KINDS = {
     "text": "text",
+    "url": "URL",
     "words": "list, with commas",
     "integer": "whole number",
     "positive": "number, more than 0",

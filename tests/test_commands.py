@@ -4,11 +4,14 @@ import io
 import json
 import os
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandError
+from django.db import OperationalError
 from django.utils.timezone import now
 
 import manage
@@ -258,3 +261,12 @@ def test_a_container_without_a_user_name_can_run_commands(monkeypatch: pytest.Mo
     assert arguments.who().startswith(f"uid {os.getuid()}@")
     monkeypatch.setattr("getpass.getuser", lambda: "x" * 200)
     assert len(arguments.who()) == 150, "the length of the columns"
+
+
+@pytest.mark.parametrize("error", [ImproperlyConfigured("PORT is no number."), OperationalError("connection failed\n")])
+def test_a_command_that_cannot_work_ends_with_one_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["manage.py", "check"])
+    monkeypatch.setattr("django.core.management.execute_from_command_line", Mock(side_effect=error))
+    with pytest.raises(SystemExit, match=str(error).strip()) as ended:
+        manage.main()
+    assert ended.value.code == str(error).strip()

@@ -8,7 +8,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from audiences.models import Audit
-from lytics_sync import env
+from lytics_sync import env, redis_url
 from tests import settings_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +108,13 @@ UNUSABLE = {
     ("REPAIR_PERCENT", "one"): "REPAIR_PERCENT must be a number, not 'one'.",
     ("AUDIT_ODP_REQUESTS_PER_SECOND", "0"): "AUDIT_ODP_REQUESTS_PER_SECOND must be more than zero, not '0'.",
     ("LEASE_SECONDS", "nan"): "LEASE_SECONDS must be more than zero, not 'nan'.",
+    ("LOG_LEVEL", "verbose"): "LOG_LEVEL must be one of debug, info, warning, error, critical, not 'verbose'.",
+    ("WORKER_HEALTH_PORT", "80010"): "WORKER_HEALTH_PORT must be 65535 or less, not '80010'.",
+    **{
+        (name, value): f"{name} must be a URL that begins with https:// or http:// and names a host."
+        for name in ("PUBLIC_URL", "LYTICS_API_URL", "ALERT_SLACK_URL", "ALERT_WEBHOOK_URL")
+        for value in ("sync.example.com", "ftp://sync.example.com", "https://", "https://h:port", "https://h h")
+    },
 }
 
 
@@ -117,6 +124,35 @@ def test_an_unusable_value_is_refused_in_one_sentence(name: str, value: str, mon
     with pytest.raises(ImproperlyConfigured) as refused:
         runpy.run_path(str(settings_page.SETTINGS))
     assert str(refused.value) == UNUSABLE[name, value]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://:geheim@h",
+        "sentinel://a;sentinel://b",
+        "redis://:ge#heim@h:6379/0",
+        "redis://:ge/heim@h:6379/0",
+        "redis://:geheim@h:6379/geheim",
+        "redis://h/0?geheim=1",
+        "rediss://h/0?ssl_cert_reqs=geheim",
+    ],
+)
+def test_an_unusable_address_of_redis_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="REDIS_URL must be like redis://") as refused:
+        redis_url.read(url)
+    assert "heim" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "redis://u:p%23w@[::1]:1/15", "rediss://h/0?ssl_cert_reqs=none"])
+def test_a_usable_address_of_redis_is_kept(url: str) -> None:
+    assert redis_url.read(url) == url
+
+
+def test_a_level_of_the_log_is_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    assert runpy.run_path(str(settings_page.SETTINGS))["LOGGING"]["root"]["level"] == "DEBUG"
 
 
 def test_the_schedule_has_the_modes_of_audits() -> None:
