@@ -12,9 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
+import redis
+from celery.bootsteps import RUN, TERMINATE  # type: ignore[attr-defined] # the stubs lack both
 from celery.utils.nodenames import worker_direct
+from celery.worker.consumer.consumer import Consumer
 from django.db import connection
 from django.test import Client
 from django.utils.timezone import now
@@ -286,6 +290,22 @@ def test_a_worker_without_a_database_is_not_ready_and_stays(worker: RunningWorke
         assert "database" in worker.health()[1]
         assert not worker.child.has_ended()
     eventually(lambda: worker.health()[0] == 200)
+
+
+@pytest.mark.parametrize("error", [redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError])
+def test_a_worker_reconnects_to_a_broker_that_refuses_its_commands(error: type[Exception]) -> None:
+    consumer = Mock(app=app, hub=None, restart_count=0, connection_errors=app.connection().connection_errors)
+    consumer.channel_errors = app.connection().channel_errors
+    consumer._get_connection_retry_type.return_value = "broker_connection_retry"
+
+    def end(_: object) -> None:
+        consumer.blueprint.state = TERMINATE
+
+    consumer.blueprint = Mock(
+        state=RUN, start=Mock(side_effect=[error("refused"), DEFAULT]), restart=Mock(side_effect=end)
+    )
+    Consumer.start(consumer)
+    consumer.on_connection_error_after_connected.assert_called_once()
 
 
 def test_a_worker_that_nothing_can_reach_any_more_ends_itself(worker: RunningWorker) -> None:
