@@ -4,6 +4,7 @@ import json
 import time
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.db import connection
@@ -207,6 +208,19 @@ def test_a_ledger_of_now_still_wins_over_a_late_event(odp: ThreadedSandbox, shop
     receive(shop, "enter", at(minutes=-10))
     drain_all(shop)
     assert odp.members("lytics_gold_club") == []
+
+
+@pytest.mark.parametrize(("first", "later"), [(-30, 0), (0, -30)])
+def test_a_worker_whose_clock_is_behind_believes_the_times_that_were_stored(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch, first: int, later: int
+) -> None:
+    monkeypatch.setattr(leases, "time", Mock(time=lambda: time.time() - 900))
+    receive(shop, "exit" if first == 0 else "enter", at(minutes=first))
+    drain_all(shop)
+    receive(shop, "exit" if later == 0 else "enter", at(minutes=later))
+    drain_all(shop)
+    assert odp.members("lytics_gold_club") == []
+    assert_all_is_well(Audience.objects.get())
 
 
 def test_a_released_item_with_a_future_time_is_noted_too(shop: Install) -> None:

@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 
 from audiences.agreement.comparing import WORDS
 from audiences.agreement.odp_reasons import MERGED
-from audiences.delivery.leases import latest_ns
+from audiences.delivery.leases import is_ahead
 from audiences.delivery.odp_account import mechanism_for
 from audiences.models import Audit, Difference, Membership
 from lytics import times
@@ -90,6 +90,6 @@ def _after(began_ns: int, row: Membership | None, audit: Audit) -> int:
 
     The clock of Lytics may be ahead of ours. Then such an event has a time after the scan, and would win over it.
     """
-    if row is None or row.sequence > audit.before_sequence or row.occurred_ns >= latest_ns():
+    if row is None or row.sequence > audit.before_sequence or is_ahead(row.occurred_ns):
         return began_ns
     return max(began_ns, row.occurred_ns + 1)

@@ -20,7 +20,14 @@ from audiences.models import Install
 from lytics import times
 from odp.mechanisms import MECHANISMS
 
-WITHOUT_WAITING = sql.beside(__file__).command("commit_without_waiting", prepared=True)
+
+class _Clock(NamedTuple):
+    now_ns: int
+
+
+_SQL = sql.beside(__file__)
+WITHOUT_WAITING = _SQL.command("commit_without_waiting", prepared=True)
+_CLOCK = _SQL.query("clock", _Clock._make)
 
 REJECTED_BY_ODP = "refused_by_odp"
 
@@ -110,6 +117,21 @@ def capacity_of(install: Install, mechanism: str = "") -> int:
 def latest_ns() -> int:
     """The latest transition time that is believed now. The clock of Lytics may be ahead by CLOCK_TOLERANCE_SECONDS."""
     return round((time.time() + settings.CLOCK_TOLERANCE_SECONDS) * times.SECOND)
+
+
+def is_ahead(occurred_ns: int) -> bool:
+    """Whether a stored time is too far ahead to be believed.
+
+    PostgreSQL's clock confirms it, because this machine's may be behind that of the web process that stored the time.
+    """
+    return occurred_ns > latest_ns() and occurred_ns > latest_ns_of_database()
+
+
+def latest_ns_of_database() -> int:
+    """``latest_ns`` by PostgreSQL's clock."""
+    row = _CLOCK.run().one()
+    assert row is not None
+    return row.now_ns + round(settings.CLOCK_TOLERANCE_SECONDS * times.SECOND)
 
 
 class Columns(NamedTuple):

@@ -8,7 +8,17 @@ import structlog
 
 from audiences import prepared_statements, sql
 from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve
-from audiences.delivery.leases import GAP, REJECTED_BY_ODP, GapError, Lease, Ledger, Span, columns, latest_ns
+from audiences.delivery.leases import (
+    GAP,
+    REJECTED_BY_ODP,
+    GapError,
+    Lease,
+    Ledger,
+    Span,
+    columns,
+    latest_ns,
+    latest_ns_of_database,
+)
 from audiences.models import Membership, Parked
 
 log = structlog.get_logger(__name__)
@@ -45,12 +55,14 @@ def read(lease: Lease) -> tuple[dict[int, list[Entry]], Ledger]:
     spans = lease.spans
     entries: dict[int, list[Entry]] = {span.audience_id: [] for span in spans}
     ledger: Ledger = {span.audience_id: {} for span in spans}
-    latest = latest_ns()
     ahead: dict[int, set[int]] = {}
     rows = _READ.run(**_places(spans)).all()
     if len(rows) != sum(span.last - span.first + 1 for span in spans):
         # The parts of a span only save time. An older version, which doesn't know them, stores events in the first one.
         rows = _READ.run(**_places([replace(span, low=0, high=LAST_PART) for span in spans])).all()
+    latest = latest_ns()
+    if any(row.occurred_ns > latest or (row.held_ns or 0) > latest for row in rows):
+        latest = max(latest, latest_ns_of_database())
     for row in rows:
         entries[row.audience_id].append(Entry(row.sequence, row.identifier, row.kind, row.occurred_ns, row.forced))
         if row.occurred_ns > latest:

@@ -5,14 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
+from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
 from audiences import prepared_statements, sql
 from audiences.delivery import request_records
 from audiences.delivery.fold import EXIT, Entry, Held
-from audiences.delivery.leases import REJECTED_BY_ODP, WITHOUT_WAITING, Lease, LeaseLostError, Ledger, Result, latest_ns
+from audiences.delivery.leases import REJECTED_BY_ODP, WITHOUT_WAITING, Lease, LeaseLostError, Ledger, Result
 from audiences.models import Install, Run
+from lytics import times
 from odp.outcomes import Answer, Outcome
 
 log = structlog.get_logger(__name__)
@@ -118,7 +120,7 @@ def _update(changes: list[Change]) -> None:
         occurred_ns=prepared_statements.numbers([entry.occurred_ns for entry in entries]),
         sequences=prepared_statements.numbers([entry.sequence for entry in entries]),
         rejected=prepared_statements.numbers(rejected),
-        latest_ns=latest_ns(),
+        tolerance_ns=round(settings.CLOCK_TOLERANCE_SECONDS * times.SECOND),
     )
 
 

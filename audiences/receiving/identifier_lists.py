@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from audiences import sql
 from audiences.delivery.fold import EARLIEST_NS
-from audiences.delivery.leases import latest_ns
+from audiences.delivery.leases import is_ahead
 from lytics.facts import Fact, Kind
 
 
@@ -83,11 +83,10 @@ def _merge(known: _Known | None, new: _Known, listed: frozenset[str]) -> tuple[_
 
 def _read(keys: Iterable[_Key]) -> dict[_Key, _Known]:
     asked = [{"audience_id": audience_id, "profile": profile} for audience_id, profile in keys]
-    latest = latest_ns()
     known = {}
     for row in _READ.run(asked=json.dumps(asked)).all():
         # An older version stored times later than that: any real list is newer.
-        occurred_ns = row.occurred_ns if row.occurred_ns <= latest else EARLIEST_NS
+        occurred_ns = EARLIEST_NS if is_ahead(row.occurred_ns) else row.occurred_ns
         known[row.audience_id, row.profile] = _Known(occurred_ns, row.has_left, frozenset(json.loads(row.identifiers)))
     return known
 

@@ -28,7 +28,8 @@ COPY audiences_membership (audience_id, occurred_ns, sequence, is_member, refuse
 
 -- name: update_ledger
 -- Updates ledger rows of known customers. A row never goes back to an older transition; at the same time an exit wins
--- over an enter. A held time later than latest_ns is one that this service doesn't believe, so any transition wins.
+-- over an enter. A held time further ahead of PostgreSQL's clock than the tolerance isn't believed, so any transition
+-- wins. The worker's own clock may be behind that of the process that stored the time.
 UPDATE audiences_membership AS held SET
     is_member = new.is_member, occurred_ns = new.occurred_ns, sequence = new.sequence, refused = new.rejected
 FROM unnest(
@@ -37,7 +38,7 @@ FROM unnest(
 ) AS new(audience_id, identifier, is_member, occurred_ns, sequence, rejected)
 WHERE held.audience_id = new.audience_id AND held.identifier = new.identifier AND (
     (new.occurred_ns, NOT new.is_member) >= (held.occurred_ns, NOT held.is_member)
-    OR held.occurred_ns > %(latest_ns)s
+    OR held.occurred_ns > (SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint + %(tolerance_ns)s)
 )
 
 -- name: park_rejections
