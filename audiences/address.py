@@ -1,5 +1,6 @@
 """The IP address of a caller: the connection's peer or, behind trusted proxies, the address in X-Forwarded-For."""
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from django.conf import settings
@@ -29,6 +30,7 @@ def neighbourhood(source: str | None) -> str | None:
     return source
 
 
+@lru_cache(256)
 def _known(text: str) -> str | None:
     for candidate in (text, _without_port(text)):
         try:

@@ -51,6 +51,6 @@ def _is_lost(response: HttpResponseBase) -> bool:
 def _note_writing(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
     result = execute(sql, params, many, context)
     session: Any = connection
-    if not session.in_atomic_block and not str(sql).lstrip().upper().startswith("SELECT"):
+    if not session.in_atomic_block and str(sql).lstrip()[:6].upper() != "SELECT":
         session.committed = True
     return result

@@ -19,6 +19,13 @@ _CANCEL_SECONDS = 2.0
 
 
 class _Connection(psycopg.Connection[Any]):
+    @cached_property
+    def idle_poller(self) -> select.poll:
+        """Made once: each request asks several times whether the session still exists."""
+        poller = select.poll()
+        poller.register(self.pgconn.socket, select.POLLIN)
+        return poller
+
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         limit = sessions.limit_seconds()
         if timeout is not None or limit is None:
@@ -101,9 +108,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             return True
         if pgconn.transaction_status != TransactionStatus.IDLE or pgconn.pipeline_status != PipelineStatus.OFF:
             return False
-        poller = select.poll()
-        poller.register(pgconn.socket, select.POLLIN)
-        return bool(poller.poll(0)) and not self.is_usable()
+        return bool(self.connection.idle_poller.poll(0)) and not self.is_usable()
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         with sessions.silence.asking():

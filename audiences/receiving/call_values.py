@@ -3,12 +3,13 @@
 ``ingest.py`` and ``plain_calls.py`` store calls by two statements that share the fragment ``store_calls``.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
 from typing import Any, NamedTuple
+
+import msgspec
 
 from audiences import prepared_statements
 from lytics.facts import NAME_BYTES, Fact, Reading
@@ -71,7 +72,7 @@ def receipt_of(reading: Reading, call: Call, received: Received) -> NewReceipt:
         queued=received.queued,
         parked=received.parked,
         skipped=received.skipped,
-        parked_reasons=json.dumps(received.parked_reasons),
+        parked_reasons=msgspec.json.encode(received.parked_reasons).decode(),
     )
 
 
