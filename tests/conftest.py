@@ -20,6 +20,7 @@ from xdist.scheduler import LoadFileScheduling
 from audiences import redis_client, tallies
 from audiences.insight import failures
 from audiences.models import Install
+from audiences.operations import attempts
 from audiences.receiving import invalid_tokens, rejected_calls, tokens
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import make_install, sandbox
@@ -193,8 +194,11 @@ def templates_read_what_there_is() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin each test without rejected calls counted in this process. They go to Redis only when a test sends them."""
+    """Begin each test without what this process remembers: rejected calls, which go to Redis only when a test sends
+    them, sums for metrics, and failed work that waits.
+    """
     monkeypatch.setattr(rejected_calls, "_counter", rejected_calls._Counter(is_automatic=False))
+    monkeypatch.setattr(attempts, "_failed", {})
     monkeypatch.setattr(tallies, "_sums", tallies.Sums(is_automatic=False))
     monkeypatch.setattr(invalid_tokens, "_this_minute", invalid_tokens._Minute())
     # The count restarts with each minute of the clock, also when a minute ends during a test.

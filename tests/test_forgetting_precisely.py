@@ -12,7 +12,7 @@ from django.utils.timezone import now
 
 from audiences import request_bodies, sessions
 from audiences.delivery import holds
-from audiences.insight import customer_texts
+from audiences.insight import customer_texts, failures
 from audiences.models import (
     Audience,
     Audit,
@@ -337,6 +337,18 @@ def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch
     monkeypatch.setattr(forgetting, "_advance", advance_all_but_the_first)
     forgetting.advance_all()
     assert Forgotten.objects.get(ended_at=None) == asked[0]
+
+
+@pytest.mark.usefixtures("no_failed_tasks")
+def test_forgetting_that_fails_is_shown_and_tried_again(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = forgetting.ask(shop, "kim", tell_odp=False, by="dpo")
+    assert asked is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(forgetting, "_advance", lambda one: 1 / 0)
+        forgetting.advance_all()
+    assert [failure.task for failure in failures.recent()] == ["ask_audits"]
+    forgetting.advance_all()
+    assert Forgotten.objects.get().ended_at is not None
 
 
 def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install) -> None:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +24,9 @@ from pytest_django.fixtures import Settings
 from audiences import ledger_size, sessions, wake
 from audiences.admin.resends import progress
 from audiences.delivery import backoff, holds
-from audiences.insight import state
+from audiences.insight import failures, state
 from audiences.models import Audience, Event, Install, Lane, Membership, Parked, Resend
-from audiences.operations import parked_items, resends
+from audiences.operations import attempts, parked_items, resends
 from audiences.receiving import backlog, ingest, log_range
 from audiences.receiving.ingest import receive
 from lytics.facts import Fact, Kind
@@ -537,6 +539,7 @@ def test_two_operators_who_press_at_once_start_one_resend(shop: Install, gold: A
     assert resends.resync(gold, by="ada", reason="once more")
 
 
+@pytest.mark.usefixtures("no_failed_tasks")
 def test_a_failing_resend_is_shown_and_does_not_delay_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,18 +547,29 @@ def test_a_failing_resend_is_shown_and_does_not_delay_others(
     for audience in (gold, silver):
         in_the_ledger(audience, "kim")
     bad, good = ask_resync(gold), ask_resync(silver)
-    real, told = resends._resync, []
+    real, tries, at = resends._resync, [], [1_000.0]
 
     def fails(resend: Resend, limit: int) -> Any:
         if resend.pk == bad.pk:
+            tries.append(at[0])
             raise ValueError("a bug")
         return real(resend, limit)
 
     monkeypatch.setattr(resends, "_resync", fails)
-    monkeypatch.setattr(resends.log, "exception", lambda words, **more: told.append((words, more["resend"])))
-    advance(shop)
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: at[0]))
+    for _ in range(300):
+        advance(shop)
+        at[0] += 1
     assert again(good).ended_at is not None
-    assert (again(bad).ended_at, set(told)) == (None, {("a resend failed", bad.pk)})
+    assert again(bad).ended_at is None
+    waits = [later - earlier for earlier, later in pairwise(tries)]
+    assert waits == [1, 1, 2, 4, 8, 16, 32, 60, 60, 60], "the log isn't flooded, and Now shows it all the time"
+    (shown,) = (failure for failure in failures.recent() if failure.task == "resend")
+    assert shown.words == "ValueError: a bug"
+    monkeypatch.setattr(resends, "_resync", real)
+    at[0] += attempts.MOST_SECONDS
+    advance(shop)
+    assert again(bad).ended_at is not None
 
 
 # --- Stop -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from django.utils.timezone import now
 from audiences.admin.pages import OperatorAdmin
 from audiences.delivery import holds, provision, unmaking
 from audiences.front.alerts import page as admin_page
-from audiences.insight import probes, stalled_work, state, trials
+from audiences.insight import failures, probes, stalled_work, state, trials
 from audiences.models import Audience, Install, Lane, Membership, Retirement, Run, Twin
 from audiences.operations import prefixes, reconcile, resends, retiring, take_over, twins
 from audiences.receiving import backlog, ingest
@@ -807,6 +807,7 @@ def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
     assert Retirement.objects.get().done == 0, "a resend may wake the worker"
 
 
+@pytest.mark.usefixtures("no_failed_tasks")
 def test_a_retirement_that_fails_does_not_delay_the_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -824,3 +825,4 @@ def test_a_retirement_that_fails_does_not_delay_the_others(
     retiring.advance_all(shop.pk, seconds=5)
     assert word(silver) == "retired"
     assert Retirement.objects.get(audience=gold).done == 0
+    assert [failure.words for failure in failures.recent() if failure.task == "resend"] == ["RuntimeError: a bug"]

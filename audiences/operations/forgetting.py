@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -27,7 +28,7 @@ from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.encryption import opened
 from audiences.insight import customer_texts
 from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked, Resend
-from audiences.operations import former_stores
+from audiences.operations import attempts, former_stores
 from audiences.receiving import audience_lookup, ingest
 from audiences.wake import wake
 from lytics import times
@@ -144,14 +145,20 @@ def _advance_all() -> None:
     for forgotten in Forgotten.objects.filter(ended_at=None).select_related("install").order_by("pk"):
         if forgotten.install_id in silent:
             continue
-        try:
-            _advance(forgotten)
-        except BusyError:
-            continue
-        except former_stores.SilentError:
+        work = partial(_is_silent, forgotten)
+        if attempts.attempt("ask_audits", f"forgetting {forgotten.pk}", work, otherwise=False):
             silent.add(forgotten.install_id)
-        except Exception:
-            log.exception("a customer could not be forgotten", install=forgotten.install.name, forgotten=forgotten.pk)
+
+
+def _is_silent(forgotten: Forgotten) -> bool:
+    """Go on with forgetting one customer. Returns whether an ODP account doesn't answer."""
+    try:
+        _advance(forgotten)
+    except BusyError:
+        return False
+    except former_stores.SilentError:
+        return True
+    return False
 
 
 def advance(forgotten: Forgotten) -> bool:

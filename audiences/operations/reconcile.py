@@ -6,6 +6,8 @@ Delivery without a final response is checked once ODP must be done with it: its 
 sent in the meantime are appended again with their state from the ledger, as forced events.
 """
 
+from functools import partial
+
 import structlog
 from django.conf import settings
 from django.db import transaction
@@ -14,6 +16,7 @@ from django.utils.timezone import now
 from audiences import sessions
 from audiences.delivery import unconfirmed
 from audiences.models import Again, Audience, Run
+from audiences.operations import attempts
 from audiences.receiving import audience_lookup, ingest, resend_causes
 from audiences.wake import wake
 from lytics.facts import Fact, Kind
@@ -27,14 +30,11 @@ def reconcile() -> int:
 
 
 def _reconcile_or_leave(delivery_id: int) -> int:
-    """A delivery whose reconciling fails is tried again at the next sweep; the deliveries after it continue."""
-    try:
-        return _reconcile(delivery_id)
-    except Exception as error:
-        if sessions.is_database_error(error):
-            raise
-        log.exception("a delivery without a final answer could not be reconciled", delivery=delivery_id)
-        return 0
+    """A delivery whose reconciling fails is tried again; the deliveries after it continue."""
+    work = partial(_reconcile, delivery_id)
+    return attempts.attempt(
+        "reconcile", f"delivery {delivery_id}", work, otherwise=0, raises=sessions.is_database_error
+    )
 
 
 def _reconcile(delivery_id: int) -> int:

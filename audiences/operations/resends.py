@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import structlog
 from django.db import IntegrityError, transaction
@@ -20,7 +21,7 @@ from audiences import ledger_size, sessions
 from audiences.agreement import audits, repairs
 from audiences.delivery import provision
 from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend
-from audiences.operations import parked_items
+from audiences.operations import attempts, parked_items
 from audiences.receiving import audience_lookup, backlog, ingest, log_range, resend_causes
 from audiences.receiving.log_range import Stretch
 from audiences.wake import wake, wake_resend
@@ -190,12 +191,8 @@ def advance_all(install_id: int, *, seconds: float, gives_way: Callable[[], bool
 
 
 def _try_to_advance(resend_id: int) -> bool:
-    """A failing Resend doesn't delay the others. Each sweep tries it again until it succeeds or is stopped."""
-    try:
-        return advance(resend_id)
-    except Exception:
-        log.exception("a resend failed", resend=resend_id)
-        return False
+    """A failing Resend doesn't delay the others. It is tried again until it succeeds or is stopped."""
+    return attempts.attempt("resend", f"resend {resend_id}", partial(advance, resend_id), otherwise=False)
 
 
 def advance(resend_id: int) -> bool:

@@ -12,6 +12,7 @@ only writer of Retirements.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 from django.conf import settings
@@ -26,7 +27,7 @@ from audiences.delivery import account_switch, fold, holds, provision, unmaking
 from audiences.delivery.fold import Entry
 from audiences.delivery.odp_account import Gate, mechanism_for
 from audiences.models import Again, Audience, Audit, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
-from audiences.operations import twins
+from audiences.operations import attempts, twins
 from audiences.receiving import audience_lookup, backlog, ingest, resend_causes
 from audiences.wake import wake, wake_resend
 from lytics.facts import Fact, Kind
@@ -122,12 +123,9 @@ def advance_all(
 
 
 def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
-    """Advance one retirement. An exception is logged, so that it doesn't delay the others; each sweep tries again."""
-    try:
-        return advance(retirement_id, gate=gate)
-    except Exception:
-        log.exception("retiring an audience failed", retirement=retirement_id)
-        return False
+    """Advance one retirement. One that fails doesn't delay the others, and is tried again until it succeeds."""
+    work = partial(advance, retirement_id, gate=gate)
+    return attempts.attempt("resend", f"retirement {retirement_id}", work, otherwise=False)
 
 
 def advance(retirement_id: int, *, gate: Gate | None = None) -> bool:
