@@ -18,7 +18,7 @@ from pytest_django.fixtures import Settings
 from xdist.scheduler import LoadFileScheduling
 
 from audiences import redis_client, tallies
-from audiences.insight import failures
+from audiences.insight import failures, schedule
 from audiences.models import Install
 from audiences.operations import attempts
 from audiences.receiving import invalid_tokens, rejected_calls, tokens
@@ -207,9 +207,9 @@ def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_failed_tasks() -> None:
-    """Redis keeps the failed tasks of earlier tests for minutes, and *Now* shows them."""
+    """Redis keeps the failed tasks of earlier tests and the time of the last scheduled one, and *Now* shows them."""
     with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
-        connected.delete(*map(failures._key, failures.TASKS))
+        connected.delete(schedule.KEY, *map(failures._key, failures.TASKS))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 from audiences import redis_client, sessions
 from audiences.delivery import backoff, holds
 from audiences.front import charts
-from audiences.insight import heartbeats, rollup
+from audiences.insight import heartbeats, rollup, schedule
 from audiences.models import Audience, Event, Install, Lane, Minute, Parked, Receipt, Run, Worker
 from audiences.operations import resends
 from audiences.receiving import body as body_of_call
@@ -780,6 +780,16 @@ def test_a_worker_that_was_killed_is_named_until_it_is_back(viewer: Client) -> N
     assert alert(viewer, "worker-2@here is silent").tone == "held"
     beat("worker-2@here")
     assert "is silent" not in viewer.get(reverse("admin:index")).content.decode()
+
+
+def test_a_stopped_beat_is_named_while_workers_answer(viewer: Client, broker: redis.Redis) -> None:
+    schedule.note()
+    broker.expire(schedule.KEY, schedule.KEPT_SECONDS - 200)
+    assert alert(viewer, "beat") is None, "without workers nothing runs, and their own line says so"
+    beat("worker-1@here")
+    assert "ran 3 min ago" in alert(viewer, "The beat process is silent").why
+    broker.expire(schedule.KEY, schedule.KEPT_SECONDS - 30)
+    assert alert(viewer, "beat") is None
 
 
 def test_a_fleet_that_is_gone_is_bad_though_nothing_waits(viewer: Client) -> None:

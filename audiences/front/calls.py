@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timezone import now
 
 from audiences import sql
-from audiences.admin.pages import ago, count, list_url, number, url_of
+from audiences.admin.pages import ago, count, list_url, number, span, url_of
 from audiences.admin.verbs import Button
 from audiences.front.alerts import Alert, Number, buttons, way_to
 from audiences.insight import failures, stalled_work
@@ -27,7 +28,7 @@ from audiences.receiving.rejected_calls import RejectedCalls, has_calls
 # Kinds whose troubles are known only while Redis answers.
 REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD = "rejected", "unknown_url", "unreadable", "wrong_method"
 NOT_STORED = "not_stored"
-OF_REDIS = frozenset({REJECTED, NOT_STORED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task"})
+OF_REDIS = frozenset({REJECTED, NOT_STORED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task", "beat"})
 # Installs named in one item; it says how many more there are.
 NAMED = 10
 # The most entries of an install's history that are searched for the last change of *enabled*.
@@ -85,6 +86,24 @@ def failing_tasks(found: list[failures.Failure]) -> list[Alert]:
     ]
 
 
+def without_beat(silent_seconds: float | None, pulse: Pulse) -> list[Alert]:
+    """An alert when workers answer and nothing of the schedule runs. Hints of calls still start deliveries then."""
+    if silent_seconds is None or not pulse.answering:  # the alerts about workers say so
+        return []
+    silent = timedelta(seconds=silent_seconds)
+    return [
+        Alert(
+            "beat",
+            "The beat process is silent",
+            f"The last task of the schedule ran {span(silent)} ago; one is due every 10 s. Retries, probes, audits and"
+            " messages about troubles wait for it.",
+            now() - silent,
+            list_url(Audience, state="behind"),
+            todo="Start beat, or look at its log.",
+        )
+    ]
+
+
 def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Alert]:
     if stuck is None or stuck.in_part:  # another line names these audiences
         return []
@@ -95,6 +114,7 @@ def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Al
             f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
             stuck.since,
             list_url(Audience, state="behind"),
+            cause=stuck.install,
             todo="Check that beat runs, and read a worker's log."
             if pulse.answering
             else "No worker answers. Start the worker and beat processes, or look at their logs.",

@@ -33,7 +33,7 @@ from audiences.front import (
 )
 from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
 from audiences.front.groups import Groups, blocked_by_cause
-from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, stalled_work
+from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, schedule, stalled_work
 from audiences.insight import certificate as certificates
 from audiences.insight import parked_growth as growth
 from audiences.insight.backlogs import Backlog
@@ -56,6 +56,8 @@ class Facts:
     blocked: Groups
     parked: list[parked_groups.Group]
     pulse: Pulse
+    # Since when the schedule is silent, in seconds; None when it isn't.
+    silent_seconds: float | None
     stuck: stalled_work.Stuck | None
     rejections: dict[str, RejectedCalls] | None
     proofs: Mapping[int, Proof]
@@ -75,11 +77,12 @@ def facts() -> Facts:
         blocked=blocked_by_cause(),
         parked=parked_groups.found(),
         pulse=heartbeats.pulse(),
+        # When Redis doesn't respond, nothing else waits for its timeout again.
+        silent_seconds=None if rejections is None else schedule.silent_seconds(),
         stuck=stalled_work.stuck(),
         rejections=rejections,
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),
-        # When Redis doesn't respond, this check waits for its timeout only once.
         certificate=None if rejections is None else certificates.known(),
         growing=growth.by_install(),
     )
@@ -91,6 +94,7 @@ def alerts(facts: Facts) -> list[Alert]:
     found = [
         *calls.unreadable_secret(readiness.encryption_problem()),
         *calls.work_stands_still(facts.stuck, facts.pulse),
+        *calls.without_beat(facts.silent_seconds, facts.pulse),
         *calls.failing_tasks(failures.recent()),
         *calls.without_redis(failures.broker_problem()),
         *_unheard(facts.pulse),

@@ -22,8 +22,6 @@ from audiences.redis_client import client
 
 OURS = "This service"
 START = "Start the worker and beat processes, or look at their logs."
-# The schedule stores the time of its run every ten seconds.
-SCHEDULE_LATE_SECONDS = 60
 # The differences between clocks, in seconds, from which the check is a warning, and bad.
 CLOCK_WARNING_SECONDS, CLOCK_BAD_SECONDS = 2.0, 30.0
 # The free shares of a disk below which the check is a warning, and bad.
@@ -101,7 +99,7 @@ def beat(case: Case) -> Found:
     if age is None:
         return bad("No task of the schedule has run for a day.", START)
     at = now() - timedelta(seconds=age)
-    if age > SCHEDULE_LATE_SECONDS:
+    if age > schedule.LATE_SECONDS:
         return bad(f"The last task of the schedule ran {age:.0f} s ago; one is due every 10 s.", START, at=at)
     return good("The schedule runs.", at=at)
 
