@@ -106,7 +106,7 @@ def brief_lock_wait() -> Iterator[None]:
     try:
         with transaction.atomic():
             with connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_MILLISECONDS)])
+                cursor.execute("SELECT set_config('lock_timeout', %(ms)s, true)", {"ms": str(LOCK_MILLISECONDS)})
             yield
     except OperationalError as error:
         if state_of(error) != LOCK_TIMEOUT:

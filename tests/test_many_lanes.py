@@ -110,6 +110,7 @@ def statement_of(*made: sql.Statement[Any], install: Install) -> Cost:
         "install": install.pk,
         "look_seconds": claims.LOOK_SECONDS,
         "making_at_once": claims.MAKING_AT_ONCE,
+        "skips_locked": False,
         "capacity": 500,
         "mechanism": "attribute",
         "token": uuid.uuid4(),

@@ -57,8 +57,8 @@ ORDER BY moved_at LIMIT 1
 
 -- name: faulty_audience
 -- The install of an audience whose ready work has failed for the given seconds because of an error of this service, and
--- the error. Other audiences of the install may make progress. Errors of ODP, blocks, pauses and retired audiences don't
--- count.
+-- the error. Other audiences of the install may make progress. Errors of ODP, blocks, pauses and retired audiences
+-- don't count.
 WITH
 -- Audiences whose deliveries fail, and audiences that can't be made, with the time of the first error.
 faulty AS (
