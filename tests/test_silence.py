@@ -75,6 +75,21 @@ def test_the_limit_is_three_times_the_longest_pause_and_at_least_an_hour(install
     assert limit(install) == timedelta(minutes=270)
 
 
+def test_the_time_in_which_an_install_is_off_is_not_learned(install: Install) -> None:
+    a_sender(install, last=START)
+    new = make_install(name="New")
+    a_sender(new, last=START, days=2)
+    Install.objects.update(enabled=False)
+    for hours in (1, 20, 200):
+        rhythm.learn(at=START + hours * HOUR)
+    Install.objects.update(enabled=True)
+    for shop in (install, new):
+        calls(shop, START + 201 * HOUR)
+    rhythm.learn(at=START + 201 * HOUR)
+    assert limit(install) == 3 * HOUR
+    assert limit(new) is None, "it has called on three days"
+
+
 def test_an_install_without_a_week_of_calls_has_no_limit(install: Install) -> None:
     assert limit(install) is None
     rhythm.learn(at=START)

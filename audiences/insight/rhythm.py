@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from django.db import transaction
-from django.db.models import OuterRef, Subquery
+from django.db.models import DateTimeField, F, OuterRef, Subquery, Value
 from django.utils.timezone import now
 
 from audiences import sql
@@ -41,7 +41,8 @@ _NEW = sql.beside(__file__).query("new_pauses", Pause._make)
 
 def learn(*, at: datetime | None = None) -> None:
     """Add the calls since the last pass to the Rhythms. A new Rhythm begins with the newest call."""
-    _begin(at or now())
+    at = at or now()
+    _begin(at)
     rhythms = {rhythm.install_id: rhythm for rhythm in Rhythm.objects.all()}
     changed = {}
     for pause in _NEW.run(trial=trials.JOB, calls=CALLS).all():
@@ -57,6 +58,14 @@ def learn(*, at: datetime | None = None) -> None:
         rhythm.pauses = {known: seconds for known, seconds in rhythm.pauses.items() if known >= oldest}
         changed[rhythm.pk] = rhythm
     Rhythm.objects.bulk_update(changed.values(), ["pauses", "receipt", "called_at", "since_at"])
+    _leave_out_time_off(at)
+
+
+def _leave_out_time_off(at: datetime) -> None:
+    """The time in which an install is off is no pause of its sender, and not a time in which its rhythm shows."""
+    off = Rhythm.objects.filter(install__enabled=False, called_at__lt=at)
+    time_off = Value(at, DateTimeField()) - F("called_at")
+    off.update(since_at=F("since_at") + time_off, called_at=at)
 
 
 def _begin(at: datetime) -> None:

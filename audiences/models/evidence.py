@@ -45,8 +45,9 @@ class Rhythm(models.Model):
     """
 
     install = models.OneToOneField(Install, on_delete=models.CASCADE, related_name="rhythm")
-    # When learning began: at the first call, or later.
+    # When learning began: at the first call, or later. The time in which the install was off is added to it.
     since_at = models.DateTimeField(null=True)
+    # The newest call, or the newest pass while the install was off.
     called_at = models.DateTimeField(null=True)
     receipt = models.BigIntegerField(default=0)
     pauses = models.JSONField(default=dict)
