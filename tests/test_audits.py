@@ -941,6 +941,13 @@ def test_the_page_of_an_audit_names_people_sides_and_reasons(
     front = boss.get(reverse("admin:index")).content.decode()
     assert "lytics_gold differs between Lytics, this service and ODP" in front
     assert "gus-of-lytics" not in front
+    assert "then press Repair" in front
+    Difference.objects.update(why="Parked: no_identifier")
+    (alert,) = (one for one in boss.get(reverse("admin:index")).context["alerts"] if "differs" in one.what)
+    assert (alert.todo[:34], [button.label for button in alert.buttons]) == (
+        "A repair can't correct these diffe",
+        ["Audit"],
+    )
     Lane.objects.update(retired_sequence=1)
     front = boss.get(reverse("admin:index")).content.decode()
     assert "differs between" not in front, "a retired audience can't be audited again"

@@ -28,6 +28,7 @@ from audiences.insight import heartbeats, schedule, stalled_work, trials
 from audiences.models import (
     Audience,
     Audit,
+    Difference,
     Event,
     FutureTime,
     Install,
@@ -418,6 +419,8 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     line = the(shop, "odp_members")
     assert (line.state, line.about, "1 of 2 people" in line.evidence) == ("bad", "lytics_gold", True)
     assert "press Repair" in line.cure
+    Difference.objects.update(why="Parked: no_identifier")
+    assert "A repair can't correct this." in the(shop, "odp_members").cure
     Audit.objects.update(differing=0, only_in_odp=2)
     line = the(shop, "odp_members")
     assert (line.state, "at least 2 more members" in line.evidence) == ("warning", True)

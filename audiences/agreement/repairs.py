@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from django.conf import settings
-from django.db.models import Q, QuerySet
+from django.db.models import OuterRef, Q, QuerySet
 
 from audiences.agreement.comparing import WORDS
 from audiences.agreement.odp_reasons import MERGED
@@ -51,8 +51,8 @@ def needs_confirmation(audit: Audit) -> bool:
     return plan(audit).people * 100 > compared * settings.REPAIR_PERCENT
 
 
-def differences(audit: Audit) -> QuerySet[Difference]:
-    """The differences that a repair sends."""
+def differences(audit: Audit | OuterRef) -> QuerySet[Difference]:
+    """The differences that a repair sends. Without any, nobody can be repaired."""
     return Difference.objects.filter(audit=audit).exclude(_WAITING)
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.utils.timezone import now
 
-from audiences.agreement import words
+from audiences.agreement import repairs, words
 from audiences.agreement.audits import NOT_RETIRED
 from audiences.models import Audit
 from audiences.operations.doctor.case import Case
@@ -43,6 +43,8 @@ def _finding(audit: Audit) -> Finding:
 def _cure(audit: Audit) -> str:
     if audit.problem:
         return CURE
+    if audit.differing and not repairs.differences(audit).exists():
+        return "A repair can't correct this. Open its newest audit under Audits, and end the reasons that it names."
     if audit.differing:
         return "Open its newest audit under Audits, and press Repair there."
     return "Stop the other system that writes to ODP, then press Change mechanism on the install's page."
