@@ -247,7 +247,7 @@ def last_words(log: Path, *, since: int = 0) -> str:
 
 
 def reason(log_text: str) -> str:
-    """The relevant line of a log: PostgreSQL's FATAL line, or else the last one that is no hint to an error."""
+    """The line of a log that says what failed: PostgreSQL's last FATAL line, or else the last line that is no hint."""
     lines = [words for line in log_text.splitlines() if (words := line.strip()) and not words.startswith("HINT:")]
     fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
     return (fatal or lines or ["it printed nothing"])[-1]

@@ -52,7 +52,7 @@ def needs_confirmation(audit: Audit) -> bool:
 
 
 def differences(audit: Audit | OuterRef) -> QuerySet[Difference]:
-    """The differences that a repair sends. Without any, nobody can be repaired."""
+    """The differences that a repair corrects. If there are none, the audit has no repair."""
     return Difference.objects.filter(audit=audit).exclude(_WAITING)
 
 

@@ -148,7 +148,10 @@ def claim(install_id: int, *, at_once: int = claims.MAKING_AT_ONCE) -> Making | 
 
 
 def _choose(install_id: int, token: uuid.UUID, *, at_once: int, skips_locked: bool = False) -> Chosen | None:
-    """Lease the next audience. Calls lock it again and again, so one that is locked is skipped only after a wait."""
+    """Lease the next audience. ``skips_locked`` leaves out audiences that another transaction locks.
+
+    The caller first tries without it, because each call of Lytics locks its audiences for a moment.
+    """
     with sessions.brief_lock_wait():
         _LOCK.run(install=install_id)
         claiming = _CLAIM.run(

@@ -52,12 +52,13 @@ class _Event(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """The number up to which a lane is delivered, the last one that may be sent if the audience is retired, and whether
-    ODP has the audience.
-    """
+    """How far a lane is delivered."""
 
+    # The number of the last delivered event.
     delivered: int
+    # The number of the last event that may be sent, if the audience is retired.
     end: int | None
+    # Whether ODP has the audience.
     is_made: bool
 
     def has_to_send(self, sequence: int) -> bool:

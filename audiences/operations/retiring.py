@@ -123,7 +123,7 @@ def advance_all(
 
 
 def _try_to_advance(retirement_id: int, gate: Gate | None) -> bool:
-    """Advance one retirement. One that fails doesn't delay the others, and is tried again until it succeeds."""
+    """Advance one retirement. If it fails, it is tried again later, and the other retirements go on."""
     work = partial(advance, retirement_id, gate=gate)
     return attempts.attempt("resend", f"retirement {retirement_id}", work, otherwise=False)
 
