@@ -61,19 +61,34 @@ def split(text: bytes) -> Pieces:
 
 def _before_cut(text: bytes) -> tuple[list[bytes], bytes]:
     """The complete messages of an array that is cut off, and the bytes behind them; no messages if none is readable."""
-    if not begins_array(text):
+    position = _array_start(text)
+    if position is None:
         return [], text
-    messages, position = [], 1
+    messages, is_closed = [], False
     with suppress(UnclosedError):
-        while True:
+        while not is_closed:
             end = find_end(text, position)
             messages.append(text[position:end].strip())
-            position = end + 1
+            if len(messages) > MESSAGES_AT_MOST:
+                raise _too_many()
+            position, is_closed = end + 1, text[end : end + 1] == b"]"
     rest = text[position:].strip()
     with suppress(UnclosedError, UnreadableError):  # maybe only the last bracket is missing
         if _document_end(rest) == len(rest):
             messages, rest = [*messages, rest], b""
     return (messages, rest) if any(map(_is_object, messages)) else ([], text)
+
+
+def _array_start(text: bytes) -> int | None:
+    """The position of the first message of the array that the body is, or that its object wraps; None without one."""
+    if begins_array(text):
+        return 1
+    position = 1
+    with suppress(UnclosedError):
+        while (member := _WRAPPING.match(text, position)) is None or member["null"]:
+            position = find_end(text, position) + 1
+        return member.end() if member["array"] else None
+    return None
 
 
 def _is_object(message: bytes) -> bool:
@@ -140,6 +155,8 @@ def _messages(text: bytes) -> list[bytes]:
         return [text]
 
 
+# A member that may wrap the messages of a body, up to what shows whether it does.
+_WRAPPING = re.compile(rb'\s*+"(?:events|data)"\s*+:\s*+(?:(?P<array>\[)|(?P<null>null\b))?')
 # A flawed object is cut into members only if it may wrap a list.
 _WRAPPER = re.compile(rb'"(?:events|data)"\s*+:\s*+\[')
 

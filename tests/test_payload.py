@@ -190,6 +190,11 @@ def test_a_body_without_its_last_bracket_is_parked_as_cut_off(raw: bytes) -> Non
     assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.CUT_OFF_BODY, raw)]
 
 
+# What may come before the first message of a body that is cut off.
+BEFORE = (b"[", b' {"events": [', b'{"version": {"events": [1, 2]}, "events" : null, "data": [', b'{"data":[')
+
+
+@pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("flaw", [b"", b'"x": undefined, '])
 @pytest.mark.parametrize(
     ("between", "rest"),
@@ -201,11 +206,20 @@ def test_a_body_without_its_last_bracket_is_parked_as_cut_off(raw: bytes) -> Non
         (b"", b""),
     ],
 )
-def test_the_messages_before_the_cut_of_an_array_are_read(flaw: bytes, between: bytes, rest: bytes) -> None:
+def test_the_messages_before_the_cut_of_an_array_are_read(
+    before: bytes, flaw: bytes, between: bytes, rest: bytes
+) -> None:
     first = single(message()).replace(b'"data"', flaw + b'"data"', 1)
-    reading = read(b"[" + first + between + rest)
+    reading = read(before + first + between + rest)
     assert (reading.messages, reading.facts) == (2, [fact()])
     assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.CUT_OFF_BODY, rest)]
+
+
+@pytest.mark.parametrize(("rest", "parked"), [(b"]", b""), (b'], "page": {"of"', b', "page": {"of"')])
+def test_the_messages_of_a_wrapper_that_is_cut_off_behind_them_are_read(rest: bytes, parked: bytes) -> None:
+    reading = read(b'{"events": [' + single(message()) + rest)
+    assert (reading.messages, reading.facts) == (2, [fact()])
+    assert [(item.reason, item.raw) for item in reading.to_park] == [(reasons.CUT_OFF_BODY, parked)]
 
 
 @pytest.mark.parametrize(
