@@ -4,6 +4,9 @@
 import os
 import sys
 
+# SQLSTATEs of PostgreSQL for a table, a column and a function that the database lacks.
+_LACKING = ("42P01", "42703", "42883")
+
 
 def main() -> None:
     try:
@@ -13,7 +16,7 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
-    from django.db import OperationalError
+    from django.db import OperationalError, ProgrammingError
 
     try:
         execute_from_command_line(sys.argv)
@@ -22,6 +25,11 @@ def main() -> None:
             raise
         # A wrong setting, or a database that doesn't answer: its own sentence is all that helps.
         sys.exit(str(error).strip())
+    except ProgrammingError as error:
+        if "--traceback" in sys.argv or getattr(error.__cause__, "sqlstate", "") not in _LACKING:
+            raise
+        first_line = str(error).partition("\n")[0]
+        sys.exit(f"The database isn't that of this version: {first_line}. Run: python manage.py migrate")
     except KeyboardInterrupt:
         print("\nInterrupted. Workers finish what was requested.", file=sys.stderr)
         sys.exit(130)

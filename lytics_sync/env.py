@@ -7,6 +7,7 @@ runner writes (mode 0600) when it makes this checkout's secrets and starts the e
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,10 @@ def refuse_former_names() -> None:
     found = [f"{old} is now {new}" for old, new in RENAMED.items() if os.environ.get(old) or _local_file().get(old)]
     if found:
         raise ImproperlyConfigured(f"Settings were renamed: {', '.join(found)}. Set them by their new names only.")
+
+
+# A host name, also one that begins with a dot for its subdomains, an address, or "*".
+_HOST = re.compile(r"\*|\.?[^\s/:\[\]@]+|\[[0-9A-Fa-f:.]+\]")
 
 
 def text(name: str, default: str | None = None) -> str:
@@ -146,6 +151,17 @@ def one_of(name: str, choices: Sequence[str], default: str) -> str:
     if value not in choices:
         raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
     return value
+
+
+def hosts(name: str, default: str) -> list[str]:
+    """The setting ``name`` as a list of host names (``ImproperlyConfigured`` otherwise).
+
+    Django would accept a URL or a port, and then refuse each request.
+    """
+    for host in (found := words(name, default)):
+        if not _HOST.fullmatch(host):
+            raise ImproperlyConfigured(f"{name} must have host names only, without https:// and port, not {host!r}.")
+    return found
 
 
 def words(name: str, default: str = "") -> list[str]:

@@ -33,7 +33,7 @@ PORT = env.integer("PORT", 8000, least=1, most=65_535)
 # The address at which Lytics and people reach this service; the webhook URLs shown start with it.
 PUBLIC_URL = env.url("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
 # Host names under which this service may be called; calls to any other are refused.
-ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{urlsplit(PUBLIC_URL).hostname or ''}")
+ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{urlsplit(PUBLIC_URL).hostname or ''}")
 # Origins from which the forms of the admin may be sent.
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
 

@@ -20,6 +20,7 @@ KINDS = {
     "text": "text",
     "url": "URL",
     "words": "list, with commas",
+    "hosts": "list, with commas",
     "integer": "whole number",
     "positive": "number, more than 0",
     "number": "number, 0 allowed",

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandError
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.utils.timezone import now
 
 import manage
@@ -270,3 +270,13 @@ def test_a_command_that_cannot_work_ends_with_one_sentence(error: Exception, mon
     with pytest.raises(SystemExit, match=str(error).strip()) as ended:
         manage.main()
     assert ended.value.code == str(error).strip()
+
+
+@pytest.mark.django_db  # in a transaction that ends without a commit
+@pytest.mark.parametrize("lacking", ["RENAME TO lanes", "RENAME blocked_at TO blocked"])
+def test_a_command_says_that_migrations_are_missing(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE audiences_lane {lacking}")
+    monkeypatch.setattr("sys.argv", ["manage.py", "lane_status"])
+    with pytest.raises(SystemExit, match=r"The database isn't that of this version: .*Run: python manage\.py migrate"):
+        manage.main()

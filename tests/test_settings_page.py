@@ -109,6 +109,11 @@ UNUSABLE = {
     ("AUDIT_ODP_REQUESTS_PER_SECOND", "0"): "AUDIT_ODP_REQUESTS_PER_SECOND must be more than zero, not '0'.",
     ("LEASE_SECONDS", "nan"): "LEASE_SECONDS must be more than zero, not 'nan'.",
     ("LOG_LEVEL", "verbose"): "LOG_LEVEL must be one of debug, info, warning, error, critical, not 'verbose'.",
+    **{
+        ("ALLOWED_HOSTS", f"localhost,{host}"): "ALLOWED_HOSTS must have host names only, without https:// and port,"
+        f" not '{host}'."
+        for host in ("https://sync.example.com", "sync.example.com:8000", "[::1]:80", "::1", "sync.example.com/", "a b")
+    },
     ("WORKER_HEALTH_PORT", "80010"): "WORKER_HEALTH_PORT must be 65535 or less, not '80010'.",
     **{
         (name, value): f"{name} must be a URL that begins with https:// or http:// and names a host."
@@ -148,6 +153,12 @@ def test_an_unusable_address_of_redis_is_refused_without_its_password(url: str) 
 @pytest.mark.parametrize("url", ["redis://h", "redis://u:p%23w@[::1]:1/15", "rediss://h/0?ssl_cert_reqs=none"])
 def test_a_usable_address_of_redis_is_kept(url: str) -> None:
     assert redis_url.read(url) == url
+
+
+def test_host_names_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", "*,.example.com, sync_1.example.com ,10.1.2.3,[fe80::1]")
+    found = runpy.run_path(str(settings_page.SETTINGS))["ALLOWED_HOSTS"]
+    assert found == ["*", ".example.com", "sync_1.example.com", "10.1.2.3", "[fe80::1]"]
 
 
 def test_a_level_of_the_log_is_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
