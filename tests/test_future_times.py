@@ -223,6 +223,20 @@ def test_a_worker_whose_clock_is_behind_believes_the_times_that_were_stored(
     assert_all_is_well(Audience.objects.get())
 
 
+def test_a_page_whose_clock_is_behind_reports_no_time_that_has_passed(
+    shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = make_audience(shop)
+    happen(gold, ("kim", "enter", times.from_moment(now() - timedelta(hours=1))))
+    event = Event.objects.get()
+    Event.objects.update(received_at=now() - timedelta(hours=3))
+    Membership.objects.create(
+        audience=gold, identifier="kim", is_member=True, occurred_ns=event.occurred_ns, sequence=event.sequence
+    )
+    monkeypatch.setattr(leases, "time", Mock(time=lambda: time.time() - 2 * 3600))
+    assert future_times.stored() is None
+
+
 def test_a_released_item_with_a_future_time_is_noted_too(shop: Install) -> None:
     from audiences.models import Parked
     from audiences.operations import parked_items
