@@ -105,13 +105,18 @@ def brief_lock_wait() -> Iterator[None]:
     """
     try:
         with transaction.atomic():
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('lock_timeout', %(ms)s, true)", {"ms": str(LOCK_MILLISECONDS)})
+            limit_lock_wait(LOCK_MILLISECONDS)
             yield
     except OperationalError as error:
         if state_of(error) != LOCK_TIMEOUT:
             raise
         raise LockedError from error
+
+
+def limit_lock_wait(milliseconds: int) -> None:
+    """Limit the wait for each lock until the end of this transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %(limit)s, true)", {"limit": str(milliseconds)})
 
 
 def store(work: Callable[[], Result]) -> Result:

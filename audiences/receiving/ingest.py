@@ -34,7 +34,6 @@ log = structlog.get_logger(__name__)
 
 _SQL = sql.beside(__file__)
 _STORE = _SQL.query("store", Stored._make, prepared=True)
-_LIMIT_LOCK_WAIT = _SQL.command("limit_lock_wait", prepared=True)
 
 
 # How many milliseconds a call that is stored alone waits for each lock of PostgreSQL. When a call has waited in vain,
@@ -84,7 +83,7 @@ def _limited_lock_wait() -> Iterator[None]:
     is_patient = has_place or time.monotonic() >= _few_until
     try:
         with transaction.atomic():
-            _LIMIT_LOCK_WAIT.run(milliseconds=LOCK_MILLISECONDS if is_patient else SHORT_LOCK_MILLISECONDS)
+            sessions.limit_lock_wait(LOCK_MILLISECONDS if is_patient else SHORT_LOCK_MILLISECONDS)
             yield
     except OperationalError as error:
         if is_patient and sessions.state_of(error) == sessions.LOCK_TIMEOUT:

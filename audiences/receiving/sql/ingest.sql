@@ -1,9 +1,5 @@
 -- Storing events of audiences that have been found or made.
 
--- name: limit_lock_wait
--- Limits the wait for each lock of this transaction.
-SELECT set_config('lock_timeout', %(milliseconds)s::text, true)
-
 -- name: store
 -- Stores events that name their audiences by id, with the Receipt of their call or without one.
 WITH
