@@ -28,17 +28,19 @@ def is_plain_text(text: str) -> bool:
 
 
 def has_only_plain_texts(json: bytes) -> bool:
-    """Whether all strings of a JSON document are ASCII without escapes, so that PostgreSQL can store each."""
-    return json.isascii() and b"\\" not in json
+    """Whether all strings of a JSON document are printable ASCII without escapes, so that PostgreSQL can store each."""
+    return json.isascii() and b"\\" not in json and b"\x7f" not in json
 
 
 # Blanks, and what Unicode calls Default_Ignorable_Code_Point: zero-width characters, soft hyphens, byte
 # order marks, fillers, variation selectors and tags. U+2800 is a Braille cell without dots.
-_UNSEEN = re.compile(
-    r"[\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+_INVISIBLE = (
+    r"\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
-    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+_UNSEEN = re.compile(f"[{_INVISIBLE}]+")
+_UNSEEN_OR_CONTROL = re.compile(rf"[{_INVISIBLE}\x00-\x1f\x7f-\x9f]+")
 
 
 def trimmed(text: str) -> str:
@@ -48,8 +50,8 @@ def trimmed(text: str) -> str:
 
 
 def placeholder(text: str) -> str:
-    """Normalise a placeholder for comparison: case-folded, without blanks and invisible characters."""
-    return _UNSEEN.sub("", text.casefold())
+    """Normalise a placeholder for comparison: case-folded, without blanks, invisible and control characters."""
+    return _UNSEEN_OR_CONTROL.sub("", text.casefold())
 
 
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")

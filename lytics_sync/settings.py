@@ -49,8 +49,8 @@ _NOBODY = (
     "null,(null),<null>,[null],nil,<nil>,none,undefined,nan,infinity,n/a,unknown,anonymous,(not set),notset,not_set,"
     "[object object],[object undefined],[object null],\\n"
 )
-# Placeholders, compared without case, blanks and invisible characters. As an identifier, each would be a customer in
-# every audience. Nothing but zeros counts too. A comma alone switches both off.
+# Placeholders, compared without case, blanks, invisible and control characters. As an identifier, each would be a
+# customer in every audience. Nothing but zeros counts too. A comma alone switches both off.
 PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
 # The number of waiting events per install above which calls get a 503 until it falls again.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)

@@ -849,6 +849,7 @@ PLACEHOLDERS = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobj
         *("0", "000000", "00000000-0000-0000-0000-000000000000", 0, 0.0, "-0"),
         *("0.0", "0.000", "{00000000-0000-0000-0000-000000000000}", "n / a", "[object  Object]", "[objectObject]", "-"),
         *("null\u200b", "\u200enull", "\ufeffundefined", "n\u00adone", "0\u200b", "\u2060-"),
+        *("nu\x07ll", "\x7fnull", "null\x7f", "\x85none", "\x07"),
     ],
 )
 def test_a_placeholder_is_no_customer(who: Any) -> None:
