@@ -45,6 +45,8 @@ def test_audiences_blocked_by_one_cause_are_one_alert_whose_button_unblocks_each
     assert told(viewer)[0].buttons == []
     (button,) = told(operator)[0].buttons
     assert button.label == "Unblock all 3 of this cause"
+    assert told(operator)[0].todo.endswith("press Use another ODP id or Set aside on the page of each audience.")
+    assert told(operator)[1].todo.endswith("press Use another ODP id or Set aside.")
     asked = operator.get(button.url).content.decode()
     assert "lytics_gold, lytics_silver, lytics_tin" in asked
     assert viewer.get(button.url).status_code == 403

@@ -121,7 +121,7 @@ def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
         f" {waiting} waiting. Other audiences are not affected.",
         state.blocked_since(first),
         url_of(first.audience) if alone else url_of_all,
-        todo=blocks.remedy(first),
+        todo=blocks.remedy(first, others_where="" if alone else " on the page of each audience"),
         offers=(buttons(first.audience, *REMEDIES),) if alone else (),
         install=install.pk,
         cause=blocked.cause(first),
