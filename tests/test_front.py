@@ -336,7 +336,8 @@ def test_a_backlog_over_the_mark_says_that_calls_are_answered_503(
     settings.BACKLOG_HIGH_WATER = 3
     assert alert(viewer, "answered 503") is None
     settings.BACKLOG_HIGH_WATER = 2
-    assert alert(viewer, "Calls to Shop are answered 503: 3 events wait") is not None
+    told = alert(viewer, "Calls to Shop are answered 503: 3 events wait")
+    assert "Events of paused and blocked audiences aren't counted" in told.todo
     holds.pause(Lane.objects.get(), by="kim", reason="on purpose")
     assert alert(viewer, "answered 503") is None, "calls are let in, so nothing says otherwise"
 

@@ -290,8 +290,9 @@ def over_the_mark(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[A
                     " Lytics retries automatically and is accepted again when fewer wait. Nothing is lost.",
                     backlog.oldest_free_at,
                     list_url(Audience, state="behind", install__id__exact=install.pk),
-                    todo="Fix what holds them up, as the other items here say. If there are none, more arrives than ODP"
-                    " accepts: wait, or raise the install's requests per second if your ODP account allows it.",
+                    todo="If the install is on hold, end that first. Otherwise more arrives than ODP accepts: wait, or"
+                    " raise the install's requests per second if your ODP account allows it. Events of paused and"
+                    " blocked audiences aren't counted, so leave those audiences as they are until then.",
                     install=install.pk,
                 )
             )
