@@ -95,6 +95,13 @@ def test_public_url_where_nothing_or_something_else_answers(shop: Install, setti
         assert the(shop, "public_url").evidence.endswith("answered 503: Redis is full.")
 
 
+def test_an_address_at_which_this_service_answers_503_itself_is_not_called_wrong(shop: Install) -> None:
+    Install.objects.update(enabled=False)
+    line = the(shop, "public_url")
+    assert (line.state, "This install is switched off." in line.evidence) == ("unknown", True)
+    assert "PUBLIC_URL" not in line.cure
+
+
 @pytest.mark.parametrize(
     ("script", "seconds", "words"),
     [

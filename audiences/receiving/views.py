@@ -28,13 +28,12 @@ from rest_framework.views import APIView
 from audiences import address, sessions, tallies, tracing
 from audiences.models import Install
 from audiences.receiving import (
-    backlog,
     body,
     call_spans,
     checked_calls,
-    disk_usage,
     ingest,
     invalid_tokens,
+    reasons_to_wait,
     rejected_calls,
     tokens,
 )
@@ -86,17 +85,7 @@ def answer_outage(install: Install, detail: str, *, soon: bool = False) -> Respo
     return come_back_later(detail, soon=soon)
 
 
-SWITCHED_OFF = "This install is switched off."
 LOCKED = "Another transaction locks an audience of this call."
-
-
-def _reason_to_wait(install: Install) -> str:
-    """Why no call of this install is stored now; empty when calls are."""
-    if not install.enabled:
-        return SWITCHED_OFF
-    if backlog.is_too_high(install.pk):
-        return "Too many events wait for ODP."
-    return "The database is as large as it may get." if disk_usage.is_too_full() else ""
 
 
 def _receive(caller: Caller, content: bytes, *, source: str | None, encoding: str) -> Received | None:
@@ -214,7 +203,7 @@ class WebhookView(_AnsweringView):
     def post(self, request: Request, public_id: str) -> HttpResponse:
         caller = cast(Caller, request.auth)
         self.install_label = caller.install.public_id
-        if reason := _reason_to_wait(caller.install):
+        if reason := reasons_to_wait.of(caller.install):
             return answer_outage(caller.look_up(), reason)
         try:
             content, encoding = body.read(request)
@@ -237,7 +226,7 @@ class WebhookView(_AnsweringView):
             rejected_calls.note_not_stored(caller.install.public_id, source, cause=rejected_calls.LOCKED)
             return answer_outage(caller.install, LOCKED, soon=True)
         if received is None:
-            return answer_outage(caller.install, SWITCHED_OFF)
+            return answer_outage(caller.install, reasons_to_wait.SWITCHED_OFF)
         self.storing = call_spans.Storing(received, began, time.monotonic())
         tokens.note_use(caller.token, source=source)
         log.info("call stored", install=caller.install.name, receipt=received.receipt, events=received.queued)

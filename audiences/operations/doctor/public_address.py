@@ -16,7 +16,7 @@ from audiences.odp_hosts import is_local
 from audiences.operations import installs
 from audiences.operations.doctor.case import REQUEST_SECONDS, Case, NotCheckedError
 from audiences.operations.doctor.registry import Found, bad, check, good, unknown, warning
-from audiences.receiving import checked_calls, tokens
+from audiences.receiving import checked_calls, reasons_to_wait, tokens
 from odp.client import Client
 from odp.outcomes import Answer
 from outgoing.network_errors import elsewhere, words_for
@@ -72,21 +72,31 @@ def public_url(case: Case) -> Found:
         if last and now() - last.received_at < CALLED_LATELY:
             return warning(f"{words} Lytics reaches it: its last call came within the hour.", cure)
         return bad(words, cure)
+    if answer.status == 503 and _detail(answer) in reasons_to_wait.ALL:
+        raise NotCheckedError(
+            f"This service answered {url} with 503 before it read the call: {_detail(answer)}",
+            "Look at the lines about this service. Run the doctor again when calls are accepted.",
+        )
     return bad(f"{url} answered {answer.status}{_hint(answer)}.", f"Check PUBLIC_URL and {PROXY}.")
 
 
+def _detail(answer: Answer) -> str:
+    return str(answer.json.get("detail") or "") if isinstance(answer.json, dict) else ""
+
+
 def _hint(answer: Answer) -> str:
-    words = answer.json.get("detail") if isinstance(answer.json, dict) else None
     return {
         200: ", but not as this service answers: another server, or another version of this service, is there",
         401: ": the token did not arrive. A proxy removes the Authorization header, or another server answers",
-        503: f": {str(words or 'the service is not ready').removesuffix('.')}",
+        503: f": {(_detail(answer) or 'the service is not ready').removesuffix('.')}",
     }.get(answer.status or 0, ": a proxy or another server in front of this service answers")
 
 
 def _must_be_reached(case: Case) -> None:
     if not case.is_reached:
-        raise NotCheckedError("The public address did not answer.", "Look at the line about the address from outside.")
+        raise NotCheckedError(
+            "No call got through the public address.", "Look at the line about the address from outside."
+        )
 
 
 @check(PUBLIC, "Query of the URL")

@@ -1,0 +1,18 @@
+"""Why all calls of an install are answered 503 for some time."""
+
+from audiences.models import Install
+from audiences.receiving import backlog, disk_usage
+
+SWITCHED_OFF = "This install is switched off."
+TOO_MANY_EVENTS = "Too many events wait for ODP."
+DATABASE_TOO_LARGE = "The database is as large as it may get."
+ALL = (SWITCHED_OFF, TOO_MANY_EVENTS, DATABASE_TOO_LARGE)
+
+
+def of(install: Install) -> str:
+    """Why no call of this install is stored now; empty when calls are."""
+    if not install.enabled:
+        return SWITCHED_OFF
+    if backlog.is_too_high(install.pk):
+        return TOO_MANY_EVENTS
+    return DATABASE_TOO_LARGE if disk_usage.is_too_full() else ""
