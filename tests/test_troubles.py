@@ -614,6 +614,15 @@ def test_an_unreachable_mail_server_is_tried_again(receiver: Receiver, settings:
     assert len(mail.outbox) == 1
 
 
+def test_a_mail_server_that_never_answers_is_not_said_to_break_off(receiver: Receiver, settings: Settings) -> None:
+    settings.EMAIL_BACKEND, settings.EMAIL_TIMEOUT = SMTP, 0.05
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings.EMAIL_HOST, settings.EMAIL_PORT = silent.getsockname()
+        check(BLOCKED, minute=0)
+    problem = TroubleMessage.objects.get(channel="email").problem
+    assert problem == "the mail server could not be reached: it did not respond in time"
+
+
 class _MailHandler(StreamRequestHandler):
     """Accepts every command and letter, and every address but those that begin with ``gone``."""
 

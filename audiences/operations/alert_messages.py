@@ -232,7 +232,8 @@ def mail_problem(error: OSError) -> str:
             return "the mail server rejects the addresses"
         case smtplib.SMTPResponseException():
             return f"the mail server answered {error.smtp_code}"
-        case smtplib.SMTPException():
+        # smtplib reports a timeout as a lost connection.
+        case smtplib.SMTPException() if not isinstance(error.__context__, TimeoutError):
             return "the mail server broke off"
     return words_for(error, server="the mail server", address="EMAIL_HOST")
 
