@@ -52,8 +52,7 @@ _NOBODY = (
 # Placeholders, compared without case, blanks, invisible and control characters. As an identifier, each would be a
 # customer in every audience. Nothing but zeros counts too. A comma alone switches both off.
 PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
-# The number of waiting events per install above which calls get a 503 until it falls again, without those of paused
-# and blocked audiences.
+# The number of events that wait per install, without paused and blocked audiences, above which calls get a 503.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
 # How many seconds the body of a call may take to arrive; a longer one gets a 503. The same limit holds for a
 # caller that reads nothing of its response.
