@@ -353,6 +353,28 @@ def test_a_customer_who_is_forgotten_after_a_change_is_no_member_after_the_chang
     assert_all_is_well(gold, silver)
 
 
+def test_a_customer_who_is_being_forgotten_gets_exits_again_when_the_audience_is_changed_back(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """The change is stopped between the delivery of the exits and the removal."""
+    change = begin(shop)
+    while GuidedChange.objects.get().phase != Phase.RESEND:
+        step(shop)
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    assert not forgetting.advance(asked)
+    work(shop)
+    changes.stop(change, by="lee")
+    while not GuidedChange.objects.get().is_returning or GuidedChange.objects.get().phase == Phase.BACK:
+        step(shop)
+    for _ in range(3):
+        forgetting.advance(asked)
+        work(shop)
+    assert finish(shop).problem == "Stopped by lee."
+    assert not Membership.objects.filter(identifier="kim").exists()
+    assert odp.members("lytics_gold") == ["lee", "mia"]
+
+
 def test_a_customer_stays_until_the_previous_field_or_list_has_the_exits(
     odp: ThreadedSandbox, shop: Install, gold: Audience, before: str
 ) -> None:

@@ -18,7 +18,7 @@ from audiences.delivery import mechanism_switch
 from audiences.delivery.mechanism_switch import Leases
 from audiences.delivery.odp_account import mechanism_of
 from audiences.models import SKIPPED, Audience, GuidedChange, Lane, Resend, Retirement, Run
-from audiences.operations import resends, twins, verification
+from audiences.operations import forgetting, resends, twins, verification
 from odp import definitions
 from odp.client import Client
 from odp.graphql import ask
@@ -155,6 +155,7 @@ def back(change: GuidedChange) -> Step:
 
 
 def _switch(audience: Audience, *, to_: str, accepted: str) -> Step:
+    forgetting.repeat_exits(audience.install_id)
     leases = mechanism_switch.switch(audience, to=to_, accepted=accepted)
     return _await(audience, leases)
 

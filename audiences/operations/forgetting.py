@@ -27,7 +27,7 @@ from audiences.delivery.fold import FORGOTTEN
 from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.encryption import opened
 from audiences.insight import customer_texts
-from audiences.models import Audience, Delivery, Forgotten, Install, Lane, Membership, Parked, Resend
+from audiences.models import Audience, Delivery, Forgotten, GuidedChange, Install, Lane, Membership, Parked, Resend
 from audiences.operations import attempts, former_stores
 from audiences.receiving import audience_lookup, ingest
 from audiences.wake import wake
@@ -201,6 +201,12 @@ def _odp_has_exits(forgotten: Forgotten) -> bool:
     return not any(progress[int(pk)].has_to_send(sequence) for pk, sequence in forgotten.exits.items())
 
 
+def repeat_exits(install_id: int) -> None:
+    """Have exits appended again for all customers being forgotten, in the transaction that switches the mechanism of an
+    audience: ODP got their exits by the previous mechanism."""
+    Forgotten.objects.filter(install=install_id, tell_odp=True, ended_at=None).update(exits=None)
+
+
 def _progress(audience_ids: Iterable[int]) -> dict[int, _Progress]:
     lanes = Lane.objects.filter(pk__in=list(audience_ids))
     rows = lanes.values_list("pk", "delivered_sequence", "retired_sequence", "audience__provisioned_at")
@@ -212,12 +218,16 @@ def _append_exits(forgotten: Forgotten) -> dict[str, int]:
 
     A waiting entry needs an exit too, because a request under way, or one without a response, may have sent it. An
     audience that is being retired needs none: its members get exits by the retirement. Neither does one that ODP
-    doesn't have: its exit might wait forever, as after a take-over, and ``former_stores`` sends one.
+    doesn't have: its exit might wait forever, as after a take-over, and ``former_stores`` sends one. After a switch to
+    another mechanism, an audience that the person has left needs one, too: an earlier exit went by another mechanism.
     """
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     _FOLLOW_INDEX.run()
     events = _EVENTS.run(identifier=identifier, install=install).all()
-    latest = dict(_members(forgotten).values_list("audience_id", "occurred_ns"))
+    ledger = Membership.objects.filter(identifier=identifier, audience__install=install)
+    if not GuidedChange.objects.filter(install=install, kind=GuidedChange.Kind.MECHANISM).exists():
+        ledger = ledger.filter(is_member=True)
+    latest = dict(ledger.values_list("audience_id", "occurred_ns"))
     progress = _progress({*latest, *(event.audience_id for event in events)})
     for event in events:
         if progress[event.audience_id].has_to_send(event.sequence):
@@ -262,8 +272,12 @@ def _take_out(forgotten: Forgotten) -> bool:
     # Before the locks: it decrypts every parked item, and no delivery may wait for that.
     parked = customer_texts.parked_about(install, identifier)
     with sessions.brief_lock_wait():
-        if not Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).exists():
+        row = Forgotten.objects.select_for_update().filter(pk=forgotten.pk, ended_at=None).first()
+        if row is None:
             return True
+        if row.tell_odp and row.exits is None:  # the mechanism was switched after the exits
+            forgotten.exits = None
+            return False
         _FOLLOW_INDEX.run()
         log_ends = _log_ends(install)
         events = _EVENTS.run(**who).all()
