@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.db.models import F
 from django.test import Client
 from django.utils.timezone import now
 
@@ -12,7 +13,18 @@ from audiences.admin.pages import ago
 from audiences.delivery import holds
 from audiences.front import lines, troubles
 from audiences.front.alerts import Alert
-from audiences.models import Audience, Install, Lane, Resend, Trouble, Twin
+from audiences.models import (
+    Audience,
+    Audit,
+    Install,
+    JobPresence,
+    Lane,
+    LyticsAccount,
+    Resend,
+    Retirement,
+    Trouble,
+    Twin,
+)
 from tests import many
 from tests.delivering import enter, make_audience
 from tests.test_admin import hidden
@@ -215,6 +227,48 @@ def test_a_line_of_groups_counts_all_audiences_and_all_groups(viewer: Client) ->
     blocked = [alert.many for alert in troubles.alerts(facts) if alert.kind == "blocked"]
     assert sum(blocked) == facts.blocked.lanes > 30
     assert "50 groups of parked items" in {one.what for one in shown(viewer)}
+
+
+def test_the_page_of_an_install_has_all_its_troubles_however_many_others_have(viewer: Client) -> None:
+    """Twelve installs have the same troubles, more of each kind than *Now* lists, and the pages of three are alike."""
+    many.fill(12, 120)
+    Install.objects.update(backoff_since_at=None, backoff_until_at=None, backoff_reason="", backoff_failures=0)
+    installs = list(Install.objects.order_by("pk"))
+    for install in installs:
+        give_troubles(install)
+
+    def listed(install: Install) -> list[str]:
+        address = lines.url_of_all(install.public_id)
+        found = [one.what for page in (1, 2) for one in viewer.get(f"{address}&p={page}").context["alerts"]]
+        return sorted(what.replace(str(install), "the install") for what in found)
+
+    assert listed(installs[0]) == listed(installs[5]) == listed(installs[-1])
+    kinds = {alert.kind for alert in troubles.alerts(troubles.facts(installs[-1].pk)) if alert.install}
+    assert kinds >= {
+        *("blocked", "creation", "error", "parked", "paused", "no_call"),
+        *("twin", "audit", "left_job", "retired_with_events", "retiring", "made_anew", "similar_slugs"),
+    }
+
+
+def give_troubles(install: Install) -> None:
+    """The troubles of audiences that ``many.fill`` doesn't make, for audiences that have none."""
+    at, audiences = now(), list(install.audiences.order_by("segment_id")[20:40])
+    fine = [one for one in audiences if one.provisioned_at and not (one.lane.blocked_at or one.lane.paused_at)]
+    missing, audited, gone, kept, retiring, old, anew, plain, suffixed, *_ = fine
+    LyticsAccount.objects.create(install=install, api_token="token")
+    Twin.objects.create(
+        audience=missing, looked_at=at, since_at=at, finding=Twin.Finding.MISSING, problem="It is gone."
+    )
+    Audit.objects.create(
+        install=install, audience=audited, mode=Audit.Mode.SAMPLE, by="kim", ended_at=at, differing=2, is_newest=True
+    )
+    JobPresence.objects.create(audience=gone, seen_at=at, job_id="job", gone_at=at)
+    Lane.objects.filter(pk=kept.pk).update(retired_at=at, retired_sequence=F("delivered_sequence"))
+    Audience.objects.filter(pk=kept.pk).update(last_sequence=9)
+    Retirement.objects.create(audience=retiring, by="kim", reason="Over.", began_sequence=0, total=3)
+    Audience.objects.filter(pk=anew.pk).update(latest_slug=old.latest_slug)
+    Audience.objects.filter(pk=plain.pk).update(slug="alike", odp_id="lytics_alike")
+    Audience.objects.filter(pk=suffixed.pk).update(slug="Alike", odp_id="lytics_alike_2")
 
 
 def test_a_line_counts_the_audiences_of_unlisted_groups(install: Install) -> None:

@@ -137,19 +137,34 @@ def link(permission: str, label: str, icon: str, url: str) -> Offer:
     return lambda request: [Button(label, icon, url)] if request.user.has_perm(permission) else []
 
 
-def listed_rows(rows: QuerySet[M]) -> tuple[list[M], int]:
-    """The rows that the page lists, and the number of all rows, in one query."""
-    found = list(rows.annotate(all_rows=Window(Count("*")))[:ALERTS_LISTED])
+def listed_rows(rows: QuerySet[M], install_id: int | None, *, by: str = "audience__install") -> tuple[list[M], int]:
+    """The rows that the page lists, of one install or of all, and the number of all such rows, in one query. ``by`` is
+    the field with the install.
+    """
+    chosen = rows if install_id is None else rows.filter(**{by: install_id})
+    found = list(chosen.annotate(all_rows=Window(Count("*")))[:ALERTS_LISTED])
     return found, required(found[0], "all_rows", int) if found else 0
 
 
-def and_more(kind: str, many: int, what: str, url: str, *, tone: str = "bad", things: int | None = None) -> list[Alert]:
+def in_install(install_id: int | None) -> dict[str, int]:
+    """The parameter of a list's address that chooses the rows of one install; none for all."""
+    return {} if install_id is None else {"install__id__exact": install_id}
+
+
+def and_more(
+    kind: str,
+    many: int,
+    what: str,
+    url: str,
+    *,
+    tone: str = "bad",
+    things: int | None = None,
+    install_id: int | None = None,
+) -> list[Alert]:
     """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural. ``things`` is the number
-    of things in the unlisted objects, where these are groups.
+    of things in the unlisted objects, where these are groups. ``install_id`` is their install, if they have only one.
     """
-    rest = many - ALERTS_LISTED
-    return (
-        [Alert(kind, f"{rest:,} more {what}", "", None, url, tone, is_rest=True, many=things or rest)]
-        if rest > 0
-        else []
-    )
+    rest, words = many - ALERTS_LISTED, f"{many - ALERTS_LISTED:,} more {what}"
+    if rest <= 0:
+        return []
+    return [Alert(kind, words, "", None, url, tone, install=install_id, is_rest=True, many=things or rest)]

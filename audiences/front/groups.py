@@ -49,17 +49,21 @@ _BLOCKED = _SQL.query("blocked_audiences", Counted._make)
 _ON_HOLD = _SQL.query("audiences_on_hold", Counted._make)
 
 
-def blocked_by_cause() -> Groups:
-    """The blocked audiences by cause, without those that a person has set aside; largest group first."""
-    found = _merged(_BLOCKED.run(read=READ).all(), blocked.cause)
+def blocked_by_cause(install_id: int | None = None) -> Groups:
+    """The blocked audiences by cause, without those that a person has set aside; largest group first. Of one install or
+    of all.
+    """
+    found = _merged(_BLOCKED.run(install=install_id, read=READ).all(), blocked.cause)
     found.read.sort(key=lambda group: -group.lanes)
     return found
 
 
-def on_hold_by_reason() -> Groups:
-    """The audiences that can't be created or checked in ODP, without blocked and paused ones; longest on hold first."""
+def on_hold_by_reason(install_id: int | None = None) -> Groups:
+    """The audiences that can't be created or checked in ODP, without blocked and paused ones; longest on hold first. Of
+    one install or of all.
+    """
     return _merged(
-        _ON_HOLD.run(read=READ).all(),
+        _ON_HOLD.run(install=install_id, read=READ).all(),
         lambda lane: (lane.audience.provisioned_at is None, lane.audience.hold_reason),
     )
 

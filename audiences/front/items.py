@@ -14,7 +14,18 @@ from audiences.admin.filters import COUNTED
 from audiences.admin.pages import count, list_url, number, span, up_to_bound, url_of
 from audiences.admin.parked_verbs import Release
 from audiences.annotations import required
-from audiences.front.alerts import ALERTS_LISTED, Alert, Bulk, Offer, and_more, buttons, link, listed_rows, way_to
+from audiences.front.alerts import (
+    ALERTS_LISTED,
+    Alert,
+    Bulk,
+    Offer,
+    and_more,
+    buttons,
+    in_install,
+    link,
+    listed_rows,
+    way_to,
+)
 from audiences.front.groups import Group, Groups, on_hold_by_reason
 from audiences.insight import blocks, future_times, state
 from audiences.insight.backlogs import Backlog
@@ -67,7 +78,7 @@ def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
 REMEDIES = ("unblock", "accept", "take-ours", "reuse-id", "other-id", "set-aside")
 
 
-def blocked_audiences(found: Groups) -> list[Alert]:
+def blocked_audiences(found: Groups, install_id: int | None) -> list[Alert]:
     """One alert for each cause, for any number of audiences that it blocks."""
     everywhere = _unblock_everywhere(found)
     shown_alerts = [
@@ -77,8 +88,9 @@ def blocked_audiences(found: Groups) -> list[Alert]:
         "blocked",
         found.count,
         "reasons for blocked audiences",
-        list_url(Audience, state="blocked"),
+        list_url(Audience, state="blocked", **in_install(install_id)),
         things=_unlisted(found),
+        install_id=install_id,
     )
 
 
@@ -131,10 +143,10 @@ def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
     )
 
 
-def recreated_audiences() -> list[Alert]:
+def recreated_audiences(install_id: int | None) -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     shown_alerts = []
-    pairs, total = take_over.undecided_pairs(ALERTS_LISTED)
+    pairs, total = take_over.undecided_pairs(ALERTS_LISTED, install_id)
     for audience, old in pairs:
         shown_alerts.append(
             Alert(
@@ -150,12 +162,13 @@ def recreated_audiences() -> list[Alert]:
                 install=audience.install_id,
             )
         )
-    return shown_alerts + and_more("made_anew", total, "recreated audiences", list_url(Audience), tone="held")
+    url = list_url(Audience, **in_install(install_id))
+    return shown_alerts + and_more("made_anew", total, "recreated audiences", url, tone="held", install_id=install_id)
 
 
-def creations_on_hold() -> list[Alert]:
+def creations_on_hold(install_id: int | None) -> list[Alert]:
     """Audiences that can't be created or checked in ODP, grouped by reason."""
-    found = on_hold_by_reason()
+    found = on_hold_by_reason(install_id)
     shown_alerts = []
     for group in found.read[:ALERTS_LISTED]:
         first, alone = group.first.audience, group.lanes == 1
@@ -189,18 +202,21 @@ def creations_on_hold() -> list[Alert]:
         "creation",
         found.count,
         "reasons for audiences on hold",
-        list_url(Audience, state="hold"),
+        list_url(Audience, state="hold", **in_install(install_id)),
         things=_unlisted(found),
+        install_id=install_id,
     )
 
 
-def audiences_with_errors() -> list[Alert]:
-    """Audiences that an unexpected error of this service holds, of installs that are on."""
+def audiences_with_errors(install_id: int | None) -> list[Alert]:
+    """Audiences that an unexpected error of this service holds, of installs that are on. Their button for all retries
+    those of every install, so the page of one install doesn't have it.
+    """
     faulty = Lane.objects.filter(backlog.FAULTY, blocked_at=None, paused_at=None, audience__install__enabled=True)
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     alike = Window(Count("*"), partition_by=[F("fault_reason")])
     lanes, total = listed_rows(
-        faulty.select_related("audience__install").annotate(alike=alike).order_by("fault_since_at")
+        faulty.select_related("audience__install").annotate(alike=alike).order_by("fault_since_at"), install_id
     )
     retry_all: dict[str, Bulk] = {}
     for lane in lanes:
@@ -218,16 +234,17 @@ def audiences_with_errors() -> list[Alert]:
             offers=(buttons(lane.audience, "retry"),),
             install=lane.audience.install_id,
             cause=lane.fault_reason,
-            bulk=retry_all[lane.fault_reason],
+            bulk=retry_all[lane.fault_reason] if install_id is None else None,
         )
         for lane in lanes
     ]
-    return shown_alerts + and_more("error", total, "audiences on hold", list_url(Audience, state="hold"))
+    url = list_url(Audience, state="hold", **in_install(install_id))
+    return shown_alerts + and_more("error", total, "audiences on hold", url, install_id=install_id)
 
 
-def paused_audiences() -> list[Alert]:
+def paused_audiences(install_id: int | None) -> list[Alert]:
     paused = Lane.objects.filter(backlog.PAUSED).select_related("audience__install")
-    lanes, total = listed_rows(paused.order_by("-paused_at"))
+    lanes, total = listed_rows(paused.order_by("-paused_at"), install_id)
     shown_alerts = [
         Alert(
             "paused",
@@ -242,10 +259,12 @@ def paused_audiences() -> list[Alert]:
         )
         for lane in lanes
     ]
-    return shown_alerts + and_more("paused", total, "paused audiences", list_url(Audience, state="paused"), tone="held")
+    url = list_url(Audience, state="paused", **in_install(install_id))
+    return shown_alerts + and_more("paused", total, "paused audiences", url, tone="held", install_id=install_id)
 
 
-def parked_items(parked: Sequence[parked_groups.Group]) -> list[Alert]:
+def parked_items(parked: Sequence[parked_groups.Group], install_id: int | None) -> list[Alert]:
+    url = list_url(Parked, **in_install(install_id))
     shown = parked_groups.in_words(parked[:ALERTS_LISTED])
     newest = Parked.objects.filter(pk__in=[group["newest"] for group in shown]).defer("raw")
     details = {parked.pk: parked.detail for parked in newest}
@@ -271,7 +290,7 @@ def parked_items(parked: Sequence[parked_groups.Group]) -> list[Alert]:
             message="",
         )
         for group in shown
-    ] + and_more("parked", len(parked), "groups of parked items", list_url(Parked))
+    ] + and_more("parked", len(parked), "groups of parked items", url, install_id=install_id)
 
 
 def _field_of(group: dict[str, Any]) -> Offer:

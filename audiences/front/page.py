@@ -43,7 +43,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def front(request: HttpRequest, install: Install | None, points: list[Point]) -> dict[str, Any]:
     """The numbers and troubles of all installs; or the funnel and the troubles of one install."""
-    facts = troubles.facts()
+    facts = troubles.facts(install.pk if install else None)
     found = [alert for alert in troubles.alerts(facts) if install is None or alert.install == install.pk]
     known, of_install = troubles.stored(found), install.public_id if install else ""
     listed = lines.listed(known, request, of_install=of_install) if request.GET.get(lines.ALL) else None

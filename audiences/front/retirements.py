@@ -4,7 +4,7 @@ from django.db.models import F
 
 from audiences.admin.pages import count, list_url, url_of
 from audiences.delivery import account_switch
-from audiences.front.alerts import Alert, and_more, buttons, listed_rows
+from audiences.front.alerts import Alert, and_more, buttons, in_install, listed_rows
 from audiences.insight import retirements, state
 from audiences.insight.sentences import sentence
 from audiences.models import Audience, GuidedChange, Lane, Retirement
@@ -13,14 +13,15 @@ from audiences.operations import retiring
 WITH_EVENTS, UNDER_WAY = "retired_with_events", "retiring"
 
 
-def alerts() -> list[Alert]:
-    return [*_with_events(), *_under_way()]
+def alerts(install_id: int | None) -> list[Alert]:
+    url = list_url(Audience, state="retired", **in_install(install_id))
+    return [*_with_events(install_id, url), *_under_way(install_id, url)]
 
 
-def _with_events() -> list[Alert]:
+def _with_events(install_id: int | None, url: str) -> list[Alert]:
     """Alerts for retired audiences with held events: a person decides about these events."""
     lanes = Lane.objects.filter(retired_at__isnull=False, audience__last_sequence__gt=F("retired_sequence"))
-    found, total = listed_rows(lanes.select_related("audience__install").order_by("retired_at"))
+    found, total = listed_rows(lanes.select_related("audience__install").order_by("retired_at"), install_id)
     shown = [
         Alert(
             WITH_EVENTS,
@@ -36,16 +37,15 @@ def _with_events() -> list[Alert]:
         )
         for lane in found
     ]
-    return shown + and_more(
-        WITH_EVENTS, total, "retired audiences with events", list_url(Audience, state="retired"), tone="held"
-    )
+    more = and_more(WITH_EVENTS, total, "retired audiences with events", url, tone="held", install_id=install_id)
+    return [*shown, *more]
 
 
-def _under_way() -> list[Alert]:
-    unfinished = Retirement.objects.filter(retiring.UNFINISHED)
-    found, total = listed_rows(unfinished.select_related("audience__install", "audience__lane").order_by("pk"))
-    url = list_url(Audience, state="retired")
-    return [*map(_moving, found), *and_more(UNDER_WAY, total, "retirements under way", url, tone="held")]
+def _under_way(install_id: int | None, url: str) -> list[Alert]:
+    unfinished = Retirement.objects.filter(retiring.UNFINISHED).select_related("audience__install", "audience__lane")
+    found, total = listed_rows(unfinished.order_by("pk"), install_id)
+    more = and_more(UNDER_WAY, total, "retirements under way", url, tone="held", install_id=install_id)
+    return [*map(_moving, found), *more]
 
 
 def _moving(retirement: Retirement) -> Alert:

@@ -2,15 +2,15 @@
 
 from audiences import naming
 from audiences.admin.pages import list_url, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons
+from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons, in_install
 from audiences.insight import similar_slugs
 from audiences.models import Audience
 
 KIND = "similar_slugs"
 
 
-def alerts() -> list[Alert]:
-    pairs = similar_slugs.unnoticed()
+def alerts(install_id: int | None) -> list[Alert]:
+    pairs = similar_slugs.unnoticed(install_id)
     listed = [
         Alert(
             KIND,
@@ -27,6 +27,5 @@ def alerts() -> list[Alert]:
         )
         for audience, holder in similar_slugs.read(pairs[:ALERTS_LISTED])
     ]
-    return listed + and_more(
-        KIND, len(pairs), "audiences whose ids differ only by a suffix", list_url(Audience), tone="held"
-    )
+    url, what = list_url(Audience, **in_install(install_id)), "audiences whose ids differ only by a suffix"
+    return listed + and_more(KIND, len(pairs), what, url, tone="held", install_id=install_id)

@@ -49,8 +49,12 @@ from audiences.receiving.rejected_calls import RejectedCalls
 
 @dataclass(frozen=True)
 class Facts:
-    """What the numbers and the troubles are derived from. ``rejections`` is None when Redis doesn't answer."""
+    """What the numbers and the troubles are derived from. ``rejections`` is None when Redis doesn't answer.
 
+    With ``install_id``, only this install was read. What concerns no install is there in any case.
+    """
+
+    install_id: int | None
     installs: list[Any]
     waiting: Mapping[int, Backlog]
     blocked: Groups
@@ -68,14 +72,16 @@ class Facts:
     growing: Mapping[int, datetime]
 
 
-def facts() -> Facts:
-    installs = list(Install.objects.annotate(called_at=Subquery(last_call())))
+def facts(install_id: int | None = None) -> Facts:
+    of_install = {} if install_id is None else {"pk": install_id}
+    installs = list(Install.objects.filter(**of_install).annotate(called_at=Subquery(last_call())))
     rejections = rejected_calls.last_hour(install.public_id for install in installs)
     return Facts(
+        install_id=install_id,
         installs=installs,
-        waiting=backlogs.by_install(),
-        blocked=blocked_by_cause(),
-        parked=parked_groups.found(),
+        waiting=backlogs.by_install(install_id),
+        blocked=blocked_by_cause(install_id),
+        parked=[group for group in parked_groups.found() if install_id in (None, group.install)],
         pulse=heartbeats.pulse(),
         # When Redis doesn't respond, nothing else waits for its timeout again.
         silent_seconds=None if rejections is None else schedule.silent_seconds(),
@@ -84,13 +90,13 @@ def facts() -> Facts:
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),
         certificate=None if rejections is None else certificates.known(),
-        growing=growth.by_install(),
+        growing={pk: at for pk, at in growth.by_install().items() if install_id in (None, pk)},
     )
 
 
 def alerts(facts: Facts) -> list[Alert]:
     """The alerts for these facts, most urgent first."""
-    installs, rejections = facts.installs, facts.rejections or {}
+    installs, rejections, install_id = facts.installs, facts.rejections or {}, facts.install_id
     found = [
         *calls.unreadable_secret(readiness.encryption_problem()),
         *calls.work_stands_still(facts.stuck, facts.pulse),
@@ -109,19 +115,19 @@ def alerts(facts: Facts) -> list[Alert]:
         *calls.drafts(installs),
         *certificate.alerts(facts.certificate),
         *channels.alerts(),
-        *items.blocked_audiences(facts.blocked),
-        *twins.alerts(),
-        *audits.alerts(),
-        *left_audiences.alerts(),
-        *retirements.alerts(),
-        *items.recreated_audiences(),
-        *similar_slugs.alerts(),
-        *items.creations_on_hold(),
-        *items.audiences_with_errors(),
+        *items.blocked_audiences(facts.blocked, install_id),
+        *twins.alerts(install_id),
+        *audits.alerts(install_id),
+        *left_audiences.alerts(install_id),
+        *retirements.alerts(install_id),
+        *items.recreated_audiences(install_id),
+        *similar_slugs.alerts(install_id),
+        *items.creations_on_hold(install_id),
+        *items.audiences_with_errors(install_id),
         *parked_growth.growing(installs, facts.growing),
-        *items.parked_items(facts.parked),
+        *items.parked_items(facts.parked, install_id),
         *retention.alerts(),
-        *items.paused_audiences(),
+        *items.paused_audiences(install_id),
         *items.ignored_times(),
         *items.times_stored_ahead(),
         *items.new_installs(installs, rejections),

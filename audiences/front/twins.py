@@ -3,7 +3,7 @@
 from audiences.admin import together
 from audiences.admin.pages import list_url, number, url_of
 from audiences.annotations import required
-from audiences.front.alerts import Alert, Bulk, and_more, buttons, listed_rows
+from audiences.front.alerts import Alert, Bulk, and_more, buttons, in_install, listed_rows
 from audiences.models import Audience, Twin
 from audiences.operations import twins
 
@@ -22,9 +22,10 @@ KIND = "twin"
 REMEDIES = ("take-ours", "accept", "pause")
 
 
-def alerts() -> list[Alert]:
-    found, total = listed_rows(twins.differing())
-    return [*map(_alert, found), *and_more(KIND, total, "audiences differ in ODP", list_url(Audience, state="differs"))]
+def alerts(install_id: int | None) -> list[Alert]:
+    found, total = listed_rows(twins.differing(), install_id)
+    url = list_url(Audience, state="differs", **in_install(install_id))
+    return [*map(_alert, found), *and_more(KIND, total, "audiences differ in ODP", url, install_id=install_id)]
 
 
 def _alert(twin: Twin) -> Alert:

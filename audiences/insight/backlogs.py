@@ -1,4 +1,4 @@
-"""The waiting events of every install, in one query whose cost is that of the lanes with waiting events."""
+"""The waiting events of installs, in one query whose cost is that of the lanes with waiting events."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -18,16 +18,17 @@ class Backlog(NamedTuple):
     oldest_free_at: datetime | None = None
 
 
-def by_install() -> dict[int, Backlog]:
-    """By install id, without installs that have no waiting events."""
+def by_install(install_id: int | None = None) -> dict[int, Backlog]:
+    """By install id, of one install or of all, without installs that have no waiting events."""
     head = Event.objects.filter(
         audience=OuterRef("audience"),
         sequence=OuterRef("delivered_sequence") + 1,
         part__range=(OuterRef("audience__waiting_part"), OuterRef("audience__part")),
     )
     # Grouped by free and held, because two minima of a subquery in one row would look up each event twice.
+    of_install = Q() if install_id is None else Q(audience__install=install_id)
     rows = (
-        Lane.objects.filter(audience__last_sequence__gt=F("delivered_sequence"))
+        Lane.objects.filter(of_install, audience__last_sequence__gt=F("delivered_sequence"))
         .annotate(
             head_at=Subquery(head.values("received_at")[:1]),
             is_free=ExpressionWrapper(~Q(HELD | CAN_NOT_BE_MADE), output_field=BooleanField()),

@@ -42,13 +42,13 @@ def twins(audience: Audience) -> list[Audience]:
     return [other for other in others if naming.odp_id(other.slug, prefix=prefix) == plain]
 
 
-def unnoticed() -> list[tuple[int, int]]:
-    """Pairs of an audience with a suffix in its ODP id and the audience without, as ids.
+def unnoticed(install_id: int | None = None) -> list[tuple[int, int]]:
+    """Pairs of an audience with a suffix in its ODP id and the audience without, as ids, of one install or of all.
 
     Pairs that a person confirmed are left out.
     """
     compared = Audience.objects.order_by("pk").values_list(*_Compared._fields)
-    ids = [row.id for row in _SUFFIXED.run(compared=COMPARED).all()]
+    ids = [row.id for row in _SUFFIXED.run(install=install_id, compared=COMPARED).all()]
     suffixed = [_Compared._make(row) for row in compared.filter(pk__in=ids)]
     plain = {
         audience.pk: (audience.install_id, naming.odp_id(audience.slug, prefix=audience.install__odp_prefix))

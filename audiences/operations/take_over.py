@@ -30,12 +30,12 @@ class Pair(NamedTuple):
 _UNDECIDED = sql.beside(__file__).query("undecided_pairs", Pair._make)
 
 
-def undecided_pairs(limit: int) -> tuple[list[tuple[Audience, Audience]], int]:
-    """Audiences with the slug of an older audience of their install, for which no person has chosen yet.
+def undecided_pairs(limit: int, install_id: int | None = None) -> tuple[list[tuple[Audience, Audience]], int]:
+    """Audiences of one install or of all with the slug of an older audience of their install, undecided yet.
 
     Returns the first pairs (audience, older audience) and the number of all pairs, with two queries in total.
     """
-    pairs = _UNDECIDED.run(limit=limit).all()
+    pairs = _UNDECIDED.run(install=install_id, limit=limit).all()
     if not pairs:
         return [], 0
     ids = {pk for pair in pairs for pk in (pair.id, pair.older_id)}

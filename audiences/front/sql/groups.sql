@@ -1,5 +1,6 @@
 -- Audiences that don't deliver, grouped by install and reason. Each row has the audience that has been in this state
 -- longest, the group's numbers of audiences and of waiting events, and the numbers of all groups and of all audiences.
+-- Only one install is read, or all where the parameter "install" is NULL.
 
 -- name: blocked_audiences
 -- Blocked audiences that no person has set aside, by cause, the largest groups first.
@@ -18,6 +19,7 @@ stopped AS (
         SELECT replace(replace(replace(lane.block_reason, longest[1], '…'), longest[2], '…'), longest[3], '…') AS words
     ) AS cause
     WHERE lane.blocked_at IS NOT NULL AND (lane.paused_at IS NULL OR lane.paused_at < lane.blocked_at)
+        AND (%(install)s::bigint IS NULL OR audience.install_id = %(install)s)
 )
 SELECT (array_agg(audience_id ORDER BY since, audience_id))[1] AS audience_id, count(*) AS lanes,
     sum(waiting)::bigint AS waiting, count(*) OVER () AS groups, (sum(count(*)) OVER ())::bigint AS all_lanes
@@ -33,5 +35,6 @@ FROM audiences_audience AS audience JOIN audiences_lane AS lane ON lane.audience
 JOIN audiences_install AS install ON install.id = audience.install_id
 WHERE install.enabled AND audience.hold_failures > 0
     AND lane.retired_at IS NULL AND lane.blocked_at IS NULL AND lane.paused_at IS NULL
+    AND (%(install)s::bigint IS NULL OR audience.install_id = %(install)s)
 GROUP BY audience.install_id, audience.provisioned_at IS NULL, audience.hold_reason
 ORDER BY min(audience.hold_since_at) LIMIT %(read)s

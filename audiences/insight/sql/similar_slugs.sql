@@ -2,9 +2,9 @@
 
 -- name: audiences_with_suffix
 -- The newest audiences whose ODP id differs from the one derived from their slug, without those that a person
--- confirmed. PostgreSQL may lower-case letters outside a–z differently from Python. Both turn them into underscores,
--- and the Python module compares the rows again.
+-- confirmed; of one install, or of all where "install" is NULL. PostgreSQL may lower-case letters outside a–z
+-- differently from Python. Both turn them into underscores, and the Python module compares the rows again.
 SELECT audience.id FROM audiences_audience AS audience JOIN audiences_install AS install ON install.id = install_id
-WHERE slug_settled_at IS NULL
+WHERE slug_settled_at IS NULL AND (%(install)s::bigint IS NULL OR install_id = %(install)s)
     AND odp_id <> install.odp_prefix || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g')
 ORDER BY audience.id DESC LIMIT %(compared)s

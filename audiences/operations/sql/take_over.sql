@@ -1,13 +1,16 @@
 -- Audiences that were recreated in Lytics.
 
 -- name: undecided_pairs
--- Audiences with the slug of an older audience of their install, before a person has decided, oldest first. Each row
--- has the audience, the newest older audience, and the number of all rows. Each audience is read twice in total; with a
--- subquery per audience, PostgreSQL would read all audiences of the install for each of them.
+-- Audiences with the slug of an older audience of their install, before a person has decided, oldest first; of one
+-- install, or of all where "install" is NULL. Each row has the audience, the newest older audience, and the number of
+-- all rows. Each audience is read twice in total; with a subquery per audience, PostgreSQL would read all audiences of
+-- the install for each of them.
 WITH
 -- Slugs that several audiences of an install have.
 shared AS MATERIALIZED (
-    SELECT install_id, latest_slug FROM audiences_audience GROUP BY install_id, latest_slug HAVING count(*) > 1
+    SELECT install_id, latest_slug FROM audiences_audience
+    WHERE %(install)s::bigint IS NULL OR install_id = %(install)s
+    GROUP BY install_id, latest_slug HAVING count(*) > 1
 ),
 -- The audiences with such a slug, each with the one before it.
 same AS (
