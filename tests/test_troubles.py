@@ -505,6 +505,36 @@ def test_only_the_news_of_a_trouble_that_was_rejected_makes_a_channel_fail(
     assert bool(alert_messages.failing()) is fails
 
 
+def test_a_channel_that_rejects_the_news_of_many_troubles_fails_as_soon_as_with_one(receiver: Receiver) -> None:
+    """One message is sent in a run, so each of them is tried less often."""
+    receiver.status, at = 500, now() - alert_messages.FAILING_FOR - timedelta(seconds=1)
+    troubles.check([replace(BLOCKED, cause=f"{number}") for number in range(5)], at=at)
+    for _ in range(4):
+        alert_messages.send_due(seconds=20, at=at)
+    assert alert_messages.failing() == []
+    alert_messages.send_due(seconds=20, at=at)
+    assert {message.channel for message in alert_messages.failing()} == {"slack", "webhook"}
+    TroubleMessage.objects.update(created_at=at + timedelta(seconds=30))
+    assert alert_messages.failing() == []
+
+
+def test_a_channel_that_is_back_gets_all_that_it_rejected_at_once(receiver: Receiver) -> None:
+    receiver.status = 500
+    for minute in (0, 1, 3, 7, 15):
+        check(BLOCKED, minute=minute)
+    receiver.status = 200
+    receiver.got.clear()
+    at = START + timedelta(minutes=16)
+    alert_messages.send_due(seconds=20, at=at)
+    assert receiver.got == [], "the pause lasts"
+    TroubleMessage.objects.filter(channel="webhook").update(next_try_at=at + alert_messages.CLAIM)
+    for channel in (TroubleMessage.Channel.SLACK, TroubleMessage.Channel.WEBHOOK):
+        alert_messages.send(alert_messages.queue_test([channel])[0], at=at)
+    receiver.got.clear()
+    alert_messages.send_due(seconds=20, at=at)
+    assert [path for path, _, _ in receiver.got] == ["/slack"], "another worker may be sending the other one"
+
+
 def test_the_last_message_about_a_trouble_that_came_back_does_not_say_that_it_is_resolved(receiver: Receiver) -> None:
     """The message of its resolution failed, and would be sent after the news that it is back."""
     check(BLOCKED, minute=0)

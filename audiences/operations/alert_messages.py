@@ -15,7 +15,7 @@ import structlog
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Min, OuterRef, Sum
 from django.utils.timezone import now
 
 from audiences.models import Trouble, TroubleMessage
@@ -41,8 +41,9 @@ CLAIM = timedelta(seconds=60)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
 # The age after which a message is given up. A message about an open trouble is tried on, at the longest pause.
 GIVE_UP_AFTER = timedelta(hours=24)
-# The attempts after which a channel counts as failing: those of the first seven minutes.
-FAILING_AFTER = 5
+# The attempts and the time after which a channel counts as failing. One message is tried five times in that time; of
+# several, each is tried less often.
+FAILING_AFTER, FAILING_FOR = 5, timedelta(minutes=7)
 _WORDS = {Kind.OPENED: "Trouble", Kind.RESOLVED: "Resolved", Kind.TEST: "Test"}
 
 
@@ -155,9 +156,17 @@ def send(message: TroubleMessage, *, at: datetime | None = None) -> bool:
     if not result.is_accepted:
         is_over = "given_up_at" in changes
         log.warning("an alert could not be sent", channel=message.channel, reason=result.problem, given_up=is_over)
-    elif result.problem:
+        return False
+    _end_pauses(message.channel, at)
+    if result.problem:
         log.warning("an alert was not sent to all addresses", channel=message.channel, reason=result.problem)
-    return result.is_accepted
+    return True
+
+
+def _end_pauses(channel: str, at: datetime) -> None:
+    """The channel accepts messages again: send those that it rejected before. Shorter waits may be another's claim."""
+    waiting = TroubleMessage.objects.filter(channel=channel, sent_at=None, given_up_at=None).exclude(problem="")
+    waiting.filter(next_try_at__gt=at + CLAIM).update(next_try_at=at)
 
 
 def _is_needed(message: TroubleMessage) -> bool:
@@ -168,12 +177,14 @@ def _is_needed(message: TroubleMessage) -> bool:
 
 
 def failing() -> list[TroubleMessage]:
-    """The oldest message of each channel that has rejected the news of a trouble ``FAILING_AFTER`` times."""
+    """The oldest message of each channel that has rejected the news of troubles ``FAILING_AFTER`` times."""
     if not (named := channels()):
         return []
     waiting = TroubleMessage.objects.filter(sent_at=None, given_up_at=None, event=Kind.OPENED, channel__in=named)
-    failed = waiting.filter(tries__gte=FAILING_AFTER).exclude(problem="")
-    return list(failed.order_by("channel", "pk").distinct("channel"))
+    rejected = waiting.exclude(problem="")
+    by_channel = rejected.order_by().values("channel").annotate(attempts=Sum("tries"), oldest_at=Min("created_at"))
+    failed = by_channel.filter(attempts__gte=FAILING_AFTER, oldest_at__lte=now() - FAILING_FOR).values("channel")
+    return list(rejected.filter(channel__in=failed).order_by("channel", "pk").distinct("channel"))
 
 
 def _try(message: TroubleMessage) -> Result:
