@@ -140,6 +140,25 @@ def test_a_quick_audit_compares_sizes_and_asks_for_no_person(
     assert (done.compared_with_lytics, done.compared_with_odp) == (0, 0)
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_an_audit_of_sizes_or_a_stopped_one_leaves_the_result_about_people_and_its_repair(
+    gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    monkeypatch.setattr(audits, "KEPT", 1)
+    first = audit(gold, Audit.Mode.QUICK)
+    assert first.is_newest
+    found = audit(gold)
+    Difference.objects.create(audit=found, identifier="kim", kind=Difference.Kind.NOT_HERE)
+    Audit.objects.update(differing=1)
+    asked = audits.ask(gold, mode=Audit.Mode.FULL if is_stopped else Audit.Mode.QUICK, by="kim")
+    assert asked
+    if is_stopped:
+        audits.stop(asked, by="kim")
+    finish(asked)
+    assert [one.pk for one in audits.to_act_on()] == [found.pk]
+    assert resends.may_repair(found)
+
+
 def test_members_whom_only_odp_has_are_counted_by_its_estimate(odp: ThreadedSandbox, gold: Audience) -> None:
     assert words.odp_above_ledger(audit(gold, Audit.Mode.QUICK)) == 0
     for number in range(100):

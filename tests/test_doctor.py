@@ -401,6 +401,9 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
         audits.advance_all(shop.pk, seconds=30)
 
     assert states(shop, "odp_members") == ["unknown"]
+    Audit.objects.create(install=shop, audience=gold, mode="quick", is_newest=True, ended_at=now())
+    line = the(shop, "odp_members")
+    assert (line.state, "but by sizes" in line.evidence) == ("unknown", True)
     audit()
     other = make_install(odp, name="Other")
     Audit.objects.create(install=other, audience=make_audience(other), is_newest=True, ended_at=now(), differing=1)

@@ -295,17 +295,23 @@ def _finish(audit: Audit) -> None:
 
 
 def _end(audit: Audit, changes: dict[str, Any]) -> None:
-    """End the audit with a result or a problem, and mark it as the newest ended audit of its audience."""
+    """End the audit with a result or a problem, and mark it as the newest ended audit of its audience.
+
+    One that compared sizes only leaves the result of one that compared people: it says nothing about them.
+    """
     of_audience = Audit.objects.filter(audience=audit.audience_id)
-    ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": True}
+    of_people = of_audience.filter(is_newest=True).exclude(mode=Audit.Mode.QUICK)
+    is_newest = audit.mode != Audit.Mode.QUICK or not of_people.exists()
+    ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": is_newest}
     with transaction.atomic():
-        if _held(audit).update(**ended):  # else a person has stopped it, or another worker has the lease
+        # Else a person has stopped it, or another worker has the lease.
+        if _held(audit).update(**ended) and is_newest:
             of_audience.filter(is_newest=True).exclude(pk=audit.pk).update(is_newest=False)
     for name, value in ended.items():
         setattr(audit, name, value)
     _forget_scan_if_ended(audit)
     kept = of_audience.order_by("-id").values("pk")[:KEPT]
-    of_audience.filter(ended_at__isnull=False).exclude(pk__in=kept).delete()
+    of_audience.filter(ended_at__isnull=False, is_newest=False).exclude(pk__in=kept).delete()
 
 
 def confidence(audit: Audit) -> float:

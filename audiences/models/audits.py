@@ -72,7 +72,7 @@ class Audit(models.Model):
     array_option = models.CharField(max_length=3, blank=True, default="", db_default="")
     left_list = models.BigIntegerField(default=0, db_default=0)
     merged = models.BigIntegerField(default=0, db_default=0)
-    # The last one of its audience that came to its end.
+    # The last one of its audience that came to its end; one of sizes only if none compared people.
     is_newest = models.BooleanField(default=False)
 
     class Meta:

@@ -125,9 +125,8 @@ def release_all(
 
 
 def may_repair(audit: Audit) -> bool:
-    """Whether the audit is the audience's newest ended audit, and found differences that a repair can correct."""
-    newest = Audit.objects.filter(audience=audit.audience_id, ended_at__isnull=False).first()
-    return newest is not None and newest.pk == audit.pk and repairs.plan(audit).people > 0
+    """Whether the audit is the audience's newest one with a result, and found differences that a repair can correct."""
+    return Audit.objects.filter(pk=audit.pk, is_newest=True).exists() and repairs.plan(audit).people > 0
 
 
 def repair(audit: Audit, *, by: str, reason: str) -> bool:

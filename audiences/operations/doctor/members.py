@@ -24,9 +24,10 @@ def odp_members(case: Case) -> Found:
     if differing:
         return most_urgent(map(_finding, differing), NAMED)
     made = [audience for audience in case.unretired if audience.provisioned_at]
-    audited = [audits[audience.pk] for audience in made if audience.pk in audits]
+    of_people = {pk: audit for pk, audit in audits.items() if audit.mode != Audit.Mode.QUICK}
+    audited = [of_people[audience.pk] for audience in made if audience.pk in of_people]
     if not audited:
-        return unknown("No audience of this install was audited.", CURE)
+        return unknown(f"No audience of this install was audited{' but by sizes' if audits else ''}.", CURE)
     at = min(audit.ended_at for audit in audited if audit.ended_at)
     found = f"The newest audits of {len(audited):,} of {len(made):,} audiences found no difference."
     stale = settings.AUDIT_HOURS and now() - at > 2 * timedelta(hours=settings.AUDIT_HOURS)
