@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.insight import customer_export, customers, horizons
+from audiences.insight import customer_export, customers, horizons, state
 from audiences.insight.customers import End
 from audiences.models import (
     Again,
@@ -406,6 +406,24 @@ def test_an_export_of_a_customer_says_from_which_age_rows_are_deleted(gold: Audi
     kinds = [text.partition(" before ")[0] for text in said]
     assert kinds == ["Events", "Request bodies", "Deliveries", "Items closed", "Audits"]
     assert all(re.search(r" are deleted after \d+ days\.$", text) for text in said)
+
+
+def test_an_event_whose_run_is_deleted_is_not_shown_as_delivered_for_certain(
+    odp: ThreadedSandbox, settings: Settings
+) -> None:
+    """It was folded into the next event, in the same request."""
+    settings.EVENTS_KEEP_DAYS = 0
+    gold = make_audience(make_install(odp), provisioned=False)
+    happen(gold, ("a", "enter", 1), ("a", "exit", 2))
+    drain_all(gold.install)
+    enter(gold, "b")
+    drain_all(gold.install)
+    found = [state.of_event(status).word for status in customers.customer_history("a").statuses]
+    assert found == ["delivered", "folded"]
+    age(gold)
+    prune_wholly()
+    found = [state.of_event(status).why for status in customers.customer_history("a").statuses]
+    assert found == ["", "or folded: its run, which knew that, is deleted"]
 
 
 def test_a_customer_is_shown_with_the_horizon(gold: Audience) -> None:

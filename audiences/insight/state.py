@@ -247,7 +247,8 @@ def _end_of(status: EventStatus) -> State:
                 _refusal(status.event, status.parked),
                 status.parked.closed_at is None,
             )
-    return State("delivered")
+    is_unsure = not status.attempts and not status.holds
+    return State("delivered", "or folded: its run, which knew that, is deleted" if is_unsure else "")
 
 
 def _what_it_waits_for(status: EventStatus) -> str:
