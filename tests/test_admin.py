@@ -612,6 +612,8 @@ def test_a_large_group_is_discarded_in_pieces_while_there_is_time(
     assert f"Discarded {5 - left} items parked for not json." in said
     assert ("More are left: press Discard all again." in said) == bool(left)
     assert len([one for one in queries if one["sql"].startswith('UPDATE "audiences_parked"')]) == (1 if left else 3)
+    read = [one["sql"] for one in queries if one["sql"].endswith("LIMIT 2")]
+    assert len(set(read)) == (1 if left else 3), "each piece is read from where the one before ended"
 
 
 def test_a_group_that_changed_since_the_question_is_not_discarded(boss: Client, install: Install) -> None:

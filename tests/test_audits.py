@@ -91,8 +91,10 @@ def set_in_odp(odp: ThreadedSandbox, identifier: str, value: bool | None) -> Non
 # --- agreement -----------------------------------------------------------------------------------------------
 
 
-def test_sides_that_agree_are_reported_clean(gold: Audience) -> None:
+def test_sides_that_agree_are_reported_clean(odp: ThreadedSandbox, gold: Audience) -> None:
+    before = len(odp.requests())
     done = audit(gold)
+    assert len(odp.requests()) - before == 4, "the estimate, and three queries of two people"
     assert (done.problem, done.note, done.phase) == ("", "", "done")
     assert (done.compared_with_lytics, done.compared_with_odp, done.differing) == (6, 6, 0)
     assert (done.lytics_size, done.ledger_size, done.scanned) == (5, 5, 5)
@@ -246,8 +248,10 @@ def test_without_a_token_only_odp_is_compared(odp: ThreadedSandbox, gold: Audien
 # --- in motion -----------------------------------------------------------------------------------------------
 
 
-def test_what_changes_during_the_scan_is_no_drift(gold: Audience, lytics: Lytics) -> None:
+@pytest.mark.parametrize("token", ["api-token", ""])
+def test_what_changes_during_the_scan_is_no_drift(gold: Audience, lytics: Lytics, token: str) -> None:
     """Lytics names a customer on a page, and the customer's exit arrives before the comparison."""
+    lytics_account.set_token(gold.install, token)
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
     audits.run(Audit.objects.get(pk=asked.pk), until=0)
@@ -255,7 +259,7 @@ def test_what_changes_during_the_scan_is_no_drift(gold: Audience, lytics: Lytics
     happen(gold, ("ann", "exit", 3), ("hal", "enter", 3))
     drain_all(gold.install)
     done = finish(asked)
-    assert (done.differing, done.moving) == (0, 2)
+    assert (done.differing, done.moving, done.compared_with_odp) == (0, 2, 5)
 
 
 def test_an_event_that_waits_keeps_a_person_out_of_the_comparison_with_odp(

@@ -18,6 +18,7 @@ from audiences.models import (
     Audit,
     Delivery,
     Difference,
+    Event,
     Forgotten,
     GuidedChange,
     Install,
@@ -276,8 +277,11 @@ def test_a_customer_whose_entry_has_a_time_ahead_of_our_clock_is_no_member_in_od
     odp: ThreadedSandbox, shop: Install
 ) -> None:
     in_a_minute = times.from_moment(now() + timedelta(minutes=1))
-    make_delivered(shop, "kim", "lee", at=in_a_minute)
+    gold = make_delivered(shop, "kim", "lee", at=in_a_minute)
+    happen(gold, ("kim", "enter", in_a_minute + 1), ("kim", "enter", 5))
     assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    forgetting.advance_all()
+    assert Event.objects.get(kind=0).occurred_ns == in_a_minute + 1
     finish(shop)
     assert rows_that_name("kim") == []
     assert odp.members("lytics_gold") == ["lee"]
