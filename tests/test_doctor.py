@@ -444,9 +444,12 @@ def test_odp_other_install(odp: ThreadedSandbox, shop: Install, gold: Audience) 
     other = make_install(odp, name="Other")
     line = the(shop, "odp_other_install")
     assert (line.state, line.about) == ("warning", "Other")
-    make_audience(other)
+    second = make_audience(other, provisioned=False)
     line = the(shop, "odp_other_install")
-    assert (line.state, "lytics_gold" in line.evidence) == ("bad", True)
+    assert (line.state, "lytics_gold. One audience of each is blocked" in line.evidence) == ("warning", True)
+    Audience.objects.filter(pk=second.pk).update(provisioned_at=now())
+    line = the(shop, "odp_other_install")
+    assert (line.state, "writes to 1 of the same audiences: lytics_gold" in line.evidence) == ("bad", True)
 
 
 def test_the_most_urgent_findings_are_named_and_the_others_counted() -> None:

@@ -67,6 +67,17 @@ def test_the_second_audience_of_an_odp_id_is_blocked_and_the_first_keeps_its_mem
     assert odp.members("lytics_gold") == ["kim"]
 
 
+def test_another_id_for_the_second_audience_leaves_the_campaigns_of_the_first_alone(
+    operator: Client, first: Audience, second: Audience
+) -> None:
+    enter(second, "lee")
+    drain_all(second.install)
+    address = reverse("admin:audiences_audience_other-id", args=[second.pk])
+    told = operator.get(address).context["consequence"]
+    assert "lytics_gold stays in ODP as the audience of First." in told
+    assert "no longer updated" not in told
+
+
 def test_a_changed_secret_is_the_same_account(odp: ThreadedSandbox, first: Audience, second: Audience) -> None:
     public = first.install.odp_api_key.partition(".")[0]
     Install.objects.filter(pk=second.install_id).update(odp_api_key=f"{public}.changed")

@@ -10,7 +10,7 @@ from audiences import ledger_size
 from audiences.admin.pages import count, number
 from audiences.admin.resends import SendAgain, when
 from audiences.admin.verbs import AskReason, Verb
-from audiences.delivery import backoff, holds, provision
+from audiences.delivery import backoff, holds, provision, shared_ids
 from audiences.insight import similar_slugs, state
 from audiences.models import Audience, Resend
 from audiences.operations import other_id, resends, take_over
@@ -140,10 +140,14 @@ class UseOtherId(Verb[Audience]):
 
     def consequence(self, audience: Audience) -> str:
         held = ledger_size.of(audience)
+        kept = "keeps in ODP what it has there, and it is no longer updated. Change every campaign that uses it"
+        if user := shared_ids.used_by(audience):
+            kept = (
+                f"stays in ODP as the audience of {user.install}. Change only campaigns for customers of this install"
+            )
         return (
-            f"A new audience is created in ODP and everybody known is sent to it: {customers(held)} and the"
-            f" {number(state.backlog(audience.lane))} waiting events. {audience} keeps in ODP what it has there, and"
-            " it is no longer updated. Change every campaign that uses it to the new id."
+            f"A new audience is created in ODP and everybody known is sent to it: {customers(held)} and"
+            f" {count(state.backlog(audience.lane), 'waiting event')}. {audience} {kept} to the new id."
             f" The reason of the block: {audience.lane.block_reason}"
         )
 

@@ -253,15 +253,23 @@ def odp_other_install(case: Case) -> Found:
     others = [other for other in every if same_account(other, case.install)]
     if not others:
         return good("No other install of this service uses this ODP account.")
-    ours = {audience.odp_id for audience in case.audiences}
+    every_id = {audience.odp_id for audience in case.audiences}
+    ours = {audience.odp_id for audience in case.audiences if audience.provisioned_at}
     found = []
     for other in others:
         theirs = Case(other).audiences
-        shared = sorted(ours & {audience.odp_id for audience in theirs})
+        shared = sorted(ours & {audience.odp_id for audience in theirs if audience.provisioned_at})
+        wanted = sorted(every_id & {audience.odp_id for audience in theirs})
         if shared:
             cure = "On the page of one of the two audiences, press Use another ODP id."
             words = f"{other} writes to {len(shared):,} of the same audiences: {', '.join(shared[:3])}."
             found.append(bad(words, cure, about=str(other)))
+        elif wanted:
+            cure = "On the page of the blocked audience, press Use another ODP id."
+            words = f"{other} has {len(wanted):,} of the same ODP ids: {', '.join(wanted[:3])}."
+            found.append(
+                warning(f"{words} One audience of each is blocked and writes nothing.", cure, about=str(other))
+            )
         else:
             cure = "Give one of the two another prefix of ODP ids, or expect audiences of one slug to be blocked."
             words = f"{other} uses this ODP account, so far with other audiences."
