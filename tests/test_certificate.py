@@ -75,6 +75,20 @@ def test_a_certificate_of_a_short_lifetime_is_renewed_later(
     assert known.word == word
 
 
+@pytest.mark.parametrize(
+    ("problem", "cure"),
+    [
+        ("certificate has expired", certificate.RENEW),
+        ("self-signed certificate", certificate.REPLACE),
+        ("Hostname mismatch, certificate is not valid for 'localhost'.", certificate.REPLACE),
+    ],
+)
+def test_only_a_certificate_that_ends_is_to_be_renewed(problem: str, cure: str) -> None:
+    found = certificate.Certificate(problem=problem)
+    assert (found.cure, found.words.endswith("..")) == (cure, False)
+    assert certificate.Certificate(now()).cure == certificate.RENEW
+
+
 def test_an_address_without_https_has_no_certificate(settings: Settings, broker: Any) -> None:
     broker.set(certificate.KEY, "{}")
     settings.PUBLIC_URL = "http://sync.example.com"

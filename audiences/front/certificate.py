@@ -6,7 +6,6 @@ from django.conf import settings
 
 from audiences.admin.pages import list_url
 from audiences.front.alerts import Alert
-from audiences.insight import certificate
 from audiences.insight.certificate import Certificate
 from audiences.models import Install
 
@@ -25,6 +24,6 @@ def alerts(found: Certificate | None) -> list[Alert]:
             None,
             list_url(Install),
             "bad" if found.word == "bad" else "held",
-            todo=certificate.CURE,
+            todo=found.cure,
         )
     ]

@@ -31,7 +31,10 @@ WARNING_PART, BAD_PART = 4, 12
 KEY = "lytics-sync:certificate"
 # The age after which a result is dropped, when the address can't be reached from here any more.
 KEPT = timedelta(days=2)
-CURE = "Renew the certificate, and find out why it wasn't renewed automatically."
+RENEW = "Renew the certificate, and find out why it wasn't renewed automatically."
+REPLACE = "Serve a certificate for this host name from a public authority, with its intermediate certificates."
+# In OpenSSL's words for a certificate that was trusted until its end.
+_EXPIRED = "has expired"
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,14 @@ class Certificate:
     @property
     def words(self) -> str:
         if self.ends_at is None:
-            return f"The certificate is not trusted: {self.problem}."
+            return f"The certificate is not trusted: {self.problem.rstrip('.')}."
+        if self.ends_at < now():  # while nothing newer can be read
+            return f"The certificate ended on {self.ends_at:%Y-%m-%d}."
         return f"The certificate ends on {self.ends_at:%Y-%m-%d}, in {(self.ends_at - now()).days:,} days."
+
+    @property
+    def cure(self) -> str:
+        return RENEW if self.ends_at or _EXPIRED in self.problem else REPLACE
 
 
 def ask(*, seconds: float) -> Certificate | None:

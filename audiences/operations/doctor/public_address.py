@@ -149,5 +149,5 @@ def public_certificate(case: Case) -> Found:
         case "good":
             return good(found.words)
         case "warning":
-            return warning(found.words, certificate.CURE)
-    return bad(found.words, certificate.CURE)
+            return warning(found.words, found.cure)
+    return bad(found.words, found.cure)
