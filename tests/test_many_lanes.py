@@ -181,7 +181,7 @@ def test_a_page_costs_at_most_twice_as_much(few: dict[str, Cost], many: dict[str
 def test_that_measure_notices_a_page_that_reads_each_blocked_lane(
     few: dict[str, Cost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_each(_: int | None) -> groups.Groups:
+    def read_each(_: object) -> groups.Groups:
         found = [groups.Group(lane, lanes=1) for lane in Lane.objects.filter(backlog.BLOCKED)]
         return groups.Groups(found, count=len(found), lanes=len(found))
 

@@ -12,7 +12,7 @@ from django.utils.timezone import now
 from audiences.admin.pages import ago
 from audiences.delivery import holds
 from audiences.front import lines, troubles
-from audiences.front.alerts import Alert
+from audiences.front.alerts import Alert, Extent
 from audiences.models import (
     Audience,
     Audit,
@@ -159,6 +159,19 @@ def test_muting_needs_a_reason_also_for_many(operator: Client) -> None:
     assert not Trouble.objects.filter(muted_until__isnull=False).exists()
 
 
+def test_unlisted_troubles_are_muted_with_the_listed_ones(operator: Client) -> None:
+    """*Now* lists ten paused audiences, and twelve installs have one each."""
+    at = now()
+    for number in range(12):
+        shop = Install.objects.create(name=f"Shop {number:02}", odp_api_key="k", key_accepted_at=at)
+        lane = make_audience(shop, "gold").lane
+        Lane.objects.filter(pk=lane.pk).update(paused_at=at, paused_by="kim", pause_reason="The campaign is over.")
+    tasks.check_troubles()
+    paused = line(operator, "12 audiences are paused or set aside")
+    assert "Muted: 13 troubles." in press(operator, button(paused, "Mute all").url, hours=8, reason="Known")
+    assert line(operator, "12 audiences are paused or set aside").muted
+
+
 def test_a_muted_trouble_and_others_of_its_kind_are_two_lines(operator: Client) -> None:
     on_hold(13)
     tasks.check_troubles()
@@ -243,7 +256,7 @@ def test_the_page_of_an_install_has_all_its_troubles_however_many_others_have(vi
         return sorted(what.replace(str(install), "the install") for what in found)
 
     assert listed(installs[0]) == listed(installs[5]) == listed(installs[-1])
-    kinds = {alert.kind for alert in troubles.alerts(troubles.facts(installs[-1].pk)) if alert.install}
+    kinds = {alert.kind for alert in troubles.alerts(troubles.facts(Extent(installs[-1].pk))) if alert.install}
     assert kinds >= {
         *("blocked", "creation", "error", "parked", "paused", "no_call"),
         *("twin", "audit", "left_job", "retired_with_events", "retiring", "made_anew", "similar_slugs"),

@@ -13,6 +13,7 @@ from pytest_django.fixtures import Settings
 
 from audiences.delivery import backoff, drafts
 from audiences.front import proofs
+from audiences.front.alerts import EVERYWHERE
 from audiences.insight import checklist, probes, trials
 from audiences.insight.probes import Proof
 from audiences.models import Audience, Install, Membership, Trial
@@ -321,7 +322,7 @@ def test_now_has_the_oldest_proof_and_names_no_install_on_hold_twice() -> None:
     first, held = Install(pk=1, name="Shop"), Install(pk=2, name="Held", backoff_until_at=now())
     known = {1: Proof("proven", now() - timedelta(minutes=1)), 2: Proof("failing", now() - timedelta(hours=2))}
     assert proofs.proof_number([first, held], known).value == "2 h ago"
-    assert proofs.not_proven([first, held], known) == []
+    assert proofs.not_proven([first, held], known, EVERYWHERE) == []
 
 
 def test_the_audience_of_the_probes_is_not_among_the_audiences_of_lytics(shop: Install, run: Run) -> None:

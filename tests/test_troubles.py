@@ -32,7 +32,7 @@ from audiences import checks, quiet_hours, redis_client
 from audiences.delivery import drafts, holds
 from audiences.front import retention
 from audiences.front import troubles as front
-from audiences.models import Install, Parked, Trouble, TroubleMessage
+from audiences.models import Audience, Install, Lane, Parked, Trouble, TroubleMessage, Twin
 from audiences.operations import alert_messages, installs, mail_backend, troubles
 from audiences.operations.troubles import Seen
 from outgoing import webhooks
@@ -1037,37 +1037,84 @@ def test_messages_name_at_most_ten_troubles_of_a_kind(receiver: Receiver, settin
     assert len({message.trouble_id for message in TroubleMessage.objects.filter(trouble__kind=kind)}) == 11
 
 
-def test_a_trouble_that_is_no_longer_among_the_first_ten_is_not_resolved(receiver: Receiver, db: None) -> None:
+def test_a_trouble_that_is_no_longer_among_those_followed_is_not_resolved(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Groups of parked items are listed by their number."""
+    monkeypatch.setattr(front, "FOLLOWED", 10)
     many_installs(12, key_accepted_at=now())
     installs = list(Install.objects.order_by("pk"))
-
-    def park(some: list[Install]) -> None:
-        Parked.objects.bulk_create(
-            Parked(install=install, reason="no_identifier", parked_at=now()) for install in some for _ in range(3)
-        )
-
     park(installs[:10])
     front.check()
     park(installs[2:])
-    for _ in range(3):
-        Trouble.objects.update(gone_at=now() - timedelta(minutes=2))
-        front.check()
+    later_checks()
     assert not Trouble.objects.filter(kind="parked").exclude(resolved_at=None).exists()
 
 
-def test_when_a_named_trouble_is_resolved_another_one_is_named(receiver: Receiver, db: None) -> None:
-    many_installs(12, enabled=False)
-    front.check()
-    told = Trouble.objects.filter(kind="switched_off", install__isnull=False).exclude(notified_at=None)
-    first = list(told.order_by("pk").values_list("install", flat=True))
-    Install.objects.filter(pk=first[0]).update(enabled=True)
+def park(installs: list[Install]) -> None:
+    Parked.objects.bulk_create(
+        Parked(install=install, reason="no_identifier", parked_at=now()) for install in installs for _ in range(3)
+    )
+
+
+def later_checks() -> None:
     for _ in range(3):
         Trouble.objects.exclude(gone_at=None).update(gone_at=now() - timedelta(minutes=2))
         front.check()
+
+
+@pytest.mark.parametrize("kind", ["switched_off", "parked", "blocked", "paused", "creation", "error", "twin"])
+def test_when_a_named_trouble_is_resolved_another_one_is_named(receiver: Receiver, kind: str) -> None:
+    """*Now* lists ten of most kinds; the check reads all of them."""
+    many_installs(12, key_accepted_at=now())
+    installs, at = list(Install.objects.order_by("pk")), now()
+    lanes = Lane.objects.filter(pk__in=[make_audience(one, "gold").lane.pk for one in installs])
+    Audience.objects.update(last_sequence=9)
+    match kind:
+        case "switched_off":
+            Install.objects.update(enabled=False)
+        case "parked":
+            park(installs)
+        case "blocked":
+            lanes.update(blocked_at=at, block_reason="no such field")
+        case "paused":
+            lanes.update(paused_at=at, paused_by="kim", pause_reason="Over.")
+        case "creation":
+            Audience.objects.update(hold_since_at=at, hold_until_at=at, hold_reason="HTTP 503", hold_failures=1)
+        case "error":
+            lanes.update(fault_since_at=at, fault_until_at=at, fault_reason="KeyError")
+        case "twin":
+            missing = {"finding": Twin.Finding.MISSING, "problem": "It is gone.", "since_at": at, "looked_at": at}
+            Twin.objects.bulk_create(Twin(audience=lane.audience, **missing) for lane in lanes)
+    front.check()
+    told = Trouble.objects.filter(kind=kind, install__isnull=False).exclude(notified_at=None)
+    first = list(told.order_by("pk").values_list("install", flat=True))
+    assert len(first) == 10
+    Parked.objects.filter(install=first[0]).delete()
+    for row in (Twin, Lane):
+        row.objects.filter(audience__install=first[0]).delete()
+    Audience.objects.filter(install=first[0]).delete()
+    Install.objects.filter(pk=first[0]).update(enabled=True)
+    later_checks()
     named = set(told.filter(resolved_at=None).values_list("install", flat=True))
     assert len(named) == 10
     assert named > set(first[1:])
+    assert told.get(install=first[0]).resolved_at is not None
+
+
+@pytest.mark.parametrize("kind", ["blocked", "creation"])
+def test_the_message_about_the_rest_counts_audiences_where_a_trouble_has_several(receiver: Receiver, kind: str) -> None:
+    many_installs(12, key_accepted_at=now())
+    lanes = [make_audience(one, slug).lane for one in Install.objects.all() for slug in ("gold", "silver")]
+    at = now()
+    if kind == "blocked":
+        Lane.objects.update(blocked_at=at, block_reason="no such field")
+    else:
+        Audience.objects.update(hold_since_at=at, hold_until_at=at, hold_reason="HTTP 503", hold_failures=1)
+    front.check()
+    rest = Trouble.objects.get(kind=kind, install=None)
+    assert rest.what.startswith(f"{len(lanes)} audiences ")
+    assert rest.what.endswith(". Messages name 10 of these 12 troubles")
 
 
 @pytest.mark.parametrize(("limit", "items", "minutes_ago", "is_found"), [

@@ -17,10 +17,11 @@ from audiences.admin.troubles import is_muted, mute_in_words
 from audiences.admin.verbs import Button
 from audiences.annotations import required
 from audiences.models import Install, Trouble
+from audiences.operations.troubles import is_rest
 
 M = TypeVar("M", bound=Model)
 
-# At most this many items of one kind are listed; a page lists all of them.
+# At most this many troubles of one kind are listed on *Now*.
 ALERTS_LISTED = 10
 
 # The buttons that the person may press. They depend on the person's permissions; the trouble itself doesn't.
@@ -96,7 +97,8 @@ class Alert:
     def shown(self, request: HttpRequest, trouble: Trouble | None) -> Shown:
         """The alert for the page. ``trouble`` is its stored trouble with the mute; None until a check has stored it."""
         offers = [*self.offers, *([self.bulk.offer] if self.bulk and self.many > 1 else [])]
-        offers += [buttons(trouble, "mute", "unmute")] if trouble else []
+        is_its_own = trouble is not None and is_rest(trouble) == self.is_rest
+        offers += [buttons(trouble, "mute", "unmute")] if trouble and is_its_own else []
         since = ago(self.since) if self.since else ""
         muted = f"Muted {mute_in_words(trouble)}" if trouble and is_muted(trouble) else ""
         pressed = [button for offer in offers for button in offer(request)]
@@ -137,34 +139,36 @@ def link(permission: str, label: str, icon: str, url: str) -> Offer:
     return lambda request: [Button(label, icon, url)] if request.user.has_perm(permission) else []
 
 
-def listed_rows(rows: QuerySet[M], install_id: int | None, *, by: str = "audience__install") -> tuple[list[M], int]:
-    """The rows that the page lists, of one install or of all, and the number of all such rows, in one query. ``by`` is
-    the field with the install.
-    """
-    chosen = rows if install_id is None else rows.filter(**{by: install_id})
-    found = list(chosen.annotate(all_rows=Window(Count("*")))[:ALERTS_LISTED])
+@dataclass(frozen=True)
+class Extent:
+    """Which troubles are read: those of one install or of all, and at most ``most`` of each kind one by one."""
+
+    install_id: int | None = None
+    most: int = ALERTS_LISTED
+
+    @property
+    def of_install(self) -> dict[str, int]:
+        """The parameter of a list's address that chooses the rows of the install; none for all."""
+        return {} if self.install_id is None else {"install__id__exact": self.install_id}
+
+
+EVERYWHERE = Extent()
+
+
+def listed_rows(rows: QuerySet[M], extent: Extent, *, by: str = "audience__install") -> tuple[list[M], int]:
+    """The rows that are listed, and the number of all, in one query. ``by`` is the field with the install."""
+    chosen = rows if extent.install_id is None else rows.filter(**{by: extent.install_id})
+    found = list(chosen.annotate(all_rows=Window(Count("*")))[: extent.most])
     return found, required(found[0], "all_rows", int) if found else 0
 
 
-def in_install(install_id: int | None) -> dict[str, int]:
-    """The parameter of a list's address that chooses the rows of one install; none for all."""
-    return {} if install_id is None else {"install__id__exact": install_id}
-
-
 def and_more(
-    kind: str,
-    many: int,
-    what: str,
-    url: str,
-    *,
-    tone: str = "bad",
-    things: int | None = None,
-    install_id: int | None = None,
+    kind: str, many: int, what: str, url: str, extent: Extent, *, tone: str = "bad", things: int | None = None
 ) -> list[Alert]:
     """An alert for the rest of ``many`` objects that aren't listed; ``what`` is their plural. ``things`` is the number
-    of things in the unlisted objects, where these are groups. ``install_id`` is their install, if they have only one.
+    of things in the unlisted objects, where these are groups.
     """
-    rest, words = many - ALERTS_LISTED, f"{many - ALERTS_LISTED:,} more {what}"
+    rest, words = many - extent.most, f"{many - extent.most:,} more {what}"
     if rest <= 0:
         return []
-    return [Alert(kind, words, "", None, url, tone, install=install_id, is_rest=True, many=things or rest)]
+    return [Alert(kind, words, "", None, url, tone, install=extent.install_id, is_rest=True, many=things or rest)]

@@ -5,20 +5,20 @@ from django.db.models import Exists, OuterRef
 from audiences.admin.pages import list_url, url_of
 from audiences.agreement import audits, repairs, words
 from audiences.annotations import required
-from audiences.front.alerts import Alert, and_more, buttons, in_install, listed_rows
+from audiences.front.alerts import Alert, Extent, and_more, buttons, listed_rows
 from audiences.models import Audit
 
 KIND = "audit"
 
 
-def alerts(install_id: int | None) -> list[Alert]:
+def alerts(extent: Extent) -> list[Alert]:
     unfinished = Exists(Audit.objects.filter(audience=OuterRef("audience"), ended_at=None))
     repairable = Exists(repairs.differences(OuterRef("pk")))
     newest = audits.to_act_on().annotate(is_audited_again=unfinished, can_be_repaired=repairable)
     newest = newest.select_related("audience__install", "audience__lane", "install").order_by("-id")
-    found, total = listed_rows(newest, install_id, by="install")
-    url = list_url(Audit, **in_install(install_id))
-    more = and_more(KIND, total, "audits with differences or no result", url, install_id=install_id)
+    found, total = listed_rows(newest, extent, by="install")
+    url = list_url(Audit, **extent.of_install)
+    more = and_more(KIND, total, "audits with differences or no result", url, extent)
     return [*map(_alert, found), *more]
 
 

@@ -8,14 +8,16 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from audiences.admin.pages import list_url, number, span
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
+from audiences.front.alerts import Alert, Extent, and_more, way_to
 from audiences.insight.backlogs import Backlog
 from audiences.models import Audience, Install
 
 KIND = "delay"
 
 
-def late_events(installs: list[Any], waiting: Mapping[int, Backlog], *, without: str = "") -> list[Alert]:
+def late_events(
+    installs: list[Any], waiting: Mapping[int, Backlog], extent: Extent, *, without: str = ""
+) -> list[Alert]:
     """Alerts for installs with an event that could be sent and has waited for longer than the limit.
 
     Left out are installs that have an alert with the cause already: those that are off, drafts, on hold or above the
@@ -47,6 +49,6 @@ def late_events(installs: list[Any], waiting: Mapping[int, Backlog], *, without:
             offers=(way_to(install, "id_delay_limit_minutes", "Change the limit", "schedule"),),
             install=install.pk,
         )
-        for install, delay in late[:ALERTS_LISTED]
+        for install, delay in late[: extent.most]
     ]
-    return shown + and_more(KIND, len(late), "installs with late events", list_url(Install))
+    return shown + and_more(KIND, len(late), "installs with late events", list_url(Install), extent)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from audiences import sql
 from audiences.admin import blocked
+from audiences.front.alerts import EVERYWHERE, Extent
 from audiences.models import Lane
 
-# The largest number of groups that are read and merged. The page lists fewer of them.
+# At least this many of the largest groups are read and merged. The page lists fewer of them.
 READ = 50
 
 
@@ -49,21 +50,21 @@ _BLOCKED = _SQL.query("blocked_audiences", Counted._make)
 _ON_HOLD = _SQL.query("audiences_on_hold", Counted._make)
 
 
-def blocked_by_cause(install_id: int | None = None) -> Groups:
+def blocked_by_cause(extent: Extent = EVERYWHERE) -> Groups:
     """The blocked audiences by cause, without those that a person has set aside; largest group first. Of one install or
     of all.
     """
-    found = _merged(_BLOCKED.run(install=install_id, read=READ).all(), blocked.cause)
+    found = _merged(_BLOCKED.run(install=extent.install_id, read=max(READ, extent.most)).all(), blocked.cause)
     found.read.sort(key=lambda group: -group.lanes)
     return found
 
 
-def on_hold_by_reason(install_id: int | None = None) -> Groups:
+def on_hold_by_reason(extent: Extent) -> Groups:
     """The audiences that can't be created or checked in ODP, without blocked and paused ones; longest on hold first. Of
     one install or of all.
     """
     return _merged(
-        _ON_HOLD.run(install=install_id, read=READ).all(),
+        _ON_HOLD.run(install=extent.install_id, read=max(READ, extent.most)).all(),
         lambda lane: (lane.audience.provisioned_at is None, lane.audience.hold_reason),
     )
 

@@ -15,13 +15,12 @@ from audiences.admin.pages import count, list_url, number, span, up_to_bound, ur
 from audiences.admin.parked_verbs import Release
 from audiences.annotations import required
 from audiences.front.alerts import (
-    ALERTS_LISTED,
     Alert,
     Bulk,
+    Extent,
     Offer,
     and_more,
     buttons,
-    in_install,
     link,
     listed_rows,
     way_to,
@@ -78,24 +77,24 @@ def _waiting(waiting: Mapping[int, Backlog], install: Install) -> int:
 REMEDIES = ("unblock", "accept", "take-ours", "reuse-id", "other-id", "set-aside")
 
 
-def blocked_audiences(found: Groups, install_id: int | None) -> list[Alert]:
+def blocked_audiences(found: Groups, extent: Extent) -> list[Alert]:
     """One alert for each cause, for any number of audiences that it blocks."""
     everywhere = _unblock_everywhere(found)
     shown_alerts = [
-        _blocked_alike(group, everywhere.get(blocked.cause(group.first))) for group in found.read[:ALERTS_LISTED]
+        _blocked_alike(group, everywhere.get(blocked.cause(group.first))) for group in found.read[: extent.most]
     ]
     return shown_alerts + and_more(
         "blocked",
         found.count,
         "reasons for blocked audiences",
-        list_url(Audience, state="blocked", **in_install(install_id)),
-        things=_unlisted(found),
-        install_id=install_id,
+        list_url(Audience, state="blocked", **extent.of_install),
+        extent,
+        things=_unlisted(found, extent),
     )
 
 
-def _unlisted(found: Groups) -> int:
-    return found.lanes - sum(group.lanes for group in found.read[:ALERTS_LISTED])
+def _unlisted(found: Groups, extent: Extent) -> int:
+    return found.lanes - sum(group.lanes for group in found.read[: extent.most])
 
 
 def _unblock_everywhere(found: Groups) -> dict[str, Bulk]:
@@ -143,10 +142,10 @@ def _blocked_alike(group: Group, everywhere: Bulk | None) -> Alert:
     )
 
 
-def recreated_audiences(install_id: int | None) -> list[Alert]:
+def recreated_audiences(extent: Extent) -> list[Alert]:
     """New audiences with the slug of an older audience, until a person chooses what to do."""
     shown_alerts = []
-    pairs, total = take_over.undecided_pairs(ALERTS_LISTED, install_id)
+    pairs, total = take_over.undecided_pairs(extent.most, extent.install_id)
     for audience, old in pairs:
         shown_alerts.append(
             Alert(
@@ -162,15 +161,15 @@ def recreated_audiences(install_id: int | None) -> list[Alert]:
                 install=audience.install_id,
             )
         )
-    url = list_url(Audience, **in_install(install_id))
-    return shown_alerts + and_more("made_anew", total, "recreated audiences", url, tone="held", install_id=install_id)
+    url = list_url(Audience, **extent.of_install)
+    return shown_alerts + and_more("made_anew", total, "recreated audiences", url, extent, tone="held")
 
 
-def creations_on_hold(install_id: int | None) -> list[Alert]:
+def creations_on_hold(extent: Extent) -> list[Alert]:
     """Audiences that can't be created or checked in ODP, grouped by reason."""
-    found = on_hold_by_reason(install_id)
+    found = on_hold_by_reason(extent)
     shown_alerts = []
-    for group in found.read[:ALERTS_LISTED]:
+    for group in found.read[: extent.most]:
         first, alone = group.first.audience, group.lanes == 1
         is_new = first.provisioned_at is None
         who = str(first) if alone else count(group.lanes, "audience")
@@ -202,13 +201,13 @@ def creations_on_hold(install_id: int | None) -> list[Alert]:
         "creation",
         found.count,
         "reasons for audiences on hold",
-        list_url(Audience, state="hold", **in_install(install_id)),
-        things=_unlisted(found),
-        install_id=install_id,
+        list_url(Audience, state="hold", **extent.of_install),
+        extent,
+        things=_unlisted(found, extent),
     )
 
 
-def audiences_with_errors(install_id: int | None) -> list[Alert]:
+def audiences_with_errors(extent: Extent) -> list[Alert]:
     """Audiences that an unexpected error of this service holds, of installs that are on. Their button for all retries
     those of every install, so the page of one install doesn't have it.
     """
@@ -216,7 +215,7 @@ def audiences_with_errors(install_id: int | None) -> list[Alert]:
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     alike = Window(Count("*"), partition_by=[F("fault_reason")])
     lanes, total = listed_rows(
-        faulty.select_related("audience__install").annotate(alike=alike).order_by("fault_since_at"), install_id
+        faulty.select_related("audience__install").annotate(alike=alike).order_by("fault_since_at"), extent
     )
     retry_all: dict[str, Bulk] = {}
     for lane in lanes:
@@ -234,17 +233,17 @@ def audiences_with_errors(install_id: int | None) -> list[Alert]:
             offers=(buttons(lane.audience, "retry"),),
             install=lane.audience.install_id,
             cause=lane.fault_reason,
-            bulk=retry_all[lane.fault_reason] if install_id is None else None,
+            bulk=retry_all[lane.fault_reason] if extent.install_id is None else None,
         )
         for lane in lanes
     ]
-    url = list_url(Audience, state="hold", **in_install(install_id))
-    return shown_alerts + and_more("error", total, "audiences on hold", url, install_id=install_id)
+    url = list_url(Audience, state="hold", **extent.of_install)
+    return shown_alerts + and_more("error", total, "audiences on hold", url, extent)
 
 
-def paused_audiences(install_id: int | None) -> list[Alert]:
+def paused_audiences(extent: Extent) -> list[Alert]:
     paused = Lane.objects.filter(backlog.PAUSED).select_related("audience__install")
-    lanes, total = listed_rows(paused.order_by("-paused_at"), install_id)
+    lanes, total = listed_rows(paused.order_by("-paused_at"), extent)
     shown_alerts = [
         Alert(
             "paused",
@@ -259,13 +258,13 @@ def paused_audiences(install_id: int | None) -> list[Alert]:
         )
         for lane in lanes
     ]
-    url = list_url(Audience, state="paused", **in_install(install_id))
-    return shown_alerts + and_more("paused", total, "paused audiences", url, tone="held", install_id=install_id)
+    url = list_url(Audience, state="paused", **extent.of_install)
+    return shown_alerts + and_more("paused", total, "paused audiences", url, extent, tone="held")
 
 
-def parked_items(parked: Sequence[parked_groups.Group], install_id: int | None) -> list[Alert]:
-    url = list_url(Parked, **in_install(install_id))
-    shown = parked_groups.in_words(parked[:ALERTS_LISTED])
+def parked_items(parked: Sequence[parked_groups.Group], extent: Extent) -> list[Alert]:
+    url = list_url(Parked, **extent.of_install)
+    shown = parked_groups.in_words(parked[: extent.most])
     newest = Parked.objects.filter(pk__in=[group["newest"] for group in shown]).defer("raw")
     details = {parked.pk: parked.detail for parked in newest}
     back = urlencode({"next": reverse("admin:index")})
@@ -290,7 +289,7 @@ def parked_items(parked: Sequence[parked_groups.Group], install_id: int | None) 
             message="",
         )
         for group in shown
-    ] + and_more("parked", len(parked), "groups of parked items", url, install_id=install_id)
+    ] + and_more("parked", len(parked), "groups of parked items", url, extent)
 
 
 def _field_of(group: dict[str, Any]) -> Offer:

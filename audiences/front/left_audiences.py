@@ -1,17 +1,17 @@
 """Front page alerts for audiences that left the Lytics job or were deleted in Lytics."""
 
 from audiences.admin.pages import count, list_url, url_of
-from audiences.front.alerts import Alert, and_more, buttons, in_install, listed_rows
+from audiences.front.alerts import Alert, Extent, and_more, buttons, listed_rows
 from audiences.models import Audience, JobPresence
 from audiences.operations import job_looks
 
 KIND = "left_job"
 
 
-def alerts(install_id: int | None) -> list[Alert]:
-    found, total = listed_rows(job_looks.gone(), install_id)
-    url = list_url(Audience, state="left", **in_install(install_id))
-    more = and_more(KIND, total, "audiences left the Lytics job", url, tone="held", install_id=install_id)
+def alerts(extent: Extent) -> list[Alert]:
+    found, total = listed_rows(job_looks.gone(), extent)
+    url = list_url(Audience, state="left", **extent.of_install)
+    more = and_more(KIND, total, "audiences left the Lytics job", url, extent, tone="held")
     return [*map(_alert, found), *more]
 
 

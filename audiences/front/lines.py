@@ -193,9 +193,11 @@ def _offers(group: Sequence[Known]) -> list[Offer]:
         return [*offers, buttons(next(iter(stored.values())), "mute")]
     if stored:
         first = next(iter(stored.values()))
-        is_one_cause = len({alert.cause for alert, _ in group}) == 1
+        is_one_cause = len(listed) == len(group) and len({alert.cause for alert in listed}) == 1
         url = together.url(first, "mute-cause" if is_one_cause else "mute-kind")
-        offers.append(link(Mute.permission, f"Mute all {number(len(stored))}", Mute.icon, url))
+        # The dialog counts those that aren't listed.
+        label = "Mute all" if len(listed) < len(group) else f"Mute all {number(len(stored))}"
+        offers.append(link(Mute.permission, label, Mute.icon, url))
     return offers
 
 

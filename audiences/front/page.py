@@ -10,7 +10,7 @@ from django.utils.timezone import now
 from audiences.admin.pages import count, list_url, number, span
 from audiences.admin.parked_groups import Group, sum_in_words
 from audiences.front import calls, lines, troubles
-from audiences.front.alerts import Number
+from audiences.front.alerts import Extent, Number
 from audiences.front.charts import Point, charts, chosen_hours, chosen_install, ranges, read
 from audiences.front.funnel import funnel
 from audiences.front.proofs import proof_number
@@ -43,7 +43,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def front(request: HttpRequest, install: Install | None, points: list[Point]) -> dict[str, Any]:
     """The numbers and troubles of all installs; or the funnel and the troubles of one install."""
-    facts = troubles.facts(install.pk if install else None)
+    facts = troubles.facts(Extent(install.pk if install else None))
     found = [alert for alert in troubles.alerts(facts) if install is None or alert.install == install.pk]
     known, of_install = troubles.stored(found), install.public_id if install else ""
     listed = lines.listed(known, request, of_install=of_install) if request.GET.get(lines.ALL) else None

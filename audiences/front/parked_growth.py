@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Any
 
 from audiences.admin.pages import list_url, number
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
+from audiences.front.alerts import Alert, Extent, and_more, way_to
 from audiences.models import Install, Parked
 
 KIND = "parked_growth"
 
 
-def growing(installs: list[Any], found: Mapping[int, datetime]) -> list[Alert]:
+def growing(installs: list[Any], found: Mapping[int, datetime], extent: Extent) -> list[Alert]:
     shown = [
         Alert(
             KIND,
@@ -24,6 +24,6 @@ def growing(installs: list[Any], found: Mapping[int, datetime]) -> list[Alert]:
             offers=(way_to(install, "id_parked_limit_per_hour", "Change the limit", "inventory_2"),),
             install=install.pk,
         )
-        for install in [install for install in installs if install.pk in found][:ALERTS_LISTED]
+        for install in [install for install in installs if install.pk in found][: extent.most]
     ]
-    return shown + and_more(KIND, len(found), "installs with many new parked items", list_url(Install))
+    return shown + and_more(KIND, len(found), "installs with many new parked items", list_url(Install), extent)

@@ -6,7 +6,7 @@ from typing import Any
 from django.utils.timezone import now
 
 from audiences.admin.pages import list_url, span, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, Number, and_more, buttons, way_to
+from audiences.front.alerts import Alert, Extent, Number, and_more, buttons, way_to
 from audiences.insight.probes import Proof
 from audiences.models import Install
 
@@ -28,7 +28,7 @@ def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
     return Number("ODP shows what is sent", value, list_url(Install), well, note)
 
 
-def not_proven(installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
+def not_proven(installs: list[Any], proofs: Mapping[int, Proof], extent: Extent) -> list[Alert]:
     """Alerts for installs whose test customer failed, except installs on hold, which have an alert already."""
     failing = [
         (install, proofs[install.pk])
@@ -49,6 +49,6 @@ def not_proven(installs: list[Any], proofs: Mapping[int, Proof]) -> list[Alert]:
             install=install.pk,
             message=str(proof.why),
         )
-        for install, proof in failing[:ALERTS_LISTED]
+        for install, proof in failing[: extent.most]
     ]
-    return shown + and_more(KIND, len(failing), "installs whose test customer failed", list_url(Install))
+    return shown + and_more(KIND, len(failing), "installs whose test customer failed", list_url(Install), extent)

@@ -4,7 +4,7 @@ from django.db.models import F
 
 from audiences.admin.pages import count, list_url, url_of
 from audiences.delivery import account_switch
-from audiences.front.alerts import Alert, and_more, buttons, in_install, listed_rows
+from audiences.front.alerts import Alert, Extent, and_more, buttons, listed_rows
 from audiences.insight import retirements, state
 from audiences.insight.sentences import sentence
 from audiences.models import Audience, GuidedChange, Lane, Retirement
@@ -13,15 +13,15 @@ from audiences.operations import retiring
 WITH_EVENTS, UNDER_WAY = "retired_with_events", "retiring"
 
 
-def alerts(install_id: int | None) -> list[Alert]:
-    url = list_url(Audience, state="retired", **in_install(install_id))
-    return [*_with_events(install_id, url), *_under_way(install_id, url)]
+def alerts(extent: Extent) -> list[Alert]:
+    url = list_url(Audience, state="retired", **extent.of_install)
+    return [*_with_events(extent, url), *_under_way(extent, url)]
 
 
-def _with_events(install_id: int | None, url: str) -> list[Alert]:
+def _with_events(extent: Extent, url: str) -> list[Alert]:
     """Alerts for retired audiences with held events: a person decides about these events."""
     lanes = Lane.objects.filter(retired_at__isnull=False, audience__last_sequence__gt=F("retired_sequence"))
-    found, total = listed_rows(lanes.select_related("audience__install").order_by("retired_at"), install_id)
+    found, total = listed_rows(lanes.select_related("audience__install").order_by("retired_at"), extent)
     shown = [
         Alert(
             WITH_EVENTS,
@@ -37,14 +37,14 @@ def _with_events(install_id: int | None, url: str) -> list[Alert]:
         )
         for lane in found
     ]
-    more = and_more(WITH_EVENTS, total, "retired audiences with events", url, tone="held", install_id=install_id)
+    more = and_more(WITH_EVENTS, total, "retired audiences with events", url, extent, tone="held")
     return [*shown, *more]
 
 
-def _under_way(install_id: int | None, url: str) -> list[Alert]:
+def _under_way(extent: Extent, url: str) -> list[Alert]:
     unfinished = Retirement.objects.filter(retiring.UNFINISHED).select_related("audience__install", "audience__lane")
-    found, total = listed_rows(unfinished.order_by("pk"), install_id)
-    more = and_more(UNDER_WAY, total, "retirements under way", url, tone="held", install_id=install_id)
+    found, total = listed_rows(unfinished.order_by("pk"), extent)
+    more = and_more(UNDER_WAY, total, "retirements under way", url, extent, tone="held")
     return [*map(_moving, found), *more]
 
 

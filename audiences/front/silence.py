@@ -8,7 +8,7 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from audiences.admin.pages import list_url, span, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, way_to
+from audiences.front.alerts import Alert, Extent, and_more, way_to
 from audiences.front.calls import Switched, switched_at_last
 from audiences.insight import probes
 from audiences.insight.backlogs import Backlog
@@ -26,6 +26,7 @@ def silent_senders(
     limits: Mapping[int, timedelta],
     waiting: Mapping[int, Backlog],
     rejections: Mapping[str, RejectedCalls],
+    extent: Extent,
 ) -> list[Alert]:
     """Alerts for enabled installs without a call for longer than their limit, except installs with rejected calls.
 
@@ -64,9 +65,9 @@ def silent_senders(
             offers=(way_to(install, "webhook-url", "Install instructions", "menu_book"),),
             install=install.pk,
         )
-        for install in silent[:ALERTS_LISTED]
+        for install in silent[: extent.most]
     ]
-    return shown + and_more(KIND, len(silent), "silent senders", list_url(Install))
+    return shown + and_more(KIND, len(silent), "silent senders", list_url(Install), extent)
 
 
 def _since(install: Any, switched: Switched | None) -> datetime:

@@ -2,15 +2,15 @@
 
 from audiences import naming
 from audiences.admin.pages import list_url, url_of
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more, buttons, in_install
+from audiences.front.alerts import Alert, Extent, and_more, buttons
 from audiences.insight import similar_slugs
 from audiences.models import Audience
 
 KIND = "similar_slugs"
 
 
-def alerts(install_id: int | None) -> list[Alert]:
-    pairs = similar_slugs.unnoticed(install_id)
+def alerts(extent: Extent) -> list[Alert]:
+    pairs = similar_slugs.unnoticed(extent.install_id)
     listed = [
         Alert(
             KIND,
@@ -25,7 +25,7 @@ def alerts(install_id: int | None) -> list[Alert]:
             offers=(buttons(audience, "keep-both", known_offered=True),),
             install=audience.install_id,
         )
-        for audience, holder in similar_slugs.read(pairs[:ALERTS_LISTED])
+        for audience, holder in similar_slugs.read(pairs[: extent.most])
     ]
-    url, what = list_url(Audience, **in_install(install_id)), "audiences whose ids differ only by a suffix"
-    return listed + and_more(KIND, len(pairs), what, url, tone="held", install_id=install_id)
+    url, what = list_url(Audience, **extent.of_install), "audiences whose ids differ only by a suffix"
+    return listed + and_more(KIND, len(pairs), what, url, extent, tone="held")

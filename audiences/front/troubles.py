@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from html import unescape
 from typing import Any
 
-from django.db.models import Subquery
+from django.db.models import Q, Subquery
 from django.utils.html import strip_tags
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
@@ -14,6 +14,7 @@ from django.utils.timezone import now
 from audiences import readiness
 from audiences.admin import parked_groups
 from audiences.admin.pages import last_call, list_url
+from audiences.admin.troubles import is_muted
 from audiences.front import (
     audits,
     calls,
@@ -31,7 +32,7 @@ from audiences.front import (
     similar_slugs,
     twins,
 )
-from audiences.front.alerts import ALERTS_LISTED, Alert, and_more
+from audiences.front.alerts import EVERYWHERE, Alert, Extent, and_more
 from audiences.front.groups import Groups, blocked_by_cause
 from audiences.insight import backlogs, failures, heartbeats, probes, rhythm, schedule, stalled_work
 from audiences.insight import certificate as certificates
@@ -46,15 +47,18 @@ from audiences.operations.troubles import Seen
 from audiences.receiving import rejected_calls
 from audiences.receiving.rejected_calls import RejectedCalls
 
+# A check reads at most this many troubles of each kind. With fewer it would not notice that one of many was resolved.
+FOLLOWED = 500
+
 
 @dataclass(frozen=True)
 class Facts:
     """What the numbers and the troubles are derived from. ``rejections`` is None when Redis doesn't answer.
 
-    With ``install_id``, only this install was read. What concerns no install is there in any case.
+    Of the install of ``extent``, or of all. What concerns no install is there in any case.
     """
 
-    install_id: int | None
+    extent: Extent
     installs: list[Any]
     waiting: Mapping[int, Backlog]
     blocked: Groups
@@ -72,15 +76,16 @@ class Facts:
     growing: Mapping[int, datetime]
 
 
-def facts(install_id: int | None = None) -> Facts:
+def facts(extent: Extent = EVERYWHERE) -> Facts:
+    install_id = extent.install_id
     of_install = {} if install_id is None else {"pk": install_id}
     installs = list(Install.objects.filter(**of_install).annotate(called_at=Subquery(last_call())))
     rejections = rejected_calls.last_hour(install.public_id for install in installs)
     return Facts(
-        install_id=install_id,
+        extent=extent,
         installs=installs,
         waiting=backlogs.by_install(install_id),
-        blocked=blocked_by_cause(install_id),
+        blocked=blocked_by_cause(extent),
         parked=[group for group in parked_groups.found() if install_id in (None, group.install)],
         pulse=heartbeats.pulse(),
         # When Redis doesn't respond, nothing else waits for its timeout again.
@@ -96,38 +101,38 @@ def facts(install_id: int | None = None) -> Facts:
 
 def alerts(facts: Facts) -> list[Alert]:
     """The alerts for these facts, most urgent first."""
-    installs, rejections, install_id = facts.installs, facts.rejections or {}, facts.install_id
+    installs, rejections, extent = facts.installs, facts.rejections or {}, facts.extent
     found = [
         *calls.unreadable_secret(readiness.encryption_problem()),
         *calls.work_stands_still(facts.stuck, facts.pulse),
         *calls.without_beat(facts.silent_seconds, facts.pulse),
         *calls.failing_tasks(failures.recent()),
         *calls.without_redis(failures.broker_problem()),
-        *_unheard(facts.pulse),
+        *_unheard(facts.pulse, extent),
         *items.installs_on_hold(installs, facts.waiting),
-        *proofs.not_proven(installs, facts.proofs),
+        *proofs.not_proven(installs, facts.proofs, extent),
         *calls.rejected(installs, rejections),
         *calls.over_the_mark(installs, facts.waiting),
         *calls.over_the_disk_mark(installs),
-        *delays.late_events(installs, facts.waiting, without=_stuck_install(facts.stuck)),
-        *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections),
+        *delays.late_events(installs, facts.waiting, extent, without=_stuck_install(facts.stuck)),
+        *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections, extent),
         *calls.switched_off(installs),
         *calls.drafts(installs),
         *certificate.alerts(facts.certificate),
         *channels.alerts(),
-        *items.blocked_audiences(facts.blocked, install_id),
-        *twins.alerts(install_id),
-        *audits.alerts(install_id),
-        *left_audiences.alerts(install_id),
-        *retirements.alerts(install_id),
-        *items.recreated_audiences(install_id),
-        *similar_slugs.alerts(install_id),
-        *items.creations_on_hold(install_id),
-        *items.audiences_with_errors(install_id),
-        *parked_growth.growing(installs, facts.growing),
-        *items.parked_items(facts.parked, install_id),
+        *items.blocked_audiences(facts.blocked, extent),
+        *twins.alerts(extent),
+        *audits.alerts(extent),
+        *left_audiences.alerts(extent),
+        *retirements.alerts(extent),
+        *items.recreated_audiences(extent),
+        *similar_slugs.alerts(extent),
+        *items.creations_on_hold(extent),
+        *items.audiences_with_errors(extent),
+        *parked_growth.growing(installs, facts.growing, extent),
+        *items.parked_items(facts.parked, extent),
         *retention.alerts(),
-        *items.paused_audiences(install_id),
+        *items.paused_audiences(extent),
         *items.ignored_times(),
         *items.times_stored_ahead(),
         *items.new_installs(installs, rejections),
@@ -142,13 +147,25 @@ def _stuck_install(stuck: stalled_work.Stuck | None) -> str:
 
 
 def stored(found: list[Alert]) -> list[tuple[Alert, Trouble | None]]:
-    """Each alert with its stored trouble, which several alerts of one install and cause share."""
+    """Each alert with its stored trouble, which several alerts of one install and cause share.
+
+    Unlisted troubles without a trouble for their rest get a muted one of their kind, if all of the kind are muted.
+    """
     keys = [_seen(alert).key for alert in found]
-    known = {trouble.key: trouble for trouble in Trouble.objects.filter(resolved_at=None, key__in=keys)}
-    return [(alert, known.get(key)) for alert, key in zip(found, keys, strict=True)]
+    unlisted = {alert.kind for alert in found if alert.is_rest}
+    known: dict[str, Trouble] = {}
+    of_kind: dict[str, list[Trouble]] = {}
+    for trouble in Trouble.objects.filter(Q(key__in=keys) | Q(kind__in=unlisted), resolved_at=None).order_by("pk"):
+        known[trouble.key] = trouble
+        of_kind.setdefault(trouble.kind, []).append(trouble)
+    muted = {kind: some[0] for kind, some in of_kind.items() if kind in unlisted and all(map(is_muted, some))}
+    return [
+        (alert, known.get(key, muted.get(alert.kind) if alert.is_rest else None))
+        for alert, key in zip(found, keys, strict=True)
+    ]
 
 
-def _unheard(pulse: Pulse) -> list[Alert]:
+def _unheard(pulse: Pulse, extent: Extent) -> list[Alert]:
     """Alerts for workers that sent heartbeats within the last hour, then fell silent, and weren't stopped."""
     others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
     silent_workers = [
@@ -162,20 +179,21 @@ def _unheard(pulse: Pulse) -> list[Alert]:
             todo="Start it again. A worker that is gone for good disappears from here after an hour.",
             cause=str(worker),
         )
-        for worker in pulse.silent[:ALERTS_LISTED]
+        for worker in pulse.silent[: extent.most]
     ]
-    return silent_workers + and_more("worker", len(pulse.silent), "silent workers", list_url(Audience, state="behind"))
+    url = list_url(Audience, state="behind")
+    return silent_workers + and_more("worker", len(pulse.silent), "silent workers", url, extent)
 
 
 def check() -> None:
-    """Store the current troubles, and queue messages about the new and the resolved ones. Unlisted troubles stay open:
-    of a kind with more troubles than are listed, and of the kinds that only Redis knows while it doesn't respond.
+    """Store the current troubles, and queue messages about the new and the resolved ones. Troubles that may last stay
+    open: of a kind with more than ``FOLLOWED``, and of the kinds that only Redis knows while it doesn't respond.
 
     The rhythm of the calls is learned from the calls since the last check.
     """
     try:
         rhythm.learn()
-        known = facts()
+        known = facts(Extent(most=FOLLOWED))
         found = alerts(known)
     except Exception as error:
         _report(error)
@@ -183,7 +201,8 @@ def check() -> None:
     unknown = {alert.kind for alert in found if alert.is_rest}
     if known.rejections is None:
         unknown |= {*calls.OF_REDIS, certificate.KIND}
-    troubles.check([_seen(alert) for alert in [*found, *_rests(found)]], unknown=unknown)
+    listed = [alert for alert in found if not alert.is_rest]
+    troubles.check(map(_seen, [*listed, *_rests(found)]), unknown=unknown)
 
 
 def _report(error: Exception) -> None:
@@ -194,24 +213,28 @@ def _report(error: Exception) -> None:
 
 
 def _rests(found: list[Alert]) -> list[Alert]:
-    """An alert for each kind of which all troubles are listed and messages don't name all."""
-    keys: dict[str, set[str]] = {}
+    """The alerts about the rest of each kind of which messages don't name all troubles."""
+    kinds: dict[str, list[Alert]] = {}
     for alert in found:
-        keys.setdefault(alert.kind, set()).add(_seen(alert).key)
-    listed_in_part = {alert.kind for alert in found if alert.is_rest}
-    many = {kind: len(some) for kind, some in keys.items() if len(some) > troubles.NAMED and kind not in listed_in_part}
-    return [
-        Alert(
-            kind,
-            lines.WORDS.get(kind, "{} troubles").format(f"{count - troubles.NAMED:,} more"),
-            "",
-            None,
-            lines.url_of_all("", kind=kind),
-            "bad" if any(alert.tone == "bad" for alert in found if alert.kind == kind) else "held",
-            is_rest=True,
-        )
-        for kind, count in many.items()
-    ]
+        kinds.setdefault(alert.kind, []).append(alert)
+    rests = []
+    for kind, of_kind in kinds.items():
+        count = len({_seen(alert).key for alert in of_kind if not alert.is_rest})
+        if count <= troubles.NAMED:
+            rests += [alert for alert in of_kind if alert.is_rest]
+            continue
+        tone = "bad" if any(alert.tone == "bad" for alert in of_kind) else "held"
+        url = lines.url_of_all("", kind=kind)
+        rests.append(Alert(kind, _many(kind, of_kind, count), "", None, url, tone, is_rest=True))
+    return rests
+
+
+def _many(kind: str, of_kind: list[Alert], count: int) -> str:
+    """What the message about the rest of a kind says. ``count`` is the number of its troubles."""
+    words, things = lines.WORDS.get(kind, "{} troubles"), sum(alert.many for alert in of_kind)
+    if things == count:
+        return words.format(f"{count - troubles.NAMED:,} more")
+    return f"{words.format(f'{things:,}')}. Messages name {troubles.NAMED} of these {count:,} troubles"
 
 
 def _seen(alert: Alert) -> Seen:

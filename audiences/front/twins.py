@@ -3,7 +3,7 @@
 from audiences.admin import together
 from audiences.admin.pages import list_url, number, url_of
 from audiences.annotations import required
-from audiences.front.alerts import Alert, Bulk, and_more, buttons, in_install, listed_rows
+from audiences.front.alerts import Alert, Bulk, Extent, and_more, buttons, listed_rows
 from audiences.models import Audience, Twin
 from audiences.operations import twins
 
@@ -22,10 +22,10 @@ KIND = "twin"
 REMEDIES = ("take-ours", "accept", "pause")
 
 
-def alerts(install_id: int | None) -> list[Alert]:
-    found, total = listed_rows(twins.differing(), install_id)
-    url = list_url(Audience, state="differs", **in_install(install_id))
-    return [*map(_alert, found), *and_more(KIND, total, "audiences differ in ODP", url, install_id=install_id)]
+def alerts(extent: Extent) -> list[Alert]:
+    found, total = listed_rows(twins.differing(), extent)
+    url = list_url(Audience, state="differs", **extent.of_install)
+    return [*map(_alert, found), *and_more(KIND, total, "audiences differ in ODP", url, extent)]
 
 
 def _alert(twin: Twin) -> Alert:

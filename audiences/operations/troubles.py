@@ -49,8 +49,15 @@ class Seen:
 
     @property
     def key(self) -> str:
-        """A digest of the cause, which may be a text of any length."""
-        return f"{self.kind}/{self.install or 0}/{hashlib.sha256(self.cause.encode()).hexdigest()[:16]}"
+        """It ends with a digest of the cause, which may be a text of any length."""
+        return f"{self.kind}/{self.install or 0}{_digest(self.cause)}"
+
+
+def _digest(cause: str) -> str:
+    return f"/{hashlib.sha256(cause.encode()).hexdigest()[:16]}"
+
+
+_REST_DIGEST = _digest(REST)
 
 
 def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime | None = None) -> None:
@@ -69,12 +76,12 @@ def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime |
             .filter(resolved_at=None)
             .order_by("pk")
         )
-        named = Counter(trouble.kind for trouble in unresolved if trouble.notified_at and not _is_rest(trouble))
+        named = Counter(trouble.kind for trouble in unresolved if trouble.notified_at and not is_rest(trouble))
         for trouble in unresolved:
             if (one := found.get(trouble.key)) is not None:
                 _note(trouble, one, at)
-                if trouble.notified_at or _is_rest(trouble) or named[trouble.kind] < NAMED:
-                    named[trouble.kind] += _notify(trouble, at) and not _is_rest(trouble)
+                if trouble.notified_at or is_rest(trouble) or named[trouble.kind] < NAMED:
+                    named[trouble.kind] += _notify(trouble, at) and not is_rest(trouble)
             elif trouble.kind not in unknown:
                 _miss(trouble, at)
             trouble.save()
@@ -135,8 +142,9 @@ def _note(trouble: Trouble, one: Seen, at: datetime) -> None:
     trouble.last_seen_at, trouble.gone_at = at, None
 
 
-def _is_rest(trouble: Trouble) -> bool:
-    return trouble.key == Seen(kind=trouble.kind, what="", path="", cause=REST).key
+def is_rest(trouble: Trouble) -> bool:
+    """Whether it is about all troubles of its kind that messages don't name."""
+    return trouble.key.endswith(_REST_DIGEST)
 
 
 def _notify(trouble: Trouble, at: datetime) -> bool:
@@ -181,10 +189,11 @@ class Counted(NamedTuple):
 
 
 def counted() -> list[Counted]:
-    """The open troubles, as the newest check stored them."""
+    """The open troubles, as the newest check stored them, without those about the rest of a kind."""
     words = {"is_bad": Q(tone="bad"), "is_muted": Q(muted_until__isnull=False, muted_until__gt=now())}
     rows = (
         Trouble.objects.filter(resolved_at=None)
+        .exclude(key__endswith=_REST_DIGEST)
         .order_by()
         .values(**{name: ExpressionWrapper(condition, BooleanField()) for name, condition in words.items()})
         .values_list(Coalesce("install__public_id", Value("")), "kind", *words, Count("pk"))

@@ -106,7 +106,7 @@ AUDITS = State(
 )
 TROUBLES = State(
     "lytics_sync_troubles",
-    "Open troubles of the page Now, as each minute's check stores them; unlisted ones count as one a kind.",
+    "Open troubles of the page Now, as each minute's check stores them; at most 500 of a kind are checked.",
     ("install", "kind", "severity", "state"),
 )
 WORKERS = State("lytics_sync_workers", "Workers whose heartbeats arrive, and those that fell silent.", ("state",))
