@@ -177,7 +177,7 @@ def test_only_the_rejected_audience_of_a_customer_is_separated(names: str) -> No
 
 @pytest.mark.parametrize("names", ["none", "first", "all"])
 def test_an_audience_of_which_odp_accepts_nothing_is_blocked_and_others_continue(names: str) -> None:
-    groups = [*singles(40, 1), *singles(40, 2), *singles(40, 3)]
+    groups = [*singles(40, 1), *singles(60, 2), *singles(40, 3)]
     bisection = bisection_of(groups)
     carry_out(bisection, Destination(bad_lanes=[2], names=names))
     assert list(bisection.blocked) == [2]
@@ -300,6 +300,25 @@ def test_an_item_that_is_too_large_alone_is_rejected() -> None:
     bisection = bisection_of([(change("kim"),)])
     carry_out(bisection, answer_first(refused(too_large=True), Destination(bad_customers=["kim"])))
     assert list(bisection.rejected) == [change("kim")]
+
+
+def test_where_every_request_is_too_large_no_size_is_learned_and_one_probe_is_sent() -> None:
+    probes: list[Part] = []
+
+    def destination(part: Part) -> Answer:
+        probes.extend([part] if part.control else [])
+        return refused(too_large=True)
+
+    bisection = bisection_of(singles(3))
+    carry_out(bisection, destination)
+    assert (len(bisection.rejected), bisection.learned_limit, len(probes)) == (3, None, 1)
+
+
+def test_a_bad_one_that_was_sent_alone_makes_no_later_request_smaller() -> None:
+    """The one before it was found by elimination, and may have been rejected for the size."""
+    destination = Destination(bad_customers=["u3", "u4"])
+    carry_out(bisection_of(singles(8)), destination)
+    assert [len(part.groups) for part in destination.asked] == [8, 4, 2, 1, 4, 2, 1, 3, 1]
 
 
 def test_one_item_that_is_too_large_in_any_company_makes_no_request_of_the_others_smaller() -> None:
