@@ -410,6 +410,7 @@ def test_after_a_clock_was_set_back_an_audit_waits_once_more(
     waiting = Audit.objects.get()
     assert waiting.next_at is not None
     assert timedelta(seconds=50) < waiting.next_at - now() <= timedelta(seconds=60)
+    assert "usable" not in words.result(waiting), "a planned wait"
     assert getattr(waiting, column) <= now()
 
 
@@ -684,6 +685,12 @@ def test_a_side_that_does_not_respond_for_a_day_ends_the_audit(
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
     audits.advance_all(gold.install_id, seconds=30)
+    waiting = Audit.objects.get(pk=asked.pk)
+    again = f"; {side} gave no usable response to the last request, which is repeated at {waiting.next_at:%H:%M:%S} UTC"
+    assert words.result(waiting).endswith(again)
+    waiting.started_at = waiting.settled_since_at = now() - timedelta(hours=1)
+    waiting.next_at = now() - timedelta(minutes=1)
+    assert "usable" not in words.result(waiting), "it was answered since"
     Audit.objects.update(started_at=now() - timedelta(days=1))
     assert finish(asked).problem == f"{side} did not respond until 1 day after the audit began."
 

@@ -1,9 +1,18 @@
 """The result of an audit in one sentence, the same on each page and in the command."""
 
+from datetime import timedelta
+
+from django.conf import settings
+from django.utils.timezone import now
+
 from audiences.agreement import sizes as sizes_of_sides
 from audiences.agreement.array_identifiers import MOST
 from audiences.agreement.audits import confidence
+from audiences.agreement.steps import Wait
 from audiences.models import Audit
+
+# How long after its planned time a step may begin. Shorter than the wait before a request is repeated.
+_SLACK = timedelta(seconds=5)
 
 
 def people(audit: Audit) -> int:
@@ -75,12 +84,30 @@ def odp_above_ledger(audit: Audit) -> int | None:
 def _so_far(audit: Audit) -> str:
     if audit.phase == Audit.Phase.SCAN:
         of = f" of {audit.lytics_size:,}" if audit.lytics_size is not None else ""
-        return f"{audit.scanned:,}{of} members read"
+        return f"{audit.scanned:,}{of} members read{_unanswered(audit, 'Lytics')}"
     if audit.phase == Audit.Phase.ODP:
-        return f"ODP asked about {audit.compared_with_odp:,} people"
+        return f"ODP asked about {audit.compared_with_odp:,} people{_unanswered(audit, 'ODP')}"
     if audit.phase == Audit.Phase.SETTLE and (stop := _stop(audit)):
         return f"the audience is {stop}, and its events wait until a person changes that"
     return "nothing to count yet"
+
+
+def _unanswered(audit: Audit, side: str) -> str:
+    """That the last request got no usable response, and when it is repeated. Only an audit that repeats one waits for
+    longer than the planned waits before its first request.
+    """
+    if audit.phase == Audit.Phase.SCAN:
+        planned_at, wait = audit.started_at, settings.AUDIT_SCAN_DELAY_SECONDS
+        first_at = audit.scan_began_at
+    else:
+        planned_at, wait, first_at = audit.settled_since_at, settings.AUDIT_SETTLE_SECONDS, None
+    if audit.next_at is None or planned_at is None or audit.next_at < now() - _SLACK:
+        return ""
+    first_at = first_at or planned_at + timedelta(seconds=max(Wait.LONG, wait) if wait else 0)
+    if audit.next_at <= first_at + _SLACK:
+        return ""
+    again = f"{audit.next_at:%H:%M:%S} UTC"
+    return f"; {side} gave no usable response to the last request, which is repeated at {again}"
 
 
 def _stop(audit: Audit) -> str:
