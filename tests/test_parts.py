@@ -156,13 +156,18 @@ def test_thirty_parts_are_kept(kept: int, days: int, settings: Settings) -> None
     assert parts.days() == days
 
 
-def test_a_new_audience_begins_in_the_newest_part(gold: Audience) -> None:
+def test_a_new_audience_begins_in_the_newest_part_and_all_move_to_the_next(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
     next_part()
     blue = make_audience(gold.install, "blue", provisioned=False)
     enter(blue, "a")
     drain_all(gold.install)
     assert parts_of(blue) == [2]
     assert_all_is_well(blue)
+    monkeypatch.setattr(parts, "AUDIENCES", 1)
+    next_part()
+    assert list(Audience.objects.values_list("part", "waiting_part")) == [(3, 3)] * 2
 
 
 def test_a_waiting_event_is_found_in_the_part_before(gold: Audience) -> None:

@@ -36,6 +36,7 @@ from tests.delivering import (
     runs_of,
 )
 from tests.lytics_api import Lytics
+from tests.test_pruning import delivery_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -170,12 +171,14 @@ def test_unfinished_resends_stop_and_open_requests_are_not_sent_again(gold: Audi
     )
     Lane.objects.update(lease_expires_at=now())
     Resend.objects.create(install=gold.install, audience=gold, kind="resync", total=2, by="me", reason="why")
+    other = make_install(name="Other")
+    others = [delivery_of(other, closed_at=None, outcome=""), delivery_of(other, outcome="unknown")]
     switch_off(gold.install)
     found = skips.skip(gold.install_id, by="me", reason="restored")
     assert (found.total, found.resends) == (3, 1)
     assert Resend.objects.get().stopped_by == "me"
-    assert not Delivery.objects.filter(closed_at=None).exists()
-    assert unconfirmed.doubtful(seconds=0) == []
+    assert Delivery.objects.get(closed_at=None) == others[0], "a skip ends no request of another install"
+    assert unconfirmed.doubtful(seconds=0) == [others[1].pk]
     assert [outcome for *_, outcome in runs_of(gold)] == ["delivered", "unknown", "skipped"]
 
 

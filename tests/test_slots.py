@@ -10,6 +10,7 @@ from celery.worker import state
 
 from audiences import wake
 from audiences.agreement import audits
+from audiences.delivery import provision
 from audiences.operations import resends, retiring
 from workers import app, drain, making, slots, tasks
 
@@ -87,12 +88,15 @@ def test_a_drain_that_ends_without_a_request_allows_another() -> None:
 
 
 @pytest.mark.parametrize("other", ["make", "resend", "a drain that creates an audience"])
-def test_only_the_delivery_of_a_drain_keeps_a_further_drain_from_starting(other: str) -> None:
+def test_only_the_delivery_of_a_drain_keeps_a_further_drain_from_starting(
+    other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provision, "provision_one", lambda *_, **__: True)
     slots.share_out(12)
     with ExitStack() as stack:
         if other == "a drain that creates an audience":
             hang(stack, WELL, 1)
-            slots.allow_another(WELL)
+            assert drain._make_one(WELL)
         else:
             stack.enter_context(slots.slot(WELL, drains=False))
         assert hang(stack, WELL, 2) == [True, False]
