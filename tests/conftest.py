@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from threading import Thread
@@ -162,6 +163,14 @@ def _deleted(tables: list[str]) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+@pytest.fixture
+def nobody_there() -> Iterator[str]:
+    """A reserved address without a listener."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
 
 
 # What templates read of a dataclass or a named tuple that doesn't have it; a template takes it for false.

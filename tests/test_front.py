@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -39,14 +38,6 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def nobody_there() -> Iterator[str]:
-    """A reserved address without a listener."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
 
 
 def call(install: Install | None, authorization: str = "wrong", **extra: Any) -> int:

@@ -8,13 +8,16 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
+from pytest_django.fixtures import Settings
 
+from audiences import redis_client
 from audiences.delivery import holds
 from audiences.front import charts, funnel
 from audiences.insight.probes import Proof
-from audiences.models import Install, Minute
-from tests.delivering import make_audience
+from audiences.models import FutureTime, Install, Minute, Receipt
+from tests.delivering import enter, make_audience
 from tests.test_admin import url
+from tests.test_front import beat
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
 
@@ -30,6 +33,10 @@ def happened(install: Install, minutes_ago: int, **values: Any) -> None:
     minute = now().replace(second=0, microsecond=0) - timedelta(minutes=minutes_ago)
     fixed = {"received": 0, "parked": 0, "delivered": 0, **values}
     Minute.objects.create(install=install, minute=minute, **fixed)
+
+
+def called(install: Install) -> None:
+    Receipt.objects.create(install=install, received_at=now(), bytes=1, messages=1, queued=1, parked=0, skipped=0)
 
 
 def steps(install: Install, hours: int = 6, proof: Proof | None = None) -> dict[str, Any]:
@@ -100,6 +107,50 @@ def test_the_page_of_an_install_loads_its_steps_and_its_troubles_alone(
     assert part.context["numbers"][0].label == "received"
     everywhere = {one.what for one in operator.get(NOW).context["alerts"]}
     assert {one.what for one in part.context["alerts"]} < everywhere
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("workers", "The worker worker-1@here is silent"),
+        ("redis", "Redis does not answer"),
+        ("draft", "Other is a draft"),
+        ("stalled", "Waiting events of Other are not sent"),
+        ("stalled elsewhere", ""),
+        ("times ahead", ""),
+    ],
+)
+def test_the_page_of_an_install_has_what_stops_every_install(
+    viewer: Client,
+    install: Install,
+    other: Install,
+    settings: Settings,
+    nobody_there: str,
+    trouble: str,
+    words: str,
+) -> None:
+    """Until now it said that all was well. A yellow trouble of the service is not repeated on each page."""
+    for one in (install, other):
+        called(one)
+    match trouble:
+        case "workers":
+            beat("worker-1@here", seconds_ago=120)
+        case "redis":
+            settings.REDIS_URL = nobody_there
+            redis_client.client.cache_clear()
+        case "draft":
+            Install.objects.update(key_accepted_at=None)
+        case "times ahead":
+            FutureTime.objects.create(
+                audience=make_audience(other, "gold"), sequence=1, claimed_ns=2**62, received_at=now()
+            )
+        case _:
+            # Two installs have waiting events, of which the first has waited longest.
+            for one in [install, other] if trouble == "stalled" else [install]:
+                enter(make_audience(one, "gold"), "kim")
+            settings.WORK_STUCK_SECONDS = 0
+    shown = [one.what for one in viewer.get(f"{NOW}?install={other.public_id}").context["alerts"]]
+    assert shown == ([words] if words else [])
 
 
 def test_all_troubles_of_one_install_have_pages_of_their_own(viewer: Client, install: Install, other: Install) -> None:

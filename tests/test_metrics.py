@@ -3,7 +3,6 @@
 import ast
 import importlib
 import re
-import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,14 +96,6 @@ def call(install: Install, *, authorization: str = "") -> int:
     authorization = authorization or install.tokens.get().secret
     path = f"/webhooks/lytics/{install.public_id}"
     return Client(headers={"Authorization": authorization}).post(path, body(message()), "application/json").status_code
-
-
-@pytest.fixture
-def nobody_there() -> Iterator[str]:
-    """A reserved address without a listener."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
 
 
 # --- Who may read it -----------------------------------------------------------------------------------------

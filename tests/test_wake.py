@@ -123,14 +123,6 @@ def test_a_worker_whose_clock_is_minutes_ahead_drops_no_message(broker: Any, wak
 # --- A broker that is gone, or worse --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def nobody_there() -> Iterator[str]:
-    """A reserved address without a listener."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
-
-
 def test_a_missing_broker_neither_fails_nor_delays_and_is_logged_once(
     settings: Settings, waker: wake._Waker, nobody_there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

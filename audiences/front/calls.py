@@ -28,6 +28,7 @@ from audiences.receiving.rejected_calls import RejectedCalls, has_calls
 # Kinds whose troubles are known only while Redis answers.
 REJECTED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD = "rejected", "unknown_url", "unreadable", "wrong_method"
 NOT_STORED = "not_stored"
+DRAFTS = "drafts"
 OF_REDIS = frozenset({REJECTED, NOT_STORED, UNKNOWN_URL, UNREADABLE, WRONG_METHOD, "task", "beat"})
 # Installs named in one item; it says how many more there are.
 NAMED = 10
@@ -347,7 +348,7 @@ def drafts(installs: list[Any]) -> list[Alert]:
     alone = len(waiting) == 1
     return [
         Alert(
-            "drafts",
+            DRAFTS,
             f"{waiting[0]} is a draft" if alone else f"{number(len(waiting))} installs are drafts",
             "ODP has not accepted "
             + ("its API key" if alone else f"the API keys of {', '.join(str(install) for install in waiting[:NAMED])}")

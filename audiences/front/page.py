@@ -10,7 +10,7 @@ from django.utils.timezone import now
 from audiences.admin.pages import count, list_url, number, span
 from audiences.admin.parked_groups import Group, sum_in_words
 from audiences.front import calls, lines, troubles
-from audiences.front.alerts import Extent, Number
+from audiences.front.alerts import Alert, Extent, Number
 from audiences.front.charts import Point, charts, chosen_hours, chosen_install, ranges, read
 from audiences.front.funnel import funnel
 from audiences.front.proofs import proof_number
@@ -42,9 +42,9 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 
 def front(request: HttpRequest, install: Install | None, points: list[Point]) -> dict[str, Any]:
-    """The numbers and troubles of all installs; or the funnel and the troubles of one install."""
+    """The numbers and troubles of all installs; or the funnel of one install and the troubles that concern it."""
     facts = troubles.facts(Extent(install.pk if install else None))
-    found = [alert for alert in troubles.alerts(facts) if install is None or alert.install == install.pk]
+    found = [alert for alert in troubles.alerts(facts) if install is None or _concerns(alert, install)]
     known, of_install = troubles.stored(found), install.public_id if install else ""
     listed = lines.listed(known, request, of_install=of_install) if request.GET.get(lines.ALL) else None
     return {
@@ -53,6 +53,13 @@ def front(request: HttpRequest, install: Install | None, points: list[Point]) ->
         "now_of": install,
         "numbers": funnel(install, points, facts.proofs) if install else _all_numbers(facts),
     }
+
+
+def _concerns(alert: Alert, install: Install) -> bool:
+    """Whether it is a trouble of the install, or a red one of the service, which stops every install or may do so."""
+    if alert.install is not None:
+        return alert.install == install.pk
+    return alert.tone == "bad" or alert.kind == calls.DRAFTS
 
 
 def _all_numbers(facts: Facts) -> list[Number]:

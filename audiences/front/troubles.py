@@ -90,7 +90,7 @@ def facts(extent: Extent = EVERYWHERE) -> Facts:
         pulse=heartbeats.pulse(),
         # When Redis doesn't respond, nothing else waits for its timeout again.
         silent_seconds=None if rejections is None else schedule.silent_seconds(),
-        stuck=stalled_work.stuck(),
+        stuck=stalled_work.stuck(install_id),
         rejections=rejections,
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),

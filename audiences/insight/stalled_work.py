@@ -41,14 +41,16 @@ class Stuck:
         return f"ready work has not moved since {self.since:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def stuck() -> Stuck | None:
-    """Audiences held by an error of this service, or else installs, without progress for ``WORK_STUCK_SECONDS``."""
-    unexpected, seconds = backoff.UNEXPECTED + "%", settings.WORK_STUCK_SECONDS
-    unexpected_making = provision.UNEXPECTED + "%"
-    faulty = _FAULTY.run(unexpected=unexpected, unexpected_making=unexpected_making, seconds=seconds).one()
+def stuck(install_id: int | None = None) -> Stuck | None:
+    """Audiences held by an error of this service, or else installs, without progress for ``WORK_STUCK_SECONDS``. Of one
+    install or of all.
+    """
+    unexpected, unexpected_making = backoff.UNEXPECTED + "%", provision.UNEXPECTED + "%"
+    asked = {"install": install_id, "unexpected": unexpected, "seconds": settings.WORK_STUCK_SECONDS}
+    faulty = _FAULTY.run(unexpected_making=unexpected_making, **asked).one()
     if faulty:
         return Stuck(faulty.name, faulty.since, faulty.reason, in_part=True)
-    stopped = _STUCK.run(unexpected=unexpected, seconds=seconds).one()
+    stopped = _STUCK.run(**asked).one()
     if stopped:
         return Stuck(stopped.name, stopped.since, stopped.reason, in_part=False)
     return None

@@ -1,4 +1,5 @@
--- Work that could be sent and isn't. Each statement gives at most one row: the install that has waited longest.
+-- Work that could be sent and isn't. Each statement gives at most one row: the install that has waited longest, or the
+-- one of the parameter "install" if that isn't NULL.
 
 -- name: stuck_install
 -- An install with ready work and without progress for the given seconds, and the reason of its last backoff.
@@ -20,7 +21,8 @@ waiting AS (
     FROM audiences_lane AS lane
     JOIN audiences_audience AS audience ON audience.id = lane.audience_id
     JOIN audiences_install AS install ON install.id = audience.install_id
-    WHERE install.enabled AND least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
+    WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
+        AND least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
         AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
         AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
             OR audience.hold_until_at <= clock_timestamp())
@@ -77,7 +79,8 @@ faulty AS (
 held AS (
     SELECT install.name, reason,
         greatest(since, CASE WHEN brake_reason NOT LIKE %(unexpected)s THEN brake_until_at END) AS since
-    FROM faulty JOIN audiences_install AS install ON install.id = install_id WHERE install.enabled
+    FROM faulty JOIN audiences_install AS install ON install.id = install_id
+    WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
 )
 SELECT name, since, reason FROM held WHERE since < clock_timestamp() - make_interval(secs => %(seconds)s)
 ORDER BY since LIMIT 1
