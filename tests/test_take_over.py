@@ -225,7 +225,8 @@ def test_a_pause_of_the_old_one_says_from_then_on_who_has_its_id(
     old, new = both
     holds.pause(old.lane, by="ada", reason="a campaign")
     assert take_over.take_over(new, old, by="sam", reason="x")
-    assert lane_of(old).pause_reason == f"Segment {NEW} took over its ODP id lytics_gold. x"
+    words = f"Segment {NEW} took over its ODP id lytics_gold. To end this, press Retire and then Resume. x"
+    assert lane_of(old).pause_reason == words
 
 
 def test_only_an_older_audience_is_taken_over(both: tuple[Audience, Audience]) -> None:

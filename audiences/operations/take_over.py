@@ -100,6 +100,8 @@ def _exchange(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     for pk, odp_id in ((old.pk, f"{ours} of {old.pk}"), (new.pk, theirs), (old.pk, ours)):
         provision.use_id(pk, odp_id)
     holds.resume(old.lane)
-    holds.pause(old.lane, by=by, reason=f"Segment {new.segment_id} took over its ODP id {theirs}. {reason}")
+    # Resuming it alone would show its members under an id where ODP has others.
+    words = f"Segment {new.segment_id} took over its ODP id {theirs}. To end this, press Retire and then Resume."
+    holds.pause(old.lane, by=by, reason=f"{words} {reason}")
     leaving = resends.leave(new, old, by=by, reason=reason)
     return leaving and resends.resync(ids[new.pk], by=by, reason=reason)
