@@ -105,3 +105,18 @@ def test_the_trouble_is_not_resolved_while_redis_is_away(settings: Settings, mon
     for _ in range(3):
         front.check()
     assert Trouble.objects.filter(kind="certificate", resolved_at=None, gone_at=None).exists()
+
+
+def test_the_trouble_is_not_resolved_because_redis_was_emptied(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.PUBLIC_URL = "https://localhost"
+    monkeypatch.setattr(certificate, "known", lambda: certificate.Certificate(problem="self-signed certificate"))
+    front.check()
+    monkeypatch.setattr(certificate, "known", lambda: None)
+    front.check()
+    open_one = Trouble.objects.filter(kind="certificate", gone_at=None)
+    assert open_one.exists()
+    open_one.update(last_seen_at=now() - timedelta(minutes=16))
+    front.check()
+    assert not open_one.exists(), "no worker can read it any more"

@@ -187,7 +187,8 @@ def _unheard(pulse: Pulse, extent: Extent) -> list[Alert]:
 
 def check() -> None:
     """Store the current troubles, and queue messages about the new and the resolved ones. Troubles that may last stay
-    open: of a kind with more than ``FOLLOWED``, and of the kinds that only Redis knows while it doesn't respond.
+    open: of a kind with more than ``FOLLOWED``, and of the kinds that only Redis knows while it doesn't respond, or
+    until what it lost is known again.
 
     The rhythm of the calls is learned from the calls since the last check.
     """
@@ -201,6 +202,8 @@ def check() -> None:
     unknown = {alert.kind for alert in found if alert.is_rest}
     if known.rejections is None:
         unknown |= {*calls.OF_REDIS, certificate.KIND}
+    if certificate.is_unknown(known.certificate):
+        unknown.add(certificate.KIND)
     listed = [alert for alert in found if not alert.is_rest]
     troubles.check(map(_seen, [*listed, *_rests(found)]), unknown=unknown)
 
