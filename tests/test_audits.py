@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,7 +20,7 @@ from audiences import lytics_account, naming, sessions
 from audiences.agreement import asking_odp, audits, comparing, odp_reasons, repairs, scanning, words
 from audiences.agreement.steps import Step
 from audiences.delivery import holds, leases
-from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, ScannedMember
+from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, Parked, ScannedMember
 from audiences.operations import resends
 from lytics import times
 from odp import graphql
@@ -190,6 +190,8 @@ def test_each_kind_of_difference_is_found_named_and_explained(
 ) -> None:
     lytics.members = ["ann", "bob", "cyd", "gus", "fay"]
     set_in_odp(odp, "ann", False)
+    closed = {"closed_at": now(), "resolution": "discarded"}
+    Parked.objects.create(install=shop, audience=gold, identifier="fay", reason="refused_by_odp", **closed)
     done = audit(gold)
     assert found(done) == {
         "dan": Kind.NOT_IN_LYTICS,
@@ -569,12 +571,20 @@ def test_an_audit_that_waits_for_its_audience_takes_no_place_of_the_schedule(
 
 
 def test_an_expired_scan_begins_again(gold: Audience, lytics: Lytics) -> None:
-    expired = iter([True])
-    lytics.answer = lambda path, query: (
-        (400, {"message": "token too old"}) if query.get("start") == ["4"] and next(expired, False) else None
-    )
+    expired_at: list[datetime] = []
+
+    def expire(path: str, query: dict[str, list[str]]) -> tuple[int, Any] | None:
+        if query.get("start") != ["4"] or expired_at:
+            return None
+        expired_at.append(now())
+        lytics.members.remove("ann")
+        return 400, {"message": "token too old"}
+
+    lytics.answer = expire
     done = audit(gold)
-    assert (done.scan_starts, done.scanned, done.differing) == (1, 5, 0)
+    assert (done.scan_starts, done.scanned, found(done)) == (1, 4, {"ann": Kind.NOT_IN_LYTICS})
+    assert done.scan_began_at is not None
+    assert done.scan_began_at > expired_at[0]
 
 
 def test_a_scan_in_a_circle_ends(gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -769,7 +779,10 @@ def test_a_repair_of_a_passthrough_audience_moves_the_time_only_of_what_was_comp
     gold, began = make_audience(shop), now()
     done = Audit.objects.create(install=shop, audience=gold, before_sequence=1, scan_began_at=began)
     Membership.objects.create(audience=gold, identifier="ann", is_member=True, sequence=sequence, occurred_ns=7)
-    Difference.objects.create(audit=done, identifier="ann", kind=Kind.NOT_IN_ODP)
+    for who in ("ann", "bob"):
+        Difference.objects.create(audit=done, identifier=who, kind=Kind.NOT_IN_ODP)
+    ends = [repairs.facts(done, after=after, limit=1)[1:] for after in ("", "ann", "bob")]
+    assert ends == [("ann", False), ("bob", False), ("bob", True)]
     ((fact,), _, _) = repairs.facts(done, after="", limit=9)
     assert fact.occurred_ns == (times.from_moment(began) if sequence == 1 else 7)
 
