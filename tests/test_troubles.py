@@ -1102,6 +1102,15 @@ def test_when_a_named_trouble_is_resolved_another_one_is_named(receiver: Receive
     assert told.get(install=first[0]).resolved_at is not None
 
 
+def test_a_creation_that_fails_with_other_5xx_is_the_same_trouble(receiver: Receiver, install: Install) -> None:
+    audience, at = make_audience(install, "gold"), now()
+    held = {"provisioned_at": None, "hold_since_at": at, "hold_until_at": at, "hold_failures": 1}
+    for reason in ("HTTP 503: down", "HTTP 502: Bad Gateway", "HTTP 503"):
+        Audience.objects.filter(pk=audience.pk).update(**held, hold_reason=reason)
+        front.check()
+    assert Trouble.objects.filter(kind="creation").count() == 1
+
+
 @pytest.mark.parametrize("kind", ["blocked", "creation"])
 def test_the_message_about_the_rest_counts_audiences_where_a_trouble_has_several(receiver: Receiver, kind: str) -> None:
     many_installs(12, key_accepted_at=now())

@@ -1,5 +1,6 @@
 """Front page alerts about installs, audiences and parked items: the problem, since when, and the button to press."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -37,6 +38,9 @@ from lytics.reasons import NO_IDENTIFIER, UNUSABLE_IDENTIFIER
 
 # A timestamp as nanoseconds since 1970.
 _NANOSECONDS = "(extract(epoch FROM %(expressions)s) * 1000000000)::bigint"
+
+# An ODP that fails answers now 502, now 503 or 504: that is one trouble.
+_ANY_5XX = re.compile(r"\b5\d\d\b")
 
 
 def installs_on_hold(installs: list[Any], waiting: Mapping[int, Backlog]) -> list[Alert]:
@@ -192,7 +196,7 @@ def creations_on_hold(extent: Extent) -> list[Alert]:
                     *([buttons(first, "retry")] if alone else []),
                 ),
                 install=first.install_id,
-                cause=f"{is_new} {first.hold_reason.partition(':')[0]}",
+                cause=f"{is_new} {_ANY_5XX.sub('5xx', first.hold_reason.partition(':')[0])}",
                 many=group.lanes,
                 bulk=None if alone or state.rejects_key(first.hold_reason) else _retry_all(first, group.lanes),
             )
