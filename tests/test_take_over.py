@@ -15,7 +15,7 @@ from audiences.delivery import holds
 from audiences.delivery.leases import LeaseLostError
 from audiences.front import lines
 from audiences.models import Audience, Delivery, GuidedChange, Install, Membership, Resend, Run
-from audiences.operations import resends, take_over
+from audiences.operations import resends, retiring, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, block_all, claim, drain_all, enter, lane_of, lease_runs_out
@@ -227,6 +227,22 @@ def test_a_pause_of_the_old_one_says_from_then_on_who_has_its_id(
     assert take_over.take_over(new, old, by="sam", reason="x")
     words = f"Segment {NEW} took over its ODP id lytics_gold. To end this, press Retire and then Resume. x"
     assert lane_of(old).pause_reason == words
+
+
+def test_the_old_one_is_resumed_only_once_it_is_retired(
+    operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    """ODP has the members of the new one under its new id, and none of its own."""
+    old, new = both
+    press(operator, "take-over", new)
+    send_all(shop)
+    address = reverse("admin:audiences_audience_resume", args=[old.pk])
+    assert operator.get(address).status_code == 302
+    assert operator.post(address, {"seen": str(lane_of(old).paused_at)}).status_code == 302
+    assert lane_of(old).paused_at is not None
+    assert retiring.retire(Audience.objects.get(pk=old.pk), by="ada", reason="made anew in May")
+    press(operator, "resume", Audience.objects.get(pk=old.pk))
+    assert lane_of(old).paused_at is None
 
 
 def test_only_an_older_audience_is_taken_over(both: tuple[Audience, Audience]) -> None:

@@ -71,7 +71,7 @@ class Resume(Verb[Audience]):
     name, label, icon, permission = "resume", "Resume", "play_arrow", "audiences.resume_audience"
 
     def offered(self, audience: Audience) -> bool:
-        return audience.lane.paused_at is not None
+        return audience.lane.paused_at is not None and not take_over.has_lost_its_id(audience)
 
     def seen(self, audience: Audience) -> str:
         return str(audience.lane.paused_at)

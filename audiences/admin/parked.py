@@ -184,7 +184,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
         if confirmed and asked.is_valid():
             return self._done(request, items, verb=verb, reason=asked.cleaned_data.get("reason", ""), back=back)
         consequences = {
-            "Release": f"{count(len(items), 'item')} are read or sent again. What still can't be read stays here.",
+            "Release": f"Reads or sends again {count(len(items), 'item')}. What still can't be read stays here.",
             "Discard": f"{count(len(items), 'item')} will be discarded: they never reach ODP and can't be released"
             " any more.",
         }
@@ -259,7 +259,7 @@ class ParkedAdmin(HistoryAdmin[Parked]):
             title=f"Release all parked for: {words(reason)}",
             label=f"Release {up_to_bound(total)}",
             danger=False,
-            consequence=f"{items(total)} are read or sent again. What still can't be read stays here.",
+            consequence=f"Reads or sends again {items(total)}. What still can't be read stays here.",
             form=asked,
             hidden={"seen": seen, "upto": newest},
             back=back,

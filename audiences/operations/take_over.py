@@ -13,7 +13,7 @@ from django.utils.timezone import now
 
 from audiences import sql
 from audiences.delivery import holds, provision
-from audiences.models import Audience, GuidedChange, Lane, Retirement, Run
+from audiences.models import Audience, GuidedChange, Lane, Resend, Retirement, Run
 from audiences.operations import resends, retiring
 from audiences.wake import wake
 
@@ -72,6 +72,16 @@ def problem_of(old: Audience) -> str:
     return ""
 
 
+def has_lost_its_id(audience: Audience) -> bool:
+    """Whether another audience took over the ODP id and nothing of this one was sent to ODP since. Delivering again
+    would show its members under an id where ODP has others, so it has to be retired first.
+    """
+    if audience.provisioned_at is not None or audience.lane.retired_at is not None:
+        return False
+    taken = Resend.objects.filter(kind=Resend.Kind.LEAVE, install=audience.install_id, upto=audience.pk)
+    return taken.exists() and not Retirement.objects.filter(retiring.UNFINISHED, audience=audience).exists()
+
+
 def take_over(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     """Move the old audience's ODP id to the new audience, pause the old one, and send what follows from the change.
 
@@ -100,7 +110,6 @@ def _exchange(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     for pk, odp_id in ((old.pk, f"{ours} of {old.pk}"), (new.pk, theirs), (old.pk, ours)):
         provision.use_id(pk, odp_id)
     holds.resume(old.lane)
-    # Resuming it alone would show its members under an id where ODP has others.
     words = f"Segment {new.segment_id} took over its ODP id {theirs}. To end this, press Retire and then Resume."
     holds.pause(old.lane, by=by, reason=f"{words} {reason}")
     leaving = resends.leave(new, old, by=by, reason=reason)
