@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from html import unescape
 from typing import Any
 
-from django.db.models import Q, Subquery
+from django.db.models import Count, Min, Q, Subquery
 from django.utils.html import strip_tags
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
@@ -14,7 +14,6 @@ from django.utils.timezone import now
 from audiences import readiness
 from audiences.admin import parked_groups
 from audiences.admin.pages import last_call, list_url
-from audiences.admin.troubles import is_muted
 from audiences.front import (
     audits,
     calls,
@@ -152,15 +151,16 @@ def stored(found: list[Alert]) -> list[tuple[Alert, Trouble | None]]:
     Unlisted troubles without a trouble for their rest get a muted one of their kind, if all of the kind are muted.
     """
     keys = [_seen(alert).key for alert in found]
-    unlisted = {alert.kind for alert in found if alert.is_rest}
-    known: dict[str, Trouble] = {}
-    of_kind: dict[str, list[Trouble]] = {}
-    for trouble in Trouble.objects.filter(Q(key__in=keys) | Q(kind__in=unlisted), resolved_at=None).order_by("pk"):
-        known[trouble.key] = trouble
-        of_kind.setdefault(trouble.kind, []).append(trouble)
-    muted = {kind: some[0] for kind, some in of_kind.items() if kind in unlisted and all(map(is_muted, some))}
+    still = Trouble.objects.filter(resolved_at=None)
+    known = {trouble.key: trouble for trouble in still.filter(key__in=keys)}
+    # Hundreds may be open, so PostgreSQL counts them.
+    muted = Count("pk", filter=Q(muted_until__gt=now()))
+    rows = still.order_by().values_list("kind").annotate(Min("pk"), unmuted=Count("pk") - muted)
+    firsts = {kind: first for kind, first, unmuted in rows if not unmuted}
+    unlisted = {alert.kind for alert in found if alert.is_rest} & firsts.keys()
+    of_rest = {trouble.kind: trouble for trouble in still.filter(pk__in=[firsts[kind] for kind in unlisted])}
     return [
-        (alert, known.get(key, muted.get(alert.kind) if alert.is_rest else None))
+        (alert, known.get(key, of_rest.get(alert.kind) if alert.is_rest else None))
         for alert, key in zip(found, keys, strict=True)
     ]
 

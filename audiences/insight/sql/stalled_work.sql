@@ -9,6 +9,16 @@
 -- install, an audience, a parked item or a resend, or when a backoff or a hold ends.
 -- One statement, because the installs and their work must be read at the same moment.
 WITH
+-- Installs that are on and got no response in the given seconds. Only their lanes are read: with many lanes, that saves
+-- nearly all of the time while deliveries succeed.
+silent AS MATERIALIZED (
+    SELECT install.* FROM audiences_install AS install
+    WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
+        AND (SELECT closed_at FROM audiences_delivery AS delivery
+            WHERE delivery.install_id = install.id AND closed_at IS NOT NULL
+                AND outcome NOT IN ('', 'unknown', 'retry_later')
+            ORDER BY id DESC LIMIT 1) >= clock_timestamp() - make_interval(secs => %(seconds)s) IS NOT TRUE
+),
 -- Lanes with events to send that no person, block, retirement or hold of the audience stops, and when their next event
 -- arrived.
 waiting AS (
@@ -20,9 +30,8 @@ waiting AS (
                 AND event.part BETWEEN audience.waiting_part AND audience.part) AS head_at
     FROM audiences_lane AS lane
     JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-    JOIN audiences_install AS install ON install.id = audience.install_id
-    WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
-        AND least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
+    JOIN silent AS install ON install.id = audience.install_id
+    WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
         AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
         AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
             OR audience.hold_until_at <= clock_timestamp())
