@@ -451,7 +451,7 @@ def test_groups_of_parked_items_and_their_confirmations_say_at_most_ten_thousand
         reverse("admin:index"): ("more than 10,000 parked: ", "more than 20,001"),
         reverse("admin:audiences_parked_changelist"): ('ls-bad">more than 10,000</span>',),
         discard: ("Discard more than 10,000", "more than 10,000 items will be discarded"),
-        release: ("Release more than 10,000", "more than 10,000 items are read"),
+        release: ("Release more than 10,000", "more than 10,000 items. What"),
     }
     for url, words in shown.items():
         page = visitor.get(url).content.decode()
