@@ -77,8 +77,8 @@ def pages(bench: Bench) -> None:
     bench.record(NOW, found["/admin/"][0])
     for address, (ms, queries) in slowest_first:
         print(f"{ms:8.0f} ms  {queries:4.0f} queries  {address}", flush=True)
-    slowest = ", ".join(f"{ms:.0f} ms for `{address}`" for address, (ms, _) in slowest_first[:NOTED])
-    bench.note(f"The {NOTED} slowest of {len(found)} pages: {slowest}.")
+    slowest = "; ".join(f"`{address}` {ms:.0f} ms" for address, (ms, _) in slowest_first[:NOTED])
+    bench.note(f"Pages, slowest first ({NOTED} of {len(found)}): {slowest}.")
 
 
 def main(installs: int, audiences: int, events: int) -> None:
