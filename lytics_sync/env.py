@@ -58,7 +58,7 @@ def refuse_former_names() -> None:
         raise ImproperlyConfigured(f"Settings were renamed: {', '.join(found)}. Set them by their new names only.")
 
 
-# A host name, also one that begins with a dot for its subdomains, an address, or "*".
+# A host name, an IP address or "*". A dot before a host name includes its subdomains.
 _HOST = re.compile(r"\*|\.?[^\s/:\[\]@]+|\[[0-9A-Fa-f:.]+\]")
 
 

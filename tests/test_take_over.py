@@ -232,7 +232,7 @@ def test_a_pause_of_the_old_one_says_from_then_on_who_has_its_id(
 def test_the_old_one_is_resumed_only_once_it_is_retired(
     operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
 ) -> None:
-    """ODP has the members of the new one under its new id, and none of its own."""
+    """Its ODP id was the one of the new audience before, so ODP has the members of that audience there."""
     old, new = both
     press(operator, "take-over", new)
     send_all(shop)

@@ -46,7 +46,7 @@ from audiences.operations.troubles import Seen
 from audiences.receiving import rejected_calls
 from audiences.receiving.rejected_calls import RejectedCalls
 
-# A check reads at most this many troubles of each kind. With fewer it would not notice that one of many was resolved.
+# The most troubles of each kind that a check reads. While a kind has more, the check resolves none of that kind.
 FOLLOWED = 500
 
 
