@@ -19,7 +19,7 @@ from pytest_django.fixtures import Settings
 from xdist.scheduler import LoadFileScheduling
 
 from audiences import redis_client, tallies
-from audiences.insight import failures, schedule
+from audiences.insight import certificate, failures, schedule
 from audiences.models import Install
 from audiences.operations import attempts
 from audiences.receiving import invalid_tokens, rejected_calls, tokens
@@ -214,35 +214,38 @@ def nobody_was_refused_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invalid_tokens, "_minute", lambda: 0)
 
 
-@pytest.fixture
-def no_failed_tasks() -> None:
-    """Redis keeps the failed tasks of earlier tests and the time of the last scheduled one, and *Now* shows them."""
+@pytest.fixture(scope="session")
+def emptied() -> Iterator[redis.Redis]:
     with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
-        connected.delete(schedule.KEY, *map(failures._key, failures.TASKS))
+        yield connected
+
+
+@pytest.fixture(autouse=True)
+def redis_shows_nothing_of_earlier_tests(emptied: redis.Redis) -> None:
+    """Rejected calls, failed tasks, the time of the last scheduled one, and the certificate are on *Now*."""
+    rejected = emptied.keys(f"{rejected_calls._PREFIX}*")
+    emptied.delete(schedule.KEY, certificate.KEY, *map(failures._key, failures.TASKS), *rejected)
 
 
 @pytest.fixture
-def viewer(db: None, no_failed_tasks: None) -> Client:
+def viewer(db: None) -> Client:
     return someone("viewer")
 
 
 @pytest.fixture
-def operator(db: None, no_failed_tasks: None) -> Client:
+def operator(db: None) -> Client:
     return someone("operator")
 
 
 @pytest.fixture
-def boss(db: None, no_failed_tasks: None) -> Client:
+def boss(db: None) -> Client:
     return someone("admin")
 
 
 @pytest.fixture
 def broker() -> Iterator[redis.Redis]:
-    """Redis, which holds no count of refused calls from any test before."""
     redis_client.client.cache_clear()
     with redis.Redis.from_url(django.conf.settings.REDIS_URL) as connected:
-        if keys := connected.keys(f"{rejected_calls._PREFIX}*"):
-            connected.delete(*keys)
         yield connected
     redis_client.client.cache_clear()
 

@@ -343,7 +343,6 @@ def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch
     assert Forgotten.objects.get(ended_at=None) == asked[0]
 
 
-@pytest.mark.usefixtures("no_failed_tasks")
 def test_forgetting_that_fails_is_shown_and_tried_again(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = forgetting.ask(shop, "kim", tell_odp=False, by="dpo")
     assert asked is not None

@@ -539,7 +539,6 @@ def test_two_operators_who_press_at_once_start_one_resend(shop: Install, gold: A
     assert resends.resync(gold, by="ada", reason="once more")
 
 
-@pytest.mark.usefixtures("no_failed_tasks")
 def test_a_failing_resend_is_shown_and_does_not_delay_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:

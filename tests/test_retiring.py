@@ -807,7 +807,6 @@ def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
     assert Retirement.objects.get().done == 0, "a resend may wake the worker"
 
 
-@pytest.mark.usefixtures("no_failed_tasks")
 def test_a_retirement_that_fails_does_not_delay_the_others(
     shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
