@@ -3,9 +3,9 @@
 from typing import Any
 
 from django.http import HttpRequest
-from django.urls import reverse
 
 from audiences.admin import customer
+from audiences.admin.addresses import address
 from audiences.index_order import index_order
 from audiences.models import Parked
 
@@ -16,7 +16,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
         return {
             "title": title,
             "icon": icon,
-            "link": reverse(page),
+            "link": address(page),
             "permission": lambda _: allowed,
             **more,
         }
@@ -25,7 +25,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
         return item(title, icon, f"admin:{app}_{model}_changelist", f"{app}.view_{model}", **more)
 
     live = request.user.has_perms(["audiences.view_receipt", "audiences.view_delivery"])
-    deliveries = reverse("admin:audiences_delivery_changelist")
+    deliveries = address("admin:audiences_delivery_changelist")
     # Ordered like the index of open items, so that PostgreSQL reads one open item. For exists(), it might scan closed
     # items first.
     with index_order():
@@ -54,7 +54,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
                     "send",
                     "delivery",
                     # The page Live has a URL below the deliveries.
-                    active=request.path.startswith(deliveries) and request.path != reverse("admin:audiences_live"),
+                    active=request.path.startswith(deliveries) and request.path != address("admin:audiences_live"),
                 ),
                 table("Resends", "replay", "resend"),
                 table("Audits", "balance", "audit"),

@@ -13,7 +13,7 @@ from django.core.paginator import Page, Paginator
 from django.db import DataError
 from django.db.models import Model, OuterRef, QuerySet
 from django.http import HttpRequest
-from django.urls import path, reverse
+from django.urls import path
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
@@ -22,6 +22,7 @@ from django.utils.text import capfirst
 from django.utils.timezone import now
 
 from audiences.admin import csv_file, verbs
+from audiences.admin.addresses import address
 from audiences.admin.filters import COUNTED, PER_PAGE
 from audiences.admin.parameters import DIGITS, whole_number
 from audiences.insight import horizons, trials
@@ -278,11 +279,11 @@ def last_call() -> QuerySet[Receipt, Any]:
 
 
 def url_of(instance: Model) -> str:
-    return reverse(f"admin:{instance._meta.app_label}_{instance._meta.model_name}_change", args=[instance.pk])
+    return address(f"admin:{instance._meta.app_label}_{instance._meta.model_name}_change", instance.pk)
 
 
 def list_url(model: type[Model], **query: str | int) -> str:
-    url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+    url = address(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
     return f"{url}?{urlencode(query)}" if query else url
 
 
@@ -295,9 +296,7 @@ def link(instance: Model | None, text: object = None) -> SafeString | str:
 def numbered(model: type[Model], ids: Iterable[int]) -> SafeString:
     """Links to rows by their ids alone; empty when there are none."""
     url = f"admin:{model._meta.app_label}_{model._meta.model_name}_change"
-    return format_html_join(
-        ", ", '<a class="ls-link" href="{}">{}</a>', ((reverse(url, args=[pk]), f"{pk:,}") for pk in ids)
-    )
+    return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', ((address(url, pk), f"{pk:,}") for pk in ids))
 
 
 def pill(state: State) -> SafeString:

@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
-from django.urls import reverse
 
 from audiences import sql
+from audiences.admin.addresses import address
 from audiences.admin.filters import COUNTED
 from audiences.admin.pages import ago, list_url, number, up_to_bound
 from audiences.admin.parked_reasons import can_be_released, hint, words
@@ -98,8 +98,8 @@ def in_words(groups: Iterable[Group], releases: Iterable[Resend] | None = None) 
             "url": list_url(Parked, reason=group.reason, install__id__exact=group.install),
             "going": (group.install, group.reason) in going,
             "can_release": can_be_released(group.reason),
-            "discard": reverse("admin:audiences_parked_discard_group", args=[group.install, group.reason]),
-            "release": reverse("admin:audiences_parked_release_group", args=[group.install, group.reason]),
+            "discard": address("admin:audiences_parked_discard_group", group.install, group.reason),
+            "release": address("admin:audiences_parked_release_group", group.install, group.reason),
         }
         for group in groups
     ]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.http import urlencode
 
 from audiences.admin import verbs
+from audiences.admin.addresses import address
 from audiences.admin.pages import count, list_url, number
 from audiences.admin.verbs import Verb
 
@@ -69,8 +70,8 @@ def urls(admin: "OperatorAdmin[M]", *offered: Together[M]) -> list[URLPattern]:
 
 def url(thing: Model, name: str) -> str:
     """The address of the button for ``thing`` and all objects with its trouble. It returns to the page Now."""
-    address = reverse(f"admin:{_name(type(thing), name)}", args=[thing.pk])
-    return f"{address}?{urlencode({'next': reverse('admin:index')})}"
+    page = address(f"admin:{_name(type(thing), name)}", thing.pk)
+    return f"{page}?{urlencode({'next': address('admin:index')})}"
 
 
 def _name(model: type[Model], name: str) -> str:

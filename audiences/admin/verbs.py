@@ -22,10 +22,12 @@ from django.db.models.functions import Cast
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from unfold.widgets import UnfoldAdminTextareaWidget
+
+from audiences.admin.addresses import address
 
 if TYPE_CHECKING:
     from audiences.admin.pages import OperatorAdmin
@@ -158,7 +160,7 @@ def _name(admin: "OperatorAdmin[M]", verb: Verb[M]) -> str:
 
 
 def _url(admin: "OperatorAdmin[M]", verb: Verb[M], instance: M) -> str:
-    return reverse(f"admin:{_name(admin, verb)}", args=[instance.pk])
+    return address(f"admin:{_name(admin, verb)}", instance.pk)
 
 
 def urls(admin: "OperatorAdmin[M]") -> list[URLPattern]:
@@ -217,9 +219,7 @@ def approach(admin: "OperatorAdmin[M]", verb: Verb[M], request: HttpRequest, pk:
     instance = admin.get_queryset(request).filter(pk=pk).first()
     if instance is None:
         raise Http404
-    return instance, way_back(
-        request, reverse(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[pk])
-    )
+    return instance, way_back(request, address(f"admin:{admin.opts.app_label}_{admin.opts.model_name}_change", pk))
 
 
 def confirmation(request: HttpRequest, admin: "OperatorAdmin[M]", **context: Any) -> HttpResponse:

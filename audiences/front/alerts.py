@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from django.contrib import admin
 from django.db.models import Count, Model, QuerySet, Window
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.safestring import SafeString
 
 from audiences.admin import verbs
+from audiences.admin.addresses import address
 from audiences.admin.pages import OperatorAdmin, ago, url_of
 from audiences.admin.troubles import is_muted, mute_in_words
 from audiences.admin.verbs import Button
@@ -117,7 +117,7 @@ def buttons(instance: Model, *names: str, back: str = "", known_offered: bool = 
         page(type(instance)),
         request,
         instance,
-        back=back or reverse("admin:index"),
+        back=back or address("admin:index"),
         only=names,
         known_offered=known_offered,
     )

@@ -73,7 +73,9 @@ def _merged(rows: Iterable[Counted], reason: Callable[[Lane], Hashable]) -> Grou
     counted = {row.audience_id: row for row in rows}
     if not counted:
         return Groups()
-    lanes = Lane.objects.select_related("audience__install").in_bulk(list(counted))
+    lanes = (
+        Lane.objects.select_related("audience__install").defer("audience__install__odp_api_key").in_bulk(list(counted))
+    )
     merged: dict[Hashable, Group] = {}
     for audience_id, row in counted.items():
         if (lane := lanes.get(audience_id)) is not None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.http import urlencode
 
 from audiences.admin import together
+from audiences.admin.addresses import address
 from audiences.admin.pages import ago, number
 from audiences.admin.troubles import Mute, is_muted, mute_in_words
 from audiences.front.alerts import Alert, Offer, Shown, buttons, link
@@ -106,7 +106,7 @@ def listed(known: Iterable[Known], request: HttpRequest, *, of_install: str) -> 
 def url_of_all(of_install: str, **more: Any) -> str:
     """The address of the list of all troubles, of which ``more`` chooses a kind or a page."""
     query = {ALL: "all", **({"install": of_install} if of_install else {}), **more}
-    return f"{reverse('admin:index')}?{urlencode(query)}"
+    return f"{address('admin:index')}?{urlencode(query)}"
 
 
 def _worst_first(known: Iterable[Known]) -> list[Known]:

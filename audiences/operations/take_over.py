@@ -39,7 +39,7 @@ def undecided_pairs(limit: int, install_id: int | None = None) -> tuple[list[tup
     if not pairs:
         return [], 0
     ids = {pk for pair in pairs for pk in (pair.id, pair.older_id)}
-    found = Audience.objects.select_related("install", "lane").in_bulk(ids)
+    found = Audience.objects.select_related("install", "lane").defer("install__odp_api_key").in_bulk(ids)
     shown = [(found[pair.id], found[pair.older_id]) for pair in pairs if pair.id in found and pair.older_id in found]
     return shown, pairs[0].total
 

@@ -51,20 +51,24 @@ pressed AS (
     JOIN django_content_type AS kind ON kind.id = entry.content_type_id
     WHERE kind.app_label = 'audiences' AND kind.model IN ('install', 'audience', 'parked', 'resend')
 ),
--- Installs that are not in backoff, with the time of their last progress.
-moved AS (
+-- Installs that are not in backoff, with the time of their last response or button, or since when work is ready. The
+-- oldest come first, and are asked in this order for their audiences: with many audiences, that is felt.
+moved AS MATERIALIZED (
     SELECT ready.*, greatest(since,
         (SELECT max(closed_at) FROM (SELECT closed_at FROM audiences_delivery AS delivery
             WHERE delivery.install_id = ready.id AND closed_at IS NOT NULL
                 AND outcome NOT IN ('', 'unknown', 'retry_later')
             ORDER BY id DESC LIMIT 1) AS last),
-        (SELECT max(provisioned_at) FROM audiences_audience AS audience WHERE audience.install_id = ready.id),
         (SELECT max(action_time) FROM pressed)) AS moved_at
     FROM ready WHERE held_until IS NULL OR held_until <= clock_timestamp()
+    ORDER BY moved_at
 )
-SELECT name, moved_at AS since, reason FROM moved
-WHERE moved_at < clock_timestamp() - make_interval(secs => %(seconds)s)
-ORDER BY moved_at LIMIT 1
+SELECT name, greatest(moved_at, made_at) AS since, reason
+FROM moved CROSS JOIN LATERAL (
+    SELECT max(provisioned_at) AS made_at FROM audiences_audience AS audience WHERE audience.install_id = moved.id
+) AS made
+WHERE greatest(moved_at, made_at) < clock_timestamp() - make_interval(secs => %(seconds)s)
+LIMIT 1
 
 -- name: faulty_audience
 -- The install of an audience whose ready work has failed for the given seconds because of an error of this service, and
@@ -80,7 +84,8 @@ faulty AS (
     UNION ALL
     SELECT audience.install_id, audience.hold_since_at, audience.hold_reason
     FROM audiences_audience AS audience JOIN audiences_lane AS lane ON audience.id = lane.audience_id
-    WHERE audience.hold_reason LIKE %(unexpected_making)s AND audience.provisioned_at IS NULL
+    WHERE audience.hold_failures > 0 AND audience.hold_reason LIKE %(unexpected_making)s
+        AND audience.provisioned_at IS NULL
         AND audience.last_sequence > lane.delivered_sequence
         AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
 ),
