@@ -1,5 +1,5 @@
--- Work that could be sent and isn't. Each statement gives at most one row: the install that has waited longest, or the
--- one of the parameter "install" if that isn't NULL.
+-- Work that could be sent and isn't. Each statement gives at most one row: the install where that has lasted longest, or
+-- the one of the parameter "install" if that isn't NULL.
 
 -- name: stuck_install
 -- An install with ready work and without progress for the given seconds, and the reason of its last backoff.
@@ -9,39 +9,6 @@
 -- install, an audience, a parked item or a resend, or when a backoff or a hold ends.
 -- One statement, because the installs and their work must be read at the same moment.
 WITH
--- Installs that are on and got no response in the given seconds. Only their lanes are read: with many lanes, that saves
--- nearly all of the time while deliveries succeed.
-silent AS MATERIALIZED (
-    SELECT install.* FROM audiences_install AS install
-    WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
-        AND (SELECT closed_at FROM audiences_delivery AS delivery
-            WHERE delivery.install_id = install.id AND closed_at IS NOT NULL
-                AND outcome NOT IN ('', 'unknown', 'retry_later')
-            ORDER BY id DESC LIMIT 1) >= clock_timestamp() - make_interval(secs => %(seconds)s) IS NOT TRUE
-),
--- Lanes with events to send that no person, block, retirement or hold of the audience stops, and when their next event
--- arrived.
-waiting AS (
-    SELECT install.id, install.name, install.brake_reason,
-        CASE WHEN audience.provisioned_at IS NULL THEN audience.hold_until_at END AS hold_until_at,
-        CASE WHEN install.brake_reason LIKE %(unexpected)s THEN NULL ELSE install.brake_until_at END AS held_until,
-        (SELECT received_at FROM audiences_event AS event
-            WHERE event.audience_id = audience.id AND event.sequence = lane.delivered_sequence + 1
-                AND event.part BETWEEN audience.waiting_part AND audience.part) AS head_at
-    FROM audiences_lane AS lane
-    JOIN audiences_audience AS audience ON audience.id = lane.audience_id
-    JOIN silent AS install ON install.id = audience.install_id
-    WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
-        AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
-        AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
-            OR audience.hold_until_at <= clock_timestamp())
-),
--- The same by install. "since" is when its work became ready.
-ready AS (
-    SELECT id, name, max(brake_reason) AS reason,
-        greatest(min(head_at), max(held_until), max(hold_until_at)) AS since, max(held_until) AS held_until
-    FROM waiting GROUP BY id, name
-),
 -- The buttons among the newest entries of "Who did what" that may change what is sent. Searches for customers are
 -- entries too, and may be nearly all of them, so the LIMIT bounds the search.
 pressed AS (
@@ -51,23 +18,57 @@ pressed AS (
     JOIN django_content_type AS kind ON kind.id = entry.content_type_id
     WHERE kind.app_label = 'audiences' AND kind.model IN ('install', 'audience', 'parked', 'resend')
 ),
--- Installs that are not in backoff, with the time of their last response or button, or since when work is ready. The
--- oldest come first, and are asked in this order for their audiences: with many audiences, that is felt.
-moved AS MATERIALIZED (
-    SELECT ready.*, greatest(since,
-        (SELECT max(closed_at) FROM (SELECT closed_at FROM audiences_delivery AS delivery
-            WHERE delivery.install_id = ready.id AND closed_at IS NOT NULL
+-- Installs that are on, with the time of their last response, and the end of a backoff that excuses waiting work.
+answered AS (
+    SELECT install.id, install.name, install.brake_reason AS reason,
+        CASE WHEN install.brake_reason LIKE %(unexpected)s THEN NULL ELSE install.brake_until_at END AS held_until,
+        (SELECT closed_at FROM audiences_delivery AS delivery
+            WHERE delivery.install_id = install.id AND closed_at IS NOT NULL
                 AND outcome NOT IN ('', 'unknown', 'retry_later')
-            ORDER BY id DESC LIMIT 1) AS last),
-        (SELECT max(action_time) FROM pressed)) AS moved_at
-    FROM ready WHERE held_until IS NULL OR held_until <= clock_timestamp()
-    ORDER BY moved_at
+            ORDER BY id DESC LIMIT 1) AS answered_at
+    FROM audiences_install AS install
+    WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
+),
+-- Installs that are not in backoff and got no response in the given seconds. Only their lanes are read: with many lanes,
+-- that saves nearly all of the time while deliveries succeed.
+silent AS MATERIALIZED (
+    SELECT id, name, reason, held_until, greatest(answered_at, (SELECT max(action_time) FROM pressed)) AS moved_at
+    FROM answered
+    WHERE answered_at >= clock_timestamp() - make_interval(secs => %(seconds)s) IS NOT TRUE
+        AND (held_until IS NULL OR held_until <= clock_timestamp())
+),
+-- Their lanes with events to send that no person, block, retirement or hold of the audience stops.
+waiting AS MATERIALIZED (
+    SELECT silent.id, audience.id AS audience_id, delivered_sequence + 1 AS head, waiting_part, part,
+        CASE WHEN audience.provisioned_at IS NULL THEN audience.hold_until_at END AS hold_until_at
+    FROM audiences_lane AS lane
+    JOIN audiences_audience AS audience ON audience.id = lane.audience_id
+    JOIN silent ON silent.id = audience.install_id
+    WHERE least(audience.last_sequence, lane.retired_sequence) > lane.delivered_sequence
+        AND lane.retired_at IS NULL AND lane.paused_at IS NULL AND lane.blocked_at IS NULL
+        AND (audience.provisioned_at IS NOT NULL OR audience.hold_until_at IS NULL
+            OR audience.hold_until_at <= clock_timestamp())
+),
+-- The longest without a response or button comes first. What follows is read for one install after the other, in this
+-- order, until work of one has waited.
+first AS MATERIALIZED (
+    SELECT * FROM silent WHERE id IN (SELECT id FROM waiting) ORDER BY moved_at NULLS FIRST, id
 )
-SELECT name, greatest(moved_at, made_at) AS since, reason
-FROM moved CROSS JOIN LATERAL (
-    SELECT max(provisioned_at) AS made_at FROM audiences_audience AS audience WHERE audience.install_id = moved.id
+SELECT name, greatest(moved_at, held_until, ready_at, made_at) AS since, reason
+FROM first
+-- Since when its work is ready: when the oldest event of those to send next arrived, or a hold ended.
+CROSS JOIN LATERAL (
+    SELECT greatest(
+        min((SELECT received_at FROM audiences_event AS event
+            WHERE event.audience_id = waiting.audience_id AND event.sequence = waiting.head
+                AND event.part BETWEEN waiting.waiting_part AND waiting.part)),
+        max(hold_until_at)) AS ready_at
+    FROM waiting WHERE waiting.id = first.id
+) AS ready
+CROSS JOIN LATERAL (
+    SELECT max(provisioned_at) AS made_at FROM audiences_audience AS audience WHERE audience.install_id = first.id
 ) AS made
-WHERE greatest(moved_at, made_at) < clock_timestamp() - make_interval(secs => %(seconds)s)
+WHERE greatest(moved_at, held_until, ready_at, made_at) < clock_timestamp() - make_interval(secs => %(seconds)s)
 LIMIT 1
 
 -- name: faulty_audience
