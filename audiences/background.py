@@ -29,11 +29,16 @@ class Background:
 
     def ring(self) -> None:
         """Returns at once."""
+        if self._bell.is_set() and self._runs():  # rung before, which is the usual case under load
+            return
         self._bell.set()
         with self._lock:
-            if self.thread is None or not self.thread.is_alive():
+            if not self._runs():
                 self.thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self.thread.start()
+
+    def _runs(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
 
     def _run(self) -> None:
         while True:

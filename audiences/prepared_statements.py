@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import psycopg
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.backends.utils import CursorWrapper
 from psycopg.adapt import AdaptersMap
 from psycopg.types.numeric import Int8Dumper
@@ -62,10 +62,11 @@ def _adapters_of(server: psycopg.Connection[Any]) -> AdaptersMap:
 
 def cursor() -> CursorWrapper:
     """A cursor of Django's connection, with its errors and its transaction. Give each statement the same types."""
-    connection.ensure_connection()
-    with connection.wrap_database_errors:
-        plain = _Cursor(connection.connection)
-    wrapped: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined] # private, and not in the stubs
+    session: Any = connections[DEFAULT_DB_ALIAS]  # looked up once: each use of ``connection`` is a look-up
+    session.ensure_connection()
+    with session.wrap_database_errors:
+        plain = _Cursor(session.connection)
+    wrapped: CursorWrapper = session._prepare_cursor(plain)
     return wrapped
 
 
@@ -75,8 +76,9 @@ def pipeline() -> Iterator[None]:
 
     Outside a transaction they form one. Each needs its own cursor, from which its rows are read afterwards.
     """
-    connection.ensure_connection()
-    with connection.wrap_database_errors, connection.connection.pipeline():
+    session: Any = connections[DEFAULT_DB_ALIAS]
+    session.ensure_connection()
+    with session.wrap_database_errors, session.connection.pipeline():
         yield
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
@@ -29,7 +29,7 @@ def once_more(get_response: Handler) -> Handler:
         return response
 
     def answer(request: HttpRequest) -> HttpResponseBase:
-        session: Any = connection
+        session: Any = connections[DEFAULT_DB_ALIAS]
         session.lost, session.committed = "", False
         if request.method in _READING:
             response = get_response(request)
@@ -50,7 +50,7 @@ def _is_lost(response: HttpResponseBase) -> bool:
 
 def _note_writing(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
     result = execute(sql, params, many, context)
-    session: Any = connection
+    session = context["connection"]
     if not session.in_atomic_block and str(sql).lstrip()[:6].upper() != "SELECT":
         session.committed = True
     return result

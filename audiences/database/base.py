@@ -89,6 +89,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self._close_if_hung_up()
         super().ensure_connection()
 
+    def get_autocommit(self) -> bool:
+        """Django asks before and after each request, right after the session was checked."""
+        return self.autocommit if self.connection is not None else super().get_autocommit()
+
     def close_if_unusable_or_obsolete(self) -> None:
         """Django calls this around each request. It opens no session: there, no view could answer for a failure."""
         self._close_if_hung_up()
