@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from audiences.delivery import reading
 from audiences.insight import backlogs, customer_export, customers, search_index
-from audiences.models import Audience, Event, Horizon, Lane, LogPart, Membership
+from audiences.models import Audience, Event, Horizon, Lane, LogPart, Membership, Pruning
 from audiences.operations import forgetting, parts, pruning
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -386,6 +386,28 @@ def test_a_drop_gives_way_to_a_long_transaction_and_is_tried_again(
         assert_all_is_well(gold)
     finally:
         sql("SELECT make_part(1); INSERT INTO audiences_logpart VALUES (1, now())")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("only_the_first_part")
+def test_nothing_waits_for_the_reading_of_an_old_part(odp: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = make_delivered(make_install(odp), "a")
+    next_part()
+    age(gold)
+    prune()
+    Pruning.objects.update(horizon_at=now() - timedelta(days=5000), is_done=True)
+    with psycopg.connect(
+        **connection.get_connection_params() | {"context": None, "cursor_factory": psycopg.Cursor}
+    ) as other:
+        other.execute("SELECT FROM audiences_pruning WHERE kind = 'events' FOR UPDATE")
+        horizon = now() - timedelta(days=90)
+        assert other.execute("SELECT reason FROM drop_part(1, %s)", [horizon]).fetchone() == ("1 events are needed",)
+        sql("SET lock_timeout = '1s'")
+        try:
+            pruning.prune(seconds=120, pause=lambda seconds: None)
+        finally:
+            sql("RESET lock_timeout")
+    assert not Pruning.objects.exclude(kind="events").filter(horizon_at__lt=now() - timedelta(days=1000)).exists()
 
 
 # --- What looks in all parts ---------------------------------------------------------------------------------

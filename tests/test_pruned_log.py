@@ -89,7 +89,7 @@ def age(*audiences: Audience) -> None:
 
 def prune() -> int:
     """One pass over everything, whatever was done today."""
-    Pruning.objects.update(horizon_at=now() - timedelta(days=5000))
+    Pruning.objects.update(horizon_at=now() - timedelta(days=5000), is_done=True)
     return pruning.prune(seconds=120, pause=lambda seconds: None)
 
 

@@ -24,8 +24,9 @@ PARTS = 30
 AUDIENCES = 200
 # How long adding or dropping a part waits for its lock, in milliseconds. Calls that come meanwhile wait behind it.
 LOCK_MILLISECONDS = 100
-# Reading a part before it is dropped may take this many seconds.
-DROP_SECONDS = 120
+# Reading a part before it is dropped may take this many seconds. Nothing waits for it. A part that can't be read in
+# time would stay for good; the first one of a log that was kept completely until now may have years in it.
+DROP_SECONDS = 6 * 3600
 
 _LOCK_TIMEOUT = "55P03"
 
@@ -55,6 +56,10 @@ class Dropped(NamedTuple):
 
 class LockedError(Exception):
     """The log is in use for longer than LOCK_MILLISECONDS. Try again later."""
+
+    def __init__(self, part: int) -> None:
+        super().__init__(part)
+        self.part = part
 
 
 _SQL = sql.beside(__file__)
@@ -150,7 +155,7 @@ def _drop(number: int, horizon: datetime) -> Dropped:
     except OperationalError as error:
         if sessions.state_of(error) != _LOCK_TIMEOUT:
             raise
-        raise LockedError(f"part {number}") from error
+        raise LockedError(number) from error
     assert done is not None
     return done
 

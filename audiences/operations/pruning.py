@@ -121,9 +121,12 @@ def _begin(kind: str) -> bool:
     Pruning.objects.get_or_create(kind=kind)
     # A horizon in the future is that of a clock that was ahead: no pass would begin until then.
     is_wrong = Q(horizon_at=None) | Q(horizon_at__gt=Now())
-    moved = Pruning.objects.filter(is_wrong | Q(horizon_at__lt=horizon.at), kind=kind)
+    is_next = Q(horizon_at__lt=horizon.at)
     start: dict[str, Any] = {} if kind in CONTINUED else {"position": 0, "sequence": 0}
-    moved.update(horizon_at=horizon.at, is_done=False, **start)
+    with transaction.atomic():
+        # Another process may be in a long step.
+        moved = Pruning.objects.select_for_update(skip_locked=True).filter(is_wrong | is_next, kind=kind)
+        Pruning.objects.filter(pk__in=moved.values("pk")).update(horizon_at=horizon.at, is_done=False, **start)
     # The horizon is later than the setting says when somebody has raised it since.
     return Pruning.objects.filter(kind=kind, is_done=False, horizon_at__lte=horizon.at).exists()
 
@@ -149,7 +152,8 @@ def _step_of_events(row: Pruning) -> Step | None:
         assert row.horizon_at is not None
         try:
             dropped = parts.drop_one(row.horizon_at)
-        except parts.LockedError:
+        except parts.LockedError as error:
+            log.info("an old part of the log stays", reason="the log is in use", part=error.part)
             return None
         return _store(row, Step(dropped or 0, None, is_done=dropped is None))
     step = _EVENTS.run(audience=audience, after=row.sequence, rows=ROWS, horizon=row.horizon_at).one()
