@@ -67,7 +67,7 @@ def days_pass(days: int = 100) -> None:
     """All that is in the tables happened that much earlier, and no pass over them has begun today."""
     with connection.cursor() as cursor:
         cursor.execute(TIMES, {"by": f"{days} days"})
-    Pruning.objects.update(horizon_at=now() - timedelta(days=5000), is_done=False)
+    Pruning.objects.update(horizon_at=now() - timedelta(days=5000), is_done=True)
 
 
 def prune() -> int:
@@ -450,6 +450,22 @@ def test_a_pass_is_done_once_a_day() -> None:
     assert prune() == 0
     Pruning.objects.update(horizon_at=row.horizon_at - timedelta(days=1))
     assert prune() == 1
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_pass_that_takes_longer_than_a_day_reaches_the_last_rows() -> None:
+    """Begun again each day it would stay among the first ones, and never be late."""
+    prune()
+    install, old, older = make_install(), now() - timedelta(days=95), now() - timedelta(days=200)
+    for at in (old, old, old, older):
+        delivery_of(install, opened_at=at, closed_at=at)
+    third = Delivery.objects.order_by("pk")[2]
+    begun = now() - timedelta(days=100)
+    Pruning.objects.filter(kind="deliveries").update(horizon_at=begun, is_done=False, position=third.pk)
+    assert pruning.prune(seconds=60, pause=lambda seconds: None) == 1
+    row = Pruning.objects.get(kind="deliveries")
+    assert (row.horizon_at, row.is_done, Delivery.objects.count()) == (begun, True, 3)
+    assert prune() == 3
 
 
 def test_more_days_than_before_delete_nothing(settings: Settings) -> None:

@@ -121,7 +121,8 @@ def _begin(kind: str) -> bool:
     Pruning.objects.get_or_create(kind=kind)
     # A horizon in the future is that of a clock that was ahead: no pass would begin until then.
     is_wrong = Q(horizon_at=None) | Q(horizon_at__gt=Now())
-    is_next = Q(horizon_at__lt=horizon.at)
+    # A pass that takes longer than a day ends first: begun again each day, it would never reach the last rows.
+    is_next = Q(horizon_at__lt=horizon.at, is_done=True)
     start: dict[str, Any] = {} if kind in CONTINUED else {"position": 0, "sequence": 0}
     with transaction.atomic():
         # Another process may be in a long step.
