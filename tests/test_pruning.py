@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, connections, transaction
+from django.db import ProgrammingError, connection, connections, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
@@ -466,6 +466,22 @@ def test_a_pass_that_takes_longer_than_a_day_reaches_the_last_rows() -> None:
     row = Pruning.objects.get(kind="deliveries")
     assert (row.horizon_at, row.is_done, Delivery.objects.count()) == (begun, True, 3)
     assert prune() == 3
+
+
+def test_a_kind_that_fails_stops_no_other_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery_of(make_install())
+    days_pass()
+    step = pruning._step
+
+    def fail(kind: str, needs: dict[str, Any]) -> pruning.Step | None:
+        if kind == "requests":
+            raise ProgrammingError("permission denied for function prune_rows")
+        return step(kind, needs)
+
+    monkeypatch.setattr(pruning, "_step", fail)
+    with pytest.raises(ProgrammingError, match="permission denied"):
+        prune()
+    assert not Delivery.objects.exists()
 
 
 def test_more_days_than_before_delete_nothing(settings: Settings) -> None:

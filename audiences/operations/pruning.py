@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import Error, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from audiences import sql
+from audiences import sessions, sql
 from audiences.insight import trials
 from audiences.insight.horizons import KINDS
 from audiences.models import Audience, Pruning
@@ -83,19 +83,28 @@ def prune(*, seconds: float = SECONDS, pause: Callable[[float], None] = time.sle
     parts.advance(pause=pause)
     open_kinds = {kind: _needs(kind) for kind in KINDS if _begin(kind)}
     pruned = 0
+    failure: Error | None = None
     while open_kinds:
         for kind, needs in list(open_kinds.items()):
             began = time.monotonic()
             if began >= until:
                 open_kinds.clear()
                 break
-            step = _step(kind, needs)
+            try:
+                step = _step(kind, needs)
+            except Error as error:
+                if sessions.is_away(error):
+                    raise
+                # Such as a missing right of the role. It stops no other kind.
+                step, failure = None, failure or error
             if step is None or step.is_done:
                 del open_kinds[kind]
             pruned += step.pruned if step else 0
             pause(time.monotonic() - began)
     if pruned:
         log.info("old rows deleted", rows=pruned)
+    if failure:
+        raise failure
     return pruned
 
 
