@@ -14,10 +14,11 @@ from audiences import redis_client
 from audiences.delivery import holds
 from audiences.front import charts, funnel
 from audiences.insight.probes import Proof
-from audiences.models import FutureTime, Install, Minute, Receipt
+from audiences.models import FutureTime, Install, Minute, Receipt, Trouble
 from tests.delivering import enter, make_audience
 from tests.test_admin import url
 from tests.test_front import beat
+from workers import tasks
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
 
@@ -151,6 +152,19 @@ def test_the_page_of_an_install_has_what_stops_every_install(
             settings.WORK_STUCK_SECONDS = 0
     shown = [one.what for one in viewer.get(f"{NOW}?install={other.public_id}").context["alerts"]]
     assert shown == ([words] if words else [])
+
+
+def test_work_that_stands_still_is_one_trouble_whichever_install_is_named(
+    install: Install, other: Install, settings: Settings
+) -> None:
+    """With another name, the trouble would be resolved and a new one opened while nothing has moved."""
+    settings.WORK_STUCK_SECONDS = 0
+    for one in (other, install):
+        enter(make_audience(one, "gold"), "kim")
+        tasks.check_troubles()
+    assert [trouble.what for trouble in Trouble.objects.filter(kind="stalled")] == [
+        f"Waiting events of {install} are not sent"
+    ]
 
 
 def test_all_troubles_of_one_install_have_pages_of_their_own(viewer: Client, install: Install, other: Install) -> None:

@@ -115,7 +115,6 @@ def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Al
             f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
             stuck.since,
             list_url(Audience, state="behind"),
-            cause=stuck.install,
             todo="Check that beat runs, and read a worker's log."
             if pulse.answering
             else "No worker answers. Start the worker and beat processes, or look at their logs.",
