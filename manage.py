@@ -20,6 +20,7 @@ def main() -> None:
 
     try:
         execute_from_command_line(sys.argv)
+        sys.stdout.flush()
     except (ImproperlyConfigured, OperationalError) as error:
         if "--traceback" in sys.argv:
             raise
@@ -33,6 +34,20 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. Workers finish what was requested.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        sys.exit(141)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads the output any more, as after ``| head``. Python would complain again at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":
