@@ -43,6 +43,7 @@ from audiences.models import (
 )
 from audiences.operations import doctor, parts, pruning, twins
 from audiences.operations.doctor import registry, service
+from audiences.operations.doctor.odp_account import READ
 from audiences.operations.doctor.registry import NO_TIME, Check
 from audiences.receiving import backlog, disk_usage, tokens
 from sandbox.odp.testing import ThreadedSandbox
@@ -337,6 +338,22 @@ def test_odp_says_of_a_paused_audience_that_no_look_makes_it_again(
     found = [one for one in lines(shop, "odp_audiences") if one.about]
     assert [(one.state, one.cure.partition(",")[0]) for one in found] == [("warning", "It is paused")]
     assert states(shop, "odp_customer") == ["unknown"], "ODP shows nobody in an audience that is gone"
+
+
+def test_odp_audiences_beyond_those_that_are_read(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    """Five audiences that are missing on purpose took the place of the one that is missing by mistake."""
+    twins.look(shop.pk)
+    clubs = [make_audience(shop, f"club_{number}") for number in range(READ)]
+    Lane.objects.filter(audience__in=clubs).update(paused_at=now(), paused_by="kim", pause_reason="no longer used")
+    odp.odp("DELETE", "/v3/segments/lytics_gold")
+    found = {one.about: one for one in lines(shop, "odp_audiences")}
+    assert (found["lytics_gold"].state, found["lytics_gold"].evidence[:11]) == ("bad", "ODP has no ")
+    assert (found["lytics_club_4"].state, found["lytics_club_4"].evidence[:14]) == ("warning", "ODP's list lac")
+    Lane.objects.update(paused_at=None, paused_by="", pause_reason="")
+    Audience.objects.update(provisioned_at=now() - timedelta(days=2))
+    assert lines(shop, "odp_audiences")[-1].evidence.startswith("0 of 6 are as this service created them.")
+    odp.fault({"path": "/v3/segments/lytics_club_0"}, {"status": 500})
+    assert "lytics_club_0" in {one.about for one in lines(shop, "odp_audiences")}, "it could not be read"
 
 
 def test_odp_unknown(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:

@@ -31,6 +31,7 @@ LOOK_STALE = timedelta(hours=24)
 SETTLED = timedelta(seconds=120)
 # The most rows of the ledger that are read per audience to find one member, and the most audiences tried.
 MEMBERS_READ, AUDIENCES_READ = 100, 5
+GONE = "The next look creates it again if it is missing, with a resync where members were lost. Resync does so at once."
 PAUSED = "It is paused, so no look reads it or creates it again. Resume it on its page to have that done."
 KEY_CURE = "Copy the private key again from ODP, Settings > APIs > Private, and enter it on the install's page."
 
@@ -148,15 +149,22 @@ def _twin(audience: Audience) -> Twin | None:
 
 
 def _gone(case: Case, lacking: list[Audience]) -> Iterator[Finding]:
-    """Audiences missing in ODP. Each is also read, because ODP doesn't document that its list is complete."""
-    for audience in lacking[:READ]:
-        found = mechanism_of(case.install, audience.mechanism).look(
-            case.odp, audience.odp_id, seconds=REQUEST_SECONDS, accepted=audience.accepted_definition
-        )
-        if not isinstance(found, Answer) and found.missing:
-            cure = "The next look creates it again, with a resync where members were lost. Resync does so at once."
-            make, cure = (warning, PAUSED) if audience.lane.paused_at else (bad, cure)
-            yield make(f"ODP has no {' and no '.join(found.missing)}.", cure, about=audience.odp_id)
+    """Audiences that ODP's list lacks. The first are also read, because ODP doesn't document that its list is complete.
+    Paused ones come last, because they may be missing on purpose.
+    """
+    for place, audience in enumerate(sorted(lacking, key=lambda one: one.lane.paused_at is not None)):
+        words, make = "ODP's list lacks it. It was not read.", warning
+        if place < READ:
+            mechanism = mechanism_of(case.install, audience.mechanism)
+            found = mechanism.look(
+                case.odp, audience.odp_id, seconds=REQUEST_SECONDS, accepted=audience.accepted_definition
+            )
+            if not isinstance(found, Answer):
+                if not found.missing:
+                    continue
+                words, make = f"ODP has no {' and no '.join(found.missing)}.", bad
+        make, cure = (warning, PAUSED) if audience.lane.paused_at else (make, GONE)
+        yield make(words, cure, about=audience.odp_id)
 
 
 def _looked(made: list[Audience]) -> Iterator[Finding]:
