@@ -249,6 +249,24 @@ def test_a_second_rejection_leaves_the_first_rejected_and_older_events_delivered
 
 
 @pytest.mark.django_db(transaction=True)
+def test_an_event_has_the_same_status_on_an_older_page(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older page didn't read the events that folded, or were rejected after, its own."""
+    happen(gold, ("kim", "exit", 1), ("kim", "enter", 2))
+    step(shop)
+    happen(gold, ("kim", "exit", 3))
+    step(shop, refuse=True)
+    monkeypatch.setattr(customers, "SHOWN", 1)
+    told, place = [], None
+    for _ in range(3):
+        page = customer_history("kim", before=place)
+        place = page.older
+        told.append(state.of_event(page.statuses[0]).word)
+    assert told == ["parked", "delivered", "folded"]
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("seed", range(12))
 def test_the_shown_statuses_match_what_happened(
     seed: int, shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ from math import prod
 from typing import NamedTuple
 
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Lower
 
 from audiences import sql
@@ -77,20 +77,33 @@ def _spellings(identifier: str) -> set[str]:
 
 
 def events(identifier: str, before: Place | None, among: Collection[int] | None = None) -> list[Event]:
-    """Newest first, of all audiences or of those in ``among``. Without ``enable_seqscan = off`` the planner scans the
-    whole log instead of the BRIN index.
-    """
+    """Newest first, of all audiences or of those in ``among``."""
     wanted = Event.objects.filter(identifier=identifier).order_by("-received_at", "-audience_id", "-sequence")
     if among is not None:
         # The sum keeps the planner from reading every event of these audiences by the index of their numbers.
         wanted = wanted.alias(of=F("audience_id") + 0).filter(of__in=among)
-    if before is not None:
-        at, audience, sequence = before
-        wanted = wanted.filter(
-            Q(received_at__lt=at)
-            | Q(received_at=at, audience_id__lt=audience)
-            | Q(received_at=at, audience_id=audience, sequence__lt=sequence)
-        )
+    return _read(wanted if before is None else wanted.filter(_is_before(before)))
+
+
+def newer_events(identifier: str, page: Place) -> list[Event]:
+    """The event at the place and the next newer ones, oldest first: one of them may have decided an event of the page
+    before the place.
+    """
+    wanted = Event.objects.filter(identifier=identifier).exclude(_is_before(page))
+    return _read(wanted.order_by("received_at", "audience_id", "sequence"))
+
+
+def _is_before(place: Place) -> Q:
+    at, audience, sequence = place
+    return (
+        Q(received_at__lt=at)
+        | Q(received_at=at, audience_id__lt=audience)
+        | Q(received_at=at, audience_id=audience, sequence__lt=sequence)
+    )
+
+
+def _read(wanted: QuerySet[Event]) -> list[Event]:
+    """Without ``enable_seqscan = off`` the planner scans the whole log instead of the BRIN index."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
         return list(wanted[:READ])

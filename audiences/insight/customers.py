@@ -106,11 +106,13 @@ def customer_history(
     audiences = _audiences_of_install(install_id) if install_id else _audiences(identifier, ask, before)
     among = audiences if install_id else None
     events = [event for event in customer_records.events(identifier, before, among) if event.audience_id in audiences]
-    for event in events:
+    newer = [] if before is None else customer_records.newer_events(identifier, before)
+    known = [*(event for event in newer if event.audience_id in audiences), *events]
+    for event in known:
         event.audience = audiences[event.audience_id]
     parked = _parked(identifier, audiences)
     ledger = _ledger(identifier, audiences)
-    statuses = _statuses(events, parked, ledger)
+    statuses = _statuses(known, parked, ledger)
     shown = [statuses[event.audience_id, event.sequence] for event in events[:SHOWN]]
     last = events[SHOWN - 1] if len(events) > SHOWN else None
     return CustomerHistory(
