@@ -359,6 +359,19 @@ def test_now_names_a_failing_task_with_its_first_line(boss: Client) -> None:
     assert "kim" not in page
 
 
+@pytest.mark.parametrize(
+    ("task", "seconds"),
+    [("drain", 300), ("roll_up", 360), ("look", 1_200), ("try_out", 1_500), ("look_at_certificate", 900)],
+)
+def test_a_failure_is_kept_until_the_task_has_run_again(
+    broker: redis.Redis, settings: Settings, task: str, seconds: int
+) -> None:
+    """Until now a failure of a task that runs every ten minutes was reported as resolved before the next one."""
+    settings.LOOK_MINUTES, settings.PROBE_MINUTES = 15, 20
+    failures.note(f"workers.tasks.{task}", ValueError("no"))
+    assert seconds - 5 <= broker.ttl(failures._key(f"workers.tasks.{task}")) <= seconds
+
+
 def test_each_task_can_be_named() -> None:
     assert set(failures.TASKS) == {name for name in app.tasks if name.startswith("workers.tasks.")}
 

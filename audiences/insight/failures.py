@@ -1,11 +1,13 @@
-"""Recently failed tasks, and whether Redis accepts writes, for the front page. Kept in Redis for five minutes."""
+"""Recently failed tasks, and whether Redis accepts writes, for the front page. Redis keeps them until the next run."""
 
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import redis
 import structlog
+from django.conf import settings
 from django.utils.timezone import now
 
 from audiences import tallies
@@ -13,8 +15,11 @@ from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
 
-# Seconds after which a failure is no longer shown, unless the task fails again.
+# Seconds after which a failure is no longer shown, unless the task fails again: counted from the next run, where the
+# task runs less often than that. A failure that ends before would be reported as resolved.
 KEPT_SECONDS = 300
+# The settings with the minutes between two runs for one install, where another task starts them.
+_MINUTES = {"look": "LOOK_MINUTES", "try_out": "PROBE_MINUTES"}
 WORDS = 200
 # The names of all tasks of the workers, which this package can't import; a test compares them.
 TASKS = tuple(
@@ -73,10 +78,18 @@ def note(task: str, error: BaseException) -> None:
             pipe.hset(_key(task), mapping={"words": first_line(error)})
             pipe.hsetnx(_key(task), "since", now().timestamp())
             pipe.hincrby(_key(task), "times", 1)
-            pipe.expire(_key(task), KEPT_SECONDS)
+            pipe.expire(_key(task), kept_seconds(task))
             pipe.execute()
     except redis.RedisError as problem:
         log.info("a failed task could not be counted", task=task, error=str(problem))
+
+
+def kept_seconds(task: str) -> int:
+    name = task.removeprefix("workers.tasks.")
+    beat: dict[str, Any] = settings.CELERY_BEAT_SCHEDULE.get(name, {})
+    minutes: float = getattr(settings, _MINUTES[name]) if name in _MINUTES else 0
+    seconds: float = beat.get("schedule", 60 * minutes)
+    return KEPT_SECONDS + round(seconds)
 
 
 def first_line(error: BaseException) -> str:
@@ -86,7 +99,7 @@ def first_line(error: BaseException) -> str:
 
 
 def recent() -> list[Failure]:
-    """The tasks that failed within ``KEPT_SECONDS``; none when Redis is unavailable."""
+    """The tasks that failed within ``kept_seconds``; none when Redis is unavailable."""
     names = sorted(TASKS)
     try:
         with client().pipeline(transaction=False) as pipe:
