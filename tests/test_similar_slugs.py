@@ -80,6 +80,20 @@ def test_a_segment_recreated_under_one_slug_is_reported_once_as_recreated(operat
     assert not [what for what in now_page(operator) if "suffix" in what]
 
 
+def test_audiences_with_another_id_do_not_take_the_place_of_alike_ones(
+    operator: Client, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those were cut off, and so reported as resolved, by newer ones that were recreated or have another prefix."""
+    monkeypatch.setattr(similar_slugs, "COMPARED", 2)
+    first, second = come(shop, "gold-club", "gold.club")
+    for segment in ("s1", "s2", "s3"):
+        ingest.receive(shop, json.dumps([message(transition(segment=segment, slug="vip"))]).encode())
+    come(shop, "gold_club_1", "gold_club_2", "gold_club_3")
+    Audience.objects.filter(slug__startswith="gold_club_").update(slug_settled_at=None)
+    assert similar_slugs.unnoticed() == [(second.pk, first.pk)]
+    assert similar_slugs.twins(first) == [second]
+
+
 @pytest.mark.parametrize("slug", ["🎉", "عملاء", "---", "__"])
 def test_an_id_that_keeps_nothing_of_the_slug_is_reported(operator: Client, shop: Install, slug: str) -> None:
     (audience,) = come(shop, slug)

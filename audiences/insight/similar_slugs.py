@@ -11,8 +11,9 @@ from django.db.models import Q
 from audiences import naming, sql
 from audiences.models import Audience
 
-# The most audiences with a suffix that are compared, newest first.
-COMPARED = 200
+# The most audiences with a suffix that are compared, newest first: more than the troubles of a kind that a check reads,
+# which resolves none of a kind with more.
+COMPARED = 1_000
 
 
 class Suffixed(NamedTuple):
@@ -38,8 +39,10 @@ def twins(audience: Audience) -> list[Audience]:
     prefix = audience.install.odp_prefix
     plain = naming.odp_id(audience.slug, prefix=prefix)
     near = Audience.objects.filter(Q(odp_id=plain) | Q(odp_id__startswith=f"{plain}_"), install=audience.install_id)
-    others = near.exclude(pk=audience.pk).exclude(slug=audience.slug).order_by("pk")[:COMPARED]
-    return [other for other in others if naming.odp_id(other.slug, prefix=prefix) == plain]
+    others = near.exclude(pk=audience.pk).exclude(slug=audience.slug).order_by("pk")
+    # Names alone at first: thousands of ids may begin like this one.
+    alike = [pk for pk, slug in others.values_list("pk", "slug") if naming.odp_id(slug, prefix=prefix) == plain]
+    return list(others.filter(pk__in=alike)) if alike else []
 
 
 def unnoticed(install_id: int | None = None) -> list[tuple[int, int]]:
