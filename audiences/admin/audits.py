@@ -188,13 +188,16 @@ class AuditAdmin(HistoryAdmin[Audit]):
 
 
 def section(audience: Audience) -> dict[str, Any]:
-    """The audits of an audience for its page: the newest one, and a chart with the differences of each."""
-    newest = list(Audit.objects.filter(audience=audience).order_by("-id")[:DRAWN])
+    """The audits of an audience for its page: the newest one, the one whose result counts if that is another, and a
+    chart with the differences of each.
+    """
+    of_audience = Audit.objects.filter(audience=audience).select_related("install", "audience__lane")
+    newest = list(of_audience.order_by("-id")[:DRAWN])
+    listed = dict.fromkeys([*newest[:1], *of_audience.filter(is_newest=True)])
     ended = [one for one in reversed(newest) if one.ended_at and not one.problem and one.mode != Audit.Mode.QUICK]
     most = max((one.differing for one in ended), default=0)
     return {
-        "newest": newest[0] if newest else None,
-        "state": state_of(newest[0]) if newest else None,
+        "listed": [(one, state_of(one)) for one in listed],
         "most": most,
         "width": DRAWN * SLOT,
         "height": HEIGHT,
