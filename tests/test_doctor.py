@@ -425,7 +425,12 @@ def test_odp_members(odp: ThreadedSandbox, shop: Install, gold: Audience, settin
     other = make_install(odp, name="Other")
     Audit.objects.create(install=other, audience=make_audience(other), is_newest=True, ended_at=now(), differing=1)
     Audit.objects.create(install=shop, audience=gold, is_newest=False, ended_at=now(), differing=1)
-    assert states(shop, "odp_members") == ["good"]
+    line = the(shop, "odp_members")
+    assert (line.state, "(Lytics was not asked in 1 of them)" in line.evidence) == ("good", True)
+    Audit.objects.filter(is_newest=True, audience=gold).update(compared_with_odp=0, moving=2)
+    assert states(shop, "odp_members") == ["unknown"], "everybody had an event during the audit"
+    Audit.objects.filter(is_newest=True, audience=gold).update(compared_with_odp=1, moving=2)
+    assert "2 people with events during an audit were not compared" in the(shop, "odp_members").evidence
     silver = make_audience(shop, "silver")
     assert states(shop, "odp_members") == ["warning"], "one of two was never audited"
     Audit.objects.update(ended_at=now() - timedelta(days=9))

@@ -1,5 +1,6 @@
 """The check of members: whether the newest audits found the same members on all sides."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
@@ -25,15 +26,28 @@ def odp_members(case: Case) -> Found:
         return most_urgent(map(_finding, differing), NAMED)
     made = [audience for audience in case.unretired if audience.provisioned_at]
     of_people = {pk: audit for pk, audit in audits.items() if audit.mode != Audit.Mode.QUICK}
-    audited = [of_people[audience.pk] for audience in made if audience.pk in of_people]
+    audited = [of_people[audience.pk] for audience in made if _compares(of_people.get(audience.pk))]
     if not audited:
-        return unknown(f"No audience of this install was audited{' but by sizes' if audits else ''}.", CURE)
+        how = " with a comparison of people" if of_people else " but by sizes" if audits else ""
+        return unknown(f"No audience of this install was audited{how}.", CURE)
     at = min(audit.ended_at for audit in audited if audit.ended_at)
-    found = f"The newest audits of {len(audited):,} of {len(made):,} audiences found no difference."
+    found = f"The newest audits of {len(audited):,} of {len(made):,} audiences found no difference{_left_out(audited)}."
     stale = settings.AUDIT_HOURS and now() - at > 2 * timedelta(hours=settings.AUDIT_HOURS)
     if len(audited) < len(made) or stale:
         return warning(found, f"{CURE} The schedule audits each audience every AUDIT_HOURS hours.", at=at)
     return good(found, at=at)
+
+
+def _compares(audit: Audit | None) -> bool:
+    """Whether it compared anybody, unless there was nobody to compare: all may have had events meanwhile."""
+    return audit is not None and (words.people(audit) > 0 or not audit.moving)
+
+
+def _left_out(audited: Sequence[Audit]) -> str:
+    moving, without = sum(audit.moving for audit in audited), sum(bool(audit.note) for audit in audited)
+    people = f"{moving:,} people with events during an audit were not compared" if moving else ""
+    lytics = f"Lytics was not asked in {without:,} of them" if without else ""
+    return f" ({'; '.join(filter(None, (people, lytics)))})" if people or lytics else ""
 
 
 def _finding(audit: Audit) -> Finding:
