@@ -211,7 +211,9 @@ def test_each_request_to_odp_has_a_line_with_its_delivery(odp: ThreadedSandbox) 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_call_leads_to_its_deliveries_and_a_delivery_to_its_calls(odp: ThreadedSandbox, admin_client: Client) -> None:
+def test_a_call_leads_to_its_deliveries_and_a_delivery_to_its_calls(
+    odp: ThreadedSandbox, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop = Install(name="Shop", odp_host=odp.url, odp_api_key=odp.private_key, requests_per_second=0)
     installs.create(shop)
     for names in (("u1",), ("u2", "u3"), ("u4",)):
@@ -232,6 +234,16 @@ def test_a_call_leads_to_its_deliveries_and_a_delivery_to_its_calls(odp: Threade
     assert f'href="{reverse("admin:audiences_delivery_change", args=[three.pk])}"' not in page
     page = admin_client.get(reverse("admin:audiences_delivery_change", args=[two.pk])).content.decode()
     assert f'href="{reverse("admin:audiences_receipt_change", args=[third.pk])}"' in page
+    assert "and more" not in page
+    monkeypatch.setattr(trace, "SHOWN", 1)
+    monkeypatch.setattr(trace, "RUNS", 1)
+    page = admin_client.get(reverse("admin:audiences_delivery_change", args=[two.pk])).content.decode()
+    assert f">{second.pk:,}</a> and more" in page, "only the first of them is named"
+    page = admin_client.get(reverse("admin:audiences_receipt_change", args=[first.pk])).content.decode()
+    assert f">{one.pk:,}</a>" in page
+    monkeypatch.setattr(trace, "RUNS", 0)
+    page = admin_client.get(reverse("admin:audiences_receipt_change", args=[first.pk])).content.decode()
+    assert "none among the first 0 runs" in page
 
 
 # --- No personal data -----------------------------------------------------------------------------------------

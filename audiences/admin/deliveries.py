@@ -178,7 +178,8 @@ class DeliveryAdmin(NumberedHistoryAdmin[Delivery]):
 
     @admin.display(description="calls from Lytics")
     def calls(self, delivery: Delivery) -> SafeString | str:
-        return numbered(Receipt, trace.receipts_of(delivery)) or "none: sent again by this service"
+        found = numbered(Receipt, trace.receipts_of(delivery), most=trace.SHOWN)
+        return found or "none in the log: sent again by this service, or deleted since"
 
     @admin.display(description="because of")
     def because(self, delivery: Delivery) -> str:

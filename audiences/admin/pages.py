@@ -1,6 +1,6 @@
 """What the pages share: lists with a bounded count, read-only history, pills, links and masks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -293,10 +293,12 @@ def link(instance: Model | None, text: object = None) -> SafeString | str:
     return format_html('<a class="ls-link" href="{}">{}</a>', url_of(instance), instance if text is None else text)
 
 
-def numbered(model: type[Model], ids: Iterable[int]) -> SafeString:
-    """Links to rows by their ids alone; empty when there are none."""
+def numbered(model: type[Model], ids: Sequence[int], *, most: int) -> SafeString:
+    """Links to rows by their ids alone, and whether there are more than ``most``; empty when there are none."""
     url = f"admin:{model._meta.app_label}_{model._meta.model_name}_change"
-    return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', ((address(url, pk), f"{pk:,}") for pk in ids))
+    links = ((address(url, pk), f"{pk:,}") for pk in ids[:most])
+    shown = format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', links)
+    return format_html("{} and more", shown) if len(ids) > most else shown
 
 
 def pill(state: State) -> SafeString:

@@ -123,7 +123,8 @@ class ReceiptAdmin(NumberedHistoryAdmin[Receipt]):
 
     @admin.display(description="deliveries to ODP")
     def deliveries(self, receipt: Receipt) -> SafeString | str:
-        return numbered(Delivery, trace.deliveries_of(receipt)) or "none within ten minutes of the call"
+        found = numbered(Delivery, trace.deliveries_of(receipt), most=trace.SHOWN)
+        return found or f"none among the first {trace.RUNS:,} runs within ten minutes of the call"
 
     @admin.display(description="why items were parked")
     def reasons(self, receipt: Receipt) -> SafeString | str:

@@ -26,18 +26,18 @@ _RECEIPTS = _SQL.query("receipts_of_delivery", Origin._make)
 
 
 def deliveries_of(receipt: Receipt) -> list[int]:
-    """Ids of up to ``SHOWN`` Deliveries that carried events of a call, among the Runs opened soon after it."""
+    """Ids of Deliveries that carried events of a call, among the first Runs after it: ``SHOWN``, or one more."""
     carriers = _DELIVERIES.run(
         receipt=receipt.pk,
         install=receipt.install_id,
         opened_from=receipt.received_at,
         opened_to=receipt.received_at + WITHIN,
         runs=RUNS,
-        shown=SHOWN,
+        shown=SHOWN + 1,
     )
     return [carrier.delivery_id for carrier in carriers.all()]
 
 
 def receipts_of(delivery: Delivery) -> list[int]:
-    """Ids of up to ``SHOWN`` calls that brought the events of a Delivery."""
-    return [origin.receipt_id for origin in _RECEIPTS.run(delivery=delivery.pk, shown=SHOWN).all()]
+    """Ids of calls that brought the events of a Delivery: ``SHOWN`` at most, or one more."""
+    return [origin.receipt_id for origin in _RECEIPTS.run(delivery=delivery.pk, shown=SHOWN + 1).all()]
