@@ -14,7 +14,7 @@ from audiences import redis_client
 from audiences.delivery import holds
 from audiences.front import charts, funnel
 from audiences.insight.probes import Proof
-from audiences.models import FutureTime, Install, Minute, Receipt, Trouble
+from audiences.models import FutureTime, Install, Lane, Minute, Receipt, Trouble
 from tests.delivering import enter, make_audience
 from tests.test_admin import url
 from tests.test_front import beat
@@ -163,8 +163,12 @@ def test_work_that_stands_still_is_one_trouble_whichever_install_is_named(
         enter(make_audience(one, "gold"), "kim")
         tasks.check_troubles()
     assert [trouble.what for trouble in Trouble.objects.filter(kind="stalled")] == [
-        f"Waiting events of {install} are not sent"
+        f"Waiting events of {install} and 1 more install are not sent"
     ]
+    fault = {"fault_since_at": now() - timedelta(hours=1), "fault_until_at": now(), "fault_reason": "KeyError"}
+    Lane.objects.filter(audience__install=install).update(**fault)
+    tasks.check_troubles()
+    assert Trouble.objects.get(kind="stalled").what == f"Waiting events of {other} are not sent", "until now, it ended"
 
 
 def test_all_troubles_of_one_install_have_pages_of_their_own(viewer: Client, install: Install, other: Install) -> None:

@@ -399,5 +399,5 @@ def test_an_install_whose_work_stands_still_is_late_only_if_a_part_of_it_does(in
     enter(make_audience(install), "anna")
     drafts.note_key(install.pk, problem="")
     Event.objects.update(received_at=now() - HOUR)
-    facts = replace(front.facts(), stuck=Stuck(str(install), now(), "", in_part))
+    facts = replace(front.facts(), stuck=[Stuck(str(install), now(), "", in_part)])
     assert (delays.KIND in {alert.kind for alert in front.alerts(facts)}) is in_part

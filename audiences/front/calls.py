@@ -1,6 +1,6 @@
 """Front page alerts about calls that are rejected for their token or answered 503."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -105,15 +105,18 @@ def without_beat(silent_seconds: float | None, pulse: Pulse) -> list[Alert]:
     ]
 
 
-def work_stands_still(stuck: stalled_work.Stuck | None, pulse: Pulse) -> list[Alert]:
-    if stuck is None or stuck.in_part:  # another line names these audiences
+def work_stands_still(stuck: Sequence[stalled_work.Stuck], pulse: Pulse) -> list[Alert]:
+    """One trouble for all installs without any progress."""
+    whole = [one for one in stuck if not one.in_part]  # other lines name the audiences of the rest
+    if not whole:
         return []
+    more = f" and {count(len(whole) - 1, 'more install')}" if len(whole) > 1 else ""
     return [
         Alert(
             "stalled",
-            f"Waiting events of {stuck.install} are not sent",
-            f"Nothing holds them up, and nothing has been delivered. {stuck.why}".strip(),
-            stuck.since,
+            f"Waiting events of {whole[0].install}{more} are not sent",
+            f"Nothing holds them up, and nothing has been delivered. {whole[0].why}".strip(),
+            whole[0].since,
             list_url(Audience, state="behind"),
             todo="Check that beat runs, and read a worker's log."
             if pulse.answering

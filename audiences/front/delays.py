@@ -1,6 +1,6 @@
 """Front page alerts about events that wait for longer than their install's limit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -16,12 +16,12 @@ KIND = "delay"
 
 
 def late_events(
-    installs: list[Any], waiting: Mapping[int, Backlog], extent: Extent, *, without: str = ""
+    installs: list[Any], waiting: Mapping[int, Backlog], extent: Extent, *, without: Collection[str] = ()
 ) -> list[Alert]:
     """Alerts for installs with an event that could be sent and has waited for longer than the limit.
 
     Left out are installs that have an alert with the cause already: those that are off, drafts, on hold or above the
-    high-water mark, and the install with the name ``without``.
+    high-water mark, and the installs with the names ``without``.
     """
     late = [
         (install, now() - backlog.oldest_free_at)
@@ -32,7 +32,7 @@ def late_events(
         and install.backoff_until_at is None
         and backlog.oldest_free_at is not None
         and backlog.free <= settings.BACKLOG_HIGH_WATER
-        and str(install) != without
+        and str(install) not in without
         and install.delay_limit_minutes
         and now() - backlog.oldest_free_at > timedelta(minutes=install.delay_limit_minutes)
     ]

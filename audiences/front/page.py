@@ -66,7 +66,7 @@ def _all_numbers(facts: Facts) -> list[Number]:
     return [
         *_numbers(facts.installs, facts.waiting, facts.blocked.lanes, facts.parked),
         calls.rejected_number(facts.installs, facts.rejections),
-        _workers(facts.pulse, is_stuck=facts.stuck is not None),
+        _workers(facts.pulse, is_stuck=bool(facts.stuck)),
         proof_number(facts.installs, facts.proofs),
     ]
 

@@ -1,6 +1,6 @@
 """The troubles of the service, defined once for the front page and for messages (docs/alerts.md)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from html import unescape
@@ -65,7 +65,7 @@ class Facts:
     pulse: Pulse
     # Since when the schedule is silent, in seconds; None when it isn't.
     silent_seconds: float | None
-    stuck: stalled_work.Stuck | None
+    stuck: list[stalled_work.Stuck]
     rejections: dict[str, RejectedCalls] | None
     proofs: Mapping[int, Proof]
     # By install id, the longest pause between calls before its sender counts as silent, if there is a limit.
@@ -89,7 +89,7 @@ def facts(extent: Extent = EVERYWHERE) -> Facts:
         pulse=heartbeats.pulse(),
         # When Redis doesn't respond, nothing else waits for its timeout again.
         silent_seconds=None if rejections is None else schedule.silent_seconds(),
-        stuck=stalled_work.stuck(install_id),
+        stuck=stalled_work.all_stuck(install_id),
         rejections=rejections,
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),
@@ -113,7 +113,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *calls.rejected(installs, rejections),
         *calls.over_the_mark(installs, facts.waiting),
         *calls.over_the_disk_mark(installs),
-        *delays.late_events(installs, facts.waiting, extent, without=_stuck_install(facts.stuck)),
+        *delays.late_events(installs, facts.waiting, extent, without=_without_progress(facts.stuck)),
         *silence.silent_senders(installs, facts.pauses, facts.waiting, rejections, extent),
         *calls.switched_off(installs),
         *calls.drafts(installs),
@@ -140,9 +140,9 @@ def alerts(facts: Facts) -> list[Alert]:
     return found
 
 
-def _stuck_install(stuck: stalled_work.Stuck | None) -> str:
-    """The name of the install without any progress of ready work, which has its own alert; empty if there is none."""
-    return str(stuck.install) if stuck is not None and not stuck.in_part else ""
+def _without_progress(stuck: Iterable[stalled_work.Stuck]) -> set[str]:
+    """The names of the installs that the alert about work without any progress is about."""
+    return {one.install for one in stuck if not one.in_part}
 
 
 def stored(found: list[Alert]) -> list[tuple[Alert, Trouble | None]]:

@@ -1,5 +1,6 @@
 """Whether deliverable work progresses, judged by deliveries and not by heartbeats."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -19,8 +20,8 @@ class Waiting(NamedTuple):
 
 
 _SQL = sql.beside(__file__)
-_STUCK = _SQL.query("stuck_install", Waiting._make)
-_FAULTY = _SQL.query("faulty_audience", Waiting._make)
+_STUCK = _SQL.query("stuck_installs", Waiting._make)
+_FAULTY = _SQL.query("installs_with_faulty_audiences", Waiting._make)
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,25 @@ class Stuck:
 
 
 def stuck(install_id: int | None = None) -> Stuck | None:
-    """Audiences held by an error of this service, or else installs, without progress for ``WORK_STUCK_SECONDS``. Of one
-    install or of all.
+    """Audiences held by an error of this service, or else an install, without progress for ``WORK_STUCK_SECONDS``: the
+    one of which that has lasted longest. Of one install or of all.
     """
+    return next(_found(install_id, most=1), None)
+
+
+def all_stuck(install_id: int | None = None) -> list[Stuck]:
+    """All of them, each install once."""
+    found: dict[str, Stuck] = {}
+    for one in _found(install_id, most=None):
+        found.setdefault(one.install, one)
+    return [*found.values()]
+
+
+def _found(install_id: int | None, *, most: int | None) -> Iterator[Stuck]:
+    """``most`` of the installs with audiences that an error of this service holds, then ``most`` of the others."""
     unexpected, unexpected_making = backoff.UNEXPECTED + "%", provision.UNEXPECTED + "%"
-    asked = {"install": install_id, "unexpected": unexpected, "seconds": settings.WORK_STUCK_SECONDS}
-    faulty = _FAULTY.run(unexpected_making=unexpected_making, **asked).one()
-    if faulty:
-        return Stuck(faulty.name, faulty.since, faulty.reason, in_part=True)
-    stopped = _STUCK.run(**asked).one()
-    if stopped:
-        return Stuck(stopped.name, stopped.since, stopped.reason, in_part=False)
-    return None
+    asked = {"install": install_id, "unexpected": unexpected, "seconds": settings.WORK_STUCK_SECONDS, "most": most}
+    for one in _FAULTY.run(unexpected_making=unexpected_making, **asked).all():
+        yield Stuck(one.name, one.since, one.reason, in_part=True)
+    for one in _STUCK.run(**asked).all():
+        yield Stuck(one.name, one.since, one.reason, in_part=False)

@@ -1,8 +1,8 @@
--- Work that could be sent and isn't. Each statement gives at most one row: the install where that has lasted longest, or
--- the one of the parameter "install" if that isn't NULL.
+-- Work that could be sent and isn't: at most "most" installs, or all of them if that is NULL; only the one of the
+-- parameter "install" if that isn't NULL.
 
--- name: stuck_install
--- An install with ready work and without progress for the given seconds, and the reason of its last backoff.
+-- name: stuck_installs
+-- Installs with ready work and without progress for the given seconds, and the reason of the last backoff of each.
 -- Work is ready when the install is enabled and not in backoff, and the audience is not paused, blocked or on hold. A
 -- backoff for an error of this service doesn't excuse waiting work. Ready work moves when a request of the install gets
 -- a response or one of its audiences is made in ODP. The time restarts when an operator presses a button of an
@@ -29,8 +29,8 @@ answered AS (
     FROM audiences_install AS install
     WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
 ),
--- Installs that are not in backoff and got no response in the given seconds. Only their lanes are read: with many lanes,
--- that saves nearly all of the time while deliveries succeed.
+-- Installs that are not in backoff and got no response in the given seconds. Only their lanes are read: with many
+-- lanes, that saves nearly all of the time while deliveries succeed.
 silent AS MATERIALIZED (
     SELECT id, name, reason, held_until, greatest(answered_at, (SELECT max(action_time) FROM pressed)) AS moved_at
     FROM answered
@@ -69,12 +69,12 @@ CROSS JOIN LATERAL (
     SELECT max(provisioned_at) AS made_at FROM audiences_audience AS audience WHERE audience.install_id = first.id
 ) AS made
 WHERE greatest(moved_at, held_until, ready_at, made_at) < clock_timestamp() - make_interval(secs => %(seconds)s)
-LIMIT 1
+LIMIT %(most)s::bigint
 
--- name: faulty_audience
--- The install of an audience whose ready work has failed for the given seconds because of an error of this service, and
--- the error. Other audiences of the install may make progress. Errors of ODP, blocks, pauses and retired audiences
--- don't count.
+-- name: installs_with_faulty_audiences
+-- Installs with an audience whose ready work has failed for the given seconds because of an error of this service, and
+-- the error that has lasted longest. Other audiences of the install may make progress. Errors of ODP, blocks, pauses
+-- and retired audiences don't count.
 WITH
 -- Audiences whose deliveries fail, and audiences that can't be made, with the time of the first error.
 faulty AS (
@@ -97,5 +97,6 @@ held AS (
     FROM faulty JOIN audiences_install AS install ON install.id = install_id
     WHERE install.enabled AND (%(install)s::bigint IS NULL OR install.id = %(install)s)
 )
-SELECT name, since, reason FROM held WHERE since < clock_timestamp() - make_interval(secs => %(seconds)s)
-ORDER BY since LIMIT 1
+SELECT name, min(since) AS since, (array_agg(reason ORDER BY since))[1] AS reason
+FROM held WHERE since < clock_timestamp() - make_interval(secs => %(seconds)s)
+GROUP BY name ORDER BY min(since) LIMIT %(most)s::bigint
