@@ -779,7 +779,10 @@ def test_a_worker_that_was_killed_is_named_until_it_is_back(viewer: Client) -> N
 def test_a_stopped_beat_is_named_while_workers_answer(viewer: Client, broker: redis.Redis) -> None:
     schedule.note()
     broker.expire(schedule.KEY, schedule.KEPT_SECONDS - 200)
-    assert alert(viewer, "beat") is None, "without workers nothing runs, and their own line says so"
+    assert "all workers were stopped" in alert(viewer, "No worker runs").why, "until now all was well"
+    assert (number(viewer, "workers answering").value, number(viewer, "workers answering").well) == ("none", False)
+    beat("worker-1@here", seconds_ago=120)
+    assert (alert(viewer, "beat"), alert(viewer, "No worker runs")) == (None, None), "their own line says so"
     beat("worker-1@here")
     assert "ran 3 min ago" in alert(viewer, "The beat process is silent").why
     broker.expire(schedule.KEY, schedule.KEPT_SECONDS - 30)

@@ -66,7 +66,7 @@ def _all_numbers(facts: Facts) -> list[Number]:
     return [
         *_numbers(facts.installs, facts.waiting, facts.blocked.lanes, facts.parked),
         calls.rejected_number(facts.installs, facts.rejections),
-        _workers(facts.pulse, is_stuck=bool(facts.stuck)),
+        _workers(facts.pulse, is_stuck=bool(facts.stuck), had_run=facts.silent_seconds is not None),
         proof_number(facts.installs, facts.proofs),
     ]
 
@@ -93,10 +93,11 @@ def _numbers(
     ]
 
 
-def _workers(pulse: Pulse, *, is_stuck: bool) -> Number:
+def _workers(pulse: Pulse, *, is_stuck: bool, had_run: bool) -> Number:
+    """``had_run``: a task of the schedule ran before, and none runs now."""
     alive = len(pulse.answering)
-    well = not pulse.silent and (alive > 0 or not is_stuck)
-    value = number(alive) if alive else "silent" if pulse.silent or is_stuck else "none yet"
+    well = not pulse.silent and (alive > 0 or not (is_stuck or had_run))
+    value = number(alive) if alive else "silent" if pulse.silent or is_stuck else "none" if had_run else "none yet"
     worked = max((worker.worked_at for worker in pulse.answering if worker.worked_at), default=None)
     note = f"last work {span(now() - worked)} ago" if worked else ""
     return Number("workers answering", value, list_url(Audience, state="behind"), well, note)
