@@ -31,7 +31,7 @@ from audiences.models import (
 )
 from audiences.operations import installs, twins
 from audiences.receiving import ingest, tokens
-from lytics.facts import Kind
+from lytics.facts import Fact, Kind
 from odp.outcomes import Answer, Outcome
 from odp.regions import HOSTS
 from sandbox.odp.testing import ThreadedSandbox
@@ -345,6 +345,20 @@ def test_identifiers_that_look_like_device_ids_of_odp_are_reported(
     if reported:
         assert "2 of the newest 3 identifiers" in words_of(shop, "vuid")
         assert identifiers[0] not in words_of(shop, "vuid")
+
+
+def test_device_ids_from_before_another_identifier_field_are_not_reported(shop: Install) -> None:
+    """The line named that field as the cure, and stayed until as many other identifiers had come."""
+    vuid = "0123456789abcdef0123456789abcdef"
+    ingest.receive(shop, body(message(who=vuid)))
+    shop.identifier_since_at = now()
+    shop.save(update_fields=["identifier_since_at"])
+    assert "vuid" not in {one.name for one in checklist.lines(shop)}
+    gold = Audience.objects.get()
+    ingest.append({gold.pk: [Fact("", "", vuid, Kind.EXIT, 1)]}, received_at=now(), forced=True)
+    assert "vuid" not in {one.name for one in checklist.lines(shop)}, "sent again by this service"
+    ingest.receive(shop, body(message(who=vuid)))
+    assert "1 of the newest 1 identifiers" in words_of(shop, "vuid")
 
 
 def test_a_missing_token_and_a_disabled_install_are_reported(shop: Install) -> None:

@@ -47,7 +47,7 @@ def lines(install: Install) -> list[Line]:
         _key(install, audiences),
         _call(install),
         _identifier(install),
-        *_vuids(audiences),
+        *_vuids(install, audiences),
         _made(install, audiences),
         _shown(install),
     ]
@@ -187,12 +187,17 @@ def _parked(install: Install, name: str, title: str, reason: str, call: Receipt,
     )
 
 
-def _vuids(audiences: QuerySet[Audience]) -> list[Line]:
-    """A line when identifiers look like a VUID: SDKs query ODP for VUIDs under another identifier name."""
+def _vuids(install: Install, audiences: QuerySet[Audience]) -> list[Line]:
+    """A line when identifiers look like a VUID: SDKs query ODP for VUIDs under another identifier name.
+
+    After a change of the identifier field, only identifiers count that Lytics has sent since.
+    """
     busiest = audiences.filter(last_sequence__gt=0).order_by("-last_sequence").first()
     if busiest is None:
         return []
     newest = Event.objects.filter(audience=busiest, sequence__gt=busiest.last_sequence - IDENTIFIERS)
+    if install.identifier_since_at is not None:
+        newest = newest.filter(received_at__gte=install.identifier_since_at, forced=False)
     identifiers = newest.values_list("identifier", flat=True)
     alike = sum(VUID.fullmatch(identifier) is not None for identifier in identifiers)
     if alike * 2 <= len(identifiers):
