@@ -412,7 +412,12 @@ def test_lytics_audiences(shop: Install, job: Job, server: LyticsServer) -> None
     line = the(shop, "lytics_audiences")
     assert (line.state, "gold invalid (unknown field)" in line.evidence) == ("bad", True)
     job(segment_ids=[GOLD, "gone"])
-    assert "do not exist: gone" in lines(shop, "lytics_audiences")[0].evidence
+    line = lines(shop, "lytics_audiences")[0]
+    assert (line.state, line.evidence) == ("warning", "Lytics doesn't list 1 audiences of the job: gone."), (
+        "it is there"
+    )
+    server.faults.clear()
+    assert "do not exist: gone" in the(shop, "lytics_audiences").evidence
 
 
 def make_left(shop: Install, slug: str = "silver") -> Audience:

@@ -41,11 +41,18 @@ def _exported(case: Case) -> list[Audience]:
 @check(LYTICS, "Audiences of the job")
 def lytics_audiences(case: Case) -> Found:
     """Whether the audiences of the job exist in Lytics and are valid."""
-    lost = sorted(case.exported - set(case.lytics_audiences))
+    unlisted = sorted(case.exported - set(case.lytics_audiences))
+    # Each costs a request, so only the named ones are looked up.
+    lost = [one for one in unlisted[:NAMED] if case.is_deleted_in_lytics(one)]
+    unknown = [one for one in unlisted if one not in lost]
     found: list[Finding] = []
     if lost:
         cure = "Remove them from the job. Their members stay in ODP until you press Retire on the page of the audience."
-        found.append(bad(f"{len(lost):,} audiences of the job do not exist: {', '.join(lost[:NAMED])}.", cure))
+        found.append(bad(f"{len(lost):,} audiences of the job do not exist: {', '.join(lost)}.", cure))
+    if unknown:
+        cure = "See in Lytics whether they exist, and remove from the job those that don't."
+        words = f"Lytics doesn't list {len(unknown):,} audiences of the job: {', '.join(unknown[:NAMED])}."
+        found.append(warning(words, cure))
     if broken := [audience for audience in _exported(case) if audience.is_invalid]:
         why = f" ({broken[0].invalid_reason})" if broken[0].invalid_reason else ""
         found.append(bad(f"Lytics calls {_names(broken)} invalid{why}.", "Correct their definition in Lytics."))
