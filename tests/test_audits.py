@@ -1041,12 +1041,12 @@ def test_an_audit_without_a_result_has_the_button_that_audits_again(gold: Audien
 
 
 def test_an_audience_has_the_result_that_counts_beside_its_newest_audit(gold: Audience, operator: Client) -> None:
-    """After an audit of sizes, or a stopped one, the page showed that one alone, in green."""
+    """After an audit of sizes, or one that compared nobody, the page showed that one alone, in green."""
     shared = {"install": gold.install, "audience": gold, "ended_at": now(), "by": "kim"}
     Audit.objects.create(**shared, mode="full", is_newest=True, compared_with_odp=6, differing=2)
-    Audit.objects.create(**shared, mode="quick")
+    Audit.objects.create(**shared, mode="full", moving=6)
     page = operator.get(reverse("admin:audiences_audience_change", args=[gold.pk])).content.decode()
-    assert re.findall(r'<p><span class="ls-pill[^>]*>(\w+)<', page) == ["done", "differs"]
+    assert re.findall(r'<p><span class="ls-pill[^>]*>(\w+)<', page) == ["unknown", "differs"]
     assert "agreed on 4 of 6 people" in page
 
 

@@ -33,7 +33,7 @@ def state_of(audit: Audit) -> State:
         return State("failing", audit.problem, alert=True)
     if audit.differing or audit.only_in_odp:
         return State("differs", words.result(audit), alert=True)
-    return State("done", words.result(audit))
+    return State("unknown" if words.compared_nobody(audit) else "done", words.result(audit))
 
 
 class AskMode(forms.Form):

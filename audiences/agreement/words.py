@@ -20,6 +20,11 @@ def people(audit: Audit) -> int:
     return max(audit.compared_with_lytics, audit.compared_with_odp)
 
 
+def compared_nobody(audit: Audit) -> bool:
+    """Whether it left everybody out, because all had events after it began."""
+    return bool(audit.moving) and not people(audit)
+
+
 def result(audit: Audit) -> str:
     """The finding of an ended audit, or the progress of a running one."""
     if audit.ended_at is None and not audit.install.enabled:
@@ -35,6 +40,8 @@ def result(audit: Audit) -> str:
     everybody = people(audit)
     agreed = max(0, everybody - audit.differing)
     found = f"agreed on {agreed:,} of {everybody:,} people at {audit.ended_at:%Y-%m-%d %H:%M} UTC"
+    if compared_nobody(audit):
+        found += f"; all {audit.moving:,} had events after it began"
     if audit.differing:
         found += f"; {audit.explained:,} of {audit.differing:,} explained below"
     if audit.only_in_odp:

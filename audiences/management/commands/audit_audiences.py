@@ -59,7 +59,7 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps({"audits": reports}, default=str))
         if len(done) < len(asked):
             raise CommandError(f"{options['install']} was switched off. Its audits go on when it is on again.")
-        if any(audit.differing or audit.problem or audit.only_in_odp for audit in done):
+        if any(audit.differing or audit.problem or audit.only_in_odp or words.compared_nobody(audit) for audit in done):
             raise SystemExit(1)
 
 

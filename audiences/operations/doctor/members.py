@@ -26,7 +26,8 @@ def odp_members(case: Case) -> Found:
         return most_urgent(map(_finding, differing), NAMED)
     made = [audience for audience in case.unretired if audience.provisioned_at]
     of_people = {pk: audit for pk, audit in audits.items() if audit.mode != Audit.Mode.QUICK}
-    audited = [of_people[audience.pk] for audience in made if _compares(of_people.get(audience.pk))]
+    ended = [of_people[audience.pk] for audience in made if audience.pk in of_people]
+    audited = [audit for audit in ended if not words.compared_nobody(audit)]
     if not audited:
         how = " with a comparison of people" if of_people else " but by sizes" if audits else ""
         return unknown(f"No audience of this install was audited{how}.", CURE)
@@ -36,11 +37,6 @@ def odp_members(case: Case) -> Found:
     if len(audited) < len(made) or stale:
         return warning(found, f"{CURE} The schedule audits each audience every AUDIT_HOURS hours.", at=at)
     return good(found, at=at)
-
-
-def _compares(audit: Audit | None) -> bool:
-    """Whether it compared anybody, unless there was nobody to compare: all may have had events meanwhile."""
-    return audit is not None and (words.people(audit) > 0 or not audit.moving)
 
 
 def _left_out(audited: Sequence[Audit]) -> str:
