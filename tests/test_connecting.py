@@ -543,6 +543,30 @@ def test_it_goes_through_the_whole_path_and_ends_outside(
     assert_all_is_well(audience)
 
 
+def test_a_delivery_that_ends_between_two_looks_is_shown_with_its_response(
+    shop: Install, reachable: LiveServer, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, lane, run = 0, trial._Leg._lane, trial._Leg._run
+
+    def look_at_lane(self: trial._Leg) -> Lane:
+        nonlocal seen
+        found = lane(self)
+        seen = found.delivered_sequence
+        return found
+
+    def look_at_run(self: trial._Leg) -> Run | None:
+        found = run(self)
+        if found and found.delivery and found.last_sequence > seen:
+            found.delivery.status = found.delivery.latency_ms = None
+        return found
+
+    monkeypatch.setattr(trial._Leg, "_lane", look_at_lane)
+    monkeypatch.setattr(trial._Leg, "_run", look_at_run)
+    words = [words for _, hop, _, words in send(shop) if hop == trials.TAKEN]
+    assert len(words) == 2
+    assert all("ODP answered 202 after" in text for text in words)
+
+
 def test_it_affects_no_other_customer(odp: ThreadedSandbox, shop: Install, reachable: LiveServer, send: Send) -> None:
     audience = delivered(odp, shop, "kim", "lee")
     before = odp.members(audience.odp_id)

@@ -158,8 +158,11 @@ class _Leg:
 
     def _taken(self) -> Seen | None:
         assert self.event is not None
+        if self._lane().delivered_sequence < self.event.sequence:
+            return self._hopeless()
+        # Read after the cursor, which moves when the response of the delivery is stored.
         run = self._run()
-        if self._lane().delivered_sequence < self.event.sequence or run is None or run.delivery is None:
+        if run is None or run.delivery is None:
             return self._hopeless()
         rejected = Parked.objects.filter(
             audience=run.audience, identifier=self.trial.identifier, closed_at=None
