@@ -50,6 +50,18 @@
     if (contrast < 4.5) tell(`a contrast of ${contrast.toFixed(2)}`, element);
   }
 
+  // A column too narrow for its names: a word of usual length on two lines.
+  for (const link of all("#result_list .ls-link")) {
+    for (const text of link.childNodes) {
+      for (const word of (text.data || "").matchAll(/[\p{L}\p{N}_]{2,20}(?![\p{L}\p{N}_])/gu)) {
+        const place = document.createRange();
+        place.setStart(text, word.index);
+        place.setEnd(text, word.index + word[0].length);
+        if (new Set([...place.getClientRects()].map((box) => box.top)).size > 1) tell(`the word ${word[0]} is broken`, link);
+      }
+    }
+  }
+
   if (document.documentElement.scrollWidth > innerWidth) found.add(`wider than the window: ${document.documentElement.scrollWidth} of ${innerWidth}`);
   return [...found];
 };
