@@ -746,6 +746,9 @@ def test_the_oldest_event_of_all_installs_is_shown(viewer: Client, install: Inst
         Event.objects.filter(audience=audience).update(received_at=now() - timedelta(minutes=minutes))
     oldest = number(viewer, "oldest undelivered")
     assert (oldest.value, oldest.well, oldest.note) == ("15 min", False, "2 events waiting")
+    Event.objects.all().delete()
+    oldest = number(viewer, "oldest undelivered")
+    assert (oldest.value, oldest.well) == ("unknown", False)  # the log lacks what waits
 
 
 # --- Workers --------------------------------------------------------------------------------------------------

@@ -82,9 +82,9 @@ def _numbers(
     return [
         Number(
             "oldest undelivered",
-            span(oldest) if heads else "none",
+            span(oldest) if heads else "unknown" if events else "none",
             list_url(Audience, state="behind"),
-            oldest < timedelta(minutes=1),
+            bool(heads or not events) and oldest < timedelta(minutes=1),
             f"{count(events, 'event')} waiting" if events else "everything is delivered",
         ),
         Number("installs on hold", number(on_hold), list_url(Install), not on_hold, f"of {len(installs)}"),
