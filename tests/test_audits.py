@@ -22,7 +22,7 @@ from audiences.agreement import asking_odp, audits, comparing, odp_reasons, repa
 from audiences.agreement.steps import Step
 from audiences.delivery import holds, leases
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, Parked, ScannedMember
-from audiences.operations import resends
+from audiences.operations import parked_items, resends
 from lytics import times
 from odp import graphql
 from sandbox.odp.testing import ThreadedSandbox
@@ -236,6 +236,25 @@ def test_a_rejected_customer_is_explained_by_the_parked_item(
     done = audit(gold)
     assert "parked" in why(done, "gus").lower()
     assert repairs.plan(done).people == 0
+
+
+@pytest.mark.parametrize("in_lytics", [True, False])
+def test_a_rejected_customer_whose_parked_item_was_discarded_is_repaired(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, lytics: Lytics, in_lytics: bool
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["gus"], "named": True}})
+    enter(gold, "gus")
+    drain_all(shop)
+    odp.clear_faults()
+    lytics.members += ["gus"] * in_lytics
+    parked_items.discard([Parked.objects.get().pk], by="sam")
+    done = audit(gold)
+    assert not Difference.objects.filter(audit=done, why__contains="parked").exists()
+    assert resends.repair(done, by="kim", reason="corrected in ODP")
+    resends.advance_all(shop.pk, seconds=5)
+    drain_all(shop)
+    assert ("gus" in odp.members("lytics_gold")) is in_lytics
+    assert found(finish(Audit.objects.latest("pk"))) == {}
 
 
 def test_without_a_token_only_odp_is_compared(odp: ThreadedSandbox, gold: Audience, lytics: Lytics) -> None:

@@ -26,8 +26,8 @@ AGAIN_SECONDS = 10.0
 class Person(NamedTuple):
     identifier: str
     is_member: bool
-    refused: bool
     is_moving: bool
+    is_parked: bool
 
 
 class _Still(NamedTuple):
@@ -140,7 +140,7 @@ def _difference(audit: Audit, person: Person, seen: _Shown) -> Difference:
         kind = Difference.Kind.HALF_IN_ODP
     else:
         kind = Difference.Kind.NOT_IN_ODP if person.is_member else Difference.Kind.STILL_IN_ODP
-    if person.refused:
+    if person.is_parked:
         why = WORDS["refused"]
     elif seen.fs is None and seen.web is None:
         why = UNKNOWN

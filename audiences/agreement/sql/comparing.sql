@@ -17,7 +17,7 @@ moving AS MATERIALIZED (
 -- The people in the scan or in the ledger.
 everybody AS MATERIALIZED (
     SELECT identifier, scanned.audit_id IS NOT NULL AS in_lytics, held.identifier IS NOT NULL AS is_known,
-        coalesce(held.is_member, false) AS is_member, coalesce(held.refused, false) AS refused
+        coalesce(held.is_member, false) AS is_member
     FROM (SELECT * FROM audiences_scannedmember WHERE audit_id = %(audit)s) AS scanned
     FULL JOIN (SELECT * FROM audiences_membership WHERE audience_id = %(audience)s) AS held USING (identifier)
 ),
@@ -30,7 +30,7 @@ compared AS MATERIALIZED (
 differing AS (
     INSERT INTO audiences_difference (audit_id, identifier, kind, why, is_explained)
     SELECT %(audit)s, identifier, CASE WHEN in_lytics THEN 'not_here' ELSE 'not_lytics' END,
-        CASE WHEN refused THEN %(refused)s
+        CASE WHEN parked.is_rejection THEN %(refused)s
             WHEN parked.reason IS NOT NULL THEN concat('Parked: ', parked.reason)
             WHEN in_lytics AND NOT is_known THEN %(never_sent)s
             WHEN in_lytics THEN %(entry_not_sent)s
@@ -38,9 +38,9 @@ differing AS (
         true
     FROM compared
     LEFT JOIN LATERAL (
-        SELECT reason FROM audiences_parked AS item
+        SELECT reason, sequence IS NOT NULL AS is_rejection FROM audiences_parked AS item
         WHERE item.audience_id = %(audience)s AND item.identifier = compared.identifier AND item.closed_at IS NULL
-        LIMIT 1
+        ORDER BY is_rejection DESC LIMIT 1
     ) AS parked ON true
     WHERE in_lytics <> is_member
     ORDER BY identifier LIMIT %(most)s
