@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -655,6 +656,34 @@ def test_an_account_that_rejects_some_members_is_switched_to_and_one_that_reject
     else:
         assert "people in a sample differ" in change.problem
         assert Install.objects.get().odp_host == odp.url
+
+
+@pytest.mark.parametrize(
+    ("rejected", "of", "most"),
+    [(0, 10**6, 0), (1, 10**6, 1), (100, 10**6, 1), (100, 1_000, 34), (100, 200, 100), (0, 0, 0)],
+)
+def test_rejections_explain_as_many_differences_as_a_sample_may_have(rejected: int, of: int, most: int) -> None:
+    """A hundred rejections in a million customers explained a hundred differences among the 200 of the sample."""
+    assert verification.explained(rejected, people=200, of=of) == most
+
+
+@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
+def test_more_differences_than_the_rejections_explain_prevent_the_switch(
+    odp: ThreadedSandbox,
+    shop: Install,
+    gold: Audience,
+    new: ThreadedSandbox,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.CHANGE_VERIFY_SECONDS = 0
+    explained = Mock(return_value=0)
+    monkeypatch.setattr(verification, "explained", explained)
+    answer = {"status": 400, "body": {"title": "Bad Request", "detail": {"message": "no"}}}
+    new.fault({"path": "/v3/profiles", "body_contains": "lee"}, answer)
+    begin(shop, new)
+    assert "people in a sample differ" in finish(shop).problem
+    assert explained.call_args == call(1, people=3, of=4)
 
 
 @pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)

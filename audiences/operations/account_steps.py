@@ -14,7 +14,7 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from audiences import naming
+from audiences import ledger_size, naming
 from audiences.delivery import account_switch, shared_ids
 from audiences.delivery.account_switch import Connection
 from audiences.delivery.odp_account import client_of, mechanism_for
@@ -265,7 +265,7 @@ def verify(change: GuidedChange, client: Client) -> Step:
     differing = verification.unchanged(audience, differing)
     # Customers whom the new account rejected always differ.
     rejected = _moves(change).get(audience=audience).rejected if shows_some else 0
-    if len(differing) <= rejected:
+    if len(differing) <= verification.explained(rejected, people=len(people), of=ledger_size.of(audience)):
         return to(Phase.FINISH)
     words = f"{len(differing)} of {len(people)} people in a sample differ between the new account and the ledger"
     longest = settings.CHANGE_VERIFY_SECONDS

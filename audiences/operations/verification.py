@@ -1,5 +1,6 @@
 """The verification of a guided change: a sample of an audience's people in ODP against the ledger."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -37,6 +38,15 @@ def of_ledger(audience_id: int, *, upto: int, seed: int) -> Sequence[Membership]
         lacking = [identifier for identifier in first if identifier not in people][: SAMPLE - len(people)]
         people |= {identifier: first[identifier] for identifier in lacking}
     return [people[identifier] for identifier in sorted(people)]
+
+
+def explained(rejected: int, *, people: int, of: int) -> int:
+    """The most people in a sample who differ because ODP rejected them, if it rejected that many people among ``of``.
+
+    Of a part of these, a sample has three standard deviations above the mean at most.
+    """
+    mean = rejected * min(1.0, people / max(1, of))
+    return rejected if people >= of else min(rejected, math.floor(mean + 3 * math.sqrt(mean)) + 1)
 
 
 def names(people: Sequence[Membership]) -> list[Customer]:
