@@ -14,7 +14,7 @@ from audiences import redis_client
 from audiences.delivery import holds
 from audiences.front import charts, funnel
 from audiences.insight.probes import Proof
-from audiences.models import FutureTime, Install, Lane, Minute, Receipt, Trouble
+from audiences.models import FutureTime, Install, Lane, Minute, Parked, Receipt, Trouble
 from tests.delivering import enter, make_audience
 from tests.test_admin import url
 from tests.test_front import beat
@@ -61,6 +61,22 @@ def test_the_steps_count_the_events_of_this_install_in_this_time(install: Instal
     assert "20 not yet" in found["delivered"].note
     assert (found["parked"].well, found["delivered"].well) == (False, False)
     assert steps(install, hours=6)["received"].value == "1,100"
+
+
+def test_the_delivered_step_says_how_many_changes_odp_rejected(
+    install: Install, other: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are events of delivered requests, and counted as delivered without a word."""
+    happened(install, 30, received=5, delivered=5, sent=5)
+    minutes_ago = {"refused_by_odp": (30, 31, 500), "no_identifier": (30,)}
+    for reason, times in minutes_ago.items():
+        for minutes in times:
+            at = now() - timedelta(minutes=minutes)
+            Parked.objects.create(install=install, reason=reason, parked_at=at, raw=b"x")
+    assert steps(install)["delivered"].note == "of those received, 0 not yet; 2 parked, because ODP rejected them"
+    assert "rejected" not in steps(other)["delivered"].note
+    monkeypatch.setattr(funnel, "COUNTED", 3)
+    assert "at least 1 parked" in steps(install)["delivered"].note
 
 
 def test_events_count_as_confirmed_once_odp_showed_a_later_test_customer(install: Install) -> None:

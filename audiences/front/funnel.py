@@ -1,19 +1,24 @@
 """The steps of an install's events in the last hours or days: received, parked, folded, delivered, confirmed.
 
-ODP doesn't report when it has applied a change. An event counts as confirmed when ODP has shown a test customer of the
-install since the event was delivered.
+A change that ODP rejected counts as delivered if ODP accepted others of its audience with it, and as not yet delivered
+if not; a note has the number of these changes. ODP doesn't report when it has applied a change. An event counts as
+confirmed when ODP has shown a test customer of the install since the event was delivered.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from django.db.models import Count, Q
 from django.utils.timezone import now
 
 from audiences import sql
+from audiences.admin.filters import COUNTED
 from audiences.admin.pages import count, list_url, number, span, url_of
+from audiences.delivery.leases import REJECTED_BY_ODP
 from audiences.front import charts
 from audiences.front.alerts import Number
+from audiences.index_order import index_order
 from audiences.insight.probes import Proof
 from audiences.models import Delivery, Install, Parked, Receipt, Run
 
@@ -42,6 +47,7 @@ def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int
     left = total["received"] - total["delivered"]
     earlier = f", and {number(total['earlier'])} of an earlier backlog" if total["earlier"] else ""
     again = f", {number(total['again'])} sent again" if total["again"] else ""
+    rejected = _rejected(install, points[0].at, end)
     return [
         Number("received", number(total["received"]), list_url(Receipt, **of_install), None, "events in calls"),
         Number(
@@ -63,7 +69,7 @@ def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int
             number(total["delivered"]),
             list_url(Delivery, **of_install),
             not left,
-            f"of those received, {number(left)} not yet{earlier}{again}",
+            f"of those received, {number(left)} not yet{earlier}{again}{rejected}",
         ),
         Number(
             "confirmed",
@@ -75,3 +81,14 @@ def funnel(install: Install, points: Sequence[charts.Point], proofs: Mapping[int
             else "ODP has shown no test customer",
         ),
     ]
+
+
+def _rejected(install: Install, start: datetime, end: datetime) -> str:
+    """How many changes were parked in this time because ODP rejected them, among the newest items of the install."""
+    newest = Parked.objects.filter(install_id__gte=install.pk, install_id__lte=install.pk).order_by("install_id", "-id")
+    meant = Q(reason=REJECTED_BY_ODP, parked_at__gte=start, parked_at__lt=end)
+    with index_order():
+        read = newest.values("pk", "reason", "parked_at")[:COUNTED]
+        found = read.aggregate(items=Count("pk"), rejected=Count("pk", filter=meant))
+    least = "at least " if found["items"] >= COUNTED else ""
+    return f"; {least}{number(found['rejected'])} parked, because ODP rejected them" if found["rejected"] else ""
