@@ -334,6 +334,21 @@ def test_the_audience_of_the_probes_is_not_among_the_audiences_of_lytics(shop: I
     assert "lytics_sync_test" in viewer.get(f"{url}?q=sync_test").content.decode()
 
 
+def test_the_last_proof_is_kept_though_many_probes_have_failed_since(
+    odp: ThreadedSandbox, shop: Install, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a night of failures, Now said that ODP has never shown a test customer."""
+    monkeypatch.setattr(probes, "KEPT", 1)
+    shown = run(shop)
+    break_reading(odp)
+    for _ in range(3):
+        passed(20)
+        run(shop)
+    assert (proof(shop).word, proof(shop).at) == ("failing", Trial.objects.get(pk=shown.pk).closed_at)
+    assert Trial.objects.count() == 2
+    assert probes.gaps(now() - timedelta(days=1)) == [], "those between the two were deleted"
+
+
 def test_only_the_newest_probes_are_kept(shop: Install, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "KEPT", 2)
     trials.start(shop, by="kim")

@@ -12,7 +12,7 @@ from typing import Literal
 import structlog
 from django.conf import settings
 from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Window
-from django.db.models.functions import Lag
+from django.db.models.functions import Lag, RowNumber
 from django.utils.timezone import now
 
 from audiences.insight import state, trials
@@ -28,7 +28,7 @@ AT_ONCE = 5
 AFTER_FAILURE = timedelta(minutes=2)
 # The shortest time between two probes of an install, because the entry of a probe is dated back by seconds.
 REST = timedelta(seconds=15)
-# The number of probes kept per install: those of two days at the default interval.
+# The number of probes kept per install beside the last proof: those of two days at the default interval.
 KEPT = 200
 # The name that pages show as the person who started a probe.
 BY = "schedule"
@@ -89,7 +89,7 @@ def _due() -> list[Install]:
     """
     at = now()
     last = Trial.objects.filter(install=OuterRef("pk")).order_by("-id")
-    proven = last.filter(closed_at__isnull=False, hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}])
+    proven = trials.proven(last.filter(closed_at__isnull=False))
     installs = (
         _probed()
         .exclude(Exists(last.filter(closed_at=None)))
@@ -97,7 +97,7 @@ def _due() -> list[Install]:
             ended_at=Subquery(last.values("closed_at")[:1]),
             began_at=Subquery(last.values("started_at")[:1]),
             last_id=Subquery(last.values("pk")[:1]),
-            proven_id=Subquery(proven.exclude(hops__contains=[{"how": trials.FAILED}]).values("pk")[:1]),
+            proven_id=Subquery(proven.values("pk")[:1]),
         )
     )
     is_due = (
@@ -124,9 +124,11 @@ def gaps(since: datetime) -> list[tuple[datetime, datetime]]:
     """
     if not interval():
         return []
-    sent = Trial.objects.filter(is_probe=True, started_at__gte=since).annotate(
-        before=Window(Lag("moved_at"), order_by=F("started_at").asc())
-    )
+    place = Window(RowNumber(), partition_by=[F("install")], order_by=F("pk").desc())
+    # Those between a last proof and the newest probes are deleted, so what follows that proof isn't known.
+    alone = Trial.objects.filter(is_probe=True).annotate(place=place).filter(place__gt=KEPT)
+    sent = Trial.objects.filter(is_probe=True, started_at__gte=since).exclude(pk__in=[one.pk for one in alone])
+    sent = sent.annotate(before=Window(Lag("moved_at"), order_by=F("started_at").asc()))
     late = sent.filter(started_at__gt=F("before") + _overdue_after()).order_by("started_at")
     found = list(late.values_list("before", "started_at"))
     newest = sent.aggregate(at=Max("moved_at"))["at"]
@@ -170,8 +172,7 @@ def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
     wanted = {install.pk: install for install in installs}
     retired = set(_with_retired_audience())
     ended = Trial.objects.filter(install__in=wanted, closed_at__isnull=False)
-    failed = Q(hops__contains=[{"how": trials.FAILED}])
-    shown = ended.filter(hops__contains=[{"leg": trials.OUT, "hop": trials.SHOWN}]).exclude(failed)
+    shown = trials.proven(ended)
     newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
     proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
     unfinished = Trial.objects.filter(closed_at=None).values_list("install", "is_probe", "moved_at")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import structlog
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
@@ -68,10 +69,18 @@ def start(install: Install, *, by: str, identifier: str = "") -> Trial | None:
     return trial
 
 
+def proven(ended: QuerySet[Trial]) -> QuerySet[Trial]:
+    """Those in which ODP showed the customer in the audience, and later no longer."""
+    shown = ended.filter(hops__contains=[{"leg": OUT, "hop": SHOWN}])
+    return shown.exclude(hops__contains=[{"how": FAILED}])
+
+
 def drop_old_probes(install: Install, *, keep: int) -> None:
-    """Delete the probes of an install that have ended, except the newest."""
+    """Delete the probes of an install that have ended, except the newest and the last proof."""
+    ended = Trial.objects.filter(install=install, is_probe=True, closed_at__isnull=False)
     kept = Trial.objects.filter(install=install, is_probe=True).order_by("-id").values("pk")[:keep]
-    Trial.objects.filter(install=install, is_probe=True, closed_at__isnull=False).exclude(pk__in=kept).delete()
+    proof = proven(ended).order_by("-id").values("pk")[:1]
+    ended.exclude(pk__in=kept).exclude(pk__in=proof).delete()
 
 
 def is_retired(install: Install) -> bool:
