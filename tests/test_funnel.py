@@ -203,6 +203,15 @@ def test_the_time_can_be_chosen_up_to_a_week(viewer: Client, install: Install, h
     assert shown.context["hours"] == chosen
 
 
+def test_a_week_can_be_chosen_only_while_its_minutes_are_kept(
+    viewer: Client, install: Install, settings: Settings
+) -> None:
+    """The days whose minutes are deleted were shown as days without events."""
+    for days, hours in ((0, 168), (7, 168), (6, 6)):
+        settings.STATISTICS_KEEP_DAYS = days
+        assert viewer.get(NOW, {"install": install.public_id, "hours": "168"}).context["hours"] == hours
+
+
 def test_the_minutes_are_read_once_for_the_steps_and_the_charts(viewer: Client, install: Install) -> None:
     """The figures by point, the arrivals, and the progress."""
     happened(install, 30, received=100, delivered=80, sent=50)

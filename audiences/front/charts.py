@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.db.models import Exists
 from django.http import HttpRequest
 from django.utils.timezone import now
@@ -129,8 +130,10 @@ def chosen_hours(request: HttpRequest, install: Install | None) -> int:
 
 
 def ranges(install: Install | None) -> list[tuple[int, str]]:
-    """The hours that can be chosen, with their words."""
-    return [*((hours, f"{hours} h") for hours in RANGES), *((hours, "7 days") for hours in WEEK if install)]
+    """The hours that can be chosen, with their words. Deleted minutes would look like hours without events."""
+    kept: int = settings.STATISTICS_KEEP_DAYS
+    of_days = [hours for hours in WEEK if install and (kept <= 0 or 24 * kept >= hours)]
+    return [*((hours, f"{hours} h") for hours in RANGES), *((hours, "7 days") for hours in of_days)]
 
 
 def _nothing(hours: int) -> str:
