@@ -219,6 +219,7 @@ def test_existing_audiences_say_which_mechanism_made_them(
     learn(file)
     assert answers(file)["existing_audiences"] == kind
     assert "lytics_vip" not in file.read_text()
+    assert "none of the 1 existing audiences that were read" in file.read_text(), "there may be more than are read"
 
 
 def test_audiences_of_this_service_tell_nothing_about_the_hosted_app(

@@ -44,14 +44,14 @@ def _existing_audiences(lab: Lab) -> Iterator[Found]:
     others = sorted(each for each in listed if each.startswith(PREFIX) and not _is_known(lab, each))
     read = [(each, _definition(lab, each)) for each in others[:MOST_READ]]
     kinds = sorted({_kind(each, definition) for each, definition in read if definition})
-    evidence = f"{len(others)} audiences named {PREFIX}… are not of this service"
+    evidence = f"{len(others)} audiences named {PREFIX}… are not of this service, and {len(read)} of them were read"
     shapes = sorted({shape(definition) for _, definition in read if definition})
     yield Found("existing_audiences", ", ".join(kinds) or "none", "; ".join([evidence, *shapes]))
     for each, definition in read:
         if isinstance(definition, dict) and len(definition) == 1 and _kind(each, definition) == "passthrough":
             yield _passthrough_key(each, definition)
             return
-    raise NotAnswered("no existing audience is a passthrough audience")
+    raise NotAnswered(f"none of the {len(read)} existing audiences that were read is a passthrough audience")
 
 
 def _passthrough_key(segment: str, definition: dict[str, Any]) -> Found:
