@@ -66,7 +66,7 @@ HOURS = """
 INSERT INTO audiences_minute (install_id, minute, received, parked, delivered, delay_p50_ms, delay_p99_ms)
 SELECT install.id, at, events, 0, events, 95 + 30 * wave, 210 + 160 * wave
 FROM (SELECT min(id) AS id FROM audiences_install) AS install,
-    generate_series(date_trunc('minute', now()) - interval '6 hours', now() - interval '4 minutes', '1 minute') AS at,
+    generate_series(date_trunc('minute', now()) - interval '7 hours', now() - interval '1 minute', '1 minute') AS at,
     LATERAL (SELECT (1 + sin(extract(epoch FROM at) / 2700)) / 2) AS w(wave),
     LATERAL (SELECT (2200 + 2600 * wave)::bigint) AS e(events)
 ON CONFLICT DO NOTHING
