@@ -17,7 +17,7 @@ from audiences.admin.pages import OperatorAdmin
 from audiences.delivery import holds, provision, unmaking
 from audiences.front.alerts import page as admin_page
 from audiences.insight import failures, probes, stalled_work, state, trials
-from audiences.models import Audience, Install, Lane, Membership, Retirement, Run, Twin
+from audiences.models import Audience, Event, Install, Lane, Membership, Retirement, Run, Twin
 from audiences.operations import prefixes, reconcile, resends, retiring, take_over, twins
 from audiences.receiving import backlog, ingest
 from odp.mechanisms import MECHANISMS
@@ -754,7 +754,8 @@ def test_a_new_event_of_a_retired_audience_asks_on_the_front_page(boss: Client, 
     retired(gold)
     enter(gold, "zoe", at=5 * DAY)
     (alert,) = alerts(boss, "lytics_gold is retired and gets events")
-    assert "1 event came since it was retired" in alert.why
+    came_at = Event.objects.get(audience=gold, sequence=read(gold).last_sequence).received_at
+    assert f"1 event came since it was retired, the last one at {came_at:%Y-%m-%d %H:%M} UTC" in alert.why
     assert [button.label for button in alert.buttons] == ["Take back"]
     assert word(gold) == "retired"
 

@@ -1,13 +1,16 @@
 """Front page alerts for audiences that are being retired, and for retired ones that get events again."""
 
-from django.db.models import F
+from datetime import datetime
+
+from django.db.models import F, OuterRef, Subquery
 
 from audiences.admin.pages import count, list_url, url_of
+from audiences.annotations import optional
 from audiences.delivery import account_switch
 from audiences.front.alerts import Alert, Extent, and_more, buttons, listed_rows
 from audiences.insight import retirements, state
 from audiences.insight.sentences import sentence
-from audiences.models import Audience, GuidedChange, Lane, Retirement
+from audiences.models import Audience, Event, GuidedChange, Lane, Retirement
 from audiences.operations import retiring
 
 WITH_EVENTS, UNDER_WAY = "retired_with_events", "retiring"
@@ -21,17 +24,20 @@ def alerts(extent: Extent) -> list[Alert]:
 def _with_events(extent: Extent, url: str) -> list[Alert]:
     """Alerts for retired audiences with held events: a person decides about these events."""
     lanes = Lane.objects.filter(retired_at__isnull=False, audience__last_sequence__gt=F("retired_sequence"))
+    newest = Event.objects.filter(audience=OuterRef("audience"), sequence=OuterRef("audience__last_sequence"))
+    lanes = lanes.annotate(newest_at=Subquery(newest.values("received_at")[:1]))
     found, total = listed_rows(lanes.select_related("audience__install").order_by("retired_at"), extent)
     shown = [
         Alert(
             WITH_EVENTS,
             f"{lane.audience} is retired and gets events ({lane.audience.install})",
-            f"{count(state.held_behind_end(lane), 'event')} came since it was retired. They are stored and held, and"
-            " nothing is sent.",
+            f"{count(state.held_behind_end(lane), 'event')} came since it was retired{_last(lane)}. They are stored and"
+            " held, and nothing is sent.",
             lane.retired_at,
             url_of(lane.audience),
             tone="held",
-            todo="Take back uses the audience again. If it is to stay retired, remove it from the Lytics job.",
+            todo="Take back uses the audience again. If it is to stay retired, remove it from the Lytics job. To end"
+            " this line after that, press Take back and, once the held events are delivered, Retire.",
             offers=(buttons(lane.audience, "take-back"),),
             install=lane.audience.install_id,
         )
@@ -39,6 +45,12 @@ def _with_events(extent: Extent, url: str) -> list[Alert]:
     ]
     more = and_more(WITH_EVENTS, total, "retired audiences with events", url, extent, tone="held")
     return [*shown, *more]
+
+
+def _last(lane: Lane) -> str:
+    """By it a person sees whether Lytics still sends events."""
+    newest_at = optional(lane, "newest_at", datetime)
+    return f", the last one at {newest_at:%Y-%m-%d %H:%M} UTC" if newest_at else ""
 
 
 def _under_way(extent: Extent, url: str) -> list[Alert]:

@@ -19,7 +19,10 @@ PASS_LATE = timedelta(hours=12)
 PART_LATE = timedelta(days=9)
 PAGE = "docs/retention.md"
 LATE_CURE = f"Look at beat and the workers, and at the log lines of workers.tasks.prune. {PAGE} has the steps."
-HELD_CURE = "Look for audiences that have been blocked or paused for long, and for unfinished replays and audits."
+HELD_CURE = (
+    "Look for audiences that have been blocked or paused for long, for retired ones with held events, and for"
+    " unfinished replays and audits."
+)
 
 
 @dataclass(frozen=True)
