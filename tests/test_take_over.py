@@ -10,11 +10,13 @@ from django.db.models import F
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils.timezone import now
 
+from audiences.agreement import audits
 from audiences.delivery import holds
 from audiences.delivery.leases import LeaseLostError
 from audiences.front import lines
-from audiences.models import Audience, Delivery, GuidedChange, Install, Membership, Resend, Run
+from audiences.models import Audience, Audit, Delivery, GuidedChange, Install, Membership, Resend, Run
 from audiences.operations import resends, retiring, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
@@ -243,6 +245,19 @@ def test_the_old_one_is_resumed_only_once_it_is_retired(
     assert retiring.retire(Audience.objects.get(pk=old.pk), by="ada", reason="made anew in May")
     press(operator, "resume", Audience.objects.get(pk=old.pk))
     assert lane_of(old).paused_at is None
+
+
+def test_the_last_audit_of_the_old_one_asks_for_no_repair(
+    operator: Client, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    """An audit that ends after the take-over compares with the members of another audience."""
+    old, new = both
+    Audit.objects.create(
+        install=shop, audience=old, mode="full", ended_at=now(), is_newest=True, compared_with_odp=6, differing=2
+    )
+    assert [audit.audience for audit in audits.to_act_on()] == [old]
+    press(operator, "take-over", new)
+    assert not audits.to_act_on()
 
 
 def test_only_an_older_audience_is_taken_over(both: tuple[Audience, Audience]) -> None:

@@ -45,8 +45,11 @@ FORGET_SECONDS = 60.0
 SCHEDULE = "schedule"
 FAILED = "Unexpected error of this service. The log of a worker has its traceback."
 
-# Retired audiences are not audited again, so their last results are no troubles.
-NOT_RETIRED = Q(audience__lane__retired_sequence=None)
+# The last results of audiences that are not audited again are no troubles: of retired ones, and of paused ones that ODP
+# doesn't have. Another audience may have taken over the ODP id, and ODP then shows its members under the present one.
+IS_AUDITED = Q(audience__lane__retired_sequence=None) & ~Q(
+    audience__provisioned_at=None, audience__lane__paused_at__isnull=False
+)
 
 Phase = Audit.Phase
 _STEPS: dict[str, Callable[[Audit], Step]] = {
@@ -62,7 +65,7 @@ _WITH_REQUESTS = {Phase.SCAN, Phase.ODP}
 def to_act_on() -> QuerySet[Audit]:
     """The newest audits that found differences or have no result."""
     found = Q(differing__gt=0) | ~Q(problem="") | Q(only_in_odp__gt=0)
-    return Audit.objects.filter(found, NOT_RETIRED, is_newest=True)
+    return Audit.objects.filter(found, IS_AUDITED, is_newest=True)
 
 
 # --- requests ------------------------------------------------------------------------------------------------

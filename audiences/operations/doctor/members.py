@@ -7,7 +7,7 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from audiences.agreement import repairs, words
-from audiences.agreement.audits import NOT_RETIRED
+from audiences.agreement.audits import IS_AUDITED
 from audiences.models import Audit
 from audiences.operations.doctor.case import Case
 from audiences.operations.doctor.odp_account import NAMED, ODP
@@ -19,7 +19,7 @@ CURE = "Press Audit on the page of an audience."
 @check(ODP, "Members on both sides")
 def odp_members(case: Case) -> Found:
     """Whether the newest audit of each audience found the same members in Lytics, here and in ODP. Starts no audit."""
-    newest = Audit.objects.filter(NOT_RETIRED, install=case.install, is_newest=True).select_related("audience")
+    newest = Audit.objects.filter(IS_AUDITED, install=case.install, is_newest=True).select_related("audience")
     audits = {audit.audience_id: audit for audit in newest}
     differing = [audit for audit in audits.values() if audit.problem or audit.differing or audit.only_in_odp]
     if differing:
