@@ -238,6 +238,26 @@ def test_a_rejected_customer_is_explained_by_the_parked_item(
     assert repairs.plan(done).people == 0
 
 
+def test_people_whom_a_repair_can_correct_are_stored_first(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more parked people than are stored, a repair reached nobody, and Now said that none can correct it."""
+    for module in (comparing, asking_odp):
+        monkeypatch.setattr(module, "MOST", 1)
+    Parked.objects.create(install=shop, audience=gold, identifier="abe", reason="no_time", raw=b"x")
+    lytics.members += ["abe", "gus"]
+    done = audit(gold)
+    assert (found(done), done.differing, repairs.plan(done).people) == ({"gus": Kind.NOT_HERE}, 2, 1)
+    lytics.members = lytics.members[:5]
+    rejection = {"install": shop, "audience": gold, "identifier": "ann", "reason": "refused_by_odp", "sequence": 1}
+    Parked.objects.create(**rejection)
+    Membership.objects.filter(identifier="ann").update(rejected=True)
+    for identifier in ("ann", "eve"):
+        set_in_odp(odp, identifier, False)
+    done = audit(gold)
+    assert (found(done), done.differing) == ({"ann": Kind.NOT_IN_ODP, "eve": Kind.NOT_IN_ODP}, 2)
+
+
 @pytest.mark.parametrize("in_lytics", [True, False])
 def test_a_rejected_customer_whose_parked_item_was_discarded_is_repaired(
     odp: ThreadedSandbox, shop: Install, gold: Audience, lytics: Lytics, in_lytics: bool

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from django.conf import settings
 
 from audiences import sql
-from audiences.agreement import odp_reasons
+from audiences.agreement import odp_reasons, repairs
 from audiences.agreement.comparing import MOST, WORDS
 from audiences.agreement.odp_reasons import CHANGED, GUESSES, NOT_IN_LIST, SPLIT, UNKNOWN
 from audiences.agreement.steps import Ended, Step, Wait
@@ -128,10 +128,13 @@ def _store(audit: Audit, differing: Sequence[tuple[Person, _Shown]]) -> int:
     with_lytics = (Difference.Kind.NOT_HERE, Difference.Kind.NOT_IN_LYTICS)
     known = Difference.objects.filter(audit=audit, identifier__in=identifiers, kind__in=with_lytics)
     before = set(known.values_list("identifier", flat=True))
-    if Difference.objects.filter(audit=audit).count() < MOST:
-        Difference.objects.bulk_create(
-            [_difference(audit, person, seen) for person, seen in differing], ignore_conflicts=True
-        )
+    kept = differing
+    if Difference.objects.filter(audit=audit).count() >= MOST:
+        # Those whom a repair can't correct take no place of others.
+        has_room = repairs.differences(audit).count() < MOST
+        kept = [(person, seen) for person, seen in differing if has_room and not person.is_parked]
+    found = [_difference(audit, person, seen) for person, seen in kept]
+    Difference.objects.bulk_create(found, ignore_conflicts=True)
     return len(differing) - len(before)
 
 

@@ -26,24 +26,25 @@ compared AS MATERIALIZED (
     SELECT * FROM everybody WHERE EXISTS (SELECT FROM going)
         AND NOT EXISTS (SELECT FROM moving WHERE moving.identifier = everybody.identifier)
 ),
--- The people who differ, each with the reason.
+-- The people of open parked items of the audience.
+waiting AS MATERIALIZED (
+    SELECT DISTINCT ON (identifier) identifier, reason, sequence IS NOT NULL AS is_rejection FROM audiences_parked
+    WHERE audience_id = %(audience)s AND identifier <> '' AND closed_at IS NULL
+    ORDER BY identifier, is_rejection DESC
+),
+-- The people who differ, each with the reason. Those whom a repair can't correct come last.
 differing AS (
     INSERT INTO audiences_difference (audit_id, identifier, kind, why, is_explained)
     SELECT %(audit)s, identifier, CASE WHEN in_lytics THEN 'not_here' ELSE 'not_lytics' END,
-        CASE WHEN parked.is_rejection THEN %(refused)s
-            WHEN parked.reason IS NOT NULL THEN concat('Parked: ', parked.reason)
+        CASE WHEN waiting.is_rejection THEN %(refused)s
+            WHEN waiting.reason IS NOT NULL THEN concat('Parked: ', waiting.reason)
             WHEN in_lytics AND NOT is_known THEN %(never_sent)s
             WHEN in_lytics THEN %(entry_not_sent)s
             ELSE %(exit_not_sent)s END,
         true
-    FROM compared
-    LEFT JOIN LATERAL (
-        SELECT reason, sequence IS NOT NULL AS is_rejection FROM audiences_parked AS item
-        WHERE item.audience_id = %(audience)s AND item.identifier = compared.identifier AND item.closed_at IS NULL
-        ORDER BY is_rejection DESC LIMIT 1
-    ) AS parked ON true
+    FROM compared LEFT JOIN waiting USING (identifier)
     WHERE in_lytics <> is_member
-    ORDER BY identifier LIMIT %(most)s
+    ORDER BY waiting.reason IS NOT NULL, identifier LIMIT %(most)s
     ON CONFLICT DO NOTHING
 )
 SELECT (SELECT count(*) FROM compared) AS compared,
