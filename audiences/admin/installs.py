@@ -303,7 +303,9 @@ class InstallAdmin(OperatorAdmin[Install]):
             for words, many, value in held
             if many
         ]
-        return format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', links) or "none"
+        if not links:
+            return "none"
+        return format_html("<span>{}</span>", format_html_join(", ", '<a class="ls-link" href="{}">{}</a>', links))
 
     @admin.display(description="install", ordering=Lower("name"))
     def name_(self, install: Install) -> SafeString | str:
