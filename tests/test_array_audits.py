@@ -3,12 +3,14 @@
 import io
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from django.core.management import call_command
 from django.test import Client
+from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
@@ -292,3 +294,19 @@ def test_the_command_and_the_page_sum_up_the_mistakes(pair: Pair, forget: bool, 
     assert "1 of 4 people are wrong because of array identifiers" in out.getvalue()
     page = viewer.get(url("change", Audit.objects.latest("pk"))).content.decode()
     assert "1 of 4 people are wrong because of array identifiers" in page
+
+
+@pytest.mark.parametrize("forget", [True])
+@pytest.mark.parametrize("before", [(), ("exit", T3)], ids=["member", "left"])
+def test_an_identifier_that_a_repair_entered_leaves_with_its_list(
+    pair: Pair, forget: bool, before: tuple[str, str]
+) -> None:
+    """Lytics did not send the list that has it, nor one of the new profile cyd."""
+    if before:
+        pair.tell(said(before[0], "ann", before[1], "a1", "a2", "a3"))
+    pair.lytics.api.account.keep([said("enter", "ann", T4, "a1", "a4"), said("enter", "cyd", T4, "c1", "c2")], "_uids")
+    after = pair.repair(pair.audit())
+    assert named(after) == {}
+    later = f"{now() + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}"
+    pair.tell(said("change", "ann", later, "a1"), said("change", "cyd", later, "c1"))
+    assert named(pair.audit()) == {}

@@ -115,6 +115,8 @@ def test_no_table_has_the_person_afterwards(odp: ThreadedSandbox, shop: Install,
     report = Audit.objects.create(install=shop, audience=gold, mode="full", by="kim", after_identifier=KIM)
     Difference.objects.create(audit=report, identifier=KIM, kind="not_here", why="")
     ScannedMember.objects.create(audit=report, identifier=KIM)
+    Difference.objects.create(audit=report, identifier="of a list", kind="not_here", profile=KIM)
+    ScannedMember.objects.create(audit=report, identifier="of a list", profile=KIM)
     assert retiring.retire(gold, by="sam", reason="left the job")
     Retirement.objects.update(after_identifier=KIM)
     before = rows_that_name(KIM)

@@ -319,14 +319,15 @@ def test_nothing_of_another_install_is_changed(odp: ThreadedSandbox, shop: Insta
     enter(silver, "kim")
     drain_all(other)
     report = Audit.objects.create(install=other, audience=silver, mode="full", by="sam", after_identifier="kim")
-    Difference.objects.create(audit=report, identifier="kim", kind="not_here", why="")
-    ScannedMember.objects.create(audit=report, identifier="kim")
+    Difference.objects.create(audit=report, identifier="kim", kind="not_here", profile="kim")
+    ScannedMember.objects.create(audit=report, identifier="kim", profile="kim")
     Profile.objects.create(audience=silver, profile="kim", occurred_ns=1, has_left=False, identifiers=["kim"])
     forget(shop, "kim")
     assert Profile.objects.exists()
     assert Audit.objects.get().after_identifier == "kim"
     kept = [model._default_manager.get().identifier for model in (Difference, ScannedMember, Membership)]
     assert kept == ["kim"] * 3
+    assert [model._default_manager.get().profile for model in (Difference, ScannedMember)] == ["kim"] * 2
 
 
 def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,23 +60,24 @@ def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str,
     """The facts of the next people to send, their last identifier, and whether these were the last people.
 
     For differences from Lytics, the facts have Lytics' state and the time at which its scan began, so any newer event
-    wins. For people who differ only in ODP, they have the ledger's state and time. If ODP itself orders by time, as it
-    does for passthrough audiences, the time of the scan is needed to win over another system's event.
+    wins, and the profile if the identifier comes from a list. For people who differ only in ODP, they have the ledger's
+    state and time. If ODP itself orders by time, as it does for passthrough audiences, the time of the scan is needed
+    to win over another system's event.
     """
     began_ns = times.from_moment(audit.scan_began_at) if audit.scan_began_at else 0
     is_ordered = mechanism_for(audit.audience).time_step_ns > 1
     ordered = differences(audit).filter(identifier__gt=after).order_by("identifier")
     identifiers = list(ordered.values_list("identifier", flat=True).distinct()[:limit])
     by_lytics = differences(audit).filter(identifier__in=identifiers, kind__in=(_KIND.NOT_HERE, _KIND.NOT_IN_LYTICS))
-    kinds = dict(by_lytics.values_list("identifier", "kind"))
+    of_lytics = {one.identifier: one for one in by_lytics}
     ledger = Membership.objects.filter(audience=audit.audience_id, identifier__in=identifiers)
     held = {row.identifier: row for row in ledger}
     found = []
     for identifier in identifiers:
-        if identifier in kinds:
+        if (one := of_lytics.get(identifier)) is not None:
             assert audit.scan_began_at is not None
-            kind = Kind.ENTER if kinds[identifier] == _KIND.NOT_HERE else Kind.EXIT
-            found.append(Fact("", "", identifier, kind, _after(began_ns, held.get(identifier), audit)))
+            kind = Kind.ENTER if one.kind == _KIND.NOT_HERE else Kind.EXIT
+            found.append(Fact("", "", identifier, kind, _after(began_ns, held.get(identifier), audit), one.profile))
         elif identifier in held:
             row = held[identifier]
             was_compared = row.sequence <= audit.before_sequence

@@ -126,6 +126,8 @@ class Difference(models.Model):
     audit = models.ForeignKey(Audit, on_delete=models.CASCADE, related_name="differences")
     identifier = models.TextField()
     kind = models.CharField(max_length=10, choices=Kind)
+    # The Lytics ID of the profile whose list in Lytics has the identifier; empty without a list.
+    profile = models.TextField(blank=True, default="", db_default="")
     why = models.TextField(blank=True, default="")
     is_explained = models.BooleanField(default=False)
 

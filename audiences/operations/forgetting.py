@@ -83,6 +83,7 @@ _CLEAR_CHANGES = _SQL.command("clear_changes")
 _CLEAR_TWINS = _SQL.command("clear_twins")
 _DROP_PROFILES = _SQL.command("drop_profiles")
 _DROP_DIFFERENCES = _SQL.command("drop_differences")
+_CLEAR_LIST_PROFILES = _SQL.command("clear_list_profiles")
 _DROP_SCANNED = _SQL.command("drop_scanned")
 _MOVE_CURSORS = _SQL.command("move_cursors")
 _MOVE_AUDIT_CURSORS = _SQL.command("move_audit_cursors")
@@ -307,7 +308,13 @@ def _take_out(forgotten: Forgotten) -> bool:
         counts = taken_out._asdict()
         counts["profiles"] = _DROP_PROFILES.run(**who).changed
         counts["differences"] = _DROP_DIFFERENCES.run(**who).changed
-        for statement in (_DROP_SCANNED, _MOVE_CURSORS, _MOVE_AUDIT_CURSORS, _MOVE_RETIREMENT_CURSORS):
+        for statement in (
+            _DROP_SCANNED,
+            _CLEAR_LIST_PROFILES,
+            _MOVE_CURSORS,
+            _MOVE_AUDIT_CURSORS,
+            _MOVE_RETIREMENT_CURSORS,
+        ):
             statement.run(**who)
         counts |= changed
         Forgotten.objects.filter(pk=forgotten.pk).update(ended_at=now(), identifier="", counts=counts)

@@ -22,7 +22,7 @@ from audiences.agreement import audits, repairs
 from audiences.delivery import provision
 from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend
 from audiences.operations import attempts, parked_items
-from audiences.receiving import audience_lookup, backlog, ingest, log_range, resend_causes
+from audiences.receiving import audience_lookup, backlog, identifier_lists, ingest, log_range, resend_causes
 from audiences.receiving.log_range import Stretch
 from audiences.wake import wake, wake_resend
 from lytics.facts import Fact, Kind
@@ -290,6 +290,8 @@ def _repair(resend: Resend, limit: int) -> Step:
     if audit is None:  # the audit was deleted: only the newest are kept
         return Step(after_identifier=resend.after_identifier, over=True)
     facts, last, is_over = repairs.facts(audit, after=resend.after_identifier, limit=limit)
+    if resend.install.forget_missing_identifiers:
+        identifier_lists.add({audit.audience_id: facts})
     _append(resend, list(facts))
     if is_over:
         audits.ask(audit.audience, mode=audit.mode, by=f"repair of audit {audit.pk}", share=audit.share)

@@ -70,6 +70,27 @@ def departures(facts: Mapping[int, Sequence[Fact]]) -> dict[int, list[Fact]]:
     return exits
 
 
+def add(facts: Mapping[int, Sequence[Fact]]) -> None:
+    """Add identifiers that a repair enters to the list of their profile, so that they leave with Lytics' next list
+    without them. ``facts`` are by audience id. The caller holds the locks of the audiences.
+
+    A list keeps its time, because the repair doesn't know the others of Lytics' list: with a later time, a list that
+    arrives late would take out what it names.
+    """
+    listings: dict[_Key, frozenset[str]] = {}
+    for audience_id, some in facts.items():
+        for fact in some:
+            if fact.profile and fact.kind is not Kind.EXIT:
+                key = (audience_id, fact.profile)
+                listings[key] = listings.get(key, frozenset()) | {fact.identifier}
+    known = _read(listings)
+    nothing = _Known(0, False, frozenset())
+    for key, identifiers in listings.items():
+        before = known.get(key, nothing)
+        known[key] = before._replace(left=False, identifiers=before.identifiers | identifiers)
+    _write(known)
+
+
 def _merge(known: _Known | None, new: _Known, listed: frozenset[str]) -> tuple[_Known, frozenset[str]]:
     """The newer of two lists, and the identifiers that leave at its time because it lacks them."""
     if known is None:

@@ -17,7 +17,7 @@ moving AS MATERIALIZED (
 -- The people in the scan or in the ledger.
 everybody AS MATERIALIZED (
     SELECT identifier, scanned.audit_id IS NOT NULL AS in_lytics, held.identifier IS NOT NULL AS is_known,
-        coalesce(held.is_member, false) AS is_member
+        coalesce(held.is_member, false) AS is_member, coalesce(scanned.profile, '') AS profile
     FROM (SELECT * FROM audiences_scannedmember WHERE audit_id = %(audit)s) AS scanned
     FULL JOIN (SELECT * FROM audiences_membership WHERE audience_id = %(audience)s) AS held USING (identifier)
 ),
@@ -34,8 +34,8 @@ waiting AS MATERIALIZED (
 ),
 -- The people who differ, each with the reason. Those whom a repair can't correct come last.
 differing AS (
-    INSERT INTO audiences_difference (audit_id, identifier, kind, why, is_explained)
-    SELECT %(audit)s, identifier, CASE WHEN in_lytics THEN 'not_here' ELSE 'not_lytics' END,
+    INSERT INTO audiences_difference (audit_id, identifier, kind, profile, why, is_explained)
+    SELECT %(audit)s, identifier, CASE WHEN in_lytics THEN 'not_here' ELSE 'not_lytics' END, profile,
         CASE WHEN waiting.is_rejection THEN %(refused)s
             WHEN waiting.reason IS NOT NULL THEN concat('Parked: ', waiting.reason)
             WHEN in_lytics AND NOT is_known THEN %(never_sent)s

@@ -84,6 +84,17 @@ WHERE audience.id = profile.audience_id AND audience.install_id = %(install)s
 DELETE FROM audiences_difference AS difference USING audiences_audit AS audit
 WHERE audit.id = difference.audit_id AND audit.install_id = %(install)s AND difference.identifier = %(identifier)s
 
+-- name: clear_list_profiles
+-- Removes the person as the Lytics ID of a profile from audits of identifier fields that hold lists.
+WITH
+-- The members of scans under way. They stay, because an audit takes a member who is missing for one who left.
+scanned AS (
+    UPDATE audiences_scannedmember AS scanned SET profile = '' FROM audiences_audit AS audit
+    WHERE audit.id = scanned.audit_id AND audit.install_id = %(install)s AND scanned.profile = %(identifier)s
+)
+UPDATE audiences_difference AS difference SET profile = '' FROM audiences_audit AS audit
+WHERE audit.id = difference.audit_id AND audit.install_id = %(install)s AND difference.profile = %(identifier)s
+
 -- name: drop_scanned
 -- Deletes the person from the members of a scan under way.
 DELETE FROM audiences_scannedmember AS scanned USING audiences_audit AS audit
