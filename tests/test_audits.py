@@ -834,6 +834,20 @@ def test_only_the_newest_audit_can_be_repaired(gold: Audience, lytics: Lytics) -
     assert not resends.repair(older, by="kim", reason="drift")
 
 
+def test_people_read_by_a_former_identifier_field_are_not_repaired(
+    odp: ThreadedSandbox, gold: Audience, lytics: Lytics
+) -> None:
+    lytics.members.append("gus")
+    set_in_odp(odp, "ann", False)
+    done = audit(gold)
+    assert repairs.plan(done)[:4] == (1, 0, 1, 0)
+    Install.objects.update(identifier_field="email", identifier_since_at=now())
+    assert repairs.plan(done)[:4] == (0, 0, 1, 1)
+    assert resends.repair(done, by="kim", reason="drift")
+    resends.advance_all(gold.install_id, seconds=5)
+    assert Event.objects.latest("sequence").identifier == "ann"
+
+
 def test_a_clean_audit_offers_no_repair(gold: Audience) -> None:
     assert not resends.repair(audit(gold), by="kim", reason="drift")
 

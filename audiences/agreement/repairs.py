@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from django.conf import settings
-from django.db.models import OuterRef, Q, QuerySet
+from django.db.models import F, OuterRef, Q, QuerySet
 
 from audiences.agreement.comparing import WORDS
 from audiences.agreement.odp_reasons import MERGED
@@ -18,6 +18,12 @@ _KIND = Difference.Kind
 # Differences of parked items, which ODP would reject again until a person fixes the cause. And differences of merged
 # profiles, because sending the state of one person changes that of another.
 _WAITING = Q(why__in=(WORDS["refused"], MERGED)) | Q(why__startswith="Parked: ")
+# Differences from Lytics that are known by the install's identifier field: another field names other people.
+_OF_FIELD = (
+    ~Q(kind__in=(_KIND.NOT_HERE, _KIND.NOT_IN_LYTICS))
+    | Q(audit__install__identifier_since_at=None)
+    | Q(audit__scan_began_at__gt=F("audit__install__identifier_since_at"))
+)
 
 
 class Plan(NamedTuple):
@@ -53,7 +59,7 @@ def needs_confirmation(audit: Audit) -> bool:
 
 def differences(audit: Audit | OuterRef) -> QuerySet[Difference]:
     """The differences that a repair corrects. If there are none, the audit has no repair."""
-    return Difference.objects.filter(audit=audit).exclude(_WAITING)
+    return Difference.objects.filter(_OF_FIELD, audit=audit).exclude(_WAITING)
 
 
 def facts(audit: Audit, *, after: str, limit: int) -> tuple[Sequence[Fact], str, bool]:
