@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 from django.db import transaction
+from django.db.models import F
 from django.utils.timezone import now
 
 from audiences import request_bodies, sessions
@@ -271,6 +272,25 @@ def test_a_rejected_exit_waits_for_a_person(odp: ThreadedSandbox, shop: Install,
     asked.refresh_from_db()
     assert asked.ended_at is not None
     assert odp.members("lytics_gold") == (["lee"] if act is parked_items.release else ["kim", "lee"])
+
+
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_a_customer_whose_rejected_exit_was_discarded_leaves_odp(
+    odp: ThreadedSandbox, shop: Install, is_retired: bool
+) -> None:
+    gold = make_delivered(shop, "kim", "lee")
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["kim"]}})
+    happen(gold, ("kim", "exit", 2))
+    drain_all(shop)
+    parked_items.discard([Parked.objects.get(closed_at=None).pk], by="sam")
+    odp.clear_faults()
+    if is_retired:  # its field stays in ODP
+        Audience.objects.update(provisioned_at=None)
+        Lane.objects.update(retired_at=now(), retired_sequence=F("delivered_sequence"))
+    assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    finish(shop)
+    assert rows_that_name("kim") == []
+    assert odp.members("lytics_gold") == ["lee"]
 
 
 def test_a_customer_whose_entry_has_a_time_ahead_of_our_clock_is_no_member_in_odp(

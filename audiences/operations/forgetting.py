@@ -219,15 +219,16 @@ def _append_exits(forgotten: Forgotten) -> dict[str, int]:
 
     A waiting entry needs an exit too, because a request under way, or one without a response, may have sent it. An
     audience that is being retired needs none: its members get exits by the retirement. Neither does one that ODP
-    doesn't have: its exit might wait forever, as after a take-over, and ``former_stores`` sends one. After a switch to
-    another mechanism, an audience that the person has left needs one, too: an earlier exit went by another mechanism.
+    doesn't have: its exit might wait forever, as after a take-over, and ``former_stores`` sends one. Where ODP rejected
+    the person's exit, ODP still has the person, also after the parked item was discarded. After a switch to another
+    mechanism, an audience that the person has left needs one, too: an earlier exit went by another mechanism.
     """
     identifier, install = opened(forgotten.identifier), forgotten.install_id
     _FOLLOW_INDEX.run()
     events = _EVENTS.run(identifier=identifier, install=install).all()
     ledger = Membership.objects.filter(identifier=identifier, audience__install=install)
     if not GuidedChange.objects.filter(install=install, kind=GuidedChange.Kind.MECHANISM).exists():
-        ledger = ledger.filter(is_member=True)
+        ledger = ledger.filter(Q(is_member=True) | Q(rejected=True))
     latest = dict(ledger.values_list("audience_id", "occurred_ns"))
     progress = _progress({*latest, *(event.audience_id for event in events)})
     for event in events:

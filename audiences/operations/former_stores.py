@@ -32,7 +32,7 @@ def send_exits(install_id: int, identifier: str) -> bool:
     ledger = Membership.objects.filter(identifier=identifier, audience__install=install)
     for row in ledger.select_related("audience__install"):
         own = {row.audience.mechanism or install.mechanism}
-        no_lane = own if row.is_member and row.audience.provisioned_at is None else set()
+        no_lane = own if (row.is_member or row.rejected) and row.audience.provisioned_at is None else set()
         names = used - own | no_lane
         if names and shared_ids.used_by(row.audience) is not None:
             continue  # the exit would remove a customer whom another install entered
