@@ -288,3 +288,18 @@ def test_the_front_page_needs_no_more_queries_for_ten_recreated_audiences(operat
         return len(seen)
 
     assert queries(1) == queries(10)
+
+
+def test_a_customer_whose_exit_odp_rejected_leaves_with_the_members_of_only_the_old_audience(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    old, new = both
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["max"]}})
+    told(shop, OLD, "exit", "max")
+    drain_all(shop)
+    odp.clear_faults()
+    time_goes_by()
+    assert odp.members("lytics_gold") == ["kim", "lee", "max"]
+    assert take_over.take_over(new, old, by="sam", reason="made anew")
+    send_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "zoe"]
