@@ -347,6 +347,18 @@ def test_identifiers_that_look_like_device_ids_of_odp_are_reported(
         assert identifiers[0] not in words_of(shop, "vuid")
 
 
+def test_a_test_customer_that_odp_showed_outdates_an_earlier_failed_check_of_the_key(shop: Install) -> None:
+    """The line failed until somebody pressed Check the key, although deliveries went on with the key."""
+    Install.objects.update(key_asked_at=now() - timedelta(hours=1), key_problem="ODP could not be reached.")
+    shop.refresh_from_db()
+    assert "could not be reached" in words_of(shop, "key")
+    end_trial(shop)
+    assert line(shop, "key").is_done
+    Install.objects.update(key_asked_at=now() + timedelta(hours=1))
+    shop.refresh_from_db()
+    assert not line(shop, "key").is_done, "the key may be another one since"
+
+
 def test_device_ids_from_before_another_identifier_field_are_not_reported(shop: Install) -> None:
     """The line named that field as the cure, and stayed until as many other identifiers had come."""
     vuid = "0123456789abcdef0123456789abcdef"

@@ -73,12 +73,12 @@ def _key(install: Install, audiences: QuerySet[Audience]) -> Line:
     if install.backoff_until_at is not None and state.needs_key(install):
         return _failing(name, title, install.backoff_reason, state.remedy(install))
     made_at = audiences.aggregate(at=Max("provisioned_at"))["at"]
-    asked_at = install.key_asked_at
-    if asked_at and install.key_problem and (made_at is None or made_at < asked_at):
-        return _failing(name, title, install.key_problem)
     # A test customer that ODP has shown was sent with the key, so ODP accepted it.
-    accepted = [at for at in (asked_at, made_at, probes.proof_of(install).at) if at]
-    if accepted:
+    used_at = max((at for at in (made_at, probes.proof_of(install).at) if at), default=None)
+    asked_at = install.key_asked_at
+    if asked_at and install.key_problem and (used_at is None or used_at < asked_at):
+        return _failing(name, title, install.key_problem)
+    if accepted := [at for at in (asked_at, used_at) if at]:
         return _done(name, title, max(accepted))
     return _waiting(name, title, "ODP has not been asked.", "Press Check the key.")
 
