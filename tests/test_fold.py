@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiences.delivery.fold import Entry, Held, fold, newest
+from audiences.delivery.fold import EARLIEST_NS, Entry, Held, disbelieve, fold, newest
 from lytics.facts import Kind
 
 Memberships = dict[str, tuple[bool, int]]
@@ -146,6 +146,11 @@ def test_a_change_is_sent_for_a_customer_without_a_row_and_not_for_a_member() ->
     assert lane.memberships == {"kim": (True, 6), "lee": (True, 6)}
 
 
+def test_a_newer_entry_of_a_member_is_sent() -> None:
+    """Lytics sends existing users as entries, and ODP may have lost them."""
+    assert after([entry(Kind.ENTER, 5)], [entry(Kind.ENTER, 6)]).sent[-1].occurred_ns == 6
+
+
 def test_a_change_that_moved_the_ledger_on_hides_nothing_that_has_to_be_said_again() -> None:
     """Such a change was never sent, so it can't replace the repeated event."""
     again = entry(Kind.ENTER, 5, forced=True)
@@ -185,3 +190,11 @@ def test_of_two_equal_events_the_forced_one_speaks() -> None:
     for run in ([entry(Kind.ENTER, 5), entry(Kind.ENTER, 5, forced=True)], [entry(Kind.CHANGE, 5, forced=True)]):
         for order in (run, run[::-1]):
             assert [one.forced for one in fold(order, held).send] == [True]
+
+
+def test_a_time_ahead_of_the_clock_decides_where_only_such_times_are_known() -> None:
+    """The ledger's is one of them, and is read as the earliest time."""
+    ahead = entry(Kind.ENTER, 10**18)._replace(sequence=7)
+    for held_ns, believed_ns in ((EARLIEST_NS, 10**18), (5, EARLIEST_NS)):
+        (read,) = disbelieve([ahead], {7}, {"kim": Held(False, held_ns)})
+        assert read.occurred_ns == believed_ns
