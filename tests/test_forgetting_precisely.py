@@ -443,9 +443,18 @@ def test_an_audience_that_can_not_be_made_does_not_hold_up_forgetting(odp: Threa
 
 
 @pytest.mark.parametrize("has_left", [True, False])
-def test_a_take_over_does_not_hold_up_forgetting(odp: ThreadedSandbox, shop: Install, has_left: bool) -> None:
+@pytest.mark.parametrize("is_member", [True, False])
+def test_a_take_over_does_not_hold_up_forgetting(
+    odp: ThreadedSandbox, shop: Install, has_left: bool, is_member: bool
+) -> None:
     """The old audience stays paused, with its members in the ledger. They leave by the new audience's log."""
     old = make_delivered(shop, "kim")
+    if not is_member:  # but ODP rejected the exit
+        odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["kim"]}})
+        happen(old, ("kim", "exit", 2))
+        drain_all(shop)
+        parked_items.discard([Parked.objects.get(closed_at=None).pk], by="sam")
+        odp.clear_faults()
     new = make_audience(shop, "new", provisioned=False)
     enter(new, "lee")
     drain_all(shop)

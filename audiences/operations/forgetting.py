@@ -257,7 +257,8 @@ def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Map
 
 def _is_leaving(forgotten: Forgotten) -> bool:
     """Whether an unfinished take-over is still to read the person from the ledger of the old audience."""
-    old = _members(forgotten).values("audience")
+    rows = Membership.objects.filter(Q(is_member=True) | Q(rejected=True), identifier=opened(forgotten.identifier))
+    old = rows.filter(audience__install=forgotten.install_id).values("audience")
     return Resend.objects.filter(kind=Resend.Kind.LEAVE, ended_at=None, upto__in=old).exists()
 
 
