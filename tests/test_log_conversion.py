@@ -1,5 +1,6 @@
 """Converting a log from before the parts, while calls and deliveries go on."""
 
+import re
 from collections.abc import Callable
 from threading import Event as Flag
 from threading import Thread
@@ -118,8 +119,14 @@ def test_a_log_of_one_table_is_pruned_row_by_row(gold: Audience) -> None:
 
 def test_the_command_shows_what_is_to_do_and_does_it(gold: Audience, capsys: pytest.CaptureFixture[str]) -> None:
     sql(ONE_TABLE)
+    sql("UPDATE pg_class SET reltuples = -1 WHERE oid = 'audiences_event'::regclass")
     call_command("partition_log")
-    assert "to do: Validate the constraint" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "to do: Validate the constraint" in said
+    assert re.search(r"The log is one table of \d+ MB\.", said), "it was never analyzed"
+    sql("ANALYZE audiences_event")
+    call_command("partition_log")
+    assert re.search(r"one table of about \d+ events, ", capsys.readouterr().out)
     assert not parts.has_parts()
     call_command("partition_log", "--yes")
     assert "The log has parts." in capsys.readouterr().out

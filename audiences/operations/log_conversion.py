@@ -24,7 +24,7 @@ _LOCK_TIMEOUT = "55P03"
 
 class Progress(NamedTuple):
     has_parts: bool
-    events: int
+    events: int | None
     bytes: int
     is_validated: bool | None
 

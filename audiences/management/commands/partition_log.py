@@ -22,7 +22,8 @@ class Command(BaseCommand):
         if now.has_parts:
             self.stdout.write("The log has parts. Nothing is left to do.")
             return
-        self.stdout.write(f"The log is one table of about {now.events:,} events, {now.bytes / 1e6:,.0f} MB.")
+        events = "" if now.events is None else f"about {now.events:,} events, "
+        self.stdout.write(f"The log is one table of {events}{now.bytes / 1e6:,.0f} MB.")
         if not options["yes"]:
             for name, _ in log_conversion.steps():
                 self.stdout.write(f"  to do: {name}")

@@ -2,8 +2,9 @@
 
 -- name: progress
 -- The log as it is: whether it has parts, PostgreSQL's estimate of its events, its size with indexes, and whether the
--- constraint of the conversion is there and validated; NULL: it isn't there.
-SELECT log.relkind = 'p' AS has_parts, greatest(log.reltuples, 0)::bigint AS events,
+-- constraint of the conversion is there and validated; NULL: it isn't there. There is no estimate after a restore, for
+-- example, until the table is analyzed.
+SELECT log.relkind = 'p' AS has_parts, nullif(log.reltuples, -1)::bigint AS events,
     pg_total_relation_size(log.oid) AS bytes, checked.convalidated AS is_validated
 FROM pg_class AS log
 LEFT JOIN pg_constraint AS checked ON checked.conrelid = log.oid AND checked.conname = 'event_is_in_first_part'
