@@ -134,7 +134,7 @@ class Client:
                     raise
             except Exception as error:  # noqa: BLE001 — every response of a server becomes an Answer
                 if limit.permission_error is not None:
-                    raise limit.permission_error from None
+                    raise limit.permission_error from limit.permission_error.__cause__
                 if not limit.passed:
                     return _no_answer(error, began_at=limit.began_at, started=started)
         elapsed = _since(limit.began_at or started)

@@ -838,12 +838,16 @@ def test_waiting_for_permission_does_not_shorten_the_time_for_the_response(serve
     assert asking.call("POST", PROFILES, body=b"[]", seconds=SHORT).outcome is Outcome.DELIVERED
 
 
-def test_a_permission_that_fails_sends_nothing(server: ScriptedServer) -> None:
-    def permission(path: str, until: float) -> None:
-        raise LookupError
+def test_a_permission_that_fails_sends_nothing_and_keeps_its_cause(server: ScriptedServer) -> None:
+    """Django's database errors have their SQLSTATE in the cause."""
+    cause = KeyError()
 
-    with pytest.raises(LookupError):
+    def permission(path: str, until: float) -> None:
+        raise LookupError from cause
+
+    with pytest.raises(LookupError) as raised:
         Client(host=server.url, api_key="k", permission=permission).call("GET", "/", seconds=LONG)
+    assert raised.value.__cause__ is cause
     assert post(server).outcome is Outcome.DELIVERED
     assert len(server.requests) == 1
 

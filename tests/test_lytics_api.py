@@ -112,11 +112,14 @@ def test_the_rate_limiter_is_asked_before_the_first_byte(server: ScriptedServer)
 
 
 def test_an_error_of_the_rate_limiter_is_the_callers(server: ScriptedServer) -> None:
-    def broken() -> None:
-        raise LookupError("no limit is known")
+    cause = KeyError()
 
-    with pytest.raises(LookupError):
+    def broken() -> None:
+        raise LookupError("no limit is known") from cause
+
+    with pytest.raises(LookupError) as raised:
         client(server, permission=broken).get("v2", "segment")
+    assert raised.value.__cause__ is cause
     assert server.requests == []
 
 

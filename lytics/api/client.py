@@ -111,7 +111,7 @@ class Client:
                     content = _content(response)
             except Exception as error:  # noqa: BLE001 — every response of a server becomes an Answer
                 if limit.permission_error is not None:
-                    raise limit.permission_error from None
+                    raise limit.permission_error from limit.permission_error.__cause__
                 if not limit.passed and not isinstance(error, TooLateError):
                     return _no_answer(error, was_sent=limit.began_at is not None, seconds=time.monotonic() - started)
                 content = b""
