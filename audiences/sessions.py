@@ -74,6 +74,12 @@ def ends_session(error: BaseException) -> bool:
     return state in _ENDS_SESSION or state.startswith("08")
 
 
+def has_no_connection(error: BaseException) -> bool:
+    """Whether the connection was refused or ended, as during a restart or a failover. A late answer doesn't count."""
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
+    return cause is not None and not isinstance(cause, NoAnswerError) and ends_session(cause)
+
+
 def is_away(error: BaseException) -> bool:
     """Whether PostgreSQL can't be reached, or doesn't do now what it would do at another time."""
     return isinstance(error, OperationalError | InterfaceError) or (isinstance(error, Error) and ends_session(error))

@@ -17,7 +17,7 @@ from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.models import Model
 from django.test import Client
 from django.utils.timezone import now
@@ -28,6 +28,7 @@ from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import failures, heartbeats
 from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Parked, Resend, Trouble
+from audiences.sessions import NoAnswerError
 from local.processes import Program
 from local.stack import Memory, Stack
 from tests.delivering import enter, make_audience, make_install, sandbox
@@ -357,6 +358,32 @@ def test_now_names_a_failing_task_with_its_first_line(boss: Client) -> None:
     assert "ValueError: key … exists" in page
     assert "2 times" in page
     assert "kim" not in page
+
+
+def refused() -> OperationalError:
+    error = OperationalError("connection refused")
+    error.__cause__ = psycopg.OperationalError("connection refused")
+    return error
+
+
+def test_a_restart_of_postgresql_is_no_failing_task_until_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = now()
+    monkeypatch.setattr(failures, "now", lambda: at)
+    failures.note("workers.tasks.drain", refused())
+    failures.note("workers.tasks.sweep", refused())
+    assert failures.recent() == []
+    failures.note("workers.tasks.sweep", ValueError("a bug"))
+    assert [failure.task for failure in failures.recent()] == ["sweep"]
+    at += timedelta(seconds=failures.BRIEF_SECONDS)
+    failures.note("workers.tasks.drain", refused())
+    assert [(failure.task, failure.times) for failure in failures.recent()] == [("drain", 2), ("sweep", 2)]
+
+
+def test_a_statement_without_an_answer_is_a_failing_task_at_once() -> None:
+    error = OperationalError("PostgreSQL gave no answer for 60 s")
+    error.__cause__ = NoAnswerError("PostgreSQL gave no answer for 60 s")
+    failures.note("workers.tasks.prune", error)
+    assert [failure.task for failure in failures.recent()] == ["prune"]
 
 
 @pytest.mark.parametrize(

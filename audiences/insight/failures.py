@@ -10,7 +10,7 @@ import structlog
 from django.conf import settings
 from django.utils.timezone import now
 
-from audiences import tallies
+from audiences import sessions, tallies
 from audiences.redis_client import client
 
 log = structlog.get_logger(__name__)
@@ -18,6 +18,9 @@ log = structlog.get_logger(__name__)
 # Seconds after which a failure is no longer shown, unless the task fails again: counted from the next run, where the
 # task runs less often than that. A failure that ends before would be reported as resolved.
 KEPT_SECONDS = 300
+# Seconds in which a task may fail because PostgreSQL has no connection for it, before that is shown: a restart or a
+# failover ends before.
+BRIEF_SECONDS = 60
 # The settings with the minutes between two runs for one install, where another task starts them.
 _MINUTES = {"look": "LOOK_MINUTES", "try_out": "PROBE_MINUTES"}
 WORDS = 200
@@ -73,10 +76,13 @@ class Failure:
 def note(task: str, error: BaseException) -> None:
     """A task has failed. Never raises: the failure itself is in the log."""
     tallies.TASK_FAILURES.add(task.removeprefix("workers.tasks."))
+    at = now().timestamp()
     try:
         with client().pipeline(transaction=False) as pipe:
-            pipe.hset(_key(task), mapping={"words": first_line(error)})
-            pipe.hsetnx(_key(task), "since", now().timestamp())
+            pipe.hset(_key(task), mapping={"words": first_line(error), "at": at})
+            if not sessions.has_no_connection(error):
+                pipe.hset(_key(task), "is_shown", 1)
+            pipe.hsetnx(_key(task), "since", at)
             pipe.hincrby(_key(task), "times", 1)
             pipe.expire(_key(task), kept_seconds(task))
             pipe.execute()
@@ -99,7 +105,9 @@ def first_line(error: BaseException) -> str:
 
 
 def recent() -> list[Failure]:
-    """The tasks that failed within ``kept_seconds``; none when Redis is unavailable."""
+    """The tasks that failed within ``kept_seconds``, but not those to which PostgreSQL gave no connection for less than
+    BRIEF_SECONDS; none when Redis is unavailable.
+    """
     names = sorted(TASKS)
     try:
         with client().pipeline(transaction=False) as pipe:
@@ -116,8 +124,12 @@ def recent() -> list[Failure]:
             datetime.fromtimestamp(float(row[b"since"]), UTC),
         )
         for name, row in zip(names, found, strict=True)
-        if {b"words", b"times", b"since"} <= row.keys()
+        if {b"words", b"times", b"since", b"at"} <= row.keys() and not _is_brief(row)
     ]
+
+
+def _is_brief(row: dict[bytes, bytes]) -> bool:
+    return b"is_shown" not in row and float(row[b"at"]) - float(row[b"since"]) < BRIEF_SECONDS
 
 
 def broker_problem() -> str:
