@@ -61,5 +61,5 @@ def test_another_error_stays_a_500(boss: Client, monkeypatch: pytest.MonkeyPatch
         raise LookupError("no such thing")
 
     boss.raise_request_exception = False
-    monkeypatch.setattr("audiences.insight.stalled_work.stuck", fail)
+    monkeypatch.setattr("audiences.insight.stalled_work.all_stuck", fail)
     assert boss.get("/admin/").status_code == 500
