@@ -218,9 +218,18 @@ def probed(install: Install, *hours_ago: float) -> None:
         ((5.1, 0.9, 0.6, 0.3), False),
         ((5.1, 2.9, 2.6, 2.3, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5, 0.2), True),
         ((9.0, 5.1, *(hours / 3 for hours in range(15))), True),
+        ((9.0, 5.3, 5.1, 1.4, 1.1, 0.8, 0.5, 0.2), False),
+        ((5.1, 4.8, 4.5, 1.2, 0.9, 0.6, 0.3), True),
         ((), True),
     ],
-    ids=["until an hour ago", "until three hours ago", "before the last call", "unknown"],
+    ids=[
+        "until an hour ago",
+        "until three hours ago",
+        "before the last call",
+        "before and after",
+        "in between",
+        "unknown",
+    ],
 )
 def test_the_time_in_which_this_service_did_not_run_is_no_silence(
     install: Install, hours_ago: tuple[float, ...], is_silent: bool
@@ -251,10 +260,12 @@ def test_a_call_ends_the_silence(install: Install) -> None:
 
 def test_an_install_that_is_off_or_rejects_calls_is_not_called_silent(install: Install, broker: Any) -> None:
     a_sender(install, last=now() - 5 * HOUR)
+    Install.objects.update(enabled=False)
+    assert silence.KIND not in kinds()
+    Install.objects.update(enabled=True)
+    assert silence.KIND in kinds()
     rejected_calls.note(install.public_id, "203.0.113.7")
     rejected_calls._counter.sender.send()
-    assert silence.KIND not in kinds()
-    Install.objects.update(enabled=False)
     assert silence.KIND not in kinds()
 
 
@@ -268,6 +279,9 @@ def test_the_time_in_which_an_install_was_off_is_no_silence(install: Install, op
     LogEntry.objects.filter(pk=on.pk).update(action_time=now() - 2 * HOUR)
     (told,) = [alert for alert in front.alerts(front.facts()) if alert.kind == silence.KIND]
     assert "silent for 2 h" in told.what
+    call(install, now() - timedelta(minutes=100))
+    (told,) = [alert for alert in front.alerts(front.facts()) if alert.kind == silence.KIND]
+    assert "silent for 100 min" in told.what, "a call came since it was switched on"
 
 
 def test_the_queries_about_installs_that_are_silent_off_or_rejected_do_not_grow_with_their_number(
@@ -318,6 +332,11 @@ def test_a_person_can_set_the_limit_or_switch_it_off(install: Install) -> None:
     assert silence.KIND in kinds()
     Install.objects.update(silence_limit_hours=0)
     assert silence.KIND not in kinds()
+
+
+def test_an_install_with_a_limit_is_not_called_silent_before_its_first_call(install: Install) -> None:
+    Install.objects.update(silence_limit_hours=4)
+    assert {"no_call"} == {silence.KIND, "no_call"} & kinds()
 
 
 def late(install: Install) -> bool:
