@@ -735,3 +735,10 @@ def test_releasing_many_looks_once(odp: ThreadedSandbox, shop: Install) -> None:
     assert Audience.objects.get().look_asked_at == asked
     provision.look_again(gold.pk)
     assert Audience.objects.get().look_asked_at != asked
+
+
+def test_a_look_is_asked_for_after_the_clock_was_set_back(shop: Install) -> None:
+    made = make_audience(shop)
+    Audience.objects.update(provisioned_at=now() + timedelta(hours=1))
+    provision.look_again(made.pk)
+    assert Audience.objects.get().look_asked_at is not None

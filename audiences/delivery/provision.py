@@ -58,9 +58,9 @@ NO_HOLD: dict[str, Any] = {"hold_failures": 0, "hold_reason": "", "hold_since_at
 
 def look_again(audience_id: int, *, unless_within: timedelta = timedelta(0)) -> None:
     """Request a check of the audience in ODP, which creates missing objects. Its next delivery waits for the check."""
-    made = Audience.objects.filter(pk=audience_id, provisioned_at__lte=Now() - unless_within)
+    made = Audience.objects.filter(pk=audience_id, provisioned_at__isnull=False)
     if unless_within:  # one look serves all who ask
-        made = made.filter(look_asked_at=None)
+        made = made.filter(look_asked_at=None, provisioned_at__lte=Now() - unless_within)
     made.update(look_asked_at=Now(), **NO_HOLD)
 
 
