@@ -7,6 +7,7 @@ from django.db.models import Model
 from django.urls import reverse
 from django.utils.timezone import now
 
+from audiences import naming
 from audiences.admin.audiences import AudienceAdmin
 from audiences.admin.installs import InstallAdmin
 from audiences.front import lines
@@ -88,7 +89,7 @@ def _audience(install: Install, number: int) -> Audience:
         segment_id=f"s{number}",
         slug=slug,
         latest_slug=slug,
-        odp_id=f"lytics_{slug}",
+        odp_id=naming.odp_id(slug, prefix="lytics_"),
         provisioned_at=None if on_hold else now(),
         last_sequence=number % 4,
         hold_since_at=now() if on_hold else None,

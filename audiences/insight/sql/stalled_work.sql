@@ -53,6 +53,11 @@ waiting AS MATERIALIZED (
 -- order, until work of one has waited.
 first AS MATERIALIZED (
     SELECT * FROM silent WHERE id IN (SELECT id FROM waiting) ORDER BY moved_at NULLS FIRST, id
+),
+-- When the last audience of each was made in ODP: one pass, because an install may have hundreds.
+made AS MATERIALIZED (
+    SELECT install_id, max(provisioned_at) AS made_at FROM audiences_audience
+    WHERE install_id IN (SELECT id FROM first) GROUP BY install_id
 )
 SELECT name, greatest(moved_at, held_until, ready_at, made_at) AS since, reason
 FROM first
@@ -65,9 +70,7 @@ CROSS JOIN LATERAL (
         max(hold_until_at)) AS ready_at
     FROM waiting WHERE waiting.id = first.id
 ) AS ready
-CROSS JOIN LATERAL (
-    SELECT max(provisioned_at) AS made_at FROM audiences_audience AS audience WHERE audience.install_id = first.id
-) AS made
+CROSS JOIN LATERAL (SELECT made_at FROM made WHERE made.install_id = first.id) AS done
 WHERE greatest(moved_at, held_until, ready_at, made_at) < clock_timestamp() - make_interval(secs => %(seconds)s)
 LIMIT %(most)s::bigint
 
