@@ -679,11 +679,12 @@ def test_more_differences_than_the_rejections_explain_prevent_the_switch(
     settings.CHANGE_VERIFY_SECONDS = 0
     explained = Mock(return_value=0)
     monkeypatch.setattr(verification, "explained", explained)
+    monkeypatch.setattr(verification, "SAMPLE", 5)  # Lee is in it, whatever the number of the change
     answer = {"status": 400, "body": {"title": "Bad Request", "detail": {"message": "no"}}}
     new.fault({"path": "/v3/profiles", "body_contains": "lee"}, answer)
     begin(shop, new)
     assert "people in a sample differ" in finish(shop).problem
-    assert explained.call_args == call(1, people=3, of=4)
+    assert explained.call_args == call(1, people=4, of=4)
 
 
 @pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)

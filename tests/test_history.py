@@ -208,7 +208,7 @@ def test_an_audience_page_reads_no_request_and_has_a_link_without_scripts(
     viewer: Client, shop: Install, gold: Audience, django_assert_num_queries: Callable[[int], Any]
 ) -> None:
     def queries() -> list[str]:
-        with django_assert_num_queries(18) as seen:
+        with django_assert_num_queries(19) as seen:
             page = page_of(viewer, gold)
         assert address("delivery_change", Delivery.objects.all()[0].pk) in page
         return [query["sql"] for query in seen.captured_queries]
