@@ -2,6 +2,7 @@
 """Django's command line for this project."""
 
 import os
+import select
 import sys
 
 # SQLSTATEs of PostgreSQL for a table, a column and a function that the database lacks.
@@ -41,13 +42,14 @@ def main() -> None:
 
 
 def _reader_left() -> bool:
-    """Whether nobody reads the output any more, as after ``| head``. Python would complain again at its end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    """Whether the program that reads the output has ended, such as ``head``. Then the rest is dropped."""
+    output = select.poll()
+    output.register(sys.stdout, select.POLLOUT)
+    # Not by writing more: without a buffer, nothing is left to be written.
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 if __name__ == "__main__":

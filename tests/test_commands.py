@@ -228,11 +228,16 @@ def test_ctrl_c_ends_a_command_without_a_traceback(
     assert (ended.value.code, "Interrupted" in capsys.readouterr().err) == (130, True)
 
 
-def test_a_command_ends_quietly_when_nobody_reads_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in ``manage.py lane_status | head``."""
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_command_ends_quietly_when_nobody_reads_its_output(
+    monkeypatch: pytest.MonkeyPatch, *, buffered: bool
+) -> None:
+    """As in ``manage.py lane_status | head``, also with PYTHONUNBUFFERED."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as output:
+    with io.TextIOWrapper(
+        os.fdopen(writer, "wb", buffering=-1 if buffered else 0), write_through=not buffered
+    ) as output:
         monkeypatch.setattr("sys.stdout", output)
         monkeypatch.setattr("django.core.management.execute_from_command_line", lambda argv: print("a line"))
         with pytest.raises(SystemExit) as ended:
@@ -245,8 +250,10 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatc
         raise BrokenPipeError
 
     monkeypatch.setattr("django.core.management.execute_from_command_line", breaks)
-    with pytest.raises(BrokenPipeError):
-        manage.main()
+    with open(os.devnull, "w") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        with pytest.raises(BrokenPipeError):
+            manage.main()
 
 
 @pytest.mark.parametrize(
