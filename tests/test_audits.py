@@ -241,7 +241,7 @@ def test_a_rejected_customer_is_explained_by_the_parked_item(
 def test_people_whom_a_repair_can_correct_are_stored_first(
     odp: ThreadedSandbox, shop: Install, gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With more parked people than are stored, a repair reached nobody, and Now said that none can correct it."""
+    """The audit stores a limited number of people. Parked ones used to fill it, and left none for a repair."""
     for module in (comparing, asking_odp):
         monkeypatch.setattr(module, "MOST", 1)
     Parked.objects.create(install=shop, audience=gold, identifier="abe", reason="no_time", raw=b"x")
@@ -1094,7 +1094,7 @@ def test_an_audit_without_a_result_has_the_button_that_audits_again(gold: Audien
 
 
 def test_an_audience_has_the_result_that_counts_beside_its_newest_audit(gold: Audience, operator: Client) -> None:
-    """After an audit of sizes, or one that compared nobody, the page showed that one alone, in green."""
+    """The page used to show only the newest audit. An audit of sizes hid an older one of people with differences."""
     shared = {"install": gold.install, "audience": gold, "ended_at": now(), "by": "kim"}
     Audit.objects.create(**shared, mode="full", is_newest=True, compared_with_odp=6, differing=2)
     Audit.objects.create(**shared, mode="full", moving=6)

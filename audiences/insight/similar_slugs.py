@@ -11,8 +11,8 @@ from django.db.models import Q
 from audiences import naming, sql
 from audiences.models import Audience
 
-# The most audiences with a suffix that are compared, newest first: more than the troubles of a kind that a check reads,
-# which resolves none of a kind with more.
+# At most this many audiences with a suffix are compared, newest first. It is more than ``FOLLOWED`` of
+# front/troubles.py, so a pair that isn't compared is never reported as resolved.
 COMPARED = 1_000
 
 

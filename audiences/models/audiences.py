@@ -1,6 +1,7 @@
 """Audiences, their lanes, and the ledger: the memberships that ODP has accepted."""
 
 from datetime import datetime
+from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q
@@ -177,6 +178,9 @@ class Membership(models.Model):
     sequence = models.BigIntegerField()
     # The column keeps its former name, as those of an Install's backoff do.
     rejected = models.BooleanField(default=False, db_column="refused")
+
+    # Customers whom ODP may show as members: where it rejected the newest state, it keeps the one before.
+    MAY_BE_SHOWN: ClassVar[Q] = Q(is_member=True) | Q(rejected=True)
 
     class Meta:
         permissions = [("find_customer", "Can find a customer and ask ODP about them")]

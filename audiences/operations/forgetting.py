@@ -228,7 +228,7 @@ def _append_exits(forgotten: Forgotten) -> dict[str, int]:
     events = _EVENTS.run(identifier=identifier, install=install).all()
     ledger = Membership.objects.filter(identifier=identifier, audience__install=install)
     if not GuidedChange.objects.filter(install=install, kind=GuidedChange.Kind.MECHANISM).exists():
-        ledger = ledger.filter(Q(is_member=True) | Q(rejected=True))
+        ledger = ledger.filter(Membership.MAY_BE_SHOWN)
     latest = dict(ledger.values_list("audience_id", "occurred_ns"))
     progress = _progress({*latest, *(event.audience_id for event in events)})
     for event in events:
@@ -257,7 +257,7 @@ def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Map
 
 def _is_leaving(forgotten: Forgotten) -> bool:
     """Whether an unfinished take-over is still to read the person from the ledger of the old audience."""
-    rows = Membership.objects.filter(Q(is_member=True) | Q(rejected=True), identifier=opened(forgotten.identifier))
+    rows = Membership.objects.filter(Membership.MAY_BE_SHOWN, identifier=opened(forgotten.identifier))
     old = rows.filter(audience__install=forgotten.install_id).values("audience")
     return Resend.objects.filter(kind=Resend.Kind.LEAVE, ended_at=None, upto__in=old).exists()
 

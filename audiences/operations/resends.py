@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import F, Q
+from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
@@ -273,7 +273,7 @@ def _leave(resend: Resend, limit: int) -> Step:
     Customers whose exit ODP rejected get one too, because ODP still has them.
     """
     assert resend.audience_id is not None
-    members = Membership.objects.filter(Q(is_member=True) | Q(rejected=True), audience_id=resend.upto)
+    members = Membership.objects.filter(Membership.MAY_BE_SHOWN, audience_id=resend.upto)
     rows = members.filter(identifier__gt=resend.after_identifier).order_by("identifier")[:limit]
     leaving = list(rows.values_list("identifier", flat=True))
     known = set(

@@ -60,7 +60,7 @@ made AS MATERIALIZED (
     WHERE install_id IN (SELECT id FROM first) GROUP BY install_id
 )
 SELECT name, greatest(moved_at, held_until, ready_at, made_at) AS since, reason
-FROM first
+FROM first JOIN made ON made.install_id = first.id
 -- Since when its work is ready: when the oldest event of those to send next arrived, or a hold ended.
 CROSS JOIN LATERAL (
     SELECT greatest(
@@ -70,9 +70,8 @@ CROSS JOIN LATERAL (
         max(hold_until_at)) AS ready_at
     FROM waiting WHERE waiting.id = first.id
 ) AS ready
-CROSS JOIN LATERAL (SELECT made_at FROM made WHERE made.install_id = first.id) AS done
 WHERE greatest(moved_at, held_until, ready_at, made_at) < clock_timestamp() - make_interval(secs => %(seconds)s)
-LIMIT %(most)s::bigint
+ORDER BY moved_at NULLS FIRST, first.id LIMIT %(most)s::bigint
 
 -- name: installs_with_faulty_audiences
 -- Installs with an audience whose ready work has failed for the given seconds because of an error of this service, and
