@@ -12,6 +12,12 @@ LONGEST_ODP_ID = 540
 # The audience of the test customers in Lytics' words. Its customers have names of their own, so several installs of one
 # ODP account may share its ODP id.
 TEST_SEGMENT_ID = "lytics-sync-test"
+# SQL for audiences whose ODP id isn't the plain one of their slug, or whose slug has changed. Two audiences of an
+# install can't both have the plain id of one slug, so of two that are alike, one is among these. The index
+# "audiences_with_unusual_id" is on this expression (migration 0066).
+IS_UNUSUAL = (
+    "(odp_id <> 'lytics_' || regexp_replace(lower(slug), '[^a-z0-9_]+', '_', 'g') OR slug <> latest_slug) IS TRUE"
+)
 NOT_ONE_LINE = "A name has no line breaks or other control characters."
 # The characters that turn the direction of writing, as Unicode calls them.
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")

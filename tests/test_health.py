@@ -26,7 +26,7 @@ from pytest_django.fixtures import Settings
 from audiences import readiness, start_checks
 from audiences.delivery import backoff
 from audiences.encryption import UNREADABLE, opened
-from audiences.insight import failures, heartbeats
+from audiences.insight import backlogs, failures, heartbeats, stalled_work
 from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Parked, Resend, Trouble
 from audiences.sessions import NoAnswerError
 from local.processes import Program
@@ -137,6 +137,26 @@ def test_ready_work_without_progress_is_red_despite_heartbeats(waiting: Audience
     Lane.objects.update(delivered_sequence=1)
     own.heard()
     assert (status(), own.problem()) == ((200, "answering"), "")
+
+
+def test_an_install_that_never_made_or_delivered_anything_can_be_stuck(waiting: Audience) -> None:
+    Audience.objects.update(provisioned_at=None)
+    assert status() == (503, "stuck")
+
+
+def test_the_longest_without_progress_is_named(waiting: Audience) -> None:
+    """By all that counts as progress: the other install has waited longer, but its audience was made a moment ago."""
+    other = make_audience(make_install(name="Other"))
+    enter(other, "kim")
+    Event.objects.filter(audience=other).update(received_at=now() - timedelta(hours=2))
+    Audience.objects.filter(pk=other.pk).update(provisioned_at=now() - timedelta(seconds=1))
+    found = stalled_work.stuck()
+    assert found is not None
+    assert (found.install, stalled_work.all_stuck(None, backlogs.by_install())) == (waiting.install.name, [found])
+    Audience.objects.filter(pk=other.pk).update(provisioned_at=now() - timedelta(hours=3))
+    both = stalled_work.all_stuck(None, backlogs.by_install())
+    assert [one.install for one in both] == ["Other", waiting.install.name]
+    assert both[0] == stalled_work.stuck()
 
 
 def _held(**values: Any) -> dict[str, Any]:

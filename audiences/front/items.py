@@ -219,7 +219,11 @@ def audiences_with_errors(extent: Extent) -> list[Alert]:
     faulty = faulty.filter(audience__last_sequence__gt=F("delivered_sequence"))
     alike = Window(Count("*"), partition_by=[F("fault_reason")])
     lanes, total = listed_rows(
-        faulty.select_related("audience__install").annotate(alike=alike).order_by("fault_since_at"), extent
+        faulty.select_related("audience__install")
+        .defer("audience__install__odp_api_key")
+        .annotate(alike=alike)
+        .order_by("fault_since_at"),
+        extent,
     )
     retry_all: dict[str, Bulk] = {}
     for lane in lanes:
@@ -247,6 +251,7 @@ def audiences_with_errors(extent: Extent) -> list[Alert]:
 
 def paused_audiences(extent: Extent) -> list[Alert]:
     paused = Lane.objects.filter(backlog.PAUSED).select_related("audience__install")
+    paused = paused.defer("audience__install__odp_api_key")
     lanes, total = listed_rows(paused.order_by("-paused_at"), extent)
     shown_alerts = [
         Alert(

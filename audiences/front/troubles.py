@@ -79,18 +79,19 @@ class Facts:
 def facts(extent: Extent = EVERYWHERE) -> Facts:
     install_id = extent.install_id
     of_install = {} if install_id is None else {"pk": install_id}
-    installs = list(Install.objects.filter(**of_install).annotate(called_at=Subquery(last_call())))
+    installs = list(Install.objects.filter(**of_install).defer("odp_api_key").annotate(called_at=Subquery(last_call())))
     rejections = rejected_calls.last_hour(install.public_id for install in installs)
+    waiting = backlogs.by_install(None if install_id is None else [install_id])
     return Facts(
         extent=extent,
         installs=installs,
-        waiting=backlogs.by_install(install_id),
+        waiting=waiting,
         blocked=blocked_by_cause(extent),
         parked=[group for group in parked_groups.found() if install_id in (None, group.install)],
         pulse=heartbeats.pulse(),
         # When Redis doesn't respond, nothing else waits for its timeout again.
         silent_seconds=None if rejections is None else schedule.silent_seconds(),
-        stuck=stalled_work.all_stuck(install_id),
+        stuck=stalled_work.all_stuck(install_id, waiting),
         rejections=rejections,
         proofs=probes.proofs(installs),
         pauses=rhythm.limits(installs),

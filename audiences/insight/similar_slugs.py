@@ -31,7 +31,8 @@ class _Compared(NamedTuple):
     install__odp_prefix: str
 
 
-_SUFFIXED = sql.beside(__file__).query("audiences_with_suffix", Suffixed._make)
+_SQL = sql.beside(__file__, id_is_unusual=naming.IS_UNUSUAL)
+_SUFFIXED = _SQL.query("audiences_with_suffix", Suffixed._make)
 
 
 def twins(audience: Audience) -> list[Audience]:

@@ -69,8 +69,13 @@ class Audience(models.Model):
             ("retire_audience", "Can retire an audience"),
         ]
         ordering = ["install", "odp_id"]
-        # For the front page. Few audiences are on hold; the others aren't indexed.
-        indexes = [models.Index(fields=["hold_since_at"], condition=Q(hold_failures__gt=0), name="audiences_on_hold")]
+        # For the front page. Few audiences are on hold; the others aren't indexed. One more index is on
+        # ``naming.IS_UNUSUAL``.
+        indexes = [
+            models.Index(fields=["hold_since_at"], condition=Q(hold_failures__gt=0), name="audiences_on_hold"),
+            models.Index(fields=["install", "latest_slug"], name="audiences_by_slug"),
+            models.Index(fields=["install", "provisioned_at"], name="audiences_by_creation"),
+        ]
         constraints = [
             models.UniqueConstraint(name="one_audience_per_segment", fields=["install", "segment_id"]),
             models.UniqueConstraint(name="one_audience_per_odp_id", fields=["install", "odp_id"]),

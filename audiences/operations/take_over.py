@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
-from audiences import sql
+from audiences import naming, sql
 from audiences.delivery import holds, provision
 from audiences.models import Audience, GuidedChange, Lane, Resend, Retirement, Run
 from audiences.operations import resends, retiring
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
     total: int
 
 
-_UNDECIDED = sql.beside(__file__).query("undecided_pairs", Pair._make)
+_UNDECIDED = sql.beside(__file__, id_is_unusual=naming.IS_UNUSUAL).query("undecided_pairs", Pair._make)
 
 
 def undecided_pairs(limit: int, install_id: int | None = None) -> tuple[list[tuple[Audience, Audience]], int]:

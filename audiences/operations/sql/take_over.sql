@@ -3,14 +3,12 @@
 -- name: undecided_pairs
 -- Audiences with the slug of an older audience of their install, before a person has decided, oldest first; of one
 -- install, or of all where "install" is NULL. Each row has the audience, the newest older audience, and the number of
--- all rows. Each audience is read twice in total; with a subquery per audience, PostgreSQL would read all audiences of
--- the install for each of them.
+-- all rows.
 WITH
--- Slugs that several audiences of an install have.
+-- Slugs that several audiences of an install may have: of two, at least one is among these.
 shared AS MATERIALIZED (
-    SELECT install_id, latest_slug FROM audiences_audience
-    WHERE %(install)s::bigint IS NULL OR install_id = %(install)s
-    GROUP BY install_id, latest_slug HAVING count(*) > 1
+    SELECT DISTINCT install_id, latest_slug FROM audiences_audience
+    WHERE {{id_is_unusual}} AND (%(install)s::bigint IS NULL OR install_id = %(install)s)
 ),
 -- The audiences with such a slug, each with the one before it.
 same AS (
