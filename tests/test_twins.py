@@ -11,8 +11,8 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.delivery import backoff, drafts
-from audiences.models import Audience, Audit, Install, Lane, Resend, Twin
-from audiences.operations import resends, twins
+from audiences.models import Audience, Audit, Install, Lane, Parked, Resend, Twin
+from audiences.operations import parked_items, resends, twins
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, make_audience, make_checked_install, make_delivered, make_install
@@ -131,20 +131,56 @@ def test_a_field_that_is_lost_again_before_the_next_look_gets_its_members_again(
         assert odp.members("lytics_gold") == ["kim", "lee"]
 
 
+def lose_list(odp: ThreadedSandbox) -> None:
+    one = account(odp)
+    del one.lists["lytics_gold"]
+    for customer in one.customers.by_number.values():
+        customer.lists.pop("lytics_gold", None)
+
+
 def test_a_lost_list_is_made_again_and_its_members_are_sent_again(odp: ThreadedSandbox) -> None:
     shop = make_install(odp, mechanism="list")
     drafts.note_key(shop.pk, problem="")
     gold = make_audience(shop, provisioned=False)
     enter(gold, "kim")
     drain_all(shop)
-    one = account(odp)
-    del one.lists["lytics_gold"]
-    for customer in one.customers.by_number.values():
-        customer.lists.pop("lytics_gold", None)
+    lose_list(odp)
     look(shop)
     assert "the list lytics_gold" in Twin.objects.get(pk=gold.pk).problem
     finish(shop)
     assert odp.members("lytics_gold") == ["kim"]
+
+
+@pytest.mark.parametrize("entering", ["ann", "ann ben cyd"])
+def test_a_list_that_is_lost_before_the_next_look_gets_its_members_again(
+    odp: ThreadedSandbox, operator: Client, entering: str
+) -> None:
+    """The remedies check the audience in ODP, and then no look would find that the list was lost."""
+    gold = make_audience(make_checked_install(odp, mechanism="list"), provisioned=False)
+    enter(gold, "kim")
+    drain_all(gold.install)
+    lose_list(odp)
+    Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+    enter(gold, *entering.split(), at=2)
+    drain_all(gold.install)
+    if Lane.objects.get(pk=gold.pk).blocked_at is not None:
+        press(operator, "unblock", Audience.objects.get(pk=gold.pk))
+    else:
+        assert parked_items.release(Parked.objects.values_list("pk", flat=True), by="kim") == (1, 0)
+    finish(gold.install)
+    assert odp.members("lytics_gold") == sorted(["kim", *entering.split()])
+
+
+def test_a_resync_that_is_under_way_when_members_are_lost_begins_again(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    assert resends.resync(gold, by="kim", reason="edited")
+    drain_all(shop)
+    Resend.objects.update(asked_at=now() - timedelta(hours=1), after_identifier="lee")
+    lose_field(odp)
+    look(shop)
+    finish(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee"]
 
 
 def test_the_list_of_the_account_brings_a_deleted_audience_to_the_front(

@@ -27,6 +27,7 @@ from audiences.delivery import (
 )
 from audiences.delivery.fold import EXIT, Entry, Folded, fold
 from audiences.delivery.leases import GapError, Lease, LeaseLostError, Result
+from audiences.operations import resends
 from audiences.wake import wake, wake_making
 from odp.client import Client
 from odp.mechanisms import Change, Mechanism, encode
@@ -105,7 +106,7 @@ def _make_or_deliver(work: leases.Work) -> bool:
 
 def _make_one(install_id: int) -> bool:
     slots.allow_another(install_id)  # deliveries that become ready meanwhile don't wait for the creation
-    return provision.provision_one(install_id, gate=pace.pass_gate)
+    return provision.provision_one(install_id, gate=pace.pass_gate, on_lost=resends.send_lost)
 
 
 def _deliver_or_give_back(lease: Lease) -> None:

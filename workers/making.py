@@ -13,6 +13,7 @@ from contextvars import copy_context
 from django.db import connection
 
 from audiences.delivery import claims, provision
+from audiences.operations import resends
 from audiences.wake import wake_making
 from workers import pace, slots
 
@@ -117,5 +118,9 @@ class _Makers:
 
     def _make_one(self) -> bool:
         return provision.provision_one(
-            self._install_id, gate=pace.pass_gate, at_once=AT_ONCE, on_more=lambda _: self._start_thread()
+            self._install_id,
+            gate=pace.pass_gate,
+            at_once=AT_ONCE,
+            on_more=lambda _: self._start_thread(),
+            on_lost=resends.send_lost,
         )

@@ -21,6 +21,7 @@ from audiences.delivery import backoff, claims, drafts, holds, shared_ids
 from audiences.delivery.odp_account import Gate, client_of, mechanism_for
 from audiences.models import Audience
 from audiences.wake import wake_making
+from odp.client import Client
 from odp.mechanisms import Refusal
 from odp.outcomes import Answer, Outcome, readable
 from outgoing.deadline import TooLateError
@@ -181,10 +182,12 @@ def provision_one(
     gate: Gate | None = None,
     at_once: int = claims.MAKING_AT_ONCE,
     on_more: Callable[[int], None] | None = None,
+    on_lost: Callable[[Audience], None] | None = None,
 ) -> bool:
     """Create the next audience in ODP. False when none may be created now.
 
     When further audiences wait, ``on_more`` is called before the requests to ODP; by default it wakes another worker.
+    ``on_lost`` is called before missing objects of an audience are created again, if its memberships were lost.
     """
     making = claim(install_id, at_once=at_once)
     if making is None:
@@ -192,16 +195,19 @@ def provision_one(
     if making.more:
         (on_more or wake_making)(install_id)
     with _given_back_in_trouble(making.token):
-        return _make(making, gate)
+        return _make(making, gate, on_lost)
 
 
-def _make(making: Making, gate: Gate | None) -> bool:
+def _make(making: Making, gate: Gate | None, on_lost: Callable[[Audience], None] | None = None) -> bool:
     audience = making.audience
     # All calls together have the deadline of one delivery, so they end before the lease does.
     seconds = settings.DELIVERY_DEADLINE_SECONDS
     client = client_of(audience.install, ends_at=time.monotonic() + seconds, gate=gate)
     try:
-        problem = shared_ids.conflict(audience) if audience.provisioned_at is None else None
+        if audience.provisioned_at is None:
+            problem: Answer | Refusal | None = shared_ids.conflict(audience)
+        else:
+            problem = _find_loss(audience, client, seconds=seconds, on_lost=on_lost)
         problem = problem or mechanism_for(audience).ensure(
             client,
             audience.odp_id,
@@ -226,6 +232,18 @@ def _make(making: Making, gate: Gate | None) -> bool:
         log.exception("making an audience failed", audience=audience.odp_id)
         hold(making, unexpected(error))
     return True
+
+
+def _find_loss(
+    audience: Audience, client: Client, *, seconds: float, on_lost: Callable[[Audience], None] | None
+) -> Answer | None:
+    """Have lost memberships sent again. Once the missing objects are there, no later look finds that they were lost."""
+    seen = mechanism_for(audience).look(client, audience.odp_id, seconds=seconds, accepted=audience.accepted_definition)
+    if isinstance(seen, Answer):
+        return seen
+    if seen.lost_members and on_lost is not None:
+        on_lost(audience)
+    return None
 
 
 def _conclude(making: Making, problem: Answer | Refusal | None) -> None:

@@ -8,7 +8,7 @@ their old times and are forced: they are sent even when the ledger agrees, and f
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
@@ -31,6 +31,10 @@ log = structlog.get_logger(__name__)
 
 # Events appended in one transaction. A larger chunk holds the audience's lock longer, and its calls wait for it.
 CHUNK = 2_000
+# The name shown for resyncs after memberships were lost in ODP.
+SCHEDULE = "schedule"
+# The most time between a resync and the look that is asked for with it.
+WITH_ITS_LOOK = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,26 @@ def resync(audience: Audience, *, by: str, reason: str, since: int = 0) -> bool:
         if asked:
             provision.look_again(audience.pk)
     return asked
+
+
+def send_lost(audience: Audience) -> None:
+    """Have the whole ledger sent again, because ODP lost the audience's memberships: once for each look asked for.
+
+    An unfinished resync may have sent people before they were lost, so it ends.
+    """
+    assert audience.look_asked_at is not None
+    reason = "ODP no longer had the members"
+    with transaction.atomic():
+        resyncs = Resend.objects.filter(kind=Resend.Kind.RESYNC, audience=audience)
+        if resyncs.filter(upto=0, asked_at__gt=audience.look_asked_at - WITH_ITS_LOOK).exists():
+            return
+        resyncs.filter(ended_at=None).update(ended_at=Now(), stopped_by=SCHEDULE)
+        resend = Resend(
+            kind=Resend.Kind.RESYNC, install=audience.install, audience=audience, by=SCHEDULE, reason=reason
+        )
+        resend.upto, resend.total = 0, ledger_size.of(audience)
+        if resend.total:
+            _ask(resend)
 
 
 def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:

@@ -37,8 +37,6 @@ AT_ONCE = 5
 READ = 20
 # Seconds for all requests of one look.
 SECONDS = 20.0
-# The name shown for resyncs after memberships were lost in ODP.
-BY = "schedule"
 
 
 def start_due() -> int:
@@ -142,7 +140,7 @@ def _make_again(audience: Audience, seen: Look) -> None:
     if Lane.objects.filter(pk=audience.pk, retired_sequence__isnull=False).exists():
         return
     reason = f"ODP no longer had {' and '.join(seen.missing)}"
-    if not seen.lost_members or not resends.resync(audience, by=BY, reason=reason):
+    if not seen.lost_members or not resends.resync(audience, by=resends.SCHEDULE, reason=reason):
         provision.look_again(audience.pk)
     wake(audience.install_id)
 
