@@ -504,6 +504,16 @@ def test_a_terminated_run_cleans_up_and_writes_what_it_knows(
     assert_clean(odp)
 
 
+def test_an_interrupted_run_keeps_the_earlier_answers_to_the_rest(file: Path) -> None:
+    """And none to a question of another version."""
+    first, second = (experiments.Found(name, "yes", "") for name in list(registry.QUESTIONS)[:2])
+    about = {"account": "a"}
+    report.write(file, [first, second], at=now(), about=about, secrets=())
+    file.write_text(file.read_text().replace("}\n  ]", '}, {"question": "gone", "answer": "yes"}]'))
+    assert report.write(file, [first], at=now(), about=about, secrets=()) == [second.question]
+    assert answers(file) == {first.question: "yes", second.question: "yes"}
+
+
 def test_an_odp_that_goes_away_ends_the_run_and_the_report_says_so(
     odp: ThreadedSandbox, install: Install, file: Path
 ) -> None:

@@ -38,13 +38,16 @@ def read(path: Path, *, account: str) -> dict[str, Any]:
 def write(
     path: Path, answers: Sequence[Found], *, at: datetime, about: dict[str, str], secrets: Iterable[str]
 ) -> list[str]:
-    """Write the file, and return the questions whose earlier answer it keeps because this run gave none.
+    """Write the file, and return the questions whose earlier answer it keeps because this run gave none, or was
+    interrupted before them.
 
     Nothing secret is put into answers. ``secrets`` are masked nevertheless, because ODP chooses the names in its JSON.
     """
     earlier = read(path, account=about["account"])
-    kept = [found.question for found in answers if not found.answer and found.question in earlier]
+    asked, answered = {found.question for found in answers}, {found.question for found in answers if found.answer}
+    kept = [question for question in earlier if question in QUESTIONS and question not in answered]
     rows = [earlier[found.question] if found.question in kept else _row(found, at) for found in answers]
+    rows += [earlier[question] for question in kept if question not in asked]
     text = json.dumps({"version": _VERSION, "about": about, "answers": rows}, indent=2, ensure_ascii=False)
     for secret in sorted({each for each in secrets if len(each) >= _SHORTEST_HIDDEN}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
