@@ -56,6 +56,8 @@ def _copy_audiences(first: Install) -> None:
             " WHERE same.install_id = other.id AND same.segment_id = its.segment_id)",
             {"first": first.pk},
         )
+        # Without statistics of these rows, PostgreSQL may compare each audience with all others, for minutes.
+        cursor.execute("ANALYZE audiences_audience, audiences_lane")
         cursor.execute(
             f"INSERT INTO audiences_lane (audience_id, {lane}) SELECT theirs.id, {lane}"
             " FROM audiences_lane JOIN audiences_audience AS its ON its.id = audience_id AND its.install_id = %s"
