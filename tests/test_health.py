@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
 
@@ -24,7 +24,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import readiness, start_checks
-from audiences.delivery import backoff
+from audiences.delivery import backoff, holds, provision
 from audiences.encryption import UNREADABLE, opened
 from audiences.insight import backlogs, failures, heartbeats, stalled_work
 from audiences.models import Audience, Delivery, Event, Install, Lane, Membership, Parked, Resend, Trouble
@@ -139,6 +139,15 @@ def test_ready_work_without_progress_is_red_despite_heartbeats(waiting: Audience
     assert (status(), own.problem()) == ((200, "answering"), "")
 
 
+def test_work_stands_still_since_the_newest_response(waiting: Audience) -> None:
+    times = [now() - timedelta(seconds=seconds) for seconds in (100, 90)]
+    for at in times:
+        delivery_that("delivered", at)
+    found = stalled_work.stuck()
+    assert found is not None
+    assert found.since == times[1]
+
+
 def test_an_install_that_never_made_or_delivered_anything_can_be_stuck(waiting: Audience) -> None:
     Audience.objects.update(provisioned_at=None)
     assert status() == (503, "stuck")
@@ -165,7 +174,7 @@ def _held(**values: Any) -> dict[str, Any]:
 
 HELD = [
     *("off", "in backoff", "backoff just ended", "paused", "blocked", "on hold", "hold just ended", "fresh"),
-    "a request just ended",
+    *("retired", "after its end", "a request just ended"),
 ]
 
 
@@ -189,21 +198,53 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
         case "hold just ended":
             held["until_at"] = now()
             Audience.objects.update(provisioned_at=None, **{f"hold_{name}": value for name, value in held.items()})
+        case "retired":  # before it was made
+            holds.end_log(waiting.pk, 1)
+            holds.retire(waiting.pk)
+        case "after its end":
+            holds.end_log(waiting.pk, 0)
         case "fresh":
             Event.objects.update(received_at=now())
         case "a request just ended":
             delivery_that("delivered")
     assert status() == (200, "answering")
+    assert stalled_work.all_stuck(None, backlogs.by_install()) == []
+
+
+def test_the_backlog_is_that_of_all_lanes(install: Install) -> None:
+    """Of one that moves, one whose log has ended, and one that fails: their events are counted in separate rows."""
+    moving, leaving, failing = (make_audience(install, slug) for slug in ("gold", "silver", "bronze"))
+    for audience in (moving, leaving, failing):
+        enter(audience, "kim")
+    holds.end_log(leaving.pk, 0)
+    Lane.objects.filter(pk=failing.pk).update(fault_since_at=now(), fault_until_at=now(), fault_reason="KeyError")
+    times = [now() - timedelta(hours=hours) for hours in (3, 2, 1)]
+    for order, oldest_free_at in (((moving, leaving, failing), times[0]), ((failing, leaving, moving), times[1])):
+        for audience, at in zip(order, times, strict=True):
+            Event.objects.filter(audience=audience).update(received_at=at)
+        found = backlogs.by_install()[install.pk]
+        assert found == backlogs.Backlog(3, times[0], 2, oldest_free_at, has_ready=True, ready_at=times[0])
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_hold_excuses_only_a_creation_and_until_it_ends(waiting: Audience, is_made: bool) -> None:
+    long_ago = now() - timedelta(hours=1)
+    held = _held(reason="503: busy") if is_made else _held(until_at=long_ago, reason="503: busy")
+    held = {f"hold_{name}": value for name, value in held.items()}
+    Audience.objects.update(provisioned_at=long_ago if is_made else None, **held)
+    assert status() == (503, "stuck")
 
 
 def pressed(about: type[Model]) -> None:
     kind = ContentType.objects.get_for_model(about)
-    LogEntry.objects.create(user=User.objects.create(username="boss"), action_flag=CHANGE, content_type=kind)
+    boss, _ = User.objects.get_or_create(username="boss")
+    LogEntry.objects.create(user=boss, action_flag=CHANGE, content_type=kind)
 
 
 @pytest.mark.parametrize("about", [Install, Audience, Parked, Resend])
 def test_a_button_about_what_is_sent_was_just_pressed(waiting: Audience, about: type[Model]) -> None:
     pressed(about)
+    pressed(Membership)
     assert status() == (200, "answering")
 
 
@@ -214,7 +255,7 @@ def test_a_search_or_a_mute_is_no_progress(waiting: Audience, about: type[Model]
     assert status() == (503, "stuck")
 
 
-def delivery_that(outcome: str) -> None:
+def delivery_that(outcome: str, closed_at: datetime | None = None) -> None:
     Delivery.objects.create(
         install=Install.objects.get(),
         endpoint="/v3/profiles",
@@ -224,7 +265,7 @@ def delivery_that(outcome: str) -> None:
         version="0",
         outcome=outcome,
         opened_at=now(),
-        closed_at=now(),
+        closed_at=closed_at or now(),
     )
 
 
@@ -240,14 +281,23 @@ def test_a_backoff_for_our_own_error_does_not_excuse_stuck_work(waiting: Audienc
     assert status() == (503, "stuck")
 
 
+@pytest.mark.parametrize("fails", ["delivery", "creation"])
 @pytest.mark.parametrize(
-    ("held", "is_stuck"), [("", True), ("off", False), ("paused", False), ("blocked", False), ("delivered", False)]
+    ("held", "is_stuck"),
+    [
+        *((held, True) for held in ("", "our backoff just ended")),
+        *((held, False) for held in ("off", "paused", "blocked", "retired", "delivered", "made", "backoff just ended")),
+    ],
 )
 def test_an_audience_that_fails_for_our_own_error_is_red_while_others_progress(
-    waiting: Audience, held: str, is_stuck: bool
+    waiting: Audience, fails: str, held: str, is_stuck: bool
 ) -> None:
     lanes, since = Lane.objects.all(), now() - timedelta(minutes=2)
-    lanes.update(fault_since_at=since, fault_until_at=now(), fault_reason="KeyError")
+    if fails == "delivery":
+        lanes.update(fault_since_at=since, fault_until_at=now(), fault_reason="KeyError")
+    else:
+        ours = _held(since_at=since, reason=f"{provision.UNEXPECTED}KeyError")
+        Audience.objects.update(provisioned_at=None, **{f"hold_{name}": value for name, value in ours.items()})
     delivery_that("delivered")
     match held:
         case "off":
@@ -256,9 +306,32 @@ def test_an_audience_that_fails_for_our_own_error_is_red_while_others_progress(
             lanes.update(paused_at=now(), paused_by="boss", pause_reason="x")
         case "blocked":
             lanes.update(blocked_at=now(), block_reason="x")
+        case "retired":
+            holds.end_log(waiting.pk, 0)
+            holds.retire(waiting.pk)
         case "delivered":
             lanes.update(delivered_sequence=1)
+        case "made":
+            lanes.update(fault_since_at=None, fault_until_at=None, fault_reason="")
+            Audience.objects.update(provisioned_at=now())
+        case "backoff just ended" | "our backoff just ended":
+            braked = _held(until_at=now(), reason="503" if held == "backoff just ended" else backoff.UNEXPECTED)
+            Install.objects.update(**{f"backoff_{name}": value for name, value in braked.items()})
     assert status() == ((503, "stuck") if is_stuck else (200, "answering"))
+
+
+def test_the_error_that_has_lasted_longest_is_named_for_its_install_alone(waiting: Audience) -> None:
+    other = make_install(name="Other")
+    audiences = [waiting, make_audience(waiting.install, "silver"), make_audience(other)]
+    times = [now() - timedelta(seconds=seconds) for seconds in (100, 90, 10)]
+    for audience, at in zip(audiences, times, strict=True):
+        enter(audience, "kim")
+        Lane.objects.filter(pk=audience.pk).update(fault_since_at=at, fault_until_at=now(), fault_reason=f"at {at}")
+    Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+    named = [stalled_work.Stuck(waiting.install.name, times[0], f"at {times[0]}", in_part=True)]
+    assert stalled_work.all_stuck(None, {}) == stalled_work.all_stuck(waiting.install_id, {}) == named
+    assert stalled_work.all_stuck(None, backlogs.by_install()) == named, "not as an install without an error, too"
+    assert stalled_work.all_stuck(other.pk, {}) == []
 
 
 def test_with_a_wrong_key_workers_are_red(settings: Settings) -> None:

@@ -143,6 +143,7 @@ def test_the_backlog_and_its_age_are_those_of_each_install(install: Install) -> 
     Event.objects.filter(audience=paused).update(received_at=now() - timedelta(seconds=900))
     Lane.objects.filter(audience=paused).update(paused_at=now(), paused_by="kim", pause_reason="why", member_count=7)
     found = scrape()
+    assert found["lytics_sync_install_info"][frozenset({("install", other.public_id), ("name", "Other")})] == 1
     assert value(found, "backlog_events", install=install.public_id) == 3
     ratio = value(found, "backlog_high_water_ratio", install=install.public_id)
     assert ratio == 1 / django_settings.BACKLOG_HIGH_WATER, "of the deliverable events"
@@ -181,18 +182,22 @@ def test_no_worker_is_asked_for_by_an_install_that_delivers_nothing(install: Ins
 
 
 def test_stopped_audiences_are_counted_by_state(install: Install) -> None:
-    blocked, new = (make_audience(install, slug) for slug in ("gold", "silver"))
-    make_audience(install, "bronze")
-    Lane.objects.update(fault_since_at=now(), fault_until_at=now(), fault_reason="ours")
-    Lane.objects.filter(audience=blocked).update(blocked_at=now(), block_reason="no")
-    Lane.objects.filter(audience=new).update(fault_since_at=None, fault_until_at=None, fault_reason="")
+    """Each once: blocked and paused ones may have failed or been on hold before."""
+    faulty = {"fault_since_at": now(), "fault_until_at": now(), "fault_reason": "ours"}
     held = {"hold_since_at": now(), "hold_until_at": now(), "hold_failures": 1, "hold_reason": "no"}
-    Audience.objects.filter(pk=new.pk).update(provisioned_at=None, **held)
+    for slug in ("blocked", "paused", "new", "failing"):
+        audience = make_audience(install, slug)
+        if slug != "new":
+            Lane.objects.filter(audience=audience).update(**faulty)
+        if slug != "failing":
+            Audience.objects.filter(pk=audience.pk).update(provisioned_at=None, **held)
+    Lane.objects.filter(audience__slug="blocked").update(blocked_at=now(), block_reason="no")
+    Lane.objects.filter(audience__slug="paused").update(paused_at=now(), paused_by="kim", pause_reason="why")
     found = scrape()
     counted = {
         state: value(found, "audiences_stopped", install=install.public_id, state=state) for state in states._STOPPED
     }
-    assert counted == {"blocked": 1, "paused": 0, "failing": 1, "on_hold": 1}
+    assert counted == {"blocked": 1, "paused": 1, "failing": 1, "on_hold": 1}
 
 
 def test_parked_items_are_counted_by_reason(install: Install) -> None:
@@ -242,7 +247,7 @@ def test_audiences_with_a_bad_newest_audit_are_counted(install: Install) -> None
     audit("differs", is_newest=True, differing=3)
     audit("also-differs", is_newest=True, differing=1)
     audit("older", is_newest=False, differing=3)
-    audit("failed", is_newest=True, problem="Lytics rejects the token", only_in_odp=2)
+    audit("failed", is_newest=True, problem="Lytics rejects the token", differing=1, only_in_odp=2)
     audit("both", is_newest=True, differing=1, only_in_odp=2)
     audit("strangers", is_newest=True, only_in_odp=2)
     audit("retired", is_newest=True, differing=1)
@@ -318,7 +323,9 @@ def test_workers_are_counted_by_whether_their_heartbeats_arrive(install: Install
     assert value(found, "worker_last_heartbeat_timestamp_seconds") == pytest.approx(now().timestamp(), abs=600)
     assert value(found, "worker_last_work_timestamp_seconds") == pytest.approx(now().timestamp(), abs=600)
     Worker.objects.update(beat_at=now() - timedelta(minutes=10))
-    assert value(scrape(), "worker_last_heartbeat_timestamp_seconds") is not None, "of silent workers, too"
+    found = scrape()
+    for name in ("worker_last_heartbeat_timestamp_seconds", "worker_last_work_timestamp_seconds"):
+        assert value(found, name) is not None, "of silent workers, too"
 
 
 def test_the_size_of_the_database_and_its_limit_are_there(install: Install, settings: Settings) -> None:
