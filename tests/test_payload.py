@@ -8,6 +8,7 @@ import re
 import time
 import zlib
 from collections import Counter
+from itertools import product
 from typing import Any
 
 import pytest
@@ -368,10 +369,12 @@ PLACES = {
 
 
 @pytest.mark.parametrize("flaw", FLAWS, ids=lambda flaw: flaw[:20].decode("latin-1"))
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("field", ["_id", "user_id"])
-def test_a_flaw_in_an_unused_field_parks_nothing(flaw: bytes, place: str, field: str) -> None:
-    old, new = PLACES[place]
+def test_a_flaw_in_an_unused_field_parks_nothing(flaw: bytes) -> None:
+    for (old, new), field in product(PLACES.values(), ("_id", "user_id")):
+        reads_despite_a_flaw(flaw, old, new, field)
+
+
+def reads_despite_a_flaw(flaw: bytes, old: bytes, new: bytes, field: str) -> None:
     whole = single(message(field=field))
     raw = whole.replace(old.replace(b"_id", field.encode()), new.replace(b"_id", field.encode()) % flaw, 1)
     assert raw != whole

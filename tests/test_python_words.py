@@ -38,11 +38,13 @@ def names_of_classes(tree: ast.AST) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_only_logs_name_the_class_of_an_exception(file: Path) -> None:
-    if str(file.relative_to(ROOT)) in ALLOWED:
-        pytest.skip("told to whoever runs the server")
-    assert names_of_classes(ast.parse(file.read_text(encoding="utf-8"))) == []
+def test_only_logs_name_the_class_of_an_exception() -> None:
+    found = {
+        str(file.relative_to(ROOT)): lines
+        for file in SOURCES
+        if (lines := names_of_classes(ast.parse(file.read_text(encoding="utf-8"))))
+    }
+    assert found.keys() == ALLOWED, found
 
 
 @pytest.mark.django_db

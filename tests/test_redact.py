@@ -38,11 +38,16 @@ def test_no_part_of_a_quoted_value_is_left(pair: str) -> None:
     assert [one for one in said if not is_masked(one)] == []
 
 
-@pytest.mark.parametrize(("before", "after"), [*map(tuple, PAIRS), *ENTITIES, *NUMBERED])
 @pytest.mark.parametrize("value", ["o'brien", "zaphod o'brien", "o’brien", "o\\'brien", "o''brien", "o&#39;brien"])
-def test_a_value_with_an_apostrophe_is_masked_and_the_words_around_it_stay(before: str, after: str, value: str) -> None:
-    said = f"It can't find {before}{value}{after}, which isn't in {before}fs_user_id{after}"
-    assert redact.words(said) == f"It can't find {before}{HIDDEN}{after}, which isn't in {before}fs_user_id{after}"
+def test_a_value_with_an_apostrophe_is_masked_and_the_words_around_it_stay(value: str) -> None:
+    def saying(quoted: str) -> list[str]:
+        quotes = [*map(tuple, PAIRS), *ENTITIES, *NUMBERED]
+        return [
+            f"It can't find {before}{quoted}{after}, which isn't in {before}fs_user_id{after}"
+            for before, after in quotes
+        ]
+
+    assert [redact.words(said) for said in saying(value)] == saying(HIDDEN)
 
 
 @pytest.mark.parametrize(

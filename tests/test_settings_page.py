@@ -57,10 +57,13 @@ def test_every_reader_of_the_environment_has_a_type_on_the_page() -> None:
     assert readers == {*settings_page.KINDS, "one_of"}
 
 
-@pytest.mark.parametrize("setting", list(settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))))
-def test_every_setting_is_described_in_one_sentence(setting: settings_page.Setting) -> None:
-    assert setting.description.endswith("."), setting.name
-    assert setting.description[0].isupper(), setting.name
+def test_every_setting_is_described_in_one_sentence() -> None:
+    described = {
+        setting.name: setting.description
+        for setting in settings_page.read(settings_page.SETTINGS.read_text(encoding="utf-8"))
+    }
+    assert len(described) > 50
+    assert [name for name, words in described.items() if not (words.endswith(".") and words[:1].isupper())] == []
 
 
 def test_no_other_module_reads_a_setting_that_the_page_lacks() -> None:
