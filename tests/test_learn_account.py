@@ -21,7 +21,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account
-from audiences.learning import experiments, registry, report
+from audiences.learning import events, experiments, registry, report
 from audiences.learning import lab as laboratory
 from audiences.learning.lab import Clock, Lab, Spacing
 from audiences.models import Install
@@ -171,6 +171,16 @@ def test_each_assumption_is_found(
     else:
         assert found == value
     assert_clean(odp)
+
+
+def test_an_exit_by_event_may_take_as_long_to_show_as_the_entry(odp: ThreadedSandbox, clock: MovedClock) -> None:
+    """Longer than a write of an attribute. Until it shows, the older exit seems to be ignored."""
+    odp.assume(passthrough_order="arrival")
+    lab = make_lab(odp, clock)
+    lab.patience, lab.passthrough_definition = 120, {"passthrough": {}}
+    odp.world.visibility.delay = (50, 50)
+    (found,) = events._passthrough_order(lab)
+    assert found.answer == "arrival"
 
 
 def test_each_assumption_is_a_question_or_has_a_reason_why_it_is_none() -> None:

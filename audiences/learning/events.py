@@ -41,7 +41,9 @@ def _passthrough_order(lab: Lab) -> Iterator[Found]:
     if took is None:
         raise NotAnswered("the entry was accepted and doesn't show")
     _passthrough(lab, customer, "disqualify", at - HOUR)
-    gone = lab.seconds_until(lambda: not lab.inside([customer], segment)[0], at_most=lab.settling)
+    # An event may take longer to show than the write of an attribute, from which ``lab.settling`` follows.
+    at_most = max(lab.settling, min(lab.patience, 3 * took))
+    gone = lab.seconds_until(lambda: not lab.inside([customer], segment)[0], at_most=at_most)
     order = "ts" if gone is None else "arrival"
     _passthrough(lab, customer, "disqualify", at + 1)
     yield Found(
