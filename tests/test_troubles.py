@@ -113,14 +113,20 @@ def check(*seen: Seen, minute: float, unknown: tuple[str, ...] = ()) -> None:
 # --- Which messages are sent ----------------------------------------------------------------------------------
 
 
-def test_the_result_of_another_worker_is_kept(receiver: Receiver) -> None:
-    """This worker was slower than its claim, and another one has sent the message."""
+@pytest.mark.parametrize(("end", "status"), [("sent_at", 500), ("given_up_at", 204)])
+def test_the_result_of_another_worker_is_kept(receiver: Receiver, end: str, status: int) -> None:
+    """This worker was slower than its claim, and another one has sent the message, or replaced it by a newer one."""
     [message] = alert_messages.queue_test([TroubleMessage.Channel.SLACK])
-    TroubleMessage.objects.update(sent_at=START)
-    receiver.status = 500
-    assert not alert_messages.send(message)
+    TroubleMessage.objects.update(**{end: START})
+    receiver.status = status
+    assert alert_messages.send(message) == (status == 204)
     kept = TroubleMessage.objects.get()
-    assert (kept.sent_at, kept.problem, kept.given_up_at) == (START, "", None)
+    assert {"sent_at": kept.sent_at, "given_up_at": kept.given_up_at, "problem": kept.problem} == {
+        "sent_at": None,
+        "given_up_at": None,
+        "problem": "",
+        end: START,
+    }
 
 
 def test_a_message_that_failed_lets_others_of_its_channel_go_first(receiver: Receiver) -> None:
@@ -153,9 +159,10 @@ def test_a_message_says_where_since_when_why_and_what_to_do(receiver: Receiver, 
     assert str(letter.body).split("\n\n")[1:3] == ["No such field.", "Press Unblock."]
 
 
-def test_an_unchanged_trouble_causes_no_second_message(receiver: Receiver) -> None:
+@pytest.mark.parametrize("tone", ["bad", "held"])
+def test_an_unchanged_trouble_causes_no_second_message(receiver: Receiver, tone: str) -> None:
     for minute in range(5):
-        check(replace(BLOCKED, what=f"{minute} audiences are blocked"), minute=minute)
+        check(replace(BLOCKED, what=f"{minute} audiences are blocked", tone=tone), minute=minute)
     assert len(receiver.events()) == len(receiver.texts()) == len(mail.outbox) == 1
     assert Trouble.objects.get().what == "4 audiences are blocked"
 
@@ -229,6 +236,13 @@ def test_a_held_trouble_that_becomes_bad_causes_a_second_message(receiver: Recei
     for minute, tone in enumerate(("held", "bad", "held", "bad")):
         check(replace(BLOCKED, tone=tone), minute=minute)
     assert [event["data"]["tone"] for event in receiver.events()] == ["held", "bad"]
+
+
+def test_one_of_ten_named_troubles_that_becomes_bad_causes_a_second_message(receiver: Receiver) -> None:
+    held = [replace(BLOCKED, tone="held", cause=str(number)) for number in range(troubles.NAMED)]
+    check(*held, minute=0)
+    check(replace(held[0], tone="bad"), *held[1:], minute=1)
+    assert [event["data"]["tone"] for event in receiver.events()] == [*(["held"] * troubles.NAMED), "bad"]
 
 
 def test_a_trouble_of_an_unknown_kind_is_not_resolved(receiver: Receiver) -> None:
@@ -311,9 +325,10 @@ def test_the_resolution_of_a_held_trouble_is_sent_after_quiet_hours(receiver: Re
     settings.ALERT_QUIET_HOURS = "11:30-12:30"
     check(minute=1)
     check(minute=2)
-    assert [event["type"] for event in receiver.events()] == ["trouble.opened"]
-    check(minute=30)
-    assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
+    check(bad := replace(BLOCKED, cause="another"), minute=3)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened"] * 2, "also while others are sent"
+    check(bad, minute=30)
+    assert [event["type"] for event in receiver.events()] == [*(["trouble.opened"] * 2), "trouble.resolved"]
 
 
 @pytest.mark.parametrize(
@@ -496,13 +511,15 @@ def test_a_failing_channel_is_a_trouble_that_the_others_report_until_it_is_back(
     [("trouble.opened", "500", True), ("trouble.opened", "", False), ("trouble.resolved", "500", False)],
 )
 def test_only_the_news_of_a_trouble_that_was_rejected_makes_a_channel_fail(
-    receiver: Receiver, event: str, problem: str, fails: bool
+    receiver: Receiver, settings: Settings, event: str, problem: str, fails: bool
 ) -> None:
-    """A worker that stops during each attempt stores no problem."""
+    """A worker that stops during each attempt stores no problem. A channel without a setting gets no message."""
     TroubleMessage.objects.create(
         event=event, channel="slack", content={}, created_at=START, next_try_at=START, tries=5, problem=problem
     )
     assert bool(alert_messages.failing()) is fails
+    settings.ALERT_SLACK_URL = ""
+    assert alert_messages.failing() == []
 
 
 def test_a_channel_that_rejects_the_news_of_many_troubles_fails_as_soon_as_with_one(receiver: Receiver) -> None:
