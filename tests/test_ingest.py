@@ -5,6 +5,7 @@ import json
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from audiences.encryption import decrypt
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
 from audiences.operations import parked_items
 from audiences.receiving import audience_lookup, ingest
+from audiences.receiving.call_values import NewReceipt, Stored
 from audiences.receiving.ingest import receive
 from lytics import reasons
 from lytics.facts import Fact, Kind
@@ -157,6 +159,26 @@ def _fact(who: str) -> Fact:
 
 
 # --- The receipt ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_counted_or_sorted_again_for_each_event(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    receive(install, body(enter("s1", "gold_club", "kim")))
+    plans: list[Any] = []
+
+    def read(row: Any) -> Stored:
+        plans.append(row[0][0]["Plan"])
+        return Stored([1], 40)
+
+    explained = replace(ingest._STORE, text=f"EXPLAIN (ANALYZE, FORMAT JSON) {ingest._STORE.text}", make=read)
+    monkeypatch.setattr(ingest, "_STORE", explained)
+    receipt = NewReceipt(now(), "", "", 9, 40, 40, 0, 0, "{}")
+    facts = {Audience.objects.get().pk: [_fact(f"{number}") for number in range(40)]}
+    ingest.append(facts, received_at=now(), install_id=install.pk, receipt=receipt)
+    nodes = plans
+    for node in nodes:
+        nodes.extend(node.get("Plans", []))
+    assert max(node["Actual Rows"] for node in nodes) == 40
+    assert {node["Actual Loops"] for node in nodes if node["Node Type"] in ("Aggregate", "Sort", "ModifyTable")} == {1}
 
 
 def test_the_receipt_counts_the_results_of_a_call(install: Install) -> None:

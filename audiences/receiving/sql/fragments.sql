@@ -23,6 +23,8 @@ receipt AS (
     ORDER BY call.number
     RETURNING id
 ),
+-- Their ids in one row. Materialized, or PostgreSQL would sort them again for each event.
+receipts AS MATERIALIZED (SELECT array_agg(id ORDER BY id) AS ids FROM receipt),
 -- Takes the numbers: an event's number is its place in the arrays plus "before" of its audience. Its part of the log is
 -- the audience's, which doesn't change while the audience is locked.
 numbered AS (
@@ -40,11 +42,11 @@ stored AS (
         %(numbers)s::int[], %(identifiers)s::text[], %(kinds)s::smallint[], %(moments)s::bigint[], %(calls)s::int[]
     ) WITH ORDINALITY AS fact(number, identifier, kind, occurred_ns, call, place)
     JOIN numbered ON numbered.number = fact.number
-    CROSS JOIN (SELECT array_agg(id ORDER BY id) AS ids FROM receipt) AS receipts
+    CROSS JOIN receipts
     ORDER BY place
     RETURNING 1
 )
-SELECT (SELECT array_agg(id ORDER BY id) FROM receipt) AS receipts, (SELECT count(*) FROM stored) AS events
+SELECT (SELECT ids FROM receipts) AS receipts, (SELECT count(*) FROM stored) AS events
 
 -- fragment: runs_with_cause
 -- FROM and WHERE of the Runs that a range of a cause overlaps. The ranges of an audience don't overlap each other, so
