@@ -190,6 +190,12 @@ def test_it_does_not_wait_for_a_lease_that_a_dead_worker_left_behind(
         block_all(late, "ODP rejected it under its old id")
 
 
+def test_it_waits_for_the_take_over_before(both: tuple[Audience, Audience]) -> None:
+    old, new = both
+    assert resends.leave(old, new, by="sam", reason="x")
+    assert refused(new, old)
+
+
 def test_it_waits_for_a_resync(both: tuple[Audience, Audience]) -> None:
     old, new = both
     assert resends.resync(new, by="sam", reason="x")
@@ -304,3 +310,27 @@ def test_a_customer_whose_exit_odp_rejected_leaves_with_the_members_of_only_the_
     assert take_over.take_over(new, old, by="sam", reason="made anew")
     send_all(shop)
     assert odp.members("lytics_gold") == ["kim", "zoe"]
+
+
+def test_the_old_one_is_retired_after_its_members_have_left(
+    operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    """The take-over reads the ledger of the old audience, which the exits of a retirement change."""
+    old, new = both
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    leaving = Resend.objects.get(kind=Resend.Kind.LEAVE)
+    stop = operator.get(reverse("admin:audiences_resend_stop-leave", args=[leaving.pk])).content.decode()
+    assert "About 3 of 3 customers" in stop
+    assert "A new one starts" not in stop
+    assert retiring.retire(old, by="sam", reason="x")
+    assert "the take-over of its former ODP id is under way" in operator.get(reverse("admin:index")).content.decode()
+    assert holds.resume(lane_of(old))
+    for _ in range(3):
+        retiring.advance_all(shop.pk, seconds=5)
+        drain_all(shop)
+    send_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "zoe"]
+    retiring.advance_all(shop.pk, seconds=5)
+    drain_all(shop)
+    retiring.advance_all(shop.pk, seconds=5)
+    assert lane_of(old).retired_at is not None

@@ -40,9 +40,15 @@ class Stop(Verb[Resend]):
         return resend.kind == self.kind and resend.ended_at is None
 
     def consequence(self, resend: Resend) -> str:
-        left = resend.total - resend.done - resend.stayed
+        left = number(max(0, resend.total - resend.done - resend.stayed))
+        if resend.kind == Resend.Kind.LEAVE:
+            return (
+                f"About {left} of {number(resend.total)} customers of the old audience are left out. Those of them who"
+                " aren't in the new audience stay members under its ODP id for good, and no audit names them. What was"
+                f" queued before is still sent to ODP: {progress(resend)}."
+            )
         return (
-            f"About {number(max(0, left))} of {number(resend.total)} are not sent. What was queued before is still sent"
+            f"About {left} of {number(resend.total)} are not sent. What was queued before is still sent"
             f" to ODP: {progress(resend)}. A new one starts from the beginning."
         )
 

@@ -101,4 +101,6 @@ def _waits(audience: Audience) -> str:
         return " It waits: a change to another mechanism is working on this audience."
     if account_switch.is_changing(audience.install_id):
         return " It waits: the install is changing to another ODP account."
+    if retiring.is_read_by_take_over(audience.pk):
+        return " It waits: the take-over of its former ODP id is under way."
     return " It waits: the audience is paused." if audience.lane.paused_at is not None else ""

@@ -154,12 +154,19 @@ def _advance(retirement_id: int, gate: Gate | None) -> bool:
         if retirement.undone_at is not None:
             return _restore(retirement)
         if retirement.emptied_at is None:
+            if is_read_by_take_over(retirement.audience_id):
+                return False
             room, _ = backlog.room(retirement.audience.install_id, retirement.audience_id)
             return bool(room) and (_leave(retirement, room) or _end_log(retirement))
         lane = retirement.audience.lane
         if lane.retired_sequence is None or lane.delivered_sequence < lane.retired_sequence:
             return False
     return _remove(retirement, gate)
+
+
+def is_read_by_take_over(audience_id: int) -> bool:
+    """Whether a take-over of the audience's ODP id still reads its members. After an exit it would leave them there."""
+    return Resend.objects.filter(kind=Resend.Kind.LEAVE, upto=audience_id, ended_at=None).exists()
 
 
 def _leave(retirement: Retirement, room: int) -> bool:

@@ -62,6 +62,8 @@ def problem_of(old: Audience) -> str:
         return f"{old} is being retired or taken back. Wait until that is done."
     if GuidedChange.objects.filter(install=old.install_id, ended_at=None).exists():
         return "A guided change of the install is under way and works with its audiences' ODP ids. Wait for its end."
+    if Resend.objects.filter(kind=Resend.Kind.LEAVE, audience=old, ended_at=None).exists():
+        return f"The take-over of {old} itself is under way. Wait for that: its members are known only then."
     if old.last_sequence > old.lane.delivered_sequence and old.lane.retired_at is None:
         return f"{old} still has events to deliver. Wait for that: its members are known only then."
     if Run.objects.filter(audience=old, opened_at__gt=now() - quiet).exists():
