@@ -199,6 +199,15 @@ def test_a_trouble_that_flaps_slowly_causes_few_messages(receiver: Receiver) -> 
     assert len(receiver.events()) == 4
 
 
+def test_a_trouble_flaps_only_by_its_own_resolutions_within_an_hour(receiver: Receiver) -> None:
+    for start, trouble in ((0, BLOCKED), (60, replace(BLOCKED, cause="another")), (70, BLOCKED)):
+        check(trouble, minute=start)
+        check(minute=start + 1)
+        check(minute=start + 2)
+        assert not Trouble.objects.filter(resolved_at=None).exists()
+    assert not troubles.mute(Trouble.objects.latest("pk"), hours=1, by="kim")
+
+
 def test_checks_that_queued_up_do_not_resolve_a_trouble_at_once(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     for second in range(5):
@@ -325,10 +334,13 @@ def test_the_resolution_of_a_held_trouble_is_sent_after_quiet_hours(receiver: Re
     settings.ALERT_QUIET_HOURS = "11:30-12:30"
     check(minute=1)
     check(minute=2)
-    check(bad := replace(BLOCKED, cause="another"), minute=3)
-    assert [event["type"] for event in receiver.events()] == ["trouble.opened"] * 2, "also while others are sent"
-    check(bad, minute=30)
-    assert [event["type"] for event in receiver.events()] == [*(["trouble.opened"] * 2), "trouble.resolved"]
+    bad = replace(BLOCKED, cause="another")
+    for minute, seen in enumerate(([bad], [replace(bad, tone="held")], [], []), start=3):
+        check(*seen, minute=minute)
+    of_both = ["trouble.opened", "trouble.opened", "trouble.resolved"]
+    assert [event["type"] for event in receiver.events()] == of_both, "at once where the news was of a bad trouble"
+    check(minute=30)
+    assert [event["type"] for event in receiver.events()] == [*of_both, "trouble.resolved"]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +351,7 @@ def test_the_resolution_of_a_held_trouble_is_sent_after_quiet_hours(receiver: Re
         ("22:00-07:00", "2026-11-29T06:59", "2026-11-29T07:00"),
         ("22:00-07:00", "2026-11-29T07:00", None),
         ("22:00-07:00 Europe/Berlin", "2026-11-28T21:30", "2026-11-29T06:00"),
-        ("9:00-17:00", "2026-11-28T12:00", "2026-11-28T17:00"),
+        ("9:00-17:00", "2026-11-28T09:00", "2026-11-28T17:00"),
         ("0:00-9:00 Asia/Tokyo", "2026-11-28T15:30", "2026-11-29T00:00"),
         ("0:00-0:00", "2026-11-28T12:00", "2026-11-29T00:00"),
         # The hour from 02:00 comes twice, or not at all.
