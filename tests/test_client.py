@@ -345,6 +345,21 @@ def test_an_answer_that_comes_before_the_first_request_of_a_connection_is_nobody
     assert (got.outcome, got.sent) == (Outcome.RETRY_LATER, False)
 
 
+def test_an_answer_that_comes_before_the_first_request_of_a_reopened_connection_is_nobodys(
+    server: ScriptedServer,
+) -> None:
+    def permission(path: str, until: float) -> None:
+        if server.requests:
+            eventually(lambda: server._open)
+            server._open[0].sendall(answer(400))
+
+    client = Client(host=server.url, api_key="k", permission=permission)
+    assert client.call("POST", PROFILES, body=b"[]", seconds=LONG).outcome is Outcome.DELIVERED
+    server.hang_up()
+    got = client.call("POST", PROFILES, body=b"[]", seconds=LONG)
+    assert (got.outcome, got.sent) == (Outcome.RETRY_LATER, False)
+
+
 @pytest.mark.parametrize(
     "data",
     [b"HTTP/1.1 abc Words\r\n\r\n", b"HTTP/1.1 202 A\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabcde\r\n0\r\n\r\n"],
