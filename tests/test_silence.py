@@ -21,7 +21,7 @@ from audiences.front import delays, silence
 from audiences.front import troubles as front
 from audiences.insight import rhythm, trials
 from audiences.insight.stalled_work import Stuck
-from audiences.models import Event, Install, Lane, Receipt, Rhythm, Trial
+from audiences.models import Audience, Event, Install, Lane, Receipt, Rhythm, Trial
 from audiences.receiving import disk_usage, rejected_calls
 from tests.delivering import enter, make_audience, make_install
 
@@ -379,6 +379,19 @@ def test_an_install_that_has_another_trouble_is_not_called_late(install: Install
     assert late(install)
     Install.objects.update(**values)
     assert not late(install)
+
+
+def test_an_install_without_progress_is_not_called_late_and_one_with_an_error_is(install: Install) -> None:
+    """The alert about an error names its audience alone."""
+    for audience in (make_audience(install, slug) for slug in ("gold", "silver")):
+        enter(audience, "anna")
+    drafts.note_key(install.pk, problem="")
+    Event.objects.update(received_at=now() - HOUR)
+    Audience.objects.update(provisioned_at=now() - HOUR)
+    assert not late(install)
+    failing = Lane.objects.filter(pk=audience.pk)
+    failing.update(fault_since_at=now() - HOUR, fault_until_at=now(), fault_reason="KeyError")
+    assert late(install)
 
 
 def test_events_of_a_paused_audience_are_not_late(install: Install) -> None:
