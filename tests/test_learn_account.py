@@ -512,6 +512,10 @@ def test_a_terminated_run_cleans_up_and_writes_what_it_knows(
         learn(file)
     assert answers(file)["segment_errors"] == "grpc"
     assert_clean(odp)
+    (account,) = odp.world.accounts
+    made = {str(customer.record.get("fs_user_id")).rpartition("-")[2] for customer in account.customers}
+    assert "visible" in made
+    assert "x2" not in made, "the clean-up makes no customer that the run did not reach"
 
 
 def test_an_interrupted_run_keeps_the_earlier_answers_to_the_rest(file: Path) -> None:
@@ -536,6 +540,18 @@ def test_an_odp_that_goes_away_ends_the_run_and_the_report_says_so(
     odp.clear_faults()
     learn(file, "--clean-up")
     assert_clean(odp)
+
+
+def test_a_field_of_another_type_is_never_written(odp: ThreadedSandbox, install: Install, file: Path) -> None:
+    odp.odp("POST", "/v3/schema/objects/customers/fields", {"name": FIELD, "display_name": "L", "type": "string"})
+    with pytest.raises(CommandError, match="isn't boolean"):
+        learn(file)
+    assert not [each for each in odp.requests() if each["path"] == "/v3/profiles"]
+
+
+def test_an_audience_that_can_not_be_deleted_is_named(odp: ThreadedSandbox, install: Install, file: Path) -> None:
+    odp.fault({"method": "DELETE", "path": "/v3/segments/"}, {"status": 409})
+    assert f"may still be in ODP: ODP answered 409 to deleting {FIELD}" in learn(file)
 
 
 def test_an_audience_of_somebody_else_is_never_touched(odp: ThreadedSandbox, install: Install, file: Path) -> None:
