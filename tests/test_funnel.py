@@ -179,12 +179,12 @@ def test_work_that_stands_still_is_one_trouble_whichever_install_is_named(
         enter(make_audience(one, "gold"), "kim")
         tasks.check_troubles()
     assert [trouble.what for trouble in Trouble.objects.filter(kind="stalled")] == [
-        f"Waiting events of {install} and 1 more install are not sent"
+        f"Waiting events of {other} and 1 more install are not sent"
     ]
     fault = {"fault_since_at": now() - timedelta(hours=1), "fault_until_at": now(), "fault_reason": "KeyError"}
-    Lane.objects.filter(audience__install=install).update(**fault)
+    Lane.objects.filter(audience__install=other).update(**fault)
     tasks.check_troubles()
-    assert Trouble.objects.get(kind="stalled").what == f"Waiting events of {other} are not sent", "until now, it ended"
+    assert Trouble.objects.get(kind="stalled").what == f"Waiting events of {install} are not sent"
 
 
 def test_all_troubles_of_one_install_have_pages_of_their_own(viewer: Client, install: Install, other: Install) -> None:
