@@ -312,6 +312,18 @@ def test_a_customer_whose_exit_odp_rejected_leaves_with_the_members_of_only_the_
     assert odp.members("lytics_gold") == ["kim", "zoe"]
 
 
+def test_a_customer_who_leaves_the_old_one_during_the_take_over_leaves_its_former_id_too(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    old, new = both
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    assert holds.resume(lane_of(old))
+    told(shop, OLD, "exit", "max")
+    drain_all(shop)
+    send_all(shop)
+    assert odp.members("lytics_gold") == ["kim", "zoe"]
+
+
 def test_the_old_one_is_retired_after_its_members_have_left(
     operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
 ) -> None:

@@ -73,8 +73,9 @@ class Resend(models.Model):
     received_from = models.DateTimeField(null=True)
     received_to = models.DateTimeField(null=True)
     # The last number to process, and the last one processed: of events for a replay, of parked items for a release. For
-    # a take-over, ``upto`` is the audience whose members leave, for a repair the audit. A resync sends the rows of the
-    # ledger whose deciding event has a number above ``upto``.
+    # a take-over, ``upto`` is the audience whose members leave, and ``after`` the last event that was delivered for it
+    # before. For a repair, ``upto`` is the audit. A resync sends the rows of the ledger whose deciding event has a
+    # number above ``upto``.
     upto = models.BigIntegerField(default=0)
     after = models.BigIntegerField(default=0)
     # Of a resync, a take-over and a repair: the last customer done.

@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
@@ -121,6 +121,7 @@ def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:
             install=audience.install,
             audience=audience,
             upto=old.pk,
+            after=old.lane.delivered_sequence,
             total=old.lane.member_count,
             by=by,
             reason=reason,
@@ -294,11 +295,13 @@ def _resync(resend: Resend, limit: int) -> Step:
 def _leave(resend: Resend, limit: int) -> Step:
     """Exits with the earliest possible time: any event of the new audience about a customer is newer and decides.
 
-    Customers whose exit ODP rejected get one too, because ODP still has them.
+    Customers whose exit ODP rejected get one too, because ODP still has them. So do customers whose membership in the
+    old audience has changed since the take-over: their exit went to its new id.
     """
     assert resend.audience_id is not None
-    members = Membership.objects.filter(Membership.MAY_BE_SHOWN, audience_id=resend.upto)
-    rows = members.filter(identifier__gt=resend.after_identifier).order_by("identifier")[:limit]
+    may_be_shown = Membership.MAY_BE_SHOWN | Q(sequence__gt=resend.after)
+    rows = Membership.objects.filter(may_be_shown, audience_id=resend.upto)
+    rows = rows.filter(identifier__gt=resend.after_identifier).order_by("identifier")[:limit]
     leaving = list(rows.values_list("identifier", flat=True))
     known = set(
         Membership.objects.filter(audience_id=resend.audience_id, identifier__in=leaving).values_list(
