@@ -119,7 +119,7 @@ def imported(source: str) -> frozenset[str]:
 
 
 def test_imports_run_one_way() -> None:
-    """The sandbox stands for other people's servers and imports nothing of ours."""
+    """The package ``sandbox`` imitates ODP and Lytics. It may import none of the other packages."""
     wrong = {
         (source, name)
         for source in SOURCES

@@ -212,7 +212,7 @@ def test_work_that_is_held_on_purpose_is_not_stuck(waiting: Audience, how: str) 
 
 
 def test_the_backlog_is_that_of_all_lanes(install: Install) -> None:
-    """Of one that moves, one whose log has ended, and one that fails: their events are counted in separate rows."""
+    """PostgreSQL counts ready, retired and failing audiences in separate rows, which have to be added up."""
     moving, leaving, failing = (make_audience(install, slug) for slug in ("gold", "silver", "bronze"))
     for audience in (moving, leaving, failing):
         enter(audience, "kim")

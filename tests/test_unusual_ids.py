@@ -66,7 +66,7 @@ def recreated() -> Iterator[tuple[int, int]]:
 
 
 def similar() -> Iterator[tuple[int, int]]:
-    """Each unsettled audience with the one that has the plain id of its slug, if both have different slugs."""
+    """Pairs of audiences with different slugs that give the same plain id. The second of a pair has that id."""
     holders = {(one.install_id, one.odp_id): one for one in Audience.objects.all()}
     for one in Audience.objects.select_related("install").filter(slug_settled_at=None):
         plain = naming.odp_id(one.slug, prefix=one.install.odp_prefix)

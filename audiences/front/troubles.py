@@ -46,8 +46,8 @@ from audiences.operations.troubles import Seen
 from audiences.receiving import rejected_calls
 from audiences.receiving.rejected_calls import RejectedCalls
 
-# A check reads at most this many troubles of one kind. If there are more, it can't tell which are over, and resolves
-# none of this kind.
+# A check reads at most this many troubles of each kind. If a kind has more, the check resolves no trouble of that kind,
+# because the troubles that it did not read may still last.
 FOLLOWED = 500
 
 

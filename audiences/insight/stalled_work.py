@@ -64,7 +64,7 @@ def stuck() -> Stuck | None:
 
 
 def all_stuck(install_id: int | None, work: Mapping[int, Backlog]) -> list[Stuck]:
-    """All of them, each install once, of one install or of all. ``work`` must have been read before."""
+    """The same for each install, or for one. ``work`` is the backlog by install, and was read before this call."""
     found: dict[str, Stuck] = {}
     for one in (*_with_faulty_audiences(install_id), *map(_in_full, _without_progress(_ready(work)))):
         found.setdefault(one.install, one)
