@@ -757,6 +757,45 @@ def test_a_sample_asks_odp_about_some_and_the_same_ones_after_a_restart(gold: Au
     assert audits.confidence(done) == pytest.approx(2.7 / (done.compared_with_odp + 2.7), rel=0.01)
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_sample_asks_odp_again_about_everyone_who_differed_before(
+    odp: ThreadedSandbox, gold: Audience, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
+) -> None:
+    """A sample without them said that all is well again."""
+    set_in_odp(odp, "dan", False)
+    set_in_odp(odp, "eve", False)
+    assert audit(gold).differing == 2
+    for number in range(2):
+        if is_interrupted:
+            failed = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+            assert failed is not None
+            audits._end(failed, {"problem": audits.FAILED})
+        done = audit(gold, Audit.Mode.SAMPLE, share=0.0)
+        assert (done.compared_with_odp, done.differing, found(done)) == (2, 2, dict.fromkeys(["dan", "eve"], "not_odp"))
+        assert [one.pk for one in audits.to_act_on()] == [done.pk], number
+    set_in_odp(odp, "dan", True)
+    assert found(audit(gold, Audit.Mode.SAMPLE, share=0.0)) == {"eve": "not_odp"}
+    set_in_odp(odp, "eve", True)
+    last = audit(gold, Audit.Mode.SAMPLE, share=0.0)
+    assert (last.compared_with_odp, last.differing) == (1, 0)
+    assert not audits.to_act_on().exists()
+
+
+@pytest.mark.parametrize("mode", [Audit.Mode.FULL, Audit.Mode.SAMPLE])
+def test_an_audit_without_lytics_leaves_differences_from_lytics_until_they_are_repaired(
+    gold: Audience, lytics: Lytics, mode: Audit.Mode
+) -> None:
+    lytics.members.append("gus")
+    differs = audit(gold)
+    assert found(differs) == {"gus": Kind.NOT_HERE}
+    lytics_account.set_token(gold.install, "")
+    without = audit(gold, mode)
+    assert (without.differing, without.is_newest) == (0, False)
+    assert [one.pk for one in audits.to_act_on()] == [differs.pk]
+    assert repair(differs).is_newest
+    assert not audits.to_act_on().exists()
+
+
 # --- repair --------------------------------------------------------------------------------------------------
 
 

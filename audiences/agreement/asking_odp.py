@@ -62,6 +62,7 @@ def step(audit: Audit) -> Step:
         before=audit.before_sequence,
         share=audit.share,
         audit=str(audit.pk),
+        earlier=_earlier(audit),
         size=settings.AUDIT_CUSTOMERS_PER_REQUEST,
     ).all()
     if not people:
@@ -84,6 +85,12 @@ def step(audit: Audit) -> Step:
         },
         seconds=min(1 / settings.AUDIT_ODP_REQUESTS_PER_SECOND, Wait.LONG - 0.1),
     )
+
+
+def _earlier(audit: Audit) -> int | None:
+    """The audience's last audit of people before this one that has a result."""
+    with_result = Audit.objects.filter(audience=audit.audience_id, pk__lt=audit.pk, ended_at__isnull=False, problem="")
+    return with_result.exclude(mode=Audit.Mode.QUICK).order_by("-pk").values_list("pk", flat=True).first()
 
 
 def _shown(audit: Audit, people: Sequence[Person]) -> list[_Shown] | None:

@@ -22,7 +22,7 @@ from django.utils.timezone import now
 from audiences import ledger_size, sessions
 from audiences.agreement import asking_odp, comparing, scanning, sizes
 from audiences.agreement.steps import Ended, Step, Wait
-from audiences.models import Audience, Audit, Difference, Install, ScannedMember
+from audiences.models import Audience, Audit, Difference, Install, Resend, ScannedMember
 from audiences.wake import wake_audit, wake_look
 
 log = structlog.get_logger(__name__)
@@ -300,11 +300,12 @@ def _finish(audit: Audit) -> None:
 def _end(audit: Audit, changes: dict[str, Any]) -> None:
     """End the audit with a result or a problem, and mark it as the newest ended audit of its audience.
 
-    One that compared sizes only leaves the result of one that compared people: it says nothing about them.
+    It leaves an earlier result about which it says nothing.
     """
     of_audience = Audit.objects.filter(audience=audit.audience_id)
-    of_people = of_audience.filter(is_newest=True).exclude(mode=Audit.Mode.QUICK)
-    is_newest = audit.mode != Audit.Mode.QUICK or not of_people.exists()
+    of_people = of_audience.filter(is_newest=True).exclude(mode=Audit.Mode.QUICK).first()
+    has_problem = bool(changes.get("problem"))
+    is_newest = of_people is None or not _says_nothing_about(of_people, audit, has_problem=has_problem)
     ended: dict[str, Any] = {**changes, "ended_at": now(), "lease_until_at": None, "is_newest": is_newest}
     with transaction.atomic():
         # Else a person has stopped it, or another worker has the lease.
@@ -315,6 +316,19 @@ def _end(audit: Audit, changes: dict[str, Any]) -> None:
     _forget_scan_if_ended(audit)
     kept = of_audience.order_by("-id").values("pk")[:KEPT]
     of_audience.filter(ended_at__isnull=False, is_newest=False).exclude(pk__in=kept).delete()
+
+
+def _says_nothing_about(earlier: Audit, audit: Audit, *, has_problem: bool) -> bool:
+    """Whether the audit compared sizes only; or found nothing without Lytics, about which the earlier one has
+    differences that weren't repaired. (People who differed in ODP are asked about again, in a sample too.)
+    """
+    if audit.mode == Audit.Mode.QUICK:
+        return True
+    if has_problem or audit.scan_began_at or audit.differing:
+        return False
+    of_lytics = (Difference.Kind.NOT_HERE, Difference.Kind.NOT_IN_LYTICS)
+    repaired = Resend.objects.filter(kind=Resend.Kind.REPAIR, upto=earlier.pk, ended_at__isnull=False, stopped_by="")
+    return earlier.differences.filter(kind__in=of_lytics).exists() and not repaired.exists()
 
 
 def confidence(audit: Audit) -> float:

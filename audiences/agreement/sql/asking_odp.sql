@@ -2,9 +2,9 @@
 
 -- name: next_people
 -- The next people in an audience's ledger, in the order of their identifiers. A sample has the people whose hash with
--- the audit's number is below the share, so it has the same people after a restart. "is_moving": an event that came
--- after the audit began has decided the person's state. "is_parked": ODP rejected that state, and the parked item of it
--- is open.
+-- the audit's number is below the share, so it has the same people after a restart; and those who differed in the
+-- audit "earlier", because a sample would hardly meet them again. "is_moving": an event that came after the audit began
+-- has decided the person's state. "is_parked": ODP rejected that state, and the parked item of it is open.
 SELECT identifier, is_member, sequence > %(before)s AS is_moving,
     refused AND EXISTS (
         SELECT FROM audiences_parked AS item
@@ -13,7 +13,11 @@ SELECT identifier, is_member, sequence > %(before)s AS is_moving,
     ) AS is_parked
 FROM audiences_membership AS held
 WHERE audience_id = %(audience)s AND identifier > %(after)s
-    AND (%(share)s >= 1 OR ('x' || left(md5(identifier || %(audit)s), 8))::bit(32)::bigint < %(share)s * 4294967296)
+    AND (
+        %(share)s >= 1
+        OR ('x' || left(md5(identifier || %(audit)s), 8))::bit(32)::bigint < %(share)s * 4294967296
+        OR identifier IN (SELECT identifier FROM audiences_difference WHERE audit_id = %(earlier)s)
+    )
 ORDER BY identifier LIMIT %(size)s
 
 -- name: still
