@@ -636,6 +636,32 @@ def test_it_can_be_retired_and_taken_back_again(odp: ThreadedSandbox, gold: Audi
     assert Retirement.objects.filter(restored_at__isnull=False).count() == 3
 
 
+@pytest.mark.parametrize("mechanism", MECHANISM_NAMES)
+@pytest.mark.parametrize("when", ["waiting before", "before the end", "after the end", "when taken back"])
+def test_an_exit_at_the_time_of_the_entry_stays_the_last_word(odp: ThreadedSandbox, mechanism: str, when: str) -> None:
+    """Lytics' exit wins the tie with its entry, although the times of retiring and taking back are just after both."""
+    shop = make_install(odp, mechanism=mechanism)
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim", "lee", at=DAY)
+    drain_all(shop)
+    if when == "waiting before":
+        happen(gold, ("kim", "exit", DAY))
+    retirement = retire(gold)
+    retiring.advance(retirement.pk)
+    if when == "before the end":
+        happen(gold, ("kim", "exit", DAY))
+        drain_all(shop)
+    steps(gold)
+    if when == "after the end":
+        happen(gold, ("kim", "exit", DAY))
+    assert retiring.take_back(gold, by="sam", reason="back in the job")
+    if when == "when taken back":
+        happen(gold, ("kim", "exit", DAY))
+    steps(gold)
+    assert members(odp) == ["lee"]
+    assert_all_is_well(gold)
+
+
 def test_it_is_retired_once(gold: Audience) -> None:
     retire(gold)
     assert not retiring.retire(gold, by="kim", reason="x")

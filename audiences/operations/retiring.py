@@ -170,7 +170,11 @@ def is_read_by_take_over(audience_id: int) -> bool:
 
 
 def _leave(retirement: Retirement, room: int) -> bool:
-    """Append a chunk of exits. False when none of the ledger's members is left."""
+    """Append a chunk of exits. False when none of the ledger's members is left.
+
+    Customers with waiting events are left to ``_end_log``: one of these may be an exit at the time of their entry, and
+    would lose to the exit appended here.
+    """
     audience = retirement.audience
     members = Membership.objects.filter(
         audience=audience, is_member=True, identifier__gt=retirement.after_identifier
@@ -183,7 +187,11 @@ def _leave(retirement: Retirement, room: int) -> bool:
     if not rows:
         return True
     step = mechanism_for(audience).time_step_ns
-    exits = [Fact("", "", row.identifier, Kind.EXIT, row.occurred_ns + step) for row in rows]
+    waiting = Event.objects.filter(audience=audience, sequence__gt=retirement.audience.lane.delivered_sequence)
+    moving = set(waiting.filter(identifier__in=[row.identifier for row in rows]).values_list("identifier", flat=True))
+    exits = [
+        Fact("", "", row.identifier, Kind.EXIT, row.occurred_ns + step) for row in rows if row.identifier not in moving
+    ]
     _append(audience, exits, Again.Cause.RETIRE)
     _move(retirement, done=F("done") + len(exits), after_identifier=rows[-1].identifier)
     return True
@@ -292,17 +300,25 @@ def _restore(retirement: Retirement) -> bool:
     first = max(found.first_sequence, retirement.restored_sequence + 1)
     last = min(found.last_sequence, first + min(CHUNK, room) - 1)
     audience_lookup.lock([audience.pk])  # as in ``_leave``
-    exits = Event.objects.filter(audience=audience, sequence__gte=first, sequence__lte=last).order_by("sequence")
+    exits = list(Event.objects.filter(audience=audience, sequence__gte=first, sequence__lte=last).order_by("sequence"))
     step = mechanism_for(audience).time_step_ns
     since = audience.install.identifier_since_at
+    left = _exits_of_lytics(audience, {event.identifier for event in exits}, after=first)
     entries = [
         Fact("", "", event.identifier, Kind.ENTER, event.occurred_ns + step)
         for event in exits
-        if since is None or event.received_at >= since
+        if (since is None or event.received_at >= since) and (event.identifier, event.occurred_ns - step) not in left
     ]
     _append(audience, entries, Again.Cause.RESTORE)
     _move(retirement, restored_sequence=last)
     return True
+
+
+def _exits_of_lytics(audience: Audience, identifiers: set[str], *, after: int) -> set[tuple[str, int]]:
+    """Customers with the times of the exits that Lytics has sent for them since. An exit at the time of the entry wins
+    over it, but is older than the exit of the retirement, and would be older than the entry that follows."""
+    later = Event.objects.filter(audience=audience, sequence__gt=after, kind=Kind.EXIT, forced=False)
+    return set(later.filter(identifier__in=identifiers).values_list("identifier", "occurred_ns"))
 
 
 def _append(audience: Audience, facts: list[Fact], cause: Again.Cause) -> None:
