@@ -175,6 +175,30 @@ def test_all_audiences_are_copied_before_the_switch(odp: ThreadedSandbox, shop: 
     assert_all_is_well(gold, silver)
 
 
+def test_a_retired_audience_that_is_taken_back_in_an_earlier_account_has_nobody_who_has_left_since(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    """A change copies no retired audience, and the earlier account still has its members of then."""
+    audience_with_members(shop, "silver")
+    earlier = account_switch.connection_of(shop)
+    begin(shop, new)
+    finish(shop)
+    happen(gold, ("kim", "exit", 9))
+    work(shop)
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    for _ in range(3):
+        retiring.advance_all(shop.pk, seconds=5)
+        work(shop)
+    assert lane_of(gold).retired_at is not None
+    back = changes.begin_account(Install.objects.get(), earlier, empties=False, by="kim", reason="back")
+    assert back is not None
+    assert finish(shop).problem == ""
+    assert retiring.take_back(gold, by="sam", reason="back in the job")
+    retiring.advance_all(shop.pk, seconds=5)
+    work(shop)
+    assert members(odp) == ["lee", "mia"]
+
+
 # --- with live events ----------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from tests.delivering import (
     assert_all_is_well,
     drain_all,
     enter,
+    give_up,
     happen,
     hold_runs_out,
     lane_of,
@@ -64,11 +65,12 @@ def gold(shop: Install) -> Audience:
 
 
 def steps(audience: Audience) -> None:
-    """Deliveries and steps of retirements, in turn, until nothing moves any more."""
+    """Deliveries, steps of retirements and resends, in turn, until nothing moves any more."""
     for _ in range(200):
         moved = drain_all(audience.install)
         retirements = Retirement.objects.filter(retiring.UNFINISHED, audience__install=audience.install)
         advanced = [retiring.advance(pk) for pk in retirements.values_list("pk", flat=True)]
+        resends.advance_all(audience.install_id, seconds=5)
         if not moved and not any(advanced) and not drain_all(audience.install):
             return
     raise AssertionError("it never comes to an end")
@@ -659,6 +661,24 @@ def test_an_exit_at_the_time_of_the_entry_stays_the_last_word(odp: ThreadedSandb
         happen(gold, ("kim", "exit", DAY))
     steps(gold)
     assert members(odp) == ["lee"]
+    assert_all_is_well(gold)
+
+
+def test_taken_back_it_has_nobody_of_a_request_that_odp_applied_late(
+    odp: ThreadedSandbox, gold: Audience, settings: Any
+) -> None:
+    """Nothing is reconciled while the audience is retired, and its field still has the late entry."""
+    settings.RECONCILE_AFTER_SECONDS = 0
+    enter(gold, "ann", at=3 * DAY)
+    give_up(odp, gold.install, applied_after=0.6)
+    happen(gold, ("ann", "exit", 4 * DAY))
+    drain_all(gold.install)
+    retired(gold)
+    eventually(lambda: odp.customer("ann")["attributes"].get("lytics_gold"))
+    reconcile.reconcile()
+    assert retiring.take_back(gold, by="sam", reason="back in the job")
+    steps(gold)
+    assert members(odp) == ["kim", "lee"]
     assert_all_is_well(gold)
 
 

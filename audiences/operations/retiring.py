@@ -6,8 +6,9 @@ appends the last exits and marks the end of the audience's log (``Lane.retired_s
 stored and held until a person takes the audience back.
 
 Taking back appends an entry for each exit, with a time just after it, and removes the mark. Events that Lytics sent
-after the exit are newer, so they win. Each step is one transaction, so a crash neither repeats nor omits an exit. The
-only writer of Retirements.
+after the exit are newer, so they win. If the log had ended, the whole ledger is sent again: ODP may have older members
+in the field or list. Each step is one transaction, so a crash neither repeats nor omits an exit. The only writer of
+Retirements.
 """
 
 import time
@@ -27,7 +28,7 @@ from audiences.delivery import account_switch, fold, holds, provision, unmaking
 from audiences.delivery.fold import Entry
 from audiences.delivery.odp_account import Gate, mechanism_for
 from audiences.models import Again, Audience, Audit, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
-from audiences.operations import attempts, twins
+from audiences.operations import attempts, resends, twins
 from audiences.receiving import audience_lookup, backlog, ingest, resend_causes
 from audiences.wake import wake, wake_resend
 from lytics.facts import Fact, Kind
@@ -294,6 +295,9 @@ def _restore(retirement: Retirement) -> bool:
     found = ranges.order_by("last_sequence").first()
     if found is None:
         _move(retirement, restored_at=Now())
+        if retirement.emptied_at is not None:
+            # Since then no request was reconciled, and a change to another account has left the audience out.
+            resends.resync(audience, by=retirement.undone_by, reason=f"taken back: {retirement.undone_reason}")
         if knows_by_former_field(retirement):
             audits.ask(audience, mode=Audit.Mode.SAMPLE, by=retirement.undone_by, sample=settings.AUDIT_SAMPLE)
         return False
