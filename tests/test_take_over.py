@@ -192,7 +192,7 @@ def test_it_does_not_wait_for_a_lease_that_a_dead_worker_left_behind(
 
 def test_it_waits_for_the_take_over_before(both: tuple[Audience, Audience]) -> None:
     old, new = both
-    assert resends.leave(old, new, by="sam", reason="x")
+    assert resends.leave(old, new, after=0, by="sam", reason="x")
     assert refused(new, old)
 
 
@@ -322,6 +322,38 @@ def test_a_customer_who_leaves_the_old_one_during_the_take_over_leaves_its_forme
     drain_all(shop)
     send_all(shop)
     assert odp.members("lytics_gold") == ["kim", "zoe"]
+
+
+@pytest.mark.parametrize("retired_before", [False, True])
+def test_the_old_one_taken_back_has_nobody_of_the_new_one(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience], *, retired_before: bool
+) -> None:
+    """Its ODP id was the new one's, whose members ODP still has in the field. Zoe has left the new one since."""
+    old, new = both
+
+    def work() -> None:
+        for _ in range(4):
+            send_all(shop)
+            retiring.advance_all(shop.pk, seconds=5)
+
+    if retired_before:
+        assert retiring.retire(old, by="ada", reason="x")
+        work()
+        time_goes_by()
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    work()
+    if not retired_before:
+        assert retiring.retire(old, by="ada", reason="x")
+    holds.resume(lane_of(old))
+    told(shop, NEW, "exit", "zoe")
+    work()
+    assert retiring.take_back(old, by="sam", reason="back")
+    holds.resume(lane_of(old))
+    work()
+    old.refresh_from_db()
+    assert odp.members(old.odp_id) == ["kim", "lee", "max"]
+    assert odp.members("lytics_gold") == ["kim"]
+    assert_all_is_well(old, new)
 
 
 def test_the_old_one_is_retired_after_its_members_have_left(

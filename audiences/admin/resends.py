@@ -43,9 +43,9 @@ class Stop(Verb[Resend]):
         left = number(max(0, resend.total - resend.done - resend.stayed))
         if resend.kind == Resend.Kind.LEAVE:
             return (
-                f"About {left} of {number(resend.total)} customers of the old audience are left out. Those of them who"
-                " aren't in the new audience stay members under its ODP id for good, and no audit names them. What was"
-                f" queued before is still sent to ODP: {progress(resend)}."
+                f"About {left} of {number(resend.total)} customers of the audience that had the ODP id before are left"
+                f" out. Those of them who aren't in {resend.audience} stay members under its ODP id for good, and no"
+                f" audit names them. What was queued before is still sent to ODP: {progress(resend)}."
             )
         return (
             f"About {left} of {number(resend.total)} are not sent. What was queued before is still sent"

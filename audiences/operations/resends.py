@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
@@ -110,8 +110,9 @@ def send_lost(audience: Audience) -> None:
             _ask(resend)
 
 
-def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:
-    """Append exits for members of the old audience who aren't in the new one, which has taken over its ODP id.
+def leave(audience: Audience, old: Audience, *, after: int, by: str, reason: str) -> bool:
+    """Append exits for members of the old audience who aren't in the new one, which has taken over its ODP id; also for
+    those whose deciding event has a number above ``after``.
 
     False while another take-over of the audience is unfinished.
     """
@@ -121,12 +122,17 @@ def leave(audience: Audience, old: Audience, *, by: str, reason: str) -> bool:
             install=audience.install,
             audience=audience,
             upto=old.pk,
-            after=old.lane.delivered_sequence,
+            after=after,
             total=old.lane.member_count,
             by=by,
             reason=reason,
         )
     )
+
+
+def take_overs_of(audience: Audience) -> QuerySet[Resend]:
+    """The take-overs of the audience's ODP id by newer audiences. It has had the former id of the newest one since."""
+    return Resend.objects.filter(kind=Resend.Kind.LEAVE, upto=audience.pk, audience__gt=audience.pk)
 
 
 def release_all(

@@ -89,6 +89,9 @@ def take_back(audience: Audience, *, by: str, reason: str) -> bool:
         )
         holds.take_back(audience.pk)
         provision.look_again(audience.pk)
+        taken = resends.take_overs_of(audience).order_by("-pk").first()
+        if taken is not None and taken.audience is not None:  # ODP has its members under the id that it had before
+            resends.leave(audience, taken.audience, after=0, by=by, reason=reason)
         transaction.on_commit(lambda: wake(audience.install_id), robust=True)
         transaction.on_commit(lambda: wake_resend(audience.install_id), robust=True)
     return True

@@ -80,8 +80,8 @@ def has_lost_its_id(audience: Audience) -> bool:
     """
     if audience.provisioned_at is not None or audience.lane.retired_at is not None:
         return False
-    taken = Resend.objects.filter(kind=Resend.Kind.LEAVE, install=audience.install_id, upto=audience.pk)
-    return taken.exists() and not Retirement.objects.filter(retiring.UNFINISHED, audience=audience).exists()
+    taken = resends.take_overs_of(audience).exists()
+    return taken and not Retirement.objects.filter(retiring.UNFINISHED, audience=audience).exists()
 
 
 def take_over(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
@@ -114,5 +114,5 @@ def _exchange(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     holds.resume(old.lane)
     words = f"Segment {new.segment_id} took over its ODP id {theirs}. To end this, press Retire and then Resume."
     holds.pause(old.lane, by=by, reason=f"{words} {reason}")
-    leaving = resends.leave(new, old, by=by, reason=reason)
+    leaving = resends.leave(new, old, after=old.lane.delivered_sequence, by=by, reason=reason)
     return leaving and resends.resync(ids[new.pk], by=by, reason=reason)
