@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from django.utils.timezone import now
 
 from audiences.admin import forgetting as forgetting_pages
 from audiences.delivery import holds
+from audiences.front import unfinished_forgetting
+from audiences.front.alerts import EVERYWHERE, Extent
 from audiences.insight import customer_export, search_index
 from audiences.models import (
     Audience,
@@ -31,10 +34,11 @@ from audiences.models import (
     Lane,
     Membership,
     Parked,
+    Resend,
     Retirement,
     ScannedMember,
 )
-from audiences.operations import audit, forgetting, former_stores, reconcile, resends, retiring
+from audiences.operations import audit, forgetting, forgetting_proofs, former_stores, reconcile, resends, retiring
 from audiences.receiving import ingest
 from odp.client import Client as OdpClient
 from odp.outcomes import Answer, Outcome
@@ -215,10 +219,10 @@ def test_a_later_event_is_stored_like_that_of_a_new_customer(
 def test_the_proof_does_not_reveal_the_person(shop: Install, gold: Audience) -> None:
     done = forget(shop, reason="request 7")
     assert (done.by, done.reason, done.identifier) == ("dpo", "request 7", "")
-    (proof,) = forgetting.proofs(KIM)
+    (proof,) = forgetting_proofs.proofs(KIM)
     assert proof.startswith("This customer was forgotten in Shop on ")
     assert proof.endswith(f" UTC (number {done.pk}).")
-    assert forgetting.proofs("lee") == forgetting.proofs(KIM, install=make_install()) == []
+    assert forgetting_proofs.proofs("lee") == forgetting_proofs.proofs(KIM, install=make_install()) == []
 
 
 def test_the_proof_is_on_the_page_of_the_customer_and_in_the_command(
@@ -238,6 +242,81 @@ def test_the_proof_is_on_the_page_of_the_customer_and_in_the_command(
     assert out.getvalue().strip() in shown
     assert "was forgotten in Shop" in out.getvalue()
     assert "forgotten" not in boss.post(reverse("find_customer"), {"identifier": "lee"}).content.decode()
+
+
+def _block(shop: Install, gold: Audience) -> None:
+    Lane.objects.filter(pk=gold.pk).update(paused_at=now(), paused_by="kim", pause_reason="Later.")
+
+
+def _switch_off(shop: Install, gold: Audience) -> None:
+    Install.objects.filter(pk=shop.pk).update(enabled=False)
+
+
+def _change_account(shop: Install, gold: Audience) -> None:
+    GuidedChange.objects.create(install=shop, kind=GuidedChange.Kind.ACCOUNT, by="kim", reason="Moved.")
+
+
+def _reject(shop: Install, gold: Audience) -> None:
+    Parked.objects.create(install=shop, audience=gold, identifier=KIM, reason="refused_by_odp")
+
+
+def _take_over(shop: Install, gold: Audience) -> None:
+    other = make_audience(shop, "silver")
+    Membership.objects.filter(audience=gold, identifier=KIM).update(rejected=True)
+    Resend.objects.create(install=shop, audience=other, kind="leave", upto=gold.pk, total=1, by="kim", reason="Merged.")
+
+
+def _leave_unanswered(shop: Install, gold: Audience) -> None:
+    Delivery.objects.update(outcome=Outcome.UNKNOWN, reconciled_at=None)
+
+
+@pytest.mark.parametrize(
+    ("hold_up", "says"),
+    [
+        (_block, "ODP to get the exits (lytics_gold)"),
+        (_switch_off, "the install, which is switched off"),
+        (_change_account, "the change to another ODP account"),
+        (_reject, "an item of the customer that ODP rejected"),
+        (_take_over, "a take-over that still has to read the customer"),
+        (_leave_unanswered, "a response of ODP, or for the end of a request"),
+    ],
+)
+def test_a_customer_who_is_not_forgotten_for_an_hour_is_on_now_with_the_reason(
+    shop: Install, gold: Audience, boss: Client, hold_up: Callable[[Install, Audience], None], says: str
+) -> None:
+    """A request to forget somebody has a deadline, and nothing but the customer's own page named an unfinished one."""
+    asked = forgetting.ask(shop, KIM, tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.advance(asked)
+    if hold_up not in (_block, _switch_off):
+        drain_all(shop)
+    hold_up(shop, gold)
+    forgetting.advance_all()
+    assert list(unfinished_forgetting.alerts(EVERYWHERE)) == []
+    Forgotten.objects.update(asked_at=now() - timedelta(hours=1, seconds=1))
+    forgetting.ask(shop, "lee", tell_odp=True, by="dpo")
+    (alert,) = unfinished_forgetting.alerts(Extent(install_id=shop.pk))
+    assert (alert.what, alert.why) == (
+        "1 customer isn't forgotten yet (Shop)",
+        f"The oldest request waits for {says}.",
+    )
+    assert unfinished_forgetting.alerts(Extent(install_id=shop.pk + 1)) == []
+    page = boss.get(reverse("admin:index")).content.decode()
+    assert "1 customer isn&#x27;t forgotten yet (Shop)" in page
+    assert KIM not in page
+    assert (
+        says.removesuffix(" (lytics_gold)") in boss.post(reverse("find_customer"), {"identifier": KIM}).content.decode()
+    )
+
+
+def test_now_names_an_unfinished_request_whose_customer_no_key_opens(
+    shop: Install, gold: Audience, settings: Any
+) -> None:
+    forgetting.ask(shop, KIM, tell_odp=True, by="dpo")
+    Forgotten.objects.update(asked_at=now() - timedelta(hours=2), exits={})
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    (alert,) = unfinished_forgetting.alerts(EVERYWHERE)
+    assert alert.why == "The oldest request waits for the key that it was encrypted with."
 
 
 def test_a_person_in_a_request_under_way_is_forgotten_after_it(shop: Install, gold: Audience) -> None:

@@ -33,7 +33,7 @@ from audiences.insight.customer_records import Place
 from audiences.insight.customers import CustomerHistory, EventStatus, MembershipStatus
 from audiences.insight.state import State
 from audiences.models import Audience, Install, Membership, Parked
-from audiences.operations.forgetting import proofs
+from audiences.operations.forgetting_proofs import proofs
 from audiences.receiving import resend_causes
 from lytics import reasons
 from lytics.facts import IDENTIFIER_BYTES

@@ -53,6 +53,7 @@ WORDS = {
     "error": "{} audiences can't be delivered",
     "parked": "{} groups of parked items",
     "parked_growth": "{} installs: many items were parked within an hour",
+    "forgetting": "{} installs: customers aren't forgotten yet",
     "retention": "{} troubles with deleting old rows",
     "paused": "{} audiences are paused or set aside",
     "no_call": "{} installs have had no call yet",

@@ -30,6 +30,7 @@ from audiences.front import (
     silence,
     similar_slugs,
     twins,
+    unfinished_forgetting,
 )
 from audiences.front.alerts import EVERYWHERE, Alert, Extent, and_more
 from audiences.front.groups import Groups, blocked_by_cause
@@ -132,6 +133,7 @@ def alerts(facts: Facts) -> list[Alert]:
         *items.audiences_with_errors(extent),
         *parked_growth.growing(installs, facts.growing, extent),
         *items.parked_items(facts.parked, extent),
+        *unfinished_forgetting.alerts(extent),
         *retention.alerts(),
         *items.paused_audiences(extent),
         *items.ignored_times(),

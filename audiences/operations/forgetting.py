@@ -10,7 +10,6 @@ the customer again.
 import secrets
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import UTC
 from functools import partial
 from typing import NamedTuple
 
@@ -93,20 +92,6 @@ _MOVE_RETIREMENT_CURSORS = _SQL.command("move_retirement_cursors")
 def digest(identifier: str) -> str:
     """A keyed hash that proves whether a given identifier was forgotten, and doesn't reveal it."""
     return salted_hmac("audiences.forgotten", identifier, secret=settings.SECRET_KEY, algorithm="sha256").hexdigest()
-
-
-def proofs(identifier: str, *, install: Install | None = None) -> list[str]:
-    """A sentence for each request to forget this customer, newest first. ``install`` narrows them to one install."""
-    found = Forgotten.objects.filter(digest=digest(identifier)).select_related("install")
-    return [_proof(one) for one in (found if install is None else found.filter(install=install))]
-
-
-def _proof(one: Forgotten) -> str:
-    at = (one.ended_at or one.asked_at).astimezone(UTC)
-    when = f"{at.day} {at:%B %Y} at {at:%H:%M} UTC (number {one.pk})."
-    if one.ended_at is None:
-        return f"This customer is being forgotten in {one.install}, asked on {when}"
-    return f"This customer was forgotten in {one.install} on {when}"
 
 
 def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: str = "") -> Forgotten | None:
@@ -198,7 +183,7 @@ def _odp_has_exits(forgotten: Forgotten) -> bool:
         forgotten.exits = row.exits
         wake(forgotten.install_id)
     assert forgotten.exits is not None
-    progress = _progress(map(int, forgotten.exits))
+    progress = progress_of(map(int, forgotten.exits))
     return not any(progress[int(pk)].has_to_send(sequence) for pk, sequence in forgotten.exits.items())
 
 
@@ -208,7 +193,7 @@ def repeat_exits(install_id: int) -> None:
     Forgotten.objects.filter(install=install_id, tell_odp=True, ended_at=None).update(exits=None)
 
 
-def _progress(audience_ids: Iterable[int]) -> dict[int, _Progress]:
+def progress_of(audience_ids: Iterable[int]) -> dict[int, _Progress]:
     lanes = Lane.objects.filter(pk__in=list(audience_ids))
     rows = lanes.values_list("pk", "delivered_sequence", "retired_sequence", "audience__provisioned_at")
     return {pk: _Progress(delivered, end, made_at is not None) for pk, delivered, end, made_at in rows}
@@ -230,7 +215,7 @@ def _append_exits(forgotten: Forgotten) -> dict[str, int]:
     if not GuidedChange.objects.filter(install=install, kind=GuidedChange.Kind.MECHANISM).exists():
         ledger = ledger.filter(Membership.MAY_BE_SHOWN)
     latest = dict(ledger.values_list("audience_id", "occurred_ns"))
-    progress = _progress({*latest, *(event.audience_id for event in events)})
+    progress = progress_of({*latest, *(event.audience_id for event in events)})
     for event in events:
         if progress[event.audience_id].has_to_send(event.sequence):
             latest[event.audience_id] = max(event.occurred_ns, latest.get(event.audience_id, event.occurred_ns))
@@ -255,14 +240,14 @@ def _has_come_back(forgotten: Forgotten, events: Sequence[_Event], progress: Map
     return is_waiting or in_odp.exists()
 
 
-def _is_leaving(forgotten: Forgotten) -> bool:
+def is_leaving(forgotten: Forgotten) -> bool:
     """Whether an unfinished take-over is still to read the person from the ledger of the old audience."""
     rows = Membership.objects.filter(Membership.MAY_BE_SHOWN, identifier=opened(forgotten.identifier))
     old = rows.filter(audience__install=forgotten.install_id).values("audience")
     return Resend.objects.filter(kind=Resend.Kind.LEAVE, ended_at=None, upto__in=old).exists()
 
 
-def _is_rejected(forgotten: Forgotten) -> bool:
+def is_rejected(forgotten: Forgotten) -> bool:
     """Whether ODP rejected a change of the person. A person releases or discards the parked item."""
     who = {"install": forgotten.install_id, "identifier": opened(forgotten.identifier)}
     return Parked.objects.filter(**who, reason=REJECTED_BY_ODP, closed_at=None).exists()
@@ -295,7 +280,7 @@ def _take_out(forgotten: Forgotten) -> bool:
         }
         deliveries = customer_texts.deliveries_covering(**places)
         if forgotten.tell_odp and (
-            unconfirmed.may_be_applied(deliveries) or _is_rejected(forgotten) or _is_leaving(forgotten)
+            unconfirmed.may_be_applied(deliveries) or is_rejected(forgotten) or is_leaving(forgotten)
         ):
             return False
         changed = {"deliveries": _out_of_deliveries(deliveries, identifier, forgotten.token)}
@@ -335,7 +320,7 @@ def _lock_lanes(install_id: int, of_events: set[int], identifier: str) -> dict[i
     list(Lane.objects.select_for_update().filter(pk__in=wanted).order_by("pk"))
     if not holds.end_expired_leases(sorted(wanted)):
         raise BusyError
-    return _progress(wanted)
+    return progress_of(wanted)
 
 
 def _log_ends(install_id: int) -> dict[int, int]:

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audiences.management import arguments
 from audiences.models import Install
-from audiences.operations import forgetting
+from audiences.operations import forgetting, forgetting_proofs
 from audiences.operations.forgetting import BusyError
 
 WAIT_SECONDS = 120.0
@@ -27,7 +27,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         install, identifier = arguments.install_named(options["install"]), arguments.identifier_in(options)
         if options["check"]:
-            proofs = forgetting.proofs(identifier, install=install)
+            proofs = forgetting_proofs.proofs(identifier, install=install)
             if not proofs:
                 raise CommandError(f"This customer was not forgotten in {install}.")
             self.stdout.write("\n".join(proofs))
