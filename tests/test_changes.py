@@ -17,6 +17,8 @@ from pytest_django.fixtures import Settings
 
 from audiences.admin import change_verbs
 from audiences.delivery import claims, holds
+from audiences.front import guided_changes
+from audiences.front.alerts import EVERYWHERE, Extent
 from audiences.insight import heartbeats
 from audiences.models import (
     Audience,
@@ -825,3 +827,51 @@ def test_the_command_shows_begins_and_stops_a_change(odp: ThreadedSandbox, monke
     assert (stopped["install_id"], stopped["stopped"]) == (shop.public_id, True)
     with pytest.raises(CommandError, match="No change"):
         command("--stop")
+
+
+# --- on Now --------------------------------------------------------------------------------------------------
+
+
+def _change(shop: Install, **values: Any) -> GuidedChange:
+    shared = {"install": shop, "kind": GuidedChange.Kind.MECHANISM, "before": "field", "after": "list"}
+    return GuidedChange.objects.create(**shared, by="kim", reason="Asked for.", **values)
+
+
+def test_a_change_that_waits_for_two_hours_is_on_now_with_what_it_waits_for(shop: Install, operator: Client) -> None:
+    change = _change(shop, waits_for="1 request is under way.")
+    GuidedChange.objects.update(phase_since_at=now() - timedelta(hours=1))
+    assert guided_changes.alerts(EVERYWHERE) == []
+    GuidedChange.objects.update(phase_since_at=now() - timedelta(hours=2, seconds=1))
+    (alert,) = guided_changes.alerts(Extent(install_id=shop.pk))
+    assert (alert.what, alert.cause) == ("The change of Shop from field to list waits", "waits")
+    assert alert.why == f"It is {change.get_phase_display()}. 1 request is under way."
+    assert alert.what in operator.get(reverse("admin:index")).content.decode()
+    assert guided_changes.alerts(Extent(install_id=shop.pk + 1)) == []
+    GuidedChange.objects.update(waits_for="")
+    assert guided_changes.alerts(EVERYWHERE) == [], "it works"
+
+
+@pytest.mark.parametrize(
+    ("ended", "why"),
+    [
+        ({"problem": "ODP rejects the list."}, "ODP rejects the list."),
+        ({"left_out": {"lytics_gold": "It is blocked."}}, "1 audience is left as before."),
+        ({"problem": "Stopped by kim.", "stopped_by": "kim"}, None),
+        ({}, None),
+    ],
+)
+def test_a_change_that_ended_incomplete_is_on_now_until_the_install_has_another_one(
+    shop: Install, operator: Client, ended: dict[str, Any], why: str | None
+) -> None:
+    """It was on the install's page alone, while audiences kept their former members."""
+    _change(shop, ended_at=now(), **ended)
+    assert [alert.why for alert in guided_changes.alerts(EVERYWHERE)] == ([why] if why else [])
+    shown = (
+        "The change of Shop from field to list is incomplete" in operator.get(reverse("admin:index")).content.decode()
+    )
+    assert shown == (why is not None)
+    GuidedChange.objects.update(ended_at=now() - timedelta(days=31))
+    assert guided_changes.alerts(EVERYWHERE) == []
+    GuidedChange.objects.update(ended_at=now())
+    _change(shop)
+    assert guided_changes.alerts(EVERYWHERE) == []

@@ -53,6 +53,7 @@ WORDS = {
     "error": "{} audiences can't be delivered",
     "parked": "{} groups of parked items",
     "parked_growth": "{} installs: many items were parked within an hour",
+    "change": "{} guided changes wait or are incomplete",
     "forgetting": "{} installs: customers aren't forgotten yet",
     "retention": "{} troubles with deleting old rows",
     "paused": "{} audiences are paused or set aside",
