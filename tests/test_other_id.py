@@ -11,6 +11,7 @@ from audiences.delivery.leases import LeaseLostError
 from audiences.insight import state
 from audiences.models import Audience, Install, Lane, Resend
 from audiences.operations import other_id, resends
+from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
     assert_all_is_well,
@@ -25,6 +26,7 @@ from tests.delivering import (
     make_install,
     numbered,
 )
+from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -66,6 +68,17 @@ def test_everybody_known_is_sent_under_the_other_id(
     assert odp.members("lytics_gold_2") == sorted([*numbered(7), "late"])
     assert odp.members("lytics_gold") == sorted(numbered(7))
     assert_all_is_well(gold)
+
+
+def test_a_new_segment_of_the_slug_gets_no_id_under_which_odp_still_has_members(
+    operator: Client, odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    press(operator, "other-id", gold, odp_id="lytics_gold_2")
+    ingest.receive(shop, body(message(transition(segment="recreated", slug="gold"), who="zoe")))
+    send_again(shop)
+    new = Audience.objects.get(segment_id="recreated")
+    assert new.odp_id == "lytics_gold_recrea"
+    assert odp.members(new.odp_id) == ["zoe"]
 
 
 @pytest.mark.parametrize(
