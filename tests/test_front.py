@@ -734,7 +734,7 @@ def test_the_front_page_asks_a_bounded_number_of_times(
     call(install)
     ingest.receive(install, body(message(), message(who="x", field="email")))
     page(viewer)
-    with django_assert_max_num_queries(46):
+    with django_assert_max_num_queries(47):
         page(viewer)
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +11,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.encryption import decrypt, encrypt, opened
+from audiences.front import expiring_tokens
+from audiences.front.alerts import EVERYWHERE, Extent
 from audiences.models import Event, Install, Token
 from audiences.operations import installs
 from audiences.receiving import tokens
@@ -253,3 +256,47 @@ def test_a_use_that_can_not_be_recorded_fails_no_stored_call(
             cursor.execute("DROP FUNCTION refuse CASCADE")
     assert answer.status_code == 200
     assert Event.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("minutes", "warns"),
+    [
+        ({"used": 5, "newer_used": None, "expires": 719}, True),
+        ({"used": 300, "newer_used": None, "expires": 719}, True),
+        ({"used": 5, "newer_used": 1, "expires": 30}, True),
+        ({"used": 11, "newer_used": 1, "expires": 30}, False),
+        ({"used": 11, "newer_used": 12, "expires": 30}, True),
+        ({"used": None, "newer_used": None, "expires": 30}, False),
+        ({"used": 5, "newer_used": None, "expires": 721}, False),
+        ({"used": 5, "newer_used": None, "expires": -1}, False),
+    ],
+)
+def test_a_token_that_lytics_uses_is_on_now_before_it_expires(
+    install: Install, operator: Client, minutes: dict[str, int | None], warns: bool
+) -> None:
+    """Lytics repeats calls that get 401 for about two hours, and then drops them."""
+
+    def ago(name: str) -> datetime | None:
+        number = minutes[name]
+        return None if number is None else now() - timedelta(minutes=number)
+
+    (old,) = tokens.live(install)
+    newer = tokens.create(install)
+    Token.objects.filter(pk=newer.pk).update(last_used_at=ago("newer_used"))
+    expires_at = now() + timedelta(minutes=minutes["expires"] or 0)
+    Token.objects.filter(pk=old.pk).update(last_used_at=ago("used"), expires_at=expires_at)
+    found = expiring_tokens.alerts(EVERYWHERE)
+    assert [alert.what for alert in found] == [f"Lytics still uses a token that expires soon ({install})"] * warns
+    page = operator.get(reverse("admin:index")).content.decode()
+    assert ("Lytics still uses a token" in page) == warns
+    Token.objects.filter(pk=old.pk).update(revoked_at=now())
+    assert expiring_tokens.alerts(Extent(install_id=install.pk)) == []
+
+
+def test_a_token_that_expires_without_a_newer_one_leads_to_a_new_one(install: Install) -> None:
+    used = {"last_used_at": now(), "expires_at": now() + timedelta(hours=1)}
+    Token.objects.update(**used)
+    (alert,) = expiring_tokens.alerts(EVERYWHERE)
+    assert alert.todo.startswith("Make a new token")
+    Install.objects.update(enabled=False)
+    assert expiring_tokens.alerts(EVERYWHERE) == []

@@ -36,6 +36,7 @@ WORDS = {
     "on_hold": "{} installs are on hold",
     "probe": "{} installs: it is not proven that ODP shows what is sent",
     "rejected": "Calls to {} installs are rejected",
+    "token": "Lytics still uses {} tokens that expire soon",
     "backlog": "Calls to {} installs are answered 503",
     "delay": "Events of {} installs wait for too long",
     "silent": "{} installs: Lytics is silent",
