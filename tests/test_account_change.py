@@ -87,9 +87,13 @@ def new() -> Iterator[ThreadedSandbox]:
         yield other
 
 
-@pytest.fixture(params=["attribute", "list"])
+@pytest.fixture
 def mechanism(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    """The one that a test names, or else attributes: most tests are about steps that don't depend on it."""
+    return str(getattr(request, "param", "attribute"))
+
+
+by_each_mechanism = pytest.mark.parametrize("mechanism", ["attribute", "list"], indirect=True)
 
 
 @pytest.fixture
@@ -155,6 +159,7 @@ def members(odp: ThreadedSandbox, slug: str = "gold") -> list[str]:
 # --- the change itself ---------------------------------------------------------------------------------------
 
 
+@by_each_mechanism
 def test_all_audiences_are_copied_before_the_switch(odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox) -> None:
     gold, silver = audience_with_members(shop), audience_with_members(shop, "silver")
     begin(shop, new)
@@ -211,6 +216,7 @@ def steps_with_events(shop: Install, gold: Audience, *, mode: str, events_at: in
     return max(guided.steps_with_events(shop, gold, events_at=events_at, mode=mode, stop_at=stop_at))
 
 
+@by_each_mechanism
 def test_events_between_any_two_steps_are_in_the_new_account(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, mechanism: str
 ) -> None:
@@ -238,6 +244,7 @@ def is_empty(odp: ThreadedSandbox) -> bool:
     )
 
 
+@by_each_mechanism
 def test_a_stop_at_any_step_leaves_one_account_whole(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, mechanism: str
 ) -> None:
@@ -267,6 +274,7 @@ def test_a_stop_at_any_step_leaves_one_account_whole(
 # --- crashes -------------------------------------------------------------------------------------------------
 
 
+@by_each_mechanism
 @pytest.mark.parametrize("when", guided.DEATHS)
 def test_a_worker_that_dies_at_any_step_is_replaced(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: Any, when: str
@@ -327,7 +335,6 @@ def test_a_request_to_the_new_account_that_may_be_applied_late_delays_the_switch
     assert finish(shop).problem == ""
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 @pytest.mark.parametrize("ahead", [timedelta(minutes=10), timedelta(minutes=-1)])
 def test_the_clock_of_a_worker_does_not_change_the_wait_before_the_switch(
     shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings, monkeypatch: Any, ahead: timedelta
@@ -340,7 +347,6 @@ def test_the_clock_of_a_worker_does_not_change_the_wait_before_the_switch(
     assert GuidedChange.objects.get().waits_for.endswith(("waits 299 s.", "waits 300 s."))
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_clock_that_was_set_back_begins_the_wait_before_the_switch_again(
     shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
 ) -> None:
@@ -355,7 +361,6 @@ def test_a_clock_that_was_set_back_begins_the_wait_before_the_switch_again(
     assert change.copied_at <= now()
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_the_last_request_to_the_old_account_may_be_applied_late_so_its_emptying_waits(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, settings: Settings
 ) -> None:
@@ -374,7 +379,6 @@ def test_the_last_request_to_the_old_account_may_be_applied_late_so_its_emptying
     assert segments(odp) == []
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_accounts_that_are_down_delay_each_step_that_sends_requests(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
@@ -399,7 +403,6 @@ def test_accounts_that_are_down_delay_each_step_that_sends_requests(
     assert not Twin.objects.exists(), "what a look found in the old account is out of date"
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
     shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,7 +417,6 @@ def test_a_sample_that_odp_does_not_show_yet_is_compared_again(
     assert "people in a sample differ between the new account and the ledger" in change.waits_for
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_copying_request_without_a_response_may_be_applied_late_and_is_sent_when_the_account_says(
     shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
@@ -428,7 +430,6 @@ def test_a_copying_request_without_a_response_may_be_applied_late_and_is_sent_wh
     assert GuidedChange.objects.get().copied_at is not None
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_stop_during_a_request_does_not_wait_as_long_as_the_account_says(
     shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +500,7 @@ def test_the_other_account_gets_no_more_requests_than_the_install_may_send(
 # --- audiences that aren't as usual --------------------------------------------------------------------------
 
 
+@by_each_mechanism
 @pytest.mark.parametrize("held", ["paused", "blocked"])
 def test_a_held_audience_is_copied_and_stays_held(
     shop: Install, gold: Audience, new: ThreadedSandbox, held: str
@@ -553,6 +555,7 @@ def test_an_audience_that_is_new_during_the_change_is_in_the_new_account(
     assert_all_is_well(gold, silver)
 
 
+@by_each_mechanism
 def test_an_audience_that_is_being_made_at_the_switch_is_made_in_the_new_account(
     shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
@@ -570,6 +573,7 @@ def test_an_audience_that_is_being_made_at_the_switch_is_made_in_the_new_account
     assert members(new, "silver") == ["kim"]
 
 
+@by_each_mechanism
 def test_an_audience_that_the_old_account_never_had_is_not_emptied_there(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -620,6 +624,7 @@ def test_an_audience_with_another_odp_id_since_its_copy_is_copied_again(
     assert new.members("lytics_gold_two") == BEFORE
 
 
+@by_each_mechanism
 def test_members_of_an_earlier_time_in_the_other_account_leave(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
@@ -636,6 +641,7 @@ def test_members_of_an_earlier_time_in_the_other_account_leave(
     assert segments(new) == []
 
 
+@by_each_mechanism
 def test_customers_that_the_new_account_rejects_are_counted(
     shop: Install, gold: Audience, new: ThreadedSandbox, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -656,6 +662,7 @@ def test_customers_that_the_new_account_rejects_are_counted(
     assert Install.objects.get().odp_host == shop.odp_host
 
 
+@by_each_mechanism
 @pytest.mark.parametrize("rejected", ["lee", "e"], ids=["one", "all"])
 def test_an_account_that_rejects_some_members_is_switched_to_and_one_that_rejects_all_is_not(
     odp: ThreadedSandbox,
@@ -691,7 +698,6 @@ def test_rejections_explain_as_many_differences_as_a_sample_may_have(rejected: i
     assert verification.explained(rejected, people=200, of=of) == most
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_more_differences_than_the_rejections_explain_prevent_the_switch(
     odp: ThreadedSandbox,
     shop: Install,
@@ -711,7 +717,6 @@ def test_more_differences_than_the_rejections_explain_prevent_the_switch(
     assert explained.call_args == call(1, people=4, of=4)
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_members_whom_neither_account_shows_do_not_prevent_the_switch(
     odp: ThreadedSandbox, shop: Install, new: ThreadedSandbox, settings: Settings
 ) -> None:
@@ -748,7 +753,6 @@ def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Aud
     assert members(new) == ["lee", "mia"]
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_a_resync_that_a_person_stops_is_begun_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
     leave_before_the_resync(shop, gold, new)
     assert resends.stop(Resend.objects.get(), by="sam")
@@ -802,7 +806,6 @@ def test_another_key_of_the_same_account_is_found_out(odp: ThreadedSandbox, shop
     assert Install.objects.get().odp_host == odp.url
 
 
-@pytest.mark.parametrize("mechanism", ["attribute"], indirect=True)
 def test_accounts_that_can_not_be_told_apart_end_the_change(
     odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
 ) -> None:
