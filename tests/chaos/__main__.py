@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--gap", type=float, default=2.5, help="seconds between two faults, about")
     add("--faults", default="", help="these and no others, in this order: " + ", ".join(FAULTS))
     add("--quick", action="store_true", help="short deadlines and leases, and one worker less")
+    add("--spare-workers", action="store_true", help="don't kill all workers at once at the end of the stream")
     add("--stuck", type=float, default=90, help="seconds without progress after which it is over")
     add(
         "--obedient", action="store_true", help="the settings and the pauses of a real sender: Retry-After as delivered"
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         workers=2 if told.quick else 3,
         retry_scale=1.0 if told.obedient else RETRY_SCALE,
         twin=told.twin,
+        spares_workers=told.spare_workers,
         stuck_seconds=told.stuck,
         say=say,
     )

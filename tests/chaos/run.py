@@ -61,6 +61,8 @@ class Options:
     # How much faster than Lytics the sender tries again where no answer came; Retry-After is always obeyed.
     retry_scale: float = RETRY_SCALE
     twin: str = ""
+    # Whether the workers are left alive at the end of the stream.
+    spares_workers: bool = False
     # Seconds without progress at the end after which the run counts as stuck.
     stuck_seconds: float = 90
     say: Callable[[str], None] = print
@@ -153,7 +155,8 @@ class _Run:
             self._strike(step.fault, nth)
         self.house.wait(lambda: all(source.is_done for source in self.sources), seconds=300 + time.monotonic() - began)
         ended_at, seconds = time.time(), time.monotonic() - began
-        self._everybody_dies()
+        if not self.options.spares_workers:
+            self._everybody_dies()
         drained = self._wait_until_drained(seconds=seconds + 2 * self.options.stuck_seconds)
         self.wire.stop()
         crashes = [strike.began for strike in self.strikes if strike.fault in CRASHES]
