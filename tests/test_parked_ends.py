@@ -22,6 +22,10 @@ from tests.people import someone
 EMAIL = "anna.maria@example.com"
 
 
+# Its length divides no block or part.
+UNEVEN = bytes(at * 7 % 251 for at in range(251))
+
+
 def read_from(stored: bytes) -> Any:
     return lambda start, length: stored[start : start + length]
 
@@ -31,7 +35,7 @@ def read_from(stored: bytes) -> Any:
 )
 @pytest.mark.parametrize("pad", range(0, 17, 4))
 def test_both_ends_equal_those_of_the_encrypted_value(size: int, pad: int) -> None:
-    clear = bytes(at * 7 % 251 for at in range(size + pad))
+    clear = (UNEVEN * (size // len(UNEVEN) + 1))[: size + pad]
     hidden = encrypt(clear)
     found = partial_decryption.decrypt_ends(read_from(hidden), len(hidden))
     assert found.first == clear[: partial_decryption.PART]
@@ -130,16 +134,16 @@ def peak_of(person: Client, address: str) -> int:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("place", ["page", "list", "release", "front"])
-def test_no_page_uses_memory_in_proportion_to_a_large_item(large: Parked, place: str) -> None:
-    address = {
-        "page": reverse("admin:audiences_parked_change", args=[large.pk]),
-        "list": reverse("admin:audiences_parked_changelist"),
-        "release": reverse("admin:audiences_parked_discard", args=[large.pk]),
-        "front": reverse("admin:index"),
-    }[place]
+def test_no_page_uses_memory_in_proportion_to_a_large_item(large: Parked) -> None:
     assert Parked.objects.filter(pk=large.pk, raw__isnull=False).exists()
-    assert peak_of(someone("admin"), address) < 8_000_000  # the item as stored has 10.7 MB
+    person = someone("admin")
+    for address in (
+        reverse("admin:audiences_parked_change", args=[large.pk]),
+        reverse("admin:audiences_parked_changelist"),
+        reverse("admin:audiences_parked_discard", args=[large.pk]),
+        reverse("admin:index"),
+    ):
+        assert peak_of(person, address) < 8_000_000, address  # the item as stored has 10.7 MB
 
 
 @pytest.mark.django_db
