@@ -405,6 +405,25 @@ def test_one_request_per_person_at_a_time(shop: Install, gold: Audience) -> None
     assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is None
 
 
+def test_a_request_without_exits_replaces_one_whose_exits_can_not_be_sent(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, boss: Client
+) -> None:
+    """An install whose account is gone stays off for good, and the customer could never be forgotten."""
+    Install.objects.update(enabled=False)
+    asked = forgetting.ask(shop, KIM, tell_odp=True, by="dpo", reason="request 7")
+    assert asked is not None
+    assert not forgetting.advance(asked)
+    assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is None
+    note = note_on(found_by(boss))
+    answer = {"note": note, "forget": shop.pk, "reason": "request 7, account gone"}
+    assert boss.post(reverse("find_customer"), answer, follow=True).status_code == 200
+    replaced = Forgotten.objects.get()
+    assert (replaced.pk, replaced.tell_odp, replaced.reason) == (asked.pk, False, "request 7, account gone")
+    forgetting.advance_all()
+    assert (rows_that_name(KIM), odp.members("lytics_gold")) == ([], [KIM, "lee"])
+    assert forgetting.ask(shop, KIM, tell_odp=False, by="dpo") is not None, "a later event begins anew"
+
+
 def test_a_second_worker_does_not_forget_again(shop: Install, gold: Audience) -> None:
     first = forgetting.ask(shop, KIM, tell_odp=False, by="dpo")
     second = Forgotten.objects.get()
@@ -542,7 +561,7 @@ def test_the_command_has_exits_sent_first(shop: Install, gold: Audience, monkeyp
     asked = Forgotten.objects.get()
     assert (asked.tell_odp, asked.ended_at, asked.reason) == (True, None, "request 7")
     with pytest.raises(CommandError, match="is being forgotten already"):
-        run("forget", "Shop", KIM, "--yes")
+        run("forget", "Shop", KIM, "--yes", "--tell-odp")
 
     def busy(_: Forgotten) -> bool:
         raise forgetting.BusyError

@@ -22,7 +22,10 @@ CONSEQUENCE = (
     " This can't be undone. Without exits, ODP keeps the customer's memberships. If Lytics sends an event about the"
     " customer later, this service stores it like that of a new customer."
 )
-OFF = " The install is off: with exits, the customer is forgotten when it is on again and ODP has accepted them."
+OFF = (
+    " The install is off: with exits, the customer is forgotten when it is on again and ODP has accepted them. You can"
+    " still ask without exits then."
+)
 BEGUN = (
     "The customer is being forgotten. This takes some seconds; with exits, until ODP has accepted them, and some"
     " minutes if an earlier request got no response. An exit that ODP rejects is parked; release or discard it."

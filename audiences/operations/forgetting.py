@@ -95,7 +95,10 @@ def digest(identifier: str) -> str:
 
 
 def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: str = "") -> Forgotten | None:
-    """Store the request for ``advance``. None while the customer is already being forgotten in the install."""
+    """Store the request for ``advance``. None while the customer is already being forgotten in the install.
+
+    Without exits, it replaces an unfinished request with exits: ODP may never accept those, if its account is gone.
+    """
     forgotten = Forgotten(
         install=install,
         digest=digest(identifier),
@@ -109,7 +112,10 @@ def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: s
         with transaction.atomic():
             forgotten.save(force_insert=True)
     except IntegrityError:
-        return None
+        unfinished = Forgotten.objects.filter(install=install, digest=forgotten.digest, ended_at=None)
+        if tell_odp or not unfinished.filter(tell_odp=True).update(tell_odp=False, by=by, reason=reason):
+            return None
+        return unfinished.first()
     return forgotten
 
 

@@ -40,7 +40,7 @@ def waits_for(forgotten: Forgotten) -> Wait:
             "the change to another ODP account", "The customer is forgotten after it. Finish or stop the change."
         )
     if forgotten.tell_odp and not forgotten.install.enabled:
-        return Wait("the install, which is switched off", "Switch it on, so that ODP gets the exits.")
+        return Wait("the install, which is switched off", "Switch it on, or forget without exits.")
     exits = {int(pk): sequence for pk, sequence in (forgotten.exits or {}).items()}
     progress = forgetting.progress_of(exits)
     late = next((pk for pk, sequence in exits.items() if progress[pk].has_to_send(sequence)), None)

@@ -44,7 +44,8 @@ class Command(BaseCommand):
             if asked.tell_odp and not Install.objects.filter(pk=install.pk, enabled=True).exists():
                 raise CommandError(
                     f"{install} is switched off. The request is stored: exits that ODP has not accepted yet are sent"
-                    " when it is on again, and the workers then forget the customer."
+                    " when it is on again, and the workers then forget the customer. Without --tell-odp, the customer"
+                    " is forgotten now, and stays in ODP."
                 )
             if time.monotonic() > until:
                 raise CommandError(
