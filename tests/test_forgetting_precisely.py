@@ -43,6 +43,7 @@ from tests.delivering import (
     claim,
     drain_all,
     enter,
+    give_up,
     happen,
     make_audience,
     make_delivered,
@@ -51,7 +52,7 @@ from tests.delivering import (
 )
 from tests.messages import body, message, transition
 from tests.test_forgetting import rows_that_name
-from tests.threads import PATIENCE, start
+from tests.threads import PATIENCE, eventually, start
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -424,6 +425,51 @@ def test_a_skipped_exit_of_a_retired_audience_is_sent_to_its_field(odp: Threaded
     retiring.advance_all(shop.pk, seconds=5)
     forget(shop, "kim", tell_odp=True)
     assert [item["attributes"]["lytics_gold"] for item in writes(odp)[-1]] == [False]
+
+
+def test_a_customer_of_a_request_applied_late_stays_forgotten_when_the_audience_is_taken_back(
+    odp: ThreadedSandbox, shop: Install, settings: Any
+) -> None:
+    """Nothing is reconciled while the audience is retired, and the ledger says that the customer has left."""
+    settings.RECONCILE_AFTER_SECONDS = 0
+    gold = make_delivered(shop, "lee")
+    enter(gold, "kim", at=5)
+    give_up(odp, shop, applied_after=0.6)
+    happen(gold, ("kim", "exit", 6))
+    finish(shop)
+    assert retiring.retire(gold, by="sam", reason="left the job")
+    for _ in range(3):
+        retiring.advance_all(shop.pk, seconds=5)
+        finish(shop)
+    assert Audience.objects.get().provisioned_at is None
+    eventually(lambda: odp.customer("kim")["attributes"].get("lytics_gold"))
+    reconcile()
+    forget(shop, "kim", tell_odp=True)
+    assert retiring.take_back(gold, by="sam", reason="back in the job")
+    for _ in range(3):
+        retiring.advance_all(shop.pk, seconds=5)
+        resends.advance_all(shop.pk, seconds=5)
+        finish(shop)
+    assert odp.members("lytics_gold") == ["lee"]
+
+
+def test_a_customer_leaves_the_id_that_the_audience_had_before_a_take_over(odp: ThreadedSandbox, shop: Install) -> None:
+    old, new = make_delivered(shop, "kim"), make_audience(shop, "new", provisioned=False)
+    enter(new, "lee", "max")
+    drain_all(shop)
+    Run.objects.update(opened_at=now() - timedelta(hours=1))
+    assert take_over.take_over(new, old, by="sam", reason="made anew")
+    resends.advance_all(shop.pk, seconds=5)
+    finish(shop)
+    assert odp.members("lytics_new") == ["lee", "max"]
+    asked = forgetting.ask(shop, "lee", tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.advance_all()
+    finish(shop)
+    forgetting.advance_all()
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert (odp.members("lytics_gold"), odp.members("lytics_new")) == (["max"], ["max"])
 
 
 def test_no_exit_is_sent_to_a_field_that_another_install_uses(odp: ThreadedSandbox, shop: Install) -> None:
