@@ -144,7 +144,8 @@ def _nothing(hours: int) -> str:
     _, has_minutes = receipt
     if not has_minutes:
         return "The charts appear in two minutes. They need the beat process."
-    return f"Nothing was received or delivered in the last {_hours(hours)}."
+    period = f"{_hours(hours)} until {_end(now()):%H:%M} UTC"
+    return f"Nothing was received or delivered in the {period}. Newer events appear in two minutes."
 
 
 def _hours(hours: int) -> str:
@@ -159,7 +160,7 @@ def _clock(at: datetime, hours: int) -> str:
 def read(*, hours: int, install: Install | None = None, at: datetime | None = None) -> list[Point]:
     """The points of the last hours of one install or of all, oldest first. Points without events are included."""
     step = (RANGES | WEEK)[hours][0]
-    end = (at or now()).replace(second=0, microsecond=0) - NOT_YET
+    end = _end(at or now())
     start = _floor(end - timedelta(hours=hours), step)
     asked = {"step": step, "start": start, "end": end, "install": install and install.pk}
     counted = {row.at: row for row in _POINTS.run(**asked).all()}
@@ -175,6 +176,11 @@ def read(*, hours: int, install: Install | None = None, at: datetime | None = No
         points.append(replace(point, delivered=delivered, earlier=earlier))
         start += timedelta(minutes=step)
     return points
+
+
+def _end(at: datetime) -> datetime:
+    """The end of the last minute that is rolled up."""
+    return at.replace(second=0, microsecond=0) - NOT_YET
 
 
 def _floor(at: datetime, minutes: int) -> datetime:
