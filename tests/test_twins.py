@@ -10,12 +10,21 @@ from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import backoff, drafts
+from audiences.delivery import backoff, drafts, provision
 from audiences.models import Audience, Audit, Install, Lane, Parked, Resend, Twin
 from audiences.operations import parked_items, resends, twins
 from odp.outcomes import Answer, Outcome
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import drain_all, enter, make_audience, make_checked_install, make_delivered, make_install
+from tests.delivering import (
+    drain_all,
+    enter,
+    hold_runs_out,
+    make_audience,
+    make_checked_install,
+    make_delivered,
+    make_install,
+    waiting,
+)
 from tests.test_admin import press
 
 pytestmark = pytest.mark.django_db
@@ -179,6 +188,22 @@ def test_a_resync_that_is_under_way_when_members_are_lost_begins_again(
     Resend.objects.update(asked_at=now() - timedelta(hours=1), after_identifier="lee")
     lose_field(odp)
     look(shop)
+    finish(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+
+
+def test_a_resync_that_was_delivered_before_members_are_lost_is_not_enough(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """The check that was asked for with it fails at first, so its events don't wait for the check."""
+    assert resends.resync(gold, by="kim", reason="edited")
+    resends.advance_all(shop.pk, seconds=5)
+    odp.fault({"path": "/v3/schema", "times": 1}, {"status": 503})
+    assert provision.provision_one(shop.pk)
+    drain_all(shop)
+    assert waiting(shop) == (False, False)
+    lose_field(odp)
+    hold_runs_out(shop)
     finish(shop)
     assert odp.members("lytics_gold") == ["kim", "lee"]
 
