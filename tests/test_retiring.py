@@ -751,6 +751,21 @@ def test_another_install_of_the_account_is_asked_before_it_reuses_a_retired_id(
     assert members(odp) == ["ann"]
 
 
+def test_a_member_whose_exit_odp_rejected_leaves_the_retired_id_that_another_install_reuses(
+    odp: ThreadedSandbox, gold: Audience, operator: Client
+) -> None:
+    odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": ["kim"]}})
+    retired(gold)
+    odp.clear_faults()
+    twin = make_audience(make_install(odp, name="Twin"), provisioned=False)
+    enter(twin, "ann")
+    drain_all(twin.install)
+    press(operator, "reuse-id", twin)
+    steps(twin)
+    assert members(odp) == ["ann"]
+    assert_all_is_well(twin)
+
+
 def test_another_prefix_leaves_a_retired_id_as_it_was(gold: Audience) -> None:
     retired(gold)
     Install.objects.update(odp_prefix="lytics_eu_")

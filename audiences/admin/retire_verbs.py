@@ -110,7 +110,7 @@ class ReuseId(Verb[Audience]):
         )
 
     def do(self, audience: Audience, *, by: str, answers: dict[str, Any]) -> str | None:
-        return f"{audience} has the id of a retired audience." if other_id.reuse(audience) else None
+        return f"{audience} has the id of a retired audience." if other_id.reuse(audience, by=by) else None
 
 
 class RetireAll(Verb[Install]):

@@ -58,5 +58,6 @@ def _stores(install: Install, row: Membership) -> Iterator[tuple[Audience, str]]
     for name in sorted(used - own if is_delivered else used | own):
         yield audience, name
     taken = Resend.objects.filter(kind=Resend.Kind.LEAVE, audience=audience, upto__lt=audience.pk)
-    for old in Audience.objects.filter(pk__in=taken.values("upto"), provisioned_at=None).select_related("install"):
+    lost = Audience.objects.filter(install=install, pk__in=taken.values("upto"), provisioned_at=None)
+    for old in lost.select_related("install"):
         yield old, old.mechanism or install.mechanism

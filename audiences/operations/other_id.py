@@ -7,7 +7,7 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from audiences.delivery import holds, odp_account, provision
+from audiences.delivery import holds, odp_account, provision, shared_ids
 from audiences.models import Audience, Membership
 from audiences.operations import resends
 from audiences.wake import wake
@@ -28,12 +28,18 @@ def problem_of(audience: Audience, odp_id: str) -> str:
     return ""
 
 
-def reuse(audience: Audience) -> bool:
-    """Let the audience have the ODP id of a retired audience, by a person's decision. False when it isn't blocked."""
+def reuse(audience: Audience, *, by: str) -> bool:
+    """Let the audience have the ODP id of a retired audience, by a person's decision. False when it isn't blocked.
+
+    ODP may still have members of the retired one: those whose exit it rejected, or a person skipped. They leave.
+    """
     with transaction.atomic():
         done = holds.unblock(audience.lane)
         if done:
             provision.allow_retired_id(audience.pk)
+            if (retired := shared_ids.retired_before(audience)) is not None:
+                reason = f"reuses the ODP id of {retired.install.name}"
+                resends.leave(audience, retired, after=retired.last_sequence, by=by, reason=reason)
     if done:
         wake(audience.install_id)
     return done

@@ -134,8 +134,10 @@ def leave(audience: Audience, old: Audience, *, after: int, by: str, reason: str
 
 
 def take_overs_of(audience: Audience) -> QuerySet[Resend]:
-    """The take-overs of the audience's ODP id by newer audiences. It has had the former id of the newest one since."""
-    return Resend.objects.filter(kind=Resend.Kind.LEAVE, upto=audience.pk, audience__gt=audience.pk)
+    """The take-overs of the audience's ODP id by newer audiences of its install. It has had the former id of the newest
+    one since."""
+    leaving = Resend.objects.filter(kind=Resend.Kind.LEAVE, install=audience.install_id)
+    return leaving.filter(upto=audience.pk, audience__gt=audience.pk)
 
 
 def release_all(
