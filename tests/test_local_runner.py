@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -90,8 +91,12 @@ class Runner:
     def alive(self) -> list[str]:
         """Everything of this stack that runs, gunicorn's own workers and Django's commands included."""
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        ours = [pid for pid in pids if belongs_to(pid, self.folder)]
-        return [f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in ours]
+        found = []
+        for pid in pids:
+            with suppress(OSError):  # it has ended meanwhile
+                if belongs_to(pid, self.folder):
+                    found.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes()!r}")
+        return found
 
 
 def refused(runner: Runner, mode: str = "up", **environment: str) -> str:

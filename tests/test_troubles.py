@@ -691,7 +691,7 @@ class _MailHandler(StreamRequestHandler):
         for line in self.rfile:
             is_letter = line[:4] == b"data" or (is_letter and line != b".\r\n")
             if not is_letter or line[:4] == b"data":
-                refused = b"550 nobody\r\n" if line.startswith(b"rcpt TO:<gone") else b"250 ok\r\n"
+                refused = b"550 nobody\r\n" if line.lower().startswith(b"rcpt to:<gone") else b"250 ok\r\n"
                 self.wfile.write(b"354 go on\r\n" if is_letter else refused)
 
 
