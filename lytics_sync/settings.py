@@ -290,11 +290,11 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "lytics_sync.request_id.request_id",
     "lytics_sync.once_more.once_more",
+    # Calls of Lytics are answered here; what follows is for pages.
+    "lytics_sync.routing.routing",
     "django.middleware.security.SecurityMiddleware",
     "lytics_sync.security.content_security_policy",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    # Calls of Lytics are answered here; what follows is for pages.
-    "lytics_sync.routing.routing",
     "lytics_sync.security.without_nul",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

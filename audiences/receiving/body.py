@@ -11,7 +11,10 @@ from rest_framework.request import Request
 
 from lytics.bodies import as_utf8
 
-_CHUNK = 1 << 16
+# Bytes read at a time. gunicorn's reader copies what it has received beyond them.
+_CHUNK = 1 << 20
+# Bytes of an unwanted body that are read at a time.
+_DISCARDED_CHUNK = 1 << 16
 # Bytes decompressed at a time. Small, because zlib copies the rest of the piece at the end of each compressed file.
 _PACKED_CHUNK = 1 << 12
 # An unwanted body is read up to this many times the limit; a caller that sends more may lose the response.
@@ -83,7 +86,7 @@ def discard(request: Request) -> None:
         allow(_DISCARD_SECONDS)
     with suppress(Exception):  # a caller that has disconnected reads no response
         stream = _stream(request)
-        while left > 0 and (piece := stream.read(_CHUNK)):
+        while left > 0 and (piece := stream.read(_DISCARDED_CHUNK)):
             left -= len(piece)
 
 
