@@ -19,10 +19,10 @@ _DIGITS = [str(int(kind)) for kind in sorted(Kind)]
 
 
 class Stored(NamedTuple):
-    """The number of stored events, and the ids of the Receipts in the order of their calls; None without Receipts."""
+    """The ids of the Receipts in the order of their calls, None without Receipts; and whether events were stored."""
 
     receipts: list[int] | None
-    events: int
+    is_stored: bool
 
 
 @dataclass
