@@ -19,10 +19,10 @@ _DIGITS = [str(int(kind)) for kind in sorted(Kind)]
 
 
 class Stored(NamedTuple):
-    """The ids of the Receipts in the order of their calls, None without Receipts; and whether events were stored."""
+    """The number of stored events, and the ids of the Receipts in the order of their calls; None without Receipts."""
 
     receipts: list[int] | None
-    is_stored: bool
+    events: int
 
 
 @dataclass

@@ -251,8 +251,8 @@ def append(
         storing = _STORE.run(install=install_id, audiences=prepared_statements.numbers(facts), **values)
     stored = storing.one()
     assert stored is not None
-    if not stored.is_stored:
-        raise RuntimeError(f"{events} events to store, and an audience of them is missing")
+    if stored.events != events:
+        raise RuntimeError(f"{events} events to store, {stored.events} stored")
     return stored.receipts[0] if stored.receipts else None
 
 

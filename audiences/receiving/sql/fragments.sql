@@ -1,10 +1,10 @@
 -- Parts that several statements of this folder share. {{name}} inserts one.
 
 -- fragment: store_calls
--- The CTEs after "allowed" and "grown", and the result: the ids of the Receipts in the order of the calls, and whether
--- the events were stored: all of them or none. "allowed" has one row, or none to store nothing. "grown" has one row
--- (id, number, by, ahead) per audience whose last number grows. The parameters are arrays: received to parked_reasons
--- have one element per call, numbers to calls one per event.
+-- The CTEs after "allowed" and "grown", and the result: the ids of the Receipts in the order of the calls, and the
+-- number of events. "allowed" has one row, or none to store nothing. "grown" has one row (id, number, by, ahead) per
+-- audience whose last number grows. The parameters are arrays: received to parked_reasons have one element per call,
+-- numbers to calls one per event.
 -- One row, if it is allowed and every audience exists and is named once. Without it nothing is stored.
 complete AS (
     SELECT 1 FROM allowed WHERE (SELECT count(DISTINCT id) FROM grown) = cardinality(%(counts)s::int[])
@@ -44,8 +44,9 @@ stored AS (
     JOIN numbered ON numbered.number = fact.number
     CROSS JOIN receipts
     ORDER BY place
+    RETURNING 1
 )
-SELECT (SELECT ids FROM receipts) AS receipts, EXISTS (SELECT FROM complete) AS is_stored
+SELECT (SELECT ids FROM receipts) AS receipts, (SELECT count(*) FROM stored) AS events
 
 -- fragment: runs_with_cause
 -- FROM and WHERE of the Runs that a range of a cause overlaps. The ranges of an audience don't overlap each other, so
