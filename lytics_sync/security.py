@@ -22,7 +22,6 @@ POLICY = "; ".join(
 )
 
 
-# What the middleware of the settings sets on pages.
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -34,17 +33,13 @@ HEADERS = {
 Handler = Callable[[HttpRequest], HttpResponseBase]
 
 
-def secured(response: HttpResponseBase) -> HttpResponseBase:
-    """Set these headers on a response that doesn't pass that middleware, which takes 3 % of the CPU of a call."""
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
+def security_headers(get_response: Handler) -> Handler:
+    """Set the headers on every response. Calls pass no other middleware for that: Django's takes 3 % of their CPU."""
 
-
-def content_security_policy(get_response: Handler) -> Handler:
     def middleware(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)
-        response.headers.setdefault("Content-Security-Policy", POLICY)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     return middleware

@@ -290,10 +290,10 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "lytics_sync.request_id.request_id",
     "lytics_sync.once_more.once_more",
+    "lytics_sync.security.security_headers",
     # Calls of Lytics are answered here; what follows is for pages.
     "lytics_sync.routing.routing",
     "django.middleware.security.SecurityMiddleware",
-    "lytics_sync.security.content_security_policy",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "lytics_sync.security.without_nul",
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -304,16 +304,17 @@ def test_a_call_of_lytics_gets_no_session_and_no_messages(method: str, path: str
     assert not answer.cookies
 
 
-def test_a_call_of_lytics_gets_the_security_headers_of_a_page(install: Install) -> None:
+@pytest.mark.parametrize(("host", "status"), [("testserver", 200), ("elsewhere.example", 503)])
+def test_a_call_of_lytics_gets_the_security_headers_of_a_page(install: Install, host: str, status: int) -> None:
     url = reverse("webhook", args=[install.public_id])
-    headers = {"authorization": install.tokens.get().secret}
+    headers = {"authorization": install.tokens.get().secret, "host": host}
     call = Client().post(url, CONTENT, content_type="application/json", headers=headers)
     page = Client().get(reverse("admin:login"))
     names = (
         *("X-Content-Type-Options", "X-Frame-Options", "Content-Security-Policy"),
         *("Referrer-Policy", "Cross-Origin-Opener-Policy"),
     )
-    assert call.status_code == 200
+    assert call.status_code == status
     assert {name: call.headers[name] for name in names} == {name: page.headers[name] for name in names}
     assert call.headers["X-Request-ID"]
     assert call.headers["Content-Length"] == str(len(call.content))

@@ -279,7 +279,9 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     if isinstance(exception, DisallowedHost):
         words = "This service is not set up for this host name."
     rejected_calls.note(rejected_calls.UNREADABLE, address.of(request), what=_reason_of(request, exception))
-    return JsonResponse({"detail": words}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
+    response = JsonResponse({"detail": words}, status=503, headers={"Retry-After": str(settings.RETRY_AFTER_SECONDS)})
+    response.headers["Content-Length"] = str(len(response.content))  # else the web server would send it in chunks
+    return response
 
 
 def _reason_of(request: HttpRequest, exception: Exception) -> str:
