@@ -112,10 +112,12 @@ def ask(install: Install, identifier: str, *, tell_odp: bool, by: str, reason: s
         with transaction.atomic():
             forgotten.save(force_insert=True)
     except IntegrityError:
-        unfinished = Forgotten.objects.filter(install=install, digest=forgotten.digest, ended_at=None)
-        if tell_odp or not unfinished.filter(tell_odp=True).update(tell_odp=False, by=by, reason=reason):
-            return None
-        return unfinished.first()
+        unfinished = Forgotten.objects.filter(install=install, digest=forgotten.digest, ended_at=None, tell_odp=True)
+        waiting = None if tell_odp else unfinished.first()
+        if waiting is not None:
+            unfinished.update(tell_odp=False, by=by, reason=reason)
+            waiting.refresh_from_db()
+        return waiting
     return forgotten
 
 

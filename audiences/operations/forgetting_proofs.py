@@ -41,6 +41,8 @@ def waits_for(forgotten: Forgotten) -> Wait:
         )
     if forgotten.tell_odp and not forgotten.install.enabled:
         return Wait("the install, which is switched off", "Switch it on, or forget without exits.")
+    if forgotten.tell_odp and forgotten.exits is None:
+        return Wait("the next run of the workers", "They look each minute. See on Now whether they answer.")
     exits = {int(pk): sequence for pk, sequence in (forgotten.exits or {}).items()}
     progress = forgetting.progress_of(exits)
     late = next((pk for pk, sequence in exits.items() if progress[pk].has_to_send(sequence)), None)
