@@ -89,7 +89,7 @@ def new() -> Iterator[ThreadedSandbox]:
 
 @pytest.fixture
 def mechanism(request: pytest.FixtureRequest) -> str:
-    """The one that a test names, or else attributes: most tests are about steps that don't depend on it."""
+    """The mechanism that the test names; attributes without one, because most steps are the same for both."""
     return str(getattr(request, "param", "attribute"))
 
 

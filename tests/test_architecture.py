@@ -119,7 +119,7 @@ def imported(source: str) -> frozenset[str]:
 
 
 def test_imports_run_one_way() -> None:
-    """The package ``sandbox`` imitates ODP and Lytics. It may import none of the other packages."""
+    """The package ``sandbox`` imitates ODP and Lytics, and imports no other package of the project."""
     wrong = {
         (source, name)
         for source in SOURCES

@@ -394,7 +394,7 @@ def test_the_database_check_finds_a_secret_that_does_not_open(install: Install, 
 
 
 PROGRAMS = ("web", "worker", "beat")
-# One that a system check finds, and one with which the settings can't be read.
+# The first is found by a system check. With the second, the settings can't be read.
 BAD_SETTINGS = [
     ("FIELD_ENCRYPTION_KEYS", "abc", "no Fernet key"),
     ("DATABASE_URL", "mysql://h/db", "must start with postgres"),

@@ -88,7 +88,7 @@ def step(audit: Audit) -> Step:
 
 
 def _earlier(audit: Audit) -> int | None:
-    """The audience's last audit of people before this one that has a result."""
+    """The id of the last earlier audit of the audience that compared people and has a result."""
     with_result = Audit.objects.filter(audience=audit.audience_id, pk__lt=audit.pk, ended_at__isnull=False, problem="")
     return with_result.exclude(mode=Audit.Mode.QUICK).order_by("-pk").values_list("pk", flat=True).first()
 

@@ -300,7 +300,7 @@ def _finish(audit: Audit) -> None:
 def _end(audit: Audit, changes: dict[str, Any]) -> None:
     """End the audit with a result or a problem, and mark it as the newest ended audit of its audience.
 
-    It leaves an earlier result about which it says nothing.
+    It stays behind an earlier result about which it says nothing (``_says_nothing_about``).
     """
     of_audience = Audit.objects.filter(audience=audit.audience_id)
     of_people = of_audience.filter(is_newest=True).exclude(mode=Audit.Mode.QUICK).first()
@@ -319,8 +319,11 @@ def _end(audit: Audit, changes: dict[str, Any]) -> None:
 
 
 def _says_nothing_about(earlier: Audit, audit: Audit, *, has_problem: bool) -> bool:
-    """Whether the audit compared sizes only; or found nothing without Lytics, about which the earlier one has
-    differences that weren't repaired. (People who differed in ODP are asked about again, in a sample too.)
+    """Whether the audit leaves the result of ``earlier`` in place.
+
+    An audit of sizes does: it compares no people. So does one that didn't read Lytics and found nothing, if ``earlier``
+    has differences from Lytics that weren't repaired. Differences in ODP need no such rule, because each audit asks ODP
+    about these people again.
     """
     if audit.mode == Audit.Mode.QUICK:
         return True

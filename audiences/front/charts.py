@@ -248,7 +248,7 @@ def _delay(points: list[Point], hours: int) -> Chart:
     title, unit = "Time from Lytics' call to ODP's response", "logarithmic scale"
     timed = [point for point in points if point.p50 is not None and point.p99 is not None]
     if not timed:
-        return Chart(title, "", f"Nothing was sent to ODP in the last {_hours(hours)}.")
+        return Chart(title, "", f"Nothing was sent to ODP in the {_hours(hours)} shown.")
     slowest, fastest = max(point.p99 or 0 for point in timed), min(point.p50 or 0 for point in timed)
     low = max((line for line in DELAYS if line <= fastest), default=min(DELAYS))
     high = min((line for line in DELAYS if line >= slowest and line > low), default=max(DELAYS))

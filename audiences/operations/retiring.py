@@ -174,10 +174,10 @@ def is_read_by_take_over(audience_id: int) -> bool:
 
 
 def _leave(retirement: Retirement, room: int) -> bool:
-    """Append a chunk of exits. False when none of the ledger's members is left.
+    """Append exits for the next members in the ledger. Returns False when the ledger has no more.
 
-    Customers with waiting events are left to ``_end_log``: one of these may be an exit at the time of their entry, and
-    would lose to the exit appended here.
+    A customer with waiting events gets none here, but in ``_end_log``. A waiting event may be an exit of Lytics with
+    the time of the customer's entry, and the exit appended here would be newer.
     """
     audience = retirement.audience
     members = Membership.objects.filter(
