@@ -123,7 +123,7 @@ LYTICS_API_SECONDS = env.positive("LYTICS_API_SECONDS", 30)
 AUDIT_HOURS = env.integer("AUDIT_HOURS", 24)
 # How the schedule audits: quick (sizes), sample, or full (every person).
 AUDIT_MODE = env.one_of("AUDIT_MODE", ("quick", "sample", "full"), "sample")
-# The number of people about whom ODP is asked in a sample.
+# The number of people about whom ODP is asked in a sample, beside those who differed in the audit before.
 AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000, least=1)
 # Requests per second of an audit to Lytics' API. A page has 100 members.
 AUDIT_LYTICS_REQUESTS_PER_SECOND = env.positive("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20)
