@@ -40,6 +40,8 @@ _LINGER_SECONDS = 2.0
 # A process that leaves a new connection to another looks again after this pause, for as long as its patience.
 ACCEPT_PAUSE_SECONDS = 0.001
 ACCEPT_PATIENCE_SECONDS = 0.02
+# How often a process tells the master that it lives.
+NOTIFY_SECONDS = 0.5
 _LIVE_BODY = b'{"status": "alive"}'
 _LIVE = (
     b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
@@ -57,6 +59,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         self._accept_again_at = 0.0
         # When this process began to leave a connection to another, and when it last did so.
         self._yields_since, self._yielded_at = -math.inf, -math.inf
+        # The moment of time.monotonic() at which the master is told again that this process lives.
+        self._notify_again_at = 0.0
         # The most connections at a time in the last second, and the moment at which that second ends.
         self._most_conns, self._second_ends_at = 0, 0.0
 
@@ -147,8 +151,11 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
 
     def notify(self) -> None:
         """The main loop calls this in each round, at least once a second."""
-        super().notify()
         moment = time.monotonic()
+        if moment >= self._notify_again_at:
+            # A system call, of which the master needs one in many seconds.
+            super().notify()
+            self._notify_again_at = moment + NOTIFY_SECONDS
         if moment >= self._second_ends_at:
             self._most_conns, self._second_ends_at = self.nr_conns, moment + 1.0
         if self.alive:
@@ -167,7 +174,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         conn.sock.settimeout(settings.WEBHOOK_READ_SECONDS)
         conn.sock.allow(settings.WEBHOOK_READ_SECONDS)
         try:
-            keep = super().handle_request(req, conn)
+            with conn.sock.header_with_body():
+                keep = super().handle_request(req, conn)
         except TimeoutError:
             log.info("answer was not taken", path=req.path)
             return False

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from audiences.models import Install, Receipt
 from lytics_sync import web_worker
 from lytics_sync.request_socket import RequestSocket
 from tests.messages import body, message
+from tests.test_request_socket import everything, fill
 from tests.threads import PATIENCE, eventually, start
 from tests.web import Web, logger_of, web_of_a_module
 
@@ -43,13 +44,6 @@ def waiting(web: Web, stack: ExitStack, what: bytes) -> list[socket.socket]:
     for caller in callers:
         caller.sendall(what)
     return callers
-
-
-def everything(caller: socket.socket) -> bytes:
-    received = b""
-    while piece := caller.recv(65536):
-        received += piece
-    return received
 
 
 @pytest.mark.parametrize(
@@ -181,11 +175,3 @@ def test_a_client_that_reads_no_response_occupies_a_thread_only_briefly(settings
         finally:
             client.close()  # ends a thread that still writes
     worker.tmp.close()
-
-
-def fill(sock: socket.socket) -> None:
-    """Send until the kernel takes no more, although nobody reads."""
-    sock.setblocking(False)
-    with suppress(BlockingIOError):
-        while sock.send(b"x"):
-            pass

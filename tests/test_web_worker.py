@@ -42,7 +42,10 @@ OVERRIDDEN = {
 # What Worker reads of gunicorn's worker and of its connections.
 OF_A_WORKER = {"age", "alive", "tpool", "poller", "nr_conns"}
 # The attributes that Worker adds.
-OWN = {"_waiting", "_accept_again_at", "_yields_since", "_yielded_at", "_most_conns", "_second_ends_at"}
+OWN = {
+    *("_waiting", "_accept_again_at", "_yields_since", "_yielded_at", "_most_conns", "_second_ends_at"),
+    "_notify_again_at",
+}
 OF_A_CONNECTION = {"sock", "parser", "data_ready", "close"}
 
 

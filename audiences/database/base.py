@@ -93,11 +93,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """Django asks before and after each request, right after the session was checked."""
         return self.autocommit if self.connection is not None else super().get_autocommit()
 
-    def close_if_unusable_or_obsolete(self) -> None:
-        """Django calls this around each request. It opens no session: there, no view could answer for a failure."""
-        self._close_if_hung_up()
-        super().close_if_unusable_or_obsolete()
-
     def _close_if_hung_up(self) -> None:
         if self.connection is not None and not self.in_atomic_block and self._was_hung_up():
             self.close()
