@@ -37,6 +37,19 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     claimed_ns: int = 0
 
 
+class Columns(NamedTuple):
+    """Facts as parallel lists. Reading and storing a batch takes longer with an object for each fact.
+
+    ``names`` are pairs of segment id and slug, ``profiles`` Lytics IDs or blank.
+    """
+
+    names: list[tuple[str, str]]
+    identifiers: list[str]
+    kinds: list[Kind]
+    occurred_ns: list[int]
+    profiles: list[str]
+
+
 class ItemToPark(NamedTuple):
     """An item to park, because a message or a part of it gave no fact: reason code, detail, bytes of the message.
 
@@ -57,9 +70,44 @@ class Reading:
     """
 
     messages: int = 0
-    facts: list[Fact] = field(default_factory=list)
+    # The facts in one of two forms: as columns, if all messages of a batch are common, or as a list.
+    _columns: Columns | None = None
+    _facts: list[Fact] = field(default_factory=list)
     emptied: list[Fact] = field(default_factory=list)
     to_park: list[ItemToPark] = field(default_factory=list)
     skipped: int = 0
     claims: int = 0
     job: str = ""
+
+    @property
+    def facts(self) -> list[Fact]:
+        if self._columns is not None:
+            columns, self._columns = self._columns, None
+            self._facts = [
+                Fact(*name, identifier, kind, occurred_ns, profile)
+                for name, identifier, kind, occurred_ns, profile in zip(
+                    columns.names,
+                    columns.identifiers,
+                    columns.kinds,
+                    columns.occurred_ns,
+                    columns.profiles,
+                    strict=True,
+                )
+            ]
+        return self._facts
+
+    @property
+    def columns(self) -> Columns:
+        if self._columns is not None:
+            return self._columns
+        return Columns(
+            [(fact.segment_id, fact.slug) for fact in self._facts],
+            [fact.identifier for fact in self._facts],
+            [fact.kind for fact in self._facts],
+            [fact.occurred_ns for fact in self._facts],
+            [fact.profile for fact in self._facts],
+        )
+
+    @columns.setter
+    def columns(self, columns: Columns) -> None:
+        self._columns = columns

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from lytics import bodies, facts, json_pieces, messages, payload, reasons
+from lytics import bodies, common_messages, facts, json_pieces, messages, payload, reasons
 from lytics.facts import Fact, Kind, Reading
 from lytics.payload import parse
 from tests.messages import AT, AT_NS, SECOND, body, message, single, transition
@@ -32,6 +32,12 @@ def why(reading: Reading) -> list[str]:
     return [item.reason for item in reading.to_park]
 
 
+def reading_of(*some: Fact, job: str) -> Reading:
+    reading = Reading(messages=len(some), job=job)
+    reading.facts.extend(some)
+    return reading
+
+
 def fact(
     who: str = "kim", kind: Kind = Kind.ENTER, *, segment: str = "s1", slug: str = "gold_club", at: int = AT_NS
 ) -> Fact:
@@ -43,7 +49,7 @@ def fact(
 
 def test_it_reads_a_single_enter_to_the_nanosecond() -> None:
     reading = read(single(message(transition(at="2026-03-02T09:15:00.123456789Z"))))
-    assert reading == Reading(messages=1, facts=[fact(at=AT_NS + 123_456_789)], job="job-7")
+    assert reading == reading_of(fact(at=AT_NS + 123_456_789), job="job-7")
 
 
 def test_an_exit_with_the_same_message_id_is_another_fact() -> None:
@@ -84,11 +90,11 @@ def cloud_event(**more: Any) -> dict[str, Any]:
 
 
 def test_it_reads_a_cloud_event() -> None:
-    assert read(single(cloud_event())) == Reading(messages=1, facts=[fact()], job="/work/job-7")
+    assert read(single(cloud_event())) == reading_of(fact(), job="/work/job-7")
 
 
 def test_it_reads_cloud_events_in_an_array() -> None:
-    assert read(body(cloud_event(), cloud_event())) == Reading(messages=2, facts=[fact(), fact()], job="/work/job-7")
+    assert read(body(cloud_event(), cloud_event())) == reading_of(fact(), fact(), job="/work/job-7")
 
 
 def test_a_cloud_event_without_a_transition_time_takes_its_own() -> None:
@@ -1022,7 +1028,8 @@ def test_a_message_with_too_many_events_is_parked(monkeypatch: pytest.MonkeyPatc
 
 
 def test_messages_with_too_many_events_together_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload, "FACTS_AT_MOST", 2)
+    for module in (payload, common_messages):
+        monkeypatch.setattr(module, "FACTS_AT_MOST", 2)
     reading = read(body(message(), message(who="lee"), message(who="max")))
     assert (reading.messages, reading.facts, why(reading)) == (3, [fact(), fact("lee")], [reasons.TOO_MANY_EVENTS])
 
@@ -1170,9 +1177,8 @@ def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
         assert read(wrapped, field=field).facts == quick.facts
 
 
-@pytest.mark.parametrize("field", ["_id", "other"])
-def test_the_quick_path_and_the_general_path_give_the_same_facts(field: str) -> None:
-    """``_take_plain`` reads common messages; one element that is no message sends all through ``_take``."""
+def varied() -> list[Any]:
+    """Messages of which some are common and some are not, by one part or another."""
     identifiers = ["kim", " kim ", "", "x" * 256, "x" * 257, "zoë", "a\tb", "kim\u00a0"]
     metas = [
         {"object": kind, "timestamp": at, "subscription_id": job}
@@ -1209,11 +1215,70 @@ def test_the_quick_path_and_the_general_path_give_the_same_facts(field: str) -> 
     ]
     batch[0]["meta"] = {**metas[0], "subscription_id": "the first"}
     batch[0]["data"]["segment_events"] = [transition("change", enter="2026-01-01T00:00:00.5Z")]
+    return batch
+
+
+def assert_read_alike(batch: list[Any], field: str) -> Reading:
+    """``common_messages`` reads common messages; one element that is no message sends all through the general path."""
     quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
-    assert len(quick.facts) > 1000
+    as_columns = [*zip(*quick.columns, strict=True)]
     assert quick.facts == slow.facts
+    assert as_columns == [((f.segment_id, f.slug), f.identifier, f.kind, f.occurred_ns, f.profile) for f in slow.facts]
     assert [item[:2] for item in quick.to_park] == [item[:2] for item in slow.to_park[:-1]]
-    assert (quick.skipped, quick.job) == (slow.skipped, slow.job)
+    assert (quick.messages, quick.skipped, quick.job) == (slow.messages - 1, slow.skipped, slow.job)
+    return quick
+
+
+@pytest.mark.parametrize("field", ["_id", "other"])
+def test_the_quick_path_and_the_general_path_give_the_same_facts(field: str) -> None:
+    assert len(assert_read_alike(varied(), field).facts) > 1000
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("field", ["_id", "other"])
+def test_a_batch_of_common_messages_gives_the_same_facts_as_columns(
+    field: str, escaped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of message among common ones, which alone are read column by column."""
+    taken: list[bool] = []
+    plain = common_messages.CommonMessages.take_all
+
+    def take_all(*values: Any) -> bool:
+        taken.append(plain(*values))
+        return taken[-1]
+
+    monkeypatch.setattr(common_messages.CommonMessages, "take_all", take_all)
+    common = [
+        message(*[transition(event, segment=f"s{number}", slug=slug), transition("exit")][: 1 + number % 2], who=who)
+        for number, (event, slug, who) in enumerate(
+            product(["enter", "change"], ["gold", ""], ["kim", " lee", "0x4af-" * 20])
+        )
+    ]
+    for number, one in enumerate(common):
+        one["data"]["other"] = f"p{number}"
+    common[0]["meta"]["subscription_id"] = ""
+    if escaped:
+        common[1]["data"]["other"] = 'quoted "name"'
+    assert_read_alike(common, field)
+    assert taken == [True]
+    for one in varied()[:: 1 if field == "_id" else 5]:
+        assert_read_alike([*common, one], field)
+    assert 0 < taken.count(False) < len(taken)
+    for least in (7, 8):
+        taken.clear()
+        assert_read_alike(common[:least], field)
+        assert taken == [least == 8]
+
+
+@pytest.mark.parametrize(
+    "who", ["null", "0", "0-0", "n" * 256, "n" * 257, "", "u n d e f i n e d" + " " * 20, "kïm", "-"]
+)
+def test_an_unusual_identifier_among_common_ones_is_read_alike(who: str) -> None:
+    common = [message(who=f"0{number:040}x") for number in range(8)]
+    options: dict[str, Any] = {"placeholders": frozenset(["null", "undefined"])}
+    quick, slow = (read(body(*common, message(who=who), *more), **options) for more in ((), (1,)))
+    assert quick.facts == slow.facts
+    assert why(quick) == why(slow)[:-1]
 
 
 @given(tidy)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from audiences import prepared_statements
-from lytics.facts import NAME_BYTES, Fact, Kind, Reading
+from lytics.facts import NAME_BYTES, Kind, Reading
 
 # The digits of each kind: as a member of an enumeration it would be written three times as slowly.
 _DIGITS = [str(int(kind)) for kind in sorted(Kind)]
@@ -48,6 +48,14 @@ class Call(NamedTuple):
     token_id: int | None = None
 
 
+class Facts(NamedTuple):
+    """Facts to store, as columns."""
+
+    identifiers: list[str]
+    kinds: list[Kind]
+    occurred_ns: list[int]
+
+
 class NewReceipt(NamedTuple):
     """A Receipt's values, by the names of their parameters in ``sql/fragments.sql``."""
 
@@ -80,14 +88,9 @@ def receipt_of(reading: Reading, call: Call, received: Received) -> NewReceipt:
 
 
 def parameters(
-    groups: Sequence[Sequence[Fact]], *, calls: Iterable[tuple[int, int]], receipts: Sequence[NewReceipt]
+    facts: Facts, *, counts: Sequence[int], calls: Iterable[str], receipts: Sequence[NewReceipt]
 ) -> dict[str, Any]:
-    """For ``store_calls``; each group of facts is of one audience.
-
-    ``calls`` has the number of a call and the number of its facts that follow each other.
-    """
-    facts = [fact for group in groups for fact in group]
-    counts = [len(group) for group in groups]
+    """For ``store_calls``: ``facts`` by audience, with ``counts`` for each, and the number of the call of each fact."""
     texts, numbers, repeated = prepared_statements.texts, prepared_statements.numbers, prepared_statements.repeated
     columns = dict(zip(NewReceipt._fields, zip(*receipts, strict=True), strict=True)) if receipts else _NO_RECEIPTS
     return {
@@ -100,8 +103,8 @@ def parameters(
         "counts": numbers(counts),
         "ahead": numbers(accumulate(counts[:-1], initial=0)),
         "numbers": repeated(enumerate(counts, start=1)),
-        "identifiers": texts([fact.identifier for fact in facts]),
-        "kinds": "{" + ",".join([_DIGITS[fact.kind] for fact in facts]) + "}",
-        "moments": numbers([fact.occurred_ns for fact in facts]),
-        "calls": repeated(calls),
+        "identifiers": texts(facts.identifiers),
+        "kinds": "{" + ",".join([_DIGITS[kind] for kind in facts.kinds]) + "}",
+        "moments": numbers(facts.occurred_ns),
+        "calls": "{" + ",".join(calls) + "}",
     }

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from itertools import chain
 
 import structlog
 from django.conf import settings
@@ -24,7 +25,7 @@ from audiences import prepared_statements, sessions, sql
 from audiences.models import Again, Audience, FutureTime, Install
 from audiences.receiving import audience_lookup, call_values, identifier_lists, parking, plain_calls, resend_causes
 from audiences.receiving.audience_lookup import Audiences, FactsByName
-from audiences.receiving.call_values import Call, NewReceipt, Received, Stored
+from audiences.receiving.call_values import Call, Facts, NewReceipt, Received, Stored
 from audiences.receiving.group_commit import GroupLockedError
 from audiences.wake import wake
 from lytics import bodies, messages, payload, reasons, times
@@ -58,15 +59,14 @@ def receive(
     """
     received_at = now()
     reading = bodies.name_encoding(_read(install, body, received_at), encoding)
-    facts_by_name = audience_lookup.by_name(reading.facts)
     call = Call(len(body), source, received_at)
     received = None
     if not alone:
         with suppress(GroupLockedError):
-            received = plain_calls.store(install, reading, facts_by_name, call)
+            received = plain_calls.store(install, reading, call)
     if received is None:
         with _limited_lock_wait():
-            received = _record(install, reading, facts_by_name, call)
+            received = _record(install, reading, call)
     _wake_for(received, install)
     return received
 
@@ -105,7 +105,7 @@ def receive_unchecked(
     received_at = now()
     reading = bodies.name_encoding(_read(install, body, received_at), encoding)
     call = Call(len(body), source, received_at, token_id)
-    received = plain_calls.store(install, reading, audience_lookup.by_name(reading.facts), call)
+    received = plain_calls.store(install, reading, call)
     if received is not None:
         _wake_for(received, install)
     return received
@@ -133,7 +133,7 @@ def rehearse() -> None:
     word = {"id": "none", "slug": "none", "event": "enter", "enter": times.text(times.from_moment(at))}
     body = b"[%s]" % messages.encode({"data": {nobody.identifier_field: "rehearsal", "segment_events": [word]}})
     reading = _read(nobody, body, at)
-    plain_calls.store(nobody, reading, audience_lookup.by_name(reading.facts), Call(len(body), None, at))
+    plain_calls.store(nobody, reading, Call(len(body), None, at))
 
 
 def _read(install: Install, body: bytes, at: datetime, *, released: bool = False) -> Reading:
@@ -149,7 +149,8 @@ def _read(install: Install, body: bytes, at: datetime, *, released: bool = False
     )
 
 
-def _record(install: Install, reading: Reading, facts_by_name: FactsByName, call: Call) -> Received:
+def _record(install: Install, reading: Reading, call: Call) -> Received:
+    facts_by_name = audience_lookup.by_name(reading.facts)
     wanted = audience_lookup.wanted_names(facts_by_name)
     audiences = audience_lookup.find_or_create(install, wanted, audience_lookup.find(install, wanted))
     found = _found(install, audiences, facts_by_name, reading.emptied)
@@ -239,11 +240,12 @@ def append(
     Stores all of them or raises, also outside a transaction. A ``receipt`` is stored too, and its id returned; without
     one the events belong to the Receipt ``receipt_id``, or to none.
     """
-    events = sum(map(len, facts.values()))
+    counts = [*map(len, facts.values())]
+    events = sum(counts)
     if not events and receipt is None:
         return None
     receipts = [] if receipt is None else [receipt]
-    values = call_values.parameters([*facts.values()], calls=[(1, events)], receipts=receipts)
+    values = call_values.parameters(_columns(facts), counts=counts, calls=["1"] * events, receipts=receipts)
     times_received = prepared_statements.texts([received_at.isoformat()])
     values |= {"received": times_received, "receipt_id": receipt_id, "forced": forced}
     with prepared_statements.pipeline():
@@ -254,6 +256,12 @@ def append(
     if stored.events != events:
         raise RuntimeError(f"{events} events to store, {stored.events} stored")
     return stored.receipts[0] if stored.receipts else None
+
+
+def _columns(facts: Mapping[int, Sequence[Fact]]) -> Facts:
+    some = [*chain.from_iterable(facts.values())]
+    identifiers, kinds = [fact.identifier for fact in some], [fact.kind for fact in some]
+    return Facts(identifiers, kinds, [fact.occurred_ns for fact in some])
 
 
 def _note_future_times(facts: Mapping[int, Sequence[Fact]], *, received_at: datetime) -> None:

@@ -13,10 +13,9 @@ from django.db import connection
 from audiences import prepared_statements, sessions, sql
 from audiences.models import Install
 from audiences.receiving import call_values
-from audiences.receiving.audience_lookup import FactsByName
-from audiences.receiving.call_values import Call, NewReceipt, Received, Stored
+from audiences.receiving.call_values import Call, Facts, NewReceipt, Received, Stored
 from audiences.receiving.group_commit import GroupCommit, GroupLostError
-from lytics.facts import Fact, Reading
+from lytics.facts import Columns, Reading
 
 _SQL = sql.beside(__file__)
 _LOCK_NAMED = _SQL.command("lock_named", prepared=True)
@@ -36,13 +35,13 @@ class _Plain(NamedTuple):
     ``install`` says how it was read. ``token_id`` is a token that has to be live when the call is stored.
     """
 
-    facts_by_name: FactsByName
+    columns: Columns
     receipt: NewReceipt
     install: Install
     token_id: int | None
 
 
-def store(install: Install, reading: Reading, facts_by_name: FactsByName, call: Call) -> Received | None:
+def store(install: Install, reading: Reading, call: Call) -> Received | None:
     """Store a plain call, whose audiences all exist under the names it uses, in one round trip.
 
     None for any other call, of which nothing is stored here. Raises ``GroupLockedError`` when another transaction locks
@@ -50,11 +49,12 @@ def store(install: Install, reading: Reading, facts_by_name: FactsByName, call: 
     """
     if reading.to_park or install.forget_missing_identifiers or reading.claims:
         return None
-    if not all(segment_id for segment_id, _ in facts_by_name):
+    columns = reading.columns
+    if not all(segment_id for segment_id, _ in columns.names):
         # An audience named by slug alone needs another look-up. Here it would keep its whole group from being stored.
         return None
-    received = Received(reading.messages, len(reading.facts), 0, reading.skipped, {})
-    plain = _Plain(facts_by_name, call_values.receipt_of(reading, call, received), install, call.token_id)
+    received = Received(reading.messages, len(columns.names), 0, reading.skipped, {})
+    plain = _Plain(columns, call_values.receipt_of(reading, call, received), install, call.token_id)
     if connection.in_atomic_block:
         # The call belongs to this transaction, so no other thread may store it.
         stored = _store([plain])
@@ -79,16 +79,26 @@ def _store(calls: Sequence[_Plain]) -> list[int] | None:
 
     The events of an audience are inserted one after the other, whatever call they came with.
     """
-    facts: dict[tuple[str, str], list[Fact]] = {}
-    numbers: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for number, call in enumerate(calls, start=1):
-        for name, some in call.facts_by_name.items():
-            facts.setdefault(name, []).extend(some)
-            numbers.setdefault(name, []).append((number, len(some)))
+    names, facts, numbers = _joined(calls)
+    places: dict[tuple[str, str], list[int]] = {}
+    if names and names.count(names[0]) == len(names):
+        places[names[0]] = [*range(len(names))]
+    else:
+        for place, name in enumerate(names):
+            if (some := places.get(name)) is None:
+                some = places[name] = []
+            some.append(place)
+        order = [*chain.from_iterable(places.values())]
+        facts = Facts(
+            [facts.identifiers[place] for place in order],
+            [facts.kinds[place] for place in order],
+            [facts.occurred_ns[place] for place in order],
+        )
+        numbers = [numbers[place] for place in order]
     receipts = [call.receipt for call in calls]
-    values = call_values.parameters([*facts.values()], calls=chain.from_iterable(numbers.values()), receipts=receipts)
-    segments = prepared_statements.texts(segment_id for segment_id, _ in facts)
-    slugs = prepared_statements.texts(slug for _, slug in facts)
+    values = call_values.parameters(facts, counts=[*map(len, places.values())], calls=numbers, receipts=receipts)
+    segments = prepared_statements.texts(segment_id for segment_id, _ in places)
+    slugs = prepared_statements.texts(slug for _, slug in places)
     install = calls[0].install
     lock_milliseconds = None if connection.in_atomic_block else str(GROUP_LOCK_MILLISECONDS)
     with sessions.allow_more(sum(receipt.bytes for receipt in receipts) / 1_000_000):
@@ -108,6 +118,14 @@ def _store(calls: Sequence[_Plain]) -> list[int] | None:
             )
         stored = storing.one()
     return None if stored is None else stored.receipts
+
+
+def _joined(calls: Sequence[_Plain]) -> tuple[list[tuple[str, str]], Facts, list[str]]:
+    """The facts of all calls: how they name their audiences, what is stored of them, and the numbers of their calls."""
+    names, identifiers, kinds, occurred_ns, _ = zip(*(call.columns for call in calls), strict=True)
+    join = chain.from_iterable
+    numbers = join([str(number)] * len(some) for number, some in enumerate(names, start=1))
+    return [*join(names)], Facts([*join(identifiers)], [*join(kinds)], [*join(occurred_ns)]), [*numbers]
 
 
 _groups = GroupCommit(_store, largest=GROUP_EVENTS)
