@@ -27,11 +27,14 @@ class GroupLockedError(Exception):
 
 @dataclass(slots=True)
 class _Place(Generic[Item, Result]):
-    """A call in the queue. ``turn`` is set when the call leads, or when its leader has finished."""
+    """A call in the queue. ``turn`` is released when the call leads, or when its leader has finished.
+
+    A lock costs a tenth of an Event, which has a lock for each that waits.
+    """
 
     item: Item
     size: int
-    turn: threading.Event = field(default_factory=threading.Event)
+    turn: threading.Lock = field(default_factory=threading.Lock)
     leads: bool = False
     result: Result | None = None
     error: BaseException | None = None
@@ -60,12 +63,13 @@ class GroupCommit(Generic[Item, Result]):
         place: _Place[Item, Result] = _Place(item, size)
         with self._lock:
             if key in self._waiting:
+                place.turn.acquire()
                 self._waiting[key].append(place)
             else:
                 self._waiting[key] = deque()
                 place.leads = True
         if not place.leads:
-            place.turn.wait()
+            place.turn.acquire()
         if place.leads:
             self._lead(key, place)
         elif place.error is not None:
@@ -94,7 +98,7 @@ class GroupCommit(Generic[Item, Result]):
         finally:
             self._hand_over(key)
             for one in group[1:]:
-                one.turn.set()
+                one.turn.release()
 
     def _take(self, key: int, place: _Place[Item, Result]) -> list[_Place[Item, Result]]:
         group, size = [place], place.size
@@ -112,7 +116,7 @@ class GroupCommit(Generic[Item, Result]):
             self._waiting[key].clear()
         for one in failed:
             one.error = error
-            one.turn.set()
+            one.turn.release()
 
     def _hand_over(self, key: int) -> None:
         """Make the first waiting call the next leader, so that each thread stores its own group only."""
@@ -120,7 +124,7 @@ class GroupCommit(Generic[Item, Result]):
             if waiting := self._waiting[key]:
                 following = waiting.popleft()
                 following.leads = True
-                following.turn.set()
+                following.turn.release()
             else:
                 del self._waiting[key]
 
