@@ -18,7 +18,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences import lytics_account, naming, sessions
-from audiences.agreement import asking_odp, audits, comparing, odp_reasons, repairs, scanning, words
+from audiences.agreement import asking_odp, audits, comparing, odp_reasons, repairs, scanning, sizes, words
 from audiences.agreement.steps import Step
 from audiences.delivery import holds, leases
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, Parked, ScannedMember
@@ -890,6 +890,39 @@ def test_people_read_by_a_former_identifier_field_are_not_repaired(
     assert resends.repair(done, by="kim", reason="drift")
     resends.advance_all(gold.install_id, seconds=5)
     assert Event.objects.latest("sequence").identifier == "ann"
+
+
+def test_a_field_that_is_switched_while_an_audit_runs_is_not_read_any_more(
+    gold: Audience, lytics: Lytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With members of the former field, a repair would enter them under it, and the others would leave."""
+    data = [{"_id": who, "email": f"{who}@example.com"} for who in [*lytics.members, "hal"]]
+    lytics.answer = lambda path, _: (200, {"data": data, "_next": ""}) if path.endswith("/scan") else None
+    of = sizes.of
+
+    def switch(asked: Audit) -> dict[str, Any]:
+        Install.objects.update(identifier_field="email", identifier_since_at=now())
+        return of(asked)
+
+    monkeypatch.setattr(sizes, "of", switch)
+    done = audit(gold)
+    assert {who for who, kind in found(done).items() if kind == Kind.NOT_HERE} == {each["email"] for each in data}
+
+
+def test_an_audience_that_gets_another_odp_id_while_an_audit_runs_is_asked_about_under_it(
+    gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def ask(*arguments: Any, odp_ids: list[str], **more: Any) -> Any:
+        seen.append(odp_ids)
+        Audience.objects.update(odp_id="lytics_gold_2")
+        return graphql.ask(*arguments, odp_ids=odp_ids, **more)
+
+    monkeypatch.setattr(asking_odp, "ask", ask)
+    audit(gold)
+    assert seen[0] == ["lytics_gold"]
+    assert seen[-1] == ["lytics_gold_2"]
 
 
 def test_a_clean_audit_offers_no_repair(gold: Audience) -> None:

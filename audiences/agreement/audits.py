@@ -227,6 +227,13 @@ def run(audit: Audit, *, until: float, note_request: Callable[[float], object] =
     """
     _begin(audit)
     while audit.ended_at is None and time.monotonic() < until:
+        # For each step, because the identifier field, the ODP account or the ODP id may have been switched since the
+        # last one. A repair by the members of a scan of the former field would enter them under that field.
+        enabled = Audience.objects.filter(pk=audit.audience_id, install__enabled=True)
+        audience = enabled.select_related("install", "lane").first()
+        if audience is None:
+            return
+        audit.install, audit.audience = audience.install, audience
         began, has_request = time.monotonic(), audit.phase in _WITH_REQUESTS
         result = _step(audit)
         if has_request:
@@ -235,8 +242,6 @@ def run(audit: Audit, *, until: float, note_request: Callable[[float], object] =
             _store(audit, result, next_at=Now() + timedelta(seconds=result.seconds))
             return
         _store(audit, result)
-        if not Install.objects.filter(pk=audit.install_id, enabled=True).exists():
-            return
         time.sleep(max(0.0, result.seconds - (time.monotonic() - began)))
 
 
