@@ -180,6 +180,40 @@ def test_a_list_that_is_lost_before_the_next_look_gets_its_members_again(
     assert odp.members("lytics_gold") == sorted(["kim", *entering.split()])
 
 
+def make_field(odp: ThreadedSandbox, kind: str) -> None:
+    body = {"name": "lytics_gold", "display_name": "somebody's", "type": kind, "description": ""}
+    status, answer = odp.odp("POST", "/v3/schema/objects/customers/fields", body)
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize("remedy", ["look", "unblock", "release"])
+def test_a_field_that_somebody_replaced_by_one_of_another_type_has_lost_its_members(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, operator: Client, remedy: str
+) -> None:
+    """Then somebody replaces it again by a right one, in which nothing says that it had members."""
+    lose_field(odp)
+    make_field(odp, "string")
+    Audience.objects.update(provisioned_at=now() - timedelta(hours=1))
+    if remedy == "look":
+        look(shop)
+    else:
+        enter(gold, *(["ann"] if remedy == "release" else ["ann", "ben"]), at=2)
+        drain_all(shop)
+    if remedy == "release":
+        assert parked_items.release(Parked.objects.values_list("pk", flat=True), by="kim") == (1, 0)
+    for _ in range(2):
+        finish(shop)
+        assert Lane.objects.get(pk=gold.pk).blocked_at is not None
+        press(operator, "unblock", Audience.objects.get(pk=gold.pk))
+    finish(shop)
+    assert Resend.objects.count() == 1, "a resync that waits is enough"
+    lose_field(odp)
+    make_field(odp, "boolean")
+    press(operator, "unblock", Audience.objects.get(pk=gold.pk))
+    finish(shop)
+    assert {"kim", "lee"} <= set(odp.members("lytics_gold"))
+
+
 def test_a_resync_that_is_under_way_when_members_are_lost_begins_again(
     odp: ThreadedSandbox, shop: Install, gold: Audience
 ) -> None:

@@ -93,16 +93,20 @@ def resync(audience: Audience, *, by: str, reason: str, since: int = 0) -> bool:
 def send_lost(audience: Audience) -> None:
     """Have the whole ledger sent again, because ODP lost the audience's memberships: once for each look asked for.
 
-    A resync of which people were sent may have sent them before they were lost. So it ends, and another one begins.
+    A resync of which people were sent may have sent them before they were lost. So it ends, and another one begins. One
+    whose events all still wait is enough, as in an audience that each *Unblock* finds blocked again.
     """
     assert audience.look_asked_at is not None
     reason = "ODP no longer had the members"
     with transaction.atomic():
         resyncs = Resend.objects.filter(kind=Resend.Kind.RESYNC, audience=audience)
         delivered = Lane.objects.values_list("delivered_sequence", flat=True).get(pk=audience.pk)
-        sent = Again.objects.filter(audience=audience, resend_id__isnull=False, first_sequence__lte=delivered)
-        of_look = resyncs.filter(upto=0, asked_at__gt=audience.look_asked_at - WITH_ITS_LOOK)
-        if of_look.exclude(pk__in=sent.values("resend_id")).exists():
+        again = Again.objects.filter(audience=audience, resend_id__isnull=False)
+        sent = again.filter(first_sequence__lte=delivered)
+        is_of_look = Q(asked_at__gt=audience.look_asked_at - WITH_ITS_LOOK)
+        is_waiting = Q(stopped_by="", ended_at__isnull=False, pk__in=again.values("resend_id"))
+        complete = resyncs.filter(is_of_look | is_waiting, upto=0)
+        if complete.exclude(pk__in=sent.values("resend_id")).exists():
             return
         resyncs.filter(ended_at=None).update(ended_at=Now(), stopped_by=SCHEDULE)
         resend = Resend(

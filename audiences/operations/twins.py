@@ -131,15 +131,16 @@ def _note(audience: Audience, seen: Look) -> None:
     provision.note_foreign(audience.pk, seen.definition)
     if finding and not is_same:
         log.warning("an audience is not as it was made in ODP", audience=audience.odp_id, finding=finding)
-    if finding == Twin.Finding.MISSING:
+    if finding == Twin.Finding.MISSING or seen.lost_members:
         _make_again(audience, seen)
 
 
 def _make_again(audience: Audience, seen: Look) -> None:
-    """Have missing objects created again: by a resync if members were lost, otherwise by a check of the audience."""
+    """Have missing objects created again: by a resync if members were lost, otherwise by a check of the audience. The
+    check blocks an audience whose field somebody has replaced by one of another type."""
     if Lane.objects.filter(pk=audience.pk, retired_sequence__isnull=False).exists():
         return
-    reason = f"ODP no longer had {' and '.join(seen.missing)}"
+    reason = seen.problem or f"ODP no longer had {' and '.join(seen.missing)}"
     if not seen.lost_members or not resends.resync(audience, by=resends.SCHEDULE, reason=reason):
         provision.look_again(audience.pk)
     wake(audience.install_id)

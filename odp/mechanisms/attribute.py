@@ -60,8 +60,11 @@ class Attribute(Stored):
             return found
         if found is None:
             return Look(missing=(f"the customer field {odp_id}",), lost_members=True)
-        wrong = found if isinstance(found, Refusal) else _check_type(odp_id, str(found))
-        return Look(problem=wrong.reason if wrong else "")
+        if isinstance(found, Refusal):
+            return Look(problem=found.reason)
+        # ODP can't change the type of a field: somebody made another one, which has none of our values.
+        wrong = _check_type(odp_id, str(found))
+        return Look(problem=wrong.reason, lost_members=True) if wrong else Look()
 
 
 def _ensure_field(client: Client, odp_id: str, label: str, *, seconds: float) -> Answer | Refusal | None:

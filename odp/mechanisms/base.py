@@ -33,7 +33,8 @@ class Refusal(NamedTuple):
 class Look(NamedTuple):
     """What ODP has of one audience, read without writing anything. All fields empty: it is as this service made it.
 
-    ``missing`` names the objects that ODP doesn't have; ``lost_members`` says that memberships went with one of them.
+    ``missing`` names the objects that ODP doesn't have; ``lost_members`` says that memberships went with one of them,
+    or with one that somebody has replaced by another one of its name.
     ``problem`` says what only a person can correct. ``found`` and ``ours`` are the two definitions in words where they
     differ, and ``definition`` is the digest of the one in ODP.
     """
