@@ -108,6 +108,8 @@ def _raw(request: Request) -> bytes:
     # Joining pieces would need the body's memory twice.
     content, size = io.BytesIO(), 0
     while piece := _next_piece(stream, min(_CHUNK, limit + 1 - size)):
+        if not size and len(piece) == announced:
+            return piece  # all of it, as usual: no copy, and no read that finds the end
         content.write(piece)
         size += len(piece)
         if size > limit:
