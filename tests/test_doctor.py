@@ -365,6 +365,8 @@ def test_odp_unknown(odp: ThreadedSandbox, shop: Install, gold: Audience) -> Non
         assert odp.odp("POST", f"/v3/segments/{odp_id}", made)[0] == 201
     line = the(shop, "odp_unknown")
     assert (line.state, line.evidence) == ("warning", "ODP has lytics_silver, which this service doesn't know.")
+    Audience.objects.filter(pk=gold.pk).update(former_odp_ids=["lytics_silver"])
+    assert the(shop, "odp_unknown").state == "good"
     odp.fault({"path": "/v3/segments"}, {"status": 503})
     assert the(shop, "odp_unknown").state == "unknown"
 

@@ -31,7 +31,7 @@ from audiences.models import (
     ScannedMember,
     Twin,
 )
-from audiences.operations import forgetting, parked_items, resends, retiring, skips, take_over
+from audiences.operations import forgetting, other_id, parked_items, resends, retiring, skips, take_over
 from audiences.operations.reconcile import reconcile
 from audiences.receiving import audience_lookup, ingest
 from lytics import times
@@ -470,6 +470,23 @@ def test_a_customer_leaves_the_id_that_the_audience_had_before_a_take_over(odp: 
     asked.refresh_from_db()
     assert asked.ended_at is not None
     assert (odp.members("lytics_gold"), odp.members("lytics_new")) == (["max"], ["max"])
+
+
+def test_a_customer_leaves_each_id_that_an_audience_had_before(odp: ThreadedSandbox, shop: Install) -> None:
+    gold = make_delivered(shop, "kim", "lee")
+    for odp_id in ("lytics_gold_2", "lytics_gold_3"):
+        holds.block_audience(gold.pk, "its field is a string there")
+        assert other_id.use(Audience.objects.get(), odp_id, by="sam", reason="x")
+        resends.advance_all(shop.pk, seconds=5)
+        finish(shop)
+    asked = forgetting.ask(shop, "lee", tell_odp=True, by="dpo")
+    assert asked is not None
+    forgetting.advance_all()
+    finish(shop)
+    forgetting.advance_all()
+    assert [odp.members(f"lytics_gold{end}") for end in ("", "_2", "_3")] == [["kim"]] * 3
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
 
 
 def test_no_exit_is_sent_to_a_field_that_another_install_uses(odp: ThreadedSandbox, shop: Install) -> None:

@@ -10,7 +10,7 @@ from audiences.delivery import holds, provision
 from audiences.delivery.leases import LeaseLostError
 from audiences.insight import state
 from audiences.models import Audience, Install, Lane, Resend
-from audiences.operations import other_id, resends
+from audiences.operations import other_id, prefixes, resends
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import (
@@ -19,6 +19,7 @@ from tests.delivering import (
     claim,
     drain_all,
     enter,
+    happen,
     lane_of,
     lease_runs_out,
     make_audience,
@@ -79,6 +80,63 @@ def test_a_new_segment_of_the_slug_gets_no_id_under_which_odp_still_has_members(
     new = Audience.objects.get(segment_id="recreated")
     assert new.odp_id == "lytics_gold_recrea"
     assert odp.members(new.odp_id) == ["zoe"]
+
+
+def move(audience: Audience, odp_id: str) -> None:
+    """Give it another id, and have everybody sent there."""
+    holds.block_audience(audience.pk, REASON)
+    audience = Audience.objects.select_related("install", "lane").get(pk=audience.pk)
+    assert other_id.problem_of(audience, odp_id) == ""
+    assert other_id.use(audience, odp_id, by="sam", reason="x")
+    send_again(audience.install)
+
+
+def test_an_id_between_two_others_still_has_its_members_too(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    move(gold, "lytics_gold_2")
+    move(gold, "lytics_gold_3")
+    ingest.receive(shop, body(message(transition(segment="another", slug="gold_2"), who="zoe")))
+    send_again(shop)
+    new = Audience.objects.get(segment_id="another")
+    assert new.odp_id == "lytics_gold_2_anothe"
+    assert odp.members(new.odp_id) == ["zoe"]
+
+
+@pytest.mark.parametrize("is_of_twin", [False, True])
+def test_nobody_chooses_an_id_under_which_odp_has_members_of_another_audience(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, *, is_of_twin: bool
+) -> None:
+    move(gold, "lytics_gold_2")
+    silver = make_audience(make_install(odp, name="Twin") if is_of_twin else shop, "silver")
+    assert "still has members of lytics_gold_2 (gold) of Shop" in other_id.problem_of(silver, "lytics_gold")
+    holds.block_audience(gold.pk, REASON)
+    enter(gold, "ida")
+    happen(gold, ("u0001", "exit", 5))
+    move(gold, "lytics_gold")
+    assert "u0001" not in odp.members("lytics_gold"), "it may have its own id again, with its present members"
+    assert "ida" in odp.members("lytics_gold")
+
+
+def test_another_install_of_the_account_gets_no_former_id(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
+    move(gold, "lytics_gold_2")
+    twin = make_audience(make_install(odp, name="Twin"), provisioned=False)
+    enter(twin, "zoe")
+    drain_all(twin.install)
+    assert "belonged to lytics_gold_2, an audience of the install Shop" in lane_of(twin).block_reason
+    move(twin, "lytics_gold_twin")
+    assert odp.members("lytics_gold_twin") == ["zoe"]
+
+
+def test_another_prefix_gives_no_former_id(shop: Install, gold: Audience) -> None:
+    Audience.objects.filter(pk=gold.pk).update(odp_id="lytics_eu_gold")
+    move(gold, "lytics_x")
+    Audience.objects.filter(pk=gold.pk).update(slug="x", latest_slug="x", segment_id="x")
+    new = make_audience(shop, provisioned=False)
+    Install.objects.update(odp_prefix="lytics_eu_")
+    assert prefixes.apply(shop, before="lytics_") == 0
+    new.refresh_from_db()
+    assert new.odp_id == "lytics_gold"
 
 
 @pytest.mark.parametrize(

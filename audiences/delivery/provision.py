@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import structlog
 from django.conf import settings
 from django.db import Error, transaction
+from django.db.models import Case, F, Func, When
 from django.db.models.functions import Now
 
 from audiences import naming, sessions, sql
@@ -107,8 +108,11 @@ def use_id(audience_id: int, odp_id: str) -> None:
 
     Raises ``IntegrityError`` when another audience of the install has that id.
     """
+    former = Audience._meta.get_field("former_odp_ids")
+    with_present = Func(F("former_odp_ids"), F("odp_id"), function="array_append", output_field=former)
     Audience.objects.filter(pk=audience_id).update(
         odp_id=odp_id,
+        former_odp_ids=Case(When(provisioned_at__isnull=False, then=with_present), default=F("former_odp_ids")),
         provisioned_at=None,
         look_asked_at=None,
         making_token=None,

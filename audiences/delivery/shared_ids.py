@@ -40,6 +40,13 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
             )
         if other.making_until_at is not None and other.making_until_at > now():
             return Answer(Outcome.RETRY_LATER, f"The install {other.install.name} is creating this ODP id", sent=False)
+    # Within the install, only a take-over gives an audience another one's former id.
+    moved = moved_from(audience, audience.odp_id)
+    if moved is not None and moved.install_id != audience.install_id:
+        return Refusal(
+            f"The ODP id {audience.odp_id} belonged to {moved.odp_id}, an audience of the install {moved.install.name}."
+            " ODP still has its members there. Press Use another ODP id."
+        )
     return None
 
 
@@ -51,6 +58,19 @@ def used_by(audience: Audience) -> Audience | None:
 def retired_before(audience: Audience) -> Audience | None:
     """The retired audience of another install that had the same id."""
     return next((other for other in _same_id(audience) if other.lane.retired_at is not None), None)
+
+
+def moved_from(audience: Audience, odp_id: str) -> Audience | None:
+    """Another audience that had this id in the audience's account before it got another one."""
+    others = Audience.objects.filter(former_odp_ids__contains=[odp_id]).exclude(pk=audience.pk)
+    found = others.select_related("install").order_by("pk")
+    return next((one for one in found if same_account(one.install, audience.install)), None)
+
+
+def ids_of(install: Install) -> set[str]:
+    """The ids that audiences of the install have, or had before."""
+    ids = Audience.objects.filter(install=install).values_list("odp_id", "former_odp_ids")
+    return {odp_id for present, former in ids for odp_id in (present, *former)}
 
 
 def taken(install: Install) -> Audience | None:

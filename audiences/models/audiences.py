@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import ClassVar
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import Q
+from django.db.models import Q, Value
 from django.utils.timezone import now
 
 from audiences import naming
@@ -25,6 +26,10 @@ class Audience(models.Model):
     slug = models.CharField(max_length=512)
     latest_slug = models.CharField(max_length=512)
     odp_id = models.CharField("ODP id", max_length=naming.LONGEST_ODP_ID)
+    # The ids under which ODP had it before. Fields and lists can't be deleted, so ODP still has its members there.
+    former_odp_ids = ArrayField(
+        models.CharField(max_length=naming.LONGEST_ODP_ID), default=list, db_default=Value([]), editable=False
+    )
     last_sequence = models.BigIntegerField(default=0)
     # The part of the log that its new events go to, and the last number before that part. No waiting event is in a part
     # before ``waiting_part``. Written by ``operations/parts.py``, under the lock on this row. No foreign key: each call

@@ -3,10 +3,12 @@
 After a change to another mechanism, the previous field or list stays in ODP with its members. A change back uses it
 again, and sends the ledger, which no longer has a customer who was forgotten since. The same is true of a retired
 audience that is taken back: its field or list stays, and has the customer if a person skipped the customer's exit, or
-if ODP applied an abandoned request late. A take-over leaves the members of an audience under its former ODP id.
+if ODP applied an abandoned request late. *Use another ODP id* and a take-over leave the members of an audience under
+its former ODP id.
 """
 
 from collections.abc import Iterator
+from copy import copy
 
 from audiences.delivery import shared_ids
 from audiences.delivery.odp_account import client_of, mechanism_of
@@ -57,6 +59,13 @@ def _stores(install: Install, row: Membership) -> Iterator[tuple[Audience, str]]
     is_delivered = audience.provisioned_at is not None and audience.lane.retired_sequence is None
     for name in sorted(used - own if is_delivered else used | own):
         yield audience, name
+    present = Audience.objects.filter(install=install, odp_id__in=audience.former_odp_ids)
+    # What a take-over exchanged belongs to another audience now.
+    for former_id in sorted({*audience.former_odp_ids} - {*present.values_list("odp_id", flat=True)}):
+        former = copy(audience)
+        former.odp_id = former_id
+        for name in sorted(used | own):
+            yield former, name
     taken = Resend.objects.filter(kind=Resend.Kind.LEAVE, audience=audience, upto__lt=audience.pk)
     lost = Audience.objects.filter(install=install, pk__in=taken.values("upto"), provisioned_at=None)
     for old in lost.select_related("install"):

@@ -25,6 +25,8 @@ def problem_of(audience: Audience, odp_id: str) -> str:
     for other in Audience.objects.filter(odp_id=odp_id).select_related("install"):
         if other.install_id == audience.install_id or odp_account.same_account(other.install, audience.install):
             return f"Another audience has this id: segment {other.segment_id} of {other.install}."
+    if (moved := shared_ids.moved_from(audience, odp_id)) is not None:
+        return f"ODP still has members of {moved} of {moved.install} under this id, which it had before."
     return ""
 
 

@@ -3,8 +3,8 @@
 from django.db import transaction
 
 from audiences import naming
-from audiences.delivery import holds, provision
-from audiences.models import Audience, Install, Lane
+from audiences.delivery import holds, provision, shared_ids
+from audiences.models import Install, Lane
 from audiences.wake import wake
 
 
@@ -19,7 +19,7 @@ def apply(install: Install, *, before: str) -> int:
         lanes = Lane.objects.select_for_update(of=("self",)).select_related("audience")
         unmade = lanes.filter(audience__install=install, audience__provisioned_at=None, retired_sequence=None)
         waiting = list(unmade.order_by("pk"))
-        taken = set(Audience.objects.filter(install=install).values_list("odp_id", flat=True))
+        taken = shared_ids.ids_of(install)
         renamed = 0
         for lane in waiting:
             odp_id = prefix + lane.audience.odp_id.removeprefix(before)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import structlog
 
 from audiences import naming, prepared_statements, sql
-from audiences.delivery import holds
+from audiences.delivery import holds, shared_ids
 from audiences.models import Audience, Install
 from lytics.facts import Fact
 
@@ -160,10 +160,10 @@ def _create(install: Install, name: Name) -> Known:
         named = Audience.objects.filter(install=install, latest_slug=name.slug).order_by("-pk").first()
         if named is not None:
             return Known(named.pk, named.latest_slug)
-    taken: set[str] = set()
-    for other_id, slug in Audience.objects.filter(install=install).values_list("odp_id", "slug"):
-        # An audience that a person gave another id has left its members in ODP under the plain one.
-        taken |= {other_id, naming.odp_id(slug, prefix=install.odp_prefix)}
+    taken = shared_ids.ids_of(install)
+    # An older version stored no former ids. It gave an audience the plain one first, and ODP has its members there.
+    slugs = Audience.objects.filter(install=install).values_list("slug", flat=True)
+    taken |= {naming.odp_id(slug, prefix=install.odp_prefix) for slug in slugs}
     odp_id = naming.free_odp_id(name.slug, name.segment_id, taken, prefix=install.odp_prefix)
     audience = Audience.objects.create(
         install=install, segment_id=name.key, slug=name.slug, latest_slug=name.slug, odp_id=odp_id

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from django.conf import settings
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils.timezone import now
 
 from audiences.delivery.odp_account import mechanism_of, same_account
@@ -197,7 +197,9 @@ def odp_unknown(case: Case) -> Found:
     if isinstance(there, Answer):
         raise NotCheckedError("ODP did not list its audiences.", "Look at the line about the API key.")
     ours = {odp_id for odp_id in there if odp_id.startswith(prefix) and not odp_id.startswith(OWN)}
-    lacking = sorted(ours - set(Audience.objects.filter(odp_id__in=ours).values_list("odp_id", flat=True)))
+    known = Audience.objects.filter(Q(odp_id__in=ours) | Q(former_odp_ids__overlap=list(ours)))
+    ids = known.values_list("odp_id", "former_odp_ids")
+    lacking = sorted(ours - {odp_id for present, former in ids for odp_id in (present, *former)})
     if not lacking:
         return good(f"This service knows each audience in ODP whose id begins with {prefix}.")
     cure = (
