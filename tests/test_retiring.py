@@ -664,6 +664,30 @@ def test_an_exit_at_the_time_of_the_entry_stays_the_last_word(odp: ThreadedSandb
     assert_all_is_well(gold)
 
 
+@pytest.mark.parametrize("last", ["exit", "enter"])
+@pytest.mark.parametrize("when", ["after the end", "when taken back"])
+def test_a_late_event_within_the_second_of_the_entry_is_the_last_word(
+    odp: ThreadedSandbox, settings: Any, when: str, last: str
+) -> None:
+    """A passthrough audience is retired with times of whole seconds, so what Lytics sends late may lie between them."""
+    settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {}}
+    gold = make_audience(make_install(odp, mechanism="passthrough"), provisioned=False)
+    enter(gold, "kim", "lee", at=DAY)
+    drain_all(gold.install)
+    retired(gold)
+    late = [("kim", "exit", DAY + 300_000_000)]
+    if last == "enter":
+        late.append(("kim", "enter", DAY + 600_000_000))
+    if when == "after the end":
+        happen(gold, *late)
+    assert retiring.take_back(gold, by="sam", reason="back in the job")
+    if when == "when taken back":
+        happen(gold, *late)
+    steps(gold)
+    assert {who: row[0] for who, row in ledger_of(gold).items()} == {"kim": last == "enter", "lee": True}
+    assert_all_is_well(gold)
+
+
 def test_taken_back_it_has_nobody_of_a_request_that_odp_applied_late(
     odp: ThreadedSandbox, gold: Audience, settings: Any
 ) -> None:

@@ -310,22 +310,26 @@ def _restore(retirement: Retirement) -> bool:
     exits = list(Event.objects.filter(audience=audience, sequence__gte=first, sequence__lte=last).order_by("sequence"))
     step = mechanism_for(audience).time_step_ns
     since = audience.install.identifier_since_at
-    left = _exits_of_lytics(audience, {event.identifier for event in exits}, after=first)
+    left = _left_since(audience, exits, after=first, step=step)
     entries = [
         Fact("", "", event.identifier, Kind.ENTER, event.occurred_ns + step)
         for event in exits
-        if (since is None or event.received_at >= since) and (event.identifier, event.occurred_ns - step) not in left
+        if (since is None or event.received_at >= since) and event.identifier not in left
     ]
     _append(audience, entries, Again.Cause.RESTORE)
     _move(retirement, restored_sequence=last)
     return True
 
 
-def _exits_of_lytics(audience: Audience, identifiers: set[str], *, after: int) -> set[tuple[str, int]]:
-    """Customers with the times of the exits that Lytics has sent for them since. An exit at the time of the entry wins
-    over it, but is older than the exit of the retirement, and would be older than the entry that follows."""
-    later = Event.objects.filter(audience=audience, sequence__gt=after, kind=Kind.EXIT, forced=False)
-    return set(later.filter(identifier__in=identifiers).values_list("identifier", "occurred_ns"))
+def _left_since(audience: Audience, exits: list[Event], *, after: int, step: int) -> set[str]:
+    """The customers of these exits of the retirement who have left by what Lytics has sent since. An exit of Lytics
+    that is older than the one of the retirement, such as one at the time of the entry, would be older than the entry
+    that follows."""
+    later = Event.objects.filter(audience=audience, sequence__gt=after, forced=False)
+    later = later.filter(identifier__in={event.identifier for event in exits})
+    entries = [Entry(event.sequence, event.identifier, fold.ENTER, event.occurred_ns - step) for event in exits]
+    entries += [Entry(event.sequence, event.identifier, event.kind, event.occurred_ns) for event in later]
+    return {identifier for identifier, entry in fold.newest(entries).items() if entry.kind == fold.EXIT}
 
 
 def _append(audience: Audience, facts: list[Fact], cause: Again.Cause) -> None:
