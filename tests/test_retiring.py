@@ -12,13 +12,14 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
+from pytest_django.fixtures import Settings
 
 from audiences.admin.pages import OperatorAdmin
 from audiences.delivery import holds, provision, unmaking
 from audiences.front.alerts import page as admin_page
 from audiences.insight import failures, probes, stalled_work, state, trials
 from audiences.models import Audience, Event, Install, Lane, Membership, Retirement, Run, Twin
-from audiences.operations import prefixes, reconcile, resends, retiring, take_over, twins
+from audiences.operations import other_id, prefixes, reconcile, resends, retiring, take_over, twins
 from audiences.receiving import backlog, ingest
 from odp.mechanisms import MECHANISMS
 from sandbox.odp.testing import ThreadedSandbox
@@ -788,6 +789,28 @@ def test_a_member_whose_exit_odp_rejected_leaves_the_retired_id_that_another_ins
     steps(twin)
     assert members(odp) == ["ann"]
     assert_all_is_well(twin)
+
+
+def test_a_retired_id_of_passthrough_audiences_is_not_reused(
+    odp: ThreadedSandbox, operator: Client, settings: Settings
+) -> None:
+    """ODP would ignore each entry that is older than the exit of the same customer by the retirement."""
+    settings.ODP_PASSTHROUGH_DEFINITION = {"passthrough": {}}
+    shop, other = (make_checked_install(odp, name=name, mechanism="passthrough") for name in ("Shop", "Twin"))
+    gold = make_audience(shop, provisioned=False)
+    enter(gold, "kim", at=DAY)
+    drain_all(shop)
+    retired(gold)
+    twin = make_audience(other, provisioned=False)
+    enter(twin, "kim", at=DAY)
+    drain_all(other)
+    assert "Press Use another ODP id, because" in lane_of(twin).block_reason
+    (alert,) = alerts(operator, "lytics_gold is blocked")
+    assert "Reuse the retired id" not in {button.label for button in alert.buttons}
+    assert not other_id.reuse(read(twin), by="sam")
+    assert other_id.use(read(twin), "lytics_gold_2", by="sam", reason="x")
+    steps(twin)
+    assert odp.members("lytics_gold_2") == ["kim"]
 
 
 def test_another_prefix_leaves_a_retired_id_as_it_was(gold: Audience) -> None:

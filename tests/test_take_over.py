@@ -213,6 +213,17 @@ def test_it_waits_for_a_guided_change(operator: Client, both: tuple[Audience, Au
     assert take_over.problem_of(old) == ""
 
 
+def test_an_id_of_passthrough_audiences_is_not_taken_over(
+    operator: Client, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    """The exits of the old members have to be older than all events of the new segment, and ODP would ignore them."""
+    old, new = both
+    Install.objects.update(mechanism="passthrough")
+    old.install.refresh_from_db()
+    assert refused(new, old)
+    assert "ODP may order the events of lytics_gold" in press(operator, "take-over", new).content.decode()
+
+
 def test_a_second_person_changes_nothing(both: tuple[Audience, Audience]) -> None:
     old, new = both
     assert take_over.keep_both(new)

@@ -95,7 +95,8 @@ class ReuseId(Verb[Audience]):
     def offered(self, audience: Audience) -> bool:
         is_new = audience.provisioned_at is None and audience.reuses_id_at is None
         is_blocked = audience.lane.blocked_at is not None
-        return is_new and is_blocked and shared_ids.retired_before(audience) is not None
+        retired = shared_ids.retired_before(audience) if is_new and is_blocked else None
+        return retired is not None and not shared_ids.are_ordered_by_time(audience, retired)
 
     def seen(self, audience: Audience) -> str:
         return f"{audience.odp_id} {audience.lane.blocked_at}"

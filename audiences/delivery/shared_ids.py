@@ -8,7 +8,7 @@ another id, or its install another prefix.
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.delivery.odp_account import same_account
+from audiences.delivery.odp_account import mechanism_for, same_account
 from audiences.models import Audience, Install
 from odp.mechanisms import Refusal
 from odp.outcomes import Answer, Outcome
@@ -25,10 +25,15 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
     for other in _same_id(audience):
         if other.lane.retired_at is not None:
             if audience.reuses_id_at is None:
+                choice = (
+                    "Press Use another ODP id, because ODP may let exits of that audience win over older entries."
+                    if are_ordered_by_time(audience, other)
+                    else "Press Reuse the retired id if that is right, and Use another ODP id if not."
+                )
                 return Refusal(
                     f"The ODP id {audience.odp_id} belonged to an audience of the install {other.install.name}, which"
                     " was retired. Campaigns and experiments that still use the id would get this audience's customers."
-                    " Press Reuse the retired id if that is right, and Use another ODP id if not."
+                    f" {choice}"
                 )
             continue
         if other.provisioned_at is not None or other.pk < audience.pk:
@@ -71,6 +76,14 @@ def ids_of(install: Install) -> set[str]:
     """The ids that audiences of the install have, or had before."""
     ids = Audience.objects.filter(install=install).values_list("odp_id", "former_odp_ids")
     return {odp_id for present, former in ids for odp_id in (present, *former)}
+
+
+def are_ordered_by_time(*audiences: Audience) -> bool:
+    """Whether ODP itself may order the events of all these audiences by their times, as those of passthrough audiences.
+
+    Then an event has no effect under an id for which another audience has sent a newer one about the customer.
+    """
+    return all(mechanism_for(audience).time_step_ns > 1 for audience in audiences)
 
 
 def taken(install: Install) -> Audience | None:

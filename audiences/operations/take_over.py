@@ -12,7 +12,7 @@ from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
 from audiences import naming, sql
-from audiences.delivery import holds, provision
+from audiences.delivery import holds, provision, shared_ids
 from audiences.models import Audience, GuidedChange, Lane, Resend, Retirement, Run
 from audiences.operations import resends, retiring
 from audiences.wake import wake
@@ -58,6 +58,11 @@ def keep_both(audience: Audience) -> bool:
 def problem_of(old: Audience) -> str:
     """Why the old audience's id can't be taken over now; empty when it can."""
     quiet = timedelta(seconds=RECONCILE_PERIODS * settings.RECONCILE_AFTER_SECONDS)
+    if shared_ids.are_ordered_by_time(old):
+        return (
+            f"ODP may order the events of {old} by their times, so its members could stay, and older entries of the new"
+            " segment could have no effect. Press Keep both."
+        )
     if Retirement.objects.filter(retiring.UNFINISHED, audience=old).exists():
         return f"{old} is being retired or taken back. Wait until that is done."
     if GuidedChange.objects.filter(install=old.install_id, ended_at=None).exists():
