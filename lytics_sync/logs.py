@@ -9,7 +9,8 @@ import logging.config
 import os
 import re
 import time
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import structlog
 from django.conf import settings
@@ -65,6 +66,7 @@ def _text(logger: WrappedLogger, method: str, event: EventDict) -> str:
     return f"{line}\n{traceback}" if traceback else line
 
 
+@cache
 def _key(name: str) -> str:
     return re.sub(r'[\s="]', "_", name)
 
@@ -76,11 +78,27 @@ _shared: list[Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 _last: list[Processor] = [
-    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
     structlog.processors.format_exc_info,
     structlog.processors.StackInfoRenderer(),
     _without_rows,
 ]
+
+
+class LineFormatter(structlog.stdlib.ProcessorFormatter):
+    """The lines of all libraries in one format. Our own need nothing of ``ProcessorFormatter``, which copies each."""
+
+    def __init__(self, renderer: Processor) -> None:
+        self._own = [*_last, renderer]
+        meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+        super().__init__(processors=[meta, *self._own], foreign_pre_chain=_shared)
+
+    def format(self, record: logging.LogRecord) -> str:
+        if "_logger" not in record.__dict__:  # structlog's wrap_for_formatter leaves it, with the event as a dict
+            return super().format(record)
+        event: Any = {**cast(dict[str, Any], record.msg)}
+        for processor in self._own:
+            event = processor(None, record.levelname.lower(), event)
+        return str(event)
 
 
 class NowAndThen(logging.Filter):
@@ -116,11 +134,7 @@ def config(*, form: str, level: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "line": {
-                "()": structlog.stdlib.ProcessorFormatter,
-                "processors": [*_last, renderer],
-                "foreign_pre_chain": _shared,
-            }
+            "line": {"()": LineFormatter, "renderer": renderer},
         },
         "filters": {"now_and_then": {"()": NowAndThen}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
