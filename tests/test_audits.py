@@ -801,6 +801,42 @@ def test_an_audit_without_lytics_leaves_differences_from_lytics_until_they_are_r
     assert not audits.to_act_on().exists()
 
 
+@pytest.mark.parametrize("between", ["failed", "only in ODP"])
+def test_no_audit_without_lytics_hides_differences_from_lytics_from_the_next_one(
+    odp: ThreadedSandbox, gold: Audience, lytics: Lytics, between: str
+) -> None:
+    lytics.members.append("gus")
+    differs = audit(gold)
+    lytics_account.set_token(gold.install, "")
+    if between == "failed":
+        failed = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+        assert failed is not None
+        audits._end(failed, {"problem": audits.FAILED})
+    else:
+        set_in_odp(odp, "ann", False)
+        assert found(audit(gold)) == {"ann": Kind.NOT_IN_ODP}
+        set_in_odp(odp, "ann", True)
+    assert audit(gold).differing == 0
+    assert [one.pk for one in audits.to_act_on()] == [differs.pk]
+    assert resends.may_repair(differs)
+
+
+def test_more_people_differ_from_lytics_than_a_sample_has(gold: Audience, lytics: Lytics, operator: Client) -> None:
+    lytics.members += [f"new-{n}" for n in range(60)]
+    done = audit(gold, Audit.Mode.SAMPLE, share=0.999)
+    assert done.differing > done.compared_with_odp > 0
+    assert audits.confidence(done) == pytest.approx(1)
+    assert "with 95 % confidence fewer than 100 % " in operator.get("/admin/").content.decode()
+
+
+def test_a_sample_that_meets_nobody_claims_nothing(gold: Audience, operator: Client) -> None:
+    lytics_account.set_token(gold.install, "")
+    done = audit(gold, Audit.Mode.SAMPLE, share=0.0)
+    assert "ODP was asked about nobody" in words.result(done)
+    assert words.compared_nobody(done)
+    assert audits.confidence(done) == 1
+
+
 # --- repair --------------------------------------------------------------------------------------------------
 
 

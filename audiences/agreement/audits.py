@@ -326,13 +326,13 @@ def _end(audit: Audit, changes: dict[str, Any]) -> None:
 def _says_nothing_about(earlier: Audit, audit: Audit, *, has_problem: bool) -> bool:
     """Whether the audit leaves the result of ``earlier`` in place.
 
-    An audit of sizes does: it compares no people. So does one that didn't read Lytics and found nothing, if ``earlier``
-    has differences from Lytics that weren't repaired. Differences in ODP need no such rule, because each audit asks ODP
-    about these people again.
+    An audit of sizes does: it compares no people. So does one that didn't compare with Lytics, because it has no result
+    or didn't ask, if ``earlier`` has differences from Lytics that weren't repaired. Differences in ODP need no such
+    rule, because each audit asks ODP about these people again.
     """
     if audit.mode == Audit.Mode.QUICK:
         return True
-    if has_problem or audit.scan_began_at or audit.differing:
+    if audit.scan_began_at and not has_problem:
         return False
     of_lytics = (Difference.Kind.NOT_HERE, Difference.Kind.NOT_IN_LYTICS)
     repaired = Resend.objects.filter(kind=Resend.Kind.REPAIR, upto=earlier.pk, ended_at__isnull=False, stopped_by="")
@@ -341,9 +341,11 @@ def _says_nothing_about(earlier: Audit, audit: Audit, *, has_problem: bool) -> b
 
 def confidence(audit: Audit) -> float:
     """The upper bound of the share of differing people in ODP: 95 % confidence, Wilson score, from the sample."""
-    if audit.share >= 1 or not audit.compared_with_odp:
+    if audit.share >= 1:
         return 0.0
+    if not audit.compared_with_odp:
+        return 1.0
     z, n = 1.645, audit.compared_with_odp
-    share = audit.differing / n
+    share = min(1.0, audit.differing / n)  # people who differ from Lytics aren't all in the sample
     centre = share + z * z / (2 * n)
     return min(1.0, (centre + z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))) / (1 + z * z / n))

@@ -21,8 +21,8 @@ def people(audit: Audit) -> int:
 
 
 def compared_nobody(audit: Audit) -> bool:
-    """Whether it left everybody out, because all had events after it began."""
-    return bool(audit.moving) and not people(audit)
+    """Whether it left everybody out: all had events after it began, or the sample met nobody."""
+    return not people(audit) and bool(audit.moving or audit.share < 1)
 
 
 def result(audit: Audit) -> str:
@@ -40,15 +40,17 @@ def result(audit: Audit) -> str:
     everybody = people(audit)
     agreed = max(0, everybody - audit.differing)
     found = f"agreed on {agreed:,} of {everybody:,} people at {audit.ended_at:%Y-%m-%d %H:%M} UTC"
-    if compared_nobody(audit):
+    if audit.moving and compared_nobody(audit):
         found += f"; all {audit.moving:,} had events after it began"
     if audit.differing:
         found += f"; {audit.explained:,} of {audit.differing:,} explained below"
     if audit.only_in_odp:
         found += f"; ODP estimates at least {audit.only_in_odp:,} more members, who were never here"
-    if audit.share < 1:
+    if audit.share < 1 and not audit.compared_with_odp:
+        found += ". ODP was asked about nobody"
+    elif audit.share < 1:
         found += f". ODP was asked about {audit.compared_with_odp:,}: with 95 % confidence fewer than"
-        found += f" {confidence(audit) * 100:.2g} % of the people differ there"
+        found += f" {confidence(audit) * 100:.3g} % of the people differ there"
     return found
 
 
