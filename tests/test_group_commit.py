@@ -189,47 +189,52 @@ def test_after_a_call_waited_in_vain_for_a_lock_few_wait_long(
         assert sessions.state_of(first.exception(PATIENCE) or SystemExit()) == "55P03"
         monkeypatch.setattr(ingest, "LOCK_MILLISECONDS", round(1000 * PATIENCE))
         calls = start(*[partial(receive, install, SILVER)] * 8)
-        eventually(lambda: sum(call.done() for call in calls) == 8 - ingest.WAITING_AT_MOST)
+        eventually(lambda: sum(call.done() for call in calls) == 8 - ingest.FEW_AT_MOST)
         assert receive(install, known("a")).queued == 1
     errors = [error for call in calls if (error := call.exception(PATIENCE))]
-    assert [sessions.state_of(error) for error in errors] == ["55P03"] * (8 - ingest.WAITING_AT_MOST)
-    assert Audience.objects.get(segment_id="s2").last_sequence == 1 + ingest.WAITING_AT_MOST
-    # Each has given its place back.
-    places = [ingest._places.acquire(blocking=False) for _ in range(ingest.WAITING_AT_MOST)]
-    assert all(places)
-    ingest._places.release(len(places))
+    assert [sessions.state_of(error) for error in errors] == ["55P03"] * (8 - ingest.FEW_AT_MOST)
+    assert Audience.objects.get(segment_id="s2").last_sequence == 1 + ingest.FEW_AT_MOST
+    assert ingest._patient == 0
 
 
 @pytest.mark.usefixtures("limits")
 @pytest.mark.parametrize(
-    ("places", "few_until", "cause"),
-    [(1, 0.0, psycopg.errors.DeadlockDetected()), (0, float("inf"), psycopg.errors.LockNotAvailable())],
-    ids=["another error", "a short wait"],
+    ("patient", "few_until", "cause"),
+    [
+        (0, 0.0, psycopg.errors.DeadlockDetected()),
+        (ingest.PATIENT_AT_MOST, 0.0, psycopg.errors.LockNotAvailable()),
+        (ingest.FEW_AT_MOST, float("inf"), psycopg.errors.LockNotAvailable()),
+    ],
+    ids=["another error", "a short wait", "a short wait of few"],
 )
 def test_only_a_long_wait_in_vain_makes_few_calls_wait_long(
-    install: Install, monkeypatch: pytest.MonkeyPatch, places: int, few_until: float, cause: Exception
+    install: Install, monkeypatch: pytest.MonkeyPatch, patient: int, few_until: float, cause: Exception
 ) -> None:
     def record(*_: Any) -> Received:
         raise OperationalError from cause
 
     monkeypatch.setattr(ingest, "_record", record)
-    monkeypatch.setattr(ingest, "_places", threading.BoundedSemaphore(places))
+    monkeypatch.setattr(ingest, "_patient", patient)
     monkeypatch.setattr(ingest, "_few_until", few_until)
     with pytest.raises(OperationalError):
         receive(install, SILVER)
-    assert ingest._few_until == few_until
+    assert (ingest._few_until, ingest._patient) == (few_until, patient)
 
 
 @pytest.mark.usefixtures("limits")
-def test_calls_that_wait_for_each_other_all_wait_long(
+def test_an_audience_that_is_locked_for_the_first_time_leaves_threads_for_the_others(
     groups: Groups, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups._go.set()
     monkeypatch.setattr(ingest, "LOCK_MILLISECONDS", round(1000 * PATIENCE))
     with locked("s2"):
-        calls = start(*[partial(receive, install, SILVER)] * 8)
-        eventually(lambda: waiting_for_a_lock() == 8)
-    assert [call.result(PATIENCE).queued for call in calls] == [1] * 8
+        calls = start(*[partial(receive, install, SILVER)] * 10)
+        eventually(lambda: sum(call.done() for call in calls) == 10 - ingest.PATIENT_AT_MOST)
+        eventually(lambda: waiting_for_a_lock() == ingest.PATIENT_AT_MOST)
+    errors = [error for call in calls if (error := call.exception(PATIENCE))]
+    assert [sessions.state_of(error) for error in errors] == ["55P03"] * (10 - ingest.PATIENT_AT_MOST)
+    assert ingest._patient == 0
+    assert ingest._few_until == 0.0  # a short wait in vain says nothing
 
 
 @pytest.mark.usefixtures("limits")

@@ -37,14 +37,17 @@ _SQL = sql.beside(__file__)
 _STORE = _SQL.query("store", Stored._make, prepared=True)
 
 
-# How many milliseconds a call that is stored alone waits for each lock of PostgreSQL. When a call has waited in vain,
-# only WAITING_AT_MOST calls of the process wait as long in the next AGAIN_SECONDS, and the others for
-# SHORT_LOCK_MILLISECONDS: a process has ten threads, and an audience that stays locked must not occupy them all.
+# How many milliseconds a call that is stored alone waits for each lock of PostgreSQL. A process has ten threads, and an
+# audience that stays locked must not occupy them all: calls of other audiences and installs would find none. So at most
+# PATIENT_AT_MOST calls of a process wait as long, FEW_AT_MOST of them in the AGAIN_SECONDS after one has waited in
+# vain, and the others SHORT_LOCK_MILLISECONDS.
 LOCK_MILLISECONDS = 3_000
 SHORT_LOCK_MILLISECONDS = 500
-WAITING_AT_MOST = 3
+PATIENT_AT_MOST = 7
+FEW_AT_MOST = 3
 AGAIN_SECONDS = 30.0
-_places = threading.BoundedSemaphore(WAITING_AT_MOST)
+_counting = threading.Lock()
+_patient = 0
 # Until this moment of time.monotonic().
 _few_until = 0.0
 
@@ -78,9 +81,10 @@ def _limited_lock_wait() -> Iterator[None]:
         with transaction.atomic():
             yield
         return
-    global _few_until
-    has_place = _places.acquire(blocking=False)
-    is_patient = has_place or time.monotonic() >= _few_until
+    global _few_until, _patient
+    with _counting:
+        is_patient = _patient < (FEW_AT_MOST if time.monotonic() < _few_until else PATIENT_AT_MOST)
+        _patient += is_patient
     try:
         with transaction.atomic():
             sessions.limit_lock_wait(LOCK_MILLISECONDS if is_patient else SHORT_LOCK_MILLISECONDS)
@@ -90,8 +94,8 @@ def _limited_lock_wait() -> Iterator[None]:
             _few_until = time.monotonic() + AGAIN_SECONDS
         raise
     finally:
-        if has_place:
-            _places.release()
+        with _counting:
+            _patient -= is_patient
 
 
 def receive_unchecked(
