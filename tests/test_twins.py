@@ -26,6 +26,7 @@ from tests.delivering import (
     waiting,
 )
 from tests.test_admin import press
+from workers import drain
 
 pytestmark = pytest.mark.django_db
 
@@ -240,6 +241,25 @@ def test_a_resync_that_was_delivered_before_members_are_lost_is_not_enough(
     hold_runs_out(shop)
     finish(shop)
     assert odp.members("lytics_gold") == ["kim", "lee"]
+
+
+def test_a_resync_is_not_enough_for_members_who_were_delivered_since_it_read_the_ledger(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """The events of the resync all wait, and the entry before them was sent to the field that is lost."""
+    Install.objects.update(batch_size=1)
+    enter(gold, "zoe")
+    assert resends.resync(gold, by="kim", reason="edited")
+    resends.advance_all(shop.pk, seconds=5)
+    odp.fault({"path": "/v3/schema", "times": 1}, {"status": 503})
+    assert provision.provision_one(shop.pk)
+    assert drain.turn(shop.pk)
+    assert odp.members("lytics_gold") == ["kim", "lee", "zoe"]
+    lose_field(odp)
+    hold_runs_out(shop)
+    assert provision.provision_one(shop.pk, on_lost=resends.send_lost)
+    finish(shop)
+    assert odp.members("lytics_gold") == ["kim", "lee", "zoe"]
 
 
 def test_the_list_of_the_account_brings_a_deleted_audience_to_the_front(

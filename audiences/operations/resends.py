@@ -8,24 +8,25 @@ their old times and are forced: they are sent even when the ledger agrees, and f
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from audiences import ledger_size, sessions
 from audiences.agreement import audits, repairs
 from audiences.delivery import provision
-from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend
+from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend, Run
 from audiences.operations import attempts, parked_items
 from audiences.receiving import audience_lookup, backlog, identifier_lists, ingest, log_range, resend_causes
 from audiences.receiving.log_range import Stretch
 from audiences.wake import wake, wake_resend
 from lytics.facts import Fact, Kind
+from odp.outcomes import Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +34,6 @@ log = structlog.get_logger(__name__)
 CHUNK = 2_000
 # The name shown for resyncs after memberships were lost in ODP.
 SCHEDULE = "schedule"
-# The most time between a resync and the look that is asked for with it.
-WITH_ITS_LOOK = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -91,22 +90,18 @@ def resync(audience: Audience, *, by: str, reason: str, since: int = 0) -> bool:
 
 
 def send_lost(audience: Audience) -> None:
-    """Have the whole ledger sent again, because ODP lost the audience's memberships: once for each look asked for.
+    """Have the whole ledger sent again, because ODP lost the audience's memberships.
 
-    A resync of which people were sent may have sent them before they were lost. So it ends, and another one begins. One
-    whose events all still wait is enough, as in an audience that each *Unblock* finds blocked again.
+    A resync is enough if ODP has accepted nothing of the audience since it was asked for, as in an audience that each
+    *Unblock* finds blocked again. Otherwise ODP may have lost what it accepted since: people of the resync, or others
+    whom the resync didn't know as members. So it ends, and another one begins.
     """
-    assert audience.look_asked_at is not None
     reason = "ODP no longer had the members"
     with transaction.atomic():
         resyncs = Resend.objects.filter(kind=Resend.Kind.RESYNC, audience=audience)
-        delivered = Lane.objects.values_list("delivered_sequence", flat=True).get(pk=audience.pk)
-        again = Again.objects.filter(audience=audience, resend_id__isnull=False)
-        sent = again.filter(first_sequence__lte=delivered)
-        is_of_look = Q(asked_at__gt=audience.look_asked_at - WITH_ITS_LOOK)
-        is_waiting = Q(stopped_by="", ended_at__isnull=False, pk__in=again.values("resend_id"))
-        complete = resyncs.filter(is_of_look | is_waiting, upto=0)
-        if complete.exclude(pk__in=sent.values("resend_id")).exists():
+        runs = Run.objects.filter(audience=audience).exclude(outcome=Outcome.REJECTED)
+        since = runs.exclude(closed_at__lt=OuterRef("asked_at"))
+        if resyncs.filter(~Exists(since), upto=0, stopped_by="").exists():
             return
         resyncs.filter(ended_at=None).update(ended_at=Now(), stopped_by=SCHEDULE)
         resend = Resend(
