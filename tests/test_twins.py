@@ -119,8 +119,9 @@ def test_a_lost_field_is_made_again_and_its_members_are_sent_again(
 
 
 def test_while_odp_creates_nothing_the_members_are_sent_again_once(
-    odp: ThreadedSandbox, shop: Install, gold: Audience
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Settings
 ) -> None:
+    settings.BACKOFF_FIRST_SECONDS = settings.BACKOFF_LONGEST_SECONDS = 100_000  # no next try within the test
     odp.fault({"path": "/v3/schema", "method": "POST"}, {"status": 503})
     lose_field(odp)
     for _ in range(3):
@@ -228,9 +229,10 @@ def test_a_resync_that_is_under_way_when_members_are_lost_begins_again(
 
 
 def test_a_resync_that_was_delivered_before_members_are_lost_is_not_enough(
-    odp: ThreadedSandbox, shop: Install, gold: Audience
+    odp: ThreadedSandbox, shop: Install, gold: Audience, settings: Settings
 ) -> None:
     """The check that was asked for with it fails at first, so its events don't wait for the check."""
+    settings.BACKOFF_FIRST_SECONDS = settings.BACKOFF_LONGEST_SECONDS = 100_000
     assert resends.resync(gold, by="kim", reason="edited")
     resends.advance_all(shop.pk, seconds=5)
     odp.fault({"path": "/v3/schema", "times": 1}, {"status": 503})
@@ -275,6 +277,47 @@ def test_the_list_of_the_account_brings_a_deleted_audience_to_the_front(
     odp.odp("DELETE", SEGMENT)
     look(shop)
     assert found(gold) == "missing"
+
+
+def test_an_audience_that_odp_does_not_show_keeps_no_other_from_being_looked_at(
+    odp: ThreadedSandbox, shop: Install, gold: Audience
+) -> None:
+    """It is the one that was looked at least recently, so each look begins with it."""
+    silver = make_audience(shop, "silver", provisioned=False)
+    enter(silver, "kim")
+    drain_all(shop)
+    odp.fault({"path": SEGMENT, "method": "GET"}, {"status": 500})
+    look(shop)
+    assert (Twin.objects.get().audience, found(silver)) == (silver, "")
+
+
+@pytest.mark.parametrize("answer", [{"status": 503}, {"status": 403}, {"close": "before"}])
+def test_looks_that_fail_for_an_hour_are_a_trouble(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, boss: Client, settings: Settings, answer: dict[str, Any]
+) -> None:
+    def told() -> list[str]:
+        return [one.what for one in boss.get("/admin/").context["alerts"] if "looked at" in one.what]
+
+    def since() -> Any:
+        return Install.objects.get().looks_fail_since_at
+
+    look(shop)
+    odp.fault({"path": "/v3/", "method": "GET"}, answer)
+    twins.look(shop.pk)
+    began = since()
+    assert began is not None
+    twins.look(shop.pk)
+    assert since() == began
+    assert told() == []
+    Install.objects.update(looks_fail_since_at=now() - timedelta(minutes=61))
+    assert told() == ["Audiences can't be looked at in ODP (Shop)"]
+    settings.LOOK_MINUTES = 0
+    assert told() == []
+    settings.LOOK_MINUTES = 15
+    odp.clear_faults()
+    look(shop)
+    assert since() is None
+    assert told() == []
 
 
 @pytest.mark.parametrize(

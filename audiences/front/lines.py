@@ -56,6 +56,7 @@ WORDS = {
     "parked_growth": "{} installs: many items were parked within an hour",
     "change": "{} guided changes wait or are incomplete",
     "forgetting": "{} installs: customers aren't forgotten yet",
+    "looks": "{} installs: audiences can't be looked at in ODP",
     "retention": "{} troubles with deleting old rows",
     "paused": "{} audiences are paused or set aside",
     "no_call": "{} installs have had no call yet",

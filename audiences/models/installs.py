@@ -108,6 +108,8 @@ class Install(models.Model):
 
     # When a worker last began to look at its audiences in ODP. Written by ``audiences/operations/twins.py``.
     twins_looked_at = models.DateTimeField(null=True, editable=False)
+    # Since when ODP doesn't show all audiences that a look asks for; None after a look in which it did.
+    looks_fail_since_at = models.DateTimeField(null=True, editable=False)
 
     # The columns keep their former names, which the processes of earlier versions read and write during an upgrade.
     backoff_since_at = models.DateTimeField(null=True, editable=False, db_column="brake_since_at")

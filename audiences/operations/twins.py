@@ -8,7 +8,7 @@ read first.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import structlog
@@ -56,30 +56,41 @@ def start_due() -> int:
 
 
 def look(install_id: int, *, gate: Gate | None = None) -> int:
-    """Look at some audiences of an install. Returns the number that ODP responded for; 0 when the time ran out."""
+    """Look at some audiences of an install. Returns the number that ODP responded for, and stores since when it doesn't
+    respond for all.
+    """
     install = Install.objects.filter(pk=install_id, enabled=True, key_accepted_at__isnull=False).first()
     if install is None:
         return 0
     client = client_of(install, ends_at=time.monotonic() + SECONDS, gate=gate)
+    looked, failed = 0, 0
     try:
-        return _look(install, client)
+        for is_shown in _look(install, client):
+            looked, failed = looked + is_shown, failed + (not is_shown)
     except TooLateError:  # no time left, also because of the rate limit; the next look continues
-        return 0
+        failed += not looked
+    mine = Install.objects.filter(pk=install_id)
+    if failed:
+        mine.filter(looks_fail_since_at=None).update(looks_fail_since_at=now())
+    else:
+        mine.exclude(looks_fail_since_at=None).update(looks_fail_since_at=None)
+    return looked
 
 
-def _look(install: Install, client: Client) -> int:
+def _look(install: Install, client: Client) -> Iterator[bool]:
+    """Whether ODP shows each of the chosen audiences. If it doesn't list them either, the first failure is the last."""
     there = segments.ids(client, seconds=SECONDS)
-    looked = 0
     for audience in _chosen(install, there):
         found = mechanism_for(audience).look(
             client, audience.odp_id, seconds=SECONDS, accepted=audience.accepted_definition
         )
         if isinstance(found, Answer):
-            log.info("audiences could not be looked at in ODP", install=install.name, reason=found.reason)
-            break
-        _note(audience, found)
-        looked += 1
-    return looked
+            log.info("an audience could not be looked at in ODP", audience=audience.odp_id, reason=found.reason)
+        else:
+            _note(audience, found)
+        yield not isinstance(found, Answer)
+        if isinstance(found, Answer) and isinstance(there, Answer):
+            return
 
 
 def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audience]:
