@@ -140,7 +140,7 @@ class RequestSocket(socket.socket):
             try:
                 return call(*values)
             except BlockingIOError:
-                if seconds == 0.0:
+                if self._seconds == 0.0:
                     raise
                 poller = select.poll()
                 poller.register(self, event)

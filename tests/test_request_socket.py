@@ -3,10 +3,13 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lytics_sync import request_socket
 from lytics_sync.request_socket import RequestSocket
 from tests.threads import PATIENCE, start
 
@@ -111,3 +114,16 @@ def test_waiting_on_a_callers_socket_ends_with_its_timeout() -> None:
             with pytest.raises(TimeoutError):
                 send(b"x")
         assert taken.gettimeout() == 0.05
+
+
+def test_a_response_that_is_taken_in_part_until_its_time_is_over_ends_with_its_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when the time ends right after a part was taken."""
+    seconds = count()
+    monkeypatch.setattr(request_socket, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    server, client = socket.socketpair()
+    with client, RequestSocket(server) as taken:
+        taken.settimeout(2)
+        with pytest.raises(TimeoutError):
+            taken.sendall(b"x" * 10_000_000)
