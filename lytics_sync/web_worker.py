@@ -189,6 +189,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             self._send(client, unreadable.answer(exc, addr[0] if isinstance(addr, tuple) else None))
 
     def _send(self, sock: RequestSocket, answer: bytes) -> None:
+        """Send a short answer without waiting: the poller serves all others, and a caller may read nothing."""
+        sock.setblocking(False)
         try:
             sock.sendall(answer)
         except OSError as error:

@@ -2,7 +2,9 @@
 
 import json
 import socket
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from selectors import DefaultSelector
 from typing import Any
 
 import pytest
@@ -159,19 +161,45 @@ def test_rejected_callers_without_a_body_do_not_delay_others(web: Web, install: 
 def test_a_client_that_reads_no_response_occupies_a_thread_only_briefly(settings: Any) -> None:
     """Its connection takes no more bytes, so writing the response can only end with the limit."""
     settings.WEBHOOK_READ_SECONDS = 0.05
+    with full_connection(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") as (worker, conn, client):
+        conn.sock.has_header()
+        conn.init()
+        ends_without_its_caller(lambda: worker.handle_request(next(conn.parser), conn), client)
+
+
+def test_the_poller_waits_for_no_caller_to_whom_it_tells_that_the_process_lives() -> None:
+    with full_connection(b"GET /health/live HTTP/1.1\r\n\r\n") as (worker, conn, client):
+        ends_without_its_caller(lambda: worker._read_header(conn), client)
+
+
+def test_the_answer_to_an_unreadable_request_waits_for_no_caller() -> None:
+    with full_connection(b"no HTTP\r\n\r\n") as (worker, conn, client):
+        conn.data_ready = conn.sock.has_header()
+        ends_without_its_caller(lambda: worker.handle(conn), client)
+
+
+def ends_without_its_caller(task: Callable[[], object], client: socket.socket) -> None:
+    (ended,) = start(task)
+    try:
+        assert not ended.result(PATIENCE)
+    finally:
+        client.close()  # ends a thread that still writes
+
+
+@contextmanager
+def full_connection(request: bytes) -> Iterator[tuple[web_worker.Worker, TConn, socket.socket]]:
+    """A worker, and a connection with a request whose caller has not read what it was sent before."""
     config = Config()
     worker = web_worker.Worker(1, 1, [], None, 30, config, logger_of(config))
+    worker.poller = DefaultSelector()
     worker.wsgi = get_wsgi_application()
     server, client = socket.socketpair()
     with client, RequestSocket(server) as taken:
-        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        taken.has_header()
+        client.sendall(request)
         conn = TConn(config, taken, ("127.0.0.1", 1), ("127.0.0.1", 2))
         fill(taken)
-        conn.init()
-        (ended,) = start(lambda: worker.handle_request(next(conn.parser), conn))
-        try:
-            assert ended.result(PATIENCE) is False
-        finally:
-            client.close()  # ends a thread that still writes
+        # As after an earlier request of the connection.
+        taken.settimeout(None)
+        yield worker, conn, client
+    worker.poller.close()
     worker.tmp.close()
