@@ -93,8 +93,10 @@ def test_it_reads_a_cloud_event() -> None:
     assert read(single(cloud_event())) == reading_of(fact(), job="/work/job-7")
 
 
-def test_it_reads_cloud_events_in_an_array() -> None:
-    assert read(body(cloud_event(), cloud_event())) == reading_of(fact(), fact(), job="/work/job-7")
+@pytest.mark.parametrize("number", [2, 8])
+def test_it_reads_cloud_events_in_an_array(number: int) -> None:
+    reading = read(body(*[cloud_event()] * number))
+    assert (reading.messages, reading.facts, reading.job) == (number, [fact()] * number, "/work/job-7")
 
 
 def test_a_cloud_event_without_a_transition_time_takes_its_own() -> None:
@@ -623,14 +625,14 @@ def test_meta_timestamp_takes_precedence_over_cloud_event_time() -> None:
 @pytest.mark.parametrize("at", [AT, AT_NS / 10**9])
 def test_a_time_is_used_up_to_the_tolerance_and_then_the_next_one(at: Any) -> None:
     later = message(transition(at=at), meta={"timestamp": "2099-01-01T00:00:00Z"})
-    for raw in (body(later), single(later)):
+    for raw, number in ((body(later), 1), (single(later), 1), (body(*[later] * 8), 8)):
         used, reading = (
             parse(raw, identifier_field="_id", received_ns=AT_NS - SECOND, tolerance_ns=tolerance_ns)
             for tolerance_ns in (SECOND, SECOND - 1)
         )
-        assert used.facts == [fact()]
-        assert reading.facts == [structs.replace(fact(at=AT_NS - SECOND), claimed_ns=AT_NS)]
-        assert reading.claims == 1
+        assert used.facts == [fact()] * number
+        assert reading.facts == [structs.replace(fact(at=AT_NS - SECOND), claimed_ns=AT_NS)] * number
+        assert reading.claims == number
 
 
 @pytest.mark.parametrize("at", ["soon", "2026-13-01T00:00:00Z", "0000-13-01T00:00:00Z"])
@@ -1032,6 +1034,10 @@ def test_messages_with_too_many_events_together_are_parked(monkeypatch: pytest.M
         monkeypatch.setattr(module, "FACTS_AT_MOST", 2)
     reading = read(body(message(), message(who="lee"), message(who="max")))
     assert (reading.messages, reading.facts, why(reading)) == (3, [fact(), fact("lee")], [reasons.TOO_MANY_EVENTS])
+    for module in (payload, common_messages):
+        monkeypatch.setattr(module, "FACTS_AT_MOST", 15)
+    reading = read(body(*[message(transition(), transition("exit"))] * 8))
+    assert (len(reading.facts), why(reading)) == (14, [reasons.TOO_MANY_EVENTS])
 
 
 def test_two_long_lists_do_not_take_the_memory_of_the_process() -> None:
@@ -1167,7 +1173,9 @@ def test_a_batch_is_the_sum_of_its_messages(batch: list[Any], allow_top_level: b
 
 @given(st.lists(tidy, max_size=5), st.sampled_from(["_id", "other"]))
 def test_both_paths_read_the_same(batch: list[Any], field: str) -> None:
-    quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(common_messages, "_LEAST_AS_COLUMNS", 1)
+        quick, slow = read(body(*batch), field=field), read(body(*batch, 1), field=field)
     assert slow.messages == quick.messages + 1
     assert slow.facts == quick.facts
     assert [item[:2] for item in slow.to_park[:-1]] == [item[:2] for item in quick.to_park]
@@ -1271,7 +1279,22 @@ def test_a_batch_of_common_messages_gives_the_same_facts_as_columns(
 
 
 @pytest.mark.parametrize(
-    "who", ["null", "0", "0-0", "n" * 256, "n" * 257, "", "u n d e f i n e d" + " " * 20, "kïm", "-"]
+    "who",
+    [
+        "null",
+        "undefined",
+        "0",
+        "0-0",
+        "n" * 256,
+        "n" * 257,
+        "ü" * 200,
+        "",
+        "u n d e f i n e d" + " " * 20,
+        "kïm",
+        "k\0m",
+        "\u200b",
+        "-",
+    ],
 )
 def test_an_unusual_identifier_among_common_ones_is_read_alike(who: str) -> None:
     common = [message(who=f"0{number:040}x") for number in range(8)]
