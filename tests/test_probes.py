@@ -16,7 +16,7 @@ from audiences.front import proofs
 from audiences.front.alerts import EVERYWHERE
 from audiences.insight import checklist, probes, trials
 from audiences.insight.probes import Proof
-from audiences.models import Audience, Install, Membership, Trial
+from audiences.models import Audience, GuidedChange, Install, Membership, Trial
 from audiences.receiving import tokens
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import NOWHERE, drain_all, make_audience, make_checked_install, make_install
@@ -82,6 +82,28 @@ def proof(shop: Install) -> probes.Proof:
 
 
 # --- when ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["account", "mechanism", "identifier"])
+def test_a_proof_of_another_account_or_mechanism_is_none(
+    shop: Install, run: Run, settings: Settings, kind: GuidedChange.Kind
+) -> None:
+    """Without a schedule it would be shown as done for ever."""
+    run(shop)
+    settings.PROBE_MINUTES = 0
+    change = GuidedChange.objects.create(install=shop, kind=kind, before="a", after="b", by="kim", reason="x")
+    assert proof(shop).word == "proven", "it is not switched yet"
+    GuidedChange.objects.filter(pk=change.pk).update(
+        switched_at=now() if kind == "account" else None, ended_at=now() if kind != "account" else None
+    )
+    shown = next(line for line in checklist.lines(shop) if line.name == "shown")
+    if kind == "identifier":
+        assert (proof(shop).word, shown.is_done) == ("proven", True)
+        return
+    assert (proof(shop), shown.is_done) == (Proof("none"), False)
+    assert "since the account or the mechanism was changed" in shown.state.why
+    Trial.objects.update(started_at=now() + timedelta(seconds=1))
+    assert proof(shop).word == "proven"
 
 
 def test_an_install_with_an_audience_is_probed_without_anybody_asking(shop: Install, run: Run) -> None:

@@ -284,7 +284,7 @@ def _shown(install: Install) -> Line:
     if proof.word == "none" and trials.is_retired(install):
         return _waiting(name, title, probes.RETIRED, probes.RETIRED_CURE)
     if proof.word == "none":
-        return _waiting(name, title, "No test customer has been sent yet.", "Press Send a test customer.")
+        return _waiting(name, title, probes.none_sent(install), "Press Send a test customer.")
     if not proof.is_bad:
         return _done(name, title, proof.at)
     last = f"ODP last showed one at {proof.at:%Y-%m-%d %H:%M} UTC." if proof.at else ""

@@ -17,7 +17,7 @@ from django.utils.timezone import now
 
 from audiences.insight import state, trials
 from audiences.insight.state import State
-from audiences.models import Audience, Install, Lane, Trial
+from audiences.models import Audience, GuidedChange, Install, Lane, Trial
 
 log = structlog.get_logger(__name__)
 
@@ -40,13 +40,23 @@ STOPPED, STOPPED_CURE = "No test customer was sent since.", "Start the worker an
 WAITING = f"Its test customer waits for those of other installs: at most {AT_ONCE} are under way at once."
 WAITING_CURE = "Raise PROBE_MINUTES if this lasts."
 
+# A test customer of before says nothing about the present account or mechanism.
+_CHANGED_SINCE = Exists(
+    GuidedChange.objects.filter(
+        Q(kind=GuidedChange.Kind.ACCOUNT, switched_at__gte=OuterRef("started_at"))
+        | Q(kind=GuidedChange.Kind.MECHANISM, ended_at__gte=OuterRef("started_at")),
+        install=OuterRef("install"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Proof:
     """The result of an install's newest test customer. ``at`` is the last time that ODP showed what was sent.
 
     ``word`` is *proven*, *failing*, *overdue* (none was sent for two intervals, and none is under way), or *none* (none
-    was ever sent). ``why`` has the likely cause and the cure. ``cure`` has the cure of *overdue* alone.
+    was sent since the install has its account and mechanism). ``why`` has the likely cause and the cure. ``cure`` has
+    the cure of *overdue* alone.
     """
 
     word: Literal["proven", "failing", "overdue", "none"]
@@ -171,7 +181,7 @@ def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
     """The proof of each install, by install id, in four queries."""
     wanted = {install.pk: install for install in installs}
     retired = set(_with_retired_audience())
-    ended = Trial.objects.filter(install__in=wanted, closed_at__isnull=False)
+    ended = Trial.objects.filter(~_CHANGED_SINCE, install__in=wanted, closed_at__isnull=False)
     shown = trials.proven(ended)
     newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
     proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
@@ -204,6 +214,12 @@ def _proof(
         why, cure = (WAITING, WAITING_CURE) if others_run else (STOPPED, STOPPED_CURE)
         return Proof("overdue", at, f"{why} {cure}", at, cure)
     return Proof("proven", at)
+
+
+def none_sent(install: Install) -> str:
+    """Why there is no proof, in words."""
+    since = " since the account or the mechanism was changed" if Trial.objects.filter(install=install).exists() else ""
+    return f"No test customer has been sent{since}."
 
 
 def why_failed(trial: Trial) -> str:

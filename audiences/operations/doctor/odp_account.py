@@ -108,7 +108,7 @@ def odp_consent(case: Case) -> Found:
     if proof.word == "none" and trials.is_retired(case.install):
         return unknown(probes.RETIRED, probes.RETIRED_CURE)
     if proof.word == "none":
-        return unknown("No test customer has been sent.", "Press Send a test customer on the install's page.")
+        return unknown(probes.none_sent(case.install), "Press Send a test customer on the install's page.")
     if proof.word == "proven":
         return good("ODP showed the last test customer in its audience, and later no longer.", at=proof.at)
     if proof.word == "overdue":
