@@ -1284,6 +1284,7 @@ def test_a_batch_of_common_messages_gives_the_same_facts_as_columns(
         "null",
         "undefined",
         "0",
+        "0" * 40,
         "0-0",
         "n" * 256,
         "n" * 257,
