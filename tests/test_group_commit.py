@@ -18,6 +18,8 @@ from audiences.receiving import ingest, plain_calls, views
 from audiences.receiving.call_values import Received
 from audiences.receiving.group_commit import GroupCommit, GroupLockedError, GroupLostError
 from audiences.receiving.ingest import receive
+from lytics.messages import KINDS
+from lytics.times import nanoseconds
 from tests.messages import body, message, transition
 from tests.test_webhook import send
 from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
@@ -123,6 +125,34 @@ def test_calls_that_wait_are_stored_in_one_transaction(groups: Groups, install: 
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(DISTINCT xmin::text) FROM audiences_receipt WHERE id > %s", [answers[0].receipt])
         assert cursor.fetchone() == (1,)
+
+
+def test_events_of_several_audiences_keep_what_their_calls_say(groups: Groups, install: Install) -> None:
+    """Each call names the audiences in turns, so that hardly an event keeps its place when they are sorted."""
+    turns = [
+        ("s1", "gold_club", "enter"),
+        ("s2", "silver", "exit"),
+        ("s2", "silver", "enter"),
+        ("s1", "gold_club", "exit"),
+    ]
+    bodies, said = [known("first")], []
+    for call, number in enumerate((4, 12, 3)):  # twelve messages are read as columns
+        messages = []
+        for place in range(number):
+            segment, slug, event = turns[(call + place) % 4]
+            at = f"2026-03-02T09:{call:02}:{place:02}Z"
+            messages.append(message(transition(event, segment=segment, slug=slug, at=at), who=f"{call}x{place}"))
+            said.append((segment, f"{call}x{place}", KINDS[event], nanoseconds(at), call))
+        bodies.append(body(*messages))
+    _, *answers = [call.result(PATIENCE) for call in groups.of(install, *bodies)]
+    assert groups.sizes == [1, 3]
+    receipts = [answer.receipt for answer in answers]
+    for segment, first in (("s1", 3), ("s2", 2)):
+        events = Event.objects.filter(audience__segment_id=segment, receipt__in=receipts).order_by("sequence")
+        assert [
+            (event.identifier, event.kind, event.occurred_ns, receipts.index(event.receipt_id)) for event in events
+        ] == [tuple(values) for of, *values in said if of == segment]
+        assert [event.sequence for event in events] == [*range(first, first + len(events))]
 
 
 def test_each_call_of_a_group_keeps_the_time_at_which_it_came(groups: Groups, install: Install) -> None:
