@@ -169,6 +169,23 @@ def test_answers_and_reasons_lose_the_person_however_odp_spells_it(
     assert [name for one in spelled for name in rows_that_name(one)] == []
 
 
+def test_the_other_identifiers_of_a_list_still_leave_with_it(odp: ThreadedSandbox, shop: Install) -> None:
+    Install.objects.update(identifier_field="ids", forget_missing_identifiers=True)
+    shop.refresh_from_db()
+
+    def told(at: str, *identifiers: str) -> None:
+        told_of = message(transition(at=f"2026-03-02T09:{at}Z"), who=[*identifiers], field="ids")
+        told_of["data"]["_id"] = "p"
+        ingest.receive(shop, body(told_of))
+        drain_all(shop)
+
+    told("15:00", "kim", "lee", "max")
+    forget(shop, "kim")
+    assert rows_that_name("kim") == []
+    told("16:00", "max")
+    assert dict(Membership.objects.values_list("identifier", "is_member")) == {"lee": False, "max": True}
+
+
 def test_a_short_identifier_leaves_other_words_in_answers_alone(odp: ThreadedSandbox, shop: Install) -> None:
     make_delivered(shop, "a", "lee")
     Delivery.objects.update(answer="an answer about a and lee")

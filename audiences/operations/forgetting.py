@@ -81,6 +81,7 @@ _CLEAR_INSTALL = _SQL.command("clear_install")
 _CLEAR_CHANGES = _SQL.command("clear_changes")
 _CLEAR_TWINS = _SQL.command("clear_twins")
 _DROP_PROFILES = _SQL.command("drop_profiles")
+_SHORTEN_PROFILES = _SQL.command("shorten_profiles")
 _DROP_DIFFERENCES = _SQL.command("drop_differences")
 _CLEAR_LIST_PROFILES = _SQL.command("clear_list_profiles")
 _DROP_SCANNED = _SQL.command("drop_scanned")
@@ -301,7 +302,7 @@ def _take_out(forgotten: Forgotten) -> bool:
         taken_out = _TAKE_OUT.run(**who, **places, token=forgotten.token).one()
         assert taken_out is not None
         counts = taken_out._asdict()
-        counts["profiles"] = _DROP_PROFILES.run(**who).changed
+        counts["profiles"] = _DROP_PROFILES.run(**who).changed + _SHORTEN_PROFILES.run(**who).changed
         counts["differences"] = _DROP_DIFFERENCES.run(**who).changed
         for statement in (
             _DROP_SCANNED,

@@ -74,10 +74,18 @@ SELECT events, memberships
 FROM forget_customer(%(install)s, %(identifier)s, %(token)s, %(audiences)s::int[], %(sequences)s::bigint[])
 
 -- name: drop_profiles
--- Deletes the profiles that are the person's own or have the identifier in their list.
+-- Deletes the profiles that are the person's own or have no other identifier in their list.
 DELETE FROM audiences_profile AS profile USING audiences_audience AS audience
 WHERE audience.id = profile.audience_id AND audience.install_id = %(install)s
-    AND (profile.profile = %(identifier)s OR profile.identifiers @> to_jsonb(%(identifier)s::text))
+    AND (profile.profile = %(identifier)s OR profile.identifiers = jsonb_build_array(%(identifier)s::text))
+
+-- name: shorten_profiles
+-- Removes the identifier from the lists of the other profiles. Without its list, the other identifiers of a profile
+-- would stay members when Lytics sends a list without them.
+UPDATE audiences_profile AS profile SET identifiers = profile.identifiers - %(identifier)s::text
+FROM audiences_audience AS audience
+WHERE audience.id = profile.audience_id AND audience.install_id = %(install)s
+    AND profile.identifiers @> to_jsonb(%(identifier)s::text)
 
 -- name: drop_differences
 -- Deletes the person from the reports of audits. The counts stay.
