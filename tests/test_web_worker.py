@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -297,3 +298,18 @@ def _name(file: Path) -> str:
         return os.readlink(file)
     except FileNotFoundError:  # closed meanwhile
         return ""
+
+
+def test_the_master_is_told_twice_a_second_that_the_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in each round of the loop, which would be a system call for each request."""
+    config = Config()
+    worker = web_worker.Worker(1, 1, [], None, 30, config, logger_of(config))
+    worker.alive = False
+    told: list[float] = []
+    for moment in (100.0, 100.1, 100.4, 100.5, 100.6, 101.0, 130.0):
+        with monkeypatch.context() as patched:
+            patched.setattr(web_worker, "time", SimpleNamespace(monotonic=lambda moment=moment: moment))
+            patched.setattr(ThreadWorker, "notify", lambda _worker, moment=moment: told.append(moment))
+            worker.notify()
+    worker.tmp.close()
+    assert told == [100.0, 100.5, 101.0, 130.0]
