@@ -40,7 +40,7 @@ _LINGER_SECONDS = 2.0
 # A process that leaves a new connection to another looks again after this pause, for as long as its patience.
 ACCEPT_PAUSE_SECONDS = 0.001
 ACCEPT_PATIENCE_SECONDS = 0.02
-# How often a process tells the master that it lives.
+# Seconds between two signals to gunicorn's master, which restarts a process that sends none.
 NOTIFY_SECONDS = 0.5
 _LIVE_BODY = b'{"status": "alive"}'
 _LIVE = (
@@ -59,7 +59,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         self._accept_again_at = 0.0
         # When this process began to leave a connection to another, and when it last did so.
         self._yields_since, self._yielded_at = -math.inf, -math.inf
-        # The moment of time.monotonic() at which the master is told again that this process lives.
+        # The time (time.monotonic) of the next signal to the master.
         self._notify_again_at = 0.0
         # The most connections at a time in the last second, and the moment at which that second ends.
         self._most_conns, self._second_ends_at = 0, 0.0
@@ -153,7 +153,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         """The main loop calls this in each round, at least once a second."""
         moment = time.monotonic()
         if moment >= self._notify_again_at:
-            # A system call, of which the master needs one in many seconds.
+            # Each signal is a system call, and the master needs one within its timeout.
             super().notify()
             self._notify_again_at = moment + NOTIFY_SECONDS
         if moment >= self._second_ends_at:

@@ -21,7 +21,7 @@ def people(audit: Audit) -> int:
 
 
 def compared_nobody(audit: Audit) -> bool:
-    """Whether it left everybody out: all had events after it began, or the sample met nobody."""
+    """Whether the audit compared no person: all had events after it began, or the sample met nobody."""
     return not people(audit) and bool(audit.moving or audit.share < 1)
 
 

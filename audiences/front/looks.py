@@ -1,4 +1,4 @@
-"""Front page alerts for installs whose audiences can't be looked at in ODP: nobody sees there what somebody changed."""
+"""Front page alerts for installs whose audiences can't be read in ODP, so that changes made there stay unnoticed."""
 
 from collections.abc import Collection
 from datetime import timedelta
