@@ -367,6 +367,45 @@ def test_the_old_one_taken_back_has_nobody_of_the_new_one(
     assert_all_is_well(old, new)
 
 
+def test_the_old_one_taken_back_before_its_exits_has_its_members_under_its_new_id(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
+) -> None:
+    old, new = both
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    send_all(shop)
+    assert retiring.retire(old, by="ada", reason="x")
+    holds.resume(lane_of(old))
+    assert retiring.take_back(old, by="sam", reason="back")
+    for _ in range(3):
+        retiring.advance_all(shop.pk, seconds=5)
+        send_all(shop)
+    assert odp.members(new.odp_id) == ["kim", "lee", "max"]
+    assert odp.members("lytics_gold") == ["kim", "zoe"]
+
+
+def test_the_resync_of_taking_back_waits_for_an_earlier_one(
+    odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earlier one has sent Kim and Lee under the ODP id of before the take-over."""
+    old, new = both
+    monkeypatch.setattr(resends, "CHUNK", 1)
+    assert resends.resync(old, by="sam", reason="x")
+    earlier = Resend.objects.get()
+    assert resends.advance(earlier.pk)
+    assert resends.advance(earlier.pk)
+    drain_all(shop)
+    time_goes_by()
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    assert retiring.retire(old, by="ada", reason="x")
+    holds.resume(lane_of(old))
+    assert retiring.take_back(old, by="sam", reason="back")
+    retiring.advance_all(shop.pk, seconds=5)
+    for _ in range(3):
+        send_all(shop)
+        retiring.advance_all(shop.pk, seconds=5)
+    assert odp.members(new.odp_id) == ["kim", "lee", "max"]
+
+
 def test_the_old_one_is_retired_after_its_members_have_left(
     operator: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience]
 ) -> None:

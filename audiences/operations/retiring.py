@@ -297,10 +297,13 @@ def _restore(retirement: Retirement) -> bool:
     )
     found = ranges.order_by("last_sequence").first()
     if found is None:
+        if retirement.emptied_at is not None or resends.take_overs_of(audience).exists():
+            # Since then no request was reconciled, and a change to another account has left the audience out. After a
+            # take-over of its ODP id, its members may never have been sent under the present one.
+            reason = f"taken back: {retirement.undone_reason}"
+            if not resends.resync(audience, by=retirement.undone_by, reason=reason):
+                return False  # another resync, which began before, is unfinished
         _move(retirement, restored_at=Now())
-        if retirement.emptied_at is not None:
-            # Since then no request was reconciled, and a change to another account has left the audience out.
-            resends.resync(audience, by=retirement.undone_by, reason=f"taken back: {retirement.undone_reason}")
         if knows_by_former_field(retirement):
             audits.ask(audience, mode=Audit.Mode.SAMPLE, by=retirement.undone_by, sample=settings.AUDIT_SAMPLE)
         return False
