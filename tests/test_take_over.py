@@ -16,11 +16,12 @@ from audiences.agreement import audits
 from audiences.delivery import holds
 from audiences.delivery.leases import LeaseLostError
 from audiences.front import lines
-from audiences.models import Audience, Audit, Delivery, GuidedChange, Install, Membership, Resend, Run
+from audiences.models import Audience, Audit, Delivery, GuidedChange, Install, Membership, Resend, Retirement, Run
 from audiences.operations import resends, retiring, take_over
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, block_all, claim, drain_all, enter, lane_of, lease_runs_out
+from tests.guided import segments
 from tests.messages import body, message, transition
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -365,6 +366,45 @@ def test_the_old_one_taken_back_has_nobody_of_the_new_one(
     assert odp.members(old.odp_id) == ["kim", "lee", "max"]
     assert odp.members("lytics_gold") == ["kim"]
     assert_all_is_well(old, new)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_former_audience_of_the_new_one_is_deleted_with_the_old_one(
+    boss: Client, odp: ThreadedSandbox, shop: Install, both: tuple[Audience, Audience], order: str
+) -> None:
+    """ODP has the new audience's former members there. The old one has no members, so it needs no exits."""
+    old, new = both
+    told(shop, OLD, "exit", "kim", "lee", "max")
+    drain_all(shop)
+    time_goes_by()
+
+    def retire() -> None:
+        assert retiring.retire(old, by="ada", reason="x")
+        for _ in range(3):
+            drain_all(shop)
+            retiring.advance_all(shop.pk, seconds=5)
+
+    if order == "before":
+        retire()
+    question = boss.get(reverse("admin:audiences_audience_take-over", args=[new.pk])).content.decode()
+    assert f"The old one is retired, so {new.odp_id} (gold) is deleted in ODP." in question or order == "after"
+    assert take_over.take_over(new, old, by="sam", reason="x")
+    assert odp.members(new.odp_id) == ["kim", "zoe"]
+    if order == "after":
+        question = boss.get(reverse("admin:audiences_audience_retire", args=[old.pk])).content.decode()
+        assert "has only members of the segment that took over its former ODP id, and is deleted in ODP" in question
+        told(shop, OLD, "enter", "late")
+        retire()
+    send_all(shop)
+    retiring.advance_all(shop.pk, seconds=5)
+    assert segments(odp) == ["lytics_gold"]
+    assert (lane_of(old).retired_at is None, lane_of(old).paused_at) == (False, None)
+    assert not Retirement.objects.filter(retiring.UNFINISHED).exists()
+    assert retiring.take_back(old, by="sam", reason="back")
+    for _ in range(3):
+        send_all(shop)
+        retiring.advance_all(shop.pk, seconds=5)
+    assert odp.members(new.odp_id) == (["late"] if order == "after" else [])
 
 
 def test_the_old_one_taken_back_before_its_exits_has_its_members_under_its_new_id(

@@ -201,8 +201,12 @@ class TakeOver(Verb[Audience]):
             f" {number(audience.lane.member_count)} so far. Segment {old.segment_id} has"
             f" {count(old.lane.member_count, 'member')} there. Those of them who are not in the new segment leave the"
             " audience in ODP, so first make sure that Lytics has sent all existing users of the new segment."
-            " The old one is paused until you press Retire and then Resume on its page, and"
-            f" {audience} stays in ODP as it is now."
+            + (
+                f" The old one is retired, so {audience} is deleted in ODP."
+                if old.lane.retired_at is not None
+                else " The old one is paused until you press Retire and then Resume on its page, and"
+                f" {audience} stays in ODP as it is now until then."
+            )
         )
 
     def wrong(self, audience: Audience, answers: dict[str, Any]) -> str:

@@ -41,8 +41,11 @@ class Retire(Verb[Audience]):
     def consequence(self, audience: Audience) -> str:
         members = audience.lane.member_count
         if audience.provisioned_at is None and not members:
+            what = "isn't in ODP, and it is not created there any more"
+            if shared_ids.was_exchanged(audience):
+                what = "has only members of the segment that took over its former ODP id, and is deleted in ODP"
             return (
-                f"{audience} isn't in ODP, and it is not created there any more. Its"
+                f"{audience} {what}. Its"
                 f" {count(state.backlog(audience.lane), 'waiting event')} and later ones are stored and held."
             )
         return (

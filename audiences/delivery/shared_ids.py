@@ -72,6 +72,12 @@ def moved_from(audience: Audience, odp_id: str) -> Audience | None:
     return next((one for one in found if same_account(one.install, audience.install)), None)
 
 
+def was_exchanged(audience: Audience) -> bool:
+    """Whether the audience has an id that ODP has, with the members of the newer audience that took over its own."""
+    others = Audience.objects.filter(install=audience.install_id, former_odp_ids__contains=[audience.odp_id])
+    return others.exclude(pk=audience.pk).exists()
+
+
 def ids_of(install: Install) -> set[str]:
     """The ids that audiences of the install have, or had before."""
     ids = Audience.objects.filter(install=install).values_list("odp_id", "former_odp_ids")

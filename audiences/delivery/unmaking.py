@@ -71,7 +71,7 @@ def _lease(audience_id: int) -> Making | None:
 
 
 def _delete(audience: Audience, gate: Gate | None, seconds: float) -> str | Answer:
-    if audience.provisioned_at is None:
+    if audience.provisioned_at is None and not shared_ids.was_exchanged(audience):
         return ""
     if (other := shared_ids.used_by(audience)) is not None:
         return (

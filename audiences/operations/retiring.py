@@ -24,7 +24,7 @@ from django.utils.timezone import now
 
 from audiences import sessions
 from audiences.agreement import audits
-from audiences.delivery import account_switch, fold, holds, provision, unmaking
+from audiences.delivery import account_switch, fold, holds, provision, shared_ids, unmaking
 from audiences.delivery.fold import Entry
 from audiences.delivery.odp_account import Gate, mechanism_for
 from audiences.models import Again, Audience, Audit, Event, GuidedChange, Install, Lane, Membership, Resend, Retirement
@@ -97,6 +97,12 @@ def take_back(audience: Audience, *, by: str, reason: str) -> bool:
     return True
 
 
+def delete_again(audience: Audience) -> None:
+    """Have the real-time audience of a retired audience deleted, because it has another ODP id, which ODP has."""
+    Retirement.objects.filter(audience=audience, undone_at=None, emptied_at__isnull=False).update(ended_at=None)
+    transaction.on_commit(lambda: wake_resend(audience.install_id), robust=True)
+
+
 def current(audience: Audience) -> Retirement | None:
     """The audience's current retirement: under way, done, or being taken back. None when the audience isn't retired."""
     return Retirement.objects.filter(audience=audience, restored_at=None).first()
@@ -163,7 +169,8 @@ def _advance(retirement_id: int, gate: Gate | None) -> bool:
             room, _ = backlog.room(retirement.audience.install_id, retirement.audience_id)
             return bool(room) and (_leave(retirement, room) or _end_log(retirement))
         lane = retirement.audience.lane
-        if lane.retired_sequence is None or lane.delivered_sequence < lane.retired_sequence:
+        is_delivered = lane.retired_sequence is not None and lane.delivered_sequence >= lane.retired_sequence
+        if not is_delivered and lane.retired_at is None:
             return False
     return _remove(retirement, gate)
 
@@ -245,14 +252,16 @@ def _still_members(audience: Audience, *, after: int) -> list[Entry]:
 
 
 def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
-    """End the log of an audience that ODP doesn't have. Returns False in any case: the next step isn't due now."""
+    """End the log of an audience that has nobody in ODP. After a take-over, ODP has the audience of the newer one under
+    its id: the next step deletes that. Else none is due."""
     if audience.making_until_at is not None and audience.making_until_at > now():
         return False
     holds.end_log(audience.pk, audience.last_sequence)
     holds.retire(audience.pk)
     provision.give_up(audience.pk)
-    _move(retirement, emptied_at=Now(), ended_at=Now())
-    return False
+    is_to_delete = shared_ids.was_exchanged(audience)
+    _move(retirement, emptied_at=Now(), ended_at=None if is_to_delete else Now())
+    return is_to_delete
 
 
 def _remove(retirement: Retirement, gate: Gate | None) -> bool:

@@ -119,5 +119,6 @@ def _exchange(new: Audience, old: Audience, *, by: str, reason: str) -> bool:
     holds.resume(old.lane)
     words = f"Segment {new.segment_id} took over its ODP id {theirs}. To end this, press Retire and then Resume."
     holds.pause(old.lane, by=by, reason=f"{words} {reason}")
+    retiring.delete_again(old)
     leaving = resends.leave(new, old, after=old.lane.delivered_sequence, by=by, reason=reason)
     return leaving and resends.resync(ids[new.pk], by=by, reason=reason)
