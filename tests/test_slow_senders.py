@@ -138,6 +138,8 @@ def test_bytes_after_an_abandoned_body_are_not_read_as_a_request(web: Web, insta
 def test_a_client_that_keeps_its_connection_open_delays_no_other(web: Web, install: Install) -> None:
     content = body(message())
     last = head(install, f"Content-Length: {len(content)}", "Connection: close") + content
+    # Calls that wait for a new audience of another call have a limit of half a second.
+    assert call(web, install) == 200
     with ExitStack() as stack:
         callers = waiting(web, stack, last)
         assert call(web, install) == 200
